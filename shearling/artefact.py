@@ -1,0 +1,303 @@
+"""Artefacts: directories that are complete or absent, and proven by a manifest.
+
+A writer works in the hidden sibling `.NAME.partial`, syncs every file, writes `manifest.json` last, and renames. One
+writer at a time: an advisory lock on `.NAME.lock`. What a killed writer left behind is swept by the next one, or
+continued, where the work can resume. A reader verifies every byte against the manifest before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import pydantic
+
+import shearling
+from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, DocumentInvalid, OutputExists, OutputLocked, ResourceExhausted
+from shearling.strict_json import Document, read_document, write_document
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = "shearling.manifest/1"
+TOOLS = ("torch", "transformers", "peft", "nncf", "openvino", "onnxruntime", "optimum-intel", "lm_eval", "pymoo")
+
+Kind = Literal["task", "base", "sparse", "super_adapter", "search", "export", "benchmark"]
+
+
+class FileEntry(Document):
+    """Size and digest of one file."""
+
+    sha256: str = pydantic.Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = pydantic.Field(ge=0)
+
+
+class Manifest(Document):
+    """The content of `manifest.json`.
+
+    Attributes:
+        parents: name -> sha256 of the manifest of an artefact this one was made from.
+        tools: package -> version, as installed when it was made.
+        details: what is specific to the kind, such as the recipe section that made it.
+    """
+
+    schema_: Literal["shearling.manifest/1"] = pydantic.Field("shearling.manifest/1", alias="schema")
+    kind: Kind
+    created: str
+    files: dict[str, FileEntry]
+    parents: dict[str, str]
+    tools: dict[str, str]
+    seed: int | None
+    command: tuple[str, ...]
+    details: dict[str, Any]
+
+    @pydantic.field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or name == MANIFEST:
+                raise ValueError(f"{name!r} is not a path inside the artefact")
+        return files
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A verified artefact.
+
+    Attributes:
+        path: its directory.
+        sha256: digest of its manifest; stands for all of its content.
+    """
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+
+@dataclass
+class Draft:
+    """An artefact being written; fill `directory`, and put kind-specific facts into `details`."""
+
+    directory: Path
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def open_artefact(path: Path, *, kind: Kind) -> Artefact:
+    """Verify an artefact byte for byte.
+
+    Raises:
+        ArtefactMissing: no directory, or no manifest in it.
+        DocumentInvalid: the manifest is malformed.
+        ArtefactCorrupt: a file is missing, is a link, or has another size or digest.
+        ArtefactMismatch: it is of another kind.
+    """
+    if not path.is_dir():
+        raise ArtefactMissing(f"no {kind} artefact here", where=path, remedy=_how_to_make(kind))
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise ArtefactMissing(f"not a {kind} artefact: {MANIFEST} is missing", where=path, remedy=_how_to_make(kind))
+    manifest = read_document(manifest_path, Manifest, schema=MANIFEST_SCHEMA)
+    if manifest.kind != kind:
+        raise ArtefactMismatch(f"a {manifest.kind} artefact, expected {kind}", where=path)
+    for name, entry in manifest.files.items():
+        _verify_file(path, name, entry)
+    return Artefact(path, manifest, sha256_file(manifest_path))
+
+
+@contextmanager
+def write_artefact(
+    path: Path,
+    *,
+    kind: Kind,
+    parents: Mapping[str, Artefact] | None = None,
+    seed: int | None = None,
+    force: bool = False,
+    resumable: bool = False,
+) -> Iterator[Draft]:
+    """Write an artefact that appears at `path` complete, or not at all.
+
+    Args:
+        path: where it will stand.
+        kind: what it holds.
+        parents: the artefacts it is made from, by role.
+        seed: the seed that its content depends on, if any.
+        force: replace an artefact that is already there.
+        resumable: keep unfinished work after a failure, and find it again in `Draft.directory`.
+
+    Raises:
+        OutputExists: `path` exists and `force` is false, or it holds files that no manifest lists.
+        OutputLocked: another process is writing it.
+        ResourceExhausted: the disk is full; what stood at `path` before is intact.
+    """
+    check_destination(path, force=force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with _exclusive(path):
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(exist_ok=True)
+        draft = Draft(partial)
+        try:
+            yield draft
+            _seal(draft, kind=kind, parents=parents or {}, seed=seed)
+            _replace(path, partial, force=force)
+        except BaseException as error:
+            if not resumable:
+                shutil.rmtree(partial, ignore_errors=True)
+            fault = _disk_fault(error, path)
+            if fault is not None:
+                raise fault from error
+            raise
+
+
+def check_destination(path: Path, *, force: bool) -> None:
+    """Refuse early what `write_artefact` would refuse late.
+
+    Raises:
+        OutputExists: see `write_artefact`.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if not force:
+        raise OutputExists("the output exists", where=path, remedy="Choose another, or replace it with --force")
+    strangers = _unlisted(path)
+    if strangers:
+        shown = ", ".join(strangers[:5])
+        raise OutputExists(
+            f"holds files that no manifest lists ({shown})", where=path, remedy="Move them away; --force removes only what a manifest lists"
+        )
+
+
+def remove_artefact(path: Path) -> None:
+    """Remove exactly the files that the manifest of `path` lists, and the directories this leaves empty."""
+    check_destination(path, force=True)
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def list_files(directory: Path) -> list[str]:
+    """Every regular file below `directory`, as sorted POSIX paths relative to it."""
+    return sorted(item.relative_to(directory).as_posix() for item in directory.rglob("*") if item.is_file() or item.is_symlink())
+
+
+def installed_tools() -> dict[str, str]:
+    """Versions of the packages that decide what an artefact contains."""
+    versions = {"python": ".".join(map(str, sys.version_info[:3])), "shearling": shearling.__version__}
+    for name in TOOLS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def utc_now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _seal(draft: Draft, *, kind: Kind, parents: Mapping[str, Artefact], seed: int | None) -> None:
+    names = [name for name in list_files(draft.directory) if name != MANIFEST]
+    files = {}
+    for name in names:
+        file = draft.directory / name
+        _sync(file)
+        files[name] = FileEntry(sha256=sha256_file(file), bytes=file.stat().st_size)
+    manifest = Manifest(
+        kind=kind,
+        created=utc_now(),
+        files=files,
+        parents={name: parent.sha256 for name, parent in parents.items()},
+        tools=installed_tools(),
+        seed=seed,
+        command=(Path(sys.argv[0]).name, *sys.argv[1:]),
+        details=draft.details,
+    )
+    write_document(draft.directory / MANIFEST, manifest)
+    _sync(draft.directory)
+
+
+def _replace(path: Path, partial: Path, *, force: bool) -> None:
+    if force and path.exists():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old)
+    else:
+        partial.rename(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputLocked("another process is writing this artefact", where=path, remedy="Wait for it, or write elsewhere") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _unlisted(path: Path) -> list[str]:
+    if path.is_symlink() or not path.is_dir():
+        return [path.name]
+    listed = {MANIFEST}
+    if (path / MANIFEST).is_file():
+        try:
+            listed |= set(read_document(path / MANIFEST, Manifest).files)
+        except DocumentInvalid:
+            return [MANIFEST]
+    return [name for name in list_files(path) if name not in listed]
+
+
+def _verify_file(root: Path, name: str, entry: FileEntry) -> None:
+    file = root / name
+    if file.is_symlink() or not file.is_file() or not file.resolve().is_relative_to(root.resolve()):
+        raise ArtefactCorrupt("listed in the manifest, but missing or a link", where=file, remedy="Make the artefact again")
+    size_bytes = file.stat().st_size
+    if size_bytes != entry.bytes:
+        raise ArtefactCorrupt(f"{size_bytes} bytes, the manifest says {entry.bytes}", where=file, remedy="Make the artefact again")
+    if sha256_file(file) != entry.sha256:
+        raise ArtefactCorrupt("content differs from the manifest (sha256)", where=file, remedy="Make the artefact again")
+
+
+def _disk_fault(error: BaseException, path: Path) -> ResourceExhausted | None:
+    # safetensors, OpenVINO and torch each hide "no space left" in an exception of their own (none is an OSError).
+    signs = ("No space left", "File too large", "iostream error", "Disk quota", "os error 28", "os error 27")
+    if isinstance(error, ResourceExhausted) or not any(sign in str(error) for sign in signs):
+        return None
+    free_bytes = shutil.disk_usage(path.parent).free
+    return ResourceExhausted(f"cannot write ({free_bytes} bytes free): {error}", where=path, remedy="Free disk space and run the same command again")
+
+
+def _how_to_make(kind: Kind) -> str:
+    stage = {"search": "search", "export": "export", "benchmark": "serve bench"}.get(kind, "train")
+    return f"Make it with: python -m {stage}"

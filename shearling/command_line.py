@@ -1,0 +1,161 @@
+"""The frame around every command: results on stdout, one-line errors, exit codes, signals.
+
+A command is a typer function that returns a `Result`. The frame prints the screen for people, or, with `--json`,
+exactly one JSON object; it turns every `ShearlingError` into its exit code and anything else into 5.
+
+Exit codes: 0 done, 1 a check failed, 2 usage or recipe, 3 bad artefact, 4 environment, 5 internal, 130 / 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+from rich.console import Console, RenderableType
+
+from shearling.console import log
+from shearling.errors import PackageShadowed, ResourceExhausted, ShearlingError
+
+STAGES = ("train", "search", "export", "serve")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of the screen.")]
+DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+ForceFlag = Annotated[bool, typer.Option("--force", help="Replace an existing output; removes only files that its manifest lists.")]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command found out.
+
+    Attributes:
+        data: the JSON object of `--json`.
+        screen: the same for people, anything rich can print.
+    """
+
+    data: Mapping[str, Any]
+    screen: RenderableType
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds like KeyboardInterrupt so that every `finally` runs."""
+
+
+def make_app(help_text: str) -> typer.Typer:
+    """A typer application without shell-completion clutter or its own tracebacks."""
+    return typer.Typer(help=help_text, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `app` and leave the process with the right exit code.
+
+    Args:
+        app: the application of one stage.
+        program: the name shown in usage lines, such as `python -m export`.
+        argv: arguments without the program name; default `sys.argv[1:]`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    quiet_libraries()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        refuse_shadowed_stages()
+        result = typer.main.get_command(app).main(args=arguments, prog_name=program, standalone_mode=False)
+        if isinstance(result, Result):
+            print_result(result, as_json=as_json)
+        code = result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        log.print(error.format_message(), markup=False)
+        code = 2
+    except click.ClickException as error:
+        remedy = f"See: {program} --help"
+        code = _report(ShearlingError(error.format_message().rstrip("."), remedy=remedy), code=2, as_json=as_json, debug=debug)
+    except ShearlingError as error:
+        code = _report(error, code=error.exit_code, as_json=as_json, debug=debug)
+    except (KeyboardInterrupt, click.Abort):
+        log.print("interrupted: finished work is kept, the same command resumes")
+        code = 130
+    except Terminated:
+        log.print("terminated: finished work is kept, the same command resumes")
+        code = 143
+    except OSError as error:
+        code = _report(_explain_os_error(error), code=4, as_json=as_json, debug=debug)
+    except Exception as error:  # the last resort of the program: anything unforeseen is a defect of ours
+        wrapped = ShearlingError(f"internal error: {type(error).__name__}: {error}", remedy="Run again with --debug and report the traceback")
+        code = _report(wrapped, code=5, as_json=as_json, debug=debug)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def print_result(result: Result, *, as_json: bool) -> None:
+    """Print `result` on stdout: one JSON object, or the screen."""
+    if as_json:
+        print(json.dumps({"status": "ok", **result.data}, indent=2, allow_nan=False))
+    else:
+        Console(highlight=False).print(result.screen)
+
+
+def refuse_shadowed_stages(stages: Sequence[str] = STAGES) -> None:
+    """Check that the stage packages, whose names are common words, are this project's own.
+
+    Raises:
+        PackageShadowed: one of them would be imported from another root.
+    """
+    own_root = Path(__file__).resolve().parent.parent
+    for stage, root in stage_roots(stages).items():
+        if root is not None and root != own_root:
+            raise PackageShadowed(
+                f"the package '{stage}' would be imported from {root}, not from this project",
+                where=own_root,
+                remedy=f"Run from {own_root}, or take {root} off PYTHONPATH",
+            )
+
+
+def stage_roots(stages: Sequence[str] = STAGES) -> dict[str, Path | None]:
+    """Where Python would import each stage from; None where it finds none."""
+    roots: dict[str, Path | None] = {}
+    for stage in stages:
+        spec = importlib.util.find_spec(stage)
+        locations = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+        roots[stage] = Path(locations[0]).resolve().parent if locations else None
+    return roots
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries off the network, silent about themselves, and without telemetry."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _explain_os_error(error: OSError) -> ShearlingError:
+    where = error.filename or None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ResourceExhausted(f"cannot write: {error.strerror}", where=where, remedy="Free disk space and run the same command again")
+    return ShearlingError(f"{type(error).__name__}: {error.strerror or error}", where=where, remedy="Check the path and its permissions")
+
+
+def _report(error: ShearlingError, *, code: int, as_json: bool, debug: bool) -> int:
+    if debug:
+        traceback.print_exc(file=sys.stderr)
+    if as_json:
+        body = {"error": type(error).__name__, "message": error.message, "where": error.where, "remedy": error.remedy}
+        print(json.dumps({"status": "error", "exit_code": code, **body}, indent=2))
+    log.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+    return code

@@ -1,0 +1,173 @@
+"""JSON read with suspicion and written atomically.
+
+Read: no duplicate keys, no NaN or infinity, bounded size and depth, a JSON object at the top.
+Written: to a temporary sibling, synced, renamed; a full disk never destroys the previous file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+from shearling.errors import ArtefactMissing, DocumentInvalid
+
+MAX_BYTES = 16 * 2**20
+MAX_DEPTH = 32
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+class Document(pydantic.BaseModel):
+    """Base of every value that is stored as JSON: frozen, no unknown keys, no silent coercion, finite numbers."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
+def read_document(path: Path, model: type[Model], *, schema: str | None = None) -> Model:
+    """Read `path` strictly and validate it.
+
+    Args:
+        path: a JSON file.
+        model: the pydantic class of the document.
+        schema: expected value of the key `schema`, such as `shearling.subnet/1`.
+
+    Raises:
+        ArtefactMissing: no such file.
+        DocumentInvalid: malformed, too large, too deep, another or a newer schema, or invalid fields.
+    """
+    return validate_document(read_json(path), model, schema=schema, where=path)
+
+
+def validate_document(data: Mapping[str, Any], model: type[Model], *, schema: str | None = None, where: str | Path) -> Model:
+    """Validate parsed JSON; errors name every field that is wrong."""
+    if schema is not None:
+        _check_schema(data.get("schema"), expected=schema, where=where)
+    try:
+        # Through JSON mode, so that strict validation accepts lists for tuples and strings for enumerations.
+        return model.model_validate_json(json.dumps(data))
+    except pydantic.ValidationError as error:
+        raise DocumentInvalid(describe_validation_error(error), where=where) from None
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Parse one JSON object from a file; see the module for what is refused.
+
+    Raises:
+        ArtefactMissing: no such file.
+        DocumentInvalid: with line and column where the parser knows them.
+    """
+    try:
+        size_bytes = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtefactMissing("no such file", where=path, remedy="Check the path") from None
+    if not path.is_file():
+        raise ArtefactMissing("not a file", where=path, remedy="Give the JSON file itself")
+    if size_bytes > max_bytes:
+        raise DocumentInvalid(f"{size_bytes} bytes; at most {max_bytes} are accepted", where=path)
+    return parse_json(path.read_bytes(), where=path)
+
+
+def parse_json(raw: bytes, *, where: str | Path) -> dict[str, Any]:
+    """Parse one JSON object from bytes.
+
+    Raises:
+        DocumentInvalid: anything but one well-formed object.
+    """
+    if not raw.strip():
+        raise DocumentInvalid("the file is empty", where=where)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DocumentInvalid(f"not UTF-8 at byte {error.start}", where=where) from None
+    _check_depth(text, where=where)
+    try:
+        data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise DocumentInvalid(f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}", where=where) from None
+    except ValueError as error:
+        raise DocumentInvalid(str(error), where=where) from None
+    if not isinstance(data, dict):
+        raise DocumentInvalid(f"expected a JSON object, found {type(data).__name__}", where=where)
+    return data
+
+
+def write_document(path: Path, document: pydantic.BaseModel) -> None:
+    """Write a document as indented JSON, atomically."""
+    write_json(path, document.model_dump(mode="json", by_alias=True))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically; refuses NaN and infinity (ValueError: a defect of the caller)."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: temporary sibling, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe_validation_error(error: pydantic.ValidationError) -> str:
+    """One line that names each wrong field, what was found, and why it is wrong."""
+    parts = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"]) or "document"
+        found = f" (found {item['input']!r:.60})" if item["type"] not in ("missing",) else ""
+        parts.append(f"{field}: {item['msg'].removeprefix('Value error, ')}{found}")
+    return "; ".join(parts)
+
+
+def _check_schema(found: object, *, expected: str, where: str | Path) -> None:
+    if found == expected:
+        return
+    name, _, version = expected.partition("/")
+    found_name, _, found_version = str(found).partition("/")
+    if found_name == name and found_version.isdigit() and int(found_version) > int(version):
+        raise DocumentInvalid(f"schema {found} is newer than {expected}", where=where, remedy="Upgrade shearling")
+    raise DocumentInvalid(f"schema is {found!r}, expected {expected!r}", where=where)
+
+
+def _check_depth(text: str, *, where: str | Path) -> None:
+    # Before parsing: json.loads recurses, and a hostile document would exhaust the stack.
+    depth, in_string, escaped = 0, False, False
+    for position, char in enumerate(text):
+        if in_string:
+            if escaped:
+                escaped = False
+            elif char == "\\":
+                escaped = True
+            elif char == '"':
+                in_string = False
+        elif char == '"':
+            in_string = True
+        elif char in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise DocumentInvalid(f"nested deeper than {MAX_DEPTH} at character {position}", where=where)
+        elif char in "]}":
+            depth -= 1
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"duplicate key {key!r}")
+        result[key] = value
+    return result
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
