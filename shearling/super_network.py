@@ -1,0 +1,180 @@
+"""The weight-sharing super-network: a frozen decoder whose adapters can be cut to any choice of the search space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shearling.artefact import Artefact, open_artefact
+from shearling.checkpoint import load_model, load_tokenizer
+from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, NonFiniteWeights, ShapeMismatch
+from shearling.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
+from shearling.run import Run, open_frozen
+from shearling.search_space import SEARCH_SPACE_FILE, Choice, SearchSpace, read_search_space
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from shearling.elastic_lora import ElasticLoraLinear
+
+ADAPTER_FILE = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass
+class SuperNetwork:
+    """A model with elastic adapters in place.
+
+    Attributes:
+        model: the Hugging Face model; its adapted linears are `ElasticLoraLinear`.
+        tokenizer: belongs to it; None where nothing is tokenised.
+        space: the search space.
+        layers: the elastic layers by module path.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    space: SearchSpace
+    layers: dict[str, ElasticLoraLinear]
+
+    def activate(self, choice: Choice) -> None:
+        """Make one sub-network the model.
+
+        Raises:
+            DocumentInvalid: the choice is incomplete or outside the space; nothing has changed then.
+        """
+        for path, rank in self.space.ranks(choice).items():
+            self.layers[path].activate(rank)
+
+    @contextmanager
+    def materialised(self) -> Iterator[None]:
+        """Hold the merged weights of the active sub-network while many batches are evaluated (masked form)."""
+        try:
+            for layer in self.layers.values():
+                layer.hold_merged(hold=True)
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.hold_merged(hold=False)
+
+    def adapter_params(self, choice: Choice) -> int:
+        """Adapter weights of a sub-network: sum of r (in + out) over its modules."""
+        return sum(rank * (self.layers[path].in_features + self.layers[path].out_features) for path, rank in self.space.ranks(choice).items())
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The super-adapter's tensors under the names that PEFT gives them."""
+        state = {}
+        for path, layer in self.layers.items():
+            state[f"{PEFT_PREFIX}{path}.lora_A.weight"] = layer.lora_a.detach().contiguous()
+            state[f"{PEFT_PREFIX}{path}.lora_B.weight"] = layer.lora_b.detach().contiguous()
+        return state
+
+    def load_adapter_state(self, state: dict[str, Tensor], *, where: Path) -> None:
+        """Fill the adapters with stored tensors.
+
+        Raises:
+            ArtefactMismatch: a tensor is missing or left over.
+            ShapeMismatch: a tensor has another shape.
+            NonFiniteWeights: a tensor holds NaN or infinity.
+        """
+        import torch
+
+        targets = self.adapter_state()
+        if targets.keys() != state.keys():
+            name = sorted(targets.keys() ^ state.keys())[0]
+            raise ArtefactMismatch(f"tensor {name} is {'missing' if name in targets else 'not in the search space'}", where=where)
+        for name, target in targets.items():
+            if state[name].shape != target.shape:
+                raise ShapeMismatch(f"{name} is {list(state[name].shape)}, expected {list(target.shape)}", where=where)
+            if not torch.isfinite(state[name]).all():
+                raise NonFiniteWeights("holds NaN or infinity", where=f"{where}: {name}")
+            target.copy_(state[name])
+
+
+def build_super_network(
+    model: nn.Module, tokenizer: Any, space: SearchSpace, masks: Masks | None, *, generator: torch.Generator | None = None
+) -> SuperNetwork:
+    """Put elastic adapters into a frozen model, in place.
+
+    Args:
+        model: a decoder; all of its parameters are frozen.
+        tokenizer: kept beside it.
+        space: names the modules and the ranks.
+        masks: module path -> mask; needed where `space.adapter.masked_training`.
+        generator: draws the initial A matrices, module by module in group order.
+
+    Raises:
+        ArtefactMismatch: the space names a module that is not a linear layer of this model, or one without a mask.
+    """
+    from torch import nn
+
+    from shearling.elastic_lora import ElasticLoraLinear
+
+    model.requires_grad_(False)
+    modules = dict(model.named_modules())
+    layers: dict[str, ElasticLoraLinear] = {}
+    for group in space.groups:
+        for path in group.modules:
+            base = modules.get(path)
+            if not isinstance(base, nn.Linear):
+                raise ArtefactMismatch("the search space names a module that is not a linear layer of this model", where=path)
+            mask = None
+            if space.adapter.masked_training:
+                if masks is None or path not in masks:
+                    raise ArtefactMismatch("masked training needs a mask for every adapted module", where=path)
+                mask = masks[path]
+            layer = ElasticLoraLinear(
+                base, r_max=space.adapter.r_max, scaling=space.scaling, mask=mask, dropout=space.adapter.dropout, generator=generator
+            )
+            parent, _, name = path.rpartition(".")
+            setattr(modules[parent], name, layer)
+            layers[path] = layer
+    return SuperNetwork(model, tokenizer, space, layers)
+
+
+def load_super_network(run: Run) -> SuperNetwork:
+    """Load the frozen model, the mask and the super-adapter of a finished training, verified, in float32 and eval mode.
+
+    Raises:
+        ArtefactError: anything in the run is missing, corrupt, or does not belong together.
+    """
+    adapter = open_artefact(run.super_adapter, kind="super_adapter")
+    frozen = open_frozen(adapter)
+    return assemble_super_network(frozen, adapter)
+
+
+def assemble_super_network(frozen: Artefact, adapter: Artefact) -> SuperNetwork:
+    """`load_super_network` for artefacts that are verified already."""
+    space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
+    model = load_model(frozen.path)
+    masks = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
+    if masks is not None:
+        check_masked_zeros(model, masks)
+    network = build_super_network(model, load_tokenizer(frozen.path), space, masks)
+    file = adapter.path / ADAPTER_FILE
+    network.load_adapter_state(read_adapter_file(file), where=file)
+    model.eval()
+    return network
+
+
+def read_adapter_file(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        ArtefactMissing: no such file.
+        ArtefactCorrupt: not a readable safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ArtefactMissing("no adapter here", where=path)
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ArtefactCorrupt(f"not a readable safetensors file: {error}", where=path) from None
+    return state

@@ -1,0 +1,28 @@
+"""What every test may rely on: this project first on the path, libraries offline and silent, one thread, deterministic kernels."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from shearling.command_line import quiet_libraries  # noqa: E402  (the path comes first)
+
+quiet_libraries()
+# Children that tests start import the same project, wherever they run.
+os.environ["PYTHONPATH"] = str(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def _same_arithmetic() -> Iterator[None]:
+    """Fix the seed before each test; random state never leaks from one to the next."""
+    import torch
+
+    torch.manual_seed(0)
+    yield

@@ -1,0 +1,49 @@
+"""From a recipe's adapter groups to a search space over the modules that this model has."""
+
+from __future__ import annotations
+
+from shearling.decoder import Decoder
+from shearling.errors import RecipeInvalid
+from shearling.recipe import AdapterSection
+from shearling.search_space import AdapterSpec, RankTemplate, SearchSpace
+
+
+def build_search_space(adapter: AdapterSection, decoder: Decoder, *, model_type: str) -> SearchSpace:
+    """Resolve module names and expand the groups over all layers.
+
+    Args:
+        adapter: the [adapter] section.
+        decoder: of the model.
+        model_type: of its configuration.
+
+    Raises:
+        RecipeInvalid: a name fits no linear module of a layer, or several, or is in two groups; ranks do not descend from `rank`.
+    """
+    templates = []
+    seen: dict[str, str] = {}
+    for group in adapter.groups:
+        modules = tuple(_resolve(name, decoder, group=group.name) for name in group.modules)
+        for module in modules:
+            if module in seen:
+                raise RecipeInvalid(f"{module} is in the groups {seen[module]!r} and {group.name!r}", where="adapter.groups")
+            seen[module] = group.name
+        ranks = group.ranks
+        if ranks[0] != adapter.rank or list(ranks) != sorted(set(ranks), reverse=True):
+            raise RecipeInvalid(f"ranks must descend from rank = {adapter.rank}, found {list(ranks)}", where=f"adapter.groups.{group.name}")
+        templates.append(RankTemplate(name=group.name, modules=modules, values=ranks))
+    targets = tuple(dict.fromkeys(module.rpartition(".")[2] for template in templates for module in template.modules))
+    return SearchSpace(
+        model_type=model_type,
+        num_layers=len(decoder.layers),
+        layers_path=decoder.layers_path,
+        adapter=AdapterSpec(r_max=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, masked_training=adapter.masked, target_modules=targets),
+        templates=tuple(templates),
+    )
+
+
+def _resolve(name: str, decoder: Decoder, *, group: str) -> str:
+    matches = [known for known in decoder.linear_names if known == name or known.endswith(f".{name}")]
+    if len(matches) == 1:
+        return matches[0]
+    problem = "fits no linear module" if not matches else f"fits {', '.join(matches)}"
+    raise RecipeInvalid(f"{name!r} {problem}", where=f"adapter.groups.{group}", remedy=f"A layer has: {', '.join(decoder.linear_names)}")

@@ -1,0 +1,155 @@
+"""Neural low-rank adapter search, the training half: one set of adapter weights, another sub-network every micro-batch.
+
+A Hugging Face Trainer (so `accelerate launch` and its options work), in which each micro-batch activates the choice that
+the sampler draws, and a checkpoint is the adapter, the optimiser and the sampler's counter (Shears, section 3.2).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from shearling.errors import ArtefactCorrupt, TrainingDiverged
+from shearling.recipe import TrainSection
+from shearling.strict_json import read_json
+from shearling.super_network import ADAPTER_FILE, SuperNetwork, read_adapter_file
+from train.interruption import Interruption
+from train.rank_sampler import RankSampler
+from train.tokenised_rows import PadToBatch
+
+SAMPLER_FILE = "sampler.json"
+STATE_FILE = "trainer_state.json"
+
+
+class NlsTrainer(transformers.Trainer):
+    """Trainer of a super-adapter.
+
+    Args:
+        network: the super-network; only its adapters train.
+        sampler: draws the sub-network of each micro-batch.
+        options: everything `transformers.Trainer` takes.
+    """
+
+    def __init__(self, network: SuperNetwork, sampler: RankSampler, **options: Any) -> None:
+        super().__init__(model=network.model, **options)
+        self.network = network
+        self.sampler = sampler
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        """Draw a sub-network, then one forward and backward through it.
+
+        Raises:
+            TrainingDiverged: the loss is NaN or infinite; the last checkpoint is untouched.
+        """
+        self.network.activate(self.sampler.draw())
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, learning rate {self._get_learning_rate():.2e}",
+                where=self.args.output_dir,
+                remedy="Lower train.learning_rate or add train.warmup_steps; the last checkpoint is kept",
+            )
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        directory = Path(output_dir or self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.cpu() for name, tensor in self.network.adapter_state().items()}, directory / ADAPTER_FILE)
+        (directory / SAMPLER_FILE).write_text(json.dumps({"seed": self.sampler.seed, "drawn": self.sampler.drawn}))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        file = Path(resume_from_checkpoint) / ADAPTER_FILE
+        self.network.load_adapter_state(read_adapter_file(file), where=file)
+        sampler = read_json(Path(resume_from_checkpoint) / SAMPLER_FILE)
+        if sampler.get("seed") != self.sampler.seed:
+            raise ArtefactCorrupt(f"the sampler's seed is {sampler.get('seed')}, expected {self.sampler.seed}", where=resume_from_checkpoint)
+        self.sampler.drawn = int(sampler["drawn"])
+
+
+class StepReporter(TrainerCallback):
+    """Moves the progress bar, and stops with a checkpoint when a signal came.
+
+    Args:
+        advance: of `shearling.console.progress`.
+        interruption: noted signals.
+    """
+
+    def __init__(self, advance: Callable[..., None], interruption: Interruption) -> None:
+        self.advance = advance
+        self.interruption = interruption
+        self.note = ""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Remember the newest loss for the bar."""
+        if logs and "loss" in logs:
+            self.note = f"loss {logs['loss']:.3f}"
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        """Count the step."""
+        self.advance(note=self.note)
+        if self.interruption.signal is not None:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+def training_arguments(train: TrainSection, *, seed: int, precision: str, output: Path) -> TrainingArguments:
+    """The recipe's [train] section in the Trainer's terms."""
+    schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[train.schedule]
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=train.steps or -1,
+        num_train_epochs=train.epochs or 1.0,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        warmup_steps=train.warmup_steps,
+        lr_scheduler_type=schedule,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        bf16=precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        optim="adamw_torch",
+        seed=seed,
+        data_seed=seed,
+        logging_steps=5,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        label_names=["labels"],
+    )
+
+
+def build_trainer(
+    network: SuperNetwork, rows: list[dict[str, list[int]]], *, arguments: TrainingArguments, sampler: RankSampler, callbacks: list[TrainerCallback]
+) -> NlsTrainer:
+    """A trainer over tokenised rows, quiet but for our own progress."""
+    pad = network.tokenizer.pad_token_id
+    collator = PadToBatch(pad if pad is not None else network.tokenizer.eos_token_id)
+    trainer = NlsTrainer(network, sampler, args=arguments, train_dataset=rows, data_collator=collator, callbacks=callbacks)
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones are passed over."""
+    numbered = [(int(path.name.removeprefix("checkpoint-")), path) for path in directory.glob("checkpoint-*") if path.name[11:].isdecimal()]
+    for _, path in sorted(numbered, reverse=True):
+        try:
+            json.loads((path / STATE_FILE).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        return path
+    return None

@@ -1,0 +1,131 @@
+"""Training of the super-adapter, from a frozen model and a task to a `super_adapter` artefact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from shearling.artefact import Artefact, write_artefact
+from shearling.checkpoint import load_model, load_tokenizer
+from shearling.console import log, progress
+from shearling.decoder import find_decoder
+from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.precision import resolve_precision
+from shearling.recipe import Recipe, section_as_json
+from shearling.search_space import SEARCH_SPACE_FILE
+from shearling.strict_json import write_document
+from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_network
+from shearling.task import read_rows
+from train.adapter_space import build_search_space
+from train.interruption import deferred_interruption
+
+CHECKPOINTS = "checkpoints"
+INPUTS_FILE = "inputs.json"
+LOG_FILE = "training_log.jsonl"
+
+
+def train_super_adapter(recipe: Recipe, *, frozen: Artefact, task: Artefact, destination: Path, force: bool = False) -> None:
+    """Train, or continue where an interrupted training of the same recipe on the same inputs stopped.
+
+    On a CPU with the same seed and thread count a resumed run ends bit-identical to an uninterrupted one.
+
+    Args:
+        recipe: with [adapter] and [train].
+        frozen: the `sparse` artefact, or `base` where the recipe does not prune.
+        task: its train rows are learnt.
+        destination: where the `super_adapter` artefact will stand.
+        force: replace one that stands there.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
+        RecipeInvalid: the adapter groups do not fit the model.
+    """
+    parents: dict[str, Artefact] = {frozen.manifest.kind: frozen, "task": task}
+    with write_artefact(destination, kind="super_adapter", parents=parents, seed=recipe.seed, force=force, resumable=True) as draft:
+        _start_over_unless_same(draft.directory, recipe, parents)
+        network = _build_network(recipe, frozen)
+        precision = resolve_precision(recipe.train.precision)  # type: ignore[union-attr] # the pipeline calls this with [train] only
+        history = _fit(network, recipe, task, draft.directory / CHECKPOINTS, precision=precision)
+        _write(network, recipe, frozen, draft.directory, history)
+        draft.details |= {"recipe": recipe_inputs(recipe), "search": section_as_json(recipe.search), "precision": precision}
+        shutil.rmtree(draft.directory / CHECKPOINTS)
+        (draft.directory / INPUTS_FILE).unlink()
+
+
+def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides the super-adapter's content."""
+    sections = {"task": recipe.task, "sparsity": recipe.sparsity, "adapter": recipe.adapter, "train": recipe.train}
+    return {"name": recipe.name, "seed": recipe.seed, **{name: section_as_json(section) for name, section in sections.items()}}
+
+
+def _start_over_unless_same(directory: Path, recipe: Recipe, parents: dict[str, Artefact]) -> None:
+    inputs = json.dumps({"recipe": recipe_inputs(recipe), "parents": {role: parent.sha256 for role, parent in parents.items()}}, indent=2)
+    file = directory / INPUTS_FILE
+    if not file.is_file() or file.read_text() != inputs:
+        shutil.rmtree(directory)
+        directory.mkdir()
+        file.write_text(inputs)
+
+
+def _build_network(recipe: Recipe, frozen: Artefact) -> SuperNetwork:
+    import torch
+
+    adapter = recipe.adapter
+    if adapter is None:
+        raise ValueError("the recipe has no [adapter]")
+    model = load_model(frozen.path)
+    masks = None
+    if adapter.masked:
+        masks = load_masks(frozen.path / MASK_FILE)
+        check_masked_zeros(model, masks)
+    space = build_search_space(adapter, find_decoder(model), model_type=model.config.model_type)
+    log.print(f"search space: {len(space.groups)} groups, {space.size:.2g} sub-networks, {'masked' if adapter.masked else 'plain'} adapters")
+    network = build_super_network(model, load_tokenizer(frozen.path), space, masks, generator=torch.Generator().manual_seed(recipe.seed))
+    model.config.use_cache = False
+    return network
+
+
+def _fit(network: SuperNetwork, recipe: Recipe, task: Artefact, checkpoints: Path, *, precision: str) -> list[dict[str, float]]:
+    from train.nls_trainer import StepReporter, build_trainer, newest_checkpoint, training_arguments
+    from train.rank_sampler import RankSampler
+    from train.tokenised_rows import tokenise_rows
+
+    train, section = recipe.train, recipe.task
+    if train is None:
+        raise ValueError("the recipe has no [train]")
+    rows = tokenise_rows(read_rows(task.path, "train"), network.tokenizer, max_length=section.max_length, train_on_prompt=section.train_on_prompt)
+    arguments = training_arguments(train, seed=recipe.seed, precision=precision, output=checkpoints)
+    checkpoint = newest_checkpoint(checkpoints)
+    steps = train.steps or -(-len(rows) * (train.epochs or 1.0) // (train.batch_size * train.gradient_accumulation * arguments.world_size))
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    if checkpoint:
+        log.print(f"continuing from step {done}")
+    with deferred_interruption() as interruption, progress(f"training the super-adapter ({precision})", total=int(steps) - done) as advance:
+        sampler = RankSampler(network.space, seed=recipe.seed)
+        trainer = build_trainer(network, rows, arguments=arguments, sampler=sampler, callbacks=[StepReporter(advance, interruption)])
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    interruption.raise_if_received()
+    return trainer.state.log_history
+
+
+def _write(network: SuperNetwork, recipe: Recipe, frozen: Artefact, directory: Path, history: list[dict[str, float]]) -> None:
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    adapter = network.space.adapter
+    save_file({name: tensor.cpu() for name, tensor in network.adapter_state().items()}, directory / ADAPTER_FILE)
+    # Whole paths: a bare name would also match modules outside the decoder layers.
+    config = LoraConfig(
+        r=adapter.r_max,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=sorted(network.layers),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=frozen.manifest.details["model_id"],
+        inference_mode=True,
+    )
+    config.save_pretrained(str(directory))
+    write_document(directory / SEARCH_SPACE_FILE, network.space)
+    (directory / LOG_FILE).write_text("".join(f"{json.dumps(entry)}\n" for entry in history))
