@@ -1,0 +1,156 @@
+"""Finding what can be run in a directory: an `export`, `base` or `sparse` artefact of ours, or a bare model directory.
+
+An artefact is verified byte for byte first, also when the directory given is one of its parts (`RUN/export/openvino`). Every
+weight file is read once for its digest, so the later load always finds warm file caches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from shearling.artefact import MANIFEST, Artefact, Manifest, list_files, open_artefact, sha256_file
+from shearling.errors import ArtefactMismatch, ArtefactMissing
+from shearling.strict_json import Document, read_document, read_json
+
+Format = Literal["openvino", "onnx", "torch"]
+FormatChoice = Literal["auto", "openvino", "onnx", "torch"]
+
+MODEL_FILE: Mapping[Format, str] = {"openvino": "openvino_model.xml", "onnx": "model.onnx", "torch": "config.json"}
+PART: Mapping[Format, str] = {"openvino": "openvino", "onnx": "onnx", "torch": "model"}
+WEIGHTS: Mapping[Format, str] = {"openvino": "openvino_model.*", "onnx": "model.onnx*", "torch": "*.safetensors"}
+RUNNABLE_KINDS = ("export", "base", "sparse")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+
+class Deployment(Document):
+    """One model in one format, ready to be loaded.
+
+    Attributes:
+        label: the path as the user gave it.
+        directory: where the files of this format lie.
+        manifest_sha256: of the artefact it belongs to; None for a bare directory.
+        weights_sha256: digest over name and content of the weight files.
+        bytes: everything in `directory`; weights_bytes: the graph and weights alone.
+        context_tokens: most positions the model knows; None where the configuration names no limit.
+        end_ids: tokens that end a text.
+    """
+
+    label: str
+    format: Format
+    directory: Path
+    manifest_sha256: str | None
+    weights_sha256: str
+    bytes: int
+    weights_bytes: int
+    context_tokens: int | None
+    vocabulary: int | None
+    end_ids: tuple[int, ...]
+
+
+def find_deployment(path: Path, *, choice: FormatChoice = "auto", device: str = "CPU") -> Deployment:
+    """Find what to run in `path`, and verify it.
+
+    Args:
+        path: an artefact, a part of one, or a bare model directory.
+        choice: the format; `auto` takes the first there is of those that run on `device`.
+        device: see `RunOptions`.
+
+    Raises:
+        ArtefactMissing: no directory, nothing runnable in it, or not in that format.
+        ArtefactMismatch: an artefact of a kind that does not run.
+        ArtefactCorrupt: a file differs from the manifest.
+    """
+    if not path.is_dir():
+        raise ArtefactMissing("no such directory", where=path, remedy="Give an export, or a directory with a model")
+    artefact = _verified_artefact(path)
+    # The parts of an artefact count only with the manifest that proves them.
+    available = _formats(path, with_parts=artefact is not None)
+    if not available:
+        raise ArtefactMissing(
+            "nothing here runs: no openvino_model.xml, no model.onnx, no config.json with safetensors",
+            where=path,
+            remedy="Make an export with: python -m export",
+        )
+    model_format = _choose(available, choice, device=device, where=path)
+    directory = available[model_format]
+    weights = sorted(directory.glob(WEIGHTS[model_format]))
+    configs = [_read_if_there(place / "config.json") for place in (directory, *available.values())]
+    config = next((found for found in configs if found), {})
+    return Deployment(
+        label=str(path),
+        format=model_format,
+        directory=directory,
+        manifest_sha256=artefact.sha256 if artefact else None,
+        weights_sha256=_digest(weights),
+        bytes=sum((directory / name).stat().st_size for name in list_files(directory)),
+        weights_bytes=sum(file.stat().st_size for file in weights),
+        context_tokens=next((value for key in CONTEXT_KEYS if (value := _integer(config, key)) is not None), None),
+        vocabulary=_integer(config, "vocab_size"),
+        end_ids=_end_ids((directory, *available.values()), config),
+    )
+
+
+def _verified_artefact(path: Path) -> Artefact | None:
+    for root in (path, path.resolve().parent):
+        if not (root / MANIFEST).is_file():
+            continue
+        manifest = read_document(root / MANIFEST, Manifest)
+        if root != path and not any(name.startswith(f"{path.resolve().name}/") for name in manifest.files):
+            continue
+        if manifest.kind not in RUNNABLE_KINDS:
+            raise ArtefactMismatch(f"a {manifest.kind} artefact, which does not run", where=root, remedy=f"Give one of: {', '.join(RUNNABLE_KINDS)}")
+        return open_artefact(root, kind=manifest.kind)
+    return None
+
+
+def _formats(path: Path, *, with_parts: bool) -> dict[Format, Path]:
+    found: dict[Format, Path] = {}
+    for model_format, name in MODEL_FILE.items():
+        for directory in (path, path / PART[model_format]) if with_parts else (path,):
+            # Every format may carry a config.json; only weights beside it make a Hugging Face model.
+            if model_format not in found and (directory / name).is_file() and any(directory.glob(WEIGHTS[model_format])):
+                found[model_format] = directory
+    return found
+
+
+def _choose(available: Mapping[Format, Path], choice: FormatChoice, *, device: str, where: Path) -> Format:
+    if choice == "auto":
+        preferred = [name for name in available if (name != "openvino" if device.upper().startswith("CUDA") else True)]
+        return next(iter(preferred or available))
+    if choice not in available:
+        raise ArtefactMissing(
+            f"holds {', '.join(available)}; not {choice}", where=where, remedy="Choose --format from these, or export again with --formats"
+        )
+    return choice
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _integer(config: Mapping[str, Any], key: str) -> int | None:
+    nested = config.get("text_config")
+    for scope in (config, nested if isinstance(nested, dict) else {}):
+        value = scope.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _end_ids(places: tuple[Path, ...], config: Mapping[str, Any]) -> tuple[int, ...]:
+    generation = next((found for place in places if (found := _read_if_there(place / "generation_config.json"))), {})
+    ids: set[int] = set()
+    for source in (generation, config):
+        value = source.get("eos_token_id")
+        ids |= {item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int)}
+    return tuple(sorted(ids))

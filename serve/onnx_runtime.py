@@ -1,0 +1,167 @@
+"""ONNX Runtime with a greedy loop of our own: the cache stays on the device, only the logits come back."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from serve.deployment import Deployment
+from serve.device import PROVIDERS, require_provider
+from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
+from serve.tokenization import TextStream, TextTokenizer
+from shearling.errors import ArtefactCorrupt, DeviceUnavailable, ModelUnsupported, NonFiniteWeights
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PAST, PRESENT = "past_key_values.", "present."
+KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids"}
+PRECISION = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(bfloat16)": "bf16"}
+ELEMENT_TYPE = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}  # onnx.TensorProto
+
+
+class OnnxRuntime:
+    """A decoder with its KV cache as inputs and outputs.
+
+    Inputs: input_ids [B, S], attention_mask [B, P + S], position_ids [B, S] (optional), past_key_values.{i}.key / .value
+    [B, heads, P, width]. Outputs: logits [B, S, V], present.{i}.key / .value. B = 1 here.
+
+    Raises:
+        ArtefactCorrupt: ONNX Runtime cannot read the model.
+        ModelUnsupported: other inputs, or no cache.
+        DeviceUnavailable: another provider, or another precision than the file holds.
+    """
+
+    def __init__(self, deployment: Deployment, options: RunOptions) -> None:
+        import onnxruntime
+
+        self._directory = deployment.directory
+        self._device = "cuda" if options.device == "CUDA" else "cpu"
+        path = self._directory / "model.onnx"
+        session_options = onnxruntime.SessionOptions()
+        session_options.log_severity_level = 3
+        if options.threads is not None:
+            session_options.intra_op_num_threads = options.threads
+            session_options.inter_op_num_threads = 1
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), session_options, providers=[PROVIDERS[options.device]])
+        # ONNX Runtime's exceptions share no base but Exception.
+        except Exception as error:
+            raise ArtefactCorrupt(f"ONNX Runtime cannot load it: {error}", where=path, remedy="Export again") from error
+        require_provider(self._session.get_providers(), options.device)
+        self._inputs = {node.name: node for node in self._session.get_inputs()}
+        self._outputs = [node.name for node in self._session.get_outputs()]
+        self._past = self._check_interface()
+        self.facts = self._facts(options)
+        self._tokenizer = TextTokenizer(self._directory)
+
+    def has_chat_template(self) -> bool:
+        """Whether `encode` can format a chat turn."""
+        return self._tokenizer.has_chat_template()
+
+    def encode(self, prompt: str, *, chat: bool) -> list[int]:
+        """See `TextTokenizer.encode`."""
+        return self._tokenizer.encode(prompt, chat=chat)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """See `TextTokenizer.decode`."""
+        return self._tokenizer.decode(token_ids)
+
+    def generate(
+        self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
+    ) -> Generation:
+        """See `Runtime.generate`."""
+        import numpy as np
+
+        started_s = time.perf_counter()
+        stream = TextStream(self._tokenizer, on_text) if on_text else None
+        cache = self._empty_cache()
+        tokens: list[int] = []
+        times_s: list[float] = []
+        chunk, seen = np.asarray([list(token_ids)], dtype=np.int64), 0
+        while len(times_s) < max_new_tokens:
+            logits, cache = self._step(chunk, seen, cache)
+            seen += chunk.shape[1]
+            token = int(logits.argmax())
+            times_s.append(time.perf_counter())
+            if token in end_ids:
+                break
+            tokens.append(token)
+            if stream:
+                stream.push(token)
+            chunk = np.asarray([[token]], dtype=np.int64)
+        if not np.isfinite(logits).all():
+            raise NonFiniteWeights("the logits are NaN or infinite", where=self._directory)
+        if stream:
+            stream.finish()
+        gaps_s = tuple(later - earlier for earlier, later in zip(times_s, times_s[1:], strict=False))
+        return Generation(token_ids=tuple(tokens), ttft_s=times_s[0] - started_s, gaps_s=gaps_s, total_s=time.perf_counter() - started_s)
+
+    def close(self) -> None:
+        """Give memory and threads back."""
+        del self._session
+
+    def _step(self, chunk: np.ndarray[Any, Any], seen: int, cache: dict[str, Any]) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+        """One forward pass.
+
+        Args:
+            chunk: [1, S] new tokens.
+            seen: P, tokens already in the cache.
+            cache: input name -> OrtValue [1, heads, P, width] on the device.
+
+        Returns:
+            Logits [V] of the last position, and the longer cache.
+        """
+        import numpy as np
+
+        length = chunk.shape[1]
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("input_ids", chunk)
+        binding.bind_cpu_input("attention_mask", np.ones((1, seen + length), dtype=np.int64))
+        if "position_ids" in self._inputs:
+            binding.bind_cpu_input("position_ids", np.arange(seen, seen + length, dtype=np.int64)[None])
+        for name, value in cache.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, self._device if name.startswith(PRESENT) else "cpu")
+        self._session.run_with_iobinding(binding)
+        outputs = dict(zip(self._outputs, binding.get_outputs(), strict=True))
+        logits = outputs["logits"].numpy()[0, -1].copy()  # numpy() is a view into memory that the session owns
+        return logits, {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
+
+    def _empty_cache(self) -> dict[str, Any]:
+        import onnxruntime
+
+        cache = {}
+        for node in self._past:
+            shape = [1, *(size if isinstance(size, int) else 0 for size in node.shape[1:])]
+            cache[node.name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, ELEMENT_TYPE[node.type], self._device)
+        return cache
+
+    def _check_interface(self) -> list[Any]:
+        past = [node for name, node in self._inputs.items() if re.fullmatch(r"past_key_values\.\d+\.(key|value)", name)]
+        strange = set(self._inputs) - KNOWN_INPUTS - {node.name for node in past}
+        if not past or strange or "logits" not in self._outputs:
+            reason = f"inputs that are not known: {', '.join(sorted(strange))}" if strange else "no KV cache among its inputs, or no logits"
+            raise ModelUnsupported(reason, where=self._directory / "model.onnx", remedy="Export with a KV cache: python -m export --formats onnx")
+        return past
+
+    def _facts(self, options: RunOptions) -> RuntimeFacts:
+        import onnxruntime
+
+        precision = PRECISION.get(self._past[0].type, self._past[0].type)
+        if options.precision not in ("default", precision):
+            raise DeviceUnavailable(
+                f"this ONNX model computes in {precision}, {options.precision} was asked for",
+                where=self._directory,
+                remedy="ONNX Runtime takes the precision of the file: use --precision default, or export another",
+            )
+        return RuntimeFacts(
+            runtime=f"ONNX Runtime {onnxruntime.__version__}",
+            provider=self._session.get_providers()[0],
+            precision=precision,
+            settings={"intra_op_num_threads": str(self._session.get_session_options().intra_op_num_threads or "default")},
+            timing_source="monotonic clock around each step of the greedy loop of serve.onnx_runtime",
+        )

@@ -1,0 +1,98 @@
+"""Benchmarks as tables that need no manual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from serve.benchmark import Benchmark, Subject
+from serve.statistics import Estimate
+
+MIB = 2**20
+
+
+def benchmark_screen(benchmark: Benchmark, *, output: Path | None = None) -> RenderableType:
+    """Two tables, speed and cost, and how they were measured."""
+    work, first = benchmark.workload, benchmark.subjects[0]
+    names = short_names([subject.deployment.label for subject in benchmark.subjects])
+    parts: list[RenderableType] = [_speed_table(benchmark, names), _cost_table(benchmark.subjects, names)]
+    blocks = len({sample.block for sample in benchmark.samples})
+    lines = [
+        f"Median [95 % interval] of {blocks} interleaved runs of {work.prompt_tokens} prompt and {work.new_tokens} new tokens, greedy, batch 1.",
+        f"{benchmark.environment.cpu}, {benchmark.environment.usable_cpus} CPUs, load {benchmark.environment.load_average}.",
+    ]
+    if len(benchmark.subjects) > 1:
+        lines.append(f"'vs' compares pairs measured side by side with {names[0]}: above 1 is faster; an interval that holds 1.00 shows no difference.")
+    if benchmark.environment.load_average > 0.5:
+        lines.append("Other work ran on this machine at the start: trust the ratios, not the milliseconds.")
+    if output is not None:
+        lines.append(f"Written: {output}")
+    parts.append(Text("\n".join(lines), style="dim"))
+    del first
+    return Group(*parts)
+
+
+def short_names(labels: Sequence[str]) -> list[str]:
+    """The shortest path endings that tell the labels apart; equal labels are numbered."""
+    depth = 1
+    parts = [Path(label).parts for label in labels]
+    while depth < max(map(len, parts)) and len({item[-depth:] for item in parts}) < len(set(parts)):
+        depth += 1
+    names = [str(Path(*item[-depth:])) for item in parts]
+    return [f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name for place, name in enumerate(names)]
+
+
+def _speed_table(benchmark: Benchmark, names: Sequence[str]) -> Table:
+    table = Table(title="Speed", title_justify="left")
+    table.add_column("model", overflow="fold")
+    table.add_column("runs on")
+    for heading in ("first token, ms", "per token, ms", "tokens/s"):
+        table.add_column(heading, justify="right")
+    compared = len(benchmark.subjects) > 1
+    if compared:
+        table.add_column("first token vs", justify="right")
+        table.add_column("decode vs", justify="right")
+    for name, subject in zip(names, benchmark.subjects, strict=True):
+        metrics = subject.metrics
+        row = [
+            name,
+            f"{subject.deployment.format} {subject.facts.precision}",
+            _interval(metrics["ttft_s"], 1e3),
+            _interval(metrics["tpot_s"], 1e3),
+            _interval(metrics["tokens_per_s"], 1),
+        ]
+        if compared:
+            row += [_speedup(subject.ratios.get("ttft_s")), _speedup(subject.ratios.get("tpot_s"))]
+        table.add_row(*row)
+    return table
+
+
+def _cost_table(subjects: Sequence[Subject], names: Sequence[str]) -> Table:
+    table = Table(title="Cost", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for heading in ("load, s", "peak memory, MiB", "of it before loading", "weights on disk, MiB", "slowest 1 % of tokens, ms"):
+        table.add_column(heading, justify="right")
+    for name, subject in zip(names, subjects, strict=True):
+        table.add_row(
+            name,
+            f"{subject.load_s.median:.2f}",
+            f"{subject.peak_memory_bytes / MIB:.0f}",
+            f"{subject.memory_before_bytes / MIB:.0f}",
+            f"{subject.deployment.weights_bytes / MIB:.1f}",
+            f"> {1e3 * subject.gap_percentiles_s['p99']:.2f}",
+        )
+    return table
+
+
+def _interval(estimate: Estimate, scale: float) -> str:
+    digits = 1 if scale * estimate.median >= 10 else 2
+    return f"{scale * estimate.median:.{digits}f} [{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}]"
+
+
+def _speedup(ratio: Estimate | None) -> str:
+    # Times were compared, people read speed: invert, and swap the bounds.
+    return "1 (reference)" if ratio is None else f"{1 / ratio.median:.2f}x [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"

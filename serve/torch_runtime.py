@@ -1,0 +1,104 @@
+"""PyTorch eager with Hugging Face `generate`: the reference, slow on purpose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from serve.deployment import Deployment
+from serve.runtime import Generation, OnText, Precision, RunOptions, RuntimeFacts
+from serve.tokenization import TextStream, TextTokenizer
+from shearling.checkpoint import Dtype, load_model
+
+DTYPE: dict[Precision, Dtype] = {"default": "float32", "f32": "float32", "bf16": "bfloat16"}
+
+
+class TorchRuntime:
+    """A Hugging Face model directory.
+
+    Raises:
+        ArtefactError: whatever `shearling.checkpoint.load_model` refuses.
+    """
+
+    def __init__(self, deployment: Deployment, options: RunOptions) -> None:
+        import torch
+        import transformers
+
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self._device = "cuda" if options.device == "CUDA" else "cpu"
+        self._model: Any = load_model(deployment.directory, dtype=DTYPE[options.precision]).to(self._device)
+        self._tokenizer = TextTokenizer(deployment.directory)
+        self.facts = RuntimeFacts(
+            runtime=f"PyTorch {torch.__version__}, transformers {transformers.__version__}",
+            provider=torch.cuda.get_device_name() if self._device == "cuda" else "CPU",
+            precision="bf16" if options.precision == "bf16" else "f32",
+            settings={"threads": str(torch.get_num_threads()), "attention": str(self._model.config._attn_implementation)},
+            timing_source="monotonic clock at each token that transformers' generate hands to its streamer",
+        )
+
+    def has_chat_template(self) -> bool:
+        """Whether `encode` can format a chat turn."""
+        return self._tokenizer.has_chat_template()
+
+    def encode(self, prompt: str, *, chat: bool) -> list[int]:
+        """See `TextTokenizer.encode`."""
+        return self._tokenizer.encode(prompt, chat=chat)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """See `TextTokenizer.decode`."""
+        return self._tokenizer.decode(token_ids)
+
+    def generate(
+        self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
+    ) -> Generation:
+        """See `Runtime.generate`."""
+        import torch
+        import transformers
+
+        clock = _Clock(TextStream(self._tokenizer, on_text) if on_text else None, end_ids)
+        ends = sorted(end_ids) or None
+        config = transformers.GenerationConfig(
+            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=ends[0] if ends else 0, use_cache=True
+        )
+        # The model's own sampling defaults would be merged into ours, and may hold penalties.
+        self._model.generation_config = transformers.GenerationConfig()
+        started_s = time.perf_counter()
+        with torch.inference_mode():
+            prompt = torch.tensor([list(token_ids)], device=self._device)
+            self._model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=clock)
+        total_s = time.perf_counter() - started_s
+        gaps_s = tuple(later - earlier for earlier, later in zip(clock.times_s, clock.times_s[1:], strict=False))
+        return Generation(token_ids=tuple(clock.tokens), ttft_s=clock.times_s[0] - started_s, gaps_s=gaps_s, total_s=total_s)
+
+    def close(self) -> None:
+        """Give memory back."""
+        del self._model
+
+
+class _Clock:
+    """A streamer in the sense of transformers: `put` gets the prompt first, then each token, on the CPU."""
+
+    def __init__(self, stream: TextStream | None, end_ids: frozenset[int]) -> None:
+        self.tokens: list[int] = []
+        self.times_s: list[float] = []
+        self._stream = stream
+        self._end_ids = end_ids
+        self._prompt_seen = False
+
+    def put(self, value: Any) -> None:
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        token = int(value.flatten()[0])
+        self.times_s.append(time.perf_counter())
+        if token in self._end_ids:
+            return
+        self.tokens.append(token)
+        if self._stream:
+            self._stream.push(token)
+
+    def end(self) -> None:
+        if self._stream:
+            self._stream.finish()

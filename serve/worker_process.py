@@ -1,0 +1,127 @@
+"""The parent's handle on one `serve.worker`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import shearling.errors
+from serve.deployment import Deployment
+from serve.runtime import Generation, RunOptions, RuntimeFacts
+from shearling.errors import ResourceExhausted, ShearlingError
+from shearling.strict_json import Document
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class LoadReport(Document):
+    """What loading cost.
+
+    Attributes:
+        import_s: of the runtime's Python packages.
+        load_s: reading and compiling the model and its tokenizer, after the imports; file caches are warm.
+        memory_before_bytes: resident after the imports.
+        facts: what really runs.
+    """
+
+    import_s: float
+    load_s: float
+    memory_before_bytes: int
+    facts: RuntimeFacts
+
+
+class WorkerProcess:
+    """Use as a context manager; the process ends with it, whatever happens.
+
+    Args:
+        deployment: what it will load.
+        options: how it will run.
+    """
+
+    def __init__(self, deployment: Deployment, options: RunOptions) -> None:
+        self._deployment = deployment
+        self._options = options
+        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+        if options.threads is not None:
+            environment["OMP_NUM_THREADS"] = str(options.threads)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "serve.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            text=True,
+        )
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None and not stream.closed:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    continue  # it died first; `_ask` has said so
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+    def load(self) -> LoadReport:
+        """Import the runtime and load the model.
+
+        Raises:
+            ShearlingError: of the class that the worker raised.
+        """
+        request = {"do": "load", "deployment": self._deployment.model_dump(mode="json"), "options": self._options.model_dump(mode="json")}
+        return LoadReport.model_validate_json(json.dumps(self._ask(request)))
+
+    def generate(self, token_ids: Sequence[int], *, new_tokens: int) -> Generation:
+        """Compute exactly `new_tokens` tokens, end tokens or not."""
+        reply = self._ask({"do": "generate", "token_ids": list(token_ids), "new_tokens": new_tokens})
+        return Generation.model_validate_json(json.dumps(reply))
+
+    def peak_memory_bytes(self) -> int:
+        """Highest resident memory of the process until now."""
+        return int(self._ask({"do": "memory"})["peak_bytes"])
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise ShearlingError("the worker has no pipes")
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+        line = stdout.readline()
+        if not line:
+            raise self._death()
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            error_class = getattr(shearling.errors, reply["error"], ShearlingError)
+            raise error_class(reply["message"], where=reply["where"], remedy=reply["remedy"])
+        return reply
+
+    def _death(self) -> ShearlingError:
+        code = self._process.wait()
+        where = self._deployment.label
+        if code == -signal.SIGKILL:
+            return ResourceExhausted("the system killed the measuring process, most likely for memory", where=where, remedy="Measure fewer at once")
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return ShearlingError(f"the measuring process ended with {ending}: {lines[-1] if lines else 'no message'}", where=where)

@@ -1,0 +1,106 @@
+"""Whether the installed versions can export an architecture, asked before hours of training rather than after.
+
+optimum-intel knows for every architecture the oldest and newest transformers that its export works with, and refuses
+only when the export begins. The limits stand in its configuration classes; this reads them there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.version import Version
+
+from shearling.errors import ExportUnavailable, PackageMissing
+
+EXPORT_TASK = "text-generation-with-past"
+
+
+@dataclass(frozen=True)
+class ExportLimits:
+    """The transformers versions that the export of one architecture works with.
+
+    Attributes:
+        minimum: the oldest; None where there is no bound.
+        maximum: the newest, inclusive; None where there is no bound.
+    """
+
+    minimum: str | None
+    maximum: str | None
+
+    def allow(self, version: str) -> bool:
+        """Whether `version` lies within; compared as optimum-intel compares, so 5.0 allows 5.0.0 and not 5.0.1."""
+        installed = Version(version)
+        if self.minimum is not None and installed < Version(self.minimum):
+            return False
+        return self.maximum is None or installed <= Version(self.maximum)
+
+    def specifier(self) -> str:
+        """The same as a requirement for pip: `transformers>=4.57,<=5.0`."""
+        bounds = ([f">={self.minimum}"] if self.minimum else []) + ([f"<={self.maximum}"] if self.maximum else [])
+        return f"transformers{','.join(bounds)}"
+
+
+def check_exportable(model_type: str) -> None:
+    """Check that the installed transformers and optimum-intel can export this architecture.
+
+    Args:
+        model_type: of config.json, such as `llama`.
+
+    Raises:
+        ExportUnavailable: optimum-intel does not know the architecture, or only with other versions of transformers.
+        PackageMissing: optimum-intel is not installed.
+    """
+    limits = export_limits(model_type)
+    installed = importlib.metadata.version("transformers")
+    if not limits.allow(installed):
+        raise ExportUnavailable(
+            f"the export needs {limits.specifier()}, installed is {installed}",
+            where=f"model type '{model_type}'",
+            remedy=f"Run: pip install '{limits.specifier()}'",
+        )
+
+
+def export_limits(model_type: str) -> ExportLimits:
+    """The limits that optimum-intel sets for a decoder architecture.
+
+    Raises:
+        ExportUnavailable: it does not export this architecture as a language model.
+        PackageMissing: optimum-intel is not installed.
+    """
+    configurations = _decoder_configurations()
+    if model_type not in configurations:
+        raise ExportUnavailable(
+            f"optimum-intel {importlib.metadata.version('optimum-intel')} does not export this architecture as a language model",
+            where=f"model type '{model_type}'",
+            remedy=f"Known are: {', '.join(sorted(configurations))}",
+        )
+    constructor = configurations[model_type]
+    # The registry holds functools.partial(ConfigurationClass, ...).
+    configuration = getattr(constructor, "func", constructor)
+    return ExportLimits(
+        minimum=_text(getattr(configuration, "MIN_TRANSFORMERS_VERSION", None)),
+        maximum=_text(getattr(configuration, "MAX_TRANSFORMERS_VERSION", None)),
+    )
+
+
+def _decoder_configurations() -> dict[str, Any]:
+    try:
+        # The import announces what torchao and its neighbours lack; none of it concerns the registry.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            import optimum.exporters.openvino.model_configs  # noqa: F401  (registers the architectures)
+            from optimum.exporters.tasks import TasksManager
+    except ImportError as error:
+        raise PackageMissing(f"optimum-intel does not import: {error}", remedy="Run: pip install 'optimum-intel~=2.2.0'") from error
+    registry: dict[str, dict[str, dict[str, Any]]] = TasksManager._SUPPORTED_MODEL_TYPE
+    tasks = {name: exporters.get("openvino", {}) for name, exporters in registry.items()}
+    return {name: found[EXPORT_TASK] for name, found in tasks.items() if EXPORT_TASK in found}
+
+
+def _text(version: Any) -> str | None:
+    return None if version is None else str(version)

@@ -1,0 +1,107 @@
+"""The train stage from recipe to super-adapter: task, base, sparse, super_adapter, each made once and reused if it fits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shearling.artefact import Artefact, Kind, check_destination, open_artefact, remove_artefact, write_artefact
+from shearling.checkpoint import load_tokenizer
+from shearling.console import log
+from shearling.errors import OutputExists
+from shearling.lm_eval_task import write_lm_eval_tasks
+from shearling.recipe import Recipe, section_as_json
+from shearling.run import Run
+from shearling.strict_json import write_json
+from shearling.task import SPLITS, read_rows, write_rows
+from train.base import import_base
+from train.calibration import calibration_blocks
+from train.preflight import preflight
+from train.rows import build_rows
+from train.sparse import write_sparse
+from train.super_adapter import train_super_adapter
+
+
+def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, Artefact]:
+    """Carry out a recipe; what is there already and was made by the same sections from the same inputs is reused.
+
+    Args:
+        recipe: validated.
+        out: the run directory.
+        force: replace everything that this stage has written there.
+
+    Returns:
+        The artefacts of the run by kind.
+
+    Raises:
+        OutputExists: the last artefact exists, or an earlier one was made by another recipe, and `force` is false.
+        ShearlingError: whatever the parts refuse.
+    """
+    run = Run(out)
+    last = run.super_adapter if recipe.adapter else run.sparse
+    check_destination(last, force=force)
+    source = preflight(recipe, out)
+    if force:
+        _clear(run)
+    out.mkdir(parents=True, exist_ok=True)
+
+    made = {"task": _reuse_or_make(run.task, "task", {"recipe": section_as_json(recipe.task)}, {}, lambda: _make_task(recipe, run))}
+    base_facts = {"model_id": recipe.model.model_id}
+    made["base"] = _reuse_or_make(run.base, "base", base_facts, {}, lambda: import_base(source.path, run.base, model_id=recipe.model.model_id))
+    frozen = made["base"]
+    if recipe.sparsity is not None:
+        facts = {"recipe": section_as_json(recipe.sparsity), "seed": recipe.seed}
+        made["sparse"] = frozen = _reuse_or_make(run.sparse, "sparse", facts, {"base": made["base"]}, lambda: _make_sparse(recipe, run, made))
+    if recipe.adapter is not None:
+        train_super_adapter(recipe, frozen=frozen, task=made["task"], destination=run.super_adapter)
+        made["super_adapter"] = open_artefact(run.super_adapter, kind="super_adapter")
+    return made
+
+
+def _reuse_or_make(path: Path, kind: Kind, facts: Mapping[str, Any], parents: Mapping[str, Artefact], make: Callable[[], object]) -> Artefact:
+    if not path.exists():
+        log.print(f"making {path}")
+        make()
+        return open_artefact(path, kind=kind)
+    artefact = open_artefact(path, kind=kind)
+    details = artefact.manifest.details
+    other = [name for name, value in facts.items() if details.get(name) != value]
+    other += [f"its {role}" for role, parent in parents.items() if artefact.manifest.parents.get(role) != parent.sha256]
+    if other:
+        raise OutputExists(f"made from another {', '.join(other)}", where=path, remedy="Choose another --out, or replace the run with --force")
+    log.print(f"reusing {path}")
+    return artefact
+
+
+def _make_task(recipe: Recipe, run: Run) -> None:
+    splits = build_rows(recipe.task)
+    with write_artefact(run.task, kind="task") as draft:
+        for split in SPLITS:
+            write_rows(draft.directory, split, splits[split])
+        multiple_choice = recipe.task.choices is not None
+        write_lm_eval_tasks(draft.directory, recipe.task.name, multiple_choice=multiple_choice)
+        counts = {split: len(splits[split]) for split in SPLITS}
+        facts = {"name": recipe.task.name, "multiple_choice": multiple_choice, "rows": counts}
+        write_json(draft.directory / "task.json", facts)
+        draft.details |= {**facts, "recipe": section_as_json(recipe.task)}
+        log.print(f"task {recipe.task.name}: {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
+
+
+def _make_sparse(recipe: Recipe, run: Run, made: Mapping[str, Artefact]) -> None:
+    section = recipe.sparsity
+    if section is None:
+        raise ValueError("the recipe has no [sparsity]")
+    rows = read_rows(made["task"].path, "train")
+    blocks = calibration_blocks(section.calibration, rows, load_tokenizer(made["base"].path), seed=recipe.seed)
+    write_sparse(made["base"], run.sparse, section=section, calibration=blocks, seed=recipe.seed)
+
+
+def _clear(run: Run) -> None:
+    paths = (run.super_adapter, run.sparse, run.base, run.task)
+    for path in paths:
+        check_destination(path, force=True)
+    for path in paths:
+        remove_artefact(path)
+        shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)

@@ -1,0 +1,110 @@
+"""Everything that can be known to fail, checked before hours of work: model, architecture, disk, memory."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from shearling.checkpoint_safety import CONFIG, weight_files
+from shearling.console import log
+from shearling.errors import ArtefactMissing, ModelUnsupported, ResourceExhausted
+from shearling.export_support import check_exportable
+from shearling.recipe import ModelSection, Recipe
+from shearling.strict_json import read_json
+from train.gguf import is_gguf, read_header
+from train.package_asset import fetch
+
+FLOAT32_BYTES = 4
+WORKING_BYTES = 2 * 2**30
+"""Activations, logits and libraries of a small training run."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A pretrained model that has been found, not yet loaded.
+
+    Attributes:
+        path: a GGUF file or a Hugging Face directory.
+        model_type: as transformers names the architecture.
+        parameters: number of weights.
+    """
+
+    path: Path
+    model_type: str
+    parameters: int
+
+
+def preflight(recipe: Recipe, out: Path) -> ModelSource:
+    """Check a recipe against this machine and this installation.
+
+    Args:
+        recipe: validated.
+        out: the run directory, which need not exist.
+
+    Returns:
+        The model to import.
+
+    Raises:
+        ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read.
+        ExportUnavailable: the installed versions cannot export its architecture.
+        ResourceExhausted: too little disk or memory.
+    """
+    source = find_model(recipe.model)
+    check_exportable(source.model_type)
+    stored = 1 + (recipe.sparsity is not None)
+    check_disk(out, needed_bytes=source.parameters * FLOAT32_BYTES * stored)
+    # The frozen float32 weights, and while training the merged copies that the backward keeps.
+    check_memory(needed_bytes=source.parameters * FLOAT32_BYTES * (2 if recipe.adapter else 1) + WORKING_BYTES)
+    log.print(f"preflight passed: {source.model_type}, {source.parameters / 1e6:.1f} M parameters, from {source.path.name}")
+    return source
+
+
+def find_model(section: ModelSection) -> ModelSource:
+    """Locate the pretrained model and read its type and size without loading it."""
+    path = section.path if section.path is not None else fetch(section.asset)  # type: ignore[arg-type] # the section has one source
+    if is_gguf(path):
+        return ModelSource(path, read_header(path).require("general.architecture"), _count_gguf(path))
+    if not (path / CONFIG).is_file():
+        raise ArtefactMissing("neither a GGUF file nor a Hugging Face model directory", where=path, remedy="Check model.path in the recipe")
+    model_type = read_json(path / CONFIG).get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelUnsupported("config.json names no model_type", where=path)
+    return ModelSource(path, model_type, _count_safetensors(path))
+
+
+def check_disk(out: Path, *, needed_bytes: int) -> None:
+    """Raise ResourceExhausted where the disk of `out` has less than `needed_bytes` free."""
+    existing = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise ResourceExhausted(f"{needed_bytes} bytes of disk needed, {free_bytes} free", where=out, remedy="Free space, or choose another --out")
+
+
+def check_memory(*, needed_bytes: int) -> None:
+    """Raise ResourceExhausted where less than `needed_bytes` of memory are available."""
+    import psutil
+
+    available_bytes = psutil.virtual_memory().available
+    if available_bytes < needed_bytes:
+        raise ResourceExhausted(
+            f"about {needed_bytes} bytes of memory needed, {available_bytes} available", remedy="Use a smaller model or a larger machine"
+        )
+
+
+def _count_gguf(path: Path) -> int:
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+
+
+def _count_safetensors(directory: Path) -> int:
+    import math
+
+    from safetensors import safe_open
+
+    total = 0
+    for path in weight_files(directory):
+        with safe_open(path, framework="np") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (not a mapping)
+    return total

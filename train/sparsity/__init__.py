@@ -1,0 +1,1 @@
+"""Pruning a pretrained decoder: Wanda or magnitude scores, unstructured or n:m patterns."""
