@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
-from shearling.errors import UsageError
 
 if TYPE_CHECKING:
     from serve.runtime import RunOptions
@@ -83,6 +82,7 @@ def bench(
 ) -> Result:
     """Measure models side by side: first token, per token, memory, load time, size."""
     from serve.benchmark import run_benchmark, write_benchmark
+    from serve.measurement import make_workload
     from serve.screen import benchmark_screen
     from shearling.artefact import check_destination
 
@@ -94,6 +94,48 @@ def bench(
     if output is not None:
         write_benchmark(output, benchmark, force=force)
     return Result(benchmark.model_dump(mode="json", by_alias=True), benchmark_screen(benchmark, output=output))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A benchmark artefact, or its benchmark.json.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The one to compare with A.")],
+    allow_other_machine: Annotated[bool, typer.Option("--allow-other-machine", help="Compare although the machines differ.")] = False,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Compare two benchmarks that were written at different times."""
+    from serve.benchmark import read_benchmark
+    from serve.comparison import compare_benchmarks, comparison_screen
+
+    comparison = compare_benchmarks(read_benchmark(first), read_benchmark(second), allow_other_machine=allow_other_machine)
+    return Result(comparison.model_dump(mode="json"), comparison_screen(comparison))
+
+
+@app.command()
+def check(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The candidate.")],
+    against: Annotated[Path, typer.Option("--against", help="The reference.")],
+    max_ratio: Annotated[float, typer.Option("--max-ratio", help="Largest acceptable time, relative to the reference's.")] = 1.05,
+    model_format: FormatOption = "auto",
+    device: DeviceOption = "CPU",
+    precision: PrecisionOption = "default",
+    threads: ThreadsOption = None,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Length of the prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate, at least 2.")] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", help="At most so many pairs; stops earlier when the verdict is clear.")] = 40,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Guard against slowdowns: 0 passes, 1 is a regression or inconclusive."""
+    from serve.measurement import make_workload
+    from serve.regression import check_regression, require_pass, verdict_screen
+
+    workload = make_workload(prompt_tokens, new_tokens, repeats=repeats)
+    options = _options(device, precision, threads)
+    verdict, benchmark = check_regression(directory, against, max_ratio=max_ratio, options=options, workload=workload, choice=model_format)
+    require_pass(verdict)
+    return Result(verdict.model_dump(mode="json"), verdict_screen(verdict, benchmark))
 
 
 def _options(device: str, precision: Literal["default", "f32", "bf16"], threads: int | None) -> RunOptions:

@@ -77,7 +77,9 @@ def find_deployment(path: Path, *, choice: FormatChoice = "auto", device: str = 
     model_format = _choose(available, choice, device=device, where=path)
     directory = available[model_format]
     weights = sorted(directory.glob(WEIGHTS[model_format]))
-    configs = [_read_if_there(place / "config.json") for place in (directory, *available.values())]
+    # An ONNX directory may lack the configuration; its siblings in the artefact hold the same model.
+    places = (directory, *(artefact.path / part for part in PART.values())) if artefact else (directory,)
+    configs = [_read_if_there(place / "config.json") for place in places]
     config = next((found for found in configs if found), {})
     return Deployment(
         label=str(path),
@@ -89,7 +91,7 @@ def find_deployment(path: Path, *, choice: FormatChoice = "auto", device: str = 
         weights_bytes=sum(file.stat().st_size for file in weights),
         context_tokens=next((value for key in CONTEXT_KEYS if (value := _integer(config, key)) is not None), None),
         vocabulary=_integer(config, "vocab_size"),
-        end_ids=_end_ids((directory, *available.values()), config),
+        end_ids=_end_ids(places, config),
     )
 
 

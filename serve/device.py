@@ -15,7 +15,10 @@ from shearling.errors import DeviceUnavailable, PackageMissing
 PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider"}
 PACKAGES = {"openvino": ("openvino", "openvino_genai"), "onnx": ("onnxruntime",), "torch": ("torch", "transformers")}
 
-INTEL_GPU = "Install the Intel GPU driver (compute runtime; intel-opencl-icd on Debian and Ubuntu) and let this user into the group render, or use --device CPU"
+INTEL_GPU = (
+    "Install the Intel GPU driver (compute runtime; intel-opencl-icd on Debian and Ubuntu) and let this user into the group render, "
+    "or use --device CPU"
+)
 CUDA_ORT = (
     "Needs an NVIDIA driver with CUDA 13 and cuDNN 9, and: pip uninstall onnxruntime && pip install 'shearling[gpu]' "
     "(the two packages exclude each other); or use --device CPU"
@@ -64,7 +67,9 @@ def _check_openvino(device: str) -> None:
         return
     if device.startswith("CUDA"):
         raise DeviceUnavailable("OpenVINO has no CUDA device", remedy="Use --format onnx or torch with --device CUDA, or --device CPU")
-    raise DeviceUnavailable(f"OpenVINO sees no {device} here, only {', '.join(available)}", remedy=INTEL_GPU if device.startswith("GPU") else "Use --device CPU")
+    raise DeviceUnavailable(
+        f"OpenVINO sees no {device} here, only {', '.join(available)}", remedy=INTEL_GPU if device.startswith("GPU") else "Use --device CPU"
+    )
 
 
 def _check_onnx(device: str) -> None:
@@ -73,7 +78,9 @@ def _check_onnx(device: str) -> None:
     if device == "CPU":
         return
     if device not in PROVIDERS:
-        raise DeviceUnavailable(f"ONNX models run on {' or '.join(PROVIDERS)} here, not on {device}", remedy="Use --device CPU or CUDA, or --format openvino")
+        raise DeviceUnavailable(
+            f"ONNX models run on {' or '.join(PROVIDERS)} here, not on {device}", remedy="Use --device CPU or CUDA, or --format openvino"
+        )
     if PROVIDERS[device] not in onnxruntime.get_available_providers():
         raise DeviceUnavailable(f"the installed ONNX Runtime has no {PROVIDERS[device]}", remedy=CUDA_ORT)
     with warnings.catch_warnings():

@@ -8,6 +8,7 @@ from pathlib import Path
 from serve.deployment import FormatChoice, find_deployment
 from serve.device import check_device
 from serve.runtime import OnText, RunOptions, RuntimeFacts, check_lengths, load_runtime
+from shearling.console import log
 from shearling.errors import UsageError
 from shearling.strict_json import Document
 
@@ -72,6 +73,8 @@ def generate_text(
         raise UsageError(f"{max_new_tokens} new tokens were asked for", remedy="Give --max-new-tokens 1 or more")
     deployment = find_deployment(path, choice=choice, device=options.device)
     check_device(deployment.format, options.device)
+    if not deployment.end_ids:
+        log.print(f"no configuration here names an end token: all {max_new_tokens} tokens will be made")
     started_s = time.perf_counter()
     runtime = load_runtime(deployment, options)
     load_s = time.perf_counter() - started_s

@@ -19,7 +19,8 @@ from serve.deployment import Deployment
 from serve.runtime import RunOptions
 from serve.worker_process import LoadReport, WorkerProcess
 from shearling.console import Advance, progress
-from shearling.strict_json import Document
+from shearling.errors import UsageError
+from shearling.strict_json import Document, describe_validation_error
 
 
 class Workload(Document):
@@ -40,6 +41,20 @@ class Workload(Document):
     warmup: int = pydantic.Field(ge=0)
     sessions: int = pydantic.Field(default=1, ge=1)
     seed: int = 0
+
+
+def make_workload(prompt_tokens: int, new_tokens: int, *, repeats: int = 5, warmup: int = 1, sessions: int = 1, seed: int = 0) -> Workload:
+    """A workload from what a user asked for; see `Workload`.
+
+    Raises:
+        UsageError: names every number that is out of range.
+    """
+    try:
+        return Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, warmup=warmup, sessions=sessions, seed=seed)
+    except pydantic.ValidationError as error:
+        raise UsageError(
+            f"this workload cannot be measured: {describe_validation_error(error)}", remedy="A decode needs 2 new tokens, the first and one after it"
+        ) from None
 
 
 class Sample(Document):

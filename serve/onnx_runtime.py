@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from serve.deployment import Deployment
@@ -96,7 +97,7 @@ class OnnxRuntime:
             raise NonFiniteWeights("the logits are NaN or infinite", where=self._directory)
         if stream:
             stream.finish()
-        gaps_s = tuple(later - earlier for earlier, later in zip(times_s, times_s[1:], strict=False))
+        gaps_s = tuple(later - earlier for earlier, later in pairwise(times_s))
         return Generation(token_ids=tuple(tokens), ttft_s=times_s[0] - started_s, gaps_s=gaps_s, total_s=time.perf_counter() - started_s)
 
     def close(self) -> None:

@@ -125,7 +125,7 @@ def _executed(options: RunOptions, properties: dict[str, str]) -> RuntimeFacts:
             f"{options.device} executes {precision} where {options.precision} was asked for", remedy="Use --precision f32, or leave it at default"
         )
     return RuntimeFacts(
-        runtime=f"OpenVINO GenAI {openvino.__version__.partition("-")[0]}",
+        runtime=f"OpenVINO GenAI {openvino.__version__.partition('-')[0]}",
         provider=options.device,
         precision=precision,
         settings={name: _name(compiled.get_property(name)) for name in REPORTED if name in supported},

@@ -17,22 +17,23 @@ MIB = 2**20
 
 def benchmark_screen(benchmark: Benchmark, *, output: Path | None = None) -> RenderableType:
     """Two tables, speed and cost, and how they were measured."""
-    work, first = benchmark.workload, benchmark.subjects[0]
+    work = benchmark.workload
     names = short_names([subject.deployment.label for subject in benchmark.subjects])
     parts: list[RenderableType] = [_speed_table(benchmark, names), _cost_table(benchmark.subjects, names)]
     blocks = len({sample.block for sample in benchmark.samples})
     lines = [
-        f"Median [95 % interval] of {blocks} interleaved runs of {work.prompt_tokens} prompt and {work.new_tokens} new tokens, greedy, batch 1.",
+        f"Median over 95 % interval of {blocks} interleaved runs: {work.prompt_tokens} prompt and {work.new_tokens} new tokens, greedy, batch 1.",
         f"{benchmark.environment.cpu}, {benchmark.environment.usable_cpus} CPUs, load {benchmark.environment.load_average}.",
     ]
     if len(benchmark.subjects) > 1:
-        lines.append(f"'vs' compares pairs measured side by side with {names[0]}: above 1 is faster; an interval that holds 1.00 shows no difference.")
+        lines.append(
+            f"'vs' compares pairs measured side by side with {names[0]}: above 1 is faster; an interval that holds 1.00 shows no difference."
+        )
     if benchmark.environment.load_average > 0.5:
         lines.append("Other work ran on this machine at the start: trust the ratios, not the milliseconds.")
     if output is not None:
         lines.append(f"Written: {output}")
     parts.append(Text("\n".join(lines), style="dim"))
-    del first
     return Group(*parts)
 
 
@@ -48,22 +49,20 @@ def short_names(labels: Sequence[str]) -> list[str]:
 
 def _speed_table(benchmark: Benchmark, names: Sequence[str]) -> Table:
     table = Table(title="Speed", title_justify="left")
-    table.add_column("model", overflow="fold")
-    table.add_column("runs on")
-    for heading in ("first token, ms", "per token, ms", "tokens/s"):
-        table.add_column(heading, justify="right")
+    table.add_column("model", overflow="fold", min_width=13)
+    headings = ["first token\nms", "per token\nms", "tokens/s"]
     compared = len(benchmark.subjects) > 1
     if compared:
-        table.add_column("first token vs", justify="right")
-        table.add_column("decode vs", justify="right")
+        headings += ["first token\nvs", "decode\nvs"]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, subject in zip(names, benchmark.subjects, strict=True):
         metrics = subject.metrics
         row = [
-            name,
-            f"{subject.deployment.format} {subject.facts.precision}",
+            f"{name}\n{subject.deployment.format} {subject.facts.precision}",
             _interval(metrics["ttft_s"], 1e3),
             _interval(metrics["tpot_s"], 1e3),
-            _interval(metrics["tokens_per_s"], 1),
+            f"{metrics['tokens_per_s'].median:.{0 if metrics['tokens_per_s'].median >= 100 else 1}f}",
         ]
         if compared:
             row += [_speedup(subject.ratios.get("ttft_s")), _speedup(subject.ratios.get("tpot_s"))]
@@ -74,15 +73,15 @@ def _speed_table(benchmark: Benchmark, names: Sequence[str]) -> Table:
 def _cost_table(subjects: Sequence[Subject], names: Sequence[str]) -> Table:
     table = Table(title="Cost", title_justify="left")
     table.add_column("model", overflow="fold")
-    for heading in ("load, s", "peak memory, MiB", "of it before loading", "weights on disk, MiB", "slowest 1 % of tokens, ms"):
-        table.add_column(heading, justify="right")
+    for heading in ("weights\nMiB", "load\ns", "peak memory\nMiB", "of it before\nloading, MiB", "slowest 1 %\nof tokens, ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, subject in zip(names, subjects, strict=True):
         table.add_row(
             name,
+            f"{subject.deployment.weights_bytes / MIB:.1f}",
             f"{subject.load_s.median:.2f}",
             f"{subject.peak_memory_bytes / MIB:.0f}",
             f"{subject.memory_before_bytes / MIB:.0f}",
-            f"{subject.deployment.weights_bytes / MIB:.1f}",
             f"> {1e3 * subject.gap_percentiles_s['p99']:.2f}",
         )
     return table
@@ -90,9 +89,9 @@ def _cost_table(subjects: Sequence[Subject], names: Sequence[str]) -> Table:
 
 def _interval(estimate: Estimate, scale: float) -> str:
     digits = 1 if scale * estimate.median >= 10 else 2
-    return f"{scale * estimate.median:.{digits}f} [{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}]"
+    return f"{scale * estimate.median:.{digits}f}\n{scale * estimate.low:.{digits}f} - {scale * estimate.high:.{digits}f}"
 
 
 def _speedup(ratio: Estimate | None) -> str:
     # Times were compared, people read speed: invert, and swap the bounds.
-    return "1 (reference)" if ratio is None else f"{1 / ratio.median:.2f}x [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"
+    return "reference" if ratio is None else f"{1 / ratio.median:.2f}x\n{1 / ratio.high:.2f} - {1 / ratio.low:.2f}"

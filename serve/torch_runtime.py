@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from serve.deployment import Deployment
@@ -69,7 +70,7 @@ class TorchRuntime:
             prompt = torch.tensor([list(token_ids)], device=self._device)
             self._model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=clock)
         total_s = time.perf_counter() - started_s
-        gaps_s = tuple(later - earlier for earlier, later in zip(clock.times_s, clock.times_s[1:], strict=False))
+        gaps_s = tuple(later - earlier for earlier, later in pairwise(clock.times_s))
         return Generation(token_ids=tuple(clock.tokens), ttft_s=clock.times_s[0] - started_s, gaps_s=gaps_s, total_s=total_s)
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ class WorkerProcess:
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
         self._deployment = deployment
         self._options = options
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         if options.threads is not None:

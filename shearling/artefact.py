@@ -14,7 +14,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -91,8 +91,13 @@ class Draft:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def open_artefact(path: Path, *, kind: Kind) -> Artefact:
+def open_artefact(path: Path, *, kind: Kind, only: Collection[str] | None = None) -> Artefact:
     """Verify an artefact byte for byte.
+
+    Args:
+        path: its directory.
+        kind: what it must hold.
+        only: verify these files alone, for a reader that must not touch the others.
 
     Raises:
         ArtefactMissing: no directory, or no manifest in it.
@@ -108,8 +113,11 @@ def open_artefact(path: Path, *, kind: Kind) -> Artefact:
     manifest = read_document(manifest_path, Manifest, schema=MANIFEST_SCHEMA)
     if manifest.kind != kind:
         raise ArtefactMismatch(f"a {manifest.kind} artefact, expected {kind}", where=path)
-    for name, entry in manifest.files.items():
-        _verify_file(path, name, entry)
+    if only is not None and not set(only) <= manifest.files.keys():
+        absent = sorted(set(only) - manifest.files.keys())[0]
+        raise ArtefactMismatch(f"this {kind} artefact has no {absent}", where=path, remedy=_how_to_make(kind))
+    for name in manifest.files if only is None else sorted(only):
+        _verify_file(path, name, manifest.files[name])
     return Artefact(path, manifest, sha256_file(manifest_path))
 
 
@@ -142,6 +150,8 @@ def write_artefact(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with _exclusive(path):
+        _recover(path)
+        check_destination(path, force=force)
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(exist_ok=True)
@@ -234,14 +244,27 @@ def _seal(draft: Draft, *, kind: Kind, parents: Mapping[str, Artefact], seed: in
 
 def _replace(path: Path, partial: Path, *, force: bool) -> None:
     if force and path.exists():
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+        old = _set_aside(path)
         path.rename(old)
         partial.rename(path)
         shutil.rmtree(old)
     else:
         partial.rename(path)
     _sync(path.parent)
+
+
+def _recover(path: Path) -> None:
+    """Undo a replacement that was killed between its two renames; sweep one that was killed after them."""
+    old = _set_aside(path)
+    if old.is_dir():
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(path)
+
+
+def _set_aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def _sync(path: Path) -> None:
@@ -258,7 +281,11 @@ def _exclusive(path: Path) -> Iterator[None]:
     with lock.open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The previous owner may have removed the file between our open and our lock: then it guards nothing.
+            owned = lock.exists() and os.fstat(stream.fileno()).st_ino == lock.stat().st_ino
         except BlockingIOError:
+            owned = False
+        if not owned:
             raise OutputLocked("another process is writing this artefact", where=path, remedy="Wait for it, or write elsewhere") from None
         try:
             yield
@@ -292,10 +319,18 @@ def _verify_file(root: Path, name: str, entry: FileEntry) -> None:
 def _disk_fault(error: BaseException, path: Path) -> ResourceExhausted | None:
     # safetensors, OpenVINO and torch each hide "no space left" in an exception of their own (none is an OSError).
     signs = ("No space left", "File too large", "iostream error", "Disk quota", "os error 28", "os error 27")
-    if isinstance(error, ResourceExhausted) or not any(sign in str(error) for sign in signs):
+    if isinstance(error, ResourceExhausted) or not any(sign in str(link) for link in _chain(error) for sign in signs):
         return None
     free_bytes = shutil.disk_usage(path.parent).free
     return ResourceExhausted(f"cannot write ({free_bytes} bytes free): {error}", where=path, remedy="Free disk space and run the same command again")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    # torch.save fails twice: its clean-up hides the first error behind another one.
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def _how_to_make(kind: Kind) -> str:

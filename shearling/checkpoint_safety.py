@@ -106,7 +106,7 @@ def check_architecture(config: Mapping[str, Any], *, where: Path) -> None:
     if config.get("quantization_config") or config.get("compression_config"):
         raise ModelUnsupported("the checkpoint is quantized", where=where, remedy="Give the float32, bfloat16 or float16 checkpoint")
     model_type = config.get("model_type")
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelUnsupported(f"model_type {model_type!r} is no causal language model of transformers {transformers.__version__}", where=where)
     if config.get("is_encoder_decoder"):
         raise ModelUnsupported("an encoder-decoder; only decoders are supported", where=where)

@@ -29,6 +29,7 @@ from rich.console import Console, RenderableType
 from shearling.console import log
 from shearling.errors import PackageShadowed, ResourceExhausted, ShearlingError
 
+INTERRUPTED = 130
 STAGES = ("train", "search", "export", "serve")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of the screen.")]
@@ -76,6 +77,9 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         if isinstance(result, Result):
             print_result(result, as_json=as_json)
         code = result if isinstance(result, int) else 0
+        # typer turns KeyboardInterrupt into this code by itself, without a word.
+        if code == INTERRUPTED:
+            log.print("interrupted: finished work is kept, the same command resumes")
     except click.exceptions.NoArgsIsHelpError as error:
         log.print(error.format_message(), markup=False)
         code = 2
@@ -86,7 +90,7 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         code = _report(error, code=error.exit_code, as_json=as_json, debug=debug)
     except (KeyboardInterrupt, click.Abort):
         log.print("interrupted: finished work is kept, the same command resumes")
-        code = 130
+        code = INTERRUPTED
     except Terminated:
         log.print("terminated: finished work is kept, the same command resumes")
         code = 143

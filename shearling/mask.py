@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing
+from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, DocumentInvalid
+from shearling.strict_json import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,12 +83,23 @@ def load_masks(path: Path) -> dict[str, Tensor]:
             metadata = file.metadata() or {}
             if metadata.get("packing") != PACKING:
                 raise ArtefactCorrupt(f"packing is {metadata.get('packing')!r}, expected {PACKING!r}", where=path)
-            shapes = json.loads(metadata.get("shapes", "{}"))
+            shapes = _parse_shapes(metadata.get("shapes", "{}"), where=path)
             if set(shapes) != set(file.keys()):
                 raise ArtefactCorrupt("shapes and tensors name different modules", where=path)
-            return {name: unpack_mask(file.get_tensor(name), tuple(shapes[name])) for name in sorted(shapes)}
-    except (SafetensorError, json.JSONDecodeError) as error:
+            return {name: unpack_mask(file.get_tensor(name), shapes[name]) for name in sorted(shapes)}
+    except SafetensorError as error:
         raise ArtefactCorrupt(f"not a readable mask file: {error}", where=path) from None
+
+
+def _parse_shapes(text: str, *, where: Path) -> dict[str, tuple[int, int]]:
+    try:
+        shapes = parse_json(text.encode(), where=where)
+    except DocumentInvalid as error:
+        raise ArtefactCorrupt(f"the shapes of a mask file: {error.message}", where=where) from None
+    for name, shape in shapes.items():
+        if not (isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and size > 0 for size in shape)):
+            raise ArtefactCorrupt(f"{shape!r} is not the shape of a mask", where=f"{where}: {name}")
+    return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
 
 
 def check_masked_zeros(model: nn.Module, masks: Masks) -> None:

@@ -7,7 +7,9 @@ Written: to a temporary sibling, synced, renamed; a full disk never destroys the
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,9 @@ from shearling.errors import ArtefactMissing, DocumentInvalid
 
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 32
+
+# Up to the next bracket outside a string. Possessive, and a string may lack its end, so that no character is looked at twice.
+_TO_BRACKET = re.compile(r'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[\]{}]|\Z)', re.DOTALL)
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -86,7 +91,7 @@ def parse_json(raw: bytes, *, where: str | Path) -> dict[str, Any]:
         raise DocumentInvalid(f"not UTF-8 at byte {error.start}", where=where) from None
     _check_depth(text, where=where)
     try:
-        data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise DocumentInvalid(f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}", where=where) from None
     except ValueError as error:
@@ -141,22 +146,14 @@ def _check_schema(found: object, *, expected: str, where: str | Path) -> None:
 
 def _check_depth(text: str, *, where: str | Path) -> None:
     # Before parsing: json.loads recurses, and a hostile document would exhaust the stack.
-    depth, in_string, escaped = 0, False, False
-    for position, char in enumerate(text):
-        if in_string:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_string = False
-        elif char == '"':
-            in_string = True
-        elif char in "[{":
+    depth = 0
+    for match in _TO_BRACKET.finditer(text):
+        bracket = match[1]
+        if bracket in ("[", "{"):
             depth += 1
             if depth > MAX_DEPTH:
-                raise DocumentInvalid(f"nested deeper than {MAX_DEPTH} at character {position}", where=where)
-        elif char in "]}":
+                raise DocumentInvalid(f"nested deeper than {MAX_DEPTH} at character {match.start(1)}", where=where)
+        elif bracket:
             depth -= 1
 
 
@@ -167,6 +164,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"duplicate key {key!r}")
         result[key] = value
     return result
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits:.40} is beyond the range of numbers")
+    return value
 
 
 def _refuse_constant(name: str) -> None:

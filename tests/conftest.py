@@ -1,10 +1,9 @@
-"""What every test may rely on: this project first on the path, libraries offline and silent, one thread, deterministic kernels."""
+"""What every test may rely on: this project first on the path, libraries offline and silent, one seed."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,8 @@ os.environ["PYTHONPATH"] = str(ROOT)
 
 
 @pytest.fixture(autouse=True)
-def _same_arithmetic() -> Iterator[None]:
-    """Fix the seed before each test; random state never leaks from one to the next."""
+def _fixed_seed() -> None:
+    """No random state leaks from one test to the next."""
     import torch
 
     torch.manual_seed(0)
-    yield

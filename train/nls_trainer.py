@@ -7,6 +7,7 @@ the sampler draws, and a checkpoint is the adapter, the optimiser and the sample
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from train.tokenised_rows import PadToBatch
 
 SAMPLER_FILE = "sampler.json"
 STATE_FILE = "trainer_state.json"
+KEPT_CHECKPOINTS = 2
 
 
 class NlsTrainer(transformers.Trainer):
@@ -51,17 +53,25 @@ class NlsTrainer(transformers.Trainer):
         self.network.activate(self.sampler.draw())
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise TrainingDiverged(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, learning rate {self._get_learning_rate():.2e}",
-                where=self.args.output_dir,
-                remedy="Lower train.learning_rate or add train.warmup_steps; the last checkpoint is kept",
-            )
+            raise self._diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
 
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what}, learning rate {self._get_learning_rate():.2e}",
+            where=self.args.output_dir,
+            remedy="Lower train.learning_rate or add train.warmup_steps; the last good checkpoint is kept",
+        )
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        state = self.network.adapter_state()
+        # A finite loss can have an infinite gradient; then the update, not the loss, is where it shows.
+        broken = next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None)
+        if broken is not None:
+            raise self._diverged(f"{broken} is not finite after step {self.state.global_step}")
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.cpu() for name, tensor in self.network.adapter_state().items()}, directory / ADAPTER_FILE)
+        save_file({name: tensor.cpu() for name, tensor in state.items()}, directory / ADAPTER_FILE)
         (directory / SAMPLER_FILE).write_text(json.dumps({"seed": self.sampler.seed, "drawn": self.sampler.drawn}))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -100,6 +110,16 @@ class StepReporter(TrainerCallback):
         return control
 
 
+class OldCheckpointRemover(TrainerCallback):
+    """Keeps the newest checkpoints by number (`save_total_limit` sorts by time, and warns where steps are fast)."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Remove what the checkpoint that was just written makes superfluous."""
+        if state.is_world_process_zero:
+            for path in _numbered_checkpoints(Path(args.output_dir))[KEPT_CHECKPOINTS:]:
+                shutil.rmtree(path)
+
+
 def training_arguments(train: TrainSection, *, seed: int, precision: str, output: Path) -> TrainingArguments:
     """The recipe's [train] section in the Trainer's terms."""
     schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[train.schedule]
@@ -123,7 +143,6 @@ def training_arguments(train: TrainSection, *, seed: int, precision: str, output
         logging_steps=5,
         save_strategy="steps",
         save_steps=train.save_steps,
-        save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -140,16 +159,22 @@ def build_trainer(
     collator = PadToBatch(pad if pad is not None else network.tokenizer.eos_token_id)
     trainer = NlsTrainer(network, sampler, args=arguments, train_dataset=rows, data_collator=collator, callbacks=callbacks)
     trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(OldCheckpointRemover())
     return trainer
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint that was written to its end; half-written ones are passed over."""
-    numbered = [(int(path.name.removeprefix("checkpoint-")), path) for path in directory.glob("checkpoint-*") if path.name[11:].isdecimal()]
-    for _, path in sorted(numbered, reverse=True):
+    for path in _numbered_checkpoints(directory):
         try:
             json.loads((path / STATE_FILE).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             continue
         return path
     return None
+
+
+def _numbered_checkpoints(directory: Path) -> list[Path]:
+    """Newest first."""
+    numbered = [(int(number), path) for path in directory.glob("checkpoint-*") if (number := path.name.removeprefix("checkpoint-")).isdecimal()]
+    return [path for _, path in sorted(numbered, reverse=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from shearling.console import log, progress
 from shearling.decoder import find_decoder
 from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.precision import resolve_precision
-from shearling.recipe import Recipe, section_as_json
+from shearling.recipe import Recipe, TrainSection, section_as_json
 from shearling.search_space import SEARCH_SPACE_FILE
 from shearling.strict_json import write_document
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_network
@@ -98,16 +99,22 @@ def _fit(network: SuperNetwork, recipe: Recipe, task: Artefact, checkpoints: Pat
     rows = tokenise_rows(read_rows(task.path, "train"), network.tokenizer, max_length=section.max_length, train_on_prompt=section.train_on_prompt)
     arguments = training_arguments(train, seed=recipe.seed, precision=precision, output=checkpoints)
     checkpoint = newest_checkpoint(checkpoints)
-    steps = train.steps or -(-len(rows) * (train.epochs or 1.0) // (train.batch_size * train.gradient_accumulation * arguments.world_size))
+    steps = train.steps or _steps_of_epochs(train, len(rows), world_size=arguments.world_size)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     if checkpoint:
         log.print(f"continuing from step {done}")
-    with deferred_interruption() as interruption, progress(f"training the super-adapter ({precision})", total=int(steps) - done) as advance:
+    with deferred_interruption() as interruption, progress(f"training the super-adapter ({precision})", total=steps - done) as advance:
         sampler = RankSampler(network.space, seed=recipe.seed)
         trainer = build_trainer(network, rows, arguments=arguments, sampler=sampler, callbacks=[StepReporter(advance, interruption)])
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     interruption.raise_if_received()
     return trainer.state.log_history
+
+
+def _steps_of_epochs(train: TrainSection, rows: int, *, world_size: int) -> int:
+    """Optimiser steps, counted as the Trainer counts: the last batch and the last accumulation of an epoch may be short."""
+    batches = math.ceil(rows / (train.batch_size * world_size))
+    return math.ceil((train.epochs or 1.0) * math.ceil(batches / train.gradient_accumulation))
 
 
 def _write(network: SuperNetwork, recipe: Recipe, frozen: Artefact, directory: Path, history: list[dict[str, float]]) -> None:

@@ -1,0 +1,46 @@
+# `make` lists what one can do. Everything happens in .venv, made on first use.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+RUN    ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench format schema clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(READY) ## A real model from pretrained to deployed, in about 15 minutes on two cores
+	$(BIN)/shearling demo --out $(RUN)
+
+test: $(READY) ## Every test, on real runtimes; no network but the package registry
+	$(BIN)/python -m pytest
+
+check: $(READY) ## Lint, format, types, import contract, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: $(READY) ## Training step against stock PEFT, interleaved
+	$(BIN)/python -m tests.benchmark.training_step
+
+format: $(READY) ## Format the code and fix what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: $(READY) ## Write the published schema of recipes
+	$(BIN)/shearling schema --output recipes/recipe.schema.json
+
+clean: ## Remove caches; runs/ and .venv stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || (echo "Python 3.11 to 3.13 is needed: make PYTHON=python3.12" && false)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dev]'
+	touch $@

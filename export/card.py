@@ -1,0 +1,51 @@
+"""The model card of an export: what it is, how it was made, how it was checked, how to run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from export.report import ExportReport
+
+USAGE = {
+    "openvino": 'import openvino_genai\n\npipe = openvino_genai.LLMPipeline("openvino", "CPU")\nprint(pipe.generate("...", max_new_tokens=32))',
+    "model": 'from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained("model")\ntokenizer = AutoTokenizer.from_pretrained("model")',
+    "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("onnx/model.onnx")  # or: python -m serve generate . --format onnx',
+    "adapter": 'from shearling.sub_adapter import load_sub_adapter\n\nmodel = load_sub_adapter("RUN/sparse", "adapter")',
+}
+
+
+def write_card(path: Path, report: ExportReport) -> None:
+    """Write `README.md` of an export."""
+    path.write_text("\n\n".join(_sections(report)) + "\n", encoding="utf-8")
+
+
+def _sections(report: ExportReport) -> list[str]:
+    sections = [
+        f"---\nbase_model: {report.model_id}\nlibrary_name: shearling\npipeline_tag: text-generation\n---",
+        f"# {report.model_id}, sub-network {report.subnet_id or 'none'}",
+        _made(report),
+        "## Verified\n\n" + _parity(report),
+    ]
+    usage = [f"`{name}/`\n\n```python\n{USAGE[name]}\n```" for name in report.sizes_bytes if name in USAGE]
+    return [*sections, "## Use", *usage]
+
+
+def _made(report: ExportReport) -> str:
+    exact = "exact" if report.exact else "approximate: the adapter was trained without the mask"
+    lines = [f"- merge: {report.merge} ({exact})", f"- adapter weights: {report.adapter_params:,}", f"- stored weights: {report.weights}"]
+    if report.sparsity is not None:
+        lines.append(f"- pruned by {report.sparsity['method']} ({report.sparsity['pattern']}), target {report.sparsity['target']:.0%}")
+    if report.certificate is not None:
+        lines.append(f"- NNCF counts {report.certificate.sparsity:.4%} zeros in {report.certificate.modules} pruned modules")
+    lines += [f"- {check.format}: {check.zeros:,} of {check.pruned:,} pruned weights are exactly zero" for check in report.zeros]
+    return "\n".join(lines)
+
+
+def _parity(report: ExportReport) -> str:
+    head = "| compared | with | precision | max abs Δlogit | mean KL | top-1 | verdict |\n|---|---|---|---|---|---|---|"
+    rows = [
+        f"| {check.candidate} | {check.reference} | {check.precision} | {check.parity.max_abs:.2e} | {check.parity.kl_mean:.2e} "
+        f"| {check.parity.top1_agreement:.1%} | {'; '.join(check.violations) or 'ok'} |"
+        for check in report.parity
+    ]
+    return "\n".join([head, *rows])

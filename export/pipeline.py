@@ -1,0 +1,301 @@
+"""The export stage: select, merge, write every format, certify, compare, report; complete and proven, or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.onnx_format import write_onnx
+from export.openvino_format import write_openvino
+from export.parity import FLOAT32_CPU, GATES, Logits, compare, fixed_blocks, onnx_logits, openvino_logits, torch_logits
+from export.report import ExportReport, ParityCheck, ZeroCheck
+from export.request import ExportRequest
+from export.weights import Weights
+from shearling.artefact import Artefact, Draft, check_destination, open_artefact, write_artefact
+from shearling.checkpoint import load_model, load_tokenizer, save_model
+from shearling.console import log
+from shearling.errors import ArtefactMismatch, ParityFailed, SparsityLost, UsageError
+from shearling.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
+from shearling.merge_rule import MergeMode, resolve_merge
+from shearling.strict_json import write_document
+from shearling.sub_adapter import write_sub_adapter
+from shearling.subnet import OpenSubnet, open_subnet
+from shearling.super_network import SuperNetwork, assemble_super_network
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MERGED = "merged torch model, float32"
+
+
+@dataclass
+class _Work:
+    """What is known while an export is made."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    masks: Masks | None
+    blocks: list[Any]
+    merged: Logits = field(default_factory=list)
+    parity: list[ParityCheck] = field(default_factory=list)
+    zeros: list[ZeroCheck] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def export_subnet(path: Path, request: ExportRequest) -> Artefact:
+    """Export the sub-network that a `best.json` describes.
+
+    Args:
+        path: the document.
+        request: what to write, and where.
+
+    Returns:
+        The `export` artefact.
+
+    Raises:
+        ArtefactError: the document or anything that it names is missing, corrupt or mismatched.
+        MergeRefused: the merge would silently change the model.
+        ParityFailed, SparsityLost: a gate broke; the files are kept beside the output under `.rejected`.
+    """
+    request.check()
+    check_destination(request.output, force=request.force)
+    opened = open_subnet(path)
+    mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
+    log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
+    parents: dict[str, Artefact] = {opened.frozen.manifest.kind: opened.frozen, "super_adapter": opened.adapter}
+    with write_artefact(request.output, kind="export", parents=parents, force=request.force) as draft:
+        network = assemble_super_network(opened.frozen, opened.adapter)
+        masks = _masks_of(opened.frozen)
+        work = _start(network, network.tokenizer, masks)
+        reference = _reference_logits(network, opened, work)
+        if "peft" in request.formats:
+            stored = masks if opened.space.adapter.masked_training else None
+            write_sub_adapter(network, opened.subnet.choice, draft.directory / "adapter", base_model=opened.subnet.base.model_id, masks=stored)
+        _merge(network, opened, mode, masks)
+        work.merged = torch_logits(work.model, work.blocks)
+        exact = mode in opened.subnet.merge.allowed
+        _record(work, "merged", "unmerged super-network, float32", "fp32", reference, work.merged, gated=exact)
+        kept = masks if mode != "dense" else None
+        facts = {
+            "source": path.name,
+            "model_id": opened.subnet.base.model_id,
+            "subnet_id": opened.subnet.id,
+            "merge": mode,
+            "exact": exact,
+            "adapter_params": network.adapter_params(opened.subnet.choice),
+        }
+        _finish(work, request, draft, facts, kept, opened.frozen, separate=mode == "separate")
+    return open_artefact(request.output, kind="export")
+
+
+def export_frozen(directory: Path, request: ExportRequest) -> Artefact:
+    """Export a `base` or `sparse` artefact as it is, without an adapter.
+
+    Raises:
+        UsageError: a PEFT adapter or a merge was asked for.
+    """
+    request.check()
+    if request.merge is not None:
+        raise UsageError("there is no adapter to merge", where="--merge", remedy="Leave the option out")
+    check_destination(request.output, force=request.force)
+    frozen = open_artefact(directory, kind="sparse" if (directory / MASK_FILE).is_file() else "base")
+    formats = tuple(item for item in request.formats if item != "peft")
+    request = ExportRequest(**{**request.__dict__, "formats": formats})
+    with write_artefact(request.output, kind="export", parents={frozen.manifest.kind: frozen}, force=request.force) as draft:
+        model, masks = load_model(frozen.path), _masks_of(frozen)
+        if masks is not None:
+            check_masked_zeros(model, masks)
+        work = _Work(model, load_tokenizer(frozen.path), masks, [])
+        work.blocks = fixed_blocks(work.tokenizer, vocabulary=model.config.vocab_size)
+        work.merged = torch_logits(model, work.blocks)
+        facts = {
+            "source": directory.name,
+            "model_id": frozen.manifest.details["model_id"],
+            "subnet_id": None,
+            "merge": "none",
+            "exact": True,
+            "adapter_params": 0,
+        }
+        _finish(work, request, draft, facts, masks, frozen, separate=False)
+    return open_artefact(request.output, kind="export")
+
+
+def _start(network: SuperNetwork, tokenizer: Any, masks: Masks | None) -> _Work:
+    model: Any = network.model
+    return _Work(model, tokenizer, masks, fixed_blocks(tokenizer, vocabulary=model.config.vocab_size))
+
+
+def _masks_of(frozen: Artefact) -> Masks | None:
+    return load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
+
+
+def _reference_logits(network: SuperNetwork, opened: OpenSubnet, work: _Work) -> Logits:
+    network.activate(opened.subnet.choice)
+    return torch_logits(network.model, work.blocks)
+
+
+def _merge(network: SuperNetwork, opened: OpenSubnet, mode: MergeMode, masks: Masks | None) -> None:
+    from export.merge import merge
+
+    if mode == "masked" and masks is None:
+        raise ArtefactMismatch("a masked merge needs a sparse base", where=opened.frozen.path)
+    merge(network, opened.subnet.choice, mode, masks=masks)
+
+
+def _record(work: _Work, candidate: str, reference_name: str, precision: Weights, reference: Logits, logits: Logits, *, gated: bool = True) -> None:
+    from export.parity import Gate
+
+    parity = compare(reference, logits, work.blocks)
+    gate = GATES[precision] if gated else Gate()
+    check = ParityCheck(
+        candidate=candidate, reference=reference_name, precision=precision, parity=parity, gate=gate, violations=tuple(gate.violations(parity))
+    )
+    verdict = "; ".join(check.violations) or "ok"
+    log.print(
+        f"parity {candidate} ({precision}): max |Δ| {parity.max_abs:.2e}, KL {parity.kl_mean:.2e}, top-1 {parity.top1_agreement:.1%}: {verdict}"
+    )
+    work.parity.append(check)
+
+
+@contextmanager
+def _timed(work: _Work, name: str) -> Iterator[None]:
+    log.print(f"writing {name} ...")
+    started_s = time.monotonic()
+    yield
+    work.seconds[name] = round(time.monotonic() - started_s, 1)
+
+
+def _finish(
+    work: _Work, request: ExportRequest, draft: Draft, facts: Mapping[str, Any], masks: Masks | None, frozen: Artefact, *, separate: bool
+) -> None:
+    from export.card import write_card
+    from export.report_page import write_report_page
+
+    certificate = _certify(work, masks, separate=separate)
+    sparsity = frozen.manifest.details.get("sparsity")
+    _write_formats(work, request, draft.directory, masks, frozen, separate=separate)
+    if request.verify != "off":
+        _verify_formats(work, request, draft.directory, masks)
+    directories = {path.name: path for path in sorted(draft.directory.iterdir()) if path.is_dir()}
+    report = ExportReport(
+        **facts,
+        weights=request.weights,
+        formats=request.formats,
+        parameters=sum(parameter.numel() for parameter in work.model.parameters()),
+        sparsity=sparsity,
+        certificate=certificate,
+        zeros=tuple(work.zeros),
+        parity=tuple(work.parity),
+        sizes_bytes={name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for name, path in directories.items()},
+        seconds=work.seconds,
+    )
+    write_document(draft.directory / "report.json", report)
+    write_report_page(draft.directory / "report.html", report)
+    write_card(draft.directory / "README.md", report)
+    draft.details |= {"model_id": facts["model_id"], "subnet_id": facts["subnet_id"], "merge": facts["merge"], "weights": request.weights}
+    _judge(report, request, draft)
+
+
+def _certify(work: _Work, masks: Masks | None, *, separate: bool) -> Any:
+    from export.nncf_certificate import certify_sparsity
+
+    if masks is None:
+        return None
+    if separate:
+        # The frozen weights are what is sparse; the module path of each gains the wrapper's name.
+        modules = dict(work.model.named_modules())
+        masks = {f"{path}.base" if hasattr(modules[path], "base") else path: mask for path, mask in masks.items()}
+    with _timed(work, "certificate"):
+        return certify_sparsity(work.model, masks)
+
+
+def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: Masks | None, frozen: Artefact, *, separate: bool) -> None:
+    if "hf" in request.formats:
+        with _timed(work, "model"):
+            # A separate adapter stays out of the Hugging Face model: it is the sparse base, to be used with adapter/.
+            model = load_model(frozen.path) if separate else work.model
+            model.config.use_cache = True
+            save_model(model, work.tokenizer, directory / "model")
+    if "openvino" in request.formats:
+        with _timed(work, "openvino"):
+            write_openvino(work.model, work.tokenizer, directory / "openvino", weights=request.weights, sparsity=_rt_info(masks, frozen))
+    if "onnx" in request.formats:
+        with _timed(work, "onnx"):
+            write_onnx(work.model, work.tokenizer, directory / "onnx", weights=request.weights)
+
+
+def _rt_info(masks: Masks | None, frozen: Artefact) -> dict[str, str]:
+    if masks is None:
+        return {}
+    pruned = sum(int((~mask).sum()) for mask in masks.values())
+    total = sum(mask.numel() for mask in masks.values())
+    sparsity = frozen.manifest.details["sparsity"]
+    return {
+        "method": sparsity["method"],
+        "pattern": sparsity["pattern"],
+        "modules": str(len(masks)),
+        "pruned": str(pruned),
+        "share": f"{pruned / total:.6f}",
+    }
+
+
+def _verify_formats(work: _Work, request: ExportRequest, directory: Path, masks: Masks | None) -> None:
+    from export.zeros import check_zeros
+
+    weights = request.weights
+    if "openvino" in request.formats:
+        logits = openvino_logits(directory / "openvino", work.blocks, config=FLOAT32_CPU)
+        _record(work, "openvino", MERGED, weights, work.merged, logits)
+        default = openvino_logits(directory / "openvino", work.blocks, config={})
+        _record(work, "openvino, default precision", MERGED, "bf16" if weights in ("fp32", "fp16", "bf16") else weights, work.merged, default)
+    if "onnx" in request.formats:
+        _record(work, "onnx", MERGED, weights, work.merged, onnx_logits(directory / "onnx", work.blocks))
+    if masks is not None:
+        work.zeros += check_zeros(directory, masks)
+
+
+def _judge(report: ExportReport, request: ExportRequest, draft: Draft) -> None:
+    broken = report.violations
+    if not broken or request.verify != "strict":
+        for line in broken:
+            log.print(f"warning: {line}", style="yellow")
+        return
+    rejected = request.output.with_name(f"{request.output.name}.rejected")
+    _keep_rejected(draft.directory, rejected)
+    error = SparsityLost if any(check.zeros != check.pruned for check in report.zeros) else ParityFailed
+    raise error("; ".join(broken), where=rejected, remedy="The files and report.html are kept there; --verify warn accepts them")
+
+
+def _keep_rejected(directory: Path, rejected: Path) -> None:
+    import shutil
+
+    shutil.rmtree(rejected, ignore_errors=True)
+    shutil.copytree(directory, rejected)
+
+
+def plan(path: Path, request: ExportRequest) -> dict[str, Any]:
+    """Verify all inputs and say what an export would do, writing nothing.
+
+    Args:
+        path: a `best.json`.
+        request: as for `export_subnet`.
+    """
+    request.check()
+    check_destination(request.output, force=request.force)
+    opened = open_subnet(path)
+    mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
+    return {
+        "subnet": opened.subnet.id,
+        "base": str(opened.frozen.path),
+        "adapter": str(opened.adapter.path),
+        "merge": mode,
+        "exact": mode in opened.subnet.merge.allowed,
+        "output": str(request.output),
+        "formats": list(request.formats),
+        "weights": request.weights,
+        "modules": len(opened.subnet.ranks),
+    }

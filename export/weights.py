@@ -1,0 +1,12 @@
+"""The number formats that exported weights may have."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Weights = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+Format = Literal["openvino", "onnx", "hf", "peft"]
+
+FORMATS: tuple[Format, ...] = ("openvino", "onnx", "hf", "peft")
+INT4_GROUP = 128
+"""Weights that share a scale in int4, where the width of the layer allows it."""

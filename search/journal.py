@@ -1,0 +1,123 @@
+"""The journal: one line of JSON for every evaluation, on the disk before the next begins.
+
+A process that is killed loses the evaluation in flight and nothing else: an unterminated last line is dropped when the
+journal is opened again, and the search replays the rest instead of repeating it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from search.strategy import Algorithm, Indices, Outcome
+from shearling.errors import ArtefactMissing, DocumentInvalid
+from shearling.strict_json import Document, parse_json, validate_document
+
+JOURNAL_FILE = "journal.jsonl"
+
+
+class Record(Document):
+    """One evaluation.
+
+    Attributes:
+        i: line number, from 0.
+        parent: id of the record that the candidate was derived from.
+        choice_idx: index into the values of every group.
+        loss: mean negative log-likelihood of the right answers, nats; None where the task does not show it.
+        n_eval: rows evaluated.
+        eval_split_sha256: digest of these rows.
+        adapter_params: weights of the sub-adapter.
+        nonzero_params: nonzero weights of the model as it will be exported.
+        seconds: wall time; the one field that a repetition changes.
+        cached: the candidate had been evaluated before, and its outcome was reused.
+        pareto: no record up to this one dominates it.
+    """
+
+    i: int = pydantic.Field(ge=0)
+    id: str
+    parent: str | None
+    algorithm: Algorithm
+    generation: int = pydantic.Field(ge=0)
+    seed: int
+    choice_idx: tuple[int, ...]
+    accuracy: float
+    accuracy_stderr: float | None
+    loss: float | None
+    n_eval: int
+    eval_split_sha256: str
+    macs_m: float | None = None
+    adapter_params: int
+    nonzero_params: int
+    latency_ms: float | None = None
+    seconds: float
+    cached: bool
+    pareto: bool
+    status: Literal["ok"] = "ok"
+
+    @property
+    def outcome(self) -> Outcome:
+        """What a strategy is told."""
+        return Outcome(self.choice_idx, self.accuracy, self.adapter_params)
+
+
+class Journal:
+    """An open journal; append only.
+
+    Args:
+        path: the file; created if absent, repaired if its last line is incomplete.
+
+    Raises:
+        DocumentInvalid: a complete line is not a record; names it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists():
+            _drop_incomplete_line(path)
+        self.records = read_journal(path) if path.exists() else []
+        self._by_candidate: dict[Indices, Record] = {}
+        for record in self.records:
+            self._by_candidate.setdefault(record.choice_idx, record)
+
+    def find(self, indices: Indices) -> Record | None:
+        """The record of the first evaluation of a candidate."""
+        return self._by_candidate.get(indices)
+
+    def append(self, record: Record) -> None:
+        """Add a record; it is on the disk when this returns."""
+        line = record.model_dump_json() + "\n"
+        with self.path.open("ab") as stream:
+            stream.write(line.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.records.append(record)
+        self._by_candidate.setdefault(record.choice_idx, record)
+
+
+def read_journal(path: Path) -> list[Record]:
+    """Every record of a journal.
+
+    Raises:
+        ArtefactMissing: no such file.
+        DocumentInvalid: names the line.
+    """
+    if not path.is_file():
+        raise ArtefactMissing("no journal here", where=path, remedy="Make it with: python -m search")
+    records: list[Record] = []
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        where = f"{path}, line {number + 1}"
+        record = validate_document(parse_json(line, where=where), Record, where=where)
+        if record.i != number:
+            raise DocumentInvalid(f"i is {record.i}, expected {number}", where=where, remedy="Lines were removed or added: search again")
+        records.append(record)
+    return records
+
+
+def _drop_incomplete_line(path: Path) -> None:
+    content = path.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    if complete != len(content):
+        os.truncate(path, complete)

@@ -1,0 +1,58 @@
+"""The Pareto plot: accuracy over adapter parameters, with the front, the best, and the spread that chance alone explains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from search.front import pareto_front
+from search.journal import Record
+
+PLOT_STEM = "pareto"
+EVALUATED, FRONT, BEST = "#9aa5b1", "#0b7285", "#d9480f"
+
+
+def draw_pareto(records: Sequence[Record], best: Record, directory: Path, *, task: str) -> None:
+    """Write `pareto.png` and `pareto.svg`.
+
+    Args:
+        records: at least one.
+        best: shown with its 95 % Wilson interval.
+        directory: where the files go.
+        task: named on the axis.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from shearling.evaluation import wilson_interval
+
+    front = pareto_front(records)
+    # Without pyplot: no global state, no display.
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.scatter(_millions(records), _percent(records), s=22, color=EVALUATED, label=f"evaluated ({len(records)})")
+    axes.step(_millions(front), _percent(front), where="post", color=FRONT, linewidth=1.2)
+    axes.scatter(_millions(front), _percent(front), s=30, color=FRONT, label=f"Pareto front ({len(front)})", zorder=3)
+    low, high = wilson_interval(best.accuracy, best.n_eval)
+    errors = [[100 * max(0.0, best.accuracy - low)], [100 * max(0.0, high - best.accuracy)]]
+    axes.errorbar(
+        _millions([best]), _percent([best]), yerr=errors, fmt="*", markersize=13, color=BEST, capsize=3, label=f"best: {best.id} (95 % interval)", zorder=4
+    )
+    axes.set_xlabel("adapter parameters, millions")
+    axes.set_ylabel(f"accuracy on {task}, % of {best.n_eval} rows")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="best")
+    # Without the salt and the date, every run would write other bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "shearling"}):
+        figure.savefig(directory / f"{PLOT_STEM}.svg", metadata={"Date": None})
+    figure.savefig(directory / f"{PLOT_STEM}.png", dpi=150)
+
+
+def _millions(records: Sequence[Record]) -> list[float]:
+    return [record.adapter_params / 1e6 for record in records]
+
+
+def _percent(records: Sequence[Record]) -> list[float]:
+    return [100 * record.accuracy for record in records]

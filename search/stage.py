@@ -1,0 +1,224 @@
+"""The search stage: from a super-adapter to the `search` artefact with `best.json`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from search.exploration import explore
+from search.front import BEST_RULE, best_record, pareto_document, progression_rows
+from search.journal import JOURNAL_FILE, Journal, Record
+from search.objective import Objective, SubnetObjective
+from search.plot import draw_pareto
+from search.strategy import Algorithm, Grid, make_strategy
+from shearling.artefact import Artefact, check_destination, open_artefact, write_artefact
+from shearling.console import log, progress
+from shearling.lm_eval_task import answer_task
+from shearling.precision import Precision, resolve_precision
+from shearling.recipe import SearchSection
+from shearling.run import Run, open_frozen
+from shearling.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
+from shearling.strict_json import write_document, write_json, write_text
+from shearling.subnet import Metrics, Provenance, Subnet, describe_subnet
+
+SETTINGS_FILE = "settings.json"
+BEST_FILE = "best.json"
+PARETO_FILE = "pareto.json"
+PROGRESSION_FILE = "progression.csv"
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What decides the outcome of a search; defaults come from the recipe of the run.
+
+    Attributes:
+        task: a harness task to optimise for; None is the task of the run.
+        evaluations: budget; a search that was interrupted may be continued with a larger one.
+        limit: validation rows of an evaluation.
+    """
+
+    algorithm: Algorithm
+    evaluations: int
+    population: int
+    seed: int
+    limit: int | None
+    task: str | None
+    batch_size: int
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What the best sub-network must meet."""
+
+    min_accuracy: float | None = None
+    max_params: int | None = None
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A finished search."""
+
+    path: Path
+    records: list[Record]
+    best: Record
+    task: str
+
+
+def recipe_settings(run: Run) -> SearchSettings:
+    """The settings that the recipe of a run gives.
+
+    Raises:
+        ArtefactError: the super-adapter is missing or damaged.
+    """
+    adapter = open_artefact(run.super_adapter, kind="super_adapter")
+    section = SearchSection.model_validate(adapter.manifest.details.get("search") or {})
+    return SearchSettings(
+        algorithm=section.algorithm,
+        evaluations=section.evaluations,
+        population=section.population,
+        seed=section.seed,
+        limit=section.limit,
+        task=None,
+        batch_size=section.batch_size,
+        precision=section.precision,
+    )
+
+
+def search(run: Run, settings: SearchSettings, constraints: Constraints, *, force: bool = False) -> Searched:
+    """Search, or continue an interrupted search with the same settings.
+
+    Args:
+        run: with a super-adapter.
+        settings: of the search.
+        constraints: on the best sub-network.
+        force: replace a search that is there.
+
+    Raises:
+        NoCandidate: no evaluated sub-network meets the constraints; the evaluations are kept for another try.
+        OutputExists: there is a search, and `force` is false.
+        ArtefactError: the run is incomplete or damaged.
+    """
+    check_destination(run.search, force=force)
+    adapter = open_artefact(run.super_adapter, kind="super_adapter")
+    parents = {"super_adapter": adapter, **_frozen(adapter), **_task(run, settings)}
+    space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
+    with write_artefact(run.search, kind="search", parents=parents, seed=settings.seed, force=force, resumable=True) as draft:
+        _start_over_unless_same(draft.directory, settings, parents)
+        records, task = _explore(run, settings, parents, space, draft.directory)
+        best = best_record(records, min_accuracy=constraints.min_accuracy, max_params=constraints.max_params)
+        subnet = describe_record(best, records, adapter, space, location=run.search, journal=run.search / JOURNAL_FILE, task=task)
+        write_document(draft.directory / BEST_FILE, subnet)
+        write_json(draft.directory / PARETO_FILE, pareto_document(records))
+        write_text(draft.directory / PROGRESSION_FILE, _csv(progression_rows(records)))
+        draw_pareto(records, best, draft.directory, task=task)
+        draft.details |= {"settings": asdict(settings), "constraints": asdict(constraints), "best_rule": BEST_RULE, "task": task}
+        (draft.directory / SETTINGS_FILE).unlink()
+    return Searched(run.search, records, best, task)
+
+
+def describe_record(
+    record: Record, records: list[Record], adapter: Artefact, space: SearchSpace, *, location: Path, journal: Path, task: str
+) -> Subnet:
+    """A row of the journal as a complete sub-network document.
+
+    Args:
+        record: the row.
+        records: all rows.
+        adapter: the super-adapter that was searched.
+        space: its search space.
+        location: the directory that the document will stand in.
+        journal: where the row is.
+        task: the harness task that was measured.
+    """
+    metrics = Metrics(
+        task=task,
+        n=record.n_eval,
+        accuracy=record.accuracy,
+        accuracy_stderr=record.accuracy_stderr,
+        adapter_params=record.adapter_params,
+        nonzero_params=record.nonzero_params,
+        seconds=record.seconds,
+    )
+    provenance = Provenance(
+        algorithm=record.algorithm,
+        seed=record.seed,
+        evaluations=len(records),
+        results_file=_relative(journal, location),
+        row=record.i,
+        best_rule=BEST_RULE,
+    )
+    choice = space.decode(record.choice_idx)
+    return describe_subnet(adapter, choice, subnet_id=record.id, location=location, metrics=metrics, provenance=provenance)
+
+
+def _explore(run: Run, settings: SearchSettings, parents: dict[str, Artefact], space: SearchSpace, directory: Path) -> tuple[list[Record], str]:
+    journal = Journal(directory / JOURNAL_FILE)
+    strategy = make_strategy(
+        settings.algorithm, Grid.of(space), evaluations=settings.evaluations, population=settings.population, seed=settings.seed
+    )
+    if journal.records:
+        log.print(f"continuing after {len(journal.records)} evaluations")
+    objective, task, rows = _objective(run, settings, parents)
+    title = f"{settings.algorithm} on {rows} validation rows of {task}"
+    with progress(title, total=strategy.planned) as advance:
+        records = explore(strategy, objective, journal, algorithm=settings.algorithm, seed=settings.seed, advance=advance)
+    return records, task
+
+
+def _objective(run: Run, settings: SearchSettings, parents: dict[str, Artefact]) -> tuple[Objective, str, int]:
+    from shearling.evaluation import Evaluator, torch_scorer
+    from shearling.super_network import assemble_super_network
+
+    if settings.task is None:
+        name = str(parents["task"].manifest.details["name"])
+        evaluator = Evaluator(name, split="validation", include_path=run.task, limit=settings.limit)
+    else:
+        evaluator = Evaluator(settings.task, split="validation", limit=settings.limit)
+    frozen = parents["sparse"] if "sparse" in parents else parents["base"]
+    network = assemble_super_network(frozen, parents["super_adapter"])
+    scorer = torch_scorer(network.model, network.tokenizer, batch_size=settings.batch_size, precision=settings.precision)
+    return SubnetObjective(network, evaluator, scorer), evaluator.task, evaluator.rows
+
+
+def _frozen(adapter: Artefact) -> dict[str, Artefact]:
+    frozen = open_frozen(adapter)
+    return {frozen.manifest.kind: frozen}
+
+
+def _task(run: Run, settings: SearchSettings) -> dict[str, Artefact]:
+    if settings.task is not None:
+        return {}
+    # The validation split alone: a search must work the same with the test rows absent.
+    listed = open_artefact(run.task, kind="task", only=())
+    name = str(listed.manifest.details["name"])
+    return {"task": open_artefact(run.task, kind="task", only=("validation.jsonl", f"{answer_task(name, 'validation')}.yaml"))}
+
+
+def _start_over_unless_same(directory: Path, settings: SearchSettings, parents: dict[str, Artefact]) -> None:
+    deciding = {**asdict(settings), "precision": resolve_precision(settings.precision), "evaluations": None}
+    inputs = json.dumps({"settings": deciding, "parents": {role: parent.sha256 for role, parent in parents.items()}}, indent=2)
+    file = directory / SETTINGS_FILE
+    if file.is_file() and file.read_text() == inputs:
+        return
+    if file.is_file():
+        log.print("an unfinished search with other settings or inputs is discarded")
+    shutil.rmtree(directory)
+    directory.mkdir()
+    write_text(file, inputs)
+
+
+def _csv(rows: list[list[object]]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue()
+
+
+def _relative(path: Path, location: Path) -> str:
+    import os
+
+    return Path(os.path.relpath(path.resolve(), location.resolve())).as_posix()

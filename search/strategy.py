@@ -1,0 +1,147 @@
+"""What a search strategy is: it asks for candidates, and is told how they did.
+
+A candidate is a tuple of indices, one into the value list of each group of the search space; index 0 is the full rank.
+Strategies are deterministic functions of their seed and of what they are told, which is how an interrupted search resumes:
+the journal's outcomes are told again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from shearling.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shearling.search_space import SearchSpace
+
+Algorithm = Literal["heuristic", "random", "hill_climbing", "nsga2"]
+Indices = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one candidate did.
+
+    Attributes:
+        accuracy: to be maximised.
+        adapter_params: to be minimised.
+    """
+
+    indices: Indices
+    accuracy: float
+    adapter_params: int
+
+    @property
+    def merit(self) -> tuple[float, int]:
+        """Larger is better: accuracy, then fewer adapter parameters."""
+        return self.accuracy, -self.adapter_params
+
+
+class Strategy(Protocol):
+    """A way to explore the space."""
+
+    @property
+    def planned(self) -> int:
+        """Most candidates that it will ask for."""
+        ...
+
+    @property
+    def parent(self) -> Indices | None:
+        """The candidate that those last asked for were derived from, if there is one."""
+        ...
+
+    def ask(self) -> Sequence[Indices]:
+        """The next generation of candidates; empty when the search is over."""
+        ...
+
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
+        """The outcomes of the candidates last asked for, in their order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The index space of a search.
+
+    Attributes:
+        sizes: number of values of each group.
+    """
+
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, space: SearchSpace) -> Grid:
+        """The grid of a search space."""
+        return cls(tuple(len(group.values) for group in space.groups))
+
+    @property
+    def size(self) -> int:
+        """Number of candidates."""
+        return math.prod(self.sizes)
+
+    @property
+    def maximal(self) -> Indices:
+        """Every group at its largest value."""
+        return tuple(0 for _ in self.sizes)
+
+    @property
+    def minimal(self) -> Indices:
+        """Every group at its smallest value."""
+        return tuple(size - 1 for size in self.sizes)
+
+    @property
+    def heuristic(self) -> Indices:
+        """Every group at index floor((n - 1) / 2)."""
+        return tuple((size - 1) // 2 for size in self.sizes)
+
+    def neighbours(self, indices: Indices) -> list[Indices]:
+        """Candidates that differ by one step in one group, in a fixed order."""
+        moves = [(place, index + step) for place, index in enumerate(indices) for step in (-1, 1) if 0 <= index + step < self.sizes[place]]
+        return [(*indices[:place], moved, *indices[place + 1 :]) for place, moved in moves]
+
+    def draw(self, random: np.random.Generator, *, seen: set[Indices]) -> Indices:
+        """One uniform candidate that is not in `seen`, and is added to it.
+
+        Raises:
+            UsageError: none is left.
+        """
+        if len(seen) >= self.size:
+            raise UsageError(f"all {self.size} candidates of the space have been drawn", remedy="Ask for fewer evaluations")
+        while True:
+            drawn = tuple(int(index) for index in random.integers(self.sizes))
+            if drawn not in seen:
+                seen.add(drawn)
+                return drawn
+
+
+def make_strategy(algorithm: Algorithm, grid: Grid, *, evaluations: int, population: int, seed: int) -> Strategy:
+    """Build a strategy.
+
+    Args:
+        algorithm: its name.
+        grid: the space.
+        evaluations: most candidates.
+        population: candidates of a generation (NSGA-II), or neighbours tried in a round (hill climbing).
+        seed: of its random draws.
+
+    Raises:
+        UsageError: fewer evaluations than one generation needs.
+    """
+    from search.evolution import Evolution
+    from search.hill_climbing import HillClimbing
+    from search.sampling import HeuristicOnly, UniformSampling
+
+    match algorithm:
+        case "heuristic":
+            return HeuristicOnly(grid)
+        case "random":
+            return UniformSampling(grid, evaluations=evaluations, seed=seed)
+        case "hill_climbing":
+            return HillClimbing(grid, evaluations=evaluations, neighbours=population, seed=seed)
+        case "nsga2":
+            return Evolution(grid, evaluations=evaluations, population=population, seed=seed)

@@ -1,0 +1,97 @@
+"""`shearling`: the demo, and looking at what is there; the stages are `python -m train`, `search`, `export`, `serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+
+app = make_app("Sparse fine-tuning of language models, from pretrained to deployed.")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path("runs/demo"),
+    scale: Annotated[Literal["full", "smoke"], typer.Option(help="smoke: the same road with few rows and steps.")] = "full",
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """A real model from pretrained to deployed, beside its baselines, in about 15 minutes on two cores."""
+    from shearling.demo.run import run_demo
+
+    return run_demo(out, scale=scale, force=force)
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False, debug: DebugFlag = False) -> Result:
+    """Say where the stages come from, which versions and devices there are, and what is wrong."""
+    from shearling.doctor import examine
+
+    return examine()
+
+
+@app.command()
+def inspect(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An artefact, such as runs/demo/sparse.")],
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Verify an artefact byte for byte and show what it holds."""
+    from shearling.inspection import inspect_artefact
+
+    return inspect_artefact(directory)
+
+
+@app.command()
+def evaluate(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Hugging Face model directories, or exports that hold one.")],
+    task: Annotated[str, typer.Option(help="RUN/task, or the name of a task of lm-evaluation-harness.", show_default=False)],
+    split: Annotated[Literal["validation", "test"], typer.Option(help="Which rows.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="The first rows only.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Most rows of a batch.")] = 64,
+    precision: Annotated[Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Accuracy with its interval, bits per byte, and the zeros counted, of several models side by side."""
+    from shearling.scoreboard import score_models, scoreboard_screen
+
+    board = score_models(directories, task=task, split=split, limit=limit, batch_size=batch_size, precision=precision)
+    return Result(board.model_dump(mode="json"), scoreboard_screen(board))
+
+
+@app.command()
+def schema(
+    output: Annotated[Path | None, typer.Option(help="Write it here instead of printing it.")] = None,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result | None:
+    """The JSON schema of recipes, for editors and for checking."""
+    import json
+    import sys
+
+    from shearling.recipe import recipe_json_schema
+    from shearling.strict_json import write_json
+
+    document = recipe_json_schema()
+    if output is None and not as_json:
+        # As it is: a screen would wrap its lines.
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        return None
+    if output is None:
+        return Result({"schema": document}, "")
+    write_json(output, document)
+    return Result({"output": str(output)}, f"written: {output}")
+
+
+def main() -> NoReturn:
+    """The console script."""
+    run_command(app, program="shearling")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Recipes that the demo makes of the shipped ones: smaller for a smoke run, or with the model of an earlier step."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shearling.strict_json import write_text
+
+SMOKE: Mapping[str, Mapping[str, Any]] = {
+    "task": {"rows": {"train": 192, "validation": 48, "test": 64}},
+    "sparsity": {"calibration": {"samples": 8, "seq_len": 64}},
+    "train": {"steps": 12},
+    "search": {"evaluations": 4, "population": 2, "limit": 24},
+}
+"""What a smoke run changes; sections that a recipe lacks stay absent."""
+
+
+def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path | None = None) -> Path:
+    """Write a recipe made from another, unless it would be the same.
+
+    Args:
+        source: a shipped recipe.
+        destination: where the derived one goes.
+        smoke: shrink it.
+        model: prune this model directory instead, and do nothing else.
+
+    Returns:
+        The recipe to use: `source` itself where nothing changes.
+    """
+    if not smoke and model is None:
+        return source
+    recipe = tomllib.loads(source.read_text(encoding="utf-8"))
+    if smoke:
+        recipe |= {name: recipe[name] | changes for name, changes in SMOKE.items() if name in recipe}
+    if model is not None:
+        relative = os.path.relpath(model, destination.parent)
+        recipe = {name: value for name, value in recipe.items() if name not in ("adapter", "train", "search")}
+        recipe |= {"name": destination.stem, "model": {"model_id": recipe["model"]["model_id"], "path": relative}}
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    text = f"# Derived from {source.name} by the demo.\n{render_toml(recipe)}"
+    if not destination.is_file() or destination.read_text(encoding="utf-8") != text:
+        write_text(destination, text)
+    return destination
+
+
+def render_toml(data: Mapping[str, Any], *, prefix: str = "") -> str:
+    """TOML of nested tables, arrays of tables, and plain values; reading it gives `data` again."""
+    plain, tables = [], []
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            tables.append(f"\n[{name}]\n{render_toml(value, prefix=f'{name}.')}")
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            tables += [f"\n[[{name}]]\n{render_toml(item, prefix=f'{name}.')}" for item in value]
+        else:
+            # A JSON string, number, boolean or array of them is TOML as well; DEL is the one character that differs.
+            plain.append(f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
+    return "".join(plain + tables)

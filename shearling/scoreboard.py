@@ -1,0 +1,145 @@
+"""Several model directories on one task, side by side: what `shearling evaluate` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from shearling.errors import ArtefactMissing
+from shearling.precision import Precision, resolve_precision
+from shearling.strict_json import Document, read_json
+from shearling.task import Split
+
+if TYPE_CHECKING:
+    from shearling.evaluation import Evaluator
+
+
+class Score(Document):
+    """One model on one task.
+
+    Attributes:
+        directory: as the user gave it.
+        n: rows.
+        accuracy: share of right answers, 0 to 1.
+        interval: Wilson, 95 %.
+        loss: mean negative log-likelihood of the right answer, nats.
+        bits_per_byte: of the raw texts; None where the task has none.
+        sparsity: share of zeros in the linear layers of the decoder, counted in the weights.
+        seconds: of the evaluation.
+    """
+
+    directory: str
+    n: int
+    accuracy: float
+    interval: tuple[float, float]
+    loss: float | None
+    bits_per_byte: float | None
+    sparsity: float
+    seconds: float
+
+
+class Scoreboard(Document):
+    """All scores of one command; `rows_sha256` proves that every model answered the same questions."""
+
+    task: str
+    split: Split
+    precision: str
+    rows_sha256: str
+    scores: tuple[Score, ...]
+
+
+def score_models(
+    directories: Sequence[Path], *, task: str, split: Split, limit: int | None = None, batch_size: int = 64, precision: Precision = "auto"
+) -> Scoreboard:
+    """Measure models one after another; only one is in memory at a time.
+
+    Args:
+        directories: Hugging Face model directories, such as `RUN/base` or `RUN/export/model`.
+        task: a `task` artefact, or the name of any harness task whose data is on this machine.
+        split: which of its rows.
+        limit: the first rows only.
+        batch_size: most rows of a batch; changes the time alone.
+        precision: of the arithmetic; auto is bf16 where the hardware has it.
+
+    Raises:
+        ArtefactMissing: a directory holds no model, or the task has no data here.
+        UsageError: no such task or split.
+    """
+    from shearling.evaluation import Evaluator
+
+    models = [_model_directory(path) for path in directories]
+    include, name = _locate_task(task)
+    evaluator = Evaluator(name, split=split, include_path=include, limit=limit, bits_per_byte=include is not None)
+    settled = resolve_precision(precision)
+    scores, digests = [], []
+    for given, model in zip(directories, models, strict=True):
+        score, digest = _score(given, model, evaluator, batch_size=batch_size, precision=settled)
+        scores.append(score)
+        digests.append(digest)
+    return Scoreboard(task=evaluator.task, split=split, precision=settled, rows_sha256=digests[0], scores=tuple(scores))
+
+
+def scoreboard_screen(board: Scoreboard) -> Table:
+    """The scores as a table."""
+    table = Table(title=f"{board.task}, {board.scores[0].n} rows, {board.precision}", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for heading in ("accuracy", "95 % interval", "bits per byte", "zeros"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for score in board.scores:
+        low, high = score.interval
+        bits = "" if score.bits_per_byte is None else f"{score.bits_per_byte:.3f}"
+        table.add_row(score.directory, f"{score.accuracy:.1%}", f"{low:.1%} to {high:.1%}", bits, f"{score.sparsity:.1%}")
+    table.caption = "zeros: share in the linear layers of the decoder"
+    return table
+
+
+def _model_directory(path: Path) -> Path:
+    for candidate in (path, path / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise ArtefactMissing("no Hugging Face model here", where=path, remedy="Give RUN/base, RUN/sparse, RUN/export or any model directory")
+
+
+def _locate_task(task: str) -> tuple[Path | None, str]:
+    facts = Path(task) / "task.json"
+    if facts.is_file():
+        return Path(task), str(read_json(facts)["name"])
+    if Path(task).exists():
+        raise ArtefactMissing("not a task artefact: task.json is missing", where=task, remedy="Give RUN/task, or the name of a harness task")
+    return None, task
+
+
+def _score(given: Path, model_path: Path, evaluator: Evaluator, *, batch_size: int, precision: Precision) -> tuple[Score, str]:
+    from shearling.checkpoint import load_model, load_tokenizer
+    from shearling.console import progress
+    from shearling.decoder import find_decoder
+    from shearling.evaluation import torch_scorer
+
+    model, tokenizer = load_model(model_path), load_tokenizer(model_path)
+    weights = [linear.weight for linear in find_decoder(model).linears().values()]
+    total = sum(weight.numel() for weight in weights)
+    zeros = total - sum(int(weight.count_nonzero()) for weight in weights)
+    with progress(f"evaluating {given}", total=evaluator.rows) as advance:
+        counted = 0
+
+        def on_rows(rows: int) -> None:
+            nonlocal counted
+            for _ in range(min(rows, evaluator.rows - counted)):
+                advance()
+            counted = min(counted + rows, evaluator.rows)
+
+        evaluation = evaluator.measure(torch_scorer(model, tokenizer, batch_size=batch_size, precision=precision, on_rows=on_rows))
+    score = Score(
+        directory=str(given),
+        n=evaluation.n,
+        accuracy=evaluation.accuracy,
+        interval=evaluation.interval,
+        loss=evaluation.loss,
+        bits_per_byte=evaluation.bits_per_byte,
+        sparsity=zeros / total,
+        seconds=evaluation.seconds,
+    )
+    return score, evaluation.rows_sha256

@@ -1,0 +1,144 @@
+"""`python -m serve` as users run it: results, exit codes, artefacts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve.benchmark import read_benchmark
+from serve.deployment import find_deployment
+from serve.runtime import RunOptions
+from serve.worker_process import WorkerProcess
+from shearling.errors import DocumentInvalid, OutputExists, ResourceExhausted, UsageError
+
+QUICK = ["--prompt-tokens", "16", "--new-tokens", "4", "--repeats", "3", "--threads", "1"]
+
+
+def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "serve", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def measured(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("bench") / "benchmark"
+    done = serve("bench", export / "openvino", export / "onnx", *QUICK, "--sessions", "2", "--precision", "f32", "--output", output)
+    assert done.returncode == 0, done.stderr
+    for word in ("Speed", "Cost", "openvino f32", "onnx f32", "reference", "peak memory"):
+        assert word in done.stdout
+    return output
+
+
+def test_importing_and_help_touch_no_heavy_library() -> None:
+    modules = "serve.__main__, serve.benchmark, serve.generation, serve.comparison, serve.regression"
+    code = f"import sys, {modules}; print({{'torch', 'transformers', 'openvino', 'onnxruntime'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert "bench" in serve("--help").stdout
+
+
+def test_generate_streams_text_and_nothing_else(export: Path) -> None:
+    told = serve("generate", export, "--prompt", "Area man", "--max-new-tokens", "8", "--precision", "f32", "--json")
+    answer = json.loads(told.stdout)
+    assert answer["status"] == "ok"
+    assert answer["chat"] is True
+    shown = serve("generate", export, "--prompt", "Area man", "--max-new-tokens", "8", "--precision", "f32")
+    assert shown.stdout == answer["text"] + "\n"
+    assert "first after" in shown.stderr
+
+
+def test_a_benchmark_is_complete(measured: Path) -> None:
+    benchmark = read_benchmark(measured)
+    assert read_benchmark(measured / "benchmark.json") == benchmark
+    order = [sample.subject for sample in benchmark.samples]
+    assert order == [0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0]
+    assert [sample.session for sample in benchmark.samples] == [0] * 6 + [1] * 6
+    assert all(len(sample.gaps_s) == 3 for sample in benchmark.samples)
+    first, second = benchmark.subjects
+    assert (first.ratios, set(second.ratios)) == ({}, {"ttft_s", "tpot_s", "total_s"})
+    for subject in benchmark.subjects:
+        assert 0 < subject.memory_before_bytes < subject.peak_memory_bytes
+        assert subject.load_s.samples == 2
+        assert subject.metrics["tpot_s"].samples == 6
+        assert set(subject.metrics) <= set(benchmark.definitions)
+    assert benchmark.environment.cpu_flags
+    assert benchmark.environment.versions["openvino"]
+
+
+def test_an_existing_output_is_refused_before_anything_is_measured(export: Path, measured: Path) -> None:
+    done = serve("bench", export, *QUICK, "--output", measured, "--json")
+    assert (done.returncode, json.loads(done.stdout)["error"]) == (OutputExists.exit_code, "OutputExists")
+
+
+def test_compare(measured: Path, tmp_path: Path) -> None:
+    done = serve("compare", measured, measured / "benchmark.json", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert report["same_machine"] is True
+    assert report["subjects"][1]["ratios"]["tpot_s"]["median"] == 1.0
+    document = json.loads((measured / "benchmark.json").read_text())
+    document["environment"]["machine_id"] = "0" * 64
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(document))
+    assert serve("compare", measured, other).returncode == UsageError.exit_code
+    assert serve("compare", measured, other, "--allow-other-machine").returncode == 0
+    other.write_text("{}")
+    assert serve("compare", measured, other).returncode == DocumentInvalid.exit_code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["generate", "DIR", "--prompt", ""], 2, "empty"),
+        (["generate", "DIR", "--prompt", "a", "--max-new-tokens", "0"], 2, "0 new tokens"),
+        (["generate", "DIR", "--prompt", "a b c d e f g " * 60], 2, "exceed the context of 256"),
+        (["generate", "DIR", "--prompt", "a", "--device", "GPU"], 4, "Install the Intel GPU driver"),
+        (["generate", "DIR", "--prompt", "a", "--format", "onnx", "--device", "CUDA"], 4, "shearling[gpu]"),
+        (["generate", "DIR/absent", "--prompt", "a"], 3, "no such directory"),
+        (["generate", "DIR/onnx", "--prompt", "a", "--format", "torch"], 3, "holds onnx; not torch"),
+        (["bench", "DIR", "--new-tokens", "1"], 2, "new_tokens"),
+        (["bench", "DIR", "--repeats", "0"], 2, "repeats"),
+        (["bench", "DIR", "--prompt-tokens", "0"], 2, "prompt_tokens"),
+        (["bench", "DIR", "--prompt-tokens", "250"], 2, "exceed the context"),
+        (["bench", "DIR", "DIR", "--device", "gpu"], 4, "OpenVINO sees no GPU"),
+        (["bench", "DIR", "--device", "CUDA"], 4, "CUDAExecutionProvider"),
+        (["check", "DIR", "--against", "DIR", "--repeats", "3"], 2, "3 blocks"),
+        (["check", "DIR", "--against", "DIR", "--max-ratio", "-1"], 2, "not a positive number"),
+    ],
+)
+def test_bad_requests(export: Path, arguments: list[str], code: int, words: str) -> None:
+    done = serve(*(argument.replace("DIR", str(export)) for argument in arguments))
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_flipped_bit_is_exit_3(copy_of) -> None:
+    root = copy_of()
+    weights = root / "openvino" / "openvino_model.bin"
+    data = bytearray(weights.read_bytes())
+    data[100] ^= 8
+    weights.write_bytes(data)
+    done = serve("bench", root / "openvino", *QUICK)
+    assert done.returncode == 3
+    assert "openvino_model.bin" in done.stderr
+
+
+def test_an_error_in_a_worker_keeps_its_class(copy_of) -> None:
+    directory = copy_of("openvino")
+    (directory / "openvino_tokenizer.xml").unlink()
+    done = serve("bench", directory, *QUICK, "--json")
+    assert (done.returncode, json.loads(done.stdout)["error"]) == (3, "ArtefactMissing")
+
+
+def test_a_killed_worker_is_reported_not_waited_for(export: Path) -> None:
+    deployment = find_deployment(export, choice="onnx")
+    with WorkerProcess(deployment, RunOptions()) as worker:
+        worker.load()
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(ResourceExhausted, match="killed the measuring process"):
+            worker.generate([1, 2], new_tokens=4)

@@ -1,0 +1,250 @@
+"""Artefacts are complete or absent, whatever happens to their writer, and a reader notices every changed byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from shearling.artefact import MANIFEST, check_destination, open_artefact, remove_artefact, write_artefact
+from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, DocumentInvalid, OutputExists, OutputLocked, ResourceExhausted
+
+
+def make(path, content="one", **options):
+    with write_artefact(path, kind="task", **options) as draft:
+        (draft.directory / "sub").mkdir(exist_ok=True)
+        (draft.directory / "sub" / "rows.jsonl").write_text(content)
+        (draft.directory / "facts.json").write_text("{}")
+        draft.details["rows"] = 3
+    return open_artefact(path, kind="task")
+
+
+def write_half(path, **options):
+    with write_artefact(path, kind="task", **options) as draft:
+        (draft.directory / "checkpoint").write_text("half")
+        _ = 1 / 0
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir() if not path.name.endswith(".lock"))
+
+
+def start(program, *arguments):
+    return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_round_trip(tmp_path):
+    parent = make(tmp_path / "parent")
+    child = make(tmp_path / "deep" / "child", parents={"task": parent}, seed=5)
+    assert child.manifest.parents == {"task": parent.sha256}
+    assert (child.manifest.seed, child.manifest.details) == (5, {"rows": 3})
+    assert set(child.manifest.files) == {"sub/rows.jsonl", "facts.json"}
+    assert names(tmp_path / "deep") == ["child"]
+
+
+def test_equal_content_has_equal_files_and_moves_freely(tmp_path):
+    one = make(tmp_path / "one")
+    assert make(tmp_path / "two").manifest.files == one.manifest.files
+    (tmp_path / "one").rename(tmp_path / "elsewhere")
+    assert open_artefact(tmp_path / "elsewhere", kind="task").sha256 == one.sha256
+
+
+def test_failed_writer_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        write_half(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
+def test_resumable_writer_finds_its_work_again(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        write_half(tmp_path / "a", resumable=True)
+    assert not (tmp_path / "a").exists()
+    with write_artefact(tmp_path / "a", kind="task", resumable=True) as draft:
+        assert (draft.directory / "checkpoint").read_text() == "half"
+    assert open_artefact(tmp_path / "a", kind="task").manifest.files.keys() == {"checkpoint"}
+
+
+def test_a_bit_flip_anywhere_is_noticed(tmp_path):
+    make(tmp_path / "a", content="payload")
+    file = tmp_path / "a" / "sub" / "rows.jsonl"
+    for position in range(7):
+        raw = bytearray(b"payload")
+        raw[position] ^= 1 << position
+        file.write_bytes(raw)
+        with pytest.raises(ArtefactCorrupt, match="sha256") as caught:
+            open_artefact(tmp_path / "a", kind="task")
+        assert caught.value.where == str(file)
+
+
+def test_truncated_missing_or_linked_file(tmp_path):
+    make(tmp_path / "a", content="payload")
+    file = tmp_path / "a" / "sub" / "rows.jsonl"
+    file.write_text("pay")
+    with pytest.raises(ArtefactCorrupt, match="3 bytes, the manifest says 7"):
+        open_artefact(tmp_path / "a", kind="task")
+    file.unlink()
+    with pytest.raises(ArtefactCorrupt, match="missing"):
+        open_artefact(tmp_path / "a", kind="task")
+    (tmp_path / "outside").write_text("payload")
+    file.symlink_to(tmp_path / "outside")
+    with pytest.raises(ArtefactCorrupt, match="link"):
+        open_artefact(tmp_path / "a", kind="task")
+
+
+def test_linked_directory_inside_is_refused(tmp_path):
+    make(tmp_path / "a", content="payload")
+    (tmp_path / "a" / "sub").rename(tmp_path / "outside")
+    (tmp_path / "a" / "sub").symlink_to(tmp_path / "outside")
+    with pytest.raises(ArtefactCorrupt):
+        open_artefact(tmp_path / "a", kind="task")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "sub/../../x", MANIFEST])
+def test_manifest_that_names_files_outside(name, tmp_path):
+    make(tmp_path / "a")
+    manifest = json.loads((tmp_path / "a" / MANIFEST).read_text())
+    manifest["files"][name] = {"sha256": "0" * 64, "bytes": 1}
+    (tmp_path / "a" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DocumentInvalid, match="not a path inside"):
+        open_artefact(tmp_path / "a", kind="task")
+
+
+def test_missing_and_other_kinds(tmp_path):
+    with pytest.raises(ArtefactMissing, match="no base artefact") as caught:
+        open_artefact(tmp_path / "a", kind="base")
+    assert "python -m train" in caught.value.remedy
+    make(tmp_path / "a")
+    with pytest.raises(ArtefactMismatch, match="a task artefact, expected base"):
+        open_artefact(tmp_path / "a", kind="base")
+    (tmp_path / "a" / MANIFEST).unlink()
+    with pytest.raises(ArtefactMissing, match=MANIFEST):
+        open_artefact(tmp_path / "a", kind="task")
+
+
+def test_force_replaces_only_what_a_manifest_lists(tmp_path):
+    first = make(tmp_path / "a")
+    with pytest.raises(OutputExists):
+        make(tmp_path / "a", content="two")
+    assert open_artefact(tmp_path / "a", kind="task").sha256 == first.sha256
+    assert make(tmp_path / "a", content="two", force=True).sha256 != first.sha256
+    (tmp_path / "a" / "thesis.txt").write_text("years of work")
+    for action in (lambda: make(tmp_path / "a", force=True), lambda: remove_artefact(tmp_path / "a")):
+        with pytest.raises(OutputExists, match=r"thesis\.txt"):
+            action()
+    assert (tmp_path / "a" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "a" / "thesis.txt").unlink()
+    remove_artefact(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_force_never_removes_a_directory_without_a_manifest(content, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "precious").write_text("x")
+    if content:
+        (tmp_path / "home" / MANIFEST).write_text(content)
+    for path in (tmp_path / "home", tmp_path / "home" / "precious"):
+        with pytest.raises(OutputExists):
+            check_destination(path, force=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputExists):
+        check_destination(link, force=True)
+
+
+def test_empty_directory_is_no_artefact(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OutputExists):
+        make(tmp_path / "a")
+    make(tmp_path / "a", force=True)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from shearling.artefact import write_artefact
+with write_artefact(Path(sys.argv[1]), kind="task", force=True) as draft:
+    (draft.directory / "half").write_text("x" * 1000)
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_killed_writer_leaves_no_half_artefact_and_is_swept(tmp_path):
+    good = make(tmp_path / "a")
+    process = start(WRITER, tmp_path / "a")
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert open_artefact(tmp_path / "a", kind="task").sha256 == good.sha256
+    assert ".a.partial" in names(tmp_path)
+    assert set(make(tmp_path / "a", force=True).manifest.files) == {"sub/rows.jsonl", "facts.json"}
+    assert names(tmp_path) == ["a"]
+
+
+def test_second_writer_is_told_and_the_first_is_not_disturbed(tmp_path):
+    process = start(WRITER, tmp_path / "a")
+    try:
+        assert process.stdout.readline() == "writing\n"
+        with pytest.raises(OutputLocked) as caught:
+            make(tmp_path / "a")
+        assert caught.value.exit_code == 4
+        assert (tmp_path / ".a.partial" / "half").is_file()
+        with pytest.raises(OutputLocked):
+            make(tmp_path / "a")
+    finally:
+        process.kill()
+        process.communicate()
+    make(tmp_path / "a")
+
+
+DISK_FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from shearling.artefact import write_artefact
+from shearling.errors import ResourceExhausted
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with write_artefact(Path(sys.argv[1]), kind="task", force=True) as draft:
+        if sys.argv[2] == "text":
+            (draft.directory / "big").write_text("x" * 200_000)
+        elif sys.argv[2] == "safetensors":
+            save_file({"a": torch.zeros(100_000)}, draft.directory / "big")
+        else:
+            torch.save(torch.zeros(100_000), draft.directory / "big")
+except ResourceExhausted as error:
+    print(error.exit_code, error.where, error.message)
+"""
+
+
+@pytest.mark.parametrize("writer", ["text", "safetensors", "torch"])
+def test_full_disk_keeps_the_previous_artefact(writer, tmp_path):
+    good = make(tmp_path / "a")
+    process = start(DISK_FULL, tmp_path / "a", writer)
+    output, errors = process.communicate(timeout=120)
+    assert output.startswith(f"4 {tmp_path / 'a'} cannot write"), errors[-2000:]
+    assert open_artefact(tmp_path / "a", kind="task").sha256 == good.sha256
+    assert names(tmp_path) == ["a"]
+
+
+def test_replacement_killed_between_its_renames_is_undone(tmp_path):
+    good = make(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / ".a.old")
+    with pytest.raises(OutputExists):
+        make(tmp_path / "a", content="two")
+    assert open_artefact(tmp_path / "a", kind="task").sha256 == good.sha256
+    assert names(tmp_path) == ["a"]
+
+
+def test_error_is_a_resource_error_only_for_the_disk(tmp_path):
+    with pytest.raises(ResourceExhausted), write_artefact(tmp_path / "a", kind="task"):
+        raise OSError(28, os.strerror(28))
+    with pytest.raises(RuntimeError, match="unrelated"), write_artefact(tmp_path / "a", kind="task"):
+        raise RuntimeError("unrelated")

@@ -1,0 +1,157 @@
+"""The frame of every command, seen from outside: exit codes, one JSON object, signals, foreign stage packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = '''
+import sys, time
+import typer
+from shearling.command_line import DebugFlag, JsonFlag, Result, make_app, run_command
+from shearling import errors
+
+app = make_app("A tiny stage.")
+
+@app.command()
+def work(how: str, count: int = 1, json: JsonFlag = False, debug: DebugFlag = False) -> Result:
+    """Do something."""
+    if how == "sleep":
+        try:
+            print("sleeping", flush=True)
+            time.sleep(60)
+        finally:
+            print("cleaned", flush=True)
+    if how == "full":
+        raise OSError(28, "No space left on device", "/a/file")
+    if how == "unreadable":
+        raise PermissionError(13, "Permission denied", "/a/file")
+    if how == "bug":
+        raise KeyError("colour")
+    if how != "good":
+        raise getattr(errors, how)("it went [red]wrong[/red] with 3.5", where="a/b.json", remedy="Do better")
+    return Result({"count": count}, f"counted {count}")
+
+run_command(app, program="python -m tiny")
+'''
+
+
+@pytest.fixture
+def program(tmp_path):
+    (tmp_path / "tiny.py").write_text(PROGRAM)
+    return tmp_path / "tiny.py"
+
+
+def run(program, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(program), *arguments], capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
+    )
+
+
+def test_result_goes_to_stdout(program):
+    plain = run(program, "good", "--count", "4")
+    assert (plain.returncode, plain.stdout, plain.stderr) == (0, "counted 4\n", "")
+    machine = run(program, "good", "--json")
+    assert json.loads(machine.stdout) == {"status": "ok", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("ParityFailed", 1),
+        ("OutputExists", 2),
+        ("ArtefactCorrupt", 3),
+        ("DeviceUnavailable", 4),
+        ("ShearlingError", 5),
+        ("full", 4),
+        ("unreadable", 4),
+    ],
+)
+def test_errors_are_one_line_with_the_code_of_their_cause(how, code, program):
+    done = run(program, how)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    if how not in ("full", "unreadable"):
+        assert done.stderr == "error: a/b.json: it went [red]wrong[/red] with 3.5. Do better\n"
+    else:
+        assert "/a/file" in done.stderr
+
+
+def test_json_error_object(program):
+    done = run(program, "ArtefactCorrupt", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout) == {
+        "status": "error",
+        "exit_code": 3,
+        "error": "ArtefactCorrupt",
+        "message": "it went [red]wrong[/red] with 3.5",
+        "where": "a/b.json",
+        "remedy": "Do better",
+    }
+
+
+def test_our_own_defects_are_5_and_show_their_traceback_only_on_request(program):
+    quiet, loud = run(program, "bug"), run(program, "bug", "--debug")
+    assert quiet.returncode == loud.returncode == 5
+    assert "KeyError" in quiet.stderr
+    assert "Traceback" not in quiet.stderr
+    assert "Traceback" in loud.stderr
+
+
+@pytest.mark.parametrize("arguments", [["good", "--unknown"], ["good", "--count", "many"], ["good", "extra"], []])
+def test_usage_is_2(arguments, program):
+    done = run(program, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+
+
+def test_usage_error_as_json(program):
+    done = run(program, "good", "--count", "many", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["exit_code"] == 2
+
+
+def test_help_is_0(program):
+    done = run(program, "--help")
+    assert done.returncode == 0
+    assert "A tiny stage." in done.stdout or "Do something." in done.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_unwind_and_keep_their_codes(number, code, program):
+    process = subprocess.Popen([sys.executable, str(program), "sleep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "sleeping\n"
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert output == "cleaned\n"
+    assert "resumes" in errors
+
+
+@pytest.mark.parametrize("form", ["package", "module"])
+def test_foreign_stage_package_is_refused(form, program, tmp_path):
+    foreign = tmp_path / "foreign"
+    (foreign / "search").mkdir(parents=True)
+    if form == "package":
+        (foreign / "search" / "__init__.py").write_text("raise SystemExit('never imported')")
+    else:
+        (foreign / "search.py").write_text("raise SystemExit('never imported')")
+    done = run(program, "good", "--json", PYTHONPATH=os.pathsep.join((str(foreign), os.environ["PYTHONPATH"])))
+    assert done.returncode == 4
+    body = json.loads(done.stdout)
+    assert body["error"] == "PackageShadowed"
+    assert str(foreign) in body["message"]
+
+
+def test_frame_is_fast_and_imports_nothing_heavy(program):
+    heavy = "torch transformers openvino nncf numpy pandas matplotlib"
+    check = f"import sys; import shearling.command_line; print([name for name in {heavy.split()} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=Path(program).parent)
+    assert done.stdout == "[]\n"

