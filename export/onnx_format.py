@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from export.onnx_weights import store_weights
 from export.openvino_format import quiet_conversion
-from export.weights import Weights
-from shearling.decoder import find_decoder
+from export.weights import LOW_RANK, Weights
 from shearling.errors import ArtefactCorrupt
 
 if TYPE_CHECKING:
@@ -81,9 +80,7 @@ def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     """
     directory.mkdir(parents=True, exist_ok=True)
     program = trace(model)
-    layers = find_decoder(model).layers_path
-    linears = {f"{name}.weight" for name, module in model.named_modules() if name.startswith(f"{layers}.") and isinstance(module, nn.Linear)}
-    store_weights(program.model, weights, linears=linears)
+    store_weights(program.model, weights, linears=_quantizable(model))
     program.save(directory / MODEL_ONNX, external_data=True)
     check_external_data(directory / MODEL_ONNX)
     tokenizer.save_pretrained(str(directory))
@@ -158,6 +155,13 @@ def check_external_data(path: Path) -> None:
         if not file.is_file() or file.stat().st_size < end_bytes:
             found_bytes = file.stat().st_size if file.is_file() else 0
             raise ArtefactCorrupt(f"{tensor.name} ends at byte {end_bytes}, the file has {found_bytes}", where=file, remedy="Export again")
+
+
+def _quantizable(model: PreTrainedModel) -> set[str]:
+    # The head may share its weight with the embedding, and its error would go straight into the logits.
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return {f"{name}.weight" for name in names if name.rpartition(".")[2] not in LOW_RANK}
 
 
 def _example_cache(model: PreTrainedModel) -> Cache:

@@ -20,8 +20,7 @@ def store_weights(model: Any, weights: Weights, *, linears: Collection[str]) -> 
         model: an `onnx_ir.Model` whose linears are MatMul(x, Transpose(W)) with W [out, in] an initializer.
         weights: float16 and bfloat16 are cast to float32 behind the weight; int8 and int4 become MatMulNBits, symmetric, so
             that zero stays exactly zero, with embeddings and head left in float32.
-        linears: names of the weights of the decoder layers, which int8 and int4 quantize. The head is not among them: it may
-            share its weight with the embedding, and its error would go straight into the logits.
+        linears: names of the weights that int8 and int4 quantize.
     """
     if weights in ("fp16", "bf16"):
         _halve(model, weights)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.weights import INT4_GROUP, Weights
+from export.weights import INT4_GROUP, LOW_RANK, Weights
 from shearling.errors import ModelUnsupported
 from shearling.export_support import EXPORT_TASK, check_exportable
 
@@ -108,8 +108,9 @@ def compress(ir: Any, weights: Weights) -> Any:
         import nncf
 
         nncf.set_log_level(logging.ERROR)
+        factors = nncf.IgnoredScope(patterns=[f".*{name}.*" for name in LOW_RANK], validate=False)
         if weights == "int8":
-            return nncf.compress_weights(ir, mode=nncf.CompressWeightsMode.INT8_SYM)
+            return nncf.compress_weights(ir, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=factors)
         # A width that 128 does not divide takes the largest smaller power of two that does; below 16 it stays int8.
         advanced = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=16)
         return nncf.compress_weights(
@@ -118,6 +119,7 @@ def compress(ir: Any, weights: Weights) -> Any:
             group_size=INT4_GROUP,
             ratio=1.0,
             backup_mode=nncf.BackupMode.INT8_SYM,
+            ignored_scope=factors,
             advanced_parameters=advanced,
         )
 

@@ -10,3 +10,5 @@ Format = Literal["openvino", "onnx", "hf", "peft"]
 FORMATS: tuple[Format, ...] = ("openvino", "onnx", "hf", "peft")
 INT4_GROUP = 128
 """Weights that share a scale in int4, where the width of the layer allows it."""
+LOW_RANK = ("lora_a", "lora_b")
+"""Last path component of the factors that a `separate` export keeps beside the weight; they are never quantized."""

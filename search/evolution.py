@@ -81,9 +81,7 @@ def _build(grid: Grid, *, population: int, seed: int) -> tuple[Any, Any]:
     groups = len(grid.sizes)
     problem = Problem(n_var=groups, n_obj=2, xl=np.zeros(groups), xu=np.array(grid.minimal, dtype=float), vtype=int)
     # In today's pymoo `prob` is per candidate and `prob_var` per variable; the papers' number is the latter.
-    mutation = PM(
-        prob=1.0, prob_var=min(0.25, max(MUTATION_PROBABILITY, 1 / groups)), eta=MUTATION_ETA, vtype=float, repair=RoundingRepair()
-    )
+    mutation = PM(prob=1.0, prob_var=min(0.25, max(MUTATION_PROBABILITY, 1 / groups)), eta=MUTATION_ETA, vtype=float, repair=RoundingRepair())
     algorithm = NSGA2(
         pop_size=population,
         sampling=_first_generation(grid, population=population, seed=seed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from search.front import dominates
 from search.journal import Journal, Record
@@ -58,7 +59,7 @@ def _evaluate(
     indices: Indices, objective: Objective, journal: Journal, *, algorithm: Algorithm, seed: int, generation: int, parent: str | None
 ) -> Record:
     number = len(journal.records)
-    facts = {"i": number, "id": f"{algorithm}-{number:04d}", "parent": parent, "generation": generation}
+    facts: dict[str, Any] = {"i": number, "id": f"{algorithm}-{number:04d}", "parent": parent, "generation": generation}
     known = journal.find(indices)
     if known is not None:
         return known.model_copy(update={**facts, "seconds": 0.0, "cached": True, "pareto": _is_pareto(known, journal.records)})

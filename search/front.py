@@ -37,11 +37,12 @@ def best_record(records: Sequence[Record], *, min_accuracy: float | None = None,
         if (min_accuracy is None or record.accuracy >= min_accuracy) and (max_params is None or record.adapter_params <= max_params)
     ]
     if not meeting:
-        wanted = [f"accuracy >= {min_accuracy}" if min_accuracy is not None else "", f"adapter parameters <= {max_params}" if max_params is not None else ""]
-        reached = f"reached accuracy {max(record.accuracy for record in records):.4f}, " if records else ""
-        fewest = f"fewest parameters {min(record.adapter_params for record in records)}" if records else "nothing was evaluated"
+        wanted = {"accuracy >=": min_accuracy, "adapter parameters <=": max_params}
+        limits = " and ".join(f"{words} {limit}" for words, limit in wanted.items() if limit is not None)
+        accuracies, params = [record.accuracy for record in records], [record.adapter_params for record in records]
+        reached = f"the most accurate reaches {max(accuracies):.4f}, the smallest has {min(params)}" if records else "nothing was evaluated"
         raise NoCandidate(
-            f"none of {len(records)} evaluations has {' and '.join(filter(None, wanted))}; {reached}{fewest}",
+            f"none of {len(records)} evaluations has {limits or 'been made'}; {reached}",
             remedy="Loosen the constraint or search longer; what was evaluated is kept",
         )
     return min(meeting, key=_rank)

@@ -37,9 +37,8 @@ def draw_pareto(records: Sequence[Record], best: Record, directory: Path, *, tas
     axes.scatter(_millions(front), _percent(front), s=30, color=FRONT, label=f"Pareto front ({len(front)})", zorder=3)
     low, high = wilson_interval(best.accuracy, best.n_eval)
     errors = [[100 * max(0.0, best.accuracy - low)], [100 * max(0.0, high - best.accuracy)]]
-    axes.errorbar(
-        _millions([best]), _percent([best]), yerr=errors, fmt="*", markersize=13, color=BEST, capsize=3, label=f"best: {best.id} (95 % interval)", zorder=4
-    )
+    label = f"best: {best.id} (95 % interval)"
+    axes.errorbar(_millions([best]), _percent([best]), yerr=errors, fmt="*", markersize=13, color=BEST, capsize=3, label=label, zorder=4)
     axes.set_xlabel("adapter parameters, millions")
     axes.set_ylabel(f"accuracy on {task}, % of {best.n_eval} rows")
     axes.grid(alpha=0.25)

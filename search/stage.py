@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,9 +159,7 @@ def describe_record(
 
 def _explore(run: Run, settings: SearchSettings, parents: dict[str, Artefact], space: SearchSpace, directory: Path) -> tuple[list[Record], str]:
     journal = Journal(directory / JOURNAL_FILE)
-    strategy = make_strategy(
-        settings.algorithm, Grid.of(space), evaluations=settings.evaluations, population=settings.population, seed=settings.seed
-    )
+    strategy = make_strategy(settings.algorithm, Grid.of(space), evaluations=settings.evaluations, population=settings.population, seed=settings.seed)
     if journal.records:
         log.print(f"continuing after {len(journal.records)} evaluations")
     objective, task, rows = _objective(run, settings, parents)
@@ -219,6 +218,4 @@ def _csv(rows: list[list[object]]) -> str:
 
 
 def _relative(path: Path, location: Path) -> str:
-    import os
-
     return Path(os.path.relpath(path.resolve(), location.resolve())).as_posix()

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import math
@@ -240,19 +241,30 @@ def wilson_interval(share: float, n: int, *, z: float = Z_95) -> tuple[float, fl
 
 
 def _load_task(task: str, *, split: Split, include_path: Path | None, name: str) -> Any:
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=str(include_path) if include_path else None, include_defaults=False)
+    manager = _task_manager(include_path)
     if name not in manager.all_subtasks:
         name = task
         if name not in manager.all_subtasks:
-            # Reading the harness's own thousands of task files takes seconds, so only where the run has no such task.
-            manager = TaskManager(include_path=str(include_path) if include_path else None)
+            manager = _task_manager(None)
     if name in manager.all_groups or name in manager.all_tags:
         raise UsageError("this is a group of tasks", where=f"task {name}", remedy="Name one of its tasks")
     if name not in manager.all_subtasks:
         raise UsageError("no such task", where=f"task {name}", remedy="List them with: lm_eval ls tasks")
     return _build_task(name, manager, split)
+
+
+@functools.cache
+def _known_tasks() -> Any:
+    # Parses the harness's thousands of task files, which takes seconds: once, and only where the run has no such task.
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _task_manager(include_path: Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return _known_tasks() if include_path is None else TaskManager(include_path=str(include_path), include_defaults=False)
 
 
 def _build_task(name: str, manager: Any, split: Split) -> Any:

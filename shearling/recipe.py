@@ -247,8 +247,16 @@ def recipe_json_schema() -> dict[str, Any]:
 
 
 def section_as_json(section: Section | None) -> dict[str, Any] | None:
-    """A section as JSON, to be kept in the manifest of what was made from it."""
-    return None if section is None else section.model_dump(mode="json")
+    """A section as JSON, to be kept in the manifest of what was made from it; of a path the last part, since runs and recipes move."""
+    return None if section is None else _without_directories(section.model_dump())
+
+
+def _without_directories(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_directories(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_without_directories(item) for item in value]
+    return value.name if isinstance(value, Path) else value
 
 
 def _anchor_paths(data: dict[str, Any], anchor: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -26,7 +26,7 @@ from shearling.super_network import ADAPTER_FILE
 SUBNET_SCHEMA = "shearling.subnet/1"
 HASH_SCHEME = "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"
 
-Sha256 = pydantic.constr(pattern="^[0-9a-f]{64}$")
+Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 class Tool(Document):
@@ -45,9 +45,9 @@ class BaseReference(Document):
     model_type: str
     torch_dtype: str
     num_layers: int
-    manifest_sha256: str
-    config_sha256: str
-    weights_sha256: str
+    manifest_sha256: Sha256
+    config_sha256: Sha256
+    weights_sha256: Sha256
     weights_hash_scheme: Literal["sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"] = HASH_SCHEME  # type: ignore[assignment] # mypy cannot see that the constant is the literal
     tie_word_embeddings: bool
 
@@ -57,7 +57,7 @@ class MaskReference(Document):
 
     file: str
     packing: Literal["uint8-bits-lsb-first-row-major"] = "uint8-bits-lsb-first-row-major"
-    sha256: str
+    sha256: Sha256
 
 
 class SparsityReference(Document):
@@ -78,7 +78,7 @@ class AdapterReference(Document):
     """The super-adapter; what would change its scaling or its form is spelled out, and refused where we do not support it."""
 
     file: str
-    sha256: str
+    sha256: Sha256
     form: Literal["super"] = "super"
     r_max: int
     alpha: float
@@ -128,7 +128,7 @@ class Subnet(Document):
     base: BaseReference
     sparsity: SparsityReference | None
     adapter: AdapterReference
-    search_space_sha256: str
+    search_space_sha256: Sha256
     choice: dict[str, int]
     ranks: dict[str, int]
     widths: dict[str, int] = pydantic.Field(default_factory=dict, max_length=0)
@@ -237,14 +237,14 @@ def open_subnet(path: Path) -> OpenSubnet:
     _same(frozen.sha256, subnet.base.manifest_sha256, "manifest of the base", path)
     _same(hash_config(frozen.path), subnet.base.config_sha256, "configuration of the base", path)
     _same(hash_weights(frozen.path), subnet.base.weights_sha256, "weights of the base", path)
-    _same(sha256_file(here / subnet.adapter.file), subnet.adapter.sha256, "super-adapter", path)
+    _same(_digest_in(adapter, here / subnet.adapter.file, ADAPTER_FILE, where=path), subnet.adapter.sha256, "super-adapter", path)
     _same(adapter.manifest.parents.get(subnet.base.kind), frozen.sha256, "base that the adapter was trained on", path)
     space_file = adapter.path / SEARCH_SPACE_FILE
     _same(sha256_file(space_file), subnet.search_space_sha256, "search space", path)
     if (subnet.sparsity is None) != (subnet.base.kind == "base"):
         raise DocumentInvalid(f"sparsity is {'missing' if subnet.sparsity is None else 'given'} for a {subnet.base.kind} base", where=path)
     if subnet.sparsity is not None:
-        _same(sha256_file(here / subnet.sparsity.mask.file), subnet.sparsity.mask.sha256, "mask", path)
+        _same(_digest_in(frozen, here / subnet.sparsity.mask.file, MASK_FILE, where=path), subnet.sparsity.mask.sha256, "mask", path)
     space = read_search_space(space_file)
     _check_against_space(subnet, space, where=path)
     return OpenSubnet(path, subnet, space, frozen, adapter)
@@ -280,6 +280,14 @@ def _same(found: str | None, expected: str, what: str, path: Path) -> None:
             where=path,
             remedy="This sub-network was searched on other artefacts: restore them, or search again",
         )
+
+
+def _digest_in(artefact: Artefact, file: Path, name: str, *, where: Path) -> str | None:
+    """Digest of the file of an artefact that has been verified; `file` must be that very file, for it is what gets loaded."""
+    if file.resolve() != (artefact.path / name).resolve():
+        raise DocumentInvalid(f"{file.name} is named, expected {name} of {artefact.path}", where=where)
+    entry = artefact.manifest.files.get(name)
+    return None if entry is None else entry.sha256
 
 
 def _relative(path: Path, location: Path) -> str:

@@ -23,7 +23,7 @@ RANKS = (6, 4, 2)
 ALPHA = 12
 
 
-def write_headlines(path: Path, rows: int = 80) -> Path:
+def write_headlines(path: Path, rows: int) -> Path:
     """A two-choice task that a model can learn: the answer stands in the headline."""
     lines = [json.dumps({"headline": f"Report {number}: {'sure, great' if number % 2 else 'rain falls'}", "label": number % 2}) for number in range(rows)]
     path.write_text("".join(f"{line}\n" for line in lines))
@@ -38,6 +38,7 @@ def write_tiny_recipe(
     sparse: bool = True,
     seed: int = 3,
     dropout: float = 0.0,
+    rows: int = 80,
     task: dict[str, object] | None = None,
     sparsity: dict[str, object] | None = None,
     train: dict[str, object] | None = None,
@@ -46,7 +47,7 @@ def write_tiny_recipe(
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / "source").exists():
         save_tiny(family, directory / "source")
-    write_headlines(directory / "headlines.jsonl")
+    write_headlines(directory / "headlines.jsonl", rows)
     defaults = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "schedule": "constant", "precision": "fp32", "save_steps": 2}
     settings = {**defaults, **(train or {})}
     pruning = {"method": "magnitude", "ratio": 0.5, **(sparsity or {})}

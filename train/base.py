@@ -132,6 +132,11 @@ def _link(source: Path, destination: Path) -> None:
         shutil.copyfile(source, destination)
 
 
+def source_digest(source: Path) -> str:
+    """Hex digest of everything that an import reads of a GGUF file or a Hugging Face directory."""
+    return _digest(source) if source.is_dir() else sha256_file(source)
+
+
 def _digest(directory: Path) -> str:
     files = {path.name: sha256_file(path) for path in sorted(directory.iterdir()) if path.is_file() and path.suffix in KEPT_SUFFIXES}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shearling.artefact import Artefact, Kind, check_destination, open_artefact, remove_artefact, write_artefact
+from shearling.artefact import Artefact, Kind, check_destination, open_artefact, remove_artefact, sha256_file, write_artefact
 from shearling.checkpoint import load_tokenizer
 from shearling.console import log
 from shearling.errors import OutputExists
@@ -16,9 +16,9 @@ from shearling.recipe import Recipe, section_as_json
 from shearling.run import Run
 from shearling.strict_json import write_json
 from shearling.task import SPLITS, read_rows, write_rows
-from train.base import import_base
+from train.base import import_base, source_digest
 from train.calibration import calibration_blocks
-from train.preflight import preflight
+from train.preflight import check_structure, preflight
 from train.rows import build_rows
 from train.sparse import write_sparse
 from train.super_adapter import train_super_adapter
@@ -47,9 +47,10 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
         _clear(run)
     out.mkdir(parents=True, exist_ok=True)
 
-    made = {"task": _reuse_or_make(run.task, "task", {"recipe": section_as_json(recipe.task)}, {}, lambda: _make_task(recipe, run))}
-    base_facts = {"model_id": recipe.model.model_id}
+    made = {"task": _reuse_or_make(run.task, "task", _task_facts(recipe), {}, lambda: _make_task(recipe, run))}
+    base_facts = {"model_id": recipe.model.model_id, "source": {"sha256": source_digest(source.path) if run.base.exists() else None}}
     made["base"] = _reuse_or_make(run.base, "base", base_facts, {}, lambda: import_base(source.path, run.base, model_id=recipe.model.model_id))
+    check_structure(recipe, made["base"].path)
     frozen = made["base"]
     if recipe.sparsity is not None:
         facts = {"recipe": section_as_json(recipe.sparsity), "seed": recipe.seed}
@@ -67,12 +68,23 @@ def _reuse_or_make(path: Path, kind: Kind, facts: Mapping[str, Any], parents: Ma
         return open_artefact(path, kind=kind)
     artefact = open_artefact(path, kind=kind)
     details = artefact.manifest.details
-    other = [name for name, value in facts.items() if details.get(name) != value]
+    other = [name for name, value in facts.items() if _differs(details.get(name), value)]
     other += [f"its {role}" for role, parent in parents.items() if artefact.manifest.parents.get(role) != parent.sha256]
     if other:
         raise OutputExists(f"made from another {', '.join(other)}", where=path, remedy="Choose another --out, or replace the run with --force")
     log.print(f"reusing {path}")
     return artefact
+
+
+def _differs(stored: Any, wanted: Any) -> bool:
+    if isinstance(stored, dict) and isinstance(wanted, Mapping):
+        return any(_differs(stored.get(key), value) for key, value in wanted.items())
+    return bool(stored != wanted)
+
+
+def _task_facts(recipe: Recipe) -> dict[str, Any]:
+    path = recipe.task.path
+    return {"recipe": section_as_json(recipe.task), "source_sha256": sha256_file(path) if path is not None and path.is_file() else None}
 
 
 def _make_task(recipe: Recipe, run: Run) -> None:
@@ -85,7 +97,7 @@ def _make_task(recipe: Recipe, run: Run) -> None:
         counts = {split: len(splits[split]) for split in SPLITS}
         facts = {"name": recipe.task.name, "multiple_choice": multiple_choice, "rows": counts}
         write_json(draft.directory / "task.json", facts)
-        draft.details |= {**facts, "recipe": section_as_json(recipe.task)}
+        draft.details |= {**facts, **_task_facts(recipe)}
         log.print(f"task {recipe.task.name}: {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from shearling.checkpoint_safety import CONFIG, weight_files
 from shearling.console import log
+from shearling.decoder import find_decoder
 from shearling.errors import ArtefactMissing, ModelUnsupported, ResourceExhausted
 from shearling.export_support import check_exportable
 from shearling.recipe import ModelSection, Recipe
 from shearling.strict_json import read_json
+from train.adapter_space import build_search_space
 from train.gguf import is_gguf, read_header
 from train.package_asset import fetch
 
@@ -71,6 +73,27 @@ def find_model(section: ModelSection) -> ModelSource:
     if not isinstance(model_type, str):
         raise ModelUnsupported("config.json names no model_type", where=path)
     return ModelSource(path, model_type, _count_safetensors(path))
+
+
+def check_structure(recipe: Recipe, base: Path) -> None:
+    """Check that the adapter groups fit the model, before pruning rather than after; no weight is loaded.
+
+    Args:
+        recipe: its [adapter] section names modules.
+        base: an imported model, whose configuration is clean.
+
+    Raises:
+        ModelUnsupported: no decoder layers are found.
+        RecipeInvalid: a group names what no layer has.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if recipe.adapter is not None:
+        config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            decoder = find_decoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+        build_search_space(recipe.adapter, decoder, model_type=config.model_type)
 
 
 def check_disk(out: Path, *, needed_bytes: int) -> None:

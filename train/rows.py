@@ -119,12 +119,14 @@ def _records(task: TaskSection) -> Iterator[Mapping[str, Any]]:
 def _jsonl_records(path: Path) -> Iterator[Mapping[str, Any]]:
     if not path.is_file():
         raise ArtefactMissing("no such data file", where=path, remedy="Give a JSONL file, a row a line")
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise DocumentInvalid(f"not UTF-8 at byte {error.start}", where=f"{path}, line {number}") from None
             except json.JSONDecodeError as error:
                 raise DocumentInvalid(f"malformed JSON: {error.msg}", where=f"{path}, line {number}") from None
             if not isinstance(record, dict):

@@ -194,13 +194,16 @@ def describe(rows: Iterable[Row], n: int) -> list[str]:
         )
     said.append(f"Fine-tuned, then pruned: {lora.accuracy:.1%} {_verdict(after, lora, n)} {after.accuracy:.1%}.")
     said.append(
-        f"Pruned first, then trained under the mask: {ours.accuracy:.1%}, {_against(ours, after, n)} the above,"
-        f" {_against(ours, lora, n)} dense + LoRA, and {ours.sparsity:.1%} of the weights are exactly zero."
+        f"Pruned first, then trained under the mask: {ours.accuracy:.1%}, {_against(ours, after, n)} pruning last,"
+        f" {_against(ours, lora, n)} dense + LoRA; {ours.sparsity:.1%} of the weights are exactly zero."
     )
     if ours.decode_ratio is not None:
         low, high = ours.decode_ratio.low, ours.decode_ratio.high
         change = "no difference in speed can be seen" if low <= 1 <= high else f"a token takes {ours.decode_ratio.median:.2f} times as long"
-        said.append(f"Stock OpenVINO stores zeros like other numbers: {change} against dense ({low:.2f} to {high:.2f}), same bytes.")
+        size = ours.weight_bytes / dense.weight_bytes
+        said.append(
+            f"Stock OpenVINO stores zeros like other numbers: {change} against dense ({low:.2f} to {high:.2f}), at {size:.2f} times its size."
+        )
     return said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from shearling.command_line import Result
@@ -12,8 +13,14 @@ from shearling.demo.plan import Action, Scale, plan_demo
 from shearling.demo.report import render_report
 from shearling.demo.screen import closing_screen
 from shearling.demo.step import Ledger, carry_out
-from shearling.errors import ArtefactMissing
+from shearling.errors import ArtefactMissing, ResourceExhausted
 from shearling.strict_json import write_document, write_text
+
+SMOKE_SHARE = 0.3
+"""Time of a smoke run, as a share of a full one."""
+
+DISK_BYTES = 7 * 10**9
+"""What a demo leaves behind: a dozen copies of 135 million float32 weights; smoke runs too."""
 
 
 def run_demo(out: Path, *, scale: Scale, force: bool) -> Result:
@@ -25,15 +32,18 @@ def run_demo(out: Path, *, scale: Scale, force: bool) -> Result:
         force: replace what stands there and was not made by the demo.
 
     Raises:
+        ArtefactMissing: the recipes are not beside the package.
+        ResourceExhausted: too little disk for a new demo.
         ShearlingError: whatever a step refuses; see `carry_out`.
     """
     if not RECIPES.is_dir():
         raise ArtefactMissing("the recipes are not here", where=RECIPES, remedy="Run the demo from a checkout, or from an editable install of one")
     layout = DemoLayout(out)
+    _check_disk(layout)
     out.mkdir(parents=True, exist_ok=True)
     actions = plan_demo(layout, scale)
     ledger = Ledger(layout.ledger)
-    pace = _Pace()
+    pace = _Pace(SMOKE_SHARE if scale == "smoke" else 1.0)
     for number, action in enumerate(actions, start=1):
         left = pace.estimate(actions[number - 1 :])
         log.print(f"\nstep {number} of {len(actions)}, {left}: {action.step.title}", style="bold", markup=False)
@@ -49,10 +59,23 @@ def run_demo(out: Path, *, scale: Scale, force: bool) -> Result:
     return Result({"report": str(layout.report), **outcome.model_dump(mode="json", by_alias=True)}, closing_screen(outcome, layout))
 
 
+def _check_disk(layout: DemoLayout) -> None:
+    if layout.ledger.is_file():
+        # Begun already: what is missing then is unknown, and each stage checks for itself.
+        return
+    existing = next(parent for parent in (layout.path.resolve(), *layout.path.resolve().parents) if parent.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < DISK_BYTES:
+        raise ResourceExhausted(
+            f"the demo needs {DISK_BYTES / 1e9:.0f} GB of disk, {free_bytes / 1e9:.1f} GB are free", where=layout.path, remedy="Choose another --out"
+        )
+
+
 class _Pace:
     """How fast this machine is, against the expectation of the plan."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
+        self._share = share
         self._expected_s = self._taken_s = 0.0
 
     def add(self, action: Action, seconds: float) -> None:
@@ -60,6 +83,6 @@ class _Pace:
         self._taken_s += seconds
 
     def estimate(self, remaining: list[Action]) -> str:
-        factor = self._taken_s / self._expected_s if self._expected_s else 1.0
+        factor = self._taken_s / self._expected_s if self._expected_s else self._share
         minutes = factor * sum(action.step.expected_s for action in remaining) / 60
         return f"about {max(1, round(minutes))} min left"

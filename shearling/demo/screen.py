@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -12,9 +13,9 @@ from shearling.demo.outcome import Outcome
 
 def closing_screen(outcome: Outcome, layout: DemoLayout) -> RenderableType:
     """What a newcomer sees last."""
-    table = Table(title=f"{outcome.model_id}, {outcome.task}: {outcome.n} unseen rows", title_justify="left")
+    table = Table(title=f"{outcome.model_id}, {outcome.task}: {outcome.n} unseen rows", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for heading in ("accuracy\n95 %", "bits per\nbyte", "zeros", "size\nMB", "1st token\nms", "per token\nms", "tokens\nper s"):
+    for heading in ("accuracy\n95 %", "bits per\nbyte", "zeros", "size\nMB", "first\ntoken", "each\ntoken", "tokens\nper s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in outcome.rows:
         low, high = row.interval
@@ -24,18 +25,21 @@ def closing_screen(outcome: Outcome, layout: DemoLayout) -> RenderableType:
             "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.2f}",
             f"{row.sparsity:.0%}",
             f"{row.weight_bytes / 1e6:.0f}",
-            f"{1e3 * row.ttft_s.median:.0f}",
-            f"{1e3 * row.tpot_s.median:.1f}",
+            f"{1e3 * row.ttft_s.median:.0f} ms",
+            f"{1e3 * row.tpot_s.median:.1f} ms",
             f"{row.tokens_per_s.median:.0f}",
             style="bold" if row.role == "ours" else None,
         )
-    lines = [f"- {finding}" for finding in outcome.findings]
+    findings = Table.grid(padding=(0, 1))
+    for finding in outcome.findings:
+        findings.add_row("-", finding)
     if outcome.scale == "smoke":
-        lines.append("- This was a smoke run: too few steps and rows for the numbers to mean anything.")
+        findings.add_row("-", "This was a smoke run: too few steps and rows for the numbers to mean anything.")
     minutes = sum(outcome.seconds.values()) / 60
-    lines += [
+    lines = (
         f"{minutes:.1f} minutes on {outcome.machine}. zeros: share in the linear layers; size: OpenVINO weights.",
-        f'Try it:  python -m serve generate {layout.run.export} --prompt "Headline: Area man wins award\\nSarcastic:" --no-chat',
+        f"Try it:  python -m serve generate {layout.run.export} --no-chat --max-new-tokens 1 \\",
+        "             --prompt $'Headline: Area man wins award\\nSarcastic:'",
         f"Report:  {layout.report}",
-    ]
-    return Group(table, Text("\n".join(lines)))
+    )
+    return Group(table, findings, Text("\n" + "\n".join(lines)))

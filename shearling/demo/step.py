@@ -160,8 +160,9 @@ def run_python(arguments: Sequence[str], *, capture: bool) -> str:
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE if capture else sys.stderr, text=True)
     try:
         text, _ = process.communicate()
-    except BaseException:
-        _stop(process)
+    except BaseException as reason:
+        # At Ctrl-C the terminal has told the child already, which then saves its work; a second signal would cut that short.
+        _stop(process, told=isinstance(reason, KeyboardInterrupt))
         raise
     code = process.returncode
     if code in (130, -2):
@@ -174,11 +175,11 @@ def run_python(arguments: Sequence[str], *, capture: bool) -> str:
     return text or ""
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    # At Ctrl-C the terminal has told the child already; SIGTERM reaches us alone. Both let it save its work.
-    process.terminate()
+def _stop(process: subprocess.Popen[str], *, told: bool) -> None:
+    if not told:
+        process.terminate()
     try:
         process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()
         process.wait()

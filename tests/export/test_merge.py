@@ -11,7 +11,11 @@ from shearling.search_space import AdapterSpec, RankTemplate, SearchSpace
 from shearling.super_network import build_super_network
 from tests.tiny_models import FAMILIES, tiny_tokenizer
 
-ADAPTED = {"llama": ("self_attn.q_proj", "mlp.up_proj"), "phi3": ("self_attn.qkv_proj", "mlp.down_proj"), "bloom": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")}
+ADAPTED = {
+    "llama": ("self_attn.q_proj", "mlp.up_proj"),
+    "phi3": ("self_attn.qkv_proj", "mlp.down_proj"),
+    "bloom": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+}
 IDS = torch.tensor([[5, 17, 33, 60, 2, 9]])
 
 
@@ -27,7 +31,9 @@ def build(family, *, masked, pruned=True):
         model_type=model.config.model_type,
         num_layers=len(decoder.layers),
         layers_path=decoder.layers_path,
-        adapter=AdapterSpec(r_max=6, alpha=12.0, dropout=0.0, masked_training=masked, target_modules=tuple(m.rpartition(".")[2] for m in ADAPTED[family])),
+        adapter=AdapterSpec(
+            r_max=6, alpha=12.0, dropout=0.0, masked_training=masked, target_modules=tuple(m.rpartition(".")[2] for m in ADAPTED[family])
+        ),
         templates=tuple(RankTemplate(name=f"g{index}", modules=(module,), values=(6, 3, 2)) for index, module in enumerate(ADAPTED[family])),
     )
     network = build_super_network(model, tiny_tokenizer(), space, masks, generator=generator)

@@ -16,6 +16,7 @@ from shearling.errors import ArtefactMissing, DocumentInvalid
 from shearling.strict_json import MAX_BYTES, MAX_DEPTH, Document, parse_json, read_document, read_json, write_document, write_json, write_text
 
 
+# Processor time, so that a busy machine fails no test.
 class Pair(Document):
     schema_: Literal["shearling.pair/1"] = pydantic.Field("shearling.pair/1", alias="schema")
     name: str
@@ -61,10 +62,10 @@ def test_faults(fault, tmp_path):
     raw, message = FAULTS[fault]
     path = tmp_path / "document.json"
     path.write_bytes(raw)
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     with pytest.raises(DocumentInvalid) as caught:
         read_document(path, Pair, schema="shearling.pair/1")
-    assert time.perf_counter() - started_s < 1
+    assert time.process_time() - started_s < 1
     assert message in caught.value.message
     assert caught.value.where == str(path)
     assert caught.value.exit_code == 3
@@ -73,18 +74,18 @@ def test_faults(fault, tmp_path):
 def test_largest_accepted_document_takes_no_second(tmp_path):
     path = tmp_path / "document.json"
     path.write_bytes(b'{"name": "' + b"a" * (MAX_BYTES - 20) + b'"}')
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     read_json(path)
-    assert time.perf_counter() - started_s < 1
+    assert time.process_time() - started_s < 1
 
 
 @pytest.mark.parametrize("unit", [rb"\"", b'"', b"\\", b"[]", b"{}", b'"[', b"9", b" "])
 def test_no_text_is_slow(unit):
     raw = b'{"a": "' + unit * (MAX_BYTES // len(unit) - 8)
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     with pytest.raises(DocumentInvalid):
         parse_json(raw, where="x")
-    assert time.perf_counter() - started_s < 2
+    assert time.process_time() - started_s < 2
 
 
 def test_missing(tmp_path):

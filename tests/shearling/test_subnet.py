@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from shearling.artefact import open_artefact
+from shearling.artefact import open_artefact, sha256_file
 from shearling.checkpoint import hash_weights, load_model
 from shearling.errors import ArtefactCorrupt, ArtefactError, ArtefactMismatch, ArtefactMissing, DocumentInvalid
 from shearling.mask import MASK_FILE
 from shearling.run import Run
+from shearling.search_space import read_search_space
 from shearling.strict_json import write_document
 from shearling.subnet import Metrics, Provenance, describe_subnet, open_subnet
 from shearling.super_network import ADAPTER_FILE
@@ -46,8 +47,6 @@ def run(trained: Path, tmp_path: Path) -> Run:
 
 def with_best(run: Run) -> Run:
     adapter = open_artefact(run.super_adapter, kind="super_adapter")
-    from shearling.search_space import read_search_space
-
     choice = read_search_space(run.super_adapter / "search_space.json").heuristic()
     run.search.mkdir()
     subnet = describe_subnet(adapter, choice, subnet_id="heuristic-0000", location=run.search, metrics=METRICS, provenance=PROVENANCE)
@@ -195,6 +194,16 @@ def test_every_digest_counts(run, field, named):
     assert named in str(error)
     edit(run, **{field: "0" * 63})
     assert isinstance(refusal(run), DocumentInvalid)
+
+
+@pytest.mark.parametrize(("section", "file"), [("adapter", "../super_adapter/search_space.json"), ("sparsity__mask", "../other/mask.safetensors")])
+def test_files_other_than_those_that_get_loaded_are_refused(run, section, file):
+    (run.path / "other").mkdir()
+    shutil.copy(run.sparse / MASK_FILE, run.path / "other")
+    edit(run, **{f"{section}__file": file, f"{section}__sha256": sha256_file(run.search / file)})
+    error = refusal(run)
+    assert isinstance(error, DocumentInvalid)
+    assert Path(file).name in str(error)
 
 
 @pytest.mark.parametrize("kind", ["sparse", "super_adapter"])

@@ -1,0 +1,128 @@
+"""Zeros counted in the files themselves, weight by weight, against the mask.
+
+A weight is zero where its stored number means zero: the number 0, of either sign, in a float format or a symmetric integer
+format, and the midpoint (8 or 128) in the unsigned blocks of ONNX Runtime's MatMulNBits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.report import ZeroCheck
+from shearling.errors import ModelUnsupported, SparsityLost
+
+if TYPE_CHECKING:
+    from shearling.mask import Masks
+
+Zeros = dict[str, npt.NDArray[np.bool_]]
+"""Weight name without `.weight` -> [out, in], True where the stored weight is zero."""
+
+
+def check_zeros(directory: Path, masks: Masks) -> list[ZeroCheck]:
+    """Count the zeros of every exported format.
+
+    Args:
+        directory: of an export; formats that are not there are passed over.
+        masks: module path -> mask, True = kept.
+
+    Returns:
+        One check for each of `model`, `openvino` and `onnx` that is there.
+
+    Raises:
+        SparsityLost: a file has no weight for a pruned module.
+    """
+    readers = {"model": read_huggingface, "openvino": read_openvino, "onnx": read_onnx}
+    shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
+    return [_check(name, reader(directory / name, shapes), masks) for name, reader in readers.items() if (directory / name).is_dir()]
+
+
+def read_huggingface(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+    """Zeros of a safetensors checkpoint."""
+    from safetensors import safe_open
+
+    zeros: Zeros = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                if name.removesuffix(".weight") in shapes:
+                    zeros[name.removesuffix(".weight")] = (tensors.get_tensor(name) == 0).numpy()
+    return zeros
+
+
+def read_openvino(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+    """Zeros of the weight constants of an IR."""
+    import openvino
+
+    model = openvino.Core().read_model(directory / "openvino_model.xml")
+    zeros: Zeros = {}
+    for node in model.get_ops():
+        path = _module_path(node.get_friendly_name())
+        if node.get_type_name() == "Constant" and path in shapes:
+            zeros[path] = _zero_bits(node).reshape(shapes[path])
+    return zeros
+
+
+def read_onnx(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+    """Zeros of the initializers of an ONNX graph."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(directory / "model.onnx").graph
+    zeros: Zeros = {}
+    for initializer in graph.initializer:
+        name, _, storage = initializer.name.rpartition(".weight")
+        path = _module_path(f"{name}.weight")
+        if path not in shapes or storage == "_scales":
+            continue
+        out, width = shapes[path]
+        array = numpy_helper.to_array(initializer)
+        if storage in ("_Q8", "_Q4"):
+            zeros[path] = _block_zeros(array, storage).reshape(out, -1)[:, :width]
+        else:
+            # MatMul keeps [in, out] where the exporter folded the transposition.
+            zeros[path] = (array == 0) if array.shape == shapes[path] else (array == 0).T
+    return zeros
+
+
+def _check(name: str, zeros: Zeros, masks: Masks) -> ZeroCheck:
+    missing = sorted(masks.keys() - zeros.keys())
+    if missing:
+        raise SparsityLost(f"the file holds no weight for {len(missing)} pruned modules, the first is {missing[0]}", where=name)
+    by_module, extra, pruned = {}, 0, 0
+    for path, mask in masks.items():
+        kept = mask.numpy()
+        by_module[path] = int(zeros[path][~kept].sum())
+        extra += int(zeros[path][kept].sum())
+        pruned += int((~kept).sum())
+    return ZeroCheck(format=name, pruned=pruned, zeros=sum(by_module.values()), extra_zeros=extra, by_module=by_module)
+
+
+def _module_path(name: str) -> str:
+    # OpenVINO puts `self.` before torch's names; a module that keeps its ranks apart holds the frozen weight in `base`.
+    return name.removeprefix("self.").removesuffix(".weight").removesuffix(".base")
+
+
+def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
+    kind = node.get_element_type().get_type_name()
+    if kind in ("f32", "f64", "i8"):
+        values: npt.NDArray[np.bool_] = node.data == 0
+        return values
+    raw = np.frombuffer(node.get_tensor_view().data.tobytes() if hasattr(node, "get_tensor_view") else node.data.tobytes(), dtype=np.uint8)
+    if kind in ("f16", "bf16"):
+        # Either sign of zero.
+        return (raw.view(np.uint16) & 0x7FFF) == 0
+    if kind == "i4":
+        return np.stack([raw & 0x0F, raw >> 4], axis=-1).reshape(-1) == 0
+    raise ModelUnsupported(f"cannot read zeros of weights stored as {kind}", where=node.get_friendly_name())
+
+
+def _block_zeros(array: npt.NDArray[Any], storage: str) -> npt.NDArray[np.bool_]:
+    if storage == "_Q8":
+        return np.asarray(array.view(np.uint8) == 128)
+    raw = array.view(np.uint8)
+    return np.stack([raw & 0x0F, raw >> 4], axis=-1).reshape(*raw.shape[:-1], -1) == 8

@@ -1,0 +1,64 @@
+"""`python -m search`: find the sub-network to deploy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search.strategy import Algorithm
+from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+from shearling.precision import Precision
+
+app = make_app(
+    "Find the best sub-network of a trained super-adapter on the validation split, and write best.json. "
+    "Options that are left out come from the run's recipe. Another row of the journal: python -m search.pick"
+)
+
+
+@app.command()
+def search(
+    run: Annotated[Path, typer.Option(help="The run directory, with a super-adapter; an interrupted search continues.", show_default=False)],
+    algorithm: Annotated[Algorithm | None, typer.Option(help="The strategy.")] = None,
+    evaluations: Annotated[int | None, typer.Option(min=1, help="Most sub-networks to evaluate.")] = None,
+    population: Annotated[int | None, typer.Option(min=2, help="Of NSGA-II; neighbours of a round in hill climbing.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Validation rows of an evaluation.")] = None,
+    task: Annotated[str | None, typer.Option(help="Any lm-evaluation-harness task with a validation split, instead of the run's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the strategy.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Most rows of a batch.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the evaluation.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Refuse a best sub-network below this (exit 1).")] = None,
+    max_params: Annotated[int | None, typer.Option(min=1, help="Refuse one with more adapter parameters (exit 1).")] = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Find the best sub-network of a super-adapter.
+
+    It is the most accurate one that meets the constraints; among equals the one with fewer adapter parameters.
+    """
+    import dataclasses
+
+    from search.stage import Constraints, recipe_settings
+    from search.stage import search as run_search
+    from search.summary import summarise
+    from shearling.run import Run
+
+    options: dict[str, Any] = {
+        "algorithm": algorithm,
+        "evaluations": evaluations,
+        "population": population,
+        "limit": limit,
+        "task": task,
+        "seed": seed,
+        "batch_size": batch_size,
+        "precision": precision,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = dataclasses.replace(recipe_settings(Run(run)), **given)
+    return summarise(run_search(Run(run), settings, Constraints(min_accuracy, max_params), force=force))
+
+
+if __name__ == "__main__":
+    run_command(app, program="python -m search")

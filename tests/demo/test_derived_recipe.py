@@ -1,0 +1,51 @@
+"""Recipes that the demo derives are recipes, and say what they should."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shearling.demo.derived_recipe import SMOKE, derive_recipe, render_toml
+from shearling.demo.layout import LORA_RECIPE, SHEARS_RECIPE
+from shearling.recipe import read_recipe
+
+KEYS = st.text("abcdefghijklmnopqrstuvwxyz_0123456789-", min_size=1, max_size=8)
+# DEL is the one character that JSON leaves bare and TOML does not allow.
+TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x7f"), max_size=20)
+PLAIN = st.booleans() | st.integers(-(2**53), 2**53) | TEXTS | st.lists(TEXTS, max_size=3)
+TABLES = st.recursive(
+    st.dictionaries(KEYS, PLAIN, max_size=4),
+    lambda inner: st.dictionaries(KEYS, PLAIN | inner | st.lists(inner, min_size=1, max_size=3), max_size=4),
+    max_leaves=12,
+)
+
+
+@given(TABLES)
+def test_rendered_toml_reads_back(data):
+    assert tomllib.loads(render_toml(data)) == data
+
+
+def test_a_full_demo_uses_the_shipped_recipe_itself(tmp_path):
+    assert derive_recipe(SHEARS_RECIPE, tmp_path / "x.toml", smoke=False) == SHEARS_RECIPE
+    assert not (tmp_path / "x.toml").exists()
+
+
+@pytest.mark.parametrize("source", [SHEARS_RECIPE, LORA_RECIPE], ids=["shears", "lora"])
+def test_a_smoke_recipe_differs_only_in_size(tmp_path, source):
+    small, whole = read_recipe(derive_recipe(source, tmp_path / "small.toml", smoke=True)), read_recipe(source)
+    assert small.train.steps == SMOKE["train"]["steps"] < whole.train.steps
+    assert small.task.rows.test == SMOKE["task"]["rows"]["test"]
+    assert (small.model, small.adapter, small.task.prompt, small.task.asset) == (whole.model, whole.adapter, whole.task.prompt, whole.task.asset)
+
+
+def test_the_pruned_baseline_prunes_like_the_main_run_and_nothing_else(tmp_path):
+    model = tmp_path / "baselines" / "model"
+    derived = read_recipe(derive_recipe(SHEARS_RECIPE, tmp_path / "recipes" / "after.toml", smoke=False, model=model))
+    whole = read_recipe(SHEARS_RECIPE)
+    assert derived.model.path.resolve() == model.resolve()
+    assert (derived.sparsity, derived.task, derived.seed) == (whole.sparsity, whole.task, whole.seed)
+    assert derived.adapter is None
+    assert derived.train is None

@@ -1,0 +1,63 @@
+"""Every supported decoder family, tiny and random, through train, search and export with verification on real runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export.pipeline import export_subnet
+from export.request import ExportRequest
+from search.stage import Constraints, SearchSettings, search
+from shearling.artefact import open_artefact
+from shearling.checkpoint import load_model
+from shearling.decoder import find_decoder
+from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.run import Run
+from shearling.strict_json import read_json
+from shearling.subnet import open_subnet
+from tests.tiny_models import FAMILIES
+from tests.tiny_runs import GROUPS, LLAMA_GROUPS, tiny_recipe
+from train.pipeline import run_recipe
+
+SETTINGS = SearchSettings(algorithm="heuristic", evaluations=1, population=2, seed=0, limit=8, task=None, batch_size=8, precision="fp32")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def searched(family: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of the family up to `best.json`, pruned with Wanda and trained under the mask."""
+    directory = tmp_path_factory.mktemp(family)
+    recipe = tiny_recipe(directory, family=family, sparsity={"method": "wanda"}, train={"steps": 3})
+    run_recipe(recipe, directory / "run")
+    search(Run(directory / "run"), SETTINGS, Constraints())
+    return Run(directory / "run")
+
+
+def test_train_and_search(family: str, searched: Run) -> None:
+    opened = open_subnet(searched.search / "best.json")
+    names = [name.rpartition(".")[2] for modules in GROUPS.get(family, LLAMA_GROUPS).values() for name in modules]
+    assert list(opened.space.adapter.target_modules) == names
+    model = load_model(searched.sparse)
+    assert opened.subnet.ranks.keys() <= find_decoder(model).linears().keys()
+    assert len(opened.subnet.ranks) == len(names) * opened.subnet.base.num_layers
+    assert set(opened.subnet.ranks.values()) == {4}
+    check_masked_zeros(model, load_masks(searched.sparse / MASK_FILE))
+
+
+def test_export_agrees_with_the_super_network_in_every_format(searched: Run, tmp_path: Path) -> None:
+    request = ExportRequest(output=tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"), verify="strict")
+    exported = export_subnet(searched.search / "best.json", request)
+    assert open_artefact(exported.path, kind="export").sha256 == exported.sha256
+    merged = load_model(exported.path / "model")
+    check_masked_zeros(merged, load_masks(searched.sparse / MASK_FILE))
+    report = read_json(exported.path / "report.json")
+    checks = {check["candidate"]: check for check in report["parity"]}
+    assert checks["merged"]["max_abs_logit"] == 0.0
+    for check in checks.values():
+        assert check["max_abs_logit"] <= 1e-3
+        assert check["top1_agreement"] == 1.0

@@ -1,0 +1,81 @@
+"""The Pareto front against brute force, and the rule that names the best."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from search.front import best_record, dominates, pareto_document, pareto_front, progression_rows
+from search.plot import draw_pareto
+from shearling.errors import NoCandidate
+from tests.search.synthetic import Separable, everything, run
+
+
+
+def exact_front(objective: Separable) -> set[tuple[int, ...]]:
+    scores = {indices: (objective.accuracy(indices), objective.params(indices)) for indices in everything()}
+    front = set()
+    for indices, (accuracy, params) in scores.items():
+        beaten = any(a >= accuracy and p <= params and (a > accuracy or p < params) for a, p in scores.values())
+        if not beaten:
+            front.add(indices)
+    return front
+
+
+@pytest.mark.parametrize("preferred", [(1, 0, 2, 1), (0, 0, 0, 0), (2, 2, 2, 2), (2, 0, 1, 0)])
+def test_the_front_of_the_whole_space_is_the_exact_front(preferred: tuple[int, ...], tmp_path: Path) -> None:
+    objective = Separable(preferred=preferred)
+    records = run(tmp_path / "j", objective, "random", evaluations=81)
+    document = pareto_document(records)
+    assert {tuple(point["choice_idx"]) for point in document["points"]} == exact_front(objective)
+
+
+def test_a_journal_marks_what_was_on_the_front_when_it_was_made(tmp_path: Path) -> None:
+    records = run(tmp_path / "j", Separable(), "random", evaluations=30)
+    for record in records:
+        assert record.pareto == (not any(dominates(other, record) for other in records[: record.i]))
+    assert all(record.pareto for record in pareto_front(records))
+
+
+def test_the_best_is_the_most_accurate_then_the_smallest_then_the_first_by_index(tmp_path: Path) -> None:
+    records = run(tmp_path / "j", Separable(), "random", evaluations=81)
+    best = best_record(records)
+    assert best.choice_idx == (1, 0, 2, 1)
+    equal = [record.model_copy(update={"accuracy": 0.5}) for record in records]
+    assert best_record(equal).choice_idx == (2, 2, 2, 2)
+    same_size = [record.model_copy(update={"adapter_params": 1}) for record in equal]
+    assert best_record(same_size).choice_idx == (0, 0, 0, 0)
+
+
+def test_constraints_select_or_refuse_and_never_fall_back(tmp_path: Path) -> None:
+    records = run(tmp_path / "j", Separable(), "random", evaluations=81)
+    smallest = min(record.adapter_params for record in records)
+    assert best_record(records, max_params=smallest).choice_idx == (2, 2, 2, 2)
+    with pytest.raises(NoCandidate, match=f"adapter parameters <= {smallest - 1}; .*the smallest has {smallest}"):
+        best_record(records, max_params=smallest - 1)
+    with pytest.raises(NoCandidate, match="accuracy >= 1.0 and"):
+        best_record(records, min_accuracy=1.0, max_params=smallest)
+
+
+def test_progression_marks_each_new_best(tmp_path: Path) -> None:
+    records = run(tmp_path / "j", Separable(), "random", evaluations=30)
+    header, *rows = progression_rows(records)
+    assert header == ["i", "id", "generation", "macs_m", "accuracy", "loss", "adapter_params", "seconds", "is_best"]
+    marked = [row for row in rows if row[-1] == 1]
+    assert [row[4] for row in marked] == sorted(row[4] for row in marked)
+    assert marked[-1][0] == best_record(records).i
+    stream = io.StringIO()
+    csv.writer(stream).writerows(rows)
+    assert len(list(csv.reader(io.StringIO(stream.getvalue())))) == 30
+
+
+def test_the_plot_is_the_same_bytes_every_time(tmp_path: Path) -> None:
+    records = run(tmp_path / "j", Separable(), "random", evaluations=30)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        draw_pareto(records, best_record(records), tmp_path / name, task="synthetic")
+    for name in ("pareto.svg", "pareto.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() != b""

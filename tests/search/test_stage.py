@@ -1,0 +1,257 @@
+"""The search command on a real, tiny run: real super-network, real harness, real processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from search.front import BEST_RULE, best_record
+from search.journal import read_journal
+from search.objective import SubnetObjective, count_frozen_nonzero
+from search.pick import describe_row
+from search.stage import Constraints, Searched, SearchSettings, recipe_settings, search
+from shearling.artefact import open_artefact
+from shearling.errors import ArtefactMismatch, NoCandidate, OutputExists, UsageError
+from shearling.evaluation import Evaluator, torch_scorer
+from shearling.run import Run
+from shearling.strict_json import read_json
+from shearling.subnet import open_subnet
+from shearling.super_network import load_super_network
+from tests.tiny_runs import tiny_recipe
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    from train.pipeline import run_recipe
+
+    directory = tmp_path_factory.mktemp("trained")
+    run_recipe(tiny_recipe(directory), directory / "run")
+    return directory / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Run:
+    return Run(shutil.copytree(trained, tmp_path / "run"))
+
+
+def settings(**changes: object) -> SearchSettings:
+    defaults = {"algorithm": "nsga2", "evaluations": 12, "population": 4, "seed": 0, "limit": None, "task": None, "batch_size": 8, "precision": "fp32"}
+    return SearchSettings(**{**defaults, **changes})  # type: ignore[arg-type]
+
+
+def command(run: Run, *options: str) -> list[str]:
+    fixed = ["--run", str(run.path), "--evaluations", "12", "--population", "4", "--precision", "fp32"]
+    return [sys.executable, "-m", "search", *fixed, *options]
+
+
+def shell(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def content(path: Path) -> list[dict[str, object]]:
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in path.read_text().splitlines()]
+
+
+def test_a_search_writes_a_complete_artefact(run: Run) -> None:
+    found = search(run, settings(), Constraints())
+    artefact = open_artefact(run.search, kind="search")
+    assert set(artefact.manifest.files) == {"journal.jsonl", "progression.csv", "pareto.json", "pareto.png", "pareto.svg", "best.json"}
+    assert set(artefact.manifest.parents) == {"super_adapter", "sparse", "task"}
+    records = read_journal(run.search / "journal.jsonl")
+    assert records == found.records
+    assert found.best == best_record(records)
+    with (run.search / "progression.csv").open(newline="") as stream:
+        assert [int(row["i"]) for row in csv.DictReader(stream)] == [record.i for record in records]
+    points = read_json(run.search / "pareto.json")["points"]
+    assert found.best.id in {point["id"] for point in points}
+
+
+def test_best_json_names_everything_and_reevaluates_to_the_recorded_accuracy(run: Run) -> None:
+    found = search(run, settings(), Constraints())
+    opened = open_subnet(run.search / "best.json")
+    subnet = opened.subnet
+    assert subnet.metrics is not None
+    assert subnet.provenance is not None
+    assert (subnet.provenance.row, subnet.provenance.best_rule) == (found.best.i, BEST_RULE)
+    assert (subnet.metrics.split, subnet.metrics.task, subnet.metrics.accuracy) == ("validation", "headlines_validation", found.best.accuracy)
+    network = load_super_network(run)
+    network.activate(subnet.choice)
+    evaluator = Evaluator("headlines", split="validation", include_path=run.task)
+    again = evaluator.measure(torch_scorer(network.model, network.tokenizer, batch_size=8))
+    assert again.accuracy == found.best.accuracy
+    assert again.rows_sha256 == found.best.eval_split_sha256
+    assert subnet.metrics.adapter_params == network.adapter_params(subnet.choice)
+    assert subnet.metrics.nonzero_params == count_frozen_nonzero(network)
+
+
+def test_heuristic_search_takes_the_middle_of_every_group(run: Run) -> None:
+    found = search(run, settings(algorithm="heuristic"), Constraints())
+    opened = open_subnet(run.search / "best.json")
+    assert opened.subnet.choice == opened.space.heuristic()
+    assert len(found.records) == 1
+
+
+def test_the_search_never_reads_the_test_rows(run: Run, trained: Path, tmp_path: Path) -> None:
+    whole = search(Run(shutil.copytree(trained, tmp_path / "whole")), settings(), Constraints())
+    (run.task / "test.jsonl").write_text("not json")
+    damaged = search(run, settings(), Constraints())
+    assert [record.model_copy(update={"seconds": 0.0}) for record in damaged.records] == [
+        record.model_copy(update={"seconds": 0.0}) for record in whole.records
+    ]
+    shutil.rmtree(run.search)
+    (run.task / "test.jsonl").unlink()
+    search(run, settings(algorithm="heuristic"), Constraints())
+
+
+def test_train_validation_and_test_rows_are_disjoint(trained: Path) -> None:
+    from shearling.task import SPLITS, read_rows
+
+    prompts = {split: {row.prompt for row in read_rows(trained / "task", split)} for split in SPLITS}
+    assert all(prompts.values())
+    assert not prompts["train"] & prompts["validation"] | prompts["validation"] & prompts["test"] | prompts["train"] & prompts["test"]
+
+
+def test_kill_9_and_resume_ends_as_an_uninterrupted_search(run: Run, trained: Path, tmp_path: Path) -> None:
+    whole = Run(shutil.copytree(trained, tmp_path / "whole"))
+    assert shell(command(whole)).returncode == 0
+    partial = run.search.with_name(".search.partial") / "journal.jsonl"
+    process = subprocess.Popen(
+        command(run), cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline_s = time.monotonic() + 120
+    while (not partial.is_file() or partial.read_bytes().count(b"\n") < 3) and process.poll() is None:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it finished before it could be killed"
+    assert not run.search.exists()
+    # As if the kill had struck in the middle of a write.
+    kept = partial.read_bytes()
+    partial.write_bytes(kept[: kept.rfind(b"\n") + 1] + b'{"i":')
+    done = kept.count(b"\n")
+    resumed = shell(command(run))
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"continuing after {done} evaluations" in resumed.stderr
+    assert (run.search / "journal.jsonl").read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+    assert content(run.search / "journal.jsonl") == content(whole.search / "journal.jsonl")
+    assert (run.search / "pareto.json").read_bytes() == (whole.search / "pareto.json").read_bytes()
+    assert not partial.parent.exists()
+
+
+def test_interrupted_in_process_and_resumed_measures_nothing_twice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    original = SubnetObjective.measure
+
+    def stop_at_five(self: SubnetObjective, indices: tuple[int, ...]):  # type: ignore[no-untyped-def]
+        if len(measured) == 5:
+            raise KeyboardInterrupt
+        measured.append(indices)
+        return original(self, indices)
+
+    monkeypatch.setattr(SubnetObjective, "measure", stop_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        search(run, settings(), Constraints())
+    monkeypatch.setattr(SubnetObjective, "measure", lambda self, indices: (measured.append(indices), original(self, indices))[1])
+    found = search(run, settings(), Constraints())
+    assert len(measured) == len(set(measured)) == sum(not record.cached for record in found.records)
+
+
+def test_no_candidate_is_exit_1_and_another_constraint_reuses_the_evaluations(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NoCandidate, match="adapter parameters <= 1"):
+        search(run, settings(), Constraints(max_params=1))
+    assert not run.search.exists()
+    monkeypatch.setattr(SubnetObjective, "measure", lambda self, indices: pytest.fail("measured again"))
+    found = search(run, settings(), Constraints(max_params=10**9))
+    assert len(found.records) == 12
+    refused = shell(command(run, "--force", "--algorithm", "heuristic", "--min-accuracy", "1.0", "--max-params", "1", "--json"))
+    assert refused.returncode == 1
+    assert json.loads(refused.stdout)["error"] == "NoCandidate"
+    assert open_subnet(run.search / "best.json").subnet.provenance.algorithm == "nsga2", "the search that stood there is intact"  # type: ignore[union-attr]
+
+
+def test_other_settings_start_over(run: Run) -> None:
+    with pytest.raises(NoCandidate):
+        search(run, settings(), Constraints(max_params=1))
+    found = search(run, settings(algorithm="random", seed=5, evaluations=3), Constraints())
+    assert {record.algorithm for record in found.records} == {"random"}
+    assert len(found.records) == 3
+
+
+def test_any_row_becomes_a_document_that_opens(run: Run, tmp_path: Path) -> None:
+    found = search(run, settings(), Constraints())
+    for row in (0, 2, len(found.records) - 1):
+        output = tmp_path / "elsewhere" / f"row-{row}.json"
+        done = shell([sys.executable, "-m", "search.pick", "--run", str(run.path), "--row", str(row), "--output", str(output), "--json"])
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["id"] == found.records[row].id
+        opened = open_subnet(output)
+        assert opened.space.encode(opened.subnet.choice) == found.records[row].choice_idx
+    again = shell([sys.executable, "-m", "search.pick", "--run", str(run.path), "--row", "0", "--output", str(output), "--json"])
+    assert (again.returncode, json.loads(again.stdout)["error"]) == (2, "OutputExists")
+    with pytest.raises(UsageError, match="row 99 of"):
+        describe_row(run, 99, location=tmp_path)
+
+
+def test_picked_for_the_same_row_equals_best(run: Run) -> None:
+    found = search(run, settings(), Constraints())
+    written = read_json(run.search / "best.json")
+    again = describe_row(run, found.best.i, location=run.search).model_dump(mode="json", by_alias=True)
+    assert {**written, "created": None} == {**again, "created": None}
+
+
+def test_an_existing_search_is_kept_unless_forced(run: Run) -> None:
+    search(run, settings(algorithm="heuristic"), Constraints())
+    with pytest.raises(OutputExists):
+        search(run, settings(algorithm="heuristic"), Constraints())
+    search(run, settings(algorithm="random", evaluations=2), Constraints(), force=True)
+    assert len(read_journal(run.search / "journal.jsonl")) == 2
+
+
+def test_a_search_refuses_a_base_that_was_swapped(run: Run, tmp_path: Path) -> None:
+    from train.pipeline import run_recipe
+
+    other = tmp_path / "other"
+    run_recipe(tiny_recipe(other, sparsity={"ratio": 0.25}), other / "run")
+    shutil.rmtree(run.sparse)
+    shutil.copytree(other / "run" / "sparse", run.sparse)
+    with pytest.raises(ArtefactMismatch, match="not the one that the adapter was trained on"):
+        search(run, settings(), Constraints())
+
+
+def test_defaults_come_from_the_recipe_and_the_command_line_overrides(run: Run) -> None:
+    defaults = recipe_settings(run)
+    assert (defaults.algorithm, defaults.evaluations, defaults.population) == ("nsga2", 32, 8)
+    done = shell(command(run, "--algorithm", "random", "--evaluations", "3", "--limit", "5", "--json"))
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert (data["status"], data["evaluations"], data["n_eval"]) == ("ok", 3, 5)
+    assert Path(data["best"]["path"]).is_file()
+
+
+def test_plain_adapters_count_beside_the_sparse_weights(tmp_path: Path) -> None:
+    from train.pipeline import run_recipe
+
+    run = Run(tmp_path / "run")
+    run_recipe(tiny_recipe(tmp_path, masked=False), run.path)
+    found: Searched = search(run, settings(algorithm="random", evaluations=4), Constraints())
+    assert {record.nonzero_params - record.adapter_params for record in found.records} == {count_frozen_nonzero(load_super_network(run))}
+
+
+def test_the_command_explains_itself_without_heavy_imports() -> None:
+    script = "import sys, search.__main__, search.pick; print([name for name in ('torch', 'pymoo', 'matplotlib', 'lm_eval') if name in sys.modules])"
+    assert shell([sys.executable, "-c", script]).stdout.strip() == "[]"
+    assert shell([sys.executable, "-m", "search", "--help"]).returncode == 0
+    missing = shell([sys.executable, "-m", "search", "--run", "nowhere", "--json"])
+    assert (missing.returncode, json.loads(missing.stdout)["error"]) == (3, "ArtefactMissing")

@@ -1,0 +1,133 @@
+"""Recipes: those that are shipped validate, the published schema is current, and a mistake is named with its cure."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from shearling.errors import ArtefactMissing, RecipeInvalid
+from shearling.recipe import read_recipe, recipe_json_schema
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHIPPED = sorted((ROOT / "recipes").glob("*.toml"))
+
+GOOD = """
+schema = "shearling.recipe/1"
+name = "tickets"
+[model]
+model_id = "mine"
+path = "models/mine"
+[task]
+name = "tickets"
+path = "data/tickets.jsonl"
+text = "{{ body }}"
+prompt = "Ticket: {{ text }}"
+choices = [" no", " yes"]
+gold = "{{ urgent }}"
+[sparsity]
+ratio = 0.5
+[adapter]
+rank = 8
+[[adapter.groups]]
+name = "all"
+modules = ["q_proj"]
+ranks = [8, 4]
+[train]
+steps = 2
+"""
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_validate(path):
+    assert read_recipe(path).name == path.stem
+
+
+def test_published_schema_is_current():
+    published = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text(encoding="utf-8"))
+    assert published == recipe_json_schema(), "run: make schema"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_satisfy_the_published_schema(path):
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(tomllib.loads(path.read_text(encoding="utf-8")), recipe_json_schema())
+
+
+def test_baselines_of_the_demo_learn_the_same_data_for_as_long():
+    shears, lora = (read_recipe(ROOT / "recipes" / f"smollm2-{name}.toml") for name in ("shears", "lora"))
+    assert (shears.model, shears.task, shears.train, shears.seed) == (lora.model, lora.task, lora.train, lora.seed)
+    assert (shears.adapter.rank, shears.adapter.alpha) == (lora.adapter.rank, lora.adapter.alpha)
+    modules = [sorted(module for group in recipe.adapter.groups for module in group.modules) for recipe in (shears, lora)]
+    assert modules[0] == modules[1]
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path):
+    (tmp_path / "recipe.toml").write_text(GOOD)
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    assert recipe.model.path == tmp_path / "models" / "mine"
+    assert recipe.task.path == tmp_path / "data" / "tickets.jsonl"
+
+
+ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", member = "m"}'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("steps = 2", "stpes = 2", ["train.stpes: unknown key, did you mean 'steps'?"]),
+        ("[sparsity]", "[sparsty]", ["sparsty: unknown key, did you mean 'sparsity'?"]),
+        ("modules =", "module =", ["adapter.groups.0.module: unknown key, did you mean 'modules'?", "adapter.groups.0.modules: missing"]),
+        ("steps = 2", 'steps = "two"', ["train.steps", "valid integer"]),
+        ("ratio = 0.5", "ratio = 1.5", ["sparsity.ratio", "less than 1"]),
+        ("ratio = 0.5", "ratio = nan", ["sparsity.ratio", "finite"]),
+        ("ratio = 0.5", 'ratio = 0.6\npattern = "2:4"', ["sparsity: pattern 2:4 prunes exactly half"]),
+        ("ratio = 0.5", 'method = "wandas"', ["sparsity.method", "'wanda' or 'magnitude'"]),
+        ('path = "models/mine"', "", ["model: give exactly one of 'path' and 'asset'"]),
+        ('path = "models/mine"', f'path = "models/mine"\n{ASSET}', ["model: give exactly one of 'path' and 'asset'"]),
+        ('path = "data/tickets.jsonl"', f'path = "data/tickets.jsonl"\n{ASSET}', ["task: give exactly one of 'path', 'asset' and 'dataset'"]),
+        ('gold = "{{ urgent }}"', "", ["task: 'choices' and 'gold' belong together"]),
+        ('gold = "{{ urgent }}"', 'gold = "{{ urgent }}"\ncompletion = "x"', ["task: give either 'choices' with 'gold', or 'completion'"]),
+        ("[train]\nsteps = 2", "", ["[adapter] and [train] belong together"]),
+        ("[sparsity]\nratio = 0.5", "", ["masked training needs [sparsity]; for a dense base set masked = false"]),
+        ("rank = 8", "rank = 8\ndropout = 0.1", ["adapter: dropout needs the adapter's own input"]),
+        ("steps = 2", "steps = 2\nepochs = 1", ["train: give exactly one of 'steps' and 'epochs'"]),
+        ("ranks = [8, 4]", "ranks = [8, true]", ["adapter.groups.0.ranks.1", "valid integer"]),
+        ("ranks = [8, 4]", "ranks = [8, 0]", ["adapter.groups.0.ranks.1", "greater than or equal to 1"]),
+        ('schema = "shearling.recipe/1"', 'schema = "shearling.recipe/2"', ["schema", "shearling.recipe/1"]),
+        ("steps = 2", "steps = 2\nsteps = 3", ["not TOML", "Cannot overwrite"]),
+        ("steps = 2", "steps = ", ["not TOML", "line"]),
+    ],
+)
+def test_mistakes_are_named(tmp_path, old, new, expected):
+    assert old in GOOD
+    path = tmp_path / "recipe.toml"
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(RecipeInvalid) as caught:
+        read_recipe(path)
+    assert caught.value.exit_code == 2
+    assert str(path) in str(caught.value)
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_a_missing_recipe_is_an_artefact_error(tmp_path):
+    with pytest.raises(ArtefactMissing) as caught:
+        read_recipe(tmp_path / "none.toml")
+    assert caught.value.exit_code == 3
+
+
+def test_bytes_that_are_not_text_are_refused(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeInvalid, match="not TOML"):
+        read_recipe(path)
+
+
+def test_reference_names_every_key():
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for name, definition in recipe_json_schema()["$defs"].items():
+        for key in definition["properties"]:
+            assert f"`{key}`" in text, f"{name}.{key} is not in docs/recipes.md"

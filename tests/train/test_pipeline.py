@@ -1,0 +1,122 @@
+"""The stage as a whole: what fits is reused, what was made from something else is refused, force replaces."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from shearling.artefact import open_artefact
+from shearling.errors import ArtefactCorrupt, OutputExists
+from shearling.run import Run
+from shearling.strict_json import read_json
+from shearling.super_network import ADAPTER_FILE
+from shearling.task import SPLITS, read_rows
+from tests.tiny_models import FAMILIES, tiny_tokenizer
+from tests.tiny_runs import tiny_recipe
+from train.pipeline import run_recipe
+
+KINDS = ("task", "base", "sparse", "super_adapter")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("pipeline")
+    run_recipe(tiny_recipe(directory), directory / "run")
+    return directory
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """A run whose last artefact is missing, with its recipe's inputs beside it."""
+    shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "run" / "super_adapter")
+    return tmp_path / "copy"
+
+
+def digests(run):
+    return {kind: open_artefact(getattr(Run(run), kind), kind=kind).sha256 for kind in KINDS[:3]}
+
+
+def test_artefacts_form_a_chain(finished):
+    run = Run(finished / "run")
+    task, base, sparse, adapter = (open_artefact(getattr(run, kind), kind=kind) for kind in KINDS)
+    assert sparse.manifest.parents == {"base": base.sha256}
+    assert adapter.manifest.parents == {"sparse": sparse.sha256, "task": task.sha256}
+    facts = read_json(run.task / "task.json")
+    assert facts == {"name": "headlines", "multiple_choice": True, "rows": {split: len(read_rows(run.task, split)) for split in SPLITS}}
+    assert adapter.manifest.details["recipe"]["train"]["steps"] == 6
+
+
+def test_what_is_there_is_reused(unfinished):
+    before = digests(unfinished / "run")
+    adapter = run_recipe(tiny_recipe(unfinished), unfinished / "run")["super_adapter"]
+    assert digests(unfinished / "run") == before
+    assert adapter.manifest.parents["sparse"] == before["sparse"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"task": {"max_length": 24}}, "task", "recipe"),
+        ({"sparsity": {"ratio": 0.25}}, "sparse", "recipe"),
+        ({"seed": 4}, "sparse", "seed"),
+        ({"rows": 81}, "task", "source_sha256"),
+    ],
+)
+def test_an_artefact_of_another_recipe_is_refused(unfinished, changes, kind, message):
+    before = digests(unfinished / "run")
+    with pytest.raises(OutputExists, match=message) as caught:
+        run_recipe(tiny_recipe(unfinished, **changes), unfinished / "run")
+    assert caught.value.exit_code == 2
+    assert caught.value.where.endswith(kind)
+    assert digests(unfinished / "run") == before
+
+
+@pytest.mark.parametrize("model_id", ["tiny/other", "tiny/llama_tied_gqa"])
+def test_another_model_is_refused_under_any_name(unfinished, model_id):
+    recipe = tiny_recipe(unfinished)
+    FAMILIES["llama"]().save_pretrained(str(unfinished / "other"))
+    tiny_tokenizer().save_pretrained(str(unfinished / "other"))
+    model = recipe.model.model_copy(update={"path": unfinished / "other", "model_id": model_id})
+    with pytest.raises(OutputExists) as caught:
+        run_recipe(recipe.model_copy(update={"model": model}), unfinished / "run")
+    assert caught.value.where.endswith("base")
+
+
+def test_a_remade_parent_is_noticed(unfinished):
+    # Pruned anew with the same settings, but from a base whose manifest differs.
+    shutil.rmtree(unfinished / "run" / "base")
+    recipe = tiny_recipe(unfinished)
+    renamed = recipe.model_copy(update={"model": recipe.model.model_copy(update={"model_id": "tiny/renamed"})})
+    with pytest.raises(OutputExists, match="its base"):
+        run_recipe(renamed, unfinished / "run")
+
+
+def test_a_damaged_artefact_is_not_built_upon(unfinished):
+    file = unfinished / "run" / "sparse" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ArtefactCorrupt, match=r"model\.safetensors"):
+        run_recipe(tiny_recipe(unfinished), unfinished / "run")
+
+
+def test_force_replaces_everything(unfinished):
+    before = digests(unfinished / "run")
+    made = run_recipe(tiny_recipe(unfinished, sparsity={"ratio": 0.25}, task={"max_length": 24}), unfinished / "run", force=True)
+    assert made["sparse"].manifest.details["sparsity"]["target"] == 0.25
+    assert digests(unfinished / "run")["sparse"] != before["sparse"]
+    assert (unfinished / "run" / "super_adapter" / ADAPTER_FILE).is_file()
+
+
+def test_without_an_adapter_the_run_ends_with_the_pruned_model(tmp_path):
+    recipe = tiny_recipe(tmp_path).model_copy(update={"adapter": None, "train": None})
+    assert tuple(run_recipe(recipe, tmp_path / "run")) == KINDS[:3]
+    assert not (tmp_path / "run" / "super_adapter").exists()
+    with pytest.raises(OutputExists):
+        run_recipe(recipe, tmp_path / "run")
+
+
+def test_without_pruning_the_adapter_stands_on_the_dense_base(tmp_path):
+    made = run_recipe(tiny_recipe(tmp_path, sparse=False, masked=False), tmp_path / "run")
+    assert tuple(made) == ("task", "base", "super_adapter")
+    assert made["super_adapter"].manifest.parents == {"base": made["base"].sha256, "task": made["task"].sha256}

@@ -1,0 +1,83 @@
+"""`python -m train` as a program: exit codes, one JSON object, help at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_runs import tiny_recipe, write_tiny_recipe
+from train.pipeline import run_recipe
+
+
+def run_train(*arguments: object, code: int) -> tuple[str, str]:
+    command = [sys.executable, "-m", "train", *map(str, arguments)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_a_recipe_becomes_a_run_and_is_not_repeated(tmp_path):
+    recipe = write_tiny_recipe(tmp_path)
+    out, err = run_train("--recipe", recipe, "--out", tmp_path / "run", "--json", code=0)
+    summary = json.loads(out)
+    assert summary["status"] == "ok"
+    assert set(summary["artefacts"]) == {"task", "base", "sparse", "super_adapter"}
+    assert summary["artefacts"]["sparse"]["sparsity"]["achieved_scope"] == 0.5
+    assert Path(summary["artefacts"]["super_adapter"]["path"], "manifest.json").is_file()
+    assert "Warning" not in err
+    assert "Traceback" not in err
+    out, err = run_train("--recipe", recipe, "--out", tmp_path / "run", "--json", code=2)
+    assert json.loads(out)["error"] == "OutputExists"
+    assert "--force" in json.loads(out)["remedy"]
+
+
+def test_the_screen_names_the_next_step(tmp_path):
+    run_recipe(tiny_recipe(tmp_path), tmp_path / "run")
+    from rich.console import Console
+
+    from shearling.artefact import open_artefact
+    from train.summary import summarise
+
+    made = {kind: open_artefact(tmp_path / "run" / kind, kind=kind) for kind in ("task", "base", "sparse", "super_adapter")}
+    console = Console(record=True, width=160, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    console.print(summarise(tmp_path / "run", made).screen)
+    text = console.export_text()
+    assert "python -m search --run" in text
+    assert "50.00% of the pruned layers" in text
+    console.file.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "tiny"', "name = ", "not TOML"),
+        ("learning_rate", "learning_rat", "did you mean 'learning_rate'"),
+        ("masked = true", "masked = 1.5", "adapter.masked"),
+        ("ratio = 0.5", "ratio = 1.0", "sparsity.ratio"),
+    ],
+)
+def test_bad_recipes_exit_with_2(old, new, message, tmp_path):
+    recipe = write_tiny_recipe(tmp_path)
+    recipe.write_text(recipe.read_text().replace(old, new, 1))
+    _, err = run_train("--recipe", recipe, "--out", tmp_path / "run", code=2)
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_recipe_exits_with_3_and_missing_option_with_2(tmp_path):
+    _, err = run_train("--recipe", tmp_path / "none.toml", "--out", tmp_path / "run", code=3)
+    assert "no such recipe" in err
+    _, err = run_train("--out", tmp_path / "run", code=2)
+    assert "--recipe" in err
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, train.__main__; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'peft')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    out, _ = run_train("--help", code=0)
+    assert "--recipe" in out
