@@ -103,8 +103,9 @@ def _check(name: str, zeros: Zeros, masks: Masks) -> ZeroCheck:
 
 
 def _module_path(name: str) -> str:
-    # OpenVINO puts `self.` before torch's names; a module that keeps its ranks apart holds the frozen weight in `base`.
-    return name.removeprefix("self.").removesuffix(".weight").removesuffix(".base")
+    # OpenVINO puts `self.` before torch's names, and `_compressed` behind those of 16-bit constants; a module that keeps
+    # its ranks apart holds the frozen weight in `base`.
+    return name.removeprefix("self.").removesuffix("_compressed").removesuffix(".weight").removesuffix(".base")
 
 
 def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
@@ -112,7 +113,7 @@ def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
     if kind in ("f32", "f64", "i8"):
         values: npt.NDArray[np.bool_] = node.data == 0
         return values
-    raw = np.frombuffer(node.get_tensor_view().data.tobytes() if hasattr(node, "get_tensor_view") else node.data.tobytes(), dtype=np.uint8)
+    raw = np.frombuffer(node.data.tobytes(), dtype=np.uint8)
     if kind in ("f16", "bf16"):
         # Either sign of zero.
         return (raw.view(np.uint16) & 0x7FFF) == 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from serve.benchmark import Benchmark, Subject
-from serve.statistics import Estimate
+from serve.statistics import CONFIDENCE, Estimate
 
 MIB = 2**20
 
@@ -29,6 +30,10 @@ def benchmark_screen(benchmark: Benchmark, *, output: Path | None = None) -> Ren
         lines.append(
             f"'vs' compares pairs measured side by side with {names[0]}: above 1 is faster; an interval that holds 1.00 shows no difference."
         )
+    # The range of n values holds the median with probability 1 - 2 / 2**n; no bootstrap interval is wider than it.
+    coverage = 1 - 2 / 2**blocks
+    if coverage < CONFIDENCE:
+        lines.append(f"From {blocks} runs an interval holds the true median in at most {coverage:.0%} of cases, not 95 %: --repeats 6 or more.")
     if benchmark.environment.load_average > 0.5:
         lines.append("Other work ran on this machine at the start: trust the ratios, not the milliseconds.")
     if output is not None:
@@ -48,7 +53,7 @@ def short_names(labels: Sequence[str]) -> list[str]:
 
 
 def _speed_table(benchmark: Benchmark, names: Sequence[str]) -> Table:
-    table = Table(title="Speed", title_justify="left")
+    table = Table(title="Speed", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("model", overflow="fold", min_width=13)
     headings = ["first token\nms", "per token\nms", "tokens/s"]
     compared = len(benchmark.subjects) > 1
@@ -71,7 +76,7 @@ def _speed_table(benchmark: Benchmark, names: Sequence[str]) -> Table:
 
 
 def _cost_table(subjects: Sequence[Subject], names: Sequence[str]) -> Table:
-    table = Table(title="Cost", title_justify="left")
+    table = Table(title="Cost", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("model", overflow="fold")
     for heading in ("weights\nMiB", "load\ns", "peak memory\nMiB", "of it before\nloading, MiB", "slowest 1 %\nof tokens, ms"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -88,8 +93,9 @@ def _cost_table(subjects: Sequence[Subject], names: Sequence[str]) -> Table:
 
 
 def _interval(estimate: Estimate, scale: float) -> str:
-    digits = 1 if scale * estimate.median >= 10 else 2
-    return f"{scale * estimate.median:.{digits}f}\n{scale * estimate.low:.{digits}f} - {scale * estimate.high:.{digits}f}"
+    value = scale * estimate.median
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}\n{scale * estimate.low:.{digits}f} - {scale * estimate.high:.{digits}f}"
 
 
 def _speedup(ratio: Estimate | None) -> str:

@@ -22,7 +22,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
-from shearling.errors import ModelUnsupported, UsageError
+from shearling.errors import ModelUnsupported, NonFiniteWeights, UsageError
 
 MAX_LOGIT_POSITIONS = 1024
 """Positions of a batch whose logits are held at once: 200 MB at 49,152 tokens of vocabulary in float32."""
@@ -174,6 +174,8 @@ class CausalScorer(TemplateLM, abc.ABC):
         tokens = torch.tensor([token for _, item in spans for token in item.tokens])
         # Not logsumexp, which takes 6 times as long on a CPU (torch 2.13).
         log_probabilities = logits.log_softmax(-1)[places, positions, tokens].double()
+        if not log_probabilities.isfinite().all():
+            raise NonFiniteWeights("the model gives log-likelihoods that are NaN or infinite", where=type(self).__name__)
         greedy = logits.argmax(-1)[places, positions] == tokens
         start = 0
         for _, item in spans:

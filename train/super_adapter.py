@@ -17,7 +17,7 @@ from shearling.precision import resolve_precision
 from shearling.recipe import Recipe, TrainSection, section_as_json
 from shearling.search_space import SEARCH_SPACE_FILE
 from shearling.strict_json import write_document
-from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_network
+from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_network, read_adapter_file
 from shearling.task import read_rows
 from train.adapter_space import build_search_space
 from train.interruption import deferred_interruption
@@ -89,7 +89,7 @@ def _build_network(recipe: Recipe, frozen: Artefact) -> SuperNetwork:
 
 
 def _fit(network: SuperNetwork, recipe: Recipe, task: Artefact, checkpoints: Path, *, precision: str) -> list[dict[str, float]]:
-    from train.nls_trainer import StepReporter, build_trainer, newest_checkpoint, training_arguments
+    from train.nls_trainer import STATE_FILE, StepReporter, build_trainer, newest_checkpoint, training_arguments
     from train.rank_sampler import RankSampler
     from train.tokenised_rows import tokenise_rows
 
@@ -101,8 +101,12 @@ def _fit(network: SuperNetwork, recipe: Recipe, task: Artefact, checkpoints: Pat
     checkpoint = newest_checkpoint(checkpoints)
     steps = train.steps or _steps_of_epochs(train, len(rows), world_size=arguments.world_size)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    if checkpoint:
+    if checkpoint is not None:
         log.print(f"continuing from step {done}")
+        if done >= steps:
+            # The Trainer would take one more step.
+            network.load_adapter_state(read_adapter_file(checkpoint / ADAPTER_FILE), where=checkpoint)
+            return list(json.loads((checkpoint / STATE_FILE).read_text())["log_history"])
     with deferred_interruption() as interruption, progress(f"training the super-adapter ({precision})", total=steps - done) as advance:
         sampler = RankSampler(network.space, seed=recipe.seed)
         trainer = build_trainer(network, rows, arguments=arguments, sampler=sampler, callbacks=[StepReporter(advance, interruption)])

@@ -29,7 +29,7 @@ def _charts(outcome: Outcome) -> list[dict[str, Any]]:
         (
             "Training",
             _loss_chart(outcome),
-            "Loss of each optimiser step; the rank of every layer is drawn anew for each micro-batch on the pruned model.",
+            "Mean loss of a few steps at a time; the rank of every layer is drawn anew for each micro-batch on the pruned model.",
         ),
         ("Time per token", _latency_chart(outcome), f"Median and 95 % interval. {outcome.workload}; all models interleaved."),
     ]

@@ -20,7 +20,8 @@ from shearling.strict_json import Document, read_document, write_document, write
 
 INTERNAL_OPTION = "--json"
 ERRORS: Mapping[int, type[ShearlingError]] = {1: CheckFailed, 2: UsageError, 3: ArtefactError, 4: EnvironmentFault}
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 600.0
+"""A child may be in the middle of a long step that it finishes before it saves."""
 
 
 @dataclass(frozen=True)

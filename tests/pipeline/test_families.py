@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from export.pipeline import export_subnet
+from export.report import ExportReport
 from export.request import ExportRequest
 from search.stage import Constraints, SearchSettings, search
 from shearling.artefact import open_artefact
@@ -14,7 +15,7 @@ from shearling.checkpoint import load_model
 from shearling.decoder import find_decoder
 from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.run import Run
-from shearling.strict_json import read_json
+from shearling.strict_json import read_document
 from shearling.subnet import open_subnet
 from tests.tiny_models import FAMILIES
 from tests.tiny_runs import GROUPS, LLAMA_GROUPS, tiny_recipe
@@ -55,9 +56,15 @@ def test_export_agrees_with_the_super_network_in_every_format(searched: Run, tmp
     assert open_artefact(exported.path, kind="export").sha256 == exported.sha256
     merged = load_model(exported.path / "model")
     check_masked_zeros(merged, load_masks(searched.sparse / MASK_FILE))
-    report = read_json(exported.path / "report.json")
-    checks = {check["candidate"]: check for check in report["parity"]}
-    assert checks["merged"]["max_abs_logit"] == 0.0
-    for check in checks.values():
-        assert check["max_abs_logit"] <= 1e-3
-        assert check["top1_agreement"] == 1.0
+    report = read_document(exported.path / "report.json", ExportReport)
+    assert report.exact
+    assert report.violations == []
+    merged_check, *runtimes = report.parity
+    assert merged_check.parity.max_abs == 0.0
+    assert {"openvino", "onnx"} <= {check.candidate for check in runtimes}
+    for check in runtimes:
+        if check.precision == "fp32":
+            assert check.parity.max_abs <= 1e-3
+            assert check.parity.top1_agreement == 1.0
+    assert {zeros.format for zeros in report.zeros} >= {"hf", "openvino", "onnx"}
+    assert all(zeros.zeros == zeros.pruned > 0 for zeros in report.zeros)

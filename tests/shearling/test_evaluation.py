@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
+from shearling.errors import ArtefactMissing, ModelUnsupported, NonFiniteWeights, UsageError
 from shearling.evaluation import Evaluation, Evaluator, evaluate, evaluate_openvino, torch_scorer, wilson_interval
 from shearling.lm_eval_task import write_lm_eval_tasks
 from shearling.task import TaskRow, read_rows, write_rows
@@ -249,6 +249,14 @@ def test_a_task_without_accuracy_is_refused(task: Path) -> None:
     evaluator = Evaluator("headlines_test_text", split="test", include_path=task)
     with pytest.raises(UsageError, match="reports no accuracy, only bits_per_byte"):
         evaluator.measure(torch_scorer(FAMILIES["llama"](), tiny_tokenizer()))
+
+
+def test_a_model_that_computes_nan_is_refused_and_never_scored(task: Path) -> None:
+    model = FAMILIES["llama"]()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7, 0] = float("nan")
+    with pytest.raises(NonFiniteWeights, match="NaN"):
+        evaluate(model, tiny_tokenizer(), task="headlines", split="test", include_path=task)
 
 
 def test_nothing_is_printed(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
