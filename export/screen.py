@@ -24,7 +24,7 @@ def show_export(artefact: Artefact) -> Result:
     """Parity, zeros and sizes of a finished export."""
     report = read_document(artefact.path / "report.json", ExportReport, schema="shearling.export_report/1")
     title = f"{artefact.path}: {report.model_id}, {report.subnet_id or 'no adapter'}, merge {report.merge}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left")
     for column, side in (("compared", "left"), ("max |Δlogit|", "right"), ("mean KL", "right"), ("top-1", "right"), ("verdict", "left")):
         table.add_column(column, justify=side)  # type: ignore[arg-type] # rich wants the literals that these are
     for check in report.parity:

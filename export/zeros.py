@@ -77,7 +77,7 @@ def read_onnx(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
     for initializer in graph.initializer:
         name, _, storage = initializer.name.rpartition(".weight")
         path = _module_path(f"{name}.weight")
-        if path not in shapes or storage == "_scales":
+        if path not in shapes or storage not in ("", "_fp16", "_bf16", "_Q8", "_Q4"):
             continue
         out, width = shapes[path]
         array = numpy_helper.to_array(initializer)
@@ -109,17 +109,21 @@ def _module_path(name: str) -> str:
 
 
 def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
-    kind = node.get_element_type().get_type_name()
-    if kind in ("f32", "f64", "i8"):
-        values: npt.NDArray[np.bool_] = node.data == 0
-        return values
-    raw = np.frombuffer(node.data.tobytes(), dtype=np.uint8)
-    if kind in ("f16", "bf16"):
-        # Either sign of zero.
-        return (raw.view(np.uint16) & 0x7FFF) == 0
-    if kind == "i4":
+    import openvino
+
+    kind = node.get_element_type()
+    # Symmetric integers have no zero point: 0 is the number 0 whatever the scale.
+    if kind == openvino.Type.i4:
+        raw = np.frombuffer(node.data.tobytes(), dtype=np.uint8)
         return np.stack([raw & 0x0F, raw >> 4], axis=-1).reshape(-1) == 0
-    raise ModelUnsupported(f"cannot read zeros of weights stored as {kind}", where=node.get_friendly_name())
+    if kind == openvino.Type.i8:
+        integers: npt.NDArray[np.bool_] = node.data == 0
+        return integers
+    if kind.is_real():
+        # To float32 without underflow: it holds every number of the halved formats.
+        reals: npt.NDArray[np.bool_] = node.get_data(dtype=np.float32) == 0
+        return reals
+    raise ModelUnsupported(f"cannot read zeros of weights stored as {kind.get_type_name()}", where=node.get_friendly_name())
 
 
 def _block_zeros(array: npt.NDArray[Any], storage: str) -> npt.NDArray[np.bool_]:

@@ -25,7 +25,9 @@ ALPHA = 12
 
 def write_headlines(path: Path, rows: int) -> Path:
     """A two-choice task that a model can learn: the answer stands in the headline."""
-    lines = [json.dumps({"headline": f"Report {number}: {'sure, great' if number % 2 else 'rain falls'}", "label": number % 2}) for number in range(rows)]
+    lines = [
+        json.dumps({"headline": f"Report {number}: {'sure, great' if number % 2 else 'rain falls'}", "label": number % 2}) for number in range(rows)
+    ]
     path.write_text("".join(f"{line}\n" for line in lines))
     return path
 

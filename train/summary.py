@@ -18,7 +18,7 @@ from train.super_adapter import LOG_FILE
 def summarise(out: Path, made: Mapping[str, Artefact]) -> Result:
     """The artefacts of a run and their key figures, as JSON and as a table."""
     data: dict[str, Any] = {"run": str(out), "artefacts": {kind: {"path": str(item.path), "sha256": item.sha256} for kind, item in made.items()}}
-    table = Table(title=f"run {out}", title_justify="left")
+    table = Table(title=f"run {out}", title_justify="left", caption_justify="left")
     table.add_column("artefact")
     table.add_column("what it holds")
     for kind, artefact in made.items():

@@ -42,7 +42,16 @@ class Separable:
         return Measurement(self.accuracy(indices), None, None, 100, "0" * 64, params, params, 0.5)
 
 
-def run(path: Path, objective: Separable, algorithm: Algorithm, *, sizes: tuple[int, ...] = SIZES, evaluations: int = 24, population: int = 6, seed: int = 0) -> list[Record]:
+def run(
+    path: Path,
+    objective: Separable,
+    algorithm: Algorithm,
+    *,
+    sizes: tuple[int, ...] = SIZES,
+    evaluations: int = 24,
+    population: int = 6,
+    seed: int = 0,
+) -> list[Record]:
     strategy = make_strategy(algorithm, Grid(sizes), evaluations=evaluations, population=population, seed=seed)
     return explore(strategy, objective, Journal(path), algorithm=algorithm, seed=seed, advance=silent)
 

@@ -14,7 +14,6 @@ from shearling.errors import NoCandidate
 from tests.search.synthetic import Separable, everything, run
 
 
-
 def exact_front(objective: Separable) -> set[tuple[int, ...]]:
     scores = {indices: (objective.accuracy(indices), objective.params(indices)) for indices in everything()}
     front = set()

@@ -46,7 +46,16 @@ def run(trained: Path, tmp_path: Path) -> Run:
 
 
 def settings(**changes: object) -> SearchSettings:
-    defaults = {"algorithm": "nsga2", "evaluations": 12, "population": 4, "seed": 0, "limit": None, "task": None, "batch_size": 8, "precision": "fp32"}
+    defaults = {
+        "algorithm": "nsga2",
+        "evaluations": 12,
+        "population": 4,
+        "seed": 0,
+        "limit": None,
+        "task": None,
+        "batch_size": 8,
+        "precision": "fp32",
+    }
     return SearchSettings(**{**defaults, **changes})  # type: ignore[arg-type]
 
 

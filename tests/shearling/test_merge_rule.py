@@ -19,9 +19,7 @@ def test_the_default_is_exact(rule, default):
     assert rule.reason
 
 
-@pytest.mark.parametrize(
-    ("rule", "mode"), [(MASKED, "masked"), (PLAIN, "separate"), (PLAIN, "dense"), (DENSE, "dense"), (DENSE, "separate")]
-)
+@pytest.mark.parametrize(("rule", "mode"), [(MASKED, "masked"), (PLAIN, "separate"), (PLAIN, "dense"), (DENSE, "dense"), (DENSE, "separate")])
 @pytest.mark.parametrize("approximate", [True, False])
 def test_exact_modes_are_done(rule, mode, approximate):
     assert resolve_merge(rule, mode, allow_approximate=approximate) == mode

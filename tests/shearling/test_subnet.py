@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -98,7 +97,7 @@ def test_a_run_can_be_moved_and_opened_from_anywhere(run, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "elsewhere" / "search")
     assert open_subnet(Path("best.json")).subnet.id == "heuristic-0000"
     link = tmp_path / "link.json"
-    os.symlink(tmp_path / "elsewhere" / "search" / "best.json", link)
+    link.symlink_to(tmp_path / "elsewhere" / "search" / "best.json")
     assert open_subnet(link).subnet.id == "heuristic-0000"
 
 
@@ -215,7 +214,9 @@ def test_an_intact_artefact_of_another_run_with_the_same_shapes_is_refused(run, 
     assert "sha256" in str(error)
 
 
-@pytest.mark.parametrize("name", ["sparse/model.safetensors", "sparse/mask.safetensors", "sparse/config.json", "super_adapter/adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["sparse/model.safetensors", "sparse/mask.safetensors", "sparse/config.json", "super_adapter/adapter_model.safetensors"]
+)
 def test_one_flipped_bit_is_found(run, name):
     file = run.path / name
     content = bytearray(file.read_bytes())
@@ -260,4 +261,6 @@ def test_a_missing_file_is_missing(run):
 def test_a_choice_outside_the_space_cannot_be_described(run):
     adapter = open_artefact(run.super_adapter, kind="super_adapter")
     with pytest.raises(DocumentInvalid, match="Allowed"):
-        describe_subnet(adapter, {**open_subnet(best(run)).subnet.choice, "layers.0.up": 5}, subnet_id="x", location=run.search, metrics=None, provenance=None)
+        describe_subnet(
+            adapter, {**open_subnet(best(run)).subnet.choice, "layers.0.up": 5}, subnet_id="x", location=run.search, metrics=None, provenance=None
+        )

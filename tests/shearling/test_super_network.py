@@ -28,7 +28,9 @@ def logits(model) -> torch.Tensor:
 def stock_peft(network, family, **options):
     config = LoraConfig(r=RANKS[0], lora_alpha=ALPHA, lora_dropout=0.0, target_modules=sorted(network.layers), task_type="CAUSAL_LM", **options)
     model = get_peft_model(sparse_model(family)[0], config)
-    missing = model.load_state_dict({name.replace(".weight", ".default.weight"): tensor for name, tensor in network.adapter_state().items()}, strict=False)
+    missing = model.load_state_dict(
+        {name.replace(".weight", ".default.weight"): tensor for name, tensor in network.adapter_state().items()}, strict=False
+    )
     assert not missing.unexpected_keys
     return model.eval()
 

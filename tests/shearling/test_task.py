@@ -20,9 +20,7 @@ def test_round_trip(split, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"{split}.jsonl"]
 
 
-@pytest.mark.parametrize(
-    "line", ["", "{}", "[]", "{", '{"id": 1, "prompt": "p", "choices": null, "gold": null, "completion": "c", "text": "t"}']
-)
+@pytest.mark.parametrize("line", ["", "{}", "[]", "{", '{"id": 1, "prompt": "p", "choices": null, "gold": null, "completion": "c", "text": "t"}'])
 def test_a_damaged_line_is_named(line, tmp_path):
     write_rows(tmp_path, "test", ROWS)
     file = rows_file(tmp_path, "test")

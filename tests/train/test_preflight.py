@@ -78,13 +78,13 @@ def test_groups_that_do_not_fit_are_refused_before_pruning(tmp_path):
 
 def test_too_little_disk_or_memory_is_refused_with_the_figures(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path)
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024 (as shutil returns it)
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10, 5, 5))
     with pytest.raises(ResourceExhausted, match=r"bytes of disk needed, 5 free") as caught:
         preflight(recipe, tmp_path / "deep" / "run")
     assert caught.value.exit_code == 4
     monkeypatch.undo()
-    memory = namedtuple("memory", "available")  # noqa: PYI024
+    memory = namedtuple("memory", "available")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(7))
     with pytest.raises(ResourceExhausted, match=r"bytes of memory needed, 7 available"):
         preflight(recipe, tmp_path / "run")
