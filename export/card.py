@@ -10,6 +10,8 @@ USAGE = {
     "openvino": 'import openvino_genai\n\npipe = openvino_genai.LLMPipeline("openvino", "CPU")\nprint(pipe.generate("...", max_new_tokens=32))',
     "model": "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     'model = AutoModelForCausalLM.from_pretrained("model")\ntokenizer = AutoTokenizer.from_pretrained("model")',
+    "base": "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+    'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "adapter")',
     "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("onnx/model.onnx")  # or: python -m serve generate . --format onnx',
     "adapter": 'from shearling.sub_adapter import load_sub_adapter\n\nmodel = load_sub_adapter("RUN/sparse", "adapter")',
 }

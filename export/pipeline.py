@@ -216,10 +216,11 @@ def _certify(work: _Work, masks: Masks | None, *, separate: bool) -> Any:
 def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: Masks | None, frozen: Artefact, *, separate: bool) -> None:
     if "hf" in request.formats:
         with _timed(work, "model"):
-            # A separate adapter stays out of the Hugging Face model: it is the sparse base, to be used with adapter/.
+            # Ranks kept apart have no place in a Hugging Face model: what is written is the frozen model that adapter/ belongs
+            # to, under a name of its own, so that nobody runs it for the fine-tuned one.
             model = load_model(frozen.path) if separate else work.model
             model.config.use_cache = True
-            save_model(model, work.tokenizer, directory / "model")
+            save_model(model, work.tokenizer, directory / ("base" if separate else "model"))
     if "openvino" in request.formats:
         with _timed(work, "openvino"):
             write_openvino(work.model, work.tokenizer, directory / "openvino", weights=request.weights, sparsity=_rt_info(masks, frozen))

@@ -31,12 +31,12 @@ def check_zeros(directory: Path, masks: Masks) -> list[ZeroCheck]:
         masks: module path -> mask, True = kept.
 
     Returns:
-        One check for each of `model`, `openvino` and `onnx` that is there.
+        One check for each of `model` (or `base`, beside an adapter kept apart), `openvino` and `onnx` that is there.
 
     Raises:
         SparsityLost: a file has no weight for a pruned module.
     """
-    readers = {"model": read_huggingface, "openvino": read_openvino, "onnx": read_onnx}
+    readers = {"model": read_huggingface, "base": read_huggingface, "openvino": read_openvino, "onnx": read_onnx}
     shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
     return [_check(name, reader(directory / name, shapes), masks) for name, reader in readers.items() if (directory / name).is_dir()]
 

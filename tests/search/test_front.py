@@ -55,7 +55,7 @@ def test_constraints_select_or_refuse_and_never_fall_back(tmp_path: Path) -> Non
     assert best_record(records, max_params=smallest).choice_idx == (2, 2, 2, 2)
     with pytest.raises(NoCandidate, match=f"adapter parameters <= {smallest - 1}; .*the smallest has {smallest}"):
         best_record(records, max_params=smallest - 1)
-    with pytest.raises(NoCandidate, match="accuracy >= 1.0 and"):
+    with pytest.raises(NoCandidate, match=r"accuracy >= 1\.0 and"):
         best_record(records, min_accuracy=1.0, max_params=smallest)
 
 

@@ -46,16 +46,8 @@ def run(trained: Path, tmp_path: Path) -> Run:
 
 
 def settings(**changes: object) -> SearchSettings:
-    defaults = {
-        "algorithm": "nsga2",
-        "evaluations": 12,
-        "population": 4,
-        "seed": 0,
-        "limit": None,
-        "task": None,
-        "batch_size": 8,
-        "precision": "fp32",
-    }
+    sizes = {"evaluations": 12, "population": 4, "limit": None, "batch_size": 8}
+    defaults = {"algorithm": "nsga2", "seed": 0, "task": None, "precision": "fp32", **sizes}
     return SearchSettings(**{**defaults, **changes})  # type: ignore[arg-type]
 
 
