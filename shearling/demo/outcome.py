@@ -20,8 +20,8 @@ from shearling.strict_json import Document, read_json, validate_document
 LABELS = {
     "dense": "dense, as it came",
     "lora": "dense + LoRA",
-    "sparse": "pruned, not recovered",
-    "pruned_after": "dense + LoRA, then pruned",
+    "sparse": "pruned only",
+    "pruned_after": "LoRA, then pruned",
     "ours": "pruned + sub-adapter",
 }
 """Role -> the name in tables; the last is what Shearling makes."""
@@ -192,17 +192,17 @@ def describe(rows: Iterable[Row], n: int) -> list[str]:
         said.append(
             f"Pruning {sparse.sparsity:.0%} of the weights costs language: {dense.bits_per_byte:.2f} to {sparse.bits_per_byte:.2f} bits per byte."
         )
-    said.append(f"Fine-tuned, then pruned: {lora.accuracy:.1%} {_verdict(after, lora, n)} {after.accuracy:.1%}.")
+    said.append(f"Fine-tuned, then pruned: {lora.accuracy:.1%} becomes {after.accuracy:.1%}{_verdict(after, lora, n)}.")
     said.append(
         f"Pruned first, then trained under the mask: {ours.accuracy:.1%}, {_against(ours, after, n)} pruning last,"
         f" {_against(ours, lora, n)} dense + LoRA; {ours.sparsity:.1%} of the weights are exactly zero."
     )
     if ours.decode_ratio is not None:
-        low, high = ours.decode_ratio.low, ours.decode_ratio.high
-        change = "no difference in speed can be seen" if low <= 1 <= high else f"a token takes {ours.decode_ratio.median:.2f} times as long"
-        size = ours.weight_bytes / dense.weight_bytes
+        ratio, size = ours.decode_ratio, ours.weight_bytes / dense.weight_bytes
+        change = "no difference in speed can be seen" if ratio.low <= 1 <= ratio.high else f"a token takes {ratio.median:.2f} times as long"
         said.append(
-            f"Stock OpenVINO stores zeros like other numbers: {change} against dense ({low:.2f} to {high:.2f}), at {size:.2f} times its size."
+            f"Stock OpenVINO has no use for unstructured zeros: against dense {change}"
+            f" ({ratio.low:.2f} to {ratio.high:.2f}), at {size:.2f} times its size."
         )
     return said
 
@@ -217,9 +217,7 @@ def difference_is_clear(first: float, second: float, n: int) -> bool:
 
 
 def _verdict(after: Row, before: Row, n: int) -> str:
-    if not difference_is_clear(after.accuracy, before.accuracy, n):
-        return "and, within what so few rows can tell, still"
-    return "falls to" if after.accuracy < before.accuracy else "rises to"
+    return "" if difference_is_clear(after.accuracy, before.accuracy, n) else ", a difference that these rows cannot tell from chance"
 
 
 def _against(ours: Row, other: Row, n: int) -> str:

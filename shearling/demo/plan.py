@@ -110,7 +110,7 @@ def _exports(layout: DemoLayout) -> list[Action]:
 def _comparison(layout: DemoLayout, *, smoke: bool) -> list[Action]:
     models, exports = tuple(compared_models(layout).values()), tuple(compared_exports(layout).values())
     evaluate = ("-m", "shearling", "evaluate", *map(str, models), "--task", str(layout.run.task), "--split", "test")
-    work = ("--prompt-tokens", "32", "--new-tokens", "16", "--repeats", "2") if smoke else ()
+    work = ("--prompt-tokens", "32", "--new-tokens", "16", "--repeats", "2") if smoke else ("--repeats", "6")
     bench = ("-m", "serve", "bench", *map(str, exports), "--format", "openvino", *work, "--output", str(layout.benchmark))
     return [
         Action(Step("Accuracy and bits per byte on unseen headlines", evaluate, layout.evaluation, (*models, layout.run.task), 170, keep_json=True)),

@@ -13,9 +13,15 @@ from shearling.demo.outcome import Outcome
 
 def closing_screen(outcome: Outcome, layout: DemoLayout) -> RenderableType:
     """What a newcomer sees last."""
-    table = Table(title=f"{outcome.model_id}, {outcome.task}: {outcome.n} unseen rows", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=f"{outcome.model_id}, {outcome.task}: {outcome.n} unseen rows",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 0, 0, 1),
+    )
     table.add_column("model", no_wrap=True)
-    for heading in ("accuracy\n95 %", "bits per\nbyte", "zeros", "size\nMB", "first\ntoken", "each\ntoken", "tokens\nper s"):
+    for heading in ("accuracy\n95 %", "bits per\nbyte", "zeros", "size\nMB", "first\ntoken", "each\ntoken", "tokens\n/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in outcome.rows:
         low, high = row.interval

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from serve.statistics import Estimate, bootstrap_median
@@ -119,6 +118,9 @@ def make_batch(rows: int, tokens: int, vocabulary: int, *, seed: int = 0) -> Bat
 
 
 def _peft_step(model: nn.Module, settings: Settings) -> Step:
+    # Here, after the libraries have been told to be quiet.
+    from peft import LoraConfig, get_peft_model
+
     _prune(model)
     space = make_space(model, settings, masked=False)
     targets = sorted(space.ranks(space.maximal()))
