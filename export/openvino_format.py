@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.parity import TEXT
 from export.weights import INT4_GROUP, LOW_RANK, Weights
 from shearling.errors import ModelUnsupported
 from shearling.export_support import EXPORT_TASK, check_exportable
@@ -78,7 +79,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None
     """Write the Hugging Face tokenizer and its OpenVINO form.
 
     Raises:
-        ModelUnsupported: openvino_tokenizers cannot convert it.
+        ModelUnsupported: openvino_tokenizers cannot convert it, or converts it to one that splits text differently.
     """
     with quiet_conversion():
         from openvino_tokenizers import convert_tokenizer
@@ -95,6 +96,22 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None
     tokenizer.save_pretrained(str(directory))
     save_ir(encoder, directory / TOKENIZER_XML, fp16=False, name="tokenizer")
     save_ir(decoder, directory / DETOKENIZER_XML, fp16=False, name="detokenizer")
+    _check_tokenizer(tokenizer, directory / TOKENIZER_XML)
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    import openvino
+
+    # openvino_tokenizers is imported by now, and has told OpenVINO of its operators.
+    converted = openvino.Core().compile_model(path, "CPU")([TEXT])["input_ids"][0].tolist()
+    expected = tokenizer(TEXT)["input_ids"]
+    if converted != expected:
+        place = next((index for index, pair in enumerate(zip(converted, expected, strict=False)) if pair[0] != pair[1]), "the end")
+        raise ModelUnsupported(
+            f"the converted tokenizer differs from the original at token {place} of a test text",
+            where=type(tokenizer).__name__,
+            remedy="Export without openvino: --formats onnx,hf,peft",
+        )
 
 
 def compress(ir: Any, weights: Weights) -> Any:

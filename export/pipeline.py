@@ -61,7 +61,6 @@ def export_subnet(path: Path, request: ExportRequest) -> Artefact:
         MergeRefused: the merge would silently change the model.
         ParityFailed, SparsityLost: a gate broke; the files are kept beside the output under `.rejected`.
     """
-    request.check()
     check_destination(request.output, force=request.force)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
@@ -98,7 +97,6 @@ def export_frozen(directory: Path, request: ExportRequest) -> Artefact:
     Raises:
         UsageError: a PEFT adapter or a merge was asked for.
     """
-    request.check()
     if request.merge is not None:
         raise UsageError("there is no adapter to merge", where="--merge", remedy="Leave the option out")
     check_destination(request.output, force=request.force)
@@ -285,7 +283,6 @@ def plan(path: Path, request: ExportRequest) -> dict[str, Any]:
         path: a `best.json`.
         request: as for `export_subnet`.
     """
-    request.check()
     check_destination(request.output, force=request.force)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)

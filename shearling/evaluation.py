@@ -107,14 +107,15 @@ class Evaluator:
             UsageError: the task reports no accuracy, or needs what this scorer cannot do.
         """
         started_s = time.perf_counter()
-        results = _run(scorer, self._answers, self.limit)
+        # Standard errors of means are closed forms; only other metrics are bootstrapped.
+        results = _run(scorer, self._answers, self.limit, bootstrap=100)
         samples = results["samples"][self.task]
         accuracy, stderr, metric, key = _accuracy(results["results"][self.task], self.task)
         samples = [sample for sample in samples if sample["filter"] == key]
         bits_per_byte = None
         if self._text is not None:
             name = str(self._text.config.task)
-            bits_per_byte = float(_run(scorer, self._text, self.limit)["results"][name]["bits_per_byte,none"])
+            bits_per_byte = float(_run(scorer, self._text, self.limit, bootstrap=0)["results"][name]["bits_per_byte,none"])
         return Evaluation(
             task=self.task,
             n=len(samples),
@@ -299,12 +300,11 @@ def _local_data(entry: Any) -> dict[str, Any]:
     return {"dataset_kwargs": {**kwargs, "data_files": anchored}}
 
 
-def _run(scorer: CausalScorer, task: Any, limit: int | None) -> Mapping[str, Any]:
+def _run(scorer: CausalScorer, task: Any, limit: int | None, *, bootstrap: int) -> Mapping[str, Any]:
     from lm_eval import evaluator
 
     with _silence():
-        # Standard errors of means are closed forms; the harness would bootstrap the others 100,000 times.
-        results = evaluator.evaluate(scorer, {"tasks": {task.config.task: task}}, limit=limit, bootstrap_iters=0, log_samples=True)
+        results = evaluator.evaluate(scorer, {"tasks": {task.config.task: task}}, limit=limit, bootstrap_iters=bootstrap, log_samples=True)
     if results is None:
         raise UsageError("the harness returned nothing: evaluate in the main process", where=str(task.config.task))
     return results

@@ -65,6 +65,19 @@ def save_masks(path: Path, masks: Masks) -> None:
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     tensors = {name: pack_mask(mask) for name, mask in masks.items()}
     save_file(tensors, path, metadata={"packing": PACKING, "shapes": json.dumps(shapes)})
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order: the library writes them in one that changes from call to call."""
+    with path.open("r+b") as stream:
+        size_bytes = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size_bytes))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        sorted_header = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        stream.seek(8)
+        # The same entries fill the same bytes; the format allows spaces at the end.
+        stream.write(sorted_header.ljust(size_bytes))
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:

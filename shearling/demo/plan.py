@@ -77,7 +77,7 @@ def _lora(layout: DemoLayout, recipe: Path) -> list[Action]:
             share(layout.path / name, run.path / name)
 
     train = ("-m", "train", "--recipe", _short(recipe), "--out", root)
-    export = ("-m", "export", "--subnet", str(run.search / "best.json"), "--formats", "hf,openvino")
+    export = ("-m", "export", "--subnet", str(run.search / "best.json"), "--formats", "hf,openvino", "--verify", "warn")
     return [
         Action(Step("Baseline: plain LoRA on the dense model", train, run.super_adapter, (recipe, layout.run.base, layout.run.task), 140), prepare),
         Action(Step("Baseline: describe its only rank", ("-m", "search", "--run", root), run.search, (run.super_adapter,), 20)),
@@ -119,7 +119,7 @@ def _comparison(layout: DemoLayout, *, smoke: bool) -> list[Action]:
 
 
 def _export_frozen(source: Path, destination: Path) -> tuple[str, ...]:
-    return ("-m", "export", "--base", str(source), "--output", str(destination), "--formats", "openvino")
+    return ("-m", "export", "--base", str(source), "--output", str(destination), "--formats", "openvino", "--verify", "warn")
 
 
 def share(source: Path, destination: Path) -> None:

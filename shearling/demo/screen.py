@@ -21,7 +21,7 @@ def closing_screen(outcome: Outcome, layout: DemoLayout) -> RenderableType:
         padding=(0, 0, 0, 1),
     )
     table.add_column("model", no_wrap=True)
-    for heading in ("accuracy\n95 %", "bits per\nbyte", "zeros", "size\nMB", "first\ntoken", "each\ntoken", "tokens\n/s"):
+    for heading in ("accuracy\n95 %", "bits per\nbyte", "zeros", "size\nMB", "first\nms", "each\nms", "tokens\n/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in outcome.rows:
         low, high = row.interval
@@ -31,8 +31,8 @@ def closing_screen(outcome: Outcome, layout: DemoLayout) -> RenderableType:
             "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.2f}",
             f"{row.sparsity:.0%}",
             f"{row.weight_bytes / 1e6:.0f}",
-            f"{1e3 * row.ttft_s.median:.0f} ms",
-            f"{1e3 * row.tpot_s.median:.1f} ms",
+            f"{1e3 * row.ttft_s.median:.0f}",
+            f"{1e3 * row.tpot_s.median:.1f}",
             f"{row.tokens_per_s.median:.0f}",
             style="bold" if row.role == "ours" else None,
         )
@@ -43,7 +43,8 @@ def closing_screen(outcome: Outcome, layout: DemoLayout) -> RenderableType:
         findings.add_row("-", "This was a smoke run: too few steps and rows for the numbers to mean anything.")
     minutes = sum(outcome.seconds.values()) / 60
     lines = (
-        f"{minutes:.1f} minutes on {outcome.machine}. zeros: share in the linear layers; size: OpenVINO weights.",
+        "zeros: share in the linear layers. size: OpenVINO weights. first, each: time to a token.",
+        f"{minutes:.1f} minutes on {outcome.machine}.",
         f"Try it:  python -m serve generate {layout.run.export} --no-chat --max-new-tokens 1 \\",
         "             --prompt $'Headline: Area man wins award\\nSarcastic:'",
         f"Report:  {layout.report}",

@@ -147,12 +147,22 @@ def test_openvino_directory_is_all_that_genai_needs(openvino_export):
 
 
 def test_a_tokenizer_without_an_openvino_form_is_refused(tmp_path):
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     from export.openvino_format import write_tokenizer
 
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")), eos_token="a")
+    backend = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    backend.pre_tokenizer = pre_tokenizers.UnicodeScripts()
     with pytest.raises(ModelUnsupported, match="cannot convert this tokenizer"):
-        write_tokenizer(words, tmp_path)
+        write_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="a"), tmp_path)
+
+
+def test_a_tokenizer_that_converts_to_another_is_refused(tmp_path, monkeypatch):
+    from export.openvino_format import write_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    original = type(tokenizer).__call__
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda self, text, **options: {"input_ids": original(self, text, **options)["input_ids"][1:]})
+    with pytest.raises(ModelUnsupported, match="differs from the original at token 0"):
+        write_tokenizer(tokenizer, tmp_path)

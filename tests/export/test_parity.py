@@ -22,7 +22,7 @@ def test_blocks_are_fixed_and_within_the_vocabulary(blocks):
     again = fixed_blocks(tiny_tokenizer(), vocabulary=VOCABULARY)
     assert all(np.array_equal(left, right) for left, right in zip(blocks, again, strict=True))
     assert len(blocks) >= 2
-    assert all(0 <= block.min() and block.max() < VOCABULARY for block in blocks)
+    assert all(block.min() >= 0 and block.max() < VOCABULARY for block in blocks)
 
 
 def test_equal_logits_have_no_distance(blocks):

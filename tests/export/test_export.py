@@ -1,0 +1,198 @@
+"""The export stage on a tiny run: its artefact, its refusals, its gates, and the same bytes twice."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import export.pipeline
+from export.parity import Gate
+from export.pipeline import export_frozen, export_subnet, plan
+from export.report import ExportReport
+from export.request import ExportRequest
+from shearling.artefact import open_artefact
+from shearling.checkpoint import load_model
+from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, ParityFailed, UsageError
+from shearling.run import Run
+from shearling.strict_json import read_document, write_document
+from shearling.sub_adapter import load_sub_adapter
+from shearling.subnet import describe_subnet
+from tests.tiny_runs import tiny_recipe
+from train.pipeline import run_recipe
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torchao warns while optimum imports it, torch.export of its own tree functions
+FAST = ("hf", "peft")
+
+
+def make_run(directory, **options):
+    run = Run(directory / "run")
+    run_recipe(tiny_recipe(directory, train={"steps": 3}, **options), run.path)
+    adapter = open_artefact(run.super_adapter, kind="super_adapter")
+    from shearling.search_space import SEARCH_SPACE_FILE, read_search_space
+
+    space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
+    choice = {**space.heuristic(), space.groups[0].id: space.groups[0].values[-1]}
+    write_document(run.path / "best.json", describe_subnet(adapter, choice, subnet_id="test-0", location=run.path, metrics=None, provenance=None))
+    return run
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("masked"), masked=True)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("plain"), masked=False)
+
+
+def request_for(path, **options):
+    return ExportRequest(**{"output": path, "formats": FAST, **options})
+
+
+def file_hashes(artefact, *parts):
+    return {name: entry.sha256 for name, entry in artefact.manifest.files.items() if name.startswith(parts)}
+
+
+def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path):
+    formats = ("hf", "peft", "openvino")
+    first = export_subnet(masked.path / "best.json", request_for(tmp_path / "first", formats=formats))
+    second = export_subnet(masked.path / "best.json", request_for(tmp_path / "second", formats=formats))
+    parts = ("model/", "adapter/", "openvino/")
+    assert file_hashes(first, *parts) == file_hashes(second, *parts)
+    assert first.manifest.parents == {
+        "sparse": open_artefact(masked.sparse, kind="sparse").sha256,
+        "super_adapter": open_artefact(masked.super_adapter, kind="super_adapter").sha256,
+    }
+    page = (first.path / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "<script src" not in page
+    assert (first.path / "README.md").read_text().startswith("---\n")
+
+
+def test_a_masked_adapter_loads_exactly_with_its_mask(masked, tmp_path):
+    import torch
+
+    exported = export_subnet(masked.path / "best.json", request_for(tmp_path / "export"))
+    ids = torch.tensor([[5, 17, 33, 60, 2, 9]])
+    with torch.inference_mode():
+        adapted = load_sub_adapter(masked.sparse, exported.path / "adapter")(ids).logits
+        merged = load_model(exported.path / "model")(ids).logits
+    assert torch.equal(adapted, merged)
+
+
+def test_a_plain_adapter_stays_separate_and_loads_in_stock_peft(plain, tmp_path):
+    import torch
+    from peft import PeftModel
+
+    exported = export_subnet(plain.path / "best.json", request_for(tmp_path / "export", formats=("hf", "peft", "openvino")))
+    report = read_document(exported.path / "report.json", ExportReport)
+    assert (report.merge, report.exact) == ("separate", True)
+    assert not (exported.path / "model").exists()
+    assert {check.format for check in report.zeros} == {"base", "openvino"}
+    assert all(check.zeros == check.pruned > 0 for check in report.zeros)
+    ids = torch.tensor([[5, 17, 33, 60, 2, 9]])
+    with torch.inference_mode():
+        stock = PeftModel.from_pretrained(load_model(exported.path / "base"), exported.path / "adapter")(ids).logits
+        ours = load_sub_adapter(plain.sparse, exported.path / "adapter")(ids).logits
+    torch.testing.assert_close(stock, ours, atol=1e-5, rtol=1e-5)
+
+
+def test_merges_follow_the_training(masked, plain, tmp_path):
+    for mode in ("separate", "dense"):
+        with pytest.raises(MergeRefused) as caught:
+            export_subnet(masked.path / "best.json", request_for(tmp_path / "export", merge=mode))
+        assert caught.value.exit_code == 2
+    with pytest.raises(MergeRefused, match="--allow-approximate"):
+        export_subnet(plain.path / "best.json", request_for(tmp_path / "export", merge="masked"))
+    approximate = export_subnet(plain.path / "best.json", request_for(tmp_path / "export", merge="masked", allow_approximate=True))
+    report = read_document(approximate.path / "report.json", ExportReport)
+    assert not report.exact
+    assert report.parity[0].parity.max_abs > 1e-4
+    dense = export_subnet(plain.path / "best.json", request_for(tmp_path / "dense", merge="dense"))
+    assert read_document(dense.path / "report.json", ExportReport).certificate is None
+
+
+def test_an_existing_output_is_left_alone_unless_forced(masked, tmp_path):
+    request = request_for(tmp_path / "export", formats=("peft",))
+    first = export_subnet(masked.path / "best.json", request)
+    with pytest.raises(OutputExists):
+        export_subnet(masked.path / "best.json", request)
+    with pytest.raises(OutputExists):
+        plan(masked.path / "best.json", request)
+    assert open_artefact(first.path, kind="export").sha256 == first.sha256
+    export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("peft",), force=True))
+
+
+def test_a_broken_gate_rejects_the_export_and_keeps_its_files(masked, tmp_path, monkeypatch):
+    monkeypatch.setitem(export.pipeline.GATES, "fp32", Gate(max_abs=-1.0))
+    with pytest.raises(ParityFailed, match="exceeds -1") as caught:
+        export_subnet(masked.path / "best.json", request_for(tmp_path / "export"))
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "export").exists()
+    assert (tmp_path / "export.rejected" / "report.html").is_file()
+    accepted = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", verify="warn"))
+    assert read_document(accepted.path / "report.json", ExportReport).violations
+
+
+def test_another_base_of_the_same_shape_is_refused(masked, plain, tmp_path):
+    """Invariant 40."""
+    document = json.loads((masked.path / "best.json").read_text())
+    other = json.loads((plain.path / "best.json").read_text())
+    document["base"]["weights_sha256"] = "0" * 64
+    document["base"]["path"] = f"../../{plain.path.parent.name}/run/sparse"
+    del other
+    swapped = masked.path / "swapped.json"
+    swapped.write_text(json.dumps(document))
+    with pytest.raises(ArtefactMismatch) as caught:
+        export_subnet(swapped, request_for(tmp_path / "export"))
+    assert caught.value.exit_code == 3
+
+
+def test_an_unadapted_model_exports_as_it_is(masked, tmp_path):
+    exported = export_frozen(masked.sparse, request_for(tmp_path / "sparse"))
+    assert not (exported.path / "adapter").exists()
+    with pytest.raises(UsageError):
+        export_frozen(masked.sparse, request_for(tmp_path / "other", merge="dense"))
+
+
+def run_command(*arguments, cwd):
+    command = [sys.executable, "-m", "export", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_dry_run_verifies_and_writes_nothing(masked):
+    before = sorted(path.name for path in masked.path.iterdir())
+    done = run_command("--subnet", masked.path / "best.json", "--dry-run", "--json", cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["merge"] == "masked"
+    assert sorted(path.name for path in masked.path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ((), 2),
+        (("--subnet", "absent.json"), 3),
+        (("--subnet", "absent.json", "--weights", "int3"), 2),
+        (("--subnet", "absent.json", "--formats", "gguf"), 2),
+    ],
+)
+def test_bad_requests_end_with_their_exit_code(tmp_path, arguments, code):
+    done = run_command(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+def test_help_does_not_load_torch(tmp_path):
+    probe = "import sys, time; import export.__main__; sys.exit('torch' in sys.modules)"
+    started_s = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+    assert time.monotonic() - started_s < 30

@@ -1,0 +1,78 @@
+"""The real SmolLM2, half pruned: the same text from torch, OpenVINO GenAI and ONNX Runtime, logits within the gates, every zero kept."""
+
+import pytest
+
+from export.onnx_format import write_onnx
+from export.openvino_format import write_openvino
+from export.parity import FLOAT32_CPU, GATES, compare, fixed_blocks, onnx_logits, openvino_logits, torch_logits
+from export.zeros import check_zeros
+from serve.generation import generate_text
+from serve.runtime import RunOptions
+from shearling.checkpoint import load_model, load_tokenizer, save_model
+from shearling.decoder import find_decoder
+from tests.train.test_smollm2 import SMOLLM2
+from train.base import import_base
+from train.package_asset import fetch
+
+pytestmark = [
+    pytest.mark.pretrained,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torchao warns while optimum imports it, torch.export of its own tree functions
+FOLDERS = {"torch": "model", "openvino": "openvino", "onnx": "onnx"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    import torch
+
+    directory = tmp_path_factory.mktemp("smollm2")
+    base = import_base(fetch(SMOLLM2), directory / "base", model_id="HuggingFaceTB/SmolLM2-135M-Instruct")
+    model, tokenizer = load_model(base.path), load_tokenizer(base.path)
+    masks = {}
+    with torch.no_grad():
+        # A fifth, by magnitude: what is left still speaks, so that equal text means something.
+        for path, linear in find_decoder(model).linears().items():
+            size = linear.weight.abs()
+            masks[path] = size > size.kthvalue(size.shape[1] // 5, dim=1, keepdim=True).values
+            linear.weight.mul_(masks[path])
+    save_model(model, tokenizer, directory / "model")
+    write_openvino(model, tokenizer, directory / "openvino", weights="fp32", sparsity={"method": "magnitude"})
+    write_onnx(model, tokenizer, directory / "onnx", weights="fp32")
+    return directory, model, tokenizer, masks
+
+
+def test_every_runtime_says_the_same(exported):
+    directory = exported[0]
+    answers = {
+        choice: generate_text(
+            directory / folder,
+            prompt="What is the capital of France?",
+            max_new_tokens=24,
+            options=RunOptions(precision="f32"),
+            choice=choice,
+            chat=True,
+        )
+        for choice, folder in FOLDERS.items()
+    }
+    assert len({answer.token_ids for answer in answers.values()}) == 1
+    assert len({answer.text for answer in answers.values()}) == 1
+    assert "Paris" in answers["openvino"].text
+
+
+def test_logits_pass_the_float32_gate(exported):
+    directory, model, tokenizer, _ = exported
+    blocks = fixed_blocks(tokenizer, vocabulary=model.config.vocab_size)
+    reference = torch_logits(model, blocks)
+    for logits in (openvino_logits(directory / "openvino", blocks, config=FLOAT32_CPU), onnx_logits(directory / "onnx", blocks)):
+        parity = compare(reference, logits, blocks)
+        assert GATES["fp32"].violations(parity) == []
+        assert parity.top1_agreement == 1.0
+
+
+def test_every_zero_is_in_every_file(exported):
+    checks = check_zeros(exported[0], exported[3])
+    assert {check.format for check in checks} == {"model", "openvino", "onnx"}
+    assert all(check.zeros == check.pruned > 0 for check in checks)
