@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RUN    ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format schema clean
+.PHONY: help demo test smoke check bench format schema clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -15,7 +15,10 @@ demo: $(READY) ## A real model from pretrained to deployed, in about 15 minutes 
 	$(BIN)/shearling demo --out $(RUN)
 
 test: $(READY) ## Every test, on real runtimes; no network but the package registry
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not demo"
+
+smoke: $(READY) ## The demo at a small scale, checked from end to end
+	$(BIN)/python -m pytest -m demo
 
 check: $(READY) ## Lint, format, types, import contract, spelling
 	$(BIN)/ruff check .

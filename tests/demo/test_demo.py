@@ -46,7 +46,7 @@ def test_the_plan_names_each_output_once_and_makes_inputs_before_they_are_read(t
 
 
 @pytest.mark.pretrained
-@pytest.mark.slow
+@pytest.mark.demo
 @pytest.mark.timeout(1800)
 def test_demo_from_nothing_to_report(tmp_path):
     layout = DemoLayout(tmp_path / "demo")

@@ -92,11 +92,11 @@ def test_a_plain_adapter_stays_separate_and_loads_in_stock_peft(plain, tmp_path)
     import torch
     from peft import PeftModel
 
-    exported = export_subnet(plain.path / "best.json", request_for(tmp_path / "export", formats=("hf", "peft", "openvino")))
+    exported = export_subnet(plain.path / "best.json", request_for(tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"), weights="int8"))
     report = read_document(exported.path / "report.json", ExportReport)
     assert (report.merge, report.exact) == ("separate", True)
     assert not (exported.path / "model").exists()
-    assert {check.format for check in report.zeros} == {"base", "openvino"}
+    assert {check.format for check in report.zeros} == {"base", "openvino", "onnx"}
     assert all(check.zeros == check.pruned > 0 for check in report.zeros)
     ids = torch.tensor([[5, 17, 33, 60, 2, 9]])
     with torch.inference_mode():

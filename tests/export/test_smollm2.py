@@ -29,7 +29,7 @@ def exported(tmp_path_factory):
     import torch
 
     directory = tmp_path_factory.mktemp("smollm2")
-    base = import_base(fetch(SMOLLM2), directory / "base", model_id="HuggingFaceTB/SmolLM2-135M-Instruct")
+    base = import_base(fetch(SMOLLM2), directory / "imported", model_id="HuggingFaceTB/SmolLM2-135M-Instruct")
     model, tokenizer = load_model(base.path), load_tokenizer(base.path)
     masks = {}
     with torch.no_grad():

@@ -157,7 +157,12 @@ def test_rank_outside_the_adapter_is_refused(rank):
 
 def test_shapes_that_do_not_fit_are_refused():
     weight, a, b = torch.zeros(3, 4), torch.zeros(2, 4), torch.zeros(3, 2)
-    for bad in ({"weight": torch.zeros(4, 4)}, {"lora_a": torch.zeros(3, 4)}, {"lora_b": torch.zeros(3, 1)}, {"mask": torch.ones(4, 3, dtype=torch.bool)}):
+    for bad in (
+        {"weight": torch.zeros(4, 4)},
+        {"lora_a": torch.zeros(3, 4)},
+        {"lora_b": torch.zeros(3, 1)},
+        {"mask": torch.ones(4, 3, dtype=torch.bool)},
+    ):
         with pytest.raises(ShapeMismatch):
             effective_weight(**{"weight": weight, "lora_a": a, "lora_b": b, "mask": None, "scaling": 1.0, **bad})
 

@@ -6,6 +6,7 @@ import json
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from shearling.errors import ArtefactMissing, RecipeInvalid
@@ -52,7 +53,6 @@ def test_published_schema_is_current():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_recipes_satisfy_the_published_schema(path):
-    jsonschema = importlib.import_module("jsonschema")
     jsonschema.validate(tomllib.loads(path.read_text(encoding="utf-8")), recipe_json_schema())
 
 

@@ -30,9 +30,7 @@ def test_groups_are_layer_major_with_absolute_modules():
     assert [group.id for group in make_space(layers=(0, 2)).groups] == ["layers.0.qk", "layers.0.up", "layers.2.qk", "layers.2.up"]
 
 
-@pytest.mark.parametrize(
-    ("values", "median"), [((32, 28), 32), ((32, 24, 16), 24), ((32, 28, 24, 20, 16), 24), ((32,), 32), ((32, 28, 24, 20), 28)]
-)
+@pytest.mark.parametrize(("values", "median"), [((32, 28), 32), ((32, 24, 16), 24), ((32, 28, 24, 20, 16), 24), ((32,), 32), ((32, 28, 24, 20), 28)])
 def test_heuristic_takes_index_floor_n_minus_one_half(values, median):
     assert make_space(values=values).heuristic()["layers.0.qk"] == median
 
