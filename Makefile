@@ -11,10 +11,10 @@ RUN    ?= runs/demo
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
-demo: $(READY) ## A real model from pretrained to deployed, in about 15 minutes on two cores
+demo: $(READY) ## A real model from pretrained to deployed
 	$(BIN)/shearling demo --out $(RUN)
 
-test: $(READY) ## Every test, on real runtimes; no network but the package registry
+test: $(READY) ## The tests, on real runtimes; no network but the package registry
 	$(BIN)/python -m pytest -m "not demo"
 
 smoke: $(READY) ## The demo at a small scale, checked from end to end

@@ -20,7 +20,7 @@ def demo(
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
-    """A real model from pretrained to deployed, beside its baselines, in about 15 minutes on two cores."""
+    """A real model from pretrained to deployed, beside its baselines."""
     from shearling.demo.run import run_demo
 
     return run_demo(out, scale=scale, force=force)
