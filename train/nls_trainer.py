@@ -21,6 +21,7 @@ from shearling.errors import ArtefactCorrupt, TrainingDiverged
 from shearling.recipe import TrainSection
 from shearling.strict_json import read_json
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, read_adapter_file
+from train import ranks
 from train.interruption import Interruption
 from train.rank_sampler import RankSampler
 from train.tokenised_rows import PadToBatch
@@ -104,6 +105,8 @@ class StepReporter(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         """Count the step."""
         self.advance(note=self.note)
+        # All ranks stop at the same step, whichever got the signal.
+        self.interruption.signal = ranks.largest(self.interruption.signal or 0) or None
         if self.interruption.signal is not None:
             control.should_save = True
             control.should_training_stop = True

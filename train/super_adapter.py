@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shearling.artefact import Artefact, write_artefact
+from shearling.artefact import Artefact, unfinished_artefact, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer
 from shearling.console import log, progress
 from shearling.decoder import find_decoder
@@ -19,6 +19,7 @@ from shearling.search_space import SEARCH_SPACE_FILE
 from shearling.strict_json import write_document
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_network, read_adapter_file
 from shearling.task import read_rows
+from train import ranks
 from train.adapter_space import build_search_space
 from train.interruption import deferred_interruption
 
@@ -43,11 +44,16 @@ def train_super_adapter(recipe: Recipe, *, frozen: Artefact, task: Artefact, des
         TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
         RecipeInvalid: the adapter groups do not fit the model.
     """
+    precision = resolve_precision(recipe.train.precision)  # type: ignore[union-attr] # the pipeline calls this with [train] only
+    if not ranks.is_main():
+        ranks.wait_for_all()
+        _fit(_build_network(recipe, frozen), recipe, task, unfinished_artefact(destination) / CHECKPOINTS, precision=precision)
+        return
     parents: dict[str, Artefact] = {frozen.manifest.kind: frozen, "task": task}
     with write_artefact(destination, kind="super_adapter", parents=parents, seed=recipe.seed, force=force, resumable=True) as draft:
         _start_over_unless_same(draft.directory, recipe, parents)
+        ranks.wait_for_all()
         network = _build_network(recipe, frozen)
-        precision = resolve_precision(recipe.train.precision)  # type: ignore[union-attr] # the pipeline calls this with [train] only
         history = _fit(network, recipe, task, draft.directory / CHECKPOINTS, precision=precision)
         _write(network, recipe, frozen, draft.directory, history)
         draft.details |= {"recipe": recipe_inputs(recipe), "search": section_as_json(recipe.search), "precision": precision}
