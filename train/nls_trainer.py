@@ -22,6 +22,7 @@ from shearling.recipe import TrainSection
 from shearling.strict_json import read_json
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, read_adapter_file
 from train import ranks
+from train.causal_loss import causal_loss
 from train.interruption import Interruption
 from train.rank_sampler import RankSampler
 from train.tokenised_rows import PadToBatch
@@ -55,6 +56,16 @@ class NlsTrainer(transformers.Trainer):
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
+        return loss
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The loss at the labelled positions, scaled as the Trainer scales its own."""
+        loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The gradients of the processes are averaged, and every one of them divides by the items of all.
+            loss = loss * self.accelerator.num_processes
         return loss
 
     def _diverged(self, what: str) -> TrainingDiverged:
@@ -126,7 +137,7 @@ class OldCheckpointRemover(TrainerCallback):
 def training_arguments(train: TrainSection, *, seed: int, precision: str, output: Path) -> TrainingArguments:
     """The recipe's [train] section in the Trainer's terms."""
     schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[train.schedule]
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         max_steps=train.steps or -1,
         num_train_epochs=train.epochs or 1.0,
@@ -152,6 +163,9 @@ def training_arguments(train: TrainSection, *, seed: int, precision: str, output
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
     )
+    # More devices come with a launcher; without one the Trainer would replicate the model by threads.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def build_trainer(

@@ -21,6 +21,7 @@ from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_netw
 from shearling.task import read_rows
 from train import ranks
 from train.adapter_space import build_search_space
+from train.attention import use_fast_attention
 from train.interruption import deferred_interruption
 
 CHECKPOINTS = "checkpoints"
@@ -91,6 +92,7 @@ def _build_network(recipe: Recipe, frozen: Artefact) -> SuperNetwork:
     log.print(f"search space: {len(space.groups)} groups, {space.size:.2g} sub-networks, {'masked' if adapter.masked else 'plain'} adapters")
     network = build_super_network(model, load_tokenizer(frozen.path), space, masks, generator=torch.Generator().manual_seed(recipe.seed))
     model.config.use_cache = False
+    use_fast_attention(model, max_length=recipe.task.max_length)
     return network
 
 
