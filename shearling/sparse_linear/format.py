@@ -21,28 +21,37 @@ values
 A weight is stored where its bits are not all zero, so packing is reversible bit for bit (a bf16 -0.0 is stored). The dense
 encoding stores every position of every block; it serves matrices with too few zeros.
 
-The operators of the OpenVINO extension (operator set `shearling`) that read it:
+The operators of the OpenVINO extension (operator set `shearling`). Every input and output of such a node costs about 1.2 microseconds
+a token, and every node 2, so all constants of a node are one input, `weights`: u8 [bytes], the packed matrices one after the other,
+then f32 vectors, each filled up with zeros to a multiple of 64 bytes (`bundle` makes it). Fewer, larger nodes win.
 
 `SparseLinear`: y_i = W_i norm(x) [+ bias_i] [+ residual]
-    inputs: x [..., columns] floating; W_0 .. W_{m-1} u8 [bytes] constants; then as the attributes say: gamma f32 [columns]
-    (norm_epsilon > 0), bias_0 .. bias_{m-1} f32 [rows_i] (bias), residual [..., rows_0] (residual, m = 1 only).
+    inputs: x [..., columns] floating; weights: W_0 .. W_{m-1}, gamma [columns] (norm_epsilon > 0), bias_0 .. bias_{m-1} [rows_i] (bias);
+    residual [..., rows_0] (residual, m = 1 only).
     outputs: m tensors [..., rows_i] of x's type.
-    attributes: `rows` list of int (its length is m), `columns` int, `norm_epsilon` float (0: no norm), `bias` bool, `residual` bool,
-    `precision` str.
+    attributes: `rows` list of int (its length is m), `columns` int, `norm_epsilon` float (0: no norm), `bias` bool, `residual` bool.
 `SparseMLP`: y = W_down(act(W_gate n) * (W_up n)) [+ x] with n = norm(x)
-    inputs: x [..., columns]; W_gate (if gated), W_up, W_down u8 constants; gamma f32 [columns] (norm_epsilon > 0).
+    inputs: x [..., columns]; weights: W_gate (if gated), W_up, W_down, gamma [columns] (norm_epsilon > 0).
     output: [..., columns] of x's type. Without a gate: W_down act(W_up n).
     attributes: `columns` int, `inner` int (rows of W_up), `activation` str: silu, gelu_erf, gelu_tanh or relu; `gated` bool,
-    `norm_epsilon` float, `residual` bool (adds x itself, before the norm), `precision` str.
+    `norm_epsilon` float, `residual` bool (adds x itself, before the norm).
+`SparseLayer`: from the end of one attention to the start of the next, in one node:
+    h = residual + W_o x; y = h + MLP(norm(h)) as in SparseMLP; z_i = V_i norm'(y) [+ bias_i]
+    inputs: x [..., columns]; residual [..., hidden]; weights: W_o, W_gate (if gated), W_up, W_down, V_0 .. V_{m-1}, gamma [hidden] of norm
+    (norm_epsilon > 0), gamma [hidden] of norm' (next_epsilon > 0), bias_0 .. bias_{m-1} [rows_i] (bias).
+    outputs: y [..., hidden], then m tensors z_i [..., rows_i], all of x's type; m may be 0.
+    attributes: `rows` list of int, `columns` int (of W_o), `hidden` int, `inner` int, `activation` str, `gated` bool, `norm_epsilon` float,
+    `next_epsilon` float, `bias` bool.
 
-norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). `precision` is `auto` (activations as 16-bit fixed point for few
-rows, as 8-bit in groups of 32 for many, as OpenVINO itself does; two or one bf16 terms for bf16 weights) or `exact` (f32).
-Both operators also carry `format_version`, the int 1. All attributes are always written.
+norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the attributes `precision` str, `auto` or `exact` (`auto`: integer weights
+multiply activations in fixed point, 16 bits for up to 8 rows, 8 bits in groups of 32 for more, as OpenVINO itself does; `exact`: f32)
+and `format_version`, the int 1. All attributes are always written.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -278,7 +287,7 @@ def _pack_values(blocks: Values, kept: npt.NDArray[np.bool_], block_bytes: npt.N
         return blocks[kept].view(np.uint8)
     nibbles = np.zeros(2 * int(block_bytes.sum()), np.uint8)
     nibbles[_nibble_positions(kept, block_bytes)] = blocks[kept].view(np.uint8) & 15
-    return nibbles[0::2] | nibbles[1::2] << 4
+    return np.bitwise_or(nibbles[0::2], np.left_shift(nibbles[1::2], 4), dtype=np.uint8)
 
 
 def _nibble_positions(kept: npt.NDArray[np.bool_], block_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -390,6 +399,20 @@ def _read_scales(packed: Bytes, header: Header) -> Values | None:
     start, size = header.sections[0], header.section_bytes[0]
     panels = packed[start : start + size].view(header.scale_type.array_type).reshape(header.panels, header.groups, PANEL_ROWS)
     return np.ascontiguousarray(panels.transpose(0, 2, 1).reshape(-1, header.groups)[: header.rows])
+
+
+def bundle(matrices: Sequence[Bytes], vectors: Sequence[Values] = ()) -> Bytes:
+    """All constants of one operator, in the order that it names.
+
+    Args:
+        matrices: packed, each a multiple of 64 bytes long.
+        vectors: norm weights and biases; stored as f32.
+    """
+    parts = list(matrices)
+    for vector in vectors:
+        flat = np.ascontiguousarray(vector, np.float32).reshape(-1).view(np.uint8)
+        parts.append(np.pad(flat, (0, -flat.size % ALIGNMENT)))
+    return np.concatenate(parts)
 
 
 def packed_bytes(rows: int, columns: int, stored: int, matrix_type: ValueType, *, scale_bytes: int = 0, encoding: Encoding = Encoding.BITMASK) -> int:
