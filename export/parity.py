@@ -139,9 +139,9 @@ def openvino_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]], *,
         blocks: inputs.
         config: compile options; `FLOAT32_CPU`, or empty for what a user gets by default.
     """
-    import openvino
+    from shearling.sparse_linear.openvino_core import openvino_core
 
-    core = openvino.Core()
+    core = openvino_core(directory / "openvino_model.xml")
     request = core.compile_model(core.read_model(directory / "openvino_model.xml"), "CPU", config).create_infer_request()
     inputs = {name for item in request.model_inputs for name in item.names}
     results = []
