@@ -18,19 +18,24 @@ public:
             memory_ = std::move(free.back());
             free.pop_back();
         }
-        if (memory_.size() < bytes + alignment) {
-            memory_.resize(bytes + alignment);
-        }
+        reserve(bytes);
     }
     ~Buffer() { free_list().push_back(std::move(memory_)); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
 
-    uint8_t* bytes() {
-        const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-        return memory_.data() + (alignment - address % alignment) % alignment;
+    // Grows it; what it held is lost.
+    void reserve(size_t bytes) {
+        if (memory_.size() < bytes + alignment) {
+            memory_ = std::vector<uint8_t>(bytes + alignment);
+        }
     }
-    float* floats() { return reinterpret_cast<float*>(bytes()); }
+
+    uint8_t* bytes() const {
+        const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+        return const_cast<uint8_t*>(memory_.data()) + (alignment - address % alignment) % alignment;
+    }
+    float* floats() const { return reinterpret_cast<float*>(bytes()); }
 
 private:
     static constexpr size_t alignment = 64;

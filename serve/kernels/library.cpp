@@ -40,9 +40,10 @@ SHEARLING_EXPORT const char* shearling_unpack(const uint8_t* packed, uint64_t si
     return fault;
 }
 
-// y [count, rows] = packed x [count, columns]. `checked`: the matrix passed shearling_validate before. `kernels`: null for the best.
-SHEARLING_EXPORT const char* shearling_matmul(const uint8_t* packed, uint64_t size, const float* x, uint64_t count, const float* bias, float* y, int exact,
-                                              int checked, const char* kernels) {
+// y [count, rows] = packed x [count, columns] [+ bias]. `checked`: the matrix passed shearling_validate before. `kernels`: null for
+// the best. Null, or what is wrong.
+SHEARLING_EXPORT const char* shearling_matmul(const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias,
+                                              float* y, uint64_t rows, int exact, int checked, const char* kernels) {
     PackedMatrix matrix;
     const char* fault = read_header(packed, size, matrix);
     if (fault == nullptr && checked == 0) {
@@ -52,11 +53,15 @@ SHEARLING_EXPORT const char* shearling_matmul(const uint8_t* packed, uint64_t si
     if (fault == nullptr && chosen == nullptr) {
         fault = "this processor cannot run these kernels";
     }
-    if (fault != nullptr) {
+    if (fault == nullptr && (matrix.columns != columns || matrix.rows != rows)) {
+        fault = "the matrix has another shape";
+    }
+    if (fault != nullptr || count == 0) {
         return fault;
     }
-    const Output output{y, matrix.rows, bias, nullptr, 0};
-    multiply(&matrix, 1, Rows{x, count, matrix.columns}, Norm{nullptr, 0.0f}, &output, Settings{*chosen, exact != 0 ? Precision::exact : Precision::automatic});
+    const Output output{y, rows, bias, nullptr, 0};
+    const Settings settings{*chosen, exact != 0 ? Precision::exact : Precision::automatic};
+    multiply(&matrix, 1, Rows{x, count, columns}, Norm{nullptr, 0.0f}, &output, settings);
     return nullptr;
 }
 

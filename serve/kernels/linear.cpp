@@ -1,34 +1,21 @@
 #include "linear.hpp"
 
-#include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <optional>
+#include <vector>
 
 #include "buffer.hpp"
+#include "phases.hpp"
 
 namespace shearling {
 namespace {
 
-// Work below this is done before a second thread has woken up.
-constexpr size_t serial_bytes = size_t{16} << 10;
-constexpr size_t chunks_per_thread = 4;
+// Taking a chunk costs some 50 ns; one of this size keeps a thread busy for more than a microsecond.
+constexpr size_t chunk_bytes = size_t{32} << 10;
+constexpr size_t most_chunks = 64;
 
-// Calls body(first, last) on parts of [0, count); `bytes` is about what all of it reads and writes.
-template <class Body>
-void parallel_ranges(size_t count, size_t bytes, const Body& body) {
-    const auto threads = static_cast<size_t>(tbb::this_task_arena::max_concurrency());
-    if (threads <= 1 || count <= 1 || bytes < serial_bytes) {
-        return body(size_t{0}, count);
-    }
-    const size_t wanted = bytes < 16 * serial_bytes ? threads : threads * chunks_per_thread;
-    const size_t chunks = std::min(count, wanted);
-    tbb::parallel_for(
-        size_t{0}, chunks, [&](size_t chunk) { body(count * chunk / chunks, count * (chunk + 1) / chunks); }, tbb::simple_partitioner());
-}
+size_t chunks_for(size_t bytes, size_t most) { return std::max<size_t>(1, std::min({bytes / chunk_bytes, most, most_chunks})); }
 
 Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settings) {
     if (settings.precision == Precision::exact || !settings.kernels.quantises) {
@@ -53,95 +40,190 @@ Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& sett
     plan.blocks = matrix.blocks();
     plan.plain = x.data;
     plan.plain_stride = x.stride;
-    switch (plan.form) {
-        case Form::fixed16:
-            plan.tile = fixed16_tile;
-            plan.segment_blocks = std::min(matrix.groups() == 1 ? matrix.blocks() : matrix.group_size / 4, most_segment_blocks);
-            break;
-        case Form::grouped8:
-            plan.tile = grouped8_tile;
-            plan.segment_blocks = activation_group / 4;
-            break;
-        default: plan.tile = wide32_tile; break;
+    plan.tile = plan.form == Form::fixed16 ? fixed16_tile : plan.form == Form::grouped8 ? grouped8_tile : wide32_tile;
+    if (plan.form == Form::fixed16) {
+        plan.segment_blocks = std::min(matrix.groups() == 1 ? matrix.blocks() : matrix.group_size / 4, most_segment_blocks);
+    } else if (plan.form == Form::grouped8) {
+        plan.segment_blocks = activation_group / 4;
     }
     return plan;
 }
 
 bool same_arrangement(const Activations& a, const Activations& b) {
-    return a.form == b.form && a.blocks == b.blocks && a.segment_blocks == b.segment_blocks && a.plain == b.plain;
+    return a.form == b.form && a.blocks == b.blocks && a.segment_blocks == b.segment_blocks;
 }
 
 size_t align(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Activations together with the memory they are arranged in.
-class Arranged {
+// Rows of activations, after their norm and in the arrangements that some matrices want.
+class Operand {
 public:
-    Arranged(const Activations& plan, const Settings& settings) : activations(plan), memory_(size_of(plan)) {
-        activations.terms = memory_.bytes();
-        activations.scales = reinterpret_cast<float*>(activations.terms + align(plan.term_bytes()));
-        activations.sums = reinterpret_cast<int32_t*>(activations.scales + align(plan.scale_count() * sizeof(float)) / sizeof(float));
-        if (plan.form != Form::plain32) {
-            parallel_ranges(plan.rows, plan.rows * plan.columns * sizeof(float) / 2, [&](size_t first, size_t last) {
-                settings.kernels.arrange(plan.plain, plan.plain_stride, activations, first, last);
-            });
+    Operand(const Rows& x, const Norm& norm, const PackedMatrix* matrices, size_t count, const Settings& settings)
+        : x_(x), norm_(norm), settings_(settings), columns_(matrices[0].columns), normalised_(norm.gamma == nullptr ? 0 : x.count * columns_ * sizeof(float)) {
+        const Rows source = norm.gamma == nullptr ? x : Rows{normalised_.floats(), x.count, columns_};
+        size_t bytes = 0;
+        for (size_t index = 0; index < count; ++index) {
+            const Activations wanted = plan(matrices[index], source, settings);
+            size_t place = 0;
+            while (place < plans_.size() && !same_arrangement(plans_[place], wanted)) {
+                ++place;
+            }
+            if (place == plans_.size()) {
+                plans_.push_back(wanted);
+                bytes += size_of(wanted);
+            }
+            plan_of_.push_back(place);
+        }
+        memory_.reserve(bytes);
+        uint8_t* free = memory_.bytes();
+        for (Activations& plan : plans_) {
+            plan.terms = free;
+            plan.scales = reinterpret_cast<float*>(free + align(plan.term_bytes()));
+            plan.sums = reinterpret_cast<int32_t*>(free + align(plan.term_bytes()) + align(plan.scale_count() * sizeof(float)));
+            free += size_of(plan);
         }
     }
-    Activations activations;
+
+    const Activations& of(size_t matrix) const { return plans_[plan_of_[matrix]]; }
+    size_t rows() const { return x_.count; }
+
+    size_t chunks() const { return std::min(x_.count, chunks_for(x_.count * columns_ * sizeof(float), most_chunks)); }
+
+    void run(size_t chunk) const {
+        const size_t first = x_.count * chunk / chunks(), last = x_.count * (chunk + 1) / chunks();
+        for (size_t row = first; row < last && norm_.gamma != nullptr; ++row) {
+            settings_.kernels.normalise(x_.data + row * x_.stride, norm_.gamma, norm_.epsilon, columns_, normalised_.floats() + row * columns_);
+        }
+        for (const Activations& plan : plans_) {
+            if (plan.form != Form::plain32) {
+                settings_.kernels.arrange(plan.plain, plan.plain_stride, plan, first, last);
+            }
+        }
+    }
 
 private:
     static size_t size_of(const Activations& plan) {
         return align(plan.term_bytes()) + align(plan.scale_count() * sizeof(float)) + align(plan.sum_count() * sizeof(int32_t));
     }
-    Buffer memory_;
-};
 
-// Rows after their norm; the rows themselves where there is none.
-class Normalised {
-public:
-    Normalised(const Rows& x, const Norm& norm, size_t columns, const Settings& settings)
-        : memory_(norm.gamma == nullptr ? 0 : x.count * columns * sizeof(float)), rows(x) {
-        if (norm.gamma == nullptr) {
-            return;
-        }
-        float* normalised = memory_.floats();
-        parallel_ranges(x.count, x.count * columns * sizeof(float), [&](size_t first, size_t last) {
-            for (size_t row = first; row < last; ++row) {
-                settings.kernels.normalise(x.data + row * x.stride, norm.gamma, norm.epsilon, columns, normalised + row * columns);
-            }
-        });
-        rows = {normalised, x.count, columns};
-    }
-
-private:
-    Buffer memory_;
-
-public:
-    Rows rows;
+    Rows x_;
+    Norm norm_;
+    const Settings& settings_;
+    size_t columns_;
+    Buffer normalised_;
+    Buffer memory_{0};
+    std::vector<Activations> plans_;
+    std::vector<size_t> plan_of_;
 };
 
 // What multiplying a matrix costs, in bytes of memory traffic: rows beyond a few cost as if they were read.
 size_t cost_of(const PackedMatrix& matrix, size_t rows) { return matrix.total_bytes * (1 + rows / 8); }
 
-void multiply_arranged(const PackedMatrix* matrices, size_t count, const Activations& x, const Output* outputs, const Settings& settings) {
-    size_t panels = 0;
-    size_t cost = 0;
-    for (size_t index = 0; index < count; ++index) {
-        panels += matrices[index].panels();
-        cost += cost_of(matrices[index], x.rows);
-    }
-    parallel_ranges(panels, cost, [&](size_t first, size_t last) {
-        Buffer scratch(scratch_bytes(matrices[0]));
-        size_t start = 0;
+// Matrices times one operand; their panels are one range.
+class Product {
+public:
+    Product(const PackedMatrix* matrices, size_t count, const Operand& operand, const Output* outputs, const Settings& settings)
+        : matrices_(matrices), count_(count), operand_(operand), outputs_(outputs), settings_(settings) {
         for (size_t index = 0; index < count; ++index) {
-            const size_t stop = start + matrices[index].panels();
+            panels_ += matrices[index].panels();
+            cost_ += cost_of(matrices[index], operand.rows());
+        }
+    }
+
+    size_t cost() const { return cost_; }
+    size_t chunks() const { return chunks_for(cost_, panels_); }
+
+    void run(size_t chunk) const {
+        const size_t first = panels_ * chunk / chunks(), last = panels_ * (chunk + 1) / chunks();
+        Buffer scratch(scratch_bytes(matrices_[0]));
+        size_t start = 0;
+        for (size_t index = 0; index < count_; ++index) {
+            const size_t stop = start + matrices_[index].panels();
             const size_t from = std::max(first, start), to = std::min(last, stop);
             if (from < to) {
-                settings.kernels.multiply(matrices[index], x, from - start, to - start, outputs[index], scratch.bytes());
+                settings_.kernels.multiply(matrices_[index], operand_.of(index), from - start, to - start, outputs_[index], scratch.bytes());
             }
             start = stop;
         }
-    });
-}
+    }
+
+private:
+    const PackedMatrix* matrices_;
+    size_t count_;
+    const Operand& operand_;
+    const Output* outputs_;
+    const Settings& settings_;
+    size_t panels_ = 0;
+    size_t cost_ = 0;
+};
+
+// function(gate x) * (up x): both products on the same panels, and the function while they are in cache.
+class GatedProduct {
+public:
+    // matrices: up, then gate if there is one.
+    GatedProduct(const PackedMatrix* matrices, bool gated, Function function, const Operand& operand, float* up, float* gate, const Settings& settings)
+        : matrices_(matrices), gated_(gated), function_(function), operand_(operand), up_(up), gate_(gate), settings_(settings) {}
+
+    size_t cost() const { return cost_of(matrices_[0], operand_.rows()) + (gated_ ? cost_of(matrices_[1], operand_.rows()) : 0); }
+    size_t chunks() const { return chunks_for(cost(), matrices_[0].panels()); }
+
+    void run(size_t chunk) const {
+        const size_t panels = matrices_[0].panels(), inner = matrices_[0].rows;
+        const size_t first = panels * chunk / chunks(), last = panels * (chunk + 1) / chunks();
+        Buffer scratch(scratch_bytes(matrices_[0]));
+        settings_.kernels.multiply(matrices_[0], operand_.of(0), first, last, Output{up_, inner, nullptr, nullptr, 0}, scratch.bytes());
+        if (gated_) {
+            settings_.kernels.multiply(matrices_[1], operand_.of(1), first, last, Output{gate_, inner, nullptr, nullptr, 0}, scratch.bytes());
+        }
+        const size_t from = first * panel_rows, to = std::min(last * panel_rows, inner);
+        for (size_t row = 0; row < operand_.rows(); ++row) {
+            float* const target = up_ + row * inner + from;
+            settings_.kernels.activate(function_, gated_ ? gate_ + row * inner + from : target, gated_ ? target : nullptr, to - from, target);
+        }
+    }
+
+private:
+    const PackedMatrix* matrices_;
+    bool gated_;
+    Function function_;
+    const Operand& operand_;
+    float* up_;
+    float* gate_;
+    const Settings& settings_;
+};
+
+// The two halves of an MLP.
+class MlpSteps {
+public:
+    MlpSteps(const Mlp& mlp, const Rows& x, const Output& output, const Settings& settings)
+        : first_{*mlp.up, mlp.gate == nullptr ? *mlp.up : *mlp.gate},
+          up_(x.count * mlp.up->rows * sizeof(float)),
+          gate_(mlp.gate == nullptr ? 0 : x.count * mlp.up->rows * sizeof(float)),
+          output_(output),
+          operand_(x, mlp.norm, first_, mlp.gate == nullptr ? 1 : 2, settings),
+          gated_(first_, mlp.gate != nullptr, mlp.function, operand_, up_.floats(), gate_.floats(), settings),
+          inner_(Rows{up_.floats(), x.count, mlp.up->rows}, Norm{nullptr, 0.0f}, mlp.down, 1, settings),
+          down_(mlp.down, 1, inner_, &output_, settings) {}
+
+    size_t cost() const { return gated_.cost() + down_.cost(); }
+
+    void add_to(Phases& phases) const {
+        phases.add(operand_);
+        phases.add(gated_);
+        phases.add(inner_);
+        phases.add(down_);
+    }
+
+private:
+    PackedMatrix first_[2];
+    Buffer up_;
+    Buffer gate_;
+    Output output_;
+    Operand operand_;
+    GatedProduct gated_;
+    Operand inner_;
+    Product down_;
+};
 
 bool runs_here(const KernelSet& kernels) {
 #if defined(__x86_64__)
@@ -172,7 +254,7 @@ const KernelSet* find_kernels(const char* name) {
 }
 
 const KernelSet& best_kernels() {
-    static const KernelSet& best = [&]() -> const KernelSet& {
+    static const KernelSet& best = []() -> const KernelSet& {
         const char* forced = std::getenv("SHEARLING_KERNEL");
         for (const char* name : {forced == nullptr ? "avx512" : forced, "avx512", "avx2"}) {
             if (const KernelSet* kernels = find_kernels(name)) {
@@ -185,64 +267,41 @@ const KernelSet& best_kernels() {
 }
 
 void multiply(const PackedMatrix* matrices, size_t count, const Rows& x, const Norm& norm, const Output* outputs, const Settings& settings) {
-    if (x.count == 0) {
-        return;
-    }
-    const Normalised normalised(x, norm, matrices[0].columns, settings);
-    for (size_t first = 0; first < count;) {
-        const Activations needed = plan(matrices[first], normalised.rows, settings);
-        size_t last = first + 1;
-        while (last < count && same_arrangement(plan(matrices[last], normalised.rows, settings), needed)) {
-            ++last;
-        }
-        const Arranged arranged(needed, settings);
-        multiply_arranged(matrices + first, last - first, arranged.activations, outputs + first, settings);
-        first = last;
-    }
+    const Operand operand(x, norm, matrices, count, settings);
+    const Product product(matrices, count, operand, outputs, settings);
+    Phases phases;
+    phases.add(operand);
+    phases.add(product);
+    phases.run(product.cost());
 }
 
-namespace {
-
-// Both products of the first half of an MLP on the same panels, and the function while they are in cache.
-void multiply_inner(const Mlp& mlp, const Activations& for_gate, const Activations& for_up, float* gate, float* up, const Settings& settings) {
-    const size_t inner = mlp.up->rows;
-    const size_t rows = for_up.rows;
-    const size_t cost = cost_of(*mlp.up, rows) + (mlp.gate == nullptr ? 0 : cost_of(*mlp.gate, rows));
-    parallel_ranges(mlp.up->panels(), cost, [&](size_t first, size_t last) {
-        Buffer scratch(scratch_bytes(*mlp.up));
-        settings.kernels.multiply(*mlp.up, for_up, first, last, Output{up, inner, nullptr, nullptr, 0}, scratch.bytes());
-        if (mlp.gate != nullptr) {
-            settings.kernels.multiply(*mlp.gate, for_gate, first, last, Output{gate, inner, nullptr, nullptr, 0}, scratch.bytes());
-        }
-        const size_t from = first * panel_rows, to = std::min(last * panel_rows, inner);
-        for (size_t row = 0; row < rows; ++row) {
-            float* const target = up + row * inner + from;
-            const float* const activated = mlp.gate == nullptr ? target : gate + row * inner + from;
-            settings.kernels.activate(mlp.function, activated, mlp.gate == nullptr ? nullptr : target, to - from, target);
-        }
-    });
+void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Settings& settings) {
+    const MlpSteps steps(mlp, x, output, settings);
+    Phases phases;
+    steps.add_to(phases);
+    phases.run(steps.cost());
 }
 
-}  // namespace
-
-void multiply(const Mlp& mlp, const Rows& x, const Norm& norm, const Output& output, const Settings& settings) {
-    if (x.count == 0) {
-        return;
+void multiply(const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings) {
+    const size_t hidden = layer.attention->rows;
+    Buffer middle(x.count * hidden * sizeof(float));
+    const Rows h{middle.floats(), x.count, hidden};
+    const Operand operand(x, Norm{nullptr, 0.0f}, layer.attention, 1, settings);
+    const Output to_h{middle.floats(), hidden, nullptr, residual.data, residual.stride};
+    const Product attention(layer.attention, 1, operand, &to_h, settings);
+    const MlpSteps mlp(layer.mlp, h, Output{y, hidden, nullptr, h.data, hidden}, settings);
+    Phases phases;
+    phases.add(operand);
+    phases.add(attention);
+    mlp.add_to(phases);
+    if (layer.next_count == 0) {
+        return phases.run(attention.cost() + mlp.cost());
     }
-    const size_t inner = mlp.up->rows;
-    Buffer up(x.count * inner * sizeof(float));
-    Buffer gate(mlp.gate == nullptr ? 0 : x.count * inner * sizeof(float));
-    {
-        const Normalised normalised(x, norm, mlp.up->columns, settings);
-        const Activations for_up = plan(*mlp.up, normalised.rows, settings);
-        const Arranged arranged(for_up, settings);
-        std::optional<Arranged> other;
-        if (mlp.gate != nullptr && !same_arrangement(plan(*mlp.gate, normalised.rows, settings), for_up)) {
-            other.emplace(plan(*mlp.gate, normalised.rows, settings), settings);
-        }
-        multiply_inner(mlp, other ? other->activations : arranged.activations, arranged.activations, gate.floats(), up.floats(), settings);
-    }
-    multiply(mlp.down, 1, Rows{up.floats(), x.count, inner}, Norm{nullptr, 0.0f}, &output, settings);
+    const Operand for_next(Rows{y, x.count, hidden}, layer.norm, layer.next, layer.next_count, settings);
+    const Product next(layer.next, layer.next_count, for_next, z, settings);
+    phases.add(for_next);
+    phases.add(next);
+    phases.run(attention.cost() + mlp.cost() + next.cost());
 }
 
 }  // namespace shearling

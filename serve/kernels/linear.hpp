@@ -35,14 +35,27 @@ struct Settings {
 // outputs[i] = matrices[i] norm(x) [+ bias] [+ residual], `count` matrices of equal columns.
 void multiply(const PackedMatrix* matrices, size_t count, const Rows& x, const Norm& norm, const Output* outputs, const Settings& settings);
 
+// down(function(gate norm(x)) * up norm(x))
 struct Mlp {
     const PackedMatrix* gate;  // null: none
     const PackedMatrix* up;
     const PackedMatrix* down;
     Function function;
+    Norm norm;
 };
 
-// output = down(function(gate norm(x)) * up norm(x)) [+ bias] [+ residual]
-void multiply(const Mlp& mlp, const Rows& x, const Norm& norm, const Output& output, const Settings& settings);
+// output = mlp(x) [+ bias] [+ residual]
+void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Settings& settings);
+
+// From the end of one attention to the start of the next: h = residual + attention x; y = h + mlp(h); z_i = next_i norm(y) [+ bias_i]
+struct Layer {
+    const PackedMatrix* attention;
+    Mlp mlp;
+    Norm norm;
+    const PackedMatrix* next;
+    size_t next_count;
+};
+
+void multiply(const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings);
 
 }  // namespace shearling

@@ -5,24 +5,37 @@
 #include <mutex>
 #include <openvino/op/op.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "linear.hpp"
 
 namespace shearling {
 
-// Packed constants of one operator, validated when they are first seen and again only if they move.
-class CheckedMatrices {
+// What the input `weights` of an operator holds: packed matrices of these rows and columns, then vectors of these lengths.
+struct WeightLayout {
+    std::vector<std::pair<int64_t, int64_t>> matrices;
+    std::vector<int64_t> vectors;
+};
+
+struct Weights {
+    std::vector<PackedMatrix> matrices;
+    std::vector<std::vector<float>> vectors;
+};
+
+// The weights of one operator, validated when they are first seen and again only if they move.
+class CheckedWeights {
 public:
-    // Throws where a tensor is not a packed matrix of `columns[i]` columns and `rows[i]` rows.
-    const std::vector<PackedMatrix>& check(const ov::TensorVector& inputs, size_t first, const std::vector<int64_t>& rows, const std::vector<int64_t>& columns) const;
+    // Throws where the tensor is not what the layout says.
+    const Weights& check(const ov::Tensor& tensor, const WeightLayout& layout) const;
 
 private:
     mutable std::mutex mutex_;
-    mutable std::vector<const void*> addresses_;
-    mutable std::vector<PackedMatrix> matrices_;
+    mutable const void* address_ = nullptr;
+    mutable Weights weights_;
 };
 
+// What the operators share: one activation of `columns` first, the weights at input `weights_input`, results of given widths.
 class SparseOperator : public ov::op::Op {
 public:
     bool has_evaluate() const override { return true; }
@@ -30,19 +43,30 @@ public:
 protected:
     SparseOperator() = default;
     explicit SparseOperator(const ov::OutputVector& arguments) : Op(arguments) {}
-    bool visit_common_attributes(ov::AttributeVisitor& visitor);
-    void copy_common_attributes(const SparseOperator& other);
-    void check_common_attributes(size_t expected_inputs) const;
-    void check_packed_input(size_t input, int64_t rows, int64_t columns) const;
-    ov::PartialShape output_shape(int64_t rows) const;
-    Settings settings() const;
+
+    void visit_common(ov::AttributeVisitor& visitor);
+    void validate_common(size_t inputs, size_t weights_input, const WeightLayout& layout, const std::vector<int64_t>& widths);
+    void copy_common(const SparseOperator& other);
+    Settings settings() const { return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic}; }
 
     int64_t columns_ = 0;
     double norm_epsilon_ = 0.0;
-    bool residual_ = false;
     std::string precision_ = "auto";
     int64_t format_version_ = 1;
-    CheckedMatrices matrices_;
+    CheckedWeights checked_;
+};
+
+// The attributes of an MLP, and where its matrices stand.
+struct MlpAttributes {
+    int64_t inner = 0;
+    std::string activation = "silu";
+    bool gated = true;
+
+    void visit(ov::AttributeVisitor& visitor);
+    bool known() const { return activation == "silu" || activation == "gelu_erf" || activation == "gelu_tanh" || activation == "relu"; }
+    void add_to(WeightLayout& layout, int64_t hidden) const;
+    Mlp mlp(const PackedMatrix* matrices, const Norm& norm) const;
+    size_t matrix_count() const { return gated ? 3 : 2; }
 };
 
 class SparseLinear : public SparseOperator {
@@ -56,8 +80,10 @@ public:
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
 
 private:
+    WeightLayout layout() const;
     std::vector<int64_t> rows_;
     bool bias_ = false;
+    bool residual_ = false;
 };
 
 class SparseMLP : public SparseOperator {
@@ -71,9 +97,28 @@ public:
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
 
 private:
-    int64_t inner_ = 0;
-    std::string activation_ = "silu";
-    bool gated_ = true;
+    WeightLayout layout() const;
+    MlpAttributes mlp_;
+    bool residual_ = false;
+};
+
+class SparseLayer : public SparseOperator {
+public:
+    OPENVINO_OP("SparseLayer", "shearling");
+    SparseLayer() = default;
+    explicit SparseLayer(const ov::OutputVector& arguments) : SparseOperator(arguments) {}
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+private:
+    WeightLayout layout() const;
+    std::vector<int64_t> rows_;
+    int64_t hidden_ = 0;
+    MlpAttributes mlp_;
+    double next_epsilon_ = 0.0;
+    bool bias_ = false;
 };
 
 }  // namespace shearling

@@ -81,43 +81,74 @@ uint64_t padding_bits(const PackedMatrix& matrix, size_t panel, size_t block) {
     return padding;
 }
 
-const char* check_block(const PackedMatrix& matrix, uint64_t mask, uint64_t padding, const uint8_t* values, size_t count) {
-    if (matrix.encoding == Encoding::bitmask && (mask & padding) != 0) {
-        return "a mask keeps padding";
-    }
-    const bool masked = matrix.encoding == Encoding::bitmask;
+// Stored values: finite, and where only kept ones are stored none is zero. Simple loops, which the compiler turns into vectors.
+const char* check_bf16(const uint8_t* values, size_t count, bool masked) {
+    bool zero = false, infinite = false;
     for (size_t index = 0; index < count; ++index) {
-        bool zero = false;
-        if (matrix.value_type == ValueType::bf16) {
-            uint16_t bits;
-            std::memcpy(&bits, values + 2 * index, sizeof bits);
-            if (!finite_bf16(bits)) {
-                return "NaN or infinity in the values";
-            }
-            zero = bits == 0;
-        } else if (matrix.value_type == ValueType::int8) {
-            zero = values[index] == 0;
-        } else {
-            zero = ((values[index / 2] >> (index % 2 * 4)) & 15) == 0;
-        }
-        if (masked && zero) {
-            return "a stored value is zero";
-        }
-        if (!masked && !zero && (padding >> index & 1) != 0) {
+        uint16_t bits;
+        std::memcpy(&bits, values + 2 * index, sizeof bits);
+        zero |= bits == 0;
+        infinite |= !finite_bf16(bits);
+    }
+    return infinite ? "NaN or infinity in the values" : masked && zero ? "a stored value is zero" : nullptr;
+}
+
+const char* check_int8(const uint8_t* values, size_t count) {
+    bool zero = false;
+    for (size_t index = 0; index < count; ++index) {
+        zero |= values[index] == 0;
+    }
+    return zero ? "a stored value is zero" : nullptr;
+}
+
+const char* check_int4(const uint8_t* values, size_t count) {
+    bool zero = false;
+    for (size_t index = 0; index < count / 2; ++index) {
+        zero |= (values[index] & 15) == 0 || values[index] >> 4 == 0;
+    }
+    if (count % 2 == 1) {
+        zero |= (values[count / 2] & 15) == 0;
+        if (values[count / 2] >> 4 != 0) {
             return "padding is not zero";
         }
     }
-    if (matrix.value_type == ValueType::int4 && count % 2 == 1 && values[count / 2] >> 4 != 0) {
-        return "padding is not zero";
+    return zero ? "a stored value is zero" : nullptr;
+}
+
+bool stored_zero(const PackedMatrix& matrix, const uint8_t* block, size_t position) {
+    if (matrix.value_type == ValueType::bf16) {
+        return block[2 * position] == 0 && block[2 * position + 1] == 0;
+    }
+    return matrix.value_type == ValueType::int8 ? block[position] == 0 : (block[position / 2] >> (position % 2 * 4) & 15) == 0;
+}
+
+const char* check_padding(const PackedMatrix& matrix, uint64_t mask, uint64_t padding, const uint8_t* block) {
+    if (matrix.encoding == Encoding::bitmask) {
+        return (mask & padding) == 0 ? nullptr : "a mask keeps padding";
+    }
+    for (; padding != 0; padding &= padding - 1) {
+        if (!stored_zero(matrix, block, static_cast<size_t>(__builtin_ctzll(padding)))) {
+            return "padding is not zero";
+        }
     }
     return nullptr;
 }
 
+const char* check_values(const PackedMatrix& matrix, const uint8_t* values, size_t bytes) {
+    const bool masked = matrix.encoding == Encoding::bitmask;
+    if (matrix.value_type == ValueType::bf16) {
+        return check_bf16(values, bytes / 2, masked);
+    }
+    return masked && matrix.value_type == ValueType::int8 ? check_int8(values, bytes) : nullptr;
+}
+
 const char* check_panel(const PackedMatrix& matrix, size_t panel, size_t& offset, size_t& stored) {
-    const bool last_panel = panel + 1 == matrix.panels() && matrix.rows % panel_rows != 0;
+    const bool masked = matrix.encoding == Encoding::bitmask;
+    const bool ragged = panel + 1 == matrix.panels() && matrix.rows % panel_rows != 0;
+    const size_t start = offset;
     for (size_t block = 0; block < matrix.blocks(); ++block) {
         uint64_t mask = ~uint64_t{0} >> (64 - matrix.block_size());
-        if (matrix.encoding == Encoding::bitmask) {
+        if (masked) {
             mask = load_mask(matrix.panel_masks(panel) + block * matrix.mask_bytes(), matrix.mask_bytes());
         }
         const size_t count = static_cast<size_t>(__builtin_popcountll(mask));
@@ -125,14 +156,21 @@ const char* check_panel(const PackedMatrix& matrix, size_t panel, size_t& offset
         if (bytes > matrix.value_bytes - offset) {
             return "the masks keep more values than there are";
         }
-        const uint64_t padding = last_panel || block + 1 == matrix.blocks() ? padding_bits(matrix, panel, block) : 0;
-        if (const char* fault = check_block(matrix, mask, padding, matrix.values + offset, count)) {
+        const uint8_t* values = matrix.values + offset;
+        const char* fault = nullptr;
+        if (ragged || block + 1 == matrix.blocks()) {
+            fault = check_padding(matrix, mask, padding_bits(matrix, panel, block), values);
+        }
+        if (fault == nullptr && masked && matrix.value_type == ValueType::int4) {
+            fault = check_int4(values, count);
+        }
+        if (fault != nullptr) {
             return fault;
         }
         offset += bytes;
         stored += count;
     }
-    return nullptr;
+    return check_values(matrix, matrix.values + start, offset - start);
 }
 
 bool all_zero(const uint8_t* first, const uint8_t* last) {
@@ -268,7 +306,7 @@ const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix)
     if (!plausible_group(found.value_type, found.scale_type, found.group_size, found.columns)) {
         return "the group size does not fit";
     }
-    if (header.total != size || !all_zero(bytes + sizeof header, bytes + header_bytes)) {
+    if (header.total != size || size % alignment != 0 || !all_zero(bytes + sizeof header, bytes + header_bytes)) {
         return "the header promises another size";
     }
     size_t at[4];
@@ -282,6 +320,24 @@ const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix)
     found.values = bytes + at[3];
     found.value_bytes = size - alignment - at[3];
     matrix = found;
+    return nullptr;
+}
+
+const char* read_headers(const uint8_t* bytes, size_t size, size_t count, PackedMatrix* matrices, size_t& end) {
+    end = 0;
+    for (size_t index = 0; index < count; ++index) {
+        if (size - end < header_bytes) {
+            return "too short for the packed matrices that its operator names";
+        }
+        const uint64_t total = load_u64(bytes + end + offsetof(Header, total));
+        if (total > size - end) {
+            return "the header promises another size";
+        }
+        if (const char* fault = read_header(bytes + end, total, matrices[index])) {
+            return fault;
+        }
+        end += total;
+    }
     return nullptr;
 }
 

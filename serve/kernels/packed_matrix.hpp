@@ -44,6 +44,9 @@ const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix)
 // Checks everything else: no kernel runs outside of a matrix that passed. Returns null, or what is wrong.
 const char* validate(const PackedMatrix& matrix);
 
+// Reads the headers of `count` matrices that follow each other, and sets `end` to the byte after the last. Null, or what is wrong.
+const char* read_headers(const uint8_t* bytes, size_t size, size_t count, PackedMatrix* matrices, size_t& end);
+
 // Weights to be packed: bf16 as its bits, int4 in int8; scales [rows, groups] of scale_type, or null.
 struct PlainMatrix {
     ValueType value_type;
