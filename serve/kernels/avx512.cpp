@@ -16,7 +16,9 @@ namespace {
 
 #define INLINE inline __attribute__((always_inline))
 
-constexpr size_t prefetch_bytes = 1024;
+// How far ahead of a reader memory is fetched: some 100 ns of work.
+constexpr size_t mask_prefetch = 1024;
+constexpr size_t value_prefetch = 4096;
 
 // An expansion waits for the old value of its destination even where it zeroes it (2.35 against 1.19 ns a block on Zen 4). A zero
 // made just before, which the compiler must not see through, has nothing to wait for.
@@ -35,8 +37,8 @@ struct Int8Bitmask {
         uint64_t mask;
         __builtin_memcpy(&mask, masks, sizeof mask);
         const __m512i weights = _mm512_mask_expandloadu_epi8(fresh_zero(), mask, values);
-        _mm_prefetch(reinterpret_cast<const char*>(values + prefetch_bytes), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(masks + prefetch_bytes), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(masks + mask_prefetch), _MM_HINT_T0);
         values += _mm_popcnt_u64(mask);
         masks += sizeof mask;
         return _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
@@ -47,7 +49,7 @@ struct Int8Dense {
     const uint8_t* values;
     INLINE __m512i next() {
         const __m512i weights = _mm512_loadu_si512(values);
-        _mm_prefetch(reinterpret_cast<const char*>(values + 2 * prefetch_bytes), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
         values += 64;
         return _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
     }
@@ -72,8 +74,8 @@ struct Int4Bitmask {
         uint64_t mask;
         __builtin_memcpy(&mask, masks, sizeof mask);
         const __m512i nibbles = _mm512_mask_expand_epi8(fresh_zero(), mask, spread_nibbles(values));
-        _mm_prefetch(reinterpret_cast<const char*>(values + prefetch_bytes), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(masks + prefetch_bytes), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(masks + mask_prefetch), _MM_HINT_T0);
         values += (_mm_popcnt_u64(mask) + 1) / 2;
         masks += sizeof mask;
         return widen_nibbles(nibbles);
@@ -84,7 +86,7 @@ struct Int4Dense {
     const uint8_t* values;
     INLINE __m512i next() {
         const __m512i nibbles = spread_nibbles(values);
-        _mm_prefetch(reinterpret_cast<const char*>(values + prefetch_bytes), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
         values += 32;
         return widen_nibbles(nibbles);
     }
@@ -97,8 +99,8 @@ struct Bf16Bitmask {
         uint32_t mask;
         __builtin_memcpy(&mask, masks, sizeof mask);
         const __m512i weights = _mm512_mask_expandloadu_epi16(fresh_zero(), mask, values);
-        _mm_prefetch(reinterpret_cast<const char*>(values + prefetch_bytes), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(masks + prefetch_bytes), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(masks + mask_prefetch), _MM_HINT_T0);
         values += 2 * _mm_popcnt_u32(mask);
         masks += sizeof mask;
         return weights;
@@ -109,7 +111,7 @@ struct Bf16Dense {
     const uint8_t* values;
     INLINE __m512i next() {
         const __m512i weights = _mm512_loadu_si512(values);
-        _mm_prefetch(reinterpret_cast<const char*>(values + 2 * prefetch_bytes), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
         values += 64;
         return weights;
     }

@@ -6,6 +6,7 @@
 #include <openvino/op/constant.hpp>
 
 #include "buffer.hpp"
+#include "huge_memory.hpp"
 
 namespace shearling {
 namespace {
@@ -100,7 +101,8 @@ const char* read_layout(const uint8_t* bytes, size_t size, const WeightLayout& l
 }
 
 const char* validate_all(const ov::Tensor& tensor, const WeightLayout& layout, Weights& weights) {
-    const auto* bytes = tensor.data<const uint8_t>();
+    weights.bytes = copy_to_huge_pages(tensor.data<const uint8_t>(), tensor.get_byte_size());
+    const uint8_t* bytes = weights.bytes.get();
     size_t end = 0;
     if (const char* fault = read_layout(bytes, tensor.get_byte_size(), layout, weights.matrices, end)) {
         return fault;
@@ -153,6 +155,7 @@ const Weights& CheckedWeights::check(const ov::Tensor& tensor, const WeightLayou
         Weights weights;
         const char* fault = validate_all(tensor, layout, weights);
         OPENVINO_ASSERT(fault == nullptr, "a packed weight is corrupt: ", fault);
+        release_file_pages(tensor.data<const uint8_t>(), tensor.get_byte_size());
         weights_ = std::move(weights);
         address_ = tensor.data();
     }

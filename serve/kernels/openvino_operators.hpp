@@ -19,11 +19,12 @@ struct WeightLayout {
 };
 
 struct Weights {
+    std::shared_ptr<const uint8_t> bytes;
     std::vector<PackedMatrix> matrices;
     std::vector<std::vector<float>> vectors;
 };
 
-// The weights of one operator, validated when they are first seen and again only if they move.
+// The weights of one operator, copied into huge pages and validated when they are first seen, and again only if they move.
 class CheckedWeights {
 public:
     // Throws where the tensor is not what the layout says.

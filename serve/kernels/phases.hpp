@@ -1,13 +1,15 @@
 // Work in phases, each of chunks that any thread may take, on the threads of the calling runtime (TBB).
 //
 // One parallel loop serves all phases: a loop for each would cost some microseconds a time, more than a small matrix. A thread
-// takes chunks until a phase has none left and waits only for chunks that running threads hold, so it cannot wait for ever,
-// and a helper that wakes up late finds the current phase.
+// takes the chunks of its own share in order, so that it reads memory in one stream, then what is left of the others'. It
+// waits only for chunks that running threads hold, so it cannot wait for ever, and a helper that wakes up late finds the
+// current phase.
 #pragma once
 
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <thread>
@@ -31,37 +33,52 @@ public:
         constexpr size_t serial_bytes = size_t{16} << 10;
         const int threads = tbb::this_task_arena::max_concurrency();
         if (threads <= 1 || bytes < serial_bytes) {
-            return work();
+            return work(0, 1);
         }
-        tbb::parallel_for(0, threads, [this](int) { work(); }, tbb::simple_partitioner());
+        const int shares = std::min(threads, most_shares);
+        tbb::parallel_for(0, threads, [this, shares](int thread) { work(thread % shares, shares); }, tbb::simple_partitioner());
     }
 
 private:
-    struct alignas(64) Phase {
+    static constexpr int most_shares = 16;
+    static constexpr size_t most_phases = 8;
+
+    struct alignas(64) Counter {
+        std::atomic<size_t> value{0};
+    };
+
+    struct Phase {
         size_t chunks = 0;
         const void* step = nullptr;
         void (*run)(const void* step, size_t chunk) = nullptr;
-        alignas(64) std::atomic<size_t> next{0};
-        alignas(64) std::atomic<size_t> done{0};
+        Counter done;
+        Counter taken[most_shares];
     };
 
-    void work() {
+    void work(int own, int shares) {
         for (size_t index = 0; index < count_; ++index) {
-            Phase& phase = phases_[index];
-            while (phase.next.load(std::memory_order_relaxed) < phase.chunks) {
-                const size_t chunk = phase.next.fetch_add(1, std::memory_order_relaxed);
-                if (chunk < phase.chunks) {
-                    phase.run(phase.step, chunk);
-                    phase.done.fetch_add(1, std::memory_order_release);
-                }
+            for (int turn = 0; turn < shares; ++turn) {
+                take(phases_[index], static_cast<size_t>((own + turn) % shares), static_cast<size_t>(shares));
             }
-            wait(phase);
+            wait(phases_[index]);
+        }
+    }
+
+    static void take(Phase& phase, size_t share, size_t shares) {
+        const size_t first = phase.chunks * share / shares, last = phase.chunks * (share + 1) / shares;
+        std::atomic<size_t>& taken = phase.taken[share].value;
+        while (first + taken.load(std::memory_order_relaxed) < last) {
+            const size_t chunk = first + taken.fetch_add(1, std::memory_order_relaxed);
+            if (chunk < last) {
+                phase.run(phase.step, chunk);
+                phase.done.value.fetch_add(1, std::memory_order_release);
+            }
         }
     }
 
     static void wait(const Phase& phase) {
         constexpr int patience = 4096;
-        for (int round = 0; phase.done.load(std::memory_order_acquire) < phase.chunks; ++round) {
+        for (int round = 0; phase.done.value.load(std::memory_order_acquire) < phase.chunks; ++round) {
             if (round < patience) {
 #if defined(__x86_64__)
                 __builtin_ia32_pause();
@@ -72,7 +89,6 @@ private:
         }
     }
 
-    static constexpr size_t most_phases = 8;
     Phase phases_[most_phases];
     size_t count_ = 0;
 };

@@ -86,8 +86,10 @@ def unpack_matrix(packed: Bytes) -> Matrix:
     return Matrix(values, header.value_type, scales, header.group_size)
 
 
-def multiply(packed: Bytes, x: Floats, *, bias: Floats | None = None, exact: bool = False, checked: bool = False, kernels: Kernels | None = None) -> Floats:
-    """y = x W^T + bias.
+def multiply(
+    packed: Bytes, x: Floats, *, bias: Floats | None = None, exact: bool = False, checked: bool = False, kernels: Kernels | None = None
+) -> Floats:
+    """The product y = x W^T + bias.
 
     Args:
         packed: W, [rows, columns].

@@ -15,7 +15,7 @@ from shearling.sparse_linear.library import load_library, validate
 
 @torch.library.custom_op("shearling::sparse_linear", mutates_args=(), device_types="cpu")
 def sparse_linear(x: Tensor, packed: Tensor, rows: int, exact: bool) -> Tensor:
-    """y = x W^T with W packed and validated before.
+    """Y = x W^T with W packed and validated before.
 
     Args:
         x: [..., columns], any float dtype.

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from serve.environment import describe_environment
 from serve.statistics import bootstrap_median
 from shearling.command_line import quiet_libraries
 from shearling.sparse_linear.build import build_library
-from shearling.sparse_linear.format import Bytes, Matrix, ValueType, Values
+from shearling.sparse_linear.format import Bytes, Matrix, ValueType, read_header
 from shearling.sparse_linear.library import pack_matrix
 from shearling.sparse_linear.openvino_core import node_factory
 
@@ -50,9 +50,9 @@ class Contestant:
     run: Callable[[], object]
 
 
-def random_matrix(size: int, value_type: ValueType, sparsity: float, seed: int) -> Matrix:
+def random_matrix(size: int, value_type: ValueType, sparsity: float) -> Matrix:
     """A square matrix that keeps the magnitude of what it multiplies."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     kept = generator.random((size, size), np.float32) >= sparsity
     weights = generator.standard_normal((size, size), np.float32) * kept / np.sqrt(size * (1 - sparsity))
     if value_type is ValueType.BF16:
@@ -64,9 +64,16 @@ def random_matrix(size: int, value_type: ValueType, sparsity: float, seed: int) 
     return Matrix(values.reshape(size, size), value_type, scales[:, :, 0].astype(np.float16), group)
 
 
-def stock_product(matrix: Matrix) -> tuple[Node, int]:
-    """A product as NNCF leaves it in an IR: compressed constant, converted and scaled in the graph."""
+def stock_product(matrix: Matrix, layer: int) -> tuple[Node, int]:
+    """A product as NNCF leaves it in an IR: compressed constant, converted and scaled in the graph.
+
+    Args:
+        matrix: of which one weight is changed, so that no two layers can share a constant.
+        layer: decides it.
+    """
     rows, columns = matrix.values.shape
+    matrix = replace(matrix, values=matrix.values.copy())
+    matrix.values[0, 0] = layer
     if matrix.value_type is ValueType.BF16:
         constant = op.constant(ov.Tensor(matrix.values, [rows, columns], ov.Type.bf16))
         return lambda x: op.matmul(x, op.convert(constant, "f32"), False, True).output(0), matrix.values.nbytes
@@ -84,8 +91,10 @@ def stock_product(matrix: Matrix) -> tuple[Node, int]:
     return lambda x: op.matmul(x, weight, False, True).output(0), constant.get_byte_size() + matrix.scales.nbytes
 
 
-def packed_product(packed: Bytes, size: int) -> Node:
-    """The same as one `SparseLinear`."""
+def packed_product(packed: Bytes, size: int, layer: int) -> Node:
+    """The same as one `SparseLinear`; its first bytes are changed, too."""
+    packed = packed.copy()
+    packed[read_header(packed).sections[-1]] = 0x11 * (1 + layer)
     attributes = {"rows": [size], "columns": size, "norm_epsilon": 0.0, "bias": False, "residual": False, "precision": "auto", "format_version": 1}
     constant = op.constant(packed)
     return lambda x: node_factory().create("SparseLinear", [x, constant.output(0)], attributes).output(0)
@@ -94,18 +103,17 @@ def packed_product(packed: Bytes, size: int) -> Node:
 def contestants(size: int, rows: int, sparsities: list[float]) -> Iterator[Contestant]:
     """Stock bf16, int8 (both settings of dynamic quantisation) and int4; packed bf16, int8 and int4 at each sparsity."""
     for value_type in ValueType:
-        matrices = [random_matrix(size, value_type, sparsities[0], seed) for seed in range(LAYERS)]
-        products = [stock_product(matrix) for matrix in matrices]
-        weight_bytes = products[0][1]
+        matrix = random_matrix(size, value_type, sparsities[0])
+        products = [stock_product(matrix, layer) for layer in range(LAYERS)]
+        nodes, weight_bytes = [node for node, _ in products], products[0][1]
         name = f"stock {value_type.name.lower()}"
-        yield Contestant(name, weight_bytes, _compile([node for node, _ in products], size, rows, {}))
+        yield Contestant(name, weight_bytes, _compile(nodes, size, rows, {}))
         if value_type is ValueType.INT8:
-            plain = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-            yield Contestant(f"{name}, no dynamic quantisation", weight_bytes, _compile([node for node, _ in products], size, rows, plain))
+            yield Contestant(f"{name}, no dynamic quantisation", weight_bytes, _compile(nodes, size, rows, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}))
         for sparsity in sparsities:
-            packed = [pack_matrix(random_matrix(size, value_type, sparsity, seed)) for seed in range(LAYERS)]
-            run = _compile([packed_product(part, size) for part in packed], size, rows, {})
-            yield Contestant(f"sparse {value_type.name.lower()} at {sparsity:.0%}", packed[0].nbytes, run)
+            packed = pack_matrix(random_matrix(size, value_type, sparsity))
+            run = _compile([packed_product(packed, size, layer) for layer in range(LAYERS)], size, rows, {})
+            yield Contestant(f"sparse {value_type.name.lower()} at {sparsity:.0%}", packed.nbytes, run)
 
 
 def _compile(nodes: list[Node], size: int, rows: int, settings: dict[str, Any]) -> Callable[[], object]:
@@ -162,7 +170,12 @@ def summarise(entries: list[Contestant], seconds: dict[str, list[float]], bandwi
         own = seconds[entry.name]
         speedup = bootstrap_median([reference / value for reference, value in zip(best, own, strict=True)])
         share = entry.weight_bytes / float(np.median(own)) / bandwidth
-        row = {"name": entry.name, "ms": round(1e3 * float(np.median(own)), 4), "best_ms": round(1e3 * min(own), 4), "mib": entry.weight_bytes / 2**20}
+        row = {
+            "name": entry.name,
+            "ms": round(1e3 * float(np.median(own)), 4),
+            "best_ms": round(1e3 * min(own), 4),
+            "mib": entry.weight_bytes / 2**20,
+        }
         rows.append({**row, "speedup_over_best_int8": speedup.model_dump(), "share_of_bandwidth": round(share, 3)})
     return rows
 
