@@ -16,6 +16,13 @@ USAGE = {
     "adapter": 'from shearling.sub_adapter import load_sub_adapter\n\nmodel = load_sub_adapter("RUN/sparse", "adapter")',
 }
 
+SPARSE_USAGE = (
+    "import openvino_genai\nfrom pathlib import Path\n\nfrom shearling.sparse_linear.extension import required_extensions\n\n"
+    'libraries = [str(path) for path in required_extensions(Path("openvino/openvino_model.xml"))]\n'
+    'pipe = openvino_genai.LLMPipeline("openvino", "CPU", extensions=libraries)\nprint(pipe.generate("...", max_new_tokens=32))'
+)
+"""The library is built where it runs, for the processor and the OpenVINO that are there."""
+
 
 def write_card(path: Path, report: ExportReport) -> None:
     """Write `README.md` of an export."""
@@ -29,7 +36,8 @@ def _sections(report: ExportReport) -> list[str]:
         _made(report),
         "## Verified\n\n" + _parity(report),
     ]
-    usage = [f"`{name}/`\n\n```python\n{USAGE[name]}\n```" for name in report.sizes_bytes if name in USAGE]
+    recipes = USAGE if report.packing is None else {**USAGE, "openvino": SPARSE_USAGE}
+    usage = [f"`{name}/`\n\n```python\n{recipes[name]}\n```" for name in report.sizes_bytes if name in recipes]
     return [*sections, "## Use", *usage]
 
 
@@ -40,6 +48,12 @@ def _made(report: ExportReport) -> str:
         lines.append(f"- pruned by {report.sparsity['method']} ({report.sparsity['pattern']}), target {report.sparsity['target']:.0%}")
     if report.certificate is not None:
         lines.append(f"- NNCF counts {report.certificate.sparsity:.4%} zeros in {report.certificate.modules} pruned modules")
+    if report.packing is not None:
+        packing = report.packing
+        lines.append(
+            f"- packed for the sparse kernel: {len(packing.layers)} matrices, {packing.bytes_before:,} bytes became {packing.bytes_after:,}; "
+            "OpenVINO needs the operators of this project to read them"
+        )
     lines += [f"- {check.format}: {check.zeros:,} of {check.pruned:,} pruned weights are exactly zero" for check in report.zeros]
     return "\n".join(lines)
 
