@@ -10,7 +10,7 @@ from export.openvino_format import MODEL_XML, write_openvino
 from export.parity import FLOAT32_CPU, openvino_logits
 from export.stock_ir import unpack_ir
 from export.zeros import check_zeros
-from shearling.sparse_linear.extension import needs_extension
+from shearling.sparse_linear.extension import core_for, needs_extension
 from tests.export.test_zeros import pruned_model
 from tests.tiny_models import VOCABULARY, tiny_tokenizer
 
