@@ -50,7 +50,8 @@ class PackedLayer(Document):
     """One weight matrix in the packed form.
 
     Attributes:
-        operator: that reads it, alone or with others.
+        operator: kind of the operator that reads it, alone or with others.
+        node: name of that operator in the IR: the nodes that it replaced.
         weights: bf16, int8 or int4.
         encoding: `bitmask` stores what is not zero, `dense` everything.
         shape: [out, in].
@@ -60,6 +61,7 @@ class PackedLayer(Document):
 
     path: str
     operator: str
+    node: str
     weights: str
     encoding: str
     shape: tuple[int, int]
