@@ -42,7 +42,7 @@ def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
     check_checkpoint(directory)
     transformers.utils.logging.disable_progress_bar()
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = _loader(directory).from_pretrained(
             str(directory),
             dtype=getattr(torch, dtype),
             local_files_only=True,
@@ -58,6 +58,18 @@ def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
             raise ArtefactCorrupt(f"{complaint.replace('_', ' ')}: {names}", where=directory, remedy="Weights and config.json do not belong together")
     check_finite(model)
     return model.eval()
+
+
+def _loader(directory: Path) -> Any:
+    """What loads the model: transformers' own class, or one with layers of different widths."""
+    import transformers
+
+    from shearling.narrow import narrow_class, read_layer_widths
+
+    config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    widths = read_layer_widths(config, where=directory / CONFIG)
+    auto = transformers.AutoModelForCausalLM
+    return auto if widths is None else narrow_class(auto._model_mapping[type(config)], widths)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -16,6 +16,7 @@ from shearling.strict_json import read_json
 from train.adapter_space import build_search_space
 from train.gguf import is_gguf, read_header
 from train.package_asset import fetch
+from train.width_space import width_templates
 
 FLOAT32_BYTES = 4
 WORKING_BYTES = 2 * 2**30
@@ -93,7 +94,7 @@ def check_structure(recipe: Recipe, base: Path) -> None:
         config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             decoder = find_decoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
-        build_search_space(recipe.adapter, decoder, model_type=config.model_type)
+        build_search_space(recipe.adapter, decoder, model_type=config.model_type, widths=width_templates(recipe.width, config))
 
 
 def check_disk(out: Path, *, needed_bytes: int) -> None:

@@ -8,19 +8,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shearling.artefact import Artefact, write_artefact
+from shearling.artefact import Artefact, Draft, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer
 from shearling.console import log, progress
 from shearling.decoder import find_decoder
 from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.precision import resolve_precision
 from shearling.recipe import Recipe, TrainSection, section_as_json
+from shearling.reordering import REORDERING_FILE, apply_reordering, save_reordering
 from shearling.search_space import SEARCH_SPACE_FILE
 from shearling.strict_json import write_document
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_network, read_adapter_file
 from shearling.task import read_rows
 from train.adapter_space import build_search_space
+from train.importance import find_reordering
 from train.interruption import deferred_interruption
+from train.width_space import width_templates
 
 CHECKPOINTS = "checkpoints"
 INPUTS_FILE = "inputs.json"
@@ -46,7 +49,7 @@ def train_super_adapter(recipe: Recipe, *, frozen: Artefact, task: Artefact, des
     parents: dict[str, Artefact] = {frozen.manifest.kind: frozen, "task": task}
     with write_artefact(destination, kind="super_adapter", parents=parents, seed=recipe.seed, force=force, resumable=True) as draft:
         _start_over_unless_same(draft.directory, recipe, parents)
-        network = _build_network(recipe, frozen)
+        network = _build_network(recipe, frozen, task, draft)
         precision = resolve_precision(recipe.train.precision)  # type: ignore[union-attr] # the pipeline calls this with [train] only
         history = _fit(network, recipe, task, draft.directory / CHECKPOINTS, precision=precision)
         _write(network, recipe, frozen, draft.directory, history)
@@ -57,7 +60,7 @@ def train_super_adapter(recipe: Recipe, *, frozen: Artefact, task: Artefact, des
 
 def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe decides the super-adapter's content."""
-    sections = {"task": recipe.task, "sparsity": recipe.sparsity, "adapter": recipe.adapter, "train": recipe.train}
+    sections = {"task": recipe.task, "sparsity": recipe.sparsity, "adapter": recipe.adapter, "width": recipe.width, "train": recipe.train}
     return {"name": recipe.name, "seed": recipe.seed, **{name: section_as_json(section) for name, section in sections.items()}}
 
 
@@ -70,20 +73,27 @@ def _start_over_unless_same(directory: Path, recipe: Recipe, parents: dict[str, 
         file.write_text(inputs)
 
 
-def _build_network(recipe: Recipe, frozen: Artefact) -> SuperNetwork:
+def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact, draft: Draft) -> SuperNetwork:
     import torch
 
     adapter = recipe.adapter
     if adapter is None:
         raise ValueError("the recipe has no [adapter]")
-    model = load_model(frozen.path)
+    model, tokenizer = load_model(frozen.path), load_tokenizer(frozen.path)
     masks = None
     if adapter.masked:
         masks = load_masks(frozen.path / MASK_FILE)
         check_masked_zeros(model, masks)
-    space = build_search_space(adapter, find_decoder(model), model_type=model.config.model_type)
+    widths = width_templates(recipe.width, model.config)
+    space = build_search_space(adapter, find_decoder(model), model_type=model.config.model_type, widths=widths)
     log.print(f"search space: {len(space.groups)} groups, {space.size:.2g} sub-networks, {'masked' if adapter.masked else 'plain'} adapters")
-    network = build_super_network(model, load_tokenizer(frozen.path), space, masks, generator=torch.Generator().manual_seed(recipe.seed))
+    if recipe.width is not None and recipe.width.reorder != "none":
+        rows = read_rows(task.path, "train")
+        reordering = find_reordering(model, space, recipe.width, frozen=frozen, rows=rows, tokenizer=tokenizer, seed=recipe.seed)
+        save_reordering(draft.directory / REORDERING_FILE, reordering)
+        draft.details["reorder"] = reordering.method
+        masks = apply_reordering(model, masks, space, reordering)
+    network = build_super_network(model, tokenizer, space, masks, generator=torch.Generator().manual_seed(recipe.seed))
     model.config.use_cache = False
     return network
 
