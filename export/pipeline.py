@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.narrowing import check_size, without_frozen_formats
 from export.onnx_format import write_onnx
 from export.openvino_format import write_openvino
 from export.parity import FLOAT32_CPU, GATES, Logits, compare, fixed_blocks, onnx_logits, openvino_logits, torch_logits
@@ -21,6 +22,8 @@ from shearling.console import log
 from shearling.errors import ArtefactMismatch, ParityFailed, SparsityLost, UsageError
 from shearling.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.merge_rule import MergeMode, resolve_merge
+from shearling.model_size import measure_model, measure_network
+from shearling.narrow import cut_masks
 from shearling.strict_json import write_document
 from shearling.sub_adapter import write_sub_adapter
 from shearling.subnet import OpenSubnet, open_subnet
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MERGED = "merged torch model, float32"
+MACS_TOKENS = 256
+"""Length of the sequence whose multiply-accumulates a report counts."""
 
 
 @dataclass
@@ -68,13 +73,20 @@ def export_subnet(path: Path, request: ExportRequest) -> Artefact:
     parents: dict[str, Artefact] = {opened.frozen.manifest.kind: opened.frozen, "super_adapter": opened.adapter}
     with write_artefact(request.output, kind="export", parents=parents, force=request.force) as draft:
         network = assemble_super_network(opened.frozen, opened.adapter)
-        masks = _masks_of(opened.frozen)
+        masks, narrowed = network.masks, bool(opened.space.width_groups)
+        if narrowed:
+            request = without_frozen_formats(request, mode)
         work = _start(network, network.tokenizer, masks)
         reference = _reference_logits(network, opened, work)
         if "peft" in request.formats:
             stored = masks if opened.space.adapter.masked_training else None
             write_sub_adapter(network, opened.subnet.choice, draft.directory / "adapter", base_model=opened.subnet.base.model_id, masks=stored)
+        expected = measure_network(network).parameters(opened.space.cuts(opened.subnet.choice))
         _merge(network, opened, mode, masks)
+        if masks is not None:
+            masks = cut_masks(masks, opened.space.cuts(opened.subnet.choice))
+        if mode != "separate":
+            check_size(work.model, expected)
         work.merged = torch_logits(work.model, work.blocks)
         exact = mode in opened.subnet.merge.allowed
         _record(work, "merged", "unmerged super-network, float32", "fp32", reference, work.merged, gated=exact)
@@ -133,7 +145,8 @@ def _masks_of(frozen: Artefact) -> Masks | None:
 
 def _reference_logits(network: SuperNetwork, opened: OpenSubnet, work: _Work) -> Logits:
     network.activate(opened.subnet.choice)
-    return torch_logits(network.model, work.blocks)
+    with network.materialised():
+        return torch_logits(network.model, work.blocks)
 
 
 def _merge(network: SuperNetwork, opened: OpenSubnet, mode: MergeMode, masks: Masks | None) -> None:
@@ -179,8 +192,10 @@ def _finish(
     if request.verify != "off":
         _verify_formats(work, request, draft.directory, masks)
     directories = {path.name: path for path in sorted(draft.directory.iterdir()) if path.is_dir()}
+    size = measure_model(work.model)
     report = ExportReport(
         **facts,
+        macs_m=size.macs(tokens=MACS_TOKENS) / 1e6,
         weights=request.weights,
         formats=request.formats,
         parameters=sum(parameter.numel() for parameter in work.model.parameters()),
@@ -296,4 +311,6 @@ def plan(path: Path, request: ExportRequest) -> dict[str, Any]:
         "formats": list(request.formats),
         "weights": request.weights,
         "modules": len(opened.subnet.ranks),
+        "mode": opened.subnet.mode,
+        "narrowed": len(opened.subnet.widths),
     }

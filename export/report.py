@@ -58,6 +58,7 @@ class ExportReport(Document):
     weights: str
     formats: tuple[str, ...]
     parameters: int
+    macs_m: float
     adapter_params: int
     sparsity: dict[str, Any] | None
     certificate: SparsityCertificate | None

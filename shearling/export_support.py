@@ -79,13 +79,21 @@ def export_limits(model_type: str) -> ExportLimits:
             where=f"model type '{model_type}'",
             remedy=f"Known are: {', '.join(sorted(configurations))}",
         )
-    constructor = configurations[model_type]
-    # The registry holds functools.partial(ConfigurationClass, ...).
-    configuration = getattr(constructor, "func", constructor)
+    configuration = _configuration_class(configurations[model_type])
     return ExportLimits(
         minimum=_text(getattr(configuration, "MIN_TRANSFORMERS_VERSION", None)),
         maximum=_text(getattr(configuration, "MAX_TRANSFORMERS_VERSION", None)),
     )
+
+
+def export_configuration(model_type: str) -> Any:
+    """The configuration class that optimum-intel exports a decoder architecture with; see `check_exportable` first."""
+    return _configuration_class(_decoder_configurations()[model_type])
+
+
+def _configuration_class(constructor: Any) -> Any:
+    # The registry holds functools.partial(ConfigurationClass, ...).
+    return getattr(constructor, "func", constructor)
 
 
 def _decoder_configurations() -> dict[str, Any]:

@@ -77,13 +77,15 @@ def layer_widths(space: SearchSpace, choice: Choice, model: nn.Module) -> LayerW
     """
     if not space.width_groups:
         return None
-    cuts, sides = space.cuts(choice), {}
+    cuts = space.cuts(choice)
     prefixes = [f"{space.layers_path}.{layer}." for layer in range(space.num_layers)]
     names = dict.fromkeys(path.removeprefix(prefix) for prefix in prefixes for path in cuts if path.startswith(prefix))
-    for side in ("out_features", "in_features"):
+
+    def sizes(side: str) -> dict[str, Sizes]:
         touched = [name for name in names if any(getattr(cut, side) for path, cut in cuts.items() if path.endswith(f".{name}"))]
-        sides[side] = {name: tuple(_size(cuts, model, f"{prefix}{name}", side) for prefix in prefixes) for name in touched}
-    return LayerWidths(layers_path=space.layers_path, **sides)
+        return {name: tuple(_size(cuts, model, f"{prefix}{name}", side) for prefix in prefixes) for name in touched}
+
+    return LayerWidths(layers_path=space.layers_path, out_features=sizes("out_features"), in_features=sizes("in_features"))
 
 
 def _size(cuts: Mapping[str, Cut], model: nn.Module, path: str, side: str) -> int:

@@ -143,4 +143,4 @@ def _expand(units: Tensor, size: int) -> Tensor:
 def _move(module: nn.Module, axis: int, channels: Tensor) -> None:
     for parameter in (module.weight, module.bias) if axis == 0 else (module.weight,):
         if parameter is not None:
-            parameter.copy_(parameter.index_select(axis, channels))  # type: ignore[operator, union-attr] # a linear layer's tensors
+            parameter.copy_(parameter.index_select(axis, channels))  # type: ignore[operator] # a linear layer's tensors

@@ -301,7 +301,8 @@ class SearchSpace(Document):
             DocumentInvalid: see `check`.
         """
         self.check(choice)
-        out_features, in_features = self.widths(choice), {}
+        out_features = self.widths(choice)
+        in_features: dict[str, int] = {}
         for group in self.width_groups:
             in_features |= dict.fromkeys(group.consumers, choice[group.id])
         paths = dict.fromkeys((*out_features, *in_features))
@@ -314,7 +315,7 @@ class SearchSpace(Document):
             DocumentInvalid: see `check`.
         """
         self.check(choice)
-        widths = {}
+        widths: dict[str, int] = {}
         for group in self.width_groups:
             widths |= dict.fromkeys(group.modules, choice[group.id]) | dict.fromkeys(group.grouped, choice[group.id] // group.group)
         return widths

@@ -333,7 +333,8 @@ def _try_narrow(model: PreTrainedModel, decoder: Decoder, blocks: tuple[WidthBlo
     from torch import nn
 
     for layer, block in enumerate(blocks):
-        cuts = {name: (None, block.unit) for name in block.producers} | {name: (None, block.head_dim) for name in block.grouped}
+        cuts: dict[str, tuple[int | None, int | None]] = dict.fromkeys(block.producers, (None, block.unit))
+        cuts |= dict.fromkeys(block.grouped, (None, block.head_dim))
         cuts[block.consumer] = (block.unit, None)
         for name, (in_features, out_features) in cuts.items():
             path = decoder.module_path(layer, name)

@@ -1,7 +1,8 @@
 """`best.json`: one sub-network, described so completely that the export needs nothing else.
 
 It names the frozen model, the mask and the super-adapter by path relative to itself and by digest, and gives the rank of
-every adapted module and, in the mode `lonas`, the width of every layer that is cut. `open_subnet` enforces what a reader must refuse before any weight is used.
+every adapted module and, in the mode `lonas`, the width of every layer that is cut. `open_subnet` enforces what a reader
+must refuse before any weight is used.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def build_super_network(
             )
             model.set_submodule(path, layer)
             layers[path] = layer
-    unadapted = {path: ElasticLinear(modules[path]) for path in space.cuts(space.maximal()) if path not in layers}  # type: ignore[arg-type] # checked
+    unadapted = {path: ElasticLinear(modules[path]) for path in space.cuts(space.maximal()) if path not in layers}
     for path, plain in unadapted.items():
         model.set_submodule(path, plain)
     return SuperNetwork(model, tokenizer, space, layers, unadapted, masks)
@@ -162,9 +162,9 @@ def build_super_network(
 
 def _check_widths(group: Group, modules: dict[str, nn.Module]) -> None:
     full = group.values[0]
-    sizes = {path: ("out_features", full) for path in group.modules}
-    sizes |= {path: ("out_features", full // group.group) for path in group.grouped}
-    sizes |= {path: ("in_features", full) for path in group.consumers}
+    sizes = dict.fromkeys(group.modules, ("out_features", full))
+    sizes |= dict.fromkeys(group.grouped, ("out_features", full // group.group))
+    sizes |= dict.fromkeys(group.consumers, ("in_features", full))
     for path, (side, expected) in sizes.items():
         found = getattr(modules.get(path), side, None)
         if found != expected:
@@ -186,7 +186,7 @@ def assemble_super_network(frozen: Artefact, adapter: Artefact) -> SuperNetwork:
     """`load_super_network` for artefacts that are verified already."""
     space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
     model = load_model(frozen.path)
-    masks = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
+    masks: Masks | None = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
     if masks is not None:
         check_masked_zeros(model, masks)
     if REORDERING_FILE in adapter.manifest.files:

@@ -51,13 +51,18 @@ def find_reordering(
 
 def l1_importance(model: nn.Module, group: Group) -> Tensor:
     """[units] float32: absolute weights of the rows that produce each unit, over all members of the group."""
+    import torch
+
     units = group.values[0] // (group.head_dim * group.group)
-    members = [model.get_submodule(path) for path in (*group.modules, *group.grouped)]
-    return sum(member.weight.detach().float().abs().reshape(units, -1).sum(dim=1) for member in members)  # type: ignore[operator, return-value, misc, union-attr] # tensors of linear layers; a group has members
+    members: list[Any] = [model.get_submodule(path) for path in (*group.modules, *group.grouped)]
+    rows = [member.weight.detach().float().abs().reshape(units, -1).sum(dim=1) for member in members]
+    return torch.stack(rows).sum(dim=0)
 
 
 def wanda_importance(model: nn.Module, space: SearchSpace, calibration: Sequence[Tensor]) -> dict[str, Tensor]:
     """Group id -> [units] float32: Wanda scores of the columns that consume each unit, layer by layer on the dense model."""
+    import torch
+
     from train.sparsity.propagation import capture
     from train.sparsity.wanda import measure_norms, wanda_scores
 
@@ -70,8 +75,8 @@ def wanda_importance(model: nn.Module, space: SearchSpace, calibration: Sequence
         consumers = {path: linears[path] for group in groups for path in group.consumers}
         norms = measure_norms(layer, consumers, states)
         for group in groups:
-            columns = sum(wanda_scores(linears[path].weight, norms[path], where=path).sum(dim=0) for path in group.consumers)
-            scores[group.id] = columns.reshape(-1, group.head_dim * group.group).sum(dim=1)  # type: ignore[union-attr] # a group has consumers
+            columns = torch.stack([wanda_scores(linears[path].weight, norms[path], where=path).sum(dim=0) for path in group.consumers]).sum(dim=0)
+            scores[group.id] = columns.reshape(-1, group.head_dim * group.group).sum(dim=1)
         if index + 1 < len(decoder.layers):
             states.advance(layer)
     return scores

@@ -12,7 +12,7 @@ from shearling.artefact import Artefact, Draft, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer
 from shearling.console import log, progress
 from shearling.decoder import find_decoder
-from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.precision import resolve_precision
 from shearling.recipe import Recipe, TrainSection, section_as_json
 from shearling.reordering import REORDERING_FILE, apply_reordering, save_reordering
@@ -80,7 +80,7 @@ def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact, draft: Draf
     if adapter is None:
         raise ValueError("the recipe has no [adapter]")
     model, tokenizer = load_model(frozen.path), load_tokenizer(frozen.path)
-    masks = None
+    masks: Masks | None = None
     if adapter.masked:
         masks = load_masks(frozen.path / MASK_FILE)
         check_masked_zeros(model, masks)
@@ -119,7 +119,15 @@ def _fit(network: SuperNetwork, recipe: Recipe, task: Artefact, checkpoints: Pat
             return list(json.loads((checkpoint / STATE_FILE).read_text())["log_history"])
     with deferred_interruption() as interruption, progress(f"training the super-adapter ({precision})", total=steps - done) as advance:
         sampler = RankSampler(network.space, seed=recipe.seed)
-        trainer = build_trainer(network, rows, arguments=arguments, sampler=sampler, callbacks=[StepReporter(advance, interruption)])
+        trainer = build_trainer(
+            network,
+            rows,
+            arguments=arguments,
+            sampler=sampler,
+            callbacks=[StepReporter(advance, interruption)],
+            sandwiched=train.sandwich,
+            distilled=train.distillation,
+        )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     interruption.raise_if_received()
     return trainer.state.log_history
