@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 
 def without_frozen_formats(request: ExportRequest, mode: MergeMode) -> ExportRequest:
-    """Leave out what belongs to a frozen model of full width: the adapter, and the model beside which it would be kept."""
+    """Leave out what a narrowed model or a classifier has no use for: the adapter, whose base is the frozen model at full width and
+    without a trained head, and the model beside which it would be kept.
+    """
     absent = {"peft", "hf"} if mode == "separate" else {"peft"}
     dropped = [name for name in request.formats if name in absent]
     if dropped:
-        log.print(f"left out of a narrowed export: {', '.join(dropped)} (they belong to the frozen model at full width)")
+        log.print(f"left out: {', '.join(dropped)}, which would belong to the frozen model, at full width and with its own head")
     return dataclasses.replace(request, formats=tuple(name for name in request.formats if name not in absent))
 
 

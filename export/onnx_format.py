@@ -124,7 +124,7 @@ def trace(model: PreTrainedModel) -> Any:
         )
     if program is None:
         raise ValueError("torch.onnx.export returned nothing")
-    _name_weights(program.model)
+    name_weights(program.model)
     return program
 
 
@@ -172,7 +172,8 @@ def example_cache(model: PreTrainedModel) -> Cache:
     return [(layer.keys.contiguous(), layer.values.contiguous()) for layer in output.past_key_values.layers]
 
 
-def _name_weights(graph_model: Any) -> None:
+def name_weights(graph_model: Any) -> None:
+    """Give the initializers their Hugging Face names, and drop what describes this machine."""
     for value in list(graph_model.graph.initializers.values()):
         value.name = value.name.removeprefix("model.")
     # Stack traces and module paths: ten times the graph itself, and they name directories of this machine.

@@ -19,6 +19,7 @@ from export.parity import TEXT
 from export.weights import INT4_GROUP, LOW_RANK, Weights
 from shearling.errors import ModelUnsupported
 from shearling.export_support import EXPORT_TASK, check_exportable
+from shearling.openvino_core import openvino_core
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,15 +46,13 @@ def write_openvino(
         ExportUnavailable: the installed versions cannot export this architecture.
         ModelUnsupported: the tokenizer has no OpenVINO form.
     """
-    import openvino
-
     check_exportable(model.config.model_type)
     directory.mkdir(parents=True, exist_ok=True)
     write_tokenizer(tokenizer, directory)
     # Beside the destination, since OpenVINO maps the weights it reads into memory: a file must not be written over itself.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".raw-") as raw:
         convert(model, Path(raw))
-        ir = openvino.Core().read_model(Path(raw) / MODEL_XML)
+        ir = openvino_core().read_model(Path(raw) / MODEL_XML)
         if weights in ("int8", "int4"):
             ir = compress(ir, weights)
         elif weights == "bf16":
@@ -102,10 +101,9 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    import openvino
 
     # openvino_tokenizers is imported by now, and has told OpenVINO of its operators.
-    converted = openvino.Core().compile_model(path, "CPU")([TEXT])["input_ids"][0].tolist()
+    converted = openvino_core().compile_model(path, "CPU")([TEXT])["input_ids"][0].tolist()
     expected = tokenizer(TEXT)["input_ids"]
     if converted != expected:
         place = next((index for index, pair in enumerate(zip(converted, expected, strict=False)) if pair[0] != pair[1]), "the end")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.classifier_format import onnx_class_logits, openvino_class_logits, write_onnx_classifier, write_openvino_classifier
 from export.narrowing import check_size, without_frozen_formats
 from export.onnx_format import write_onnx
 from export.openvino_format import write_openvino
@@ -16,6 +17,7 @@ from export.parity import FLOAT32_CPU, GATES, Logits, compare, fixed_blocks, onn
 from export.report import ExportReport, ParityCheck, ZeroCheck
 from export.request import ExportRequest
 from export.weights import Weights
+from shearling.architecture import is_classifier
 from shearling.artefact import Artefact, Draft, check_destination, open_artefact, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer, save_model
 from shearling.console import log
@@ -50,6 +52,11 @@ class _Work:
     zeros: list[ZeroCheck] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the model is a classifier, which has no cache and answers once."""
+        return is_classifier(self.model.config)
+
 
 def export_subnet(path: Path, request: ExportRequest) -> Artefact:
     """Export the sub-network that a `best.json` describes.
@@ -73,8 +80,8 @@ def export_subnet(path: Path, request: ExportRequest) -> Artefact:
     parents: dict[str, Artefact] = {opened.frozen.manifest.kind: opened.frozen, "super_adapter": opened.adapter}
     with write_artefact(request.output, kind="export", parents=parents, force=request.force) as draft:
         network = assemble_super_network(opened.frozen, opened.adapter)
-        masks, narrowed = network.masks, bool(opened.space.width_groups)
-        if narrowed:
+        masks = network.masks
+        if opened.space.width_groups or network.head:
             request = without_frozen_formats(request, mode)
         work = _start(network, network.tokenizer, masks)
         reference = _reference_logits(network, opened, work)
@@ -232,14 +239,18 @@ def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: 
             # Ranks kept apart have no place in a Hugging Face model: what is written is the frozen model that adapter/ belongs
             # to, under a name of its own, so that nobody runs it for the fine-tuned one.
             model = load_model(frozen.path) if separate else work.model
-            model.config.use_cache = True
+            model.config.use_cache = not work.classifies
             save_model(model, work.tokenizer, directory / ("base" if separate else "model"))
     if "openvino" in request.formats:
         with _timed(work, "openvino"):
-            write_openvino(work.model, work.tokenizer, directory / "openvino", weights=request.weights, sparsity=_rt_info(masks, frozen))
+            if work.classifies:
+                write_openvino_classifier(work.model, work.tokenizer, directory / "openvino", weights=request.weights)
+            else:
+                write_openvino(work.model, work.tokenizer, directory / "openvino", weights=request.weights, sparsity=_rt_info(masks, frozen))
     if "onnx" in request.formats:
         with _timed(work, "onnx"):
-            write_onnx(work.model, work.tokenizer, directory / "onnx", weights=request.weights)
+            write = write_onnx_classifier if work.classifies else write_onnx
+            write(work.model, work.tokenizer, directory / "onnx", weights=request.weights)
 
 
 def _rt_info(masks: Masks | None, frozen: Artefact) -> dict[str, str]:
@@ -262,12 +273,14 @@ def _verify_formats(work: _Work, request: ExportRequest, directory: Path, masks:
 
     weights = request.weights
     if "openvino" in request.formats:
-        logits = openvino_logits(directory / "openvino", work.blocks, config=FLOAT32_CPU)
+        read = openvino_class_logits if work.classifies else openvino_logits
+        logits = read(directory / "openvino", work.blocks, config=FLOAT32_CPU)
         _record(work, "openvino", MERGED, weights, work.merged, logits)
-        default = openvino_logits(directory / "openvino", work.blocks, config={})
+        default = read(directory / "openvino", work.blocks, config={})
         _record(work, "openvino, default precision", MERGED, "bf16" if weights in ("fp32", "fp16", "bf16") else weights, work.merged, default)
     if "onnx" in request.formats:
-        _record(work, "onnx", MERGED, weights, work.merged, onnx_logits(directory / "onnx", work.blocks))
+        logits = (onnx_class_logits if work.classifies else onnx_logits)(directory / "onnx", work.blocks)
+        _record(work, "onnx", MERGED, weights, work.merged, logits)
     if masks is not None:
         work.zeros += check_zeros(directory, masks)
 

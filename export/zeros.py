@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from export.report import ZeroCheck
 from shearling.errors import ModelUnsupported, SparsityLost
+from shearling.openvino_core import openvino_core
 
 if TYPE_CHECKING:
     from shearling.mask import Masks
@@ -56,9 +57,7 @@ def read_huggingface(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def read_openvino(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
     """Zeros of the weight constants of an IR."""
-    import openvino
-
-    model = openvino.Core().read_model(directory / "openvino_model.xml")
+    model = openvino_core().read_model(directory / "openvino_model.xml")
     zeros: Zeros = {}
     for node in model.get_ops():
         path = _module_path(node.get_friendly_name())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,8 +11,7 @@ from search.strategy import Cost, Indices
 from shearling.model_size import measure_network
 
 if TYPE_CHECKING:
-    from shearling.causal_scorer import CausalScorer
-    from shearling.evaluation import Evaluator
+    from shearling.evaluation import Evaluation
     from shearling.super_network import SuperNetwork
 
 
@@ -46,18 +46,14 @@ class SubnetObjective:
 
     Args:
         network: the super-network.
-        evaluator: of the validation split.
-        scorer: of the network's model.
+        evaluate: measures the active sub-network on the validation split.
         cost: what the search saves.
         tokens: of the forward whose MACs are counted or whose time is taken.
     """
 
-    def __init__(
-        self, network: SuperNetwork, evaluator: Evaluator, scorer: CausalScorer, *, cost: Cost = "adapter_params", tokens: int = 256
-    ) -> None:
+    def __init__(self, network: SuperNetwork, evaluate: Callable[[], Evaluation], *, cost: Cost = "adapter_params", tokens: int = 256) -> None:
         self._network = network
-        self._evaluator = evaluator
-        self._scorer = scorer
+        self._evaluate = evaluate
         self._cost = cost
         self._tokens = tokens
         self._size = measure_network(network)
@@ -69,7 +65,7 @@ class SubnetObjective:
         choice = self._network.space.decode(indices)
         self._network.activate(choice)
         with self._network.materialised():
-            evaluation = self._evaluator.measure(self._scorer)
+            evaluation = self._evaluate()
             latency_ms = None if self._probe is None else self._probe.measure_ms()
         cuts, adapter_params = self._network.space.cuts(choice), self._network.adapter_params(choice)
         # An update under the mask disappears into the weights that are there; a plain one is stored beside them, unless the

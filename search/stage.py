@@ -7,8 +7,11 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from search.exploration import explore
 from search.front import BestRule, best_record, pareto_document, progression_rows
@@ -18,6 +21,7 @@ from search.plot import draw_pareto
 from search.strategy import Algorithm, Cost, Grid, make_strategy
 from shearling.artefact import Artefact, check_destination, open_artefact, write_artefact
 from shearling.console import log, progress
+from shearling.errors import UsageError
 from shearling.lm_eval_task import answer_task
 from shearling.precision import Precision, resolve_precision
 from shearling.recipe import SearchSection
@@ -25,6 +29,11 @@ from shearling.run import Run, open_frozen
 from shearling.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
 from shearling.strict_json import write_document, write_json, write_text
 from shearling.subnet import Metrics, Provenance, Subnet, describe_subnet
+
+if TYPE_CHECKING:
+    from shearling.classification import ClassifierEvaluator
+    from shearling.evaluation import Evaluation, Evaluator
+    from shearling.super_network import SuperNetwork
 
 SETTINGS_FILE = "settings.json"
 BEST_FILE = "best.json"
@@ -199,6 +208,16 @@ def _explore(run: Run, settings: SearchSettings, parents: dict[str, Artefact], s
 
 
 def _objective(run: Run, settings: SearchSettings, parents: dict[str, Artefact]) -> tuple[Objective, str, int]:
+    frozen = parents["sparse"] if "sparse" in parents else parents["base"]
+    make = _classifier_evaluation if "classes" in frozen.manifest.details else _harness_evaluation
+    evaluator, network, evaluate = make(run, settings, parents, frozen)
+    objective = SubnetObjective(network, evaluate, cost=settings.cost, tokens=settings.macs_seq_len)
+    return objective, evaluator.task, evaluator.rows
+
+
+def _harness_evaluation(
+    run: Run, settings: SearchSettings, parents: dict[str, Artefact], frozen: Artefact
+) -> tuple[Evaluator | ClassifierEvaluator, SuperNetwork, Callable[[], Evaluation]]:
     from shearling.evaluation import Evaluator, torch_scorer
     from shearling.super_network import assemble_super_network
 
@@ -207,11 +226,25 @@ def _objective(run: Run, settings: SearchSettings, parents: dict[str, Artefact])
         evaluator = Evaluator(name, split="validation", include_path=run.task, limit=settings.limit)
     else:
         evaluator = Evaluator(settings.task, split="validation", limit=settings.limit)
-    frozen = parents["sparse"] if "sparse" in parents else parents["base"]
     network = assemble_super_network(frozen, parents["super_adapter"])
     scorer = torch_scorer(network.model, network.tokenizer, batch_size=settings.batch_size, precision=settings.precision)
-    objective = SubnetObjective(network, evaluator, scorer, cost=settings.cost, tokens=settings.macs_seq_len)
-    return objective, evaluator.task, evaluator.rows
+    return evaluator, network, partial(evaluator.measure, scorer)
+
+
+def _classifier_evaluation(
+    run: Run, settings: SearchSettings, parents: dict[str, Artefact], frozen: Artefact
+) -> tuple[Evaluator | ClassifierEvaluator, SuperNetwork, Callable[[], Evaluation]]:
+    from shearling.classification import ClassifierEvaluator, TorchClassifier
+    from shearling.super_network import assemble_super_network
+
+    if settings.task is not None:
+        raise UsageError("a classifier answers the task of its run alone", where="--task", remedy="Leave the option out")
+    details = parents["task"].manifest.details
+    evaluator = ClassifierEvaluator(run.task, str(details["name"]), split="validation", limit=settings.limit, batch_size=settings.batch_size)
+    network = assemble_super_network(frozen, parents["super_adapter"])
+    bf16 = resolve_precision(settings.precision) == "bf16"
+    scorer = TorchClassifier(network.model, network.tokenizer, max_length=evaluator.max_length, bf16=bf16)
+    return evaluator, network, partial(evaluator.measure, scorer)
 
 
 def _frozen(adapter: Artefact) -> dict[str, Artefact]:

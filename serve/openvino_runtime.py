@@ -9,6 +9,7 @@ from serve.deployment import Deployment
 from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.tokenization import no_chat_template
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError
+from shearling.openvino_core import openvino_core
 
 if TYPE_CHECKING:
     import openvino_genai
@@ -117,7 +118,7 @@ def _executed(options: RunOptions, properties: dict[str, str]) -> RuntimeFacts:
     from openvino import opset13
 
     value = opset13.parameter([1, 4], dtype=openvino.Type.f32)
-    compiled = openvino.Core().compile_model(openvino.Model([opset13.relu(value)], [value], "probe"), options.device, properties)
+    compiled = openvino_core().compile_model(openvino.Model([opset13.relu(value)], [value], "probe"), options.device, properties)
     supported = set(compiled.get_property("SUPPORTED_PROPERTIES"))
     precision = _name(compiled.get_property("INFERENCE_PRECISION_HINT")) if "INFERENCE_PRECISION_HINT" in supported else "unknown"
     if options.precision not in ("default", precision):

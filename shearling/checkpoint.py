@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from shearling.architecture import auto_class
 from shearling.artefact import sha256_file
 from shearling.checkpoint_safety import CONFIG, check_checkpoint, check_configuration, weight_files
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported, NonFiniteWeights
@@ -24,7 +25,7 @@ MAX_SHARD_SIZE = "4GB"
 
 
 def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
-    """Load a decoder in eval mode, after `check_checkpoint` has passed its directory.
+    """Load a decoder, or a classifier, in eval mode, after `check_checkpoint` has passed its directory.
 
     Args:
         directory: a local Hugging Face model directory.
@@ -68,7 +69,7 @@ def _loader(directory: Path) -> Any:
 
     config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     widths = read_layer_widths(config, where=directory / CONFIG)
-    auto = transformers.AutoModelForCausalLM
+    auto = auto_class(config)
     return auto if widths is None else narrow_class(auto._model_mapping[type(config)], widths)
 
 

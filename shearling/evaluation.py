@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
 from shearling.lm_eval_task import answer_task, text_task
+from shearling.openvino_core import openvino_core
 from shearling.precision import Precision, resolve_precision
 from shearling.task import Split
 
@@ -207,13 +208,11 @@ def openvino_scorer(
         ArtefactMissing: no such file.
         ModelUnsupported: OpenVINO cannot read or compile it, or it is not a stateful decoder.
     """
-    import openvino
-
     from shearling.causal_scorer import OpenVINOScorer
 
     if not xml.is_file():
         raise ArtefactMissing("no OpenVINO model here", where=xml, remedy="Export one with: python -m export --formats openvino")
-    core = openvino.Core()
+    core = openvino_core()
     try:
         for library in extensions:
             core.add_extension(str(library))

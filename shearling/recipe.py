@@ -39,6 +39,9 @@ class ModelSection(Section):
     path: Path | None = pydantic.Field(None, description="relative to the recipe")
     asset: PackageAsset | None = None
     model_id: str = pydantic.Field(description="its public name, for the model card")
+    head: Literal["language_model", "classifier"] = pydantic.Field(
+        "language_model", description="classifier: an encoder gets a new head with one class for each of the task's choices"
+    )
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> ModelSection:
@@ -251,6 +254,14 @@ class Recipe(Section):
     width: WidthSection | None = None
     train: TrainSection | None = None
     search: SearchSection = SearchSection()
+
+    @pydantic.model_validator(mode="after")
+    def _classifier(self) -> Recipe:
+        if self.model.head == "classifier" and self.task.choices is None:
+            raise ValueError("a classifier needs the task's choices: they are its classes")
+        if self.model.head == "classifier" and (self.sparsity is not None or self.adapter is None):
+            raise ValueError("a classifier needs [adapter] and [train], and cannot be pruned")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Recipe:

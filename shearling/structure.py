@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from shearling.architecture import auto_class
 from shearling.decoder import Decoder, find_decoder
 from shearling.errors import ModelUnsupported
 
@@ -167,15 +168,6 @@ def build_from_config(config: PretrainedConfig) -> PreTrainedModel:
 
     model: PreTrainedModel = auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=False, attn_implementation="eager")
     return model.eval()
-
-
-def auto_class(config: PretrainedConfig) -> Any:
-    """What loads this configuration: a causal language model, or a sequence classifier where the configuration says so."""
-    import transformers
-
-    names = [str(name) for name in config.architectures or []]
-    classifies = any(name.endswith("ForSequenceClassification") for name in names)
-    return transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModelForCausalLM
 
 
 def _follow(model: PreTrainedModel, decoder: Decoder) -> _Trace:

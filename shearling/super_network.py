@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shearling.architecture import head_parameters
 from shearling.artefact import Artefact, open_artefact
 from shearling.checkpoint import load_model, load_tokenizer
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, NonFiniteWeights, ShapeMismatch
@@ -19,6 +20,7 @@ from shearling.search_space import SEARCH_SPACE_FILE, Choice, Cut, Group, Search
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.nn import Parameter
 
     from shearling.elastic_linear import ElasticLinear
     from shearling.elastic_lora import ElasticLoraLinear
@@ -38,6 +40,7 @@ class SuperNetwork:
         layers: the adapted layers by module path.
         unadapted: layers without an adapter that produce or consume an elastic width.
         masks: of the pruned modules, in the order of this model's channels; None where nothing was pruned.
+        head: what a classifier has beyond its pretrained body; it trains with the adapters, and is stored with them.
     """
 
     model: nn.Module
@@ -46,6 +49,7 @@ class SuperNetwork:
     layers: dict[str, ElasticLoraLinear]
     unadapted: dict[str, ElasticLinear] = field(default_factory=dict)
     masks: Masks | None = None
+    head: dict[str, Parameter] = field(default_factory=dict)
 
     def activate(self, choice: Choice) -> None:
         """Make one sub-network the model.
@@ -88,7 +92,7 @@ class SuperNetwork:
         for path, layer in self.layers.items():
             state[f"{PEFT_PREFIX}{path}.lora_A.weight"] = layer.lora_a.detach().contiguous()
             state[f"{PEFT_PREFIX}{path}.lora_B.weight"] = layer.lora_b.detach().contiguous()
-        return state
+        return state | {f"{PEFT_PREFIX}{name}": parameter.detach() for name, parameter in self.head.items()}
 
     def load_adapter_state(self, state: dict[str, Tensor], *, where: Path) -> None:
         """Fill the adapters with stored tensors.
@@ -118,7 +122,7 @@ def build_super_network(
     """Put elastic adapters into a frozen model, in place.
 
     Args:
-        model: a decoder; all of its parameters are frozen.
+        model: a decoder or a classifier; all of its parameters but a classifier's head are frozen.
         tokenizer: kept beside it.
         space: names the modules and the ranks.
         masks: module path -> mask; needed where `space.adapter.masked_training`.
@@ -157,7 +161,10 @@ def build_super_network(
     unadapted = {path: ElasticLinear(modules[path]) for path in space.cuts(space.maximal()) if path not in layers}
     for path, plain in unadapted.items():
         model.set_submodule(path, plain)
-    return SuperNetwork(model, tokenizer, space, layers, unadapted, masks)
+    head = head_parameters(model)
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+    return SuperNetwork(model, tokenizer, space, layers, unadapted, masks, head)
 
 
 def _check_widths(group: Group, modules: dict[str, nn.Module]) -> None:

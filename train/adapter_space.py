@@ -46,7 +46,8 @@ def build_search_space(adapter: AdapterSection, decoder: Decoder, *, model_type:
 
 
 def _resolve(name: str, decoder: Decoder, *, group: str) -> str:
-    matches = [known for known in decoder.linear_names if known == name or known.endswith(f".{name}")]
+    # A whole name wins: BERT has both output.dense and attention.output.dense.
+    matches = [name] if name in decoder.linear_names else [known for known in decoder.linear_names if known.endswith(f".{name}")]
     if len(matches) == 1:
         return matches[0]
     problem = "fits no linear module" if not matches else f"fits {', '.join(matches)}"

@@ -21,6 +21,8 @@ from shearling.errors import ArtefactCorrupt, TrainingDiverged
 from shearling.recipe import TrainSection
 from shearling.strict_json import read_json
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, read_adapter_file
+from train import ranks
+from train.classifier import PadClassified
 from train.interruption import Interruption
 from train.rank_sampler import RankSampler
 from train.sandwich import SANDWICHED, distillation_loss, sandwich
@@ -128,6 +130,8 @@ class StepReporter(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         """Count the step."""
         self.advance(note=self.note)
+        # All ranks stop at the same step, whichever got the signal.
+        self.interruption.signal = ranks.largest(self.interruption.signal or 0) or None
         if self.interruption.signal is not None:
             control.should_save = True
             control.should_training_stop = True
@@ -177,7 +181,7 @@ def training_arguments(train: TrainSection, *, seed: int, precision: str, output
 
 def build_trainer(
     network: SuperNetwork,
-    rows: list[dict[str, list[int]]],
+    rows: list[dict[str, Any]],
     *,
     arguments: TrainingArguments,
     sampler: RankSampler,
@@ -187,7 +191,8 @@ def build_trainer(
 ) -> NlsTrainer:
     """A trainer over tokenised rows, quiet but for our own progress."""
     pad = network.tokenizer.pad_token_id
-    collator = PadToBatch(pad if pad is not None else network.tokenizer.eos_token_id)
+    collate = PadClassified if network.head else PadToBatch
+    collator = collate(pad if pad is not None else network.tokenizer.eos_token_id)
     options = {"args": arguments, "train_dataset": rows, "data_collator": collator, "callbacks": callbacks}
     trainer = NlsTrainer(network, sampler, sandwiched=sandwiched, distilled=distilled, **options)
     trainer.remove_callback(transformers.PrinterCallback)

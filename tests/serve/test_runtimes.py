@@ -11,6 +11,7 @@ from serve.deployment import find_deployment
 from serve.device import check_device, require_provider
 from serve.runtime import RunOptions, Runtime, check_lengths, load_runtime
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError
+from shearling.openvino_core import openvino_core
 
 F32 = RunOptions(precision="f32", threads=1)
 FORMATS = ("openvino", "onnx", "torch")
@@ -152,11 +153,10 @@ def test_an_onnx_model_without_a_cache(copy_of) -> None:
 
 def _present(choice: str, device: str) -> bool:
     import onnxruntime
-    import openvino
     import torch
 
     if choice == "openvino":
-        return device in openvino.Core().available_devices
+        return device in openvino_core().available_devices
     if choice == "onnx":
         return device == "CUDA" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     return device == "CUDA" and torch.cuda.is_available()
