@@ -102,6 +102,7 @@ def export_subnet(path: Path, request: ExportRequest) -> Artefact:
             "source": path.name,
             "model_id": opened.subnet.base.model_id,
             "subnet_id": opened.subnet.id,
+            "narrowed": _narrowed(opened),
             "merge": mode,
             "exact": exact,
             "adapter_params": network.adapter_params(opened.subnet.choice),
@@ -133,12 +134,18 @@ def export_frozen(directory: Path, request: ExportRequest) -> Artefact:
             "source": directory.name,
             "model_id": frozen.manifest.details["model_id"],
             "subnet_id": None,
+            "narrowed": 0,
             "merge": "none",
             "exact": True,
             "adapter_params": 0,
         }
         _finish(work, request, draft, facts, masks, frozen, separate=False)
     return open_artefact(request.output, kind="export")
+
+
+def _narrowed(opened: OpenSubnet) -> int:
+    full = opened.space.widths(opened.space.maximal())
+    return sum(width < full[path] for path, width in opened.subnet.widths.items())
 
 
 def _start(network: SuperNetwork, tokenizer: Any, masks: Masks | None) -> _Work:
@@ -202,6 +209,7 @@ def _finish(
     size = measure_model(work.model)
     report = ExportReport(
         **facts,
+        head="classifier" if work.classifies else "language_model",
         macs_m=size.macs(tokens=MACS_TOKENS) / 1e6,
         weights=request.weights,
         formats=request.formats,
