@@ -89,10 +89,12 @@ def _pack(ir: Any) -> PackingReport:
 
 def convert(model: PreTrainedModel, directory: Path) -> None:
     """Let optimum-intel convert the model to a stateful float32 IR."""
+    from export.narrowing import conversion_options
+
     with quiet_conversion():
         from optimum.exporters.openvino import export_from_model
 
-        export_from_model(model, output=directory, task=EXPORT_TASK, stateful=True)
+        export_from_model(model, output=directory, task=EXPORT_TASK, stateful=True, **conversion_options(model))
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

@@ -8,6 +8,7 @@ import pydantic
 
 from export.nncf_certificate import SparsityCertificate
 from export.parity import Gate, Parity
+from shearling.architecture import Head
 from shearling.strict_json import Document
 
 
@@ -98,17 +99,23 @@ class ExportReport(Document):
 
     Attributes:
         packing: None for the stock kernel.
+        head: what the model is for.
+        narrowed: number of linear layers whose output is narrower than in the base.
+        macs_m: multiply-accumulates of one forward over 256 tokens, millions.
     """
 
     schema_: Literal["shearling.export_report/1"] = pydantic.Field("shearling.export_report/1", alias="schema")
     source: str
     model_id: str
+    head: Head
+    narrowed: int
     subnet_id: str | None
     merge: str
     exact: bool
     weights: str
     formats: tuple[str, ...]
     parameters: int
+    macs_m: float
     adapter_params: int
     sparsity: dict[str, Any] | None
     certificate: SparsityCertificate | None

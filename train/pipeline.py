@@ -58,8 +58,16 @@ def _make_frozen(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
     run.path.mkdir(parents=True, exist_ok=True)
 
     made = {"task": _reuse_or_make(run.task, "task", _task_facts(recipe), {}, lambda: _make_task(recipe, run))}
-    base_facts = {"model_id": recipe.model.model_id, "source": {"sha256": source_digest(source.path) if run.base.exists() else None}}
-    made["base"] = _reuse_or_make(run.base, "base", base_facts, {}, lambda: import_base(source.path, run.base, model_id=recipe.model.model_id))
+    base_facts: dict[str, Any] = {"model_id": recipe.model.model_id, "source": {"sha256": source_digest(source.path) if run.base.exists() else None}}
+    classes = recipe.task.choices if recipe.model.head == "classifier" else None
+    base_facts |= {"classes": None if classes is None else list(classes), "head_seed": None if classes is None else recipe.seed}
+    made["base"] = _reuse_or_make(
+        run.base,
+        "base",
+        base_facts,
+        {},
+        lambda: import_base(source.path, run.base, model_id=recipe.model.model_id, classes=classes, seed=recipe.seed),
+    )
     check_structure(recipe, made["base"].path)
     if recipe.sparsity is not None:
         facts = {"recipe": section_as_json(recipe.sparsity), "seed": recipe.seed}

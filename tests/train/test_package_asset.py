@@ -83,3 +83,10 @@ def test_cache_location(monkeypatch, tmp_path):
     monkeypatch.delenv("SHEARLING_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory() == tmp_path / "shearling"
+
+
+def test_a_member_that_ends_in_a_slash_is_a_directory(registry, tmp_path):
+    directory = fetch(asset(registry, member="tiny_asset/"))
+    assert (directory / "data" / "rows.jsonl").read_bytes() == CONTENT
+    with pytest.raises(ArtefactMissing, match="no directory"):
+        fetch(asset(registry, member="absent/"))
