@@ -25,6 +25,7 @@ from train import ranks
 from train.causal_loss import causal_loss
 from train.classifier import PadClassified
 from train.interruption import Interruption
+from train.length_grouping import LengthGroupedSampler
 from train.rank_sampler import RankSampler
 from train.sandwich import SANDWICHED, distillation_loss, sandwich
 from train.tokenised_rows import PadToBatch
@@ -40,18 +41,16 @@ class NlsTrainer(transformers.Trainer):
     Args:
         network: the super-network; only its adapters train.
         sampler: draws the sub-network of each micro-batch.
-        sandwiched: train the largest and the smallest beside it, see `train.sandwich`.
-        distilled: let the largest teach the others.
+        section: of the recipe; says whether the largest and the smallest are trained beside each draw, and whether the largest teaches.
         options: everything `transformers.Trainer` takes.
     """
 
-    def __init__(self, network: SuperNetwork, sampler: RankSampler, *, sandwiched: bool = False, distilled: bool = False, **options: Any) -> None:
+    def __init__(self, network: SuperNetwork, sampler: RankSampler, section: TrainSection, **options: Any) -> None:
         super().__init__(model=network.model, **options)
         self.network = network
         self.sampler = sampler
-        self.sandwiched = sandwiched
-        self.distilled = distilled
-        self._share = 1 / SANDWICHED if sandwiched else 1.0
+        self.section = section
+        self._share = 1 / SANDWICHED if section.sandwich else 1.0
         self._teacher: torch.Tensor | None = None
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
@@ -62,13 +61,20 @@ class NlsTrainer(transformers.Trainer):
         """
         drawn, self._teacher = self.sampler.draw(), None
         losses = []
-        for choice in sandwich(self.network.space, drawn) if self.sandwiched else (drawn,):
+        for choice in sandwich(self.network.space, drawn) if self.section.sandwich else (drawn,):
             self.network.activate(choice)
             losses.append(super().training_step(model, inputs, num_items_in_batch))
         loss: torch.Tensor = torch.stack(losses).sum()
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.section.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(lengths, batch_size=batch_size, seed=self.args.seed)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
@@ -77,12 +83,12 @@ class NlsTrainer(transformers.Trainer):
 
         Scaled as the Trainer scales its own.
         """
-        if self.distilled or self.network.head:
+        if self.section.distillation or self.network.head:
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
             if self._teacher is not None:
                 items = num_items_in_batch if self.model_accepts_loss_kwargs else None
                 loss = distillation_loss(outputs["logits"], self._teacher, inputs["labels"], items=items)
-            elif self.distilled:
+            elif self.section.distillation:
                 self._teacher = outputs["logits"].detach()
             return (loss * self._share, outputs) if return_outputs else loss * self._share
         loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
@@ -197,16 +203,15 @@ def build_trainer(
     *,
     arguments: TrainingArguments,
     sampler: RankSampler,
+    section: TrainSection,
     callbacks: list[TrainerCallback],
-    sandwiched: bool = False,
-    distilled: bool = False,
 ) -> NlsTrainer:
     """A trainer over tokenised rows, quiet but for our own progress."""
     pad = network.tokenizer.pad_token_id
     collate = PadClassified if network.head else PadToBatch
     collator = collate(pad if pad is not None else network.tokenizer.eos_token_id)
     options = {"args": arguments, "train_dataset": rows, "data_collator": collator, "callbacks": callbacks}
-    trainer = NlsTrainer(network, sampler, sandwiched=sandwiched, distilled=distilled, **options)
+    trainer = NlsTrainer(network, sampler, section, **options)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(OldCheckpointRemover())
     return trainer
