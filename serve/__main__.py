@@ -22,6 +22,14 @@ DeviceOption = Annotated[str, typer.Option("--device", help="CPU, GPU (OpenVINO)
 PrecisionOption = Annotated[
     Literal["default", "f32", "bf16"], typer.Option("--precision", help="Of the arithmetic; default is what the runtime does by itself.")
 ]
+HintOption = Annotated[Literal["latency", "throughput"] | None, typer.Option("--hint", help="OpenVINO's performance hint; default is the device's.")]
+HugePagesOption = Annotated[
+    bool, typer.Option("--huge-pages/--no-huge-pages", help="Move memory into huge pages: without, like processes differ by up to 15 %.")
+]
+TraceOption = Annotated[
+    Path | None, typer.Option("--trace", help='Real prompts instead of random ones: JSON lines {"prompt": ..., "new_tokens": ...}.')
+]
+BatchOption = Annotated[int, typer.Option("--batch", help="Prompts that are decoded together.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; the runtime chooses if not given.")]
 
 
@@ -64,35 +72,44 @@ def generate(
 
 @app.command()
 def bench(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Exports or model directories; the first is the reference.")],
+    directories: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="Exports or model directories, the first is the reference; DIR@format=onnx and DIR@PROPERTY=VALUE,... hold for one of them.",
+        ),
+    ],
     model_format: FormatOption = "auto",
     device: DeviceOption = "CPU",
     precision: PrecisionOption = "default",
     threads: ThreadsOption = None,
+    hint: HintOption = None,
+    huge_pages: HugePagesOption = True,
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Length of the prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate, at least 2.")] = 64,
-    repeats: Annotated[int, typer.Option("--repeats", help="Measured runs of each, per session.")] = 5,
+    trace: TraceOption = None,
+    batch: BatchOption = 1,
+    repeats: Annotated[int, typer.Option("--repeats", help="Measured runs of each, per session.")] = 6,
     warmup: Annotated[int, typer.Option("--warmup", help="Runs of each that are thrown away, per session.")] = 1,
     sessions: Annotated[int, typer.Option("--sessions", help="How often all processes are started anew.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Of the random prompts and the bootstrap.")] = 0,
-    output: Annotated[Path | None, typer.Option("--output", help="Write a benchmark artefact here.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write a benchmark artefact here; an interrupted one is continued.")] = None,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
     """Measure models side by side: first token, per token, memory, load time, size."""
-    from serve.benchmark import run_benchmark, write_benchmark
-    from serve.measurement import make_workload
+    from serve.benchmark import run_benchmark
+    from serve.benchmark_artefact import run_into
     from serve.screen import benchmark_screen
-    from shearling.artefact import check_destination
+    from serve.workload import make_workload
 
-    if output is not None:
-        check_destination(output, force=force)
-    options = _options(device, precision, threads)
-    workload = make_workload(prompt_tokens, new_tokens, repeats=repeats, warmup=warmup, sessions=sessions, seed=seed)
-    benchmark = run_benchmark(directories, options=options, workload=workload, choice=model_format)
-    if output is not None:
-        write_benchmark(output, benchmark, force=force)
+    options = _options(device, precision, threads, hint=hint, huge_pages=huge_pages)
+    workload = make_workload(prompt_tokens, new_tokens, repeats=repeats, warmup=warmup, sessions=sessions, seed=seed, trace=trace, batch=batch)
+    if output is None:
+        benchmark = run_benchmark(directories, options=options, workload=workload, choice=model_format)
+    else:
+        benchmark = run_into(output, directories, options=options, workload=workload, choice=model_format, force=force)
     return Result(benchmark.model_dump(mode="json", by_alias=True), benchmark_screen(benchmark, output=output))
 
 
@@ -105,7 +122,7 @@ def compare(
     debug: DebugFlag = False,
 ) -> Result:
     """Compare two benchmarks that were written at different times."""
-    from serve.benchmark import read_benchmark
+    from serve.benchmark_artefact import read_benchmark
     from serve.comparison import compare_benchmarks, comparison_screen
 
     comparison = compare_benchmarks(read_benchmark(first), read_benchmark(second), allow_other_machine=allow_other_machine)
@@ -113,35 +130,86 @@ def compare(
 
 
 @app.command()
+def history(
+    benchmarks: Annotated[list[Path], typer.Argument(metavar="A B...", help="Benchmark artefacts of one machine, or their benchmark.json.")],
+    output: Annotated[Path, typer.Option("--output", help="The HTML file to write.")],
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Draw benchmarks of one machine by their date."""
+    from serve.benchmark_artefact import read_benchmark
+    from serve.page import write_history
+
+    write_history(output, [read_benchmark(path) for path in benchmarks])
+    return Result({"output": str(output), "benchmarks": len(benchmarks)}, f"Written: {output}")
+
+
+@app.command()
 def check(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The candidate.")],
-    against: Annotated[Path, typer.Option("--against", help="The reference.")],
+    against: Annotated[Path | None, typer.Option("--against", help="The reference, measured side by side with DIR.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="A history of this machine instead: a JSON file that --record writes and extends.")
+    ] = None,
+    record: Annotated[bool, typer.Option("--record", help="Add this measurement to the baseline, if it passes.")] = False,
+    allow_other_versions: Annotated[bool, typer.Option("--allow-other-versions", help="Accept a baseline of other runtime versions.")] = False,
     max_ratio: Annotated[float, typer.Option("--max-ratio", help="Largest acceptable time, relative to the reference's.")] = 1.05,
     model_format: FormatOption = "auto",
     device: DeviceOption = "CPU",
     precision: PrecisionOption = "default",
-    threads: ThreadsOption = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Length of the prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate, at least 2.")] = 32,
-    repeats: Annotated[int, typer.Option("--repeats", help="At most so many pairs; stops earlier when the verdict is clear.")] = 40,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, help="With 1, time that other processes take is told apart and subtracted; with more it is not.")
+    ] = 1,
+    hint: HintOption = None,
+    huge_pages: HugePagesOption = True,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Length of the prompt.")] = 64,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate, at least 2.")] = 16,
+    trace: TraceOption = None,
+    batch: BatchOption = 1,
+    budget_s: Annotated[float, typer.Option("--budget", help="Seconds after which an open verdict is inconclusive; loading included.")] = 50.0,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
     """Guard against slowdowns: 0 passes, 1 is a regression or inconclusive."""
-    from serve.measurement import make_workload
-    from serve.regression import check_regression, require_pass, verdict_screen
+    from serve.baseline import check_baseline
+    from serve.regression import check_regression, guard_workload, require_pass, verdict_screen
+    from shearling.errors import UsageError
 
-    workload = make_workload(prompt_tokens, new_tokens, repeats=repeats)
-    options = _options(device, precision, threads)
-    verdict, benchmark = check_regression(directory, against, max_ratio=max_ratio, options=options, workload=workload, choice=model_format)
+    if (against is None) == (baseline is None):
+        raise UsageError("a check needs a reference", remedy="Give either --against DIR or --baseline FILE")
+    if record and baseline is None:
+        raise UsageError("--record has nowhere to write", remedy="Give --baseline FILE")
+    workload = guard_workload(prompt_tokens, new_tokens, budget_s=budget_s, trace=trace, batch=batch)
+    options = _options(device, precision, threads, hint=hint, huge_pages=huge_pages)
+    if against is not None:
+        verdict, benchmark = check_regression(directory, against, max_ratio=max_ratio, options=options, workload=workload, choice=model_format)
+    else:
+        assert baseline is not None
+        verdict, benchmark = check_baseline(
+            directory,
+            baseline,
+            max_ratio=max_ratio,
+            options=options,
+            workload=workload,
+            choice=model_format,
+            record=record,
+            allow_other_versions=allow_other_versions,
+        )
     require_pass(verdict)
     return Result(verdict.model_dump(mode="json"), verdict_screen(verdict, benchmark))
 
 
-def _options(device: str, precision: Literal["default", "f32", "bf16"], threads: int | None) -> RunOptions:
+def _options(
+    device: str,
+    precision: Literal["default", "f32", "bf16"],
+    threads: int | None,
+    *,
+    hint: Literal["latency", "throughput"] | None = None,
+    huge_pages: bool = True,
+) -> RunOptions:
     from serve.runtime import RunOptions
 
-    return RunOptions(device=device.upper(), precision=precision, threads=threads)
+    return RunOptions(device=device.upper(), precision=precision, threads=threads, hint=hint, huge_pages=huge_pages)
 
 
 if __name__ == "__main__":

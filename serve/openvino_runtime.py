@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from serve.deployment import Deployment
 from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.tokenization import no_chat_template
-from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
 
 if TYPE_CHECKING:
     import openvino_genai
@@ -27,6 +27,7 @@ class OpenVINORuntime:
         ArtefactMissing: a file that GenAI needs is absent.
         DeviceUnavailable: the device executes another precision than was asked for.
         ArtefactCorrupt: OpenVINO cannot read the model.
+        UsageError: OpenVINO refuses a property of this deployment.
     """
 
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
@@ -36,8 +37,11 @@ class OpenVINORuntime:
         missing = [name for name in REQUIRED if not (self._directory / name).is_file()]
         if missing:
             raise ArtefactMissing(f"OpenVINO GenAI needs {', '.join(missing)}", where=self._directory, remedy="Export again with: python -m export")
-        properties = _properties(options)
-        self.facts = _executed(options, properties)
+        properties = _properties(options) | deployment.properties
+        try:
+            self.facts = _executed(options, properties)
+        except RuntimeError as error:
+            raise UsageError(f"OpenVINO refuses {properties}: {_last_line(error)}", where=deployment.label) from error
         try:
             self._pipeline = openvino_genai.LLMPipeline(self._directory, options.device, **properties)
         except RuntimeError as error:
@@ -65,11 +69,18 @@ class OpenVINORuntime:
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
     ) -> Generation:
         """See `Runtime.generate`."""
+        return self._generate([token_ids], max_new_tokens=max_new_tokens, end_ids=end_ids, on_text=on_text)
+
+    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
+        """See `Runtime.generate_batch`."""
+        return self._generate(rows, max_new_tokens=new_tokens, end_ids=frozenset(), on_text=None)
+
+    def _generate(self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: frozenset[int], on_text: OnText | None) -> Generation:
         import numpy as np
         import openvino
         import openvino_genai
 
-        prompt = openvino.Tensor(np.asarray([list(token_ids)], dtype=np.int64))
+        prompt = openvino.Tensor(np.asarray([list(row) for row in rows], dtype=np.int64))
         config = _greedy(max_new_tokens, end_ids)
         if on_text is None:
             result = self._pipeline.generate(prompt, config)
@@ -102,6 +113,8 @@ def _properties(options: RunOptions) -> dict[str, str]:
         properties["INFERENCE_PRECISION_HINT"] = "bf16"
     if options.threads is not None:
         properties["INFERENCE_NUM_THREADS"] = str(options.threads)
+    if options.hint is not None:
+        properties["PERFORMANCE_HINT"] = options.hint.upper()
     if not options.device.startswith("CPU"):
         for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS"):
             properties.pop(name, None)

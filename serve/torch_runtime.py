@@ -55,6 +55,13 @@ class TorchRuntime:
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
     ) -> Generation:
         """See `Runtime.generate`."""
+        return self._generate([token_ids], max_new_tokens=max_new_tokens, end_ids=end_ids, on_text=on_text)
+
+    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
+        """See `Runtime.generate_batch`."""
+        return self._generate(rows, max_new_tokens=new_tokens, end_ids=frozenset(), on_text=None)
+
+    def _generate(self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: frozenset[int], on_text: OnText | None) -> Generation:
         import torch
         import transformers
 
@@ -67,7 +74,7 @@ class TorchRuntime:
         self._model.generation_config = transformers.GenerationConfig()
         started_s = time.perf_counter()
         with torch.inference_mode():
-            prompt = torch.tensor([list(token_ids)], device=self._device)
+            prompt = torch.tensor([list(row) for row in rows], device=self._device)
             self._model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=clock)
         total_s = time.perf_counter() - started_s
         gaps_s = tuple(later - earlier for earlier, later in pairwise(clock.times_s))
