@@ -6,14 +6,16 @@ reverse, and only ratios within a block are compared.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+from serve.budget import Budget
 from serve.deployment import Deployment
 from serve.runtime import RunOptions
-from serve.worker_process import LoadReport, ProcessReport, WorkerProcess
+from serve.worker_process import LoadReport, ProcessReport, Timed, WorkerProcess
 from serve.workload import Prompts, Rows, Workload
 from shearling.console import Advance, progress
 from shearling.strict_json import Document
@@ -116,83 +118,82 @@ class _Run:
         self._options = options
         self._workload = workload
         self._prompts = Prompts(deployments, workload)
-        self._zero_s = time.monotonic()
+        self._budget = Budget(workload.budget_s)
         self._block = len(self.result.samples) // len(deployments)
         self._session = 1 + max((sample.session for sample in self.result.samples), default=-1)
 
     def measure(self, enough: Enough | None, on_block: Callable[[Measurement], None]) -> None:
         blocks = self._workload.sessions * self._workload.repeats
-        units = len(self._deployments) * (self._workload.sessions * (1 + self._workload.warmup) + blocks - self._block)
         # A continued measurement has drawn these already.
         for _ in range(self._block):
             self._prompts.draw()
-        with progress("measuring", total=units) as advance:
-            while self._block < blocks:
-                # A session that was interrupted is completed by a new one.
-                size = self._workload.repeats - self._block % self._workload.repeats
-                started_s = time.monotonic()
-                if self._measure_session(size, advance, enough, on_block) or self._spent(ahead_s=time.monotonic() - started_s):
-                    return
 
-    def _measure_session(self, size: int, advance: Advance, enough: Enough | None, on_block: Callable[[Measurement], None]) -> bool:
-        """Whether it is over: enough is known, or the time is spent."""
-        over = False
+        def over() -> bool:
+            return self._block >= blocks or self._budget.spent() or (enough is not None and enough(self.result.samples))
+
+        units = len(self._deployments) * (self._workload.sessions * (1 + self._workload.warmup) + blocks - self._block)
+        with progress("measuring", total=units) if self._workload.budget_s is None else timed_progress(self._workload.budget_s) as advance:
+            while not self._measure_session(over, on_block, advance):
+                self._session += 1
+
+    def _measure_session(self, over: Callable[[], bool], on_block: Callable[[Measurement], None], advance: Advance) -> bool:
+        """Whether everything is over; otherwise new processes go on."""
+        # A session that was interrupted is completed by a new one.
+        size = self._workload.repeats - self._block % self._workload.repeats
         with ExitStack() as stack:
+            self._budget.begin_session()
             workers = [stack.enter_context(WorkerProcess(deployment, self._options)) for deployment in self._deployments]
-            loads = self._load(workers, advance)
-            for _ in range(self._workload.warmup):
-                rows, new_tokens = self._prompts.longest()
-                for worker, own in zip(workers, rows, strict=True):
-                    worker.generate(own, new_tokens=new_tokens)
-                    advance(note="warm-up")
-            for worker in workers:
-                worker.settle()
-            for kept, load in zip(self.result.loads, loads, strict=True):
-                kept.append(load)
-            for reports, worker in zip(self.result.reports, workers, strict=True):
-                reports.append(worker.report())
-            for _ in range(size):
+            self._set_up(workers, advance)
+            self._budget.end_setup()
+            while True:
                 self.result.samples.extend(self._measure_block(workers, advance))
                 for reports, worker in zip(self.result.reports, workers, strict=True):
                     reports[-1] = worker.report()
                 self._block += 1
+                self._budget.count_block()
                 on_block(self.result)
-                over = self._spent() or (enough is not None and enough(self.result.samples))
-                if over:
-                    break
-        self._session += 1
-        return over
+                if over():
+                    return True
+                if self._budget.restarts(size, first=self._session == 0):
+                    return False
 
-    def _load(self, workers: Sequence[WorkerProcess], advance: Advance) -> list[LoadReport]:
-        loads = []
+    def _set_up(self, workers: Sequence[WorkerProcess], advance: Advance) -> None:
         # Where nobody asks how long loading takes, all may do it at once.
-        if self._workload.separate_phases:
-            for worker in workers:
-                worker.start_loading()
+        together = self._workload.separate_phases
+        for worker in workers if together else ():
+            worker.start_loading()
+        loads = []
         for worker in workers:
-            loads.append(worker.finish_loading() if self._workload.separate_phases else worker.load())
+            loads.append(worker.finish_loading() if together else worker.load())
             advance(note="loaded")
-        return loads
-
-    def _spent(self, *, ahead_s: float = 0.0) -> bool:
-        """Whether the budget ends before `ahead_s` more seconds."""
-        budget_s = self._workload.budget_s
-        return budget_s is not None and time.monotonic() - self._zero_s + ahead_s > budget_s
+        for _ in range(self._workload.warmup):
+            rows, new_tokens = self._prompts.longest()
+            for worker, own in zip(workers, rows, strict=True):
+                worker.generate(own, new_tokens=new_tokens)
+                advance(note="warm-up")
+        for worker, load, kept, reports in zip(workers, loads, self.result.loads, self.result.reports, strict=True):
+            worker.settle()
+            kept.append(load)
+            reports.append(worker.report())
 
     def _measure_block(self, workers: Sequence[WorkerProcess], advance: Advance) -> list[Sample]:
         rows, new_tokens = self._prompts.draw()
-        order = list(range(len(workers)))
+        order = list(range(len(workers)))[:: 1 if self._block % 2 == 0 else -1]
+        firsts: dict[int, Timed] = {}
+        if self._workload.separate_phases:
+            # Like phases follow each other, so that little can change between them: A B for the first token, B A for the rest.
+            firsts = {subject: workers[subject].generate(rows[subject], new_tokens=1) for subject in order}
+            order.reverse()
         samples = []
-        for position, subject in enumerate(order if self._block % 2 == 0 else order[::-1]):
-            started_s = time.monotonic() - self._zero_s
-            sample = self._sample(workers[subject], rows[subject], new_tokens, subject=subject, position=position, started_s=started_s)
-            samples.append(sample)
-            advance(note=f"{1e3 * sample.ttft_s:.1f} ms to the first token")
+        for position, subject in enumerate(order):
+            started_s = self._budget.elapsed_s()
+            whole = workers[subject].generate(rows[subject], new_tokens=new_tokens)
+            first = firsts.get(subject)
+            samples.append(self._sample(whole, first, rows[subject], subject=subject, position=position, started_s=started_s))
+            advance(note=f"{1e3 * samples[-1].ttft_s:.1f} ms to the first token")
         return samples
 
-    def _sample(self, worker: WorkerProcess, rows: Rows, new_tokens: int, *, subject: int, position: int, started_s: float) -> Sample:
-        first = worker.generate(rows, new_tokens=1) if self._workload.separate_phases else None
-        whole = worker.generate(rows, new_tokens=new_tokens)
+    def _sample(self, whole: Timed, first: Timed | None, rows: Rows, *, subject: int, position: int, started_s: float) -> Sample:
         # With several threads, or both phases in one call, nobody knows which wait cost what.
         told_apart = self._options.threads == 1 and first is not None
         leading, generation = (first or whole).generation, whole.generation
@@ -211,3 +212,18 @@ class _Run:
             lost_first_s=leading.ttft_s * first.waited_share if told_apart and first else 0.0,
             lost_decode_s=sum(generation.gaps_s) * whole.waited_share if told_apart else 0.0,
         )
+
+
+@contextmanager
+def timed_progress(seconds: float) -> Iterator[Advance]:
+    """Progress of work that ends with its time rather than with a number of steps."""
+    total, shown, started_s = math.ceil(seconds), 0, time.monotonic()
+    with progress("measuring, seconds at most", total=total) as advance:
+
+        def advance_time(*, note: str | None = None) -> None:
+            nonlocal shown
+            while shown < min(total, time.monotonic() - started_s):
+                shown += 1
+                advance(note=note)
+
+        yield advance_time

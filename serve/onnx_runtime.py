@@ -39,7 +39,7 @@ class OnnxRuntime:
         import onnxruntime
 
         self._directory = deployment.directory
-        self._device = "cuda" if options.device == "CUDA" else "cpu"
+        self._device = "cpu" if options.device == "CPU" else "cuda"
         path = self._directory / "model.onnx"
         session_options = onnxruntime.SessionOptions()
         session_options.log_severity_level = 3
@@ -137,6 +137,8 @@ class OnnxRuntime:
         for name in self._outputs:
             binding.bind_output(name, self._device if name.startswith(PRESENT) else "cpu")
         self._session.run_with_iobinding(binding)
+        # A provider may return before its device has finished.
+        binding.synchronize_outputs()
         outputs = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         logits = outputs["logits"].numpy()[:, -1].copy()  # numpy() is a view into memory that the session owns
         return logits, {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}

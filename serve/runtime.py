@@ -24,7 +24,7 @@ class RunOptions(Document):
     """How a deployment is to be run.
 
     Attributes:
-        device: CPU; GPU, GPU.1 (OpenVINO); CUDA (ONNX Runtime, PyTorch).
+        device: CPU; GPU, GPU.1 (OpenVINO); CUDA (ONNX Runtime, PyTorch); TENSORRT (ONNX Runtime).
         precision: of the arithmetic; `default` is whatever the runtime does when nobody asks.
         threads: None leaves the number to the runtime; a measuring process is pinned to so many CPUs.
         hint: OpenVINO's PERFORMANCE_HINT; None leaves it at the device's default.

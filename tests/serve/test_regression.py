@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from serve.budget import Budget
 from serve.measurement import Sample
 from serve.regression import SESSION_BLOCKS, guard_workload, judge, require_pass
 from serve.sequential import planned_looks
@@ -81,3 +82,34 @@ def test_the_first_look_has_seen_two_pairs_of_processes() -> None:
     assert planned_looks()[0] >= 2 * SESSION_BLOCKS > 0
     workload = guard_workload()
     assert workload.repeats * workload.sessions >= planned_looks()[-1]
+
+
+def test_time_is_spent_on_new_processes_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("serve.budget.time.monotonic", lambda: now_s)
+    budget = Budget(40.0)
+
+    def session(setup_s: float, blocks: int) -> None:
+        nonlocal now_s
+        budget.begin_session()
+        now_s += setup_s
+        budget.end_setup()
+        for _ in range(blocks):
+            now_s += 1
+            budget.count_block()
+
+    session(6.0, 7)
+    assert not budget.restarts(8, first=True)
+    now_s += 1
+    budget.count_block()
+    assert budget.restarts(8, first=True)
+    # Slow processes: the first session ends early rather than be the only one.
+    now_s += 6
+    assert budget.restarts(20, first=True)
+    assert not budget.restarts(20, first=False)
+    # What is left does not pay another loading: the same processes go on.
+    session(6.0, 8)
+    assert not budget.restarts(8, first=False)
+    assert not budget.spent()
+    now_s += 10
+    assert budget.spent()
