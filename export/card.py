@@ -16,6 +16,13 @@ USAGE = {
     "adapter": 'from shearling.sub_adapter import load_sub_adapter\n\nmodel = load_sub_adapter("RUN/sparse", "adapter")',
 }
 
+SPARSE_USAGE = (
+    "import openvino_genai\nfrom pathlib import Path\n\nfrom shearling.sparse_linear.extension import required_extensions\n\n"
+    'libraries = [str(path) for path in required_extensions(Path("openvino/openvino_model.xml"))]\n'
+    'pipe = openvino_genai.LLMPipeline("openvino", "CPU", extensions=libraries)\nprint(pipe.generate("...", max_new_tokens=32))'
+)
+"""The library is built where it runs, for the processor and the OpenVINO that are there."""
+
 
 CLASSIFIER_USAGE = {
     "openvino": 'import openvino\n\nmodel = openvino.compile_model("openvino/openvino_model.xml", "CPU")  # input_ids, attention_mask, ...',
@@ -39,7 +46,11 @@ def _sections(report: ExportReport) -> list[str]:
         _made(report),
         "## Verified\n\n" + _parity(report),
     ]
-    examples = CLASSIFIER_USAGE if report.head == "classifier" else {**USAGE, **(NARROWED_USAGE if report.narrowed else {})}
+    examples = dict(CLASSIFIER_USAGE if report.head == "classifier" else USAGE)
+    if report.narrowed:
+        examples |= NARROWED_USAGE
+    if report.packing is not None:
+        examples["openvino"] = SPARSE_USAGE
     usage = [f"`{name}/`\n\n```python\n{examples[name]}\n```" for name in report.sizes_bytes if name in examples]
     return [*sections, "## Use", *usage]
 
@@ -53,6 +64,12 @@ def _made(report: ExportReport) -> str:
         lines.append(f"- pruned by {report.sparsity['method']} ({report.sparsity['pattern']}), target {report.sparsity['target']:.0%}")
     if report.certificate is not None:
         lines.append(f"- NNCF counts {report.certificate.sparsity:.4%} zeros in {report.certificate.modules} pruned modules")
+    if report.packing is not None:
+        packing = report.packing
+        lines.append(
+            f"- packed for the sparse kernel: {len(packing.layers)} matrices, {packing.bytes_before:,} bytes became {packing.bytes_after:,}; "
+            "OpenVINO needs the operators of this project to read them"
+        )
     lines += [f"- {check.format}: {check.zeros:,} of {check.pruned:,} pruned weights are exactly zero" for check in report.zeros]
     return "\n".join(lines)
 

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from export.weights import Weights
 from shearling.architecture import is_classifier
 from shearling.errors import DeviceUnavailable
-from shearling.openvino_core import openvino_core
 from shearling.strict_json import Document
 
 if TYPE_CHECKING:
@@ -145,7 +144,9 @@ def openvino_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]], *,
         blocks: inputs.
         config: compile options; `FLOAT32_CPU`, or empty for what a user gets by default.
     """
-    core = openvino_core()
+    from shearling.sparse_linear.extension import core_for
+
+    core = core_for(directory / "openvino_model.xml")
     request = core.compile_model(core.read_model(directory / "openvino_model.xml"), "CPU", config).create_infer_request()
     inputs = {name for item in request.model_inputs for name in item.names}
     results = []

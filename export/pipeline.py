@@ -14,9 +14,9 @@ from export.narrowing import check_size, without_frozen_formats
 from export.onnx_format import write_onnx
 from export.openvino_format import write_openvino
 from export.parity import FLOAT32_CPU, GATES, Logits, compare, fixed_blocks, onnx_logits, openvino_logits, torch_logits
-from export.report import ExportReport, ParityCheck, ZeroCheck
+from export.report import ExportReport, PackingReport, ParityCheck, ZeroCheck
 from export.request import ExportRequest
-from export.weights import Weights
+from export.weights import PACKABLE, Weights
 from shearling.architecture import is_classifier
 from shearling.artefact import Artefact, Draft, check_destination, open_artefact, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer, save_model
@@ -51,6 +51,7 @@ class _Work:
     parity: list[ParityCheck] = field(default_factory=list)
     zeros: list[ZeroCheck] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    packing: PackingReport | None = None
 
     @property
     def classifies(self) -> bool:
@@ -73,7 +74,7 @@ def export_subnet(path: Path, request: ExportRequest) -> Artefact:
         MergeRefused: the merge would silently change the model.
         ParityFailed, SparsityLost: a gate broke; the files are kept beside the output under `.rejected`.
     """
-    check_destination(request.output, force=request.force)
+    check_request(request)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
     log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
@@ -119,7 +120,7 @@ def export_frozen(directory: Path, request: ExportRequest) -> Artefact:
     """
     if request.merge is not None:
         raise UsageError("there is no adapter to merge", where="--merge", remedy="Leave the option out")
-    check_destination(request.output, force=request.force)
+    check_request(request)
     frozen = open_artefact(directory, kind="sparse" if (directory / MASK_FILE).is_file() else "base")
     formats = tuple(item for item in request.formats if item != "peft")
     request = ExportRequest(**{**request.__dict__, "formats": formats})
@@ -141,6 +142,28 @@ def export_frozen(directory: Path, request: ExportRequest) -> Artefact:
         }
         _finish(work, request, draft, facts, masks, frozen, separate=False)
     return open_artefact(request.output, kind="export")
+
+
+def check_request(request: ExportRequest) -> None:
+    """Refuse before any work what could only fail after it.
+
+    Raises:
+        OutputExists: the destination is taken.
+        UsageError: the sparse kernel cannot read these weights, or no OpenVINO model is to be written.
+        CompilerMissing: the operators of the sparse kernel cannot be built here.
+    """
+    from shearling.sparse_linear.extension import node_factory
+
+    check_destination(request.output, force=request.force)
+    if request.kernel == "stock":
+        return
+    if request.weights not in PACKABLE or "openvino" not in request.formats:
+        raise UsageError(
+            f"the sparse kernel reads {', '.join(PACKABLE)} in OpenVINO models; asked for are {request.weights} and {', '.join(request.formats)}",
+            where="--kernel",
+            remedy="Give --weights int8 and leave openvino in --formats",
+        )
+    node_factory()
 
 
 def _narrowed(opened: OpenSubnet) -> int:
@@ -220,11 +243,14 @@ def _finish(
         parity=tuple(work.parity),
         sizes_bytes={name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for name, path in directories.items()},
         seconds=work.seconds,
+        kernel=request.kernel,
+        packing=work.packing,
     )
     write_document(draft.directory / "report.json", report)
     write_report_page(draft.directory / "report.html", report)
     write_card(draft.directory / "README.md", report)
     draft.details |= {"model_id": facts["model_id"], "subnet_id": facts["subnet_id"], "merge": facts["merge"], "weights": request.weights}
+    draft.details |= {"kernel": request.kernel, "openvino_operators": work.packing.operators if work.packing else {}}
     _judge(report, request, draft)
 
 
@@ -252,9 +278,18 @@ def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: 
     if "openvino" in request.formats:
         with _timed(work, "openvino"):
             if work.classifies:
+                if request.kernel != "stock":
+                    raise UsageError("the sparse kernel is for language models", where="--kernel", remedy="Leave the option out")
                 write_openvino_classifier(work.model, work.tokenizer, directory / "openvino", weights=request.weights)
             else:
-                write_openvino(work.model, work.tokenizer, directory / "openvino", weights=request.weights, sparsity=_rt_info(masks, frozen))
+                work.packing = write_openvino(
+                    work.model,
+                    work.tokenizer,
+                    directory / "openvino",
+                    weights=request.weights,
+                    sparsity=_rt_info(masks, frozen),
+                    kernel=request.kernel,
+                )
     if "onnx" in request.formats:
         with _timed(work, "onnx"):
             write = write_onnx_classifier if work.classifies else write_onnx
@@ -319,7 +354,7 @@ def plan(path: Path, request: ExportRequest) -> dict[str, Any]:
         path: a `best.json`.
         request: as for `export_subnet`.
     """
-    check_destination(request.output, force=request.force)
+    check_request(request)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
     return {
@@ -331,6 +366,7 @@ def plan(path: Path, request: ExportRequest) -> dict[str, Any]:
         "output": str(request.output),
         "formats": list(request.formats),
         "weights": request.weights,
+        "kernel": request.kernel,
         "modules": len(opened.subnet.ranks),
         "mode": opened.subnet.mode,
         "narrowed": len(opened.subnet.widths),

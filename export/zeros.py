@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from export.linear_graph import module_path
 from export.report import ZeroCheck
+from export.stock_ir import read_packed
 from shearling.errors import ModelUnsupported, SparsityLost
-from shearling.openvino_core import openvino_core
+from shearling.sparse_linear.extension import core_for
+from shearling.sparse_linear.format import ValueType
 
 if TYPE_CHECKING:
     from shearling.mask import Masks
@@ -57,10 +60,11 @@ def read_huggingface(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def read_openvino(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
     """Zeros of the weight constants of an IR."""
-    model = openvino_core().read_model(directory / "openvino_model.xml")
+    xml = directory / "openvino_model.xml"
+    model = core_for(xml).read_model(xml)
     zeros: Zeros = {}
     for node in model.get_ops():
-        path = _module_path(node.get_friendly_name())
+        path = module_path(node.get_friendly_name())
         if node.get_type_name() == "Constant" and path in shapes:
             zeros[path] = _zero_bits(node).reshape(shapes[path])
     return zeros
@@ -75,7 +79,7 @@ def read_onnx(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
     zeros: Zeros = {}
     for initializer in graph.initializer:
         name, _, storage = initializer.name.rpartition(".weight")
-        path = _module_path(f"{name}.weight")
+        path = module_path(f"{name}.weight")
         if path not in shapes or storage not in ("", "_fp16", "_bf16", "_Q8", "_Q4"):
             continue
         out, width = shapes[path]
@@ -101,16 +105,14 @@ def _check(name: str, zeros: Zeros, masks: Masks) -> ZeroCheck:
     return ZeroCheck(format=name, pruned=pruned, zeros=sum(by_module.values()), extra_zeros=extra, by_module=by_module)
 
 
-def _module_path(name: str) -> str:
-    # OpenVINO puts `self.` before torch's names, and `_compressed` behind those of 16-bit constants; a module that keeps
-    # its ranks apart holds the frozen weight in `base`.
-    return name.removeprefix("self.").removesuffix("_compressed").removesuffix(".weight").removesuffix(".base")
-
-
 def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
     import openvino
 
     kind = node.get_element_type()
+    if kind == openvino.Type.u8:
+        # Packed: integers, or the bits of bf16, where either zero counts.
+        matrix = read_packed(node)
+        return np.asarray((matrix.values & 0x7FFF if matrix.value_type is ValueType.BF16 else matrix.values) == 0)
     # Symmetric integers have no zero point: 0 is the number 0 whatever the scale.
     if kind == openvino.Type.i4:
         raw = np.frombuffer(node.data.tobytes(), dtype=np.uint8)

@@ -64,7 +64,13 @@ def generate(
 
 @app.command()
 def bench(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Exports or model directories; the first is the reference.")],
+    directories: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="Exports or model directories, the first is the reference; DIR@format=onnx and DIR@PROPERTY=VALUE,... hold for one of them.",
+        ),
+    ],
     model_format: FormatOption = "auto",
     device: DeviceOption = "CPU",
     precision: PrecisionOption = "default",

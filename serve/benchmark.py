@@ -8,7 +8,7 @@ from typing import Literal
 
 import pydantic
 
-from serve.deployment import Deployment, FormatChoice, find_deployment
+from serve.deployment import Deployment, FormatChoice, find_configured
 from serve.device import check_device
 from serve.environment import Environment, describe_environment
 from serve.measurement import Enough, Measurement, Sample, Workload, measure
@@ -81,7 +81,7 @@ def run_benchmark(
     """Verify, check the device, measure interleaved, and summarise.
 
     Args:
-        paths: see `find_deployment`; the first is what the others are compared with.
+        paths: see `find_configured`; the first is what the others are compared with.
         options: the same for all.
         workload: the same for all.
         choice: format for all, or `auto` for each.
@@ -94,7 +94,7 @@ def run_benchmark(
     """
     if not paths:
         raise UsageError("nothing to measure", remedy="Give at least one directory")
-    deployments = [find_deployment(path, choice=choice, device=options.device) for path in paths]
+    deployments = [find_configured(path, choice=choice, device=options.device) for path in paths]
     for deployment in deployments:
         check_lengths(workload.prompt_tokens, workload.new_tokens, deployment=deployment)
     for model_format in {deployment.format for deployment in deployments}:

@@ -7,12 +7,15 @@ weight file is read once for its digest, so the later load always finds warm fil
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import pydantic
+
 from shearling.artefact import MANIFEST, Artefact, Manifest, list_files, open_artefact, sha256_file
-from shearling.errors import ArtefactMismatch, ArtefactMissing
+from shearling.errors import ArtefactMismatch, ArtefactMissing, UsageError
 from shearling.strict_json import Document, read_document, read_json
 
 Format = Literal["openvino", "onnx", "torch"]
@@ -22,6 +25,7 @@ MODEL_FILE: Mapping[Format, str] = {"openvino": "openvino_model.xml", "onnx": "m
 PART: Mapping[Format, str] = {"openvino": "openvino", "onnx": "onnx", "torch": "model"}
 WEIGHTS: Mapping[Format, str] = {"openvino": "openvino_model.*", "onnx": "model.onnx*", "torch": "*.safetensors"}
 RUNNABLE_KINDS = ("export", "base", "sparse")
+PROPERTY = re.compile(r"[A-Z][A-Z0-9_]*")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -36,6 +40,7 @@ class Deployment(Document):
         bytes: everything in `directory`; weights_bytes: the graph and weights alone.
         context_tokens: most positions the model knows; None where the configuration names no limit.
         end_ids: tokens that end a text.
+        properties: of OpenVINO, for this deployment alone.
     """
 
     label: str
@@ -48,6 +53,35 @@ class Deployment(Document):
     context_tokens: int | None
     vocabulary: int | None
     end_ids: tuple[int, ...]
+    properties: dict[str, str] = pydantic.Field(default_factory=dict)
+
+
+def find_configured(argument: Path, *, choice: FormatChoice = "auto", device: str = "CPU") -> Deployment:
+    """Find what a command-line argument names: `DIR`, or `DIR@format=onnx`, or `DIR@PROPERTY=VALUE,PROPERTY=VALUE`.
+
+    Args:
+        argument: a directory, and behind an `@` what holds for it alone: its format, and properties of OpenVINO by their names.
+        choice: see `find_deployment`; what the argument says goes first.
+        device: see `find_deployment`.
+
+    Raises:
+        UsageError: the part behind the `@` is malformed, or gives OpenVINO's properties to another runtime.
+        ArtefactError: see `find_deployment`.
+    """
+    directory, _, settings = str(argument).rpartition("@")
+    if argument.exists() or "=" not in settings:
+        return find_deployment(argument, choice=choice, device=device)
+    pairs = [part.partition("=") for part in settings.split(",")]
+    properties = {name: value for name, _, value in pairs if name != "format"}
+    malformed = [name for name, value in properties.items() if not PROPERTY.fullmatch(name) or not value]
+    formats = [value for name, _, value in pairs if name == "format"]
+    if malformed or any(value not in MODEL_FILE for value in formats) or len(formats) > 1:
+        remedy = "Write DIR@format=openvino|onnx|torch, or DIR@NAME=VALUE with the name of an OpenVINO property, several separated by commas"
+        raise UsageError(f"cannot read the settings {settings!r}", where=argument, remedy=remedy)
+    found = find_deployment(Path(directory), choice=formats[0] if formats else choice, device=device)  # type: ignore[arg-type] # checked above
+    if properties and found.format != "openvino":
+        raise UsageError(f"{next(iter(properties))} is a property of OpenVINO; this is {found.format}", where=argument)
+    return found.model_copy(update={"label": str(argument), "properties": properties})
 
 
 def find_deployment(path: Path, *, choice: FormatChoice = "auto", device: str = "CPU") -> Deployment:

