@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= runs/demo
+CHECKS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lonas test smoke check bench format schema clean
+.PHONY: help demo demo-lonas test smoke check bench bench-guard format schema clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(READY) ## A real model from pretrained to deployed
 	$(BIN)/shearling demo --out $(RUN)
@@ -32,6 +33,9 @@ check: $(READY) ## Lint, format, types, import contract, spelling
 
 bench: $(READY) ## Training step against stock PEFT, interleaved
 	$(BIN)/python -m tests.benchmark.training_step
+
+bench-guard: $(READY) ## The latency guard's false alarms and catches; hours on a small machine
+	$(BIN)/python -m tests.benchmark.latency_guard --model $(RUN)/export/model --checks $(CHECKS)
 
 format: $(READY) ## Format the code and fix what ruff can
 	$(BIN)/ruff check --fix .

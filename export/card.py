@@ -46,11 +46,9 @@ def _sections(report: ExportReport) -> list[str]:
         _made(report),
         "## Verified\n\n" + _parity(report),
     ]
-    examples = dict(CLASSIFIER_USAGE if report.head == "classifier" else USAGE)
-    if report.narrowed:
-        examples |= NARROWED_USAGE
-    if report.packing is not None:
-        examples["openvino"] = SPARSE_USAGE
+    examples = {**USAGE, **(NARROWED_USAGE if report.narrowed else {}), **({"openvino": SPARSE_USAGE} if report.packing else {})}
+    if report.head == "classifier":
+        examples = CLASSIFIER_USAGE
     usage = [f"`{name}/`\n\n```python\n{examples[name]}\n```" for name in report.sizes_bytes if name in examples]
     return [*sections, "## Use", *usage]
 

@@ -134,7 +134,7 @@ def find_gated(products: Sequence[Product]) -> list[Gated]:
 def find_norm(products: Sequence[Product]) -> Norm | None:
     """The RMS norm that all of these products read, if nothing else reads more of it than its shape."""
     scaled = source(products[0].matmul, 0)
-    readers = {reader.get_node().get_friendly_name() for reader in scaled.output(0).get_target_inputs() if not reads_shape(reader)}
+    readers = {reader.get_node().get_friendly_name() for reader in readers_of(scaled.output(0))}
     if readers != {product.matmul.get_friendly_name() for product in products}:
         return None
     gamma, normalized = _constant_and_other(scaled)
@@ -162,6 +162,11 @@ def find_residual(product: Product) -> Residual | None:
 def reads_shape(reader: Any) -> bool:
     """Whether an input takes the shape alone, which a norm does not change."""
     return bool(reader.get_node().get_type_name() == "ShapeOf")
+
+
+def readers_of(output: Any) -> list[Any]:
+    """Inputs that read an output for more than its shape."""
+    return [reader for reader in output.get_target_inputs() if not reads_shape(reader)]
 
 
 def source(node: Any, port: int) -> Any:

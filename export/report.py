@@ -51,7 +51,8 @@ class PackedLayer(Document):
     """One weight matrix in the packed form.
 
     Attributes:
-        operator: that reads it, alone or with others.
+        operator: kind of the operator that reads it, alone or with others.
+        node: name of that operator in the IR: the nodes that it replaced.
         weights: bf16, int8 or int4.
         encoding: `bitmask` stores what is not zero, `dense` everything.
         shape: [out, in].
@@ -61,6 +62,7 @@ class PackedLayer(Document):
 
     path: str
     operator: str
+    node: str
     weights: str
     encoding: str
     shape: tuple[int, int]
@@ -96,10 +98,10 @@ class ExportReport(Document):
     """The content of `report.json`.
 
     Attributes:
+        packing: None for the stock kernel.
         head: what the model is for.
         narrowed: number of linear layers whose output is narrower than in the base.
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.
-        packing: None for the stock kernel.
     """
 
     schema_: Literal["shearling.export_report/1"] = pydantic.Field("shearling.export_report/1", alias="schema")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from export.linear_graph import Gated, Norm, Product, Residual, find_gated, find_norm, find_products, find_residual, group_by_input
+from export.linear_graph import Gated, Norm, Product, Residual, find_gated, find_norm, find_products, find_residual, group_by_input, readers_of
 from export.stored_weight import read_matrix, stored_bytes
 from shearling.sparse_linear.format import Encoding, ValueType, packed_bytes
 
@@ -67,6 +67,23 @@ class MLPPlan:
 
 
 @dataclass(frozen=True)
+class LayerPlan:
+    """One `SparseLayer`: the output projection of an attention, the MLP behind it, and what reads both next.
+
+    Attributes:
+        projection: one product with its residual.
+        following: products of the next layer's norm; None at the end.
+    """
+
+    projection: LinearPlan
+    mlp: MLPPlan
+    following: LinearPlan | None
+
+
+Operator = LinearPlan | MLPPlan | LayerPlan
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is packed.
 
@@ -74,7 +91,7 @@ class Plan:
         kept: weights that stay as they are, and why.
     """
 
-    operators: tuple[LinearPlan | MLPPlan, ...]
+    operators: tuple[Operator, ...]
     kept: dict[str, str]
 
 
@@ -93,20 +110,20 @@ def plan_packing(ir: Any) -> Plan:
         else:
             kept[product.path] = reason
     products = [weight.product for weight in weights.values()]
-    operators: list[LinearPlan | MLPPlan] = []
-    fused: set[str] = set()
+    mlps: list[MLPPlan] = []
     for gated in find_gated(products):
         matrices = (weights[gated.gate.path], weights[gated.up.path], weights[gated.down.path])
         if _saves(matrices):
-            operators.append(_mlp_plan(gated, matrices))
-            fused |= {part.product.path for part in matrices}
+            mlps.append(_mlp_plan(gated, matrices))
+    fused = {part.product.path for mlp in mlps for part in mlp.weights}
+    linears: list[LinearPlan] = []
     for group in group_by_input([product for product in products if product.path not in fused]):
         parts = tuple(weights[product.path] for product in group)
         if _saves(parts):
-            operators.append(_linear_plan(parts))
+            linears.append(_linear_plan(parts))
         else:
             kept |= {part.product.path: f"{1 - part.stored / _elements(part.product):.1%} zeros save too little" for part in parts}
-    return Plan(tuple(operators), kept)
+    return Plan(_join_layers(linears, mlps), kept)
 
 
 def _obstacle(product: Product) -> str | None:
@@ -147,6 +164,30 @@ def _linear_plan(parts: tuple[PackedWeight, ...]) -> LinearPlan:
     products = [part.product for part in parts]
     residual = find_residual(products[0]) if len(products) == 1 else None
     return LinearPlan(parts, find_norm(products), residual)
+
+
+def _join_layers(linears: Sequence[LinearPlan], mlps: Sequence[MLPPlan]) -> tuple[Operator, ...]:
+    """Projection, MLP and the next layer's products in one operator, where nothing else reads what lies between the first two."""
+    joined: list[Operator] = []
+    taken: list[LinearPlan] = []
+    for mlp in mlps:
+        projection = next((linear for linear in linears if _leads_to(linear, mlp)), None)
+        if projection is None or mlp.residual is None:
+            joined.append(mlp)
+            continue
+        end = mlp.residual.add.output(0)
+        following = next((linear for linear in linears if linear.norm is not None and linear.norm.x == end), None)
+        joined.append(LayerPlan(projection, mlp, following))
+        taken += [projection] if following is None else [projection, following]
+    return (*(linear for linear in linears if not any(linear is other for other in taken)), *joined)
+
+
+def _leads_to(linear: LinearPlan, mlp: MLPPlan) -> bool:
+    if linear.residual is None or linear.norm is not None or mlp.residual is None or mlp.norm is None:
+        return False
+    sum_ = linear.residual.add.output(0)
+    # Two nodes of the norm and the second addition read it.
+    return bool(mlp.norm.x == sum_ and len(readers_of(sum_)) == 3)
 
 
 def _elements(product: Product) -> int:

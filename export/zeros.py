@@ -17,8 +17,9 @@ from export.linear_graph import module_path
 from export.report import ZeroCheck
 from export.stock_ir import read_packed
 from shearling.errors import ModelUnsupported, SparsityLost
+from shearling.sparse_linear.bundle import OPERATORS
 from shearling.sparse_linear.extension import core_for
-from shearling.sparse_linear.format import ValueType
+from shearling.sparse_linear.format import Matrix, ValueType
 
 if TYPE_CHECKING:
     from shearling.mask import Masks
@@ -65,7 +66,9 @@ def read_openvino(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zer
     zeros: Zeros = {}
     for node in model.get_ops():
         path = module_path(node.get_friendly_name())
-        if node.get_type_name() == "Constant" and path in shapes:
+        if node.get_type_name() in OPERATORS:
+            zeros |= {module_path(name): _packed_zeros(matrix) for name, matrix in read_packed(node).items()}
+        elif node.get_type_name() == "Constant" and path in shapes and not _is_bundle(node):
             zeros[path] = _zero_bits(node).reshape(shapes[path])
     return zeros
 
@@ -109,10 +112,6 @@ def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
     import openvino
 
     kind = node.get_element_type()
-    if kind == openvino.Type.u8:
-        # Packed: integers, or the bits of bf16, where either zero counts.
-        matrix = read_packed(node)
-        return np.asarray((matrix.values & 0x7FFF if matrix.value_type is ValueType.BF16 else matrix.values) == 0)
     # Symmetric integers have no zero point: 0 is the number 0 whatever the scale.
     if kind == openvino.Type.i4:
         raw = np.frombuffer(node.data.tobytes(), dtype=np.uint8)
@@ -125,6 +124,15 @@ def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
         reals: npt.NDArray[np.bool_] = node.get_data(dtype=np.float32) == 0
         return reals
     raise ModelUnsupported(f"cannot read zeros of weights stored as {kind.get_type_name()}", where=node.get_friendly_name())
+
+
+def _is_bundle(constant: Any) -> bool:
+    return any(reader.get_node().get_type_name() in OPERATORS for reader in constant.output(0).get_target_inputs())
+
+
+def _packed_zeros(matrix: Matrix) -> npt.NDArray[np.bool_]:
+    # Of the bits of bf16 either zero counts.
+    return np.asarray((matrix.values & 0x7FFF if matrix.value_type is ValueType.BF16 else matrix.values) == 0)
 
 
 def _block_zeros(array: npt.NDArray[Any], storage: str) -> npt.NDArray[np.bool_]:

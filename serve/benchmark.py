@@ -1,4 +1,4 @@
-"""The `benchmark` artefact: samples, environment and statistics of one interleaved run, in `benchmark.json`."""
+"""One interleaved run: its samples, its environment, and what they say."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import pydantic
 from serve.deployment import Deployment, FormatChoice, find_configured
 from serve.device import check_device
 from serve.environment import Environment, describe_environment
-from serve.measurement import Enough, Measurement, Sample, Workload, measure
-from serve.runtime import RunOptions, RuntimeFacts, check_lengths
+from serve.measurement import Enough, Measurement, Sample, measure
+from serve.runtime import RunOptions, RuntimeFacts
 from serve.statistics import Estimate, bootstrap_median, paired_ratio, percentile
-from shearling.artefact import open_artefact, utc_now, write_artefact
+from serve.unfinished import continue_from, keep
+from serve.workload import Workload
+from shearling.artefact import utc_now
 from shearling.errors import UsageError
-from shearling.strict_json import Document, read_document, write_document
+from shearling.strict_json import Document
 
 SCHEMA = "shearling.benchmark/1"
 FILE = "benchmark.json"
@@ -24,10 +26,11 @@ FILE = "benchmark.json"
 DEFINITIONS = {
     "ttft_s": "time to first token: from the call, with token ids as input, to the first new token",
     "tpot_s": "time per output token: mean gap between tokens after the first, of one generation",
-    "tokens_per_s": "decode speed: 1 / tpot_s",
+    "tokens_per_s": "decode speed of the whole batch: batch / tpot_s",
     "total_s": "the whole generation call",
     "load_s": "reading and compiling model and tokenizer after the runtime's imports; the files are in the page cache, for they were just hashed",
-    "peak_memory_bytes": "highest resident memory (VmHWM) of a process that ran nothing else, Python and runtime included",
+    "peak_memory_bytes": "highest resident memory (VmHWM) of a process that ran nothing else, Python, runtime and mapped files included",
+    "private_memory_bytes": "of it at the end what no file backs (RssAnon): the system cannot drop it; equal models have equal figures",
     "memory_before_bytes": "resident memory of that process with the runtime imported, before the model",
     "ratios": "median over blocks of this deployment's time over the first one's in the same block; below 1 is faster",
     "intervals": "95 % percentile bootstrap of the median",
@@ -36,7 +39,7 @@ DEFINITIONS = {
 METRICS: dict[str, Callable[[Sample], float]] = {
     "ttft_s": lambda sample: sample.ttft_s,
     "tpot_s": lambda sample: sample.tpot_s,
-    "tokens_per_s": lambda sample: 1 / sample.tpot_s,
+    "tokens_per_s": lambda sample: sample.batch / sample.tpot_s,
     "total_s": lambda sample: sample.total_s,
 }
 RATIOS = ("ttft_s", "tpot_s", "total_s")
@@ -57,6 +60,9 @@ class Subject(Document):
     load_s: Estimate
     memory_before_bytes: int
     peak_memory_bytes: int
+    private_memory_bytes: int
+    huge_memory_bytes: int
+    cpus: tuple[int, ...]
     metrics: dict[str, Estimate]
     gap_percentiles_s: dict[str, float]
     ratios: dict[str, Estimate]
@@ -76,7 +82,13 @@ class Benchmark(Document):
 
 
 def run_benchmark(
-    paths: Sequence[Path], *, options: RunOptions, workload: Workload, choice: FormatChoice = "auto", enough: Enough | None = None
+    paths: Sequence[Path],
+    *,
+    options: RunOptions,
+    workload: Workload,
+    choice: FormatChoice = "auto",
+    enough: Enough | None = None,
+    unfinished: Path | None = None,
 ) -> Benchmark:
     """Verify, check the device, measure interleaved, and summarise.
 
@@ -86,6 +98,7 @@ def run_benchmark(
         workload: the same for all.
         choice: format for all, or `auto` for each.
         enough: see `measure`.
+        unfinished: a directory that keeps the finished blocks while it runs; where it holds those of the same request, they count.
 
     Raises:
         UsageError: the workload does not fit a context.
@@ -95,12 +108,16 @@ def run_benchmark(
     if not paths:
         raise UsageError("nothing to measure", remedy="Give at least one directory")
     deployments = [find_configured(path, choice=choice, device=options.device) for path in paths]
-    for deployment in deployments:
-        check_lengths(workload.prompt_tokens, workload.new_tokens, deployment=deployment)
     for model_format in {deployment.format for deployment in deployments}:
         check_device(model_format, options.device)
     environment = describe_environment()
-    measurement = measure(deployments, options, workload, enough=enough)
+    earlier = continue_from(unfinished, deployments, options, workload) if unfinished else None
+
+    def on_block(measurement: Measurement) -> None:
+        if unfinished:
+            keep(unfinished, deployments, options, workload, measurement)
+
+    measurement = measure(deployments, options, workload, enough=enough, result=earlier, on_block=on_block)
     return summarise(deployments, measurement, options=options, workload=workload, environment=environment)
 
 
@@ -120,49 +137,30 @@ def summarise(
     )
 
 
-def write_benchmark(path: Path, benchmark: Benchmark, *, force: bool = False) -> None:
-    """Write the `benchmark` artefact.
-
-    Raises:
-        OutputExists: `path` is taken and `force` is false.
-    """
-    with write_artefact(path, kind="benchmark", seed=benchmark.workload.seed, force=force) as draft:
-        write_document(draft.directory / FILE, benchmark)
-        draft.details["measured"] = {subject.deployment.label: subject.deployment.weights_sha256 for subject in benchmark.subjects}
-
-
-def read_benchmark(path: Path) -> Benchmark:
-    """Read a `benchmark` artefact, verified, or its `benchmark.json` alone.
-
-    Raises:
-        ArtefactError: missing, corrupt, or not a benchmark.
-    """
-    if path.is_dir():
-        open_artefact(path, kind="benchmark")
-        path = path / FILE
-    return read_document(path, Benchmark, schema=SCHEMA)
-
-
-def block_values(samples: Sequence[Sample], subject: int, metric: str) -> list[float]:
-    """One metric of one subject, in the order of blocks."""
+def block_values(samples: Sequence[Sample], subject: int, value: Callable[[Sample], float]) -> list[float]:
+    """One value of one subject, in the order of blocks."""
     own = sorted((sample for sample in samples if sample.subject == subject), key=lambda sample: sample.block)
-    return [METRICS[metric](sample) for sample in own]
+    return [value(sample) for sample in own]
 
 
 def _summarise_subject(index: int, deployment: Deployment, measurement: Measurement, *, seed: int) -> Subject:
-    samples, loads = measurement.samples, measurement.loads[index]
+    samples, loads, reports = measurement.samples, measurement.loads[index], measurement.reports[index]
     gaps = [gap for sample in samples if sample.subject == index for gap in sample.gaps_s]
     ratios = {}
     if index > 0:
-        ratios = {name: paired_ratio(block_values(samples, index, name), block_values(samples, 0, name), seed=seed) for name in RATIOS}
+        pairs = {name: [block_values(samples, subject, METRICS[name]) for subject in (index, 0)] for name in RATIOS}
+        ratios = {name: paired_ratio(own, reference, seed=seed) for name, (own, reference) in pairs.items()}
     return Subject(
         deployment=deployment,
         facts=loads[0].facts,
         import_s=bootstrap_median([load.import_s for load in loads], seed=seed),
         load_s=bootstrap_median([load.load_s for load in loads], seed=seed),
         memory_before_bytes=max(load.memory_before_bytes for load in loads),
-        peak_memory_bytes=max(measurement.peak_bytes[index]),
-        metrics={name: bootstrap_median(block_values(samples, index, name), seed=seed) for name in METRICS},
+        peak_memory_bytes=max(report.peak_bytes for report in reports),
+        private_memory_bytes=max(report.private_bytes for report in reports),
+        huge_memory_bytes=max(report.huge_bytes for report in reports),
+        cpus=reports[-1].cpus,
+        metrics={name: bootstrap_median(block_values(samples, index, value), seed=seed) for name, value in METRICS.items()},
         gap_percentiles_s={f"p{share}": percentile(gaps, share / 100) for share in (50, 90, 99)},
         ratios=ratios,
     )

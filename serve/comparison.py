@@ -52,9 +52,11 @@ def compare_benchmarks(first: Benchmark, second: Benchmark, *, allow_other_machi
     Raises:
         UsageError: other workload, options, number of deployments, or machine.
     """
-    shape = ("prompt_tokens", "new_tokens")
+    shape = ("prompt_tokens", "new_tokens", "batch", "trace", "separate_phases")
     differing = [name for name in shape if getattr(first.workload, name) != getattr(second.workload, name)]
-    differing += [name for name in ("device", "precision", "threads") if getattr(first.options, name) != getattr(second.options, name)]
+    differing += [
+        name for name in ("device", "precision", "threads", "hint", "huge_pages") if getattr(first.options, name) != getattr(second.options, name)
+    ]
     if differing:
         raise UsageError(f"measured with another {', '.join(differing)}", remedy="Measure both with the same flags")
     if len(first.subjects) != len(second.subjects):
@@ -103,7 +105,10 @@ def _compare_subject(first: Benchmark, second: Benchmark, index: int) -> Compare
     return ComparedSubject(
         first=old.deployment.label,
         second=new.deployment.label,
-        ratios={name: independent_ratio(block_values(second.samples, index, name), block_values(first.samples, index, name)) for name in METRICS},
+        ratios={
+            name: independent_ratio(block_values(second.samples, index, value), block_values(first.samples, index, value))
+            for name, value in METRICS.items()
+        },
         bytes_ratio=new.deployment.weights_bytes / old.deployment.weights_bytes,
         memory_ratio=new.peak_memory_bytes / old.peak_memory_bytes,
     )

@@ -25,6 +25,9 @@ MODEL_FILE: Mapping[Format, str] = {"openvino": "openvino_model.xml", "onnx": "m
 PART: Mapping[Format, str] = {"openvino": "openvino", "onnx": "onnx", "torch": "model"}
 WEIGHTS: Mapping[Format, str] = {"openvino": "openvino_model.*", "onnx": "model.onnx*", "torch": "*.safetensors"}
 RUNNABLE_KINDS = ("export", "base", "sparse")
+PROPERTIES: Mapping[Format, tuple[str, ...]] = {"torch": ("SEMI_STRUCTURED",)}
+"""Of the runtimes that do not take any."""
+
 PROPERTY = re.compile(r"[A-Z][A-Z0-9_]*")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
@@ -40,7 +43,7 @@ class Deployment(Document):
         bytes: everything in `directory`; weights_bytes: the graph and weights alone.
         context_tokens: most positions the model knows; None where the configuration names no limit.
         end_ids: tokens that end a text.
-        properties: of OpenVINO, for this deployment alone.
+        properties: of the runtime, for this deployment alone.
     """
 
     label: str
@@ -79,8 +82,9 @@ def find_configured(argument: Path, *, choice: FormatChoice = "auto", device: st
         remedy = "Write DIR@format=openvino|onnx|torch, or DIR@NAME=VALUE with the name of an OpenVINO property, several separated by commas"
         raise UsageError(f"cannot read the settings {settings!r}", where=argument, remedy=remedy)
     found = find_deployment(Path(directory), choice=formats[0] if formats else choice, device=device)  # type: ignore[arg-type] # checked above
-    if properties and found.format != "openvino":
-        raise UsageError(f"{next(iter(properties))} is a property of OpenVINO; this is {found.format}", where=argument)
+    strange = [name for name in properties if found.format != "openvino" and name not in PROPERTIES.get(found.format, ())]
+    if strange:
+        raise UsageError(f"{strange[0]} is no property that {found.format} knows", where=argument, remedy="Only OpenVINO takes properties freely")
     return found.model_copy(update={"label": str(argument), "properties": properties})
 
 
@@ -154,7 +158,7 @@ def _formats(path: Path, *, with_parts: bool) -> dict[Format, Path]:
 
 def _choose(available: Mapping[Format, Path], choice: FormatChoice, *, device: str, where: Path) -> Format:
     if choice == "auto":
-        preferred = [name for name in available if (name != "openvino" if device.upper().startswith("CUDA") else True)]
+        preferred = [name for name in available if (name != "openvino" if device.upper().startswith(("CUDA", "TENSORRT")) else True)]
         return next(iter(preferred or available))
     if choice not in available:
         raise ArtefactMissing(

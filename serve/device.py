@@ -13,7 +13,7 @@ from serve.deployment import Format
 from shearling.errors import DeviceUnavailable, PackageMissing
 from shearling.openvino_core import openvino_core
 
-PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider"}
+PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider", "TENSORRT": "TensorrtExecutionProvider"}
 PACKAGES = {"openvino": ("openvino", "openvino_genai"), "onnx": ("onnxruntime",), "torch": ("torch", "transformers")}
 
 INTEL_GPU = (
@@ -32,7 +32,7 @@ def check_device(model_format: Format, device: str) -> None:
 
     Args:
         model_format: decides the runtime.
-        device: CPU, GPU, GPU.1, NPU (OpenVINO), CUDA (ONNX Runtime, PyTorch); upper case.
+        device: CPU, GPU, GPU.1, NPU (OpenVINO), CUDA (ONNX Runtime, PyTorch), TENSORRT (ONNX Runtime); upper case.
 
     Raises:
         PackageMissing: the runtime is not installed.
@@ -50,7 +50,7 @@ def require_provider(active: list[str], device: str) -> None:
 
     Args:
         active: `session.get_providers()`, the first one leads.
-        device: CPU or CUDA.
+        device: a key of `PROVIDERS`.
 
     Raises:
         DeviceUnavailable: the provider was replaced silently.
@@ -78,9 +78,7 @@ def _check_onnx(device: str) -> None:
     if device == "CPU":
         return
     if device not in PROVIDERS:
-        raise DeviceUnavailable(
-            f"ONNX models run on {' or '.join(PROVIDERS)} here, not on {device}", remedy="Use --device CPU or CUDA, or --format openvino"
-        )
+        raise DeviceUnavailable(f"ONNX models run on {' or '.join(PROVIDERS)} here, not on {device}", remedy="Use one of these, or --format openvino")
     if PROVIDERS[device] not in onnxruntime.get_available_providers():
         raise DeviceUnavailable(f"the installed ONNX Runtime has no {PROVIDERS[device]}", remedy=CUDA_ORT)
     with warnings.catch_warnings():

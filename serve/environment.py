@@ -43,7 +43,7 @@ class Environment(Document):
 def describe_environment() -> Environment:
     """Look at the machine; milliseconds, no heavy imports."""
     cpu, flags = _processor()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = len(usable_cpus())
     logical = os.cpu_count() or 1
     identity = "\n".join([cpu, " ".join(flags), str(logical), str(usable), platform.machine()])
     return Environment(
@@ -71,6 +71,34 @@ def peak_memory_bytes() -> int:
 def memory_bytes() -> int:
     """Resident memory of this process now."""
     return _status_bytes("VmRSS")
+
+
+def private_memory_bytes() -> int:
+    """Resident memory of this process that no file backs."""
+    return _status_bytes("RssAnon")
+
+
+def huge_memory_bytes() -> int:
+    """Memory of this process in huge pages; 0 where the system does not tell."""
+    rollup = Path("/proc/self/smaps_rollup")
+    lines = rollup.read_text(encoding="ascii").splitlines() if rollup.is_file() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("AnonHugePages:"))
+
+
+def pin(threads: int | None) -> None:
+    """Keep the calling thread, and those it will start, on the last `threads` of its CPUs; the first ones serve interrupts.
+
+    Args:
+        threads: None leaves all of them.
+    """
+    cpus = usable_cpus()
+    if threads is not None and threads < len(cpus) and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus[-threads:])
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """The CPUs that the calling thread may use."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else tuple(range(os.cpu_count() or 1))
 
 
 def _status_bytes(field: str) -> int:

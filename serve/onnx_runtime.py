@@ -27,7 +27,7 @@ class OnnxRuntime:
     """A decoder with its KV cache as inputs and outputs.
 
     Inputs: input_ids [B, S], attention_mask [B, P + S], position_ids [B, S] (optional), past_key_values.{i}.key / .value
-    [B, heads, P, width]. Outputs: logits [B, S, V], present.{i}.key / .value. B = 1 here.
+    [B, heads, P, width]. Outputs: logits [B, S, V], present.{i}.key / .value.
 
     Raises:
         ArtefactCorrupt: ONNX Runtime cannot read the model.
@@ -39,7 +39,7 @@ class OnnxRuntime:
         import onnxruntime
 
         self._directory = deployment.directory
-        self._device = "cuda" if options.device == "CUDA" else "cpu"
+        self._device = "cpu" if options.device == "CPU" else "cuda"
         path = self._directory / "model.onnx"
         session_options = onnxruntime.SessionOptions()
         session_options.log_severity_level = 3
@@ -74,25 +74,33 @@ class OnnxRuntime:
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
     ) -> Generation:
         """See `Runtime.generate`."""
+        return self._generate([token_ids], max_new_tokens=max_new_tokens, end_ids=end_ids, on_text=on_text)
+
+    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
+        """See `Runtime.generate_batch`."""
+        return self._generate(rows, max_new_tokens=new_tokens, end_ids=frozenset(), on_text=None)
+
+    def _generate(self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: frozenset[int], on_text: OnText | None) -> Generation:
         import numpy as np
 
         started_s = time.perf_counter()
         stream = TextStream(self._tokenizer, on_text) if on_text else None
-        cache = self._empty_cache()
+        cache = self._empty_cache(len(rows))
         tokens: list[int] = []
         times_s: list[float] = []
-        chunk, seen = np.asarray([list(token_ids)], dtype=np.int64), 0
+        chunk, seen = np.asarray([list(row) for row in rows], dtype=np.int64), 0
         while len(times_s) < max_new_tokens:
             logits, cache = self._step(chunk, seen, cache)
             seen += chunk.shape[1]
-            token = int(logits.argmax())
+            chosen = logits.argmax(axis=-1)
+            token = int(chosen[0])
             times_s.append(time.perf_counter())
             if token in end_ids:
                 break
             tokens.append(token)
             if stream:
                 stream.push(token)
-            chunk = np.asarray([[token]], dtype=np.int64)
+            chunk = chosen.astype(np.int64)[:, None]
         if not np.isfinite(logits).all():
             raise NonFiniteWeights("the logits are NaN or infinite", where=self._directory)
         if stream:
@@ -108,36 +116,39 @@ class OnnxRuntime:
         """One forward pass.
 
         Args:
-            chunk: [1, S] new tokens.
+            chunk: [B, S] new tokens.
             seen: P, tokens already in the cache.
-            cache: input name -> OrtValue [1, heads, P, width] on the device.
+            cache: input name -> OrtValue [B, heads, P, width] on the device.
 
         Returns:
-            Logits [V] of the last position, and the longer cache.
+            Logits [B, V] of the last position, and the longer cache.
         """
         import numpy as np
 
-        length = chunk.shape[1]
+        batch, length = chunk.shape
         binding = self._session.io_binding()
         binding.bind_cpu_input("input_ids", chunk)
-        binding.bind_cpu_input("attention_mask", np.ones((1, seen + length), dtype=np.int64))
+        binding.bind_cpu_input("attention_mask", np.ones((batch, seen + length), dtype=np.int64))
         if "position_ids" in self._inputs:
-            binding.bind_cpu_input("position_ids", np.arange(seen, seen + length, dtype=np.int64)[None])
+            positions = np.arange(seen, seen + length, dtype=np.int64)
+            binding.bind_cpu_input("position_ids", np.tile(positions, (batch, 1)))
         for name, value in cache.items():
             binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
             binding.bind_output(name, self._device if name.startswith(PRESENT) else "cpu")
         self._session.run_with_iobinding(binding)
+        # A provider may return before its device has finished.
+        binding.synchronize_outputs()
         outputs = dict(zip(self._outputs, binding.get_outputs(), strict=True))
-        logits = outputs["logits"].numpy()[0, -1].copy()  # numpy() is a view into memory that the session owns
+        logits = outputs["logits"].numpy()[:, -1].copy()  # numpy() is a view into memory that the session owns
         return logits, {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
 
-    def _empty_cache(self) -> dict[str, Any]:
+    def _empty_cache(self, batch: int) -> dict[str, Any]:
         import onnxruntime
 
         cache = {}
         for node in self._past:
-            shape = [1, *(size if isinstance(size, int) else 0 for size in node.shape[1:])]
+            shape = [batch, *(size if isinstance(size, int) else 0 for size in node.shape[1:])]
             cache[node.name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, ELEMENT_TYPE[node.type], self._device)
         return cache
 

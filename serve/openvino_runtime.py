@@ -78,12 +78,21 @@ class OpenVINORuntime:
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
     ) -> Generation:
         """See `Runtime.generate`."""
+        return self._generate([token_ids], max_new_tokens=max_new_tokens, end_ids=end_ids, on_text=on_text)
+
+    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
+        """See `Runtime.generate_batch`."""
+        return self._generate(rows, max_new_tokens=new_tokens, end_ids=frozenset(), on_text=None)
+
+    def _generate(self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: frozenset[int], on_text: OnText | None) -> Generation:
         import numpy as np
         import openvino
         import openvino_genai
 
-        prompt = openvino.Tensor(np.asarray([list(token_ids)], dtype=np.int64))
-        config = _greedy(max_new_tokens, end_ids)
+        ids = np.asarray([list(row) for row in rows], dtype=np.int64)
+        # A bare tensor holds one prompt; a batch comes with its mask.
+        prompt = openvino.Tensor(ids) if len(rows) == 1 else openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        config = greedy(max_new_tokens, end_ids)
         if on_text is None:
             result = self._pipeline.generate(prompt, config)
         else:
@@ -95,7 +104,8 @@ class OpenVINORuntime:
             result = self._pipeline.generate(prompt, config, stream)
         metrics = result.perf_metrics
         tokens = [int(token) for token in result.tokens[0]]
-        gaps_s = tuple(float(gap_us) / 1e6 for gap_us in metrics.raw_metrics.m_durations)
+        # One entry for each row of each step; the rows of a step share it.
+        gaps_s = tuple(float(gap_us) / 1e6 for gap_us in metrics.raw_metrics.m_durations[:: len(rows)])
         if not end_ids and (len(tokens) != max_new_tokens or len(gaps_s) != max_new_tokens - 1):
             raise ShearlingError(f"OpenVINO made {len(tokens)} tokens and {len(gaps_s)} gaps, {max_new_tokens} were asked for", where=self._directory)
         if tokens and tokens[-1] in end_ids:
@@ -109,12 +119,32 @@ class OpenVINORuntime:
         del self._tokenizer, self._pipeline
 
 
+def load_batching_pipeline(deployment: Deployment, options: RunOptions) -> tuple[openvino_genai.ContinuousBatchingPipeline, RuntimeFacts]:
+    """The same model for many requests at once.
+
+    Raises:
+        ArtefactCorrupt: OpenVINO cannot read the model.
+        DeviceUnavailable: see `OpenVINORuntime`.
+    """
+    import openvino_genai
+
+    properties = _properties(options) | deployment.properties
+    facts = _executed(options, properties)
+    try:
+        pipeline = openvino_genai.ContinuousBatchingPipeline(deployment.directory, openvino_genai.SchedulerConfig(), options.device, properties)
+    except RuntimeError as error:
+        raise ArtefactCorrupt(f"OpenVINO cannot load it: {_last_line(error)}", where=deployment.directory, remedy="Export again") from error
+    return pipeline, facts.model_copy(update={"timing_source": "openvino_genai perf_metrics of each request: get_ttft, get_tpot"})
+
+
 def _properties(options: RunOptions) -> dict[str, str]:
     properties = dict(F32) if options.precision == "f32" else {}
     if options.precision == "bf16":
         properties["INFERENCE_PRECISION_HINT"] = "bf16"
     if options.threads is not None:
         properties["INFERENCE_NUM_THREADS"] = str(options.threads)
+    if options.hint is not None:
+        properties["PERFORMANCE_HINT"] = options.hint.upper()
     if not options.device.startswith("CPU"):
         for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS"):
             properties.pop(name, None)
@@ -153,7 +183,8 @@ def _name(value: Any) -> str:
     return TYPE_NAMES.get(text, text)
 
 
-def _greedy(max_new_tokens: int, end_ids: frozenset[int]) -> openvino_genai.GenerationConfig:
+def greedy(max_new_tokens: int, end_ids: frozenset[int]) -> openvino_genai.GenerationConfig:
+    """A greedy configuration; without `end_ids` it computes all `max_new_tokens`."""
     import openvino_genai
 
     # A fresh configuration: what generation_config.json says of sampling and penalties does not belong in a greedy run.

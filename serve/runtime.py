@@ -1,6 +1,6 @@
 """What every runtime can do, and the values that describe one generation.
 
-Three implementations, one file each: `openvino_runtime`, `onnx_runtime`, `torch_runtime`. They decode greedily, batch 1, and
+Three implementations, one file each: `openvino_runtime`, `onnx_runtime`, `torch_runtime`. They decode greedily and
 take token ids, so that all of them can be given the same work.
 """
 
@@ -16,6 +16,7 @@ from shearling.errors import UsageError
 from shearling.strict_json import Document
 
 Precision = Literal["default", "f32", "bf16"]
+Hint = Literal["latency", "throughput"]
 OnText = Callable[[str], None]
 
 
@@ -23,14 +24,18 @@ class RunOptions(Document):
     """How a deployment is to be run.
 
     Attributes:
-        device: CPU; GPU, GPU.1 (OpenVINO); CUDA (ONNX Runtime, PyTorch).
+        device: CPU; GPU, GPU.1 (OpenVINO); CUDA (ONNX Runtime, PyTorch); TENSORRT (ONNX Runtime).
         precision: of the arithmetic; `default` is whatever the runtime does when nobody asks.
-        threads: None leaves the number to the runtime.
+        threads: None leaves the number to the runtime; a measuring process is pinned to so many CPUs.
+        hint: OpenVINO's PERFORMANCE_HINT; None leaves it at the device's default.
+        huge_pages: move the memory of a measuring process into huge pages; see `serve.huge_pages`.
     """
 
     device: str = "CPU"
     precision: Precision = "default"
     threads: int | None = pydantic.Field(default=None, ge=1)
+    hint: Hint | None = None
+    huge_pages: bool = True
 
 
 class RuntimeFacts(Document):
@@ -55,7 +60,7 @@ class Generation(Document):
     """One greedy generation.
 
     Attributes:
-        token_ids: new tokens, without an end token.
+        token_ids: new tokens, without an end token; of the first row of a batch.
         ttft_s: from the call to the first token.
         gaps_s: time between successive tokens, one fewer than were computed.
         total_s: of the whole call.
@@ -97,7 +102,15 @@ class Runtime(Protocol):
             token_ids: the prompt, at least one token.
             max_new_tokens: at least 1.
             end_ids: tokens that end it; empty computes all `max_new_tokens`.
-            on_text: called with each piece of text as it becomes readable; must not be given where time is measured.
+            on_text: called with each piece of text as it becomes readable.
+        """
+
+    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
+        """Decode several prompts together, without end tokens and without text: what is measured.
+
+        Args:
+            rows: token ids, [batch][length], all of one length.
+            new_tokens: computed for each row, at least 1.
         """
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -18,28 +18,48 @@ MIB = 2**20
 
 def benchmark_screen(benchmark: Benchmark, *, output: Path | None = None) -> RenderableType:
     """Two tables, speed and cost, and how they were measured."""
-    work = benchmark.workload
     names = short_names([subject.deployment.label for subject in benchmark.subjects])
-    parts: list[RenderableType] = [_speed_table(benchmark, names), _cost_table(benchmark.subjects, names)]
+    lines = [*_how(benchmark), *_doubts(benchmark, names)]
+    if output is not None:
+        lines.append(f"Written: {output}")
+    return Group(_speed_table(benchmark, names), _cost_table(benchmark.subjects, names), Text("\n".join(lines), style="dim"))
+
+
+def _how(benchmark: Benchmark) -> list[str]:
+    work, environment, first = benchmark.workload, benchmark.environment, benchmark.subjects[0]
     blocks = len({sample.block for sample in benchmark.samples})
+    prompt = f"{len(work.trace)} prompts of a trace" if work.trace else f"{work.prompt_tokens} prompt tokens"
     lines = [
-        f"Median over 95 % interval of {blocks} interleaved runs: {work.prompt_tokens} prompt and {work.new_tokens} new tokens, greedy, batch 1.",
-        f"{benchmark.environment.cpu}, {benchmark.environment.usable_cpus} CPUs, load {benchmark.environment.load_average}.",
+        f"Median over 95 % interval of {blocks} interleaved runs: {prompt}, {work.new_tokens} new, greedy, batch {work.batch}.",
+        f"{environment.cpu}, {environment.usable_cpus} CPUs, load {environment.load_average}; the processes may use {len(first.cpus)}.",
     ]
+    if first.huge_memory_bytes:
+        share = first.huge_memory_bytes / first.private_memory_bytes
+        lines.append(f"{share:.0%} of the private memory was moved into huge pages; --no-huge-pages measures without.")
     if len(benchmark.subjects) > 1:
-        lines.append(
-            f"'vs' compares pairs measured side by side with {names[0]}: above 1 is faster; an interval that holds 1.00 shows no difference."
-        )
+        lines.append("'vs' compares pairs measured side by side with the first: above 1 is faster; an interval that holds 1.00 shows no difference.")
+    return lines
+
+
+def _doubts(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
+    lines = []
+    blocks = len({sample.block for sample in benchmark.samples})
     # The range of n values holds the median with probability 1 - 2 / 2**n; no bootstrap interval is wider than it.
     coverage = 1 - 2 / 2**blocks
     if coverage < CONFIDENCE:
         lines.append(f"From {blocks} runs an interval holds the true median in at most {coverage:.0%} of cases, not 95 %: --repeats 6 or more.")
-    if benchmark.environment.load_average > 0.5:
-        lines.append("Other work ran on this machine at the start: trust the ratios, not the milliseconds.")
-    if output is not None:
-        lines.append(f"Written: {output}")
-    parts.append(Text("\n".join(lines), style="dim"))
-    return Group(*parts)
+    waits = {name: _waited_share(benchmark, index) for index, name in enumerate(names)}
+    if max(waits.values()) > 0.02:
+        shown = ", ".join(f"{name} {share:.0%}" for name, share in waits.items())
+        lines.append(f"Other work took time from the calling thread ({shown}): trust the ratios, not the milliseconds.")
+    if benchmark.options.huge_pages and not benchmark.subjects[0].huge_memory_bytes:
+        lines.append("This system gives no huge pages: like processes may differ by 15 % for their whole life; --sessions 5 or more shows it.")
+    return lines
+
+
+def _waited_share(benchmark: Benchmark, index: int) -> float:
+    own = [sample for sample in benchmark.samples if sample.subject == index]
+    return sum(sample.waited_s or 0.0 for sample in own) / sum(sample.total_s for sample in own)
 
 
 def short_names(labels: Sequence[str]) -> list[str]:
@@ -53,12 +73,12 @@ def short_names(labels: Sequence[str]) -> list[str]:
 
 
 def _speed_table(benchmark: Benchmark, names: Sequence[str]) -> Table:
-    table = Table(title="Speed", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("model", overflow="fold", min_width=13)
-    headings = ["first token\nms", "per token\nms", "tokens/s"]
+    table = Table(title="Speed", title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("model", overflow="fold", min_width=12)
+    headings = ["1st token\nms", "per token\nms", "tokens\nper s"]
     compared = len(benchmark.subjects) > 1
     if compared:
-        headings += ["first token\nvs", "decode\nvs"]
+        headings += ["1st token\nvs", "decode\nvs"]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, subject in zip(names, benchmark.subjects, strict=True):
@@ -76,9 +96,9 @@ def _speed_table(benchmark: Benchmark, names: Sequence[str]) -> Table:
 
 
 def _cost_table(subjects: Sequence[Subject], names: Sequence[str]) -> Table:
-    table = Table(title="Cost", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title="Cost", title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("model", overflow="fold")
-    for heading in ("weights\nMiB", "load\ns", "peak memory\nMiB", "of it before\nloading, MiB", "slowest 1 %\nof tokens, ms"):
+    for heading in ("weights\nMiB", "load\ns", "peak\nmemory, MiB", "private\nmemory, MiB", "gaps p50 / p90 / p99\nms"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, subject in zip(names, subjects, strict=True):
         table.add_row(
@@ -86,8 +106,8 @@ def _cost_table(subjects: Sequence[Subject], names: Sequence[str]) -> Table:
             f"{subject.deployment.weights_bytes / MIB:.1f}",
             f"{subject.load_s.median:.2f}",
             f"{subject.peak_memory_bytes / MIB:.0f}",
-            f"{subject.memory_before_bytes / MIB:.0f}",
-            f"> {1e3 * subject.gap_percentiles_s['p99']:.2f}",
+            f"{subject.private_memory_bytes / MIB:.0f}",
+            " / ".join(f"{1e3 * gap_s:.1f}" for gap_s in subject.gap_percentiles_s.values()),
         )
     return table
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from serve.deployment import Deployment
 from serve.runtime import Generation, OnText, Precision, RunOptions, RuntimeFacts
+from serve.semi_structured import PROPERTY, use_semi_structured
 from serve.tokenization import TextStream, TextTokenizer
 from shearling.checkpoint import Dtype, load_model
 
@@ -31,12 +32,19 @@ class TorchRuntime:
         self._device = "cuda" if options.device == "CUDA" else "cpu"
         self._model: Any = load_model(deployment.directory, dtype=DTYPE[options.precision]).to(self._device)
         self._tokenizer = TextTokenizer(deployment.directory)
+        sparse_layers = 0
+        if deployment.properties.get(PROPERTY, "NO") == "YES":
+            sparse_layers = use_semi_structured(self._model, where=deployment.directory)
         self.facts = RuntimeFacts(
             runtime=f"PyTorch {torch.__version__}, transformers {transformers.__version__}",
             provider=torch.cuda.get_device_name() if self._device == "cuda" else "CPU",
             precision="bf16" if options.precision == "bf16" else "f32",
-            settings={"threads": str(torch.get_num_threads()), "attention": str(self._model.config._attn_implementation)},
-            timing_source="monotonic clock at each token that transformers' generate hands to its streamer",
+            settings={
+                "threads": str(torch.get_num_threads()),
+                "attention": str(self._model.config._attn_implementation),
+                "semi_structured_layers": str(sparse_layers),
+            },
+            timing_source="monotonic clock at each token that transformers' generate hands to its streamer, on the CPU: the device has finished it",
         )
 
     def has_chat_template(self) -> bool:
@@ -55,6 +63,13 @@ class TorchRuntime:
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
     ) -> Generation:
         """See `Runtime.generate`."""
+        return self._generate([token_ids], max_new_tokens=max_new_tokens, end_ids=end_ids, on_text=on_text)
+
+    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
+        """See `Runtime.generate_batch`."""
+        return self._generate(rows, max_new_tokens=new_tokens, end_ids=frozenset(), on_text=None)
+
+    def _generate(self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: frozenset[int], on_text: OnText | None) -> Generation:
         import torch
         import transformers
 
@@ -65,10 +80,12 @@ class TorchRuntime:
         )
         # The model's own sampling defaults would be merged into ours, and may hold penalties.
         self._model.generation_config = transformers.GenerationConfig()
-        started_s = time.perf_counter()
         with torch.inference_mode():
-            prompt = torch.tensor([list(token_ids)], device=self._device)
+            self._wait_for_device()
+            started_s = time.perf_counter()
+            prompt = torch.tensor([list(row) for row in rows], device=self._device)
             self._model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=clock)
+            self._wait_for_device()
         total_s = time.perf_counter() - started_s
         gaps_s = tuple(later - earlier for earlier, later in pairwise(clock.times_s))
         return Generation(token_ids=tuple(clock.tokens), ttft_s=clock.times_s[0] - started_s, gaps_s=gaps_s, total_s=total_s)
@@ -76,6 +93,12 @@ class TorchRuntime:
     def close(self) -> None:
         """Give memory back."""
         del self._model
+
+    def _wait_for_device(self) -> None:
+        import torch
+
+        if self._device == "cuda":
+            torch.cuda.synchronize()
 
 
 class _Clock:

@@ -2,9 +2,10 @@
 
 Started by `serve.worker_process` as `python -m serve.worker`. One JSON line in, one JSON line out:
 
-    {"do": "load", "deployment": ..., "options": ...}         -> {"import_s", "load_s", "memory_before_bytes", "facts"}
-    {"do": "generate", "token_ids": [...], "new_tokens": N}   -> a Generation
-    {"do": "memory"}                                          -> {"peak_bytes"}
+    {"do": "load", "deployment": ..., "options": ...}         -> a LoadReport
+    {"do": "generate", "rows": [[...], ...], "new_tokens": N} -> a Timed
+    {"do": "settle", "threads": N, "huge_pages": true}        -> {"huge_bytes"}
+    {"do": "report"}                                          -> a ProcessReport
 
 An error is {"error": class name, "message", "where", "remedy"}. End of input ends the process.
 """
@@ -22,8 +23,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve.deployment import Deployment
-from serve.environment import memory_bytes, peak_memory_bytes
+from serve.environment import huge_memory_bytes, memory_bytes, peak_memory_bytes, pin, private_memory_bytes, usable_cpus
+from serve.huge_pages import collapse_memory
 from serve.runtime import RunOptions, Runtime, load_runtime
+from serve.waiting import waited_s
 from shearling.command_line import quiet_libraries
 from shearling.errors import ShearlingError
 
@@ -40,21 +43,32 @@ class Worker:
         """Do one request of the protocol above."""
         if request["do"] == "load":
             return self._load(request)
-        if request["do"] == "memory":
-            return {"peak_bytes": peak_memory_bytes()}
+        if request["do"] == "report":
+            memory = {"peak_bytes": peak_memory_bytes(), "private_bytes": private_memory_bytes(), "huge_bytes": huge_memory_bytes()}
+            return memory | {"cpus": usable_cpus()}
+        if request["do"] == "settle":
+            pin(request["threads"])
+            return {"huge_bytes": collapse_memory() if request["huge_pages"] else 0}
         if self._runtime is None:
             raise ShearlingError("asked to generate before anything was loaded")
         gc.collect()
         gc.disable()
         try:
-            generation = self._runtime.generate(request["token_ids"], max_new_tokens=request["new_tokens"])
+            before_s, started_s = waited_s(), time.perf_counter()
+            generation = self._runtime.generate_batch(request["rows"], new_tokens=request["new_tokens"])
+            wall_s, after_s = time.perf_counter() - started_s, waited_s()
         finally:
             gc.enable()
-        return generation.model_dump(mode="json")
+        # Two clocks: what they disagree by must not leave a time of nothing.
+        waited = None if before_s is None or after_s is None else min(after_s - before_s, 0.999 * wall_s)
+        return {"generation": generation.model_dump(mode="json"), "wall_s": wall_s, "waited_s": waited}
 
     def _load(self, request: Mapping[str, Any]) -> dict[str, Any]:
         deployment = Deployment.model_validate_json(json.dumps(request["deployment"]))
         options = RunOptions.model_validate_json(json.dumps(request["options"]))
+        if options.threads != 1:
+            # Before the pools of threads exist; a single thread is pinned after loading, which goes faster on all CPUs.
+            pin(options.threads)
         started_s = time.perf_counter()
         for name in IMPORTS[deployment.format]:
             importlib.import_module(name)

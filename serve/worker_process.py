@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -16,6 +15,7 @@ from typing import IO, Any
 import shearling.errors
 from serve.deployment import Deployment
 from serve.runtime import Generation, RunOptions, RuntimeFacts
+from serve.workload import Rows
 from shearling.errors import ResourceExhausted, ShearlingError
 from shearling.strict_json import Document
 
@@ -36,6 +36,40 @@ class LoadReport(Document):
     load_s: float
     memory_before_bytes: int
     facts: RuntimeFacts
+
+
+class ProcessReport(Document):
+    """What a process holds.
+
+    Attributes:
+        peak_bytes: highest resident memory so far, mapped files included.
+        private_bytes: resident now and of no file: heap and stacks.
+        huge_bytes: of that in huge pages.
+        cpus: it may use.
+    """
+
+    peak_bytes: int
+    private_bytes: int
+    huge_bytes: int
+    cpus: tuple[int, ...]
+
+
+class Timed(Document):
+    """A generation, and what the calling thread waited for a CPU meanwhile; see `serve.waiting`.
+
+    Attributes:
+        wall_s: of the call, with what it prepares.
+        waited_s: of it; None where the system does not count.
+    """
+
+    generation: Generation
+    wall_s: float
+    waited_s: float | None
+
+    @property
+    def waited_share(self) -> float:
+        """Of the wall time; 0 where the system does not count."""
+        return (self.waited_s or 0.0) / self.wall_s
 
 
 class WorkerProcess:
@@ -86,28 +120,46 @@ class WorkerProcess:
         Raises:
             ShearlingError: of the class that the worker raised.
         """
-        request = {"do": "load", "deployment": self._deployment.model_dump(mode="json"), "options": self._options.model_dump(mode="json")}
-        return LoadReport.model_validate_json(json.dumps(self._ask(request)))
+        self.start_loading()
+        return self.finish_loading()
 
-    def generate(self, token_ids: Sequence[int], *, new_tokens: int) -> Generation:
-        """Compute exactly `new_tokens` tokens, end tokens or not."""
-        reply = self._ask({"do": "generate", "token_ids": list(token_ids), "new_tokens": new_tokens})
-        return Generation.model_validate_json(json.dumps(reply))
+    def start_loading(self) -> None:
+        """Let it load; `finish_loading` waits for it."""
+        self._tell({"do": "load", "deployment": self._deployment.model_dump(mode="json"), "options": self._options.model_dump(mode="json")})
 
-    def peak_memory_bytes(self) -> int:
-        """Highest resident memory of the process until now."""
-        return int(self._ask({"do": "memory"})["peak_bytes"])
+    def finish_loading(self) -> LoadReport:
+        """See `load`."""
+        return LoadReport.model_validate_json(json.dumps(self._hear()))
+
+    def generate(self, rows: Rows, *, new_tokens: int) -> Timed:
+        """Compute exactly `new_tokens` tokens for each row, end tokens or not."""
+        reply = self._ask({"do": "generate", "rows": rows, "new_tokens": new_tokens})
+        return Timed.model_validate_json(json.dumps(reply))
+
+    def settle(self) -> None:
+        """Pin it, and move what the warm-up has allocated into huge pages, unless the options forbid it; see `serve.huge_pages`."""
+        self._ask({"do": "settle", "threads": self._options.threads, "huge_pages": self._options.huge_pages})
+
+    def report(self) -> ProcessReport:
+        """What the process holds now, and its peak until now."""
+        return ProcessReport.model_validate_json(json.dumps(self._ask({"do": "report"})))
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
+        self._tell(request)
+        return self._hear()
+
+    def _tell(self, request: dict[str, Any]) -> None:
+        stdin = self._process.stdin
+        if stdin is None:
             raise ShearlingError("the worker has no pipes")
         try:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
         except BrokenPipeError:
             raise self._death() from None
-        line = stdout.readline()
+
+    def _hear(self) -> dict[str, Any]:
+        line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             raise self._death()
         reply: dict[str, Any] = json.loads(line)

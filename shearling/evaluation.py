@@ -37,6 +37,9 @@ ACCURACY_METRICS = ("acc", "exact_match", "acc_norm", "pass@1", "f1")
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
+TEXT_ROWS = 500
+"""Rows whose text is measured in bits per byte. Every token counts there, so that it settles on fewer rows than an accuracy does."""
+
 OnRows = Callable[[int], None]
 
 
@@ -77,7 +80,7 @@ class Evaluator:
         split: which rows; a harness task is measured on these or refused, never silently on others.
         include_path: directory of task files, such as `RUN/task`.
         limit: the first rows only.
-        bits_per_byte: also measure the raw text, where the task has it.
+        bits_per_byte: also measure the raw text of the first `TEXT_ROWS` rows, where the task has it.
 
     Raises:
         UsageError: no such task, or it has no such split, or it is a group of tasks.
@@ -115,7 +118,7 @@ class Evaluator:
         bits_per_byte = None
         if self._text is not None:
             name = str(self._text.config.task)
-            bits_per_byte = float(_run(scorer, self._text, self.limit, bootstrap=0)["results"][name]["bits_per_byte,none"])
+            bits_per_byte = float(_run(scorer, self._text, min(self.rows, TEXT_ROWS), bootstrap=0)["results"][name]["bits_per_byte,none"])
         return Evaluation(
             task=self.task,
             n=len(samples),

@@ -197,6 +197,7 @@ class TrainSection(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     precision: Literal["auto", "bf16", "fp32"] = pydantic.Field("auto", description="auto: bf16 autocast where the hardware has it")
     gradient_checkpointing: bool = False
+    group_by_length: bool = pydantic.Field(False, description="rows of similar length share a batch: less padding, less random")
     save_steps: int = pydantic.Field(50, ge=1, description="steps between checkpoints")
     sandwich: bool = pydantic.Field(False, description="every micro-batch trains the largest, the smallest and one drawn sub-network")
     distillation: bool = pydantic.Field(False, description="the largest sub-network teaches the other two; needs sandwich")

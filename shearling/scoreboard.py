@@ -17,7 +17,9 @@ from shearling.task import Split
 
 if TYPE_CHECKING:
     from shearling.classification import ClassifierEvaluator
-    from shearling.evaluation import Evaluator
+    from shearling.evaluation import Evaluation, Evaluator, OnRows
+
+OPENVINO_MODEL = "openvino_model.xml"
 
 
 class Score(Document):
@@ -60,12 +62,13 @@ def score_models(
     """Measure models one after another; only one is in memory at a time.
 
     Args:
-        directories: Hugging Face model directories, such as `RUN/base` or `RUN/export/model`.
+        directories: Hugging Face model directories, such as `RUN/base` or `RUN/export/model`; or OpenVINO ones, such as an export
+            without the former.
         task: a `task` artefact, or the name of any harness task whose data is on this machine.
         split: which of its rows.
         limit: the first rows only.
         batch_size: most rows of a batch; changes the time alone.
-        precision: of the arithmetic; auto is bf16 where the hardware has it.
+        precision: of the arithmetic in torch; auto is bf16 where the hardware has it. OpenVINO keeps its own default.
 
     Raises:
         ArtefactMissing: a directory holds no model, or the task has no data here.
@@ -98,10 +101,10 @@ def scoreboard_screen(board: Scoreboard) -> Table:
 
 
 def _model_directory(path: Path) -> Path:
-    for candidate in (path, path / "model"):
+    for candidate in (path, path / "model", path / "openvino"):
         if (candidate / "config.json").is_file():
             return candidate
-    raise ArtefactMissing("no Hugging Face model here", where=path, remedy="Give RUN/base, RUN/sparse, RUN/export or any model directory")
+    raise ArtefactMissing("no model here", where=path, remedy="Give RUN/base, RUN/sparse, RUN/export or any model directory")
 
 
 def _locate_task(task: str) -> tuple[Path | None, str]:
@@ -128,16 +131,8 @@ def _evaluator(
 
 
 def _score(given: Path, model_path: Path, evaluator: Evaluator | ClassifierEvaluator, *, batch_size: int, precision: Precision) -> tuple[Score, str]:
-    from shearling.checkpoint import load_model, load_tokenizer
-    from shearling.classification import ClassifierEvaluator, TorchClassifier
     from shearling.console import progress
-    from shearling.decoder import find_decoder
-    from shearling.evaluation import torch_scorer
 
-    model, tokenizer = load_model(model_path), load_tokenizer(model_path)
-    weights = [linear.weight for linear in find_decoder(model).linears().values()]
-    total = sum(weight.numel() for weight in weights)
-    zeros = total - sum(int(weight.count_nonzero()) for weight in weights)
     with progress(f"evaluating {given}", total=evaluator.rows) as advance:
         counted = 0
 
@@ -147,11 +142,8 @@ def _score(given: Path, model_path: Path, evaluator: Evaluator | ClassifierEvalu
                 advance()
             counted = min(counted + rows, evaluator.rows)
 
-        if isinstance(evaluator, ClassifierEvaluator):
-            classifier = TorchClassifier(model, tokenizer, max_length=evaluator.max_length, bf16=precision == "bf16", on_rows=on_rows)
-            evaluation = evaluator.measure(classifier)
-        else:
-            evaluation = evaluator.measure(torch_scorer(model, tokenizer, batch_size=batch_size, precision=precision, on_rows=on_rows))
+        measure = _measure_openvino if (model_path / OPENVINO_MODEL).is_file() else _measure_torch
+        evaluation, sparsity = measure(model_path, evaluator, batch_size=batch_size, precision=precision, on_rows=on_rows)
     score = Score(
         directory=str(given),
         n=evaluation.n,
@@ -159,7 +151,42 @@ def _score(given: Path, model_path: Path, evaluator: Evaluator | ClassifierEvalu
         interval=evaluation.interval,
         loss=evaluation.loss,
         bits_per_byte=evaluation.bits_per_byte,
-        sparsity=zeros / total,
+        sparsity=sparsity,
         seconds=evaluation.seconds,
     )
     return score, evaluation.rows_sha256
+
+
+def _measure_torch(
+    path: Path, evaluator: Evaluator | ClassifierEvaluator, *, batch_size: int, precision: Precision, on_rows: OnRows
+) -> tuple[Evaluation, float]:
+    from shearling.checkpoint import load_model, load_tokenizer
+    from shearling.classification import ClassifierEvaluator, TorchClassifier
+    from shearling.decoder import find_decoder
+    from shearling.evaluation import torch_scorer
+
+    model, tokenizer = load_model(path), load_tokenizer(path)
+    weights = [linear.weight for linear in find_decoder(model).linears().values()]
+    total = sum(weight.numel() for weight in weights)
+    sparsity = 1 - sum(int(weight.count_nonzero()) for weight in weights) / total
+    if isinstance(evaluator, ClassifierEvaluator):
+        classifier = TorchClassifier(model, tokenizer, max_length=evaluator.max_length, bf16=precision == "bf16", on_rows=on_rows)
+        return evaluator.measure(classifier), sparsity
+    return evaluator.measure(torch_scorer(model, tokenizer, batch_size=batch_size, precision=precision, on_rows=on_rows)), sparsity
+
+
+def _measure_openvino(
+    path: Path, evaluator: Evaluator | ClassifierEvaluator, *, batch_size: int, precision: Precision, on_rows: OnRows
+) -> tuple[Evaluation, float]:
+    from shearling.checkpoint import load_tokenizer
+    from shearling.classification import ClassifierEvaluator
+    from shearling.evaluation import openvino_scorer
+    from shearling.sparse_linear.extension import core_for
+
+    if isinstance(evaluator, ClassifierEvaluator):
+        raise UsageError("classifiers are evaluated in torch", where=path, remedy="Export the format hf as well")
+    xml = path / OPENVINO_MODEL
+    # What the export counted and certified.
+    noted = core_for(xml).read_model(xml).get_rt_info()
+    sparsity = float(noted["sparsity"].astype(dict)["share"].astype(str)) if "sparsity" in noted else 0.0
+    return evaluator.measure(openvino_scorer(xml, load_tokenizer(path), batch_size=batch_size, on_rows=on_rows)), sparsity

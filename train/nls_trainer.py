@@ -25,6 +25,7 @@ from train import ranks
 from train.causal_loss import causal_loss
 from train.classifier import PadClassified
 from train.interruption import Interruption
+from train.length_grouping import LengthGroupedSampler
 from train.rank_sampler import RankSampler
 from train.sandwich import SANDWICHED, distillation_loss, label_loss, sandwich
 from train.tokenised_rows import PadToBatch
@@ -40,18 +41,16 @@ class NlsTrainer(transformers.Trainer):
     Args:
         network: the super-network; only its adapters train.
         sampler: draws the sub-network of each micro-batch.
-        sandwiched: train the largest and the smallest beside it, see `train.sandwich`.
-        distilled: let the largest teach the others.
+        section: of the recipe; says whether the largest and the smallest are trained beside each draw, and whether the largest teaches.
         options: everything `transformers.Trainer` takes.
     """
 
-    def __init__(self, network: SuperNetwork, sampler: RankSampler, *, sandwiched: bool = False, distilled: bool = False, **options: Any) -> None:
+    def __init__(self, network: SuperNetwork, sampler: RankSampler, section: TrainSection, **options: Any) -> None:
         super().__init__(model=network.model, **options)
         self.network = network
         self.sampler = sampler
-        self.sandwiched = sandwiched
-        self.distilled = distilled
-        self._share = 1 / SANDWICHED if sandwiched else 1.0
+        self.section = section
+        self._share = 1 / SANDWICHED if section.sandwich else 1.0
         self._teacher: torch.Tensor | None = None
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
@@ -62,7 +61,7 @@ class NlsTrainer(transformers.Trainer):
         """
         drawn, self._teacher = self.sampler.draw(), None
         losses = []
-        for choice in sandwich(self.network.space, drawn) if self.sandwiched else (drawn,):
+        for choice in sandwich(self.network.space, drawn) if self.section.sandwich else (drawn,):
             self.network.activate(choice)
             losses.append(super().training_step(model, inputs, num_items_in_batch))
         loss: torch.Tensor = torch.stack(losses).sum()
@@ -70,13 +69,20 @@ class NlsTrainer(transformers.Trainer):
             raise self._diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.section.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(lengths, batch_size=batch_size, seed=self.args.seed)
+
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The loss at the labelled positions, or the distance from the teacher, scaled as the Trainer scales its own; this
         sub-network's share of the micro-batch's loss.
         """
-        if self.network.head or self.distilled:
+        if self.network.head or self.section.distillation:
             loss = self._loss_of_logits(model, inputs, num_items_in_batch)
         else:
             loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
@@ -90,7 +96,7 @@ class NlsTrainer(transformers.Trainer):
         logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}).logits
         if self._teacher is not None:
             return distillation_loss(logits, self._teacher, labels, items=items)
-        if self.distilled:
+        if self.section.distillation:
             self._teacher = logits.detach()
         return label_loss(logits, labels, items=items)
 
@@ -200,16 +206,15 @@ def build_trainer(
     *,
     arguments: TrainingArguments,
     sampler: RankSampler,
+    section: TrainSection,
     callbacks: list[TrainerCallback],
-    sandwiched: bool = False,
-    distilled: bool = False,
 ) -> NlsTrainer:
     """A trainer over tokenised rows, quiet but for our own progress."""
     pad = network.tokenizer.pad_token_id
     collate = PadClassified if network.head else PadToBatch
     collator = collate(pad if pad is not None else network.tokenizer.eos_token_id)
     options = {"args": arguments, "train_dataset": rows, "data_collator": collator, "callbacks": callbacks}
-    trainer = NlsTrainer(network, sampler, sandwiched=sandwiched, distilled=distilled, **options)
+    trainer = NlsTrainer(network, sampler, section, **options)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(OldCheckpointRemover())
     return trainer

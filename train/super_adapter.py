@@ -134,9 +134,8 @@ def _fit(network: SuperNetwork, recipe: Recipe, task: Artefact, checkpoints: Pat
             rows,
             arguments=arguments,
             sampler=sampler,
+            section=train,
             callbacks=[StepReporter(advance, interruption)],
-            sandwiched=train.sandwich,
-            distilled=train.distillation,
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     interruption.raise_if_received()

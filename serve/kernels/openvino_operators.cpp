@@ -149,11 +149,11 @@ private:
 
 }  // namespace
 
-const Weights& CheckedWeights::check(const ov::Tensor& tensor, const WeightLayout& layout) const {
+std::shared_ptr<const Weights> CheckedWeights::check(const ov::Tensor& tensor, const WeightLayout& layout) const {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (address_ != tensor.data()) {
-        Weights weights;
-        const char* fault = validate_all(tensor, layout, weights);
+        auto weights = std::make_shared<Weights>();
+        const char* fault = validate_all(tensor, layout, *weights);
         OPENVINO_ASSERT(fault == nullptr, "a packed weight is corrupt: ", fault);
         release_file_pages(tensor.data<const uint8_t>(), tensor.get_byte_size());
         weights_ = std::move(weights);
@@ -261,15 +261,15 @@ void SparseLinear::validate_and_infer_types() {
 }
 
 bool SparseLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const Weights& weights = checked_.check(inputs[1], layout());
+    const auto weights = checked_.check(inputs[1], layout());
     const Floats x(inputs[0]), residual(residual_ ? inputs[2] : inputs[0]);
-    Results results(outputs, 0, inputs[0].get_shape(), rows_, bias_ ? &weights.vectors : nullptr);
+    Results results(outputs, 0, inputs[0].get_shape(), rows_, bias_ ? &weights->vectors : nullptr);
     if (residual_) {
         OPENVINO_ASSERT(residual.rows.count == x.rows.count && residual.rows.stride == results.outputs[0].stride, "a residual of shape ", inputs[2].get_shape());
         results.outputs[0].residual = residual.rows.data;
         results.outputs[0].residual_stride = residual.rows.stride;
     }
-    multiply(weights.matrices.data(), rows_.size(), x.rows, norm_of(weights.vectors, 0, norm_epsilon_), results.outputs.data(), settings());
+    multiply(weights->matrices.data(), rows_.size(), x.rows, norm_of(weights->vectors, 0, norm_epsilon_), results.outputs.data(), settings());
     return true;
 }
 
@@ -304,14 +304,14 @@ void SparseMLP::validate_and_infer_types() {
 }
 
 bool SparseMLP::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const Weights& weights = checked_.check(inputs[1], layout());
+    const auto weights = checked_.check(inputs[1], layout());
     const Floats x(inputs[0]);
     Results results(outputs, 0, inputs[0].get_shape(), {columns_}, nullptr);
     if (residual_) {
         results.outputs[0].residual = x.rows.data;
         results.outputs[0].residual_stride = x.rows.stride;
     }
-    multiply(mlp_.mlp(weights.matrices.data(), norm_of(weights.vectors, 0, norm_epsilon_)), x.rows, results.outputs[0], settings());
+    multiply(mlp_.mlp(weights->matrices.data(), norm_of(weights->vectors, 0, norm_epsilon_)), x.rows, results.outputs[0], settings());
     return true;
 }
 
@@ -360,15 +360,15 @@ void SparseLayer::validate_and_infer_types() {
 }
 
 bool SparseLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const Weights& weights = checked_.check(inputs[2], layout());
+    const auto weights = checked_.check(inputs[2], layout());
     const Floats x(inputs[0]), residual(inputs[1]);
     OPENVINO_ASSERT(residual.rows.count == x.rows.count && residual.rows.stride == static_cast<size_t>(hidden_), "a residual of shape ", inputs[1].get_shape());
     const ov::Shape shape = inputs[0].get_shape();
     const Results y(outputs, 0, shape, {hidden_}, nullptr);
-    const Results z(outputs, 1, shape, rows_, bias_ ? &weights.vectors : nullptr);
-    const PackedMatrix* matrices = weights.matrices.data();
-    const Mlp mlp = mlp_.mlp(matrices + 1, norm_of(weights.vectors, 0, norm_epsilon_));
-    const Norm norm = norm_of(weights.vectors, norm_epsilon_ > 0.0 ? 1 : 0, next_epsilon_);
+    const Results z(outputs, 1, shape, rows_, bias_ ? &weights->vectors : nullptr);
+    const PackedMatrix* matrices = weights->matrices.data();
+    const Mlp mlp = mlp_.mlp(matrices + 1, norm_of(weights->vectors, 0, norm_epsilon_));
+    const Norm norm = norm_of(weights->vectors, norm_epsilon_ > 0.0 ? 1 : 0, next_epsilon_);
     const Layer layer{matrices, mlp, norm, matrices + 1 + mlp_.matrix_count(), rows_.size()};
     multiply(layer, x.rows, residual.rows, y.outputs[0].data, z.outputs.data(), settings());
     return true;

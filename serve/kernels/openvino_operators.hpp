@@ -28,12 +28,12 @@ struct Weights {
 class CheckedWeights {
 public:
     // Throws where the tensor is not what the layout says.
-    const Weights& check(const ov::Tensor& tensor, const WeightLayout& layout) const;
+    std::shared_ptr<const Weights> check(const ov::Tensor& tensor, const WeightLayout& layout) const;
 
 private:
     mutable std::mutex mutex_;
     mutable const void* address_ = nullptr;
-    mutable Weights weights_;
+    mutable std::shared_ptr<const Weights> weights_;
 };
 
 // What the operators share: one activation of `columns` first, the weights at input `weights_input`, results of given widths.

@@ -48,6 +48,11 @@ class DemoLayout:
         return self.path / "baselines" / "sparse"
 
     @property
+    def packed_export(self) -> Path:
+        """The chosen sub-network once more, for the sparse kernel."""
+        return self.path / "export-sparse-int8"
+
+    @property
     def recipes(self) -> Path:
         """Recipes that the demo derived from the shipped ones."""
         return self.path / "recipes"

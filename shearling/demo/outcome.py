@@ -23,8 +23,9 @@ LABELS = {
     "sparse": "pruned only",
     "pruned_after": "LoRA, then pruned",
     "ours": "pruned + sub-adapter",
+    "packed": "same, sparse kernel",
 }
-"""Role -> the name in tables; the last is what Shearling makes."""
+"""Role -> the name in tables; the last two are what Shearling makes."""
 
 TRAINING_LOG = "training_log.jsonl"
 JOURNAL = "journal.jsonl"
@@ -40,12 +41,26 @@ class Spread(Document):
     high: float
 
 
-class Row(Document):
-    """One model of the comparison; see `Score` and the definitions of the benchmark for the measures.
+class Speed(Document):
+    """What the benchmark measured; see its definitions.
 
     Attributes:
         weight_bytes: the OpenVINO graph and weights.
         decode_ratio: time per token over that of the dense model, in pairs; None for that one.
+    """
+
+    weight_bytes: int
+    ttft_s: Spread
+    tpot_s: Spread
+    tokens_per_s: Spread
+    decode_ratio: Spread | None
+
+
+class Row(Document):
+    """One model of the comparison; see `Score` for the measures.
+
+    Attributes:
+        speed: None where the model was not exported.
     """
 
     role: str
@@ -54,11 +69,7 @@ class Row(Document):
     interval: tuple[float, float]
     bits_per_byte: float | None
     sparsity: float
-    weight_bytes: int
-    ttft_s: Spread
-    tpot_s: Spread
-    tokens_per_s: Spread
-    decode_ratio: Spread | None
+    speed: Speed | None
 
 
 class Candidate(Document):
@@ -139,15 +150,14 @@ def _rows(layout: DemoLayout, board: Scoreboard, benchmark: dict[str, Any]) -> t
     exports = compared_exports(layout)
     rows = []
     for role, model in compared_models(layout).items():
-        deployed = str(exports[role])
-        if str(model) not in scores or deployed not in subjects:
+        deployed = str(exports[role]) if role in exports else None
+        if str(model) not in scores or (deployed is not None and deployed not in subjects):
             raise ArtefactMismatch(f"the results do not cover '{role}'", where=layout.path, remedy="Run the demo again with --force")
-        rows.append(_row(role, scores[str(model)], subjects[deployed]))
+        rows.append(_row(role, scores[str(model)], subjects[deployed] if deployed is not None else None))
     return tuple(rows)
 
 
-def _row(role: str, score: Score, subject: dict[str, Any]) -> Row:
-    metrics, ratios = subject["metrics"], subject["ratios"]
+def _row(role: str, score: Score, subject: dict[str, Any] | None) -> Row:
     return Row(
         role=role,
         label=LABELS[role],
@@ -155,6 +165,13 @@ def _row(role: str, score: Score, subject: dict[str, Any]) -> Row:
         interval=score.interval,
         bits_per_byte=score.bits_per_byte,
         sparsity=score.sparsity,
+        speed=None if subject is None else _speed(subject),
+    )
+
+
+def _speed(subject: dict[str, Any]) -> Speed:
+    metrics, ratios = subject["metrics"], subject["ratios"]
+    return Speed(
         weight_bytes=subject["deployment"]["weights_bytes"],
         ttft_s=_spread(metrics["ttft_s"]),
         tpot_s=_spread(metrics["tpot_s"]),
@@ -197,14 +214,16 @@ def describe(rows: Iterable[Row], n: int) -> list[str]:
         f"Pruned first, then trained under the mask: {ours.accuracy:.1%}, {_against(ours, after, n)} pruning last,"
         f" {_against(ours, lora, n)} dense + LoRA; {ours.sparsity:.1%} of the weights are exactly zero."
     )
-    if ours.decode_ratio is not None:
-        ratio, size = ours.decode_ratio, ours.weight_bytes / dense.weight_bytes
-        change = "no difference in speed can be seen" if ratio.low <= 1 <= ratio.high else f"a token takes {ratio.median:.2f} times as long"
-        said.append(
-            f"Stock OpenVINO has no use for unstructured zeros: against dense {change}"
-            f" ({ratio.low:.2f} to {ratio.high:.2f}), at {size:.2f} times its size."
-        )
+    said += [*_speed_of(ours, dense, "Stock OpenVINO has no use for unstructured zeros"), *_speed_of(row["packed"], dense, "Packed, int8")]
     return said
+
+
+def _speed_of(row: Row, dense: Row, what: str) -> Iterable[str]:
+    if row.speed is None or dense.speed is None or row.speed.decode_ratio is None:
+        return
+    ratio, size = row.speed.decode_ratio, row.speed.weight_bytes / dense.speed.weight_bytes
+    change = "no difference in speed can be seen" if ratio.low <= 1 <= ratio.high else f"a token takes {ratio.median:.2f} times as long"
+    yield f"{what}: against dense {change} ({ratio.low:.2f} to {ratio.high:.2f}), at {size:.2f} times its size."
 
 
 def difference_is_clear(first: float, second: float, n: int) -> bool:

@@ -48,6 +48,8 @@ def _accuracy_chart(outcome: Outcome) -> str:
             mark="ours" if row.role == "ours" else "plain",
         )
         for row in outcome.rows
+        # The same weights twice would lie on one another.
+        if row.role != "packed"
     ]
     return scatter(points, title="Accuracy and sparsity", x_label="zeros in the linear layers, %", y_label="accuracy, %")
 
@@ -77,13 +79,14 @@ def _latency_chart(outcome: Outcome) -> str:
     points = [
         Point(
             x=0,
-            y=1e3 * row.tpot_s.median,
-            low=1e3 * row.tpot_s.low,
-            high=1e3 * row.tpot_s.high,
+            y=1e3 * row.speed.tpot_s.median,
+            low=1e3 * row.speed.tpot_s.low,
+            high=1e3 * row.speed.tpot_s.high,
             label=row.label,
-            note=f"{row.label}: {1e3 * row.tpot_s.median:.2f} ms per token",
-            mark="ours" if row.role == "ours" else "plain",
+            note=f"{row.label}: {1e3 * row.speed.tpot_s.median:.2f} ms per token",
+            mark="ours" if row.role in ("ours", "packed") else "plain",
         )
         for row in outcome.rows
+        if row.speed is not None
     ]
     return bars(points, title="Time per token", x_label="milliseconds per token, less is better")

@@ -8,7 +8,18 @@ from rich.table import Table
 from rich.text import Text
 
 from shearling.demo.layout import DemoLayout
-from shearling.demo.outcome import Outcome
+from shearling.demo.outcome import Outcome, Speed
+
+
+def _speed(speed: Speed | None) -> tuple[str, ...]:
+    if speed is None:
+        return ("-",) * 4
+    return (
+        f"{speed.weight_bytes / 1e6:.0f}",
+        f"{1e3 * speed.ttft_s.median:.0f}",
+        f"{1e3 * speed.tpot_s.median:.1f}",
+        f"{speed.tokens_per_s.median:.0f}",
+    )
 
 
 def closing_screen(outcome: Outcome, layout: DemoLayout) -> RenderableType:
@@ -30,11 +41,8 @@ def closing_screen(outcome: Outcome, layout: DemoLayout) -> RenderableType:
             f"{100 * row.accuracy:.1f} ({100 * low:.0f}-{100 * high:.0f})",
             "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.2f}",
             f"{row.sparsity:.0%}",
-            f"{row.weight_bytes / 1e6:.0f}",
-            f"{1e3 * row.ttft_s.median:.0f}",
-            f"{1e3 * row.tpot_s.median:.1f}",
-            f"{row.tokens_per_s.median:.0f}",
-            style="bold" if row.role == "ours" else None,
+            *_speed(row.speed),
+            style="bold" if row.role in ("ours", "packed") else None,
         )
     findings = Table.grid(padding=(0, 1))
     for finding in outcome.findings:
@@ -43,7 +51,7 @@ def closing_screen(outcome: Outcome, layout: DemoLayout) -> RenderableType:
         findings.add_row("-", "This was a smoke run: too few steps and rows for the numbers to mean anything.")
     minutes = sum(outcome.seconds.values()) / 60
     lines = (
-        "zeros: share in the linear layers. size: OpenVINO weights. first, each: time to a token.",
+        "zeros: share in the linear layers. size: OpenVINO weights. first, each: time to a token. sparse kernel: int8, zeros packed away.",
         f"{minutes:.1f} minutes on {outcome.machine}.",
         f"Try it:  python -m serve generate {layout.run.export} --no-chat --max-new-tokens 1 \\",
         "             --prompt $'Headline: Area man wins award\\nSarcastic:'",

@@ -10,14 +10,16 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from shearling.errors import ArtefactCorrupt, ArtefactMissing
 from shearling.openvino_core import openvino_core
+from shearling.sparse_linear.bundle import OPERATORS, WEIGHTS_PORT, split_bundle
 
 if TYPE_CHECKING:
     import openvino
 
 OPERATOR_SET = "shearling"
-OPERATORS = ("SparseLinear", "SparseMLP")
 RT_INFO = ("shearling", "sparse_linear")
 """Where a packed model says so of itself, for readers of `openvino.Model.get_rt_info`."""
 
@@ -75,12 +77,23 @@ def check_packed_weights(xml: Path) -> None:
     except RuntimeError as error:
         raise ArtefactCorrupt(f"OpenVINO cannot read it: {str(error).strip().splitlines()[-1]}", where=xml, remedy="Export again") from error
     for node in nodes:
-        if node.get_type_name() not in OPERATORS:
-            continue
-        for weight in (source.get_node() for source in node.input_values() if source.get_element_type().get_type_name() == "u8"):
-            fault = validate(weight.data.ctypes.data, weight.data.size)
+        if node.get_type_name() in OPERATORS:
+            _check_node(node, validate)
+
+
+def _check_node(node: Any, validate: Any) -> None:
+    operator = node.get_type_name()
+    constant = node.input_value(WEIGHTS_PORT[operator]).get_node()
+    try:
+        parts = split_bundle(constant.data, operator, node.get_attributes())
+        faults = [validate(matrix.ctypes.data, matrix.size) for matrix in parts.matrices]
+        if not all(np.isfinite(vector).all() for vector in parts.vectors):
+            raise ArtefactCorrupt("NaN or infinity in a vector")
+        for place, fault in enumerate(faults):
             if fault is not None:
-                raise ArtefactCorrupt(f"a packed weight is corrupt: {fault.decode()}", where=weight.get_friendly_name(), remedy="Export again")
+                raise ArtefactCorrupt(f"matrix {place}: {fault.decode()}")
+    except ArtefactCorrupt as error:
+        raise ArtefactCorrupt(f"a packed weight is corrupt: {error.message}", where=constant.get_friendly_name(), remedy="Export again") from None
 
 
 @functools.cache

@@ -10,6 +10,7 @@ rounds of the ratio of the best stock int8 to each. The bandwidth is that of a p
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -50,11 +51,12 @@ class Contestant:
     run: Callable[[], object]
 
 
+@functools.cache
 def random_matrix(size: int, value_type: ValueType, sparsity: float) -> Matrix:
     """A square matrix that keeps the magnitude of what it multiplies."""
     generator = np.random.default_rng(0)
     kept = generator.random((size, size), np.float32) >= sparsity
-    weights = generator.standard_normal((size, size), np.float32) * kept / np.sqrt(size * (1 - sparsity))
+    weights = generator.standard_normal((size, size), np.float32) * kept * np.float32(1 / np.sqrt(size * (1 - sparsity)))
     if value_type is ValueType.BF16:
         return Matrix((weights.view(np.uint32) >> 16).astype(np.uint16), value_type)
     group, limit = (size, 127) if value_type is ValueType.INT8 else (INT4_GROUP, 7)
@@ -62,6 +64,12 @@ def random_matrix(size: int, value_type: ValueType, sparsity: float) -> Matrix:
     scales = np.abs(grouped).max(axis=2, keepdims=True) / limit
     values = np.rint(grouped / scales).astype(np.int8)
     return Matrix(values.reshape(size, size), value_type, scales[:, :, 0].astype(np.float16), group)
+
+
+@functools.cache
+def packed_matrix(size: int, value_type: ValueType, sparsity: float) -> Bytes:
+    """The same, packed."""
+    return pack_matrix(random_matrix(size, value_type, sparsity))
 
 
 def stock_product(matrix: Matrix, layer: int) -> tuple[Node, int]:
@@ -75,7 +83,9 @@ def stock_product(matrix: Matrix, layer: int) -> tuple[Node, int]:
     matrix = replace(matrix, values=matrix.values.copy())
     matrix.values[0, 0] = layer
     if matrix.value_type is ValueType.BF16:
-        constant = op.constant(ov.Tensor(matrix.values, [rows, columns], ov.Type.bf16))
+        tensor = ov.Tensor(ov.Type.bf16, ov.Shape([rows, columns]))
+        tensor.data.view(np.uint16)[:] = matrix.values
+        constant = ov.op.Constant(tensor)
         return lambda x: op.matmul(x, op.convert(constant, "f32"), False, True).output(0), matrix.values.nbytes
     assert matrix.scales is not None
     stored, shape = matrix.values, [rows, columns]
@@ -111,7 +121,7 @@ def contestants(size: int, rows: int, sparsities: list[float]) -> Iterator[Conte
         if value_type is ValueType.INT8:
             yield Contestant(f"{name}, no dynamic quantisation", weight_bytes, _compile(nodes, size, rows, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}))
         for sparsity in sparsities:
-            packed = pack_matrix(random_matrix(size, value_type, sparsity))
+            packed = packed_matrix(size, value_type, sparsity)
             run = _compile([packed_product(packed, size, layer) for layer in range(LAYERS)], size, rows, {})
             yield Contestant(f"sparse {value_type.name.lower()} at {sparsity:.0%}", packed.nbytes, run)
 

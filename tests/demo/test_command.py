@@ -104,7 +104,7 @@ def test_evaluate_speaks_json(measured):
 
 def test_evaluate_refuses_what_it_cannot_measure(measured, tmp_path):
     model, task = measured
-    with pytest.raises(ArtefactMissing, match="no Hugging Face model"):
+    with pytest.raises(ArtefactMissing, match="no model here"):
         score_models([tmp_path], task=str(task), split="test")
     with pytest.raises(ArtefactMissing, match="task\\.json"):
         score_models([model], task=str(tmp_path), split="test")

@@ -15,11 +15,11 @@ from rich.console import Console
 from shearling.demo.chart import Point, ticks
 from shearling.demo.chart import scatter as draw_scatter
 from shearling.demo.layout import DemoLayout
-from shearling.demo.outcome import LABELS, Outcome, describe, difference_is_clear, read_candidates
+from shearling.demo.outcome import LABELS, Outcome, Spread, describe, difference_is_clear, read_candidates
 from shearling.demo.report import render_report
 from shearling.demo.screen import closing_screen
 from shearling.strict_json import read_document, write_document
-from tests.demo.outcomes import make_outcome, make_row
+from tests.demo.outcomes import make_outcome, make_row, make_speed
 
 
 def test_page_needs_nothing_from_outside():
@@ -91,8 +91,8 @@ def test_differences_within_noise_are_not_claimed(first, second, clear):
 
 
 def test_speed_is_claimed_only_outside_the_interval():
-    slower = {"median": 1.3, "low": 1.2, "high": 1.4}
-    rows = [make_row(role, **({"decode_ratio": slower} if role == "ours" else {})) for role in LABELS]
+    slower = make_speed(Spread(median=1.3, low=1.2, high=1.4))
+    rows = [make_row(role, **({"speed": slower} if role == "ours" else {})) for role in LABELS]
     assert "a token takes 1.30 times as long" in " ".join(describe(rows, 1000))
     assert "no difference in speed" in _said()
 

@@ -5,21 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from serve.benchmark import run_benchmark
-from serve.measurement import make_workload
 from serve.runtime import RunOptions
-from tests.serve.deployments import write_openvino
+from serve.workload import make_workload
+from tests.latency.models import write_layers
 
 OPTIONS = RunOptions(precision="f32", threads=1)
-
-
-def write_layers(directory: Path, layers: int) -> Path:
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=256, intermediate_size=512, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, eos_token_id=2
-    )
-    return write_openvino(LlamaForCausalLM(config).eval(), directory)
 
 
 @pytest.fixture(scope="module")

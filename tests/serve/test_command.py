@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.benchmark import read_benchmark
+from serve.benchmark_artefact import read_benchmark
 from serve.deployment import find_deployment
 from serve.runtime import RunOptions
 from serve.worker_process import WorkerProcess
@@ -29,7 +29,7 @@ def measured(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bench") / "benchmark"
     done = serve("bench", export / "openvino", export / "onnx", *QUICK, "--sessions", "2", "--precision", "f32", "--output", output)
     assert done.returncode == 0, done.stderr
-    for word in ("Speed", "Cost", "openvino f32", "onnx f32", "reference", "peak memory"):
+    for word in ("Speed", "Cost", "openvino f32", "onnx f32", "reference", "private"):
         assert word in done.stdout
     return output
 
@@ -106,7 +106,13 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
         (["bench", "DIR", "--prompt-tokens", "250"], 2, "exceed the context"),
         (["bench", "DIR", "DIR", "--device", "gpu"], 4, "OpenVINO sees no GPU"),
         (["bench", "DIR", "--device", "CUDA"], 4, "CUDAExecutionProvider"),
-        (["check", "DIR", "--against", "DIR", "--repeats", "3"], 2, "3 blocks"),
+        (["check", "DIR"], 2, "either --against DIR or --baseline FILE"),
+        (["check", "DIR", "--against", "DIR", "--record"], 2, "nowhere to write"),
+        (["check", "DIR", "--baseline", "DIR/absent.json"], 3, "no baseline here"),
+        (["bench", "DIR", "--batch", "0"], 2, "batch"),
+        (["bench", "DIR", "--trace", "DIR/absent.jsonl"], 2, "no such trace"),
+        (["bench", "DIR@BAD-NAME=1"], 2, "cannot read the settings"),
+        (["bench", "DIR@NO_SUCH_PROPERTY=1", "--threads", "1"], 2, "OpenVINO refuses"),
         (["check", "DIR", "--against", "DIR", "--max-ratio", "-1"], 2, "not a positive number"),
     ],
 )
@@ -141,4 +147,4 @@ def test_a_killed_worker_is_reported_not_waited_for(export: Path) -> None:
         worker.load()
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(ResourceExhausted, match="killed the measuring process"):
-            worker.generate([1, 2], new_tokens=4)
+            worker.generate(((1, 2),), new_tokens=4)

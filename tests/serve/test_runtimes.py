@@ -6,10 +6,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
-from serve.deployment import find_deployment
-from serve.device import check_device, require_provider
+from serve.deployment import find_configured, find_deployment
+from serve.device import PROVIDERS, check_device, require_provider
 from serve.runtime import RunOptions, Runtime, check_lengths, load_runtime
+from serve.semi_structured import is_2of4, use_semi_structured
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError
 from shearling.openvino_core import openvino_core
 
@@ -41,6 +43,16 @@ def test_timings_are_complete_and_add_up(runtimes: dict[str, Runtime], choice: s
     assert min(run.gaps_s) > 0
     assert run.tpot_s == pytest.approx(sum(run.gaps_s) / 15)
     assert run.ttft_s + sum(run.gaps_s) <= run.total_s * 1.05
+
+
+@pytest.mark.parametrize("choice", FORMATS)
+def test_a_batch_is_what_its_first_row_is_alone(runtimes: dict[str, Runtime], choice: str) -> None:
+    rows = [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]]
+    alone = runtimes[choice].generate(rows[0], max_new_tokens=12)
+    batch = runtimes[choice].generate_batch(rows, new_tokens=12)
+    assert batch.token_ids == alone.token_ids
+    assert len(batch.gaps_s) == 11
+    assert batch.ttft_s + sum(batch.gaps_s) <= batch.total_s * 1.05
 
 
 @pytest.mark.parametrize("choice", FORMATS)
@@ -90,6 +102,7 @@ def test_a_precision_that_the_file_does_not_hold(export: Path) -> None:
         ("openvino", "AUTO", "--device CPU"),
         ("onnx", "CUDA", r"shearling\[gpu\]"),
         ("onnx", "GPU", "--format openvino"),
+        ("onnx", "TENSORRT", r"shearling\[gpu\]"),
         ("torch", "CUDA", "CUDA build"),
         ("torch", "GPU", "--format openvino"),
     ],
@@ -123,6 +136,38 @@ def test_work_that_does_not_fit(export: Path, prompt: int, new: int, match: str)
     check_lengths(250, 6, deployment=find_deployment(export))
 
 
+def test_semi_structured_kernels_up_to_the_device(export: Path) -> None:
+    weight = torch.zeros(64, 64)
+    weight[:, ::4] = weight[:, 1::4] = 1.0
+    assert is_2of4(weight)
+    assert not is_2of4(weight[:, :48])
+    weight[7, 2] = 1.0
+    assert not is_2of4(weight)
+    with pytest.raises(ModelUnsupported, match="no layer has the 2:4 pattern"):
+        load_runtime(find_configured(Path(f"{export}@format=torch,SEMI_STRUCTURED=YES")), F32)
+    weight[7, 2] = 0.0
+    layer = torch.nn.Linear(64, 64, bias=False)
+    layer.weight.data.copy_(weight)
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceUnavailable, match="compute capability"):
+            use_semi_structured(layer, where=export)
+        return
+    layer = layer.to("cuda", torch.bfloat16)
+    expected = layer(torch.ones(8, 64, device="cuda", dtype=torch.bfloat16))
+    assert use_semi_structured(layer, where=export) == 1
+    torch.testing.assert_close(layer(torch.ones(8, 64, device="cuda", dtype=torch.bfloat16)), expected)
+
+
+def test_properties_hold_for_one_deployment_and_unknown_ones_for_none(export: Path) -> None:
+    deployment = find_configured(Path(f"{export}@DYNAMIC_QUANTIZATION_GROUP_SIZE=64"))
+    assert load_runtime(deployment, RunOptions()).facts.settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "64"
+    assert load_runtime(find_deployment(export), RunOptions(hint="throughput")).facts.settings["PERFORMANCE_HINT"] == "THROUGHPUT"
+    with pytest.raises(UsageError, match="OpenVINO refuses"):
+        load_runtime(find_configured(Path(f"{export}@NO_SUCH_PROPERTY=1")), RunOptions())
+    with pytest.raises(UsageError, match="no property that onnx knows"):
+        find_configured(Path(f"{export}@format=onnx,NUM_STREAMS=1"))
+
+
 def test_an_ir_without_its_tokenizer(copy_of) -> None:
     directory = copy_of("openvino")
     (directory / "openvino_detokenizer.xml").unlink()
@@ -153,10 +198,9 @@ def test_an_onnx_model_without_a_cache(copy_of) -> None:
 
 def _present(choice: str, device: str) -> bool:
     import onnxruntime
-    import torch
 
     if choice == "openvino":
         return device in openvino_core().available_devices
     if choice == "onnx":
-        return device == "CUDA" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        return PROVIDERS.get(device) in onnxruntime.get_available_providers()
     return device == "CUDA" and torch.cuda.is_available()

@@ -22,7 +22,7 @@ def make(tmp_path, *callbacks, **train):
     network = tiny_network("llama_tied_gqa", masked=True)
     section = TrainSection(**{"steps": 5, "batch_size": 2, "save_steps": 1, "precision": "fp32", **train})
     arguments = training_arguments(section, seed=0, precision="fp32", output=tmp_path)
-    return build_trainer(network, ROWS, arguments=arguments, sampler=RankSampler(network.space, seed=0), callbacks=list(callbacks))
+    return build_trainer(network, ROWS, arguments=arguments, sampler=RankSampler(network.space, seed=0), section=section, callbacks=list(callbacks))
 
 
 def test_each_micro_batch_trains_the_sub_network_that_was_drawn(tmp_path):

@@ -90,7 +90,7 @@ def one_thread() -> Iterator[None]:
 
 
 # Momentum, schedule, shuffling, dropout, accumulation and the sampler must all continue, so none of them is trivial here.
-CONTINUED = {"steps": 80, "batch_size": 2, "save_steps": 7, "schedule": "cosine", "gradient_accumulation": 2}
+CONTINUED = {"steps": 80, "batch_size": 2, "save_steps": 7, "schedule": "cosine", "gradient_accumulation": 2, "group_by_length": True}
 
 
 @pytest.mark.usefixtures("one_thread")
