@@ -278,6 +278,8 @@ def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: 
     if "openvino" in request.formats:
         with _timed(work, "openvino"):
             if work.classifies:
+                if request.kernel != "stock":
+                    raise UsageError("the sparse kernel is for language models", where="--kernel", remedy="Leave the option out")
                 write_openvino_classifier(work.model, work.tokenizer, directory / "openvino", weights=request.weights)
             else:
                 work.packing = write_openvino(

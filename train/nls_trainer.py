@@ -27,7 +27,7 @@ from train.classifier import PadClassified
 from train.interruption import Interruption
 from train.length_grouping import LengthGroupedSampler
 from train.rank_sampler import RankSampler
-from train.sandwich import SANDWICHED, distillation_loss, sandwich
+from train.sandwich import SANDWICHED, distillation_loss, label_loss, sandwich
 from train.tokenised_rows import PadToBatch
 
 SAMPLER_FILE = "sampler.json"
@@ -78,24 +78,27 @@ class NlsTrainer(transformers.Trainer):
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
-    ) -> Any:
-        """The loss on the labels, or, for those that are taught, the distance from the teacher; this sub-network's share of it.
-
-        Scaled as the Trainer scales its own.
+    ) -> torch.Tensor:
+        """The loss at the labelled positions, or the distance from the teacher, scaled as the Trainer scales its own; this
+        sub-network's share of the micro-batch's loss.
         """
-        if self.section.distillation or self.network.head:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-            if self._teacher is not None:
-                items = num_items_in_batch if self.model_accepts_loss_kwargs else None
-                loss = distillation_loss(outputs["logits"], self._teacher, inputs["labels"], items=items)
-            elif self.section.distillation:
-                self._teacher = outputs["logits"].detach()
-            return (loss * self._share, outputs) if return_outputs else loss * self._share
-        loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
+        if self.network.head or self.section.distillation:
+            loss = self._loss_of_logits(model, inputs, num_items_in_batch)
+        else:
+            loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # The gradients of the processes are averaged, and every one of them divides by the items of all.
             loss = loss * self.accelerator.num_processes
         return loss * self._share
+
+    def _loss_of_logits(self, model: torch.nn.Module, inputs: dict[str, Any], items: torch.Tensor | None) -> torch.Tensor:
+        labels = inputs["labels"]
+        logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}).logits
+        if self._teacher is not None:
+            return distillation_loss(logits, self._teacher, labels, items=items)
+        if self.section.distillation:
+            self._teacher = logits.detach()
+        return label_loss(logits, labels, items=items)
 
     def _diverged(self, what: str) -> TrainingDiverged:
         return TrainingDiverged(

@@ -31,9 +31,21 @@ def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, *, items
         labels: [batch, tokens], `IGNORED_LABEL` where nothing is learnt; or [batch].
         items: divide by this number instead of the number of rows that count, as the Trainer does across micro-batches.
     """
-    if student.ndim == 3:
-        counted = labels[:, 1:] != IGNORED_LABEL
-        student, teacher = student[:, :-1][counted], teacher[:, :-1][counted]
+    student, teacher = _counted(student, labels), _counted(teacher, labels)
     log_student, log_teacher = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
     total: Tensor = (log_teacher.exp() * (log_teacher - log_student)).sum()
     return total / (len(student) if items is None else items)
+
+
+def label_loss(logits: Tensor, labels: Tensor, *, items: Tensor | int | None) -> Tensor:
+    """Cross-entropy over what the labels count, from logits that were computed whole; arguments as for `distillation_loss`."""
+    from torch.nn import functional as F
+
+    targets = labels[:, 1:][labels[:, 1:] != IGNORED_LABEL] if logits.ndim == 3 else labels
+    total = F.cross_entropy(_counted(logits, labels).float(), targets, reduction="sum")
+    return total / (len(targets) if items is None else items)
+
+
+def _counted(logits: Tensor, labels: Tensor) -> Tensor:
+    """[rows, classes]: of a decoder the positions whose next token is a label."""
+    return logits[:, :-1][labels[:, 1:] != IGNORED_LABEL] if logits.ndim == 3 else logits
