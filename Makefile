@@ -7,13 +7,16 @@ RUN    ?= runs/demo
 CHECKS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke check bench bench-guard format schema clean
+.PHONY: help demo demo-lonas test smoke check bench bench-guard format schema clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(READY) ## A real model from pretrained to deployed
 	$(BIN)/shearling demo --out $(RUN)
+
+demo-lonas: $(READY) ## An encoder with elastic widths, cut to size
+	$(BIN)/shearling demo-lonas
 
 test: $(READY) ## The tests, on real runtimes; no network but the package registry
 	$(BIN)/python -m pytest -m "not demo"

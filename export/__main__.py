@@ -14,6 +14,7 @@ app = make_app("Merge a sub-network, export it to Hugging Face, OpenVINO and ONN
 
 CHOICES = {
     "weights": ("fp32", "fp16", "bf16", "int8", "int4"),
+    "kernel": ("stock", "sparse"),
     "merge": ("auto", "masked", "separate", "dense"),
     "verify": ("strict", "warn", "off"),
     "formats": ("openvino", "onnx", "hf", "peft"),
@@ -27,6 +28,9 @@ def export(
     output: Annotated[Path | None, typer.Option(help="Default: the run's export directory beside the search.", show_default=False)] = None,
     formats: Annotated[str, typer.Option(help="Comma-separated: openvino, onnx, hf, peft.")] = "openvino,onnx,hf,peft",
     weights: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or int4; of OpenVINO and ONNX.")] = "fp32",
+    kernel: Annotated[
+        str, typer.Option(help="Of OpenVINO: stock, or sparse, which packs the zeros away and needs the operators of this project to run.")
+    ] = "stock",
     merge: Annotated[str, typer.Option(help="auto, masked, separate or dense.")] = "auto",
     allow_approximate: Annotated[
         bool, typer.Option("--allow-approximate", help="Accept a masked merge of an adapter trained without the mask.")
@@ -41,7 +45,7 @@ def export(
     from export.request import ExportRequest
 
     wanted = tuple(dict.fromkeys(part.strip() for part in formats.split(",") if part.strip()))
-    for name, values in (("weights", [weights]), ("merge", [merge]), ("verify", [verify]), ("formats", wanted or [""])):
+    for name, values in (("weights", [weights]), ("kernel", [kernel]), ("merge", [merge]), ("verify", [verify]), ("formats", wanted or [""])):
         for value in values:
             if value not in CHOICES[name]:
                 raise UsageError(f"{value!r} is not one of {', '.join(CHOICES[name])}", where=f"--{name}")
@@ -51,6 +55,7 @@ def export(
         output=output or _default_output(subnet, base),
         formats=wanted,  # type: ignore[arg-type] # checked above
         weights=weights,  # type: ignore[arg-type] # checked above
+        kernel=kernel,  # type: ignore[arg-type] # checked above
         merge=None if merge == "auto" else merge,  # type: ignore[arg-type] # checked above
         allow_approximate=allow_approximate,
         verify=verify,  # type: ignore[arg-type] # checked above

@@ -16,6 +16,22 @@ USAGE = {
     "adapter": 'from shearling.sub_adapter import load_sub_adapter\n\nmodel = load_sub_adapter("RUN/sparse", "adapter")',
 }
 
+SPARSE_USAGE = (
+    "import openvino_genai\nfrom pathlib import Path\n\nfrom shearling.sparse_linear.extension import required_extensions\n\n"
+    'libraries = [str(path) for path in required_extensions(Path("openvino/openvino_model.xml"))]\n'
+    'pipe = openvino_genai.LLMPipeline("openvino", "CPU", extensions=libraries)\nprint(pipe.generate("...", max_new_tokens=32))'
+)
+"""The library is built where it runs, for the processor and the OpenVINO that are there."""
+
+
+CLASSIFIER_USAGE = {
+    "openvino": 'import openvino\n\nmodel = openvino.compile_model("openvino/openvino_model.xml", "CPU")  # input_ids, attention_mask, ...',
+    "model": 'from pathlib import Path\n\nfrom shearling.checkpoint import load_model\n\nmodel = load_model(Path("model"))',
+    "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("onnx/model.onnx")  # the same inputs',
+}
+NARROWED_USAGE = {"model": CLASSIFIER_USAGE["model"]}
+"""Stock transformers has one width for all layers."""
+
 
 def write_card(path: Path, report: ExportReport) -> None:
     """Write `README.md` of an export."""
@@ -23,23 +39,35 @@ def write_card(path: Path, report: ExportReport) -> None:
 
 
 def _sections(report: ExportReport) -> list[str]:
+    tag = "text-classification" if report.head == "classifier" else "text-generation"
     sections = [
-        f"---\nbase_model: {report.model_id}\nlibrary_name: shearling\npipeline_tag: text-generation\n---",
+        f"---\nbase_model: {report.model_id}\nlibrary_name: shearling\npipeline_tag: {tag}\n---",
         f"# {report.model_id}, sub-network {report.subnet_id or 'none'}",
         _made(report),
         "## Verified\n\n" + _parity(report),
     ]
-    usage = [f"`{name}/`\n\n```python\n{USAGE[name]}\n```" for name in report.sizes_bytes if name in USAGE]
+    examples = {**USAGE, **(NARROWED_USAGE if report.narrowed else {}), **({"openvino": SPARSE_USAGE} if report.packing else {})}
+    if report.head == "classifier":
+        examples = CLASSIFIER_USAGE
+    usage = [f"`{name}/`\n\n```python\n{examples[name]}\n```" for name in report.sizes_bytes if name in examples]
     return [*sections, "## Use", *usage]
 
 
 def _made(report: ExportReport) -> str:
     exact = "exact" if report.exact else "approximate: the adapter was trained without the mask"
     lines = [f"- merge: {report.merge} ({exact})", f"- adapter weights: {report.adapter_params:,}", f"- stored weights: {report.weights}"]
+    if report.narrowed:
+        lines.append(f"- narrowed: {report.narrowed} linear layers; {report.parameters:,} weights, {report.macs_m / 1e3:.2f} G MACs at 256 tokens")
     if report.sparsity is not None:
         lines.append(f"- pruned by {report.sparsity['method']} ({report.sparsity['pattern']}), target {report.sparsity['target']:.0%}")
     if report.certificate is not None:
         lines.append(f"- NNCF counts {report.certificate.sparsity:.4%} zeros in {report.certificate.modules} pruned modules")
+    if report.packing is not None:
+        packing = report.packing
+        lines.append(
+            f"- packed for the sparse kernel: {len(packing.layers)} matrices, {packing.bytes_before:,} bytes became {packing.bytes_after:,}; "
+            "OpenVINO needs the operators of this project to read them"
+        )
     lines += [f"- {check.format}: {check.zeros:,} of {check.pruned:,} pruned weights are exactly zero" for check in report.zeros]
     return "\n".join(lines)
 

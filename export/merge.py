@@ -3,6 +3,9 @@
 masked     W + (s B A) ∘ M    every zero stays; bit-exact where training was masked
 dense      W + s B A          exact, the zeros of adapted modules are lost
 separate   W x + s B (A x)    the ranks stay beside the sparse weight in the graph
+
+Where widths are elastic, W, A, B and M are the active rows and columns: the result is physically narrower, and says so in
+its configuration.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from shearling.elastic_lora import ElasticLoraLinear, effective_weight
 from shearling.errors import NonFiniteWeights
 from shearling.mask import Masks
 from shearling.merge_rule import MergeMode
+from shearling.narrow import CONFIG_KEY, layer_widths
 from shearling.search_space import Choice
 from shearling.super_network import SuperNetwork
 
@@ -32,13 +36,14 @@ class SeparateLowRank(nn.Module):
 
     def __init__(self, layer: ElasticLoraLinear) -> None:
         super().__init__()
-        self.base = _linear(layer, layer.weight.detach())
-        self.lora_a = nn.Linear(layer.in_features, layer.rank, bias=False)
-        self.lora_b = nn.Linear(layer.rank, layer.out_features, bias=False)
+        parts = layer.active_parts()
+        self.base = _linear(parts.weight, parts.bias)
+        self.lora_a = nn.Linear(layer.active_in, layer.rank, bias=False)
+        self.lora_b = nn.Linear(layer.rank, layer.active_out, bias=False)
         self.scaling = layer.scaling
         with torch.no_grad():
-            self.lora_a.weight.copy_(layer.lora_a[: layer.rank])
-            self.lora_b.weight.copy_(layer.lora_b[:, : layer.rank])
+            self.lora_a.weight.copy_(parts.lora_a)
+            self.lora_b.weight.copy_(parts.lora_b)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both branches to x [..., in]; returns [..., out]."""
@@ -51,9 +56,9 @@ def merge(network: SuperNetwork, choice: Choice, mode: MergeMode, *, masks: Mask
 
     Args:
         network: the super-network; used up by the call.
-        choice: group id -> rank.
+        choice: group id -> value.
         mode: how; whether it is allowed was settled by `shearling.merge_rule.resolve_merge`.
-        masks: of the pruned modules; needed by `masked`.
+        masks: of the pruned modules, at full width; needed by `masked`.
 
     Returns:
         The network's model, with `nn.Linear` (or `SeparateLowRank`) in place of the elastic layers.
@@ -62,10 +67,13 @@ def merge(network: SuperNetwork, choice: Choice, mode: MergeMode, *, masks: Mask
         NonFiniteWeights: a merged weight holds NaN or infinity; names the module.
     """
     network.activate(choice)
-    modules = dict(network.model.named_modules())
     for path, layer in network.layers.items():
-        parent, _, name = path.rpartition(".")
-        setattr(modules[parent], name, _merged_module(layer, path, mode, masks))
+        network.model.set_submodule(path, _merged_module(layer, path, mode, masks))
+    for path, plain in network.unadapted.items():
+        network.model.set_submodule(path, _linear(plain.active_weight(), plain.active_bias()))
+    widths = layer_widths(network.space, choice, network.model)
+    if widths is not None:
+        setattr(network.model.config, CONFIG_KEY, widths.model_dump(mode="json", by_alias=True))
     return network.model.eval()
 
 
@@ -74,18 +82,20 @@ def _merged_module(layer: ElasticLoraLinear, path: str, mode: MergeMode, masks: 
         return SeparateLowRank(layer)
     if mode == "masked" and masks is None:
         raise ValueError("a masked merge needs the masks")
-    mask = masks[path] if mode == "masked" and masks is not None else None
+    mask = masks[path][: layer.active_out, : layer.active_in] if mode == "masked" and masks is not None else None
+    parts = layer.active_parts()
     with torch.no_grad():
-        weight = effective_weight(layer.weight, layer.lora_a[: layer.rank], layer.lora_b[:, : layer.rank], scaling=layer.scaling, mask=mask)
+        weight = effective_weight(parts.weight, parts.lora_a, parts.lora_b, scaling=layer.scaling, mask=mask)
     if not torch.isfinite(weight).all():
         raise NonFiniteWeights("the merged weight holds NaN or infinity", where=path)
-    return _linear(layer, weight)
+    return _linear(weight, parts.bias)
 
 
-def _linear(layer: ElasticLoraLinear, weight: Tensor) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    out_features, in_features = weight.shape
     # On the meta device first: the weights that a constructor would draw are never used.
-    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if layer.bias is not None:
-        linear.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().contiguous(), requires_grad=False)
     return linear

@@ -91,7 +91,7 @@ def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
 
 def trace(model: PreTrainedModel) -> Any:
     """Trace to a `torch.onnx.ONNXProgram` with Hugging Face parameter names."""
-    past = _example_cache(model)
+    past = example_cache(model)
     batch, sequence, cached = 2, 3, past[0][0].shape[2]
     kwargs: dict[str, Any] = {
         "input_ids": torch.ones(batch, sequence, dtype=torch.long),
@@ -124,7 +124,7 @@ def trace(model: PreTrainedModel) -> Any:
         )
     if program is None:
         raise ValueError("torch.onnx.export returned nothing")
-    _name_weights(program.model)
+    name_weights(program.model)
     return program
 
 
@@ -164,14 +164,16 @@ def _quantizable(model: PreTrainedModel) -> set[str]:
     return {f"{name}.weight" for name in names if name.rpartition(".")[2] not in LOW_RANK}
 
 
-def _example_cache(model: PreTrainedModel) -> Cache:
+def example_cache(model: PreTrainedModel) -> Cache:
+    """The cache of a short forward, [2, heads, 5, width] each: what the heads of every layer are."""
     # More than one position, so that tracing takes none of the lengths for a constant.
     with torch.no_grad():
         output = model(input_ids=torch.ones(2, 5, dtype=torch.long), use_cache=True)
     return [(layer.keys.contiguous(), layer.values.contiguous()) for layer in output.past_key_values.layers]
 
 
-def _name_weights(graph_model: Any) -> None:
+def name_weights(graph_model: Any) -> None:
+    """Give the initializers their Hugging Face names, and drop what describes this machine."""
     for value in list(graph_model.graph.initializers.values()):
         value.name = value.name.removeprefix("model.")
     # Stack traces and module paths: ten times the graph itself, and they name directories of this machine.

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.parity import TEXT
-from export.weights import INT4_GROUP, LOW_RANK, Weights
+from export.weights import INT4_GROUP, LOW_RANK, Kernel, Weights
 from shearling.errors import ModelUnsupported
 from shearling.export_support import EXPORT_TASK, check_exportable
+from shearling.openvino_core import openvino_core
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from export.report import PackingReport
 
 MODEL_XML = "openvino_model.xml"
 TOKENIZER_XML = "openvino_tokenizer.xml"
@@ -30,8 +33,14 @@ NUMBERED_NAME = re.compile(r"[A-Z][A-Za-z0-9]*_\d+(?:[./_][\w./]*)?")
 
 
 def write_openvino(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, weights: Weights, sparsity: Mapping[str, str]
-) -> None:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    weights: Weights,
+    sparsity: Mapping[str, str],
+    kernel: Kernel = "stock",
+) -> PackingReport | None:
     """Export a decoder to `directory`, with tokenizer, detokenizer, chat template and configuration.
 
     Args:
@@ -40,39 +49,52 @@ def write_openvino(
         directory: created.
         weights: format of the stored weights; zeros stay exactly zero in each.
         sparsity: written to the model's rt_info under `sparsity`.
+        kernel: `sparse` packs the weights; see `export.sparse_ir`.
+
+    Returns:
+        What was packed; None for the stock kernel.
 
     Raises:
+        CompilerMissing: the sparse operators cannot be built here.
         ExportUnavailable: the installed versions cannot export this architecture.
         ModelUnsupported: the tokenizer has no OpenVINO form.
     """
-    import openvino
-
     check_exportable(model.config.model_type)
     directory.mkdir(parents=True, exist_ok=True)
     write_tokenizer(tokenizer, directory)
     # Beside the destination, since OpenVINO maps the weights it reads into memory: a file must not be written over itself.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".raw-") as raw:
         convert(model, Path(raw))
-        ir = openvino.Core().read_model(Path(raw) / MODEL_XML)
+        ir = openvino_core().read_model(Path(raw) / MODEL_XML)
         if weights in ("int8", "int4"):
             ir = compress(ir, weights)
         elif weights == "bf16":
             round_to_bf16(ir)
         for key, value in sparsity.items():
             ir.set_rt_info(value, ["sparsity", key])
+        packing = _pack(ir) if kernel == "sparse" else None
         save_ir(ir, directory / MODEL_XML, fp16=weights == "fp16", name="model")
         del ir
     model.config.save_pretrained(str(directory))
     if model.generation_config is not None:
         model.generation_config.save_pretrained(str(directory))
+    return packing
+
+
+def _pack(ir: Any) -> PackingReport:
+    from export.sparse_ir import pack_ir
+
+    return pack_ir(ir)
 
 
 def convert(model: PreTrainedModel, directory: Path) -> None:
     """Let optimum-intel convert the model to a stateful float32 IR."""
+    from export.narrowing import conversion_options
+
     with quiet_conversion():
         from optimum.exporters.openvino import export_from_model
 
-        export_from_model(model, output=directory, task=EXPORT_TASK, stateful=True)
+        export_from_model(model, output=directory, task=EXPORT_TASK, stateful=True, **conversion_options(model))
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -100,10 +122,9 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    import openvino
 
     # openvino_tokenizers is imported by now, and has told OpenVINO of its operators.
-    converted = openvino.Core().compile_model(path, "CPU")([TEXT])["input_ids"][0].tolist()
+    converted = openvino_core().compile_model(path, "CPU")([TEXT])["input_ids"][0].tolist()
     expected = tokenizer(TEXT)["input_ids"]
     if converted != expected:
         place = next((index for index, pair in enumerate(zip(converted, expected, strict=False)) if pair[0] != pair[1]), "the end")
@@ -151,7 +172,7 @@ def round_to_bf16(ir: Any) -> None:
     from openvino import opset13
 
     for node in ir.get_ordered_ops():
-        if node.get_type_name() != "Constant" or node.get_element_type() != openvino.Type.f32 or len(node.shape) < 2:
+        if node.get_type_name() != "Constant" or node.get_element_type() != openvino.Type.f32 or sum(size > 1 for size in node.shape) < 2:
             continue
         values = np.ascontiguousarray(node.data, dtype=np.float32).view(np.uint32)
         # To nearest, ties to even: add half of the last kept place, less one when that place is even already.

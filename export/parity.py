@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.weights import Weights
+from shearling.architecture import is_classifier
 from shearling.errors import DeviceUnavailable
 from shearling.strict_json import Document
 
@@ -106,20 +107,21 @@ def compare(reference: Logits, candidate: Logits, blocks: Sequence[npt.NDArray[n
     Args:
         reference: logits of the trusted model on `blocks`.
         candidate: logits of the other.
-        blocks: what both read; perplexity is taken on all but the random ones.
+        blocks: what both read; perplexity is taken on all but the random ones, of a classifier on the reference's answers.
     """
     absolute = [np.abs(left.astype(np.float64) - right) for left, right in zip(reference, candidate, strict=True)]
     kl = np.concatenate([_kl(left, right) for left, right in zip(reference, candidate, strict=True)])
     same = np.concatenate([left.argmax(-1) == right.argmax(-1) for left, right in zip(reference, candidate, strict=True)])
     text = len(blocks) - RANDOM_BLOCKS
+    targets = [_targets(logits, block) for logits, block in zip(reference[:text], blocks[:text], strict=True)]
     return Parity(
         max_abs=float(max(item.max() for item in absolute)),
         mean_abs=float(np.mean([item.mean() for item in absolute])),
         kl_mean=float(kl.mean()),
         kl_max=float(kl.max()),
         top1_agreement=float(same.mean()),
-        perplexity=_perplexity(candidate[:text], blocks[:text]),
-        reference_perplexity=_perplexity(reference[:text], blocks[:text]),
+        perplexity=_perplexity(candidate[:text], targets),
+        reference_perplexity=_perplexity(reference[:text], targets),
     )
 
 
@@ -127,8 +129,11 @@ def torch_logits(model: nn.Module, blocks: Sequence[npt.NDArray[np.int64]]) -> L
     """Logits of a torch model, whole blocks at once, without a cache."""
     import torch
 
+    options: dict[str, Any] = {} if is_classifier(model.config) else {"use_cache": False}
     with torch.inference_mode():
-        return [model(input_ids=torch.from_numpy(block)[None], use_cache=False).logits[0].float().numpy() for block in blocks]
+        outputs = [model(input_ids=torch.from_numpy(block)[None], **options).logits for block in blocks]
+    # A decoder answers for every position, a classifier once.
+    return [(logits[0] if logits.ndim == 3 else logits).float().numpy() for logits in outputs]
 
 
 def openvino_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]], *, config: dict[str, str]) -> Logits:
@@ -139,9 +144,9 @@ def openvino_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]], *,
         blocks: inputs.
         config: compile options; `FLOAT32_CPU`, or empty for what a user gets by default.
     """
-    import openvino
+    from shearling.sparse_linear.extension import core_for
 
-    core = openvino.Core()
+    core = core_for(directory / "openvino_model.xml")
     request = core.compile_model(core.read_model(directory / "openvino_model.xml"), "CPU", config).create_infer_request()
     inputs = {name for item in request.model_inputs for name in item.names}
     results = []
@@ -219,6 +224,12 @@ def _kl(reference: npt.NDArray[np.float32], candidate: npt.NDArray[np.float32]) 
     return result
 
 
-def _perplexity(logits: Logits, blocks: Sequence[npt.NDArray[np.int64]]) -> float:
-    losses = [-_log_softmax(block_logits[:-1])[np.arange(len(block) - 1), block[1:]] for block_logits, block in zip(logits, blocks, strict=True)]
+def _targets(reference: npt.NDArray[np.float32], block: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The tokens that follow, or the class that the reference names."""
+    targets: npt.NDArray[np.int64] = block[1:] if len(reference) == len(block) else reference.argmax(-1)
+    return targets
+
+
+def _perplexity(logits: Logits, targets: list[npt.NDArray[np.int64]]) -> float:
+    losses = [-_log_softmax(each[: len(wanted)])[np.arange(len(wanted)), wanted] for each, wanted in zip(logits, targets, strict=True)]
     return math.exp(float(np.concatenate(losses).mean()))

@@ -9,18 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.classifier_format import onnx_class_logits, openvino_class_logits, write_onnx_classifier, write_openvino_classifier
+from export.narrowing import check_size, without_frozen_formats
 from export.onnx_format import write_onnx
 from export.openvino_format import write_openvino
 from export.parity import FLOAT32_CPU, GATES, Logits, compare, fixed_blocks, onnx_logits, openvino_logits, torch_logits
-from export.report import ExportReport, ParityCheck, ZeroCheck
+from export.report import ExportReport, PackingReport, ParityCheck, ZeroCheck
 from export.request import ExportRequest
-from export.weights import Weights
+from export.weights import PACKABLE, Weights
+from shearling.architecture import is_classifier
 from shearling.artefact import Artefact, Draft, check_destination, open_artefact, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer, save_model
 from shearling.console import log
 from shearling.errors import ArtefactMismatch, ParityFailed, SparsityLost, UsageError
 from shearling.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.merge_rule import MergeMode, resolve_merge
+from shearling.model_size import measure_model, measure_network
+from shearling.narrow import cut_masks
 from shearling.strict_json import write_document
 from shearling.sub_adapter import write_sub_adapter
 from shearling.subnet import OpenSubnet, open_subnet
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MERGED = "merged torch model, float32"
+MACS_TOKENS = 256
+"""Length of the sequence whose multiply-accumulates a report counts."""
 
 
 @dataclass
@@ -44,6 +51,12 @@ class _Work:
     parity: list[ParityCheck] = field(default_factory=list)
     zeros: list[ZeroCheck] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    packing: PackingReport | None = None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model is a classifier, which has no cache and answers once."""
+        return is_classifier(self.model.config)
 
 
 def export_subnet(path: Path, request: ExportRequest) -> Artefact:
@@ -61,20 +74,27 @@ def export_subnet(path: Path, request: ExportRequest) -> Artefact:
         MergeRefused: the merge would silently change the model.
         ParityFailed, SparsityLost: a gate broke; the files are kept beside the output under `.rejected`.
     """
-    check_destination(request.output, force=request.force)
+    check_request(request)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
     log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
     parents: dict[str, Artefact] = {opened.frozen.manifest.kind: opened.frozen, "super_adapter": opened.adapter}
     with write_artefact(request.output, kind="export", parents=parents, force=request.force) as draft:
         network = assemble_super_network(opened.frozen, opened.adapter)
-        masks = _masks_of(opened.frozen)
+        masks = network.masks
+        if opened.space.width_groups or network.head:
+            request = without_frozen_formats(request, mode)
         work = _start(network, network.tokenizer, masks)
         reference = _reference_logits(network, opened, work)
         if "peft" in request.formats:
             stored = masks if opened.space.adapter.masked_training else None
             write_sub_adapter(network, opened.subnet.choice, draft.directory / "adapter", base_model=opened.subnet.base.model_id, masks=stored)
+        expected = measure_network(network).parameters(opened.space.cuts(opened.subnet.choice))
         _merge(network, opened, mode, masks)
+        if masks is not None:
+            masks = cut_masks(masks, opened.space.cuts(opened.subnet.choice))
+        if mode != "separate":
+            check_size(work.model, expected)
         work.merged = torch_logits(work.model, work.blocks)
         exact = mode in opened.subnet.merge.allowed
         _record(work, "merged", "unmerged super-network, float32", "fp32", reference, work.merged, gated=exact)
@@ -83,6 +103,7 @@ def export_subnet(path: Path, request: ExportRequest) -> Artefact:
             "source": path.name,
             "model_id": opened.subnet.base.model_id,
             "subnet_id": opened.subnet.id,
+            "narrowed": _narrowed(opened),
             "merge": mode,
             "exact": exact,
             "adapter_params": network.adapter_params(opened.subnet.choice),
@@ -99,7 +120,7 @@ def export_frozen(directory: Path, request: ExportRequest) -> Artefact:
     """
     if request.merge is not None:
         raise UsageError("there is no adapter to merge", where="--merge", remedy="Leave the option out")
-    check_destination(request.output, force=request.force)
+    check_request(request)
     frozen = open_artefact(directory, kind="sparse" if (directory / MASK_FILE).is_file() else "base")
     formats = tuple(item for item in request.formats if item != "peft")
     request = ExportRequest(**{**request.__dict__, "formats": formats})
@@ -114,12 +135,40 @@ def export_frozen(directory: Path, request: ExportRequest) -> Artefact:
             "source": directory.name,
             "model_id": frozen.manifest.details["model_id"],
             "subnet_id": None,
+            "narrowed": 0,
             "merge": "none",
             "exact": True,
             "adapter_params": 0,
         }
         _finish(work, request, draft, facts, masks, frozen, separate=False)
     return open_artefact(request.output, kind="export")
+
+
+def check_request(request: ExportRequest) -> None:
+    """Refuse before any work what could only fail after it.
+
+    Raises:
+        OutputExists: the destination is taken.
+        UsageError: the sparse kernel cannot read these weights, or no OpenVINO model is to be written.
+        CompilerMissing: the operators of the sparse kernel cannot be built here.
+    """
+    from shearling.sparse_linear.extension import node_factory
+
+    check_destination(request.output, force=request.force)
+    if request.kernel == "stock":
+        return
+    if request.weights not in PACKABLE or "openvino" not in request.formats:
+        raise UsageError(
+            f"the sparse kernel reads {', '.join(PACKABLE)} in OpenVINO models; asked for are {request.weights} and {', '.join(request.formats)}",
+            where="--kernel",
+            remedy="Give --weights int8 and leave openvino in --formats",
+        )
+    node_factory()
+
+
+def _narrowed(opened: OpenSubnet) -> int:
+    full = opened.space.widths(opened.space.maximal())
+    return sum(width < full[path] for path, width in opened.subnet.widths.items())
 
 
 def _start(network: SuperNetwork, tokenizer: Any, masks: Masks | None) -> _Work:
@@ -133,7 +182,8 @@ def _masks_of(frozen: Artefact) -> Masks | None:
 
 def _reference_logits(network: SuperNetwork, opened: OpenSubnet, work: _Work) -> Logits:
     network.activate(opened.subnet.choice)
-    return torch_logits(network.model, work.blocks)
+    with network.materialised():
+        return torch_logits(network.model, work.blocks)
 
 
 def _merge(network: SuperNetwork, opened: OpenSubnet, mode: MergeMode, masks: Masks | None) -> None:
@@ -179,8 +229,11 @@ def _finish(
     if request.verify != "off":
         _verify_formats(work, request, draft.directory, masks)
     directories = {path.name: path for path in sorted(draft.directory.iterdir()) if path.is_dir()}
+    size = measure_model(work.model)
     report = ExportReport(
         **facts,
+        head="classifier" if work.classifies else "language_model",
+        macs_m=size.macs(tokens=MACS_TOKENS) / 1e6,
         weights=request.weights,
         formats=request.formats,
         parameters=sum(parameter.numel() for parameter in work.model.parameters()),
@@ -190,11 +243,14 @@ def _finish(
         parity=tuple(work.parity),
         sizes_bytes={name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for name, path in directories.items()},
         seconds=work.seconds,
+        kernel=request.kernel,
+        packing=work.packing,
     )
     write_document(draft.directory / "report.json", report)
     write_report_page(draft.directory / "report.html", report)
     write_card(draft.directory / "README.md", report)
     draft.details |= {"model_id": facts["model_id"], "subnet_id": facts["subnet_id"], "merge": facts["merge"], "weights": request.weights}
+    draft.details |= {"kernel": request.kernel, "openvino_operators": work.packing.operators if work.packing else {}}
     _judge(report, request, draft)
 
 
@@ -217,14 +273,25 @@ def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: 
             # Ranks kept apart have no place in a Hugging Face model: what is written is the frozen model that adapter/ belongs
             # to, under a name of its own, so that nobody runs it for the fine-tuned one.
             model = load_model(frozen.path) if separate else work.model
-            model.config.use_cache = True
+            model.config.use_cache = not work.classifies
             save_model(model, work.tokenizer, directory / ("base" if separate else "model"))
     if "openvino" in request.formats:
         with _timed(work, "openvino"):
-            write_openvino(work.model, work.tokenizer, directory / "openvino", weights=request.weights, sparsity=_rt_info(masks, frozen))
+            if work.classifies:
+                write_openvino_classifier(work.model, work.tokenizer, directory / "openvino", weights=request.weights)
+            else:
+                work.packing = write_openvino(
+                    work.model,
+                    work.tokenizer,
+                    directory / "openvino",
+                    weights=request.weights,
+                    sparsity=_rt_info(masks, frozen),
+                    kernel=request.kernel,
+                )
     if "onnx" in request.formats:
         with _timed(work, "onnx"):
-            write_onnx(work.model, work.tokenizer, directory / "onnx", weights=request.weights)
+            write = write_onnx_classifier if work.classifies else write_onnx
+            write(work.model, work.tokenizer, directory / "onnx", weights=request.weights)
 
 
 def _rt_info(masks: Masks | None, frozen: Artefact) -> dict[str, str]:
@@ -247,12 +314,14 @@ def _verify_formats(work: _Work, request: ExportRequest, directory: Path, masks:
 
     weights = request.weights
     if "openvino" in request.formats:
-        logits = openvino_logits(directory / "openvino", work.blocks, config=FLOAT32_CPU)
+        read = openvino_class_logits if work.classifies else openvino_logits
+        logits = read(directory / "openvino", work.blocks, config=FLOAT32_CPU)
         _record(work, "openvino", MERGED, weights, work.merged, logits)
-        default = openvino_logits(directory / "openvino", work.blocks, config={})
+        default = read(directory / "openvino", work.blocks, config={})
         _record(work, "openvino, default precision", MERGED, "bf16" if weights in ("fp32", "fp16", "bf16") else weights, work.merged, default)
     if "onnx" in request.formats:
-        _record(work, "onnx", MERGED, weights, work.merged, onnx_logits(directory / "onnx", work.blocks))
+        logits = (onnx_class_logits if work.classifies else onnx_logits)(directory / "onnx", work.blocks)
+        _record(work, "onnx", MERGED, weights, work.merged, logits)
     if masks is not None:
         work.zeros += check_zeros(directory, masks)
 
@@ -283,7 +352,7 @@ def plan(path: Path, request: ExportRequest) -> dict[str, Any]:
         path: a `best.json`.
         request: as for `export_subnet`.
     """
-    check_destination(request.output, force=request.force)
+    check_request(request)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
     return {
@@ -295,5 +364,8 @@ def plan(path: Path, request: ExportRequest) -> dict[str, Any]:
         "output": str(request.output),
         "formats": list(request.formats),
         "weights": request.weights,
+        "kernel": request.kernel,
         "modules": len(opened.subnet.ranks),
+        "mode": opened.subnet.mode,
+        "narrowed": len(opened.subnet.widths),
     }

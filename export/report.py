@@ -8,6 +8,7 @@ import pydantic
 
 from export.nncf_certificate import SparsityCertificate
 from export.parity import Gate, Parity
+from shearling.architecture import Head
 from shearling.strict_json import Document
 
 
@@ -46,18 +47,75 @@ class ZeroCheck(Document):
     by_module: dict[str, int]
 
 
+class PackedLayer(Document):
+    """One weight matrix in the packed form.
+
+    Attributes:
+        operator: kind of the operator that reads it, alone or with others.
+        node: name of that operator in the IR: the nodes that it replaced.
+        weights: bf16, int8 or int4.
+        encoding: `bitmask` stores what is not zero, `dense` everything.
+        shape: [out, in].
+        bytes_before: weights and scales in the stock IR.
+        bytes_after: the packed constant.
+    """
+
+    path: str
+    operator: str
+    node: str
+    weights: str
+    encoding: str
+    shape: tuple[int, int]
+    zeros: int
+    bytes_before: int
+    bytes_after: int
+
+
+class PackingReport(Document):
+    """What a sparse export packed.
+
+    Attributes:
+        operators: how many of each kind the IR holds.
+        kept: weights that stay as the stock IR holds them, and why.
+    """
+
+    operators: dict[str, int]
+    layers: tuple[PackedLayer, ...]
+    kept: dict[str, str]
+
+    @property
+    def bytes_before(self) -> int:
+        """Of all packed layers, in the stock IR."""
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """Of all packed layers."""
+        return sum(layer.bytes_after for layer in self.layers)
+
+
 class ExportReport(Document):
-    """The content of `report.json`."""
+    """The content of `report.json`.
+
+    Attributes:
+        packing: None for the stock kernel.
+        head: what the model is for.
+        narrowed: number of linear layers whose output is narrower than in the base.
+        macs_m: multiply-accumulates of one forward over 256 tokens, millions.
+    """
 
     schema_: Literal["shearling.export_report/1"] = pydantic.Field("shearling.export_report/1", alias="schema")
     source: str
     model_id: str
+    head: Head
+    narrowed: int
     subnet_id: str | None
     merge: str
     exact: bool
     weights: str
     formats: tuple[str, ...]
     parameters: int
+    macs_m: float
     adapter_params: int
     sparsity: dict[str, Any] | None
     certificate: SparsityCertificate | None
@@ -65,6 +123,8 @@ class ExportReport(Document):
     parity: tuple[ParityCheck, ...]
     sizes_bytes: dict[str, int]
     seconds: dict[str, float]
+    kernel: Literal["stock", "sparse"] = "stock"
+    packing: PackingReport | None = None
 
     @property
     def violations(self) -> list[str]:

@@ -40,6 +40,11 @@ def _caption(report: ExportReport, artefact: Artefact) -> str:
     lines = []
     if report.certificate is not None:
         lines.append(f"NNCF counts {report.certificate.sparsity:.2%} zeros in {report.certificate.modules} pruned modules; every format holds them")
+    if report.packing is not None:
+        packing = report.packing
+        share = packing.bytes_after / packing.bytes_before if packing.layers else 1
+        operators = ", ".join(f"{count} {name}" for name, count in packing.operators.items())
+        lines.append(f"packed {len(packing.layers)} matrices into {operators}: {share:.0%} of their bytes; {len(packing.kept)} kept as they are")
     lines.append(", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in report.sizes_bytes.items()))
     lines.append(f"report: {artefact.path / 'report.html'}")
     return "\n".join(lines)

@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from export.linear_graph import module_path
 from export.report import ZeroCheck
+from export.stock_ir import read_packed
 from shearling.errors import ModelUnsupported, SparsityLost
+from shearling.sparse_linear.bundle import OPERATORS
+from shearling.sparse_linear.extension import core_for
+from shearling.sparse_linear.format import Matrix, ValueType
 
 if TYPE_CHECKING:
     from shearling.mask import Masks
@@ -56,13 +61,14 @@ def read_huggingface(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def read_openvino(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
     """Zeros of the weight constants of an IR."""
-    import openvino
-
-    model = openvino.Core().read_model(directory / "openvino_model.xml")
+    xml = directory / "openvino_model.xml"
+    model = core_for(xml).read_model(xml)
     zeros: Zeros = {}
     for node in model.get_ops():
-        path = _module_path(node.get_friendly_name())
-        if node.get_type_name() == "Constant" and path in shapes:
+        path = module_path(node.get_friendly_name())
+        if node.get_type_name() in OPERATORS:
+            zeros |= {module_path(name): _packed_zeros(matrix) for name, matrix in read_packed(node).items()}
+        elif node.get_type_name() == "Constant" and path in shapes and not _is_bundle(node):
             zeros[path] = _zero_bits(node).reshape(shapes[path])
     return zeros
 
@@ -76,7 +82,7 @@ def read_onnx(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
     zeros: Zeros = {}
     for initializer in graph.initializer:
         name, _, storage = initializer.name.rpartition(".weight")
-        path = _module_path(f"{name}.weight")
+        path = module_path(f"{name}.weight")
         if path not in shapes or storage not in ("", "_fp16", "_bf16", "_Q8", "_Q4"):
             continue
         out, width = shapes[path]
@@ -102,12 +108,6 @@ def _check(name: str, zeros: Zeros, masks: Masks) -> ZeroCheck:
     return ZeroCheck(format=name, pruned=pruned, zeros=sum(by_module.values()), extra_zeros=extra, by_module=by_module)
 
 
-def _module_path(name: str) -> str:
-    # OpenVINO puts `self.` before torch's names, and `_compressed` behind those of 16-bit constants; a module that keeps
-    # its ranks apart holds the frozen weight in `base`.
-    return name.removeprefix("self.").removesuffix("_compressed").removesuffix(".weight").removesuffix(".base")
-
-
 def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
     import openvino
 
@@ -124,6 +124,15 @@ def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
         reals: npt.NDArray[np.bool_] = node.get_data(dtype=np.float32) == 0
         return reals
     raise ModelUnsupported(f"cannot read zeros of weights stored as {kind.get_type_name()}", where=node.get_friendly_name())
+
+
+def _is_bundle(constant: Any) -> bool:
+    return any(reader.get_node().get_type_name() in OPERATORS for reader in constant.output(0).get_target_inputs())
+
+
+def _packed_zeros(matrix: Matrix) -> npt.NDArray[np.bool_]:
+    # Of the bits of bf16 either zero counts.
+    return np.asarray((matrix.values & 0x7FFF if matrix.value_type is ValueType.BF16 else matrix.values) == 0)
 
 
 def _block_zeros(array: npt.NDArray[Any], storage: str) -> npt.NDArray[np.bool_]:

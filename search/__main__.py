@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from search.strategy import Algorithm
+from search.strategy import Algorithm, Cost
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+from shearling.errors import UsageError
 from shearling.precision import Precision
 
 app = make_app(
@@ -30,17 +31,23 @@ def search(
     precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the evaluation.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Refuse a best sub-network below this (exit 1).")] = None,
     max_params: Annotated[int | None, typer.Option(min=1, help="Refuse one with more adapter parameters (exit 1).")] = None,
+    cost: Annotated[Cost | None, typer.Option(help="What to save, beside accuracy.")] = None,
+    accuracy_delta: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Best is the cheapest within this of the reference accuracy (LoNAS).")
+    ] = None,
+    reference_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Default: that of the largest sub-network.")] = None,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
     """Find the best sub-network of a super-adapter.
 
-    It is the most accurate one that meets the constraints; among equals the one with fewer adapter parameters.
+    It is the most accurate one that meets the constraints, among equals the one that costs less; or, with an accuracy delta,
+    the cheapest one whose accuracy is at least the reference less the delta.
     """
     import dataclasses
 
-    from search.stage import Constraints, recipe_settings
+    from search.stage import recipe_rule, recipe_settings
     from search.stage import search as run_search
     from search.summary import summarise
     from shearling.run import Run
@@ -54,10 +61,23 @@ def search(
         "seed": seed,
         "batch_size": batch_size,
         "precision": precision,
+        "cost": cost,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    settings = dataclasses.replace(recipe_settings(Run(run)), **given)
-    return summarise(run_search(Run(run), settings, Constraints(min_accuracy, max_params), force=force))
+    rule = {
+        "min_accuracy": min_accuracy,
+        "max_params": max_params,
+        "accuracy_delta": accuracy_delta,
+        "reference_accuracy": reference_accuracy,
+    }
+    settings = dataclasses.replace(recipe_settings(Run(run)), **_given(options))
+    constraints = dataclasses.replace(recipe_rule(Run(run)), **_given(rule))
+    if constraints.reference_accuracy is not None and constraints.accuracy_delta is None:
+        raise UsageError("a reference needs a delta", where="--reference-accuracy", remedy="Give --accuracy-delta too")
+    return summarise(run_search(Run(run), settings, constraints, force=force))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """NSGA-II through pymoo, with the operators of LoNAS and Shears.
 
-Objectives: adapter parameters and negative accuracy, both minimised. SBX crossover (probability 0.9, eta 10) and polynomial
-mutation (eta 3), rounded to integers; floor(evaluations / population) generations; duplicates eliminated. The first
-generation holds the maximal, the heuristic and the minimal sub-network, which span the front from the start, and uniform
-draws.
+Objectives: cost (adapter parameters, unless told otherwise) and negative accuracy, both minimised. SBX crossover
+(probability 0.9, eta 10) and polynomial mutation (eta 3), rounded to integers; floor(evaluations / population) generations;
+duplicates eliminated. The first generation holds the maximal, the heuristic and the minimal sub-network, which span the front
+from the start, and uniform draws.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Evolution:
         from pymoo.core.evaluator import Evaluator
         from pymoo.problems.static import StaticProblem
 
-        objectives = np.array([[outcome.adapter_params, -outcome.accuracy] for outcome in outcomes], dtype=float)
+        objectives = np.array([[outcome.cost, -outcome.accuracy] for outcome in outcomes], dtype=float)
         Evaluator().eval(StaticProblem(self._problem, F=objectives), self._pending)
         self._algorithm.tell(infills=self._pending)
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from search.cost import COSTS
 from search.front import dominates
 from search.journal import Journal, Record
 from search.objective import Objective
@@ -83,4 +84,4 @@ def _check_replay(record: Record, indices: Indices, journal: Journal) -> None:
 
 def _note(records: Sequence[Record]) -> str:
     best = max(records, key=lambda record: record.outcome.merit)
-    return f"best {best.accuracy:.1%} with {best.adapter_params / 1e6:.2f} M"
+    return f"best {best.accuracy:.1%} with {COSTS[best.cost_kind].show(best.cost)}"

@@ -1,7 +1,7 @@
 """Hill climbing from the heuristic (the cheaper alternative of the Shears paper, made precise).
 
 A neighbour differs by one step in one group. Each round evaluates a seeded sample of neighbours that were never tried and
-moves to the best of them if it is better: more accurate, or as accurate with fewer adapter parameters. The search ends after
+moves to the best of them if it is better: more accurate, or as accurate at less cost. The search ends after
 `PATIENCE` rounds without a move, when no untried neighbour is left, or with the budget.
 """
 
@@ -51,7 +51,7 @@ class HillClimbing:
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Move to the best outcome of the round, if it is better."""
         # The smaller index wins a full tie, so that the path does not depend on the order of the sample.
-        best = min(outcomes, key=lambda outcome: (-outcome.accuracy, outcome.adapter_params, outcome.indices))
+        best = min(outcomes, key=lambda outcome: (-outcome.accuracy, outcome.cost, outcome.indices))
         if self._best is None or best.merit > self._best.merit:
             self._best, self._idle_rounds = best, 0
         else:

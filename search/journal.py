@@ -12,7 +12,7 @@ from typing import Literal
 
 import pydantic
 
-from search.strategy import Algorithm, Indices, Outcome
+from search.strategy import Algorithm, Cost, Indices, Outcome
 from shearling.errors import ArtefactMissing, DocumentInvalid
 from shearling.strict_json import Document, parse_json, validate_document
 
@@ -29,8 +29,12 @@ class Record(Document):
         loss: mean negative log-likelihood of the right answers, nats; None where the task does not show it.
         n_eval: rows evaluated.
         eval_split_sha256: digest of these rows.
+        macs_m: multiply-accumulates of one forward, in millions; None where the search did not count them.
         adapter_params: weights of the sub-adapter.
         nonzero_params: nonzero weights of the model as it will be exported.
+        parameters: all weights of the model as it will be exported.
+        latency_ms: of one forward in torch; None where the search did not measure it.
+        cost_kind: what this search saves.
         seconds: wall time; the one field that a repetition changes.
         cached: the candidate had been evaluated before, and its outcome was reused.
         pareto: no record up to this one dominates it.
@@ -51,16 +55,34 @@ class Record(Document):
     macs_m: float | None = None
     adapter_params: int
     nonzero_params: int
+    parameters: int | None = None
+    cost_kind: Cost = "adapter_params"
     latency_ms: float | None = None
     seconds: float
     cached: bool
     pareto: bool
     status: Literal["ok"] = "ok"
 
+    @pydantic.model_validator(mode="after")
+    def _has_cost(self) -> Record:
+        if self._cost is None:
+            raise ValueError(f"the search saves {self.cost_kind}, which this record does not hold")
+        return self
+
+    @property
+    def cost(self) -> float:
+        """What the search saves, in the unit of its field."""
+        return self._cost or 0.0
+
+    @property
+    def _cost(self) -> float | None:
+        costs = {"adapter_params": self.adapter_params, "parameters": self.parameters, "macs": self.macs_m, "latency": self.latency_ms}
+        return costs[self.cost_kind]
+
     @property
     def outcome(self) -> Outcome:
         """What a strategy is told."""
-        return Outcome(self.choice_idx, self.accuracy, self.adapter_params)
+        return Outcome(self.choice_idx, self.accuracy, self.cost)
 
 
 class Journal:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from search.strategy import Indices
+from search.cost import LatencyProbe
+from search.strategy import Cost, Indices
+from shearling.model_size import measure_network
 
 if TYPE_CHECKING:
-    from shearling.causal_scorer import CausalScorer
-    from shearling.evaluation import Evaluator
+    from shearling.evaluation import Evaluation
     from shearling.super_network import SuperNetwork
 
 
@@ -25,6 +27,10 @@ class Measurement:
     adapter_params: int
     nonzero_params: int
     seconds: float
+    parameters: int | None = None
+    macs_m: float | None = None
+    latency_ms: float | None = None
+    cost_kind: Cost = "adapter_params"
 
 
 class Objective(Protocol):
@@ -40,25 +46,32 @@ class SubnetObjective:
 
     Args:
         network: the super-network.
-        evaluator: of the validation split.
-        scorer: of the network's model.
+        evaluate: measures the active sub-network on the validation split.
+        cost: what the search saves.
+        tokens: of the forward whose MACs are counted or whose time is taken.
     """
 
-    def __init__(self, network: SuperNetwork, evaluator: Evaluator, scorer: CausalScorer) -> None:
+    def __init__(self, network: SuperNetwork, evaluate: Callable[[], Evaluation], *, cost: Cost = "adapter_params", tokens: int = 256) -> None:
         self._network = network
-        self._evaluator = evaluator
-        self._scorer = scorer
+        self._evaluate = evaluate
+        self._cost = cost
+        self._tokens = tokens
+        self._size = measure_network(network)
         self._frozen_nonzero = count_frozen_nonzero(network)
+        self._probe = LatencyProbe(network, tokens=tokens) if cost == "latency" else None
 
     def measure(self, indices: Indices) -> Measurement:
         """See `Objective.measure`."""
         choice = self._network.space.decode(indices)
         self._network.activate(choice)
         with self._network.materialised():
-            evaluation = self._evaluator.measure(self._scorer)
-        adapter_params = self._network.adapter_params(choice)
-        # An update under the mask disappears into the weights that are there; a plain one is stored beside them.
+            evaluation = self._evaluate()
+            latency_ms = None if self._probe is None else self._probe.measure_ms()
+        cuts, adapter_params = self._network.space.cuts(choice), self._network.adapter_params(choice)
+        # An update under the mask disappears into the weights that are there; a plain one is stored beside them, unless the
+        # frozen model is dense and takes it in.
         beside = 0 if self._network.space.adapter.masked_training else adapter_params
+        separate = beside if self._network.masks is not None else 0
         return Measurement(
             accuracy=evaluation.accuracy,
             accuracy_stderr=evaluation.accuracy_stderr,
@@ -66,9 +79,22 @@ class SubnetObjective:
             n_eval=evaluation.n,
             eval_split_sha256=evaluation.rows_sha256,
             adapter_params=adapter_params,
-            nonzero_params=self._frozen_nonzero + beside,
+            nonzero_params=self._nonzero() + beside,
             seconds=evaluation.seconds,
+            parameters=self._size.parameters(cuts) + separate,
+            macs_m=(self._size.macs(tokens=self._tokens, cuts=cuts) + separate * self._tokens) / 1e6,
+            latency_ms=latency_ms,
+            cost_kind=self._cost,
         )
+
+    def _nonzero(self) -> int:
+        """Nonzero weights of the frozen model, those that the active widths leave out not counted."""
+        dropped = 0
+        for path in self._network.space.cuts(self._network.space.maximal()):
+            layer = self._network.layers.get(path) or self._network.unadapted[path]
+            bias = 0 if layer.bias is None else int(layer.bias[layer.active_out :].count_nonzero())
+            dropped += int(layer.weight.count_nonzero()) - int(layer.weight[: layer.active_out, : layer.active_in].count_nonzero()) + bias
+        return self._frozen_nonzero - dropped
 
 
 def count_frozen_nonzero(network: SuperNetwork) -> int:

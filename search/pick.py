@@ -53,7 +53,7 @@ def describe_row(run: Run, row: int, *, location: Path) -> Subnet:
         ArtefactMismatch: the super-adapter is not the one that was searched.
     """
     from search.journal import JOURNAL_FILE, read_journal
-    from search.stage import describe_record
+    from search.stage import Origin, describe_record
     from shearling.artefact import open_artefact
     from shearling.errors import ArtefactMismatch, UsageError
     from shearling.search_space import SEARCH_SPACE_FILE, read_search_space
@@ -67,8 +67,9 @@ def describe_row(run: Run, row: int, *, location: Path) -> Subnet:
     if row >= len(records):
         raise UsageError(f"row {row} of {len(records)}", where=journal, remedy=f"Rows are 0 to {len(records) - 1}")
     space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
-    task = str(searched.manifest.details["task"])
-    return describe_record(records[row], records, adapter, space, location=location, journal=journal, task=task)
+    details = searched.manifest.details
+    origin = Origin(journal, str(details["task"]), str(details["best_rule"]), int(details["settings"].get("macs_seq_len", 0)) or None)
+    return describe_record(records[row], records, adapter, space, location=location, origin=origin)
 
 
 if __name__ == "__main__":

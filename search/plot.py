@@ -1,10 +1,11 @@
-"""The Pareto plot: accuracy over adapter parameters, with the front, the best, and the spread that chance alone explains."""
+"""The Pareto plot: accuracy over cost, with the front, the best, and the spread that chance alone explains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from search.cost import COSTS
 from search.front import pareto_front
 from search.journal import Record
 
@@ -32,14 +33,14 @@ def draw_pareto(records: Sequence[Record], best: Record, directory: Path, *, tas
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.scatter(_millions(records), _percent(records), s=22, color=EVALUATED, label=f"evaluated ({len(records)})")
-    axes.step(_millions(front), _percent(front), where="post", color=FRONT, linewidth=1.2)
-    axes.scatter(_millions(front), _percent(front), s=30, color=FRONT, label=f"Pareto front ({len(front)})", zorder=3)
+    axes.scatter(_costs(records), _percent(records), s=22, color=EVALUATED, label=f"evaluated ({len(records)})")
+    axes.step(_costs(front), _percent(front), where="post", color=FRONT, linewidth=1.2)
+    axes.scatter(_costs(front), _percent(front), s=30, color=FRONT, label=f"Pareto front ({len(front)})", zorder=3)
     low, high = wilson_interval(best.accuracy, best.n_eval)
     errors = [[100 * max(0.0, best.accuracy - low)], [100 * max(0.0, high - best.accuracy)]]
     label = f"best: {best.id} (95 % interval)"
-    axes.errorbar(_millions([best]), _percent([best]), yerr=errors, fmt="*", markersize=13, color=BEST, capsize=3, label=label, zorder=4)
-    axes.set_xlabel("adapter parameters, millions")
+    axes.errorbar(_costs([best]), _percent([best]), yerr=errors, fmt="*", markersize=13, color=BEST, capsize=3, label=label, zorder=4)
+    axes.set_xlabel(COSTS[best.cost_kind].name)
     axes.set_ylabel(f"accuracy on {task}, % of {best.n_eval} rows")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="best")
@@ -49,8 +50,8 @@ def draw_pareto(records: Sequence[Record], best: Record, directory: Path, *, tas
     figure.savefig(directory / f"{PLOT_STEM}.png", dpi=150)
 
 
-def _millions(records: Sequence[Record]) -> list[float]:
-    return [record.adapter_params / 1e6 for record in records]
+def _costs(records: Sequence[Record]) -> list[float]:
+    return [record.cost / COSTS[record.cost_kind].scale for record in records]
 
 
 def _percent(records: Sequence[Record]) -> list[float]:

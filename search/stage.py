@@ -7,17 +7,21 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from search.exploration import explore
-from search.front import BEST_RULE, best_record, pareto_document, progression_rows
+from search.front import BestRule, best_record, pareto_document, progression_rows
 from search.journal import JOURNAL_FILE, Journal, Record
 from search.objective import Objective, SubnetObjective
 from search.plot import draw_pareto
-from search.strategy import Algorithm, Grid, make_strategy
+from search.strategy import Algorithm, Cost, Grid, make_strategy
 from shearling.artefact import Artefact, check_destination, open_artefact, write_artefact
 from shearling.console import log, progress
+from shearling.errors import UsageError
 from shearling.lm_eval_task import answer_task
 from shearling.precision import Precision, resolve_precision
 from shearling.recipe import SearchSection
@@ -25,6 +29,11 @@ from shearling.run import Run, open_frozen
 from shearling.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
 from shearling.strict_json import write_document, write_json, write_text
 from shearling.subnet import Metrics, Provenance, Subnet, describe_subnet
+
+if TYPE_CHECKING:
+    from shearling.classification import ClassifierEvaluator
+    from shearling.evaluation import Evaluation, Evaluator
+    from shearling.super_network import SuperNetwork
 
 SETTINGS_FILE = "settings.json"
 BEST_FILE = "best.json"
@@ -40,6 +49,8 @@ class SearchSettings:
         task: a harness task to optimise for; None is the task of the run.
         evaluations: budget; a search that was interrupted may be continued with a larger one.
         limit: validation rows of an evaluation.
+        cost: what to save, beside accuracy.
+        macs_seq_len: tokens of the forward whose MACs are counted or whose time is taken.
     """
 
     algorithm: Algorithm
@@ -50,14 +61,22 @@ class SearchSettings:
     task: str | None
     batch_size: int
     precision: Precision
+    cost: Cost = "adapter_params"
+    macs_seq_len: int = 256
+
+
+Constraints = BestRule
+"""What the best sub-network must meet, and by which rule it is the best."""
 
 
 @dataclass(frozen=True)
-class Constraints:
-    """What the best sub-network must meet."""
+class Origin:
+    """Where a record comes from, for its document."""
 
-    min_accuracy: float | None = None
-    max_params: int | None = None
+    journal: Path
+    task: str
+    best_rule: str
+    macs_seq_len: int | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,7 @@ class Searched:
     records: list[Record]
     best: Record
     task: str
+    best_rule: str
 
 
 def recipe_settings(run: Run) -> SearchSettings:
@@ -76,8 +96,7 @@ def recipe_settings(run: Run) -> SearchSettings:
     Raises:
         ArtefactError: the super-adapter is missing or damaged.
     """
-    adapter = open_artefact(run.super_adapter, kind="super_adapter")
-    section = SearchSection.model_validate(adapter.manifest.details.get("search") or {})
+    section = _recipe_section(run)
     return SearchSettings(
         algorithm=section.algorithm,
         evaluations=section.evaluations,
@@ -87,7 +106,24 @@ def recipe_settings(run: Run) -> SearchSettings:
         task=None,
         batch_size=section.batch_size,
         precision=section.precision,
+        cost=section.cost,
+        macs_seq_len=section.macs_seq_len,
     )
+
+
+def recipe_rule(run: Run) -> BestRule:
+    """The rule for the best sub-network that the recipe of a run gives.
+
+    Raises:
+        ArtefactError: the super-adapter is missing or damaged.
+    """
+    section = _recipe_section(run)
+    return BestRule(accuracy_delta=section.accuracy_delta, reference_accuracy=section.reference_accuracy)
+
+
+def _recipe_section(run: Run) -> SearchSection:
+    adapter = open_artefact(run.super_adapter, kind="super_adapter")
+    return SearchSection.model_validate(adapter.manifest.details.get("search") or {})
 
 
 def search(run: Run, settings: SearchSettings, constraints: Constraints, *, force: bool = False) -> Searched:
@@ -111,20 +147,19 @@ def search(run: Run, settings: SearchSettings, constraints: Constraints, *, forc
     with write_artefact(run.search, kind="search", parents=parents, seed=settings.seed, force=force, resumable=True) as draft:
         _start_over_unless_same(draft.directory, settings, parents)
         records, task = _explore(run, settings, parents, space, draft.directory)
-        best = best_record(records, min_accuracy=constraints.min_accuracy, max_params=constraints.max_params)
-        subnet = describe_record(best, records, adapter, space, location=run.search, journal=run.search / JOURNAL_FILE, task=task)
+        best, words = best_record(records, constraints), constraints.words(settings.cost)
+        origin = Origin(run.search / JOURNAL_FILE, task, words, settings.macs_seq_len)
+        subnet = describe_record(best, records, adapter, space, location=run.search, origin=origin)
         write_document(draft.directory / BEST_FILE, subnet)
         write_json(draft.directory / PARETO_FILE, pareto_document(records))
         write_text(draft.directory / PROGRESSION_FILE, _csv(progression_rows(records)))
         draw_pareto(records, best, draft.directory, task=task)
-        draft.details |= {"settings": asdict(settings), "constraints": asdict(constraints), "best_rule": BEST_RULE, "task": task}
+        draft.details |= {"settings": asdict(settings), "constraints": asdict(constraints), "best_rule": words, "task": task}
         (draft.directory / SETTINGS_FILE).unlink()
-    return Searched(run.search, records, best, task)
+    return Searched(run.search, records, best, task, words)
 
 
-def describe_record(
-    record: Record, records: list[Record], adapter: Artefact, space: SearchSpace, *, location: Path, journal: Path, task: str
-) -> Subnet:
+def describe_record(record: Record, records: list[Record], adapter: Artefact, space: SearchSpace, *, location: Path, origin: Origin) -> Subnet:
     """A row of the journal as a complete sub-network document.
 
     Args:
@@ -133,25 +168,28 @@ def describe_record(
         adapter: the super-adapter that was searched.
         space: its search space.
         location: the directory that the document will stand in.
-        journal: where the row is.
-        task: the harness task that was measured.
+        origin: the search that the row belongs to.
     """
     metrics = Metrics(
-        task=task,
+        task=origin.task,
         n=record.n_eval,
         accuracy=record.accuracy,
         accuracy_stderr=record.accuracy_stderr,
         adapter_params=record.adapter_params,
         nonzero_params=record.nonzero_params,
+        parameters=record.parameters,
+        macs_m=record.macs_m,
+        macs_seq_len=None if record.macs_m is None else origin.macs_seq_len,
+        latency_ms=record.latency_ms,
         seconds=record.seconds,
     )
     provenance = Provenance(
         algorithm=record.algorithm,
         seed=record.seed,
         evaluations=len(records),
-        results_file=_relative(journal, location),
+        results_file=_relative(origin.journal, location),
         row=record.i,
-        best_rule=BEST_RULE,
+        best_rule=origin.best_rule,
     )
     choice = space.decode(record.choice_idx)
     return describe_subnet(adapter, choice, subnet_id=record.id, location=location, metrics=metrics, provenance=provenance)
@@ -170,6 +208,16 @@ def _explore(run: Run, settings: SearchSettings, parents: dict[str, Artefact], s
 
 
 def _objective(run: Run, settings: SearchSettings, parents: dict[str, Artefact]) -> tuple[Objective, str, int]:
+    frozen = parents["sparse"] if "sparse" in parents else parents["base"]
+    make = _classifier_evaluation if "classes" in frozen.manifest.details else _harness_evaluation
+    evaluator, network, evaluate = make(run, settings, parents, frozen)
+    objective = SubnetObjective(network, evaluate, cost=settings.cost, tokens=settings.macs_seq_len)
+    return objective, evaluator.task, evaluator.rows
+
+
+def _harness_evaluation(
+    run: Run, settings: SearchSettings, parents: dict[str, Artefact], frozen: Artefact
+) -> tuple[Evaluator | ClassifierEvaluator, SuperNetwork, Callable[[], Evaluation]]:
     from shearling.evaluation import Evaluator, torch_scorer
     from shearling.super_network import assemble_super_network
 
@@ -178,10 +226,25 @@ def _objective(run: Run, settings: SearchSettings, parents: dict[str, Artefact])
         evaluator = Evaluator(name, split="validation", include_path=run.task, limit=settings.limit)
     else:
         evaluator = Evaluator(settings.task, split="validation", limit=settings.limit)
-    frozen = parents["sparse"] if "sparse" in parents else parents["base"]
     network = assemble_super_network(frozen, parents["super_adapter"])
     scorer = torch_scorer(network.model, network.tokenizer, batch_size=settings.batch_size, precision=settings.precision)
-    return SubnetObjective(network, evaluator, scorer), evaluator.task, evaluator.rows
+    return evaluator, network, partial(evaluator.measure, scorer)
+
+
+def _classifier_evaluation(
+    run: Run, settings: SearchSettings, parents: dict[str, Artefact], frozen: Artefact
+) -> tuple[Evaluator | ClassifierEvaluator, SuperNetwork, Callable[[], Evaluation]]:
+    from shearling.classification import ClassifierEvaluator, TorchClassifier
+    from shearling.super_network import assemble_super_network
+
+    if settings.task is not None:
+        raise UsageError("a classifier answers the task of its run alone", where="--task", remedy="Leave the option out")
+    details = parents["task"].manifest.details
+    evaluator = ClassifierEvaluator(run.task, str(details["name"]), split="validation", limit=settings.limit, batch_size=settings.batch_size)
+    network = assemble_super_network(frozen, parents["super_adapter"])
+    bf16 = resolve_precision(settings.precision) == "bf16"
+    scorer = TorchClassifier(network.model, network.tokenizer, max_length=evaluator.max_length, bf16=bf16)
+    return evaluator, network, partial(evaluator.measure, scorer)
 
 
 def _frozen(adapter: Artefact) -> dict[str, Artefact]:

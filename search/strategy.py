@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from shearling.search_space import SearchSpace
 
 Algorithm = Literal["heuristic", "random", "hill_climbing", "nsga2"]
+Cost = Literal["adapter_params", "parameters", "macs", "latency"]
+"""What a search saves: weights of the adapter, weights or multiply-accumulates of the model, or its time."""
 Indices = tuple[int, ...]
 
 
@@ -29,17 +31,17 @@ class Outcome:
 
     Attributes:
         accuracy: to be maximised.
-        adapter_params: to be minimised.
+        cost: to be minimised; adapter parameters, or what the search was told to save.
     """
 
     indices: Indices
     accuracy: float
-    adapter_params: int
+    cost: float
 
     @property
-    def merit(self) -> tuple[float, int]:
-        """Larger is better: accuracy, then fewer adapter parameters."""
-        return self.accuracy, -self.adapter_params
+    def merit(self) -> tuple[float, float]:
+        """Larger is better: accuracy, then less cost."""
+        return self.accuracy, -self.cost
 
 
 class Strategy(Protocol):

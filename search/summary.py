@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from search.front import BEST_RULE, pareto_front
+from search.cost import COSTS
+from search.front import pareto_front
 from search.journal import Record
 from search.stage import BEST_FILE, Searched
 from shearling.command_line import Result
@@ -19,7 +20,7 @@ def summarise(searched: Searched) -> Result:
     data = {
         "search": str(searched.path),
         "best": {**_figures(best), "path": str(searched.path / BEST_FILE), "interval": list(interval)},
-        "best_rule": BEST_RULE,
+        "best_rule": searched.best_rule,
         "evaluations": evaluated,
         "cache_hits": len(searched.records) - evaluated,
         "pareto": [_figures(record) for record in front],
@@ -27,12 +28,12 @@ def summarise(searched: Searched) -> Result:
         "n_eval": best.n_eval,
     }
     table = Table(title=f"search {searched.path}: {evaluated} sub-networks on {best.n_eval} rows of {searched.task}", title_justify="left")
-    for heading in ("row", "sub-network", "accuracy", "adapter parameters", ""):
-        table.add_column(heading, justify="right" if heading in ("row", "accuracy", "adapter parameters") else "left")
+    for heading in ("row", "sub-network", "accuracy", COSTS[best.cost_kind].name, ""):
+        table.add_column(heading, justify="left" if heading in ("sub-network", "") else "right")
     shown = front if best in front else [*front, best]
     for record in shown:
         words = "best" if record == best else "Pareto front"
-        table.add_row(str(record.i), record.id, f"{record.accuracy:.1%}", f"{record.adapter_params / 1e6:.2f} M", words)
+        table.add_row(str(record.i), record.id, f"{record.accuracy:.1%}", COSTS[record.cost_kind].show(record.cost), words)
     table.caption = (
         f"best: 95 % interval {interval[0]:.1%} to {interval[1]:.1%}; differences within it may be chance\n"
         f"next: python -m export --subnet {searched.path / BEST_FILE}"
@@ -42,4 +43,5 @@ def summarise(searched: Searched) -> Result:
 
 
 def _figures(record: Record) -> dict[str, object]:
-    return {"row": record.i, "id": record.id, "accuracy": record.accuracy, "adapter_params": record.adapter_params}
+    figures = {"row": record.i, "id": record.id, "accuracy": record.accuracy, "adapter_params": record.adapter_params}
+    return {**figures, "parameters": record.parameters, "macs_m": record.macs_m, "latency_ms": record.latency_ms}

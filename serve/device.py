@@ -11,6 +11,7 @@ import warnings
 
 from serve.deployment import Format
 from shearling.errors import DeviceUnavailable, PackageMissing
+from shearling.openvino_core import openvino_core
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider", "TENSORRT": "TensorrtExecutionProvider"}
 PACKAGES = {"openvino": ("openvino", "openvino_genai"), "onnx": ("onnxruntime",), "torch": ("torch", "transformers")}
@@ -60,9 +61,7 @@ def require_provider(active: list[str], device: str) -> None:
 
 
 def _check_openvino(device: str) -> None:
-    import openvino
-
-    available = list(openvino.Core().available_devices)
+    available = list(openvino_core().available_devices)
     if device in available or device in {name.partition(".")[0] for name in available}:
         return
     if device.startswith("CUDA"):

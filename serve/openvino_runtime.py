@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from serve.deployment import Deployment
+from serve.deployment import MODEL_FILE, Deployment
 from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.tokenization import no_chat_template
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
+from shearling.openvino_core import openvino_core
+from shearling.sparse_linear.extension import check_packed_weights, required_extensions
 
 if TYPE_CHECKING:
     import openvino_genai
@@ -28,6 +30,7 @@ class OpenVINORuntime:
         DeviceUnavailable: the device executes another precision than was asked for.
         ArtefactCorrupt: OpenVINO cannot read the model.
         UsageError: OpenVINO refuses a property of this deployment.
+        CompilerMissing: the model needs our operators, and they cannot be built here.
     """
 
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
@@ -37,11 +40,7 @@ class OpenVINORuntime:
         missing = [name for name in REQUIRED if not (self._directory / name).is_file()]
         if missing:
             raise ArtefactMissing(f"OpenVINO GenAI needs {', '.join(missing)}", where=self._directory, remedy="Export again with: python -m export")
-        properties = _properties(options) | deployment.properties
-        try:
-            self.facts = _executed(options, properties)
-        except RuntimeError as error:
-            raise UsageError(f"OpenVINO refuses {properties}: {_last_line(error)}", where=deployment.label) from error
+        self.facts, properties = _prepare(deployment, options)
         try:
             self._pipeline = openvino_genai.LLMPipeline(self._directory, options.device, **properties)
         except RuntimeError as error:
@@ -114,18 +113,32 @@ def load_batching_pipeline(deployment: Deployment, options: RunOptions) -> tuple
     """The same model for many requests at once.
 
     Raises:
-        ArtefactCorrupt: OpenVINO cannot read the model.
-        DeviceUnavailable: see `OpenVINORuntime`.
+        ShearlingError: see `OpenVINORuntime`.
     """
     import openvino_genai
 
-    properties = _properties(options) | deployment.properties
-    facts = _executed(options, properties)
+    facts, properties = _prepare(deployment, options)
     try:
         pipeline = openvino_genai.ContinuousBatchingPipeline(deployment.directory, openvino_genai.SchedulerConfig(), options.device, properties)
     except RuntimeError as error:
         raise ArtefactCorrupt(f"OpenVINO cannot load it: {_last_line(error)}", where=deployment.directory, remedy="Export again") from error
     return pipeline, facts.model_copy(update={"timing_source": "openvino_genai perf_metrics of each request: get_ttft, get_tpot"})
+
+
+def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts, dict[str, Any]]:
+    """What the device will do with this deployment, and the arguments that make a pipeline do it."""
+    properties: dict[str, Any] = _properties(options) | deployment.properties
+    xml = deployment.directory / MODEL_FILE["openvino"]
+    extensions = required_extensions(xml)
+    check_packed_weights(xml)
+    try:
+        facts = _executed(options, properties)
+    except RuntimeError as error:
+        raise UsageError(f"OpenVINO refuses {properties}: {_last_line(error)}", where=deployment.label) from error
+    if extensions:
+        facts.settings["extensions"] = ",".join(library.name for library in extensions)
+        properties["extensions"] = [str(library) for library in extensions]
+    return facts, properties
 
 
 def _properties(options: RunOptions) -> dict[str, str]:
@@ -151,7 +164,7 @@ def _executed(options: RunOptions, properties: dict[str, str]) -> RuntimeFacts:
     from openvino import opset13
 
     value = opset13.parameter([1, 4], dtype=openvino.Type.f32)
-    compiled = openvino.Core().compile_model(openvino.Model([opset13.relu(value)], [value], "probe"), options.device, properties)
+    compiled = openvino_core().compile_model(openvino.Model([opset13.relu(value)], [value], "probe"), options.device, properties)
     supported = set(compiled.get_property("SUPPORTED_PROPERTIES"))
     precision = _name(compiled.get_property("INFERENCE_PRECISION_HINT")) if "INFERENCE_PRECISION_HINT" in supported else "unknown"
     if options.precision not in ("default", precision):

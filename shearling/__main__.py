@@ -27,6 +27,21 @@ def demo(
 
 
 @app.command()
+def demo_lonas(
+    out: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path("runs/demo-lonas"),
+    scale: Annotated[Literal["full", "smoke"], typer.Option(help="smoke: the same road with few rows and steps.")] = "full",
+    seed: Annotated[int, typer.Option(min=0, help="Of the recipes, the heads and the search.")] = 0,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """An encoder with elastic widths, cut to size, beside LoRA at full width."""
+    from shearling.demo.lonas import run_demo
+
+    return run_demo(out, scale=scale, seed=seed, force=force)
+
+
+@app.command()
 def doctor(as_json: JsonFlag = False, debug: DebugFlag = False) -> Result:
     """Say where the stages come from, which versions and devices there are, and what is wrong."""
     from shearling.doctor import examine

@@ -148,7 +148,7 @@ def write_artefact(
     """
     check_destination(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = unfinished_artefact(path)
     with _exclusive(path):
         _recover(path)
         check_destination(path, force=force)
@@ -167,6 +167,11 @@ def write_artefact(
             if fault is not None:
                 raise fault from error
             raise
+
+
+def unfinished_artefact(path: Path) -> Path:
+    """Where the artefact that will stand at `path` is being written."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def check_destination(path: Path, *, force: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from shearling.architecture import auto_class
 from shearling.artefact import sha256_file
 from shearling.checkpoint_safety import CONFIG, check_checkpoint, check_configuration, weight_files
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported, NonFiniteWeights
@@ -24,7 +25,7 @@ MAX_SHARD_SIZE = "4GB"
 
 
 def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
-    """Load a decoder in eval mode, after `check_checkpoint` has passed its directory.
+    """Load a decoder, or a classifier, in eval mode, after `check_checkpoint` has passed its directory.
 
     Args:
         directory: a local Hugging Face model directory.
@@ -42,7 +43,7 @@ def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
     check_checkpoint(directory)
     transformers.utils.logging.disable_progress_bar()
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = _loader(directory).from_pretrained(
             str(directory),
             dtype=getattr(torch, dtype),
             local_files_only=True,
@@ -58,6 +59,18 @@ def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
             raise ArtefactCorrupt(f"{complaint.replace('_', ' ')}: {names}", where=directory, remedy="Weights and config.json do not belong together")
     check_finite(model)
     return model.eval()
+
+
+def _loader(directory: Path) -> Any:
+    """What loads the model: transformers' own class, or one with layers of different widths."""
+    import transformers
+
+    from shearling.narrow import narrow_class, read_layer_widths
+
+    config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    widths = read_layer_widths(config, where=directory / CONFIG)
+    auto = auto_class(config)
+    return auto if widths is None else narrow_class(auto._model_mapping[type(config)], widths)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shearling.architecture import names_classifier
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, CheckpointUnsafe, DocumentInvalid, ModelUnsupported
 from shearling.strict_json import read_json
 
@@ -101,13 +102,16 @@ def check_architecture(config: Mapping[str, Any], *, where: Path) -> None:
         ModelUnsupported: says which.
     """
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
     if config.get("quantization_config") or config.get("compression_config"):
         raise ModelUnsupported("the checkpoint is quantized", where=where, remedy="Give the float32, bfloat16 or float16 checkpoint")
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelUnsupported(f"model_type {model_type!r} is no causal language model of transformers {transformers.__version__}", where=where)
+    classifies = names_classifier(config)
+    known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if classifies else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not isinstance(model_type, str) or model_type not in known:
+        kind = "sequence classifier" if classifies else "causal language model"
+        raise ModelUnsupported(f"model_type {model_type!r} is no {kind} of transformers {transformers.__version__}", where=where)
     if config.get("is_encoder_decoder"):
         raise ModelUnsupported("an encoder-decoder; only decoders are supported", where=where)
 

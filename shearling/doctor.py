@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from shearling.command_line import Result, stage_roots
+from shearling.openvino_core import openvino_core
 
 PACKAGES = (
     "torch",
@@ -73,10 +74,9 @@ def _torch_facts() -> dict[str, Any]:
 
 def _openvino_devices() -> list[str]:
     try:
-        import openvino
+        return list(openvino_core().available_devices)
     except ImportError:
         return []
-    return list(openvino.Core().available_devices)
 
 
 def _onnxruntime_providers() -> list[str]:

@@ -11,7 +11,7 @@ under gradient checkpointing sees the same sub-network.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,13 @@ def effective_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, *, scaling:
     delta = lora_b.contiguous() @ lora_a.contiguous()
     delta.mul_(scaling)
     if mask is not None:
-        delta.mul_(mask)
+        delta.mul_(_numeric(mask, delta.dtype))
     return delta.add_(weight)
+
+
+def _numeric(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 and 1 for False and True. From int8, which has the same bytes, torch converts eight times faster than from bool."""
+    return mask.view(torch.int8).to(dtype)
 
 
 class _MaskedLinear(torch.autograd.Function):
@@ -76,14 +81,37 @@ class _MaskedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             # [out, in], the gradient of the merged weight
             grad_weight = grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-            grad_weight.mul_(mask)
+            grad_weight.mul_(_numeric(mask, grad_weight.dtype))
             grad_a = (lora_b.to(x.dtype).T @ grad_weight).to(lora_a.dtype).mul_(ctx.scaling)
             grad_b = (grad_weight @ lora_a.to(x.dtype).T).to(lora_b.dtype).mul_(ctx.scaling)
         return grad_x, None, grad_a, grad_b, None, None
 
 
+class ActiveParts(NamedTuple):
+    """The tensors of an adapted linear layer that the active sub-network uses."""
+
+    weight: Tensor
+    bias: Tensor | None
+    lora_a: Tensor
+    lora_b: Tensor
+    mask: Tensor | None
+
+
+def active_size(wanted: int | None, full: int) -> int:
+    """Number of rows or columns in use.
+
+    Raises:
+        ShapeMismatch: not in 1..full.
+    """
+    if wanted is None:
+        return full
+    if not 1 <= wanted <= full:
+        raise ShapeMismatch(f"width {wanted} is outside 1..{full}")
+    return wanted
+
+
 class ElasticLoraLinear(nn.Module):
-    """A frozen linear layer with an adapter whose rank can be cut to a prefix.
+    """A frozen linear layer with an adapter whose rank can be cut to a prefix, and whose own sides can be.
 
     Args:
         base: the frozen linear layer; its parameters are shared, not copied, and stop requiring gradients.
@@ -107,6 +135,7 @@ class ElasticLoraLinear(nn.Module):
         self.bias = None if base.bias is None else base.bias.requires_grad_(False)
         self.r_max = r_max
         self.rank = r_max
+        self.active_out, self.active_in = base.out_features, base.in_features
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
         self.mask: Tensor | None
@@ -139,14 +168,35 @@ class ElasticLoraLinear(nn.Module):
         self.rank = rank
         self._merged = None
 
+    def cut(self, *, out_features: int | None, in_features: int | None) -> None:
+        """Use the first rows and columns of the frozen weight from now on; None leaves a side whole.
+
+        Raises:
+            ShapeMismatch: not in 1..the full size.
+        """
+        self.active_out, self.active_in = active_size(out_features, self.out_features), active_size(in_features, self.in_features)
+        self._merged = None
+
+    def active_parts(self) -> ActiveParts:
+        """Weight, bias, factors and mask of the active sub-network, as views."""
+        out, width = self.active_out, self.active_in
+        return ActiveParts(
+            self.weight[:out, :width],
+            None if self.bias is None else self.bias[:out],
+            self.lora_a[: self.rank, :width],
+            self.lora_b[:out, : self.rank],
+            None if self.mask is None else self.mask[:out, :width],
+        )
+
     def merged_weight(self) -> Tensor:
         """[out, in] float32, the weight of the active sub-adapter; masked in the masked form.
 
         Raises:
             NonFiniteWeights: the adapter holds NaN or infinity.
         """
+        parts = self.active_parts()
         with torch.no_grad():
-            merged = effective_weight(self.weight, self.lora_a[: self.rank], self.lora_b[:, : self.rank], scaling=self.scaling, mask=self.mask)
+            merged = effective_weight(parts.weight, parts.lora_a, parts.lora_b, scaling=self.scaling, mask=parts.mask)
         if not torch.isfinite(merged).all():
             raise NonFiniteWeights("the merged weight holds NaN or infinity")
         return merged
@@ -164,20 +214,21 @@ class ElasticLoraLinear(nn.Module):
         Returns:
             [..., out].
         """
+        weight, bias, lora_a, lora_b, mask = self.active_parts()
         if self._merged is not None:
-            return F.linear(x, self._merged, self.bias)
-        lora_a, lora_b = self.lora_a[: self.rank], self.lora_b[:, : self.rank]
-        if self.mask is None:
+            return F.linear(x, self._merged, bias)
+        if mask is None:
             update = F.linear(F.linear(self.dropout(x), lora_a), lora_b)
-            return F.linear(x, self.weight, self.bias) + update * self.scaling
+            return F.linear(x, weight, bias) + update * self.scaling
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            y: Tensor = _MaskedLinear.apply(x, self.weight, lora_a, lora_b, self.mask, self.scaling)
-            return y if self.bias is None else y + self.bias.to(y.dtype)
+            y: Tensor = _MaskedLinear.apply(x, weight, lora_a, lora_b, mask, self.scaling)
+            return y if bias is None else y + bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         """Shapes and state for `print(model)`."""
         form = "plain" if self.mask is None else "masked"
-        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}/{self.r_max}, {form}"
+        sizes = f"in_features={self.active_in}/{self.in_features}, out_features={self.active_out}/{self.out_features}"
+        return f"{sizes}, rank={self.rank}/{self.r_max}, {form}"

@@ -21,6 +21,7 @@
     │   └── NonFiniteWeights             NaN or infinity in a tensor
     └── EnvironmentFault            4   this machine or installation cannot do it
         ├── PackageMissing               an optional package is not installed
+        ├── CompilerMissing              the sparse kernels have to be built, and nothing here can
         ├── PackageShadowed              a stage is imported from another project
         ├── ExportUnavailable            installed versions cannot export this architecture
         ├── DeviceUnavailable            a device or execution provider is absent or was replaced
@@ -144,6 +145,10 @@ class EnvironmentFault(ShearlingError):
 
 class PackageMissing(EnvironmentFault):
     """An optional package is needed and not installed."""
+
+
+class CompilerMissing(EnvironmentFault):
+    """A C++ compiler is needed and not installed, or cannot compile the sparse kernels."""
 
 
 class PackageShadowed(EnvironmentFault):

@@ -200,20 +200,18 @@ def openvino_scorer(
         batch_size: most rows of a batch.
         device: of OpenVINO.
         properties: of the compilation, such as INFERENCE_PRECISION_HINT; the device's own defaults otherwise.
-        extensions: shared libraries with the operators that the model uses.
+        extensions: more shared libraries with operators; our own are loaded where the model uses them.
         on_rows: called with the number of rows after each batch.
 
     Raises:
         ArtefactMissing: no such file.
         ModelUnsupported: OpenVINO cannot read or compile it, or it is not a stateful decoder.
+        CompilerMissing: it needs our operators, and they cannot be built here.
     """
-    import openvino
-
     from shearling.causal_scorer import OpenVINOScorer
+    from shearling.sparse_linear.extension import core_for
 
-    if not xml.is_file():
-        raise ArtefactMissing("no OpenVINO model here", where=xml, remedy="Export one with: python -m export --formats openvino")
-    core = openvino.Core()
+    core = core_for(xml)
     try:
         for library in extensions:
             core.add_extension(str(library))

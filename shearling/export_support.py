@@ -15,9 +15,11 @@ from typing import Any
 
 from packaging.version import Version
 
+from shearling.architecture import Head
 from shearling.errors import ExportUnavailable, PackageMissing
 
 EXPORT_TASK = "text-generation-with-past"
+TASKS: dict[Head, str] = {"language_model": EXPORT_TASK, "classifier": "text-classification"}
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,18 @@ class ExportLimits:
         return f"transformers{','.join(bounds)}"
 
 
-def check_exportable(model_type: str) -> None:
+def check_exportable(model_type: str, *, head: Head = "language_model") -> None:
     """Check that the installed transformers and optimum-intel can export this architecture.
 
     Args:
         model_type: of config.json, such as `llama`.
+        head: what the model is for.
 
     Raises:
         ExportUnavailable: optimum-intel does not know the architecture, or only with other versions of transformers.
         PackageMissing: optimum-intel is not installed.
     """
-    limits = export_limits(model_type)
+    limits = export_limits(model_type, head=head)
     installed = importlib.metadata.version("transformers")
     if not limits.allow(installed):
         raise ExportUnavailable(
@@ -65,30 +68,38 @@ def check_exportable(model_type: str) -> None:
         )
 
 
-def export_limits(model_type: str) -> ExportLimits:
-    """The limits that optimum-intel sets for a decoder architecture.
+def export_limits(model_type: str, *, head: Head = "language_model") -> ExportLimits:
+    """The limits that optimum-intel sets for an architecture.
 
     Raises:
-        ExportUnavailable: it does not export this architecture as a language model.
+        ExportUnavailable: it does not export this architecture with this head.
         PackageMissing: optimum-intel is not installed.
     """
-    configurations = _decoder_configurations()
+    configurations = _configurations(head)
     if model_type not in configurations:
         raise ExportUnavailable(
-            f"optimum-intel {importlib.metadata.version('optimum-intel')} does not export this architecture as a language model",
+            f"optimum-intel {importlib.metadata.version('optimum-intel')} does not export this architecture as a {head.replace('_', ' ')}",
             where=f"model type '{model_type}'",
             remedy=f"Known are: {', '.join(sorted(configurations))}",
         )
-    constructor = configurations[model_type]
-    # The registry holds functools.partial(ConfigurationClass, ...).
-    configuration = getattr(constructor, "func", constructor)
+    configuration = _configuration_class(configurations[model_type])
     return ExportLimits(
         minimum=_text(getattr(configuration, "MIN_TRANSFORMERS_VERSION", None)),
         maximum=_text(getattr(configuration, "MAX_TRANSFORMERS_VERSION", None)),
     )
 
 
-def _decoder_configurations() -> dict[str, Any]:
+def export_configuration(model_type: str) -> Any:
+    """The configuration class that optimum-intel exports a decoder architecture with; see `check_exportable` first."""
+    return _configuration_class(_configurations("language_model")[model_type])
+
+
+def _configuration_class(constructor: Any) -> Any:
+    # The registry holds functools.partial(ConfigurationClass, ...).
+    return getattr(constructor, "func", constructor)
+
+
+def _configurations(head: Head) -> dict[str, Any]:
     try:
         # The import announces what torchao and its neighbours lack; none of it concerns the registry.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
@@ -99,7 +110,7 @@ def _decoder_configurations() -> dict[str, Any]:
         raise PackageMissing(f"optimum-intel does not import: {error}", remedy="Run: pip install 'optimum-intel~=2.2.0'") from error
     registry: dict[str, dict[str, dict[str, Any]]] = TasksManager._SUPPORTED_MODEL_TYPE
     tasks = {name: exporters.get("openvino", {}) for name, exporters in registry.items()}
-    return {name: found[EXPORT_TASK] for name, found in tasks.items() if EXPORT_TASK in found}
+    return {name: found[TASKS[head]] for name, found in tasks.items() if TASKS[head] in found}
 
 
 def _text(version: Any) -> str | None:

@@ -39,6 +39,9 @@ class ModelSection(Section):
     path: Path | None = pydantic.Field(None, description="relative to the recipe")
     asset: PackageAsset | None = None
     model_id: str = pydantic.Field(description="its public name, for the model card")
+    head: Literal["language_model", "classifier"] = pydantic.Field(
+        "language_model", description="classifier: an encoder gets a new head with one class for each of the task's choices"
+    )
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> ModelSection:
@@ -160,6 +163,27 @@ class AdapterSection(Section):
         return self
 
 
+Width = Annotated[int, pydantic.Field(ge=1, strict=True)]
+
+
+class WidthGroupSection(Section):
+    """One elastic width of every layer; which modules it stands between is found from the structure of the model."""
+
+    name: str = pydantic.Field(pattern="^[A-Za-z0-9_]+$")
+    part: Literal["feed_forward", "attention"]
+    widths: tuple[Width, ...] | tuple[tuple[Width, ...], ...] = pydantic.Field(
+        min_length=1, description="descending, the full width first; one list, or one for each layer. Attention: whole key-value heads"
+    )
+
+
+class WidthSection(Section):
+    """Elastic widths of the frozen model (LoNAS); what is chosen is exported physically narrower."""
+
+    groups: tuple[WidthGroupSection, ...] = pydantic.Field(min_length=1)
+    reorder: Literal["none", "l1", "wanda"] = pydantic.Field("none", description="sort channels by importance once, before training")
+    calibration: CalibrationSection = CalibrationSection(samples=32, seq_len=128)
+
+
 class TrainSection(Section):
     """Optimisation of the super-adapter."""
 
@@ -174,6 +198,14 @@ class TrainSection(Section):
     precision: Literal["auto", "bf16", "fp32"] = pydantic.Field("auto", description="auto: bf16 autocast where the hardware has it")
     gradient_checkpointing: bool = False
     save_steps: int = pydantic.Field(50, ge=1, description="steps between checkpoints")
+    sandwich: bool = pydantic.Field(False, description="every micro-batch trains the largest, the smallest and one drawn sub-network")
+    distillation: bool = pydantic.Field(False, description="the largest sub-network teaches the other two; needs sandwich")
+
+    @pydantic.model_validator(mode="after")
+    def _teacher(self) -> TrainSection:
+        if self.distillation and not self.sandwich:
+            raise ValueError("distillation needs sandwich = true: the largest sub-network is the teacher")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _length(self) -> TrainSection:
@@ -192,6 +224,18 @@ class SearchSection(Section):
     batch_size: int = pydantic.Field(64, ge=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
+    cost: Literal["adapter_params", "parameters", "macs", "latency"] = pydantic.Field("adapter_params", description="what to save, beside accuracy")
+    macs_seq_len: int = pydantic.Field(256, ge=1, description="tokens of the forward whose MACs or latency are counted")
+    accuracy_delta: float | None = pydantic.Field(
+        None, ge=0, le=1, description="the best is the cheapest within this of the reference accuracy; absent: the most accurate"
+    )
+    reference_accuracy: float | None = pydantic.Field(None, ge=0, le=1, description="absent: that of the largest sub-network")
+
+    @pydantic.model_validator(mode="after")
+    def _reference(self) -> SearchSection:
+        if self.reference_accuracy is not None and self.accuracy_delta is None:
+            raise ValueError("reference_accuracy needs accuracy_delta")
+        return self
 
 
 class Recipe(Section):
@@ -207,13 +251,24 @@ class Recipe(Section):
     task: TaskSection
     sparsity: SparsitySection | None = None
     adapter: AdapterSection | None = None
+    width: WidthSection | None = None
     train: TrainSection | None = None
     search: SearchSection = SearchSection()
+
+    @pydantic.model_validator(mode="after")
+    def _classifier(self) -> Recipe:
+        if self.model.head == "classifier" and self.task.choices is None:
+            raise ValueError("a classifier needs the task's choices: they are its classes")
+        if self.model.head == "classifier" and (self.sparsity is not None or self.adapter is None):
+            raise ValueError("a classifier needs [adapter] and [train], and cannot be pruned")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if (self.adapter is None) != (self.train is None):
             raise ValueError("[adapter] and [train] belong together")
+        if self.width is not None and self.adapter is None:
+            raise ValueError("[width] needs [adapter] and [train]: the adapters repair what a cut takes away")
         if self.adapter is None and self.sparsity is None:
             raise ValueError("nothing to do: give [sparsity], or [adapter] with [train]")
         if self.adapter is not None and self.adapter.masked and self.sparsity is None:

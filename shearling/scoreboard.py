@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from shearling.errors import ArtefactMissing
+from shearling.architecture import names_classifier
+from shearling.checkpoint_safety import CONFIG
+from shearling.errors import ArtefactMissing, UsageError
 from shearling.precision import Precision, resolve_precision
 from shearling.strict_json import Document, read_json
 from shearling.task import Split
 
 if TYPE_CHECKING:
+    from shearling.classification import ClassifierEvaluator
     from shearling.evaluation import Evaluator
 
 
@@ -68,11 +71,9 @@ def score_models(
         ArtefactMissing: a directory holds no model, or the task has no data here.
         UsageError: no such task or split.
     """
-    from shearling.evaluation import Evaluator
-
     models = [_model_directory(path) for path in directories]
     include, name = _locate_task(task)
-    evaluator = Evaluator(name, split=split, include_path=include, limit=limit, bits_per_byte=include is not None)
+    evaluator = _evaluator(models, include, name, split=split, limit=limit, batch_size=batch_size)
     settled = resolve_precision(precision)
     scores, digests = [], []
     for given, model in zip(directories, models, strict=True):
@@ -112,8 +113,23 @@ def _locate_task(task: str) -> tuple[Path | None, str]:
     return None, task
 
 
-def _score(given: Path, model_path: Path, evaluator: Evaluator, *, batch_size: int, precision: Precision) -> tuple[Score, str]:
+def _evaluator(
+    models: Sequence[Path], include: Path | None, name: str, *, split: Split, limit: int | None, batch_size: int
+) -> Evaluator | ClassifierEvaluator:
+    from shearling.classification import ClassifierEvaluator
+    from shearling.evaluation import Evaluator
+
+    kinds = {names_classifier(read_json(model / CONFIG)) for model in models}
+    if kinds == {False}:
+        return Evaluator(name, split=split, include_path=include, limit=limit, bits_per_byte=include is not None)
+    if len(kinds) > 1 or include is None:
+        raise UsageError("classifiers answer the task of their run, and only beside each other", where="--task", remedy="Give RUN/task")
+    return ClassifierEvaluator(include, name, split=split, limit=limit, batch_size=batch_size)
+
+
+def _score(given: Path, model_path: Path, evaluator: Evaluator | ClassifierEvaluator, *, batch_size: int, precision: Precision) -> tuple[Score, str]:
     from shearling.checkpoint import load_model, load_tokenizer
+    from shearling.classification import ClassifierEvaluator, TorchClassifier
     from shearling.console import progress
     from shearling.decoder import find_decoder
     from shearling.evaluation import torch_scorer
@@ -131,7 +147,11 @@ def _score(given: Path, model_path: Path, evaluator: Evaluator, *, batch_size: i
                 advance()
             counted = min(counted + rows, evaluator.rows)
 
-        evaluation = evaluator.measure(torch_scorer(model, tokenizer, batch_size=batch_size, precision=precision, on_rows=on_rows))
+        if isinstance(evaluator, ClassifierEvaluator):
+            classifier = TorchClassifier(model, tokenizer, max_length=evaluator.max_length, bf16=precision == "bf16", on_rows=on_rows)
+            evaluation = evaluator.measure(classifier)
+        else:
+            evaluation = evaluator.measure(torch_scorer(model, tokenizer, batch_size=batch_size, precision=precision, on_rows=on_rows))
     score = Score(
         directory=str(given),
         n=evaluation.n,

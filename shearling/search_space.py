@@ -1,8 +1,9 @@
-"""The search space: which adapters are elastic, and the ranks that each group may take.
+"""The search space: which adapters and which widths are elastic, and the values that each group may take.
 
-Stored as `search_space.json`. A template names modules of one decoder layer that share a rank; it is expanded over all
-layers, layer-major. Value lists descend and start at the full rank, so the first choice of every group is the maximal
-sub-network, and a smaller rank r keeps a prefix: A[:r, :] and B[:, :r] (Shears, section 3.2; LoNAS, section 3.1).
+Stored as `search_space.json`. A template names modules of one decoder layer that share a rank, or those that produce and
+consume one width; it is expanded over all layers, layer-major. Value lists descend and start at the full size, so the first
+choice of every group is the maximal sub-network, and a smaller value keeps a prefix: of a rank r A[:r, :] and B[:, :r], of a
+width w the first w rows of what produces it and the first w columns of what consumes it (Shears, section 3.2; LoNAS, 3.1).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -25,6 +26,8 @@ SEARCH_SPACE_SCHEMA = "shearling.search_space/1"
 
 Choice = Mapping[str, int]
 """Group id -> chosen value, one for every group of the space."""
+
+Kind = Literal["rank", "width"]
 
 
 class AdapterSpec(Document):
@@ -57,11 +60,63 @@ class RankTemplate(Document):
     @pydantic.field_validator("values")
     @classmethod
     def _descending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if any(value < 1 for value in values):
-            raise ValueError("values must be at least 1")
-        if any(left <= right for left, right in itertools.pairwise(values)):
-            raise ValueError("values must be strictly descending")
+        _check_descending(values)
         return values
+
+    def values_of(self, _position: int) -> tuple[int, ...]:
+        """The allowed ranks, the same in every layer."""
+        return self.values
+
+
+class WidthTemplate(Document):
+    """Modules of one layer between which one width stands.
+
+    Attributes:
+        producers: as wide at the output as `consumers` are at the input.
+        grouped: key and value projections with fewer heads; their output is the width divided by `group`.
+        consumers: read the width.
+        head_dim: channels of a head, which stay together; 1 where there are no heads.
+        group: query heads that share a key-value head.
+        values: allowed widths, one list for all layers or one for each.
+    """
+
+    kind: Literal["width"] = "width"
+    name: str = pydantic.Field(pattern="^[A-Za-z0-9_]+$")
+    producers: tuple[str, ...] = pydantic.Field(min_length=1)
+    grouped: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = pydantic.Field(min_length=1)
+    head_dim: int = pydantic.Field(1, ge=1)
+    group: int = pydantic.Field(1, ge=1)
+    values: tuple[int, ...] | tuple[tuple[int, ...], ...] = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _whole_heads(self) -> WidthTemplate:
+        unit = self.head_dim * self.group
+        for values in self.lists:
+            _check_descending(values)
+            odd = [value for value in values if value % unit]
+            if odd:
+                raise ValueError(f"width {odd[0]} of {self.name!r} is not a multiple of {unit}, the heads that share one key-value head")
+        return self
+
+    @property
+    def lists(self) -> tuple[tuple[int, ...], ...]:
+        """Every list of values; one where all layers share it."""
+        return tuple(item for item in self.values if isinstance(item, tuple)) or (tuple(item for item in self.values if isinstance(item, int)),)
+
+    def values_of(self, position: int) -> tuple[int, ...]:
+        """The allowed widths of the layer at this position."""
+        return self.lists[position if len(self.lists) > 1 else 0]
+
+
+Template = Annotated[RankTemplate | WidthTemplate, pydantic.Field(discriminator="kind")]
+
+
+def _check_descending(values: tuple[int, ...]) -> None:
+    if any(value < 1 for value in values):
+        raise ValueError("values must be at least 1")
+    if any(left <= right for left, right in itertools.pairwise(values)):
+        raise ValueError("values must be strictly descending")
 
 
 @dataclass(frozen=True)
@@ -70,14 +125,30 @@ class Group:
 
     Attributes:
         id: such as `layers.3.qkv`.
-        modules: absolute paths of the modules that share the value.
+        modules: absolute paths of the modules that share the rank, or that produce the width.
         values: allowed values, descending.
+        grouped: absolute paths of what is as wide as the value divided by `group`.
+        consumers: absolute paths of what reads the width.
+        head_dim: see `WidthTemplate`.
+        group: see `WidthTemplate`.
     """
 
     id: str
-    kind: Literal["rank"]
+    kind: Kind
     modules: tuple[str, ...]
     values: tuple[int, ...]
+    grouped: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = ()
+    head_dim: int = 1
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Active sizes of one linear layer; None leaves a side whole."""
+
+    out_features: int | None = None
+    in_features: int | None = None
 
 
 class SearchSpace(Document):
@@ -93,7 +164,7 @@ class SearchSpace(Document):
     num_layers: int = pydantic.Field(ge=1)
     layers_path: str
     adapter: AdapterSpec
-    templates: tuple[RankTemplate, ...] = pydantic.Field(min_length=1)
+    templates: tuple[Template, ...] = pydantic.Field(min_length=1)
     layers: Literal["all"] | tuple[int, ...] = "all"
     group_id: Literal["layers.{layer}.{name}"] = "layers.{layer}.{name}"
     order: Literal["layer-major"] = "layer-major"
@@ -103,30 +174,57 @@ class SearchSpace(Document):
         names = [template.name for template in self.templates]
         if len(set(names)) != len(names):
             raise ValueError("two templates have the same name")
-        modules = [module for template in self.templates for module in template.modules]
-        if len(set(modules)) != len(modules):
-            raise ValueError("a module is in more than one rank group")
+        for what, modules in self._exclusive():
+            if len(set(modules)) != len(modules):
+                raise ValueError(f"a module is in more than one {what} group")
         for template in self.templates:
-            if template.values[0] != self.adapter.r_max:
+            if isinstance(template, RankTemplate) and template.values[0] != self.adapter.r_max:
                 raise ValueError(f"values of {template.name!r} must start at r_max {self.adapter.r_max}, not {template.values[0]}")
+            if isinstance(template, WidthTemplate) and len(template.lists) not in (1, self._depth):
+                raise ValueError(f"{template.name!r} has {len(template.lists)} lists of values for {self._depth} layers")
         if self.layers != "all" and (sorted(set(self.layers)) != list(self.layers) or not all(0 <= layer < self.num_layers for layer in self.layers)):
             raise ValueError(f"layers must ascend within 0..{self.num_layers - 1}")
         return self
+
+    def _exclusive(self) -> tuple[tuple[str, list[str]], ...]:
+        ranks = [module for template in self.templates if isinstance(template, RankTemplate) for module in template.modules]
+        widths = [template for template in self.templates if isinstance(template, WidthTemplate)]
+        produced = [module for template in widths for module in (*template.producers, *template.grouped)]
+        consumed = [module for template in widths for module in template.consumers]
+        return ("rank", ranks), ("width", produced), ("width", consumed)
+
+    @property
+    def _depth(self) -> int:
+        return self.num_layers if self.layers == "all" else len(self.layers)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """Every group, by layer, then in the order of the templates."""
         layers = range(self.num_layers) if self.layers == "all" else self.layers
-        return tuple(
-            Group(
-                id=f"layers.{layer}.{template.name}",
-                kind=template.kind,
-                modules=tuple(f"{self.layers_path}.{layer}.{module}" for module in template.modules),
-                values=template.values,
-            )
-            for layer in layers
-            for template in self.templates
+        return tuple(self._expand(template, position, layer) for position, layer in enumerate(layers) for template in self.templates)
+
+    def _expand(self, template: RankTemplate | WidthTemplate, position: int, layer: int) -> Group:
+        def absolute(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(f"{self.layers_path}.{layer}.{name}" for name in names)
+
+        group_id, values = f"layers.{layer}.{template.name}", template.values_of(position)
+        if isinstance(template, RankTemplate):
+            return Group(group_id, "rank", absolute(template.modules), values)
+        return Group(
+            group_id,
+            "width",
+            absolute(template.producers),
+            values,
+            grouped=absolute(template.grouped),
+            consumers=absolute(template.consumers),
+            head_dim=template.head_dim,
+            group=template.group,
         )
+
+    @cached_property
+    def width_groups(self) -> tuple[Group, ...]:
+        """The groups that change the shape of the frozen model; empty for Shears, whose ranks alone are elastic."""
+        return tuple(group for group in self.groups if group.kind == "width")
 
     @property
     def size(self) -> int:
@@ -181,8 +279,11 @@ class SearchSpace(Document):
         if unknown:
             raise DocumentInvalid(f"unknown group {unknown[0]}", where="choice", remedy=f"Groups are {self.groups[0].id} to {self.groups[-1].id}")
         for group_id, value in choice.items():
-            if type(value) is not int or value not in known[group_id].values:
-                raise DocumentInvalid(f"{value!r} is not allowed", where=group_id, remedy=f"Allowed: {', '.join(map(str, known[group_id].values))}")
+            group = known[group_id]
+            if type(value) is not int or value not in group.values:
+                unit = group.head_dim * group.group
+                reason = f", it is not a multiple of {unit}, the heads that share one key-value head" if type(value) is int and value % unit else ""
+                raise DocumentInvalid(f"{value!r} is not allowed{reason}", where=group_id, remedy=f"Allowed: {', '.join(map(str, group.values))}")
 
     def ranks(self, choice: Choice) -> dict[str, int]:
         """The rank of every adapted module.
@@ -191,7 +292,33 @@ class SearchSpace(Document):
             DocumentInvalid: see `check`.
         """
         self.check(choice)
-        return {module: choice[group.id] for group in self.groups for module in group.modules}
+        return {module: choice[group.id] for group in self.groups if group.kind == "rank" for module in group.modules}
+
+    def cuts(self, choice: Choice) -> dict[str, Cut]:
+        """The active sizes of every linear layer that a width group touches.
+
+        Raises:
+            DocumentInvalid: see `check`.
+        """
+        self.check(choice)
+        out_features = self.widths(choice)
+        in_features: dict[str, int] = {}
+        for group in self.width_groups:
+            in_features |= dict.fromkeys(group.consumers, choice[group.id])
+        paths = dict.fromkeys((*out_features, *in_features))
+        return {path: Cut(out_features.get(path), in_features.get(path)) for path in paths}
+
+    def widths(self, choice: Choice) -> dict[str, int]:
+        """The output width of every module that a width group shortens.
+
+        Raises:
+            DocumentInvalid: see `check`.
+        """
+        self.check(choice)
+        widths: dict[str, int] = {}
+        for group in self.width_groups:
+            widths |= dict.fromkeys(group.modules, choice[group.id]) | dict.fromkeys(group.grouped, choice[group.id] // group.group)
+        return widths
 
 
 def read_search_space(path: Path) -> SearchSpace:

@@ -1,7 +1,8 @@
 """`best.json`: one sub-network, described so completely that the export needs nothing else.
 
 It names the frozen model, the mask and the super-adapter by path relative to itself and by digest, and gives the rank of
-every adapted module. `open_subnet` enforces what a reader must refuse before any weight is used.
+every adapted module and, in the mode `lonas`, the width of every layer that is cut. `open_subnet` enforces what a reader
+must refuse before any weight is used.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from shearling.artefact import Artefact, open_artefact, sha256_file, utc_now
 from shearling.errors import ArtefactMismatch, DocumentInvalid
 from shearling.mask import MASK_FILE, PACKING
 from shearling.merge_rule import MergeRule, merge_rule
+from shearling.reordering import REORDERING_FILE
 from shearling.run import open_frozen
 from shearling.search_space import SEARCH_SPACE_FILE, Choice, SearchSpace, read_search_space
 from shearling.strict_json import Document, read_document
@@ -25,6 +27,9 @@ from shearling.super_network import ADAPTER_FILE
 
 SUBNET_SCHEMA = "shearling.subnet/1"
 HASH_SCHEME = "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"
+
+Mode = Literal["rank", "lonas"]
+"""What is elastic: the ranks alone (Shears), or ranks and widths (LoNAS)."""
 
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 
@@ -93,8 +98,16 @@ class AdapterReference(Document):
     target_modules: tuple[str, ...]
 
 
+class PermutationReference(Document):
+    """The order that the channels of the frozen model were brought into before training."""
+
+    file: str
+    sha256: Sha256
+    method: str
+
+
 class Metrics(Document):
-    """What the search measured, on the validation split."""
+    """What the search measured, on the validation split; MACs in millions, of one sequence of `macs_seq_len` tokens."""
 
     split: Literal["validation"] = "validation"
     task: str
@@ -103,6 +116,10 @@ class Metrics(Document):
     accuracy_stderr: float | None = None
     adapter_params: int
     nonzero_params: int
+    parameters: int | None = None
+    macs_m: float | None = None
+    macs_seq_len: int | None = None
+    latency_ms: float | None = None
     seconds: float
 
 
@@ -124,15 +141,15 @@ class Subnet(Document):
     id: str
     created: str
     tool: Tool
-    mode: Literal["rank"]
+    mode: Mode
     base: BaseReference
     sparsity: SparsityReference | None
     adapter: AdapterReference
     search_space_sha256: Sha256
     choice: dict[str, int]
     ranks: dict[str, int]
-    widths: dict[str, int] = pydantic.Field(default_factory=dict, max_length=0)
-    permutation: None = None
+    widths: dict[str, int] = pydantic.Field(default_factory=dict)
+    permutation: PermutationReference | None = None
     metrics: Metrics | None
     provenance: Provenance | None
     merge: MergeRule
@@ -162,7 +179,7 @@ def describe_subnet(
 
     Args:
         adapter: the `super_adapter` artefact.
-        choice: group id -> rank.
+        choice: group id -> value.
         subnet_id: name of the choice, such as `nsga2-0042`.
         location: the directory that the document will stand in; paths are relative to it.
         metrics: what the search measured.
@@ -188,7 +205,7 @@ def describe_subnet(
         id=subnet_id,
         created=utc_now(),
         tool=Tool(name="shearling", version=shearling.__version__),
-        mode="rank",
+        mode=mode_of(space),
         base=BaseReference(
             model_id=details["model_id"],
             path=_relative(frozen.path, location),
@@ -214,10 +231,25 @@ def describe_subnet(
         search_space_sha256=sha256_file(space_file),
         choice=dict(choice),
         ranks=space.ranks(choice),
+        widths=space.widths(choice),
+        permutation=_permutation(adapter, location),
         metrics=metrics,
         provenance=provenance,
         merge=merge_rule(masked_training=space.adapter.masked_training, sparse=sparsity is not None),
     )
+
+
+def mode_of(space: SearchSpace) -> Mode:
+    """The mode of every sub-network of a space."""
+    return "lonas" if space.width_groups else "rank"
+
+
+def _permutation(adapter: Artefact, location: Path) -> PermutationReference | None:
+    entry = adapter.manifest.files.get(REORDERING_FILE)
+    if entry is None:
+        return None
+    method = str(adapter.manifest.details["reorder"])
+    return PermutationReference(file=_relative(adapter.path / REORDERING_FILE, location), sha256=entry.sha256, method=method)
 
 
 def open_subnet(path: Path) -> OpenSubnet:
@@ -239,6 +271,7 @@ def open_subnet(path: Path) -> OpenSubnet:
     _same(hash_weights(frozen.path), subnet.base.weights_sha256, "weights of the base", path)
     _same(_digest_in(adapter, here / subnet.adapter.file, ADAPTER_FILE, where=path), subnet.adapter.sha256, "super-adapter", path)
     _same(adapter.manifest.parents.get(subnet.base.kind), frozen.sha256, "base that the adapter was trained on", path)
+    _check_permutation(subnet, adapter, here, where=path)
     space_file = adapter.path / SEARCH_SPACE_FILE
     _same(sha256_file(space_file), subnet.search_space_sha256, "search space", path)
     if (subnet.sparsity is None) != (subnet.base.kind == "base"):
@@ -250,14 +283,26 @@ def open_subnet(path: Path) -> OpenSubnet:
     return OpenSubnet(path, subnet, space, frozen, adapter)
 
 
+def _check_permutation(subnet: Subnet, adapter: Artefact, here: Path, *, where: Path) -> None:
+    ordered = REORDERING_FILE in adapter.manifest.files
+    if ordered != (subnet.permutation is not None):
+        raise DocumentInvalid(f"permutation is {'missing' if ordered else 'given'}, the super-adapter says otherwise", where=where)
+    if subnet.permutation is not None:
+        found = _digest_in(adapter, here / subnet.permutation.file, REORDERING_FILE, where=where)
+        _same(found, subnet.permutation.sha256, "order of the channels", where)
+
+
 def _check_against_space(subnet: Subnet, space: SearchSpace, *, where: Path) -> None:
+    if subnet.mode != mode_of(space):
+        raise DocumentInvalid(f"the mode is {subnet.mode!r}, the search space is of the mode {mode_of(space)!r}", where=where)
     try:
-        ranks = space.ranks(subnet.choice)
+        ranks, widths = space.ranks(subnet.choice), space.widths(subnet.choice)
     except DocumentInvalid as error:
         raise DocumentInvalid(f"{error.where}: {error.message}", where=where, remedy=error.remedy) from None
-    if ranks != subnet.ranks:
-        odd = sorted(path for path in ranks.keys() | subnet.ranks.keys() if ranks.get(path) != subnet.ranks.get(path))[0]
-        raise DocumentInvalid(f"ranks[{odd!r}] is {subnet.ranks.get(odd)}, the choice gives {ranks.get(odd)}", where=where)
+    for name, stated, chosen in (("ranks", subnet.ranks, ranks), ("widths", subnet.widths, widths)):
+        if stated != chosen:
+            odd = sorted(path for path in chosen.keys() | stated.keys() if chosen.get(path) != stated.get(path))[0]
+            raise DocumentInvalid(f"{name}[{odd!r}] is {stated.get(odd)}, the choice gives {chosen.get(odd)}", where=where)
     expected = {
         "adapter.r_max": (subnet.adapter.r_max, space.adapter.r_max),
         "adapter.alpha": (subnet.adapter.alpha, space.adapter.alpha),

@@ -1,24 +1,28 @@
-"""The weight-sharing super-network: a frozen decoder whose adapters can be cut to any choice of the search space."""
+"""The weight-sharing super-network: a frozen model whose adapters and widths can be cut to any choice of the search space."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shearling.architecture import head_parameters
 from shearling.artefact import Artefact, open_artefact
 from shearling.checkpoint import load_model, load_tokenizer
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, NonFiniteWeights, ShapeMismatch
 from shearling.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
+from shearling.reordering import REORDERING_FILE, apply_reordering, load_reordering
 from shearling.run import Run, open_frozen
-from shearling.search_space import SEARCH_SPACE_FILE, Choice, SearchSpace, read_search_space
+from shearling.search_space import SEARCH_SPACE_FILE, Choice, Cut, Group, SearchSpace, read_search_space
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.nn import Parameter
 
+    from shearling.elastic_linear import ElasticLinear
     from shearling.elastic_lora import ElasticLoraLinear
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -33,13 +37,19 @@ class SuperNetwork:
         model: the Hugging Face model; its adapted linears are `ElasticLoraLinear`.
         tokenizer: belongs to it; None where nothing is tokenised.
         space: the search space.
-        layers: the elastic layers by module path.
+        layers: the adapted layers by module path.
+        unadapted: layers without an adapter that produce or consume an elastic width.
+        masks: of the pruned modules, in the order of this model's channels; None where nothing was pruned.
+        head: what a classifier has beyond its pretrained body; it trains with the adapters, and is stored with them.
     """
 
     model: nn.Module
     tokenizer: Any
     space: SearchSpace
     layers: dict[str, ElasticLoraLinear]
+    unadapted: dict[str, ElasticLinear] = field(default_factory=dict)
+    masks: Masks | None = None
+    head: dict[str, Parameter] = field(default_factory=dict)
 
     def activate(self, choice: Choice) -> None:
         """Make one sub-network the model.
@@ -49,21 +59,32 @@ class SuperNetwork:
         """
         for path, rank in self.space.ranks(choice).items():
             self.layers[path].activate(rank)
+        for path, cut in self.space.cuts(choice).items():
+            layer = self.layers.get(path) or self.unadapted[path]
+            layer.cut(out_features=cut.out_features, in_features=cut.in_features)
 
     @contextmanager
     def materialised(self) -> Iterator[None]:
-        """Hold the merged weights of the active sub-network while many batches are evaluated (masked form)."""
+        """Hold the weights of the active sub-network in one piece while many batches are evaluated (merged, in the masked form)."""
         try:
-            for layer in self.layers.values():
-                layer.hold_merged(hold=True)
+            self._hold(hold=True)
             yield
         finally:
-            for layer in self.layers.values():
-                layer.hold_merged(hold=False)
+            self._hold(hold=False)
+
+    def _hold(self, *, hold: bool) -> None:
+        for layer in self.layers.values():
+            layer.hold_merged(hold=hold)
+        for plain in self.unadapted.values():
+            plain.hold(hold=hold)
 
     def adapter_params(self, choice: Choice) -> int:
-        """Adapter weights of a sub-network: sum of r (in + out) over its modules."""
-        return sum(rank * (self.layers[path].in_features + self.layers[path].out_features) for path, rank in self.space.ranks(choice).items())
+        """Adapter weights of a sub-network: sum of r (in + out) over its modules, at their active widths."""
+        cuts, total = self.space.cuts(choice), 0
+        for path, rank in self.space.ranks(choice).items():
+            layer, cut = self.layers[path], cuts.get(path, Cut())
+            total += rank * ((cut.in_features or layer.in_features) + (cut.out_features or layer.out_features))
+        return total
 
     def adapter_state(self) -> dict[str, Tensor]:
         """The super-adapter's tensors under the names that PEFT gives them."""
@@ -71,7 +92,7 @@ class SuperNetwork:
         for path, layer in self.layers.items():
             state[f"{PEFT_PREFIX}{path}.lora_A.weight"] = layer.lora_a.detach().contiguous()
             state[f"{PEFT_PREFIX}{path}.lora_B.weight"] = layer.lora_b.detach().contiguous()
-        return state
+        return state | {f"{PEFT_PREFIX}{name}": parameter.detach() for name, parameter in self.head.items()}
 
     def load_adapter_state(self, state: dict[str, Tensor], *, where: Path) -> None:
         """Fill the adapters with stored tensors.
@@ -101,7 +122,7 @@ def build_super_network(
     """Put elastic adapters into a frozen model, in place.
 
     Args:
-        model: a decoder; all of its parameters are frozen.
+        model: a decoder or a classifier; all of its parameters but a classifier's head are frozen.
         tokenizer: kept beside it.
         space: names the modules and the ranks.
         masks: module path -> mask; needed where `space.adapter.masked_training`.
@@ -112,12 +133,17 @@ def build_super_network(
     """
     from torch import nn
 
+    from shearling.elastic_linear import ElasticLinear
     from shearling.elastic_lora import ElasticLoraLinear
 
     model.requires_grad_(False)
     modules = dict(model.named_modules())
+    for group in space.width_groups:
+        _check_widths(group, modules)
     layers: dict[str, ElasticLoraLinear] = {}
     for group in space.groups:
+        if group.kind == "width":
+            continue
         for path in group.modules:
             base = modules.get(path)
             if not isinstance(base, nn.Linear):
@@ -130,10 +156,26 @@ def build_super_network(
             layer = ElasticLoraLinear(
                 base, r_max=space.adapter.r_max, scaling=space.scaling, mask=mask, dropout=space.adapter.dropout, generator=generator
             )
-            parent, _, name = path.rpartition(".")
-            setattr(modules[parent], name, layer)
+            model.set_submodule(path, layer)
             layers[path] = layer
-    return SuperNetwork(model, tokenizer, space, layers)
+    unadapted = {path: ElasticLinear(modules[path]) for path in space.cuts(space.maximal()) if path not in layers}
+    for path, plain in unadapted.items():
+        model.set_submodule(path, plain)
+    head = head_parameters(model)
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+    return SuperNetwork(model, tokenizer, space, layers, unadapted, masks, head)
+
+
+def _check_widths(group: Group, modules: dict[str, nn.Module]) -> None:
+    full = group.values[0]
+    sizes = dict.fromkeys(group.modules, ("out_features", full))
+    sizes |= dict.fromkeys(group.grouped, ("out_features", full // group.group))
+    sizes |= dict.fromkeys(group.consumers, ("in_features", full))
+    for path, (side, expected) in sizes.items():
+        found = getattr(modules.get(path), side, None)
+        if found != expected:
+            raise ArtefactMismatch(f"{side} is {found}, the width group {group.id} says {expected}", where=path)
 
 
 def load_super_network(run: Run) -> SuperNetwork:
@@ -151,9 +193,12 @@ def assemble_super_network(frozen: Artefact, adapter: Artefact) -> SuperNetwork:
     """`load_super_network` for artefacts that are verified already."""
     space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
     model = load_model(frozen.path)
-    masks = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
+    masks: Masks | None = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
     if masks is not None:
         check_masked_zeros(model, masks)
+    if REORDERING_FILE in adapter.manifest.files:
+        reordering = load_reordering(adapter.path / REORDERING_FILE, base=frozen.path)
+        masks = apply_reordering(model, masks, space, reordering)
     network = build_super_network(model, load_tokenizer(frozen.path), space, masks)
     file = adapter.path / ADAPTER_FILE
     network.load_adapter_state(read_adapter_file(file), where=file)

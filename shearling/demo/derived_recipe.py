@@ -23,7 +23,7 @@ than the parity gate.
 """
 
 
-def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path | None = None) -> Path:
+def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path | None = None, seed: int = 0) -> Path:
     """Write a recipe made from another, unless it would be the same.
 
     Args:
@@ -31,15 +31,18 @@ def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path |
         destination: where the derived one goes.
         smoke: shrink it.
         model: prune this model directory instead, and do nothing else.
+        seed: of the run and of its search; 0 is that of every shipped recipe.
 
     Returns:
         The recipe to use: `source` itself where nothing changes.
     """
-    if not smoke and model is None:
+    if not smoke and model is None and not seed:
         return source
     recipe = tomllib.loads(source.read_text(encoding="utf-8"))
     if smoke:
         recipe |= {name: recipe[name] | changes for name, changes in SMOKE.items() if name in recipe}
+    if seed:
+        recipe |= {"seed": seed, "search": {**recipe.get("search", {}), "seed": seed}}
     if model is not None:
         relative = os.path.relpath(model, destination.parent)
         recipe = {name: value for name, value in recipe.items() if name not in ("adapter", "train", "search")}

@@ -24,8 +24,8 @@ def test_the_variants_start_from_the_same_loss_and_all_learn():
     steps = make_steps(small_model, Settings(rank=8, groups=GROUPS, sampled=False, bf16=False, learning_rate=1e-2))
     batch = make_batch(4, 16, 500)
     losses = {name: [step(batch) for _ in range(6)] for name, step in steps.items()}
-    assert losses["plain"][0] == losses["peft"][0]
-    assert losses["masked"][0] == losses["peft"][0]
+    assert losses["masked"][0] == losses["plain"][0]
+    assert losses["plain"][0] == pytest.approx(losses["peft"][0], rel=1e-6)
     assert all(values[-1] < values[0] for values in losses.values())
 
 

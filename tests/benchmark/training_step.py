@@ -30,6 +30,8 @@ from shearling.recipe import AdapterSection
 from shearling.search_space import SearchSpace
 from shearling.super_network import build_super_network
 from train.adapter_space import build_search_space
+from train.attention import use_fast_attention
+from train.causal_loss import causal_loss
 from train.rank_sampler import RankSampler
 
 Batch = Mapping[str, Tensor]
@@ -125,7 +127,8 @@ def _peft_step(model: nn.Module, settings: Settings) -> Step:
     space = make_space(model, settings, masked=False)
     targets = sorted(space.ranks(space.maximal()))
     config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
-    return _step(get_peft_model(model, config), settings, before=lambda: None)
+    adapted = get_peft_model(model, config)
+    return _step(adapted, settings, loss=lambda batch: adapted(**batch, use_cache=False).loss)
 
 
 def _nls_step(model: nn.Module, settings: Settings, *, masked: bool) -> Step:
@@ -133,7 +136,13 @@ def _nls_step(model: nn.Module, settings: Settings, *, masked: bool) -> Step:
     space = make_space(model, settings, masked=masked)
     network = build_super_network(model, None, space, masks if masked else None, generator=torch.Generator().manual_seed(0))
     sampler, maximal = RankSampler(space, seed=0), space.maximal()
-    return _step(model, settings, before=lambda: network.activate(sampler.draw() if settings.sampled else maximal))
+
+    def loss(batch: Batch) -> Tensor:
+        use_fast_attention(model, max_length=batch["input_ids"].shape[1])
+        network.activate(sampler.draw() if settings.sampled else maximal)
+        return causal_loss(model, batch)
+
+    return _step(model, settings, loss=loss)
 
 
 def make_space(model: nn.Module, settings: Settings, *, masked: bool) -> SearchSpace:
@@ -153,20 +162,19 @@ def _prune(model: nn.Module) -> dict[str, Tensor]:
     return masks
 
 
-def _step(model: nn.Module, settings: Settings, *, before: Callable[[], None]) -> Step:
+def _step(model: nn.Module, settings: Settings, *, loss: Callable[[Batch], Tensor]) -> Step:
     model.train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate)
 
     def step(batch: Batch) -> float:
-        before()
         with torch.autocast("cpu", torch.bfloat16) if settings.bf16 else contextlib.nullcontext():
-            loss = model(**batch, use_cache=False).loss
-        loss.backward()
+            value = loss(batch)
+        value.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        return float(loss.detach())
+        return float(value.detach())
 
     return step
 

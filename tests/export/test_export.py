@@ -159,6 +159,29 @@ def test_an_unadapted_model_exports_as_it_is(masked, tmp_path):
         export_frozen(masked.sparse, request_for(tmp_path / "other", merge="dense"))
 
 
+def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
+    options = {"formats": ("openvino",), "weights": "int8", "kernel": "sparse"}
+    first = export_subnet(masked.path / "best.json", request_for(tmp_path / "first", **options))
+    second = export_subnet(masked.path / "best.json", request_for(tmp_path / "second", **options))
+    assert file_hashes(first, "openvino/") == file_hashes(second, "openvino/")
+    report = read_document(first.path / "report.json", ExportReport)
+    assert {layer.path for layer in report.packing.layers} == {module.name for module in report.certificate.by_module}
+    assert report.packing.bytes_after < report.packing.bytes_before
+    assert [check.format for check in report.zeros] == ["openvino"]
+    assert report.zeros[0].zeros == report.zeros[0].pruned > 0
+    assert report.violations == []
+    assert first.manifest.details["kernel"] == "sparse"
+    assert first.manifest.details["openvino_operators"] == report.packing.operators
+    assert "What the sparse kernel reads" in (first.path / "report.html").read_text()
+    assert "required_extensions" in (first.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("options", [{"weights": "fp32"}, {"weights": "fp16"}, {"weights": "int8", "formats": ("onnx",)}])
+def test_the_sparse_kernel_needs_weights_that_it_reads(masked, tmp_path, options):
+    with pytest.raises(UsageError, match="the sparse kernel reads"):
+        export_subnet(masked.path / "best.json", request_for(tmp_path / "export", kernel="sparse", **{"formats": ("openvino",), **options}))
+
+
 def run_command(*arguments, cwd):
     command = [sys.executable, "-m", "export", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
@@ -179,6 +202,7 @@ def test_dry_run_verifies_and_writes_nothing(masked):
         (("--subnet", "absent.json"), 3),
         (("--subnet", "absent.json", "--weights", "int3"), 2),
         (("--subnet", "absent.json", "--formats", "gguf"), 2),
+        (("--subnet", "absent.json", "--kernel", "sparse"), 2),
     ],
 )
 def test_bad_requests_end_with_their_exit_code(tmp_path, arguments, code):

@@ -13,6 +13,7 @@ from export.onnx_format import check_external_data, write_onnx
 from export.openvino_format import write_openvino
 from export.parity import FLOAT32_CPU, onnx_logits, openvino_logits, torch_logits
 from shearling.errors import ArtefactCorrupt, ModelUnsupported
+from shearling.openvino_core import openvino_core
 from tests.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
 
 pytestmark = [
@@ -128,7 +129,7 @@ def test_openvino_directory_is_all_that_genai_needs(openvino_export):
     import openvino_genai
 
     model, directory = openvino_export
-    ir = openvino.Core().read_model(directory / "openvino_model.xml")
+    ir = openvino_core().read_model(directory / "openvino_model.xml")
     assert ir.get_rt_info(["sparsity", "method"]).astype(str) == "wanda"
     assert json.loads((directory / "config.json").read_text())["model_type"] == "llama"
     pipeline = openvino_genai.LLMPipeline(str(directory), "CPU", **FLOAT32_CPU)

@@ -16,13 +16,13 @@ pytestmark = [
 ]  # torch.onnx, optimum and torchao
 
 
-def pruned_model(family, *, width=0.5):
+def pruned_model(family, *, share=0.5):
     model = FAMILIES[family]()
     generator = torch.Generator().manual_seed(3)
     masks = {}
     with torch.no_grad():
         for path, linear in find_decoder(model).linears().items():
-            masks[path] = torch.rand(linear.weight.shape, generator=generator) > width
+            masks[path] = torch.rand(linear.weight.shape, generator=generator) > share
             linear.weight.mul_(masks[path])
     return model.eval(), masks
 

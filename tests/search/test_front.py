@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search.front import best_record, dominates, pareto_document, pareto_front, progression_rows
+from search.front import BestRule, best_record, dominates, pareto_document, pareto_front, progression_rows
 from search.plot import draw_pareto
 from shearling.errors import NoCandidate
 from tests.search.synthetic import Separable, everything, run
@@ -52,11 +52,11 @@ def test_the_best_is_the_most_accurate_then_the_smallest_then_the_first_by_index
 def test_constraints_select_or_refuse_and_never_fall_back(tmp_path: Path) -> None:
     records = run(tmp_path / "j", Separable(), "random", evaluations=81)
     smallest = min(record.adapter_params for record in records)
-    assert best_record(records, max_params=smallest).choice_idx == (2, 2, 2, 2)
+    assert best_record(records, BestRule(max_params=smallest)).choice_idx == (2, 2, 2, 2)
     with pytest.raises(NoCandidate, match=f"adapter parameters <= {smallest - 1}; .*the smallest has {smallest}"):
-        best_record(records, max_params=smallest - 1)
+        best_record(records, BestRule(max_params=smallest - 1))
     with pytest.raises(NoCandidate, match=r"accuracy >= 1\.0 and"):
-        best_record(records, min_accuracy=1.0, max_params=smallest)
+        best_record(records, BestRule(min_accuracy=1.0, max_params=smallest))
 
 
 def test_progression_marks_each_new_best(tmp_path: Path) -> None:

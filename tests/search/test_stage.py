@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from search.front import BEST_RULE, best_record
+from search.front import BestRule, best_record
 from search.journal import read_journal
 from search.objective import SubnetObjective, count_frozen_nonzero
 from search.pick import describe_row
@@ -85,7 +85,7 @@ def test_best_json_names_everything_and_reevaluates_to_the_recorded_accuracy(run
     subnet = opened.subnet
     assert subnet.metrics is not None
     assert subnet.provenance is not None
-    assert (subnet.provenance.row, subnet.provenance.best_rule) == (found.best.i, BEST_RULE)
+    assert (subnet.provenance.row, subnet.provenance.best_rule) == (found.best.i, BestRule().words("adapter_params"))
     assert (subnet.metrics.split, subnet.metrics.task, subnet.metrics.accuracy) == ("validation", "headlines_validation", found.best.accuracy)
     network = load_super_network(run)
     network.activate(subnet.choice)

@@ -13,6 +13,7 @@ from serve.device import PROVIDERS, check_device, require_provider
 from serve.runtime import RunOptions, Runtime, check_lengths, load_runtime
 from serve.semi_structured import is_2of4, use_semi_structured
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError
+from shearling.openvino_core import openvino_core
 
 F32 = RunOptions(precision="f32", threads=1)
 FORMATS = ("openvino", "onnx", "torch")
@@ -197,10 +198,9 @@ def test_an_onnx_model_without_a_cache(copy_of) -> None:
 
 def _present(choice: str, device: str) -> bool:
     import onnxruntime
-    import openvino
 
     if choice == "openvino":
-        return device in openvino.Core().available_devices
+        return device in openvino_core().available_devices
     if choice == "onnx":
         return PROVIDERS.get(device) in onnxruntime.get_available_providers()
     return device == "CUDA" and torch.cuda.is_available()

@@ -11,6 +11,7 @@ import torch
 from shearling.artefact import open_artefact
 from shearling.checkpoint import load_model, load_tokenizer
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, CheckpointUnsafe, ModelUnsupported, NonFiniteWeights, OutputExists
+from shearling.openvino_core import openvino_core
 from tests.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from tests.train.tiny_gguf import write_tiny_gguf
 from train.base import import_base
@@ -53,12 +54,11 @@ def test_gguf_import_keeps_the_function_and_the_tokens(family, tmp_path):
 
 
 def test_gguf_tokenizer_converts_to_openvino(tmp_path):
-    import openvino
     from openvino_tokenizers import convert_tokenizer
 
     source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer())
     tokenizer = rebuild_tokenizer(read_header(source))
-    encode, decode = (openvino.compile_model(part, "CPU") for part in convert_tokenizer(tokenizer, with_detokenizer=True))
+    encode, decode = (openvino_core().compile_model(part, "CPU") for part in convert_tokenizer(tokenizer, with_detokenizer=True))
     ids = encode([TEXT])["input_ids"]
     assert ids[0].tolist() == tokenizer(TEXT).input_ids
     assert decode([ids])["string_output"][0] == TEXT

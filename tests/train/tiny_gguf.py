@@ -71,9 +71,9 @@ def _add_tensors(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
         for ours, theirs in NAMES.items():
             tensor = state[f"model.layers.{layer}.{ours}.weight"]
             heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(theirs)
-            writer.add_tensor(f"blk.{layer}.{theirs}.weight", tensor.numpy() if heads is None else _interleave(tensor, heads))
+            writer.add_tensor(f"blk.{layer}.{theirs}.weight", tensor.numpy() if heads is None else interleave(tensor, heads))
 
 
-def _interleave(tensor: Tensor, heads: int) -> np.ndarray:
+def interleave(tensor: Tensor, heads: int) -> np.ndarray:
     rows, columns = tensor.shape
     return np.ascontiguousarray(tensor.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns).numpy())

@@ -1,0 +1,1 @@
+"""Kernels for packed weights in C++17, and the operators that bring them into OpenVINO; compiled on first use."""

@@ -1,0 +1,50 @@
+// Rows of activations, arranged for the kernels.
+//
+// Rows go in tiles of `tile` rows (the last may be shorter). Within a tile, what a kernel reads for one block of weights lies
+// together: [blocks][rows of the tile][terms][4 bytes]. Four bytes are four int8 (4 columns) or one f32.
+//
+//   fixed16   x = scale * (256 high + low), one scale per row; terms: high, low
+//   grouped8  x = scale * q, one scale for every 32 columns of a row; one term
+//   wide32    x itself; terms: the f32 of either column of a block of bf16 weights
+//   plain32   the caller's own f32 rows, not arranged
+//
+// Integer weights are multiplied as unsigned bytes, w + 128; `sums` holds -128 times the sum of the activations of a segment,
+// with which accumulators start: [segments][rows of the tile][terms] for each tile.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace shearling {
+
+enum class Form { fixed16, grouped8, wide32, plain32 };
+
+constexpr size_t activation_group = 32;
+
+struct Activations {
+    Form form;
+    size_t rows;
+    size_t columns;
+    size_t tile;
+    size_t blocks;
+    size_t segment_blocks;  // blocks that share a sum: those of a group of weights (fixed16) or of 32 columns (grouped8)
+    const float* plain;
+    size_t plain_stride;
+    uint8_t* terms;
+    float* scales;  // fixed16: [rows]; grouped8: [segments][rows of the tile] for each tile
+    int32_t* sums;
+
+    size_t terms_per_block() const { return form == Form::grouped8 ? 1 : 2; }
+    size_t segments() const { return segment_blocks == 0 ? 0 : (blocks + segment_blocks - 1) / segment_blocks; }
+    size_t tiles() const { return (rows + tile - 1) / tile; }
+    size_t tile_rows(size_t index) const { return index + 1 < tiles() ? tile : rows - index * tile; }
+    const uint8_t* tile_terms(size_t index) const { return terms + index * tile * blocks * terms_per_block() * 4; }
+    const int32_t* tile_sums(size_t index) const { return sums + index * tile * segments() * terms_per_block(); }
+    const float* tile_scales(size_t index) const { return form == Form::fixed16 ? scales + index * tile : scales + index * tile * segments(); }
+
+    size_t term_bytes() const { return form == Form::plain32 ? 0 : rows * blocks * terms_per_block() * 4; }
+    size_t scale_count() const { return form == Form::fixed16 ? rows : form == Form::grouped8 ? rows * segments() : 0; }
+    size_t sum_count() const { return form == Form::fixed16 || form == Form::grouped8 ? rows * segments() * terms_per_block() : 0; }
+};
+
+}  // namespace shearling

@@ -1,0 +1,69 @@
+// The C interface: what torch, tests and other languages call.
+#include <cstdint>
+
+#include "linear.hpp"
+
+#define SHEARLING_EXPORT extern "C" __attribute__((visibility("default")))
+
+using namespace shearling;
+
+// Null, or what is wrong with a packed matrix.
+SHEARLING_EXPORT const char* shearling_validate(const uint8_t* packed, uint64_t size) {
+    PackedMatrix matrix;
+    const char* fault = read_header(packed, size, matrix);
+    return fault != nullptr ? fault : validate(matrix);
+}
+
+// Bytes of the packed form, 0 where the sizes or values do not fit; `packed` may be null, then nothing is written.
+SHEARLING_EXPORT uint64_t shearling_pack(uint32_t value_type, uint32_t encoding, uint32_t scale_type, uint64_t rows, uint64_t columns, uint64_t group_size,
+                                         const void* values, const void* scales, uint8_t* packed) {
+    if (value_type < 1 || value_type > 3 || encoding > 1 || scale_type > 2) {
+        return 0;
+    }
+    const PlainMatrix plain{static_cast<ValueType>(value_type), static_cast<Encoding>(encoding), static_cast<ScaleType>(scale_type), rows, columns,
+                            group_size, values, scales};
+    const size_t size = packed_size(plain);
+    if (size != 0 && packed != nullptr) {
+        pack(plain, packed);
+    }
+    return size;
+}
+
+// Null, or what is wrong. `values` and `scales` have the sizes that the header names.
+SHEARLING_EXPORT const char* shearling_unpack(const uint8_t* packed, uint64_t size, void* values, void* scales) {
+    PackedMatrix matrix;
+    const char* fault = read_header(packed, size, matrix);
+    fault = fault != nullptr ? fault : validate(matrix);
+    if (fault == nullptr) {
+        unpack(matrix, values, scales);
+    }
+    return fault;
+}
+
+// y [count, rows] = packed x [count, columns] [+ bias]. `checked`: the matrix passed shearling_validate before. `kernels`: null for
+// the best. Null, or what is wrong.
+SHEARLING_EXPORT const char* shearling_matmul(const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias,
+                                              float* y, uint64_t rows, int exact, int checked, const char* kernels) {
+    PackedMatrix matrix;
+    const char* fault = read_header(packed, size, matrix);
+    if (fault == nullptr && checked == 0) {
+        fault = validate(matrix);
+    }
+    const KernelSet* chosen = kernels == nullptr ? &best_kernels() : find_kernels(kernels);
+    if (fault == nullptr && chosen == nullptr) {
+        fault = "this processor cannot run these kernels";
+    }
+    if (fault == nullptr && (matrix.columns != columns || matrix.rows != rows)) {
+        fault = "the matrix has another shape";
+    }
+    if (fault != nullptr || count == 0) {
+        return fault;
+    }
+    const Output output{y, rows, bias, nullptr, 0};
+    const Settings settings{*chosen, exact != 0 ? Precision::exact : Precision::automatic};
+    multiply(&matrix, 1, Rows{x, count, columns}, Norm{nullptr, 0.0f}, &output, settings);
+    return nullptr;
+}
+
+// The instruction set in use.
+SHEARLING_EXPORT const char* shearling_kernels() { return best_kernels().name; }

@@ -1,0 +1,307 @@
+#include "linear.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "buffer.hpp"
+#include "phases.hpp"
+
+namespace shearling {
+namespace {
+
+// Taking a chunk costs some 50 ns; one of this size keeps a thread busy for more than a microsecond.
+constexpr size_t chunk_bytes = size_t{32} << 10;
+constexpr size_t most_chunks = 64;
+
+size_t chunks_for(size_t bytes, size_t most) { return std::max<size_t>(1, std::min({bytes / chunk_bytes, most, most_chunks})); }
+
+Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settings) {
+    if (settings.precision == Precision::exact || !settings.kernels.quantises) {
+        return Form::plain32;
+    }
+    if (matrix.value_type == ValueType::bf16) {
+        return Form::wide32;
+    }
+    constexpr size_t few_rows = 8;
+    const bool groups_nest = matrix.groups() == 1 || matrix.group_size % activation_group == 0;
+    return rows <= few_rows || !groups_nest ? Form::fixed16 : Form::grouped8;
+}
+
+// Sums of 32 bits hold the products of this many columns.
+constexpr size_t most_segment_blocks = 16384;
+
+Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& settings) {
+    Activations plan{};
+    plan.form = choose_form(matrix, x.count, settings);
+    plan.rows = x.count;
+    plan.columns = matrix.columns;
+    plan.blocks = matrix.blocks();
+    plan.plain = x.data;
+    plan.plain_stride = x.stride;
+    plan.tile = plan.form == Form::fixed16 ? fixed16_tile : plan.form == Form::grouped8 ? grouped8_tile : wide32_tile;
+    if (plan.form == Form::fixed16) {
+        plan.segment_blocks = std::min(matrix.groups() == 1 ? matrix.blocks() : matrix.group_size / 4, most_segment_blocks);
+    } else if (plan.form == Form::grouped8) {
+        plan.segment_blocks = activation_group / 4;
+    }
+    return plan;
+}
+
+bool same_arrangement(const Activations& a, const Activations& b) {
+    return a.form == b.form && a.blocks == b.blocks && a.segment_blocks == b.segment_blocks;
+}
+
+size_t align(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Rows of activations, after their norm and in the arrangements that some matrices want.
+class Operand {
+public:
+    Operand(const Rows& x, const Norm& norm, const PackedMatrix* matrices, size_t count, const Settings& settings)
+        : x_(x), norm_(norm), settings_(settings), columns_(matrices[0].columns), normalised_(norm.gamma == nullptr ? 0 : x.count * columns_ * sizeof(float)) {
+        const Rows source = norm.gamma == nullptr ? x : Rows{normalised_.floats(), x.count, columns_};
+        size_t bytes = 0;
+        for (size_t index = 0; index < count; ++index) {
+            const Activations wanted = plan(matrices[index], source, settings);
+            size_t place = 0;
+            while (place < plans_.size() && !same_arrangement(plans_[place], wanted)) {
+                ++place;
+            }
+            if (place == plans_.size()) {
+                plans_.push_back(wanted);
+                bytes += size_of(wanted);
+            }
+            plan_of_.push_back(place);
+        }
+        memory_.reserve(bytes);
+        uint8_t* free = memory_.bytes();
+        for (Activations& plan : plans_) {
+            plan.terms = free;
+            plan.scales = reinterpret_cast<float*>(free + align(plan.term_bytes()));
+            plan.sums = reinterpret_cast<int32_t*>(free + align(plan.term_bytes()) + align(plan.scale_count() * sizeof(float)));
+            free += size_of(plan);
+        }
+    }
+
+    const Activations& of(size_t matrix) const { return plans_[plan_of_[matrix]]; }
+    size_t rows() const { return x_.count; }
+
+    size_t chunks() const { return std::min(x_.count, chunks_for(x_.count * columns_ * sizeof(float), most_chunks)); }
+
+    void run(size_t chunk) const {
+        const size_t first = x_.count * chunk / chunks(), last = x_.count * (chunk + 1) / chunks();
+        for (size_t row = first; row < last && norm_.gamma != nullptr; ++row) {
+            settings_.kernels.normalise(x_.data + row * x_.stride, norm_.gamma, norm_.epsilon, columns_, normalised_.floats() + row * columns_);
+        }
+        for (const Activations& plan : plans_) {
+            if (plan.form != Form::plain32) {
+                settings_.kernels.arrange(plan.plain, plan.plain_stride, plan, first, last);
+            }
+        }
+    }
+
+private:
+    static size_t size_of(const Activations& plan) {
+        return align(plan.term_bytes()) + align(plan.scale_count() * sizeof(float)) + align(plan.sum_count() * sizeof(int32_t));
+    }
+
+    Rows x_;
+    Norm norm_;
+    const Settings& settings_;
+    size_t columns_;
+    Buffer normalised_;
+    Buffer memory_{0};
+    std::vector<Activations> plans_;
+    std::vector<size_t> plan_of_;
+};
+
+// What multiplying a matrix costs, in bytes of memory traffic: rows beyond a few cost as if they were read.
+size_t cost_of(const PackedMatrix& matrix, size_t rows) { return matrix.total_bytes * (1 + rows / 8); }
+
+// Matrices times one operand; their panels are one range.
+class Product {
+public:
+    Product(const PackedMatrix* matrices, size_t count, const Operand& operand, const Output* outputs, const Settings& settings)
+        : matrices_(matrices), count_(count), operand_(operand), outputs_(outputs), settings_(settings) {
+        for (size_t index = 0; index < count; ++index) {
+            panels_ += matrices[index].panels();
+            cost_ += cost_of(matrices[index], operand.rows());
+        }
+    }
+
+    size_t cost() const { return cost_; }
+    size_t chunks() const { return chunks_for(cost_, panels_); }
+
+    void run(size_t chunk) const {
+        const size_t first = panels_ * chunk / chunks(), last = panels_ * (chunk + 1) / chunks();
+        Buffer scratch(scratch_bytes(matrices_[0]));
+        size_t start = 0;
+        for (size_t index = 0; index < count_; ++index) {
+            const size_t stop = start + matrices_[index].panels();
+            const size_t from = std::max(first, start), to = std::min(last, stop);
+            if (from < to) {
+                settings_.kernels.multiply(matrices_[index], operand_.of(index), from - start, to - start, outputs_[index], scratch.bytes());
+            }
+            start = stop;
+        }
+    }
+
+private:
+    const PackedMatrix* matrices_;
+    size_t count_;
+    const Operand& operand_;
+    const Output* outputs_;
+    const Settings& settings_;
+    size_t panels_ = 0;
+    size_t cost_ = 0;
+};
+
+// function(gate x) * (up x): both products on the same panels, and the function while they are in cache.
+class GatedProduct {
+public:
+    // matrices: up, then gate if there is one.
+    GatedProduct(const PackedMatrix* matrices, bool gated, Function function, const Operand& operand, float* up, float* gate, const Settings& settings)
+        : matrices_(matrices), gated_(gated), function_(function), operand_(operand), up_(up), gate_(gate), settings_(settings) {}
+
+    size_t cost() const { return cost_of(matrices_[0], operand_.rows()) + (gated_ ? cost_of(matrices_[1], operand_.rows()) : 0); }
+    size_t chunks() const { return chunks_for(cost(), matrices_[0].panels()); }
+
+    void run(size_t chunk) const {
+        const size_t panels = matrices_[0].panels(), inner = matrices_[0].rows;
+        const size_t first = panels * chunk / chunks(), last = panels * (chunk + 1) / chunks();
+        Buffer scratch(scratch_bytes(matrices_[0]));
+        settings_.kernels.multiply(matrices_[0], operand_.of(0), first, last, Output{up_, inner, nullptr, nullptr, 0}, scratch.bytes());
+        if (gated_) {
+            settings_.kernels.multiply(matrices_[1], operand_.of(1), first, last, Output{gate_, inner, nullptr, nullptr, 0}, scratch.bytes());
+        }
+        const size_t from = first * panel_rows, to = std::min(last * panel_rows, inner);
+        for (size_t row = 0; row < operand_.rows(); ++row) {
+            float* const target = up_ + row * inner + from;
+            settings_.kernels.activate(function_, gated_ ? gate_ + row * inner + from : target, gated_ ? target : nullptr, to - from, target);
+        }
+    }
+
+private:
+    const PackedMatrix* matrices_;
+    bool gated_;
+    Function function_;
+    const Operand& operand_;
+    float* up_;
+    float* gate_;
+    const Settings& settings_;
+};
+
+// The two halves of an MLP.
+class MlpSteps {
+public:
+    MlpSteps(const Mlp& mlp, const Rows& x, const Output& output, const Settings& settings)
+        : first_{*mlp.up, mlp.gate == nullptr ? *mlp.up : *mlp.gate},
+          up_(x.count * mlp.up->rows * sizeof(float)),
+          gate_(mlp.gate == nullptr ? 0 : x.count * mlp.up->rows * sizeof(float)),
+          output_(output),
+          operand_(x, mlp.norm, first_, mlp.gate == nullptr ? 1 : 2, settings),
+          gated_(first_, mlp.gate != nullptr, mlp.function, operand_, up_.floats(), gate_.floats(), settings),
+          inner_(Rows{up_.floats(), x.count, mlp.up->rows}, Norm{nullptr, 0.0f}, mlp.down, 1, settings),
+          down_(mlp.down, 1, inner_, &output_, settings) {}
+
+    size_t cost() const { return gated_.cost() + down_.cost(); }
+
+    void add_to(Phases& phases) const {
+        phases.add(operand_);
+        phases.add(gated_);
+        phases.add(inner_);
+        phases.add(down_);
+    }
+
+private:
+    PackedMatrix first_[2];
+    Buffer up_;
+    Buffer gate_;
+    Output output_;
+    Operand operand_;
+    GatedProduct gated_;
+    Operand inner_;
+    Product down_;
+};
+
+bool runs_here(const KernelSet& kernels) {
+#if defined(__x86_64__)
+    if (&kernels == &avx512_kernels) {
+        return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
+    }
+    if (&kernels == &avx2_kernels) {
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    }
+#endif
+    return &kernels == &portable_kernels;
+}
+
+}  // namespace
+
+const KernelSet* find_kernels(const char* name) {
+#if defined(__x86_64__)
+    for (const KernelSet* kernels : {&avx512_kernels, &avx2_kernels, &portable_kernels}) {
+#else
+    for (const KernelSet* kernels : {&portable_kernels}) {
+#endif
+        if (std::strcmp(kernels->name, name) == 0 && runs_here(*kernels)) {
+            return kernels;
+        }
+    }
+    return nullptr;
+}
+
+const KernelSet& best_kernels() {
+    static const KernelSet& best = []() -> const KernelSet& {
+        const char* forced = std::getenv("SHEARLING_KERNEL");
+        for (const char* name : {forced == nullptr ? "avx512" : forced, "avx512", "avx2"}) {
+            if (const KernelSet* kernels = find_kernels(name)) {
+                return *kernels;
+            }
+        }
+        return portable_kernels;
+    }();
+    return best;
+}
+
+void multiply(const PackedMatrix* matrices, size_t count, const Rows& x, const Norm& norm, const Output* outputs, const Settings& settings) {
+    const Operand operand(x, norm, matrices, count, settings);
+    const Product product(matrices, count, operand, outputs, settings);
+    Phases phases;
+    phases.add(operand);
+    phases.add(product);
+    phases.run(product.cost());
+}
+
+void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Settings& settings) {
+    const MlpSteps steps(mlp, x, output, settings);
+    Phases phases;
+    steps.add_to(phases);
+    phases.run(steps.cost());
+}
+
+void multiply(const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings) {
+    const size_t hidden = layer.attention->rows;
+    Buffer middle(x.count * hidden * sizeof(float));
+    const Rows h{middle.floats(), x.count, hidden};
+    const Operand operand(x, Norm{nullptr, 0.0f}, layer.attention, 1, settings);
+    const Output to_h{middle.floats(), hidden, nullptr, residual.data, residual.stride};
+    const Product attention(layer.attention, 1, operand, &to_h, settings);
+    const MlpSteps mlp(layer.mlp, h, Output{y, hidden, nullptr, h.data, hidden}, settings);
+    Phases phases;
+    phases.add(operand);
+    phases.add(attention);
+    mlp.add_to(phases);
+    if (layer.next_count == 0) {
+        return phases.run(attention.cost() + mlp.cost());
+    }
+    const Operand for_next(Rows{y, x.count, hidden}, layer.norm, layer.next, layer.next_count, settings);
+    const Product next(layer.next, layer.next_count, for_next, z, settings);
+    phases.add(for_next);
+    phases.add(next);
+    phases.run(attention.cost() + mlp.cost() + next.cost());
+}
+
+}  // namespace shearling

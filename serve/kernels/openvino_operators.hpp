@@ -1,0 +1,125 @@
+// The operators of set `shearling` for OpenVINO; shearling/sparse_linear/format.py specifies inputs and attributes.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <openvino/op/op.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "linear.hpp"
+
+namespace shearling {
+
+// What the input `weights` of an operator holds: packed matrices of these rows and columns, then vectors of these lengths.
+struct WeightLayout {
+    std::vector<std::pair<int64_t, int64_t>> matrices;
+    std::vector<int64_t> vectors;
+};
+
+struct Weights {
+    std::shared_ptr<const uint8_t> bytes;
+    std::vector<PackedMatrix> matrices;
+    std::vector<std::vector<float>> vectors;
+};
+
+// The weights of one operator, copied into huge pages and validated when they are first seen, and again only if they move.
+class CheckedWeights {
+public:
+    // Throws where the tensor is not what the layout says.
+    std::shared_ptr<const Weights> check(const ov::Tensor& tensor, const WeightLayout& layout) const;
+
+private:
+    mutable std::mutex mutex_;
+    mutable const void* address_ = nullptr;
+    mutable std::shared_ptr<const Weights> weights_;
+};
+
+// What the operators share: one activation of `columns` first, the weights at input `weights_input`, results of given widths.
+class SparseOperator : public ov::op::Op {
+public:
+    bool has_evaluate() const override { return true; }
+
+protected:
+    SparseOperator() = default;
+    explicit SparseOperator(const ov::OutputVector& arguments) : Op(arguments) {}
+
+    void visit_common(ov::AttributeVisitor& visitor);
+    void validate_common(size_t inputs, size_t weights_input, const WeightLayout& layout, const std::vector<int64_t>& widths);
+    void copy_common(const SparseOperator& other);
+    Settings settings() const { return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic}; }
+
+    int64_t columns_ = 0;
+    double norm_epsilon_ = 0.0;
+    std::string precision_ = "auto";
+    int64_t format_version_ = 1;
+    CheckedWeights checked_;
+};
+
+// The attributes of an MLP, and where its matrices stand.
+struct MlpAttributes {
+    int64_t inner = 0;
+    std::string activation = "silu";
+    bool gated = true;
+
+    void visit(ov::AttributeVisitor& visitor);
+    bool known() const { return activation == "silu" || activation == "gelu_erf" || activation == "gelu_tanh" || activation == "relu"; }
+    void add_to(WeightLayout& layout, int64_t hidden) const;
+    Mlp mlp(const PackedMatrix* matrices, const Norm& norm) const;
+    size_t matrix_count() const { return gated ? 3 : 2; }
+};
+
+class SparseLinear : public SparseOperator {
+public:
+    OPENVINO_OP("SparseLinear", "shearling");
+    SparseLinear() = default;
+    explicit SparseLinear(const ov::OutputVector& arguments) : SparseOperator(arguments) {}
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+private:
+    WeightLayout layout() const;
+    std::vector<int64_t> rows_;
+    bool bias_ = false;
+    bool residual_ = false;
+};
+
+class SparseMLP : public SparseOperator {
+public:
+    OPENVINO_OP("SparseMLP", "shearling");
+    SparseMLP() = default;
+    explicit SparseMLP(const ov::OutputVector& arguments) : SparseOperator(arguments) {}
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+private:
+    WeightLayout layout() const;
+    MlpAttributes mlp_;
+    bool residual_ = false;
+};
+
+class SparseLayer : public SparseOperator {
+public:
+    OPENVINO_OP("SparseLayer", "shearling");
+    SparseLayer() = default;
+    explicit SparseLayer(const ov::OutputVector& arguments) : SparseOperator(arguments) {}
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+private:
+    WeightLayout layout() const;
+    std::vector<int64_t> rows_;
+    int64_t hidden_ = 0;
+    MlpAttributes mlp_;
+    double next_epsilon_ = 0.0;
+    bool bias_ = false;
+};
+
+}  // namespace shearling

@@ -1,0 +1,213 @@
+"""The demo of elastic widths: one encoder, LoRA at full width beside the middle and the searched sub-network, cut to size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from shearling.command_line import Result
+from shearling.console import log
+from shearling.demo.derived_recipe import derive_recipe
+from shearling.demo.layout import RECIPES
+from shearling.demo.plan import Action, Scale, share
+from shearling.demo.step import Ledger, Step, carry_out
+from shearling.errors import ArtefactMissing
+from shearling.run import Run
+from shearling.strict_json import Document, read_json, write_document, write_text
+
+LORA_RECIPE, LONAS_RECIPE = RECIPES / "minilm-lora.toml", RECIPES / "minilm-lonas.toml"
+HEURISTIC_ROW = 1
+"""NSGA-II measures the maximal, the heuristic and the minimal sub-network first, in this order."""
+
+
+class Compared(Document):
+    """One model of the table.
+
+    Attributes:
+        interval: of the accuracy on test rows, Wilson, 95 %.
+        macs_m: of one forward over 256 tokens, millions, without the products inside attention.
+        forward_ms: OpenVINO on this CPU, batch 1.
+        speedup: of the forward against LoRA at full width, with its interval.
+    """
+
+    label: str
+    accuracy: float
+    interval: tuple[float, float]
+    parameters: int
+    macs_m: float
+    forward_ms: float
+    speedup: tuple[float, float, float]
+
+
+class Comparison(Document):
+    """The content of `summary.json`."""
+
+    seed: int
+    n: int
+    tokens: int
+    models: tuple[Compared, ...]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the demo puts things."""
+
+    path: Path
+
+    @property
+    def lora(self) -> Run:
+        """LoRA at full width."""
+        return Run(self.path / "lora")
+
+    @property
+    def lonas(self) -> Run:
+        """Elastic ranks and widths."""
+        return Run(self.path / "lonas")
+
+    @property
+    def heuristic(self) -> Path:
+        """The document of the middle sub-network."""
+        return self.lonas.path / "heuristic.json"
+
+    @property
+    def exports(self) -> dict[str, Path]:
+        """Label -> export, the reference first."""
+        return {
+            "LoRA, full width": self.lora.export,
+            "LoNAS, heuristic": self.lonas.path / "export-heuristic",
+            "LoNAS, searched": self.lonas.export,
+        }
+
+
+def run_demo(out: Path, *, scale: Scale, seed: int, force: bool) -> Result:
+    """Do all steps, then write `summary.json` and `report.md`.
+
+    Args:
+        out: the directory of the demo; what is there already and fits is kept.
+        scale: `smoke` goes the same road in a fraction of the time, for tests.
+        seed: of the recipes.
+        force: replace what stands there and was not made by the demo.
+
+    Raises:
+        ArtefactMissing: the recipes are not beside the package.
+        ShearlingError: whatever a step refuses; see `shearling.demo.step.carry_out`.
+    """
+    if not RECIPES.is_dir():
+        raise ArtefactMissing("the recipes are not here", where=RECIPES, remedy="Run the demo from a checkout, or from an editable install of one")
+    layout = Layout(out)
+    out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(out / "demo.json")
+    actions = _plan(layout, scale, seed)
+    for number, action in enumerate(actions, start=1):
+        log.print(f"\nstep {number} of {len(actions)}: {action.step.title}", style="bold", markup=False)
+        action.prepare()
+        carry_out(action.step, ledger, force=force)
+    seconds = {action.step.title: round(entry.seconds, 1) for action in actions if (entry := ledger.find(action.step)) is not None}
+    comparison = _compare(layout, seed=seed, seconds=seconds)
+    write_document(out / "summary.json", comparison)
+    write_text(out / "report.md", _markdown(comparison))
+    return Result({"report": str(out / "report.md"), **comparison.model_dump(mode="json")}, _screen(comparison, out))
+
+
+def _plan(layout: Layout, scale: Scale, seed: int) -> list[Action]:
+    smoke, recipes = scale == "smoke", layout.path / "recipes"
+    lora = derive_recipe(LORA_RECIPE, recipes / "lora.toml", smoke=smoke, seed=seed)
+    lonas = derive_recipe(LONAS_RECIPE, recipes / "lonas.toml", smoke=smoke, seed=seed)
+    paths = tuple(str(path) for path in layout.exports.values())
+    exports = tuple(layout.exports.values())
+    evaluate = ("-m", "shearling", "evaluate", *paths, "--task", str(layout.lonas.task))
+    forward = ("-m", "serve.forward", *paths, *(("--blocks", "4") if smoke else ()))
+
+    def share_inputs() -> None:
+        for name in ("task", "base"):
+            share(layout.lora.path / name, layout.lonas.path / name)
+
+    heuristic = ("-m", "search.pick", "--run", str(layout.lonas.path), "--row", str(HEURISTIC_ROW), "--output", str(layout.heuristic))
+    return [
+        Action(_train("Baseline: LoRA at full width", lora, layout.lora)),
+        Action(_search("Baseline: describe its only rank", layout.lora)),
+        Action(_export("Baseline: merge and export it", layout.lora.search / "best.json", layout.lora.search, layout.lora.export)),
+        Action(_train("Train one super-network of elastic ranks and widths", lonas, layout.lonas), share_inputs),
+        Action(_search("Search: least MACs at an accuracy within a point of the largest", layout.lonas)),
+        Action(
+            _export("Cut the best sub-network to size and export it", layout.lonas.search / "best.json", layout.lonas.search, layout.lonas.export)
+        ),
+        Action(Step("Describe the middle sub-network", heuristic, layout.heuristic, (layout.lonas.search,), 5)),
+        Action(_export("Cut it to size and export it", layout.heuristic, layout.heuristic, exports[1])),
+        Action(Step("Accuracy on unseen headlines", evaluate, layout.path / "evaluation.json", exports, 30, keep_json=True)),
+        Action(Step("Time of a forward, all models in turn", forward, layout.path / "forward.json", exports, 30, keep_json=True)),
+    ]
+
+
+def _train(title: str, recipe: Path, run: Run) -> Step:
+    return Step(title, ("-m", "train", "--recipe", str(recipe), "--out", str(run.path)), run.super_adapter, (recipe,), 120)
+
+
+def _search(title: str, run: Run) -> Step:
+    return Step(title, ("-m", "search", "--run", str(run.path)), run.search, (run.super_adapter,), 60)
+
+
+def _export(title: str, subnet: Path, source: Path, destination: Path) -> Step:
+    command = ("-m", "export", "--subnet", str(subnet), "--output", str(destination), "--formats", "hf,openvino,onnx", "--verify", "warn")
+    return Step(title, command, destination, (source,), 30)
+
+
+def _compare(layout: Layout, *, seed: int, seconds: dict[str, float]) -> Comparison:
+    evaluation, forward = read_json(layout.path / "evaluation.json"), read_json(layout.path / "forward.json")
+    scores = {score["directory"]: score for score in evaluation["scores"]}
+    times = {item["directory"]: item for item in forward["times"]}
+    models = tuple(_compared(label, path, scores[str(path)], times[str(path)]) for label, path in layout.exports.items())
+    return Comparison(seed=seed, n=int(evaluation["scores"][0]["n"]), tokens=int(forward["tokens"]), models=models, seconds=seconds)
+
+
+def _compared(label: str, export: Path, score: dict[str, Any], timed: dict[str, Any]) -> Compared:
+    report = read_json(export / "report.json")
+    return Compared(
+        label=label,
+        accuracy=score["accuracy"],
+        interval=(score["interval"][0], score["interval"][1]),
+        parameters=report["parameters"],
+        macs_m=report["macs_m"],
+        forward_ms=timed["ms"],
+        speedup=(timed["speedup"], timed["low"], timed["high"]),
+    )
+
+
+def _cells(comparison: Comparison) -> list[tuple[str, ...]]:
+    reference = comparison.models[0]
+    return [
+        (
+            model.label,
+            f"{100 * model.accuracy:.1f} ({100 * model.interval[0]:.1f}-{100 * model.interval[1]:.1f})",
+            f"{model.parameters / 1e6:.2f}",
+            f"{model.macs_m / 1e3:.3f} ({model.macs_m / reference.macs_m - 1:+.0%})",
+            f"{model.forward_ms:.2f}",
+            f"{model.speedup[0]:.2f} ({model.speedup[1]:.2f}-{model.speedup[2]:.2f})",
+        )
+        for model in comparison.models
+    ]
+
+
+HEADINGS = ("model", "accuracy, % (95 %)", "parameters, M", "MACs at 256 tokens, G", "forward, ms", "speed-up (95 %)")
+
+
+def _markdown(comparison: Comparison) -> str:
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *_cells(comparison)]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    note = f"Seed {comparison.seed}; {comparison.n} unseen rows; one forward of {comparison.tokens} tokens on OpenVINO, batch 1, all models in turn."
+    return f"# LoNAS on an encoder\n\n{table}\n\n{note}\n"
+
+
+def _screen(comparison: Comparison, out: Path) -> Table:
+    table = Table(title=f"{comparison.n} unseen rows", title_justify="left", caption_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for cells in _cells(comparison):
+        table.add_row(*cells)
+    minutes = sum(comparison.seconds.values()) / 60
+    table.caption = f"{minutes:.1f} minutes; report: {out / 'report.md'}"
+    return table

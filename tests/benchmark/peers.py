@@ -1,0 +1,288 @@
+"""llama.cpp and DeepSparse beside our exports: built into environments of their own, measured in the same interleaved run.
+
+    python -m tests.benchmark.peers build llama.cpp runs/peers/llama          # compiles; minutes; needs a C++ compiler
+    python -m tests.benchmark.peers build deepsparse runs/peers/deepsparse    # needs Python 3.11
+    python -m tests.benchmark.peers decode runs/peers/llama --base RUN/base RUN/export-int8 RUN/export-sparse
+    python -m tests.benchmark.peers layer runs/peers/deepsparse
+
+`decode` writes the base as GGUF in Q8_0 and Q4_0 and decodes the same random prompts in llama.cpp and in every export. `layer`
+runs eight layers of 4096 x 4096 with half of their weights zero, one after the other, so that no cache holds them: DeepSparse in
+float32 (all that it accelerates), OpenVINO and our operators in bf16 and int8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from serve.deployment import find_configured
+from serve.runtime import RunOptions
+from serve.statistics import bootstrap_median, paired_ratio
+from serve.worker_process import WorkerProcess
+from shearling.command_line import quiet_libraries
+from tests.train.tiny_gguf import NAMES, interleave
+
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "llama.cpp": ("llama-cpp-python==0.3.36",),
+    "deepsparse": ("deepsparse==1.8.0", "numpy==1.26.4", "onnx==1.14.1", "setuptools<81"),
+}
+QUANTIZATIONS = ("Q8_0", "Q4_0")
+LAYERS, WIDTH = 8, 4096
+
+
+def main(arguments: list[str]) -> int:
+    """Build an environment, or measure with one."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark.peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build")
+    build.add_argument("peer", choices=sorted(PACKAGES))
+    build.add_argument("environment", type=Path)
+    decode = commands.add_parser("decode")
+    decode.add_argument("environment", type=Path)
+    decode.add_argument("exports", type=Path, nargs="+", help="as in `serve bench`")
+    decode.add_argument("--base", type=Path, required=True)
+    decode.add_argument("--prompt-tokens", type=int, default=128)
+    decode.add_argument("--new-tokens", type=int, default=64)
+    layer = commands.add_parser("layer")
+    layer.add_argument("environment", type=Path)
+    for command in (decode, layer):
+        command.add_argument("--threads", type=int, default=2)
+        command.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args(arguments)
+    quiet_libraries()
+    if options.command == "build":
+        build_environment(options.peer, options.environment)
+    else:
+        results = measure_decode(options) if options.command == "decode" else measure_layer(options)
+        sys.stdout.write(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+def build_environment(peer: str, directory: Path) -> None:
+    """A virtual environment with one peer in it; a source distribution is compiled for this processor."""
+    subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+    subprocess.run([str(directory / "bin" / "pip"), "install", "--quiet", *PACKAGES[peer]], check=True)
+
+
+class Peer:
+    """`tests.benchmark.peer_worker` in its environment; use as a context manager."""
+
+    def __init__(self, kind: str, environment: Path, path: Path, *, threads: int) -> None:
+        script = Path(__file__).with_name("peer_worker.py")
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
+        command = [str(environment.absolute() / "bin" / "python"), str(script), kind]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        self.name = str(self.ask({"do": "load", "path": str(path), "threads": threads})["runtime"])
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request, one reply."""
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("the peer has no pipes")
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            raise RuntimeError(self._log.read().decode(errors="replace")[-2000:])
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+
+def measure_decode(options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens per second and first tokens of llama.cpp and of every export; ratios are to the first export, in the same block."""
+    runs: dict[str, Callable[[list[int]], tuple[float, float]]] = {}
+    with ExitStack() as stack:
+        vocabulary = 0
+        for path in options.exports:
+            deployment = find_configured(path)
+            vocabulary = deployment.vocabulary or 256
+            worker = stack.enter_context(WorkerProcess(deployment, RunOptions(threads=options.threads)))
+            worker.load()
+            runs[str(path)] = _our_run(worker, options.new_tokens)
+        for quantization in QUANTIZATIONS:
+            file = options.environment / f"{options.base.absolute().parent.name}-{quantization}.gguf"
+            if not file.is_file():
+                write_gguf(options.base, file, quantization)
+            peer = stack.enter_context(Peer("llama.cpp", options.environment, file, threads=options.threads))
+            runs[f"{peer.name} {quantization}"] = _peer_run(peer, options.new_tokens)
+        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        generator = np.random.default_rng(0)
+        for block in range(options.repeats + 1):
+            prompt = [int(token) for token in generator.integers(0, vocabulary, size=options.prompt_tokens)]
+            for name in list(runs) if block % 2 else list(runs)[::-1]:
+                sample = runs[name](prompt)
+                if block:
+                    samples[name].append(sample)
+    return {name: _summary(values, next(iter(samples.values()))) for name, values in samples.items()}
+
+
+def write_gguf(base: Path, path: Path, quantization: str) -> None:
+    """A Llama checkpoint as GGUF, matrices quantized by gguf's own reference; without a vocabulary, since token ids are given."""
+    import gguf
+
+    from shearling.checkpoint import load_model
+
+    model: Any = load_model(base)
+    config, state = model.config, model.state_dict()
+    kind = gguf.GGMLQuantizationType[quantization]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    tensors = {"token_embd.weight": state["model.embed_tokens.weight"], "output_norm.weight": state["model.norm.weight"]}
+    if not config.tie_word_embeddings:
+        tensors["output.weight"] = state["lm_head.weight"]
+    for layer in range(config.num_hidden_layers):
+        for ours, theirs in NAMES.items():
+            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(theirs)
+            tensor = state[f"model.layers.{layer}.{ours}.weight"]
+            tensors[f"blk.{layer}.{theirs}.weight"] = tensor if heads is None else interleave(tensor, heads)
+    for name, tensor in tensors.items():
+        values = np.ascontiguousarray(tensor, dtype=np.float32)
+        if values.ndim == 1:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def measure_layer(options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds a layer at 1 and 16 rows; ratios are to DeepSparse, in the same block."""
+    generator = np.random.default_rng(0)
+    weights = [generator.standard_normal((WIDTH, WIDTH), dtype=np.float32) / 64 for _ in range(LAYERS)]
+    for weight in weights:
+        weight[generator.random(weight.shape) < 0.5] = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        onnx_file = Path(temporary) / "layers.onnx"
+        _write_onnx(weights, onnx_file)
+        requests = _openvino_requests(weights, options.threads)
+        with Peer("deepsparse", options.environment, onnx_file, threads=options.threads) as peer:
+            results = {f"{rows} rows": _layer_speeds(peer, requests, rows, options.repeats) for rows in (1, 16)}
+    return results
+
+
+def _layer_speeds(peer: Peer, requests: Mapping[str, Any], rows: int, repeats: int) -> dict[str, dict[str, float]]:
+    x = np.random.default_rng(0).standard_normal((rows, WIDTH), dtype=np.float32)
+    samples: dict[str, list[float]] = {peer.name: [], **{name: [] for name in requests}}
+    for block in range(repeats + 1):
+        for name in list(samples) if block % 2 else list(samples)[::-1]:
+            if name == peer.name:
+                seconds = min(peer.ask({"do": "run", "rows": rows, "columns": WIDTH, "repeats": 10})["seconds"])
+            else:
+                seconds = min(_seconds(requests[name], x) for _ in range(10))
+            if block:
+                samples[name].append(seconds)
+    return {
+        name: {
+            "ms": round(1e3 * bootstrap_median(values).median / LAYERS, 4),
+            "speed": round(1 / paired_ratio(values, samples[peer.name]).median, 2),
+        }
+        for name, values in samples.items()
+    }
+
+
+def _our_run(worker: WorkerProcess, new_tokens: int) -> Callable[[list[int]], tuple[float, float]]:
+    def run(prompt: list[int]) -> tuple[float, float]:
+        generation = worker.generate((tuple(prompt),), new_tokens=new_tokens).generation
+        return generation.ttft_s, sum(generation.gaps_s) / len(generation.gaps_s)
+
+    return run
+
+
+def _peer_run(peer: Peer, new_tokens: int) -> Callable[[list[int]], tuple[float, float]]:
+    def run(prompt: list[int]) -> tuple[float, float]:
+        reply = peer.ask({"do": "generate", "token_ids": prompt, "new_tokens": new_tokens})
+        return reply["ttft_s"], sum(reply["gaps_s"]) / len(reply["gaps_s"])
+
+    return run
+
+
+def _summary(values: list[tuple[float, float]], reference: list[tuple[float, float]]) -> dict[str, float]:
+    first, token = zip(*values, strict=True)
+    reference_first, reference_token = zip(*reference, strict=True)
+    return {
+        "first_token_ms": round(1e3 * bootstrap_median(first).median, 2),
+        "tokens_per_s": round(1 / bootstrap_median(token).median, 1),
+        "decode_speed": round(1 / paired_ratio(token, reference_token).median, 3),
+        "first_token_speed": round(1 / paired_ratio(first, reference_first).median, 3),
+    }
+
+
+def _write_onnx(weights: list[np.ndarray], path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("MatMul", ["x" if index == 0 else f"y{index - 1}", f"w{index}"], [f"y{index}"]) for index in range(len(weights))]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", WIDTH]) for name in ("x", f"y{len(weights) - 1}")]
+    initializers = [numpy_helper.from_array(np.ascontiguousarray(weight.T), f"w{index}") for index, weight in enumerate(weights)]
+    graph = helper.make_graph(nodes, "layers", ends[:1], ends[1:], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
+
+
+def _openvino_requests(weights: list[np.ndarray], threads: int) -> dict[str, Any]:
+    import openvino
+    from openvino import opset13
+
+    from export.openvino_format import compress, round_to_bf16
+    from export.sparse_ir import pack_ir
+    from shearling.sparse_linear.build import build_library
+
+    core = openvino.Core()
+    core.add_extension(str(build_library()))
+    requests = {}
+    for kernel in ("OpenVINO", "ours"):
+        for kind in ("bf16", "int8"):
+            x = opset13.parameter([-1, WIDTH], dtype=openvino.Type.f32)
+            y: Any = x
+            for index, weight in enumerate(weights):
+                constant = opset13.constant(weight)
+                constant.set_friendly_name(f"layer{index}.weight")
+                y = opset13.matmul(y, constant, False, True)
+            ir = openvino.Model([y], [x], "layers")
+            if kind == "bf16":
+                round_to_bf16(ir)
+            else:
+                ir = compress(ir, "int8")
+            if kernel == "ours":
+                pack_ir(ir)
+            requests[f"{kernel} {kind}"] = core.compile_model(ir, "CPU", {"INFERENCE_NUM_THREADS": str(threads)}).create_infer_request()
+    return requests
+
+
+def _seconds(request: Any, x: np.ndarray) -> float:
+    started_s = time.perf_counter()
+    request.infer([x])
+    return time.perf_counter() - started_s
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

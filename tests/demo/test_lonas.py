@@ -1,0 +1,22 @@
+"""The demo of elastic widths at smoke scale, with the real encoder: every step, and a table that compares what was exported."""
+
+import json
+
+import pytest
+
+from shearling.demo.lonas import Comparison, run_demo
+from shearling.strict_json import read_document
+
+
+@pytest.mark.demo
+@pytest.mark.pretrained
+def test_the_demo_of_elastic_widths(tmp_path):
+    run_demo(tmp_path / "demo", scale="smoke", seed=1, force=False)
+    comparison = read_document(tmp_path / "demo" / "summary.json", Comparison)
+    lora, heuristic, searched = comparison.models
+    assert searched.macs_m <= lora.macs_m
+    assert heuristic.parameters < lora.parameters
+    assert "LoNAS, searched" in (tmp_path / "demo" / "report.md").read_text()
+    seconds = json.loads((tmp_path / "demo" / "summary.json").read_text())["seconds"]
+    again = run_demo(tmp_path / "demo", scale="smoke", seed=1, force=False)
+    assert again.data["seconds"] == seconds
