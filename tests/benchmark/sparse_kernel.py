@@ -56,7 +56,8 @@ def random_matrix(size: int, value_type: ValueType, sparsity: float) -> Matrix:
     """A square matrix that keeps the magnitude of what it multiplies."""
     generator = np.random.default_rng(0)
     kept = generator.random((size, size), np.float32) >= sparsity
-    weights = generator.standard_normal((size, size), np.float32) * kept * np.float32(1 / np.sqrt(size * (1 - sparsity)))
+    # A product with the mask would leave negative zeros, which are stored.
+    weights = np.where(kept, generator.standard_normal((size, size), np.float32) * np.float32(1 / np.sqrt(size * (1 - sparsity))), np.float32(0))
     if value_type is ValueType.BF16:
         return Matrix((weights.view(np.uint32) >> 16).astype(np.uint16), value_type)
     group, limit = (size, 127) if value_type is ValueType.INT8 else (INT4_GROUP, 7)
