@@ -27,7 +27,8 @@ def load_library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(build_library()))
     pointer, size, number, text = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_char_p
     library.shearling_validate.argtypes, library.shearling_validate.restype = [pointer, size], text
-    library.shearling_pack.argtypes, library.shearling_pack.restype = [number] * 3 + [size] * 3 + [pointer] * 3, size
+    library.shearling_pack.argtypes = [number, number, number, size, size, size, pointer, pointer, pointer]
+    library.shearling_pack.restype = size
     library.shearling_unpack.argtypes, library.shearling_unpack.restype = [pointer, size, pointer, pointer], text
     arguments = [pointer, size, pointer, size, size, pointer, pointer, size, ctypes.c_int, ctypes.c_int, text]
     library.shearling_matmul.argtypes, library.shearling_matmul.restype = arguments, text
