@@ -18,4 +18,7 @@ def openvino_core() -> openvino.Core:
     """The core that reads and compiles everything here; it lives as long as the process."""
     import openvino
 
+    # Its operators are known to those cores alone that are made after it was imported.
+    import openvino_tokenizers  # noqa: F401
+
     return openvino.Core()
