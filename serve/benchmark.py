@@ -63,6 +63,7 @@ class Subject(Document):
     private_memory_bytes: int
     huge_memory_bytes: int
     cpus: tuple[int, ...]
+    nice: int
     metrics: dict[str, Estimate]
     gap_percentiles_s: dict[str, float]
     ratios: dict[str, Estimate]
@@ -160,6 +161,7 @@ def _summarise_subject(index: int, deployment: Deployment, measurement: Measurem
         private_memory_bytes=max(report.private_bytes for report in reports),
         huge_memory_bytes=max(report.huge_bytes for report in reports),
         cpus=reports[-1].cpus,
+        nice=reports[-1].nice,
         metrics={name: bootstrap_median(block_values(samples, index, value), seed=seed) for name, value in METRICS.items()},
         gap_percentiles_s={f"p{share}": percentile(gaps, share / 100) for share in (50, 90, 99)},
         ratios=ratios,

@@ -61,7 +61,6 @@ def require_provider(active: list[str], device: str) -> None:
 
 
 def _check_openvino(device: str) -> None:
-
     available = list(openvino_core().available_devices)
     if device in available or device in {name.partition(".")[0] for name in available}:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -14,6 +15,7 @@ from shearling.artefact import installed_tools
 from shearling.strict_json import Document
 
 RUNTIMES = ("openvino-genai", "openvino-tokenizers", "onnx", "numpy", "onnxruntime-gpu")
+MEASURING_NICE = -10
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -94,6 +96,12 @@ def pin(threads: int | None) -> None:
     cpus = usable_cpus()
     if threads is not None and threads < len(cpus) and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus[-threads:])
+
+
+def raise_priority() -> None:
+    """Let this process go before others, where the system permits: what it measures is over sooner, and less disturbed."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, MEASURING_NICE)
 
 
 def usable_cpus() -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 Runtimes repack weights into hundreds of allocations. Where these lie in small pages is decided once, and makes one process up to
 15 % slower than another with the same model for its whole life: no interval within that process shows it, and a guard without
-this cries wolf. Collapsed into pages of 2 MiB, the same processes agree within 2 %, and decode faster than before.
+this cries wolf. Collapsed into pages of 2 MiB, they decode faster than before, and two of them differ by 2 % (one standard deviation).
 
 MADV_COLLAPSE (Linux 6.1, madvise(2)) copies a range into a huge page at once, whatever the system's setting for huge pages is.
 """

@@ -40,19 +40,9 @@ class OpenVINORuntime:
         missing = [name for name in REQUIRED if not (self._directory / name).is_file()]
         if missing:
             raise ArtefactMissing(f"OpenVINO GenAI needs {', '.join(missing)}", where=self._directory, remedy="Export again with: python -m export")
-        properties = _properties(options) | deployment.properties
-        xml = self._directory / MODEL_FILE["openvino"]
-        extensions = required_extensions(xml)
-        check_packed_weights(xml)
+        self.facts, properties = _prepare(deployment, options)
         try:
-            self.facts = _executed(options, properties)
-        except RuntimeError as error:
-            raise UsageError(f"OpenVINO refuses {properties}: {_last_line(error)}", where=deployment.label) from error
-        if extensions:
-            self.facts.settings["extensions"] = ",".join(library.name for library in extensions)
-        loaded = {"extensions": [str(library) for library in extensions]} if extensions else {}
-        try:
-            self._pipeline = openvino_genai.LLMPipeline(self._directory, options.device, **properties, **loaded)
+            self._pipeline = openvino_genai.LLMPipeline(self._directory, options.device, **properties)
         except RuntimeError as error:
             raise ArtefactCorrupt(f"OpenVINO cannot load it: {_last_line(error)}", where=self._directory, remedy="Export again") from error
         self._tokenizer = self._pipeline.get_tokenizer()
@@ -123,18 +113,32 @@ def load_batching_pipeline(deployment: Deployment, options: RunOptions) -> tuple
     """The same model for many requests at once.
 
     Raises:
-        ArtefactCorrupt: OpenVINO cannot read the model.
-        DeviceUnavailable: see `OpenVINORuntime`.
+        ShearlingError: see `OpenVINORuntime`.
     """
     import openvino_genai
 
-    properties = _properties(options) | deployment.properties
-    facts = _executed(options, properties)
+    facts, properties = _prepare(deployment, options)
     try:
         pipeline = openvino_genai.ContinuousBatchingPipeline(deployment.directory, openvino_genai.SchedulerConfig(), options.device, properties)
     except RuntimeError as error:
         raise ArtefactCorrupt(f"OpenVINO cannot load it: {_last_line(error)}", where=deployment.directory, remedy="Export again") from error
     return pipeline, facts.model_copy(update={"timing_source": "openvino_genai perf_metrics of each request: get_ttft, get_tpot"})
+
+
+def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts, dict[str, Any]]:
+    """What the device will do with this deployment, and the arguments that make a pipeline do it."""
+    properties: dict[str, Any] = _properties(options) | deployment.properties
+    xml = deployment.directory / MODEL_FILE["openvino"]
+    extensions = required_extensions(xml)
+    check_packed_weights(xml)
+    try:
+        facts = _executed(options, properties)
+    except RuntimeError as error:
+        raise UsageError(f"OpenVINO refuses {properties}: {_last_line(error)}", where=deployment.label) from error
+    if extensions:
+        facts.settings["extensions"] = ",".join(library.name for library in extensions)
+        properties["extensions"] = [str(library) for library in extensions]
+    return facts, properties
 
 
 def _properties(options: RunOptions) -> dict[str, str]:

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve.deployment import Deployment
-from serve.environment import huge_memory_bytes, memory_bytes, peak_memory_bytes, pin, private_memory_bytes, usable_cpus
+from serve.environment import huge_memory_bytes, memory_bytes, peak_memory_bytes, pin, private_memory_bytes, raise_priority, usable_cpus
 from serve.huge_pages import collapse_memory
 from serve.runtime import RunOptions, Runtime, load_runtime
 from serve.waiting import waited_s
@@ -45,7 +45,7 @@ class Worker:
             return self._load(request)
         if request["do"] == "report":
             memory = {"peak_bytes": peak_memory_bytes(), "private_bytes": private_memory_bytes(), "huge_bytes": huge_memory_bytes()}
-            return memory | {"cpus": usable_cpus()}
+            return memory | {"cpus": usable_cpus(), "nice": os.getpriority(os.PRIO_PROCESS, 0)}
         if request["do"] == "settle":
             pin(request["threads"])
             return {"huge_bytes": collapse_memory() if request["huge_pages"] else 0}
@@ -88,6 +88,8 @@ def main() -> None:
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_libraries()
+    # Before any thread exists: they inherit it.
+    raise_priority()
     # Libraries write to descriptor 1 as they please; the protocol keeps the real one for itself.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -46,12 +46,14 @@ class ProcessReport(Document):
         private_bytes: resident now and of no file: heap and stacks.
         huge_bytes: of that in huge pages.
         cpus: it may use.
+        nice: its priority; below 0 goes before others.
     """
 
     peak_bytes: int
     private_bytes: int
     huge_bytes: int
     cpus: tuple[int, ...]
+    nice: int
 
 
 class Timed(Document):

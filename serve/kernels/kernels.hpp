@@ -41,6 +41,8 @@ struct KernelSet {
     void (*activate)(Function function, const float* x, const float* factor, size_t count, float* y);
 };
 
+void arrange_avx512(const float* source, size_t stride, const Activations& activations, size_t first, size_t last);
+
 extern const KernelSet avx512_kernels;
 extern const KernelSet avx2_kernels;
 extern const KernelSet portable_kernels;

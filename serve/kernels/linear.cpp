@@ -119,6 +119,14 @@ private:
 // What multiplying a matrix costs, in bytes of memory traffic: rows beyond a few cost as if they were read.
 size_t cost_of(const PackedMatrix& matrix, size_t rows) { return matrix.total_bytes * (1 + rows / 8); }
 
+size_t scratch_for(const PackedMatrix* matrices, size_t count) {
+    size_t most = 0;
+    for (size_t index = 0; index < count; ++index) {
+        most = std::max(most, scratch_bytes(matrices[index]));
+    }
+    return most;
+}
+
 // Matrices times one operand; their panels are one range.
 class Product {
 public:
@@ -135,7 +143,7 @@ public:
 
     void run(size_t chunk) const {
         const size_t first = panels_ * chunk / chunks(), last = panels_ * (chunk + 1) / chunks();
-        Buffer scratch(scratch_bytes(matrices_[0]));
+        Buffer scratch(scratch_for(matrices_, count_));
         size_t start = 0;
         for (size_t index = 0; index < count_; ++index) {
             const size_t stop = start + matrices_[index].panels();
@@ -170,7 +178,7 @@ public:
     void run(size_t chunk) const {
         const size_t panels = matrices_[0].panels(), inner = matrices_[0].rows;
         const size_t first = panels * chunk / chunks(), last = panels * (chunk + 1) / chunks();
-        Buffer scratch(scratch_bytes(matrices_[0]));
+        Buffer scratch(scratch_for(matrices_, gated_ ? 2 : 1));
         settings_.kernels.multiply(matrices_[0], operand_.of(0), first, last, Output{up_, inner, nullptr, nullptr, 0}, scratch.bytes());
         if (gated_) {
             settings_.kernels.multiply(matrices_[1], operand_.of(1), first, last, Output{gate_, inner, nullptr, nullptr, 0}, scratch.bytes());

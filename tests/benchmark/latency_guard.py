@@ -76,6 +76,7 @@ def prepare(model: Path, directory: Path, *, layers: int = 0) -> Path:
     from transformers import AutoTokenizer
 
     from shearling.checkpoint import load_model
+    from shearling.openvino_core import openvino_core
 
     longer: Any = lengthen(load_model(model), layers)
     partial = directory.with_name(f".{directory.name}.partial")
@@ -86,7 +87,7 @@ def prepare(model: Path, directory: Path, *, layers: int = 0) -> Path:
         warnings.simplefilter("ignore")
         export_from_model(longer, output=partial / "float", task="text-generation-with-past", stateful=True)
         parts = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
-    network = openvino.Core().read_model(partial / "float" / "openvino_model.xml")
+    network = openvino_core().read_model(partial / "float" / "openvino_model.xml")
     nncf.set_log_level(logging.ERROR)
     # Its progress bars go to stdout, which is for the result.
     with contextlib.redirect_stdout(sys.stderr):

@@ -212,7 +212,7 @@ def _layer_speeds(peer: Peer, requests: Mapping[str, Any], rows: int, repeats: i
 
 def _our_run(worker: WorkerProcess, new_tokens: int) -> Callable[[list[int]], tuple[float, float]]:
     def run(prompt: list[int]) -> tuple[float, float]:
-        generation = worker.generate(prompt, new_tokens=new_tokens)
+        generation = worker.generate((tuple(prompt),), new_tokens=new_tokens).generation
         return generation.ttft_s, sum(generation.gaps_s) / len(generation.gaps_s)
 
     return run

@@ -191,7 +191,7 @@ def summarise(entries: list[Contestant], seconds: dict[str, list[float]], bandwi
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, and print one JSON object."""
+    """Measure, and print one JSON object for each number of rows."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark.sparse_kernel", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rows", default="1,4,16,512", help="of activations, separated by commas")
@@ -201,13 +201,12 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     bandwidth = read_bandwidth(len(os.sched_getaffinity(0)))
     environment = describe_environment()
-    tables = {}
+    facts = {"cpu": environment.cpu, "cpus": environment.usable_cpus, "size": options.size, "bandwidth_gb_s": round(bandwidth / 1e9, 1)}
     for rows in (int(text) for text in options.rows.split(",")):
         entries = list(contestants(options.size, rows, [float(text) for text in options.sparsities.split(",")]))
         seconds = measure(entries, repeats=options.repeats, inferences=max(1, 10 // -(-rows // 8)))
-        tables[rows] = summarise(entries, seconds, bandwidth)
-    facts = {"cpu": environment.cpu, "cpus": environment.usable_cpus, "size": options.size, "bandwidth_gb_s": round(bandwidth / 1e9, 1)}
-    sys.stdout.write(json.dumps({**facts, "rows": tables}, indent=2) + "\n")
+        sys.stdout.write(json.dumps({**facts, "rows": rows, "contestants": summarise(entries, seconds, bandwidth)}) + "\n")
+        sys.stdout.flush()
     return 0
 
 

@@ -57,7 +57,7 @@ def test_commands_parse(command):
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for document in DOCUMENTS:
-        for target in re.findall(r"^ {4}make ([a-z]+)", document.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        for target in re.findall(r"^ {4}make ([a-z-]+)", document.read_text(encoding="utf-8"), flags=re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"{document.name} shows make {target}"
 
 

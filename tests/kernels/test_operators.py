@@ -75,6 +75,17 @@ def test_three_products_behind_one_norm(tmp_path, value_type, rows):
         assert close(result, norm(x.astype(np.float64), gamma) @ dense(part).T + bias)
 
 
+def test_matrices_of_several_types_share_one_node(tmp_path):
+    kinds = (ValueType.INT8, ValueType.BF16, ValueType.INT4)
+    # Wide enough that a panel of bf16 blocks is larger than the usual scratch memory.
+    matrices = [matrix(16, 5000, seed, kind) for seed, kind in enumerate(kinds)]
+    attributes = {"rows": [16] * 3, "columns": 5000, "norm_epsilon": 0.0, "bias": False, "residual": False}
+    x = activations(5000, rows=6)
+    found = run("SparseLinear", bundle([pack(part) for part in matrices]), attributes, [x], tmp_path)
+    for result, part in zip(found, matrices, strict=True):
+        assert close(result, x.astype(np.float64) @ dense(part).T)
+
+
 def test_a_product_with_a_residual(tmp_path):
     part, x, residual = matrix(HIDDEN, ATTENTION, 0), activations(ATTENTION, rows=3), activations(HIDDEN, rows=3, seed=1)
     attributes = {"rows": [HIDDEN], "columns": ATTENTION, "norm_epsilon": 0.0, "bias": False, "residual": True}

@@ -35,7 +35,7 @@ def measured(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_importing_and_help_touch_no_heavy_library() -> None:
-    modules = "serve.__main__, serve.benchmark, serve.generation, serve.comparison, serve.regression"
+    modules = "serve.__main__, serve.benchmark_artefact, serve.generation, serve.comparison, serve.regression, serve.baseline, serve.concurrency"
     code = f"import sys, {modules}; print({{'torch', 'transformers', 'openvino', 'onnxruntime'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
     assert "bench" in serve("--help").stdout

@@ -14,8 +14,8 @@ import pytest
 from export.openvino_format import MODEL_XML, write_openvino
 from serve.benchmark import run_benchmark
 from serve.deployment import find_configured, find_deployment
-from serve.measurement import make_workload
 from serve.runtime import RunOptions, load_runtime
+from serve.workload import make_workload
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.sparse_linear.extension import required_extensions
 from tests.export.test_zeros import pruned_model
