@@ -218,7 +218,7 @@ def _activation(node: Any | None) -> Activation | None:
     if node is None:
         return None
     kind = node.get_type_name()
-    if kind == "Swish" and len(node.inputs()) == 1:
+    if kind == "Swish" and (len(node.inputs()) == 1 or _scalar(source(node, 1)) == 1.0):
         return "silu"
     if kind == "Gelu":
         return "gelu_tanh" if node.get_attributes()["approximation_mode"].lower() == "tanh" else "gelu_erf"

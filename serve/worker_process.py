@@ -109,11 +109,9 @@ class WorkerProcess:
                     stream.close()
                 except BrokenPipeError:
                     continue  # it died first; `_ask` has said so
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # It owns nothing but memory, and a runtime takes seconds to give that back in order.
+        self._process.kill()
+        self._process.wait()
         self._errors.close()
 
     def load(self) -> LoadReport:

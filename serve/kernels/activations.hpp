@@ -1,11 +1,12 @@
 // Rows of activations, arranged for the kernels.
 //
 // Rows go in tiles of `tile` rows (the last may be shorter). Within a tile, what a kernel reads for one block of weights lies
-// together: [blocks][rows of the tile][terms][4 bytes]. Four bytes are four int8 (4 columns) or one f32.
+// together: [blocks][rows of the tile][terms][4 bytes]. Four bytes are four int8, one f32 or two bf16.
 //
 //   fixed16   x = scale * (256 high + low), one scale per row; terms: high, low
 //   grouped8  x = scale * q, one scale for every 32 columns of a row; one term
 //   wide32    x itself; terms: the f32 of either column of a block of bf16 weights
+//   once16    x rounded to bf16; one term, the pair of a block's columns
 //   plain32   the caller's own f32 rows, not arranged
 //
 // Integer weights are multiplied as unsigned bytes, w + 128; `sums` holds -128 times the sum of the activations of a segment,
@@ -17,7 +18,7 @@
 
 namespace shearling {
 
-enum class Form { fixed16, grouped8, wide32, plain32 };
+enum class Form { fixed16, grouped8, wide32, once16, plain32 };
 
 constexpr size_t activation_group = 32;
 
@@ -34,7 +35,7 @@ struct Activations {
     float* scales;  // fixed16: [rows]; grouped8: [segments][rows of the tile] for each tile
     int32_t* sums;
 
-    size_t terms_per_block() const { return form == Form::grouped8 ? 1 : 2; }
+    size_t terms_per_block() const { return form == Form::grouped8 || form == Form::once16 ? 1 : 2; }
     size_t segments() const { return segment_blocks == 0 ? 0 : (blocks + segment_blocks - 1) / segment_blocks; }
     size_t tiles() const { return (rows + tile - 1) / tile; }
     size_t tile_rows(size_t index) const { return index + 1 < tiles() ? tile : rows - index * tile; }

@@ -1,4 +1,4 @@
-// Kernels for AVX-512 with VBMI2 and VNNI: Ice Lake, Zen 4 and later.
+// Kernels for AVX-512 with VBMI2 and VNNI: Ice Lake, Zen 4 and later. Products of bf16 pairs are used where the processor has them.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -9,7 +9,7 @@
 #include <cstring>
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,popcnt,bmi,bmi2,f16c,fma")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16,popcnt,bmi,bmi2,f16c,fma")
 
 namespace shearling {
 namespace {
@@ -227,7 +227,6 @@ INLINE void multiply_grouped8(Reader reader, const PanelScales& panel, const Act
     }
 }
 
-// A bf16 dot product of two pairs takes as long as two sums in f32 (Zen 4, Sapphire Rapids), which need not round activations.
 template <int rows, class Reader>
 INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __m512 (&result)[rows]) {
     const uint8_t* terms = x.tile_terms(tile);
@@ -251,6 +250,21 @@ INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __
     }
     for (int row = 0; row < rows; ++row) {
         result[row] = sums == 1 ? total[row][0] : _mm512_add_ps(total[row][0], total[row][sums - 1]);
+    }
+}
+
+template <int rows, class Reader>
+INLINE void multiply_once16(Reader reader, const Activations& x, size_t tile, __m512 (&result)[rows]) {
+    const uint8_t* terms = x.tile_terms(tile);
+    for (int row = 0; row < rows; ++row) {
+        result[row] = _mm512_setzero_ps();
+    }
+    for (size_t block = 0; block < x.blocks; ++block) {
+        const __m512bh pairs = reinterpret_cast<__m512bh>(reader.next());
+        for (int row = 0; row < rows; ++row) {
+            result[row] = _mm512_dpbf16_ps(result[row], pairs, reinterpret_cast<__m512bh>(broadcast(terms + 4 * row)));
+        }
+        terms += 4 * rows;
     }
 }
 
@@ -278,6 +292,8 @@ __attribute__((noinline)) void multiply_tile(Reader reader, const Panel& panel, 
         multiply_fixed16<rows>(reader, panel.scales, x, tile, result);
     } else if constexpr (form == Form::grouped8) {
         multiply_grouped8<rows>(reader, panel.scales, x, tile, result);
+    } else if constexpr (form == Form::once16) {
+        multiply_once16<rows>(reader, x, tile, result);
     } else {
         multiply_wide32<rows>(reader, x, tile, result);
     }
@@ -373,6 +389,7 @@ void multiply_expanded(const Panel& panel, const uint8_t* scratch, const Activat
     switch (x.form) {
         case Form::fixed16: return multiply_up_to<fixed16_tile, Form::fixed16>(reader, panel, x, tile, output);
         case Form::grouped8: return multiply_up_to<grouped8_tile, Form::grouped8>(reader, panel, x, tile, output);
+        case Form::once16: return multiply_up_to<wide32_tile, Form::once16>(reader, panel, x, tile, output);
         default: return multiply_up_to<wide32_tile, Form::wide32>(reader, panel, x, tile, output);
     }
 }
@@ -381,7 +398,7 @@ void multiply(const PackedMatrix& matrix, const Activations& x, size_t first, si
     if (x.form == Form::plain32) {
         return multiply_exact(matrix, x, first, last, output, scratch);
     }
-    if (x.rows <= direct_rows && x.form != Form::grouped8) {
+    if (x.rows <= direct_rows && (x.form == Form::fixed16 || x.form == Form::wide32)) {
         for (size_t index = first; index < last; ++index) {
             const Panel panel = panel_of(matrix, index);
             visit_panel(matrix, index, MultiplyDirect{panel, x, output});

@@ -113,6 +113,27 @@ void arrange_wide32(const float* source, const Activations& x, size_t row) {
     }
 }
 
+// f32 -> bf16, to nearest even; NaN stays NaN.
+INLINE __m256i round_to_bf16(__m512 value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+    const __mmask16 strange = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, strange, _mm512_set1_epi32(0x7FC0)));
+}
+
+void arrange_once16(const float* source, const Activations& x, size_t row) {
+    const Place place = place_of(x, row);
+    auto* terms = const_cast<uint8_t*>(x.tile_terms(place.tile)) + place.row * 4;
+    const size_t stride = place.rows * 4;
+    for (size_t column = 0; column < x.columns; column += 16) {
+        const size_t count = x.columns - column < 16 ? x.columns - column : 16;
+        alignas(32) uint8_t pieces[32];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(pieces), round_to_bf16(_mm512_maskz_loadu_ps(lanes(count), source + column)));
+        scatter_blocks<4>(pieces, terms + column / 2 * stride, stride, (count + 1) / 2);
+    }
+}
+
 }  // namespace
 
 void arrange_avx512(const float* source, size_t stride, const Activations& x, size_t first, size_t last) {
@@ -121,6 +142,7 @@ void arrange_avx512(const float* source, size_t stride, const Activations& x, si
             case Form::fixed16: arrange_fixed16(source + row * stride, x, row); break;
             case Form::grouped8: arrange_grouped8(source + row * stride, x, row); break;
             case Form::wide32: arrange_wide32(source + row * stride, x, row); break;
+            case Form::once16: arrange_once16(source + row * stride, x, row); break;
             case Form::plain32: break;
         }
     }

@@ -17,14 +17,23 @@ constexpr size_t most_chunks = 64;
 
 size_t chunks_for(size_t bytes, size_t most) { return std::max<size_t>(1, std::min({bytes / chunk_bytes, most, most_chunks})); }
 
+bool multiplies_bf16() {
+#if defined(__x86_64__)
+    static const bool able = __builtin_cpu_supports("avx512bf16");
+    return able;
+#else
+    return false;
+#endif
+}
+
 Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settings) {
     if (settings.precision == Precision::exact || !settings.kernels.quantises) {
         return Form::plain32;
     }
-    if (matrix.value_type == ValueType::bf16) {
-        return Form::wide32;
-    }
     constexpr size_t few_rows = 8;
+    if (matrix.value_type == ValueType::bf16) {
+        return rows > few_rows && multiplies_bf16() ? Form::once16 : Form::wide32;
+    }
     const bool groups_nest = matrix.groups() == 1 || matrix.group_size % activation_group == 0;
     return rows <= few_rows || !groups_nest ? Form::fixed16 : Form::grouped8;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +19,17 @@ Kernels = str
 
 
 @functools.cache
-def load_library() -> ctypes.CDLL:
+def load_library() -> Any:
     """The library with its C interface declared; compiled on first use.
 
     Raises:
         CompilerMissing: it cannot be built here.
     """
-    library = ctypes.CDLL(str(build_library()))
+    library: Any = ctypes.CDLL(str(build_library()))
     pointer, size, number, text = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_char_p
     library.shearling_validate.argtypes, library.shearling_validate.restype = [pointer, size], text
-    library.shearling_pack.argtypes, library.shearling_pack.restype = [number] * 3 + [size] * 3 + [pointer] * 3, size
+    library.shearling_pack.argtypes = [number, number, number, size, size, size, pointer, pointer, pointer]
+    library.shearling_pack.restype = size
     library.shearling_unpack.argtypes, library.shearling_unpack.restype = [pointer, size, pointer, pointer], text
     library.shearling_matmul.argtypes = [pointer, size, pointer, size, size, pointer, pointer, size, ctypes.c_int, ctypes.c_int, text]
     library.shearling_matmul.restype = text

@@ -56,7 +56,8 @@ def random_matrix(size: int, value_type: ValueType, sparsity: float) -> Matrix:
     """A square matrix that keeps the magnitude of what it multiplies."""
     generator = np.random.default_rng(0)
     kept = generator.random((size, size), np.float32) >= sparsity
-    weights = generator.standard_normal((size, size), np.float32) * kept * np.float32(1 / np.sqrt(size * (1 - sparsity)))
+    # A product with the mask would leave negative zeros, which are stored.
+    weights = np.where(kept, generator.standard_normal((size, size), np.float32) * np.float32(1 / np.sqrt(size * (1 - sparsity))), np.float32(0))
     if value_type is ValueType.BF16:
         return Matrix((weights.view(np.uint32) >> 16).astype(np.uint16), value_type)
     group, limit = (size, 127) if value_type is ValueType.INT8 else (INT4_GROUP, 7)
@@ -85,14 +86,15 @@ def stock_product(matrix: Matrix, layer: int) -> tuple[Node, int]:
     if matrix.value_type is ValueType.BF16:
         tensor = ov.Tensor(ov.Type.bf16, ov.Shape([rows, columns]))
         tensor.data.view(np.uint16)[:] = matrix.values
-        constant = ov.op.Constant(tensor)
+        constant = ov.op.Constant(tensor, shared_memory=False)
         return lambda x: op.matmul(x, op.convert(constant, "f32"), False, True).output(0), matrix.values.nbytes
     assert matrix.scales is not None
     stored, shape = matrix.values, [rows, columns]
     if matrix.value_type is ValueType.INT4:
         shape = [rows, columns // matrix.group_size, matrix.group_size]
         nibbles = matrix.values.view(np.uint8).reshape(-1, 2) & 15
-        constant = op.constant(ov.Tensor((nibbles[:, 0] | nibbles[:, 1] << 4).astype(np.uint8), shape, ov.Type.i4))
+        tensor = ov.Tensor((nibbles[:, 0] | nibbles[:, 1] << 4).astype(np.uint8), shape, ov.Type.i4)
+        constant = ov.op.Constant(tensor, shared_memory=False)
         scales = matrix.scales[:, :, None]
     else:
         constant, scales = op.constant(stored), matrix.scales
