@@ -187,6 +187,6 @@ def _measure_openvino(
         raise UsageError("classifiers are evaluated in torch", where=path, remedy="Export the format hf as well")
     xml = path / OPENVINO_MODEL
     # What the export counted and certified.
-    noted = core_for(xml).read_model(xml).get_rt_info()
-    sparsity = float(noted["sparsity"].astype(dict)["share"].astype(str)) if "sparsity" in noted else 0.0
+    model, share = core_for(xml).read_model(xml), ["sparsity", "share"]
+    sparsity = float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else 0.0
     return evaluator.measure(openvino_scorer(xml, load_tokenizer(path), batch_size=batch_size, on_rows=on_rows)), sparsity
