@@ -83,7 +83,7 @@ def test_every_record_is_on_the_disk_before_the_next_is_measured(tmp_path: Path)
     path = tmp_path / "j"
 
     class Watching(Separable):
-        def measure(self, indices):  # type: ignore[no-untyped-def]
+        def measure(self, indices):
             lines = path.read_bytes().splitlines() if path.exists() else []
             assert len(lines) == len(self.measured)
             return super().measure(indices)

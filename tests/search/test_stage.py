@@ -48,7 +48,7 @@ def run(trained: Path, tmp_path: Path) -> Run:
 def settings(**changes: object) -> SearchSettings:
     sizes = {"evaluations": 12, "population": 4, "limit": None, "batch_size": 8}
     defaults = {"algorithm": "nsga2", "seed": 0, "task": None, "precision": "fp32", **sizes}
-    return SearchSettings(**{**defaults, **changes})  # type: ignore[arg-type]
+    return SearchSettings(**{**defaults, **changes})
 
 
 def command(run: Run, *options: str) -> list[str]:
@@ -155,7 +155,7 @@ def test_interrupted_in_process_and_resumed_measures_nothing_twice(run: Run, mon
     measured = []
     original = SubnetObjective.measure
 
-    def stop_at_five(self: SubnetObjective, indices: tuple[int, ...]):  # type: ignore[no-untyped-def]
+    def stop_at_five(self: SubnetObjective, indices: tuple[int, ...]):
         if len(measured) == 5:
             raise KeyboardInterrupt
         measured.append(indices)
@@ -179,7 +179,7 @@ def test_no_candidate_is_exit_1_and_another_constraint_reuses_the_evaluations(ru
     refused = shell(command(run, "--force", "--algorithm", "heuristic", "--min-accuracy", "1.0", "--max-params", "1", "--json"))
     assert refused.returncode == 1
     assert json.loads(refused.stdout)["error"] == "NoCandidate"
-    assert open_subnet(run.search / "best.json").subnet.provenance.algorithm == "nsga2", "the search that stood there is intact"  # type: ignore[union-attr]
+    assert open_subnet(run.search / "best.json").subnet.provenance.algorithm == "nsga2", "the search that stood there is intact"
 
 
 def test_other_settings_start_over(run: Run) -> None:
