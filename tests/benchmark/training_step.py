@@ -33,6 +33,7 @@ from train.adapter_space import build_search_space
 from train.attention import use_fast_attention
 from train.causal_loss import causal_loss
 from train.rank_sampler import RankSampler
+from train.tokenised_rows import IGNORED_LABEL
 
 Batch = Mapping[str, Tensor]
 Step = Callable[[Batch], float]
@@ -113,10 +114,13 @@ def compare(steps: Mapping[str, Step], batch: Batch, *, repeats: int, warmup: in
     return Timing(rows, tokens, {name: float(torch.tensor(values).median()) for name, values in seconds.items()}, ratios)
 
 
-def make_batch(rows: int, tokens: int, vocabulary: int, *, seed: int = 0) -> Batch:
-    """Random token ids, all of them learnt: the same work for every variant."""
+def make_batch(rows: int, tokens: int, vocabulary: int, *, seed: int = 0, learnt: int | None = None) -> Batch:
+    """Random token ids, the same for every variant; the last `learnt` of a row are its labels, or all of them."""
     ids = torch.randint(3, vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    labels = ids.clone()
+    if learnt is not None:
+        labels[:, :-learnt] = IGNORED_LABEL
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
 def _peft_step(model: nn.Module, settings: Settings) -> Step:
@@ -192,6 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--base", type=Path, required=True, help="a base artefact or Hugging Face directory, such as runs/demo/base")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--tokens", type=int)
+    parser.add_argument("--learnt", type=int, help="labels of a row, at its end, as where answers alone are learnt; all tokens otherwise")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--sampled", action="store_true", help="draw ranks as training does, instead of PEFT's full rank")
@@ -202,8 +207,10 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(rank=options.rank, groups=groups, sampled=options.sampled, bf16=resolve_precision(options.precision) == "bf16")
     steps = make_steps(lambda: load_model(options.base), settings)
     vocabulary = json.loads((options.base / "config.json").read_text())["vocab_size"]
-    timings = [compare(steps, make_batch(rows, tokens, vocabulary), repeats=options.repeats) for rows, tokens in _shapes(options)]
-    facts = {"threads": torch.get_num_threads(), "torch": torch.__version__, "repeats": options.repeats, **asdict(settings)}
+    timings = [
+        compare(steps, make_batch(rows, tokens, vocabulary, learnt=options.learnt), repeats=options.repeats) for rows, tokens in _shapes(options)
+    ]
+    facts = {"learnt": options.learnt, "threads": torch.get_num_threads(), "torch": torch.__version__, "repeats": options.repeats, **asdict(settings)}
     shown = [{**asdict(timing), "ratios": {name: ratio.model_dump() for name, ratio in timing.ratios.items()}} for timing in timings]
     sys.stdout.write(json.dumps({**facts, "timings": shown}, indent=2) + "\n")
     return 0
