@@ -7,8 +7,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from shearling.sparse_linear.build import build_library
-from shearling.sparse_linear.extension import node_factory
+from shearling.sparse_linear.extension import core_for, node_factory
 from shearling.sparse_linear.format import Encoding, ValueType, bundle, pack
 from tests.kernels.matrices import dense, random_matrix
 
@@ -45,8 +44,7 @@ def run(kind, inputs, attributes, tensors, tmp_path, *, precision="f32", element
     node = node_factory().create(kind, nodes, {**attributes, **COMMON})
     model = ov.Model([op.result(output) for output in node.outputs()], parameters)
     ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
-    core = ov.Core()
-    core.add_extension(str(build_library()))
+    core = core_for(tmp_path / "model.xml")
     compiled = core.compile_model(core.read_model(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": precision})
     for _ in range(2):
         results = compiled([tensor.astype(element) for tensor in tensors])
