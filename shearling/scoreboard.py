@@ -32,7 +32,8 @@ class Score(Document):
         interval: Wilson, 95 %.
         loss: mean negative log-likelihood of the right answer, nats.
         bits_per_byte: of the raw texts; None where the task has none.
-        sparsity: share of zeros in the linear layers of the decoder, counted in the weights.
+        sparsity: share of zeros in the linear layers of the decoder, counted in the weights; of an OpenVINO model what its export
+            certified, None where it says nothing.
         seconds: of the evaluation.
     """
 
@@ -42,7 +43,7 @@ class Score(Document):
     interval: tuple[float, float]
     loss: float | None
     bits_per_byte: float | None
-    sparsity: float
+    sparsity: float | None
     seconds: float
 
 
@@ -95,7 +96,9 @@ def scoreboard_screen(board: Scoreboard) -> Table:
     for score in board.scores:
         low, high = score.interval
         bits = "" if score.bits_per_byte is None else f"{score.bits_per_byte:.3f}"
-        table.add_row(score.directory, f"{score.accuracy:.1%}", f"{low:.1%} to {high:.1%}", bits, f"{score.sparsity:.1%}")
+        table.add_row(
+            score.directory, f"{score.accuracy:.1%}", f"{low:.1%} to {high:.1%}", bits, "" if score.sparsity is None else f"{score.sparsity:.1%}"
+        )
     table.caption = "zeros: share in the linear layers of the decoder"
     return table
 
@@ -177,7 +180,7 @@ def _measure_torch(
 
 def _measure_openvino(
     path: Path, evaluator: Evaluator | ClassifierEvaluator, *, batch_size: int, precision: Precision, on_rows: OnRows
-) -> tuple[Evaluation, float]:
+) -> tuple[Evaluation, float | None]:
     from shearling.checkpoint import load_tokenizer
     from shearling.classification import ClassifierEvaluator
     from shearling.evaluation import openvino_scorer
@@ -188,5 +191,5 @@ def _measure_openvino(
     xml = path / OPENVINO_MODEL
     # What the export counted and certified.
     model, share = core_for(xml).read_model(xml), ["sparsity", "share"]
-    sparsity = float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else 0.0
+    sparsity = float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else None
     return evaluator.measure(openvino_scorer(xml, load_tokenizer(path), batch_size=batch_size, on_rows=on_rows)), sparsity

@@ -151,20 +151,21 @@ def _rows(layout: DemoLayout, board: Scoreboard, benchmark: dict[str, Any]) -> t
     rows = []
     for role, model in compared_models(layout).items():
         deployed = str(exports[role]) if role in exports else None
-        if str(model) not in scores or (deployed is not None and deployed not in subjects):
+        score = scores.get(str(model))
+        if score is None or score.sparsity is None or (deployed is not None and deployed not in subjects):
             raise ArtefactMismatch(f"the results do not cover '{role}'", where=layout.path, remedy="Run the demo again with --force")
-        rows.append(_row(role, scores[str(model)], subjects[deployed] if deployed is not None else None))
+        rows.append(_row(role, score, score.sparsity, subjects[deployed] if deployed is not None else None))
     return tuple(rows)
 
 
-def _row(role: str, score: Score, subject: dict[str, Any] | None) -> Row:
+def _row(role: str, score: Score, sparsity: float, subject: dict[str, Any] | None) -> Row:
     return Row(
         role=role,
         label=LABELS[role],
         accuracy=score.accuracy,
         interval=score.interval,
         bits_per_byte=score.bits_per_byte,
-        sparsity=score.sparsity,
+        sparsity=sparsity,
         speed=None if subject is None else _speed(subject),
     )
 

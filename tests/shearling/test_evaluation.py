@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openvino
 import pytest
 import torch
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, NonFiniteWeights, UsageError
 from shearling.evaluation import Evaluation, Evaluator, evaluate, evaluate_openvino, torch_scorer, wilson_interval
 from shearling.lm_eval_task import write_lm_eval_tasks
+from shearling.openvino_core import openvino_core
+from shearling.scoreboard import score_models
 from shearling.task import TaskRow, read_rows, write_rows
 from tests.tiny_models import FAMILIES, tiny_tokenizer
 from tests.tiny_runs import tiny_network
@@ -207,6 +210,22 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     assert deployed.answers == trained.answers
     assert deployed.loss == pytest.approx(trained.loss, rel=1e-4)
     assert deployed.bits_per_byte == pytest.approx(trained.bits_per_byte, rel=1e-4)
+
+    tokenizer.save_pretrained(tmp_path)
+    (task / "task.json").write_text('{"name": "headlines"}')
+    (score,) = score_models([tmp_path], task=str(task), split="test").scores
+    assert score.n == trained.n
+    # Nothing certifies its zeros, so nothing is said of them.
+    assert score.sparsity is None
+    ir = openvino_core().read_model(xml)
+    ir.set_rt_info("0.500000", ["sparsity", "share"])
+    (tmp_path / "pruned").mkdir()
+    openvino.save_model(ir, tmp_path / "pruned" / xml.name, compress_to_fp16=False)
+    for file in tmp_path.glob("*.json"):
+        shutil.copy(file, tmp_path / "pruned")
+    (score,) = score_models([tmp_path / "pruned"], task=str(task), split="test").scores
+    assert score.sparsity == 0.5
+
     xml.write_text("<net")
     with pytest.raises(ModelUnsupported, match="cannot compile"):
         evaluate_openvino(xml, tokenizer, task="headlines", split="test", include_path=task)
