@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from shearling.elastic_lora import active_size
+from shearling.frozen_linear import FrozenLinear
 
 
-class ElasticLinear(nn.Module):
+class ElasticLinear(FrozenLinear):
     """y = W[:out, :in] x + b[:out].
 
     Args:
         base: the frozen linear layer; its parameters are shared, not copied, and stop requiring gradients.
     """
-
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.weight = base.weight.requires_grad_(False)
-        self.bias = None if base.bias is None else base.bias.requires_grad_(False)
-        self.active_out, self.active_in = base.out_features, base.in_features
-        self._held: Tensor | None = None
-
-    @property
-    def in_features(self) -> int:
-        """Full width of the input."""
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """Full width of the output."""
-        return self.weight.shape[0]
-
-    def cut(self, *, out_features: int | None, in_features: int | None) -> None:
-        """Use the first rows and columns from now on; None leaves a side whole.
-
-        Raises:
-            ShapeMismatch: not in 1..the full size.
-        """
-        self.active_out, self.active_in = active_size(out_features, self.out_features), active_size(in_features, self.in_features)
-        self._held = None
 
     def active_weight(self) -> Tensor:
         """[out, in], contiguous: a matrix product may round differently for another memory layout of the same numbers."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shearling.errors import NonFiniteWeights, ShapeMismatch
+from shearling.frozen_linear import FrozenLinear
 
 
 def effective_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, *, scaling: float, mask: Tensor | None = None) -> Tensor:
@@ -97,20 +98,7 @@ class ActiveParts(NamedTuple):
     mask: Tensor | None
 
 
-def active_size(wanted: int | None, full: int) -> int:
-    """Number of rows or columns in use.
-
-    Raises:
-        ShapeMismatch: not in 1..full.
-    """
-    if wanted is None:
-        return full
-    if not 1 <= wanted <= full:
-        raise ShapeMismatch(f"width {wanted} is outside 1..{full}")
-    return wanted
-
-
-class ElasticLoraLinear(nn.Module):
+class ElasticLoraLinear(FrozenLinear):
     """A frozen linear layer with an adapter whose rank can be cut to a prefix, and whose own sides can be.
 
     Args:
@@ -128,14 +116,11 @@ class ElasticLoraLinear(nn.Module):
     def __init__(
         self, base: nn.Linear, *, r_max: int, scaling: float, mask: Tensor | None, dropout: float = 0.0, generator: torch.Generator | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(base)
         if mask is not None and mask.shape != base.weight.shape:
             raise ShapeMismatch(f"weight {list(base.weight.shape)}, mask {list(mask.shape)} do not fit together")
-        self.weight = base.weight.requires_grad_(False)
-        self.bias = None if base.bias is None else base.bias.requires_grad_(False)
         self.r_max = r_max
         self.rank = r_max
-        self.active_out, self.active_in = base.out_features, base.in_features
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
         self.mask: Tensor | None
@@ -145,17 +130,6 @@ class ElasticLoraLinear(nn.Module):
         # kaiming_uniform with a = sqrt(5), as PEFT initialises
         bound = 1 / math.sqrt(base.in_features)
         nn.init.uniform_(self.lora_a, -bound, bound, generator=generator)
-        self._merged: Tensor | None = None
-
-    @property
-    def in_features(self) -> int:
-        """Width of the input."""
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output."""
-        return self.weight.shape[0]
 
     def activate(self, rank: int) -> None:
         """Use the first `rank` rows of A and columns of B from now on.
@@ -166,16 +140,7 @@ class ElasticLoraLinear(nn.Module):
         if not 1 <= rank <= self.r_max:
             raise ShapeMismatch(f"rank {rank} is outside 1..{self.r_max}")
         self.rank = rank
-        self._merged = None
-
-    def cut(self, *, out_features: int | None, in_features: int | None) -> None:
-        """Use the first rows and columns of the frozen weight from now on; None leaves a side whole.
-
-        Raises:
-            ShapeMismatch: not in 1..the full size.
-        """
-        self.active_out, self.active_in = active_size(out_features, self.out_features), active_size(in_features, self.in_features)
-        self._merged = None
+        self._held = None
 
     def active_parts(self) -> ActiveParts:
         """Weight, bias, factors and mask of the active sub-network, as views."""
@@ -203,7 +168,7 @@ class ElasticLoraLinear(nn.Module):
 
     def hold_merged(self, *, hold: bool) -> None:
         """Compute the merged weight once and use it until the rank changes (evaluation of one sub-network)."""
-        self._merged = self.merged_weight().to(self.weight.dtype) if hold and self.mask is not None else None
+        self._held = self.merged_weight().to(self.weight.dtype) if hold and self.mask is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the active sub-adapter.
@@ -215,8 +180,8 @@ class ElasticLoraLinear(nn.Module):
             [..., out].
         """
         weight, bias, lora_a, lora_b, mask = self.active_parts()
-        if self._merged is not None:
-            return F.linear(x, self._merged, bias)
+        if self._held is not None:
+            return F.linear(x, self._held, bias)
         if mask is None:
             update = F.linear(F.linear(self.dropout(x), lora_a), lora_b)
             return F.linear(x, weight, bias) + update * self.scaling

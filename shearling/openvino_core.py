@@ -19,6 +19,6 @@ def openvino_core() -> openvino.Core:
     import openvino
 
     # Its operators are known to those cores alone that are made after it was imported.
-    import openvino_tokenizers  # noqa: F401
+    import openvino_tokenizers  # noqa: F401 (importing it is what registers them)
 
     return openvino.Core()

@@ -109,7 +109,7 @@ def test_materialised_evaluation_is_the_same_function_and_ends(masked):
         smaller = logits(network.model)
         assert not torch.equal(smaller, expected)
     assert torch.equal(logits(network.model), smaller)
-    assert all(layer._merged is None for layer in network.layers.values())
+    assert all(layer._held is None for layer in network.layers.values())
 
 
 @pytest.mark.parametrize("masked", [True, False])
