@@ -88,6 +88,20 @@ GATES: dict[Weights, Gate] = {
 """By the precision of weights and arithmetic, whichever is lower."""
 
 
+ROUNDING_ALLOWANCE = 4.0
+"""A difference of so many times the reference's own rounding says nothing about the export: both sides round, in other orders."""
+
+
+def widen(gate: Gate, rounding: float) -> Gate:
+    """The gate for a model whose logits float32 itself cannot tell more exactly.
+
+    Args:
+        gate: of a float32 candidate.
+        rounding: see `rounding_of`.
+    """
+    return gate if gate.max_abs is None else gate.model_copy(update={"max_abs": max(gate.max_abs, ROUNDING_ALLOWANCE * rounding)})
+
+
 def fixed_blocks(tokenizer: Any, *, vocabulary: int) -> list[npt.NDArray[np.int64]]:
     """The inputs of every parity check: blocks of text, then one of random tokens, each [tokens] int64.
 
@@ -134,6 +148,24 @@ def torch_logits(model: nn.Module, blocks: Sequence[npt.NDArray[np.int64]]) -> L
         outputs = [model(input_ids=torch.from_numpy(block)[None], **options).logits for block in blocks]
     # A decoder answers for every position, a classifier once.
     return [(logits[0] if logits.ndim == 3 else logits).float().numpy() for logits in outputs]
+
+
+def rounding_of(model: Any, blocks: Sequence[npt.NDArray[np.int64]], logits: Logits) -> float:
+    """The largest change of a logit when torch multiplies in float64 instead: how well the model determines its own logits.
+
+    Normalisations that cast to float32 by themselves stay so.
+
+    Args:
+        model: float32; comes back as it was.
+        blocks: inputs.
+        logits: of the model in float32 on them.
+    """
+    try:
+        exact = torch_logits(model.double(), blocks)
+    finally:
+        # Lossless: every value came from float32.
+        model.float()
+    return float(max(np.abs(left - right).max() for left, right in zip(exact, logits, strict=True)))
 
 
 def openvino_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]], *, config: dict[str, str]) -> Logits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,20 @@ from export.classifier_format import onnx_class_logits, openvino_class_logits, w
 from export.narrowing import check_size, without_frozen_formats
 from export.onnx_format import write_onnx
 from export.openvino_format import write_openvino
-from export.parity import FLOAT32_CPU, GATES, Logits, compare, fixed_blocks, onnx_logits, openvino_logits, torch_logits
+from export.parity import (
+    FLOAT32_CPU,
+    GATES,
+    ROUNDING_ALLOWANCE,
+    Gate,
+    Logits,
+    compare,
+    fixed_blocks,
+    onnx_logits,
+    openvino_logits,
+    rounding_of,
+    torch_logits,
+    widen,
+)
 from export.report import ExportReport, PackingReport, ParityCheck, ZeroCheck
 from export.request import ExportRequest
 from export.weights import PACKABLE, Weights
@@ -57,6 +71,13 @@ class _Work:
     def classifies(self) -> bool:
         """Whether the model is a classifier, which has no cache and answers once."""
         return is_classifier(self.model.config)
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        """See `rounding_of`; of the merged model, measured where a gate would break."""
+        rounding = rounding_of(self.model, self.blocks, self.merged)
+        log.print(f"in float64 the model's own logits change by up to {rounding:.2e}: the float32 gate allows {ROUNDING_ALLOWANCE:g} times that")
+        return rounding
 
 
 def export_subnet(path: Path, request: ExportRequest) -> Artefact:
@@ -195,10 +216,10 @@ def _merge(network: SuperNetwork, opened: OpenSubnet, mode: MergeMode, masks: Ma
 
 
 def _record(work: _Work, candidate: str, reference_name: str, precision: Weights, reference: Logits, logits: Logits, *, gated: bool = True) -> None:
-    from export.parity import Gate
-
     parity = compare(reference, logits, work.blocks)
     gate = GATES[precision] if gated else Gate()
+    if precision == "fp32" and gate.violations(parity):
+        gate = widen(gate, work.rounding)
     check = ParityCheck(
         candidate=candidate, reference=reference_name, precision=precision, parity=parity, gate=gate, violations=tuple(gate.violations(parity))
     )

@@ -99,17 +99,23 @@ def bench(
     debug: DebugFlag = False,
 ) -> Result:
     """Measure models side by side: first token, per token, memory, load time, size."""
-    from serve.benchmark import run_benchmark
+    from serve.benchmark import BenchmarkInterrupted, run_benchmark
     from serve.benchmark_artefact import run_into
     from serve.screen import benchmark_screen
     from serve.workload import make_workload
+    from shearling.console import log
 
     options = _options(device, precision, threads, hint=hint, huge_pages=huge_pages)
     workload = make_workload(prompt_tokens, new_tokens, repeats=repeats, warmup=warmup, sessions=sessions, seed=seed, trace=trace, batch=batch)
-    if output is None:
-        benchmark = run_benchmark(directories, options=options, workload=workload, choice=model_format)
-    else:
-        benchmark = run_into(output, directories, options=options, workload=workload, choice=model_format, force=force)
+    try:
+        if output is None:
+            benchmark = run_benchmark(directories, options=options, workload=workload, choice=model_format)
+        else:
+            benchmark = run_into(output, directories, options=options, workload=workload, choice=model_format, force=force)
+    except BenchmarkInterrupted as interruption:
+        log.print(benchmark_screen(interruption.benchmark))
+        log.print("of the finished blocks; with --output they would be kept, and continued")
+        raise
     return Result(benchmark.model_dump(mode="json", by_alias=True), benchmark_screen(benchmark, output=output))
 
 

@@ -82,6 +82,18 @@ class Benchmark(Document):
     samples: tuple[Sample, ...]
 
 
+class BenchmarkInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a benchmark that is kept nowhere.
+
+    Attributes:
+        benchmark: of the blocks that were finished.
+    """
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        super().__init__()
+        self.benchmark = benchmark
+
+
 def run_benchmark(
     paths: Sequence[Path],
     *,
@@ -105,6 +117,7 @@ def run_benchmark(
         UsageError: the workload does not fit a context.
         ArtefactError: a directory cannot be used.
         DeviceUnavailable: before anything is loaded.
+        BenchmarkInterrupted: KeyboardInterrupt after the first whole block, and no `unfinished` keeps it.
     """
     if not paths:
         raise UsageError("nothing to measure", remedy="Give at least one directory")
@@ -113,13 +126,22 @@ def run_benchmark(
         check_device(model_format, options.device)
     environment = describe_environment()
     earlier = continue_from(unfinished, deployments, options, workload) if unfinished else None
+    measurement = earlier or Measurement([[] for _ in deployments], [[] for _ in deployments])
 
     def on_block(measurement: Measurement) -> None:
         if unfinished:
             keep(unfinished, deployments, options, workload, measurement)
 
-    measurement = measure(deployments, options, workload, enough=enough, result=earlier, on_block=on_block)
-    return summarise(deployments, measurement, options=options, workload=workload, environment=environment)
+    def summary() -> Benchmark:
+        return summarise(deployments, measurement, options=options, workload=workload, environment=environment)
+
+    try:
+        measure(deployments, options, workload, enough=enough, result=measurement, on_block=on_block)
+    except KeyboardInterrupt as interruption:
+        if measurement.samples and unfinished is None:
+            raise BenchmarkInterrupted(summary()) from interruption
+        raise
+    return summary()
 
 
 def summarise(

@@ -89,38 +89,36 @@ def measure(
     options: RunOptions,
     workload: Workload,
     *,
+    result: Measurement,
     enough: Enough | None = None,
-    result: Measurement | None = None,
     on_block: Callable[[Measurement], None] | None = None,
-) -> Measurement:
+) -> None:
     """Measure deployments side by side.
 
     Args:
         deployments: at least one; verified, and their device checked.
         options: the same for all.
         workload: the same for all; fits every context.
+        result: grows by whole blocks; an earlier measurement of the same is continued.
         enough: ends it early.
-        result: an earlier measurement of the same to continue.
         on_block: called after each whole block.
 
     Raises:
         ShearlingError: of the class that a worker raised.
     """
-    run = _Run(deployments, options, workload, result)
-    run.measure(enough, on_block or (lambda _: None))
-    return run.result
+    _Run(deployments, options, workload, result).measure(enough, on_block or (lambda _: None))
 
 
 class _Run:
-    def __init__(self, deployments: Sequence[Deployment], options: RunOptions, workload: Workload, result: Measurement | None) -> None:
-        self.result = result or Measurement([[] for _ in deployments], [[] for _ in deployments])
+    def __init__(self, deployments: Sequence[Deployment], options: RunOptions, workload: Workload, result: Measurement) -> None:
+        self._result = result
         self._deployments = deployments
         self._options = options
         self._workload = workload
         self._prompts = Prompts(deployments, workload)
         self._budget = Budget(workload.budget_s)
-        self._block = len(self.result.samples) // len(deployments)
-        self._session = 1 + max((sample.session for sample in self.result.samples), default=-1)
+        self._block = len(self._result.samples) // len(deployments)
+        self._session = 1 + max((sample.session for sample in self._result.samples), default=-1)
 
     def measure(self, enough: Enough | None, on_block: Callable[[Measurement], None]) -> None:
         blocks = self._workload.sessions * self._workload.repeats
@@ -129,7 +127,7 @@ class _Run:
             self._prompts.draw()
 
         def over() -> bool:
-            return self._block >= blocks or self._budget.spent() or (enough is not None and enough(self.result.samples))
+            return self._block >= blocks or self._budget.spent() or (enough is not None and enough(self._result.samples))
 
         units = len(self._deployments) * (self._workload.sessions * (1 + self._workload.warmup) + blocks - self._block)
         with progress("measuring", total=units) if self._workload.budget_s is None else timed_progress(self._workload.budget_s) as advance:
@@ -146,12 +144,12 @@ class _Run:
             self._set_up(workers, advance)
             self._budget.end_setup()
             while True:
-                self.result.samples.extend(self._measure_block(workers, advance))
-                for reports, worker in zip(self.result.reports, workers, strict=True):
+                self._result.samples.extend(self._measure_block(workers, advance))
+                for reports, worker in zip(self._result.reports, workers, strict=True):
                     reports[-1] = worker.report()
                 self._block += 1
                 self._budget.count_block()
-                on_block(self.result)
+                on_block(self._result)
                 if over():
                     return True
                 if self._budget.restarts(size, first=self._session == 0):
@@ -171,7 +169,7 @@ class _Run:
             for worker, own in zip(workers, rows, strict=True):
                 worker.generate(own, new_tokens=new_tokens)
                 advance(note="warm-up")
-        for worker, load, kept, reports in zip(workers, loads, self.result.loads, self.result.reports, strict=True):
+        for worker, load, kept, reports in zip(workers, loads, self._result.loads, self._result.reports, strict=True):
             worker.settle()
             kept.append(load)
             reports.append(worker.report())

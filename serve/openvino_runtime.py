@@ -10,7 +10,7 @@ from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.tokenization import no_chat_template
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
 from shearling.openvino_core import openvino_core
-from shearling.sparse_linear.extension import check_packed_weights, required_extensions
+from shearling.sparse_linear.extension import PREFERRED_PROPERTIES, check_packed_weights, required_extensions
 
 if TYPE_CHECKING:
     import openvino_genai
@@ -127,9 +127,9 @@ def load_batching_pipeline(deployment: Deployment, options: RunOptions) -> tuple
 
 def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts, dict[str, Any]]:
     """What the device will do with this deployment, and the arguments that make a pipeline do it."""
-    properties: dict[str, Any] = _properties(options) | deployment.properties
     xml = deployment.directory / MODEL_FILE["openvino"]
     extensions = required_extensions(xml)
+    properties: dict[str, Any] = _properties(options, packed=bool(extensions)) | deployment.properties
     check_packed_weights(xml)
     try:
         facts = _executed(options, properties)
@@ -141,10 +141,9 @@ def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts,
     return facts, properties
 
 
-def _properties(options: RunOptions) -> dict[str, str]:
-    properties = dict(F32) if options.precision == "f32" else {}
-    if options.precision == "bf16":
-        properties["INFERENCE_PRECISION_HINT"] = "bf16"
+def _properties(options: RunOptions, *, packed: bool) -> dict[str, str]:
+    by_precision = {"default": PREFERRED_PROPERTIES if packed else {}, "f32": F32, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}
+    properties = dict(by_precision[options.precision])
     if options.threads is not None:
         properties["INFERENCE_NUM_THREADS"] = str(options.threads)
     if options.hint is not None:

@@ -21,7 +21,7 @@ from train.base import import_base, source_digest
 from train.calibration import calibration_blocks
 from train.preflight import check_structure, preflight
 from train.rows import build_rows
-from train.sparse import write_sparse
+from train.sparse import sparsity_inputs, write_sparse
 from train.super_adapter import train_super_adapter
 
 
@@ -31,7 +31,8 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
     Args:
         recipe: validated.
         out: the run directory.
-        force: replace everything that this stage has written there.
+        force: make everything anew; each artefact replaces its predecessor when it is complete, except that the old super-adapter
+            goes when the training of the new one begins, so that an interrupted training is continued without `force`.
 
     Returns:
         The artefacts of the run by kind.
@@ -54,10 +55,10 @@ def _make_frozen(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
     check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
     source = preflight(recipe, run.path)
     if force:
-        _clear(run)
+        _check_replaceable(run)
     run.path.mkdir(parents=True, exist_ok=True)
 
-    made = {"task": _reuse_or_make(run.task, "task", _task_facts(recipe), {}, lambda: _make_task(recipe, run))}
+    made = {"task": _reuse_or_make(run.task, "task", _task_facts(recipe), {}, lambda: _make_task(recipe, run, force=force), force=force)}
     base_facts: dict[str, Any] = {"model_id": recipe.model.model_id, "source": {"sha256": source_digest(source.path) if run.base.exists() else None}}
     classes = recipe.task.choices if recipe.model.head == "classifier" else None
     base_facts |= {"classes": None if classes is None else list(classes), "head_seed": None if classes is None else recipe.seed}
@@ -66,17 +67,23 @@ def _make_frozen(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
         "base",
         base_facts,
         {},
-        lambda: import_base(source.path, run.base, model_id=recipe.model.model_id, classes=classes, seed=recipe.seed),
+        lambda: import_base(source.path, run.base, model_id=recipe.model.model_id, classes=classes, seed=recipe.seed, force=force),
+        force=force,
     )
     check_structure(recipe, made["base"].path)
     if recipe.sparsity is not None:
-        facts = {"recipe": section_as_json(recipe.sparsity), "seed": recipe.seed}
-        made["sparse"] = _reuse_or_make(run.sparse, "sparse", facts, {"base": made["base"]}, lambda: _make_sparse(recipe, run, made))
+        facts = sparsity_inputs(recipe.sparsity, seed=recipe.seed)
+        parents = {"base": made["base"]}
+        made["sparse"] = _reuse_or_make(run.sparse, "sparse", facts, parents, lambda: _make_sparse(recipe, run, made, force=force), force=force)
+    if force:
+        _remove_outdated(recipe, run)
     return made
 
 
-def _reuse_or_make(path: Path, kind: Kind, facts: Mapping[str, Any], parents: Mapping[str, Artefact], make: Callable[[], object]) -> Artefact:
-    if not path.exists():
+def _reuse_or_make(
+    path: Path, kind: Kind, facts: Mapping[str, Any], parents: Mapping[str, Artefact], make: Callable[[], object], *, force: bool
+) -> Artefact:
+    if force or not path.exists():
         log.print(f"making {path}")
         make()
         return open_artefact(path, kind=kind)
@@ -101,9 +108,9 @@ def _task_facts(recipe: Recipe) -> dict[str, Any]:
     return {"recipe": section_as_json(recipe.task), "source_sha256": sha256_file(path) if path is not None and path.is_file() else None}
 
 
-def _make_task(recipe: Recipe, run: Run) -> None:
+def _make_task(recipe: Recipe, run: Run, *, force: bool) -> None:
     splits = build_rows(recipe.task)
-    with write_artefact(run.task, kind="task") as draft:
+    with write_artefact(run.task, kind="task", force=force) as draft:
         for split in SPLITS:
             write_rows(draft.directory, split, splits[split])
         multiple_choice = recipe.task.choices is not None
@@ -115,19 +122,24 @@ def _make_task(recipe: Recipe, run: Run) -> None:
         log.print(f"task {recipe.task.name}: {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
 
 
-def _make_sparse(recipe: Recipe, run: Run, made: Mapping[str, Artefact]) -> None:
+def _make_sparse(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bool) -> None:
     section = recipe.sparsity
     if section is None:
         raise ValueError("the recipe has no [sparsity]")
     rows = read_rows(made["task"].path, "train")
     blocks = calibration_blocks(section.calibration, rows, load_tokenizer(made["base"].path), seed=recipe.seed)
-    write_sparse(made["base"], run.sparse, section=section, calibration=blocks, seed=recipe.seed)
+    write_sparse(made["base"], run.sparse, section=section, calibration=blocks, seed=recipe.seed, force=force)
 
 
-def _clear(run: Run) -> None:
-    paths = (run.super_adapter, run.sparse, run.base, run.task)
-    for path in paths:
+def _check_replaceable(run: Run) -> None:
+    for path in (run.super_adapter, run.sparse, run.base, run.task):
         check_destination(path, force=True)
-    for path in paths:
-        remove_artefact(path)
-        shutil.rmtree(unfinished_artefact(path), ignore_errors=True)
+    # The unfinished training of what is replaced must not be continued.
+    shutil.rmtree(unfinished_artefact(run.super_adapter), ignore_errors=True)
+
+
+def _remove_outdated(recipe: Recipe, run: Run) -> None:
+    """What an earlier recipe made of other frozen weights: later stages take whatever stands in a run."""
+    if recipe.sparsity is None:
+        remove_artefact(run.sparse)
+    remove_artefact(run.super_adapter)

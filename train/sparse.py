@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
-from shearling.artefact import Artefact, open_artefact, write_artefact
+from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer, save_model
 from shearling.decoder import find_decoder
 from shearling.mask import MASK_FILE, Masks, check_masked_zeros, count_pruned, save_masks
@@ -94,13 +94,20 @@ def write_sparse(
         write_document(draft.directory / SPARSITY_FILE, report)
         inherited = ("model_id", "model_type", "torch_dtype", "num_layers", "tie_word_embeddings", "parameters")
         draft.details |= {key: details[key] for key in inherited if key in details}
-        draft.details |= {"recipe": section_as_json(section), "seed": seed}
+        draft.details |= sparsity_inputs(section, seed=seed)
         draft.details["sparsity"] = {
             **report.model_dump(include={"method", "target", "pattern", "achieved_scope", "achieved_model", "zeros"}),
             "scope": list(find_decoder(model).linear_names),
             "calibration": _calibration_facts(section, seed),
         }
     return open_artefact(destination, kind="sparse")
+
+
+def sparsity_inputs(section: SparsitySection, *, seed: int) -> dict[str, Any]:
+    """What decides the mask, beside the base and the task."""
+    text = section.calibration.path
+    digest = sha256_file(text) if section.method == "wanda" and text is not None and text.is_file() else None
+    return {"recipe": section_as_json(section), "seed": seed, "calibration_sha256": digest}
 
 
 def describe_sparsity(model: nn.Module, masks: Masks, *, method: str, pattern: Pattern) -> SparsityReport:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from export.parity import GATES, Gate, compare, fixed_blocks
-from tests.tiny_models import VOCABULARY, tiny_tokenizer
+from export.parity import GATES, ROUNDING_ALLOWANCE, Gate, compare, fixed_blocks, rounding_of, torch_logits, widen
+from tests.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
 
 
 def random_logits(seed, blocks):
@@ -56,3 +56,26 @@ def test_a_gate_names_what_it_refuses(blocks):
     violations = GATES["fp32"].violations(compare(reference, shifted, blocks))
     assert any("max |Δlogit| 0.01 exceeds 0.001" in line for line in violations)
     assert Gate().violations(compare(reference, random_logits(1, blocks), blocks)) == []
+
+
+def test_rounding_is_small_on_a_sound_model_and_leaves_it_as_it_was(blocks):
+    model = FAMILIES["llama"]().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rounding = rounding_of(model, blocks, torch_logits(model, blocks))
+    assert 0 < rounding < 1e-5
+    assert all(torch.equal(tensor, before[name]) and tensor.dtype == before[name].dtype for name, tensor in model.state_dict().items())
+
+
+def test_rounding_grows_with_what_amplifies_it(blocks):
+    model = FAMILIES["llama"]().eval()
+    sound = rounding_of(model, blocks, torch_logits(model, blocks))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1000)
+    assert rounding_of(model, blocks, torch_logits(model, blocks)) > 100 * sound
+
+
+@pytest.mark.parametrize(("rounding", "limit"), [(1e-6, 1e-3), (1e-3, ROUNDING_ALLOWANCE * 1e-3)])
+def test_the_float32_gate_widens_with_the_rounding_and_nothing_else_does(rounding, limit):
+    widened = widen(GATES["fp32"], rounding)
+    assert (widened.max_abs, widened.kl_mean) == (limit, GATES["fp32"].kl_mean)
+    assert widen(GATES["bf16"], rounding) == GATES["bf16"]

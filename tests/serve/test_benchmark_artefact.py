@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from serve.baseline import check_baseline
+from serve.benchmark import BenchmarkInterrupted, run_benchmark
 from serve.benchmark_artefact import read_benchmark
 from serve.page import write_history
 from serve.regression import guard_workload
 from serve.runtime import RunOptions
+from serve.workload import make_workload
 from shearling.errors import UsageError
 
 OPTIONS = RunOptions(precision="f32", threads=1)
@@ -59,6 +61,16 @@ def test_an_interrupted_run_keeps_its_blocks(continued: Path) -> None:
     assert [sample.subject for sample in benchmark.samples[:4]] == [0, 1, 1, 0]
     assert benchmark.subjects[0].load_s.samples == 2
     assert not (continued / "unfinished.json").exists()
+
+
+def test_an_interrupted_run_that_is_kept_nowhere_shows_its_blocks(export: Path) -> None:
+    def interrupt(_samples: object) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(BenchmarkInterrupted) as caught:
+        run_benchmark([export], options=OPTIONS, workload=make_workload(16, 8), enough=interrupt)
+    assert len(caught.value.benchmark.samples) == 1
+    assert caught.value.benchmark.subjects[0].metrics["ttft_s"].samples == 1
 
 
 def test_the_page_shows_every_subject_and_loads_nothing(continued: Path) -> None:

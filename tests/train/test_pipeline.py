@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from shearling.artefact import open_artefact
-from shearling.errors import ArtefactCorrupt, OutputExists
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, OutputExists
 from shearling.run import Run
 from shearling.strict_json import read_json
 from shearling.super_network import ADAPTER_FILE
@@ -73,6 +73,20 @@ def test_an_artefact_of_another_recipe_is_refused(unfinished, changes, kind, mes
     assert digests(unfinished / "run") == before
 
 
+def calibrated_on(recipe, text):
+    calibration = recipe.sparsity.calibration.model_copy(update={"path": text})
+    return recipe.model_copy(update={"sparsity": recipe.sparsity.model_copy(update={"calibration": calibration})})
+
+
+def test_another_calibration_text_of_the_same_name_is_refused(tmp_path):
+    recipe, text = calibrated_on(tiny_recipe(tmp_path, sparsity={"method": "wanda"}), tmp_path / "text.txt"), tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 99)
+    run_recipe(recipe.model_copy(update={"adapter": None, "train": None}), tmp_path / "run")
+    text.write_text("a lazy dog sleeps under the quick brown fox " * 99)
+    with pytest.raises(OutputExists, match="calibration_sha256"):
+        run_recipe(recipe, tmp_path / "run")
+
+
 @pytest.mark.parametrize("model_id", ["tiny/other", "tiny/llama_tied_gqa"])
 def test_another_model_is_refused_under_any_name(unfinished, model_id):
     recipe = tiny_recipe(unfinished)
@@ -106,6 +120,19 @@ def test_force_replaces_everything(unfinished):
     assert made["sparse"].manifest.details["sparsity"]["target"] == 0.25
     assert digests(unfinished / "run")["sparse"] != before["sparse"]
     assert (unfinished / "run" / "super_adapter" / ADAPTER_FILE).is_file()
+
+
+def test_force_that_fails_loses_nothing(unfinished):
+    before = digests(unfinished / "run")
+    with pytest.raises(ArtefactMissing, match="calibration text"):
+        run_recipe(calibrated_on(tiny_recipe(unfinished), unfinished / "nowhere.txt"), unfinished / "run", force=True)
+    assert digests(unfinished / "run").keys() == before.keys()
+    assert digests(unfinished / "run")["sparse"] == before["sparse"]
+
+
+def test_force_without_pruning_removes_the_pruned_model(unfinished):
+    run_recipe(tiny_recipe(unfinished, sparse=False, masked=False), unfinished / "run", force=True)
+    assert not (unfinished / "run" / "sparse").exists()
 
 
 def test_without_an_adapter_the_run_ends_with_the_pruned_model(tmp_path):
