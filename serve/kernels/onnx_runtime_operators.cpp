@@ -18,6 +18,7 @@ namespace {
 
 // The first with all that is used here: parallel loops came in 17.
 constexpr uint32_t api_version = 17;
+static_assert(ORT_API_VERSION >= api_version, "the headers are older than ONNX Runtime 1.17");
 constexpr char domain_name[] = "shearling";
 constexpr size_t x_input = 0, weights_input = 1;
 
