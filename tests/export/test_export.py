@@ -15,6 +15,8 @@ from export.pipeline import export_frozen, export_subnet, plan
 from export.report import ExportReport
 from export.request import ExportRequest
 from export.screen import show_export
+from serve.deployment import find_deployment
+from serve.runtime import RunOptions, load_runtime
 from shearling.artefact import open_artefact
 from shearling.checkpoint import load_model
 from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, PackageMissing, ParityFailed, UsageError
@@ -182,7 +184,7 @@ def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
 
 
 @needs_headers
-def test_a_sparse_onnx_export_proves_itself_and_every_format_says_its_kernel(masked, tmp_path):
+def test_a_sparse_onnx_export_proves_itself_runs_and_says_every_kernel(masked, tmp_path):
     options = {"formats": ("openvino", "onnx"), "weights": "int8"}
     exported = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", onnx_kernel="sparse", **options))
     report = read_document(exported.path / "report.json", ExportReport)
@@ -200,6 +202,8 @@ def test_a_sparse_onnx_export_proves_itself_and_every_format_says_its_kernel(mas
     with screen.capture() as shown:
         screen.print(show_export(exported).screen)
     assert "kernels: openvino stock, onnx sparse" in shown.get()
+    runtime = load_runtime(find_deployment(exported.path, choice="onnx"), RunOptions(threads=1))
+    assert len(runtime.generate([5, 6, 7], max_new_tokens=4).token_ids) == 4
 
 
 def test_without_headers_a_sparse_onnx_export_is_refused_at_once(masked, tmp_path, monkeypatch):
