@@ -15,6 +15,7 @@ app = make_app("Merge a sub-network, export it to Hugging Face, OpenVINO and ONN
 CHOICES = {
     "weights": ("fp32", "fp16", "bf16", "int8", "int4"),
     "kernel": ("stock", "sparse"),
+    "onnx-kernel": ("stock", "sparse"),
     "merge": ("auto", "masked", "separate", "dense"),
     "verify": ("strict", "warn", "off"),
     "formats": ("openvino", "onnx", "hf", "peft"),
@@ -31,6 +32,7 @@ def export(
     kernel: Annotated[
         str, typer.Option(help="Of OpenVINO: stock, or sparse, which packs the zeros away and needs the operators of this project to run.")
     ] = "stock",
+    onnx_kernel: Annotated[str, typer.Option(help="The same of ONNX; sparse needs the headers of ONNX Runtime as well.")] = "stock",
     merge: Annotated[str, typer.Option(help="auto, masked, separate or dense.")] = "auto",
     allow_approximate: Annotated[
         bool, typer.Option("--allow-approximate", help="Accept a masked merge of an adapter trained without the mask.")
@@ -45,10 +47,10 @@ def export(
     from export.request import ExportRequest
 
     wanted = tuple(dict.fromkeys(part.strip() for part in formats.split(",") if part.strip()))
-    for name, values in (("weights", [weights]), ("kernel", [kernel]), ("merge", [merge]), ("verify", [verify]), ("formats", wanted or [""])):
-        for value in values:
-            if value not in CHOICES[name]:
-                raise UsageError(f"{value!r} is not one of {', '.join(CHOICES[name])}", where=f"--{name}")
+    chosen = {"weights": weights, "kernel": kernel, "onnx-kernel": onnx_kernel, "merge": merge, "verify": verify}
+    for name, value in [*chosen.items(), *(("formats", part) for part in wanted or [""])]:
+        if value not in CHOICES[name]:
+            raise UsageError(f"{value!r} is not one of {', '.join(CHOICES[name])}", where=f"--{name}")
     if (subnet is None) == (base is None):
         raise UsageError("give exactly one of --subnet and --base")
     request = ExportRequest(
@@ -56,6 +58,7 @@ def export(
         formats=wanted,  # type: ignore[arg-type] # checked above
         weights=weights,  # type: ignore[arg-type] # checked above
         kernel=kernel,  # type: ignore[arg-type] # checked above
+        onnx_kernel=onnx_kernel,  # type: ignore[arg-type] # checked above
         merge=None if merge == "auto" else merge,  # type: ignore[arg-type] # checked above
         allow_approximate=allow_approximate,
         verify=verify,  # type: ignore[arg-type] # checked above

@@ -21,8 +21,13 @@ SPARSE_USAGE = (
     'libraries = [str(path) for path in required_extensions(Path("openvino/openvino_model.xml"))]\n'
     'pipe = openvino_genai.LLMPipeline("openvino", "CPU", extensions=libraries)\nprint(pipe.generate("...", max_new_tokens=32))'
 )
-"""The library is built where it runs, for the processor and the OpenVINO that are there."""
-
+SPARSE_ONNX_USAGE = (
+    "import onnxruntime\nfrom pathlib import Path\n\nfrom shearling.sparse_linear.onnx_operators import session_options_for\n\n"
+    'path = Path("onnx/model.onnx")\n'
+    "session = onnxruntime.InferenceSession(str(path), session_options_for(path))  # or: python -m serve generate . --format onnx"
+)
+SPARSE_USAGES = {"openvino": SPARSE_USAGE, "onnx": SPARSE_ONNX_USAGE}
+"""Libraries are built where they run, for the processor and the runtime that are there; ONNX Runtime's needs its C headers."""
 
 CLASSIFIER_USAGE = {
     "openvino": 'import openvino\n\nmodel = openvino.compile_model("openvino/openvino_model.xml", "CPU")  # input_ids, attention_mask, ...',
@@ -46,7 +51,8 @@ def _sections(report: ExportReport) -> list[str]:
         _made(report),
         "## Verified\n\n" + _parity(report),
     ]
-    examples = {**USAGE, **(NARROWED_USAGE if report.narrowed else {}), **({"openvino": SPARSE_USAGE} if report.packing else {})}
+    examples = {**USAGE, **(NARROWED_USAGE if report.narrowed else {})}
+    examples |= {name: usage for name, usage in SPARSE_USAGES.items() if name in report.packings}
     if report.head == "classifier":
         examples = CLASSIFIER_USAGE
     usage = [f"`{name}/`\n\n```python\n{examples[name]}\n```" for name in report.sizes_bytes if name in examples]
@@ -62,11 +68,12 @@ def _made(report: ExportReport) -> str:
         lines.append(f"- pruned by {report.sparsity['method']} ({report.sparsity['pattern']}), target {report.sparsity['target']:.0%}")
     if report.certificate is not None:
         lines.append(f"- NNCF counts {report.certificate.sparsity:.4%} zeros in {report.certificate.modules} pruned modules")
-    if report.packing is not None:
-        packing = report.packing
+    if report.packings:
+        lines += [f"- {name}: {kernel} kernel" for name, kernel in report.kernels.items()]
+    for name, packing in report.packings.items():
         lines.append(
-            f"- packed for the sparse kernel: {len(packing.layers)} matrices, {packing.bytes_before:,} bytes became {packing.bytes_after:,}; "
-            "OpenVINO needs the operators of this project to read them"
+            f"- {name} is packed for the sparse kernel: {len(packing.layers)} matrices, {packing.bytes_before:,} bytes became "
+            f"{packing.bytes_after:,}; the runtime needs the operators of this project to read them"
         )
     lines += [f"- {check.format}: {check.zeros:,} of {check.pruned:,} pruned weights are exactly zero" for check in report.zeros]
     return "\n".join(lines)

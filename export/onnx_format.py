@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from export.onnx_weights import store_weights
 from export.openvino_format import quiet_conversion
-from export.weights import LOW_RANK, Weights
+from export.weights import LOW_RANK, Kernel, Weights
 from shearling.errors import ArtefactCorrupt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from export.report import PackingReport
 
 MODEL_ONNX = "model.onnx"
 OPSET = 18
@@ -63,7 +65,9 @@ class DecoderWithCache(nn.Module):
         return output.logits, [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, weights: Weights) -> None:
+def write_onnx(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, weights: Weights, kernel: Kernel = "stock"
+) -> PackingReport | None:
     """Export a decoder to `directory/model.onnx` with its weights in `model.onnx.data`, and the tokenizer beside it.
 
     Inputs input_ids, attention_mask, position_ids (where the model takes them), past_key_values.{i}.key and .value;
@@ -74,6 +78,10 @@ def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
         tokenizer: saved in the Hugging Face format.
         directory: created.
         weights: format of the stored weights; arithmetic and cache stay float32.
+        kernel: `sparse` packs the weights; see `export.sparse_onnx`.
+
+    Returns:
+        What was packed; None for the stock kernel.
 
     Raises:
         ArtefactCorrupt: the written files do not hold all weights.
@@ -81,12 +89,20 @@ def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     directory.mkdir(parents=True, exist_ok=True)
     program = trace(model)
     store_weights(program.model, weights, linears=_quantizable(model))
+    packing = _pack(program.model) if kernel == "sparse" else None
     program.save(directory / MODEL_ONNX, external_data=True)
     check_external_data(directory / MODEL_ONNX)
     tokenizer.save_pretrained(str(directory))
     model.config.save_pretrained(str(directory))
     if model.generation_config is not None:
         model.generation_config.save_pretrained(str(directory))
+    return packing
+
+
+def _pack(graph_model: Any) -> PackingReport:
+    from export.sparse_onnx import pack_graph
+
+    return pack_graph(graph_model)
 
 
 def trace(model: PreTrainedModel) -> Any:

@@ -210,7 +210,10 @@ def onnx_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]]) -> Log
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(directory / "model.onnx"), providers=["CPUExecutionProvider"])
+    from shearling.sparse_linear.onnx_operators import session_options_for
+
+    path = directory / "model.onnx"
+    session = onnxruntime.InferenceSession(str(path), session_options_for(path), providers=["CPUExecutionProvider"])
     if session.get_providers() != ["CPUExecutionProvider"]:
         raise DeviceUnavailable(f"ONNX Runtime uses {session.get_providers()}", where=directory)
     inputs = {item.name: item for item in session.get_inputs()}

@@ -30,7 +30,7 @@ from export.parity import (
 )
 from export.report import ExportReport, PackingReport, ParityCheck, ZeroCheck
 from export.request import ExportRequest
-from export.weights import PACKABLE, Weights
+from export.weights import PACKABLE, Format, Weights
 from shearling.architecture import is_classifier
 from shearling.artefact import Artefact, Draft, check_destination, open_artefact, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer, save_model
@@ -65,7 +65,7 @@ class _Work:
     parity: list[ParityCheck] = field(default_factory=list)
     zeros: list[ZeroCheck] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    packing: PackingReport | None = None
+    packings: dict[Format, PackingReport | None] = field(default_factory=dict)
 
     @property
     def classifies(self) -> bool:
@@ -170,21 +170,29 @@ def check_request(request: ExportRequest) -> None:
 
     Raises:
         OutputExists: the destination is taken.
-        UsageError: the sparse kernel cannot read these weights, or no OpenVINO model is to be written.
+        UsageError: the sparse kernel cannot read these weights, or its format is not to be written.
+        PackageMissing: the headers of ONNX Runtime are needed and not installed.
         CompilerMissing: the operators of the sparse kernel cannot be built here.
     """
+    from shearling.sparse_linear.build import build_onnx_runtime_library
     from shearling.sparse_linear.extension import node_factory
 
     check_destination(request.output, force=request.force)
-    if request.kernel == "stock":
-        return
-    if request.weights not in PACKABLE or "openvino" not in request.formats:
+    if request.kernel == "sparse":
+        _check_packable(request, "openvino", option="--kernel")
+        node_factory()
+    if request.onnx_kernel == "sparse":
+        _check_packable(request, "onnx", option="--onnx-kernel")
+        build_onnx_runtime_library()
+
+
+def _check_packable(request: ExportRequest, name: Format, *, option: str) -> None:
+    if request.weights not in PACKABLE or name not in request.formats:
         raise UsageError(
-            f"the sparse kernel reads {', '.join(PACKABLE)} in OpenVINO models; asked for are {request.weights} and {', '.join(request.formats)}",
-            where="--kernel",
-            remedy="Give --weights int8 and leave openvino in --formats",
+            f"the sparse kernel reads {', '.join(PACKABLE)}, by {option} in {name}; asked for are {request.weights} and {', '.join(request.formats)}",
+            where=option,
+            remedy=f"Give --weights int8 and leave {name} in --formats; --kernel is of openvino, --onnx-kernel of onnx",
         )
-    node_factory()
 
 
 def _narrowed(opened: OpenSubnet) -> int:
@@ -265,13 +273,16 @@ def _finish(
         sizes_bytes={name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for name, path in directories.items()},
         seconds=work.seconds,
         kernel=request.kernel,
-        packing=work.packing,
+        packing=work.packings.get("openvino"),
+        onnx_kernel=request.onnx_kernel,
+        onnx_packing=work.packings.get("onnx"),
     )
     write_document(draft.directory / "report.json", report)
     write_report_page(draft.directory / "report.html", report)
     write_card(draft.directory / "README.md", report)
     draft.details |= {"model_id": facts["model_id"], "subnet_id": facts["subnet_id"], "merge": facts["merge"], "weights": request.weights}
-    draft.details |= {"kernel": request.kernel, "openvino_operators": work.packing.operators if work.packing else {}}
+    draft.details |= {"kernel": request.kernel, "onnx_kernel": request.onnx_kernel}
+    draft.details |= {f"{name}_operators": packing.operators for name, packing in report.packings.items()}
     _judge(report, request, draft)
 
 
@@ -289,6 +300,8 @@ def _certify(work: _Work, masks: Masks | None, *, separate: bool) -> Any:
 
 
 def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: Masks | None, frozen: Artefact, *, separate: bool) -> None:
+    if work.classifies and "sparse" in (request.kernel, request.onnx_kernel):
+        raise UsageError("the sparse kernel is for language models", where="--kernel", remedy="Leave the option out")
     if "hf" in request.formats:
         with _timed(work, "model"):
             # Ranks kept apart have no place in a Hugging Face model: what is written is the frozen model that adapter/ belongs
@@ -299,11 +312,9 @@ def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: 
     if "openvino" in request.formats:
         with _timed(work, "openvino"):
             if work.classifies:
-                if request.kernel != "stock":
-                    raise UsageError("the sparse kernel is for language models", where="--kernel", remedy="Leave the option out")
                 write_openvino_classifier(work.model, work.tokenizer, directory / "openvino", weights=request.weights)
             else:
-                work.packing = write_openvino(
+                work.packings["openvino"] = write_openvino(
                     work.model,
                     work.tokenizer,
                     directory / "openvino",
@@ -313,8 +324,12 @@ def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: 
                 )
     if "onnx" in request.formats:
         with _timed(work, "onnx"):
-            write = write_onnx_classifier if work.classifies else write_onnx
-            write(work.model, work.tokenizer, directory / "onnx", weights=request.weights)
+            if work.classifies:
+                write_onnx_classifier(work.model, work.tokenizer, directory / "onnx", weights=request.weights)
+            else:
+                work.packings["onnx"] = write_onnx(
+                    work.model, work.tokenizer, directory / "onnx", weights=request.weights, kernel=request.onnx_kernel
+                )
 
 
 def _rt_info(masks: Masks | None, frozen: Artefact) -> dict[str, str]:
@@ -388,6 +403,7 @@ def plan(path: Path, request: ExportRequest) -> dict[str, Any]:
         "formats": list(request.formats),
         "weights": request.weights,
         "kernel": request.kernel,
+        "onnx_kernel": request.onnx_kernel,
         "modules": len(opened.subnet.ranks),
         "mode": opened.subnet.mode,
         "narrowed": len(opened.subnet.widths),

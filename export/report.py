@@ -8,6 +8,7 @@ import pydantic
 
 from export.nncf_certificate import SparsityCertificate
 from export.parity import Gate, Parity
+from export.weights import Kernel
 from shearling.architecture import Head
 from shearling.strict_json import Document
 
@@ -52,11 +53,11 @@ class PackedLayer(Document):
 
     Attributes:
         operator: kind of the operator that reads it, alone or with others.
-        node: name of that operator in the IR: the nodes that it replaced.
+        node: name of that operator in the file: in an IR, of the nodes that it replaced.
         weights: bf16, int8 or int4.
         encoding: `bitmask` stores what is not zero, `dense` everything.
         shape: [out, in].
-        bytes_before: weights and scales in the stock IR.
+        bytes_before: weights and scales in the stock file.
         bytes_after: the packed constant.
     """
 
@@ -72,11 +73,11 @@ class PackedLayer(Document):
 
 
 class PackingReport(Document):
-    """What a sparse export packed.
+    """What a sparse export packed in one format.
 
     Attributes:
-        operators: how many of each kind the IR holds.
-        kept: weights that stay as the stock IR holds them, and why.
+        operators: how many of each kind the file holds.
+        kept: weights that stay as the stock file holds them, and why.
     """
 
     operators: dict[str, int]
@@ -85,7 +86,7 @@ class PackingReport(Document):
 
     @property
     def bytes_before(self) -> int:
-        """Of all packed layers, in the stock IR."""
+        """Of all packed layers, in the stock file."""
         return sum(layer.bytes_before for layer in self.layers)
 
     @property
@@ -98,7 +99,9 @@ class ExportReport(Document):
     """The content of `report.json`.
 
     Attributes:
-        packing: None for the stock kernel.
+        kernel: of OpenVINO.
+        packing: of OpenVINO; None for the stock kernel.
+        onnx_kernel, onnx_packing: the same of ONNX.
         head: what the model is for.
         narrowed: number of linear layers whose output is narrower than in the base.
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.
@@ -123,8 +126,22 @@ class ExportReport(Document):
     parity: tuple[ParityCheck, ...]
     sizes_bytes: dict[str, int]
     seconds: dict[str, float]
-    kernel: Literal["stock", "sparse"] = "stock"
+    kernel: Kernel = "stock"
     packing: PackingReport | None = None
+    onnx_kernel: Kernel = "stock"
+    onnx_packing: PackingReport | None = None
+
+    @property
+    def kernels(self) -> dict[str, Kernel]:
+        """What runs each format that was written and has a choice."""
+        choices: dict[str, Kernel] = {"openvino": self.kernel, "onnx": self.onnx_kernel}
+        return {name: kernel for name, kernel in choices.items() if name in self.formats}
+
+    @property
+    def packings(self) -> dict[str, PackingReport]:
+        """What was packed in each format with the sparse kernel."""
+        found = {"openvino": self.packing, "onnx": self.onnx_packing}
+        return {name: packing for name, packing in found.items() if packing is not None}
 
     @property
     def violations(self) -> list[str]:

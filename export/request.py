@@ -21,6 +21,7 @@ class ExportRequest:
         formats: what to write; `hf` and `peft` are always float32.
         weights: number format of the OpenVINO and ONNX weights.
         kernel: `sparse` packs the zeros of the OpenVINO weights away, for operators of our own; needs bf16, int8 or int4.
+        onnx_kernel: the same for ONNX.
         merge: None takes the default of the sub-network.
         verify: `strict` fails on a broken gate, `warn` reports it, `off` measures nothing.
     """
@@ -29,6 +30,7 @@ class ExportRequest:
     formats: tuple[Format, ...]
     weights: Weights = "fp32"
     kernel: Kernel = "stock"
+    onnx_kernel: Kernel = "stock"
     merge: MergeMode | None = None
     allow_approximate: bool = False
     verify: Verify = "strict"

@@ -40,11 +40,13 @@ def _caption(report: ExportReport, artefact: Artefact) -> str:
     lines = []
     if report.certificate is not None:
         lines.append(f"NNCF counts {report.certificate.sparsity:.2%} zeros in {report.certificate.modules} pruned modules; every format holds them")
-    if report.packing is not None:
-        packing = report.packing
+    for name, packing in report.packings.items():
         share = packing.bytes_after / packing.bytes_before if packing.layers else 1
-        operators = ", ".join(f"{count} {name}" for name, count in packing.operators.items())
-        lines.append(f"packed {len(packing.layers)} matrices into {operators}: {share:.0%} of their bytes; {len(packing.kept)} kept as they are")
+        operators = ", ".join(f"{count} {kind}" for kind, count in packing.operators.items())
+        kept = f"{len(packing.kept)} kept as they are"
+        lines.append(f"{name}: packed {len(packing.layers)} matrices into {operators}: {share:.0%} of their bytes; {kept}")
+    if report.packings:
+        lines.append("kernels: " + ", ".join(f"{name} {kernel}" for name, kernel in report.kernels.items()))
     lines.append(", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in report.sizes_bytes.items()))
     lines.append(f"report: {artefact.path / 'report.html'}")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ NAME_SEPARATOR = " | "
 
 
 def pack_ir(ir: Any) -> PackingReport:
-    """Replace what the cost rule of `export.sparse_plan` chooses, in place.
+    """Replace what `export.sparse_plan` chooses, in place.
 
     Args:
         ir: an `openvino.Model` with bf16, int8 or int4 weights.
@@ -108,7 +108,7 @@ class _Site:
         self._operator = operator
         self._norms = [norm for norm in norms if norm is not None]
         self._name = NAME_SEPARATOR.join(node.get_friendly_name() for node in nodes)
-        packed = [pack(read_matrix(weight.product), weight.encoding) for weight in weights]
+        packed = [pack(read_matrix(weight.product), weight.cost.encoding) for weight in weights]
         content = bundle(packed, [norm.gamma for norm in self._norms])
         constant = openvino.op.Constant(openvino.Tensor(content), shared_memory=False)
         constant.set_friendly_name(NAME_SEPARATOR.join(weight.product.constant.get_friendly_name() for weight in weights))
@@ -138,10 +138,10 @@ class _Site:
             operator=self._operator,
             node=self._name,
             weights=product.storage,
-            encoding=weight.encoding.name.lower(),
+            encoding=weight.cost.encoding.name.lower(),
             shape=product.shape,
-            zeros=int(np.prod(product.shape)) - weight.stored,
-            bytes_before=weight.bytes_before,
+            zeros=int(np.prod(product.shape)) - weight.cost.stored,
+            bytes_before=weight.cost.bytes_before,
             bytes_after=packed.nbytes,
         )
 

@@ -1,9 +1,6 @@
-"""Which weights of an IR are packed, and in which operators: the cost rule.
+"""Which weights of an IR are packed, and in which operators, by the cost rule of `export.packing_cost`.
 
-Decoding one token reads every stored byte once, so a matrix is worth packing where that makes it smaller. Each matrix takes the
-smaller of the two encodings, bitmask or dense; what is fused into one operator is packed if together it saves `LEAST_SAVING` of
-its bytes, which a matrix of int8 does from 23 % zeros on, int4 from 35 %, bf16 from 17 %. Below that the runtime's own
-operators, which do not test a mask, are as good. Weights that other nodes read too (a tied embedding) stay as they are.
+Weights that other nodes read too (a tied embedding) stay as they are.
 """
 
 from __future__ import annotations
@@ -12,30 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from export.linear_graph import Gated, Norm, Product, Residual, find_gated, find_norm, find_products, find_residual, group_by_input, readers_of
+from export.packing_cost import PackingCost, measure_packing, saves, too_little
 from export.stored_weight import read_matrix, stored_bytes
-from shearling.sparse_linear.format import Encoding, ValueType, packed_bytes
-
-LEAST_SAVING = 0.1
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A matrix that will be packed, and how.
-
-    Attributes:
-        stored: weights that are not zero.
-        bytes_before: of the constants in the stock IR.
-        bytes_after: of the packed one, up to alignment.
-    """
+    """A matrix that will be packed, and how."""
 
     product: Product
-    encoding: Encoding
-    stored: int
-    bytes_before: int
-    bytes_after: int
+    cost: PackingCost
 
 
 @dataclass(frozen=True)
@@ -122,7 +106,7 @@ def plan_packing(ir: Any) -> Plan:
         if _saves(parts):
             linears.append(_linear_plan(parts))
         else:
-            kept |= {part.product.path: f"{1 - part.stored / _elements(part.product):.1%} zeros save too little" for part in parts}
+            kept |= {part.product.path: too_little(part.cost, part.product.shape) for part in parts}
     return Plan(_join_layers(linears, mlps), kept)
 
 
@@ -135,20 +119,11 @@ def _obstacle(product: Product) -> str | None:
 
 
 def _measure(product: Product) -> PackedWeight:
-    matrix = read_matrix(product)
-    stored = int(np.count_nonzero(matrix.values))
-    scales = 0 if matrix.scales is None else matrix.scales.nbytes
-    rows, columns = product.shape
-    sizes = {
-        encoding: packed_bytes(rows, columns, stored, ValueType[product.storage.upper()], scale_bytes=scales, encoding=encoding)
-        for encoding in Encoding
-    }
-    encoding = min(sizes, key=lambda kind: sizes[kind])
-    return PackedWeight(product, encoding, stored, stored_bytes(product), sizes[encoding])
+    return PackedWeight(product, measure_packing(read_matrix(product), stored_bytes(product)))
 
 
 def _saves(parts: Sequence[PackedWeight]) -> bool:
-    return sum(part.bytes_after for part in parts) <= (1 - LEAST_SAVING) * sum(part.bytes_before for part in parts)
+    return saves([part.cost for part in parts])
 
 
 def _mlp_plan(gated: Gated, parts: tuple[PackedWeight, PackedWeight, PackedWeight]) -> MLPPlan:
@@ -188,7 +163,3 @@ def _leads_to(linear: LinearPlan, mlp: MLPPlan) -> bool:
     sum_ = linear.residual.add.output(0)
     # Two nodes of the norm and the second addition read it.
     return bool(mlp.norm.x == sum_ and len(readers_of(sum_)) == 3)
-
-
-def _elements(product: Product) -> int:
-    return product.shape[0] * product.shape[1]

@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from export.linear_graph import module_path
 from export.report import ZeroCheck
+from export.sparse_onnx import PACKED
 from export.stock_ir import read_packed
-from shearling.errors import ModelUnsupported, SparsityLost
+from shearling.errors import ArtefactCorrupt, ModelUnsupported, SparsityLost
 from shearling.sparse_linear.bundle import OPERATORS
 from shearling.sparse_linear.extension import core_for
-from shearling.sparse_linear.format import Matrix, ValueType
+from shearling.sparse_linear.format import Bytes, Matrix, ValueType, unpack
 
 if TYPE_CHECKING:
     from shearling.mask import Masks
@@ -83,11 +84,13 @@ def read_onnx(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
     for initializer in graph.initializer:
         name, _, storage = initializer.name.rpartition(".weight")
         path = module_path(f"{name}.weight")
-        if path not in shapes or storage not in ("", "_fp16", "_bf16", "_Q8", "_Q4"):
+        if path not in shapes or storage not in ("", "_fp16", "_bf16", "_Q8", "_Q4", PACKED):
             continue
         out, width = shapes[path]
         array = numpy_helper.to_array(initializer)
-        if storage in ("_Q8", "_Q4"):
+        if storage == PACKED:
+            zeros[path] = _packed_zeros(_unpack(array, initializer.name))
+        elif storage in ("_Q8", "_Q4"):
             zeros[path] = _block_zeros(array, storage).reshape(out, -1)[:, :width]
         else:
             # MatMul keeps [in, out] where the exporter folded the transposition.
@@ -128,6 +131,13 @@ def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
 
 def _is_bundle(constant: Any) -> bool:
     return any(reader.get_node().get_type_name() in OPERATORS for reader in constant.output(0).get_target_inputs())
+
+
+def _unpack(packed: Bytes, name: str) -> Matrix:
+    try:
+        return unpack(packed)
+    except ArtefactCorrupt as error:
+        raise ArtefactCorrupt(f"a packed weight is corrupt: {error.message}", where=name, remedy="Export again") from None
 
 
 def _packed_zeros(matrix: Matrix) -> npt.NDArray[np.bool_]:

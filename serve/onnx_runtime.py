@@ -13,6 +13,7 @@ from serve.device import PROVIDERS, require_provider
 from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.tokenization import TextStream, TextTokenizer
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable, ModelUnsupported, NonFiniteWeights
+from shearling.sparse_linear.onnx_operators import DOMAIN, needs_operators, session_options_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,8 @@ class OnnxRuntime:
         ArtefactCorrupt: ONNX Runtime cannot read the model.
         ModelUnsupported: other inputs, or no cache.
         DeviceUnavailable: another provider, or another precision than the file holds.
+        PackageMissing: the model needs our operator, and the headers of ONNX Runtime are not installed.
+        CompilerMissing: it needs our operator, which cannot be built here.
     """
 
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
@@ -41,7 +44,12 @@ class OnnxRuntime:
         self._directory = deployment.directory
         self._device = "cpu" if options.device == "CPU" else "cuda"
         path = self._directory / "model.onnx"
-        session_options = onnxruntime.SessionOptions()
+        packed = needs_operators(path)
+        if packed and options.device != "CPU":
+            raise DeviceUnavailable(
+                f"the sparse kernel runs on CPUs, not on {options.device}", where=path, remedy="Use --device CPU, or a stock export"
+            )
+        session_options = session_options_for(path)
         session_options.log_severity_level = 3
         if options.threads is not None:
             session_options.intra_op_num_threads = options.threads
@@ -56,6 +64,8 @@ class OnnxRuntime:
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._past = self._check_interface()
         self.facts = self._facts(options)
+        if packed:
+            self.facts.settings["custom_operators"] = DOMAIN
         self._tokenizer = TextTokenizer(self._directory)
 
     def has_chat_template(self) -> bool:

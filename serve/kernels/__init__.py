@@ -1,1 +1,1 @@
-"""Kernels for packed weights in C++17, and the operators that bring them into OpenVINO; compiled on first use."""
+"""Kernels for packed weights in C++17, and the operators that bring them into OpenVINO and ONNX Runtime; compiled on first use."""

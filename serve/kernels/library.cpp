@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "linear.hpp"
+#include "tbb_threads.hpp"
 
 #define SHEARLING_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -60,7 +61,7 @@ SHEARLING_EXPORT const char* shearling_matmul(const uint8_t* packed, uint64_t si
         return fault;
     }
     const Output output{y, rows, bias, nullptr, 0};
-    const Settings settings{*chosen, exact != 0 ? Precision::exact : Precision::automatic};
+    const Settings settings{*chosen, exact != 0 ? Precision::exact : Precision::automatic, tbb_threads()};
     multiply(&matrix, 1, Rows{x, count, columns}, Norm{nullptr, 0.0f}, &output, settings);
     return nullptr;
 }

@@ -289,14 +289,14 @@ void multiply(const PackedMatrix* matrices, size_t count, const Rows& x, const N
     Phases phases;
     phases.add(operand);
     phases.add(product);
-    phases.run(product.cost());
+    phases.run(product.cost(), settings.threads);
 }
 
 void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Settings& settings) {
     const MlpSteps steps(mlp, x, output, settings);
     Phases phases;
     steps.add_to(phases);
-    phases.run(steps.cost());
+    phases.run(steps.cost(), settings.threads);
 }
 
 void multiply(const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings) {
@@ -312,13 +312,13 @@ void multiply(const Layer& layer, const Rows& x, const Rows& residual, float* y,
     phases.add(attention);
     mlp.add_to(phases);
     if (layer.next_count == 0) {
-        return phases.run(attention.cost() + mlp.cost());
+        return phases.run(attention.cost() + mlp.cost(), settings.threads);
     }
     const Operand for_next(Rows{y, x.count, hidden}, layer.norm, layer.next, layer.next_count, settings);
     const Product next(layer.next, layer.next_count, for_next, z, settings);
     phases.add(for_next);
     phases.add(next);
-    phases.run(attention.cost() + mlp.cost() + next.cost());
+    phases.run(attention.cost() + mlp.cost() + next.cost(), settings.threads);
 }
 
 }  // namespace shearling

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "kernels.hpp"
+#include "threads.hpp"
 
 namespace shearling {
 
@@ -30,6 +31,7 @@ const KernelSet* find_kernels(const char* name);
 struct Settings {
     const KernelSet& kernels;
     Precision precision;
+    const Threads& threads;
 };
 
 // outputs[i] = matrices[i] norm(x) [+ bias] [+ residual], `count` matrices of equal columns.

@@ -1,12 +1,10 @@
 #include "openvino_operators.hpp"
 
-#include <cstring>
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/constant.hpp>
 
 #include "buffer.hpp"
-#include "huge_memory.hpp"
 
 namespace shearling {
 namespace {
@@ -79,53 +77,6 @@ bool readable(ov::element::Type type) {
     return type == ov::element::f32 || type == ov::element::bf16 || type == ov::element::f16 || type.is_dynamic();
 }
 
-size_t padded(int64_t length) { return (static_cast<size_t>(length) * sizeof(float) + 63) / 64 * 64; }
-
-// Null, or how the bytes differ from the layout; reads headers only.
-const char* read_layout(const uint8_t* bytes, size_t size, const WeightLayout& layout, std::vector<PackedMatrix>& matrices, size_t& end) {
-    matrices.resize(layout.matrices.size());
-    if (const char* fault = read_headers(bytes, size, matrices.size(), matrices.data(), end)) {
-        return fault;
-    }
-    for (size_t index = 0; index < matrices.size(); ++index) {
-        const auto [rows, columns] = layout.matrices[index];
-        if (matrices[index].rows != static_cast<size_t>(rows) || matrices[index].columns != static_cast<size_t>(columns)) {
-            return "a matrix has another shape than its operator names";
-        }
-    }
-    size_t expected = end;
-    for (const int64_t length : layout.vectors) {
-        expected += padded(length);
-    }
-    return expected == size ? nullptr : "norm weights and biases have another size than the operator names";
-}
-
-const char* validate_all(const ov::Tensor& tensor, const WeightLayout& layout, Weights& weights) {
-    weights.bytes = copy_to_huge_pages(tensor.data<const uint8_t>(), tensor.get_byte_size());
-    const uint8_t* bytes = weights.bytes.get();
-    size_t end = 0;
-    if (const char* fault = read_layout(bytes, tensor.get_byte_size(), layout, weights.matrices, end)) {
-        return fault;
-    }
-    for (const PackedMatrix& matrix : weights.matrices) {
-        if (const char* fault = validate(matrix)) {
-            return fault;
-        }
-    }
-    for (const int64_t length : layout.vectors) {
-        std::vector<float> vector(static_cast<size_t>(length));
-        std::memcpy(vector.data(), bytes + end, vector.size() * sizeof(float));
-        for (const float value : vector) {
-            if (!(value - value == 0.0f)) {
-                return "NaN or infinity in norm weights or biases";
-            }
-        }
-        weights.vectors.push_back(std::move(vector));
-        end += padded(length);
-    }
-    return nullptr;
-}
-
 Norm norm_of(const std::vector<std::vector<float>>& vectors, size_t index, double epsilon) {
     return epsilon > 0.0 ? Norm{vectors[index].data(), static_cast<float>(epsilon)} : Norm{nullptr, 0.0f};
 }
@@ -153,9 +104,8 @@ std::shared_ptr<const Weights> CheckedWeights::check(const ov::Tensor& tensor, c
     const std::lock_guard<std::mutex> lock(mutex_);
     if (address_ != tensor.data()) {
         auto weights = std::make_shared<Weights>();
-        const char* fault = validate_all(tensor, layout, *weights);
+        const char* fault = take_weights(tensor.data<const uint8_t>(), tensor.get_byte_size(), layout, *weights);
         OPENVINO_ASSERT(fault == nullptr, "a packed weight is corrupt: ", fault);
-        release_file_pages(tensor.data<const uint8_t>(), tensor.get_byte_size());
         weights_ = std::move(weights);
         address_ = tensor.data();
     }

@@ -5,24 +5,13 @@
 #include <mutex>
 #include <openvino/op/op.hpp>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "linear.hpp"
+#include "tbb_threads.hpp"
+#include "weights.hpp"
 
 namespace shearling {
-
-// What the input `weights` of an operator holds: packed matrices of these rows and columns, then vectors of these lengths.
-struct WeightLayout {
-    std::vector<std::pair<int64_t, int64_t>> matrices;
-    std::vector<int64_t> vectors;
-};
-
-struct Weights {
-    std::shared_ptr<const uint8_t> bytes;
-    std::vector<PackedMatrix> matrices;
-    std::vector<std::vector<float>> vectors;
-};
 
 // The weights of one operator, copied into huge pages and validated when they are first seen, and again only if they move.
 class CheckedWeights {
@@ -48,7 +37,7 @@ protected:
     void visit_common(ov::AttributeVisitor& visitor);
     void validate_common(size_t inputs, size_t weights_input, const WeightLayout& layout, const std::vector<int64_t>& widths);
     void copy_common(const SparseOperator& other);
-    Settings settings() const { return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic}; }
+    Settings settings() const { return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic, tbb_threads()}; }
 
     int64_t columns_ = 0;
     double norm_epsilon_ = 0.0;

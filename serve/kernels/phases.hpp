@@ -1,18 +1,17 @@
-// Work in phases, each of chunks that any thread may take, on the threads of the calling runtime (TBB).
+// Work in phases, each of chunks that any thread may take.
 //
 // One parallel loop serves all phases: a loop for each would cost some microseconds a time, more than a small matrix. A thread
-// takes the chunks of its own share in order, so that it reads memory in one stream, then what is left of the others'. It
-// waits only for chunks that running threads hold, so it cannot wait for ever, and a helper that wakes up late finds the
-// current phase.
+// takes the chunks of its own share in order, so that it reads memory in one stream, then shares that nobody has begun, since
+// fewer threads may run than there are shares, then what is left of the others'. It waits only for chunks that running threads
+// hold, so it cannot wait for ever, and a helper that wakes up late finds the current phase.
 #pragma once
-
-#include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <thread>
+
+#include "threads.hpp"
 
 namespace shearling {
 
@@ -28,19 +27,19 @@ public:
     }
 
     // `bytes` is about what all phases read and write.
-    void run(size_t bytes) {
+    void run(size_t bytes, const Threads& threads) {
         // Work below this is done before a second thread has woken up.
         constexpr size_t serial_bytes = size_t{16} << 10;
-        const int threads = tbb::this_task_arena::max_concurrency();
-        if (threads <= 1 || bytes < serial_bytes) {
-            return work(0, 1);
+        const size_t count = threads.count();
+        if (count <= 1 || bytes < serial_bytes) {
+            return work(0);
         }
-        const int shares = std::min(threads, most_shares);
-        tbb::parallel_for(0, threads, [this, shares](int thread) { work(thread % shares, shares); }, tbb::simple_partitioner());
+        shares_ = std::min(count, most_shares);
+        threads.run(count, [](void* phases, size_t thread) { static_cast<Phases*>(phases)->work(thread); }, this);
     }
 
 private:
-    static constexpr int most_shares = 16;
+    static constexpr size_t most_shares = 16;
     static constexpr size_t most_phases = 8;
 
     struct alignas(64) Counter {
@@ -55,17 +54,24 @@ private:
         Counter taken[most_shares];
     };
 
-    void work(int own, int shares) {
+    void work(size_t thread) {
         for (size_t index = 0; index < count_; ++index) {
-            for (int turn = 0; turn < shares; ++turn) {
-                take(phases_[index], static_cast<size_t>((own + turn) % shares), static_cast<size_t>(shares));
+            Phase& phase = phases_[index];
+            for (size_t turn = 0; turn < shares_; ++turn) {
+                const size_t share = (thread + turn) % shares_;
+                if (phase.taken[share].value.load(std::memory_order_relaxed) == 0) {
+                    take(phase, share);
+                }
             }
-            wait(phases_[index]);
+            for (size_t turn = 0; turn < shares_; ++turn) {
+                take(phase, (thread + turn) % shares_);
+            }
+            wait(phase);
         }
     }
 
-    static void take(Phase& phase, size_t share, size_t shares) {
-        const size_t first = phase.chunks * share / shares, last = phase.chunks * (share + 1) / shares;
+    void take(Phase& phase, size_t share) const {
+        const size_t first = phase.chunks * share / shares_, last = phase.chunks * (share + 1) / shares_;
         std::atomic<size_t>& taken = phase.taken[share].value;
         while (first + taken.load(std::memory_order_relaxed) < last) {
             const size_t chunk = first + taken.fetch_add(1, std::memory_order_relaxed);
@@ -91,6 +97,7 @@ private:
 
     Phase phases_[most_phases];
     size_t count_ = 0;
+    size_t shares_ = 1;
 };
 
 }  // namespace shearling

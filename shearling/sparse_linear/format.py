@@ -47,6 +47,10 @@ norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the att
 multiply activations in fixed point, 16 bits for up to 8 rows, 8 bits in groups of 32 for more, as OpenVINO itself does; bf16 weights f32, or
 bf16 for more than 8 rows; `exact`: f32)
 and `format_version`, the int 1. All attributes are always written.
+
+The operator of ONNX Runtime (domain `shearling`, version 1) is `SparseLinear` with one matrix: y = W x
+    inputs: x [..., columns] float32; weights: u8 [bytes], an initializer: W. output: [..., rows] float32.
+    attributes: `rows` int, `columns` int, and `precision` and `format_version` as above.
 """
 
 from __future__ import annotations

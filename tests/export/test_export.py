@@ -7,20 +7,26 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import export.pipeline
 from export.parity import Gate
 from export.pipeline import export_frozen, export_subnet, plan
 from export.report import ExportReport
 from export.request import ExportRequest
+from export.screen import show_export
+from serve.deployment import find_deployment
+from serve.runtime import RunOptions, load_runtime
 from shearling.artefact import open_artefact
 from shearling.checkpoint import load_model
-from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, ParityFailed, UsageError
+from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, PackageMissing, ParityFailed, UsageError
 from shearling.run import Run
 from shearling.search_space import SEARCH_SPACE_FILE, read_search_space
+from shearling.sparse_linear.build import build_onnx_runtime_library
 from shearling.strict_json import read_document, write_document
 from shearling.sub_adapter import load_sub_adapter
 from shearling.subnet import describe_subnet
+from tests.kernels.headers import needs_headers
 from tests.tiny_runs import tiny_recipe
 from train.pipeline import run_recipe
 
@@ -172,14 +178,47 @@ def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
     assert report.violations == []
     assert first.manifest.details["kernel"] == "sparse"
     assert first.manifest.details["openvino_operators"] == report.packing.operators
+    assert (report.kernels, list(report.packings)) == ({"openvino": "sparse"}, ["openvino"])
     assert "What the sparse kernel reads" in (first.path / "report.html").read_text()
     assert "required_extensions" in (first.path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("options", [{"weights": "fp32"}, {"weights": "fp16"}, {"weights": "int8", "formats": ("onnx",)}])
-def test_the_sparse_kernel_needs_weights_that_it_reads(masked, tmp_path, options):
-    with pytest.raises(UsageError, match="the sparse kernel reads"):
-        export_subnet(masked.path / "best.json", request_for(tmp_path / "export", kernel="sparse", **{"formats": ("openvino",), **options}))
+@needs_headers
+def test_a_sparse_onnx_export_proves_itself_runs_and_says_every_kernel(masked, tmp_path):
+    options = {"formats": ("openvino", "onnx"), "weights": "int8"}
+    exported = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", onnx_kernel="sparse", **options))
+    report = read_document(exported.path / "report.json", ExportReport)
+    assert report.kernels == {"openvino": "stock", "onnx": "sparse"}
+    assert list(report.packings) == ["onnx"]
+    assert {layer.path for layer in report.onnx_packing.layers} == {module.name for module in report.certificate.by_module}
+    assert [(check.format, check.zeros) for check in report.zeros] == [(name, report.zeros[0].pruned) for name in ("openvino", "onnx")]
+    assert report.violations == []
+    assert exported.manifest.details["onnx_operators"] == report.onnx_packing.operators
+    assert "What the sparse kernel reads in onnx/" in (exported.path / "report.html").read_text()
+    card = (exported.path / "README.md").read_text()
+    assert "- openvino: stock kernel\n- onnx: sparse kernel\n" in card
+    assert "session_options_for" in card
+    screen = Console(width=200)
+    with screen.capture() as shown:
+        screen.print(show_export(exported).screen)
+    assert "kernels: openvino stock, onnx sparse" in shown.get()
+    runtime = load_runtime(find_deployment(exported.path, choice="onnx"), RunOptions(threads=1))
+    assert len(runtime.generate([5, 6, 7], max_new_tokens=4).token_ids) == 4
+
+
+def test_without_headers_a_sparse_onnx_export_is_refused_at_once(masked, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(tmp_path))
+    build_onnx_runtime_library.cache_clear()
+    with pytest.raises(PackageMissing, match="libonnxruntime-dev") as caught:
+        plan(masked.path / "best.json", request_for(tmp_path / "export", formats=("onnx",), weights="int8", onnx_kernel="sparse"))
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("options", [{"weights": "fp32"}, {"weights": "fp16"}, {"weights": "int8", "formats": ("hf",)}])
+@pytest.mark.parametrize(("name", "kernel"), [("openvino", "kernel"), ("onnx", "onnx_kernel")])
+def test_the_sparse_kernel_needs_weights_that_it_reads(masked, tmp_path, options, name, kernel):
+    with pytest.raises(UsageError, match=f"the sparse kernel reads .* in {name};"):
+        export_subnet(masked.path / "best.json", request_for(tmp_path / "export", **{kernel: "sparse", "formats": (name,), **options}))
 
 
 def run_command(*arguments, cwd):
@@ -203,6 +242,8 @@ def test_dry_run_verifies_and_writes_nothing(masked):
         (("--subnet", "absent.json", "--weights", "int3"), 2),
         (("--subnet", "absent.json", "--formats", "gguf"), 2),
         (("--subnet", "absent.json", "--kernel", "sparse"), 2),
+        (("--subnet", "absent.json", "--onnx-kernel", "sparse"), 2),
+        (("--subnet", "absent.json", "--onnx-kernel", "dense"), 2),
     ],
 )
 def test_bad_requests_end_with_their_exit_code(tmp_path, arguments, code):

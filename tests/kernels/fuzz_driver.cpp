@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "linear.hpp"
+#include "tbb_threads.hpp"
 
 using namespace shearling;
 
@@ -48,7 +49,7 @@ void run(const PackedMatrix& matrix, size_t count) {
     for (const char* name : {"portable", "avx2", "avx512"}) {
         if (const KernelSet* kernels = find_kernels(name)) {
             for (const Precision precision : {Precision::automatic, Precision::exact}) {
-                multiply(&matrix, 1, Rows{x.data(), count, matrix.columns}, Norm{nullptr, 0.0f}, &output, Settings{*kernels, precision});
+                multiply(&matrix, 1, Rows{x.data(), count, matrix.columns}, Norm{nullptr, 0.0f}, &output, Settings{*kernels, precision, tbb_threads()});
             }
         }
     }

@@ -1,20 +1,22 @@
-"""Building the library: what is missing is said, and nothing half made stays."""
+"""Building the libraries: what is missing is said, and nothing half made stays."""
 
 from __future__ import annotations
 
 import pytest
 
-from shearling.errors import CompilerMissing
+from shearling.errors import CompilerMissing, PackageMissing
 from shearling.sparse_linear import build
-from shearling.sparse_linear.build import build_library, find_compiler
+from shearling.sparse_linear.build import build_library, build_onnx_runtime_library, find_compiler, find_headers
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("SHEARLING_CACHE", str(tmp_path / "cache"))
-    build_library.cache_clear()
+    for function in (build_library, build_onnx_runtime_library):
+        function.cache_clear()
     yield
-    build_library.cache_clear()
+    for function in (build_library, build_onnx_runtime_library):
+        function.cache_clear()
 
 
 def test_no_compiler_is_an_environment_fault_with_a_remedy(monkeypatch):
@@ -57,3 +59,38 @@ def test_a_built_library_is_found_again_and_other_sources_are_built_anew(monkeyp
     (changed / "other.cpp").write_text("int x;\n")
     assert build_library(sources=changed) != first
     assert len(compiled) == 2
+
+
+def test_headers_are_found_where_they_are_named_or_installed(monkeypatch, tmp_path):
+    usual, named = tmp_path / "usual", tmp_path / "named"
+    for directory in (usual, named):
+        directory.mkdir()
+        (directory / "onnxruntime_c_api.h").touch()
+    monkeypatch.setattr(build, "HEADER_PLACES", (str(tmp_path / "absent"), str(usual)))
+    monkeypatch.delenv("ONNXRUNTIME_INCLUDE", raising=False)
+    assert find_headers() == usual
+    monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(named))
+    assert find_headers() == named
+
+
+def test_missing_headers_are_an_environment_fault_with_a_remedy(monkeypatch, tmp_path):
+    monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(tmp_path))
+    with pytest.raises(PackageMissing, match=r"apt install libonnxruntime-dev.*ONNXRUNTIME_INCLUDE") as caught:
+        build_onnx_runtime_library()
+    assert caught.value.exit_code == 4
+    assert str(tmp_path) in caught.value.message
+
+
+def test_other_headers_make_another_library(monkeypatch, tmp_path):
+    def compile_library(path, **_):
+        path.write_bytes(b"library")
+
+    monkeypatch.setattr(build, "compile_library", compile_library)
+    monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(tmp_path))
+    found = []
+    for text in ("old", "new"):
+        (tmp_path / "onnxruntime_c_api.h").write_text(text)
+        build_onnx_runtime_library.cache_clear()
+        found.append(build_onnx_runtime_library())
+    assert found[0] != found[1]
+    assert found[0].name == "libshearling_onnxruntime.so"

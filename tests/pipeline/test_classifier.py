@@ -13,7 +13,7 @@ from export.request import ExportRequest
 from search.stage import Constraints, SearchSettings, search
 from serve.forward import measure_forwards
 from shearling.checkpoint import load_model
-from shearling.errors import RecipeInvalid
+from shearling.errors import RecipeInvalid, UsageError
 from shearling.recipe import read_recipe
 from shearling.run import Run
 from shearling.scoreboard import score_models
@@ -106,6 +106,8 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
     assert board.scores[0].n == len((run.task / "test.jsonl").read_text().splitlines())
     times = measure_forwards([run.export, run.export], tokens=16, blocks=2, threads=1)
     assert times[0].speedup == 1.0
+    with pytest.raises(UsageError, match="the sparse kernel is for language models"):
+        export_subnet(run.search / "best.json", ExportRequest(output=tmp_path / "packed", formats=("openvino",), weights="int8", kernel="sparse"))
 
 
 def test_a_classifier_cannot_be_pruned(tmp_path: Path) -> None:

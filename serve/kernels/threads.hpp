@@ -1,0 +1,21 @@
+// The threads of the runtime that calls: the kernels start none of their own.
+#pragma once
+
+#include <cstddef>
+
+namespace shearling {
+
+class Threads {
+public:
+    using Task = void (*)(void* context, size_t index);
+
+    virtual ~Threads() = default;
+
+    // The most that may run at once.
+    virtual size_t count() const = 0;
+
+    // Calls task(context, index) for every index below `count`, in any order and on as many threads as are free.
+    virtual void run(size_t count, Task task, void* context) const = 0;
+};
+
+}  // namespace shearling
