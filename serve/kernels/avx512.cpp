@@ -313,7 +313,8 @@ INLINE void multiply_up_to(Reader reader, const Panel& panel, const Activations&
 }
 
 // Few rows: the blocks go from memory through registers straight into the sums.
-constexpr size_t direct_rows = 4;
+constexpr size_t direct_rows = 8;
+constexpr size_t direct_rows_bf16 = 4;
 
 Panel panel_of(const PackedMatrix& matrix, size_t index) {
     const size_t scale_size = matrix.scale_type == ScaleType::f32 ? 4 : 2;
@@ -341,10 +342,19 @@ struct MultiplyDirect {
     const Panel& panel;
     const Activations& x;
     const Output& output;
-    void operator()(Bf16Bitmask reader) const { multiply_up_to<direct_rows, Form::wide32>(reader, panel, x, 0, output); }
-    void operator()(Bf16Dense reader) const { multiply_up_to<direct_rows, Form::wide32>(reader, panel, x, 0, output); }
+    void operator()(Bf16Bitmask reader) const { multiply<direct_rows_bf16, Form::wide32, Form::once16>(reader); }
+    void operator()(Bf16Dense reader) const { multiply<direct_rows_bf16, Form::wide32, Form::once16>(reader); }
     template <class Reader>
-    void operator()(Reader reader) const { multiply_up_to<direct_rows, Form::fixed16>(reader, panel, x, 0, output); }
+    void operator()(Reader reader) const { multiply<direct_rows, Form::fixed16, Form::grouped8>(reader); }
+
+    template <int rows, Form accurate, Form fast, class Reader>
+    INLINE void multiply(Reader reader) const {
+        if (x.form == accurate) {
+            multiply_up_to<rows, accurate>(reader, panel, x, 0, output);
+        } else {
+            multiply_up_to<rows, fast>(reader, panel, x, 0, output);
+        }
+    }
 };
 
 struct Expand {
@@ -398,7 +408,7 @@ void multiply(const PackedMatrix& matrix, const Activations& x, size_t first, si
     if (x.form == Form::plain32) {
         return multiply_exact(matrix, x, first, last, output, scratch);
     }
-    if (x.rows <= direct_rows && (x.form == Form::fixed16 || x.form == Form::wide32)) {
+    if (x.rows <= (matrix.value_type == ValueType::bf16 ? direct_rows_bf16 : direct_rows)) {
         for (size_t index = first; index < last; ++index) {
             const Panel panel = panel_of(matrix, index);
             visit_panel(matrix, index, MultiplyDirect{panel, x, output});

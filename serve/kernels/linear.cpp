@@ -30,7 +30,8 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
     if (settings.precision == Precision::exact || !settings.kernels.quantises) {
         return Form::plain32;
     }
-    constexpr size_t few_rows = 8;
+    // Beyond, the second term of every activation costs more than reading the weights.
+    constexpr size_t few_rows = 2;
     if (matrix.value_type == ValueType::bf16) {
         return rows > few_rows && multiplies_bf16() ? Form::once16 : Form::wide32;
     }
@@ -41,6 +42,20 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
 // Sums of 32 bits hold the products of this many columns.
 constexpr size_t most_segment_blocks = 16384;
 
+size_t most_rows(Form form) {
+    switch (form) {
+        case Form::fixed16: return fixed16_tile;
+        case Form::grouped8: return grouped8_tile;
+        default: return wide32_tile;
+    }
+}
+
+// Tiles of about equal size: a short last one would be bound by the latency of its few sums.
+size_t even_tile(size_t rows, size_t most) {
+    const size_t tiles = std::max<size_t>(1, (rows + most - 1) / most);
+    return std::max<size_t>(1, (rows + tiles - 1) / tiles);
+}
+
 Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& settings) {
     Activations plan{};
     plan.form = choose_form(matrix, x.count, settings);
@@ -49,7 +64,7 @@ Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& sett
     plan.blocks = matrix.blocks();
     plan.plain = x.data;
     plan.plain_stride = x.stride;
-    plan.tile = plan.form == Form::fixed16 ? fixed16_tile : plan.form == Form::grouped8 ? grouped8_tile : wide32_tile;
+    plan.tile = even_tile(x.count, most_rows(plan.form));
     if (plan.form == Form::fixed16) {
         plan.segment_blocks = std::min(matrix.groups() == 1 ? matrix.blocks() : matrix.group_size / 4, most_segment_blocks);
     } else if (plan.form == Form::grouped8) {

@@ -51,6 +51,11 @@ def run(kind, inputs, attributes, tensors, tmp_path, *, precision="f32", element
     return [np.array(results[index], np.float64) for index in range(len(node.outputs()))]
 
 
+def tolerance(rows):
+    """Of the largest result: activations of one or two rows have 16 bits, of more 8."""
+    return 2e-3 if rows <= 2 else 3e-2
+
+
 def close(found, expected, tolerance=2e-3):
     return np.abs(found - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-6)
 
@@ -70,7 +75,7 @@ def test_three_products_behind_one_norm(tmp_path, value_type, rows):
     x = activations(HIDDEN, rows=rows)
     found = run("SparseLinear", bundle(packed, [gamma, *biases]), attributes, [x], tmp_path)
     for result, part, bias in zip(found, matrices, biases, strict=True):
-        assert close(result, norm(x.astype(np.float64), gamma) @ dense(part).T + bias)
+        assert close(result, norm(x.astype(np.float64), gamma) @ dense(part).T + bias, tolerance(rows))
 
 
 def test_matrices_of_several_types_share_one_node(tmp_path):
@@ -81,14 +86,14 @@ def test_matrices_of_several_types_share_one_node(tmp_path):
     x = activations(5000, rows=6)
     found = run("SparseLinear", bundle([pack(part) for part in matrices]), attributes, [x], tmp_path)
     for result, part in zip(found, matrices, strict=True):
-        assert close(result, x.astype(np.float64) @ dense(part).T)
+        assert close(result, x.astype(np.float64) @ dense(part).T, tolerance(6))
 
 
 def test_a_product_with_a_residual(tmp_path):
     part, x, residual = matrix(HIDDEN, ATTENTION, 0), activations(ATTENTION, rows=3), activations(HIDDEN, rows=3, seed=1)
     attributes = {"rows": [HIDDEN], "columns": ATTENTION, "norm_epsilon": 0.0, "bias": False, "residual": True}
     (found,) = run("SparseLinear", bundle([pack(part)]), attributes, [x, residual], tmp_path)
-    assert close(found, x.astype(np.float64) @ dense(part).T + residual)
+    assert close(found, x.astype(np.float64) @ dense(part).T + residual, tolerance(3))
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -114,10 +119,9 @@ def test_a_layer(tmp_path, rows, next_rows):
     found = run("SparseLayer", bundle(packed, gammas), attributes, [x, residual], tmp_path)
     middle = residual + x.astype(np.float64) @ dense(first).T
     y = middle + mlp(norm(middle, gammas[0]), gate, up, down, "silu")
-    tolerance = 2e-3 if rows <= 8 else 3e-2
-    assert close(found[0], y, tolerance)
+    assert close(found[0], y, tolerance(rows))
     for result, part in zip(found[1:], following, strict=True):
-        assert close(result, norm(y, gammas[1]) @ dense(part).T, tolerance)
+        assert close(result, norm(y, gammas[1]) @ dense(part).T, tolerance(rows))
 
 
 def test_bf16_activations(tmp_path):

@@ -17,6 +17,8 @@ from tests.kernels.matrices import dense, random_matrix
 # Of the sum of magnitudes |x| |w|: rounding in f32; a 16-bit fixed point of the largest activation of a row; an 8-bit one of the
 # largest in a group of 32, with the same limits for all (the largest is rarely more than four times the mean).
 EXACT, FIXED16, GROUPED8 = 1e-6, 4 * 2**-16, 4 * 2**-8
+FEW_ROWS = 2
+"""So many are multiplied more exactly."""
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 128)
 MATRICES = [
     (rows, columns, group)
@@ -61,8 +63,8 @@ def test_products_equal_float64(kernels, value_type, encoding):
         for count in ROWS:
             x = np.random.default_rng(seed).standard_normal((count, columns)).astype(np.float32)
             assert worst_error(matrix, packed, x, kernels=kernels, exact=True) < EXACT, (rows, columns, group, count)
-            rounds = kernels == "avx512" and (value_type is not ValueType.BF16 or count > 8)
-            fine = count <= 8 or (group == 4 and value_type is not ValueType.BF16)
+            rounds = kernels == "avx512" and (value_type is not ValueType.BF16 or count > FEW_ROWS)
+            fine = count <= FEW_ROWS or (group == 4 and value_type is not ValueType.BF16)
             limit = EXACT if not rounds else FIXED16 if fine else GROUPED8
             # A product of few columns has little to average over: there a share of the magnitudes would be too strict.
             if columns >= 130 or not rounds:
@@ -83,7 +85,7 @@ def test_any_shape_equals_float64(rows, columns, keep, value_type, count, seed):
     x = np.random.default_rng(seed).standard_normal((count, columns)).astype(np.float32)
     assert worst_error(matrix, pack_matrix(matrix), x, exact=True) < EXACT
     y, expected = multiply(pack_matrix(matrix), x), x.astype(np.float64) @ dense(matrix).T
-    limit = 2**-7 if count > 8 else EXACT if value_type is ValueType.BF16 else 2**-15
+    limit = 2**-7 if count > FEW_ROWS else EXACT if value_type is ValueType.BF16 else 2**-15
     # The bound of rounding: half a step of the largest activation for every weight.
     steps = np.abs(x).max(axis=1, keepdims=True) * np.abs(dense(matrix)).sum(axis=1)
     assert (np.abs(y - expected) <= limit * steps + 1e-30).all()
