@@ -105,7 +105,7 @@ def export_subnet(path: Path, request: ExportRequest) -> Artefact:
         masks = network.masks
         if opened.space.width_groups or network.head:
             request = without_frozen_formats(request, mode)
-        work = _start(network, network.tokenizer, masks)
+        work = _start(network.model, network.tokenizer, masks, request)
         reference = _reference_logits(network, opened, work)
         if "peft" in request.formats:
             stored = masks if opened.space.adapter.masked_training else None
@@ -149,8 +149,7 @@ def export_frozen(directory: Path, request: ExportRequest) -> Artefact:
         model, masks = load_model(frozen.path), _masks_of(frozen)
         if masks is not None:
             check_masked_zeros(model, masks)
-        work = _Work(model, load_tokenizer(frozen.path), masks, [])
-        work.blocks = fixed_blocks(work.tokenizer, vocabulary=model.config.vocab_size)
+        work = _start(model, load_tokenizer(frozen.path), masks, request)
         work.merged = torch_logits(model, work.blocks)
         facts = {
             "source": directory.name,
@@ -200,8 +199,9 @@ def _narrowed(opened: OpenSubnet) -> int:
     return sum(width < full[path] for path, width in opened.subnet.widths.items())
 
 
-def _start(network: SuperNetwork, tokenizer: Any, masks: Masks | None) -> _Work:
-    model: Any = network.model
+def _start(model: Any, tokenizer: Any, masks: Masks | None, request: ExportRequest) -> _Work:
+    if is_classifier(model.config) and "sparse" in (request.kernel, request.onnx_kernel):
+        raise UsageError("the sparse kernel is for language models", where="--kernel", remedy="Leave the option out")
     return _Work(model, tokenizer, masks, fixed_blocks(tokenizer, vocabulary=model.config.vocab_size))
 
 
@@ -300,8 +300,6 @@ def _certify(work: _Work, masks: Masks | None, *, separate: bool) -> Any:
 
 
 def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: Masks | None, frozen: Artefact, *, separate: bool) -> None:
-    if work.classifies and "sparse" in (request.kernel, request.onnx_kernel):
-        raise UsageError("the sparse kernel is for language models", where="--kernel", remedy="Leave the option out")
     if "hf" in request.formats:
         with _timed(work, "model"):
             # Ranks kept apart have no place in a Hugging Face model: what is written is the frozen model that adapter/ belongs

@@ -35,12 +35,12 @@ MAX_FALSE_ALARMS, MIN_CAUGHT, MAX_SECONDS = 0.02, 0.95, 60.0
 LONGER = 0.1
 TOKENIZER = ("openvino_tokenizer.xml", "openvino_tokenizer.bin", "openvino_detokenizer.xml", "openvino_detokenizer.bin")
 
-# Multiplies large matrices and rests, each for a random time: bandwidth, cache and CPU come and go.
+# Multiplies large matrices and rests, each for a random time: bandwidth, cache and CPU come and go. It ends with its parent.
 RIVAL = """
-import random, time
+import os, random, sys, time
 import numpy as np
 a = np.random.rand(1500, 1500).astype("float32")
-while True:
+while os.getppid() == int(sys.argv[1]):
     end = time.monotonic() + random.uniform(0.05, 4)
     while time.monotonic() < end:
         a @ a
@@ -124,12 +124,12 @@ def lengthen(model: Any, layers: int) -> Any:
 
 
 @contextlib.contextmanager
-def rivals(count: int) -> Iterator[None]:
-    """So many processes that work on the same CPUs, now and then."""
+def rivals(count: int) -> Iterator[list[int]]:
+    """So many processes that work on the same CPUs, now and then; their ids."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([sys.executable, "-c", RIVAL], env=environment) for _ in range(count)]
+    processes = [subprocess.Popen([sys.executable, "-c", RIVAL, str(os.getpid())], env=environment) for _ in range(count)]
     try:
-        yield
+        yield [process.pid for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,19 @@ def test_one_check_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "work" / "checks.jsonl").read_text() == kept
     sizes = [len(openvino_core().read_model(tmp_path / "work" / name / "openvino_model.xml").get_ops()) for name in ("model", "longer")]
     assert sizes[1] > sizes[0]
+
+
+def test_rivals_end_with_the_benchmark_however_it_ends() -> None:
+    script = (
+        "import time\nfrom tests.benchmark.latency_guard import rivals\nwith rivals(1) as pids:\n    print(*pids, flush=True)\n    time.sleep(60)"
+    )
+    benchmark = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert benchmark.stdout is not None
+    rival = Path("/proc") / benchmark.stdout.readline().strip()
+    assert rival.is_dir()
+    benchmark.kill()
+    benchmark.communicate()
+    deadline_s = time.monotonic() + 30
+    while rival.is_dir() and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    assert not rival.is_dir()
