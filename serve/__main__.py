@@ -213,7 +213,7 @@ def check(
     new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate, at least 2.")] = 16,
     trace: TraceOption = None,
     batch: BatchOption = 1,
-    budget_s: Annotated[float, typer.Option("--budget", help="Seconds after which an open verdict is inconclusive; loading included.")] = 42.0,
+    budget_s: Annotated[float, typer.Option("--budget", help="Seconds after which an open verdict is inconclusive; loading included.")] = 50.0,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:

@@ -58,7 +58,7 @@ class Verdict(Document):
 
 
 def guard_workload(
-    prompt_tokens: int = 64, new_tokens: int = 16, *, budget_s: float = 42.0, batch: int = 1, trace: Path | None = None, seed: int = 0
+    prompt_tokens: int = 64, new_tokens: int = 16, *, budget_s: float = 50.0, batch: int = 1, trace: Path | None = None, seed: int = 0
 ) -> Workload:
     """The workload of a check: short sessions of many short pairs, each phase in a call of its own.
 
