@@ -19,7 +19,8 @@ USAGE = {
 SPARSE_USAGE = (
     "import openvino_genai\nfrom pathlib import Path\n\nfrom shearling.sparse_linear.extension import PREFERRED_PROPERTIES, required_extensions\n\n"
     'libraries = [str(path) for path in required_extensions(Path("openvino/openvino_model.xml"))]\n'
-    'pipe = openvino_genai.LLMPipeline("openvino", "CPU", extensions=libraries, **PREFERRED_PROPERTIES)\nprint(pipe.generate("...", max_new_tokens=32))'
+    'pipe = openvino_genai.LLMPipeline("openvino", "CPU", extensions=libraries, **PREFERRED_PROPERTIES)\n'
+    'print(pipe.generate("...", max_new_tokens=32))'
 )
 SPARSE_ONNX_USAGE = (
     "import onnxruntime\nfrom pathlib import Path\n\nfrom shearling.sparse_linear.onnx_operators import session_options_for\n\n"

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import export.pipeline
-from export.parity import Gate
+from export.parity import openvino_logits
 from export.pipeline import export_frozen, export_subnet, plan
 from export.report import ExportReport
 from export.request import ExportRequest
@@ -137,8 +137,13 @@ def test_an_existing_output_is_left_alone_unless_forced(masked, tmp_path):
 
 
 def test_a_broken_gate_rejects_the_export_and_keeps_its_files(masked, tmp_path, monkeypatch):
-    monkeypatch.setitem(export.pipeline.GATES, "fp32", Gate(max_abs=-1.0))
-    with pytest.raises(ParityFailed, match="exceeds -1") as caught:
+    def shifted_logits(directory, blocks, *, config):
+        logits = openvino_logits(directory, blocks, config=config)
+        logits[0][0, 0] += 0.01
+        return logits
+
+    monkeypatch.setattr(export.pipeline, "openvino_logits", shifted_logits)
+    with pytest.raises(ParityFailed, match=r"Δlogit.* exceeds 0\.001") as caught:
         export_subnet(masked.path / "best.json", request_for(tmp_path / "export"))
     assert caught.value.exit_code == 1
     assert not (tmp_path / "export").exists()
