@@ -144,11 +144,11 @@ def test_a_broken_gate_rejects_the_export_and_keeps_its_files(masked, tmp_path, 
 
     monkeypatch.setattr(export.pipeline, "openvino_logits", shifted_logits)
     with pytest.raises(ParityFailed, match=r"Δlogit.* exceeds 0\.001") as caught:
-        export_subnet(masked.path / "best.json", request_for(tmp_path / "export"))
+        export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("openvino",)))
     assert caught.value.exit_code == 1
     assert not (tmp_path / "export").exists()
     assert (tmp_path / "export.rejected" / "report.html").is_file()
-    accepted = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", verify="warn"))
+    accepted = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("openvino",), verify="warn"))
     assert read_document(accepted.path / "report.json", ExportReport).violations
 
 
