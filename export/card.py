@@ -12,7 +12,10 @@ USAGE = {
     'model = AutoModelForCausalLM.from_pretrained("model")\ntokenizer = AutoTokenizer.from_pretrained("model")',
     "base": "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
     'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "adapter")',
-    "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("onnx/model.onnx")  # or: python -m serve generate . --format onnx',
+    "onnx": (
+        'import onnxruntime\n\nsession = onnxruntime.InferenceSession("onnx/model.onnx")'
+        "  # or: python -m serve generate . --format onnx --prompt Hello"
+    ),
     "adapter": 'from shearling.sub_adapter import load_sub_adapter\n\nmodel = load_sub_adapter("RUN/sparse", "adapter")',
 }
 
@@ -25,7 +28,7 @@ SPARSE_USAGE = (
 SPARSE_ONNX_USAGE = (
     "import onnxruntime\nfrom pathlib import Path\n\nfrom shearling.sparse_linear.onnx_operators import session_options_for\n\n"
     'path = Path("onnx/model.onnx")\n'
-    "session = onnxruntime.InferenceSession(str(path), session_options_for(path))  # or: python -m serve generate . --format onnx"
+    "session = onnxruntime.InferenceSession(str(path), session_options_for(path))  # or: python -m serve generate . --format onnx --prompt Hello"
 )
 SPARSE_USAGES = {"openvino": SPARSE_USAGE, "onnx": SPARSE_ONNX_USAGE}
 """Libraries are built where they run, for the processor and the runtime that are there; ONNX Runtime's needs its C headers."""
@@ -84,7 +87,7 @@ def _parity(report: ExportReport) -> str:
     head = "| compared | with | precision | max abs Δlogit | mean KL | top-1 | verdict |\n|---|---|---|---|---|---|---|"
     rows = [
         f"| {check.candidate} | {check.reference} | {check.precision} | {check.parity.max_abs:.2e} | {check.parity.kl_mean:.2e} "
-        f"| {check.parity.top1_agreement:.1%} | {'; '.join(check.violations) or 'ok'} |"
+        f"| {check.parity.top1_agreement:.1%} | {check.verdict} |"
         for check in report.parity
     ]
     return "\n".join([head, *rows])

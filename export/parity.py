@@ -88,18 +88,21 @@ GATES: dict[Weights, Gate] = {
 """By the precision of weights and arithmetic, whichever is lower."""
 
 
-ROUNDING_ALLOWANCE = 4.0
-"""A difference of so many times the reference's own rounding says nothing about the export: both sides round, in other orders."""
+ROUNDING_ALLOWANCE, LARGEST_LIMIT = 4.0, 1e-2
+"""A difference of four times the reference's own rounding says nothing about the export, for both sides round, in other orders;
+beyond the largest limit nothing is excused."""
 
 
 def widen(gate: Gate, rounding: float) -> Gate:
-    """The gate for a model whose logits float32 itself cannot tell more exactly.
+    """The gate for a reference whose logits float32 itself cannot tell more exactly.
 
     Args:
         gate: of a float32 candidate.
         rounding: see `rounding_of`.
     """
-    return gate if gate.max_abs is None else gate.model_copy(update={"max_abs": max(gate.max_abs, ROUNDING_ALLOWANCE * rounding)})
+    if gate.max_abs is None:
+        return gate
+    return gate.model_copy(update={"max_abs": max(gate.max_abs, min(ROUNDING_ALLOWANCE * rounding, LARGEST_LIMIT))})
 
 
 def fixed_blocks(tokenizer: Any, *, vocabulary: int) -> list[npt.NDArray[np.int64]]:

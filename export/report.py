@@ -20,7 +20,9 @@ class ParityCheck(Document):
         candidate: what was measured, such as `openvino`.
         reference: against what.
         precision: of the candidate's weights and arithmetic.
-        violations: gates that it broke; empty is a pass.
+        gate: that was applied.
+        violations: limits that it broke; empty is a pass.
+        rounding: of the reference in float32, where the gate was widened for it; see `export.parity.widen`.
     """
 
     candidate: str
@@ -29,6 +31,14 @@ class ParityCheck(Document):
     parity: Parity
     gate: Gate
     violations: tuple[str, ...]
+    rounding: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.violations:
+            return "; ".join(self.violations)
+        return "ok" if self.rounding is None else f"ok: limit {self.gate.max_abs:.1e}, since float32 rounds the reference by {self.rounding:.1e}"
 
 
 class ZeroCheck(Document):

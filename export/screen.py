@@ -29,9 +29,8 @@ def show_export(artefact: Artefact) -> Result:
         table.add_column(column, justify=side)  # type: ignore[arg-type] # rich wants the literals that these are
     for check in report.parity:
         parity = check.parity
-        verdict = "; ".join(check.violations) or "ok"
         name = f"{check.candidate} ({check.precision})"
-        table.add_row(name, f"{parity.max_abs:.1e}", f"{parity.kl_mean:.1e}", f"{parity.top1_agreement:.1%}", verdict)
+        table.add_row(name, f"{parity.max_abs:.1e}", f"{parity.kl_mean:.1e}", f"{parity.top1_agreement:.1%}", check.verdict)
     table.caption = _caption(report, artefact)
     return Result({"output": str(artefact.path), "sha256": artefact.sha256, "report": report.model_dump(mode="json", by_alias=True)}, table)
 

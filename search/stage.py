@@ -21,7 +21,7 @@ from search.plot import draw_pareto
 from search.strategy import Algorithm, Cost, Grid, make_strategy
 from shearling.artefact import Artefact, check_destination, open_artefact, write_artefact
 from shearling.console import log, progress
-from shearling.errors import UsageError
+from shearling.errors import ArtefactMismatch, UsageError
 from shearling.lm_eval_task import answer_task
 from shearling.precision import Precision, resolve_precision
 from shearling.recipe import SearchSection
@@ -142,7 +142,7 @@ def search(run: Run, settings: SearchSettings, constraints: Constraints, *, forc
     """
     check_destination(run.search, force=force)
     adapter = open_artefact(run.super_adapter, kind="super_adapter")
-    parents = {"super_adapter": adapter, **_frozen(adapter), **_task(run, settings)}
+    parents = {"super_adapter": adapter, **_frozen(adapter), **_task(run, settings, adapter)}
     space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
     with write_artefact(run.search, kind="search", parents=parents, seed=settings.seed, force=force, resumable=True) as draft:
         _start_over_unless_same(draft.directory, settings, parents)
@@ -252,11 +252,14 @@ def _frozen(adapter: Artefact) -> dict[str, Artefact]:
     return {frozen.manifest.kind: frozen}
 
 
-def _task(run: Run, settings: SearchSettings) -> dict[str, Artefact]:
+def _task(run: Run, settings: SearchSettings, adapter: Artefact) -> dict[str, Artefact]:
     if settings.task is not None:
         return {}
     # The validation split alone: a search must work the same with the test rows absent.
     listed = open_artefact(run.task, kind="task", only=())
+    if adapter.manifest.parents["task"] != listed.sha256:
+        # Its validation rows may be what the adapter has learnt.
+        raise ArtefactMismatch("the super-adapter was trained on another task", where=run.task, remedy="Train again, or name a task with --task")
     name = str(listed.manifest.details["name"])
     return {"task": open_artefact(run.task, kind="task", only=("validation.jsonl", f"{answer_task(name, 'validation')}.yaml"))}
 

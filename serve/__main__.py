@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from serve.budget import CHECK_S
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ FormatOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="CPU, GPU (OpenVINO), CUDA (ONNX Runtime, PyTorch), TENSORRT (ONNX Runtime).")]
 PrecisionOption = Annotated[
-    Literal["default", "f32", "bf16"], typer.Option("--precision", help="Of the arithmetic; default is what the runtime does by itself.")
+    Literal["default", "f32", "bf16"],
+    typer.Option("--precision", help="Of the arithmetic; default is what the runtime does by itself, and f32 for packed models."),
 ]
 HintOption = Annotated[Literal["latency", "throughput"] | None, typer.Option("--hint", help="OpenVINO's performance hint; default is the device's.")]
 HugePagesOption = Annotated[
@@ -114,7 +116,7 @@ def bench(
             benchmark = run_into(output, directories, options=options, workload=workload, choice=model_format, force=force)
     except BenchmarkInterrupted as interruption:
         log.print(benchmark_screen(interruption.benchmark))
-        log.print("of the finished blocks; with --output they would be kept, and continued")
+        log.print("these are the finished blocks; they are written nowhere: --output would keep them, and continue")
         raise
     return Result(benchmark.model_dump(mode="json", by_alias=True), benchmark_screen(benchmark, output=output))
 
@@ -213,7 +215,7 @@ def check(
     new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate, at least 2.")] = 16,
     trace: TraceOption = None,
     batch: BatchOption = 1,
-    budget_s: Annotated[float, typer.Option("--budget", help="Seconds after which an open verdict is inconclusive; loading included.")] = 50.0,
+    budget_s: Annotated[float, typer.Option("--budget", help="Seconds after which an open verdict is inconclusive; loading included.")] = CHECK_S,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+CHECK_S = 50.0
+"""What a check of latency may take: with loading and the verdict a minute."""
+
 RESTART_BLOCKS = 3
 """A session of fewer blocks is not worth its loading."""
 

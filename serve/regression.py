@@ -19,6 +19,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from serve.benchmark import Benchmark, block_values, run_benchmark
+from serve.budget import CHECK_S
 from serve.deployment import FormatChoice
 from serve.measurement import Sample
 from serve.runtime import RunOptions
@@ -58,7 +59,7 @@ class Verdict(Document):
 
 
 def guard_workload(
-    prompt_tokens: int = 64, new_tokens: int = 16, *, budget_s: float = 50.0, batch: int = 1, trace: Path | None = None, seed: int = 0
+    prompt_tokens: int = 64, new_tokens: int = 16, *, budget_s: float = CHECK_S, batch: int = 1, trace: Path | None = None, seed: int = 0
 ) -> Workload:
     """The workload of a check: short sessions of many short pairs, each phase in a call of its own.
 

@@ -25,7 +25,7 @@ class RunOptions(Document):
 
     Attributes:
         device: CPU; GPU, GPU.1 (OpenVINO); CUDA (ONNX Runtime, PyTorch); TENSORRT (ONNX Runtime).
-        precision: of the arithmetic; `default` is whatever the runtime does when nobody asks.
+        precision: of the arithmetic; `default` is what the runtime does when nobody asks, and f32 for packed models.
         threads: None leaves the number to the runtime; a measuring process is pinned to so many CPUs.
         hint: OpenVINO's PERFORMANCE_HINT; None leaves it at the device's default.
         huge_pages: move the memory of a measuring process into huge pages; see `serve.huge_pages`.

@@ -79,7 +79,7 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         code = result if isinstance(result, int) else 0
         # typer turns KeyboardInterrupt into this code by itself, without a word.
         if code == INTERRUPTED:
-            log.print("interrupted: what was written is kept, the same command resumes")
+            log.print("interrupted: what was written is kept, the same command (without --force) resumes")
     except click.exceptions.NoArgsIsHelpError as error:
         log.print(error.format_message(), markup=False)
         code = 2
@@ -89,10 +89,10 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
     except ShearlingError as error:
         code = _report(error, code=error.exit_code, as_json=as_json, debug=debug)
     except (KeyboardInterrupt, click.Abort):
-        log.print("interrupted: what was written is kept, the same command resumes")
+        log.print("interrupted: what was written is kept, the same command (without --force) resumes")
         code = INTERRUPTED
     except Terminated:
-        log.print("terminated: what was written is kept, the same command resumes")
+        log.print("terminated: what was written is kept, the same command (without --force) resumes")
         code = 143
     except OSError as error:
         code = _report(_explain_os_error(error), code=4, as_json=as_json, debug=debug)

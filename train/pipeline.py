@@ -12,10 +12,10 @@ from shearling.checkpoint import load_tokenizer
 from shearling.console import log
 from shearling.errors import OutputExists
 from shearling.lm_eval_task import write_lm_eval_tasks
-from shearling.recipe import Recipe, section_as_json
+from shearling.recipe import Recipe, SparsitySection, section_as_json
 from shearling.run import Run
 from shearling.strict_json import write_json
-from shearling.task import SPLITS, read_rows, write_rows
+from shearling.task import SPLITS, read_rows, rows_file, write_rows
 from train import ranks
 from train.base import import_base, source_digest
 from train.calibration import calibration_blocks
@@ -32,7 +32,8 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
         recipe: validated.
         out: the run directory.
         force: make everything anew; each artefact replaces its predecessor when it is complete, except that the old super-adapter
-            goes when the training of the new one begins, so that an interrupted training is continued without `force`.
+            and what is left of an unfinished one go when the training begins, so that an interrupted training is continued without
+            `force`.
 
     Returns:
         The artefacts of the run by kind.
@@ -72,7 +73,7 @@ def _make_frozen(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
     )
     check_structure(recipe, made["base"].path)
     if recipe.sparsity is not None:
-        facts = sparsity_inputs(recipe.sparsity, seed=recipe.seed)
+        facts = sparsity_inputs(recipe.sparsity, seed=recipe.seed, text=_calibration_text(recipe.sparsity, run))
         parents = {"base": made["base"]}
         made["sparse"] = _reuse_or_make(run.sparse, "sparse", facts, parents, lambda: _make_sparse(recipe, run, made, force=force), force=force)
     if force:
@@ -128,14 +129,17 @@ def _make_sparse(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, forc
         raise ValueError("the recipe has no [sparsity]")
     rows = read_rows(made["task"].path, "train")
     blocks = calibration_blocks(section.calibration, rows, load_tokenizer(made["base"].path), seed=recipe.seed)
-    write_sparse(made["base"], run.sparse, section=section, calibration=blocks, seed=recipe.seed, force=force)
+    text = _calibration_text(section, run)
+    write_sparse(made["base"], run.sparse, section=section, calibration=blocks, text=text, seed=recipe.seed, force=force)
+
+
+def _calibration_text(section: SparsitySection, run: Run) -> Path:
+    return section.calibration.path or rows_file(run.task, "train")
 
 
 def _check_replaceable(run: Run) -> None:
     for path in (run.super_adapter, run.sparse, run.base, run.task):
         check_destination(path, force=True)
-    # The unfinished training of what is replaced must not be continued.
-    shutil.rmtree(unfinished_artefact(run.super_adapter), ignore_errors=True)
 
 
 def _remove_outdated(recipe: Recipe, run: Run) -> None:
@@ -143,3 +147,4 @@ def _remove_outdated(recipe: Recipe, run: Run) -> None:
     if recipe.sparsity is None:
         remove_artefact(run.sparse)
     remove_artefact(run.super_adapter)
+    shutil.rmtree(unfinished_artefact(run.super_adapter), ignore_errors=True)

@@ -61,7 +61,14 @@ class SparsityReport(Document):
 
 
 def write_sparse(
-    base: Artefact, destination: Path, *, section: SparsitySection, calibration: Sequence[Tensor], seed: int, force: bool = False
+    base: Artefact,
+    destination: Path,
+    *,
+    section: SparsitySection,
+    calibration: Sequence[Tensor],
+    seed: int,
+    text: Path | None = None,
+    force: bool = False,
 ) -> Artefact:
     """Prune the model of a `base` artefact into a `sparse` one.
 
@@ -71,6 +78,7 @@ def write_sparse(
         section: [sparsity] of the recipe: method, ratio, pattern, and where the calibration text came from.
         calibration: token ids [tokens] of each sample; unused by `magnitude`.
         seed: that the calibration text was drawn with.
+        text: the file that it was drawn from; its digest is kept.
         force: replace an artefact that is already there.
 
     Raises:
@@ -94,7 +102,7 @@ def write_sparse(
         write_document(draft.directory / SPARSITY_FILE, report)
         inherited = ("model_id", "model_type", "torch_dtype", "num_layers", "tie_word_embeddings", "parameters")
         draft.details |= {key: details[key] for key in inherited if key in details}
-        draft.details |= sparsity_inputs(section, seed=seed)
+        draft.details |= sparsity_inputs(section, seed=seed, text=text)
         draft.details["sparsity"] = {
             **report.model_dump(include={"method", "target", "pattern", "achieved_scope", "achieved_model", "zeros"}),
             "scope": list(find_decoder(model).linear_names),
@@ -103,11 +111,10 @@ def write_sparse(
     return open_artefact(destination, kind="sparse")
 
 
-def sparsity_inputs(section: SparsitySection, *, seed: int) -> dict[str, Any]:
-    """What decides the mask, beside the base and the task."""
-    text = section.calibration.path
+def sparsity_inputs(section: SparsitySection, *, seed: int, text: Path | None) -> dict[str, Any]:
+    """What decides the mask, beside the base; `text` is the file that the calibration was drawn from."""
     digest = sha256_file(text) if section.method == "wanda" and text is not None and text.is_file() else None
-    return {"recipe": section_as_json(section), "seed": seed, "calibration_sha256": digest}
+    return {"recipe": section_as_json(section), "seed": seed, "calibration_text": digest}
 
 
 def describe_sparsity(model: nn.Module, masks: Masks, *, method: str, pattern: Pattern) -> SparsityReport:

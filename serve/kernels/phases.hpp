@@ -3,12 +3,14 @@
 // One parallel loop serves all phases: a loop for each would cost some microseconds a time, more than a small matrix. A thread
 // takes the chunks of its own share in order, so that it reads memory in one stream, then shares that nobody has begun, since
 // fewer threads may run than there are shares, then what is left of the others'. It waits only for chunks that running threads
-// hold, so it cannot wait for ever, and a helper that wakes up late finds the current phase.
+// hold, so it cannot wait for ever, and a helper that wakes up late finds the current phase. What a chunk throws is thrown by
+// run() once all threads have come back.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <exception>
 #include <thread>
 
 #include "threads.hpp"
@@ -32,10 +34,14 @@ public:
         constexpr size_t serial_bytes = size_t{16} << 10;
         const size_t count = threads.count();
         if (count <= 1 || bytes < serial_bytes) {
-            return work(0);
+            work(0);
+        } else {
+            shares_ = std::min(count, most_shares);
+            threads.run(count, [](void* phases, size_t thread) { static_cast<Phases*>(phases)->work(thread); }, this);
         }
-        shares_ = std::min(count, most_shares);
-        threads.run(count, [](void* phases, size_t thread) { static_cast<Phases*>(phases)->work(thread); }, this);
+        if (fault_ != nullptr) {
+            std::rethrow_exception(fault_);
+        }
     }
 
 private:
@@ -70,14 +76,24 @@ private:
         }
     }
 
-    void take(Phase& phase, size_t share) const {
+    void take(Phase& phase, size_t share) {
         const size_t first = phase.chunks * share / shares_, last = phase.chunks * (share + 1) / shares_;
         std::atomic<size_t>& taken = phase.taken[share].value;
         while (first + taken.load(std::memory_order_relaxed) < last) {
             const size_t chunk = first + taken.fetch_add(1, std::memory_order_relaxed);
             if (chunk < last) {
-                phase.run(phase.step, chunk);
+                run_chunk(phase, chunk);
                 phase.done.value.fetch_add(1, std::memory_order_release);
+            }
+        }
+    }
+
+    void run_chunk(const Phase& phase, size_t chunk) {
+        try {
+            phase.run(phase.step, chunk);
+        } catch (...) {
+            if (!failed_.test_and_set()) {
+                fault_ = std::current_exception();
             }
         }
     }
@@ -98,6 +114,8 @@ private:
     Phase phases_[most_phases];
     size_t count_ = 0;
     size_t shares_ = 1;
+    std::atomic_flag failed_ = ATOMIC_FLAG_INIT;
+    std::exception_ptr fault_;
 };
 
 }  // namespace shearling

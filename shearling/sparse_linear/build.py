@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -33,6 +34,8 @@ ONNX_RUNTIME_UNITS = ("onnx_runtime_operators.cpp",)
 """What one library alone is made of; the other units are in both."""
 HEADERS_VARIABLE = "ONNXRUNTIME_INCLUDE"
 HEADER = "onnxruntime_c_api.h"
+LEAST_HEADER_VERSION = 17
+"""With it came parallel loops for operators (1.17)."""
 HEADER_PLACES = ("/usr/include/onnxruntime", "/usr/local/include/onnxruntime", "/usr/include", "/usr/local/include")
 
 
@@ -88,16 +91,28 @@ def find_headers() -> Path:
     """Directory of ONNX Runtime's C interface: `ONNXRUNTIME_INCLUDE`, else where Debian and others install it.
 
     Raises:
-        PackageMissing: it is not there.
+        PackageMissing: it is not there, or too old.
     """
     chosen = os.environ.get(HEADERS_VARIABLE)
     for directory in [Path(chosen)] if chosen else map(Path, HEADER_PLACES):
         if (directory / HEADER).is_file():
+            _require_version(directory / HEADER)
             return directory
     raise PackageMissing(
         f"the sparse operator of ONNX Runtime needs {HEADER}, which is not in {chosen or ' or '.join(HEADER_PLACES)}",
         remedy=f"Install the headers (on Debian: apt install libonnxruntime-dev), or name their directory in {HEADERS_VARIABLE}; OpenVINO needs none",
     )
+
+
+def _require_version(header: Path) -> None:
+    found = re.search(r"#define\s+ORT_API_VERSION\s+(\d+)", header.read_text(encoding="utf-8", errors="replace"))
+    version = int(found[1]) if found else 0
+    if version < LEAST_HEADER_VERSION:
+        raise PackageMissing(
+            f"the headers of ONNX Runtime are of version 1.{version}, the sparse operator needs 1.{LEAST_HEADER_VERSION} or newer",
+            where=header,
+            remedy=f"Install newer headers, or name the directory of others in {HEADERS_VARIABLE}; OpenVINO needs none",
+        )
 
 
 def find_compiler() -> list[str]:

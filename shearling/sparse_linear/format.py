@@ -44,8 +44,8 @@ then f32 vectors, each filled up with zeros to a multiple of 64 bytes (`bundle` 
     `next_epsilon` float, `bias` bool.
 
 norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the attributes `precision` str, `auto` or `exact` (`auto`: integer weights
-multiply activations in fixed point, 16 bits for one or two rows, 8 bits in groups of 32 for more, as OpenVINO itself does; bf16 weights f32, or
-bf16 for more than two rows; `exact`: f32)
+multiply activations in fixed point, 16 bits for one or two rows or where groups of weights are no multiples of 32, else 8 bits in groups of 32,
+as OpenVINO itself does; bf16 weights f32, or bf16 for more than two rows; on processors without AVX-512 all f32; `exact`: f32)
 and `format_version`, the int 1. All attributes are always written.
 
 The operator of ONNX Runtime (domain `shearling`, version 1) is `SparseLinear` with one matrix: y = W x

@@ -9,7 +9,7 @@ import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shearling.errors import ArtefactMissing
+from shearling.errors import ArtefactMissing, ModelUnsupported
 from shearling.sparse_linear.format import VERSION
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ DOMAIN = "shearling"
 DOMAIN_VERSION = 1
 OPERATOR = "SparseLinear"
 # As protobuf writes it: opset_import (field 8 of a model, 13 bytes) with domain (field 1, 9 bytes) and version (field 2).
-IMPORT = b"\x42\x0d\x0a\x09" + DOMAIN.encode() + b"\x10" + bytes([DOMAIN_VERSION])
+IMPORT = b"\x42\x0d\x0a\x09" + DOMAIN.encode() + b"\x10"
 
 
 def node_attributes(rows: int, columns: int) -> dict[str, int | str]:
@@ -32,13 +32,24 @@ def needs_operators(path: Path) -> bool:
 
     Raises:
         ArtefactMissing: no such file.
+        ModelUnsupported: it uses another version of the operator.
     """
     if not path.is_file():
         raise ArtefactMissing("no ONNX model here", where=path, remedy="Export one with: python -m export --formats onnx")
     if path.stat().st_size == 0:
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(IMPORT) >= 0
+        place = content.find(IMPORT)
+        if place < 0:
+            return False
+        version = content[place + len(IMPORT)]
+    if version != DOMAIN_VERSION:
+        raise ModelUnsupported(
+            f"it uses version {version} of the operators of {DOMAIN}, this is version {DOMAIN_VERSION}",
+            where=path,
+            remedy="Export again, or install the version of Shearling that made it",
+        )
+    return True
 
 
 def session_options_for(path: Path) -> onnxruntime.SessionOptions:

@@ -50,11 +50,19 @@ def test_rivals_end_with_the_benchmark_however_it_ends() -> None:
     )
     benchmark = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert benchmark.stdout is not None
-    rival = Path("/proc") / benchmark.stdout.readline().strip()
-    assert rival.is_dir()
+    rival = int(benchmark.stdout.readline())
+    assert _runs(rival)
     benchmark.kill()
     benchmark.communicate()
     deadline_s = time.monotonic() + 30
-    while rival.is_dir() and time.monotonic() < deadline_s:
+    while _runs(rival) and time.monotonic() < deadline_s:
         time.sleep(0.1)
-    assert not rival.is_dir()
+    assert not _runs(rival)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.parity import GATES, ROUNDING_ALLOWANCE, Gate, compare, fixed_blocks, rounding_of, torch_logits, widen
+from export.parity import GATES, LARGEST_LIMIT, ROUNDING_ALLOWANCE, Gate, compare, fixed_blocks, rounding_of, torch_logits, widen
 from tests.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
 
 
@@ -58,8 +58,9 @@ def test_a_gate_names_what_it_refuses(blocks):
     assert Gate().violations(compare(reference, random_logits(1, blocks), blocks)) == []
 
 
-def test_rounding_is_small_on_a_sound_model_and_leaves_it_as_it_was(blocks):
-    model = FAMILIES["llama"]().eval()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounding_is_small_on_a_sound_model_and_leaves_it_as_it_was(family, blocks):
+    model = FAMILIES[family]().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rounding = rounding_of(model, blocks, torch_logits(model, blocks))
     assert 0 < rounding < 1e-5
@@ -74,7 +75,7 @@ def test_rounding_grows_with_what_amplifies_it(blocks):
     assert rounding_of(model, blocks, torch_logits(model, blocks)) > 100 * sound
 
 
-@pytest.mark.parametrize(("rounding", "limit"), [(1e-6, 1e-3), (1e-3, ROUNDING_ALLOWANCE * 1e-3)])
+@pytest.mark.parametrize(("rounding", "limit"), [(1e-6, 1e-3), (1e-3, ROUNDING_ALLOWANCE * 1e-3), (1.0, LARGEST_LIMIT)])
 def test_the_float32_gate_widens_with_the_rounding_and_nothing_else_does(rounding, limit):
     widened = widen(GATES["fp32"], rounding)
     assert (widened.max_abs, widened.kl_mean) == (limit, GATES["fp32"].kl_mean)

@@ -65,7 +65,7 @@ def test_headers_are_found_where_they_are_named_or_installed(monkeypatch, tmp_pa
     usual, named = tmp_path / "usual", tmp_path / "named"
     for directory in (usual, named):
         directory.mkdir()
-        (directory / "onnxruntime_c_api.h").touch()
+        (directory / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 21\n")
     monkeypatch.setattr(build, "HEADER_PLACES", (str(tmp_path / "absent"), str(usual)))
     monkeypatch.delenv("ONNXRUNTIME_INCLUDE", raising=False)
     assert find_headers() == usual
@@ -81,6 +81,14 @@ def test_missing_headers_are_an_environment_fault_with_a_remedy(monkeypatch, tmp
     assert str(tmp_path) in caught.value.message
 
 
+def test_headers_that_are_too_old_are_named_as_such(monkeypatch, tmp_path):
+    (tmp_path / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 16\n")
+    monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(tmp_path))
+    with pytest.raises(PackageMissing, match=r"of version 1\.16, .* 1\.17 or newer") as caught:
+        find_headers()
+    assert caught.value.exit_code == 4
+
+
 def test_other_headers_make_another_library(monkeypatch, tmp_path):
     def compile_library(path, **_):
         path.write_bytes(b"library")
@@ -88,8 +96,8 @@ def test_other_headers_make_another_library(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "compile_library", compile_library)
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(tmp_path))
     found = []
-    for text in ("old", "new"):
-        (tmp_path / "onnxruntime_c_api.h").write_text(text)
+    for version in (21, 22):
+        (tmp_path / "onnxruntime_c_api.h").write_text(f"#define ORT_API_VERSION {version}\n")
         build_onnx_runtime_library.cache_clear()
         found.append(build_onnx_runtime_library())
     assert found[0] != found[1]

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from shearling.errors import ArtefactMissing
+from shearling.errors import ArtefactMissing, ModelUnsupported
 from shearling.sparse_linear.format import Encoding, ValueType, pack, read_header
 from shearling.sparse_linear.library import multiply
 from shearling.sparse_linear.onnx_operators import DOMAIN, DOMAIN_VERSION, OPERATOR, needs_operators, node_attributes, session_options_for
@@ -124,6 +124,10 @@ def test_the_file_says_whether_it_needs_the_operator(tmp_path):
     stock = helper.make_graph([helper.make_node("Relu", ["shearling"], ["y"])], DOMAIN, [], [])
     onnx.save(helper.make_model(stock, opset_imports=[helper.make_opsetid("", 18)], producer_name=DOMAIN), path)
     assert not needs_operators(path)
+    later = helper.make_model(stock, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, DOMAIN_VERSION + 1)])
+    onnx.save(later, path)
+    with pytest.raises(ModelUnsupported, match="version 2 of the operators"):
+        needs_operators(path)
     path.write_bytes(b"")
     assert not needs_operators(path)
     path.unlink()

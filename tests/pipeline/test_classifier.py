@@ -106,8 +106,9 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
     assert board.scores[0].n == len((run.task / "test.jsonl").read_text().splitlines())
     times = measure_forwards([run.export, run.export], tokens=16, blocks=2, threads=1)
     assert times[0].speedup == 1.0
-    with pytest.raises(UsageError, match="the sparse kernel is for language models"):
+    with pytest.raises(UsageError, match="the sparse kernel is for language models") as caught:
         export_subnet(run.search / "best.json", ExportRequest(output=tmp_path / "packed", formats=("openvino",), weights="int8", kernel="sparse"))
+    assert caught.value.where == "--kernel"
 
 
 def test_a_classifier_cannot_be_pruned(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from shearling.artefact import open_artefact
-from shearling.errors import ArtefactCorrupt, ArtefactMissing, OutputExists
+from search.stage import Constraints, SearchSettings, search
+from shearling.artefact import open_artefact, unfinished_artefact
+from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, OutputExists
 from shearling.run import Run
 from shearling.strict_json import read_json
 from shearling.super_network import ADAPTER_FILE
@@ -16,6 +17,7 @@ from tests.tiny_models import FAMILIES, tiny_tokenizer
 from tests.tiny_runs import tiny_recipe
 from train.pipeline import run_recipe
 
+SETTINGS = SearchSettings(algorithm="random", evaluations=1, population=2, seed=0, limit=4, task=None, batch_size=4, precision="fp32")
 KINDS = ("task", "base", "sparse", "super_adapter")
 
 
@@ -83,7 +85,7 @@ def test_another_calibration_text_of_the_same_name_is_refused(tmp_path):
     text.write_text("the quick brown fox jumps over the lazy dog " * 99)
     run_recipe(recipe.model_copy(update={"adapter": None, "train": None}), tmp_path / "run")
     text.write_text("a lazy dog sleeps under the quick brown fox " * 99)
-    with pytest.raises(OutputExists, match="calibration_sha256"):
+    with pytest.raises(OutputExists, match="calibration_text"):
         run_recipe(recipe, tmp_path / "run")
 
 
@@ -122,12 +124,19 @@ def test_force_replaces_everything(unfinished):
     assert (unfinished / "run" / "super_adapter" / ADAPTER_FILE).is_file()
 
 
-def test_force_that_fails_loses_nothing(unfinished):
-    before = digests(unfinished / "run")
+def test_force_that_fails_keeps_what_it_has_not_replaced(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    run = Run(tmp_path / "copy" / "run")
+    checkpoint = unfinished_artefact(run.super_adapter) / "checkpoints" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    before = {kind: open_artefact(getattr(run, kind), kind=kind).sha256 for kind in ("sparse", "super_adapter")}
     with pytest.raises(ArtefactMissing, match="calibration text"):
-        run_recipe(calibrated_on(tiny_recipe(unfinished), unfinished / "nowhere.txt"), unfinished / "run", force=True)
-    assert digests(unfinished / "run").keys() == before.keys()
-    assert digests(unfinished / "run")["sparse"] == before["sparse"]
+        run_recipe(calibrated_on(tiny_recipe(tmp_path / "copy"), tmp_path / "nowhere.txt"), run.path, force=True)
+    assert {kind: open_artefact(getattr(run, kind), kind=kind).sha256 for kind in before} == before
+    assert checkpoint.is_dir()
+    # Task and base are new by now: the old adapter must not be searched on rows that it may have learnt.
+    with pytest.raises(ArtefactMismatch, match="trained on another"):
+        search(run, SETTINGS, Constraints())
 
 
 def test_force_without_pruning_removes_the_pruned_model(unfinished):
