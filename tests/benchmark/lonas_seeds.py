@@ -1,0 +1,128 @@
+"""Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/lonas.md.
+
+    python -m tests.benchmark.lonas_seeds --out runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
+        [--steps 500] [--macs 0.75]
+
+For each seed the baseline (recipes/minilm-lora.toml) is trained, and for each rule a super-network (recipes/minilm-lonas.toml) with the
+same steps; a sandwiched step costs about three. The search of the recipe runs on validation rows; what is told of test rows are the
+largest sub-network, the middle one, and the most accurate on validation whose MACs are at most the given share of the largest.
+Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from search.journal import JOURNAL_FILE, Record
+from search.strategy import Indices
+from shearling.classification import ClassifierEvaluator, TorchClassifier
+from shearling.command_line import quiet_libraries
+from shearling.demo.derived_recipe import render_toml
+from shearling.demo.layout import RECIPES
+from shearling.run import Run
+from shearling.super_network import SuperNetwork, load_super_network
+
+RULES: Mapping[str, Mapping[str, bool]] = {
+    "published": {},
+    "sandwich": {"sandwich": True},
+    "distillation": {"sandwich": True, "distillation": True},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, search and evaluate what is missing; print one JSON object for each model."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark.lonas_seeds", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
+    parser.add_argument("--steps", type=int, default=500, help="of the baseline and of every super-network")
+    parser.add_argument("--macs", type=float, default=0.75, help="share of the largest sub-network's MACs")
+    options = parser.parse_args(arguments)
+    quiet_libraries()
+    for seed in map(int, options.seeds.split(",")):
+        baseline = Run(options.out / f"lora-{seed}")
+        train_s = _train("minilm-lora", baseline, seed=seed, train={"steps": options.steps})
+        network = load_super_network(baseline)
+        _tell(baseline, network, seed=seed, rule="LoRA", label="full width", indices=network.space.encode(network.space.maximal()), train_s=train_s)
+        for rule in options.rules.split(","):
+            run = Run(options.out / f"{rule}-{seed}")
+            train_s = _train("minilm-lonas", run, seed=seed, train={"steps": options.steps, **RULES[rule]})
+            if not run.search.is_dir():
+                _call("search", "--run", str(run.path))
+            _tell_searched(run, seed=seed, rule=rule, share=options.macs, train_s=train_s)
+    return 0
+
+
+def most_accurate(records: Sequence[Record], share: float) -> Record:
+    """Of the candidates that cost at most `share` of the dearest, the most accurate; of equal ones the cheapest.
+
+    Raises:
+        ValueError: none is that cheap.
+    """
+    limit = share * max(record.cost for record in records)
+    return max((record for record in records if record.cost <= limit), key=lambda record: (record.accuracy, -record.cost))
+
+
+def _tell_searched(run: Run, *, seed: int, rule: str, share: float, train_s: float) -> None:
+    records = [Record.model_validate_json(line) for line in (run.search / JOURNAL_FILE).read_text().splitlines()]
+    network = load_super_network(run)
+    space = network.space
+    chosen: dict[str, Indices] = {
+        "largest": space.encode(space.maximal()),
+        "middle": space.encode(space.heuristic()),
+        f"best within {share:.0%} of the MACs": most_accurate(records, share).choice_idx,
+    }
+    for label, indices in chosen.items():
+        _tell(run, network, seed=seed, rule=rule, label=label, indices=indices, train_s=train_s)
+
+
+def _tell(run: Run, network: SuperNetwork, *, seed: int, rule: str, label: str, indices: Indices, train_s: float) -> None:
+    from shearling.model_size import measure_network
+
+    space, size = network.space, measure_network(network)
+    choice = space.decode(indices)
+    tokens = 64
+    share = size.macs(tokens=tokens, cuts=space.cuts(choice)) / size.macs(tokens=tokens, cuts=space.cuts(space.maximal()))
+    accuracy = {split: _accuracy(run, network, choice, split) for split in ("validation", "test")}
+    facts = {"seed": seed, "rule": rule, "model": label, "macs_share": round(share, 3), **accuracy, "train_s": round(train_s)}
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+def _accuracy(run: Run, network: SuperNetwork, choice: Mapping[str, int], split: Any) -> float:
+    name = json.loads((run.task / "task.json").read_text())["name"]
+    evaluator = ClassifierEvaluator(run.task, name, split=split)
+    network.activate(choice)
+    with network.materialised():
+        scorer = TorchClassifier(network.model, network.tokenizer, max_length=evaluator.max_length, bf16=False)
+        return evaluator.measure(scorer).accuracy
+
+
+def _train(recipe: str, run: Run, *, seed: int, train: Mapping[str, Any]) -> float:
+    """Seconds that it took; 0 where it was there."""
+    if run.super_adapter.is_dir():
+        return 0.0
+    content = tomllib.loads((RECIPES / f"{recipe}.toml").read_text(encoding="utf-8"))
+    content |= {"seed": seed, "train": {**content["train"], **train}, "search": {**content["search"], "seed": seed}}
+    path = run.path.with_suffix(".toml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_toml(content), encoding="utf-8")
+    started_s = time.monotonic()
+    _call("train", "--recipe", str(path), "--out", str(run.path))
+    return time.monotonic() - started_s
+
+
+def _call(module: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", module, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
