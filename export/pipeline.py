@@ -76,8 +76,9 @@ class _Work:
         """See `rounding_of`; of the merged model, measured where a gate would break."""
         try:
             return rounding_of(self.model, self.blocks, self.merged)
-        except RuntimeError:
-            # A forward that mixes types of its own cannot run in float64: nothing is excused.
+        except RuntimeError as error:
+            # Such as a forward that mixes types of its own.
+            log.print(f"the model cannot run in float64, so the gate stays as it is: {error}")
             return 0.0
 
 

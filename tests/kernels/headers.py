@@ -16,4 +16,5 @@ def _fault() -> str:
     return ""
 
 
+# They belong to a system package that is optional for users too; CONTRIBUTING says when to install it.
 needs_headers = pytest.mark.skipif(bool(_fault()), reason=_fault() or "the headers are there")

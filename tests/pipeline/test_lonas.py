@@ -91,15 +91,18 @@ def test_every_format_is_the_active_sub_network(searched: Run, tmp_path: Path) -
 
 def test_a_narrowed_model_takes_the_sparse_kernel(searched: Run, tmp_path: Path) -> None:
     """Sparsity, widths and ranks in one file: every layer packed at the size that it was cut to."""
-    if load_super_network(searched).masks is None:
-        pytest.skip("this run is not pruned")
     subnet, path = mixed(searched)
     exported = export_subnet(path, ExportRequest(output=tmp_path / "export", formats=("openvino",), weights="bf16", kernel="sparse"))
     report = read_document(exported.path / "report.json", ExportReport)
     assert report.packing is not None
     packed = {layer.path: layer.shape[0] for layer in report.packing.layers}
+    if load_super_network(searched).masks is None:
+        # Nothing is zero, so nothing is packed, and each layer says why.
+        assert not packed
+        assert report.packing.kept.keys() >= subnet.widths.keys()
+        return
     assert {name: packed[name] for name in subnet.widths} == subnet.widths
-    assert all(check.zeros == check.pruned > 0 for check in report.zeros)
+    assert [check.zeros == check.pruned > 0 for check in report.zeros] == [True]
 
 
 def test_the_cheapest_within_the_delta_is_the_best(searched: Run) -> None:

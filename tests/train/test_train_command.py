@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -44,7 +45,7 @@ def test_the_screen_names_the_next_step(tmp_path):
     from train.summary import summarise
 
     made = {kind: open_artefact(tmp_path / "run" / kind, kind=kind) for kind in ("task", "base", "sparse", "super_adapter")}
-    console = Console(record=True, width=160, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123 (open as long as the console)
+    console = Console(record=True, width=160, file=io.StringIO())
     console.print(summarise(tmp_path / "run", made).screen)
     text = console.export_text()
     assert "python -m search --run" in text
