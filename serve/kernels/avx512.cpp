@@ -16,6 +16,9 @@ namespace {
 
 #define INLINE inline __attribute__((always_inline))
 
+// Unrolled before the compiler decides what lives in registers: otherwise the sums of more than four rows go through memory.
+#define FOR_ROWS _Pragma("GCC unroll 16") for (int row = 0; row < rows; ++row)
+
 // How far ahead of a reader memory is fetched: some 100 ns of work.
 constexpr size_t mask_prefetch = 1024;
 constexpr size_t value_prefetch = 4096;
@@ -28,9 +31,10 @@ INLINE __m512i fresh_zero() {
     return zero;
 }
 
-// A reader yields the blocks of a panel one after the other, as unsigned bytes w + 128 or as bf16.
+// A reader yields the blocks of a panel one after the other: of_bf16, or unsigned bytes w + 128.
 
 struct Int8Bitmask {
+    static constexpr bool of_bf16 = false;
     const uint8_t* masks;
     const uint8_t* values;
     INLINE __m512i next() {
@@ -46,6 +50,7 @@ struct Int8Bitmask {
 };
 
 struct Int8Dense {
+    static constexpr bool of_bf16 = false;
     const uint8_t* values;
     INLINE __m512i next() {
         const __m512i weights = _mm512_loadu_si512(values);
@@ -68,6 +73,7 @@ INLINE __m512i widen_nibbles(__m512i nibbles) {
 }
 
 struct Int4Bitmask {
+    static constexpr bool of_bf16 = false;
     const uint8_t* masks;
     const uint8_t* values;
     INLINE __m512i next() {
@@ -83,6 +89,7 @@ struct Int4Bitmask {
 };
 
 struct Int4Dense {
+    static constexpr bool of_bf16 = false;
     const uint8_t* values;
     INLINE __m512i next() {
         const __m512i nibbles = spread_nibbles(values);
@@ -93,6 +100,7 @@ struct Int4Dense {
 };
 
 struct Bf16Bitmask {
+    static constexpr bool of_bf16 = true;
     const uint8_t* masks;
     const uint8_t* values;
     INLINE __m512i next() {
@@ -108,6 +116,7 @@ struct Bf16Bitmask {
 };
 
 struct Bf16Dense {
+    static constexpr bool of_bf16 = true;
     const uint8_t* values;
     INLINE __m512i next() {
         const __m512i weights = _mm512_loadu_si512(values);
@@ -117,12 +126,28 @@ struct Bf16Dense {
     }
 };
 
-// Blocks that were expanded into scratch memory before.
+// Blocks that a reader left in scratch memory.
+template <bool bf16>
 struct Expanded {
+    static constexpr bool of_bf16 = bf16;
     const uint8_t* values;
     INLINE __m512i next() {
         const __m512i weights = _mm512_load_si512(values);
         values += 64;
+        return weights;
+    }
+};
+
+// Leaves the blocks of a reader in scratch memory, too.
+template <class Reader>
+struct Keeping {
+    static constexpr bool of_bf16 = Reader::of_bf16;
+    Reader reader;
+    uint8_t* scratch;
+    INLINE __m512i next() {
+        const __m512i weights = reader.next();
+        _mm512_store_si512(scratch, weights);
+        scratch += 64;
         return weights;
     }
 };
@@ -153,32 +178,32 @@ INLINE void multiply_fixed16(Reader reader, const PanelScales& panel, const Acti
     const int32_t* sums = x.tile_sums(tile);
     const float* row_scales = x.tile_scales(tile);
     __m512 total[rows];
-    for (int row = 0; row < rows; ++row) {
+    FOR_ROWS {
         total[row] = _mm512_setzero_ps();
     }
     for (size_t start = 0, segment = 0; start < x.blocks; start += x.segment_blocks, ++segment) {
         const size_t stop = start + x.segment_blocks < x.blocks ? start + x.segment_blocks : x.blocks;
         __m512i high[rows], low[rows];
-        for (int row = 0; row < rows; ++row) {
+        FOR_ROWS {
             high[row] = _mm512_set1_epi32(sums[2 * row]);
             low[row] = _mm512_set1_epi32(sums[2 * row + 1]);
         }
         for (size_t block = start; block < stop; ++block) {
             const __m512i weights = reader.next();
-            for (int row = 0; row < rows; ++row) {
+            FOR_ROWS {
                 high[row] = _mm512_dpbusd_epi32(high[row], weights, broadcast(terms + 8 * row));
                 low[row] = _mm512_dpbusd_epi32(low[row], weights, broadcast(terms + 8 * row + 4));
             }
             terms += 8 * rows;
         }
         const __m512 weight_scales = load_scales(panel.scales, panel.type, start / panel.group_blocks);
-        for (int row = 0; row < rows; ++row) {
+        FOR_ROWS {
             const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[row]), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low[row]));
             total[row] = _mm512_fmadd_ps(sum, weight_scales, total[row]);
         }
         sums += 2 * rows;
     }
-    for (int row = 0; row < rows; ++row) {
+    FOR_ROWS {
         result[row] = _mm512_mul_ps(total[row], _mm512_set1_ps(row_scales[row]));
     }
 }
@@ -188,7 +213,7 @@ INLINE void multiply_grouped8(Reader reader, const PanelScales& panel, const Act
     const uint8_t* terms = x.tile_terms(tile);
     const int32_t* sums = x.tile_sums(tile);
     const float* scales = x.tile_scales(tile);
-    for (int row = 0; row < rows; ++row) {
+    FOR_ROWS {
         result[row] = _mm512_setzero_ps();
     }
     const bool one_scale = panel.group_blocks >= x.blocks;
@@ -196,23 +221,23 @@ INLINE void multiply_grouped8(Reader reader, const PanelScales& panel, const Act
     for (size_t start = 0; start < x.blocks; start += x.segment_blocks) {
         const size_t stop = start + x.segment_blocks < x.blocks ? start + x.segment_blocks : x.blocks;
         __m512i sum[rows];
-        for (int row = 0; row < rows; ++row) {
+        FOR_ROWS {
             sum[row] = _mm512_set1_epi32(sums[row]);
         }
         for (size_t block = start; block < stop; ++block) {
             const __m512i weights = reader.next();
-            for (int row = 0; row < rows; ++row) {
+            FOR_ROWS {
                 sum[row] = _mm512_dpbusd_epi32(sum[row], weights, broadcast(terms + 4 * row));
             }
             terms += 4 * rows;
         }
         if (!one_scale) {
             weight_scales = load_scales(panel.scales, panel.type, start / panel.group_blocks);
-            for (int row = 0; row < rows; ++row) {
+            FOR_ROWS {
                 result[row] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[row]), weight_scales), _mm512_set1_ps(scales[row]), result[row]);
             }
         } else {
-            for (int row = 0; row < rows; ++row) {
+            FOR_ROWS {
                 result[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[row]), _mm512_set1_ps(scales[row]), result[row]);
             }
         }
@@ -221,7 +246,7 @@ INLINE void multiply_grouped8(Reader reader, const PanelScales& panel, const Act
     }
     if (one_scale) {
         weight_scales = load_scales(panel.scales, panel.type, 0);
-        for (int row = 0; row < rows; ++row) {
+        FOR_ROWS {
             result[row] = _mm512_mul_ps(result[row], weight_scales);
         }
     }
@@ -233,7 +258,7 @@ INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __
     // Few rows leave the adder idle between two dependent sums: both columns of a block then have sums of their own.
     constexpr int sums = rows <= 8 ? 2 : 1;
     __m512 total[rows][sums];
-    for (int row = 0; row < rows; ++row) {
+    FOR_ROWS {
         for (int sum = 0; sum < sums; ++sum) {
             total[row][sum] = _mm512_setzero_ps();
         }
@@ -242,13 +267,13 @@ INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __
         const __m512i pairs = reader.next();
         const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
         const __m512 second = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
-        for (int row = 0; row < rows; ++row) {
+        FOR_ROWS {
             total[row][0] = _mm512_fmadd_ps(first, _mm512_castsi512_ps(broadcast(terms + 8 * row)), total[row][0]);
             total[row][sums - 1] = _mm512_fmadd_ps(second, _mm512_castsi512_ps(broadcast(terms + 8 * row + 4)), total[row][sums - 1]);
         }
         terms += 8 * rows;
     }
-    for (int row = 0; row < rows; ++row) {
+    FOR_ROWS {
         result[row] = sums == 1 ? total[row][0] : _mm512_add_ps(total[row][0], total[row][sums - 1]);
     }
 }
@@ -256,12 +281,12 @@ INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __
 template <int rows, class Reader>
 INLINE void multiply_once16(Reader reader, const Activations& x, size_t tile, __m512 (&result)[rows]) {
     const uint8_t* terms = x.tile_terms(tile);
-    for (int row = 0; row < rows; ++row) {
+    FOR_ROWS {
         result[row] = _mm512_setzero_ps();
     }
     for (size_t block = 0; block < x.blocks; ++block) {
         const __m512bh pairs = reinterpret_cast<__m512bh>(reader.next());
-        for (int row = 0; row < rows; ++row) {
+        FOR_ROWS {
             result[row] = _mm512_dpbf16_ps(result[row], pairs, reinterpret_cast<__m512bh>(broadcast(terms + 4 * row)));
         }
         terms += 4 * rows;
@@ -297,7 +322,7 @@ __attribute__((noinline)) void multiply_tile(Reader reader, const Panel& panel, 
     } else {
         multiply_wide32<rows>(reader, x, tile, result);
     }
-    for (int row = 0; row < rows; ++row) {
+    FOR_ROWS {
         write_row(result[row], output, tile * x.tile + static_cast<size_t>(row), panel.index * panel_rows, panel.outputs);
     }
 }
@@ -312,9 +337,20 @@ INLINE void multiply_up_to(Reader reader, const Panel& panel, const Activations&
     }
 }
 
-// Few rows: the blocks go from memory through registers straight into the sums.
-constexpr size_t direct_rows = 8;
-constexpr size_t direct_rows_bf16 = 4;
+template <class Reader>
+INLINE void multiply_blocks(Reader reader, const Panel& panel, const Activations& x, size_t tile, const Output& output) {
+    if constexpr (Reader::of_bf16) {
+        if (x.form == Form::once16) {
+            multiply_up_to<single_tile, Form::once16>(reader, panel, x, tile, output);
+        } else {
+            multiply_up_to<wide32_tile, Form::wide32>(reader, panel, x, tile, output);
+        }
+    } else if (x.form == Form::grouped8) {
+        multiply_up_to<grouped8_tile, Form::grouped8>(reader, panel, x, tile, output);
+    } else {
+        multiply_up_to<fixed16_tile, Form::fixed16>(reader, panel, x, tile, output);
+    }
+}
 
 Panel panel_of(const PackedMatrix& matrix, size_t index) {
     const size_t scale_size = matrix.scale_type == ScaleType::f32 ? 4 : 2;
@@ -338,32 +374,18 @@ INLINE void visit_panel(const PackedMatrix& matrix, size_t index, const Visit& v
     }
 }
 
-struct MultiplyDirect {
+// The first tile: the blocks go from memory through registers straight into the sums, and into `scratch` where more tiles follow.
+struct MultiplyFirst {
     const Panel& panel;
     const Activations& x;
     const Output& output;
-    void operator()(Bf16Bitmask reader) const { multiply<direct_rows_bf16, Form::wide32, Form::once16>(reader); }
-    void operator()(Bf16Dense reader) const { multiply<direct_rows_bf16, Form::wide32, Form::once16>(reader); }
-    template <class Reader>
-    void operator()(Reader reader) const { multiply<direct_rows, Form::fixed16, Form::grouped8>(reader); }
-
-    template <int rows, Form accurate, Form fast, class Reader>
-    INLINE void multiply(Reader reader) const {
-        if (x.form == accurate) {
-            multiply_up_to<rows, accurate>(reader, panel, x, 0, output);
-        } else {
-            multiply_up_to<rows, fast>(reader, panel, x, 0, output);
-        }
-    }
-};
-
-struct Expand {
-    size_t blocks;
     uint8_t* scratch;
     template <class Reader>
     void operator()(Reader reader) const {
-        for (size_t block = 0; block < blocks; ++block) {
-            _mm512_store_si512(scratch + block * 64, reader.next());
+        if (x.tiles() == 1) {
+            multiply_blocks(reader, panel, x, 0, output);
+        } else {
+            multiply_blocks(Keeping<Reader>{reader, scratch}, panel, x, 0, output);
         }
     }
 };
@@ -394,36 +416,26 @@ size_t panels_together(size_t blocks) {
     return fitting < 1 ? 1 : fitting;
 }
 
-void multiply_expanded(const Panel& panel, const uint8_t* scratch, const Activations& x, size_t tile, const Output& output) {
-    const Expanded reader{scratch};
-    switch (x.form) {
-        case Form::fixed16: return multiply_up_to<fixed16_tile, Form::fixed16>(reader, panel, x, tile, output);
-        case Form::grouped8: return multiply_up_to<grouped8_tile, Form::grouped8>(reader, panel, x, tile, output);
-        case Form::once16: return multiply_up_to<wide32_tile, Form::once16>(reader, panel, x, tile, output);
-        default: return multiply_up_to<wide32_tile, Form::wide32>(reader, panel, x, tile, output);
-    }
-}
-
 void multiply(const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output, uint8_t* scratch) {
     if (x.form == Form::plain32) {
         return multiply_exact(matrix, x, first, last, output, scratch);
-    }
-    if (x.rows <= (matrix.value_type == ValueType::bf16 ? direct_rows_bf16 : direct_rows)) {
-        for (size_t index = first; index < last; ++index) {
-            const Panel panel = panel_of(matrix, index);
-            visit_panel(matrix, index, MultiplyDirect{panel, x, output});
-        }
-        return;
     }
     const size_t together = panels_together(x.blocks);
     for (size_t start = first; start < last; start += together) {
         const size_t stop = start + together < last ? start + together : last;
         for (size_t index = start; index < stop; ++index) {
-            visit_panel(matrix, index, Expand{x.blocks, scratch + (index - start) * x.blocks * 64});
+            const Panel panel = panel_of(matrix, index);
+            visit_panel(matrix, index, MultiplyFirst{panel, x, output, scratch + (index - start) * x.blocks * 64});
         }
-        for (size_t tile = 0; tile < x.tiles(); ++tile) {
+        for (size_t tile = 1; tile < x.tiles(); ++tile) {
             for (size_t index = start; index < stop; ++index) {
-                multiply_expanded(panel_of(matrix, index), scratch + (index - start) * x.blocks * 64, x, tile, output);
+                const uint8_t* blocks = scratch + (index - start) * x.blocks * 64;
+                const Panel panel = panel_of(matrix, index);
+                if (matrix.value_type == ValueType::bf16) {
+                    multiply_blocks(Expanded<true>{blocks}, panel, x, tile, output);
+                } else {
+                    multiply_blocks(Expanded<false>{blocks}, panel, x, tile, output);
+                }
             }
         }
     }

@@ -21,6 +21,8 @@ enum class Function { silu, gelu_erf, gelu_tanh, relu };
 constexpr size_t fixed16_tile = 8;
 constexpr size_t grouped8_tile = 12;
 constexpr size_t wide32_tile = 12;
+constexpr size_t once16_tile = 12;
+constexpr size_t single_tile = 16;  // of bf16 pairs where there is no other tile: nothing is read twice
 constexpr size_t expanded_bytes = size_t{256} << 10;
 
 inline size_t scratch_bytes(const PackedMatrix& matrix) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "buffer.hpp"
@@ -42,10 +43,11 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
 // Sums of 32 bits hold the products of this many columns.
 constexpr size_t most_segment_blocks = 16384;
 
-size_t most_rows(Form form) {
+size_t most_rows(Form form, size_t rows) {
     switch (form) {
         case Form::fixed16: return fixed16_tile;
         case Form::grouped8: return grouped8_tile;
+        case Form::once16: return rows <= single_tile ? single_tile : once16_tile;
         default: return wide32_tile;
     }
 }
@@ -64,7 +66,7 @@ Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& sett
     plan.blocks = matrix.blocks();
     plan.plain = x.data;
     plan.plain_stride = x.stride;
-    plan.tile = even_tile(x.count, most_rows(plan.form));
+    plan.tile = even_tile(x.count, most_rows(plan.form, x.count));
     if (plan.form == Form::fixed16) {
         plan.segment_blocks = std::min(matrix.groups() == 1 ? matrix.blocks() : matrix.group_size / 4, most_segment_blocks);
     } else if (plan.form == Form::grouped8) {
@@ -97,6 +99,7 @@ public:
                 bytes += size_of(wanted);
             }
             plan_of_.push_back(place);
+            together_ = std::lcm(together_, wanted.form == Form::plain32 ? 1 : wanted.tile);
         }
         memory_.reserve(bytes);
         uint8_t* free = memory_.bytes();
@@ -111,10 +114,10 @@ public:
     const Activations& of(size_t matrix) const { return plans_[plan_of_[matrix]]; }
     size_t rows() const { return x_.count; }
 
-    size_t chunks() const { return std::min(x_.count, chunks_for(x_.count * columns_ * sizeof(float), most_chunks)); }
+    size_t chunks() const { return chunks_for(x_.count * columns_ * sizeof(float), tiles()); }
 
     void run(size_t chunk) const {
-        const size_t first = x_.count * chunk / chunks(), last = x_.count * (chunk + 1) / chunks();
+        const size_t first = tiles() * chunk / chunks() * together_, last = std::min(x_.count, tiles() * (chunk + 1) / chunks() * together_);
         for (size_t row = first; row < last && norm_.gamma != nullptr; ++row) {
             settings_.kernels.normalise(x_.data + row * x_.stride, norm_.gamma, norm_.epsilon, columns_, normalised_.floats() + row * columns_);
         }
@@ -126,6 +129,7 @@ public:
     }
 
 private:
+    size_t tiles() const { return (x_.count + together_ - 1) / together_; }
     static size_t size_of(const Activations& plan) {
         return align(plan.term_bytes()) + align(plan.scale_count() * sizeof(float)) + align(plan.sum_count() * sizeof(int32_t));
     }
@@ -138,6 +142,7 @@ private:
     Buffer memory_{0};
     std::vector<Activations> plans_;
     std::vector<size_t> plan_of_;
+    size_t together_ = 1;  // rows of a tile: they share cache lines, so one thread writes them
 };
 
 // What multiplying a matrix costs, in bytes of memory traffic: rows beyond a few cost as if they were read.

@@ -19,7 +19,7 @@ from tests.kernels.matrices import dense, random_matrix
 EXACT, FIXED16, GROUPED8 = 1e-6, 4 * 2**-16, 4 * 2**-8
 FEW_ROWS = 2
 """So many are multiplied more exactly."""
-ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 128)
+ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 25, 33, 128)
 MATRICES = [
     (rows, columns, group)
     for rows, columns in ((1, 1), (3, 5), (16, 4), (17, 31), (64, 576), (40, 130), (33, 2052))
