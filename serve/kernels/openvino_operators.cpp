@@ -100,11 +100,11 @@ private:
 
 }  // namespace
 
-std::shared_ptr<const Weights> CheckedWeights::check(const ov::Tensor& tensor, const WeightLayout& layout) const {
+std::shared_ptr<const Weights> SparseOperator::checked_weights(const ov::Tensor& tensor) const {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (address_ != tensor.data()) {
         auto weights = std::make_shared<Weights>();
-        const char* fault = take_weights(tensor.data<const uint8_t>(), tensor.get_byte_size(), layout, *weights);
+        const char* fault = take_weights(tensor.data<const uint8_t>(), tensor.get_byte_size(), layout(), *weights);
         OPENVINO_ASSERT(fault == nullptr, "a packed weight is corrupt: ", fault);
         weights_ = std::move(weights);
         address_ = tensor.data();
@@ -124,22 +124,29 @@ void SparseOperator::copy_common(const SparseOperator& other) {
     norm_epsilon_ = other.norm_epsilon_;
     precision_ = other.precision_;
     format_version_ = other.format_version_;
+    read_ = other.read_;
 }
 
-void SparseOperator::validate_common(size_t inputs, size_t weights_input, const WeightLayout& layout, const std::vector<int64_t>& widths) {
+void SparseOperator::validate_common(size_t inputs, size_t weights_input, const std::vector<int64_t>& widths) {
     NODE_VALIDATION_CHECK(this, format_version_ == 1, "format_version ", format_version_, " is not 1: made by another version");
     NODE_VALIDATION_CHECK(this, precision_ == "auto" || precision_ == "exact", "precision is '", precision_, "', not auto or exact");
     NODE_VALIDATION_CHECK(this, norm_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_);
     NODE_VALIDATION_CHECK(this, get_input_size() == inputs, "has ", get_input_size(), " inputs, its attributes ask for ", inputs);
     NODE_VALIDATION_CHECK(this, readable(get_input_element_type(0)), "the activations are ", get_input_element_type(0));
-    for (const auto& [rows, columns] : layout.matrices) {
-        NODE_VALIDATION_CHECK(this, rows > 0 && columns > 0, "a matrix of ", rows, " x ", columns);
-    }
-    if (const auto constant = ov::as_type<ov::op::v0::Constant>(get_input_node_ptr(weights_input))) {
-        std::vector<PackedMatrix> matrices;
-        size_t end = 0;
-        const char* fault = read_layout(constant->get_data_ptr<uint8_t>(), constant->get_byte_size(), layout, matrices, end);
-        NODE_VALIDATION_CHECK(this, fault == nullptr, "a packed weight is corrupt: ", fault);
+    const auto constant = ov::as_type<ov::op::v0::Constant>(get_input_node_ptr(weights_input));
+    // The plugin clones and validates a node at every inference: the headers, far apart in memory, are read for the first of them.
+    if (const void* data = constant == nullptr ? nullptr : constant->get_data_ptr(); data == nullptr || data != read_) {
+        const WeightLayout expected = layout();
+        for (const auto& [rows, columns] : expected.matrices) {
+            NODE_VALIDATION_CHECK(this, rows > 0 && columns > 0, "a matrix of ", rows, " x ", columns);
+        }
+        if (data != nullptr) {
+            std::vector<PackedMatrix> matrices;
+            size_t end = 0;
+            const char* fault = read_layout(static_cast<const uint8_t*>(data), constant->get_byte_size(), expected, matrices, end);
+            NODE_VALIDATION_CHECK(this, fault == nullptr, "a packed weight is corrupt: ", fault);
+        }
+        read_ = data;
     }
     ov::PartialShape shape = get_input_partial_shape(0);
     const bool ranked = shape.rank().is_static();
@@ -207,11 +214,11 @@ std::shared_ptr<ov::Node> SparseLinear::clone_with_new_inputs(const ov::OutputVe
 
 void SparseLinear::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(this, !rows_.empty() && (!residual_ || rows_.size() == 1), "a residual needs one matrix, there are ", rows_.size());
-    validate_common(residual_ ? 3 : 2, 1, layout(), rows_);
+    validate_common(residual_ ? 3 : 2, 1, rows_);
 }
 
 bool SparseLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const auto weights = checked_.check(inputs[1], layout());
+    const auto weights = checked_weights(inputs[1]);
     const Floats x(inputs[0]), residual(residual_ ? inputs[2] : inputs[0]);
     Results results(outputs, 0, inputs[0].get_shape(), rows_, bias_ ? &weights->vectors : nullptr);
     if (residual_) {
@@ -250,11 +257,11 @@ std::shared_ptr<ov::Node> SparseMLP::clone_with_new_inputs(const ov::OutputVecto
 
 void SparseMLP::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(this, mlp_.known(), "activation is '", mlp_.activation, "', not silu, gelu_erf, gelu_tanh or relu");
-    validate_common(2, 1, layout(), {columns_});
+    validate_common(2, 1, {columns_});
 }
 
 bool SparseMLP::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const auto weights = checked_.check(inputs[1], layout());
+    const auto weights = checked_weights(inputs[1]);
     const Floats x(inputs[0]);
     Results results(outputs, 0, inputs[0].get_shape(), {columns_}, nullptr);
     if (residual_) {
@@ -306,11 +313,11 @@ void SparseLayer::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(this, next_epsilon_ >= 0.0, "next_epsilon is ", next_epsilon_);
     std::vector<int64_t> widths{hidden_};
     widths.insert(widths.end(), rows_.begin(), rows_.end());
-    validate_common(3, 2, layout(), widths);
+    validate_common(3, 2, widths);
 }
 
 bool SparseLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const auto weights = checked_.check(inputs[2], layout());
+    const auto weights = checked_weights(inputs[2]);
     const Floats x(inputs[0]), residual(inputs[1]);
     OPENVINO_ASSERT(residual.rows.count == x.rows.count && residual.rows.stride == static_cast<size_t>(hidden_), "a residual of shape ", inputs[1].get_shape());
     const ov::Shape shape = inputs[0].get_shape();

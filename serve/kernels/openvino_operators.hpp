@@ -13,18 +13,6 @@
 
 namespace shearling {
 
-// The weights of one operator, copied into huge pages and validated when they are first seen, and again only if they move.
-class CheckedWeights {
-public:
-    // Throws where the tensor is not what the layout says.
-    std::shared_ptr<const Weights> check(const ov::Tensor& tensor, const WeightLayout& layout) const;
-
-private:
-    mutable std::mutex mutex_;
-    mutable const void* address_ = nullptr;
-    mutable std::shared_ptr<const Weights> weights_;
-};
-
 // What the operators share: one activation of `columns` first, the weights at input `weights_input`, results of given widths.
 class SparseOperator : public ov::op::Op {
 public:
@@ -34,16 +22,25 @@ protected:
     SparseOperator() = default;
     explicit SparseOperator(const ov::OutputVector& arguments) : Op(arguments) {}
 
+    virtual WeightLayout layout() const = 0;
     void visit_common(ov::AttributeVisitor& visitor);
-    void validate_common(size_t inputs, size_t weights_input, const WeightLayout& layout, const std::vector<int64_t>& widths);
+    void validate_common(size_t inputs, size_t weights_input, const std::vector<int64_t>& widths);
     void copy_common(const SparseOperator& other);
+    // The weights, copied into huge pages and validated when they are first seen, and again only if they move. Throws where they are
+    // not what the layout says.
+    std::shared_ptr<const Weights> checked_weights(const ov::Tensor& tensor) const;
     Settings settings() const { return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic, tbb_threads()}; }
 
     int64_t columns_ = 0;
     double norm_epsilon_ = 0.0;
     std::string precision_ = "auto";
     int64_t format_version_ = 1;
-    CheckedWeights checked_;
+
+private:
+    const void* read_ = nullptr;  // a constant whose headers fit the layout
+    mutable std::mutex mutex_;
+    mutable const void* address_ = nullptr;
+    mutable std::shared_ptr<const Weights> weights_;
 };
 
 // The attributes of an MLP, and where its matrices stand.
@@ -69,8 +66,10 @@ public:
     void validate_and_infer_types() override;
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
 
+protected:
+    WeightLayout layout() const override;
+
 private:
-    WeightLayout layout() const;
     std::vector<int64_t> rows_;
     bool bias_ = false;
     bool residual_ = false;
@@ -86,8 +85,10 @@ public:
     void validate_and_infer_types() override;
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
 
+protected:
+    WeightLayout layout() const override;
+
 private:
-    WeightLayout layout() const;
     MlpAttributes mlp_;
     bool residual_ = false;
 };
@@ -102,8 +103,10 @@ public:
     void validate_and_infer_types() override;
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
 
+protected:
+    WeightLayout layout() const override;
+
 private:
-    WeightLayout layout() const;
     std::vector<int64_t> rows_;
     int64_t hidden_ = 0;
     MlpAttributes mlp_;
