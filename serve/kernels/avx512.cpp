@@ -425,6 +425,9 @@ void multiply(const PackedMatrix& matrix, const Activations& x, size_t first, si
         const size_t stop = start + together < last ? start + together : last;
         for (size_t index = start; index < stop; ++index) {
             const Panel panel = panel_of(matrix, index);
+            // Needed at the end of the panel, and too far from the last one's for the processor to foresee.
+            _mm_prefetch(reinterpret_cast<const char*>(panel.scales.scales), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(matrix.offsets + (index + 8) * 8), _MM_HINT_T0);
             visit_panel(matrix, index, MultiplyFirst{panel, x, output, scratch + (index - start) * x.blocks * 64});
         }
         for (size_t tile = 1; tile < x.tiles(); ++tile) {

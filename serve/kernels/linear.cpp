@@ -128,6 +128,8 @@ public:
         }
     }
 
+    void fetch(size_t) const {}  // activations are in cache
+
 private:
     size_t tiles() const { return (x_.count + together_ - 1) / together_; }
     static size_t size_of(const Activations& plan) {
@@ -156,6 +158,19 @@ size_t scratch_for(const PackedMatrix* matrices, size_t count) {
     return most;
 }
 
+// Fetches the start of a panel, where a reader's own fetching ahead has not begun.
+void fetch_start(const PackedMatrix& matrix, size_t panel) {
+    constexpr size_t bytes = size_t{4} << 10;  // as far as the readers fetch ahead
+    const uint8_t* const values = matrix.panel_values(panel);
+    const uint8_t* const masks = matrix.panel_masks(panel);
+    for (size_t byte = 0; byte < bytes; byte += 64) {
+        __builtin_prefetch(values + byte);
+    }
+    for (size_t byte = 0; masks != nullptr && byte < bytes / 4; byte += 64) {
+        __builtin_prefetch(masks + byte);
+    }
+}
+
 // Matrices times one operand; their panels are one range.
 class Product {
 public:
@@ -170,6 +185,16 @@ public:
     size_t cost() const { return cost_; }
     size_t chunks() const { return chunks_for(cost_, panels_); }
 
+    void fetch(size_t chunk) const {
+        size_t panel = panels_ * chunk / chunks();
+        for (size_t index = 0; index < count_; ++index) {
+            if (panel < matrices_[index].panels()) {
+                return fetch_start(matrices_[index], panel);
+            }
+            panel -= matrices_[index].panels();
+        }
+    }
+
     void run(size_t chunk) const {
         const size_t first = panels_ * chunk / chunks(), last = panels_ * (chunk + 1) / chunks();
         Buffer scratch(scratch_for(matrices_, count_));
@@ -178,6 +203,9 @@ public:
             const size_t stop = start + matrices_[index].panels();
             const size_t from = std::max(first, start), to = std::min(last, stop);
             if (from < to) {
+                if (to == stop && index + 1 < count_) {
+                    fetch_start(matrices_[index + 1], 0);
+                }
                 settings_.kernels.multiply(matrices_[index], operand_.of(index), from - start, to - start, outputs_[index], scratch.bytes());
             }
             start = stop;
@@ -204,12 +232,20 @@ public:
     size_t cost() const { return cost_of(matrices_[0], operand_.rows()) + (gated_ ? cost_of(matrices_[1], operand_.rows()) : 0); }
     size_t chunks() const { return chunks_for(cost(), matrices_[0].panels()); }
 
+    void fetch(size_t chunk) const { fetch_start(matrices_[0], matrices_[0].panels() * chunk / chunks()); }
+
     void run(size_t chunk) const {
         const size_t panels = matrices_[0].panels(), inner = matrices_[0].rows;
         const size_t first = panels * chunk / chunks(), last = panels * (chunk + 1) / chunks();
         Buffer scratch(scratch_for(matrices_, gated_ ? 2 : 1));
+        if (gated_) {
+            fetch_start(matrices_[1], first);
+        }
         settings_.kernels.multiply(matrices_[0], operand_.of(0), first, last, Output{up_, inner, nullptr, nullptr, 0}, scratch.bytes());
         if (gated_) {
+            if (last < panels) {
+                fetch_start(matrices_[0], last);
+            }
             settings_.kernels.multiply(matrices_[1], operand_.of(1), first, last, Output{gate_, inner, nullptr, nullptr, 0}, scratch.bytes());
         }
         const size_t from = first * panel_rows, to = std::min(last * panel_rows, inner);

@@ -19,13 +19,14 @@ namespace shearling {
 
 class Phases {
 public:
-    // `step` has chunks() and run(chunk); it must live until run() returns.
+    // `step` has chunks(), run(chunk) and fetch(chunk), which may fetch what a chunk reads first; it must live until run() returns.
     template <class Step>
     void add(const Step& step) {
         Phase& phase = phases_[count_++];
         phase.chunks = step.chunks();
         phase.step = &step;
         phase.run = [](const void* context, size_t chunk) { static_cast<const Step*>(context)->run(chunk); };
+        phase.fetch = [](const void* context, size_t chunk) { static_cast<const Step*>(context)->fetch(chunk); };
     }
 
     // `bytes` is about what all phases read and write.
@@ -56,11 +57,14 @@ private:
         size_t chunks = 0;
         const void* step = nullptr;
         void (*run)(const void* step, size_t chunk) = nullptr;
+        void (*fetch)(const void* step, size_t chunk) = nullptr;
         Counter done;
         Counter taken[most_shares];
     };
 
     void work(size_t thread) {
+        fetch(0, thread);
+        fetch(1, thread);
         for (size_t index = 0; index < count_; ++index) {
             Phase& phase = phases_[index];
             for (size_t turn = 0; turn < shares_; ++turn) {
@@ -72,7 +76,19 @@ private:
             for (size_t turn = 0; turn < shares_; ++turn) {
                 take(phase, (thread + turn) % shares_);
             }
+            fetch(index + 2, thread);
             wait(phase);
+        }
+    }
+
+    // A phase of products follows one that arranges their operand, so what is fetched has that long to come.
+    void fetch(size_t index, size_t thread) const {
+        if (index < count_) {
+            const Phase& phase = phases_[index];
+            const size_t first = phase.chunks * thread / shares_;
+            if (first < phase.chunks) {
+                phase.fetch(phase.step, first);
+            }
         }
     }
 
