@@ -1,18 +1,19 @@
-"""What this installation can do: where the stages come from, versions, devices, native arithmetic, compiler."""
+"""What this installation can do: where the stages come from, versions, devices, native arithmetic, sparse kernels."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from shearling.command_line import Result, stage_roots
+from shearling.errors import ShearlingError
 from shearling.openvino_core import openvino_core
 
 PACKAGES = (
@@ -37,7 +38,7 @@ EQUAL_VERSIONS = ("openvino", "openvino-genai", "openvino-tokenizers")
 
 
 def examine() -> Result:
-    """Look at everything; nothing is changed, and a part that is missing is a finding rather than an error."""
+    """Look at everything, and compile the sparse kernels where that was not done yet; a part that is missing is a finding, not an error."""
     data: dict[str, Any] = {
         "stages": {stage: None if root is None else str(root) for stage, root in stage_roots().items()},
         "python": platform.python_version(),
@@ -46,7 +47,7 @@ def examine() -> Result:
         **_torch_facts(),
         "openvino_devices": _openvino_devices(),
         "onnxruntime_providers": _onnxruntime_providers(),
-        "compiler": next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None),
+        "sparse_kernels": _sparse_kernels(),
     }
     data["findings"] = _findings(data)
     return Result(data, _screen(data))
@@ -87,6 +88,21 @@ def _onnxruntime_providers() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
+def _sparse_kernels() -> dict[str, dict[str, str | None]]:
+    """Of either runtime: what the compiled operators use, or why there are none."""
+    from shearling.sparse_linear.build import build_onnx_runtime_library
+    from shearling.sparse_linear.library import kernels_in_use
+
+    def attempt(build: Callable[[], object]) -> dict[str, str | None]:
+        try:
+            build()
+            return {"kernels": kernels_in_use(), "missing": None}
+        except ShearlingError as error:
+            return {"kernels": None, "missing": str(error)}
+
+    return {"openvino": attempt(kernels_in_use), "onnxruntime": attempt(build_onnx_runtime_library)}
+
+
 def _findings(data: dict[str, Any]) -> list[str]:
     versions = data["versions"]
     own = str(Path(__file__).resolve().parent.parent)
@@ -100,8 +116,9 @@ def _findings(data: dict[str, Any]) -> list[str]:
     releases = {".".join(versions[name].split(".")[:3]) for name in EQUAL_VERSIONS if versions[name]}
     if len(releases) > 1:
         found.append(f"{', '.join(EQUAL_VERSIONS)} must have equal versions, found {', '.join(sorted(releases))}")
-    if data["compiler"] is None:
-        found.append("no C++ compiler: install g++ or clang++")
+    # ONNX Runtime's need headers that no wheel brings, so they are an offer.
+    if missing := data["sparse_kernels"]["openvino"]["missing"]:
+        found.append(missing)
     return found
 
 
@@ -120,7 +137,9 @@ def _screen(data: dict[str, Any]) -> Table:
     table.add_row("CUDA", "yes" if data["cuda"] else "no")
     table.add_row("OpenVINO devices", ", ".join(data["openvino_devices"]) or "none")
     table.add_row("ONNX Runtime providers", ", ".join(data["onnxruntime_providers"]) or "none")
-    table.add_row("C++ compiler", data["compiler"] or "none")
+    for name, runtime in (("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime")):
+        state = data["sparse_kernels"][name]
+        table.add_row(f"sparse kernels, {runtime}", state["kernels"] or state["missing"])
     table.add_section()
     for finding in data["findings"] or ["nothing to repair"]:
         table.add_row("finding", finding)

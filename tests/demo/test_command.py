@@ -33,6 +33,14 @@ def test_doctor_finds_this_project():
     assert set(data["stages"].values()) == {str(ROOT)}
     assert data["versions"]["torch"]
     assert "CPU" in data["openvino_devices"]
+    assert data["sparse_kernels"]["openvino"]["kernels"] in {"avx512", "avx2", "portable"}
+
+
+def test_doctor_says_why_there_are_no_sparse_kernels(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    data = json.loads(_run("doctor", "--json").stdout)
+    assert "no-such-compiler" in data["sparse_kernels"]["openvino"]["missing"]
+    assert data["sparse_kernels"]["openvino"]["missing"] in data["findings"]
 
 
 def test_schema_is_printed_as_it_is():
