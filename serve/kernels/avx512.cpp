@@ -15,6 +15,7 @@ namespace shearling {
 namespace {
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 // Unrolled before the compiler decides what lives in registers: otherwise the sums of more than four rows go through memory.
 #define FOR_ROWS _Pragma("GCC unroll 16") for (int row = 0; row < rows; ++row)
@@ -31,7 +32,10 @@ INLINE __m512i fresh_zero() {
     return zero;
 }
 
-// A reader yields the blocks of a panel one after the other: of_bf16, or unsigned bytes w + 128.
+INLINE void prefetch(const uint8_t* address) { _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0); }
+
+// A reader yields the blocks of a panel one after the other, of_bf16 or as unsigned bytes w + 128. fetch() is called for every
+// second block, which at half zeros is for every cache line of values.
 
 struct Int8Bitmask {
     static constexpr bool of_bf16 = false;
@@ -41,11 +45,13 @@ struct Int8Bitmask {
         uint64_t mask;
         __builtin_memcpy(&mask, masks, sizeof mask);
         const __m512i weights = _mm512_mask_expandloadu_epi8(fresh_zero(), mask, values);
-        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(masks + mask_prefetch), _MM_HINT_T0);
         values += _mm_popcnt_u64(mask);
         masks += sizeof mask;
         return _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
+    }
+    INLINE void fetch() const {
+        prefetch(values + value_prefetch);
+        prefetch(masks + mask_prefetch);
     }
 };
 
@@ -54,9 +60,12 @@ struct Int8Dense {
     const uint8_t* values;
     INLINE __m512i next() {
         const __m512i weights = _mm512_loadu_si512(values);
-        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
         values += 64;
         return _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
+    }
+    INLINE void fetch() const {
+        prefetch(values + value_prefetch);
+        prefetch(values + value_prefetch + 64);
     }
 };
 
@@ -80,11 +89,13 @@ struct Int4Bitmask {
         uint64_t mask;
         __builtin_memcpy(&mask, masks, sizeof mask);
         const __m512i nibbles = _mm512_mask_expand_epi8(fresh_zero(), mask, spread_nibbles(values));
-        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(masks + mask_prefetch), _MM_HINT_T0);
         values += (_mm_popcnt_u64(mask) + 1) / 2;
         masks += sizeof mask;
         return widen_nibbles(nibbles);
+    }
+    INLINE void fetch() const {
+        prefetch(values + value_prefetch);
+        prefetch(masks + mask_prefetch);
     }
 };
 
@@ -93,10 +104,10 @@ struct Int4Dense {
     const uint8_t* values;
     INLINE __m512i next() {
         const __m512i nibbles = spread_nibbles(values);
-        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
         values += 32;
         return widen_nibbles(nibbles);
     }
+    INLINE void fetch() const { prefetch(values + value_prefetch); }
 };
 
 struct Bf16Bitmask {
@@ -107,11 +118,13 @@ struct Bf16Bitmask {
         uint32_t mask;
         __builtin_memcpy(&mask, masks, sizeof mask);
         const __m512i weights = _mm512_mask_expandloadu_epi16(fresh_zero(), mask, values);
-        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(masks + mask_prefetch), _MM_HINT_T0);
         values += 2 * _mm_popcnt_u32(mask);
         masks += sizeof mask;
         return weights;
+    }
+    INLINE void fetch() const {
+        prefetch(values + value_prefetch);
+        prefetch(masks + mask_prefetch);
     }
 };
 
@@ -120,9 +133,12 @@ struct Bf16Dense {
     const uint8_t* values;
     INLINE __m512i next() {
         const __m512i weights = _mm512_loadu_si512(values);
-        _mm_prefetch(reinterpret_cast<const char*>(values + value_prefetch), _MM_HINT_T0);
         values += 64;
         return weights;
+    }
+    INLINE void fetch() const {
+        prefetch(values + value_prefetch);
+        prefetch(values + value_prefetch + 64);
     }
 };
 
@@ -136,6 +152,7 @@ struct Expanded {
         values += 64;
         return weights;
     }
+    INLINE void fetch() const {}
 };
 
 // Leaves the blocks of a reader in scratch memory, too.
@@ -150,7 +167,20 @@ struct Keeping {
         scratch += 64;
         return weights;
     }
+    INLINE void fetch() const { reader.fetch(); }
 };
+
+template <class Reader, class Step>
+INLINE void for_blocks(Reader& reader, size_t count, const Step& step) {
+    for (; count >= 2; count -= 2) {
+        reader.fetch();
+        step(reader.next());
+        step(reader.next());
+    }
+    if (count != 0) {
+        step(reader.next());
+    }
+}
 
 INLINE __m512i broadcast(const uint8_t* four_bytes) {
     int32_t bits;
@@ -188,14 +218,13 @@ INLINE void multiply_fixed16(Reader reader, const PanelScales& panel, const Acti
             high[row] = _mm512_set1_epi32(sums[2 * row]);
             low[row] = _mm512_set1_epi32(sums[2 * row + 1]);
         }
-        for (size_t block = start; block < stop; ++block) {
-            const __m512i weights = reader.next();
+        for_blocks(reader, stop - start, [&](__m512i weights) INLINE_LAMBDA {
             FOR_ROWS {
                 high[row] = _mm512_dpbusd_epi32(high[row], weights, broadcast(terms + 8 * row));
                 low[row] = _mm512_dpbusd_epi32(low[row], weights, broadcast(terms + 8 * row + 4));
             }
             terms += 8 * rows;
-        }
+        });
         const __m512 weight_scales = load_scales(panel.scales, panel.type, start / panel.group_blocks);
         FOR_ROWS {
             const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[row]), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low[row]));
@@ -224,13 +253,12 @@ INLINE void multiply_grouped8(Reader reader, const PanelScales& panel, const Act
         FOR_ROWS {
             sum[row] = _mm512_set1_epi32(sums[row]);
         }
-        for (size_t block = start; block < stop; ++block) {
-            const __m512i weights = reader.next();
+        for_blocks(reader, stop - start, [&](__m512i weights) INLINE_LAMBDA {
             FOR_ROWS {
                 sum[row] = _mm512_dpbusd_epi32(sum[row], weights, broadcast(terms + 4 * row));
             }
             terms += 4 * rows;
-        }
+        });
         if (!one_scale) {
             weight_scales = load_scales(panel.scales, panel.type, start / panel.group_blocks);
             FOR_ROWS {
@@ -263,8 +291,7 @@ INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __
             total[row][sum] = _mm512_setzero_ps();
         }
     }
-    for (size_t block = 0; block < x.blocks; ++block) {
-        const __m512i pairs = reader.next();
+    for_blocks(reader, x.blocks, [&](__m512i pairs) INLINE_LAMBDA {
         const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
         const __m512 second = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
         FOR_ROWS {
@@ -272,7 +299,7 @@ INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __
             total[row][sums - 1] = _mm512_fmadd_ps(second, _mm512_castsi512_ps(broadcast(terms + 8 * row + 4)), total[row][sums - 1]);
         }
         terms += 8 * rows;
-    }
+    });
     FOR_ROWS {
         result[row] = sums == 1 ? total[row][0] : _mm512_add_ps(total[row][0], total[row][sums - 1]);
     }
@@ -284,13 +311,12 @@ INLINE void multiply_once16(Reader reader, const Activations& x, size_t tile, __
     FOR_ROWS {
         result[row] = _mm512_setzero_ps();
     }
-    for (size_t block = 0; block < x.blocks; ++block) {
-        const __m512bh pairs = reinterpret_cast<__m512bh>(reader.next());
+    for_blocks(reader, x.blocks, [&](__m512i pairs) INLINE_LAMBDA {
         FOR_ROWS {
-            result[row] = _mm512_dpbf16_ps(result[row], pairs, reinterpret_cast<__m512bh>(broadcast(terms + 4 * row)));
+            result[row] = _mm512_dpbf16_ps(result[row], reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(broadcast(terms + 4 * row)));
         }
         terms += 4 * rows;
-    }
+    });
 }
 
 INLINE void write_row(__m512 value, const Output& output, size_t row, size_t first_output, size_t count) {
@@ -398,9 +424,11 @@ struct ExpandPlain {
     template <class Reader>
     void operator()(Reader reader) const {
         const __m512i bias = biased ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
-        for (size_t block = 0; block < blocks; ++block) {
-            _mm512_store_si512(scratch + block * 64, _mm512_xor_si512(reader.next(), bias));
-        }
+        uint8_t* target = scratch;
+        for_blocks(reader, blocks, [&](__m512i weights) INLINE_LAMBDA {
+            _mm512_store_si512(target, _mm512_xor_si512(weights, bias));
+            target += 64;
+        });
     }
 };
 
@@ -426,8 +454,8 @@ void multiply(const PackedMatrix& matrix, const Activations& x, size_t first, si
         for (size_t index = start; index < stop; ++index) {
             const Panel panel = panel_of(matrix, index);
             // Needed at the end of the panel, and too far from the last one's for the processor to foresee.
-            _mm_prefetch(reinterpret_cast<const char*>(panel.scales.scales), _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char*>(matrix.offsets + (index + 8) * 8), _MM_HINT_T0);
+            prefetch(panel.scales.scales);
+            prefetch(matrix.offsets + (index + 8) * 8);
             visit_panel(matrix, index, MultiplyFirst{panel, x, output, scratch + (index - start) * x.blocks * 64});
         }
         for (size_t tile = 1; tile < x.tiles(); ++tile) {

@@ -1,11 +1,12 @@
 """Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/lonas.md.
 
     python -m tests.benchmark.lonas_seeds --out runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
-        [--steps 500] [--macs 0.75]
+        [--steps 1500] [--search-rows 3000] [--macs 0.75]
 
 For each seed the baseline (recipes/minilm-lora.toml) is trained, and for each rule a super-network (recipes/minilm-lonas.toml) with the
-same steps; a sandwiched step costs about three. The search of the recipe runs on validation rows; what is told of test rows are the
-largest sub-network, the middle one, and the most accurate on validation whose MACs are at most the given share of the largest.
+same steps; a sandwiched step costs about three. The search of the recipe runs on as many validation rows as asked for; what is told of
+test rows are the largest sub-network, the middle one, and the most accurate on validation whose MACs are at most the given share of
+the largest.
 Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
 """
 
@@ -43,18 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
-    parser.add_argument("--steps", type=int, default=500, help="of the baseline and of every super-network")
+    parser.add_argument("--steps", type=int, default=1500, help="of the baseline and of every super-network")
+    parser.add_argument("--search-rows", type=int, default=3000, help="validation rows that rank a sub-network, as far as there are so many")
     parser.add_argument("--macs", type=float, default=0.75, help="share of the largest sub-network's MACs")
     options = parser.parse_args(arguments)
     quiet_libraries()
     for seed in map(int, options.seeds.split(",")):
         baseline = Run(options.out / f"lora-{seed}")
-        train_s = _train("minilm-lora", baseline, seed=seed, train={"steps": options.steps})
+        train_s = _train("minilm-lora", baseline, seed=seed, train={"steps": options.steps}, search={})
         network = load_super_network(baseline)
         _tell(baseline, network, seed=seed, rule="LoRA", label="full width", indices=network.space.encode(network.space.maximal()), train_s=train_s)
         for rule in options.rules.split(","):
             run = Run(options.out / f"{rule}-{seed}")
-            train_s = _train("minilm-lonas", run, seed=seed, train={"steps": options.steps, **RULES[rule]})
+            sections: dict[str, dict[str, Any]] = {"train": {"steps": options.steps, **RULES[rule]}, "search": {"limit": options.search_rows}}
+            train_s = _train("minilm-lonas", run, seed=seed, **sections)
             if not run.search.is_dir():
                 _call("search", "--run", str(run.path))
             _tell_searched(run, seed=seed, rule=rule, share=options.macs, train_s=train_s)
@@ -106,12 +109,12 @@ def _accuracy(run: Run, network: SuperNetwork, choice: Mapping[str, int], split:
         return evaluator.measure(scorer).accuracy
 
 
-def _train(recipe: str, run: Run, *, seed: int, train: Mapping[str, Any]) -> float:
+def _train(recipe: str, run: Run, *, seed: int, train: Mapping[str, Any], search: Mapping[str, Any]) -> float:
     """Seconds that it took; 0 where it was there."""
     if run.super_adapter.is_dir():
         return 0.0
     content = tomllib.loads((RECIPES / f"{recipe}.toml").read_text(encoding="utf-8"))
-    content |= {"seed": seed, "train": {**content["train"], **train}, "search": {**content["search"], "seed": seed}}
+    content |= {"seed": seed, "train": {**content["train"], **train}, "search": {**content["search"], **search, "seed": seed}}
     path = run.path.with_suffix(".toml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_toml(content), encoding="utf-8")
