@@ -65,13 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def most_accurate(records: Sequence[Record], share: float) -> Record:
-    """Of the candidates that cost at most `share` of the dearest, the most accurate; of equal ones the cheapest.
+    """Of the candidates that cost at most `share` of the dearest, to a thousandth, the most accurate; of equal ones the cheapest.
 
     Raises:
         ValueError: none is that cheap.
     """
-    limit = share * max(record.cost for record in records)
-    return max((record for record in records if record.cost <= limit), key=lambda record: (record.accuracy, -record.cost))
+    dearest = max(record.cost for record in records)
+    return max((record for record in records if round(record.cost / dearest, 3) <= share), key=lambda record: (record.accuracy, -record.cost))
 
 
 def _tell_searched(run: Run, *, seed: int, rule: str, share: float, train_s: float) -> None:
