@@ -1,7 +1,7 @@
 """Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/lonas.md.
 
     python -m tests.benchmark.lonas_seeds --out runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
-        [--steps 1500] [--search-rows 3000] [--macs 0.75]
+        [--steps 1500] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
 
 For each seed the baseline (recipes/minilm-lora.toml) is trained, and for each rule a super-network (recipes/minilm-lonas.toml) with the
 same steps; a sandwiched step costs about three. The search of the recipe runs on as many validation rows as asked for; what is told of
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
     parser.add_argument("--steps", type=int, default=1500, help="of the baseline and of every super-network")
     parser.add_argument("--search-rows", type=int, default=3000, help="validation rows that rank a sub-network, as far as there are so many")
+    parser.add_argument("--evaluations", type=int, default=60, help="sub-networks of a search")
     parser.add_argument("--macs", type=float, default=0.75, help="share of the largest sub-network's MACs")
     options = parser.parse_args(arguments)
     quiet_libraries()
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(baseline, network, seed=seed, rule="LoRA", label="full width", indices=network.space.encode(network.space.maximal()), train_s=train_s)
         for rule in options.rules.split(","):
             run = Run(options.out / f"{rule}-{seed}")
-            sections: dict[str, dict[str, Any]] = {"train": {"steps": options.steps, **RULES[rule]}, "search": {"limit": options.search_rows}}
-            train_s = _train("minilm-lonas", run, seed=seed, **sections)
+            searched = {"limit": options.search_rows, "evaluations": options.evaluations}
+            train_s = _train("minilm-lonas", run, seed=seed, train={"steps": options.steps, **RULES[rule]}, search=searched)
             if not run.search.is_dir():
                 _call("search", "--run", str(run.path))
             _tell_searched(run, seed=seed, rule=rule, share=options.macs, train_s=train_s)
