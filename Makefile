@@ -53,5 +53,5 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dev]'
-	$(BIN)/shearling doctor > /dev/null # compiles the sparse kernels, or says what is missing
+	$(BIN)/shearling doctor
 	touch $@

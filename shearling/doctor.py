@@ -97,7 +97,8 @@ def _sparse_kernels() -> dict[str, dict[str, str | None]]:
         try:
             build()
             return {"kernels": kernels_in_use(), "missing": None}
-        except ShearlingError as error:
+        # OSError: a library that was built and cannot be loaded.
+        except (ShearlingError, OSError) as error:
             return {"kernels": None, "missing": str(error)}
 
     return {"openvino": attempt(kernels_in_use), "onnxruntime": attempt(build_onnx_runtime_library)}
