@@ -32,6 +32,9 @@ def search(
     min_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Refuse a best sub-network below this (exit 1).")] = None,
     max_params: Annotated[int | None, typer.Option(min=1, help="Refuse one with more adapter parameters (exit 1).")] = None,
     cost: Annotated[Cost | None, typer.Option(help="What to save, beside accuracy.")] = None,
+    max_cost_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Most that a sub-network may cost, as a share of the largest: 0.75 is a quarter less.")
+    ] = None,
     accuracy_delta: Annotated[
         float | None, typer.Option(min=0, max=1, help="Best is the cheapest within this of the reference accuracy (LoNAS).")
     ] = None,
@@ -62,6 +65,7 @@ def search(
         "batch_size": batch_size,
         "precision": precision,
         "cost": cost,
+        "max_cost_share": max_cost_share,
     }
     rule = {
         "min_accuracy": min_accuracy,

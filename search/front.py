@@ -22,20 +22,24 @@ class BestRule:
         max_params: it has at most so many adapter parameters.
         accuracy_delta: it is the cheapest within this of the reference; None: it is the most accurate.
         reference_accuracy: None takes that of the largest sub-network.
+        max_cost: it costs at most this, in the unit of the journal.
     """
 
     min_accuracy: float | None = None
     max_params: int | None = None
     accuracy_delta: float | None = None
     reference_accuracy: float | None = None
+    max_cost: float | None = None
 
     def words(self, cost: Cost) -> str:
         """The rule as stored beside what it chose."""
         name = cost.replace("_", " ")
+        within = "" if self.max_cost is None else f" with {name} <= {self.max_cost:g}"
         if self.accuracy_delta is None:
-            return f"max accuracy, ties -> fewer {name} -> lexicographic index"
+            return f"max accuracy{within}, ties -> fewer {name} -> lexicographic index"
         reference = "that of the largest sub-network" if self.reference_accuracy is None else f"{self.reference_accuracy:g}"
-        return f"least {name} with accuracy >= {reference} - {self.accuracy_delta:g}, ties -> max accuracy -> lexicographic index"
+        joined = within.replace(" with", " and")
+        return f"least {name} with accuracy >= {reference} - {self.accuracy_delta:g}{joined}, ties -> max accuracy -> lexicographic index"
 
     def least_accuracy(self, records: Sequence[Record]) -> float:
         """The accuracy that a record needs.
@@ -56,6 +60,11 @@ class BestRule:
             reference = largest[0]
         # A difference of decimal fractions is not exact.
         return max(floor, reference - self.accuracy_delta - 1e-12)
+
+    def affords(self, record: Record) -> bool:
+        """Whether a record keeps the limits on parameters and cost."""
+        cheap = self.max_cost is None or record.cost <= self.max_cost
+        return cheap and (self.max_params is None or record.adapter_params <= self.max_params)
 
     def rank(self, record: Record) -> tuple[float, float, tuple[int, ...], int]:
         """Smaller is better."""
@@ -84,9 +93,9 @@ def best_record(records: Sequence[Record], rule: BestRule | None = None) -> Reco
     """
     rule = rule or BestRule()
     least = rule.least_accuracy(records)
-    meeting = [record for record in records if record.accuracy >= least and (rule.max_params is None or record.adapter_params <= rule.max_params)]
+    meeting = [record for record in records if record.accuracy >= least and rule.affords(record)]
     if not meeting:
-        wanted = {"accuracy >=": round(least, 6) or None, "adapter parameters <=": rule.max_params}
+        wanted = {"accuracy >=": round(least, 6) or None, "adapter parameters <=": rule.max_params, "cost <=": rule.max_cost}
         limits = " and ".join(f"{words} {limit}" for words, limit in wanted.items() if limit is not None)
         accuracies, params = [record.accuracy for record in records], [record.adapter_params for record in records]
         reached = f"the most accurate reaches {max(accuracies):.4f}, the smallest has {min(params)}" if records else "nothing was evaluated"

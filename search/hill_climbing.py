@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from search.budget import Budget
 from search.strategy import Grid, Indices, Outcome
 
 PATIENCE = 3
@@ -22,9 +23,10 @@ class HillClimbing:
         evaluations: budget, the heuristic included.
         neighbours: most neighbours of a round.
         seed: of the samples.
+        budget: of a candidate; the heuristic is shrunk to it.
     """
 
-    def __init__(self, grid: Grid, *, evaluations: int, neighbours: int, seed: int) -> None:
+    def __init__(self, grid: Grid, *, evaluations: int, neighbours: int, seed: int, budget: Budget | None = None) -> None:
         import numpy as np
 
         self.planned = min(evaluations, grid.size)
@@ -32,6 +34,7 @@ class HillClimbing:
         self._grid = grid
         self._neighbours = neighbours
         self._random = np.random.default_rng(seed)
+        self._budget = budget
         self._best: Outcome | None = None
         self._tried: set[Indices] = set()
         self._idle_rounds = 0
@@ -39,7 +42,8 @@ class HillClimbing:
     def ask(self) -> Sequence[Indices]:
         """The heuristic first, then untried neighbours of the best so far."""
         if self._best is None:
-            round_ = [self._grid.heuristic]
+            start = self._grid.heuristic
+            round_ = [start if self._budget is None else self._budget.shrink(start, self._grid, self._random)]
         elif self._idle_rounds >= PATIENCE:
             return []
         else:
@@ -59,5 +63,7 @@ class HillClimbing:
 
     def _sample(self, centre: Indices) -> list[Indices]:
         untried = [indices for indices in self._grid.neighbours(centre) if indices not in self._tried]
+        if self._budget is not None:
+            untried = [indices for indices in untried if self._budget.allows(indices)]
         count = min(self._neighbours, len(untried), self.planned - len(self._tried))
         return [untried[place] for place in self._random.permutation(len(untried))[:count]]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from search.cost import LatencyProbe
 from search.strategy import Cost, Indices
+from shearling.errors import UsageError
 from shearling.model_size import measure_network
 
 if TYPE_CHECKING:
     from shearling.evaluation import Evaluation
+    from shearling.search_space import Cut
     from shearling.super_network import SuperNetwork
 
 
@@ -60,6 +62,28 @@ class SubnetObjective:
         self._frozen_nonzero = count_frozen_nonzero(network)
         self._probe = LatencyProbe(network, tokens=tokens) if cost == "latency" else None
 
+    def count(self, indices: Indices) -> float:
+        """What a candidate costs, in the unit of the journal, by its shape alone; a latency is not counted.
+
+        Raises:
+            UsageError: the search saves latency.
+        """
+        choice = self._network.space.decode(indices)
+        cuts, adapter_params = self._network.space.cuts(choice), self._network.adapter_params(choice)
+        match self._cost:
+            case "adapter_params":
+                return adapter_params
+            case "parameters":
+                return self._parameters(cuts, adapter_params)
+            case "macs":
+                return self._macs_m(cuts, adapter_params)
+            case "latency":
+                raise UsageError(
+                    "a latency is measured, not counted, so a search cannot keep it below a limit",
+                    where="max_cost_share",
+                    remedy="Limit macs, parameters or adapter_params",
+                )
+
     def measure(self, indices: Indices) -> Measurement:
         """See `Objective.measure`."""
         choice = self._network.space.decode(indices)
@@ -71,7 +95,6 @@ class SubnetObjective:
         # An update under the mask disappears into the weights that are there; a plain one is stored beside them, unless the
         # frozen model is dense and takes it in.
         beside = 0 if self._network.space.adapter.masked_training else adapter_params
-        separate = beside if self._network.masks is not None else 0
         return Measurement(
             accuracy=evaluation.accuracy,
             accuracy_stderr=evaluation.accuracy_stderr,
@@ -81,11 +104,21 @@ class SubnetObjective:
             adapter_params=adapter_params,
             nonzero_params=self._nonzero() + beside,
             seconds=evaluation.seconds,
-            parameters=self._size.parameters(cuts) + separate,
-            macs_m=(self._size.macs(tokens=self._tokens, cuts=cuts) + separate * self._tokens) / 1e6,
+            parameters=self._parameters(cuts, adapter_params),
+            macs_m=self._macs_m(cuts, adapter_params),
             latency_ms=latency_ms,
             cost_kind=self._cost,
         )
+
+    def _parameters(self, cuts: Mapping[str, Cut], adapter_params: int) -> int:
+        return self._size.parameters(cuts) + self._separate(adapter_params)
+
+    def _macs_m(self, cuts: Mapping[str, Cut], adapter_params: int) -> float:
+        return (self._size.macs(tokens=self._tokens, cuts=cuts) + self._separate(adapter_params) * self._tokens) / 1e6
+
+    def _separate(self, adapter_params: int) -> int:
+        """Weights of the adapter that are computed beside those of the frozen model: a plain update of sparse ones."""
+        return adapter_params if self._network.masks is not None and not self._network.space.adapter.masked_training else 0
 
     def _nonzero(self) -> int:
         """Nonzero weights of the frozen model, those that the active widths leave out not counted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from search.budget import Budget
 from search.strategy import Grid, Indices, Outcome
 
 
@@ -32,23 +33,26 @@ class UniformSampling:
         grid: the space.
         evaluations: number of draws.
         seed: of the draws.
+        budget: of a candidate.
     """
 
     parent: Indices | None = None
 
-    def __init__(self, grid: Grid, *, evaluations: int, seed: int) -> None:
+    def __init__(self, grid: Grid, *, evaluations: int, seed: int, budget: Budget | None = None) -> None:
         import numpy as np
 
         self.planned = min(evaluations, grid.size)
         self._grid = grid
         self._random = np.random.default_rng(seed)
+        self._budget = budget
         self._seen: set[Indices] = set()
 
     def ask(self) -> Sequence[Indices]:
         """One more draw."""
         if len(self._seen) >= self.planned:
             return []
-        return [self._grid.draw(self._random, seen=self._seen)]
+        drawn = self._grid.draw(self._random, seen=self._seen, budget=self._budget)
+        return [] if drawn is None else [drawn]
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Nothing follows from the outcomes."""

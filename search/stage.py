@@ -8,15 +8,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search.budget import Budget
 from search.exploration import explore
 from search.front import BestRule, best_record, pareto_document, progression_rows
 from search.journal import JOURNAL_FILE, Journal, Record
-from search.objective import Objective, SubnetObjective
+from search.objective import SubnetObjective
 from search.plot import draw_pareto
 from search.strategy import Algorithm, Cost, Grid, make_strategy
 from shearling.artefact import Artefact, check_destination, open_artefact, write_artefact
@@ -51,6 +52,7 @@ class SearchSettings:
         limit: validation rows of an evaluation.
         cost: what to save, beside accuracy.
         macs_seq_len: tokens of the forward whose MACs are counted or whose time is taken.
+        max_cost_share: most that a candidate may cost, as a share of the largest one.
     """
 
     algorithm: Algorithm
@@ -63,6 +65,7 @@ class SearchSettings:
     precision: Precision
     cost: Cost = "adapter_params"
     macs_seq_len: int = 256
+    max_cost_share: float | None = None
 
 
 Constraints = BestRule
@@ -108,6 +111,7 @@ def recipe_settings(run: Run) -> SearchSettings:
         precision=section.precision,
         cost=section.cost,
         macs_seq_len=section.macs_seq_len,
+        max_cost_share=section.max_cost_share,
     )
 
 
@@ -136,6 +140,7 @@ def search(run: Run, settings: SearchSettings, constraints: Constraints, *, forc
         force: replace a search that is there.
 
     Raises:
+        UsageError: no sub-network is as cheap as the settings want it.
         NoCandidate: no evaluated sub-network meets the constraints; the evaluations are kept for another try.
         OutputExists: there is a search, and `force` is false.
         ArtefactError: the run is incomplete or damaged.
@@ -146,7 +151,8 @@ def search(run: Run, settings: SearchSettings, constraints: Constraints, *, forc
     space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
     with write_artefact(run.search, kind="search", parents=parents, seed=settings.seed, force=force, resumable=True) as draft:
         _start_over_unless_same(draft.directory, settings, parents)
-        records, task = _explore(run, settings, parents, space, draft.directory)
+        records, task, budget = _explore(run, settings, parents, space, draft.directory)
+        constraints = constraints if budget is None else replace(constraints, max_cost=budget.most)
         best, words = best_record(records, constraints), constraints.words(settings.cost)
         origin = Origin(run.search / JOURNAL_FILE, task, words, settings.macs_seq_len)
         subnet = describe_record(best, records, adapter, space, location=run.search, origin=origin)
@@ -195,19 +201,24 @@ def describe_record(record: Record, records: list[Record], adapter: Artefact, sp
     return describe_subnet(adapter, choice, subnet_id=record.id, location=location, metrics=metrics, provenance=provenance)
 
 
-def _explore(run: Run, settings: SearchSettings, parents: dict[str, Artefact], space: SearchSpace, directory: Path) -> tuple[list[Record], str]:
-    journal = Journal(directory / JOURNAL_FILE)
-    strategy = make_strategy(settings.algorithm, Grid.of(space), evaluations=settings.evaluations, population=settings.population, seed=settings.seed)
+def _explore(
+    run: Run, settings: SearchSettings, parents: dict[str, Artefact], space: SearchSpace, directory: Path
+) -> tuple[list[Record], str, Budget | None]:
+    journal, grid = Journal(directory / JOURNAL_FILE), Grid.of(space)
+    objective, task, rows = _objective(run, settings, parents)
+    budget = None if settings.max_cost_share is None else Budget.of_share(settings.max_cost_share, objective.count, grid)
+    strategy = make_strategy(
+        settings.algorithm, grid, evaluations=settings.evaluations, population=settings.population, seed=settings.seed, budget=budget
+    )
     if journal.records:
         log.print(f"continuing after {len(journal.records)} evaluations")
-    objective, task, rows = _objective(run, settings, parents)
     title = f"{settings.algorithm} on {rows} validation rows of {task}"
     with progress(title, total=strategy.planned) as advance:
         records = explore(strategy, objective, journal, algorithm=settings.algorithm, seed=settings.seed, advance=advance)
-    return records, task
+    return records, task, budget
 
 
-def _objective(run: Run, settings: SearchSettings, parents: dict[str, Artefact]) -> tuple[Objective, str, int]:
+def _objective(run: Run, settings: SearchSettings, parents: dict[str, Artefact]) -> tuple[SubnetObjective, str, int]:
     frozen = parents["sparse"] if "sparse" in parents else parents["base"]
     make = _classifier_evaluation if "classes" in frozen.manifest.details else _harness_evaluation
     evaluator, network, evaluate = make(run, settings, parents, frozen)

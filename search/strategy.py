@@ -7,22 +7,24 @@ the journal's outcomes are told again.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from shearling.errors import UsageError
-
 if TYPE_CHECKING:
     import numpy as np
 
+    from search.budget import Budget
     from shearling.search_space import SearchSpace
 
 Algorithm = Literal["heuristic", "random", "hill_climbing", "nsga2"]
 Cost = Literal["adapter_params", "parameters", "macs", "latency"]
 """What a search saves: weights of the adapter, weights or multiply-accumulates of the model, or its time."""
 Indices = tuple[int, ...]
+MOST_DRAWS = 1000
+"""So many draws in a row that give nothing new, and a space counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +108,21 @@ class Grid:
         moves = [(place, index + step) for place, index in enumerate(indices) for step in (-1, 1) if 0 <= index + step < self.sizes[place]]
         return [(*indices[:place], moved, *indices[place + 1 :]) for place, moved in moves]
 
-    def draw(self, random: np.random.Generator, *, seen: set[Indices]) -> Indices:
-        """One uniform candidate that is not in `seen`, and is added to it.
-
-        Raises:
-            UsageError: none is left.
-        """
-        if len(seen) >= self.size:
-            raise UsageError(f"all {self.size} candidates of the space have been drawn", remedy="Ask for fewer evaluations")
-        while True:
+    def draw(self, random: np.random.Generator, *, seen: set[Indices], budget: Budget | None = None) -> Indices | None:
+        """One candidate that is not in `seen`, and is added to it: uniform, then shrunk to the budget; None if none is left."""
+        if budget is None and len(seen) >= self.size:
+            return None
+        for _ in itertools.count() if budget is None else range(MOST_DRAWS):
             drawn = tuple(int(index) for index in random.integers(self.sizes))
+            if budget is not None:
+                drawn = budget.shrink(drawn, self, random)
             if drawn not in seen:
                 seen.add(drawn)
                 return drawn
+        return None
 
 
-def make_strategy(algorithm: Algorithm, grid: Grid, *, evaluations: int, population: int, seed: int) -> Strategy:
+def make_strategy(algorithm: Algorithm, grid: Grid, *, evaluations: int, population: int, seed: int, budget: Budget | None = None) -> Strategy:
     """Build a strategy.
 
     Args:
@@ -130,6 +131,7 @@ def make_strategy(algorithm: Algorithm, grid: Grid, *, evaluations: int, populat
         evaluations: most candidates.
         population: candidates of a generation (NSGA-II), or neighbours tried in a round (hill climbing).
         seed: of its random draws.
+        budget: what its candidates may cost; the heuristic, and the largest of NSGA-II's first generation, may cost more.
 
     Raises:
         UsageError: fewer evaluations than one generation needs.
@@ -142,8 +144,8 @@ def make_strategy(algorithm: Algorithm, grid: Grid, *, evaluations: int, populat
         case "heuristic":
             return HeuristicOnly(grid)
         case "random":
-            return UniformSampling(grid, evaluations=evaluations, seed=seed)
+            return UniformSampling(grid, evaluations=evaluations, seed=seed, budget=budget)
         case "hill_climbing":
-            return HillClimbing(grid, evaluations=evaluations, neighbours=population, seed=seed)
+            return HillClimbing(grid, evaluations=evaluations, neighbours=population, seed=seed, budget=budget)
         case "nsga2":
-            return Evolution(grid, evaluations=evaluations, population=population, seed=seed)
+            return Evolution(grid, evaluations=evaluations, population=population, seed=seed, budget=budget)

@@ -227,6 +227,9 @@ class SearchSection(Section):
     seed: int = 0
     cost: Literal["adapter_params", "parameters", "macs", "latency"] = pydantic.Field("adapter_params", description="what to save, beside accuracy")
     macs_seq_len: int = pydantic.Field(256, ge=1, description="tokens of the forward whose MACs or latency are counted")
+    max_cost_share: float | None = pydantic.Field(
+        None, gt=0, le=1, description="most that a candidate may cost, as a share of the largest sub-network; 0.75 is a quarter less"
+    )
     accuracy_delta: float | None = pydantic.Field(
         None, ge=0, le=1, description="the best is the cheapest within this of the reference accuracy; absent: the most accurate"
     )
@@ -236,6 +239,8 @@ class SearchSection(Section):
     def _reference(self) -> SearchSection:
         if self.reference_accuracy is not None and self.accuracy_delta is None:
             raise ValueError("reference_accuracy needs accuracy_delta")
+        if self.max_cost_share is not None and self.cost == "latency":
+            raise ValueError("max_cost_share needs a cost that is counted: adapter_params, parameters or macs")
         return self
 
 

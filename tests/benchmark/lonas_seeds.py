@@ -4,9 +4,8 @@
         [--steps 1500] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
 
 For each seed the baseline (recipes/minilm-lora.toml) is trained, and for each rule a super-network (recipes/minilm-lonas.toml) with the
-same steps; a sandwiched step costs about three. The search of the recipe runs on as many validation rows as asked for; what is told of
-test rows are the largest sub-network, the middle one, and the most accurate on validation whose MACs are at most the given share of
-the largest.
+same steps; a sandwiched step costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are
+at most the given share of the largest's; what is told of test rows are the largest, the middle one, and the most accurate within the share.
 Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
 """
 
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(baseline, network, seed=seed, rule="LoRA", label="full width", indices=network.space.encode(network.space.maximal()), train_s=train_s)
         for rule in options.rules.split(","):
             run = Run(options.out / f"{rule}-{seed}")
-            searched = {"limit": options.search_rows, "evaluations": options.evaluations}
+            searched = {"limit": options.search_rows, "evaluations": options.evaluations, "max_cost_share": options.macs, "accuracy_delta": None}
             train_s = _train("minilm-lonas", run, seed=seed, train={"steps": options.steps, **RULES[rule]}, search=searched)
             if not run.search.is_dir():
                 _call("search", "--run", str(run.path))
@@ -115,7 +114,8 @@ def _train(recipe: str, run: Run, *, seed: int, train: Mapping[str, Any], search
     if run.super_adapter.is_dir():
         return 0.0
     content = tomllib.loads((RECIPES / f"{recipe}.toml").read_text(encoding="utf-8"))
-    content |= {"seed": seed, "train": {**content["train"], **train}, "search": {**content["search"], **search, "seed": seed}}
+    found = {name: value for name, value in {**content["search"], **search, "seed": seed}.items() if value is not None}
+    content |= {"seed": seed, "train": {**content["train"], **train}, "search": found}
     path = run.path.with_suffix(".toml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_toml(content), encoding="utf-8")

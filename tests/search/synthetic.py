@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from search.budget import Budget
 from search.exploration import explore
 from search.journal import Journal, Record
 from search.objective import Measurement
@@ -51,8 +52,11 @@ def run(
     evaluations: int = 24,
     population: int = 6,
     seed: int = 0,
+    share: float | None = None,
 ) -> list[Record]:
-    strategy = make_strategy(algorithm, Grid(sizes), evaluations=evaluations, population=population, seed=seed)
+    grid = Grid(sizes)
+    budget = None if share is None else Budget.of_share(share, objective.params, grid)
+    strategy = make_strategy(algorithm, grid, evaluations=evaluations, population=population, seed=seed, budget=budget)
     return explore(strategy, objective, Journal(path), algorithm=algorithm, seed=seed, advance=silent)
 
 

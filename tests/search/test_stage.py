@@ -97,6 +97,21 @@ def test_best_json_names_everything_and_reevaluates_to_the_recorded_accuracy(run
     assert subnet.metrics.nonzero_params == count_frozen_nonzero(network)
 
 
+def test_a_cost_share_is_kept_by_the_candidates_and_by_the_best(run: Run) -> None:
+    found = search(run, settings(max_cost_share=0.7), Constraints())
+    network = load_super_network(run)
+    largest = network.adapter_params(network.space.decode((0,) * len(network.space.groups)))
+    assert found.best.adapter_params <= 0.7 * largest
+    assert [record.adapter_params for record in found.records if record.adapter_params > 0.7 * largest] == [largest]
+    subnet = open_subnet(run.search / "best.json").subnet
+    assert subnet.provenance is not None
+    assert f"max accuracy with adapter params <= {0.7 * largest:g}" in subnet.provenance.best_rule
+    with pytest.raises(UsageError, match="the smallest sub-network costs"):
+        search(run, settings(max_cost_share=0.01), Constraints(), force=True)
+    with pytest.raises(UsageError, match="a latency is measured, not counted"):
+        search(run, settings(max_cost_share=0.7, cost="latency"), Constraints(), force=True)
+
+
 def test_heuristic_search_takes_the_middle_of_every_group(run: Run) -> None:
     found = search(run, settings(algorithm="heuristic"), Constraints())
     opened = open_subnet(run.search / "best.json")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from search.budget import Budget
 from search.strategy import Grid, Outcome, make_strategy
 from shearling.errors import UsageError
 from tests.search.synthetic import SIZES, Separable, everything, run
@@ -91,3 +92,39 @@ def test_hill_climbing_prefers_fewer_parameters_among_equals() -> None:
     strategy.tell([Outcome(indices, 0.5, 100 - indices[0]) for indices in strategy.ask()])
     strategy.ask()
     assert strategy.parent == (2,)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "hill_climbing", "nsga2"])
+def test_a_budget_is_kept_by_every_candidate_but_the_reference(algorithm: str, tmp_path: Path) -> None:
+    sizes, share = (3,) * 12, 0.6
+    objective = Separable(weights=tuple(range(1, 13)), preferred=(1, 0, 2) * 4)
+    records = run(tmp_path / "j", objective, algorithm, sizes=sizes, evaluations=120, population=12, share=share)
+    largest = objective.params((0,) * 12)
+    dear = [record.choice_idx for record in records if record.adapter_params > share * largest]
+    assert dear == ([(0,) * 12] if algorithm == "nsga2" else [])
+    assert len(records) > 12
+    assert records == run(tmp_path / "again", objective, algorithm, sizes=sizes, evaluations=120, population=12, share=share)
+
+
+def test_a_budget_directs_the_evaluations(tmp_path: Path) -> None:
+    sizes, share = (3,) * 12, 0.6
+    objective = Separable(weights=tuple(range(1, 13)), preferred=(0,) * 12)
+    limit = share * objective.params((0,) * 12)
+    free, limited = (
+        run(tmp_path / str(limits), objective, "nsga2", sizes=sizes, evaluations=240, population=12, share=limits) for limits in (None, share)
+    )
+    best_free, best_limited = (max(record.accuracy for record in records if record.adapter_params <= limit) for records in (free, limited))
+    assert best_limited > best_free
+
+
+def test_random_draws_end_where_a_budget_leaves_few_candidates(tmp_path: Path) -> None:
+    objective = Separable()
+    share = objective.params((2, 2, 2, 1)) / objective.params((0, 0, 0, 0))
+    records = run(tmp_path / "j", objective, "random", evaluations=50, share=share)
+    affordable = [indices for indices in everything() if objective.params(indices) <= share * objective.params((0, 0, 0, 0))]
+    assert sorted(record.choice_idx for record in records) == affordable
+
+
+def test_a_budget_that_nothing_keeps_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"the smallest sub-network costs 50\.0% of the largest, more than 49\.0%"):
+        Budget.of_share(0.49, Separable().params, Grid(SIZES))
