@@ -86,7 +86,7 @@ void arrange(const float*, size_t, const Activations&, size_t, size_t) {}
 
 }  // namespace
 
-const KernelSet avx2_kernels = {"avx2", false, arrange, multiply_exact, normalise, activate};
+const KernelSet avx2_kernels = {"avx2", false, false, arrange, multiply_exact, normalise, activate};
 
 }  // namespace shearling
 

@@ -14,133 +14,10 @@
 namespace shearling {
 namespace {
 
-#define INLINE inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
+#include "avx512_panels.inc"
 
 // Unrolled before the compiler decides what lives in registers: otherwise the sums of more than four rows go through memory.
 #define FOR_ROWS _Pragma("GCC unroll 16") for (int row = 0; row < rows; ++row)
-
-// How far ahead of a reader memory is fetched: some 100 ns of work.
-constexpr size_t mask_prefetch = 1024;
-constexpr size_t value_prefetch = 4096;
-
-// An expansion waits for the old value of its destination even where it zeroes it (2.35 against 1.19 ns a block on Zen 4). A zero
-// made just before, which the compiler must not see through, has nothing to wait for.
-INLINE __m512i fresh_zero() {
-    __m512i zero = _mm512_setzero_si512();
-    asm("" : "+v"(zero));
-    return zero;
-}
-
-INLINE void prefetch(const uint8_t* address) { _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0); }
-
-// A reader yields the blocks of a panel one after the other, of_bf16 or as unsigned bytes w + 128. fetch() is called for every
-// second block, which at half zeros is for every cache line of values.
-
-struct Int8Bitmask {
-    static constexpr bool of_bf16 = false;
-    const uint8_t* masks;
-    const uint8_t* values;
-    INLINE __m512i next() {
-        uint64_t mask;
-        __builtin_memcpy(&mask, masks, sizeof mask);
-        const __m512i weights = _mm512_mask_expandloadu_epi8(fresh_zero(), mask, values);
-        values += _mm_popcnt_u64(mask);
-        masks += sizeof mask;
-        return _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
-    }
-    INLINE void fetch() const {
-        prefetch(values + value_prefetch);
-        prefetch(masks + mask_prefetch);
-    }
-};
-
-struct Int8Dense {
-    static constexpr bool of_bf16 = false;
-    const uint8_t* values;
-    INLINE __m512i next() {
-        const __m512i weights = _mm512_loadu_si512(values);
-        values += 64;
-        return _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
-    }
-    INLINE void fetch() const {
-        prefetch(values + value_prefetch);
-        prefetch(values + value_prefetch + 64);
-    }
-};
-
-// 32 bytes -> 64 nibbles, the lower one of a byte first.
-INLINE __m512i spread_nibbles(const uint8_t* values) {
-    const __m512i words = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
-    return _mm512_and_si512(_mm512_or_si512(words, _mm512_slli_epi16(words, 4)), _mm512_set1_epi8(15));
-}
-
-// Nibble in two's complement -> unsigned byte w + 128.
-INLINE __m512i widen_nibbles(__m512i nibbles) {
-    const __m128i table = _mm_setr_epi8(-128, -127, -126, -125, -124, -123, -122, -121, 120, 121, 122, 123, 124, 125, 126, 127);
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), nibbles);
-}
-
-struct Int4Bitmask {
-    static constexpr bool of_bf16 = false;
-    const uint8_t* masks;
-    const uint8_t* values;
-    INLINE __m512i next() {
-        uint64_t mask;
-        __builtin_memcpy(&mask, masks, sizeof mask);
-        const __m512i nibbles = _mm512_mask_expand_epi8(fresh_zero(), mask, spread_nibbles(values));
-        values += (_mm_popcnt_u64(mask) + 1) / 2;
-        masks += sizeof mask;
-        return widen_nibbles(nibbles);
-    }
-    INLINE void fetch() const {
-        prefetch(values + value_prefetch);
-        prefetch(masks + mask_prefetch);
-    }
-};
-
-struct Int4Dense {
-    static constexpr bool of_bf16 = false;
-    const uint8_t* values;
-    INLINE __m512i next() {
-        const __m512i nibbles = spread_nibbles(values);
-        values += 32;
-        return widen_nibbles(nibbles);
-    }
-    INLINE void fetch() const { prefetch(values + value_prefetch); }
-};
-
-struct Bf16Bitmask {
-    static constexpr bool of_bf16 = true;
-    const uint8_t* masks;
-    const uint8_t* values;
-    INLINE __m512i next() {
-        uint32_t mask;
-        __builtin_memcpy(&mask, masks, sizeof mask);
-        const __m512i weights = _mm512_mask_expandloadu_epi16(fresh_zero(), mask, values);
-        values += 2 * _mm_popcnt_u32(mask);
-        masks += sizeof mask;
-        return weights;
-    }
-    INLINE void fetch() const {
-        prefetch(values + value_prefetch);
-        prefetch(masks + mask_prefetch);
-    }
-};
-
-struct Bf16Dense {
-    static constexpr bool of_bf16 = true;
-    const uint8_t* values;
-    INLINE __m512i next() {
-        const __m512i weights = _mm512_loadu_si512(values);
-        values += 64;
-        return weights;
-    }
-    INLINE void fetch() const {
-        prefetch(values + value_prefetch);
-        prefetch(values + value_prefetch + 64);
-    }
-};
 
 // Blocks that a reader left in scratch memory.
 template <bool bf16>
@@ -170,37 +47,11 @@ struct Keeping {
     INLINE void fetch() const { reader.fetch(); }
 };
 
-template <class Reader, class Step>
-INLINE void for_blocks(Reader& reader, size_t count, const Step& step) {
-    for (; count >= 2; count -= 2) {
-        reader.fetch();
-        step(reader.next());
-        step(reader.next());
-    }
-    if (count != 0) {
-        step(reader.next());
-    }
-}
-
 INLINE __m512i broadcast(const uint8_t* four_bytes) {
     int32_t bits;
     __builtin_memcpy(&bits, four_bytes, sizeof bits);
     return _mm512_set1_epi32(bits);
 }
-
-INLINE __m512 load_scales(const uint8_t* scales, ScaleType type, size_t index) {
-    if (type == ScaleType::f32) {
-        return _mm512_loadu_ps(scales + index * panel_rows * 4);
-    }
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + index * panel_rows * 2)));
-}
-
-// The part of a panel that a kernel needs besides its blocks.
-struct PanelScales {
-    const uint8_t* scales;
-    ScaleType type;
-    size_t group_blocks;
-};
 
 template <int rows, class Reader>
 INLINE void multiply_fixed16(Reader reader, const PanelScales& panel, const Activations& x, size_t tile, __m512 (&result)[rows]) {
@@ -319,23 +170,6 @@ INLINE void multiply_once16(Reader reader, const Activations& x, size_t tile, __
     });
 }
 
-INLINE void write_row(__m512 value, const Output& output, size_t row, size_t first_output, size_t count) {
-    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-    if (output.bias != nullptr) {
-        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, output.bias + first_output));
-    }
-    if (output.residual != nullptr) {
-        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, output.residual + row * output.residual_stride + first_output));
-    }
-    _mm512_mask_storeu_ps(output.data + row * output.stride + first_output, mask, value);
-}
-
-struct Panel {
-    PanelScales scales;
-    size_t index;
-    size_t outputs;
-};
-
 template <int rows, Form form, class Reader>
 __attribute__((noinline)) void multiply_tile(Reader reader, const Panel& panel, const Activations& x, size_t tile, const Output& output) {
     __m512 result[rows];
@@ -375,28 +209,6 @@ INLINE void multiply_blocks(Reader reader, const Panel& panel, const Activations
         multiply_up_to<grouped8_tile, Form::grouped8>(reader, panel, x, tile, output);
     } else {
         multiply_up_to<fixed16_tile, Form::fixed16>(reader, panel, x, tile, output);
-    }
-}
-
-Panel panel_of(const PackedMatrix& matrix, size_t index) {
-    const size_t scale_size = matrix.scale_type == ScaleType::f32 ? 4 : 2;
-    const size_t group_blocks = matrix.group_size == 0 ? matrix.blocks() : (matrix.group_size + 3) / 4;
-    const size_t left = matrix.rows - index * panel_rows;
-    return {{matrix.scales + index * matrix.groups() * panel_rows * scale_size, matrix.scale_type, group_blocks}, index, left < panel_rows ? left : panel_rows};
-}
-
-// Calls `visit` with the reader of a panel.
-template <class Visit>
-INLINE void visit_panel(const PackedMatrix& matrix, size_t index, const Visit& visit) {
-    const uint8_t* masks = matrix.panel_masks(index);
-    const uint8_t* values = matrix.panel_values(index);
-    const bool masked = matrix.encoding == Encoding::bitmask;
-    if (matrix.value_type == ValueType::bf16) {
-        masked ? visit(Bf16Bitmask{masks, values}) : visit(Bf16Dense{values});
-    } else if (matrix.value_type == ValueType::int8) {
-        masked ? visit(Int8Bitmask{masks, values}) : visit(Int8Dense{values});
-    } else {
-        masked ? visit(Int4Bitmask{masks, values}) : visit(Int4Dense{values});
     }
 }
 
@@ -474,7 +286,7 @@ void multiply(const PackedMatrix& matrix, const Activations& x, size_t first, si
 
 }  // namespace
 
-const KernelSet avx512_kernels = {"avx512", true, arrange_avx512, multiply, normalise, activate};
+const KernelSet avx512_kernels = {"avx512", true, false, arrange_avx512, multiply, normalise, activate};
 
 }  // namespace shearling
 

@@ -134,6 +134,46 @@ void arrange_once16(const float* source, const Activations& x, size_t row) {
     }
 }
 
+// 16 rows of 64 bytes for each of two registers.
+constexpr size_t row_bytes = 64;
+constexpr size_t register_bytes = 1024;
+
+void arrange_tiled_fixed16(const float* source, const Activations& x, size_t row) {
+    const Place place = place_of(x, row);
+    auto* target = const_cast<uint8_t*>(x.tile_terms(place.tile)) + place.row * row_bytes;
+    auto* scales = const_cast<float*>(x.tile_scales(place.tile)) + place.row;
+    const size_t segment_columns = x.segment_blocks * 64;
+    for (size_t start = 0; start < x.columns; start += segment_columns, scales += x.tile) {
+        const size_t stop = start + segment_columns < x.columns ? start + segment_columns : x.columns;
+        const float largest = magnitude(source + start, stop - start);
+        const __m512 inverse = _mm512_set1_ps(inverse_scale(largest, 32512.0f));
+        *scales = largest * (1.0f / 32512.0f);
+        for (size_t column = start; column < stop; column += 64, target += 2 * register_bytes) {
+            for (size_t quarter = 0; quarter < 4; ++quarter) {
+                const size_t first = column + quarter * 16;
+                const __m512 value = _mm512_maskz_loadu_ps(first < stop ? lanes(stop - first) : 0, source + first);
+                const __m512i fixed = _mm512_cvtps_epi32(_mm512_mul_ps(value, inverse));
+                const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(fixed, 24), 24);
+                const __m512i high = _mm512_srai_epi32(_mm512_sub_epi32(fixed, low), 8);
+                _mm_store_si128(reinterpret_cast<__m128i*>(target + quarter * 16), _mm512_cvtepi32_epi8(high));
+                _mm_store_si128(reinterpret_cast<__m128i*>(target + register_bytes + quarter * 16), _mm512_cvtepi32_epi8(low));
+            }
+        }
+    }
+}
+
+void arrange_tiled_once16(const float* source, const Activations& x, size_t row) {
+    const Place place = place_of(x, row);
+    auto* target = const_cast<uint8_t*>(x.tile_terms(place.tile)) + place.row / 16 * register_bytes + place.row % 16 * row_bytes;
+    for (size_t column = 0; column < x.columns; column += 32, target += 2 * register_bytes) {
+        for (size_t half = 0; half < 2; ++half) {
+            const size_t first = column + half * 16;
+            const __m512 value = _mm512_maskz_loadu_ps(first < x.columns ? lanes(x.columns - first) : 0, source + first);
+            _mm256_store_si256(reinterpret_cast<__m256i*>(target + half * 32), round_to_bf16(value));
+        }
+    }
+}
+
 }  // namespace
 
 void arrange_avx512(const float* source, size_t stride, const Activations& x, size_t first, size_t last) {
@@ -143,6 +183,8 @@ void arrange_avx512(const float* source, size_t stride, const Activations& x, si
             case Form::grouped8: arrange_grouped8(source + row * stride, x, row); break;
             case Form::wide32: arrange_wide32(source + row * stride, x, row); break;
             case Form::once16: arrange_once16(source + row * stride, x, row); break;
+            case Form::tiled_fixed16: arrange_tiled_fixed16(source + row * stride, x, row); break;
+            case Form::tiled_once16: arrange_tiled_once16(source + row * stride, x, row); break;
             case Form::plain32: break;
         }
     }

@@ -23,9 +23,22 @@ constexpr size_t grouped8_tile = 12;
 constexpr size_t wide32_tile = 12;
 constexpr size_t once16_tile = 12;
 constexpr size_t single_tile = 16;  // of bf16 pairs where there is no other tile: nothing is read twice
+constexpr size_t tiled_fixed16_tile = 16;
+constexpr size_t tiled_once16_tile = 32;
 constexpr size_t expanded_bytes = size_t{256} << 10;
 
-inline size_t scratch_bytes(const PackedMatrix& matrix) {
+// Most blocks of a tiled form that share a sum: what is expanded of them stays in the first-level cache, and integers fit 32 bits. For
+// few rows fewer: expanding is most of the work, and needs room for the next ones.
+constexpr size_t tiled_segment_blocks = 8;
+constexpr size_t tiled_segment_blocks_for_few_rows = 4;
+constexpr size_t tiled_few_rows = 64;
+constexpr size_t near_bytes = size_t{512} << 10;  // of activations, with room for all else in the second-level cache
+constexpr size_t tiled_scratch_bytes = (size_t{512} << 10) + 4 * tiled_segment_blocks * 1024 + 8192;
+
+inline size_t scratch_bytes(const PackedMatrix& matrix, const Activations& activations) {
+    if (activations.tiled()) {
+        return tiled_scratch_bytes;
+    }
     const size_t panel = matrix.blocks() * 64;
     return panel > expanded_bytes ? panel : expanded_bytes;
 }
@@ -33,9 +46,10 @@ inline size_t scratch_bytes(const PackedMatrix& matrix) {
 struct KernelSet {
     const char* name;
     bool quantises;  // knows forms other than plain32
+    bool tiles;      // knows tiled forms
     // Arranges rows [first, last) of `source` ([rows, columns], rows `stride` apart).
     void (*arrange)(const float* source, size_t stride, const Activations& activations, size_t first, size_t last);
-    // Multiplies panels [first, last) by all rows. `scratch` has scratch_bytes(matrix), aligned to 64 bytes, one for each thread.
+    // Multiplies panels [first, last) by all rows. `scratch` has scratch_bytes(matrix, activations), aligned to 64 bytes, one for each thread.
     void (*multiply)(const PackedMatrix& matrix, const Activations& activations, size_t first, size_t last, const Output& output, uint8_t* scratch);
     // y[i] = gamma[i] * x[i] / sqrt(mean(x^2) + epsilon)
     void (*normalise)(const float* x, const float* gamma, float epsilon, size_t columns, float* y);
@@ -45,6 +59,9 @@ struct KernelSet {
 
 void arrange_avx512(const float* source, size_t stride, const Activations& activations, size_t first, size_t last);
 
+bool has_tile_registers();
+
+extern const KernelSet amx_kernels;
 extern const KernelSet avx512_kernels;
 extern const KernelSet avx2_kernels;
 extern const KernelSet portable_kernels;

@@ -1,5 +1,8 @@
 // The C interface: what torch, tests and other languages call.
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <cstring>
 
 #include "linear.hpp"
 #include "tbb_threads.hpp"
@@ -64,6 +67,32 @@ SHEARLING_EXPORT const char* shearling_matmul(const uint8_t* packed, uint64_t si
     const Settings settings{*chosen, exact != 0 ? Precision::exact : Precision::automatic, tbb_threads()};
     multiply(&matrix, 1, Rows{x, count, columns}, Norm{nullptr, 0.0f}, &output, settings);
     return nullptr;
+}
+
+// Reads memory on all threads, as the kernels do, and does nothing else: the limit of what they can reach. The result means nothing.
+SHEARLING_EXPORT uint64_t shearling_read_memory(const uint8_t* bytes, uint64_t size) {
+    struct Reading {
+        const uint8_t* bytes;
+        size_t shares;
+        size_t share_bytes;
+        std::atomic<uint64_t> sum{0};
+    };
+    constexpr size_t line = 64, ahead = 4096;
+    const size_t shares = std::max<size_t>(1, tbb_threads().count());
+    Reading reading{bytes, shares, size / shares / line * line};
+    tbb_threads().run(shares, [](void* context, size_t share) {
+        Reading& all = *static_cast<Reading*>(context);
+        const uint8_t* const start = all.bytes + share * all.share_bytes;
+        uint64_t sum = 0;
+        for (size_t at = 0; at < all.share_bytes; at += line) {
+            uint64_t word;  // a line comes whole
+            __builtin_prefetch(start + at + ahead);
+            std::memcpy(&word, start + at, sizeof word);
+            sum ^= word;
+        }
+        all.sum ^= sum;
+    }, &reading);
+    return reading.sum;
 }
 
 // The instruction set in use.

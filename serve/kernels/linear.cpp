@@ -27,12 +27,29 @@ bool multiplies_bf16() {
 #endif
 }
 
+// Groups of weights are whole blocks of a tiled form.
+bool tiles_fit(const PackedMatrix& matrix) { return matrix.groups() == 1 || matrix.group_size % 64 == 0; }
+
+// Blocks of a tiled form that share a sum: a part of a group of weights.
+size_t tiled_segment(const PackedMatrix& matrix, size_t rows) {
+    size_t segment = rows <= tiled_few_rows ? tiled_segment_blocks_for_few_rows : tiled_segment_blocks;
+    while (matrix.groups() > 1 && matrix.group_size / 64 % segment != 0) {
+        --segment;
+    }
+    return segment;
+}
+
 Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settings) {
     if (settings.precision == Precision::exact || !settings.kernels.quantises) {
         return Form::plain32;
     }
     // Beyond, the second term of every activation costs more than reading the weights.
     constexpr size_t few_rows = 2;
+    // Below, expanding into memory costs more than tiles save; bytes are multiplied faster without them than pairs of bf16.
+    const size_t least_tiled_rows = matrix.value_type == ValueType::bf16 ? few_rows + 1 : 8;
+    if (settings.kernels.tiles && rows >= least_tiled_rows && tiles_fit(matrix)) {
+        return matrix.value_type == ValueType::bf16 ? Form::tiled_once16 : Form::tiled_fixed16;
+    }
     if (matrix.value_type == ValueType::bf16) {
         return rows > few_rows && multiplies_bf16() ? Form::once16 : Form::wide32;
     }
@@ -48,6 +65,8 @@ size_t most_rows(Form form, size_t rows) {
         case Form::fixed16: return fixed16_tile;
         case Form::grouped8: return grouped8_tile;
         case Form::once16: return rows <= single_tile ? single_tile : once16_tile;
+        case Form::tiled_fixed16: return tiled_fixed16_tile;
+        case Form::tiled_once16: return tiled_once16_tile;
         default: return wide32_tile;
     }
 }
@@ -67,7 +86,11 @@ Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& sett
     plan.plain = x.data;
     plan.plain_stride = x.stride;
     plan.tile = even_tile(x.count, most_rows(plan.form, x.count));
-    if (plan.form == Form::fixed16) {
+    if (plan.tiled()) {
+        plan.tile = most_rows(plan.form, x.count);
+        plan.blocks = (matrix.blocks() + 15) / 16;
+        plan.segment_blocks = tiled_segment(matrix, x.count);
+    } else if (plan.form == Form::fixed16) {
         plan.segment_blocks = std::min(matrix.groups() == 1 ? matrix.blocks() : matrix.group_size / 4, most_segment_blocks);
     } else if (plan.form == Form::grouped8) {
         plan.segment_blocks = activation_group / 4;
@@ -116,6 +139,21 @@ public:
 
     size_t chunks() const { return chunks_for(x_.count * columns_ * sizeof(float), tiles()); }
 
+    // Into how many chunks the panels may go that meet it. Tiled rows that the second-level cache does not hold come from beyond it for
+    // every chunk, so these are large then.
+    size_t most_chunks(size_t panels, const Threads& threads) const {
+        constexpr size_t large_panels = 16;
+        size_t bytes = 0;
+        for (const Activations& plan : plans_) {
+            bytes = std::max(bytes, plan.tiled() ? plan.term_bytes() : 0);
+        }
+        if (bytes <= near_bytes) {
+            return panels;
+        }
+        const size_t count = std::max<size_t>(1, threads.count());
+        return (panels / large_panels + count) / count * count;
+    }
+
     void run(size_t chunk) const {
         const size_t first = tiles() * chunk / chunks() * together_, last = std::min(x_.count, tiles() * (chunk + 1) / chunks() * together_);
         for (size_t row = first; row < last && norm_.gamma != nullptr; ++row) {
@@ -150,10 +188,10 @@ private:
 // What multiplying a matrix costs, in bytes of memory traffic: rows beyond a few cost as if they were read.
 size_t cost_of(const PackedMatrix& matrix, size_t rows) { return matrix.total_bytes * (1 + rows / 8); }
 
-size_t scratch_for(const PackedMatrix* matrices, size_t count) {
+size_t scratch_for(const PackedMatrix* matrices, size_t count, const Operand& operand) {
     size_t most = 0;
     for (size_t index = 0; index < count; ++index) {
-        most = std::max(most, scratch_bytes(matrices[index]));
+        most = std::max(most, scratch_bytes(matrices[index], operand.of(index)));
     }
     return most;
 }
@@ -183,7 +221,7 @@ public:
     }
 
     size_t cost() const { return cost_; }
-    size_t chunks() const { return chunks_for(cost_, panels_); }
+    size_t chunks() const { return chunks_for(cost_, operand_.most_chunks(panels_, settings_.threads)); }
 
     void fetch(size_t chunk) const {
         size_t panel = panels_ * chunk / chunks();
@@ -197,7 +235,7 @@ public:
 
     void run(size_t chunk) const {
         const size_t first = panels_ * chunk / chunks(), last = panels_ * (chunk + 1) / chunks();
-        Buffer scratch(scratch_for(matrices_, count_));
+        Buffer scratch(scratch_for(matrices_, count_, operand_));
         size_t start = 0;
         for (size_t index = 0; index < count_; ++index) {
             const size_t stop = start + matrices_[index].panels();
@@ -230,14 +268,14 @@ public:
         : matrices_(matrices), gated_(gated), function_(function), operand_(operand), up_(up), gate_(gate), settings_(settings) {}
 
     size_t cost() const { return cost_of(matrices_[0], operand_.rows()) + (gated_ ? cost_of(matrices_[1], operand_.rows()) : 0); }
-    size_t chunks() const { return chunks_for(cost(), matrices_[0].panels()); }
+    size_t chunks() const { return chunks_for(cost(), operand_.most_chunks(matrices_[0].panels(), settings_.threads)); }
 
     void fetch(size_t chunk) const { fetch_start(matrices_[0], matrices_[0].panels() * chunk / chunks()); }
 
     void run(size_t chunk) const {
         const size_t panels = matrices_[0].panels(), inner = matrices_[0].rows;
         const size_t first = panels * chunk / chunks(), last = panels * (chunk + 1) / chunks();
-        Buffer scratch(scratch_for(matrices_, gated_ ? 2 : 1));
+        Buffer scratch(scratch_for(matrices_, gated_ ? 2 : 1, operand_));
         if (gated_) {
             fetch_start(matrices_[1], first);
         }
@@ -300,6 +338,10 @@ private:
 
 bool runs_here(const KernelSet& kernels) {
 #if defined(__x86_64__)
+    if (&kernels == &amx_kernels) {
+        static const bool able = runs_here(avx512_kernels) && has_tile_registers();
+        return able;
+    }
     if (&kernels == &avx512_kernels) {
         return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
@@ -315,7 +357,7 @@ bool runs_here(const KernelSet& kernels) {
 
 const KernelSet* find_kernels(const char* name) {
 #if defined(__x86_64__)
-    for (const KernelSet* kernels : {&avx512_kernels, &avx2_kernels, &portable_kernels}) {
+    for (const KernelSet* kernels : {&amx_kernels, &avx512_kernels, &avx2_kernels, &portable_kernels}) {
 #else
     for (const KernelSet* kernels : {&portable_kernels}) {
 #endif
@@ -329,7 +371,7 @@ const KernelSet* find_kernels(const char* name) {
 const KernelSet& best_kernels() {
     static const KernelSet& best = []() -> const KernelSet& {
         const char* forced = std::getenv("SHEARLING_KERNEL");
-        for (const char* name : {forced == nullptr ? "avx512" : forced, "avx512", "avx2"}) {
+        for (const char* name : {forced == nullptr ? "amx" : forced, "amx", "avx512", "avx2"}) {
             if (const KernelSet* kernels = find_kernels(name)) {
                 return *kernels;
             }

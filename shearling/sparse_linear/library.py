@@ -15,7 +15,7 @@ from shearling.sparse_linear.format import Bytes, Encoding, Matrix, ScaleType, r
 
 Floats = npt.NDArray[np.float32]
 Kernels = str
-"""`avx512`, `avx2` or `portable`."""
+"""`amx`, `avx512`, `avx2` or `portable`."""
 
 
 @functools.cache
@@ -33,6 +33,7 @@ def load_library() -> Any:
     library.shearling_unpack.argtypes, library.shearling_unpack.restype = [pointer, size, pointer, pointer], text
     library.shearling_matmul.argtypes = [pointer, size, pointer, size, size, pointer, pointer, size, ctypes.c_int, ctypes.c_int, text]
     library.shearling_matmul.restype = text
+    library.shearling_read_memory.argtypes, library.shearling_read_memory.restype = [pointer, size], size
     library.shearling_kernels.argtypes, library.shearling_kernels.restype = [], text
     return library
 
@@ -40,6 +41,11 @@ def load_library() -> Any:
 def kernels_in_use() -> Kernels:
     """The instruction set that this processor gets, or that `SHEARLING_KERNEL` names."""
     return load_library().shearling_kernels().decode()
+
+
+def read_memory(content: Bytes) -> None:
+    """Read memory on as many threads as the kernels use, and do nothing with it: what bounds them."""
+    load_library().shearling_read_memory(content.ctypes.data, content.nbytes)
 
 
 def validate(packed: Bytes) -> None:

@@ -1,10 +1,12 @@
 """Packed matrices beside OpenVINO's own, in OpenVINO: one layer after the other, more of them than the last cache holds.
 
-    python -m tests.benchmark.sparse_kernel [--size 4096] [--rows 1,4,16,512] [--sparsities 0.5,0.7] [--repeats 7] [--no-huge-pages]
+    python -m tests.benchmark.sparse_kernel [--size 4096] [--rows 1,4,16,512] [--sparsities 0.5,0.7] [--layers 8] [--repeats 7]
+        [--no-huge-pages]
 
-Every contestant is a chain of eight products of random matrices, compiled with the threads that the process may use. A round
+Every contestant is a chain of products of random matrices, compiled with the threads that the process may use. A round
 runs all of them, every second round in the opposite order; reported are medians in ms for a product, and the median over
-rounds of the ratio of the best stock int8 to each. The bandwidth is that of a plain read of memory that no cache holds.
+rounds of the ratio of the best stock int8 to each. So is the share of the bandwidth: every round also reads a block of memory
+that no cache holds, with the same threads.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ from shearling.command_line import quiet_libraries
 from shearling.sparse_linear.build import build_library
 from shearling.sparse_linear.extension import node_factory
 from shearling.sparse_linear.format import Bytes, Matrix, ValueType, read_header
-from shearling.sparse_linear.library import pack_matrix
+from shearling.sparse_linear.library import kernels_in_use, pack_matrix, read_memory
 
-LAYERS = 8
 INT4_GROUP = 128
+READING = "reading memory"
+READ_BYTES = 1 << 30
 Output = Any
 Node = Callable[[Output], Output]
 
@@ -44,11 +47,13 @@ class Contestant:
 
     Attributes:
         weight_bytes: of one matrix.
+        layers: products of a run.
         run: all products once.
     """
 
     name: str
     weight_bytes: int
+    layers: int
     run: Callable[[], object]
 
 
@@ -83,7 +88,8 @@ def stock_product(matrix: Matrix, layer: int) -> tuple[Node, int]:
     """
     rows, columns = matrix.values.shape
     matrix = replace(matrix, values=matrix.values.copy())
-    matrix.values[0, 0] = layer
+    matrix.values[0, 0] = layer % 7
+    matrix.values[0, 1] = layer // 7
     if matrix.value_type is ValueType.BF16:
         tensor = ov.Tensor(ov.Type.bf16, ov.Shape([rows, columns]))
         tensor.data.view(np.uint16)[:] = matrix.values
@@ -107,26 +113,34 @@ def stock_product(matrix: Matrix, layer: int) -> tuple[Node, int]:
 def packed_product(packed: Bytes, size: int, layer: int) -> Node:
     """The same as one `SparseLinear`; its first bytes are changed, too."""
     packed = packed.copy()
-    packed[read_header(packed).sections[-1]] = 0x11 * (1 + layer)
+    packed[read_header(packed).sections[-1]] = 1 + layer % 100
     attributes = {"rows": [size], "columns": size, "norm_epsilon": 0.0, "bias": False, "residual": False, "precision": "auto", "format_version": 1}
     constant = op.constant(packed)
     return lambda x: node_factory().create("SparseLinear", [x, constant.output(0)], attributes).output(0)
 
 
-def contestants(size: int, rows: int, sparsities: list[float]) -> Iterator[Contestant]:
+def reading() -> Contestant:
+    """Memory read on the kernels' threads, in the place of a product."""
+    block = np.ones(READ_BYTES, np.uint8)
+    return Contestant(READING, READ_BYTES, 1, lambda: read_memory(block))
+
+
+def contestants(size: int, rows: int, sparsities: list[float], layers: int) -> Iterator[Contestant]:
     """Stock bf16, int8 (both settings of dynamic quantisation) and int4; packed bf16, int8 and int4 at each sparsity."""
     for value_type in ValueType:
         matrix = random_matrix(size, value_type, sparsities[0])
-        products = [stock_product(matrix, layer) for layer in range(LAYERS)]
+        products = [stock_product(matrix, layer) for layer in range(layers)]
         nodes, weight_bytes = [node for node, _ in products], products[0][1]
         name = f"stock {value_type.name.lower()}"
-        yield Contestant(name, weight_bytes, _compile(nodes, size, rows, {}))
+        yield Contestant(name, weight_bytes, layers, _compile(nodes, size, rows, {}))
         if value_type is ValueType.INT8:
-            yield Contestant(f"{name}, no dynamic quantisation", weight_bytes, _compile(nodes, size, rows, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}))
+            yield Contestant(
+                f"{name}, no dynamic quantisation", weight_bytes, layers, _compile(nodes, size, rows, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0})
+            )
         for sparsity in sparsities:
             packed = packed_matrix(size, value_type, sparsity)
-            run = _compile([packed_product(packed, size, layer) for layer in range(LAYERS)], size, rows, {})
-            yield Contestant(f"sparse {value_type.name.lower()} at {sparsity:.0%}", packed.nbytes, run)
+            run = _compile([packed_product(packed, size, layer) for layer in range(layers)], size, rows, {})
+            yield Contestant(f"sparse {value_type.name.lower()} at {sparsity:.0%}", packed.nbytes, layers, run)
 
 
 def _compile(nodes: list[Node], size: int, rows: int, settings: dict[str, Any]) -> Callable[[], object]:
@@ -157,41 +171,29 @@ def measure(entries: list[Contestant], *, repeats: int, inferences: int, huge_pa
             started_s = time.perf_counter()
             for _ in range(inferences):
                 entry.run()
-            seconds[entry.name].append((time.perf_counter() - started_s) / inferences / LAYERS)
+            seconds[entry.name].append((time.perf_counter() - started_s) / inferences / entry.layers)
     return seconds
 
 
-def read_bandwidth(threads: int, *, mebibytes: int = 512, repeats: int = 8) -> float:
-    """Bytes a second that `threads` threads read together from huge pages that no cache holds; the best of some rounds."""
-    import torch
-
-    torch.set_num_threads(threads)
-    block = torch.ones(mebibytes << 18, dtype=torch.float32)
-    collapse_memory()
-    best = float("inf")
-    for _ in range(repeats):
-        started_s = time.perf_counter()
-        block.max()
-        best = min(best, time.perf_counter() - started_s)
-    return (mebibytes << 20) / best
-
-
-def summarise(entries: list[Contestant], seconds: dict[str, list[float]], bandwidth: float) -> list[dict[str, Any]]:
-    """One row per contestant; the reference is the better of the two stock int8."""
+def summarise(entries: list[Contestant], seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """One row per contestant; the reference is the better of the two stock int8, the bandwidth that of reading memory in the same round."""
     stock = [name for name in seconds if name.startswith("stock int8")]
     best = [min(values) for values in zip(*(seconds[name] for name in stock), strict=True)]
     rows = []
     for entry in entries:
         own = seconds[entry.name]
         speedup = bootstrap_median([reference / value for reference, value in zip(best, own, strict=True)])
-        share = entry.weight_bytes / float(np.median(own)) / bandwidth
+        share = bootstrap_median(
+            [entry.weight_bytes / value * reading_s / READ_BYTES for value, reading_s in zip(own, seconds[READING], strict=True)]
+        )
         row = {
             "name": entry.name,
             "ms": round(1e3 * float(np.median(own)), 4),
             "best_ms": round(1e3 * min(own), 4),
             "mib": entry.weight_bytes / 2**20,
+            "gb_s": round(entry.weight_bytes / float(np.median(own)) / 1e9, 1),
         }
-        rows.append({**row, "speedup_over_best_int8": speedup.model_dump(), "share_of_bandwidth": round(share, 3)})
+        rows.append({**row, "speedup_over_best_int8": speedup.model_dump(), "share_of_bandwidth": share.model_dump()})
     return rows
 
 
@@ -201,19 +203,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rows", default="1,4,16,512", help="of activations, separated by commas")
     parser.add_argument("--sparsities", default="0.5,0.7", help="separated by commas")
+    parser.add_argument("--layers", type=int, default=8, help="products of a chain: together they should be beyond the last cache")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
         "--huge-pages", action=argparse.BooleanOptionalAction, default=True, help="for stock weights too; packed ones take them anyway"
     )
     options = parser.parse_args(argv)
     quiet_libraries()
-    bandwidth = read_bandwidth(len(os.sched_getaffinity(0)))
     environment = describe_environment()
-    facts = {"cpu": environment.cpu, "cpus": environment.usable_cpus, "size": options.size, "bandwidth_gb_s": round(bandwidth / 1e9, 1)}
+    facts = {"cpu": environment.cpu, "cpus": environment.usable_cpus, "kernels": kernels_in_use(), "size": options.size, "layers": options.layers}
     for rows in (int(text) for text in options.rows.split(",")):
-        entries = list(contestants(options.size, rows, [float(text) for text in options.sparsities.split(",")]))
+        entries = [reading(), *contestants(options.size, rows, [float(text) for text in options.sparsities.split(",")], options.layers)]
         seconds = measure(entries, repeats=options.repeats, inferences=max(1, 10 // -(-rows // 8)), huge_pages=options.huge_pages)
-        sys.stdout.write(json.dumps({**facts, "rows": rows, "contestants": summarise(entries, seconds, bandwidth)}) + "\n")
+        sys.stdout.write(json.dumps({**facts, "rows": rows, "contestants": summarise(entries, seconds)}) + "\n")
         sys.stdout.flush()
     return 0
 

@@ -19,11 +19,13 @@ from tests.kernels.matrices import dense, random_matrix
 EXACT, FIXED16, GROUPED8 = 1e-6, 4 * 2**-16, 4 * 2**-8
 FEW_ROWS = 2
 """So many are multiplied more exactly."""
+TILED_ROWS = 8
+"""From so many on, tile registers multiply integers with 16 bits of an activation."""
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 25, 33, 128)
 MATRICES = [
     (rows, columns, group)
     for rows, columns in ((1, 1), (3, 5), (16, 4), (17, 31), (64, 576), (40, 130), (33, 2052))
-    for group in (None, 32, 4)
+    for group in (None, 128, 64, 32, 4)
     if group is None or columns >= group
 ]
 
@@ -36,7 +38,7 @@ def available(kernels: str) -> bool:
     return True
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
 def kernels(request):
     if not available(request.param):
         pytest.skip(f"this processor has no {request.param}")
@@ -63,12 +65,23 @@ def test_products_equal_float64(kernels, value_type, encoding):
         for count in ROWS:
             x = np.random.default_rng(seed).standard_normal((count, columns)).astype(np.float32)
             assert worst_error(matrix, packed, x, kernels=kernels, exact=True) < EXACT, (rows, columns, group, count)
-            rounds = kernels == "avx512" and (value_type is not ValueType.BF16 or count > FEW_ROWS)
-            fine = count <= FEW_ROWS or (group == 4 and value_type is not ValueType.BF16)
+            rounds = kernels in {"avx512", "amx"} and (value_type is not ValueType.BF16 or count > FEW_ROWS)
+            tiled = kernels == "amx" and group in {None, 64, 128} and count >= TILED_ROWS
+            fine = count <= FEW_ROWS or (value_type is not ValueType.BF16 and (tiled or group == 4))
             limit = EXACT if not rounds else FIXED16 if fine else GROUPED8
             # A product of few columns has little to average over: there a share of the magnitudes would be too strict.
             if columns >= 130 or not rounds:
                 assert worst_error(matrix, packed, x, kernels=kernels) < limit, (rows, columns, group, count)
+
+
+@pytest.mark.parametrize(("value_type", "group"), [(ValueType.BF16, None), (ValueType.INT8, None), (ValueType.INT8, 128), (ValueType.INT4, 64)])
+def test_many_rows_equal_float64(kernels, value_type, group):
+    """More rows and panels than are held at once, and activations beyond the second-level cache."""
+    matrix = random_matrix(value_type, 290, 1100, group_size=group)
+    packed, limit = pack_matrix(matrix), FIXED16 if kernels == "amx" and value_type is not ValueType.BF16 else GROUPED8
+    for count in (65, 530):
+        x = np.random.default_rng(count).standard_normal((count, 1100)).astype(np.float32)
+        assert worst_error(matrix, packed, x, kernels=kernels) < limit
 
 
 @settings(max_examples=60, deadline=None)
@@ -134,4 +147,4 @@ def test_the_torch_operator_is_the_same_product():
 
 def test_the_best_instruction_set_is_chosen():
     best = load_library().shearling_kernels().decode()
-    assert best == next(name for name in ("avx512", "avx2", "portable") if available(name))
+    assert best == next(name for name in ("amx", "avx512", "avx2", "portable") if available(name))
