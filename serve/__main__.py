@@ -78,7 +78,8 @@ def bench(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="Exports or model directories, the first is the reference; DIR@format=onnx and DIR@PROPERTY=VALUE,... hold for one of them.",
+            help="Exports, model directories or GGUF files, the first is the reference; DIR@format=onnx, DIR@PROPERTY=VALUE,... and, for llama.cpp "
+            "in an environment of its own, FILE.gguf@environment=DIR hold for one of them.",
         ),
     ],
     model_format: FormatOption = "auto",

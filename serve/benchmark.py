@@ -122,8 +122,8 @@ def run_benchmark(
     if not paths:
         raise UsageError("nothing to measure", remedy="Give at least one directory")
     deployments = [find_configured(path, choice=choice, device=options.device) for path in paths]
-    for model_format in {deployment.format for deployment in deployments}:
-        check_device(model_format, options.device)
+    for model_format, runtime_environment in {(deployment.format, deployment.environment) for deployment in deployments}:
+        check_device(model_format, options.device, environment=runtime_environment)
     environment = describe_environment()
     earlier = continue_from(unfinished, deployments, options, workload) if unfinished else None
     measurement = earlier or Measurement([[] for _ in deployments], [[] for _ in deployments])

@@ -1,4 +1,4 @@
-"""Finding what can be run in a directory: an `export`, `base` or `sparse` artefact of ours, or a bare model directory.
+"""Finding what can be run: an `export`, `base` or `sparse` artefact of ours, a bare model directory, or a GGUF file.
 
 An artefact is verified byte for byte first, also when the directory given is one of its parts (`RUN/export/openvino`). Every
 weight file is read once for its digest, so the later load always finds warm file caches.
@@ -16,9 +16,10 @@ import pydantic
 
 from shearling.artefact import MANIFEST, Artefact, Manifest, list_files, open_artefact, sha256_file
 from shearling.errors import ArtefactMismatch, ArtefactMissing, UsageError
+from shearling.gguf_header import is_gguf, read_header
 from shearling.strict_json import Document, read_document, read_json
 
-Format = Literal["openvino", "onnx", "torch"]
+Format = Literal["openvino", "onnx", "torch", "gguf"]
 FormatChoice = Literal["auto", "openvino", "onnx", "torch"]
 
 MODEL_FILE: Mapping[Format, str] = {"openvino": "openvino_model.xml", "onnx": "model.onnx", "torch": "config.json"}
@@ -44,6 +45,8 @@ class Deployment(Document):
         context_tokens: most positions the model knows; None where the configuration names no limit.
         end_ids: tokens that end a text.
         properties: of the runtime, for this deployment alone.
+        file: the one that holds everything, of a GGUF; None where it is a directory.
+        environment: virtual environment with the runtime; None is the one that runs.
     """
 
     label: str
@@ -57,13 +60,16 @@ class Deployment(Document):
     vocabulary: int | None
     end_ids: tuple[int, ...]
     properties: dict[str, str] = pydantic.Field(default_factory=dict)
+    file: Path | None = None
+    environment: Path | None = None
 
 
 def find_configured(argument: Path, *, choice: FormatChoice = "auto", device: str = "CPU") -> Deployment:
-    """Find what a command-line argument names: `DIR`, or `DIR@format=onnx`, or `DIR@PROPERTY=VALUE,PROPERTY=VALUE`.
+    """Find what a command-line argument names: `DIR`, `DIR@format=onnx`, `DIR@PROPERTY=VALUE,PROPERTY=VALUE` or `FILE.gguf@environment=DIR`.
 
     Args:
-        argument: a directory, and behind an `@` what holds for it alone: its format, and properties of OpenVINO by their names.
+        argument: a directory or a GGUF file, and behind an `@` what holds for it alone: its format, properties of OpenVINO by their
+            names, and of a GGUF file the virtual environment that llama.cpp is installed in.
         choice: see `find_deployment`; what the argument says goes first.
         device: see `find_deployment`.
 
@@ -75,24 +81,31 @@ def find_configured(argument: Path, *, choice: FormatChoice = "auto", device: st
     if argument.exists() or "=" not in settings:
         return find_deployment(argument, choice=choice, device=device)
     pairs = [part.partition("=") for part in settings.split(",")]
-    properties = {name: value for name, _, value in pairs if name != "format"}
+    properties = {name: value for name, _, value in pairs if name not in ("format", "environment")}
+    environments = [value for name, _, value in pairs if name == "environment"]
     malformed = [name for name, value in properties.items() if not PROPERTY.fullmatch(name) or not value]
     formats = [value for name, _, value in pairs if name == "format"]
-    if malformed or any(value not in MODEL_FILE for value in formats) or len(formats) > 1:
-        remedy = "Write DIR@format=openvino|onnx|torch, or DIR@NAME=VALUE with the name of an OpenVINO property, several separated by commas"
+    if malformed or any(value not in MODEL_FILE for value in formats) or len(formats) > 1 or len(environments) > 1:
+        remedy = (
+            "Write DIR@format=openvino|onnx|torch, DIR@NAME=VALUE with the name of an OpenVINO property, several separated by commas, "
+            "or FILE.gguf@environment=DIR"
+        )
         raise UsageError(f"cannot read the settings {settings!r}", where=argument, remedy=remedy)
     found = find_deployment(Path(directory), choice=formats[0] if formats else choice, device=device)  # type: ignore[arg-type] # checked above
     strange = [name for name in properties if found.format != "openvino" and name not in PROPERTIES.get(found.format, ())]
     if strange:
         raise UsageError(f"{strange[0]} is no property that {found.format} knows", where=argument, remedy="Only OpenVINO takes properties freely")
-    return found.model_copy(update={"label": str(argument), "properties": properties})
+    if environments and found.format != "gguf":
+        raise UsageError("only GGUF files run in an environment of their own", where=argument, remedy="Leave environment= out")
+    environment = Path(environments[0]) if environments else None
+    return found.model_copy(update={"label": str(argument), "properties": properties, "environment": environment})
 
 
 def find_deployment(path: Path, *, choice: FormatChoice = "auto", device: str = "CPU") -> Deployment:
     """Find what to run in `path`, and verify it.
 
     Args:
-        path: an artefact, a part of one, or a bare model directory.
+        path: an artefact, a part of one, a bare model directory, or a GGUF file.
         choice: the format; `auto` takes the first there is of those that run on `device`.
         device: see `RunOptions`.
 
@@ -101,6 +114,8 @@ def find_deployment(path: Path, *, choice: FormatChoice = "auto", device: str = 
         ArtefactMismatch: an artefact of a kind that does not run.
         ArtefactCorrupt: a file differs from the manifest.
     """
+    if is_gguf(path):
+        return _gguf_deployment(path, choice)
     if not path.is_dir():
         raise ArtefactMissing("no such directory", where=path, remedy="Give an export, or a directory with a model")
     artefact = _verified_artefact(path)
@@ -130,6 +145,31 @@ def find_deployment(path: Path, *, choice: FormatChoice = "auto", device: str = 
         context_tokens=next((value for key in CONTEXT_KEYS if (value := _integer(config, key)) is not None), None),
         vocabulary=_integer(config, "vocab_size"),
         end_ids=_end_ids(places, config),
+    )
+
+
+def _gguf_deployment(path: Path, choice: FormatChoice) -> Deployment:
+    if choice != "auto":
+        raise ArtefactMissing(
+            f"a GGUF file; not {choice}", where=path, remedy="Leave --format out, and name formats behind the paths: DIR@format=onnx"
+        )
+    fields = read_header(path).fields
+    architecture = fields.get("general.architecture")
+    vocabulary = fields.get(f"{architecture}.vocab_size") or len(fields.get("tokenizer.ggml.tokens", ()))
+    end = fields.get("tokenizer.ggml.eos_token_id")
+    size = path.stat().st_size
+    return Deployment(
+        label=str(path),
+        format="gguf",
+        directory=path.parent,
+        manifest_sha256=None,
+        weights_sha256=_digest([path]),
+        bytes=size,
+        weights_bytes=size,
+        context_tokens=fields.get(f"{architecture}.context_length"),
+        vocabulary=vocabulary or None,
+        end_ids=() if end is None else (int(end),),
+        file=path,
     )
 
 

@@ -7,14 +7,23 @@ question is put to a session of one operator.
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 from serve.deployment import Format
 from shearling.errors import DeviceUnavailable, PackageMissing
 from shearling.openvino_core import openvino_core
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider", "TENSORRT": "TensorrtExecutionProvider"}
-PACKAGES = {"openvino": ("openvino", "openvino_genai"), "onnx": ("onnxruntime",), "torch": ("torch", "transformers")}
+PACKAGES = {
+    "openvino": ("openvino", "openvino_genai"),
+    "onnx": ("onnxruntime",),
+    "torch": ("torch", "transformers"),
+    "gguf": ("llama_cpp",),
+}
+INSTALLED_AS = {"onnxruntime": "'shearling[cpu]'", "llama_cpp": "llama-cpp-python"}
 
 INTEL_GPU = (
     "Install the Intel GPU driver (compute runtime; intel-opencl-icd on Debian and Ubuntu) and let this user into the group render, "
@@ -27,22 +36,46 @@ CUDA_ORT = (
 CUDA_TORCH = "Needs an NVIDIA driver and a CUDA build of PyTorch, or use --device CPU"
 
 
-def check_device(model_format: Format, device: str) -> None:
+def check_device(model_format: Format, device: str, *, environment: Path | None = None) -> None:
     """Check that the runtime of a format can use a device on this machine.
 
     Args:
         model_format: decides the runtime.
         device: CPU, GPU, GPU.1, NPU (OpenVINO), CUDA (ONNX Runtime, PyTorch), TENSORRT (ONNX Runtime); upper case.
+        environment: virtual environment with the runtime; None is the one that runs.
 
     Raises:
         PackageMissing: the runtime is not installed.
         DeviceUnavailable: says how to get the device.
     """
     for package in PACKAGES[model_format]:
-        if importlib.util.find_spec(package) is None:
-            name = "'shearling[cpu]'" if package == "onnxruntime" else package.replace("_", "-")
+        if environment is not None:
+            _require_in(environment, package)
+        elif importlib.util.find_spec(package) is None:
+            name = INSTALLED_AS.get(package, package.replace("_", "-"))
             raise PackageMissing(f"the package {package} is not installed", remedy=f"pip install {name}")
-    {"openvino": _check_openvino, "onnx": _check_onnx, "torch": _check_torch}[model_format](device)
+    {"openvino": _check_openvino, "onnx": _check_onnx, "torch": _check_torch, "gguf": _check_llama_cpp}[model_format](device)
+
+
+def interpreter_of(environment: Path) -> Path:
+    """Python of a virtual environment."""
+    return environment.absolute() / "bin" / "python"
+
+
+def _require_in(environment: Path, package: str) -> None:
+    interpreter = interpreter_of(environment)
+    if not interpreter.is_file():
+        raise PackageMissing("no virtual environment here: it has no bin/python", where=environment, remedy=f"Make one: {sys.executable} -m venv")
+    question = f"import importlib.util, sys; print(*sys.version_info[:2], importlib.util.find_spec({package!r}) is not None)"
+    answer = subprocess.run([str(interpreter), "-c", question], capture_output=True, text=True, check=False, timeout=60).stdout.split()
+    own = [str(number) for number in sys.version_info[:2]]
+    if answer[:2] != own:
+        found = ".".join(answer[:2]) or "another version"
+        raise PackageMissing(f"its Python is {found}, this one {'.'.join(own)}", where=environment, remedy=f"Make it with {sys.executable} -m venv")
+    if answer[2:] != ["True"]:
+        raise PackageMissing(
+            f"the package {package} is not installed there", where=environment, remedy=f"{interpreter} -m pip install {INSTALLED_AS[package]}"
+        )
 
 
 def require_provider(active: list[str], device: str) -> None:
@@ -96,6 +129,11 @@ def _check_torch(device: str) -> None:
 
     if not torch.cuda.is_available():
         raise DeviceUnavailable("PyTorch sees no CUDA device", remedy=CUDA_TORCH)
+
+
+def _check_llama_cpp(device: str) -> None:
+    if device != "CPU":
+        raise DeviceUnavailable(f"llama.cpp runs on the CPU here, not on {device}", remedy="Use --device CPU")
 
 
 def _one_operator() -> bytes:

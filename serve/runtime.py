@@ -135,6 +135,10 @@ def load_runtime(deployment: Deployment, options: RunOptions) -> Runtime:
         from serve.onnx_runtime import OnnxRuntime
 
         return OnnxRuntime(deployment, options)
+    if deployment.format == "gguf":
+        from serve.llama_cpp_runtime import LlamaCppRuntime
+
+        return LlamaCppRuntime(deployment, options)
     from serve.torch_runtime import TorchRuntime
 
     return TorchRuntime(deployment, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
 from shearling.strict_json import read_json
@@ -76,10 +76,17 @@ class TextTokenizer:
             raise ModelUnsupported(f"the chat template fails: {error}", where=self._where, remedy="Use --no-chat") from error
 
 
+class Decoder(Protocol):
+    """Turns tokens into text."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, special ones left out."""
+
+
 class TextStream:
     """Turns tokens into text piece by piece; a character whose bytes span tokens appears when it is whole."""
 
-    def __init__(self, tokenizer: TextTokenizer, on_text: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Decoder, on_text: Callable[[str], None]) -> None:
         self._tokenizer = tokenizer
         self._on_text = on_text
         self._tokens: list[int] = []

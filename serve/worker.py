@@ -30,7 +30,12 @@ from serve.waiting import waited_s
 from shearling.command_line import quiet_libraries
 from shearling.errors import ShearlingError
 
-IMPORTS = {"openvino": ("openvino", "openvino_genai"), "onnx": ("onnxruntime", "tokenizers"), "torch": ("torch", "transformers")}
+IMPORTS = {
+    "openvino": ("openvino", "openvino_genai"),
+    "onnx": ("onnxruntime", "tokenizers"),
+    "torch": ("torch", "transformers"),
+    "gguf": ("llama_cpp",),
+}
 
 
 class Worker:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 import shearling.errors
 from serve.deployment import Deployment
+from serve.device import interpreter_of
 from serve.runtime import Generation, RunOptions, RuntimeFacts
 from serve.workload import Rows
 from shearling.errors import ResourceExhausted, ShearlingError
@@ -87,11 +89,17 @@ class WorkerProcess:
         self._options = options
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
         environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+        places = [str(ROOT), environment.get("PYTHONPATH")]
+        interpreter = sys.executable
+        if deployment.environment is not None:
+            # It has its runtime and nothing of ours; both are of one Python version, as `serve.device` has checked.
+            interpreter = str(interpreter_of(deployment.environment))
+            places.append(sysconfig.get_path("purelib"))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         if options.threads is not None:
             environment["OMP_NUM_THREADS"] = str(options.threads)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "serve.worker"],
+            [interpreter, "-m", "serve.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -18,9 +18,10 @@ from shearling.checkpoint import Dtype, check_finite, load_model, load_tokenizer
 from shearling.checkpoint_safety import CODE_KEYS, CONFIG, JSON_FILES, check_architecture, weight_files
 from shearling.decoder import find_decoder
 from shearling.errors import ArtefactMissing, CheckpointUnsafe
+from shearling.gguf_header import is_gguf, read_header
 from shearling.strict_json import read_json, write_json
 from train.classifier import load_with_new_head
-from train.gguf import is_gguf, load_gguf_model, read_header, rebuild_tokenizer
+from train.gguf import load_gguf_model, rebuild_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -6,18 +6,16 @@ what the file says: vocabulary, merges, token types, and the name of its pre-tok
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
+from shearling.errors import ArtefactCorrupt, ModelUnsupported
+from shearling.gguf_header import GgufHeader
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAGIC = b"GGUF"
 CONTROL, USER_DEFINED = 3, 4
 """Values of `tokenizer.ggml.token_type` (GGUF specification): special tokens, and ordinary text that is never split."""
 
@@ -40,59 +38,6 @@ SPLITTING: dict[str, Splitting] = {
     "llama-v3": "words-triplet",
 }
 """`tokenizer.ggml.pre` -> how text is split before merging."""
-
-
-@dataclass(frozen=True)
-class GgufHeader:
-    """The metadata of a GGUF file.
-
-    Attributes:
-        path: the file.
-        fields: key -> value, as the specification names them.
-    """
-
-    path: Path
-    fields: dict[str, Any]
-
-    def require(self, key: str) -> Any:
-        """The value of `key`.
-
-        Raises:
-            ModelUnsupported: the file does not say.
-        """
-        if key not in self.fields:
-            raise ModelUnsupported(f"the GGUF file has no field '{key}'", where=self.path, remedy="Import the Hugging Face directory instead")
-        return self.fields[key]
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file starts like a GGUF file."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(MAGIC)) == MAGIC
-
-
-def read_header(path: Path) -> GgufHeader:
-    """Read the metadata, and check that every tensor lies inside the file.
-
-    Raises:
-        ArtefactMissing: no such file.
-        ArtefactCorrupt: not a GGUF file, or truncated.
-    """
-    from gguf import GGUFReader
-
-    if not path.is_file():
-        raise ArtefactMissing("no such GGUF file", where=path)
-    if not is_gguf(path):
-        raise ArtefactCorrupt("not a GGUF file", where=path)
-    try:
-        reader = GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-    # The reader slices a memory map without checks, so a damaged file ends in whatever numpy raises.
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
-        raise ArtefactCorrupt(f"not a readable GGUF file: {type(error).__name__}: {error}", where=path, remedy="Fetch it again") from error
-    return GgufHeader(path, fields)
 
 
 def load_gguf_model(header: GgufHeader) -> PreTrainedModel:

@@ -12,10 +12,10 @@ from shearling.console import log
 from shearling.decoder import find_decoder
 from shearling.errors import ArtefactMissing, ModelUnsupported, ResourceExhausted
 from shearling.export_support import check_exportable
+from shearling.gguf_header import is_gguf, read_header
 from shearling.recipe import ModelSection, Recipe
 from shearling.strict_json import read_json
 from train.adapter_space import build_search_space
-from train.gguf import is_gguf, read_header
 from train.package_asset import fetch
 from train.width_space import width_templates
 

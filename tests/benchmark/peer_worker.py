@@ -1,10 +1,9 @@
-"""llama.cpp or DeepSparse in its own environment, driven over a pipe; nothing of this project is imported here.
+"""DeepSparse in its own environment, driven over a pipe; nothing of this project is imported here.
 
 One JSON line in, one JSON line out, as in `serve.worker`:
 
-    {"do": "load", "path": ..., "threads": N}                -> {"runtime": name and version}
-    {"do": "generate", "token_ids": [...], "new_tokens": N}  -> {"ttft_s", "gaps_s"}      llama.cpp, a GGUF file
-    {"do": "run", "rows": N, "repeats": N}                   -> {"seconds": [...]}        DeepSparse, an ONNX file of one input x
+    {"do": "load", "path": ..., "threads": N}  -> {"runtime": name and version}   an ONNX file of one input x
+    {"do": "run", "rows": N, "repeats": N}     -> {"seconds": [...]}
 """
 
 from __future__ import annotations
@@ -14,32 +13,9 @@ import json
 import os
 import sys
 import time
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-
-
-class LlamaCpp:
-    """Greedy decoding through the low-level interface of llama-cpp-python, timed at each token."""
-
-    def __init__(self, path: str, threads: int) -> None:
-        import llama_cpp
-
-        self._model = llama_cpp.Llama(path, n_ctx=2048, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
-        self.name = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})"
-
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Decode as asked; the prompt counts towards the first token."""
-        self._model.reset()
-        started_s = time.perf_counter()
-        times_s = []
-        tokens = request["token_ids"]
-        for _ in range(request["new_tokens"]):
-            self._model.eval(tokens)
-            tokens = [int(np.argmax(self._model.scores[self._model.n_tokens - 1]))]
-            times_s.append(time.perf_counter())
-        return {"ttft_s": times_s[0] - started_s, "gaps_s": [later - earlier for earlier, later in pairwise(times_s)]}
 
 
 class DeepSparse:
@@ -67,16 +43,16 @@ class DeepSparse:
         return {"seconds": seconds}
 
 
-def main(kind: str) -> None:
+def main() -> None:
     """Answer until the input ends."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # The runtimes write to descriptor 1 as they please.
     os.dup2(2, 1)
-    peer: LlamaCpp | DeepSparse | None = None
+    peer: DeepSparse | None = None
     for line in sys.stdin:
         request = json.loads(line)
         if peer is None:
-            peer = (LlamaCpp if kind == "llama.cpp" else DeepSparse)(request["path"], request["threads"])
+            peer = DeepSparse(request["path"], request["threads"])
             reply: dict[str, Any] = {"runtime": peer.name}
         else:
             reply = peer.answer(request)
@@ -85,4 +61,4 @@ def main(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -1,13 +1,14 @@
-"""llama.cpp and DeepSparse beside our exports: built into environments of their own, measured in the same interleaved run.
+"""llama.cpp and DeepSparse, built into environments of their own to be measured beside our exports.
 
-    python -m tests.benchmark.peers build llama.cpp runs/peers/llama          # compiles; minutes; needs a C++ compiler
-    python -m tests.benchmark.peers build deepsparse runs/peers/deepsparse    # needs Python 3.11
-    python -m tests.benchmark.peers decode runs/peers/llama --base RUN/base RUN/export-int8 RUN/export-sparse
-    python -m tests.benchmark.peers layer runs/peers/deepsparse
+    python -m tests.benchmark.peers build llama.cpp peers/llama          # compiles; minutes; needs a C++ compiler
+    python -m tests.benchmark.peers build deepsparse peers/deepsparse    # needs Python 3.11
+    python -m tests.benchmark.peers gguf RUN/base peers/llama            # Q8_0.gguf and Q4_0.gguf
+    python -m serve bench EXPORT ... peers/llama/Q8_0.gguf@environment=peers/llama
+    python -m tests.benchmark.peers layer peers/deepsparse
 
-`decode` writes the base as GGUF in Q8_0 and Q4_0 and decodes the same random prompts in llama.cpp and in every export. `layer`
+`gguf` writes a base for llama.cpp; `serve bench` decodes the same random prompts in it and in every export. `layer`
 runs eight layers of 4096 x 4096 with half of their weights zero, one after the other, so that no cache holds them: DeepSparse in
-float32 (all that it accelerates), OpenVINO and our operators in bf16 and int8.
+float32 (all that it accelerates; it runs single graphs, no decoding with a cache), OpenVINO and our operators in bf16 and int8.
 """
 
 from __future__ import annotations
@@ -18,18 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 
-from serve.deployment import find_configured
-from serve.runtime import RunOptions
 from serve.statistics import bootstrap_median, paired_ratio
-from serve.worker_process import WorkerProcess
 from shearling.command_line import quiet_libraries
 from tests.train.tiny_gguf import NAMES, interleave
 
@@ -48,24 +45,22 @@ def main(arguments: list[str]) -> int:
     build = commands.add_parser("build")
     build.add_argument("peer", choices=sorted(PACKAGES))
     build.add_argument("environment", type=Path)
-    decode = commands.add_parser("decode")
-    decode.add_argument("environment", type=Path)
-    decode.add_argument("exports", type=Path, nargs="+", help="as in `serve bench`")
-    decode.add_argument("--base", type=Path, required=True)
-    decode.add_argument("--prompt-tokens", type=int, default=128)
-    decode.add_argument("--new-tokens", type=int, default=64)
+    gguf = commands.add_parser("gguf")
+    gguf.add_argument("base", type=Path, help="a Llama checkpoint")
+    gguf.add_argument("directory", type=Path, help="where to write")
     layer = commands.add_parser("layer")
     layer.add_argument("environment", type=Path)
-    for command in (decode, layer):
-        command.add_argument("--threads", type=int, default=2)
-        command.add_argument("--repeats", type=int, default=5)
+    layer.add_argument("--threads", type=int, default=2)
+    layer.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
     quiet_libraries()
     if options.command == "build":
         build_environment(options.peer, options.environment)
+    elif options.command == "gguf":
+        for quantization in QUANTIZATIONS:
+            write_gguf(options.base, options.directory / f"{quantization}.gguf", quantization)
     else:
-        results = measure_decode(options) if options.command == "decode" else measure_layer(options)
-        sys.stdout.write(json.dumps(results, indent=1) + "\n")
+        sys.stdout.write(json.dumps(measure_layer(options), indent=1) + "\n")
     return 0
 
 
@@ -78,10 +73,10 @@ def build_environment(peer: str, directory: Path) -> None:
 class Peer:
     """`tests.benchmark.peer_worker` in its environment; use as a context manager."""
 
-    def __init__(self, kind: str, environment: Path, path: Path, *, threads: int) -> None:
+    def __init__(self, environment: Path, path: Path, *, threads: int) -> None:
         script = Path(__file__).with_name("peer_worker.py")
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
-        command = [str(environment.absolute() / "bin" / "python"), str(script), kind]
+        command = [str(environment.absolute() / "bin" / "python"), str(script)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True)
         self.name = str(self.ask({"do": "load", "path": str(path), "threads": threads})["runtime"])
 
@@ -105,34 +100,6 @@ class Peer:
             raise RuntimeError(self._log.read().decode(errors="replace")[-2000:])
         reply: dict[str, Any] = json.loads(line)
         return reply
-
-
-def measure_decode(options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second and first tokens of llama.cpp and of every export; ratios are to the first export, in the same block."""
-    runs: dict[str, Callable[[list[int]], tuple[float, float]]] = {}
-    with ExitStack() as stack:
-        vocabulary = 0
-        for path in options.exports:
-            deployment = find_configured(path)
-            vocabulary = deployment.vocabulary or 256
-            worker = stack.enter_context(WorkerProcess(deployment, RunOptions(threads=options.threads)))
-            worker.load()
-            runs[str(path)] = _our_run(worker, options.new_tokens)
-        for quantization in QUANTIZATIONS:
-            file = options.environment / f"{options.base.absolute().parent.name}-{quantization}.gguf"
-            if not file.is_file():
-                write_gguf(options.base, file, quantization)
-            peer = stack.enter_context(Peer("llama.cpp", options.environment, file, threads=options.threads))
-            runs[f"{peer.name} {quantization}"] = _peer_run(peer, options.new_tokens)
-        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-        generator = np.random.default_rng(0)
-        for block in range(options.repeats + 1):
-            prompt = [int(token) for token in generator.integers(0, vocabulary, size=options.prompt_tokens)]
-            for name in list(runs) if block % 2 else list(runs)[::-1]:
-                sample = runs[name](prompt)
-                if block:
-                    samples[name].append(sample)
-    return {name: _summary(values, next(iter(samples.values()))) for name, values in samples.items()}
 
 
 def write_gguf(base: Path, path: Path, quantization: str) -> None:
@@ -185,7 +152,7 @@ def measure_layer(options: argparse.Namespace) -> dict[str, Any]:
         onnx_file = Path(temporary) / "layers.onnx"
         _write_onnx(weights, onnx_file)
         requests = _openvino_requests(weights, options.threads)
-        with Peer("deepsparse", options.environment, onnx_file, threads=options.threads) as peer:
+        with Peer(options.environment, onnx_file, threads=options.threads) as peer:
             results = {f"{rows} rows": _layer_speeds(peer, requests, rows, options.repeats) for rows in (1, 16)}
     return results
 
@@ -207,33 +174,6 @@ def _layer_speeds(peer: Peer, requests: Mapping[str, Any], rows: int, repeats: i
             "speed": round(1 / paired_ratio(values, samples[peer.name]).median, 2),
         }
         for name, values in samples.items()
-    }
-
-
-def _our_run(worker: WorkerProcess, new_tokens: int) -> Callable[[list[int]], tuple[float, float]]:
-    def run(prompt: list[int]) -> tuple[float, float]:
-        generation = worker.generate((tuple(prompt),), new_tokens=new_tokens).generation
-        return generation.ttft_s, sum(generation.gaps_s) / len(generation.gaps_s)
-
-    return run
-
-
-def _peer_run(peer: Peer, new_tokens: int) -> Callable[[list[int]], tuple[float, float]]:
-    def run(prompt: list[int]) -> tuple[float, float]:
-        reply = peer.ask({"do": "generate", "token_ids": prompt, "new_tokens": new_tokens})
-        return reply["ttft_s"], sum(reply["gaps_s"]) / len(reply["gaps_s"])
-
-    return run
-
-
-def _summary(values: list[tuple[float, float]], reference: list[tuple[float, float]]) -> dict[str, float]:
-    first, token = zip(*values, strict=True)
-    reference_first, reference_token = zip(*reference, strict=True)
-    return {
-        "first_token_ms": round(1e3 * bootstrap_median(first).median, 2),
-        "tokens_per_s": round(1 / bootstrap_median(token).median, 1),
-        "decode_speed": round(1 / paired_ratio(token, reference_token).median, 3),
-        "first_token_speed": round(1 / paired_ratio(first, reference_first).median, 3),
     }
 
 

@@ -11,11 +11,12 @@ import torch
 from shearling.artefact import open_artefact
 from shearling.checkpoint import load_model, load_tokenizer
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, CheckpointUnsafe, ModelUnsupported, NonFiniteWeights, OutputExists
+from shearling.gguf_header import read_header
 from shearling.openvino_core import openvino_core
 from tests.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from tests.train.tiny_gguf import write_tiny_gguf
 from train.base import import_base
-from train.gguf import read_header, rebuild_tokenizer
+from train.gguf import rebuild_tokenizer
 
 TEXT = "The fox won 2024 times;  isn't it? été 你好 🎉\n"
 
