@@ -118,7 +118,7 @@ def bench(
     except BenchmarkInterrupted as interruption:
         log.print(benchmark_screen(interruption.benchmark))
         log.print("these are the finished blocks; they are written nowhere: --output would keep them, and continue")
-        raise
+        raise interruption.cause from None
     return Result(benchmark.model_dump(mode="json", by_alias=True), benchmark_screen(benchmark, output=output))
 
 

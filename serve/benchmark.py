@@ -17,6 +17,7 @@ from serve.statistics import Estimate, bootstrap_median, paired_ratio, percentil
 from serve.unfinished import continue_from, keep
 from serve.workload import Workload
 from shearling.artefact import utc_now
+from shearling.command_line import Terminated
 from shearling.errors import UsageError
 from shearling.strict_json import Document
 
@@ -82,16 +83,18 @@ class Benchmark(Document):
     samples: tuple[Sample, ...]
 
 
-class BenchmarkInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a benchmark that is kept nowhere.
+class BenchmarkInterrupted(BaseException):
+    """Ctrl-C or SIGTERM during a benchmark that is kept nowhere.
 
     Attributes:
         benchmark: of the blocks that were finished.
+        cause: what to raise once they are shown.
     """
 
-    def __init__(self, benchmark: Benchmark) -> None:
+    def __init__(self, benchmark: Benchmark, cause: KeyboardInterrupt | Terminated) -> None:
         super().__init__()
         self.benchmark = benchmark
+        self.cause = cause
 
 
 def run_benchmark(
@@ -117,7 +120,7 @@ def run_benchmark(
         UsageError: the workload does not fit a context.
         ArtefactError: a directory cannot be used.
         DeviceUnavailable: before anything is loaded.
-        BenchmarkInterrupted: KeyboardInterrupt after the first whole block, and no `unfinished` keeps it.
+        BenchmarkInterrupted: Ctrl-C or SIGTERM after the first whole block, and no `unfinished` keeps it.
     """
     if not paths:
         raise UsageError("nothing to measure", remedy="Give at least one directory")
@@ -137,9 +140,9 @@ def run_benchmark(
 
     try:
         measure(deployments, options, workload, enough=enough, result=measurement, on_block=on_block)
-    except KeyboardInterrupt as interruption:
+    except (KeyboardInterrupt, Terminated) as interruption:
         if measurement.samples and unfinished is None:
-            raise BenchmarkInterrupted(summary()) from interruption
+            raise BenchmarkInterrupted(summary(), interruption) from None
         raise
     return summary()
 

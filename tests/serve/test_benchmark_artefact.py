@@ -19,6 +19,7 @@ from serve.page import write_history
 from serve.regression import guard_workload
 from serve.runtime import RunOptions
 from serve.workload import make_workload
+from shearling.command_line import Terminated
 from shearling.errors import UsageError
 
 OPTIONS = RunOptions(precision="f32", threads=1)
@@ -63,12 +64,14 @@ def test_an_interrupted_run_keeps_its_blocks(continued: Path) -> None:
     assert not (continued / "unfinished.json").exists()
 
 
-def test_an_interrupted_run_that_is_kept_nowhere_shows_its_blocks(export: Path) -> None:
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, Terminated])
+def test_an_interrupted_run_that_is_kept_nowhere_shows_its_blocks(export: Path, signal: type[KeyboardInterrupt | Terminated]) -> None:
     def interrupt(_samples: object) -> bool:
-        raise KeyboardInterrupt
+        raise signal
 
     with pytest.raises(BenchmarkInterrupted) as caught:
         run_benchmark([export], options=OPTIONS, workload=make_workload(16, 8), enough=interrupt)
+    assert type(caught.value.cause) is signal
     assert len(caught.value.benchmark.samples) == 1
     assert caught.value.benchmark.subjects[0].metrics["ttft_s"].samples == 1
 
