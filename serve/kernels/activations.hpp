@@ -16,7 +16,7 @@
 // counts such 16; a tile has all its rows, even where the activations end earlier: [blocks][2 registers][16 rows][64 bytes].
 //
 //   tiled_fixed16  as fixed16, with a scale for every segment of a row; registers: high, low of the same 16 rows
-//   tiled_once16   as once16; registers: rows 0 to 15 and 16 to 31 of the tile
+//   tiled_once16   as once16; registers: rows 0 to 15 and 16 to 31 of the tile. Integer weights meet it scaled, in bf16
 #pragma once
 
 #include <cstddef>

@@ -57,6 +57,53 @@ private:
     Layout before_;
 };
 
+// Integers times the scales of their groups, in bf16: two blocks of 2 columns for each of 4.
+template <class Integers>
+struct Scaled {
+    static constexpr bool of_bf16 = true;
+    Integers integers;
+    PanelScales panel;
+    size_t block;  // to be read next, of integers
+    bool second_is_left;
+    __m512 scales;
+    __m512i second;
+
+    static Scaled of_panel(const PackedMatrix& matrix, size_t index) {
+        return {Integers::of_panel(matrix, index), panel_of(matrix, index).scales, 0, false, _mm512_setzero_ps(), _mm512_setzero_si512()};
+    }
+    static size_t blocks_of(const PackedMatrix& matrix) { return 2 * matrix.blocks(); }
+
+    INLINE __m512i next() {
+        if (second_is_left) {
+            second_is_left = false;
+            return second;
+        }
+        if (block % panel.group_blocks == 0) {
+            scales = load_scales(panel.scales, panel.type, block / panel.group_blocks);
+        }
+        ++block;
+        const __m512i bytes = _mm512_xor_si512(integers.next(), _mm512_set1_epi8(-128));
+        second = pair(column(_mm512_slli_epi32(bytes, 8)), column(bytes));
+        second_is_left = true;
+        return pair(column(_mm512_slli_epi32(bytes, 24)), column(_mm512_slli_epi32(bytes, 16)));
+    }
+    INLINE void fetch() const {
+        if (!second_is_left) {
+            integers.fetch();
+        }
+    }
+
+private:
+    // The signed byte at the top of each lane.
+    INLINE __m512i column(__m512i top) const {
+        const __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24)), scales);
+        return _mm512_add_epi32(_mm512_castps_si512(value), _mm512_set1_epi32(0x8000));  // rounds what is cut off below
+    }
+    static INLINE __m512i pair(__m512i first, __m512i second) {
+        return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(first, 16), second);
+    }
+};
+
 // Blocks of up to two panels on their way into scratch memory, as signed bytes or bf16; zeros where the last step has fewer.
 template <class Reader>
 class Expansion {
@@ -201,7 +248,7 @@ private:
 
     Expansion<Reader> expansion(size_t index) {
         const Part part = this->part(index);
-        return {&readers_[part.panel], part.panels, matrix_.blocks() - part.start * register_blocks, part.steps, place_of(index)};
+        return {&readers_[part.panel], part.panels, Reader::blocks_of(matrix_) - part.start * register_blocks, part.steps, place_of(index)};
     }
 
     void multiply_parts() {
@@ -284,7 +331,7 @@ private:
     float* totals_;      // [panels_together][rows_together][16]
     uint8_t* expanded_;  // of this part and the next: [2][2 panels][segment_bytes]
     uint8_t* sums_;      // of this tile and the last: [2][4 registers]
-    Reader readers_[panels_together];
+    Reader readers_[panels_together] = {};
     size_t first_panel_ = 0;
     size_t panels_ = 0;
     size_t first_tile_ = 0;
@@ -300,6 +347,15 @@ struct MultiplyTiled {
     uint8_t* scratch;
     template <class Reader>
     void operator()(Reader) const {
+        if constexpr (!Reader::of_bf16) {
+            if (x.form == Form::tiled_once16) {
+                return multiply<Scaled<Reader>>();
+            }
+        }
+        multiply<Reader>();
+    }
+    template <class Reader>
+    void multiply() const {
         TiledProduct<Reader> product(matrix, x, output, scratch);
         for (size_t panel = first; panel < last; panel += panels_together) {
             product.run(panel, panel + panels_together < last ? panel + panels_together : last);

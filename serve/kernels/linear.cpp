@@ -27,13 +27,13 @@ bool multiplies_bf16() {
 #endif
 }
 
-// Groups of weights are whole blocks of a tiled form.
-bool tiles_fit(const PackedMatrix& matrix) { return matrix.groups() == 1 || matrix.group_size % 64 == 0; }
+// Groups of weights are whole blocks of 16 blocks.
+bool sums_fit_groups(const PackedMatrix& matrix) { return matrix.groups() == 1 || matrix.group_size % 64 == 0; }
 
 // Blocks of a tiled form that share a sum: a part of a group of weights.
-size_t tiled_segment(const PackedMatrix& matrix, size_t rows) {
+size_t tiled_segment(const PackedMatrix& matrix, Form form, size_t rows) {
     size_t segment = rows <= tiled_few_rows ? tiled_segment_blocks_for_few_rows : tiled_segment_blocks;
-    while (matrix.groups() > 1 && matrix.group_size / 64 % segment != 0) {
+    while (form == Form::tiled_fixed16 && matrix.groups() > 1 && matrix.group_size / 64 % segment != 0) {
         --segment;
     }
     return segment;
@@ -47,8 +47,15 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
     constexpr size_t few_rows = 2;
     // Below, expanding into memory costs more than tiles save; bytes are multiplied faster without them than pairs of bf16.
     const size_t least_tiled_rows = matrix.value_type == ValueType::bf16 ? few_rows + 1 : 8;
-    if (settings.kernels.tiles && rows >= least_tiled_rows && tiles_fit(matrix)) {
-        return matrix.value_type == ValueType::bf16 ? Form::tiled_once16 : Form::tiled_fixed16;
+    if (settings.kernels.tiles && rows >= least_tiled_rows) {
+        // For many rows, scaling the sums of every group costs more than scaling the weights once.
+        const bool scales_weights = rows > tiled_few_rows && matrix.groups() > 1 && matrix.group_size % 4 == 0;
+        if (matrix.value_type == ValueType::bf16 || scales_weights) {
+            return Form::tiled_once16;
+        }
+        if (sums_fit_groups(matrix)) {
+            return Form::tiled_fixed16;
+        }
     }
     if (matrix.value_type == ValueType::bf16) {
         return rows > few_rows && multiplies_bf16() ? Form::once16 : Form::wide32;
@@ -88,8 +95,9 @@ Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& sett
     plan.tile = even_tile(x.count, most_rows(plan.form, x.count));
     if (plan.tiled()) {
         plan.tile = most_rows(plan.form, x.count);
-        plan.blocks = (matrix.blocks() + 15) / 16;
-        plan.segment_blocks = tiled_segment(matrix, x.count);
+        const size_t block_columns = plan.form == Form::tiled_fixed16 ? 64 : 32;
+        plan.blocks = (matrix.columns + block_columns - 1) / block_columns;
+        plan.segment_blocks = tiled_segment(matrix, plan.form, x.count);
     } else if (plan.form == Form::fixed16) {
         plan.segment_blocks = std::min(matrix.groups() == 1 ? matrix.blocks() : matrix.group_size / 4, most_segment_blocks);
     } else if (plan.form == Form::grouped8) {
