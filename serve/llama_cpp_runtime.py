@@ -83,6 +83,7 @@ class LlamaCppRuntime:
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
     ) -> Generation:
         """See `Runtime.generate`."""
+        import llama_cpp
         import numpy as np
 
         if len(token_ids) + max_new_tokens > self._context:
@@ -98,7 +99,9 @@ class LlamaCppRuntime:
         following = list(token_ids)
         for _ in range(max_new_tokens):
             self._model.eval(following)
-            token = int(np.argmax(self._model.scores[self._model.n_tokens - 1]))
+            # Its own `scores` are filled only where logits of all tokens are kept, which would cost a product with the head for each.
+            logits = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
+            token = int(np.argmax(np.ctypeslib.as_array(logits, shape=(self._model.n_vocab(),))))
             times_s.append(time.perf_counter())
             if token in end_ids:
                 break

@@ -21,21 +21,28 @@ from tests.tiny_models import llama_tied_gqa, tiny_tokenizer
 from tests.train.tiny_gguf import write_tiny_gguf
 
 STAND_IN = '''
-import numpy as np
+import ctypes
 
 class Llama:
     """Counts upwards from the last token; what is under test is how it is called."""
 
     def __init__(self, path, *, n_ctx, n_batch, n_threads, n_threads_batch, verbose):
-        self.n_threads, self._vocabulary = n_threads, 400
-        self.reset()
+        self.n_threads, self.ctx = n_threads, self
+
+    def n_vocab(self):
+        return 400
 
     def reset(self):
-        self.n_tokens, self.scores = 0, np.zeros((256, self._vocabulary))
+        self.last = None
 
     def eval(self, tokens):
-        self.n_tokens += len(tokens)
-        self.scores[self.n_tokens - 1, (tokens[-1] + 1) % self._vocabulary] = 1
+        self.last = tokens[-1]
+
+def llama_get_logits_ith(ctx, index):
+    assert index == -1
+    logits = (ctypes.c_float * ctx.n_vocab())()
+    logits[(ctx.last + 1) % ctx.n_vocab()] = 1
+    return logits
 '''
 
 
