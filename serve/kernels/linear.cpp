@@ -49,7 +49,8 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
     const size_t least_tiled_rows = matrix.value_type == ValueType::bf16 ? few_rows + 1 : 8;
     if (settings.kernels.tiles && rows >= least_tiled_rows) {
         // For many rows, scaling the sums of every group costs more than scaling the weights once.
-        const bool scales_weights = rows > tiled_few_rows && matrix.groups() > 1 && matrix.group_size % 4 == 0;
+        constexpr size_t many_rows = 128;
+        const bool scales_weights = rows >= many_rows && matrix.groups() > 1 && matrix.group_size % 4 == 0;
         if (matrix.value_type == ValueType::bf16 || scales_weights) {
             return Form::tiled_once16;
         }

@@ -21,8 +21,8 @@ FEW_ROWS = 2
 """So many are multiplied more exactly."""
 TILED_ROWS = 8
 """From so many on, tile registers multiply integers with 16 bits of an activation."""
-FEW_TILED_ROWS = 64
-"""Above, they multiply grouped integers scaled, in bf16."""
+MANY_ROWS = 128
+"""From so many on, they multiply grouped integers scaled, in bf16."""
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 25, 33, 128)
 MATRICES = [
     (rows, columns, group)
@@ -69,7 +69,7 @@ def test_products_equal_float64(kernels, value_type, encoding):
             assert worst_error(matrix, packed, x, kernels=kernels, exact=True) < EXACT, (rows, columns, group, count)
             rounds = kernels in {"avx512", "amx"} and (value_type is not ValueType.BF16 or count > FEW_ROWS)
             tiled = kernels == "amx" and group in {None, 64, 128} and count >= TILED_ROWS
-            scaled = kernels == "amx" and group is not None and count > FEW_TILED_ROWS
+            scaled = kernels == "amx" and group is not None and count >= MANY_ROWS
             fine = count <= FEW_ROWS or (value_type is not ValueType.BF16 and (tiled or group == 4) and not scaled)
             limit = EXACT if not rounds else FIXED16 if fine else GROUPED8
             # A product of few columns has little to average over: there a share of the magnitudes would be too strict.
