@@ -1,5 +1,6 @@
 """Elastic widths in memory: slices, gradients, orders, and narrow models on disk (algorithms 7.5)."""
 
+import copy
 import json
 
 import pytest
@@ -123,7 +124,7 @@ def test_a_width_that_splits_a_head_is_refused():
 def test_reordering_keeps_the_function_and_then_a_prefix_is_the_most_important(method):
     """Invariants 30 and 31, and the masks move along."""
     model, masks = sparse_model("llama_tied_gqa")
-    space, before = make_space(model, "llama_tied_gqa"), logits(model)
+    space, before, exact = make_space(model, "llama_tied_gqa"), logits(model), logits(copy.deepcopy(model).double())
     original = {name: parameter.clone() for name, parameter in model.named_parameters()}
     if method == "l1":
         scores = {group.id: l1_importance(model, group) for group in space.width_groups}
@@ -131,7 +132,9 @@ def test_reordering_keeps_the_function_and_then_a_prefix_is_the_most_important(m
         scores = wanda_importance(model, space, [TOKENS[0], TOKENS[0].flip(0)])
     reordering = Reordering(method, "0" * 64, {name: score.argsort(descending=True, stable=True) for name, score in scores.items()})
     moved = apply_reordering(model, masks, space, reordering)
-    assert (logits(model) - before).abs().max() <= 1e-6
+    # Sums go in another order: float32 rounds them by what the processor's own order makes of it.
+    assert (logits(model) - before).abs().max() <= 1e-6 * before.abs().max()
+    assert (logits(copy.deepcopy(model).double()) - exact).abs().max() <= 1e-14
     modules = dict(model.named_modules())
     assert all(not modules[path].weight[~mask].any() for path, mask in moved.items())
     kept = scores["layers.1.feed_forward"].topk(50).indices.sort().values
