@@ -86,8 +86,8 @@ def _build(grid: Grid, *, population: int, seed: int, budget: Budget | None) -> 
     class KeepingBudget(RoundingRepair):
         """Offspring are made of integers, and are shrunk to the budget. Not a repair of the algorithm: that one meets its first generation, too."""
 
-        def _do(self, problem: Problem, X: Any, **kwargs: Any) -> Any:  # noqa: N803, pymoo passes it by name
-            rounded = super()._do(problem, X, **kwargs)
+        def _do(self, problem: Problem, x: Any, **kwargs: Any) -> Any:
+            rounded = super()._do(problem, x, **kwargs)
             if budget is None:
                 return rounded
             return np.array([budget.shrink(tuple(int(index) for index in row), grid, random) for row in rounded])

@@ -34,12 +34,12 @@ class BestRule:
     def words(self, cost: Cost) -> str:
         """The rule as stored beside what it chose."""
         name = cost.replace("_", " ")
-        within = "" if self.max_cost is None else f" with {name} <= {self.max_cost:g}"
+        limit = "" if self.max_cost is None else f"{name} <= {self.max_cost:g}"
         if self.accuracy_delta is None:
-            return f"max accuracy{within}, ties -> fewer {name} -> lexicographic index"
+            return f"max accuracy{limit and ' with '}{limit}, ties -> fewer {name} -> lexicographic index"
         reference = "that of the largest sub-network" if self.reference_accuracy is None else f"{self.reference_accuracy:g}"
-        joined = within.replace(" with", " and")
-        return f"least {name} with accuracy >= {reference} - {self.accuracy_delta:g}{joined}, ties -> max accuracy -> lexicographic index"
+        least = f"accuracy >= {reference} - {self.accuracy_delta:g}{limit and ' and '}{limit}"
+        return f"least {name} with {least}, ties -> max accuracy -> lexicographic index"
 
     def least_accuracy(self, records: Sequence[Record]) -> float:
         """The accuracy that a record needs.

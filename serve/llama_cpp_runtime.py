@@ -35,7 +35,8 @@ class LlamaCppRuntime:
 
         if options.precision != "default":
             raise UsageError("llama.cpp computes as the types of a GGUF file want it", where=deployment.label, remedy="Leave --precision out")
-        file = deployment.file or deployment.directory
+        assert deployment.file is not None, "a GGUF deployment is one file"
+        file = deployment.file
         self._where = deployment.label
         self._context = min(deployment.context_tokens or MOST_CONTEXT_TOKENS, MOST_CONTEXT_TOKENS)
         try:

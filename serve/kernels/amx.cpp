@@ -154,6 +154,14 @@ private:
     uint8_t* target_ = nullptr;
 };
 
+// A macro, since the numbers of registers are part of the instruction.
+#define ADD_PRODUCT(sum, activations, panel)         \
+    if constexpr (Reader::of_bf16) {                 \
+        _tile_dpbf16ps(sum, activations, panel);     \
+    } else {                                         \
+        _tile_dpbssd(sum, activations, panel);       \
+    }
+
 // Sums of products: the first activations with both panels, then the second ones. What is multiplied next is expanded meanwhile.
 template <bool second_activations, bool second_panel, class Reader>
 INLINE void multiply_registers(const uint8_t* activations, const uint8_t* panels, size_t steps, Expansion<Reader>& next, uint8_t* sums) {
@@ -164,33 +172,17 @@ INLINE void multiply_registers(const uint8_t* activations, const uint8_t* panels
     for (size_t step = 0; step < steps; ++step) {
         _tile_loadd(4, activations, 64);
         _tile_loadd(6, panels, 64);
-        if constexpr (Reader::of_bf16) {
-            _tile_dpbf16ps(0, 4, 6);
-        } else {
-            _tile_dpbssd(0, 4, 6);
-        }
+        ADD_PRODUCT(0, 4, 6)
         if constexpr (second_panel) {
             _tile_loadd(7, panels + segment_bytes, 64);
-            if constexpr (Reader::of_bf16) {
-                _tile_dpbf16ps(1, 4, 7);
-            } else {
-                _tile_dpbssd(1, 4, 7);
-            }
+            ADD_PRODUCT(1, 4, 7)
         }
         if constexpr (second_activations) {
             _tile_loadd(5, activations + register_bytes, 64);
-            if constexpr (Reader::of_bf16) {
-                _tile_dpbf16ps(2, 5, 6);
-            } else {
-                _tile_dpbssd(2, 5, 6);
-            }
+            ADD_PRODUCT(2, 5, 6)
         }
         if constexpr (second_activations && second_panel) {
-            if constexpr (Reader::of_bf16) {
-                _tile_dpbf16ps(3, 5, 7);
-            } else {
-                _tile_dpbssd(3, 5, 7);
-            }
+            ADD_PRODUCT(3, 5, 7)
         }
         activations += 2 * register_bytes;
         panels += register_bytes;

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import venv
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,8 @@ from shearling.errors import ArtefactCorrupt, ArtefactMissing, PackageMissing, U
 from tests.serve.test_command import QUICK, serve
 from tests.tiny_models import llama_tied_gqa, tiny_tokenizer
 from tests.train.tiny_gguf import write_tiny_gguf
+
+ROOT = Path(__file__).resolve().parents[2]
 
 STAND_IN = '''
 import ctypes
@@ -85,9 +86,9 @@ def test_what_does_not_fit_a_gguf_file_is_refused(gguf_file: Path, export: Path,
         find_deployment(cut)
 
 
-@pytest.mark.skipif(find_spec("llama_cpp") is not None, reason="llama.cpp is installed here")
-def test_without_llama_cpp_the_command_says_what_to_install(gguf_file: Path) -> None:
-    done = serve("bench", gguf_file, *QUICK)
+def test_without_llama_cpp_the_command_says_what_to_install(gguf_file: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "empty", with_pip=False)
+    done = serve("bench", f"{gguf_file}@environment={tmp_path / 'empty'}", *QUICK)
     assert done.returncode == PackageMissing.exit_code
     assert "pip install llama-cpp-python" in done.stderr
 
@@ -128,7 +129,7 @@ runtime = load_runtime(find_deployment(Path({str(gguf_file)!r})), RunOptions(thr
 free, stopped = (runtime.generate([3, 10], max_new_tokens=6, end_ids=frozenset(ends)) for ends in ([], [14]))
 print(json.dumps([free.model_dump(), stopped.model_dump()]))
 """
-    paths = f"{Path.cwd()}:{next(environment.glob('lib/python*/site-packages'))}"
+    paths = f"{ROOT}:{next(environment.glob('lib/python*/site-packages'))}"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": paths, "PATH": ""}, capture_output=True, text=True, check=True)
     free, stopped = json.loads(done.stdout)
     assert (free["token_ids"], len(free["gaps_s"])) == ([11, 12, 13, 14, 15, 16], 5)
