@@ -100,6 +100,18 @@ class Residual:
         return self.entry.get_source_output()
 
 
+@dataclass(frozen=True)
+class Head:
+    """The product that the logits come from.
+
+    Attributes:
+        lookups: Gather nodes that read rows of the same weight by their number: a tied embedding.
+    """
+
+    product: Product
+    lookups: tuple[Any, ...]
+
+
 def module_path(name: str) -> str:
     """Path of the module that a weight constant belongs to.
 
@@ -159,6 +171,31 @@ def find_residual(product: Product) -> Residual | None:
     return Residual(add, entry) if entry.get_partial_shape() == product.matmul.get_output_partial_shape(0) else None
 
 
+def find_head(ir: Any, products: Sequence[Product]) -> Head | None:
+    """The vocabulary projection of a decoder, unless something else than an embedding reads its weight too.
+
+    None either where the logits are more than the product (a scale, a soft cap): OpenVINO would fuse that into it.
+    """
+    logits = source(ir.get_results()[0], 0)
+    product = next((product for product in products if product.matmul == logits), None)
+    if product is None or len(logits.output(0).get_target_inputs()) != 1:
+        return None
+    lookups: list[Any] = []
+    inner = {product.matmul.get_friendly_name()}
+    weight = source(product.matmul, 1)
+    while True:
+        for reader in (reader.get_node() for reader in weight.output(0).get_target_inputs()):
+            if reader.get_friendly_name() in inner:
+                continue
+            if not _is_lookup(reader, weight):
+                return None
+            lookups.append(reader)
+        if weight.get_type_name() == "Constant":
+            return Head(product, tuple(lookups))
+        inner.add(weight.get_friendly_name())
+        weight = source(weight, 0)
+
+
 def reads_shape(reader: Any) -> bool:
     """Whether an input takes the shape alone, which a norm does not change."""
     return bool(reader.get_node().get_type_name() == "ShapeOf")
@@ -196,6 +233,13 @@ def _product(matmul: Any) -> Product | None:
     out, width = (int(size) for size in matmul.get_input_shape(1))
     shared |= len(node.output(0).get_target_inputs()) != 1
     return Product(module_path(node.get_friendly_name()), storage, (out, width), matmul, node, scale, shared)
+
+
+def _is_lookup(node: Any, weight: Any) -> bool:
+    if node.get_type_name() != "Gather" or source(node, 0) != weight or node.get_attributes()["batch_dims"] != 0:
+        return False
+    # Only as wide as the rows that a product reads, not a part of the decompression.
+    return len(weight.get_output_partial_shape(0)) == 2 and weight.get_output_element_type(0).is_real() and _scalar(source(node, 2)) == 0.0
 
 
 def _gated(gate: Product, by_name: dict[str, Product]) -> Gated | None:

@@ -14,8 +14,9 @@ import numpy as np
 
 from export.linear_graph import Norm, Product, reads_shape
 from export.report import PackedLayer, PackingReport
-from export.sparse_plan import LayerPlan, LinearPlan, MLPPlan, Operator, PackedWeight, plan_packing
+from export.sparse_plan import HeadPlan, LayerPlan, LinearPlan, MLPPlan, Operator, PackedWeight, plan_packing
 from export.stored_weight import read_matrix
+from shearling.sparse_linear.bundle import OPERATORS
 from shearling.sparse_linear.extension import RT_INFO, node_factory
 from shearling.sparse_linear.format import VERSION, Bytes, bundle, pack
 
@@ -39,7 +40,7 @@ def pack_ir(ir: Any) -> PackingReport:
     for operator in plan.operators:
         layers += _replace(operator)
     ir.validate_nodes_and_infer_types()
-    operators = dict(Counter(layer.operator for layer in {layer.node: layer for layer in layers}.values()))
+    operators = dict(Counter(node.get_type_name() for node in ir.get_ordered_ops() if node.get_type_name() in OPERATORS))
     if operators:
         ir.set_rt_info(str(VERSION), [*RT_INFO, "format_version"])
         for name, count in operators.items():
@@ -48,6 +49,8 @@ def pack_ir(ir: Any) -> PackingReport:
 
 
 def _replace(operator: Operator) -> list[PackedLayer]:
+    if isinstance(operator, HeadPlan):
+        return _replace_head(operator)
     if isinstance(operator, LinearPlan):
         return _replace_linears(operator)
     return _replace_mlp(operator) if isinstance(operator, MLPPlan) else _replace_layer(operator)
@@ -99,6 +102,16 @@ def _replace_layer(plan: LayerPlan) -> list[PackedLayer]:
     return site.put(inputs, attributes, ends=[mlp.residual.add, *(weight.product.matmul for weight in next_weights)])
 
 
+def _replace_head(plan: HeadPlan) -> list[PackedLayer]:
+    product = plan.head.product
+    site = _Site("SparseHead", [plan.weight], [], [product.matmul])
+    sizes = {"rows": product.shape[0], "columns": product.shape[1]}
+    layers = site.put([product.matmul.input_value(0), site.constant], sizes, ends=[product.matmul])
+    for lookup in plan.head.lookups:
+        _put("SparseEmbedding", lookup.get_friendly_name(), [lookup.input_value(1), site.constant], sizes, ends=[lookup])
+    return layers
+
+
 class _Site:
     """Where one operator goes: its constant, and the nodes that it replaces."""
 
@@ -117,13 +130,7 @@ class _Site:
 
     def put(self, inputs: list[Any], attributes: dict[str, Any], *, ends: list[Any]) -> list[PackedLayer]:
         """Create the node, and let the readers of `ends` read its outputs under the same tensor names."""
-        node = node_factory().create(self._operator, inputs, {**attributes, "precision": "auto", "format_version": VERSION})
-        node.set_friendly_name(self._name)
-        for end, output in zip(ends, node.outputs(), strict=True):
-            names = end.output(0).get_names()
-            for reader in end.output(0).get_target_inputs():
-                reader.replace_source_output(output)
-            output.get_tensor().set_names(names)
+        _put(self._operator, self._name, inputs, attributes, ends=ends)
         for norm in self._norms:
             # What asks a norm for its shape can ask its input.
             for reader in norm.scaled.output(0).get_target_inputs():
@@ -144,6 +151,16 @@ class _Site:
             bytes_before=weight.cost.bytes_before,
             bytes_after=packed.nbytes,
         )
+
+
+def _put(operator: str, name: str, inputs: list[Any], attributes: dict[str, Any], *, ends: list[Any]) -> None:
+    node = node_factory().create(operator, inputs, {**attributes, "precision": "auto", "format_version": VERSION})
+    node.set_friendly_name(name)
+    for end, output in zip(ends, node.outputs(), strict=True):
+        names = end.output(0).get_names()
+        for reader in end.output(0).get_target_inputs():
+            reader.replace_source_output(output)
+        output.get_tensor().set_names(names)
 
 
 def _entry(norm: Norm | None, product: Product) -> Any:

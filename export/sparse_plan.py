@@ -1,6 +1,7 @@
 """Which weights of an IR are packed, and in which operators, by the cost rule of `export.packing_cost`.
 
-Weights that other nodes read too (a tied embedding) stay as they are.
+Where anything is packed the head is too, zeros or not: a runtime's own product with one row reads memory more slowly than ours
+(docs/performance.md), and the head is a third of a small model. Other weights that several nodes read stay as they are.
 """
 
 from __future__ import annotations
@@ -9,7 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from export.linear_graph import Gated, Norm, Product, Residual, find_gated, find_norm, find_products, find_residual, group_by_input, readers_of
+from export.linear_graph import (
+    Gated,
+    Head,
+    Norm,
+    Product,
+    Residual,
+    find_gated,
+    find_head,
+    find_norm,
+    find_products,
+    find_residual,
+    group_by_input,
+    readers_of,
+)
 from export.packing_cost import PackingCost, measure_packing, saves, too_little
 from export.stored_weight import read_matrix, stored_bytes
 
@@ -64,7 +78,15 @@ class LayerPlan:
     following: LinearPlan | None
 
 
-Operator = LinearPlan | MLPPlan | LayerPlan
+@dataclass(frozen=True)
+class HeadPlan:
+    """One `SparseHead`, and a `SparseEmbedding` for each of its lookups."""
+
+    weight: PackedWeight
+    head: Head
+
+
+Operator = LinearPlan | MLPPlan | LayerPlan | HeadPlan
 
 
 @dataclass(frozen=True)
@@ -87,7 +109,11 @@ def plan_packing(ir: Any) -> Plan:
     """
     kept: dict[str, str] = {}
     weights: dict[str, PackedWeight] = {}
-    for product in find_products(ir):
+    found = find_products(ir)
+    head = find_head(ir, found)
+    for product in found:
+        if head is not None and product is head.product:
+            continue
         reason = _obstacle(product)
         if reason is None:
             weights[product.path] = _measure(product)
@@ -107,12 +133,21 @@ def plan_packing(ir: Any) -> Plan:
             linears.append(_linear_plan(parts))
         else:
             kept |= {part.product.path: too_little(part.cost, part.product.shape) for part in parts}
-    return Plan(_join_layers(linears, mlps), kept)
+    operators = _join_layers(linears, mlps)
+    if head is not None:
+        weight = _measure(head.product)
+        if operators and _readable(head.product) is None:
+            operators = (*operators, HeadPlan(weight, head))
+        else:
+            kept[head.product.path] = _obstacle(head.product) or too_little(weight.cost, head.product.shape)
+    return Plan(operators, kept)
 
 
 def _obstacle(product: Product) -> str | None:
-    if product.shared:
-        return "read by other nodes too"
+    return "read by other nodes too" if product.shared else _readable(product)
+
+
+def _readable(product: Product) -> str | None:
     if product.scale is not None and product.scale.get_element_type().get_type_name() not in ("f16", "f32"):
         return f"scales of type {product.scale.get_element_type().get_type_name()}"
     return None

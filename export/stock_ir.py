@@ -23,10 +23,17 @@ def unpack_ir(ir: Any) -> None:
     Raises:
         ArtefactCorrupt: a packed constant lies; names it.
     """
-    builders = {"SparseLinear": _build_linears, "SparseMLP": _build_mlp, "SparseLayer": _build_layer}
+    builders = {
+        "SparseLinear": _build_linears,
+        "SparseMLP": _build_mlp,
+        "SparseLayer": _build_layer,
+        "SparseHead": lambda parts: [parts.product(parts.inputs[0])],
+        "SparseEmbedding": lambda parts: [parts.lookup(parts.inputs[0])],
+    }
+    weights: dict[str, Any] = {}
     for node in ir.get_ordered_ops():
         if node.get_type_name() in OPERATORS:
-            for old, new in zip(node.outputs(), builders[node.get_type_name()](_Parts(node)), strict=True):
+            for old, new in zip(node.outputs(), builders[node.get_type_name()](_Parts(node, weights)), strict=True):
                 names = old.get_names()
                 for reader in old.get_target_inputs():
                     reader.replace_source_output(new)
@@ -42,7 +49,7 @@ def read_packed(node: Any) -> dict[str, Matrix]:
     Raises:
         ArtefactCorrupt: one lies; names it.
     """
-    return dict(_Parts(node).matrices)
+    return dict(_Parts(node, {}).matrices)
 
 
 class _Parts:
@@ -54,7 +61,7 @@ class _Parts:
         matrices: constant name and content, in the order of the bundle.
     """
 
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node: Any, weights: dict[str, Any]) -> None:
         operator, port = node.get_type_name(), WEIGHTS_PORT[node.get_type_name()]
         constant = node.input_value(port).get_node()
         paths = constant.get_friendly_name().split(NAME_SEPARATOR)
@@ -63,6 +70,7 @@ class _Parts:
         self.names = node.get_friendly_name().split(NAME_SEPARATOR)
         parts = split_bundle(np.array(constant.data), operator, self.attributes)
         self.vectors = list(parts.vectors)
+        self._weights = weights
         self.matrices = [(path, _unpack(packed, path)) for path, packed in zip(paths, parts.matrices, strict=True)]
 
     def norm(self, x: Any, epsilon: float) -> Any:
@@ -71,7 +79,22 @@ class _Parts:
 
     def product(self, x: Any) -> Any:
         """The product with the next matrix."""
-        return _product(x, *self.matrices.pop(0), self.names.pop(0))
+        from openvino import opset13
+
+        return _named(opset13.matmul(x, self._weight(), False, True), self.names.pop(0))
+
+    def lookup(self, tokens: Any) -> Any:
+        """Rows of the next matrix."""
+        from openvino import opset13
+
+        return _named(opset13.gather(self._weight(), tokens, np.int32(0)), self.names.pop(0))
+
+    def _weight(self) -> Any:
+        """The next matrix, decompressed by the graph; once for all operators that read it."""
+        path, matrix = self.matrices.pop(0)
+        if path not in self._weights:
+            self._weights[path] = _weight(path, matrix)
+        return self._weights[path]
 
     def add(self, residual: Any, x: Any) -> Any:
         """Their sum."""
@@ -127,13 +150,12 @@ def _norm(x: Any, gamma: Any, epsilon: float) -> Any:
     return opset13.multiply(gamma.reshape(1, 1, -1), normalized).output(0)
 
 
-def _product(x: Any, path: str, matrix: Matrix, name: str) -> Any:
+def _weight(path: str, matrix: Matrix) -> Any:
     import openvino
     from openvino import opset13
 
     if matrix.value_type is ValueType.BF16:
-        weight = _restore(make_constant(matrix.values, openvino.Type.bf16), path, openvino.Type.f32, path.removesuffix("_compressed"))
-        return _named(opset13.matmul(x, weight, False, True), name)
+        return _restore(make_constant(matrix.values, openvino.Type.bf16), path, openvino.Type.f32, path.removesuffix("_compressed"))
     if matrix.scales is None:
         raise ArtefactCorrupt("packed integers without scales", where=path)
     rows, groups = matrix.scales.shape
@@ -149,7 +171,7 @@ def _product(x: Any, path: str, matrix: Matrix, name: str) -> Any:
         weight = opset13.reshape(weight, np.array(matrix.values.shape), False).output(0)
     if half:
         weight = _named(opset13.convert(weight, openvino.Type.f32), f"{path}/fq_weights_1/convert")
-    return _named(opset13.matmul(x, weight, False, True), name)
+    return weight
 
 
 def _restore(stored: Any, path: str, kind: Any, name: str) -> Any:

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "half.hpp"
 #include "kernels.hpp"
 
 #pragma GCC push_options

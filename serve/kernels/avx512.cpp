@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "half.hpp"
 #include "kernels.hpp"
 
 #include <cmath>

@@ -114,49 +114,53 @@ std::shared_ptr<const Weights> SparseOperator::checked_weights(const ov::Tensor&
 
 void SparseOperator::visit_common(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("columns", columns_);
-    visitor.on_attribute("norm_epsilon", norm_epsilon_);
     visitor.on_attribute("precision", precision_);
     visitor.on_attribute("format_version", format_version_);
 }
 
 void SparseOperator::copy_common(const SparseOperator& other) {
     columns_ = other.columns_;
-    norm_epsilon_ = other.norm_epsilon_;
     precision_ = other.precision_;
     format_version_ = other.format_version_;
     read_ = other.read_;
 }
 
-void SparseOperator::validate_common(size_t inputs, size_t weights_input, const std::vector<int64_t>& widths) {
-    NODE_VALIDATION_CHECK(this, format_version_ == 1, "format_version ", format_version_, " is not 1: made by another version");
-    NODE_VALIDATION_CHECK(this, precision_ == "auto" || precision_ == "exact", "precision is '", precision_, "', not auto or exact");
-    NODE_VALIDATION_CHECK(this, norm_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_);
-    NODE_VALIDATION_CHECK(this, get_input_size() == inputs, "has ", get_input_size(), " inputs, its attributes ask for ", inputs);
-    NODE_VALIDATION_CHECK(this, readable(get_input_element_type(0)), "the activations are ", get_input_element_type(0));
-    const auto constant = ov::as_type<ov::op::v0::Constant>(get_input_node_ptr(weights_input));
+void SparseOperator::validate_common(const ov::Node& node, size_t inputs, size_t weights_input) {
+    NODE_VALIDATION_CHECK(&node, format_version_ == 1, "format_version ", format_version_, " is not 1: made by another version");
+    NODE_VALIDATION_CHECK(&node, precision_ == "auto" || precision_ == "exact", "precision is '", precision_, "', not auto or exact");
+    NODE_VALIDATION_CHECK(&node, node.get_input_size() == inputs, "has ", node.get_input_size(), " inputs, its attributes ask for ", inputs);
+    const auto constant = ov::as_type<ov::op::v0::Constant>(node.get_input_node_ptr(weights_input));
     // The plugin clones and validates a node at every inference: the headers, far apart in memory, are read for the first of them.
-    if (const void* data = constant == nullptr ? nullptr : constant->get_data_ptr(); data == nullptr || data != read_) {
-        const WeightLayout expected = layout();
-        for (const auto& [rows, columns] : expected.matrices) {
-            NODE_VALIDATION_CHECK(this, rows > 0 && columns > 0, "a matrix of ", rows, " x ", columns);
-        }
-        if (data != nullptr) {
-            std::vector<PackedMatrix> matrices;
-            size_t end = 0;
-            const char* fault = read_layout(static_cast<const uint8_t*>(data), constant->get_byte_size(), expected, matrices, end);
-            NODE_VALIDATION_CHECK(this, fault == nullptr, "a packed weight is corrupt: ", fault);
-        }
-        read_ = data;
+    const void* const data = constant == nullptr ? nullptr : constant->get_data_ptr();
+    if (data != nullptr && data == read_) {
+        return;
     }
-    ov::PartialShape shape = get_input_partial_shape(0);
+    const WeightLayout expected = layout();
+    for (const auto& [rows, columns] : expected.matrices) {
+        NODE_VALIDATION_CHECK(&node, rows > 0 && columns > 0, "a matrix of ", rows, " x ", columns);
+    }
+    if (data != nullptr) {
+        std::vector<PackedMatrix> matrices;
+        size_t end = 0;
+        const char* fault = read_layout(static_cast<const uint8_t*>(data), constant->get_byte_size(), expected, matrices, end);
+        NODE_VALIDATION_CHECK(&node, fault == nullptr, "a packed weight is corrupt: ", fault);
+    }
+    read_ = data;
+}
+
+void SparseOperator::validate_products(ov::Node& node, size_t inputs, size_t weights_input, const std::vector<int64_t>& widths) {
+    validate_common(node, inputs, weights_input);
+    NODE_VALIDATION_CHECK(&node, readable(node.get_input_element_type(0)), "the activations are ", node.get_input_element_type(0));
+    ov::PartialShape shape = node.get_input_partial_shape(0);
     const bool ranked = shape.rank().is_static();
-    NODE_VALIDATION_CHECK(this, !ranked || (shape.size() > 0 && shape[shape.size() - 1].compatible(columns_)), "activations ", shape, " do not end in ", columns_);
-    set_output_size(widths.size());
+    NODE_VALIDATION_CHECK(&node, !ranked || (shape.size() > 0 && shape[shape.size() - 1].compatible(columns_)), "activations ", shape, " do not end in ",
+                          columns_);
+    node.set_output_size(widths.size());
     for (size_t index = 0; index < widths.size(); ++index) {
         if (ranked) {
             shape[shape.size() - 1] = widths[index];
         }
-        set_output_type(index, get_input_element_type(0), shape);
+        node.set_output_type(index, node.get_input_element_type(0), shape);
     }
 }
 
@@ -196,6 +200,7 @@ WeightLayout SparseLinear::layout() const {
 
 bool SparseLinear::visit_attributes(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("rows", rows_);
+    visitor.on_attribute("norm_epsilon", norm_epsilon_);
     visitor.on_attribute("bias", bias_);
     visitor.on_attribute("residual", residual_);
     visit_common(visitor);
@@ -206,6 +211,7 @@ std::shared_ptr<ov::Node> SparseLinear::clone_with_new_inputs(const ov::OutputVe
     auto clone = std::make_shared<SparseLinear>(arguments);
     clone->copy_common(*this);
     clone->rows_ = rows_;
+    clone->norm_epsilon_ = norm_epsilon_;
     clone->bias_ = bias_;
     clone->residual_ = residual_;
     clone->validate_and_infer_types();
@@ -214,7 +220,8 @@ std::shared_ptr<ov::Node> SparseLinear::clone_with_new_inputs(const ov::OutputVe
 
 void SparseLinear::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(this, !rows_.empty() && (!residual_ || rows_.size() == 1), "a residual needs one matrix, there are ", rows_.size());
-    validate_common(residual_ ? 3 : 2, 1, rows_);
+    NODE_VALIDATION_CHECK(this, norm_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_);
+    validate_products(*this, residual_ ? 3 : 2, 1, rows_);
 }
 
 bool SparseLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
@@ -241,6 +248,7 @@ WeightLayout SparseMLP::layout() const {
 
 bool SparseMLP::visit_attributes(ov::AttributeVisitor& visitor) {
     mlp_.visit(visitor);
+    visitor.on_attribute("norm_epsilon", norm_epsilon_);
     visitor.on_attribute("residual", residual_);
     visit_common(visitor);
     return true;
@@ -250,6 +258,7 @@ std::shared_ptr<ov::Node> SparseMLP::clone_with_new_inputs(const ov::OutputVecto
     auto clone = std::make_shared<SparseMLP>(arguments);
     clone->copy_common(*this);
     clone->mlp_ = mlp_;
+    clone->norm_epsilon_ = norm_epsilon_;
     clone->residual_ = residual_;
     clone->validate_and_infer_types();
     return clone;
@@ -257,7 +266,8 @@ std::shared_ptr<ov::Node> SparseMLP::clone_with_new_inputs(const ov::OutputVecto
 
 void SparseMLP::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(this, mlp_.known(), "activation is '", mlp_.activation, "', not silu, gelu_erf, gelu_tanh or relu");
-    validate_common(2, 1, {columns_});
+    NODE_VALIDATION_CHECK(this, norm_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_);
+    validate_products(*this, 2, 1, {columns_});
 }
 
 bool SparseMLP::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
@@ -290,6 +300,7 @@ bool SparseLayer::visit_attributes(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("rows", rows_);
     visitor.on_attribute("hidden", hidden_);
     mlp_.visit(visitor);
+    visitor.on_attribute("norm_epsilon", norm_epsilon_);
     visitor.on_attribute("next_epsilon", next_epsilon_);
     visitor.on_attribute("bias", bias_);
     visit_common(visitor);
@@ -302,6 +313,7 @@ std::shared_ptr<ov::Node> SparseLayer::clone_with_new_inputs(const ov::OutputVec
     clone->rows_ = rows_;
     clone->hidden_ = hidden_;
     clone->mlp_ = mlp_;
+    clone->norm_epsilon_ = norm_epsilon_;
     clone->next_epsilon_ = next_epsilon_;
     clone->bias_ = bias_;
     clone->validate_and_infer_types();
@@ -310,10 +322,10 @@ std::shared_ptr<ov::Node> SparseLayer::clone_with_new_inputs(const ov::OutputVec
 
 void SparseLayer::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(this, mlp_.known(), "activation is '", mlp_.activation, "', not silu, gelu_erf, gelu_tanh or relu");
-    NODE_VALIDATION_CHECK(this, next_epsilon_ >= 0.0, "next_epsilon is ", next_epsilon_);
+    NODE_VALIDATION_CHECK(this, norm_epsilon_ >= 0.0 && next_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_, ", next_epsilon ", next_epsilon_);
     std::vector<int64_t> widths{hidden_};
     widths.insert(widths.end(), rows_.begin(), rows_.end());
-    validate_common(3, 2, widths);
+    validate_products(*this, 3, 2, widths);
 }
 
 bool SparseLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
@@ -331,8 +343,88 @@ bool SparseLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& in
     return true;
 }
 
+bool SparseHead::visit_attributes(ov::AttributeVisitor& visitor) {
+    visitor.on_attribute("rows", rows_);
+    visit_common(visitor);
+    return true;
+}
+
+std::shared_ptr<ov::Node> SparseHead::clone_with_new_inputs(const ov::OutputVector& arguments) const {
+    auto clone = std::make_shared<SparseHead>(arguments);
+    clone->copy_common(*this);
+    clone->rows_ = rows_;
+    clone->validate_and_infer_types();
+    return clone;
+}
+
+void SparseHead::validate_and_infer_types() { validate_products(*this, 2, 1, {rows_}); }
+
+bool SparseHead::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    const auto weights = checked_weights(inputs[1]);
+    const Floats x(inputs[0]);
+    const Results results(outputs, 0, inputs[0].get_shape(), {rows_}, nullptr);
+    multiply(weights->matrices.data(), 1, x.rows, Norm{nullptr, 0.0f}, results.outputs.data(), settings());
+    return true;
+}
+
+bool SparseEmbedding::visit_attributes(ov::AttributeVisitor& visitor) {
+    visitor.on_attribute("rows", rows_);
+    visit_common(visitor);
+    return true;
+}
+
+std::shared_ptr<ov::Node> SparseEmbedding::clone_with_new_inputs(const ov::OutputVector& arguments) const {
+    auto clone = std::make_shared<SparseEmbedding>(arguments);
+    clone->copy_common(*this);
+    clone->rows_ = rows_;
+    clone->validate_and_infer_types();
+    return clone;
+}
+
+void SparseEmbedding::validate_and_infer_types() {
+    validate_common(*this, 2, 1);
+    const ov::element::Type type = get_input_element_type(0);
+    NODE_VALIDATION_CHECK(this, type == ov::element::i32 || type == ov::element::i64 || type.is_dynamic(), "the tokens are ", type);
+    ov::PartialShape shape = get_input_partial_shape(0);
+    if (shape.rank().is_static()) {
+        shape.push_back(columns_);
+    }
+    set_output_type(0, ov::element::f32, shape);
+}
+
+PackedMatrix SparseEmbedding::checked_matrix(const ov::Tensor& tensor) const {
+    const std::lock_guard<std::mutex> lock(matrix_mutex_);
+    if (matrix_address_ != tensor.data()) {
+        std::vector<PackedMatrix> matrices;
+        size_t end = 0;
+        const char* fault = read_layout(tensor.data<const uint8_t>(), tensor.get_byte_size(), layout(), matrices, end);
+        fault = fault != nullptr ? fault : validate(matrices[0]);
+        OPENVINO_ASSERT(fault == nullptr, "a packed weight is corrupt: ", fault);
+        matrix_ = matrices[0];
+        matrix_address_ = tensor.data();
+    }
+    return matrix_;
+}
+
+bool SparseEmbedding::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    const PackedMatrix matrix = checked_matrix(inputs[1]);
+    ov::Shape shape = inputs[0].get_shape();
+    shape.push_back(matrix.columns);
+    outputs[0].set_shape(shape);
+    const bool wide = inputs[0].get_element_type() == ov::element::i64;
+    float* row = outputs[0].data<float>();
+    for (size_t index = 0; index < inputs[0].get_size(); ++index, row += matrix.columns) {
+        const int64_t token = wide ? inputs[0].data<const int64_t>()[index] : inputs[0].data<const int32_t>()[index];
+        OPENVINO_ASSERT(token >= 0 && token < rows_, "token ", token, " is not in a vocabulary of ", rows_);
+        read_row(matrix, static_cast<size_t>(token), row);
+    }
+    return true;
+}
+
 }  // namespace shearling
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<shearling::SparseLinear>>(),
                                                            std::make_shared<ov::OpExtension<shearling::SparseMLP>>(),
-                                                           std::make_shared<ov::OpExtension<shearling::SparseLayer>>()}));
+                                                           std::make_shared<ov::OpExtension<shearling::SparseLayer>>(),
+                                                           std::make_shared<ov::OpExtension<shearling::SparseHead>>(),
+                                                           std::make_shared<ov::OpExtension<shearling::SparseEmbedding>>()}));

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <openvino/op/matmul.hpp>
 #include <openvino/op/op.hpp>
 #include <string>
 #include <vector>
@@ -13,18 +14,18 @@
 
 namespace shearling {
 
-// What the operators share: one activation of `columns` first, the weights at input `weights_input`, results of given widths.
-class SparseOperator : public ov::op::Op {
+// What the operators share: packed weights at one input, and how to multiply by them.
+class SparseOperator {
 public:
-    bool has_evaluate() const override { return true; }
+    virtual ~SparseOperator() = default;
 
 protected:
-    SparseOperator() = default;
-    explicit SparseOperator(const ov::OutputVector& arguments) : Op(arguments) {}
-
     virtual WeightLayout layout() const = 0;
     void visit_common(ov::AttributeVisitor& visitor);
-    void validate_common(size_t inputs, size_t weights_input, const std::vector<int64_t>& widths);
+    // Throws where attributes, inputs or the weights of `node`, which this is a part of, do not fit.
+    void validate_common(const ov::Node& node, size_t inputs, size_t weights_input);
+    // The same for a node whose first input is an activation of `columns`; sets its results, of these widths.
+    void validate_products(ov::Node& node, size_t inputs, size_t weights_input, const std::vector<int64_t>& widths);
     void copy_common(const SparseOperator& other);
     // The weights, copied into huge pages and validated when they are first seen, and again only if they move. Throws where they are
     // not what the layout says.
@@ -32,7 +33,6 @@ protected:
     Settings settings() const { return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic, tbb_threads()}; }
 
     int64_t columns_ = 0;
-    double norm_epsilon_ = 0.0;
     std::string precision_ = "auto";
     int64_t format_version_ = 1;
 
@@ -56,11 +56,12 @@ struct MlpAttributes {
     size_t matrix_count() const { return gated ? 3 : 2; }
 };
 
-class SparseLinear : public SparseOperator {
+class SparseLinear : public ov::op::Op, protected SparseOperator {
 public:
     OPENVINO_OP("SparseLinear", "shearling");
     SparseLinear() = default;
-    explicit SparseLinear(const ov::OutputVector& arguments) : SparseOperator(arguments) {}
+    explicit SparseLinear(const ov::OutputVector& arguments) : Op(arguments) {}
+    bool has_evaluate() const override { return true; }
     bool visit_attributes(ov::AttributeVisitor& visitor) override;
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
     void validate_and_infer_types() override;
@@ -71,15 +72,17 @@ protected:
 
 private:
     std::vector<int64_t> rows_;
+    double norm_epsilon_ = 0.0;
     bool bias_ = false;
     bool residual_ = false;
 };
 
-class SparseMLP : public SparseOperator {
+class SparseMLP : public ov::op::Op, protected SparseOperator {
 public:
     OPENVINO_OP("SparseMLP", "shearling");
     SparseMLP() = default;
-    explicit SparseMLP(const ov::OutputVector& arguments) : SparseOperator(arguments) {}
+    explicit SparseMLP(const ov::OutputVector& arguments) : Op(arguments) {}
+    bool has_evaluate() const override { return true; }
     bool visit_attributes(ov::AttributeVisitor& visitor) override;
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
     void validate_and_infer_types() override;
@@ -90,14 +93,16 @@ protected:
 
 private:
     MlpAttributes mlp_;
+    double norm_epsilon_ = 0.0;
     bool residual_ = false;
 };
 
-class SparseLayer : public SparseOperator {
+class SparseLayer : public ov::op::Op, protected SparseOperator {
 public:
     OPENVINO_OP("SparseLayer", "shearling");
     SparseLayer() = default;
-    explicit SparseLayer(const ov::OutputVector& arguments) : SparseOperator(arguments) {}
+    explicit SparseLayer(const ov::OutputVector& arguments) : Op(arguments) {}
+    bool has_evaluate() const override { return true; }
     bool visit_attributes(ov::AttributeVisitor& visitor) override;
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
     void validate_and_infer_types() override;
@@ -110,8 +115,54 @@ private:
     std::vector<int64_t> rows_;
     int64_t hidden_ = 0;
     MlpAttributes mlp_;
+    double norm_epsilon_ = 0.0;
     double next_epsilon_ = 0.0;
     bool bias_ = false;
+};
+
+// The vocabulary projection. OpenVINO GenAI looks for the last MatMul of a graph, to cut all but the sampled tokens off before it, and
+// finds this one; no pass of OpenVINO takes it for a product of its own, since its weights are one vector of bytes.
+class SparseHead : public ov::op::v0::MatMul, protected SparseOperator {
+public:
+    OPENVINO_OP("SparseHead", "shearling", ov::op::v0::MatMul);
+    SparseHead() = default;
+    explicit SparseHead(const ov::OutputVector& arguments) { set_arguments(arguments); }
+    bool has_evaluate() const override { return true; }
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+protected:
+    WeightLayout layout() const override { return {{{rows_, columns_}}, {}}; }
+
+private:
+    int64_t rows_ = 0;
+};
+
+// Rows of the matrix that a SparseHead multiplies by, or of one of its own.
+class SparseEmbedding : public ov::op::Op, protected SparseOperator {
+public:
+    OPENVINO_OP("SparseEmbedding", "shearling");
+    SparseEmbedding() = default;
+    explicit SparseEmbedding(const ov::OutputVector& arguments) : Op(arguments) {}
+    bool has_evaluate() const override { return true; }
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+protected:
+    WeightLayout layout() const override { return {{{rows_, columns_}}, {}}; }
+
+private:
+    // The matrix, read where it lies, since a token needs one row; validated as in checked_weights.
+    PackedMatrix checked_matrix(const ov::Tensor& tensor) const;
+
+    int64_t rows_ = 0;
+    mutable std::mutex matrix_mutex_;
+    mutable const void* matrix_address_ = nullptr;
+    mutable PackedMatrix matrix_{};
 };
 
 }  // namespace shearling

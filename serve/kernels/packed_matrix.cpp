@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "half.hpp"
+
 namespace shearling {
 namespace {
 
@@ -273,6 +275,38 @@ bool values_fit(const PlainMatrix& plain) {
     return true;
 }
 
+size_t count_bits(uint64_t bits) { return static_cast<size_t>(__builtin_popcountll(bits)); }
+
+float stored_value(ValueType type, const uint8_t* stored, size_t place) {
+    if (type == ValueType::bf16) {
+        uint16_t half;
+        std::memcpy(&half, stored + 2 * place, sizeof half);
+        const uint32_t bits = static_cast<uint32_t>(half) << 16;
+        float value;
+        std::memcpy(&value, &bits, sizeof value);
+        return value;
+    }
+    if (type == ValueType::int8) {
+        return static_cast<float>(static_cast<int8_t>(stored[place]));
+    }
+    return static_cast<float>(((stored[place / 2] >> place % 2 * 4 & 15) ^ 8) - 8);
+}
+
+float scale_of(const PackedMatrix& matrix, size_t row, size_t column) {
+    if (matrix.scale_type == ScaleType::none) {
+        return 1.0f;
+    }
+    const size_t place = (row / panel_rows * matrix.groups() + column / matrix.group_size) * panel_rows + row % panel_rows;
+    if (matrix.scale_type == ScaleType::f32) {
+        float scale;
+        std::memcpy(&scale, matrix.scales + place * sizeof scale, sizeof scale);
+        return scale;
+    }
+    uint16_t half;
+    std::memcpy(&half, matrix.scales + place * sizeof half, sizeof half);
+    return half_to_float(half);
+}
+
 }  // namespace
 
 const uint8_t* PackedMatrix::panel_values(size_t panel) const {
@@ -479,6 +513,24 @@ void unpack(const PackedMatrix& matrix, void* values, void* scales) {
             const size_t place = (row / panel_rows * groups + group) * panel_rows + row % panel_rows;
             std::memcpy(static_cast<uint8_t*>(scales) + (row * groups + group) * size, matrix.scales + place * size, size);
         }
+    }
+}
+
+void read_row(const PackedMatrix& matrix, size_t row, float* target) {
+    const size_t panel = row / panel_rows, lane = row % panel_rows, width = matrix.block_columns();
+    const uint64_t all = ~uint64_t{0} >> (64 - matrix.block_size()), before = (uint64_t{1} << lane * width) - 1;
+    const bool masked = matrix.encoding == Encoding::bitmask;
+    const uint8_t* stored = matrix.panel_values(panel);
+    for (size_t block = 0; block < matrix.blocks(); ++block) {
+        const uint64_t mask = masked ? load_mask(matrix.panel_masks(panel) + block * matrix.mask_bytes(), matrix.mask_bytes()) : all;
+        const float scale = scale_of(matrix, row, block * width);  // groups are whole blocks
+        size_t place = count_bits(mask & before);
+        for (size_t column = block * width; column < std::min(matrix.columns, (block + 1) * width); ++column) {
+            const bool kept = (mask >> (lane * width + column % width) & 1) != 0;
+            target[column] = kept ? stored_value(matrix.value_type, stored, place) * scale : 0.0f;
+            place += kept ? 1 : 0;
+        }
+        stored += block_bytes(matrix.value_type, count_bits(mask));
     }
 }
 

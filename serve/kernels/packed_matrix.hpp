@@ -68,4 +68,7 @@ void pack(const PlainMatrix& plain, uint8_t* packed);
 // Writes [rows, columns] values and [rows, groups] scales of a matrix that passed `validate`.
 void unpack(const PackedMatrix& matrix, void* values, void* scales);
 
+// Writes one row, scaled, as `columns` f32, of a matrix that passed `validate`.
+void read_row(const PackedMatrix& matrix, size_t row, float* target);
+
 }  // namespace shearling

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "half.hpp"
 #include "kernels.hpp"
 
 namespace shearling {

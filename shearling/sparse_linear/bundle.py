@@ -12,9 +12,9 @@ import numpy.typing as npt
 from shearling.errors import ArtefactCorrupt
 from shearling.sparse_linear.format import ALIGNMENT, HEADER, HEADER_BYTES, Bytes
 
-OPERATORS = ("SparseLinear", "SparseMLP", "SparseLayer")
-WEIGHTS_PORT: Mapping[str, int] = {"SparseLinear": 1, "SparseMLP": 1, "SparseLayer": 2}
-"""Which input holds the bundle."""
+WEIGHTS_PORT: Mapping[str, int] = {"SparseLinear": 1, "SparseMLP": 1, "SparseLayer": 2, "SparseHead": 1, "SparseEmbedding": 1}
+"""Which input of an operator holds the bundle."""
+OPERATORS = tuple(WEIGHTS_PORT)
 TOTAL_BYTES = 9
 """Place of the size of a packed matrix among the fields of its header."""
 
@@ -34,6 +34,8 @@ class Bundle:
 
 def matrix_count(operator: str, attributes: Mapping[str, Any]) -> int:
     """How many matrices an operator reads."""
+    if operator in ("SparseHead", "SparseEmbedding"):
+        return 1
     if operator == "SparseLinear":
         return len(attributes["rows"])
     inner = 3 if attributes["gated"] else 2
@@ -43,7 +45,7 @@ def matrix_count(operator: str, attributes: Mapping[str, Any]) -> int:
 def vector_sizes(operator: str, attributes: Mapping[str, Any]) -> list[int]:
     """Lengths of the vectors behind the matrices."""
     width = attributes["hidden"] if operator == "SparseLayer" else attributes["columns"]
-    norms = [attributes["norm_epsilon"], attributes.get("next_epsilon", 0.0)]
+    norms = [attributes.get("norm_epsilon", 0.0), attributes.get("next_epsilon", 0.0)]
     biases = list(attributes["rows"]) if attributes.get("bias") else []
     return [width for epsilon in norms if epsilon > 0.0] + biases
 

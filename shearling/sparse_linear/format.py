@@ -43,6 +43,13 @@ then f32 vectors, each filled up with zeros to a multiple of 64 bytes (`bundle` 
     attributes: `rows` list of int, `columns` int (of W_o), `hidden` int, `inner` int, `activation` str, `gated` bool, `norm_epsilon` float,
     `next_epsilon` float, `bias` bool.
 
+`SparseHead`: y = W x, the vocabulary projection
+    inputs: x [..., columns]; weights: W. output: [..., rows] of x's type. attributes: `rows` int, `columns` int.
+    A MatMul to whoever asks for the base type, as OpenVINO GenAI does, which cuts a prompt off before the last one of a graph.
+`SparseEmbedding`: rows of W by their number
+    inputs: tokens [...] i32 or i64; weights: W, the same constant as that of a tied head. output: [..., columns] f32.
+    attributes: `rows` int, `columns` int. A token outside of the rows is an error.
+
 norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the attributes `precision` str, `auto` or `exact` (`auto`: integer weights
 multiply activations in fixed point, 16 bits for one or two rows or where groups of weights are no multiples of 32, else 8 bits in groups of 32,
 as OpenVINO itself does; bf16 weights f32, or bf16 for more than two rows; on processors without AVX-512 all f32; `exact`: f32)

@@ -46,11 +46,14 @@ def read_weights(ir):
 
 def test_everything_pruned_is_packed_and_smaller(both):
     directory, packing, masks, _, family = both
-    assert {layer.path for layer in packing.layers} == set(masks)
-    assert all("nodes" in reason or "too little" in reason for reason in packing.kept.values())
-    assert all(layer.bytes_after < layer.bytes_before for layer in packing.layers)
+    # The head too, which is tied to the embedding and has no zeros; not Gemma's, whose logits are capped behind it.
+    head = {} if family == "gemma2" else {"SparseHead": 1, "SparseEmbedding": 1}
+    assert {layer.path for layer in packing.layers} == {*masks, *(["model.embed_tokens"] if head else [])}
+    assert packing.kept == ({} if head else {"model.embed_tokens": "read by other nodes too"})
+    for layer in packing.layers:
+        assert layer.bytes_after < (layer.bytes_before if layer.path in masks else 1.2 * layer.bytes_before)
     # Gemma 2 has norms between its products and its residuals, which part a layer into four operators.
-    assert packing.operators == ({"SparseLinear": 4, "SparseMLP": 2} if family == "gemma2" else {"SparseLinear": 1, "SparseLayer": 2})
+    assert packing.operators == head | ({"SparseLinear": 4, "SparseMLP": 2} if family == "gemma2" else {"SparseLinear": 1, "SparseLayer": 2})
     sizes = {kind: (directory / kind / "openvino" / "openvino_model.bin").stat().st_size for kind in ("stock", "sparse")}
     saved = packing.bytes_before - packing.bytes_after
     assert sizes["stock"] - sizes["sparse"] == pytest.approx(saved, rel=0.1)

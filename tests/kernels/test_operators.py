@@ -7,6 +7,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from shearling.openvino_core import openvino_core
 from shearling.sparse_linear.extension import core_for, node_factory
 from shearling.sparse_linear.format import Encoding, ValueType, bundle, pack
 from tests.kernels.matrices import dense, random_matrix
@@ -163,3 +164,51 @@ def test_a_lying_constant_is_refused_before_a_kernel_runs(tmp_path):
     for lie in (packed, damaged):
         with pytest.raises(RuntimeError, match="a packed weight is corrupt"):
             run("SparseLinear", bundle([lie]), LINEAR, [activations(HIDDEN)], tmp_path)
+
+
+HEAD = {"rows": 50, "columns": HIDDEN}
+
+
+def head_model(part, *, encoding=Encoding.DENSE, tokens=np.int64):
+    """tokens [batch, length] -> rows of a matrix, and the products of them with the same matrix."""
+    ids, weights = op.parameter([-1, -1], tokens), op.constant(bundle([pack(part, encoding)]))
+    rows = node_factory().create("SparseEmbedding", [ids.output(0), weights.output(0)], {**HEAD, **COMMON})
+    products = node_factory().create("SparseHead", [rows.output(0), weights.output(0)], {**HEAD, **COMMON})
+    return ov.Model([op.result(rows.output(0)), op.result(products.output(0))], [ids])
+
+
+@pytest.mark.parametrize("value_type", list(ValueType))
+@pytest.mark.parametrize("encoding", list(Encoding))
+@pytest.mark.parametrize("tokens", [np.int32, np.int64])
+def test_an_embedding_and_a_head_of_the_same_matrix(tmp_path, value_type, encoding, tokens):
+    part = random_matrix(value_type, HEAD["rows"], HIDDEN, group_size=16 if value_type is ValueType.INT4 else None, seed=3)
+    ov.save_model(head_model(part, encoding=encoding, tokens=tokens), tmp_path / "model.xml", compress_to_fp16=False)
+    core = core_for(tmp_path / "model.xml")
+    compiled = core.compile_model(core.read_model(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for ids in (np.array([[0, 49, 17, 1], [16, 15, 2, 33]]), np.array([[5]])):
+        rows, products = (np.array(result, np.float64) for result in compiled([ids.astype(tokens)]).values())
+        assert np.array_equal(rows, dense(part)[ids].astype(np.float32))
+        assert close(products, dense(part)[ids] @ dense(part).T, tolerance(ids.size))
+
+
+def test_a_head_is_a_matmul_for_who_looks_for_one():
+    # OpenVINO GenAI cuts all but the sampled tokens off before the last one of a graph.
+    head = head_model(matrix(50, HIDDEN, 0)).get_results()[1].input_value(0).get_node()
+    assert (head.get_type_name(), head.get_type_info().parent.name) == ("SparseHead", "MatMul")
+
+
+@pytest.mark.parametrize("token", [50, -1])
+def test_a_token_outside_of_the_vocabulary_is_refused(token):
+    compiled = openvino_core().compile_model(head_model(matrix(50, HIDDEN, 0)), "CPU")
+    with pytest.raises(RuntimeError, match=f"token {token} is not in a vocabulary of 50"):
+        compiled([np.array([[token]])])
+
+
+def test_an_embedding_reads_nothing_of_a_lying_constant():
+    lie = pack(random_matrix(ValueType.INT8, 50, HIDDEN, seed=1))
+    lie[128:130] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)  # the first scale
+    ids = op.parameter([-1, -1], np.int64)
+    rows = node_factory().create("SparseEmbedding", [ids.output(0), op.constant(bundle([lie])).output(0)], {**HEAD, **COMMON})
+    compiled = openvino_core().compile_model(ov.Model([op.result(rows.output(0))], [ids]), "CPU")
+    with pytest.raises(RuntimeError, match="a packed weight is corrupt"):
+        compiled([np.array([[40]])])

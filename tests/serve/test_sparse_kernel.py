@@ -18,6 +18,7 @@ from serve.runtime import RunOptions, load_runtime
 from serve.workload import make_workload
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.sparse_linear.extension import required_extensions
+from shearling.sparse_linear.format import VERSION, Encoding, ValueType
 from tests.export.test_zeros import pruned_model
 from tests.tiny_models import tiny_tokenizer
 
@@ -139,10 +140,11 @@ def run_serve(directory: Path, **environment: str) -> subprocess.CompletedProces
 
 
 def _corrupt(directory: Path, place: str) -> None:
-    """Break the first packed constant inside the .bin, where its magic shows where it lies."""
+    """Break the first packed matrix with a mask inside the .bin, where its magic shows where it lies."""
     path = directory / "openvino_model.bin"
     content = bytearray(path.read_bytes())
-    start = content.index(b"SHEARLNG")
+    masked = b"SHEARLNG" + np.array([VERSION, ValueType.INT8, Encoding.BITMASK], "<u4").tobytes()
+    start = content.index(masked)
     offsets = np.frombuffer(content[start + 24 : start + 128], dtype="<u8")
     if place == "header":
         content[start + 8] ^= 0xFF
