@@ -69,29 +69,32 @@ SHEARLING_EXPORT const char* shearling_matmul(const uint8_t* packed, uint64_t si
     return nullptr;
 }
 
-// Reads memory on all threads, as the kernels do, and does nothing else: the limit of what they can reach. The result means nothing.
-SHEARLING_EXPORT uint64_t shearling_read_memory(const uint8_t* bytes, uint64_t size) {
+// Reads memory on all threads, as the kernels do, and does nothing else: the limit of what they can reach. Every piece is a parallel
+// loop of its own, as a product is; what remains behind the last whole one is not read. The result means nothing.
+SHEARLING_EXPORT uint64_t shearling_read_memory(const uint8_t* bytes, uint64_t size, uint64_t piece_bytes) {
     struct Reading {
         const uint8_t* bytes;
-        size_t shares;
         size_t share_bytes;
         std::atomic<uint64_t> sum{0};
     };
     constexpr size_t line = 64, ahead = 4096;
     const size_t shares = std::max<size_t>(1, tbb_threads().count());
-    Reading reading{bytes, shares, size / shares / line * line};
-    tbb_threads().run(shares, [](void* context, size_t share) {
-        Reading& all = *static_cast<Reading*>(context);
-        const uint8_t* const start = all.bytes + share * all.share_bytes;
-        uint64_t sum = 0;
-        for (size_t at = 0; at < all.share_bytes; at += line) {
-            uint64_t word;  // a line comes whole
-            __builtin_prefetch(start + at + ahead);
-            std::memcpy(&word, start + at, sizeof word);
-            sum ^= word;
-        }
-        all.sum ^= sum;
-    }, &reading);
+    Reading reading{bytes, piece_bytes / shares / line * line};
+    for (size_t piece = 0; piece < (piece_bytes == 0 ? 0 : size / piece_bytes); ++piece) {
+        reading.bytes = bytes + piece * piece_bytes;
+        tbb_threads().run(shares, [](void* context, size_t share) {
+            Reading& all = *static_cast<Reading*>(context);
+            const uint8_t* const start = all.bytes + share * all.share_bytes;
+            uint64_t sum = 0;
+            for (size_t at = 0; at < all.share_bytes; at += line) {
+                uint64_t word;  // a line comes whole
+                __builtin_prefetch(start + at + ahead);
+                std::memcpy(&word, start + at, sizeof word);
+                sum ^= word;
+            }
+            all.sum ^= sum;
+        }, &reading);
+    }
     return reading.sum;
 }
 

@@ -33,7 +33,7 @@ def load_library() -> Any:
     library.shearling_unpack.argtypes, library.shearling_unpack.restype = [pointer, size, pointer, pointer], text
     library.shearling_matmul.argtypes = [pointer, size, pointer, size, size, pointer, pointer, size, ctypes.c_int, ctypes.c_int, text]
     library.shearling_matmul.restype = text
-    library.shearling_read_memory.argtypes, library.shearling_read_memory.restype = [pointer, size], size
+    library.shearling_read_memory.argtypes, library.shearling_read_memory.restype = [pointer, size, size], size
     library.shearling_kernels.argtypes, library.shearling_kernels.restype = [], text
     return library
 
@@ -43,9 +43,14 @@ def kernels_in_use() -> Kernels:
     return load_library().shearling_kernels().decode()
 
 
-def read_memory(content: Bytes) -> None:
-    """Read memory on as many threads as the kernels use, and do nothing with it: what bounds them."""
-    load_library().shearling_read_memory(content.ctypes.data, content.nbytes)
+def read_memory(content: Bytes, *, piece_bytes: int) -> None:
+    """Read memory on as many threads as the kernels use, and do nothing with it: what bounds them.
+
+    Args:
+        content: what is read.
+        piece_bytes: of it at a time, as a product reads its weights; what remains behind the last whole piece is not read.
+    """
+    load_library().shearling_read_memory(content.ctypes.data, content.nbytes, piece_bytes)
 
 
 def validate(packed: Bytes) -> None:

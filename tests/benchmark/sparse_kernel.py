@@ -5,8 +5,9 @@
 
 Every contestant is a chain of products of random matrices, compiled with the threads that the process may use. A round
 runs all of them, every second round in the opposite order; reported are medians in ms for a product, and the median over
-rounds of the ratio of the best stock int8 to each. So is the share of the bandwidth: every round also reads a block of memory
-that no cache holds, with the same threads.
+rounds of the ratio of the best stock int8 to each. So are two shares of the bandwidth: every round also reads memory that no cache
+holds with the same threads, once as a whole, and in pieces of the size of each contestant's weights, one after the other as its
+products are: starting a loop and filling the pipeline to memory costs the more, the smaller the pieces are.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from shearling.sparse_linear.format import Bytes, Matrix, ValueType, read_header
 from shearling.sparse_linear.library import kernels_in_use, pack_matrix, read_memory
 
 INT4_GROUP = 128
-READING = "reading memory"
 READ_BYTES = 1 << 30
 Output = Any
 Node = Callable[[Output], Output]
@@ -119,10 +119,16 @@ def packed_product(packed: Bytes, size: int, layer: int) -> Node:
     return lambda x: node_factory().create("SparseLinear", [x, constant.output(0)], attributes).output(0)
 
 
-def reading() -> Contestant:
-    """Memory read on the kernels' threads, in the place of a product."""
+def readings(sizes: set[int]) -> Iterator[Contestant]:
+    """Memory read on the kernels' threads in the place of products: as a whole, and in pieces of every size."""
     block = np.ones(READ_BYTES, np.uint8)
-    return Contestant(READING, READ_BYTES, 1, lambda: read_memory(block))
+    for size in {READ_BYTES, *sizes}:
+        yield Contestant(reading(size), size, READ_BYTES // size, functools.partial(read_memory, block, piece_bytes=size))
+
+
+def reading(size: int) -> str:
+    """Name of the contestant that reads pieces of this size."""
+    return f"reading {size / 2**20:.2f} MiB"
 
 
 def contestants(size: int, rows: int, sparsities: list[float], layers: int) -> Iterator[Contestant]:
@@ -183,18 +189,23 @@ def summarise(entries: list[Contestant], seconds: dict[str, list[float]]) -> lis
     for entry in entries:
         own = seconds[entry.name]
         speedup = bootstrap_median([reference / value for reference, value in zip(best, own, strict=True)])
-        share = bootstrap_median(
-            [entry.weight_bytes / value * reading_s / READ_BYTES for value, reading_s in zip(own, seconds[READING], strict=True)]
-        )
+        whole = [entry.weight_bytes / READ_BYTES * seconds_ for seconds_ in seconds[reading(READ_BYTES)]]
         row = {
             "name": entry.name,
             "ms": round(1e3 * float(np.median(own)), 4),
             "best_ms": round(1e3 * min(own), 4),
             "mib": entry.weight_bytes / 2**20,
             "gb_s": round(entry.weight_bytes / float(np.median(own)) / 1e9, 1),
+            "speedup_over_best_int8": speedup.model_dump(),
+            "share_of_bandwidth": _share(whole, own),
+            "share_of_bandwidth_in_pieces": _share(seconds[reading(entry.weight_bytes)], own),
         }
-        rows.append({**row, "speedup_over_best_int8": speedup.model_dump(), "share_of_bandwidth": share.model_dump()})
+        rows.append(row)
     return rows
+
+
+def _share(reading_s: list[float], own_s: list[float]) -> dict[str, float]:
+    return bootstrap_median([reading / own for reading, own in zip(reading_s, own_s, strict=True)]).model_dump()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -213,7 +224,8 @@ def main(argv: list[str] | None = None) -> int:
     environment = describe_environment()
     facts = {"cpu": environment.cpu, "cpus": environment.usable_cpus, "kernels": kernels_in_use(), "size": options.size, "layers": options.layers}
     for rows in (int(text) for text in options.rows.split(",")):
-        entries = [reading(), *contestants(options.size, rows, [float(text) for text in options.sparsities.split(",")], options.layers)]
+        entries = [*contestants(options.size, rows, [float(text) for text in options.sparsities.split(",")], options.layers)]
+        entries += readings({entry.weight_bytes for entry in entries})
         seconds = measure(entries, repeats=options.repeats, inferences=max(1, 10 // -(-rows // 8)), huge_pages=options.huge_pages)
         sys.stdout.write(json.dumps({**facts, "rows": rows, "contestants": summarise(entries, seconds)}) + "\n")
         sys.stdout.flush()
