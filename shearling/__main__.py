@@ -29,16 +29,17 @@ def demo(
 @app.command()
 def demo_lonas(
     out: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path("runs/demo-lonas"),
+    model: Annotated[Literal["encoder", "decoder"], typer.Option(help="MiniLM, a classifier; or SmolLM2.")] = "encoder",
     scale: Annotated[Literal["full", "smoke"], typer.Option(help="smoke: the same road with few rows and steps.")] = "full",
     seed: Annotated[int, typer.Option(min=0, help="Of the recipes, the heads and the search.")] = 0,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
-    """An encoder with elastic widths, cut to size, beside LoRA at full width."""
+    """A model with elastic widths, cut to size, beside LoRA at full width."""
     from shearling.demo.lonas import run_demo
 
-    return run_demo(out, scale=scale, seed=seed, force=force)
+    return run_demo(out, kind=model, scale=scale, seed=seed, force=force)
 
 
 @app.command()

@@ -23,7 +23,7 @@ than the parity gate.
 """
 
 
-def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path | None = None, seed: int = 0) -> Path:
+def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path | None = None, seed: int = 0, steps_of: Path | None = None) -> Path:
     """Write a recipe made from another, unless it would be the same.
 
     Args:
@@ -32,13 +32,17 @@ def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path |
         smoke: shrink it.
         model: prune this model directory instead, and do nothing else.
         seed: of the run and of its search; 0 is that of every shipped recipe.
+        steps_of: train as many steps as this recipe does.
 
     Returns:
         The recipe to use: `source` itself where nothing changes.
     """
-    if not smoke and model is None and not seed:
+    recipe = _read(source)
+    train = recipe.get("train", {}) | ({} if steps_of is None else {"steps": _read(steps_of)["train"]["steps"]})
+    if not smoke and model is None and not seed and train == recipe.get("train", {}):
         return source
-    recipe = tomllib.loads(source.read_text(encoding="utf-8"))
+    if train:
+        recipe |= {"train": train}
     if smoke:
         recipe |= {name: recipe[name] | changes for name, changes in SMOKE.items() if name in recipe}
     if seed:
@@ -52,6 +56,10 @@ def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path |
     if not destination.is_file() or destination.read_text(encoding="utf-8") != text:
         write_text(destination, text)
     return destination
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def render_toml(data: Mapping[str, Any], *, prefix: str = "") -> str:

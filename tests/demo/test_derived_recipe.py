@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shearling.demo.derived_recipe import SMOKE, derive_recipe, render_toml
-from shearling.demo.layout import LORA_RECIPE, SHEARS_RECIPE
+from shearling.demo.layout import LORA_RECIPE, RECIPES, SHEARS_RECIPE
 from shearling.recipe import read_recipe
 
 KEYS = st.text("abcdefghijklmnopqrstuvwxyz_0123456789-", min_size=1, max_size=8)
@@ -49,3 +49,10 @@ def test_the_pruned_baseline_prunes_like_the_main_run_and_nothing_else(tmp_path)
     assert (derived.sparsity, derived.task, derived.seed) == (whole.sparsity, whole.task, whole.seed)
     assert derived.adapter is None
     assert derived.train is None
+
+
+def test_a_baseline_trains_as_many_steps_as_what_it_is_compared_with(tmp_path):
+    other = RECIPES / "smollm2-lonas.toml"
+    derived = read_recipe(derive_recipe(LORA_RECIPE, tmp_path / "lora.toml", smoke=False, steps_of=other))
+    assert derived.train.steps == read_recipe(other).train.steps != read_recipe(LORA_RECIPE).train.steps
+    assert derive_recipe(other, tmp_path / "same.toml", smoke=False, steps_of=other) == other
