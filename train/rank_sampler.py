@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shearling.search_space import SearchSpace
+from shearling.search_space import Choice, SearchSpace
 
 
 class RankSampler:
@@ -36,3 +36,20 @@ class RankSampler:
         # releases of numpy. The bias of the remainder is below 2^-58 for lists of up to 64 values.
         raw = np.random.Philox(key=[self.seed, 0], counter=[0, 0, 0, micro_batch]).random_raw(len(self.space.groups))
         return {group.id: group.values[int(word) % len(group.values)] for group, word in zip(self.space.groups, raw, strict=True)}
+
+
+class OneSubnet(RankSampler):
+    """The same sub-network every micro-batch: what a search has found is trained on alone.
+
+    Args:
+        choice: of the space.
+    """
+
+    def __init__(self, space: SearchSpace, choice: Choice, *, seed: int) -> None:
+        super().__init__(space, seed=seed)
+        space.check(choice)
+        self._choice = dict(choice)
+
+    def choice_at(self, micro_batch: int) -> dict[str, int]:
+        """The one choice."""
+        return self._choice

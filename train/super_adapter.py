@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from shearling.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.precision import resolve_precision
 from shearling.recipe import Recipe, TaskSection, TrainSection, section_as_json
 from shearling.reordering import REORDERING_FILE, Reordering, apply_reordering, save_reordering
-from shearling.search_space import SEARCH_SPACE_FILE
+from shearling.search_space import SEARCH_SPACE_FILE, SearchSpace
 from shearling.strict_json import write_document
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_network, read_adapter_file
 from shearling.task import TaskRow, read_rows
@@ -25,11 +27,35 @@ from train.adapter_space import build_search_space
 from train.attention import use_fast_attention
 from train.importance import find_reordering
 from train.interruption import deferred_interruption
+from train.rank_sampler import RankSampler
 from train.width_space import width_templates
 
 CHECKPOINTS = "checkpoints"
 INPUTS_FILE = "inputs.json"
 LOG_FILE = "training_log.jsonl"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, on what, and how.
+
+    Attributes:
+        inputs: what decides the outcome beside the parents; where it changes, what is unfinished starts over.
+        details: of the artefact, beside what follows from the others.
+        build: the super-network with the adapter to begin with, and the order that its channels were brought into.
+        sampler: of a space, which sub-network every micro-batch trains.
+    """
+
+    frozen: Artefact
+    task: Artefact
+    parents: Mapping[str, Artefact]
+    task_section: TaskSection
+    section: TrainSection
+    seed: int
+    inputs: Mapping[str, Any]
+    details: Mapping[str, Any]
+    build: Callable[[], tuple[SuperNetwork, Reordering | None]]
+    sampler: Callable[[SearchSpace], RankSampler]
 
 
 def train_super_adapter(recipe: Recipe, *, frozen: Artefact, task: Artefact, destination: Path, force: bool = False) -> None:
@@ -48,23 +74,52 @@ def train_super_adapter(recipe: Recipe, *, frozen: Artefact, task: Artefact, des
         TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
         RecipeInvalid: the adapter groups do not fit the model.
     """
-    precision = resolve_precision(recipe.train.precision)  # type: ignore[union-attr] # the pipeline calls this with [train] only
+    if recipe.train is None:
+        raise ValueError("the recipe has no [train]")
+    inputs = recipe_inputs(recipe)
+    training = Training(
+        frozen=frozen,
+        task=task,
+        parents={frozen.manifest.kind: frozen, "task": task},
+        task_section=recipe.task,
+        section=recipe.train,
+        seed=recipe.seed,
+        inputs=inputs,
+        details={"recipe": inputs, "search": section_as_json(recipe.search)},
+        build=lambda: _build_network(recipe, frozen, task),
+        sampler=lambda space: RankSampler(space, seed=recipe.seed),
+    )
+    carry_out(training, destination, force=force)
+
+
+def carry_out(training: Training, destination: Path, *, force: bool) -> None:
+    """Train, on as many processes as there are, and write a `super_adapter` artefact; an interrupted training is continued.
+
+    Args:
+        training: what to do.
+        destination: where the artefact will stand.
+        force: replace one that stands there.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
+        ShearlingError: of what `training.build` refuses.
+    """
+    precision = resolve_precision(training.section.precision)
     if not ranks.is_main():
         ranks.wait_for_all()
-        network, _ = _build_network(recipe, frozen, task)
-        _fit(network, recipe, task, unfinished_artefact(destination) / CHECKPOINTS, precision=precision)
+        network, _ = _prepare(training)
+        _fit(network, training, unfinished_artefact(destination) / CHECKPOINTS, precision=precision)
         return
-    parents: dict[str, Artefact] = {frozen.manifest.kind: frozen, "task": task}
-    with write_artefact(destination, kind="super_adapter", parents=parents, seed=recipe.seed, force=force, resumable=True) as draft:
-        _start_over_unless_same(draft.directory, recipe, parents)
+    with write_artefact(destination, kind="super_adapter", parents=dict(training.parents), seed=training.seed, force=force, resumable=True) as draft:
+        _start_over_unless_same(draft.directory, training)
         ranks.wait_for_all()
-        network, reordering = _build_network(recipe, frozen, task)
-        history = _fit(network, recipe, task, draft.directory / CHECKPOINTS, precision=precision)
-        _write(network, recipe, frozen, draft.directory, history)
+        network, reordering = _prepare(training)
+        history = _fit(network, training, draft.directory / CHECKPOINTS, precision=precision)
+        _write(network, training.frozen, draft.directory, history)
         if reordering is not None:
             save_reordering(draft.directory / REORDERING_FILE, reordering)
             draft.details["reorder"] = reordering.method
-        draft.details |= {"recipe": recipe_inputs(recipe), "search": section_as_json(recipe.search), "precision": precision}
+        draft.details |= {**training.details, "precision": precision}
         shutil.rmtree(draft.directory / CHECKPOINTS)
         (draft.directory / INPUTS_FILE).unlink()
 
@@ -75,13 +130,22 @@ def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
     return {"name": recipe.name, "seed": recipe.seed, **{name: section_as_json(section) for name, section in sections.items()}}
 
 
-def _start_over_unless_same(directory: Path, recipe: Recipe, parents: dict[str, Artefact]) -> None:
-    inputs = json.dumps({"recipe": recipe_inputs(recipe), "parents": {role: parent.sha256 for role, parent in parents.items()}}, indent=2)
+def _start_over_unless_same(directory: Path, training: Training) -> None:
+    parents = {role: parent.sha256 for role, parent in training.parents.items()}
+    inputs = json.dumps({"recipe": dict(training.inputs), "parents": parents}, indent=2)
     file = directory / INPUTS_FILE
     if not file.is_file() or file.read_text() != inputs:
         shutil.rmtree(directory)
         directory.mkdir()
         file.write_text(inputs)
+
+
+def _prepare(training: Training) -> tuple[SuperNetwork, Reordering | None]:
+    network, reordering = training.build()
+    config: Any = network.model.config
+    config.use_cache = False
+    use_fast_attention(network.model, max_length=training.task_section.max_length)
+    return network, reordering
 
 
 def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[SuperNetwork, Reordering | None]:
@@ -103,21 +167,15 @@ def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[Su
         rows = read_rows(task.path, "train")
         reordering = find_reordering(model, space, recipe.width, frozen=frozen, rows=rows, tokenizer=tokenizer, seed=recipe.seed)
         masks = apply_reordering(model, masks, space, reordering)
-    network = build_super_network(model, tokenizer, space, masks, generator=torch.Generator().manual_seed(recipe.seed))
-    model.config.use_cache = False
-    use_fast_attention(model, max_length=recipe.task.max_length)
-    return network, reordering
+    return build_super_network(model, tokenizer, space, masks, generator=torch.Generator().manual_seed(recipe.seed)), reordering
 
 
-def _fit(network: SuperNetwork, recipe: Recipe, task: Artefact, checkpoints: Path, *, precision: str) -> list[dict[str, float]]:
+def _fit(network: SuperNetwork, training: Training, checkpoints: Path, *, precision: str) -> list[dict[str, float]]:
     from train.nls_trainer import STATE_FILE, StepReporter, build_trainer, newest_checkpoint, training_arguments
-    from train.rank_sampler import RankSampler
 
-    train, section = recipe.train, recipe.task
-    if train is None:
-        raise ValueError("the recipe has no [train]")
-    rows = _encode(read_rows(task.path, "train"), network, section)
-    arguments = training_arguments(train, seed=recipe.seed, precision=precision, output=checkpoints)
+    train = training.section
+    rows = _encode(read_rows(training.task.path, "train"), network, training.task_section)
+    arguments = training_arguments(train, seed=training.seed, precision=precision, output=checkpoints)
     checkpoint = newest_checkpoint(checkpoints)
     steps = train.steps or _steps_of_epochs(train, len(rows), world_size=arguments.world_size)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
@@ -128,12 +186,11 @@ def _fit(network: SuperNetwork, recipe: Recipe, task: Artefact, checkpoints: Pat
             network.load_adapter_state(read_adapter_file(checkpoint / ADAPTER_FILE), where=checkpoint)
             return list(json.loads((checkpoint / STATE_FILE).read_text())["log_history"])
     with deferred_interruption() as interruption, progress(f"training the super-adapter ({precision})", total=steps - done) as advance:
-        sampler = RankSampler(network.space, seed=recipe.seed)
         trainer = build_trainer(
             network,
             rows,
             arguments=arguments,
-            sampler=sampler,
+            sampler=training.sampler(network.space),
             section=train,
             callbacks=[StepReporter(advance, interruption)],
         )
@@ -157,7 +214,7 @@ def _steps_of_epochs(train: TrainSection, rows: int, *, world_size: int) -> int:
     return math.ceil((train.epochs or 1.0) * math.ceil(batches / train.gradient_accumulation))
 
 
-def _write(network: SuperNetwork, recipe: Recipe, frozen: Artefact, directory: Path, history: list[dict[str, float]]) -> None:
+def _write(network: SuperNetwork, frozen: Artefact, directory: Path, history: list[dict[str, float]]) -> None:
     from peft import LoraConfig
     from safetensors.torch import save_file
 

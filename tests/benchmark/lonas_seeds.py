@@ -1,11 +1,12 @@
 """Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/lonas.md.
 
     python -m tests.benchmark.lonas_seeds --out runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
-        [--steps 1500] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
+        [--steps 1500] [--tune-steps 500] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
 
-For each seed the baseline (recipes/minilm-lora.toml) is trained, and for each rule a super-network (recipes/minilm-lonas.toml) with the
-same steps; a sandwiched step costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are
-at most the given share of the largest's; what is told of test rows are the largest, the middle one, and the most accurate within the share.
+For each seed the baseline (recipes/minilm-lora.toml) is trained, and for each rule a super-network (recipes/minilm-lonas.toml); a sandwiched
+step costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are at most the given share
+of the largest's. The most accurate within the share is then trained alone (`python -m train.tune`), in steps that the super-network goes
+without, so that both take as many as the baseline. Told are the accuracies of the largest, the middle one, the one found, and that one tuned.
 Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
 """
 
@@ -28,7 +29,8 @@ from shearling.command_line import quiet_libraries
 from shearling.demo.derived_recipe import render_toml
 from shearling.demo.layout import RECIPES
 from shearling.run import Run
-from shearling.super_network import SuperNetwork, load_super_network
+from shearling.subnet import open_subnet
+from shearling.super_network import SuperNetwork, assemble_super_network, load_super_network
 
 RULES: Mapping[str, Mapping[str, bool]] = {
     "published": {},
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
-    parser.add_argument("--steps", type=int, default=1500, help="of the baseline and of every super-network")
+    parser.add_argument("--steps", type=int, default=1500, help="of the baseline, and of every super-network together with what is tuned of it")
+    parser.add_argument("--tune-steps", type=int, default=500, help="of these, on the best sub-network alone; 0 for none")
     parser.add_argument("--search-rows", type=int, default=3000, help="validation rows that rank a sub-network, as far as there are so many")
     parser.add_argument("--evaluations", type=int, default=60, help="sub-networks of a search")
     parser.add_argument("--macs", type=float, default=0.75, help="share of the largest sub-network's MACs")
@@ -57,10 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for rule in options.rules.split(","):
             run = Run(options.out / f"{rule}-{seed}")
             searched = {"limit": options.search_rows, "evaluations": options.evaluations, "max_cost_share": options.macs, "accuracy_delta": None}
-            train_s = _train("minilm-lonas", run, seed=seed, train={"steps": options.steps, **RULES[rule]}, search=searched)
+            steps = {"steps": options.steps - options.tune_steps}
+            train_s = _train("minilm-lonas", run, seed=seed, train={**steps, **RULES[rule]}, search=searched)
             if not run.search.is_dir():
                 _call("search", "--run", str(run.path))
             _tell_searched(run, seed=seed, rule=rule, share=options.macs, train_s=train_s)
+            if options.tune_steps:
+                _tell_tuned(run, seed=seed, rule=rule, steps=options.tune_steps)
     return 0
 
 
@@ -85,6 +91,16 @@ def _tell_searched(run: Run, *, seed: int, rule: str, share: float, train_s: flo
     }
     for label, indices in chosen.items():
         _tell(run, network, seed=seed, rule=rule, label=label, indices=indices, train_s=train_s)
+
+
+def _tell_tuned(run: Run, *, seed: int, rule: str, steps: int) -> None:
+    document, started_s = run.path / "tuned.json", time.monotonic()
+    if not document.is_file():
+        _call("train.tune", "--subnet", str(run.search / "best.json"), "--steps", str(steps))
+    found = open_subnet(document)
+    network = assemble_super_network(found.frozen, found.adapter)
+    indices, train_s = found.space.encode(found.subnet.choice), time.monotonic() - started_s
+    _tell(run, network, seed=seed, rule=rule, label=f"the same, {steps} steps alone", indices=indices, train_s=train_s)
 
 
 def _tell(run: Run, network: SuperNetwork, *, seed: int, rule: str, label: str, indices: Indices, train_s: float) -> None:
