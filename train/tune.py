@@ -74,8 +74,8 @@ def tune_subnet(found: OpenSubnet, *, steps: int, learning_rate: float, name: st
 
     if not learning_rate > 0:
         raise UsageError(f"a learning rate of {learning_rate}", remedy="Give one above 0")
-    run, choice = Run(found.adapter.path.parent), found.subnet.choice
-    if name in ("", ".", "..") or Path(name).name != name or run.path / name == found.adapter.path:
+    run, choice = Run(found.adapter.path.resolve().parent), found.subnet.choice
+    if name in ("", ".", "..") or Path(name).name != name or run.path / name == found.adapter.path.resolve():
         raise UsageError(f"{name!r} does not name another directory of the run", where=run.path, remedy="Give one name, without slashes")
     destination = run.path / name
     check_destination(destination, force=force)

@@ -1,0 +1,91 @@
+"""One sub-network trained further, alone: what moves, what does not, what becomes of it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.pipeline import export_subnet
+from export.report import ExportReport
+from export.request import ExportRequest
+from search.stage import Constraints, SearchSettings, search
+from shearling.artefact import open_artefact
+from shearling.errors import OutputExists, UsageError
+from shearling.reordering import REORDERING_FILE
+from shearling.run import Run
+from shearling.strict_json import read_document
+from shearling.subnet import Subnet, open_subnet
+from shearling.super_network import assemble_super_network, load_super_network
+from tests.tiny_runs import tiny_recipe
+from train.pipeline import run_recipe
+from train.super_adapter import LOG_FILE
+from train.tune import tune_subnet
+
+SETTINGS = SearchSettings(
+    algorithm="nsga2", evaluations=4, population=2, seed=0, limit=8, task=None, batch_size=8, precision="fp32", cost="adapter_params"
+)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["masked", "plain"])
+def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    """A search whose smallest sub-network is the cheapest, and that one tuned."""
+    directory = tmp_path_factory.mktemp("tune")
+    width = {"feed_forward": [100, 75, 50], "attention": [60, 30], "reorder": "l1"}
+    recipe = tiny_recipe(directory, family="llama_tied_gqa", masked=request.param, sparse=request.param, width=width, train={"steps": 3})
+    run_recipe(recipe, directory / "run")
+    run = Run(directory / "run")
+    search(run, SETTINGS, Constraints(accuracy_delta=1.0))
+    return run, tune_subnet(open_subnet(run.search / "best.json"), steps=25, learning_rate=5e-3)
+
+
+def test_only_the_sub_network_moves_and_it_learns(tuned: tuple[Run, Path]) -> None:
+    run, document = tuned
+    found = open_subnet(document)
+    before, after = load_super_network(run), assemble_super_network(found.frozen, found.adapter)
+    assert max(found.subnet.ranks.values()) < found.space.adapter.r_max
+    for path, rank in found.subnet.ranks.items():
+        old, new = before.layers[path], after.layers[path]
+        # B A of the active ranks has changed, and what no active rank reads is as it was.
+        assert not torch.equal(old.lora_b[:, :rank], new.lora_b[:, :rank])
+        assert torch.equal(old.lora_a[rank:], new.lora_a[rank:])
+        assert torch.equal(old.lora_b[:, rank:], new.lora_b[:, rank:])
+    losses = [entry["loss"] for line in (found.adapter.path / LOG_FILE).read_text().splitlines() if "loss" in (entry := json.loads(line))]
+    assert losses[-1] < losses[0]
+
+
+def test_the_document_says_what_it_is(tuned: tuple[Run, Path]) -> None:
+    run, document = tuned
+    old, new = (read_document(path, Subnet) for path in (run.search / "best.json", document))
+    assert (document, new.id) == (run.path.resolve() / "tuned.json", f"{old.id}-tuned")
+    assert new.metrics is None
+    assert (new.choice, new.base.weights_sha256, new.provenance) == (old.choice, old.base.weights_sha256, old.provenance)
+    assert new.adapter.sha256 != old.adapter.sha256
+    adapter = open_artefact(run.path / "tuned", kind="super_adapter")
+    assert (adapter.path / REORDERING_FILE).read_bytes() == (run.super_adapter / REORDERING_FILE).read_bytes()
+    assert adapter.manifest.details["recipe"]["train"]["steps"] == 25
+
+
+def test_it_is_exported_like_any_other(tuned: tuple[Run, Path], tmp_path: Path) -> None:
+    _, document = tuned
+    found = open_subnet(document)
+    exported = export_subnet(document, ExportRequest(output=tmp_path / "export", formats=("hf", "openvino")))
+    report = read_document(exported.path / "report.json", ExportReport)
+    assert report.parity[0].parity.max_abs <= (0.0 if found.subnet.sparsity is not None else 1e-5)
+    assert all(check.zeros == check.pruned > 0 for check in report.zeros)
+
+
+def test_what_is_there_is_not_replaced_unasked(tuned: tuple[Run, Path]) -> None:
+    run, document = tuned
+    found = open_subnet(run.search / "best.json")
+    with pytest.raises(OutputExists):
+        tune_subnet(found, steps=1, learning_rate=1e-3)
+    before = document.read_bytes()
+    for name in ("super_adapter", "../tuned", ""):
+        with pytest.raises(UsageError, match="does not name another directory"):
+            tune_subnet(found, steps=1, learning_rate=1e-3, name=name, force=True)
+    with pytest.raises(UsageError, match="learning rate"):
+        tune_subnet(found, steps=1, learning_rate=0.0, name="other")
+    assert document.read_bytes() == before
