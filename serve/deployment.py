@@ -19,13 +19,20 @@ from shearling.errors import ArtefactMismatch, ArtefactMissing, UsageError
 from shearling.gguf_header import is_gguf, read_header
 from shearling.strict_json import Document, read_document, read_json
 
-Format = Literal["openvino", "onnx", "torch", "gguf"]
+Format = Literal["openvino", "onnx", "torch", "gguf", "deepsparse"]
 FormatChoice = Literal["auto", "openvino", "onnx", "torch"]
 
-MODEL_FILE: Mapping[Format, str] = {"openvino": "openvino_model.xml", "onnx": "model.onnx", "torch": "config.json"}
+MODEL_FILE: Mapping[Format, str] = {
+    "openvino": "openvino_model.xml",
+    "onnx": "model.onnx",
+    "torch": "config.json",
+    "deepsparse": "static_decoder.onnx",
+}
 PART: Mapping[Format, str] = {"openvino": "openvino", "onnx": "onnx", "torch": "model"}
-WEIGHTS: Mapping[Format, str] = {"openvino": "openvino_model.*", "onnx": "model.onnx*", "torch": "*.safetensors"}
+WEIGHTS: Mapping[Format, str] = {"openvino": "openvino_model.*", "onnx": "model.onnx*", "torch": "*.safetensors", "deepsparse": "static_decoder.onnx"}
 RUNNABLE_KINDS = ("export", "base", "sparse")
+VISITORS: tuple[Format, ...] = ("gguf", "deepsparse")
+"""Formats of other runtimes, to compare with: these may be installed in an environment of their own."""
 PROPERTIES: Mapping[Format, tuple[str, ...]] = {"torch": ("SEMI_STRUCTURED",)}
 """Of the runtimes that do not take any."""
 
@@ -65,11 +72,12 @@ class Deployment(Document):
 
 
 def find_configured(argument: Path, *, choice: FormatChoice = "auto", device: str = "CPU") -> Deployment:
-    """Find what a command-line argument names: `DIR`, `DIR@format=onnx`, `DIR@PROPERTY=VALUE,PROPERTY=VALUE` or `FILE.gguf@environment=DIR`.
+    """Find what a command-line argument names: `DIR`, `DIR@format=onnx`, `DIR@PROPERTY=VALUE,PROPERTY=VALUE`,
+    `FILE.gguf@environment=DIR` or `DIR@environment=DIR`.
 
     Args:
         argument: a directory or a GGUF file, and behind an `@` what holds for it alone: its format, properties of OpenVINO by their
-            names, and of a GGUF file the virtual environment that llama.cpp is installed in.
+            names, and of a GGUF file or a static decoder the virtual environment that llama.cpp or DeepSparse is installed in.
         choice: see `find_deployment`; what the argument says goes first.
         device: see `find_deployment`.
 
@@ -85,7 +93,7 @@ def find_configured(argument: Path, *, choice: FormatChoice = "auto", device: st
     environments = [value for name, _, value in pairs if name == "environment"]
     malformed = [name for name, value in properties.items() if not PROPERTY.fullmatch(name) or not value]
     formats = [value for name, _, value in pairs if name == "format"]
-    if malformed or any(value not in MODEL_FILE for value in formats) or len(formats) > 1 or len(environments) > 1:
+    if malformed or any(value not in PART for value in formats) or len(formats) > 1 or len(environments) > 1:
         remedy = (
             "Write DIR@format=openvino|onnx|torch, DIR@NAME=VALUE with the name of an OpenVINO property, several separated by commas, "
             "or FILE.gguf@environment=DIR"
@@ -95,8 +103,8 @@ def find_configured(argument: Path, *, choice: FormatChoice = "auto", device: st
     strange = [name for name in properties if found.format != "openvino" and name not in PROPERTIES.get(found.format, ())]
     if strange:
         raise UsageError(f"{strange[0]} is no property that {found.format} knows", where=argument, remedy="Only OpenVINO takes properties freely")
-    if environments and found.format != "gguf":
-        raise UsageError("only GGUF files run in an environment of their own", where=argument, remedy="Leave environment= out")
+    if environments and found.format not in VISITORS:
+        raise UsageError("only llama.cpp and DeepSparse run in an environment of their own", where=argument, remedy="Leave environment= out")
     environment = Path(environments[0]) if environments else None
     return found.model_copy(update={"label": str(argument), "properties": properties, "environment": environment})
 
@@ -189,7 +197,7 @@ def _verified_artefact(path: Path) -> Artefact | None:
 def _formats(path: Path, *, with_parts: bool) -> dict[Format, Path]:
     found: dict[Format, Path] = {}
     for model_format, name in MODEL_FILE.items():
-        for directory in (path, path / PART[model_format]) if with_parts else (path,):
+        for directory in (path, path / PART.get(model_format, "")) if with_parts else (path,):
             # Every format may carry a config.json; only weights beside it make a Hugging Face model.
             if model_format not in found and (directory / name).is_file() and any(directory.glob(WEIGHTS[model_format])):
                 found[model_format] = directory

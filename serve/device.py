@@ -22,8 +22,9 @@ PACKAGES = {
     "onnx": ("onnxruntime",),
     "torch": ("torch", "transformers"),
     "gguf": ("llama_cpp",),
+    "deepsparse": ("deepsparse",),
 }
-INSTALLED_AS = {"onnxruntime": "'shearling[cpu]'", "llama_cpp": "llama-cpp-python"}
+INSTALLED_AS = {"onnxruntime": "'shearling[cpu]'", "llama_cpp": "llama-cpp-python", "deepsparse": "deepsparse==1.8.0"}
 
 INTEL_GPU = (
     "Install the Intel GPU driver (compute runtime; intel-opencl-icd on Debian and Ubuntu) and let this user into the group render, "
@@ -54,7 +55,9 @@ def check_device(model_format: Format, device: str, *, environment: Path | None 
         elif importlib.util.find_spec(package) is None:
             name = INSTALLED_AS.get(package, package.replace("_", "-"))
             raise PackageMissing(f"the package {package} is not installed", remedy=f"pip install {name}")
-    {"openvino": _check_openvino, "onnx": _check_onnx, "torch": _check_torch, "gguf": _check_llama_cpp}[model_format](device)
+    {"openvino": _check_openvino, "onnx": _check_onnx, "torch": _check_torch, "gguf": _check_visitor, "deepsparse": _check_visitor}[model_format](
+        device
+    )
 
 
 def interpreter_of(environment: Path) -> Path:
@@ -131,9 +134,9 @@ def _check_torch(device: str) -> None:
         raise DeviceUnavailable("PyTorch sees no CUDA device", remedy=CUDA_TORCH)
 
 
-def _check_llama_cpp(device: str) -> None:
+def _check_visitor(device: str) -> None:
     if device != "CPU":
-        raise DeviceUnavailable(f"llama.cpp runs on the CPU here, not on {device}", remedy="Use --device CPU")
+        raise DeviceUnavailable(f"llama.cpp and DeepSparse run on the CPU here, not on {device}", remedy="Use --device CPU")
 
 
 def _one_operator() -> bytes:

@@ -1,7 +1,7 @@
 """What every runtime can do, and the values that describe one generation.
 
-Three implementations, one file each: `openvino_runtime`, `onnx_runtime`, `torch_runtime`. They decode greedily and
-take token ids, so that all of them can be given the same work.
+One file each: `openvino_runtime`, `onnx_runtime`, `torch_runtime`, and to compare with `llama_cpp_runtime` and `deepsparse_runtime`.
+They decode greedily and take token ids, so that all of them can be given the same work.
 """
 
 from __future__ import annotations
@@ -139,6 +139,10 @@ def load_runtime(deployment: Deployment, options: RunOptions) -> Runtime:
         from serve.llama_cpp_runtime import LlamaCppRuntime
 
         return LlamaCppRuntime(deployment, options)
+    if deployment.format == "deepsparse":
+        from serve.deepsparse_runtime import DeepSparseRuntime
+
+        return DeepSparseRuntime(deployment, options)
     from serve.torch_runtime import TorchRuntime
 
     return TorchRuntime(deployment, options)

@@ -35,6 +35,7 @@ IMPORTS = {
     "onnx": ("onnxruntime", "tokenizers"),
     "torch": ("torch", "transformers"),
     "gguf": ("llama_cpp",),
+    "deepsparse": ("deepsparse", "tokenizers"),
 }
 
 

@@ -22,6 +22,8 @@ from shearling.errors import ResourceExhausted, ShearlingError
 from shearling.strict_json import Document
 
 ROOT = Path(__file__).resolve().parent.parent
+WITH_OUR_PACKAGES = "import runpy, sys; sys.path.append(sys.argv.pop()); runpy.run_module('serve.worker', run_name='__main__', alter_sys=True)"
+"""Runs the worker in an environment whose own packages go before ours."""
 
 
 class LoadReport(Document):
@@ -89,17 +91,15 @@ class WorkerProcess:
         self._options = options
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
         environment = dict(os.environ)
-        places = [str(ROOT), environment.get("PYTHONPATH")]
-        interpreter = sys.executable
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+        command = [sys.executable, "-m", "serve.worker"]
         if deployment.environment is not None:
-            # It has its runtime and nothing of ours; both are of one Python version, as `serve.device` has checked.
-            interpreter = str(interpreter_of(deployment.environment))
-            places.append(sysconfig.get_path("purelib"))
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+            # It has its runtime and what that needs; the rest is ours. Both are of one Python version, as `serve.device` has checked.
+            command = [str(interpreter_of(deployment.environment)), "-c", WITH_OUR_PACKAGES, sysconfig.get_path("purelib")]
         if options.threads is not None:
             environment["OMP_NUM_THREADS"] = str(options.threads)
         self._process = subprocess.Popen(
-            [interpreter, "-m", "serve.worker"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -3,12 +3,13 @@
     python -m tests.benchmark.peers build llama.cpp peers/llama          # compiles; minutes; needs a C++ compiler
     python -m tests.benchmark.peers build deepsparse peers/deepsparse    # needs Python 3.11
     python -m tests.benchmark.peers gguf RUN/base peers/llama            # Q8_0.gguf and Q4_0.gguf
-    python -m serve bench EXPORT ... peers/llama/Q8_0.gguf@environment=peers/llama
+    python -m tests.benchmark.peers decoder RUN/export/model peers/sparse-decoder
+    python -m serve bench EXPORT ... peers/llama/Q8_0.gguf@environment=peers/llama peers/sparse-decoder@environment=peers/deepsparse
     python -m tests.benchmark.peers layer peers/deepsparse
 
-`gguf` writes a base for llama.cpp; `serve bench` decodes the same random prompts in it and in every export. `layer`
-runs eight layers of 4096 x 4096 with half of their weights zero, one after the other, so that no cache holds them: DeepSparse in
-float32 (all that it accelerates; it runs single graphs, no decoding with a cache), OpenVINO and our operators in bf16 and int8.
+`gguf` writes a base for llama.cpp, `decoder` a pruned model for DeepSparse (`tests.benchmark.static_decoder`); `serve bench` decodes the
+same random prompts in them and in every export. `layer` runs eight layers of 4096 x 4096 with half of their weights zero, one after
+the other, so that no cache holds them: DeepSparse in float32, OpenVINO and our operators in bf16 and int8.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 
 from serve.statistics import bootstrap_median, paired_ratio
 from shearling.command_line import quiet_libraries
+from tests.benchmark.static_decoder import write_static_decoder
 from tests.train.tiny_gguf import NAMES, interleave
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -48,6 +50,9 @@ def main(arguments: list[str]) -> int:
     gguf = commands.add_parser("gguf")
     gguf.add_argument("base", type=Path, help="a Llama checkpoint")
     gguf.add_argument("directory", type=Path, help="where to write")
+    decoder = commands.add_parser("decoder")
+    decoder.add_argument("model", type=Path, help="a Llama checkpoint, such as the model of an export")
+    decoder.add_argument("directory", type=Path, help="where to write")
     layer = commands.add_parser("layer")
     layer.add_argument("environment", type=Path)
     layer.add_argument("--threads", type=int, default=2)
@@ -59,6 +64,8 @@ def main(arguments: list[str]) -> int:
     elif options.command == "gguf":
         for quantization in QUANTIZATIONS:
             write_gguf(options.base, options.directory / f"{quantization}.gguf", quantization)
+    elif options.command == "decoder":
+        write_static_decoder(options.model, options.directory)
     else:
         sys.stdout.write(json.dumps(measure_layer(options), indent=1) + "\n")
     return 0

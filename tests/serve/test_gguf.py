@@ -15,6 +15,7 @@ from serve.deployment import find_configured, find_deployment
 from serve.device import check_device
 from serve.runtime import RunOptions, load_runtime
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, PackageMissing, UsageError
+from tests.serve.environments import environment_with
 from tests.serve.test_command import QUICK, serve
 from tests.tiny_models import llama_tied_gqa, tiny_tokenizer
 from tests.train.tiny_gguf import write_tiny_gguf
@@ -54,15 +55,8 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment that holds a stand-in for llama.cpp and nothing else."""
     directory = tmp_path_factory.mktemp("peer") / "environment"
-    venv.create(directory, with_pip=False)
-    (packages,) = directory.glob("lib/python*/site-packages")
-    (packages / "llama_cpp.py").write_text(STAND_IN)
-    facts = packages / "llama_cpp_python-0.0.1.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 0.0.1\n")
-    return directory
+    return environment_with(directory, module="llama_cpp", source=STAND_IN, distribution="llama-cpp-python")
 
 
 def test_a_gguf_file_is_a_deployment(gguf_file: Path) -> None:
@@ -76,7 +70,7 @@ def test_a_gguf_file_is_a_deployment(gguf_file: Path) -> None:
 def test_what_does_not_fit_a_gguf_file_is_refused(gguf_file: Path, export: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtefactMissing, match="a GGUF file; not onnx"):
         find_deployment(gguf_file, choice="onnx")
-    with pytest.raises(UsageError, match="only GGUF files run in an environment of their own"):
+    with pytest.raises(UsageError, match=r"only llama\.cpp and DeepSparse run in an environment of their own"):
         find_configured(Path(f"{export}@environment={tmp_path}"))
     with pytest.raises(UsageError, match="STREAMS is no property that gguf knows"):
         find_configured(Path(f"{gguf_file}@STREAMS=1"))

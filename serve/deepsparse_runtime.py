@@ -1,0 +1,156 @@
+"""DeepSparse, to compare with: a decoder with static shapes, one engine for the prompt and one for a token.
+
+`python -m tests.benchmark.peers decoder` writes such a graph and says what it takes and gives. DeepSparse compiles every shape anew, for
+seconds; the cache is kept here, in arrays that the engine reads and that a new token is written into, since its own wants another graph.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from serve.deployment import MODEL_FILE, Deployment
+from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
+from serve.tokenization import TextStream, TextTokenizer
+from shearling.errors import ArtefactCorrupt, UsageError
+from shearling.strict_json import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+CACHE_STEP = 64
+"""Tokens: room in the cache comes in steps of so many, so that few shapes are compiled."""
+HIDDEN = -1e9
+
+
+class DeepSparseRuntime:
+    """Float32, which is all that DeepSparse computes decoders of ours in.
+
+    Raises:
+        ArtefactCorrupt: DeepSparse does not compile it.
+        UsageError: another precision was asked for.
+    """
+
+    def __init__(self, deployment: Deployment, options: RunOptions) -> None:
+        if options.precision not in ("default", "f32"):
+            raise UsageError("DeepSparse computes in f32 here", where=deployment.label, remedy="Leave --precision out")
+        self._where = deployment.label
+        self._path = deployment.directory / MODEL_FILE["deepsparse"]
+        self._threads = options.threads
+        config = read_json(deployment.directory / "config.json")
+        self._layers, self._heads, self._width = (int(config[name]) for name in ("num_hidden_layers", "num_key_value_heads", "head_dim"))
+        self._group = int(config["num_attention_heads"]) // self._heads
+        self._engines: dict[tuple[int, int], Any] = {}
+        self._tokenizer = TextTokenizer(deployment.directory)
+        self._engine(1, CACHE_STEP)
+        self.facts = RuntimeFacts(
+            runtime=f"DeepSparse {importlib.metadata.version('deepsparse')}",
+            provider="CPU",
+            precision="f32",
+            settings={"threads": str(self._threads or "default"), "cache": "outside of the engine"},
+            timing_source="monotonic clock around each step of the greedy loop of serve.deepsparse_runtime",
+        )
+
+    def has_chat_template(self) -> bool:
+        """Whether `encode` can format a chat turn."""
+        return self._tokenizer.has_chat_template()
+
+    def encode(self, prompt: str, *, chat: bool) -> list[int]:
+        """See `TextTokenizer.encode`."""
+        return self._tokenizer.encode(prompt, chat=chat)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """See `TextTokenizer.decode`."""
+        return self._tokenizer.decode(token_ids)
+
+    def generate(
+        self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
+    ) -> Generation:
+        """See `Runtime.generate`."""
+        import numpy as np
+
+        length = len(token_ids)
+        room = -(-(length + max_new_tokens) // CACHE_STEP) * CACHE_STEP
+        # Compiling is loading, whenever a shape shows first.
+        self._engine(length, 1), self._engine(1, room)
+        stream = TextStream(self._tokenizer, on_text) if on_text else None
+        started_s = time.perf_counter()
+        cache = [np.zeros((1, self._heads, room, self._width), np.float32) for _ in range(2 * self._layers)]
+        token, new = self._step(token_ids, 0, self._prompt_mask(length), [np.zeros_like(part[:, :, :1]) for part in cache])
+        mask = np.full((1, self._group, room + 1), HIDDEN, np.float32)
+        mask[:, :, room] = 0
+        seen = 0
+        times_s, tokens = list[float](), list[int]()
+        while True:
+            seen = _remember(cache, mask, new, seen)
+            times_s.append(time.perf_counter())
+            if token in end_ids:
+                break
+            tokens.append(token)
+            if stream:
+                stream.push(token)
+            if len(times_s) == max_new_tokens:
+                break
+            token, new = self._step([token], seen, mask, cache)
+        if stream:
+            stream.finish()
+        gaps_s = tuple(later - earlier for earlier, later in pairwise(times_s))
+        return Generation(token_ids=tuple(tokens), ttft_s=times_s[0] - started_s, gaps_s=gaps_s, total_s=time.perf_counter() - started_s)
+
+    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
+        """See `Runtime.generate_batch`.
+
+        Raises:
+            UsageError: more than one row.
+        """
+        if len(rows) != 1:
+            raise UsageError("DeepSparse is measured with one prompt at a time", where=self._where, remedy="Use --batch 1")
+        return self.generate(rows[0], max_new_tokens=new_tokens)
+
+    def close(self) -> None:
+        """Give memory back."""
+        self._engines.clear()
+
+    def _engine(self, length: int, past: int) -> Any:
+        if (length, past) not in self._engines:
+            import deepsparse
+
+            shapes = [[1, length], [1, length], [1, self._group * length, past + length]]
+            shapes += [[1, self._heads, past, self._width]] * (2 * self._layers)
+            try:
+                engine = deepsparse.Engine(str(self._path), batch_size=1, num_cores=self._threads, input_shapes=shapes)
+            except (RuntimeError, ValueError) as error:
+                raise ArtefactCorrupt(f"DeepSparse cannot compile it: {error}", where=self._path) from error
+            self._engines[length, past] = engine
+        return self._engines[length, past]
+
+    def _step(
+        self, tokens: Sequence[int], seen: int, mask: npt.NDArray[np.float32], cache: list[npt.NDArray[np.float32]]
+    ) -> tuple[int, list[npt.NDArray[np.float32]]]:
+        """The likeliest next token, and what these tokens add to the cache."""
+        import numpy as np
+
+        positions = np.arange(seen, seen + len(tokens), dtype=np.int64)
+        engine = self._engine(len(tokens), cache[0].shape[2])
+        logits, *new = engine.run([np.asarray(tokens, np.int64)[None], positions[None], mask, *cache], val_inp=False)
+        return int(np.argmax(logits)), new
+
+    def _prompt_mask(self, length: int) -> npt.NDArray[np.float32]:
+        """Every token sees those before it and itself; the one place of the empty cache is hidden, since no size may be 0."""
+        import numpy as np
+
+        mask = np.triu(np.full((length, length), HIDDEN, np.float32), 1)
+        return np.tile(np.pad(mask, ((0, 0), (1, 0)), constant_values=HIDDEN), (self._group, 1))[None]
+
+
+def _remember(cache: list[npt.NDArray[np.float32]], mask: npt.NDArray[np.float32], new: list[npt.NDArray[np.float32]], seen: int) -> int:
+    """Write keys and values behind those that are there, and let them be seen; how many there are now."""
+    count = new[0].shape[2]
+    for whole, part in zip(cache, new, strict=True):
+        whole[:, :, seen : seen + count] = part
+    mask[:, :, seen : seen + count] = 0
+    return seen + count
