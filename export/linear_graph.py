@@ -174,11 +174,12 @@ def find_residual(product: Product) -> Residual | None:
 def find_head(ir: Any, products: Sequence[Product]) -> Head | None:
     """The vocabulary projection of a decoder, unless something else than an embedding reads its weight too.
 
-    None either where the logits are more than the product (a scale, a soft cap): OpenVINO would fuse that into it.
+    None either where the logits are more than the product (a scale, a soft cap), or its operand is transposed: OpenVINO would
+    fuse that into it, as into any MatMul, and read our weights as numbers.
     """
     logits = source(ir.get_results()[0], 0)
     product = next((product for product in products if product.matmul == logits), None)
-    if product is None or len(logits.output(0).get_target_inputs()) != 1:
+    if product is None or len(logits.output(0).get_target_inputs()) != 1 or source(logits, 0).get_type_name() == "Transpose":
         return None
     lookups: list[Any] = []
     inner = {product.matmul.get_friendly_name()}
@@ -236,7 +237,9 @@ def _product(matmul: Any) -> Product | None:
 
 
 def _is_lookup(node: Any, weight: Any) -> bool:
-    if node.get_type_name() != "Gather" or source(node, 0) != weight or node.get_attributes()["batch_dims"] != 0:
+    if node.get_type_name() != "Gather" or source(node, 0) != weight or node.get_attributes().get("batch_dims", 0) != 0:
+        return False
+    if node.get_input_element_type(1).get_type_name() not in ("i32", "i64"):
         return False
     # Only as wide as the rows that a product reads, not a part of the decompression.
     return len(weight.get_output_partial_shape(0)) == 2 and weight.get_output_element_type(0).is_real() and _scalar(source(node, 2)) == 0.0

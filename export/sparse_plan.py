@@ -1,6 +1,6 @@
 """Which weights of an IR are packed, and in which operators, by the cost rule of `export.packing_cost`.
 
-Where anything is packed the head is too, zeros or not: a runtime's own product with one row reads memory more slowly than ours
+Where anything is packed the head is too, with zeros or without: a runtime's own product with one row reads memory more slowly than ours
 (docs/performance.md), and the head is a third of a small model. Other weights that several nodes read stay as they are.
 """
 
@@ -136,7 +136,7 @@ def plan_packing(ir: Any) -> Plan:
     operators = _join_layers(linears, mlps)
     if head is not None:
         weight = _measure(head.product)
-        if operators and _readable(head.product) is None:
+        if (operators or _saves((weight,))) and _readable(head.product) is None:
             operators = (*operators, HeadPlan(weight, head))
         else:
             kept[head.product.path] = _obstacle(head.product) or too_little(weight.cost, head.product.shape)

@@ -31,7 +31,6 @@ class DeepSparseRuntime:
     """Float32, which is all that DeepSparse computes decoders of ours in.
 
     Raises:
-        ArtefactCorrupt: DeepSparse does not compile it.
         UsageError: another precision was asked for.
     """
 
@@ -46,12 +45,15 @@ class DeepSparseRuntime:
         self._group = int(config["num_attention_heads"]) // self._heads
         self._engines: dict[tuple[int, int], Any] = {}
         self._tokenizer = TextTokenizer(deployment.directory)
-        self._engine(1, CACHE_STEP)
         self.facts = RuntimeFacts(
             runtime=f"DeepSparse {importlib.metadata.version('deepsparse')}",
             provider="CPU",
             precision="f32",
-            settings={"threads": str(self._threads or "default"), "cache": "outside of the engine"},
+            settings={
+                "threads": str(self._threads or "default"),
+                "cache": "outside of the engine",
+                "compiled": "for every length, before its first run",
+            },
             timing_source="monotonic clock around each step of the greedy loop of serve.deepsparse_runtime",
         )
 
@@ -70,13 +72,16 @@ class DeepSparseRuntime:
     def generate(
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
     ) -> Generation:
-        """See `Runtime.generate`."""
+        """See `Runtime.generate`.
+
+        Raises:
+            ArtefactCorrupt: DeepSparse does not compile the graph for these lengths.
+        """
         import numpy as np
 
         length = len(token_ids)
         room = -(-(length + max_new_tokens) // CACHE_STEP) * CACHE_STEP
-        # Compiling is loading, whenever a shape shows first.
-        self._engine(length, 1), self._engine(1, room)
+        self._compile({(length, 1), (1, room)})
         stream = TextStream(self._tokenizer, on_text) if on_text else None
         started_s = time.perf_counter()
         cache = [np.zeros((1, self._heads, room, self._width), np.float32) for _ in range(2 * self._layers)]
@@ -115,18 +120,18 @@ class DeepSparseRuntime:
         """Give memory back."""
         self._engines.clear()
 
-    def _engine(self, length: int, past: int) -> Any:
-        if (length, past) not in self._engines:
-            import deepsparse
+    def _compile(self, shapes: set[tuple[int, int]]) -> None:
+        """Engines for these numbers of new tokens and of places in the cache, and for no others: each holds all weights."""
+        import deepsparse
 
-            shapes = [[1, length], [1, length], [1, self._group * length, past + length]]
-            shapes += [[1, self._heads, past, self._width]] * (2 * self._layers)
+        self._engines = {shape: engine for shape, engine in self._engines.items() if shape in shapes}
+        for length, past in shapes - self._engines.keys():
+            inputs = [[1, length], [1, length], [1, self._group * length, past + length]]
+            inputs += [[1, self._heads, past, self._width]] * (2 * self._layers)
             try:
-                engine = deepsparse.Engine(str(self._path), batch_size=1, num_cores=self._threads, input_shapes=shapes)
+                self._engines[length, past] = deepsparse.Engine(str(self._path), batch_size=1, num_cores=self._threads, input_shapes=inputs)
             except (RuntimeError, ValueError) as error:
                 raise ArtefactCorrupt(f"DeepSparse cannot compile it: {error}", where=self._path) from error
-            self._engines[length, past] = engine
-        return self._engines[length, past]
 
     def _step(
         self, tokens: Sequence[int], seen: int, mask: npt.NDArray[np.float32], cache: list[npt.NDArray[np.float32]]
@@ -135,7 +140,7 @@ class DeepSparseRuntime:
         import numpy as np
 
         positions = np.arange(seen, seen + len(tokens), dtype=np.int64)
-        engine = self._engine(len(tokens), cache[0].shape[2])
+        engine = self._engines[len(tokens), cache[0].shape[2]]
         logits, *new = engine.run([np.asarray(tokens, np.int64)[None], positions[None], mask, *cache], val_inp=False)
         return int(np.argmax(logits)), new
 

@@ -96,7 +96,7 @@ def find_configured(argument: Path, *, choice: FormatChoice = "auto", device: st
     if malformed or any(value not in PART for value in formats) or len(formats) > 1 or len(environments) > 1:
         remedy = (
             "Write DIR@format=openvino|onnx|torch, DIR@NAME=VALUE with the name of an OpenVINO property, several separated by commas, "
-            "or FILE.gguf@environment=DIR"
+            "FILE.gguf@environment=DIR, or DIR@environment=DIR of a static decoder"
         )
         raise UsageError(f"cannot read the settings {settings!r}", where=argument, remedy=remedy)
     found = find_deployment(Path(directory), choice=formats[0] if formats else choice, device=device)  # type: ignore[arg-type] # checked above
@@ -131,7 +131,7 @@ def find_deployment(path: Path, *, choice: FormatChoice = "auto", device: str = 
     available = _formats(path, with_parts=artefact is not None)
     if not available:
         raise ArtefactMissing(
-            "nothing here runs: no openvino_model.xml, no model.onnx, no config.json with safetensors",
+            "nothing here runs: no openvino_model.xml, no model.onnx, no config.json with safetensors, no static_decoder.onnx",
             where=path,
             remedy="Make an export with: python -m export",
         )
@@ -210,7 +210,9 @@ def _choose(available: Mapping[Format, Path], choice: FormatChoice, *, device: s
         return next(iter(preferred or available))
     if choice not in available:
         raise ArtefactMissing(
-            f"holds {', '.join(available)}; not {choice}", where=where, remedy="Choose --format from these, or export again with --formats"
+            f"holds {', '.join(available)}; not {choice}",
+            where=where,
+            remedy="Leave --format out or choose it from these, or export again with --formats",
         )
     return choice
 

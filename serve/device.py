@@ -24,7 +24,11 @@ PACKAGES = {
     "gguf": ("llama_cpp",),
     "deepsparse": ("deepsparse",),
 }
-INSTALLED_AS = {"onnxruntime": "'shearling[cpu]'", "llama_cpp": "llama-cpp-python", "deepsparse": "deepsparse==1.8.0"}
+INSTALLED_AS = {
+    "onnxruntime": "'shearling[cpu]'",
+    "llama_cpp": "llama-cpp-python",
+    "deepsparse": "deepsparse==1.8.0 numpy==1.26.4 onnx==1.14.1 'setuptools<81'",
+}
 
 INTEL_GPU = (
     "Install the Intel GPU driver (compute runtime; intel-opencl-icd on Debian and Ubuntu) and let this user into the group render, "

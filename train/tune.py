@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+from shearling.errors import UsageError
 
 if TYPE_CHECKING:
+    from shearling.run import Run
     from shearling.subnet import OpenSubnet
 
 app = make_app("Train one sub-network of a super-adapter further, alone, so that it owes the others nothing.")
@@ -50,23 +52,22 @@ def tune_subnet(found: OpenSubnet, *, steps: int, learning_rate: float, name: st
         steps: of the optimiser.
         learning_rate: at the start; the schedule is the training's, without warm-up.
         name: of the artefact in the run.
-        force: replace one that stands there.
+        force: replace one that stands there, as soon as the training begins.
 
     Returns:
         The document of the sub-network, `RUN/NAME.json`.
 
     Raises:
-        UsageError: the learning rate is 0, or the name is no name of a directory.
+        UsageError: the learning rate is 0, or the name is that of another room of the run, or of none.
+        ArtefactMismatch: the task of the run is not the one that the adapter was trained on.
         OutputExists: there is one, and `force` is false.
         TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
     """
-    from shearling.artefact import check_destination, open_artefact
-    from shearling.errors import UsageError
+    from shearling.artefact import open_artefact, remove_artefact
+    from shearling.errors import ArtefactMismatch
     from shearling.recipe import TaskSection, TrainSection, section_as_json
     from shearling.reordering import REORDERING_FILE, load_reordering
     from shearling.run import Run
-    from shearling.strict_json import write_document
-    from shearling.subnet import describe_subnet
     from shearling.super_network import assemble_super_network
     from train import ranks
     from train.rank_sampler import OneSubnet
@@ -75,22 +76,23 @@ def tune_subnet(found: OpenSubnet, *, steps: int, learning_rate: float, name: st
     if not learning_rate > 0:
         raise UsageError(f"a learning rate of {learning_rate}", remedy="Give one above 0")
     run, choice = Run(found.adapter.path.resolve().parent), found.subnet.choice
-    if name in ("", ".", "..") or Path(name).name != name or run.path / name == found.adapter.path.resolve():
-        raise UsageError(f"{name!r} does not name another directory of the run", where=run.path, remedy="Give one name, without slashes")
-    destination = run.path / name
-    check_destination(destination, force=force)
+    destination, document = _destination(run, name)
+    task = open_artefact(run.task, kind="task")
+    if found.adapter.manifest.parents.get("task") != task.sha256:
+        raise ArtefactMismatch(
+            "this task is not the one that the adapter was trained on", where=task.path, remedy="Put that one back, or train again"
+        )
     details = found.adapter.manifest.details
     recipe = details["recipe"]
     changed = {"steps": steps, "epochs": None, "learning_rate": learning_rate, "warmup_steps": 0, "sandwich": False, "distillation": False}
     section = TrainSection.model_validate({**recipe["train"], **changed}, strict=False)
-    task = open_artefact(run.task, kind="task")
+    inputs = {"tuned": dict(choice), "train": section_as_json(section), "from": found.adapter.sha256}
 
     def build() -> Any:
         file = found.adapter.path / REORDERING_FILE
         reordering = load_reordering(file, base=found.frozen.path) if REORDERING_FILE in found.adapter.manifest.files else None
         return assemble_super_network(found.frozen, found.adapter), reordering
 
-    inputs = {"tuned": dict(choice), "train": section_as_json(section), "from": found.adapter.sha256}
     training = Training(
         frozen=found.frozen,
         task=task,
@@ -103,15 +105,63 @@ def tune_subnet(found: OpenSubnet, *, steps: int, learning_rate: float, name: st
         build=build,
         sampler=lambda space: OneSubnet(space, choice, seed=int(recipe["seed"])),
     )
-    carry_out(training, destination, force=force)
-    ranks.wait_for_all()
-    document = run.path / f"{name}.json"
+    with ranks.main_first():
+        # The old one goes now, so that an interrupted training is continued without `force`.
+        if force and ranks.is_main():
+            if destination.exists():
+                open_artefact(destination, kind="super_adapter", only=())  # of another kind it is not ours to replace
+            document.unlink(missing_ok=True)
+            remove_artefact(destination)
+        finished = _is_finished(destination, document, inputs)
+    if not finished:
+        carry_out(training, destination, force=False)
+        ranks.wait_for_all()
     if ranks.is_main():
-        adapter = open_artefact(destination, kind="super_adapter")
-        subnet_id = f"{found.subnet.id}-{name}"
-        described = describe_subnet(adapter, choice, subnet_id=subnet_id, location=run.path, metrics=None, provenance=found.subnet.provenance)
-        write_document(document, described)
+        _describe(found, destination, document)
     return document
+
+
+def _destination(run: Run, name: str) -> tuple[Path, Path]:
+    rooms = {room.name for room in (run.task, run.base, run.sparse, run.super_adapter, run.search, run.export)}
+    if name in ("", ".", "..") or Path(name).name != name or name in rooms:
+        raise UsageError(
+            f"{name!r} cannot be the name of a tuned adapter",
+            where=run.path,
+            remedy=f"Give one without slashes, and none of {', '.join(sorted(rooms))}",
+        )
+    return run.path / name, run.path / f"{name}.json"
+
+
+def _is_finished(destination: Path, document: Path, inputs: dict[str, Any]) -> bool:
+    """Whether the same training was done, and only its document is missing."""
+    from shearling.artefact import open_artefact
+    from shearling.errors import OutputExists
+
+    if not destination.exists() and not document.exists():
+        return False
+    if destination.exists() and not document.exists():
+        adapter = open_artefact(destination, kind="super_adapter")
+        if all(adapter.manifest.details.get(key) == value for key, value in inputs.items()):
+            return True
+    where = document if document.exists() else destination
+    raise OutputExists("the output exists", where=where, remedy="Choose another --name, or replace it with --force")
+
+
+def _describe(found: OpenSubnet, destination: Path, document: Path) -> None:
+    import os
+
+    from shearling.artefact import open_artefact
+    from shearling.strict_json import write_document
+    from shearling.subnet import describe_subnet
+
+    provenance = found.subnet.provenance
+    if provenance is not None:
+        results = found.path.resolve().parent / provenance.results_file
+        provenance = provenance.model_copy(update={"results_file": Path(os.path.relpath(results, document.parent)).as_posix()})
+    adapter = open_artefact(destination, kind="super_adapter")
+    subnet_id = f"{found.subnet.id}-{destination.name}"
+    described = describe_subnet(adapter, found.subnet.choice, subnet_id=subnet_id, location=document.parent, metrics=None, provenance=provenance)
+    write_document(document, described)
 
 
 if __name__ == "__main__":

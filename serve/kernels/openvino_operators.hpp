@@ -121,7 +121,8 @@ private:
 };
 
 // The vocabulary projection. OpenVINO GenAI looks for the last MatMul of a graph, to cut all but the sampled tokens off before it, and
-// finds this one; no pass of OpenVINO takes it for a product of its own, since its weights are one vector of bytes.
+// finds this one. To OpenVINO's own passes it is a MatMul, too: they leave one of such weights alone unless a scale follows it or a
+// transposition goes before it, which the export therefore does not let happen.
 class SparseHead : public ov::op::v0::MatMul, protected SparseOperator {
 public:
     OPENVINO_OP("SparseHead", "shearling", ov::op::v0::MatMul);

@@ -27,8 +27,8 @@ RT_INFO = ("shearling", "sparse_linear")
 PREFERRED_PROPERTIES = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """What packed models ran fastest with where it was measured (docs/performance.md); `DIR@NAME=VALUE` of `serve` sets others.
 
-Our operators take and give f32, so bf16 around them is three conversions a layer; and what is left of stock products is the head,
-which reads one row, where quantizing activations costs more than it saves.
+Our operators take and give f32, so bf16 around them is four conversions a layer, which cost a token more than attention in bf16
+saves; where stock products are left they read one row, and quantizing that costs more than it saves.
 """
 
 

@@ -1,7 +1,7 @@
 """Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/lonas.md.
 
     python -m tests.benchmark.lonas_seeds --out runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
-        [--steps 1500] [--tune-steps 500] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
+        [--steps 2000] [--tune-steps 500] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
 
 For each seed the baseline (recipes/minilm-lora.toml) is trained, and for each rule a super-network (recipes/minilm-lonas.toml); a sandwiched
 step costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are at most the given share
@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search.journal import JOURNAL_FILE, Record
 from search.strategy import Indices
+from shearling.artefact import open_artefact
 from shearling.classification import ClassifierEvaluator, TorchClassifier
 from shearling.command_line import quiet_libraries
 from shearling.demo.derived_recipe import render_toml
@@ -45,12 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
-    parser.add_argument("--steps", type=int, default=1500, help="of the baseline, and of every super-network together with what is tuned of it")
+    parser.add_argument("--steps", type=int, default=2000, help="of the baseline, and of every super-network together with what is tuned of it")
     parser.add_argument("--tune-steps", type=int, default=500, help="of these, on the best sub-network alone; 0 for none")
     parser.add_argument("--search-rows", type=int, default=3000, help="validation rows that rank a sub-network, as far as there are so many")
     parser.add_argument("--evaluations", type=int, default=60, help="sub-networks of a search")
     parser.add_argument("--macs", type=float, default=0.75, help="share of the largest sub-network's MACs")
     options = parser.parse_args(arguments)
+    if not 0 <= options.tune_steps < options.steps:
+        parser.error(f"--tune-steps {options.tune_steps} leaves no step of {options.steps} to the super-network")
     quiet_libraries()
     for seed in map(int, options.seeds.split(",")):
         baseline = Run(options.out / f"lora-{seed}")
@@ -70,24 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def most_accurate(records: Sequence[Record], share: float) -> Record:
-    """Of the candidates that cost at most `share` of the dearest, to a thousandth, the most accurate; of equal ones the cheapest.
-
-    Raises:
-        ValueError: none is that cheap.
-    """
-    dearest = max(record.cost for record in records)
-    return max((record for record in records if round(record.cost / dearest, 3) <= share), key=lambda record: (record.accuracy, -record.cost))
-
-
 def _tell_searched(run: Run, *, seed: int, rule: str, share: float, train_s: float) -> None:
-    records = [Record.model_validate_json(line) for line in (run.search / JOURNAL_FILE).read_text().splitlines()]
     network = load_super_network(run)
     space = network.space
     chosen: dict[str, Indices] = {
         "largest": space.encode(space.maximal()),
         "middle": space.encode(space.heuristic()),
-        f"best within {share:.0%} of the MACs": most_accurate(records, share).choice_idx,
+        f"best within {share:.0%} of the MACs": space.encode(open_subnet(run.search / "best.json").subnet.choice),
     }
     for label, indices in chosen.items():
         _tell(run, network, seed=seed, rule=rule, label=label, indices=indices, train_s=train_s)
@@ -128,6 +119,9 @@ def _accuracy(run: Run, network: SuperNetwork, choice: Mapping[str, int], split:
 def _train(recipe: str, run: Run, *, seed: int, train: Mapping[str, Any], search: Mapping[str, Any]) -> float:
     """Seconds that it took; 0 where it was there."""
     if run.super_adapter.is_dir():
+        found = open_artefact(run.super_adapter, kind="super_adapter").manifest.details["recipe"]["train"]["steps"]
+        if found != train["steps"]:
+            raise SystemExit(f"{run.path} was trained for {found} steps, not {train['steps']}: choose another --out")
         return 0.0
     content = tomllib.loads((RECIPES / f"{recipe}.toml").read_text(encoding="utf-8"))
     found = {name: value for name, value in {**content["search"], **search, "seed": seed}.items() if value is not None}

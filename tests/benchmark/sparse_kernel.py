@@ -128,7 +128,7 @@ def readings(sizes: set[int]) -> Iterator[Contestant]:
 
 def reading(size: int) -> str:
     """Name of the contestant that reads pieces of this size."""
-    return f"reading {size / 2**20:.2f} MiB"
+    return f"reading {size} bytes at a time"
 
 
 def contestants(size: int, rows: int, sparsities: list[float], layers: int) -> Iterator[Contestant]:
@@ -205,7 +205,7 @@ def summarise(entries: list[Contestant], seconds: dict[str, list[float]]) -> lis
 
 
 def _share(reading_s: list[float], own_s: list[float]) -> dict[str, float]:
-    return bootstrap_median([reading / own for reading, own in zip(reading_s, own_s, strict=True)]).model_dump()
+    return bootstrap_median([limit / own for limit, own in zip(reading_s, own_s, strict=True)]).model_dump()
 
 
 def main(argv: list[str] | None = None) -> int:

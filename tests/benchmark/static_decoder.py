@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shearling.errors import ModelUnsupported
 from shearling.strict_json import write_json
 
 MODEL, CONFIG = "static_decoder.onnx", "config.json"
@@ -30,6 +31,9 @@ def write_static_decoder(base: Path, directory: Path) -> None:
     Args:
         base: a Llama checkpoint, such as the `model` part of an export; zeros stay zeros.
         directory: made where it does not exist.
+
+    Raises:
+        ModelUnsupported: another family, or what a Llama may have and this graph has not.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -38,6 +42,8 @@ def write_static_decoder(base: Path, directory: Path) -> None:
 
     model: Any = load_model(base)
     config = model.config
+    if config.model_type != "llama" or config.rope_parameters["rope_type"] != "default" or config.attention_bias or config.mlp_bias:
+        raise ModelUnsupported("not a Llama with plain rotary embeddings and no biases", where=base)
     graph = _Graph({name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}, config)
     logits = graph.decoder()
     heads, width = config.num_key_value_heads, graph.width

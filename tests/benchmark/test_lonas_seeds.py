@@ -1,24 +1,17 @@
-"""Which candidate of a search the benchmark tells of."""
+"""What the benchmark of elastic widths refuses before it trains anything."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from search.journal import Record
-from tests.benchmark.lonas_seeds import most_accurate
+from tests.benchmark.lonas_seeds import main
 
 
-def record(number: int, accuracy: float, macs_m: float) -> Record:
-    return Record(
-        i=number, id=str(number), parent=None, algorithm="nsga2", generation=0, seed=0, choice_idx=(number,), accuracy=accuracy,
-        accuracy_stderr=None, loss=None, n_eval=9, eval_split_sha256="", macs_m=macs_m, adapter_params=1, nonzero_params=1, cost_kind="macs",
-        seconds=0.0, cached=False, pareto=True,
-    )  # fmt: skip
-
-
-def test_the_most_accurate_within_the_share_is_told_of() -> None:
-    records = [record(0, 0.9, 100), record(1, 0.8, 75), record(2, 0.8, 60), record(3, 0.7, 50)]
-    assert most_accurate(records, 0.75).i == 2
-    assert most_accurate(records, 1.0).i == 0
-    with pytest.raises(ValueError, match="empty"):
-        most_accurate(records, 0.4)
+@pytest.mark.parametrize("tune_steps", ["2000", "-1"])
+def test_tuning_leaves_steps_to_the_super_network(tmp_path: Path, capsys: pytest.CaptureFixture[str], tune_steps: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "out"), "--tune-steps", tune_steps])
+    assert "leaves no step of 2000" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

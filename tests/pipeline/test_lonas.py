@@ -73,7 +73,7 @@ def test_every_format_is_the_active_sub_network(searched: Run, tmp_path: Path) -
     merged, *runtimes = report.parity
     assert merged.parity.max_abs <= (0.0 if network.masks is not None else 1e-5)
     assert {check.candidate for check in runtimes} >= {"openvino", "onnx"}
-    assert all(check.parity.max_abs <= 1e-4 for check in runtimes if check.precision == "fp32")
+    assert all(check.parity.max_abs <= 1e-5 for check in runtimes if check.precision == "fp32")
     assert report.parameters == measure_network(network).parameters(network.space.cuts(subnet.choice))
     assert not (exported.path / "adapter").exists()
     model = load_model(exported.path / "model")

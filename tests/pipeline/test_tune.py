@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +16,12 @@ from export.report import ExportReport
 from export.request import ExportRequest
 from search.stage import Constraints, SearchSettings, search
 from shearling.artefact import open_artefact
-from shearling.errors import OutputExists, UsageError
+from shearling.errors import ArtefactMismatch, OutputExists, UsageError
 from shearling.reordering import REORDERING_FILE
 from shearling.run import Run
 from shearling.strict_json import read_document
 from shearling.subnet import Subnet, open_subnet
-from shearling.super_network import assemble_super_network, load_super_network
+from shearling.super_network import ADAPTER_FILE, assemble_super_network, load_super_network
 from tests.tiny_runs import tiny_recipe
 from train.pipeline import run_recipe
 from train.super_adapter import LOG_FILE
@@ -61,7 +64,12 @@ def test_the_document_says_what_it_is(tuned: tuple[Run, Path]) -> None:
     old, new = (read_document(path, Subnet) for path in (run.search / "best.json", document))
     assert (document, new.id) == (run.path.resolve() / "tuned.json", f"{old.id}-tuned")
     assert new.metrics is None
-    assert (new.choice, new.base.weights_sha256, new.provenance) == (old.choice, old.base.weights_sha256, old.provenance)
+    assert (new.choice, new.base.weights_sha256) == (old.choice, old.base.weights_sha256)
+    found, origin = new.provenance, old.provenance
+    assert found is not None
+    assert origin is not None
+    assert (found.row, found.best_rule) == (origin.row, origin.best_rule)
+    assert (document.parent / found.results_file).samefile(run.search / origin.results_file)
     assert new.adapter.sha256 != old.adapter.sha256
     adapter = open_artefact(run.path / "tuned", kind="super_adapter")
     assert (adapter.path / REORDERING_FILE).read_bytes() == (run.super_adapter / REORDERING_FILE).read_bytes()
@@ -83,9 +91,45 @@ def test_what_is_there_is_not_replaced_unasked(tuned: tuple[Run, Path]) -> None:
     with pytest.raises(OutputExists):
         tune_subnet(found, steps=1, learning_rate=1e-3)
     before = document.read_bytes()
-    for name in ("super_adapter", "../tuned", ""):
-        with pytest.raises(UsageError, match="does not name another directory"):
+    for name in ("super_adapter", "base", "sparse", "task", "search", "export", "../tuned", ""):
+        with pytest.raises(UsageError, match="cannot be the name of a tuned adapter"):
             tune_subnet(found, steps=1, learning_rate=1e-3, name=name, force=True)
     with pytest.raises(UsageError, match="learning rate"):
         tune_subnet(found, steps=1, learning_rate=0.0, name="other")
-    assert document.read_bytes() == before
+    other = run.path / "other.json"
+    other.write_text("mine")
+    with pytest.raises(OutputExists):
+        tune_subnet(found, steps=1, learning_rate=1e-3, name="other")
+    assert (other.read_text(), document.read_bytes()) == ("mine", before)
+
+
+def test_a_lost_document_is_written_again_without_training(tuned: tuple[Run, Path]) -> None:
+    run, document = tuned
+    before, adapter = read_document(document, Subnet), (run.path / "tuned" / ADAPTER_FILE).stat().st_mtime_ns
+    document.unlink()
+    again = tune_subnet(open_subnet(run.search / "best.json"), steps=25, learning_rate=5e-3)
+    assert read_document(again, Subnet).model_copy(update={"created": before.created}) == before
+    assert (run.path / "tuned" / ADAPTER_FILE).stat().st_mtime_ns == adapter
+
+
+def test_another_task_and_another_kind_of_artefact_are_refused(tuned: tuple[Run, Path], tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(tuned[0].path, run.path)
+    shutil.copytree(run.search, run.path / "kept")
+    with pytest.raises(ArtefactMismatch):
+        tune_subnet(open_subnet(run.search / "best.json"), steps=1, learning_rate=1e-3, name="kept", force=True)
+    assert (run.path / "kept" / "best.json").is_file()
+    manifest = run.task / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"created"', ' "created"'))
+    with pytest.raises(ArtefactMismatch, match="not the one that the adapter was trained on"):
+        tune_subnet(open_subnet(run.search / "best.json"), steps=1, learning_rate=1e-3, name="again")
+
+
+def test_the_command_replaces_only_by_force(tuned: tuple[Run, Path], tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(tuned[0].path, run.path)
+    command = [sys.executable, "-m", "train.tune", "--subnet", str(run.search / "best.json"), "--steps", "2", "--json"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == OutputExists.exit_code
+    done = subprocess.run([*command, "--force"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["output"] == str(run.path / "tuned.json")
+    assert open_subnet(run.path / "tuned.json").adapter.manifest.details["recipe"]["train"]["steps"] == 2

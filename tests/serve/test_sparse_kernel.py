@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from export.openvino_format import MODEL_XML, write_openvino
 from serve.benchmark import run_benchmark
@@ -111,6 +113,22 @@ def test_settings_that_cannot_be_read(sparse, settings):
 def test_a_property_that_openvino_does_not_know(sparse):
     with pytest.raises(UsageError, match="OpenVINO refuses"):
         load_runtime(find_configured(Path(f"{sparse / 'stock'}@NO_SUCH_PROPERTY=1")), F32)
+
+
+def test_genai_cuts_the_prompt_off_before_the_head(tmp_path):
+    """Logits of all 1,000 tokens would be 160 MB."""
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=40000)
+    model = LlamaForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if ".layers." in name and parameter.dim() == 2:
+            parameter.data[:, ::2] = 0
+    for kernel in ("stock", "sparse"):
+        write_openvino(model, tiny_tokenizer(), tmp_path / kernel, weights="int8", sparsity={}, kernel=kernel)
+    assert b"SparseHead" in (tmp_path / "sparse" / MODEL_XML).read_bytes()
+    workload = make_workload(prompt_tokens=1000, new_tokens=2, repeats=1, warmup=0, seed=0)
+    stock, sparse = run_benchmark([tmp_path / "stock", tmp_path / "sparse"], options=RunOptions(threads=1), workload=workload).subjects
+    assert sparse.peak_memory_bytes - stock.peak_memory_bytes < 60e6
 
 
 @pytest.mark.parametrize("place", ["header", "masks", "scales"])
