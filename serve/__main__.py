@@ -79,7 +79,7 @@ def bench(
         typer.Argument(
             metavar="DIR...",
             help="Exports, model directories or GGUF files, the first is the reference; DIR@format=onnx, DIR@PROPERTY=VALUE,... and, for llama.cpp "
-            "in an environment of its own, FILE.gguf@environment=DIR hold for one of them.",
+            "or DeepSparse in an environment of its own, FILE.gguf@environment=DIR or DIR@environment=DIR hold for one of them.",
         ),
     ],
     model_format: FormatOption = "auto",

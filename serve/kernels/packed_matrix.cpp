@@ -277,19 +277,20 @@ bool values_fit(const PlainMatrix& plain) {
 
 size_t count_bits(uint64_t bits) { return static_cast<size_t>(__builtin_popcountll(bits)); }
 
-float stored_value(ValueType type, const uint8_t* stored, size_t place) {
-    if (type == ValueType::bf16) {
+template <ValueType type>
+float stored_value(const uint8_t* stored, size_t place) {
+    if constexpr (type == ValueType::bf16) {
         uint16_t half;
         std::memcpy(&half, stored + 2 * place, sizeof half);
         const uint32_t bits = static_cast<uint32_t>(half) << 16;
         float value;
         std::memcpy(&value, &bits, sizeof value);
         return value;
-    }
-    if (type == ValueType::int8) {
+    } else if constexpr (type == ValueType::int8) {
         return static_cast<float>(static_cast<int8_t>(stored[place]));
+    } else {
+        return static_cast<float>(((stored[place / 2] >> place % 2 * 4 & 15) ^ 8) - 8);
     }
-    return static_cast<float>(((stored[place / 2] >> place % 2 * 4 & 15) ^ 8) - 8);
 }
 
 float scale_of(const PackedMatrix& matrix, size_t row, size_t column) {
@@ -305,6 +306,31 @@ float scale_of(const PackedMatrix& matrix, size_t row, size_t column) {
     uint16_t half;
     std::memcpy(&half, matrix.scales + place * sizeof half, sizeof half);
     return half_to_float(half);
+}
+
+template <ValueType type>
+void read_row_of(const PackedMatrix& matrix, size_t row, float* target) {
+    constexpr size_t width = type == ValueType::bf16 ? 2 : 4, size = panel_rows * width;
+    const size_t panel = row / panel_rows, lane = row % panel_rows;
+    const uint64_t all = ~uint64_t{0} >> (64 - size), before = (uint64_t{1} << lane * width) - 1;
+    const bool masked = matrix.encoding == Encoding::bitmask;
+    const uint8_t* masks = matrix.panel_masks(panel);
+    const uint8_t* stored = matrix.panel_values(panel);
+    float scale = scale_of(matrix, row, 0);
+    for (size_t first = 0; first < matrix.columns; first += width) {
+        if (matrix.groups() > 1) {
+            scale = scale_of(matrix, row, first);  // groups are whole blocks
+        }
+        const uint64_t mask = masked ? load_mask(masks + first / width * matrix.mask_bytes(), matrix.mask_bytes()) : all;
+        size_t place = masked ? count_bits(mask & before) : lane * width;
+        const size_t count = std::min(width, matrix.columns - first);
+        for (size_t column = 0; column < count; ++column) {
+            const bool kept = (mask >> (lane * width + column) & 1) != 0;
+            target[first + column] = kept ? stored_value<type>(stored, place) * scale : 0.0f;
+            place += kept ? 1 : 0;
+        }
+        stored += block_bytes(type, masked ? count_bits(mask) : size);
+    }
 }
 
 }  // namespace
@@ -517,20 +543,10 @@ void unpack(const PackedMatrix& matrix, void* values, void* scales) {
 }
 
 void read_row(const PackedMatrix& matrix, size_t row, float* target) {
-    const size_t panel = row / panel_rows, lane = row % panel_rows, width = matrix.block_columns();
-    const uint64_t all = ~uint64_t{0} >> (64 - matrix.block_size()), before = (uint64_t{1} << lane * width) - 1;
-    const bool masked = matrix.encoding == Encoding::bitmask;
-    const uint8_t* stored = matrix.panel_values(panel);
-    for (size_t block = 0; block < matrix.blocks(); ++block) {
-        const uint64_t mask = masked ? load_mask(matrix.panel_masks(panel) + block * matrix.mask_bytes(), matrix.mask_bytes()) : all;
-        const float scale = scale_of(matrix, row, block * width);  // groups are whole blocks
-        size_t place = count_bits(mask & before);
-        for (size_t column = block * width; column < std::min(matrix.columns, (block + 1) * width); ++column) {
-            const bool kept = (mask >> (lane * width + column % width) & 1) != 0;
-            target[column] = kept ? stored_value(matrix.value_type, stored, place) * scale : 0.0f;
-            place += kept ? 1 : 0;
-        }
-        stored += block_bytes(matrix.value_type, count_bits(mask));
+    switch (matrix.value_type) {
+        case ValueType::bf16: return read_row_of<ValueType::bf16>(matrix, row, target);
+        case ValueType::int8: return read_row_of<ValueType::int8>(matrix, row, target);
+        case ValueType::int4: return read_row_of<ValueType::int4>(matrix, row, target);
     }
 }
 
