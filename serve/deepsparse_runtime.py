@@ -7,12 +7,11 @@ seconds; the cache is kept here, in arrays that the engine reads and that a new 
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from serve.deployment import MODEL_FILE, Deployment
+from serve.greedy_loop import greedy_loop
 from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.tokenization import TextStream, TextTokenizer
 from shearling.errors import ArtefactCorrupt, UsageError
@@ -54,7 +53,7 @@ class DeepSparseRuntime:
                 "cache": "outside of the engine",
                 "compiled": "for every length, before its first run",
             },
-            timing_source="monotonic clock around each step of the greedy loop of serve.deepsparse_runtime",
+            timing_source="monotonic clock around each step of the greedy loop of serve.greedy_loop",
         )
 
     def has_chat_template(self) -> bool:
@@ -82,29 +81,21 @@ class DeepSparseRuntime:
         length = len(token_ids)
         room = -(-(length + max_new_tokens) // CACHE_STEP) * CACHE_STEP
         self._compile({(length, 1), (1, room)})
+        cache = _Cache(2 * self._layers, (self._heads, room, self._width), self._group)
+
+        def first() -> int:
+            empty = [np.zeros((1, self._heads, 1, self._width), np.float32)] * (2 * self._layers)
+            token, new = self._step(token_ids, 0, _prompt_mask(length, self._group), empty)
+            cache.append(new)
+            return token
+
+        def following(token: int) -> int:
+            token, new = self._step([token], cache.seen, cache.mask, cache.parts)
+            cache.append(new)
+            return token
+
         stream = TextStream(self._tokenizer, on_text) if on_text else None
-        started_s = time.perf_counter()
-        cache = [np.zeros((1, self._heads, room, self._width), np.float32) for _ in range(2 * self._layers)]
-        token, new = self._step(token_ids, 0, self._prompt_mask(length), [np.zeros_like(part[:, :, :1]) for part in cache])
-        mask = np.full((1, self._group, room + 1), HIDDEN, np.float32)
-        mask[:, :, room] = 0
-        seen = 0
-        times_s, tokens = list[float](), list[int]()
-        while True:
-            seen = _remember(cache, mask, new, seen)
-            times_s.append(time.perf_counter())
-            if token in end_ids:
-                break
-            tokens.append(token)
-            if stream:
-                stream.push(token)
-            if len(times_s) == max_new_tokens:
-                break
-            token, new = self._step([token], seen, mask, cache)
-        if stream:
-            stream.finish()
-        gaps_s = tuple(later - earlier for earlier, later in pairwise(times_s))
-        return Generation(token_ids=tuple(tokens), ttft_s=times_s[0] - started_s, gaps_s=gaps_s, total_s=time.perf_counter() - started_s)
+        return greedy_loop(first, following, max_new_tokens=max_new_tokens, end_ids=end_ids, stream=stream)
 
     def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
         """See `Runtime.generate_batch`.
@@ -144,18 +135,30 @@ class DeepSparseRuntime:
         logits, *new = engine.run([np.asarray(tokens, np.int64)[None], positions[None], mask, *cache], val_inp=False)
         return int(np.argmax(logits)), new
 
-    def _prompt_mask(self, length: int) -> npt.NDArray[np.float32]:
-        """Every token sees those before it and itself; the one place of the empty cache is hidden, since no size may be 0."""
+
+class _Cache:
+    """Keys and values of all layers, and what of them a token may see: whatever is there, and itself behind the end."""
+
+    def __init__(self, parts: int, shape: tuple[int, int, int], group: int) -> None:
         import numpy as np
 
-        mask = np.triu(np.full((length, length), HIDDEN, np.float32), 1)
-        return np.tile(np.pad(mask, ((0, 0), (1, 0)), constant_values=HIDDEN), (self._group, 1))[None]
+        self.parts = [np.zeros((1, *shape), np.float32) for _ in range(parts)]
+        self.mask = np.full((1, group, shape[1] + 1), HIDDEN, np.float32)
+        self.mask[:, :, -1] = 0
+        self.seen = 0
+
+    def append(self, new: list[npt.NDArray[np.float32]]) -> None:
+        """Write what one or several tokens have left."""
+        stop = self.seen + new[0].shape[2]
+        for whole, part in zip(self.parts, new, strict=True):
+            whole[:, :, self.seen : stop] = part
+        self.mask[:, :, self.seen : stop] = 0
+        self.seen = stop
 
 
-def _remember(cache: list[npt.NDArray[np.float32]], mask: npt.NDArray[np.float32], new: list[npt.NDArray[np.float32]], seen: int) -> int:
-    """Write keys and values behind those that are there, and let them be seen; how many there are now."""
-    count = new[0].shape[2]
-    for whole, part in zip(cache, new, strict=True):
-        whole[:, :, seen : seen + count] = part
-    mask[:, :, seen : seen + count] = 0
-    return seen + count
+def _prompt_mask(length: int, group: int) -> npt.NDArray[np.float32]:
+    """Every token sees those before it and itself; the one place of the empty cache is hidden, since no size may be 0."""
+    import numpy as np
+
+    mask = np.triu(np.full((length, length), HIDDEN, np.float32), 1)
+    return np.tile(np.pad(mask, ((0, 0), (1, 0)), constant_values=HIDDEN), (group, 1))[None]

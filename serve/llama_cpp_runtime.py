@@ -6,12 +6,11 @@ Decoding goes through its low-level `eval`, so that every token is timed and not
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from serve.deployment import Deployment
+from serve.greedy_loop import greedy_loop
 from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.tokenization import TextStream, no_chat_template
 from shearling.errors import ArtefactCorrupt, UsageError
@@ -84,36 +83,17 @@ class LlamaCppRuntime:
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None
     ) -> Generation:
         """See `Runtime.generate`."""
-        import llama_cpp
-        import numpy as np
-
         if len(token_ids) + max_new_tokens > self._context:
             raise UsageError(
                 f"{len(token_ids)} prompt tokens and {max_new_tokens} new ones exceed the {self._context} positions that llama.cpp is given here",
                 where=self._where,
                 remedy="Shorten the prompt, or ask for fewer tokens",
             )
-        stream = TextStream(self, on_text) if on_text else None
         self._model.reset()
-        started_s = time.perf_counter()
-        times_s, tokens = [], []
-        following = list(token_ids)
-        for _ in range(max_new_tokens):
-            self._model.eval(following)
-            # Its own `scores` are filled only where logits of all tokens are kept, which would cost a product with the head for each.
-            logits = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
-            token = int(np.argmax(np.ctypeslib.as_array(logits, shape=(self._model.n_vocab(),))))
-            times_s.append(time.perf_counter())
-            if token in end_ids:
-                break
-            following = [token]
-            tokens.append(token)
-            if stream:
-                stream.push(token)
-        if stream:
-            stream.finish()
-        gaps_s = tuple(later - earlier for earlier, later in pairwise(times_s))
-        return Generation(token_ids=tuple(tokens), ttft_s=times_s[0] - started_s, gaps_s=gaps_s, total_s=time.perf_counter() - started_s)
+        stream = TextStream(self, on_text) if on_text else None
+        return greedy_loop(
+            lambda: self._next(token_ids), lambda token: self._next([token]), max_new_tokens=max_new_tokens, end_ids=end_ids, stream=stream
+        )
 
     def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
         """See `Runtime.generate_batch`.
@@ -128,6 +108,16 @@ class LlamaCppRuntime:
     def close(self) -> None:
         """Give memory back."""
         self._model.close()
+
+    def _next(self, tokens: Sequence[int]) -> int:
+        """Read tokens; the likeliest behind them."""
+        import llama_cpp
+        import numpy as np
+
+        self._model.eval(list(tokens))
+        # Its own `scores` are filled only where logits of all tokens are kept, which would cost a product with the head for each.
+        logits = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
+        return int(np.argmax(np.ctypeslib.as_array(logits, shape=(self._model.n_vocab(),))))
 
     def _text(self, token: int) -> str:
         return bytes(self._model.detokenize([token], special=True)).decode(errors="replace")
