@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from export.onnx_format import MODEL_ONNX, OPSET, check_external_data, name_weights
 from export.onnx_weights import store_weights
-from export.openvino_format import MODEL_XML, compress, quiet_conversion, round_to_bf16, save_ir, write_tokenizer
+from export.openvino_format import MODEL_XML, compress, round_to_bf16, save_ir, write_tokenizer
+from export.quiet_conversion import quiet_conversion
 from export.weights import Weights
 from shearling.errors import DeviceUnavailable
 from shearling.export_support import TASKS, check_exportable

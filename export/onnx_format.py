@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from export.onnx_weights import store_weights
-from export.openvino_format import quiet_conversion
+from export.quiet_conversion import quiet_conversion
 from export.weights import LOW_RANK, Kernel, Weights
 from shearling.errors import ArtefactCorrupt
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from export.openvino_format import quiet_conversion
+from export.quiet_conversion import quiet_conversion
 from export.weights import Weights
 
 BLOCK = {"int8": 128, "int4": 32}

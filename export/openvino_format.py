@@ -5,17 +5,15 @@ The same model always gives the same bytes: names that OpenVINO numbers by a pro
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import re
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.parity import TEXT
+from export.quiet_conversion import quiet_conversion
 from export.weights import INT4_GROUP, LOW_RANK, Kernel, Weights
 from shearling.errors import ModelUnsupported
 from shearling.export_support import EXPORT_TASK, check_exportable
@@ -198,19 +196,3 @@ def save_ir(ir: Any, path: Path, *, fp16: bool, name: str) -> None:
             if any(NUMBERED_NAME.fullmatch(given) for given in output.get_names()):
                 output.get_tensor().set_names({f"{node.get_type_name()}_at_{index}_{port}"})
     openvino.save_model(ir, str(path), compress_to_fp16=fp16)
-
-
-@contextlib.contextmanager
-def quiet_conversion() -> Iterator[None]:
-    """Keep the converters' progress bars off stdout, where results go, and their tracer warnings to themselves.
-
-    The warnings concern Python values that tracing fixes; that they were fixed rightly is what the parity check shows.
-    """
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -19,7 +19,8 @@ from search.front import BestRule, best_record, pareto_document, progression_row
 from search.journal import JOURNAL_FILE, Journal, Record
 from search.objective import SubnetObjective
 from search.plot import draw_pareto
-from search.strategy import Algorithm, Cost, Grid, make_strategy
+from search.strategies import make_strategy
+from search.strategy import Algorithm, Cost, Grid
 from shearling.artefact import Artefact, check_destination, open_artefact, write_artefact
 from shearling.console import log, progress
 from shearling.errors import ArtefactMismatch, UsageError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from serve.deployment import FormatChoice, find_deployment
 from serve.device import check_device
-from serve.runtime import OnText, RunOptions, RuntimeFacts, check_lengths, load_runtime
+from serve.loading import load_runtime
+from serve.runtime import OnText, RunOptions, RuntimeFacts, check_lengths
 from shearling.console import log
 from shearling.errors import UsageError
 from shearling.strict_json import Document

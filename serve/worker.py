@@ -25,7 +25,8 @@ from typing import Any
 from serve.deployment import Deployment
 from serve.environment import huge_memory_bytes, memory_bytes, peak_memory_bytes, pin, private_memory_bytes, raise_priority, usable_cpus
 from serve.huge_pages import collapse_memory
-from serve.runtime import RunOptions, Runtime, load_runtime
+from serve.loading import load_runtime
+from serve.runtime import RunOptions, Runtime
 from serve.waiting import waited_s
 from shearling.command_line import quiet_libraries
 from shearling.errors import ShearlingError

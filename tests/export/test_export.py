@@ -16,7 +16,8 @@ from export.report import ExportReport
 from export.request import ExportRequest
 from export.screen import show_export
 from serve.deployment import find_deployment
-from serve.runtime import RunOptions, load_runtime
+from serve.loading import load_runtime
+from serve.runtime import RunOptions
 from shearling.artefact import open_artefact
 from shearling.checkpoint import load_model
 from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, PackageMissing, ParityFailed, UsageError

@@ -10,7 +10,8 @@ from search.budget import Budget
 from search.exploration import explore
 from search.journal import Journal, Record
 from search.objective import Measurement
-from search.strategy import Algorithm, Grid, Indices, make_strategy
+from search.strategies import make_strategy
+from search.strategy import Algorithm, Grid, Indices
 
 SIZES = (3, 3, 3, 3)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from search.budget import Budget
-from search.strategy import Grid, Outcome, make_strategy
+from search.strategies import make_strategy
+from search.strategy import Grid, Outcome
 from shearling.errors import UsageError
 from tests.search.synthetic import SIZES, Separable, everything, run
 

@@ -16,7 +16,8 @@ import torch
 from serve.deepsparse_runtime import HIDDEN
 from serve.deployment import find_configured, find_deployment
 from serve.device import check_device
-from serve.runtime import RunOptions, load_runtime
+from serve.loading import load_runtime
+from serve.runtime import RunOptions
 from shearling.errors import PackageMissing, UsageError
 from tests.benchmark.static_decoder import MODEL, write_static_decoder
 from tests.serve.environments import environment_with
@@ -119,7 +120,8 @@ def test_it_continues_like_torch(decoder: Path, environment: Path) -> None:
     code = f"""
 import json
 from serve.deployment import find_deployment
-from serve.runtime import RunOptions, load_runtime
+from serve.loading import load_runtime
+from serve.runtime import RunOptions
 from pathlib import Path
 runtime = load_runtime(find_deployment(Path({str(decoder)!r})), RunOptions(threads=1))
 prompt = runtime.encode("Area man wins.", chat=False)

@@ -13,7 +13,8 @@ import torch
 
 from serve.deployment import find_configured, find_deployment
 from serve.device import check_device
-from serve.runtime import RunOptions, load_runtime
+from serve.loading import load_runtime
+from serve.runtime import RunOptions
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, PackageMissing, UsageError
 from tests.serve.environments import environment_with
 from tests.serve.test_command import QUICK, serve
@@ -117,7 +118,8 @@ def test_generations_are_timed_token_by_token_and_stop(gguf_file: Path, environm
     code = f"""
 import json
 from serve.deployment import find_deployment
-from serve.runtime import RunOptions, load_runtime
+from serve.loading import load_runtime
+from serve.runtime import RunOptions
 from pathlib import Path
 runtime = load_runtime(find_deployment(Path({str(gguf_file)!r})), RunOptions(threads=1))
 free, stopped = (runtime.generate([3, 10], max_new_tokens=6, end_ids=frozenset(ends)) for ends in ([], [14]))

@@ -10,7 +10,8 @@ import torch
 
 from serve.deployment import find_configured, find_deployment
 from serve.device import PROVIDERS, check_device, require_provider
-from serve.runtime import RunOptions, Runtime, check_lengths, load_runtime
+from serve.loading import load_runtime
+from serve.runtime import RunOptions, Runtime, check_lengths
 from serve.semi_structured import is_2of4, use_semi_structured
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError
 from shearling.openvino_core import openvino_core

@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from export.openvino_format import MODEL_XML, write_openvino
 from serve.benchmark import run_benchmark
 from serve.deployment import find_configured, find_deployment
-from serve.runtime import RunOptions, load_runtime
+from serve.loading import load_runtime
+from serve.runtime import RunOptions
 from serve.workload import make_workload
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.sparse_linear.extension import required_extensions

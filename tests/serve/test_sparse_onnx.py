@@ -11,7 +11,8 @@ import pytest
 from export.onnx_format import MODEL_ONNX, write_onnx
 from serve.benchmark import run_benchmark
 from serve.deployment import find_deployment
-from serve.runtime import RunOptions, load_runtime
+from serve.loading import load_runtime
+from serve.runtime import RunOptions
 from serve.workload import make_workload
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable
 from tests.export.test_zeros import pruned_model

@@ -1,0 +1,34 @@
+"""The strategies by their names."""
+
+from __future__ import annotations
+
+from search.budget import Budget
+from search.evolution import Evolution
+from search.hill_climbing import HillClimbing
+from search.sampling import HeuristicOnly, UniformSampling
+from search.strategy import Algorithm, Grid, Strategy
+
+
+def make_strategy(algorithm: Algorithm, grid: Grid, *, evaluations: int, population: int, seed: int, budget: Budget | None = None) -> Strategy:
+    """Build a strategy.
+
+    Args:
+        algorithm: its name.
+        grid: the space.
+        evaluations: most candidates.
+        population: candidates of a generation (NSGA-II), or neighbours tried in a round (hill climbing).
+        seed: of its random draws.
+        budget: what its candidates may cost; the heuristic, and the largest of NSGA-II's first generation, may cost more.
+
+    Raises:
+        UsageError: fewer evaluations than one generation needs.
+    """
+    match algorithm:
+        case "heuristic":
+            return HeuristicOnly(grid)
+        case "random":
+            return UniformSampling(grid, evaluations=evaluations, seed=seed, budget=budget)
+        case "hill_climbing":
+            return HillClimbing(grid, evaluations=evaluations, neighbours=population, seed=seed, budget=budget)
+        case "nsga2":
+            return Evolution(grid, evaluations=evaluations, population=population, seed=seed, budget=budget)
