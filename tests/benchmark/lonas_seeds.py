@@ -1,12 +1,13 @@
 """Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/lonas.md.
 
     python -m tests.benchmark.lonas_seeds --out runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
-        [--steps 2000] [--tune-steps 500] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
+        [--steps 1500] [--tune-steps 0] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
 
 For each seed the baseline (recipes/minilm-lora.toml) is trained, and for each rule a super-network (recipes/minilm-lonas.toml); a sandwiched
 step costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are at most the given share
-of the largest's. The most accurate within the share is then trained alone (`python -m train.tune`), in steps that the super-network goes
-without, so that both take as many as the baseline. Told are the accuracies of the largest, the middle one, the one found, and that one tuned.
+of the largest's. With --tune-steps the most accurate within the share is then trained alone (`python -m train.tune`), in steps that the
+super-network goes without, so that both take as many as the baseline. Told are the accuracies of the largest, the middle one, the one found,
+and that one tuned.
 Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
 """
 
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
-    parser.add_argument("--steps", type=int, default=2000, help="of the baseline, and of every super-network together with what is tuned of it")
-    parser.add_argument("--tune-steps", type=int, default=500, help="of these, on the best sub-network alone; 0 for none")
+    parser.add_argument("--steps", type=int, default=1500, help="of the baseline, and of every super-network together with what is tuned of it")
+    parser.add_argument("--tune-steps", type=int, default=0, help="of these, on the best sub-network alone")
     parser.add_argument("--search-rows", type=int, default=3000, help="validation rows that rank a sub-network, as far as there are so many")
     parser.add_argument("--evaluations", type=int, default=60, help="sub-networks of a search")
     parser.add_argument("--macs", type=float, default=0.75, help="share of the largest sub-network's MACs")
