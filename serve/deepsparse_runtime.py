@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from serve.deployment import MODEL_FILE, Deployment
 from serve.greedy_loop import greedy_loop
 from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
-from serve.tokenization import TextStream, TextTokenizer
+from serve.tokenization import TextStream, TextTokenizer, TokenizedRuntime
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.strict_json import read_json
 
@@ -26,7 +26,7 @@ CACHE_STEP = 64
 HIDDEN = -1e9
 
 
-class DeepSparseRuntime:
+class DeepSparseRuntime(TokenizedRuntime):
     """Float32, which is all that DeepSparse computes decoders of ours in.
 
     Raises:
@@ -55,18 +55,6 @@ class DeepSparseRuntime:
             },
             timing_source="monotonic clock around each step of the greedy loop of serve.greedy_loop",
         )
-
-    def has_chat_template(self) -> bool:
-        """Whether `encode` can format a chat turn."""
-        return self._tokenizer.has_chat_template()
-
-    def encode(self, prompt: str, *, chat: bool) -> list[int]:
-        """See `TextTokenizer.encode`."""
-        return self._tokenizer.encode(prompt, chat=chat)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """See `TextTokenizer.decode`."""
-        return self._tokenizer.decode(token_ids)
 
     def generate(
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from serve.deployment import Deployment
 from serve.device import PROVIDERS, require_provider
 from serve.runtime import Generation, OnText, RunOptions, RuntimeFacts
-from serve.tokenization import TextStream, TextTokenizer
+from serve.tokenization import TextStream, TextTokenizer, TokenizedRuntime
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable, ModelUnsupported, NonFiniteWeights
 from shearling.sparse_linear.onnx_operators import DOMAIN, needs_operators, session_options_for
 
@@ -24,7 +24,7 @@ PRECISION = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(bfloat16)
 ELEMENT_TYPE = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}  # onnx.TensorProto
 
 
-class OnnxRuntime:
+class OnnxRuntime(TokenizedRuntime):
     """A decoder with its KV cache as inputs and outputs.
 
     Inputs: input_ids [B, S], attention_mask [B, P + S], position_ids [B, S] (optional), past_key_values.{i}.key / .value
@@ -67,18 +67,6 @@ class OnnxRuntime:
         if packed:
             self.facts.settings["custom_operators"] = DOMAIN
         self._tokenizer = TextTokenizer(self._directory)
-
-    def has_chat_template(self) -> bool:
-        """Whether `encode` can format a chat turn."""
-        return self._tokenizer.has_chat_template()
-
-    def encode(self, prompt: str, *, chat: bool) -> list[int]:
-        """See `TextTokenizer.encode`."""
-        return self._tokenizer.encode(prompt, chat=chat)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """See `TextTokenizer.decode`."""
-        return self._tokenizer.decode(token_ids)
 
     def generate(
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None

@@ -76,6 +76,24 @@ class TextTokenizer:
             raise ModelUnsupported(f"the chat template fails: {error}", where=self._where, remedy="Use --no-chat") from error
 
 
+class TokenizedRuntime:
+    """The half of a `Runtime` that is text, where a `TextTokenizer` does it."""
+
+    _tokenizer: TextTokenizer
+
+    def has_chat_template(self) -> bool:
+        """See `TextTokenizer.has_chat_template`."""
+        return self._tokenizer.has_chat_template()
+
+    def encode(self, prompt: str, *, chat: bool) -> list[int]:
+        """See `TextTokenizer.encode`."""
+        return self._tokenizer.encode(prompt, chat=chat)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """See `TextTokenizer.decode`."""
+        return self._tokenizer.decode(token_ids)
+
+
 class Decoder(Protocol):
     """Turns tokens into text."""
 

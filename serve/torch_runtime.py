@@ -10,13 +10,13 @@ from typing import Any
 from serve.deployment import Deployment
 from serve.runtime import Generation, OnText, Precision, RunOptions, RuntimeFacts
 from serve.semi_structured import PROPERTY, use_semi_structured
-from serve.tokenization import TextStream, TextTokenizer
+from serve.tokenization import TextStream, TextTokenizer, TokenizedRuntime
 from shearling.checkpoint import Dtype, load_model
 
 DTYPE: dict[Precision, Dtype] = {"default": "float32", "f32": "float32", "bf16": "bfloat16"}
 
 
-class TorchRuntime:
+class TorchRuntime(TokenizedRuntime):
     """A Hugging Face model directory.
 
     Raises:
@@ -46,18 +46,6 @@ class TorchRuntime:
             },
             timing_source="monotonic clock at each token that transformers' generate hands to its streamer, on the CPU: the device has finished it",
         )
-
-    def has_chat_template(self) -> bool:
-        """Whether `encode` can format a chat turn."""
-        return self._tokenizer.has_chat_template()
-
-    def encode(self, prompt: str, *, chat: bool) -> list[int]:
-        """See `TextTokenizer.encode`."""
-        return self._tokenizer.encode(prompt, chat=chat)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """See `TextTokenizer.decode`."""
-        return self._tokenizer.decode(token_ids)
 
     def generate(
         self, token_ids: Sequence[int], *, max_new_tokens: int, end_ids: frozenset[int] = frozenset(), on_text: OnText | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,8 +149,6 @@ def _is_finished(destination: Path, document: Path, inputs: dict[str, Any]) -> b
 
 
 def _describe(found: OpenSubnet, destination: Path, document: Path) -> None:
-    import os
-
     from shearling.artefact import open_artefact
     from shearling.strict_json import write_document
     from shearling.subnet import describe_subnet
