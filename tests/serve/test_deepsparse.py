@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import venv
@@ -19,7 +18,6 @@ from serve.deployment import find_configured, find_deployment
 from serve.device import check_device
 from serve.loading import load_runtime
 from serve.runtime import RunOptions
-from serve.worker_process import WorkerProcess
 from shearling.errors import PackageMissing, UsageError
 from tests.benchmark.static_decoder import MODEL, write_static_decoder
 from tests.serve.environments import environment_with
@@ -140,18 +138,6 @@ print(json.dumps([prompt, free.model_dump(), stopped.model_dump(), runtime.decod
     first = expected.index(expected[3])
     assert (stopped["token_ids"], len(stopped["gaps_s"])) == (expected[:first], first)
     assert text == tiny_tokenizer().decode(expected, skip_special_tokens=True)
-
-
-def test_the_real_deepsparse_continues_like_torch(decoder: Path) -> None:
-    environment = os.environ.get("DEEPSPARSE_ENVIRONMENT")
-    if not environment:
-        pytest.skip("DEEPSPARSE_ENVIRONMENT names no virtual environment with DeepSparse")
-    prompt = tiny_tokenizer()("Area man wins.").input_ids
-    with WorkerProcess(find_configured(Path(f"{decoder}@environment={environment}")), RunOptions(threads=1)) as worker:
-        assert worker.load().facts.runtime == "DeepSparse 1.8.0"
-        found = worker.generate([prompt], new_tokens=70).generation.token_ids
-    expected = llama_tied_gqa().generate(torch.tensor([prompt]), max_new_tokens=70, do_sample=False, eos_token_id=None)
-    assert list(found) == expected[0, len(prompt) :].tolist()
 
 
 def test_another_precision_is_refused(decoder: Path) -> None:
