@@ -38,6 +38,12 @@ CLASSIFIER_USAGE = {
     "model": 'from pathlib import Path\n\nfrom shearling.checkpoint import load_model\n\nmodel = load_model(Path("model"))',
     "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("onnx/model.onnx")  # the same inputs',
 }
+SPARSE_CLASSIFIER_USAGE = {
+    "openvino": "from pathlib import Path\n\nfrom shearling.sparse_linear.extension import PREFERRED_PROPERTIES, compile_ir\n\n"
+    'model = compile_ir(Path("openvino/openvino_model.xml"), properties=PREFERRED_PROPERTIES)  # input_ids, attention_mask, ...',
+    "onnx": "import onnxruntime\nfrom pathlib import Path\n\nfrom shearling.sparse_linear.onnx_operators import session_options_for\n\n"
+    'path = Path("onnx/model.onnx")\nsession = onnxruntime.InferenceSession(str(path), session_options_for(path))  # the same inputs',
+}
 NARROWED_USAGE = {"model": CLASSIFIER_USAGE["model"]}
 """Stock transformers has one width for all layers."""
 
@@ -55,10 +61,10 @@ def _sections(report: ExportReport) -> list[str]:
         _made(report),
         "## Verified\n\n" + _parity(report),
     ]
-    examples = {**USAGE, **(NARROWED_USAGE if report.narrowed else {})}
-    examples |= {name: usage for name, usage in SPARSE_USAGES.items() if name in report.packings}
-    if report.head == "classifier":
-        examples = CLASSIFIER_USAGE
+    classifies = report.head == "classifier"
+    examples = CLASSIFIER_USAGE if classifies else {**USAGE, **(NARROWED_USAGE if report.narrowed else {})}
+    packed = SPARSE_CLASSIFIER_USAGE if classifies else SPARSE_USAGES
+    examples = examples | {name: usage for name, usage in packed.items() if name in report.packings}
     usage = [f"`{name}/`\n\n```python\n{examples[name]}\n```" for name in report.sizes_bytes if name in examples]
     return [*sections, "## Use", *usage]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,27 +14,38 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export.onnx_format import MODEL_ONNX, OPSET, check_external_data, name_weights
+from export.onnx_format import MODEL_ONNX, OPSET, check_external_data, name_weights, pack
 from export.onnx_weights import store_weights
-from export.openvino_format import MODEL_XML, compress, round_to_bf16, save_ir, write_tokenizer
+from export.openvino_format import MODEL_XML, store_ir, write_tokenizer
 from export.quiet_conversion import quiet_conversion
-from export.weights import Weights
+from export.weights import Kernel, Weights
 from shearling.errors import DeviceUnavailable
 from shearling.export_support import TASKS, check_exportable
-from shearling.openvino_core import openvino_core
+from shearling.sparse_linear.extension import core_for
+from shearling.sparse_linear.onnx_operators import session_options_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from export.parity import Logits
+    from export.report import PackingReport
 
 TASK = TASKS["classifier"]
 
 
-def write_openvino_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, weights: Weights) -> None:
-    """Export a classifier to `directory`, its tokenizer and configuration beside it.
+def write_openvino_classifier(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    weights: Weights,
+    sparsity: Mapping[str, str],
+    kernel: Kernel = "stock",
+) -> PackingReport | None:
+    """Export a classifier to `directory`, its tokenizer and configuration beside it; see `export.openvino_format.write_openvino`.
 
     Raises:
+        CompilerMissing: the sparse operators cannot be built here.
         ExportUnavailable: the installed versions cannot export this architecture.
         ModelUnsupported: the tokenizer has no OpenVINO form.
     """
@@ -46,14 +57,9 @@ def write_openvino_classifier(model: PreTrainedModel, tokenizer: PreTrainedToken
             from optimum.exporters.openvino import export_from_model
 
             export_from_model(model, output=Path(raw), task=TASK, stateful=False)
-        ir = openvino_core().read_model(Path(raw) / MODEL_XML)
-        if weights in ("int8", "int4"):
-            ir = compress(ir, weights)
-        elif weights == "bf16":
-            round_to_bf16(ir)
-        save_ir(ir, directory / MODEL_XML, fp16=weights == "fp16", name="model")
-        del ir
+        packing = store_ir(Path(raw), directory, weights=weights, sparsity=sparsity, kernel=kernel)
     model.config.save_pretrained(str(directory))
+    return packing
 
 
 class ClassifierLogits(nn.Module):
@@ -74,8 +80,10 @@ class ClassifierLogits(nn.Module):
         return logits
 
 
-def write_onnx_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, weights: Weights) -> None:
-    """Export a classifier to `directory/model.onnx`; batch and sequence are dynamic.
+def write_onnx_classifier(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, weights: Weights, kernel: Kernel = "stock"
+) -> PackingReport | None:
+    """Export a classifier to `directory/model.onnx`; batch and sequence are dynamic. See `export.onnx_format.write_onnx`.
 
     Raises:
         ArtefactCorrupt: the written files do not hold all weights.
@@ -104,15 +112,17 @@ def write_onnx_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     body = f"{model.base_model_prefix}."
     linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith(body)}
     store_weights(program.model, weights, linears=linears)
+    packing = pack(program.model) if kernel == "sparse" else None
     program.save(directory / MODEL_ONNX, external_data=True)
     check_external_data(directory / MODEL_ONNX)
     tokenizer.save_pretrained(str(directory))
     model.config.save_pretrained(str(directory))
+    return packing
 
 
 def openvino_class_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]], *, config: dict[str, str]) -> Logits:
     """Logits [1, classes] of an exported IR on the CPU, block by block."""
-    compiled = openvino_core().compile_model(directory / MODEL_XML, "CPU", config)
+    compiled = core_for(directory / MODEL_XML).compile_model(directory / MODEL_XML, "CPU", config)
     inputs = {name for port in compiled.inputs for name in port.names}
     return [np.array(compiled(_feed(block, inputs))["logits"], dtype=np.float32) for block in blocks]
 
@@ -125,7 +135,8 @@ def onnx_class_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]]) 
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(directory / MODEL_ONNX), providers=["CPUExecutionProvider"])
+    path = directory / MODEL_ONNX
+    session = onnxruntime.InferenceSession(str(path), session_options_for(path), providers=["CPUExecutionProvider"])
     if session.get_providers() != ["CPUExecutionProvider"]:
         raise DeviceUnavailable(f"ONNX Runtime uses {session.get_providers()}", where=directory)
     inputs = {item.name for item in session.get_inputs()}

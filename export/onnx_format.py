@@ -89,7 +89,7 @@ def write_onnx(
     directory.mkdir(parents=True, exist_ok=True)
     program = trace(model)
     store_weights(program.model, weights, linears=_quantizable(model))
-    packing = _pack(program.model) if kernel == "sparse" else None
+    packing = pack(program.model) if kernel == "sparse" else None
     program.save(directory / MODEL_ONNX, external_data=True)
     check_external_data(directory / MODEL_ONNX)
     tokenizer.save_pretrained(str(directory))
@@ -99,7 +99,8 @@ def write_onnx(
     return packing
 
 
-def _pack(graph_model: Any) -> PackingReport:
+def pack(graph_model: Any) -> PackingReport:
+    """Pack what saves; see `export.sparse_onnx.pack_graph`."""
     from export.sparse_onnx import pack_graph
 
     return pack_graph(graph_model)

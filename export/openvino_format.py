@@ -63,26 +63,41 @@ def write_openvino(
     # Beside the destination, since OpenVINO maps the weights it reads into memory: a file must not be written over itself.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".raw-") as raw:
         convert(model, Path(raw))
-        ir = openvino_core().read_model(Path(raw) / MODEL_XML)
-        if weights in ("int8", "int4"):
-            ir = compress(ir, weights)
-        elif weights == "bf16":
-            round_to_bf16(ir)
-        for key, value in sparsity.items():
-            ir.set_rt_info(value, ["sparsity", key])
-        packing = _pack(ir) if kernel == "sparse" else None
-        save_ir(ir, directory / MODEL_XML, fp16=weights == "fp16", name="model")
-        del ir
+        packing = store_ir(Path(raw), directory, weights=weights, sparsity=sparsity, kernel=kernel)
     model.config.save_pretrained(str(directory))
     if model.generation_config is not None:
         model.generation_config.save_pretrained(str(directory))
     return packing
 
 
-def _pack(ir: Any) -> PackingReport:
+def store_ir(raw: Path, directory: Path, *, weights: Weights, sparsity: Mapping[str, str], kernel: Kernel) -> PackingReport | None:
+    """Write a converted IR with its weights in the form asked for.
+
+    Args:
+        raw: holds the IR in float32; another directory, since OpenVINO maps the weights that it reads.
+        directory: where it will stand.
+        weights: format of the stored weights.
+        sparsity: written to the model's rt_info under `sparsity`.
+        kernel: `sparse` packs the weights.
+
+    Returns:
+        What was packed; None for the stock kernel.
+
+    Raises:
+        CompilerMissing: the sparse operators cannot be built here.
+    """
     from export.sparse_ir import pack_ir
 
-    return pack_ir(ir)
+    ir = openvino_core().read_model(raw / MODEL_XML)
+    if weights in ("int8", "int4"):
+        ir = compress(ir, weights)
+    elif weights == "bf16":
+        round_to_bf16(ir)
+    for key, value in sparsity.items():
+        ir.set_rt_info(value, ["sparsity", key])
+    packing = pack_ir(ir) if kernel == "sparse" else None
+    save_ir(ir, directory / MODEL_XML, fp16=weights == "fp16", name="model")
+    return packing
 
 
 def convert(model: PreTrainedModel, directory: Path) -> None:

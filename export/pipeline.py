@@ -99,7 +99,6 @@ def export_subnet(path: Path, request: ExportRequest) -> Artefact:
     """
     check_request(request)
     opened = open_subnet(path)
-    _check_head(opened.frozen, request)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
     log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
     parents: dict[str, Artefact] = {opened.frozen.manifest.kind: opened.frozen, "super_adapter": opened.adapter}
@@ -146,7 +145,6 @@ def export_frozen(directory: Path, request: ExportRequest) -> Artefact:
         raise UsageError("there is no adapter to merge", where="--merge", remedy="Leave the option out")
     check_request(request)
     frozen = open_artefact(directory, kind="sparse" if (directory / MASK_FILE).is_file() else "base")
-    _check_head(frozen, request)
     formats = tuple(item for item in request.formats if item != "peft")
     request = ExportRequest(**{**request.__dict__, "formats": formats})
     with write_artefact(request.output, kind="export", parents={frozen.manifest.kind: frozen}, force=request.force) as draft:
@@ -196,12 +194,6 @@ def _check_packable(request: ExportRequest, name: Format, *, option: str) -> Non
             where=option,
             remedy=f"Give --weights int8 and leave {name} in --formats; --kernel is of openvino, --onnx-kernel of onnx",
         )
-
-
-def _check_head(frozen: Artefact, request: ExportRequest) -> None:
-    option = "--kernel" if request.kernel == "sparse" else "--onnx-kernel" if request.onnx_kernel == "sparse" else None
-    if option is not None and "classes" in frozen.manifest.details:
-        raise UsageError("the sparse kernel is for language models", where=option, remedy="Leave the option out")
 
 
 def _narrowed(opened: OpenSubnet) -> int:
@@ -318,25 +310,15 @@ def _write_formats(work: _Work, request: ExportRequest, directory: Path, masks: 
             save_model(model, work.tokenizer, directory / ("base" if separate else "model"))
     if "openvino" in request.formats:
         with _timed(work, "openvino"):
-            if work.classifies:
-                write_openvino_classifier(work.model, work.tokenizer, directory / "openvino", weights=request.weights)
-            else:
-                work.packings["openvino"] = write_openvino(
-                    work.model,
-                    work.tokenizer,
-                    directory / "openvino",
-                    weights=request.weights,
-                    sparsity=_rt_info(masks, frozen),
-                    kernel=request.kernel,
-                )
+            write_ir = write_openvino_classifier if work.classifies else write_openvino
+            sparsity = _rt_info(masks, frozen)
+            work.packings["openvino"] = write_ir(
+                work.model, work.tokenizer, directory / "openvino", weights=request.weights, sparsity=sparsity, kernel=request.kernel
+            )
     if "onnx" in request.formats:
         with _timed(work, "onnx"):
-            if work.classifies:
-                write_onnx_classifier(work.model, work.tokenizer, directory / "onnx", weights=request.weights)
-            else:
-                work.packings["onnx"] = write_onnx(
-                    work.model, work.tokenizer, directory / "onnx", weights=request.weights, kernel=request.onnx_kernel
-                )
+            write_graph = write_onnx_classifier if work.classifies else write_onnx
+            work.packings["onnx"] = write_graph(work.model, work.tokenizer, directory / "onnx", weights=request.weights, kernel=request.onnx_kernel)
 
 
 def _rt_info(masks: Masks | None, frozen: Artefact) -> dict[str, str]:
@@ -399,7 +381,6 @@ def plan(path: Path, request: ExportRequest) -> dict[str, Any]:
     """
     check_request(request)
     opened = open_subnet(path)
-    _check_head(opened.frozen, request)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
     return {
         "subnet": opened.subnet.id,

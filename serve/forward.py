@@ -42,7 +42,10 @@ class ForwardTime(Document):
 
 @app.command()
 def forward(
-    directories: Annotated[list[Path], typer.Argument(help="Exports with an openvino/ part; the first is the reference.", show_default=False)],
+    directories: Annotated[
+        list[Path],
+        typer.Argument(help="Exports with an openvino/ part, the reference first; DIR@NAME=VALUE sets a property of OpenVINO.", show_default=False),
+    ],
     tokens: Annotated[int, typer.Option(min=1, help="Length of the sequence; batch 1.")] = 64,
     blocks: Annotated[int, typer.Option(min=2, help="Rounds in which every model has its turn.")] = 40,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the runtime's own choice.")] = None,
@@ -66,13 +69,15 @@ def measure_forwards(directories: list[Path], *, tokens: int, blocks: int, threa
     """Time models in turn.
 
     Args:
-        directories: `export` artefacts.
+        directories: `export` artefacts, each with the properties of OpenVINO that hold for it alone; see `serve.deployment.find_configured`.
         tokens: length of the sequence.
         blocks: rounds.
         threads: of the runtime; None leaves it to it.
 
     Raises:
         ArtefactError: a directory holds no OpenVINO model, or one with a cache.
+        ModelUnsupported: OpenVINO cannot compile one, or does not know a property.
+        UsageError: another format is named behind a directory.
     """
     from serve.statistics import bootstrap_median, paired_ratio
 
@@ -109,13 +114,18 @@ def measure_forwards(directories: list[Path], *, tokens: int, blocks: int, threa
 
 
 def _load(directory: Path, threads: int | None) -> tuple[Any, int]:
-    from serve.deployment import find_deployment
-    from shearling.errors import ModelUnsupported
-    from shearling.openvino_core import openvino_core
+    from serve.deployment import find_configured
+    from shearling.errors import ModelUnsupported, UsageError
+    from shearling.sparse_linear.extension import PREFERRED_PROPERTIES, compile_ir, needs_extension
 
-    deployment = find_deployment(directory, choice="openvino")
-    properties = {"PERFORMANCE_HINT": "LATENCY"} | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
-    compiled = openvino_core().compile_model(deployment.directory / "openvino_model.xml", "CPU", properties)
+    deployment = find_configured(directory, choice="openvino")
+    if deployment.format != "openvino":
+        raise UsageError(f"only OpenVINO is timed here, not {deployment.format}", where=directory, remedy="Give an export with an openvino/ part")
+    xml = deployment.directory / "openvino_model.xml"
+    properties = {"PERFORMANCE_HINT": "LATENCY"} | (PREFERRED_PROPERTIES if needs_extension(xml) else {}) | deployment.properties
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = str(threads)
+    compiled = compile_ir(xml, properties=properties)
     if "beam_idx" in {name for port in compiled.inputs for name in port.names}:
         raise ModelUnsupported("a language model", where=directory, remedy="Measure it with: python -m serve bench")
     return compiled.create_infer_request(), deployment.weights_bytes

@@ -61,26 +61,40 @@ class TorchClassifier:
 
 
 class OpenVINOClassifier:
-    """An exported classifier.
+    """An exported classifier, in the precision that the device prefers.
 
     Args:
-        compiled: an `openvino.CompiledModel`.
+        xml: the model; its `.bin` is beside it.
         tokenizer: of the model.
         max_length: tokens; longer texts are cut, as in training.
+        on_rows: called with the number of rows after each batch.
+
+    Raises:
+        ArtefactMissing: no such file.
+        ModelUnsupported: OpenVINO cannot read or compile it.
+        CompilerMissing: it needs our operators, and they cannot be built here.
     """
 
-    def __init__(self, compiled: Any, tokenizer: Any, *, max_length: int) -> None:
-        self._compiled = compiled
+    def __init__(self, xml: Path, tokenizer: Any, *, max_length: int, on_rows: Callable[[int], None] | None = None) -> None:
+        from shearling.sparse_linear.extension import compile_ir
+
+        self._compiled = compile_ir(xml)
+        self._on_rows = on_rows
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self._inputs = {name for port in compiled.inputs for name in port.names}
+        self._inputs = {name for port in self._compiled.inputs for name in port.names}
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """See `ClassifierScorer.logits`."""
+        import numpy as np
         import torch
 
-        batch = self._tokenizer(list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="np")
+        batch = dict(self._tokenizer(list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="np"))
+        # A model may tell the parts of a pair apart where its tokenizer does not: in torch it fills the input in itself.
+        batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
         outputs = self._compiled({name: value for name, value in batch.items() if name in self._inputs})
+        if self._on_rows is not None:
+            self._on_rows(len(texts))
         return torch.from_numpy(outputs["logits"].astype("float32"))
 
 

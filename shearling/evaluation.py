@@ -21,7 +21,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
+from shearling.errors import ArtefactMissing, UsageError
 from shearling.lm_eval_task import answer_task, text_task
 from shearling.precision import Precision, resolve_precision
 from shearling.task import Split
@@ -161,11 +161,10 @@ def evaluate_openvino(
     bits_per_byte: bool = True,
     batch_size: int = 64,
     properties: Mapping[str, str] | None = None,
-    extensions: Sequence[Path] = (),
 ) -> Evaluation:
     """Evaluate an exported OpenVINO model; see `Evaluator` and `openvino_scorer`."""
     evaluator = Evaluator(task, split=split, include_path=include_path, limit=limit, bits_per_byte=bits_per_byte)
-    return evaluator.measure(openvino_scorer(xml, tokenizer, batch_size=batch_size, properties=properties, extensions=extensions))
+    return evaluator.measure(openvino_scorer(xml, tokenizer, batch_size=batch_size, properties=properties))
 
 
 def torch_scorer(
@@ -192,7 +191,6 @@ def openvino_scorer(
     batch_size: int = 64,
     device: str = "CPU",
     properties: Mapping[str, str] | None = None,
-    extensions: Sequence[Path] = (),
     on_rows: OnRows | None = None,
 ) -> CausalScorer:
     """An OpenVINO IR as the harness sees it.
@@ -203,7 +201,6 @@ def openvino_scorer(
         batch_size: most rows of a batch.
         device: of OpenVINO.
         properties: of the compilation, such as INFERENCE_PRECISION_HINT; the device's own defaults otherwise.
-        extensions: more shared libraries with operators; our own are loaded where the model uses them.
         on_rows: called with the number of rows after each batch.
 
     Raises:
@@ -212,15 +209,9 @@ def openvino_scorer(
         CompilerMissing: it needs our operators, and they cannot be built here.
     """
     from shearling.causal_scorer import OpenVINOScorer
-    from shearling.sparse_linear.extension import core_for
+    from shearling.sparse_linear.extension import compile_ir
 
-    core = core_for(xml)
-    try:
-        for library in extensions:
-            core.add_extension(str(library))
-        compiled = core.compile_model(core.read_model(xml), device, dict(properties or {}))
-    except RuntimeError as error:
-        raise ModelUnsupported(f"OpenVINO cannot compile it: {str(error).strip().splitlines()[-1]}", where=xml) from error
+    compiled = compile_ir(xml, device=device, properties=properties)
     return OpenVINOScorer(compiled, tokenizer, batch_size=batch_size, on_rows=on_rows)
 
 

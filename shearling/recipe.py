@@ -265,8 +265,8 @@ class Recipe(Section):
     def _classifier(self) -> Recipe:
         if self.model.head == "classifier" and self.task.choices is None:
             raise ValueError("a classifier needs the task's choices: they are its classes")
-        if self.model.head == "classifier" and (self.sparsity is not None or self.adapter is None):
-            raise ValueError("a classifier needs [adapter] and [train], and cannot be pruned")
+        if self.model.head == "classifier" and self.adapter is None:
+            raise ValueError("a classifier needs [adapter] and [train]: its head is new")
         return self
 
     @pydantic.model_validator(mode="after")

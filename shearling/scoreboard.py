@@ -182,14 +182,14 @@ def _measure_openvino(
     path: Path, evaluator: Evaluator | ClassifierEvaluator, *, batch_size: int, precision: Precision, on_rows: OnRows
 ) -> tuple[Evaluation, float | None]:
     from shearling.checkpoint import load_tokenizer
-    from shearling.classification import ClassifierEvaluator
+    from shearling.classification import ClassifierEvaluator, OpenVINOClassifier
     from shearling.evaluation import openvino_scorer
     from shearling.sparse_linear.extension import core_for
 
-    if isinstance(evaluator, ClassifierEvaluator):
-        raise UsageError("classifiers are evaluated in torch", where=path, remedy="Export the format hf as well")
-    xml = path / OPENVINO_MODEL
+    xml, tokenizer = path / OPENVINO_MODEL, load_tokenizer(path)
     # What the export counted and certified.
     model, share = core_for(xml).read_model(xml), ["sparsity", "share"]
     sparsity = float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else None
-    return evaluator.measure(openvino_scorer(xml, load_tokenizer(path), batch_size=batch_size, on_rows=on_rows)), sparsity
+    if isinstance(evaluator, ClassifierEvaluator):
+        return evaluator.measure(OpenVINOClassifier(xml, tokenizer, max_length=evaluator.max_length, on_rows=on_rows)), sparsity
+    return evaluator.measure(openvino_scorer(xml, tokenizer, batch_size=batch_size, on_rows=on_rows)), sparsity

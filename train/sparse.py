@@ -100,7 +100,7 @@ def write_sparse(
         save_model(model, tokenizer, draft.directory)
         save_masks(draft.directory / MASK_FILE, masks)
         write_document(draft.directory / SPARSITY_FILE, report)
-        inherited = ("model_id", "model_type", "torch_dtype", "num_layers", "tie_word_embeddings", "parameters")
+        inherited = ("model_id", "model_type", "torch_dtype", "num_layers", "tie_word_embeddings", "parameters", "classes", "head_seed")
         draft.details |= {key: details[key] for key in inherited if key in details}
         draft.details |= sparsity_inputs(section, seed=seed, text=text)
         draft.details["sparsity"] = {

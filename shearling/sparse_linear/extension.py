@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shearling.errors import ArtefactCorrupt, ArtefactMissing
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
 from shearling.openvino_core import openvino_core
 from shearling.sparse_linear.bundle import OPERATORS, WEIGHTS_PORT, split_bundle
 
@@ -52,6 +53,26 @@ def required_extensions(xml: Path) -> tuple[Path, ...]:
         CompilerMissing: they are needed, and cannot be built here.
     """
     return (_library(),) if needs_extension(xml) else ()
+
+
+def compile_ir(xml: Path, *, device: str = "CPU", properties: Mapping[str, str] | None = None) -> openvino.CompiledModel:
+    """Compile an IR, with our operators where it uses them.
+
+    Args:
+        xml: the model; its `.bin` is beside it.
+        device: of OpenVINO.
+        properties: of the compilation, such as INFERENCE_PRECISION_HINT; the device's own defaults otherwise.
+
+    Raises:
+        ArtefactMissing: no such file.
+        ModelUnsupported: OpenVINO cannot read or compile it, or does not know a property.
+        CompilerMissing: it needs our operators, and they cannot be built here.
+    """
+    core = core_for(xml)
+    try:
+        return core.compile_model(core.read_model(xml), device, dict(properties or {}))
+    except RuntimeError as error:
+        raise ModelUnsupported(f"OpenVINO cannot compile it: {str(error).strip().splitlines()[-1]}", where=xml) from error
 
 
 def core_for(xml: Path) -> openvino.Core:

@@ -5,27 +5,42 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from export.classifier_format import openvino_class_logits
+from export.parity import FLOAT32_CPU, fixed_blocks
 from export.pipeline import export_subnet
 from export.report import ExportReport
 from export.request import ExportRequest
+from export.weights import Weights
 from search.stage import Constraints, SearchSettings, search
 from serve.forward import measure_forwards
+from shearling.artefact import open_artefact
 from shearling.checkpoint import load_model
-from shearling.errors import RecipeInvalid, UsageError
+from shearling.errors import ModelUnsupported, RecipeInvalid
 from shearling.recipe import read_recipe
 from shearling.run import Run
 from shearling.scoreboard import score_models
 from shearling.strict_json import read_document
 from shearling.subnet import open_subnet
-from tests.tiny_models import save_tiny_encoder
+from tests.kernels.headers import needs_headers
+from tests.tiny_models import VOCABULARY, save_tiny_encoder, tiny_tokenizer
 from tests.tiny_runs import write_headlines
 from train.pipeline import run_recipe
 
 SETTINGS = SearchSettings(
     algorithm="nsga2", evaluations=6, population=3, seed=0, limit=8, task=None, batch_size=8, precision="fp32", cost="latency", macs_seq_len=16
 )
+SPARSITY = """
+[sparsity]
+method = "wanda"
+ratio = 0.5
+
+[sparsity.calibration]
+samples = 4
+seq_len = 16
+"""
 RECIPE = """schema = "shearling.recipe/1"
 name = "tiny"
 {extra}
@@ -106,11 +121,74 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
     assert board.scores[0].n == len((run.task / "test.jsonl").read_text().splitlines())
     times = measure_forwards([run.export, run.export], tokens=16, blocks=2, threads=1)
     assert times[0].speedup == 1.0
-    with pytest.raises(UsageError, match="the sparse kernel is for language models") as caught:
-        export_subnet(run.search / "best.json", ExportRequest(output=tmp_path / "packed", formats=("openvino",), weights="int8", kernel="sparse"))
-    assert caught.value.where == "--kernel"
+    named = measure_forwards([run.export, Path(f"{run.export}@INFERENCE_PRECISION_HINT=f32")], tokens=16, blocks=2, threads=1)
+    assert named[1].bytes == times[0].bytes
+    with pytest.raises(ModelUnsupported, match="INFERENCE_PRECISION_HINT"):
+        measure_forwards([Path(f"{run.export}@INFERENCE_PRECISION_HINT=f7")], tokens=16, blocks=2, threads=1)
 
 
-def test_a_classifier_cannot_be_pruned(tmp_path: Path) -> None:
-    with pytest.raises(RecipeInvalid, match="cannot be pruned"):
-        read_recipe(write_recipe(tmp_path, extra='[sparsity]\nmethod = "magnitude"\n'))
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Wanda, masked adapters, elastic widths and heads, in one encoder."""
+    directory = tmp_path_factory.mktemp("pruned")
+    recipe = write_recipe(directory, extra=SPARSITY).read_text().replace("masked = false", "masked = true")
+    (directory / "recipe.toml").write_text(recipe)
+    run = Run(directory / "run")
+    run_recipe(read_recipe(directory / "recipe.toml"), run.path)
+    search(run, SETTINGS, Constraints(accuracy_delta=0.5))
+    return run
+
+
+def test_a_pruned_encoder_keeps_its_zeros_to_the_end(pruned: Run, tmp_path: Path) -> None:
+    """The merge is exact, and no zero is lost in any format, whatever was cut."""
+    assert open_subnet(pruned.search / "best.json").subnet.merge.default == "masked"
+    assert {"classes", "head_seed"} <= open_artefact(pruned.sparse, kind="sparse").manifest.details.keys()
+    exported = export_subnet(pruned.search / "best.json", ExportRequest(output=tmp_path / "export", formats=("hf", "openvino", "onnx")))
+    report = read_document(exported.path / "report.json", ExportReport)
+    assert report.parity[0].parity.max_abs == 0.0
+    assert {check.format: check.zeros == check.pruned > 0 for check in report.zeros} == {"model": True, "openvino": True, "onnx": True}
+    assert report.certificate is not None
+    assert report.certificate.zeros >= report.zeros[0].pruned
+    rows = score_models([exported.path, exported.path / "openvino"], task=str(pruned.task), split="test", precision="fp32").scores
+    assert rows[0].sparsity == pytest.approx(rows[1].sparsity, abs=0.01)
+    assert rows[0].loss == pytest.approx(rows[1].loss, abs=0.02)
+
+
+@pytest.mark.parametrize("weights", ["int8", "bf16"])
+def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weights: Weights) -> None:
+    """Packed and stock files give the same logits in float32, and the same classes on the task."""
+    logits = {}
+    for kernel in ("stock", "sparse"):
+        request = ExportRequest(output=tmp_path / kernel, formats=("openvino",), weights=weights, kernel=kernel)
+        exported = export_subnet(pruned.search / "best.json", request)
+        report = read_document(exported.path / "report.json", ExportReport)
+        assert [check.zeros == check.pruned > 0 for check in report.zeros] == [True]
+        assert (report.packing is None) == (kernel == "stock")
+        logits[kernel] = openvino_class_logits(exported.path / "openvino", fixed_blocks(tiny_tokenizer(), vocabulary=VOCABULARY), config=FLOAT32_CPU)
+    assert report.packing is not None
+    assert len(report.packing.layers) >= len(open_subnet(pruned.search / "best.json").subnet.widths)
+    for stock, sparse in zip(logits["stock"], logits["sparse"], strict=True):
+        # Activations are rounded to 8 bits where there are many rows, as OpenVINO does by default; the weights are the same.
+        np.testing.assert_allclose(sparse, stock, atol=0.02 * np.abs(stock).max())
+    board = score_models([tmp_path / "stock" / "openvino", tmp_path / "sparse" / "openvino"], task=str(pruned.task), split="test", precision="fp32")
+    assert board.scores[0].loss == pytest.approx(board.scores[1].loss, abs=0.02)
+    times = measure_forwards([tmp_path / "stock", tmp_path / "sparse"], tokens=16, blocks=2, threads=1)
+    assert times[1].bytes < times[0].bytes
+    assert "compile_ir" in (tmp_path / "sparse" / "README.md").read_text()
+
+
+@needs_headers
+def test_onnx_runtime_runs_a_packed_classifier(pruned: Run, tmp_path: Path) -> None:
+    request = ExportRequest(output=tmp_path / "export", formats=("onnx",), weights="int8", onnx_kernel="sparse")
+    report = read_document(export_subnet(pruned.search / "best.json", request).path / "report.json", ExportReport)
+    assert report.violations == []
+    assert report.onnx_packing is not None
+    assert report.onnx_packing.layers
+    assert [check.zeros == check.pruned > 0 for check in report.zeros] == [True]
+
+
+def test_a_classifier_must_be_trained(tmp_path: Path) -> None:
+    text = write_recipe(tmp_path, extra=SPARSITY).read_text()
+    (tmp_path / "recipe.toml").write_text(text[: text.index("[adapter]")])
+    with pytest.raises(RecipeInvalid, match="its head is new"):
+        read_recipe(tmp_path / "recipe.toml")
