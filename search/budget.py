@@ -11,7 +11,7 @@ from shearling.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from search.strategy import Grid, Indices
+    from search.grid import Grid, Indices
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from search.budget import Budget
-from search.strategy import Grid, Indices, Outcome
+from search.grid import Grid, Indices
+from search.sampling import draw_new
+from search.strategy import Outcome
 from shearling.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,5 +117,5 @@ def _first_generation(grid: Grid, *, population: int, random: np.random.Generato
     middle = grid.heuristic if budget is None else budget.shrink(grid.heuristic, grid, random)
     anchors = list(dict.fromkeys((grid.maximal, middle, grid.minimal)))[:population]
     seen = set(anchors)
-    drawn = [grid.draw(random, seen=seen, budget=budget) for _ in range(population - len(anchors))]
+    drawn = [draw_new(grid, random, seen=seen, budget=budget) for _ in range(population - len(anchors))]
     return np.array([*anchors, *(indices for indices in drawn if indices is not None)], dtype=int)

@@ -8,9 +8,10 @@ from typing import Any
 
 from search.cost import COSTS
 from search.front import dominates
+from search.grid import Indices
 from search.journal import Journal, Record
 from search.objective import Objective
-from search.strategy import Algorithm, Indices, Strategy
+from search.strategy import Algorithm, Strategy
 from shearling.console import Advance
 from shearling.errors import ArtefactMismatch
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search.budget import Budget
-from search.strategy import Grid, Indices, Outcome
+from search.grid import Grid, Indices
+from search.strategy import Outcome
 
 PATIENCE = 3
 

@@ -12,7 +12,8 @@ from typing import Literal
 
 import pydantic
 
-from search.strategy import Algorithm, Cost, Indices, Outcome
+from search.grid import Indices
+from search.strategy import Algorithm, Cost, Outcome
 from shearling.errors import ArtefactMissing, DocumentInvalid
 from shearling.strict_json import Document, parse_json, validate_document
 

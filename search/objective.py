@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from search.cost import LatencyProbe
-from search.strategy import Cost, Indices
+from search.grid import Indices
+from search.strategy import Cost
 from shearling.errors import UsageError
 from shearling.model_size import measure_network
 

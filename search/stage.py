@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from search.budget import Budget
 from search.exploration import explore
 from search.front import BestRule, best_record, pareto_document, progression_rows
+from search.grid import Grid
 from search.journal import JOURNAL_FILE, Journal, Record
 from search.objective import SubnetObjective
 from search.plot import draw_pareto
 from search.strategies import make_strategy
-from search.strategy import Algorithm, Cost, Grid
+from search.strategy import Algorithm, Cost
 from shearling.artefact import Artefact, check_destination, open_artefact, write_artefact
 from shearling.console import log, progress
 from shearling.errors import ArtefactMismatch, UsageError

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from search.budget import Budget
 from search.evolution import Evolution
+from search.grid import Grid
 from search.hill_climbing import HillClimbing
 from search.sampling import HeuristicOnly, UniformSampling
-from search.strategy import Algorithm, Grid, Strategy
+from search.strategy import Algorithm, Strategy
 
 
 def make_strategy(algorithm: Algorithm, grid: Grid, *, evaluations: int, population: int, seed: int, budget: Budget | None = None) -> Strategy:

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search.strategy import Indices
+from search.grid import Indices
 from shearling.artefact import open_artefact
 from shearling.classification import ClassifierEvaluator, TorchClassifier
 from shearling.command_line import quiet_libraries

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from search.budget import Budget
 from search.exploration import explore
+from search.grid import Grid, Indices
 from search.journal import Journal, Record
 from search.objective import Measurement
 from search.strategies import make_strategy
-from search.strategy import Algorithm, Grid, Indices
+from search.strategy import Algorithm
 
 SIZES = (3, 3, 3, 3)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from search.budget import Budget
+from search.grid import Grid
 from search.strategies import make_strategy
-from search.strategy import Grid, Outcome
+from search.strategy import Outcome
 from shearling.errors import UsageError
 from tests.search.synthetic import SIZES, Separable, everything, run
 
