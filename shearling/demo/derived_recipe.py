@@ -23,7 +23,7 @@ than the parity gate.
 """
 
 
-def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path | None = None, seed: int = 0, steps_of: Path | None = None) -> Path:
+def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path | None = None, seed: int = 0, lora: bool = False) -> Path:
     """Write a recipe made from another, unless it would be the same.
 
     Args:
@@ -32,17 +32,16 @@ def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path |
         smoke: shrink it.
         model: prune this model directory instead, and do nothing else.
         seed: of the run and of its search; 0 is that of every shipped recipe.
-        steps_of: train as many steps as this recipe does.
+        lora: make the baseline of this super-network; see `plain_lora`.
 
     Returns:
         The recipe to use: `source` itself where nothing changes.
     """
     recipe = _read(source)
-    train = recipe.get("train", {}) | ({} if steps_of is None else {"steps": _read(steps_of)["train"]["steps"]})
-    if not smoke and model is None and not seed and train == recipe.get("train", {}):
+    if not smoke and model is None and not seed and not lora:
         return source
-    if train:
-        recipe |= {"train": train}
+    if lora:
+        recipe = plain_lora(recipe)
     if smoke:
         recipe |= {name: recipe[name] | changes for name, changes in SMOKE.items() if name in recipe}
     if seed:
@@ -56,6 +55,16 @@ def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path |
     if not destination.is_file() or destination.read_text(encoding="utf-8") != text:
         write_text(destination, text)
     return destination
+
+
+def plain_lora(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """LoRA at full width in place of a super-network: the same adapters at their largest rank, trained likewise, nothing elastic."""
+    adapter, search = recipe["adapter"], recipe.get("search", {})
+    groups = [{**group, "ranks": [adapter["rank"]]} for group in adapter["groups"]]
+    kept = {name: value for name, value in recipe.items() if name != "width"}
+    # One sub-network: it is described, not searched for.
+    described = {"algorithm": "heuristic", "evaluations": 1, **{name: search[name] for name in ("limit", "seed") if name in search}}
+    return kept | {"name": f"{recipe['name']}-lora", "adapter": {**adapter, "groups": groups}, "search": described}
 
 
 def _read(path: Path) -> dict[str, Any]:

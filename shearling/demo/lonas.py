@@ -32,22 +32,20 @@ class Subject:
 
     Attributes:
         title: of its report.
-        lora: recipe of the baseline at full width; it trains as many steps as the other.
-        lonas: recipe of the super-network.
+        recipe: of the super-network; the baseline is LoRA at full width with the same adapters, trained likewise.
         formats: of the exports.
         timed: what is timed.
     """
 
     title: str
-    lora: Path
-    lonas: Path
+    recipe: Path
     formats: str
     timed: str
 
 
 SUBJECTS: Mapping[Kind, Subject] = {
-    "encoder": Subject("LoNAS on an encoder", RECIPES / "minilm-lora.toml", RECIPES / "minilm-lonas.toml", "hf,openvino,onnx", "a forward"),
-    "decoder": Subject("LoNAS on a decoder", RECIPES / "smollm2-lora.toml", RECIPES / "smollm2-lonas.toml", "hf,openvino", "a token"),
+    "encoder": Subject("LoNAS on an encoder", RECIPES / "minilm-lonas.toml", "hf,openvino,onnx", "a forward"),
+    "decoder": Subject("LoNAS on a decoder", RECIPES / "smollm2-lonas.toml", "hf,openvino", "a token"),
 }
 
 
@@ -160,8 +158,8 @@ def run_demo(out: Path, *, kind: Kind, scale: Scale, seed: int, force: bool) -> 
 
 def _plan(layout: Layout, kind: Kind, scale: Scale, seed: int) -> list[Action]:
     subject, smoke, recipes = SUBJECTS[kind], scale == "smoke", layout.path / "recipes"
-    lora = derive_recipe(subject.lora, recipes / "lora.toml", smoke=smoke, seed=seed, steps_of=subject.lonas)
-    lonas = derive_recipe(subject.lonas, recipes / "lonas.toml", smoke=smoke, seed=seed)
+    lora = derive_recipe(subject.recipe, recipes / "lora.toml", smoke=smoke, seed=seed, lora=True)
+    lonas = derive_recipe(subject.recipe, recipes / "lonas.toml", smoke=smoke, seed=seed)
     exports = tuple(layout.exports.values())
 
     def share_inputs() -> None:

@@ -3,8 +3,8 @@
     python -m tests.benchmark.lonas_seeds --out runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
         [--steps 1500] [--tune-steps 0] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
 
-For each seed the baseline (recipes/minilm-lora.toml) is trained, and for each rule a super-network (recipes/minilm-lonas.toml); a sandwiched
-step costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are at most the given share
+For each seed the baseline is trained, LoRA at full width, and for each rule a super-network (recipes/minilm-lonas.toml); a sandwiched step
+costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are at most the given share
 of the largest's. With --tune-steps the most accurate within the share is then trained alone (`python -m train.tune`), in steps that the
 super-network goes without, so that both take as many as the baseline. Told are the accuracies of the largest, the middle one, the one found,
 and that one tuned.
@@ -27,7 +27,7 @@ from search.grid import Indices
 from shearling.artefact import open_artefact
 from shearling.classification import ClassifierEvaluator, TorchClassifier
 from shearling.command_line import quiet_libraries
-from shearling.demo.derived_recipe import render_toml
+from shearling.demo.derived_recipe import plain_lora, render_toml
 from shearling.demo.layout import RECIPES
 from shearling.run import Run
 from shearling.subnet import open_subnet
@@ -55,16 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 <= options.tune_steps < options.steps:
         parser.error(f"--tune-steps {options.tune_steps} leaves no step of {options.steps} to the super-network")
     quiet_libraries()
+    recipe = tomllib.loads((RECIPES / "minilm-lonas.toml").read_text(encoding="utf-8"))
     for seed in map(int, options.seeds.split(",")):
         baseline = Run(options.out / f"lora-{seed}")
-        train_s = _train("minilm-lora", baseline, seed=seed, train={"steps": options.steps}, search={})
+        train_s = _train(plain_lora(recipe), baseline, seed=seed, train={"steps": options.steps}, search={})
         network = load_super_network(baseline)
         _tell(baseline, network, seed=seed, rule="LoRA", label="full width", indices=network.space.encode(network.space.maximal()), train_s=train_s)
         for rule in options.rules.split(","):
             run = Run(options.out / f"{rule}-{seed}")
             searched = {"limit": options.search_rows, "evaluations": options.evaluations, "max_cost_share": options.macs, "accuracy_delta": None}
             steps = {"steps": options.steps - options.tune_steps}
-            train_s = _train("minilm-lonas", run, seed=seed, train={**steps, **RULES[rule]}, search=searched)
+            train_s = _train(recipe, run, seed=seed, train={**steps, **RULES[rule]}, search=searched)
             if not run.search.is_dir():
                 _call("search", "--run", str(run.path))
             _tell_searched(run, seed=seed, rule=rule, share=options.macs, train_s=train_s)
@@ -117,16 +118,15 @@ def _accuracy(run: Run, network: SuperNetwork, choice: Mapping[str, int], split:
         return evaluator.measure(scorer).accuracy
 
 
-def _train(recipe: str, run: Run, *, seed: int, train: Mapping[str, Any], search: Mapping[str, Any]) -> float:
+def _train(recipe: Mapping[str, Any], run: Run, *, seed: int, train: Mapping[str, Any], search: Mapping[str, Any]) -> float:
     """Seconds that it took; 0 where it was there."""
     if run.super_adapter.is_dir():
         found = open_artefact(run.super_adapter, kind="super_adapter").manifest.details["recipe"]["train"]["steps"]
         if found != train["steps"]:
             raise SystemExit(f"{run.path} was trained for {found} steps, not {train['steps']}: choose another --out")
         return 0.0
-    content = tomllib.loads((RECIPES / f"{recipe}.toml").read_text(encoding="utf-8"))
-    found = {name: value for name, value in {**content["search"], **search, "seed": seed}.items() if value is not None}
-    content |= {"seed": seed, "train": {**content["train"], **train}, "search": found}
+    found = {name: value for name, value in {**recipe["search"], **search, "seed": seed}.items() if value is not None}
+    content = {**recipe, "seed": seed, "train": {**recipe["train"], **train}, "search": found}
     path = run.path.with_suffix(".toml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_toml(content), encoding="utf-8")

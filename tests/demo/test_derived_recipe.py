@@ -51,8 +51,14 @@ def test_the_pruned_baseline_prunes_like_the_main_run_and_nothing_else(tmp_path)
     assert derived.train is None
 
 
-def test_a_baseline_trains_as_many_steps_as_what_it_is_compared_with(tmp_path):
-    other = RECIPES / "smollm2-lonas.toml"
-    derived = read_recipe(derive_recipe(LORA_RECIPE, tmp_path / "lora.toml", smoke=False, steps_of=other))
-    assert derived.train.steps == read_recipe(other).train.steps != read_recipe(LORA_RECIPE).train.steps
-    assert derive_recipe(other, tmp_path / "same.toml", smoke=False, steps_of=other) == other
+@pytest.mark.parametrize("name", ["smollm2-lonas", "minilm-lonas"])
+def test_the_baseline_of_a_super_network_is_the_same_with_nothing_elastic(tmp_path, name):
+    source = RECIPES / f"{name}.toml"
+    lora, lonas = read_recipe(derive_recipe(source, tmp_path / "lora.toml", smoke=False, lora=True)), read_recipe(source)
+    assert (lora.model, lora.task, lora.train, lora.seed) == (lonas.model, lonas.task, lonas.train, lonas.seed)
+    assert lora.width is None
+    assert [group.ranks for group in lora.adapter.groups] == [(lora.adapter.rank,)] * len(lonas.adapter.groups)
+    assert [group.modules for group in lora.adapter.groups] == [group.modules for group in lonas.adapter.groups]
+    assert lora.search.algorithm == "heuristic"
+    small = read_recipe(derive_recipe(source, tmp_path / "small.toml", smoke=True, seed=3, lora=True))
+    assert (small.train.steps, small.seed, small.search.seed) == (SMOKE["train"]["steps"], 3, 3)
