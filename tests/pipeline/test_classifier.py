@@ -127,16 +127,20 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
         measure_forwards([Path(f"{run.export}@INFERENCE_PRECISION_HINT=f7")], tokens=16, blocks=2, threads=1)
 
 
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Wanda, masked adapters, elastic widths and heads, in one encoder."""
-    directory = tmp_path_factory.mktemp("pruned")
-    recipe = write_recipe(directory, extra=SPARSITY).read_text().replace("masked = false", "masked = true")
+def make_pruned(directory: Path, *, masked: bool) -> Run:
+    """Wanda, elastic ranks, widths and heads, in one encoder."""
+    recipe = write_recipe(directory, extra=SPARSITY).read_text().replace("masked = false", f"masked = {json.dumps(masked)}")
     (directory / "recipe.toml").write_text(recipe)
     run = Run(directory / "run")
     run_recipe(read_recipe(directory / "recipe.toml"), run.path)
     search(run, SETTINGS, Constraints(accuracy_delta=0.5))
     return run
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """With adapters under the mask."""
+    return make_pruned(tmp_path_factory.mktemp("pruned"), masked=True)
 
 
 def test_a_pruned_encoder_keeps_its_zeros_to_the_end(pruned: Run, tmp_path: Path) -> None:
@@ -175,6 +179,17 @@ def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weight
     times = measure_forwards([tmp_path / "stock", tmp_path / "sparse"], tokens=16, blocks=2, threads=1)
     assert times[1].bytes < times[0].bytes
     assert "compile_ir" in (tmp_path / "sparse" / "README.md").read_text()
+
+
+def test_plain_adapters_of_a_pruned_encoder_stay_apart(tmp_path: Path) -> None:
+    """The frozen weights keep their zeros; the runtimes have the ranks beside them."""
+    run = make_pruned(tmp_path, masked=False)
+    exported = export_subnet(run.search / "best.json", ExportRequest(output=run.export, formats=("hf", "openvino", "onnx", "peft")))
+    report = read_document(exported.path / "report.json", ExportReport)
+    assert report.merge == "separate"
+    assert report.violations == []
+    assert {check.format: check.zeros == check.pruned > 0 for check in report.zeros} == {"openvino": True, "onnx": True}
+    assert sorted(path.name for path in exported.path.iterdir() if path.is_dir()) == ["onnx", "openvino"]
 
 
 @needs_headers
