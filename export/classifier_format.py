@@ -14,14 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export.onnx_format import MODEL_ONNX, OPSET, check_external_data, name_weights, pack
+from export.onnx_format import MODEL_ONNX, OPSET, check_external_data, name_weights, quantizable
 from export.onnx_weights import store_weights
 from export.openvino_format import MODEL_XML, store_ir, write_tokenizer
 from export.quiet_conversion import quiet_conversion
 from export.weights import Kernel, Weights
 from shearling.errors import DeviceUnavailable
 from shearling.export_support import TASKS, check_exportable
-from shearling.sparse_linear.extension import core_for
+from shearling.sparse_linear.extension import compile_ir
 from shearling.sparse_linear.onnx_operators import session_options_for
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def write_onnx_classifier(
     Raises:
         ArtefactCorrupt: the written files do not hold all weights.
     """
+    from export.sparse_onnx import pack_graph
+
     directory.mkdir(parents=True, exist_ok=True)
     names = ["input_ids", "attention_mask"]
     if "token_type_ids" in inspect.signature(model.forward).parameters:
@@ -109,10 +111,8 @@ def write_onnx_classifier(
     if program is None:
         raise ValueError("torch.onnx.export returned nothing")
     name_weights(program.model)
-    body = f"{model.base_model_prefix}."
-    linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith(body)}
-    store_weights(program.model, weights, linears=linears)
-    packing = pack(program.model) if kernel == "sparse" else None
+    store_weights(program.model, weights, linears=quantizable(model, prefix=f"{model.base_model_prefix}."))
+    packing = pack_graph(program.model) if kernel == "sparse" else None
     program.save(directory / MODEL_ONNX, external_data=True)
     check_external_data(directory / MODEL_ONNX)
     tokenizer.save_pretrained(str(directory))
@@ -122,7 +122,7 @@ def write_onnx_classifier(
 
 def openvino_class_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]], *, config: dict[str, str]) -> Logits:
     """Logits [1, classes] of an exported IR on the CPU, block by block."""
-    compiled = core_for(directory / MODEL_XML).compile_model(directory / MODEL_XML, "CPU", config)
+    compiled = compile_ir(directory / MODEL_XML, properties=config)
     inputs = {name for port in compiled.inputs for name in port.names}
     return [np.array(compiled(_feed(block, inputs))["logits"], dtype=np.float32) for block in blocks]
 

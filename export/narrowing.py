@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from export.onnx_format import example_cache
 from export.request import ExportRequest
 from shearling.console import log
-from shearling.errors import ParityFailed
+from shearling.errors import ParityFailed, UsageError
 from shearling.export_support import EXPORT_TASK, export_configuration
 from shearling.merge_rule import MergeMode
 
@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 def without_frozen_formats(request: ExportRequest, mode: MergeMode) -> ExportRequest:
     """Leave out what a narrowed model or a classifier has no use for: the adapter, whose base is the frozen model at full width and
     without a trained head, and the model beside which it would be kept.
+
+    Raises:
+        UsageError: nothing else was asked for.
     """
     absent = {"peft", "hf"} if mode == "separate" else {"peft"}
     dropped = [name for name in request.formats if name in absent]
     if dropped:
         log.print(f"left out: {', '.join(dropped)}, which would belong to the frozen model, at full width and with its own head")
-    return dataclasses.replace(request, formats=tuple(name for name in request.formats if name not in absent))
+    left = tuple(name for name in request.formats if name not in absent)
+    if not left:
+        raise UsageError("nothing is left to write", where="--formats", remedy="Add openvino or onnx, or another --merge where the ranks stay apart")
+    return dataclasses.replace(request, formats=left)
 
 
 def check_size(model: nn.Module, expected: int) -> None:

@@ -52,7 +52,7 @@ def certify_sparsity(model: nn.Module, masks: Masks) -> SparsityCertificate:
     """Let NNCF count the zeros of the pruned modules, and hold its count against the masks.
 
     Args:
-        model: a causal language model; not modified.
+        model: merged or frozen; not modified.
         masks: module path -> mask, True = kept; modules that prune nothing are left out of the count.
 
     Returns:

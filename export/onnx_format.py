@@ -86,10 +86,13 @@ def write_onnx(
     Raises:
         ArtefactCorrupt: the written files do not hold all weights.
     """
+    from export.sparse_onnx import pack_graph
+
     directory.mkdir(parents=True, exist_ok=True)
     program = trace(model)
-    store_weights(program.model, weights, linears=_quantizable(model))
-    packing = pack(program.model) if kernel == "sparse" else None
+    # The head may share its weight with the embedding, and its error would go straight into the logits.
+    store_weights(program.model, weights, linears=quantizable(model, without=model.get_output_embeddings()))
+    packing = pack_graph(program.model) if kernel == "sparse" else None
     program.save(directory / MODEL_ONNX, external_data=True)
     check_external_data(directory / MODEL_ONNX)
     tokenizer.save_pretrained(str(directory))
@@ -97,13 +100,6 @@ def write_onnx(
     if model.generation_config is not None:
         model.generation_config.save_pretrained(str(directory))
     return packing
-
-
-def pack(graph_model: Any) -> PackingReport:
-    """Pack what saves; see `export.sparse_onnx.pack_graph`."""
-    from export.sparse_onnx import pack_graph
-
-    return pack_graph(graph_model)
 
 
 def trace(model: PreTrainedModel) -> Any:
@@ -174,11 +170,16 @@ def check_external_data(path: Path) -> None:
             raise ArtefactCorrupt(f"{tensor.name} ends at byte {end_bytes}, the file has {found_bytes}", where=file, remedy="Export again")
 
 
-def _quantizable(model: PreTrainedModel) -> set[str]:
-    # The head may share its weight with the embedding, and its error would go straight into the logits.
-    head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
-    return {f"{name}.weight" for name in names if name.rpartition(".")[2] not in LOW_RANK}
+def quantizable(model: PreTrainedModel, *, without: nn.Module | None = None, prefix: str = "") -> set[str]:
+    """Names of the weights that may be stored as integers: those of linear layers, but for low-rank factors kept apart.
+
+    Args:
+        model: its modules.
+        without: a module that is not.
+        prefix: of the modules that are.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not without]
+    return {f"{name}.weight" for name in names if name.startswith(prefix) and name.rpartition(".")[2] not in LOW_RANK}
 
 
 def example_cache(model: PreTrainedModel) -> Cache:

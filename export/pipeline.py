@@ -100,13 +100,12 @@ def export_subnet(path: Path, request: ExportRequest) -> Artefact:
     check_request(request)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
+    request = _writable(request, opened, mode)
     log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
     parents: dict[str, Artefact] = {opened.frozen.manifest.kind: opened.frozen, "super_adapter": opened.adapter}
     with write_artefact(request.output, kind="export", parents=parents, force=request.force) as draft:
         network = assemble_super_network(opened.frozen, opened.adapter)
         masks = network.masks
-        if opened.space.width_groups or network.head:
-            request = without_frozen_formats(request, mode)
         work = _start(network.model, network.tokenizer, masks)
         reference = _reference_logits(network, opened, work)
         if "peft" in request.formats:
@@ -194,6 +193,13 @@ def _check_packable(request: ExportRequest, name: Format, *, option: str) -> Non
             where=option,
             remedy=f"Give --weights int8 and leave {name} in --formats; --kernel is of openvino, --onnx-kernel of onnx",
         )
+
+
+def _writable(request: ExportRequest, opened: OpenSubnet, mode: MergeMode) -> ExportRequest:
+    """The request without the formats that this sub-network cannot have."""
+    if opened.space.width_groups or "classes" in opened.frozen.manifest.details:
+        return without_frozen_formats(request, mode)
+    return request
 
 
 def _narrowed(opened: OpenSubnet) -> int:
@@ -382,6 +388,7 @@ def plan(path: Path, request: ExportRequest) -> dict[str, Any]:
     check_request(request)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
+    request = _writable(request, opened, mode)
     return {
         "subnet": opened.subnet.id,
         "base": str(opened.frozen.path),

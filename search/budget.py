@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from search.grid import Grid, Indices
 from shearling.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from search.grid import Grid, Indices
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from search.budget import Budget
+from search.drawing import draw_new
 from search.grid import Grid, Indices
-from search.sampling import draw_new
 from search.strategy import Outcome
 from shearling.errors import UsageError
 

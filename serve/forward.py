@@ -70,14 +70,15 @@ def measure_forwards(directories: list[Path], *, tokens: int, blocks: int, threa
 
     Args:
         directories: `export` artefacts, each with the properties of OpenVINO that hold for it alone; see `serve.deployment.find_configured`.
+            Packed ones begin with `PREFERRED_PROPERTIES`.
         tokens: length of the sequence.
         blocks: rounds.
         threads: of the runtime; None leaves it to it.
 
     Raises:
         ArtefactError: a directory holds no OpenVINO model, or one with a cache.
-        ModelUnsupported: OpenVINO cannot compile one, or does not know a property.
-        UsageError: another format is named behind a directory.
+        ModelUnsupported: OpenVINO cannot compile one.
+        UsageError: another format is named behind a directory, or OpenVINO refuses a property.
     """
     from serve.statistics import bootstrap_median, paired_ratio
 
@@ -115,6 +116,7 @@ def measure_forwards(directories: list[Path], *, tokens: int, blocks: int, threa
 
 def _load(directory: Path, threads: int | None) -> tuple[Any, int]:
     from serve.deployment import find_configured
+    from serve.openvino_runtime import probe_device
     from shearling.errors import ModelUnsupported, UsageError
     from shearling.sparse_linear.extension import PREFERRED_PROPERTIES, compile_ir, needs_extension
 
@@ -122,9 +124,9 @@ def _load(directory: Path, threads: int | None) -> tuple[Any, int]:
     if deployment.format != "openvino":
         raise UsageError(f"only OpenVINO is timed here, not {deployment.format}", where=directory, remedy="Give an export with an openvino/ part")
     xml = deployment.directory / "openvino_model.xml"
-    properties = {"PERFORMANCE_HINT": "LATENCY"} | (PREFERRED_PROPERTIES if needs_extension(xml) else {}) | deployment.properties
-    if threads is not None:
-        properties["INFERENCE_NUM_THREADS"] = str(threads)
+    properties = {"PERFORMANCE_HINT": "LATENCY"} | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
+    properties |= (PREFERRED_PROPERTIES if needs_extension(xml) else {}) | deployment.properties
+    probe_device("CPU", properties, label=str(directory))
     compiled = compile_ir(xml, properties=properties)
     if "beam_idx" in {name for port in compiled.inputs for name in port.names}:
         raise ModelUnsupported("a language model", where=directory, remedy="Measure it with: python -m serve bench")

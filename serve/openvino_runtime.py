@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from serve.deployment import MODEL_FILE, Deployment
@@ -13,6 +13,7 @@ from shearling.openvino_core import openvino_core
 from shearling.sparse_linear.extension import PREFERRED_PROPERTIES, check_packed_weights, required_extensions
 
 if TYPE_CHECKING:
+    import openvino
     import openvino_genai
 
 REQUIRED = ("openvino_model.bin", "openvino_tokenizer.xml", "openvino_tokenizer.bin", "openvino_detokenizer.xml", "openvino_detokenizer.bin")
@@ -131,10 +132,7 @@ def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts,
     extensions = required_extensions(xml)
     properties: dict[str, Any] = _properties(options, packed=bool(extensions)) | deployment.properties
     check_packed_weights(xml)
-    try:
-        facts = _executed(options, properties)
-    except RuntimeError as error:
-        raise UsageError(f"OpenVINO refuses {properties}: {_last_line(error)}", where=deployment.label) from error
+    facts = _executed(options, probe_device(options.device, properties, label=deployment.label))
     if extensions:
         facts.settings["extensions"] = ",".join(library.name for library in extensions)
         properties["extensions"] = [str(library) for library in extensions]
@@ -154,16 +152,32 @@ def _properties(options: RunOptions, *, packed: bool) -> dict[str, str]:
     return properties
 
 
-def _executed(options: RunOptions, properties: dict[str, str]) -> RuntimeFacts:
-    """Ask the plugin what it does with these properties, through a model of one operator.
+def probe_device(device: str, properties: Mapping[str, str], *, label: str) -> openvino.CompiledModel:
+    """A model of one operator, compiled with these properties, to ask what the device makes of them.
 
-    The pipeline does not show its compiled model, and compiling the real one twice would double time and memory.
+    A pipeline does not show its compiled model, and compiling the real one twice would double time and memory.
+
+    Args:
+        device: of OpenVINO.
+        properties: of the compilation.
+        label: of what they are for, in the error.
+
+    Raises:
+        UsageError: the device refuses a property or its value.
     """
     import openvino
     from openvino import opset13
 
     value = opset13.parameter([1, 4], dtype=openvino.Type.f32)
-    compiled = openvino_core().compile_model(openvino.Model([opset13.relu(value)], [value], "probe"), options.device, properties)
+    try:
+        return openvino_core().compile_model(openvino.Model([opset13.relu(value)], [value], "probe"), device, dict(properties))
+    except RuntimeError as error:
+        raise UsageError(f"OpenVINO refuses {dict(properties)}: {_last_line(error)}", where=label) from error
+
+
+def _executed(options: RunOptions, compiled: openvino.CompiledModel) -> RuntimeFacts:
+    import openvino
+
     supported = set(compiled.get_property("SUPPORTED_PROPERTIES"))
     precision = _name(compiled.get_property("INFERENCE_PRECISION_HINT")) if "INFERENCE_PRECISION_HINT" in supported else "unknown"
     if options.precision not in ("default", precision):

@@ -113,7 +113,7 @@ def check_architecture(config: Mapping[str, Any], *, where: Path) -> None:
         kind = "sequence classifier" if classifies else "causal language model"
         raise ModelUnsupported(f"model_type {model_type!r} is no {kind} of transformers {transformers.__version__}", where=where)
     if config.get("is_encoder_decoder"):
-        raise ModelUnsupported("an encoder-decoder; only decoders are supported", where=where)
+        raise ModelUnsupported("an encoder-decoder; decoders are supported, and encoders that classify", where=where)
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shearling.decoder import find_decoder
 from shearling.search_space import Cut
+from shearling.transformer import find_transformer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +67,7 @@ class ModelSize:
 
 def measure_model(model: nn.Module) -> ModelSize:
     """Shapes of a plain Hugging Face model, on any device, also meta."""
-    layers_path = find_decoder(model).layers_path
+    layers_path = find_transformer(model).layers_path
     return _measure(model, layers_path, beside=())
 
 

@@ -32,7 +32,7 @@ class Score(Document):
         interval: Wilson, 95 %.
         loss: mean negative log-likelihood of the right answer, nats.
         bits_per_byte: of the raw texts; None where the task has none.
-        sparsity: share of zeros in the linear layers of the decoder, counted in the weights; of an OpenVINO model what its export
+        sparsity: share of zeros in the linear layers of the transformer layers, counted in the weights; of an OpenVINO model what its export
             certified, None where it says nothing.
         seconds: of the evaluation.
     """
@@ -99,7 +99,7 @@ def scoreboard_screen(board: Scoreboard) -> Table:
         table.add_row(
             score.directory, f"{score.accuracy:.1%}", f"{low:.1%} to {high:.1%}", bits, "" if score.sparsity is None else f"{score.sparsity:.1%}"
         )
-    table.caption = "zeros: share in the linear layers of the decoder"
+    table.caption = "zeros: share in the linear layers of all transformer layers"
     return table
 
 
@@ -165,11 +165,11 @@ def _measure_torch(
 ) -> tuple[Evaluation, float]:
     from shearling.checkpoint import load_model, load_tokenizer
     from shearling.classification import ClassifierEvaluator, TorchClassifier
-    from shearling.decoder import find_decoder
     from shearling.evaluation import torch_scorer
+    from shearling.transformer import find_transformer
 
     model, tokenizer = load_model(path), load_tokenizer(path)
-    weights = [linear.weight for linear in find_decoder(model).linears().values()]
+    weights = [linear.weight for linear in find_transformer(model).linears().values()]
     total = sum(weight.numel() for weight in weights)
     sparsity = 1 - sum(int(weight.count_nonzero()) for weight in weights) / total
     if isinstance(evaluator, ClassifierEvaluator):
@@ -187,9 +187,10 @@ def _measure_openvino(
     from shearling.sparse_linear.extension import core_for
 
     xml, tokenizer = path / OPENVINO_MODEL, load_tokenizer(path)
+    if isinstance(evaluator, ClassifierEvaluator):
+        evaluation = evaluator.measure(OpenVINOClassifier(xml, tokenizer, max_length=evaluator.max_length, on_rows=on_rows))
+    else:
+        evaluation = evaluator.measure(openvino_scorer(xml, tokenizer, batch_size=batch_size, on_rows=on_rows))
     # What the export counted and certified.
     model, share = core_for(xml).read_model(xml), ["sparsity", "share"]
-    sparsity = float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else None
-    if isinstance(evaluator, ClassifierEvaluator):
-        return evaluator.measure(OpenVINOClassifier(xml, tokenizer, max_length=evaluator.max_length, on_rows=on_rows)), sparsity
-    return evaluator.measure(openvino_scorer(xml, tokenizer, batch_size=batch_size, on_rows=on_rows)), sparsity
+    return evaluation, float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else None

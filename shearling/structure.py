@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from shearling.architecture import auto_class
-from shearling.decoder import Decoder, find_decoder
 from shearling.errors import ModelUnsupported
+from shearling.transformer import Transformer, find_transformer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,12 +72,12 @@ class Structure:
     """The cuttable widths of a model.
 
     Attributes:
-        decoder: its layers, as shapes alone.
+        transformer: its layers, as shapes alone.
         blocks: part -> one block for each layer.
         uncuttable: part -> why it cannot be cut, naming the module.
     """
 
-    decoder: Decoder
+    transformer: Transformer
     blocks: Mapping[Part, tuple[WidthBlock, ...]]
     uncuttable: Mapping[Part, str]
 
@@ -142,9 +142,9 @@ def find_structure(config: PretrainedConfig) -> Structure:
 
 def _find(config: PretrainedConfig) -> Structure:
     model = build_from_config(config)
-    decoder = find_decoder(model)
+    transformer = find_transformer(model)
     try:
-        trace = _follow(model, decoder)
+        trace = _follow(model, transformer)
     # Operators refuse shapes with errors of every kind.
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -153,13 +153,13 @@ def _find(config: PretrainedConfig) -> Structure:
     uncuttable: dict[Part, str] = {}
     for part in PARTS:
         try:
-            found = tuple(_find_block(part, decoder, trace, layer) for layer in range(len(decoder.layers)))
-            _refuse_unlike(found, decoder)
-            _try_narrow(build_from_config(config), decoder, found)
+            found = tuple(_find_block(part, transformer, trace, layer) for layer in range(len(transformer.layers)))
+            _refuse_unlike(found, transformer)
+            _try_narrow(build_from_config(config), transformer, found)
             blocks[part] = found
         except ModelUnsupported as error:
             uncuttable[part] = f"{error.where}: {error.message}"
-    return Structure(decoder, blocks, uncuttable)
+    return Structure(transformer, blocks, uncuttable)
 
 
 def build_from_config(config: PretrainedConfig) -> PreTrainedModel:
@@ -170,7 +170,7 @@ def build_from_config(config: PretrainedConfig) -> PreTrainedModel:
     return model.eval()
 
 
-def _follow(model: PreTrainedModel, decoder: Decoder) -> _Trace:
+def _follow(model: PreTrainedModel, transformer: Transformer) -> _Trace:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -192,9 +192,9 @@ def _follow(model: PreTrainedModel, decoder: Decoder) -> _Trace:
         tags_of.set(args[0] if args else kwargs["hidden_states"], {STREAM: _Source()})
 
     with ExitStack() as hooks, torch.no_grad():
-        for layer in decoder.layers:
+        for layer in transformer.layers:
             hooks.enter_context(layer.register_forward_pre_hook(enter_layer, with_kwargs=True))
-        for path, linear in decoder.linears().items():
+        for path, linear in transformer.linears().items():
             hooks.enter_context(linear.register_forward_pre_hook(read(path)))
             hooks.enter_context(linear.register_forward_hook(tag(path)))
         with Follow():
@@ -266,9 +266,9 @@ def _note_heads(name: str, inputs: list[Tensor], output: Tensor, tags_of: _TagsO
             trace.head_dims.setdefault(path, output.shape[-1])
 
 
-def _find_block(part: Part, decoder: Decoder, trace: _Trace, layer: int) -> WidthBlock:
-    linears = decoder.linears()
-    prefix = decoder.module_path(layer, "")
+def _find_block(part: Part, transformer: Transformer, trace: _Trace, layer: int) -> WidthBlock:
+    linears = transformer.linears()
+    prefix = transformer.module_path(layer, "")
     inside = [path for path in linears if path.startswith(prefix)]
     closing = {path: trace.reads[path] for path in inside if trace.reads.get(path) and STREAM not in trace.reads[path]}
     wanted = {path: tags for path, tags in closing.items() if any(source.attended for source in tags.values()) == (part == "attention")}
@@ -314,13 +314,13 @@ def _attention_block(
     return WidthBlock("attention", full, grouped, consumer.removeprefix(prefix), width, head_dim, group)
 
 
-def _refuse_unlike(blocks: tuple[WidthBlock, ...], decoder: Decoder) -> None:
+def _refuse_unlike(blocks: tuple[WidthBlock, ...], transformer: Transformer) -> None:
     for layer, block in enumerate(blocks):
         if block.shape != blocks[0].shape:
-            raise ModelUnsupported("its block is laid out differently from layer 0", where=decoder.module_path(layer, block.consumer))
+            raise ModelUnsupported("its block is laid out differently from layer 0", where=transformer.module_path(layer, block.consumer))
 
 
-def _try_narrow(model: PreTrainedModel, decoder: Decoder, blocks: tuple[WidthBlock, ...]) -> None:
+def _try_narrow(model: PreTrainedModel, transformer: Transformer, blocks: tuple[WidthBlock, ...]) -> None:
     """Run the model with every block at its smallest width: a size that the code fixes elsewhere shows here."""
     from torch import nn
 
@@ -329,7 +329,7 @@ def _try_narrow(model: PreTrainedModel, decoder: Decoder, blocks: tuple[WidthBlo
         cuts |= dict.fromkeys(block.grouped, (None, block.head_dim))
         cuts[block.consumer] = (block.unit, None)
         for name, (in_features, out_features) in cuts.items():
-            path = decoder.module_path(layer, name)
+            path = transformer.module_path(layer, name)
             old: Any = model.get_submodule(path)
             new = nn.Linear(in_features or old.in_features, out_features or old.out_features, bias=old.bias is not None)
             model.set_submodule(path, new)
@@ -337,4 +337,4 @@ def _try_narrow(model: PreTrainedModel, decoder: Decoder, blocks: tuple[WidthBlo
         _forward(model)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelUnsupported(f"its code fixes the width: {reason}", where=decoder.module_path(0, blocks[0].consumer)) from error
+        raise ModelUnsupported(f"its code fixes the width: {reason}", where=transformer.module_path(0, blocks[0].consumer)) from error

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from shearling.decoder import find_decoder
 from shearling.recipe import Recipe, read_recipe
 from shearling.search_space import AdapterSpec, RankTemplate, SearchSpace
 from shearling.super_network import SuperNetwork, build_super_network
+from shearling.transformer import find_transformer
 from tests.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 
 GROUPS = {
@@ -112,7 +112,7 @@ def sparse_model(family: str, *, seed: int = 5) -> tuple[PreTrainedModel, dict[s
     generator = torch.Generator().manual_seed(seed)
     masks = {}
     with torch.no_grad():
-        for path, linear in find_decoder(model).linears().items():
+        for path, linear in find_transformer(model).linears().items():
             masks[path] = torch.rand(linear.weight.shape, generator=generator) < 0.5
             linear.weight.mul_(masks[path])
     return model, masks
@@ -121,7 +121,7 @@ def sparse_model(family: str, *, seed: int = 5) -> tuple[PreTrainedModel, dict[s
 def tiny_network(family: str = "llama", *, masked: bool, seed: int = 5, trained: bool = True) -> SuperNetwork:
     """A super-network in memory; `trained` fills B, which starts at zero."""
     model, masks = sparse_model(family, seed=seed)
-    decoder = find_decoder(model)
+    decoder = find_transformer(model)
     by_end = {name.rpartition(".")[2]: name for name in decoder.linear_names}
     groups = {name: tuple(by_end[module.rpartition(".")[2]] for module in modules) for name, modules in GROUPS.get(family, LLAMA_GROUPS).items()}
     space = SearchSpace(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from shearling.decoder import Decoder
 from shearling.errors import RecipeInvalid
 from shearling.recipe import AdapterSection
 from shearling.search_space import AdapterSpec, RankTemplate, SearchSpace, WidthTemplate
+from shearling.transformer import Transformer
 
 
-def build_search_space(adapter: AdapterSection, decoder: Decoder, *, model_type: str, widths: tuple[WidthTemplate, ...] = ()) -> SearchSpace:
+def build_search_space(adapter: AdapterSection, transformer: Transformer, *, model_type: str, widths: tuple[WidthTemplate, ...] = ()) -> SearchSpace:
     """Resolve module names and expand the groups over all layers.
 
     Args:
         adapter: the [adapter] section.
-        decoder: of the model.
+        transformer: of the model.
         model_type: of its configuration.
         widths: what else is elastic; see `train.width_space`.
 
@@ -23,7 +23,7 @@ def build_search_space(adapter: AdapterSection, decoder: Decoder, *, model_type:
     templates = []
     seen: dict[str, str] = {}
     for group in adapter.groups:
-        modules = tuple(_resolve(name, decoder, group=group.name) for name in group.modules)
+        modules = tuple(_resolve(name, transformer, group=group.name) for name in group.modules)
         for module in modules:
             if module in seen:
                 raise RecipeInvalid(f"{module} is in the groups {seen[module]!r} and {group.name!r}", where="adapter.groups")
@@ -38,17 +38,17 @@ def build_search_space(adapter: AdapterSection, decoder: Decoder, *, model_type:
     targets = tuple(dict.fromkeys(module.rpartition(".")[2] for template in templates for module in template.modules))
     return SearchSpace(
         model_type=model_type,
-        num_layers=len(decoder.layers),
-        layers_path=decoder.layers_path,
+        num_layers=len(transformer.layers),
+        layers_path=transformer.layers_path,
         adapter=AdapterSpec(r_max=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, masked_training=adapter.masked, target_modules=targets),
         templates=(*templates, *widths),
     )
 
 
-def _resolve(name: str, decoder: Decoder, *, group: str) -> str:
+def _resolve(name: str, transformer: Transformer, *, group: str) -> str:
     # A whole name wins: BERT has both output.dense and attention.output.dense.
-    matches = [name] if name in decoder.linear_names else [known for known in decoder.linear_names if known.endswith(f".{name}")]
+    matches = [name] if name in transformer.linear_names else [known for known in transformer.linear_names if known.endswith(f".{name}")]
     if len(matches) == 1:
         return matches[0]
     problem = "fits no linear module" if not matches else f"fits {', '.join(matches)}"
-    raise RecipeInvalid(f"{name!r} {problem}", where=f"adapter.groups.{group}", remedy=f"A layer has: {', '.join(decoder.linear_names)}")
+    raise RecipeInvalid(f"{name!r} {problem}", where=f"adapter.groups.{group}", remedy=f"A layer has: {', '.join(transformer.linear_names)}")

@@ -1,4 +1,4 @@
-"""The `base` artefact: a pretrained decoder, imported once from a GGUF file or a Hugging Face directory, cleaned and verified."""
+"""The `base` artefact: a pretrained transformer, imported once from a GGUF file or a Hugging Face directory, cleaned and verified."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
 from shearling.checkpoint import Dtype, check_finite, load_model, load_tokenizer, save_model
 from shearling.checkpoint_safety import CODE_KEYS, CONFIG, JSON_FILES, check_architecture, weight_files
-from shearling.decoder import find_decoder
 from shearling.errors import ArtefactMissing, CheckpointUnsafe
 from shearling.gguf_header import is_gguf, read_header
 from shearling.strict_json import read_json, write_json
+from shearling.transformer import find_transformer
 from train.classifier import load_with_new_head
 from train.gguf import load_gguf_model, rebuild_tokenizer
 
@@ -63,13 +63,13 @@ def import_base(
             load = load_model if classes is None else partial(load_with_new_head, classes=classes, seed=seed)
             model, tokenizer, origin = _load_directory(source, scratch=destination.parent, load=load)
         check_finite(model)
-        decoder = find_decoder(model)
+        transformer = find_transformer(model)
         save_model(_cast(model, dtype), tokenizer, draft.directory)
         draft.details |= {
             "model_id": model_id,
             "model_type": model.config.model_type,
             "torch_dtype": dtype,
-            "num_layers": len(decoder.layers),
+            "num_layers": len(transformer.layers),
             "tie_word_embeddings": _is_tied(model),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "source": origin,

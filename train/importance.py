@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import Artefact
-from shearling.decoder import find_decoder
 from shearling.recipe import WidthSection
 from shearling.reordering import Reordering
 from shearling.search_space import Group, SearchSpace
 from shearling.task import TaskRow
+from shearling.transformer import find_transformer
 from train.calibration import calibration_blocks
 
 if TYPE_CHECKING:
@@ -66,17 +66,17 @@ def wanda_importance(model: nn.Module, space: SearchSpace, calibration: Sequence
     from train.sparsity.propagation import capture
     from train.sparsity.wanda import measure_norms, wanda_scores
 
-    decoder, scores = find_decoder(model), {}
-    states = capture(model, decoder, calibration, batch_size=BATCH_SIZE)
-    linears = decoder.linears()
-    for index, layer in enumerate(decoder.layers):
-        prefix = decoder.module_path(index, "")
+    transformer, scores = find_transformer(model), {}
+    states = capture(model, transformer, calibration, batch_size=BATCH_SIZE)
+    linears = transformer.linears()
+    for index, layer in enumerate(transformer.layers):
+        prefix = transformer.module_path(index, "")
         groups = [group for group in space.width_groups if group.consumers[0].startswith(prefix)]
         consumers = {path: linears[path] for group in groups for path in group.consumers}
         norms = measure_norms(layer, consumers, states)
         for group in groups:
             columns = torch.stack([wanda_scores(linears[path].weight, norms[path], where=path).sum(dim=0) for path in group.consumers]).sum(dim=0)
             scores[group.id] = columns.reshape(-1, group.head_dim * group.group).sum(dim=1)
-        if index + 1 < len(decoder.layers):
+        if index + 1 < len(transformer.layers):
             states.advance(layer)
     return scores

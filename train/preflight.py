@@ -9,12 +9,12 @@ from pathlib import Path
 from shearling.architecture import auto_class
 from shearling.checkpoint_safety import CONFIG, weight_files
 from shearling.console import log
-from shearling.decoder import find_decoder
-from shearling.errors import ArtefactMissing, ModelUnsupported, ResourceExhausted
+from shearling.errors import ArtefactMissing, ModelUnsupported, RecipeInvalid, ResourceExhausted
 from shearling.export_support import check_exportable
 from shearling.gguf_header import is_gguf, read_header
 from shearling.recipe import ModelSection, Recipe
 from shearling.strict_json import read_json
+from shearling.transformer import find_transformer
 from train.adapter_space import build_search_space
 from train.package_asset import fetch
 from train.width_space import width_templates
@@ -78,24 +78,40 @@ def find_model(section: ModelSection) -> ModelSource:
 
 
 def check_structure(recipe: Recipe, base: Path) -> None:
-    """Check that the adapter groups fit the model, before pruning rather than after; no weight is loaded.
+    """Check that adapter groups and calibration windows fit the model, before pruning rather than after; no weight is loaded.
 
     Args:
         recipe: its [adapter] section names modules.
         base: an imported model, whose configuration is clean.
 
     Raises:
-        ModelUnsupported: no decoder layers are found.
-        RecipeInvalid: a group names what no layer has.
+        ModelUnsupported: no transformer layers are found.
+        RecipeInvalid: a group names what no layer has, or a window is longer than the positions that the model learnt.
     """
     import torch
     from transformers import AutoConfig
 
+    config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
+    _check_windows(recipe, getattr(config, "max_position_embeddings", None))
     if recipe.adapter is not None:
-        config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            decoder = find_decoder(auto_class(config).from_config(config, trust_remote_code=False))
-        build_search_space(recipe.adapter, decoder, model_type=config.model_type, widths=width_templates(recipe.width, config))
+            transformer = find_transformer(auto_class(config).from_config(config, trust_remote_code=False))
+        build_search_space(recipe.adapter, transformer, model_type=config.model_type, widths=width_templates(recipe.width, config))
+
+
+def _check_windows(recipe: Recipe, positions: int | None) -> None:
+    pruned = recipe.sparsity is not None and recipe.sparsity.method == "wanda"
+    reordered = recipe.width is not None and recipe.width.reorder == "wanda"
+    for section, used in (("sparsity", pruned), ("width", reordered)):
+        if not used or positions is None:
+            continue
+        length = getattr(recipe, section).calibration.seq_len
+        if length > positions:
+            raise RecipeInvalid(
+                f"windows of {length} tokens, the model has {positions} positions",
+                where=f"{section}.calibration.seq_len",
+                remedy=f"Give {positions} or less",
+            )
 
 
 def check_disk(out: Path, *, needed_bytes: int) -> None:

@@ -10,10 +10,10 @@ import pydantic
 
 from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer, save_model
-from shearling.decoder import find_decoder
 from shearling.mask import MASK_FILE, Masks, check_masked_zeros, count_pruned, save_masks
 from shearling.recipe import SparsitySection, section_as_json
 from shearling.strict_json import Document, write_document
+from shearling.transformer import find_transformer
 from train.sparsity.pattern import Pattern, parse_pattern
 from train.sparsity.sparsify import sparsify
 
@@ -45,7 +45,7 @@ class SparsityReport(Document):
         achieved_scope: pruned share of the pruned modules.
         achieved_model: pruned share of all parameters, tied ones counted once.
         zeros: pruned weights.
-        layers: pruned share of each decoder layer.
+        layers: pruned share of each transformer layer.
         modules: by absolute module path.
     """
 
@@ -105,7 +105,7 @@ def write_sparse(
         draft.details |= sparsity_inputs(section, seed=seed, text=text)
         draft.details["sparsity"] = {
             **report.model_dump(include={"method", "target", "pattern", "achieved_scope", "achieved_model", "zeros"}),
-            "scope": list(find_decoder(model).linear_names),
+            "scope": list(find_transformer(model).linear_names),
             "calibration": _calibration_facts(section, seed),
         }
     return open_artefact(destination, kind="sparse")
@@ -126,8 +126,8 @@ def describe_sparsity(model: nn.Module, masks: Masks, *, method: str, pattern: P
         method: for the report.
         pattern: for the report.
     """
-    decoder, pruned = find_decoder(model), count_pruned(masks)
-    linears = decoder.linears()
+    transformer, pruned = find_transformer(model), count_pruned(masks)
+    linears = transformer.linears()
     modules = {
         path: ModuleSparsity(
             shape=(mask.shape[0], mask.shape[1]),
@@ -138,7 +138,7 @@ def describe_sparsity(model: nn.Module, masks: Masks, *, method: str, pattern: P
         )
         for path, mask in masks.items()
     }
-    layers = [[modules[decoder.module_path(index, name)] for name in decoder.linear_names] for index in range(len(decoder.layers))]
+    layers = [[modules[transformer.module_path(index, name)] for name in transformer.linear_names] for index in range(len(transformer.layers))]
     zeros = sum(pruned.values())
     return SparsityReport(
         method=method,

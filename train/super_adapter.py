@@ -13,7 +13,6 @@ from typing import Any
 from shearling.artefact import Artefact, unfinished_artefact, write_artefact
 from shearling.checkpoint import load_model, load_tokenizer
 from shearling.console import log, progress
-from shearling.decoder import find_decoder
 from shearling.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.precision import resolve_precision
 from shearling.recipe import Recipe, TaskSection, TrainSection, section_as_json
@@ -22,6 +21,7 @@ from shearling.search_space import SEARCH_SPACE_FILE, SearchSpace
 from shearling.strict_json import write_document
 from shearling.super_network import ADAPTER_FILE, SuperNetwork, build_super_network, read_adapter_file
 from shearling.task import TaskRow, read_rows
+from shearling.transformer import find_transformer
 from train import ranks
 from train.adapter_space import build_search_space
 from train.attention import use_fast_attention
@@ -160,7 +160,7 @@ def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[Su
         masks = load_masks(frozen.path / MASK_FILE)
         check_masked_zeros(model, masks)
     widths = width_templates(recipe.width, model.config)
-    space = build_search_space(adapter, find_decoder(model), model_type=model.config.model_type, widths=widths)
+    space = build_search_space(adapter, find_transformer(model), model_type=model.config.model_type, widths=widths)
     log.print(f"search space: {len(space.groups)} groups, {space.size:.2g} sub-networks, {'masked' if adapter.masked else 'plain'} adapters")
     reordering = None
     if recipe.width is not None and recipe.width.reorder != "none":
@@ -220,7 +220,7 @@ def _write(network: SuperNetwork, frozen: Artefact, directory: Path, history: li
 
     adapter = network.space.adapter
     save_file({name: tensor.cpu() for name, tensor in network.adapter_state().items()}, directory / ADAPTER_FILE)
-    # Whole paths: a bare name would also match modules outside the decoder layers.
+    # Whole paths: a bare name would also match modules outside the transformer layers.
     config = LoraConfig(
         r=adapter.r_max,
         lora_alpha=adapter.alpha,

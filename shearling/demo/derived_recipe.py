@@ -58,13 +58,20 @@ def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path |
 
 
 def plain_lora(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """LoRA at full width in place of a super-network: the same adapters at their largest rank, trained likewise, nothing elastic."""
-    adapter, search = recipe["adapter"], recipe.get("search", {})
-    groups = [{**group, "ranks": [adapter["rank"]]} for group in adapter["groups"]]
+    """LoRA at full width in place of a super-network: the same adapters at their largest rank, trained likewise, nothing elastic.
+
+    Args:
+        recipe: of the super-network, valid.
+
+    Returns:
+        The recipe of its baseline; its only sub-network is described, not searched for.
+    """
+    groups = [{**group, "ranks": group["ranks"][:1]} for group in recipe["adapter"]["groups"]]
+    without = {"train": ("sandwich", "distillation"), "search": ("population", "max_cost_share", "accuracy_delta", "reference_accuracy")}
+    train, search = ({name: value for name, value in recipe.get(part, {}).items() if name not in names} for part, names in without.items())
     kept = {name: value for name, value in recipe.items() if name != "width"}
-    # One sub-network: it is described, not searched for.
-    described = {"algorithm": "heuristic", "evaluations": 1, **{name: search[name] for name in ("limit", "seed") if name in search}}
-    return kept | {"name": f"{recipe['name']}-lora", "adapter": {**adapter, "groups": groups}, "search": described}
+    changed = {"adapter": {**recipe["adapter"], "groups": groups}, "train": train, "search": {**search, "algorithm": "heuristic", "evaluations": 1}}
+    return {**kept, "name": f"{recipe['name']}-lora", **changed}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def run_demo(out: Path, *, kind: Kind, scale: Scale, seed: int, force: bool) -> 
     layout = Layout(out)
     out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(out / "demo.json")
-    actions = _plan(layout, kind, scale, seed)
+    actions = plan_comparison(layout, kind, scale, seed)
     for number, action in enumerate(actions, start=1):
         log.print(f"\nstep {number} of {len(actions)}: {action.step.title}", style="bold", markup=False)
         action.prepare()
@@ -156,11 +156,12 @@ def run_demo(out: Path, *, kind: Kind, scale: Scale, seed: int, force: bool) -> 
     return Result({"report": str(out / "report.md"), **comparison.model_dump(mode="json")}, _screen(comparison, out))
 
 
-def _plan(layout: Layout, kind: Kind, scale: Scale, seed: int) -> list[Action]:
+def plan_comparison(layout: Layout, kind: Kind, scale: Scale, seed: int) -> list[Action]:
+    """All steps, for a directory in any state."""
     subject, smoke, recipes = SUBJECTS[kind], scale == "smoke", layout.path / "recipes"
     lora = derive_recipe(subject.recipe, recipes / "lora.toml", smoke=smoke, seed=seed, lora=True)
     lonas = derive_recipe(subject.recipe, recipes / "lonas.toml", smoke=smoke, seed=seed)
-    exports = tuple(layout.exports.values())
+    exports, shared = tuple(layout.exports.values()), (layout.lonas.base, layout.lonas.task)
 
     def share_inputs() -> None:
         for name in ("task", "base"):
@@ -176,7 +177,7 @@ def _plan(layout: Layout, kind: Kind, scale: Scale, seed: int) -> list[Action]:
         Action(_train("Baseline: LoRA at full width", lora, layout.lora)),
         Action(_search("Baseline: describe its only rank", layout.lora)),
         Action(export("Baseline: merge and export it", layout.lora.search / "best.json", layout.lora.search, layout.lora.export)),
-        Action(_train("Train one super-network of elastic ranks and widths", lonas, layout.lonas), share_inputs),
+        Action(_train("Train one super-network of elastic ranks and widths", lonas, layout.lonas, *shared), share_inputs),
         Action(_search("Search: least MACs at an accuracy within a point of the largest", layout.lonas)),
         Action(export("Cut the best sub-network to size and export it", layout.lonas.search / "best.json", layout.lonas.search, layout.lonas.export)),
         Action(Step("Describe the middle sub-network", heuristic, layout.heuristic, (layout.lonas.search,), 5)),
@@ -196,8 +197,8 @@ def _time(layout: Layout, kind: Kind, *, smoke: bool) -> Step:
     return Step("Time of a token, all models interleaved", bench, layout.benchmark, exports, 60)
 
 
-def _train(title: str, recipe: Path, run: Run) -> Step:
-    return Step(title, ("-m", "train", "--recipe", str(recipe), "--out", str(run.path)), run.super_adapter, (recipe,), 120)
+def _train(title: str, recipe: Path, run: Run, *shared: Path) -> Step:
+    return Step(title, ("-m", "train", "--recipe", str(recipe), "--out", str(run.path)), run.super_adapter, (recipe, *shared), 120)
 
 
 def _search(title: str, run: Run) -> Step:

@@ -65,14 +65,15 @@ def compile_ir(xml: Path, *, device: str = "CPU", properties: Mapping[str, str] 
 
     Raises:
         ArtefactMissing: no such file.
-        ModelUnsupported: OpenVINO cannot read or compile it, or does not know a property.
+        ModelUnsupported: OpenVINO cannot read or compile it, or refuses a property.
         CompilerMissing: it needs our operators, and they cannot be built here.
     """
     core = core_for(xml)
     try:
         return core.compile_model(core.read_model(xml), device, dict(properties or {}))
     except RuntimeError as error:
-        raise ModelUnsupported(f"OpenVINO cannot compile it: {str(error).strip().splitlines()[-1]}", where=xml) from error
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelUnsupported(f"OpenVINO cannot compile it: {reason}", where=xml, remedy="Export again, or check the properties") from error
 
 
 def core_for(xml: Path) -> openvino.Core:

@@ -24,11 +24,11 @@ from serve.statistics import Estimate, bootstrap_median
 from shearling.checkpoint import load_model
 from shearling.command_line import quiet_libraries
 from shearling.console import progress
-from shearling.decoder import find_decoder
 from shearling.precision import resolve_precision
 from shearling.recipe import AdapterSection
 from shearling.search_space import SearchSpace
 from shearling.super_network import build_super_network
+from shearling.transformer import find_transformer
 from train.adapter_space import build_search_space
 from train.attention import use_fast_attention
 from train.causal_loss import causal_loss
@@ -154,13 +154,13 @@ def make_space(model: nn.Module, settings: Settings, *, masked: bool) -> SearchS
     ranks = (settings.rank, settings.rank * 3 // 4, settings.rank // 2)
     groups = tuple({"name": name, "modules": modules, "ranks": ranks} for name, modules in settings.groups.items())
     section = AdapterSection.model_validate({"rank": settings.rank, "alpha": 2.0 * settings.rank, "masked": masked, "groups": groups})
-    return build_search_space(section, find_decoder(model), model_type="benchmark")
+    return build_search_space(section, find_transformer(model), model_type="benchmark")
 
 
 def _prune(model: nn.Module) -> dict[str, Tensor]:
     generator, masks = torch.Generator().manual_seed(0), {}
     with torch.no_grad():
-        for path, linear in find_decoder(model).linears().items():
+        for path, linear in find_transformer(model).linears().items():
             masks[path] = torch.rand(linear.weight.shape, generator=generator) < 0.5
             linear.weight.mul_(masks[path])
     return masks

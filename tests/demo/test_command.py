@@ -84,13 +84,13 @@ def test_evaluate_counts_zeros_and_measures(measured):
     import torch
 
     from shearling.checkpoint import load_model, load_tokenizer, save_model
-    from shearling.decoder import find_decoder
+    from shearling.transformer import find_transformer
 
     dense, task = measured
     halved = dense.with_name("halved")
     model = load_model(dense)
     with torch.no_grad():
-        for linear in find_decoder(model).linears().values():
+        for linear in find_transformer(model).linears().values():
             linear.weight.view(-1)[::2] = 0
     save_model(model, load_tokenizer(dense), halved)
     board = score_models([dense, halved], task=str(task), split="test", precision="fp32")

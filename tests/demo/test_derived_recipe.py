@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shearling.demo.derived_recipe import SMOKE, derive_recipe, render_toml
+from shearling.demo.derived_recipe import SMOKE, derive_recipe, plain_lora, render_toml
 from shearling.demo.layout import LORA_RECIPE, RECIPES, SHEARS_RECIPE
-from shearling.recipe import read_recipe
+from shearling.recipe import Recipe, read_recipe
 
 KEYS = st.text("abcdefghijklmnopqrstuvwxyz_0123456789-", min_size=1, max_size=8)
 # DEL is the one character that JSON leaves bare and TOML does not allow.
@@ -60,5 +60,16 @@ def test_the_baseline_of_a_super_network_is_the_same_with_nothing_elastic(tmp_pa
     assert [group.ranks for group in lora.adapter.groups] == [(lora.adapter.rank,)] * len(lonas.adapter.groups)
     assert [group.modules for group in lora.adapter.groups] == [group.modules for group in lonas.adapter.groups]
     assert lora.search.algorithm == "heuristic"
+    assert (lora.search.limit, lora.search.macs_seq_len) == (lonas.search.limit, lonas.search.macs_seq_len)
     small = read_recipe(derive_recipe(source, tmp_path / "small.toml", smoke=True, seed=3, lora=True))
     assert (small.train.steps, small.seed, small.search.seed) == (SMOKE["train"]["steps"], 3, 3)
+
+
+def test_the_baseline_of_a_sandwiched_super_network_trains_once_a_batch():
+    recipe = tomllib.loads((RECIPES / "minilm-lonas.toml").read_text())
+    recipe["train"] |= {"sandwich": True, "distillation": True}
+    del recipe["adapter"]["rank"]
+    assert recipe["adapter"]["groups"][0]["ranks"][0] == 32
+    lora = Recipe.model_validate(plain_lora(recipe), strict=False)
+    assert lora.train.sandwich is lora.train.distillation is False
+    assert lora.adapter.groups[0].ranks == (32,)

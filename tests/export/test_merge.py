@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from export.merge import SeparateLowRank, merge
-from shearling.decoder import find_decoder
 from shearling.errors import NonFiniteWeights
 from shearling.search_space import AdapterSpec, RankTemplate, SearchSpace
 from shearling.super_network import build_super_network
+from shearling.transformer import find_transformer
 from tests.tiny_models import FAMILIES, tiny_tokenizer
 
 ADAPTED = {
@@ -21,7 +21,7 @@ IDS = torch.tensor([[5, 17, 33, 60, 2, 9]])
 
 def build(family, *, masked, pruned=True):
     model = FAMILIES[family]()
-    decoder = find_decoder(model)
+    decoder = find_transformer(model)
     generator = torch.Generator().manual_seed(1)
     masks = {path: torch.rand(linear.weight.shape, generator=generator) > (0.5 if pruned else -1) for path, linear in decoder.linears().items()}
     with torch.no_grad():

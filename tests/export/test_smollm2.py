@@ -9,7 +9,7 @@ from export.zeros import check_zeros
 from serve.generation import generate_text
 from serve.runtime import RunOptions
 from shearling.checkpoint import load_model, load_tokenizer, save_model
-from shearling.decoder import find_decoder
+from shearling.transformer import find_transformer
 from tests.train.test_smollm2 import SMOLLM2
 from train.base import import_base
 from train.package_asset import fetch
@@ -34,7 +34,7 @@ def exported(tmp_path_factory):
     masks = {}
     with torch.no_grad():
         # A fifth, by magnitude: what is left still speaks, so that equal text means something.
-        for path, linear in find_decoder(model).linears().items():
+        for path, linear in find_transformer(model).linears().items():
             size = linear.weight.abs()
             masks[path] = size > size.kthvalue(size.shape[1] // 5, dim=1, keepdim=True).values
             linear.weight.mul_(masks[path])

@@ -5,10 +5,10 @@ import torch
 
 from export.merge import merge
 from shearling.checkpoint import load_model
-from shearling.decoder import find_decoder
 from shearling.search_space import AdapterSpec, RankTemplate, SearchSpace, WidthTemplate
 from shearling.structure import find_structure
 from shearling.super_network import build_super_network
+from shearling.transformer import find_transformer
 from tests.train.test_smollm2 import SMOLLM2
 from train.base import import_base
 from train.package_asset import fetch
@@ -39,7 +39,7 @@ def make_network(model, *, masked):
     if masked:
         masks = {}
         with torch.no_grad():
-            for path, linear in find_decoder(model).linears().items():
+            for path, linear in find_transformer(model).linears().items():
                 size = linear.weight.abs()
                 masks[path] = size > size.median(dim=1, keepdim=True).values
                 linear.weight.mul_(masks[path])

@@ -7,7 +7,7 @@ from export.onnx_format import write_onnx
 from export.openvino_format import write_openvino
 from export.zeros import check_zeros
 from shearling.checkpoint import save_model
-from shearling.decoder import find_decoder
+from shearling.transformer import find_transformer
 from tests.tiny_models import FAMILIES, tiny_tokenizer
 
 pytestmark = [
@@ -21,7 +21,7 @@ def pruned_model(family, *, share=0.5):
     generator = torch.Generator().manual_seed(3)
     masks = {}
     with torch.no_grad():
-        for path, linear in find_decoder(model).linears().items():
+        for path, linear in find_transformer(model).linears().items():
             masks[path] = torch.rand(linear.weight.shape, generator=generator) > share
             linear.weight.mul_(masks[path])
     return model.eval(), masks

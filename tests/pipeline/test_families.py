@@ -12,11 +12,11 @@ from export.request import ExportRequest
 from search.stage import Constraints, SearchSettings, search
 from shearling.artefact import open_artefact
 from shearling.checkpoint import load_model
-from shearling.decoder import find_decoder
 from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.run import Run
 from shearling.strict_json import read_document
 from shearling.subnet import open_subnet
+from shearling.transformer import find_transformer
 from tests.tiny_models import FAMILIES
 from tests.tiny_runs import GROUPS, LLAMA_GROUPS, tiny_recipe
 from train.pipeline import run_recipe
@@ -44,7 +44,7 @@ def test_train_and_search(family: str, searched: Run) -> None:
     names = [name.rpartition(".")[2] for modules in GROUPS.get(family, LLAMA_GROUPS).values() for name in modules]
     assert list(opened.space.adapter.target_modules) == names
     model = load_model(searched.sparse)
-    assert opened.subnet.ranks.keys() <= find_decoder(model).linears().keys()
+    assert opened.subnet.ranks.keys() <= find_transformer(model).linears().keys()
     assert len(opened.subnet.ranks) == len(names) * opened.subnet.base.num_layers
     assert set(opened.subnet.ranks.values()) == {4}
     check_masked_zeros(model, load_masks(searched.sparse / MASK_FILE))

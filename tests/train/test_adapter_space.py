@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from shearling.decoder import find_decoder
 from shearling.errors import RecipeInvalid
 from shearling.recipe import AdapterSection
+from shearling.transformer import find_transformer
 from tests.tiny_models import FAMILIES
 from train.adapter_space import build_search_space
 
 
 def build(family, *groups, rank=8):
     sections = tuple({"name": name, "modules": tuple(modules), "ranks": tuple(ranks)} for name, modules, ranks in groups)
-    decoder = find_decoder(FAMILIES[family]())
+    decoder = find_transformer(FAMILIES[family]())
     return build_search_space(AdapterSection(rank=rank, alpha=16, masked=True, groups=sections), decoder, model_type=family)
 
 
@@ -31,7 +31,7 @@ def test_names_are_resolved_by_their_last_parts(family, modules, expected):
     assert space.templates[0].modules == expected
     assert space.adapter.target_modules == tuple(name.rpartition(".")[2] for name in expected)
     assert space.num_layers == len(space.groups)
-    assert set(space.ranks(space.maximal())) <= set(find_decoder(FAMILIES[family]()).linears())
+    assert set(space.ranks(space.maximal())) <= set(find_transformer(FAMILIES[family]()).linears())
     assert space.scaling == 2.0
 
 

@@ -8,8 +8,8 @@ import torch
 from transformers import BertConfig, BloomConfig, LlamaConfig
 
 from shearling.architecture import auto_class
-from shearling.decoder import find_decoder
 from shearling.recipe import read_recipe
+from shearling.transformer import find_transformer
 from train.adapter_space import build_search_space
 from train.width_space import width_templates
 
@@ -25,7 +25,7 @@ CONFIGS = {
 def space_of(name):
     recipe, config = read_recipe(RECIPES / f"{name}.toml"), CONFIGS[name]
     with torch.device("meta"):
-        decoder = find_decoder(auto_class(config).from_config(config))
+        decoder = find_transformer(auto_class(config).from_config(config))
     return build_search_space(recipe.adapter, decoder, model_type=config.model_type, widths=width_templates(recipe.width, config))
 
 

@@ -7,11 +7,11 @@ import torch
 
 from shearling.artefact import open_artefact
 from shearling.checkpoint import load_model
-from shearling.decoder import find_decoder
 from shearling.errors import ArtefactMismatch
 from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.recipe import SparsitySection
 from shearling.strict_json import read_document
+from shearling.transformer import find_transformer
 from tests.tiny_models import VOCABULARY, save_tiny
 from train.base import import_base
 from train.sparse import SPARSITY_FILE, SparsityReport, write_sparse
@@ -30,7 +30,7 @@ def make(tmp_path, family="llama_tied_gqa", dtype="float32", **section):
 def test_zeros_survive_the_disk(dtype, tmp_path):
     base, sparse = make(tmp_path, dtype=dtype, ratio=0.6)
     masks = load_masks(sparse.path / MASK_FILE)
-    before, after = (find_decoder(load_model(artefact.path, dtype=dtype)).linears() for artefact in (base, sparse))
+    before, after = (find_transformer(load_model(artefact.path, dtype=dtype)).linears() for artefact in (base, sparse))
     for path, mask in masks.items():
         assert torch.equal(after[path].weight, before[path].weight * mask)
         assert torch.equal(after[path].weight[mask], before[path].weight[mask])
@@ -41,7 +41,7 @@ def test_report_counts_what_is_there(tmp_path):
     base, sparse = make(tmp_path, family="bloom", ratio=0.4)
     report = read_document(sparse.path / SPARSITY_FILE, SparsityReport, schema="shearling.sparsity/1")
     model = load_model(sparse.path)
-    linears = find_decoder(model).linears()
+    linears = find_transformer(model).linears()
     zeros = {path: int((linear.weight == 0).sum()) for path, linear in linears.items()}
     assert {path: module.pruned + module.kept_zeros for path, module in report.modules.items()} == zeros
     assert report.zeros == sum(linear.out_features * int(linear.in_features * 0.4) for linear in linears.values())

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shearling.decoder import find_decoder
 from shearling.errors import ModelUnsupported, NonFiniteWeights, RecipeInvalid
+from shearling.transformer import find_transformer
 from tests.tiny_models import FAMILIES, VOCABULARY
 from tests.train.wanda_reference import assert_same_masks, lowest_of_each_block, lowest_of_each_row, wanda_reference
 from train.sparsity.pattern import SemiStructured, Unstructured, keep_mask
@@ -26,7 +26,7 @@ def text(lengths: tuple[int, ...] = LENGTHS, *, seed: int = 3) -> list[Tensor]:
 
 
 def layer_paths(model: nn.Module) -> list[str]:
-    decoder = find_decoder(model)
+    decoder = find_transformer(model)
     return [f"{decoder.layers_path}.{index}" for index in range(len(decoder.layers))]
 
 
@@ -37,14 +37,14 @@ def wanda(model: nn.Module, ratio: float = 0.5, samples: list[Tensor] | None = N
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mask_equals_brute_force(family):
     model = FAMILIES[family]()
-    expected, scores = wanda_reference(model, layer_paths(model), find_decoder(model).linear_names, text(), lowest_of_each_row(0.5))
+    expected, scores = wanda_reference(model, layer_paths(model), find_transformer(model).linear_names, text(), lowest_of_each_row(0.5))
     assert_same_masks(wanda(model), expected, scores)
 
 
 @pytest.mark.parametrize(("zeros", "block"), [(2, 4), (4, 8)])
 def test_semi_structured_mask_equals_brute_force_and_each_block_has_its_zeros(zeros, block):
     model = FAMILIES["mistral"]()
-    expected, scores = wanda_reference(model, layer_paths(model), find_decoder(model).linear_names, text(), lowest_of_each_block(zeros, block))
+    expected, scores = wanda_reference(model, layer_paths(model), find_transformer(model).linear_names, text(), lowest_of_each_block(zeros, block))
     masks = sparsify(model, text(), method="wanda", pattern=SemiStructured(zeros, block))
     assert_same_masks(masks, expected, scores)
     for mask in masks.values():
@@ -54,7 +54,7 @@ def test_semi_structured_mask_equals_brute_force_and_each_block_has_its_zeros(ze
 @pytest.mark.parametrize("family", FAMILIES)
 def test_propagation_reproduces_the_models_own_hidden_states(family):
     model = FAMILIES[family]()
-    decoder = find_decoder(model)
+    decoder = find_transformer(model)
     states = capture(model, decoder, text(), batch_size=2)
     own: list[list[Tensor]] = [[] for _ in decoder.layers]
     hooks = [
@@ -78,7 +78,7 @@ def test_every_row_has_exactly_its_zeros_and_the_rest_is_untouched(family, ratio
     before = FAMILIES[family]()
     model = copy.deepcopy(before)
     masks = wanda(model, ratio)
-    original, linears = dict(before.named_parameters()), find_decoder(model).linears()
+    original, linears = dict(before.named_parameters()), find_transformer(model).linears()
     assert masks.keys() == linears.keys()
     for path, mask in masks.items():
         assert ((~mask).sum(dim=1) == int(mask.shape[1] * ratio)).all()
@@ -107,7 +107,7 @@ def test_masks_are_nested_in_the_first_layer():
 
 def test_later_layers_see_pruned_ones():
     model = FAMILIES["llama"]()
-    names = find_decoder(model).linear_names
+    names = find_transformer(model).linear_names
     one_shot, scores = wanda_reference(model, layer_paths(model), names, text(), lowest_of_each_row(0.5), propagate=False)
     found = wanda(model)
     first = {path: mask for path, mask in found.items() if ".layers.0." in path}
@@ -181,7 +181,7 @@ def test_counts_are_those_of_the_papers():
 @pytest.mark.parametrize("group", ["row", "matrix"])
 def test_magnitude(group):
     model = FAMILIES["llama_tied_gqa"]()
-    weights = {path: linear.weight.detach().clone() for path, linear in find_decoder(model).linears().items()}
+    weights = {path: linear.weight.detach().clone() for path, linear in find_transformer(model).linears().items()}
     for path, mask in sparsify(model, [], method="magnitude", pattern=Unstructured(0.6, group=group)).items():
         kept, gone = weights[path].abs().where(mask, torch.inf), weights[path].abs().where(~mask, -torch.inf)
         if group == "row":

@@ -1,1 +1,1 @@
-"""Pruning a pretrained decoder: Wanda or magnitude scores, unstructured or n:m patterns."""
+"""Pruning a pretrained transformer: Wanda or magnitude scores, unstructured or n:m patterns."""

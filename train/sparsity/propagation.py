@@ -1,7 +1,7 @@
-"""Hidden states of the calibration text, carried from one decoder layer to the next.
+"""Hidden states of the calibration text, carried from one transformer layer to the next.
 
 A layer is called with exactly the arguments that the model itself would give it: they are recorded, for every layer, during
-one ordinary forward of each batch. So rotary embeddings, sliding windows, ALiBi and masks are right for any decoder, and
+one ordinary forward of each batch. So rotary embeddings, sliding windows, ALiBi and masks are right for any transformer, and
 no sample needs padding.
 """
 
@@ -18,7 +18,7 @@ from shearling.errors import ModelUnsupported
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from shearling.decoder import Decoder
+    from shearling.transformer import Transformer
 
 
 @dataclass
@@ -87,12 +87,12 @@ class _Pool:
         return value
 
 
-def capture(model: nn.Module, decoder: Decoder, calibration: Sequence[Tensor], *, batch_size: int = 1) -> Propagation:
+def capture(model: nn.Module, transformer: Transformer, calibration: Sequence[Tensor], *, batch_size: int = 1) -> Propagation:
     """Record what every layer is called with, and the inputs of layer 0.
 
     Args:
         model: in eval mode; one dense forward is run for each batch.
-        decoder: its layers.
+        transformer: its layers.
         calibration: token ids [tokens] each; lengths may differ.
         batch_size: at most so many consecutive samples of equal length run together.
 
@@ -100,10 +100,10 @@ def capture(model: nn.Module, decoder: Decoder, calibration: Sequence[Tensor], *
         ModelUnsupported: a layer is not called exactly once in a forward, or gets no hidden states.
     """
     pool = _Pool()
-    return Propagation([_capture_batch(model, decoder, tokens, pool) for tokens in _stack(calibration, batch_size)])
+    return Propagation([_capture_batch(model, transformer, tokens, pool) for tokens in _stack(calibration, batch_size)])
 
 
-def _capture_batch(model: nn.Module, decoder: Decoder, tokens: Tensor, pool: _Pool) -> Batch:
+def _capture_batch(model: nn.Module, transformer: Transformer, tokens: Tensor, pool: _Pool) -> Batch:
     import torch
 
     seen: list[tuple[Tensor | None, LayerCall]] = []
@@ -115,11 +115,11 @@ def _capture_batch(model: nn.Module, decoder: Decoder, tokens: Tensor, pool: _Po
         seen.append((hidden.detach().clone() if not seen and hidden is not None else None, LayerCall(pool.intern(args[1:]), pool.intern(named))))
 
     with ExitStack() as hooks, torch.no_grad():
-        for layer in decoder.layers:
+        for layer in transformer.layers:
             hooks.enter_context(layer.register_forward_pre_hook(record, with_kwargs=True))
         model(input_ids=tokens.to(next(model.parameters()).device), use_cache=False)
-    if len(seen) != len(decoder.layers) or seen[0][0] is None:
-        raise ModelUnsupported(f"{len(seen)} layer calls in one forward of {len(decoder.layers)} layers", where=type(model).__name__)
+    if len(seen) != len(transformer.layers) or seen[0][0] is None:
+        raise ModelUnsupported(f"{len(seen)} layer calls in one forward of {len(transformer.layers)} layers", where=type(model).__name__)
     return Batch(seen[0][0], [call for _, call in seen])
 
 

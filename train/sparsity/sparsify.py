@@ -1,4 +1,4 @@
-"""Pruning a decoder in place, layer by layer, each layer seeing what the pruned layers before it produce."""
+"""Pruning a transformer in place, layer by layer, each layer seeing what the pruned layers before it produce."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from shearling.console import progress
-from shearling.decoder import Decoder, find_decoder
 from shearling.errors import ModelUnsupported, RecipeInvalid
+from shearling.transformer import Transformer, find_transformer
 from train.sparsity.pattern import Pattern, SemiStructured, keep_mask
 from train.sparsity.propagation import capture
 from train.sparsity.wanda import measure_norms, wanda_scores
@@ -19,14 +19,14 @@ Method = Literal["wanda", "magnitude"]
 
 
 def sparsify(model: nn.Module, calibration: Sequence[Tensor], *, method: Method, pattern: Pattern, batch_size: int = 1) -> dict[str, Tensor]:
-    """Prune every linear layer inside the decoder layers of `model`, in place; nothing else is touched.
+    """Prune every linear layer inside the transformer layers of `model`, in place; nothing else is touched.
 
-    Wanda, for each decoder layer in turn: (1) forward the calibration text to measure the input norms of all its linears in
+    Wanda, for each transformer layer in turn: (1) forward the calibration text to measure the input norms of all its linears in
     one pass, (2) prune them, (3) forward again, so that the next layer sees what the pruned one produces. Beyond the model,
     the hidden states of the calibration text are held, and the scores of one matrix.
 
     Args:
-        model: a decoder; evaluated in eval mode, in its own dtype.
+        model: a decoder or a classifier; evaluated in eval mode, in its own dtype.
         calibration: token ids [tokens] of each sample, without padding; unused by `magnitude`.
         method: how weights are scored.
         pattern: how many go, and among which.
@@ -37,37 +37,37 @@ def sparsify(model: nn.Module, calibration: Sequence[Tensor], *, method: Method,
 
     Raises:
         RecipeInvalid: Wanda without calibration text.
-        ModelUnsupported: the structure is not that of a decoder, or a row is no multiple of an n:m block.
+        ModelUnsupported: there are no layers that are alike, or a row is no multiple of an n:m block.
         NonFiniteWeights: the calibration ran into NaN or infinity.
     """
     import torch
 
-    decoder = find_decoder(model)
-    _refuse_misfits(decoder, pattern)
+    transformer = find_transformer(model)
+    _refuse_misfits(transformer, pattern)
     was_training = model.training
     model.eval()
     try:
         if method == "magnitude":
             with torch.no_grad():
-                return {path: _prune(linear, linear.weight.float().abs(), pattern, path) for path, linear in decoder.linears().items()}
-        return _wanda(model, decoder, calibration, pattern, batch_size=batch_size)
+                return {path: _prune(linear, linear.weight.float().abs(), pattern, path) for path, linear in transformer.linears().items()}
+        return _wanda(model, transformer, calibration, pattern, batch_size=batch_size)
     finally:
         model.train(was_training)
 
 
-def _wanda(model: nn.Module, decoder: Decoder, calibration: Sequence[Tensor], pattern: Pattern, *, batch_size: int) -> dict[str, Tensor]:
+def _wanda(model: nn.Module, transformer: Transformer, calibration: Sequence[Tensor], pattern: Pattern, *, batch_size: int) -> dict[str, Tensor]:
     if not calibration or any(len(sample) == 0 for sample in calibration):
         raise RecipeInvalid("Wanda needs calibration text, and no empty sample", where="sparsity.calibration")
     masks: dict[str, Tensor] = {}
-    states = capture(model, decoder, calibration, batch_size=batch_size)
-    with progress("Wanda, layer by layer", total=len(decoder.layers)) as advance:
-        for index, layer in enumerate(decoder.layers):
+    states = capture(model, transformer, calibration, batch_size=batch_size)
+    with progress("Wanda, layer by layer", total=len(transformer.layers)) as advance:
+        for index, layer in enumerate(transformer.layers):
             modules = dict(layer.named_modules())
-            linears: dict[str, nn.Linear] = {decoder.module_path(index, name): modules[name] for name in decoder.linear_names}
+            linears: dict[str, nn.Linear] = {transformer.module_path(index, name): modules[name] for name in transformer.linear_names}
             norms = measure_norms(layer, linears, states)
             for path, linear in linears.items():
                 masks[path] = _prune(linear, wanda_scores(linear.weight, norms[path], where=path), pattern, path)
-            if index + 1 < len(decoder.layers):
+            if index + 1 < len(transformer.layers):
                 states.advance(layer)
             advance()
     return masks
@@ -82,11 +82,11 @@ def _prune(linear: nn.Linear, scores: Tensor, pattern: Pattern, path: str) -> Te
     return mask
 
 
-def _refuse_misfits(decoder: Decoder, pattern: Pattern) -> None:
+def _refuse_misfits(transformer: Transformer, pattern: Pattern) -> None:
     """Before the first weight changes: an n:m block must divide every row."""
     if not isinstance(pattern, SemiStructured):
         return
-    for path, linear in decoder.linears().items():
+    for path, linear in transformer.linears().items():
         if linear.in_features % pattern.block:
             raise ModelUnsupported(
                 f"rows of {linear.in_features} weights are no multiple of {pattern.block}", where=path, remedy="Use the pattern 'unstructured'"

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from shearling.decoder import find_decoder
 from shearling.errors import ModelUnsupported
+from shearling.transformer import find_transformer
 from tests.tiny_models import FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family):
     model = FAMILIES[family]()
-    decoder = find_decoder(model)
+    decoder = find_transformer(model)
     assert len(decoder.layers) == model.config.num_hidden_layers
     assert decoder.layers_path == ("transformer.h" if family == "bloom" else "model.layers")
     linears = decoder.linears()
@@ -28,19 +28,19 @@ def test_every_family(family):
 def test_works_on_meta():
     with torch.device("meta"):
         model = FAMILIES["phi3"].__globals__["Phi3ForCausalLM"](FAMILIES["phi3"]().config)
-    assert find_decoder(model).linear_names == ("self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj")
+    assert find_transformer(model).linear_names == ("self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 
 def test_no_decoder():
     with pytest.raises(ModelUnsupported, match="no list"):
-        find_decoder(nn.Sequential(nn.Linear(3, 3)))
+        find_transformer(nn.Sequential(nn.Linear(3, 3)))
 
 
 def test_unlike_layers_are_named():
     model = FAMILIES["llama"]()
     model.model.layers[2].mlp.extra = nn.Linear(2, 2)
     with pytest.raises(ModelUnsupported, match=r"layer 2 differs from layer 0 in mlp\.extra"):
-        find_decoder(model)
+        find_transformer(model)
 
 
 def test_wrapped_layers_are_refused():
@@ -50,5 +50,5 @@ def test_wrapped_layers_are_refused():
     model = FAMILIES["llama"]()
     model.model.layers[1].mlp.up_proj = QuantizedLinear(48, 88)
     with pytest.raises(ModelUnsupported, match="quantized or wrapped") as caught:
-        find_decoder(model)
+        find_transformer(model)
     assert "mlp.up_proj" in caught.value.where

@@ -1,7 +1,7 @@
-"""The structure of a decoder, found by looking at the model rather than by knowing its class.
+"""The structure of a transformer, found by looking at the model rather than by knowing its class.
 
-The decoder layers are the one `ModuleList` of like modules that holds nearly all linear weights; what is prunable are the
-`nn.Linear` modules inside them. That holds for Llama, Mistral, Qwen, Phi, Gemma, BLOOM and every decoder laid out like them.
+The transformer layers are the one `ModuleList` of like modules that holds nearly all linear weights; what is prunable are the
+`nn.Linear` modules inside them. That holds for Llama, Mistral, Qwen, Phi, Gemma, BLOOM, BERT and every transformer laid out like them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """Where the parts of a decoder are.
+class Transformer:
+    """Where the parts of a transformer are.
 
     Attributes:
         layers_path: path of the layer list, such as `model.layers`.
-        layers: the decoder layers, in order.
+        layers: the transformer layers, in order.
         linear_names: names of the linear modules, relative to a layer; the same in every layer.
     """
 
@@ -43,11 +43,11 @@ class Decoder:
         return found
 
 
-def find_decoder(model: nn.Module) -> Decoder:
-    """Find the decoder layers of a causal language model.
+def find_transformer(model: nn.Module) -> Transformer:
+    """Find the transformer layers of a causal language model or a classifier.
 
     Args:
-        model: a Hugging Face decoder; on any device, also meta.
+        model: a Hugging Face model; on any device, also meta.
 
     Raises:
         ModelUnsupported: there is no list of like layers with linears in it, the layers differ from each other, or they
@@ -62,7 +62,9 @@ def find_decoder(model: nn.Module) -> Decoder:
     ]
     if not candidates:
         raise ModelUnsupported(
-            "no list of decoder layers with torch.nn.Linear modules", where=type(model).__name__, remedy="Only transformer decoders are supported"
+            "no list of transformer layers with torch.nn.Linear modules",
+            where=type(model).__name__,
+            remedy="Give a decoder, or an encoder to classify with",
         )
     # The outermost list wins over lists nested in it (experts), since it holds at least as many parameters and comes first.
     _, path, layers = max(candidates, key=lambda candidate: candidate[0])
@@ -71,7 +73,7 @@ def find_decoder(model: nn.Module) -> Decoder:
         if found != names[0]:
             different = sorted(set(found) ^ set(names[0]))
             raise ModelUnsupported(f"layer {index} differs from layer 0 in {', '.join(different)}", where=f"{type(model).__name__}.{path}")
-    return Decoder(layers_path=path, layers=tuple(layers), linear_names=names[0])
+    return Transformer(layers_path=path, layers=tuple(layers), linear_names=names[0])
 
 
 def _linear_names(layer: nn.Module) -> tuple[str, ...]:
