@@ -30,8 +30,8 @@ def make_network(model, *, masked):
     targets = tuple(name.rpartition(".")[2] for name in MODULES)
     space = SearchSpace(
         model_type=model.config.model_type,
-        num_layers=len(structure.decoder.layers),
-        layers_path=structure.decoder.layers_path,
+        num_layers=len(structure.transformer.layers),
+        layers_path=structure.transformer.layers_path,
         adapter=AdapterSpec(r_max=32, alpha=64.0, dropout=0.0, masked_training=masked, target_modules=targets),
         templates=(RankTemplate(name="ranks", modules=MODULES, values=(32, 16)), width),
     )

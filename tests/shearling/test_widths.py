@@ -40,8 +40,8 @@ def make_space(model, family, *, masked=False):
     targets = tuple(name.rpartition(".")[2] for name in modules)
     return SearchSpace(
         model_type=model.config.model_type,
-        num_layers=len(structure.decoder.layers),
-        layers_path=structure.decoder.layers_path,
+        num_layers=len(structure.transformer.layers),
+        layers_path=structure.transformer.layers_path,
         adapter=AdapterSpec(r_max=6, alpha=12.0, dropout=0.0, masked_training=masked, target_modules=targets),
         templates=(RankTemplate(name="ranks", modules=modules, values=(6, 4)), *widths),
     )
