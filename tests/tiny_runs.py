@@ -121,13 +121,13 @@ def sparse_model(family: str, *, seed: int = 5) -> tuple[PreTrainedModel, dict[s
 def tiny_network(family: str = "llama", *, masked: bool, seed: int = 5, trained: bool = True) -> SuperNetwork:
     """A super-network in memory; `trained` fills B, which starts at zero."""
     model, masks = sparse_model(family, seed=seed)
-    decoder = find_transformer(model)
-    by_end = {name.rpartition(".")[2]: name for name in decoder.linear_names}
+    transformer = find_transformer(model)
+    by_end = {name.rpartition(".")[2]: name for name in transformer.linear_names}
     groups = {name: tuple(by_end[module.rpartition(".")[2]] for module in modules) for name, modules in GROUPS.get(family, LLAMA_GROUPS).items()}
     space = SearchSpace(
         model_type=model.config.model_type,
-        num_layers=len(decoder.layers),
-        layers_path=decoder.layers_path,
+        num_layers=len(transformer.layers),
+        layers_path=transformer.layers_path,
         adapter=AdapterSpec(
             r_max=RANKS[0],
             alpha=ALPHA,

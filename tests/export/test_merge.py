@@ -21,16 +21,16 @@ IDS = torch.tensor([[5, 17, 33, 60, 2, 9]])
 
 def build(family, *, masked, pruned=True):
     model = FAMILIES[family]()
-    decoder = find_transformer(model)
+    transformer = find_transformer(model)
     generator = torch.Generator().manual_seed(1)
-    masks = {path: torch.rand(linear.weight.shape, generator=generator) > (0.5 if pruned else -1) for path, linear in decoder.linears().items()}
+    masks = {path: torch.rand(linear.weight.shape, generator=generator) > (0.5 if pruned else -1) for path, linear in transformer.linears().items()}
     with torch.no_grad():
-        for path, linear in decoder.linears().items():
+        for path, linear in transformer.linears().items():
             linear.weight.mul_(masks[path])
     space = SearchSpace(
         model_type=model.config.model_type,
-        num_layers=len(decoder.layers),
-        layers_path=decoder.layers_path,
+        num_layers=len(transformer.layers),
+        layers_path=transformer.layers_path,
         adapter=AdapterSpec(
             r_max=6, alpha=12.0, dropout=0.0, masked_training=masked, target_modules=tuple(m.rpartition(".")[2] for m in ADAPTED[family])
         ),

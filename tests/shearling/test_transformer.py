@@ -1,4 +1,4 @@
-"""Finding the decoder by structure, on every family and on what is none."""
+"""Finding the transformer by structure, on every family and on what is none."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.tiny_models import FAMILIES
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family):
     model = FAMILIES[family]()
-    decoder = find_transformer(model)
-    assert len(decoder.layers) == model.config.num_hidden_layers
-    assert decoder.layers_path == ("transformer.h" if family == "bloom" else "model.layers")
-    linears = decoder.linears()
-    assert len(linears) == len(decoder.layers) * len(decoder.linear_names)
+    transformer = find_transformer(model)
+    assert len(transformer.layers) == model.config.num_hidden_layers
+    assert transformer.layers_path == ("transformer.h" if family == "bloom" else "model.layers")
+    linears = transformer.linears()
+    assert len(linears) == len(transformer.layers) * len(transformer.linear_names)
     everything = dict(model.named_modules())
     assert all(everything[path] is linear for path, linear in linears.items())
     outside = {path for path, module in everything.items() if isinstance(module, nn.Linear)} - linears.keys()

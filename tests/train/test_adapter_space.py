@@ -13,8 +13,8 @@ from train.adapter_space import build_search_space
 
 def build(family, *groups, rank=8):
     sections = tuple({"name": name, "modules": tuple(modules), "ranks": tuple(ranks)} for name, modules, ranks in groups)
-    decoder = find_transformer(FAMILIES[family]())
-    return build_search_space(AdapterSection(rank=rank, alpha=16, masked=True, groups=sections), decoder, model_type=family)
+    transformer = find_transformer(FAMILIES[family]())
+    return build_search_space(AdapterSection(rank=rank, alpha=16, masked=True, groups=sections), transformer, model_type=family)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ CONFIGS = {
 def space_of(name):
     recipe, config = read_recipe(RECIPES / f"{name}.toml"), CONFIGS[name]
     with torch.device("meta"):
-        decoder = find_transformer(auto_class(config).from_config(config))
-    return build_search_space(recipe.adapter, decoder, model_type=config.model_type, widths=width_templates(recipe.width, config))
+        transformer = find_transformer(auto_class(config).from_config(config))
+    return build_search_space(recipe.adapter, transformer, model_type=config.model_type, widths=width_templates(recipe.width, config))
 
 
 @pytest.mark.parametrize(("name", "decisions"), [("llama-7b-lonas", 96), ("llama-13b-lonas", 120), ("bloomz-7b1-lonas", 90), ("bert-base-lonas", 36)])

@@ -26,8 +26,8 @@ def text(lengths: tuple[int, ...] = LENGTHS, *, seed: int = 3) -> list[Tensor]:
 
 
 def layer_paths(model: nn.Module) -> list[str]:
-    decoder = find_transformer(model)
-    return [f"{decoder.layers_path}.{index}" for index in range(len(decoder.layers))]
+    transformer = find_transformer(model)
+    return [f"{transformer.layers_path}.{index}" for index in range(len(transformer.layers))]
 
 
 def wanda(model: nn.Module, ratio: float = 0.5, samples: list[Tensor] | None = None, batch_size: int = 1) -> dict[str, Tensor]:
@@ -54,19 +54,19 @@ def test_semi_structured_mask_equals_brute_force_and_each_block_has_its_zeros(ze
 @pytest.mark.parametrize("family", FAMILIES)
 def test_propagation_reproduces_the_models_own_hidden_states(family):
     model = FAMILIES[family]()
-    decoder = find_transformer(model)
-    states = capture(model, decoder, text(), batch_size=2)
-    own: list[list[Tensor]] = [[] for _ in decoder.layers]
+    transformer = find_transformer(model)
+    states = capture(model, transformer, text(), batch_size=2)
+    own: list[list[Tensor]] = [[] for _ in transformer.layers]
     hooks = [
         layer.register_forward_hook(lambda _m, _i, output, seen=seen: seen.append(output[0] if isinstance(output, tuple) else output))
-        for layer, seen in zip(decoder.layers, own, strict=True)
+        for layer, seen in zip(transformer.layers, own, strict=True)
     ]
     with torch.no_grad():
         for group in (text()[0:2], text()[2:3], text()[3:4], text()[4:5], text()[5:6]):
             model(input_ids=torch.stack(group), use_cache=False)
     for hook in hooks:
         hook.remove()
-    for layer, seen in zip(decoder.layers, own, strict=True):
+    for layer, seen in zip(transformer.layers, own, strict=True):
         states.advance(layer)
         for batch, output in zip(states.batches, seen, strict=True):
             assert torch.equal(batch.hidden, output)
