@@ -1,7 +1,7 @@
 """Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/lonas.md.
 
     python -m tests.benchmark.lonas_seeds --out runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
-        [--steps 1500] [--tune-steps 0] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
+        [--steps 4000] [--tune-steps 0] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
 
 For each seed the baseline is trained, LoRA at full width, and for each rule a super-network (recipes/minilm-lonas.toml); a sandwiched step
 costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are at most the given share
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
-    parser.add_argument("--steps", type=int, default=1500, help="of the baseline, and of every super-network together with what is tuned of it")
+    parser.add_argument("--steps", type=int, default=4000, help="of the baseline, and of every super-network together with what is tuned of it")
     parser.add_argument("--tune-steps", type=int, default=0, help="of these, on the best sub-network alone")
     parser.add_argument("--search-rows", type=int, default=3000, help="validation rows that rank a sub-network, as far as there are so many")
     parser.add_argument("--evaluations", type=int, default=60, help="sub-networks of a search")

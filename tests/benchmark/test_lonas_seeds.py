@@ -9,9 +9,9 @@ import pytest
 from tests.benchmark.lonas_seeds import main
 
 
-@pytest.mark.parametrize("tune_steps", ["1500", "-1"])
+@pytest.mark.parametrize("tune_steps", ["4000", "-1"])
 def test_tuning_leaves_steps_to_the_super_network(tmp_path: Path, capsys: pytest.CaptureFixture[str], tune_steps: str) -> None:
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path / "out"), "--tune-steps", tune_steps])
-    assert "leaves no step of 1500" in capsys.readouterr().err
+    assert "leaves no step of 4000" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
