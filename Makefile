@@ -32,10 +32,10 @@ check: $(READY) ## Lint, format, types, import contract, spelling
 	$(BIN)/codespell
 
 bench: $(READY) ## Training step against stock PEFT, interleaved
-	$(BIN)/python -m tests.benchmark.training_step --base $(RUN)/base
+	$(BIN)/python -m benchmarks.training_step --base $(RUN)/base
 
 bench-guard: $(READY) ## The latency guard's false alarms and catches; hours on a small machine
-	$(BIN)/python -m tests.benchmark.latency_guard --model $(RUN)/export/model --checks $(CHECKS)
+	$(BIN)/python -m benchmarks.latency_guard --model $(RUN)/export/model --checks $(CHECKS)
 
 format: $(READY) ## Format the code and fix what ruff can
 	$(BIN)/ruff check --fix .

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from export.number_format import FORMATS, Format, Kernel, Weights
 from export.request import ExportRequest, Verify
-from export.weights import FORMATS, Format, Kernel, Weights
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.errors import UsageError
 
@@ -19,20 +19,37 @@ app = make_app("Merge a sub-network, export it to Hugging Face, OpenVINO and ONN
 @app.command()
 def export(
     subnet: Annotated[Path | None, typer.Option(help="best.json, or any sub-network file.", show_default=False)] = None,
-    base: Annotated[Path | None, typer.Option(help="Instead of --subnet: a base or sparse artefact, exported as it is.", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option(help="Default: the run's export directory beside the search.", show_default=False)] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Instead of --subnet: a base or sparse artefact, exported as it is.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Default: the run's export directory beside the search.", show_default=False)
+    ] = None,
     formats: Annotated[str, typer.Option(help="Comma-separated: openvino, onnx, hf, peft.")] = "openvino,onnx,hf,peft",
     weights: Annotated[Weights, typer.Option(help="Number format of OpenVINO and ONNX.")] = "fp32",
     kernel: Annotated[
-        Kernel, typer.Option(help="Of OpenVINO: stock, or sparse, which packs the zeros away and needs the operators of this project to run.")
+        Kernel,
+        typer.Option(
+            help="Of OpenVINO: stock, or sparse, which packs the zeros away and needs the operators "
+            "of this project to run."
+        ),
     ] = "stock",
-    onnx_kernel: Annotated[Kernel, typer.Option(help="The same of ONNX; sparse needs the headers of ONNX Runtime as well.")] = "stock",
-    merge: Annotated[Literal["auto", "masked", "separate", "dense"], typer.Option(help="auto takes what the training allows.")] = "auto",
+    onnx_kernel: Annotated[
+        Kernel, typer.Option(help="The same of ONNX; sparse needs the headers of ONNX Runtime as well.")
+    ] = "stock",
+    merge: Annotated[
+        Literal["auto", "masked", "separate", "dense"], typer.Option(help="auto takes what the training allows.")
+    ] = "auto",
     allow_approximate: Annotated[
         bool, typer.Option("--allow-approximate", help="Accept a masked merge of an adapter trained without the mask.")
     ] = False,
-    verify: Annotated[Verify, typer.Option(help="strict fails on a broken gate, warn reports it, off measures nothing.")] = "strict",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the inputs, print the plan, write nothing.")] = False,
+    verify: Annotated[
+        Verify, typer.Option(help="strict fails on a broken gate, warn reports it, off measures nothing.")
+    ] = "strict",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Verify the inputs, print the plan, write nothing.")
+    ] = False,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -64,8 +81,8 @@ def _parse_formats(text: str) -> tuple[Format, ...]:
 
 
 def _run(subnet: Path | None, base: Path | None, request: ExportRequest, *, dry_run: bool) -> Result:
-    from export.pipeline import export_frozen, export_subnet, plan
     from export.screen import show_export, show_plan
+    from export.stage import export_frozen, export_subnet, plan
 
     if subnet is not None:
         return show_plan(plan(subnet, request)) if dry_run else show_export(export_subnet(subnet, request))

@@ -4,8 +4,8 @@ masked     W + (s B A) ∘ M    every zero stays; bit-exact where training was m
 dense      W + s B A          exact, the zeros of adapted modules are lost
 separate   W x + s B (A x)    the ranks stay beside the sparse weight in the graph
 
-Where widths are elastic, W, A, B and M are the active rows and columns: the result is physically narrower, and says so in
-its configuration.
+Where widths are elastic, W, A, B and M are the active rows and columns: the result is physically narrower, and says
+so in its configuration.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from shearling.elastic_lora import ElasticLoraLinear, effective_weight
+from shearling.elastic.lora import ElasticLoraLinear, effective_weight
+from shearling.elastic.mask import Masks
+from shearling.elastic.merge_rule import MergeMode
+from shearling.elastic.narrowing import layer_widths
+from shearling.elastic.search_space import Choice
+from shearling.elastic.super_network import SuperNetwork
 from shearling.errors import NonFiniteWeights
-from shearling.mask import Masks
-from shearling.merge_rule import MergeMode
-from shearling.narrow import CONFIG_KEY, layer_widths
-from shearling.search_space import Choice
-from shearling.super_network import SuperNetwork
+from shearling.model.narrow_layers import CONFIG_KEY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +58,7 @@ def merge(network: SuperNetwork, choice: Choice, mode: MergeMode, *, masks: Mask
     Args:
         network: the super-network; used up by the call.
         choice: group id -> value.
-        mode: how; whether it is allowed was settled by `shearling.merge_rule.resolve_merge`.
+        mode: how; whether it is allowed was settled by `shearling.elastic.merge_rule.resolve_merge`.
         masks: of the pruned modules, at full width; needed by `masked`.
 
     Returns:

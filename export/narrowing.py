@@ -1,16 +1,18 @@
-"""What an export of elastic widths adds: what it leaves out, what it counts, and caches with other heads in every layer."""
+"""What an export of elastic widths adds: what it leaves out, what it counts, and caches with other heads in every
+layer.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from export.onnx_format import example_cache
+from export.formats.onnx import example_cache
 from export.request import ExportRequest
 from shearling.console import log
+from shearling.elastic.merge_rule import MergeMode
 from shearling.errors import ParityFailed, UsageError
-from shearling.export_support import EXPORT_TASK, export_configuration
-from shearling.merge_rule import MergeMode
+from shearling.model.export_support import EXPORT_TASK, export_configuration
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def without_frozen_formats(request: ExportRequest, mode: MergeMode) -> ExportRequest:
-    """Leave out what a narrowed model or a classifier has no use for: the adapter, whose base is the frozen model at full width and
-    without a trained head, and the model beside which it would be kept.
+    """Leave out what a narrowed model or a classifier has no use for: the adapter, whose base is the frozen model at
+    full width and without a trained head, and the model beside which it would be kept.
 
     Raises:
         UsageError: nothing else was asked for.
@@ -27,10 +29,17 @@ def without_frozen_formats(request: ExportRequest, mode: MergeMode) -> ExportReq
     absent = {"peft", "hf"} if mode == "separate" else {"peft"}
     dropped = [name for name in request.formats if name in absent]
     if dropped:
-        log.print(f"left out: {', '.join(dropped)}, which would belong to the frozen model, at full width and with its own head")
+        log.print(
+            f"left out: {', '.join(dropped)}, which would belong to the frozen model, at full width "
+            "and with its own head"
+        )
     left = tuple(name for name in request.formats if name not in absent)
     if not left:
-        raise UsageError("nothing is left to write", where="--formats", remedy="Add openvino or onnx, or another --merge where the ranks stay apart")
+        raise UsageError(
+            "nothing is left to write",
+            where="--formats",
+            remedy="Add openvino or onnx, or another --merge where the ranks stay apart",
+        )
     return dataclasses.replace(request, formats=left)
 
 
@@ -60,7 +69,9 @@ def conversion_options(model: PreTrainedModel) -> dict[str, Any]:
     class UnequalCaches(stock):  # type: ignore[misc, valid-type] # the class is known at run time
         """Example caches with the heads of every layer."""
 
-        def generate(self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32") -> Any:
+        def generate(
+            self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
+        ) -> Any:
             def example(heads: int, width: int) -> Any:
                 size = (self.batch_size, heads, self.sequence_length, width)
                 return self.random_float_tensor(size, framework=framework, dtype=float_dtype)
@@ -70,8 +81,11 @@ def conversion_options(model: PreTrainedModel) -> dict[str, Any]:
     class UnequalConfiguration(configuration):  # type: ignore[misc, valid-type] # likewise
         DUMMY_PKV_GENERATOR_CLASS = UnequalCaches
         DUMMY_INPUT_GENERATOR_CLASSES = tuple(
-            UnequalCaches if generator is stock else generator for generator in configuration.DUMMY_INPUT_GENERATOR_CLASSES
+            UnequalCaches if generator is stock else generator
+            for generator in configuration.DUMMY_INPUT_GENERATOR_CLASSES
         )
 
-    made = UnequalConfiguration(model.config, task=EXPORT_TASK.removesuffix("-with-past"), use_past=True, use_past_in_inputs=True)
+    made = UnequalConfiguration(
+        model.config, task=EXPORT_TASK.removesuffix("-with-past"), use_past=True, use_past_in_inputs=True
+    )
     return {"custom_export_configs": {"model": made}}

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from export.report import ExportReport
+from export.reporting.report import ExportReport
 from shearling.artefact import Artefact
 from shearling.command_line import Result
 from shearling.strict_json import read_document
@@ -14,7 +14,9 @@ from shearling.strict_json import read_document
 
 def show_plan(facts: dict[str, Any]) -> Result:
     """The plan of `--dry-run`."""
-    table = Table(title="plan: everything below was verified, nothing was written", title_justify="left", show_header=False)
+    table = Table(
+        title="plan: everything below was verified, nothing was written", title_justify="left", show_header=False
+    )
     for name, value in facts.items():
         table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value))
     return Result({"dry_run": True, **facts}, table)
@@ -25,25 +27,45 @@ def show_export(artefact: Artefact) -> Result:
     report = read_document(artefact.path / "report.json", ExportReport, schema="shearling.export_report/1")
     title = f"{artefact.path}: {report.model_id}, {report.subnet_id or 'no adapter'}, merge {report.merge}"
     table = Table(title=title, title_justify="left", caption_justify="left")
-    for column, side in (("compared", "left"), ("max |Δlogit|", "right"), ("mean KL", "right"), ("top-1", "right"), ("verdict", "left")):
+    for column, side in (
+        ("compared", "left"),
+        ("max |Δlogit|", "right"),
+        ("mean KL", "right"),
+        ("top-1", "right"),
+        ("verdict", "left"),
+    ):
         table.add_column(column, justify=side)  # type: ignore[arg-type] # rich wants the literals that these are
     for check in report.parity:
         parity = check.parity
         name = f"{check.candidate} ({check.precision})"
-        table.add_row(name, f"{parity.max_abs:.1e}", f"{parity.kl_mean:.1e}", f"{parity.top1_agreement:.1%}", check.verdict)
+        table.add_row(
+            name, f"{parity.max_abs:.1e}", f"{parity.kl_mean:.1e}", f"{parity.top1_agreement:.1%}", check.verdict
+        )
     table.caption = _caption(report, artefact)
-    return Result({"output": str(artefact.path), "sha256": artefact.sha256, "report": report.model_dump(mode="json", by_alias=True)}, table)
+    return Result(
+        {
+            "output": str(artefact.path),
+            "sha256": artefact.sha256,
+            "report": report.model_dump(mode="json", by_alias=True),
+        },
+        table,
+    )
 
 
 def _caption(report: ExportReport, artefact: Artefact) -> str:
     lines = []
     if report.certificate is not None:
-        lines.append(f"NNCF counts {report.certificate.sparsity:.2%} zeros in {report.certificate.modules} pruned modules; every format holds them")
+        lines.append(
+            f"NNCF counts {report.certificate.sparsity:.2%} zeros in {report.certificate.modules} "
+            "pruned modules; every format holds them"
+        )
     for name, packing in report.packings.items():
         share = packing.bytes_after / packing.bytes_before if packing.layers else 1
         operators = ", ".join(f"{count} {kind}" for kind, count in packing.operators.items())
         kept = f"{len(packing.kept)} kept as they are"
-        lines.append(f"{name}: packed {len(packing.layers)} matrices into {operators}: {share:.0%} of their bytes; {kept}")
+        lines.append(
+            f"{name}: packed {len(packing.layers)} matrices into {operators}: {share:.0%} of their bytes; {kept}"
+        )
     if report.packings:
         lines.append("kernels: " + ", ".join(f"{name} {kernel}" for name, kernel in report.kernels.items()))
     lines.append(", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in report.sizes_bytes.items()))

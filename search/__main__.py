@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from search.strategy import Algorithm, Cost
+from search.strategies.strategy import Algorithm, Cost
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.errors import UsageError
-from shearling.precision import Precision
+from shearling.evaluation.precision import Precision
 
 app = make_app(
     "Find the best sub-network of a trained super-adapter on the validation split, and write best.json. "
@@ -20,39 +20,58 @@ app = make_app(
 
 @app.command()
 def search(
-    run: Annotated[Path, typer.Option(help="The run directory, with a super-adapter; an interrupted search continues.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Option(
+            help="The run directory, with a super-adapter; an interrupted search continues.", show_default=False
+        ),
+    ],
     algorithm: Annotated[Algorithm | None, typer.Option(help="The strategy.")] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Most sub-networks to evaluate.")] = None,
-    population: Annotated[int | None, typer.Option(min=2, help="Of NSGA-II; neighbours of a round in hill climbing.")] = None,
+    population: Annotated[
+        int | None, typer.Option(min=2, help="Of NSGA-II; neighbours of a round in hill climbing.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Validation rows of an evaluation.")] = None,
-    task: Annotated[str | None, typer.Option(help="Any lm-evaluation-harness task with a validation split, instead of the run's.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Any lm-evaluation-harness task with a validation split, instead of the run's.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the strategy.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Most rows of a batch.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the evaluation.")] = None,
-    min_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Refuse a best sub-network below this (exit 1).")] = None,
-    max_params: Annotated[int | None, typer.Option(min=1, help="Refuse one with more adapter parameters (exit 1).")] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Refuse a best sub-network below this (exit 1).")
+    ] = None,
+    max_params: Annotated[
+        int | None, typer.Option(min=1, help="Refuse one with more adapter parameters (exit 1).")
+    ] = None,
     cost: Annotated[Cost | None, typer.Option(help="What to save, beside accuracy.")] = None,
     max_cost_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Most that a sub-network may cost, as a share of the largest: 0.75 is a quarter less.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Most that a sub-network may cost, as a share of the largest: 0.75 is a quarter less."
+        ),
     ] = None,
     accuracy_delta: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Best is the cheapest within this of the reference accuracy (LoNAS).")
+        float | None,
+        typer.Option(min=0, max=1, help="Best is the cheapest within this of the reference accuracy (LoNAS)."),
     ] = None,
-    reference_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Default: that of the largest sub-network.")] = None,
+    reference_accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Default: that of the largest sub-network.")
+    ] = None,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
     """Find the best sub-network of a super-adapter.
 
-    It is the most accurate one that meets the constraints, among equals the one that costs less; or, with an accuracy delta,
-    the cheapest one whose accuracy is at least the reference less the delta.
+    It is the most accurate one that meets the constraints, among equals the one that costs less; or, with an accuracy
+    delta, the cheapest one whose accuracy is at least the reference less the delta.
     """
     import dataclasses
 
+    from search.screen import summarise
     from search.stage import recipe_rule, recipe_settings
     from search.stage import search as run_search
-    from search.summary import summarise
     from shearling.run import Run
 
     options: dict[str, Any] = {

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from search.strategy import Cost
+from search.strategies.strategy import Cost
 
 if TYPE_CHECKING:
-    from shearling.super_network import SuperNetwork
+    from shearling.elastic.super_network import SuperNetwork
 
 WARM_UP, REPEATS = 2, 9
 

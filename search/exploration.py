@@ -8,19 +8,21 @@ from typing import Any
 
 from search.cost import COSTS
 from search.front import dominates
-from search.grid import Indices
 from search.journal import Journal, Record
 from search.objective import Objective
-from search.strategy import Algorithm, Strategy
+from search.strategies.grid import Indices
+from search.strategies.strategy import Algorithm, Strategy
 from shearling.console import Advance
 from shearling.errors import ArtefactMismatch
 
 
-def explore(strategy: Strategy, objective: Objective, journal: Journal, *, algorithm: Algorithm, seed: int, advance: Advance) -> list[Record]:
+def explore(
+    strategy: Strategy, objective: Objective, journal: Journal, *, algorithm: Algorithm, seed: int, advance: Advance
+) -> list[Record]:
     """Run a strategy to its end, continuing the journal.
 
-    The records that the journal holds are told to the strategy instead of being measured, so that a resumed search takes
-    the same path as an uninterrupted one.
+    The records that the journal holds are told to the strategy instead of being measured, so that a resumed search
+    takes the same path as an uninterrupted one.
 
     Args:
         strategy: fresh; deterministic in its seed.
@@ -45,7 +47,9 @@ def explore(strategy: Strategy, objective: Objective, journal: Journal, *, algor
                 record = journal.records[position]
                 _check_replay(record, indices, journal)
             else:
-                record = _evaluate(indices, objective, journal, algorithm=algorithm, seed=seed, generation=generation, parent=parent)
+                record = _evaluate(
+                    indices, objective, journal, algorithm=algorithm, seed=seed, generation=generation, parent=parent
+                )
                 journal.append(record)
             ids.setdefault(indices, record.id)
             position += 1
@@ -53,18 +57,29 @@ def explore(strategy: Strategy, objective: Objective, journal: Journal, *, algor
         strategy.tell([record.outcome for record in journal.records[position - len(candidates) : position]])
         generation += 1
     if position < len(journal.records):
-        raise ArtefactMismatch(f"holds {len(journal.records)} evaluations, this search ends after {position}", where=journal.path)
+        raise ArtefactMismatch(
+            f"holds {len(journal.records)} evaluations, this search ends after {position}", where=journal.path
+        )
     return journal.records
 
 
 def _evaluate(
-    indices: Indices, objective: Objective, journal: Journal, *, algorithm: Algorithm, seed: int, generation: int, parent: str | None
+    indices: Indices,
+    objective: Objective,
+    journal: Journal,
+    *,
+    algorithm: Algorithm,
+    seed: int,
+    generation: int,
+    parent: str | None,
 ) -> Record:
     number = len(journal.records)
     facts: dict[str, Any] = {"i": number, "id": f"{algorithm}-{number:04d}", "parent": parent, "generation": generation}
     known = journal.find(indices)
     if known is not None:
-        return known.model_copy(update={**facts, "seconds": 0.0, "cached": True, "pareto": _is_pareto(known, journal.records)})
+        return known.model_copy(
+            update={**facts, "seconds": 0.0, "cached": True, "pareto": _is_pareto(known, journal.records)}
+        )
     measured = dataclasses.asdict(objective.measure(indices))
     record = Record(**facts, **measured, algorithm=algorithm, seed=seed, choice_idx=indices, cached=False, pareto=True)
     return record.model_copy(update={"pareto": _is_pareto(record, journal.records)})

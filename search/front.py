@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.journal import Record
-from search.strategy import Cost
+from search.strategies.strategy import Cost
 from shearling.errors import NoCandidate
 
 PARETO_SCHEMA = "shearling.pareto/1"
@@ -37,7 +37,9 @@ class BestRule:
         limit = "" if self.max_cost is None else f"{name} <= {self.max_cost:g}"
         if self.accuracy_delta is None:
             return f"max accuracy{limit and ' with '}{limit}, ties -> fewer {name} -> lexicographic index"
-        reference = "that of the largest sub-network" if self.reference_accuracy is None else f"{self.reference_accuracy:g}"
+        reference = (
+            "that of the largest sub-network" if self.reference_accuracy is None else f"{self.reference_accuracy:g}"
+        )
         least = f"accuracy >= {reference} - {self.accuracy_delta:g}{limit and ' and '}{limit}"
         return f"least {name} with {least}, ties -> max accuracy -> lexicographic index"
 
@@ -55,7 +57,8 @@ class BestRule:
             largest = [record.accuracy for record in records if not any(record.choice_idx)]
             if not largest:
                 raise NoCandidate(
-                    "the reference is the largest sub-network, which was not evaluated", remedy="Give --reference-accuracy, or search with nsga2"
+                    "the reference is the largest sub-network, which was not evaluated",
+                    remedy="Give --reference-accuracy, or search with nsga2",
                 )
             reference = largest[0]
         # A difference of decimal fractions is not exact.
@@ -68,7 +71,9 @@ class BestRule:
 
     def rank(self, record: Record) -> tuple[float, float, tuple[int, ...], int]:
         """Smaller is better."""
-        first, second = (-record.accuracy, record.cost) if self.accuracy_delta is None else (record.cost, -record.accuracy)
+        first, second = (
+            (-record.accuracy, record.cost) if self.accuracy_delta is None else (record.cost, -record.accuracy)
+        )
         return first, second, record.choice_idx, record.i
 
 
@@ -95,10 +100,18 @@ def best_record(records: Sequence[Record], rule: BestRule | None = None) -> Reco
     least = rule.least_accuracy(records)
     meeting = [record for record in records if record.accuracy >= least and rule.affords(record)]
     if not meeting:
-        wanted = {"accuracy >=": round(least, 6) or None, "adapter parameters <=": rule.max_params, "cost <=": rule.max_cost}
+        wanted = {
+            "accuracy >=": round(least, 6) or None,
+            "adapter parameters <=": rule.max_params,
+            "cost <=": rule.max_cost,
+        }
         limits = " and ".join(f"{words} {limit}" for words, limit in wanted.items() if limit is not None)
         accuracies, params = [record.accuracy for record in records], [record.adapter_params for record in records]
-        reached = f"the most accurate reaches {max(accuracies):.4f}, the smallest has {min(params)}" if records else "nothing was evaluated"
+        reached = (
+            f"the most accurate reaches {max(accuracies):.4f}, the smallest has {min(params)}"
+            if records
+            else "nothing was evaluated"
+        )
         raise NoCandidate(
             f"none of {len(records)} evaluations has {limits or 'been made'}; {reached}",
             remedy="Loosen the constraint or search longer; what was evaluated is kept",
@@ -129,11 +142,25 @@ def pareto_document(records: Sequence[Record]) -> dict[str, Any]:
 
 def progression_rows(records: Sequence[Record]) -> list[list[Any]]:
     """Header and rows of `progression.csv`; `is_best` marks each record that was the most accurate when it was made."""
-    rows: list[list[Any]] = [["i", "id", "generation", "macs_m", "accuracy", "loss", "adapter_params", "seconds", "is_best"]]
+    rows: list[list[Any]] = [
+        ["i", "id", "generation", "macs_m", "accuracy", "loss", "adapter_params", "seconds", "is_best"]
+    ]
     best, rule = None, BestRule()
     for record in records:
         is_best = best is None or rule.rank(record) < rule.rank(best)
         best = record if is_best else best
         macs_m, loss = ("" if value is None else value for value in (record.macs_m, record.loss))
-        rows.append([record.i, record.id, record.generation, macs_m, record.accuracy, loss, record.adapter_params, record.seconds, int(is_best)])
+        rows.append(
+            [
+                record.i,
+                record.id,
+                record.generation,
+                macs_m,
+                record.accuracy,
+                loss,
+                record.adapter_params,
+                record.seconds,
+                int(is_best),
+            ]
+        )
     return rows

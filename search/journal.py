@@ -12,8 +12,8 @@ from typing import Literal
 
 import pydantic
 
-from search.grid import Indices
-from search.strategy import Algorithm, Cost, Outcome
+from search.strategies.grid import Indices
+from search.strategies.strategy import Algorithm, Cost, Outcome
 from shearling.errors import ArtefactMissing, DocumentInvalid
 from shearling.strict_json import Document, parse_json, validate_document
 
@@ -77,7 +77,12 @@ class Record(Document):
 
     @property
     def _cost(self) -> float | None:
-        costs = {"adapter_params": self.adapter_params, "parameters": self.parameters, "macs": self.macs_m, "latency": self.latency_ms}
+        costs = {
+            "adapter_params": self.adapter_params,
+            "parameters": self.parameters,
+            "macs": self.macs_m,
+            "latency": self.latency_ms,
+        }
         return costs[self.cost_kind]
 
     @property
@@ -134,7 +139,9 @@ def read_journal(path: Path) -> list[Record]:
         where = f"{path}, line {number + 1}"
         record = validate_document(parse_json(line, where=where), Record, where=where)
         if record.i != number:
-            raise DocumentInvalid(f"i is {record.i}, expected {number}", where=where, remedy="Lines were removed or added: search again")
+            raise DocumentInvalid(
+                f"i is {record.i}, expected {number}", where=where, remedy="Lines were removed or added: search again"
+            )
         records.append(record)
     return records
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from search.cost import LatencyProbe
-from search.grid import Indices
-from search.strategy import Cost
+from search.strategies.grid import Indices
+from search.strategies.strategy import Cost
+from shearling.elastic.size import measure_network
 from shearling.errors import UsageError
-from shearling.model_size import measure_network
 
 if TYPE_CHECKING:
-    from shearling.evaluation import Evaluation
-    from shearling.search_space import Cut
-    from shearling.super_network import SuperNetwork
+    from shearling.elastic.super_network import SuperNetwork
+    from shearling.evaluation.evaluator import Evaluation
+    from shearling.model.narrow_layers import Cut
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,14 @@ class SubnetObjective:
         tokens: of the forward whose MACs are counted or whose time is taken.
     """
 
-    def __init__(self, network: SuperNetwork, evaluate: Callable[[], Evaluation], *, cost: Cost = "adapter_params", tokens: int = 256) -> None:
+    def __init__(
+        self,
+        network: SuperNetwork,
+        evaluate: Callable[[], Evaluation],
+        *,
+        cost: Cost = "adapter_params",
+        tokens: int = 256,
+    ) -> None:
         self._network = network
         self._evaluate = evaluate
         self._cost = cost
@@ -93,7 +100,8 @@ class SubnetObjective:
             evaluation = self._evaluate()
             latency_ms = None if self._probe is None else self._probe.measure_ms()
         cuts, adapter_params = self._network.space.cuts(choice), self._network.adapter_params(choice)
-        # An update under the mask disappears into the weights that are there; a plain one is stored beside them, unless the
+        # An update under the mask disappears into the weights that are there; a plain one is stored beside them,
+        # unless the
         # frozen model is dense and takes it in.
         beside = 0 if self._network.space.adapter.masked_training else adapter_params
         return Measurement(
@@ -119,7 +127,9 @@ class SubnetObjective:
 
     def _separate(self, adapter_params: int) -> int:
         """Weights of the adapter that are computed beside those of the frozen model: a plain update of sparse ones."""
-        return adapter_params if self._network.masks is not None and not self._network.space.adapter.masked_training else 0
+        return (
+            adapter_params if self._network.masks is not None and not self._network.space.adapter.masked_training else 0
+        )
 
     def _nonzero(self) -> int:
         """Nonzero weights of the frozen model, those that the active widths leave out not counted."""
@@ -127,11 +137,17 @@ class SubnetObjective:
         for path in self._network.space.cuts(self._network.space.maximal()):
             layer = self._network.layers.get(path) or self._network.unadapted[path]
             bias = 0 if layer.bias is None else int(layer.bias[layer.active_out :].count_nonzero())
-            dropped += int(layer.weight.count_nonzero()) - int(layer.weight[: layer.active_out, : layer.active_in].count_nonzero()) + bias
+            dropped += (
+                int(layer.weight.count_nonzero())
+                - int(layer.weight[: layer.active_out, : layer.active_in].count_nonzero())
+                + bias
+            )
         return self._frozen_nonzero - dropped
 
 
 def count_frozen_nonzero(network: SuperNetwork) -> int:
     """Nonzero parameters of the frozen model; tied ones count once."""
     adapters = {id(parameter) for layer in network.layers.values() for parameter in (layer.lora_a, layer.lora_b)}
-    return sum(int(parameter.count_nonzero()) for parameter in network.model.parameters() if id(parameter) not in adapters)
+    return sum(
+        int(parameter.count_nonzero()) for parameter in network.model.parameters() if id(parameter) not in adapters
+    )

@@ -26,7 +26,7 @@ def draw_pareto(records: Sequence[Record], best: Record, directory: Path, *, tas
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from shearling.evaluation import wilson_interval
+    from shearling.evaluation.evaluator import wilson_interval
 
     front = pareto_front(records)
     # Without pyplot: no global state, no display.
@@ -39,7 +39,17 @@ def draw_pareto(records: Sequence[Record], best: Record, directory: Path, *, tas
     low, high = wilson_interval(best.accuracy, best.n_eval)
     errors = [[100 * max(0.0, best.accuracy - low)], [100 * max(0.0, high - best.accuracy)]]
     label = f"best: {best.id} (95 % interval)"
-    axes.errorbar(_costs([best]), _percent([best]), yerr=errors, fmt="*", markersize=13, color=BEST, capsize=3, label=label, zorder=4)
+    axes.errorbar(
+        _costs([best]),
+        _percent([best]),
+        yerr=errors,
+        fmt="*",
+        markersize=13,
+        color=BEST,
+        capsize=3,
+        label=label,
+        zorder=4,
+    )
     axes.set_xlabel(COSTS[best.cost_kind].name)
     axes.set_ylabel(f"accuracy on {task}, % of {best.n_eval} rows")
     axes.grid(alpha=0.25)

@@ -13,30 +13,30 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.budget import Budget
 from search.exploration import explore
 from search.front import BestRule, best_record, pareto_document, progression_rows
-from search.grid import Grid
 from search.journal import JOURNAL_FILE, Journal, Record
 from search.objective import SubnetObjective
 from search.plot import draw_pareto
-from search.strategies import make_strategy
-from search.strategy import Algorithm, Cost
+from search.strategies.cost_limit import Budget
+from search.strategies.grid import Grid
+from search.strategies.registry import make_strategy
+from search.strategies.strategy import Algorithm, Cost
 from shearling.artefact import Artefact, check_destination, open_artefact, write_artefact
 from shearling.console import log, progress
+from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
+from shearling.elastic.subnet import Metrics, Provenance, Subnet, describe_subnet
 from shearling.errors import ArtefactMismatch, UsageError
-from shearling.lm_eval_task import answer_task
-from shearling.precision import Precision, resolve_precision
+from shearling.evaluation.lm_eval_task import answer_task
+from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.recipe import SearchSection
 from shearling.run import Run, open_frozen
-from shearling.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
 from shearling.strict_json import write_document, write_json, write_text
-from shearling.subnet import Metrics, Provenance, Subnet, describe_subnet
 
 if TYPE_CHECKING:
-    from shearling.classification import ClassifierEvaluator
-    from shearling.evaluation import Evaluation, Evaluator
-    from shearling.super_network import SuperNetwork
+    from shearling.elastic.super_network import SuperNetwork
+    from shearling.evaluation.classification import ClassifierEvaluator
+    from shearling.evaluation.evaluator import Evaluation, Evaluator
 
 SETTINGS_FILE = "settings.json"
 BEST_FILE = "best.json"
@@ -151,7 +151,9 @@ def search(run: Run, settings: SearchSettings, constraints: Constraints, *, forc
     adapter = open_artefact(run.super_adapter, kind="super_adapter")
     parents = {"super_adapter": adapter, **_frozen(adapter), **_task(run, settings, adapter)}
     space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
-    with write_artefact(run.search, kind="search", parents=parents, seed=settings.seed, force=force, resumable=True) as draft:
+    with write_artefact(
+        run.search, kind="search", parents=parents, seed=settings.seed, force=force, resumable=True
+    ) as draft:
         _start_over_unless_same(draft.directory, settings, parents)
         records, task, budget = _explore(run, settings, parents, space, draft.directory)
         constraints = constraints if budget is None else replace(constraints, max_cost=budget.most)
@@ -162,12 +164,19 @@ def search(run: Run, settings: SearchSettings, constraints: Constraints, *, forc
         write_json(draft.directory / PARETO_FILE, pareto_document(records))
         write_text(draft.directory / PROGRESSION_FILE, _csv(progression_rows(records)))
         draw_pareto(records, best, draft.directory, task=task)
-        draft.details |= {"settings": asdict(settings), "constraints": asdict(constraints), "best_rule": words, "task": task}
+        draft.details |= {
+            "settings": asdict(settings),
+            "constraints": asdict(constraints),
+            "best_rule": words,
+            "task": task,
+        }
         (draft.directory / SETTINGS_FILE).unlink()
     return Searched(run.search, records, best, task, words)
 
 
-def describe_record(record: Record, records: list[Record], adapter: Artefact, space: SearchSpace, *, location: Path, origin: Origin) -> Subnet:
+def describe_record(
+    record: Record, records: list[Record], adapter: Artefact, space: SearchSpace, *, location: Path, origin: Origin
+) -> Subnet:
     """A row of the journal as a complete sub-network document.
 
     Args:
@@ -200,7 +209,9 @@ def describe_record(record: Record, records: list[Record], adapter: Artefact, sp
         best_rule=origin.best_rule,
     )
     choice = space.decode(record.choice_idx)
-    return describe_subnet(adapter, choice, subnet_id=record.id, location=location, metrics=metrics, provenance=provenance)
+    return describe_subnet(
+        adapter, choice, subnet_id=record.id, location=location, metrics=metrics, provenance=provenance
+    )
 
 
 def _explore(
@@ -208,15 +219,24 @@ def _explore(
 ) -> tuple[list[Record], str, Budget | None]:
     journal, grid = Journal(directory / JOURNAL_FILE), Grid.of(space)
     objective, task, rows = _objective(run, settings, parents)
-    budget = None if settings.max_cost_share is None else Budget.of_share(settings.max_cost_share, objective.count, grid)
+    budget = (
+        None if settings.max_cost_share is None else Budget.of_share(settings.max_cost_share, objective.count, grid)
+    )
     strategy = make_strategy(
-        settings.algorithm, grid, evaluations=settings.evaluations, population=settings.population, seed=settings.seed, budget=budget
+        settings.algorithm,
+        grid,
+        evaluations=settings.evaluations,
+        population=settings.population,
+        seed=settings.seed,
+        budget=budget,
     )
     if journal.records:
         log.print(f"continuing after {len(journal.records)} evaluations")
     title = f"{settings.algorithm} on {rows} validation rows of {task}"
     with progress(title, total=strategy.planned) as advance:
-        records = explore(strategy, objective, journal, algorithm=settings.algorithm, seed=settings.seed, advance=advance)
+        records = explore(
+            strategy, objective, journal, algorithm=settings.algorithm, seed=settings.seed, advance=advance
+        )
     return records, task, budget
 
 
@@ -231,8 +251,8 @@ def _objective(run: Run, settings: SearchSettings, parents: dict[str, Artefact])
 def _harness_evaluation(
     run: Run, settings: SearchSettings, parents: dict[str, Artefact], frozen: Artefact
 ) -> tuple[Evaluator | ClassifierEvaluator, SuperNetwork, Callable[[], Evaluation]]:
-    from shearling.evaluation import Evaluator, torch_scorer
-    from shearling.super_network import assemble_super_network
+    from shearling.elastic.super_network import assemble_super_network
+    from shearling.evaluation.evaluator import Evaluator, torch_scorer
 
     if settings.task is None:
         name = str(parents["task"].manifest.details["name"])
@@ -240,20 +260,26 @@ def _harness_evaluation(
     else:
         evaluator = Evaluator(settings.task, split="validation", limit=settings.limit)
     network = assemble_super_network(frozen, parents["super_adapter"])
-    scorer = torch_scorer(network.model, network.tokenizer, batch_size=settings.batch_size, precision=settings.precision)
+    scorer = torch_scorer(
+        network.model, network.tokenizer, batch_size=settings.batch_size, precision=settings.precision
+    )
     return evaluator, network, partial(evaluator.measure, scorer)
 
 
 def _classifier_evaluation(
     run: Run, settings: SearchSettings, parents: dict[str, Artefact], frozen: Artefact
 ) -> tuple[Evaluator | ClassifierEvaluator, SuperNetwork, Callable[[], Evaluation]]:
-    from shearling.classification import ClassifierEvaluator, TorchClassifier
-    from shearling.super_network import assemble_super_network
+    from shearling.elastic.super_network import assemble_super_network
+    from shearling.evaluation.classification import ClassifierEvaluator, TorchClassifier
 
     if settings.task is not None:
-        raise UsageError("a classifier answers the task of its run alone", where="--task", remedy="Leave the option out")
+        raise UsageError(
+            "a classifier answers the task of its run alone", where="--task", remedy="Leave the option out"
+        )
     details = parents["task"].manifest.details
-    evaluator = ClassifierEvaluator(run.task, str(details["name"]), split="validation", limit=settings.limit, batch_size=settings.batch_size)
+    evaluator = ClassifierEvaluator(
+        run.task, str(details["name"]), split="validation", limit=settings.limit, batch_size=settings.batch_size
+    )
     network = assemble_super_network(frozen, parents["super_adapter"])
     bf16 = resolve_precision(settings.precision) == "bf16"
     scorer = TorchClassifier(network.model, network.tokenizer, max_length=evaluator.max_length, bf16=bf16)
@@ -272,14 +298,24 @@ def _task(run: Run, settings: SearchSettings, adapter: Artefact) -> dict[str, Ar
     listed = open_artefact(run.task, kind="task", only=())
     if adapter.manifest.parents["task"] != listed.sha256:
         # Its validation rows may be what the adapter has learnt.
-        raise ArtefactMismatch("the super-adapter was trained on another task", where=run.task, remedy="Train again, or name a task with --task")
+        raise ArtefactMismatch(
+            "the super-adapter was trained on another task",
+            where=run.task,
+            remedy="Train again, or name a task with --task",
+        )
     name = str(listed.manifest.details["name"])
-    return {"task": open_artefact(run.task, kind="task", only=("validation.jsonl", f"{answer_task(name, 'validation')}.yaml"))}
+    return {
+        "task": open_artefact(
+            run.task, kind="task", only=("validation.jsonl", f"{answer_task(name, 'validation')}.yaml")
+        )
+    }
 
 
 def _start_over_unless_same(directory: Path, settings: SearchSettings, parents: dict[str, Artefact]) -> None:
     deciding = {**asdict(settings), "precision": resolve_precision(settings.precision), "evaluations": None}
-    inputs = json.dumps({"settings": deciding, "parents": {role: parent.sha256 for role, parent in parents.items()}}, indent=2)
+    inputs = json.dumps(
+        {"settings": deciding, "parents": {role: parent.sha256 for role, parent in parents.items()}}, indent=2
+    )
     file = directory / SETTINGS_FILE
     if file.is_file() and file.read_text() == inputs:
         return

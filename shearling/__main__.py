@@ -1,4 +1,6 @@
-"""`shearling`: the demo, and looking at what is there; the stages are `python -m train`, `search`, `export`, `serve`."""
+"""`shearling`: the demo, and looking at what is there; the stages are `python -m train`, `search`, `export`,
+`serve`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,12 @@ app = make_app("Sparse fine-tuning of language models, from pretrained to deploy
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path("runs/demo"),
-    scale: Annotated[Literal["full", "smoke"], typer.Option(help="smoke: the same road with few rows and steps.")] = "full",
+    out: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path(
+        "runs/demo"
+    ),
+    scale: Annotated[
+        Literal["full", "smoke"], typer.Option(help="smoke: the same road with few rows and steps.")
+    ] = "full",
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -28,9 +34,13 @@ def demo(
 
 @app.command()
 def demo_lonas(
-    out: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path("runs/demo-lonas"),
+    out: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path(
+        "runs/demo-lonas"
+    ),
     model: Annotated[Literal["encoder", "decoder"], typer.Option(help="MiniLM, a classifier; or SmolLM2.")] = "encoder",
-    scale: Annotated[Literal["full", "smoke"], typer.Option(help="smoke: the same road with few rows and steps.")] = "full",
+    scale: Annotated[
+        Literal["full", "smoke"], typer.Option(help="smoke: the same road with few rows and steps.")
+    ] = "full",
     seed: Annotated[int, typer.Option(min=0, help="Of the recipes, the heads and the search.")] = 0,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
@@ -45,7 +55,7 @@ def demo_lonas(
 @app.command()
 def doctor(as_json: JsonFlag = False, debug: DebugFlag = False) -> Result:
     """Say where the stages come from, which versions and devices there are, and what is wrong."""
-    from shearling.doctor import examine
+    from shearling.commands.doctor import examine
 
     return examine()
 
@@ -57,24 +67,30 @@ def inspect(
     debug: DebugFlag = False,
 ) -> Result:
     """Verify an artefact byte for byte and show what it holds."""
-    from shearling.inspection import inspect_artefact
+    from shearling.commands.inspection import inspect_artefact
 
     return inspect_artefact(directory)
 
 
 @app.command()
 def evaluate(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Hugging Face model directories, or exports that hold one.")],
-    task: Annotated[str, typer.Option(help="RUN/task, or the name of a task of lm-evaluation-harness.", show_default=False)],
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Hugging Face model directories, or exports that hold one.")
+    ],
+    task: Annotated[
+        str, typer.Option(help="RUN/task, or the name of a task of lm-evaluation-harness.", show_default=False)
+    ],
     split: Annotated[Literal["validation", "test"], typer.Option(help="Which rows.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="The first rows only.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Most rows of a batch.")] = 64,
-    precision: Annotated[Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 where the hardware has it.")
+    ] = "auto",
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
     """Accuracy with its interval, bits per byte, and the zeros counted, of several models side by side."""
-    from shearling.scoreboard import score_models, scoreboard_screen
+    from shearling.evaluation.scoreboard import score_models, scoreboard_screen
 
     board = score_models(directories, task=task, split=split, limit=limit, batch_size=batch_size, precision=precision)
     return Result(board.model_dump(mode="json"), scoreboard_screen(board))

@@ -23,7 +23,15 @@ from typing import Any, Literal
 import pydantic
 
 import shearling
-from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, DocumentInvalid, OutputExists, OutputLocked, ResourceExhausted
+from shearling.errors import (
+    ArtefactCorrupt,
+    ArtefactMismatch,
+    ArtefactMissing,
+    DocumentInvalid,
+    OutputExists,
+    OutputLocked,
+    ResourceExhausted,
+)
 from shearling.strict_json import Document, read_document, write_document
 
 MANIFEST = "manifest.json"
@@ -188,7 +196,9 @@ def check_destination(path: Path, *, force: bool) -> None:
     if strangers:
         shown = ", ".join(strangers[:5])
         raise OutputExists(
-            f"holds files that no manifest lists ({shown})", where=path, remedy="Move them away; --force removes only what a manifest lists"
+            f"holds files that no manifest lists ({shown})",
+            where=path,
+            remedy="Move them away; --force removes only what a manifest lists",
         )
 
 
@@ -207,7 +217,9 @@ def sha256_file(path: Path) -> str:
 
 def list_files(directory: Path) -> list[str]:
     """Every regular file below `directory`, as sorted POSIX paths relative to it."""
-    return sorted(item.relative_to(directory).as_posix() for item in directory.rglob("*") if item.is_file() or item.is_symlink())
+    return sorted(
+        item.relative_to(directory).as_posix() for item in directory.rglob("*") if item.is_file() or item.is_symlink()
+    )
 
 
 def installed_tools() -> dict[str, str]:
@@ -291,7 +303,9 @@ def _exclusive(path: Path) -> Iterator[None]:
         except BlockingIOError:
             owned = False
         if not owned:
-            raise OutputLocked("another process is writing this artefact", where=path, remedy="Wait for it, or write elsewhere") from None
+            raise OutputLocked(
+                "another process is writing this artefact", where=path, remedy="Wait for it, or write elsewhere"
+            ) from None
         try:
             yield
         finally:
@@ -313,12 +327,18 @@ def _unlisted(path: Path) -> list[str]:
 def _verify_file(root: Path, name: str, entry: FileEntry) -> None:
     file = root / name
     if file.is_symlink() or not file.is_file() or not file.resolve().is_relative_to(root.resolve()):
-        raise ArtefactCorrupt("listed in the manifest, but missing or a link", where=file, remedy="Make the artefact again")
+        raise ArtefactCorrupt(
+            "listed in the manifest, but missing or a link", where=file, remedy="Make the artefact again"
+        )
     size_bytes = file.stat().st_size
     if size_bytes != entry.bytes:
-        raise ArtefactCorrupt(f"{size_bytes} bytes, the manifest says {entry.bytes}", where=file, remedy="Make the artefact again")
+        raise ArtefactCorrupt(
+            f"{size_bytes} bytes, the manifest says {entry.bytes}", where=file, remedy="Make the artefact again"
+        )
     if sha256_file(file) != entry.sha256:
-        raise ArtefactCorrupt("content differs from the manifest (sha256)", where=file, remedy="Make the artefact again")
+        raise ArtefactCorrupt(
+            "content differs from the manifest (sha256)", where=file, remedy="Make the artefact again"
+        )
 
 
 def _disk_fault(error: BaseException, path: Path) -> ResourceExhausted | None:
@@ -327,7 +347,11 @@ def _disk_fault(error: BaseException, path: Path) -> ResourceExhausted | None:
     if isinstance(error, ResourceExhausted) or not any(sign in str(link) for link in _chain(error) for sign in signs):
         return None
     free_bytes = shutil.disk_usage(path.parent).free
-    return ResourceExhausted(f"cannot write ({free_bytes} bytes free): {error}", where=path, remedy="Free disk space and run the same command again")
+    return ResourceExhausted(
+        f"cannot write ({free_bytes} bytes free): {error}",
+        where=path,
+        remedy="Free disk space and run the same command again",
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -3,7 +3,8 @@
 A command is a typer function that returns a `Result`. The frame prints the screen for people, or, with `--json`,
 exactly one JSON object; it turns every `ShearlingError` into its exit code and anything else into 5.
 
-Exit codes: 0 done, 1 a check failed, 2 usage or recipe, 3 bad artefact, 4 environment, 5 internal, 130 / 143 interrupted.
+Exit codes: 0 done, 1 a check failed, 2 usage or recipe, 3 bad artefact, 4 environment, 5 internal, 130 / 143
+interrupted.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ STAGES = ("train", "search", "export", "serve")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of the screen.")]
 DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-ForceFlag = Annotated[bool, typer.Option("--force", help="Replace an existing output; removes only files that its manifest lists.")]
+ForceFlag = Annotated[
+    bool, typer.Option("--force", help="Replace an existing output; removes only files that its manifest lists.")
+]
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,13 @@ class Terminated(BaseException):
 
 def make_app(help_text: str) -> typer.Typer:
     """A typer application without shell-completion clutter or its own tracebacks."""
-    return typer.Typer(help=help_text, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
+    return typer.Typer(
+        help=help_text,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
 
 
 def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = None) -> NoReturn:
@@ -85,7 +94,9 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         code = 2
     except click.ClickException as error:
         remedy = f"See: {program} --help"
-        code = _report(ShearlingError(error.format_message().rstrip("."), remedy=remedy), code=2, as_json=as_json, debug=debug)
+        code = _report(
+            ShearlingError(error.format_message().rstrip("."), remedy=remedy), code=2, as_json=as_json, debug=debug
+        )
     except ShearlingError as error:
         code = _report(error, code=error.exit_code, as_json=as_json, debug=debug)
     except (KeyboardInterrupt, click.Abort):
@@ -97,7 +108,9 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
     except OSError as error:
         code = _report(_explain_os_error(error), code=4, as_json=as_json, debug=debug)
     except Exception as error:  # the last resort of the program: anything unforeseen is a defect of ours
-        wrapped = ShearlingError(f"internal error: {type(error).__name__}: {error}", remedy="Run again with --debug and report the traceback")
+        wrapped = ShearlingError(
+            f"internal error: {type(error).__name__}: {error}", remedy="Run again with --debug and report the traceback"
+        )
         code = _report(wrapped, code=5, as_json=as_json, debug=debug)
     sys.stdout.flush()
     sys.exit(code)
@@ -139,7 +152,14 @@ def stage_roots(stages: Sequence[str] = STAGES) -> dict[str, Path | None]:
 
 def quiet_libraries() -> None:
     """Keep the libraries off the network, silent about themselves, and without telemetry."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+    for name in (
+        "HF_HUB_OFFLINE",
+        "HF_DATASETS_OFFLINE",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "DO_NOT_TRACK",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "TQDM_DISABLE",
+    ):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -155,8 +175,12 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 def _explain_os_error(error: OSError) -> ShearlingError:
     where = error.filename or None
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceExhausted(f"cannot write: {error.strerror}", where=where, remedy="Free disk space and run the same command again")
-    return ShearlingError(f"{type(error).__name__}: {error.strerror or error}", where=where, remedy="Check the path and its permissions")
+        return ResourceExhausted(
+            f"cannot write: {error.strerror}", where=where, remedy="Free disk space and run the same command again"
+        )
+    return ShearlingError(
+        f"{type(error).__name__}: {error.strerror or error}", where=where, remedy="Check the path and its permissions"
+    )
 
 
 def _report(error: ShearlingError, *, code: int, as_json: bool, debug: bool) -> int:

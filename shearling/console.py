@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 log = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -58,7 +66,9 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
         if now_s - last_s >= PLAIN_INTERVAL_S or done == total:
             elapsed_s = now_s - started_s
             left_s = elapsed_s / done * (total - done)
-            log.print(f"{description}: {done}/{total}, {elapsed_s:.0f} s, {left_s:.0f} s left{f', {note}' if note else ''}")
+            log.print(
+                f"{description}: {done}/{total}, {elapsed_s:.0f} s, {left_s:.0f} s left{f', {note}' if note else ''}"
+            )
             last_s = now_s
 
     yield advance_plain

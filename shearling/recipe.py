@@ -40,7 +40,8 @@ class ModelSection(Section):
     asset: PackageAsset | None = None
     model_id: str = pydantic.Field(description="its public name, for the model card")
     head: Literal["language_model", "classifier"] = pydantic.Field(
-        "language_model", description="classifier: an encoder gets a new head with one class for each of the task's choices"
+        "language_model",
+        description="classifier: an encoder gets a new head with one class for each of the task's choices",
     )
 
     @pydantic.model_validator(mode="after")
@@ -121,14 +122,18 @@ class CalibrationSection(Section):
 
     samples: int = pydantic.Field(128, ge=1)
     seq_len: int = pydantic.Field(512, ge=8, description="tokens of a sample")
-    path: Path | None = pydantic.Field(None, description="a text file, relative to the recipe; absent: training rows of the task")
+    path: Path | None = pydantic.Field(
+        None, description="a text file, relative to the recipe; absent: training rows of the task"
+    )
 
 
 class SparsitySection(Section):
     """How the base is pruned."""
 
     method: Literal["wanda", "magnitude"] = "wanda"
-    ratio: float = pydantic.Field(0.5, ge=0, lt=1, description="share of every row to prune; 0.5 where a pattern is given")
+    ratio: float = pydantic.Field(
+        0.5, ge=0, lt=1, description="share of every row to prune; 0.5 where a pattern is given"
+    )
     pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
     calibration: CalibrationSection = CalibrationSection()
 
@@ -143,8 +148,12 @@ class GroupSection(Section):
     """Modules of a layer that share one rank, and the ranks it may take."""
 
     name: str = pydantic.Field(pattern="^[A-Za-z0-9_]+$")
-    modules: tuple[str, ...] = pydantic.Field(min_length=1, description="names inside a layer, whole or their last part: 'q_proj'")
-    ranks: tuple[Annotated[int, pydantic.Field(ge=1, strict=True)], ...] = pydantic.Field(min_length=1, description="descending, the full rank first")
+    modules: tuple[str, ...] = pydantic.Field(
+        min_length=1, description="names inside a layer, whole or their last part: 'q_proj'"
+    )
+    ranks: tuple[Annotated[int, pydantic.Field(ge=1, strict=True)], ...] = pydantic.Field(
+        min_length=1, description="descending, the full rank first"
+    )
 
 
 class AdapterSection(Section):
@@ -159,7 +168,10 @@ class AdapterSection(Section):
     @pydantic.model_validator(mode="after")
     def _dropout(self) -> AdapterSection:
         if self.masked and self.dropout:
-            raise ValueError("dropout needs the adapter's own input, which the masked form does not have: set dropout = 0 or masked = false")
+            raise ValueError(
+                "dropout needs the adapter's own input, which the masked form does not have: set "
+                "dropout = 0 or masked = false"
+            )
         return self
 
 
@@ -172,7 +184,9 @@ class WidthGroupSection(Section):
     name: str = pydantic.Field(pattern="^[A-Za-z0-9_]+$")
     part: Literal["feed_forward", "attention"]
     widths: tuple[Width, ...] | tuple[tuple[Width, ...], ...] = pydantic.Field(
-        min_length=1, description="descending, the full width first; one list, or one for each layer. Attention: whole key-value heads"
+        min_length=1,
+        description="descending, the full width first; one list, or one for each layer. Attention: "
+        "whole key-value heads",
     )
 
 
@@ -180,7 +194,9 @@ class WidthSection(Section):
     """Elastic widths of the frozen model (LoNAS); what is chosen is exported physically narrower."""
 
     groups: tuple[WidthGroupSection, ...] = pydantic.Field(min_length=1)
-    reorder: Literal["none", "l1", "wanda"] = pydantic.Field("none", description="sort channels by importance once, before training")
+    reorder: Literal["none", "l1", "wanda"] = pydantic.Field(
+        "none", description="sort channels by importance once, before training"
+    )
     calibration: CalibrationSection = CalibrationSection(samples=32, seq_len=128)
 
 
@@ -195,12 +211,20 @@ class TrainSection(Section):
     weight_decay: float = pydantic.Field(0.0, ge=0)
     warmup_steps: int = pydantic.Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    precision: Literal["auto", "bf16", "fp32"] = pydantic.Field("auto", description="auto: bf16 autocast where the hardware has it")
+    precision: Literal["auto", "bf16", "fp32"] = pydantic.Field(
+        "auto", description="auto: bf16 autocast where the hardware has it"
+    )
     gradient_checkpointing: bool = False
-    group_by_length: bool = pydantic.Field(False, description="rows of similar length share a batch: less padding, less random")
+    group_by_length: bool = pydantic.Field(
+        False, description="rows of similar length share a batch: less padding, less random"
+    )
     save_steps: int = pydantic.Field(50, ge=1, description="steps between checkpoints")
-    sandwich: bool = pydantic.Field(False, description="every micro-batch trains the largest, the smallest and one drawn sub-network")
-    distillation: bool = pydantic.Field(False, description="the largest sub-network teaches the other two; needs sandwich")
+    sandwich: bool = pydantic.Field(
+        False, description="every micro-batch trains the largest, the smallest and one drawn sub-network"
+    )
+    distillation: bool = pydantic.Field(
+        False, description="the largest sub-network teaches the other two; needs sandwich"
+    )
 
     @pydantic.model_validator(mode="after")
     def _teacher(self) -> TrainSection:
@@ -225,15 +249,25 @@ class SearchSection(Section):
     batch_size: int = pydantic.Field(64, ge=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
-    cost: Literal["adapter_params", "parameters", "macs", "latency"] = pydantic.Field("adapter_params", description="what to save, beside accuracy")
+    cost: Literal["adapter_params", "parameters", "macs", "latency"] = pydantic.Field(
+        "adapter_params", description="what to save, beside accuracy"
+    )
     macs_seq_len: int = pydantic.Field(256, ge=1, description="tokens of the forward whose MACs or latency are counted")
     max_cost_share: float | None = pydantic.Field(
-        None, gt=0, le=1, description="most that a candidate may cost, as a share of the largest sub-network; 0.75 is a quarter less"
+        None,
+        gt=0,
+        le=1,
+        description="most that a candidate may cost, as a share of the largest sub-network; 0.75 is a quarter less",
     )
     accuracy_delta: float | None = pydantic.Field(
-        None, ge=0, le=1, description="the best is the cheapest within this of the reference accuracy; absent: the most accurate"
+        None,
+        ge=0,
+        le=1,
+        description="the best is the cheapest within this of the reference accuracy; absent: the most accurate",
     )
-    reference_accuracy: float | None = pydantic.Field(None, ge=0, le=1, description="absent: that of the largest sub-network")
+    reference_accuracy: float | None = pydantic.Field(
+        None, ge=0, le=1, description="absent: that of the largest sub-network"
+    )
 
     @pydantic.model_validator(mode="after")
     def _reference(self) -> SearchSection:
@@ -308,7 +342,9 @@ def recipe_json_schema() -> dict[str, Any]:
 
 
 def section_as_json(section: Section | None) -> dict[str, Any] | None:
-    """A section as JSON, to be kept in the manifest of what was made from it; of a path the last part, since runs and recipes move."""
+    """A section as JSON, to be kept in the manifest of what was made from it; of a path the last part, since runs and
+    recipes move.
+    """
     return None if section is None else _without_directories(section.model_dump())
 
 

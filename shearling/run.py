@@ -57,7 +57,11 @@ def open_frozen(adapter: Artefact) -> Artefact:
         ArtefactMismatch: it is not the one that the adapter was trained on.
     """
     run = Run(adapter.path.parent)
-    frozen = open_artefact(run.sparse, kind="sparse") if "sparse" in adapter.manifest.parents else open_artefact(run.base, kind="base")
+    frozen = (
+        open_artefact(run.sparse, kind="sparse")
+        if "sparse" in adapter.manifest.parents
+        else open_artefact(run.base, kind="base")
+    )
     role = frozen.manifest.kind
     if adapter.manifest.parents.get(role) != frozen.sha256:
         raise ArtefactMismatch(

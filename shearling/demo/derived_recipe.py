@@ -18,12 +18,14 @@ SMOKE: Mapping[str, Mapping[str, Any]] = {
 }
 """What a smoke run changes; sections that a recipe lacks stay absent.
 
-The calibration stays whole: pruned on too little text, the model amplifies rounding until float32 runtimes differ by more
-than the parity gate.
+The calibration stays whole: pruned on too little text, the model amplifies rounding until float32 runtimes differ by
+more than the parity gate.
 """
 
 
-def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path | None = None, seed: int = 0, lora: bool = False) -> Path:
+def derive_recipe(
+    source: Path, destination: Path, *, smoke: bool, model: Path | None = None, seed: int = 0, lora: bool = False
+) -> Path:
     """Write a recipe made from another, unless it would be the same.
 
     Args:
@@ -58,7 +60,8 @@ def derive_recipe(source: Path, destination: Path, *, smoke: bool, model: Path |
 
 
 def plain_lora(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """LoRA at full width in place of a super-network: the same adapters at their largest rank, trained likewise, nothing elastic.
+    """LoRA at full width in place of a super-network: the same adapters at their largest rank, trained likewise,
+    nothing elastic.
 
     Args:
         recipe: of the super-network, valid.
@@ -67,10 +70,20 @@ def plain_lora(recipe: Mapping[str, Any]) -> dict[str, Any]:
         The recipe of its baseline; its only sub-network is described, not searched for.
     """
     groups = [{**group, "ranks": group["ranks"][:1]} for group in recipe["adapter"]["groups"]]
-    without = {"train": ("sandwich", "distillation"), "search": ("population", "max_cost_share", "accuracy_delta", "reference_accuracy")}
-    train, search = ({name: value for name, value in recipe.get(part, {}).items() if name not in names} for part, names in without.items())
+    without = {
+        "train": ("sandwich", "distillation"),
+        "search": ("population", "max_cost_share", "accuracy_delta", "reference_accuracy"),
+    }
+    train, search = (
+        {name: value for name, value in recipe.get(part, {}).items() if name not in names}
+        for part, names in without.items()
+    )
     kept = {name: value for name, value in recipe.items() if name != "width"}
-    changed = {"adapter": {**recipe["adapter"], "groups": groups}, "train": train, "search": {**search, "algorithm": "heuristic", "evaluations": 1}}
+    changed = {
+        "adapter": {**recipe["adapter"], "groups": groups},
+        "train": train,
+        "search": {**search, "algorithm": "heuristic", "evaluations": 1},
+    }
     return {**kept, "name": f"{recipe['name']}-lora", **changed}
 
 

@@ -1,4 +1,6 @@
-"""The demo of elastic widths: LoRA at full width beside the middle and the searched sub-network of one model, cut to size."""
+"""The demo of elastic widths: LoRA at full width beside the middle and the searched sub-network of one model, cut to
+size.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,11 @@ def run_demo(out: Path, *, kind: Kind, scale: Scale, seed: int, force: bool) -> 
         ShearlingError: whatever a step refuses; see `shearling.demo.step.carry_out`.
     """
     if not RECIPES.is_dir():
-        raise ArtefactMissing("the recipes are not here", where=RECIPES, remedy="Run the demo from a checkout, or from an editable install of one")
+        raise ArtefactMissing(
+            "the recipes are not here",
+            where=RECIPES,
+            remedy="Run the demo from a checkout, or from an editable install of one",
+        )
     layout = Layout(out)
     out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(out / "demo.json")
@@ -149,7 +155,11 @@ def run_demo(out: Path, *, kind: Kind, scale: Scale, seed: int, force: bool) -> 
         log.print(f"\nstep {number} of {len(actions)}: {action.step.title}", style="bold", markup=False)
         action.prepare()
         carry_out(action.step, ledger, force=force)
-    seconds = {action.step.title: round(entry.seconds, 1) for action in actions if (entry := ledger.find(action.step)) is not None}
+    seconds = {
+        action.step.title: round(entry.seconds, 1)
+        for action in actions
+        if (entry := ledger.find(action.step)) is not None
+    }
     comparison = _compare(layout, kind, seed=seed, seconds=seconds)
     write_document(out / "summary.json", comparison)
     write_text(out / "report.md", _markdown(comparison))
@@ -168,21 +178,59 @@ def plan_comparison(layout: Layout, kind: Kind, scale: Scale, seed: int) -> list
             share(layout.lora.path / name, layout.lonas.path / name)
 
     def export(title: str, subnet: Path, source: Path, destination: Path) -> Step:
-        command = ("-m", "export", "--subnet", str(subnet), "--output", str(destination), "--formats", subject.formats, "--verify", "warn")
+        command = (
+            "-m",
+            "export",
+            "--subnet",
+            str(subnet),
+            "--output",
+            str(destination),
+            "--formats",
+            subject.formats,
+            "--verify",
+            "warn",
+        )
         return Step(title, command, destination, (source,), 30)
 
     evaluate = ("-m", "shearling", "evaluate", *map(str, exports), "--task", str(layout.lonas.task))
-    heuristic = ("-m", "search.pick", "--run", str(layout.lonas.path), "--row", str(HEURISTIC_ROW), "--output", str(layout.heuristic))
+    heuristic = (
+        "-m",
+        "search.pick",
+        "--run",
+        str(layout.lonas.path),
+        "--row",
+        str(HEURISTIC_ROW),
+        "--output",
+        str(layout.heuristic),
+    )
     return [
         Action(_train("Baseline: LoRA at full width", lora, layout.lora)),
         Action(_search("Baseline: describe its only rank", layout.lora)),
-        Action(export("Baseline: merge and export it", layout.lora.search / "best.json", layout.lora.search, layout.lora.export)),
-        Action(_train("Train one super-network of elastic ranks and widths", lonas, layout.lonas, *shared), share_inputs),
+        Action(
+            export(
+                "Baseline: merge and export it",
+                layout.lora.search / "best.json",
+                layout.lora.search,
+                layout.lora.export,
+            )
+        ),
+        Action(
+            _train("Train one super-network of elastic ranks and widths", lonas, layout.lonas, *shared), share_inputs
+        ),
         Action(_search("Search: least MACs at an accuracy within a point of the largest", layout.lonas)),
-        Action(export("Cut the best sub-network to size and export it", layout.lonas.search / "best.json", layout.lonas.search, layout.lonas.export)),
+        Action(
+            export(
+                "Cut the best sub-network to size and export it",
+                layout.lonas.search / "best.json",
+                layout.lonas.search,
+                layout.lonas.export,
+            )
+        ),
         Action(Step("Describe the middle sub-network", heuristic, layout.heuristic, (layout.lonas.search,), 5)),
         Action(export("Cut it to size and export it", layout.heuristic, layout.heuristic, exports[1])),
-        Action(Step("Accuracy on unseen headlines", evaluate, layout.path / "evaluation.json", exports, 30, keep_json=True)),
+        Action(
+            Step("Accuracy on unseen headlines", evaluate, layout.path / "evaluation.json", exports, 30, keep_json=True)
+        ),
         Action(_time(layout, kind, smoke=smoke)),
     ]
 
@@ -190,15 +238,31 @@ def plan_comparison(layout: Layout, kind: Kind, scale: Scale, seed: int) -> list
 def _time(layout: Layout, kind: Kind, *, smoke: bool) -> Step:
     exports = tuple(layout.exports.values())
     if kind == "encoder":
-        forward = ("-m", "serve.forward", *map(str, exports), *(("--blocks", "4") if smoke else ()))
+        forward = ("-m", "serve.bench.forward", *map(str, exports), *(("--blocks", "4") if smoke else ()))
         return Step("Time of a forward, all models in turn", forward, layout.forward, exports, 30, keep_json=True)
     work = ("--prompt-tokens", "32", "--new-tokens", "16" if smoke else "64", "--repeats", "2" if smoke else "6")
-    bench = ("-m", "serve", "bench", *map(str, exports), "--format", "openvino", *work, "--output", str(layout.benchmark))
+    bench = (
+        "-m",
+        "serve",
+        "bench",
+        *map(str, exports),
+        "--format",
+        "openvino",
+        *work,
+        "--output",
+        str(layout.benchmark),
+    )
     return Step("Time of a token, all models interleaved", bench, layout.benchmark, exports, 60)
 
 
 def _train(title: str, recipe: Path, run: Run, *shared: Path) -> Step:
-    return Step(title, ("-m", "train", "--recipe", str(recipe), "--out", str(run.path)), run.super_adapter, (recipe, *shared), 120)
+    return Step(
+        title,
+        ("-m", "train", "--recipe", str(recipe), "--out", str(run.path)),
+        run.super_adapter,
+        (recipe, *shared),
+        120,
+    )
 
 
 def _search(title: str, run: Run) -> Step:
@@ -209,8 +273,12 @@ def _compare(layout: Layout, kind: Kind, *, seed: int, seconds: dict[str, float]
     evaluation = read_json(layout.path / "evaluation.json")
     scores = {score["directory"]: score for score in evaluation["scores"]}
     times, timed = _forward_times(layout) if kind == "encoder" else _token_times(layout)
-    models = tuple(_compared(label, path, scores[str(path)], *times[str(path)]) for label, path in layout.exports.items())
-    return Comparison(kind=kind, seed=seed, n=int(evaluation["scores"][0]["n"]), timed=timed, models=models, seconds=seconds)
+    models = tuple(
+        _compared(label, path, scores[str(path)], *times[str(path)]) for label, path in layout.exports.items()
+    )
+    return Comparison(
+        kind=kind, seed=seed, n=int(evaluation["scores"][0]["n"]), timed=timed, models=models, seconds=seconds
+    )
 
 
 Timed = tuple[float, tuple[float, float, float]]
@@ -226,7 +294,8 @@ def _forward_times(layout: Layout) -> tuple[dict[str, Timed], str]:
 def _token_times(layout: Layout) -> tuple[dict[str, Timed], str]:
     benchmark, times = read_json(layout.benchmark / BENCHMARK), dict[str, Timed]()
     for subject in benchmark["subjects"]:
-        # The first has no ratio to itself. A ratio is of times, so its reciprocal is a speed-up, and its ends change places.
+        # The first has no ratio to itself. A ratio is of times, so its reciprocal is a speed-up, and its ends change
+        # places.
         ratio = subject["ratios"].get("tpot_s", {"median": 1.0, "low": 1.0, "high": 1.0})
         speedup = (1 / ratio["median"], 1 / ratio["high"], 1 / ratio["low"])
         times[subject["deployment"]["label"]] = (1e3 * subject["metrics"]["tpot_s"]["median"], speedup)
@@ -234,7 +303,9 @@ def _token_times(layout: Layout) -> tuple[dict[str, Timed], str]:
     return times, f"a token, of {work['new_tokens']} after a prompt of {work['prompt_tokens']}"
 
 
-def _compared(label: str, export: Path, score: dict[str, Any], ms: float, speedup: tuple[float, float, float]) -> Compared:
+def _compared(
+    label: str, export: Path, score: dict[str, Any], ms: float, speedup: tuple[float, float, float]
+) -> Compared:
     report = read_json(export / "report.json")
     return Compared(
         label=label,
@@ -263,14 +334,24 @@ def _cells(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _headings(comparison: Comparison) -> tuple[str, ...]:
-    return ("model", "accuracy, % (95 %)", "parameters, M", "MACs at 256 tokens, G", f"{SUBJECTS[comparison.kind].timed}, ms", "speed-up (95 %)")
+    return (
+        "model",
+        "accuracy, % (95 %)",
+        "parameters, M",
+        "MACs at 256 tokens, G",
+        f"{SUBJECTS[comparison.kind].timed}, ms",
+        "speed-up (95 %)",
+    )
 
 
 def _markdown(comparison: Comparison) -> str:
     headings = _headings(comparison)
     rows = [headings, ("---",) * len(headings), *_cells(comparison)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    note = f"Seed {comparison.seed}; {comparison.n} unseen rows; times of {comparison.timed}, on OpenVINO, batch 1, all models in turn."
+    note = (
+        f"Seed {comparison.seed}; {comparison.n} unseen rows; times of {comparison.timed}, on "
+        "OpenVINO, batch 1, all models in turn."
+    )
     return f"# {SUBJECTS[comparison.kind].title}\n\n{table}\n\n{note}\n"
 
 

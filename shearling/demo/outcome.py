@@ -14,7 +14,7 @@ from shearling.artefact import open_artefact
 from shearling.demo.layout import DemoLayout
 from shearling.demo.plan import compared_exports, compared_models
 from shearling.errors import ArtefactMismatch
-from shearling.scoreboard import Score, Scoreboard
+from shearling.evaluation.scoreboard import Score, Scoreboard
 from shearling.strict_json import Document, read_json, validate_document
 
 LABELS = {
@@ -153,7 +153,9 @@ def _rows(layout: DemoLayout, board: Scoreboard, benchmark: dict[str, Any]) -> t
         deployed = str(exports[role]) if role in exports else None
         score = scores.get(str(model))
         if score is None or score.sparsity is None or (deployed is not None and deployed not in subjects):
-            raise ArtefactMismatch(f"the results do not cover '{role}'", where=layout.path, remedy="Run the demo again with --force")
+            raise ArtefactMismatch(
+                f"the results do not cover '{role}'", where=layout.path, remedy="Run the demo again with --force"
+            )
         rows.append(_row(role, score, score.sparsity, subjects[deployed] if deployed is not None else None))
     return tuple(rows)
 
@@ -208,14 +210,18 @@ def describe(rows: Iterable[Row], n: int) -> list[str]:
     said = []
     if dense.bits_per_byte is not None and sparse.bits_per_byte is not None:
         said.append(
-            f"Pruning {sparse.sparsity:.0%} of the weights costs language: {dense.bits_per_byte:.2f} to {sparse.bits_per_byte:.2f} bits per byte."
+            f"Pruning {sparse.sparsity:.0%} of the weights costs language: {dense.bits_per_byte:.2f} "
+            f"to {sparse.bits_per_byte:.2f} bits per byte."
         )
     said.append(f"Fine-tuned, then pruned: {lora.accuracy:.1%} becomes {after.accuracy:.1%}{_verdict(after, lora, n)}.")
     said.append(
         f"Pruned first, then trained under the mask: {ours.accuracy:.1%}, {_against(ours, after, n)} pruning last,"
         f" {_against(ours, lora, n)} dense + LoRA; {ours.sparsity:.1%} of the weights are exactly zero."
     )
-    said += [*_speed_of(ours, dense, "Stock OpenVINO has no use for unstructured zeros"), *_speed_of(row["packed"], dense, "Packed, int8")]
+    said += [
+        *_speed_of(ours, dense, "Stock OpenVINO has no use for unstructured zeros"),
+        *_speed_of(row["packed"], dense, "Packed, int8"),
+    ]
     return said
 
 
@@ -223,7 +229,11 @@ def _speed_of(row: Row, dense: Row, what: str) -> Iterable[str]:
     if row.speed is None or dense.speed is None or row.speed.decode_ratio is None:
         return
     ratio, size = row.speed.decode_ratio, row.speed.weight_bytes / dense.speed.weight_bytes
-    change = "no difference in speed can be seen" if ratio.low <= 1 <= ratio.high else f"a token takes {ratio.median:.2f} times as long"
+    change = (
+        "no difference in speed can be seen"
+        if ratio.low <= 1 <= ratio.high
+        else f"a token takes {ratio.median:.2f} times as long"
+    )
     yield f"{what}: against dense {change} ({ratio.low:.2f} to {ratio.high:.2f}), at {size:.2f} times its size."
 
 
@@ -237,7 +247,11 @@ def difference_is_clear(first: float, second: float, n: int) -> bool:
 
 
 def _verdict(after: Row, before: Row, n: int) -> str:
-    return "" if difference_is_clear(after.accuracy, before.accuracy, n) else ", a difference that these rows cannot tell from chance"
+    return (
+        ""
+        if difference_is_clear(after.accuracy, before.accuracy, n)
+        else ", a difference that these rows cannot tell from chance"
+    )
 
 
 def _against(ours: Row, other: Row, n: int) -> str:

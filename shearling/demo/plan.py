@@ -34,11 +34,19 @@ def plan_demo(layout: DemoLayout, scale: Scale) -> list[Action]:
     lora = derive_recipe(LORA_RECIPE, layout.recipes / "lora-smoke.toml", smoke=smoke)
     pruned = layout.recipes / "merged-then-pruned.toml"
     derive_recipe(SHEARS_RECIPE, pruned, smoke=smoke, model=layout.lora.export / "model")
-    return [*_ours(layout, shears), *_lora(layout, lora), *_pruned_after(layout, pruned), *_exports(layout), *_comparison(layout, smoke=smoke)]
+    return [
+        *_ours(layout, shears),
+        *_lora(layout, lora),
+        *_pruned_after(layout, pruned),
+        *_exports(layout),
+        *_comparison(layout, smoke=smoke),
+    ]
 
 
 def compared_models(layout: DemoLayout) -> dict[str, Path]:
-    """Role -> what is evaluated, in the order of the tables: Hugging Face models, and an OpenVINO one where nothing else holds the weights."""
+    """Role -> what is evaluated, in the order of the tables: Hugging Face models, and an OpenVINO one where nothing
+    else holds the weights.
+    """
     return {
         "dense": layout.run.base,
         "lora": layout.lora.export,
@@ -64,10 +72,32 @@ def _ours(layout: DemoLayout, recipe: Path) -> list[Action]:
     run, root = layout.run, str(layout.path)
     train = ("-m", "train", "--recipe", _short(recipe), "--out", root)
     export = ("-m", "export", "--subnet", str(run.search / "best.json"))
-    packed = (*export, "--formats", "openvino", "--weights", "int8", "--kernel", "sparse", "--output", str(layout.packed_export))
+    packed = (
+        *export,
+        "--formats",
+        "openvino",
+        "--weights",
+        "int8",
+        "--kernel",
+        "sparse",
+        "--output",
+        str(layout.packed_export),
+    )
     return [
-        Action(Step("Prune half of the weights (Wanda) and train elastic adapters under the mask", train, run.super_adapter, (recipe,), 190)),
-        Action(Step("Search the rank of every layer", ("-m", "search", "--run", root), run.search, (run.super_adapter,), 75)),
+        Action(
+            Step(
+                "Prune half of the weights (Wanda) and train elastic adapters under the mask",
+                train,
+                run.super_adapter,
+                (recipe,),
+                190,
+            )
+        ),
+        Action(
+            Step(
+                "Search the rank of every layer", ("-m", "search", "--run", root), run.search, (run.super_adapter,), 75
+            )
+        ),
         Action(Step("Merge, export and verify", export, run.export, (run.search,), 85)),
         Action(Step("Export it once more, its zeros packed away", packed, layout.packed_export, (run.search,), 60)),
     ]
@@ -83,8 +113,25 @@ def _lora(layout: DemoLayout, recipe: Path) -> list[Action]:
     train = ("-m", "train", "--recipe", _short(recipe), "--out", root)
     export = ("-m", "export", "--subnet", str(run.search / "best.json"), "--formats", "hf,openvino", "--verify", "warn")
     return [
-        Action(Step("Baseline: plain LoRA on the dense model", train, run.super_adapter, (recipe, layout.run.base, layout.run.task), 140), prepare),
-        Action(Step("Baseline: describe its only rank", ("-m", "search", "--run", root), run.search, (run.super_adapter,), 20)),
+        Action(
+            Step(
+                "Baseline: plain LoRA on the dense model",
+                train,
+                run.super_adapter,
+                (recipe, layout.run.base, layout.run.task),
+                140,
+            ),
+            prepare,
+        ),
+        Action(
+            Step(
+                "Baseline: describe its only rank",
+                ("-m", "search", "--run", root),
+                run.search,
+                (run.super_adapter,),
+                20,
+            )
+        ),
         Action(Step("Baseline: merge and export it", export, run.export, (run.search,), 30)),
     ]
 
@@ -105,8 +152,24 @@ def _pruned_after(layout: DemoLayout, recipe: Path) -> list[Action]:
 def _exports(layout: DemoLayout) -> list[Action]:
     run = layout.run
     return [
-        Action(Step("Export the dense model", _export_frozen(run.base, layout.dense_export), layout.dense_export, (run.base,), 30)),
-        Action(Step("Export the pruned model", _export_frozen(run.sparse, layout.sparse_export), layout.sparse_export, (run.sparse,), 30)),
+        Action(
+            Step(
+                "Export the dense model",
+                _export_frozen(run.base, layout.dense_export),
+                layout.dense_export,
+                (run.base,),
+                30,
+            )
+        ),
+        Action(
+            Step(
+                "Export the pruned model",
+                _export_frozen(run.sparse, layout.sparse_export),
+                layout.sparse_export,
+                (run.sparse,),
+                30,
+            )
+        ),
     ]
 
 
@@ -114,19 +177,51 @@ def _comparison(layout: DemoLayout, *, smoke: bool) -> list[Action]:
     models, exports = tuple(compared_models(layout).values()), tuple(compared_exports(layout).values())
     evaluate = ("-m", "shearling", "evaluate", *map(str, models), "--task", str(layout.run.task), "--split", "test")
     work = ("--prompt-tokens", "32", "--new-tokens", "16", "--repeats", "2") if smoke else ("--repeats", "6")
-    bench = ("-m", "serve", "bench", *map(str, exports), "--format", "openvino", *work, "--output", str(layout.benchmark))
+    bench = (
+        "-m",
+        "serve",
+        "bench",
+        *map(str, exports),
+        "--format",
+        "openvino",
+        *work,
+        "--output",
+        str(layout.benchmark),
+    )
     return [
-        Action(Step("Accuracy and bits per byte on unseen headlines", evaluate, layout.evaluation, (*models, layout.run.task), 190, keep_json=True)),
+        Action(
+            Step(
+                "Accuracy and bits per byte on unseen headlines",
+                evaluate,
+                layout.evaluation,
+                (*models, layout.run.task),
+                190,
+                keep_json=True,
+            )
+        ),
         Action(Step("Speed, all models interleaved", bench, layout.benchmark, exports, 50)),
     ]
 
 
 def _export_frozen(source: Path, destination: Path) -> tuple[str, ...]:
-    return ("-m", "export", "--base", str(source), "--output", str(destination), "--formats", "openvino", "--verify", "warn")
+    return (
+        "-m",
+        "export",
+        "--base",
+        str(source),
+        "--output",
+        str(destination),
+        "--formats",
+        "openvino",
+        "--verify",
+        "warn",
+    )
 
 
 def share(source: Path, destination: Path) -> None:
-    """Give another run the same artefact without copying its bytes: hard links, which no writer of artefacts changes in place."""
+    """Give another run the same artefact without copying its bytes: hard links, which no writer of artefacts changes
+    in place.
+    """
     if (destination / MANIFEST).is_file() and sha256_file(destination / MANIFEST) == sha256_file(source / MANIFEST):
         return
     remove_artefact(destination)

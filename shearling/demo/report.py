@@ -15,7 +15,9 @@ def render_report(outcome: Outcome) -> str:
     """The page as HTML."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(outcome=outcome, charts=_charts(outcome), minutes=sum(outcome.seconds.values()) / 60)
 
@@ -25,13 +27,22 @@ def _charts(outcome: Outcome) -> list[dict[str, Any]]:
 
     made = [
         ("Accuracy and sparsity", _accuracy_chart(outcome), f"95 % Wilson intervals over {outcome.n} unseen rows."),
-        ("The search", _search_chart(outcome), "Validation rows only. The line is the Pareto front; the filled mark was exported."),
+        (
+            "The search",
+            _search_chart(outcome),
+            "Validation rows only. The line is the Pareto front; the filled mark was exported.",
+        ),
         (
             "Training",
             _loss_chart(outcome),
-            "Mean loss of a few steps at a time; the rank of every layer is drawn anew for each micro-batch on the pruned model.",
+            "Mean loss of a few steps at a time; the rank of every layer is drawn anew for each "
+            "micro-batch on the pruned model.",
         ),
-        ("Time per token", _latency_chart(outcome), f"Median and 95 % interval. {outcome.workload}; all models interleaved."),
+        (
+            "Time per token",
+            _latency_chart(outcome),
+            f"Median and 95 % interval. {outcome.workload}; all models interleaved.",
+        ),
     ]
     return [{"title": title, "svg": Markup(svg), "caption": caption} for title, svg, caption in made if svg]
 
@@ -51,7 +62,9 @@ def _accuracy_chart(outcome: Outcome) -> str:
         # The same weights twice would lie on one another.
         if row.role != "packed"
     ]
-    return scatter(points, title="Accuracy and sparsity", x_label="zeros in the linear layers, %", y_label="accuracy, %")
+    return scatter(
+        points, title="Accuracy and sparsity", x_label="zeros in the linear layers, %", y_label="accuracy, %"
+    )
 
 
 def _search_chart(outcome: Outcome) -> str:
@@ -63,12 +76,20 @@ def _search_chart(outcome: Outcome) -> str:
         note = f"{item.id}: {item.accuracy:.1%}, {item.adapter_params} parameters"
         points.append(Point(x=x, y=y, low=y, high=y, label="exported" if item.best else "", note=note, mark=mark))  # type: ignore[arg-type] # a literal, chosen above
     front = sorted((point.adapter_params / 1e6, 100 * point.accuracy) for point in outcome.candidates if point.pareto)
-    return scatter(points, title="The search", x_label="adapter parameters, millions", y_label="accuracy, %", line=front) if points else ""
+    return (
+        scatter(points, title="The search", x_label="adapter parameters, millions", y_label="accuracy, %", line=front)
+        if points
+        else ""
+    )
 
 
 def _loss_chart(outcome: Outcome) -> str:
     series = [
-        Series(name=name, points=tuple((float(step), loss) for step, loss in points), mark="ours" if index == 0 else "muted")
+        Series(
+            name=name,
+            points=tuple((float(step), loss) for step, loss in points),
+            mark="ours" if index == 0 else "muted",
+        )
         for index, (name, points) in enumerate(outcome.losses.items())
         if points
     ]

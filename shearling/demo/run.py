@@ -37,7 +37,11 @@ def run_demo(out: Path, *, scale: Scale, force: bool) -> Result:
         ShearlingError: whatever a step refuses; see `carry_out`.
     """
     if not RECIPES.is_dir():
-        raise ArtefactMissing("the recipes are not here", where=RECIPES, remedy="Run the demo from a checkout, or from an editable install of one")
+        raise ArtefactMissing(
+            "the recipes are not here",
+            where=RECIPES,
+            remedy="Run the demo from a checkout, or from an editable install of one",
+        )
     layout = DemoLayout(out)
     _check_disk(layout)
     out.mkdir(parents=True, exist_ok=True)
@@ -52,11 +56,16 @@ def run_demo(out: Path, *, scale: Scale, force: bool) -> Result:
         if seconds is not None:
             log.print(f"done in {seconds:.0f} s", style="dim")
             pace.add(action, seconds)
-    seconds_of = {action.step.title: entry.seconds for action in actions if (entry := ledger.find(action.step)) is not None}
+    seconds_of = {
+        action.step.title: entry.seconds for action in actions if (entry := ledger.find(action.step)) is not None
+    }
     outcome = read_outcome(layout, scale=scale, seconds=seconds_of)
     write_document(layout.summary, outcome)
     write_text(layout.report, render_report(outcome))
-    return Result({"report": str(layout.report), **outcome.model_dump(mode="json", by_alias=True)}, closing_screen(outcome, layout))
+    return Result(
+        {"report": str(layout.report), **outcome.model_dump(mode="json", by_alias=True)},
+        closing_screen(outcome, layout),
+    )
 
 
 def _check_disk(layout: DemoLayout) -> None:
@@ -67,7 +76,9 @@ def _check_disk(layout: DemoLayout) -> None:
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < DISK_BYTES:
         raise ResourceExhausted(
-            f"the demo needs {DISK_BYTES / 1e9:.0f} GB of disk, {free_bytes / 1e9:.1f} GB are free", where=layout.path, remedy="Choose another --out"
+            f"the demo needs {DISK_BYTES / 1e9:.0f} GB of disk, {free_bytes / 1e9:.1f} GB are free",
+            where=layout.path,
+            remedy="Choose another --out",
         )
 
 

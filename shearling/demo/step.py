@@ -115,21 +115,37 @@ def carry_out(step: Step, ledger: Ledger, *, force: bool) -> float | None:
     inputs = {str(path): fingerprint(path) for path in step.inputs}
     present, entry = fingerprint(step.output), ledger.find(step)
     same = entry is not None and entry.command == step.arguments and entry.inputs == inputs
-    if entry is not None and same and present is not None and present == (entry.output or present) and present != entry.replaced:
+    if (
+        entry is not None
+        and same
+        and present is not None
+        and present == (entry.output or present)
+        and present != entry.replaced
+    ):
         if entry.output is None:
             ledger.record(step, entry.model_copy(update={"output": present}))
         log.print("done already", style="dim")
         return None
     if present is not None and entry is None and not force:
-        raise OutputExists("the demo did not make this", where=step.output, remedy="Choose another --out, or replace it with --force")
-    begun = Entry(command=step.arguments, inputs=inputs, replaced=present, output=None, seconds=entry.seconds if entry is not None and same else 0.0)
+        raise OutputExists(
+            "the demo did not make this", where=step.output, remedy="Choose another --out, or replace it with --force"
+        )
+    begun = Entry(
+        command=step.arguments,
+        inputs=inputs,
+        replaced=present,
+        output=None,
+        seconds=entry.seconds if entry is not None and same else 0.0,
+    )
     ledger.record(step, begun)
     # What other inputs, or another command, left behind is replaced; what the same ones left behind is continued.
     stale = present is not None or (entry is not None and not same) or (entry is None and force)
     replace = ("--force",) if stale and not step.keep_json else ()
     started_s = time.monotonic()
     try:
-        text = run_python([*step.arguments, *replace, *((INTERNAL_OPTION,) if step.keep_json else ())], capture=step.keep_json)
+        text = run_python(
+            [*step.arguments, *replace, *((INTERNAL_OPTION,) if step.keep_json else ())], capture=step.keep_json
+        )
     finally:
         begun = begun.model_copy(update={"seconds": begun.seconds + time.monotonic() - started_s})
         ledger.record(step, begun)
@@ -137,7 +153,9 @@ def carry_out(step: Step, ledger: Ledger, *, force: bool) -> float | None:
         write_text(step.output, text)
     made = fingerprint(step.output)
     if made is None:
-        raise ShearlingError("the command ended well and made nothing", where=step.output, remedy="Run again with --debug and report it")
+        raise ShearlingError(
+            "the command ended well and made nothing", where=step.output, remedy="Run again with --debug and report it"
+        )
     ledger.record(step, begun.model_copy(update={"output": made, "replaced": None}))
     return begun.seconds
 
@@ -158,11 +176,14 @@ def run_python(arguments: Sequence[str], *, capture: bool) -> str:
         KeyboardInterrupt, Terminated: it was interrupted, or we were; the child has ended by then.
     """
     log.print(f"$ {show_command(arguments)}", style="cyan", markup=False)
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE if capture else sys.stderr, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE if capture else sys.stderr, text=True
+    )
     try:
         text, _ = process.communicate()
     except BaseException as reason:
-        # At Ctrl-C the terminal has told the child already, which then saves its work; a second signal would cut that short.
+        # At Ctrl-C the terminal has told the child already, which then saves its work; a second signal would cut that
+        # short.
         _stop(process, told=isinstance(reason, KeyboardInterrupt))
         raise
     code = process.returncode
@@ -172,7 +193,11 @@ def run_python(arguments: Sequence[str], *, capture: bool) -> str:
         raise Terminated
     if code != 0:
         error = ERRORS.get(code, ShearlingError)
-        raise error(f"the command ended with exit code {code}", where=show_command(arguments), remedy="Its error is above; the demo continues there")
+        raise error(
+            f"the command ended with exit code {code}",
+            where=show_command(arguments),
+            remedy="Its error is above; the demo continues there",
+        )
     return text or ""
 
 

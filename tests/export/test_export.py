@@ -9,27 +9,27 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import export.pipeline
-from export.parity import openvino_logits
-from export.pipeline import export_frozen, export_subnet, plan
-from export.report import ExportReport
+import export.stage
+from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.screen import show_export
-from serve.deployment import find_deployment
-from serve.loading import load_runtime
-from serve.runtime import RunOptions
+from export.stage import export_frozen, export_subnet, plan
+from export.verification.parity import openvino_logits
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.registry import load_runtime
+from serve.runtimes.runtime import RunOptions
 from shearling.artefact import open_artefact
-from shearling.checkpoint import load_model
+from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space
+from shearling.elastic.sub_adapter import load_sub_adapter
+from shearling.elastic.subnet import describe_subnet
 from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, PackageMissing, ParityFailed, UsageError
+from shearling.kernel.build import build_onnx_runtime_library
+from shearling.model.checkpoint import load_model
 from shearling.run import Run
-from shearling.search_space import SEARCH_SPACE_FILE, read_search_space
-from shearling.sparse_linear.build import build_onnx_runtime_library
 from shearling.strict_json import read_document, write_document
-from shearling.sub_adapter import load_sub_adapter
-from shearling.subnet import describe_subnet
-from tests.kernels.headers import needs_headers
-from tests.tiny_runs import tiny_recipe
-from train.pipeline import run_recipe
+from tests.support.onnxruntime_headers import needs_headers
+from tests.support.tiny_runs import tiny_recipe
+from train.stage import run_recipe
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -45,7 +45,10 @@ def make_run(directory, **options):
     adapter = open_artefact(run.super_adapter, kind="super_adapter")
     space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
     choice = {**space.heuristic(), space.groups[0].id: space.groups[0].values[-1]}
-    write_document(run.path / "best.json", describe_subnet(adapter, choice, subnet_id="test-0", location=run.path, metrics=None, provenance=None))
+    write_document(
+        run.path / "best.json",
+        describe_subnet(adapter, choice, subnet_id="test-0", location=run.path, metrics=None, provenance=None),
+    )
     return run
 
 
@@ -98,7 +101,10 @@ def test_a_plain_adapter_stays_separate_and_loads_in_stock_peft(plain, tmp_path)
     import torch
     from peft import PeftModel
 
-    exported = export_subnet(plain.path / "best.json", request_for(tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"), weights="int8"))
+    exported = export_subnet(
+        plain.path / "best.json",
+        request_for(tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"), weights="int8"),
+    )
     report = read_document(exported.path / "report.json", ExportReport)
     assert (report.merge, report.exact) == ("separate", True)
     assert not (exported.path / "model").exists()
@@ -118,7 +124,9 @@ def test_merges_follow_the_training(masked, plain, tmp_path):
         assert caught.value.exit_code == 2
     with pytest.raises(MergeRefused, match="--allow-approximate"):
         export_subnet(plain.path / "best.json", request_for(tmp_path / "export", merge="masked"))
-    approximate = export_subnet(plain.path / "best.json", request_for(tmp_path / "export", merge="masked", allow_approximate=True))
+    approximate = export_subnet(
+        plain.path / "best.json", request_for(tmp_path / "export", merge="masked", allow_approximate=True)
+    )
     report = read_document(approximate.path / "report.json", ExportReport)
     assert not report.exact
     assert report.parity[0].parity.max_abs > 1e-4
@@ -143,13 +151,15 @@ def test_a_broken_gate_rejects_the_export_and_keeps_its_files(masked, tmp_path, 
         logits[0][0, 0] += 0.01
         return logits
 
-    monkeypatch.setattr(export.pipeline, "openvino_logits", shifted_logits)
+    monkeypatch.setattr(export.stage, "openvino_logits", shifted_logits)
     with pytest.raises(ParityFailed, match=r"Δlogit.* exceeds 0\.001") as caught:
         export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("openvino",)))
     assert caught.value.exit_code == 1
     assert not (tmp_path / "export").exists()
     assert (tmp_path / "export.rejected" / "report.html").is_file()
-    accepted = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("openvino",), verify="warn"))
+    accepted = export_subnet(
+        masked.path / "best.json", request_for(tmp_path / "export", formats=("openvino",), verify="warn")
+    )
     assert read_document(accepted.path / "report.json", ExportReport).violations
 
 
@@ -178,7 +188,10 @@ def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
     assert file_hashes(first, "openvino/") == file_hashes(second, "openvino/")
     report = read_document(first.path / "report.json", ExportReport)
     # What is pruned, and the head, which is not.
-    assert {layer.path for layer in report.packing.layers} == {"model.embed_tokens", *(module.name for module in report.certificate.by_module)}
+    assert {layer.path for layer in report.packing.layers} == {
+        "model.embed_tokens",
+        *(module.name for module in report.certificate.by_module),
+    }
     assert report.packing.bytes_after < report.packing.bytes_before
     assert [check.format for check in report.zeros] == ["openvino"]
     assert report.zeros[0].zeros == report.zeros[0].pruned > 0
@@ -193,12 +206,18 @@ def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
 @needs_headers
 def test_a_sparse_onnx_export_proves_itself_runs_and_says_every_kernel(masked, tmp_path):
     options = {"formats": ("openvino", "onnx"), "weights": "int8"}
-    exported = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", onnx_kernel="sparse", **options))
+    exported = export_subnet(
+        masked.path / "best.json", request_for(tmp_path / "export", onnx_kernel="sparse", **options)
+    )
     report = read_document(exported.path / "report.json", ExportReport)
     assert report.kernels == {"openvino": "stock", "onnx": "sparse"}
     assert list(report.packings) == ["onnx"]
-    assert {layer.path for layer in report.onnx_packing.layers} == {module.name for module in report.certificate.by_module}
-    assert [(check.format, check.zeros) for check in report.zeros] == [(name, report.zeros[0].pruned) for name in ("openvino", "onnx")]
+    assert {layer.path for layer in report.onnx_packing.layers} == {
+        module.name for module in report.certificate.by_module
+    }
+    assert [(check.format, check.zeros) for check in report.zeros] == [
+        (name, report.zeros[0].pruned) for name in ("openvino", "onnx")
+    ]
     assert report.violations == []
     assert exported.manifest.details["onnx_operators"] == report.onnx_packing.operators
     assert "What the sparse kernel reads in onnx/" in (exported.path / "report.html").read_text()
@@ -217,7 +236,10 @@ def test_without_headers_a_sparse_onnx_export_is_refused_at_once(masked, tmp_pat
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(tmp_path))
     build_onnx_runtime_library.cache_clear()
     with pytest.raises(PackageMissing, match="libonnxruntime-dev") as caught:
-        plan(masked.path / "best.json", request_for(tmp_path / "export", formats=("onnx",), weights="int8", onnx_kernel="sparse"))
+        plan(
+            masked.path / "best.json",
+            request_for(tmp_path / "export", formats=("onnx",), weights="int8", onnx_kernel="sparse"),
+        )
     assert caught.value.exit_code == 4
 
 
@@ -225,7 +247,10 @@ def test_without_headers_a_sparse_onnx_export_is_refused_at_once(masked, tmp_pat
 @pytest.mark.parametrize(("name", "kernel"), [("openvino", "kernel"), ("onnx", "onnx_kernel")])
 def test_the_sparse_kernel_needs_weights_that_it_reads(masked, tmp_path, options, name, kernel):
     with pytest.raises(UsageError, match=f"the sparse kernel reads .* in {name};"):
-        export_subnet(masked.path / "best.json", request_for(tmp_path / "export", **{kernel: "sparse", "formats": (name,), **options}))
+        export_subnet(
+            masked.path / "best.json",
+            request_for(tmp_path / "export", **{kernel: "sparse", "formats": (name,), **options}),
+        )
 
 
 def run_command(*arguments, cwd):

@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from export.merge import SeparateLowRank, merge
+from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpace
+from shearling.elastic.super_network import build_super_network
 from shearling.errors import NonFiniteWeights
-from shearling.search_space import AdapterSpec, RankTemplate, SearchSpace
-from shearling.super_network import build_super_network
-from shearling.transformer import find_transformer
-from tests.tiny_models import FAMILIES, tiny_tokenizer
+from shearling.model.layers import find_layers
+from tests.support.tiny_models import FAMILIES, tiny_tokenizer
 
 ADAPTED = {
     "llama": ("self_attn.q_proj", "mlp.up_proj"),
@@ -21,9 +21,12 @@ IDS = torch.tensor([[5, 17, 33, 60, 2, 9]])
 
 def build(family, *, masked, pruned=True):
     model = FAMILIES[family]()
-    transformer = find_transformer(model)
+    transformer = find_layers(model)
     generator = torch.Generator().manual_seed(1)
-    masks = {path: torch.rand(linear.weight.shape, generator=generator) > (0.5 if pruned else -1) for path, linear in transformer.linears().items()}
+    masks = {
+        path: torch.rand(linear.weight.shape, generator=generator) > (0.5 if pruned else -1)
+        for path, linear in transformer.linears().items()
+    }
     with torch.no_grad():
         for path, linear in transformer.linears().items():
             linear.weight.mul_(masks[path])
@@ -32,9 +35,16 @@ def build(family, *, masked, pruned=True):
         num_layers=len(transformer.layers),
         layers_path=transformer.layers_path,
         adapter=AdapterSpec(
-            r_max=6, alpha=12.0, dropout=0.0, masked_training=masked, target_modules=tuple(m.rpartition(".")[2] for m in ADAPTED[family])
+            r_max=6,
+            alpha=12.0,
+            dropout=0.0,
+            masked_training=masked,
+            target_modules=tuple(m.rpartition(".")[2] for m in ADAPTED[family]),
         ),
-        templates=tuple(RankTemplate(name=f"g{index}", modules=(module,), values=(6, 3, 2)) for index, module in enumerate(ADAPTED[family])),
+        templates=tuple(
+            RankTemplate(name=f"g{index}", modules=(module,), values=(6, 3, 2))
+            for index, module in enumerate(ADAPTED[family])
+        ),
     )
     network = build_super_network(model, tiny_tokenizer(), space, masks, generator=generator)
     with torch.no_grad():
@@ -54,7 +64,11 @@ def test_masked_merge_is_bit_exact_and_keeps_every_zero(family):
     network, masks, choice = build(family, masked=True)
     network.activate(choice)
     unmerged = logits(network.model)
-    base_weights = {path: module.weight.clone() for path, module in network.model.named_modules() if path in masks and path not in network.layers}
+    base_weights = {
+        path: module.weight.clone()
+        for path, module in network.model.named_modules()
+        if path in masks and path not in network.layers
+    }
     merged = merge(network, choice, "masked", masks=masks)
     assert torch.equal(logits(merged), unmerged)
     modules = dict(merged.named_modules())
@@ -79,7 +93,9 @@ def test_exact_merges_of_a_plain_adapter(family, mode):
         assert isinstance(modules[adapted], SeparateLowRank)
         assert not modules[adapted].base.weight[~masks[adapted]].any()
     else:
-        assert (modules[adapted].weight[~masks[adapted]] != 0).float().mean() > 0.9, "a dense merge is expected to fill the zeros"
+        assert (modules[adapted].weight[~masks[adapted]] != 0).float().mean() > 0.9, (
+            "a dense merge is expected to fill the zeros"
+        )
 
 
 def test_masked_merge_of_a_plain_adapter_is_approximate_by_just_the_masked_part():

@@ -1,17 +1,26 @@
-"""The real SmolLM2, half pruned: the same text from torch, OpenVINO GenAI and ONNX Runtime, logits within the gates, every zero kept."""
+"""The real SmolLM2, half pruned: the same text from torch, OpenVINO GenAI and ONNX Runtime, logits within the gates,
+every zero kept."""
 
 import pytest
 
-from export.onnx_format import write_onnx
-from export.openvino_format import write_openvino
-from export.parity import FLOAT32_CPU, GATES, compare, fixed_blocks, onnx_logits, openvino_logits, torch_logits
-from export.zeros import check_zeros
-from serve.generation import generate_text
-from serve.runtime import RunOptions
-from shearling.checkpoint import load_model, load_tokenizer, save_model
-from shearling.transformer import find_transformer
+from export.formats.onnx import write_onnx
+from export.formats.openvino import write_openvino
+from export.verification.parity import (
+    FLOAT32_CPU,
+    GATES,
+    compare,
+    fixed_blocks,
+    onnx_logits,
+    openvino_logits,
+    torch_logits,
+)
+from export.verification.zeros import check_zeros
+from serve.generate import generate_text
+from serve.runtimes.runtime import RunOptions
+from shearling.model.checkpoint import load_model, load_tokenizer, save_model
+from shearling.model.layers import find_layers
 from tests.train.test_smollm2 import SMOLLM2
-from train.base import import_base
+from train.base.artefact import import_base
 from train.package_asset import fetch
 
 pytestmark = [
@@ -34,7 +43,7 @@ def exported(tmp_path_factory):
     masks = {}
     with torch.no_grad():
         # A fifth, by magnitude: what is left still speaks, so that equal text means something.
-        for path, linear in find_transformer(model).linears().items():
+        for path, linear in find_layers(model).linears().items():
             size = linear.weight.abs()
             masks[path] = size > size.kthvalue(size.shape[1] // 5, dim=1, keepdim=True).values
             linear.weight.mul_(masks[path])
@@ -66,7 +75,10 @@ def test_logits_pass_the_float32_gate(exported):
     directory, model, tokenizer, _ = exported
     blocks = fixed_blocks(tokenizer, vocabulary=model.config.vocab_size)
     reference = torch_logits(model, blocks)
-    for logits in (openvino_logits(directory / "openvino", blocks, config=FLOAT32_CPU), onnx_logits(directory / "onnx", blocks)):
+    for logits in (
+        openvino_logits(directory / "openvino", blocks, config=FLOAT32_CPU),
+        onnx_logits(directory / "onnx", blocks),
+    ):
         parity = compare(reference, logits, blocks)
         assert GATES["fp32"].violations(parity) == []
         assert parity.top1_agreement == 1.0

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from export.merge import merge
-from shearling.checkpoint import load_model
-from shearling.search_space import AdapterSpec, RankTemplate, SearchSpace, WidthTemplate
-from shearling.structure import find_structure
-from shearling.super_network import build_super_network
-from shearling.transformer import find_transformer
+from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpace, WidthTemplate
+from shearling.elastic.super_network import build_super_network
+from shearling.model.checkpoint import load_model
+from shearling.model.layers import find_layers
+from shearling.model.width_tracing import find_structure
 from tests.train.test_smollm2 import SMOLLM2
-from train.base import import_base
+from train.base.artefact import import_base
 from train.package_asset import fetch
 
 pytestmark = [pytest.mark.pretrained, pytest.mark.slow]
@@ -20,7 +20,9 @@ WIDTHS = (1536, 1344, 1152)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return import_base(fetch(SMOLLM2), tmp_path_factory.mktemp("smollm2") / "base", model_id="HuggingFaceTB/SmolLM2-135M-Instruct").path
+    return import_base(
+        fetch(SMOLLM2), tmp_path_factory.mktemp("smollm2") / "base", model_id="HuggingFaceTB/SmolLM2-135M-Instruct"
+    ).path
 
 
 def make_network(model, *, masked):
@@ -39,7 +41,7 @@ def make_network(model, *, masked):
     if masked:
         masks = {}
         with torch.no_grad():
-            for path, linear in find_transformer(model).linears().items():
+            for path, linear in find_layers(model).linears().items():
                 size = linear.weight.abs()
                 masks[path] = size > size.median(dim=1, keepdim=True).values
                 linear.weight.mul_(masks[path])

@@ -9,30 +9,39 @@ import numpy as np
 import onnx
 import pytest
 
-from export.classifier_format import onnx_class_logits, openvino_class_logits
-from export.parity import FLOAT32_CPU, fixed_blocks
-from export.pipeline import export_frozen, export_subnet, plan
-from export.report import ExportReport
+from export.formats.classifier import onnx_class_logits, openvino_class_logits
+from export.number_format import Weights
+from export.reporting.report import ExportReport
 from export.request import ExportRequest
-from export.weights import Weights
+from export.stage import export_frozen, export_subnet, plan
+from export.verification.parity import FLOAT32_CPU, fixed_blocks
 from search.stage import Constraints, SearchSettings, search
-from serve.forward import _load, measure_forwards
+from serve.bench.forward import _load, measure_forwards
 from shearling.artefact import open_artefact
-from shearling.checkpoint import load_model
+from shearling.elastic.mask import MASK_FILE, load_masks
+from shearling.elastic.subnet import open_subnet
 from shearling.errors import ModelUnsupported, RecipeInvalid, UsageError
-from shearling.mask import MASK_FILE, load_masks
+from shearling.evaluation.scoreboard import score_models
+from shearling.model.checkpoint import load_model
 from shearling.recipe import read_recipe
 from shearling.run import Run
-from shearling.scoreboard import score_models
 from shearling.strict_json import read_document
-from shearling.subnet import open_subnet
-from tests.kernels.headers import needs_headers
-from tests.tiny_models import VOCABULARY, save_tiny_encoder, tiny_tokenizer
-from tests.tiny_runs import write_headlines
-from train.pipeline import run_recipe
+from tests.support.onnxruntime_headers import needs_headers
+from tests.support.tiny_models import VOCABULARY, save_tiny_encoder, tiny_tokenizer
+from tests.support.tiny_runs import write_headlines
+from train.stage import run_recipe
 
 SETTINGS = SearchSettings(
-    algorithm="nsga2", evaluations=6, population=3, seed=0, limit=8, task=None, batch_size=8, precision="fp32", cost="latency", macs_seq_len=16
+    algorithm="nsga2",
+    evaluations=6,
+    population=3,
+    seed=0,
+    limit=8,
+    task=None,
+    batch_size=8,
+    precision="fp32",
+    cost="latency",
+    macs_seq_len=16,
 )
 SPARSITY = """
 [sparsity]
@@ -106,11 +115,17 @@ def write_recipe(directory: Path, extra: str = "") -> Path:
 def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run_recipe(read_recipe(write_recipe(tmp_path)), run.path)
-    losses = [entry["loss"] for line in (run.super_adapter / "training_log.jsonl").read_text().splitlines() if "loss" in (entry := json.loads(line))]
+    losses = [
+        entry["loss"]
+        for line in (run.super_adapter / "training_log.jsonl").read_text().splitlines()
+        if "loss" in (entry := json.loads(line))
+    ]
     assert losses[-1] < losses[0]
     searched = search(run, SETTINGS, Constraints(accuracy_delta=0.5))
     assert all(record.latency_ms and record.parameters for record in searched.records)
-    exported = export_subnet(run.search / "best.json", ExportRequest(output=run.export, formats=("hf", "openvino", "onnx", "peft")))
+    exported = export_subnet(
+        run.search / "best.json", ExportRequest(output=run.export, formats=("hf", "openvino", "onnx", "peft"))
+    )
     report = read_document(exported.path / "report.json", ExportReport)
     assert report.head == "classifier"
     assert report.violations == []
@@ -126,19 +141,28 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
 
 
 def test_what_a_forward_is_timed_with_is_checked(pruned: Run, tmp_path: Path) -> None:
-    exported = export_subnet(pruned.search / "best.json", ExportRequest(output=tmp_path / "export", formats=("openvino", "onnx")))
-    times = measure_forwards([exported.path, Path(f"{exported.path}@INFERENCE_PRECISION_HINT=f32")], tokens=16, blocks=2, threads=1)
+    exported = export_subnet(
+        pruned.search / "best.json", ExportRequest(output=tmp_path / "export", formats=("openvino", "onnx"))
+    )
+    times = measure_forwards(
+        [exported.path, Path(f"{exported.path}@INFERENCE_PRECISION_HINT=f32")], tokens=16, blocks=2, threads=1
+    )
     assert times[0].bytes == times[1].bytes
     request, _ = _load(Path(f"{exported.path}@INFERENCE_NUM_THREADS=1"), threads=2)
     assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
-    for setting, message in (("INFERENCE_PRECISION_HINT=f7", "INFERENCE_PRECISION_HINT"), ("format=onnx", "only OpenVINO")):
+    for setting, message in (
+        ("INFERENCE_PRECISION_HINT=f7", "INFERENCE_PRECISION_HINT"),
+        ("format=onnx", "only OpenVINO"),
+    ):
         with pytest.raises(UsageError, match=message):
             measure_forwards([Path(f"{exported.path}@{setting}")], tokens=16, blocks=2, threads=1)
 
 
 def make_pruned(directory: Path, *, masked: bool) -> Run:
     """Wanda, elastic ranks, widths and heads, in one encoder."""
-    recipe = write_recipe(directory, extra=SPARSITY).read_text().replace("masked = false", f"masked = {json.dumps(masked)}")
+    recipe = (
+        write_recipe(directory, extra=SPARSITY).read_text().replace("masked = false", f"masked = {json.dumps(masked)}")
+    )
     (directory / "recipe.toml").write_text(recipe)
     run = Run(directory / "run")
     run_recipe(read_recipe(directory / "recipe.toml"), run.path)
@@ -156,13 +180,21 @@ def test_a_pruned_encoder_keeps_its_zeros_to_the_end(pruned: Run, tmp_path: Path
     """The merge is exact, and no zero is lost in any format, whatever was cut."""
     assert open_subnet(pruned.search / "best.json").subnet.merge.default == "masked"
     assert {"classes", "head_seed"} <= open_artefact(pruned.sparse, kind="sparse").manifest.details.keys()
-    exported = export_subnet(pruned.search / "best.json", ExportRequest(output=tmp_path / "export", formats=("hf", "openvino", "onnx")))
+    exported = export_subnet(
+        pruned.search / "best.json", ExportRequest(output=tmp_path / "export", formats=("hf", "openvino", "onnx"))
+    )
     report = read_document(exported.path / "report.json", ExportReport)
     assert report.parity[0].parity.max_abs == 0.0
-    assert {check.format: check.zeros == check.pruned > 0 for check in report.zeros} == {"model": True, "openvino": True, "onnx": True}
+    assert {check.format: check.zeros == check.pruned > 0 for check in report.zeros} == {
+        "model": True,
+        "openvino": True,
+        "onnx": True,
+    }
     assert report.certificate is not None
     assert report.certificate.zeros >= report.zeros[0].pruned
-    rows = score_models([exported.path, exported.path / "openvino"], task=str(pruned.task), split="test", precision="fp32").scores
+    rows = score_models(
+        [exported.path, exported.path / "openvino"], task=str(pruned.task), split="test", precision="fp32"
+    ).scores
     assert rows[0].sparsity == pytest.approx(rows[1].sparsity, abs=0.01)
     assert rows[0].loss == pytest.approx(rows[1].loss, abs=0.02)
     (exported.path / "openvino" / "openvino_model.xml").write_text("<net")
@@ -187,10 +219,16 @@ def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weight
     assert weights == "int4" or packed >= load_masks(pruned.sparse / MASK_FILE).keys()
     stock, sparse = (np.concatenate(logits[kernel]) for kernel in ("stock", "sparse"))
     largest = np.abs(stock).max()
-    # Below three rows activations keep 16 bits. Above they are rounded to 8, as OpenVINO does by default; the weights are the same.
+    # Below three rows activations keep 16 bits. Above they are rounded to 8, as OpenVINO does by default; the weights
+    # are the same.
     np.testing.assert_allclose(sparse[: len(few)], stock[: len(few)], atol=1e-3 * largest)
     np.testing.assert_allclose(sparse[len(few) :], stock[len(few) :], atol=0.02 * largest)
-    board = score_models([tmp_path / "stock" / "openvino", tmp_path / "sparse" / "openvino"], task=str(pruned.task), split="test", precision="fp32")
+    board = score_models(
+        [tmp_path / "stock" / "openvino", tmp_path / "sparse" / "openvino"],
+        task=str(pruned.task),
+        split="test",
+        precision="fp32",
+    )
     assert board.scores[0].accuracy == pytest.approx(board.scores[1].accuracy, abs=0.05)
     assert board.scores[0].loss == pytest.approx(board.scores[1].loss, abs=0.02)
     times = measure_forwards([tmp_path / "stock", tmp_path / "sparse"], tokens=16, blocks=2, threads=1)
@@ -199,18 +237,25 @@ def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weight
 
 
 def test_a_pruned_encoder_is_exported_without_adapter(pruned: Run, tmp_path: Path) -> None:
-    request = ExportRequest(output=tmp_path / "export", formats=("hf", "openvino", "peft"), weights="int8", kernel="sparse")
+    request = ExportRequest(
+        output=tmp_path / "export", formats=("hf", "openvino", "peft"), weights="int8", kernel="sparse"
+    )
     report = read_document(export_frozen(pruned.sparse, request).path / "report.json", ExportReport)
     assert report.packing is not None
     assert {layer.path for layer in report.packing.layers} >= load_masks(pruned.sparse / MASK_FILE).keys()
-    assert {check.format: check.zeros == check.pruned > 0 for check in report.zeros} == {"model": True, "openvino": True}
+    assert {check.format: check.zeros == check.pruned > 0 for check in report.zeros} == {
+        "model": True,
+        "openvino": True,
+    }
 
 
 def test_plain_adapters_of_a_pruned_encoder_stay_apart(tmp_path: Path) -> None:
     """The frozen weights keep their zeros, and the low-rank factors beside them their precision."""
     run = make_pruned(tmp_path, masked=False)
     best = run.search / "best.json"
-    exported = export_subnet(best, ExportRequest(output=run.export, formats=("hf", "openvino", "onnx", "peft"), weights="int8"))
+    exported = export_subnet(
+        best, ExportRequest(output=run.export, formats=("hf", "openvino", "onnx", "peft"), weights="int8")
+    )
     report = read_document(exported.path / "report.json", ExportReport)
     assert report.merge == "separate"
     assert {check.format for check in report.zeros if check.pruned > 0} == {"openvino", "onnx"}

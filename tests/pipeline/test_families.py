@@ -1,4 +1,5 @@
-"""Every supported decoder family, tiny and random, through train, search and export with verification on real runtimes."""
+"""Every supported decoder family, tiny and random, through train, search and export with verification on real
+runtimes."""
 
 from __future__ import annotations
 
@@ -6,22 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from export.pipeline import export_subnet
-from export.report import ExportReport
+from export.reporting.report import ExportReport
 from export.request import ExportRequest
+from export.stage import export_subnet
 from search.stage import Constraints, SearchSettings, search
 from shearling.artefact import open_artefact
-from shearling.checkpoint import load_model
-from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.elastic.subnet import open_subnet
+from shearling.model.checkpoint import load_model
+from shearling.model.layers import find_layers
 from shearling.run import Run
 from shearling.strict_json import read_document
-from shearling.subnet import open_subnet
-from shearling.transformer import find_transformer
-from tests.tiny_models import FAMILIES
-from tests.tiny_runs import GROUPS, LLAMA_GROUPS, tiny_recipe
-from train.pipeline import run_recipe
+from tests.support.tiny_models import FAMILIES
+from tests.support.tiny_runs import GROUPS, LLAMA_GROUPS, tiny_recipe
+from train.stage import run_recipe
 
-SETTINGS = SearchSettings(algorithm="heuristic", evaluations=1, population=2, seed=0, limit=8, task=None, batch_size=8, precision="fp32")
+SETTINGS = SearchSettings(
+    algorithm="heuristic", evaluations=1, population=2, seed=0, limit=8, task=None, batch_size=8, precision="fp32"
+)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -44,7 +47,7 @@ def test_train_and_search(family: str, searched: Run) -> None:
     names = [name.rpartition(".")[2] for modules in GROUPS.get(family, LLAMA_GROUPS).values() for name in modules]
     assert list(opened.space.adapter.target_modules) == names
     model = load_model(searched.sparse)
-    assert opened.subnet.ranks.keys() <= find_transformer(model).linears().keys()
+    assert opened.subnet.ranks.keys() <= find_layers(model).linears().keys()
     assert len(opened.subnet.ranks) == len(names) * opened.subnet.base.num_layers
     assert set(opened.subnet.ranks.values()) == {4}
     check_masked_zeros(model, load_masks(searched.sparse / MASK_FILE))

@@ -8,23 +8,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.pipeline import export_subnet
-from export.report import ExportReport
+from export.reporting.report import ExportReport
 from export.request import ExportRequest
+from export.stage import export_subnet
 from search.stage import Constraints, SearchSettings, search
-from shearling.checkpoint import load_model
+from shearling.elastic.reordering import REORDERING_FILE
+from shearling.elastic.size import measure_network
+from shearling.elastic.subnet import Subnet, open_subnet
+from shearling.elastic.super_network import load_super_network
 from shearling.errors import ArtefactMismatch, DocumentInvalid, NoCandidate
-from shearling.model_size import measure_network
-from shearling.reordering import REORDERING_FILE
+from shearling.model.checkpoint import load_model
 from shearling.run import Run
 from shearling.strict_json import read_document, write_document
-from shearling.subnet import Subnet, open_subnet
-from shearling.super_network import load_super_network
-from tests.tiny_runs import tiny_recipe
-from train.pipeline import run_recipe
+from tests.support.tiny_runs import tiny_recipe
+from train.stage import run_recipe
 
 SETTINGS = SearchSettings(
-    algorithm="nsga2", evaluations=6, population=3, seed=0, limit=8, task=None, batch_size=8, precision="fp32", cost="macs", macs_seq_len=16
+    algorithm="nsga2",
+    evaluations=6,
+    population=3,
+    seed=0,
+    limit=8,
+    task=None,
+    batch_size=8,
+    precision="fp32",
+    cost="macs",
+    macs_seq_len=16,
 )
 WIDTHS = {
     "llama_tied_gqa": {"feed_forward": [100, 75, 50], "attention": [60, 30]},
@@ -45,17 +54,23 @@ def mixed(run: Run) -> tuple[Subnet, Path]:
     opened = open_subnet(run.search / "best.json")
     space = opened.space
     choice = {
-        group.id: group.values[-1 if (group.kind == "width") == group.id.startswith("layers.0.") else len(group.values) // 2]
+        group.id: group.values[
+            -1 if (group.kind == "width") == group.id.startswith("layers.0.") else len(group.values) // 2
+        ]
         for group in space.groups
     }
-    subnet = opened.subnet.model_copy(update={"choice": choice, "ranks": space.ranks(choice), "widths": space.widths(choice), "id": "mixed"})
+    subnet = opened.subnet.model_copy(
+        update={"choice": choice, "ranks": space.ranks(choice), "widths": space.widths(choice), "id": "mixed"}
+    )
     path = run.path / "documents" / "mixed.json"
     path.parent.mkdir(exist_ok=True)
     write_document(path, subnet)
     return subnet, path
 
 
-@pytest.fixture(scope="module", params=[("llama_tied_gqa", True), ("qwen2", False), ("bloom", True)], ids=lambda value: value[0])
+@pytest.fixture(
+    scope="module", params=[("llama_tied_gqa", True), ("qwen2", False), ("bloom", True)], ids=lambda value: value[0]
+)
 def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     family, masked = request.param
     run = make_run(tmp_path_factory.mktemp(family), family, masked=masked, reorder="wanda" if masked else "l1")
@@ -64,11 +79,14 @@ def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_every_format_is_the_active_sub_network(searched: Run, tmp_path: Path) -> None:
-    """Invariants 29, 33 and 34: unequal layers, cut and exported, agree with the super-network; the weights are counted."""
+    """Invariants 29, 33 and 34: unequal layers, cut and exported, agree with the super-network; the weights are
+    counted."""
     subnet, path = mixed(searched)
     network = load_super_network(searched)
     assert len({subnet.widths[name] for name in subnet.widths}) > 1
-    exported = export_subnet(path, ExportRequest(output=tmp_path / "export", formats=("hf", "peft", "openvino", "onnx")))
+    exported = export_subnet(
+        path, ExportRequest(output=tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"))
+    )
     report = read_document(exported.path / "report.json", ExportReport)
     merged, *runtimes = report.parity
     assert merged.parity.max_abs <= (0.0 if network.masks is not None else 1e-5)
@@ -92,7 +110,9 @@ def test_every_format_is_the_active_sub_network(searched: Run, tmp_path: Path) -
 def test_a_narrowed_model_takes_the_sparse_kernel(searched: Run, tmp_path: Path) -> None:
     """Sparsity, widths and ranks in one file: every layer packed at the size that it was cut to."""
     subnet, path = mixed(searched)
-    exported = export_subnet(path, ExportRequest(output=tmp_path / "export", formats=("openvino",), weights="bf16", kernel="sparse"))
+    exported = export_subnet(
+        path, ExportRequest(output=tmp_path / "export", formats=("openvino",), weights="bf16", kernel="sparse")
+    )
     report = read_document(exported.path / "report.json", ExportReport)
     assert report.packing is not None
     packed = {layer.path: layer.shape[0] for layer in report.packing.layers}
@@ -163,7 +183,7 @@ def test_nothing_within_the_delta_is_exit_1(tmp_path_factory: pytest.TempPathFac
 def test_an_order_made_for_another_base_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "one", "llama_tied_gqa", masked=True, reorder="l1")
     file = run.super_adapter / REORDERING_FILE
-    from shearling.reordering import load_reordering
+    from shearling.elastic.reordering import load_reordering
 
     load_reordering(file, base=run.sparse)
     with pytest.raises(ArtefactMismatch, match="ordered for other weights") as caught:

@@ -11,24 +11,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.pipeline import export_subnet
-from export.report import ExportReport
+from export.reporting.report import ExportReport
 from export.request import ExportRequest
+from export.stage import export_subnet
 from search.stage import Constraints, SearchSettings, search
 from shearling.artefact import open_artefact
+from shearling.elastic.reordering import REORDERING_FILE
+from shearling.elastic.subnet import Subnet, open_subnet
+from shearling.elastic.super_network import ADAPTER_FILE, assemble_super_network, load_super_network
 from shearling.errors import ArtefactMismatch, OutputExists, UsageError
-from shearling.reordering import REORDERING_FILE
 from shearling.run import Run
 from shearling.strict_json import read_document
-from shearling.subnet import Subnet, open_subnet
-from shearling.super_network import ADAPTER_FILE, assemble_super_network, load_super_network
-from tests.tiny_runs import tiny_recipe
-from train.pipeline import run_recipe
-from train.super_adapter import LOG_FILE
-from train.tune import tune_subnet
+from tests.support.tiny_runs import tiny_recipe
+from train.stage import run_recipe
+from train.super_adapter.artefact import LOG_FILE
+from train.super_adapter.tune import tune_subnet
 
 SETTINGS = SearchSettings(
-    algorithm="nsga2", evaluations=4, population=2, seed=0, limit=8, task=None, batch_size=8, precision="fp32", cost="adapter_params"
+    algorithm="nsga2",
+    evaluations=4,
+    population=2,
+    seed=0,
+    limit=8,
+    task=None,
+    batch_size=8,
+    precision="fp32",
+    cost="adapter_params",
 )
 
 
@@ -37,7 +45,9 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A search whose smallest sub-network is the cheapest, and that one tuned."""
     directory = tmp_path_factory.mktemp("tune")
     width = {"feed_forward": [100, 75, 50], "attention": [60, 30], "reorder": "l1"}
-    recipe = tiny_recipe(directory, family="llama_tied_gqa", masked=request.param, sparse=request.param, width=width, train={"steps": 3})
+    recipe = tiny_recipe(
+        directory, family="llama_tied_gqa", masked=request.param, sparse=request.param, width=width, train={"steps": 3}
+    )
     run_recipe(recipe, directory / "run")
     run = Run(directory / "run")
     search(run, SETTINGS, Constraints(accuracy_delta=1.0))
@@ -55,7 +65,11 @@ def test_only_the_sub_network_moves_and_it_learns(tuned: tuple[Run, Path]) -> No
         assert not torch.equal(old.lora_b[:, :rank], new.lora_b[:, :rank])
         assert torch.equal(old.lora_a[rank:], new.lora_a[rank:])
         assert torch.equal(old.lora_b[:, rank:], new.lora_b[:, rank:])
-    losses = [entry["loss"] for line in (found.adapter.path / LOG_FILE).read_text().splitlines() if "loss" in (entry := json.loads(line))]
+    losses = [
+        entry["loss"]
+        for line in (found.adapter.path / LOG_FILE).read_text().splitlines()
+        if "loss" in (entry := json.loads(line))
+    ]
     assert losses[-1] < losses[0]
 
 
@@ -128,7 +142,16 @@ def test_another_task_and_another_kind_of_artefact_are_refused(tuned: tuple[Run,
 def test_the_command_replaces_only_by_force(tuned: tuple[Run, Path], tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     shutil.copytree(tuned[0].path, run.path)
-    command = [sys.executable, "-m", "train.tune", "--subnet", str(run.search / "best.json"), "--steps", "2", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "train.super_adapter.tune",
+        "--subnet",
+        str(run.search / "best.json"),
+        "--steps",
+        "2",
+        "--json",
+    ]
     assert subprocess.run(command, capture_output=True, check=False).returncode == OutputExists.exit_code
     done = subprocess.run([*command, "--force"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["output"] == str(run.path / "tuned.json")

@@ -11,7 +11,7 @@ import pytest
 from search.front import BestRule, best_record, dominates, pareto_document, pareto_front, progression_rows
 from search.plot import draw_pareto
 from shearling.errors import NoCandidate
-from tests.search.synthetic import Separable, everything, run
+from tests.support.synthetic_search import Separable, everything, run
 
 
 def exact_front(objective: Separable) -> set[tuple[int, ...]]:

@@ -9,11 +9,14 @@ import pytest
 
 from search.journal import Journal, Record, read_journal
 from shearling.errors import ArtefactMismatch, DocumentInvalid
-from tests.search.synthetic import Separable, run
+from tests.support.synthetic_search import Separable, run
 
 
 def content(path: Path) -> list[dict[str, object]]:
-    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in path.read_text().splitlines()]
+    return [
+        {name: value for name, value in json.loads(line).items() if name != "seconds"}
+        for line in path.read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("algorithm", ["random", "hill_climbing", "nsga2"])

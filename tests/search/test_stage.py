@@ -20,20 +20,20 @@ from search.objective import SubnetObjective, count_frozen_nonzero
 from search.pick import describe_row
 from search.stage import Constraints, Searched, SearchSettings, recipe_settings, search
 from shearling.artefact import open_artefact
+from shearling.elastic.subnet import open_subnet
+from shearling.elastic.super_network import load_super_network
 from shearling.errors import ArtefactMismatch, NoCandidate, OutputExists, UsageError
-from shearling.evaluation import Evaluator, torch_scorer
+from shearling.evaluation.evaluator import Evaluator, torch_scorer
 from shearling.run import Run
 from shearling.strict_json import read_json
-from shearling.subnet import open_subnet
-from shearling.super_network import load_super_network
-from tests.tiny_runs import tiny_recipe
+from tests.support.tiny_runs import tiny_recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    from train.pipeline import run_recipe
+    from train.stage import run_recipe
 
     directory = tmp_path_factory.mktemp("trained")
     run_recipe(tiny_recipe(directory), directory / "run")
@@ -58,17 +58,29 @@ def command(run: Run, *options: str) -> list[str]:
 
 def shell(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def content(path: Path) -> list[dict[str, object]]:
-    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in path.read_text().splitlines()]
+    return [
+        {name: value for name, value in json.loads(line).items() if name != "seconds"}
+        for line in path.read_text().splitlines()
+    ]
 
 
 def test_a_search_writes_a_complete_artefact(run: Run) -> None:
     found = search(run, settings(), Constraints())
     artefact = open_artefact(run.search, kind="search")
-    assert set(artefact.manifest.files) == {"journal.jsonl", "progression.csv", "pareto.json", "pareto.png", "pareto.svg", "best.json"}
+    assert set(artefact.manifest.files) == {
+        "journal.jsonl",
+        "progression.csv",
+        "pareto.json",
+        "pareto.png",
+        "pareto.svg",
+        "best.json",
+    }
     assert set(artefact.manifest.parents) == {"super_adapter", "sparse", "task"}
     records = read_journal(run.search / "journal.jsonl")
     assert records == found.records
@@ -86,7 +98,11 @@ def test_best_json_names_everything_and_reevaluates_to_the_recorded_accuracy(run
     assert subnet.metrics is not None
     assert subnet.provenance is not None
     assert (subnet.provenance.row, subnet.provenance.best_rule) == (found.best.i, BestRule().words("adapter_params"))
-    assert (subnet.metrics.split, subnet.metrics.task, subnet.metrics.accuracy) == ("validation", "headlines_validation", found.best.accuracy)
+    assert (subnet.metrics.split, subnet.metrics.task, subnet.metrics.accuracy) == (
+        "validation",
+        "headlines_validation",
+        found.best.accuracy,
+    )
     network = load_super_network(run)
     network.activate(subnet.choice)
     evaluator = Evaluator("headlines", split="validation", include_path=run.task)
@@ -132,11 +148,15 @@ def test_the_search_never_reads_the_test_rows(run: Run, trained: Path, tmp_path:
 
 
 def test_train_validation_and_test_rows_are_disjoint(trained: Path) -> None:
-    from shearling.task import SPLITS, read_rows
+    from shearling.evaluation.task import SPLITS, read_rows
 
     prompts = {split: {row.prompt for row in read_rows(trained / "task", split)} for split in SPLITS}
     assert all(prompts.values())
-    assert not prompts["train"] & prompts["validation"] | prompts["validation"] & prompts["test"] | prompts["train"] & prompts["test"]
+    assert (
+        not prompts["train"] & prompts["validation"]
+        | prompts["validation"] & prompts["test"]
+        | prompts["train"] & prompts["test"]
+    )
 
 
 def test_kill_9_and_resume_ends_as_an_uninterrupted_search(run: Run, trained: Path, tmp_path: Path) -> None:
@@ -144,7 +164,11 @@ def test_kill_9_and_resume_ends_as_an_uninterrupted_search(run: Run, trained: Pa
     assert shell(command(whole)).returncode == 0
     partial = run.search.with_name(".search.partial") / "journal.jsonl"
     process = subprocess.Popen(
-        command(run), cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(run),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline_s = time.monotonic() + 120
     while (not partial.is_file() or partial.read_bytes().count(b"\n") < 3) and process.poll() is None:
@@ -179,22 +203,30 @@ def test_interrupted_in_process_and_resumed_measures_nothing_twice(run: Run, mon
     monkeypatch.setattr(SubnetObjective, "measure", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
         search(run, settings(), Constraints())
-    monkeypatch.setattr(SubnetObjective, "measure", lambda self, indices: (measured.append(indices), original(self, indices))[1])
+    monkeypatch.setattr(
+        SubnetObjective, "measure", lambda self, indices: (measured.append(indices), original(self, indices))[1]
+    )
     found = search(run, settings(), Constraints())
     assert len(measured) == len(set(measured)) == sum(not record.cached for record in found.records)
 
 
-def test_no_candidate_is_exit_1_and_another_constraint_reuses_the_evaluations(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_candidate_is_exit_1_and_another_constraint_reuses_the_evaluations(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(NoCandidate, match="adapter parameters <= 1"):
         search(run, settings(), Constraints(max_params=1))
     assert not run.search.exists()
     monkeypatch.setattr(SubnetObjective, "measure", lambda self, indices: pytest.fail("measured again"))
     found = search(run, settings(), Constraints(max_params=10**9))
     assert len(found.records) == 12
-    refused = shell(command(run, "--force", "--algorithm", "heuristic", "--min-accuracy", "1.0", "--max-params", "1", "--json"))
+    refused = shell(
+        command(run, "--force", "--algorithm", "heuristic", "--min-accuracy", "1.0", "--max-params", "1", "--json")
+    )
     assert refused.returncode == 1
     assert json.loads(refused.stdout)["error"] == "NoCandidate"
-    assert open_subnet(run.search / "best.json").subnet.provenance.algorithm == "nsga2", "the search that stood there is intact"
+    assert open_subnet(run.search / "best.json").subnet.provenance.algorithm == "nsga2", (
+        "the search that stood there is intact"
+    )
 
 
 def test_other_settings_start_over(run: Run) -> None:
@@ -209,12 +241,27 @@ def test_any_row_becomes_a_document_that_opens(run: Run, tmp_path: Path) -> None
     found = search(run, settings(), Constraints())
     for row in (0, 2, len(found.records) - 1):
         output = tmp_path / "elsewhere" / f"row-{row}.json"
-        done = shell([sys.executable, "-m", "search.pick", "--run", str(run.path), "--row", str(row), "--output", str(output), "--json"])
+        done = shell(
+            [
+                sys.executable,
+                "-m",
+                "search.pick",
+                "--run",
+                str(run.path),
+                "--row",
+                str(row),
+                "--output",
+                str(output),
+                "--json",
+            ]
+        )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["id"] == found.records[row].id
         opened = open_subnet(output)
         assert opened.space.encode(opened.subnet.choice) == found.records[row].choice_idx
-    again = shell([sys.executable, "-m", "search.pick", "--run", str(run.path), "--row", "0", "--output", str(output), "--json"])
+    again = shell(
+        [sys.executable, "-m", "search.pick", "--run", str(run.path), "--row", "0", "--output", str(output), "--json"]
+    )
     assert (again.returncode, json.loads(again.stdout)["error"]) == (2, "OutputExists")
     with pytest.raises(UsageError, match="row 99 of"):
         describe_row(run, 99, location=tmp_path)
@@ -236,7 +283,7 @@ def test_an_existing_search_is_kept_unless_forced(run: Run) -> None:
 
 
 def test_a_search_refuses_a_base_that_was_swapped(run: Run, tmp_path: Path) -> None:
-    from train.pipeline import run_recipe
+    from train.stage import run_recipe
 
     other = tmp_path / "other"
     run_recipe(tiny_recipe(other, sparsity={"ratio": 0.25}), other / "run")
@@ -257,16 +304,21 @@ def test_defaults_come_from_the_recipe_and_the_command_line_overrides(run: Run) 
 
 
 def test_plain_adapters_count_beside_the_sparse_weights(tmp_path: Path) -> None:
-    from train.pipeline import run_recipe
+    from train.stage import run_recipe
 
     run = Run(tmp_path / "run")
     run_recipe(tiny_recipe(tmp_path, masked=False), run.path)
     found: Searched = search(run, settings(algorithm="random", evaluations=4), Constraints())
-    assert {record.nonzero_params - record.adapter_params for record in found.records} == {count_frozen_nonzero(load_super_network(run))}
+    assert {record.nonzero_params - record.adapter_params for record in found.records} == {
+        count_frozen_nonzero(load_super_network(run))
+    }
 
 
 def test_the_command_explains_itself_without_heavy_imports() -> None:
-    script = "import sys, search.__main__, search.pick; print([name for name in ('torch', 'pymoo', 'matplotlib', 'lm_eval') if name in sys.modules])"
+    script = (
+        "import sys, search.__main__, search.pick; print([name for name in ('torch', 'pymoo', "
+        "'matplotlib', 'lm_eval') if name in sys.modules])"
+    )
     assert shell([sys.executable, "-c", script]).stdout.strip() == "[]"
     assert shell([sys.executable, "-m", "search", "--help"]).returncode == 0
     missing = shell([sys.executable, "-m", "search", "--run", "nowhere", "--json"])

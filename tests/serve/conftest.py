@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.deployments import write_export
+from tests.support.deployments import write_export
 
 
 @pytest.fixture(scope="session")

@@ -11,23 +11,36 @@ from pathlib import Path
 
 import pytest
 
-from serve.benchmark_artefact import read_benchmark
-from serve.deployment import find_deployment
-from serve.runtime import RunOptions
-from serve.worker_process import WorkerProcess
+from serve.bench.benchmark_artefact import read_benchmark
+from serve.bench.worker_process import WorkerProcess
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.runtime import RunOptions
 from shearling.errors import DocumentInvalid, OutputExists, ResourceExhausted, UsageError
 
 QUICK = ["--prompt-tokens", "16", "--new-tokens", "4", "--repeats", "3", "--threads", "1"]
 
 
 def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "serve", *map(str, arguments)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "serve", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
 def measured(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bench") / "benchmark"
-    done = serve("bench", export / "openvino", export / "onnx", *QUICK, "--sessions", "2", "--precision", "f32", "--output", output)
+    done = serve(
+        "bench",
+        export / "openvino",
+        export / "onnx",
+        *QUICK,
+        "--sessions",
+        "2",
+        "--precision",
+        "f32",
+        "--output",
+        output,
+    )
     assert done.returncode == 0, done.stderr
     for word in ("Speed", "Cost", "openvino f32", "onnx f32", "reference", "private"):
         assert word in done.stdout
@@ -35,9 +48,15 @@ def measured(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_importing_and_help_touch_no_heavy_library() -> None:
-    modules = "serve.__main__, serve.benchmark_artefact, serve.generation, serve.comparison, serve.regression, serve.baseline, serve.concurrency"
+    modules = (
+        "serve.__main__, serve.bench.benchmark_artefact, serve.generate, "
+        "serve.bench.comparison, serve.guard.regression, serve.guard.baseline, serve.bench.concurrency"
+    )
     code = f"import sys, {modules}; print({{'torch', 'transformers', 'openvino', 'onnxruntime'}} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "set()"
+    )
     assert "bench" in serve("--help").stdout
 
 

@@ -11,7 +11,15 @@ import sys
 import pytest
 
 from shearling.artefact import MANIFEST, check_destination, open_artefact, remove_artefact, write_artefact
-from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, DocumentInvalid, OutputExists, OutputLocked, ResourceExhausted
+from shearling.errors import (
+    ArtefactCorrupt,
+    ArtefactMismatch,
+    ArtefactMissing,
+    DocumentInvalid,
+    OutputExists,
+    OutputLocked,
+    ResourceExhausted,
+)
 
 
 def make(path, content="one", **options):
@@ -34,7 +42,9 @@ def names(directory):
 
 
 def start(program, *arguments):
-    return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_round_trip(tmp_path):

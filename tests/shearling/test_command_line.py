@@ -50,7 +50,12 @@ def program(tmp_path):
 
 def run(program, *arguments, **environment):
     return subprocess.run(
-        [sys.executable, str(program), *arguments], capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
+        [sys.executable, str(program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
     )
 
 
@@ -159,6 +164,10 @@ def test_foreign_stage_package_is_refused(form, program, tmp_path):
 
 def test_frame_is_fast_and_imports_nothing_heavy(program):
     heavy = "torch transformers openvino nncf numpy pandas matplotlib"
-    check = f"import sys; import shearling.command_line; print([name for name in {heavy.split()} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=Path(program).parent)
+    check = (
+        f"import sys; import shearling.command_line; print([name for name in {heavy.split()} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=Path(program).parent
+    )
     assert done.stdout == "[]\n"

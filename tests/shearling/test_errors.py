@@ -24,5 +24,8 @@ def test_the_drawn_tree_is_complete():
 
 
 def test_one_line_says_where_what_and_what_to_do():
-    assert str(errors.ArtefactMissing("no such file", where="a/b.json", remedy="Check the path")) == "a/b.json: no such file. Check the path"
+    assert (
+        str(errors.ArtefactMissing("no such file", where="a/b.json", remedy="Check the path"))
+        == "a/b.json: no such file. Check the path"
+    )
     assert str(errors.ArtefactMissing("no such file")) == "no such file"

@@ -60,7 +60,9 @@ def test_baselines_of_the_demo_learn_the_same_data_for_as_long():
     shears, lora = (read_recipe(ROOT / "recipes" / f"smollm2-{name}.toml") for name in ("shears", "lora"))
     assert (shears.model, shears.task, shears.train, shears.seed) == (lora.model, lora.task, lora.train, lora.seed)
     assert (shears.adapter.rank, shears.adapter.alpha) == (lora.adapter.rank, lora.adapter.alpha)
-    modules = [sorted(module for group in recipe.adapter.groups for module in group.modules) for recipe in (shears, lora)]
+    modules = [
+        sorted(module for group in recipe.adapter.groups for module in group.modules) for recipe in (shears, lora)
+    ]
     assert modules[0] == modules[1]
 
 
@@ -79,7 +81,11 @@ ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", membe
     [
         ("steps = 2", "stpes = 2", ["train.stpes: unknown key, did you mean 'steps'?"]),
         ("[sparsity]", "[sparsty]", ["sparsty: unknown key, did you mean 'sparsity'?"]),
-        ("modules =", "module =", ["adapter.groups.0.module: unknown key, did you mean 'modules'?", "adapter.groups.0.modules: missing"]),
+        (
+            "modules =",
+            "module =",
+            ["adapter.groups.0.module: unknown key, did you mean 'modules'?", "adapter.groups.0.modules: missing"],
+        ),
         ("steps = 2", 'steps = "two"', ["train.steps", "valid integer"]),
         ("ratio = 0.5", "ratio = 1.5", ["sparsity.ratio", "less than 1"]),
         ("ratio = 0.5", "ratio = nan", ["sparsity.ratio", "finite"]),
@@ -87,9 +93,17 @@ ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", membe
         ("ratio = 0.5", 'method = "wandas"', ["sparsity.method", "'wanda' or 'magnitude'"]),
         ('path = "models/mine"', "", ["model: give exactly one of 'path' and 'asset'"]),
         ('path = "models/mine"', f'path = "models/mine"\n{ASSET}', ["model: give exactly one of 'path' and 'asset'"]),
-        ('path = "data/tickets.jsonl"', f'path = "data/tickets.jsonl"\n{ASSET}', ["task: give exactly one of 'path', 'asset' and 'dataset'"]),
+        (
+            'path = "data/tickets.jsonl"',
+            f'path = "data/tickets.jsonl"\n{ASSET}',
+            ["task: give exactly one of 'path', 'asset' and 'dataset'"],
+        ),
         ('gold = "{{ urgent }}"', "", ["task: 'choices' and 'gold' belong together"]),
-        ('gold = "{{ urgent }}"', 'gold = "{{ urgent }}"\ncompletion = "x"', ["task: give either 'choices' with 'gold', or 'completion'"]),
+        (
+            'gold = "{{ urgent }}"',
+            'gold = "{{ urgent }}"\ncompletion = "x"',
+            ["task: give either 'choices' with 'gold', or 'completion'"],
+        ),
         ("[train]\nsteps = 2", "", ["[adapter] and [train] belong together"]),
         ("[sparsity]\nratio = 0.5", "", ["masked training needs [sparsity]; for a dense base set masked = false"]),
         ("rank = 8", "rank = 8\ndropout = 0.1", ["adapter: dropout needs the adapter's own input"]),

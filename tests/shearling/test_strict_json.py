@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shearling.errors import ArtefactMissing, DocumentInvalid
-from shearling.strict_json import MAX_BYTES, MAX_DEPTH, Document, parse_json, read_document, read_json, write_document, write_json, write_text
+from shearling.strict_json import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    Document,
+    parse_json,
+    read_document,
+    read_json,
+    write_document,
+    write_json,
+    write_text,
+)
 
 
 # Processor time, so that a busy machine fails no test.
@@ -106,7 +116,11 @@ def test_brackets_in_strings_are_no_depth():
 
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=12,
 )

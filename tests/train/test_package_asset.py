@@ -24,9 +24,13 @@ def registry(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("tiny_asset/data/rows.jsonl", CONTENT)
         archive.writestr(
-            "tiny_asset-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\nRequires-Dist: nowhere-to-be-found\n"
+            "tiny_asset-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\nRequires-Dist: nowhere-to-be-found\n",
         )
-        archive.writestr("tiny_asset-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "tiny_asset-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr("tiny_asset-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(directory))

@@ -8,16 +8,18 @@ import pytest
 
 from search.stage import Constraints, SearchSettings, search
 from shearling.artefact import open_artefact, unfinished_artefact
+from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, OutputExists
+from shearling.evaluation.task import SPLITS, read_rows
 from shearling.run import Run
 from shearling.strict_json import read_json
-from shearling.super_network import ADAPTER_FILE
-from shearling.task import SPLITS, read_rows
-from tests.tiny_models import FAMILIES, tiny_tokenizer
-from tests.tiny_runs import tiny_recipe
-from train.pipeline import run_recipe
+from tests.support.tiny_models import FAMILIES, tiny_tokenizer
+from tests.support.tiny_runs import tiny_recipe
+from train.stage import run_recipe
 
-SETTINGS = SearchSettings(algorithm="random", evaluations=1, population=2, seed=0, limit=4, task=None, batch_size=4, precision="fp32")
+SETTINGS = SearchSettings(
+    algorithm="random", evaluations=1, population=2, seed=0, limit=4, task=None, batch_size=4, precision="fp32"
+)
 KINDS = ("task", "base", "sparse", "super_adapter")
 
 
@@ -46,7 +48,11 @@ def test_artefacts_form_a_chain(finished):
     assert sparse.manifest.parents == {"base": base.sha256}
     assert adapter.manifest.parents == {"sparse": sparse.sha256, "task": task.sha256}
     facts = read_json(run.task / "task.json")
-    assert facts == {"name": "headlines", "multiple_choice": True, "rows": {split: len(read_rows(run.task, split)) for split in SPLITS}}
+    assert facts == {
+        "name": "headlines",
+        "multiple_choice": True,
+        "rows": {split: len(read_rows(run.task, split)) for split in SPLITS},
+    }
     assert adapter.manifest.details["recipe"]["train"]["steps"] == 6
 
 
@@ -81,7 +87,10 @@ def calibrated_on(recipe, text):
 
 
 def test_another_calibration_text_of_the_same_name_is_refused(tmp_path):
-    recipe, text = calibrated_on(tiny_recipe(tmp_path, sparsity={"method": "wanda"}), tmp_path / "text.txt"), tmp_path / "text.txt"
+    recipe, text = (
+        calibrated_on(tiny_recipe(tmp_path, sparsity={"method": "wanda"}), tmp_path / "text.txt"),
+        tmp_path / "text.txt",
+    )
     text.write_text("the quick brown fox jumps over the lazy dog " * 99)
     run_recipe(recipe.model_copy(update={"adapter": None, "train": None}), tmp_path / "run")
     text.write_text("a lazy dog sleeps under the quick brown fox " * 99)
@@ -118,7 +127,9 @@ def test_a_damaged_artefact_is_not_built_upon(unfinished):
 
 def test_force_replaces_everything(unfinished):
     before = digests(unfinished / "run")
-    made = run_recipe(tiny_recipe(unfinished, sparsity={"ratio": 0.25}, task={"max_length": 24}), unfinished / "run", force=True)
+    made = run_recipe(
+        tiny_recipe(unfinished, sparsity={"ratio": 0.25}, task={"max_length": 24}), unfinished / "run", force=True
+    )
     assert made["sparse"].manifest.details["sparsity"]["target"] == 0.25
     assert digests(unfinished / "run")["sparse"] != before["sparse"]
     assert (unfinished / "run" / "super_adapter" / ADAPTER_FILE).is_file()

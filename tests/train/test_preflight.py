@@ -10,13 +10,20 @@ from collections import namedtuple
 import psutil
 import pytest
 
-from shearling.errors import ArtefactMissing, CheckpointUnsafe, ExportUnavailable, ModelUnsupported, RecipeInvalid, ResourceExhausted
+from shearling.errors import (
+    ArtefactMissing,
+    CheckpointUnsafe,
+    ExportUnavailable,
+    ModelUnsupported,
+    RecipeInvalid,
+    ResourceExhausted,
+)
 from shearling.recipe import ModelSection
-from tests.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
-from tests.tiny_runs import tiny_recipe
-from tests.train.tiny_gguf import write_tiny_gguf
-from train.pipeline import run_recipe
+from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
+from tests.support.tiny_runs import tiny_recipe
 from train.preflight import check_structure, find_model, preflight
+from train.stage import run_recipe
 
 
 def edit_config(directory, **changes):

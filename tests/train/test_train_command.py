@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_runs import tiny_recipe, write_tiny_recipe
-from train.pipeline import run_recipe
+from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
+from train.stage import run_recipe
 
 
 def run_train(*arguments: object, code: int) -> tuple[str, str]:
     command = [sys.executable, "-m", "train", *map(str, arguments)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr
 
@@ -42,9 +44,11 @@ def test_the_screen_names_the_next_step(tmp_path):
     from rich.console import Console
 
     from shearling.artefact import open_artefact
-    from train.summary import summarise
+    from train.screen import summarise
 
-    made = {kind: open_artefact(tmp_path / "run" / kind, kind=kind) for kind in ("task", "base", "sparse", "super_adapter")}
+    made = {
+        kind: open_artefact(tmp_path / "run" / kind, kind=kind) for kind in ("task", "base", "sparse", "super_adapter")
+    }
     console = Console(record=True, width=160, file=io.StringIO())
     console.print(summarise(tmp_path / "run", made).screen)
     text = console.export_text()
@@ -78,7 +82,9 @@ def test_missing_recipe_exits_with_3_and_missing_option_with_2(tmp_path):
 
 
 def test_help_does_not_import_torch():
-    code = "import sys, train.__main__; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'peft')))"
+    code = (
+        "import sys, train.__main__; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'peft')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
     out, _ = run_train("--help", code=0)
     assert "--recipe" in out

@@ -16,7 +16,8 @@ class Unstructured:
     """The lowest scores of each group go.
 
     Attributes:
-        ratio: share of each group to prune, 0 to 1; the count is int(size * ratio), so the share reached is a little less.
+        ratio: share of each group to prune, 0 to 1; the count is int(size * ratio), so the share reached is a little
+            less.
         group: what competes: the weights of one output row (Wanda), or of the whole matrix.
     """
 
@@ -64,9 +65,13 @@ def parse_pattern(name: str, *, ratio: float) -> Pattern:
         return Unstructured(ratio, group="matrix")
     pruned, _, block = name.partition(":")
     if not (pruned.isdigit() and block.isdigit() and 0 < int(pruned) < int(block)):
-        raise RecipeInvalid(f"unknown pattern {name!r}", where="sparsity.pattern", remedy="Use 'unstructured', '2:4' or '4:8'")
+        raise RecipeInvalid(
+            f"unknown pattern {name!r}", where="sparsity.pattern", remedy="Use 'unstructured', '2:4' or '4:8'"
+        )
     if ratio * int(block) != int(pruned):
-        raise RecipeInvalid(f"pattern {name} prunes {int(pruned) / int(block)} of all weights, ratio is {ratio}", where="sparsity.ratio")
+        raise RecipeInvalid(
+            f"pattern {name} prunes {int(pruned) / int(block)} of all weights, ratio is {ratio}", where="sparsity.ratio"
+        )
     return SemiStructured(int(pruned), int(block))
 
 
@@ -87,7 +92,11 @@ def keep_mask(scores: Tensor, pattern: Pattern, *, where: str) -> Tensor:
     out_features, in_features = scores.shape
     if isinstance(pattern, SemiStructured):
         if in_features % pattern.block:
-            raise ModelUnsupported(f"rows of {in_features} weights are no multiple of {pattern.block}", where=where, remedy="Use 'unstructured'")
+            raise ModelUnsupported(
+                f"rows of {in_features} weights are no multiple of {pattern.block}",
+                where=where,
+                remedy="Use 'unstructured'",
+            )
         return _drop_lowest(scores.reshape(-1, pattern.block), pattern.pruned).view(out_features, in_features)
     if pattern.group == "matrix":
         return _drop_lowest(scores.reshape(1, -1), int(scores.numel() * pattern.ratio)).view(out_features, in_features)

@@ -1,8 +1,8 @@
 """Hidden states of the calibration text, carried from one transformer layer to the next.
 
-A layer is called with exactly the arguments that the model itself would give it: they are recorded, for every layer, during
-one ordinary forward of each batch. So rotary embeddings, sliding windows, ALiBi and masks are right for any transformer, and
-no sample needs padding.
+A layer is called with exactly the arguments that the model itself would give it: they are recorded, for every layer,
+during one ordinary forward of each batch. So rotary embeddings, sliding windows, ALiBi and masks are right for any
+transformer, and no sample needs padding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shearling.errors import ModelUnsupported
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from shearling.transformer import Transformer
+    from shearling.model.layers import TransformerLayers
 
 
 @dataclass
@@ -87,7 +87,9 @@ class _Pool:
         return value
 
 
-def capture(model: nn.Module, transformer: Transformer, calibration: Sequence[Tensor], *, batch_size: int = 1) -> Propagation:
+def capture(
+    model: nn.Module, transformer: TransformerLayers, calibration: Sequence[Tensor], *, batch_size: int = 1
+) -> Propagation:
     """Record what every layer is called with, and the inputs of layer 0.
 
     Args:
@@ -103,7 +105,7 @@ def capture(model: nn.Module, transformer: Transformer, calibration: Sequence[Te
     return Propagation([_capture_batch(model, transformer, tokens, pool) for tokens in _stack(calibration, batch_size)])
 
 
-def _capture_batch(model: nn.Module, transformer: Transformer, tokens: Tensor, pool: _Pool) -> Batch:
+def _capture_batch(model: nn.Module, transformer: TransformerLayers, tokens: Tensor, pool: _Pool) -> Batch:
     import torch
 
     seen: list[tuple[Tensor | None, LayerCall]] = []
@@ -112,14 +114,21 @@ def _capture_batch(model: nn.Module, transformer: Transformer, tokens: Tensor, p
         named = dict(kwargs)
         hidden = args[0] if args else named.pop("hidden_states", None)
         # Only the first layer's inputs are needed: later ones come from pruned layers.
-        seen.append((hidden.detach().clone() if not seen and hidden is not None else None, LayerCall(pool.intern(args[1:]), pool.intern(named))))
+        seen.append(
+            (
+                hidden.detach().clone() if not seen and hidden is not None else None,
+                LayerCall(pool.intern(args[1:]), pool.intern(named)),
+            )
+        )
 
     with ExitStack() as hooks, torch.no_grad():
         for layer in transformer.layers:
             hooks.enter_context(layer.register_forward_pre_hook(record, with_kwargs=True))
         model(input_ids=tokens.to(next(model.parameters()).device), use_cache=False)
     if len(seen) != len(transformer.layers) or seen[0][0] is None:
-        raise ModelUnsupported(f"{len(seen)} layer calls in one forward of {len(transformer.layers)} layers", where=type(model).__name__)
+        raise ModelUnsupported(
+            f"{len(seen)} layer calls in one forward of {len(transformer.layers)} layers", where=type(model).__name__
+        )
     return Batch(seen[0][0], [call for _, call in seen])
 
 

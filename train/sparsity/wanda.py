@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class ChannelNorm:
     """Running mean square norm of the input channels of one linear layer, in float32.
 
-    c_j = mean over samples of sum over tokens of x_j^2. Dividing by the number of samples scales every score alike, so the
-    order of scores is that of the norm over all tokens.
+    c_j = mean over samples of sum over tokens of x_j^2. Dividing by the number of samples scales every score alike,
+    so the order of scores is that of the norm over all tokens.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,9 @@ class ChannelNorm:
         self.mean_square: Tensor | None = None
 
     def add(self, inputs: Tensor) -> None:
-        """Take in [batch, tokens, in] activations (or [tokens, in]), sample by sample, so that the batch size does not matter."""
+        """Take in [batch, tokens, in] activations (or [tokens, in]), sample by sample, so that the batch size does
+        not matter.
+        """
         squares = inputs.detach().float().reshape(-1, *inputs.shape[-2:]).square().sum(dim=1)
         for square in squares:
             self.samples += 1
@@ -53,9 +55,13 @@ def wanda_scores(weight: Tensor, norm: ChannelNorm, *, where: str) -> Tensor:
         NonFiniteWeights: an activation was NaN or infinite.
     """
     if norm.mean_square is None:
-        raise ModelUnsupported("no calibration token reached this layer", where=where, remedy="Give more samples, or prune by magnitude")
+        raise ModelUnsupported(
+            "no calibration token reached this layer", where=where, remedy="Give more samples, or prune by magnitude"
+        )
     if not norm.mean_square.isfinite().all():
-        raise NonFiniteWeights("its calibration inputs hold NaN or infinity", where=where, remedy="Check the base model")
+        raise NonFiniteWeights(
+            "its calibration inputs hold NaN or infinity", where=where, remedy="Check the base model"
+        )
     return weight.detach().float().abs() * norm.mean_square.sqrt()
 
 

@@ -1,0 +1,247 @@
+"""How often does `python -m serve check` cry wolf, and how often does it sleep?
+
+    python -m benchmarks.latency_guard --model runs/demo/export/model [--checks 100] [--rivals 2]
+
+Two int8 IRs of one model are made: as it is, and with a tenth more layers (copies of the last one, each with its own
+weights).
+Then so many checks of the model against itself, and as many of the longer model against it, taken in turns, while
+rivals compute and rest on the same CPUs. Each check is the command itself, judged by its exit code. A run that was
+interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.bench.environment import describe_environment
+from shearling.command_line import quiet_libraries
+from shearling.console import progress
+
+MAX_RATIO = 1.05
+MAX_FALSE_ALARMS, MIN_CAUGHT, MAX_SECONDS = 0.02, 0.95, 60.0
+LONGER = 0.1
+TOKENIZER = ("openvino_tokenizer.xml", "openvino_tokenizer.bin", "openvino_detokenizer.xml", "openvino_detokenizer.bin")
+
+# Multiplies large matrices and rests, each for a random time: bandwidth, cache and CPU come and go. It ends with its
+# parent.
+RIVAL = """
+import os, random, sys, time
+import numpy as np
+a = np.random.rand(1500, 1500).astype("float32")
+while os.getppid() == int(sys.argv[1]):
+    end = time.monotonic() + random.uniform(0.05, 4)
+    while time.monotonic() < end:
+        a @ a
+    time.sleep(random.uniform(0.05, 2))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        kind: `same` or `longer`.
+        outcome: pass, regression or inconclusive.
+        load: of the machine, when it began.
+    """
+
+    kind: str
+    outcome: str
+    seconds: float
+    load: float
+    told: str
+
+
+def prepare(model: Path, directory: Path, *, layers: int = 0) -> Path:
+    """An int8 IR of a Hugging Face model with `layers` more layers; made once."""
+    if directory.is_dir():
+        return directory
+    import nncf
+    import openvino
+    import openvino_tokenizers
+    from optimum.exporters.openvino import export_from_model
+    from transformers import AutoTokenizer
+
+    from shearling.kernel.openvino_core import openvino_core
+    from shearling.model.checkpoint import load_model
+
+    longer: Any = lengthen(load_model(model), layers)
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    with warnings.catch_warnings():
+        # Tracing warns of every Python branch in transformers' code.
+        warnings.simplefilter("ignore")
+        export_from_model(longer, output=partial / "float", task="text-generation-with-past", stateful=True)
+        parts = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
+    network = openvino_core().read_model(partial / "float" / "openvino_model.xml")
+    nncf.set_log_level(logging.ERROR)
+    # Its progress bars go to stdout, which is for the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        compressed = nncf.compress_weights(network, mode=nncf.CompressWeightsMode.INT8_SYM)
+    openvino.save_model(compressed, partial / "openvino_model.xml", compress_to_fp16=False)
+    for part, name in zip(parts, TOKENIZER[::2], strict=True):
+        openvino.save_model(part, partial / name)
+    longer.config.save_pretrained(partial)
+    del network, compressed
+    shutil.rmtree(partial / "float")
+    partial.rename(directory)
+    return directory
+
+
+def lengthen(model: Any, layers: int) -> Any:
+    """Append copies of the last decoder layer, each slightly different: equal ones would share one constant in the
+    IR.
+    """
+    import copy
+
+    import torch
+
+    stack = model.model.layers
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(layers):
+        layer = copy.deepcopy(stack[-1])
+        layer.self_attn.layer_idx = len(stack)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(1 + 0.01 * torch.randn(parameter.shape, generator=generator))
+        stack.append(layer)
+    model.config.num_hidden_layers = len(stack)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[0]] * len(stack)
+    return model
+
+
+@contextlib.contextmanager
+def rivals(count: int) -> Iterator[list[int]]:
+    """So many processes that work on the same CPUs, now and then; their ids."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", RIVAL, str(os.getpid())], env=environment) for _ in range(count)
+    ]
+    try:
+        yield [process.pid for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def run_check(kind: str, candidate: Path, reference: Path, *, budget_s: float | None = None) -> Check:
+    """One `python -m serve check`, in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "serve",
+        "check",
+        str(candidate),
+        "--against",
+        str(reference),
+        "--max-ratio",
+        str(MAX_RATIO),
+        "--json",
+    ]
+    command += [] if budget_s is None else ["--budget", str(budget_s)]
+    load, started_s = os.getloadavg()[0], time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - started_s
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"the check ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+    answer = json.loads(done.stdout)
+    told = json.dumps(answer["ratios"]) if done.returncode == 0 else str(answer["message"])
+    outcome = (
+        "pass" if done.returncode == 0 else "regression" if told.startswith("latency regression") else "inconclusive"
+    )
+    return Check(kind, outcome, round(seconds, 1), round(load, 1), told)
+
+
+def summarise(checks: Sequence[Check]) -> dict[str, Any]:
+    """Both rates, and whether they are good enough."""
+    same, longer = ([check for check in checks if check.kind == kind] for kind in ("same", "longer"))
+    alarms = sum(check.outcome != "pass" for check in same)
+    caught = sum(check.outcome == "regression" for check in longer)
+    seconds = [check.seconds for check in checks]
+    return {
+        "same_model": len(same),
+        "false_alarms": alarms,
+        "of_them_inconclusive": sum(check.outcome == "inconclusive" for check in same),
+        "longer_model": len(longer),
+        "caught": caught,
+        "inconclusive": sum(check.outcome == "inconclusive" for check in longer),
+        "missed": sum(check.outcome == "pass" for check in longer),
+        "seconds_median": statistics.median(seconds),
+        "seconds_longest": max(seconds),
+        "load_median": statistics.median(check.load for check in checks),
+        "good_enough": alarms <= MAX_FALSE_ALARMS * len(same)
+        and caught >= MIN_CAUGHT * len(longer)
+        and max(seconds) <= MAX_SECONDS,
+    }
+
+
+def _read(path: Path) -> list[Check]:
+    return [Check(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the models, check in turns, and print one JSON object."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency_guard", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="a Hugging Face directory, such as runs/demo/export/model"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/bench-guard"),
+        help="the two IRs and checks.jsonl; delete it to begin anew",
+    )
+    parser.add_argument("--checks", type=int, default=100, help="of each kind")
+    parser.add_argument("--rivals", type=int, default=os.cpu_count() or 1, help="processes that disturb")
+    parser.add_argument("--budget", type=float, help="seconds of each check, if not the command's own")
+    options = parser.parse_args(argv)
+    quiet_libraries()
+    options.work.mkdir(parents=True, exist_ok=True)
+    extra = max(1, round(LONGER * json.loads((options.model / "config.json").read_text())["num_hidden_layers"]))
+    reference = prepare(options.model, options.work / "model")
+    longer = prepare(options.model, options.work / "longer", layers=extra)
+    journal = options.work / "checks.jsonl"
+    checks = _read(journal)
+    pairs = [("same", reference), ("longer", longer)]
+    wanted = (pairs * options.checks)[len(checks) :]
+    with rivals(options.rivals), progress("checks", total=len(wanted)) as advance:
+        for kind, candidate in wanted:
+            checks.append(run_check(kind, candidate, reference, budget_s=options.budget))
+            with journal.open("a") as stream:
+                stream.write(json.dumps(asdict(checks[-1])) + "\n")
+            advance(note=f"{kind}: {checks[-1].outcome} in {checks[-1].seconds:.0f} s")
+    environment = describe_environment()
+    summary = summarise(checks)
+    facts = {
+        "cpu": environment.cpu,
+        "cpus": environment.usable_cpus,
+        "rivals": options.rivals,
+        "max_ratio": MAX_RATIO,
+        "layers_added": extra,
+    }
+    sys.stdout.write(json.dumps({**facts, **summary}, indent=2) + "\n")
+    return 0 if summary["good_enough"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

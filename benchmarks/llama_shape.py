@@ -1,0 +1,152 @@
+"""Models of a given Llama shape with random weights, dense and pruned, for the decode table of docs/performance.md.
+
+    python -m benchmarks.llama_shape --out runs/shape [--layers 16 --hidden 2048 --feed-forward 8192] [--sparsity
+    0.5,0.7]
+
+Writes OUT/dense-WEIGHTS (what OpenVINO runs today; kept if it is there) and OUT/sparse-WEIGHTS-PERCENT for bf16, int8
+and int4: whole
+OpenVINO directories with a tokenizer, for `python -m serve bench`. The speed of a decoder does not depend on what its
+weights
+say, so random ones serve; the smallest in magnitude of each row are pruned after quantization, as magnitude pruning
+before it would. Dense files are left unpruned: stock runtimes read a zero like any number, and take the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from export.formats.openvino import MODEL_XML, compress, convert, round_to_bf16, save_ir, write_tokenizer
+from export.number_format import Weights
+from export.packing.linear_graph import find_products
+from export.packing.packed_ir import pack_ir
+from export.packing.stored_weight import make_constant, read_values
+from shearling.command_line import quiet_libraries
+from shearling.console import log
+from tests.support.tiny_models import tiny_tokenizer
+
+WEIGHTS: tuple[Weights, ...] = ("bf16", "int8", "int4")
+
+
+def main(arguments: list[str]) -> int:
+    """Write the models that the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.llama_shape", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    for name, value in (
+        ("layers", 16),
+        ("hidden", 2048),
+        ("feed-forward", 8192),
+        ("heads", 32),
+        ("kv-heads", 8),
+        ("vocabulary", 32000),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--weights", default=",".join(WEIGHTS), help="of bf16, int8, int4")
+    parser.add_argument("--sparsity", default="0.5,0.6,0.7,0.8,0.9")
+    options = parser.parse_args(arguments)
+    quiet_libraries()
+    options.out.mkdir(parents=True, exist_ok=True)
+    wanted = options.weights.split(",")
+    missing = [weights for weights in wanted if not (options.out / f"dense-{weights}").is_dir()]
+    if missing:
+        _write_dense(options, missing)
+    for weights in wanted:
+        for share in filter(None, options.sparsity.split(",")):
+            _write_sparse(options.out, weights, float(share))
+    return 0
+
+
+def random_llama(
+    *, layers: int, hidden: int, feed_forward: int, heads: int, kv_heads: int, vocabulary: int
+) -> LlamaForCausalLM:
+    """A Llama decoder of this shape in float32, weights drawn from a fixed seed."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=feed_forward,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def prune_smallest(ir: Any, sparsity: float) -> None:
+    """Set the smallest weights of every row of every decoder layer to zero, in an IR whose weights are compressed.
+
+    Args:
+        ir: bf16, int8 or int4 weights; changed in place.
+        sparsity: share of each row.
+    """
+    for product in find_products(ir):
+        if ".layers." not in product.path:
+            continue
+        values = read_values(product.constant)
+        rows = values.reshape(product.shape)
+        # Without the sign the bits of bf16 are in the order of the magnitudes.
+        size = rows & 0x7FFF if product.scale is None else np.abs(rows.astype(np.int16))
+        count = round(sparsity * size.shape[1])
+        np.put_along_axis(rows, np.argpartition(size, count, axis=1)[:, :count], 0, axis=1)
+        pruned = make_constant(values, product.constant.get_element_type())
+        pruned.set_friendly_name(product.constant.get_friendly_name())
+        for reader in product.constant.output(0).get_target_inputs():
+            reader.replace_source_output(pruned.output(0))
+
+
+def _write_dense(options: argparse.Namespace, wanted: list[Weights]) -> None:
+    raw: Path = options.out / "raw"
+    model = random_llama(
+        layers=options.layers,
+        hidden=options.hidden,
+        feed_forward=options.feed_forward,
+        heads=options.heads,
+        kv_heads=options.kv_heads,
+        vocabulary=options.vocabulary,
+    )
+    convert(model, raw)
+    model.config.save_pretrained(str(raw))
+    write_tokenizer(tiny_tokenizer(), raw)
+    del model
+    for weights in wanted:
+        ir = openvino.Core().read_model(raw / MODEL_XML)
+        if weights == "bf16":
+            round_to_bf16(ir)
+        else:
+            ir = compress(ir, weights)
+        _write(ir, raw, options.out / f"dense-{weights}")
+    shutil.rmtree(raw)
+
+
+def _write_sparse(out: Path, weights: Weights, sparsity: float) -> None:
+    dense = out / f"dense-{weights}"
+    ir = openvino.Core().read_model(dense / MODEL_XML)
+    prune_smallest(ir, sparsity)
+    packing = pack_ir(ir)
+    _write(ir, dense, out / f"sparse-{weights}-{round(100 * sparsity)}")
+    log.print(
+        f"{weights}, {sparsity:.0%} zeros: {packing.bytes_before / 1e6:.0f} MB of linears become "
+        f"{packing.bytes_after / 1e6:.0f} MB"
+    )
+
+
+def _write(ir: Any, neighbours: Path, directory: Path) -> None:
+    directory.mkdir()
+    for file in neighbours.iterdir():
+        if not file.name.startswith("openvino_model"):
+            shutil.copy(file, directory)
+    save_ir(ir, directory / MODEL_XML, fp16=False, name="model")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,258 @@
+"""llama.cpp and DeepSparse, built into environments of their own to be measured beside our exports.
+
+    python -m benchmarks.peers build llama.cpp peers/llama          # compiles; minutes; needs a C++ compiler
+    python -m benchmarks.peers build deepsparse peers/deepsparse    # needs Python 3.11
+    python -m benchmarks.peers gguf RUN/base peers/llama            # Q8_0.gguf and Q4_0.gguf
+    python -m benchmarks.peers decoder RUN/export/model peers/sparse-decoder
+    python -m serve bench EXPORT ... peers/llama/Q8_0.gguf@environment=peers/llama
+    peers/sparse-decoder@environment=peers/deepsparse python -m benchmarks.peers layer peers/deepsparse
+
+`gguf` writes a base for llama.cpp, `decoder` a pruned model for DeepSparse (`benchmarks.static_decoder`); `serve
+bench` decodes the
+same random prompts in them and in every export. `layer` runs eight layers of 4096 x 4096 with half of their weights
+zero, one after
+the other, so that no cache holds them: DeepSparse in float32, OpenVINO and our operators in bf16 and int8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from benchmarks.static_decoder import write_static_decoder
+from serve.bench.statistics import bootstrap_median, paired_ratio
+from shearling.command_line import quiet_libraries
+from tests.support.tiny_gguf import NAMES, interleave
+
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "llama.cpp": ("llama-cpp-python==0.3.36",),
+    "deepsparse": ("deepsparse==1.8.0", "numpy==1.26.4", "onnx==1.14.1", "setuptools<81"),
+}
+QUANTIZATIONS = ("Q8_0", "Q4_0")
+LAYERS, WIDTH = 8, 4096
+
+
+def main(arguments: list[str]) -> int:
+    """Build an environment, or measure with one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build")
+    build.add_argument("peer", choices=sorted(PACKAGES))
+    build.add_argument("environment", type=Path)
+    gguf = commands.add_parser("gguf")
+    gguf.add_argument("base", type=Path, help="a Llama checkpoint")
+    gguf.add_argument("directory", type=Path, help="where to write")
+    decoder = commands.add_parser("decoder")
+    decoder.add_argument("model", type=Path, help="a Llama checkpoint, such as the model of an export")
+    decoder.add_argument("directory", type=Path, help="where to write")
+    layer = commands.add_parser("layer")
+    layer.add_argument("environment", type=Path)
+    layer.add_argument("--threads", type=int, default=2)
+    layer.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args(arguments)
+    quiet_libraries()
+    if options.command == "build":
+        build_environment(options.peer, options.environment)
+    elif options.command == "gguf":
+        for quantization in QUANTIZATIONS:
+            write_gguf(options.base, options.directory / f"{quantization}.gguf", quantization)
+    elif options.command == "decoder":
+        write_static_decoder(options.model, options.directory)
+    else:
+        sys.stdout.write(json.dumps(measure_layer(options), indent=1) + "\n")
+    return 0
+
+
+def build_environment(peer: str, directory: Path) -> None:
+    """A virtual environment with one peer in it; a source distribution is compiled for this processor."""
+    subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+    subprocess.run([str(directory / "bin" / "pip"), "install", "--quiet", *PACKAGES[peer]], check=True)
+
+
+class Peer:
+    """`benchmarks.peer_worker` in its environment; use as a context manager."""
+
+    def __init__(self, environment: Path, path: Path, *, threads: int) -> None:
+        script = Path(__file__).with_name("peer_worker.py")
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
+        command = [str(environment.absolute() / "bin" / "python"), str(script)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        self.name = str(self.ask({"do": "load", "path": str(path), "threads": threads})["runtime"])
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request, one reply."""
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("the peer has no pipes")
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            raise RuntimeError(self._log.read().decode(errors="replace")[-2000:])
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+
+def write_gguf(base: Path, path: Path, quantization: str) -> None:
+    """A Llama checkpoint as GGUF, matrices quantized by gguf's own reference; without a vocabulary, since token ids
+    are given.
+    """
+    import gguf
+
+    from shearling.model.checkpoint import load_model
+
+    model: Any = load_model(base)
+    config, state = model.config, model.state_dict()
+    kind = gguf.GGMLQuantizationType[quantization]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    tensors = {
+        "token_embd.weight": state["model.embed_tokens.weight"],
+        "output_norm.weight": state["model.norm.weight"],
+    }
+    if not config.tie_word_embeddings:
+        tensors["output.weight"] = state["lm_head.weight"]
+    for layer in range(config.num_hidden_layers):
+        for ours, theirs in NAMES.items():
+            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(theirs)
+            tensor = state[f"model.layers.{layer}.{ours}.weight"]
+            tensors[f"blk.{layer}.{theirs}.weight"] = tensor if heads is None else interleave(tensor, heads)
+    for name, tensor in tensors.items():
+        values = np.ascontiguousarray(tensor, dtype=np.float32)
+        if values.ndim == 1:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def measure_layer(options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds a layer at 1 and 16 rows; ratios are to DeepSparse, in the same block."""
+    generator = np.random.default_rng(0)
+    weights = [generator.standard_normal((WIDTH, WIDTH), dtype=np.float32) / 64 for _ in range(LAYERS)]
+    for weight in weights:
+        weight[generator.random(weight.shape) < 0.5] = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        onnx_file = Path(temporary) / "layers.onnx"
+        _write_onnx(weights, onnx_file)
+        requests = _openvino_requests(weights, options.threads)
+        with Peer(options.environment, onnx_file, threads=options.threads) as peer:
+            results = {f"{rows} rows": _layer_speeds(peer, requests, rows, options.repeats) for rows in (1, 16)}
+    return results
+
+
+def _layer_speeds(peer: Peer, requests: Mapping[str, Any], rows: int, repeats: int) -> dict[str, dict[str, float]]:
+    x = np.random.default_rng(0).standard_normal((rows, WIDTH), dtype=np.float32)
+    samples: dict[str, list[float]] = {peer.name: [], **{name: [] for name in requests}}
+    for block in range(repeats + 1):
+        for name in list(samples) if block % 2 else list(samples)[::-1]:
+            if name == peer.name:
+                seconds = min(peer.ask({"do": "run", "rows": rows, "columns": WIDTH, "repeats": 10})["seconds"])
+            else:
+                seconds = min(_seconds(requests[name], x) for _ in range(10))
+            if block:
+                samples[name].append(seconds)
+    return {
+        name: {
+            "ms": round(1e3 * bootstrap_median(values).median / LAYERS, 4),
+            "speed": round(1 / paired_ratio(values, samples[peer.name]).median, 2),
+        }
+        for name, values in samples.items()
+    }
+
+
+def _write_onnx(weights: list[np.ndarray], path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("MatMul", ["x" if index == 0 else f"y{index - 1}", f"w{index}"], [f"y{index}"])
+        for index in range(len(weights))
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", WIDTH])
+        for name in ("x", f"y{len(weights) - 1}")
+    ]
+    initializers = [
+        numpy_helper.from_array(np.ascontiguousarray(weight.T), f"w{index}") for index, weight in enumerate(weights)
+    ]
+    graph = helper.make_graph(nodes, "layers", ends[:1], ends[1:], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
+
+
+def _openvino_requests(weights: list[np.ndarray], threads: int) -> dict[str, Any]:
+    import openvino
+    from openvino import opset13
+
+    from export.formats.openvino import compress, round_to_bf16
+    from export.packing.packed_ir import pack_ir
+    from shearling.kernel.build import build_library
+
+    core = openvino.Core()
+    core.add_extension(str(build_library()))
+    requests = {}
+    for kernel in ("OpenVINO", "ours"):
+        for kind in ("bf16", "int8"):
+            x = opset13.parameter([-1, WIDTH], dtype=openvino.Type.f32)
+            y: Any = x
+            for index, weight in enumerate(weights):
+                constant = opset13.constant(weight)
+                constant.set_friendly_name(f"layer{index}.weight")
+                y = opset13.matmul(y, constant, False, True)
+            ir = openvino.Model([y], [x], "layers")
+            if kind == "bf16":
+                round_to_bf16(ir)
+            else:
+                ir = compress(ir, "int8")
+            if kernel == "ours":
+                pack_ir(ir)
+            requests[f"{kernel} {kind}"] = core.compile_model(
+                ir, "CPU", {"INFERENCE_NUM_THREADS": str(threads)}
+            ).create_infer_request()
+    return requests
+
+
+def _seconds(request: Any, x: np.ndarray) -> float:
+    started_s = time.perf_counter()
+    request.infer([x])
+    return time.perf_counter() - started_s
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

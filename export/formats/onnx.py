@@ -1,0 +1,215 @@
+"""ONNX with the KV cache as inputs and outputs, for plain ONNX Runtime.
+
+The graph is what `torch.export` traces, without the exporter's optimizer: ONNX Runtime optimizes when it loads, and
+so the weights keep the names and the orientation [out, in] that Hugging Face gives them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from export.formats.onnx_weights import store_weights
+from export.formats.quiet_conversion import quiet_conversion
+from export.number_format import LOW_RANK, Kernel, Weights
+from shearling.errors import ArtefactCorrupt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from export.reporting.report import PackingReport
+
+MODEL_ONNX = "model.onnx"
+OPSET = 18
+
+Cache = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, [batch, heads, positions, width]."""
+
+
+class DecoderWithCache(nn.Module):
+    """A decoder as a function of tokens and cache, without a cache object in its signature.
+
+    Args:
+        model: a Hugging Face decoder.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, past: Cache, position_ids: Tensor | None = None
+    ) -> tuple[Tensor, Cache]:
+        """Score S tokens after P cached ones.
+
+        Args:
+            input_ids: [B, S].
+            attention_mask: [B, P + S], 0 at padding.
+            past: of P positions; P may be 0.
+            position_ids: [B, S]; None for a model that derives its positions from the mask.
+
+        Returns:
+            logits [B, S, V], and the cache of P + S positions.
+        """
+        from transformers import DynamicCache
+
+        # Without the configuration: each layer keeps all positions, and the mask alone makes a sliding window.
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(past):
+            cache.update(keys, values, layer)
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        output = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions
+        )
+        return output.logits, [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def write_onnx(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    weights: Weights,
+    kernel: Kernel = "stock",
+) -> PackingReport | None:
+    """Export a decoder to `directory/model.onnx` with its weights in `model.onnx.data`, and the tokenizer beside it.
+
+    Inputs input_ids, attention_mask, position_ids (where the model takes them), past_key_values.{i}.key and .value;
+    outputs logits, present.{i}.key and .value; batch, sequence and past are dynamic, and the past may be empty.
+
+    Args:
+        model: float32, eval mode.
+        tokenizer: saved in the Hugging Face format.
+        directory: created.
+        weights: format of the stored weights; arithmetic and cache stay float32.
+        kernel: `sparse` packs the weights; see `export.packing.packed_onnx`.
+
+    Returns:
+        What was packed; None for the stock kernel.
+
+    Raises:
+        ArtefactCorrupt: the written files do not hold all weights.
+    """
+    from export.packing.packed_onnx import pack_graph
+
+    directory.mkdir(parents=True, exist_ok=True)
+    program = trace(model)
+    # The head may share its weight with the embedding, and its error would go straight into the logits.
+    store_weights(program.model, weights, linears=quantizable(model, without=model.get_output_embeddings()))
+    packing = pack_graph(program.model) if kernel == "sparse" else None
+    program.save(directory / MODEL_ONNX, external_data=True)
+    check_external_data(directory / MODEL_ONNX)
+    tokenizer.save_pretrained(str(directory))
+    model.config.save_pretrained(str(directory))
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(str(directory))
+    return packing
+
+
+def trace(model: PreTrainedModel) -> Any:
+    """Trace to a `torch.onnx.ONNXProgram` with Hugging Face parameter names."""
+    past = example_cache(model)
+    batch, sequence, cached = 2, 3, past[0][0].shape[2]
+    kwargs: dict[str, Any] = {
+        "input_ids": torch.ones(batch, sequence, dtype=torch.long),
+        "attention_mask": torch.ones(batch, cached + sequence, dtype=torch.long),
+        "past": past,
+    }
+    shapes: dict[str, Any] = {
+        "input_ids": {0: "batch", 1: "sequence"},
+        "attention_mask": {0: "batch", 1: "total_sequence"},
+        "past": [({0: "batch", 2: "past_sequence"}, {0: "batch", 2: "past_sequence"}) for _ in past],
+    }
+    cache_names = [f"{layer}.{part}" for layer in range(len(past)) for part in ("key", "value")]
+    inputs = ["input_ids", "attention_mask", *(f"past_key_values.{name}" for name in cache_names)]
+    if takes_positions(model):
+        kwargs["position_ids"] = torch.arange(cached, cached + sequence).expand(batch, sequence).contiguous()
+        shapes["position_ids"] = {0: "batch", 1: "sequence"}
+        inputs.append("position_ids")
+    with quiet_conversion(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            DecoderWithCache(model).eval(),
+            kwargs=kwargs,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=inputs,
+            output_names=["logits", *(f"present.{name}" for name in cache_names)],
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ValueError("torch.onnx.export returned nothing")
+    name_weights(program.model)
+    return program
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether the model is told positions; BLOOM's ALiBi counts them from the mask."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def check_external_data(path: Path) -> None:
+    """Check that every weight lies within its data file: onnx.checker passes a truncated one.
+
+    Raises:
+        ArtefactCorrupt: a data file is missing or too short, or the graph is invalid.
+    """
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False)
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ArtefactCorrupt(f"not a valid ONNX model: {error}", where=path, remedy="Export again") from error
+    for tensor in graph.graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if not place:
+            continue
+        file = path.parent / place["location"]
+        end_bytes = int(place.get("offset", 0)) + int(place["length"])
+        if not file.is_file() or file.stat().st_size < end_bytes:
+            found_bytes = file.stat().st_size if file.is_file() else 0
+            raise ArtefactCorrupt(
+                f"{tensor.name} ends at byte {end_bytes}, the file has {found_bytes}", where=file, remedy="Export again"
+            )
+
+
+def quantizable(model: PreTrainedModel, *, without: nn.Module | None = None, prefix: str = "") -> set[str]:
+    """Names of the weights that may be stored as integers: those of linear layers, but for low-rank factors kept apart.
+
+    Args:
+        model: its modules.
+        without: a module that is not.
+        prefix: of the modules that are.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not without]
+    return {f"{name}.weight" for name in names if name.startswith(prefix) and name.rpartition(".")[2] not in LOW_RANK}
+
+
+def example_cache(model: PreTrainedModel) -> Cache:
+    """The cache of a short forward, [2, heads, 5, width] each: what the heads of every layer are."""
+    # More than one position, so that tracing takes none of the lengths for a constant.
+    with torch.no_grad():
+        output = model(input_ids=torch.ones(2, 5, dtype=torch.long), use_cache=True)
+    return [(layer.keys.contiguous(), layer.values.contiguous()) for layer in output.past_key_values.layers]
+
+
+def name_weights(graph_model: Any) -> None:
+    """Give the initializers their Hugging Face names, and drop what describes this machine."""
+    for value in list(graph_model.graph.initializers.values()):
+        value.name = value.name.removeprefix("model.")
+    # Stack traces and module paths: ten times the graph itself, and they name directories of this machine.
+    for node in graph_model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*graph_model.graph.inputs, *graph_model.graph.initializers.values()):
+        value.metadata_props.clear()

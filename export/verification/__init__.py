@@ -1,0 +1,1 @@
+"""What proves an export: parity, zeros, NNCF's certificate."""

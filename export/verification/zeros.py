@@ -1,0 +1,162 @@
+"""Zeros counted in the files themselves, weight by weight, against the mask.
+
+A weight is zero where its stored number means zero: the number 0, of either sign, in a float format or a symmetric
+integer format, and the midpoint (8 or 128) in the unsigned blocks of ONNX Runtime's MatMulNBits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.packing.linear_graph import module_path
+from export.packing.packed_onnx import PACKED
+from export.packing.stock_ir import read_packed
+from export.reporting.report import ZeroCheck
+from shearling.errors import ArtefactCorrupt, ModelUnsupported, SparsityLost
+from shearling.kernel.bundle import OPERATORS
+from shearling.kernel.openvino_extension import core_for
+from shearling.kernel.packed_format import Bytes, Matrix, ValueType, unpack
+
+if TYPE_CHECKING:
+    from shearling.elastic.mask import Masks
+
+Zeros = dict[str, npt.NDArray[np.bool_]]
+"""Weight name without `.weight` -> [out, in], True where the stored weight is zero."""
+
+
+def check_zeros(directory: Path, masks: Masks) -> list[ZeroCheck]:
+    """Count the zeros of every exported format.
+
+    Args:
+        directory: of an export; formats that are not there are passed over.
+        masks: module path -> mask, True = kept.
+
+    Returns:
+        One check for each of `model` (or `base`, beside an adapter kept apart), `openvino` and `onnx` that is there.
+
+    Raises:
+        SparsityLost: a file has no weight for a pruned module.
+    """
+    readers = {"model": read_huggingface, "base": read_huggingface, "openvino": read_openvino, "onnx": read_onnx}
+    shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
+    return [
+        _check(name, reader(directory / name, shapes), masks)
+        for name, reader in readers.items()
+        if (directory / name).is_dir()
+    ]
+
+
+def read_huggingface(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+    """Zeros of a safetensors checkpoint."""
+    from safetensors import safe_open
+
+    zeros: Zeros = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                if name.removesuffix(".weight") in shapes:
+                    zeros[name.removesuffix(".weight")] = (tensors.get_tensor(name) == 0).numpy()
+    return zeros
+
+
+def read_openvino(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+    """Zeros of the weight constants of an IR."""
+    xml = directory / "openvino_model.xml"
+    model = core_for(xml).read_model(xml)
+    zeros: Zeros = {}
+    for node in model.get_ops():
+        path = module_path(node.get_friendly_name())
+        if node.get_type_name() in OPERATORS:
+            zeros |= {module_path(name): _packed_zeros(matrix) for name, matrix in read_packed(node).items()}
+        elif node.get_type_name() == "Constant" and path in shapes and not _is_bundle(node):
+            zeros[path] = _zero_bits(node).reshape(shapes[path])
+    return zeros
+
+
+def read_onnx(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+    """Zeros of the initializers of an ONNX graph."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(directory / "model.onnx").graph
+    zeros: Zeros = {}
+    for initializer in graph.initializer:
+        name, _, storage = initializer.name.rpartition(".weight")
+        path = module_path(f"{name}.weight")
+        if path not in shapes or storage not in ("", "_fp16", "_bf16", "_Q8", "_Q4", PACKED):
+            continue
+        out, width = shapes[path]
+        array = numpy_helper.to_array(initializer)
+        if storage == PACKED:
+            zeros[path] = _packed_zeros(_unpack(array, initializer.name))
+        elif storage in ("_Q8", "_Q4"):
+            zeros[path] = _block_zeros(array, storage).reshape(out, -1)[:, :width]
+        else:
+            # MatMul keeps [in, out] where the exporter folded the transposition.
+            zeros[path] = (array == 0) if array.shape == shapes[path] else (array == 0).T
+    return zeros
+
+
+def _check(name: str, zeros: Zeros, masks: Masks) -> ZeroCheck:
+    missing = sorted(masks.keys() - zeros.keys())
+    if missing:
+        raise SparsityLost(
+            f"the file holds no weight for {len(missing)} pruned modules, the first is {missing[0]}", where=name
+        )
+    by_module, extra, pruned = {}, 0, 0
+    for path, mask in masks.items():
+        kept = mask.numpy()
+        by_module[path] = int(zeros[path][~kept].sum())
+        extra += int(zeros[path][kept].sum())
+        pruned += int((~kept).sum())
+    return ZeroCheck(format=name, pruned=pruned, zeros=sum(by_module.values()), extra_zeros=extra, by_module=by_module)
+
+
+def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:
+    import openvino
+
+    kind = node.get_element_type()
+    # Symmetric integers have no zero point: 0 is the number 0 whatever the scale.
+    if kind == openvino.Type.i4:
+        raw = np.frombuffer(node.data.tobytes(), dtype=np.uint8)
+        return np.stack([raw & 0x0F, raw >> 4], axis=-1).reshape(-1) == 0
+    if kind == openvino.Type.i8:
+        integers: npt.NDArray[np.bool_] = node.data == 0
+        return integers
+    if kind.is_real():
+        # To float32 without underflow: it holds every number of the halved formats.
+        reals: npt.NDArray[np.bool_] = node.get_data(dtype=np.float32) == 0
+        return reals
+    raise ModelUnsupported(
+        f"cannot read zeros of weights stored as {kind.get_type_name()}", where=node.get_friendly_name()
+    )
+
+
+def _is_bundle(constant: Any) -> bool:
+    return any(reader.get_node().get_type_name() in OPERATORS for reader in constant.output(0).get_target_inputs())
+
+
+def _unpack(packed: Bytes, name: str) -> Matrix:
+    try:
+        return unpack(packed)
+    except ArtefactCorrupt as error:
+        raise ArtefactCorrupt(
+            f"a packed weight is corrupt: {error.message}", where=name, remedy="Export again"
+        ) from None
+
+
+def _packed_zeros(matrix: Matrix) -> npt.NDArray[np.bool_]:
+    # Of the bits of bf16 either zero counts.
+    return np.asarray((matrix.values & 0x7FFF if matrix.value_type is ValueType.BF16 else matrix.values) == 0)
+
+
+def _block_zeros(array: npt.NDArray[Any], storage: str) -> npt.NDArray[np.bool_]:
+    if storage == "_Q8":
+        return np.asarray(array.view(np.uint8) == 128)
+    raw = array.view(np.uint8)
+    return np.stack([raw & 0x0F, raw >> 4], axis=-1).reshape(*raw.shape[:-1], -1) == 8

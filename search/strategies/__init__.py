@@ -1,0 +1,1 @@
+"""What asks for candidates: strategies, and the grid that they search."""

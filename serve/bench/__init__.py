@@ -1,0 +1,1 @@
+"""Interleaved measuring of deployments in processes of their own."""

@@ -1,0 +1,213 @@
+"""One interleaved run: its samples, its environment, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from serve.bench.environment import Environment, describe_environment
+from serve.bench.measurement import Enough, Measurement, Sample, measure
+from serve.bench.statistics import Estimate, bootstrap_median, paired_ratio, percentile
+from serve.bench.unfinished import continue_from, keep
+from serve.bench.workload import Workload
+from serve.runtimes.deployment import Deployment, FormatChoice, find_configured
+from serve.runtimes.device import check_device
+from serve.runtimes.runtime import RunOptions, RuntimeFacts
+from shearling.artefact import utc_now
+from shearling.command_line import Terminated
+from shearling.errors import UsageError
+from shearling.strict_json import Document
+
+SCHEMA = "shearling.benchmark/1"
+FILE = "benchmark.json"
+
+DEFINITIONS = {
+    "ttft_s": "time to first token: from the call, with token ids as input, to the first new token",
+    "tpot_s": "time per output token: mean gap between tokens after the first, of one generation",
+    "tokens_per_s": "decode speed of the whole batch: batch / tpot_s",
+    "total_s": "the whole generation call",
+    "load_s": (
+        "reading and compiling model and tokenizer after the runtime's imports; the files are "
+        "in the page cache, for they were just hashed"
+    ),
+    "peak_memory_bytes": (
+        "highest resident memory (VmHWM) of a process that ran nothing else, Python, runtime and mapped files included"
+    ),
+    "private_memory_bytes": (
+        "of it at the end what no file backs (RssAnon): the system cannot drop it; equal models have equal figures"
+    ),
+    "memory_before_bytes": "resident memory of that process with the runtime imported, before the model",
+    "ratios": "median over blocks of this deployment's time over the first one's in the same block; below 1 is faster",
+    "intervals": "95 % percentile bootstrap of the median",
+}
+
+METRICS: dict[str, Callable[[Sample], float]] = {
+    "ttft_s": lambda sample: sample.ttft_s,
+    "tpot_s": lambda sample: sample.tpot_s,
+    "tokens_per_s": lambda sample: sample.batch / sample.tpot_s,
+    "total_s": lambda sample: sample.total_s,
+}
+RATIOS = ("ttft_s", "tpot_s", "total_s")
+
+
+class Subject(Document):
+    """One deployment and what was found out about it.
+
+    Attributes:
+        metrics: by the names of `DEFINITIONS`.
+        gap_percentiles_s: p50, p90, p99 of all gaps between tokens.
+        ratios: to the first deployment of the run; empty for that one.
+    """
+
+    deployment: Deployment
+    facts: RuntimeFacts
+    import_s: Estimate
+    load_s: Estimate
+    memory_before_bytes: int
+    peak_memory_bytes: int
+    private_memory_bytes: int
+    huge_memory_bytes: int
+    cpus: tuple[int, ...]
+    nice: int
+    metrics: dict[str, Estimate]
+    gap_percentiles_s: dict[str, float]
+    ratios: dict[str, Estimate]
+
+
+class Benchmark(Document):
+    """The content of `benchmark.json`."""
+
+    schema_: Literal["shearling.benchmark/1"] = pydantic.Field("shearling.benchmark/1", alias="schema")
+    created: str
+    options: RunOptions
+    workload: Workload
+    environment: Environment
+    definitions: dict[str, str]
+    subjects: tuple[Subject, ...]
+    samples: tuple[Sample, ...]
+
+
+class BenchmarkInterrupted(BaseException):
+    """Ctrl-C or SIGTERM during a benchmark that is kept nowhere.
+
+    Attributes:
+        benchmark: of the blocks that were finished.
+        cause: what to raise once they are shown.
+    """
+
+    def __init__(self, benchmark: Benchmark, cause: KeyboardInterrupt | Terminated) -> None:
+        super().__init__()
+        self.benchmark = benchmark
+        self.cause = cause
+
+
+def run_benchmark(
+    paths: Sequence[Path],
+    *,
+    options: RunOptions,
+    workload: Workload,
+    choice: FormatChoice = "auto",
+    enough: Enough | None = None,
+    unfinished: Path | None = None,
+) -> Benchmark:
+    """Verify, check the device, measure interleaved, and summarise.
+
+    Args:
+        paths: see `find_configured`; the first is what the others are compared with.
+        options: the same for all.
+        workload: the same for all.
+        choice: format for all, or `auto` for each.
+        enough: see `measure`.
+        unfinished: a directory that keeps the finished blocks while it runs; where it holds those of the same
+            request, they count.
+
+    Raises:
+        UsageError: the workload does not fit a context.
+        ArtefactError: a directory cannot be used.
+        DeviceUnavailable: before anything is loaded.
+        BenchmarkInterrupted: Ctrl-C or SIGTERM after the first whole block, and no `unfinished` keeps it.
+    """
+    if not paths:
+        raise UsageError("nothing to measure", remedy="Give at least one directory")
+    deployments = [find_configured(path, choice=choice, device=options.device) for path in paths]
+    for model_format, runtime_environment in {
+        (deployment.format, deployment.environment) for deployment in deployments
+    }:
+        check_device(model_format, options.device, environment=runtime_environment)
+    environment = describe_environment()
+    earlier = continue_from(unfinished, deployments, options, workload) if unfinished else None
+    measurement = earlier or Measurement([[] for _ in deployments], [[] for _ in deployments])
+
+    def on_block(measurement: Measurement) -> None:
+        if unfinished:
+            keep(unfinished, deployments, options, workload, measurement)
+
+    def summary() -> Benchmark:
+        return summarise(deployments, measurement, options=options, workload=workload, environment=environment)
+
+    try:
+        measure(deployments, options, workload, enough=enough, result=measurement, on_block=on_block)
+    except (KeyboardInterrupt, Terminated) as interruption:
+        if measurement.samples and unfinished is None:
+            raise BenchmarkInterrupted(summary(), interruption) from None
+        raise
+    return summary()
+
+
+def summarise(
+    deployments: Sequence[Deployment],
+    measurement: Measurement,
+    *,
+    options: RunOptions,
+    workload: Workload,
+    environment: Environment,
+) -> Benchmark:
+    """Statistics of a measurement; see `DEFINITIONS`."""
+    subjects = tuple(
+        _summarise_subject(index, deployment, measurement, seed=workload.seed)
+        for index, deployment in enumerate(deployments)
+    )
+    return Benchmark(
+        created=utc_now(),
+        options=options,
+        workload=workload,
+        environment=environment,
+        definitions=DEFINITIONS,
+        subjects=subjects,
+        samples=tuple(measurement.samples),
+    )
+
+
+def block_values(samples: Sequence[Sample], subject: int, value: Callable[[Sample], float]) -> list[float]:
+    """One value of one subject, in the order of blocks."""
+    own = sorted((sample for sample in samples if sample.subject == subject), key=lambda sample: sample.block)
+    return [value(sample) for sample in own]
+
+
+def _summarise_subject(index: int, deployment: Deployment, measurement: Measurement, *, seed: int) -> Subject:
+    samples, loads, reports = measurement.samples, measurement.loads[index], measurement.reports[index]
+    gaps = [gap for sample in samples if sample.subject == index for gap in sample.gaps_s]
+    ratios = {}
+    if index > 0:
+        pairs = {name: [block_values(samples, subject, METRICS[name]) for subject in (index, 0)] for name in RATIOS}
+        ratios = {name: paired_ratio(own, reference, seed=seed) for name, (own, reference) in pairs.items()}
+    return Subject(
+        deployment=deployment,
+        facts=loads[0].facts,
+        import_s=bootstrap_median([load.import_s for load in loads], seed=seed),
+        load_s=bootstrap_median([load.load_s for load in loads], seed=seed),
+        memory_before_bytes=max(load.memory_before_bytes for load in loads),
+        peak_memory_bytes=max(report.peak_bytes for report in reports),
+        private_memory_bytes=max(report.private_bytes for report in reports),
+        huge_memory_bytes=max(report.huge_bytes for report in reports),
+        cpus=reports[-1].cpus,
+        nice=reports[-1].nice,
+        metrics={
+            name: bootstrap_median(block_values(samples, index, value), seed=seed) for name, value in METRICS.items()
+        },
+        gap_percentiles_s={f"p{share}": percentile(gaps, share / 100) for share in (50, 90, 99)},
+        ratios=ratios,
+    )

@@ -1,0 +1,62 @@
+"""The `benchmark` artefact on disk: `benchmark.json`, and `benchmark.html` with the distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve.bench.benchmark import FILE, SCHEMA, Benchmark, run_benchmark
+from serve.bench.page import write_page
+from serve.bench.unfinished import forget
+from serve.bench.workload import Workload
+from serve.runtimes.deployment import FormatChoice
+from serve.runtimes.runtime import RunOptions
+from shearling.artefact import open_artefact, write_artefact
+from shearling.strict_json import read_document, write_document
+
+PAGE = "benchmark.html"
+
+
+def run_into(
+    path: Path,
+    paths: Sequence[Path],
+    *,
+    options: RunOptions,
+    workload: Workload,
+    choice: FormatChoice = "auto",
+    force: bool = False,
+) -> Benchmark:
+    """Measure, and write the artefact; an interrupted run keeps its finished blocks, and the same call continues it.
+
+    Args:
+        path: where the artefact will stand.
+        paths: see `run_benchmark`, also for the rest.
+        options: the same for all.
+        workload: the same for all.
+        choice: the format.
+        force: replace what is there.
+
+    Raises:
+        OutputExists: `path` is taken and `force` is false.
+    """
+    with write_artefact(path, kind="benchmark", seed=workload.seed, force=force, resumable=True) as draft:
+        benchmark = run_benchmark(paths, options=options, workload=workload, choice=choice, unfinished=draft.directory)
+        write_document(draft.directory / FILE, benchmark)
+        write_page(draft.directory / PAGE, benchmark)
+        forget(draft.directory)
+        draft.details["measured"] = {
+            subject.deployment.label: subject.deployment.weights_sha256 for subject in benchmark.subjects
+        }
+    return benchmark
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """Read a `benchmark` artefact, verified, or its `benchmark.json` alone.
+
+    Raises:
+        ArtefactError: missing, corrupt, or not a benchmark.
+    """
+    if path.is_dir():
+        open_artefact(path, kind="benchmark")
+        path = path / FILE
+    return read_document(path, Benchmark, schema=SCHEMA)

@@ -1,0 +1,124 @@
+"""Two benchmarks of different times: what changed, as far as separate runs can tell."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from serve.bench.benchmark import METRICS, Benchmark, block_values
+from serve.bench.statistics import Estimate, independent_ratio
+from shearling.errors import UsageError
+from shearling.strict_json import Document
+
+
+class ComparedSubject(Document):
+    """The deployments at one place of both benchmarks.
+
+    Attributes:
+        ratios: second over first, by metric; `tokens_per_s` above 1 is faster, times above 1 are slower.
+        bytes_ratio: of the weights on disk.
+        memory_ratio: of peak memory.
+    """
+
+    first: str
+    second: str
+    ratios: dict[str, Estimate]
+    bytes_ratio: float
+    memory_ratio: float
+
+
+class Comparison(Document):
+    """What two benchmarks say of each other.
+
+    Attributes:
+        same_machine: CPU, flags and CPU count agree.
+        differing_versions: package -> (first, second).
+    """
+
+    same_machine: bool
+    differing_versions: dict[str, tuple[str, str]]
+    subjects: tuple[ComparedSubject, ...]
+
+
+def compare_benchmarks(first: Benchmark, second: Benchmark, *, allow_other_machine: bool = False) -> Comparison:
+    """Compare the deployments at equal places.
+
+    Args:
+        first: the older one, by convention.
+        second: measured with the same workload and options.
+        allow_other_machine: compare although the machines differ; ratios then mix machine and model.
+
+    Raises:
+        UsageError: other workload, options, number of deployments, or machine.
+    """
+    shape = ("prompt_tokens", "new_tokens", "batch", "trace", "separate_phases")
+    differing = [name for name in shape if getattr(first.workload, name) != getattr(second.workload, name)]
+    differing += [
+        name
+        for name in ("device", "precision", "threads", "hint", "huge_pages")
+        if getattr(first.options, name) != getattr(second.options, name)
+    ]
+    if differing:
+        raise UsageError(f"measured with another {', '.join(differing)}", remedy="Measure both with the same flags")
+    if len(first.subjects) != len(second.subjects):
+        raise UsageError(
+            f"{len(first.subjects)} and {len(second.subjects)} deployments cannot be paired",
+            remedy="Measure the same directories",
+        )
+    same_machine = first.environment.machine_id == second.environment.machine_id
+    if not same_machine and not allow_other_machine:
+        raise UsageError(
+            f"measured on different machines ({first.environment.cpu}; {second.environment.cpu})",
+            remedy="Measure both on one machine, best in one run: python -m serve bench A B; or --allow-other-machine",
+        )
+    versions = (first.environment.versions, second.environment.versions)
+    names = sorted(set(versions[0]) | set(versions[1]))
+    changed = {name: (versions[0].get(name, "absent"), versions[1].get(name, "absent")) for name in names}
+    return Comparison(
+        same_machine=same_machine,
+        differing_versions={name: pair for name, pair in changed.items() if pair[0] != pair[1]},
+        subjects=tuple(_compare_subject(first, second, index) for index in range(len(first.subjects))),
+    )
+
+
+def comparison_screen(comparison: Comparison) -> RenderableType:
+    """A table, and what weakens it."""
+    table = Table(title="Second against first", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for heading in ("first token\nspeed", "decode\nspeed", "peak memory", "weights"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for subject in comparison.subjects:
+        name = subject.first if subject.first == subject.second else f"{subject.first}\n-> {subject.second}"
+        ttft, speed = subject.ratios["ttft_s"], subject.ratios["tokens_per_s"]
+        table.add_row(
+            name,
+            f"{1 / ttft.median:.2f}x\n{1 / ttft.high:.2f} - {1 / ttft.low:.2f}",
+            f"{speed.median:.2f}x\n{speed.low:.2f} - {speed.high:.2f}",
+            f"{subject.memory_ratio:.2f}x",
+            f"{subject.bytes_ratio:.2f}x",
+        )
+    notes = [
+        "Speed above 1 is faster. The runs were not interleaved: drift of the machine between them "
+        "is inside these figures."
+    ]
+    if not comparison.same_machine:
+        notes.append("The machines differ: these ratios are of machine and model together.")
+    notes += [f"{name}: {old} -> {new}" for name, (old, new) in comparison.differing_versions.items()]
+    return Group(table, Text("\n".join(notes), style="dim"))
+
+
+def _compare_subject(first: Benchmark, second: Benchmark, index: int) -> ComparedSubject:
+    old, new = first.subjects[index], second.subjects[index]
+    return ComparedSubject(
+        first=old.deployment.label,
+        second=new.deployment.label,
+        ratios={
+            name: independent_ratio(
+                block_values(second.samples, index, value), block_values(first.samples, index, value)
+            )
+            for name, value in METRICS.items()
+        },
+        bytes_ratio=new.deployment.weights_bytes / old.deployment.weights_bytes,
+        memory_ratio=new.peak_memory_bytes / old.peak_memory_bytes,
+    )

@@ -1,0 +1,220 @@
+"""Throughput against latency: so many requests in flight at once, through OpenVINO GenAI's continuous batching.
+
+Every level keeps its number of requests in flight until all are done: one that finishes is replaced at once. Times of
+a request
+are GenAI's own (perf_metrics of its handle, from the moment it was added); the throughput is counted here, over the
+wall time of the level. Each prompt is random and new, and prefixes are not cached.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pydantic
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from serve.bench.environment import Environment, describe_environment
+from serve.bench.statistics import percentile
+from serve.bench.workload import Prompts, make_workload
+from serve.runtimes.deployment import Deployment, find_configured
+from serve.runtimes.device import check_device
+from serve.runtimes.runtime import RunOptions, RuntimeFacts
+from shearling.artefact import utc_now, write_artefact
+from shearling.console import Advance, progress
+from shearling.errors import UsageError
+from shearling.strict_json import Document, write_document
+
+if TYPE_CHECKING:
+    from openvino_genai import ContinuousBatchingPipeline, GenerationHandle
+
+FILE = "load_curve.json"
+SHARES = (50, 90, 99)
+
+
+class Level(Document):
+    """One number of requests in flight.
+
+    Attributes:
+        requests: completed.
+        tokens_per_s: new tokens of all requests over the wall time.
+        ttft_s: p50, p90, p99 over requests; waiting for a place in a batch included.
+        tpot_s: likewise, of each request's mean time per token after its first.
+    """
+
+    concurrency: int
+    requests: int
+    wall_s: float
+    tokens_per_s: float
+    ttft_s: dict[str, float]
+    tpot_s: dict[str, float]
+
+
+class LoadCurve(Document):
+    """The content of `load_curve.json`."""
+
+    schema_: Literal["shearling.load_curve/1"] = pydantic.Field("shearling.load_curve/1", alias="schema")
+    created: str
+    deployment: Deployment
+    options: RunOptions
+    environment: Environment
+    facts: RuntimeFacts
+    prompt_tokens: int
+    new_tokens: int
+    levels: tuple[Level, ...]
+
+
+def measure_load(
+    path: Path,
+    *,
+    options: RunOptions,
+    concurrency: Sequence[int],
+    requests: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    seed: int = 0,
+) -> LoadCurve:
+    """Measure every level, the smallest first.
+
+    Args:
+        path: an OpenVINO export; see `find_configured`.
+        options: device, precision, threads.
+        concurrency: requests in flight, each at least 1.
+        requests: at least so many of each level; a level has no fewer than twice its concurrency.
+        prompt_tokens: random ids.
+        new_tokens: at least 2.
+        seed: of the prompts.
+
+    Raises:
+        UsageError: numbers out of range, or work that exceeds the context.
+        ArtefactError: the directory cannot be used.
+        DeviceUnavailable: before anything is loaded.
+    """
+    if not concurrency or min(concurrency) < 1 or requests < 1:
+        raise UsageError(
+            "a level needs at least one request in flight", remedy="Give --concurrency 1,2,4,8, for example"
+        )
+    workload = make_workload(prompt_tokens, new_tokens, seed=seed)
+    deployment = find_configured(path, choice="openvino", device=options.device)
+    prompts = Prompts([deployment], workload)
+    check_device("openvino", options.device)
+    environment = describe_environment()
+    pipeline, facts = _load(deployment, options)
+    counts = {level: max(requests, 2 * level) for level in sorted(set(concurrency))}
+    with progress("requests", total=sum(counts.values()) + max(counts)) as advance:
+        _run_level(pipeline, prompts, max(counts), max(counts), new_tokens, advance)  # warm-up
+        levels = tuple(
+            _run_level(pipeline, prompts, level, count, new_tokens, advance) for level, count in counts.items()
+        )
+    return LoadCurve(
+        created=utc_now(),
+        deployment=deployment,
+        options=options,
+        environment=environment,
+        facts=facts,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        levels=levels,
+    )
+
+
+def write_load_curve(path: Path, curve: LoadCurve, *, force: bool = False) -> None:
+    """Write it as a `benchmark` artefact.
+
+    Raises:
+        OutputExists: `path` is taken and `force` is false.
+    """
+    with write_artefact(path, kind="benchmark", force=force) as draft:
+        write_document(draft.directory / FILE, curve)
+        draft.details["measured"] = {curve.deployment.label: curve.deployment.weights_sha256}
+
+
+def load_screen(curve: LoadCurve, *, output: Path | None = None) -> RenderableType:
+    """One row for each level."""
+    table = Table(title="Throughput and latency", title_justify="left", box=SIMPLE_HEAD)
+    for heading in (
+        "requests\nin flight",
+        "tokens\nper s",
+        "1st token, ms\np50 / p90 / p99",
+        "per token, ms\np50 / p90 / p99",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for level in curve.levels:
+        spreads = [
+            " / ".join(f"{1e3 * value:.1f}" for value in spread.values()) for spread in (level.ttft_s, level.tpot_s)
+        ]
+        table.add_row(str(level.concurrency), f"{level.tokens_per_s:.1f}", *spreads)
+    lines = [
+        f"{curve.prompt_tokens} random prompt tokens, {curve.new_tokens} new; {curve.facts.runtime}, "
+        f"{curve.facts.precision}.",
+        f"{curve.environment.cpu}, {curve.environment.usable_cpus} CPUs, load {curve.environment.load_average}.",
+    ]
+    if output is not None:
+        lines.append(f"Written: {output}")
+    return Group(table, Text("\n".join(lines), style="dim"))
+
+
+def _load(deployment: Deployment, options: RunOptions) -> tuple[ContinuousBatchingPipeline, RuntimeFacts]:
+    from serve.runtimes.openvino import load_batching_pipeline
+
+    return load_batching_pipeline(deployment, options)
+
+
+def _run_level(
+    pipeline: ContinuousBatchingPipeline,
+    prompts: Prompts,
+    concurrency: int,
+    requests: int,
+    new_tokens: int,
+    advance: Advance,
+) -> Level:
+    flying: list[GenerationHandle] = []
+    metrics: list[Any] = []
+    added = 0
+    started_s = time.perf_counter()
+    while len(metrics) < requests:
+        while added < requests and len(flying) < concurrency:
+            flying.append(_add(pipeline, prompts, added, new_tokens))
+            added += 1
+        pipeline.step()
+        landed = [handle for handle in flying if _finished(handle)]
+        flying = [handle for handle in flying if handle not in landed]
+        for handle in landed:
+            metrics.append(handle.get_perf_metrics())
+            advance(note=f"{concurrency} in flight")
+    wall_s = time.perf_counter() - started_s
+    return Level(
+        concurrency=concurrency,
+        requests=requests,
+        wall_s=wall_s,
+        tokens_per_s=sum(item.get_num_generated_tokens() for item in metrics) / wall_s,
+        ttft_s=_spread([item.get_ttft().mean / 1e3 for item in metrics]),
+        tpot_s=_spread([item.get_tpot().mean / 1e3 for item in metrics]),
+    )
+
+
+def _add(pipeline: ContinuousBatchingPipeline, prompts: Prompts, number: int, new_tokens: int) -> GenerationHandle:
+    import openvino
+
+    from serve.runtimes.openvino import greedy
+
+    (rows,), _ = prompts.draw()
+    return pipeline.add_request(
+        number, openvino.Tensor(np.asarray(rows, dtype=np.int64)), greedy(new_tokens, frozenset())
+    )
+
+
+def _finished(handle: GenerationHandle) -> bool:
+    from openvino_genai import GenerationStatus
+
+    return bool(handle.get_status() != GenerationStatus.RUNNING)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {f"p{share}": percentile(values, share / 100) for share in SHARES}

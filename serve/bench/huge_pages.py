@@ -1,0 +1,49 @@
+"""Moving a process's memory into huge pages, so that two processes with the same model are equally fast.
+
+Runtimes repack weights into hundreds of allocations. Where these lie in small pages is decided once, and makes one
+process up to
+15 % slower than another with the same model for its whole life: no interval within that process shows it, and a guard
+without
+this cries wolf. Collapsed into pages of 2 MiB, they decode faster than before, and two of them differ by 2 % (one
+standard deviation).
+
+MADV_COLLAPSE (Linux 6.1, madvise(2)) copies a range into a huge page at once, whatever the system's setting for huge
+pages is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+MAPS = Path("/proc/self/maps")
+MADV_COLLAPSE = 25
+HUGE_BYTES = 2**21
+
+
+def collapse_memory() -> int:
+    """Move the private memory of this process into huge pages, as far as there are any.
+
+    Returns:
+        Bytes that now lie in huge pages; 0 where the system cannot.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Ranges that are not resident, or for which no huge page is free, stay as they are: nothing depends on them.
+    return sum(
+        HUGE_BYTES
+        for start in _ranges()
+        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(HUGE_BYTES), MADV_COLLAPSE) == 0
+    )
+
+
+def _ranges() -> Iterator[int]:
+    """Starts of the aligned ranges of one huge page within private writable mappings."""
+    lines = MAPS.read_text(encoding="utf-8", errors="replace").splitlines() if MAPS.is_file() else []
+    for line in lines:
+        bounds, permissions = line.split()[:2]
+        if permissions != "rw-p":
+            continue
+        start, end = (int(bound, 16) for bound in bounds.split("-"))
+        first = -(-start // HUGE_BYTES) * HUGE_BYTES
+        yield from range(first, end // HUGE_BYTES * HUGE_BYTES, HUGE_BYTES)

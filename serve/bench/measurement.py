@@ -1,0 +1,244 @@
+"""Interleaved measuring: every deployment in a process of its own, one at a time, in the order A B B A.
+
+A machine that slows down for a second hits all of them alike: each block runs every deployment once, the next block in
+reverse, and only ratios within a block are compared.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from serve.bench.time_budget import Budget
+from serve.bench.worker_process import LoadReport, ProcessReport, Timed, WorkerProcess
+from serve.bench.workload import Prompts, Rows, Workload
+from serve.runtimes.deployment import Deployment
+from serve.runtimes.runtime import RunOptions
+from shearling.console import Advance, progress
+from shearling.strict_json import Document
+
+
+class Sample(Document):
+    """One timed generation.
+
+    Attributes:
+        subject: index of the deployment.
+        block: index over all sessions; samples of one block are a pair.
+        position: place within the block.
+        started_s: monotonic, since the measuring began.
+        prompt_tokens: of each row; batch: number of rows.
+        waited_s: time that the calling thread was ready but not running, of the whole sample; None where nobody counts.
+        lost_first_s: part of `ttft_s` that went to other processes; 0 where it cannot be told.
+        lost_decode_s: likewise of the sum of `gaps_s`.
+    """
+
+    subject: int
+    session: int
+    block: int
+    position: int
+    started_s: float
+    prompt_tokens: int
+    batch: int
+    ttft_s: float
+    gaps_s: tuple[float, ...]
+    total_s: float
+    waited_s: float | None
+    lost_first_s: float
+    lost_decode_s: float
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean time per output token after the first."""
+        return sum(self.gaps_s) / len(self.gaps_s)
+
+    @property
+    def net_ttft_s(self) -> float:
+        """Time to first token, without what other processes took."""
+        return self.ttft_s - self.lost_first_s
+
+    @property
+    def net_tpot_s(self) -> float:
+        """Time per output token, without what other processes took."""
+        return (sum(self.gaps_s) - self.lost_decode_s) / len(self.gaps_s)
+
+
+@dataclass
+class Measurement:
+    """Everything that was measured.
+
+    Attributes:
+        loads: by subject, one for each session.
+        reports: by subject, one for each session, after its last whole block.
+        samples: in the order of time; whole blocks only.
+    """
+
+    loads: list[list[LoadReport]]
+    reports: list[list[ProcessReport]]
+    samples: list[Sample] = field(default_factory=list)
+
+
+Enough = Callable[[Sequence[Sample]], bool]
+"""Looks at all samples after a whole block, and says whether more would change nothing."""
+
+
+def measure(
+    deployments: Sequence[Deployment],
+    options: RunOptions,
+    workload: Workload,
+    *,
+    result: Measurement,
+    enough: Enough | None = None,
+    on_block: Callable[[Measurement], None] | None = None,
+) -> None:
+    """Measure deployments side by side.
+
+    Args:
+        deployments: at least one; verified, and their device checked.
+        options: the same for all.
+        workload: the same for all; fits every context.
+        result: grows by whole blocks; an earlier measurement of the same is continued.
+        enough: ends it early.
+        on_block: called after each whole block.
+
+    Raises:
+        ShearlingError: of the class that a worker raised.
+    """
+    _Run(deployments, options, workload, result).measure(enough, on_block or (lambda _: None))
+
+
+class _Run:
+    def __init__(
+        self, deployments: Sequence[Deployment], options: RunOptions, workload: Workload, result: Measurement
+    ) -> None:
+        self._result = result
+        self._deployments = deployments
+        self._options = options
+        self._workload = workload
+        self._prompts = Prompts(deployments, workload)
+        self._budget = Budget(workload.budget_s)
+        self._block = len(self._result.samples) // len(deployments)
+        self._session = 1 + max((sample.session for sample in self._result.samples), default=-1)
+
+    def measure(self, enough: Enough | None, on_block: Callable[[Measurement], None]) -> None:
+        blocks = self._workload.sessions * self._workload.repeats
+        # A continued measurement has drawn these already.
+        for _ in range(self._block):
+            self._prompts.draw()
+
+        def over() -> bool:
+            return (
+                self._block >= blocks or self._budget.spent() or (enough is not None and enough(self._result.samples))
+            )
+
+        units = len(self._deployments) * (self._workload.sessions * (1 + self._workload.warmup) + blocks - self._block)
+        with (
+            progress("measuring", total=units)
+            if self._workload.budget_s is None
+            else timed_progress(self._workload.budget_s) as advance
+        ):
+            while not self._measure_session(over, on_block, advance):
+                self._session += 1
+
+    def _measure_session(
+        self, over: Callable[[], bool], on_block: Callable[[Measurement], None], advance: Advance
+    ) -> bool:
+        """Whether everything is over; otherwise new processes go on."""
+        # A session that was interrupted is completed by a new one.
+        size = self._workload.repeats - self._block % self._workload.repeats
+        with ExitStack() as stack:
+            self._budget.begin_session()
+            workers = [
+                stack.enter_context(WorkerProcess(deployment, self._options)) for deployment in self._deployments
+            ]
+            self._set_up(workers, advance)
+            self._budget.end_setup()
+            while True:
+                self._result.samples.extend(self._measure_block(workers, advance))
+                for reports, worker in zip(self._result.reports, workers, strict=True):
+                    reports[-1] = worker.report()
+                self._block += 1
+                self._budget.count_block()
+                on_block(self._result)
+                if over():
+                    return True
+                if self._budget.restarts(size, first=self._session == 0):
+                    return False
+
+    def _set_up(self, workers: Sequence[WorkerProcess], advance: Advance) -> None:
+        # Where nobody asks how long loading takes, all may do it at once.
+        together = self._workload.separate_phases
+        for worker in workers if together else ():
+            worker.start_loading()
+        loads = []
+        for worker in workers:
+            loads.append(worker.finish_loading() if together else worker.load())
+            advance(note="loaded")
+        for _ in range(self._workload.warmup):
+            rows, new_tokens = self._prompts.longest()
+            for worker, own in zip(workers, rows, strict=True):
+                worker.generate(own, new_tokens=new_tokens)
+                advance(note="warm-up")
+        for worker, load, kept, reports in zip(workers, loads, self._result.loads, self._result.reports, strict=True):
+            worker.settle()
+            kept.append(load)
+            reports.append(worker.report())
+
+    def _measure_block(self, workers: Sequence[WorkerProcess], advance: Advance) -> list[Sample]:
+        rows, new_tokens = self._prompts.draw()
+        order = list(range(len(workers)))[:: 1 if self._block % 2 == 0 else -1]
+        firsts: dict[int, Timed] = {}
+        if self._workload.separate_phases:
+            # Like phases follow each other, so that little can change between them: A B for the first token, B A for
+            # the rest.
+            firsts = {subject: workers[subject].generate(rows[subject], new_tokens=1) for subject in order}
+            order.reverse()
+        samples = []
+        for position, subject in enumerate(order):
+            started_s = self._budget.elapsed_s()
+            whole = workers[subject].generate(rows[subject], new_tokens=new_tokens)
+            first = firsts.get(subject)
+            samples.append(
+                self._sample(whole, first, rows[subject], subject=subject, position=position, started_s=started_s)
+            )
+            advance(note=f"{1e3 * samples[-1].ttft_s:.1f} ms to the first token")
+        return samples
+
+    def _sample(
+        self, whole: Timed, first: Timed | None, rows: Rows, *, subject: int, position: int, started_s: float
+    ) -> Sample:
+        # With several threads, or both phases in one call, nobody knows which wait cost what.
+        told_apart = self._options.threads == 1 and first is not None
+        leading, generation = (first or whole).generation, whole.generation
+        return Sample(
+            subject=subject,
+            session=self._session,
+            block=self._block,
+            position=position,
+            started_s=started_s,
+            prompt_tokens=len(rows[0]),
+            batch=len(rows),
+            ttft_s=leading.ttft_s,
+            gaps_s=generation.gaps_s,
+            total_s=generation.total_s,
+            waited_s=None if whole.waited_s is None else whole.waited_s + ((first.waited_s or 0.0) if first else 0.0),
+            lost_first_s=leading.ttft_s * first.waited_share if told_apart and first else 0.0,
+            lost_decode_s=sum(generation.gaps_s) * whole.waited_share if told_apart else 0.0,
+        )
+
+
+@contextmanager
+def timed_progress(seconds: float) -> Iterator[Advance]:
+    """Progress of work that ends with its time rather than with a number of steps."""
+    total, shown, started_s = math.ceil(seconds), 0, time.monotonic()
+    with progress("measuring, seconds at most", total=total) as advance:
+
+        def advance_time(*, note: str | None = None) -> None:
+            nonlocal shown
+            while shown < min(total, time.monotonic() - started_s):
+                shown += 1
+                advance(note=note)
+
+        yield advance_time

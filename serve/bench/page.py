@@ -1,0 +1,107 @@
+"""Benchmarks as pages that people can look at: every sample a dot; no script, no external resource."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve.bench.benchmark import METRICS, Benchmark, block_values
+from serve.bench.screen import short_names
+from serve.bench.statistics import bootstrap_median
+from serve.bench.strip_chart import Chart, Row, strip_chart
+from shearling.errors import UsageError
+from shearling.strict_json import write_text
+
+TEMPLATE = "page.html.jinja"
+CHARTED = {
+    "ttft_s": "Time to first token, ms",
+    "tpot_s": "Time per output token, ms",
+    "total_s": "Whole generation, ms",
+}
+
+
+def write_page(path: Path, benchmark: Benchmark) -> None:
+    """The distributions of one benchmark: times, all gaps between tokens, ratios within blocks."""
+    names = short_names([subject.deployment.label for subject in benchmark.subjects])
+    charts = [
+        strip_chart(title, [_times(benchmark, index, name, metric) for index, name in enumerate(names)])
+        for metric, title in CHARTED.items()
+    ]
+    gaps = [
+        [1e3 * gap for sample in benchmark.samples if sample.subject == index for gap in sample.gaps_s]
+        for index in range(len(names))
+    ]
+    rows = [Row(name, own, bootstrap_median(own[:1000])) for name, own in zip(names, gaps, strict=True)]
+    charts.append(strip_chart("Every gap between two tokens, ms", rows))
+    if len(names) > 1:
+        charts.append(
+            strip_chart(
+                f"Time per token over that of {names[0]}, within each block",
+                [_ratios(benchmark, names, i) for i in range(1, len(names))],
+            )
+        )
+    work, environment = benchmark.workload, benchmark.environment
+    prompts = f"{len(work.trace)} prompts of a trace" if work.trace else f"{work.prompt_tokens} random prompt tokens"
+    notes = [
+        f"{benchmark.created}. {environment.cpu}, {environment.usable_cpus} CPUs, load "
+        f"{environment.load_average}, {environment.system}.",
+        f"{prompts}, {work.new_tokens} new tokens, batch {work.batch}. A dot is one block; the bar is "
+        "the 95 % interval of the median.",
+        *(
+            f"{name}: {subject.facts.runtime}, {subject.facts.provider}, {subject.facts.precision}; "
+            f"times from {subject.facts.timing_source}."
+            for name, subject in zip(names, benchmark.subjects, strict=True)
+        ),
+    ]
+    _render(path, title="Benchmark", notes=notes, charts=charts)
+
+
+def write_history(path: Path, benchmarks: Sequence[Benchmark]) -> None:
+    """Benchmarks of one machine and one workload by their date: has it become slower?
+
+    Raises:
+        UsageError: they are of different machines or work.
+    """
+    ordered = sorted(benchmarks, key=lambda benchmark: benchmark.created)
+    if len({benchmark.environment.machine_id for benchmark in ordered}) > 1:
+        raise UsageError("these benchmarks are of different machines", remedy="A history is of one machine")
+    if (
+        len({benchmark.workload.model_copy(update={"repeats": 1, "sessions": 1, "seed": 0}) for benchmark in ordered})
+        > 1
+    ):
+        raise UsageError("these benchmarks did different work", remedy="Measure all with the same flags")
+    charts = []
+    for metric, title in CHARTED.items():
+        rows = [
+            _times(benchmark, index, f"{benchmark.created[:16]} {name}", metric)
+            for benchmark in ordered
+            for index, name in enumerate(short_names([subject.deployment.label for subject in benchmark.subjects]))
+        ]
+        charts.append(strip_chart(title, rows))
+    notes = [
+        f"{ordered[0].environment.cpu}. Nothing here ran side by side: drift of the machine between "
+        "the dates is inside these figures."
+    ]
+    _render(path, title="History", notes=notes, charts=charts)
+
+
+def _times(benchmark: Benchmark, index: int, name: str, metric: str) -> Row:
+    values = [1e3 * value for value in block_values(benchmark.samples, index, METRICS[metric])]
+    return Row(name, values, bootstrap_median(values, seed=benchmark.workload.seed))
+
+
+def _ratios(benchmark: Benchmark, names: Sequence[str], index: int) -> Row:
+    sides = [block_values(benchmark.samples, subject, METRICS["tpot_s"]) for subject in (index, 0)]
+    return Row(
+        names[index],
+        [own / reference for own, reference in zip(*sides, strict=True)],
+        benchmark.subjects[index].ratios["tpot_s"],
+    )
+
+
+def _render(path: Path, *, title: str, notes: Sequence[str], charts: Sequence[Chart]) -> None:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((Path(__file__).parent / TEMPLATE).read_text(encoding="utf-8"))
+    write_text(path, template.render(title=title, notes=notes, charts=charts))

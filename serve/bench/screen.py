@@ -1,0 +1,139 @@
+"""Benchmarks as tables that need no manual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from serve.bench.benchmark import Benchmark, Subject
+from serve.bench.statistics import CONFIDENCE, Estimate
+
+MIB = 2**20
+
+
+def benchmark_screen(benchmark: Benchmark, *, output: Path | None = None) -> RenderableType:
+    """Two tables, speed and cost, and how they were measured."""
+    names = short_names([subject.deployment.label for subject in benchmark.subjects])
+    lines = [*_how(benchmark), *_doubts(benchmark, names)]
+    if output is not None:
+        lines.append(f"Written: {output}")
+    return Group(
+        _speed_table(benchmark, names), _cost_table(benchmark.subjects, names), Text("\n".join(lines), style="dim")
+    )
+
+
+def _how(benchmark: Benchmark) -> list[str]:
+    work, environment, first = benchmark.workload, benchmark.environment, benchmark.subjects[0]
+    blocks = len({sample.block for sample in benchmark.samples})
+    prompt = f"{len(work.trace)} prompts of a trace" if work.trace else f"{work.prompt_tokens} prompt tokens"
+    lines = [
+        f"Median over 95 % interval of {blocks} interleaved runs: {prompt}, {work.new_tokens} new, "
+        f"greedy, batch {work.batch}.",
+        f"{environment.cpu}, {environment.usable_cpus} CPUs, load {environment.load_average}; the "
+        f"processes may use {len(first.cpus)}.",
+    ]
+    if first.huge_memory_bytes:
+        share = first.huge_memory_bytes / first.private_memory_bytes
+        lines.append(f"{share:.0%} of the private memory was moved into huge pages; --no-huge-pages measures without.")
+    if len(benchmark.subjects) > 1:
+        lines.append(
+            "'vs' compares pairs measured side by side with the first: above 1 is faster; an "
+            "interval that holds 1.00 shows no difference."
+        )
+    return lines
+
+
+def _doubts(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
+    lines = []
+    blocks = len({sample.block for sample in benchmark.samples})
+    # The range of n values holds the median with probability 1 - 2 / 2**n; no bootstrap interval is wider than it.
+    coverage = 1 - 2 / 2**blocks
+    if coverage < CONFIDENCE:
+        lines.append(
+            f"From {blocks} runs an interval holds the true median in at most {coverage:.0%} of "
+            "cases, not 95 %: --repeats 6 or more."
+        )
+    waits = {name: _waited_share(benchmark, index) for index, name in enumerate(names)}
+    if max(waits.values()) > 0.02:
+        shown = ", ".join(f"{name} {share:.0%}" for name, share in waits.items())
+        lines.append(f"Other work took time from the calling thread ({shown}): trust the ratios, not the milliseconds.")
+    if benchmark.options.huge_pages and not benchmark.subjects[0].huge_memory_bytes:
+        lines.append(
+            "This system gives no huge pages: like processes may differ by 15 % for their whole "
+            "life; --sessions 5 or more shows it."
+        )
+    return lines
+
+
+def _waited_share(benchmark: Benchmark, index: int) -> float:
+    own = [sample for sample in benchmark.samples if sample.subject == index]
+    return sum(sample.waited_s or 0.0 for sample in own) / sum(sample.total_s for sample in own)
+
+
+def short_names(labels: Sequence[str]) -> list[str]:
+    """The shortest path endings that tell the labels apart; equal labels are numbered."""
+    depth = 1
+    parts = [Path(label).parts for label in labels]
+    while depth < max(map(len, parts)) and len({item[-depth:] for item in parts}) < len(set(parts)):
+        depth += 1
+    names = [str(Path(*item[-depth:])) for item in parts]
+    return [
+        f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name
+        for place, name in enumerate(names)
+    ]
+
+
+def _speed_table(benchmark: Benchmark, names: Sequence[str]) -> Table:
+    table = Table(title="Speed", title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("model", overflow="fold", min_width=12)
+    headings = ["1st token\nms", "per token\nms", "tokens\nper s"]
+    compared = len(benchmark.subjects) > 1
+    if compared:
+        headings += ["1st token\nvs", "decode\nvs"]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, subject in zip(names, benchmark.subjects, strict=True):
+        metrics = subject.metrics
+        row = [
+            f"{name}\n{subject.deployment.format} {subject.facts.precision}",
+            _interval(metrics["ttft_s"], 1e3),
+            _interval(metrics["tpot_s"], 1e3),
+            f"{metrics['tokens_per_s'].median:.{0 if metrics['tokens_per_s'].median >= 100 else 1}f}",
+        ]
+        if compared:
+            row += [_speedup(subject.ratios.get("ttft_s")), _speedup(subject.ratios.get("tpot_s"))]
+        table.add_row(*row)
+    return table
+
+
+def _cost_table(subjects: Sequence[Subject], names: Sequence[str]) -> Table:
+    table = Table(title="Cost", title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("model", overflow="fold")
+    for heading in ("weights\nMiB", "load\ns", "peak\nmemory, MiB", "private\nmemory, MiB", "gaps p50 / p90 / p99\nms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, subject in zip(names, subjects, strict=True):
+        table.add_row(
+            name,
+            f"{subject.deployment.weights_bytes / MIB:.1f}",
+            f"{subject.load_s.median:.2f}",
+            f"{subject.peak_memory_bytes / MIB:.0f}",
+            f"{subject.private_memory_bytes / MIB:.0f}",
+            " / ".join(f"{1e3 * gap_s:.1f}" for gap_s in subject.gap_percentiles_s.values()),
+        )
+    return table
+
+
+def _interval(estimate: Estimate, scale: float) -> str:
+    value = scale * estimate.median
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}\n{scale * estimate.low:.{digits}f} - {scale * estimate.high:.{digits}f}"
+
+
+def _speedup(ratio: Estimate | None) -> str:
+    # Times were compared, people read speed: invert, and swap the bounds.
+    return "reference" if ratio is None else f"{1 / ratio.median:.2f}x\n{1 / ratio.high:.2f} - {1 / ratio.low:.2f}"

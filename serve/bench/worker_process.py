@@ -1,0 +1,212 @@
+"""The parent's handle on one `serve.bench.worker`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import shearling.errors
+from serve.bench.workload import Rows
+from serve.runtimes.deployment import Deployment
+from serve.runtimes.device import interpreter_of
+from serve.runtimes.runtime import Generation, RunOptions, RuntimeFacts
+from shearling.errors import ResourceExhausted, ShearlingError
+from shearling.strict_json import Document
+
+ROOT = Path(__file__).resolve().parents[2]
+WITH_OUR_PACKAGES = (
+    "import runpy, sys; sys.path.append(sys.argv.pop()); "
+    "runpy.run_module('serve.bench.worker', run_name='__main__', alter_sys=True)"
+)
+"""Runs the worker in an environment whose own packages go before ours."""
+
+
+class LoadReport(Document):
+    """What loading cost.
+
+    Attributes:
+        import_s: of the runtime's Python packages.
+        load_s: reading and compiling the model and its tokenizer, after the imports; file caches are warm.
+        memory_before_bytes: resident after the imports.
+        facts: what really runs.
+    """
+
+    import_s: float
+    load_s: float
+    memory_before_bytes: int
+    facts: RuntimeFacts
+
+
+class ProcessReport(Document):
+    """What a process holds.
+
+    Attributes:
+        peak_bytes: highest resident memory so far, mapped files included.
+        private_bytes: resident now and of no file: heap and stacks.
+        huge_bytes: of that in huge pages.
+        cpus: it may use.
+        nice: its priority; below 0 goes before others.
+    """
+
+    peak_bytes: int
+    private_bytes: int
+    huge_bytes: int
+    cpus: tuple[int, ...]
+    nice: int
+
+
+class Timed(Document):
+    """A generation, and what the calling thread waited for a CPU meanwhile; see `serve.bench.waiting`.
+
+    Attributes:
+        wall_s: of the call, with what it prepares.
+        waited_s: of it; None where the system does not count.
+    """
+
+    generation: Generation
+    wall_s: float
+    waited_s: float | None
+
+    @property
+    def waited_share(self) -> float:
+        """Of the wall time; 0 where the system does not count."""
+        return (self.waited_s or 0.0) / self.wall_s
+
+
+class WorkerProcess:
+    """Use as a context manager; the process ends with it, whatever happens.
+
+    Args:
+        deployment: what it will load.
+        options: how it will run.
+    """
+
+    def __init__(self, deployment: Deployment, options: RunOptions) -> None:
+        self._deployment = deployment
+        self._options = options
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+        command = [sys.executable, "-m", "serve.bench.worker"]
+        if deployment.environment is not None:
+            # It has its runtime and what that needs; the rest is ours. Both are of one Python version, as
+            # `serve.runtimes.device` has checked.
+            command = [
+                str(interpreter_of(deployment.environment)),
+                "-c",
+                WITH_OUR_PACKAGES,
+                sysconfig.get_path("purelib"),
+            ]
+        if options.threads is not None:
+            environment["OMP_NUM_THREADS"] = str(options.threads)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            text=True,
+        )
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None and not stream.closed:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    continue  # it died first; `_ask` has said so
+        # It owns nothing but memory, and a runtime takes seconds to give that back in order.
+        self._process.kill()
+        self._process.wait()
+        self._errors.close()
+
+    def load(self) -> LoadReport:
+        """Import the runtime and load the model.
+
+        Raises:
+            ShearlingError: of the class that the worker raised.
+        """
+        self.start_loading()
+        return self.finish_loading()
+
+    def start_loading(self) -> None:
+        """Let it load; `finish_loading` waits for it."""
+        self._tell(
+            {
+                "do": "load",
+                "deployment": self._deployment.model_dump(mode="json"),
+                "options": self._options.model_dump(mode="json"),
+            }
+        )
+
+    def finish_loading(self) -> LoadReport:
+        """See `load`."""
+        return LoadReport.model_validate_json(json.dumps(self._hear()))
+
+    def generate(self, rows: Rows, *, new_tokens: int) -> Timed:
+        """Compute exactly `new_tokens` tokens for each row, end tokens or not."""
+        reply = self._ask({"do": "generate", "rows": rows, "new_tokens": new_tokens})
+        return Timed.model_validate_json(json.dumps(reply))
+
+    def settle(self) -> None:
+        """Pin it, and move what the warm-up has allocated into huge pages, unless the options forbid it; see
+        `serve.bench.huge_pages`.
+        """
+        self._ask({"do": "settle", "threads": self._options.threads, "huge_pages": self._options.huge_pages})
+
+    def report(self) -> ProcessReport:
+        """What the process holds now, and its peak until now."""
+        return ProcessReport.model_validate_json(json.dumps(self._ask({"do": "report"})))
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._tell(request)
+        return self._hear()
+
+    def _tell(self, request: dict[str, Any]) -> None:
+        stdin = self._process.stdin
+        if stdin is None:
+            raise ShearlingError("the worker has no pipes")
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+
+    def _hear(self) -> dict[str, Any]:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise self._death()
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            error_class = getattr(shearling.errors, reply["error"], ShearlingError)
+            raise error_class(reply["message"], where=reply["where"], remedy=reply["remedy"])
+        return reply
+
+    def _death(self) -> ShearlingError:
+        code = self._process.wait()
+        where = self._deployment.label
+        if code == -signal.SIGKILL:
+            return ResourceExhausted(
+                "the system killed the measuring process, most likely for memory",
+                where=where,
+                remedy="Measure fewer at once",
+            )
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return ShearlingError(
+            f"the measuring process ended with {ending}: {lines[-1] if lines else 'no message'}", where=where
+        )

@@ -1,0 +1,107 @@
+"""Text from a deployment: what `python -m serve generate` does."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from serve.runtimes.deployment import FormatChoice, find_deployment
+from serve.runtimes.device import check_device
+from serve.runtimes.registry import load_runtime
+from serve.runtimes.runtime import OnText, RunOptions, RuntimeFacts, check_lengths
+from shearling.console import log
+from shearling.errors import UsageError
+from shearling.strict_json import Document
+
+
+class Answer(Document):
+    """A generated text and what it took.
+
+    Attributes:
+        text: without the prompt and without special tokens.
+        load_s: importing the runtime and loading the model.
+        tpot_s: None where one token was made.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    chat: bool
+    format: str
+    directory: Path
+    facts: RuntimeFacts
+    load_s: float
+    ttft_s: float
+    tpot_s: float | None
+    tokens_per_s: float | None
+
+    def summary(self) -> str:
+        """One line for people."""
+        speed = f", then {self.tokens_per_s:.1f} tokens/s" if self.tokens_per_s else ""
+        ran = f"{self.facts.runtime}, {self.facts.provider}, {self.facts.precision}"
+        return (
+            f"{len(self.token_ids)} tokens: first after {1e3 * self.ttft_s:.0f} ms{speed}; loaded "
+            f"in {self.load_s:.1f} s ({ran})"
+        )
+
+
+def generate_text(
+    path: Path,
+    *,
+    prompt: str,
+    max_new_tokens: int,
+    options: RunOptions,
+    choice: FormatChoice = "auto",
+    chat: bool | None = None,
+    on_text: OnText | None = None,
+) -> Answer:
+    """Continue a prompt greedily.
+
+    Args:
+        path: see `find_deployment`.
+        prompt: not empty.
+        max_new_tokens: at least 1; prompt and new tokens fit the context.
+        options: device, precision, threads.
+        choice: the format.
+        chat: use the chat template; None does so where there is one.
+        on_text: gets the text while it is made.
+
+    Raises:
+        UsageError: an empty prompt, no tokens to make, too many for the context, or `chat` without a template.
+        ArtefactError: the directory cannot be used.
+        DeviceUnavailable: before anything is loaded.
+    """
+    if not prompt:
+        raise UsageError("the prompt is empty", remedy='Give one: --prompt "..."')
+    if max_new_tokens < 1:
+        raise UsageError(f"{max_new_tokens} new tokens were asked for", remedy="Give --max-new-tokens 1 or more")
+    deployment = find_deployment(path, choice=choice, device=options.device)
+    check_device(deployment.format, options.device)
+    if not deployment.end_ids:
+        log.print(f"no configuration here names an end token: all {max_new_tokens} tokens will be made")
+    started_s = time.perf_counter()
+    runtime = load_runtime(deployment, options)
+    load_s = time.perf_counter() - started_s
+    try:
+        in_chat = runtime.has_chat_template() if chat is None else chat
+        token_ids = runtime.encode(prompt, chat=in_chat)
+        check_lengths(len(token_ids), max_new_tokens, deployment=deployment)
+        run = runtime.generate(
+            token_ids, max_new_tokens=max_new_tokens, end_ids=frozenset(deployment.end_ids), on_text=on_text
+        )
+        text = runtime.decode(run.token_ids)
+    finally:
+        runtime.close()
+    return Answer(
+        text=text,
+        token_ids=run.token_ids,
+        prompt_tokens=len(token_ids),
+        chat=in_chat,
+        format=deployment.format,
+        directory=deployment.directory,
+        facts=runtime.facts,
+        load_s=load_s,
+        ttft_s=run.ttft_s,
+        tpot_s=run.tpot_s,
+        tokens_per_s=run.tokens_per_s,
+    )

@@ -1,0 +1,183 @@
+"""History on one machine: is it slower than it used to be here?
+
+`baseline.json` holds what earlier checks measured. Nothing ran side by side, so drift of the machine between the days
+is inside
+the comparison: each resample of the interval draws one of the recorded measurements, and then blocks from it, so that a
+history of several days knows how far days differ. A history of one day does not; prefer a reference to run beside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pydantic
+
+from serve.bench.benchmark import Benchmark, block_values, run_benchmark
+from serve.bench.environment import Environment
+from serve.bench.statistics import CONFIDENCE, RESAMPLES, Estimate
+from serve.bench.workload import Workload
+from serve.guard.regression import GUARDED, Outcome, Verdict, require_threshold, worst
+from serve.guard.sequential import MINIMUM, planned_looks
+from serve.runtimes.deployment import FormatChoice
+from serve.runtimes.runtime import RunOptions
+from shearling.artefact import utc_now
+from shearling.errors import ArtefactMissing, UsageError
+from shearling.strict_json import Document, read_document, write_document
+
+SCHEMA = "shearling.baseline/1"
+DECISIVE = ("cpu", "openvino", "openvino-genai", "onnxruntime", "onnxruntime-gpu", "torch")
+
+
+class Entry(Document):
+    """One measurement of the past.
+
+    Attributes:
+        values: by metric, one for each block.
+    """
+
+    created: str
+    label: str
+    weights_sha256: str
+    values: dict[str, tuple[float, ...]]
+
+
+class Baseline(Document):
+    """The content of `baseline.json`."""
+
+    schema_: Literal["shearling.baseline/1"] = pydantic.Field("shearling.baseline/1", alias="schema")
+    environment: Environment
+    options: RunOptions
+    workload: Workload
+    entries: tuple[Entry, ...] = pydantic.Field(min_length=1)
+
+
+def check_baseline(
+    candidate: Path,
+    path: Path,
+    *,
+    max_ratio: float,
+    options: RunOptions,
+    workload: Workload,
+    choice: FormatChoice = "auto",
+    record: bool = False,
+    allow_other_versions: bool = False,
+) -> tuple[Verdict, Benchmark]:
+    """Measure a deployment alone, and judge it against the history in `path`.
+
+    Args:
+        candidate: see `find_configured`.
+        path: `baseline.json`; may be absent where `record` is true: then this measurement begins it.
+        max_ratio: largest acceptable time over that of the history.
+        options: those of the history.
+        workload: that of the history; see `guard_workload`.
+        choice: the format.
+        record: add this measurement, unless it is a regression.
+        allow_other_versions: accept a history of other runtime versions.
+
+    Raises:
+        ArtefactMissing: no history, and `record` is false.
+        UsageError: the history is of another machine, other versions, options or work.
+    """
+    require_threshold(max_ratio)
+    history = read_document(path, Baseline, schema=SCHEMA) if path.exists() else None
+    if history is None and not record:
+        raise ArtefactMissing("no baseline here", where=path, remedy="Begin one with --record")
+    # As many blocks as the first look of a check needs, from as many processes.
+    sessions = -(-planned_looks()[0] // workload.repeats)
+    benchmark = run_benchmark(
+        [candidate], options=options, workload=workload.model_copy(update={"sessions": sessions}), choice=choice
+    )
+    if history is not None:
+        _require_same(history, benchmark, workload, where=path, allow_other_versions=allow_other_versions)
+    verdict = _judge(history, benchmark, max_ratio=max_ratio)
+    if record and verdict.outcome != "regression":
+        entries = (*(history.entries if history else ()), _entry(benchmark))
+        write_document(
+            path, Baseline(environment=benchmark.environment, options=options, workload=workload, entries=entries)
+        )
+    return verdict, benchmark
+
+
+def _require_same(
+    history: Baseline, benchmark: Benchmark, workload: Workload, *, where: Path, allow_other_versions: bool
+) -> None:
+    if history.environment.machine_id != benchmark.environment.machine_id:
+        raise UsageError(
+            f"the baseline is of another machine ({history.environment.cpu}; this is {benchmark.environment.cpu})",
+            where=where,
+            remedy="Record one here with --record, or compare side by side with --against",
+        )
+    own, past = benchmark.environment.versions, history.environment.versions
+    changed = [
+        f"{name} {past.get(name, 'absent')} -> {own.get(name, 'absent')}"
+        for name in DECISIVE
+        if own.get(name) != past.get(name)
+    ]
+    if changed and not allow_other_versions:
+        raise UsageError(
+            f"the baseline is of other versions: {', '.join(changed)}",
+            where=where,
+            remedy="Give --allow-other-versions, or record anew",
+        )
+    if (
+        history.options != benchmark.options
+        or history.workload.model_copy(update={"budget_s": workload.budget_s}) != workload
+    ):
+        raise UsageError(
+            "the baseline was measured with other flags", where=where, remedy="Give the flags of its first --record"
+        )
+
+
+def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) -> Verdict:
+    own = _entry(benchmark)
+    # The first measurement is its own history: it passes by definition.
+    ratios = {name: _ratio(own, history.entries if history else (own,), name) for name in GUARDED}
+    outcomes: dict[str, Outcome] = {
+        name: "pass" if history is None else _outcome(ratio, max_ratio) for name, ratio in ratios.items()
+    }
+    wall_s = sum(sample.ttft_s + sum(sample.gaps_s) for sample in benchmark.samples)
+    return Verdict(
+        outcome=worst(outcomes.values()),
+        outcomes=outcomes,
+        ratios=ratios,
+        sessions=(),
+        max_ratio=max_ratio,
+        blocks=len(benchmark.samples),
+        lost_share=sum(sample.lost_first_s + sample.lost_decode_s for sample in benchmark.samples) / wall_s,
+    )
+
+
+def _outcome(ratio: Estimate, max_ratio: float) -> Outcome:
+    if ratio.samples < MINIMUM:
+        return "inconclusive"
+    return "pass" if ratio.high <= max_ratio else "regression" if ratio.low > max_ratio else "inconclusive"
+
+
+def _ratio(own: Entry, entries: tuple[Entry, ...], name: str) -> Estimate:
+    """Median now over median then, with the interval of a bootstrap in two stages (Davison and Hinkley, Bootstrap
+    Methods, 3.8).
+    """
+    generator = np.random.default_rng(0)
+    now = np.asarray(own.values[name])
+    then = [np.asarray(entry.values[name]) for entry in entries]
+    ratios = []
+    for place in generator.integers(0, len(then), size=RESAMPLES // 4):
+        past = then[place]
+        drawn = [np.median(data[generator.integers(0, data.size, size=data.size)]) for data in (now, past)]
+        ratios.append(drawn[0] / drawn[1])
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    median = float(np.median(now) / np.median([np.median(past) for past in then]))
+    return Estimate(median=median, low=min(float(low), median), high=max(float(high), median), samples=now.size)
+
+
+def _entry(benchmark: Benchmark) -> Entry:
+    deployment = benchmark.subjects[0].deployment
+    return Entry(
+        created=utc_now(),
+        label=deployment.label,
+        weights_sha256=deployment.weights_sha256,
+        values={name: tuple(block_values(benchmark.samples, 0, value)) for name, value in GUARDED.items()},
+    )

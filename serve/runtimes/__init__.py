@@ -1,0 +1,1 @@
+"""One module for each runtime, and what can be run with them."""

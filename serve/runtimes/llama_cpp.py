@@ -1,0 +1,149 @@
+"""llama.cpp through llama-cpp-python: GGUF files, to compare with.
+
+Decoding goes through its low-level `eval`, so that every token is timed and nothing but the model is: no sampler, no
+cache of prompts.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+from serve.runtimes.deployment import Deployment
+from serve.runtimes.greedy_loop import greedy_loop
+from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
+from serve.runtimes.tokenization import TextStream, no_chat_template
+from shearling.errors import ArtefactCorrupt, UsageError
+from shearling.model.gguf_header import read_header
+
+MOST_CONTEXT_TOKENS = 4096
+"""Memory for so many positions is taken at once, however many the model knows."""
+BATCH_TOKENS = 512
+
+
+class LlamaCppRuntime:
+    """A GGUF file on the CPU.
+
+    Raises:
+        ArtefactCorrupt: llama.cpp does not load it.
+        UsageError: a precision was asked for; the file decides.
+    """
+
+    def __init__(self, deployment: Deployment, options: RunOptions) -> None:
+        import llama_cpp
+
+        if options.precision != "default":
+            raise UsageError(
+                "llama.cpp computes as the types of a GGUF file want it",
+                where=deployment.label,
+                remedy="Leave --precision out",
+            )
+        assert deployment.file is not None, "a GGUF deployment is one file"
+        file = deployment.file
+        self._where = deployment.label
+        self._context = min(deployment.context_tokens or MOST_CONTEXT_TOKENS, MOST_CONTEXT_TOKENS)
+        try:
+            self._model: Any = llama_cpp.Llama(
+                str(file),
+                n_ctx=self._context,
+                n_batch=BATCH_TOKENS,
+                n_threads=options.threads,
+                n_threads_batch=options.threads,
+                verbose=False,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ArtefactCorrupt(f"llama.cpp does not load it: {error}", where=file) from error
+        fields = read_header(file).fields
+        self._template: str | None = fields.get("tokenizer.chat_template")
+        file_type = fields.get("general.file_type")
+        self.facts = RuntimeFacts(
+            runtime=f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})",
+            provider="CPU",
+            precision="as stored" if file_type is None else f"file type {file_type}",
+            settings={"threads": str(self._model.n_threads), "context": str(self._context)},
+            timing_source="monotonic clock after each call of llama.cpp's eval and the choice of the likeliest token",
+        )
+
+    def has_chat_template(self) -> bool:
+        """Whether `encode` can format a chat turn."""
+        return self._template is not None
+
+    def encode(self, prompt: str, *, chat: bool) -> list[int]:
+        """Token ids of a prompt, by the tokenizer in the file.
+
+        Raises:
+            UsageError: `chat`, and there is no template.
+        """
+        if not chat:
+            return list(self._model.tokenize(prompt.encode(), add_bos=True, special=False))
+        if self._template is None:
+            raise no_chat_template(self._model.model_path)
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        ends = {
+            name: self._text(token)
+            for name, token in (("eos_token", self._model.token_eos()), ("bos_token", self._model.token_bos()))
+        }
+        turn = Jinja2ChatFormatter(self._template, **ends)(messages=[{"role": "user", "content": prompt}])
+        return list(self._model.tokenize(turn.prompt.encode(), add_bos=False, special=True))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, special ones left out."""
+        return bytes(self._model.detokenize(list(token_ids))).decode(errors="replace")
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        end_ids: frozenset[int] = frozenset(),
+        on_text: OnText | None = None,
+    ) -> Generation:
+        """See `Runtime.generate`."""
+        if len(token_ids) + max_new_tokens > self._context:
+            raise UsageError(
+                f"{len(token_ids)} prompt tokens and {max_new_tokens} new ones exceed the "
+                f"{self._context} positions that llama.cpp is given here",
+                where=self._where,
+                remedy="Shorten the prompt, or ask for fewer tokens",
+            )
+        self._model.reset()
+        stream = TextStream(self, on_text) if on_text else None
+        return greedy_loop(
+            lambda: self._next(token_ids),
+            lambda token: self._next([token]),
+            max_new_tokens=max_new_tokens,
+            end_ids=end_ids,
+            stream=stream,
+        )
+
+    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
+        """See `Runtime.generate_batch`.
+
+        Raises:
+            UsageError: more than one row.
+        """
+        if len(rows) != 1:
+            raise UsageError(
+                "llama.cpp is measured with one prompt at a time", where=self._where, remedy="Use --batch 1"
+            )
+        return self.generate(rows[0], max_new_tokens=new_tokens)
+
+    def close(self) -> None:
+        """Give memory back."""
+        self._model.close()
+
+    def _next(self, tokens: Sequence[int]) -> int:
+        """Read tokens; the likeliest behind them."""
+        import llama_cpp
+        import numpy as np
+
+        self._model.eval(list(tokens))
+        # Its own `scores` are filled only where logits of all tokens are kept, which would cost a product with the
+        # head for each.
+        logits = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
+        return int(np.argmax(np.ctypeslib.as_array(logits, shape=(self._model.n_vocab(),))))
+
+    def _text(self, token: int) -> str:
+        return bytes(self._model.detokenize([token], special=True)).decode(errors="replace")

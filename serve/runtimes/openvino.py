@@ -1,0 +1,277 @@
+"""OpenVINO through `openvino_genai.LLMPipeline`; timings are its own perf_metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from serve.runtimes.deployment import MODEL_FILE, Deployment
+from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
+from serve.runtimes.tokenization import no_chat_template
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
+from shearling.kernel.openvino_core import openvino_core
+from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, check_packed_weights, required_extensions
+
+if TYPE_CHECKING:
+    import openvino
+    import openvino_genai
+
+REQUIRED = (
+    "openvino_model.bin",
+    "openvino_tokenizer.xml",
+    "openvino_tokenizer.bin",
+    "openvino_detokenizer.xml",
+    "openvino_detokenizer.bin",
+)
+# The CPU plugin computes in bf16 with an f16 cache and 8-bit activations unless told otherwise; the hint alone leaves
+# the last two.
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+REPORTED = (
+    "INFERENCE_NUM_THREADS",
+    "KV_CACHE_PRECISION",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+    "EXECUTION_DEVICES",
+    "PERFORMANCE_HINT",
+)
+TYPE_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+class OpenVINORuntime:
+    """A stateful IR with its converted tokenizer.
+
+    Raises:
+        ArtefactMissing: a file that GenAI needs is absent.
+        DeviceUnavailable: the device executes another precision than was asked for.
+        ArtefactCorrupt: OpenVINO cannot read the model.
+        UsageError: OpenVINO refuses a property of this deployment.
+        CompilerMissing: the model needs our operators, and they cannot be built here.
+    """
+
+    def __init__(self, deployment: Deployment, options: RunOptions) -> None:
+        import openvino_genai
+
+        self._directory = deployment.directory
+        missing = [name for name in REQUIRED if not (self._directory / name).is_file()]
+        if missing:
+            raise ArtefactMissing(
+                f"OpenVINO GenAI needs {', '.join(missing)}",
+                where=self._directory,
+                remedy="Export again with: python -m export",
+            )
+        self.facts, properties = _prepare(deployment, options)
+        try:
+            self._pipeline = openvino_genai.LLMPipeline(self._directory, options.device, **properties)
+        except RuntimeError as error:
+            raise ArtefactCorrupt(
+                f"OpenVINO cannot load it: {_last_line(error)}", where=self._directory, remedy="Export again"
+            ) from error
+        self._tokenizer = self._pipeline.get_tokenizer()
+
+    def has_chat_template(self) -> bool:
+        """Whether `encode` can format a chat turn."""
+        return bool(self._tokenizer.get_original_chat_template())
+
+    def encode(self, prompt: str, *, chat: bool) -> list[int]:
+        """Token ids by the tokenizer inside the export."""
+        if chat and not self.has_chat_template():
+            raise no_chat_template(self._directory)
+        if chat:
+            prompt = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True
+            )
+        ids = self._tokenizer.encode(prompt, add_special_tokens=not chat).input_ids.data
+        return [int(token) for token in ids[0]]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text by the detokenizer inside the export."""
+        return str(self._tokenizer.decode(list(token_ids)))
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        end_ids: frozenset[int] = frozenset(),
+        on_text: OnText | None = None,
+    ) -> Generation:
+        """See `Runtime.generate`."""
+        return self._generate([token_ids], max_new_tokens=max_new_tokens, end_ids=end_ids, on_text=on_text)
+
+    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
+        """See `Runtime.generate_batch`."""
+        return self._generate(rows, max_new_tokens=new_tokens, end_ids=frozenset(), on_text=None)
+
+    def _generate(
+        self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: frozenset[int], on_text: OnText | None
+    ) -> Generation:
+        import numpy as np
+        import openvino
+        import openvino_genai
+
+        ids = np.asarray([list(row) for row in rows], dtype=np.int64)
+        # A bare tensor holds one prompt; a batch comes with its mask.
+        prompt = (
+            openvino.Tensor(ids)
+            if len(rows) == 1
+            else openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        )
+        config = greedy(max_new_tokens, end_ids)
+        if on_text is None:
+            result = self._pipeline.generate(prompt, config)
+        else:
+
+            def stream(piece: str) -> Any:
+                on_text(piece)
+                return openvino_genai.StreamingStatus.RUNNING
+
+            result = self._pipeline.generate(prompt, config, stream)
+        metrics = result.perf_metrics
+        tokens = [int(token) for token in result.tokens[0]]
+        # One entry for each row of each step; the rows of a step share it.
+        gaps_s = tuple(float(gap_us) / 1e6 for gap_us in metrics.raw_metrics.m_durations[:: len(rows)])
+        if not end_ids and (len(tokens) != max_new_tokens or len(gaps_s) != max_new_tokens - 1):
+            raise ShearlingError(
+                f"OpenVINO made {len(tokens)} tokens and {len(gaps_s)} gaps, {max_new_tokens} were asked for",
+                where=self._directory,
+            )
+        if tokens and tokens[-1] in end_ids:
+            tokens.pop()
+        return Generation(
+            token_ids=tuple(tokens),
+            ttft_s=metrics.get_ttft().mean / 1e3,
+            gaps_s=gaps_s,
+            total_s=metrics.get_generate_duration().mean / 1e3,
+        )
+
+    def close(self) -> None:
+        """Give memory and threads back."""
+        del self._tokenizer, self._pipeline
+
+
+def load_batching_pipeline(
+    deployment: Deployment, options: RunOptions
+) -> tuple[openvino_genai.ContinuousBatchingPipeline, RuntimeFacts]:
+    """The same model for many requests at once.
+
+    Raises:
+        ShearlingError: see `OpenVINORuntime`.
+    """
+    import openvino_genai
+
+    facts, properties = _prepare(deployment, options)
+    try:
+        pipeline = openvino_genai.ContinuousBatchingPipeline(
+            deployment.directory, openvino_genai.SchedulerConfig(), options.device, properties
+        )
+    except RuntimeError as error:
+        raise ArtefactCorrupt(
+            f"OpenVINO cannot load it: {_last_line(error)}", where=deployment.directory, remedy="Export again"
+        ) from error
+    return pipeline, facts.model_copy(
+        update={"timing_source": "openvino_genai perf_metrics of each request: get_ttft, get_tpot"}
+    )
+
+
+def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts, dict[str, Any]]:
+    """What the device will do with this deployment, and the arguments that make a pipeline do it."""
+    xml = deployment.directory / MODEL_FILE["openvino"]
+    extensions = required_extensions(xml)
+    properties: dict[str, Any] = _properties(options, packed=bool(extensions)) | deployment.properties
+    check_packed_weights(xml)
+    facts = _executed(options, probe_device(options.device, properties, label=deployment.label))
+    if extensions:
+        facts.settings["extensions"] = ",".join(library.name for library in extensions)
+        properties["extensions"] = [str(library) for library in extensions]
+    return facts, properties
+
+
+def _properties(options: RunOptions, *, packed: bool) -> dict[str, str]:
+    by_precision = {
+        "default": PREFERRED_PROPERTIES if packed else {},
+        "f32": F32,
+        "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    }
+    properties = dict(by_precision[options.precision])
+    if options.threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = str(options.threads)
+    if options.hint is not None:
+        properties["PERFORMANCE_HINT"] = options.hint.upper()
+    if not options.device.startswith("CPU"):
+        for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS"):
+            properties.pop(name, None)
+    return properties
+
+
+def probe_device(device: str, properties: Mapping[str, str], *, label: str) -> openvino.CompiledModel:
+    """A model of one operator, compiled with these properties, to ask what the device makes of them.
+
+    A pipeline does not show its compiled model, and compiling the real one twice would double time and memory.
+
+    Args:
+        device: of OpenVINO.
+        properties: of the compilation.
+        label: of what they are for, in the error.
+
+    Raises:
+        UsageError: the device refuses a property or its value.
+    """
+    import openvino
+    from openvino import opset13
+
+    value = opset13.parameter([1, 4], dtype=openvino.Type.f32)
+    try:
+        return openvino_core().compile_model(
+            openvino.Model([opset13.relu(value)], [value], "probe"), device, dict(properties)
+        )
+    except RuntimeError as error:
+        raise UsageError(f"OpenVINO refuses {dict(properties)}: {_last_line(error)}", where=label) from error
+
+
+def _executed(options: RunOptions, compiled: openvino.CompiledModel) -> RuntimeFacts:
+    import openvino
+
+    supported = set(compiled.get_property("SUPPORTED_PROPERTIES"))
+    precision = (
+        _name(compiled.get_property("INFERENCE_PRECISION_HINT"))
+        if "INFERENCE_PRECISION_HINT" in supported
+        else "unknown"
+    )
+    if options.precision not in ("default", precision):
+        raise DeviceUnavailable(
+            f"{options.device} executes {precision} where {options.precision} was asked for",
+            remedy="Use --precision f32, or leave it at default",
+        )
+    return RuntimeFacts(
+        runtime=f"OpenVINO GenAI {openvino.__version__.partition('-')[0]}",
+        provider=options.device,
+        precision=precision,
+        settings={name: _name(compiled.get_property(name)) for name in REPORTED if name in supported},
+        timing_source="openvino_genai perf_metrics: get_ttft, raw m_durations, get_generate_duration",
+    )
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(_name(item) for item in value)
+    text = value.get_type_name() if hasattr(value, "get_type_name") else str(value)
+    return TYPE_NAMES.get(text, text)
+
+
+def greedy(max_new_tokens: int, end_ids: frozenset[int]) -> openvino_genai.GenerationConfig:
+    """A greedy configuration; without `end_ids` it computes all `max_new_tokens`."""
+    import openvino_genai
+
+    # A fresh configuration: what generation_config.json says of sampling and penalties does not belong in a greedy run.
+    config = openvino_genai.GenerationConfig()
+    config.do_sample = False
+    config.max_new_tokens = max_new_tokens
+    config.ignore_eos = not end_ids
+    if end_ids:
+        config.stop_token_ids = set(end_ids)
+        config.set_eos_token_id(min(end_ids))
+    return config
+
+
+def _last_line(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,150 @@
+"""What every runtime can do, and the values that describe one generation.
+
+One file each: `openvino_runtime`, `onnx_runtime`, `torch_runtime`, and to compare with `llama_cpp_runtime` and
+`deepsparse_runtime`. They decode greedily and take token ids, so that all of them can be given the same work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import pydantic
+
+from serve.runtimes.deployment import Deployment
+from shearling.errors import UsageError
+from shearling.strict_json import Document
+
+Precision = Literal["default", "f32", "bf16"]
+Hint = Literal["latency", "throughput"]
+OnText = Callable[[str], None]
+
+
+class RunOptions(Document):
+    """How a deployment is to be run.
+
+    Attributes:
+        device: CPU; GPU, GPU.1 (OpenVINO); CUDA (ONNX Runtime, PyTorch); TENSORRT (ONNX Runtime).
+        precision: of the arithmetic; `default` is what the runtime does when nobody asks, and f32 for packed models.
+        threads: None leaves the number to the runtime; a measuring process is pinned to so many CPUs.
+        hint: OpenVINO's PERFORMANCE_HINT; None leaves it at the device's default.
+        huge_pages: move the memory of a measuring process into huge pages; see `serve.bench.huge_pages`.
+    """
+
+    device: str = "CPU"
+    precision: Precision = "default"
+    threads: int | None = pydantic.Field(default=None, ge=1)
+    hint: Hint | None = None
+    huge_pages: bool = True
+
+
+class RuntimeFacts(Document):
+    """What really runs, as the runtime itself answers.
+
+    Attributes:
+        runtime: its name and version.
+        provider: the device or execution provider in use.
+        precision: of the arithmetic, as executed.
+        settings: everything else that decides speed.
+        timing_source: where the timings come from.
+    """
+
+    runtime: str
+    provider: str
+    precision: str
+    settings: dict[str, str]
+    timing_source: str
+
+
+class Generation(Document):
+    """One greedy generation.
+
+    Attributes:
+        token_ids: new tokens, without an end token; of the first row of a batch.
+        ttft_s: from the call to the first token.
+        gaps_s: time between successive tokens, one fewer than were computed.
+        total_s: of the whole call.
+    """
+
+    token_ids: tuple[int, ...]
+    ttft_s: float
+    gaps_s: tuple[float, ...]
+    total_s: float
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time per output token after the first; None for a single token."""
+        return sum(self.gaps_s) / len(self.gaps_s) if self.gaps_s else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decode speed: tokens after the first, per second."""
+        return 1 / self.tpot_s if self.tpot_s else None
+
+
+class Runtime(Protocol):
+    """A loaded model."""
+
+    facts: RuntimeFacts
+
+    def has_chat_template(self) -> bool:
+        """Whether `encode` can format a chat turn."""
+
+    def encode(self, prompt: str, *, chat: bool) -> list[int]:
+        """Token ids of a prompt, inside the chat template if `chat`."""
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        end_ids: frozenset[int] = frozenset(),
+        on_text: OnText | None = None,
+    ) -> Generation:
+        """Decode greedily.
+
+        Args:
+            token_ids: the prompt, at least one token.
+            max_new_tokens: at least 1.
+            end_ids: tokens that end it; empty computes all `max_new_tokens`.
+            on_text: called with each piece of text as it becomes readable.
+        """
+
+    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
+        """Decode several prompts together, without end tokens and without text: what is measured.
+
+        Args:
+            rows: token ids, [batch][length], all of one length.
+            new_tokens: computed for each row, at least 1.
+        """
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, special ones left out."""
+
+    def close(self) -> None:
+        """Give memory and threads back."""
+
+
+def check_lengths(prompt_tokens: int, new_tokens: int, *, deployment: Deployment) -> None:
+    """Refuse work that the model cannot do.
+
+    Raises:
+        UsageError: no prompt, no token to generate, or together more than the context holds.
+    """
+    where = deployment.directory
+    if prompt_tokens < 1:
+        raise UsageError(
+            "the prompt is empty: generation needs at least one token", where=where, remedy="Give a prompt"
+        )
+    if new_tokens < 1:
+        raise UsageError(f"{new_tokens} new tokens were asked for", where=where, remedy="Ask for at least 1")
+    context = deployment.context_tokens
+    if context is None or prompt_tokens + new_tokens <= context:
+        return
+    room = context - prompt_tokens
+    remedy = f"Ask for at most {room} new tokens" if room > 0 else "Shorten the prompt"
+    raise UsageError(
+        f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed the context of {context}",
+        where=where,
+        remedy=remedy,
+    )

@@ -1,0 +1,167 @@
+"""Text to tokens and back for the runtimes without a tokenizer of their own, without importing transformers or
+torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
+from shearling.strict_json import read_json
+
+UNFINISHED = "\ufffd"
+"""What a byte-level decoder gives for the first bytes of a character."""
+
+
+class TextTokenizer:
+    """The tokenizer of a Hugging Face directory.
+
+    Args:
+        directory: holds `tokenizer.json`, and perhaps a chat template.
+
+    Raises:
+        ArtefactMissing: no `tokenizer.json`.
+        ModelUnsupported: the tokenizers library cannot read it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        from tokenizers import Tokenizer
+
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise ArtefactMissing(
+                "no tokenizer here: tokenizer.json is missing",
+                where=directory,
+                remedy="Export again, or copy it from the model",
+            )
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        # The library reports a malformed file as a bare Exception.
+        except Exception as error:
+            raise ModelUnsupported(f"the tokenizer does not load: {error}", where=path) from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        config_path = directory / "tokenizer_config.json"
+        self._config = read_json(config_path) if config_path.is_file() else {}
+        self._template = _chat_template(directory, self._config)
+        self._where = directory
+
+    def has_chat_template(self) -> bool:
+        """Whether `encode` can format a chat turn."""
+        return self._template is not None
+
+    def encode(self, prompt: str, *, chat: bool) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            UsageError: `chat`, and there is no template.
+        """
+        if chat:
+            return list(self._tokenizer.encode(self._render(prompt), add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(prompt).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, special ones left out."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _render(self, prompt: str) -> str:
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        if self._template is None:
+            raise no_chat_template(self._where)
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        special = {key: _content(self._config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        messages = [{"role": "user", "content": prompt}]
+        try:
+            return environment.from_string(self._template).render(
+                messages=messages, add_generation_prompt=True, **special
+            )
+        except jinja2.TemplateError as error:
+            raise ModelUnsupported(
+                f"the chat template fails: {error}", where=self._where, remedy="Use --no-chat"
+            ) from error
+
+
+class TokenizedRuntime:
+    """The half of a `Runtime` that is text, where a `TextTokenizer` does it."""
+
+    _tokenizer: TextTokenizer
+
+    def has_chat_template(self) -> bool:
+        """See `TextTokenizer.has_chat_template`."""
+        return self._tokenizer.has_chat_template()
+
+    def encode(self, prompt: str, *, chat: bool) -> list[int]:
+        """See `TextTokenizer.encode`."""
+        return self._tokenizer.encode(prompt, chat=chat)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """See `TextTokenizer.decode`."""
+        return self._tokenizer.decode(token_ids)
+
+
+class Decoder(Protocol):
+    """Turns tokens into text."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, special ones left out."""
+
+
+class TextStream:
+    """Turns tokens into text piece by piece; a character whose bytes span tokens appears when it is whole."""
+
+    def __init__(self, tokenizer: Decoder, on_text: Callable[[str], None]) -> None:
+        self._tokenizer = tokenizer
+        self._on_text = on_text
+        self._tokens: list[int] = []
+        self._shown = 0
+
+    def push(self, token_id: int) -> None:
+        """Take one more token."""
+        self._tokens.append(token_id)
+        text = self._tokenizer.decode(self._tokens)
+        if not text.endswith(UNFINISHED):
+            self._emit(text)
+
+    def finish(self) -> None:
+        """Show what is left, whole characters or not."""
+        self._emit(self._tokenizer.decode(self._tokens))
+
+    def _emit(self, text: str) -> None:
+        if len(text) > self._shown:
+            self._on_text(text[self._shown :])
+            self._shown = len(text)
+
+
+def no_chat_template(where: Path) -> UsageError:
+    """The error for `--chat` where there is no template."""
+    return UsageError("--chat was given, and this tokenizer has no chat template", where=where, remedy="Use --no-chat")
+
+
+def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = next(
+            (item.get("template") for item in template if isinstance(item, dict) and item.get("name") == "default"),
+            None,
+        )
+    return template if isinstance(template, str) else None
+
+
+def _content(token: object) -> str:
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+def _refuse(message: str) -> NoReturn:
+    import jinja2
+
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,1 @@
+"""What the `shearling` command does besides the demo."""

@@ -1,0 +1,165 @@
+"""What this installation can do: where the stages come from, versions, devices, native arithmetic, sparse kernels."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from shearling.command_line import Result, stage_roots
+from shearling.errors import ShearlingError
+from shearling.kernel.openvino_core import openvino_core
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "nncf",
+    "optimum",
+    "optimum-intel",
+    "openvino",
+    "openvino-genai",
+    "openvino-tokenizers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "lm-eval",
+    "pymoo",
+)
+EQUAL_VERSIONS = ("openvino", "openvino-genai", "openvino-tokenizers")
+
+
+def examine() -> Result:
+    """Look at everything, and compile the sparse kernels where that was not done yet; a part that is missing is a
+    finding, not an error.
+    """
+    data: dict[str, Any] = {
+        "stages": {stage: None if root is None else str(root) for stage, root in stage_roots().items()},
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **_torch_facts(),
+        "openvino_devices": _openvino_devices(),
+        "onnxruntime_providers": _onnxruntime_providers(),
+        "sparse_kernels": _sparse_kernels(),
+    }
+    data["findings"] = _findings(data)
+    return Result(data, _screen(data))
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _torch_facts() -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        return {"cuda": False, "native_bf16": None}
+    from shearling.evaluation.precision import resolve_precision
+
+    return {"cuda": torch.cuda.is_available(), "native_bf16": resolve_precision("auto") == "bf16"}
+
+
+def _openvino_devices() -> list[str]:
+    try:
+        return list(openvino_core().available_devices)
+    except ImportError:
+        return []
+
+
+def _onnxruntime_providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
+
+
+def _sparse_kernels() -> dict[str, dict[str, str | None]]:
+    """Of either runtime: what the compiled operators use, or why there are none."""
+    from shearling.kernel.build import build_onnx_runtime_library
+    from shearling.kernel.library import kernels_in_use
+
+    def attempt(build: Callable[[], object]) -> dict[str, str | None]:
+        try:
+            build()
+            return {"kernels": kernels_in_use(), "missing": None}
+        # OSError: a library that was built and cannot be loaded.
+        except (ShearlingError, OSError) as error:
+            return {"kernels": None, "missing": str(error)}
+
+    return {"openvino": attempt(kernels_in_use), "onnxruntime": attempt(build_onnx_runtime_library)}
+
+
+def _findings(data: dict[str, Any]) -> list[str]:
+    versions = data["versions"]
+    own = str(Path(__file__).resolve().parents[2])
+    found = [
+        f"the stage '{stage}' is not importable: run from {own}"
+        for stage, root in data["stages"].items()
+        if root is None
+    ]
+    found += [
+        f"not installed: {name}" for name in PACKAGES if versions[name] is None and not name.startswith("onnxruntime")
+    ]
+    runtimes = [name for name in ("onnxruntime", "onnxruntime-gpu") if versions[name]]
+    if len(runtimes) == 2:
+        found.append(
+            "onnxruntime and onnxruntime-gpu share one directory and break each other: uninstall both, then install one"
+        )
+    if not runtimes:
+        found.append("no ONNX Runtime: pip install 'shearling[cpu]' or 'shearling[gpu]'")
+    releases = {".".join(versions[name].split(".")[:3]) for name in EQUAL_VERSIONS if versions[name]}
+    if len(releases) > 1:
+        found.append(f"{', '.join(EQUAL_VERSIONS)} must have equal versions, found {', '.join(sorted(releases))}")
+    # ONNX Runtime's need headers that no wheel brings, so they are an offer.
+    if missing := data["sparse_kernels"]["openvino"]["missing"]:
+        found.append(missing)
+    return found
+
+
+def _screen(data: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"Python {data['python']} ({sys.executable}), {data['cpus']} CPUs",
+        title_justify="left",
+        show_header=False,
+    )
+    table.add_column("what", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for stage, root in data["stages"].items():
+        table.add_row(f"stage {stage}", root or "not importable")
+    table.add_section()
+    for name, version in data["versions"].items():
+        table.add_row(name, version or "not installed")
+    table.add_section()
+    bf16 = {
+        True: "yes: auto precision trains and evaluates in bf16",
+        False: "no: auto precision is float32",
+        None: "unknown, torch is missing",
+    }
+    table.add_row("native bf16", bf16[data["native_bf16"]])
+    table.add_row("CUDA", "yes" if data["cuda"] else "no")
+    table.add_row("OpenVINO devices", ", ".join(data["openvino_devices"]) or "none")
+    table.add_row("ONNX Runtime providers", ", ".join(data["onnxruntime_providers"]) or "none")
+    for name, runtime in (("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime")):
+        state = data["sparse_kernels"][name]
+        table.add_row(f"sparse kernels, {runtime}", state["kernels"] or state["missing"])
+    table.add_section()
+    for finding in data["findings"] or ["nothing to repair"]:
+        table.add_row("finding", finding)
+    return table

@@ -1,0 +1,214 @@
+"""The elastic low-rank adapter, in the two forms that decide how it can be merged.
+
+    masked   y = (W + (s B_r A_r) ∘ M) x     one product with the merged weight: merging is bit-exact, every zero stays
+    plain    y = W x + s B_r (A_r x)         stock LoRA: exact as a separate adapter, dense when merged
+
+A_r = A[:r, :], B_r = B[:, :r], s = lora_alpha / r_max for every rank r. The masked form is SparsePEFT (SQFT, section 3)
+with the sum taken before the product; the rank is state of the module, never drawn inside the forward, so recomputation
+under gradient checkpointing sees the same sub-network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shearling.elastic.frozen_linear import FrozenLinear
+from shearling.errors import NonFiniteWeights, ShapeMismatch
+
+
+def effective_weight(
+    weight: Tensor, lora_a: Tensor, lora_b: Tensor, *, scaling: float, mask: Tensor | None = None
+) -> Tensor:
+    """The weight that a sub-adapter makes of a frozen weight.
+
+        W' = W + (scaling * B @ A) ∘ mask
+
+    Training, search and the merge all call this, in this order of operations, and so agree bit for bit.
+
+    Args:
+        weight: [out, in]; not modified.
+        lora_a: [rank, in], float32.
+        lora_b: [out, rank], float32.
+        scaling: lora_alpha / r_max, dimensionless.
+        mask: [out, in] bool, True = kept; None leaves the update dense.
+
+    Returns:
+        [out, in] float32.
+
+    Raises:
+        ShapeMismatch: ranks or widths disagree.
+    """
+    if lora_b.shape[1] != lora_a.shape[0] or weight.shape != (lora_b.shape[0], lora_a.shape[1]):
+        raise ShapeMismatch(
+            f"weight {list(weight.shape)}, lora_A {list(lora_a.shape)}, lora_B {list(lora_b.shape)} do not fit together"
+        )
+    if mask is not None and mask.shape != weight.shape:
+        raise ShapeMismatch(f"weight {list(weight.shape)}, mask {list(mask.shape)} do not fit together")
+    # Contiguous operands: a matrix product may round differently for another memory layout of the same numbers.
+    delta = lora_b.contiguous() @ lora_a.contiguous()
+    delta.mul_(scaling)
+    if mask is not None:
+        delta.mul_(_numeric(mask, delta.dtype))
+    return delta.add_(weight)
+
+
+def _numeric(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 and 1 for False and True. From int8, which has the same bytes, torch converts eight times faster than from
+    bool.
+    """
+    return mask.view(torch.int8).to(dtype)
+
+
+class _MaskedLinear(torch.autograd.Function):
+    """y = x (W + (s B A) ∘ M)ᵀ, differentiated by hand so that W and M get no gradient and no copy.
+
+    With G = (dL/dyᵀ x) ∘ M:  dL/dB = s G Aᵀ,  dL/dA = s Bᵀ G,  dL/dx = dL/dy (W + (s B A) ∘ M).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, mask: Tensor, scaling: float
+    ) -> Tensor:
+        # The sum is taken in float32 and rounded once: in bfloat16 a small update would vanish beside a large weight.
+        merged = effective_weight(weight, lora_a, lora_b, scaling=scaling, mask=mask).to(x.dtype)
+        ctx.save_for_backward(x, merged, lora_a, lora_b, mask)
+        ctx.scaling = scaling
+        return F.linear(x, merged)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad_y = grad_outputs[0]
+        x, merged, lora_a, lora_b, mask = ctx.saved_tensors
+        grad_x = grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_y @ merged
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            # [out, in], the gradient of the merged weight
+            grad_weight = grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+            grad_weight.mul_(_numeric(mask, grad_weight.dtype))
+            grad_a = (lora_b.to(x.dtype).T @ grad_weight).to(lora_a.dtype).mul_(ctx.scaling)
+            grad_b = (grad_weight @ lora_a.to(x.dtype).T).to(lora_b.dtype).mul_(ctx.scaling)
+        return grad_x, None, grad_a, grad_b, None, None
+
+
+class ActiveParts(NamedTuple):
+    """The tensors of an adapted linear layer that the active sub-network uses."""
+
+    weight: Tensor
+    bias: Tensor | None
+    lora_a: Tensor
+    lora_b: Tensor
+    mask: Tensor | None
+
+
+class ElasticLoraLinear(FrozenLinear):
+    """A frozen linear layer with an adapter whose rank can be cut to a prefix, and whose own sides can be.
+
+    Args:
+        base: the frozen linear layer; its parameters are shared, not copied, and stop requiring gradients.
+        r_max: rank of the stored factors.
+        scaling: lora_alpha / r_max.
+        mask: [out, in] bool for the masked form; None for the plain form.
+        dropout: on the adapter's input while training, plain form only.
+        generator: draws the initial A; B starts at zero, so that every rank starts as the base.
+
+    Raises:
+        ShapeMismatch: the mask does not fit the weight.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        *,
+        r_max: int,
+        scaling: float,
+        mask: Tensor | None,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(base)
+        if mask is not None and mask.shape != base.weight.shape:
+            raise ShapeMismatch(f"weight {list(base.weight.shape)}, mask {list(mask.shape)} do not fit together")
+        self.r_max = r_max
+        self.rank = r_max
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout)
+        self.mask: Tensor | None
+        self.register_buffer("mask", mask, persistent=False)
+        self.lora_a = nn.Parameter(torch.empty(r_max, base.in_features, device=base.weight.device))
+        self.lora_b = nn.Parameter(torch.zeros(base.out_features, r_max, device=base.weight.device))
+        # kaiming_uniform with a = sqrt(5), as PEFT initialises
+        bound = 1 / math.sqrt(base.in_features)
+        nn.init.uniform_(self.lora_a, -bound, bound, generator=generator)
+
+    def activate(self, rank: int) -> None:
+        """Use the first `rank` rows of A and columns of B from now on.
+
+        Raises:
+            ShapeMismatch: not in 1..r_max.
+        """
+        if not 1 <= rank <= self.r_max:
+            raise ShapeMismatch(f"rank {rank} is outside 1..{self.r_max}")
+        self.rank = rank
+        self._held = None
+
+    def active_parts(self) -> ActiveParts:
+        """Weight, bias, factors and mask of the active sub-network, as views."""
+        out, width = self.active_out, self.active_in
+        return ActiveParts(
+            self.weight[:out, :width],
+            None if self.bias is None else self.bias[:out],
+            self.lora_a[: self.rank, :width],
+            self.lora_b[:out, : self.rank],
+            None if self.mask is None else self.mask[:out, :width],
+        )
+
+    def merged_weight(self) -> Tensor:
+        """[out, in] float32, the weight of the active sub-adapter; masked in the masked form.
+
+        Raises:
+            NonFiniteWeights: the adapter holds NaN or infinity.
+        """
+        parts = self.active_parts()
+        with torch.no_grad():
+            merged = effective_weight(parts.weight, parts.lora_a, parts.lora_b, scaling=self.scaling, mask=parts.mask)
+        if not torch.isfinite(merged).all():
+            raise NonFiniteWeights("the merged weight holds NaN or infinity")
+        return merged
+
+    def hold_merged(self, *, hold: bool) -> None:
+        """Compute the merged weight once and use it until the rank changes (evaluation of one sub-network)."""
+        self._held = self.merged_weight().to(self.weight.dtype) if hold and self.mask is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the active sub-adapter.
+
+        Args:
+            x: [..., in].
+
+        Returns:
+            [..., out].
+        """
+        weight, bias, lora_a, lora_b, mask = self.active_parts()
+        if self._held is not None:
+            return F.linear(x, self._held, bias)
+        if mask is None:
+            update = F.linear(F.linear(self.dropout(x), lora_a), lora_b)
+            return F.linear(x, weight, bias) + update * self.scaling
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            y: Tensor = _MaskedLinear.apply(x, weight, lora_a, lora_b, mask, self.scaling)
+            return y if bias is None else y + bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        """Shapes and state for `print(model)`."""
+        form = "plain" if self.mask is None else "masked"
+        sizes = f"in_features={self.active_in}/{self.in_features}, out_features={self.active_out}/{self.out_features}"
+        return f"{sizes}, rank={self.rank}/{self.r_max}, {form}"

@@ -1,0 +1,62 @@
+"""Which merges keep the trained function: a consequence of how the adapter was trained.
+
+An update trained under the mask has no exact low-rank form (B A times a mask is not of low rank); one trained without
+it has no exact sparse form. So the training decides, and a merge that would silently change the model is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from shearling.errors import MergeRefused
+from shearling.strict_json import Document
+
+MergeMode = Literal["masked", "separate", "dense"]
+
+
+class MergeRule(Document):
+    """The merges that are exact, the one to take, and why."""
+
+    allowed: tuple[MergeMode, ...]
+    default: MergeMode
+    reason: str
+
+
+def merge_rule(*, masked_training: bool, sparse: bool) -> MergeRule:
+    """What an adapter may be merged into, by how it was trained.
+
+    An update trained under the mask has no exact low-rank form, one trained without it no exact sparse form.
+    """
+    if masked_training:
+        return MergeRule(
+            allowed=("masked",),
+            default="masked",
+            reason="trained under the mask: exact only when merged under the mask",
+        )
+    if not sparse:
+        return MergeRule(
+            allowed=("dense", "separate"), default="dense", reason="the base is dense: merging loses nothing"
+        )
+    reason = (
+        "trained without the mask: exact beside the sparse weights, or dense; a masked merge is "
+        "approximate (--allow-approximate)"
+    )
+    return MergeRule(allowed=("separate", "dense"), default="separate", reason=reason)
+
+
+def resolve_merge(rule: MergeRule, requested: MergeMode | None, *, allow_approximate: bool) -> MergeMode:
+    """The merge to do.
+
+    Raises:
+        MergeRefused: it would change the trained function, and `allow_approximate` does not apply or is not set.
+    """
+    mode = requested or rule.default
+    if mode in rule.allowed:
+        return mode
+    approximate = (
+        mode == "masked" and "separate" in rule.allowed and "dense" in rule.allowed and rule.default == "separate"
+    )
+    if approximate and allow_approximate:
+        return mode
+    remedy = "Add --allow-approximate to accept and report the error" if approximate else f"Use --merge {rule.default}"
+    raise MergeRefused(f"merge mode '{mode}' is refused: {rule.reason}", where="--merge", remedy=remedy)

@@ -1,0 +1,244 @@
+"""The weight-sharing super-network: a frozen model whose adapters and widths can be cut to any choice of the search
+space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shearling.artefact import Artefact, open_artefact
+from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
+from shearling.elastic.reordering import REORDERING_FILE, apply_reordering, load_reordering
+from shearling.elastic.search_space import SEARCH_SPACE_FILE, Choice, Group, SearchSpace, read_search_space
+from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, NonFiniteWeights, ShapeMismatch
+from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.model.head import head_parameters
+from shearling.model.narrow_layers import Cut
+from shearling.run import Run, open_frozen
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import Parameter
+
+    from shearling.elastic.linear import ElasticLinear
+    from shearling.elastic.lora import ElasticLoraLinear
+
+ADAPTER_FILE = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass
+class SuperNetwork:
+    """A model with elastic adapters in place.
+
+    Attributes:
+        model: the Hugging Face model; its adapted linears are `ElasticLoraLinear`.
+        tokenizer: belongs to it; None where nothing is tokenised.
+        space: the search space.
+        layers: the adapted layers by module path.
+        unadapted: layers without an adapter that produce or consume an elastic width.
+        masks: of the pruned modules, in the order of this model's channels; None where nothing was pruned.
+        head: what a classifier has beyond its pretrained body; it trains with the adapters, and is stored with them.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    space: SearchSpace
+    layers: dict[str, ElasticLoraLinear]
+    unadapted: dict[str, ElasticLinear] = field(default_factory=dict)
+    masks: Masks | None = None
+    head: dict[str, Parameter] = field(default_factory=dict)
+
+    def activate(self, choice: Choice) -> None:
+        """Make one sub-network the model.
+
+        Raises:
+            DocumentInvalid: the choice is incomplete or outside the space; nothing has changed then.
+        """
+        for path, rank in self.space.ranks(choice).items():
+            self.layers[path].activate(rank)
+        for path, cut in self.space.cuts(choice).items():
+            layer = self.layers.get(path) or self.unadapted[path]
+            layer.cut(out_features=cut.out_features, in_features=cut.in_features)
+
+    @contextmanager
+    def materialised(self) -> Iterator[None]:
+        """Hold the weights of the active sub-network in one piece while many batches are evaluated (merged, in the
+        masked form).
+        """
+        try:
+            self._hold(hold=True)
+            yield
+        finally:
+            self._hold(hold=False)
+
+    def _hold(self, *, hold: bool) -> None:
+        for layer in self.layers.values():
+            layer.hold_merged(hold=hold)
+        for plain in self.unadapted.values():
+            plain.hold(hold=hold)
+
+    def adapter_params(self, choice: Choice) -> int:
+        """Adapter weights of a sub-network: sum of r (in + out) over its modules, at their active widths."""
+        cuts, total = self.space.cuts(choice), 0
+        for path, rank in self.space.ranks(choice).items():
+            layer, cut = self.layers[path], cuts.get(path, Cut())
+            total += rank * ((cut.in_features or layer.in_features) + (cut.out_features or layer.out_features))
+        return total
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The super-adapter's tensors under the names that PEFT gives them."""
+        state = {}
+        for path, layer in self.layers.items():
+            state[f"{PEFT_PREFIX}{path}.lora_A.weight"] = layer.lora_a.detach().contiguous()
+            state[f"{PEFT_PREFIX}{path}.lora_B.weight"] = layer.lora_b.detach().contiguous()
+        return state | {f"{PEFT_PREFIX}{name}": parameter.detach() for name, parameter in self.head.items()}
+
+    def load_adapter_state(self, state: dict[str, Tensor], *, where: Path) -> None:
+        """Fill the adapters with stored tensors.
+
+        Raises:
+            ArtefactMismatch: a tensor is missing or left over.
+            ShapeMismatch: a tensor has another shape.
+            NonFiniteWeights: a tensor holds NaN or infinity.
+        """
+        import torch
+
+        targets = self.adapter_state()
+        if targets.keys() != state.keys():
+            name = sorted(targets.keys() ^ state.keys())[0]
+            raise ArtefactMismatch(
+                f"tensor {name} is {'missing' if name in targets else 'not in the search space'}", where=where
+            )
+        for name, target in targets.items():
+            if state[name].shape != target.shape:
+                raise ShapeMismatch(f"{name} is {list(state[name].shape)}, expected {list(target.shape)}", where=where)
+            if not torch.isfinite(state[name]).all():
+                raise NonFiniteWeights("holds NaN or infinity", where=f"{where}: {name}")
+            target.copy_(state[name])
+
+
+def build_super_network(
+    model: nn.Module,
+    tokenizer: Any,
+    space: SearchSpace,
+    masks: Masks | None,
+    *,
+    generator: torch.Generator | None = None,
+) -> SuperNetwork:
+    """Put elastic adapters into a frozen model, in place.
+
+    Args:
+        model: a decoder or a classifier; all of its parameters but a classifier's head are frozen.
+        tokenizer: kept beside it.
+        space: names the modules and the ranks.
+        masks: module path -> mask; needed where `space.adapter.masked_training`.
+        generator: draws the initial A matrices, module by module in group order.
+
+    Raises:
+        ArtefactMismatch: the space names a module that is not a linear layer of this model, or one without a mask.
+    """
+    from torch import nn
+
+    from shearling.elastic.linear import ElasticLinear
+    from shearling.elastic.lora import ElasticLoraLinear
+
+    model.requires_grad_(False)
+    modules = dict(model.named_modules())
+    for group in space.width_groups:
+        _check_widths(group, modules)
+    layers: dict[str, ElasticLoraLinear] = {}
+    for group in space.groups:
+        if group.kind == "width":
+            continue
+        for path in group.modules:
+            base = modules.get(path)
+            if not isinstance(base, nn.Linear):
+                raise ArtefactMismatch(
+                    "the search space names a module that is not a linear layer of this model", where=path
+                )
+            mask = None
+            if space.adapter.masked_training:
+                if masks is None or path not in masks:
+                    raise ArtefactMismatch("masked training needs a mask for every adapted module", where=path)
+                mask = masks[path]
+            layer = ElasticLoraLinear(
+                base,
+                r_max=space.adapter.r_max,
+                scaling=space.scaling,
+                mask=mask,
+                dropout=space.adapter.dropout,
+                generator=generator,
+            )
+            model.set_submodule(path, layer)
+            layers[path] = layer
+    unadapted = {path: ElasticLinear(modules[path]) for path in space.cuts(space.maximal()) if path not in layers}
+    for path, plain in unadapted.items():
+        model.set_submodule(path, plain)
+    head = head_parameters(model)
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+    return SuperNetwork(model, tokenizer, space, layers, unadapted, masks, head)
+
+
+def _check_widths(group: Group, modules: dict[str, nn.Module]) -> None:
+    full = group.values[0]
+    sizes = dict.fromkeys(group.modules, ("out_features", full))
+    sizes |= dict.fromkeys(group.grouped, ("out_features", full // group.group))
+    sizes |= dict.fromkeys(group.consumers, ("in_features", full))
+    for path, (side, expected) in sizes.items():
+        found = getattr(modules.get(path), side, None)
+        if found != expected:
+            raise ArtefactMismatch(f"{side} is {found}, the width group {group.id} says {expected}", where=path)
+
+
+def load_super_network(run: Run) -> SuperNetwork:
+    """Load the frozen model, the mask and the super-adapter of a finished training, verified, in float32 and eval mode.
+
+    Raises:
+        ArtefactError: anything in the run is missing, corrupt, or does not belong together.
+    """
+    adapter = open_artefact(run.super_adapter, kind="super_adapter")
+    frozen = open_frozen(adapter)
+    return assemble_super_network(frozen, adapter)
+
+
+def assemble_super_network(frozen: Artefact, adapter: Artefact) -> SuperNetwork:
+    """`load_super_network` for artefacts that are verified already."""
+    space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
+    model = load_model(frozen.path)
+    masks: Masks | None = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
+    if masks is not None:
+        check_masked_zeros(model, masks)
+    if REORDERING_FILE in adapter.manifest.files:
+        reordering = load_reordering(adapter.path / REORDERING_FILE, base=frozen.path)
+        masks = apply_reordering(model, masks, space, reordering)
+    network = build_super_network(model, load_tokenizer(frozen.path), space, masks)
+    file = adapter.path / ADAPTER_FILE
+    network.load_adapter_state(read_adapter_file(file), where=file)
+    model.eval()
+    return network
+
+
+def read_adapter_file(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        ArtefactMissing: no such file.
+        ArtefactCorrupt: not a readable safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ArtefactMissing("no adapter here", where=path)
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ArtefactCorrupt(f"not a readable safetensors file: {error}", where=path) from None
+    return state

@@ -1,0 +1,385 @@
+"""Log-likelihoods for lm-evaluation-harness, computed for a fraction of the harness's own price.
+
+The stock model class runs every choice of a row, and the vocabulary projection on every token. Here requests whose
+inputs
+are prefixes of each other share one forward (all single-token choices of a row do), batches hold rows of like length,
+and
+logits are computed for the scored positions alone. On short rows most of the stock time is in what this leaves out.
+
+This module subclasses the harness, so importing it imports torch; `shearling.evaluation.evaluator` does that when it
+is needed.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor, nn
+
+from shearling.errors import ModelUnsupported, NonFiniteWeights, UsageError
+
+MAX_LOGIT_POSITIONS = 1024
+"""Positions of a batch whose logits are held at once: 200 MB at 49,152 tokens of vocabulary in float32."""
+
+MAX_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Tokens of a batch: on a CPU, activations that stay in the cache; 1,700 tokens took 1.4 times as long a row as 430."""
+
+DEFAULT_MAX_LENGTH = 2048
+ENCODINGS_KEPT = 65536
+
+Request = tuple[Any, Sequence[int], Sequence[int]]
+"""As the harness gives it: strings (unused), context tokens, continuation tokens."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A continuation to be scored.
+
+    Attributes:
+        index: its place among the requests.
+        length: number of input tokens that it needs, its last token excluded.
+        tokens: the continuation.
+    """
+
+    index: int
+    length: int
+    tokens: tuple[int, ...]
+
+    @property
+    def first(self) -> int:
+        """Position of the input token that predicts the first token of the continuation."""
+        return self.length - len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input, and every continuation that can be read off its logits."""
+
+    input_ids: tuple[int, ...]
+    scored: tuple[Scored, ...]
+
+    @property
+    def first(self) -> int:
+        """First position whose logits are needed."""
+        return min(item.first for item in self.scored)
+
+
+class CausalScorer(TemplateLM, abc.ABC):
+    """A causal language model as the harness sees it.
+
+    Args:
+        tokenizer: of the model.
+        max_length: longest input; longer ones lose their beginning.
+        batch_size: most rows of a batch.
+        on_rows: called with the number of rows after each batch.
+
+    Attributes:
+        max_batch_tokens: most tokens of a batch.
+        computes_all_logits: the runtime computes logits for every position, whatever is asked; batches are smaller
+            then.
+
+    Raises:
+        ModelUnsupported: the tokenizer has no token that could stand before a text.
+    """
+
+    max_batch_tokens: int = MAX_BATCH_TOKENS["cpu"]
+    computes_all_logits: bool = False
+
+    def __init__(
+        self, tokenizer: Any, *, max_length: int, batch_size: int, on_rows: Callable[[int], None] | None = None
+    ) -> None:
+        super().__init__()
+        if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
+            raise ModelUnsupported("the tokenizer has neither an eos nor a bos token", where=type(tokenizer).__name__)
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.on_rows = on_rows
+        # Sub-networks are evaluated on the same rows again and again.
+        self._encode = functools.lru_cache(maxsize=ENCODINGS_KEPT)(self._encode_text)
+
+    @abc.abstractmethod
+    def logits(self, input_ids: Tensor, first: int) -> Tensor:
+        """Logits after the positions `first` and later.
+
+        Args:
+            input_ids: [rows, length] int64, padded on the right, which a causal model never looks at.
+            first: 0 <= first < length.
+
+        Returns:
+            [rows, length - first, vocabulary] float32.
+        """
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return int(self.tokenizer.bos_token_id if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token before a text that is scored from its first token on."""
+        return self.eot_token_id if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids, with the special tokens that the tokenizer adds on its own unless told otherwise."""
+        return list(self._encode(string, add_special_tokens))
+
+    def _encode_text(self, string: str, add_special_tokens: bool | None) -> tuple[int, ...]:
+        bos = self.tokenizer.bos_token
+        if add_special_tokens is None and bos and string.startswith(bos):
+            add_special_tokens = False
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return tuple(self.tokenizer.encode(string, **options))
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Per request the log-likelihood of the continuation, and whether greedy decoding would produce it."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        """Log-likelihood of whole texts, in windows of `max_length` where they are longer."""
+        windows: list[Request] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            rolling = get_rolling_token_windows(
+                token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            )
+            for context, continuation in map(make_disjoint_window, rolling):
+                windows.append((None, context, continuation))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, (log_likelihood, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += log_likelihood
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """Refused: only a torch model generates here.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "this task generates text, which only a torch model can be evaluated on", where=type(self).__name__
+        )
+
+    def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
+        results: list[tuple[float, bool] | None] = [None] * len(requests)
+        rows = plan_rows(requests, self.max_length)
+        for batch in batch_rows(
+            rows, self.batch_size, max_tokens=self.max_batch_tokens, whole=self.computes_all_logits
+        ):
+            for index, result in self._score(batch):
+                results[index] = result
+            if self.on_rows is not None:
+                self.on_rows(len(batch))
+        return [result for result in results if result is not None]
+
+    def _score(self, batch: Sequence[Row]) -> Iterator[tuple[int, tuple[float, bool]]]:
+        first = min(row.first for row in batch)
+        length = max(len(row.input_ids) for row in batch)
+        input_ids = torch.tensor([row.input_ids + (0,) * (length - len(row.input_ids)) for row in batch])
+        logits = self.logits(input_ids, first)
+        spans = [(place, item) for place, row in enumerate(batch) for item in row.scored]
+        places = torch.tensor([place for place, item in spans for _ in item.tokens])
+        positions = torch.tensor([position - first for _, item in spans for position in range(item.first, item.length)])
+        tokens = torch.tensor([token for _, item in spans for token in item.tokens])
+        # Not logsumexp, which takes 6 times as long on a CPU (torch 2.13).
+        log_probabilities = logits.log_softmax(-1)[places, positions, tokens].double()
+        if not log_probabilities.isfinite().all():
+            raise NonFiniteWeights(
+                "the model gives log-likelihoods that are NaN or infinite", where=type(self).__name__
+            )
+        greedy = logits.argmax(-1)[places, positions] == tokens
+        start = 0
+        for _, item in spans:
+            stop = start + len(item.tokens)
+            yield item.index, (float(log_probabilities[start:stop].sum()), bool(greedy[start:stop].all()))
+            start = stop
+
+
+def plan_rows(requests: Sequence[Request], max_length: int) -> list[Row]:
+    """Fewest inputs that answer all requests: an input that is a prefix of another is read off the longer one.
+
+    Returns:
+        Rows, longest first.
+    """
+    wanted: dict[tuple[int, ...], list[Scored]] = {}
+    for index, (_, context, continuation) in enumerate(requests):
+        kept = (*context, *continuation)[-(max_length + 1) :]
+        wanted.setdefault(kept[:-1], []).append(Scored(index, len(kept) - 1, tuple(continuation)[-(len(kept) - 1) :]))
+    rows: list[tuple[tuple[int, ...], list[Scored]]] = []
+    # Sorted backwards, a prefix directly follows the inputs that begin with it.
+    for input_ids in sorted(wanted, reverse=True):
+        if rows and rows[-1][0][: len(input_ids)] == input_ids:
+            rows[-1][1].extend(wanted[input_ids])
+        else:
+            rows.append((input_ids, list(wanted[input_ids])))
+    ordered = sorted(rows, key=lambda row: (-len(row[0]), row[0]))
+    return [Row(input_ids, tuple(scored)) for input_ids, scored in ordered]
+
+
+def batch_rows(rows: Sequence[Row], batch_size: int, *, max_tokens: int, whole: bool) -> Iterator[list[Row]]:
+    """Batches of neighbours, bounded by rows, by tokens and by logits positions.
+
+    Args:
+        rows: longest first.
+        batch_size: most rows of a batch.
+        max_tokens: most tokens of a batch; a single longer row is a batch of its own.
+        whole: count all positions of a row, not only the scored ones.
+    """
+    batch: list[Row] = []
+    first = length = 0
+    for row in rows:
+        row_first = 0 if whole else row.first
+        joined_first, joined_length = (min(first, row_first), length) if batch else (row_first, len(row.input_ids))
+        count = len(batch) + 1
+        too_large = (
+            count > batch_size
+            or count * joined_length > max_tokens
+            or count * (joined_length - joined_first) > MAX_LOGIT_POSITIONS
+        )
+        if batch and too_large:
+            yield batch
+            batch, joined_first, joined_length = [], row_first, len(row.input_ids)
+        batch.append(row)
+        first, length = joined_first, joined_length
+    if batch:
+        yield batch
+
+
+class TorchScorer(CausalScorer):
+    """A Hugging Face decoder, or a super-network with one sub-network active.
+
+    Args:
+        model: in eval mode.
+        tokenizer: of the model.
+        batch_size: most rows of a batch.
+        bf16: run all but the vocabulary projection in bfloat16 autocast; logits rounded to bfloat16 would tie choices.
+        on_rows: called with the number of rows after each batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        bf16: bool,
+        on_rows: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__(tokenizer, max_length=_max_length(model, tokenizer), batch_size=batch_size, on_rows=on_rows)
+        self.model = model
+        self.bf16 = bf16
+        self._device = next(model.parameters()).device
+        self.max_batch_tokens = MAX_BATCH_TOKENS.get(self._device.type, MAX_BATCH_TOKENS["cuda"])
+        self._keeps_some = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._device
+
+    def logits(self, input_ids: Tensor, first: int) -> Tensor:
+        """See `CausalScorer.logits`."""
+        kept = input_ids.shape[1] - first
+        options = {"logits_to_keep": kept} if self._keeps_some else {}
+        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+        head = _float32_head(self.model) if self.bf16 else nullcontext()
+        with torch.inference_mode(), head, autocast:
+            output: Tensor = self.model(input_ids=input_ids.to(self._device), use_cache=False, **options).logits
+        return output[:, -kept:].float().cpu()
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """Generate with the harness's own Hugging Face model."""
+        from lm_eval.models.huggingface import HFLM
+
+        generator = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=self.batch_size)
+        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+        with autocast:
+            generated: list[str] = generator.generate_until(requests, disable_tqdm=True)
+        return generated
+
+
+class OpenVINOScorer(CausalScorer):
+    """An OpenVINO decoder as `python -m export` writes it: stateful, logits for every position.
+
+    Args:
+        compiled: an `openvino.CompiledModel`, on any device and with any kernel extension that it needs.
+        tokenizer: the Hugging Face tokenizer of the model.
+        max_length: longest input.
+        batch_size: most rows of a batch.
+        on_rows: called with the number of rows after each batch.
+
+    Raises:
+        ModelUnsupported: the model has an input that is not known here, such as an explicit cache.
+    """
+
+    computes_all_logits = True
+
+    def __init__(
+        self,
+        compiled: Any,
+        tokenizer: Any,
+        *,
+        max_length: int = DEFAULT_MAX_LENGTH,
+        batch_size: int = 64,
+        on_rows: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__(tokenizer, max_length=max_length, batch_size=batch_size, on_rows=on_rows)
+        self._request = compiled.create_infer_request()
+        self._inputs = {port.any_name for port in compiled.inputs}
+        unknown = sorted(self._inputs - {"input_ids", "attention_mask", "position_ids", "beam_idx"})
+        if unknown:
+            raise ModelUnsupported(
+                f"the OpenVINO model has the input {unknown[0]!r}", remedy="Export a stateful text-generation model"
+            )
+
+    def logits(self, input_ids: Tensor, first: int) -> Tensor:
+        """See `CausalScorer.logits`."""
+        rows, length = input_ids.shape
+        values = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "position_ids": torch.arange(length).expand(rows, length).contiguous(),
+            "beam_idx": torch.arange(rows, dtype=torch.int32),
+        }
+        self._request.reset_state()
+        outputs = self._request.infer({name: values[name].numpy() for name in self._inputs})
+        return torch.from_numpy(outputs["logits"][:, first:].astype("float32"))
+
+
+def _max_length(model: nn.Module, tokenizer: Any) -> int:
+    config = getattr(model, "config", None)
+    for holder, name in ((config, "max_position_embeddings"), (config, "n_positions"), (tokenizer, "model_max_length")):
+        length = getattr(holder, name, None)
+        # A tokenizer that does not know says 1e30.
+        if isinstance(length, int) and 0 < length < 2**24:
+            return length
+    return DEFAULT_MAX_LENGTH
+
+
+@contextmanager
+def _float32_head(model: nn.Module) -> Iterator[None]:
+    """Keep the vocabulary projection out of autocast."""
+    head = model.get_output_embeddings()  # type: ignore[operator] # every Hugging Face decoder has it
+    original = head.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            result: Tensor = original(hidden.to(head.weight.dtype))
+            return result
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward

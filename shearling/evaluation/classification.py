@@ -1,0 +1,175 @@
+"""Accuracy of a classifier on the rows of a task: in torch, a super-network included, or on an exported OpenVINO
+model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shearling.artefact import MANIFEST
+from shearling.evaluation.evaluator import Evaluation, wilson_interval
+from shearling.evaluation.lm_eval_task import answer_task
+from shearling.evaluation.task import Split, read_rows
+from shearling.strict_json import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class ClassifierScorer(Protocol):
+    """Scores the classes of a text."""
+
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """[texts, classes] float32."""
+        ...
+
+
+class TorchClassifier:
+    """A Hugging Face classifier, or a super-network with one sub-network active.
+
+    Args:
+        model: in eval mode.
+        tokenizer: of the model.
+        max_length: tokens; longer texts are cut, as in training.
+        bf16: run in bfloat16 autocast.
+        on_rows: called with the number of rows after each batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        bf16: bool,
+        on_rows: Callable[[int], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._on_rows = on_rows
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._bf16 = bf16
+
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """See `ClassifierScorer.logits`."""
+        import torch
+
+        device = next(self._model.parameters()).device
+        batch = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
+        ).to(device)
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16) if self._bf16 else nullcontext()
+        with torch.inference_mode(), autocast:
+            output: Tensor = self._model(**batch).logits
+        if self._on_rows is not None:
+            self._on_rows(len(texts))
+        return output.float().cpu()
+
+
+class OpenVINOClassifier:
+    """An exported classifier, in the precision that the device prefers.
+
+    Args:
+        xml: the model; its `.bin` is beside it.
+        tokenizer: of the model.
+        max_length: tokens; longer texts are cut, as in training.
+        on_rows: called with the number of rows after each batch.
+
+    Raises:
+        ArtefactMissing: no such file.
+        ModelUnsupported: OpenVINO cannot read or compile it.
+        CompilerMissing: it needs our operators, and they cannot be built here.
+    """
+
+    def __init__(
+        self, xml: Path, tokenizer: Any, *, max_length: int, on_rows: Callable[[int], None] | None = None
+    ) -> None:
+        from shearling.kernel.openvino_extension import compile_ir
+
+        self._compiled = compile_ir(xml)
+        self._on_rows = on_rows
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._inputs = {name for port in self._compiled.inputs for name in port.names}
+
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """See `ClassifierScorer.logits`."""
+        import numpy as np
+        import torch
+
+        batch = dict(
+            self._tokenizer(
+                list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="np"
+            )
+        )
+        # A model may tell the parts of a pair apart where its tokenizer does not: in torch it fills the input in
+        # itself.
+        batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
+        outputs = self._compiled({name: value for name, value in batch.items() if name in self._inputs})
+        if self._on_rows is not None:
+            self._on_rows(len(texts))
+        return torch.from_numpy(outputs["logits"].astype("float32"))
+
+
+class ClassifierEvaluator:
+    """The rows of one split of a task.
+
+    Args:
+        directory: a `task` artefact.
+        name: of the task.
+        split: which rows.
+        limit: the first rows only.
+        batch_size: rows scored at once, sorted by length.
+
+    Attributes:
+        max_length: tokens of a training row; longer texts are to be cut likewise.
+    """
+
+    def __init__(
+        self, directory: Path, name: str, *, split: Split, limit: int | None = None, batch_size: int = 64
+    ) -> None:
+        self.task = answer_task(name, split)
+        self._rows = read_rows(directory, split)[:limit]
+        self._batch_size = batch_size
+        recipe = read_json(directory / MANIFEST)["details"]["recipe"]
+        self.max_length = int(recipe["max_length"])
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self._rows)
+
+    def measure(self, scorer: ClassifierScorer) -> Evaluation:
+        """Evaluate one model."""
+        import torch
+
+        started_s = time.perf_counter()
+        order = sorted(range(self.rows), key=lambda index: (len(self._rows[index].prompt), self._rows[index].id))
+        answers, losses = [0.0] * self.rows, [0.0] * self.rows
+        for start in range(0, self.rows, self._batch_size):
+            places = order[start : start + self._batch_size]
+            gold = torch.tensor([self._rows[place].gold or 0 for place in places])
+            log_shares = scorer.logits([self._rows[place].prompt for place in places]).log_softmax(-1)
+            for place, right, loss in zip(
+                places, log_shares.argmax(-1) == gold, -log_shares.gather(1, gold[:, None])[:, 0], strict=True
+            ):
+                answers[place], losses[place] = float(right), float(loss)
+        accuracy = math.fsum(answers) / self.rows
+        return Evaluation(
+            task=self.task,
+            n=self.rows,
+            accuracy=accuracy,
+            accuracy_stderr=math.sqrt(accuracy * (1 - accuracy) / max(1, self.rows - 1)),
+            interval=wilson_interval(accuracy, self.rows),
+            loss=math.fsum(losses) / self.rows,
+            bits_per_byte=None,
+            seconds=time.perf_counter() - started_s,
+            rows_sha256=hashlib.sha256("".join(row.id for row in self._rows).encode()).hexdigest(),
+            answers=tuple(answers),
+        )

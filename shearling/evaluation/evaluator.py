@@ -1,0 +1,381 @@
+"""Accuracy and bits per byte, by lm-evaluation-harness: on a torch model, a super-network, or an exported OpenVINO
+model.
+
+    evaluator = Evaluator("sarcasm", split="validation", include_path=RUN / "task")
+    evaluation = evaluator.measure(torch_scorer(model, tokenizer))
+
+`task` is a task of the run, or any task name that the harness knows and whose data is on this machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partialmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shearling.errors import ArtefactMissing, UsageError
+from shearling.evaluation.lm_eval_task import answer_task, text_task
+from shearling.evaluation.precision import Precision, resolve_precision
+from shearling.evaluation.task import Split
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shearling.evaluation.causal_scorer import CausalScorer
+
+ACCURACY_METRICS = ("acc", "exact_match", "acc_norm", "pass@1", "f1")
+"""What counts as accuracy, the first that a task reports."""
+
+Z_95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+TEXT_ROWS = 500
+"""Rows whose text is measured in bits per byte. Every token counts there, so that it settles on fewer rows than an
+accuracy does."""
+
+OnRows = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one model scores on one task.
+
+    Attributes:
+        task: name of the harness task.
+        n: rows.
+        accuracy: share of right answers, 0 to 1.
+        accuracy_stderr: as the harness gives it.
+        interval: Wilson score interval, 95 %.
+        loss: mean negative log-likelihood of the right answer, nats; None where the task does not show it.
+        bits_per_byte: of the raw text; None where it was not asked for or the task has none.
+        seconds: wall time.
+        rows_sha256: of the evaluated rows; equal digests mean equal questions.
+        answers: per row what the metric says, 0 to 1, in the order of the rows; for paired comparisons.
+    """
+
+    task: str
+    n: int
+    accuracy: float
+    accuracy_stderr: float | None
+    interval: tuple[float, float]
+    loss: float | None
+    bits_per_byte: float | None
+    seconds: float
+    rows_sha256: str
+    answers: tuple[float, ...]
+
+
+class Evaluator:
+    """A task, loaded once and measured on any number of models.
+
+    Args:
+        task: a task of `include_path` without its split suffix, or any harness task.
+        split: which rows; a harness task is measured on these or refused, never silently on others.
+        include_path: directory of task files, such as `RUN/task`.
+        limit: the first rows only.
+        bits_per_byte: also measure the raw text of the first `TEXT_ROWS` rows, where the task has it.
+
+    Raises:
+        UsageError: no such task, or it has no such split, or it is a group of tasks.
+        ArtefactMissing: its data is not on this machine.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        split: Split,
+        include_path: Path | None = None,
+        limit: int | None = None,
+        bits_per_byte: bool = False,
+    ) -> None:
+        self.split = split
+        self.limit = limit
+        with _silence():
+            self._answers = _load_task(task, split=split, include_path=include_path, name=answer_task(task, split))
+            self._text = None
+            if (
+                bits_per_byte
+                and include_path is not None
+                and (include_path / f"{text_task(task, split)}.yaml").is_file()
+            ):
+                self._text = _load_task(task, split=split, include_path=include_path, name=text_task(task, split))
+        rows = len(self._answers.eval_docs)
+        self.rows = rows if limit is None else min(rows, limit)
+
+    @property
+    def task(self) -> str:
+        """Name of the harness task."""
+        return str(self._answers.config.task)
+
+    def measure(self, scorer: CausalScorer) -> Evaluation:
+        """Evaluate one model.
+
+        Raises:
+            UsageError: the task reports no accuracy, or needs what this scorer cannot do.
+        """
+        started_s = time.perf_counter()
+        # Standard errors of means are closed forms; only other metrics are bootstrapped.
+        results = _run(scorer, self._answers, self.limit, bootstrap=100)
+        samples = results["samples"][self.task]
+        accuracy, stderr, metric, key = _accuracy(results["results"][self.task], self.task)
+        samples = [sample for sample in samples if sample["filter"] == key]
+        bits_per_byte = None
+        if self._text is not None:
+            name = str(self._text.config.task)
+            bits_per_byte = float(
+                _run(scorer, self._text, min(self.rows, TEXT_ROWS), bootstrap=0)["results"][name]["bits_per_byte,none"]
+            )
+        return Evaluation(
+            task=self.task,
+            n=len(samples),
+            accuracy=accuracy,
+            accuracy_stderr=stderr,
+            interval=wilson_interval(accuracy, len(samples)),
+            loss=_loss(samples),
+            bits_per_byte=bits_per_byte,
+            seconds=time.perf_counter() - started_s,
+            rows_sha256=hashlib.sha256("".join(sample["doc_hash"] for sample in samples).encode()).hexdigest(),
+            answers=tuple(float(sample[metric]) for sample in samples if isinstance(sample[metric], int | float)),
+        )
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    task: str,
+    split: Split,
+    include_path: Path | None = None,
+    limit: int | None = None,
+    bits_per_byte: bool = True,
+    batch_size: int = 64,
+    precision: Precision = "fp32",
+) -> Evaluation:
+    """Evaluate one torch model once; see `Evaluator` for the arguments and errors, and `torch_scorer` for the last
+    two.
+    """
+    evaluator = Evaluator(task, split=split, include_path=include_path, limit=limit, bits_per_byte=bits_per_byte)
+    return evaluator.measure(torch_scorer(model, tokenizer, batch_size=batch_size, precision=precision))
+
+
+def evaluate_openvino(
+    xml: Path,
+    tokenizer: Any,
+    *,
+    task: str,
+    split: Split,
+    include_path: Path | None = None,
+    limit: int | None = None,
+    bits_per_byte: bool = True,
+    batch_size: int = 64,
+    properties: Mapping[str, str] | None = None,
+) -> Evaluation:
+    """Evaluate an exported OpenVINO model; see `Evaluator` and `openvino_scorer`."""
+    evaluator = Evaluator(task, split=split, include_path=include_path, limit=limit, bits_per_byte=bits_per_byte)
+    return evaluator.measure(openvino_scorer(xml, tokenizer, batch_size=batch_size, properties=properties))
+
+
+def torch_scorer(
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    batch_size: int = 64,
+    precision: Precision = "fp32",
+    on_rows: OnRows | None = None,
+) -> CausalScorer:
+    """A torch model as the harness sees it.
+
+    Args:
+        model: a Hugging Face decoder in eval mode.
+        tokenizer: of the model.
+        batch_size: most rows of a batch; changes the time, and the result by rounding only.
+        precision: bf16 is autocast with a float32 vocabulary projection; auto takes it where the hardware has it.
+        on_rows: called with the number of rows after each batch.
+    """
+    from shearling.evaluation.causal_scorer import TorchScorer
+
+    return TorchScorer(
+        model, tokenizer, batch_size=batch_size, bf16=resolve_precision(precision) == "bf16", on_rows=on_rows
+    )
+
+
+def openvino_scorer(
+    xml: Path,
+    tokenizer: Any,
+    *,
+    batch_size: int = 64,
+    device: str = "CPU",
+    properties: Mapping[str, str] | None = None,
+    on_rows: OnRows | None = None,
+) -> CausalScorer:
+    """An OpenVINO IR as the harness sees it.
+
+    Args:
+        xml: the model; its `.bin` is beside it.
+        tokenizer: the Hugging Face tokenizer.
+        batch_size: most rows of a batch.
+        device: of OpenVINO.
+        properties: of the compilation, such as INFERENCE_PRECISION_HINT; the device's own defaults otherwise.
+        on_rows: called with the number of rows after each batch.
+
+    Raises:
+        ArtefactMissing: no such file.
+        ModelUnsupported: OpenVINO cannot read or compile it, or it is not a stateful decoder.
+        CompilerMissing: it needs our operators, and they cannot be built here.
+    """
+    from shearling.evaluation.causal_scorer import OpenVINOScorer
+    from shearling.kernel.openvino_extension import compile_ir
+
+    compiled = compile_ir(xml, device=device, properties=properties)
+    return OpenVINOScorer(compiled, tokenizer, batch_size=batch_size, on_rows=on_rows)
+
+
+def wilson_interval(share: float, n: int, *, z: float = Z_95) -> tuple[float, float]:
+    """Score interval of a binomial share (Wilson 1927).
+
+        (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+
+    Args:
+        share: observed, 0 to 1.
+        n: trials; 0 gives (0, 1).
+        z: normal quantile.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def _load_task(task: str, *, split: Split, include_path: Path | None, name: str) -> Any:
+    manager = _task_manager(include_path)
+    if name not in manager.all_subtasks:
+        name = task
+        if name not in manager.all_subtasks:
+            manager = _task_manager(None)
+    if name in manager.all_groups or name in manager.all_tags:
+        raise UsageError("this is a group of tasks", where=f"task {name}", remedy="Name one of its tasks")
+    if name not in manager.all_subtasks:
+        raise UsageError("no such task", where=f"task {name}", remedy="List them with: lm_eval ls tasks")
+    return _build_task(name, manager, split)
+
+
+@functools.cache
+def _known_tasks() -> Any:
+    # Parses the harness's thousands of task files, which takes seconds: once, and only where the run has no such task.
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _task_manager(include_path: Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return (
+        _known_tasks() if include_path is None else TaskManager(include_path=str(include_path), include_defaults=False)
+    )
+
+
+def _build_task(name: str, manager: Any, split: Split) -> Any:
+    entry = manager.task_index[name]
+    overrides = {"task": name, **_local_data(entry)}
+    if split == "validation":
+        # The harness prefers a test split where there is one.
+        overrides["test_split"] = None
+    with tempfile.TemporaryDirectory() as cache:
+        if "dataset_kwargs" in overrides:
+            overrides["dataset_kwargs"] |= {"cache_dir": cache, "keep_in_memory": True}
+        try:
+            built = manager._factory.build(entry, overrides=overrides, registry=manager.task_index)
+        except (OSError, ConnectionError) as error:
+            raise ArtefactMissing(
+                f"the data of this task is not on this machine: {error}", where=f"task {name}"
+            ) from error
+    if getattr(built.config, f"{split}_split", None) is None:
+        raise UsageError(f"this task has no {split} split", where=f"task {name}", remedy="Name a task that has one")
+    return built
+
+
+def _local_data(entry: Any) -> dict[str, Any]:
+    # The harness resolves data files against the working directory; a task file means those beside it.
+    config = entry.cfg or {}
+    kwargs = config.get("dataset_kwargs") or {}
+    files = kwargs.get("data_files")
+    if config.get("dataset_path") != "json" or not isinstance(files, dict) or entry.yaml_path is None:
+        return {}
+    anchored = {split: str(Path(entry.yaml_path).parent / file) for split, file in files.items()}
+    for file in anchored.values():
+        if "://" not in file and not Path(file).is_file():
+            raise ArtefactMissing("the data of this task is missing", where=file)
+    return {"dataset_kwargs": {**kwargs, "data_files": anchored}}
+
+
+def _run(scorer: CausalScorer, task: Any, limit: int | None, *, bootstrap: int) -> Mapping[str, Any]:
+    from lm_eval import evaluator
+
+    with _silence():
+        results = evaluator.evaluate(
+            scorer, {"tasks": {task.config.task: task}}, limit=limit, bootstrap_iters=bootstrap, log_samples=True
+        )
+    if results is None:
+        raise UsageError("the harness returned nothing: evaluate in the main process", where=str(task.config.task))
+    return results
+
+
+def _accuracy(results: Mapping[str, Any], task: str) -> tuple[float, float | None, str, str]:
+    for metric in ACCURACY_METRICS:
+        for key, value in results.items():
+            name, _, filtered = key.partition(",")
+            if name == metric and isinstance(value, int | float):
+                stderr = results.get(f"{metric}_stderr,{filtered}")
+                return float(value), float(stderr) if isinstance(stderr, int | float) else None, metric, filtered
+    found = ", ".join(sorted(key for key in results if "," in key))
+    raise UsageError(
+        f"reports no accuracy, only {found}",
+        where=f"task {task}",
+        remedy=f"Use a task with one of {', '.join(ACCURACY_METRICS)}",
+    )
+
+
+def _loss(samples: Sequence[Mapping[str, Any]]) -> float | None:
+    losses = []
+    for sample in samples:
+        responses, target = sample["filtered_resps"], sample["target"]
+        gold = target if isinstance(target, int) else 0
+        single = isinstance(target, int) or len(responses) == 1
+        if not single or not 0 <= gold < len(responses) or not isinstance(responses[gold], tuple):
+            return None
+        losses.append(-responses[gold][0])
+    return math.fsum(losses) / len(losses) if losses else None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    # The harness logs what we decide ourselves, and has no switch for its progress bars.
+    import datasets
+    from tqdm import tqdm
+
+    datasets.disable_progress_bars()
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    original = tqdm.__init__
+    tqdm.__init__ = partialmethod(original, disable=True)
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        tqdm.__init__ = original
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,169 @@
+// The operators of set `shearling` for OpenVINO; shearling/kernel/packed_format.py specifies inputs and attributes.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <openvino/op/matmul.hpp>
+#include <openvino/op/op.hpp>
+#include <string>
+#include <vector>
+
+#include "linear.hpp"
+#include "tbb_threads.hpp"
+#include "weights.hpp"
+
+namespace shearling {
+
+// What the operators share: packed weights at one input, and how to multiply by them.
+class SparseOperator {
+public:
+    virtual ~SparseOperator() = default;
+
+protected:
+    virtual WeightLayout layout() const = 0;
+    void visit_common(ov::AttributeVisitor& visitor);
+    // Throws where attributes, inputs or the weights of `node`, which this is a part of, do not fit.
+    void validate_common(const ov::Node& node, size_t inputs, size_t weights_input);
+    // The same for a node whose first input is an activation of `columns`; sets its results, of these widths.
+    void validate_products(ov::Node& node, size_t inputs, size_t weights_input, const std::vector<int64_t>& widths);
+    void copy_common(const SparseOperator& other);
+    // The weights, copied into huge pages and validated when they are first seen, and again only if they move. Throws where they are
+    // not what the layout says.
+    std::shared_ptr<const Weights> checked_weights(const ov::Tensor& tensor) const;
+    Settings settings() const { return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic, tbb_threads()}; }
+
+    int64_t columns_ = 0;
+    std::string precision_ = "auto";
+    int64_t format_version_ = 1;
+
+private:
+    const void* read_ = nullptr;  // a constant whose headers fit the layout
+    mutable std::mutex mutex_;
+    mutable const void* address_ = nullptr;
+    mutable std::shared_ptr<const Weights> weights_;
+};
+
+// The attributes of an MLP, and where its matrices stand.
+struct MlpAttributes {
+    int64_t inner = 0;
+    std::string activation = "silu";
+    bool gated = true;
+
+    void visit(ov::AttributeVisitor& visitor);
+    bool known() const { return activation == "silu" || activation == "gelu_erf" || activation == "gelu_tanh" || activation == "relu"; }
+    void add_to(WeightLayout& layout, int64_t hidden) const;
+    Mlp mlp(const PackedMatrix* matrices, const Norm& norm) const;
+    size_t matrix_count() const { return gated ? 3 : 2; }
+};
+
+class SparseLinear : public ov::op::Op, protected SparseOperator {
+public:
+    OPENVINO_OP("SparseLinear", "shearling");
+    SparseLinear() = default;
+    explicit SparseLinear(const ov::OutputVector& arguments) : Op(arguments) {}
+    bool has_evaluate() const override { return true; }
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+protected:
+    WeightLayout layout() const override;
+
+private:
+    std::vector<int64_t> rows_;
+    double norm_epsilon_ = 0.0;
+    bool bias_ = false;
+    bool residual_ = false;
+};
+
+class SparseMLP : public ov::op::Op, protected SparseOperator {
+public:
+    OPENVINO_OP("SparseMLP", "shearling");
+    SparseMLP() = default;
+    explicit SparseMLP(const ov::OutputVector& arguments) : Op(arguments) {}
+    bool has_evaluate() const override { return true; }
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+protected:
+    WeightLayout layout() const override;
+
+private:
+    MlpAttributes mlp_;
+    double norm_epsilon_ = 0.0;
+    bool residual_ = false;
+};
+
+class SparseLayer : public ov::op::Op, protected SparseOperator {
+public:
+    OPENVINO_OP("SparseLayer", "shearling");
+    SparseLayer() = default;
+    explicit SparseLayer(const ov::OutputVector& arguments) : Op(arguments) {}
+    bool has_evaluate() const override { return true; }
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+protected:
+    WeightLayout layout() const override;
+
+private:
+    std::vector<int64_t> rows_;
+    int64_t hidden_ = 0;
+    MlpAttributes mlp_;
+    double norm_epsilon_ = 0.0;
+    double next_epsilon_ = 0.0;
+    bool bias_ = false;
+};
+
+// The vocabulary projection. OpenVINO GenAI looks for the last MatMul of a graph, to cut all but the sampled tokens off before it, and
+// finds this one. To OpenVINO's own passes it is a MatMul, too: they leave one of such weights alone unless a scale follows it or a
+// transposition goes before it, which the export therefore does not let happen.
+class SparseHead : public ov::op::v0::MatMul, protected SparseOperator {
+public:
+    OPENVINO_OP("SparseHead", "shearling", ov::op::v0::MatMul);
+    SparseHead() = default;
+    explicit SparseHead(const ov::OutputVector& arguments) { set_arguments(arguments); }
+    bool has_evaluate() const override { return true; }
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+protected:
+    WeightLayout layout() const override { return {{{rows_, columns_}}, {}}; }
+
+private:
+    int64_t rows_ = 0;
+};
+
+// Rows of the matrix that a SparseHead multiplies by, or of one of its own.
+class SparseEmbedding : public ov::op::Op, protected SparseOperator {
+public:
+    OPENVINO_OP("SparseEmbedding", "shearling");
+    SparseEmbedding() = default;
+    explicit SparseEmbedding(const ov::OutputVector& arguments) : Op(arguments) {}
+    bool has_evaluate() const override { return true; }
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+protected:
+    WeightLayout layout() const override { return {{{rows_, columns_}}, {}}; }
+
+private:
+    // The matrix, read where it lies, since a token needs one row; validated as in checked_weights.
+    PackedMatrix checked_matrix(const ov::Tensor& tensor) const;
+
+    int64_t rows_ = 0;
+    mutable std::mutex matrix_mutex_;
+    mutable const void* matrix_address_ = nullptr;
+    mutable PackedMatrix matrix_{};
+};
+
+}  // namespace shearling

@@ -1,0 +1,74 @@
+// A packed weight matrix, read in place. The format is specified in shearling/kernel/packed_format.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace shearling {
+
+constexpr size_t panel_rows = 16;
+
+enum class ValueType : uint32_t { bf16 = 1, int8 = 2, int4 = 3 };
+enum class Encoding : uint32_t { dense = 0, bitmask = 1 };
+enum class ScaleType : uint32_t { none = 0, f32 = 1, f16 = 2 };
+
+struct PackedMatrix {
+    ValueType value_type;
+    Encoding encoding;
+    ScaleType scale_type;
+    size_t rows;
+    size_t columns;
+    size_t group_size;
+    size_t stored;
+    size_t total_bytes;
+    const uint8_t* scales;
+    const uint8_t* offsets;
+    const uint8_t* masks;
+    const uint8_t* values;
+    size_t value_bytes;
+
+    size_t block_columns() const { return value_type == ValueType::bf16 ? 2 : 4; }
+    size_t block_size() const { return panel_rows * block_columns(); }
+    size_t panels() const { return (rows + panel_rows - 1) / panel_rows; }
+    size_t blocks() const { return (columns + block_columns() - 1) / block_columns(); }
+    size_t groups() const { return group_size == 0 ? 1 : (columns + group_size - 1) / group_size; }
+    size_t mask_bytes() const { return block_size() / 8; }
+    size_t dense_block_bytes() const { return value_type == ValueType::bf16 ? 64 : value_type == ValueType::int8 ? 64 : 32; }
+    const uint8_t* panel_masks(size_t panel) const { return encoding == Encoding::dense ? nullptr : masks + panel * blocks() * mask_bytes(); }
+    const uint8_t* panel_values(size_t panel) const;
+};
+
+// Reads the header and checks it against itself and `size`. Returns null, or what is wrong; the matrix then stays untouched.
+const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix);
+
+// Checks everything else: no kernel runs outside of a matrix that passed. Returns null, or what is wrong.
+const char* validate(const PackedMatrix& matrix);
+
+// Reads the headers of `count` matrices that follow each other, and sets `end` to the byte after the last. Null, or what is wrong.
+const char* read_headers(const uint8_t* bytes, size_t size, size_t count, PackedMatrix* matrices, size_t& end);
+
+// Weights to be packed: bf16 as its bits, int4 in int8; scales [rows, groups] of scale_type, or null.
+struct PlainMatrix {
+    ValueType value_type;
+    Encoding encoding;
+    ScaleType scale_type;
+    size_t rows;
+    size_t columns;
+    size_t group_size;
+    const void* values;
+    const void* scales;
+};
+
+// Size of the packed form; 0 if the sizes do not fit each other or a value does not fit its type.
+size_t packed_size(const PlainMatrix& plain);
+
+// Writes packed_size(plain) bytes.
+void pack(const PlainMatrix& plain, uint8_t* packed);
+
+// Writes [rows, columns] values and [rows, groups] scales of a matrix that passed `validate`.
+void unpack(const PackedMatrix& matrix, void* values, void* scales);
+
+// Writes one row, scaled, as `columns` f32, of a matrix that passed `validate`.
+void read_row(const PackedMatrix& matrix, size_t row, float* target);
+
+}  // namespace shearling

@@ -1,0 +1,33 @@
+// What the input `weights` of an operator holds; shearling/kernel/packed_format.py specifies it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "packed_matrix.hpp"
+
+namespace shearling {
+
+// Packed matrices of these rows and columns, then vectors of these lengths.
+struct WeightLayout {
+    std::vector<std::pair<int64_t, int64_t>> matrices;
+    std::vector<int64_t> vectors;
+};
+
+struct Weights {
+    std::shared_ptr<const uint8_t> bytes;
+    std::vector<PackedMatrix> matrices;
+    std::vector<std::vector<float>> vectors;
+};
+
+// Null, or how the bytes differ from the layout; reads headers only.
+const char* read_layout(const uint8_t* bytes, size_t size, const WeightLayout& layout, std::vector<PackedMatrix>& matrices, size_t& end);
+
+// Copies weights into huge pages, validates the copy completely, and gives the pages of the file that they came from back to the
+// system. Null, or what is wrong with them. Throws std::bad_alloc.
+const char* take_weights(const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights);
+
+}  // namespace shearling

@@ -1,0 +1,165 @@
+"""OpenVINO with the operators of the extension, where a model asks for them.
+
+The IR names the operator set of every layer, so whether a file needs the extension is read in the file itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
+from shearling.kernel.bundle import OPERATORS, WEIGHTS_PORT, split_bundle
+from shearling.kernel.openvino_core import openvino_core
+
+if TYPE_CHECKING:
+    import openvino
+
+OPERATOR_SET = "shearling"
+RT_INFO = ("shearling", "sparse_linear")
+"""Where a packed model says so of itself, for readers of `openvino.Model.get_rt_info`."""
+
+
+PREFERRED_PROPERTIES = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""What packed models ran fastest with where it was measured (docs/performance.md); `DIR@NAME=VALUE` of `serve` sets
+others.
+
+Our operators take and give f32, so bf16 around them is four conversions a layer, which cost a token more than
+attention in bf16
+saves; where stock products are left they read one row, and quantizing that costs more than it saves. A classifier,
+all of whose tokens go through at once, ran as fast or faster with them, too (docs/lonas.md).
+"""
+
+
+def needs_extension(xml: Path) -> bool:
+    """Whether an IR uses our operators.
+
+    Raises:
+        ArtefactMissing: no such file.
+    """
+    if not xml.is_file():
+        raise ArtefactMissing(
+            "no OpenVINO model here", where=xml, remedy="Export one with: python -m export --formats openvino"
+        )
+    # An attribute value cannot hold a bare quotation mark, so this is nothing but the operator set of a layer.
+    return f'version="{OPERATOR_SET}"'.encode() in xml.read_bytes()
+
+
+def required_extensions(xml: Path) -> tuple[Path, ...]:
+    """Libraries that OpenVINO has to load before it can read an IR; built on first use.
+
+    Raises:
+        ArtefactMissing: no such file.
+        CompilerMissing: they are needed, and cannot be built here.
+    """
+    return (_library(),) if needs_extension(xml) else ()
+
+
+def compile_ir(
+    xml: Path, *, device: str = "CPU", properties: Mapping[str, str] | None = None
+) -> openvino.CompiledModel:
+    """Compile an IR, with our operators where it uses them.
+
+    Args:
+        xml: the model; its `.bin` is beside it.
+        device: of OpenVINO.
+        properties: of the compilation, such as INFERENCE_PRECISION_HINT; the device's own defaults otherwise.
+
+    Raises:
+        ArtefactMissing: no such file.
+        ModelUnsupported: OpenVINO cannot read or compile it, or refuses a property.
+        CompilerMissing: it needs our operators, and they cannot be built here.
+    """
+    core = core_for(xml)
+    try:
+        return core.compile_model(core.read_model(xml), device, dict(properties or {}))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelUnsupported(
+            f"OpenVINO cannot compile it: {reason}", where=xml, remedy="Export again, or check the properties"
+        ) from error
+
+
+def core_for(xml: Path) -> openvino.Core:
+    """The core of this process, able to read this IR.
+
+    Raises:
+        ArtefactMissing: no such file.
+        CompilerMissing: it needs our operators, and they cannot be built here.
+    """
+    for library in required_extensions(xml):
+        _load(library)
+    return openvino_core()
+
+
+def check_packed_weights(xml: Path) -> None:
+    """Verify every packed weight of an IR, before anything is computed with it.
+
+    The operators verify what they are given too, when they first run; this names the weight, and costs a pass over
+    the masks.
+
+    Raises:
+        ArtefactMissing: no such file.
+        ArtefactCorrupt: a weight contradicts itself, or OpenVINO cannot read the file.
+        CompilerMissing: our operators cannot be built here.
+    """
+    if not needs_extension(xml):
+        return
+    validate = ctypes.CDLL(str(_library())).shearling_validate
+    validate.argtypes, validate.restype = (ctypes.c_void_p, ctypes.c_uint64), ctypes.c_char_p
+    try:
+        nodes = core_for(xml).read_model(xml).get_ops()
+    except RuntimeError as error:
+        raise ArtefactCorrupt(
+            f"OpenVINO cannot read it: {str(error).strip().splitlines()[-1]}", where=xml, remedy="Export again"
+        ) from error
+    for node in nodes:
+        if node.get_type_name() in OPERATORS:
+            _check_node(node, validate)
+
+
+def _check_node(node: Any, validate: Any) -> None:
+    operator = node.get_type_name()
+    constant = node.input_value(WEIGHTS_PORT[operator]).get_node()
+    try:
+        parts = split_bundle(constant.data, operator, node.get_attributes())
+        faults = [validate(matrix.ctypes.data, matrix.size) for matrix in parts.matrices]
+        if not all(np.isfinite(vector).all() for vector in parts.vectors):
+            raise ArtefactCorrupt("NaN or infinity in a vector")
+        for place, fault in enumerate(faults):
+            if fault is not None:
+                raise ArtefactCorrupt(f"matrix {place}: {fault.decode()}")
+    except ArtefactCorrupt as error:
+        raise ArtefactCorrupt(
+            f"a packed weight is corrupt: {error.message}", where=constant.get_friendly_name(), remedy="Export again"
+        ) from None
+
+
+@functools.cache
+def node_factory() -> Any:
+    """Creates nodes of our operators: `create(type, inputs, attributes)`.
+
+    Raises:
+        CompilerMissing: they cannot be built here.
+    """
+    from openvino.utils.node_factory import NodeFactory
+
+    factory = NodeFactory()
+    factory.add_extension(str(_library()))
+    return factory
+
+
+@functools.cache
+def _load(library: Path) -> None:
+    openvino_core().add_extension(str(library))
+
+
+def _library() -> Path:
+    from shearling.kernel.build import build_library
+
+    return build_library()

@@ -1,0 +1,478 @@
+"""The packed form of a weight matrix: one self-describing tensor of bytes, version 1.
+
+A panel is 16 output rows; a block is one panel by 2 columns (bf16) or 4 columns (int8, int4): 32 or 64 weights, a
+vector
+register of the widest machines. In a block, weight (row r, column c) has position r * block_columns + c. Blocks
+follow each
+other along the columns, panels along the rows; rows and columns are padded with zeros to whole blocks. All numbers are
+little-endian; sections start on multiples of 64 bytes, with zeros between them and 64 zeros at the end.
+
+header, 128 bytes
+    magic `SHEARLNG`; u32: version, value type (1 bf16, 2 int8, 3 int4), encoding (0 dense, 1 bitmask), scale type (0
+    none, 1 f32,
+    2 f16); u64: rows, columns, group size, stored values, total bytes, offsets of scales, panel offsets, masks,
+    values; zeros
+scales
+    [panels, groups, 16] f32 or f16: the scale of every row and group of `group_size` columns; bf16 has none
+panel offsets (bitmask only)
+    [panels + 1] u64: where each panel's values start, in bytes from the first value
+masks (bitmask only)
+    [panels, blocks] u32 (bf16) or u64: bit p is set where the weight at position p is stored
+values
+    stored weights in the order of their positions: bf16 2 bytes; int8 1 byte; int4 a nibble, two's complement, the
+    lower nibble of a byte first, every block on a whole byte
+
+A weight is stored where its bits are not all zero, so packing is reversible bit for bit (a bf16 -0.0 is stored). The
+dense encoding stores every position of every block; it serves matrices with too few zeros.
+
+The operators of the OpenVINO extension (operator set `shearling`). Every input and output of such a node costs about
+1.2 microseconds
+a token, and every node 2, so all constants of a node are one input, `weights`: u8 [bytes], the packed matrices one
+after the other,
+then f32 vectors, each filled up with zeros to a multiple of 64 bytes (`bundle` makes it). Fewer, larger nodes win.
+
+`SparseLinear`: y_i = W_i norm(x) [+ bias_i] [+ residual]
+    inputs: x [..., columns] floating; weights: W_0 .. W_{m-1}, gamma [columns] (norm_epsilon > 0), bias_0 ..
+        bias_{m-1} [rows_i] (bias);
+    residual [..., rows_0] (residual, m = 1 only).
+    outputs: m tensors [..., rows_i] of x's type.
+    attributes: `rows` list of int (its length is m), `columns` int, `norm_epsilon` float (0: no norm), `bias` bool,
+        `residual` bool.
+`SparseMLP`: y = W_down(act(W_gate n) * (W_up n)) [+ x] with n = norm(x)
+    inputs: x [..., columns]; weights: W_gate (if gated), W_up, W_down, gamma [columns] (norm_epsilon > 0).
+    output: [..., columns] of x's type. Without a gate: W_down act(W_up n).
+    attributes: `columns` int, `inner` int (rows of W_up), `activation` str: silu, gelu_erf, gelu_tanh or relu;
+        `gated` bool,
+    `norm_epsilon` float, `residual` bool (adds x itself, before the norm).
+`SparseLayer`: from the end of one attention to the start of the next, in one node:
+    h = residual + W_o x; y = h + MLP(norm(h)) as in SparseMLP; z_i = V_i norm'(y) [+ bias_i]
+    inputs: x [..., columns]; residual [..., hidden]; weights: W_o, W_gate (if gated), W_up, W_down, V_0 .. V_{m-1},
+        gamma [hidden] of norm
+    (norm_epsilon > 0), gamma [hidden] of norm' (next_epsilon > 0), bias_0 .. bias_{m-1} [rows_i] (bias).
+    outputs: y [..., hidden], then m tensors z_i [..., rows_i], all of x's type; m may be 0.
+    attributes: `rows` list of int, `columns` int (of W_o), `hidden` int, `inner` int, `activation` str, `gated` bool,
+        `norm_epsilon` float,
+    `next_epsilon` float, `bias` bool.
+
+`SparseHead`: y = W x, the vocabulary projection
+    inputs: x [..., columns]; weights: W. output: [..., rows] of x's type. attributes: `rows` int, `columns` int.
+    A MatMul to whoever asks for the base type, as OpenVINO GenAI does, which cuts a prompt off before the last one of
+    a graph.
+`SparseEmbedding`: rows of W by their number
+    inputs: tokens [...] i32 or i64; weights: W, the same constant as that of a tied head. output: [..., columns] f32.
+    attributes: `rows` int, `columns` int. A token outside of the rows is an error.
+
+norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the attributes `precision` str, `auto` or
+`exact` (`auto`: integer weights
+multiply activations in fixed point, 16 bits for one or two rows or where groups of weights are no multiples of 32,
+else 8 bits in groups of 32,
+as OpenVINO itself does; bf16 weights f32, or bf16 for more than two rows; on processors without AVX-512 all f32;
+`exact`: f32) and `format_version`, the int 1. All attributes are always written.
+
+The operator of ONNX Runtime (domain `shearling`, version 1) is `SparseLinear` with one matrix: y = W x
+    inputs: x [..., columns] float32; weights: u8 [bytes], an initializer: W. output: [..., rows] float32.
+    attributes: `rows` int, `columns` int, and `precision` and `format_version` as above.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shearling.errors import ArtefactCorrupt, ModelUnsupported, NonFiniteWeights, ShapeMismatch
+
+MAGIC = b"SHEARLNG"
+VERSION = 1
+PANEL_ROWS = 16
+ALIGNMENT = 64
+HEADER = struct.Struct("<8s4I9Q")
+HEADER_BYTES = 128
+MAX_SIZE = 1 << 24
+"""Limit of rows and of columns."""
+
+Bytes = npt.NDArray[np.uint8]
+Values = npt.NDArray[Any]
+
+
+class ValueType(IntEnum):
+    """How a weight is stored."""
+
+    BF16 = 1
+    INT8 = 2
+    INT4 = 3
+
+    @property
+    def block_columns(self) -> int:
+        """Columns of one block."""
+        return 2 if self is ValueType.BF16 else 4
+
+    @property
+    def block_size(self) -> int:
+        """Weights of one block; bits of its mask."""
+        return PANEL_ROWS * self.block_columns
+
+    @property
+    def array_type(self) -> np.dtype[Any]:
+        """Type of the unpacked weights: bf16 as its bits, int4 in int8."""
+        return np.dtype(np.uint16) if self is ValueType.BF16 else np.dtype(np.int8)
+
+
+class Encoding(IntEnum):
+    """Which positions are stored."""
+
+    DENSE = 0
+    BITMASK = 1
+
+
+class ScaleType(IntEnum):
+    """How scales are stored."""
+
+    NONE = 0
+    F32 = 1
+    F16 = 2
+
+    @property
+    def array_type(self) -> np.dtype[Any]:
+        """Type of the scales."""
+        return np.dtype(np.float16 if self is ScaleType.F16 else np.float32)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix W = scales * values.
+
+    Attributes:
+        values: [rows, columns] uint16 (the bits of bf16) or int8 (int8; int4 in -8..7).
+        value_type: how a weight is stored.
+        scales: [rows, groups] float32 or float16, one for each `group_size` columns; None for bf16.
+        group_size: columns per scale, a multiple of 4 or all columns; 0 for bf16.
+    """
+
+    values: Values
+    value_type: ValueType
+    scales: Values | None = None
+    group_size: int = 0
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first bytes of a packed matrix say, and what follows from it."""
+
+    value_type: ValueType
+    encoding: Encoding
+    scale_type: ScaleType
+    rows: int
+    columns: int
+    group_size: int
+    stored: int
+    value_bytes: int
+
+    @property
+    def panels(self) -> int:
+        """Groups of 16 rows."""
+        return -(-self.rows // PANEL_ROWS)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a panel."""
+        return -(-self.columns // self.value_type.block_columns)
+
+    @property
+    def groups(self) -> int:
+        """Scales of a row."""
+        return -(-self.columns // self.group_size) if self.group_size else 0
+
+    @property
+    def section_bytes(self) -> tuple[int, int, int, int]:
+        """Sizes of scales, panel offsets, masks and values."""
+        masked = self.encoding is Encoding.BITMASK
+        return (
+            self.panels * self.groups * PANEL_ROWS * self.scale_type.array_type.itemsize,
+            (self.panels + 1) * 8 if masked else 0,
+            self.panels * self.blocks * self.value_type.block_size // 8 if masked else 0,
+            self.value_bytes,
+        )
+
+    @property
+    def sections(self) -> tuple[int, int, int, int]:
+        """Offsets of scales, panel offsets, masks and values."""
+        starts = [HEADER_BYTES]
+        for size in self.section_bytes[:3]:
+            starts.append(_align(starts[-1] + size))
+        return starts[0], starts[1], starts[2], starts[3]
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the packed matrix."""
+        return _align(self.sections[3] + self.value_bytes) + ALIGNMENT
+
+    def to_bytes(self) -> bytes:
+        """The header as it is stored."""
+        kinds = (VERSION, self.value_type, self.encoding, self.scale_type)
+        sizes = (self.rows, self.columns, self.group_size, self.stored, self.total_bytes)
+        return HEADER.pack(MAGIC, *kinds, *sizes, *self.sections).ljust(HEADER_BYTES, b"\0")
+
+
+def _align(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def pack(matrix: Matrix, encoding: Encoding = Encoding.BITMASK) -> Bytes:
+    """Pack a matrix; the reference that the compiled library is tested against.
+
+    Returns:
+        uint8 [bytes].
+
+    Raises:
+        ShapeMismatch: values, scales and group size do not fit each other.
+        NonFiniteWeights: NaN or infinity in bf16 values or in scales.
+        ModelUnsupported: int4 values outside -8..7, or a matrix beyond the limits.
+    """
+    scale_type = _check_matrix(matrix)
+    kind = matrix.value_type
+    blocks = _to_blocks(matrix.values, kind)
+    kept = blocks != 0 if encoding is Encoding.BITMASK else np.ones_like(blocks, dtype=np.bool_)
+    counts = kept.sum(axis=2, dtype=np.int64)
+    block_bytes = _block_bytes(counts, kind)
+    values = _pack_values(blocks, kept, block_bytes, kind)
+    rows, columns = matrix.values.shape
+    header = Header(kind, encoding, scale_type, rows, columns, matrix.group_size, int(counts.sum()), values.nbytes)
+    packed = np.zeros(header.total_bytes, np.uint8)
+    packed[:HEADER_BYTES] = np.frombuffer(header.to_bytes(), np.uint8)
+    parts: list[Values] = [np.zeros(0, np.uint8) if matrix.scales is None else _panel_scales(matrix.scales)]
+    if encoding is Encoding.BITMASK:
+        offsets = np.concatenate([[0], np.cumsum(block_bytes.sum(axis=1))]).astype("<u8")
+        parts += [offsets, np.packbits(kept, axis=2, bitorder="little")]
+    else:
+        parts += [np.zeros(0, np.uint8)] * 2
+    for start, part in zip(header.sections, [*parts, values], strict=True):
+        packed[start : start + part.nbytes] = np.ascontiguousarray(part).view(np.uint8).reshape(-1)
+    return packed
+
+
+def _check_matrix(matrix: Matrix) -> ScaleType:
+    """Type of the scales, if all fits."""
+    values, kind = matrix.values, matrix.value_type
+    if values.ndim != 2 or 0 in values.shape or values.dtype != kind.array_type:
+        raise ShapeMismatch(f"{list(values.shape)} of {values.dtype} is not a matrix of {kind.name.lower()} values")
+    if max(values.shape) > MAX_SIZE:
+        raise ModelUnsupported(f"a matrix of {list(values.shape)} is larger than {MAX_SIZE} on a side")
+    if kind is ValueType.BF16:
+        if matrix.scales is not None or matrix.group_size:
+            raise ShapeMismatch("bf16 values take no scales")
+        if ((values & 0x7F80) == 0x7F80).any():
+            raise NonFiniteWeights("NaN or infinity in bf16 values")
+        return ScaleType.NONE
+    if kind is ValueType.INT4 and (values.min() < -8 or values.max() > 7):
+        raise ModelUnsupported(f"int4 values reach from {values.min()} to {values.max()}, not within -8..7")
+    return _check_scales(matrix)
+
+
+def _check_scales(matrix: Matrix) -> ScaleType:
+    scales, group_size = matrix.scales, matrix.group_size
+    rows, columns = matrix.values.shape
+    if scales is None or scales.dtype not in (np.float16, np.float32):
+        raise ShapeMismatch("integer values need scales of float16 or float32")
+    if not 0 < group_size <= columns or (group_size % 4 and group_size != columns):
+        raise ShapeMismatch(f"a group of {group_size} columns of {columns} is neither a multiple of 4 nor a whole row")
+    if scales.shape != (rows, -(-columns // group_size)):
+        raise ShapeMismatch(f"scales are {list(scales.shape)}, expected [{rows}, {-(-columns // group_size)}]")
+    if not np.isfinite(scales).all():
+        raise NonFiniteWeights("NaN or infinity in scales")
+    return ScaleType.F16 if scales.dtype == np.float16 else ScaleType.F32
+
+
+def _to_blocks(values: Values, kind: ValueType) -> Values:
+    """[rows, columns] -> [panels, blocks, block size]."""
+    rows, columns = values.shape
+    padded = np.pad(values, ((0, -rows % PANEL_ROWS), (0, -columns % kind.block_columns)))
+    grid = padded.reshape(padded.shape[0] // PANEL_ROWS, PANEL_ROWS, -1, kind.block_columns)
+    return np.ascontiguousarray(grid.transpose(0, 2, 1, 3)).reshape(grid.shape[0], grid.shape[2], kind.block_size)
+
+
+def _from_blocks(blocks: Values, rows: int, columns: int, kind: ValueType) -> Values:
+    grid = blocks.reshape(blocks.shape[0], blocks.shape[1], PANEL_ROWS, kind.block_columns).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(grid.reshape(blocks.shape[0] * PANEL_ROWS, -1)[:rows, :columns])
+
+
+def _block_bytes(counts: npt.NDArray[np.int64], kind: ValueType) -> npt.NDArray[np.int64]:
+    """Bytes of the values of each block, from the number of its stored values."""
+    if kind is ValueType.INT4:
+        return (counts + 1) // 2
+    return counts * kind.array_type.itemsize
+
+
+def _pack_values(
+    blocks: Values, kept: npt.NDArray[np.bool_], block_bytes: npt.NDArray[np.int64], kind: ValueType
+) -> Bytes:
+    if kind is not ValueType.INT4:
+        return blocks[kept].view(np.uint8)
+    nibbles = np.zeros(2 * int(block_bytes.sum()), np.uint8)
+    nibbles[_nibble_positions(kept, block_bytes)] = blocks[kept].view(np.uint8) & 15
+    return np.bitwise_or(nibbles[0::2], np.left_shift(nibbles[1::2], 4), dtype=np.uint8)
+
+
+def _nibble_positions(kept: npt.NDArray[np.bool_], block_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where the nibble of every stored value lies."""
+    starts = 2 * (np.cumsum(block_bytes) - block_bytes.reshape(-1)).reshape(block_bytes.shape)
+    ranks = np.cumsum(kept, axis=2, dtype=np.int64) - 1
+    return (starts[:, :, None] + ranks)[kept]
+
+
+def _panel_scales(scales: Values) -> Values:
+    """[rows, groups] -> [panels, groups, 16]."""
+    padded = np.pad(scales, ((0, -scales.shape[0] % PANEL_ROWS), (0, 0)))
+    return padded.reshape(-1, PANEL_ROWS, scales.shape[1]).transpose(0, 2, 1)
+
+
+def read_header(packed: Bytes) -> Header:
+    """Read and check the header alone: sizes, sections and their total.
+
+    Raises:
+        ArtefactCorrupt: it contradicts itself or the number of bytes.
+    """
+    if packed.dtype != np.uint8 or packed.ndim != 1 or packed.size < HEADER_BYTES:
+        raise ArtefactCorrupt(f"{list(packed.shape)} of {packed.dtype} is too short for a packed matrix")
+    raw = packed[:HEADER_BYTES].tobytes()
+    magic, version, value_type, encoding, scale_type, rows, columns, group_size, stored, total, *sections = (
+        HEADER.unpack_from(raw)
+    )
+    if magic != MAGIC or version != VERSION:
+        raise ArtefactCorrupt(f"not a packed matrix of version {VERSION}: magic {magic!r}, version {version}")
+    if value_type not in set(ValueType) or encoding not in set(Encoding) or scale_type not in set(ScaleType):
+        raise ArtefactCorrupt(f"unknown value type {value_type}, encoding {encoding} or scale type {scale_type}")
+    if not (0 < rows <= MAX_SIZE and 0 < columns <= MAX_SIZE):
+        raise ArtefactCorrupt(f"{rows} rows and {columns} columns are not within 1..{MAX_SIZE}")
+    kind, scaled = ValueType(value_type), ScaleType(scale_type)
+    if not _plausible_group(kind, scaled, group_size, columns):
+        raise ArtefactCorrupt(f"a group of {group_size} columns with scales {scaled.name} does not fit {kind.name}")
+    if total != packed.size:
+        raise ArtefactCorrupt(f"the header promises {total} bytes, there are {packed.size}")
+    last = sections[-1]
+    value_bytes = packed.size - ALIGNMENT - last
+    header = Header(kind, Encoding(encoding), scaled, rows, columns, group_size, stored, max(value_bytes, 0))
+    if list(header.sections) != sections or header.to_bytes() != raw or value_bytes < 0:
+        raise ArtefactCorrupt(f"sections at {sections} do not follow from the sizes")
+    return header
+
+
+def _plausible_group(kind: ValueType, scaled: ScaleType, group_size: int, columns: int) -> bool:
+    if kind is ValueType.BF16:
+        return scaled is ScaleType.NONE and group_size == 0
+    return scaled is not ScaleType.NONE and 0 < group_size <= columns and (group_size % 4 == 0 or group_size == columns)
+
+
+def unpack(packed: Bytes) -> Matrix:
+    """Inverse of `pack`, for either encoding.
+
+    Raises:
+        ArtefactCorrupt: anything in it contradicts anything else; nothing is read outside it.
+    """
+    header = read_header(packed)
+    kind = header.value_type
+    kept = _read_masks(packed, header)
+    counts = kept.sum(axis=2, dtype=np.int64)
+    block_bytes = _block_bytes(counts, kind)
+    _check_counts(packed, header, counts, block_bytes)
+    blocks = np.zeros(kept.shape, kind.array_type)
+    start = header.sections[3]
+    stored = packed[start : start + int(block_bytes.sum())]
+    if kind is ValueType.INT4:
+        nibbles = np.stack([stored & 15, stored >> 4], axis=1).reshape(-1)
+        blocks[kept] = (nibbles[_nibble_positions(kept, block_bytes)] ^ 8).astype(np.int8) - 8
+    else:
+        blocks[kept] = stored.view(kind.array_type)
+    values = _from_blocks(blocks, header.rows, header.columns, kind)
+    matrix = Matrix(values, kind, _read_scales(packed, header), header.group_size)
+    # A reader that trusts nothing: what was read, packed again, is what was given.
+    try:
+        repacked = pack(matrix, header.encoding)
+    except (NonFiniteWeights, ModelUnsupported) as error:
+        raise ArtefactCorrupt(f"a packed matrix holds {error.message}") from None
+    if not np.array_equal(repacked, packed):
+        raise ArtefactCorrupt("a packed matrix stores zeros, or padding that is not zero")
+    return matrix
+
+
+def _read_masks(packed: Bytes, header: Header) -> npt.NDArray[np.bool_]:
+    shape = (header.panels, header.blocks, header.value_type.block_size)
+    if header.encoding is Encoding.DENSE:
+        if _block_bytes(np.full(shape[:2], shape[2]), header.value_type).sum() > header.value_bytes:
+            raise ArtefactCorrupt(
+                f"{header.value_bytes} bytes of values are too few for {header.rows} x {header.columns}"
+            )
+        return np.ones(shape, np.bool_)
+    start, size = header.sections[2], header.section_bytes[2]
+    return np.unpackbits(packed[start : start + size], bitorder="little").view(np.bool_).reshape(shape)
+
+
+def _check_counts(
+    packed: Bytes, header: Header, counts: npt.NDArray[np.int64], block_bytes: npt.NDArray[np.int64]
+) -> None:
+    if int(counts.sum()) != header.stored:
+        raise ArtefactCorrupt(f"the masks keep {int(counts.sum())} weights, the header says {header.stored}")
+    needed = int(block_bytes.sum())
+    if _align(header.sections[3] + needed) + ALIGNMENT != packed.size:
+        raise ArtefactCorrupt(f"{needed} bytes of values do not fit the {packed.size} bytes of the matrix")
+    if header.encoding is Encoding.BITMASK:
+        start, size = header.sections[1], header.section_bytes[1]
+        offsets = packed[start : start + size].view("<u8")
+        if not np.array_equal(offsets, np.concatenate([[0], np.cumsum(block_bytes.sum(axis=1))]).astype(np.uint64)):
+            raise ArtefactCorrupt("panel offsets disagree with the masks")
+
+
+def _read_scales(packed: Bytes, header: Header) -> Values | None:
+    if header.scale_type is ScaleType.NONE:
+        return None
+    start, size = header.sections[0], header.section_bytes[0]
+    panels = (
+        packed[start : start + size]
+        .view(header.scale_type.array_type)
+        .reshape(header.panels, header.groups, PANEL_ROWS)
+    )
+    return np.ascontiguousarray(panels.transpose(0, 2, 1).reshape(-1, header.groups)[: header.rows])
+
+
+def bundle(matrices: Sequence[Bytes], vectors: Sequence[Values] = ()) -> Bytes:
+    """All constants of one operator, in the order that it names.
+
+    Args:
+        matrices: packed, each a multiple of 64 bytes long.
+        vectors: norm weights and biases; stored as f32.
+    """
+    parts = list(matrices)
+    for vector in vectors:
+        flat = np.ascontiguousarray(vector, np.float32).reshape(-1).view(np.uint8)
+        parts.append(np.pad(flat, (0, -flat.size % ALIGNMENT)))
+    return np.concatenate(parts)
+
+
+def packed_bytes(
+    rows: int,
+    columns: int,
+    stored: int,
+    matrix_type: ValueType,
+    *,
+    scale_bytes: int = 0,
+    encoding: Encoding = Encoding.BITMASK,
+) -> int:
+    """Size of a packed matrix, for cost rules: exact but for the half bytes of int4 blocks and alignment.
+
+    Args:
+        rows: of the matrix.
+        columns: of the matrix.
+        stored: weights that are not zero.
+        matrix_type: how a weight is stored.
+        scale_bytes: of all scales.
+        encoding: dense counts every weight and no mask.
+    """
+    bits = {ValueType.BF16: 16, ValueType.INT8: 8, ValueType.INT4: 4}[matrix_type]
+    positions = -(-rows // PANEL_ROWS) * PANEL_ROWS * columns
+    weights = (stored * bits + positions) // 8 if encoding is Encoding.BITMASK else positions * bits // 8
+    return HEADER_BYTES + scale_bytes + weights + ALIGNMENT

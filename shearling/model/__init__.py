@@ -1,0 +1,1 @@
+"""Models as they are: layers and widths found, checkpoints read safely, what can be exported."""

@@ -1,0 +1,171 @@
+"""Hugging Face checkpoints, loaded safely: local directories, safetensors only, no remote code, every weight finite."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from shearling.artefact import sha256_file
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported, NonFiniteWeights
+from shearling.model.checkpoint_safety import CONFIG, check_checkpoint, check_configuration, weight_files
+from shearling.model.head import auto_class
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+HASH_SCHEME = "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"
+"""How `hash_weights` works; stored beside every hash."""
+
+MAX_SHARD_SIZE = "4GB"
+
+
+def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
+    """Load a decoder, or a classifier, in eval mode, after `check_checkpoint` has passed its directory.
+
+    Args:
+        directory: a local Hugging Face model directory.
+        dtype: of every floating-point weight.
+
+    Raises:
+        ArtefactError: whatever `check_checkpoint` refuses.
+        ArtefactCorrupt: tensors are missing, superfluous, or of other shapes than the configuration says.
+        NonFiniteWeights: names the first tensor with NaN or infinity.
+    """
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    check_checkpoint(directory)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, info = _loader(directory).from_pretrained(
+            str(directory),
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ArtefactCorrupt(
+            f"the checkpoint does not load: {type(error).__name__}: {error}", where=directory
+        ) from error
+    for complaint in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(complaint):
+            names = ", ".join(sorted(str(name) for name in info[complaint])[:3])
+            raise ArtefactCorrupt(
+                f"{complaint.replace('_', ' ')}: {names}",
+                where=directory,
+                remedy="Weights and config.json do not belong together",
+            )
+    check_finite(model)
+    return model.eval()
+
+
+def _loader(directory: Path) -> Any:
+    """What loads the model: transformers' own class, or one with layers of different widths."""
+    import transformers
+
+    from shearling.model.narrow_layers import narrow_class, read_layer_widths
+
+    config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    widths = read_layer_widths(config, where=directory / CONFIG)
+    auto = auto_class(config)
+    return auto if widths is None else narrow_class(auto._model_mapping[type(config)], widths)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model directory.
+
+    Raises:
+        ArtefactMissing: there is none.
+        CheckpointUnsafe: its configuration names code, or a file is a link.
+        ModelUnsupported: the installed libraries cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    check_configuration(directory)
+    if not (directory / "tokenizer_config.json").is_file():
+        raise ArtefactMissing("no tokenizer here: tokenizer_config.json is missing", where=directory)
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    # The tokenizers library reports a malformed tokenizer.json as a bare Exception.
+    except Exception as error:
+        raise ModelUnsupported(
+            f"the tokenizer does not load: {type(error).__name__}: {error}", where=directory
+        ) from error
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Save model and tokenizer as a Hugging Face directory of safetensors files."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(str(directory), max_shard_size=MAX_SHARD_SIZE)
+    tokenizer.save_pretrained(str(directory))
+
+
+def check_finite(model: nn.Module) -> None:
+    """Check every parameter.
+
+    Raises:
+        NonFiniteWeights: names the first tensor with NaN or infinity, and how many entries.
+    """
+    for name, tensor in model.named_parameters():
+        finite = tensor.isfinite()
+        if not finite.all():
+            raise NonFiniteWeights(
+                f"{int((~finite).sum())} of {tensor.numel()} entries are NaN or infinite", where=name
+            )
+
+
+def hash_weights(source: nn.Module | Path) -> str:
+    """Hex digest of all weights by `HASH_SCHEME`; a tied tensor counts once, under the name it is saved by.
+
+    Args:
+        source: a model, or a directory that `save_model` wrote, which has the same digest.
+    """
+    tensors = _file_tensors(source) if isinstance(source, Path) else _model_tensors(source)
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
+        digest.update(_raw_bytes(tensor))
+    return digest.hexdigest()
+
+
+def hash_config(directory: Path) -> str:
+    """Hex digest of the bytes of `config.json`."""
+    return sha256_file(directory / CONFIG)
+
+
+def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    state = model.state_dict(keep_vars=True)
+    # state_dict repeats a tied parameter under each of its names; the first, the embedding, is the one that is saved.
+    first_names: dict[int, str] = {}
+    for name, tensor in state.items():
+        first_names.setdefault(id(tensor), name)
+    yield from ((name, state[name].detach()) for name in sorted(first_names.values()))
+
+
+def _file_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
+    file_of: dict[str, Path] = {}
+    for path in weight_files(directory):
+        with safe_open(path, framework="pt") as file:
+            file_of |= dict.fromkeys(file.keys(), path)
+    for name in sorted(file_of):
+        with safe_open(file_of[name], framework="pt") as file:
+            yield name, file.get_tensor(name)
+
+
+def _raw_bytes(tensor: Tensor) -> Any:
+    import torch
+
+    # A zero-copy buffer: a 540 MB embedding is hashed where it lies.
+    return tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data

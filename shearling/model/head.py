@@ -1,0 +1,44 @@
+"""What a model is for: a language model continues text, a classifier reads it whole and names its class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch.nn import Parameter
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Head = Literal["language_model", "classifier"]
+CLASSIFIER_SUFFIX = "ForSequenceClassification"
+
+
+def names_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether the content of a config.json says that the model classifies."""
+    return any(str(name).endswith(CLASSIFIER_SUFFIX) for name in config.get("architectures") or [])
+
+
+def is_classifier(config: PretrainedConfig) -> bool:
+    """Whether the model of this configuration classifies."""
+    return names_classifier({"architectures": config.architectures})
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """What loads this configuration in transformers."""
+    import transformers
+
+    return (
+        transformers.AutoModelForSequenceClassification if is_classifier(config) else transformers.AutoModelForCausalLM
+    )
+
+
+def head_parameters(model: PreTrainedModel) -> dict[str, Parameter]:
+    """The parameters of a classifier that its pretrained body does not have; none of a language model."""
+    if not is_classifier(model.config):
+        return {}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith(f"{model.base_model_prefix}.")
+    }

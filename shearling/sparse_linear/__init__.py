@@ -1,1 +1,0 @@
-"""Weights packed as bitmask and nonzeros, and the library of kernels that multiplies them."""

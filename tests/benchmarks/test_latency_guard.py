@@ -1,0 +1,75 @@
+"""The measuring of the guard itself, on a model of a moment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.latency_guard import Check, main, summarise
+from shearling.kernel.openvino_core import openvino_core
+from shearling.model.checkpoint import save_model
+from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
+
+
+def checks(kind: str, *outcomes: str) -> list[Check]:
+    return [Check(kind, outcome, 20.0, 2.0, "") for outcome in outcomes]
+
+
+def test_what_is_good_enough() -> None:
+    good = [
+        *checks("same", *["pass"] * 98, "inconclusive", "regression"),
+        *checks("longer", *["regression"] * 95, *["inconclusive"] * 5),
+    ]
+    assert summarise(good)["good_enough"]
+    assert summarise(good)["false_alarms"] == 2
+    assert not summarise([*good, *checks("same", "inconclusive")])["good_enough"]
+    assert not summarise([*good, *checks("longer", "pass")])["good_enough"]
+    assert not summarise([*good, Check("same", "pass", 61.0, 2.0, "")])["good_enough"]
+
+
+def test_one_check_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "hf"
+    model.mkdir()
+    save_model(llama_tied_gqa(), tiny_tokenizer(), model)
+    # Times of microseconds: only that both kinds are checked, and kept, is asserted.
+    main(["--model", str(model), "--work", str(tmp_path / "work"), "--checks", "1", "--rivals", "1", "--budget", "1"])
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["same_model"], summary["longer_model"]) == (1, 1)
+    kept = (tmp_path / "work" / "checks.jsonl").read_text()
+    main(["--model", str(model), "--work", str(tmp_path / "work"), "--checks", "1", "--rivals", "0"])
+    assert (tmp_path / "work" / "checks.jsonl").read_text() == kept
+    sizes = [
+        len(openvino_core().read_model(tmp_path / "work" / name / "openvino_model.xml").get_ops())
+        for name in ("model", "longer")
+    ]
+    assert sizes[1] > sizes[0]
+
+
+def test_rivals_end_with_the_benchmark_however_it_ends() -> None:
+    script = (
+        "import time\nfrom benchmarks.latency_guard import rivals\nwith rivals(1) as pids:\n    "
+        "print(*pids, flush=True)\n    time.sleep(60)"
+    )
+    benchmark = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert benchmark.stdout is not None
+    rival = int(benchmark.stdout.readline())
+    assert _runs(rival)
+    benchmark.kill()
+    benchmark.communicate()
+    deadline_s = time.monotonic() + 30
+    while _runs(rival) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    assert not _runs(rival)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

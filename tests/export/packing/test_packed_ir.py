@@ -1,0 +1,125 @@
+"""Sparse exports: what is packed, that the file computes what the stock one computes, and that packing loses
+nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino
+import pytest
+
+from export.formats.openvino import MODEL_XML, write_openvino
+from export.packing.stock_ir import unpack_ir
+from export.verification.parity import FLOAT32_CPU, openvino_logits
+from export.verification.zeros import check_zeros
+from shearling.kernel.openvino_extension import core_for, needs_extension
+from tests.export.verification.test_zeros import pruned_model
+from tests.support.tiny_models import VOCABULARY, tiny_tokenizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torchao warns while optimum imports it
+BLOCKS = [np.random.default_rng(7).integers(VOCABULARY, size=length) for length in (40, 13)]
+SHARES = {"bf16": 0.5, "int8": 0.5, "int4": 0.8}
+"""Zeros; int4 in the small groups of narrow layers has many scales, which packing does not shrink."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("llama_tied_gqa", "int8"), ("llama_tied_gqa", "bf16"), ("llama_tied_gqa", "int4"), ("gemma2", "int8")],
+)
+def both(request, tmp_path_factory):
+    """The same pruned model, stock and sparse."""
+    family, weights = request.param
+    directory = tmp_path_factory.mktemp(f"{family}-{weights}")
+    model, masks = pruned_model(family, share=SHARES[weights])
+    write_openvino(model, tiny_tokenizer(), directory / "stock" / "openvino", weights=weights, sparsity={})
+    packing = write_openvino(
+        model, tiny_tokenizer(), directory / "sparse" / "openvino", weights=weights, sparsity={}, kernel="sparse"
+    )
+    return directory, packing, masks, weights, family
+
+
+def read_weights(ir):
+    """Name -> (type, bytes) of every constant larger than a vector."""
+    named = {}
+    for node in ir.get_ops():
+        if node.get_type_name() == "Constant" and ".weight" in node.get_friendly_name():
+            named[node.get_friendly_name()] = (
+                node.get_element_type().get_type_name(),
+                list(node.shape),
+                node.data.tobytes(),
+            )
+    return named
+
+
+def test_everything_pruned_is_packed_and_smaller(both):
+    directory, packing, masks, _, family = both
+    # The head too, which is tied to the embedding and has no zeros; not Gemma's, whose logits are capped behind it.
+    head = {} if family == "gemma2" else {"SparseHead": 1, "SparseEmbedding": 1}
+    assert {layer.path for layer in packing.layers} == {*masks, *(["model.embed_tokens"] if head else [])}
+    assert packing.kept == ({} if head else {"model.embed_tokens": "read by other nodes too"})
+    for layer in packing.layers:
+        assert layer.bytes_after < (layer.bytes_before if layer.path in masks else 1.2 * layer.bytes_before)
+    # Gemma 2 has norms between its products and its residuals, which part a layer into four operators.
+    assert packing.operators == head | (
+        {"SparseLinear": 4, "SparseMLP": 2} if family == "gemma2" else {"SparseLinear": 1, "SparseLayer": 2}
+    )
+    sizes = {
+        kind: (directory / kind / "openvino" / "openvino_model.bin").stat().st_size for kind in ("stock", "sparse")
+    }
+    saved = packing.bytes_before - packing.bytes_after
+    assert sizes["stock"] - sizes["sparse"] == pytest.approx(saved, rel=0.1)
+
+
+def test_logits_are_those_of_the_stock_file(both):
+    directory, _, _, weights, _ = both
+    stock, sparse = (
+        openvino_logits(directory / kind / "openvino", BLOCKS, config=FLOAT32_CPU) for kind in ("stock", "sparse")
+    )
+    spread = max(float(np.std(logits)) for logits in stock)
+    # Activations are rounded to 8 bits in groups where there are many rows, as OpenVINO does by default; weights are
+    # the same.
+    limit = {"int8": 0.05, "int4": 0.05, "bf16": 0.02}[weights]
+    for left, right in zip(stock, sparse, strict=True):
+        assert np.abs(left - right).max() <= limit * spread
+
+
+def test_packing_is_reversible_bit_for_bit(both, tmp_path):
+    directory, _, _, _, family = both
+    stock = openvino.Core().read_model(directory / "stock" / "openvino" / MODEL_XML)
+    xml = directory / "sparse" / "openvino" / MODEL_XML
+    restored = core_for(xml).read_model(xml)
+    unpack_ir(restored)
+    assert read_weights(restored) == read_weights(stock)
+    openvino.save_model(restored, tmp_path / MODEL_XML, compress_to_fp16=False)
+    assert not needs_extension(tmp_path / MODEL_XML)
+    if family == "llama_tied_gqa":
+        # Even their order is the same; Gemma's norms are more than one operator, and come back in another.
+        assert (tmp_path / "openvino_model.bin").read_bytes() == (
+            directory / "stock" / "openvino" / "openvino_model.bin"
+        ).read_bytes()
+    again = openvino_logits(tmp_path, BLOCKS, config=FLOAT32_CPU)
+    for left, right in zip(
+        openvino_logits(directory / "stock" / "openvino", BLOCKS, config=FLOAT32_CPU), again, strict=True
+    ):
+        assert np.array_equal(left, right)
+
+
+def test_zeros_are_counted_in_the_packed_constants(both):
+    directory, _, masks, _, _ = both
+    (check,) = check_zeros(directory / "sparse", masks)
+    assert check.zeros == check.pruned > 0
+    assert check == check_zeros(directory / "stock", masks)[0]
+
+
+def test_the_file_says_what_it_needs(both):
+    directory, packing, _, _, _ = both
+    xml = directory / "sparse" / "openvino" / MODEL_XML
+    assert needs_extension(xml)
+    assert not needs_extension(directory / "stock" / "openvino" / MODEL_XML)
+    info = core_for(xml).read_model(xml).get_rt_info(["shearling", "sparse_linear"])
+    assert {name: int(info.astype(dict)[name].astype(str)) for name in packing.operators} == packing.operators
+    with pytest.raises(RuntimeError, match=r"SparseLinear|SparseMLP|SparseLayer|opset"):
+        openvino.Core().read_model(xml)

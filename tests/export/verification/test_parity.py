@@ -1,0 +1,99 @@
+"""The parity measures against plain formulas, and the gates."""
+
+import numpy as np
+import pytest
+import torch
+
+from export.verification.parity import (
+    GATES,
+    LARGEST_LIMIT,
+    ROUNDING_ALLOWANCE,
+    Gate,
+    compare,
+    fixed_blocks,
+    rounding_of,
+    torch_logits,
+    widen,
+)
+from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
+
+
+def random_logits(seed, blocks):
+    generator = np.random.default_rng(seed)
+    return [generator.normal(size=(len(block), VOCABULARY)).astype(np.float32) for block in blocks]
+
+
+@pytest.fixture
+def blocks():
+    return fixed_blocks(tiny_tokenizer(), vocabulary=VOCABULARY)
+
+
+def test_blocks_are_fixed_and_within_the_vocabulary(blocks):
+    again = fixed_blocks(tiny_tokenizer(), vocabulary=VOCABULARY)
+    assert all(np.array_equal(left, right) for left, right in zip(blocks, again, strict=True))
+    assert len(blocks) >= 2
+    assert all(block.min() >= 0 and block.max() < VOCABULARY for block in blocks)
+
+
+def test_equal_logits_have_no_distance(blocks):
+    logits = random_logits(0, blocks)
+    parity = compare(logits, logits, blocks)
+    assert (parity.max_abs, parity.mean_abs, parity.kl_mean, parity.kl_max, parity.top1_agreement) == (0, 0, 0, 0, 1)
+    assert parity.perplexity == parity.reference_perplexity
+    assert GATES["fp32"].violations(parity) == []
+
+
+def test_measures_equal_torch_in_float64(blocks):
+    reference, candidate = random_logits(0, blocks), random_logits(1, blocks)
+    parity = compare(reference, candidate, blocks)
+    left, right = (torch.from_numpy(np.concatenate(logits)).double() for logits in (reference, candidate))
+    kl = torch.nn.functional.kl_div(right.log_softmax(-1), left.log_softmax(-1), log_target=True, reduction="none").sum(
+        -1
+    )
+    assert parity.kl_mean == pytest.approx(kl.mean().item(), rel=1e-9)
+    assert parity.kl_max == pytest.approx(kl.max().item(), rel=1e-9)
+    assert parity.max_abs == pytest.approx((left - right).abs().max().item())
+    assert parity.top1_agreement == pytest.approx((left.argmax(-1) == right.argmax(-1)).double().mean().item())
+    losses = [
+        torch.nn.functional.cross_entropy(
+            torch.from_numpy(logits[:-1]).double(), torch.from_numpy(block[1:]), reduction="none"
+        )
+        for logits, block in zip(candidate[:-1], blocks[:-1], strict=True)
+    ]
+    assert parity.perplexity == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-9)
+
+
+def test_a_gate_names_what_it_refuses(blocks):
+    reference = random_logits(0, blocks)
+    shifted = [logits.copy() for logits in reference]
+    shifted[0][0, 0] += 0.01
+    violations = GATES["fp32"].violations(compare(reference, shifted, blocks))
+    assert any("max |Δlogit| 0.01 exceeds 0.001" in line for line in violations)
+    assert Gate().violations(compare(reference, random_logits(1, blocks), blocks)) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounding_is_small_on_a_sound_model_and_leaves_it_as_it_was(family, blocks):
+    model = FAMILIES[family]().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rounding = rounding_of(model, blocks, torch_logits(model, blocks))
+    assert 0 < rounding < 1e-5
+    assert all(
+        torch.equal(tensor, before[name]) and tensor.dtype == before[name].dtype
+        for name, tensor in model.state_dict().items()
+    )
+
+
+def test_rounding_grows_with_what_amplifies_it(blocks):
+    model = FAMILIES["llama"]().eval()
+    sound = rounding_of(model, blocks, torch_logits(model, blocks))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1000)
+    assert rounding_of(model, blocks, torch_logits(model, blocks)) > 100 * sound
+
+
+@pytest.mark.parametrize(("rounding", "limit"), [(1e-6, 1e-3), (1e-3, ROUNDING_ALLOWANCE * 1e-3), (1.0, LARGEST_LIMIT)])
+def test_the_float32_gate_widens_with_the_rounding_and_nothing_else_does(rounding, limit):
+    widened = widen(GATES["fp32"], rounding)
+    assert (widened.max_abs, widened.kl_mean) == (limit, GATES["fp32"].kl_mean)
+    assert widen(GATES["bf16"], rounding) == GATES["bf16"]

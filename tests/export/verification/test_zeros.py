@@ -1,0 +1,63 @@
+"""Zeros in real files of every format and number type (invariant 42)."""
+
+import pytest
+import torch
+
+from export.formats.onnx import write_onnx
+from export.formats.openvino import write_openvino
+from export.verification.zeros import check_zeros
+from shearling.model.checkpoint import save_model
+from shearling.model.layers import find_layers
+from tests.support.tiny_models import FAMILIES, tiny_tokenizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torch.onnx, optimum and torchao
+
+
+def pruned_model(family, *, share=0.5):
+    model = FAMILIES[family]()
+    generator = torch.Generator().manual_seed(3)
+    masks = {}
+    with torch.no_grad():
+        for path, linear in find_layers(model).linears().items():
+            masks[path] = torch.rand(linear.weight.shape, generator=generator) > share
+            linear.weight.mul_(masks[path])
+    return model.eval(), masks
+
+
+@pytest.mark.parametrize(
+    ("family", "weights"),
+    [
+        ("llama_tied_gqa", "fp32"),
+        ("bloom", "fp32"),
+        ("llama_tied_gqa", "fp16"),
+        ("llama_tied_gqa", "int8"),
+        ("llama_tied_gqa", "int4"),
+    ],
+)
+def test_every_format_keeps_every_zero(tmp_path, family, weights):
+    model, masks = pruned_model(family)
+    save_model(model, tiny_tokenizer(), tmp_path / "model")
+    write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", weights=weights, sparsity={})
+    write_onnx(model, tiny_tokenizer(), tmp_path / "onnx", weights=weights)
+    checks = {check.format: check for check in check_zeros(tmp_path, masks)}
+    assert set(checks) == {"model", "openvino", "onnx"}
+    for check in checks.values():
+        assert check.zeros == check.pruned == sum(int((~mask).sum()) for mask in masks.values())
+        if weights == "fp32":
+            assert check.extra_zeros == 0
+
+
+def test_a_revived_weight_is_seen(tmp_path):
+    model, masks = pruned_model("llama_tied_gqa")
+    path, mask = next(iter(masks.items()))
+    row, column = (~mask).nonzero()[0].tolist()
+    with torch.no_grad():
+        dict(model.named_modules())[path].weight[row, column] = 0.125
+    save_model(model, tiny_tokenizer(), tmp_path / "model")
+    write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", weights="fp32", sparsity={})
+    for check in check_zeros(tmp_path, masks):
+        assert check.pruned - check.zeros == 1
+        assert check.by_module[path] == int((~mask).sum()) - 1

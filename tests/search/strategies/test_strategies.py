@@ -1,0 +1,142 @@
+"""Every strategy on an objective whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search.strategies.cost_limit import Budget
+from search.strategies.grid import Grid
+from search.strategies.registry import make_strategy
+from search.strategies.strategy import Outcome
+from shearling.errors import UsageError
+from tests.support.synthetic_search import SIZES, Separable, everything, run
+
+
+@pytest.mark.parametrize(("size", "index"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2)])
+def test_the_heuristic_is_the_lower_middle(size: int, index: int) -> None:
+    assert Grid((size,)).heuristic == (index,)
+
+
+def test_heuristic_search_evaluates_one_candidate(tmp_path: Path) -> None:
+    records = run(tmp_path / "j", Separable(), "heuristic")
+    assert [record.choice_idx for record in records] == [(1, 1, 1, 1)]
+
+
+def test_random_draws_are_distinct_and_cover_a_small_space(tmp_path: Path) -> None:
+    records = run(tmp_path / "j", Separable(), "random", evaluations=1000)
+    assert sorted(record.choice_idx for record in records) == everything()
+
+
+@pytest.mark.parametrize("algorithm", ["random", "hill_climbing", "nsga2"])
+def test_the_same_seed_gives_the_same_records(algorithm: str, tmp_path: Path) -> None:
+    first, second = (run(tmp_path / name, Separable(), algorithm, seed=3) for name in "ab")
+    assert first == second
+    assert run(tmp_path / "c", Separable(), algorithm, seed=4) != first
+
+
+@pytest.mark.parametrize("evaluations", [6, 23, 24, 29])
+def test_nsga2_runs_whole_generations_and_never_measures_twice(evaluations: int, tmp_path: Path) -> None:
+    objective = Separable()
+    records = run(tmp_path / "j", objective, "nsga2", evaluations=evaluations, population=6)
+    assert len({record.generation for record in records}) == evaluations // 6
+    assert len(records) <= evaluations // 6 * 6
+    assert len(objective.measured) == len(set(objective.measured)) == sum(not record.cached for record in records)
+    assert {record.choice_idx for record in records[:6]} >= {(0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2)}
+
+
+def test_nsga2_serves_repeated_candidates_from_the_journal(tmp_path: Path) -> None:
+    objective = Separable()
+    records = run(tmp_path / "j", objective, "nsga2", evaluations=200, population=8)
+    hits = [record for record in records if record.cached]
+    assert hits, "81 candidates in 200 requests must repeat"
+    first = {record.choice_idx: record for record in records if not record.cached}
+    for hit in hits:
+        assert (hit.accuracy, hit.adapter_params) == (
+            first[hit.choice_idx].accuracy,
+            first[hit.choice_idx].adapter_params,
+        )
+        assert hit.seconds == 0
+
+
+def test_nsga2_needs_one_generation() -> None:
+    with pytest.raises(UsageError, match="5 evaluations are less than one population of 8"):
+        make_strategy("nsga2", Grid(SIZES), evaluations=5, population=8, seed=0)
+
+
+def test_nsga2_mutates_and_approaches_the_front(tmp_path: Path) -> None:
+    sizes = (3,) * 12
+    objective = Separable(weights=tuple(range(1, 13)), preferred=(1, 0, 2) * 4)
+    records = run(tmp_path / "j", objective, "nsga2", sizes=sizes, evaluations=400, population=20)
+    best = max(record.accuracy for record in records)
+    assert best > max(record.accuracy for record in records[:20]) + 0.1
+
+
+def test_hill_climbing_finds_the_optimum_of_a_separable_objective(tmp_path: Path) -> None:
+    objective = Separable()
+    records = run(tmp_path / "j", objective, "hill_climbing", evaluations=81, population=8)
+    assert records[0].choice_idx == (1, 1, 1, 1)
+    assert max(records, key=lambda record: record.accuracy).choice_idx == objective.preferred
+    assert len(objective.measured) == len(set(objective.measured))
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 7, 20])
+def test_hill_climbing_keeps_its_budget_and_climbs(evaluations: int, tmp_path: Path) -> None:
+    records = run(tmp_path / "j", Separable(), "hill_climbing", evaluations=evaluations, population=3)
+    assert len(records) <= evaluations
+    by_id = {record.id: record for record in records}
+    centres = [by_id[record.parent].accuracy for record in records if record.parent is not None]
+    assert centres == sorted(centres)
+
+
+def test_hill_climbing_prefers_fewer_parameters_among_equals() -> None:
+    strategy = make_strategy("hill_climbing", Grid((3,)), evaluations=9, population=4, seed=0)
+    (start,) = strategy.ask()
+    strategy.tell([Outcome(start, 0.5, 100)])
+    strategy.tell([Outcome(indices, 0.5, 100 - indices[0]) for indices in strategy.ask()])
+    strategy.ask()
+    assert strategy.parent == (2,)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "hill_climbing", "nsga2"])
+def test_a_budget_is_kept_by_every_candidate_but_the_reference(algorithm: str, tmp_path: Path) -> None:
+    sizes, share = (3,) * 12, 0.6
+    objective = Separable(weights=tuple(range(1, 13)), preferred=(1, 0, 2) * 4)
+    records = run(tmp_path / "j", objective, algorithm, sizes=sizes, evaluations=120, population=12, share=share)
+    largest = objective.params((0,) * 12)
+    dear = [record.choice_idx for record in records if record.adapter_params > share * largest]
+    assert dear == ([(0,) * 12] if algorithm == "nsga2" else [])
+    assert len(records) > 12
+    assert records == run(
+        tmp_path / "again", objective, algorithm, sizes=sizes, evaluations=120, population=12, share=share
+    )
+
+
+def test_a_budget_directs_the_evaluations(tmp_path: Path) -> None:
+    sizes, share = (3,) * 12, 0.6
+    objective = Separable(weights=tuple(range(1, 13)), preferred=(0,) * 12)
+    limit = share * objective.params((0,) * 12)
+    free, limited = (
+        run(tmp_path / str(limits), objective, "nsga2", sizes=sizes, evaluations=240, population=12, share=limits)
+        for limits in (None, share)
+    )
+    best_free, best_limited = (
+        max(record.accuracy for record in records if record.adapter_params <= limit) for records in (free, limited)
+    )
+    assert best_limited > best_free
+
+
+def test_random_draws_end_where_a_budget_leaves_few_candidates(tmp_path: Path) -> None:
+    objective = Separable()
+    share = objective.params((2, 2, 2, 1)) / objective.params((0, 0, 0, 0))
+    records = run(tmp_path / "j", objective, "random", evaluations=50, share=share)
+    affordable = [
+        indices for indices in everything() if objective.params(indices) <= share * objective.params((0, 0, 0, 0))
+    ]
+    assert sorted(record.choice_idx for record in records) == affordable
+
+
+def test_a_budget_that_nothing_keeps_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"the smallest sub-network costs 50\.0% of the largest, more than 49\.0%"):
+        Budget.of_share(0.49, Separable().params, Grid(SIZES))

@@ -1,0 +1,149 @@
+"""Benchmarks that are interrupted, continued, drawn; and histories of one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from serve.bench.benchmark import BenchmarkInterrupted, run_benchmark
+from serve.bench.benchmark_artefact import read_benchmark
+from serve.bench.page import write_history
+from serve.bench.workload import make_workload
+from serve.guard.baseline import check_baseline
+from serve.guard.regression import guard_workload
+from serve.runtimes.runtime import RunOptions
+from shearling.command_line import Terminated
+from shearling.errors import UsageError
+
+OPTIONS = RunOptions(precision="f32", threads=1)
+LONG = ["--prompt-tokens", "16", "--new-tokens", "16", "--repeats", "40", "--threads", "1", "--json"]
+
+
+def bench(export: Path, output: Path, *more: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "serve",
+        "bench",
+        str(export),
+        f"{export}@format=onnx",
+        *LONG,
+        "--output",
+        str(output),
+        *more,
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def continued(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark that was interrupted after its first blocks, and continued."""
+    output = tmp_path_factory.mktemp("continued") / "benchmark"
+    kept = output.with_name(".benchmark.partial") / "unfinished.json"
+    first = bench(export, output)
+    while not kept.exists():
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGINT)
+    _, told = first.communicate()
+    assert first.returncode == 130
+    assert "resumes" in told
+    assert not output.exists()
+    blocks = len(json.loads(kept.read_text())["samples"]) // 2
+    assert 1 <= blocks < 40
+    second = bench(export, output)
+    out, told = second.communicate()
+    assert second.returncode == 0, told
+    assert f"continuing after {blocks} finished blocks" in told
+    assert json.loads(out)["samples"][:2] == json.loads((output / "benchmark.json").read_text())["samples"][:2]
+    return output
+
+
+def test_an_interrupted_run_keeps_its_blocks(continued: Path) -> None:
+    benchmark = read_benchmark(continued)
+    assert [sample.block for sample in benchmark.samples[::2]] == list(range(40))
+    assert {sample.session for sample in benchmark.samples} == {0, 1}
+    assert [sample.subject for sample in benchmark.samples[:4]] == [0, 1, 1, 0]
+    assert benchmark.subjects[0].load_s.samples == 2
+    assert not (continued / "unfinished.json").exists()
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, Terminated])
+def test_an_interrupted_run_that_is_kept_nowhere_shows_its_blocks(
+    export: Path, signal: type[KeyboardInterrupt | Terminated]
+) -> None:
+    def interrupt(_samples: object) -> bool:
+        raise signal
+
+    with pytest.raises(BenchmarkInterrupted) as caught:
+        run_benchmark([export], options=OPTIONS, workload=make_workload(16, 8), enough=interrupt)
+    assert type(caught.value.cause) is signal
+    assert len(caught.value.benchmark.samples) == 1
+    assert caught.value.benchmark.subjects[0].metrics["ttft_s"].samples == 1
+
+
+def test_the_page_shows_every_subject_and_loads_nothing(continued: Path) -> None:
+    page = (continued / "benchmark.html").read_text()
+    assert page.count("<svg") == 5
+    assert "within each block" in page
+    assert page.count('class="dot"') > 4 * 40
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_a_history_is_of_one_machine_and_one_work(continued: Path, tmp_path: Path) -> None:
+    benchmark = read_benchmark(continued)
+    later = benchmark.model_copy(update={"created": "2999-01-01T00:00:00Z"})
+    write_history(tmp_path / "history.html", [later, benchmark])
+    page = (tmp_path / "history.html").read_text()
+    assert page.index(benchmark.created[:16]) < page.index("2999-01-01")
+    for other in (
+        {"workload": benchmark.workload.model_copy(update={"new_tokens": 7})},
+        {"environment": benchmark.environment.model_copy(update={"machine_id": "0" * 64})},
+    ):
+        with pytest.raises(UsageError, match="different"):
+            write_history(tmp_path / "history.html", [benchmark, benchmark.model_copy(update=other)])
+
+
+def test_a_baseline_of_this_machine_and_no_other(export: Path, tmp_path: Path) -> None:
+    path, workload = tmp_path / "baseline.json", guard_workload(16, 8)
+
+    def check(
+        max_ratio: float, *, record: bool = False, options: RunOptions = OPTIONS, allow_other_versions: bool = False
+    ) -> str:
+        verdict, _ = check_baseline(
+            export,
+            path,
+            max_ratio=max_ratio,
+            options=options,
+            workload=workload,
+            record=record,
+            allow_other_versions=allow_other_versions,
+        )
+        return verdict.outcome
+
+    assert check(1.05, record=True) == "pass"
+    assert len(json.loads(path.read_text())["entries"]) == 1
+    assert check(20.0, record=True) == "pass"
+    document = json.loads(path.read_text())
+    assert [len(entry["values"]["tpot_s"]) for entry in document["entries"]] == [16, 16]
+    assert check(0.05, record=True) == "regression"
+    assert json.loads(path.read_text()) == document
+    with pytest.raises(UsageError, match="other flags"):
+        check(20.0, options=RunOptions(threads=1))
+    document["environment"]["versions"]["openvino"] = "2020.1"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=r"other versions: openvino 2020\.1"):
+        check(20.0)
+    assert check(20.0, allow_other_versions=True) == "pass"
+    document["environment"]["machine_id"] = "0" * 64
+    path.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match="another machine"):
+        check(20.0, allow_other_versions=True)

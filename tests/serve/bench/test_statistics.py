@@ -1,0 +1,78 @@
+"""Intervals against numpy and against distributions whose median is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from serve.bench.statistics import bootstrap_median, independent_ratio, paired_ratio, percentile
+
+
+def test_median_is_numpys_and_the_interval_holds_it() -> None:
+    values = [3.0, 1.0, 2.0, 10.0]
+    estimate = bootstrap_median(values)
+    assert estimate.median == np.median(values)
+    assert min(values) <= estimate.low <= estimate.median <= estimate.high <= max(values)
+    assert estimate == bootstrap_median(values)
+
+
+def test_interval_is_the_exact_bootstrap_distribution() -> None:
+    # The median of 3 draws from {1, 2, 3}: P(1) = P(3) = 7/27, so 25 % and 75 % quantiles are 1 and 3 and any 40 %
+    # interval is 2.
+    assert bootstrap_median([1.0, 2.0, 3.0], confidence=0.5).low == 1.0
+    assert bootstrap_median([1.0, 2.0, 3.0], confidence=0.4).low == 2.0
+    assert bootstrap_median([1.0, 2.0, 3.0], confidence=0.5).high == 3.0
+
+
+@pytest.mark.parametrize("count", [9, 25])
+def test_coverage_on_a_skewed_distribution(count: int) -> None:
+    generator = np.random.default_rng(7)
+    truth = math.log(2)  # the median of Exp(1)
+    estimates = [
+        bootstrap_median(generator.exponential(size=count).tolist(), seed=trial, resamples=500) for trial in range(400)
+    ]
+    covered = np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
+    assert 0.90 <= covered <= 0.99
+
+
+def test_one_outlier_moves_the_median_of_many_nowhere_far() -> None:
+    calm = np.linspace(1.0, 1.1, 21).tolist()
+    assert bootstrap_median([*calm[:-1], 50.0]).high < 1.1
+
+
+def test_paired_ratio_is_free_of_drift() -> None:
+    drift = 1 + 5 * np.random.default_rng(0).random(20)
+    estimate = paired_ratio((1.2 * drift).tolist(), drift.tolist())
+    assert estimate.low == pytest.approx(1.2)
+    assert estimate.high == pytest.approx(1.2)
+    unpaired = independent_ratio((1.2 * drift).tolist(), drift.tolist())
+    assert unpaired.low < 1.0 < 1.4 < unpaired.high
+
+
+def test_independent_ratio_of_equal_runs_holds_one() -> None:
+    generator = np.random.default_rng(3)
+    estimate = independent_ratio(generator.lognormal(size=30).tolist(), generator.lognormal(size=40).tolist())
+    assert estimate.low < 1 < estimate.high
+    assert estimate.samples == 30
+
+
+def test_percentile_is_numpys() -> None:
+    values = np.random.default_rng(0).random(100).tolist()
+    assert percentile(values, 0.9) == np.percentile(values, 90)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
+def test_no_median_of_nothing_or_of_infinity(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        bootstrap_median(values)
+
+
+def test_ratios_need_positive_pairs() -> None:
+    with pytest.raises(ValueError, match="pairs"):
+        paired_ratio([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="positive"):
+        paired_ratio([1.0], [0.0])
+    with pytest.raises(ValueError, match="positive"):
+        independent_ratio([], [1.0])

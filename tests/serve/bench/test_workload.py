@@ -1,0 +1,80 @@
+"""Prompts: random ones, and traces of real ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serve.bench.workload import Prompts, make_workload, read_trace
+from serve.runtimes.deployment import Deployment, find_deployment
+from shearling.errors import ArtefactError, DocumentInvalid, UsageError
+from tests.support.tiny_models import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def deployment(export: Path) -> Deployment:
+    return find_deployment(export)
+
+
+def trace_of(path: Path, *lines: object) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_random_prompts_are_new_for_every_block_and_the_same_for_all(deployment: Deployment) -> None:
+    prompts = Prompts([deployment, deployment], make_workload(12, 4, batch=3))
+    (first, twin), new_tokens = prompts.draw()
+    assert first == twin
+    assert [len(row) for row in first] == [12] * 3
+    assert new_tokens == 4
+    assert len({*first, *prompts.draw()[0][0]}) == 6
+    again = Prompts([deployment], make_workload(12, 4, batch=3))
+    assert again.draw()[0][0] == first
+
+
+def test_a_trace_is_encoded_and_never_repeats_a_prefix(deployment: Deployment, tmp_path: Path) -> None:
+    path = trace_of(tmp_path / "trace.jsonl", {"prompt": "Area man"}, "", {"prompt": "Grüße aus 東京", "new_tokens": 9})
+    prompts = Prompts([deployment], make_workload(1, 5, trace=path))
+    drawn = [prompts.draw() for _ in range(4)]
+    texts = [tiny_tokenizer().decode(rows[0][0][1:]) for rows, _ in drawn]
+    assert texts == ["Area man", "Grüße aus 東京"] * 2
+    assert [new_tokens for _, new_tokens in drawn] == [5, 9, 5, 9]
+    assert len(prompts.longest()[0][0][0]) == max(len(rows[0][0]) for rows, _ in drawn)
+    assert drawn[0][0][0][0][0] != drawn[2][0][0][0][0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "match"),
+    [
+        ([], UsageError, "the trace is empty"),
+        (["", "  "], UsageError, "the trace is empty"),
+        ([{"prompt": "a"}, "{"], DocumentInvalid, r"trace\.jsonl:2.*malformed"),
+        ([{"prompt": ""}], DocumentInvalid, r"trace\.jsonl:1.*prompt"),
+        ([{"prompt": "a", "new_tokens": 0}], DocumentInvalid, "new_tokens"),
+        ([{"prompt": "a", "tokens": 3}], DocumentInvalid, "tokens"),
+        ([["a"]], DocumentInvalid, "expected a JSON object"),
+    ],
+)
+def test_bad_traces(tmp_path: Path, lines: list[object], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        read_trace(trace_of(tmp_path / "trace.jsonl", *lines))
+
+
+def test_work_that_does_not_fit_the_context(deployment: Deployment, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="exceed the context of 256"):
+        Prompts([deployment], make_workload(250, 7))
+    path = trace_of(tmp_path / "trace.jsonl", {"prompt": "a"}, {"prompt": "a b c d e f g " * 60})
+    with pytest.raises(UsageError, match="exceed the context of 256"):
+        Prompts([deployment], make_workload(1, 4, trace=path))
+
+
+def test_a_trace_makes_no_batch_and_needs_a_tokenizer(copy_of, tmp_path: Path) -> None:
+    path = trace_of(tmp_path / "trace.jsonl", {"prompt": "a"})
+    with pytest.raises(UsageError, match="make no batch"):
+        make_workload(1, 4, trace=path, batch=2)
+    directory = copy_of("openvino")
+    (directory / "tokenizer.json").unlink()
+    with pytest.raises(ArtefactError, match=r"tokenizer\.json"):
+        Prompts([find_deployment(directory)], make_workload(1, 4, trace=path))

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serve.runtimes.deployment import find_deployment
+from shearling.artefact import open_artefact, write_artefact
+from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, DocumentInvalid
+
+FORMATS = {"openvino": "openvino", "onnx": "onnx", "torch": "model"}
+
+
+@pytest.mark.parametrize(("choice", "part"), FORMATS.items())
+def test_every_format_of_an_export(export: Path, choice, part: str) -> None:
+    found = find_deployment(export, choice=choice)
+    assert (found.format, found.directory) == (choice, export / part)
+    assert found.manifest_sha256 == open_artefact(export, kind="export").sha256
+    assert (found.context_tokens, found.vocabulary, found.end_ids) == (256, 400, (2,))
+    assert 0 < found.weights_bytes < found.bytes
+
+
+@pytest.mark.parametrize(("choice", "part"), FORMATS.items())
+def test_a_part_is_the_same_deployment(export: Path, choice, part: str) -> None:
+    found, whole = find_deployment(export / part), find_deployment(export, choice=choice)
+    assert found.model_copy(update={"label": whole.label}) == whole
+
+
+@pytest.mark.parametrize(("choice", "part"), FORMATS.items())
+def test_a_bare_directory(copy_of, choice, part: str) -> None:
+    found = find_deployment(copy_of(part))
+    assert (found.format, found.manifest_sha256) == (choice, None)
+
+
+def test_auto_prefers_what_runs_on_the_device(export: Path) -> None:
+    assert find_deployment(export).format == "openvino"
+    assert find_deployment(export, device="CUDA").format == "onnx"
+
+
+def test_another_format_is_refused_and_says_what_there_is(copy_of) -> None:
+    with pytest.raises(ArtefactMissing, match="holds onnx; not openvino"):
+        find_deployment(copy_of("onnx"), choice="openvino")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactMissing, match="no such directory"):
+        find_deployment(tmp_path / "absent")
+    with pytest.raises(ArtefactMissing, match="nothing here runs"):
+        find_deployment(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["", "openvino"])
+def test_a_bit_flip_is_noticed_before_anything_runs(copy_of, part: str) -> None:
+    root = copy_of()
+    weights = root / "openvino" / "openvino_model.bin"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ArtefactCorrupt, match="sha256"):
+        find_deployment(root / part)
+
+
+def test_a_corrupt_or_absent_manifest(copy_of) -> None:
+    root = copy_of()
+    manifest = root / "manifest.json"
+    manifest.write_text(manifest.read_text()[:-20])
+    with pytest.raises(DocumentInvalid):
+        find_deployment(root)
+    manifest.unlink()
+    with pytest.raises(ArtefactMissing, match="nothing here runs"):
+        find_deployment(root)
+
+
+def test_an_artefact_that_does_not_run(tmp_path: Path) -> None:
+    with write_artefact(tmp_path / "search", kind="search") as draft:
+        (draft.directory / "journal.jsonl").write_text("{}\n")
+    with pytest.raises(ArtefactMismatch, match="search artefact"):
+        find_deployment(tmp_path / "search")

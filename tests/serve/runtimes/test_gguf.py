@@ -1,0 +1,147 @@
+"""GGUF files beside our exports: found, refused with a reason, and run by llama.cpp in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+from serve.runtimes.deployment import find_configured, find_deployment
+from serve.runtimes.device import check_device
+from serve.runtimes.registry import load_runtime
+from serve.runtimes.runtime import RunOptions
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, PackageMissing, UsageError
+from tests.serve.test_command import QUICK, serve
+from tests.support.environments import environment_with
+from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+
+STAND_IN = '''
+import ctypes
+
+class Llama:
+    """Counts upwards from the last token; what is under test is how it is called."""
+
+    def __init__(self, path, *, n_ctx, n_batch, n_threads, n_threads_batch, verbose):
+        self.n_threads, self.ctx = n_threads, self
+
+    def n_vocab(self):
+        return 400
+
+    def reset(self):
+        self.last = None
+
+    def eval(self, tokens):
+        self.last = tokens[-1]
+
+def llama_get_logits_ith(ctx, index):
+    assert index == -1
+    logits = (ctypes.c_float * ctx.n_vocab())()
+    logits[(ctx.last + 1) % ctx.n_vocab()] = 1
+    return logits
+'''
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", llama_tied_gqa(), tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("peer") / "environment"
+    return environment_with(directory, module="llama_cpp", source=STAND_IN, distribution="llama-cpp-python")
+
+
+def test_a_gguf_file_is_a_deployment(gguf_file: Path) -> None:
+    found, model = find_deployment(gguf_file), llama_tied_gqa()
+    assert (found.format, found.file, found.label) == ("gguf", gguf_file, str(gguf_file))
+    assert (found.context_tokens, found.vocabulary) == (model.config.max_position_embeddings, model.config.vocab_size)
+    assert found.end_ids == (tiny_tokenizer().eos_token_id,)
+    assert found.weights_bytes == gguf_file.stat().st_size
+
+
+def test_what_does_not_fit_a_gguf_file_is_refused(gguf_file: Path, export: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactMissing, match="a GGUF file; not onnx"):
+        find_deployment(gguf_file, choice="onnx")
+    with pytest.raises(UsageError, match=r"only llama\.cpp and DeepSparse run in an environment of their own"):
+        find_configured(Path(f"{export}@environment={tmp_path}"))
+    with pytest.raises(UsageError, match="STREAMS is no property that gguf knows"):
+        find_configured(Path(f"{gguf_file}@STREAMS=1"))
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(gguf_file.read_bytes()[:200])
+    with pytest.raises(ArtefactCorrupt, match="not a readable GGUF file"):
+        find_deployment(cut)
+
+
+def test_without_llama_cpp_the_command_says_what_to_install(gguf_file: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "empty", with_pip=False)
+    done = serve("bench", f"{gguf_file}@environment={tmp_path / 'empty'}", *QUICK)
+    assert done.returncode == PackageMissing.exit_code
+    assert "pip install llama-cpp-python" in done.stderr
+
+
+def test_an_environment_that_cannot_serve_is_refused(environment: Path, tmp_path: Path) -> None:
+    with pytest.raises(PackageMissing, match="no virtual environment here"):
+        check_device("gguf", "CPU", environment=tmp_path)
+    empty = tmp_path / "empty"
+    venv.create(empty, with_pip=False)
+    with pytest.raises(PackageMissing, match="llama_cpp is not installed there"):
+        check_device("gguf", "CPU", environment=empty)
+    old = tmp_path / "old" / "bin" / "python"
+    old.parent.mkdir(parents=True)
+    old.write_text("#!/bin/sh\necho 3 8 True\n")
+    old.chmod(0o755)
+    with pytest.raises(PackageMissing, match=r"its Python is 3\.8"):
+        check_device("gguf", "CPU", environment=old.parent.parent)
+    check_device("gguf", "CPU", environment=environment)
+
+
+def test_llama_cpp_is_measured_beside_an_export(gguf_file: Path, export: Path, environment: Path) -> None:
+    done = serve("bench", export / "openvino", f"{gguf_file}@environment={environment}", *QUICK, "--json")
+    assert done.returncode == 0, done.stderr
+    subjects = json.loads(done.stdout)["subjects"]
+    assert [subject["deployment"]["format"] for subject in subjects] == ["openvino", "gguf"]
+    facts = subjects[1]["facts"]
+    assert (facts["runtime"], facts["settings"]["threads"]) == ("llama.cpp (llama-cpp-python 0.0.1)", "1")
+    assert subjects[1]["ratios"]["tpot_s"]["samples"] == 3
+
+
+def test_generations_are_timed_token_by_token_and_stop(gguf_file: Path, environment: Path) -> None:
+    code = f"""
+import json
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.registry import load_runtime
+from serve.runtimes.runtime import RunOptions
+from pathlib import Path
+runtime = load_runtime(find_deployment(Path({str(gguf_file)!r})), RunOptions(threads=1))
+free, stopped = (runtime.generate([3, 10], max_new_tokens=6, end_ids=frozenset(ends)) for ends in ([], [14]))
+print(json.dumps([free.model_dump(), stopped.model_dump()]))
+"""
+    paths = f"{ROOT}:{next(environment.glob('lib/python*/site-packages'))}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": paths, "PATH": ""}, capture_output=True, text=True, check=True
+    )
+    free, stopped = json.loads(done.stdout)
+    assert (free["token_ids"], len(free["gaps_s"])) == ([11, 12, 13, 14, 15, 16], 5)
+    assert (stopped["token_ids"], len(stopped["gaps_s"])) == ([11, 12, 13], 3)
+
+
+def test_the_real_llama_cpp_continues_like_torch(gguf_file: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    runtime = load_runtime(find_deployment(gguf_file), RunOptions(threads=1))
+    prompt = tiny_tokenizer()("Area man wins.").input_ids
+    assert runtime.encode("Area man wins.", chat=False) == prompt
+    expected = (
+        llama_tied_gqa().generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
+    )
+    generation = runtime.generate(prompt, max_new_tokens=12)
+    assert list(generation.token_ids) == expected
+    assert runtime.decode(generation.token_ids) == tiny_tokenizer().decode(expected, skip_special_tokens=True)

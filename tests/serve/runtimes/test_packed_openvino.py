@@ -1,0 +1,215 @@
+"""A sparse export in every way to run it: our command, GenAI with streaming and batching, optimum; and what is
+refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from export.formats.openvino import MODEL_XML, write_openvino
+from serve.bench.benchmark import run_benchmark
+from serve.bench.workload import make_workload
+from serve.runtimes.deployment import find_configured, find_deployment
+from serve.runtimes.registry import load_runtime
+from serve.runtimes.runtime import RunOptions
+from shearling.errors import ArtefactCorrupt, UsageError
+from shearling.kernel.openvino_extension import required_extensions
+from shearling.kernel.packed_format import VERSION, Encoding, ValueType
+from tests.export.verification.test_zeros import pruned_model
+from tests.support.tiny_models import tiny_tokenizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torchao warns while optimum imports it
+F32 = RunOptions(precision="f32", threads=1)
+PROMPT = "Area man wins award for the best"
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory) -> Path:
+    """A directory with stock/ and sparse/ of one pruned int8 model."""
+    root = tmp_path_factory.mktemp("kernel")
+    model, _ = pruned_model("llama_tied_gqa")
+    for kernel in ("stock", "sparse"):
+        write_openvino(model, tiny_tokenizer(), root / kernel, weights="int8", sparsity={}, kernel=kernel)
+    return root
+
+
+@pytest.fixture(scope="module")
+def greedy(sparse) -> list[int]:
+    """What the stock file says."""
+    runtime = load_runtime(find_deployment(sparse / "stock"), F32)
+    return list(runtime.generate(runtime.encode(PROMPT, chat=False), max_new_tokens=16).token_ids)
+
+
+def libraries(directory: Path) -> list[str]:
+    return [str(library) for library in required_extensions(directory / MODEL_XML)]
+
+
+def test_the_command_says_what_the_stock_file_says(sparse, greedy):
+    runtime = load_runtime(find_deployment(sparse / "sparse"), F32)
+    prompt = runtime.encode(PROMPT, chat=False)
+    pieces: list[str] = []
+    answer = runtime.generate(prompt, max_new_tokens=16, on_text=pieces.append)
+    assert list(answer.token_ids) == greedy
+    assert len(pieces) > 1
+    assert "".join(pieces) == runtime.decode(answer.token_ids)
+    assert runtime.facts.settings["extensions"] == ",".join(
+        Path(library).name for library in libraries(sparse / "sparse")
+    )
+
+
+def test_continuous_batching_answers_several_prompts(sparse):
+    import openvino_genai
+
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.cache_size = 1
+    scheduler.max_num_batched_tokens = 64
+    config = openvino_genai.GenerationConfig(max_new_tokens=10, do_sample=False, ignore_eos=True)
+    prompts = [PROMPT, "Report: nation", "Is this headline sarcastic? Answer:"]
+    answers = {}
+    for kernel in ("stock", "sparse"):
+        extensions = {"extensions": libraries(sparse / kernel)} if kernel == "sparse" else {}
+        pipe = openvino_genai.LLMPipeline(
+            str(sparse / kernel),
+            "CPU",
+            scheduler_config=scheduler,
+            INFERENCE_PRECISION_HINT="f32",
+            KV_CACHE_PRECISION="f32",
+            **extensions,
+        )
+        answers[kernel] = pipe.generate(prompts, config).texts
+    assert answers["sparse"] == answers["stock"]
+
+
+def test_optimum_runs_it(sparse, greedy):
+    from optimum.intel.openvino import OVModelForCausalLM, modeling_base, modeling_decoder
+
+    for module in (modeling_base, modeling_decoder):
+        for library in libraries(sparse / "sparse"):
+            module.core.add_extension(library)
+    model = OVModelForCausalLM.from_pretrained(
+        sparse / "sparse", ov_config={"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    )
+    inputs = tiny_tokenizer()(PROMPT, return_tensors="pt")
+    answer = model.generate(**inputs, max_new_tokens=16, min_new_tokens=16, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    assert answer.tolist() == greedy
+
+
+def test_several_settings_of_one_model_in_one_run(sparse):
+    paths = [Path(f"{sparse / 'stock'}@DYNAMIC_QUANTIZATION_GROUP_SIZE=0"), sparse / "stock", sparse / "sparse"]
+    benchmark = run_benchmark(paths, options=RunOptions(threads=1), workload=make_workload(8, 4, repeats=1, warmup=0))
+    settings = [subject.facts.settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] for subject in benchmark.subjects]
+    assert settings[0] == "0" != settings[1]
+    assert [subject.deployment.label for subject in benchmark.subjects] == [str(path) for path in paths]
+    assert set(benchmark.subjects[2].ratios) == {"ttft_s", "tpot_s", "total_s"}
+
+
+@pytest.mark.parametrize(
+    "settings", ["dynamic=0", "DYNAMIC_QUANTIZATION_GROUP_SIZE=", "format=gguf", "format=onnx,format=onnx"]
+)
+def test_settings_that_cannot_be_read(sparse, settings):
+    with pytest.raises(UsageError, match="cannot read the settings"):
+        find_configured(Path(f"{sparse / 'stock'}@{settings}"))
+
+
+def test_a_property_that_openvino_does_not_know(sparse):
+    with pytest.raises(UsageError, match="OpenVINO refuses"):
+        load_runtime(find_configured(Path(f"{sparse / 'stock'}@NO_SUCH_PROPERTY=1")), F32)
+
+
+def test_genai_cuts_the_prompt_off_before_the_head(tmp_path):
+    """Logits of all 1,000 tokens would be 160 MB."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=40000,
+    )
+    model = LlamaForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if ".layers." in name and parameter.dim() == 2:
+            parameter.data[:, ::2] = 0
+    for kernel in ("stock", "sparse"):
+        write_openvino(model, tiny_tokenizer(), tmp_path / kernel, weights="int8", sparsity={}, kernel=kernel)
+    assert b"SparseHead" in (tmp_path / "sparse" / MODEL_XML).read_bytes()
+    workload = make_workload(prompt_tokens=1000, new_tokens=2, repeats=1, warmup=0, seed=0)
+    stock, sparse = run_benchmark(
+        [tmp_path / "stock", tmp_path / "sparse"], options=RunOptions(threads=1), workload=workload
+    ).subjects
+    assert sparse.peak_memory_bytes - stock.peak_memory_bytes < 60e6
+
+
+@pytest.mark.parametrize("place", ["header", "masks", "scales"])
+def test_a_constant_that_lies_is_refused_before_it_runs(sparse, tmp_path, place):
+    broken = Path(shutil.copytree(sparse / "sparse", tmp_path / "broken"))
+    _corrupt(broken, place)
+    with pytest.raises(ArtefactCorrupt, match="packed"):
+        load_runtime(find_deployment(broken), F32)
+    done = run_serve(broken)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_compiler_the_error_says_what_is_missing(sparse, tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    done = run_serve(
+        sparse / "sparse",
+        PATH=str(tools),
+        CXX="",
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+        SHEARLING_CACHE=str(tmp_path / "cache"),
+    )
+    assert done.returncode == 4, done.stderr
+    assert "compiler" in done.stderr
+    stock = run_serve(sparse / "stock", PATH=str(tools), CXX="", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert stock.returncode == 0, stock.stderr
+
+
+def run_serve(directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "serve",
+        "generate",
+        str(directory),
+        "--prompt",
+        PROMPT,
+        "--max-new-tokens",
+        "4",
+        "--no-chat",
+        "--json",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+def _corrupt(directory: Path, place: str) -> None:
+    """Break the first packed matrix with a mask inside the .bin, where its magic shows where it lies."""
+    path = directory / "openvino_model.bin"
+    content = bytearray(path.read_bytes())
+    masked = b"SHEARLNG" + np.array([VERSION, ValueType.INT8, Encoding.BITMASK], "<u4").tobytes()
+    start = content.index(masked)
+    offsets = np.frombuffer(content[start + 24 : start + 128], dtype="<u8")
+    if place == "header":
+        content[start + 8] ^= 0xFF
+    elif place == "masks":
+        content[start + int(offsets[7])] ^= 1
+    else:
+        content[start + int(offsets[5]) : start + int(offsets[5]) + 2] = b"\x00\x7e"
+    path.write_bytes(content)

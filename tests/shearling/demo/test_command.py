@@ -1,0 +1,127 @@
+"""`shearling doctor`, `inspect`, `evaluate` and `schema` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shearling.artefact import write_artefact
+from shearling.commands.inspection import inspect_artefact
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, UsageError
+from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
+from shearling.evaluation.scoreboard import Scoreboard, score_models
+from shearling.evaluation.task import TaskRow, write_rows
+from shearling.recipe import recipe_json_schema
+from shearling.strict_json import validate_document, write_json
+from tests.support.tiny_models import save_tiny
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _run(*arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "shearling", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_doctor_finds_this_project():
+    data = json.loads(_run("doctor", "--json").stdout)
+    assert set(data["stages"].values()) == {str(ROOT)}
+    assert data["versions"]["torch"]
+    assert "CPU" in data["openvino_devices"]
+    assert data["sparse_kernels"]["openvino"]["kernels"] in {"amx", "avx512", "avx2", "portable"}
+
+
+def test_doctor_says_why_there_are_no_sparse_kernels(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    data = json.loads(_run("doctor", "--json").stdout)
+    assert "no-such-compiler" in data["sparse_kernels"]["openvino"]["missing"]
+    assert data["sparse_kernels"]["openvino"]["missing"] in data["findings"]
+
+
+def test_schema_is_printed_as_it_is():
+    assert json.loads(_run("schema").stdout) == recipe_json_schema()
+
+
+def test_inspect_verifies(tmp_path):
+    with write_artefact(tmp_path / "base", kind="base", seed=3) as draft:
+        (draft.directory / "weights").write_bytes(b"12345")
+        draft.details["recipe"] = {"modules": ["[bold]q_proj[/bold]"]}
+    data = inspect_artefact(tmp_path / "base").data
+    assert (data["verified"], data["bytes"], data["manifest"]["seed"]) == (True, 5, 3)
+    shown = _run("inspect", tmp_path / "base").stdout
+    assert "[bold]" in shown
+    with pytest.raises(ArtefactMissing, match="base"):
+        inspect_artefact(tmp_path)
+    (tmp_path / "base" / "weights").write_bytes(b"12346")
+    with pytest.raises(ArtefactCorrupt):
+        inspect_artefact(tmp_path / "base")
+    _run("inspect", tmp_path / "base", code=3)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluate")
+    task = root / "task"
+    task.mkdir()
+    rows = [
+        TaskRow(
+            id=f"{i:064x}",
+            prompt=f"Is {i} sparse? Answer:",
+            choices=(" no", " yes"),
+            gold=i % 2,
+            completion=" no",
+            text=f"Number {i} is sparse.",
+        )
+        for i in range(12)
+    ]
+    write_rows(task, "test", rows)
+    write_lm_eval_tasks(task, "numbers", multiple_choice=True)
+    write_json(task / "task.json", {"name": "numbers"})
+    return save_tiny("llama", root / "model"), task
+
+
+def test_evaluate_counts_zeros_and_measures(measured):
+    import torch
+
+    from shearling.model.checkpoint import load_model, load_tokenizer, save_model
+    from shearling.model.layers import find_layers
+
+    dense, task = measured
+    halved = dense.with_name("halved")
+    model = load_model(dense)
+    with torch.no_grad():
+        for linear in find_layers(model).linears().values():
+            linear.weight.view(-1)[::2] = 0
+    save_model(model, load_tokenizer(dense), halved)
+    board = score_models([dense, halved], task=str(task), split="test", precision="fp32")
+    first, second = board.scores
+    assert (first.directory, first.n, second.n) == (str(dense), 12, 12)
+    assert first.sparsity == 0.0
+    assert second.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert first.interval[0] <= first.accuracy <= first.interval[1]
+    assert first.bits_per_byte > 0
+    assert first.bits_per_byte != second.bits_per_byte
+
+
+def test_evaluate_speaks_json(measured):
+    model, task = measured
+    answer = json.loads(_run("evaluate", model, "--task", task, "--limit", 4, "--precision", "fp32", "--json").stdout)
+    assert answer.pop("status") == "ok"
+    assert validate_document(answer, Scoreboard, where="stdout").scores[0].n == 4
+
+
+def test_evaluate_refuses_what_it_cannot_measure(measured, tmp_path):
+    model, task = measured
+    with pytest.raises(ArtefactMissing, match="no model here"):
+        score_models([tmp_path], task=str(task), split="test")
+    with pytest.raises(ArtefactMissing, match="task\\.json"):
+        score_models([model], task=str(tmp_path), split="test")
+    with pytest.raises((ArtefactMissing, UsageError)):
+        score_models([model], task=str(task), split="validation")

@@ -1,0 +1,97 @@
+"""The README's commands exist with the options it shows, its links lead somewhere, and every --help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+STAGES = ("train", "search", "export", "serve", "shearling")
+PROGRAMS = (*STAGES, "train.super_adapter.tune", "search.pick", "serve.bench.forward")
+HELP_LIMIT_S = 0.5
+"""What a person takes for instant."""
+
+
+def _commands() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    # The shell's own quoting of a line break is not Python's.
+    return [line.partition("  #")[0].replace("$'", "'").strip() for line in lines]
+
+
+def _split(command: str) -> tuple[str, list[str]] | None:
+    words = shlex.split(command)
+    if words[:2] == ["python", "-m"]:
+        return words[2], words[3:]
+    return (words[0], words[1:]) if words[0] == "shearling" else None
+
+
+RUNNABLE = [command for command in _commands() if _split(command) is not None]
+
+
+def test_readme_shows_every_stage():
+    shown = {_split(command)[0] for command in RUNNABLE}
+    assert shown >= set(STAGES)
+    assert shown <= set(PROGRAMS)
+
+
+def _module(program: str) -> str:
+    return f"{program}.__main__" if program in STAGES else program
+
+
+@pytest.mark.parametrize("command", RUNNABLE)
+def test_commands_parse(command):
+    program, arguments = _split(command)
+    application = importlib.import_module(_module(program)).app
+    parser = typer.main.get_command(application)
+    # Parsing alone: a wrong option or a missing one raises here, and nothing runs.
+    context = parser.make_context(program, arguments, resilient_parsing=False)
+    if hasattr(parser, "commands"):
+        name, subcommand, rest = parser.resolve_command(context, [*context._protected_args, *context.args])
+        subcommand.make_context(name, rest, parent=context)
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for document in DOCUMENTS:
+        for target in re.findall(r"^ {4}make ([a-z-]+)", document.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"{document.name} shows make {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for link in re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8")):
+        if not link.startswith("https://"):
+            assert (document.parent / link.partition("#")[0]).exists(), link
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_is_instant(program):
+    spent_s = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-m", program, "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Time of the processor, not of the clock: other work on the machine does not count.
+        spent_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert "Usage" in done.stdout
+    assert min(spent_s) < HELP_LIMIT_S
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_importing_a_command_imports_no_heavy_library(program):
+    heavy = ("torch", "transformers", "openvino", "nncf", "onnxruntime", "lm_eval", "pymoo", "datasets", "matplotlib")
+    script = f"import sys, {_module(program)}; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,123 @@
+"""The closing screen and the page: complete, self-contained, and careful in what they say."""
+
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from shearling.demo.chart import Point, ticks
+from shearling.demo.chart import scatter as draw_scatter
+from shearling.demo.layout import DemoLayout
+from shearling.demo.outcome import LABELS, Outcome, Spread, describe, difference_is_clear, read_candidates
+from shearling.demo.report import render_report
+from shearling.demo.screen import closing_screen
+from shearling.strict_json import read_document, write_document
+from tests.support.outcomes import make_outcome, make_row, make_speed
+
+
+def test_page_needs_nothing_from_outside():
+    page = render_report(make_outcome())
+    assert not re.search(r'(src|href)="(?!export/report\.html)', page)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "prefers-color-scheme: dark" in page
+    assert "someone/&lt;model&gt; &amp; more" in page
+    for label in LABELS.values():
+        assert label in page
+
+
+def test_charts_are_well_formed_and_finite():
+    charts = re.findall(r"<svg.*?</svg>", render_report(make_outcome()), flags=re.DOTALL)
+    assert len(charts) == 4
+    for chart in charts:
+        assert "nan" not in chart
+        assert "inf" not in chart
+        assert ElementTree.fromstring(chart).tag == "svg"
+
+
+def test_smoke_runs_say_so():
+    assert "A smoke run" in render_report(make_outcome("smoke"))
+    assert "A smoke run" not in render_report(make_outcome())
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_screen_fits_one_page(width):
+    stream = io.StringIO()
+    layout = DemoLayout(Path("runs/demo"))
+    Console(file=stream, width=width).print(closing_screen(make_outcome("smoke"), layout))
+    shown = stream.getvalue().splitlines()
+    assert len(shown) <= 30
+    assert max(map(len, shown)) <= width
+    assert "…" not in stream.getvalue()
+    assert str(layout.report) in stream.getvalue()
+    for label in LABELS.values():
+        assert label in stream.getvalue()
+
+
+def test_summary_reads_back(tmp_path):
+    write_document(tmp_path / "summary.json", make_outcome())
+    assert read_document(tmp_path / "summary.json", Outcome) == make_outcome()
+
+
+def _said(**accuracies):
+    changes = {role: {"accuracy": value} for role, value in accuracies.items()}
+    return " ".join(describe([make_row(role, **changes.get(role, {})) for role in LABELS], 1000))
+
+
+def test_findings_follow_the_numbers():
+    said = _said(lora=0.82, pruned_after=0.70, ours=0.81)
+    assert "82.0% becomes 70.0%." in said
+    assert "81.0%, 11.0 points above pruning last" in said
+    assert "not distinguishable (-1.0 points) from dense + LoRA" in said
+
+
+def test_findings_do_not_flatter():
+    said = _said(lora=0.82, pruned_after=0.81, ours=0.70)
+    assert "82.0% becomes 81.0%, a difference that these rows cannot tell from chance." in said
+    assert said.count("points below") == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "clear"), [(0.82, 0.70, True), (0.82, 0.81, False), (0.5, 0.5, False), (1.0, 1.0, False)]
+)
+def test_differences_within_noise_are_not_claimed(first, second, clear):
+    assert difference_is_clear(first, second, 1000) is clear
+    assert difference_is_clear(second, first, 1000) is clear
+
+
+def test_speed_is_claimed_only_outside_the_interval():
+    slower = make_speed(Spread(median=1.3, low=1.2, high=1.4))
+    rows = [make_row(role, **({"speed": slower} if role == "ours" else {})) for role in LABELS]
+    assert "a token takes 1.30 times as long" in " ".join(describe(rows, 1000))
+    assert "no difference in speed" in _said()
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_lie_within(low, width):
+    values = ticks(low, low + width)
+    assert 1 <= len(values) <= 11
+    tolerance = 1e-6 * max(abs(low), width, 1)
+    assert all(low - tolerance <= value <= low + width + tolerance for value in values)
+
+
+def test_one_point_is_a_chart():
+    ElementTree.fromstring(draw_scatter([Point(1.0, 2.0, 2.0, 2.0)], title="t", x_label="x", y_label="y"))
+
+
+def test_the_front_of_a_journal(tmp_path):
+    rows = [((0, 0), 0.8, 30), ((1, 0), 0.8, 20), ((1, 1), 0.7, 10), ((0, 1), 0.6, 20), ((1, 1), 0.7, 10)]
+    lines = [
+        f'{{"id": "a-{i}", "choice_idx": {list(choice)}, "accuracy": {accuracy}, "adapter_params": {params}}}\n'
+        for i, (choice, accuracy, params) in enumerate(rows)
+    ]
+    (tmp_path / "journal.jsonl").write_text("".join(lines))
+    (tmp_path / "best.json").write_text('{"id": "a-1"}')
+    found = {item.id: (item.pareto, item.best) for item in read_candidates(tmp_path)}
+    assert found == {"a-0": (False, False), "a-1": (True, True), "a-2": (True, False), "a-3": (False, False)}

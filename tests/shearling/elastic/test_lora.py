@@ -1,0 +1,185 @@
+"""The elastic adapter against einsum, against PEFT, and against itself at other ranks (invariants 11 to 16, 18, 36,
+37)."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from shearling.elastic.lora import ElasticLoraLinear, effective_weight
+from shearling.errors import NonFiniteWeights, ShapeMismatch
+
+OUT, IN, R_MAX, SCALING = 13, 11, 6, 2.0
+
+
+def make_layer(
+    *, masked: bool, seed: int = 0, bias: bool = False, dtype: torch.dtype = torch.float32
+) -> ElasticLoraLinear:
+    generator = torch.Generator().manual_seed(seed)
+    base = nn.Linear(IN, OUT, bias=bias).to(dtype)
+    with torch.no_grad():
+        base.weight.copy_(torch.randn(OUT, IN, generator=generator))
+        mask = torch.rand(OUT, IN, generator=generator) > 0.5
+        if masked:
+            base.weight.mul_(mask)
+    layer = ElasticLoraLinear(base, r_max=R_MAX, scaling=SCALING, mask=mask if masked else None, generator=generator)
+    with torch.no_grad():
+        layer.lora_b.copy_(torch.randn(OUT, R_MAX, generator=generator))
+    return layer
+
+
+@pytest.mark.parametrize("rank", [1, 3, R_MAX])
+def test_masked_forward_is_the_formula(rank):
+    layer = make_layer(masked=True)
+    layer.activate(rank)
+    x = torch.randn(2, 5, IN, dtype=torch.float64)
+    delta = torch.einsum("or,ri->oi", layer.lora_b[:, :rank].double(), layer.lora_a[:rank].double())
+    expected = torch.einsum("bti,oi->bto", x, layer.weight.double() + SCALING * delta * layer.mask)
+    torch.testing.assert_close(layer(x.float()).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 3, R_MAX])
+@pytest.mark.parametrize("bias", [True, False])
+def test_masked_merge_is_bit_exact_with_the_training_forward(rank, bias):
+    layer = make_layer(masked=True, bias=bias)
+    layer.activate(rank)
+    x = torch.randn(7, IN)
+    merged = nn.Linear(IN, OUT, bias=bias)
+    merged.weight.data = layer.merged_weight()
+    if bias:
+        merged.bias.data = layer.bias.data
+    layer.train()
+    assert torch.equal(layer(x), x @ merged.weight.T + merged.bias if bias else F.linear(x, merged.weight))
+    assert torch.equal(layer.merged_weight()[~layer.mask], torch.zeros(int((~layer.mask).sum())))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_zero_b_makes_every_rank_the_base(masked):
+    layer = make_layer(masked=masked)
+    nn.init.zeros_(layer.lora_b)
+    x = torch.randn(3, IN)
+    for rank in range(1, R_MAX + 1):
+        layer.activate(rank)
+        assert torch.equal(layer(x), F.linear(x, layer.weight))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_rank_r_uses_a_prefix_and_nothing_else(masked):
+    layer, x = make_layer(masked=masked), torch.randn(3, IN)
+    layer.activate(2)
+    before = layer(x)
+    with torch.no_grad():
+        layer.lora_a[2:] = 1e6
+        layer.lora_b[:, 2:] = -1e6
+    assert torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_activation_equals_zeroed_rows(masked):
+    cut, zeroed, x = make_layer(masked=masked), make_layer(masked=masked), torch.randn(3, IN)
+    cut.activate(2)
+    with torch.no_grad():
+        zeroed.lora_a[2:] = 0
+    torch.testing.assert_close(cut(x), zeroed(x), atol=1e-6, rtol=1e-6)
+
+
+def test_scaling_does_not_follow_the_rank():
+    layer = make_layer(masked=False)
+    large, small = (
+        effective_weight(layer.weight, layer.lora_a[:r], layer.lora_b[:, :r], scaling=SCALING) for r in (5, 3)
+    )
+    expected = SCALING * layer.lora_b[:, 3:5] @ layer.lora_a[3:5]
+    torch.testing.assert_close(large - small, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_reach_the_prefix_only(masked):
+    layer = make_layer(masked=masked)
+    layer.activate(2)
+    layer(torch.randn(4, IN)).square().sum().backward()
+    assert layer.weight.grad is None
+    assert layer.lora_a.grad[:2].abs().min() > 0
+    assert not layer.lora_a.grad[2:].any()
+    assert not layer.lora_b.grad[:, 2:].any()
+
+
+def test_handwritten_gradient_equals_autograd():
+    layer = make_layer(masked=True)
+    layer.activate(4)
+    x = torch.randn(2, 3, IN, requires_grad=True)
+    upstream = torch.randn(2, 3, OUT)
+    ours = torch.autograd.grad(layer(x), (x, layer.lora_a, layer.lora_b), upstream)
+    reference = F.linear(x, layer.weight + SCALING * (layer.lora_b[:, :4] @ layer.lora_a[:4]) * layer.mask)
+    theirs = torch.autograd.grad(reference, (x, layer.lora_a, layer.lora_b), upstream)
+    for left, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-4, rtol=1e-5)
+
+
+def test_autocast_sums_in_float32_and_rounds_once():
+    layer = make_layer(masked=True)
+    x = torch.randn(4, IN)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, F.linear(x.bfloat16(), layer.merged_weight().bfloat16()))
+    y.float().sum().backward()
+    assert layer.lora_a.grad.dtype == torch.float32
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    out=st.integers(1, 9),
+    width=st.integers(1, 9),
+    rank=st.integers(1, 4),
+    kept=st.floats(0, 1),
+    scaling=st.floats(0.01, 8),
+    seed=st.integers(0, 999),
+)
+def test_masked_merge_never_revives_a_zero(out, width, rank, kept, scaling, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(out, width, generator=generator) < kept
+    weight = torch.randn(out, width, generator=generator) * mask
+    a, b = torch.randn(rank, width, generator=generator), torch.randn(out, rank, generator=generator)
+    merged = effective_weight(weight, a, b, scaling=scaling, mask=mask)
+    assert not merged[~mask].any()
+    dense = effective_weight(weight, a, b, scaling=scaling)
+    assert torch.equal(dense, effective_weight(weight, a, b, scaling=scaling, mask=torch.ones_like(mask)))
+    assert torch.equal(effective_weight(weight, a, torch.zeros_like(b), scaling=scaling, mask=mask), weight)
+
+
+def test_held_merge_is_what_the_forward_computes_until_the_rank_changes():
+    layer, x = make_layer(masked=True), torch.randn(4, IN)
+    layer.activate(3)
+    expected = layer(x)
+    layer.hold_merged(hold=True)
+    assert torch.equal(layer(x), expected)
+    layer.activate(2)
+    assert not torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("rank", [0, -1, R_MAX + 1])
+def test_rank_outside_the_adapter_is_refused(rank):
+    with pytest.raises(ShapeMismatch, match=r"outside 1\.\.6"):
+        make_layer(masked=False).activate(rank)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    weight, a, b = torch.zeros(3, 4), torch.zeros(2, 4), torch.zeros(3, 2)
+    for bad in (
+        {"weight": torch.zeros(4, 4)},
+        {"lora_a": torch.zeros(3, 4)},
+        {"lora_b": torch.zeros(3, 1)},
+        {"mask": torch.ones(4, 3, dtype=torch.bool)},
+    ):
+        with pytest.raises(ShapeMismatch):
+            effective_weight(**{"weight": weight, "lora_a": a, "lora_b": b, "mask": None, "scaling": 1.0, **bad})
+
+
+def test_nan_in_the_adapter_is_found_when_merging():
+    layer = make_layer(masked=True)
+    with torch.no_grad():
+        layer.lora_a[0, 0] = float("nan")
+    with pytest.raises(NonFiniteWeights):
+        layer.merged_weight()

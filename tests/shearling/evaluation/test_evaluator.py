@@ -1,0 +1,379 @@
+"""Accuracy and bits per byte against independent computations, on real models and real runtimes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import openvino
+import pytest
+import torch
+
+from shearling.errors import ArtefactMissing, ModelUnsupported, NonFiniteWeights, UsageError
+from shearling.evaluation.evaluator import (
+    Evaluation,
+    Evaluator,
+    evaluate,
+    evaluate_openvino,
+    torch_scorer,
+    wilson_interval,
+)
+from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
+from shearling.evaluation.scoreboard import score_models
+from shearling.evaluation.task import TaskRow, read_rows, write_rows
+from shearling.kernel.openvino_core import openvino_core
+from tests.support.tiny_models import FAMILIES, tiny_tokenizer
+from tests.support.tiny_runs import tiny_network
+
+CHOICES = ((" no", " yes"), (" sarcastic", " not sarcastic at all"), (" yes", " yes, sure", " no"))
+
+
+def write_task(directory: Path, *, multiple_choice: bool = True, rows: int = 23) -> Path:
+    """Rows of very different lengths; choices of one and of several tokens."""
+    directory.mkdir()
+    for split, offset in (("validation", 0), ("test", 1000)):
+        made = []
+        for number in range(offset, offset + rows):
+            text = f"Report {number}: " + "the lazy fox is fast; " * (number % 5)
+            choices = CHOICES[number % 3] if multiple_choice else None
+            gold = number % 2 if multiple_choice else None
+            completion = choices[gold] if choices and gold is not None else " yes"
+            made.append(
+                TaskRow(
+                    id=f"{number:064d}",
+                    prompt=f"{text}\nSarcastic:",
+                    choices=choices,
+                    gold=gold,
+                    completion=completion,
+                    text=text,
+                )
+            )
+        write_rows(directory, split, made)
+    write_lm_eval_tasks(directory, "headlines", multiple_choice=multiple_choice)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> Path:
+    return write_task(tmp_path_factory.mktemp("task") / "task")
+
+
+def log_likelihood(model, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """One continuation alone, in a batch of one, all logits, float64 softmax."""
+    ids = torch.tensor([context + continuation])
+    with torch.no_grad():
+        probabilities = model(input_ids=ids).logits[0].double().log_softmax(-1)
+    spots = range(len(context) - 1, len(context) + len(continuation) - 1)
+    greedy = all(int(probabilities[spot].argmax()) == token for spot, token in zip(spots, continuation, strict=True))
+    return sum(float(probabilities[spot, token]) for spot, token in zip(spots, continuation, strict=True)), greedy
+
+
+def continuation_of(tokenizer, prompt: str, choice: str) -> tuple[list[int], list[int]]:
+    whole, context = tokenizer.encode(prompt + choice), tokenizer.encode(prompt)
+    return context, whole[len(context) :]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_accuracy_loss_and_bits_per_byte_equal_an_independent_computation(family: str, task: Path) -> None:
+    model, tokenizer = FAMILIES[family](), tiny_tokenizer()
+    rows = read_rows(task, "validation")
+    right, losses, bits, size_bytes = [], [], 0.0, 0
+    for row in rows:
+        scores = [
+            log_likelihood(model, *continuation_of(tokenizer, row.prompt, choice))[0] for choice in row.choices or ()
+        ]
+        right.append(float(max(range(len(scores)), key=scores.__getitem__) == row.gold))
+        losses.append(-scores[row.gold or 0])
+        bits -= log_likelihood(model, [tokenizer.eos_token_id], tokenizer.encode(row.text))[0] / math.log(2)
+        size_bytes += len(row.text.encode())
+    found = evaluate(model, tokenizer, task="headlines", split="validation", include_path=task, batch_size=7)
+    assert found.answers == tuple(right)
+    assert found.accuracy == pytest.approx(sum(right) / len(right), abs=1e-12)
+    share, n = sum(right) / len(right), len(right)
+    assert found.accuracy_stderr == pytest.approx(math.sqrt(share * (1 - share) / (n - 1)))
+    assert found.interval == wilson_interval(found.accuracy, n)
+    assert found.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(bits / size_bytes, rel=1e-5)
+    assert (found.task, found.n) == ("headlines_validation", len(rows))
+
+
+def test_accuracy_without_choices_is_greedy_exact_match(tmp_path: Path) -> None:
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    directory = write_task(tmp_path / "task", multiple_choice=False, rows=4)
+    rows = read_rows(directory, "test")
+    # Make one completion the model's own greedy choice.
+    with torch.no_grad():
+        token = int(model(input_ids=torch.tensor([tokenizer.encode(rows[0].prompt)])).logits[0, -1].argmax())
+    greedy = tokenizer.decode([token])
+    assert continuation_of(tokenizer, rows[0].prompt, greedy)[1] == [token], (
+        "choose another prompt: the completion merges with it"
+    )
+    write_rows(directory, "test", [rows[0].model_copy(update={"completion": greedy}), *rows[1:]])
+    found = evaluate(model, tokenizer, task="headlines", split="test", include_path=directory)
+    expected = [
+        log_likelihood(model, *continuation_of(tokenizer, row.prompt, row.completion))
+        for row in read_rows(directory, "test")
+    ]
+    assert found.answers == tuple(float(exact) for _, exact in expected)
+    assert found.answers[0] == 1.0
+    assert found.loss == pytest.approx(-sum(score for score, _ in expected) / 4, rel=1e-5)
+
+
+def test_batch_size_changes_nothing_but_rounding(task: Path) -> None:
+    model, tokenizer = FAMILIES["mistral"](), tiny_tokenizer()
+    evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True)
+    found = [evaluator.measure(torch_scorer(model, tokenizer, batch_size=size)) for size in (1, 3, 64)]
+    for other in found[1:]:
+        assert other.answers == found[0].answers
+        assert other.loss == pytest.approx(found[0].loss, rel=1e-6)
+        assert other.bits_per_byte == pytest.approx(found[0].bits_per_byte, rel=1e-6)
+
+
+def test_a_repetition_is_bit_identical(task: Path) -> None:
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True)
+    scorer = torch_scorer(model, tokenizer)
+    first, second = (without_time(evaluator.measure(scorer)) for _ in range(2))
+    assert first == second
+
+
+def without_time(evaluation: Evaluation) -> dict[str, object]:
+    return {name: value for name, value in vars(evaluation).items() if name != "seconds"}
+
+
+def test_equal_to_the_stock_model_class_of_the_harness(task: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True)
+    stock = evaluator.measure(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8))  # type: ignore[arg-type] # the harness's own
+    ours = evaluator.measure(torch_scorer(model, tokenizer))
+    assert ours.answers == stock.answers
+    assert ours.loss == pytest.approx(stock.loss, rel=1e-5)
+    assert ours.bits_per_byte == pytest.approx(stock.bits_per_byte, rel=1e-5)
+
+
+def test_prefixes_share_one_forward_and_rows_are_sorted_by_length() -> None:
+    from shearling.evaluation.causal_scorer import batch_rows, plan_rows
+
+    requests = [
+        (None, [1, 2], [3]),
+        (None, [1, 2], [4]),
+        (None, [1, 2], [3, 5]),
+        (None, [7], [8]),
+        (None, [1, 2, 3], [9]),
+    ]
+    rows = plan_rows(requests, max_length=10)
+    assert [row.input_ids for row in rows] == [(1, 2, 3), (7,)]
+    assert sorted(item.index for item in rows[0].scored) == [0, 1, 2, 4]
+    shapes = [
+        [len(batch) for batch in batch_rows(rows, size, max_tokens=most, whole=False)]
+        for size, most in ((1, 99), (2, 99), (2, 5), (2, 1))
+    ]
+    assert shapes == [[1, 1], [2], [1, 1], [1, 1]]
+    (cut,) = plan_rows([(None, list(range(20)), [20, 21])], max_length=5)
+    assert cut.input_ids == (16, 17, 18, 19, 20)
+    assert cut.first == 3
+
+
+def test_long_texts_are_scored_in_windows(tmp_path: Path) -> None:
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    directory = write_task(tmp_path / "task", rows=1)
+    (row,) = read_rows(directory, "test")
+    write_rows(directory, "test", [row.model_copy(update={"text": "The lazy fox; " * 150})])
+    found = evaluate(model, tokenizer, task="headlines", split="test", include_path=directory)
+    assert found.bits_per_byte is not None
+    assert math.isfinite(found.bits_per_byte)
+
+
+def test_limit_takes_the_first_rows(task: Path) -> None:
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    whole = evaluate(model, tokenizer, task="headlines", split="test", include_path=task)
+    part = evaluate(model, tokenizer, task="headlines", split="test", include_path=task, limit=5)
+    assert part.answers == whole.answers[:5]
+    assert part.rows_sha256 != whole.rows_sha256
+
+
+def test_bf16_is_near_float32_and_leaves_the_model_alone(task: Path) -> None:
+    model, tokenizer = FAMILIES["llama_tied_gqa"](), tiny_tokenizer()
+    evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True)
+    exact = evaluator.measure(torch_scorer(model, tokenizer))
+    rounded = evaluator.measure(torch_scorer(model, tokenizer, precision="bf16"))
+    assert rounded.loss != exact.loss
+    assert rounded.loss == pytest.approx(exact.loss, rel=2e-2)
+    assert "forward" not in vars(model.get_output_embeddings())
+    assert without_time(evaluator.measure(torch_scorer(model, tokenizer))) == without_time(exact)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_super_network_scores_as_its_active_sub_network(masked: bool, task: Path) -> None:
+    network = tiny_network("llama", masked=masked)
+    evaluator = Evaluator("headlines", split="validation", include_path=task)
+    scorer = torch_scorer(network.model, network.tokenizer)
+    losses = []
+    for choice in (network.space.maximal(), network.space.minimal(), network.space.maximal()):
+        network.activate(choice)
+        loose = evaluator.measure(scorer)
+        with network.materialised():
+            held = evaluator.measure(scorer)
+        assert held.loss == pytest.approx(loose.loss, rel=1e-6)
+        losses.append(held.loss)
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
+    # The exporter traces with torch.jit, which torch 2.13 deprecates, and registers pytree nodes the old way.
+    script = (
+        "import sys, warnings; warnings.simplefilter('ignore')\n"
+        "from optimum.exporters.openvino import export_from_model\n"
+        "from tests.support.tiny_models import FAMILIES\n"
+        "export_from_model(FAMILIES['llama_tied_gqa'](), output=sys.argv[1], "
+        "task='text-generation-with-past', stateful=True)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=300)
+    properties = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    }
+    tokenizer = tiny_tokenizer()
+    xml = tmp_path / "openvino_model.xml"
+    deployed = evaluate_openvino(
+        xml, tokenizer, task="headlines", split="test", include_path=task, properties=properties, batch_size=5
+    )
+    trained = evaluate(FAMILIES["llama_tied_gqa"](), tokenizer, task="headlines", split="test", include_path=task)
+    assert deployed.answers == trained.answers
+    assert deployed.loss == pytest.approx(trained.loss, rel=1e-4)
+    assert deployed.bits_per_byte == pytest.approx(trained.bits_per_byte, rel=1e-4)
+
+    tokenizer.save_pretrained(tmp_path)
+    (task / "task.json").write_text('{"name": "headlines"}')
+    (score,) = score_models([tmp_path], task=str(task), split="test").scores
+    assert score.n == trained.n
+    # Nothing certifies its zeros, so nothing is said of them.
+    assert score.sparsity is None
+    ir = openvino_core().read_model(xml)
+    ir.set_rt_info("0.500000", ["sparsity", "share"])
+    (tmp_path / "pruned").mkdir()
+    openvino.save_model(ir, tmp_path / "pruned" / xml.name, compress_to_fp16=False)
+    for file in tmp_path.glob("*.json"):
+        shutil.copy(file, tmp_path / "pruned")
+    (score,) = score_models([tmp_path / "pruned"], task=str(task), split="test").scores
+    assert score.sparsity == 0.5
+
+    xml.write_text("<net")
+    with pytest.raises(ModelUnsupported, match="cannot compile"):
+        evaluate_openvino(xml, tokenizer, task="headlines", split="test", include_path=task)
+    with pytest.raises(ArtefactMissing):
+        evaluate_openvino(tmp_path / "absent.xml", tokenizer, task="headlines", split="test", include_path=task)
+
+
+def test_validation_never_opens_the_test_rows(task: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(task, tmp_path / "task")
+    (copy / "test.jsonl").unlink()
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    without = evaluate(model, tokenizer, task="headlines", split="validation", include_path=copy)
+    assert without_time(without) == without_time(
+        evaluate(model, tokenizer, task="headlines", split="validation", include_path=task)
+    )
+    with pytest.raises(ArtefactMissing, match="the data of this task is missing"):
+        evaluate(model, tokenizer, task="headlines", split="test", include_path=copy)
+
+
+def test_a_users_own_task_is_found_by_name_and_keeps_to_the_split_asked_for(task: Path, tmp_path: Path) -> None:
+    config = json.loads((task / "headlines_validation.yaml").read_text())
+    config |= {
+        "task": "mine",
+        "test_split": "test",
+        "dataset_kwargs": {"data_files": {"validation": "validation.jsonl", "test": "test.jsonl"}},
+    }
+    copy = shutil.copytree(task, tmp_path / "task")
+    (copy / "mine.yaml").write_text(json.dumps(config))
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    for split in ("validation", "test"):
+        named = evaluate(model, tokenizer, task="mine", split=split, include_path=copy)
+        generated = evaluate(model, tokenizer, task="headlines", split=split, include_path=task)
+        assert named.answers == generated.answers
+        assert named.rows_sha256 == generated.rows_sha256
+    del config["test_split"]
+    (copy / "mine.yaml").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="has no test split"):
+        Evaluator("mine", split="test", include_path=copy)
+
+
+def test_unknown_tasks_and_groups_are_refused(task: Path) -> None:
+    with pytest.raises(UsageError, match="no such task"):
+        Evaluator("nothing_like_this", split="test", include_path=task)
+    with pytest.raises(UsageError, match="group"):
+        Evaluator("mmlu", split="test", include_path=task)
+
+
+def test_a_task_without_accuracy_is_refused(task: Path) -> None:
+    evaluator = Evaluator("headlines_test_text", split="test", include_path=task)
+    with pytest.raises(UsageError, match="reports no accuracy, only bits_per_byte"):
+        evaluator.measure(torch_scorer(FAMILIES["llama"](), tiny_tokenizer()))
+
+
+def test_a_model_that_computes_nan_is_refused_and_never_scored(task: Path) -> None:
+    model = FAMILIES["llama"]()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7, 0] = float("nan")
+    with pytest.raises(NonFiniteWeights, match="NaN"):
+        evaluate(model, tiny_tokenizer(), task="headlines", split="test", include_path=task)
+
+
+def test_nothing_is_printed(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    evaluate(FAMILIES["llama"](), tiny_tokenizer(), task="headlines", split="validation", include_path=task)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_task_files_work_with_the_harness_command_line(task: Path, tmp_path: Path) -> None:
+    from tests.support.tiny_models import save_tiny
+
+    save_tiny("llama", tmp_path / "model")
+    ours = evaluate(FAMILIES["llama"](), tiny_tokenizer(), task="headlines", split="test", include_path=task)
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "run",
+        "--include_path",
+        ".",
+        "--tasks",
+        "headlines_test",
+        "--model",
+        "hf",
+        "--device",
+        "cpu",
+    ]
+    command += [
+        "--model_args",
+        f"pretrained={tmp_path / 'model'},dtype=float32",
+        "--output_path",
+        str(tmp_path / "out.json"),
+    ]
+    subprocess.run(command, cwd=task, check=True, capture_output=True, timeout=300)
+    (file,) = tmp_path.glob("out*.json")
+    assert json.loads(file.read_text())["results"]["headlines_test"]["acc,none"] == pytest.approx(ours.accuracy)
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "low", "high"),
+    # Newcombe (1998), table I: 81/263, 15/148, 0/20, 1/29.
+    [
+        (81 / 263, 263, 0.2553, 0.3662),
+        (15 / 148, 148, 0.0624, 0.1605),
+        (0.0, 20, 0.0, 0.1611),
+        (1 / 29, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_equals_the_published_examples(share: float, n: int, low: float, high: float) -> None:
+    assert wilson_interval(share, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_without_trials_says_nothing() -> None:
+    assert wilson_interval(0.0, 0) == (0.0, 1.0)

@@ -1,0 +1,38 @@
+"""Rows on disk: read back as written, and a damaged line is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from shearling.errors import ArtefactMissing, DocumentInvalid
+from shearling.evaluation.task import SPLITS, TaskRow, read_rows, rows_file, write_rows
+
+ROWS = [
+    TaskRow(id="a", prompt="line one\nline two ", choices=(" no", " yes"), gold=1, completion=" yes", text="été “x”"),
+    TaskRow(id="b", prompt="p", choices=None, gold=None, completion="\u2028", text="🎉"),
+]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_round_trip(split, tmp_path):
+    write_rows(tmp_path, split, ROWS)
+    assert read_rows(tmp_path, split) == ROWS
+    assert [path.name for path in tmp_path.iterdir()] == [f"{split}.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{}", "[]", "{", '{"id": 1, "prompt": "p", "choices": null, "gold": null, "completion": "c", "text": "t"}'],
+)
+def test_a_damaged_line_is_named(line, tmp_path):
+    write_rows(tmp_path, "test", ROWS)
+    file = rows_file(tmp_path, "test")
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(DocumentInvalid) as caught:
+        read_rows(tmp_path, "test")
+    assert caught.value.where.endswith("test.jsonl, line 3")
+
+
+def test_missing_rows_say_how_to_make_them(tmp_path):
+    with pytest.raises(ArtefactMissing, match="python -m train"):
+        read_rows(tmp_path, "train")

@@ -1,0 +1,248 @@
+"""The operators inside a real OpenVINO: against numpy, through save and read, with dynamic shapes, and what they
+refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as op
+
+from shearling.kernel.openvino_core import openvino_core
+from shearling.kernel.openvino_extension import core_for, node_factory
+from shearling.kernel.packed_format import Encoding, ValueType, bundle, pack
+from tests.support.matrices import dense, random_matrix
+
+HIDDEN, INNER, ATTENTION, EPSILON = 48, 112, 64, 1e-5
+COMMON = {"precision": "auto", "format_version": 1}
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu_tanh": lambda x: x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu_erf": lambda x: x * 0.5 * (1 + np.vectorize(__import__("math").erf)(x / np.sqrt(2))),
+}
+
+
+def matrix(rows, columns, seed, value_type=ValueType.INT8):
+    return random_matrix(value_type, rows, columns, seed=seed)
+
+
+def norm(x, gamma):
+    return gamma * x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + EPSILON)
+
+
+def mlp(x, gate, up, down, activation):
+    first = (
+        ACTIVATIONS[activation](x @ dense(up).T)
+        if gate is None
+        else ACTIVATIONS[activation](x @ dense(gate).T) * (x @ dense(up).T)
+    )
+    return first @ dense(down).T
+
+
+def run(kind, inputs, attributes, tensors, tmp_path, *, precision="f32", element=np.float32):
+    """Build, save, read again, compile and infer twice."""
+    parameters = [op.parameter([-1, -1, tensor.shape[-1]], element) for tensor in tensors]
+    weights = op.constant(inputs)
+    nodes = [parameter.output(0) for parameter in parameters]
+    # The weights come after the activation, or after the residual of a layer.
+    nodes.insert(2 if kind == "SparseLayer" else 1, weights.output(0))
+    node = node_factory().create(kind, nodes, {**attributes, **COMMON})
+    model = ov.Model([op.result(output) for output in node.outputs()], parameters)
+    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
+    core = core_for(tmp_path / "model.xml")
+    compiled = core.compile_model(
+        core.read_model(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": precision}
+    )
+    for _ in range(2):
+        results = compiled([tensor.astype(element) for tensor in tensors])
+    return [np.array(results[index], np.float64) for index in range(len(node.outputs()))]
+
+
+def tolerance(rows):
+    """Of the largest result: activations of one or two rows have 16 bits, of more 8."""
+    return 2e-3 if rows <= 2 else 3e-2
+
+
+def close(found, expected, tolerance=2e-3):
+    return np.abs(found - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-6)
+
+
+def activations(width, *, rows=1, seed=0):
+    return np.random.default_rng(seed).standard_normal((1, rows, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("value_type", list(ValueType))
+@pytest.mark.parametrize("rows", [1, 5])
+def test_three_products_behind_one_norm(tmp_path, value_type, rows):
+    matrices = [matrix(size, HIDDEN, seed, value_type) for seed, size in enumerate((48, 16, 17))]
+    gamma, biases = activations(HIDDEN, seed=7)[0, 0], [activations(size, seed=size)[0, 0] for size in (48, 16, 17)]
+    # A matrix with too few zeros is stored dense beside the others.
+    packed = [pack(part, Encoding.DENSE if index == 1 else Encoding.BITMASK) for index, part in enumerate(matrices)]
+    attributes = {"rows": [48, 16, 17], "columns": HIDDEN, "norm_epsilon": EPSILON, "bias": True, "residual": False}
+    x = activations(HIDDEN, rows=rows)
+    found = run("SparseLinear", bundle(packed, [gamma, *biases]), attributes, [x], tmp_path)
+    for result, part, bias in zip(found, matrices, biases, strict=True):
+        assert close(result, norm(x.astype(np.float64), gamma) @ dense(part).T + bias, tolerance(rows))
+
+
+def test_matrices_of_several_types_share_one_node(tmp_path):
+    kinds = (ValueType.INT8, ValueType.BF16, ValueType.INT4)
+    # Wide enough that a panel of bf16 blocks is larger than the usual scratch memory.
+    matrices = [matrix(16, 5000, seed, kind) for seed, kind in enumerate(kinds)]
+    attributes = {"rows": [16] * 3, "columns": 5000, "norm_epsilon": 0.0, "bias": False, "residual": False}
+    x = activations(5000, rows=6)
+    found = run("SparseLinear", bundle([pack(part) for part in matrices]), attributes, [x], tmp_path)
+    for result, part in zip(found, matrices, strict=True):
+        assert close(result, x.astype(np.float64) @ dense(part).T, tolerance(6))
+
+
+def test_a_product_with_a_residual(tmp_path):
+    part, x, residual = (
+        matrix(HIDDEN, ATTENTION, 0),
+        activations(ATTENTION, rows=3),
+        activations(HIDDEN, rows=3, seed=1),
+    )
+    attributes = {"rows": [HIDDEN], "columns": ATTENTION, "norm_epsilon": 0.0, "bias": False, "residual": True}
+    (found,) = run("SparseLinear", bundle([pack(part)]), attributes, [x, residual], tmp_path)
+    assert close(found, x.astype(np.float64) @ dense(part).T + residual, tolerance(3))
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("gated", [True, False])
+def test_an_mlp(tmp_path, activation, gated):
+    gate, up, down = matrix(INNER, HIDDEN, 0), matrix(INNER, HIDDEN, 1), matrix(HIDDEN, INNER, 2)
+    gamma, x = activations(HIDDEN, seed=7)[0, 0], activations(HIDDEN, rows=2)
+    packed = [pack(part) for part in ([gate] if gated else []) + [up, down]]
+    attributes = {
+        "columns": HIDDEN,
+        "inner": INNER,
+        "activation": activation,
+        "gated": gated,
+        "norm_epsilon": EPSILON,
+        "residual": True,
+    }
+    (found,) = run("SparseMLP", bundle(packed, [gamma]), attributes, [x], tmp_path)
+    assert close(found, x + mlp(norm(x.astype(np.float64), gamma), gate if gated else None, up, down, activation))
+
+
+@pytest.mark.parametrize(("rows", "next_rows"), [(1, (48, 16, 16)), (20, (48, 16, 16)), (1, ())])
+def test_a_layer(tmp_path, rows, next_rows):
+    first, gate, up, down = (
+        matrix(HIDDEN, ATTENTION, 0),
+        matrix(INNER, HIDDEN, 1),
+        matrix(INNER, HIDDEN, 2),
+        matrix(HIDDEN, INNER, 3),
+    )
+    following = [matrix(size, HIDDEN, 4 + index) for index, size in enumerate(next_rows)]
+    gammas = [activations(HIDDEN, seed=seed)[0, 0] for seed in (7, 8)][: 2 if next_rows else 1]
+    x, residual = activations(ATTENTION, rows=rows), activations(HIDDEN, rows=rows, seed=1)
+    attributes = {
+        "rows": list(next_rows),
+        "columns": ATTENTION,
+        "hidden": HIDDEN,
+        "inner": INNER,
+        "activation": "silu",
+        "gated": True,
+    }
+    attributes |= {"norm_epsilon": EPSILON, "next_epsilon": EPSILON if next_rows else 0.0, "bias": False}
+    packed = [pack(part) for part in (first, gate, up, down, *following)]
+    found = run("SparseLayer", bundle(packed, gammas), attributes, [x, residual], tmp_path)
+    middle = residual + x.astype(np.float64) @ dense(first).T
+    y = middle + mlp(norm(middle, gammas[0]), gate, up, down, "silu")
+    assert close(found[0], y, tolerance(rows))
+    for result, part in zip(found[1:], following, strict=True):
+        assert close(result, norm(y, gammas[1]) @ dense(part).T, tolerance(rows))
+
+
+def test_bf16_activations(tmp_path):
+    part, x = matrix(32, HIDDEN, 0), activations(HIDDEN, rows=2)
+    attributes = {"rows": [32], "columns": HIDDEN, "norm_epsilon": 0.0, "bias": False, "residual": False}
+    (found,) = run("SparseLinear", bundle([pack(part)]), attributes, [x], tmp_path, element=np.float16)
+    assert close(found, x.astype(np.float64) @ dense(part).T, 1e-2)
+    (found,) = run("SparseLinear", bundle([pack(part)]), attributes, [x], tmp_path, precision="bf16")
+    assert close(found, x.astype(np.float64) @ dense(part).T, 2e-2)
+
+
+LINEAR = {"rows": [32], "columns": HIDDEN, "norm_epsilon": 0.0, "bias": False, "residual": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": [31]}, "another shape"),
+        ({"rows": []}, "residual needs one matrix"),
+        ({"columns": 47}, "another shape|do not end"),
+        ({"norm_epsilon": EPSILON}, "another size"),
+        ({"residual": True}, "inputs"),
+        ({"precision": "fast"}, "not auto or exact"),
+        ({"format_version": 2}, "another version"),
+    ],
+)
+def test_attributes_that_do_not_fit_are_refused_at_once(change, message):
+    weights = op.constant(bundle([pack(matrix(32, HIDDEN, 0))]))
+    x = op.parameter([1, -1, HIDDEN], np.float32)
+    with pytest.raises(RuntimeError, match=message):
+        node_factory().create("SparseLinear", [x.output(0), weights.output(0)], {**LINEAR, **COMMON, **change})
+
+
+def test_a_lying_constant_is_refused_before_a_kernel_runs(tmp_path):
+    packed = pack(matrix(32, HIDDEN, 0))
+    packed[-65] ^= 1  # the last stored value or the gap behind it: no header shows it
+    damaged = pack(matrix(32, HIDDEN, 0))
+    damaged[damaged.size // 4] ^= 1
+    for lie in (packed, damaged):
+        with pytest.raises(RuntimeError, match="a packed weight is corrupt"):
+            run("SparseLinear", bundle([lie]), LINEAR, [activations(HIDDEN)], tmp_path)
+
+
+HEAD = {"rows": 50, "columns": HIDDEN}
+
+
+def head_model(part, *, encoding=Encoding.DENSE, tokens=np.int64):
+    """tokens [batch, length] -> rows of a matrix, and the products of them with the same matrix."""
+    ids, weights = op.parameter([-1, -1], tokens), op.constant(bundle([pack(part, encoding)]))
+    rows = node_factory().create("SparseEmbedding", [ids.output(0), weights.output(0)], {**HEAD, **COMMON})
+    products = node_factory().create("SparseHead", [rows.output(0), weights.output(0)], {**HEAD, **COMMON})
+    return ov.Model([op.result(rows.output(0)), op.result(products.output(0))], [ids])
+
+
+@pytest.mark.parametrize("value_type", list(ValueType))
+@pytest.mark.parametrize("encoding", list(Encoding))
+@pytest.mark.parametrize("tokens", [np.int32, np.int64])
+def test_an_embedding_and_a_head_of_the_same_matrix(tmp_path, value_type, encoding, tokens):
+    part = random_matrix(
+        value_type, HEAD["rows"], HIDDEN, group_size=16 if value_type is ValueType.INT4 else None, seed=3
+    )
+    ov.save_model(head_model(part, encoding=encoding, tokens=tokens), tmp_path / "model.xml", compress_to_fp16=False)
+    core = core_for(tmp_path / "model.xml")
+    compiled = core.compile_model(core.read_model(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for ids in (np.array([[0, 49, 17, 1], [16, 15, 2, 33]]), np.array([[5]])):
+        rows, products = (np.array(result, np.float64) for result in compiled([ids.astype(tokens)]).values())
+        assert np.array_equal(rows, dense(part)[ids].astype(np.float32))
+        assert close(products, dense(part)[ids] @ dense(part).T, tolerance(ids.size))
+
+
+def test_a_head_is_a_matmul_for_who_looks_for_one():
+    # OpenVINO GenAI cuts all but the sampled tokens off before the last one of a graph.
+    head = head_model(matrix(50, HIDDEN, 0)).get_results()[1].input_value(0).get_node()
+    assert (head.get_type_name(), head.get_type_info().parent.name) == ("SparseHead", "MatMul")
+
+
+@pytest.mark.parametrize("token", [50, -1])
+def test_a_token_outside_of_the_vocabulary_is_refused(token):
+    compiled = openvino_core().compile_model(head_model(matrix(50, HIDDEN, 0)), "CPU")
+    with pytest.raises(RuntimeError, match=f"token {token} is not in a vocabulary of 50"):
+        compiled([np.array([[token]])])
+
+
+def test_an_embedding_reads_nothing_of_a_lying_constant():
+    lie = pack(random_matrix(ValueType.INT8, 50, HIDDEN, seed=1))
+    lie[128:130] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)  # the first scale
+    ids = op.parameter([-1, -1], np.int64)
+    rows = node_factory().create(
+        "SparseEmbedding", [ids.output(0), op.constant(bundle([lie])).output(0)], {**HEAD, **COMMON}
+    )
+    compiled = openvino_core().compile_model(ov.Model([op.result(rows.output(0))], [ids]), "CPU")
+    with pytest.raises(RuntimeError, match="a packed weight is corrupt"):
+        compiled([np.array([[40]])])

@@ -1,0 +1,143 @@
+"""The packed form: reversible bit for bit, the same from numpy and from C++, and refused where it lies."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shearling.errors import ArtefactCorrupt, ModelUnsupported, NonFiniteWeights, ShapeMismatch
+from shearling.kernel.library import pack_matrix, unpack_matrix, validate
+from shearling.kernel.packed_format import Encoding, Matrix, ValueType, pack, packed_bytes, read_header, unpack
+from tests.support.matrices import random_matrix
+
+SHAPES = [(1, 1), (16, 4), (17, 5), (33, 130), (64, 96)]
+
+
+def equal(a: Matrix, b: Matrix) -> bool:
+    same_scales = (a.scales is None and b.scales is None) or (
+        a.scales.dtype == b.scales.dtype and a.scales.tobytes() == b.scales.tobytes()
+    )
+    return (
+        same_scales
+        and a.value_type == b.value_type
+        and a.group_size == b.group_size
+        and a.values.tobytes() == b.values.tobytes()
+    )
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+@pytest.mark.parametrize("value_type", list(ValueType))
+def test_packing_is_reversible_and_the_same_in_both_languages(value_type, encoding):
+    for seed, (rows, columns) in enumerate(SHAPES):
+        for keep in (0.0, 0.4, 1.0):
+            group = None if value_type is ValueType.BF16 or columns < 64 else 32
+            matrix = random_matrix(value_type, rows, columns, keep=keep, group_size=group, seed=seed)
+            packed = pack(matrix, encoding)
+            assert packed.tobytes() == pack_matrix(matrix, encoding).tobytes()
+            assert equal(unpack(packed), matrix)
+            assert equal(unpack_matrix(packed), matrix)
+            validate(packed)
+
+
+def test_a_negative_zero_survives():
+    matrix = Matrix(np.array([[0x8000, 0, 0x3F80]], np.uint16), ValueType.BF16)
+    assert unpack(pack_matrix(matrix)).values.tobytes() == matrix.values.tobytes()
+
+
+def test_half_the_weights_take_the_bytes_that_the_format_promises():
+    for value_type, bits in ((ValueType.BF16, 18), (ValueType.INT8, 10), (ValueType.INT4, 6)):
+        matrix = random_matrix(value_type, 256, 1024, keep=0.5)
+        packed = pack_matrix(matrix)
+        header = read_header(packed)
+        assert packed.size == pytest.approx(256 * 1024 * bits / 16, rel=0.03)
+        estimate = packed_bytes(256, 1024, header.stored, value_type, scale_bytes=header.section_bytes[0])
+        assert estimate == pytest.approx(packed.size, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "error"),
+    [
+        (Matrix(np.array([[0x7FC0]], np.uint16), ValueType.BF16), NonFiniteWeights),
+        (Matrix(np.ones((1, 4), np.int8), ValueType.INT8, np.array([[np.nan]], np.float32), 4), NonFiniteWeights),
+        (Matrix(np.full((1, 4), 8, np.int8), ValueType.INT4, np.ones((1, 1), np.float32), 4), ModelUnsupported),
+        (Matrix(np.ones((1, 4), np.int8), ValueType.INT8, np.ones((2, 1), np.float32), 4), ShapeMismatch),
+        (Matrix(np.ones((1, 8), np.int8), ValueType.INT8, np.ones((1, 2), np.float32), 6), ShapeMismatch),
+        (Matrix(np.ones((1, 4), np.int8), ValueType.INT8), ShapeMismatch),
+        (Matrix(np.ones((1, 4), np.float32), ValueType.INT8, np.ones((1, 1), np.float32), 4), ShapeMismatch),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(matrix, error):
+    with pytest.raises(error):
+        pack(matrix)
+    if error is not ShapeMismatch:
+        with pytest.raises(ModelUnsupported):
+            pack_matrix(matrix)
+
+
+def lies(packed: np.ndarray) -> dict[str, np.ndarray]:
+    """Corrupt copies of a packed int8 matrix whose last panel and block are ragged, by what they do."""
+    scales_at, offsets_at, masks_at, values_at = read_header(packed).sections
+
+    def changed(at: int, content: bytes) -> np.ndarray:
+        copy = packed.copy()
+        copy[at : at + len(content)] = np.frombuffer(content, np.uint8)
+        return copy
+
+    first_mask = packed[masks_at : masks_at + 8].view("<u8")[0]
+    return {
+        "truncated": packed[:-64],
+        "empty": packed[:0],
+        "longer": np.concatenate([packed, np.zeros(64, np.uint8)]),
+        "magic": changed(0, b"X"),
+        "version": changed(8, struct.pack("<I", 2)),
+        "value type": changed(12, struct.pack("<I", 9)),
+        "encoding": changed(16, struct.pack("<I", 2)),
+        "rows overflow": changed(24, struct.pack("<Q", 2**64 - 1)),
+        "columns overflow": changed(32, struct.pack("<Q", 2**63)),
+        "group": changed(40, struct.pack("<Q", 0)),
+        "stored": changed(48, struct.pack("<Q", 1)),
+        "total": changed(56, struct.pack("<Q", 2**64 - 64)),
+        "section": changed(88, struct.pack("<Q", 2**64 - 64)),
+        "NaN scale": changed(scales_at, struct.pack("<f", float("nan"))),
+        "panel offset": changed(offsets_at + 8, struct.pack("<Q", 2**40)),
+        "one bit more": changed(masks_at, struct.pack("<Q", int(first_mask) ^ 1)),
+        "all bits": changed(masks_at, struct.pack("<Q", 2**64 - 1)),
+        "a kept zero": changed(values_at, b"\0"),
+        "padding kept": changed(offsets_at - 1, b"\1"),
+        "tail": changed(packed.size - 1, b"\1"),
+    }
+
+
+@pytest.mark.parametrize("lie", sorted(lies(pack(random_matrix(ValueType.INT8, 17, 131)))))
+def test_a_lying_matrix_is_refused_by_both_readers(lie):
+    corrupt = lies(pack(random_matrix(ValueType.INT8, 17, 131)))[lie]
+    with pytest.raises(ArtefactCorrupt):
+        unpack(corrupt)
+    with pytest.raises(ArtefactCorrupt):
+        validate(corrupt)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    value_type=st.sampled_from(list(ValueType)),
+    encoding=st.sampled_from(list(Encoding)),
+    position=st.floats(0, 1, exclude_max=True),
+    byte=st.integers(0, 255),
+    length=st.integers(1, 8),
+)
+def test_both_readers_agree_about_any_damage(value_type, encoding, position, byte, length):
+    packed = pack(random_matrix(value_type, 19, 43, group_size=None))
+    start = int(position * packed.size)
+    packed[start : start + length] = byte
+    verdicts = []
+    for reader in (unpack, validate):
+        try:
+            reader(packed)
+            verdicts.append(True)
+        except ArtefactCorrupt:
+            verdicts.append(False)
+    assert verdicts[0] == verdicts[1]

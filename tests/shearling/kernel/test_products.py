@@ -1,0 +1,161 @@
+"""Products against float64, for every instruction set, value type, encoding and arrangement of the activations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shearling.errors import ArtefactCorrupt, ShapeMismatch
+from shearling.kernel.library import load_library, multiply, pack_matrix
+from shearling.kernel.packed_format import Encoding, ValueType
+from shearling.kernel.torch_operator import SparseLinear
+from tests.support.matrices import dense, random_matrix
+
+# Of the sum of magnitudes |x| |w|: rounding in f32; a 16-bit fixed point of the largest activation of a row; an 8-bit
+# one of the
+# largest in a group of 32, with the same limits for all (the largest is rarely more than four times the mean).
+EXACT, FIXED16, GROUPED8 = 1e-6, 4 * 2**-16, 4 * 2**-8
+FEW_ROWS = 2
+"""So many are multiplied more exactly."""
+TILED_ROWS = 8
+"""From so many on, tile registers multiply integers with 16 bits of an activation."""
+MANY_ROWS = 128
+"""From so many on, they multiply grouped integers scaled, in bf16."""
+ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 25, 33, 128)
+MATRICES = [
+    (rows, columns, group)
+    for rows, columns in ((1, 1), (3, 5), (16, 4), (17, 31), (64, 576), (40, 130), (33, 2052))
+    for group in (None, 128, 64, 32, 4)
+    if group is None or columns >= group
+]
+
+
+def available(kernels: str) -> bool:
+    try:
+        multiply(pack_matrix(random_matrix(ValueType.INT8, 1, 1)), np.ones((1, 1), np.float32), kernels=kernels)
+    except ArtefactCorrupt:
+        return False
+    return True
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
+def kernels(request):
+    if not available(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    return request.param
+
+
+def worst_error(matrix, packed, x, **options) -> float:
+    """The largest error of a product, as a share of the sum of magnitudes it adds up; exactly zero sums must be
+    zero."""
+    weights = dense(matrix)
+    y, magnitude = multiply(packed, x, **options), np.abs(x).astype(np.float64) @ np.abs(weights).T
+    error = np.abs(y - x.astype(np.float64) @ weights.T)
+    assert not error[magnitude == 0].any()
+    return float((error / np.maximum(magnitude, 1e-30)).max())
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+@pytest.mark.parametrize("value_type", list(ValueType))
+def test_products_equal_float64(kernels, value_type, encoding):
+    for seed, (rows, columns, group) in enumerate(MATRICES):
+        if value_type is ValueType.BF16 and group is not None:
+            continue
+        matrix = random_matrix(value_type, rows, columns, group_size=group, seed=seed)
+        packed = pack_matrix(matrix, encoding)
+        for count in ROWS:
+            x = np.random.default_rng(seed).standard_normal((count, columns)).astype(np.float32)
+            assert worst_error(matrix, packed, x, kernels=kernels, exact=True) < EXACT, (rows, columns, group, count)
+            rounds = kernels in {"avx512", "amx"} and (value_type is not ValueType.BF16 or count > FEW_ROWS)
+            tiled = kernels == "amx" and group in {None, 64, 128} and count >= TILED_ROWS
+            scaled = kernels == "amx" and group is not None and count >= MANY_ROWS
+            fine = count <= FEW_ROWS or (value_type is not ValueType.BF16 and (tiled or group == 4) and not scaled)
+            limit = EXACT if not rounds else FIXED16 if fine else GROUPED8
+            # A product of few columns has little to average over: there a share of the magnitudes would be too strict.
+            if columns >= 130 or not rounds:
+                assert worst_error(matrix, packed, x, kernels=kernels) < limit, (rows, columns, group, count)
+
+
+@pytest.mark.parametrize(
+    ("value_type", "group"),
+    [(ValueType.BF16, None), (ValueType.INT8, None), (ValueType.INT8, 128), (ValueType.INT4, 64), (ValueType.INT4, 12)],
+)
+def test_many_rows_equal_float64(kernels, value_type, group):
+    """More rows and panels than are held at once, and activations beyond the second-level cache."""
+    matrix = random_matrix(value_type, 290, 1100, group_size=group)
+    packed, limit = (
+        pack_matrix(matrix),
+        FIXED16 if kernels == "amx" and value_type is ValueType.INT8 and group is None else GROUPED8,
+    )
+    for count in (65, 530):
+        x = np.random.default_rng(count).standard_normal((count, 1100)).astype(np.float32)
+        assert worst_error(matrix, packed, x, kernels=kernels) < limit
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 300),
+    keep=st.sampled_from([0.0, 0.02, 0.3, 0.5, 0.9, 1.0]),
+    value_type=st.sampled_from(list(ValueType)),
+    count=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_equals_float64(rows, columns, keep, value_type, count, seed):
+    matrix = random_matrix(value_type, rows, columns, keep=keep, seed=seed)
+    x = np.random.default_rng(seed).standard_normal((count, columns)).astype(np.float32)
+    assert worst_error(matrix, pack_matrix(matrix), x, exact=True) < EXACT
+    y, expected = multiply(pack_matrix(matrix), x), x.astype(np.float64) @ dense(matrix).T
+    limit = 2**-7 if count > FEW_ROWS else EXACT if value_type is ValueType.BF16 else 2**-15
+    # The bound of rounding: half a step of the largest activation for every weight.
+    steps = np.abs(x).max(axis=1, keepdims=True) * np.abs(dense(matrix)).sum(axis=1)
+    assert (np.abs(y - expected) <= limit * steps + 1e-30).all()
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_extreme_activations(count):
+    matrix = random_matrix(ValueType.INT8, 48, 576)
+    packed = pack_matrix(matrix)
+    zeros = np.zeros((count, 576), np.float32)
+    assert not multiply(packed, zeros).any()
+    tiny, huge = np.full_like(zeros, 1e-42), np.full_like(zeros, 1e30)
+    assert np.abs(multiply(packed, tiny)).max() < 1e-35
+    assert np.allclose(multiply(packed, huge), huge.astype(np.float64) @ dense(matrix).T, rtol=1e-4, atol=1e27)
+    for strange in (np.nan, np.inf):
+        spoilt = zeros.copy()
+        spoilt[0, 7] = strange
+        y = multiply(packed, spoilt)
+        # A row that keeps column 7 must not come out as a number.
+        assert not np.isfinite(y[0][matrix.values[:, 7] != 0]).any()
+
+
+def test_a_bias_is_added_and_wrong_shapes_are_refused():
+    matrix = random_matrix(ValueType.INT4, 20, 64, group_size=32)
+    packed, x, bias = pack_matrix(matrix), np.ones((2, 64), np.float32), np.arange(20, dtype=np.float32)
+    assert np.allclose(multiply(packed, x, bias=bias), multiply(packed, x) + bias)
+    with pytest.raises(ShapeMismatch):
+        multiply(packed, x[:, :63])
+    with pytest.raises(ShapeMismatch):
+        multiply(packed, x, bias=bias[:19])
+    with pytest.raises(ArtefactCorrupt, match="cannot run"):
+        multiply(packed, x, kernels="sse9")
+
+
+def test_the_torch_operator_is_the_same_product():
+    matrix = random_matrix(ValueType.INT8, 40, 96)
+    packed, x = torch.from_numpy(pack_matrix(matrix)), torch.randn(2, 3, 96, generator=torch.Generator().manual_seed(0))
+    layer = SparseLinear(packed, torch.arange(40.0), exact=True)
+    expected = torch.nn.functional.linear(x.double(), torch.from_numpy(dense(matrix)), torch.arange(40.0).double())
+    assert torch.allclose(layer(x).double(), expected, atol=1e-4)
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+    with pytest.raises(ArtefactCorrupt, match="another shape"):
+        layer(x[..., :95])
+
+
+def test_the_best_instruction_set_is_chosen():
+    best = load_library().shearling_kernels().decode()
+    assert best == next(name for name in ("amx", "avx512", "avx2", "portable") if available(name))

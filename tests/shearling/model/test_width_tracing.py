@@ -1,0 +1,105 @@
+"""Width groups found from the data flow, for every family and for what cannot be cut (issue: no lists of names)."""
+
+import pytest
+import torch
+from transformers import BertConfig, DistilBertConfig, MixtralConfig, OPTConfig, RobertaConfig
+
+from shearling.errors import ModelUnsupported
+from shearling.model.width_tracing import find_structure
+from tests.support.tiny_models import FAMILIES
+
+CLASSIFIER = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 72,
+    "vocab_size": 100,
+}
+LLAMA_LIKE = ("llama", "llama_tied_gqa", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
+
+
+@pytest.mark.parametrize("family", LLAMA_LIKE)
+def test_llama_like_decoders_have_both_widths(family):
+    config = FAMILIES[family]().config
+    structure = find_structure(config)
+    assert not structure.uncuttable
+    feed_forward, attention = structure.require("feed_forward")[0], structure.require("attention")[0]
+    assert (feed_forward.producers, feed_forward.consumer) == (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+    assert feed_forward.width == config.intermediate_size
+    assert attention.consumer == "self_attn.o_proj"
+    assert {*attention.producers, *attention.grouped} == {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
+    assert attention.group == config.num_attention_heads // config.num_key_value_heads
+    assert attention.width == config.num_attention_heads * attention.head_dim
+    assert len(structure.require("attention")) == config.num_hidden_layers
+
+
+def test_fused_projections_are_named_and_only_bloom_keeps_its_feed_forward_width():
+    bloom = find_structure(FAMILIES["bloom"]().config)
+    assert bloom.require("feed_forward")[0].producers == ("mlp.dense_h_to_4h",)
+    with pytest.raises(ModelUnsupported, match=r"query_key_value.*fused.*feed_forward can be cut") as caught:
+        bloom.require("attention")
+    assert caught.value.exit_code == 3
+    phi3 = find_structure(FAMILIES["phi3"]().config)
+    with pytest.raises(ModelUnsupported, match=r"mlp\.gate_up_proj: .*split or mixed"):
+        phi3.require("feed_forward")
+
+
+@pytest.mark.parametrize(
+    ("config", "producers"),
+    [
+        (BertConfig(architectures=["BertForSequenceClassification"], **CLASSIFIER), "attention.self.query"),
+        (RobertaConfig(architectures=["RobertaForSequenceClassification"], **CLASSIFIER), "attention.self.query"),
+        (
+            DistilBertConfig(
+                architectures=["DistilBertForSequenceClassification"],
+                dim=48,
+                n_layers=2,
+                n_heads=4,
+                hidden_dim=72,
+                vocab_size=100,
+            ),
+            "attention.q_lin",
+        ),
+    ],
+    ids=["bert", "roberta", "distilbert"],
+)
+def test_encoders_have_both_widths(config, producers):
+    attention = find_structure(config).require("attention")[0]
+    assert attention.producers[0] == producers
+    assert (attention.width, attention.head_dim, attention.group) == (48, 12, 1)
+    assert find_structure(config).require("feed_forward")[0].width == 72
+
+
+def test_a_size_that_the_code_fixes_is_found_before_training():
+    config = OPTConfig(
+        hidden_size=48,
+        word_embed_proj_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=72,
+        vocab_size=100,
+        max_position_embeddings=64,
+    )
+    structure = find_structure(config)
+    assert structure.require("feed_forward")[0].producers == ("fc1",)
+    with pytest.raises(ModelUnsupported, match=r"self_attn\.out_proj: .*its code fixes the width"):
+        structure.require("attention")
+
+
+def test_an_unknown_structure_names_the_module():
+    config = MixtralConfig(
+        hidden_size=48,
+        intermediate_size=72,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=100,
+    )
+    with pytest.raises(ModelUnsupported, match=r"MixtralForCausalLM|model\.layers\.0"):
+        find_structure(config).require("feed_forward")
+
+
+def test_following_leaves_no_mode_behind():
+    find_structure(FAMILIES["llama"]().config)
+    assert type(torch.ones(1)) is torch.Tensor
+    assert torch.ones(2).sum().item() == 2.0

@@ -1,0 +1,33 @@
+"""Random matrices to pack, and what they mean in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shearling.kernel.packed_format import Matrix, ValueType
+
+
+def random_matrix(
+    value_type: ValueType, rows: int, columns: int, *, keep: float = 0.5, group_size: int | None = None, seed: int = 0
+) -> Matrix:
+    """A matrix with a share of `keep` nonzeros, and with an empty and a full row where there is room."""
+    generator = np.random.default_rng(seed)
+    kept = generator.random((rows, columns)) < keep
+    if rows > 2:
+        kept[1], kept[2] = False, True
+    if value_type is ValueType.BF16:
+        values = generator.standard_normal((rows, columns)).astype(np.float32).view(np.uint32) >> 16
+        return Matrix((values * kept).astype(np.uint16), value_type)
+    low, high = (-8, 8) if value_type is ValueType.INT4 else (-128, 128)
+    group_size = group_size or columns
+    values = (generator.integers(low, high, (rows, columns)) * kept).astype(np.int8)
+    scales = generator.normal(0, 0.01, (rows, -(-columns // group_size)))
+    return Matrix(values, value_type, scales.astype(np.float16 if seed % 2 else np.float32), group_size)
+
+
+def dense(matrix: Matrix) -> np.ndarray:
+    """[rows, columns] float64."""
+    if matrix.scales is None:
+        return (matrix.values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    scales = np.repeat(matrix.scales.astype(np.float64), matrix.group_size, axis=1)
+    return scales[:, : matrix.values.shape[1]] * matrix.values

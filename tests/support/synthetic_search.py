@@ -1,0 +1,70 @@
+"""A separable objective on a small grid, whose optimum and front are known."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from search.exploration import explore
+from search.journal import Journal, Record
+from search.objective import Measurement
+from search.strategies.cost_limit import Budget
+from search.strategies.grid import Grid, Indices
+from search.strategies.registry import make_strategy
+from search.strategies.strategy import Algorithm
+
+SIZES = (3, 3, 3, 3)
+
+
+def silent(*, note: str | None = None) -> None:
+    """A progress bar that nobody watches."""
+
+
+@dataclass
+class Separable:
+    """Accuracy is a sum over groups, with a bonus that is not monotone in the rank; parameters shrink with the
+    index."""
+
+    weights: tuple[int, ...] = (5, 3, 2, 1)
+    preferred: tuple[int, ...] = (1, 0, 2, 1)
+    measured: list[Indices] = field(default_factory=list)
+    stop_after: int | None = None
+
+    def accuracy(self, indices: Indices) -> float:
+        lost = sum(
+            weight * abs(index - best)
+            for weight, index, best in zip(self.weights, indices, self.preferred, strict=True)
+        )
+        return 1 - lost / 40
+
+    def params(self, indices: Indices) -> int:
+        return sum((32 - 8 * index) * (10 + place) for place, index in enumerate(indices))
+
+    def measure(self, indices: Indices) -> Measurement:
+        if self.stop_after is not None and len(self.measured) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.measured.append(indices)
+        params = self.params(indices)
+        return Measurement(self.accuracy(indices), None, None, 100, "0" * 64, params, params, 0.5)
+
+
+def run(
+    path: Path,
+    objective: Separable,
+    algorithm: Algorithm,
+    *,
+    sizes: tuple[int, ...] = SIZES,
+    evaluations: int = 24,
+    population: int = 6,
+    seed: int = 0,
+    share: float | None = None,
+) -> list[Record]:
+    grid = Grid(sizes)
+    budget = None if share is None else Budget.of_share(share, objective.params, grid)
+    strategy = make_strategy(algorithm, grid, evaluations=evaluations, population=population, seed=seed, budget=budget)
+    return explore(strategy, objective, Journal(path), algorithm=algorithm, seed=seed, advance=silent)
+
+
+def everything(sizes: tuple[int, ...] = SIZES) -> list[Indices]:
+    return list(itertools.product(*(range(size) for size in sizes)))

@@ -1,0 +1,243 @@
+"""Tiny random decoders of every supported family, with a real tokenizer: what all tests run on.
+
+Seeded, a few hundred kilobytes each; widths are not powers of two, so that a kernel or a mask that assumes one fails.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from shearling.model.checkpoint import save_model
+
+EOS, PAD, IM_START = "<|im_end|>", "<|pad|>", "<|im_start|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Area man wins award for the best headline of the year, 2024.",
+    "Report: nation's models are sparse, small and fast; experts agree.",
+    "Is this headline sarcastic? Answer: yes. Is this headline sarcastic? Answer: no.",
+    "Scientists discover that 50 % of all weights were never needed.",
+)
+VOCABULARY = 400
+
+
+@functools.cache
+def _trained_tokenizer() -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, IM_START, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    return tokenizer.to_str()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with eos, pad and a chat template; at most `VOCABULARY` tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained_tokenizer()), eos_token=EOS, pad_token=PAD
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _shape(hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: int) -> dict[str, int]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": feed_forward,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 256,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+
+
+def _build(model_class: Callable[[PretrainedConfig], PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    state = torch.random.get_rng_state()
+    torch.manual_seed(20251)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        # Constants hide mistakes: give every norm and bias values of its own.
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    torch.random.set_rng_state(state)
+    return model.to(torch.float32)
+
+
+def llama() -> PreTrainedModel:
+    """Untied, as many key-value heads as heads."""
+    return _build(
+        LlamaForCausalLM, LlamaConfig(**_shape(48, 3, 4, 4, 88), tie_word_embeddings=False, initializer_range=0.1)
+    )
+
+
+def llama_tied_gqa() -> PreTrainedModel:
+    """Tied embeddings and grouped key-value heads: the shape of SmolLM2."""
+    return _build(
+        LlamaForCausalLM, LlamaConfig(**_shape(60, 2, 6, 2, 100), tie_word_embeddings=True, initializer_range=0.1)
+    )
+
+
+def mistral() -> PreTrainedModel:
+    """With a sliding window shorter than the context."""
+    return _build(
+        MistralForCausalLM,
+        MistralConfig(**_shape(48, 2, 4, 2, 72), sliding_window=16, tie_word_embeddings=False, initializer_range=0.1),
+    )
+
+
+def qwen2() -> PreTrainedModel:
+    """Biases on q, k and v."""
+    return _build(
+        Qwen2ForCausalLM, Qwen2Config(**_shape(48, 2, 4, 2, 80), tie_word_embeddings=True, initializer_range=0.1)
+    )
+
+
+def qwen3() -> PreTrainedModel:
+    """Norms on q and k, and a head width of its own."""
+    return _build(
+        Qwen3ForCausalLM,
+        Qwen3Config(**_shape(40, 2, 4, 2, 72), head_dim=12, tie_word_embeddings=False, initializer_range=0.1),
+    )
+
+
+def phi3() -> PreTrainedModel:
+    """Fused qkv and gate-up projections."""
+    return _build(
+        Phi3ForCausalLM,
+        Phi3Config(**_shape(48, 2, 4, 2, 72), sliding_window=64, tie_word_embeddings=False, initializer_range=0.1),
+    )
+
+
+def gemma() -> PreTrainedModel:
+    """Tied, scaled embeddings."""
+    return _build(GemmaForCausalLM, GemmaConfig(**_shape(48, 2, 4, 1, 72), head_dim=12, initializer_range=0.1))
+
+
+def gemma2() -> PreTrainedModel:
+    """Alternating sliding windows and soft-capped logits."""
+    return _build(
+        Gemma2ForCausalLM,
+        Gemma2Config(
+            **_shape(48, 2, 4, 2, 72), head_dim=12, sliding_window=16, query_pre_attn_scalar=12, initializer_range=0.1
+        ),
+    )
+
+
+def gemma3() -> PreTrainedModel:
+    """Text-only Gemma 3: two rotary bases, sliding windows on all but every sixth layer."""
+    return _build(
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            **_shape(48, 3, 4, 2, 72),
+            head_dim=12,
+            sliding_window=16,
+            query_pre_attn_scalar=12,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            initializer_range=0.1,
+        ),
+    )
+
+
+def bloom() -> PreTrainedModel:
+    """ALiBi, fused qkv, biases everywhere, a norm behind the embeddings."""
+    config = BloomConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.1,
+    )
+    return _build(BloomForCausalLM, config)
+
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": llama,
+    "llama_tied_gqa": llama_tied_gqa,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "phi3": phi3,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "bloom": bloom,
+}
+
+
+def bert() -> PreTrainedModel:
+    """An encoder without a head, as encoders are published."""
+    config = BertConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=72,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=256,
+    )
+    return _build(BertModel, config)
+
+
+def save_tiny_encoder(directory: Path) -> Path:
+    """Write the tiny encoder and the tokenizer as a Hugging Face directory; returns the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_model(bert(), tiny_tokenizer(), directory)
+    return directory
+
+
+def save_tiny(family: str, directory: Path) -> Path:
+    """Write a tiny model of `family` and the tokenizer as a Hugging Face directory; returns the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_model(FAMILIES[family](), tiny_tokenizer(), directory)
+    return directory

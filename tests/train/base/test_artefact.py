@@ -1,0 +1,165 @@
+"""Importing pretrained models: the artefact computes what its source computed, and hostile sources are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from shearling.artefact import open_artefact
+from shearling.errors import (
+    ArtefactCorrupt,
+    ArtefactMissing,
+    CheckpointUnsafe,
+    ModelUnsupported,
+    NonFiniteWeights,
+    OutputExists,
+)
+from shearling.kernel.openvino_core import openvino_core
+from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.model.gguf_header import read_header
+from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
+from train.base.artefact import import_base
+from train.base.gguf import rebuild_tokenizer
+
+TEXT = "The fox won 2024 times;  isn't it? été 你好 🎉\n"
+
+
+def edit_json(path, **changes):
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, **changes}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_directory_import_keeps_the_function(family, tmp_path):
+    source = save_tiny(family, tmp_path / "source")
+    base = import_base(source, tmp_path / "base", model_id="tiny/model")
+    ids = tiny_tokenizer()(TEXT, return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(load_model(base.path)(ids).logits, FAMILIES[family]()(ids).logits)
+    assert load_tokenizer(base.path)(TEXT).input_ids == ids[0].tolist()
+    assert base.manifest.details["num_layers"] in (2, 3)
+    assert base.manifest.details["tie_word_embeddings"] == (
+        family in ("llama_tied_gqa", "qwen2", "gemma", "gemma2", "gemma3", "bloom")
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied_gqa"])
+def test_gguf_import_keeps_the_function_and_the_tokens(family, tmp_path):
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES[family](), tiny_tokenizer())
+    base = import_base(source, tmp_path / "base", model_id="tiny/gguf")
+    ids = tiny_tokenizer()(TEXT, return_tensors="pt").input_ids
+    tokenizer = load_tokenizer(base.path)
+    assert tokenizer(TEXT).input_ids == ids[0].tolist()
+    assert tokenizer.decode(ids[0]) == TEXT
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|pad|>")
+    message = [{"role": "user", "content": "hi"}]
+    assert tokenizer.apply_chat_template(message, tokenize=False) == tiny_tokenizer().apply_chat_template(
+        message, tokenize=False
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(base.path)(ids).logits, FAMILIES[family]()(ids).logits, rtol=0, atol=1e-5)
+    assert base.manifest.details["source"]["format"] == "gguf"
+
+
+def test_gguf_tokenizer_converts_to_openvino(tmp_path):
+    from openvino_tokenizers import convert_tokenizer
+
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer())
+    tokenizer = rebuild_tokenizer(read_header(source))
+    encode, decode = (
+        openvino_core().compile_model(part, "CPU") for part in convert_tokenizer(tokenizer, with_detokenizer=True)
+    )
+    ids = encode([TEXT])["input_ids"]
+    assert ids[0].tolist() == tokenizer(TEXT).input_ids
+    assert decode([ids])["string_output"][0] == TEXT
+
+
+@pytest.mark.parametrize(("pre", "text", "expected"), [("qwen2", "won't 123", 3), ("llama-bpe", "won't 123", 1)])
+def test_digits_are_split_as_the_pre_tokenizer_says(pre, text, expected, tmp_path):
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer(), pre=pre)
+    splitter = rebuild_tokenizer(read_header(source)).backend_tokenizer.pre_tokenizer
+    pieces = [piece for piece, _ in splitter.pre_tokenize_str(text)]
+    assert sum(any(char.isdigit() for char in piece) for piece in pieces) == expected
+    assert pieces[:2] == ["won", "'t"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"kind": "llama"}, "byte-level BPE"), ({"pre": "unheard-of"}, "unheard-of")]
+)
+def test_gguf_tokenizers_that_cannot_be_rebuilt_are_refused(options, message, tmp_path):
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer(), **options)
+    with pytest.raises(ModelUnsupported, match=message):
+        import_base(source, tmp_path / "base", model_id="x")
+    assert not (tmp_path / "base").exists()
+
+
+def test_truncated_gguf_is_refused(tmp_path):
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer())
+    for size_bytes in (6, 1000, source.stat().st_size - 500):
+        damaged = tmp_path / f"{size_bytes}.gguf"
+        damaged.write_bytes(source.read_bytes()[:size_bytes])
+        with pytest.raises(ArtefactCorrupt):
+            import_base(damaged, tmp_path / "base", model_id="x")
+
+
+def test_keys_that_name_code_are_removed_for_native_architectures(tmp_path):
+    source = save_tiny("mistral", tmp_path / "source")
+    edit_json(
+        source / "config.json", auto_map={"AutoModel": "modeling.Evil"}, _attn_implementation_internal="someone/kernel"
+    )
+    edit_json(source / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization.Evil", None]})
+    (source / "modeling.py").write_text("raise SystemExit('this must never run')")
+    base = import_base(source, tmp_path / "base", model_id="x")
+    stored = " ".join((base.path / name).read_text() for name in ("config.json", "tokenizer_config.json"))
+    assert "auto_map" not in stored
+    assert "_attn_implementation_internal" not in stored
+    assert not (base.path / "modeling.py").exists()
+    assert base.manifest.details["source"]["removed_keys"] == [
+        "config.json:auto_map",
+        "config.json:_attn_implementation_internal",
+        "tokenizer_config.json:auto_map",
+    ]
+
+
+def test_models_that_need_their_own_code_are_refused(tmp_path):
+    source = save_tiny("llama", tmp_path / "source")
+    edit_json(
+        source / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Mine"}, architectures=["MineForCausalLM"]
+    )
+    with pytest.raises(CheckpointUnsafe, match="MineForCausalLM"):
+        import_base(source, tmp_path / "base", model_id="x")
+
+
+def test_nonfinite_source_is_refused_and_nothing_stays(tmp_path):
+    model = FAMILIES["llama"]()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.inf
+    model.save_pretrained(str(tmp_path / "source"))
+    tiny_tokenizer().save_pretrained(str(tmp_path / "source"))
+    with pytest.raises(NonFiniteWeights) as caught:
+        import_base(tmp_path / "source", tmp_path / "base", model_id="x")
+    assert caught.value.where == "model.layers.1.mlp.up_proj.weight"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_bfloat16_is_kept_and_existing_output_is_not_replaced(tmp_path):
+    source = save_tiny("llama", tmp_path / "source")
+    base = import_base(source, tmp_path / "base", model_id="x", dtype="bfloat16")
+    assert load_model(base.path, dtype="bfloat16").lm_head.weight.dtype is torch.bfloat16
+    with pytest.raises(OutputExists):
+        import_base(source, tmp_path / "base", model_id="x")
+    assert open_artefact(base.path, kind="base").sha256 == base.sha256
+
+
+def test_missing_sources_say_so(tmp_path):
+    with pytest.raises(ArtefactMissing):
+        import_base(tmp_path / "nowhere", tmp_path / "base", model_id="x")
+    source = save_tiny("llama", tmp_path / "source")
+    shutil.rmtree(tmp_path / "base", ignore_errors=True)
+    (source / "config.json").unlink()
+    with pytest.raises(ArtefactMissing, match=r"config\.json"):
+        import_base(source, tmp_path / "base", model_id="x")

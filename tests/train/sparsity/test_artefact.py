@@ -1,0 +1,99 @@
+"""The sparse artefact: exact zeros on disk, an honest report, nothing revived by a dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shearling.artefact import open_artefact
+from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.errors import ArtefactMismatch
+from shearling.model.checkpoint import load_model
+from shearling.model.layers import find_layers
+from shearling.recipe import SparsitySection
+from shearling.strict_json import read_document
+from tests.support.tiny_models import VOCABULARY, save_tiny
+from train.base.artefact import import_base
+from train.sparsity.artefact import SPARSITY_FILE, SparsityReport, write_sparse
+
+
+def calibration() -> list[torch.Tensor]:
+    return [torch.randint(3, VOCABULARY, (20,)) for _ in range(5)]
+
+
+def make(tmp_path, family="llama_tied_gqa", dtype="float32", **section):
+    base = import_base(save_tiny(family, tmp_path / "source"), tmp_path / "base", model_id="tiny/model", dtype=dtype)
+    return base, write_sparse(
+        base, tmp_path / "sparse", section=SparsitySection(**section), calibration=calibration(), seed=7
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_zeros_survive_the_disk(dtype, tmp_path):
+    base, sparse = make(tmp_path, dtype=dtype, ratio=0.6)
+    masks = load_masks(sparse.path / MASK_FILE)
+    before, after = (find_layers(load_model(artefact.path, dtype=dtype)).linears() for artefact in (base, sparse))
+    for path, mask in masks.items():
+        assert torch.equal(after[path].weight, before[path].weight * mask)
+        assert torch.equal(after[path].weight[mask], before[path].weight[mask])
+    assert sparse.manifest.parents == {"base": base.sha256}
+
+
+def test_report_counts_what_is_there(tmp_path):
+    base, sparse = make(tmp_path, family="bloom", ratio=0.4)
+    report = read_document(sparse.path / SPARSITY_FILE, SparsityReport, schema="shearling.sparsity/1")
+    model = load_model(sparse.path)
+    linears = find_layers(model).linears()
+    zeros = {path: int((linear.weight == 0).sum()) for path, linear in linears.items()}
+    assert {path: module.pruned + module.kept_zeros for path, module in report.modules.items()} == zeros
+    assert report.zeros == sum(linear.out_features * int(linear.in_features * 0.4) for linear in linears.values())
+    assert report.achieved_scope == report.zeros / sum(linear.weight.numel() for linear in linears.values())
+    assert report.achieved_model == report.zeros / base.manifest.details["parameters"]
+    assert len(report.layers) == 2
+
+
+def test_details_are_what_a_subnet_needs(tmp_path):
+    _, sparse = make(tmp_path, pattern="2:4")
+    details = open_artefact(sparse.path, kind="sparse").manifest.details
+    assert details["model_id"] == "tiny/model"
+    assert details["sparsity"]["pattern"] == "2:4"
+    assert details["sparsity"]["achieved_scope"] == 0.5
+    assert details["sparsity"]["scope"][0] == "self_attn.q_proj"
+    assert details["sparsity"]["calibration"] == {"dataset": "task/train", "samples": 128, "seq_len": 512, "seed": 7}
+    assert set(details["sparsity"]) == {
+        "method",
+        "target",
+        "pattern",
+        "scope",
+        "achieved_scope",
+        "achieved_model",
+        "zeros",
+        "calibration",
+    }
+
+
+def test_same_seed_same_weights_and_magnitude_needs_no_text(tmp_path):
+    base = import_base(save_tiny("mistral", tmp_path / "source"), tmp_path / "base", model_id="x")
+    texts = calibration()
+    one, two = (
+        write_sparse(base, tmp_path / name, section=SparsitySection(), calibration=texts, seed=0)
+        for name in ("one", "two")
+    )
+    assert one.manifest.files == two.manifest.files
+    magnitude = write_sparse(
+        base, tmp_path / "magnitude", section=SparsitySection(method="magnitude"), calibration=[], seed=0
+    )
+    assert magnitude.manifest.details["sparsity"]["calibration"] is None
+
+
+def test_a_revived_weight_is_noticed(tmp_path):
+    _, sparse = make(tmp_path)
+    model, masks = load_model(sparse.path), load_masks(sparse.path / MASK_FILE)
+    check_masked_zeros(model, masks)
+    path = "model.layers.1.mlp.down_proj"
+    row, column = (~masks[path]).nonzero()[0].tolist()
+    with torch.no_grad():
+        model.get_submodule(path).weight[row, column] = 1e-30
+    with pytest.raises(ArtefactMismatch, match="1 pruned entries are nonzero") as caught:
+        check_masked_zeros(model, masks)
+    assert caught.value.where == path

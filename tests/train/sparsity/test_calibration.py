@@ -1,0 +1,56 @@
+"""Calibration windows: from the training rows or a file, placed by the seed, never shorter than asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shearling.errors import ArtefactMissing, RecipeInvalid
+from shearling.evaluation.task import TaskRow
+from shearling.recipe import CalibrationSection
+from tests.support.tiny_models import CORPUS, EOS, tiny_tokenizer
+from train.sparsity.calibration import calibration_blocks
+
+ROWS = [
+    TaskRow(id=str(number), prompt=text, choices=None, gold=None, completion=" yes", text=text)
+    for number, text in enumerate(CORPUS)
+]
+
+
+def blocks(section, rows=ROWS, seed=0):
+    return calibration_blocks(section, rows, tiny_tokenizer(), seed=seed)
+
+
+def stream(*texts):
+    tokenizer = tiny_tokenizer()
+    return [token for text in texts for token in (*tokenizer(text)["input_ids"], tokenizer.convert_tokens_to_ids(EOS))]
+
+
+def test_windows_are_contiguous_pieces_of_the_training_text():
+    whole = stream(*(row.prompt + row.completion for row in ROWS))
+    found = blocks(CalibrationSection(samples=20, seq_len=10))
+    assert len(found) == 20
+    pieces = {tuple(whole[start : start + 10]) for start in range(len(whole) - 9)}
+    assert all(block.dtype == torch.int64 and tuple(block.tolist()) in pieces for block in found)
+
+
+def test_the_seed_places_them():
+    section = CalibrationSection(samples=6, seq_len=10)
+    first, again, other = (torch.stack(blocks(section, seed=seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_file_takes_the_place_of_the_rows(tmp_path):
+    (tmp_path / "text.txt").write_text(CORPUS[0])
+    length = len(stream(CORPUS[0]))
+    found = blocks(CalibrationSection(samples=2, seq_len=length, path=tmp_path / "text.txt"), rows=[])
+    assert [block.tolist() for block in found] == [stream(CORPUS[0])] * 2
+
+
+def test_too_little_text_and_a_missing_file_are_refused(tmp_path):
+    with pytest.raises(RecipeInvalid, match="a window needs 4096") as caught:
+        blocks(CalibrationSection(samples=1, seq_len=4096))
+    assert caught.value.where == "sparsity.calibration.seq_len"
+    with pytest.raises(ArtefactMissing):
+        blocks(CalibrationSection(path=tmp_path / "none.txt"))

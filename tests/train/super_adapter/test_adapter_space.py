@@ -1,0 +1,59 @@
+"""From a recipe's groups to a search space: names are found by structure, and mistakes list what there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from shearling.errors import RecipeInvalid
+from shearling.model.layers import find_layers
+from shearling.recipe import AdapterSection
+from tests.support.tiny_models import FAMILIES
+from train.super_adapter.adapter_space import build_search_space
+
+
+def build(family, *groups, rank=8):
+    sections = tuple(
+        {"name": name, "modules": tuple(modules), "ranks": tuple(ranks)} for name, modules, ranks in groups
+    )
+    transformer = find_layers(FAMILIES[family]())
+    return build_search_space(
+        AdapterSection(rank=rank, alpha=16, masked=True, groups=sections), transformer, model_type=family
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "modules", "expected"),
+    [
+        ("llama", ["q_proj", "mlp.up_proj"], ("self_attn.q_proj", "mlp.up_proj")),
+        ("phi3", ["qkv_proj", "gate_up_proj"], ("self_attn.qkv_proj", "mlp.gate_up_proj")),
+        ("bloom", ["query_key_value", "dense_4h_to_h"], ("self_attention.query_key_value", "mlp.dense_4h_to_h")),
+        ("bloom", ["self_attention.dense"], ("self_attention.dense",)),
+    ],
+)
+def test_names_are_resolved_by_their_last_parts(family, modules, expected):
+    space = build(family, ("g", modules, [8, 4]))
+    assert space.templates[0].modules == expected
+    assert space.adapter.target_modules == tuple(name.rpartition(".")[2] for name in expected)
+    assert space.num_layers == len(space.groups)
+    assert set(space.ranks(space.maximal())) <= set(find_layers(FAMILIES[family]()).linears())
+    assert space.scaling == 2.0
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([("a", ["o_proj2"], [8, 4])], "fits no linear module"),
+        ([("a", ["proj"], [8, 4])], "fits no linear module"),
+        ([("a", ["q_proj"], [8, 4]), ("b", ["self_attn.q_proj"], [8, 4])], "in the groups 'a' and 'b'"),
+        ([("a", ["q_proj"], [4, 8])], "ranks must descend from rank = 8"),
+        ([("a", ["q_proj"], [8, 8])], "ranks must descend"),
+        ([("a", ["q_proj"], [16, 8])], "ranks must descend"),
+        ([("a", ["q_proj"], [4])], "ranks must descend"),
+    ],
+)
+def test_mistakes_are_refused_and_name_the_group(groups, message):
+    with pytest.raises(RecipeInvalid, match=message) as caught:
+        build("llama", *groups)
+    assert caught.value.where.startswith("adapter.groups")
+    if "fits no" in message:
+        assert "self_attn.q_proj, " in caught.value.remedy

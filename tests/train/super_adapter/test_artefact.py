@@ -1,0 +1,259 @@
+"""Training of the super-adapter: it learns, it resumes bit for bit, it leaves the frozen model alone, and it stops
+honestly."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shearling.artefact import open_artefact
+from shearling.command_line import Terminated
+from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.elastic.search_space import read_search_space
+from shearling.elastic.super_network import ADAPTER_FILE, load_super_network
+from shearling.errors import OutputExists, RecipeInvalid, TrainingDiverged
+from shearling.model.checkpoint import load_model
+from shearling.recipe import read_recipe
+from shearling.run import Run
+from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
+from train.stage import run_recipe
+from train.super_adapter import artefact as super_adapter
+from train.super_adapter.artefact import CHECKPOINTS, LOG_FILE
+from train.super_adapter.choice_sampler import RankSampler
+from train.super_adapter.trainer import newest_checkpoint
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def adapter_bytes(run: Path) -> bytes:
+    return (Run(run).super_adapter / ADAPTER_FILE).read_bytes()
+
+
+def unfinished(run: Path) -> Path:
+    return run / ".super_adapter.partial" / CHECKPOINTS
+
+
+def start(recipe: Path, run: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "train", "--recipe", str(recipe), "--out", str(run), *options]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_new_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
+    before, deadline_s = newest_checkpoint(unfinished(run)), time.monotonic() + 240
+    while newest_checkpoint(unfinished(run)) == before:
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            process.kill()
+            pytest.fail(f"no checkpoint was written (exit {process.returncode}): {process.communicate()}")
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_training_lowers_the_loss_and_leaves_the_frozen_model_alone(masked, tmp_path):
+    recipe = tiny_recipe(tmp_path, family="llama", masked=masked, train={"steps": 40, "batch_size": 8})
+    made = run_recipe(recipe, tmp_path / "run")
+    log = [json.loads(line) for line in (made["super_adapter"].path / LOG_FILE).read_text().splitlines()]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
+
+    network = load_super_network(Run(tmp_path / "run"))
+    network.activate(network.space.minimal())
+    network.model(torch.arange(1, 9)[None])
+    frozen = load_model(made["sparse"].path)
+    masks = load_masks(made["sparse"].path / MASK_FILE)
+    originals = dict(frozen.named_parameters())
+    kept = {
+        name: tensor for name, tensor in network.model.named_parameters() if not name.endswith(("lora_a", "lora_b"))
+    }
+    assert kept.keys() == originals.keys()
+    assert all(torch.equal(tensor, originals[name]) for name, tensor in kept.items())
+    check_masked_zeros(frozen, masks)
+    assert open_artefact(made["sparse"].path, kind="sparse").sha256 == made["sparse"].sha256
+    moved = load_file(made["super_adapter"].path / ADAPTER_FILE)
+    assert all(moved[name].any() for name in moved if "lora_B" in name)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the children run: bit identity holds for one thread count."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# Momentum, schedule, shuffling, dropout, accumulation and the sampler must all continue, so none of them is trivial
+# here.
+CONTINUED = {
+    "steps": 80,
+    "batch_size": 2,
+    "save_steps": 7,
+    "schedule": "cosine",
+    "gradient_accumulation": 2,
+    "group_by_length": True,
+}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_killed_and_terminated_ends_bit_identical(tmp_path):
+    recipe, run = write_tiny_recipe(tmp_path, masked=False, dropout=0.1, train=CONTINUED), tmp_path / "interrupted"
+    for number, expected in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        process = start(recipe, run)
+        wait_for_new_checkpoint(process, run)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == expected, err
+        assert not (run / "super_adapter").exists()
+        assert newest_checkpoint(unfinished(run))
+    process = start(recipe, run, "--json")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "continuing from step" in err
+    assert json.loads(out)["status"] == "ok"
+    run_recipe(read_recipe(recipe), tmp_path / "straight")
+    assert adapter_bytes(run) == adapter_bytes(tmp_path / "straight")
+    assert not list(run.glob(".*"))
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_leaves_a_checkpoint_of_the_step_it_arrived_in(number, error, tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path, train={"steps": 9, "save_steps": 100})
+    run_recipe(recipe, tmp_path / "straight")
+    draw = RankSampler.draw
+
+    def draw_and_signal(self: RankSampler) -> dict[str, int]:
+        if self.drawn == 4:
+            os.kill(os.getpid(), number)
+        return draw(self)
+
+    handler = signal.getsignal(number)
+    monkeypatch.setattr(RankSampler, "draw", draw_and_signal)
+    with pytest.raises(error):
+        run_recipe(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    assert signal.getsignal(number) == handler
+    assert newest_checkpoint(unfinished(tmp_path / "run")).name == "checkpoint-5"
+    run_recipe(recipe, tmp_path / "run")
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
+
+
+def test_a_run_killed_after_its_last_step_only_writes(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path)
+    run_recipe(recipe, tmp_path / "straight")
+    monkeypatch.setattr(super_adapter, "_write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    run_recipe(recipe, tmp_path / "run")
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path)
+    run_recipe(recipe, tmp_path / "straight")
+    monkeypatch.setattr(super_adapter, "_write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    newest, _ = sorted(unfinished(tmp_path / "run").glob("checkpoint-*"), reverse=True)
+    state = newest / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    half = newest.with_name("checkpoint-900")
+    half.mkdir()
+    run_recipe(recipe, tmp_path / "run")
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
+
+
+def test_an_unfinished_adapter_of_another_recipe_is_started_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(super_adapter, "_write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(tiny_recipe(tmp_path), tmp_path / "run")
+    monkeypatch.undo()
+    changed = tiny_recipe(tmp_path, train={"learning_rate": 0.02})
+    run_recipe(changed, tmp_path / "run")
+    assert "continuing" not in capsys.readouterr().err
+    run_recipe(changed, tmp_path / "straight")
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
+
+
+def test_gradient_checkpointing_trains_the_same_adapter(tmp_path):
+    for name, on in (("without", False), ("with", True)):
+        run_recipe(tiny_recipe(tmp_path, family="llama", train={"gradient_checkpointing": on}), tmp_path / name)
+    without, with_ = (load_file(Run(tmp_path / name).super_adapter / ADAPTER_FILE) for name in ("without", "with"))
+    assert without.keys() == with_.keys()
+    for name, tensor in without.items():
+        torch.testing.assert_close(tensor, with_[name], rtol=0, atol=1e-5)
+
+
+def test_epochs_and_accumulation_count_as_the_trainer_counts(tmp_path, capsys):
+    train = {"epochs": 2, "steps": None, "batch_size": 8, "gradient_accumulation": 2}
+    made = run_recipe(tiny_recipe(tmp_path, train=train), tmp_path / "run")
+    rows = made["task"].manifest.details["rows"]["train"]
+    steps = 2 * math.ceil(math.ceil(rows / 8) / 2)
+    assert f": {steps} steps" in capsys.readouterr().err
+    log = [json.loads(line) for line in (made["super_adapter"].path / LOG_FILE).read_text().splitlines()]
+    assert log[-1]["step"] == steps
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rate_and_keeps_the_checkpoint(tmp_path):
+    recipe = write_tiny_recipe(tmp_path, train={"learning_rate": 1e30, "save_steps": 1})
+    with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) at step 2, learning rate 1\.00e\+30") as caught:
+        run_recipe(read_recipe(recipe), tmp_path / "run")
+    assert caught.value.exit_code == 1
+    kept = list(unfinished(tmp_path / "run").glob("checkpoint-*"))
+    assert [path.name for path in kept] == ["checkpoint-1"]
+    assert all(tensor.isfinite().all() for tensor in load_file(kept[0] / ADAPTER_FILE).values())
+    assert not (tmp_path / "run" / "super_adapter").exists()
+
+
+def test_a_finished_run_is_not_replaced_unless_forced(tmp_path):
+    recipe, run = tiny_recipe(tmp_path), tmp_path / "run"
+    made = run_recipe(recipe, run)
+    before = adapter_bytes(run)
+    with pytest.raises(OutputExists):
+        run_recipe(recipe, run)
+    again = run_recipe(recipe, run, force=True)
+    assert adapter_bytes(run) == before
+    assert again.keys() == made.keys()
+    (run / "super_adapter" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExists, match=r"notes\.txt"):
+        run_recipe(recipe, run, force=True)
+    assert adapter_bytes(run) == before
+
+
+def test_the_seed_decides_the_adapter(tmp_path):
+    for seed in (3, 4):
+        run_recipe(tiny_recipe(tmp_path, seed=seed), tmp_path / str(seed))
+    assert adapter_bytes(tmp_path / "3") != adapter_bytes(tmp_path / "4")
+
+
+def test_the_artefact_is_a_peft_adapter_with_a_search_space(tmp_path):
+    made = run_recipe(tiny_recipe(tmp_path), tmp_path / "run")
+    adapter = made["super_adapter"]
+    config = json.loads((adapter.path / "adapter_config.json").read_text())
+    space = read_search_space(adapter.path / "search_space.json")
+    assert (config["r"], config["lora_alpha"]) == (space.adapter.r_max, space.adapter.alpha) == (6, 12)
+    assert sorted(config["target_modules"]) == sorted(space.ranks(space.maximal()))
+    assert adapter.manifest.parents == {"sparse": made["sparse"].sha256, "task": made["task"].sha256}
+    assert sorted(adapter.manifest.files) == ["adapter_config.json", ADAPTER_FILE, "search_space.json", LOG_FILE]
+
+
+def test_groups_that_do_not_fit_are_refused_before_training(tmp_path):
+    recipe = write_tiny_recipe(tmp_path)
+    recipe.write_text(recipe.read_text().replace('"up_proj"', '"dense_h_to_4h"'))
+    with pytest.raises(RecipeInvalid, match=r"fits no linear module.*up_proj"):
+        run_recipe(read_recipe(recipe), tmp_path / "run")

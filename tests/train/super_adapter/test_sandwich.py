@@ -1,0 +1,40 @@
+"""The sandwich rule and in-place distillation: what each micro-batch trains, and towards what."""
+
+import torch
+from torch.nn import functional as F
+
+from shearling.artefact import open_artefact
+from tests.support.tiny_runs import tiny_network, tiny_recipe
+from train.stage import run_recipe
+from train.super_adapter.sandwich import distillation_loss, sandwich
+from train.super_adapter.tokenised_rows import IGNORED_LABEL
+
+
+def test_a_sandwich_is_largest_smallest_and_drawn():
+    space = tiny_network(masked=False).space
+    assert sandwich(space, space.heuristic()) == (space.maximal(), space.minimal(), space.heuristic())
+
+
+def test_distillation_is_the_mean_divergence_over_counted_positions():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 5, 7, generator=generator) for _ in range(2))
+    labels = torch.tensor([[1, IGNORED_LABEL, 2, 3, IGNORED_LABEL], [1, 1, IGNORED_LABEL, IGNORED_LABEL, 4]])
+    places = [(0, 1), (0, 2), (1, 0), (1, 3)]
+    expected = sum(
+        F.kl_div(student[row, at].log_softmax(-1), teacher[row, at].softmax(-1), reduction="sum") for row, at in places
+    )
+    assert torch.allclose(distillation_loss(student, teacher, labels, items=None), expected / 4)
+    assert torch.allclose(distillation_loss(student, teacher, labels, items=8), expected / 8)
+    assert distillation_loss(teacher[:, 0], teacher[:, 0], torch.zeros(2), items=None) == 0
+
+
+def test_sandwiched_training_lowers_the_loss(tmp_path):
+    width = {"feed_forward": [100, 50]}
+    recipe = tiny_recipe(
+        tmp_path, masked=False, sparse=False, width=width, train={"steps": 6, "sandwich": True, "distillation": True}
+    )
+    run_recipe(recipe, tmp_path / "run")
+    log = (
+        open_artefact(tmp_path / "run" / "super_adapter", kind="super_adapter").path / "training_log.jsonl"
+    ).read_text()
+    assert "loss" in log

@@ -1,0 +1,95 @@
+"""The trainer in memory: one draw per micro-batch, checkpoints that hold what a resume needs, divergence that shows
+in the weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from shearling.elastic.super_network import ADAPTER_FILE
+from shearling.errors import ArtefactCorrupt, TrainingDiverged
+from shearling.recipe import TrainSection
+from tests.support.tiny_runs import tiny_network
+from train.super_adapter.choice_sampler import RankSampler
+from train.super_adapter.trainer import (
+    KEPT_CHECKPOINTS,
+    SAMPLER_FILE,
+    build_trainer,
+    newest_checkpoint,
+    training_arguments,
+)
+
+ROWS = [{"input_ids": list(range(3, 11)), "labels": list(range(3, 11))} for _ in range(12)]
+
+
+def make(tmp_path, *callbacks, **train):
+    network = tiny_network("llama_tied_gqa", masked=True)
+    section = TrainSection(**{"steps": 5, "batch_size": 2, "save_steps": 1, "precision": "fp32", **train})
+    arguments = training_arguments(section, seed=0, precision="fp32", output=tmp_path)
+    return build_trainer(
+        network,
+        ROWS,
+        arguments=arguments,
+        sampler=RankSampler(network.space, seed=0),
+        section=section,
+        callbacks=list(callbacks),
+    )
+
+
+def test_each_micro_batch_trains_the_sub_network_that_was_drawn(tmp_path):
+    trainer = make(tmp_path, gradient_accumulation=2)
+    seen = []
+    layer = trainer.network.layers["model.layers.1.mlp.up_proj"]
+    layer.register_forward_hook(lambda module, _in, _out: seen.append(module.rank))
+    trainer.train()
+    sampler = RankSampler(trainer.network.space, seed=0)
+    assert seen == [sampler.draw()["layers.1.up"] for _ in range(len(seen))]
+    assert trainer.sampler.drawn == len(seen)
+    assert len(seen) in (9, 10)  # the last accumulation of an epoch may be short
+
+
+def test_only_the_newest_checkpoints_are_kept_and_hold_the_adapter_alone(tmp_path):
+    trainer = make(tmp_path)
+    trainer.train()
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert kept == ["checkpoint-4", "checkpoint-5"]
+    assert len(kept) == KEPT_CHECKPOINTS
+    assert json.loads((tmp_path / "checkpoint-5" / SAMPLER_FILE).read_text()) == {"seed": 0, "drawn": 5}
+    files = {path.name for path in (tmp_path / "checkpoint-5").iterdir()}
+    assert ADAPTER_FILE in files
+    assert "model.safetensors" not in files
+
+
+def test_the_newest_checkpoint_is_the_highest_number_that_is_whole(tmp_path):
+    assert newest_checkpoint(tmp_path / "none") is None
+    for number, state in ((9, "{}"), (10, "{}"), (11, '{"global'), (12, None)):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-mine").mkdir()
+    assert newest_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+class Poison(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **_):
+        if state.global_step == 3:
+            next(parameter for name, parameter in model.named_parameters() if name.endswith("lora_b")).data[0, 0] = (
+                torch.nan
+            )
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"lora_B.weight is not finite after step 3, learning rate"):
+        make(tmp_path, Poison()).train()
+    assert newest_checkpoint(tmp_path).name == "checkpoint-2"
+
+
+def test_a_checkpoint_of_another_seed_is_refused(tmp_path):
+    make(tmp_path, steps=2).train()
+    file = tmp_path / "checkpoint-2" / SAMPLER_FILE
+    file.write_text(json.dumps({"seed": 1, "drawn": 2}))
+    with pytest.raises(ArtefactCorrupt, match="seed is 1, expected 0"):
+        make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -1,0 +1,203 @@
+"""The `base` artefact: a pretrained transformer, imported once from a GGUF file or a Hugging Face directory, cleaned
+and verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
+from shearling.errors import ArtefactMissing, CheckpointUnsafe
+from shearling.model.checkpoint import Dtype, check_finite, load_model, load_tokenizer, save_model
+from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, JSON_FILES, check_architecture, weight_files
+from shearling.model.gguf_header import is_gguf, read_header
+from shearling.model.layers import find_layers
+from shearling.strict_json import read_json, write_json
+from train.base.classifier_head import load_with_new_head
+from train.base.gguf import load_gguf_model, rebuild_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+KEPT_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".safetensors"})
+"""What an import reads of a Hugging Face directory: configuration, tokenizer, weights; never code."""
+
+
+def import_base(
+    source: Path,
+    destination: Path,
+    *,
+    model_id: str,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    dtype: Dtype = "float32",
+    force: bool = False,
+) -> Artefact:
+    """Make a `base` artefact.
+
+    Args:
+        source: a GGUF file, or a local Hugging Face directory.
+        destination: where the artefact will stand.
+        model_id: the model's public name, for model cards.
+        classes: give the model a new classification head with these; None imports a language model.
+        seed: draws that head.
+        dtype: what the weights are stored in.
+        force: replace an artefact that is already there.
+
+    Raises:
+        ArtefactMissing: no such source.
+        ArtefactCorrupt, CheckpointUnsafe, ModelUnsupported, NonFiniteWeights: the source cannot be used.
+        OutputExists, OutputLocked, ResourceExhausted: the destination cannot be written.
+    """
+    with write_artefact(destination, kind="base", force=force) as draft:
+        if is_gguf(source):
+            model, tokenizer, origin = _load_gguf(source)
+        else:
+            load = load_model if classes is None else partial(load_with_new_head, classes=classes, seed=seed)
+            model, tokenizer, origin = _load_directory(source, scratch=destination.parent, load=load)
+        check_finite(model)
+        transformer = find_layers(model)
+        save_model(_cast(model, dtype), tokenizer, draft.directory)
+        draft.details |= {
+            "model_id": model_id,
+            "model_type": model.config.model_type,
+            "torch_dtype": dtype,
+            "num_layers": len(transformer.layers),
+            "tie_word_embeddings": _is_tied(model),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "source": origin,
+        }
+        if classes is not None:
+            draft.details |= {"classes": list(classes), "head_seed": seed}
+    return open_artefact(destination, kind="base")
+
+
+def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    header = read_header(path)
+    # The tokenizer first: it is refused in a second, the weights take half a minute.
+    tokenizer = rebuild_tokenizer(header)
+    model = load_gguf_model(header)
+    # A name of the conversion, not of the architecture; the manifest has the model's own.
+    model.config.__dict__.pop("_model_name_or_path", None)
+    return model, tokenizer, {"format": "gguf", "file": path.name, "sha256": sha256_file(path)}
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _load_directory(
+    source: Path, *, scratch: Path, load: Callable[[Path], PreTrainedModel]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    if not source.is_dir():
+        raise ArtefactMissing(
+            "no such model", where=source, remedy="Give a GGUF file or a local Hugging Face directory"
+        )
+    with _cleaned(source, scratch=scratch) as (directory, removed):
+        model, tokenizer = load(directory), load_tokenizer(directory)
+    return (
+        model,
+        tokenizer,
+        {"format": "huggingface", "file": source.name, "sha256": _digest(source), "removed_keys": removed},
+    )
+
+
+@contextmanager
+def _cleaned(source: Path, *, scratch: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A view of `source` without code and without keys that name code; the weights are hard links where the disk
+    allows it.
+    """
+    if not (source / CONFIG).is_file():
+        raise ArtefactMissing(
+            f"not a model: {CONFIG} is missing",
+            where=source,
+            remedy="Give a GGUF file or a local Hugging Face directory",
+        )
+    config = read_json(source / CONFIG)
+    check_architecture(config, where=source / CONFIG)
+    _refuse_foreign_class(config, where=source / CONFIG)
+    # Pickles alone are refused here; beside safetensors they are left behind.
+    weight_files(source)
+    removed: list[str] = []
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".import-") as temporary:
+        for path in sorted(source.iterdir()):
+            if path.is_symlink():
+                raise CheckpointUnsafe(
+                    "a link, which can lead outside the directory",
+                    where=path,
+                    remedy="Copy the files themselves (cp -rL)",
+                )
+            if path.name in JSON_FILES:
+                write_json(Path(temporary) / path.name, _without_code(read_json(path), removed, prefix=f"{path.name}:"))
+            elif path.is_file() and (path.suffix in KEPT_SUFFIXES or path.name == "adapter_config.json"):
+                _link(path, Path(temporary) / path.name)
+        yield Path(temporary), removed
+
+
+def _refuse_foreign_class(config: dict[str, Any], *, where: Path) -> None:
+    """With `auto_map`, the architecture must be one of transformers' own, or the weights belong to code that we do
+    not run.
+    """
+    import transformers
+
+    if "auto_map" not in config:
+        return
+    architectures = config.get("architectures") or []
+    foreign = [name for name in architectures if not hasattr(transformers, str(name))]
+    if foreign or not architectures:
+        raise CheckpointUnsafe(
+            f"the model needs its own code ({', '.join(map(str, foreign)) or 'no architecture named'}, from auto_map)",
+            where=where,
+            remedy="Only architectures that transformers has are supported",
+        )
+
+
+def _without_code(value: Any, removed: list[str], *, prefix: str) -> Any:
+    if isinstance(value, dict):
+        removed += [f"{prefix}{key}" for key in value if key in CODE_KEYS]
+        return {
+            key: _without_code(inner, removed, prefix=f"{prefix}{key}.")
+            for key, inner in value.items()
+            if key not in CODE_KEYS
+        }
+    if isinstance(value, list):
+        return [_without_code(inner, removed, prefix=prefix) for inner in value]
+    return value
+
+
+def _link(source: Path, destination: Path) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:
+        # Another file system, or one without hard links.
+        shutil.copyfile(source, destination)
+
+
+def source_digest(source: Path) -> str:
+    """Hex digest of everything that an import reads of a GGUF file or a Hugging Face directory."""
+    return _digest(source) if source.is_dir() else sha256_file(source)
+
+
+def _digest(directory: Path) -> str:
+    files = {
+        path.name: sha256_file(path)
+        for path in sorted(directory.iterdir())
+        if path.is_file() and path.suffix in KEPT_SUFFIXES
+    }
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _cast(model: PreTrainedModel, dtype: Dtype) -> PreTrainedModel:
+    import torch
+
+    return model.to(getattr(torch, dtype))

@@ -1,0 +1,64 @@
+"""A new classification head on a pretrained encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shearling.errors import ArtefactCorrupt, ModelUnsupported
+from shearling.model.checkpoint import check_finite
+from shearling.model.checkpoint_safety import check_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+INIT_STD = 0.02
+
+
+def load_with_new_head(directory: Path, *, classes: Sequence[str], seed: int) -> PreTrainedModel:
+    """Load a pretrained encoder and give it a classification head with seeded weights.
+
+    Args:
+        directory: a local Hugging Face model directory, cleaned.
+        classes: names of the classes, in the order of their indices.
+        seed: of the head's weights.
+
+    Raises:
+        ArtefactError: whatever `check_checkpoint` refuses.
+        ModelUnsupported: transformers has no classifier of this architecture.
+        ArtefactCorrupt: a weight of the encoder itself is missing.
+    """
+    import torch
+    import transformers
+
+    from shearling.model.head import head_parameters
+
+    check_checkpoint(directory)
+    transformers.utils.logging.disable_progress_bar()
+    names = dict(enumerate(classes))
+    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    try:
+        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            str(directory), output_loading_info=True, **labels, **options
+        )
+    except ValueError as error:
+        raise ModelUnsupported(
+            f"no classifier of this architecture: {str(error).splitlines()[0]}", where=directory
+        ) from error
+    model.config.architectures = [type(model).__name__]
+    head = head_parameters(model)
+    missing = sorted(set(info["missing_keys"]) - head.keys())
+    if missing:
+        raise ArtefactCorrupt(f"the encoder's weight {missing[0]} is missing", where=directory)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in head.values():
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * INIT_STD
+                if parameter.ndim > 1
+                else torch.zeros_like(parameter)
+            )
+    check_finite(model)
+    return model.eval()

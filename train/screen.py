@@ -1,0 +1,75 @@
+"""What the train stage says when it is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from shearling.artefact import Artefact
+from shearling.command_line import Result
+from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space
+from train.super_adapter.artefact import LOG_FILE
+
+
+def summarise(out: Path, made: Mapping[str, Artefact]) -> Result:
+    """The artefacts of a run and their key figures, as JSON and as a table."""
+    data: dict[str, Any] = {
+        "run": str(out),
+        "artefacts": {kind: {"path": str(item.path), "sha256": item.sha256} for kind, item in made.items()},
+    }
+    table = Table(title=f"run {out}", title_justify="left", caption_justify="left")
+    table.add_column("artefact")
+    table.add_column("what it holds")
+    for kind, artefact in made.items():
+        facts, words = _FACTS[kind](artefact)
+        data["artefacts"][kind] |= facts
+        table.add_row(str(artefact.path), words)
+    table.caption = f"next: python -m search --run {out}" if "super_adapter" in made else None
+    return Result(data, table)
+
+
+def _task(artefact: Artefact) -> tuple[dict[str, Any], str]:
+    rows = artefact.manifest.details["rows"]
+    return {"rows": rows}, ", ".join(f"{count} {split}" for split, count in rows.items()) + " rows"
+
+
+def _base(artefact: Artefact) -> tuple[dict[str, Any], str]:
+    details = artefact.manifest.details
+    return {
+        "model_id": details["model_id"],
+        "parameters": details["parameters"],
+    }, f"{details['model_id']}, {details['parameters'] / 1e6:.1f} M weights"
+
+
+def _sparse(artefact: Artefact) -> tuple[dict[str, Any], str]:
+    sparsity = artefact.manifest.details["sparsity"]
+    words = (
+        f"{sparsity['method']}: {sparsity['achieved_scope']:.2%} of the pruned layers, "
+        f"{sparsity['achieved_model']:.2%} of the model is zero"
+    )
+    return {"sparsity": sparsity}, words
+
+
+def _super_adapter(artefact: Artefact) -> tuple[dict[str, Any], str]:
+    space = read_search_space(artefact.path / SEARCH_SPACE_FILE)
+    losses = [
+        entry["loss"]
+        for line in (artefact.path / LOG_FILE).read_text().splitlines()
+        if "loss" in (entry := json.loads(line))
+    ]
+    facts = (
+        {"groups": len(space.groups), "sub_networks": space.size, "loss_first": losses[0], "loss_last": losses[-1]}
+        if losses
+        else {}
+    )
+    words = f"{len(space.groups)} groups, {space.size:.1e} sub-networks" + (
+        f", loss {losses[0]:.2f} to {losses[-1]:.2f}" if losses else ""
+    )
+    return facts, words
+
+
+_FACTS = {"task": _task, "base": _base, "sparse": _sparse, "super_adapter": _super_adapter}

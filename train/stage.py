@@ -1,0 +1,193 @@
+"""The train stage from recipe to super-adapter: task, base, sparse, super_adapter, each made once and reused if it
+fits.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shearling.artefact import (
+    Artefact,
+    Kind,
+    check_destination,
+    open_artefact,
+    remove_artefact,
+    sha256_file,
+    unfinished_artefact,
+    write_artefact,
+)
+from shearling.console import log
+from shearling.errors import OutputExists
+from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
+from shearling.evaluation.task import SPLITS, read_rows, rows_file, write_rows
+from shearling.model.checkpoint import load_tokenizer
+from shearling.recipe import Recipe, SparsitySection, section_as_json
+from shearling.run import Run
+from shearling.strict_json import write_json
+from train.base.artefact import import_base, source_digest
+from train.preflight import check_structure, preflight
+from train.sparsity.artefact import sparsity_inputs, write_sparse
+from train.sparsity.calibration import calibration_blocks
+from train.super_adapter import processes
+from train.super_adapter.artefact import train_super_adapter
+from train.task.rows import build_rows
+
+
+def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, Artefact]:
+    """Carry out a recipe; what is there already and was made by the same sections from the same inputs is reused.
+
+    Args:
+        recipe: validated.
+        out: the run directory.
+        force: make everything anew; each artefact replaces its predecessor when it is complete, except that the old
+            super-adapter
+            and what is left of an unfinished one go when the training begins, so that an interrupted training is
+            continued without `force`.
+
+    Returns:
+        The artefacts of the run by kind.
+
+    Raises:
+        OutputExists: the last artefact exists, or an earlier one was made by another recipe, and `force` is false.
+        ShearlingError: whatever the parts refuse.
+    """
+    run = Run(out)
+    with processes.main_first():
+        made = _make_frozen(recipe, run, force=force and processes.is_main())
+    if recipe.adapter is not None:
+        train_super_adapter(
+            recipe, frozen=made.get("sparse", made["base"]), task=made["task"], destination=run.super_adapter
+        )
+        processes.wait_for_all()
+        made["super_adapter"] = open_artefact(run.super_adapter, kind="super_adapter")
+    return made
+
+
+def _make_frozen(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
+    check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
+    source = preflight(recipe, run.path)
+    if force:
+        _check_replaceable(run)
+    run.path.mkdir(parents=True, exist_ok=True)
+
+    made = {
+        "task": _reuse_or_make(
+            run.task, "task", _task_facts(recipe), {}, lambda: _make_task(recipe, run, force=force), force=force
+        )
+    }
+    base_facts: dict[str, Any] = {
+        "model_id": recipe.model.model_id,
+        "source": {"sha256": source_digest(source.path) if run.base.exists() else None},
+    }
+    classes = recipe.task.choices if recipe.model.head == "classifier" else None
+    base_facts |= {
+        "classes": None if classes is None else list(classes),
+        "head_seed": None if classes is None else recipe.seed,
+    }
+    made["base"] = _reuse_or_make(
+        run.base,
+        "base",
+        base_facts,
+        {},
+        lambda: import_base(
+            source.path, run.base, model_id=recipe.model.model_id, classes=classes, seed=recipe.seed, force=force
+        ),
+        force=force,
+    )
+    check_structure(recipe, made["base"].path)
+    if recipe.sparsity is not None:
+        facts = sparsity_inputs(recipe.sparsity, seed=recipe.seed, text=_calibration_text(recipe.sparsity, run))
+        parents = {"base": made["base"]}
+        made["sparse"] = _reuse_or_make(
+            run.sparse, "sparse", facts, parents, lambda: _make_sparse(recipe, run, made, force=force), force=force
+        )
+    if force:
+        _remove_outdated(recipe, run)
+    return made
+
+
+def _reuse_or_make(
+    path: Path,
+    kind: Kind,
+    facts: Mapping[str, Any],
+    parents: Mapping[str, Artefact],
+    make: Callable[[], object],
+    *,
+    force: bool,
+) -> Artefact:
+    if force or not path.exists():
+        log.print(f"making {path}")
+        make()
+        return open_artefact(path, kind=kind)
+    artefact = open_artefact(path, kind=kind)
+    details = artefact.manifest.details
+    other = [name for name, value in facts.items() if _differs(details.get(name), value)]
+    other += [f"its {role}" for role, parent in parents.items() if artefact.manifest.parents.get(role) != parent.sha256]
+    if other:
+        raise OutputExists(
+            f"made from another {', '.join(other)}",
+            where=path,
+            remedy="Choose another --out, or replace the run with --force",
+        )
+    log.print(f"reusing {path}")
+    return artefact
+
+
+def _differs(stored: Any, wanted: Any) -> bool:
+    if isinstance(stored, dict) and isinstance(wanted, Mapping):
+        return any(_differs(stored.get(key), value) for key, value in wanted.items())
+    return bool(stored != wanted)
+
+
+def _task_facts(recipe: Recipe) -> dict[str, Any]:
+    path = recipe.task.path
+    return {
+        "recipe": section_as_json(recipe.task),
+        "source_sha256": sha256_file(path) if path is not None and path.is_file() else None,
+    }
+
+
+def _make_task(recipe: Recipe, run: Run, *, force: bool) -> None:
+    splits = build_rows(recipe.task)
+    with write_artefact(run.task, kind="task", force=force) as draft:
+        for split in SPLITS:
+            write_rows(draft.directory, split, splits[split])
+        multiple_choice = recipe.task.choices is not None
+        write_lm_eval_tasks(draft.directory, recipe.task.name, multiple_choice=multiple_choice)
+        counts = {split: len(splits[split]) for split in SPLITS}
+        facts = {"name": recipe.task.name, "multiple_choice": multiple_choice, "rows": counts}
+        write_json(draft.directory / "task.json", facts)
+        draft.details |= {**facts, **_task_facts(recipe)}
+        log.print(f"task {recipe.task.name}: {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
+
+
+def _make_sparse(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bool) -> None:
+    section = recipe.sparsity
+    if section is None:
+        raise ValueError("the recipe has no [sparsity]")
+    rows = read_rows(made["task"].path, "train")
+    blocks = calibration_blocks(section.calibration, rows, load_tokenizer(made["base"].path), seed=recipe.seed)
+    text = _calibration_text(section, run)
+    write_sparse(
+        made["base"], run.sparse, section=section, calibration=blocks, text=text, seed=recipe.seed, force=force
+    )
+
+
+def _calibration_text(section: SparsitySection, run: Run) -> Path:
+    return section.calibration.path or rows_file(run.task, "train")
+
+
+def _check_replaceable(run: Run) -> None:
+    for path in (run.super_adapter, run.sparse, run.base, run.task):
+        check_destination(path, force=True)
+
+
+def _remove_outdated(recipe: Recipe, run: Run) -> None:
+    """What an earlier recipe made of other frozen weights: later stages take whatever stands in a run."""
+    if recipe.sparsity is None:
+        remove_artefact(run.sparse)
+    remove_artefact(run.super_adapter)
+    shutil.rmtree(unfinished_artefact(run.super_adapter), ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The `super_adapter` artefact: the super-network and its training."""

@@ -1,0 +1,78 @@
+"""From a recipe's adapter groups to a search space over the modules that this model has."""
+
+from __future__ import annotations
+
+from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpace, WidthTemplate
+from shearling.errors import RecipeInvalid
+from shearling.model.layers import TransformerLayers
+from shearling.recipe import AdapterSection
+
+
+def build_search_space(
+    adapter: AdapterSection, transformer: TransformerLayers, *, model_type: str, widths: tuple[WidthTemplate, ...] = ()
+) -> SearchSpace:
+    """Resolve module names and expand the groups over all layers.
+
+    Args:
+        adapter: the [adapter] section.
+        transformer: of the model.
+        model_type: of its configuration.
+        widths: what else is elastic; see `train.super_adapter.width_space`.
+
+    Raises:
+        RecipeInvalid: a name fits no linear module of a layer, or several, or is in two groups; ranks do not descend
+            from `rank`.
+    """
+    templates = []
+    seen: dict[str, str] = {}
+    for group in adapter.groups:
+        modules = tuple(_resolve(name, transformer, group=group.name) for name in group.modules)
+        for module in modules:
+            if module in seen:
+                raise RecipeInvalid(
+                    f"{module} is in the groups {seen[module]!r} and {group.name!r}", where="adapter.groups"
+                )
+            seen[module] = group.name
+        ranks = group.ranks
+        if ranks[0] != adapter.rank or list(ranks) != sorted(set(ranks), reverse=True):
+            raise RecipeInvalid(
+                f"ranks must descend from rank = {adapter.rank}, found {list(ranks)}",
+                where=f"adapter.groups.{group.name}",
+            )
+        templates.append(RankTemplate(name=group.name, modules=modules, values=ranks))
+    clash = {template.name for template in templates} & {template.name for template in widths}
+    if clash:
+        raise RecipeInvalid(
+            f"a group of ranks and a group of widths are both named {sorted(clash)[0]!r}", where="width.groups"
+        )
+    targets = tuple(dict.fromkeys(module.rpartition(".")[2] for template in templates for module in template.modules))
+    return SearchSpace(
+        model_type=model_type,
+        num_layers=len(transformer.layers),
+        layers_path=transformer.layers_path,
+        adapter=AdapterSpec(
+            r_max=adapter.rank,
+            alpha=adapter.alpha,
+            dropout=adapter.dropout,
+            masked_training=adapter.masked,
+            target_modules=targets,
+        ),
+        templates=(*templates, *widths),
+    )
+
+
+def _resolve(name: str, transformer: TransformerLayers, *, group: str) -> str:
+    # A whole name wins: BERT has both output.dense and attention.output.dense.
+    matches = (
+        [name]
+        if name in transformer.linear_names
+        else [known for known in transformer.linear_names if known.endswith(f".{name}")]
+    )
+    if len(matches) == 1:
+        return matches[0]
+    problem = "fits no linear module" if not matches else f"fits {', '.join(matches)}"
+    raise RecipeInvalid(
+        f"{name!r} {problem}",
+        where=f"adapter.groups.{group}",
+        remedy=f"A layer has: {', '.join(transformer.linear_names)}",
+    )

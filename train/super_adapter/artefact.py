@@ -1,0 +1,276 @@
+"""Training of the super-adapter, from a frozen model and a task to a `super_adapter` artefact."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shearling.artefact import Artefact, unfinished_artefact, write_artefact
+from shearling.console import log, progress
+from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
+from shearling.elastic.reordering import REORDERING_FILE, Reordering, apply_reordering, save_reordering
+from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace
+from shearling.elastic.super_network import ADAPTER_FILE, SuperNetwork, build_super_network, read_adapter_file
+from shearling.evaluation.precision import resolve_precision
+from shearling.evaluation.task import TaskRow, read_rows
+from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.model.layers import find_layers
+from shearling.recipe import Recipe, TaskSection, TrainSection, section_as_json
+from shearling.strict_json import write_document
+from train.super_adapter import processes
+from train.super_adapter.adapter_space import build_search_space
+from train.super_adapter.attention import use_fast_attention
+from train.super_adapter.choice_sampler import RankSampler
+from train.super_adapter.importance import find_reordering
+from train.super_adapter.interruption import deferred_interruption
+from train.super_adapter.width_space import width_templates
+
+CHECKPOINTS = "checkpoints"
+INPUTS_FILE = "inputs.json"
+LOG_FILE = "training_log.jsonl"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, on what, and how.
+
+    Attributes:
+        inputs: what decides the outcome beside the parents; where it changes, what is unfinished starts over.
+        details: of the artefact, beside what follows from the others.
+        build: the super-network with the adapter to begin with, and the order that its channels were brought into.
+        sampler: of a space, which sub-network every micro-batch trains.
+    """
+
+    frozen: Artefact
+    task: Artefact
+    parents: Mapping[str, Artefact]
+    task_section: TaskSection
+    section: TrainSection
+    seed: int
+    inputs: Mapping[str, Any]
+    details: Mapping[str, Any]
+    build: Callable[[], tuple[SuperNetwork, Reordering | None]]
+    sampler: Callable[[SearchSpace], RankSampler]
+
+
+def train_super_adapter(
+    recipe: Recipe, *, frozen: Artefact, task: Artefact, destination: Path, force: bool = False
+) -> None:
+    """Train, or continue where an interrupted training of the same recipe on the same inputs stopped.
+
+    On a CPU with the same seed and thread count a resumed run ends bit-identical to an uninterrupted one.
+
+    Args:
+        recipe: with [adapter] and [train].
+        frozen: the `sparse` artefact, or `base` where the recipe does not prune.
+        task: its train rows are learnt.
+        destination: where the `super_adapter` artefact will stand.
+        force: replace one that stands there.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
+        RecipeInvalid: the adapter groups do not fit the model.
+    """
+    if recipe.train is None:
+        raise ValueError("the recipe has no [train]")
+    inputs = recipe_inputs(recipe)
+    training = Training(
+        frozen=frozen,
+        task=task,
+        parents={frozen.manifest.kind: frozen, "task": task},
+        task_section=recipe.task,
+        section=recipe.train,
+        seed=recipe.seed,
+        inputs=inputs,
+        details={"recipe": inputs, "search": section_as_json(recipe.search)},
+        build=lambda: _build_network(recipe, frozen, task),
+        sampler=lambda space: RankSampler(space, seed=recipe.seed),
+    )
+    carry_out(training, destination, force=force)
+
+
+def carry_out(training: Training, destination: Path, *, force: bool) -> None:
+    """Train, on as many processes as there are, and write a `super_adapter` artefact; an interrupted training is
+    continued.
+
+    Args:
+        training: what to do.
+        destination: where the artefact will stand.
+        force: replace one that stands there.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
+        ShearlingError: of what `training.build` refuses.
+    """
+    precision = resolve_precision(training.section.precision)
+    if not processes.is_main():
+        processes.wait_for_all()
+        network, _ = _prepare(training)
+        _fit(network, training, unfinished_artefact(destination) / CHECKPOINTS, precision=precision)
+        return
+    with write_artefact(
+        destination,
+        kind="super_adapter",
+        parents=dict(training.parents),
+        seed=training.seed,
+        force=force,
+        resumable=True,
+    ) as draft:
+        _start_over_unless_same(draft.directory, training)
+        processes.wait_for_all()
+        network, reordering = _prepare(training)
+        history = _fit(network, training, draft.directory / CHECKPOINTS, precision=precision)
+        _write(network, training.frozen, draft.directory, history)
+        if reordering is not None:
+            save_reordering(draft.directory / REORDERING_FILE, reordering)
+            draft.details["reorder"] = reordering.method
+        draft.details |= {**training.details, "precision": precision}
+        shutil.rmtree(draft.directory / CHECKPOINTS)
+        (draft.directory / INPUTS_FILE).unlink()
+
+
+def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides the super-adapter's content."""
+    sections = {
+        "task": recipe.task,
+        "sparsity": recipe.sparsity,
+        "adapter": recipe.adapter,
+        "width": recipe.width,
+        "train": recipe.train,
+    }
+    return {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        **{name: section_as_json(section) for name, section in sections.items()},
+    }
+
+
+def _start_over_unless_same(directory: Path, training: Training) -> None:
+    parents = {role: parent.sha256 for role, parent in training.parents.items()}
+    inputs = json.dumps({"recipe": dict(training.inputs), "parents": parents}, indent=2)
+    file = directory / INPUTS_FILE
+    if not file.is_file() or file.read_text() != inputs:
+        shutil.rmtree(directory)
+        directory.mkdir()
+        file.write_text(inputs)
+
+
+def _prepare(training: Training) -> tuple[SuperNetwork, Reordering | None]:
+    network, reordering = training.build()
+    config: Any = network.model.config
+    config.use_cache = False
+    use_fast_attention(network.model, max_length=training.task_section.max_length)
+    return network, reordering
+
+
+def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[SuperNetwork, Reordering | None]:
+    import torch
+
+    adapter = recipe.adapter
+    if adapter is None:
+        raise ValueError("the recipe has no [adapter]")
+    model, tokenizer = load_model(frozen.path), load_tokenizer(frozen.path)
+    masks: Masks | None = None
+    if adapter.masked:
+        masks = load_masks(frozen.path / MASK_FILE)
+        check_masked_zeros(model, masks)
+    widths = width_templates(recipe.width, model.config)
+    space = build_search_space(adapter, find_layers(model), model_type=model.config.model_type, widths=widths)
+    log.print(
+        f"search space: {len(space.groups)} groups, {space.size:.2g} sub-networks, "
+        f"{'masked' if adapter.masked else 'plain'} adapters"
+    )
+    reordering = None
+    if recipe.width is not None and recipe.width.reorder != "none":
+        rows = read_rows(task.path, "train")
+        reordering = find_reordering(
+            model, space, recipe.width, frozen=frozen, rows=rows, tokenizer=tokenizer, seed=recipe.seed
+        )
+        masks = apply_reordering(model, masks, space, reordering)
+    return build_super_network(
+        model, tokenizer, space, masks, generator=torch.Generator().manual_seed(recipe.seed)
+    ), reordering
+
+
+def _fit(network: SuperNetwork, training: Training, checkpoints: Path, *, precision: str) -> list[dict[str, float]]:
+    from train.super_adapter.trainer import (
+        STATE_FILE,
+        StepReporter,
+        build_trainer,
+        newest_checkpoint,
+        training_arguments,
+    )
+
+    train = training.section
+    rows = _encode(read_rows(training.task.path, "train"), network, training.task_section)
+    arguments = training_arguments(train, seed=training.seed, precision=precision, output=checkpoints)
+    checkpoint = newest_checkpoint(checkpoints)
+    steps = train.steps or _steps_of_epochs(train, len(rows), world_size=arguments.world_size)
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    if checkpoint is not None:
+        log.print(f"continuing from step {done}")
+        if done >= steps:
+            # The Trainer would take one more step.
+            network.load_adapter_state(read_adapter_file(checkpoint / ADAPTER_FILE), where=checkpoint)
+            return list(json.loads((checkpoint / STATE_FILE).read_text())["log_history"])
+    with (
+        deferred_interruption() as interruption,
+        progress(f"training the super-adapter ({precision})", total=steps - done) as advance,
+    ):
+        trainer = build_trainer(
+            network,
+            rows,
+            arguments=arguments,
+            sampler=training.sampler(network.space),
+            section=train,
+            callbacks=[StepReporter(advance, interruption)],
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    interruption.raise_if_received()
+    return trainer.state.log_history
+
+
+def _encode(rows: list[TaskRow], network: SuperNetwork, section: TaskSection) -> list[dict[str, Any]]:
+    from train.super_adapter.classified_rows import classified_rows
+    from train.super_adapter.tokenised_rows import tokenise_rows
+
+    if network.head:
+        return classified_rows(rows, network.tokenizer, max_length=section.max_length)
+    return tokenise_rows(
+        rows, network.tokenizer, max_length=section.max_length, train_on_prompt=section.train_on_prompt
+    )
+
+
+def _steps_of_epochs(train: TrainSection, rows: int, *, world_size: int) -> int:
+    """Optimiser steps, counted as the Trainer counts: the last batch and the last accumulation of an epoch may be
+    short.
+    """
+    batches = math.ceil(rows / (train.batch_size * world_size))
+    return math.ceil((train.epochs or 1.0) * math.ceil(batches / train.gradient_accumulation))
+
+
+def _write(network: SuperNetwork, frozen: Artefact, directory: Path, history: list[dict[str, float]]) -> None:
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    adapter = network.space.adapter
+    save_file({name: tensor.cpu() for name, tensor in network.adapter_state().items()}, directory / ADAPTER_FILE)
+    # Whole paths: a bare name would also match modules outside the transformer layers.
+    config = LoraConfig(
+        r=adapter.r_max,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=sorted(network.layers),
+        task_type="SEQ_CLS" if network.head else "CAUSAL_LM",
+        modules_to_save=sorted({name.rpartition(".")[0] for name in network.head}) or None,
+        base_model_name_or_path=frozen.manifest.details["model_id"],
+        inference_mode=True,
+    )
+    config.save_pretrained(str(directory))
+    write_document(directory / SEARCH_SPACE_FILE, network.space)
+    (directory / LOG_FILE).write_text("".join(f"{json.dumps(entry)}\n" for entry in history))

@@ -1,0 +1,262 @@
+"""Neural low-rank adapter search, the training half: one set of adapter weights, another sub-network every micro-batch.
+
+A Hugging Face Trainer in which each micro-batch activates the choice that
+the sampler draws, and a checkpoint is the adapter, the optimiser and the sampler's counter (Shears, section 3.2).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from shearling.elastic.super_network import ADAPTER_FILE, SuperNetwork, read_adapter_file
+from shearling.errors import ArtefactCorrupt, TrainingDiverged
+from shearling.recipe import TrainSection
+from shearling.strict_json import read_json
+from train.super_adapter import processes
+from train.super_adapter.causal_loss import causal_loss
+from train.super_adapter.choice_sampler import RankSampler
+from train.super_adapter.classified_rows import PadClassified
+from train.super_adapter.interruption import Interruption
+from train.super_adapter.length_grouping import LengthGroupedSampler
+from train.super_adapter.sandwich import SANDWICHED, distillation_loss, label_loss, sandwich
+from train.super_adapter.tokenised_rows import PadToBatch
+
+SAMPLER_FILE = "sampler.json"
+STATE_FILE = "trainer_state.json"
+KEPT_CHECKPOINTS = 2
+
+
+class NlsTrainer(transformers.Trainer):
+    """Trainer of a super-adapter.
+
+    Args:
+        network: the super-network; only its adapters train.
+        sampler: draws the sub-network of each micro-batch.
+        section: of the recipe; says whether the largest and the smallest are trained beside each draw, and whether
+            the largest teaches.
+        options: everything `transformers.Trainer` takes.
+    """
+
+    def __init__(self, network: SuperNetwork, sampler: RankSampler, section: TrainSection, **options: Any) -> None:
+        super().__init__(model=network.model, **options)
+        self.network = network
+        self.sampler = sampler
+        self.section = section
+        self._share = 1 / SANDWICHED if section.sandwich else 1.0
+        self._teacher: torch.Tensor | None = None
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Draw a sub-network, then one forward and backward through it; three of them where they are sandwiched.
+
+        Raises:
+            TrainingDiverged: the loss is NaN or infinite; the last checkpoint is untouched.
+        """
+        drawn, self._teacher = self.sampler.draw(), None
+        losses = []
+        for choice in sandwich(self.network.space, drawn) if self.section.sandwich else (drawn,):
+            self.network.activate(choice)
+            losses.append(super().training_step(model, inputs, num_items_in_batch))
+        loss: torch.Tensor = torch.stack(losses).sum()
+        if not torch.isfinite(loss):
+            raise self._diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
+        return loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.section.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(lengths, batch_size=batch_size, seed=self.args.seed)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The loss at the labelled positions, or the distance from the teacher, scaled as the Trainer scales its own;
+        this sub-network's share of the micro-batch's loss.
+        """
+        if self.network.head or self.section.distillation:
+            loss = self._loss_of_logits(model, inputs, num_items_in_batch)
+        else:
+            loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The gradients of the processes are averaged, and every one of them divides by the items of all.
+            loss = loss * self.accelerator.num_processes
+        return loss * self._share
+
+    def _loss_of_logits(
+        self, model: torch.nn.Module, inputs: dict[str, Any], items: torch.Tensor | None
+    ) -> torch.Tensor:
+        labels = inputs["labels"]
+        logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}).logits
+        if self._teacher is not None:
+            return distillation_loss(logits, self._teacher, labels, items=items)
+        if self.section.distillation:
+            self._teacher = logits.detach()
+        return label_loss(logits, labels, items=items)
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what}, learning rate {self._get_learning_rate():.2e}",
+            where=self.args.output_dir,
+            remedy="Lower train.learning_rate or add train.warmup_steps; the last good checkpoint is kept",
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        state = self.network.adapter_state()
+        # A finite loss can have an infinite gradient; then the update, not the loss, is where it shows.
+        broken = next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None)
+        if broken is not None:
+            raise self._diverged(f"{broken} is not finite after step {self.state.global_step}")
+        directory = Path(output_dir or self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.cpu() for name, tensor in state.items()}, directory / ADAPTER_FILE)
+        (directory / SAMPLER_FILE).write_text(json.dumps({"seed": self.sampler.seed, "drawn": self.sampler.drawn}))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        file = Path(resume_from_checkpoint) / ADAPTER_FILE
+        self.network.load_adapter_state(read_adapter_file(file), where=file)
+        sampler = read_json(Path(resume_from_checkpoint) / SAMPLER_FILE)
+        if sampler.get("seed") != self.sampler.seed:
+            raise ArtefactCorrupt(
+                f"the sampler's seed is {sampler.get('seed')}, expected {self.sampler.seed}",
+                where=resume_from_checkpoint,
+            )
+        self.sampler.drawn = int(sampler["drawn"])
+
+
+class StepReporter(TrainerCallback):
+    """Moves the progress bar, and stops with a checkpoint when a signal came.
+
+    Args:
+        advance: of `shearling.console.progress`.
+        interruption: noted signals.
+    """
+
+    def __init__(self, advance: Callable[..., None], interruption: Interruption) -> None:
+        self.advance = advance
+        self.interruption = interruption
+        self.note = ""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Remember the newest loss for the bar."""
+        if logs and "loss" in logs:
+            self.note = f"loss {logs['loss']:.3f}"
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Count the step."""
+        self.advance(note=self.note)
+        # All ranks stop at the same step, whichever got the signal.
+        self.interruption.signal = processes.largest(self.interruption.signal or 0) or None
+        if self.interruption.signal is not None:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+class OldCheckpointRemover(TrainerCallback):
+    """Keeps the newest checkpoints by number (`save_total_limit` sorts by time, and warns where steps are fast)."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Remove what the checkpoint that was just written makes superfluous."""
+        if state.is_world_process_zero:
+            for path in _numbered_checkpoints(Path(args.output_dir))[KEPT_CHECKPOINTS:]:
+                shutil.rmtree(path)
+
+
+def training_arguments(train: TrainSection, *, seed: int, precision: str, output: Path) -> TrainingArguments:
+    """The recipe's [train] section in the Trainer's terms."""
+    schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[train.schedule]
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        max_steps=train.steps or -1,
+        num_train_epochs=train.epochs or 1.0,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        warmup_steps=train.warmup_steps,
+        lr_scheduler_type=schedule,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        bf16=precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        optim="adamw_torch",
+        seed=seed,
+        data_seed=seed,
+        logging_steps=5,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        label_names=["labels"],
+    )
+    # More devices come with a launcher; without one the Trainer would replicate the model by threads.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def build_trainer(
+    network: SuperNetwork,
+    rows: list[dict[str, Any]],
+    *,
+    arguments: TrainingArguments,
+    sampler: RankSampler,
+    section: TrainSection,
+    callbacks: list[TrainerCallback],
+) -> NlsTrainer:
+    """A trainer over tokenised rows, quiet but for our own progress."""
+    pad = network.tokenizer.pad_token_id
+    collate = PadClassified if network.head else PadToBatch
+    collator = collate(pad if pad is not None else network.tokenizer.eos_token_id)
+    options = {"args": arguments, "train_dataset": rows, "data_collator": collator, "callbacks": callbacks}
+    trainer = NlsTrainer(network, sampler, section, **options)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(OldCheckpointRemover())
+    return trainer
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones are passed over."""
+    for path in _numbered_checkpoints(directory):
+        try:
+            json.loads((path / STATE_FILE).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        return path
+    return None
+
+
+def _numbered_checkpoints(directory: Path) -> list[Path]:
+    """Newest first."""
+    numbered = [
+        (int(number), path)
+        for path in directory.glob("checkpoint-*")
+        if (number := path.name.removeprefix("checkpoint-")).isdecimal()
+    ]
+    return [path for _, path in sorted(numbered, reverse=True)]

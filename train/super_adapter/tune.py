@@ -1,0 +1,192 @@
+"""`python -m train.super_adapter.tune`: train what a search has found a little longer, alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+from shearling.errors import UsageError
+
+if TYPE_CHECKING:
+    from shearling.elastic.subnet import OpenSubnet
+    from shearling.run import Run
+
+app = make_app("Train one sub-network of a super-adapter further, alone, so that it owes the others nothing.")
+
+
+@app.command()
+def tune(
+    subnet: Annotated[Path, typer.Option(help="best.json of a search, or what search.pick wrote.", show_default=False)],
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.", show_default=False)],
+    learning_rate: Annotated[
+        float, typer.Option(min=0.0, help="Below that of the training: the adapter is good already.")
+    ] = 2e-4,
+    name: Annotated[
+        str, typer.Option(help="Of the new adapter, beside the old one in the run; NAME.json describes it.")
+    ] = "tuned",
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Write RUN/NAME, a super-adapter of which one sub-network was trained further, and RUN/NAME.json, which export
+    takes.
+    """
+    from shearling.elastic.subnet import open_subnet
+    from train.super_adapter import processes
+
+    processes.silence_others()
+    document = tune_subnet(open_subnet(subnet), steps=steps, learning_rate=learning_rate, name=name, force=force)
+    if not processes.is_main():
+        raise typer.Exit
+    data = {"output": str(document), "steps": steps}
+    return Result(
+        data,
+        f"{document}: {steps} steps on {subnet} alone\nnext: python -m export --subnet {document} "
+        f"--output {document.parent / 'export'}",
+    )
+
+
+def tune_subnet(
+    found: OpenSubnet, *, steps: int, learning_rate: float, name: str = "tuned", force: bool = False
+) -> Path:
+    """Train one sub-network further, with the rows, batches and seed of the training that it comes from.
+
+    The other sub-networks of the new adapter are worth nothing: they share weights that went their own way. What the
+    search measured holds no longer, so the document has no metrics.
+
+    Args:
+        found: the sub-network, verified.
+        steps: of the optimiser.
+        learning_rate: at the start; the schedule is the training's, without warm-up.
+        name: of the artefact in the run.
+        force: replace one that stands there, as soon as the training begins.
+
+    Returns:
+        The document of the sub-network, `RUN/NAME.json`.
+
+    Raises:
+        UsageError: the learning rate is 0, or the name is that of another room of the run, or of none.
+        ArtefactMismatch: the task of the run is not the one that the adapter was trained on.
+        OutputExists: there is one, and `force` is false.
+        TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
+    """
+    from shearling.artefact import open_artefact, remove_artefact
+    from shearling.elastic.reordering import REORDERING_FILE, load_reordering
+    from shearling.elastic.super_network import assemble_super_network
+    from shearling.errors import ArtefactMismatch
+    from shearling.recipe import TaskSection, TrainSection, section_as_json
+    from shearling.run import Run
+    from train.super_adapter import processes
+    from train.super_adapter.artefact import Training, carry_out
+    from train.super_adapter.choice_sampler import OneSubnet
+
+    if not learning_rate > 0:
+        raise UsageError(f"a learning rate of {learning_rate}", remedy="Give one above 0")
+    run, choice = Run(found.adapter.path.resolve().parent), found.subnet.choice
+    destination, document = _destination(run, name)
+    task = open_artefact(run.task, kind="task")
+    if found.adapter.manifest.parents.get("task") != task.sha256:
+        raise ArtefactMismatch(
+            "this task is not the one that the adapter was trained on",
+            where=task.path,
+            remedy="Put that one back, or train again",
+        )
+    details = found.adapter.manifest.details
+    recipe = details["recipe"]
+    changed = {
+        "steps": steps,
+        "epochs": None,
+        "learning_rate": learning_rate,
+        "warmup_steps": 0,
+        "sandwich": False,
+        "distillation": False,
+    }
+    section = TrainSection.model_validate({**recipe["train"], **changed}, strict=False)
+    inputs = {"tuned": dict(choice), "train": section_as_json(section), "from": found.adapter.sha256}
+
+    def build() -> Any:
+        file = found.adapter.path / REORDERING_FILE
+        reordering = (
+            load_reordering(file, base=found.frozen.path) if REORDERING_FILE in found.adapter.manifest.files else None
+        )
+        return assemble_super_network(found.frozen, found.adapter), reordering
+
+    training = Training(
+        frozen=found.frozen,
+        task=task,
+        parents={found.frozen.manifest.kind: found.frozen, "task": task},
+        task_section=TaskSection.model_validate(recipe["task"], strict=False),
+        section=section,
+        seed=int(recipe["seed"]),
+        inputs=inputs,
+        details={"recipe": {**recipe, "train": section_as_json(section)}, "search": details["search"], **inputs},
+        build=build,
+        sampler=lambda space: OneSubnet(space, choice, seed=int(recipe["seed"])),
+    )
+    with processes.main_first():
+        # The old one goes now, so that an interrupted training is continued without `force`.
+        if force and processes.is_main():
+            if destination.exists():
+                open_artefact(destination, kind="super_adapter", only=())  # of another kind it is not ours to replace
+            document.unlink(missing_ok=True)
+            remove_artefact(destination)
+        finished = _is_finished(destination, document, inputs)
+    if not finished:
+        carry_out(training, destination, force=False)
+        processes.wait_for_all()
+    if processes.is_main():
+        _describe(found, destination, document)
+    return document
+
+
+def _destination(run: Run, name: str) -> tuple[Path, Path]:
+    rooms = {room.name for room in (run.task, run.base, run.sparse, run.super_adapter, run.search, run.export)}
+    if name in ("", ".", "..") or Path(name).name != name or name in rooms:
+        raise UsageError(
+            f"{name!r} cannot be the name of a tuned adapter",
+            where=run.path,
+            remedy=f"Give one without slashes, and none of {', '.join(sorted(rooms))}",
+        )
+    return run.path / name, run.path / f"{name}.json"
+
+
+def _is_finished(destination: Path, document: Path, inputs: dict[str, Any]) -> bool:
+    """Whether the same training was done, and only its document is missing."""
+    from shearling.artefact import open_artefact
+    from shearling.errors import OutputExists
+
+    if not destination.exists() and not document.exists():
+        return False
+    if destination.exists() and not document.exists():
+        adapter = open_artefact(destination, kind="super_adapter")
+        if all(adapter.manifest.details.get(key) == value for key, value in inputs.items()):
+            return True
+    where = document if document.exists() else destination
+    raise OutputExists("the output exists", where=where, remedy="Choose another --name, or replace it with --force")
+
+
+def _describe(found: OpenSubnet, destination: Path, document: Path) -> None:
+    from shearling.artefact import open_artefact
+    from shearling.elastic.subnet import describe_subnet
+    from shearling.strict_json import write_document
+
+    provenance = found.subnet.provenance
+    if provenance is not None:
+        results = found.path.resolve().parent / provenance.results_file
+        provenance = provenance.model_copy(
+            update={"results_file": Path(os.path.relpath(results, document.parent)).as_posix()}
+        )
+    adapter = open_artefact(destination, kind="super_adapter")
+    subnet_id = f"{found.subnet.id}-{destination.name}"
+    described = describe_subnet(
+        adapter, found.subnet.choice, subnet_id=subnet_id, location=document.parent, metrics=None, provenance=provenance
+    )
+    write_document(document, described)
+
+
+if __name__ == "__main__":
+    run_command(app, program="python -m train.super_adapter.tune")
