@@ -5,9 +5,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= runs/demo
 CHECKS ?= 100
+# Several threads in each of two workers would wait for one another at every barrier.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lonas test smoke check bench bench-guard format schema clean
+.PHONY: help install demo demo-lonas test test-all smoke check bench bench-guard format schema clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -18,11 +20,18 @@ demo: $(READY) ## A real model from pretrained to deployed
 demo-lonas: $(READY) ## An encoder with elastic widths, cut to size
 	$(BIN)/shearling demo-lonas
 
-test: $(READY) ## The tests, on real runtimes; no network but the package registry
-	$(BIN)/python -m pytest -m "not demo"
+install: $(READY) ## Everything into .venv, the kernels compiled
+
+test: $(READY) ## The tests, on real runtimes, ten minutes; no network but the package registry
+	$(PYTEST) --numprocesses 2 -m "not slow and not alone and not demo"
+	$(PYTEST) -m "alone and not slow and not demo"
+
+test-all: test ## What takes longer as well: real models, the whole demo at a small scale
+	$(PYTEST) --numprocesses 2 -m "slow and not alone and not demo"
+	$(PYTEST) -m "slow and alone or demo"
 
 smoke: $(READY) ## The demo at a small scale, checked from end to end
-	$(BIN)/python -m pytest -m demo
+	$(PYTEST) -m demo
 
 check: $(READY) ## Lint, format, types, import contract, spelling
 	$(BIN)/ruff check .
