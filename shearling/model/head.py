@@ -14,14 +14,15 @@ Head = Literal["language_model", "classifier"]
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 
 
-def names_classifier(config: Mapping[str, Any]) -> bool:
-    """Whether the content of a config.json says that the model classifies."""
-    return any(str(name).endswith(CLASSIFIER_SUFFIX) for name in config.get("architectures") or [])
+def head_named_by(config: Mapping[str, Any]) -> Head:
+    """What the content of a config.json says that the model is for."""
+    classifies = any(str(name).endswith(CLASSIFIER_SUFFIX) for name in config.get("architectures") or [])
+    return "classifier" if classifies else "language_model"
 
 
 def is_classifier(config: PretrainedConfig) -> bool:
     """Whether the model of this configuration classifies."""
-    return names_classifier({"architectures": config.architectures})
+    return head_named_by({"architectures": config.architectures}) == "classifier"
 
 
 def auto_class(config: PretrainedConfig) -> Any:

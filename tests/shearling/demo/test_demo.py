@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def _demo(out):
-    command = [sys.executable, "-m", "shearling", "demo", "--scale", "smoke", "--out", str(out), "--json"]
+    command = [sys.executable, "-m", "shearling", "demo", "--scale", "smoke", "--output", str(out), "--json"]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
