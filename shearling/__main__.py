@@ -28,7 +28,7 @@ def demo(
     debug: DebugFlag = False,
 ) -> Result:
     """A real model from pretrained to deployed, beside its baselines."""
-    from shearling.demo.run import run_demo
+    from shearling.demo.shears.stage import run_demo
 
     return run_demo(output, scale=scale, force=force)
 
@@ -48,7 +48,7 @@ def demo_lonas(
     debug: DebugFlag = False,
 ) -> Result:
     """A model with elastic widths, cut to size, beside LoRA at full width."""
-    from shearling.demo.lonas import run_demo
+    from shearling.demo.lonas.stage import run_demo
 
     return run_demo(output, kind=model, scale=scale, seed=seed, force=force)
 

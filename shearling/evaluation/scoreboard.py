@@ -15,8 +15,8 @@ from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.evaluation.task import Split, TaskLocation, locate_task
 from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
 from shearling.model.checkpoint_safety import CONFIG
-from shearling.model.head import Head, head_named_by
-from shearling.strict_json import Document, read_json
+from shearling.model.head import Head, read_head
+from shearling.strict_json import Document
 
 if TYPE_CHECKING:
     from shearling.evaluation.evaluator import Evaluation, OnRows
@@ -214,7 +214,7 @@ def _certified_sparsity(xml: Path) -> float | None:
 def _find_candidate(given: Path) -> _Candidate:
     for path in (given, given / "model", given / "openvino"):
         if (path / CONFIG).is_file():
-            return _Candidate(given, path, head_named_by(read_json(path / CONFIG)))
+            return _Candidate(given, path, read_head(path))
     raise ArtefactMissing(
         "no model here", where=given, remedy="Give RUN/base, RUN/sparse, RUN/export or any model directory"
     )

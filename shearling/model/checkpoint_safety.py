@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, CheckpointUnsafe, DocumentInvalid, ModelUnsupported
-from shearling.model.head import head_named_by
+from shearling.model.head import names_classifier
 from shearling.strict_json import read_json
 
 CONFIG = "config.json"
@@ -122,7 +122,7 @@ def check_architecture(config: Mapping[str, Any], *, where: Path) -> None:
             "the checkpoint is quantized", where=where, remedy="Give the float32, bfloat16 or float16 checkpoint"
         )
     model_type = config.get("model_type")
-    classifies = head_named_by(config) == "classifier"
+    classifies = names_classifier(config)
     known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if classifies else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not isinstance(model_type, str) or model_type not in known:
         kind = "sequence classifier" if classifies else "causal language model"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from shearling.strict_json import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,15 +17,23 @@ Head = Literal["language_model", "classifier"]
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 
 
-def head_named_by(config: Mapping[str, Any]) -> Head:
-    """What the content of a config.json says that the model is for."""
-    classifies = any(str(name).endswith(CLASSIFIER_SUFFIX) for name in config.get("architectures") or [])
-    return "classifier" if classifies else "language_model"
+def names_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether the content of a config.json says that the model classifies."""
+    return any(str(name).endswith(CLASSIFIER_SUFFIX) for name in config.get("architectures") or [])
+
+
+def read_head(directory: Path) -> Head:
+    """What the model of a checkpoint directory is for, by its config.json.
+
+    Raises:
+        ArtefactMissing, DocumentInvalid: there is none, or it is malformed.
+    """
+    return "classifier" if names_classifier(read_json(directory / "config.json")) else "language_model"
 
 
 def is_classifier(config: PretrainedConfig) -> bool:
     """Whether the model of this configuration classifies."""
-    return head_named_by({"architectures": config.architectures}) == "classifier"
+    return names_classifier({"architectures": config.architectures})
 
 
 def auto_class(config: PretrainedConfig) -> Any:

@@ -1,19 +1,19 @@
-"""Where the demo puts things: the main run, the baselines beside it, and what compares them."""
+"""Where the demo of pruning puts things: the main run, the baselines beside it, and what compares them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from shearling.demo.derived_recipe import RECIPES
 from shearling.run import Run
 
-RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 SHEARS_RECIPE = RECIPES / "smollm2-shears.toml"
 LORA_RECIPE = RECIPES / "smollm2-lora.toml"
 
 
 @dataclass(frozen=True)
-class DemoLayout:
+class ShearsLayout:
     """The directory of a demo; nothing in it need exist yet.
 
     Attributes:
