@@ -5,9 +5,7 @@ import json
 
 import pytest
 
-from shearling.demo.lonas.layout import LonasLayout
 from shearling.demo.lonas.outcome import LonasOutcome
-from shearling.demo.lonas.plan import plan_demo
 from shearling.demo.lonas.stage import run_demo
 from shearling.strict_json import read_document
 
@@ -26,12 +24,3 @@ def test_the_demo_of_elastic_widths(tmp_path, kind):
     seconds = json.loads((tmp_path / "demo" / "summary.json").read_text())["seconds"]
     again = run_demo(tmp_path / "demo", kind=kind, scale="smoke", seed=1, force=False)
     assert again.data["seconds"] == seconds
-
-
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_a_new_base_makes_a_new_super_network(tmp_path, kind):
-    """The base and the task are shared with the baseline: when that is made anew, what was trained on the old ones is
-    stale."""
-    layout = LonasLayout(tmp_path)
-    steps = {action.step.output: action.step for action in plan_demo(layout, kind, "smoke", seed=0)}
-    assert {layout.lonas.base, layout.lonas.task} <= set(steps[layout.lonas.super_adapter].inputs)
