@@ -67,6 +67,8 @@ def _numeric(mask: Tensor, dtype: torch.dtype) -> Tensor:
 class _MaskedLinear(torch.autograd.Function):
     """y = x (W + (s B A) ∘ M)ᵀ, differentiated by hand so that W and M get no gradient and no copy.
 
+    Autograd would keep B A, its masked product and the sum, each as large as W; here the sum alone is kept, for dL/dx.
+
     With G = (dL/dyᵀ x) ∘ M:  dL/dB = s G Aᵀ,  dL/dA = s Bᵀ G,  dL/dx = dL/dy (W + (s B A) ∘ M).
     """
 
@@ -88,7 +90,8 @@ class _MaskedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = grad_y @ merged
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            # [out, in], the gradient of the merged weight
+            # [out, in], the gradient of the merged weight. Masked before it is projected on A and B: a pruned weight
+            # must not pull at a rank that it takes no part in.
             grad_weight = grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
             grad_weight.mul_(_numeric(mask, grad_weight.dtype))
             grad_a = (lora_b.to(x.dtype).T @ grad_weight).to(lora_a.dtype).mul_(ctx.scaling)

@@ -1,10 +1,9 @@
 """Log-likelihoods for lm-evaluation-harness, computed for a fraction of the harness's own price.
 
 The stock model class runs every choice of a row, and the vocabulary projection on every token. Here requests whose
-inputs
-are prefixes of each other share one forward (all single-token choices of a row do), batches hold rows of like length,
-and
-logits are computed for the scored positions alone. On short rows most of the stock time is in what this leaves out.
+inputs are prefixes of each other share one forward (all single-token choices of a row do), batches hold rows of like
+length, and logits are computed for the scored positions alone. On short rows most of the stock time is in what this
+leaves out.
 
 This module subclasses the harness, so importing it imports torch; `shearling.evaluation.evaluator` does that when it
 is needed.
