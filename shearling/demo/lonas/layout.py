@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from shearling.demo.derived_recipe import RECIPES
+from shearling.demo.layout import DemoLayout
 from shearling.run import Run
 
 ModelKind = Literal["encoder", "decoder"]
@@ -36,11 +37,8 @@ SUBJECTS: Mapping[ModelKind, LonasSubject] = {
 }
 
 
-@dataclass(frozen=True)
-class LonasLayout:
-    """The directory of a demo; nothing in it need exist yet."""
-
-    path: Path
+class LonasLayout(DemoLayout):
+    """The directory of a demo, and in it one run for each training."""
 
     @property
     def lora(self) -> Run:
@@ -72,34 +70,9 @@ class LonasLayout:
         }
 
     @property
-    def recipes(self) -> Path:
-        """Recipes that the demo derived from the shipped ones."""
-        return self.path / "recipes"
-
-    @property
-    def evaluation(self) -> Path:
-        """What `shearling evaluate --json` said."""
-        return self.path / "evaluation.json"
-
-    @property
     def forward(self) -> Path:
         """Times of an encoder: what `python -m serve forward --json` said."""
         return self.path / "forward.json"
-
-    @property
-    def benchmark(self) -> Path:
-        """Times of a decoder: a `benchmark` artefact."""
-        return self.path / "benchmark"
-
-    @property
-    def ledger(self) -> Path:
-        """Which steps are done, from which inputs, in what time."""
-        return self.path / "demo.json"
-
-    @property
-    def summary(self) -> Path:
-        """The table, as JSON."""
-        return self.path / "summary.json"
 
     @property
     def report(self) -> Path:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from shearling.demo.derived_recipe import RECIPES
+from shearling.demo.layout import DemoLayout
 from shearling.run import Run
 
 SHEARS_RECIPE = RECIPES / "smollm2-shears.toml"
 LORA_RECIPE = RECIPES / "smollm2-lora.toml"
 
 
-@dataclass(frozen=True)
-class ShearsLayout:
-    """The directory of a demo; nothing in it need exist yet.
-
-    Attributes:
-        path: the directory; it is a run as well, that of the sparse super-adapter.
-    """
-
-    path: Path
+class ShearsLayout(DemoLayout):
+    """The directory of a demo, which is a run as well: that of the sparse super-adapter."""
 
     @property
     def run(self) -> Run:
@@ -53,31 +46,6 @@ class ShearsLayout:
         return self.path / "export-sparse-int8"
 
     @property
-    def recipes(self) -> Path:
-        """Recipes that the demo derived from the shipped ones."""
-        return self.path / "recipes"
-
-    @property
-    def evaluation(self) -> Path:
-        """What `shearling evaluate --json` said."""
-        return self.path / "evaluation.json"
-
-    @property
-    def benchmark(self) -> Path:
-        """The `benchmark` artefact."""
-        return self.path / "benchmark"
-
-    @property
-    def ledger(self) -> Path:
-        """Which steps are done, from which inputs, in what time."""
-        return self.path / "demo.json"
-
-    @property
-    def summary(self) -> Path:
-        """Everything on the closing screen, as JSON."""
-        return self.path / "summary.json"
-
-    @property
     def report(self) -> Path:
-        """The same as a page."""
+        """The closing screen as a page."""
         return self.path / "report.html"
