@@ -113,7 +113,10 @@ def score_models(
     """
     candidates = [_find_candidate(path) for path in directories]
     head = _common_head(candidates)
-    evaluators = [open_evaluator(task, head=head, split=split, limit=limit, batch_size=batch_size) for task in tasks]
+    evaluators = [
+        open_evaluator(task, head=head, split=split, limit=limit, batch_size=batch_size, bits_per_byte=True)
+        for task in tasks
+    ]
     settled = resolve_precision(precision)
     by_model = [_score(candidate, evaluators, precision=settled) for candidate in candidates]
     scores = tuple(scores[place] for place in range(len(evaluators)) for scores in by_model)

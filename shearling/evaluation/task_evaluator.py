@@ -57,9 +57,15 @@ class TaskEvaluator(Protocol):
 
 
 def open_evaluator(
-    task: TaskLocation, *, head: Head, split: Split, limit: int | None = None, batch_size: int = 64
+    task: TaskLocation,
+    *,
+    head: Head,
+    split: Split,
+    limit: int | None = None,
+    batch_size: int = 64,
+    bits_per_byte: bool = False,
 ) -> TaskEvaluator:
-    """Load a task for models of one kind; of a run's task, language models are also measured in bits per byte.
+    """Load a task for models of one kind.
 
     Args:
         task: of a run, or of the harness.
@@ -67,6 +73,7 @@ def open_evaluator(
         split: which rows.
         limit: the first rows only.
         batch_size: most rows of a batch; changes the time, and the result by rounding only.
+        bits_per_byte: measure the raw text too, where the task has it and the models are language models.
 
     Raises:
         UsageError: no such task, or it has no such split; or a classifier is asked a task of the harness.
@@ -81,7 +88,7 @@ def open_evaluator(
             split=split,
             include_path=task.directory,
             limit=limit,
-            bits_per_byte=task.directory is not None,
+            bits_per_byte=bits_per_byte,
             batch_size=batch_size,
         )
     if task.directory is None:
