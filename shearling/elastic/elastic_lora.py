@@ -90,8 +90,7 @@ class _MaskedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = grad_y @ merged
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            # [out, in], the gradient of the merged weight. Masked before it is projected on A and B: a pruned weight
-            # must not pull at a rank that it takes no part in.
+            # [out, in], the gradient of the merged weight
             grad_weight = grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
             grad_weight.mul_(_numeric(mask, grad_weight.dtype))
             grad_a = (lora_b.to(x.dtype).T @ grad_weight).to(lora_a.dtype).mul_(ctx.scaling)
