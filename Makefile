@@ -15,7 +15,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(READY) ## A real model from pretrained to deployed
-	$(BIN)/shearling demo --out $(RUN)
+	$(BIN)/shearling demo --output $(RUN)
 
 demo-lonas: $(READY) ## An encoder with elastic widths, cut to size
 	$(BIN)/shearling demo-lonas

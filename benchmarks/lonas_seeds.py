@@ -29,8 +29,7 @@ from typing import Any
 from search.strategies.grid import Indices
 from shearling.artefact import open_artefact
 from shearling.command_line import quiet_libraries
-from shearling.demo.derived_recipe import plain_lora, render_toml
-from shearling.demo.layout import RECIPES
+from shearling.demo.derived_recipe import RECIPES, plain_lora, render_toml
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network, load_super_network
 from shearling.evaluation.classification import ClassifierEvaluator, TorchClassifier

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from shearling.elastic.lora import ElasticLoraLinear, effective_weight
+from shearling.elastic.elastic_lora import ElasticLoraLinear, effective_weight
 from shearling.elastic.mask import Masks
 from shearling.elastic.merge_rule import MergeMode
 from shearling.elastic.narrowing import layer_widths

@@ -26,7 +26,7 @@ def draw_pareto(records: Sequence[Record], best: Record, directory: Path, *, tas
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from shearling.evaluation.evaluator import wilson_interval
+    from shearling.evaluation.confidence import wilson_interval
 
     front = pareto_front(records)
     # Without pyplot: no global state, no display.

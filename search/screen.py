@@ -9,7 +9,7 @@ from search.front import pareto_front
 from search.journal import Record
 from search.stage import BEST_FILE, Searched
 from shearling.command_line import Result
-from shearling.evaluation.evaluator import wilson_interval
+from shearling.evaluation.confidence import wilson_interval
 
 
 def summarise(searched: Searched) -> Result:

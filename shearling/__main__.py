@@ -10,13 +10,14 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+from shearling.evaluation.precision import Precision
 
 app = make_app("Sparse fine-tuning of language models, from pretrained to deployed.")
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path(
+    output: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path(
         "runs/demo"
     ),
     scale: Annotated[
@@ -27,14 +28,14 @@ def demo(
     debug: DebugFlag = False,
 ) -> Result:
     """A real model from pretrained to deployed, beside its baselines."""
-    from shearling.demo.run import run_demo
+    from shearling.demo.shears.stage import run_demo
 
-    return run_demo(out, scale=scale, force=force)
+    return run_demo(output, scale=scale, force=force)
 
 
 @app.command()
 def demo_lonas(
-    out: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path(
+    output: Annotated[Path, typer.Option(help="Where everything lands; an interrupted demo continues.")] = Path(
         "runs/demo-lonas"
     ),
     model: Annotated[Literal["encoder", "decoder"], typer.Option(help="MiniLM, a classifier; or SmolLM2.")] = "encoder",
@@ -47,9 +48,9 @@ def demo_lonas(
     debug: DebugFlag = False,
 ) -> Result:
     """A model with elastic widths, cut to size, beside LoRA at full width."""
-    from shearling.demo.lonas import run_demo
+    from shearling.demo.lonas.stage import run_demo
 
-    return run_demo(out, kind=model, scale=scale, seed=seed, force=force)
+    return run_demo(output, kind=model, scale=scale, seed=seed, force=force)
 
 
 @app.command()
@@ -77,23 +78,23 @@ def evaluate(
     directories: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Hugging Face model directories, or exports that hold one.")
     ],
-    task: Annotated[
-        str, typer.Option(help="RUN/task, or the name of a task of lm-evaluation-harness.", show_default=False)
+    tasks: Annotated[
+        str,
+        typer.Option(help="RUN/task or names of tasks of lm-evaluation-harness, comma separated.", show_default=False),
     ],
     split: Annotated[Literal["validation", "test"], typer.Option(help="Which rows.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="The first rows only.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Most rows of a batch.")] = 64,
-    precision: Annotated[
-        Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 where the hardware has it.")
-    ] = "auto",
+    precision: Annotated[Precision, typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
     """Accuracy with its interval, bits per byte, and the zeros counted, of several models side by side."""
-    from shearling.evaluation.scoreboard import score_models, scoreboard_screen
+    from shearling.commands.evaluation import evaluate_models
 
-    board = score_models(directories, task=task, split=split, limit=limit, batch_size=batch_size, precision=precision)
-    return Result(board.model_dump(mode="json"), scoreboard_screen(board))
+    return evaluate_models(
+        directories, tasks=tasks, split=split, limit=limit, batch_size=batch_size, precision=precision
+    )
 
 
 @app.command()
@@ -101,23 +102,11 @@ def schema(
     output: Annotated[Path | None, typer.Option(help="Write it here instead of printing it.")] = None,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
-) -> Result | None:
+) -> Result:
     """The JSON schema of recipes, for editors and for checking."""
-    import json
-    import sys
+    from shearling.commands.schema import publish_schema
 
-    from shearling.recipe import recipe_json_schema
-    from shearling.strict_json import write_json
-
-    document = recipe_json_schema()
-    if output is None and not as_json:
-        # As it is: a screen would wrap its lines.
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
-        return None
-    if output is None:
-        return Result({"schema": document}, "")
-    write_json(output, document)
-    return Result({"output": str(output)}, f"written: {output}")
+    return publish_schema(output)
 
 
 def main() -> NoReturn:

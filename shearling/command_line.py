@@ -46,7 +46,7 @@ class Result:
 
     Attributes:
         data: the JSON object of `--json`.
-        screen: the same for people, anything rich can print.
+        screen: the same for people: a text, printed as it is, or anything that rich can print.
     """
 
     data: Mapping[str, Any]
@@ -120,6 +120,9 @@ def print_result(result: Result, *, as_json: bool) -> None:
     """Print `result` on stdout: one JSON object, or the screen."""
     if as_json:
         print(json.dumps({"status": "ok", **result.data}, indent=2, allow_nan=False))
+    elif isinstance(result.screen, str):
+        # Rich would wrap its lines, and read markup in it.
+        print(result.screen)
     else:
         Console(highlight=False).print(result.screen)
 

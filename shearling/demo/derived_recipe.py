@@ -11,6 +11,9 @@ from typing import Any
 
 from shearling.strict_json import write_text
 
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+"""The shipped ones: beside the package, in a checkout."""
+
 SMOKE: Mapping[str, Mapping[str, Any]] = {
     "task": {"rows": {"train": 192, "validation": 48, "test": 64}},
     "train": {"steps": 12},

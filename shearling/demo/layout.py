@@ -1,56 +1,16 @@
-"""Where the demo puts things: the main run, the baselines beside it, and what compares them."""
+"""What every demo keeps beside its runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from shearling.run import Run
-
-RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
-SHEARS_RECIPE = RECIPES / "smollm2-shears.toml"
-LORA_RECIPE = RECIPES / "smollm2-lora.toml"
-
 
 @dataclass(frozen=True)
 class DemoLayout:
-    """The directory of a demo; nothing in it need exist yet.
-
-    Attributes:
-        path: the directory; it is a run as well, that of the sparse super-adapter.
-    """
+    """The directory of a demo; nothing in it need exist yet."""
 
     path: Path
-
-    @property
-    def run(self) -> Run:
-        """Wanda, super-adapter, search, export."""
-        return Run(self.path)
-
-    @property
-    def lora(self) -> Run:
-        """The same model with plain LoRA on the dense weights."""
-        return Run(self.path / "baselines" / "lora")
-
-    @property
-    def pruned_after(self) -> Run:
-        """The merged model of `lora`, pruned afterwards."""
-        return Run(self.path / "baselines" / "merged-then-pruned")
-
-    @property
-    def dense_export(self) -> Path:
-        """The dense base as it is, for the benchmark."""
-        return self.path / "baselines" / "dense"
-
-    @property
-    def sparse_export(self) -> Path:
-        """The pruned base without recovery, for the benchmark."""
-        return self.path / "baselines" / "sparse"
-
-    @property
-    def packed_export(self) -> Path:
-        """The chosen sub-network once more, for the sparse kernel."""
-        return self.path / "export-sparse-int8"
 
     @property
     def recipes(self) -> Path:
@@ -64,7 +24,7 @@ class DemoLayout:
 
     @property
     def benchmark(self) -> Path:
-        """The `benchmark` artefact."""
+        """The `benchmark` artefact: times of a token."""
         return self.path / "benchmark"
 
     @property
@@ -76,8 +36,3 @@ class DemoLayout:
     def summary(self) -> Path:
         """Everything on the closing screen, as JSON."""
         return self.path / "summary.json"
-
-    @property
-    def report(self) -> Path:
-        """The same as a page."""
-        return self.path / "report.html"

@@ -45,7 +45,7 @@ class Step:
     keep_json: bool = False
 
 
-class Entry(Document):
+class StepRecord(Document):
     """What is known of a step that was started.
 
     Attributes:
@@ -66,7 +66,7 @@ class Entry(Document):
 class LedgerFile(Document):
     """The content of `demo.json`."""
 
-    entries: dict[str, Entry] = pydantic.Field(default_factory=dict)
+    entries: dict[str, StepRecord] = pydantic.Field(default_factory=dict)
 
 
 class Ledger:
@@ -80,12 +80,12 @@ class Ledger:
         self._path = path
         self.entries = dict(read_document(path, LedgerFile).entries) if path.is_file() else {}
 
-    def record(self, step: Step, entry: Entry) -> None:
+    def record(self, step: Step, entry: StepRecord) -> None:
         """Replace the entry of a step, durably."""
         self.entries[str(step.output)] = entry
         write_document(self._path, LedgerFile(entries=self.entries))
 
-    def find(self, step: Step) -> Entry | None:
+    def find(self, step: Step) -> StepRecord | None:
         """The entry of the step with this output."""
         return self.entries.get(str(step.output))
 
@@ -128,9 +128,11 @@ def carry_out(step: Step, ledger: Ledger, *, force: bool) -> float | None:
         return None
     if present is not None and entry is None and not force:
         raise OutputExists(
-            "the demo did not make this", where=step.output, remedy="Choose another --out, or replace it with --force"
+            "the demo did not make this",
+            where=step.output,
+            remedy="Choose another --output, or replace it with --force",
         )
-    begun = Entry(
+    begun = StepRecord(
         command=step.arguments,
         inputs=inputs,
         replaced=present,

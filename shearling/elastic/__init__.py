@@ -1,1 +1,14 @@
-"""The elastic core: search space, super-network, adapters, masks, merge rule, and the sub-network that is chosen."""
+"""The elastic core, whose files are best read in this order.
+
+- search_space: what is elastic, and the values that each group may take
+- frozen_linear: a linear layer whose weights are frozen, and of which a prefix of rows and columns is active
+- elastic_linear: such a layer without an adapter, beside a width that is cut
+- elastic_lora: such a layer with the adapter, masked or plain; what a merge must equal
+- mask: which weights pruning kept
+- super_network: a model with all of these, set to one choice at a time
+- reordering: channels sorted by importance, so that a prefix keeps what matters
+- narrowing, size: what a choice of widths cuts, and what the rest costs
+- merge_rule: which merge keeps the trained function
+- sub_adapter: a chosen adapter on disk, in PEFT's format
+- subnet: `best.json`: the chosen sub-network, and proof of what it belongs to
+"""

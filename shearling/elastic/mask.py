@@ -2,9 +2,8 @@
 
 A mask is a bool tensor [out, in], True = kept. In `mask.safetensors` each is packed into bytes, eight weights a byte,
 least significant bit first, row-major over the flattened tensor; shapes stand in the file's metadata. The mask is
-stored
-although the zeros of the weights show it: a conversion of the dtype may add zeros (underflow), and a merge must use the
-mask that training used.
+stored although the zeros of the weights show it: a conversion of the dtype may add zeros (underflow), and a merge must
+use the mask that training used.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 Cutting a width keeps a prefix of its channels (LoNAS truncates them in their original order). Sorting them once, before
 training, changes no function: rows of what produces a width and columns of what consumes it move together. The frozen
-model
-on disk stays as it is; the order is stored with the super-adapter, is bound to the weights that it was made for, and is
-applied to them whenever the super-network is assembled.
+model on disk stays as it is; the order is stored with the super-adapter, is bound to the weights that it was made for,
+and is applied to them whenever the super-network is assembled.
 
 An order is a permutation of units: single channels of a feed-forward width, all heads of one key-value head of an
 attention.

@@ -1,13 +1,10 @@
 """The search space: which adapters and which widths are elastic, and the values that each group may take.
 
 Stored as `search_space.json`. A template names modules of one transformer layer that share a rank, or those that
-produce and
-consume one width; it is expanded over all layers, layer-major. Value lists descend and start at the full size, so the
-first
-choice of every group is the maximal sub-network, and a smaller value keeps a prefix: of a rank r A[:r, :] and B[:,
-:r], of a
-width w the first w rows of what produces it and the first w columns of what consumes it (Shears, section 3.2; LoNAS,
-3.1).
+produce and consume one width; it is expanded over all layers, layer-major. Value lists descend and start at the full
+size, so the first choice of every group is the maximal sub-network, and a smaller value keeps a prefix: of a rank r
+A[:r, :] and B[:, :r], of a width w the first w rows of what produces it and the first w columns of what consumes it
+(Shears, section 3.2; LoNAS, 3.1).
 """
 
 from __future__ import annotations

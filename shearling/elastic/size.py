@@ -1,8 +1,8 @@
 """Parameters and multiply-accumulates of a model and of its sub-networks, counted from shapes: no weight is looked at.
 
-MACs of a forward are those of its linear layers, in * out for each token they see (a pooler and a classifier see
-one), with
-the vocabulary projection and without the products inside attention, as LoNAS counts; `attention_macs` gives the latter.
+MACs of a forward are those of its linear layers, in * out for each token they see (a pooler and a classifier see one),
+with the vocabulary projection and without the products inside attention, as LoNAS counts; `attention_macs` gives the
+latter.
 """
 
 from __future__ import annotations

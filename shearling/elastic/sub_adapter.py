@@ -86,7 +86,7 @@ def load_sub_adapter(base_directory: Path, adapter_directory: Path) -> PreTraine
     import torch
     from torch import nn
 
-    from shearling.elastic.lora import ElasticLoraLinear
+    from shearling.elastic.elastic_lora import ElasticLoraLinear
 
     config = _read_config(adapter_directory)
     state = read_adapter_file(adapter_directory / ADAPTER_FILE)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.nn import Parameter
 
-    from shearling.elastic.linear import ElasticLinear
-    from shearling.elastic.lora import ElasticLoraLinear
+    from shearling.elastic.elastic_linear import ElasticLinear
+    from shearling.elastic.elastic_lora import ElasticLoraLinear
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
@@ -145,8 +145,8 @@ def build_super_network(
     """
     from torch import nn
 
-    from shearling.elastic.linear import ElasticLinear
-    from shearling.elastic.lora import ElasticLoraLinear
+    from shearling.elastic.elastic_linear import ElasticLinear
+    from shearling.elastic.elastic_lora import ElasticLoraLinear
 
     model.requires_grad_(False)
     modules = dict(model.named_modules())

@@ -1,10 +1,9 @@
 """Log-likelihoods for lm-evaluation-harness, computed for a fraction of the harness's own price.
 
 The stock model class runs every choice of a row, and the vocabulary projection on every token. Here requests whose
-inputs
-are prefixes of each other share one forward (all single-token choices of a row do), batches hold rows of like length,
-and
-logits are computed for the scored positions alone. On short rows most of the stock time is in what this leaves out.
+inputs are prefixes of each other share one forward (all single-token choices of a row do), batches hold rows of like
+length, and logits are computed for the scored positions alone. On short rows most of the stock time is in what this
+leaves out.
 
 This module subclasses the harness, so importing it imports torch; `shearling.evaluation.evaluator` does that when it
 is needed.
@@ -41,7 +40,7 @@ Request = tuple[Any, Sequence[int], Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredContinuation:
     """A continuation to be scored.
 
     Attributes:
@@ -61,11 +60,11 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoredInput:
     """One input, and every continuation that can be read off its logits."""
 
     input_ids: tuple[int, ...]
-    scored: tuple[Scored, ...]
+    scored: tuple[ScoredContinuation, ...]
 
     @property
     def first(self) -> int:
@@ -183,7 +182,7 @@ class CausalScorer(TemplateLM, abc.ABC):
                 self.on_rows(len(batch))
         return [result for result in results if result is not None]
 
-    def _score(self, batch: Sequence[Row]) -> Iterator[tuple[int, tuple[float, bool]]]:
+    def _score(self, batch: Sequence[ScoredInput]) -> Iterator[tuple[int, tuple[float, bool]]]:
         first = min(row.first for row in batch)
         length = max(len(row.input_ids) for row in batch)
         input_ids = torch.tensor([row.input_ids + (0,) * (length - len(row.input_ids)) for row in batch])
@@ -206,17 +205,19 @@ class CausalScorer(TemplateLM, abc.ABC):
             start = stop
 
 
-def plan_rows(requests: Sequence[Request], max_length: int) -> list[Row]:
+def plan_rows(requests: Sequence[Request], max_length: int) -> list[ScoredInput]:
     """Fewest inputs that answer all requests: an input that is a prefix of another is read off the longer one.
 
     Returns:
         Rows, longest first.
     """
-    wanted: dict[tuple[int, ...], list[Scored]] = {}
+    wanted: dict[tuple[int, ...], list[ScoredContinuation]] = {}
     for index, (_, context, continuation) in enumerate(requests):
         kept = (*context, *continuation)[-(max_length + 1) :]
-        wanted.setdefault(kept[:-1], []).append(Scored(index, len(kept) - 1, tuple(continuation)[-(len(kept) - 1) :]))
-    rows: list[tuple[tuple[int, ...], list[Scored]]] = []
+        wanted.setdefault(kept[:-1], []).append(
+            ScoredContinuation(index, len(kept) - 1, tuple(continuation)[-(len(kept) - 1) :])
+        )
+    rows: list[tuple[tuple[int, ...], list[ScoredContinuation]]] = []
     # Sorted backwards, a prefix directly follows the inputs that begin with it.
     for input_ids in sorted(wanted, reverse=True):
         if rows and rows[-1][0][: len(input_ids)] == input_ids:
@@ -224,10 +225,12 @@ def plan_rows(requests: Sequence[Request], max_length: int) -> list[Row]:
         else:
             rows.append((input_ids, list(wanted[input_ids])))
     ordered = sorted(rows, key=lambda row: (-len(row[0]), row[0]))
-    return [Row(input_ids, tuple(scored)) for input_ids, scored in ordered]
+    return [ScoredInput(input_ids, tuple(scored)) for input_ids, scored in ordered]
 
 
-def batch_rows(rows: Sequence[Row], batch_size: int, *, max_tokens: int, whole: bool) -> Iterator[list[Row]]:
+def batch_rows(
+    rows: Sequence[ScoredInput], batch_size: int, *, max_tokens: int, whole: bool
+) -> Iterator[list[ScoredInput]]:
     """Batches of neighbours, bounded by rows, by tokens and by logits positions.
 
     Args:
@@ -236,7 +239,7 @@ def batch_rows(rows: Sequence[Row], batch_size: int, *, max_tokens: int, whole: 
         max_tokens: most tokens of a batch; a single longer row is a batch of its own.
         whole: count all positions of a row, not only the scored ones.
     """
-    batch: list[Row] = []
+    batch: list[ScoredInput] = []
     first = length = 0
     for row in rows:
         row_first = 0 if whole else row.first

@@ -4,17 +4,20 @@ model.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shearling.artefact import MANIFEST
-from shearling.evaluation.evaluator import Evaluation, wilson_interval
+from shearling.evaluation.confidence import wilson_interval
+from shearling.evaluation.evaluator import Evaluation, Measure, OnRows
 from shearling.evaluation.lm_eval_task import answer_task
+from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.evaluation.task import Split, read_rows
 from shearling.strict_json import read_json
 
@@ -48,7 +51,7 @@ class TorchClassifier:
         *,
         max_length: int,
         bf16: bool,
-        on_rows: Callable[[int], None] | None = None,
+        on_rows: OnRows | None = None,
     ) -> None:
         self._model = model
         self._on_rows = on_rows
@@ -76,23 +79,14 @@ class OpenVINOClassifier:
     """An exported classifier, in the precision that the device prefers.
 
     Args:
-        xml: the model; its `.bin` is beside it.
+        compiled: an `openvino.CompiledModel`, on any device and with any kernel extension that it needs.
         tokenizer: of the model.
         max_length: tokens; longer texts are cut, as in training.
         on_rows: called with the number of rows after each batch.
-
-    Raises:
-        ArtefactMissing: no such file.
-        ModelUnsupported: OpenVINO cannot read or compile it.
-        CompilerMissing: it needs our operators, and they cannot be built here.
     """
 
-    def __init__(
-        self, xml: Path, tokenizer: Any, *, max_length: int, on_rows: Callable[[int], None] | None = None
-    ) -> None:
-        from shearling.kernel.openvino_extension import compile_ir
-
-        self._compiled = compile_ir(xml)
+    def __init__(self, compiled: Any, tokenizer: Any, *, max_length: int, on_rows: OnRows | None = None) -> None:
+        self._compiled = compiled
         self._on_rows = on_rows
         self._tokenizer = tokenizer
         self._max_length = max_length
@@ -144,6 +138,19 @@ class ClassifierEvaluator:
     def rows(self) -> int:
         """Number of rows."""
         return len(self._rows)
+
+    def on_torch(
+        self, model: nn.Module, tokenizer: Any, *, precision: Precision, on_rows: OnRows | None = None
+    ) -> Measure:
+        """See `TaskEvaluator.on_torch`."""
+        bf16 = resolve_precision(precision) == "bf16"
+        scorer = TorchClassifier(model, tokenizer, max_length=self.max_length, bf16=bf16, on_rows=on_rows)
+        return functools.partial(self.measure, scorer)
+
+    def on_openvino(self, compiled: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+        """See `TaskEvaluator.on_openvino`."""
+        scorer = OpenVINOClassifier(compiled, tokenizer, max_length=self.max_length, on_rows=on_rows)
+        return functools.partial(self.measure, scorer)
 
     def measure(self, scorer: ClassifierScorer) -> Evaluation:
         """Evaluate one model."""

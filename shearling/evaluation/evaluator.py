@@ -2,7 +2,7 @@
 model.
 
     evaluator = Evaluator("sarcasm", split="validation", include_path=RUN / "task")
-    evaluation = evaluator.measure(torch_scorer(model, tokenizer))
+    evaluation = evaluator.on_torch(model, tokenizer, precision="fp32")()
 
 `task` is a task of the run, or any task name that the harness knows and whose data is on this machine.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ArtefactMissing, UsageError
+from shearling.evaluation.confidence import wilson_interval
 from shearling.evaluation.lm_eval_task import answer_task, text_task
 from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.evaluation.task import Split
@@ -35,14 +36,12 @@ if TYPE_CHECKING:
 ACCURACY_METRICS = ("acc", "exact_match", "acc_norm", "pass@1", "f1")
 """What counts as accuracy, the first that a task reports."""
 
-Z_95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
-
 TEXT_ROWS = 500
 """Rows whose text is measured in bits per byte. Every token counts there, so that it settles on fewer rows than an
 accuracy does."""
 
 OnRows = Callable[[int], None]
+"""Called with the number of rows after each batch."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,10 @@ class Evaluation:
     answers: tuple[float, ...]
 
 
+Measure = Callable[[], Evaluation]
+"""Measures the model that it was made for; again after the model has changed."""
+
+
 class Evaluator:
     """A task, loaded once and measured on any number of models.
 
@@ -83,6 +86,7 @@ class Evaluator:
         include_path: directory of task files, such as `RUN/task`.
         limit: the first rows only.
         bits_per_byte: also measure the raw text of the first `TEXT_ROWS` rows, where the task has it.
+        batch_size: most rows of a batch; changes the time, and the result by rounding only.
 
     Raises:
         UsageError: no such task, or it has no such split, or it is a group of tasks.
@@ -97,9 +101,10 @@ class Evaluator:
         include_path: Path | None = None,
         limit: int | None = None,
         bits_per_byte: bool = False,
+        batch_size: int = 64,
     ) -> None:
-        self.split = split
         self.limit = limit
+        self.batch_size = batch_size
         with _silence():
             self._answers = _load_task(task, split=split, include_path=include_path, name=answer_task(task, split))
             self._text = None
@@ -116,6 +121,24 @@ class Evaluator:
     def task(self) -> str:
         """Name of the harness task."""
         return str(self._answers.config.task)
+
+    def on_torch(
+        self, model: nn.Module, tokenizer: Any, *, precision: Precision, on_rows: OnRows | None = None
+    ) -> Measure:
+        """See `TaskEvaluator.on_torch`; the model is a decoder."""
+        scorer = torch_scorer(model, tokenizer, batch_size=self.batch_size, precision=precision, on_rows=on_rows)
+        return functools.partial(self.measure, scorer)
+
+    def on_openvino(self, compiled: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+        """See `TaskEvaluator.on_openvino`.
+
+        Raises:
+            ModelUnsupported: the model is not a stateful decoder.
+        """
+        from shearling.evaluation.causal_scorer import OpenVINOScorer
+
+        scorer = OpenVINOScorer(compiled, tokenizer, batch_size=self.batch_size, on_rows=on_rows)
+        return functools.partial(self.measure, scorer)
 
     def measure(self, scorer: CausalScorer) -> Evaluation:
         """Evaluate one model.
@@ -149,42 +172,6 @@ class Evaluator:
         )
 
 
-def evaluate(
-    model: nn.Module,
-    tokenizer: Any,
-    *,
-    task: str,
-    split: Split,
-    include_path: Path | None = None,
-    limit: int | None = None,
-    bits_per_byte: bool = True,
-    batch_size: int = 64,
-    precision: Precision = "fp32",
-) -> Evaluation:
-    """Evaluate one torch model once; see `Evaluator` for the arguments and errors, and `torch_scorer` for the last
-    two.
-    """
-    evaluator = Evaluator(task, split=split, include_path=include_path, limit=limit, bits_per_byte=bits_per_byte)
-    return evaluator.measure(torch_scorer(model, tokenizer, batch_size=batch_size, precision=precision))
-
-
-def evaluate_openvino(
-    xml: Path,
-    tokenizer: Any,
-    *,
-    task: str,
-    split: Split,
-    include_path: Path | None = None,
-    limit: int | None = None,
-    bits_per_byte: bool = True,
-    batch_size: int = 64,
-    properties: Mapping[str, str] | None = None,
-) -> Evaluation:
-    """Evaluate an exported OpenVINO model; see `Evaluator` and `openvino_scorer`."""
-    evaluator = Evaluator(task, split=split, include_path=include_path, limit=limit, bits_per_byte=bits_per_byte)
-    return evaluator.measure(openvino_scorer(xml, tokenizer, batch_size=batch_size, properties=properties))
-
-
 def torch_scorer(
     model: nn.Module,
     tokenizer: Any,
@@ -207,55 +194,6 @@ def torch_scorer(
     return TorchScorer(
         model, tokenizer, batch_size=batch_size, bf16=resolve_precision(precision) == "bf16", on_rows=on_rows
     )
-
-
-def openvino_scorer(
-    xml: Path,
-    tokenizer: Any,
-    *,
-    batch_size: int = 64,
-    device: str = "CPU",
-    properties: Mapping[str, str] | None = None,
-    on_rows: OnRows | None = None,
-) -> CausalScorer:
-    """An OpenVINO IR as the harness sees it.
-
-    Args:
-        xml: the model; its `.bin` is beside it.
-        tokenizer: the Hugging Face tokenizer.
-        batch_size: most rows of a batch.
-        device: of OpenVINO.
-        properties: of the compilation, such as INFERENCE_PRECISION_HINT; the device's own defaults otherwise.
-        on_rows: called with the number of rows after each batch.
-
-    Raises:
-        ArtefactMissing: no such file.
-        ModelUnsupported: OpenVINO cannot read or compile it, or it is not a stateful decoder.
-        CompilerMissing: it needs our operators, and they cannot be built here.
-    """
-    from shearling.evaluation.causal_scorer import OpenVINOScorer
-    from shearling.kernel.openvino_extension import compile_ir
-
-    compiled = compile_ir(xml, device=device, properties=properties)
-    return OpenVINOScorer(compiled, tokenizer, batch_size=batch_size, on_rows=on_rows)
-
-
-def wilson_interval(share: float, n: int, *, z: float = Z_95) -> tuple[float, float]:
-    """Score interval of a binomial share (Wilson 1927).
-
-        (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)
-
-    Args:
-        share: observed, 0 to 1.
-        n: trials; 0 gives (0, 1).
-        z: normal quantile.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    centre = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def _load_task(task: str, *, split: Split, include_path: Path | None, name: str) -> Any:

@@ -1,23 +1,25 @@
-"""Several model directories on one task, side by side: what `shearling evaluate` measures."""
+"""Several model directories on several tasks, side by side: what `shearling evaluate` measures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.table import Table
 
 from shearling.errors import ArtefactMissing, UsageError
 from shearling.evaluation.precision import Precision, resolve_precision
-from shearling.evaluation.task import Split
+from shearling.evaluation.task import Split, TaskLocation, locate_task
+from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
 from shearling.model.checkpoint_safety import CONFIG
-from shearling.model.head import names_classifier
-from shearling.strict_json import Document, read_json
+from shearling.model.head import Head, read_head
+from shearling.strict_json import Document
 
 if TYPE_CHECKING:
-    from shearling.evaluation.classification import ClassifierEvaluator
-    from shearling.evaluation.evaluator import Evaluation, Evaluator, OnRows
+    from shearling.evaluation.evaluator import Evaluation, OnRows
 
 OPENVINO_MODEL = "openvino_model.xml"
 
@@ -27,7 +29,9 @@ class Score(Document):
 
     Attributes:
         directory: as the user gave it.
+        task: its name, the split included.
         n: rows.
+        rows_sha256: of them; equal digests prove that models answered the same questions.
         accuracy: share of right answers, 0 to 1.
         interval: Wilson, 95 %.
         loss: mean negative log-likelihood of the right answer, nats.
@@ -38,7 +42,9 @@ class Score(Document):
     """
 
     directory: str
+    task: str
     n: int
+    rows_sha256: str
     accuracy: float
     interval: tuple[float, float]
     loss: float | None
@@ -48,179 +54,221 @@ class Score(Document):
 
 
 class Scoreboard(Document):
-    """All scores of one command; `rows_sha256` proves that every model answered the same questions."""
+    """All scores of one command, task by task, and the models of each in the order in which they were given."""
 
-    task: str
     split: Split
     precision: str
-    rows_sha256: str
     scores: tuple[Score, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Each once, in order."""
+        return tuple(dict.fromkeys(score.task for score in self.scores))
+
+    def on(self, task: str) -> tuple[Score, ...]:
+        """The scores of one task."""
+        return tuple(score for score in self.scores if score.task == task)
+
+
+def parse_tasks(text: str) -> tuple[TaskLocation, ...]:
+    """What `--tasks` means: `RUN/task` or names of harness tasks, comma separated.
+
+    Raises:
+        UsageError: it names none, or one twice.
+        ArtefactMissing: a directory that is no task.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(
+            "names no task" if not names else "names a task twice",
+            where="--tasks",
+            remedy="Give RUN/task or names of harness tasks, comma separated",
+        )
+    return tuple(locate_task(name) for name in names)
 
 
 def score_models(
     directories: Sequence[Path],
     *,
-    task: str,
+    tasks: Sequence[TaskLocation],
     split: Split,
     limit: int | None = None,
     batch_size: int = 64,
     precision: Precision = "auto",
 ) -> Scoreboard:
-    """Measure models one after another; only one is in memory at a time.
+    """Measure models one after another; only one is in memory at a time, and it answers every task.
 
     Args:
         directories: Hugging Face model directories, such as `RUN/base` or `RUN/export/model`; or OpenVINO ones, such
             as an export without the former.
-        task: a `task` artefact, or the name of any harness task whose data is on this machine.
-        split: which of its rows.
+        tasks: of a run, or any harness tasks whose data is on this machine.
+        split: which of their rows.
         limit: the first rows only.
         batch_size: most rows of a batch; changes the time alone.
         precision: of the arithmetic in torch; auto is bf16 where the hardware has it. OpenVINO keeps its own default.
 
     Raises:
-        ArtefactMissing: a directory holds no model, or the task has no data here.
+        ArtefactMissing: a directory holds no model, or a task has no data here.
         UsageError: no such task or split.
     """
-    models = [_model_directory(path) for path in directories]
-    include, name = _locate_task(task)
-    evaluator = _evaluator(models, include, name, split=split, limit=limit, batch_size=batch_size)
+    candidates = [_find_candidate(path) for path in directories]
+    head = _common_head(candidates)
+    evaluators = [
+        open_evaluator(task, head=head, split=split, limit=limit, batch_size=batch_size, bits_per_byte=True)
+        for task in tasks
+    ]
     settled = resolve_precision(precision)
-    scores, digests = [], []
-    for given, model in zip(directories, models, strict=True):
-        score, digest = _score(given, model, evaluator, batch_size=batch_size, precision=settled)
-        scores.append(score)
-        digests.append(digest)
-    return Scoreboard(task=evaluator.task, split=split, precision=settled, rows_sha256=digests[0], scores=tuple(scores))
+    by_model = [_score(candidate, evaluators, precision=settled) for candidate in candidates]
+    scores = tuple(scores[place] for place in range(len(evaluators)) for scores in by_model)
+    return Scoreboard(split=split, precision=settled, scores=scores)
 
 
 def scoreboard_screen(board: Scoreboard) -> Table:
-    """The scores as a table."""
-    table = Table(title=f"{board.task}, {board.scores[0].n} rows, {board.precision}", title_justify="left")
+    """The scores as a table, one section a task."""
+    rows = ", ".join(f"{task}, {board.on(task)[0].n} rows" for task in board.tasks)
+    table = Table(title=f"{rows}, {board.precision}", title_justify="left")
+    several = len(board.tasks) > 1
+    if several:
+        table.add_column("task", overflow="fold")
     table.add_column("model", overflow="fold")
     for heading in ("accuracy", "95 % interval", "bits per byte", "zeros"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for score in board.scores:
-        low, high = score.interval
-        bits = "" if score.bits_per_byte is None else f"{score.bits_per_byte:.3f}"
-        table.add_row(
-            score.directory,
-            f"{score.accuracy:.1%}",
-            f"{low:.1%} to {high:.1%}",
-            bits,
-            "" if score.sparsity is None else f"{score.sparsity:.1%}",
-        )
+    for task in board.tasks:
+        for score in board.on(task):
+            table.add_row(*([task] if several else []), *_cells(score))
+        table.add_section()
     table.caption = "zeros: share in the linear layers of all transformer layers"
     return table
 
 
-def _model_directory(path: Path) -> Path:
-    for candidate in (path, path / "model", path / "openvino"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise ArtefactMissing(
-        "no model here", where=path, remedy="Give RUN/base, RUN/sparse, RUN/export or any model directory"
+def _cells(score: Score) -> tuple[str, ...]:
+    low, high = score.interval
+    return (
+        score.directory,
+        f"{score.accuracy:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        "" if score.bits_per_byte is None else f"{score.bits_per_byte:.3f}",
+        "" if score.sparsity is None else f"{score.sparsity:.1%}",
     )
 
 
-def _locate_task(task: str) -> tuple[Path | None, str]:
-    facts = Path(task) / "task.json"
-    if facts.is_file():
-        return Path(task), str(read_json(facts)["name"])
-    if Path(task).exists():
-        raise ArtefactMissing(
-            "not a task artefact: task.json is missing",
-            where=task,
-            remedy="Give RUN/task, or the name of a harness task",
-        )
-    return None, task
+@dataclass(frozen=True)
+class _Candidate:
+    """A model directory, looked at and not loaded.
+
+    Attributes:
+        given: as the user gave it.
+        path: where its config.json is.
+        head: what it is for.
+    """
+
+    given: Path
+    path: Path
+    head: Head
+
+    def load(self, precision: Precision) -> _LoadedModel:
+        xml = self.path / OPENVINO_MODEL
+        return _OpenVINOModel(xml) if xml.is_file() else _TorchModel(self.path, precision)
 
 
-def _evaluator(
-    models: Sequence[Path], include: Path | None, name: str, *, split: Split, limit: int | None, batch_size: int
-) -> Evaluator | ClassifierEvaluator:
-    from shearling.evaluation.classification import ClassifierEvaluator
-    from shearling.evaluation.evaluator import Evaluator
+class _LoadedModel(Protocol):
+    """A candidate in memory, and the share of zeros in its linear layers."""
 
-    kinds = {names_classifier(read_json(model / CONFIG)) for model in models}
-    if kinds == {False}:
-        return Evaluator(name, split=split, include_path=include, limit=limit, bits_per_byte=include is not None)
-    if len(kinds) > 1 or include is None:
+    sparsity: float | None
+
+    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation: ...
+
+
+class _TorchModel:
+    def __init__(self, path: Path, precision: Precision) -> None:
+        from shearling.model.checkpoint import load_model, load_tokenizer
+        from shearling.model.layers import find_layers
+
+        self._model, self._tokenizer, self._precision = load_model(path), load_tokenizer(path), precision
+        weights = [linear.weight for linear in find_layers(self._model).linears().values()]
+        total = sum(weight.numel() for weight in weights)
+        self.sparsity: float | None = 1 - sum(int(weight.count_nonzero()) for weight in weights) / total
+
+    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
+        return evaluator.on_torch(self._model, self._tokenizer, precision=self._precision, on_rows=on_rows)()
+
+
+class _OpenVINOModel:
+    def __init__(self, xml: Path) -> None:
+        from shearling.kernel.openvino_extension import compile_ir
+        from shearling.model.checkpoint import load_tokenizer
+
+        self._compiled, self._tokenizer = compile_ir(xml), load_tokenizer(xml.parent)
+        self.sparsity = _certified_sparsity(xml)
+
+    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
+        return evaluator.on_openvino(self._compiled, self._tokenizer, on_rows=on_rows)()
+
+
+def _certified_sparsity(xml: Path) -> float | None:
+    # What the export counted and certified.
+    from shearling.kernel.openvino_extension import core_for
+
+    model: Any = core_for(xml).read_model(xml)
+    share = ["sparsity", "share"]
+    return float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else None
+
+
+def _find_candidate(given: Path) -> _Candidate:
+    for path in (given, given / "model", given / "openvino"):
+        if (path / CONFIG).is_file():
+            return _Candidate(given, path, read_head(path))
+    raise ArtefactMissing(
+        "no model here", where=given, remedy="Give RUN/base, RUN/sparse, RUN/export or any model directory"
+    )
+
+
+def _common_head(candidates: Sequence[_Candidate]) -> Head:
+    heads = {candidate.head for candidate in candidates}
+    if len(heads) > 1:
+        odd = next(candidate for candidate in candidates if candidate.head != candidates[0].head)
         raise UsageError(
-            "classifiers answer the task of their run, and only beside each other",
-            where="--task",
-            remedy="Give RUN/task",
+            "classifiers and language models answer a task in different ways, and are not compared",
+            where=odd.given,
+            remedy="Evaluate them apart",
         )
-    return ClassifierEvaluator(include, name, split=split, limit=limit, batch_size=batch_size)
+    return candidates[0].head
 
 
-def _score(
-    given: Path, model_path: Path, evaluator: Evaluator | ClassifierEvaluator, *, batch_size: int, precision: Precision
-) -> tuple[Score, str]:
+def _score(candidate: _Candidate, evaluators: Sequence[TaskEvaluator], *, precision: Precision) -> list[Score]:
+    model, scores = candidate.load(precision), []
+    for evaluator in evaluators:
+        with _counting(f"evaluating {candidate.given} on {evaluator.task}", evaluator.rows) as on_rows:
+            evaluation = model.measure(evaluator, on_rows)
+        scores.append(
+            Score(
+                directory=str(candidate.given),
+                task=evaluator.task,
+                n=evaluation.n,
+                rows_sha256=evaluation.rows_sha256,
+                accuracy=evaluation.accuracy,
+                interval=evaluation.interval,
+                loss=evaluation.loss,
+                bits_per_byte=evaluation.bits_per_byte,
+                sparsity=model.sparsity,
+                seconds=evaluation.seconds,
+            )
+        )
+    return scores
+
+
+@contextmanager
+def _counting(title: str, total: int) -> Iterator[OnRows]:
     from shearling.console import progress
 
-    with progress(f"evaluating {given}", total=evaluator.rows) as advance:
+    with progress(title, total=total) as advance:
         counted = 0
 
         def on_rows(rows: int) -> None:
+            # Bits per byte are measured on rows that were counted already.
             nonlocal counted
-            for _ in range(min(rows, evaluator.rows - counted)):
+            for _ in range(min(rows, total - counted)):
                 advance()
-            counted = min(counted + rows, evaluator.rows)
+            counted = min(counted + rows, total)
 
-        measure = _measure_openvino if (model_path / OPENVINO_MODEL).is_file() else _measure_torch
-        evaluation, sparsity = measure(
-            model_path, evaluator, batch_size=batch_size, precision=precision, on_rows=on_rows
-        )
-    score = Score(
-        directory=str(given),
-        n=evaluation.n,
-        accuracy=evaluation.accuracy,
-        interval=evaluation.interval,
-        loss=evaluation.loss,
-        bits_per_byte=evaluation.bits_per_byte,
-        sparsity=sparsity,
-        seconds=evaluation.seconds,
-    )
-    return score, evaluation.rows_sha256
-
-
-def _measure_torch(
-    path: Path, evaluator: Evaluator | ClassifierEvaluator, *, batch_size: int, precision: Precision, on_rows: OnRows
-) -> tuple[Evaluation, float]:
-    from shearling.evaluation.classification import ClassifierEvaluator, TorchClassifier
-    from shearling.evaluation.evaluator import torch_scorer
-    from shearling.model.checkpoint import load_model, load_tokenizer
-    from shearling.model.layers import find_layers
-
-    model, tokenizer = load_model(path), load_tokenizer(path)
-    weights = [linear.weight for linear in find_layers(model).linears().values()]
-    total = sum(weight.numel() for weight in weights)
-    sparsity = 1 - sum(int(weight.count_nonzero()) for weight in weights) / total
-    if isinstance(evaluator, ClassifierEvaluator):
-        classifier = TorchClassifier(
-            model, tokenizer, max_length=evaluator.max_length, bf16=precision == "bf16", on_rows=on_rows
-        )
-        return evaluator.measure(classifier), sparsity
-    return evaluator.measure(
-        torch_scorer(model, tokenizer, batch_size=batch_size, precision=precision, on_rows=on_rows)
-    ), sparsity
-
-
-def _measure_openvino(
-    path: Path, evaluator: Evaluator | ClassifierEvaluator, *, batch_size: int, precision: Precision, on_rows: OnRows
-) -> tuple[Evaluation, float | None]:
-    from shearling.evaluation.classification import ClassifierEvaluator, OpenVINOClassifier
-    from shearling.evaluation.evaluator import openvino_scorer
-    from shearling.kernel.openvino_extension import core_for
-    from shearling.model.checkpoint import load_tokenizer
-
-    xml, tokenizer = path / OPENVINO_MODEL, load_tokenizer(path)
-    if isinstance(evaluator, ClassifierEvaluator):
-        evaluation = evaluator.measure(
-            OpenVINOClassifier(xml, tokenizer, max_length=evaluator.max_length, on_rows=on_rows)
-        )
-    else:
-        evaluation = evaluator.measure(openvino_scorer(xml, tokenizer, batch_size=batch_size, on_rows=on_rows))
-    # What the export counted and certified.
-    model, share = core_for(xml).read_model(xml), ["sparsity", "share"]
-    return evaluation, float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else None
+        yield on_rows

@@ -14,10 +14,11 @@ from typing import Literal
 import pydantic
 
 from shearling.errors import ArtefactMissing, DocumentInvalid
-from shearling.strict_json import Document, describe_validation_error
+from shearling.strict_json import Document, describe_validation_error, read_document
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+TASK_FILE = "task.json"
 
 
 class TaskRow(Document):
@@ -40,19 +41,50 @@ class TaskRow(Document):
     text: str
 
 
-@dataclass(frozen=True)
-class TaskFacts:
-    """What a reader needs to know beside the rows.
+class TaskFacts(Document):
+    """The content of `task.json`: what a reader needs to know beside the rows.
 
     Attributes:
         name: of the task; its lm-eval tasks are named after it.
         multiple_choice: whether rows carry choices.
-        counts: rows of each split.
+        rows: how many each split has.
     """
 
     name: str
     multiple_choice: bool
-    counts: dict[Split, int]
+    rows: dict[Split, int]
+
+
+@dataclass(frozen=True)
+class TaskLocation:
+    """Which task is meant, and where it is.
+
+    Attributes:
+        name: of a task of the directory without its split, or of a task of lm-evaluation-harness.
+        directory: a `task` artefact; None for a task that the harness knows.
+    """
+
+    name: str
+    directory: Path | None = None
+
+
+def locate_task(text: str) -> TaskLocation:
+    """What a user means by `RUN/task`, or by the name of a harness task.
+
+    Raises:
+        ArtefactMissing: a directory without `task.json`.
+        DocumentInvalid: its `task.json` is malformed.
+    """
+    directory = Path(text)
+    if (directory / TASK_FILE).is_file():
+        return TaskLocation(read_document(directory / TASK_FILE, TaskFacts).name, directory)
+    if directory.exists():
+        raise ArtefactMissing(
+            f"not a task artefact: {TASK_FILE} is missing",
+            where=text,
+            remedy="Give RUN/task, or the name of a harness task",
+        )
+    return TaskLocation(text)
 
 
 def rows_file(directory: Path, split: Split) -> Path:

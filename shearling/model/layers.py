@@ -1,9 +1,8 @@
 """The structure of a transformer, found by looking at the model rather than by knowing its class.
 
 The transformer layers are the one `ModuleList` of like modules that holds nearly all linear weights; what is prunable
-are the
-`nn.Linear` modules inside them. That holds for Llama, Mistral, Qwen, Phi, Gemma, BLOOM, BERT and every transformer
-laid out like them.
+are the `nn.Linear` modules inside them. That holds for Llama, Mistral, Qwen, Phi, Gemma, BLOOM, BERT and every
+transformer laid out like them.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ other linears and not that of the residual stream reads something private, and s
     attention      they arrive through a softmax, after having been split into heads
 
 Nothing is known of class or module names. What only looks like a block (a fused projection, unequal value heads) is
-reported
-as uncuttable with the module that makes it so, and what is cut is tried out, as shapes again, before anybody trains it.
+reported as uncuttable with the module that makes it so, and what is cut is tried out, as shapes again, before anybody
+trains it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from serve.generate import generate_text
 from serve.runtimes.runtime import RunOptions
 from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
-from tests.train.test_smollm2 import SMOLLM2
+from tests.support.smollm2 import SMOLLM2
 from train.base.artefact import import_base
 from train.package_asset import fetch
 

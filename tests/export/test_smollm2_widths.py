@@ -9,7 +9,7 @@ from shearling.elastic.super_network import build_super_network
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
 from shearling.model.width_tracing import find_structure
-from tests.train.test_smollm2 import SMOLLM2
+from tests.support.smollm2 import SMOLLM2
 from train.base.artefact import import_base
 from train.package_asset import fetch
 

@@ -21,7 +21,7 @@ from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.subnet import open_subnet
 from shearling.errors import ModelUnsupported, RecipeInvalid, UsageError
-from shearling.evaluation.scoreboard import score_models
+from shearling.evaluation.scoreboard import parse_tasks, score_models
 from shearling.model.checkpoint import load_model
 from shearling.recipe import read_recipe
 from shearling.run import Run
@@ -134,7 +134,7 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
     widths = open_subnet(run.search / "best.json").subnet.widths
     model = load_model(exported.path / "model")
     assert all(model.get_submodule(path).out_features == width for path, width in widths.items())
-    board = score_models([run.export], task=str(run.task), split="test", precision="fp32")
+    board = score_models([run.export], tasks=parse_tasks(str(run.task)), split="test", precision="fp32")
     assert board.scores[0].n == len((run.task / "test.jsonl").read_text().splitlines())
     times = measure_forwards([run.export, run.export], tokens=16, blocks=2, threads=1)
     assert times[0].speedup == 1.0
@@ -193,13 +193,13 @@ def test_a_pruned_encoder_keeps_its_zeros_to_the_end(pruned: Run, tmp_path: Path
     assert report.certificate is not None
     assert report.certificate.zeros >= report.zeros[0].pruned
     rows = score_models(
-        [exported.path, exported.path / "openvino"], task=str(pruned.task), split="test", precision="fp32"
+        [exported.path, exported.path / "openvino"], tasks=parse_tasks(str(pruned.task)), split="test", precision="fp32"
     ).scores
     assert rows[0].sparsity == pytest.approx(rows[1].sparsity, abs=0.01)
     assert rows[0].loss == pytest.approx(rows[1].loss, abs=0.02)
     (exported.path / "openvino" / "openvino_model.xml").write_text("<net")
     with pytest.raises(ModelUnsupported, match="cannot compile"):
-        score_models([exported.path / "openvino"], task=str(pruned.task), split="test", precision="fp32")
+        score_models([exported.path / "openvino"], tasks=parse_tasks(str(pruned.task)), split="test", precision="fp32")
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4", "bf16"])
@@ -225,7 +225,7 @@ def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weight
     np.testing.assert_allclose(sparse[len(few) :], stock[len(few) :], atol=0.02 * largest)
     board = score_models(
         [tmp_path / "stock" / "openvino", tmp_path / "sparse" / "openvino"],
-        task=str(pruned.task),
+        tasks=parse_tasks(str(pruned.task)),
         split="test",
         precision="fp32",
     )

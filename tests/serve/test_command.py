@@ -16,14 +16,7 @@ from serve.bench.worker_process import WorkerProcess
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import RunOptions
 from shearling.errors import DocumentInvalid, OutputExists, ResourceExhausted, UsageError
-
-QUICK = ["--prompt-tokens", "16", "--new-tokens", "4", "--repeats", "3", "--threads", "1"]
-
-
-def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "serve", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+from tests.support.serve_command import QUICK, serve
 
 
 @pytest.fixture(scope="module")

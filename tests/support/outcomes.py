@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from shearling.demo.outcome import LABELS, Candidate, Outcome, Row, Speed, Spread, describe
+from shearling.demo.documents import Spread
+from shearling.demo.shears.findings import describe
+from shearling.demo.shears.outcome import LABELS, Candidate, ShearsOutcome, ShearsRow, Speed
 
 ACCURACY = {"dense": 0.48, "lora": 0.82, "sparse": 0.49, "pruned_after": 0.70, "ours": 0.81, "packed": 0.81}
 
@@ -23,7 +25,7 @@ def make_speed(decode_ratio: Spread | None) -> Speed:
     )
 
 
-def make_row(role: str, **changes: Any) -> Row:
+def make_row(role: str, **changes: Any) -> ShearsRow:
     accuracy = ACCURACY[role]
     facts = {
         "role": role,
@@ -34,12 +36,12 @@ def make_row(role: str, **changes: Any) -> Row:
         "sparsity": 0.0 if role in ("dense", "lora") else 0.5,
         "speed": None if role == "pruned_after" else make_speed(None if role == "dense" else spread(1.0)),
     }
-    return Row(**(facts | changes))
+    return ShearsRow(**(facts | changes))
 
 
-def make_outcome(scale: str = "full") -> Outcome:
+def make_outcome(scale: str = "full") -> ShearsOutcome:
     rows = tuple(make_row(role) for role in LABELS)
-    return Outcome(
+    return ShearsOutcome(
         scale=scale,
         model_id="someone/<model> & more",
         task="sarcasm_test",

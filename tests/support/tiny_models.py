@@ -37,6 +37,7 @@ from transformers import (
 )
 
 from shearling.model.checkpoint import save_model
+from shearling.model.layers import find_layers
 
 EOS, PAD, IM_START = "<|im_end|>", "<|pad|>", "<|im_start|>"
 CHAT_TEMPLATE = (
@@ -241,3 +242,15 @@ def save_tiny(family: str, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     save_model(FAMILIES[family](), tiny_tokenizer(), directory)
     return directory
+
+
+def pruned_model(family: str, *, share: float = 0.5, seed: int = 3) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+    """A tiny model, a share of whose linear weights are zeros, and the masks that say which."""
+    model = FAMILIES[family]()
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    with torch.no_grad():
+        for path, linear in find_layers(model).linears().items():
+            masks[path] = torch.rand(linear.weight.shape, generator=generator) > share
+            linear.weight.mul_(masks[path])
+    return model, masks

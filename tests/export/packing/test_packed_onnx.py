@@ -14,11 +14,10 @@ from export.verification.zeros import check_zeros
 from shearling.errors import ArtefactCorrupt
 from shearling.kernel.onnx_runtime_extension import DOMAIN, needs_operators
 from shearling.kernel.packed_format import read_header, unpack
-from tests.export.packing.test_packed_ir import BLOCKS, SHARES
-from tests.export.verification.test_zeros import pruned_model
 from tests.support.matrices import dense
 from tests.support.onnxruntime_headers import needs_headers
-from tests.support.tiny_models import tiny_tokenizer
+from tests.support.packing_cases import BLOCKS, SHARES
+from tests.support.tiny_models import pruned_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -7,24 +7,12 @@ from export.formats.onnx import write_onnx
 from export.formats.openvino import write_openvino
 from export.verification.zeros import check_zeros
 from shearling.model.checkpoint import save_model
-from shearling.model.layers import find_layers
-from tests.support.tiny_models import FAMILIES, tiny_tokenizer
+from tests.support.tiny_models import pruned_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # torch.onnx, optimum and torchao
-
-
-def pruned_model(family, *, share=0.5):
-    model = FAMILIES[family]()
-    generator = torch.Generator().manual_seed(3)
-    masks = {}
-    with torch.no_grad():
-        for path, linear in find_layers(model).linears().items():
-            masks[path] = torch.rand(linear.weight.shape, generator=generator) > share
-            linear.weight.mul_(masks[path])
-    return model.eval(), masks
 
 
 @pytest.mark.parametrize(

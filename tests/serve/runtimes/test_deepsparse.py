@@ -20,8 +20,8 @@ from serve.runtimes.device import check_device
 from serve.runtimes.registry import load_runtime
 from serve.runtimes.runtime import RunOptions
 from shearling.errors import PackageMissing, UsageError
-from tests.serve.test_command import QUICK, serve
 from tests.support.environments import environment_with
+from tests.support.serve_command import QUICK, serve
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -15,10 +15,9 @@ from serve.runtimes.deployment import find_deployment
 from serve.runtimes.registry import load_runtime
 from serve.runtimes.runtime import RunOptions
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable
-from tests.export.verification.test_zeros import pruned_model
-from tests.serve.runtimes.test_packed_openvino import run_serve
 from tests.support.onnxruntime_headers import needs_headers
-from tests.support.tiny_models import tiny_tokenizer
+from tests.support.serve_command import run_serve
+from tests.support.tiny_models import pruned_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

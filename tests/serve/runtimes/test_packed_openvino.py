@@ -3,10 +3,7 @@ refused."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +20,8 @@ from serve.runtimes.runtime import RunOptions
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.kernel.openvino_extension import required_extensions
 from shearling.kernel.packed_format import VERSION, Encoding, ValueType
-from tests.export.verification.test_zeros import pruned_model
-from tests.support.tiny_models import tiny_tokenizer
+from tests.support.serve_command import PROMPT, run_serve
+from tests.support.tiny_models import pruned_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -32,7 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # torchao warns while optimum imports it
 F32 = RunOptions(precision="f32", threads=1)
-PROMPT = "Area man wins award for the best"
 
 
 @pytest.fixture(scope="module")
@@ -180,23 +176,6 @@ def test_without_a_compiler_the_error_says_what_is_missing(sparse, tmp_path):
     assert "compiler" in done.stderr
     stock = run_serve(sparse / "stock", PATH=str(tools), CXX="", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert stock.returncode == 0, stock.stderr
-
-
-def run_serve(directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "serve",
-        "generate",
-        str(directory),
-        "--prompt",
-        PROMPT,
-        "--max-new-tokens",
-        "4",
-        "--no-chat",
-        "--json",
-    ]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
 def _corrupt(directory: Path, place: str) -> None:

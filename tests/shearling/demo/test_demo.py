@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shearling.demo.layout import DemoLayout
-from shearling.demo.outcome import LABELS, Outcome
-from shearling.demo.plan import compared_exports, compared_models, plan_demo
-from shearling.demo.run import run_demo
+from shearling.demo.shears.layout import ShearsLayout
+from shearling.demo.shears.outcome import LABELS, ShearsOutcome
+from shearling.demo.shears.stage import run_demo
 from shearling.errors import ResourceExhausted
 from shearling.strict_json import read_document
 
@@ -20,41 +19,27 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def _demo(out):
-    command = [sys.executable, "-m", "shearling", "demo", "--scale", "smoke", "--out", str(out), "--json"]
+    command = [sys.executable, "-m", "shearling", "demo", "--scale", "smoke", "--output", str(out), "--json"]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("shearling.demo.run.DISK_BYTES", 10**18)
+    monkeypatch.setattr("shearling.demo.shears.stage.DISK_BYTES", 10**18)
     with pytest.raises(ResourceExhausted, match="free"):
         run_demo(tmp_path / "demo", scale="smoke", force=False)
     assert not (tmp_path / "demo").exists()
-
-
-def test_the_plan_names_each_output_once_and_makes_inputs_before_they_are_read(tmp_path):
-    layout = DemoLayout(tmp_path)
-    steps = [action.step for action in plan_demo(layout, "full")]
-    outputs = [step.output for step in steps]
-    assert len(set(outputs)) == len(outputs)
-    # The training steps also make these on their way.
-    made = {layout.run.task, layout.run.base, layout.run.sparse}
-    for step in steps:
-        assert all(path in made or path.suffix == ".toml" for path in step.inputs), step.title
-        made.add(step.output)
-    assert set(compared_exports(layout).values()) <= made
-    assert set(compared_models(layout).values()) <= made
 
 
 @pytest.mark.pretrained
 @pytest.mark.demo
 @pytest.mark.timeout(1800)
 def test_demo_from_nothing_to_report(tmp_path):
-    layout = DemoLayout(tmp_path / "demo")
+    layout = ShearsLayout(tmp_path / "demo")
     done = _demo(layout.path)
     assert done.returncode == 0, done.stderr[-4000:]
     answer = json.loads(done.stdout)
     assert answer["report"] == str(layout.report)
-    outcome = read_document(layout.summary, Outcome)
+    outcome = read_document(layout.summary, ShearsOutcome)
     assert [row.role for row in outcome.rows] == list(LABELS)
     assert outcome.row("dense").sparsity < 0.01
     assert outcome.row("lora").sparsity < 0.01

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shearling.demo.derived_recipe import SMOKE, derive_recipe, plain_lora, render_toml
-from shearling.demo.layout import LORA_RECIPE, RECIPES, SHEARS_RECIPE
+from shearling.demo.derived_recipe import RECIPES, SMOKE, derive_recipe, plain_lora, render_toml
+from shearling.demo.shears.layout import LORA_RECIPE, SHEARS_RECIPE
 from shearling.recipe import Recipe, read_recipe
 
 KEYS = st.text("abcdefghijklmnopqrstuvwxyz_0123456789-", min_size=1, max_size=8)

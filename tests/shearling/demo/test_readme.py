@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import resource
 import shlex
@@ -11,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer.main
+
+from tests.support.command_parsing import parse_command
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,13 +51,7 @@ def _module(program: str) -> str:
 @pytest.mark.parametrize("command", RUNNABLE)
 def test_commands_parse(command):
     program, arguments = _split(command)
-    application = importlib.import_module(_module(program)).app
-    parser = typer.main.get_command(application)
-    # Parsing alone: a wrong option or a missing one raises here, and nothing runs.
-    context = parser.make_context(program, arguments, resilient_parsing=False)
-    if hasattr(parser, "commands"):
-        name, subcommand, rest = parser.resolve_command(context, [*context._protected_args, *context.args])
-        subcommand.make_context(name, rest, parent=context)
+    parse_command(_module(program), program, arguments)
 
 
 def test_make_targets_exist():

@@ -14,7 +14,7 @@ import pytest
 
 from shearling.artefact import open_artefact, write_artefact
 from shearling.command_line import Terminated
-from shearling.demo.plan import share
+from shearling.demo.stage_steps import share
 from shearling.demo.step import Ledger, Step, carry_out
 from shearling.errors import ArtefactError, CheckFailed, EnvironmentFault, OutputExists, ShearlingError, UsageError
 

@@ -4,24 +4,9 @@ import json
 
 import pytest
 
-from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpace, read_search_space
+from shearling.elastic.search_space import read_search_space
 from shearling.errors import DocumentInvalid
-
-
-def make_space(*, layers="all", values=(32, 24, 16)) -> SearchSpace:
-    return SearchSpace(
-        model_type="llama",
-        num_layers=3,
-        layers_path="model.layers",
-        adapter=AdapterSpec(
-            r_max=32, alpha=64.0, dropout=0.0, masked_training=True, target_modules=("q_proj", "k_proj", "up_proj")
-        ),
-        templates=(
-            RankTemplate(name="qk", modules=("self_attn.q_proj", "self_attn.k_proj"), values=values),
-            RankTemplate(name="up", modules=("mlp.up_proj",), values=(32, 16)),
-        ),
-        layers=layers,
-    )
+from tests.support.search_spaces import make_space
 
 
 def test_groups_are_layer_major_with_absolute_modules():

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shearling.elastic.lora import effective_weight
+from shearling.elastic.elastic_lora import effective_weight
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.sub_adapter import CONFIG_FILE, load_sub_adapter, write_sub_adapter
 from shearling.elastic.super_network import ADAPTER_FILE
@@ -23,7 +23,7 @@ from shearling.errors import (
     ShapeMismatch,
 )
 from shearling.model.checkpoint import load_model, save_model
-from tests.shearling.elastic.test_super_network import FAMILIES, logits, mixed
+from tests.support.super_networks import FAMILIES, logits, mixed
 from tests.support.tiny_models import tiny_tokenizer
 from tests.support.tiny_runs import ALPHA, RANKS, sparse_model, tiny_network
 

@@ -10,19 +10,8 @@ from peft import LoraConfig, get_peft_model
 
 from shearling.elastic.super_network import ADAPTER_FILE, PEFT_PREFIX, build_super_network
 from shearling.errors import ArtefactMismatch, DocumentInvalid, NonFiniteWeights, ShapeMismatch
-from tests.support.tiny_models import VOCABULARY
+from tests.support.super_networks import FAMILIES, logits, mixed, tokens
 from tests.support.tiny_runs import ALPHA, RANKS, sparse_model, tiny_network
-
-FAMILIES = ["llama", "qwen2", "phi3", "bloom"]
-
-
-def tokens(rows: int = 2, length: int = 12) -> torch.Tensor:
-    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(1))
-
-
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=tokens()).logits
 
 
 def stock_peft(network, family, **options):
@@ -41,11 +30,6 @@ def stock_peft(network, family, **options):
     )
     assert not missing.unexpected_keys
     return model.eval()
-
-
-def mixed(space):
-    """A choice with every rank in it."""
-    return {group.id: group.values[index % len(group.values)] for index, group in enumerate(space.groups)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,18 +14,14 @@ import pytest
 import torch
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, NonFiniteWeights, UsageError
-from shearling.evaluation.evaluator import (
-    Evaluation,
-    Evaluator,
-    evaluate,
-    evaluate_openvino,
-    torch_scorer,
-    wilson_interval,
-)
+from shearling.evaluation.confidence import accuracies_differ, wilson_interval
+from shearling.evaluation.evaluator import Evaluation, Evaluator, torch_scorer
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.scoreboard import score_models
-from shearling.evaluation.task import TaskRow, read_rows, write_rows
+from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, read_rows, write_rows
 from shearling.kernel.openvino_core import openvino_core
+from shearling.kernel.openvino_extension import compile_ir
+from shearling.strict_json import write_document
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
 from tests.support.tiny_runs import tiny_network
 
@@ -55,6 +51,10 @@ def write_task(directory: Path, *, multiple_choice: bool = True, rows: int = 23)
         write_rows(directory, split, made)
     write_lm_eval_tasks(directory, "headlines", multiple_choice=multiple_choice)
     return directory
+
+
+def evaluate(model, tokenizer, *, precision="fp32", **options) -> Evaluation:
+    return Evaluator(**{"bits_per_byte": True, **options}).on_torch(model, tokenizer, precision=precision)()
 
 
 @pytest.fixture(scope="module")
@@ -242,17 +242,18 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     }
     tokenizer = tiny_tokenizer()
     xml = tmp_path / "openvino_model.xml"
-    deployed = evaluate_openvino(
-        xml, tokenizer, task="headlines", split="test", include_path=task, properties=properties, batch_size=5
-    )
+    evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True, batch_size=5)
+    deployed = evaluator.on_openvino(compile_ir(xml, properties=properties), tokenizer)()
     trained = evaluate(FAMILIES["llama_tied_gqa"](), tokenizer, task="headlines", split="test", include_path=task)
     assert deployed.answers == trained.answers
     assert deployed.loss == pytest.approx(trained.loss, rel=1e-4)
     assert deployed.bits_per_byte == pytest.approx(trained.bits_per_byte, rel=1e-4)
 
     tokenizer.save_pretrained(tmp_path)
-    (task / "task.json").write_text('{"name": "headlines"}')
-    (score,) = score_models([tmp_path], task=str(task), split="test").scores
+    facts = TaskFacts(name="headlines", multiple_choice=True, rows={"validation": 23, "test": 23})
+    write_document(task / "task.json", facts)
+    tasks = [locate_task(str(task))]
+    (score,) = score_models([tmp_path], tasks=tasks, split="test").scores
     assert score.n == trained.n
     # Nothing certifies its zeros, so nothing is said of them.
     assert score.sparsity is None
@@ -262,14 +263,12 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     openvino.save_model(ir, tmp_path / "pruned" / xml.name, compress_to_fp16=False)
     for file in tmp_path.glob("*.json"):
         shutil.copy(file, tmp_path / "pruned")
-    (score,) = score_models([tmp_path / "pruned"], task=str(task), split="test").scores
+    (score,) = score_models([tmp_path / "pruned"], tasks=tasks, split="test").scores
     assert score.sparsity == 0.5
 
     xml.write_text("<net")
     with pytest.raises(ModelUnsupported, match="cannot compile"):
-        evaluate_openvino(xml, tokenizer, task="headlines", split="test", include_path=task)
-    with pytest.raises(ArtefactMissing):
-        evaluate_openvino(tmp_path / "absent.xml", tokenizer, task="headlines", split="test", include_path=task)
+        score_models([tmp_path], tasks=tasks, split="test")
 
 
 def test_validation_never_opens_the_test_rows(task: Path, tmp_path: Path) -> None:
@@ -377,3 +376,11 @@ def test_wilson_interval_equals_the_published_examples(share: float, n: int, low
 
 def test_wilson_interval_without_trials_says_nothing() -> None:
     assert wilson_interval(0.0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differ"), [(0.82, 0.70, True), (0.82, 0.81, False), (0.5, 0.5, False), (1.0, 1.0, False)]
+)
+def test_differences_within_noise_are_no_differences(first: float, second: float, differ: bool) -> None:
+    assert accuracies_differ(first, second, 1000) is differ
+    assert accuracies_differ(second, first, 1000) is differ

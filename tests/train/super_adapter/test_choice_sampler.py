@@ -2,7 +2,7 @@
 
 import collections
 
-from tests.shearling.elastic.test_search_space import make_space
+from tests.support.search_spaces import make_space
 from train.super_adapter.choice_sampler import RankSampler
 
 

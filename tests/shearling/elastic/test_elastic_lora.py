@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from shearling.elastic.lora import ElasticLoraLinear, effective_weight
+from shearling.elastic.elastic_lora import ElasticLoraLinear, effective_weight
 from shearling.errors import NonFiniteWeights, ShapeMismatch
 
 OUT, IN, R_MAX, SCALING = 13, 11, 6, 2.0

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shearling.demo.layout import DemoLayout
-from shearling.demo.outcome import Outcome, Speed
+from shearling.demo.shears.layout import ShearsLayout
+from shearling.demo.shears.outcome import ShearsOutcome, Speed
 
 
 def _speed(speed: Speed | None) -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def _speed(speed: Speed | None) -> tuple[str, ...]:
     )
 
 
-def closing_screen(outcome: Outcome, layout: DemoLayout) -> RenderableType:
+def closing_screen(outcome: ShearsOutcome, layout: ShearsLayout) -> RenderableType:
     """What a newcomer sees last."""
     table = Table(
         title=f"{outcome.model_id}, {outcome.task}: {outcome.n} unseen rows",

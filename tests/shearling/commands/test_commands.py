@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from shearling.artefact import write_artefact
 from shearling.commands.inspection import inspect_artefact
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, UsageError
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
-from shearling.evaluation.scoreboard import Scoreboard, score_models
-from shearling.evaluation.task import TaskRow, write_rows
+from shearling.evaluation.scoreboard import Scoreboard, parse_tasks, score_models, scoreboard_screen
+from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, write_rows
 from shearling.recipe import recipe_json_schema
-from shearling.strict_json import validate_document, write_json
+from shearling.strict_json import validate_document, write_document
 from tests.support.tiny_models import save_tiny
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,7 +86,7 @@ def measured(tmp_path_factory):
     ]
     write_rows(task, "test", rows)
     write_lm_eval_tasks(task, "numbers", multiple_choice=True)
-    write_json(task / "task.json", {"name": "numbers"})
+    write_document(task / "task.json", TaskFacts(name="numbers", multiple_choice=True, rows={"test": 12}))
     return save_tiny("llama", root / "model"), task
 
 
@@ -100,8 +103,10 @@ def test_evaluate_counts_zeros_and_measures(measured):
         for linear in find_layers(model).linears().values():
             linear.weight.view(-1)[::2] = 0
     save_model(model, load_tokenizer(dense), halved)
-    board = score_models([dense, halved], task=str(task), split="test", precision="fp32")
+    board = score_models([dense, halved], tasks=[locate_task(str(task))], split="test", precision="fp32")
     first, second = board.scores
+    assert board.tasks == ("numbers_test",)
+    assert first.rows_sha256 == second.rows_sha256
     assert (first.directory, first.n, second.n) == (str(dense), 12, 12)
     assert first.sparsity == 0.0
     assert second.sparsity == pytest.approx(0.5, abs=1e-3)
@@ -110,18 +115,45 @@ def test_evaluate_counts_zeros_and_measures(measured):
     assert first.bits_per_byte != second.bits_per_byte
 
 
-def test_evaluate_speaks_json(measured):
+def test_evaluate_speaks_json(measured, tmp_path):
     model, task = measured
-    answer = json.loads(_run("evaluate", model, "--task", task, "--limit", 4, "--precision", "fp32", "--json").stdout)
+    second = shutil.copytree(task, tmp_path / "second")
+    write_lm_eval_tasks(second, "again", multiple_choice=True)
+    write_document(second / "task.json", TaskFacts(name="again", multiple_choice=True, rows={"test": 12}))
+    options = ("--limit", 4, "--precision", "fp32")
+    answer = json.loads(_run("evaluate", model, model, "--tasks", f"{task},{second}", *options, "--json").stdout)
     assert answer.pop("status") == "ok"
-    assert validate_document(answer, Scoreboard, where="stdout").scores[0].n == 4
+    board = validate_document(answer, Scoreboard, where="stdout")
+    assert [(score.task, score.n) for score in board.scores] == [("numbers_test", 4)] * 2 + [("again_test", 4)] * 2
+    assert board.on("numbers_test")[0].accuracy == board.on("again_test")[0].accuracy
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(scoreboard_screen(board))
+    assert "again_test" in stream.getvalue()
 
 
 def test_evaluate_refuses_what_it_cannot_measure(measured, tmp_path):
     model, task = measured
+    tasks = parse_tasks(str(task))
     with pytest.raises(ArtefactMissing, match="no model here"):
-        score_models([tmp_path], task=str(task), split="test")
-    with pytest.raises(ArtefactMissing, match="task\\.json"):
-        score_models([model], task=str(tmp_path), split="test")
+        score_models([tmp_path], tasks=tasks, split="test")
     with pytest.raises((ArtefactMissing, UsageError)):
-        score_models([model], task=str(task), split="validation")
+        score_models([model], tasks=tasks, split="validation")
+    classifier = tmp_path / "classifier"
+    classifier.mkdir()
+    (classifier / "config.json").write_text('{"architectures": ["BertForSequenceClassification"]}')
+    with pytest.raises(UsageError, match="are not compared") as caught:
+        score_models([model, classifier], tasks=tasks, split="test")
+    assert caught.value.where == str(classifier)
+    with pytest.raises(UsageError, match="the task of its run alone"):
+        score_models([classifier], tasks=parse_tasks("hellaswag"), split="test")
+
+
+def test_tasks_are_a_list_of_names(measured, tmp_path):
+    _, task = measured
+    here, known = parse_tasks(f"{task}, hellaswag,")
+    assert (here.name, here.directory, known.name, known.directory) == ("numbers", task, "hellaswag", None)
+    with pytest.raises(ArtefactMissing, match="task\\.json"):
+        parse_tasks(f"{task},{tmp_path}")
+    for text, said in ((",", "no task"), ("a,a", "twice")):
+        with pytest.raises(UsageError, match=said):
+            parse_tasks(text)

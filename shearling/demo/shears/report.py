@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from shearling.demo.chart import Point, Series, bars, lines, scatter
-from shearling.demo.outcome import Outcome
+from shearling.demo.shears.outcome import ShearsOutcome
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
-def render_report(outcome: Outcome) -> str:
+def render_report(outcome: ShearsOutcome) -> str:
     """The page as HTML."""
     import jinja2
 
@@ -22,7 +22,7 @@ def render_report(outcome: Outcome) -> str:
     return template.render(outcome=outcome, charts=_charts(outcome), minutes=sum(outcome.seconds.values()) / 60)
 
 
-def _charts(outcome: Outcome) -> list[dict[str, Any]]:
+def _charts(outcome: ShearsOutcome) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
     made = [
@@ -47,7 +47,7 @@ def _charts(outcome: Outcome) -> list[dict[str, Any]]:
     return [{"title": title, "svg": Markup(svg), "caption": caption} for title, svg, caption in made if svg]
 
 
-def _accuracy_chart(outcome: Outcome) -> str:
+def _accuracy_chart(outcome: ShearsOutcome) -> str:
     points = [
         Point(
             x=100 * row.sparsity,
@@ -67,7 +67,7 @@ def _accuracy_chart(outcome: Outcome) -> str:
     )
 
 
-def _search_chart(outcome: Outcome) -> str:
+def _search_chart(outcome: ShearsOutcome) -> str:
     points = []
     # The chosen one last, so that it lies on top.
     for item in sorted(outcome.candidates, key=lambda candidate: candidate.best):
@@ -83,7 +83,7 @@ def _search_chart(outcome: Outcome) -> str:
     )
 
 
-def _loss_chart(outcome: Outcome) -> str:
+def _loss_chart(outcome: ShearsOutcome) -> str:
     series = [
         Series(
             name=name,
@@ -96,7 +96,7 @@ def _loss_chart(outcome: Outcome) -> str:
     return lines(series, title="Training loss", x_label="step", y_label="loss, nats per token") if series else ""
 
 
-def _latency_chart(outcome: Outcome) -> str:
+def _latency_chart(outcome: ShearsOutcome) -> str:
     points = [
         Point(
             x=0,

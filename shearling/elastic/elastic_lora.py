@@ -67,6 +67,8 @@ def _numeric(mask: Tensor, dtype: torch.dtype) -> Tensor:
 class _MaskedLinear(torch.autograd.Function):
     """y = x (W + (s B A) ∘ M)ᵀ, differentiated by hand so that W and M get no gradient and no copy.
 
+    Autograd would keep B A, its masked product and the sum, each as large as W; here the sum alone is kept, for dL/dx.
+
     With G = (dL/dyᵀ x) ∘ M:  dL/dB = s G Aᵀ,  dL/dA = s Bᵀ G,  dL/dx = dL/dy (W + (s B A) ∘ M).
     """
 

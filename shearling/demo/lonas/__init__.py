@@ -1,0 +1,1 @@
+"""The demo of elastic widths: a model cut to size, beside LoRA at full width."""

@@ -1,0 +1,186 @@
+"""What came out of the demo of pruning: read from what the commands wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from shearling.artefact import open_artefact
+from shearling.demo.documents import (
+    BenchmarkView,
+    Spread,
+    SubjectView,
+    read_benchmark,
+    read_best,
+    read_evaluations,
+    read_front,
+    read_losses,
+    read_scoreboard,
+)
+from shearling.demo.shears.findings import describe
+from shearling.demo.shears.layout import ShearsLayout
+from shearling.demo.shears.plan import compared_exports, compared_models
+from shearling.errors import ArtefactMismatch
+from shearling.evaluation.scoreboard import Scoreboard
+from shearling.strict_json import Document
+
+LABELS = {
+    "dense": "dense, as it came",
+    "lora": "dense + LoRA",
+    "sparse": "pruned only",
+    "pruned_after": "LoRA, then pruned",
+    "ours": "pruned + sub-adapter",
+    "packed": "same, sparse kernel",
+}
+"""Role -> the name in tables; the last two are what Shearling makes."""
+
+
+class Speed(Document):
+    """What the benchmark measured; see its definitions.
+
+    Attributes:
+        weight_bytes: the OpenVINO graph and weights.
+        decode_ratio: time per token over that of the dense model, in pairs; None for that one.
+    """
+
+    weight_bytes: int
+    ttft_s: Spread
+    tpot_s: Spread
+    tokens_per_s: Spread
+    decode_ratio: Spread | None
+
+
+class ShearsRow(Document):
+    """One model of the comparison; see `Score` for the measures.
+
+    Attributes:
+        speed: None where the model was not exported.
+    """
+
+    role: str
+    label: str
+    accuracy: float
+    interval: tuple[float, float]
+    bits_per_byte: float | None
+    sparsity: float
+    speed: Speed | None
+
+
+class Candidate(Document):
+    """One sub-network that the search evaluated."""
+
+    id: str
+    adapter_params: int
+    accuracy: float
+    pareto: bool
+    best: bool
+
+
+class ShearsOutcome(Document):
+    """Everything that the screen and the page show.
+
+    Attributes:
+        rows: in the order of `LABELS`.
+        n: test rows, the same for all.
+        losses: name -> [(step, loss)] of each training.
+        seconds: step -> what it took; all sittings together.
+        findings: in plain words, each only where the numbers carry it.
+    """
+
+    schema_: Literal["shearling.demo/1"] = pydantic.Field("shearling.demo/1", alias="schema")
+    scale: str
+    model_id: str
+    task: str
+    n: int
+    precision: str
+    rows: tuple[ShearsRow, ...]
+    candidates: tuple[Candidate, ...]
+    losses: dict[str, tuple[tuple[int, float], ...]]
+    seconds: dict[str, float]
+    machine: str
+    workload: str
+    findings: tuple[str, ...]
+
+    def row(self, role: str) -> ShearsRow:
+        """The row of one model."""
+        return next(row for row in self.rows if row.role == role)
+
+
+def read_outcome(layout: ShearsLayout, *, scale: str, seconds: dict[str, float]) -> ShearsOutcome:
+    """Gather the results of a finished demo.
+
+    Raises:
+        ArtefactError: something is missing, or was measured on other models.
+    """
+    board, benchmark = read_scoreboard(layout.evaluation), read_benchmark(layout.benchmark)
+    rows, n = _rows(layout, board, benchmark), board.scores[0].n
+    work, environment = benchmark.workload, benchmark.environment
+    return ShearsOutcome(
+        scale=scale,
+        model_id=str(open_artefact(layout.run.base, kind="base", only=()).manifest.details["model_id"]),
+        task=board.scores[0].task,
+        n=n,
+        precision=board.precision,
+        rows=rows,
+        candidates=read_candidates(layout.run.search),
+        losses={
+            "under the mask (pruned)": read_losses(layout.run.super_adapter),
+            "plain LoRA (dense)": read_losses(layout.lora.super_adapter),
+        },
+        seconds=seconds,
+        machine=f"{environment.cpu}, {environment.usable_cpus} CPUs",
+        workload=f"{work.prompt_tokens} prompt and {work.new_tokens} new tokens, batch 1, OpenVINO GenAI on CPU",
+        findings=tuple(describe(rows, n)),
+    )
+
+
+def read_candidates(search: Path) -> tuple[Candidate, ...]:
+    """The sub-networks that a search evaluated, each once, and which of them it put on its Pareto front."""
+    best, front = read_best(search), read_front(search)
+    return tuple(
+        Candidate(
+            id=evaluation.id,
+            adapter_params=evaluation.adapter_params,
+            accuracy=evaluation.accuracy,
+            pareto=evaluation.i in front,
+            best=evaluation.id == best,
+        )
+        for evaluation in read_evaluations(search)
+        if not evaluation.cached
+    )
+
+
+def _rows(layout: ShearsLayout, board: Scoreboard, benchmark: BenchmarkView) -> tuple[ShearsRow, ...]:
+    scores, subjects = {score.directory: score for score in board.scores}, benchmark.by_label
+    exports = compared_exports(layout)
+    rows = []
+    for role, model in compared_models(layout).items():
+        score, subject = scores.get(str(model)), subjects.get(str(exports[role])) if role in exports else None
+        if score is None or score.sparsity is None or (role in exports and subject is None):
+            raise ArtefactMismatch(
+                f"the results do not cover '{role}'", where=layout.path, remedy="Run the demo again with --force"
+            )
+        rows.append(
+            ShearsRow(
+                role=role,
+                label=LABELS[role],
+                accuracy=score.accuracy,
+                interval=score.interval,
+                bits_per_byte=score.bits_per_byte,
+                sparsity=score.sparsity,
+                speed=None if subject is None else _speed(subject),
+            )
+        )
+    return tuple(rows)
+
+
+def _speed(subject: SubjectView) -> Speed:
+    return Speed(
+        weight_bytes=subject.deployment.weights_bytes,
+        ttft_s=subject.metrics["ttft_s"],
+        tpot_s=subject.metrics["tpot_s"],
+        tokens_per_s=subject.metrics["tokens_per_s"],
+        decode_ratio=subject.ratios.get("tpot_s"),
+    )

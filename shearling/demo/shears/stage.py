@@ -1,0 +1,61 @@
+"""The demo of pruning, from nothing to its page."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from shearling.command_line import Result
+from shearling.demo.shears.layout import ShearsLayout
+from shearling.demo.shears.outcome import read_outcome
+from shearling.demo.shears.plan import plan_demo
+from shearling.demo.shears.report import render_report
+from shearling.demo.shears.screen import closing_screen
+from shearling.demo.stage_steps import Scale
+from shearling.demo.walk import check_recipes, walk
+from shearling.errors import ResourceExhausted
+from shearling.strict_json import write_document, write_text
+
+DISK_BYTES = 7 * 10**9
+"""What a demo leaves behind: a dozen copies of 135 million float32 weights; smoke runs too."""
+
+
+def run_demo(output: Path, *, scale: Scale, force: bool) -> Result:
+    """Do all steps, then write `summary.json` and `report.html`.
+
+    Args:
+        output: the directory of the demo; what is there already and fits is kept.
+        scale: `smoke` goes the same road in a fraction of the time, for tests.
+        force: replace what stands there and was not made by the demo.
+
+    Raises:
+        ArtefactMissing: the recipes are not beside the package.
+        ResourceExhausted: too little disk for a new demo.
+        ShearlingError: whatever a step refuses; see `carry_out`.
+    """
+    check_recipes()
+    layout = ShearsLayout(output)
+    _check_disk(layout)
+    output.mkdir(parents=True, exist_ok=True)
+    seconds = walk(plan_demo(layout, scale), layout.ledger, scale=scale, force=force)
+    outcome = read_outcome(layout, scale=scale, seconds=seconds)
+    write_document(layout.summary, outcome)
+    write_text(layout.report, render_report(outcome))
+    return Result(
+        {"report": str(layout.report), **outcome.model_dump(mode="json", by_alias=True)},
+        closing_screen(outcome, layout),
+    )
+
+
+def _check_disk(layout: ShearsLayout) -> None:
+    if layout.ledger.is_file():
+        # Begun already: what is missing then is unknown, and each stage checks for itself.
+        return
+    existing = next(parent for parent in (layout.path.resolve(), *layout.path.resolve().parents) if parent.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < DISK_BYTES:
+        raise ResourceExhausted(
+            f"the demo needs {DISK_BYTES / 1e9:.0f} GB of disk, {free_bytes / 1e9:.1f} GB are free",
+            where=layout.path,
+            remedy="Choose another --output",
+        )

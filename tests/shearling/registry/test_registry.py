@@ -1,0 +1,143 @@
+"""Tables of named members: what they refuse, and what another package may add."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import pydantic
+import pytest
+
+from shearling.errors import EnvironmentFault, UsageError
+from shearling.registry.registry import Entry, NameIn, Registry, load_implementation
+from tests.support.toy_package import toy_package
+
+GROUP = "shearling.test_animals"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Animal(Entry):
+    """A record with an attribute of its own."""
+
+    legs: int
+
+
+def animal(name: str, legs: int = 4) -> Animal:
+    return Animal(name=name, summary=f"A {name}.", implementation="json:loads", legs=legs)
+
+
+@pytest.fixture
+def animals() -> Registry[Animal]:
+    return Registry(noun="farm animal", group=GROUP, entry_type=Animal, entries=[animal("sheep"), animal("crane", 2)])
+
+
+def test_members_are_listed_in_order_and_found_by_name(animals):
+    assert animals.names() == ("sheep", "crane")
+    assert [member.legs for member in animals] == [4, 2]
+    assert animals.get("crane").legs == 2
+    animals.register(animal("goat"))
+    assert animals.names() == ("sheep", "crane", "goat")
+
+
+def test_a_name_is_taken_once(animals):
+    with pytest.raises(EnvironmentFault, match="two of the farm animal 'sheep'") as caught:
+        animals.register(animal("sheep"))
+    assert caught.value.where == GROUP
+    assert animals.names() == ("sheep", "crane")
+
+
+def test_a_record_of_another_class_is_refused(animals):
+    with pytest.raises(EnvironmentFault, match="described by Animal, found Entry") as caught:
+        animals.register(Entry(name="stone", summary="No animal.", implementation=None))
+    assert "docs/extending.md" in caught.value.remedy
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_with_all(animals):
+    with pytest.raises(UsageError) as caught:
+        animals.get("sheeep", where="--animal")
+    assert (caught.value.exit_code, caught.value.where) == (2, "--animal")
+    assert caught.value.message == "'sheeep' is not a farm animal, did you mean 'sheep'?"
+    assert caught.value.remedy == "There are: sheep, crane"
+    with pytest.raises(UsageError) as caught:
+        animals.get("xylophone")
+    assert "did you mean" not in caught.value.message
+
+
+def test_an_implementation_is_imported_when_it_is_used(animals):
+    assert animals.get("sheep").load() is json.loads
+    assert load_implementation(len) is len
+    with pytest.raises(ImportError):
+        load_implementation("no_such_module_anywhere:thing")
+
+
+def test_a_field_of_a_recipe_names_a_member(animals):
+    class Farm(pydantic.BaseModel):
+        favourite: Annotated[str, NameIn(animals)]
+
+    assert Farm(favourite="crane").favourite == "crane"
+    assert Farm.model_json_schema()["properties"]["favourite"]["enum"] == ["sheep", "crane"]
+    with pytest.raises(pydantic.ValidationError, match="did you mean 'crane'"):
+        Farm(favourite="cran")
+
+
+PROGRAM = f"""
+from shearling.command_line import JsonFlag, Result, make_app, run_command
+from shearling.registry.registry import Entry, Registry
+
+app = make_app("A command that lists a table.")
+
+@app.command()
+def show(as_json: JsonFlag = False) -> Result:
+    table = Registry(
+        noun="farm animal",
+        group={GROUP!r},
+        entry_type=Entry,
+        entries=[Entry(name="sheep", summary="A sheep.", implementation="json:loads")],
+    )
+    return Result({{"names": list(table.names()), "says": [entry.load()("3") for entry in table]}}, "")
+
+run_command(app, program="show", argv=["--json"])
+"""
+
+TOY = """
+from shearling.registry.registry import Entry
+
+def double(text):
+    return 2 * int(text)
+
+ENTRY = Entry(name="crane", summary="A bird.", implementation="toy_crane:double")
+"""
+
+
+def run_with(environment: dict[str, str], *, code: int) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, env=environment, timeout=60
+    )
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_another_package_adds_a_member(tmp_path):
+    answer = run_with(toy_package(tmp_path / "toy", group=GROUP, name="crane", code=TOY), code=0)
+    assert answer["names"] == ["sheep", "crane"]
+    assert answer["says"] == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import no_such_module_anywhere", "no_such_module_anywhere"),
+        ("NOTHING = 1", "ENTRY"),
+        ("ENTRY = 1", "found int"),
+        (TOY.replace('name="crane"', 'name="sheep"'), "two of the farm animal 'sheep'"),
+    ],
+    ids=["import", "attribute", "class", "duplicate"],
+)
+def test_a_broken_package_is_a_fault_of_the_environment(tmp_path, code, said):
+    answer = run_with(toy_package(tmp_path / "toy", group=GROUP, name="crane", code=code), code=4)
+    assert said in answer["message"]
+    if "found" not in said and "two of" not in said:
+        assert "toy_crane" in answer["where"]
