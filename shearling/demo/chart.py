@@ -1,4 +1,6 @@
-"""Small charts as inline SVG that follow the page's colours, light or dark, and need nothing from outside."""
+"""Small charts as SVG, inline or as a file, that follow the reader's colours, light or dark, and need nothing from
+outside.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,28 @@ WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 46
 
 Mark = Literal["plain", "ours", "muted"]
+
+COLOURS = """
+:root { --paper: #fbfaf7; --ink: #22262b; --soft: #626a73; --rule: #dcd8d0; --ours: #b4552d; --plain: #33658a;
+  --muted: #a3abb2; --card: #ffffff; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16191d; --ink: #e7e5e0; --soft: #9aa3ad; --rule: #343a41; --ours: #ea8f63; --plain: #7fb2d9;
+    --muted: #6b747d; --card: #1e2227; }
+}
+"""
+SHAPES = """
+svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+.end { text-anchor: end; } .middle { text-anchor: middle; }
+.axis { fill: none; stroke: var(--soft); } .grid { stroke: var(--rule); }
+.line { fill: none; stroke-width: 2; stroke: var(--plain); } .line.ours { stroke: var(--ours); }
+.line.muted { stroke: var(--muted); }
+.dot { fill: var(--plain); } .dot.ours { fill: var(--ours); }
+.dot.muted { fill: none; stroke: var(--muted); stroke-width: 2; }
+.bar { fill: var(--plain); } .bar.ours { fill: var(--ours); }
+.whisker { stroke: var(--plain); stroke-width: 2; } .whisker.ours { stroke: var(--ours); }
+.bar + .whisker { stroke: var(--ink); }
+"""
+"""Of every chart, for the page that it stands in."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +126,14 @@ def bars(points: Sequence[Point], *, title: str, x_label: str) -> str:
         parts.append(f'<text x="{high + 6:.1f}" y="{middle + 4:.1f}">{point.y:.1f}</text>')
     parts.append(f'<text class="middle" x="{(left + WIDTH) / 2:.0f}" y="{HEIGHT - 10}">{escape(x_label)}</text>')
     return _svg(title, parts)
+
+
+def as_file(svg: str) -> str:
+    """A chart as a file of its own, on a card, with the colours that it has in a page."""
+    inside = f"<style>{COLOURS}{SHAPES}</style>" + f'<rect width="{WIDTH}" height="{HEIGHT}" fill="var(--card)"/>'
+    opening, rest = svg.split(">", 1)
+    named = opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
+    return f"{named}>{inside}{rest}\n"
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:

@@ -13,7 +13,6 @@ Another package adds an entry through an entry point whose group is the table's:
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator
@@ -63,6 +62,7 @@ class Registry(Generic[EntryT]):
         self.group = group
         self._entry_type = entry_type
         self._entries: dict[str, EntryT] = {}
+        self._waiting: list[importlib.metadata.EntryPoint] | None = None
         for entry in entries:
             self.register(entry)
 
@@ -107,7 +107,7 @@ class Registry(Generic[EntryT]):
             near = difflib.get_close_matches(name, self._entries, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
             raise UsageError(
-                f"{name!r} is not a {self.noun}{hint}", where=where, remedy=f"There are: {', '.join(self._entries)}"
+                f"there is no {self.noun} {name!r}{hint}", where=where, remedy=f"There are: {', '.join(self._entries)}"
             )
         return self._entries[name]
 
@@ -116,23 +116,23 @@ class Registry(Generic[EntryT]):
         self._add_installed()
         return iter(tuple(self._entries.values()))
 
-    @functools.cached_property
-    def _installed(self) -> tuple[EntryT, ...]:
-        found = []
-        for point in sorted(importlib.metadata.entry_points(group=self.group), key=lambda point: point.name):
+    def _add_installed(self) -> None:
+        # Once, and not at import: what an entry point names imports this module itself.
+        if self._waiting is None:
+            self._waiting = sorted(importlib.metadata.entry_points(group=self.group), key=lambda point: point.name)
+        while self._waiting:
+            point = self._waiting[0]
             try:
-                found.append(self.register(point.load()))
-            except (ImportError, AttributeError) as error:
+                entry = point.load()
+            # A module of somebody else's may fail in any way.
+            except Exception as error:
                 raise EnvironmentFault(
-                    f"the {self.noun} {point.name!r} of another package cannot be imported: {error}",
+                    f"another package's {self.noun} {point.name!r} cannot be imported: {type(error).__name__}: {error}",
                     where=point.value,
                     remedy="Mend or uninstall that package",
                 ) from error
-        return tuple(found)
-
-    def _add_installed(self) -> None:
-        # Once, and not at import: what an entry point names imports this module itself.
-        _ = self._installed
+            self.register(entry)
+            self._waiting.pop(0)
 
 
 def load_implementation(implementation: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -28,9 +29,8 @@ def place(tmp_path_factory):
         if block.file is not None:
             (directory / block.file).write_text(block.text, encoding="utf-8")
         if block.language == "sh":
-            done = subprocess.run(
-                ["bash", "-euc", block.text], cwd=directory, env=environment, capture_output=True, text=True, check=False
-            )
+            shell = ["bash", "-euc", block.text]
+            done = subprocess.run(shell, cwd=directory, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{block.heading}: {block.text}\n{done.stdout}\n{done.stderr[-3000:]}"
     return directory
 
@@ -52,7 +52,7 @@ def test_every_stage_has_its_command():
 
 def test_every_output_of_the_page_follows_its_command():
     blocks = read_blocks(PAGE)
-    for before, block in zip(blocks, blocks[1:], strict=False):
+    for before, block in itertools.pairwise(blocks):
         if block.language == "text":
             assert before.language == "sh", block.text
     assert sum(block.language == "text" for block in blocks) >= 6

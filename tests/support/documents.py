@@ -1,4 +1,4 @@
-"""Documents as something to carry out: the fenced blocks of a Markdown page, and the files that they are to be saved as."""
+"""Documents as something to carry out: the fenced blocks of a page, and the files that they are to be saved as."""
 
 from __future__ import annotations
 

@@ -49,3 +49,8 @@ class ShearsLayout(DemoLayout):
     def report(self) -> Path:
         """The closing screen as a page."""
         return self.path / "report.html"
+
+    @property
+    def chart(self) -> Path:
+        """Accuracy against speed, as a picture."""
+        return self.path / "accuracy-speed.svg"

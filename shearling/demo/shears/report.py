@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shearling.demo.chart import Point, Series, bars, lines, scatter
+from shearling.demo.chart import COLOURS, SHAPES, Point, Series, as_file, bars, lines, scatter
 from shearling.demo.shears.outcome import ShearsOutcome
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -14,18 +14,34 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 def render_report(outcome: ShearsOutcome) -> str:
     """The page as HTML."""
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(outcome=outcome, charts=_charts(outcome), minutes=sum(outcome.seconds.values()) / 60)
+    return template.render(
+        outcome=outcome,
+        charts=_charts(outcome),
+        chart_style=Markup(COLOURS + SHAPES),
+        minutes=sum(outcome.seconds.values()) / 60,
+    )
+
+
+def render_accuracy_speed(outcome: ShearsOutcome) -> str:
+    """The chart that every change is judged by, as a file of its own."""
+    return as_file(_speed_chart(outcome))
 
 
 def _charts(outcome: ShearsOutcome) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
     made = [
+        (
+            "Accuracy and speed",
+            _speed_chart(outcome),
+            f"95 % intervals. {outcome.workload}; all models interleaved.",
+        ),
         ("Accuracy and sparsity", _accuracy_chart(outcome), f"95 % Wilson intervals over {outcome.n} unseen rows."),
         (
             "The search",
@@ -45,6 +61,23 @@ def _charts(outcome: ShearsOutcome) -> list[dict[str, Any]]:
         ),
     ]
     return [{"title": title, "svg": Markup(svg), "caption": caption} for title, svg, caption in made if svg]
+
+
+def _speed_chart(outcome: ShearsOutcome) -> str:
+    points = [
+        Point(
+            x=row.speed.tokens_per_s.median,
+            y=100 * row.accuracy,
+            low=100 * row.interval[0],
+            high=100 * row.interval[1],
+            label=row.label,
+            note=f"{row.label}: {row.accuracy:.1%}, {row.speed.tokens_per_s.median:.0f} tokens/s",
+            mark="ours" if row.role in ("ours", "packed") else "plain",
+        )
+        for row in outcome.rows
+        if row.speed is not None
+    ]
+    return scatter(points, title="Accuracy and speed", x_label="tokens/s, more is better", y_label="accuracy, %")
 
 
 def _accuracy_chart(outcome: ShearsOutcome) -> str:

@@ -9,7 +9,7 @@ from shearling.command_line import Result
 from shearling.demo.shears.layout import ShearsLayout
 from shearling.demo.shears.outcome import read_outcome
 from shearling.demo.shears.plan import plan_demo
-from shearling.demo.shears.report import render_report
+from shearling.demo.shears.report import render_accuracy_speed, render_report
 from shearling.demo.shears.screen import closing_screen
 from shearling.demo.stage_steps import Scale
 from shearling.demo.walk import check_recipes, walk
@@ -21,7 +21,7 @@ DISK_BYTES = 7 * 10**9
 
 
 def run_demo(output: Path, *, scale: Scale, force: bool) -> Result:
-    """Do all steps, then write `summary.json` and `report.html`.
+    """Do all steps, then write `summary.json`, `report.html` and `accuracy-speed.svg`.
 
     Args:
         output: the directory of the demo; what is there already and fits is kept.
@@ -41,6 +41,7 @@ def run_demo(output: Path, *, scale: Scale, force: bool) -> Result:
     outcome = read_outcome(layout, scale=scale, seconds=seconds)
     write_document(layout.summary, outcome)
     write_text(layout.report, render_report(outcome))
+    write_text(layout.chart, render_accuracy_speed(outcome))
     return Result(
         {"report": str(layout.report), **outcome.model_dump(mode="json", by_alias=True)},
         closing_screen(outcome, layout),

@@ -18,7 +18,7 @@ from shearling.demo.documents import Spread
 from shearling.demo.shears.findings import describe
 from shearling.demo.shears.layout import ShearsLayout
 from shearling.demo.shears.outcome import LABELS, ShearsOutcome
-from shearling.demo.shears.report import render_report
+from shearling.demo.shears.report import render_accuracy_speed, render_report
 from shearling.demo.shears.screen import closing_screen
 from shearling.strict_json import read_document, write_document
 from tests.support.outcomes import make_outcome, make_row, make_speed
@@ -37,11 +37,22 @@ def test_page_needs_nothing_from_outside():
 
 def test_charts_are_well_formed_and_finite():
     charts = re.findall(r"<svg.*?</svg>", render_report(make_outcome()), flags=re.DOTALL)
-    assert len(charts) == 4
+    assert len(charts) == 5
     for chart in charts:
         assert "nan" not in chart
         assert "inf" not in chart
         assert ElementTree.fromstring(chart).tag == "svg"
+
+
+def test_the_chart_of_accuracy_against_speed_stands_alone():
+    chart = ElementTree.fromstring(render_accuracy_speed(make_outcome()))
+    names = {"svg": "http://www.w3.org/2000/svg"}
+    # One dot for each model that was timed, and colours of its own for a light and for a dark page.
+    assert len(chart.findall("svg:circle", names)) == 5
+    style = chart.find("svg:style", names).text
+    used = set(re.findall(r"var\((--\w+)\)", ElementTree.tostring(chart, encoding="unicode")))
+    assert used <= set(re.findall(r"(--\w+):", style))
+    assert "prefers-color-scheme: dark" in style
 
 
 def test_smoke_runs_say_so():

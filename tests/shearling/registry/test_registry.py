@@ -59,7 +59,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_with_all(animals):
     with pytest.raises(UsageError) as caught:
         animals.get("sheeep", where="--animal")
     assert (caught.value.exit_code, caught.value.where) == (2, "--animal")
-    assert caught.value.message == "'sheeep' is not a farm animal, did you mean 'sheep'?"
+    assert caught.value.message == "there is no farm animal 'sheeep', did you mean 'sheep'?"
     assert caught.value.remedy == "There are: sheep, crane"
     with pytest.raises(UsageError) as caught:
         animals.get("xylophone")
@@ -112,6 +112,25 @@ ENTRY = Entry(name="crane", summary="A bird.", implementation="toy_crane:double"
 """
 
 
+def test_one_broken_package_is_told_again_and_nothing_counts_twice(animals, monkeypatch):
+    class Point:
+        value = "elsewhere:ENTRY"
+
+        def __init__(self, name, entry):
+            self.name, self.entry = name, entry
+
+        def load(self):
+            if self.entry is None:
+                raise RuntimeError("no")
+            return self.entry
+
+    points = [Point("a", animal("goat")), Point("b", None)]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points)
+    for _ in range(2):
+        with pytest.raises(EnvironmentFault, match="'b' cannot be imported: RuntimeError: no"):
+            animals.names()
+
+
 def run_with(environment: dict[str, str], *, code: int) -> dict:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, env=environment, timeout=60
@@ -130,11 +149,12 @@ def test_another_package_adds_a_member(tmp_path):
     ("code", "said"),
     [
         ("import no_such_module_anywhere", "no_such_module_anywhere"),
+        ("def broken(:", "SyntaxError"),
         ("NOTHING = 1", "ENTRY"),
         ("ENTRY = 1", "found int"),
         (TOY.replace('name="crane"', 'name="sheep"'), "two of the farm animal 'sheep'"),
     ],
-    ids=["import", "attribute", "class", "duplicate"],
+    ids=["import", "syntax", "attribute", "class", "duplicate"],
 )
 def test_a_broken_package_is_a_fault_of_the_environment(tmp_path, code, said):
     answer = run_with(toy_package(tmp_path / "toy", group=GROUP, name="crane", code=code), code=4)
