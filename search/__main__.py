@@ -1,4 +1,4 @@
-"""`python -m search`: find the sub-network to deploy."""
+"""`python -m search`: find the sub-network to deploy; `pick` takes another row of the journal."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from typing import Annotated, Any
 import typer
 
 from search.strategies.strategy import Algorithm, Cost
-from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
 from shearling.errors import UsageError
 from shearling.evaluation.precision import Precision
 
 app = make_app(
     "Find the best sub-network of a trained super-adapter on the validation split, and write best.json. "
-    "Options that are left out come from the run's recipe. Another row of the journal: python -m search.pick"
+    "Options that are left out come from the run's recipe."
 )
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def search(
+    context: typer.Context,
     run: Annotated[
-        Path,
-        typer.Option(
-            help="The run directory, with a super-adapter; an interrupted search continues.", show_default=False
-        ),
-    ],
+        Path | None, typer.Option(help="The run directory, with a super-adapter; an interrupted search continues.")
+    ] = None,
     algorithm: Annotated[Algorithm | None, typer.Option(help="The strategy.")] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Most sub-networks to evaluate.")] = None,
     population: Annotated[
@@ -61,12 +59,15 @@ def search(
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
-) -> Result:
-    """Find the best sub-network of a super-adapter.
+) -> Result | None:
+    """Find the best sub-network of a super-adapter, unless a subcommand is named.
 
     It is the most accurate one that meets the constraints, among equals the one that costs less; or, with an accuracy
     delta, the cheapest one whose accuracy is at least the reference less the delta.
     """
+    if context.invoked_subcommand is not None:
+        return None
+    run = require(run, "--run")
     import dataclasses
 
     from search.screen import summarise
@@ -97,6 +98,28 @@ def search(
     if constraints.reference_accuracy is not None and constraints.accuracy_delta is None:
         raise UsageError("a reference needs a delta", where="--reference-accuracy", remedy="Give --accuracy-delta too")
     return summarise(run_search(Run(run), settings, constraints, force=force))
+
+
+@app.command()
+def pick(
+    run: Annotated[Path, typer.Option(help="The run directory, with a finished search.", show_default=False)],
+    row: Annotated[
+        int,
+        typer.Option(min=0, help="The row of journal.jsonl, from 0; pareto.json lists good ones.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="The document to write; keep it where its relative paths hold.", show_default=False)
+    ],
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Make a sub-network document, like best.json, from any row of a finished search."""
+    from search.pick import pick_row
+    from search.screen import summarise_picked
+    from shearling.run import Run
+
+    return summarise_picked(pick_row(Run(run), row, output, force=force), output)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

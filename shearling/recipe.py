@@ -159,18 +159,18 @@ class GroupSection(Section):
 class AdapterSection(Section):
     """The elastic adapters."""
 
-    rank: int = pydantic.Field(32, ge=1, description="r_max")
-    alpha: float = pydantic.Field(64, gt=0, description="lora_alpha; the scaling is alpha / rank for every sub-adapter")
-    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    r: int = pydantic.Field(32, ge=1, description="the largest rank")
+    lora_alpha: float = pydantic.Field(64, gt=0, description="the scaling is lora_alpha / r for every sub-adapter")
+    lora_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     masked: bool = pydantic.Field(True, description="train under the sparsity mask, so that merging keeps every zero")
     groups: tuple[GroupSection, ...] = pydantic.Field(min_length=1)
 
     @pydantic.model_validator(mode="after")
     def _dropout(self) -> AdapterSection:
-        if self.masked and self.dropout:
+        if self.masked and self.lora_dropout:
             raise ValueError(
-                "dropout needs the adapter's own input, which the masked form does not have: set "
-                "dropout = 0 or masked = false"
+                "lora_dropout needs the adapter's own input, which the masked form does not have: set "
+                "lora_dropout = 0 or masked = false"
             )
         return self
 

@@ -14,7 +14,7 @@ class Run:
     """A run directory; nothing in it need exist yet.
 
     Attributes:
-        path: the directory that `python -m train --out` names.
+        path: the directory that `python -m train --output` names.
     """
 
     path: Path

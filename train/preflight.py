@@ -131,7 +131,7 @@ def check_disk(out: Path, *, needed_bytes: int) -> None:
         raise ResourceExhausted(
             f"{needed_bytes} bytes of disk needed, {free_bytes} free",
             where=out,
-            remedy="Free space, or choose another --out",
+            remedy="Free space, or choose another --output",
         )
 
 

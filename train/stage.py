@@ -130,7 +130,7 @@ def _reuse_or_make(
         raise OutputExists(
             f"made from another {', '.join(other)}",
             where=path,
-            remedy="Choose another --out, or replace the run with --force",
+            remedy="Choose another --output, or replace the run with --force",
         )
     log.print(f"reusing {path}")
     return artefact

@@ -195,7 +195,8 @@ def plan_comparison(layout: Layout, kind: Kind, scale: Scale, seed: int) -> list
     evaluate = ("-m", "shearling", "evaluate", *map(str, exports), "--task", str(layout.lonas.task))
     heuristic = (
         "-m",
-        "search.pick",
+        "search",
+        "pick",
         "--run",
         str(layout.lonas.path),
         "--row",
@@ -258,7 +259,7 @@ def _time(layout: Layout, kind: Kind, *, smoke: bool) -> Step:
 def _train(title: str, recipe: Path, run: Run, *shared: Path) -> Step:
     return Step(
         title,
-        ("-m", "train", "--recipe", str(recipe), "--out", str(run.path)),
+        ("-m", "train", "--recipe", str(recipe), "--output", str(run.path)),
         run.super_adapter,
         (recipe, *shared),
         120,

@@ -70,7 +70,7 @@ def compared_exports(layout: DemoLayout) -> dict[str, Path]:
 
 def _ours(layout: DemoLayout, recipe: Path) -> list[Action]:
     run, root = layout.run, str(layout.path)
-    train = ("-m", "train", "--recipe", _short(recipe), "--out", root)
+    train = ("-m", "train", "--recipe", _short(recipe), "--output", root)
     export = ("-m", "export", "--subnet", str(run.search / "best.json"))
     packed = (
         *export,
@@ -110,7 +110,7 @@ def _lora(layout: DemoLayout, recipe: Path) -> list[Action]:
         for name in ("task", "base"):
             share(layout.path / name, run.path / name)
 
-    train = ("-m", "train", "--recipe", _short(recipe), "--out", root)
+    train = ("-m", "train", "--recipe", _short(recipe), "--output", root)
     export = ("-m", "export", "--subnet", str(run.search / "best.json"), "--formats", "hf,openvino", "--verify", "warn")
     return [
         Action(
@@ -142,7 +142,7 @@ def _pruned_after(layout: DemoLayout, recipe: Path) -> list[Action]:
     def prepare() -> None:
         share(layout.run.task, run.task)
 
-    train = ("-m", "train", "--recipe", _short(recipe), "--out", str(run.path))
+    train = ("-m", "train", "--recipe", _short(recipe), "--output", str(run.path))
     inputs = (recipe, layout.lora.export, layout.run.task)
     return [
         Action(Step("Baseline: prune the merged LoRA model afterwards", train, run.sparse, inputs, 60), prepare),

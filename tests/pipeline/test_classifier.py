@@ -70,8 +70,8 @@ gold = "{{{{ label }}}}"
 max_length = 32
 
 [adapter]
-rank = 4
-alpha = 8
+r = 4
+lora_alpha = 8
 masked = false
 
 [[adapter.groups]]

@@ -145,7 +145,8 @@ def test_the_command_replaces_only_by_force(tuned: tuple[Run, Path], tmp_path: P
     command = [
         sys.executable,
         "-m",
-        "train.super_adapter.tune",
+        "train",
+        "tune",
         "--subnet",
         str(run.search / "best.json"),
         "--steps",

@@ -245,7 +245,8 @@ def test_any_row_becomes_a_document_that_opens(run: Run, tmp_path: Path) -> None
             [
                 sys.executable,
                 "-m",
-                "search.pick",
+                "search",
+                "pick",
                 "--run",
                 str(run.path),
                 "--row",
@@ -260,7 +261,19 @@ def test_any_row_becomes_a_document_that_opens(run: Run, tmp_path: Path) -> None
         opened = open_subnet(output)
         assert opened.space.encode(opened.subnet.choice) == found.records[row].choice_idx
     again = shell(
-        [sys.executable, "-m", "search.pick", "--run", str(run.path), "--row", "0", "--output", str(output), "--json"]
+        [
+            sys.executable,
+            "-m",
+            "search",
+            "pick",
+            "--run",
+            str(run.path),
+            "--row",
+            "0",
+            "--output",
+            str(output),
+            "--json",
+        ]
     )
     assert (again.returncode, json.loads(again.stdout)["error"]) == (2, "OutputExists")
     with pytest.raises(UsageError, match="row 99 of"):
@@ -316,7 +329,7 @@ def test_plain_adapters_count_beside_the_sparse_weights(tmp_path: Path) -> None:
 
 def test_the_command_explains_itself_without_heavy_imports() -> None:
     script = (
-        "import sys, search.__main__, search.pick; print([name for name in ('torch', 'pymoo', "
+        "import sys, search.__main__; print([name for name in ('torch', 'pymoo', "
         "'matplotlib', 'lm_eval') if name in sys.modules])"
     )
     assert shell([sys.executable, "-c", script]).stdout.strip() == "[]"
