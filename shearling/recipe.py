@@ -14,6 +14,9 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from shearling.errors import ArtefactMissing, RecipeInvalid
+from shearling.registry.pruning_methods import PRUNING_METHODS
+from shearling.registry.pruning_patterns import PRUNING_PATTERNS
+from shearling.registry.registry import NameIn
 
 RECIPE_SCHEMA = "shearling.recipe/1"
 
@@ -130,17 +133,18 @@ class CalibrationSection(Section):
 class SparsitySection(Section):
     """How the base is pruned."""
 
-    method: Literal["wanda", "magnitude"] = "wanda"
+    method: Annotated[str, NameIn(PRUNING_METHODS)] = "wanda"
     ratio: float = pydantic.Field(
-        0.5, ge=0, lt=1, description="share of every row to prune; 0.5 where a pattern is given"
+        0.5, ge=0, lt=1, description="share of every row to prune; that of the pattern where it has one, as 2:4 has 0.5"
     )
-    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    pattern: Annotated[str, NameIn(PRUNING_PATTERNS)] = "unstructured"
     calibration: CalibrationSection = CalibrationSection()
 
     @pydantic.model_validator(mode="after")
     def _pattern(self) -> SparsitySection:
-        if self.pattern != "unstructured" and self.ratio != 0.5:
-            raise ValueError(f"pattern {self.pattern} prunes exactly half: ratio must be 0.5")
+        fixed = PRUNING_PATTERNS.get(self.pattern).ratio
+        if fixed is not None and self.ratio != fixed:
+            raise ValueError(f"pattern {self.pattern} prunes exactly {fixed:g}: ratio must be {fixed:g}")
         return self
 
 

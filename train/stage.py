@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import (
     Artefact,
@@ -25,6 +25,7 @@ from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.task import SPLITS, read_rows, rows_file, write_rows
 from shearling.model.checkpoint import load_tokenizer
 from shearling.recipe import Recipe, SparsitySection, section_as_json
+from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.run import Run
 from shearling.strict_json import write_json
 from train.base.artefact import import_base, source_digest
@@ -34,6 +35,9 @@ from train.sparsity.calibration import calibration_blocks
 from train.super_adapter import processes
 from train.super_adapter.artefact import train_super_adapter
 from train.task.rows import build_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, Artefact]:
@@ -168,8 +172,10 @@ def _make_sparse(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, forc
     section = recipe.sparsity
     if section is None:
         raise ValueError("the recipe has no [sparsity]")
-    rows = read_rows(made["task"].path, "train")
-    blocks = calibration_blocks(section.calibration, rows, load_tokenizer(made["base"].path), seed=recipe.seed)
+    blocks: list[Tensor] = []
+    if PRUNING_METHODS.get(section.method).needs_calibration:
+        rows, tokenizer = read_rows(made["task"].path, "train"), load_tokenizer(made["base"].path)
+        blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=recipe.seed)
     text = _calibration_text(section, run)
     write_sparse(
         made["base"], run.sparse, section=section, calibration=blocks, text=text, seed=recipe.seed, force=force
