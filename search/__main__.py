@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from search.strategies.strategy import Algorithm, Cost
+from search.strategies.strategy import Cost
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
-from shearling.errors import UsageError
 from shearling.evaluation.precision import Precision
+from shearling.registry.option import MemberName
+from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
 app = make_app(
     "Find the best sub-network of a trained super-adapter on the validation split, and write best.json. "
@@ -24,16 +25,16 @@ def search(
     run: Annotated[
         Path | None, typer.Option(help="The run directory, with a super-adapter; an interrupted search continues.")
     ] = None,
-    algorithm: Annotated[Algorithm | None, typer.Option(help="The strategy.")] = None,
-    evaluations: Annotated[int | None, typer.Option(min=1, help="Most sub-networks to evaluate.")] = None,
-    population: Annotated[
-        int | None, typer.Option(min=2, help="Of NSGA-II; neighbours of a round in hill climbing.")
+    algorithm: Annotated[
+        str | None, typer.Option(click_type=MemberName(SEARCH_ALGORITHMS), help="How sub-networks are chosen.")
     ] = None,
+    evaluations: Annotated[int | None, typer.Option(min=1, help="Most sub-networks to evaluate.")] = None,
+    population: Annotated[int | None, typer.Option(min=2, help="Sub-networks of a generation or of a round.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Validation rows of an evaluation.")] = None,
     task: Annotated[
         str | None, typer.Option(help="Any lm-evaluation-harness task with a validation split, instead of the run's.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the strategy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the algorithm.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Most rows of a batch.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the evaluation.")] = None,
     min_accuracy: Annotated[
@@ -68,14 +69,11 @@ def search(
     if context.invoked_subcommand is not None:
         return None
     run = require(run, "--run")
-    import dataclasses
-
     from search.screen import summarise
-    from search.stage import recipe_rule, recipe_settings
-    from search.stage import search as run_search
+    from search.stage import search_by_recipe
     from shearling.run import Run
 
-    options: dict[str, Any] = {
+    settings = {
         "algorithm": algorithm,
         "evaluations": evaluations,
         "population": population,
@@ -93,11 +91,7 @@ def search(
         "accuracy_delta": accuracy_delta,
         "reference_accuracy": reference_accuracy,
     }
-    settings = dataclasses.replace(recipe_settings(Run(run)), **_given(options))
-    constraints = dataclasses.replace(recipe_rule(Run(run)), **_given(rule))
-    if constraints.reference_accuracy is not None and constraints.accuracy_delta is None:
-        raise UsageError("a reference needs a delta", where="--reference-accuracy", remedy="Give --accuracy-delta too")
-    return summarise(run_search(Run(run), settings, constraints, force=force))
+    return summarise(search_by_recipe(Run(run), settings=_given(settings), rule=_given(rule), force=force))
 
 
 @app.command()

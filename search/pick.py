@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from search.document import Origin, describe_record
 from search.journal import JOURNAL_FILE, read_journal
-from search.stage import Origin, describe_record
+from search.opening import open_run
 from shearling.artefact import open_artefact
-from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space
 from shearling.elastic.subnet import Subnet
 from shearling.errors import ArtefactMismatch, OutputExists, UsageError
 from shearling.run import Run
@@ -47,22 +47,23 @@ def describe_row(run: Run, row: int, *, location: Path) -> Subnet:
         UsageError: the journal has no such row.
         ArtefactMismatch: the super-adapter is not the one that was searched.
     """
-    searched = open_artefact(run.search, kind="search")
-    adapter = open_artefact(run.super_adapter, kind="super_adapter")
-    if searched.manifest.parents.get("super_adapter") != adapter.sha256:
+    searched, opened = open_artefact(run.search, kind="search"), open_run(run)
+    if searched.manifest.parents.get("super_adapter") != opened.adapter.sha256:
         raise ArtefactMismatch(
-            "the super-adapter is not the one that was searched", where=adapter.path, remedy="Search again"
+            "the super-adapter is not the one that was searched", where=opened.adapter.path, remedy="Search again"
         )
     journal = run.search / JOURNAL_FILE
     records = read_journal(journal)
     if row >= len(records):
         raise UsageError(f"row {row} of {len(records)}", where=journal, remedy=f"Rows are 0 to {len(records) - 1}")
-    space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
     details = searched.manifest.details
     origin = Origin(
+        opened.adapter,
+        opened.space,
         journal,
+        len(records),
         str(details["task"]),
         str(details["best_rule"]),
         int(details["settings"].get("macs_seq_len", 0)) or None,
     )
-    return describe_record(records[row], records, adapter, space, location=location, origin=origin)
+    return describe_record(records[row], origin, location=location)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from search.cost import COSTS
+from search.cost_words import COSTS
 from search.front import pareto_front
 from search.journal import Record
 from search.stage import BEST_FILE, Searched

@@ -17,6 +17,7 @@ from shearling.errors import ArtefactMissing, RecipeInvalid
 from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 from shearling.registry.registry import NameIn
+from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
 RECIPE_SCHEMA = "shearling.recipe/1"
 
@@ -246,7 +247,7 @@ class TrainSection(Section):
 class SearchSection(Section):
     """Defaults of `python -m search`; its options override them."""
 
-    algorithm: Literal["heuristic", "random", "hill_climbing", "nsga2"] = "nsga2"
+    algorithm: Annotated[str, NameIn(SEARCH_ALGORITHMS)] = "nsga2"
     evaluations: int = pydantic.Field(32, ge=1)
     population: int = pydantic.Field(8, ge=2)
     limit: int | None = pydantic.Field(None, ge=1, description="validation rows of an evaluation")

@@ -47,9 +47,8 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
         recipe: validated.
         out: the run directory.
         force: make everything anew; each artefact replaces its predecessor when it is complete, except that the old
-            super-adapter
-            and what is left of an unfinished one go when the training begins, so that an interrupted training is
-            continued without `force`.
+            super-adapter and what is left of an unfinished one go when the training begins, so that an interrupted
+            training is continued without `force`.
 
     Returns:
         The artefacts of the run by kind.

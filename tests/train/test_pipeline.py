@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 
-from search.stage import Constraints, SearchSettings, search
+from search.front import BestRule
+from search.settings import SearchSettings
+from search.stage import search
 from shearling.artefact import open_artefact, unfinished_artefact
 from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, OutputExists
@@ -147,7 +149,7 @@ def test_force_that_fails_keeps_what_it_has_not_replaced(finished, tmp_path):
     assert checkpoint.is_dir()
     # Task and base are new by now: the old adapter must not be searched on rows that it may have learnt.
     with pytest.raises(ArtefactMismatch, match="trained on another"):
-        search(run, SETTINGS, Constraints())
+        search(run, SETTINGS, BestRule())
 
 
 def test_force_without_pruning_removes_the_pruned_model(unfinished):

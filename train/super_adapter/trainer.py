@@ -169,7 +169,7 @@ class StepReporter(TrainerCallback):
     ) -> TrainerControl:
         """Count the step."""
         self.advance(note=self.note)
-        # All ranks stop at the same step, whichever got the signal.
+        # All processes stop at the same step, whichever got the signal.
         self.interruption.signal = processes.largest(self.interruption.signal or 0) or None
         if self.interruption.signal is not None:
             control.should_save = True
