@@ -29,7 +29,7 @@ from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.run import Run
 from shearling.strict_json import write_json
 from train.base.artefact import import_base, source_digest
-from train.preflight import check_structure, preflight
+from train.preflight import ModelSource, check_structure, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
 from train.sparsity.calibration import calibration_blocks
 from train.super_adapter import processes
@@ -81,23 +81,12 @@ def _make_frozen(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
             run.task, "task", _task_facts(recipe), {}, lambda: _make_task(recipe, run, force=force), force=force
         )
     }
-    base_facts: dict[str, Any] = {
-        "model_id": recipe.model.model_id,
-        "source": {"sha256": source_digest(source.path) if run.base.exists() else None},
-    }
-    classes = recipe.task.choices if recipe.model.head == "classifier" else None
-    base_facts |= {
-        "classes": None if classes is None else list(classes),
-        "head_seed": None if classes is None else recipe.seed,
-    }
     made["base"] = _reuse_or_make(
         run.base,
         "base",
-        base_facts,
+        _base_facts(recipe, source, run),
         {},
-        lambda: import_base(
-            source.path, run.base, model_id=recipe.model.model_id, classes=classes, seed=recipe.seed, force=force
-        ),
+        lambda: _make_base(recipe, source, run, force=force),
         force=force,
     )
     check_structure(recipe, made["base"].path)
@@ -165,6 +154,27 @@ def _make_task(recipe: Recipe, run: Run, *, force: bool) -> None:
         write_json(draft.directory / "task.json", facts)
         draft.details |= {**facts, **_task_facts(recipe)}
         log.print(f"task {recipe.task.name}: {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
+
+
+def _base_facts(recipe: Recipe, source: ModelSource, run: Run) -> dict[str, Any]:
+    classes = _classes(recipe)
+    return {
+        "model_id": recipe.model.model_id,
+        # The digest of a large model takes a while, and a base that is not there needs no comparison.
+        "source": {"sha256": source_digest(source.path) if run.base.exists() else None},
+        "classes": None if classes is None else list(classes),
+        "head_seed": None if classes is None else recipe.seed,
+    }
+
+
+def _make_base(recipe: Recipe, source: ModelSource, run: Run, *, force: bool) -> None:
+    model_id, classes = recipe.model.model_id, _classes(recipe)
+    import_base(source.path, run.base, model_id=model_id, classes=classes, seed=recipe.seed, force=force)
+
+
+def _classes(recipe: Recipe) -> tuple[str, ...] | None:
+    """Of a classifier, whose head is new."""
+    return recipe.task.choices if recipe.model.head == "classifier" else None
 
 
 def _make_sparse(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bool) -> None:

@@ -241,42 +241,19 @@ def test_other_settings_start_over(run: Run) -> None:
 
 def test_any_row_becomes_a_document_that_opens(run: Run, tmp_path: Path) -> None:
     found = search(run, settings(), BestRule())
+
+    def pick(row: int, output: Path) -> subprocess.CompletedProcess[str]:
+        options = ["--run", str(run.path), "--row", str(row), "--output", str(output), "--json"]
+        return shell([sys.executable, "-m", "search", "pick", *options])
+
     for row in (0, 2, len(found.records) - 1):
         output = tmp_path / "elsewhere" / f"row-{row}.json"
-        done = shell(
-            [
-                sys.executable,
-                "-m",
-                "search",
-                "pick",
-                "--run",
-                str(run.path),
-                "--row",
-                str(row),
-                "--output",
-                str(output),
-                "--json",
-            ]
-        )
+        done = pick(row, output)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["id"] == found.records[row].id
         opened = open_subnet(output)
         assert opened.space.encode(opened.subnet.choice) == found.records[row].choice_idx
-    again = shell(
-        [
-            sys.executable,
-            "-m",
-            "search",
-            "pick",
-            "--run",
-            str(run.path),
-            "--row",
-            "0",
-            "--output",
-            str(output),
-            "--json",
-        ]
-    )
+    again = pick(0, output)
     assert (again.returncode, json.loads(again.stdout)["error"]) == (2, "OutputExists")
     with pytest.raises(UsageError, match="row 99 of"):
         describe_row(run, 99, location=tmp_path)
