@@ -143,8 +143,9 @@ def test_force_that_fails_keeps_what_it_has_not_replaced(finished, tmp_path):
     checkpoint = unfinished_artefact(run.super_adapter) / "checkpoints" / "checkpoint-3"
     checkpoint.mkdir(parents=True)
     before = {kind: open_artefact(getattr(run, kind), kind=kind).sha256 for kind in ("sparse", "super_adapter")}
+    wanda = tiny_recipe(tmp_path / "copy", sparsity={"method": "wanda"})
     with pytest.raises(ArtefactMissing, match="calibration text"):
-        run_recipe(calibrated_on(tiny_recipe(tmp_path / "copy"), tmp_path / "nowhere.txt"), run.path, force=True)
+        run_recipe(calibrated_on(wanda, tmp_path / "nowhere.txt"), run.path, force=True)
     assert {kind: open_artefact(getattr(run, kind), kind=kind).sha256 for kind in before} == before
     assert checkpoint.is_dir()
     # Task and base are new by now: the old adapter must not be searched on rows that it may have learnt.

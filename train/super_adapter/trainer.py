@@ -1,7 +1,7 @@
 """Neural low-rank adapter search, the training half: one set of adapter weights, another sub-network every micro-batch.
 
-A Hugging Face Trainer in which each micro-batch activates the choice that
-the sampler draws, and a checkpoint is the adapter, the optimiser and the sampler's counter (Shears, section 3.2).
+A Hugging Face Trainer in which each micro-batch activates the choice that the sampler draws, and a checkpoint is the
+adapter, the optimiser and the sampler's counter (Shears, section 3.2).
 """
 
 from __future__ import annotations
