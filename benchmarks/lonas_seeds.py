@@ -8,7 +8,7 @@ For each seed the baseline is trained, LoRA at full width, and for each rule a s
 costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are at most
 the given share
 of the largest's. With --tune-steps the most accurate within the share is then trained alone (`python -m
-train.super_adapter.tune`), in steps that the
+train tune`), in steps that the
 super-network goes without, so that both take as many as the baseline. Told are the accuracies of the largest, the
 middle one, the one found, and that one tuned.
 Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
@@ -116,7 +116,7 @@ def _tell_searched(run: Run, *, seed: int, rule: str, share: float, train_s: flo
 def _tell_tuned(run: Run, *, seed: int, rule: str, steps: int) -> None:
     document, started_s = run.path / "tuned.json", time.monotonic()
     if not document.is_file():
-        _call("train.super_adapter.tune", "--subnet", str(run.search / "best.json"), "--steps", str(steps))
+        _call("train", "tune", "--subnet", str(run.search / "best.json"), "--steps", str(steps))
     found = open_subnet(document)
     network = assemble_super_network(found.frozen, found.adapter)
     indices, train_s = found.space.encode(found.subnet.choice), time.monotonic() - started_s
@@ -171,12 +171,12 @@ def _train(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_toml(content), encoding="utf-8")
     started_s = time.monotonic()
-    _call("train", "--recipe", str(path), "--out", str(run.path))
+    _call("train", "--recipe", str(path), "--output", str(run.path))
     return time.monotonic() - started_s
 
 
-def _call(module: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", module, *arguments], check=True, stdout=subprocess.DEVNULL)
+def _call(stage: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", stage, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def make_space(model: nn.Module, settings: Settings, *, masked: bool) -> SearchS
     ranks = (settings.rank, settings.rank * 3 // 4, settings.rank // 2)
     groups = tuple({"name": name, "modules": modules, "ranks": ranks} for name, modules in settings.groups.items())
     section = AdapterSection.model_validate(
-        {"rank": settings.rank, "alpha": 2.0 * settings.rank, "masked": masked, "groups": groups}
+        {"r": settings.rank, "lora_alpha": 2.0 * settings.rank, "masked": masked, "groups": groups}
     )
     return build_search_space(section, find_layers(model), model_type="benchmark")
 

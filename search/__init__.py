@@ -1,1 +1,1 @@
-"""Stage search."""
+"""Stage search: from a super-adapter to the sub-network to deploy."""

@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from search.cost import COSTS
+from search.cost_words import COSTS
 from search.front import dominates
 from search.journal import Journal, Record
 from search.objective import Objective
 from search.strategies.grid import Indices
-from search.strategies.strategy import Algorithm, Strategy
+from search.strategies.strategy import Strategy
 from shearling.console import Advance
 from shearling.errors import ArtefactMismatch
 
 
 def explore(
-    strategy: Strategy, objective: Objective, journal: Journal, *, algorithm: Algorithm, seed: int, advance: Advance
+    strategy: Strategy, objective: Objective, journal: Journal, *, algorithm: str, seed: int, advance: Advance
 ) -> list[Record]:
     """Run a strategy to its end, continuing the journal.
 
@@ -54,7 +54,7 @@ def explore(
             ids.setdefault(indices, record.id)
             position += 1
             advance(note=_note(journal.records[:position]))
-        strategy.tell([record.outcome for record in journal.records[position - len(candidates) : position]])
+        strategy.tell([record.trial for record in journal.records[position - len(candidates) : position]])
         generation += 1
     if position < len(journal.records):
         raise ArtefactMismatch(
@@ -68,7 +68,7 @@ def _evaluate(
     objective: Objective,
     journal: Journal,
     *,
-    algorithm: Algorithm,
+    algorithm: str,
     seed: int,
     generation: int,
     parent: str | None,
@@ -99,5 +99,5 @@ def _check_replay(record: Record, indices: Indices, journal: Journal) -> None:
 
 
 def _note(records: Sequence[Record]) -> str:
-    best = max(records, key=lambda record: record.outcome.merit)
+    best = max(records, key=lambda record: record.trial.merit)
     return f"best {best.accuracy:.1%} with {COSTS[best.cost_kind].show(best.cost)}"

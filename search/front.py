@@ -8,7 +8,8 @@ from typing import Any
 
 from search.journal import Record
 from search.strategies.strategy import Cost
-from shearling.errors import NoCandidate
+from shearling.errors import NoCandidate, UsageError
+from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
 PARETO_SCHEMA = "shearling.pareto/1"
 
@@ -23,6 +24,9 @@ class BestRule:
         accuracy_delta: it is the cheapest within this of the reference; None: it is the most accurate.
         reference_accuracy: None takes that of the largest sub-network.
         max_cost: it costs at most this, in the unit of the journal.
+
+    Raises:
+        UsageError: there is a reference without a delta.
     """
 
     min_accuracy: float | None = None
@@ -30,6 +34,12 @@ class BestRule:
     accuracy_delta: float | None = None
     reference_accuracy: float | None = None
     max_cost: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference_accuracy is not None and self.accuracy_delta is None:
+            raise UsageError(
+                "a reference needs a delta", where="--reference-accuracy", remedy="Give --accuracy-delta too"
+            )
 
     def words(self, cost: Cost) -> str:
         """The rule as stored beside what it chose."""
@@ -56,9 +66,10 @@ class BestRule:
         if reference is None:
             largest = [record.accuracy for record in records if not any(record.choice_idx)]
             if not largest:
+                trying = [algorithm.name for algorithm in SEARCH_ALGORITHMS if algorithm.tries_largest]
                 raise NoCandidate(
                     "the reference is the largest sub-network, which was not evaluated",
-                    remedy="Give --reference-accuracy, or search with nsga2",
+                    remedy=f"Give --reference-accuracy, or search with {' or '.join(trying)}",
                 )
             reference = largest[0]
         # A difference of decimal fractions is not exact.

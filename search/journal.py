@@ -13,7 +13,7 @@ from typing import Literal
 import pydantic
 
 from search.strategies.grid import Indices
-from search.strategies.strategy import Algorithm, Cost, Outcome
+from search.strategies.strategy import Cost, Trial
 from shearling.errors import ArtefactMissing, DocumentInvalid
 from shearling.strict_json import Document, parse_json, validate_document
 
@@ -25,6 +25,7 @@ class Record(Document):
 
     Attributes:
         i: line number, from 0.
+        algorithm: name of the strategy; not looked up, since a journal outlives the package that it came from.
         parent: id of the record that the candidate was derived from.
         choice_idx: index into the values of every group.
         loss: mean negative log-likelihood of the right answers, nats; None where the task does not show it.
@@ -44,7 +45,7 @@ class Record(Document):
     i: int = pydantic.Field(ge=0)
     id: str
     parent: str | None
-    algorithm: Algorithm
+    algorithm: str
     generation: int = pydantic.Field(ge=0)
     seed: int
     choice_idx: tuple[int, ...]
@@ -86,9 +87,9 @@ class Record(Document):
         return costs[self.cost_kind]
 
     @property
-    def outcome(self) -> Outcome:
+    def trial(self) -> Trial:
         """What a strategy is told."""
-        return Outcome(self.choice_idx, self.accuracy, self.cost)
+        return Trial(self.choice_idx, self.accuracy, self.cost)
 
 
 class Journal:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from search.cost import LatencyProbe
+from search.latency_probe import LatencyProbe
 from search.strategies.grid import Indices
 from search.strategies.strategy import Cost
 from shearling.elastic.size import measure_network
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class CandidateFigures:
     """What was measured; the fields are those of the journal."""
 
     accuracy: float
@@ -39,7 +39,7 @@ class Measurement:
 class Objective(Protocol):
     """Measures candidates."""
 
-    def measure(self, indices: Indices) -> Measurement:
+    def measure(self, indices: Indices) -> CandidateFigures:
         """Measure one candidate; the same candidate gives the same result, time apart."""
         ...
 
@@ -92,7 +92,7 @@ class SubnetObjective:
                     remedy="Limit macs, parameters or adapter_params",
                 )
 
-    def measure(self, indices: Indices) -> Measurement:
+    def measure(self, indices: Indices) -> CandidateFigures:
         """See `Objective.measure`."""
         choice = self._network.space.decode(indices)
         self._network.activate(choice)
@@ -100,11 +100,10 @@ class SubnetObjective:
             evaluation = self._evaluate()
             latency_ms = None if self._probe is None else self._probe.measure_ms()
         cuts, adapter_params = self._network.space.cuts(choice), self._network.adapter_params(choice)
-        # An update under the mask disappears into the weights that are there; a plain one is stored beside them,
-        # unless the
-        # frozen model is dense and takes it in.
+        # An update under the mask disappears into the weights that are there; a plain one is stored beside them, unless
+        # the frozen model is dense and takes it in.
         beside = 0 if self._network.space.adapter.masked_training else adapter_params
-        return Measurement(
+        return CandidateFigures(
             accuracy=evaluation.accuracy,
             accuracy_stderr=evaluation.accuracy_stderr,
             loss=evaluation.loss,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from search.cost import COSTS
+from search.cost_words import COSTS
 from search.front import pareto_front
 from search.journal import Record
 

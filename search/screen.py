@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.table import Table
 
-from search.cost import COSTS
+from search.cost_words import COSTS
 from search.front import pareto_front
 from search.journal import Record
 from search.stage import BEST_FILE, Searched
 from shearling.command_line import Result
+from shearling.elastic.subnet import Subnet
 from shearling.evaluation.confidence import wilson_interval
 
 
@@ -45,6 +48,18 @@ def summarise(searched: Searched) -> Result:
     )
     table.caption_justify = "left"
     return Result(data, table)
+
+
+def summarise_picked(subnet: Subnet, output: Path) -> Result:
+    """What `pick` wrote, and how to export it."""
+    metrics, provenance = subnet.metrics, subnet.provenance
+    data = {
+        "output": str(output),
+        "id": subnet.id,
+        "row": None if provenance is None else provenance.row,
+        **({} if metrics is None else {"accuracy": metrics.accuracy, "adapter_params": metrics.adapter_params}),
+    }
+    return Result(data, f"{output}: {subnet.id}\nnext: python -m export --subnet {output}")
 
 
 def _figures(record: Record) -> dict[str, object]:

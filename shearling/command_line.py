@@ -21,14 +21,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import click
 import typer
 from rich.console import Console, RenderableType
 
 from shearling.console import log
-from shearling.errors import PackageShadowed, ResourceExhausted, ShearlingError
+from shearling.errors import PackageShadowed, ResourceExhausted, ShearlingError, UsageError
 
 INTERRUPTED = 130
 STAGES = ("train", "search", "export", "serve")
@@ -38,6 +38,9 @@ DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of 
 ForceFlag = Annotated[
     bool, typer.Option("--force", help="Replace an existing output; removes only files that its manifest lists.")
 ]
+
+
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,17 @@ def make_app(help_text: str) -> typer.Typer:
         no_args_is_help=True,
         rich_markup_mode=None,
     )
+
+
+def require(value: Given | None, option: str) -> Given:
+    """An option that a stage cannot do without, but its subcommands can, so that typer must not ask for it.
+
+    Raises:
+        UsageError: it was left out.
+    """
+    if value is None:
+        raise UsageError(f"missing option '{option}'", remedy="Give it, or see --help")
+    return value
 
 
 def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = None) -> NoReturn:

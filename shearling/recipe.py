@@ -14,6 +14,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from shearling.errors import ArtefactMissing, RecipeInvalid
+from shearling.registry.pruning_methods import PRUNING_METHODS
+from shearling.registry.pruning_patterns import PRUNING_PATTERNS
+from shearling.registry.registry import NameIn
+from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
 RECIPE_SCHEMA = "shearling.recipe/1"
 
@@ -130,17 +134,18 @@ class CalibrationSection(Section):
 class SparsitySection(Section):
     """How the base is pruned."""
 
-    method: Literal["wanda", "magnitude"] = "wanda"
+    method: Annotated[str, NameIn(PRUNING_METHODS)] = "wanda"
     ratio: float = pydantic.Field(
-        0.5, ge=0, lt=1, description="share of every row to prune; 0.5 where a pattern is given"
+        0.5, ge=0, lt=1, description="share of every row to prune; that of the pattern where it has one, as 2:4 has 0.5"
     )
-    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    pattern: Annotated[str, NameIn(PRUNING_PATTERNS)] = "unstructured"
     calibration: CalibrationSection = CalibrationSection()
 
     @pydantic.model_validator(mode="after")
     def _pattern(self) -> SparsitySection:
-        if self.pattern != "unstructured" and self.ratio != 0.5:
-            raise ValueError(f"pattern {self.pattern} prunes exactly half: ratio must be 0.5")
+        fixed = PRUNING_PATTERNS.get(self.pattern).ratio
+        if fixed is not None and self.ratio != fixed:
+            raise ValueError(f"pattern {self.pattern} prunes exactly {fixed:g}: ratio must be {fixed:g}")
         return self
 
 
@@ -159,18 +164,18 @@ class GroupSection(Section):
 class AdapterSection(Section):
     """The elastic adapters."""
 
-    rank: int = pydantic.Field(32, ge=1, description="r_max")
-    alpha: float = pydantic.Field(64, gt=0, description="lora_alpha; the scaling is alpha / rank for every sub-adapter")
-    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    r: int = pydantic.Field(32, ge=1, description="the largest rank")
+    lora_alpha: float = pydantic.Field(64, gt=0, description="the scaling is lora_alpha / r for every sub-adapter")
+    lora_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     masked: bool = pydantic.Field(True, description="train under the sparsity mask, so that merging keeps every zero")
     groups: tuple[GroupSection, ...] = pydantic.Field(min_length=1)
 
     @pydantic.model_validator(mode="after")
     def _dropout(self) -> AdapterSection:
-        if self.masked and self.dropout:
+        if self.masked and self.lora_dropout:
             raise ValueError(
-                "dropout needs the adapter's own input, which the masked form does not have: set "
-                "dropout = 0 or masked = false"
+                "lora_dropout needs the adapter's own input, which the masked form does not have: set "
+                "lora_dropout = 0 or masked = false"
             )
         return self
 
@@ -242,7 +247,7 @@ class TrainSection(Section):
 class SearchSection(Section):
     """Defaults of `python -m search`; its options override them."""
 
-    algorithm: Literal["heuristic", "random", "hill_climbing", "nsga2"] = "nsga2"
+    algorithm: Annotated[str, NameIn(SEARCH_ALGORITHMS)] = "nsga2"
     evaluations: int = pydantic.Field(32, ge=1)
     population: int = pydantic.Field(8, ge=2)
     limit: int | None = pydantic.Field(None, ge=1, description="validation rows of an evaluation")

@@ -1,1 +1,1 @@
-"""Stage train."""
+"""Stage train: from a pretrained model to a super-adapter on its pruned weights."""

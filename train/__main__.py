@@ -1,4 +1,6 @@
-"""`python -m train`: from a recipe to a super-adapter on a pruned model."""
+"""`python -m train`: from a recipe to a super-adapter on a pruned model; `tune` trains what a search has found
+further.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +9,70 @@ from typing import Annotated
 
 import typer
 
-from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
 
-app = make_app("Sparsify a model and train its elastic adapters.")
+app = make_app("Carry out a recipe: split the data, import and prune the base, train the super-adapter.")
+
+
+@app.callback(invoke_without_command=True)
+def train(
+    context: typer.Context,
+    recipe: Annotated[Path | None, typer.Option(help="The TOML recipe; see recipes/.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The run directory; an interrupted run continues.")] = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result | None:
+    """Carry out a recipe, unless a subcommand is named."""
+    if context.invoked_subcommand is not None:
+        return None
+    recipe, output = require(recipe, "--recipe"), require(output, "--output")
+    from shearling.recipe import read_recipe
+    from train.super_adapter import processes
+
+    processes.silence_others()
+    wanted = read_recipe(recipe)
+    # After the recipe was read: a wrong one is refused before the libraries load.
+    from train.screen import summarise
+    from train.stage import run_recipe
+
+    made = run_recipe(wanted, output, force=force)
+    if not processes.is_main():
+        raise typer.Exit
+    return summarise(output, made)
 
 
 @app.command()
-def train(
-    recipe: Annotated[Path, typer.Option(help="The TOML recipe; see recipes/.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The run directory; an interrupted run continues.", show_default=False)],
+def tune(
+    subnet: Annotated[
+        Path,
+        typer.Option(help="best.json of a search, or what `python -m search pick` wrote.", show_default=False),
+    ],
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.", show_default=False)],
+    learning_rate: Annotated[
+        float, typer.Option(min=0.0, help="Below that of the training: the adapter is good already.")
+    ] = 2e-4,
+    name: Annotated[
+        str, typer.Option(help="Of the new adapter, beside the old one in the run; NAME.json describes it.")
+    ] = "tuned",
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
-    """Carry out a recipe: split the data, import and prune the base, train the super-adapter."""
-    from shearling.recipe import read_recipe
-    from train.screen import summarise
-    from train.stage import run_recipe
+    """Train one sub-network of a super-adapter further, alone, so that it owes the others nothing.
+
+    It becomes RUN/NAME, and RUN/NAME.json describes it for `python -m export --subnet`.
+    """
+    from shearling.elastic.subnet import open_subnet
+    from train.screen import summarise_tuned
     from train.super_adapter import processes
+    from train.super_adapter.tune import tune_subnet
 
     processes.silence_others()
-    made = run_recipe(read_recipe(recipe), out, force=force)
+    document = tune_subnet(open_subnet(subnet), steps=steps, learning_rate=learning_rate, name=name, force=force)
     if not processes.is_main():
         raise typer.Exit
-    return summarise(out, made)
+    return summarise_tuned(document, subnet=subnet, steps=steps)
 
 
 if __name__ == "__main__":

@@ -15,21 +15,30 @@ from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space
 from train.super_adapter.artefact import LOG_FILE
 
 
-def summarise(out: Path, made: Mapping[str, Artefact]) -> Result:
+def summarise(output: Path, made: Mapping[str, Artefact]) -> Result:
     """The artefacts of a run and their key figures, as JSON and as a table."""
     data: dict[str, Any] = {
-        "run": str(out),
+        "run": str(output),
         "artefacts": {kind: {"path": str(item.path), "sha256": item.sha256} for kind, item in made.items()},
     }
-    table = Table(title=f"run {out}", title_justify="left", caption_justify="left")
+    table = Table(title=f"run {output}", title_justify="left", caption_justify="left")
     table.add_column("artefact")
     table.add_column("what it holds")
     for kind, artefact in made.items():
         facts, words = _FACTS[kind](artefact)
         data["artefacts"][kind] |= facts
         table.add_row(str(artefact.path), words)
-    table.caption = f"next: python -m search --run {out}" if "super_adapter" in made else None
+    table.caption = f"next: python -m search --run {output}" if "super_adapter" in made else None
     return Result(data, table)
+
+
+def summarise_tuned(document: Path, *, subnet: Path, steps: int) -> Result:
+    """What `tune` wrote, and how to export it."""
+    export = document.parent / "export"
+    return Result(
+        {"output": str(document), "steps": steps},
+        f"{document}: {steps} steps on {subnet} alone\nnext: python -m export --subnet {document} --output {export}",
+    )
 
 
 def _task(artefact: Artefact) -> tuple[dict[str, Any], str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import (
     Artefact,
@@ -25,15 +25,19 @@ from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.task import SPLITS, read_rows, rows_file, write_rows
 from shearling.model.checkpoint import load_tokenizer
 from shearling.recipe import Recipe, SparsitySection, section_as_json
+from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.run import Run
 from shearling.strict_json import write_json
 from train.base.artefact import import_base, source_digest
-from train.preflight import check_structure, preflight
+from train.preflight import ModelSource, check_structure, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
 from train.sparsity.calibration import calibration_blocks
 from train.super_adapter import processes
 from train.super_adapter.artefact import train_super_adapter
 from train.task.rows import build_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, Artefact]:
@@ -43,9 +47,8 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
         recipe: validated.
         out: the run directory.
         force: make everything anew; each artefact replaces its predecessor when it is complete, except that the old
-            super-adapter
-            and what is left of an unfinished one go when the training begins, so that an interrupted training is
-            continued without `force`.
+            super-adapter and what is left of an unfinished one go when the training begins, so that an interrupted
+            training is continued without `force`.
 
     Returns:
         The artefacts of the run by kind.
@@ -78,23 +81,12 @@ def _make_frozen(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
             run.task, "task", _task_facts(recipe), {}, lambda: _make_task(recipe, run, force=force), force=force
         )
     }
-    base_facts: dict[str, Any] = {
-        "model_id": recipe.model.model_id,
-        "source": {"sha256": source_digest(source.path) if run.base.exists() else None},
-    }
-    classes = recipe.task.choices if recipe.model.head == "classifier" else None
-    base_facts |= {
-        "classes": None if classes is None else list(classes),
-        "head_seed": None if classes is None else recipe.seed,
-    }
     made["base"] = _reuse_or_make(
         run.base,
         "base",
-        base_facts,
+        _base_facts(recipe, source, run),
         {},
-        lambda: import_base(
-            source.path, run.base, model_id=recipe.model.model_id, classes=classes, seed=recipe.seed, force=force
-        ),
+        lambda: _make_base(recipe, source, run, force=force),
         force=force,
     )
     check_structure(recipe, made["base"].path)
@@ -130,7 +122,7 @@ def _reuse_or_make(
         raise OutputExists(
             f"made from another {', '.join(other)}",
             where=path,
-            remedy="Choose another --out, or replace the run with --force",
+            remedy="Choose another --output, or replace the run with --force",
         )
     log.print(f"reusing {path}")
     return artefact
@@ -164,12 +156,35 @@ def _make_task(recipe: Recipe, run: Run, *, force: bool) -> None:
         log.print(f"task {recipe.task.name}: {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
 
 
+def _base_facts(recipe: Recipe, source: ModelSource, run: Run) -> dict[str, Any]:
+    classes = _classes(recipe)
+    return {
+        "model_id": recipe.model.model_id,
+        # The digest of a large model takes a while, and a base that is not there needs no comparison.
+        "source": {"sha256": source_digest(source.path) if run.base.exists() else None},
+        "classes": None if classes is None else list(classes),
+        "head_seed": None if classes is None else recipe.seed,
+    }
+
+
+def _make_base(recipe: Recipe, source: ModelSource, run: Run, *, force: bool) -> None:
+    model_id, classes = recipe.model.model_id, _classes(recipe)
+    import_base(source.path, run.base, model_id=model_id, classes=classes, seed=recipe.seed, force=force)
+
+
+def _classes(recipe: Recipe) -> tuple[str, ...] | None:
+    """Of a classifier, whose head is new."""
+    return recipe.task.choices if recipe.model.head == "classifier" else None
+
+
 def _make_sparse(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bool) -> None:
     section = recipe.sparsity
     if section is None:
         raise ValueError("the recipe has no [sparsity]")
-    rows = read_rows(made["task"].path, "train")
-    blocks = calibration_blocks(section.calibration, rows, load_tokenizer(made["base"].path), seed=recipe.seed)
+    blocks: list[Tensor] = []
+    if PRUNING_METHODS.get(section.method).needs_calibration:
+        rows, tokenizer = read_rows(made["task"].path, "train"), load_tokenizer(made["base"].path)
+        blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=recipe.seed)
     text = _calibration_text(section, run)
     write_sparse(
         made["base"], run.sparse, section=section, calibration=blocks, text=text, seed=recipe.seed, force=force

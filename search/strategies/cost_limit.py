@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Budget:
+class CostLimit:
     """See the module.
 
     Attributes:
@@ -28,7 +28,7 @@ class Budget:
     most: float
 
     @classmethod
-    def of_share(cls, share: float, cost_of: Callable[[Indices], float], grid: Grid) -> Budget:
+    def of_share(cls, share: float, cost_of: Callable[[Indices], float], grid: Grid) -> CostLimit:
         """A share of what the largest candidate costs.
 
         Raises:

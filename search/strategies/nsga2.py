@@ -2,11 +2,9 @@
 
 Objectives: cost (adapter parameters, unless told otherwise) and negative accuracy, both minimised. SBX crossover
 (probability 0.9, eta 10) and polynomial mutation (eta 3), rounded to integers; floor(evaluations / population)
-generations;
-duplicates eliminated. The first generation holds the maximal, the heuristic and the minimal sub-network, which span
-the front
-from the start, and uniform draws. Within a budget all but the maximal one are shrunk to it, and so is every candidate
-after.
+generations; duplicates eliminated. The first generation holds the maximal, the heuristic and the minimal sub-network,
+which span the front from the start, and uniform draws. Within a limit on the cost all but the maximal one are shrunk to
+it, and so is every candidate after.
 """
 
 from __future__ import annotations
@@ -14,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from search.strategies.cost_limit import Budget
+from search.strategies.cost_limit import CostLimit
 from search.strategies.drawing import draw_new
 from search.strategies.grid import Grid, Indices
-from search.strategies.strategy import Outcome
+from search.strategies.strategy import Effort, Trial
 from shearling.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,31 +33,26 @@ class Evolution:
 
     Args:
         grid: the space.
-        evaluations: budget, rounded down to whole generations.
-        population: candidates of a generation.
-        seed: of every random draw.
-        budget: of a candidate.
+        effort: its evaluations are rounded down to whole generations.
 
     Raises:
-        UsageError: the budget is smaller than the population.
+        UsageError: the evaluations are fewer than the population.
     """
 
     parent: Indices | None = None
 
-    def __init__(
-        self, grid: Grid, *, evaluations: int, population: int, seed: int, budget: Budget | None = None
-    ) -> None:
-        population = min(population, grid.size)
-        self._generations = evaluations // population
+    def __init__(self, grid: Grid, effort: Effort) -> None:
+        population = min(effort.population, grid.size)
+        self._generations = effort.evaluations // population
         if self._generations < 1:
             raise UsageError(
-                f"{evaluations} evaluations are less than one population of {population}",
+                f"{effort.evaluations} evaluations are less than one population of {population}",
                 remedy="Raise --evaluations or lower --population",
             )
         self.planned = self._generations * population
         self._asked = 0
         self._pending: Any = None
-        self._problem, self._algorithm = _build(grid, population=population, seed=seed, budget=budget)
+        self._problem, self._algorithm = _build(grid, population=population, seed=effort.seed, limit=effort.limit)
 
     def ask(self) -> Sequence[Indices]:
         """The next generation; smaller than the population where the space runs out of new candidates."""
@@ -72,18 +65,18 @@ class Evolution:
             return []
         return [tuple(int(value) for value in row) for row in self._pending.get("X")]
 
-    def tell(self, outcomes: Sequence[Outcome]) -> None:
+    def tell(self, trials: Sequence[Trial]) -> None:
         """Select the survivors."""
         import numpy as np
         from pymoo.core.evaluator import Evaluator
         from pymoo.problems.static import StaticProblem
 
-        objectives = np.array([[outcome.cost, -outcome.accuracy] for outcome in outcomes], dtype=float)
+        objectives = np.array([[trial.cost, -trial.accuracy] for trial in trials], dtype=float)
         Evaluator().eval(StaticProblem(self._problem, F=objectives), self._pending)
         self._algorithm.tell(infills=self._pending)
 
 
-def _build(grid: Grid, *, population: int, seed: int, budget: Budget | None) -> tuple[Any, Any]:
+def _build(grid: Grid, *, population: int, seed: int, limit: CostLimit | None) -> tuple[Any, Any]:
     import numpy as np
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.problem import Problem
@@ -91,16 +84,16 @@ def _build(grid: Grid, *, population: int, seed: int, budget: Budget | None) -> 
     from pymoo.operators.mutation.pm import PM
     from pymoo.operators.repair.rounding import RoundingRepair
 
-    class KeepingBudget(RoundingRepair):
-        """Offspring are made of integers, and are shrunk to the budget. Not a repair of the algorithm: that one meets
+    class KeepingLimit(RoundingRepair):
+        """Offspring are made of integers, and are shrunk to the limit. Not a repair of the algorithm: that one meets
         its first generation, too.
         """
 
         def _do(self, problem: Problem, x: Any, **kwargs: Any) -> Any:
             rounded = super()._do(problem, x, **kwargs)
-            if budget is None:
+            if limit is None:
                 return rounded
-            return np.array([budget.shrink(tuple(int(index) for index in row), grid, random) for row in rounded])
+            return np.array([limit.shrink(tuple(int(index) for index in row), grid, random) for row in rounded])
 
     random = np.random.default_rng(seed)
     groups = len(grid.sizes)
@@ -111,11 +104,11 @@ def _build(grid: Grid, *, population: int, seed: int, budget: Budget | None) -> 
         prob_var=min(0.25, max(MUTATION_PROBABILITY, 1 / groups)),
         eta=MUTATION_ETA,
         vtype=float,
-        repair=KeepingBudget(),
+        repair=KeepingLimit(),
     )
     algorithm = NSGA2(
         pop_size=population,
-        sampling=_first_generation(grid, population=population, random=random, budget=budget),
+        sampling=_first_generation(grid, population=population, random=random, limit=limit),
         crossover=SBX(prob=CROSSOVER_PROBABILITY, eta=CROSSOVER_ETA, vtype=float, repair=RoundingRepair()),
         mutation=mutation,
         eliminate_duplicates=True,
@@ -125,11 +118,11 @@ def _build(grid: Grid, *, population: int, seed: int, budget: Budget | None) -> 
     return problem, algorithm
 
 
-def _first_generation(grid: Grid, *, population: int, random: np.random.Generator, budget: Budget | None) -> Any:
+def _first_generation(grid: Grid, *, population: int, random: np.random.Generator, limit: CostLimit | None) -> Any:
     import numpy as np
 
-    middle = grid.heuristic if budget is None else budget.shrink(grid.heuristic, grid, random)
+    middle = grid.heuristic if limit is None else limit.shrink(grid.heuristic, grid, random)
     anchors = list(dict.fromkeys((grid.maximal, middle, grid.minimal)))[:population]
     seen = set(anchors)
-    drawn = [draw_new(grid, random, seen=seen, budget=budget) for _ in range(population - len(anchors))]
+    drawn = [draw_new(grid, random, seen=seen, limit=limit) for _ in range(population - len(anchors))]
     return np.array([*anchors, *(indices for indices in drawn if indices is not None)], dtype=int)

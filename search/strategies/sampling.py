@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from search.strategies.cost_limit import Budget
 from search.strategies.drawing import draw_new
 from search.strategies.grid import Grid, Indices
-from search.strategies.strategy import Outcome
+from search.strategies.strategy import Effort, Trial
 
 
 class HeuristicOnly:
@@ -16,7 +15,7 @@ class HeuristicOnly:
     planned = 1
     parent: Indices | None = None
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, effort: Effort) -> None:
         self._left = [grid.heuristic]
 
     def ask(self) -> Sequence[Indices]:
@@ -24,37 +23,35 @@ class HeuristicOnly:
         asked, self._left = self._left, []
         return asked
 
-    def tell(self, outcomes: Sequence[Outcome]) -> None:
-        """Nothing follows from the outcome."""
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Nothing follows from the trial."""
 
 
 class UniformSampling:
-    """Uniform draws without repetition; the whole space if it is smaller than the budget.
+    """Uniform draws without repetition; the whole space if it is smaller than the effort.
 
     Args:
         grid: the space.
-        evaluations: number of draws.
-        seed: of the draws.
-        budget: of a candidate.
+        effort: how many draws, within what cost.
     """
 
     parent: Indices | None = None
 
-    def __init__(self, grid: Grid, *, evaluations: int, seed: int, budget: Budget | None = None) -> None:
+    def __init__(self, grid: Grid, effort: Effort) -> None:
         import numpy as np
 
-        self.planned = min(evaluations, grid.size)
+        self.planned = min(effort.evaluations, grid.size)
         self._grid = grid
-        self._random = np.random.default_rng(seed)
-        self._budget = budget
+        self._random = np.random.default_rng(effort.seed)
+        self._limit = effort.limit
         self._seen: set[Indices] = set()
 
     def ask(self) -> Sequence[Indices]:
         """One more draw."""
         if len(self._seen) >= self.planned:
             return []
-        drawn = draw_new(self._grid, self._random, seen=self._seen, budget=self._budget)
+        drawn = draw_new(self._grid, self._random, seen=self._seen, limit=self._limit)
         return [] if drawn is None else [drawn]
 
-    def tell(self, outcomes: Sequence[Outcome]) -> None:
-        """Nothing follows from the outcomes."""
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Nothing follows from the trials."""

@@ -1,7 +1,8 @@
 """What a search strategy is: it asks for candidates, and is told how they did.
 
-Strategies are deterministic functions of their seed and of what they are told, which is how an interrupted search
-resumes: the journal's outcomes are told again.
+One is made by calling the implementation of its record in `shearling.registry.search_algorithms` with a `Grid`, the
+candidates, and an `Effort`. Strategies are deterministic functions of their seed and of what they are told, which is
+how an interrupted search resumes: the journal's outcomes are told again.
 """
 
 from __future__ import annotations
@@ -10,15 +11,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from search.strategies.grid import Indices
+from search.strategies.cost_limit import CostLimit
+from search.strategies.grid import Grid, Indices
+from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
-Algorithm = Literal["heuristic", "random", "hill_climbing", "nsga2"]
 Cost = Literal["adapter_params", "parameters", "macs", "latency"]
 """What a search saves: weights of the adapter, weights or multiply-accumulates of the model, or its time."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Effort:
+    """What a strategy may spend; it takes from it what it has a use for.
+
+    Attributes:
+        evaluations: most candidates.
+        seed: of its random draws.
+        population: candidates of a generation (NSGA-II), or neighbours tried in a round (hill climbing).
+        limit: what its candidates may cost. Only the heuristic, and the largest in NSGA-II's first generation, may cost
+            more.
+    """
+
+    evaluations: int
+    seed: int = 0
+    population: int = 8
+    limit: CostLimit | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
     """How one candidate did.
 
     Attributes:
@@ -53,6 +73,16 @@ class Strategy(Protocol):
         """The next generation of candidates; empty when the search is over."""
         ...
 
-    def tell(self, outcomes: Sequence[Outcome]) -> None:
-        """The outcomes of the candidates last asked for, in their order."""
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """The trials of the candidates last asked for, in their order."""
         ...
+
+
+def make_strategy(algorithm: str, grid: Grid, effort: Effort) -> Strategy:
+    """The strategy of this name.
+
+    Raises:
+        UsageError: there is none, or the effort is too small for it.
+    """
+    strategy: Strategy = SEARCH_ALGORITHMS.get(algorithm, where="algorithm").load()(grid, effort)
+    return strategy

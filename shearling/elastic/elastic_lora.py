@@ -78,6 +78,7 @@ class _MaskedLinear(torch.autograd.Function):
     ) -> Tensor:
         # The sum is taken in float32 and rounded once: in bfloat16 a small update would vanish beside a large weight.
         merged = effective_weight(weight, lora_a, lora_b, scaling=scaling, mask=mask).to(x.dtype)
+        # The merged weight is kept, not made again in the backward: memory, which preflight counts, for one product.
         ctx.save_for_backward(x, merged, lora_a, lora_b, mask)
         ctx.scaling = scaling
         return F.linear(x, merged)
@@ -90,7 +91,8 @@ class _MaskedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = grad_y @ merged
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            # [out, in], the gradient of the merged weight
+            # [out, in], the gradient of the merged weight. It is summed over all rows before the mask is applied: the
+            # mask stands between B A and the weight, so the gradients of A and B have no path that avoids [out, in].
             grad_weight = grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
             grad_weight.mul_(_numeric(mask, grad_weight.dtype))
             grad_a = (lora_b.to(x.dtype).T @ grad_weight).to(lora_a.dtype).mul_(ctx.scaling)
@@ -205,6 +207,7 @@ class ElasticLoraLinear(FrozenLinear):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
+        # Autocast would round A and B before their product; here only the finished weight is rounded.
         with torch.autocast(device, enabled=False):
             y: Tensor = _MaskedLinear.apply(x, weight, lora_a, lora_b, mask, self.scaling)
             return y if bias is None else y + bias.to(y.dtype)

@@ -36,12 +36,12 @@ class TransformerLayers:
 
     def linears(self) -> dict[str, nn.Linear]:
         """Every prunable linear by absolute path, layer by layer."""
-        found = {}
-        for index, layer in enumerate(self.layers):
-            modules = dict(layer.named_modules())
-            for name in self.linear_names:
-                found[self.module_path(index, name)] = modules[name]
-        return found
+        return {path: linear for index in range(len(self.layers)) for path, linear in self.linears_of(index).items()}
+
+    def linears_of(self, layer: int) -> dict[str, nn.Linear]:
+        """The prunable linears of one layer by absolute path."""
+        modules = dict(self.layers[layer].named_modules())
+        return {self.module_path(layer, name): modules[name] for name in self.linear_names}
 
 
 def find_layers(model: nn.Module) -> TransformerLayers:

@@ -200,6 +200,7 @@ def _follow(model: PreTrainedModel, transformer: TransformerLayers) -> _Trace:
     def tag(path: str) -> Any:
         return lambda _module, _inputs, output: tags_of.set(output, {path: _Source()})
 
+    # Every layer starts anew: what earlier layers wrote into the stream belongs to all, and to no block.
     def enter_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tags_of.set(args[0] if args else kwargs["hidden_states"], {STREAM: _Source()})
 
@@ -242,14 +243,17 @@ class _TagsOfTensors:
 
         tensors = list(_tensors(inputs))
         name = str(operator)
+        # Copies keep every channel where it is, but torch does not count them among the pointwise operators.
         pointwise = torch.Tag.pointwise in operator.tags or "clone" in name or "_to_copy" in name
         attends = any(part in name for part in ATTENTION_OPERATORS)
         for output in _tensors([result]):
             merged: Tags = {}
             for tensor in tensors:
+                # A pointwise operator may still broadcast [..., 1] over the channels: a gate, not a channel.
                 same_width = tensor.ndim > 0 and tensor.shape[-1] == output.shape[-1] if output.ndim else False
                 for path, source in self.get(tensor).items():
                     moved = source.through(pointwise=pointwise and same_width, attends=attends)
+                    # By two ways, as through a gate and around it: channelwise only if both are, attended if one is.
                     known = merged.get(path, moved)
                     merged[path] = _Source(known.channelwise and moved.channelwise, known.attended or moved.attended)
             self.set(output, merged)
@@ -274,6 +278,7 @@ def _note_heads(name: str, inputs: list[Tensor], output: Tensor, tags_of: _TagsO
     tags = tags_of.get(source)
     if len(tags) == 1 and output.ndim == source.ndim + 1 and output.shape[-1] * output.shape[-2] == source.shape[-1]:
         path, how = next(iter(tags.items()))
+        # The first split counts: rotary embeddings and repeated key-value heads view the same values again, otherwise.
         if how.channelwise:
             trace.head_dims.setdefault(path, output.shape[-1])
 

@@ -15,7 +15,9 @@ from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_frozen, export_subnet, plan
 from export.verification.parity import FLOAT32_CPU, fixed_blocks
-from search.stage import Constraints, SearchSettings, search
+from search.front import BestRule
+from search.settings import SearchSettings
+from search.stage import search
 from serve.bench.forward import _load, measure_forwards
 from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, load_masks
@@ -70,8 +72,8 @@ gold = "{{{{ label }}}}"
 max_length = 32
 
 [adapter]
-rank = 4
-alpha = 8
+r = 4
+lora_alpha = 8
 masked = false
 
 [[adapter.groups]]
@@ -121,7 +123,7 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
         if "loss" in (entry := json.loads(line))
     ]
     assert losses[-1] < losses[0]
-    searched = search(run, SETTINGS, Constraints(accuracy_delta=0.5))
+    searched = search(run, SETTINGS, BestRule(accuracy_delta=0.5))
     assert all(record.latency_ms and record.parameters for record in searched.records)
     exported = export_subnet(
         run.search / "best.json", ExportRequest(output=run.export, formats=("hf", "openvino", "onnx", "peft"))
@@ -166,7 +168,7 @@ def make_pruned(directory: Path, *, masked: bool) -> Run:
     (directory / "recipe.toml").write_text(recipe)
     run = Run(directory / "run")
     run_recipe(read_recipe(directory / "recipe.toml"), run.path)
-    search(run, SETTINGS, Constraints(accuracy_delta=0.5))
+    search(run, SETTINGS, BestRule(accuracy_delta=0.5))
     return run
 
 

@@ -10,7 +10,9 @@ import pytest
 from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_subnet
-from search.stage import Constraints, SearchSettings, search
+from search.front import BestRule
+from search.settings import SearchSettings
+from search.stage import search
 from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.elastic.subnet import open_subnet
@@ -38,7 +40,7 @@ def searched(family: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     directory = tmp_path_factory.mktemp(family)
     recipe = tiny_recipe(directory, family=family, sparsity={"method": "wanda"}, train={"steps": 3})
     run_recipe(recipe, directory / "run")
-    search(Run(directory / "run"), SETTINGS, Constraints())
+    search(Run(directory / "run"), SETTINGS, BestRule())
     return Run(directory / "run")
 
 

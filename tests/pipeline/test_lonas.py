@@ -11,7 +11,9 @@ import torch
 from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_subnet
-from search.stage import Constraints, SearchSettings, search
+from search.front import BestRule
+from search.settings import SearchSettings
+from search.stage import search
 from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.size import measure_network
 from shearling.elastic.subnet import Subnet, open_subnet
@@ -74,7 +76,7 @@ def mixed(run: Run) -> tuple[Subnet, Path]:
 def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     family, masked = request.param
     run = make_run(tmp_path_factory.mktemp(family), family, masked=masked, reorder="wanda" if masked else "l1")
-    search(run, SETTINGS, Constraints(accuracy_delta=1.0))
+    search(run, SETTINGS, BestRule(accuracy_delta=1.0))
     return run
 
 
@@ -167,7 +169,7 @@ _SHARED: list[Run] = []
 def _shared(factory: pytest.TempPathFactory) -> Run:
     if not _SHARED:
         run = make_run(factory.mktemp("shared"), "llama_tied_gqa", masked=True, reorder="l1")
-        search(run, SETTINGS, Constraints(accuracy_delta=0.0))
+        search(run, SETTINGS, BestRule(accuracy_delta=0.0))
         _SHARED.append(run)
     return _SHARED[0]
 
@@ -175,9 +177,9 @@ def _shared(factory: pytest.TempPathFactory) -> Run:
 def test_nothing_within_the_delta_is_exit_1(tmp_path_factory: pytest.TempPathFactory) -> None:
     run = _shared(tmp_path_factory)
     with pytest.raises(NoCandidate) as caught:
-        search(run, SETTINGS, Constraints(accuracy_delta=0.0, reference_accuracy=1.0, min_accuracy=1.0), force=True)
+        search(run, SETTINGS, BestRule(accuracy_delta=0.0, reference_accuracy=1.0, min_accuracy=1.0), force=True)
     assert caught.value.exit_code == 1
-    search(run, SETTINGS, Constraints(accuracy_delta=0.0), force=True)
+    search(run, SETTINGS, BestRule(accuracy_delta=0.0), force=True)
 
 
 def test_an_order_made_for_another_base_is_refused(tmp_path: Path) -> None:

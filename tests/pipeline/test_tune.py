@@ -14,7 +14,9 @@ import torch
 from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_subnet
-from search.stage import Constraints, SearchSettings, search
+from search.front import BestRule
+from search.settings import SearchSettings
+from search.stage import search
 from shearling.artefact import open_artefact
 from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.subnet import Subnet, open_subnet
@@ -50,7 +52,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     run_recipe(recipe, directory / "run")
     run = Run(directory / "run")
-    search(run, SETTINGS, Constraints(accuracy_delta=1.0))
+    search(run, SETTINGS, BestRule(accuracy_delta=1.0))
     return run, tune_subnet(open_subnet(run.search / "best.json"), steps=25, learning_rate=5e-3)
 
 
@@ -145,7 +147,8 @@ def test_the_command_replaces_only_by_force(tuned: tuple[Run, Path], tmp_path: P
     command = [
         sys.executable,
         "-m",
-        "train.super_adapter.tune",
+        "train",
+        "tune",
         "--subnet",
         str(run.search / "best.json"),
         "--steps",

@@ -17,8 +17,10 @@ import pytest
 from search.front import BestRule, best_record
 from search.journal import read_journal
 from search.objective import SubnetObjective, count_frozen_nonzero
+from search.opening import open_run
 from search.pick import describe_row
-from search.stage import Constraints, Searched, SearchSettings, recipe_settings, search
+from search.settings import SearchSettings, recipe_settings
+from search.stage import Searched, search
 from shearling.artefact import open_artefact
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import load_super_network
@@ -71,7 +73,7 @@ def content(path: Path) -> list[dict[str, object]]:
 
 
 def test_a_search_writes_a_complete_artefact(run: Run) -> None:
-    found = search(run, settings(), Constraints())
+    found = search(run, settings(), BestRule())
     artefact = open_artefact(run.search, kind="search")
     assert set(artefact.manifest.files) == {
         "journal.jsonl",
@@ -92,7 +94,7 @@ def test_a_search_writes_a_complete_artefact(run: Run) -> None:
 
 
 def test_best_json_names_everything_and_reevaluates_to_the_recorded_accuracy(run: Run) -> None:
-    found = search(run, settings(), Constraints())
+    found = search(run, settings(), BestRule())
     opened = open_subnet(run.search / "best.json")
     subnet = opened.subnet
     assert subnet.metrics is not None
@@ -114,7 +116,7 @@ def test_best_json_names_everything_and_reevaluates_to_the_recorded_accuracy(run
 
 
 def test_a_cost_share_is_kept_by_the_candidates_and_by_the_best(run: Run) -> None:
-    found = search(run, settings(max_cost_share=0.7), Constraints())
+    found = search(run, settings(max_cost_share=0.7), BestRule())
     network = load_super_network(run)
     largest = network.adapter_params(network.space.decode((0,) * len(network.space.groups)))
     assert found.best.adapter_params <= 0.7 * largest
@@ -123,28 +125,28 @@ def test_a_cost_share_is_kept_by_the_candidates_and_by_the_best(run: Run) -> Non
     assert subnet.provenance is not None
     assert f"max accuracy with adapter params <= {0.7 * largest:g}" in subnet.provenance.best_rule
     with pytest.raises(UsageError, match="the smallest sub-network costs"):
-        search(run, settings(max_cost_share=0.01), Constraints(), force=True)
+        search(run, settings(max_cost_share=0.01), BestRule(), force=True)
     with pytest.raises(UsageError, match="a latency is measured, not counted"):
-        search(run, settings(max_cost_share=0.7, cost="latency"), Constraints(), force=True)
+        search(run, settings(max_cost_share=0.7, cost="latency"), BestRule(), force=True)
 
 
 def test_heuristic_search_takes_the_middle_of_every_group(run: Run) -> None:
-    found = search(run, settings(algorithm="heuristic"), Constraints())
+    found = search(run, settings(algorithm="heuristic"), BestRule())
     opened = open_subnet(run.search / "best.json")
     assert opened.subnet.choice == opened.space.heuristic()
     assert len(found.records) == 1
 
 
 def test_the_search_never_reads_the_test_rows(run: Run, trained: Path, tmp_path: Path) -> None:
-    whole = search(Run(shutil.copytree(trained, tmp_path / "whole")), settings(), Constraints())
+    whole = search(Run(shutil.copytree(trained, tmp_path / "whole")), settings(), BestRule())
     (run.task / "test.jsonl").write_text("not json")
-    damaged = search(run, settings(), Constraints())
+    damaged = search(run, settings(), BestRule())
     assert [record.model_copy(update={"seconds": 0.0}) for record in damaged.records] == [
         record.model_copy(update={"seconds": 0.0}) for record in whole.records
     ]
     shutil.rmtree(run.search)
     (run.task / "test.jsonl").unlink()
-    search(run, settings(algorithm="heuristic"), Constraints())
+    search(run, settings(algorithm="heuristic"), BestRule())
 
 
 def test_train_validation_and_test_rows_are_disjoint(trained: Path) -> None:
@@ -202,11 +204,11 @@ def test_interrupted_in_process_and_resumed_measures_nothing_twice(run: Run, mon
 
     monkeypatch.setattr(SubnetObjective, "measure", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
-        search(run, settings(), Constraints())
+        search(run, settings(), BestRule())
     monkeypatch.setattr(
         SubnetObjective, "measure", lambda self, indices: (measured.append(indices), original(self, indices))[1]
     )
-    found = search(run, settings(), Constraints())
+    found = search(run, settings(), BestRule())
     assert len(measured) == len(set(measured)) == sum(not record.cached for record in found.records)
 
 
@@ -214,10 +216,10 @@ def test_no_candidate_is_exit_1_and_another_constraint_reuses_the_evaluations(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(NoCandidate, match="adapter parameters <= 1"):
-        search(run, settings(), Constraints(max_params=1))
+        search(run, settings(), BestRule(max_params=1))
     assert not run.search.exists()
     monkeypatch.setattr(SubnetObjective, "measure", lambda self, indices: pytest.fail("measured again"))
-    found = search(run, settings(), Constraints(max_params=10**9))
+    found = search(run, settings(), BestRule(max_params=10**9))
     assert len(found.records) == 12
     refused = shell(
         command(run, "--force", "--algorithm", "heuristic", "--min-accuracy", "1.0", "--max-params", "1", "--json")
@@ -231,54 +233,44 @@ def test_no_candidate_is_exit_1_and_another_constraint_reuses_the_evaluations(
 
 def test_other_settings_start_over(run: Run) -> None:
     with pytest.raises(NoCandidate):
-        search(run, settings(), Constraints(max_params=1))
-    found = search(run, settings(algorithm="random", seed=5, evaluations=3), Constraints())
+        search(run, settings(), BestRule(max_params=1))
+    found = search(run, settings(algorithm="random", seed=5, evaluations=3), BestRule())
     assert {record.algorithm for record in found.records} == {"random"}
     assert len(found.records) == 3
 
 
 def test_any_row_becomes_a_document_that_opens(run: Run, tmp_path: Path) -> None:
-    found = search(run, settings(), Constraints())
+    found = search(run, settings(), BestRule())
+
+    def pick(row: int, output: Path) -> subprocess.CompletedProcess[str]:
+        options = ["--run", str(run.path), "--row", str(row), "--output", str(output), "--json"]
+        return shell([sys.executable, "-m", "search", "pick", *options])
+
     for row in (0, 2, len(found.records) - 1):
         output = tmp_path / "elsewhere" / f"row-{row}.json"
-        done = shell(
-            [
-                sys.executable,
-                "-m",
-                "search.pick",
-                "--run",
-                str(run.path),
-                "--row",
-                str(row),
-                "--output",
-                str(output),
-                "--json",
-            ]
-        )
+        done = pick(row, output)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["id"] == found.records[row].id
         opened = open_subnet(output)
         assert opened.space.encode(opened.subnet.choice) == found.records[row].choice_idx
-    again = shell(
-        [sys.executable, "-m", "search.pick", "--run", str(run.path), "--row", "0", "--output", str(output), "--json"]
-    )
+    again = pick(0, output)
     assert (again.returncode, json.loads(again.stdout)["error"]) == (2, "OutputExists")
     with pytest.raises(UsageError, match="row 99 of"):
         describe_row(run, 99, location=tmp_path)
 
 
 def test_picked_for_the_same_row_equals_best(run: Run) -> None:
-    found = search(run, settings(), Constraints())
+    found = search(run, settings(), BestRule())
     written = read_json(run.search / "best.json")
     again = describe_row(run, found.best.i, location=run.search).model_dump(mode="json", by_alias=True)
     assert {**written, "created": None} == {**again, "created": None}
 
 
 def test_an_existing_search_is_kept_unless_forced(run: Run) -> None:
-    search(run, settings(algorithm="heuristic"), Constraints())
+    search(run, settings(algorithm="heuristic"), BestRule())
     with pytest.raises(OutputExists):
-        search(run, settings(algorithm="heuristic"), Constraints())
-    search(run, settings(algorithm="random", evaluations=2), Constraints(), force=True)
+        search(run, settings(algorithm="heuristic"), BestRule())
+    search(run, settings(algorithm="random", evaluations=2), BestRule(), force=True)
     assert len(read_journal(run.search / "journal.jsonl")) == 2
 
 
@@ -290,11 +282,11 @@ def test_a_search_refuses_a_base_that_was_swapped(run: Run, tmp_path: Path) -> N
     shutil.rmtree(run.sparse)
     shutil.copytree(other / "run" / "sparse", run.sparse)
     with pytest.raises(ArtefactMismatch, match="not the one that the adapter was trained on"):
-        search(run, settings(), Constraints())
+        search(run, settings(), BestRule())
 
 
 def test_defaults_come_from_the_recipe_and_the_command_line_overrides(run: Run) -> None:
-    defaults = recipe_settings(run)
+    defaults = recipe_settings(open_run(run).section)
     assert (defaults.algorithm, defaults.evaluations, defaults.population) == ("nsga2", 32, 8)
     done = shell(command(run, "--algorithm", "random", "--evaluations", "3", "--limit", "5", "--json"))
     assert done.returncode == 0, done.stderr
@@ -308,7 +300,7 @@ def test_plain_adapters_count_beside_the_sparse_weights(tmp_path: Path) -> None:
 
     run = Run(tmp_path / "run")
     run_recipe(tiny_recipe(tmp_path, masked=False), run.path)
-    found: Searched = search(run, settings(algorithm="random", evaluations=4), Constraints())
+    found: Searched = search(run, settings(algorithm="random", evaluations=4), BestRule())
     assert {record.nonzero_params - record.adapter_params for record in found.records} == {
         count_frozen_nonzero(load_super_network(run))
     }
@@ -316,7 +308,7 @@ def test_plain_adapters_count_beside_the_sparse_weights(tmp_path: Path) -> None:
 
 def test_the_command_explains_itself_without_heavy_imports() -> None:
     script = (
-        "import sys, search.__main__, search.pick; print([name for name in ('torch', 'pymoo', "
+        "import sys, search.__main__; print([name for name in ('torch', 'pymoo', "
         "'matplotlib', 'lm_eval') if name in sys.modules])"
     )
     assert shell([sys.executable, "-c", script]).stdout.strip() == "[]"

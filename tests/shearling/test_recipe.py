@@ -31,7 +31,7 @@ gold = "{{ urgent }}"
 [sparsity]
 ratio = 0.5
 [adapter]
-rank = 8
+r = 8
 [[adapter.groups]]
 name = "all"
 modules = ["q_proj"]
@@ -59,7 +59,7 @@ def test_shipped_recipes_satisfy_the_published_schema(path):
 def test_baselines_of_the_demo_learn_the_same_data_for_as_long():
     shears, lora = (read_recipe(ROOT / "recipes" / f"smollm2-{name}.toml") for name in ("shears", "lora"))
     assert (shears.model, shears.task, shears.train, shears.seed) == (lora.model, lora.task, lora.train, lora.seed)
-    assert (shears.adapter.rank, shears.adapter.alpha) == (lora.adapter.rank, lora.adapter.alpha)
+    assert (shears.adapter.r, shears.adapter.lora_alpha) == (lora.adapter.r, lora.adapter.lora_alpha)
     modules = [
         sorted(module for group in recipe.adapter.groups for module in group.modules) for recipe in (shears, lora)
     ]
@@ -89,8 +89,8 @@ ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", membe
         ("steps = 2", 'steps = "two"', ["train.steps", "valid integer"]),
         ("ratio = 0.5", "ratio = 1.5", ["sparsity.ratio", "less than 1"]),
         ("ratio = 0.5", "ratio = nan", ["sparsity.ratio", "finite"]),
-        ("ratio = 0.5", 'ratio = 0.6\npattern = "2:4"', ["sparsity: pattern 2:4 prunes exactly half"]),
-        ("ratio = 0.5", 'method = "wandas"', ["sparsity.method", "'wanda' or 'magnitude'"]),
+        ("ratio = 0.5", 'ratio = 0.6\npattern = "2:4"', ["sparsity: pattern 2:4 prunes exactly 0.5"]),
+        ("ratio = 0.5", 'method = "wandas"', ["sparsity.method", "did you mean 'wanda'", "wanda, magnitude"]),
         ('path = "models/mine"', "", ["model: give exactly one of 'path' and 'asset'"]),
         ('path = "models/mine"', f'path = "models/mine"\n{ASSET}', ["model: give exactly one of 'path' and 'asset'"]),
         (
@@ -106,7 +106,7 @@ ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", membe
         ),
         ("[train]\nsteps = 2", "", ["[adapter] and [train] belong together"]),
         ("[sparsity]\nratio = 0.5", "", ["masked training needs [sparsity]; for a dense base set masked = false"]),
-        ("rank = 8", "rank = 8\ndropout = 0.1", ["adapter: dropout needs the adapter's own input"]),
+        ("r = 8", "r = 8\nlora_dropout = 0.1", ["adapter: lora_dropout needs the adapter's own input"]),
         ("steps = 2", "steps = 2\nepochs = 1", ["train: give exactly one of 'steps' and 'epochs'"]),
         ("ranks = [8, 4]", "ranks = [8, true]", ["adapter.groups.0.ranks.1", "valid integer"]),
         ("ranks = [8, 4]", "ranks = [8, 0]", ["adapter.groups.0.ranks.1", "greater than or equal to 1"]),

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from search.exploration import explore
 from search.journal import Journal, Record
-from search.objective import Measurement
-from search.strategies.cost_limit import Budget
+from search.objective import CandidateFigures
+from search.strategies.cost_limit import CostLimit
 from search.strategies.grid import Grid, Indices
-from search.strategies.registry import make_strategy
-from search.strategies.strategy import Algorithm
+from search.strategies.strategy import Effort, make_strategy
 
 SIZES = (3, 3, 3, 3)
 
@@ -41,18 +40,18 @@ class Separable:
     def params(self, indices: Indices) -> int:
         return sum((32 - 8 * index) * (10 + place) for place, index in enumerate(indices))
 
-    def measure(self, indices: Indices) -> Measurement:
+    def measure(self, indices: Indices) -> CandidateFigures:
         if self.stop_after is not None and len(self.measured) >= self.stop_after:
             raise KeyboardInterrupt
         self.measured.append(indices)
         params = self.params(indices)
-        return Measurement(self.accuracy(indices), None, None, 100, "0" * 64, params, params, 0.5)
+        return CandidateFigures(self.accuracy(indices), None, None, 100, "0" * 64, params, params, 0.5)
 
 
 def run(
     path: Path,
     objective: Separable,
-    algorithm: Algorithm,
+    algorithm: str,
     *,
     sizes: tuple[int, ...] = SIZES,
     evaluations: int = 24,
@@ -61,8 +60,9 @@ def run(
     share: float | None = None,
 ) -> list[Record]:
     grid = Grid(sizes)
-    budget = None if share is None else Budget.of_share(share, objective.params, grid)
-    strategy = make_strategy(algorithm, grid, evaluations=evaluations, population=population, seed=seed, budget=budget)
+    limit = None if share is None else CostLimit.of_share(share, objective.params, grid)
+    effort = Effort(evaluations=evaluations, population=population, seed=seed, limit=limit)
+    strategy = make_strategy(algorithm, grid, effort)
     return explore(strategy, objective, Journal(path), algorithm=algorithm, seed=seed, advance=silent)
 
 

@@ -98,9 +98,9 @@ test = 0.2
 {"[sparsity.calibration]" if sparse else ""}
 {_lines({"samples": 4, "seq_len": 16}) if sparse else ""}
 [adapter]
-rank = {RANKS[0]}
-alpha = {ALPHA}
-dropout = {dropout}
+r = {RANKS[0]}
+lora_alpha = {ALPHA}
+lora_dropout = {dropout}
 masked = {json.dumps(masked)}
 {groups}
 {_width(width) if width else ""}

@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 
-from search.stage import Constraints, SearchSettings, search
+from search.front import BestRule
+from search.settings import SearchSettings
+from search.stage import search
 from shearling.artefact import open_artefact, unfinished_artefact
 from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, OutputExists
@@ -141,13 +143,14 @@ def test_force_that_fails_keeps_what_it_has_not_replaced(finished, tmp_path):
     checkpoint = unfinished_artefact(run.super_adapter) / "checkpoints" / "checkpoint-3"
     checkpoint.mkdir(parents=True)
     before = {kind: open_artefact(getattr(run, kind), kind=kind).sha256 for kind in ("sparse", "super_adapter")}
+    wanda = tiny_recipe(tmp_path / "copy", sparsity={"method": "wanda"})
     with pytest.raises(ArtefactMissing, match="calibration text"):
-        run_recipe(calibrated_on(tiny_recipe(tmp_path / "copy"), tmp_path / "nowhere.txt"), run.path, force=True)
+        run_recipe(calibrated_on(wanda, tmp_path / "nowhere.txt"), run.path, force=True)
     assert {kind: open_artefact(getattr(run, kind), kind=kind).sha256 for kind in before} == before
     assert checkpoint.is_dir()
     # Task and base are new by now: the old adapter must not be searched on rows that it may have learnt.
     with pytest.raises(ArtefactMismatch, match="trained on another"):
-        search(run, SETTINGS, Constraints())
+        search(run, SETTINGS, BestRule())
 
 
 def test_force_without_pruning_removes_the_pruned_model(unfinished):

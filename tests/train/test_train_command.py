@@ -26,7 +26,7 @@ def run_train(*arguments: object, code: int) -> tuple[str, str]:
 
 def test_a_recipe_becomes_a_run_and_is_not_repeated(tmp_path):
     recipe = write_tiny_recipe(tmp_path)
-    out, err = run_train("--recipe", recipe, "--out", tmp_path / "run", "--json", code=0)
+    out, err = run_train("--recipe", recipe, "--output", tmp_path / "run", "--json", code=0)
     summary = json.loads(out)
     assert summary["status"] == "ok"
     assert set(summary["artefacts"]) == {"task", "base", "sparse", "super_adapter"}
@@ -34,7 +34,7 @@ def test_a_recipe_becomes_a_run_and_is_not_repeated(tmp_path):
     assert Path(summary["artefacts"]["super_adapter"]["path"], "manifest.json").is_file()
     assert "Warning" not in err
     assert "Traceback" not in err
-    out, err = run_train("--recipe", recipe, "--out", tmp_path / "run", "--json", code=2)
+    out, err = run_train("--recipe", recipe, "--output", tmp_path / "run", "--json", code=2)
     assert json.loads(out)["error"] == "OutputExists"
     assert "--force" in json.loads(out)["remedy"]
 
@@ -69,15 +69,15 @@ def test_the_screen_names_the_next_step(tmp_path):
 def test_bad_recipes_exit_with_2(old, new, message, tmp_path):
     recipe = write_tiny_recipe(tmp_path)
     recipe.write_text(recipe.read_text().replace(old, new, 1))
-    _, err = run_train("--recipe", recipe, "--out", tmp_path / "run", code=2)
+    _, err = run_train("--recipe", recipe, "--output", tmp_path / "run", code=2)
     assert message in err
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_recipe_exits_with_3_and_missing_option_with_2(tmp_path):
-    _, err = run_train("--recipe", tmp_path / "none.toml", "--out", tmp_path / "run", code=3)
+    _, err = run_train("--recipe", tmp_path / "none.toml", "--output", tmp_path / "run", code=3)
     assert "no such recipe" in err
-    _, err = run_train("--out", tmp_path / "run", code=2)
+    _, err = run_train("--output", tmp_path / "run", code=2)
     assert "--recipe" in err
 
 

@@ -2,8 +2,7 @@
 vocabulary.
 
 The tokenizer that transformers derives from a GGUF doubles BOS and does not convert to OpenVINO, so it is built here
-from
-what the file says: vocabulary, merges, token types, and the name of its pre-tokenizer.
+from what the file says: vocabulary, merges, token types, and the name of its pre-tokenizer.
 """
 
 from __future__ import annotations

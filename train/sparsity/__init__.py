@@ -1,1 +1,1 @@
-"""Pruning a pretrained transformer: Wanda or magnitude scores, unstructured or n:m patterns."""
+"""Pruning a pretrained transformer: criteria that choose weights, patterns that say where zeros may stand."""

@@ -13,8 +13,9 @@ from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, count_p
 from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
 from shearling.recipe import SparsitySection, section_as_json
+from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.strict_json import Document, write_document
-from train.sparsity.pattern import Pattern, parse_pattern
+from train.sparsity.pattern import Pattern, make_pattern
 from train.sparsity.sparsify import sparsify
 
 if TYPE_CHECKING:
@@ -76,25 +77,25 @@ def write_sparse(
         base: verified; scores are computed in float32, weights are stored in its own dtype.
         destination: where the artefact will stand.
         section: [sparsity] of the recipe: method, ratio, pattern, and where the calibration text came from.
-        calibration: token ids [tokens] of each sample; unused by `magnitude`.
+        calibration: token ids [tokens] of each sample; unused by methods that need none.
         seed: that the calibration text was drawn with.
         text: the file that it was drawn from; its digest is kept.
         force: replace an artefact that is already there.
 
     Raises:
-        RecipeInvalid: ratio and pattern contradict each other.
+        RecipeInvalid: the method needs calibration text, and there is none.
         ArtefactError: the base cannot be pruned so; see `sparsify`.
         OutputExists, OutputLocked, ResourceExhausted: the destination cannot be written.
     """
     import torch
 
-    pattern = parse_pattern(section.pattern, ratio=section.ratio)
+    pattern = make_pattern(section.pattern, ratio=section.ratio)
     details = base.manifest.details
     with write_artefact(destination, kind="sparse", parents={"base": base}, seed=seed, force=force) as draft:
         model, tokenizer = load_model(base.path), load_tokenizer(base.path)
         masks = sparsify(model, calibration, method=section.method, pattern=pattern, batch_size=BATCH_SIZE)
         report = describe_sparsity(model, masks, method=section.method, pattern=pattern)
-        # Exact: every surviving value came from this dtype.
+        # Exact where the method leaves what it keeps as it was: every surviving value came from this dtype.
         model.to(getattr(torch, details["torch_dtype"]))
         check_masked_zeros(model, masks)
         save_model(model, tokenizer, draft.directory)
@@ -122,7 +123,10 @@ def write_sparse(
 
 def sparsity_inputs(section: SparsitySection, *, seed: int, text: Path | None) -> dict[str, Any]:
     """What decides the mask, beside the base; `text` is the file that the calibration was drawn from."""
-    digest = sha256_file(text) if section.method == "wanda" and text is not None and text.is_file() else None
+    if not PRUNING_METHODS.get(section.method).needs_calibration or text is None or not text.is_file():
+        digest = None
+    else:
+        digest = sha256_file(text)
     return {"recipe": section_as_json(section), "seed": seed, "calibration_text": digest}
 
 
@@ -167,7 +171,7 @@ def describe_sparsity(model: nn.Module, masks: Masks, *, method: str, pattern: P
 
 
 def _calibration_facts(section: SparsitySection, seed: int) -> dict[str, Any] | None:
-    if section.method != "wanda":
+    if not PRUNING_METHODS.get(section.method).needs_calibration:
         return None
     text = section.calibration
     return {

@@ -1,33 +1,62 @@
-"""Which of a matrix's weights go, once each has a score."""
+"""Where the zeros of a pruned matrix may stand: one class a kind, listed in `shearling.registry.pruning_patterns`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Protocol
 
-from shearling.errors import ModelUnsupported, RecipeInvalid
+from shearling.errors import ModelUnsupported
+from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Unstructured:
-    """The lowest scores of each group go.
-
-    Attributes:
-        ratio: share of each group to prune, 0 to 1; the count is int(size * ratio), so the share reached is a little
-            less.
-        group: what competes: the weights of one output row (Wanda), or of the whole matrix.
-    """
-
-    ratio: float
-    group: Literal["row", "matrix"] = "row"
+class Pattern(Protocol):
+    """How many weights go, and which compete; scores are only compared where they compete."""
 
     @property
     def name(self) -> str:
         """As stored in manifests."""
-        return f"unstructured-per-{self.group}"
+        ...
+
+    @property
+    def ratio(self) -> float:
+        """Share of weights to prune, 0 to 1."""
+        ...
+
+    def misfit(self, row: int) -> str | None:
+        """Why rows of so many weights cannot have it, behind `rows of 30 weights`; None where they can."""
+        ...
+
+    def keep(self, scores: Tensor) -> Tensor:
+        """[rows, row] bool, True = kept, of scores [rows, row]; among equals the lower column goes first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """The lowest scores of each row go.
+
+    Attributes:
+        ratio: share of each row to prune, 0 to 1; the count is int(size * ratio), so the share reached is a little
+            less.
+    """
+
+    ratio: float
+
+    @property
+    def name(self) -> str:
+        """As stored in manifests."""
+        return "unstructured-per-row"
+
+    def misfit(self, row: int) -> str | None:
+        """See `Pattern.misfit`."""
+        return None
+
+    def keep(self, scores: Tensor) -> Tensor:
+        """See `Pattern.keep`."""
+        return _drop_lowest(scores, int(scores.shape[1] * self.ratio))
 
 
 @dataclass(frozen=True)
@@ -47,32 +76,36 @@ class SemiStructured:
         """Share of zeros, exact."""
         return self.pruned / self.block
 
+    def misfit(self, row: int) -> str | None:
+        """See `Pattern.misfit`."""
+        return f"are no multiple of {self.block}" if row % self.block else None
 
-Pattern = Unstructured | SemiStructured
+    def keep(self, scores: Tensor) -> Tensor:
+        """See `Pattern.keep`."""
+        return _drop_lowest(scores.reshape(-1, self.block), self.pruned).view(scores.shape)
 
 
-def parse_pattern(name: str, *, ratio: float) -> Pattern:
-    """The pattern that a recipe names: `unstructured`, or `n:m` such as `2:4`.
+def two_of_four(_ratio: float) -> SemiStructured:
+    """The pattern that GPUs multiply faster."""
+    return SemiStructured(2, 4)
 
-    Raises:
-        RecipeInvalid: unknown, or the ratio does not fit it.
-    """
-    if not 0 <= ratio < 1:
-        raise RecipeInvalid(f"ratio is {ratio}, expected 0 <= ratio < 1", where="sparsity.ratio")
-    if name in ("unstructured", "unstructured-per-row"):
-        return Unstructured(ratio)
-    if name == "unstructured-per-matrix":
-        return Unstructured(ratio, group="matrix")
-    pruned, _, block = name.partition(":")
-    if not (pruned.isdigit() and block.isdigit() and 0 < int(pruned) < int(block)):
-        raise RecipeInvalid(
-            f"unknown pattern {name!r}", where="sparsity.pattern", remedy="Use 'unstructured', '2:4' or '4:8'"
-        )
-    if ratio * int(block) != int(pruned):
-        raise RecipeInvalid(
-            f"pattern {name} prunes {int(pruned) / int(block)} of all weights, ratio is {ratio}", where="sparsity.ratio"
-        )
-    return SemiStructured(int(pruned), int(block))
+
+def four_of_eight(_ratio: float) -> SemiStructured:
+    """Half, less bound than 2:4."""
+    return SemiStructured(4, 8)
+
+
+def make_pattern(name: str, *, ratio: float) -> Pattern:
+    """The pattern that a recipe names, with the ratio that goes with it."""
+    pattern: Pattern = PRUNING_PATTERNS.get(name, where="sparsity.pattern").load()(ratio)
+    return pattern
+
+
+def check_fit(pattern: Pattern, row: int, *, where: str) -> None:
+    """Raise ModelUnsupported, naming the module, where rows of so many weights cannot have the pattern."""
+    reason = pattern.misfit(row)
+    if reason is not None:
+        raise ModelUnsupported(f"rows of {row} weights {reason}", where=where, remedy="Use the pattern 'unstructured'")
 
 
 def keep_mask(scores: Tensor, pattern: Pattern, *, where: str) -> Tensor:
@@ -87,20 +120,10 @@ def keep_mask(scores: Tensor, pattern: Pattern, *, where: str) -> Tensor:
         [out, in] bool, True = kept.
 
     Raises:
-        ModelUnsupported: the row length is no multiple of an n:m block.
+        ModelUnsupported: the rows cannot have the pattern.
     """
-    out_features, in_features = scores.shape
-    if isinstance(pattern, SemiStructured):
-        if in_features % pattern.block:
-            raise ModelUnsupported(
-                f"rows of {in_features} weights are no multiple of {pattern.block}",
-                where=where,
-                remedy="Use 'unstructured'",
-            )
-        return _drop_lowest(scores.reshape(-1, pattern.block), pattern.pruned).view(out_features, in_features)
-    if pattern.group == "matrix":
-        return _drop_lowest(scores.reshape(1, -1), int(scores.numel() * pattern.ratio)).view(out_features, in_features)
-    return _drop_lowest(scores, int(in_features * pattern.ratio))
+    check_fit(pattern, scores.shape[1], where=where)
+    return pattern.keep(scores)
 
 
 def _drop_lowest(scores: Tensor, count: int) -> Tensor:

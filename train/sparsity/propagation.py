@@ -8,7 +8,7 @@ transformer, and no sample needs padding.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,18 @@ class Propagation:
                 # A copy, since a layer may add its residuals in place.
                 output = layer(batch.hidden.clone(), *call.positional, **call.named)
             yield output[0] if isinstance(output, tuple) else output
+
+    def watch(self, layer: nn.Module, watchers: Iterable[tuple[nn.Module, Callable[[Tensor], None]]]) -> None:
+        """Run the next layer on every batch, and show what enters some of its modules; one pass serves them all."""
+
+        def show_to(watcher: Callable[[Tensor], None]) -> Any:
+            return lambda _module, inputs, _output: watcher(inputs[0])
+
+        with ExitStack() as hooks:
+            for module, watcher in watchers:
+                hooks.enter_context(module.register_forward_hook(show_to(watcher)))
+            for _ in self.forward(layer):
+                pass
 
     def advance(self, layer: nn.Module) -> None:
         """Replace the hidden states by the outputs of the next layer."""

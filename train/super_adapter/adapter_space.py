@@ -21,7 +21,7 @@ def build_search_space(
 
     Raises:
         RecipeInvalid: a name fits no linear module of a layer, or several, or is in two groups; ranks do not descend
-            from `rank`.
+            from `r`.
     """
     templates = []
     seen: dict[str, str] = {}
@@ -34,9 +34,9 @@ def build_search_space(
                 )
             seen[module] = group.name
         ranks = group.ranks
-        if ranks[0] != adapter.rank or list(ranks) != sorted(set(ranks), reverse=True):
+        if ranks[0] != adapter.r or list(ranks) != sorted(set(ranks), reverse=True):
             raise RecipeInvalid(
-                f"ranks must descend from rank = {adapter.rank}, found {list(ranks)}",
+                f"ranks must descend from r = {adapter.r}, found {list(ranks)}",
                 where=f"adapter.groups.{group.name}",
             )
         templates.append(RankTemplate(name=group.name, modules=modules, values=ranks))
@@ -51,9 +51,9 @@ def build_search_space(
         num_layers=len(transformer.layers),
         layers_path=transformer.layers_path,
         adapter=AdapterSpec(
-            r_max=adapter.rank,
-            alpha=adapter.alpha,
-            dropout=adapter.dropout,
+            r_max=adapter.r,
+            alpha=adapter.lora_alpha,
+            dropout=adapter.lora_dropout,
             masked_training=adapter.masked,
             target_modules=targets,
         ),

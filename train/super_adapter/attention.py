@@ -1,9 +1,8 @@
 """Which attention trains fastest on short rows.
 
 On a CPU the backward pass of torch's fused attention has a cost per row that short rows never earn back: at 16 x 32
-tokens,
-forward and backward take six times as long as plain matrix products (torch 2.13, Zen 4). From a few hundred tokens on
-it is the other way round, and the plain form would also hold a matrix of length x length.
+tokens, forward and backward take six times as long as plain matrix products (torch 2.13, Zen 4). From a few hundred
+tokens on it is the other way round, and the plain form would also hold a matrix of length x length.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The training loss of a causal model, computed only where there is something to learn.
 
 A causal model turns every position into logits over its vocabulary, float32 and tens of thousands wide, and the loss
-then
-drops prompt and padding. Here the head sees just the positions whose next token is a label, and the cross-entropy works
-through them in blocks that fit the cache. The value is that of the model's own loss.
+then drops prompt and padding. Here the head sees just the positions whose next token is a label, and the cross-entropy
+works through them in blocks that fit the cache. The value is that of the model's own loss.
 """
 
 from __future__ import annotations

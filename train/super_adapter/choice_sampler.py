@@ -11,7 +11,7 @@ class RankSampler:
     """Uniform, independent choice in every group, from a counter-based generator (Philox).
 
     The draw for micro-batch n is a pure function of (seed, n). So it is made once per micro-batch outside the forward,
-    is the same on every rank of a distributed run, and continues exactly after a resume: the state is the counter.
+    is the same in every process of a distributed run, and continues exactly after a resume: the state is the counter.
 
     Attributes:
         space: to draw from.
@@ -35,8 +35,7 @@ class RankSampler:
         import numpy as np
 
         # Raw 64-bit words: their values are fixed by the algorithm, where those of Generator.integers may change
-        # between
-        # releases of numpy. The bias of the remainder is below 2^-58 for lists of up to 64 values.
+        # between releases of numpy. The bias of the remainder is below 2^-58 for lists of up to 64 values.
         raw = np.random.Philox(key=[self.seed, 0], counter=[0, 0, 0, micro_batch]).random_raw(len(self.space.groups))
         return {
             group.id: group.values[int(word) % len(group.values)]

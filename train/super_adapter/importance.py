@@ -72,8 +72,8 @@ def wanda_importance(model: nn.Module, space: SearchSpace, calibration: Sequence
     """
     import torch
 
+    from train.sparsity.criteria.wanda import ChannelNorm, wanda_scores
     from train.sparsity.propagation import capture
-    from train.sparsity.wanda import measure_norms, wanda_scores
 
     transformer, scores = find_layers(model), {}
     states = capture(model, transformer, calibration, batch_size=BATCH_SIZE)
@@ -82,7 +82,8 @@ def wanda_importance(model: nn.Module, space: SearchSpace, calibration: Sequence
         prefix = transformer.module_path(index, "")
         groups = [group for group in space.width_groups if group.consumers[0].startswith(prefix)]
         consumers = {path: linears[path] for group in groups for path in group.consumers}
-        norms = measure_norms(layer, consumers, states)
+        norms = {path: ChannelNorm() for path in consumers}
+        states.watch(layer, [(linear, norms[path].add) for path, linear in consumers.items()])
         for group in groups:
             columns = torch.stack(
                 [wanda_scores(linears[path].weight, norms[path], where=path).sum(dim=0) for path in group.consumers]

@@ -1,8 +1,8 @@
 """The processes of one training: `torchrun --nproc-per-node 2 -m train ...` or `accelerate launch -m train ...`
 starts several.
 
-Rank 0 makes every artefact and speaks; the others wait for it, join it for the training steps, and are silent.
-A command that was started alone is rank 0 of one, and nothing here costs it anything.
+The main process makes every artefact and speaks; the others wait for it, join it for the training steps, and are
+silent. A command that was started alone is the main process of one, and nothing here costs it anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 LONGEST_WAIT = timedelta(days=1)
-"""How long the others wait while rank 0 prunes a large model."""
+"""How long the others wait while the main process prunes a large model."""
 
 
 def count() -> int:
@@ -28,24 +28,24 @@ def count() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is rank 0."""
+    """Whether this is the main process; launchers call it rank 0."""
     return count() == 1 or int(os.environ["RANK"]) == 0
 
 
 def silence_others() -> None:
-    """Let only rank 0 write to the log."""
+    """Let only the main process write to the log."""
     log.quiet = not is_main()
 
 
 def wait_for_all() -> None:
-    """Return when every rank has come here."""
+    """Return when every process has come here."""
     if count() > 1:
         _state().wait_for_everyone()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Rank 0 carries out the block; then the others do, and find what it made."""
+    """The main process carries out the block; then the others do, and find what it made."""
     if not is_main():
         wait_for_all()
     yield
@@ -54,7 +54,7 @@ def main_first() -> Iterator[None]:
 
 
 def largest(value: int) -> int:
-    """The largest value that any rank brings, known to all."""
+    """The largest value that any process brings, known to all."""
     if count() == 1:
         return value
     import torch

@@ -1,7 +1,7 @@
 """Neural low-rank adapter search, the training half: one set of adapter weights, another sub-network every micro-batch.
 
-A Hugging Face Trainer in which each micro-batch activates the choice that
-the sampler draws, and a checkpoint is the adapter, the optimiser and the sampler's counter (Shears, section 3.2).
+A Hugging Face Trainer in which each micro-batch activates the choice that the sampler draws, and a checkpoint is the
+adapter, the optimiser and the sampler's counter (Shears, section 3.2).
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class StepReporter(TrainerCallback):
     ) -> TrainerControl:
         """Count the step."""
         self.advance(note=self.note)
-        # All ranks stop at the same step, whichever got the signal.
+        # All processes stop at the same step, whichever got the signal.
         self.interruption.signal = processes.largest(self.interruption.signal or 0) or None
         if self.interruption.signal is not None:
             control.should_save = True

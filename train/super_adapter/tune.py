@@ -1,53 +1,22 @@
-"""`python -m train.super_adapter.tune`: train what a search has found a little longer, alone."""
+"""One sub-network that a search has found, trained a little longer, alone: `python -m train tune`."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
-
-from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
-from shearling.errors import UsageError
-
-if TYPE_CHECKING:
-    from shearling.elastic.subnet import OpenSubnet
-    from shearling.run import Run
-
-app = make_app("Train one sub-network of a super-adapter further, alone, so that it owes the others nothing.")
-
-
-@app.command()
-def tune(
-    subnet: Annotated[Path, typer.Option(help="best.json of a search, or what search.pick wrote.", show_default=False)],
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.", show_default=False)],
-    learning_rate: Annotated[
-        float, typer.Option(min=0.0, help="Below that of the training: the adapter is good already.")
-    ] = 2e-4,
-    name: Annotated[
-        str, typer.Option(help="Of the new adapter, beside the old one in the run; NAME.json describes it.")
-    ] = "tuned",
-    force: ForceFlag = False,
-    as_json: JsonFlag = False,
-    debug: DebugFlag = False,
-) -> Result:
-    """Write RUN/NAME, a super-adapter of which one sub-network was trained further, and RUN/NAME.json, which export
-    takes.
-    """
-    from shearling.elastic.subnet import open_subnet
-    from train.super_adapter import processes
-
-    processes.silence_others()
-    document = tune_subnet(open_subnet(subnet), steps=steps, learning_rate=learning_rate, name=name, force=force)
-    if not processes.is_main():
-        raise typer.Exit
-    data = {"output": str(document), "steps": steps}
-    return Result(
-        data,
-        f"{document}: {steps} steps on {subnet} alone\nnext: python -m export --subnet {document} "
-        f"--output {document.parent / 'export'}",
-    )
+from shearling.artefact import open_artefact, remove_artefact
+from shearling.elastic.reordering import REORDERING_FILE, Reordering, load_reordering
+from shearling.elastic.subnet import OpenSubnet, describe_subnet
+from shearling.elastic.super_network import SuperNetwork, assemble_super_network
+from shearling.errors import ArtefactMismatch, OutputExists, UsageError
+from shearling.recipe import TaskSection, TrainSection, section_as_json
+from shearling.run import Run
+from shearling.strict_json import write_document
+from train.super_adapter import processes
+from train.super_adapter.artefact import Training, carry_out
+from train.super_adapter.choice_sampler import OneSubnet
 
 
 def tune_subnet(
@@ -74,16 +43,6 @@ def tune_subnet(
         OutputExists: there is one, and `force` is false.
         TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
     """
-    from shearling.artefact import open_artefact, remove_artefact
-    from shearling.elastic.reordering import REORDERING_FILE, load_reordering
-    from shearling.elastic.super_network import assemble_super_network
-    from shearling.errors import ArtefactMismatch
-    from shearling.recipe import TaskSection, TrainSection, section_as_json
-    from shearling.run import Run
-    from train.super_adapter import processes
-    from train.super_adapter.artefact import Training, carry_out
-    from train.super_adapter.choice_sampler import OneSubnet
-
     if not learning_rate > 0:
         raise UsageError(f"a learning rate of {learning_rate}", remedy="Give one above 0")
     run, choice = Run(found.adapter.path.resolve().parent), found.subnet.choice
@@ -108,7 +67,7 @@ def tune_subnet(
     section = TrainSection.model_validate({**recipe["train"], **changed}, strict=False)
     inputs = {"tuned": dict(choice), "train": section_as_json(section), "from": found.adapter.sha256}
 
-    def build() -> Any:
+    def build() -> tuple[SuperNetwork, Reordering | None]:
         file = found.adapter.path / REORDERING_FILE
         reordering = (
             load_reordering(file, base=found.frozen.path) if REORDERING_FILE in found.adapter.manifest.files else None
@@ -156,9 +115,6 @@ def _destination(run: Run, name: str) -> tuple[Path, Path]:
 
 def _is_finished(destination: Path, document: Path, inputs: dict[str, Any]) -> bool:
     """Whether the same training was done, and only its document is missing."""
-    from shearling.artefact import open_artefact
-    from shearling.errors import OutputExists
-
     if not destination.exists() and not document.exists():
         return False
     if destination.exists() and not document.exists():
@@ -170,10 +126,6 @@ def _is_finished(destination: Path, document: Path, inputs: dict[str, Any]) -> b
 
 
 def _describe(found: OpenSubnet, destination: Path, document: Path) -> None:
-    from shearling.artefact import open_artefact
-    from shearling.elastic.subnet import describe_subnet
-    from shearling.strict_json import write_document
-
     provenance = found.subnet.provenance
     if provenance is not None:
         results = found.path.resolve().parent / provenance.results_file
@@ -186,7 +138,3 @@ def _describe(found: OpenSubnet, destination: Path, document: Path) -> None:
         adapter, found.subnet.choice, subnet_id=subnet_id, location=document.parent, metrics=None, provenance=provenance
     )
     write_document(document, described)
-
-
-if __name__ == "__main__":
-    run_command(app, program="python -m train.super_adapter.tune")

@@ -18,8 +18,8 @@ def build_rows(task: TaskSection) -> dict[Split, list[TaskRow]]:
     """Render and split the data of a recipe.
 
     A row's split follows from the sha256 of its prompt alone, so it is stable when data is added, and the same prompt
-    is
-    never in two splits. Within a split rows are ordered by that digest: an order without pattern, the same everywhere.
+    is never in two splits. Within a split rows are ordered by that digest: an order without pattern, the same
+    everywhere.
 
     Args:
         task: the [task] section.

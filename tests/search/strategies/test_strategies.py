@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from search.strategies.cost_limit import Budget
+from search.strategies.cost_limit import CostLimit
 from search.strategies.grid import Grid
-from search.strategies.registry import make_strategy
-from search.strategies.strategy import Outcome
+from search.strategies.strategy import Effort, Trial, make_strategy
 from shearling.errors import UsageError
 from tests.support.synthetic_search import SIZES, Separable, everything, run
 
@@ -62,7 +61,7 @@ def test_nsga2_serves_repeated_candidates_from_the_journal(tmp_path: Path) -> No
 
 def test_nsga2_needs_one_generation() -> None:
     with pytest.raises(UsageError, match="5 evaluations are less than one population of 8"):
-        make_strategy("nsga2", Grid(SIZES), evaluations=5, population=8, seed=0)
+        make_strategy("nsga2", Grid(SIZES), Effort(5, population=8))
 
 
 def test_nsga2_mutates_and_approaches_the_front(tmp_path: Path) -> None:
@@ -91,10 +90,10 @@ def test_hill_climbing_keeps_its_budget_and_climbs(evaluations: int, tmp_path: P
 
 
 def test_hill_climbing_prefers_fewer_parameters_among_equals() -> None:
-    strategy = make_strategy("hill_climbing", Grid((3,)), evaluations=9, population=4, seed=0)
+    strategy = make_strategy("hill_climbing", Grid((3,)), Effort(9, population=4))
     (start,) = strategy.ask()
-    strategy.tell([Outcome(start, 0.5, 100)])
-    strategy.tell([Outcome(indices, 0.5, 100 - indices[0]) for indices in strategy.ask()])
+    strategy.tell([Trial(start, 0.5, 100)])
+    strategy.tell([Trial(indices, 0.5, 100 - indices[0]) for indices in strategy.ask()])
     strategy.ask()
     assert strategy.parent == (2,)
 
@@ -139,4 +138,4 @@ def test_random_draws_end_where_a_budget_leaves_few_candidates(tmp_path: Path) -
 
 def test_a_budget_that_nothing_keeps_is_refused() -> None:
     with pytest.raises(UsageError, match=r"the smallest sub-network costs 50\.0% of the largest, more than 49\.0%"):
-        Budget.of_share(0.49, Separable().params, Grid(SIZES))
+        CostLimit.of_share(0.49, Separable().params, Grid(SIZES))

@@ -65,7 +65,7 @@ def test_the_baseline_of_a_super_network_is_the_same_with_nothing_elastic(tmp_pa
     )
     assert (lora.model, lora.task, lora.train, lora.seed) == (lonas.model, lonas.task, lonas.train, lonas.seed)
     assert lora.width is None
-    assert [group.ranks for group in lora.adapter.groups] == [(lora.adapter.rank,)] * len(lonas.adapter.groups)
+    assert [group.ranks for group in lora.adapter.groups] == [(lora.adapter.r,)] * len(lonas.adapter.groups)
     assert [group.modules for group in lora.adapter.groups] == [group.modules for group in lonas.adapter.groups]
     assert lora.search.algorithm == "heuristic"
     assert (lora.search.limit, lora.search.macs_seq_len) == (lonas.search.limit, lonas.search.macs_seq_len)
@@ -76,7 +76,7 @@ def test_the_baseline_of_a_super_network_is_the_same_with_nothing_elastic(tmp_pa
 def test_the_baseline_of_a_sandwiched_super_network_trains_once_a_batch():
     recipe = tomllib.loads((RECIPES / "minilm-lonas.toml").read_text())
     recipe["train"] |= {"sandwich": True, "distillation": True}
-    del recipe["adapter"]["rank"]
+    del recipe["adapter"]["r"]
     assert recipe["adapter"]["groups"][0]["ranks"][0] == 32
     lora = Recipe.model_validate(plain_lora(recipe), strict=False)
     assert lora.train.sandwich is lora.train.distillation is False

@@ -17,7 +17,7 @@ def build(family, *groups, rank=8):
     )
     transformer = find_layers(FAMILIES[family]())
     return build_search_space(
-        AdapterSection(rank=rank, alpha=16, masked=True, groups=sections), transformer, model_type=family
+        AdapterSection(r=rank, lora_alpha=16, masked=True, groups=sections), transformer, model_type=family
     )
 
 
@@ -45,7 +45,7 @@ def test_names_are_resolved_by_their_last_parts(family, modules, expected):
         ([("a", ["o_proj2"], [8, 4])], "fits no linear module"),
         ([("a", ["proj"], [8, 4])], "fits no linear module"),
         ([("a", ["q_proj"], [8, 4]), ("b", ["self_attn.q_proj"], [8, 4])], "in the groups 'a' and 'b'"),
-        ([("a", ["q_proj"], [4, 8])], "ranks must descend from rank = 8"),
+        ([("a", ["q_proj"], [4, 8])], "ranks must descend from r = 8"),
         ([("a", ["q_proj"], [8, 8])], "ranks must descend"),
         ([("a", ["q_proj"], [16, 8])], "ranks must descend"),
         ([("a", ["q_proj"], [4])], "ranks must descend"),

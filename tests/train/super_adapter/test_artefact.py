@@ -45,7 +45,7 @@ def unfinished(run: Path) -> Path:
 
 
 def start(recipe: Path, run: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "train", "--recipe", str(recipe), "--out", str(run), *options]
+    command = [sys.executable, "-m", "train", "--recipe", str(recipe), "--output", str(run), *options]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -28,7 +28,7 @@ LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 
 def start_two(recipe: Path, run: Path) -> subprocess.Popen[str]:
-    command = [*LAUNCH, "--recipe", str(recipe), "--out", str(run), "--json"]
+    command = [*LAUNCH, "--recipe", str(recipe), "--output", str(run), "--json"]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

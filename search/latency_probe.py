@@ -1,45 +1,15 @@
-"""What candidates cost, in words and units, and the time of one forward."""
+"""The time of one forward of a candidate."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from search.strategies.strategy import Cost
 
 if TYPE_CHECKING:
     from shearling.elastic.super_network import SuperNetwork
 
 WARM_UP, REPEATS = 2, 9
-
-
-@dataclass(frozen=True)
-class CostWords:
-    """How a cost is shown.
-
-    Attributes:
-        name: with its unit, for an axis.
-        scale: shown values are this times smaller.
-        unit: behind a shown value.
-    """
-
-    name: str
-    scale: float
-    unit: str
-
-    def show(self, value: float) -> str:
-        """A value with its unit: `2.13 M`."""
-        return f"{value / self.scale:.2f} {self.unit}"
-
-
-COSTS: dict[Cost, CostWords] = {
-    "adapter_params": CostWords("adapter parameters, millions", 1e6, "M"),
-    "parameters": CostWords("parameters, millions", 1e6, "M"),
-    "macs": CostWords("MACs, billions", 1e3, "G"),
-    "latency": CostWords("forward in torch, ms", 1.0, "ms"),
-}
 
 
 class LatencyProbe:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shearling.errors import ModelUnsupported, NonFiniteWeights
+from train.sparsity.criteria.criterion import Pruned
+from train.sparsity.pattern import Pattern, keep_mask
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from train.sparsity.propagation import Propagation
+    from torch import Tensor
 
 
 class ChannelNorm:
@@ -65,16 +64,16 @@ def wanda_scores(weight: Tensor, norm: ChannelNorm, *, where: str) -> Tensor:
     return weight.detach().float().abs() * norm.mean_square.sqrt()
 
 
-def measure_norms(layer: nn.Module, linears: dict[str, nn.Linear], states: Propagation) -> dict[str, ChannelNorm]:
-    """Forward all calibration text through one layer and watch what enters its linears; one pass serves them all."""
-    norms = {name: ChannelNorm() for name in linears}
+class Wanda:
+    """The criterion: norms of the calibration text, then scores; see the module."""
 
-    def watch(norm: ChannelNorm) -> Any:
-        return lambda _module, inputs, _output: norm.add(inputs[0])
+    def __init__(self) -> None:
+        self._norm = ChannelNorm()
 
-    with ExitStack() as hooks:
-        for name, linear in linears.items():
-            hooks.enter_context(linear.register_forward_hook(watch(norms[name])))
-        for _ in states.forward(layer):
-            pass
-    return norms
+    def add(self, inputs: Tensor) -> None:
+        """See `Criterion.add`."""
+        self._norm.add(inputs)
+
+    def prune(self, weight: Tensor, pattern: Pattern, *, where: str) -> Pruned:
+        """See `Criterion.prune`; arguments and errors of the scores as for `wanda_scores`."""
+        return Pruned(keep_mask(wanda_scores(weight, self._norm, where=where), pattern, where=where))

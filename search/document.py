@@ -1,0 +1,78 @@
+"""A row of the journal as a sub-network document, such as `best.json`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from search.journal import Record
+from shearling.artefact import Artefact
+from shearling.elastic.search_space import SearchSpace
+from shearling.elastic.subnet import Metrics, Provenance, Subnet, describe_subnet
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The search that a record comes from.
+
+    Attributes:
+        adapter: the super-adapter that was searched.
+        space: its search space.
+        journal: the file.
+        evaluations: rows of the journal.
+        task: that candidates were measured on.
+        best_rule: by which the best was chosen.
+        macs_seq_len: tokens of the forward whose MACs were counted.
+    """
+
+    adapter: Artefact
+    space: SearchSpace
+    journal: Path
+    evaluations: int
+    task: str
+    best_rule: str
+    macs_seq_len: int | None
+
+
+def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet:
+    """A row of the journal as a complete sub-network document.
+
+    Args:
+        record: the row.
+        origin: the search that it belongs to.
+        location: the directory that the document will stand in.
+    """
+    metrics = Metrics(
+        task=origin.task,
+        n=record.n_eval,
+        accuracy=record.accuracy,
+        accuracy_stderr=record.accuracy_stderr,
+        adapter_params=record.adapter_params,
+        nonzero_params=record.nonzero_params,
+        parameters=record.parameters,
+        macs_m=record.macs_m,
+        macs_seq_len=None if record.macs_m is None else origin.macs_seq_len,
+        latency_ms=record.latency_ms,
+        seconds=record.seconds,
+    )
+    provenance = Provenance(
+        algorithm=record.algorithm,
+        seed=record.seed,
+        evaluations=origin.evaluations,
+        results_file=_relative(origin.journal, location),
+        row=record.i,
+        best_rule=origin.best_rule,
+    )
+    return describe_subnet(
+        origin.adapter,
+        origin.space.decode(record.choice_idx),
+        subnet_id=record.id,
+        location=location,
+        metrics=metrics,
+        provenance=provenance,
+    )
+
+
+def _relative(path: Path, location: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), location.resolve())).as_posix()

@@ -1,0 +1,98 @@
+"""The door of the stage: what a search reads is opened and verified here, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shearling.artefact import Artefact, open_artefact
+from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
+from shearling.errors import ArtefactMismatch
+from shearling.evaluation.lm_eval_task import answer_task
+from shearling.recipe import SearchSection
+from shearling.run import Run, open_frozen
+
+
+@dataclass(frozen=True)
+class SearchableRun:
+    """A run with a super-adapter.
+
+    Attributes:
+        run: where it is.
+        adapter: verified.
+        space: of the adapter.
+        section: [search] of the recipe that the adapter was trained by.
+    """
+
+    run: Run
+    adapter: Artefact
+    space: SearchSpace
+    section: SearchSection
+
+
+@dataclass(frozen=True)
+class SearchInputs:
+    """What candidates are made of and measured on.
+
+    Attributes:
+        frozen: the model under the adapter, verified.
+        task: its validation split, verified; None where a task of the harness takes its place.
+    """
+
+    adapter: Artefact
+    frozen: Artefact
+    task: Artefact | None
+
+    @property
+    def parents(self) -> dict[str, Artefact]:
+        """By role, for the manifest."""
+        task = {} if self.task is None else {"task": self.task}
+        return {"super_adapter": self.adapter, self.frozen.manifest.kind: self.frozen, **task}
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the model answers with a class instead of a text."""
+        return "classes" in self.frozen.manifest.details
+
+
+def open_run(run: Run) -> SearchableRun:
+    """Open the super-adapter of a run.
+
+    Raises:
+        ArtefactError: it is missing or damaged.
+    """
+    adapter = open_artefact(run.super_adapter, kind="super_adapter")
+    return SearchableRun(
+        run,
+        adapter,
+        read_search_space(adapter.path / SEARCH_SPACE_FILE),
+        SearchSection.model_validate(adapter.manifest.details.get("search") or {}),
+    )
+
+
+def open_inputs(opened: SearchableRun, *, task: str | None) -> SearchInputs:
+    """Open what the super-adapter stands on.
+
+    Args:
+        opened: the run.
+        task: of the harness, instead of the run's.
+
+    Raises:
+        ArtefactMismatch: the run's task or its frozen model is not the one that the adapter was trained on.
+        ArtefactError: one of them is missing or damaged.
+    """
+    return SearchInputs(opened.adapter, open_frozen(opened.adapter), _open_task(opened) if task is None else None)
+
+
+def _open_task(opened: SearchableRun) -> Artefact:
+    # The validation split alone: a search must work the same with the test rows absent.
+    listed = open_artefact(opened.run.task, kind="task", only=())
+    if opened.adapter.manifest.parents["task"] != listed.sha256:
+        # Its validation rows may be what the adapter has learnt.
+        raise ArtefactMismatch(
+            "the super-adapter was trained on another task",
+            where=opened.run.task,
+            remedy="Train again, or name a task with --task",
+        )
+    name = str(listed.manifest.details["name"])
+    wanted = ("validation.jsonl", f"{answer_task(name, 'validation')}.yaml")
+    return open_artefact(opened.run.task, kind="task", only=wanted)

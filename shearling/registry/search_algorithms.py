@@ -1,0 +1,51 @@
+"""How a search chooses what to evaluate; what an implementation is, `search.strategies.strategy` says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shearling.registry.registry import Entry, Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchAlgorithm(Entry):
+    """A search algorithm; its implementation makes a `Strategy` from a `Grid` and an `Effort`.
+
+    Attributes:
+        tries_largest: the largest sub-network is always evaluated, so that its accuracy can be the reference.
+    """
+
+    tries_largest: bool
+
+
+SEARCH_ALGORITHMS: Registry[SearchAlgorithm] = Registry(
+    noun="search algorithm",
+    group="shearling.search_algorithms",
+    entry_type=SearchAlgorithm,
+    entries=(
+        SearchAlgorithm(
+            name="heuristic",
+            summary="the middle value of every group, and nothing else",
+            implementation="search.strategies.sampling:HeuristicOnly",
+            tries_largest=False,
+        ),
+        SearchAlgorithm(
+            name="random",
+            summary="uniform draws",
+            implementation="search.strategies.sampling:UniformSampling",
+            tries_largest=False,
+        ),
+        SearchAlgorithm(
+            name="hill_climbing",
+            summary="from the heuristic to better neighbours",
+            implementation="search.strategies.hill_climbing:HillClimbing",
+            tries_largest=False,
+        ),
+        SearchAlgorithm(
+            name="nsga2",
+            summary="a population that evolves towards the front of accuracy and cost",
+            implementation="search.strategies.nsga2:Evolution",
+            tries_largest=True,
+        ),
+    ),
+)
