@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pydantic
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from serve.bench.environment import Environment, describe_environment
 from serve.bench.statistics import percentile
 from serve.bench.workload import Prompts, make_workload
-from serve.runtimes.deployment import Deployment, find_configured
+from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import RunOptions, RuntimeFacts
+from serve.runtimes.target import Target
 from shearling.artefact import utc_now, write_artefact
 from shearling.console import Advance, progress
 from shearling.errors import UsageError
@@ -71,7 +68,7 @@ class LoadCurve(Document):
 
 
 def measure_load(
-    path: Path,
+    target: Target,
     *,
     options: RunOptions,
     concurrency: Sequence[int],
@@ -83,7 +80,7 @@ def measure_load(
     """Measure every level, the smallest first.
 
     Args:
-        path: an OpenVINO export; see `find_configured`.
+        target: an OpenVINO export.
         options: device, precision, threads.
         concurrency: requests in flight, each at least 1.
         requests: at least so many of each level; a level has no fewer than twice its concurrency.
@@ -101,9 +98,9 @@ def measure_load(
             "a level needs at least one request in flight", remedy="Give --concurrency 1,2,4,8, for example"
         )
     workload = make_workload(prompt_tokens, new_tokens, seed=seed)
-    deployment = find_configured(path, choice="openvino", device=options.device)
+    deployment = find_deployment(target.only("openvino"), device=options.device)
     prompts = Prompts([deployment], workload)
-    check_device("openvino", options.device)
+    check_device(deployment.format, options.device)
     environment = describe_environment()
     pipeline, facts = _load(deployment, options)
     counts = {level: max(requests, 2 * level) for level in sorted(set(concurrency))}
@@ -133,31 +130,6 @@ def write_load_curve(path: Path, curve: LoadCurve, *, force: bool = False) -> No
     with write_artefact(path, kind="benchmark", force=force) as draft:
         write_document(draft.directory / FILE, curve)
         draft.details["measured"] = {curve.deployment.label: curve.deployment.weights_sha256}
-
-
-def load_screen(curve: LoadCurve, *, output: Path | None = None) -> RenderableType:
-    """One row for each level."""
-    table = Table(title="Throughput and latency", title_justify="left", box=SIMPLE_HEAD)
-    for heading in (
-        "requests\nin flight",
-        "tokens\nper s",
-        "1st token, ms\np50 / p90 / p99",
-        "per token, ms\np50 / p90 / p99",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for level in curve.levels:
-        spreads = [
-            " / ".join(f"{1e3 * value:.1f}" for value in spread.values()) for spread in (level.ttft_s, level.tpot_s)
-        ]
-        table.add_row(str(level.concurrency), f"{level.tokens_per_s:.1f}", *spreads)
-    lines = [
-        f"{curve.prompt_tokens} random prompt tokens, {curve.new_tokens} new; {curve.facts.runtime}, "
-        f"{curve.facts.precision}.",
-        f"{curve.environment.cpu}, {curve.environment.usable_cpus} CPUs, load {curve.environment.load_average}.",
-    ]
-    if output is not None:
-        lines.append(f"Written: {output}")
-    return Group(table, Text("\n".join(lines), style="dim"))
 
 
 def _load(deployment: Deployment, options: RunOptions) -> tuple[ContinuousBatchingPipeline, RuntimeFacts]:

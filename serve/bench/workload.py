@@ -91,7 +91,7 @@ def make_workload(
     if items and batch > 1:
         raise UsageError(
             "the prompts of a trace have different lengths: they make no batch",
-            remedy="Leave --batch out, or give --prompt-tokens",
+            remedy="Leave --batch-size out, or give --prompt-tokens",
         )
     try:
         return Workload(

@@ -12,7 +12,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from serve.runtimes.deployment import MODEL_FILE, Deployment
+from serve.runtimes.deployment import Deployment
 from serve.runtimes.greedy_loop import greedy_loop
 from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import TextStream, TextTokenizer, TokenizedRuntime
@@ -36,10 +36,10 @@ class DeepSparseRuntime(TokenizedRuntime):
     """
 
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
-        if options.precision not in ("default", "f32"):
-            raise UsageError("DeepSparse computes in f32 here", where=deployment.label, remedy="Leave --precision out")
+        if options.precision not in ("default", "fp32"):
+            raise UsageError("DeepSparse computes in fp32 here", where=deployment.label, remedy="Leave --precision out")
         self._where = deployment.label
-        self._path = deployment.directory / MODEL_FILE["deepsparse"]
+        self._path = deployment.model_file
         self._threads = options.threads
         config = read_json(deployment.directory / "config.json")
         self._layers, self._heads, self._width = (
@@ -51,7 +51,7 @@ class DeepSparseRuntime(TokenizedRuntime):
         self.facts = RuntimeFacts(
             runtime=f"DeepSparse {importlib.metadata.version('deepsparse')}",
             provider="CPU",
-            precision="f32",
+            precision="fp32",
             settings={
                 "threads": str(self._threads or "default"),
                 "cache": "outside of the engine",
@@ -102,7 +102,7 @@ class DeepSparseRuntime(TokenizedRuntime):
         """
         if len(rows) != 1:
             raise UsageError(
-                "DeepSparse is measured with one prompt at a time", where=self._where, remedy="Use --batch 1"
+                "DeepSparse is measured with one prompt at a time", where=self._where, remedy="Use --batch-size 1"
             )
         return self.generate(rows[0], max_new_tokens=new_tokens)
 

@@ -238,9 +238,9 @@ def plan_comparison(layout: Layout, kind: Kind, scale: Scale, seed: int) -> list
 def _time(layout: Layout, kind: Kind, *, smoke: bool) -> Step:
     exports = tuple(layout.exports.values())
     if kind == "encoder":
-        forward = ("-m", "serve.bench.forward", *map(str, exports), *(("--blocks", "4") if smoke else ()))
+        forward = ("-m", "serve", "forward", *map(str, exports), *(("--blocks", "4") if smoke else ()))
         return Step("Time of a forward, all models in turn", forward, layout.forward, exports, 30, keep_json=True)
-    work = ("--prompt-tokens", "32", "--new-tokens", "16" if smoke else "64", "--repeats", "2" if smoke else "6")
+    work = ("--prompt-tokens", "32", "--max-new-tokens", "16" if smoke else "64", "--repeats", "2" if smoke else "6")
     bench = (
         "-m",
         "serve",

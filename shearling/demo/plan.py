@@ -176,7 +176,7 @@ def _exports(layout: DemoLayout) -> list[Action]:
 def _comparison(layout: DemoLayout, *, smoke: bool) -> list[Action]:
     models, exports = tuple(compared_models(layout).values()), tuple(compared_exports(layout).values())
     evaluate = ("-m", "shearling", "evaluate", *map(str, models), "--task", str(layout.run.task), "--split", "test")
-    work = ("--prompt-tokens", "32", "--new-tokens", "16", "--repeats", "2") if smoke else ("--repeats", "6")
+    work = ("--prompt-tokens", "32", "--max-new-tokens", "16", "--repeats", "2") if smoke else ("--repeats", "6")
     bench = (
         "-m",
         "serve",

@@ -16,7 +16,7 @@ import typer.main
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 STAGES = ("train", "search", "export", "serve", "shearling")
-PROGRAMS = (*STAGES, "train.super_adapter.tune", "search.pick", "serve.bench.forward")
+PROGRAMS = (*STAGES, "train.super_adapter.tune", "search.pick")
 HELP_LIMIT_S = 0.5
 """What a person takes for instant."""
 
