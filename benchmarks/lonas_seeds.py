@@ -1,6 +1,6 @@
 """Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/lonas.md.
 
-    python -m benchmarks.lonas_seeds --out runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
+    python -m benchmarks.lonas_seeds --output runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
         [--steps 4000] [--tune-steps 0] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
 
 For each seed the baseline is trained, LoRA at full width, and for each rule a super-network
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.lonas_seeds", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
     parser.add_argument(
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     recipe = tomllib.loads((RECIPES / "minilm-lonas.toml").read_text(encoding="utf-8"))
     for seed in map(int, options.seeds.split(",")):
-        baseline = Run(options.out / f"lora-{seed}")
+        baseline = Run(options.output / f"lora-{seed}")
         train_s = _train(plain_lora(recipe), baseline, seed=seed, train={"steps": options.steps}, search={})
         network = load_super_network(baseline)
         _tell(
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train_s=train_s,
         )
         for rule in options.rules.split(","):
-            run = Run(options.out / f"{rule}-{seed}")
+            run = Run(options.output / f"{rule}-{seed}")
             searched = {
                 "limit": options.search_rows,
                 "evaluations": options.evaluations,
@@ -117,7 +117,7 @@ def _tell_searched(run: Run, *, seed: int, rule: str, share: float, train_s: flo
 def _tell_tuned(run: Run, *, seed: int, rule: str, steps: int) -> None:
     document, started_s = run.path / "tuned.json", time.monotonic()
     if not document.is_file():
-        _call("train.super_adapter.tune", "--subnet", str(run.search / "best.json"), "--steps", str(steps))
+        _call("train", "tune", "--subnet", str(run.search / "best.json"), "--steps", str(steps))
     found = open_subnet(document)
     network = assemble_super_network(found.frozen, found.adapter)
     indices, train_s = found.space.encode(found.subnet.choice), time.monotonic() - started_s
@@ -164,7 +164,7 @@ def _train(
     if run.super_adapter.is_dir():
         found = open_artefact(run.super_adapter, kind="super_adapter").manifest.details["recipe"]["train"]["steps"]
         if found != train["steps"]:
-            raise SystemExit(f"{run.path} was trained for {found} steps, not {train['steps']}: choose another --out")
+            raise SystemExit(f"{run.path} was trained for {found} steps, not {train['steps']}: choose another --output")
         return 0.0
     found = {name: value for name, value in {**recipe["search"], **search, "seed": seed}.items() if value is not None}
     content = {**recipe, "seed": seed, "train": {**recipe["train"], **train}, "search": found}
@@ -172,7 +172,7 @@ def _train(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_toml(content), encoding="utf-8")
     started_s = time.monotonic()
-    _call("train", "--recipe", str(path), "--out", str(run.path))
+    _call("train", "--recipe", str(path), "--output", str(run.path))
     return time.monotonic() - started_s
 
 
