@@ -4,11 +4,10 @@
     0.5,0.7]
 
 Writes OUT/dense-WEIGHTS (what OpenVINO runs today; kept if it is there) and OUT/sparse-WEIGHTS-PERCENT for bf16, int8
-and int4: whole
-OpenVINO directories with a tokenizer, for `python -m serve bench`. The speed of a decoder does not depend on what its
-weights
-say, so random ones serve; the smallest in magnitude of each row are pruned after quantization, as magnitude pruning
-before it would. Dense files are left unpruned: stock runtimes read a zero like any number, and take the same time.
+and int4: whole OpenVINO directories with a tokenizer, for `python -m serve bench`. The speed of a decoder does not
+depend on what its weights say, so random ones serve; the smallest in magnitude of each row are pruned after
+quantization, as magnitude pruning before it would. Dense files are left unpruned: stock runtimes read a zero like any
+number, and take the same time.
 """
 
 from __future__ import annotations

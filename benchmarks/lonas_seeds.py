@@ -4,14 +4,11 @@
         [--steps 4000] [--tune-steps 0] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
 
 For each seed the baseline is trained, LoRA at full width, and for each rule a super-network
-(recipes/minilm-lonas.toml); a sandwiched step
-costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are at most
-the given share
-of the largest's. With --tune-steps the most accurate within the share is then trained alone (`python -m
-train.super_adapter.tune`), in steps that the
-super-network goes without, so that both take as many as the baseline. Told are the accuracies of the largest, the
-middle one, the one found, and that one tuned.
-Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
+(recipes/minilm-lonas.toml); a sandwiched step costs about three. The search runs on as many validation rows as asked
+for, among sub-networks whose MACs are at most the given share of the largest's. With --tune-steps the most accurate
+within the share is then trained alone (`python -m train tune`), in steps that the super-network goes without, so that
+both take as many as the baseline. Told are the accuracies of the largest, the middle one, the one found, and that one
+tuned. Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations

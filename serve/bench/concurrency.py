@@ -1,9 +1,8 @@
 """Throughput against latency: so many requests in flight at once, through OpenVINO GenAI's continuous batching.
 
-Every level keeps its number of requests in flight until all are done: one that finishes is replaced at once. Times of
-a request
-are GenAI's own (perf_metrics of its handle, from the moment it was added); the throughput is counted here, over the
-wall time of the level. Each prompt is random and new, and prefixes are not cached.
+Every level keeps its number of requests in flight until all are done: one that finishes is replaced at once. Times of a
+request are GenAI's own (perf_metrics of its handle, from the moment it was added); the throughput is counted here, over
+the wall time of the level. Each prompt is random and new, and prefixes are not cached.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What a deployment is asked to do: how much, how often, and the prompts, random or from a trace of real ones.
 
-Each block has its own prompt, the same for all, because OpenVINO GenAI caches prefixes: a repeated prompt would
-report the
-first token of a cache hit. A trace that is shorter than the measuring repeats itself; so every prompt of a trace is
+Each block has its own prompt, the same for all, because OpenVINO GenAI caches prefixes: a repeated prompt would report
+the first token of a cache hit. A trace that is shorter than the measuring repeats itself; so every prompt of a trace is
 preceded by one random token.
 """
 

@@ -1,9 +1,8 @@
 """Is it slower than the reference? A guard that says "inconclusive" rather than guess.
 
 Each metric is judged at the planned looks of `serve.guard.sequential`, and keeps the first clear answer. pass: the
-whole interval of the
-time ratio lies at or below the threshold. regression: all of it lies above. What is neither when the budget is spent is
-inconclusive; it exits like a regression, never like a pass.
+whole interval of the time ratio lies at or below the threshold. regression: all of it lies above. What is neither when
+the budget is spent is inconclusive; it exits like a regression, never like a pass.
 
 Every verdict rests on at least two pairs of processes, started one after the other: what a process owes to luck for
 its whole life is evened out by starting anew, not by measuring longer, and no interval of one session shows it.
@@ -27,11 +26,14 @@ from serve.runtimes.target import Target
 from shearling.errors import CheckFailed, UsageError
 from shearling.strict_json import Document
 
+# Net of what other processes took, where that is known (`serve.bench.waiting`): a rival slows the two sides of a pair
+# by different amounts, which is noise to the ratio and no fault of the candidate.
 GUARDED: Mapping[str, Callable[[Sample], float]] = {
     "ttft_s": lambda sample: sample.net_ttft_s,
     "tpot_s": lambda sample: sample.net_tpot_s,
 }
 SESSION_BLOCKS = 8
+"""Short sessions: what processes owe to luck is evened out by their number, and two fit into the first look."""
 MINIMUM_SESSIONS = 2
 
 CheckOutcome = Literal["pass", "regression", "inconclusive"]
@@ -196,6 +198,8 @@ def show_ratio(ratio: Estimate) -> str:
 def _judge_metric(
     samples: Sequence[Sample], value: Callable[[Sample], float], *, max_ratio: float, ended: bool
 ) -> tuple[CheckOutcome, Estimate]:
+    # Only the looks that were planned: judging after every block would find, sooner or later, an interval that pleases.
+    # The first clear answer is kept, for the looks share the error: a later one may not take it back.
     reference, candidate = (block_values(samples, subject, value) for subject in (0, 1))
     sessions = [sample.session for sample in samples if sample.subject == 0]
     ratio = signed_rank_ratio(candidate, reference, confidence=look_confidence())

@@ -1,9 +1,8 @@
 """DeepSparse, to compare with: a decoder with static shapes, one engine for the prompt and one for a token.
 
 `python -m benchmarks.peers decoder` writes such a graph and says what it takes and gives. DeepSparse compiles every
-shape anew, for
-seconds; the cache is kept here, in arrays that the engine reads and that a new token is written into, since its own
-wants another graph.
+shape anew, for seconds; the cache is kept here, in arrays that the engine reads and that a new token is written into,
+since its own wants another graph.
 """
 
 from __future__ import annotations
