@@ -193,20 +193,19 @@ def load(
     debug: DebugFlag = False,
 ) -> Result:
     """Draw throughput against latency with many requests at once (continuous batching)."""
+    from serve.bench.concurrency import LoadWork
     from serve.bench.screen import load_screen
     from serve.bench.stage import draw_load_curve, parse_concurrency
 
-    curve = draw_load_curve(
-        target,
-        options=_options(device, precision, threads, hint=hint),
+    work = LoadWork(
         concurrency=parse_concurrency(concurrency),
         requests=requests,
         prompt_tokens=prompt_tokens,
         new_tokens=max_new_tokens,
         seed=seed,
-        output=output,
-        force=force,
     )
+    options = _options(device, precision, threads, hint=hint)
+    curve = draw_load_curve(target, work, options=options, output=output, force=force)
     return Result(curve.model_dump(mode="json", by_alias=True), load_screen(curve, output=output))
 
 

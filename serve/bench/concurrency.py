@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +33,25 @@ if TYPE_CHECKING:
 
 FILE = "load_curve.json"
 SHARES = (50, 90, 99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadWork:
+    """What is asked of a model.
+
+    Attributes:
+        concurrency: requests in flight, each at least 1; one level for each.
+        requests: at least so many of each level; a level has no fewer than twice its concurrency.
+        prompt_tokens: random ids.
+        new_tokens: at least 2.
+        seed: of the prompts.
+    """
+
+    concurrency: Sequence[int]
+    requests: int
+    prompt_tokens: int
+    new_tokens: int
+    seed: int = 0
 
 
 class Level(Document):
@@ -66,47 +86,34 @@ class LoadCurve(Document):
     levels: tuple[Level, ...]
 
 
-def measure_load(
-    target: Target,
-    *,
-    options: RunOptions,
-    concurrency: Sequence[int],
-    requests: int,
-    prompt_tokens: int,
-    new_tokens: int,
-    seed: int = 0,
-) -> LoadCurve:
+def measure_load(target: Target, work: LoadWork, *, options: RunOptions) -> LoadCurve:
     """Measure every level, the smallest first.
 
     Args:
         target: an OpenVINO export.
+        work: the same for every level but for the requests in flight.
         options: device, precision, threads.
-        concurrency: requests in flight, each at least 1.
-        requests: at least so many of each level; a level has no fewer than twice its concurrency.
-        prompt_tokens: random ids.
-        new_tokens: at least 2.
-        seed: of the prompts.
 
     Raises:
         UsageError: numbers out of range, or work that exceeds the context.
         ArtefactError: the directory cannot be used.
         DeviceUnavailable: before anything is loaded.
     """
-    if not concurrency or min(concurrency) < 1 or requests < 1:
+    if not work.concurrency or min(work.concurrency) < 1 or work.requests < 1:
         raise UsageError(
             "a level needs at least one request in flight", remedy="Give --concurrency 1,2,4,8, for example"
         )
-    workload = make_workload(prompt_tokens, new_tokens, seed=seed)
+    workload = make_workload(work.prompt_tokens, work.new_tokens, seed=work.seed)
     deployment = find_deployment(target.only("openvino"), device=options.device)
     prompts = Prompts([deployment], workload)
     check_device(deployment.format, options.device)
     environment = describe_environment()
     pipeline, facts = _load(deployment, options)
-    counts = {level: max(requests, 2 * level) for level in sorted(set(concurrency))}
+    counts = {level: max(work.requests, 2 * level) for level in sorted(set(work.concurrency))}
     with progress("requests", total=sum(counts.values()) + max(counts)) as advance:
-        _run_level(pipeline, prompts, max(counts), max(counts), new_tokens, advance)  # warm-up
+        _run_level(pipeline, prompts, max(counts), max(counts), work.new_tokens, advance)  # warm-up
         levels = tuple(
-            _run_level(pipeline, prompts, level, count, new_tokens, advance) for level, count in counts.items()
+            _run_level(pipeline, prompts, level, count, work.new_tokens, advance) for level, count in counts.items()
         )
     return LoadCurve(
         created=utc_now(),
@@ -114,8 +121,8 @@ def measure_load(
         options=options,
         environment=environment,
         facts=facts,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
+        prompt_tokens=work.prompt_tokens,
+        new_tokens=work.new_tokens,
         levels=levels,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serve.bench.benchmark import Benchmark, BenchmarkInterrupted, run_benchmark
 from serve.bench.benchmark_artefact import run_into
-from serve.bench.concurrency import LoadCurve, measure_load, write_load_curve
+from serve.bench.concurrency import LoadCurve, LoadWork, measure_load, write_load_curve
 from serve.bench.screen import benchmark_screen
 from serve.bench.workload import Workload
 from serve.runtimes.runtime import RunOptions
@@ -38,16 +38,7 @@ def bench_models(
 
 
 def draw_load_curve(
-    target: Target,
-    *,
-    options: RunOptions,
-    concurrency: Sequence[int],
-    requests: int,
-    prompt_tokens: int,
-    new_tokens: int,
-    seed: int,
-    output: Path | None,
-    force: bool,
+    target: Target, work: LoadWork, *, options: RunOptions, output: Path | None, force: bool
 ) -> LoadCurve:
     """Measure many requests at once, and write the artefact if there is an `output`; see `measure_load`.
 
@@ -56,15 +47,7 @@ def draw_load_curve(
     """
     if output is not None:
         check_destination(output, force=force)
-    curve = measure_load(
-        target,
-        options=options,
-        concurrency=concurrency,
-        requests=requests,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        seed=seed,
-    )
+    curve = measure_load(target, work, options=options)
     if output is not None:
         write_load_curve(output, curve, force=force)
     return curve

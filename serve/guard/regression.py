@@ -98,12 +98,7 @@ def guard_workload(
 
 
 def check_regression(
-    candidate: Target,
-    reference: Target,
-    *,
-    max_ratio: float,
-    options: RunOptions,
-    workload: Workload,
+    candidate: Target, reference: Target, *, max_ratio: float, options: RunOptions, workload: Workload
 ) -> tuple[Verdict, Benchmark]:
     """Measure two deployments interleaved until the verdict is clear or the budget is spent.
 

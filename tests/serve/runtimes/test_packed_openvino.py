@@ -118,14 +118,6 @@ def test_several_settings_of_one_model_in_one_run(sparse):
     assert set(benchmark.subjects[2].ratios) == {"ttft_s", "tpot_s", "total_s"}
 
 
-@pytest.mark.parametrize(
-    "settings", ["dynamic=0", "DYNAMIC_QUANTIZATION_GROUP_SIZE=", "format=onnx,format=onnx", "format=onnx,PLUGIN"]
-)
-def test_settings_that_cannot_be_read(sparse, settings):
-    with pytest.raises(UsageError, match="cannot read the settings"):
-        parse_target(f"{sparse / 'stock'}@{settings}")
-
-
 def test_a_format_that_nothing_runs_is_answered_with_those_that_are(sparse):
     with pytest.raises(UsageError, match=r"'onx' is not a format that runs here, did you mean 'onnx'.*gguf"):
         parse_target(f"{sparse / 'stock'}@format=onx")
