@@ -1,14 +1,13 @@
 """Models of a given Llama shape with random weights, dense and pruned, for the decode table of docs/performance.md.
 
-    python -m benchmarks.llama_shape --out runs/shape [--layers 16 --hidden 2048 --feed-forward 8192] [--sparsity
+    python -m benchmarks.llama_shape --output runs/shape [--layers 16 --hidden 2048 --feed-forward 8192] [--sparsity
     0.5,0.7]
 
 Writes OUT/dense-WEIGHTS (what OpenVINO runs today; kept if it is there) and OUT/sparse-WEIGHTS-PERCENT for bf16, int8
-and int4: whole
-OpenVINO directories with a tokenizer, for `python -m serve bench`. The speed of a decoder does not depend on what its
-weights
-say, so random ones serve; the smallest in magnitude of each row are pruned after quantization, as magnitude pruning
-before it would. Dense files are left unpruned: stock runtimes read a zero like any number, and take the same time.
+and int4: whole OpenVINO directories with a tokenizer, for `python -m serve bench`. The speed of a decoder does not
+depend on what its weights say, so random ones serve; the smallest in magnitude of each row are pruned after
+quantization, as magnitude pruning before it would. Dense files are left unpruned: stock runtimes read a zero like any
+number, and take the same time.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ WEIGHTS: tuple[Weights, ...] = ("bf16", "int8", "int4")
 def main(arguments: list[str]) -> int:
     """Write the models that the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.llama_shape", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
     for name, value in (
         ("layers", 16),
         ("hidden", 2048),
@@ -49,18 +48,18 @@ def main(arguments: list[str]) -> int:
         ("vocabulary", 32000),
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--weights", default=",".join(WEIGHTS), help="of bf16, int8, int4")
+    parser.add_argument("--weight-format", default=",".join(WEIGHTS), help="of bf16, int8, int4")
     parser.add_argument("--sparsity", default="0.5,0.6,0.7,0.8,0.9")
     options = parser.parse_args(arguments)
     quiet_libraries()
-    options.out.mkdir(parents=True, exist_ok=True)
-    wanted = options.weights.split(",")
-    missing = [weights for weights in wanted if not (options.out / f"dense-{weights}").is_dir()]
+    options.output.mkdir(parents=True, exist_ok=True)
+    wanted = options.weight_format.split(",")
+    missing = [weights for weights in wanted if not (options.output / f"dense-{weights}").is_dir()]
     if missing:
         _write_dense(options, missing)
     for weights in wanted:
         for share in filter(None, options.sparsity.split(",")):
-            _write_sparse(options.out, weights, float(share))
+            _write_sparse(options.output, weights, float(share))
     return 0
 
 
@@ -105,7 +104,7 @@ def prune_smallest(ir: Any, sparsity: float) -> None:
 
 
 def _write_dense(options: argparse.Namespace, wanted: list[Weights]) -> None:
-    raw: Path = options.out / "raw"
+    raw: Path = options.output / "raw"
     model = random_llama(
         layers=options.layers,
         hidden=options.hidden,
@@ -124,7 +123,7 @@ def _write_dense(options: argparse.Namespace, wanted: list[Weights]) -> None:
             round_to_bf16(ir)
         else:
             ir = compress(ir, weights)
-        _write(ir, raw, options.out / f"dense-{weights}")
+        _write(ir, raw, options.output / f"dense-{weights}")
     shutil.rmtree(raw)
 
 

@@ -1,17 +1,14 @@
 """Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/lonas.md.
 
-    python -m benchmarks.lonas_seeds --out runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
+    python -m benchmarks.lonas_seeds --output runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
         [--steps 4000] [--tune-steps 0] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
 
 For each seed the baseline is trained, LoRA at full width, and for each rule a super-network
-(recipes/minilm-lonas.toml); a sandwiched step
-costs about three. The search runs on as many validation rows as asked for, among sub-networks whose MACs are at most
-the given share
-of the largest's. With --tune-steps the most accurate within the share is then trained alone (`python -m
-train tune`), in steps that the
-super-network goes without, so that both take as many as the baseline. Told are the accuracies of the largest, the
-middle one, the one found, and that one tuned.
-Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
+(recipes/minilm-lonas.toml); a sandwiched step costs about three. The search runs on as many validation rows as asked
+for, among sub-networks whose MACs are at most the given share of the largest's. With --tune-steps the most accurate
+within the share is then trained alone (`python -m train tune`), in steps that the super-network goes without, so that
+both take as many as the baseline. Told are the accuracies of the largest, the middle one, the one found, and that one
+tuned. Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.lonas_seeds", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
     parser.add_argument(
@@ -71,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     recipe = tomllib.loads((RECIPES / "minilm-lonas.toml").read_text(encoding="utf-8"))
     for seed in map(int, options.seeds.split(",")):
-        baseline = Run(options.out / f"lora-{seed}")
+        baseline = Run(options.output / f"lora-{seed}")
         train_s = _train(plain_lora(recipe), baseline, seed=seed, train={"steps": options.steps}, search={})
         network = load_super_network(baseline)
         _tell(
@@ -84,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train_s=train_s,
         )
         for rule in options.rules.split(","):
-            run = Run(options.out / f"{rule}-{seed}")
+            run = Run(options.output / f"{rule}-{seed}")
             searched = {
                 "limit": options.search_rows,
                 "evaluations": options.evaluations,
@@ -163,7 +160,7 @@ def _train(
     if run.super_adapter.is_dir():
         found = open_artefact(run.super_adapter, kind="super_adapter").manifest.details["recipe"]["train"]["steps"]
         if found != train["steps"]:
-            raise SystemExit(f"{run.path} was trained for {found} steps, not {train['steps']}: choose another --out")
+            raise SystemExit(f"{run.path} was trained for {found} steps, not {train['steps']}: choose another --output")
         return 0.0
     found = {name: value for name, value in {**recipe["search"], **search, "seed": seed}.items() if value is not None}
     content = {**recipe, "seed": seed, "train": {**recipe["train"], **train}, "search": found}

@@ -7,10 +7,9 @@
     python -m serve bench EXPORT ... peers/llama/Q8_0.gguf@environment=peers/llama
     peers/sparse-decoder@environment=peers/deepsparse python -m benchmarks.peers layer peers/deepsparse
 
-`gguf` writes a base for llama.cpp, `decoder` a pruned model for DeepSparse (`benchmarks.static_decoder`); `serve
-bench` decodes the
-same random prompts in them and in every export. `layer` runs eight layers of 4096 x 4096 with half of their weights
-zero, one after
+`gguf` writes a base for llama.cpp, `decoder` a pruned model for DeepSparse (`benchmarks.static_decoder`); `serve bench`
+decodes the same random prompts in them and in every export. `layer` runs eight layers of 4096 x 4096 with half of their
+weights zero, one after
 the other, so that no cache holds them: DeepSparse in float32, OpenVINO and our operators in bf16 and int8.
 """
 

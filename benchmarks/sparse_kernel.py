@@ -6,12 +6,10 @@ holds.
 
 Every contestant is a chain of products of random matrices, compiled with the threads that the process may use. A round
 runs all of them, every second round in the opposite order; reported are medians in ms for a product, and the median
-over
-rounds of the ratio of the best stock int8 to each. So are two shares of the bandwidth: every round also reads memory
-that no cache
-holds with the same threads, once as a whole, and in pieces of the size of each contestant's weights, one after the
-other as its
-products are: starting a loop and filling the pipeline to memory costs the more, the smaller the pieces are.
+over rounds of the ratio of the best stock int8 to each. So are two shares of the bandwidth: every round also reads
+memory that no cache holds with the same threads, once as a whole, and in pieces of the size of each contestant's
+weights, one after the other as its products are: starting a loop and filling the pipeline to memory costs the more, the
+smaller the pieces are.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """A Llama checkpoint as the ONNX graph that `serve.runtimes.deepsparse` runs: opset 13, no control of its own, every
 shape settable.
 
-DeepSparse 1.8.0 reads neither the opset nor the shape arithmetic of today's exporters, so the graph is written node
-by node. It
-computes what the model computes in float32; the caller gives the positions, the mask and the cache, and keeps the
-cache.
+DeepSparse 1.8.0 reads neither the opset nor the shape arithmetic of today's exporters, so the graph is written node by
+node. It computes what the model computes in float32; the caller gives the positions, the mask and the cache, and keeps
+the cache.
 
     inputs   input_ids, position_ids [1, S] int64; mask [1, G*S, P+S] f32, added to the scores, the S rows once for
              each of the G query heads of a key-value head; past_key_values.{i}.key / .value [1, heads, P, width]

@@ -1,7 +1,7 @@
 """A training step of the super-network, masked and plain, against a stock PEFT LoRA step of the same rank, targets
 and data.
 
-    python -m benchmarks.training_step --base runs/demo/base [--rows 16 --tokens 32] [--repeats 15]
+    python -m benchmarks.training_step --base runs/demo/base [--batch-size 16 --tokens 32] [--repeats 15]
 
 One process, one base, three models; a repeat times A B C C B A, so that drift of the machine falls on all alike.
 Reported is
@@ -197,10 +197,10 @@ def _step(model: nn.Module, settings: Settings, *, loss: Callable[[Batch], Tenso
 
 
 def _shapes(options: argparse.Namespace) -> Iterator[tuple[int, int]]:
-    if options.rows is None and options.tokens is None:
+    if options.batch_size is None and options.tokens is None:
         yield from SHAPES
     else:
-        yield options.rows or SHAPES[0][0], options.tokens or SHAPES[0][1]
+        yield options.batch_size or SHAPES[0][0], options.tokens or SHAPES[0][1]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--base", type=Path, required=True, help="a base artefact or Hugging Face directory, such as runs/demo/base"
     )
-    parser.add_argument("--rows", type=int)
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--tokens", type=int)
     parser.add_argument(
         "--learnt",

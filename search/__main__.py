@@ -10,7 +10,7 @@ import typer
 from search.strategies.strategy import Cost
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
 from shearling.evaluation.precision import Precision
-from shearling.registry.option import MemberName
+from shearling.registry.name_option import member_of
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
 app = make_app(
@@ -26,7 +26,7 @@ def search(
         Path | None, typer.Option(help="The run directory, with a super-adapter; an interrupted search continues.")
     ] = None,
     algorithm: Annotated[
-        str | None, typer.Option(click_type=MemberName(SEARCH_ALGORITHMS), help="How sub-networks are chosen.")
+        str | None, typer.Option(click_type=member_of(SEARCH_ALGORITHMS), help="How sub-networks are chosen.")
     ] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="Most sub-networks to evaluate.")] = None,
     population: Annotated[int | None, typer.Option(min=2, help="Sub-networks of a generation or of a round.")] = None,

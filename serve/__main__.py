@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from serve.bench.time_budget import CHECK_S
+from serve.runtimes.runtime import Hint, Precision, RunOptions
+from serve.runtimes.target import AUTO, Target, parse_target
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
-
-if TYPE_CHECKING:
-    from serve.runtimes.runtime import RunOptions
+from shearling.registry.name_option import NameOption, member_of
+from shearling.registry.runtimes import RUNTIMES
 
 app = make_app("Run exported models and measure their speed.")
 
+TARGET = "an export, a directory with a model, or a GGUF file"
+SETTINGS = "DIR@format=NAME and DIR@PROPERTY=VALUE,... hold for one model alone"
+
+
 FormatOption = Annotated[
-    Literal["auto", "openvino", "onnx", "torch"],
-    typer.Option("--format", help="Which format of DIR to run; auto takes the first there is."),
+    str,
+    typer.Option(
+        "--format",
+        click_type=member_of(RUNTIMES, also=(AUTO,)),
+        help="Which format of DIR to run; auto takes the first there is that runs on the device.",
+    ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="CPU, GPU (OpenVINO), CUDA (ONNX Runtime, PyTorch), TENSORRT (ONNX Runtime).")
+    str,
+    typer.Option(
+        "--device",
+        click_type=NameOption(lambda: dict.fromkeys(device for runtime in RUNTIMES for device in runtime.devices)),
+        help="Where it runs; not every format runs on each.",
+    ),
 ]
 PrecisionOption = Annotated[
-    Literal["default", "f32", "bf16"],
+    Precision,
     typer.Option(
-        "--precision", help="Of the arithmetic; default is what the runtime does by itself, and f32 for packed models."
+        "--precision",
+        help="Of the arithmetic; default is what the runtime does by itself, and fp32 for packed models.",
     ),
 ]
 HintOption = Annotated[
-    Literal["latency", "throughput"] | None,
+    Hint | None,
     typer.Option("--hint", help="OpenVINO's performance hint; default is the device's."),
 ]
 HugePagesOption = Annotated[
@@ -44,7 +59,9 @@ TraceOption = Annotated[
     Path | None,
     typer.Option("--trace", help='Real prompts instead of random ones: JSON lines {"prompt": ..., "new_tokens": ...}.'),
 ]
-BatchOption = Annotated[int, typer.Option("--batch", help="Prompts that are decoded together.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Prompts that are decoded together.")]
+PromptTokensOption = Annotated[int, typer.Option("--prompt-tokens", help="Length of each prompt.")]
+NewTokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Tokens to generate, at least 2.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; the runtime chooses if not given.")
 ]
@@ -52,10 +69,12 @@ ThreadsOption = Annotated[
 
 @app.command()
 def generate(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An export, or a directory with a model.")],
+    target: Annotated[
+        Target, typer.Argument(metavar="DIR", parser=parse_target, help=f"What to run: {TARGET}; {SETTINGS}.")
+    ],
     prompt: Annotated[str, typer.Option("--prompt", help="What the model continues or answers.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Stop after so many tokens.")] = 128,
-    model_format: FormatOption = "auto",
+    model_format: FormatOption = AUTO,
     device: DeviceOption = "CPU",
     precision: PrecisionOption = "default",
     threads: ThreadsOption = None,
@@ -67,6 +86,7 @@ def generate(
 ) -> Result | None:
     """Continue a prompt, greedily, as text that appears while it is made."""
     from serve.generate import generate_text
+    from serve.screen import answer_line
     from shearling.console import log
 
     def show(piece: str) -> None:
@@ -74,10 +94,9 @@ def generate(
         sys.stdout.flush()
 
     answer = generate_text(
-        directory,
+        target.with_format(model_format),
         prompt=prompt,
         max_new_tokens=max_new_tokens,
-        choice=model_format,
         options=_options(device, precision, threads),
         chat=chat,
         on_text=None if as_json else show,
@@ -85,32 +104,31 @@ def generate(
     if as_json:
         return Result(answer.model_dump(mode="json"), "")
     show("\n")
-    log.print(answer.summary(), style="dim")
+    log.print(answer_line(answer), style="dim")
     return None
 
 
 @app.command()
 def bench(
-    directories: Annotated[
-        list[Path],
+    targets: Annotated[
+        list[Target],
         typer.Argument(
             metavar="DIR...",
-            help="Exports, model directories or GGUF files, the first is the reference; "
-            "DIR@format=onnx, DIR@PROPERTY=VALUE,... and, for llama.cpp "
-            "or DeepSparse in an environment of its own, FILE.gguf@environment=DIR or "
-            "DIR@environment=DIR hold for one of them.",
+            parser=parse_target,
+            help=f"What to measure, the first is the reference: {TARGET}; {SETTINGS}; DIR@environment=DIR names "
+            "the virtual environment of llama.cpp or DeepSparse.",
         ),
     ],
-    model_format: FormatOption = "auto",
+    model_format: FormatOption = AUTO,
     device: DeviceOption = "CPU",
     precision: PrecisionOption = "default",
     threads: ThreadsOption = None,
     hint: HintOption = None,
     huge_pages: HugePagesOption = True,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Length of the prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate, at least 2.")] = 64,
+    prompt_tokens: PromptTokensOption = 128,
+    max_new_tokens: NewTokensOption = 64,
     trace: TraceOption = None,
-    batch: BatchOption = 1,
+    batch_size: BatchSizeOption = 1,
     repeats: Annotated[int, typer.Option("--repeats", help="Measured runs of each, per session.")] = 6,
     warmup: Annotated[int, typer.Option("--warmup", help="Runs of each that are thrown away, per session.")] = 1,
     sessions: Annotated[int, typer.Option("--sessions", help="How often all processes are started anew.")] = 1,
@@ -123,41 +141,35 @@ def bench(
     debug: DebugFlag = False,
 ) -> Result:
     """Measure models side by side: first token, per token, memory, load time, size."""
-    from serve.bench.benchmark import BenchmarkInterrupted, run_benchmark
-    from serve.bench.benchmark_artefact import run_into
     from serve.bench.screen import benchmark_screen
+    from serve.bench.stage import bench_models
     from serve.bench.workload import make_workload
-    from shearling.console import log
 
-    options = _options(device, precision, threads, hint=hint, huge_pages=huge_pages)
     workload = make_workload(
         prompt_tokens,
-        new_tokens,
+        max_new_tokens,
         repeats=repeats,
         warmup=warmup,
         sessions=sessions,
         seed=seed,
         trace=trace,
-        batch=batch,
+        batch=batch_size,
     )
-    try:
-        if output is None:
-            benchmark = run_benchmark(directories, options=options, workload=workload, choice=model_format)
-        else:
-            benchmark = run_into(
-                output, directories, options=options, workload=workload, choice=model_format, force=force
-            )
-    except BenchmarkInterrupted as interruption:
-        log.print(benchmark_screen(interruption.benchmark))
-        log.print("these are the finished blocks; they are written nowhere: --output would keep them, and continue")
-        raise interruption.cause from None
+    benchmark = bench_models(
+        [target.with_format(model_format) for target in targets],
+        options=_options(device, precision, threads, hint=hint, huge_pages=huge_pages),
+        workload=workload,
+        output=output,
+        force=force,
+    )
     return Result(benchmark.model_dump(mode="json", by_alias=True), benchmark_screen(benchmark, output=output))
 
 
 @app.command()
 def load(
-    directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="An export with OpenVINO, or DIR@PROPERTY=VALUE,...")
+    target: Annotated[
+        Target,
+        typer.Argument(metavar="DIR", parser=parse_target, help="An export with OpenVINO, or DIR@PROPERTY=VALUE,..."),
     ],
     concurrency: Annotated[
         str, typer.Option("--concurrency", help="Requests in flight, separated by commas.")
@@ -167,8 +179,8 @@ def load(
     precision: PrecisionOption = "default",
     threads: ThreadsOption = None,
     hint: HintOption = "throughput",
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Length of each prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens of each answer, at least 2.")] = 64,
+    prompt_tokens: PromptTokensOption = 128,
+    max_new_tokens: NewTokensOption = 64,
     seed: Annotated[int, typer.Option("--seed", help="Of the random prompts.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", help="Write a benchmark artefact here.")] = None,
     force: ForceFlag = False,
@@ -176,29 +188,45 @@ def load(
     debug: DebugFlag = False,
 ) -> Result:
     """Draw throughput against latency with many requests at once (continuous batching)."""
-    from serve.bench.concurrency import load_screen, measure_load, write_load_curve
-    from shearling.artefact import check_destination
-    from shearling.errors import UsageError
+    from serve.bench.concurrency import LoadWork
+    from serve.bench.screen import load_screen
+    from serve.bench.stage import draw_load_curve, parse_concurrency
 
-    if output is not None:
-        check_destination(output, force=force)
-    parts = concurrency.split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise UsageError(
-            f"cannot read the numbers of requests {concurrency!r}", remedy="Give --concurrency 1,2,4,8, for example"
-        )
-    curve = measure_load(
-        directory,
-        options=_options(device, precision, threads, hint=hint),
-        concurrency=[int(part) for part in parts],
+    work = LoadWork(
+        concurrency=parse_concurrency(concurrency),
         requests=requests,
         prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
+        new_tokens=max_new_tokens,
         seed=seed,
     )
-    if output is not None:
-        write_load_curve(output, curve, force=force)
+    options = _options(device, precision, threads, hint=hint)
+    curve = draw_load_curve(target, work, options=options, output=output, force=force)
     return Result(curve.model_dump(mode="json", by_alias=True), load_screen(curve, output=output))
+
+
+@app.command()
+def forward(
+    targets: Annotated[
+        list[Target],
+        typer.Argument(
+            metavar="DIR...",
+            parser=parse_target,
+            help="Exports of classifiers with OpenVINO, the first is the reference; DIR@PROPERTY=VALUE,...",
+        ),
+    ],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Length of the sequence; batch 1.")] = 64,
+    blocks: Annotated[int, typer.Option("--blocks", min=2, help="Rounds in which every model has its turn.")] = 40,
+    threads: ThreadsOption = None,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Time one forward of exported classifiers on OpenVINO's CPU device, side by side."""
+    from serve.bench.forward import measure_forwards
+    from serve.bench.screen import forward_screen
+
+    times = measure_forwards(targets, tokens=tokens, blocks=blocks, threads=threads)
+    data = {"tokens": tokens, "times": [item.model_dump(mode="json") for item in times]}
+    return Result(data, forward_screen(times, tokens=tokens))
 
 
 @app.command()
@@ -213,7 +241,8 @@ def compare(
 ) -> Result:
     """Compare two benchmarks that were written at different times."""
     from serve.bench.benchmark_artefact import read_benchmark
-    from serve.bench.comparison import compare_benchmarks, comparison_screen
+    from serve.bench.comparison import compare_benchmarks
+    from serve.bench.screen import comparison_screen
 
     comparison = compare_benchmarks(
         read_benchmark(first), read_benchmark(second), allow_other_machine=allow_other_machine
@@ -241,9 +270,14 @@ def history(
 
 @app.command()
 def check(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The candidate.")],
+    target: Annotated[
+        Target, typer.Argument(metavar="DIR", parser=parse_target, help=f"The candidate: {TARGET}; {SETTINGS}.")
+    ],
     against: Annotated[
-        Path | None, typer.Option("--against", help="The reference, measured side by side with DIR.")
+        Target | None,
+        typer.Option(
+            "--against", metavar="DIR", parser=parse_target, help="The reference, measured side by side with DIR."
+        ),
     ] = None,
     baseline: Annotated[
         Path | None,
@@ -260,7 +294,7 @@ def check(
     max_ratio: Annotated[
         float, typer.Option("--max-ratio", help="Largest acceptable time, relative to the reference's.")
     ] = 1.05,
-    model_format: FormatOption = "auto",
+    model_format: FormatOption = AUTO,
     device: DeviceOption = "CPU",
     precision: PrecisionOption = "default",
     threads: Annotated[
@@ -268,15 +302,15 @@ def check(
         typer.Option(
             "--threads",
             min=1,
-            help="With 1, time that other processes take is told apart and subtracted; with more it is not.",
+            help="CPU threads. With one thread, time lost to other processes is subtracted; with more it is not.",
         ),
     ] = 1,
     hint: HintOption = None,
     huge_pages: HugePagesOption = True,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Length of the prompt.")] = 64,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate, at least 2.")] = 16,
+    prompt_tokens: PromptTokensOption = 64,
+    max_new_tokens: NewTokensOption = 16,
     trace: TraceOption = None,
-    batch: BatchOption = 1,
+    batch_size: BatchSizeOption = 1,
     budget_s: Annotated[
         float, typer.Option("--budget", help="Seconds after which an open verdict is inconclusive; loading included.")
     ] = CHECK_S,
@@ -284,45 +318,27 @@ def check(
     debug: DebugFlag = False,
 ) -> Result:
     """Guard against slowdowns: 0 passes, 1 is a regression or inconclusive."""
-    from serve.guard.baseline import check_baseline
-    from serve.guard.regression import check_regression, guard_workload, require_pass, verdict_screen
-    from shearling.errors import UsageError
+    from serve.guard.regression import guard_workload
+    from serve.guard.screen import verdict_screen
+    from serve.guard.stage import check_model
 
-    if record and baseline is None:
-        raise UsageError("--record has nowhere to write", remedy="Give --baseline FILE")
-    workload = guard_workload(prompt_tokens, new_tokens, budget_s=budget_s, trace=trace, batch=batch)
-    options = _options(device, precision, threads, hint=hint, huge_pages=huge_pages)
-    if against is not None and baseline is None:
-        verdict, benchmark = check_regression(
-            directory, against, max_ratio=max_ratio, options=options, workload=workload, choice=model_format
-        )
-    elif baseline is not None and against is None:
-        verdict, benchmark = check_baseline(
-            directory,
-            baseline,
-            max_ratio=max_ratio,
-            options=options,
-            workload=workload,
-            choice=model_format,
-            record=record,
-            allow_other_versions=allow_other_versions,
-        )
-    else:
-        raise UsageError("a check needs one reference", remedy="Give either --against DIR or --baseline FILE")
-    require_pass(verdict)
+    workload = guard_workload(prompt_tokens, max_new_tokens, budget_s=budget_s, trace=trace, batch=batch_size)
+    verdict, benchmark = check_model(
+        target.with_format(model_format),
+        reference=against and against.with_format(model_format),
+        baseline=baseline,
+        record=record,
+        allow_other_versions=allow_other_versions,
+        max_ratio=max_ratio,
+        options=_options(device, precision, threads, hint=hint, huge_pages=huge_pages),
+        workload=workload,
+    )
     return Result(verdict.model_dump(mode="json"), verdict_screen(verdict, benchmark))
 
 
 def _options(
-    device: str,
-    precision: Literal["default", "f32", "bf16"],
-    threads: int | None,
-    *,
-    hint: Literal["latency", "throughput"] | None = None,
-    huge_pages: bool = True,
+    device: str, precision: Precision, threads: int | None, *, hint: Hint | None = None, huge_pages: bool = True
 ) -> RunOptions:
-    from serve.runtimes.runtime import RunOptions
-
     return RunOptions(device=device.upper(), precision=precision, threads=threads, hint=hint, huge_pages=huge_pages)
 
 

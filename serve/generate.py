@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from serve.runtimes.deployment import FormatChoice, find_deployment
+from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
-from serve.runtimes.registry import load_runtime
-from serve.runtimes.runtime import OnText, RunOptions, RuntimeFacts, check_lengths
+from serve.runtimes.runtime import OnText, RunOptions, RuntimeFacts, check_lengths, load_runtime
+from serve.runtimes.target import Target
 from shearling.console import log
 from shearling.errors import UsageError
 from shearling.strict_json import Document
@@ -35,39 +35,29 @@ class Answer(Document):
     tpot_s: float | None
     tokens_per_s: float | None
 
-    def summary(self) -> str:
-        """One line for people."""
-        speed = f", then {self.tokens_per_s:.1f} tokens/s" if self.tokens_per_s else ""
-        ran = f"{self.facts.runtime}, {self.facts.provider}, {self.facts.precision}"
-        return (
-            f"{len(self.token_ids)} tokens: first after {1e3 * self.ttft_s:.0f} ms{speed}; loaded "
-            f"in {self.load_s:.1f} s ({ran})"
-        )
-
 
 def generate_text(
-    path: Path,
+    target: Target,
     *,
     prompt: str,
     max_new_tokens: int,
     options: RunOptions,
-    choice: FormatChoice = "auto",
     chat: bool | None = None,
     on_text: OnText | None = None,
 ) -> Answer:
     """Continue a prompt greedily.
 
     Args:
-        path: see `find_deployment`.
+        target: see `find_deployment`; its runtime is installed here.
         prompt: not empty.
         max_new_tokens: at least 1; prompt and new tokens fit the context.
         options: device, precision, threads.
-        choice: the format.
         chat: use the chat template; None does so where there is one.
         on_text: gets the text while it is made.
 
     Raises:
-        UsageError: an empty prompt, no tokens to make, too many for the context, or `chat` without a template.
+        UsageError: an empty prompt, no tokens to make, too many for the context, `chat` without a template, or an
+            environment behind the path.
         ArtefactError: the directory cannot be used.
         DeviceUnavailable: before anything is loaded.
     """
@@ -75,7 +65,13 @@ def generate_text(
         raise UsageError("the prompt is empty", remedy='Give one: --prompt "..."')
     if max_new_tokens < 1:
         raise UsageError(f"{max_new_tokens} new tokens were asked for", remedy="Give --max-new-tokens 1 or more")
-    deployment = find_deployment(path, choice=choice, device=options.device)
+    if target.environment is not None:
+        raise UsageError(
+            "text is generated in this process, not in an environment of its own",
+            where=target.label,
+            remedy="Leave environment= out, or measure it with: python -m serve bench",
+        )
+    deployment = find_deployment(target, device=options.device)
     check_device(deployment.format, options.device)
     if not deployment.end_ids:
         log.print(f"no configuration here names an end token: all {max_new_tokens} tokens will be made")

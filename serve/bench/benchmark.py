@@ -9,13 +9,14 @@ from typing import Literal
 import pydantic
 
 from serve.bench.environment import Environment, describe_environment
-from serve.bench.measurement import Enough, Measurement, Sample, measure
+from serve.bench.measurement import Enough, MeasuredBlocks, Sample, measure
 from serve.bench.statistics import Estimate, bootstrap_median, paired_ratio, percentile
 from serve.bench.unfinished import continue_from, keep
 from serve.bench.workload import Workload
-from serve.runtimes.deployment import Deployment, FormatChoice, find_configured
+from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import RunOptions, RuntimeFacts
+from serve.runtimes.target import Target
 from shearling.artefact import utc_now
 from shearling.command_line import Terminated
 from shearling.errors import UsageError
@@ -53,7 +54,7 @@ METRICS: dict[str, Callable[[Sample], float]] = {
 RATIOS = ("ttft_s", "tpot_s", "total_s")
 
 
-class Subject(Document):
+class BenchmarkSubject(Document):
     """One deployment and what was found out about it.
 
     Attributes:
@@ -86,7 +87,7 @@ class Benchmark(Document):
     workload: Workload
     environment: Environment
     definitions: dict[str, str]
-    subjects: tuple[Subject, ...]
+    subjects: tuple[BenchmarkSubject, ...]
     samples: tuple[Sample, ...]
 
 
@@ -105,21 +106,19 @@ class BenchmarkInterrupted(BaseException):
 
 
 def run_benchmark(
-    paths: Sequence[Path],
+    targets: Sequence[Target],
     *,
     options: RunOptions,
     workload: Workload,
-    choice: FormatChoice = "auto",
     enough: Enough | None = None,
     unfinished: Path | None = None,
 ) -> Benchmark:
     """Verify, check the device, measure interleaved, and summarise.
 
     Args:
-        paths: see `find_configured`; the first is what the others are compared with.
+        targets: what to measure; the first is what the others are compared with.
         options: the same for all.
         workload: the same for all.
-        choice: format for all, or `auto` for each.
         enough: see `measure`.
         unfinished: a directory that keeps the finished blocks while it runs; where it holds those of the same
             request, they count.
@@ -130,18 +129,18 @@ def run_benchmark(
         DeviceUnavailable: before anything is loaded.
         BenchmarkInterrupted: Ctrl-C or SIGTERM after the first whole block, and no `unfinished` keeps it.
     """
-    if not paths:
+    if not targets:
         raise UsageError("nothing to measure", remedy="Give at least one directory")
-    deployments = [find_configured(path, choice=choice, device=options.device) for path in paths]
+    deployments = [find_deployment(target, device=options.device) for target in targets]
     for model_format, runtime_environment in {
         (deployment.format, deployment.environment) for deployment in deployments
     }:
         check_device(model_format, options.device, environment=runtime_environment)
     environment = describe_environment()
     earlier = continue_from(unfinished, deployments, options, workload) if unfinished else None
-    measurement = earlier or Measurement([[] for _ in deployments], [[] for _ in deployments])
+    measurement = earlier or MeasuredBlocks([[] for _ in deployments], [[] for _ in deployments])
 
-    def on_block(measurement: Measurement) -> None:
+    def on_block(measurement: MeasuredBlocks) -> None:
         if unfinished:
             keep(unfinished, deployments, options, workload, measurement)
 
@@ -159,7 +158,7 @@ def run_benchmark(
 
 def summarise(
     deployments: Sequence[Deployment],
-    measurement: Measurement,
+    measurement: MeasuredBlocks,
     *,
     options: RunOptions,
     workload: Workload,
@@ -187,14 +186,16 @@ def block_values(samples: Sequence[Sample], subject: int, value: Callable[[Sampl
     return [value(sample) for sample in own]
 
 
-def _summarise_subject(index: int, deployment: Deployment, measurement: Measurement, *, seed: int) -> Subject:
+def _summarise_subject(
+    index: int, deployment: Deployment, measurement: MeasuredBlocks, *, seed: int
+) -> BenchmarkSubject:
     samples, loads, reports = measurement.samples, measurement.loads[index], measurement.reports[index]
     gaps = [gap for sample in samples if sample.subject == index for gap in sample.gaps_s]
     ratios = {}
     if index > 0:
         pairs = {name: [block_values(samples, subject, METRICS[name]) for subject in (index, 0)] for name in RATIOS}
         ratios = {name: paired_ratio(own, reference, seed=seed) for name, (own, reference) in pairs.items()}
-    return Subject(
+    return BenchmarkSubject(
         deployment=deployment,
         facts=loads[0].facts,
         import_s=bootstrap_median([load.import_s for load in loads], seed=seed),

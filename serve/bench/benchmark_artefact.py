@@ -9,8 +9,8 @@ from serve.bench.benchmark import FILE, SCHEMA, Benchmark, run_benchmark
 from serve.bench.page import write_page
 from serve.bench.unfinished import forget
 from serve.bench.workload import Workload
-from serve.runtimes.deployment import FormatChoice
 from serve.runtimes.runtime import RunOptions
+from serve.runtimes.target import Target
 from shearling.artefact import open_artefact, write_artefact
 from shearling.strict_json import read_document, write_document
 
@@ -19,28 +19,26 @@ PAGE = "benchmark.html"
 
 def run_into(
     path: Path,
-    paths: Sequence[Path],
+    targets: Sequence[Target],
     *,
     options: RunOptions,
     workload: Workload,
-    choice: FormatChoice = "auto",
     force: bool = False,
 ) -> Benchmark:
     """Measure, and write the artefact; an interrupted run keeps its finished blocks, and the same call continues it.
 
     Args:
         path: where the artefact will stand.
-        paths: see `run_benchmark`, also for the rest.
+        targets: see `run_benchmark`.
         options: the same for all.
         workload: the same for all.
-        choice: the format.
         force: replace what is there.
 
     Raises:
         OutputExists: `path` is taken and `force` is false.
     """
     with write_artefact(path, kind="benchmark", seed=workload.seed, force=force, resumable=True) as draft:
-        benchmark = run_benchmark(paths, options=options, workload=workload, choice=choice, unfinished=draft.directory)
+        benchmark = run_benchmark(targets, options=options, workload=workload, unfinished=draft.directory)
         write_document(draft.directory / FILE, benchmark)
         write_page(draft.directory / PAGE, benchmark)
         forget(draft.directory)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from serve.bench.benchmark import METRICS, Benchmark, block_values
 from serve.bench.statistics import Estimate, independent_ratio
 from shearling.errors import UsageError
@@ -28,7 +24,7 @@ class ComparedSubject(Document):
     memory_ratio: float
 
 
-class Comparison(Document):
+class BenchmarkComparison(Document):
     """What two benchmarks say of each other.
 
     Attributes:
@@ -41,7 +37,9 @@ class Comparison(Document):
     subjects: tuple[ComparedSubject, ...]
 
 
-def compare_benchmarks(first: Benchmark, second: Benchmark, *, allow_other_machine: bool = False) -> Comparison:
+def compare_benchmarks(
+    first: Benchmark, second: Benchmark, *, allow_other_machine: bool = False
+) -> BenchmarkComparison:
     """Compare the deployments at equal places.
 
     Args:
@@ -75,37 +73,11 @@ def compare_benchmarks(first: Benchmark, second: Benchmark, *, allow_other_machi
     versions = (first.environment.versions, second.environment.versions)
     names = sorted(set(versions[0]) | set(versions[1]))
     changed = {name: (versions[0].get(name, "absent"), versions[1].get(name, "absent")) for name in names}
-    return Comparison(
+    return BenchmarkComparison(
         same_machine=same_machine,
         differing_versions={name: pair for name, pair in changed.items() if pair[0] != pair[1]},
         subjects=tuple(_compare_subject(first, second, index) for index in range(len(first.subjects))),
     )
-
-
-def comparison_screen(comparison: Comparison) -> RenderableType:
-    """A table, and what weakens it."""
-    table = Table(title="Second against first", title_justify="left")
-    table.add_column("model", overflow="fold")
-    for heading in ("first token\nspeed", "decode\nspeed", "peak memory", "weights"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for subject in comparison.subjects:
-        name = subject.first if subject.first == subject.second else f"{subject.first}\n-> {subject.second}"
-        ttft, speed = subject.ratios["ttft_s"], subject.ratios["tokens_per_s"]
-        table.add_row(
-            name,
-            f"{1 / ttft.median:.2f}x\n{1 / ttft.high:.2f} - {1 / ttft.low:.2f}",
-            f"{speed.median:.2f}x\n{speed.low:.2f} - {speed.high:.2f}",
-            f"{subject.memory_ratio:.2f}x",
-            f"{subject.bytes_ratio:.2f}x",
-        )
-    notes = [
-        "Speed above 1 is faster. The runs were not interleaved: drift of the machine between them "
-        "is inside these figures."
-    ]
-    if not comparison.same_machine:
-        notes.append("The machines differ: these ratios are of machine and model together.")
-    notes += [f"{name}: {old} -> {new}" for name, (old, new) in comparison.differing_versions.items()]
-    return Group(table, Text("\n".join(notes), style="dim"))
 
 
 def _compare_subject(first: Benchmark, second: Benchmark, index: int) -> ComparedSubject:

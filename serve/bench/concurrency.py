@@ -1,31 +1,28 @@
 """Throughput against latency: so many requests in flight at once, through OpenVINO GenAI's continuous batching.
 
-Every level keeps its number of requests in flight until all are done: one that finishes is replaced at once. Times of
-a request
-are GenAI's own (perf_metrics of its handle, from the moment it was added); the throughput is counted here, over the
-wall time of the level. Each prompt is random and new, and prefixes are not cached.
+Every level keeps its number of requests in flight until all are done: one that finishes is replaced at once. Times of a
+request are GenAI's own (perf_metrics of its handle, from the moment it was added); the throughput is counted here, over
+the wall time of the level. Each prompt is random and new, and prefixes are not cached.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pydantic
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from serve.bench.environment import Environment, describe_environment
 from serve.bench.statistics import percentile
 from serve.bench.workload import Prompts, make_workload
-from serve.runtimes.deployment import Deployment, find_configured
+from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import RunOptions, RuntimeFacts
+from serve.runtimes.target import Target
 from shearling.artefact import utc_now, write_artefact
 from shearling.console import Advance, progress
 from shearling.errors import UsageError
@@ -36,6 +33,25 @@ if TYPE_CHECKING:
 
 FILE = "load_curve.json"
 SHARES = (50, 90, 99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadWork:
+    """What is asked of a model.
+
+    Attributes:
+        concurrency: requests in flight, each at least 1; one level for each.
+        requests: at least so many of each level; a level has no fewer than twice its concurrency.
+        prompt_tokens: random ids.
+        new_tokens: at least 2.
+        seed: of the prompts.
+    """
+
+    concurrency: Sequence[int]
+    requests: int
+    prompt_tokens: int
+    new_tokens: int
+    seed: int = 0
 
 
 class Level(Document):
@@ -70,47 +86,34 @@ class LoadCurve(Document):
     levels: tuple[Level, ...]
 
 
-def measure_load(
-    path: Path,
-    *,
-    options: RunOptions,
-    concurrency: Sequence[int],
-    requests: int,
-    prompt_tokens: int,
-    new_tokens: int,
-    seed: int = 0,
-) -> LoadCurve:
+def measure_load(target: Target, work: LoadWork, *, options: RunOptions) -> LoadCurve:
     """Measure every level, the smallest first.
 
     Args:
-        path: an OpenVINO export; see `find_configured`.
+        target: an OpenVINO export.
+        work: the same for every level but for the requests in flight.
         options: device, precision, threads.
-        concurrency: requests in flight, each at least 1.
-        requests: at least so many of each level; a level has no fewer than twice its concurrency.
-        prompt_tokens: random ids.
-        new_tokens: at least 2.
-        seed: of the prompts.
 
     Raises:
         UsageError: numbers out of range, or work that exceeds the context.
         ArtefactError: the directory cannot be used.
         DeviceUnavailable: before anything is loaded.
     """
-    if not concurrency or min(concurrency) < 1 or requests < 1:
+    if not work.concurrency or min(work.concurrency) < 1 or work.requests < 1:
         raise UsageError(
             "a level needs at least one request in flight", remedy="Give --concurrency 1,2,4,8, for example"
         )
-    workload = make_workload(prompt_tokens, new_tokens, seed=seed)
-    deployment = find_configured(path, choice="openvino", device=options.device)
+    workload = make_workload(work.prompt_tokens, work.new_tokens, seed=work.seed)
+    deployment = find_deployment(target.only("openvino"), device=options.device)
     prompts = Prompts([deployment], workload)
-    check_device("openvino", options.device)
+    check_device(deployment.format, options.device)
     environment = describe_environment()
     pipeline, facts = _load(deployment, options)
-    counts = {level: max(requests, 2 * level) for level in sorted(set(concurrency))}
+    counts = {level: max(work.requests, 2 * level) for level in sorted(set(work.concurrency))}
     with progress("requests", total=sum(counts.values()) + max(counts)) as advance:
-        _run_level(pipeline, prompts, max(counts), max(counts), new_tokens, advance)  # warm-up
+        _run_level(pipeline, prompts, max(counts), max(counts), work.new_tokens, advance)  # warm-up
         levels = tuple(
-            _run_level(pipeline, prompts, level, count, new_tokens, advance) for level, count in counts.items()
+            _run_level(pipeline, prompts, level, count, work.new_tokens, advance) for level, count in counts.items()
         )
     return LoadCurve(
         created=utc_now(),
@@ -118,8 +121,8 @@ def measure_load(
         options=options,
         environment=environment,
         facts=facts,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
+        prompt_tokens=work.prompt_tokens,
+        new_tokens=work.new_tokens,
         levels=levels,
     )
 
@@ -133,31 +136,6 @@ def write_load_curve(path: Path, curve: LoadCurve, *, force: bool = False) -> No
     with write_artefact(path, kind="benchmark", force=force) as draft:
         write_document(draft.directory / FILE, curve)
         draft.details["measured"] = {curve.deployment.label: curve.deployment.weights_sha256}
-
-
-def load_screen(curve: LoadCurve, *, output: Path | None = None) -> RenderableType:
-    """One row for each level."""
-    table = Table(title="Throughput and latency", title_justify="left", box=SIMPLE_HEAD)
-    for heading in (
-        "requests\nin flight",
-        "tokens\nper s",
-        "1st token, ms\np50 / p90 / p99",
-        "per token, ms\np50 / p90 / p99",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for level in curve.levels:
-        spreads = [
-            " / ".join(f"{1e3 * value:.1f}" for value in spread.values()) for spread in (level.ttft_s, level.tpot_s)
-        ]
-        table.add_row(str(level.concurrency), f"{level.tokens_per_s:.1f}", *spreads)
-    lines = [
-        f"{curve.prompt_tokens} random prompt tokens, {curve.new_tokens} new; {curve.facts.runtime}, "
-        f"{curve.facts.precision}.",
-        f"{curve.environment.cpu}, {curve.environment.usable_cpus} CPUs, load {curve.environment.load_average}.",
-    ]
-    if output is not None:
-        lines.append(f"Written: {output}")
-    return Group(table, Text("\n".join(lines), style="dim"))
 
 
 def _load(deployment: Deployment, options: RunOptions) -> tuple[ContinuousBatchingPipeline, RuntimeFacts]:

@@ -1,4 +1,4 @@
-"""`python -m serve.bench.forward`: the time of one forward of exported classifiers, side by side.
+"""The time of one forward of exported classifiers, side by side.
 
 All models are loaded first and take turns, forwards and backwards in alternation (A B B A), so that what slows the
 machine for a while slows them all; ratios are of neighbours in a block.
@@ -6,20 +6,17 @@ machine for a while slows them all; ratios are of neighbours in a block.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from shearling.command_line import DebugFlag, JsonFlag, Result, make_app, run_command
+from serve.bench.statistics import bootstrap_median, paired_ratio
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.target import Target
+from shearling.errors import ModelUnsupported
 from shearling.strict_json import Document
 
 if TYPE_CHECKING:
-    from serve.bench.statistics import Estimate
-
-app = make_app(
-    "Time one forward of exported classifiers on OpenVINO's CPU device, side by side; ratios are to the first."
-)
+    import openvino
 
 WARM_UP = 10
 RUNS_OF_A_BLOCK = 5
@@ -42,46 +39,11 @@ class ForwardTime(Document):
     bytes: int
 
 
-@app.command()
-def forward(
-    directories: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Exports with an openvino/ part, the reference first; DIR@NAME=VALUE sets a property of OpenVINO.",
-            show_default=False,
-        ),
-    ],
-    tokens: Annotated[int, typer.Option(min=1, help="Length of the sequence; batch 1.")] = 64,
-    blocks: Annotated[int, typer.Option(min=2, help="Rounds in which every model has its turn.")] = 40,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: the runtime's own choice.")] = None,
-    as_json: JsonFlag = False,
-    debug: DebugFlag = False,
-) -> Result:
-    """Measure exported classifiers against the first of them."""
-    from rich.table import Table
-
-    times = measure_forwards(directories, tokens=tokens, blocks=blocks, threads=threads)
-    table = Table(title=f"one forward, batch 1, {tokens} tokens, OpenVINO CPU", title_justify="left")
-    table.add_column("export", overflow="fold")
-    for heading in ("ms", "speed-up", "95 % interval", "MB"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for item in times:
-        table.add_row(
-            item.directory,
-            f"{item.ms:.2f}",
-            f"{item.speedup:.2f}x",
-            f"{item.low:.2f} to {item.high:.2f}",
-            f"{item.bytes / 1e6:.1f}",
-        )
-    return Result({"tokens": tokens, "times": [item.model_dump(mode="json") for item in times]}, table)
-
-
-def measure_forwards(directories: list[Path], *, tokens: int, blocks: int, threads: int | None) -> list[ForwardTime]:
+def measure_forwards(targets: Sequence[Target], *, tokens: int, blocks: int, threads: int | None) -> list[ForwardTime]:
     """Time models in turn.
 
     Args:
-        directories: `export` artefacts, each with the properties of OpenVINO that hold for it alone; see
-            `serve.runtimes.deployment.find_configured`. Packed ones begin with `PREFERRED_PROPERTIES`.
+        targets: exports with OpenVINO. Packed ones begin with `PREFERRED_PROPERTIES`, which a target may override.
         tokens: length of the sequence.
         blocks: rounds.
         threads: of the runtime; None leaves it to it.
@@ -91,9 +53,7 @@ def measure_forwards(directories: list[Path], *, tokens: int, blocks: int, threa
         ModelUnsupported: OpenVINO cannot compile one.
         UsageError: another format is named behind a directory, or OpenVINO refuses a property.
     """
-    from serve.bench.statistics import bootstrap_median, paired_ratio
-
-    models = [_load(directory, threads) for directory in directories]
+    models = [_load(target, threads) for target in targets]
     feeds = [_feed(model, tokens) for model, _ in models]
     samples: list[list[float]] = [[] for _ in models]
     for block in range(blocks + 1):
@@ -110,11 +70,11 @@ def measure_forwards(directories: list[Path], *, tokens: int, blocks: int, threa
             if block:
                 samples[place].append(sum(latencies) / RUNS_OF_A_BLOCK)
     results = []
-    for directory, (_, size_bytes), values in zip(directories, models, samples, strict=True):
-        ratio: Estimate = paired_ratio(samples[0], values)
+    for target, (_, size_bytes), values in zip(targets, models, samples, strict=True):
+        ratio = paired_ratio(samples[0], values)
         results.append(
             ForwardTime(
-                directory=str(directory),
+                directory=target.label,
                 ms=bootstrap_median(values).median,
                 speedup=ratio.median,
                 low=ratio.low,
@@ -125,26 +85,18 @@ def measure_forwards(directories: list[Path], *, tokens: int, blocks: int, threa
     return results
 
 
-def _load(directory: Path, threads: int | None) -> tuple[Any, int]:
-    from serve.runtimes.deployment import find_configured
+def _load(target: Target, threads: int | None) -> tuple[openvino.InferRequest, int]:
     from serve.runtimes.openvino import probe_device
-    from shearling.errors import ModelUnsupported, UsageError
     from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir, needs_extension
 
-    deployment = find_configured(directory, choice="openvino")
-    if deployment.format != "openvino":
-        raise UsageError(
-            f"only OpenVINO is timed here, not {deployment.format}",
-            where=directory,
-            remedy="Give an export with an openvino/ part",
-        )
-    xml = deployment.directory / "openvino_model.xml"
+    deployment = find_deployment(target.only("openvino"))
+    xml = deployment.model_file
     properties = {"PERFORMANCE_HINT": "LATENCY"} | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
     properties |= (PREFERRED_PROPERTIES if needs_extension(xml) else {}) | deployment.properties
-    probe_device("CPU", properties, label=str(directory))
+    probe_device("CPU", properties, label=target.label)
     compiled = compile_ir(xml, properties=properties)
     if "beam_idx" in {name for port in compiled.inputs for name in port.names}:
-        raise ModelUnsupported("a language model", where=directory, remedy="Measure it with: python -m serve bench")
+        raise ModelUnsupported("a language model", where=target.label, remedy="Measure it with: python -m serve bench")
     return compiled.create_infer_request(), deployment.weights_bytes
 
 
@@ -155,7 +107,3 @@ def _feed(request: Any, tokens: int) -> dict[str, Any]:
     values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     inputs = {name for port in request.model_inputs for name in port.names}
     return {name: value for name, value in values.items() if name in inputs}
-
-
-if __name__ == "__main__":
-    run_command(app, program="python -m serve.bench.forward")

@@ -1,11 +1,9 @@
 """Moving a process's memory into huge pages, so that two processes with the same model are equally fast.
 
 Runtimes repack weights into hundreds of allocations. Where these lie in small pages is decided once, and makes one
-process up to
-15 % slower than another with the same model for its whole life: no interval within that process shows it, and a guard
-without
-this cries wolf. Collapsed into pages of 2 MiB, they decode faster than before, and two of them differ by 2 % (one
-standard deviation).
+process up to 15 % slower than another with the same model for its whole life: no interval within that process shows it,
+and a guard without this cries wolf. Collapsed into pages of 2 MiB, they decode faster than before, and two of them
+differ by 2 % (one standard deviation).
 
 MADV_COLLAPSE (Linux 6.1, madvise(2)) copies a range into a huge page at once, whatever the system's setting for huge
 pages is.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from serve.bench.time_budget import Budget
+from serve.bench.time_budget import TimeBudget
 from serve.bench.worker_process import LoadReport, ProcessReport, Timed, WorkerProcess
 from serve.bench.workload import Prompts, Rows, Workload
 from serve.runtimes.deployment import Deployment
@@ -66,7 +66,7 @@ class Sample(Document):
 
 
 @dataclass
-class Measurement:
+class MeasuredBlocks:
     """Everything that was measured.
 
     Attributes:
@@ -89,9 +89,9 @@ def measure(
     options: RunOptions,
     workload: Workload,
     *,
-    result: Measurement,
+    result: MeasuredBlocks,
     enough: Enough | None = None,
-    on_block: Callable[[Measurement], None] | None = None,
+    on_block: Callable[[MeasuredBlocks], None] | None = None,
 ) -> None:
     """Measure deployments side by side.
 
@@ -111,18 +111,18 @@ def measure(
 
 class _Run:
     def __init__(
-        self, deployments: Sequence[Deployment], options: RunOptions, workload: Workload, result: Measurement
+        self, deployments: Sequence[Deployment], options: RunOptions, workload: Workload, result: MeasuredBlocks
     ) -> None:
         self._result = result
         self._deployments = deployments
         self._options = options
         self._workload = workload
         self._prompts = Prompts(deployments, workload)
-        self._budget = Budget(workload.budget_s)
+        self._budget = TimeBudget(workload.budget_s)
         self._block = len(self._result.samples) // len(deployments)
         self._session = 1 + max((sample.session for sample in self._result.samples), default=-1)
 
-    def measure(self, enough: Enough | None, on_block: Callable[[Measurement], None]) -> None:
+    def measure(self, enough: Enough | None, on_block: Callable[[MeasuredBlocks], None]) -> None:
         blocks = self._workload.sessions * self._workload.repeats
         # A continued measurement has drawn these already.
         for _ in range(self._block):
@@ -143,7 +143,7 @@ class _Run:
                 self._session += 1
 
     def _measure_session(
-        self, over: Callable[[], bool], on_block: Callable[[Measurement], None], advance: Advance
+        self, over: Callable[[], bool], on_block: Callable[[MeasuredBlocks], None], advance: Advance
     ) -> bool:
         """Whether everything is over; otherwise new processes go on."""
         # A session that was interrupted is completed by a new one.

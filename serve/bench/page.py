@@ -8,7 +8,7 @@ from pathlib import Path
 from serve.bench.benchmark import METRICS, Benchmark, block_values
 from serve.bench.screen import short_names
 from serve.bench.statistics import bootstrap_median
-from serve.bench.strip_chart import Chart, Row, strip_chart
+from serve.bench.strip_chart import Chart, ChartRow, strip_chart
 from shearling.errors import UsageError
 from shearling.strict_json import write_text
 
@@ -31,7 +31,7 @@ def write_page(path: Path, benchmark: Benchmark) -> None:
         [1e3 * gap for sample in benchmark.samples if sample.subject == index for gap in sample.gaps_s]
         for index in range(len(names))
     ]
-    rows = [Row(name, own, bootstrap_median(own[:1000])) for name, own in zip(names, gaps, strict=True)]
+    rows = [ChartRow(name, own, bootstrap_median(own[:1000])) for name, own in zip(names, gaps, strict=True)]
     charts.append(strip_chart("Every gap between two tokens, ms", rows))
     if len(names) > 1:
         charts.append(
@@ -85,14 +85,14 @@ def write_history(path: Path, benchmarks: Sequence[Benchmark]) -> None:
     _render(path, title="History", notes=notes, charts=charts)
 
 
-def _times(benchmark: Benchmark, index: int, name: str, metric: str) -> Row:
+def _times(benchmark: Benchmark, index: int, name: str, metric: str) -> ChartRow:
     values = [1e3 * value for value in block_values(benchmark.samples, index, METRICS[metric])]
-    return Row(name, values, bootstrap_median(values, seed=benchmark.workload.seed))
+    return ChartRow(name, values, bootstrap_median(values, seed=benchmark.workload.seed))
 
 
-def _ratios(benchmark: Benchmark, names: Sequence[str], index: int) -> Row:
+def _ratios(benchmark: Benchmark, names: Sequence[str], index: int) -> ChartRow:
     sides = [block_values(benchmark.samples, subject, METRICS["tpot_s"]) for subject in (index, 0)]
-    return Row(
+    return ChartRow(
         names[index],
         [own / reference for own, reference in zip(*sides, strict=True)],
         benchmark.subjects[index].ratios["tpot_s"],

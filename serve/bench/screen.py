@@ -10,7 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from serve.bench.benchmark import Benchmark, Subject
+from serve.bench.benchmark import Benchmark, BenchmarkSubject
+from serve.bench.comparison import BenchmarkComparison
+from serve.bench.concurrency import LoadCurve
+from serve.bench.forward import ForwardTime
 from serve.bench.statistics import CONFIDENCE, Estimate
 
 MIB = 2**20
@@ -25,6 +28,74 @@ def benchmark_screen(benchmark: Benchmark, *, output: Path | None = None) -> Ren
     return Group(
         _speed_table(benchmark, names), _cost_table(benchmark.subjects, names), Text("\n".join(lines), style="dim")
     )
+
+
+def comparison_screen(comparison: BenchmarkComparison) -> RenderableType:
+    """A table, and what weakens it."""
+    table = Table(title="Second against first", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for heading in ("first token\nspeed", "decode\nspeed", "peak memory", "weights"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for subject in comparison.subjects:
+        name = subject.first if subject.first == subject.second else f"{subject.first}\n-> {subject.second}"
+        ttft, speed = subject.ratios["ttft_s"], subject.ratios["tokens_per_s"]
+        table.add_row(
+            name,
+            f"{1 / ttft.median:.2f}x\n{1 / ttft.high:.2f} - {1 / ttft.low:.2f}",
+            f"{speed.median:.2f}x\n{speed.low:.2f} - {speed.high:.2f}",
+            f"{subject.memory_ratio:.2f}x",
+            f"{subject.bytes_ratio:.2f}x",
+        )
+    notes = [
+        "Speed above 1 is faster. The runs were not interleaved: drift of the machine between them "
+        "is inside these figures."
+    ]
+    if not comparison.same_machine:
+        notes.append("The machines differ: these ratios are of machine and model together.")
+    notes += [f"{name}: {old} -> {new}" for name, (old, new) in comparison.differing_versions.items()]
+    return Group(table, Text("\n".join(notes), style="dim"))
+
+
+def load_screen(curve: LoadCurve, *, output: Path | None = None) -> RenderableType:
+    """One row for each level."""
+    table = Table(title="Throughput and latency", title_justify="left", box=SIMPLE_HEAD)
+    for heading in (
+        "requests\nin flight",
+        "tokens\nper s",
+        "1st token, ms\np50 / p90 / p99",
+        "per token, ms\np50 / p90 / p99",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for level in curve.levels:
+        spreads = [
+            " / ".join(f"{1e3 * value:.1f}" for value in spread.values()) for spread in (level.ttft_s, level.tpot_s)
+        ]
+        table.add_row(str(level.concurrency), f"{level.tokens_per_s:.1f}", *spreads)
+    lines = [
+        f"{curve.prompt_tokens} random prompt tokens, {curve.new_tokens} new; {curve.facts.runtime}, "
+        f"{curve.facts.precision}.",
+        f"{curve.environment.cpu}, {curve.environment.usable_cpus} CPUs, load {curve.environment.load_average}.",
+    ]
+    if output is not None:
+        lines.append(f"Written: {output}")
+    return Group(table, Text("\n".join(lines), style="dim"))
+
+
+def forward_screen(times: Sequence[ForwardTime], *, tokens: int) -> RenderableType:
+    """One row for each classifier."""
+    table = Table(title=f"one forward, batch 1, {tokens} tokens, OpenVINO CPU", title_justify="left")
+    table.add_column("export", overflow="fold")
+    for heading in ("ms", "speed-up", "95 % interval", "MB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for item in times:
+        table.add_row(
+            item.directory,
+            f"{item.ms:.2f}",
+            f"{item.speedup:.2f}x",
+            f"{item.low:.2f} to {item.high:.2f}",
+            f"{item.bytes / 1e6:.1f}",
+        )
+    return table
 
 
 def _how(benchmark: Benchmark) -> list[str]:
@@ -111,7 +182,7 @@ def _speed_table(benchmark: Benchmark, names: Sequence[str]) -> Table:
     return table
 
 
-def _cost_table(subjects: Sequence[Subject], names: Sequence[str]) -> Table:
+def _cost_table(subjects: Sequence[BenchmarkSubject], names: Sequence[str]) -> Table:
     table = Table(title="Cost", title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("model", overflow="fold")
     for heading in ("weights\nMiB", "load\ns", "peak\nmemory, MiB", "private\nmemory, MiB", "gaps p50 / p90 / p99\nms"):

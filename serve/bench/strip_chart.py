@@ -17,7 +17,7 @@ DOTS = 400
 
 
 @dataclass(frozen=True)
-class Row:
+class ChartRow:
     """One line of a chart, in its unit."""
 
     label: str
@@ -61,7 +61,7 @@ class Chart:
     width: int = WIDTH
 
 
-def strip_chart(title: str, rows: Sequence[Row]) -> Chart:
+def strip_chart(title: str, rows: Sequence[ChartRow]) -> Chart:
     """Lay out one chart with a common axis.
 
     Args:
@@ -83,7 +83,7 @@ def strip_chart(title: str, rows: Sequence[Row]) -> Chart:
     return Chart(title, ROW * (len(rows) + 1) + 16, marks, ticks, int((values > right).sum()))
 
 
-def _mark(row: Row, *, y: float, place: Callable[[float], float], right: float) -> Mark:
+def _mark(row: ChartRow, *, y: float, place: Callable[[float], float], right: float) -> Mark:
     values = np.asarray(row.values, dtype=np.float64)
     if values.size > DOTS:
         values = np.quantile(values, np.linspace(0, 1, DOTS))

@@ -14,7 +14,7 @@ FIRST_SHARE = 0.5
 """The first session leaves so much of the time to others."""
 
 
-class Budget:
+class TimeBudget:
     """The time of one measurement.
 
     Args:

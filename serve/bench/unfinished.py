@@ -10,7 +10,7 @@ from typing import Literal
 
 import pydantic
 
-from serve.bench.measurement import Measurement, Sample
+from serve.bench.measurement import MeasuredBlocks, Sample
 from serve.bench.worker_process import LoadReport, ProcessReport
 from serve.bench.workload import Workload
 from serve.runtimes.deployment import Deployment
@@ -42,7 +42,7 @@ def keep(
     deployments: Sequence[Deployment],
     options: RunOptions,
     workload: Workload,
-    measurement: Measurement,
+    measurement: MeasuredBlocks,
 ) -> None:
     """Write what there is, atomically."""
     document = Unfinished(
@@ -58,7 +58,7 @@ def keep(
 
 def continue_from(
     directory: Path, deployments: Sequence[Deployment], options: RunOptions, workload: Workload
-) -> Measurement | None:
+) -> MeasuredBlocks | None:
     """What an interrupted run of exactly the same has measured; None where there is nothing, or it was asked
     something else.
     """
@@ -73,7 +73,7 @@ def continue_from(
         log.print("an interrupted run measured something else here: measuring anew")
         return None
     log.print(f"continuing after {len(found.samples) // len(deployments)} finished blocks")
-    return Measurement(
+    return MeasuredBlocks(
         [list(loads) for loads in found.loads], [list(reports) for reports in found.reports], list(found.samples)
     )
 

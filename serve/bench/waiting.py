@@ -1,8 +1,7 @@
 """Time lost to other processes, as the kernel counts it: ready to run, and not running.
 
-Where the calling thread computes alone, its wall time minus this wait is what it needs, whatever else the machine
-does: the
-difference agrees with an idle machine where the wall time trebles. It is no CPU time: a model that sleeps or waits
+Where the calling thread computes alone, its wall time minus this wait is what it needs, whatever else the machine does:
+the difference agrees with an idle machine where the wall time trebles. It is no CPU time: a model that sleeps or waits
 for a disk is not excused. With several computing threads the waits overlap, and nothing can be subtracted.
 
 From /proc/thread-self/schedstat (Linux, Documentation/scheduler/sched-stats.rst): nanoseconds on a CPU, nanoseconds

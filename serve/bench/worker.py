@@ -34,18 +34,10 @@ from serve.bench.environment import (
 from serve.bench.huge_pages import collapse_memory
 from serve.bench.waiting import waited_s
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.registry import load_runtime
-from serve.runtimes.runtime import RunOptions, Runtime
+from serve.runtimes.runtime import RunOptions, Runtime, load_runtime
 from shearling.command_line import quiet_libraries
 from shearling.errors import ShearlingError
-
-IMPORTS = {
-    "openvino": ("openvino", "openvino_genai"),
-    "onnx": ("onnxruntime", "tokenizers"),
-    "torch": ("torch", "transformers"),
-    "gguf": ("llama_cpp",),
-    "deepsparse": ("deepsparse", "tokenizers"),
-}
+from shearling.registry.runtimes import RUNTIMES
 
 
 class Worker:
@@ -89,7 +81,8 @@ class Worker:
             # Before the pools of threads exist; a single thread is pinned after loading, which goes faster on all CPUs.
             pin(options.threads)
         started_s = time.perf_counter()
-        for name in IMPORTS[deployment.format]:
+        entry = RUNTIMES.get(deployment.format)
+        for name in (*entry.packages, *entry.companions):
             importlib.import_module(name)
         imported_s = time.perf_counter()
         before_bytes = memory_bytes()

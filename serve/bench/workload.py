@@ -1,8 +1,7 @@
 """What a deployment is asked to do: how much, how often, and the prompts, random or from a trace of real ones.
 
-Each block has its own prompt, the same for all, because OpenVINO GenAI caches prefixes: a repeated prompt would
-report the
-first token of a cache hit. A trace that is shorter than the measuring repeats itself; so every prompt of a trace is
+Each block has its own prompt, the same for all, because OpenVINO GenAI caches prefixes: a repeated prompt would report
+the first token of a cache hit. A trace that is shorter than the measuring repeats itself; so every prompt of a trace is
 preceded by one random token.
 """
 
@@ -91,7 +90,7 @@ def make_workload(
     if items and batch > 1:
         raise UsageError(
             "the prompts of a trace have different lengths: they make no batch",
-            remedy="Leave --batch out, or give --prompt-tokens",
+            remedy="Leave --batch-size out, or give --prompt-tokens",
         )
     try:
         return Workload(

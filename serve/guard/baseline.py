@@ -18,10 +18,10 @@ from serve.bench.benchmark import Benchmark, block_values, run_benchmark
 from serve.bench.environment import Environment
 from serve.bench.statistics import CONFIDENCE, RESAMPLES, Estimate
 from serve.bench.workload import Workload
-from serve.guard.regression import GUARDED, Outcome, Verdict, require_threshold, worst
+from serve.guard.regression import GUARDED, CheckOutcome, Verdict, require_threshold, worst
 from serve.guard.sequential import MINIMUM, planned_looks
-from serve.runtimes.deployment import FormatChoice
 from serve.runtimes.runtime import RunOptions
+from serve.runtimes.target import Target
 from shearling.artefact import utc_now
 from shearling.errors import ArtefactMissing, UsageError
 from shearling.strict_json import Document, read_document, write_document
@@ -30,7 +30,7 @@ SCHEMA = "shearling.baseline/1"
 DECISIVE = ("cpu", "openvino", "openvino-genai", "onnxruntime", "onnxruntime-gpu", "torch")
 
 
-class Entry(Document):
+class BaselineEntry(Document):
     """One measurement of the past.
 
     Attributes:
@@ -50,29 +50,27 @@ class Baseline(Document):
     environment: Environment
     options: RunOptions
     workload: Workload
-    entries: tuple[Entry, ...] = pydantic.Field(min_length=1)
+    entries: tuple[BaselineEntry, ...] = pydantic.Field(min_length=1)
 
 
 def check_baseline(
-    candidate: Path,
+    candidate: Target,
     path: Path,
     *,
     max_ratio: float,
     options: RunOptions,
     workload: Workload,
-    choice: FormatChoice = "auto",
     record: bool = False,
     allow_other_versions: bool = False,
 ) -> tuple[Verdict, Benchmark]:
     """Measure a deployment alone, and judge it against the history in `path`.
 
     Args:
-        candidate: see `find_configured`.
+        candidate: what may have become slower.
         path: `baseline.json`; may be absent where `record` is true: then this measurement begins it.
         max_ratio: largest acceptable time over that of the history.
         options: those of the history.
         workload: that of the history; see `guard_workload`.
-        choice: the format.
         record: add this measurement, unless it is a regression.
         allow_other_versions: accept a history of other runtime versions.
 
@@ -86,9 +84,7 @@ def check_baseline(
         raise ArtefactMissing("no baseline here", where=path, remedy="Begin one with --record")
     # As many blocks as the first look of a check needs, from as many processes.
     sessions = -(-planned_looks()[0] // workload.repeats)
-    benchmark = run_benchmark(
-        [candidate], options=options, workload=workload.model_copy(update={"sessions": sessions}), choice=choice
-    )
+    benchmark = run_benchmark([candidate], options=options, workload=workload.model_copy(update={"sessions": sessions}))
     if history is not None:
         _require_same(history, benchmark, workload, where=path, allow_other_versions=allow_other_versions)
     verdict = _judge(history, benchmark, max_ratio=max_ratio)
@@ -134,7 +130,7 @@ def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) 
     own = _entry(benchmark)
     # The first measurement is its own history: it passes by definition.
     ratios = {name: _ratio(own, history.entries if history else (own,), name) for name in GUARDED}
-    outcomes: dict[str, Outcome] = {
+    outcomes: dict[str, CheckOutcome] = {
         name: "pass" if history is None else _outcome(ratio, max_ratio) for name, ratio in ratios.items()
     }
     wall_s = sum(sample.ttft_s + sum(sample.gaps_s) for sample in benchmark.samples)
@@ -149,13 +145,13 @@ def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) 
     )
 
 
-def _outcome(ratio: Estimate, max_ratio: float) -> Outcome:
+def _outcome(ratio: Estimate, max_ratio: float) -> CheckOutcome:
     if ratio.samples < MINIMUM:
         return "inconclusive"
     return "pass" if ratio.high <= max_ratio else "regression" if ratio.low > max_ratio else "inconclusive"
 
 
-def _ratio(own: Entry, entries: tuple[Entry, ...], name: str) -> Estimate:
+def _ratio(own: BaselineEntry, entries: tuple[BaselineEntry, ...], name: str) -> Estimate:
     """Median now over median then, with the interval of a bootstrap in two stages (Davison and Hinkley, Bootstrap
     Methods, 3.8).
     """
@@ -173,9 +169,9 @@ def _ratio(own: Entry, entries: tuple[Entry, ...], name: str) -> Estimate:
     return Estimate(median=median, low=min(float(low), median), high=max(float(high), median), samples=now.size)
 
 
-def _entry(benchmark: Benchmark) -> Entry:
+def _entry(benchmark: Benchmark) -> BaselineEntry:
     deployment = benchmark.subjects[0].deployment
-    return Entry(
+    return BaselineEntry(
         created=utc_now(),
         label=deployment.label,
         weights_sha256=deployment.weights_sha256,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from serve.bench.workload import Workload
     from serve.guard.regression import Verdict
     from serve.runtimes.runtime import RunOptions
+    from serve.runtimes.target import Target
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class LatencyGuard:
 
     def assert_not_slower(
         self,
-        candidate: str | Path,
+        candidate: str | Path | Target,
         *,
-        than: str | Path,
+        than: str | Path | Target,
         max_ratio: float = 1.05,
         options: RunOptions | None = None,
         workload: Workload | None = None,
@@ -45,7 +46,7 @@ class LatencyGuard:
 
         Args:
             candidate: an export or model directory; `DIR@NAME=VALUE` as on the command line.
-            than: the reference.
+            than: the reference, likewise.
             max_ratio: largest acceptable candidate time over reference time.
             options: how both run; by default on the CPU with one thread.
             workload: by default that of `python -m serve check`.
@@ -56,11 +57,12 @@ class LatencyGuard:
         """
         from serve.guard.regression import check_regression, guard_workload, require_pass
         from serve.runtimes.runtime import RunOptions
+        from serve.runtimes.target import parse_target
         from shearling.errors import CheckFailed
 
         verdict, _ = check_regression(
-            Path(candidate),
-            Path(than),
+            parse_target(candidate),
+            parse_target(than),
             max_ratio=max_ratio,
             options=options or RunOptions(threads=1),
             workload=workload or guard_workload(),

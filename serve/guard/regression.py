@@ -1,9 +1,8 @@
 """Is it slower than the reference? A guard that says "inconclusive" rather than guess.
 
 Each metric is judged at the planned looks of `serve.guard.sequential`, and keeps the first clear answer. pass: the
-whole interval of the
-time ratio lies at or below the threshold. regression: all of it lies above. What is neither when the budget is spent is
-inconclusive; it exits like a regression, never like a pass.
+whole interval of the time ratio lies at or below the threshold. regression: all of it lies above. What is neither when
+the budget is spent is inconclusive; it exits like a regression, never like a pass.
 
 Every verdict rests on at least two pairs of processes, started one after the other: what a process owes to luck for
 its whole life is evened out by starting anew, not by measuring longer, and no interval of one session shows it.
@@ -16,29 +15,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from serve.bench.benchmark import Benchmark, block_values, run_benchmark
 from serve.bench.measurement import Sample
-from serve.bench.screen import benchmark_screen
 from serve.bench.statistics import Estimate
 from serve.bench.time_budget import CHECK_S
 from serve.bench.workload import Workload, make_workload
 from serve.guard.sequential import MINIMUM, look_confidence, looks, planned_looks, signed_rank_ratio
-from serve.runtimes.deployment import FormatChoice
 from serve.runtimes.runtime import RunOptions
+from serve.runtimes.target import Target
 from shearling.errors import CheckFailed, UsageError
 from shearling.strict_json import Document
 
+# Net of what other processes took, where that is known (`serve.bench.waiting`): a rival slows the two sides of a pair
+# by different amounts, which is noise to the ratio and no fault of the candidate.
 GUARDED: Mapping[str, Callable[[Sample], float]] = {
     "ttft_s": lambda sample: sample.net_ttft_s,
     "tpot_s": lambda sample: sample.net_tpot_s,
 }
 SESSION_BLOCKS = 8
+"""Short sessions: what processes owe to luck is evened out by their number, and two fit into the first look."""
 MINIMUM_SESSIONS = 2
 
-Outcome = Literal["pass", "regression", "inconclusive"]
+CheckOutcome = Literal["pass", "regression", "inconclusive"]
 
 
 class Verdict(Document):
@@ -54,8 +52,8 @@ class Verdict(Document):
         lost_share: of the wall time that went to other processes, and was subtracted.
     """
 
-    outcome: Outcome
-    outcomes: dict[str, Outcome]
+    outcome: CheckOutcome
+    outcomes: dict[str, CheckOutcome]
     ratios: dict[str, Estimate]
     sessions: tuple[float, ...]
     max_ratio: float
@@ -100,23 +98,16 @@ def guard_workload(
 
 
 def check_regression(
-    candidate: Path,
-    reference: Path,
-    *,
-    max_ratio: float,
-    options: RunOptions,
-    workload: Workload,
-    choice: FormatChoice = "auto",
+    candidate: Target, reference: Target, *, max_ratio: float, options: RunOptions, workload: Workload
 ) -> tuple[Verdict, Benchmark]:
     """Measure two deployments interleaved until the verdict is clear or the budget is spent.
 
     Args:
-        candidate: see `find_configured`.
-        reference: likewise.
+        candidate: what may have become slower.
+        reference: what it is compared with.
         max_ratio: largest acceptable candidate time over reference time, such as 1.05.
         options: the same for both; with one thread, time that other processes took is subtracted.
         workload: see `guard_workload`.
-        choice: the format of both.
 
     Raises:
         UsageError: a threshold that is not positive.
@@ -126,7 +117,7 @@ def check_regression(
     def clear(samples: Sequence[Sample]) -> bool:
         return judge(samples, max_ratio=max_ratio, ended=False).outcome != "inconclusive"
 
-    benchmark = run_benchmark([reference, candidate], options=options, workload=workload, choice=choice, enough=clear)
+    benchmark = run_benchmark([reference, candidate], options=options, workload=workload, enough=clear)
     return judge(benchmark.samples, max_ratio=max_ratio), benchmark
 
 
@@ -150,7 +141,7 @@ def judge(samples: Sequence[Sample], *, max_ratio: float, ended: bool = True) ->
         max_ratio: see `check_regression`.
         ended: no more blocks will come.
     """
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, CheckOutcome] = {}
     ratios: dict[str, Estimate] = {}
     for name, value in GUARDED.items():
         outcomes[name], ratios[name] = _judge_metric(samples, value, max_ratio=max_ratio, ended=ended)
@@ -166,7 +157,7 @@ def judge(samples: Sequence[Sample], *, max_ratio: float, ended: bool = True) ->
     )
 
 
-def worst(outcomes: Iterable[Outcome]) -> Outcome:
+def worst(outcomes: Iterable[CheckOutcome]) -> CheckOutcome:
     """A regression outweighs what is inconclusive, and that a pass."""
     found = set(outcomes)
     return "regression" if "regression" in found else "inconclusive" if "inconclusive" in found else "pass"
@@ -193,23 +184,6 @@ def require_pass(verdict: Verdict) -> None:
     )
 
 
-def verdict_screen(verdict: Verdict, benchmark: Benchmark) -> RenderableType:
-    """The tables of the benchmark, and the verdict under them."""
-    lines = [
-        f"{name}: {show_ratio(verdict.ratios[name])} of the reference's time: {outcome}"
-        for name, outcome in verdict.outcomes.items()
-    ]
-    if verdict.sessions:
-        lines.append(
-            f"pairs of processes: {', '.join(f'{median:.3f}' for median in verdict.sessions)} of the "
-            "reference's time per token"
-        )
-    if verdict.lost_share > 0.01:
-        lines.append(f"{verdict.lost_share:.0%} of the time went to other processes, and was subtracted")
-    lines.append(f"{verdict.outcome}: at most {verdict.max_ratio:g} was allowed, {verdict.blocks} pairs were measured")
-    return Group(benchmark_screen(benchmark), Text("\n".join(lines)))
-
-
 def show_ratio(ratio: Estimate) -> str:
     """The estimate and its interval, where there is one."""
     bounds = f"{ratio.low:.3f}, {ratio.high:.3f}" if ratio.samples >= MINIMUM else "too few pairs"
@@ -218,7 +192,9 @@ def show_ratio(ratio: Estimate) -> str:
 
 def _judge_metric(
     samples: Sequence[Sample], value: Callable[[Sample], float], *, max_ratio: float, ended: bool
-) -> tuple[Outcome, Estimate]:
+) -> tuple[CheckOutcome, Estimate]:
+    # Only the looks that were planned: judging after every block would find, sooner or later, an interval that pleases.
+    # The first clear answer is kept, for the looks share the error: a later one may not take it back.
     reference, candidate = (block_values(samples, subject, value) for subject in (0, 1))
     sessions = [sample.session for sample in samples if sample.subject == 0]
     ratio = signed_rank_ratio(candidate, reference, confidence=look_confidence())

@@ -1,9 +1,8 @@
 """DeepSparse, to compare with: a decoder with static shapes, one engine for the prompt and one for a token.
 
 `python -m benchmarks.peers decoder` writes such a graph and says what it takes and gives. DeepSparse compiles every
-shape anew, for
-seconds; the cache is kept here, in arrays that the engine reads and that a new token is written into, since its own
-wants another graph.
+shape anew, for seconds; the cache is kept here, in arrays that the engine reads and that a new token is written into,
+since its own wants another graph.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from serve.runtimes.deployment import MODEL_FILE, Deployment
+from serve.runtimes.deployment import Deployment
 from serve.runtimes.greedy_loop import greedy_loop
 from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import TextStream, TextTokenizer, TokenizedRuntime
@@ -36,10 +35,10 @@ class DeepSparseRuntime(TokenizedRuntime):
     """
 
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
-        if options.precision not in ("default", "f32"):
-            raise UsageError("DeepSparse computes in f32 here", where=deployment.label, remedy="Leave --precision out")
+        if options.precision not in ("default", "fp32"):
+            raise UsageError("DeepSparse computes in fp32 here", where=deployment.label, remedy="Leave --precision out")
         self._where = deployment.label
-        self._path = deployment.directory / MODEL_FILE["deepsparse"]
+        self._path = deployment.model_file
         self._threads = options.threads
         config = read_json(deployment.directory / "config.json")
         self._layers, self._heads, self._width = (
@@ -51,7 +50,7 @@ class DeepSparseRuntime(TokenizedRuntime):
         self.facts = RuntimeFacts(
             runtime=f"DeepSparse {importlib.metadata.version('deepsparse')}",
             provider="CPU",
-            precision="f32",
+            precision="fp32",
             settings={
                 "threads": str(self._threads or "default"),
                 "cache": "outside of the engine",
@@ -102,7 +101,7 @@ class DeepSparseRuntime(TokenizedRuntime):
         """
         if len(rows) != 1:
             raise UsageError(
-                "DeepSparse is measured with one prompt at a time", where=self._where, remedy="Use --batch 1"
+                "DeepSparse is measured with one prompt at a time", where=self._where, remedy="Use --batch-size 1"
             )
         return self.generate(rows[0], max_new_tokens=new_tokens)
 

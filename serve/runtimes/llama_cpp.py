@@ -8,18 +8,38 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from serve.runtimes.deployment import Deployment
+from serve.runtimes.deployment import Deployment, ModelFacts
 from serve.runtimes.greedy_loop import greedy_loop
 from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import TextStream, no_chat_template
 from shearling.errors import ArtefactCorrupt, UsageError
-from shearling.model.gguf_header import read_header
+from shearling.model.gguf_header import is_gguf, read_header
 
 MOST_CONTEXT_TOKENS = 4096
 """Memory for so many positions is taken at once, however many the model knows."""
 BATCH_TOKENS = 512
+
+
+def read_model_facts(path: Path) -> ModelFacts | None:
+    """What the header of a GGUF file says of its model; None for any other file.
+
+    Raises:
+        ArtefactCorrupt: it begins like one, and cannot be read.
+    """
+    if not is_gguf(path):
+        return None
+    fields = read_header(path).fields
+    architecture = fields.get("general.architecture")
+    vocabulary = fields.get(f"{architecture}.vocab_size") or len(fields.get("tokenizer.ggml.tokens", ()))
+    end = fields.get("tokenizer.ggml.eos_token_id")
+    return ModelFacts(
+        context_tokens=fields.get(f"{architecture}.context_length"),
+        vocabulary=vocabulary or None,
+        end_ids=() if end is None else (int(end),),
+    )
 
 
 class LlamaCppRuntime:
@@ -39,8 +59,7 @@ class LlamaCppRuntime:
                 where=deployment.label,
                 remedy="Leave --precision out",
             )
-        assert deployment.file is not None, "a GGUF deployment is one file"
-        file = deployment.file
+        file = deployment.model_file
         self._where = deployment.label
         self._context = min(deployment.context_tokens or MOST_CONTEXT_TOKENS, MOST_CONTEXT_TOKENS)
         try:
@@ -126,7 +145,7 @@ class LlamaCppRuntime:
         """
         if len(rows) != 1:
             raise UsageError(
-                "llama.cpp is measured with one prompt at a time", where=self._where, remedy="Use --batch 1"
+                "llama.cpp is measured with one prompt at a time", where=self._where, remedy="Use --batch-size 1"
             )
         return self.generate(rows[0], max_new_tokens=new_tokens)
 

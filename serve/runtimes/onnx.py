@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.device import PROVIDERS, require_provider
 from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import TextStream, TextTokenizer, TokenizedRuntime
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable, ModelUnsupported, NonFiniteWeights
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 PAST, PRESENT = "past_key_values.", "present."
+PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider", "TENSORRT": "TensorrtExecutionProvider"}
+CUDA_REMEDY = (
+    "Needs an NVIDIA driver with CUDA 13 and cuDNN 9, and: pip uninstall onnxruntime && pip install 'shearling[gpu]' "
+    "(the two packages exclude each other); or use --device CPU"
+)
 KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids"}
-PRECISION = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(bfloat16)": "bf16"}
+PRECISION = {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(bfloat16)": "bf16"}
 ELEMENT_TYPE = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}  # onnx.TensorProto
 
 
@@ -44,7 +49,7 @@ class OnnxRuntime(TokenizedRuntime):
 
         self._directory = deployment.directory
         self._device = "cpu" if options.device == "CPU" else "cuda"
-        path = self._directory / "model.onnx"
+        path = deployment.model_file
         packed = needs_operators(path)
         if packed and options.device != "CPU":
             raise DeviceUnavailable(
@@ -208,3 +213,52 @@ class OnnxRuntime(TokenizedRuntime):
             },
             timing_source="monotonic clock around each step of the greedy loop of serve.runtimes.onnx",
         )
+
+
+def require_device(device: str) -> None:
+    """Check that ONNX Runtime can start a session on a device.
+
+    It lists a provider that it was built with, and falls back to the CPU silently when it cannot start it; so the
+    question is put to a session of one operator.
+
+    Raises:
+        DeviceUnavailable: it cannot; says how to get the device.
+    """
+    import onnxruntime
+
+    if device == "CPU":
+        return
+    if PROVIDERS[device] not in onnxruntime.get_available_providers():
+        raise DeviceUnavailable(f"the installed ONNX Runtime has no {PROVIDERS[device]}", remedy=CUDA_REMEDY)
+    with warnings.catch_warnings():
+        # ORT only warns when it replaces a provider; require_provider turns that into an error.
+        warnings.simplefilter("ignore")
+        session = onnxruntime.InferenceSession(_one_operator(), providers=[PROVIDERS[device]])
+    require_provider(session.get_providers(), device)
+
+
+def require_provider(active: list[str], device: str) -> None:
+    """Check that a session runs where it was asked to.
+
+    Args:
+        active: `session.get_providers()`, the first one leads.
+        device: a key of `PROVIDERS`.
+
+    Raises:
+        DeviceUnavailable: the provider was replaced silently.
+    """
+    wanted = PROVIDERS[device]
+    if not active or active[0] != wanted:
+        raise DeviceUnavailable(
+            f"ONNX Runtime replaced {wanted} by {', '.join(active) or 'nothing'}", remedy=CUDA_REMEDY
+        )
+
+
+def _one_operator() -> bytes:
+    import onnx
+    from onnx import TensorProto, helper
+
+    value, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [value], [result])
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model.SerializeToString()

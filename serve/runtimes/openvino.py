@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from serve.runtimes.deployment import MODEL_FILE, Deployment
+from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import no_chat_template
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
@@ -25,7 +25,7 @@ REQUIRED = (
 )
 # The CPU plugin computes in bf16 with an f16 cache and 8-bit activations unless told otherwise; the hint alone leaves
 # the last two.
-F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+FP32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 REPORTED = (
     "INFERENCE_NUM_THREADS",
     "KV_CACHE_PRECISION",
@@ -33,7 +33,13 @@ REPORTED = (
     "EXECUTION_DEVICES",
     "PERFORMANCE_HINT",
 )
+PRECISIONS = {"f32": "fp32", "f16": "fp16"}
+"""OpenVINO's names of number formats, where they are not ours."""
 TYPE_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+INTEL_GPU = (
+    "Install the Intel GPU driver (compute runtime; intel-opencl-icd on Debian and Ubuntu) and let this user into the "
+    "group render, or use --device CPU"
+)
 
 
 class OpenVINORuntime:
@@ -148,6 +154,20 @@ class OpenVINORuntime:
         del self._tokenizer, self._pipeline
 
 
+def require_device(device: str) -> None:
+    """Check that OpenVINO sees a device.
+
+    Raises:
+        DeviceUnavailable: it does not; says how to get it.
+    """
+    available = list(openvino_core().available_devices)
+    if device not in available and device not in {name.partition(".")[0] for name in available}:
+        raise DeviceUnavailable(
+            f"OpenVINO sees no {device} here, only {', '.join(available)}",
+            remedy=INTEL_GPU if device.startswith("GPU") else "Use --device CPU",
+        )
+
+
 def load_batching_pipeline(
     deployment: Deployment, options: RunOptions
 ) -> tuple[openvino_genai.ContinuousBatchingPipeline, RuntimeFacts]:
@@ -174,7 +194,7 @@ def load_batching_pipeline(
 
 def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts, dict[str, Any]]:
     """What the device will do with this deployment, and the arguments that make a pipeline do it."""
-    xml = deployment.directory / MODEL_FILE["openvino"]
+    xml = deployment.model_file
     extensions = required_extensions(xml)
     properties: dict[str, Any] = _properties(options, packed=bool(extensions)) | deployment.properties
     check_packed_weights(xml)
@@ -188,7 +208,7 @@ def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts,
 def _properties(options: RunOptions, *, packed: bool) -> dict[str, str]:
     by_precision = {
         "default": PREFERRED_PROPERTIES if packed else {},
-        "f32": F32,
+        "fp32": FP32,
         "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
     }
     properties = dict(by_precision[options.precision])
@@ -231,15 +251,13 @@ def _executed(options: RunOptions, compiled: openvino.CompiledModel) -> RuntimeF
     import openvino
 
     supported = set(compiled.get_property("SUPPORTED_PROPERTIES"))
-    precision = (
-        _name(compiled.get_property("INFERENCE_PRECISION_HINT"))
-        if "INFERENCE_PRECISION_HINT" in supported
-        else "unknown"
-    )
+    hint = "INFERENCE_PRECISION_HINT"
+    own_name = _name(compiled.get_property(hint)) if hint in supported else "unknown"
+    precision = PRECISIONS.get(own_name, own_name)
     if options.precision not in ("default", precision):
         raise DeviceUnavailable(
             f"{options.device} executes {precision} where {options.precision} was asked for",
-            remedy="Use --precision f32, or leave it at default",
+            remedy="Use --precision fp32, or leave it at default",
         )
     return RuntimeFacts(
         runtime=f"OpenVINO GenAI {openvino.__version__.partition('-')[0]}",

@@ -11,9 +11,11 @@ from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import Generation, OnText, Precision, RunOptions, RuntimeFacts
 from serve.runtimes.semi_structured import PROPERTY, use_semi_structured
 from serve.runtimes.tokenization import TextStream, TextTokenizer, TokenizedRuntime
+from shearling.errors import DeviceUnavailable
 from shearling.model.checkpoint import Dtype, load_model
 
-DTYPE: dict[Precision, Dtype] = {"default": "float32", "f32": "float32", "bf16": "bfloat16"}
+DTYPE: dict[Precision, Dtype] = {"default": "float32", "fp32": "float32", "bf16": "bfloat16"}
+CUDA_REMEDY = "Needs an NVIDIA driver and a CUDA build of PyTorch, or use --device CPU"
 
 
 class TorchRuntime(TokenizedRuntime):
@@ -38,7 +40,7 @@ class TorchRuntime(TokenizedRuntime):
         self.facts = RuntimeFacts(
             runtime=f"PyTorch {torch.__version__}, transformers {transformers.__version__}",
             provider=torch.cuda.get_device_name() if self._device == "cuda" else "CPU",
-            precision="bf16" if options.precision == "bf16" else "f32",
+            precision="bf16" if options.precision == "bf16" else "fp32",
             settings={
                 "threads": str(torch.get_num_threads()),
                 "attention": str(self._model.config._attn_implementation),
@@ -103,6 +105,20 @@ class TorchRuntime(TokenizedRuntime):
 
         if self._device == "cuda":
             torch.cuda.synchronize()
+
+
+def require_device(device: str) -> None:
+    """Check that PyTorch sees a device.
+
+    Raises:
+        DeviceUnavailable: it does not.
+    """
+    if device == "CPU":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeviceUnavailable("PyTorch sees no CUDA device", remedy=CUDA_REMEDY)
 
 
 class _Clock:

@@ -1,7 +1,7 @@
 """What every runtime can do, and the values that describe one generation.
 
-One file each: `openvino_runtime`, `onnx_runtime`, `torch_runtime`, and to compare with `llama_cpp_runtime` and
-`deepsparse_runtime`. They decode greedily and take token ids, so that all of them can be given the same work.
+A runtime is a class in a file of its own in this folder, or in another package, and a record in
+`shearling.registry.runtimes`. All of them decode greedily and take token ids, so that all can be given the same work.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import pydantic
 
 from serve.runtimes.deployment import Deployment
 from shearling.errors import UsageError
+from shearling.registry.runtimes import RUNTIMES
 from shearling.strict_json import Document
 
-Precision = Literal["default", "f32", "bf16"]
+Precision = Literal["default", "fp32", "bf16"]
 Hint = Literal["latency", "throughput"]
 OnText = Callable[[str], None]
 
@@ -24,8 +25,8 @@ class RunOptions(Document):
     """How a deployment is to be run.
 
     Attributes:
-        device: CPU; GPU, GPU.1 (OpenVINO); CUDA (ONNX Runtime, PyTorch); TENSORRT (ONNX Runtime).
-        precision: of the arithmetic; `default` is what the runtime does when nobody asks, and f32 for packed models.
+        device: upper case; each runtime has its own, see `shearling.registry.runtimes`.
+        precision: of the arithmetic; `default` is what the runtime does when nobody asks, and fp32 for packed models.
         threads: None leaves the number to the runtime; a measuring process is pinned to so many CPUs.
         hint: OpenVINO's PERFORMANCE_HINT; None leaves it at the device's default.
         huge_pages: move the memory of a measuring process into huge pages; see `serve.bench.huge_pages`.
@@ -44,8 +45,8 @@ class RuntimeFacts(Document):
     Attributes:
         runtime: its name and version.
         provider: the device or execution provider in use.
-        precision: of the arithmetic, as executed.
-        settings: everything else that decides speed.
+        precision: of the arithmetic, as executed: fp32, bf16, fp16 where it is one of these.
+        settings: everything else that decides speed, in the runtime's own words.
         timing_source: where the timings come from.
     """
 
@@ -83,7 +84,13 @@ class Generation(Document):
 
 
 class Runtime(Protocol):
-    """A loaded model."""
+    """A loaded model.
+
+    A class that fulfils this is called with a `Deployment` and `RunOptions`, whose package and device have been
+    checked, and loads the model. It raises a class of `shearling.errors` where it cannot do what the options ask for,
+    rather than do something else. `serve.runtimes.tokenization.TokenizedRuntime` is the half of it that is text, for
+    models with a tokenizer.json.
+    """
 
     facts: RuntimeFacts
 
@@ -123,6 +130,17 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Give memory and threads back."""
+
+
+def load_runtime(deployment: Deployment, options: RunOptions) -> Runtime:
+    """Load a deployment with the runtime of its format; check the device with `serve.runtimes.device` before.
+
+    Raises:
+        ArtefactError: the runtime cannot read the files.
+        DeviceUnavailable: the runtime took another device or precision than was asked for.
+    """
+    runtime: Callable[[Deployment, RunOptions], Runtime] = RUNTIMES.get(deployment.format).load()
+    return runtime(deployment, options)
 
 
 def check_lengths(prompt_tokens: int, new_tokens: int, *, deployment: Deployment) -> None:

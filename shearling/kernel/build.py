@@ -1,11 +1,13 @@
 """The compiled libraries: each built once from the sources in shearling/kernel/cpp, kept in the user's cache.
 
 Both hold the kernels. One has their C interface and the operators for OpenVINO: it links against the `openvino` that
-is installed
-and takes its headers and its thread pool from that wheel, so nothing beside a C++17 compiler is needed. The compiler
-must use the
-C++ library that the wheel was built with (libstdc++), which rules out `zig c++`. The other has the operator for ONNX
-Runtime: it needs the headers of its C interface, which no wheel brings, and links against nothing.
+is installed and takes its headers and its thread pool from that wheel, so nothing beside a compiler is needed. The
+other has the operator for ONNX Runtime: it needs the headers of its C interface, which no wheel brings, and links
+against nothing.
+
+The compiler is g++ 11 or newer. Every unit chooses its instruction set by `#pragma GCC target`, which clang++ does not
+read, so that one library serves all processors; 10 was the first version to know `avx512bf16`, 11 the first with
+`amx-tile`. It must also use the C++ library that the wheel was built with (libstdc++), which rules out `zig c++`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from shearling.console import log
 from shearling.errors import CompilerMissing, EnvironmentFault, PackageMissing
 
 SOURCES = Path(__file__).with_name("cpp")
-COMPILERS = ("g++", "clang++")
+COMPILER = "g++"
+NEEDED = "g++ 11 or newer, the first that knows AMX"
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
 TIMEOUT_S = 600
 OPENVINO_UNITS = ("library.cpp", "openvino_operators.cpp", "tbb_threads.cpp")
@@ -42,7 +45,7 @@ HEADER_PLACES = ("/usr/include/onnxruntime", "/usr/local/include/onnxruntime", "
 
 
 @dataclass(frozen=True)
-class Target:
+class LibraryPlan:
     """A library to build.
 
     Attributes:
@@ -71,7 +74,7 @@ def build_library(*, sources: Path = SOURCES) -> Path:
         EnvironmentFault: this openvino cannot be linked against.
     """
     compiler = find_compiler()
-    return _build(_openvino_target(), compiler=compiler, sources=sources)
+    return _build(_openvino_plan(), compiler=compiler, sources=sources)
 
 
 @functools.cache
@@ -86,7 +89,7 @@ def build_onnx_runtime_library(*, sources: Path = SOURCES) -> Path:
         CompilerMissing: no compiler, or it fails.
     """
     compiler = find_compiler()
-    return _build(_onnx_runtime_target(), compiler=compiler, sources=sources)
+    return _build(_onnx_runtime_plan(), compiler=compiler, sources=sources)
 
 
 def find_headers() -> Path:
@@ -120,22 +123,21 @@ def _require_version(header: Path) -> None:
 
 
 def find_compiler() -> list[str]:
-    """The command of a C++ compiler: `CXX`, else g++, else clang++.
+    """The command of the C++ compiler: `CXX`, else g++.
 
     Raises:
         CompilerMissing: there is none.
     """
-    chosen = shlex.split(os.environ.get("CXX", ""))
-    for command in [chosen] if chosen else [[name] for name in COMPILERS]:
-        if shutil.which(command[0]):
-            return command
-    raise CompilerMissing(
-        f"the sparse kernels need a C++ compiler: {chosen[0] if chosen else ' or '.join(COMPILERS)} was not found",
-        remedy="Install one (on Debian: apt install g++), or name one in CXX; the stock kernels need none",
-    )
+    command = shlex.split(os.environ.get("CXX", "")) or [COMPILER]
+    if not shutil.which(command[0]):
+        raise CompilerMissing(
+            f"the sparse kernels need {NEEDED}: {command[0]} was not found",
+            remedy="Install it (on Debian: apt install g++), or name it in CXX; the stock kernels need none",
+        )
+    return command
 
 
-def _openvino_target() -> Target:
+def _openvino_plan() -> LibraryPlan:
     spec = importlib.util.find_spec("openvino")
     if spec is None or spec.origin is None:
         raise PackageMissing("the package openvino is not installed", remedy="pip install openvino")
@@ -149,7 +151,7 @@ def _openvino_target() -> Target:
             where=openvino,
             remedy="Install openvino from its wheel on Linux",
         )
-    return Target(
+    return LibraryPlan(
         name="libshearling_openvino.so",
         left_out=ONNX_RUNTIME_UNITS,
         arguments=("-isystem", str(openvino / "include"), *map(str, libraries), f"-Wl,-rpath,{openvino / 'libs'}"),
@@ -157,9 +159,9 @@ def _openvino_target() -> Target:
     )
 
 
-def _onnx_runtime_target() -> Target:
+def _onnx_runtime_plan() -> LibraryPlan:
     include = find_headers()
-    return Target(
+    return LibraryPlan(
         name="libshearling_onnxruntime.so",
         left_out=OPENVINO_UNITS,
         # Not -isystem, which puts /usr/include before the headers of C++ that must precede it.
@@ -168,44 +170,42 @@ def _onnx_runtime_target() -> Target:
     )
 
 
-def _build(target: Target, *, compiler: list[str], sources: Path) -> Path:
-    path = cache_directory() / "kernels" / _key(target, compiler=compiler, sources=sources) / target.name
+def _build(plan: LibraryPlan, *, compiler: list[str], sources: Path) -> Path:
+    path = cache_directory() / "kernels" / _key(plan, compiler=compiler, sources=sources) / plan.name
     if not path.is_file():
         log.print(f"compiling the sparse kernels with {compiler[0]}, once")
         path.parent.mkdir(parents=True, exist_ok=True)
-        compile_library(path, target=target, compiler=compiler, sources=sources)
+        compile_library(path, plan=plan, compiler=compiler, sources=sources)
     return path
 
 
-def _key(target: Target, *, compiler: list[str], sources: Path) -> str:
+def _key(plan: LibraryPlan, *, compiler: list[str], sources: Path) -> str:
     """Digest over all that decides what the library is."""
     version = subprocess.run(
         [*compiler, "--version"], capture_output=True, text=True, check=False, timeout=TIMEOUT_S
     ).stdout
-    digest = hashlib.sha256("\n".join([*compiler, version, *FLAGS, target.identity]).encode())
-    for file in _source_files(target, sources):
+    digest = hashlib.sha256("\n".join([*compiler, version, *FLAGS, plan.identity]).encode())
+    for file in _source_files(plan, sources):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:32]
 
 
-def _source_files(target: Target, sources: Path) -> list[Path]:
+def _source_files(plan: LibraryPlan, sources: Path) -> list[Path]:
     return sorted(
-        file
-        for file in sources.iterdir()
-        if file.suffix in {".cpp", ".hpp", ".inc"} and file.name not in target.left_out
+        file for file in sources.iterdir() if file.suffix in {".cpp", ".hpp", ".inc"} and file.name not in plan.left_out
     )
 
 
-def compile_library(path: Path, *, target: Target, compiler: list[str], sources: Path) -> None:
+def compile_library(path: Path, *, plan: LibraryPlan, compiler: list[str], sources: Path) -> None:
     """Compile into `path`, which is complete or absent.
 
     Raises:
         CompilerMissing: the compiler fails.
     """
-    units = [str(file) for file in _source_files(target, sources) if file.suffix == ".cpp"]
+    units = [str(file) for file in _source_files(plan, sources) if file.suffix == ".cpp"]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as temporary:
         built = Path(temporary) / path.name
-        command = [*compiler, *FLAGS, *units, "-o", str(built), *target.arguments]
+        command = [*compiler, *FLAGS, *units, "-o", str(built), *plan.arguments]
         process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
         if process.returncode != 0:
             lines = (
@@ -215,6 +215,6 @@ def compile_library(path: Path, *, target: Target, compiler: list[str], sources:
             )
             raise CompilerMissing(
                 f"{compiler[0]} could not compile the sparse kernels: {lines[0].strip()}",
-                remedy="Use g++ 9 or clang++ 12 or newer with libstdc++; CXX names another compiler",
+                remedy=f"They need {NEEDED}; CXX names another compiler",
             )
         built.replace(path)

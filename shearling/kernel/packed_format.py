@@ -1,17 +1,14 @@
 """The packed form of a weight matrix: one self-describing tensor of bytes, version 1.
 
 A panel is 16 output rows; a block is one panel by 2 columns (bf16) or 4 columns (int8, int4): 32 or 64 weights, a
-vector
-register of the widest machines. In a block, weight (row r, column c) has position r * block_columns + c. Blocks
-follow each
-other along the columns, panels along the rows; rows and columns are padded with zeros to whole blocks. All numbers are
-little-endian; sections start on multiples of 64 bytes, with zeros between them and 64 zeros at the end.
+vector register of the widest machines. In a block, weight (row r, column c) has position r * block_columns + c. Blocks
+follow each other along the columns, panels along the rows; rows and columns are padded with zeros to whole blocks. All
+numbers are little-endian; sections start on multiples of 64 bytes, with zeros between them and 64 zeros at the end.
 
 header, 128 bytes
-    magic `SHEARLNG`; u32: version, value type (1 bf16, 2 int8, 3 int4), encoding (0 dense, 1 bitmask), scale type (0
-    none, 1 f32,
-    2 f16); u64: rows, columns, group size, stored values, total bytes, offsets of scales, panel offsets, masks,
-    values; zeros
+    magic `SHEARLNG`; u32: version, value type (1 bf16, 2 int8, 3 int4), encoding (0 dense, 1 bitmask), scale type
+    (0 none, 1 f32, 2 f16); u64: rows, columns, group size, stored values, total bytes, offsets of scales,
+    panel offsets, masks, values; zeros
 scales
     [panels, groups, 16] f32 or f16: the scale of every row and group of `group_size` columns; bf16 has none
 panel offsets (bitmask only)
@@ -26,15 +23,13 @@ A weight is stored where its bits are not all zero, so packing is reversible bit
 dense encoding stores every position of every block; it serves matrices with too few zeros.
 
 The operators of the OpenVINO extension (operator set `shearling`). Every input and output of such a node costs about
-1.2 microseconds
-a token, and every node 2, so all constants of a node are one input, `weights`: u8 [bytes], the packed matrices one
-after the other,
-then f32 vectors, each filled up with zeros to a multiple of 64 bytes (`bundle` makes it). Fewer, larger nodes win.
+1.2 microseconds a token, and every node 2, so all constants of a node are one input, `weights`: u8 [bytes], the packed
+matrices one after the other, then f32 vectors, each filled up with zeros to a multiple of 64 bytes (`bundle` makes it).
+Fewer, larger nodes win.
 
 `SparseLinear`: y_i = W_i norm(x) [+ bias_i] [+ residual]
-    inputs: x [..., columns] floating; weights: W_0 .. W_{m-1}, gamma [columns] (norm_epsilon > 0), bias_0 ..
-        bias_{m-1} [rows_i] (bias);
-    residual [..., rows_0] (residual, m = 1 only).
+    inputs: x [..., columns] floating; weights: W_0 .. W_{m-1}, gamma [columns] (norm_epsilon > 0),
+        bias_0 .. bias_{m-1} [rows_i] (bias); residual [..., rows_0] (residual, m = 1 only).
     outputs: m tensors [..., rows_i] of x's type.
     attributes: `rows` list of int (its length is m), `columns` int, `norm_epsilon` float (0: no norm), `bias` bool,
         `residual` bool.
@@ -42,17 +37,15 @@ then f32 vectors, each filled up with zeros to a multiple of 64 bytes (`bundle` 
     inputs: x [..., columns]; weights: W_gate (if gated), W_up, W_down, gamma [columns] (norm_epsilon > 0).
     output: [..., columns] of x's type. Without a gate: W_down act(W_up n).
     attributes: `columns` int, `inner` int (rows of W_up), `activation` str: silu, gelu_erf, gelu_tanh or relu;
-        `gated` bool,
-    `norm_epsilon` float, `residual` bool (adds x itself, before the norm).
+        `gated` bool, `norm_epsilon` float, `residual` bool (adds x itself, before the norm).
 `SparseLayer`: from the end of one attention to the start of the next, in one node:
     h = residual + W_o x; y = h + MLP(norm(h)) as in SparseMLP; z_i = V_i norm'(y) [+ bias_i]
     inputs: x [..., columns]; residual [..., hidden]; weights: W_o, W_gate (if gated), W_up, W_down, V_0 .. V_{m-1},
-        gamma [hidden] of norm
-    (norm_epsilon > 0), gamma [hidden] of norm' (next_epsilon > 0), bias_0 .. bias_{m-1} [rows_i] (bias).
+        gamma [hidden] of norm (norm_epsilon > 0), gamma [hidden] of norm' (next_epsilon > 0),
+        bias_0 .. bias_{m-1} [rows_i] (bias).
     outputs: y [..., hidden], then m tensors z_i [..., rows_i], all of x's type; m may be 0.
     attributes: `rows` list of int, `columns` int (of W_o), `hidden` int, `inner` int, `activation` str, `gated` bool,
-        `norm_epsilon` float,
-    `next_epsilon` float, `bias` bool.
+        `norm_epsilon` float, `next_epsilon` float, `bias` bool.
 
 `SparseHead`: y = W x, the vocabulary projection
     inputs: x [..., columns]; weights: W. output: [..., rows] of x's type. attributes: `rows` int, `columns` int.
@@ -63,11 +56,10 @@ then f32 vectors, each filled up with zeros to a multiple of 64 bytes (`bundle` 
     attributes: `rows` int, `columns` int. A token outside of the rows is an error.
 
 norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the attributes `precision` str, `auto` or
-`exact` (`auto`: integer weights
-multiply activations in fixed point, 16 bits for one or two rows or where groups of weights are no multiples of 32,
-else 8 bits in groups of 32,
-as OpenVINO itself does; bf16 weights f32, or bf16 for more than two rows; on processors without AVX-512 all f32;
-`exact`: f32) and `format_version`, the int 1. All attributes are always written.
+`exact`, and `format_version`, the int 1; all attributes are always written. With `exact` activations stay f32. With
+`auto` integer weights multiply activations in fixed point: 16 bits for one or two rows, or where groups of weights are
+no multiples of 32, else 8 bits in groups of 32, as OpenVINO itself does; bf16 weights multiply f32, or bf16 for more
+than two rows; on processors without AVX-512 everything is f32.
 
 The operator of ONNX Runtime (domain `shearling`, version 1) is `SparseLinear` with one matrix: y = W x
     inputs: x [..., columns] float32; weights: u8 [bytes], an initializer: W. output: [..., rows] float32.

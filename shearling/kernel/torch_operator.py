@@ -44,7 +44,7 @@ def _(x: Tensor, packed: Tensor, rows: int, exact: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], rows)
 
 
-class SparseLinear(nn.Module):
+class PackedLinear(nn.Module):
     """A linear layer on packed weights.
 
     Args:

@@ -14,6 +14,6 @@ def test_tuning_leaves_steps_to_the_super_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tune_steps: str
 ) -> None:
     with pytest.raises(SystemExit):
-        main(["--out", str(tmp_path / "out"), "--tune-steps", tune_steps])
+        main(["--output", str(tmp_path / "out"), "--tune-steps", tune_steps])
     assert "leaves no step of 4000" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -53,7 +53,7 @@ def test_the_command_prints_one_object(tmp_path, capsys):
             [
                 "--base",
                 str(base),
-                "--rows",
+                "--batch-size",
                 "2",
                 "--tokens",
                 "8",

@@ -16,8 +16,8 @@ from export.screen import show_export
 from export.stage import export_frozen, export_subnet, plan
 from export.verification.parity import openvino_logits
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.registry import load_runtime
-from serve.runtimes.runtime import RunOptions
+from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.target import Target
 from shearling.artefact import open_artefact
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space
 from shearling.elastic.sub_adapter import load_sub_adapter
@@ -228,7 +228,7 @@ def test_a_sparse_onnx_export_proves_itself_runs_and_says_every_kernel(masked, t
     with screen.capture() as shown:
         screen.print(show_export(exported).screen)
     assert "kernels: openvino stock, onnx sparse" in shown.get()
-    runtime = load_runtime(find_deployment(exported.path, choice="onnx"), RunOptions(threads=1))
+    runtime = load_runtime(find_deployment(Target(exported.path, format="onnx")), RunOptions(threads=1))
     assert len(runtime.generate([5, 6, 7], max_new_tokens=4).token_ids) == 4
 
 

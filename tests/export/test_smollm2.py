@@ -17,6 +17,7 @@ from export.verification.parity import (
 from export.verification.zeros import check_zeros
 from serve.generate import generate_text
 from serve.runtimes.runtime import RunOptions
+from serve.runtimes.target import Target
 from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
 from tests.support.smollm2 import SMOLLM2
@@ -57,11 +58,10 @@ def test_every_runtime_says_the_same(exported):
     directory = exported[0]
     answers = {
         choice: generate_text(
-            directory / folder,
+            Target(directory / folder, format=choice),
             prompt="What is the capital of France?",
             max_new_tokens=24,
-            options=RunOptions(precision="f32"),
-            choice=choice,
+            options=RunOptions(precision="fp32"),
             chat=True,
         )
         for choice, folder in FOLDERS.items()

@@ -19,6 +19,7 @@ from search.front import BestRule
 from search.settings import SearchSettings
 from search.stage import search
 from serve.bench.forward import _load, measure_forwards
+from serve.runtimes.target import Target, parse_target
 from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.subnet import open_subnet
@@ -138,7 +139,7 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
     assert all(model.get_submodule(path).out_features == width for path, width in widths.items())
     board = score_models([run.export], tasks=parse_tasks(str(run.task)), split="test", precision="fp32")
     assert board.scores[0].n == len((run.task / "test.jsonl").read_text().splitlines())
-    times = measure_forwards([run.export, run.export], tokens=16, blocks=2, threads=1)
+    times = measure_forwards([Target(run.export)] * 2, tokens=16, blocks=2, threads=1)
     assert times[0].speedup == 1.0
 
 
@@ -146,18 +147,17 @@ def test_what_a_forward_is_timed_with_is_checked(pruned: Run, tmp_path: Path) ->
     exported = export_subnet(
         pruned.search / "best.json", ExportRequest(output=tmp_path / "export", formats=("openvino", "onnx"))
     )
-    times = measure_forwards(
-        [exported.path, Path(f"{exported.path}@INFERENCE_PRECISION_HINT=f32")], tokens=16, blocks=2, threads=1
-    )
+    targets = [Target(exported.path), parse_target(f"{exported.path}@INFERENCE_PRECISION_HINT=f32")]
+    times = measure_forwards(targets, tokens=16, blocks=2, threads=1)
     assert times[0].bytes == times[1].bytes
-    request, _ = _load(Path(f"{exported.path}@INFERENCE_NUM_THREADS=1"), threads=2)
+    request, _ = _load(parse_target(f"{exported.path}@INFERENCE_NUM_THREADS=1"), threads=2)
     assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
     for setting, message in (
         ("INFERENCE_PRECISION_HINT=f7", "INFERENCE_PRECISION_HINT"),
         ("format=onnx", "only OpenVINO"),
     ):
         with pytest.raises(UsageError, match=message):
-            measure_forwards([Path(f"{exported.path}@{setting}")], tokens=16, blocks=2, threads=1)
+            measure_forwards([parse_target(f"{exported.path}@{setting}")], tokens=16, blocks=2, threads=1)
 
 
 def make_pruned(directory: Path, *, masked: bool) -> Run:
@@ -233,7 +233,7 @@ def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weight
     )
     assert board.scores[0].accuracy == pytest.approx(board.scores[1].accuracy, abs=0.05)
     assert board.scores[0].loss == pytest.approx(board.scores[1].loss, abs=0.02)
-    times = measure_forwards([tmp_path / "stock", tmp_path / "sparse"], tokens=16, blocks=2, threads=1)
+    times = measure_forwards([Target(tmp_path / "stock"), Target(tmp_path / "sparse")], tokens=16, blocks=2, threads=1)
     assert (times[1].bytes < times[0].bytes) == bool(packed)
     assert ("compile_ir" in (tmp_path / "sparse" / "README.md").read_text()) == bool(packed)
 

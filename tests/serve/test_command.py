@@ -15,6 +15,7 @@ from serve.bench.benchmark_artefact import read_benchmark
 from serve.bench.worker_process import WorkerProcess
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import RunOptions
+from serve.runtimes.target import Target
 from shearling.errors import DocumentInvalid, OutputExists, ResourceExhausted, UsageError
 from tests.support.serve_command import QUICK, serve
 
@@ -30,12 +31,12 @@ def measured(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--sessions",
         "2",
         "--precision",
-        "f32",
+        "fp32",
         "--output",
         output,
     )
     assert done.returncode == 0, done.stderr
-    for word in ("Speed", "Cost", "openvino f32", "onnx f32", "reference", "private"):
+    for word in ("Speed", "Cost", "openvino fp32", "onnx fp32", "reference", "private"):
         assert word in done.stdout
     return output
 
@@ -54,11 +55,11 @@ def test_importing_and_help_touch_no_heavy_library() -> None:
 
 
 def test_generate_streams_text_and_nothing_else(export: Path) -> None:
-    told = serve("generate", export, "--prompt", "Area man", "--max-new-tokens", "8", "--precision", "f32", "--json")
+    told = serve("generate", export, "--prompt", "Area man", "--max-new-tokens", "8", "--precision", "fp32", "--json")
     answer = json.loads(told.stdout)
     assert answer["status"] == "ok"
     assert answer["chat"] is True
-    shown = serve("generate", export, "--prompt", "Area man", "--max-new-tokens", "8", "--precision", "f32")
+    shown = serve("generate", export, "--prompt", "Area man", "--max-new-tokens", "8", "--precision", "fp32")
     assert shown.stdout == answer["text"] + "\n"
     assert "first after" in shown.stderr
 
@@ -112,7 +113,7 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
         (["generate", "DIR", "--prompt", "a", "--format", "onnx", "--device", "CUDA"], 4, "shearling[gpu]"),
         (["generate", "DIR/absent", "--prompt", "a"], 3, "no such directory"),
         (["generate", "DIR/onnx", "--prompt", "a", "--format", "torch"], 3, "holds onnx; not torch"),
-        (["bench", "DIR", "--new-tokens", "1"], 2, "new_tokens"),
+        (["bench", "DIR", "--max-new-tokens", "1"], 2, "new_tokens"),
         (["bench", "DIR", "--repeats", "0"], 2, "repeats"),
         (["bench", "DIR", "--prompt-tokens", "0"], 2, "prompt_tokens"),
         (["bench", "DIR", "--prompt-tokens", "250"], 2, "exceed the context"),
@@ -121,11 +122,17 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
         (["check", "DIR"], 2, "either --against DIR or --baseline FILE"),
         (["check", "DIR", "--against", "DIR", "--record"], 2, "nowhere to write"),
         (["check", "DIR", "--baseline", "DIR/absent.json"], 3, "no baseline here"),
-        (["bench", "DIR", "--batch", "0"], 2, "batch"),
+        (["bench", "DIR", "--batch-size", "0"], 2, "batch"),
         (["bench", "DIR", "--trace", "DIR/absent.jsonl"], 2, "no such trace"),
         (["bench", "DIR@BAD-NAME=1"], 2, "cannot read the settings"),
         (["bench", "DIR@NO_SUCH_PROPERTY=1", "--threads", "1"], 2, "OpenVINO refuses"),
         (["check", "DIR", "--against", "DIR", "--max-ratio", "-1"], 2, "not a positive number"),
+        (["bench", "DIR", "--format", "onx"], 2, "did you mean 'onnx'"),
+        (["bench", "DIR@format=onx"], 2, "did you mean 'onnx'"),
+        (["generate", "DIR@environment=DIR", "--prompt", "a"], 2, "text is generated in this process"),
+        (["load", "DIR", "--concurrency", "many"], 2, "cannot read the numbers of requests"),
+        (["forward", "DIR", "--blocks", "2"], 3, "a language model"),
+        (["forward", "DIR@format=onnx"], 2, "only OpenVINO is measured here, not onnx"),
     ],
 )
 def test_bad_requests(export: Path, arguments: list[str], code: int, words: str) -> None:
@@ -154,7 +161,7 @@ def test_an_error_in_a_worker_keeps_its_class(copy_of) -> None:
 
 
 def test_a_killed_worker_is_reported_not_waited_for(export: Path) -> None:
-    deployment = find_deployment(export, choice="onnx")
+    deployment = find_deployment(Target(export, format="onnx"))
     with WorkerProcess(deployment, RunOptions()) as worker:
         worker.load()
         os.kill(worker._process.pid, signal.SIGKILL)

@@ -71,7 +71,8 @@ def _trained_tokenizer() -> str:
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
-    return tokenizer.to_str()
+    text: str = tokenizer.to_str()
+    return text
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -85,7 +86,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _shape(hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: int) -> dict[str, int]:
+def _shape(hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: int) -> dict[str, int | None]:
     return {
         "hidden_size": hidden,
         "num_hidden_layers": layers,

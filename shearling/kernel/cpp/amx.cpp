@@ -1,8 +1,10 @@
-// Kernels for AMX: products of whole tiles, for more rows of activations than a decoded token has; otherwise those of AVX-512.
+// Kernels for AMX: products of whole tiles, for more rows of activations than a decoded token has; otherwise those of
+// AVX-512.
 //
-// A tile register holds 16 rows of 64 bytes. Sixteen expanded blocks of a panel are such a tile as they lie, so that a step multiplies
-// two registers of activations by those of two panels into four of sums. Steps go on for a segment of columns; then the sums are scaled
-// and added in f32, while what was expanded for the segment is still in the first-level cache for the next rows.
+// A tile register holds 16 rows of 64 bytes. Sixteen expanded blocks of a panel are such a tile as they lie, so that a
+// step multiplies two registers of activations by those of two panels into four of sums. Steps go on for a segment of
+// columns; then the sums are scaled and added in f32, while what was expanded for the segment is still in the
+// first-level cache for the next rows.
 #if defined(__x86_64__) && __has_include(<amxbf16intrin.h>)
 
 #include <cpuid.h>
@@ -13,7 +15,8 @@
 #include "kernels.hpp"
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16,popcnt,bmi,bmi2,f16c,fma,amx-tile,amx-int8,amx-bf16")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16", \
+                   "popcnt,bmi,bmi2,f16c,fma,amx-tile,amx-int8,amx-bf16")
 
 namespace shearling {
 namespace {
@@ -69,7 +72,13 @@ struct Scaled {
     __m512i second;
 
     static Scaled of_panel(const PackedMatrix& matrix, size_t index) {
-        return {Integers::of_panel(matrix, index), panel_of(matrix, index).scales, 0, false, _mm512_setzero_ps(), _mm512_setzero_si512()};
+        return {
+            Integers::of_panel(matrix, index),
+            panel_of(matrix, index).scales,
+            0,
+            false,
+            _mm512_setzero_ps(),
+            _mm512_setzero_si512()};
     }
     static size_t blocks_of(const PackedMatrix& matrix) { return 2 * matrix.blocks(); }
 
@@ -104,7 +113,8 @@ private:
     }
 };
 
-// Blocks of up to two panels on their way into scratch memory, as signed bytes or bf16; zeros where the last step has fewer.
+// Blocks of up to two panels on their way into scratch memory, as signed bytes or bf16; zeros where the last step has
+// fewer.
 template <class Reader>
 class Expansion {
 public:
@@ -162,9 +172,11 @@ private:
         _tile_dpbssd(sum, activations, panel);       \
     }
 
-// Sums of products: the first activations with both panels, then the second ones. What is multiplied next is expanded meanwhile.
+// Sums of products: the first activations with both panels, then the second ones. What is multiplied next is expanded
+// meanwhile.
 template <bool second_activations, bool second_panel, class Reader>
-INLINE void multiply_registers(const uint8_t* activations, const uint8_t* panels, size_t steps, Expansion<Reader>& next, uint8_t* sums) {
+INLINE void multiply_registers(
+    const uint8_t* activations, const uint8_t* panels, size_t steps, Expansion<Reader>& next, uint8_t* sums) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -194,14 +206,22 @@ INLINE void multiply_registers(const uint8_t* activations, const uint8_t* panels
     _tile_stored(3, sums + 3 * register_bytes, 64);
 }
 
-INLINE void add_or_set(float* total, __m512 value, bool set) { _mm512_store_ps(total, set ? value : _mm512_add_ps(_mm512_load_ps(total), value)); }
+INLINE void add_or_set(float* total, __m512 value, bool set) {
+    _mm512_store_ps(total, set ? value : _mm512_add_ps(_mm512_load_ps(total), value));
+}
 
-// Panels with all rows of activations, in parts: of one part, two panels by a segment of columns are expanded and multiplied by all rows.
+// Panels with all rows of activations, in parts: of one part, two panels by a segment of columns are expanded and
+// multiplied by all rows.
 template <class Reader>
 class TiledProduct {
 public:
     TiledProduct(const PackedMatrix& matrix, const Activations& x, const Output& output, uint8_t* scratch)
-        : matrix_(matrix), x_(x), output_(output), totals_(reinterpret_cast<float*>(scratch)), expanded_(scratch + total_bytes), sums_(expanded_ + 4 * segment_bytes) {}
+        : matrix_(matrix),
+          x_(x),
+          output_(output),
+          totals_(reinterpret_cast<float*>(scratch)),
+          expanded_(scratch + total_bytes),
+          sums_(expanded_ + 4 * segment_bytes) {}
 
     void run(size_t first_panel, size_t last_panel) {
         first_panel_ = first_panel;
@@ -226,11 +246,13 @@ private:
         size_t steps;
     };
 
-    // Weights are read in one stream, unless that means that activations are read from beyond the second-level cache each time.
+    // Weights are read in one stream, unless that means that activations are read from beyond the second-level cache
+    // each time.
     Part part(size_t index) const {
         const bool near = (last_tile_ - first_tile_) * x_.tile * x_.blocks * x_.block_bytes() <= near_bytes;
         const size_t pairs = (panels_ + 1) / 2;
-        const size_t panel = 2 * (near ? index / x_.segments() : index % pairs), segment = near ? index % x_.segments() : index / pairs;
+        const size_t panel = 2 * (near ? index / x_.segments() : index % pairs),
+                     segment = near ? index % x_.segments() : index / pairs;
         const size_t start = segment * x_.segment_blocks;
         const size_t steps = start + x_.segment_blocks < x_.blocks ? x_.segment_blocks : x_.blocks - start;
         return {panel, panel + 1 < panels_ ? size_t{2} : size_t{1}, segment, start, steps};
@@ -240,7 +262,9 @@ private:
 
     Expansion<Reader> expansion(size_t index) {
         const Part part = this->part(index);
-        return {&readers_[part.panel], part.panels, Reader::blocks_of(matrix_) - part.start * register_blocks, part.steps, place_of(index)};
+        return {
+            &readers_[part.panel], part.panels, Reader::blocks_of(matrix_) - part.start * register_blocks, part.steps,
+            place_of(index)};
     }
 
     void multiply_parts() {
@@ -276,7 +300,9 @@ private:
         }
     }
 
-    float* total_of(size_t panel, size_t row) const { return totals_ + (panel * rows_together + row - first_tile_ * x_.tile) * panel_rows; }
+    float* total_of(size_t panel, size_t row) const {
+        return totals_ + (panel * rows_together + row - first_tile_ * x_.tile) * panel_rows;
+    }
 
     void add(const Part& part, size_t tile) {
         for (size_t place = 0; place < part.panels; ++place) {
@@ -292,17 +318,22 @@ private:
         float* total = total_of(panel, tile * x_.tile);
         if constexpr (Reader::of_bf16) {
             for (size_t row = 0; row < rows; ++row, total += panel_rows) {
-                add_or_set(total, _mm512_load_ps(row < register_rows ? first + row * 64 : second + (row - register_rows) * 64), part.segment == 0);
+                add_or_set(
+                    total, _mm512_load_ps(row < register_rows ? first + row * 64 : second + (row - register_rows) * 64),
+                    part.segment == 0);
             }
         } else {
             const PanelScales scales = panel_of(matrix_, first_panel_ + panel).scales;
-            const __m512 weight_scales = load_scales(scales.scales, scales.type, part.start * register_blocks / scales.group_blocks);
+            const __m512 weight_scales =
+                load_scales(scales.scales, scales.type, part.start * register_blocks / scales.group_blocks);
             const float* row_scales = x_.tile_scales(tile) + part.segment * x_.tile;
             for (size_t row = 0; row < rows; ++row, total += panel_rows) {
                 // Within 32 bits: a segment has too few columns to leave them.
                 const __m512i high = _mm512_slli_epi32(_mm512_load_si512(first + row * 64), 8);
                 const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(high, _mm512_load_si512(second + row * 64)));
-                add_or_set(total, _mm512_mul_ps(sum, _mm512_mul_ps(weight_scales, _mm512_set1_ps(row_scales[row]))), part.segment == 0);
+                add_or_set(
+                    total, _mm512_mul_ps(sum, _mm512_mul_ps(weight_scales, _mm512_set1_ps(row_scales[row]))),
+                    part.segment == 0);
             }
         }
     }
@@ -355,7 +386,9 @@ struct MultiplyTiled {
     }
 };
 
-void multiply(const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output, uint8_t* scratch) {
+void multiply(
+    const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output,
+    uint8_t* scratch) {
     if (!x.tiled()) {
         return avx512_kernels.multiply(matrix, x, first, last, output, scratch);
     }
@@ -363,9 +396,13 @@ void multiply(const PackedMatrix& matrix, const Activations& x, size_t first, si
     visit_panel(matrix, first, MultiplyTiled{matrix, x, first, last, output, scratch});
 }
 
-void normalise(const float* x, const float* gamma, float epsilon, size_t columns, float* y) { avx512_kernels.normalise(x, gamma, epsilon, columns, y); }
+void normalise(const float* x, const float* gamma, float epsilon, size_t columns, float* y) {
+    avx512_kernels.normalise(x, gamma, epsilon, columns, y);
+}
 
-void activate(Function function, const float* x, const float* factor, size_t count, float* y) { avx512_kernels.activate(function, x, factor, count, y); }
+void activate(Function function, const float* x, const float* factor, size_t count, float* y) {
+    avx512_kernels.activate(function, x, factor, count, y);
+}
 
 }  // namespace
 

@@ -1,4 +1,5 @@
-// Kernels for AVX-512 with VBMI2 and VNNI: Ice Lake, Zen 4 and later. Products of bf16 pairs are used where the processor has them.
+// Kernels for AVX-512 with VBMI2 and VNNI: Ice Lake, Zen 4 and later. Products of bf16 pairs are used where the
+// processor has them.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -10,14 +11,16 @@
 #include <cstring>
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16,popcnt,bmi,bmi2,f16c,fma")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16", \
+                   "popcnt,bmi,bmi2,f16c,fma")
 
 namespace shearling {
 namespace {
 
 #include "avx512_panels.inc"
 
-// Unrolled before the compiler decides what lives in registers: otherwise the sums of more than four rows go through memory.
+// Unrolled before the compiler decides what lives in registers: otherwise the sums of more than four rows go through
+// memory.
 #define FOR_ROWS _Pragma("GCC unroll 16") for (int row = 0; row < rows; ++row)
 
 // Blocks that a reader left in scratch memory.
@@ -55,7 +58,8 @@ INLINE __m512i broadcast(const uint8_t* four_bytes) {
 }
 
 template <int rows, class Reader>
-INLINE void multiply_fixed16(Reader reader, const PanelScales& panel, const Activations& x, size_t tile, __m512 (&result)[rows]) {
+INLINE void multiply_fixed16(
+    Reader reader, const PanelScales& panel, const Activations& x, size_t tile, __m512 (&result)[rows]) {
     const uint8_t* terms = x.tile_terms(tile);
     const int32_t* sums = x.tile_sums(tile);
     const float* row_scales = x.tile_scales(tile);
@@ -79,7 +83,8 @@ INLINE void multiply_fixed16(Reader reader, const PanelScales& panel, const Acti
         });
         const __m512 weight_scales = load_scales(panel.scales, panel.type, start / panel.group_blocks);
         FOR_ROWS {
-            const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[row]), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low[row]));
+            const __m512 sum =
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[row]), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low[row]));
             total[row] = _mm512_fmadd_ps(sum, weight_scales, total[row]);
         }
         sums += 2 * rows;
@@ -90,7 +95,8 @@ INLINE void multiply_fixed16(Reader reader, const PanelScales& panel, const Acti
 }
 
 template <int rows, class Reader>
-INLINE void multiply_grouped8(Reader reader, const PanelScales& panel, const Activations& x, size_t tile, __m512 (&result)[rows]) {
+INLINE void multiply_grouped8(
+    Reader reader, const PanelScales& panel, const Activations& x, size_t tile, __m512 (&result)[rows]) {
     const uint8_t* terms = x.tile_terms(tile);
     const int32_t* sums = x.tile_sums(tile);
     const float* scales = x.tile_scales(tile);
@@ -114,7 +120,9 @@ INLINE void multiply_grouped8(Reader reader, const PanelScales& panel, const Act
         if (!one_scale) {
             weight_scales = load_scales(panel.scales, panel.type, start / panel.group_blocks);
             FOR_ROWS {
-                result[row] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[row]), weight_scales), _mm512_set1_ps(scales[row]), result[row]);
+                result[row] = _mm512_fmadd_ps(
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(sum[row]), weight_scales), _mm512_set1_ps(scales[row]),
+                    result[row]);
             }
         } else {
             FOR_ROWS {
@@ -145,10 +153,12 @@ INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __
     }
     for_blocks(reader, x.blocks, [&](__m512i pairs) INLINE_LAMBDA {
         const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-        const __m512 second = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+        const __m512 second =
+            _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
         FOR_ROWS {
             total[row][0] = _mm512_fmadd_ps(first, _mm512_castsi512_ps(broadcast(terms + 8 * row)), total[row][0]);
-            total[row][sums - 1] = _mm512_fmadd_ps(second, _mm512_castsi512_ps(broadcast(terms + 8 * row + 4)), total[row][sums - 1]);
+            total[row][sums - 1] =
+                _mm512_fmadd_ps(second, _mm512_castsi512_ps(broadcast(terms + 8 * row + 4)), total[row][sums - 1]);
         }
         terms += 8 * rows;
     });
@@ -165,14 +175,16 @@ INLINE void multiply_once16(Reader reader, const Activations& x, size_t tile, __
     }
     for_blocks(reader, x.blocks, [&](__m512i pairs) INLINE_LAMBDA {
         FOR_ROWS {
-            result[row] = _mm512_dpbf16_ps(result[row], reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(broadcast(terms + 4 * row)));
+            result[row] = _mm512_dpbf16_ps(
+                result[row], reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(broadcast(terms + 4 * row)));
         }
         terms += 4 * rows;
     });
 }
 
 template <int rows, Form form, class Reader>
-__attribute__((noinline)) void multiply_tile(Reader reader, const Panel& panel, const Activations& x, size_t tile, const Output& output) {
+__attribute__((noinline)) void multiply_tile(
+    Reader reader, const Panel& panel, const Activations& x, size_t tile, const Output& output) {
     __m512 result[rows];
     if constexpr (form == Form::fixed16) {
         multiply_fixed16<rows>(reader, panel.scales, x, tile, result);
@@ -184,7 +196,8 @@ __attribute__((noinline)) void multiply_tile(Reader reader, const Panel& panel, 
         multiply_wide32<rows>(reader, x, tile, result);
     }
     FOR_ROWS {
-        write_row(result[row], output, tile * x.tile + static_cast<size_t>(row), panel.index * panel_rows, panel.outputs);
+        write_row(
+            result[row], output, tile * x.tile + static_cast<size_t>(row), panel.index * panel_rows, panel.outputs);
     }
 }
 
@@ -199,7 +212,8 @@ INLINE void multiply_up_to(Reader reader, const Panel& panel, const Activations&
 }
 
 template <class Reader>
-INLINE void multiply_blocks(Reader reader, const Panel& panel, const Activations& x, size_t tile, const Output& output) {
+INLINE void multiply_blocks(
+    Reader reader, const Panel& panel, const Activations& x, size_t tile, const Output& output) {
     if constexpr (Reader::of_bf16) {
         if (x.form == Form::once16) {
             multiply_up_to<single_tile, Form::once16>(reader, panel, x, tile, output);
@@ -213,7 +227,8 @@ INLINE void multiply_blocks(Reader reader, const Panel& panel, const Activations
     }
 }
 
-// The first tile: the blocks go from memory through registers straight into the sums, and into `scratch` where more tiles follow.
+// The first tile: the blocks go from memory through registers straight into the sums, and into `scratch` where more
+// tiles follow.
 struct MultiplyFirst {
     const Panel& panel;
     const Activations& x;
@@ -257,7 +272,9 @@ size_t panels_together(size_t blocks) {
     return fitting < 1 ? 1 : fitting;
 }
 
-void multiply(const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output, uint8_t* scratch) {
+void multiply(
+    const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output,
+    uint8_t* scratch) {
     if (x.form == Form::plain32) {
         return multiply_exact(matrix, x, first, last, output, scratch);
     }

@@ -39,7 +39,9 @@ INLINE float magnitude(const float* x, size_t columns) {
 }
 
 // Factor that brings `largest` to `limit`; 0 where there is nothing to bring.
-INLINE float inverse_scale(float largest, float limit) { return largest >= limit * 1.1754944e-38f ? limit / largest : 0.0f; }
+INLINE float inverse_scale(float largest, float limit) {
+    return largest >= limit * 1.1754944e-38f ? limit / largest : 0.0f;
+}
 
 template <int bytes>
 INLINE void scatter_blocks(const uint8_t* pieces, uint8_t* target, size_t stride, size_t count) {
@@ -93,7 +95,8 @@ void arrange_grouped8(const float* source, const Activations& x, size_t row) {
         alignas(16) uint8_t pieces[32];
         for (size_t half = 0; half < 2; ++half) {
             const __mmask16 mask = count > half * 16 ? lanes(count - half * 16) : 0;
-            const __m512i fixed = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, source + start + half * 16), inverse));
+            const __m512i fixed =
+                _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, source + start + half * 16), inverse));
             sum = _mm512_add_epi32(sum, fixed);
             _mm_store_si128(reinterpret_cast<__m128i*>(pieces + half * 16), _mm512_cvtepi32_epi8(fixed));
         }
@@ -117,7 +120,8 @@ void arrange_wide32(const float* source, const Activations& x, size_t row) {
 INLINE __m256i round_to_bf16(__m512 value) {
     const __m512i bits = _mm512_castps_si512(value);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+    const __m512i rounded =
+        _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
     const __mmask16 strange = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
     return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, strange, _mm512_set1_epi32(0x7FC0)));
 }
@@ -129,7 +133,8 @@ void arrange_once16(const float* source, const Activations& x, size_t row) {
     for (size_t column = 0; column < x.columns; column += 16) {
         const size_t count = x.columns - column < 16 ? x.columns - column : 16;
         alignas(32) uint8_t pieces[32];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(pieces), round_to_bf16(_mm512_maskz_loadu_ps(lanes(count), source + column)));
+        _mm256_store_si256(
+            reinterpret_cast<__m256i*>(pieces), round_to_bf16(_mm512_maskz_loadu_ps(lanes(count), source + column)));
         scatter_blocks<4>(pieces, terms + column / 2 * stride, stride, (count + 1) / 2);
     }
 }
@@ -156,7 +161,8 @@ void arrange_tiled_fixed16(const float* source, const Activations& x, size_t row
                 const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(fixed, 24), 24);
                 const __m512i high = _mm512_srai_epi32(_mm512_sub_epi32(fixed, low), 8);
                 _mm_store_si128(reinterpret_cast<__m128i*>(target + quarter * 16), _mm512_cvtepi32_epi8(high));
-                _mm_store_si128(reinterpret_cast<__m128i*>(target + register_bytes + quarter * 16), _mm512_cvtepi32_epi8(low));
+                _mm_store_si128(
+                    reinterpret_cast<__m128i*>(target + register_bytes + quarter * 16), _mm512_cvtepi32_epi8(low));
             }
         }
     }
@@ -164,11 +170,13 @@ void arrange_tiled_fixed16(const float* source, const Activations& x, size_t row
 
 void arrange_tiled_once16(const float* source, const Activations& x, size_t row) {
     const Place place = place_of(x, row);
-    auto* target = const_cast<uint8_t*>(x.tile_terms(place.tile)) + place.row / 16 * register_bytes + place.row % 16 * row_bytes;
+    auto* target =
+        const_cast<uint8_t*>(x.tile_terms(place.tile)) + place.row / 16 * register_bytes + place.row % 16 * row_bytes;
     for (size_t column = 0; column < x.columns; column += 32, target += 2 * register_bytes) {
         for (size_t half = 0; half < 2; ++half) {
             const size_t first = column + half * 16;
-            const __m512 value = _mm512_maskz_loadu_ps(first < x.columns ? lanes(x.columns - first) : 0, source + first);
+            const __m512 value =
+                _mm512_maskz_loadu_ps(first < x.columns ? lanes(x.columns - first) : 0, source + first);
             _mm256_store_si256(reinterpret_cast<__m256i*>(target + half * 32), round_to_bf16(value));
         }
     }

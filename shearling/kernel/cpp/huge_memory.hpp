@@ -1,5 +1,5 @@
-// Memory for weights in huge pages: reading a token's weights crosses far more pages than a processor has translations for,
-// and with pages of 4 KiB the walks cost a third of the bandwidth (measured: 25 against 37 GB/s).
+// Memory for weights in huge pages: reading a token's weights crosses far more pages than a processor has translations
+// for, and with pages of 4 KiB the walks cost a third of the bandwidth (measured: 25 against 37 GB/s).
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,8 @@ namespace shearling {
 // A copy of `size` bytes, aligned to 64, in huge pages where the system gives them. Throws std::bad_alloc.
 std::shared_ptr<const uint8_t> copy_to_huge_pages(const uint8_t* bytes, size_t size);
 
-// Gives the pages of a read-only mapping of a file back to the system, which can read them again; other memory is left alone.
+// Gives the pages of a read-only mapping of a file back to the system, which can read them again; other memory is left
+// alone.
 void release_file_pages(const uint8_t* bytes, size_t size);
 
 }  // namespace shearling

@@ -27,8 +27,8 @@ constexpr size_t tiled_fixed16_tile = 16;
 constexpr size_t tiled_once16_tile = 32;
 constexpr size_t expanded_bytes = size_t{256} << 10;
 
-// Most blocks of a tiled form that share a sum: what is expanded of them stays in the first-level cache, and integers fit 32 bits. For
-// few rows fewer: expanding is most of the work, and needs room for the next ones.
+// Most blocks of a tiled form that share a sum: what is expanded of them stays in the first-level cache, and integers
+// fit 32 bits. For few rows fewer: expanding is most of the work, and needs room for the next ones.
 constexpr size_t tiled_segment_blocks = 8;
 constexpr size_t tiled_segment_blocks_for_few_rows = 4;
 constexpr size_t tiled_few_rows = 64;
@@ -49,8 +49,11 @@ struct KernelSet {
     bool tiles;      // knows tiled forms
     // Arranges rows [first, last) of `source` ([rows, columns], rows `stride` apart).
     void (*arrange)(const float* source, size_t stride, const Activations& activations, size_t first, size_t last);
-    // Multiplies panels [first, last) by all rows. `scratch` has scratch_bytes(matrix, activations), aligned to 64 bytes, one for each thread.
-    void (*multiply)(const PackedMatrix& matrix, const Activations& activations, size_t first, size_t last, const Output& output, uint8_t* scratch);
+    // Multiplies panels [first, last) by all rows. `scratch` has scratch_bytes(matrix, activations), aligned to 64
+    // bytes, one for each thread.
+    void (*multiply)(
+        const PackedMatrix& matrix, const Activations& activations, size_t first, size_t last, const Output& output,
+        uint8_t* scratch);
     // y[i] = gamma[i] * x[i] / sqrt(mean(x^2) + epsilon)
     void (*normalise)(const float* x, const float* gamma, float epsilon, size_t columns, float* y);
     // y[i] = function(x[i]) * factor[i]; factor may be null.

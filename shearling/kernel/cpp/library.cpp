@@ -19,13 +19,21 @@ SHEARLING_EXPORT const char* shearling_validate(const uint8_t* packed, uint64_t 
 }
 
 // Bytes of the packed form, 0 where the sizes or values do not fit; `packed` may be null, then nothing is written.
-SHEARLING_EXPORT uint64_t shearling_pack(uint32_t value_type, uint32_t encoding, uint32_t scale_type, uint64_t rows, uint64_t columns, uint64_t group_size,
-                                         const void* values, const void* scales, uint8_t* packed) {
+SHEARLING_EXPORT uint64_t shearling_pack(
+    uint32_t value_type, uint32_t encoding, uint32_t scale_type, uint64_t rows, uint64_t columns, uint64_t group_size,
+    const void* values, const void* scales, uint8_t* packed) {
     if (value_type < 1 || value_type > 3 || encoding > 1 || scale_type > 2) {
         return 0;
     }
-    const PlainMatrix plain{static_cast<ValueType>(value_type), static_cast<Encoding>(encoding), static_cast<ScaleType>(scale_type), rows, columns,
-                            group_size, values, scales};
+    const PlainMatrix plain{
+        static_cast<ValueType>(value_type),
+        static_cast<Encoding>(encoding),
+        static_cast<ScaleType>(scale_type),
+        rows,
+        columns,
+        group_size,
+        values,
+        scales};
     const size_t size = packed_size(plain);
     if (size != 0 && packed != nullptr) {
         pack(plain, packed);
@@ -44,10 +52,11 @@ SHEARLING_EXPORT const char* shearling_unpack(const uint8_t* packed, uint64_t si
     return fault;
 }
 
-// y [count, rows] = packed x [count, columns] [+ bias]. `checked`: the matrix passed shearling_validate before. `kernels`: null for
-// the best. Null, or what is wrong.
-SHEARLING_EXPORT const char* shearling_matmul(const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias,
-                                              float* y, uint64_t rows, int exact, int checked, const char* kernels) {
+// y [count, rows] = packed x [count, columns] [+ bias]. `checked`: the matrix passed shearling_validate before.
+// `kernels`: null for the best. Null, or what is wrong.
+SHEARLING_EXPORT const char* shearling_matmul(
+    const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias, float* y,
+    uint64_t rows, int exact, int checked, const char* kernels) {
     PackedMatrix matrix;
     const char* fault = read_header(packed, size, matrix);
     if (fault == nullptr && checked == 0) {
@@ -69,8 +78,9 @@ SHEARLING_EXPORT const char* shearling_matmul(const uint8_t* packed, uint64_t si
     return nullptr;
 }
 
-// Reads memory on all threads, as the kernels do, and does nothing else: the limit of what they can reach. Every piece is a parallel
-// loop of its own, as a product is; what remains behind the last whole one is not read. The result means nothing.
+// Reads memory on all threads, as the kernels do, and does nothing else: the limit of what they can reach. Every piece
+// is a parallel loop of its own, as a product is; what remains behind the last whole one is not read. The result means
+// nothing.
 SHEARLING_EXPORT uint64_t shearling_read_memory(const uint8_t* bytes, uint64_t size, uint64_t piece_bytes) {
     struct Reading {
         const uint8_t* bytes;

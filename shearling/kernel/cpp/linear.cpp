@@ -16,7 +16,9 @@ namespace {
 constexpr size_t chunk_bytes = size_t{32} << 10;
 constexpr size_t most_chunks = 64;
 
-size_t chunks_for(size_t bytes, size_t most) { return std::max<size_t>(1, std::min({bytes / chunk_bytes, most, most_chunks})); }
+size_t chunks_for(size_t bytes, size_t most) {
+    return std::max<size_t>(1, std::min({bytes / chunk_bytes, most, most_chunks}));
+}
 
 bool multiplies_bf16() {
 #if defined(__x86_64__)
@@ -45,7 +47,8 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
     }
     // Beyond, the second term of every activation costs more than reading the weights.
     constexpr size_t few_rows = 2;
-    // Below, expanding into memory costs more than tiles save; bytes are multiplied faster without them than pairs of bf16.
+    // Below, expanding into memory costs more than tiles save; bytes are multiplied faster without them than pairs of
+    // bf16.
     const size_t least_tiled_rows = matrix.value_type == ValueType::bf16 ? few_rows + 1 : 8;
     if (settings.kernels.tiles && rows >= least_tiled_rows) {
         // For many rows, scaling the sums of every group costs more than scaling the weights once.
@@ -100,7 +103,8 @@ Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& sett
         plan.blocks = (matrix.columns + block_columns - 1) / block_columns;
         plan.segment_blocks = tiled_segment(matrix, plan.form, x.count);
     } else if (plan.form == Form::fixed16) {
-        plan.segment_blocks = std::min(matrix.groups() == 1 ? matrix.blocks() : matrix.group_size / 4, most_segment_blocks);
+        plan.segment_blocks =
+            std::min(matrix.groups() == 1 ? matrix.blocks() : matrix.group_size / 4, most_segment_blocks);
     } else if (plan.form == Form::grouped8) {
         plan.segment_blocks = activation_group / 4;
     }
@@ -117,7 +121,11 @@ size_t align(size_t bytes) { return (bytes + 63) / 64 * 64; }
 class Operand {
 public:
     Operand(const Rows& x, const Norm& norm, const PackedMatrix* matrices, size_t count, const Settings& settings)
-        : x_(x), norm_(norm), settings_(settings), columns_(matrices[0].columns), normalised_(norm.gamma == nullptr ? 0 : x.count * columns_ * sizeof(float)) {
+        : x_(x),
+          norm_(norm),
+          settings_(settings),
+          columns_(matrices[0].columns),
+          normalised_(norm.gamma == nullptr ? 0 : x.count * columns_ * sizeof(float)) {
         const Rows source = norm.gamma == nullptr ? x : Rows{normalised_.floats(), x.count, columns_};
         size_t bytes = 0;
         for (size_t index = 0; index < count; ++index) {
@@ -138,7 +146,8 @@ public:
         for (Activations& plan : plans_) {
             plan.terms = free;
             plan.scales = reinterpret_cast<float*>(free + align(plan.term_bytes()));
-            plan.sums = reinterpret_cast<int32_t*>(free + align(plan.term_bytes()) + align(plan.scale_count() * sizeof(float)));
+            plan.sums =
+                reinterpret_cast<int32_t*>(free + align(plan.term_bytes()) + align(plan.scale_count() * sizeof(float)));
             free += size_of(plan);
         }
     }
@@ -148,8 +157,8 @@ public:
 
     size_t chunks() const { return chunks_for(x_.count * columns_ * sizeof(float), tiles()); }
 
-    // Into how many chunks the panels may go that meet it. Tiled rows that the second-level cache does not hold come from beyond it for
-    // every chunk, so these are large then.
+    // Into how many chunks the panels may go that meet it. Tiled rows that the second-level cache does not hold come
+    // from beyond it for every chunk, so these are large then.
     size_t most_chunks(size_t panels, const Threads& threads) const {
         constexpr size_t large_panels = 16;
         size_t bytes = 0;
@@ -164,9 +173,11 @@ public:
     }
 
     void run(size_t chunk) const {
-        const size_t first = tiles() * chunk / chunks() * together_, last = std::min(x_.count, tiles() * (chunk + 1) / chunks() * together_);
+        const size_t first = tiles() * chunk / chunks() * together_,
+                     last = std::min(x_.count, tiles() * (chunk + 1) / chunks() * together_);
         for (size_t row = first; row < last && norm_.gamma != nullptr; ++row) {
-            settings_.kernels.normalise(x_.data + row * x_.stride, norm_.gamma, norm_.epsilon, columns_, normalised_.floats() + row * columns_);
+            settings_.kernels.normalise(
+                x_.data + row * x_.stride, norm_.gamma, norm_.epsilon, columns_, normalised_.floats() + row * columns_);
         }
         for (const Activations& plan : plans_) {
             if (plan.form != Form::plain32) {
@@ -180,7 +191,8 @@ public:
 private:
     size_t tiles() const { return (x_.count + together_ - 1) / together_; }
     static size_t size_of(const Activations& plan) {
-        return align(plan.term_bytes()) + align(plan.scale_count() * sizeof(float)) + align(plan.sum_count() * sizeof(int32_t));
+        return align(plan.term_bytes()) + align(plan.scale_count() * sizeof(float)) +
+               align(plan.sum_count() * sizeof(int32_t));
     }
 
     Rows x_;
@@ -221,7 +233,9 @@ void fetch_start(const PackedMatrix& matrix, size_t panel) {
 // Matrices times one operand; their panels are one range.
 class Product {
 public:
-    Product(const PackedMatrix* matrices, size_t count, const Operand& operand, const Output* outputs, const Settings& settings)
+    Product(
+        const PackedMatrix* matrices, size_t count, const Operand& operand, const Output* outputs,
+        const Settings& settings)
         : matrices_(matrices), count_(count), operand_(operand), outputs_(outputs), settings_(settings) {
         for (size_t index = 0; index < count; ++index) {
             panels_ += matrices[index].panels();
@@ -253,7 +267,8 @@ public:
                 if (to == stop && index + 1 < count_) {
                     fetch_start(matrices_[index + 1], 0);
                 }
-                settings_.kernels.multiply(matrices_[index], operand_.of(index), from - start, to - start, outputs_[index], scratch.bytes());
+                settings_.kernels.multiply(
+                    matrices_[index], operand_.of(index), from - start, to - start, outputs_[index], scratch.bytes());
             }
             start = stop;
         }
@@ -273,10 +288,20 @@ private:
 class GatedProduct {
 public:
     // matrices: up, then gate if there is one.
-    GatedProduct(const PackedMatrix* matrices, bool gated, Function function, const Operand& operand, float* up, float* gate, const Settings& settings)
-        : matrices_(matrices), gated_(gated), function_(function), operand_(operand), up_(up), gate_(gate), settings_(settings) {}
+    GatedProduct(
+        const PackedMatrix* matrices, bool gated, Function function, const Operand& operand, float* up, float* gate,
+        const Settings& settings)
+        : matrices_(matrices),
+          gated_(gated),
+          function_(function),
+          operand_(operand),
+          up_(up),
+          gate_(gate),
+          settings_(settings) {}
 
-    size_t cost() const { return cost_of(matrices_[0], operand_.rows()) + (gated_ ? cost_of(matrices_[1], operand_.rows()) : 0); }
+    size_t cost() const {
+        return cost_of(matrices_[0], operand_.rows()) + (gated_ ? cost_of(matrices_[1], operand_.rows()) : 0);
+    }
     size_t chunks() const { return chunks_for(cost(), operand_.most_chunks(matrices_[0].panels(), settings_.threads)); }
 
     void fetch(size_t chunk) const { fetch_start(matrices_[0], matrices_[0].panels() * chunk / chunks()); }
@@ -288,17 +313,20 @@ public:
         if (gated_) {
             fetch_start(matrices_[1], first);
         }
-        settings_.kernels.multiply(matrices_[0], operand_.of(0), first, last, Output{up_, inner, nullptr, nullptr, 0}, scratch.bytes());
+        settings_.kernels.multiply(
+            matrices_[0], operand_.of(0), first, last, Output{up_, inner, nullptr, nullptr, 0}, scratch.bytes());
         if (gated_) {
             if (last < panels) {
                 fetch_start(matrices_[0], last);
             }
-            settings_.kernels.multiply(matrices_[1], operand_.of(1), first, last, Output{gate_, inner, nullptr, nullptr, 0}, scratch.bytes());
+            settings_.kernels.multiply(
+                matrices_[1], operand_.of(1), first, last, Output{gate_, inner, nullptr, nullptr, 0}, scratch.bytes());
         }
         const size_t from = first * panel_rows, to = std::min(last * panel_rows, inner);
         for (size_t row = 0; row < operand_.rows(); ++row) {
             float* const target = up_ + row * inner + from;
-            settings_.kernels.activate(function_, gated_ ? gate_ + row * inner + from : target, gated_ ? target : nullptr, to - from, target);
+            settings_.kernels.activate(
+                function_, gated_ ? gate_ + row * inner + from : target, gated_ ? target : nullptr, to - from, target);
         }
     }
 
@@ -352,8 +380,9 @@ bool runs_here(const KernelSet& kernels) {
         return able;
     }
     if (&kernels == &avx512_kernels) {
-        return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
+        return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+               __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
     }
     if (&kernels == &avx2_kernels) {
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
@@ -390,7 +419,9 @@ const KernelSet& best_kernels() {
     return best;
 }
 
-void multiply(const PackedMatrix* matrices, size_t count, const Rows& x, const Norm& norm, const Output* outputs, const Settings& settings) {
+void multiply(
+    const PackedMatrix* matrices, size_t count, const Rows& x, const Norm& norm, const Output* outputs,
+    const Settings& settings) {
     const Operand operand(x, norm, matrices, count, settings);
     const Product product(matrices, count, operand, outputs, settings);
     Phases phases;
@@ -406,7 +437,8 @@ void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Setting
     phases.run(steps.cost(), settings.threads);
 }
 
-void multiply(const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings) {
+void multiply(
+    const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings) {
     const size_t hidden = layer.attention->rows;
     Buffer middle(x.count * hidden * sizeof(float));
     const Rows h{middle.floats(), x.count, hidden};

@@ -35,7 +35,9 @@ struct Settings {
 };
 
 // outputs[i] = matrices[i] norm(x) [+ bias] [+ residual], `count` matrices of equal columns.
-void multiply(const PackedMatrix* matrices, size_t count, const Rows& x, const Norm& norm, const Output* outputs, const Settings& settings);
+void multiply(
+    const PackedMatrix* matrices, size_t count, const Rows& x, const Norm& norm, const Output* outputs,
+    const Settings& settings);
 
 // down(function(gate norm(x)) * up norm(x))
 struct Mlp {
@@ -49,7 +51,8 @@ struct Mlp {
 // output = mlp(x) [+ bias] [+ residual]
 void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Settings& settings);
 
-// From the end of one attention to the start of the next: h = residual + attention x; y = h + mlp(h); z_i = next_i norm(y) [+ bias_i]
+// From the end of one attention to the start of the next:
+// h = residual + attention x; y = h + mlp(h); z_i = next_i norm(y) [+ bias_i]
 struct Layer {
     const PackedMatrix* attention;
     Mlp mlp;
@@ -58,6 +61,7 @@ struct Layer {
     size_t next_count;
 };
 
-void multiply(const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings);
+void multiply(
+    const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings);
 
 }  // namespace shearling

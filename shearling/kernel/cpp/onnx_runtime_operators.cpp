@@ -78,7 +78,8 @@ public:
     TensorShape(const OrtApi& api, const OrtValue* tensor) {
         OrtTensorTypeAndShapeInfo* info = nullptr;
         check(api.GetTensorTypeAndShape(tensor, &info));
-        const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owned(info, api.ReleaseTensorTypeAndShapeInfo);
+        const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owned(
+            info, api.ReleaseTensorTypeAndShapeInfo);
         size_t rank = 0;
         check(api.GetDimensionsCount(info, &rank));
         sizes.resize(rank);
@@ -91,17 +92,21 @@ public:
 
 class SparseLinear {
 public:
-    SparseLinear(const OrtApi& api, const OrtKernelInfo& info) : api_(api), rows_(integer(info, "rows")), columns_(integer(info, "columns")) {
+    SparseLinear(const OrtApi& api, const OrtKernelInfo& info)
+        : api_(api), rows_(integer(info, "rows")), columns_(integer(info, "columns")) {
         const std::string name = text(api.KernelInfo_GetNodeName, info), precision = attribute_text(info, "precision");
         require(integer(info, "format_version") == 1, name + ": format_version is not 1: made by another version");
-        require(precision == "auto" || precision == "exact", name + ": precision is '" + precision + "', not auto or exact");
+        require(
+            precision == "auto" || precision == "exact",
+            name + ": precision is '" + precision + "', not auto or exact");
         precision_ = precision == "exact" ? Precision::exact : Precision::automatic;
         int constant = 0;
         const OrtValue* packed = nullptr;
         check(api.KernelInfoGetConstantInput_tensor(&info, weights_input, &constant, &packed));
         require(constant != 0, name + ": the packed weight is not an initializer");
         const WeightLayout layout{{{rows_, columns_}}, {}};
-        const char* fault = take_weights(data<const uint8_t>(packed), TensorShape(api, packed).elements, layout, weights_);
+        const char* fault =
+            take_weights(data<const uint8_t>(packed), TensorShape(api, packed).elements, layout, weights_);
         require(fault == nullptr, name + ": a packed weight is corrupt: " + (fault == nullptr ? "" : fault));
     }
 
@@ -115,13 +120,16 @@ public:
         shape.sizes.back() = rows_;
         OrtValue* y = nullptr;
         check(api_.KernelContext_GetOutput(&context, 0, shape.sizes.data(), shape.sizes.size(), &y));
-        const auto rows = static_cast<size_t>(rows_), columns = static_cast<size_t>(columns_), count = shape.elements / columns;
+        const auto rows = static_cast<size_t>(rows_), columns = static_cast<size_t>(columns_),
+                   count = shape.elements / columns;
         if (count == 0) {
             return;
         }
         const Output output{data<float>(y), rows, nullptr, nullptr, 0};
         const SessionThreads threads(api_, context);
-        multiply(weights_.matrices.data(), 1, Rows{data<const float>(x), count, columns}, Norm{nullptr, 0.0f}, &output, {best_kernels(), precision_, threads});
+        multiply(
+            weights_.matrices.data(), 1, Rows{data<const float>(x), count, columns}, Norm{nullptr, 0.0f}, &output,
+            {best_kernels(), precision_, threads});
     }
 
     OrtStatus* try_to_compute(OrtKernelContext& context) const {
@@ -143,7 +151,9 @@ private:
     }
 
     std::string attribute_text(const OrtKernelInfo& info, const char* name) const {
-        const auto read = [this, name](const OrtKernelInfo* from, char* out, size_t* size) { return api_.KernelInfoGetAttribute_string(from, name, out, size); };
+        const auto read = [this, name](const OrtKernelInfo* from, char* out, size_t* size) {
+            return api_.KernelInfoGetAttribute_string(from, name, out, size);
+        };
         return text(read, info);
     }
 
@@ -182,7 +192,8 @@ OrtCustomOp describe_sparse_linear() {
     description.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
     description.GetStartVersion = [](const OrtCustomOp*) { return 1; };
     description.GetEndVersion = [](const OrtCustomOp*) { return 1; };
-    description.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) -> OrtStatus* {
+    description.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
+                                    void** kernel) -> OrtStatus* {
         return guarded(*api, [&] { *kernel = new SparseLinear(*api, *info); });
     };
     description.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatus* {
@@ -207,10 +218,12 @@ void register_operators(const OrtApi& api, OrtSessionOptions& options) {
 }  // namespace
 }  // namespace shearling
 
-extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
+    OrtSessionOptions* options, const OrtApiBase* base) {
     const OrtApi* api = base->GetApi(shearling::api_version);
     if (api == nullptr) {
-        // Without its interface an error cannot be returned: an ONNX Runtime this old will say that it does not know the operator.
+        // Without its interface an error cannot be returned: an ONNX Runtime this old will say that it does not know
+        // the operator.
         return nullptr;
     }
     return shearling::guarded(*api, [&] { shearling::register_operators(*api, *options); });

@@ -84,7 +84,9 @@ Norm norm_of(const std::vector<std::vector<float>>& vectors, size_t index, doubl
 // Outputs of `widths`, with the last vectors as their biases.
 class Results {
 public:
-    Results(ov::TensorVector& tensors, size_t first, const ov::Shape& shape, const std::vector<int64_t>& widths, const std::vector<std::vector<float>>* biases) {
+    Results(
+        ov::TensorVector& tensors, size_t first, const ov::Shape& shape, const std::vector<int64_t>& widths,
+        const std::vector<std::vector<float>>* biases) {
         targets_.reserve(widths.size());
         for (size_t index = 0; index < widths.size(); ++index) {
             targets_.push_back(std::make_unique<FloatTarget>(tensors[first + index], shape, widths[index]));
@@ -126,11 +128,16 @@ void SparseOperator::copy_common(const SparseOperator& other) {
 }
 
 void SparseOperator::validate_common(const ov::Node& node, size_t inputs, size_t weights_input) {
-    NODE_VALIDATION_CHECK(&node, format_version_ == 1, "format_version ", format_version_, " is not 1: made by another version");
-    NODE_VALIDATION_CHECK(&node, precision_ == "auto" || precision_ == "exact", "precision is '", precision_, "', not auto or exact");
-    NODE_VALIDATION_CHECK(&node, node.get_input_size() == inputs, "has ", node.get_input_size(), " inputs, its attributes ask for ", inputs);
+    NODE_VALIDATION_CHECK(
+        &node, format_version_ == 1, "format_version ", format_version_, " is not 1: made by another version");
+    NODE_VALIDATION_CHECK(
+        &node, precision_ == "auto" || precision_ == "exact", "precision is '", precision_, "', not auto or exact");
+    NODE_VALIDATION_CHECK(
+        &node, node.get_input_size() == inputs, "has ", node.get_input_size(), " inputs, its attributes ask for ",
+        inputs);
     const auto constant = ov::as_type<ov::op::v0::Constant>(node.get_input_node_ptr(weights_input));
-    // The plugin clones and validates a node at every inference: the headers, far apart in memory, are read for the first of them.
+    // The plugin clones and validates a node at every inference: the headers, far apart in memory, are read for the
+    // first of them.
     const void* const data = constant == nullptr ? nullptr : constant->get_data_ptr();
     if (data != nullptr && data == read_) {
         return;
@@ -142,19 +149,23 @@ void SparseOperator::validate_common(const ov::Node& node, size_t inputs, size_t
     if (data != nullptr) {
         std::vector<PackedMatrix> matrices;
         size_t end = 0;
-        const char* fault = read_layout(static_cast<const uint8_t*>(data), constant->get_byte_size(), expected, matrices, end);
+        const char* fault =
+            read_layout(static_cast<const uint8_t*>(data), constant->get_byte_size(), expected, matrices, end);
         NODE_VALIDATION_CHECK(&node, fault == nullptr, "a packed weight is corrupt: ", fault);
     }
     read_ = data;
 }
 
-void SparseOperator::validate_products(ov::Node& node, size_t inputs, size_t weights_input, const std::vector<int64_t>& widths) {
+void SparseOperator::validate_products(
+    ov::Node& node, size_t inputs, size_t weights_input, const std::vector<int64_t>& widths) {
     validate_common(node, inputs, weights_input);
-    NODE_VALIDATION_CHECK(&node, readable(node.get_input_element_type(0)), "the activations are ", node.get_input_element_type(0));
+    NODE_VALIDATION_CHECK(
+        &node, readable(node.get_input_element_type(0)), "the activations are ", node.get_input_element_type(0));
     ov::PartialShape shape = node.get_input_partial_shape(0);
     const bool ranked = shape.rank().is_static();
-    NODE_VALIDATION_CHECK(&node, !ranked || (shape.size() > 0 && shape[shape.size() - 1].compatible(columns_)), "activations ", shape, " do not end in ",
-                          columns_);
+    NODE_VALIDATION_CHECK(
+        &node, !ranked || (shape.size() > 0 && shape[shape.size() - 1].compatible(columns_)), "activations ", shape,
+        " do not end in ", columns_);
     node.set_output_size(widths.size());
     for (size_t index = 0; index < widths.size(); ++index) {
         if (ranked) {
@@ -219,7 +230,9 @@ std::shared_ptr<ov::Node> SparseLinear::clone_with_new_inputs(const ov::OutputVe
 }
 
 void SparseLinear::validate_and_infer_types() {
-    NODE_VALIDATION_CHECK(this, !rows_.empty() && (!residual_ || rows_.size() == 1), "a residual needs one matrix, there are ", rows_.size());
+    NODE_VALIDATION_CHECK(
+        this, !rows_.empty() && (!residual_ || rows_.size() == 1), "a residual needs one matrix, there are ",
+        rows_.size());
     NODE_VALIDATION_CHECK(this, norm_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_);
     validate_products(*this, residual_ ? 3 : 2, 1, rows_);
 }
@@ -229,11 +242,15 @@ bool SparseLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& i
     const Floats x(inputs[0]), residual(residual_ ? inputs[2] : inputs[0]);
     Results results(outputs, 0, inputs[0].get_shape(), rows_, bias_ ? &weights->vectors : nullptr);
     if (residual_) {
-        OPENVINO_ASSERT(residual.rows.count == x.rows.count && residual.rows.stride == results.outputs[0].stride, "a residual of shape ", inputs[2].get_shape());
+        OPENVINO_ASSERT(
+            residual.rows.count == x.rows.count && residual.rows.stride == results.outputs[0].stride,
+            "a residual of shape ", inputs[2].get_shape());
         results.outputs[0].residual = residual.rows.data;
         results.outputs[0].residual_stride = residual.rows.stride;
     }
-    multiply(weights->matrices.data(), rows_.size(), x.rows, norm_of(weights->vectors, 0, norm_epsilon_), results.outputs.data(), settings());
+    multiply(
+        weights->matrices.data(), rows_.size(), x.rows, norm_of(weights->vectors, 0, norm_epsilon_),
+        results.outputs.data(), settings());
     return true;
 }
 
@@ -265,7 +282,8 @@ std::shared_ptr<ov::Node> SparseMLP::clone_with_new_inputs(const ov::OutputVecto
 }
 
 void SparseMLP::validate_and_infer_types() {
-    NODE_VALIDATION_CHECK(this, mlp_.known(), "activation is '", mlp_.activation, "', not silu, gelu_erf, gelu_tanh or relu");
+    NODE_VALIDATION_CHECK(
+        this, mlp_.known(), "activation is '", mlp_.activation, "', not silu, gelu_erf, gelu_tanh or relu");
     NODE_VALIDATION_CHECK(this, norm_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_);
     validate_products(*this, 2, 1, {columns_});
 }
@@ -278,7 +296,9 @@ bool SparseMLP::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inpu
         results.outputs[0].residual = x.rows.data;
         results.outputs[0].residual_stride = x.rows.stride;
     }
-    multiply(mlp_.mlp(weights->matrices.data(), norm_of(weights->vectors, 0, norm_epsilon_)), x.rows, results.outputs[0], settings());
+    multiply(
+        mlp_.mlp(weights->matrices.data(), norm_of(weights->vectors, 0, norm_epsilon_)), x.rows, results.outputs[0],
+        settings());
     return true;
 }
 
@@ -321,8 +341,11 @@ std::shared_ptr<ov::Node> SparseLayer::clone_with_new_inputs(const ov::OutputVec
 }
 
 void SparseLayer::validate_and_infer_types() {
-    NODE_VALIDATION_CHECK(this, mlp_.known(), "activation is '", mlp_.activation, "', not silu, gelu_erf, gelu_tanh or relu");
-    NODE_VALIDATION_CHECK(this, norm_epsilon_ >= 0.0 && next_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_, ", next_epsilon ", next_epsilon_);
+    NODE_VALIDATION_CHECK(
+        this, mlp_.known(), "activation is '", mlp_.activation, "', not silu, gelu_erf, gelu_tanh or relu");
+    NODE_VALIDATION_CHECK(
+        this, norm_epsilon_ >= 0.0 && next_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_, ", next_epsilon ",
+        next_epsilon_);
     std::vector<int64_t> widths{hidden_};
     widths.insert(widths.end(), rows_.begin(), rows_.end());
     validate_products(*this, 3, 2, widths);
@@ -331,7 +354,9 @@ void SparseLayer::validate_and_infer_types() {
 bool SparseLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
     const auto weights = checked_weights(inputs[2]);
     const Floats x(inputs[0]), residual(inputs[1]);
-    OPENVINO_ASSERT(residual.rows.count == x.rows.count && residual.rows.stride == static_cast<size_t>(hidden_), "a residual of shape ", inputs[1].get_shape());
+    OPENVINO_ASSERT(
+        residual.rows.count == x.rows.count && residual.rows.stride == static_cast<size_t>(hidden_),
+        "a residual of shape ", inputs[1].get_shape());
     const ov::Shape shape = inputs[0].get_shape();
     const Results y(outputs, 0, shape, {hidden_}, nullptr);
     const Results z(outputs, 1, shape, rows_, bias_ ? &weights->vectors : nullptr);
@@ -384,7 +409,8 @@ std::shared_ptr<ov::Node> SparseEmbedding::clone_with_new_inputs(const ov::Outpu
 void SparseEmbedding::validate_and_infer_types() {
     validate_common(*this, 2, 1);
     const ov::element::Type type = get_input_element_type(0);
-    NODE_VALIDATION_CHECK(this, type == ov::element::i32 || type == ov::element::i64 || type.is_dynamic(), "the tokens are ", type);
+    NODE_VALIDATION_CHECK(
+        this, type == ov::element::i32 || type == ov::element::i64 || type.is_dynamic(), "the tokens are ", type);
     ov::PartialShape shape = get_input_partial_shape(0);
     if (shape.rank().is_static()) {
         shape.push_back(columns_);
@@ -423,8 +449,10 @@ bool SparseEmbedding::evaluate(ov::TensorVector& outputs, const ov::TensorVector
 
 }  // namespace shearling
 
-OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<shearling::SparseLinear>>(),
-                                                           std::make_shared<ov::OpExtension<shearling::SparseMLP>>(),
-                                                           std::make_shared<ov::OpExtension<shearling::SparseLayer>>(),
-                                                           std::make_shared<ov::OpExtension<shearling::SparseHead>>(),
-                                                           std::make_shared<ov::OpExtension<shearling::SparseEmbedding>>()}));
+OPENVINO_CREATE_EXTENSIONS(
+    std::vector<ov::Extension::Ptr>(
+        {std::make_shared<ov::OpExtension<shearling::SparseLinear>>(),
+         std::make_shared<ov::OpExtension<shearling::SparseMLP>>(),
+         std::make_shared<ov::OpExtension<shearling::SparseLayer>>(),
+         std::make_shared<ov::OpExtension<shearling::SparseHead>>(),
+         std::make_shared<ov::OpExtension<shearling::SparseEmbedding>>()}));

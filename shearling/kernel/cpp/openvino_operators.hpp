@@ -27,10 +27,12 @@ protected:
     // The same for a node whose first input is an activation of `columns`; sets its results, of these widths.
     void validate_products(ov::Node& node, size_t inputs, size_t weights_input, const std::vector<int64_t>& widths);
     void copy_common(const SparseOperator& other);
-    // The weights, copied into huge pages and validated when they are first seen, and again only if they move. Throws where they are
-    // not what the layout says.
+    // The weights, copied into huge pages and validated when they are first seen, and again only if they move. Throws
+    // where they are not what the layout says.
     std::shared_ptr<const Weights> checked_weights(const ov::Tensor& tensor) const;
-    Settings settings() const { return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic, tbb_threads()}; }
+    Settings settings() const {
+        return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic, tbb_threads()};
+    }
 
     int64_t columns_ = 0;
     std::string precision_ = "auto";
@@ -50,7 +52,9 @@ struct MlpAttributes {
     bool gated = true;
 
     void visit(ov::AttributeVisitor& visitor);
-    bool known() const { return activation == "silu" || activation == "gelu_erf" || activation == "gelu_tanh" || activation == "relu"; }
+    bool known() const {
+        return activation == "silu" || activation == "gelu_erf" || activation == "gelu_tanh" || activation == "relu";
+    }
     void add_to(WeightLayout& layout, int64_t hidden) const;
     Mlp mlp(const PackedMatrix* matrices, const Norm& norm) const;
     size_t matrix_count() const { return gated ? 3 : 2; }
@@ -120,9 +124,9 @@ private:
     bool bias_ = false;
 };
 
-// The vocabulary projection. OpenVINO GenAI looks for the last MatMul of a graph, to cut all but the sampled tokens off before it, and
-// finds this one. To OpenVINO's own passes it is a MatMul, too: they leave one of such weights alone unless a scale follows it or a
-// transposition goes before it, which the export therefore does not let happen.
+// The vocabulary projection. OpenVINO GenAI looks for the last MatMul of a graph, to cut all but the sampled tokens off
+// before it, and finds this one. To OpenVINO's own passes it is a MatMul, too: they leave one of such weights alone
+// unless a scale follows it or a transposition goes before it, which the export therefore does not let happen.
 class SparseHead : public ov::op::v0::MatMul, protected SparseOperator {
 public:
     OPENVINO_OP("SparseHead", "shearling", ov::op::v0::MatMul);

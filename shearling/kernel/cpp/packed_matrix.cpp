@@ -45,7 +45,8 @@ bool plausible_group(ValueType type, ScaleType scales, size_t group_size, size_t
     if (type == ValueType::bf16) {
         return scales == ScaleType::none && group_size == 0;
     }
-    return scales != ScaleType::none && group_size > 0 && group_size <= columns && (group_size % 4 == 0 || group_size == columns);
+    return scales != ScaleType::none && group_size > 0 && group_size <= columns &&
+           (group_size % 4 == 0 || group_size == columns);
 }
 
 // Offsets of the sections follow from the sizes; `matrix` has all but its pointers.
@@ -83,7 +84,8 @@ uint64_t padding_bits(const PackedMatrix& matrix, size_t panel, size_t block) {
     return padding;
 }
 
-// Stored values: finite, and where only kept ones are stored none is zero. Simple loops, which the compiler turns into vectors.
+// Stored values: finite, and where only kept ones are stored none is zero. Simple loops, which the compiler turns into
+// vectors.
 const char* check_bf16(const uint8_t* values, size_t count, bool masked) {
     bool zero = false, infinite = false;
     for (size_t index = 0; index < count; ++index) {
@@ -121,7 +123,8 @@ bool stored_zero(const PackedMatrix& matrix, const uint8_t* block, size_t positi
     if (matrix.value_type == ValueType::bf16) {
         return block[2 * position] == 0 && block[2 * position + 1] == 0;
     }
-    return matrix.value_type == ValueType::int8 ? block[position] == 0 : (block[position / 2] >> (position % 2 * 4) & 15) == 0;
+    return matrix.value_type == ValueType::int8 ? block[position] == 0
+                                                : (block[position / 2] >> (position % 2 * 4) & 15) == 0;
 }
 
 const char* check_padding(const PackedMatrix& matrix, uint64_t mask, uint64_t padding, const uint8_t* block) {
@@ -203,11 +206,14 @@ const char* check_scales(const PackedMatrix& matrix) {
 // Gaps between sections, and the end.
 const char* check_gaps(const PackedMatrix& matrix, size_t value_bytes) {
     const uint8_t* start = matrix.scales - header_bytes;
-    const size_t scales_end = header_bytes + (matrix.scale_type == ScaleType::none ? 0 : matrix.panels() * matrix.groups() * panel_rows) * scale_bytes(matrix.scale_type);
+    const size_t scales_end =
+        header_bytes + (matrix.scale_type == ScaleType::none ? 0 : matrix.panels() * matrix.groups() * panel_rows) *
+                           scale_bytes(matrix.scale_type);
     const bool masked = matrix.encoding == Encoding::bitmask;
     const uint8_t* offsets_end = matrix.offsets + (masked ? (matrix.panels() + 1) * sizeof(uint64_t) : 0);
     const uint8_t* masks_end = matrix.masks + (masked ? matrix.panels() * matrix.blocks() * matrix.mask_bytes() : 0);
-    const bool clean = all_zero(start + scales_end, matrix.offsets) && all_zero(offsets_end, matrix.masks) && all_zero(masks_end, matrix.values) &&
+    const bool clean = all_zero(start + scales_end, matrix.offsets) && all_zero(offsets_end, matrix.masks) &&
+                       all_zero(masks_end, matrix.values) &&
                        all_zero(matrix.values + value_bytes, start + matrix.total_bytes);
     return clean ? nullptr : "padding is not zero";
 }
@@ -261,7 +267,8 @@ bool values_fit(const PlainMatrix& plain) {
         return std::all_of(bits, bits + count, finite_bf16);
     }
     const auto* values = static_cast<const int8_t*>(plain.values);
-    if (plain.value_type == ValueType::int4 && !std::all_of(values, values + count, [](int8_t value) { return value >= -8 && value <= 7; })) {
+    if (plain.value_type == ValueType::int4 &&
+        !std::all_of(values, values + count, [](int8_t value) { return value >= -8 && value <= 7; })) {
         return false;
     }
     const auto* scales = static_cast<const uint8_t*>(plain.scales);
@@ -297,7 +304,8 @@ float scale_of(const PackedMatrix& matrix, size_t row, size_t column) {
     if (matrix.scale_type == ScaleType::none) {
         return 1.0f;
     }
-    const size_t place = (row / panel_rows * matrix.groups() + column / matrix.group_size) * panel_rows + row % panel_rows;
+    const size_t place =
+        (row / panel_rows * matrix.groups() + column / matrix.group_size) * panel_rows + row % panel_rows;
     if (matrix.scale_type == ScaleType::f32) {
         float scale;
         std::memcpy(&scale, matrix.scales + place * sizeof scale, sizeof scale);
@@ -321,7 +329,8 @@ void read_row_of(const PackedMatrix& matrix, size_t row, float* target) {
         if (matrix.groups() > 1) {
             scale = scale_of(matrix, row, first);  // groups are whole blocks
         }
-        const uint64_t mask = masked ? load_mask(masks + first / width * matrix.mask_bytes(), matrix.mask_bytes()) : all;
+        const uint64_t mask =
+            masked ? load_mask(masks + first / width * matrix.mask_bytes(), matrix.mask_bytes()) : all;
         size_t place = masked ? count_bits(mask & before) : lane * width;
         const size_t count = std::min(width, matrix.columns - first);
         for (size_t column = 0; column < count; ++column) {
@@ -336,7 +345,8 @@ void read_row_of(const PackedMatrix& matrix, size_t row, float* target) {
 }  // namespace
 
 const uint8_t* PackedMatrix::panel_values(size_t panel) const {
-    return encoding == Encoding::dense ? values + panel * blocks() * dense_block_bytes() : values + load_u64(offsets + panel * sizeof(uint64_t));
+    return encoding == Encoding::dense ? values + panel * blocks() * dense_block_bytes()
+                                       : values + load_u64(offsets + panel * sizeof(uint64_t));
 }
 
 const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix) {
@@ -371,7 +381,8 @@ const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix)
     }
     size_t at[4];
     section_offsets(found, at);
-    if (header.scales_at != at[0] || header.offsets_at != at[1] || header.masks_at != at[2] || header.values_at != at[3] || at[3] > size - alignment) {
+    if (header.scales_at != at[0] || header.offsets_at != at[1] || header.masks_at != at[2] ||
+        header.values_at != at[3] || at[3] > size - alignment) {
         return "the sections do not follow from the sizes";
     }
     found.scales = bytes + at[0];
@@ -415,10 +426,12 @@ const char* validate(const PackedMatrix& matrix) {
             return fault;
         }
     }
-    if (matrix.encoding == Encoding::bitmask && load_u64(matrix.offsets + matrix.panels() * sizeof(uint64_t)) != offset) {
+    if (matrix.encoding == Encoding::bitmask &&
+        load_u64(matrix.offsets + matrix.panels() * sizeof(uint64_t)) != offset) {
         return "panel offsets disagree with the masks";
     }
-    if (stored != matrix.stored || align(offset) != align(matrix.value_bytes) || matrix.value_bytes - offset >= alignment) {
+    if (stored != matrix.stored || align(offset) != align(matrix.value_bytes) ||
+        matrix.value_bytes - offset >= alignment) {
         return "the header promises another number of values";
     }
     return check_gaps(matrix, offset);
@@ -426,7 +439,8 @@ const char* validate(const PackedMatrix& matrix) {
 
 size_t packed_size(const PlainMatrix& plain) {
     const bool sized = plain.rows > 0 && plain.rows <= max_size && plain.columns > 0 && plain.columns <= max_size;
-    if (!sized || !plausible_group(plain.value_type, plain.scale_type, plain.group_size, plain.columns) || !values_fit(plain)) {
+    if (!sized || !plausible_group(plain.value_type, plain.scale_type, plain.group_size, plain.columns) ||
+        !values_fit(plain)) {
         return 0;
     }
     const PackedMatrix matrix = sizes_of(plain);
@@ -462,11 +476,14 @@ void pack(const PlainMatrix& plain, uint8_t* packed) {
                 } else if (plain.value_type == ValueType::int8) {
                     values[index] = static_cast<uint8_t>(gathered.bits[index]);
                 } else {
-                    values[index / 2] = static_cast<uint8_t>(values[index / 2] | gathered.bits[index] << (index % 2 * 4));
+                    values[index / 2] =
+                        static_cast<uint8_t>(values[index / 2] | gathered.bits[index] << (index % 2 * 4));
                 }
             }
             if (plain.encoding == Encoding::bitmask) {
-                std::memcpy(packed + at[2] + (panel * matrix.blocks() + block) * matrix.mask_bytes(), &gathered.mask, matrix.mask_bytes());
+                std::memcpy(
+                    packed + at[2] + (panel * matrix.blocks() + block) * matrix.mask_bytes(), &gathered.mask,
+                    matrix.mask_bytes());
             }
             offset += block_bytes(plain.value_type, gathered.count);
             stored += gathered.count;
@@ -480,7 +497,9 @@ void pack(const PlainMatrix& plain, uint8_t* packed) {
     for (size_t row = 0; row < (size == 0 ? 0 : plain.rows); ++row) {
         for (size_t group = 0; group < groups; ++group) {
             const size_t place = (row / panel_rows * groups + group) * panel_rows + row % panel_rows;
-            std::memcpy(packed + at[0] + place * size, static_cast<const uint8_t*>(plain.scales) + (row * groups + group) * size, size);
+            std::memcpy(
+                packed + at[0] + place * size,
+                static_cast<const uint8_t*>(plain.scales) + (row * groups + group) * size, size);
         }
     }
     Header header{};
@@ -537,7 +556,8 @@ void unpack(const PackedMatrix& matrix, void* values, void* scales) {
     for (size_t row = 0; row < (size == 0 ? 0 : matrix.rows); ++row) {
         for (size_t group = 0; group < groups; ++group) {
             const size_t place = (row / panel_rows * groups + group) * panel_rows + row % panel_rows;
-            std::memcpy(static_cast<uint8_t*>(scales) + (row * groups + group) * size, matrix.scales + place * size, size);
+            std::memcpy(
+                static_cast<uint8_t*>(scales) + (row * groups + group) * size, matrix.scales + place * size, size);
         }
     }
 }

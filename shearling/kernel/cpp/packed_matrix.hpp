@@ -33,18 +33,24 @@ struct PackedMatrix {
     size_t blocks() const { return (columns + block_columns() - 1) / block_columns(); }
     size_t groups() const { return group_size == 0 ? 1 : (columns + group_size - 1) / group_size; }
     size_t mask_bytes() const { return block_size() / 8; }
-    size_t dense_block_bytes() const { return value_type == ValueType::bf16 ? 64 : value_type == ValueType::int8 ? 64 : 32; }
-    const uint8_t* panel_masks(size_t panel) const { return encoding == Encoding::dense ? nullptr : masks + panel * blocks() * mask_bytes(); }
+    size_t dense_block_bytes() const {
+        return value_type == ValueType::bf16 ? 64 : value_type == ValueType::int8 ? 64 : 32;
+    }
+    const uint8_t* panel_masks(size_t panel) const {
+        return encoding == Encoding::dense ? nullptr : masks + panel * blocks() * mask_bytes();
+    }
     const uint8_t* panel_values(size_t panel) const;
 };
 
-// Reads the header and checks it against itself and `size`. Returns null, or what is wrong; the matrix then stays untouched.
+// Reads the header and checks it against itself and `size`. Returns null, or what is wrong; the matrix then stays
+// untouched.
 const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix);
 
 // Checks everything else: no kernel runs outside of a matrix that passed. Returns null, or what is wrong.
 const char* validate(const PackedMatrix& matrix);
 
-// Reads the headers of `count` matrices that follow each other, and sets `end` to the byte after the last. Null, or what is wrong.
+// Reads the headers of `count` matrices that follow each other, and sets `end` to the byte after the last. Null, or
+// what is wrong.
 const char* read_headers(const uint8_t* bytes, size_t size, size_t count, PackedMatrix* matrices, size_t& end);
 
 // Weights to be packed: bf16 as its bits, int4 in int8; scales [rows, groups] of scale_type, or null.

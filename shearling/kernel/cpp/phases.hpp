@@ -1,10 +1,10 @@
 // Work in phases, each of chunks that any thread may take.
 //
-// One parallel loop serves all phases: a loop for each would cost some microseconds a time, more than a small matrix. A thread
-// takes the chunks of its own share in order, so that it reads memory in one stream, then shares that nobody has begun, since
-// fewer threads may run than there are shares, then what is left of the others'. It waits only for chunks that running threads
-// hold, so it cannot wait for ever, and a helper that wakes up late finds the current phase. What a chunk throws is thrown by
-// run() once all threads have come back.
+// One parallel loop serves all phases: a loop for each would cost some microseconds a time, more than a small matrix. A
+// thread takes the chunks of its own share in order, so that it reads memory in one stream, then shares that nobody has
+// begun, since fewer threads may run than there are shares, then what is left of the others'. It waits only for chunks
+// that running threads hold, so it cannot wait for ever, and a helper that wakes up late finds the current phase. What
+// a chunk throws is thrown by run() once all threads have come back.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,8 @@ namespace shearling {
 
 class Phases {
 public:
-    // `step` has chunks(), run(chunk) and fetch(chunk), which may fetch what a chunk reads first; it must live until run() returns.
+    // `step` has chunks(), run(chunk) and fetch(chunk), which may fetch what a chunk reads first; it must live until
+    // run() returns.
     template <class Step>
     void add(const Step& step) {
         Phase& phase = phases_[count_++];

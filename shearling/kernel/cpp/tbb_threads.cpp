@@ -11,7 +11,8 @@ public:
     size_t count() const override { return static_cast<size_t>(tbb::this_task_arena::max_concurrency()); }
 
     void run(size_t count, Task task, void* context) const override {
-        tbb::parallel_for(size_t{0}, count, [task, context](size_t index) { task(context, index); }, tbb::simple_partitioner());
+        tbb::parallel_for(
+            size_t{0}, count, [task, context](size_t index) { task(context, index); }, tbb::simple_partitioner());
     }
 };
 

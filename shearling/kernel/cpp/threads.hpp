@@ -14,7 +14,8 @@ public:
     // The most that may run at once.
     virtual size_t count() const = 0;
 
-    // Calls task(context, index) for every index below `count`, in any order and on as many threads as are free. A task throws nothing.
+    // Calls task(context, index) for every index below `count`, in any order and on as many threads as are free. A task
+    // throws nothing.
     virtual void run(size_t count, Task task, void* context) const = 0;
 };
 

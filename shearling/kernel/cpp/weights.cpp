@@ -11,14 +11,16 @@ size_t padded(int64_t length) { return (static_cast<size_t>(length) * sizeof(flo
 
 }  // namespace
 
-const char* read_layout(const uint8_t* bytes, size_t size, const WeightLayout& layout, std::vector<PackedMatrix>& matrices, size_t& end) {
+const char* read_layout(
+    const uint8_t* bytes, size_t size, const WeightLayout& layout, std::vector<PackedMatrix>& matrices, size_t& end) {
     matrices.resize(layout.matrices.size());
     if (const char* fault = read_headers(bytes, size, matrices.size(), matrices.data(), end)) {
         return fault;
     }
     for (size_t index = 0; index < matrices.size(); ++index) {
         const auto [rows, columns] = layout.matrices[index];
-        if (matrices[index].rows != static_cast<size_t>(rows) || matrices[index].columns != static_cast<size_t>(columns)) {
+        if (matrices[index].rows != static_cast<size_t>(rows) ||
+            matrices[index].columns != static_cast<size_t>(columns)) {
             return "a matrix has another shape than its operator names";
         }
     }

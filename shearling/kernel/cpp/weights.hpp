@@ -24,10 +24,11 @@ struct Weights {
 };
 
 // Null, or how the bytes differ from the layout; reads headers only.
-const char* read_layout(const uint8_t* bytes, size_t size, const WeightLayout& layout, std::vector<PackedMatrix>& matrices, size_t& end);
+const char* read_layout(
+    const uint8_t* bytes, size_t size, const WeightLayout& layout, std::vector<PackedMatrix>& matrices, size_t& end);
 
-// Copies weights into huge pages, validates the copy completely, and gives the pages of the file that they came from back to the
-// system. Null, or what is wrong with them. Throws std::bad_alloc.
+// Copies weights into huge pages, validates the copy completely, and gives the pages of the file that they came from
+// back to the system. Null, or what is wrong with them. Throws std::bad_alloc.
 const char* take_weights(const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights);
 
 }  // namespace shearling

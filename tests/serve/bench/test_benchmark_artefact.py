@@ -19,11 +19,12 @@ from serve.bench.workload import make_workload
 from serve.guard.baseline import check_baseline
 from serve.guard.regression import guard_workload
 from serve.runtimes.runtime import RunOptions
+from serve.runtimes.target import Target
 from shearling.command_line import Terminated
 from shearling.errors import UsageError
 
-OPTIONS = RunOptions(precision="f32", threads=1)
-LONG = ["--prompt-tokens", "16", "--new-tokens", "16", "--repeats", "40", "--threads", "1", "--json"]
+OPTIONS = RunOptions(precision="fp32", threads=1)
+LONG = ["--prompt-tokens", "16", "--max-new-tokens", "16", "--repeats", "40", "--threads", "1", "--json"]
 
 
 def bench(export: Path, output: Path, *more: str) -> subprocess.Popen[str]:
@@ -83,7 +84,7 @@ def test_an_interrupted_run_that_is_kept_nowhere_shows_its_blocks(
         raise signal
 
     with pytest.raises(BenchmarkInterrupted) as caught:
-        run_benchmark([export], options=OPTIONS, workload=make_workload(16, 8), enough=interrupt)
+        run_benchmark([Target(export)], options=OPTIONS, workload=make_workload(16, 8), enough=interrupt)
     assert type(caught.value.cause) is signal
     assert len(caught.value.benchmark.samples) == 1
     assert caught.value.benchmark.subjects[0].metrics["ttft_s"].samples == 1
@@ -119,7 +120,7 @@ def test_a_baseline_of_this_machine_and_no_other(export: Path, tmp_path: Path) -
         max_ratio: float, *, record: bool = False, options: RunOptions = OPTIONS, allow_other_versions: bool = False
     ) -> str:
         verdict, _ = check_baseline(
-            export,
+            Target(export),
             path,
             max_ratio=max_ratio,
             options=options,

@@ -9,13 +9,14 @@ import pytest
 
 from serve.bench.workload import Prompts, make_workload, read_trace
 from serve.runtimes.deployment import Deployment, find_deployment
+from serve.runtimes.target import Target
 from shearling.errors import ArtefactError, DocumentInvalid, UsageError
 from tests.support.tiny_models import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def deployment(export: Path) -> Deployment:
-    return find_deployment(export)
+    return find_deployment(Target(export))
 
 
 def trace_of(path: Path, *lines: object) -> Path:
@@ -77,4 +78,4 @@ def test_a_trace_makes_no_batch_and_needs_a_tokenizer(copy_of, tmp_path: Path) -
     directory = copy_of("openvino")
     (directory / "tokenizer.json").unlink()
     with pytest.raises(ArtefactError, match=r"tokenizer\.json"):
-        Prompts([find_deployment(directory)], make_workload(1, 4, trace=path))
+        Prompts([find_deployment(Target(directory))], make_workload(1, 4, trace=path))

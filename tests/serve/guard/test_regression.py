@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serve.bench.measurement import Sample
-from serve.bench.time_budget import Budget
+from serve.bench.time_budget import TimeBudget
 from serve.guard.regression import SESSION_BLOCKS, guard_workload, judge, require_pass
 from serve.guard.sequential import planned_looks
 from shearling.errors import CheckFailed
@@ -88,7 +88,7 @@ def test_the_first_look_has_seen_two_pairs_of_processes() -> None:
 def test_time_is_spent_on_new_processes_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     monkeypatch.setattr("serve.bench.time_budget.time.monotonic", lambda: now_s)
-    budget = Budget(40.0)
+    budget = TimeBudget(40.0)
 
     def session(setup_s: float, blocks: int) -> None:
         nonlocal now_s

@@ -15,10 +15,10 @@ import torch
 
 from benchmarks.static_decoder import MODEL, write_static_decoder
 from serve.runtimes.deepsparse import HIDDEN
-from serve.runtimes.deployment import find_configured, find_deployment
+from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
-from serve.runtimes.registry import load_runtime
-from serve.runtimes.runtime import RunOptions
+from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.target import Target, parse_target
 from shearling.errors import PackageMissing, UsageError
 from tests.support.environments import environment_with
 from tests.support.serve_command import QUICK, serve
@@ -93,7 +93,7 @@ def test_the_graph_computes_what_the_model_does(decoder: Path) -> None:
 
 
 def test_a_static_decoder_is_a_deployment(decoder: Path) -> None:
-    found, model = find_deployment(decoder), llama_tied_gqa()
+    found, model = find_deployment(Target(decoder)), llama_tied_gqa()
     assert (found.format, found.vocabulary, found.context_tokens) == (
         "deepsparse",
         model.config.vocab_size,
@@ -101,7 +101,7 @@ def test_a_static_decoder_is_a_deployment(decoder: Path) -> None:
     )
     assert found.weights_bytes == (decoder / MODEL).stat().st_size
     with pytest.raises(UsageError, match="STREAMS is no property that deepsparse knows"):
-        find_configured(Path(f"{decoder}@STREAMS=1"))
+        find_deployment(parse_target(f"{decoder}@STREAMS=1"))
 
 
 def test_without_deepsparse_the_command_says_what_to_install(decoder: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_deepsparse_is_measured_beside_an_export(decoder: Path, export: Path, en
     subjects = json.loads(done.stdout)["subjects"]
     assert [subject["deployment"]["format"] for subject in subjects] == ["openvino", "deepsparse"]
     facts = subjects[1]["facts"]
-    assert (facts["runtime"], facts["precision"], facts["settings"]["threads"]) == ("DeepSparse 0.0.1", "f32", "1")
+    assert (facts["runtime"], facts["precision"], facts["settings"]["threads"]) == ("DeepSparse 0.0.1", "fp32", "1")
     assert subjects[1]["ratios"]["tpot_s"]["samples"] == 3
 
 
@@ -126,10 +126,10 @@ def test_it_continues_like_torch(decoder: Path, environment: Path) -> None:
     code = f"""
 import json
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.registry import load_runtime
-from serve.runtimes.runtime import RunOptions
+from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.target import Target
 from pathlib import Path
-runtime = load_runtime(find_deployment(Path({str(decoder)!r})), RunOptions(threads=1))
+runtime = load_runtime(find_deployment(Target(Path({str(decoder)!r}))), RunOptions(threads=1))
 prompt = runtime.encode("Area man wins.", chat=False)
 free = runtime.generate(prompt, max_new_tokens=70)
 stopped = runtime.generate(prompt, max_new_tokens=6, end_ids=frozenset(free.token_ids[3:4]))
@@ -153,5 +153,5 @@ print(json.dumps([prompt, free.model_dump(), stopped.model_dump(), runtime.decod
 
 
 def test_another_precision_is_refused(decoder: Path) -> None:
-    with pytest.raises(UsageError, match="DeepSparse computes in f32 here"):
-        load_runtime(find_deployment(decoder), RunOptions(precision="bf16"))
+    with pytest.raises(UsageError, match="DeepSparse computes in fp32 here"):
+        load_runtime(find_deployment(Target(decoder)), RunOptions(precision="bf16"))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from serve.runtimes.deployment import find_deployment
+from serve.runtimes.target import Target
 from shearling.artefact import open_artefact, write_artefact
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, DocumentInvalid
 
@@ -13,7 +14,7 @@ FORMATS = {"openvino": "openvino", "onnx": "onnx", "torch": "model"}
 
 @pytest.mark.parametrize(("choice", "part"), FORMATS.items())
 def test_every_format_of_an_export(export: Path, choice, part: str) -> None:
-    found = find_deployment(export, choice=choice)
+    found = find_deployment(Target(export, format=choice))
     assert (found.format, found.directory) == (choice, export / part)
     assert found.manifest_sha256 == open_artefact(export, kind="export").sha256
     assert (found.context_tokens, found.vocabulary, found.end_ids) == (256, 400, (2,))
@@ -22,31 +23,31 @@ def test_every_format_of_an_export(export: Path, choice, part: str) -> None:
 
 @pytest.mark.parametrize(("choice", "part"), FORMATS.items())
 def test_a_part_is_the_same_deployment(export: Path, choice, part: str) -> None:
-    found, whole = find_deployment(export / part), find_deployment(export, choice=choice)
+    found, whole = find_deployment(Target(export / part)), find_deployment(Target(export, format=choice))
     assert found.model_copy(update={"label": whole.label}) == whole
 
 
 @pytest.mark.parametrize(("choice", "part"), FORMATS.items())
 def test_a_bare_directory(copy_of, choice, part: str) -> None:
-    found = find_deployment(copy_of(part))
+    found = find_deployment(Target(copy_of(part)))
     assert (found.format, found.manifest_sha256) == (choice, None)
 
 
 def test_auto_prefers_what_runs_on_the_device(export: Path) -> None:
-    assert find_deployment(export).format == "openvino"
-    assert find_deployment(export, device="CUDA").format == "onnx"
+    assert find_deployment(Target(export)).format == "openvino"
+    assert find_deployment(Target(export), device="CUDA").format == "onnx"
 
 
 def test_another_format_is_refused_and_says_what_there_is(copy_of) -> None:
     with pytest.raises(ArtefactMissing, match="holds onnx; not openvino"):
-        find_deployment(copy_of("onnx"), choice="openvino")
+        find_deployment(Target(copy_of("onnx"), format="openvino"))
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(ArtefactMissing, match="no such directory"):
-        find_deployment(tmp_path / "absent")
+        find_deployment(Target(tmp_path / "absent"))
     with pytest.raises(ArtefactMissing, match="nothing here runs"):
-        find_deployment(tmp_path)
+        find_deployment(Target(tmp_path))
 
 
 @pytest.mark.parametrize("part", ["", "openvino"])
@@ -57,7 +58,7 @@ def test_a_bit_flip_is_noticed_before_anything_runs(copy_of, part: str) -> None:
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     with pytest.raises(ArtefactCorrupt, match="sha256"):
-        find_deployment(root / part)
+        find_deployment(Target(root / part))
 
 
 def test_a_corrupt_or_absent_manifest(copy_of) -> None:
@@ -65,14 +66,14 @@ def test_a_corrupt_or_absent_manifest(copy_of) -> None:
     manifest = root / "manifest.json"
     manifest.write_text(manifest.read_text()[:-20])
     with pytest.raises(DocumentInvalid):
-        find_deployment(root)
+        find_deployment(Target(root))
     manifest.unlink()
     with pytest.raises(ArtefactMissing, match="nothing here runs"):
-        find_deployment(root)
+        find_deployment(Target(root))
 
 
 def test_an_artefact_that_does_not_run(tmp_path: Path) -> None:
     with write_artefact(tmp_path / "search", kind="search") as draft:
         (draft.directory / "journal.jsonl").write_text("{}\n")
     with pytest.raises(ArtefactMismatch, match="search artefact"):
-        find_deployment(tmp_path / "search")
+        find_deployment(Target(tmp_path / "search"))

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve.runtimes.deployment import find_configured, find_deployment
+from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
-from serve.runtimes.registry import load_runtime
-from serve.runtimes.runtime import RunOptions
+from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, PackageMissing, UsageError
 from tests.support.environments import environment_with
 from tests.support.serve_command import QUICK, serve
@@ -61,7 +61,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_gguf_file_is_a_deployment(gguf_file: Path) -> None:
-    found, model = find_deployment(gguf_file), llama_tied_gqa()
+    found, model = find_deployment(Target(gguf_file)), llama_tied_gqa()
     assert (found.format, found.file, found.label) == ("gguf", gguf_file, str(gguf_file))
     assert (found.context_tokens, found.vocabulary) == (model.config.max_position_embeddings, model.config.vocab_size)
     assert found.end_ids == (tiny_tokenizer().eos_token_id,)
@@ -69,16 +69,16 @@ def test_a_gguf_file_is_a_deployment(gguf_file: Path) -> None:
 
 
 def test_what_does_not_fit_a_gguf_file_is_refused(gguf_file: Path, export: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactMissing, match="a GGUF file; not onnx"):
-        find_deployment(gguf_file, choice="onnx")
+    with pytest.raises(ArtefactMissing, match="a gguf file; not onnx"):
+        find_deployment(Target(gguf_file, format="onnx"))
     with pytest.raises(UsageError, match=r"only llama\.cpp and DeepSparse run in an environment of their own"):
-        find_configured(Path(f"{export}@environment={tmp_path}"))
+        find_deployment(parse_target(f"{export}@environment={tmp_path}"))
     with pytest.raises(UsageError, match="STREAMS is no property that gguf knows"):
-        find_configured(Path(f"{gguf_file}@STREAMS=1"))
+        find_deployment(parse_target(f"{gguf_file}@STREAMS=1"))
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(gguf_file.read_bytes()[:200])
     with pytest.raises(ArtefactCorrupt, match="not a readable GGUF file"):
-        find_deployment(cut)
+        find_deployment(Target(cut))
 
 
 def test_without_llama_cpp_the_command_says_what_to_install(gguf_file: Path, tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_generations_are_timed_token_by_token_and_stop(gguf_file: Path, environm
     code = f"""
 import json
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.registry import load_runtime
-from serve.runtimes.runtime import RunOptions
+from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.target import Target
 from pathlib import Path
-runtime = load_runtime(find_deployment(Path({str(gguf_file)!r})), RunOptions(threads=1))
+runtime = load_runtime(find_deployment(Target(Path({str(gguf_file)!r}))), RunOptions(threads=1))
 free, stopped = (runtime.generate([3, 10], max_new_tokens=6, end_ids=frozenset(ends)) for ends in ([], [14]))
 print(json.dumps([free.model_dump(), stopped.model_dump()]))
 """
@@ -136,7 +136,7 @@ print(json.dumps([free.model_dump(), stopped.model_dump()]))
 
 def test_the_real_llama_cpp_continues_like_torch(gguf_file: Path) -> None:
     pytest.importorskip("llama_cpp")
-    runtime = load_runtime(find_deployment(gguf_file), RunOptions(threads=1))
+    runtime = load_runtime(find_deployment(Target(gguf_file)), RunOptions(threads=1))
     prompt = tiny_tokenizer()("Area man wins.").input_ids
     assert runtime.encode("Area man wins.", chat=False) == prompt
     expected = (

@@ -12,8 +12,8 @@ from export.formats.onnx import MODEL_ONNX, write_onnx
 from serve.bench.benchmark import run_benchmark
 from serve.bench.workload import make_workload
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.registry import load_runtime
-from serve.runtimes.runtime import RunOptions
+from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.target import Target
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.serve_command import run_serve
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # torch.export warns of its own tree functions
-F32 = RunOptions(precision="f32", threads=1)
+FP32 = RunOptions(precision="fp32", threads=1)
 PROMPT = [5, 6]
 """So short that bf16 weights meet activations in float32, and both kernels say the same tokens."""
 
@@ -41,7 +41,7 @@ def packed(tmp_path_factory) -> Path:
 
 @needs_headers
 def test_it_says_what_the_stock_file_says(packed):
-    runtimes = {kernel: load_runtime(find_deployment(packed / kernel), F32) for kernel in ("stock", "sparse")}
+    runtimes = {kernel: load_runtime(find_deployment(Target(packed / kernel)), FP32) for kernel in ("stock", "sparse")}
     answers = {kernel: runtime.generate(PROMPT, max_new_tokens=16).token_ids for kernel, runtime in runtimes.items()}
     assert answers["sparse"] == answers["stock"]
     assert runtimes["sparse"].facts.settings["custom_operators"] == "shearling"
@@ -70,7 +70,7 @@ def test_damaged_bytes_are_refused_before_they_run(packed, tmp_path):
     content[content.index(b"SHEARLNG") + 8] ^= 0xFF
     data.write_bytes(content)
     with pytest.raises(ArtefactCorrupt, match="a packed weight is corrupt"):
-        load_runtime(find_deployment(broken), F32)
+        load_runtime(find_deployment(Target(broken)), FP32)
     done = run_serve(broken)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
@@ -78,7 +78,7 @@ def test_damaged_bytes_are_refused_before_they_run(packed, tmp_path):
 
 def test_another_device_is_refused(packed):
     with pytest.raises(DeviceUnavailable, match="runs on CPUs, not on CUDA"):
-        load_runtime(find_deployment(packed / "sparse"), RunOptions(device="CUDA"))
+        load_runtime(find_deployment(Target(packed / "sparse")), RunOptions(device="CUDA"))
 
 
 def test_without_headers_the_error_says_what_is_missing(packed, tmp_path):

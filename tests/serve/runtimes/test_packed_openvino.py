@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from export.formats.openvino import MODEL_XML, write_openvino
 from serve.bench.benchmark import run_benchmark
 from serve.bench.workload import make_workload
-from serve.runtimes.deployment import find_configured, find_deployment
-from serve.runtimes.registry import load_runtime
-from serve.runtimes.runtime import RunOptions
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.kernel.openvino_extension import required_extensions
 from shearling.kernel.packed_format import VERSION, Encoding, ValueType
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # torchao warns while optimum imports it
-F32 = RunOptions(precision="f32", threads=1)
+FP32 = RunOptions(precision="fp32", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def sparse(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def greedy(sparse) -> list[int]:
     """What the stock file says."""
-    runtime = load_runtime(find_deployment(sparse / "stock"), F32)
+    runtime = load_runtime(find_deployment(Target(sparse / "stock")), FP32)
     return list(runtime.generate(runtime.encode(PROMPT, chat=False), max_new_tokens=16).token_ids)
 
 
@@ -53,7 +53,7 @@ def libraries(directory: Path) -> list[str]:
 
 
 def test_the_command_says_what_the_stock_file_says(sparse, greedy):
-    runtime = load_runtime(find_deployment(sparse / "sparse"), F32)
+    runtime = load_runtime(find_deployment(Target(sparse / "sparse")), FP32)
     prompt = runtime.encode(PROMPT, chat=False)
     pieces: list[str] = []
     answer = runtime.generate(prompt, max_new_tokens=16, on_text=pieces.append)
@@ -105,25 +105,23 @@ def test_optimum_runs_it(sparse, greedy):
 
 
 def test_several_settings_of_one_model_in_one_run(sparse):
-    paths = [Path(f"{sparse / 'stock'}@DYNAMIC_QUANTIZATION_GROUP_SIZE=0"), sparse / "stock", sparse / "sparse"]
-    benchmark = run_benchmark(paths, options=RunOptions(threads=1), workload=make_workload(8, 4, repeats=1, warmup=0))
+    written = [f"{sparse / 'stock'}@DYNAMIC_QUANTIZATION_GROUP_SIZE=0", f"{sparse / 'stock'}", f"{sparse / 'sparse'}"]
+    targets = [parse_target(argument) for argument in written]
+    benchmark = run_benchmark(targets, options=RunOptions(threads=1), workload=make_workload(8, 4, repeats=1, warmup=0))
     settings = [subject.facts.settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] for subject in benchmark.subjects]
     assert settings[0] == "0" != settings[1]
-    assert [subject.deployment.label for subject in benchmark.subjects] == [str(path) for path in paths]
+    assert [subject.deployment.label for subject in benchmark.subjects] == written
     assert set(benchmark.subjects[2].ratios) == {"ttft_s", "tpot_s", "total_s"}
 
 
-@pytest.mark.parametrize(
-    "settings", ["dynamic=0", "DYNAMIC_QUANTIZATION_GROUP_SIZE=", "format=gguf", "format=onnx,format=onnx"]
-)
-def test_settings_that_cannot_be_read(sparse, settings):
-    with pytest.raises(UsageError, match="cannot read the settings"):
-        find_configured(Path(f"{sparse / 'stock'}@{settings}"))
+def test_a_format_that_nothing_runs_is_answered_with_those_that_are(sparse):
+    with pytest.raises(UsageError, match=r"'onx' is not a format that runs here, did you mean 'onnx'.*gguf"):
+        parse_target(f"{sparse / 'stock'}@format=onx")
 
 
 def test_a_property_that_openvino_does_not_know(sparse):
     with pytest.raises(UsageError, match="OpenVINO refuses"):
-        load_runtime(find_configured(Path(f"{sparse / 'stock'}@NO_SUCH_PROPERTY=1")), F32)
+        load_runtime(find_deployment(parse_target(f"{sparse / 'stock'}@NO_SUCH_PROPERTY=1")), FP32)
 
 
 def test_genai_cuts_the_prompt_off_before_the_head(tmp_path):
@@ -146,7 +144,7 @@ def test_genai_cuts_the_prompt_off_before_the_head(tmp_path):
     assert b"SparseHead" in (tmp_path / "sparse" / MODEL_XML).read_bytes()
     workload = make_workload(prompt_tokens=1000, new_tokens=2, repeats=1, warmup=0, seed=0)
     stock, sparse = run_benchmark(
-        [tmp_path / "stock", tmp_path / "sparse"], options=RunOptions(threads=1), workload=workload
+        [Target(tmp_path / "stock"), Target(tmp_path / "sparse")], options=RunOptions(threads=1), workload=workload
     ).subjects
     assert sparse.peak_memory_bytes - stock.peak_memory_bytes < 60e6
 
@@ -156,7 +154,7 @@ def test_a_constant_that_lies_is_refused_before_it_runs(sparse, tmp_path, place)
     broken = Path(shutil.copytree(sparse / "sparse", tmp_path / "broken"))
     _corrupt(broken, place)
     with pytest.raises(ArtefactCorrupt, match="packed"):
-        load_runtime(find_deployment(broken), F32)
+        load_runtime(find_deployment(Target(broken)), FP32)
     done = run_serve(broken)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr

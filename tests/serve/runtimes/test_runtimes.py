@@ -8,22 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve.runtimes.deployment import find_configured, find_deployment
-from serve.runtimes.device import PROVIDERS, check_device, require_provider
-from serve.runtimes.registry import load_runtime
-from serve.runtimes.runtime import RunOptions, Runtime, check_lengths
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.device import check_device
+from serve.runtimes.onnx import PROVIDERS, require_provider
+from serve.runtimes.runtime import RunOptions, Runtime, check_lengths, load_runtime
 from serve.runtimes.semi_structured import is_2of4, use_semi_structured
+from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError
 from shearling.kernel.openvino_core import openvino_core
 
-F32 = RunOptions(precision="f32", threads=1)
+FP32 = RunOptions(precision="fp32", threads=1)
 FORMATS = ("openvino", "onnx", "torch")
 PROMPT = "Area man wins award for the best headline é 日"
 
 
 @pytest.fixture(scope="module")
 def runtimes(export: Path) -> dict[str, Runtime]:
-    return {choice: load_runtime(find_deployment(export, choice=choice), F32) for choice in FORMATS}
+    return {choice: load_runtime(find_deployment(Target(export, format=choice)), FP32) for choice in FORMATS}
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -84,7 +85,7 @@ def test_one_token_has_no_gap(runtimes: dict[str, Runtime], choice: str) -> None
 
 def test_facts_are_what_really_runs(runtimes: dict[str, Runtime]) -> None:
     facts = {name: runtime.facts for name, runtime in runtimes.items()}
-    assert {item.precision for item in facts.values()} == {"f32"}
+    assert {item.precision for item in facts.values()} == {"fp32"}
     assert facts["onnx"].provider == "CPUExecutionProvider"
     assert facts["openvino"].settings["KV_CACHE_PRECISION"] == "f32"
     assert facts["openvino"].settings["INFERENCE_NUM_THREADS"] == facts["torch"].settings["threads"] == "1"
@@ -92,8 +93,8 @@ def test_facts_are_what_really_runs(runtimes: dict[str, Runtime]) -> None:
 
 
 def test_a_precision_that_the_file_does_not_hold(export: Path) -> None:
-    with pytest.raises(DeviceUnavailable, match="computes in f32, bf16 was asked for"):
-        load_runtime(find_deployment(export, choice="onnx"), RunOptions(precision="bf16"))
+    with pytest.raises(DeviceUnavailable, match="computes in fp32, bf16 was asked for"):
+        load_runtime(find_deployment(Target(export, format="onnx")), RunOptions(precision="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -138,8 +139,8 @@ def test_a_provider_that_onnx_runtime_replaced_silently(export: Path) -> None:
 )
 def test_work_that_does_not_fit(export: Path, prompt: int, new: int, match: str) -> None:
     with pytest.raises(UsageError, match=match):
-        check_lengths(prompt, new, deployment=find_deployment(export))
-    check_lengths(250, 6, deployment=find_deployment(export))
+        check_lengths(prompt, new, deployment=find_deployment(Target(export)))
+    check_lengths(250, 6, deployment=find_deployment(Target(export)))
 
 
 def test_semi_structured_kernels_up_to_the_device(export: Path) -> None:
@@ -150,7 +151,7 @@ def test_semi_structured_kernels_up_to_the_device(export: Path) -> None:
     weight[7, 2] = 1.0
     assert not is_2of4(weight)
     with pytest.raises(ModelUnsupported, match="no layer has the 2:4 pattern"):
-        load_runtime(find_configured(Path(f"{export}@format=torch,SEMI_STRUCTURED=YES")), F32)
+        load_runtime(find_deployment(parse_target(f"{export}@format=torch,SEMI_STRUCTURED=YES")), FP32)
     weight[7, 2] = 0.0
     layer = torch.nn.Linear(64, 64, bias=False)
     layer.weight.data.copy_(weight)
@@ -165,23 +166,23 @@ def test_semi_structured_kernels_up_to_the_device(export: Path) -> None:
 
 
 def test_properties_hold_for_one_deployment_and_unknown_ones_for_none(export: Path) -> None:
-    deployment = find_configured(Path(f"{export}@DYNAMIC_QUANTIZATION_GROUP_SIZE=64"))
+    deployment = find_deployment(parse_target(f"{export}@DYNAMIC_QUANTIZATION_GROUP_SIZE=64"))
     assert load_runtime(deployment, RunOptions()).facts.settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "64"
     assert (
-        load_runtime(find_deployment(export), RunOptions(hint="throughput")).facts.settings["PERFORMANCE_HINT"]
+        load_runtime(find_deployment(Target(export)), RunOptions(hint="throughput")).facts.settings["PERFORMANCE_HINT"]
         == "THROUGHPUT"
     )
     with pytest.raises(UsageError, match="OpenVINO refuses"):
-        load_runtime(find_configured(Path(f"{export}@NO_SUCH_PROPERTY=1")), RunOptions())
+        load_runtime(find_deployment(parse_target(f"{export}@NO_SUCH_PROPERTY=1")), RunOptions())
     with pytest.raises(UsageError, match="no property that onnx knows"):
-        find_configured(Path(f"{export}@format=onnx,NUM_STREAMS=1"))
+        find_deployment(parse_target(f"{export}@format=onnx,NUM_STREAMS=1"))
 
 
 def test_an_ir_without_its_tokenizer(copy_of) -> None:
     directory = copy_of("openvino")
     (directory / "openvino_detokenizer.xml").unlink()
     with pytest.raises(ArtefactMissing, match=r"openvino_detokenizer\.xml"):
-        load_runtime(find_deployment(directory), F32)
+        load_runtime(find_deployment(Target(directory)), FP32)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_truncated_files_of_a_bare_directory(copy_of, choice: str, file: str) ->
     path = copy_of(choice) / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ArtefactCorrupt, match="cannot load"):
-        load_runtime(find_deployment(path.parent), F32)
+        load_runtime(find_deployment(Target(path.parent)), FP32)
 
 
 def test_an_onnx_model_without_a_cache(copy_of) -> None:
@@ -206,7 +207,7 @@ def test_an_onnx_model_without_a_cache(copy_of) -> None:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), directory / "model.onnx"
     )
     with pytest.raises(ModelUnsupported, match="no KV cache"):
-        load_runtime(find_deployment(directory), F32)
+        load_runtime(find_deployment(Target(directory)), FP32)
 
 
 def _present(choice: str, device: str) -> bool:

@@ -1,5 +1,5 @@
-// Damages packed matrices at random, and runs every kernel on those that still pass: built with AddressSanitizer and UBSan, so
-// that a read outside of a matrix, whatever it says about itself, ends the program.
+// Damages packed matrices at random, and runs every kernel on those that still pass: built with AddressSanitizer and
+// UBSan, so that a read outside of a matrix, whatever it says about itself, ends the program.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -49,7 +49,9 @@ void run(const PackedMatrix& matrix, size_t count) {
     for (const char* name : {"portable", "avx2", "avx512", "amx"}) {
         if (const KernelSet* kernels = find_kernels(name)) {
             for (const Precision precision : {Precision::automatic, Precision::exact}) {
-                multiply(&matrix, 1, Rows{x.data(), count, matrix.columns}, Norm{nullptr, 0.0f}, &output, Settings{*kernels, precision, tbb_threads()});
+                multiply(
+                    &matrix, 1, Rows{x.data(), count, matrix.columns}, Norm{nullptr, 0.0f}, &output,
+                    Settings{*kernels, precision, tbb_threads()});
             }
         }
     }
@@ -66,7 +68,8 @@ int main(int, char** arguments) {
         std::vector<uint8_t> packed = make(random, plain);
         const unsigned damages = random() % 4;
         for (unsigned damage = 0; damage < damages; ++damage) {
-            packed[random() % (damage == 0 ? std::min<size_t>(packed.size(), 1024) : packed.size())] ^= static_cast<uint8_t>(1u << random() % 8);
+            packed[random() % (damage == 0 ? std::min<size_t>(packed.size(), 1024) : packed.size())] ^=
+                static_cast<uint8_t>(1u << random() % 8);
         }
         const size_t size = damages == 3 ? random() % packed.size() : packed.size();
         // A copy of exactly this size: the sanitizer sees every byte beyond it.

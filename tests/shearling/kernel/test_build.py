@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shearling.errors import CompilerMissing, PackageMissing
@@ -37,9 +39,20 @@ def test_the_named_compiler_is_taken_or_missed(monkeypatch):
 
 def test_a_failing_compiler_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "false")
-    with pytest.raises(CompilerMissing, match="could not compile"):
+    with pytest.raises(CompilerMissing, match=r"could not compile.*g\+\+ 11 or newer"):
         build_library()
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_lines_are_as_wide_as_everywhere():
+    sources = [*build.SOURCES.iterdir(), *Path(__file__).parent.glob("*.cpp")]
+    wide = [
+        f"{file.name}:{number}"
+        for file in sources
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > 120
+    ]
+    assert wide == []
 
 
 def test_a_built_library_is_found_again_and_other_sources_are_built_anew(monkeypatch, tmp_path):

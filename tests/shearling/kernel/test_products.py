@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from shearling.errors import ArtefactCorrupt, ShapeMismatch
 from shearling.kernel.library import load_library, multiply, pack_matrix
 from shearling.kernel.packed_format import Encoding, ValueType
-from shearling.kernel.torch_operator import SparseLinear
+from shearling.kernel.torch_operator import PackedLinear
 from tests.support.matrices import dense, random_matrix
 
 # Of the sum of magnitudes |x| |w|: rounding in f32; a 16-bit fixed point of the largest activation of a row; an 8-bit
-# one of the
-# largest in a group of 32, with the same limits for all (the largest is rarely more than four times the mean).
+# one of the largest in a group of 32, with the same limits for all (the largest is rarely more than four times the
+# mean).
 EXACT, FIXED16, GROUPED8 = 1e-6, 4 * 2**-16, 4 * 2**-8
 FEW_ROWS = 2
 """So many are multiplied more exactly."""
@@ -147,7 +147,7 @@ def test_a_bias_is_added_and_wrong_shapes_are_refused():
 def test_the_torch_operator_is_the_same_product():
     matrix = random_matrix(ValueType.INT8, 40, 96)
     packed, x = torch.from_numpy(pack_matrix(matrix)), torch.randn(2, 3, 96, generator=torch.Generator().manual_seed(0))
-    layer = SparseLinear(packed, torch.arange(40.0), exact=True)
+    layer = PackedLinear(packed, torch.arange(40.0), exact=True)
     expected = torch.nn.functional.linear(x.double(), torch.from_numpy(dense(matrix)), torch.arange(40.0).double())
     assert torch.allclose(layer(x).double(), expected, atol=1e-4)
     assert layer(x.bfloat16()).dtype == torch.bfloat16

@@ -13,10 +13,14 @@ import pytest
 
 from tests.support.command_parsing import parse_command
 
-ROOT = Path(__file__).resolve().parents[3]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 STAGES = ("train", "search", "export", "serve", "shearling")
-PROGRAMS = (*STAGES, "serve.bench.forward")
 HELP_LIMIT_S = 0.5
 """What a person takes for instant."""
 
@@ -29,7 +33,7 @@ def _commands() -> list[str]:
 
 
 def _split(command: str) -> tuple[str, list[str]] | None:
-    words = shlex.split(command)
+    words = shlex.split(command.removeprefix(".venv/bin/"))
     if words[:2] == ["python", "-m"]:
         return words[2], words[3:]
     return (words[0], words[1:]) if words[0] == "shearling" else None
@@ -41,7 +45,7 @@ RUNNABLE = [command for command in _commands() if _split(command) is not None]
 def test_readme_shows_every_stage():
     shown = {_split(command)[0] for command in RUNNABLE}
     assert shown >= set(STAGES)
-    assert shown <= set(PROGRAMS)
+    assert shown <= set(STAGES)
 
 
 def _module(program: str) -> str:
@@ -68,7 +72,7 @@ def test_links_lead_somewhere(document):
             assert (document.parent / link.partition("#")[0]).exists(), link
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", STAGES)
 def test_help_is_instant(program):
     spent_s = []
     for _ in range(3):
@@ -83,7 +87,7 @@ def test_help_is_instant(program):
     assert min(spent_s) < HELP_LIMIT_S
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", STAGES)
 def test_importing_a_command_imports_no_heavy_library(program):
     heavy = ("torch", "transformers", "openvino", "nncf", "onnxruntime", "lm_eval", "pymoo", "datasets", "matplotlib")
     script = f"import sys, {_module(program)}; print([name for name in {heavy!r} if name in sys.modules])"

@@ -1,0 +1,67 @@
+"""What the measuring commands do: everything is refused that can be, then measured, then written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve.bench.benchmark import Benchmark, BenchmarkInterrupted, run_benchmark
+from serve.bench.benchmark_artefact import run_into
+from serve.bench.concurrency import LoadCurve, LoadWork, measure_load, write_load_curve
+from serve.bench.screen import benchmark_screen
+from serve.bench.workload import Workload
+from serve.runtimes.runtime import RunOptions
+from serve.runtimes.target import Target
+from shearling.artefact import check_destination
+from shearling.console import log
+from shearling.errors import UsageError
+
+
+def bench_models(
+    targets: Sequence[Target], *, options: RunOptions, workload: Workload, output: Path | None, force: bool
+) -> Benchmark:
+    """Measure models side by side, and write the artefact if there is an `output`.
+
+    Without one an interrupted run shows what it has measured, because nothing keeps it.
+
+    Raises:
+        ShearlingError: see `run_benchmark` and `run_into`.
+    """
+    if output is not None:
+        return run_into(output, targets, options=options, workload=workload, force=force)
+    try:
+        return run_benchmark(targets, options=options, workload=workload)
+    except BenchmarkInterrupted as interruption:
+        log.print(benchmark_screen(interruption.benchmark))
+        log.print("these are the finished blocks; they are written nowhere: --output would keep them, and continue")
+        raise interruption.cause from None
+
+
+def draw_load_curve(
+    target: Target, work: LoadWork, *, options: RunOptions, output: Path | None, force: bool
+) -> LoadCurve:
+    """Measure many requests at once, and write the artefact if there is an `output`; see `measure_load`.
+
+    Raises:
+        OutputExists: before anything is measured.
+    """
+    if output is not None:
+        check_destination(output, force=force)
+    curve = measure_load(target, work, options=options)
+    if output is not None:
+        write_load_curve(output, curve, force=force)
+    return curve
+
+
+def parse_concurrency(text: str) -> list[int]:
+    """Read `1,2,4,8`.
+
+    Raises:
+        UsageError: something in it is no number.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise UsageError(
+            f"cannot read the numbers of requests {text!r}", remedy="Give --concurrency 1,2,4,8, for example"
+        )
+    return [int(part) for part in parts]

@@ -1,0 +1,90 @@
+"""What a command is told to run: `DIR`, and behind an `@` what holds for it alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shearling.errors import UsageError
+from shearling.registry.runtimes import RUNTIMES
+
+AUTO = "auto"
+"""The first format there is of those that run on the device."""
+PROPERTY = re.compile(r"[A-Z][A-Z0-9_]*")
+FORMAT, ENVIRONMENT = "format", "environment"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to run, as a user names it; what is there is found by `serve.runtimes.deployment.find_deployment`.
+
+    Attributes:
+        path: an artefact, a part of one, a bare model directory, or a model that is one file.
+        format: a name of `RUNTIMES`, or `AUTO`.
+        properties: of the runtime, for this model alone.
+        environment: virtual environment with the runtime; None is the one that runs.
+        written: as the user wrote it; None stands for the path.
+    """
+
+    path: Path
+    format: str = AUTO
+    properties: Mapping[str, str] = field(default_factory=dict)
+    environment: Path | None = None
+    written: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What messages and tables call it."""
+        return self.written or str(self.path)
+
+    def with_format(self, choice: str) -> Target:
+        """The same in this format, unless it names one itself."""
+        return dataclasses.replace(self, format=choice) if self.format == AUTO else self
+
+    def only(self, required: str) -> Target:
+        """The same in the one format that a command can do.
+
+        Raises:
+            UsageError: it names another.
+        """
+        if self.format not in (AUTO, required):
+            raise UsageError(
+                f"only {RUNTIMES.get(required).title} is measured here, not {self.format}",
+                where=self.label,
+                remedy=f"Leave the format out, and give an export with {required}",
+            )
+        return self.with_format(required)
+
+
+def parse_target(argument: str | Path | Target) -> Target:
+    """Read `DIR`, `DIR@format=onnx`, `DIR@PROPERTY=VALUE,PROPERTY=VALUE` or `FILE.gguf@environment=DIR`.
+
+    A path that exists is taken as it is, whatever it looks like.
+
+    Raises:
+        UsageError: the part behind the `@` is malformed, or names an unknown format.
+    """
+    if isinstance(argument, Target):
+        return argument
+    written = str(argument)
+    path, _, settings = written.rpartition("@")
+    if "=" not in settings or Path(argument).exists():
+        return Target(Path(argument))
+    pairs = [part.partition("=")[::2] for part in settings.split(",")]
+    values = dict(pairs)
+    properties = {name: value for name, value in pairs if name not in (FORMAT, ENVIRONMENT)}
+    if len(values) < len(pairs) or not all(values.values()) or not all(map(PROPERTY.fullmatch, properties)):
+        raise UsageError(
+            f"cannot read the settings {settings!r}",
+            where=written,
+            remedy=f"Write DIR@NAME=VALUE,NAME=VALUE: each name once, {FORMAT}, {ENVIRONMENT}, or a property of the "
+            "runtime in capital letters",
+        )
+    choice = values.get(FORMAT, AUTO)
+    if choice != AUTO:
+        RUNTIMES.get(choice, where=written)
+    environment = Path(values[ENVIRONMENT]) if ENVIRONMENT in values else None
+    return Target(Path(path), choice, properties, environment, written)

@@ -1,0 +1,121 @@
+"""What `python -m serve` can run: one record for each runtime, named for the format that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shearling.registry.registry import Entry, Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeEntry(Entry):
+    """A runtime, and how a model for it is recognised.
+
+    The name is that of the format: as `--format` and `DIR@format=NAME` take it, and as benchmarks store it. The
+    implementation is a class that fulfils `serve.runtimes.runtime.Runtime`.
+
+    Attributes:
+        title: what people call the runtime.
+        model_file: the file whose presence makes a directory one of this format.
+        weights: glob of the files beside it that hold graph and weights; they make the digest and the size.
+        part: the sub-directory of an export that holds this format; None where exports have none.
+        read_file: for models that are one file, anywhere: `module:function` from a path to its
+            `serve.runtimes.deployment.ModelFacts`, None where it is no such file. `model_file` is then its usual name.
+        devices: as `--device` names them; `GPU` stands for `GPU.1`, too.
+        require_device: `module:function` that raises `DeviceUnavailable` where a device of these is not there; None
+            where every machine has them.
+        packages: what the implementation imports, and what pip installs it as.
+        companions: further modules to import before the load time of a model is counted.
+        properties: that it knows, for `DIR@NAME=VALUE`.
+        takes_any_property: it judges properties itself.
+        runs_in_own_environment: it may be installed in a virtual environment of its own, and is then measured there.
+    """
+
+    title: str
+    model_file: str
+    weights: str
+    part: str | None = None
+    read_file: Any = None
+    devices: tuple[str, ...] = ("CPU",)
+    require_device: Any = None
+    packages: Mapping[str, str] = field(default_factory=dict)
+    companions: tuple[str, ...] = ()
+    properties: tuple[str, ...] = ()
+    takes_any_property: bool = False
+    runs_in_own_environment: bool = False
+
+    def has_device(self, device: str) -> bool:
+        """Whether it can use such a device, on some machine."""
+        return device.partition(".")[0] in self.devices
+
+
+RUNTIMES = Registry(
+    noun="format that runs here",
+    group="shearling.runtimes",
+    entry_type=RuntimeEntry,
+    entries=(
+        RuntimeEntry(
+            name="openvino",
+            title="OpenVINO",
+            summary="OpenVINO IR, through OpenVINO GenAI",
+            implementation="serve.runtimes.openvino:OpenVINORuntime",
+            model_file="openvino_model.xml",
+            weights="openvino_model.*",
+            part="openvino",
+            devices=("CPU", "GPU", "NPU"),
+            require_device="serve.runtimes.openvino:require_device",
+            packages={"openvino": "openvino", "openvino_genai": "openvino-genai"},
+            takes_any_property=True,
+        ),
+        RuntimeEntry(
+            name="onnx",
+            title="ONNX Runtime",
+            summary="ONNX with a KV cache, through ONNX Runtime",
+            implementation="serve.runtimes.onnx:OnnxRuntime",
+            model_file="model.onnx",
+            weights="model.onnx*",
+            part="onnx",
+            devices=("CPU", "CUDA", "TENSORRT"),
+            require_device="serve.runtimes.onnx:require_device",
+            packages={"onnxruntime": "'shearling[cpu]'"},
+            companions=("tokenizers",),
+        ),
+        RuntimeEntry(
+            name="torch",
+            title="PyTorch",
+            summary="a Hugging Face directory, through PyTorch: the reference",
+            implementation="serve.runtimes.pytorch:TorchRuntime",
+            model_file="config.json",
+            weights="*.safetensors",
+            part="model",
+            devices=("CPU", "CUDA"),
+            require_device="serve.runtimes.pytorch:require_device",
+            packages={"torch": "torch", "transformers": "transformers"},
+            properties=("SEMI_STRUCTURED",),
+        ),
+        RuntimeEntry(
+            name="gguf",
+            title="llama.cpp",
+            summary="a GGUF file, through llama.cpp, to compare with",
+            implementation="serve.runtimes.llama_cpp:LlamaCppRuntime",
+            model_file="*.gguf",
+            weights="*.gguf",
+            read_file="serve.runtimes.llama_cpp:read_model_facts",
+            packages={"llama_cpp": "llama-cpp-python"},
+            runs_in_own_environment=True,
+        ),
+        RuntimeEntry(
+            name="deepsparse",
+            title="DeepSparse",
+            summary="a decoder of static shapes, through DeepSparse, to compare with",
+            implementation="serve.runtimes.deepsparse:DeepSparseRuntime",
+            model_file="static_decoder.onnx",
+            weights="static_decoder.onnx",
+            packages={"deepsparse": "deepsparse==1.8.0 numpy==1.26.4 onnx==1.14.1 'setuptools<81'"},
+            companions=("tokenizers",),
+            runs_in_own_environment=True,
+        ),
+    ),
+)
