@@ -16,11 +16,7 @@ MOST_LINES = 600
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc"}
 """A thing that has no room shows that a room is missing."""
 
-SHARED_NAMES: dict[str, str] = {
-    "Budget": "to be renamed in serve: what a search may cost, and how long a check may take",
-    "Entry": "to be renamed in serve: a record of a registry, and one of the guard's baseline",
-    "Measurement": "to be renamed in serve: what the search found of a candidate, and the blocks of a benchmark",
-}
+SHARED_NAMES: dict[str, str] = {}
 """Class names that stand for several things, each with the reason."""
 
 
