@@ -6,7 +6,7 @@ do with them.
     int4    Constant i4 [out, groups, group] -> Convert f16 -> Multiply [out, groups, 1] -> Reshape [out, in] ->
     Convert f32 -> MatMul
 
-are the forms that `export.formats.openvino` and NNCF write.
+are the forms that `export.number_formats` and NNCF write.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputHead:
     """The product that the logits come from.
 
     Attributes:
@@ -175,7 +175,7 @@ def find_residual(product: Product) -> Residual | None:
     return Residual(add, entry) if entry.get_partial_shape() == product.matmul.get_output_partial_shape(0) else None
 
 
-def find_head(ir: Any, products: Sequence[Product]) -> Head | None:
+def find_head(ir: Any, products: Sequence[Product]) -> OutputHead | None:
     """The vocabulary projection of a decoder, unless something else than an embedding reads its weight too.
 
     None either where the logits are more than the product (a scale, a soft cap), or its operand is transposed:
@@ -200,7 +200,7 @@ def find_head(ir: Any, products: Sequence[Product]) -> Head | None:
                 return None
             lookups.append(reader)
         if weight.get_type_name() == "Constant":
-            return Head(product, tuple(lookups))
+            return OutputHead(product, tuple(lookups))
         inner.add(weight.get_friendly_name())
         weight = source(weight, 0)
 

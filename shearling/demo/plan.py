@@ -76,10 +76,10 @@ def _ours(layout: DemoLayout, recipe: Path) -> list[Action]:
         *export,
         "--formats",
         "openvino",
-        "--weights",
+        "--weight-format",
         "int8",
-        "--kernel",
-        "sparse",
+        "--sparse-kernel",
+        "openvino",
         "--output",
         str(layout.packed_export),
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_subnet
 from search.stage import Constraints, SearchSettings, search
@@ -17,7 +16,6 @@ from shearling.elastic.subnet import open_subnet
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
 from shearling.run import Run
-from shearling.strict_json import read_document
 from tests.support.tiny_models import FAMILIES
 from tests.support.tiny_runs import GROUPS, LLAMA_GROUPS, tiny_recipe
 from train.stage import run_recipe
@@ -59,7 +57,7 @@ def test_export_agrees_with_the_super_network_in_every_format(searched: Run, tmp
     assert open_artefact(exported.path, kind="export").sha256 == exported.sha256
     merged = load_model(exported.path / "model")
     check_masked_zeros(merged, load_masks(searched.sparse / MASK_FILE))
-    report = read_document(exported.path / "report.json", ExportReport)
+    report = exported.report
     assert report.exact
     assert report.violations == []
     merged_check, *runtimes = report.parity

@@ -17,6 +17,7 @@ from serve.runtimes.runtime import RunOptions
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable
 from tests.export.verification.test_zeros import pruned_model
 from tests.serve.runtimes.test_packed_openvino import run_serve
+from tests.support.exported_files import stored_as
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.tiny_models import tiny_tokenizer
 
@@ -36,7 +37,7 @@ def packed(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("onnx")
     model, _ = pruned_model("llama_tied_gqa")
     for kernel in ("stock", "sparse"):
-        write_onnx(model, tiny_tokenizer(), root / kernel, weights="bf16", kernel=kernel)
+        write_onnx(model, tiny_tokenizer(), root / kernel, stored_as("bf16", kernel=kernel))
     return root
 
 
