@@ -187,7 +187,9 @@ def _plan_formats(
             remedy="Add openvino or onnx, or another --merge where the ranks stay apart",
         )
     model_type = str(read_json(frozen.path / "config.json").get("model_type"))
-    return tuple(_plan_format(entry, request, model_type, head, separate=separate) for entry in wanted)
+    # Those that take the model as it is come first: a converter leaves marks in the model's configuration.
+    ordered = sorted(wanted, key=lambda entry: entry.takes_weight_format)
+    return tuple(_plan_format(entry, request, model_type, head, separate=separate) for entry in ordered)
 
 
 def _plan_format(

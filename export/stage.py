@@ -12,7 +12,7 @@ from export.merged_model import MergedModel, prepare_model
 from export.plan import ExportPlan, plan_frozen, plan_subnet
 from export.reporting.card import write_card
 from export.reporting.page import write_report_page
-from export.reporting.report import ExportReport, Findings, build_report
+from export.reporting.report import ExportReport, build_report
 from export.request import ExportRequest
 from export.verification.nncf_certificate import certify_sparsity
 from shearling.artefact import Artefact, Draft, write_artefact
@@ -67,13 +67,8 @@ def export_planned(plan: ExportPlan) -> FinishedExport:
         masks = merged.subject.masks
         certificate = None if masks is None else certify_sparsity(merged.subject.model, masks)
         written = [write_format(planned, merged.subject, draft.directory) for planned in plan.formats]
-        parity = [] if merged.merge_check is None else [merged.merge_check]
-        zeros = []
-        if request.verify != "off":
-            for item in written:
-                parity += item.check_parity(merged.reference)
-            zeros = [check for item in written if masks is not None and (check := item.check_zeros(masks))]
-        report = build_report(plan, merged, written, Findings(certificate, tuple(parity), tuple(zeros)))
+        proofs = [] if request.verify == "off" else [item.prove(merged.reference, masks) for item in written]
+        report = build_report(plan, merged, certificate, written, proofs)
         _describe(draft, report, written, merged)
         _judge(report, request, draft)
     return FinishedExport(draft.sealed, report)

@@ -77,7 +77,7 @@ class OpenVinoClassifier(OpenVinoDecoder):
 
     def usage(self, written: Written) -> str | None:
         """See `FormatWriter`."""
-        return SPARSE_USAGE if written.packed else USAGE
+        return SPARSE_USAGE if facts.packed else USAGE
 
 
 class OnnxClassifier(OnnxDecoder):
@@ -93,7 +93,7 @@ class OnnxClassifier(OnnxDecoder):
 
     def usage(self, written: Written) -> str | None:
         """See `FormatWriter`."""
-        return SPARSE_ONNX_USAGE if written.packed else ONNX_USAGE
+        return SPARSE_ONNX_USAGE if facts.packed else ONNX_USAGE
 
 
 class ClassifierLogits(nn.Module):

@@ -48,9 +48,9 @@ class HuggingFaceDecoder(FormatWriter):
 
     def usage(self, written: Written) -> str | None:
         """See `FormatWriter`."""
-        if written.separate:
+        if facts.separate:
             return SEPARATE_USAGE
-        return OUR_USAGE if written.narrowed else STOCK_USAGE
+        return OUR_USAGE if facts.narrowed else STOCK_USAGE
 
 
 class HuggingFaceClassifier(HuggingFaceDecoder):

@@ -119,7 +119,7 @@ class OnnxDecoder(FormatWriter):
 
     def usage(self, written: Written) -> str | None:
         """See `FormatWriter`."""
-        return SPARSE_USAGE if written.packed else USAGE
+        return SPARSE_USAGE if facts.packed else USAGE
 
 
 def write_onnx(

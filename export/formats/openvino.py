@@ -100,7 +100,7 @@ class OpenVinoDecoder(FormatWriter):
 
     def usage(self, written: Written) -> str | None:
         """See `FormatWriter`."""
-        return SPARSE_USAGE if written.packed else USAGE
+        return SPARSE_USAGE if facts.packed else USAGE
 
 
 def decoder_conversion(model: PreTrainedModel) -> dict[str, Any]:

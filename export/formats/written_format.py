@@ -15,6 +15,18 @@ from shearling.elastic.mask import Masks
 
 
 @dataclass(frozen=True)
+class Proof:
+    """What the files of one format were found to compute and to hold.
+
+    Attributes:
+        zeros: None where it stores no weight, or none need be zero.
+    """
+
+    parity: tuple[ParityCheck, ...]
+    zeros: ZeroCheck | None
+
+
+@dataclass(frozen=True)
 class WrittenFormat:
     """A format whose files are there.
 
@@ -39,20 +51,23 @@ class WrittenFormat:
         """Of all of its files."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
-    def check_parity(self, reference: MergedReference) -> list[ParityCheck]:
-        """Hold its logits against the merged model's, at every precision that a user may get."""
-        measured = self.planned.writer.measure(self.path, reference.blocks, self.planned.storage)
-        return [reference.check(item.candidate, item.precision, item.logits) for item in measured]
+    def prove(self, reference: MergedReference, masks: Masks | None) -> Proof:
+        """Run it and read it back.
 
-    def check_zeros(self, masks: Masks) -> ZeroCheck | None:
-        """Count its zeros against the masks; None where it stores no weight.
+        Args:
+            reference: the merged model, which its logits are held against at every precision that a user may get.
+            masks: whose zeros it must hold; None where none are promised.
 
         Raises:
             SparsityLost: it stores weights, but not those of every pruned module.
         """
-        shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
-        zeros = self.planned.writer.read_zeros(self.path, shapes)
-        return None if zeros is None else check_zeros(self.name, zeros, masks)
+        writer = self.planned.writer
+        measured = writer.measure(self.path, reference.blocks, self.planned.storage)
+        parity = tuple(reference.check(item.candidate, item.precision, item.logits) for item in measured)
+        if masks is None:
+            return Proof(parity, None)
+        zeros = writer.read_zeros(self.path, {path: tuple(mask.shape) for path, mask in masks.items()})
+        return Proof(parity, None if zeros is None else check_zeros(self.name, zeros, masks))
 
     def usage(self, *, narrowed: bool, separate: bool) -> str | None:
         """Python that loads it, for the card."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import pydantic
 
-from export.formats.written_format import WrittenFormat
+from export.formats.written_format import Proof, WrittenFormat
 from export.merged_model import MergedModel
 from export.packing.packing_report import PackingReport
 from export.plan import ExportPlan
@@ -22,19 +21,6 @@ from shearling.strict_json import Document
 
 MACS_TOKENS = 256
 """Length of the sequence whose multiply-accumulates a report counts."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the checks of an export found.
-
-    Attributes:
-        certificate: NNCF's count; None where no zeros are promised.
-    """
-
-    certificate: SparsityCertificate | None
-    parity: tuple[ParityCheck, ...]
-    zeros: tuple[ZeroCheck, ...]
 
 
 class ExportReport(Document):
@@ -88,9 +74,14 @@ class ExportReport(Document):
 
 
 def build_report(
-    plan: ExportPlan, merged: MergedModel, written: Sequence[WrittenFormat], findings: Findings
+    plan: ExportPlan,
+    merged: MergedModel,
+    certificate: SparsityCertificate | None,
+    written: Sequence[WrittenFormat],
+    proofs: Sequence[Proof],
 ) -> ExportReport:
-    """Put together what was planned, merged, written and found."""
+    """Put together what was planned, merged, counted by NNCF, written and found in the files."""
+    merge_checks = () if merged.merge_check is None else (merged.merge_check,)
     return ExportReport(
         source=plan.source.name,
         model_id=plan.model_id,
@@ -105,9 +96,9 @@ def build_report(
         macs_m=measure_model(merged.subject.model).macs(tokens=MACS_TOKENS) / 1e6,
         adapter_params=merged.adapter_params,
         sparsity=plan.frozen.manifest.details.get("sparsity"),
-        certificate=findings.certificate,
-        zeros=findings.zeros,
-        parity=findings.parity,
+        certificate=certificate,
+        zeros=tuple(proof.zeros for proof in proofs if proof.zeros is not None),
+        parity=(*merge_checks, *(check for proof in proofs for check in proof.parity)),
         sizes_bytes={item.name: item.size_bytes for item in sorted(written, key=lambda item: item.name)},
         seconds={item.name: item.seconds for item in written},
         kernels={

@@ -1,9 +1,11 @@
 """The export stage on a tiny run: its artefact, its refusals, its gates, and the same bytes twice."""
 
+import hashlib
 import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from rich.console import Console
 import export.formats.openvino
 from export.formats.openvino import openvino_logits
 from export.plan import plan_subnet
+from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.screen import show_export
 from export.stage import export_frozen, export_subnet
@@ -19,17 +22,13 @@ from serve.runtimes.deployment import find_deployment
 from serve.runtimes.registry import load_runtime
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import open_artefact
-from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space
 from shearling.elastic.sub_adapter import load_sub_adapter
-from shearling.elastic.subnet import describe_subnet
 from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, PackageMissing, ParityFailed, UsageError
 from shearling.kernel.build import build_onnx_runtime_library
 from shearling.model.checkpoint import load_model
-from shearling.run import Run
-from shearling.strict_json import write_document
+from shearling.strict_json import read_document
 from tests.support.onnxruntime_headers import needs_headers
-from tests.support.tiny_runs import tiny_recipe
-from train.stage import run_recipe
+from tests.support.tiny_subnets import run_with_best
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -39,27 +38,14 @@ pytestmark = [
 FAST = ("hf", "peft")
 
 
-def make_run(directory, **options):
-    run = Run(directory / "run")
-    run_recipe(tiny_recipe(directory, train={"steps": 3}, **options), run.path)
-    adapter = open_artefact(run.super_adapter, kind="super_adapter")
-    space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
-    choice = {**space.heuristic(), space.groups[0].id: space.groups[0].values[-1]}
-    write_document(
-        run.path / "best.json",
-        describe_subnet(adapter, choice, subnet_id="test-0", location=run.path, metrics=None, provenance=None),
-    )
-    return run
-
-
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("masked"), masked=True)
+    return run_with_best(tmp_path_factory.mktemp("masked"), masked=True)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("plain"), masked=False)
+    return run_with_best(tmp_path_factory.mktemp("plain"), masked=False)
 
 
 def request_for(path, **options):
@@ -85,6 +71,24 @@ def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path):
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "<script src" not in page
     assert (first.path / "README.md").read_text().startswith("---\n")
+
+
+def test_every_file_is_hashed_once_for_an_export(masked, tmp_path, monkeypatch):
+    """Parents once when they are opened, the export's own files once when it is sealed; nothing is read back."""
+    hashed = Counter()
+    original = hashlib.file_digest
+
+    def counting(stream, name):
+        hashed[stream.name.replace(".export.partial", "export")] += 1
+        return original(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    exported = export_subnet(masked.path / "best.json", request_for(tmp_path / "export"))
+    parents = [masked.sparse, masked.super_adapter]
+    expected = [path for root in (*parents, exported.path) for path in root.rglob("*") if path.is_file()]
+    assert hashed == Counter(map(str, expected))
+    assert read_document(exported.path / "report.json", ExportReport) == exported.report
+    assert open_artefact(exported.path, kind="export") == exported.artefact
 
 
 def test_a_masked_adapter_loads_exactly_with_its_mask(masked, tmp_path):
