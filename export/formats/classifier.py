@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export.formats.export_format import Blocks, ExportSubject, Storage, Written
+from export.formats.export_format import Blocks, ExportSubject, Storage, UsageFacts
 from export.formats.onnx import (
     OPSET,
     OnnxDecoder,
@@ -75,7 +75,7 @@ class OpenVinoClassifier(OpenVinoDecoder):
         """Of what was written, compiled with these options."""
         return openvino_class_logits(directory, blocks, config=config)
 
-    def usage(self, written: Written) -> str | None:
+    def usage(self, facts: UsageFacts) -> str | None:
         """See `FormatWriter`."""
         return SPARSE_USAGE if facts.packed else USAGE
 
@@ -91,7 +91,7 @@ class OnnxClassifier(OnnxDecoder):
         """Of what was written."""
         return onnx_class_logits(directory, blocks)
 
-    def usage(self, written: Written) -> str | None:
+    def usage(self, facts: UsageFacts) -> str | None:
         """See `FormatWriter`."""
         return SPARSE_ONNX_USAGE if facts.packed else ONNX_USAGE
 

@@ -105,7 +105,7 @@ class MeasuredLogits:
 
 
 @dataclass(frozen=True)
-class Written:
+class UsageFacts:
     """What a card knows when it asks how a directory is used.
 
     Attributes:
@@ -159,7 +159,7 @@ class FormatWriter(abc.ABC):
         """
         return None
 
-    def usage(self, written: Written) -> str | None:
+    def usage(self, facts: UsageFacts) -> str | None:
         """Python that loads it, run from the export's directory; None where there is nothing to say."""
         return None
 

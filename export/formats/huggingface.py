@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.formats.export_format import ExportSubject, FormatWriter, Storage, Written
+from export.formats.export_format import ExportSubject, FormatWriter, Storage, UsageFacts
 from export.packing.packing_report import PackingReport
 from export.verification.zeros import Zeros, read_huggingface
 from shearling.model.checkpoint import load_model, save_model
@@ -46,7 +46,7 @@ class HuggingFaceDecoder(FormatWriter):
         """See `FormatWriter`."""
         return read_huggingface(directory, shapes)
 
-    def usage(self, written: Written) -> str | None:
+    def usage(self, facts: UsageFacts) -> str | None:
         """See `FormatWriter`."""
         if facts.separate:
             return SEPARATE_USAGE
@@ -56,6 +56,6 @@ class HuggingFaceDecoder(FormatWriter):
 class HuggingFaceClassifier(HuggingFaceDecoder):
     """The same of a classifier."""
 
-    def usage(self, written: Written) -> str | None:
+    def usage(self, facts: UsageFacts) -> str | None:
         """See `FormatWriter`."""
         return OUR_USAGE

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export.formats.export_format import Blocks, ExportSubject, FormatWriter, MeasuredLogits, Storage, Written
+from export.formats.export_format import Blocks, ExportSubject, FormatWriter, MeasuredLogits, Storage, UsageFacts
 from export.number_formats.number_format import LOW_RANK, StoreGraph
 from export.packing.packing_report import PackingReport
 from export.quiet_conversion import quiet_conversion
-from export.verification.parity import Logits, calls
+from export.verification.parity import Logits, cached_calls
 from export.verification.zeros import Zeros, read_onnx
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable
 from shearling.kernel.build import build_onnx_runtime_library
@@ -117,7 +117,7 @@ class OnnxDecoder(FormatWriter):
         """See `FormatWriter`."""
         return read_onnx(directory, shapes)
 
-    def usage(self, written: Written) -> str | None:
+    def usage(self, facts: UsageFacts) -> str | None:
         """See `FormatWriter`."""
         return SPARSE_USAGE if facts.packed else USAGE
 
@@ -305,12 +305,7 @@ def onnx_logits(directory: Path, blocks: Blocks) -> Logits:
     for block in blocks:
         cache = {name: _empty_cache(item) for name, item in inputs.items() if name.startswith("past_key_values.")}
         parts = []
-        for start, end in calls(len(block)):
-            feed = {
-                "input_ids": block[None, start:end],
-                "attention_mask": np.ones((1, end), dtype=np.int64),
-                "position_ids": np.arange(start, end, dtype=np.int64)[None],
-            }
+        for feed in cached_calls(block):
             values = session.run(outputs, {name: value for name, value in feed.items() if name in inputs} | cache)
             named = dict(zip(outputs, values, strict=True))
             cache = {name: named[name.replace("past_key_values.", "present.")] for name in cache}

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from export.formats.export_format import Blocks, ExportSubject, FormatWriter, MeasuredLogits, Storage, Written
+from export.formats.export_format import Blocks, ExportSubject, FormatWriter, MeasuredLogits, Storage, UsageFacts
 from export.number_formats.number_format import StoreIr
 from export.packing.packing_report import PackingReport
 from export.quiet_conversion import quiet_conversion
-from export.verification.parity import TEXT, Logits, calls
+from export.verification.parity import TEXT, Logits, cached_calls
 from export.verification.zeros import Zeros, read_openvino
 from shearling.errors import ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
@@ -98,7 +98,7 @@ class OpenVinoDecoder(FormatWriter):
         """See `FormatWriter`."""
         return read_openvino(directory, shapes)
 
-    def usage(self, written: Written) -> str | None:
+    def usage(self, facts: UsageFacts) -> str | None:
         """See `FormatWriter`."""
         return SPARSE_USAGE if facts.packed else USAGE
 
@@ -262,13 +262,8 @@ def openvino_logits(directory: Path, blocks: Blocks, *, config: dict[str, str]) 
     for block in blocks:
         request.reset_state()
         parts = []
-        for start, end in calls(len(block)):
-            feed = {
-                "input_ids": block[None, start:end],
-                "attention_mask": np.ones((1, end), dtype=np.int64),
-                "position_ids": np.arange(start, end, dtype=np.int64)[None],
-                "beam_idx": np.zeros(1, dtype=np.int32),
-            }
+        for feed in cached_calls(block):
+            feed["beam_idx"] = np.zeros(1, dtype=np.int32)
             output = request.infer({name: value for name, value in feed.items() if name in inputs})
             parts.append(np.array(output["logits"][0], dtype=np.float32))
         results.append(np.concatenate(parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.formats.export_format import ExportSubject, FormatWriter, Storage, Written
+from export.formats.export_format import ExportSubject, FormatWriter, Storage, UsageFacts
 from export.packing.packing_report import PackingReport
 from shearling.elastic.sub_adapter import write_sub_adapter
 
@@ -25,6 +25,6 @@ class PeftAdapter(FormatWriter):
         write_sub_adapter(chosen.network, chosen.choice, directory, base_model=chosen.base_model, masks=chosen.masks)
         return None
 
-    def usage(self, written: Written) -> str | None:
+    def usage(self, facts: UsageFacts) -> str | None:
         """See `FormatWriter`."""
         return USAGE

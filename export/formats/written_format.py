@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.formats.export_format import ExportSubject, PlannedFormat, Written
+from export.formats.export_format import ExportSubject, PlannedFormat, UsageFacts
 from export.packing.packing_report import PackingReport
 from export.verification.parity_check import MergedReference, ParityCheck
 from export.verification.zeros import ZeroCheck, check_zeros
@@ -71,7 +71,9 @@ class WrittenFormat:
 
     def usage(self, *, narrowed: bool, separate: bool) -> str | None:
         """Python that loads it, for the card."""
-        return self.planned.writer.usage(Written(packed=self.packing is not None, narrowed=narrowed, separate=separate))
+        return self.planned.writer.usage(
+            UsageFacts(packed=self.packing is not None, narrowed=narrowed, separate=separate)
+        )
 
 
 def write_format(planned: PlannedFormat, subject: ExportSubject, root: Path) -> WrittenFormat:

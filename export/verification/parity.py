@@ -7,7 +7,7 @@ covers both phases; the reference is torch without a cache. KL is in nats, over 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def broken_limits(gate: Gate, parity: Parity) -> list[str]:
         ("mean KL", parity.kl_mean, gate.kl_mean),
         ("perplexity ratio", ratio, gate.perplexity_ratio),
     )
-    # Written so that NaN is a violation.
+    # UsageFacts so that NaN is a violation.
     return [
         f"{name} {value:.3g} exceeds {limit:g}"
         for name, value, limit in checks
@@ -104,10 +104,15 @@ def fixed_blocks(tokenizer: Any, *, vocabulary: int) -> list[npt.NDArray[np.int6
     return blocks + [random.integers(vocabulary, size=BLOCK_TOKENS) for _ in range(RANDOM_BLOCKS)]
 
 
-def calls(length: int) -> list[tuple[int, int]]:
-    """Start and end of each call that reads a block through a cache: its first half at once, then token by token."""
-    half = length // 2
-    return [(0, half), *((position, position + 1) for position in range(half, length))]
+def cached_calls(block: npt.NDArray[np.int64]) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Inputs of each call that reads a block through a cache: its first half at once, then token by token."""
+    half = len(block) // 2
+    for start, end in [(0, half), *((position, position + 1) for position in range(half, len(block)))]:
+        yield {
+            "input_ids": block[None, start:end],
+            "attention_mask": np.ones((1, end), dtype=np.int64),
+            "position_ids": np.arange(start, end, dtype=np.int64)[None],
+        }
 
 
 def compare(reference: Logits, candidate: Logits, blocks: Sequence[npt.NDArray[np.int64]]) -> Parity:
