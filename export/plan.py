@@ -14,7 +14,8 @@ from shearling.elastic.mask import MASK_FILE
 from shearling.elastic.merge_rule import MergeMode, resolve_merge
 from shearling.elastic.subnet import OpenSubnet, open_subnet
 from shearling.errors import UsageError
-from shearling.model.head import Head, read_head
+from shearling.model.checkpoint_safety import CONFIG
+from shearling.model.head import Head, head_of
 from shearling.registry.export_formats import EXPORT_FORMATS, ExportFormat
 from shearling.registry.number_formats import NUMBER_FORMATS
 from shearling.strict_json import read_json
@@ -112,11 +113,11 @@ def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
     _check_request(request)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
-    head = read_head(opened.frozen.path)
+    model_type, head = _read_kind(opened.frozen)
     wanted = [EXPORT_FORMATS.get(name) for name in request.formats]
     if opened.space.width_groups or head == "classifier":
         wanted = _without_frozen(wanted, mode)
-    formats = _plan_formats(wanted, request, opened.frozen, head, separate=mode == "separate")
+    formats = _plan_formats(wanted, request, model_type, head, separate=mode == "separate")
     log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
     return ExportPlan(request, path, opened.frozen, PlannedMerge(opened, mode), head, formats)
 
@@ -133,9 +134,9 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
         raise UsageError("there is no adapter to merge", where="--merge", remedy="Leave the option out")
     _check_request(request)
     frozen = open_artefact(directory, kind="sparse" if (directory / MASK_FILE).is_file() else "base")
-    head = read_head(frozen.path)
+    model_type, head = _read_kind(frozen)
     wanted = [entry for entry in map(EXPORT_FORMATS.get, request.formats) if not entry.needs_adapter]
-    formats = _plan_formats(wanted, request, frozen, head, separate=False)
+    formats = _plan_formats(wanted, request, model_type, head, separate=False)
     return ExportPlan(request, directory, frozen, None, head, formats)
 
 
@@ -162,6 +163,12 @@ def _check_request(request: ExportRequest) -> None:
             )
 
 
+def _read_kind(frozen: Artefact) -> tuple[str, Head]:
+    """The model's type, such as `llama`, and what it is for: read once, and a value from here on."""
+    config = read_json(frozen.path / CONFIG)
+    return str(config.get("model_type")), head_of(config)
+
+
 def _without_frozen(wanted: list[ExportFormat], mode: MergeMode) -> list[ExportFormat]:
     """Leave out what a narrowed model or a classifier has no use for: the adapter, whose base is the frozen model at
     full width and without a trained head, and the model beside which it would be kept.
@@ -178,7 +185,7 @@ def _without_frozen(wanted: list[ExportFormat], mode: MergeMode) -> list[ExportF
 
 
 def _plan_formats(
-    wanted: list[ExportFormat], request: ExportRequest, frozen: Artefact, head: Head, *, separate: bool
+    wanted: list[ExportFormat], request: ExportRequest, model_type: str, head: Head, *, separate: bool
 ) -> tuple[PlannedFormat, ...]:
     if not wanted:
         raise UsageError(
@@ -186,7 +193,6 @@ def _plan_formats(
             where="--formats",
             remedy="Add openvino or onnx, or another --merge where the ranks stay apart",
         )
-    model_type = str(read_json(frozen.path / "config.json").get("model_type"))
     # Those that take the model as it is come first: a converter leaves marks in the model's configuration.
     ordered = sorted(wanted, key=lambda entry: entry.takes_weight_format)
     return tuple(_plan_format(entry, request, model_type, head, separate=separate) for entry in ordered)

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Storage = Literal["bf16", "int8", "int4"]
+PackableFormat = Literal["bf16", "int8", "int4"]
 Activation = Literal["silu", "gelu_erf", "gelu_tanh"]
 
-STORAGE: dict[str, Storage] = {"bf16": "bf16", "i8": "int8", "i4": "int4"}
+STORAGE: dict[str, PackableFormat] = {"bf16": "bf16", "i8": "int8", "i4": "int4"}
 DECOMPRESSION = ("Convert", "Multiply", "Reshape")
 
 
@@ -40,7 +40,7 @@ class Product:
     """
 
     path: str
-    storage: Storage
+    storage: PackableFormat
     shape: tuple[int, int]
     matmul: Any
     constant: Any

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-from shearling.strict_json import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,13 +19,9 @@ def names_classifier(config: Mapping[str, Any]) -> bool:
     return any(str(name).endswith(CLASSIFIER_SUFFIX) for name in config.get("architectures") or [])
 
 
-def read_head(directory: Path) -> Head:
-    """What the model of a checkpoint directory is for, by its config.json.
-
-    Raises:
-        ArtefactMissing, DocumentInvalid: there is none, or it is malformed.
-    """
-    return "classifier" if names_classifier(read_json(directory / "config.json")) else "language_model"
+def head_of(config: Mapping[str, Any]) -> Head:
+    """What a model is for, by the content of its config.json."""
+    return "classifier" if names_classifier(config) else "language_model"
 
 
 def is_classifier(config: PretrainedConfig) -> bool:
