@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from export.formats.configurations import save_configurations
 from export.formats.export_format import Blocks, ExportSubject, Storage, UsageFacts
 from export.formats.onnx import (
     OPSET,
@@ -19,7 +20,6 @@ from export.formats.onnx import (
     name_weights,
     open_session,
     quantizable,
-    save_companions,
     store_graph,
 )
 from export.formats.openvino import MODEL_XML, OpenVinoDecoder
@@ -127,7 +127,8 @@ def write_onnx_classifier(
     """
     linears = quantizable(model, prefix=f"{model.base_model_prefix}.")
     packing = store_graph(trace_classifier(model), directory, storage, linears=linears)
-    save_companions(model, tokenizer, directory)
+    tokenizer.save_pretrained(str(directory))
+    save_configurations(model, directory)
     return packing
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from export.formats.configurations import save_configurations
 from export.formats.export_format import Blocks, ExportSubject, FormatWriter, MeasuredLogits, Storage, UsageFacts
 from export.number_formats.number_format import LOW_RANK, StoreGraph
 from export.packing.packing_report import PackingReport
@@ -146,7 +147,8 @@ def write_onnx(
     # The head may share its weight with the embedding, and its error would go straight into the logits.
     linears = quantizable(model, without=model.get_output_embeddings())
     packing = store_graph(trace(model), directory, storage, linears=linears)
-    save_companions(model, tokenizer, directory)
+    tokenizer.save_pretrained(str(directory))
+    save_configurations(model, directory)
     return packing
 
 
@@ -174,14 +176,6 @@ def store_graph(program: Any, directory: Path, storage: Storage, *, linears: Col
     program.save(directory / MODEL_ONNX, external_data=True)
     check_external_data(directory / MODEL_ONNX)
     return packing
-
-
-def save_companions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write tokenizer and configurations in the Hugging Face format."""
-    tokenizer.save_pretrained(str(directory))
-    model.config.save_pretrained(str(directory))
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(str(directory))
 
 
 def trace(model: PreTrainedModel) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from export.formats.configurations import save_configurations
 from export.formats.export_format import Blocks, ExportSubject, FormatWriter, MeasuredLogits, Storage, UsageFacts
 from export.number_formats.number_format import StoreIr
 from export.packing.packing_report import PackingReport
@@ -144,9 +145,7 @@ def write_openvino(
     with tempfile.TemporaryDirectory(dir=directory, prefix=".raw-") as raw:
         convert(model, Path(raw), decoder_conversion(model) if conversion is None else conversion)
         packing = store_ir(Path(raw), directory, storage, sparsity=sparsity)
-    model.config.save_pretrained(str(directory))
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(str(directory))
+    save_configurations(model, directory)
     return packing
 
 

@@ -54,7 +54,7 @@ def test_train_and_search(family: str, searched: Run) -> None:
 def test_export_agrees_with_the_super_network_in_every_format(searched: Run, tmp_path: Path) -> None:
     request = ExportRequest(output=tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"), verify="strict")
     exported = export_subnet(searched.search / "best.json", request)
-    assert open_artefact(exported.path, kind="export").sha256 == exported.sha256
+    assert open_artefact(exported.path, kind="export").sha256 == exported.artefact.sha256
     merged = load_model(exported.path / "model")
     check_masked_zeros(merged, load_masks(searched.sparse / MASK_FILE))
     report = exported.report
