@@ -23,16 +23,16 @@ import openvino
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from export.formats.openvino import MODEL_XML, compress, convert, round_to_bf16, save_ir, write_tokenizer
-from export.number_format import Weights
+from export.formats.openvino import MODEL_XML, convert, decoder_conversion, save_ir, write_tokenizer
 from export.packing.linear_graph import find_products
 from export.packing.packed_ir import pack_ir
 from export.packing.stored_weight import make_constant, read_values
 from shearling.command_line import quiet_libraries
 from shearling.console import log
+from shearling.registry.number_formats import NUMBER_FORMATS
 from tests.support.tiny_models import tiny_tokenizer
 
-WEIGHTS: tuple[Weights, ...] = ("bf16", "int8", "int4")
+WEIGHT_FORMATS = tuple(entry.name for entry in NUMBER_FORMATS if entry.packable)
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         ("vocabulary", 32000),
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--weight-format", default=",".join(WEIGHTS), help="of bf16, int8, int4")
+    parser.add_argument("--weight-format", default=",".join(WEIGHT_FORMATS), help=f"of {', '.join(WEIGHT_FORMATS)}")
     parser.add_argument("--sparsity", default="0.5,0.6,0.7,0.8,0.9")
     options = parser.parse_args(arguments)
     quiet_libraries()
@@ -103,7 +103,7 @@ def prune_smallest(ir: Any, sparsity: float) -> None:
             reader.replace_source_output(pruned.output(0))
 
 
-def _write_dense(options: argparse.Namespace, wanted: list[Weights]) -> None:
+def _write_dense(options: argparse.Namespace, wanted: list[str]) -> None:
     raw: Path = options.output / "raw"
     model = random_llama(
         layers=options.layers,
@@ -113,21 +113,18 @@ def _write_dense(options: argparse.Namespace, wanted: list[Weights]) -> None:
         kv_heads=options.kv_heads,
         vocabulary=options.vocabulary,
     )
-    convert(model, raw)
+    convert(model, raw, decoder_conversion(model))
     model.config.save_pretrained(str(raw))
     write_tokenizer(tiny_tokenizer(), raw)
     del model
     for weights in wanted:
-        ir = openvino.Core().read_model(raw / MODEL_XML)
-        if weights == "bf16":
-            round_to_bf16(ir)
-        else:
-            ir = compress(ir, weights)
+        store = NUMBER_FORMATS.get(weights).load_for("openvino")
+        ir = store(openvino.Core().read_model(raw / MODEL_XML)).ir
         _write(ir, raw, options.output / f"dense-{weights}")
     shutil.rmtree(raw)
 
 
-def _write_sparse(out: Path, weights: Weights, sparsity: float) -> None:
+def _write_sparse(out: Path, weights: str, sparsity: float) -> None:
     dense = out / f"dense-{weights}"
     ir = openvino.Core().read_model(dense / MODEL_XML)
     prune_smallest(ir, sparsity)

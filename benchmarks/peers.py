@@ -219,9 +219,9 @@ def _openvino_requests(weights: list[np.ndarray], threads: int) -> dict[str, Any
     import openvino
     from openvino import opset13
 
-    from export.formats.openvino import compress, round_to_bf16
     from export.packing.packed_ir import pack_ir
     from shearling.kernel.build import build_library
+    from shearling.registry.number_formats import NUMBER_FORMATS
 
     core = openvino.Core()
     core.add_extension(str(build_library()))
@@ -235,10 +235,7 @@ def _openvino_requests(weights: list[np.ndarray], threads: int) -> dict[str, Any
                 constant.set_friendly_name(f"layer{index}.weight")
                 y = opset13.matmul(y, constant, False, True)
             ir = openvino.Model([y], [x], "layers")
-            if kind == "bf16":
-                round_to_bf16(ir)
-            else:
-                ir = compress(ir, "int8")
+            ir = NUMBER_FORMATS.get(kind).load_for("openvino")(ir).ir
             if kernel == "ours":
                 pack_ir(ir)
             requests[f"{kernel} {kind}"] = core.compile_model(

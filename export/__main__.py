@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from export.number_format import FORMATS, Format, Kernel, Weights
 from export.request import ExportRequest, Verify
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.errors import UsageError
+from shearling.registry.export_formats import EXPORT_FORMATS
+from shearling.registry.number_formats import NUMBER_FORMATS
 
 app = make_app("Merge a sub-network, export it to Hugging Face, OpenVINO and ONNX, and verify every file.")
 
@@ -26,18 +26,25 @@ def export(
     output: Annotated[
         Path | None, typer.Option(help="Default: the run's export directory beside the search.", show_default=False)
     ] = None,
-    formats: Annotated[str, typer.Option(help="Comma-separated: openvino, onnx, hf, peft.")] = "openvino,onnx,hf,peft",
-    weights: Annotated[Weights, typer.Option(help="Number format of OpenVINO and ONNX.")] = "fp32",
-    kernel: Annotated[
-        Kernel,
+    formats: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(EXPORT_FORMATS.names())}.")] = ",".join(
+        entry.name for entry in EXPORT_FORMATS if entry.by_default
+    ),
+    weight_format: Annotated[
+        str,
         typer.Option(
-            help="Of OpenVINO: stock, or sparse, which packs the zeros away and needs the operators "
-            "of this project to run."
+            help=f"Number format of the weights, of {', '.join(NUMBER_FORMATS.names())}; for "
+            f"{' and '.join(entry.name for entry in EXPORT_FORMATS if entry.takes_weight_format)}."
         ),
-    ] = "stock",
-    onnx_kernel: Annotated[
-        Kernel, typer.Option(help="The same of ONNX; sparse needs the headers of ONNX Runtime as well.")
-    ] = "stock",
+    ] = "fp32",
+    sparse_kernel: Annotated[
+        str,
+        typer.Option(
+            help="Formats whose zeros are packed away, comma-separated, of "
+            f"{', '.join(entry.name for entry in EXPORT_FORMATS if entry.has_sparse_kernel)}; they need the operators "
+            "of this project to run, and onnx the headers of ONNX Runtime.",
+            show_default="none",
+        ),
+    ] = "",
     merge: Annotated[
         Literal["auto", "masked", "separate", "dense"], typer.Option(help="auto takes what the training allows.")
     ] = "auto",
@@ -55,51 +62,52 @@ def export(
     debug: DebugFlag = False,
 ) -> Result:
     """Export one sub-network (or an unadapted model) and prove what was exported."""
-    if (subnet is None) == (base is None):
-        raise UsageError("give exactly one of --subnet and --base")
+    source, frozen = _parse_source(subnet, base)
     request = ExportRequest(
-        output=output or _default_output(subnet, base),
-        formats=_parse_formats(formats),
-        weights=weights,
-        kernel=kernel,
-        onnx_kernel=onnx_kernel,
+        output=output or _default_output(source, frozen=frozen),
+        formats=_parse_names(formats, "--formats"),
+        weight_format=weight_format,
+        sparse_kernels=_parse_names(sparse_kernel, "--sparse-kernel"),
         merge=None if merge == "auto" else merge,
         allow_approximate=allow_approximate,
         verify=verify,
         force=force,
     )
-    return _run(subnet, base, request, dry_run=dry_run)
+    return _run(source, request, frozen=frozen, dry_run=dry_run)
 
 
-def _parse_formats(text: str) -> tuple[Format, ...]:
-    known: Mapping[str, Format] = {name: name for name in FORMATS}
-    wanted = [part.strip() for part in text.split(",") if part.strip()] or [""]
-    for name in wanted:
-        if name not in known:
-            raise UsageError(f"{name!r} is not one of {', '.join(known)}", where="--formats")
-    return tuple(dict.fromkeys(known[name] for name in wanted))
+def _parse_names(text: str, option: str) -> tuple[str, ...]:
+    wanted = (part.strip() for part in text.split(",") if part.strip())
+    return tuple(dict.fromkeys(EXPORT_FORMATS.get(name, where=option).name for name in wanted))
 
 
-def _run(subnet: Path | None, base: Path | None, request: ExportRequest, *, dry_run: bool) -> Result:
-    from export.screen import show_export, show_plan
-    from export.stage import export_frozen, export_subnet, plan
-
-    if subnet is not None:
-        return show_plan(plan(subnet, request)) if dry_run else show_export(export_subnet(subnet, request))
-    if base is None:
-        raise ValueError("neither a sub-network nor a base")
-    if dry_run:
-        raise UsageError("--dry-run checks a sub-network", where="--base", remedy="Give --subnet")
-    return show_export(export_frozen(base, request))
-
-
-def _default_output(subnet: Path | None, base: Path | None) -> Path:
-    if subnet is None:
-        if base is None:
+def _parse_source(subnet: Path | None, base: Path | None) -> tuple[Path, bool]:
+    """The path that was given, and whether it is a model without a sub-network."""
+    match subnet, base:
+        case Path(), None:
+            return subnet, False
+        case None, Path():
+            return base, True
+        case _:
             raise UsageError("give exactly one of --subnet and --base")
-        return base.with_name(f"{base.name}-export")
+
+
+def _run(source: Path, request: ExportRequest, *, frozen: bool, dry_run: bool) -> Result:
+    from export.plan import plan_frozen, plan_subnet
+
+    # The plan first: what it refuses is refused before torch is imported.
+    plan = plan_frozen(source, request) if frozen else plan_subnet(source, request)
+    from export.screen import show_export, show_plan
+    from export.stage import export_planned
+
+    return show_plan(plan) if dry_run else show_export(export_planned(plan))
+
+
+def _default_output(source: Path, *, frozen: bool) -> Path:
+    if frozen:
+        return source.with_name(f"{source.name}-export")
     # RUN/search/best.json exports to RUN/export; a file that stands elsewhere, beside itself.
-    here = subnet.resolve().parent
+    here = source.resolve().parent
     return (here.parent if (here / "manifest.json").is_file() else here) / "export"
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from export.number_format import Format, Kernel, Weights
 from shearling.elastic.merge_rule import MergeMode
 
 Verify = Literal["strict", "warn", "off"]
+Kernel = Literal["stock", "sparse"]
 
 
 @dataclass(frozen=True)
@@ -18,20 +18,18 @@ class ExportRequest:
 
     Attributes:
         output: where the `export` artefact will stand.
-        formats: what to write; `hf` and `peft` are always float32.
-        weights: number format of the OpenVINO and ONNX weights.
-        kernel: `sparse` packs the zeros of the OpenVINO weights away, for operators of our own; needs bf16, int8 or
-            int4.
-        onnx_kernel: the same for ONNX.
+        formats: names of export formats.
+        weight_format: name of the number format that weights are stored in, by the formats that take one; the others
+            are float32.
+        sparse_kernels: names of the formats whose zeros are packed away, for operators of our own.
         merge: None takes the default of the sub-network.
         verify: `strict` fails on a broken gate, `warn` reports it, `off` measures nothing.
     """
 
     output: Path
-    formats: tuple[Format, ...]
-    weights: Weights = "fp32"
-    kernel: Kernel = "stock"
-    onnx_kernel: Kernel = "stock"
+    formats: tuple[str, ...]
+    weight_format: str = "fp32"
+    sparse_kernels: tuple[str, ...] = ()
     merge: MergeMode | None = None
     allow_approximate: bool = False
     verify: Verify = "strict"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.table import Table
 
+from export.plan import ExportPlan
 from export.reporting.report import ExportReport
+from export.stage import FinishedExport
 from shearling.artefact import Artefact
 from shearling.command_line import Result
-from shearling.strict_json import read_document
 
 
-def show_plan(facts: dict[str, Any]) -> Result:
+def show_plan(plan: ExportPlan) -> Result:
     """The plan of `--dry-run`."""
+    facts = plan.describe()
     table = Table(
         title="plan: everything below was verified, nothing was written", title_justify="left", show_header=False
     )
@@ -22,9 +22,9 @@ def show_plan(facts: dict[str, Any]) -> Result:
     return Result({"dry_run": True, **facts}, table)
 
 
-def show_export(artefact: Artefact) -> Result:
+def show_export(finished: FinishedExport) -> Result:
     """Parity, zeros and sizes of a finished export."""
-    report = read_document(artefact.path / "report.json", ExportReport, schema="shearling.export_report/1")
+    artefact, report = finished.artefact, finished.report
     title = f"{artefact.path}: {report.model_id}, {report.subnet_id or 'no adapter'}, merge {report.merge}"
     table = Table(title=title, title_justify="left", caption_justify="left")
     for column, side in (

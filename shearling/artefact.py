@@ -97,6 +97,14 @@ class Draft:
 
     directory: Path
     details: dict[str, Any] = field(default_factory=dict)
+    _sealed: Artefact | None = field(default=None, init=False, repr=False)
+
+    @property
+    def sealed(self) -> Artefact:
+        """The artefact that this became, as it was hashed when it was written; after the `with` block alone."""
+        if self._sealed is None:
+            raise ValueError("the artefact is not written yet")
+        return self._sealed
 
 
 def open_artefact(path: Path, *, kind: Kind, only: Collection[str] | None = None) -> Artefact:
@@ -166,8 +174,10 @@ def write_artefact(
         draft = Draft(partial)
         try:
             yield draft
-            _seal(draft, kind=kind, parents=parents or {}, seed=seed)
+            manifest = _seal(draft, kind=kind, parents=parents or {}, seed=seed)
+            sha256 = sha256_file(partial / MANIFEST)
             _replace(path, partial, force=force)
+            draft._sealed = Artefact(path, manifest, sha256)
         except BaseException as error:
             if not resumable:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -238,7 +248,7 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _seal(draft: Draft, *, kind: Kind, parents: Mapping[str, Artefact], seed: int | None) -> None:
+def _seal(draft: Draft, *, kind: Kind, parents: Mapping[str, Artefact], seed: int | None) -> Manifest:
     names = [name for name in list_files(draft.directory) if name != MANIFEST]
     files = {}
     for name in names:
@@ -257,6 +267,7 @@ def _seal(draft: Draft, *, kind: Kind, parents: Mapping[str, Artefact], seed: in
     )
     write_document(draft.directory / MANIFEST, manifest)
     _sync(draft.directory)
+    return manifest
 
 
 def _replace(path: Path, partial: Path, *, force: bool) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,53 +12,88 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export.formats.onnx import MODEL_ONNX, OPSET, check_external_data, name_weights, quantizable
-from export.formats.onnx_weights import store_weights
-from export.formats.openvino import MODEL_XML, store_ir, write_tokenizer
-from export.formats.quiet_conversion import quiet_conversion
-from export.number_format import Kernel, Weights
-from shearling.errors import DeviceUnavailable
-from shearling.kernel.onnx_runtime_extension import session_options_for
+from export.formats.configurations import save_configurations
+from export.formats.export_format import Blocks, ExportSubject, Storage, UsageFacts
+from export.formats.onnx import (
+    OPSET,
+    OnnxDecoder,
+    name_weights,
+    open_session,
+    quantizable,
+    store_graph,
+)
+from export.formats.openvino import MODEL_XML, OpenVinoDecoder
+from export.packing.packing_report import PackingReport
+from export.quiet_conversion import quiet_conversion
+from export.verification.parity import Logits
 from shearling.kernel.openvino_extension import compile_ir
-from shearling.model.export_support import TASKS, check_exportable
+from shearling.model.export_support import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from export.reporting.report import PackingReport
-    from export.verification.parity import Logits
-
 TASK = TASKS["classifier"]
 
+USAGE = """\
+import openvino
 
-def write_openvino_classifier(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    *,
-    weights: Weights,
-    sparsity: Mapping[str, str],
-    kernel: Kernel = "stock",
-) -> PackingReport | None:
-    """Export a classifier to `directory`, its tokenizer and configuration beside it; see
-    `export.formats.openvino.write_openvino`.
+model = openvino.compile_model("openvino/openvino_model.xml", "CPU")  # input_ids, attention_mask, ..."""
 
-    Raises:
-        CompilerMissing: the sparse operators cannot be built here.
-        ExportUnavailable: the installed versions cannot export this architecture.
-        ModelUnsupported: the tokenizer has no OpenVINO form.
-    """
-    check_exportable(model.config.model_type, head="classifier")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(tokenizer, directory)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".raw-") as raw:
-        with quiet_conversion():
-            from optimum.exporters.openvino import export_from_model
+SPARSE_USAGE = """\
+from pathlib import Path
 
-            export_from_model(model, output=Path(raw), task=TASK, stateful=False)
-        packing = store_ir(Path(raw), directory, weights=weights, sparsity=sparsity, kernel=kernel)
-    model.config.save_pretrained(str(directory))
-    return packing
+from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir
+
+path = Path("openvino/openvino_model.xml")
+model = compile_ir(path, properties=PREFERRED_PROPERTIES)  # input_ids, attention_mask, ..."""
+
+ONNX_USAGE = """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("onnx/model.onnx")  # the same inputs"""
+
+SPARSE_ONNX_USAGE = """\
+import onnxruntime
+from pathlib import Path
+
+from shearling.kernel.onnx_runtime_extension import session_options_for
+
+path = Path("onnx/model.onnx")
+session = onnxruntime.InferenceSession(str(path), session_options_for(path))  # the same inputs"""
+
+
+class OpenVinoClassifier(OpenVinoDecoder):
+    """A classifier in OpenVINO."""
+
+    head = "classifier"
+
+    def conversion(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Options of optimum-intel."""
+        return {"task": TASK, "stateful": False}
+
+    def logits(self, directory: Path, blocks: Blocks, config: dict[str, str]) -> Logits:
+        """Of what was written, compiled with these options."""
+        return openvino_class_logits(directory, blocks, config=config)
+
+    def usage(self, facts: UsageFacts) -> str | None:
+        """See `FormatWriter`."""
+        return SPARSE_USAGE if facts.packed else USAGE
+
+
+class OnnxClassifier(OnnxDecoder):
+    """A classifier in ONNX."""
+
+    def write(self, subject: ExportSubject, directory: Path, storage: Storage) -> PackingReport | None:
+        """See `FormatWriter`."""
+        return write_onnx_classifier(subject.model, subject.tokenizer, directory, storage)
+
+    def logits(self, directory: Path, blocks: Blocks) -> Logits:
+        """Of what was written."""
+        return onnx_class_logits(directory, blocks)
+
+    def usage(self, facts: UsageFacts) -> str | None:
+        """See `FormatWriter`."""
+        return SPARSE_ONNX_USAGE if facts.packed else ONNX_USAGE
 
 
 class ClassifierLogits(nn.Module):
@@ -84,12 +117,7 @@ class ClassifierLogits(nn.Module):
 
 
 def write_onnx_classifier(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    *,
-    weights: Weights,
-    kernel: Kernel = "stock",
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, storage: Storage
 ) -> PackingReport | None:
     """Export a classifier to `directory/model.onnx`; batch and sequence are dynamic. See
     `export.formats.onnx.write_onnx`.
@@ -97,9 +125,15 @@ def write_onnx_classifier(
     Raises:
         ArtefactCorrupt: the written files do not hold all weights.
     """
-    from export.packing.packed_onnx import pack_graph
+    linears = quantizable(model, prefix=f"{model.base_model_prefix}.")
+    packing = store_graph(trace_classifier(model), directory, storage, linears=linears)
+    tokenizer.save_pretrained(str(directory))
+    save_configurations(model, directory)
+    return packing
 
-    directory.mkdir(parents=True, exist_ok=True)
+
+def trace_classifier(model: PreTrainedModel) -> Any:
+    """Trace to a `torch.onnx.ONNXProgram` with Hugging Face parameter names."""
     names = ["input_ids", "attention_mask"]
     if "token_type_ids" in inspect.signature(model.forward).parameters:
         names.append("token_type_ids")
@@ -120,36 +154,23 @@ def write_onnx_classifier(
     if program is None:
         raise ValueError("torch.onnx.export returned nothing")
     name_weights(program.model)
-    store_weights(program.model, weights, linears=quantizable(model, prefix=f"{model.base_model_prefix}."))
-    packing = pack_graph(program.model) if kernel == "sparse" else None
-    program.save(directory / MODEL_ONNX, external_data=True)
-    check_external_data(directory / MODEL_ONNX)
-    tokenizer.save_pretrained(str(directory))
-    model.config.save_pretrained(str(directory))
-    return packing
+    return program
 
 
-def openvino_class_logits(
-    directory: Path, blocks: Sequence[npt.NDArray[np.int64]], *, config: dict[str, str]
-) -> Logits:
+def openvino_class_logits(directory: Path, blocks: Blocks, *, config: dict[str, str]) -> Logits:
     """Logits [1, classes] of an exported IR on the CPU, block by block."""
     compiled = compile_ir(directory / MODEL_XML, properties=config)
     inputs = {name for port in compiled.inputs for name in port.names}
     return [np.array(compiled(_feed(block, inputs))["logits"], dtype=np.float32) for block in blocks]
 
 
-def onnx_class_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]]) -> Logits:
+def onnx_class_logits(directory: Path, blocks: Blocks) -> Logits:
     """Logits [1, classes] of an exported graph on ONNX Runtime's CPU provider.
 
     Raises:
         DeviceUnavailable: the runtime chose another provider.
     """
-    import onnxruntime
-
-    path = directory / MODEL_ONNX
-    session = onnxruntime.InferenceSession(str(path), session_options_for(path), providers=["CPUExecutionProvider"])
-    if session.get_providers() != ["CPUExecutionProvider"]:
-        raise DeviceUnavailable(f"ONNX Runtime uses {session.get_providers()}", where=directory)
+    session = open_session(directory)
     inputs = {item.name for item in session.get_inputs()}
     return [session.run(["logits"], _feed(block, inputs))[0].astype(np.float32) for block in blocks]
 

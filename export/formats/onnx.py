@@ -8,24 +8,49 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export.formats.onnx_weights import store_weights
-from export.formats.quiet_conversion import quiet_conversion
-from export.number_format import LOW_RANK, Kernel, Weights
-from shearling.errors import ArtefactCorrupt
+from export.formats.configurations import save_configurations
+from export.formats.export_format import Blocks, ExportSubject, FormatWriter, MeasuredLogits, Storage, UsageFacts
+from export.number_formats.number_format import LOW_RANK, StoreGraph
+from export.packing.packing_report import PackingReport
+from export.quiet_conversion import quiet_conversion
+from export.verification.parity import Logits, cached_calls
+from export.verification.zeros import Zeros, read_onnx
+from shearling.errors import ArtefactCorrupt, DeviceUnavailable
+from shearling.kernel.build import build_onnx_runtime_library
+from shearling.kernel.onnx_runtime_extension import session_options_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from export.reporting.report import PackingReport
-
+NAME = "onnx"
 MODEL_ONNX = "model.onnx"
 OPSET = 18
+
+USAGE = """\
+import onnxruntime
+
+# or: python -m serve generate . --format onnx --prompt Hello
+session = onnxruntime.InferenceSession("onnx/model.onnx")"""
+
+SPARSE_USAGE = """\
+import onnxruntime
+from pathlib import Path
+
+from shearling.kernel.onnx_runtime_extension import session_options_for
+
+path = Path("onnx/model.onnx")
+# or: python -m serve generate . --format onnx --prompt Hello
+session = onnxruntime.InferenceSession(str(path), session_options_for(path))"""
+"""The library is built where it runs, against the C headers of ONNX Runtime."""
 
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [batch, heads, positions, width]."""
@@ -69,13 +94,37 @@ class DecoderWithCache(nn.Module):
         return output.logits, [(layer.keys, layer.values) for layer in cache.layers]
 
 
+class OnnxDecoder(FormatWriter):
+    """A decoder with its cache as inputs and outputs."""
+
+    def check(self, model_type: str, storage: Storage) -> None:
+        """See `FormatWriter`."""
+        if storage.sparse_kernel:
+            build_onnx_runtime_library()
+
+    def write(self, subject: ExportSubject, directory: Path, storage: Storage) -> PackingReport | None:
+        """See `FormatWriter`."""
+        return write_onnx(subject.model, subject.tokenizer, directory, storage)
+
+    def measure(self, directory: Path, blocks: Blocks, storage: Storage) -> Iterator[MeasuredLogits]:
+        """See `FormatWriter`; arithmetic is float32."""
+        yield MeasuredLogits(NAME, storage.weight_format.name, self.logits(directory, blocks))
+
+    def logits(self, directory: Path, blocks: Blocks) -> Logits:
+        """Of what was written."""
+        return onnx_logits(directory, blocks)
+
+    def read_zeros(self, directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros | None:
+        """See `FormatWriter`."""
+        return read_onnx(directory, shapes)
+
+    def usage(self, facts: UsageFacts) -> str | None:
+        """See `FormatWriter`."""
+        return SPARSE_USAGE if facts.packed else USAGE
+
+
 def write_onnx(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    *,
-    weights: Weights,
-    kernel: Kernel = "stock",
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, storage: Storage
 ) -> PackingReport | None:
     """Export a decoder to `directory/model.onnx` with its weights in `model.onnx.data`, and the tokenizer beside it.
 
@@ -86,8 +135,31 @@ def write_onnx(
         model: float32, eval mode.
         tokenizer: saved in the Hugging Face format.
         directory: created.
-        weights: format of the stored weights; arithmetic and cache stay float32.
-        kernel: `sparse` packs the weights; see `export.packing.packed_onnx`.
+        storage: number format and kernel; arithmetic and cache stay float32. For the sparse kernel see
+            `export.packing.packed_onnx`.
+
+    Returns:
+        What was packed; None for the stock kernel.
+
+    Raises:
+        ArtefactCorrupt: the written files do not hold all weights.
+    """
+    # The head may share its weight with the embedding, and its error would go straight into the logits.
+    linears = quantizable(model, without=model.get_output_embeddings())
+    packing = store_graph(trace(model), directory, storage, linears=linears)
+    tokenizer.save_pretrained(str(directory))
+    save_configurations(model, directory)
+    return packing
+
+
+def store_graph(program: Any, directory: Path, storage: Storage, *, linears: Collection[str]) -> PackingReport | None:
+    """Write a traced program with its weights in the form asked for.
+
+    Args:
+        program: a `torch.onnx.ONNXProgram` with Hugging Face parameter names.
+        directory: created.
+        storage: number format and kernel.
+        linears: names of the weights that may be stored as integers.
 
     Returns:
         What was packed; None for the stock kernel.
@@ -98,16 +170,11 @@ def write_onnx(
     from export.packing.packed_onnx import pack_graph
 
     directory.mkdir(parents=True, exist_ok=True)
-    program = trace(model)
-    # The head may share its weight with the embedding, and its error would go straight into the logits.
-    store_weights(program.model, weights, linears=quantizable(model, without=model.get_output_embeddings()))
-    packing = pack_graph(program.model) if kernel == "sparse" else None
+    store: StoreGraph = storage.weight_format.load_for(NAME)
+    store(program.model, linears)
+    packing = pack_graph(program.model) if storage.sparse_kernel else None
     program.save(directory / MODEL_ONNX, external_data=True)
     check_external_data(directory / MODEL_ONNX)
-    tokenizer.save_pretrained(str(directory))
-    model.config.save_pretrained(str(directory))
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(str(directory))
     return packing
 
 
@@ -213,3 +280,56 @@ def name_weights(graph_model: Any) -> None:
             output.metadata_props.clear()
     for value in (*graph_model.graph.inputs, *graph_model.graph.initializers.values()):
         value.metadata_props.clear()
+
+
+def onnx_logits(directory: Path, blocks: Blocks) -> Logits:
+    """Logits of an ONNX decoder on ONNX Runtime's CPU provider, with its cache passed from call to call.
+
+    Args:
+        directory: holds `model.onnx`.
+        blocks: inputs.
+
+    Raises:
+        DeviceUnavailable: the runtime chose another provider.
+    """
+    session = open_session(directory)
+    inputs = {item.name: item for item in session.get_inputs()}
+    outputs = [item.name for item in session.get_outputs()]
+    results = []
+    for block in blocks:
+        cache = {name: _empty_cache(item) for name, item in inputs.items() if name.startswith("past_key_values.")}
+        parts = []
+        for feed in cached_calls(block):
+            values = session.run(outputs, {name: value for name, value in feed.items() if name in inputs} | cache)
+            named = dict(zip(outputs, values, strict=True))
+            cache = {name: named[name.replace("past_key_values.", "present.")] for name in cache}
+            parts.append(named["logits"][0].astype(np.float32))
+        results.append(np.concatenate(parts))
+    return results
+
+
+def open_session(directory: Path) -> Any:
+    """An exported graph on ONNX Runtime's CPU provider.
+
+    Args:
+        directory: holds `model.onnx`.
+
+    Raises:
+        DeviceUnavailable: the runtime chose another provider.
+    """
+    import onnxruntime
+
+    path = directory / MODEL_ONNX
+    session = onnxruntime.InferenceSession(str(path), session_options_for(path), providers=["CPUExecutionProvider"])
+    if session.get_providers() != ["CPUExecutionProvider"]:
+        raise DeviceUnavailable(f"ONNX Runtime uses {session.get_providers()}", where=directory)
+    return session
+
+
+def _empty_cache(item: Any) -> npt.NDArray[Any]:
+    # [batch, heads, past, head size]: batch 1, past 0, the rest fixed by the model.
+    dtype = np.float16 if "float16" in item.type else np.float32
+    return np.zeros(
+        [1 if axis == 0 else 0 if not isinstance(size, int) else size for axis, size in enumerate(item.shape)],
+        dtype=dtype,
+    )

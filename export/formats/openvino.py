@@ -7,83 +7,170 @@ position.
 
 from __future__ import annotations
 
-import logging
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from export.formats.quiet_conversion import quiet_conversion
-from export.number_format import INT4_GROUP, LOW_RANK, Kernel, Weights
-from export.verification.parity import TEXT
+import numpy as np
+
+from export.formats.configurations import save_configurations
+from export.formats.export_format import Blocks, ExportSubject, FormatWriter, MeasuredLogits, Storage, UsageFacts
+from export.number_formats.number_format import StoreIr
+from export.packing.packing_report import PackingReport
+from export.quiet_conversion import quiet_conversion
+from export.verification.parity import TEXT, Logits, cached_calls
+from export.verification.zeros import Zeros, read_openvino
 from shearling.errors import ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
+from shearling.kernel.openvino_extension import core_for, node_factory
 from shearling.model.export_support import EXPORT_TASK, check_exportable
+from shearling.model.head import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from export.reporting.report import PackingReport
-
+NAME = "openvino"
 MODEL_XML = "openvino_model.xml"
 TOKENIZER_XML = "openvino_tokenizer.xml"
 DETOKENIZER_XML = "openvino_detokenizer.xml"
 NUMBERED_NAME = re.compile(r"[A-Z][A-Za-z0-9]*_\d+(?:[./_][\w./]*)?")
+
+FLOAT32_CPU = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""Without these OpenVINO's CPU plugin computes in bfloat16, keeps an 8 or 16-bit cache, and quantizes activations."""
+
+USAGE = """\
+import openvino_genai
+
+pipe = openvino_genai.LLMPipeline("openvino", "CPU")
+print(pipe.generate("...", max_new_tokens=32))"""
+
+SPARSE_USAGE = """\
+import openvino_genai
+from pathlib import Path
+
+from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, required_extensions
+
+libraries = [str(path) for path in required_extensions(Path("openvino/openvino_model.xml"))]
+pipe = openvino_genai.LLMPipeline("openvino", "CPU", extensions=libraries, **PREFERRED_PROPERTIES)
+print(pipe.generate("...", max_new_tokens=32))"""
+"""The libraries are built where they run, for the processor and the runtime that are there."""
+
+
+class OpenVinoDecoder(FormatWriter):
+    """A decoder with its cache as state."""
+
+    head: ClassVar[Head] = "language_model"
+
+    def check(self, model_type: str, storage: Storage) -> None:
+        """See `FormatWriter`."""
+        check_exportable(model_type, head=self.head)
+        if storage.sparse_kernel:
+            node_factory()
+
+    def write(self, subject: ExportSubject, directory: Path, storage: Storage) -> PackingReport | None:
+        """See `FormatWriter`."""
+        return write_openvino(
+            subject.model,
+            subject.tokenizer,
+            directory,
+            storage,
+            sparsity=subject.sparsity,
+            conversion=self.conversion(subject.model),
+        )
+
+    def conversion(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Options of optimum-intel."""
+        return decoder_conversion(model)
+
+    def measure(self, directory: Path, blocks: Blocks, storage: Storage) -> Iterator[MeasuredLogits]:
+        """At float32, which shows the file, and at the default precision, which users get."""
+        number_format = storage.weight_format
+        default = number_format.computed_as or number_format.name
+        yield MeasuredLogits(NAME, number_format.name, self.logits(directory, blocks, FLOAT32_CPU))
+        yield MeasuredLogits(f"{NAME}, default precision", default, self.logits(directory, blocks, {}))
+
+    def logits(self, directory: Path, blocks: Blocks, config: dict[str, str]) -> Logits:
+        """Of what was written, compiled with these options."""
+        return openvino_logits(directory, blocks, config=config)
+
+    def read_zeros(self, directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros | None:
+        """See `FormatWriter`."""
+        return read_openvino(directory, shapes)
+
+    def usage(self, facts: UsageFacts) -> str | None:
+        """See `FormatWriter`."""
+        return SPARSE_USAGE if facts.packed else USAGE
+
+
+def decoder_conversion(model: PreTrainedModel) -> dict[str, Any]:
+    """How optimum-intel converts a decoder."""
+    from export.formats.unequal_caches import conversion_options
+
+    return {"task": EXPORT_TASK, "stateful": True, **conversion_options(model)}
 
 
 def write_openvino(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
+    storage: Storage,
     *,
-    weights: Weights,
     sparsity: Mapping[str, str],
-    kernel: Kernel = "stock",
+    conversion: Mapping[str, Any] | None = None,
 ) -> PackingReport | None:
-    """Export a decoder to `directory`, with tokenizer, detokenizer, chat template and configuration.
+    """Export a model to `directory`, with tokenizer, detokenizer, chat template and configuration.
 
     Args:
         model: float32, eval mode; its linears may be modules of ours that keep a low-rank adapter apart.
         tokenizer: converted to an OpenVINO model too.
         directory: created.
-        weights: format of the stored weights; zeros stay exactly zero in each.
+        storage: number format and kernel; zeros stay exactly zero in each. For the sparse kernel see
+            `export.packing.packed_ir`.
         sparsity: written to the model's rt_info under `sparsity`.
-        kernel: `sparse` packs the weights; see `export.packing.packed_ir`.
+        conversion: options of optimum-intel; None converts a decoder.
 
     Returns:
         What was packed; None for the stock kernel.
 
     Raises:
         CompilerMissing: the sparse operators cannot be built here.
-        ExportUnavailable: the installed versions cannot export this architecture.
         ModelUnsupported: the tokenizer has no OpenVINO form.
     """
-    check_exportable(model.config.model_type)
     directory.mkdir(parents=True, exist_ok=True)
     write_tokenizer(tokenizer, directory)
     # Beside the destination, since OpenVINO maps the weights it reads into memory: a file must not be written over
     # itself.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".raw-") as raw:
-        convert(model, Path(raw))
-        packing = store_ir(Path(raw), directory, weights=weights, sparsity=sparsity, kernel=kernel)
-    model.config.save_pretrained(str(directory))
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(str(directory))
+        convert(model, Path(raw), decoder_conversion(model) if conversion is None else conversion)
+        packing = store_ir(Path(raw), directory, storage, sparsity=sparsity)
+    save_configurations(model, directory)
     return packing
 
 
-def store_ir(
-    raw: Path, directory: Path, *, weights: Weights, sparsity: Mapping[str, str], kernel: Kernel
-) -> PackingReport | None:
+def convert(model: PreTrainedModel, directory: Path, options: Mapping[str, Any]) -> None:
+    """Let optimum-intel convert the model to an IR in float32.
+
+    Args:
+        model: float32, eval mode.
+        directory: where `openvino_model.xml` will stand.
+        options: such as `decoder_conversion` gives.
+    """
+    with quiet_conversion():
+        from optimum.exporters.openvino import export_from_model
+
+        export_from_model(model, output=directory, **options)
+
+
+def store_ir(raw: Path, directory: Path, storage: Storage, *, sparsity: Mapping[str, str]) -> PackingReport | None:
     """Write a converted IR with its weights in the form asked for.
 
     Args:
         raw: holds the IR in float32; another directory, since OpenVINO maps the weights that it reads.
         directory: where it will stand.
-        weights: format of the stored weights.
+        storage: number format and kernel.
         sparsity: written to the model's rt_info under `sparsity`.
-        kernel: `sparse` packs the weights.
 
     Returns:
         What was packed; None for the stock kernel.
@@ -93,26 +180,13 @@ def store_ir(
     """
     from export.packing.packed_ir import pack_ir
 
-    ir = openvino_core().read_model(raw / MODEL_XML)
-    if weights in ("int8", "int4"):
-        ir = compress(ir, weights)
-    elif weights == "bf16":
-        round_to_bf16(ir)
+    store: StoreIr = storage.weight_format.load_for(NAME)
+    stored = store(openvino_core().read_model(raw / MODEL_XML))
     for key, value in sparsity.items():
-        ir.set_rt_info(value, ["sparsity", key])
-    packing = pack_ir(ir) if kernel == "sparse" else None
-    save_ir(ir, directory / MODEL_XML, fp16=weights == "fp16", name="model")
+        stored.ir.set_rt_info(value, ["sparsity", key])
+    packing = pack_ir(stored.ir) if storage.sparse_kernel else None
+    save_ir(stored.ir, directory / MODEL_XML, fp16=stored.halve_on_save, name="model")
     return packing
-
-
-def convert(model: PreTrainedModel, directory: Path) -> None:
-    """Let optimum-intel convert the model to a stateful float32 IR."""
-    from export.narrowing import conversion_options
-
-    with quiet_conversion():
-        from optimum.exporters.openvino import export_from_model
-
-        export_from_model(model, output=directory, task=EXPORT_TASK, stateful=True, **conversion_options(model))
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -156,65 +230,6 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
         )
 
 
-def compress(ir: Any, weights: Weights) -> Any:
-    """Quantize the weight constants through NNCF, symmetrically, so that zero is the integer zero.
-
-    Args:
-        ir: an `openvino.Model` with float weights; consumed.
-        weights: `int8` (one scale a row, embeddings included) or `int4` (decoder layers in groups, the rest int8).
-    """
-    with quiet_conversion():
-        import nncf
-
-        nncf.set_log_level(logging.ERROR)
-        factors = nncf.IgnoredScope(patterns=[f".*{name}.*" for name in LOW_RANK], validate=False)
-        if weights == "int8":
-            return nncf.compress_weights(ir, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=factors)
-        # A width that 128 does not divide takes the largest smaller power of two that does; below 16 it stays int8.
-        advanced = nncf.AdvancedCompressionParameters(
-            group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=16
-        )
-        return nncf.compress_weights(
-            ir,
-            mode=nncf.CompressWeightsMode.INT4_SYM,
-            group_size=INT4_GROUP,
-            ratio=1.0,
-            backup_mode=nncf.BackupMode.INT8_SYM,
-            ignored_scope=factors,
-            advanced_parameters=advanced,
-        )
-
-
-def round_to_bf16(ir: Any) -> None:
-    """Store every float32 weight matrix as bfloat16 followed by a conversion, in place.
-
-    OpenVINO's own `save_model` halves to float16 only, which cannot hold what bfloat16 training may produce.
-    """
-    import numpy as np
-    import openvino
-    from openvino import opset13
-
-    for node in ir.get_ordered_ops():
-        if (
-            node.get_type_name() != "Constant"
-            or node.get_element_type() != openvino.Type.f32
-            or sum(size > 1 for size in node.shape) < 2
-        ):
-            continue
-        values = np.ascontiguousarray(node.data, dtype=np.float32).view(np.uint32)
-        # To nearest, ties to even: add half of the last kept place, less one when that place is even already.
-        rounded = ((values + 0x7FFF + ((values >> 16) & 1)) >> 16).astype(np.uint16)
-        stored = openvino.op.Constant(
-            openvino.Tensor(rounded, openvino.Shape(list(node.shape)), openvino.Type.bf16), shared_memory=False
-        )
-        stored.set_friendly_name(f"{node.get_friendly_name()}_compressed")
-        restored = opset13.convert(stored, openvino.Type.f32)
-        name = node.get_friendly_name()
-        for target in node.output(0).get_target_inputs():
-            target.replace_source_output(restored.output(0))
-        restored.set_friendly_name(name)
-
-
 def save_ir(ir: Any, path: Path, *, fp16: bool, name: str) -> None:
     """Save an `openvino.Model` under names that do not depend on what this process converted before."""
     import openvino
@@ -227,3 +242,28 @@ def save_ir(ir: Any, path: Path, *, fp16: bool, name: str) -> None:
             if any(NUMBERED_NAME.fullmatch(given) for given in output.get_names()):
                 output.get_tensor().set_names({f"{node.get_type_name()}_at_{index}_{port}"})
     openvino.save_model(ir, str(path), compress_to_fp16=fp16)
+
+
+def openvino_logits(directory: Path, blocks: Blocks, *, config: dict[str, str]) -> Logits:
+    """Logits of a stateful IR on the CPU: half of each block in one call, the rest token by token.
+
+    Args:
+        directory: holds `openvino_model.xml`.
+        blocks: inputs.
+        config: compile options; `FLOAT32_CPU`, or empty for what a user gets by default.
+    """
+    core = core_for(directory / "openvino_model.xml")
+    request = core.compile_model(
+        core.read_model(directory / "openvino_model.xml"), "CPU", config
+    ).create_infer_request()
+    inputs = {name for item in request.model_inputs for name in item.names}
+    results = []
+    for block in blocks:
+        request.reset_state()
+        parts = []
+        for feed in cached_calls(block):
+            feed["beam_idx"] = np.zeros(1, dtype=np.int32)
+            output = request.infer({name: value for name, value in feed.items() if name in inputs})
+            parts.append(np.array(output["logits"][0], dtype=np.float32))
+        results.append(np.concatenate(parts))
+    return results

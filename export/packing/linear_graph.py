@@ -6,7 +6,7 @@ do with them.
     int4    Constant i4 [out, groups, group] -> Convert f16 -> Multiply [out, groups, 1] -> Reshape [out, in] ->
     Convert f32 -> MatMul
 
-are the forms that `export.formats.openvino` and NNCF write.
+are the forms that `export.number_formats` and NNCF write.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Storage = Literal["bf16", "int8", "int4"]
+PackableFormat = Literal["bf16", "int8", "int4"]
 Activation = Literal["silu", "gelu_erf", "gelu_tanh"]
 
-STORAGE: dict[str, Storage] = {"bf16": "bf16", "i8": "int8", "i4": "int4"}
+STORAGE: dict[str, PackableFormat] = {"bf16": "bf16", "i8": "int8", "i4": "int4"}
 DECOMPRESSION = ("Convert", "Multiply", "Reshape")
 
 
@@ -40,7 +40,7 @@ class Product:
     """
 
     path: str
-    storage: Storage
+    storage: PackableFormat
     shape: tuple[int, int]
     matmul: Any
     constant: Any
@@ -103,7 +103,7 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputHead:
     """The product that the logits come from.
 
     Attributes:
@@ -175,7 +175,7 @@ def find_residual(product: Product) -> Residual | None:
     return Residual(add, entry) if entry.get_partial_shape() == product.matmul.get_output_partial_shape(0) else None
 
 
-def find_head(ir: Any, products: Sequence[Product]) -> Head | None:
+def find_head(ir: Any, products: Sequence[Product]) -> OutputHead | None:
     """The vocabulary projection of a decoder, unless something else than an embedding reads its weight too.
 
     None either where the logits are more than the product (a scale, a soft cap), or its operand is transposed:
@@ -200,7 +200,7 @@ def find_head(ir: Any, products: Sequence[Product]) -> Head | None:
                 return None
             lookups.append(reader)
         if weight.get_type_name() == "Constant":
-            return Head(product, tuple(lookups))
+            return OutputHead(product, tuple(lookups))
         inner.add(weight.get_friendly_name())
         weight = source(weight, 0)
 

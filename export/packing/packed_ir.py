@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from export.packing.linear_graph import Norm, Product, reads_shape
-from export.packing.plan import HeadPlan, LayerPlan, LinearPlan, MLPPlan, Operator, PackedWeight, plan_packing
+from export.packing.packing_plan import HeadPlan, LayerPlan, LinearPlan, MLPPlan, Operator, PackedWeight, plan_packing
+from export.packing.packing_report import PackedLayer, PackingReport
 from export.packing.stored_weight import read_matrix
-from export.reporting.report import PackedLayer, PackingReport
 from shearling.kernel.bundle import OPERATORS
 from shearling.kernel.openvino_extension import RT_INFO, node_factory
 from shearling.kernel.packed_format import VERSION, Bytes, bundle, pack
@@ -24,7 +24,7 @@ NAME_SEPARATOR = " | "
 
 
 def pack_ir(ir: Any) -> PackingReport:
-    """Replace what `export.packing.plan` chooses, in place.
+    """Replace what `export.packing.packing_plan` chooses, in place.
 
     Args:
         ir: an `openvino.Model` with bf16, int8 or int4 weights.
@@ -154,7 +154,7 @@ class _Site:
             path=product.path,
             operator=self._operator,
             node=self._name,
-            weights=product.storage,
+            weight_format=product.storage,
             encoding=weight.cost.encoding.name.lower(),
             shape=product.shape,
             zeros=int(np.prod(product.shape)) - weight.cost.stored,

@@ -4,7 +4,7 @@ them.
     bf16          initializer -> Cast to float32 -> Transpose -> MatMul
     int8, int4    MatMulNBits of unsigned blocks, whose zero is 128 or 8, and of one float32 scale for each
 
-are the forms that `export.formats.onnx_weights` writes. Numbers and scales are packed as they are, without rounding.
+are the forms that `export.number_formats` writes. Numbers and scales are packed as they are, without rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from export.packing.cost import PackingCost, measure_packing, saves, too_little
 from export.packing.linear_graph import module_path
-from export.reporting.report import PackedLayer, PackingReport
+from export.packing.packing_report import PackedLayer, PackingReport
 from shearling.kernel.onnx_runtime_extension import DOMAIN, DOMAIN_VERSION, OPERATOR, node_attributes
 from shearling.kernel.packed_format import Matrix, ValueType, pack
 
@@ -153,7 +153,7 @@ def _replace(graph: Any, product: OnnxProduct, cost: PackingCost) -> PackedLayer
         path=product.path,
         operator=OPERATOR,
         node=old.name,
-        weights=product.matrix.value_type.name.lower(),
+        weight_format=product.matrix.value_type.name.lower(),
         encoding=cost.encoding.name.lower(),
         shape=product.shape,
         zeros=product.matrix.values.size - cost.stored,

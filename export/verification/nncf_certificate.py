@@ -65,7 +65,7 @@ def certify_sparsity(model: nn.Module, masks: Masks) -> SparsityCertificate:
     """
     import importlib.metadata
 
-    pruned = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+    pruned = {_weight_path(model, name): mask for name, mask in masks.items() if not bool(mask.all())}
     if not pruned:
         raise SparsityLost("no mask prunes anything", where="certificate")
     _check_zeros(model, pruned)
@@ -90,6 +90,11 @@ def certify_sparsity(model: nn.Module, masks: Masks) -> SparsityCertificate:
         sparsity_model=float(statistic.global_pruning_ratio),
         by_module=certified,
     )
+
+
+def _weight_path(model: nn.Module, path: str) -> str:
+    # Where ranks stay apart the frozen weights are what is sparse, one module further down.
+    return f"{path}.base" if hasattr(model.get_submodule(path), "base") else path
 
 
 def _check_zeros(model: nn.Module, masks: Masks) -> None:

@@ -1,5 +1,4 @@
-"""How far an exported model is from its reference: logits on fixed inputs, prefill and step-by-step decoding, and
-gates.
+"""How far an exported model is from its reference: logits on fixed inputs, prefill and step-by-step decoding.
 
 Each runtime reads the first half of a block in one call and the rest token by token through its KV cache, so one pass
 covers both phases; the reference is torch without a cache. KL is in nats, over softmax in float64.
@@ -8,20 +7,19 @@ covers both phases; the reference is torch without a cache. KL is in nats, over 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from export.number_format import Weights
-from shearling.errors import DeviceUnavailable
-from shearling.model.head import is_classifier
+from shearling.registry.number_formats import Gate
 from shearling.strict_json import Document
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from shearling.model.head import Head
 
 Logits = list[npt.NDArray[np.float32]]
 """Per block [tokens, vocabulary]."""
@@ -39,9 +37,6 @@ TEXT = (
     "mayor called the result encouraging."
 )
 """Plain English, written for this purpose; what matters is that it never changes."""
-
-FLOAT32_CPU = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-"""Without these OpenVINO's CPU plugin computes in bfloat16, keeps an 8 or 16-bit cache, and quantizes activations."""
 
 
 class Parity(Document):
@@ -63,37 +58,20 @@ class Parity(Document):
     reference_perplexity: float
 
 
-class Gate(Document):
-    """What a candidate may differ by; None is not limited."""
-
-    max_abs: float | None = None
-    kl_mean: float | None = None
-    perplexity_ratio: float | None = None
-
-    def violations(self, parity: Parity) -> list[str]:
-        """One line per limit that `parity` breaks."""
-        ratio = parity.perplexity / parity.reference_perplexity
-        checks = (
-            ("max |Δlogit|", parity.max_abs, self.max_abs),
-            ("mean KL", parity.kl_mean, self.kl_mean),
-            ("perplexity ratio", ratio, self.perplexity_ratio),
-        )
-        # Written so that NaN is a violation.
-        return [
-            f"{name} {value:.3g} exceeds {limit:g}"
-            for name, value, limit in checks
-            if limit is not None and not value <= limit
-        ]
-
-
-GATES: dict[Weights, Gate] = {
-    "fp32": Gate(max_abs=1e-3, kl_mean=1e-6),
-    "fp16": Gate(kl_mean=1e-3),
-    "bf16": Gate(kl_mean=1e-2),
-    "int8": Gate(perplexity_ratio=1.05),
-    "int4": Gate(perplexity_ratio=1.5),
-}
-"""By the precision of weights and arithmetic, whichever is lower."""
+def broken_limits(gate: Gate, parity: Parity) -> list[str]:
+    """One line per limit that `parity` breaks."""
+    ratio = parity.perplexity / parity.reference_perplexity
+    checks = (
+        ("max |Δlogit|", parity.max_abs, gate.max_abs),
+        ("mean KL", parity.kl_mean, gate.kl_mean),
+        ("perplexity ratio", ratio, gate.perplexity_ratio),
+    )
+    # UsageFacts so that NaN is a violation.
+    return [
+        f"{name} {value:.3g} exceeds {limit:g}"
+        for name, value, limit in checks
+        if limit is not None and not value <= limit
+    ]
 
 
 ROUNDING_ALLOWANCE, LARGEST_LIMIT = 4.0, 1e-2
@@ -126,6 +104,17 @@ def fixed_blocks(tokenizer: Any, *, vocabulary: int) -> list[npt.NDArray[np.int6
     return blocks + [random.integers(vocabulary, size=BLOCK_TOKENS) for _ in range(RANDOM_BLOCKS)]
 
 
+def cached_calls(block: npt.NDArray[np.int64]) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Inputs of each call that reads a block through a cache: its first half at once, then token by token."""
+    half = len(block) // 2
+    for start, end in [(0, half), *((position, position + 1) for position in range(half, len(block)))]:
+        yield {
+            "input_ids": block[None, start:end],
+            "attention_mask": np.ones((1, end), dtype=np.int64),
+            "position_ids": np.arange(start, end, dtype=np.int64)[None],
+        }
+
+
 def compare(reference: Logits, candidate: Logits, blocks: Sequence[npt.NDArray[np.int64]]) -> Parity:
     """Measure how far `candidate` is from `reference`.
 
@@ -153,18 +142,20 @@ def compare(reference: Logits, candidate: Logits, blocks: Sequence[npt.NDArray[n
     )
 
 
-def torch_logits(model: nn.Module, blocks: Sequence[npt.NDArray[np.int64]]) -> Logits:
+def torch_logits(model: nn.Module, blocks: Sequence[npt.NDArray[np.int64]], *, head: Head = "language_model") -> Logits:
     """Logits of a torch model, whole blocks at once, without a cache."""
     import torch
 
-    options: dict[str, Any] = {} if is_classifier(model.config) else {"use_cache": False}
+    options: dict[str, Any] = {} if head == "classifier" else {"use_cache": False}
     with torch.inference_mode():
         outputs = [model(input_ids=torch.from_numpy(block)[None], **options).logits for block in blocks]
     # A decoder answers for every position, a classifier once.
     return [(logits[0] if logits.ndim == 3 else logits).float().numpy() for logits in outputs]
 
 
-def rounding_of(model: Any, blocks: Sequence[npt.NDArray[np.int64]], logits: Logits) -> float:
+def rounding_of(
+    model: Any, blocks: Sequence[npt.NDArray[np.int64]], logits: Logits, *, head: Head = "language_model"
+) -> float:
     """The largest change of a logit when torch multiplies in float64 instead: how well the model determines its own
     logits.
 
@@ -174,97 +165,14 @@ def rounding_of(model: Any, blocks: Sequence[npt.NDArray[np.int64]], logits: Log
         model: float32; comes back as it was.
         blocks: inputs.
         logits: of the model in float32 on them.
+        head: what the model is for.
     """
     try:
-        exact = torch_logits(model.double(), blocks)
+        exact = torch_logits(model.double(), blocks, head=head)
     finally:
         # Lossless: every value came from float32.
         model.float()
     return float(max(np.abs(left - right).max() for left, right in zip(exact, logits, strict=True)))
-
-
-def openvino_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]], *, config: dict[str, str]) -> Logits:
-    """Logits of a stateful IR on the CPU: half of each block in one call, the rest token by token.
-
-    Args:
-        directory: holds `openvino_model.xml`.
-        blocks: inputs.
-        config: compile options; `FLOAT32_CPU`, or empty for what a user gets by default.
-    """
-    from shearling.kernel.openvino_extension import core_for
-
-    core = core_for(directory / "openvino_model.xml")
-    request = core.compile_model(
-        core.read_model(directory / "openvino_model.xml"), "CPU", config
-    ).create_infer_request()
-    inputs = {name for item in request.model_inputs for name in item.names}
-    results = []
-    for block in blocks:
-        request.reset_state()
-        parts = []
-        for start, end in _calls(len(block)):
-            feed = {
-                "input_ids": block[None, start:end],
-                "attention_mask": np.ones((1, end), dtype=np.int64),
-                "position_ids": np.arange(start, end, dtype=np.int64)[None],
-                "beam_idx": np.zeros(1, dtype=np.int32),
-            }
-            output = request.infer({name: value for name, value in feed.items() if name in inputs})
-            parts.append(np.array(output["logits"][0], dtype=np.float32))
-        results.append(np.concatenate(parts))
-    return results
-
-
-def onnx_logits(directory: Path, blocks: Sequence[npt.NDArray[np.int64]]) -> Logits:
-    """Logits of an ONNX decoder on ONNX Runtime's CPU provider, with its cache passed from call to call.
-
-    Args:
-        directory: holds `model.onnx`.
-        blocks: inputs.
-
-    Raises:
-        DeviceUnavailable: the runtime chose another provider.
-    """
-    import onnxruntime
-
-    from shearling.kernel.onnx_runtime_extension import session_options_for
-
-    path = directory / "model.onnx"
-    session = onnxruntime.InferenceSession(str(path), session_options_for(path), providers=["CPUExecutionProvider"])
-    if session.get_providers() != ["CPUExecutionProvider"]:
-        raise DeviceUnavailable(f"ONNX Runtime uses {session.get_providers()}", where=directory)
-    inputs = {item.name: item for item in session.get_inputs()}
-    outputs = [item.name for item in session.get_outputs()]
-    results = []
-    for block in blocks:
-        cache = {name: _empty_cache(item) for name, item in inputs.items() if name.startswith("past_key_values.")}
-        parts = []
-        for start, end in _calls(len(block)):
-            feed = {
-                "input_ids": block[None, start:end],
-                "attention_mask": np.ones((1, end), dtype=np.int64),
-                "position_ids": np.arange(start, end, dtype=np.int64)[None],
-            }
-            values = session.run(outputs, {name: value for name, value in feed.items() if name in inputs} | cache)
-            named = dict(zip(outputs, values, strict=True))
-            cache = {name: named[name.replace("past_key_values.", "present.")] for name in cache}
-            parts.append(named["logits"][0].astype(np.float32))
-        results.append(np.concatenate(parts))
-    return results
-
-
-def _calls(length: int) -> list[tuple[int, int]]:
-    half = length // 2
-    return [(0, half), *((position, position + 1) for position in range(half, length))]
-
-
-def _empty_cache(item: Any) -> npt.NDArray[Any]:
-    # [batch, heads, past, head size]: batch 1, past 0, the rest fixed by the model.
-    dtype = np.float16 if "float16" in item.type else np.float32
-    return np.zeros(
-        [1 if axis == 0 else 0 if not isinstance(size, int) else size for axis, size in enumerate(item.shape)],
-        dtype=dtype,
-    )
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -16,11 +16,12 @@ import numpy.typing as npt
 from export.packing.linear_graph import module_path
 from export.packing.packed_onnx import PACKED
 from export.packing.stock_ir import read_packed
-from export.reporting.report import ZeroCheck
 from shearling.errors import ArtefactCorrupt, ModelUnsupported, SparsityLost
 from shearling.kernel.bundle import OPERATORS
 from shearling.kernel.openvino_extension import core_for
 from shearling.kernel.packed_format import Bytes, Matrix, ValueType, unpack
+from shearling.registry.number_formats import NUMBER_FORMATS
+from shearling.strict_json import Document
 
 if TYPE_CHECKING:
     from shearling.elastic.mask import Masks
@@ -29,26 +30,46 @@ Zeros = dict[str, npt.NDArray[np.bool_]]
 """Weight name without `.weight` -> [out, in], True where the stored weight is zero."""
 
 
-def check_zeros(directory: Path, masks: Masks) -> list[ZeroCheck]:
-    """Count the zeros of every exported format.
+class ZeroCheck(Document):
+    """Zeros of one format against the mask, over all pruned modules.
+
+    Attributes:
+        pruned: entries that the mask prunes.
+        zeros: of them, entries that are exactly zero in the file.
+        extra_zeros: zeros among the kept entries.
+        by_module: zeros in pruned positions per module.
+    """
+
+    format: str
+    pruned: int
+    zeros: int
+    extra_zeros: int
+    by_module: dict[str, int]
+
+
+def check_zeros(name: str, zeros: Zeros, masks: Masks) -> ZeroCheck:
+    """Hold the zeros of one file against the masks.
 
     Args:
-        directory: of an export; formats that are not there are passed over.
+        name: of the directory that was read.
+        zeros: as one of the readers below found them.
         masks: module path -> mask, True = kept.
 
-    Returns:
-        One check for each of `model` (or `base`, beside an adapter kept apart), `openvino` and `onnx` that is there.
-
     Raises:
-        SparsityLost: a file has no weight for a pruned module.
+        SparsityLost: the file has no weight for a pruned module.
     """
-    readers = {"model": read_huggingface, "base": read_huggingface, "openvino": read_openvino, "onnx": read_onnx}
-    shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
-    return [
-        _check(name, reader(directory / name, shapes), masks)
-        for name, reader in readers.items()
-        if (directory / name).is_dir()
-    ]
+    missing = sorted(masks.keys() - zeros.keys())
+    if missing:
+        raise SparsityLost(
+            f"the file holds no weight for {len(missing)} pruned modules, the first is {missing[0]}", where=name
+        )
+    by_module, extra, pruned = {}, 0, 0
+    for path, mask in masks.items():
+        kept = mask.numpy()
+        by_module[path] = int(zeros[path][~kept].sum())
+        extra += int(zeros[path][kept].sum())
+        pruned += int((~kept).sum())
+    return ZeroCheck(format=name, pruned=pruned, zeros=sum(by_module.values()), extra_zeros=extra, by_module=by_module)
 
 
 def read_huggingface(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
@@ -84,37 +105,24 @@ def read_onnx(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
     from onnx import numpy_helper
 
     graph = onnx.load(directory / "model.onnx").graph
+    blocks = ("_Q8", "_Q4")
+    stored_as = {"", PACKED, *blocks, *(f"_{name}" for name in NUMBER_FORMATS.names())}
     zeros: Zeros = {}
     for initializer in graph.initializer:
         name, _, storage = initializer.name.rpartition(".weight")
         path = module_path(f"{name}.weight")
-        if path not in shapes or storage not in ("", "_fp16", "_bf16", "_Q8", "_Q4", PACKED):
+        if path not in shapes or storage not in stored_as:
             continue
         out, width = shapes[path]
         array = numpy_helper.to_array(initializer)
         if storage == PACKED:
             zeros[path] = _packed_zeros(_unpack(array, initializer.name))
-        elif storage in ("_Q8", "_Q4"):
+        elif storage in blocks:
             zeros[path] = _block_zeros(array, storage).reshape(out, -1)[:, :width]
         else:
             # MatMul keeps [in, out] where the exporter folded the transposition.
             zeros[path] = (array == 0) if array.shape == shapes[path] else (array == 0).T
     return zeros
-
-
-def _check(name: str, zeros: Zeros, masks: Masks) -> ZeroCheck:
-    missing = sorted(masks.keys() - zeros.keys())
-    if missing:
-        raise SparsityLost(
-            f"the file holds no weight for {len(missing)} pruned modules, the first is {missing[0]}", where=name
-        )
-    by_module, extra, pruned = {}, 0, 0
-    for path, mask in masks.items():
-        kept = mask.numpy()
-        by_module[path] = int(zeros[path][~kept].sum())
-        extra += int(zeros[path][kept].sum())
-        pruned += int((~kept).sum())
-    return ZeroCheck(format=name, pruned=pruned, zeros=sum(by_module.values()), extra_zeros=extra, by_module=by_module)
 
 
 def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:

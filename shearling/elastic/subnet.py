@@ -22,6 +22,7 @@ from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, Choice, SearchSpace, read_search_space
 from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import ArtefactMismatch, DocumentInvalid
+from shearling.model.checkpoint_safety import CONFIG
 from shearling.run import open_frozen
 from shearling.strict_json import Document, read_document
 
@@ -270,14 +271,15 @@ def open_subnet(path: Path) -> OpenSubnet:
         ArtefactMissing, ArtefactCorrupt: a named artefact is absent or damaged.
         ArtefactMismatch: a digest differs: another base, mask, adapter or search space.
     """
-    from shearling.model.checkpoint import hash_config, hash_weights
+    from shearling.model.checkpoint import hash_weights
 
     subnet = read_document(path, Subnet, schema=SUBNET_SCHEMA)
     here = path.resolve().parent
     frozen = open_artefact(here / subnet.base.path, kind=subnet.base.kind)
     adapter = open_artefact((here / subnet.adapter.file).parent, kind="super_adapter")
     _same(frozen.sha256, subnet.base.manifest_sha256, "manifest of the base", path)
-    _same(hash_config(frozen.path), subnet.base.config_sha256, "configuration of the base", path)
+    # Every file was hashed when its artefact was opened; the digest of the weights alone is of another scheme.
+    _same(_listed(frozen, CONFIG), subnet.base.config_sha256, "configuration of the base", path)
     _same(hash_weights(frozen.path), subnet.base.weights_sha256, "weights of the base", path)
     _same(
         _digest_in(adapter, here / subnet.adapter.file, ADAPTER_FILE, where=path),
@@ -288,7 +290,7 @@ def open_subnet(path: Path) -> OpenSubnet:
     _same(adapter.manifest.parents.get(subnet.base.kind), frozen.sha256, "base that the adapter was trained on", path)
     _check_permutation(subnet, adapter, here, where=path)
     space_file = adapter.path / SEARCH_SPACE_FILE
-    _same(sha256_file(space_file), subnet.search_space_sha256, "search space", path)
+    _same(_listed(adapter, SEARCH_SPACE_FILE), subnet.search_space_sha256, "search space", path)
     if (subnet.sparsity is None) != (subnet.base.kind == "base"):
         raise DocumentInvalid(
             f"sparsity is {'missing' if subnet.sparsity is None else 'given'} for a {subnet.base.kind} base", where=path
@@ -364,6 +366,10 @@ def _digest_in(artefact: Artefact, file: Path, name: str, *, where: Path) -> str
     """
     if file.resolve() != (artefact.path / name).resolve():
         raise DocumentInvalid(f"{file.name} is named, expected {name} of {artefact.path}", where=where)
+    return _listed(artefact, name)
+
+
+def _listed(artefact: Artefact, name: str) -> str | None:
     entry = artefact.manifest.files.get(name)
     return None if entry is None else entry.sha256
 

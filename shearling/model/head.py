@@ -22,13 +22,18 @@ def names_classifier(config: Mapping[str, Any]) -> bool:
     return any(str(name).endswith(CLASSIFIER_SUFFIX) for name in config.get("architectures") or [])
 
 
+def head_of(config: Mapping[str, Any]) -> Head:
+    """What a model is for, by the content of its config.json."""
+    return "classifier" if names_classifier(config) else "language_model"
+
+
 def read_head(directory: Path) -> Head:
     """What the model of a checkpoint directory is for, by its config.json.
 
     Raises:
         ArtefactMissing, DocumentInvalid: there is none, or it is malformed.
     """
-    return "classifier" if names_classifier(read_json(directory / "config.json")) else "language_model"
+    return head_of(read_json(directory / "config.json"))
 
 
 def is_classifier(config: PretrainedConfig) -> bool:

@@ -1,35 +1,34 @@
 """The export stage on a tiny run: its artefact, its refusals, its gates, and the same bytes twice."""
 
+import hashlib
 import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-import export.stage
+import export.formats.openvino
+from export.formats.openvino import openvino_logits
+from export.plan import plan_subnet
 from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.screen import show_export
-from export.stage import export_frozen, export_subnet, plan
-from export.verification.parity import openvino_logits
+from export.stage import export_frozen, export_subnet
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import RunOptions, load_runtime
 from serve.runtimes.target import Target
 from shearling.artefact import open_artefact
-from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space
 from shearling.elastic.sub_adapter import load_sub_adapter
-from shearling.elastic.subnet import describe_subnet
 from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, PackageMissing, ParityFailed, UsageError
 from shearling.kernel.build import build_onnx_runtime_library
 from shearling.model.checkpoint import load_model
-from shearling.run import Run
-from shearling.strict_json import read_document, write_document
+from shearling.strict_json import read_document
 from tests.support.onnxruntime_headers import needs_headers
-from tests.support.tiny_runs import tiny_recipe
-from train.stage import run_recipe
+from tests.support.tiny_subnets import run_with_best
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -39,27 +38,14 @@ pytestmark = [
 FAST = ("hf", "peft")
 
 
-def make_run(directory, **options):
-    run = Run(directory / "run")
-    run_recipe(tiny_recipe(directory, train={"steps": 3}, **options), run.path)
-    adapter = open_artefact(run.super_adapter, kind="super_adapter")
-    space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
-    choice = {**space.heuristic(), space.groups[0].id: space.groups[0].values[-1]}
-    write_document(
-        run.path / "best.json",
-        describe_subnet(adapter, choice, subnet_id="test-0", location=run.path, metrics=None, provenance=None),
-    )
-    return run
-
-
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("masked"), masked=True)
+    return run_with_best(tmp_path_factory.mktemp("masked"), masked=True)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("plain"), masked=False)
+    return run_with_best(tmp_path_factory.mktemp("plain"), masked=False)
 
 
 def request_for(path, **options):
@@ -67,7 +53,8 @@ def request_for(path, **options):
 
 
 def file_hashes(artefact, *parts):
-    return {name: entry.sha256 for name, entry in artefact.manifest.files.items() if name.startswith(parts)}
+    files = artefact.manifest.files
+    return {name: entry.sha256 for name, entry in files.items() if name.startswith(parts)}
 
 
 def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path):
@@ -75,8 +62,8 @@ def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path):
     first = export_subnet(masked.path / "best.json", request_for(tmp_path / "first", formats=formats))
     second = export_subnet(masked.path / "best.json", request_for(tmp_path / "second", formats=formats))
     parts = ("model/", "adapter/", "openvino/")
-    assert file_hashes(first, *parts) == file_hashes(second, *parts)
-    assert first.manifest.parents == {
+    assert file_hashes(first.artefact, *parts) == file_hashes(second.artefact, *parts)
+    assert first.artefact.manifest.parents == {
         "sparse": open_artefact(masked.sparse, kind="sparse").sha256,
         "super_adapter": open_artefact(masked.super_adapter, kind="super_adapter").sha256,
     }
@@ -84,6 +71,24 @@ def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path):
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "<script src" not in page
     assert (first.path / "README.md").read_text().startswith("---\n")
+
+
+def test_every_file_is_hashed_once_for_an_export(masked, tmp_path, monkeypatch):
+    """Parents once when they are opened, the export's own files once when it is sealed; nothing is read back."""
+    hashed = Counter()
+    original = hashlib.file_digest
+
+    def counting(stream, name):
+        hashed[stream.name.replace(".export.partial", "export")] += 1
+        return original(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    exported = export_subnet(masked.path / "best.json", request_for(tmp_path / "export"))
+    parents = [masked.sparse, masked.super_adapter]
+    expected = [path for root in (*parents, exported.path) for path in root.rglob("*") if path.is_file()]
+    assert hashed == Counter(map(str, expected))
+    assert read_document(exported.path / "report.json", ExportReport) == exported.report
+    assert open_artefact(exported.path, kind="export") == exported.artefact
 
 
 def test_a_masked_adapter_loads_exactly_with_its_mask(masked, tmp_path):
@@ -103,9 +108,9 @@ def test_a_plain_adapter_stays_separate_and_loads_in_stock_peft(plain, tmp_path)
 
     exported = export_subnet(
         plain.path / "best.json",
-        request_for(tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"), weights="int8"),
+        request_for(tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"), weight_format="int8"),
     )
-    report = read_document(exported.path / "report.json", ExportReport)
+    report = exported.report
     assert (report.merge, report.exact) == ("separate", True)
     assert not (exported.path / "model").exists()
     assert {check.format for check in report.zeros} == {"base", "openvino", "onnx"}
@@ -127,11 +132,11 @@ def test_merges_follow_the_training(masked, plain, tmp_path):
     approximate = export_subnet(
         plain.path / "best.json", request_for(tmp_path / "export", merge="masked", allow_approximate=True)
     )
-    report = read_document(approximate.path / "report.json", ExportReport)
+    report = approximate.report
     assert not report.exact
     assert report.parity[0].parity.max_abs > 1e-4
     dense = export_subnet(plain.path / "best.json", request_for(tmp_path / "dense", merge="dense"))
-    assert read_document(dense.path / "report.json", ExportReport).certificate is None
+    assert dense.report.certificate is None
 
 
 def test_an_existing_output_is_left_alone_unless_forced(masked, tmp_path):
@@ -140,8 +145,8 @@ def test_an_existing_output_is_left_alone_unless_forced(masked, tmp_path):
     with pytest.raises(OutputExists):
         export_subnet(masked.path / "best.json", request)
     with pytest.raises(OutputExists):
-        plan(masked.path / "best.json", request)
-    assert open_artefact(first.path, kind="export").sha256 == first.sha256
+        plan_subnet(masked.path / "best.json", request)
+    assert open_artefact(first.path, kind="export").sha256 == first.artefact.sha256
     export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("peft",), force=True))
 
 
@@ -151,7 +156,7 @@ def test_a_broken_gate_rejects_the_export_and_keeps_its_files(masked, tmp_path, 
         logits[0][0, 0] += 0.01
         return logits
 
-    monkeypatch.setattr(export.stage, "openvino_logits", shifted_logits)
+    monkeypatch.setattr(export.formats.openvino, "openvino_logits", shifted_logits)
     with pytest.raises(ParityFailed, match=r"Δlogit.* exceeds 0\.001") as caught:
         export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("openvino",)))
     assert caught.value.exit_code == 1
@@ -160,7 +165,7 @@ def test_a_broken_gate_rejects_the_export_and_keeps_its_files(masked, tmp_path, 
     accepted = export_subnet(
         masked.path / "best.json", request_for(tmp_path / "export", formats=("openvino",), verify="warn")
     )
-    assert read_document(accepted.path / "report.json", ExportReport).violations
+    assert accepted.report.violations
 
 
 def test_another_base_of_the_same_shape_is_refused(masked, plain, tmp_path):
@@ -182,22 +187,22 @@ def test_an_unadapted_model_exports_as_it_is(masked, tmp_path):
 
 
 def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
-    options = {"formats": ("openvino",), "weights": "int8", "kernel": "sparse"}
+    options = {"formats": ("openvino",), "weight_format": "int8", "sparse_kernels": ("openvino",)}
     first = export_subnet(masked.path / "best.json", request_for(tmp_path / "first", **options))
     second = export_subnet(masked.path / "best.json", request_for(tmp_path / "second", **options))
-    assert file_hashes(first, "openvino/") == file_hashes(second, "openvino/")
-    report = read_document(first.path / "report.json", ExportReport)
+    assert file_hashes(first.artefact, "openvino/") == file_hashes(second.artefact, "openvino/")
+    report = first.report
     # What is pruned, and the head, which is not.
-    assert {layer.path for layer in report.packing.layers} == {
+    assert {layer.path for layer in report.packings["openvino"].layers} == {
         "model.embed_tokens",
         *(module.name for module in report.certificate.by_module),
     }
-    assert report.packing.bytes_after < report.packing.bytes_before
+    assert report.packings["openvino"].bytes_after < report.packings["openvino"].bytes_before
     assert [check.format for check in report.zeros] == ["openvino"]
     assert report.zeros[0].zeros == report.zeros[0].pruned > 0
     assert report.violations == []
-    assert first.manifest.details["kernel"] == "sparse"
-    assert first.manifest.details["openvino_operators"] == report.packing.operators
+    assert first.artefact.manifest.details["kernels"] == {"openvino": "sparse"}
+    assert first.artefact.manifest.details["openvino_operators"] == report.packings["openvino"].operators
     assert (report.kernels, list(report.packings)) == ({"openvino": "sparse"}, ["openvino"])
     assert "What the sparse kernel reads" in (first.path / "report.html").read_text()
     assert "required_extensions" in (first.path / "README.md").read_text()
@@ -205,21 +210,21 @@ def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
 
 @needs_headers
 def test_a_sparse_onnx_export_proves_itself_runs_and_says_every_kernel(masked, tmp_path):
-    options = {"formats": ("openvino", "onnx"), "weights": "int8"}
+    options = {"formats": ("openvino", "onnx"), "weight_format": "int8"}
     exported = export_subnet(
-        masked.path / "best.json", request_for(tmp_path / "export", onnx_kernel="sparse", **options)
+        masked.path / "best.json", request_for(tmp_path / "export", sparse_kernels=("onnx",), **options)
     )
-    report = read_document(exported.path / "report.json", ExportReport)
+    report = exported.report
     assert report.kernels == {"openvino": "stock", "onnx": "sparse"}
     assert list(report.packings) == ["onnx"]
-    assert {layer.path for layer in report.onnx_packing.layers} == {
+    assert {layer.path for layer in report.packings["onnx"].layers} == {
         module.name for module in report.certificate.by_module
     }
     assert [(check.format, check.zeros) for check in report.zeros] == [
         (name, report.zeros[0].pruned) for name in ("openvino", "onnx")
     ]
     assert report.violations == []
-    assert exported.manifest.details["onnx_operators"] == report.onnx_packing.operators
+    assert exported.artefact.manifest.details["onnx_operators"] == report.packings["onnx"].operators
     assert "What the sparse kernel reads in onnx/" in (exported.path / "report.html").read_text()
     card = (exported.path / "README.md").read_text()
     assert "- openvino: stock kernel\n- onnx: sparse kernel\n" in card
@@ -236,20 +241,22 @@ def test_without_headers_a_sparse_onnx_export_is_refused_at_once(masked, tmp_pat
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(tmp_path))
     build_onnx_runtime_library.cache_clear()
     with pytest.raises(PackageMissing, match="libonnxruntime-dev") as caught:
-        plan(
+        plan_subnet(
             masked.path / "best.json",
-            request_for(tmp_path / "export", formats=("onnx",), weights="int8", onnx_kernel="sparse"),
+            request_for(tmp_path / "export", formats=("onnx",), weight_format="int8", sparse_kernels=("onnx",)),
         )
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("options", [{"weights": "fp32"}, {"weights": "fp16"}, {"weights": "int8", "formats": ("hf",)}])
-@pytest.mark.parametrize(("name", "kernel"), [("openvino", "kernel"), ("onnx", "onnx_kernel")])
-def test_the_sparse_kernel_needs_weights_that_it_reads(masked, tmp_path, options, name, kernel):
+@pytest.mark.parametrize(
+    "options", [{"weight_format": "fp32"}, {"weight_format": "fp16"}, {"weight_format": "int8", "formats": ("hf",)}]
+)
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+def test_the_sparse_kernel_needs_weights_that_it_reads(masked, tmp_path, options, name):
     with pytest.raises(UsageError, match=f"the sparse kernel reads .* in {name};"):
         export_subnet(
             masked.path / "best.json",
-            request_for(tmp_path / "export", **{kernel: "sparse", "formats": (name,), **options}),
+            request_for(tmp_path / "export", **{"sparse_kernels": (name,), "formats": (name,), **options}),
         )
 
 
@@ -271,11 +278,13 @@ def test_dry_run_verifies_and_writes_nothing(masked):
     [
         ((), 2),
         (("--subnet", "absent.json"), 3),
-        (("--subnet", "absent.json", "--weights", "int3"), 2),
+        (("--subnet", "absent.json", "--weight-format", "int3"), 2),
         (("--subnet", "absent.json", "--formats", "gguf"), 2),
-        (("--subnet", "absent.json", "--kernel", "sparse"), 2),
-        (("--subnet", "absent.json", "--onnx-kernel", "sparse"), 2),
-        (("--subnet", "absent.json", "--onnx-kernel", "dense"), 2),
+        (("--subnet", "absent.json", "--sparse-kernel", "openvino"), 2),
+        (("--subnet", "absent.json", "--sparse-kernel", "openvino,onnx"), 2),
+        (("--subnet", "absent.json", "--sparse-kernel", "dense"), 2),
+        (("--subnet", "absent.json", "--weight-format", "int8", "--sparse-kernel", "hf"), 2),
+        (("--subnet", "absent.json", "--base", "absent"), 2),
     ],
 )
 def test_bad_requests_end_with_their_exit_code(tmp_path, arguments, code):

@@ -3,24 +3,17 @@ every zero kept."""
 
 import pytest
 
-from export.formats.onnx import write_onnx
-from export.formats.openvino import write_openvino
-from export.verification.parity import (
-    FLOAT32_CPU,
-    GATES,
-    compare,
-    fixed_blocks,
-    onnx_logits,
-    openvino_logits,
-    torch_logits,
-)
-from export.verification.zeros import check_zeros
+from export.formats.onnx import onnx_logits, write_onnx
+from export.formats.openvino import FLOAT32_CPU, openvino_logits, write_openvino
+from export.verification.parity import broken_limits, compare, fixed_blocks, torch_logits
 from serve.generate import generate_text
 from serve.runtimes.runtime import RunOptions
 from serve.runtimes.target import Target
 from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
 from tests.support.smollm2 import SMOLLM2
+from shearling.registry.number_formats import NUMBER_FORMATS
+from tests.support.exported_files import count_zeros, stored_as
 from train.base.artefact import import_base
 from train.package_asset import fetch
 
@@ -49,8 +42,8 @@ def exported(tmp_path_factory):
             masks[path] = size > size.kthvalue(size.shape[1] // 5, dim=1, keepdim=True).values
             linear.weight.mul_(masks[path])
     save_model(model, tokenizer, directory / "model")
-    write_openvino(model, tokenizer, directory / "openvino", weights="fp32", sparsity={"method": "magnitude"})
-    write_onnx(model, tokenizer, directory / "onnx", weights="fp32")
+    write_openvino(model, tokenizer, directory / "openvino", stored_as("fp32"), sparsity={"method": "magnitude"})
+    write_onnx(model, tokenizer, directory / "onnx", stored_as("fp32"))
     return directory, model, tokenizer, masks
 
 
@@ -80,11 +73,11 @@ def test_logits_pass_the_float32_gate(exported):
         onnx_logits(directory / "onnx", blocks),
     ):
         parity = compare(reference, logits, blocks)
-        assert GATES["fp32"].violations(parity) == []
+        assert broken_limits(NUMBER_FORMATS.get("fp32").gate, parity) == []
         assert parity.top1_agreement == 1.0
 
 
 def test_every_zero_is_in_every_file(exported):
-    checks = check_zeros(exported[0], exported[3])
-    assert {check.format for check in checks} == {"model", "openvino", "onnx"}
-    assert all(check.zeros == check.pruned > 0 for check in checks)
+    checks = count_zeros(exported[0], exported[3])
+    assert checks.keys() == {"model", "openvino", "onnx"}
+    assert all(check.zeros == check.pruned > 0 for check in checks.values())

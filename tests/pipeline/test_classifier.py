@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from export.formats.classifier import onnx_class_logits, openvino_class_logits
-from export.number_format import Weights
-from export.reporting.report import ExportReport
+from export.formats.openvino import FLOAT32_CPU
+from export.plan import plan_subnet
 from export.request import ExportRequest
-from export.stage import export_frozen, export_subnet, plan
-from export.verification.parity import FLOAT32_CPU, fixed_blocks
+from export.stage import export_frozen, export_subnet
+from export.verification.parity import fixed_blocks
 from search.front import BestRule
 from search.settings import SearchSettings
 from search.stage import search
@@ -28,7 +28,6 @@ from shearling.evaluation.scoreboard import parse_tasks, score_models
 from shearling.model.checkpoint import load_model
 from shearling.recipe import read_recipe
 from shearling.run import Run
-from shearling.strict_json import read_document
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.tiny_models import VOCABULARY, save_tiny_encoder, tiny_tokenizer
 from tests.support.tiny_runs import write_headlines
@@ -129,7 +128,7 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
     exported = export_subnet(
         run.search / "best.json", ExportRequest(output=run.export, formats=("hf", "openvino", "onnx", "peft"))
     )
-    report = read_document(exported.path / "report.json", ExportReport)
+    report = exported.report
     assert report.head == "classifier"
     assert report.violations == []
     assert all(check.parity.max_abs <= 1e-4 for check in report.parity if check.precision == "fp32")
@@ -185,7 +184,7 @@ def test_a_pruned_encoder_keeps_its_zeros_to_the_end(pruned: Run, tmp_path: Path
     exported = export_subnet(
         pruned.search / "best.json", ExportRequest(output=tmp_path / "export", formats=("hf", "openvino", "onnx"))
     )
-    report = read_document(exported.path / "report.json", ExportReport)
+    report = exported.report
     assert report.parity[0].parity.max_abs == 0.0
     assert {check.format: check.zeros == check.pruned > 0 for check in report.zeros} == {
         "model": True,
@@ -205,19 +204,23 @@ def test_a_pruned_encoder_keeps_its_zeros_to_the_end(pruned: Run, tmp_path: Path
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4", "bf16"])
-def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weights: Weights) -> None:
+def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weights: str) -> None:
     """Every pruned matrix is packed or has a reason not to be, and the packed file says what the stock one says."""
     few, many = [np.array([5]), np.array([7, 11])], fixed_blocks(tiny_tokenizer(), vocabulary=VOCABULARY)
     logits = {}
     for kernel in ("stock", "sparse"):
-        request = ExportRequest(output=tmp_path / kernel, formats=("openvino",), weights=weights, kernel=kernel)
+        request = ExportRequest(
+            output=tmp_path / kernel,
+            formats=("openvino",),
+            weight_format=weights,
+            sparse_kernels=("openvino",) if kernel == "sparse" else (),
+        )
         exported = export_subnet(pruned.search / "best.json", request)
-        report = read_document(exported.path / "report.json", ExportReport)
-        assert (report.packing is None) == (kernel == "stock")
+        report = exported.report
+        assert (not report.packings) == (kernel == "stock")
         logits[kernel] = openvino_class_logits(exported.path / "openvino", [*few, *many], config=FLOAT32_CPU)
-    assert report.packing is not None
-    packed = {layer.path for layer in report.packing.layers}
-    assert packed | report.packing.kept.keys() >= load_masks(pruned.sparse / MASK_FILE).keys()
+    packed = {layer.path for layer in report.packings["openvino"].layers}
+    assert packed | report.packings["openvino"].kept.keys() >= load_masks(pruned.sparse / MASK_FILE).keys()
     assert weights == "int4" or packed >= load_masks(pruned.sparse / MASK_FILE).keys()
     stock, sparse = (np.concatenate(logits[kernel]) for kernel in ("stock", "sparse"))
     largest = np.abs(stock).max()
@@ -240,11 +243,13 @@ def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weight
 
 def test_a_pruned_encoder_is_exported_without_adapter(pruned: Run, tmp_path: Path) -> None:
     request = ExportRequest(
-        output=tmp_path / "export", formats=("hf", "openvino", "peft"), weights="int8", kernel="sparse"
+        output=tmp_path / "export",
+        formats=("hf", "openvino", "peft"),
+        weight_format="int8",
+        sparse_kernels=("openvino",),
     )
-    report = read_document(export_frozen(pruned.sparse, request).path / "report.json", ExportReport)
-    assert report.packing is not None
-    assert {layer.path for layer in report.packing.layers} >= load_masks(pruned.sparse / MASK_FILE).keys()
+    report = export_frozen(pruned.sparse, request).report
+    assert {layer.path for layer in report.packings["openvino"].layers} >= load_masks(pruned.sparse / MASK_FILE).keys()
     assert {check.format: check.zeros == check.pruned > 0 for check in report.zeros} == {
         "model": True,
         "openvino": True,
@@ -256,9 +261,9 @@ def test_plain_adapters_of_a_pruned_encoder_stay_apart(tmp_path: Path) -> None:
     run = make_pruned(tmp_path, masked=False)
     best = run.search / "best.json"
     exported = export_subnet(
-        best, ExportRequest(output=run.export, formats=("hf", "openvino", "onnx", "peft"), weights="int8")
+        best, ExportRequest(output=run.export, formats=("hf", "openvino", "onnx", "peft"), weight_format="int8")
     )
-    report = read_document(exported.path / "report.json", ExportReport)
+    report = exported.report
     assert report.merge == "separate"
     assert {check.format for check in report.zeros if check.pruned > 0} == {"openvino", "onnx"}
     assert sorted(path.name for path in exported.path.iterdir() if path.is_dir()) == ["onnx", "openvino"]
@@ -266,7 +271,7 @@ def test_plain_adapters_of_a_pruned_encoder_stay_apart(tmp_path: Path) -> None:
     factors = [tensor for tensor in initializers if "lora_a" in tensor.name or "lora_b" in tensor.name]
     assert len(factors) == 2 * len(open_subnet(best).subnet.ranks)
     assert {tensor.data_type for tensor in factors} == {onnx.TensorProto.FLOAT}
-    for call in (export_subnet, plan):
+    for call in (export_subnet, plan_subnet):
         with pytest.raises(UsageError, match="nothing is left to write"):
             call(best, ExportRequest(output=tmp_path / "nothing", formats=("hf", "peft")))
     assert not (tmp_path / "nothing").exists()
@@ -276,12 +281,16 @@ def test_plain_adapters_of_a_pruned_encoder_stay_apart(tmp_path: Path) -> None:
 def test_onnx_runtime_runs_a_packed_classifier(pruned: Run, tmp_path: Path) -> None:
     blocks, logits = fixed_blocks(tiny_tokenizer(), vocabulary=VOCABULARY), {}
     for kernel in ("stock", "sparse"):
-        request = ExportRequest(output=tmp_path / kernel, formats=("onnx",), weights="int8", onnx_kernel=kernel)
+        request = ExportRequest(
+            output=tmp_path / kernel,
+            formats=("onnx",),
+            weight_format="int8",
+            sparse_kernels=("onnx",) if kernel == "sparse" else (),
+        )
         exported = export_subnet(pruned.search / "best.json", request)
         logits[kernel] = np.concatenate(onnx_class_logits(exported.path / "onnx", blocks))
-    report = read_document(exported.path / "report.json", ExportReport)
-    assert report.onnx_packing is not None
-    assert {layer.path for layer in report.onnx_packing.layers} == load_masks(pruned.sparse / MASK_FILE).keys()
+    report = exported.report
+    assert {layer.path for layer in report.packings["onnx"].layers} == load_masks(pruned.sparse / MASK_FILE).keys()
     np.testing.assert_allclose(logits["sparse"], logits["stock"], atol=0.02 * np.abs(logits["stock"]).max())
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_subnet
 from search.front import BestRule
@@ -19,7 +18,6 @@ from shearling.elastic.subnet import open_subnet
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
 from shearling.run import Run
-from shearling.strict_json import read_document
 from tests.support.tiny_models import FAMILIES
 from tests.support.tiny_runs import GROUPS, LLAMA_GROUPS, tiny_recipe
 from train.stage import run_recipe
@@ -58,10 +56,10 @@ def test_train_and_search(family: str, searched: Run) -> None:
 def test_export_agrees_with_the_super_network_in_every_format(searched: Run, tmp_path: Path) -> None:
     request = ExportRequest(output=tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"), verify="strict")
     exported = export_subnet(searched.search / "best.json", request)
-    assert open_artefact(exported.path, kind="export").sha256 == exported.sha256
+    assert open_artefact(exported.path, kind="export").sha256 == exported.artefact.sha256
     merged = load_model(exported.path / "model")
     check_masked_zeros(merged, load_masks(searched.sparse / MASK_FILE))
-    report = read_document(exported.path / "report.json", ExportReport)
+    report = exported.report
     assert report.exact
     assert report.violations == []
     merged_check, *runtimes = report.parity

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_subnet
 from search.front import BestRule
@@ -89,7 +88,7 @@ def test_every_format_is_the_active_sub_network(searched: Run, tmp_path: Path) -
     exported = export_subnet(
         path, ExportRequest(output=tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"))
     )
-    report = read_document(exported.path / "report.json", ExportReport)
+    report = exported.report
     merged, *runtimes = report.parity
     assert merged.parity.max_abs <= (0.0 if network.masks is not None else 1e-5)
     assert {check.candidate for check in runtimes} >= {"openvino", "onnx"}
@@ -113,15 +112,17 @@ def test_a_narrowed_model_takes_the_sparse_kernel(searched: Run, tmp_path: Path)
     """Sparsity, widths and ranks in one file: every layer packed at the size that it was cut to."""
     subnet, path = mixed(searched)
     exported = export_subnet(
-        path, ExportRequest(output=tmp_path / "export", formats=("openvino",), weights="bf16", kernel="sparse")
+        path,
+        ExportRequest(
+            output=tmp_path / "export", formats=("openvino",), weight_format="bf16", sparse_kernels=("openvino",)
+        ),
     )
-    report = read_document(exported.path / "report.json", ExportReport)
-    assert report.packing is not None
-    packed = {layer.path: layer.shape[0] for layer in report.packing.layers}
+    report = exported.report
+    packed = {layer.path: layer.shape[0] for layer in report.packings["openvino"].layers}
     if load_super_network(searched).masks is None:
         # Nothing is zero, so nothing is packed, and each layer says why.
         assert not packed
-        assert report.packing.kept.keys() >= subnet.widths.keys()
+        assert report.packings["openvino"].kept.keys() >= subnet.widths.keys()
         return
     assert {name: packed[name] for name in subnet.widths} == subnet.widths
     assert [check.zeros == check.pruned > 0 for check in report.zeros] == [True]

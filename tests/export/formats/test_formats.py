@@ -10,11 +10,12 @@ import openvino
 import pytest
 import torch
 
-from export.formats.onnx import check_external_data, write_onnx
-from export.formats.openvino import write_openvino
-from export.verification.parity import FLOAT32_CPU, onnx_logits, openvino_logits, torch_logits
+from export.formats.onnx import check_external_data, onnx_logits, write_onnx
+from export.formats.openvino import FLOAT32_CPU, openvino_logits, write_openvino
+from export.verification.parity import torch_logits
 from shearling.errors import ArtefactCorrupt, ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
+from tests.support.exported_files import stored_as
 from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
 
 pytestmark = [
@@ -39,7 +40,7 @@ def largest_difference(left, right):
 def onnx_export(tmp_path_factory):
     directory = tmp_path_factory.mktemp("onnx")
     model = FAMILIES["llama_tied_gqa"]()
-    write_onnx(model, tiny_tokenizer(), directory, weights="fp32")
+    write_onnx(model, tiny_tokenizer(), directory, stored_as("fp32"))
     return model, directory
 
 
@@ -47,14 +48,14 @@ def onnx_export(tmp_path_factory):
 def openvino_export(tmp_path_factory):
     directory = tmp_path_factory.mktemp("openvino")
     model = FAMILIES["llama_tied_gqa"]()
-    write_openvino(model, tiny_tokenizer(), directory, weights="fp32", sparsity={"method": "wanda", "share": "0.5"})
+    write_openvino(model, tiny_tokenizer(), directory, stored_as("fp32"), sparsity={"method": "wanda", "share": "0.5"})
     return model, directory
 
 
 @pytest.mark.parametrize("family", KINDS)
 def test_openvino_prefill_and_decoding_equal_torch(tmp_path, family):
     model = FAMILIES[family]()
-    write_openvino(model, tiny_tokenizer(), tmp_path, weights="fp32", sparsity={})
+    write_openvino(model, tiny_tokenizer(), tmp_path, stored_as("fp32"), sparsity={})
     assert (
         largest_difference(torch_logits(model, BLOCKS), openvino_logits(tmp_path, BLOCKS, config=FLOAT32_CPU)) <= 1e-4
     )
@@ -63,7 +64,7 @@ def test_openvino_prefill_and_decoding_equal_torch(tmp_path, family):
 @pytest.mark.parametrize("family", KINDS)
 def test_onnx_prefill_and_decoding_equal_torch(tmp_path, family):
     model = FAMILIES[family]()
-    write_onnx(model, tiny_tokenizer(), tmp_path, weights="fp32")
+    write_onnx(model, tiny_tokenizer(), tmp_path, stored_as("fp32"))
     assert largest_difference(torch_logits(model, BLOCKS), onnx_logits(tmp_path, BLOCKS)) <= 1e-4
 
 
@@ -71,8 +72,8 @@ def test_onnx_prefill_and_decoding_equal_torch(tmp_path, family):
 def test_smaller_weights_stay_close(tmp_path, weights):
     model = FAMILIES["llama"]()
     reference = torch_logits(model, BLOCKS)
-    write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", weights=weights, sparsity={})
-    write_onnx(model, tiny_tokenizer(), tmp_path / "onnx", weights=weights)
+    write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", stored_as(weights), sparsity={})
+    write_onnx(model, tiny_tokenizer(), tmp_path / "onnx", stored_as(weights))
     limit = {"fp16": 0.01, "bf16": 0.08, "int8": 0.3}[weights]
     assert (
         0 < largest_difference(reference, openvino_logits(tmp_path / "openvino", BLOCKS, config=FLOAT32_CPU)) <= limit
@@ -83,12 +84,12 @@ def test_smaller_weights_stay_close(tmp_path, weights):
 def test_the_same_model_gives_the_same_bytes(tmp_path, openvino_export, onnx_export):
     model, directory = openvino_export
     # Another conversion in between moves OpenVINO's name counters on.
-    write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", weights="int8", sparsity={})
+    write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", stored_as("int8"), sparsity={})
     write_openvino(
-        model, tiny_tokenizer(), tmp_path / "again", weights="fp32", sparsity={"method": "wanda", "share": "0.5"}
+        model, tiny_tokenizer(), tmp_path / "again", stored_as("fp32"), sparsity={"method": "wanda", "share": "0.5"}
     )
     assert digests(tmp_path / "again") == digests(directory)
-    write_onnx(onnx_export[0], tiny_tokenizer(), tmp_path / "onnx", weights="fp32")
+    write_onnx(onnx_export[0], tiny_tokenizer(), tmp_path / "onnx", stored_as("fp32"))
     assert digests(tmp_path / "onnx") == digests(onnx_export[1])
 
 

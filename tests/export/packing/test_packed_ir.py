@@ -7,13 +7,12 @@ import numpy as np
 import openvino
 import pytest
 
-from export.formats.openvino import MODEL_XML, write_openvino
+from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits, write_openvino
 from export.packing.stock_ir import unpack_ir
-from export.verification.parity import FLOAT32_CPU, openvino_logits
-from export.verification.zeros import check_zeros
 from shearling.kernel.openvino_extension import core_for, needs_extension
 from tests.support.packing_cases import BLOCKS, SHARES
-from tests.support.tiny_models import pruned_model, tiny_tokenizer
+from tests.support.tiny_models import VOCABULARY, pruned_model, tiny_tokenizer
+from tests.support.exported_files import count_zeros, stored_as
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -31,9 +30,9 @@ def both(request, tmp_path_factory):
     family, weights = request.param
     directory = tmp_path_factory.mktemp(f"{family}-{weights}")
     model, masks = pruned_model(family, share=SHARES[weights])
-    write_openvino(model, tiny_tokenizer(), directory / "stock" / "openvino", weights=weights, sparsity={})
+    write_openvino(model, tiny_tokenizer(), directory / "stock" / "openvino", stored_as(weights), sparsity={})
     packing = write_openvino(
-        model, tiny_tokenizer(), directory / "sparse" / "openvino", weights=weights, sparsity={}, kernel="sparse"
+        model, tiny_tokenizer(), directory / "sparse" / "openvino", stored_as(weights, kernel="sparse"), sparsity={}
     )
     return directory, packing, masks, weights, family
 
@@ -106,9 +105,9 @@ def test_packing_is_reversible_bit_for_bit(both, tmp_path):
 
 def test_zeros_are_counted_in_the_packed_constants(both):
     directory, _, masks, _, _ = both
-    (check,) = check_zeros(directory / "sparse", masks)
+    (check,) = count_zeros(directory / "sparse", masks).values()
     assert check.zeros == check.pruned > 0
-    assert check == check_zeros(directory / "stock", masks)[0]
+    assert check == count_zeros(directory / "stock", masks)["openvino"]
 
 
 def test_the_file_says_what_it_needs(both):

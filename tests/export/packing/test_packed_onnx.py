@@ -8,12 +8,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export.formats.onnx import MODEL_ONNX, check_external_data, write_onnx
-from export.verification.parity import onnx_logits
-from export.verification.zeros import check_zeros
+from export.formats.onnx import MODEL_ONNX, check_external_data, onnx_logits, write_onnx
 from shearling.errors import ArtefactCorrupt
 from shearling.kernel.onnx_runtime_extension import DOMAIN, needs_operators
 from shearling.kernel.packed_format import read_header, unpack
+from tests.support.exported_files import count_zeros, stored_as
 from tests.support.matrices import dense
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.packing_cases import BLOCKS, SHARES
@@ -32,8 +31,8 @@ def both(request, tmp_path_factory):
     weights = request.param
     directory = tmp_path_factory.mktemp(weights)
     model, masks = pruned_model("llama_tied_gqa", share=SHARES[weights])
-    assert write_onnx(model, tiny_tokenizer(), directory / "stock" / "onnx", weights=weights) is None
-    packing = write_onnx(model, tiny_tokenizer(), directory / "sparse" / "onnx", weights=weights, kernel="sparse")
+    assert write_onnx(model, tiny_tokenizer(), directory / "stock" / "onnx", stored_as(weights)) is None
+    packing = write_onnx(model, tiny_tokenizer(), directory / "sparse" / "onnx", stored_as(weights, kernel="sparse"))
     return directory, packing, masks, weights
 
 
@@ -93,9 +92,9 @@ def test_the_graph_is_valid_and_says_what_it_needs(both):
 
 def test_zeros_are_counted_in_the_packed_weights(both):
     directory, _, masks, _ = both
-    (check,) = check_zeros(directory / "sparse", masks)
+    (check,) = count_zeros(directory / "sparse", masks).values()
     assert check.zeros == check.pruned > 0
-    assert check == check_zeros(directory / "stock", masks)[0]
+    assert check == count_zeros(directory / "stock", masks)["onnx"]
 
 
 def test_a_packed_weight_that_lies_is_not_counted(both, tmp_path):
@@ -109,12 +108,12 @@ def test_a_packed_weight_that_lies_is_not_counted(both, tmp_path):
     (tmp_path / "onnx").mkdir()
     onnx.save(model, tmp_path / "onnx" / MODEL_ONNX)
     with pytest.raises(ArtefactCorrupt, match=f"{name}: a packed weight is corrupt"):
-        check_zeros(tmp_path, masks)
+        count_zeros(tmp_path, masks)
 
 
 def test_too_few_zeros_leave_a_stock_file(tmp_path):
     model, masks = pruned_model("llama_tied_gqa", share=0.05)
-    packing = write_onnx(model, tiny_tokenizer(), tmp_path, weights="bf16", kernel="sparse")
+    packing = write_onnx(model, tiny_tokenizer(), tmp_path, stored_as("bf16", kernel="sparse"))
     assert (packing.operators, packing.layers) == ({}, ())
     assert set(packing.kept) >= set(masks)
     assert not needs_operators(tmp_path / MODEL_ONNX)

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from export.verification.parity import (
-    GATES,
     LARGEST_LIMIT,
     ROUNDING_ALLOWANCE,
-    Gate,
+    broken_limits,
     compare,
     fixed_blocks,
     rounding_of,
     torch_logits,
     widen,
 )
+from shearling.registry.number_formats import NUMBER_FORMATS, Gate
 from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
 
 
@@ -40,7 +40,7 @@ def test_equal_logits_have_no_distance(blocks):
     parity = compare(logits, logits, blocks)
     assert (parity.max_abs, parity.mean_abs, parity.kl_mean, parity.kl_max, parity.top1_agreement) == (0, 0, 0, 0, 1)
     assert parity.perplexity == parity.reference_perplexity
-    assert GATES["fp32"].violations(parity) == []
+    assert broken_limits(NUMBER_FORMATS.get("fp32").gate, parity) == []
 
 
 def test_measures_equal_torch_in_float64(blocks):
@@ -67,9 +67,9 @@ def test_a_gate_names_what_it_refuses(blocks):
     reference = random_logits(0, blocks)
     shifted = [logits.copy() for logits in reference]
     shifted[0][0, 0] += 0.01
-    violations = GATES["fp32"].violations(compare(reference, shifted, blocks))
+    violations = broken_limits(NUMBER_FORMATS.get("fp32").gate, compare(reference, shifted, blocks))
     assert any("max |Δlogit| 0.01 exceeds 0.001" in line for line in violations)
-    assert Gate().violations(compare(reference, random_logits(1, blocks), blocks)) == []
+    assert broken_limits(Gate(), compare(reference, random_logits(1, blocks), blocks)) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,6 +94,6 @@ def test_rounding_grows_with_what_amplifies_it(blocks):
 
 @pytest.mark.parametrize(("rounding", "limit"), [(1e-6, 1e-3), (1e-3, ROUNDING_ALLOWANCE * 1e-3), (1.0, LARGEST_LIMIT)])
 def test_the_float32_gate_widens_with_the_rounding_and_nothing_else_does(rounding, limit):
-    widened = widen(GATES["fp32"], rounding)
-    assert (widened.max_abs, widened.kl_mean) == (limit, GATES["fp32"].kl_mean)
-    assert widen(GATES["bf16"], rounding) == GATES["bf16"]
+    widened = widen(NUMBER_FORMATS.get("fp32").gate, rounding)
+    assert (widened.max_abs, widened.kl_mean) == (limit, NUMBER_FORMATS.get("fp32").gate.kl_mean)
+    assert widen(NUMBER_FORMATS.get("bf16").gate, rounding) == NUMBER_FORMATS.get("bf16").gate

@@ -5,9 +5,10 @@ import torch
 
 from export.formats.onnx import write_onnx
 from export.formats.openvino import write_openvino
-from export.verification.zeros import check_zeros
 from shearling.model.checkpoint import save_model
-from tests.support.tiny_models import pruned_model, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, pruned_model, tiny_tokenizer
+from shearling.model.layers import find_layers
+from tests.support.exported_files import count_zeros, stored_as
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -28,9 +29,9 @@ pytestmark = [
 def test_every_format_keeps_every_zero(tmp_path, family, weights):
     model, masks = pruned_model(family)
     save_model(model, tiny_tokenizer(), tmp_path / "model")
-    write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", weights=weights, sparsity={})
-    write_onnx(model, tiny_tokenizer(), tmp_path / "onnx", weights=weights)
-    checks = {check.format: check for check in check_zeros(tmp_path, masks)}
+    write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", stored_as(weights), sparsity={})
+    write_onnx(model, tiny_tokenizer(), tmp_path / "onnx", stored_as(weights))
+    checks = count_zeros(tmp_path, masks)
     assert set(checks) == {"model", "openvino", "onnx"}
     for check in checks.values():
         assert check.zeros == check.pruned == sum(int((~mask).sum()) for mask in masks.values())
@@ -45,7 +46,7 @@ def test_a_revived_weight_is_seen(tmp_path):
     with torch.no_grad():
         dict(model.named_modules())[path].weight[row, column] = 0.125
     save_model(model, tiny_tokenizer(), tmp_path / "model")
-    write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", weights="fp32", sparsity={})
-    for check in check_zeros(tmp_path, masks):
+    write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", stored_as("fp32"), sparsity={})
+    for check in count_zeros(tmp_path, masks).values():
         assert check.pruned - check.zeros == 1
         assert check.by_module[path] == int((~mask).sum()) - 1

@@ -15,6 +15,7 @@ from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import RunOptions, load_runtime
 from serve.runtimes.target import Target
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable
+from tests.support.exported_files import stored_as
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.serve_command import run_serve
 from tests.support.tiny_models import pruned_model, tiny_tokenizer
@@ -35,7 +36,7 @@ def packed(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("onnx")
     model, _ = pruned_model("llama_tied_gqa")
     for kernel in ("stock", "sparse"):
-        write_onnx(model, tiny_tokenizer(), root / kernel, weights="bf16", kernel=kernel)
+        write_onnx(model, tiny_tokenizer(), root / kernel, stored_as("bf16", kernel=kernel))
     return root
 
 

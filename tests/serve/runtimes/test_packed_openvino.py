@@ -22,6 +22,7 @@ from shearling.kernel.openvino_extension import required_extensions
 from shearling.kernel.packed_format import VERSION, Encoding, ValueType
 from tests.support.serve_command import PROMPT, run_serve
 from tests.support.tiny_models import pruned_model, tiny_tokenizer
+from tests.support.exported_files import stored_as
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -37,7 +38,7 @@ def sparse(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("kernel")
     model, _ = pruned_model("llama_tied_gqa")
     for kernel in ("stock", "sparse"):
-        write_openvino(model, tiny_tokenizer(), root / kernel, weights="int8", sparsity={}, kernel=kernel)
+        write_openvino(model, tiny_tokenizer(), root / kernel, stored_as("int8", kernel=kernel), sparsity={})
     return root
 
 
@@ -140,7 +141,7 @@ def test_genai_cuts_the_prompt_off_before_the_head(tmp_path):
         if ".layers." in name and parameter.dim() == 2:
             parameter.data[:, ::2] = 0
     for kernel in ("stock", "sparse"):
-        write_openvino(model, tiny_tokenizer(), tmp_path / kernel, weights="int8", sparsity={}, kernel=kernel)
+        write_openvino(model, tiny_tokenizer(), tmp_path / kernel, stored_as("int8", kernel=kernel), sparsity={})
     assert b"SparseHead" in (tmp_path / "sparse" / MODEL_XML).read_bytes()
     workload = make_workload(prompt_tokens=1000, new_tokens=2, repeats=1, warmup=0, seed=0)
     stock, sparse = run_benchmark(

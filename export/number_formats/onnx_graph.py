@@ -1,39 +1,25 @@
-"""How an ONNX graph stores its weights: float32, halved with a conversion behind it, or quantized in blocks."""
+"""Weights of an ONNX graph rewritten: halved with a conversion behind them, or quantized in blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
 
-from export.formats.quiet_conversion import quiet_conversion
-from export.number_format import Weights
-
-BLOCK = {"int8": 128, "int4": 32}
-"""Weights along the input that share a scale; the smaller the format, the smaller the block."""
-BITS = {"int8": 8, "int4": 4}
+from export.quiet_conversion import quiet_conversion
 
 
-def store_weights(model: Any, weights: Weights, *, linears: Collection[str]) -> None:
-    """Rewrite the matrices of a graph in place.
+def cast_matrices(model: Any, dtype: Any, data_type: Any, *, suffix: str) -> None:
+    """Store every float32 matrix in another type, with a cast to float32 behind it, in place.
 
     Args:
-        model: an `onnx_ir.Model` whose linears are MatMul(x, Transpose(W)) with W [out, in] an initializer.
-        weights: float16 and bfloat16 are cast to float32 behind the weight; int8 and int4 become MatMulNBits,
-            symmetric, so that zero stays exactly zero, with embeddings and head left in float32.
-        linears: names of the weights that int8 and int4 quantize.
+        model: an `onnx_ir.Model`.
+        dtype: of numpy.
+        data_type: the same of `onnx_ir`.
+        suffix: behind the names of the weights, `NAME_SUFFIX`; a name of a number format, by which zeros are read.
     """
-    if weights in ("fp16", "bf16"):
-        _halve(model, weights)
-    elif weights in ("int8", "int4"):
-        _quantize(model, weights, linears)
-
-
-def _halve(model: Any, weights: Weights) -> None:
-    import ml_dtypes
     import numpy as np
     import onnx_ir
 
-    dtype = np.float16 if weights == "fp16" else ml_dtypes.bfloat16
     graph = model.graph
     first = graph[0]
     for value in list(graph.initializers.values()):
@@ -41,12 +27,9 @@ def _halve(model: Any, weights: Weights) -> None:
         if array.ndim != 2 or array.dtype != np.float32:
             continue
         users = list(value.uses())
-        stored = onnx_ir.Value(
-            name=f"{value.name}_{weights}",
-            const_value=onnx_ir.tensor(array.astype(dtype), name=f"{value.name}_{weights}"),
-            shape=value.shape,
-        )
-        stored.dtype = onnx_ir.DataType.FLOAT16 if weights == "fp16" else onnx_ir.DataType.BFLOAT16
+        name = f"{value.name}_{suffix}"
+        stored = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array.astype(dtype), name=name), shape=value.shape)
+        stored.dtype = data_type
         cast = onnx_ir.node("Cast", [stored], attributes={"to": onnx_ir.DataType.FLOAT}, name=f"{value.name}_cast")
         cast.outputs[0].name = f"{value.name}_float32"
         graph.register_initializer(stored)
@@ -56,14 +39,20 @@ def _halve(model: Any, weights: Weights) -> None:
         del graph.initializers[value.name]
 
 
-def _quantize(model: Any, weights: Weights, linears: Collection[str]) -> None:
+def quantize_blocks(model: Any, linears: Collection[str], *, bits: int, block: int) -> None:
+    """Make products MatMulNBits, symmetric, so that zero stays exactly zero, in place.
+
+    Args:
+        model: an `onnx_ir.Model`; see `export.number_formats.number_format`.
+        linears: names of the weights that are quantized.
+        bits: of a weight.
+        block: weights along the input that share a scale.
+    """
     import onnx_ir
     import onnxruntime.quantization.matmul_nbits_quantizer as nbits
 
     _fold_transposes(model, linears)
-    config = nbits.DefaultWeightOnlyQuantConfig(
-        block_size=BLOCK[weights], is_symmetric=True, bits=BITS[weights], accuracy_level=4
-    )
+    config = nbits.DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, bits=bits, accuracy_level=4)
     with quiet_conversion():
         quantizer = nbits.MatMulNBitsQuantizer(onnx_ir.to_proto(model), algo_config=config)
         quantizer.process()

@@ -14,8 +14,8 @@ from typing import Any
 from export.packing.cost import PackingCost, measure_packing, saves, too_little
 from export.packing.linear_graph import (
     Gated,
-    Head,
     Norm,
+    OutputHead,
     Product,
     Residual,
     find_gated,
@@ -84,14 +84,14 @@ class HeadPlan:
     """One `SparseHead`, and a `SparseEmbedding` for each of its lookups."""
 
     weight: PackedWeight
-    head: Head
+    head: OutputHead
 
 
 Operator = LinearPlan | MLPPlan | LayerPlan | HeadPlan
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackingPlan:
     """What is packed.
 
     Attributes:
@@ -102,7 +102,7 @@ class Plan:
     kept: dict[str, str]
 
 
-def plan_packing(ir: Any) -> Plan:
+def plan_packing(ir: Any) -> PackingPlan:
     """Decide for every compressed weight of an IR.
 
     Args:
@@ -141,7 +141,7 @@ def plan_packing(ir: Any) -> Plan:
             operators = (*operators, HeadPlan(weight, head))
         else:
             kept[head.product.path] = _obstacle(head.product) or too_little(weight.cost, head.product.shape)
-    return Plan(operators, kept)
+    return PackingPlan(operators, kept)
 
 
 def _obstacle(product: Product) -> str | None:

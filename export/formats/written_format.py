@@ -1,0 +1,86 @@
+"""One format written, and asked to prove itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.formats.export_format import ExportSubject, PlannedFormat, UsageFacts
+from export.packing.packing_report import PackingReport
+from export.verification.parity_check import MergedReference, ParityCheck
+from export.verification.zeros import ZeroCheck, check_zeros
+from shearling.console import log
+from shearling.elastic.mask import Masks
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the files of one format were found to compute and to hold.
+
+    Attributes:
+        zeros: None where it stores no weight, or none need be zero.
+    """
+
+    parity: tuple[ParityCheck, ...]
+    zeros: ZeroCheck | None
+
+
+@dataclass(frozen=True)
+class WrittenFormat:
+    """A format whose files are there.
+
+    Attributes:
+        path: its directory.
+        packing: what was packed for the sparse kernel; None for the stock one.
+        seconds: that writing took.
+    """
+
+    planned: PlannedFormat
+    path: Path
+    packing: PackingReport | None
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """Of its directory, by which the report speaks of it."""
+        return self.planned.directory
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of its files."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def prove(self, reference: MergedReference, masks: Masks | None) -> Proof:
+        """Run it and read it back.
+
+        Args:
+            reference: the merged model, which its logits are held against at every precision that a user may get.
+            masks: whose zeros it must hold; None where none are promised.
+
+        Raises:
+            SparsityLost: it stores weights, but not those of every pruned module.
+        """
+        writer = self.planned.writer
+        measured = writer.measure(self.path, reference.blocks, self.planned.storage)
+        parity = tuple(reference.check(item.candidate, item.precision, item.logits) for item in measured)
+        if masks is None:
+            return Proof(parity, None)
+        zeros = writer.read_zeros(self.path, {path: tuple(mask.shape) for path, mask in masks.items()})
+        return Proof(parity, None if zeros is None else check_zeros(self.name, zeros, masks))
+
+    def usage(self, *, narrowed: bool, separate: bool) -> str | None:
+        """Python that loads it, for the card."""
+        return self.planned.writer.usage(
+            UsageFacts(packed=self.packing is not None, narrowed=narrowed, separate=separate)
+        )
+
+
+def write_format(planned: PlannedFormat, subject: ExportSubject, root: Path) -> WrittenFormat:
+    """Write one format into its directory below `root`."""
+    log.print(f"writing {planned.directory} ...")
+    started_s = time.monotonic()
+    path = root / planned.directory
+    path.mkdir()
+    packing = planned.writer.write(subject, path, planned.storage)
+    return WrittenFormat(planned, path, packing, round(time.monotonic() - started_s, 1))

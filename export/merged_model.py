@@ -1,0 +1,120 @@
+"""The model that is exported: a sub-network merged, or a frozen model, with its logits on the fixed inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from export.formats.export_format import Blocks, ChosenAdapter, ExportSubject
+from export.merge import merge
+from export.plan import ExportPlan, PlannedMerge
+from export.verification.parity import fixed_blocks, torch_logits
+from export.verification.parity_check import MergedReference, ParityCheck, check_merge
+from export.verification.size import check_size
+from shearling.artefact import Artefact
+from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
+from shearling.elastic.narrowing import cut_masks
+from shearling.elastic.size import measure_network
+from shearling.elastic.super_network import assemble_super_network
+from shearling.errors import ArtefactMismatch
+from shearling.model.checkpoint import load_model, load_tokenizer
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """What is written, and what every file of it is held against.
+
+    Attributes:
+        merge_check: of the merge; None where there was nothing to merge.
+        adapter_params: weights of the chosen adapter.
+    """
+
+    subject: ExportSubject
+    reference: MergedReference
+    merge_check: ParityCheck | None
+    adapter_params: int
+
+
+def prepare_model(plan: ExportPlan) -> MergedModel:
+    """Make the model that the plan speaks of, and measure what a merge changed.
+
+    Raises:
+        ArtefactError: a part does not load, or does not fit the others.
+        ParityFailed: the merged model has not the size that its description counts.
+    """
+    return _load_unadapted(plan) if plan.merge is None else _merge_subnet(plan, plan.merge)
+
+
+def _merge_subnet(plan: ExportPlan, planned: PlannedMerge) -> MergedModel:
+    opened, mode = planned.opened, planned.mode
+    choice, cuts = opened.subnet.choice, opened.space.cuts(opened.subnet.choice)
+    network = assemble_super_network(opened.frozen, opened.adapter)
+    masks = network.masks
+    if mode == "masked" and masks is None:
+        raise ArtefactMismatch("a masked merge needs a sparse base", where=opened.frozen.path)
+    blocks = _blocks(network.model, network.tokenizer)
+    network.activate(choice)
+    with network.materialised():
+        unmerged = torch_logits(network.model, blocks, head=plan.head)
+    expected = measure_network(network).parameters(cuts)
+    model = merge(network, choice, mode, masks=masks)
+    if mode != "separate":
+        check_size(model, expected)
+    # A dense merge promises no zeros.
+    kept = None if masks is None or mode == "dense" else cut_masks(masks, cuts)
+    trained_under = masks if opened.space.adapter.masked_training else None
+    subject = ExportSubject(
+        model=model,
+        tokenizer=network.tokenizer,
+        frozen=plan.frozen.path,
+        masks=kept,
+        separate=mode == "separate",
+        sparsity=_sparsity_facts(kept, plan.frozen),
+        adapter=ChosenAdapter(network, choice, opened.subnet.base.model_id, trained_under),
+    )
+    reference = _reference(subject, blocks, plan)
+    check = check_merge(unmerged, reference.logits, blocks, exact=planned.exact)
+    return MergedModel(subject, reference, check, network.adapter_params(choice))
+
+
+def _load_unadapted(plan: ExportPlan) -> MergedModel:
+    frozen = plan.frozen
+    model, tokenizer = load_model(frozen.path), load_tokenizer(frozen.path)
+    masks: Masks | None = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
+    if masks is not None:
+        check_masked_zeros(model, masks)
+    subject = ExportSubject(
+        model=model,
+        tokenizer=tokenizer,
+        frozen=frozen.path,
+        masks=masks,
+        separate=False,
+        sparsity=_sparsity_facts(masks, frozen),
+        adapter=None,
+    )
+    return MergedModel(subject, _reference(subject, _blocks(model, tokenizer), plan), None, 0)
+
+
+def _blocks(model: Any, tokenizer: Any) -> Blocks:
+    return fixed_blocks(tokenizer, vocabulary=model.config.vocab_size)
+
+
+def _reference(subject: ExportSubject, blocks: Blocks, plan: ExportPlan) -> MergedReference:
+    # A decoder is stored with its cache on, whatever training left in its configuration; a classifier has none.
+    subject.model.config.use_cache = plan.head == "language_model"
+    return MergedReference(subject.model, blocks, torch_logits(subject.model, blocks, head=plan.head), plan.head)
+
+
+def _sparsity_facts(masks: Masks | None, frozen: Artefact) -> dict[str, str]:
+    if masks is None:
+        return {}
+    pruned = sum(int((~mask).sum()) for mask in masks.values())
+    total = sum(mask.numel() for mask in masks.values())
+    sparsity = frozen.manifest.details["sparsity"]
+    return {
+        "method": sparsity["method"],
+        "pattern": sparsity["pattern"],
+        "modules": str(len(masks)),
+        "pruned": str(pruned),
+        "share": f"{pruned / total:.6f}",
+    }

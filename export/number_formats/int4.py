@@ -1,0 +1,31 @@
+"""int4: symmetric, so that zero is the integer zero, in groups along the input that share a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from export.number_formats.compressed_ir import compress, load_nncf
+from export.number_formats.number_format import StoredIr
+from export.number_formats.onnx_graph import quantize_blocks
+
+GROUP = 128
+"""Weights that share a scale in OpenVINO, where the width of the layer allows it."""
+BLOCK = 32
+"""Weights that share a scale in ONNX."""
+
+
+def store_openvino(ir: Any) -> StoredIr:
+    """Quantize the decoder layers through NNCF in groups, and the rest to int8."""
+    nncf = load_nncf()
+    # A width that 128 does not divide takes the largest smaller power of two that does; below 16 it stays int8.
+    advanced = nncf.AdvancedCompressionParameters(
+        group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=16
+    )
+    options = {"group_size": GROUP, "ratio": 1.0, "backup_mode": nncf.BackupMode.INT8_SYM}
+    return StoredIr(compress(ir, mode=nncf.CompressWeightsMode.INT4_SYM, advanced_parameters=advanced, **options))
+
+
+def store_onnx(model: Any, linears: Collection[str]) -> None:
+    """Quantize the linears to MatMulNBits; embeddings and head stay float32."""
+    quantize_blocks(model, linears, bits=4, block=BLOCK)

@@ -1,0 +1,215 @@
+"""What an export will do, decided before any work: inputs verified, the merge mode, the formats and their writers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.formats.export_format import FLOAT32, FormatWriter, PlannedFormat, Storage
+from export.request import ExportRequest
+from shearling.artefact import Artefact, check_destination, open_artefact
+from shearling.console import log
+from shearling.elastic.mask import MASK_FILE
+from shearling.elastic.merge_rule import MergeMode, resolve_merge
+from shearling.elastic.subnet import OpenSubnet, open_subnet
+from shearling.errors import UsageError
+from shearling.model.checkpoint_safety import CONFIG
+from shearling.model.head import Head, head_of
+from shearling.registry.export_formats import EXPORT_FORMATS, ExportFormat
+from shearling.registry.number_formats import NUMBER_FORMATS
+from shearling.strict_json import read_json
+
+
+@dataclass(frozen=True)
+class PlannedMerge:
+    """The sub-network that is merged, and how."""
+
+    opened: OpenSubnet
+    mode: MergeMode
+
+    @property
+    def exact(self) -> bool:
+        """Whether the merged model computes what was trained."""
+        return self.mode in self.opened.subnet.merge.allowed
+
+    @property
+    def narrowed(self) -> int:
+        """Linear layers whose output is narrower than in the frozen model."""
+        space = self.opened.space
+        full = space.widths(space.maximal())
+        return sum(width < full[path] for path, width in self.opened.subnet.widths.items())
+
+    def describe(self) -> dict[str, Any]:
+        """What `--dry-run` says of it."""
+        return {
+            "subnet": self.opened.subnet.id,
+            "adapter": str(self.opened.adapter.path),
+            "merge": self.mode,
+            "exact": self.exact,
+            "modules": len(self.opened.subnet.ranks),
+            "mode": self.opened.subnet.mode,
+            "narrowed": len(self.opened.subnet.widths),
+        }
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """A whole export, decided.
+
+    Attributes:
+        source: the document or the directory that the user named.
+        frozen: the model; verified.
+        merge: None where the model is exported as it is.
+        head: what the model is for.
+    """
+
+    request: ExportRequest
+    source: Path
+    frozen: Artefact
+    merge: PlannedMerge | None
+    head: Head
+    formats: tuple[PlannedFormat, ...]
+
+    @property
+    def parents(self) -> dict[str, Artefact]:
+        """The artefacts that the export is made from, by role."""
+        adapter = {} if self.merge is None else {"super_adapter": self.merge.opened.adapter}
+        return {self.frozen.manifest.kind: self.frozen, **adapter}
+
+    @property
+    def model_id(self) -> str:
+        """Name of the frozen model."""
+        return str(self.frozen.manifest.details["model_id"])
+
+    def describe(self) -> dict[str, Any]:
+        """The answer of `--dry-run`."""
+        facts = {
+            "base": str(self.frozen.path),
+            "merge": "none",
+            "exact": True,
+            "output": str(self.request.output),
+            "formats": [item.entry.name for item in self.formats],
+            "weight_format": self.request.weight_format,
+            "sparse_kernels": list(self.request.sparse_kernels),
+        }
+        return facts if self.merge is None else {**facts, **self.merge.describe()}
+
+
+def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
+    """Decide the export of a sub-network.
+
+    Args:
+        path: a `best.json`.
+        request: what to write, and where.
+
+    Raises:
+        ArtefactError: the document or anything that it names is missing, corrupt or mismatched.
+        MergeRefused: the merge would silently change the model.
+        OutputExists: the destination is taken.
+        UsageError: options that contradict each other.
+        EnvironmentFault: a format cannot be written here.
+    """
+    _check_request(request)
+    opened = open_subnet(path)
+    mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
+    model_type, head = _read_kind(opened.frozen)
+    wanted = [EXPORT_FORMATS.get(name) for name in request.formats]
+    if opened.space.width_groups or head == "classifier":
+        wanted = _without_frozen(wanted, mode)
+    formats = _plan_formats(wanted, request, model_type, head, separate=mode == "separate")
+    log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
+    return ExportPlan(request, path, opened.frozen, PlannedMerge(opened, mode), head, formats)
+
+
+def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
+    """Decide the export of a `base` or `sparse` artefact as it is.
+
+    Raises:
+        ArtefactError: it is missing, corrupt, or neither of the two.
+        UsageError: a merge was asked for, or nothing but an adapter.
+        OutputExists, EnvironmentFault: see `plan_subnet`.
+    """
+    if request.merge is not None:
+        raise UsageError("there is no adapter to merge", where="--merge", remedy="Leave the option out")
+    _check_request(request)
+    frozen = open_artefact(directory, kind="sparse" if (directory / MASK_FILE).is_file() else "base")
+    model_type, head = _read_kind(frozen)
+    wanted = [entry for entry in map(EXPORT_FORMATS.get, request.formats) if not entry.needs_adapter]
+    formats = _plan_formats(wanted, request, model_type, head, separate=False)
+    return ExportPlan(request, directory, frozen, None, head, formats)
+
+
+def _check_request(request: ExportRequest) -> None:
+    """Refuse what the options alone show to be impossible."""
+    check_destination(request.output, force=request.force)
+    number_format = NUMBER_FORMATS.get(request.weight_format, where="--weight-format")
+    for entry in (EXPORT_FORMATS.get(name, where="--formats") for name in request.formats):
+        if entry.takes_weight_format:
+            number_format.load_for(entry.name)
+    packable = [item.name for item in NUMBER_FORMATS if item.packable]
+    for entry in (EXPORT_FORMATS.get(name, where="--sparse-kernel") for name in request.sparse_kernels):
+        if not entry.has_sparse_kernel:
+            able = ", ".join(item.name for item in EXPORT_FORMATS if item.has_sparse_kernel)
+            raise UsageError(
+                f"there is no sparse kernel for {entry.name}", where="--sparse-kernel", remedy=f"There is for: {able}"
+            )
+        if not number_format.packable or entry.name not in request.formats:
+            raise UsageError(
+                f"the sparse kernel reads {', '.join(packable)} in {entry.name}; asked for are "
+                f"{number_format.name} and {', '.join(request.formats)}",
+                where="--sparse-kernel",
+                remedy=f"Give --weight-format int8 and leave {entry.name} in --formats",
+            )
+
+
+def _read_kind(frozen: Artefact) -> tuple[str, Head]:
+    """The model's type, such as `llama`, and what it is for: read once, and a value from here on."""
+    config = read_json(frozen.path / CONFIG)
+    return str(config.get("model_type")), head_of(config)
+
+
+def _without_frozen(wanted: list[ExportFormat], mode: MergeMode) -> list[ExportFormat]:
+    """Leave out what a narrowed model or a classifier has no use for: the adapter, whose base is the frozen model at
+    full width and without a trained head, and the model beside which it would be kept.
+    """
+    dropped = [
+        entry for entry in wanted if entry.needs_adapter or (mode == "separate" and entry.frozen_directory is not None)
+    ]
+    if dropped:
+        log.print(
+            f"left out: {', '.join(entry.name for entry in dropped)}, which would belong to the frozen model, at full "
+            "width and with its own head"
+        )
+    return [entry for entry in wanted if entry not in dropped]
+
+
+def _plan_formats(
+    wanted: list[ExportFormat], request: ExportRequest, model_type: str, head: Head, *, separate: bool
+) -> tuple[PlannedFormat, ...]:
+    if not wanted:
+        raise UsageError(
+            "nothing is left to write",
+            where="--formats",
+            remedy="Add openvino or onnx, or another --merge where the ranks stay apart",
+        )
+    # Those that take the model as it is come first: a converter leaves marks in the model's configuration.
+    ordered = sorted(wanted, key=lambda entry: entry.takes_weight_format)
+    return tuple(_plan_format(entry, request, model_type, head, separate=separate) for entry in ordered)
+
+
+def _plan_format(
+    entry: ExportFormat, request: ExportRequest, model_type: str, head: Head, *, separate: bool
+) -> PlannedFormat:
+    if not entry.holds(head):
+        raise UsageError(
+            f"{entry.name} does not hold a {head.replace('_', ' ')}",
+            where="--formats",
+            remedy=f"Formats that do: {', '.join(item.name for item in EXPORT_FORMATS if item.holds(head))}",
+        )
+    number_format = NUMBER_FORMATS.get(request.weight_format)
+    storage = Storage(number_format, entry.name in request.sparse_kernels) if entry.takes_weight_format else FLOAT32
+    writer: FormatWriter = entry.load_for(head)()
+    writer.check(model_type, storage)
+    kept_apart = separate and entry.frozen_directory is not None
+    return PlannedFormat(entry, writer, storage, str(entry.frozen_directory) if kept_apart else entry.directory)
