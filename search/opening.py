@@ -8,6 +8,7 @@ from shearling.artefact import Artefact, open_artefact
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
 from shearling.errors import ArtefactMismatch
 from shearling.evaluation.lm_eval_task import answer_task
+from shearling.model.head import Head
 from shearling.recipe import SearchSection
 from shearling.run import Run, open_frozen
 
@@ -49,9 +50,9 @@ class SearchInputs:
         return {"super_adapter": self.adapter, self.frozen.manifest.kind: self.frozen, **task}
 
     @property
-    def is_classifier(self) -> bool:
-        """Whether the model answers with a class instead of a text."""
-        return "classes" in self.frozen.manifest.details
+    def head(self) -> Head:
+        """What the model is for."""
+        return "classifier" if "classes" in self.frozen.manifest.details else "language_model"
 
 
 def open_run(run: Run) -> SearchableRun:

@@ -130,7 +130,7 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, *, 
 
 def _explore(opened: SearchableRun, settings: SearchSettings, inputs: SearchInputs, directory: Path) -> Explored:
     journal, grid = Journal(directory / JOURNAL_FILE), Grid.of(opened.space)
-    measured = build_objective(opened.run, settings, inputs)
+    measured = build_objective(settings, inputs)
     share, count = settings.max_cost_share, measured.objective.count
     limit = None if share is None else CostLimit.of_share(share, count, grid)
     effort = Effort(settings.evaluations, seed=settings.seed, population=settings.population, limit=limit)

@@ -164,7 +164,7 @@ def read_forward(path: Path) -> ForwardView:
 
 def read_export(directory: Path) -> ExportView:
     """The report of an `export` artefact."""
-    return read_document(directory / EXPORT_REPORT, ExportView, schema="shearling.export_report/1")
+    return read_document(directory / EXPORT_REPORT, ExportView, schema="shearling.export_report/2")
 
 
 def read_evaluations(search: Path) -> list[EvaluationView]:

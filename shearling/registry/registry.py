@@ -168,4 +168,4 @@ class NameIn:
         try:
             return self.registry.get(value).name
         except UsageError as error:
-            raise ValueError(f"{error.message}. {error.remedy}") from None
+            raise ValueError(f"{error.message} ({error.remedy})") from None

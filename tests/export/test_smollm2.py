@@ -11,9 +11,9 @@ from serve.runtimes.runtime import RunOptions
 from serve.runtimes.target import Target
 from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
-from tests.support.smollm2 import SMOLLM2
 from shearling.registry.number_formats import NUMBER_FORMATS
 from tests.support.exported_files import count_zeros, stored_as
+from tests.support.smollm2 import SMOLLM2
 from train.base.artefact import import_base
 from train.package_asset import fetch
 

@@ -10,9 +10,9 @@ import pytest
 from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits, write_openvino
 from export.packing.stock_ir import unpack_ir
 from shearling.kernel.openvino_extension import core_for, needs_extension
-from tests.support.packing_cases import BLOCKS, SHARES
-from tests.support.tiny_models import VOCABULARY, pruned_model, tiny_tokenizer
 from tests.support.exported_files import count_zeros, stored_as
+from tests.support.packing_cases import BLOCKS, SHARES
+from tests.support.tiny_models import pruned_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -6,9 +6,8 @@ import torch
 from export.formats.onnx import write_onnx
 from export.formats.openvino import write_openvino
 from shearling.model.checkpoint import save_model
-from tests.support.tiny_models import FAMILIES, pruned_model, tiny_tokenizer
-from shearling.model.layers import find_layers
 from tests.support.exported_files import count_zeros, stored_as
+from tests.support.tiny_models import pruned_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -20,9 +20,9 @@ from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.kernel.openvino_extension import required_extensions
 from shearling.kernel.packed_format import VERSION, Encoding, ValueType
+from tests.support.exported_files import stored_as
 from tests.support.serve_command import PROMPT, run_serve
 from tests.support.tiny_models import pruned_model, tiny_tokenizer
-from tests.support.exported_files import stored_as
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -55,7 +55,7 @@ def layout(tmp_path) -> LonasLayout:
     for index, path in enumerate(layout.exports.values()):
         path.mkdir(parents=True)
         facts = {"parameters": 20_000_000 - index * 10**6, "macs_m": 3000.0 - 600 * index}
-        write_json(path / "report.json", {"schema": "shearling.export_report/1", "source": "a", **facts})
+        write_json(path / "report.json", {"schema": "shearling.export_report/2", "source": "a", **facts})
         scores.append(
             Score(
                 directory=str(path),
@@ -98,7 +98,7 @@ def test_both_kinds_of_model_make_the_same_table(layout, kind, timed):
 
 def test_a_document_that_lacks_what_the_table_needs_is_named(layout):
     report = layout.lora.export / "report.json"
-    write_json(report, {"schema": "shearling.export_report/1", "parameters": 3})
+    write_json(report, {"schema": "shearling.export_report/2", "parameters": 3})
     with pytest.raises(DocumentInvalid, match="macs_m") as caught:
         read_outcome(layout, "encoder", seed=0, seconds={})
     assert caught.value.where == str(report)
