@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-SAVED_AS = re.compile(r"as `([\w./-]+)`:?\s*\Z")
+SAVED_AS = re.compile(r"as\s`([\w./-]+)`:?\s*\Z")
 
 
 @dataclass(frozen=True)
