@@ -46,12 +46,9 @@ class CountingRuntime:
         return " ".join(map(str, token_ids))
 
     def generate(self, token_ids, *, max_new_tokens, end_ids=frozenset(), on_text=None):
+        stream = TextStream(self, on_text) if on_text else None
         return greedy_loop(
-            lambda: self._next(token_ids[-1]),
-            self._next,
-            max_new_tokens=max_new_tokens,
-            end_ids=end_ids,
-            stream=TextStream(self, on_text) if on_text else None,
+            lambda: self._next(token_ids[-1]), self._next, max_new_tokens=max_new_tokens, end_ids=end_ids, stream=stream
         )
 
     def generate_batch(self, rows, *, new_tokens):
