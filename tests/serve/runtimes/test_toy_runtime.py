@@ -124,4 +124,4 @@ def test_a_broken_package_is_reported_like_any_fault(model: Path, tmp_path: Path
     broken = toy_package(tmp_path / "site", group="shearling.runtimes", name="toy", code="from nowhere import ENTRY")
     done = serve(broken, "bench", model)
     assert (done.returncode, "Traceback" in done.stderr) == (4, False), done.stderr
-    assert "the format that runs here 'toy' of another package cannot be imported" in done.stderr
+    assert "another package's format that runs here 'toy' cannot be imported" in done.stderr
