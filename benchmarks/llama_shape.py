@@ -1,4 +1,4 @@
-"""Models of a given Llama shape with random weights, dense and pruned, for the decode table of docs/performance.md.
+"""Models of a given Llama shape with random weights, dense and pruned, for the decode table of docs/results.md.
 
     python -m benchmarks.llama_shape --output runs/shape [--layers 16 --hidden 2048 --feed-forward 8192] [--sparsity
     0.5,0.7]

@@ -1,4 +1,4 @@
-"""Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/lonas.md.
+"""Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/results.md.
 
     python -m benchmarks.lonas_seeds --output runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
         [--steps 4000] [--tune-steps 0] [--search-rows 3000] [--evaluations 60] [--macs 0.75]
@@ -115,7 +115,7 @@ def _tell_tuned(run: Run, *, seed: int, rule: str, steps: int) -> None:
     if not document.is_file():
         _call("train", "tune", "--subnet", str(run.search / "best.json"), "--steps", str(steps))
     found = open_subnet(document)
-    network = assemble_super_network(found.frozen, found.adapter)
+    network = assemble_super_network(found.frozen, found.adapter, found.space)
     indices, train_s = found.space.encode(found.subnet.choice), time.monotonic() - started_s
     _tell(run, network, seed=seed, rule=rule, label=f"the same, {steps} steps alone", indices=indices, train_s=train_s)
 

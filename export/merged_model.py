@@ -48,7 +48,7 @@ def prepare_model(plan: ExportPlan) -> MergedModel:
 def _merge_subnet(plan: ExportPlan, planned: PlannedMerge) -> MergedModel:
     opened, mode = planned.opened, planned.mode
     choice, cuts = opened.subnet.choice, opened.space.cuts(opened.subnet.choice)
-    network = assemble_super_network(opened.frozen, opened.adapter)
+    network = assemble_super_network(opened.frozen, opened.adapter, opened.space)
     masks = network.masks
     if mode == "masked" and masks is None:
         raise ArtefactMismatch("a masked merge needs a sparse base", where=opened.frozen.path)

@@ -43,7 +43,7 @@ def build_objective(settings: SearchSettings, inputs: SearchInputs) -> MeasuredT
     evaluator = open_evaluator(
         location, head=inputs.head, split="validation", limit=settings.limit, batch_size=settings.batch_size
     )
-    network = assemble_super_network(inputs.frozen, inputs.adapter)
+    network = assemble_super_network(inputs.frozen, inputs.adapter, inputs.space)
     evaluate = evaluator.on_torch(network.model, network.tokenizer, precision=settings.precision)
     objective = SubnetObjective(network, evaluate, cost=settings.cost, tokens=settings.macs_seq_len)
     return MeasuredTask(objective, evaluator.task, evaluator.rows)

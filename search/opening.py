@@ -35,11 +35,13 @@ class SearchInputs:
     """What candidates are made of and measured on.
 
     Attributes:
+        space: of the adapter.
         frozen: the model under the adapter, verified.
         task: its validation split, verified; None where a task of the harness takes its place.
     """
 
     adapter: Artefact
+    space: SearchSpace
     frozen: Artefact
     task: Artefact | None
 
@@ -81,7 +83,8 @@ def open_inputs(opened: SearchableRun, *, task: str | None) -> SearchInputs:
         ArtefactMismatch: the run's task or its frozen model is not the one that the adapter was trained on.
         ArtefactError: one of them is missing or damaged.
     """
-    return SearchInputs(opened.adapter, open_frozen(opened.adapter), _open_task(opened) if task is None else None)
+    found = _open_task(opened) if task is None else None
+    return SearchInputs(opened.adapter, opened.space, open_frozen(opened.adapter), found)
 
 
 def _open_task(opened: SearchableRun) -> Artefact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ sys.path.insert(0, str(ROOT))
 from shearling.command_line import quiet_libraries  # noqa: E402  (the path comes first)
 
 quiet_libraries()
+# A shell that starts the tests in the background has them ignore it, and their children with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest_plugins = ["serve.guard.pytest_plugin"]
 # Children that tests start import the same project, wherever they run.
 os.environ["PYTHONPATH"] = str(ROOT)

@@ -2,7 +2,7 @@
 
 Where anything is packed the head is too, with zeros or without: a runtime's own product with one row reads memory
 more slowly than ours
-(docs/performance.md), and the head is a third of a small model. Other weights that several nodes read stay as they are.
+(docs/log/kernels.md), and the head is a third of a small model. Other weights that several nodes read stay as they are.
 """
 
 from __future__ import annotations

@@ -205,12 +205,11 @@ def load_super_network(run: Run) -> SuperNetwork:
     """
     adapter = open_artefact(run.super_adapter, kind="super_adapter")
     frozen = open_frozen(adapter)
-    return assemble_super_network(frozen, adapter)
+    return assemble_super_network(frozen, adapter, read_search_space(adapter.path / SEARCH_SPACE_FILE))
 
 
-def assemble_super_network(frozen: Artefact, adapter: Artefact) -> SuperNetwork:
-    """`load_super_network` for artefacts that are verified already."""
-    space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
+def assemble_super_network(frozen: Artefact, adapter: Artefact, space: SearchSpace) -> SuperNetwork:
+    """`load_super_network` for artefacts that are verified already, and a search space that was read from them."""
     model = load_model(frozen.path)
     masks: Masks | None = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
     if masks is not None:

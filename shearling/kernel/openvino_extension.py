@@ -26,12 +26,12 @@ RT_INFO = ("shearling", "sparse_linear")
 
 
 PREFERRED_PROPERTIES = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-"""What packed models ran fastest with where it was measured (docs/performance.md); `DIR@NAME=VALUE` of `serve` sets
+"""What packed models ran fastest with where it was measured (docs/log/kernels.md); `DIR@NAME=VALUE` of `serve` sets
 others.
 
 Our operators take and give f32, so bf16 around them is four conversions a layer, which cost a token more than attention
 in bf16 saves; where stock products are left they read one row, and quantizing that costs more than it saves. A
-classifier, all of whose tokens go through at once, ran as fast or faster with them, too (docs/lonas.md).
+classifier, all of whose tokens go through at once, ran as fast or faster with them, too (docs/results.md).
 """
 
 

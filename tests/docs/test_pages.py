@@ -87,6 +87,18 @@ def test_help_is_instant(program):
     assert min(spent_s) < HELP_LIMIT_S
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["serve", "bench"], "the first is the reference"),
+        (["shearling", "inspect"], "An artefact, such as"),
+    ],
+)
+def test_help_explains_arguments(command, words):
+    done = subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True, check=True)
+    assert words in " ".join(done.stdout.split())
+
+
 @pytest.mark.parametrize("program", STAGES)
 def test_importing_a_command_imports_no_heavy_library(program):
     heavy = ("torch", "transformers", "openvino", "nncf", "onnxruntime", "lm_eval", "pymoo", "datasets", "matplotlib")

@@ -59,7 +59,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_only_the_sub_network_moves_and_it_learns(tuned: tuple[Run, Path]) -> None:
     run, document = tuned
     found = open_subnet(document)
-    before, after = load_super_network(run), assemble_super_network(found.frozen, found.adapter)
+    before, after = load_super_network(run), assemble_super_network(found.frozen, found.adapter, found.space)
     assert max(found.subnet.ranks.values()) < found.space.adapter.r_max
     for path, rank in found.subnet.ranks.items():
         old, new = before.layers[path], after.layers[path]

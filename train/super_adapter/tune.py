@@ -72,7 +72,7 @@ def tune_subnet(
         reordering = (
             load_reordering(file, base=found.frozen.path) if REORDERING_FILE in found.adapter.manifest.files else None
         )
-        return assemble_super_network(found.frozen, found.adapter), reordering
+        return assemble_super_network(found.frozen, found.adapter, found.space), reordering
 
     training = Training(
         frozen=found.frozen,

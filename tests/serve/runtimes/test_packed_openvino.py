@@ -116,7 +116,7 @@ def test_several_settings_of_one_model_in_one_run(sparse):
 
 
 def test_a_format_that_nothing_runs_is_answered_with_those_that_are(sparse):
-    with pytest.raises(UsageError, match=r"'onx' is not a format that runs here, did you mean 'onnx'.*gguf"):
+    with pytest.raises(UsageError, match=r"no format that runs here 'onx', did you mean 'onnx'.*gguf"):
         parse_target(f"{sparse / 'stock'}@format=onx")
 
 
@@ -172,7 +172,7 @@ def test_without_a_compiler_the_error_says_what_is_missing(sparse, tmp_path):
         SHEARLING_CACHE=str(tmp_path / "cache"),
     )
     assert done.returncode == 4, done.stderr
-    assert "compiler" in done.stderr
+    assert "g++ 11 or newer" in done.stderr
     stock = run_serve(sparse / "stock", PATH=str(tools), CXX="", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert stock.returncode == 0, stock.stderr
 
