@@ -15,6 +15,8 @@ from shearling.kernel.openvino_core import openvino_core
 from shearling.model.checkpoint import save_model
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
 
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
+
 
 def checks(kind: str, *outcomes: str) -> list[Check]:
     return [Check(kind, outcome, 20.0, 2.0, "") for outcome in outcomes]

@@ -12,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.training_step import Settings, compare, main, make_batch, make_steps
 from tests.support.tiny_models import save_tiny
 
+pytestmark = pytest.mark.alone
+
 GROUPS = {"qkv": ("q_proj", "k_proj", "v_proj"), "up": ("up_proj",), "down": ("down_proj",)}
 
 

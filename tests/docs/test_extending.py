@@ -73,6 +73,7 @@ def test_every_kind_of_member_has_a_short_complete_example():
         assert "ENTRY = " in block.text
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_use_its_members(place):
     directory, printed = place
     assert "column_share" in (directory / "runs/mine/sparse/manifest.json").read_text(encoding="utf-8")

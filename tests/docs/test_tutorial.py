@@ -35,6 +35,7 @@ def place(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_works_and_leaves_what_it_names(place):
     text = PAGE.read_text(encoding="utf-8")
     named = set(re.findall(r"`(runs/[\w./-]+)`", text))

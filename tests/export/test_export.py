@@ -57,6 +57,7 @@ def file_hashes(artefact, *parts):
     return {name: entry.sha256 for name, entry in files.items() if name.startswith(parts)}
 
 
+@pytest.mark.slow
 def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path):
     formats = ("hf", "peft", "openvino")
     first = export_subnet(masked.path / "best.json", request_for(tmp_path / "first", formats=formats))

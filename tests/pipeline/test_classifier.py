@@ -28,6 +28,7 @@ from shearling.evaluation.scoreboard import parse_tasks, score_models
 from shearling.model.checkpoint import load_model
 from shearling.recipe import read_recipe
 from shearling.run import Run
+from tests.support.longer import mostly_slow
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.tiny_models import VOCABULARY, save_tiny_encoder, tiny_tokenizer
 from tests.support.tiny_runs import write_headlines
@@ -203,7 +204,7 @@ def test_a_pruned_encoder_keeps_its_zeros_to_the_end(pruned: Run, tmp_path: Path
         score_models([exported.path / "openvino"], tasks=parse_tasks(str(pruned.task)), split="test", precision="fp32")
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4", "bf16"])
+@pytest.mark.parametrize("weights", mostly_slow(["int8", "int4", "bf16"], fast=["int8"]))
 def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weights: str) -> None:
     """Every pruned matrix is packed or has a reason not to be, and the packed file says what the stock one says."""
     few, many = [np.array([5]), np.array([7, 11])], fixed_blocks(tiny_tokenizer(), vocabulary=VOCABULARY)

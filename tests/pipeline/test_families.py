@@ -18,6 +18,7 @@ from shearling.elastic.subnet import open_subnet
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
 from shearling.run import Run
+from tests.support.longer import mostly_slow
 from tests.support.tiny_models import FAMILIES
 from tests.support.tiny_runs import GROUPS, LLAMA_GROUPS, tiny_recipe
 from train.stage import run_recipe
@@ -27,7 +28,7 @@ SETTINGS = SearchSettings(
 )
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=mostly_slow(FAMILIES, fast=("llama_tied_gqa", "bloom", "phi3")))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

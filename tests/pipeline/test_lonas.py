@@ -21,6 +21,7 @@ from shearling.errors import ArtefactMismatch, DocumentInvalid, NoCandidate
 from shearling.model.checkpoint import load_model
 from shearling.run import Run
 from shearling.strict_json import read_document, write_document
+from tests.support.longer import mostly_slow
 from tests.support.tiny_runs import tiny_recipe
 from train.stage import run_recipe
 
@@ -69,9 +70,11 @@ def mixed(run: Run) -> tuple[Subnet, Path]:
     return subnet, path
 
 
-@pytest.fixture(
-    scope="module", params=[("llama_tied_gqa", True), ("qwen2", False), ("bloom", True)], ids=lambda value: value[0]
-)
+KINDS = (("llama_tied_gqa", True), ("qwen2", False), ("bloom", True))
+"""Family, and whether its adapters are trained under the mask."""
+
+
+@pytest.fixture(scope="module", params=mostly_slow(KINDS, fast=KINDS[:1]), ids=lambda value: value[0])
 def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     family, masked = request.param
     run = make_run(tmp_path_factory.mktemp(family), family, masked=masked, reorder="wanda" if masked else "l1")

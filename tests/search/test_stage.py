@@ -161,6 +161,7 @@ def test_train_validation_and_test_rows_are_disjoint(trained: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_ends_as_an_uninterrupted_search(run: Run, trained: Path, tmp_path: Path) -> None:
     whole = Run(shutil.copytree(trained, tmp_path / "whole"))
     assert shell(command(whole)).returncode == 0

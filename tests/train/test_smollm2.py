@@ -13,7 +13,7 @@ from train.base.artefact import import_base
 from train.package_asset import fetch
 from train.sparsity.artefact import write_sparse
 
-pytestmark = pytest.mark.pretrained
+pytestmark = [pytest.mark.pretrained, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from export.verification.parity import torch_logits
 from shearling.errors import ArtefactCorrupt, ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
 from tests.support.exported_files import stored_as
+from tests.support.longer import mostly_slow
 from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
 
 pytestmark = [
@@ -61,14 +62,14 @@ def test_openvino_prefill_and_decoding_equal_torch(tmp_path, family):
     )
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", mostly_slow(KINDS, fast=["bloom", "mistral"]))
 def test_onnx_prefill_and_decoding_equal_torch(tmp_path, family):
     model = FAMILIES[family]()
     write_onnx(model, tiny_tokenizer(), tmp_path, stored_as("fp32"))
     assert largest_difference(torch_logits(model, BLOCKS), onnx_logits(tmp_path, BLOCKS)) <= 1e-4
 
 
-@pytest.mark.parametrize("weights", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("weights", mostly_slow(["fp16", "bf16", "int8"], fast=["int8"]))
 def test_smaller_weights_stay_close(tmp_path, weights):
     model = FAMILIES["llama"]()
     reference = torch_logits(model, BLOCKS)
@@ -81,6 +82,7 @@ def test_smaller_weights_stay_close(tmp_path, weights):
     assert 0 < largest_difference(reference, onnx_logits(tmp_path / "onnx", BLOCKS)) <= limit
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes(tmp_path, openvino_export, onnx_export):
     model, directory = openvino_export
     # Another conversion in between moves OpenVINO's name counters on.

@@ -13,6 +13,7 @@ from shearling.errors import ArtefactCorrupt
 from shearling.kernel.onnx_runtime_extension import DOMAIN, needs_operators
 from shearling.kernel.packed_format import read_header, unpack
 from tests.support.exported_files import count_zeros, stored_as
+from tests.support.longer import mostly_slow
 from tests.support.matrices import dense
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.packing_cases import BLOCKS, SHARES
@@ -25,7 +26,7 @@ pytestmark = [
 ]  # torchao warns while optimum imports it, torch.export of its own tree functions
 
 
-@pytest.fixture(scope="module", params=["int8", "bf16", "int4"])
+@pytest.fixture(scope="module", params=mostly_slow(["int8", "bf16", "int4"], fast=["int8", "bf16"]))
 def both(request, tmp_path_factory):
     """The same pruned model, stock and sparse."""
     weights = request.param

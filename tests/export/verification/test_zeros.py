@@ -20,7 +20,7 @@ pytestmark = [
     [
         ("llama_tied_gqa", "fp32"),
         ("bloom", "fp32"),
-        ("llama_tied_gqa", "fp16"),
+        pytest.param("llama_tied_gqa", "fp16", marks=pytest.mark.slow),
         ("llama_tied_gqa", "int8"),
         ("llama_tied_gqa", "int4"),
     ],

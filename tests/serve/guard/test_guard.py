@@ -12,6 +12,8 @@ from serve.guard.regression import guard_workload
 from serve.runtimes.runtime import RunOptions
 from tests.support.latency_models import write_layers
 
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
+
 OPTIONS = RunOptions(precision="fp32", threads=1)
 PATIENT = guard_workload(budget_s=240)
 """The rest of the tests may keep the machine busy; a clear verdict ends it long before."""

@@ -12,6 +12,8 @@ from serve.runtimes.runtime import RunOptions
 from serve.runtimes.target import Target
 from tests.support.latency_models import write_layers
 
+pytestmark = pytest.mark.alone
+
 OPTIONS = RunOptions(precision="fp32", threads=1)
 
 

@@ -330,6 +330,7 @@ def test_nothing_is_printed(task: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_the_task_files_work_with_the_harness_command_line(task: Path, tmp_path: Path) -> None:
     from tests.support.tiny_models import save_tiny
 

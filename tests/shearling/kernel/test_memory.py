@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
+import pytest
 from openvino import opset13 as op
 
 from shearling.kernel.library import pack_matrix
 from shearling.kernel.openvino_extension import node_factory
 from shearling.kernel.packed_format import ValueType, read_header
 from tests.support.matrices import random_matrix
+
+pytestmark = pytest.mark.alone
 
 SIZE, LAYERS = 2048, 32
 LOAD = """

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import openvino
+import pytest
 
 from shearling.kernel.build import SOURCES, find_compiler
 
@@ -13,6 +14,7 @@ UNITS = ("packed_matrix", "linear", "amx", "avx512", "avx512_arrange", "avx2", "
 FLAGS = ("-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi")
 
 
+@pytest.mark.slow
 def test_no_damage_makes_the_kernels_read_outside(tmp_path):
     packages, driver = Path(openvino.__file__).parent, Path(__file__).with_name("fuzz_driver.cpp")
     libraries = [next((packages / "libs").glob("libtbb.so*")), f"-Wl,-rpath,{packages / 'libs'}"]

@@ -104,6 +104,7 @@ CONTINUED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_killed_and_terminated_ends_bit_identical(tmp_path):
     recipe, run = write_tiny_recipe(tmp_path, masked=False, dropout=0.1, train=CONTINUED), tmp_path / "interrupted"

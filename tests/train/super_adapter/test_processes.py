@@ -23,6 +23,8 @@ from train.stage import run_recipe
 from train.super_adapter.artefact import CHECKPOINTS
 from train.super_adapter.trainer import newest_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train")
 
