@@ -50,8 +50,9 @@ format: $(READY) ## Format the code and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schema: $(READY) ## Write the published schema of recipes
+schema: $(READY) ## Write the published schema of recipes, and the page of what there is
 	$(BIN)/shearling schema --output recipes/recipe.schema.json
+	$(BIN)/shearling members --output docs/members.md
 
 clean: ## Remove caches; runs/ and .venv stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -109,6 +109,18 @@ def schema(
     return publish_schema(output)
 
 
+@app.command()
+def members(
+    output: Annotated[Path | None, typer.Option(help="Write a page of Markdown here instead.")] = None,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """What a recipe or an option may name: pruning methods, algorithms, formats, runtimes."""
+    from shearling.commands.members import list_members
+
+    return list_members(output)
+
+
 def main() -> NoReturn:
     """The console script."""
     run_command(app, program="shearling")

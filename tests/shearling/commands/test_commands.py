@@ -14,13 +14,16 @@ from rich.console import Console
 
 from shearling.artefact import write_artefact
 from shearling.commands.inspection import inspect_artefact
+from shearling.commands.members import members_page
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, UsageError
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.scoreboard import Scoreboard, parse_tasks, score_models, scoreboard_screen
 from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, write_rows
 from shearling.recipe import recipe_json_schema
+from shearling.registry.tables import TABLES
 from shearling.strict_json import validate_document, write_document
 from tests.support.tiny_models import save_tiny
+from tests.support.toy_package import toy_package
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -157,3 +160,24 @@ def test_tasks_are_a_list_of_names(measured, tmp_path):
     for text, said in ((",", "no task"), ("a,a", "twice")):
         with pytest.raises(UsageError, match=said):
             parse_tasks(text)
+
+
+def test_the_page_of_members_is_current():
+    assert (ROOT / "docs" / "members.md").read_text(encoding="utf-8") == members_page(), "run: make schema"
+
+
+def test_members_of_every_table_are_shown_those_of_other_packages_too(tmp_path):
+    code = (
+        "from shearling.registry.search_algorithms import SearchAlgorithm\n"
+        "ENTRY = SearchAlgorithm(name='tea_leaves', summary='no science', implementation=None, tries_largest=False)\n"
+    )
+    environment = toy_package(tmp_path / "toy", group="shearling.search_algorithms", name="tea_leaves", code=code)
+    command = [sys.executable, "-m", "shearling", "members", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+    answer = json.loads(done.stdout)
+    assert answer.keys() == {"status", *TABLES}
+    assert [fact["name"] for fact in answer["Search algorithms"]][-1] == "tea_leaves"
+    assert {fact["name"]: fact["needs_calibration"] for fact in answer["Pruning methods"]} == {
+        "wanda": "yes",
+        "magnitude": "no",
+    }
