@@ -6,7 +6,8 @@ from typing import Any
 
 from shearling.demo.documents import Spread
 from shearling.demo.shears.findings import describe
-from shearling.demo.shears.outcome import LABELS, Candidate, ShearsOutcome, ShearsRow, Speed
+from shearling.demo.shears.outcome import LABELS, Candidate, ShearsOutcome
+from shearling.demo.shears.rows import ShearsRow, Speed
 
 ACCURACY = {"dense": 0.48, "lora": 0.82, "sparse": 0.49, "pruned_after": 0.70, "ours": 0.81, "packed": 0.81}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shearling.evaluation.confidence import accuracies_differ
 
 if TYPE_CHECKING:
-    from shearling.demo.shears.outcome import ShearsRow
+    from shearling.demo.shears.rows import ShearsRow
 
 
 def describe(rows: Iterable[ShearsRow], n: int) -> list[str]:

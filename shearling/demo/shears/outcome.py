@@ -10,7 +10,6 @@ import pydantic
 from shearling.artefact import open_artefact
 from shearling.demo.documents import (
     BenchmarkView,
-    Spread,
     SubjectView,
     read_benchmark,
     read_best,
@@ -22,6 +21,7 @@ from shearling.demo.documents import (
 from shearling.demo.shears.findings import describe
 from shearling.demo.shears.layout import ShearsLayout
 from shearling.demo.shears.plan import compared_exports, compared_models
+from shearling.demo.shears.rows import ShearsRow, Speed
 from shearling.errors import ArtefactMismatch
 from shearling.evaluation.scoreboard import Scoreboard
 from shearling.strict_json import Document
@@ -35,37 +35,6 @@ LABELS = {
     "packed": "same, sparse kernel",
 }
 """Role -> the name in tables; the last two are what Shearling makes."""
-
-
-class Speed(Document):
-    """What the benchmark measured; see its definitions.
-
-    Attributes:
-        weight_bytes: the OpenVINO graph and weights.
-        decode_ratio: time per token over that of the dense model, in pairs; None for that one.
-    """
-
-    weight_bytes: int
-    ttft_s: Spread
-    tpot_s: Spread
-    tokens_per_s: Spread
-    decode_ratio: Spread | None
-
-
-class ShearsRow(Document):
-    """One model of the comparison; see `Score` for the measures.
-
-    Attributes:
-        speed: None where the model was not exported.
-    """
-
-    role: str
-    label: str
-    accuracy: float
-    interval: tuple[float, float]
-    bits_per_byte: float | None
-    sparsity: float
-    speed: Speed | None
 
 
 class Candidate(Document):

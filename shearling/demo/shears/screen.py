@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shearling.demo.shears.layout import ShearsLayout
-from shearling.demo.shears.outcome import ShearsOutcome, Speed
+from shearling.demo.shears.outcome import ShearsOutcome
+from shearling.demo.shears.rows import Speed
 
 
 def _speed(speed: Speed | None) -> tuple[str, ...]:
