@@ -43,7 +43,7 @@ check: $(READY) ## Lint, format, types, import contract, spelling
 bench: $(READY) ## Training step against stock PEFT, interleaved
 	$(BIN)/python -m benchmarks.training_step --base $(RUN)/base
 
-bench-guard: $(READY) ## The latency guard's false alarms and catches; hours on a small machine
+bench-guard: $(READY) ## The latency guard's false alarms and catches; about an hour
 	$(BIN)/python -m benchmarks.latency_guard --model $(RUN)/export/model --checks $(CHECKS)
 
 format: $(READY) ## Format the code and fix what ruff can

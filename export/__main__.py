@@ -11,9 +11,14 @@ from export.request import ExportRequest, Verify
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.errors import UsageError
 from shearling.registry.export_formats import EXPORT_FORMATS
+from shearling.registry.name_option import NameOption, member_of
 from shearling.registry.number_formats import NUMBER_FORMATS
 
 app = make_app("Merge a sub-network, export it to Hugging Face, OpenVINO and ONNX, and verify every file.")
+
+
+def _with_kernel() -> list[str]:
+    return [entry.name for entry in EXPORT_FORMATS if entry.has_sparse_kernel]
 
 
 @app.command()
@@ -26,22 +31,20 @@ def export(
     output: Annotated[
         Path | None, typer.Option(help="Default: the run's export directory beside the search.", show_default=False)
     ] = None,
-    formats: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(EXPORT_FORMATS.names())}.")] = ",".join(
-        entry.name for entry in EXPORT_FORMATS if entry.by_default
-    ),
+    formats: Annotated[
+        str | None,
+        typer.Option(click_type=NameOption(EXPORT_FORMATS.names, several=True), help="Default: all of this project."),
+    ] = None,
     weight_format: Annotated[
         str,
-        typer.Option(
-            help=f"Number format of the weights, of {', '.join(NUMBER_FORMATS.names())}; for "
-            f"{' and '.join(entry.name for entry in EXPORT_FORMATS if entry.takes_weight_format)}."
-        ),
+        typer.Option(click_type=member_of(NUMBER_FORMATS), help="Number format of the weights in OpenVINO and ONNX."),
     ] = "fp32",
     sparse_kernel: Annotated[
         str,
         typer.Option(
-            help="Formats whose zeros are packed away, comma-separated, of "
-            f"{', '.join(entry.name for entry in EXPORT_FORMATS if entry.has_sparse_kernel)}; they need the operators "
-            "of this project to run, and onnx the headers of ONNX Runtime.",
+            click_type=NameOption(_with_kernel, several=True),
+            help="Formats whose zeros are packed away; they need the operators of this project to run, and onnx the "
+            "headers of ONNX Runtime.",
             show_default="none",
         ),
     ] = "",
@@ -65,7 +68,7 @@ def export(
     source, frozen = _parse_source(subnet, base)
     request = ExportRequest(
         output=output or _default_output(source, frozen=frozen),
-        formats=_parse_names(formats, "--formats"),
+        formats=_default_formats() if formats is None else _parse_names(formats, "--formats"),
         weight_format=weight_format,
         sparse_kernels=_parse_names(sparse_kernel, "--sparse-kernel"),
         merge=None if merge == "auto" else merge,
@@ -74,6 +77,10 @@ def export(
         force=force,
     )
     return _run(source, request, frozen=frozen, dry_run=dry_run)
+
+
+def _default_formats() -> tuple[str, ...]:
+    return tuple(entry.name for entry in EXPORT_FORMATS if entry.by_default)
 
 
 def _parse_names(text: str, option: str) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def export_frozen(directory: Path, request: ExportRequest) -> FinishedExport:
 
 
 def export_planned(plan: ExportPlan) -> FinishedExport:
-    """Do what was planned."""
+    """Write, prove and judge every planned format; the artefact appears only if no gate broke."""
     request = plan.request
     with write_artefact(request.output, kind="export", parents=plan.parents, force=request.force) as draft:
         merged = prepare_model(plan)
@@ -92,7 +92,9 @@ def _judge(report: ExportReport, request: ExportRequest, draft: Draft) -> None:
             log.print(f"warning: {line}", style="yellow")
         return
     rejected = request.output.with_name(f"{request.output.name}.rejected")
-    shutil.rmtree(rejected, ignore_errors=True)
+    if rejected.exists():
+        log.print(f"replacing {rejected}, an earlier export that was rejected")
+        shutil.rmtree(rejected)
     shutil.copytree(draft.directory, rejected)
     error = SparsityLost if any(check.zeros != check.pruned for check in report.zeros) else ParityFailed
     raise error(

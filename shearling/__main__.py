@@ -76,7 +76,10 @@ def inspect(
 @app.command()
 def evaluate(
     directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Hugging Face model directories, or exports that hold one.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="Hugging Face or OpenVINO model directories, or exports, of which model/ is taken."
+        ),
     ],
     tasks: Annotated[
         str,

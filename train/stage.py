@@ -59,7 +59,7 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
     """
     run = Run(out)
     with processes.main_first():
-        made = _make_frozen(recipe, run, force=force and processes.is_main())
+        made = _make_inputs(recipe, run, force=force and processes.is_main())
     if recipe.adapter is not None:
         train_super_adapter(
             recipe, frozen=made.get("sparse", made["base"]), task=made["task"], destination=run.super_adapter
@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
     return made
 
 
-def _make_frozen(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
+def _make_inputs(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
     source = preflight(recipe, run.path)
     if force:
@@ -90,11 +90,15 @@ def _make_frozen(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
         force=force,
     )
     check_structure(recipe, made["base"].path)
-    if recipe.sparsity is not None:
-        facts = sparsity_inputs(recipe.sparsity, seed=recipe.seed, text=_calibration_text(recipe.sparsity, run))
-        parents = {"base": made["base"]}
+    section = recipe.sparsity
+    if section is not None:
         made["sparse"] = _reuse_or_make(
-            run.sparse, "sparse", facts, parents, lambda: _make_sparse(recipe, run, made, force=force), force=force
+            run.sparse,
+            "sparse",
+            sparsity_inputs(section, seed=recipe.seed, text=_calibration_text(section, run)),
+            {"base": made["base"]},
+            lambda: _make_sparse(section, run, made, seed=recipe.seed, force=force),
+            force=force,
         )
     if force:
         _remove_outdated(recipe, run)
@@ -177,18 +181,13 @@ def _classes(recipe: Recipe) -> tuple[str, ...] | None:
     return recipe.task.choices if recipe.model.head == "classifier" else None
 
 
-def _make_sparse(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bool) -> None:
-    section = recipe.sparsity
-    if section is None:
-        raise ValueError("the recipe has no [sparsity]")
+def _make_sparse(section: SparsitySection, run: Run, made: Mapping[str, Artefact], *, seed: int, force: bool) -> None:
     blocks: list[Tensor] = []
     if PRUNING_METHODS.get(section.method).needs_calibration:
         rows, tokenizer = read_rows(made["task"].path, "train"), load_tokenizer(made["base"].path)
-        blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=recipe.seed)
+        blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed)
     text = _calibration_text(section, run)
-    write_sparse(
-        made["base"], run.sparse, section=section, calibration=blocks, text=text, seed=recipe.seed, force=force
-    )
+    write_sparse(made["base"], run.sparse, section=section, calibration=blocks, text=text, seed=seed, force=force)
 
 
 def _calibration_text(section: SparsitySection, run: Run) -> Path:

@@ -70,8 +70,8 @@ def parse_target(argument: str | Path | Target) -> Target:
     if isinstance(argument, Target):
         return argument
     written = str(argument)
-    path, _, settings = written.rpartition("@")
-    if "=" not in settings or Path(argument).exists():
+    path, at, settings = written.rpartition("@")
+    if not at or "=" not in settings or Path(argument).exists():
         return Target(Path(argument))
     pairs = [part.partition("=")[::2] for part in settings.split(",")]
     values = dict(pairs)

@@ -123,7 +123,7 @@ def _findings(data: dict[str, Any]) -> list[str]:
             "onnxruntime and onnxruntime-gpu share one directory and break each other: uninstall both, then install one"
         )
     if not runtimes:
-        found.append("no ONNX Runtime: pip install 'shearling[cpu]' or 'shearling[gpu]'")
+        found.append("no ONNX Runtime: pip install 'onnxruntime>=1.32,<1.33', or onnxruntime-gpu")
     releases = {".".join(versions[name].split(".")[:3]) for name in EQUAL_VERSIONS if versions[name]}
     if len(releases) > 1:
         found.append(f"{', '.join(EQUAL_VERSIONS)} must have equal versions, found {', '.join(sorted(releases))}")

@@ -18,9 +18,9 @@ from shearling.strict_json import write_text
 
 PREFACE = """# What there is
 
-Every name that a recipe or an option takes, with what the stages know of it. This page is written by
-`make schema` from [the tables](../shearling/registry); `shearling members` shows the same on your
-machine, members of other packages included. To add one, see [extending.md](extending.md).
+Every name that a recipe or an option takes, with what the stages know of it. This page is written
+by `make schema` from [the tables](../shearling/registry); `shearling members` shows the same on
+your machine, members of other packages included. To add one, see [extending.md](extending.md).
 """
 
 

@@ -1,1 +1,1 @@
-"""What there may be more of: one table each for pruning methods, search algorithms, formats, numbers and runtimes."""
+"""What there may be more of, one table each: pruning methods and patterns, search algorithms, formats, runtimes."""

@@ -96,4 +96,3 @@ EXPORT_FORMATS = Registry(
         ),
     ),
 )
-"""Every export format."""

@@ -19,19 +19,25 @@ class NameOption(click.ParamType[str]):
     Args:
         names: all of them, for the help.
         check: raises a `UsageError` for a value that is none of them, given the option's name; None takes any.
+        several: whether the option takes a list, separated by commas.
     """
 
     name = "name"
 
     def __init__(
-        self, names: Callable[[], Iterable[str]], check: Callable[[str, str | None], object] | None = None
+        self,
+        names: Callable[[], Iterable[str]],
+        check: Callable[[str, str | None], object] | None = None,
+        *,
+        several: bool = False,
     ) -> None:
         self._names = names
         self._check = check
+        self._several = several
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """The names, as `--help` shows them."""
-        return f"[{'|'.join(self._names())}]"
+        return f"[{'|'.join(self._names())}]{',...' if self._several else ''}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The name itself."""

@@ -126,4 +126,3 @@ NUMBER_FORMATS = Registry(
         ),
     ),
 )
-"""Every number format."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shearling.registry.registry import Entry, Registry
+from shearling.registry.registry import Registry, SingleEntry
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruningMethod(Entry):
+class PruningMethod(SingleEntry):
     """A pruning method; its implementation makes a fresh `Criterion` for every linear layer.
 
     Attributes:

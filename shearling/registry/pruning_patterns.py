@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shearling.registry.registry import Entry, Registry
+from shearling.registry.registry import Registry, SingleEntry
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruningPattern(Entry):
+class PruningPattern(SingleEntry):
     """A pattern; its implementation makes a `Pattern` from the ratio of a recipe.
 
     Attributes:

@@ -32,12 +32,18 @@ class Entry:
     Attributes:
         name: as users write it, in a recipe or behind an option.
         summary: one line, for `--help` and the tables of the documentation.
-        implementation: `package.module:attribute`, imported when it is first used; or the object itself.
+        implementation: `package.module:attribute`, imported when it is first used; or the object itself. Of members
+            with several, a mapping from what each is for.
     """
 
     name: str
     summary: str
     implementation: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleEntry(Entry):
+    """A member with one implementation."""
 
     def load(self) -> Any:
         """The implementation, imported."""
@@ -105,9 +111,9 @@ class Registry(Generic[EntryT]):
         self._add_installed()
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            hint = f"Did you mean {near[0]!r}? " if near else ""
             raise UsageError(
-                f"there is no {self.noun} {name!r}{hint}", where=where, remedy=f"There are: {', '.join(self._entries)}"
+                f"there is no {self.noun} {name!r}", where=where, remedy=f"{hint}There are: {', '.join(self._entries)}"
             )
         return self._entries[name]
 

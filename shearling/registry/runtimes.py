@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from shearling.registry.registry import Entry, Registry
+from shearling.registry.registry import Registry, SingleEntry
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuntimeEntry(Entry):
+class RuntimeEntry(SingleEntry):
     """A runtime, and how a model for it is recognised.
 
     The name is that of the format: as `--format` and `DIR@format=NAME` take it, and as benchmarks store it. The
@@ -52,7 +52,7 @@ class RuntimeEntry(Entry):
 
 
 RUNTIMES = Registry(
-    noun="format that runs here",
+    noun="runtime",
     group="shearling.runtimes",
     entry_type=RuntimeEntry,
     entries=(
@@ -79,7 +79,7 @@ RUNTIMES = Registry(
             part="onnx",
             devices=("CPU", "CUDA", "TENSORRT"),
             require_device="serve.runtimes.onnx:require_device",
-            packages={"onnxruntime": "'shearling[cpu]'"},
+            packages={"onnxruntime": "'onnxruntime>=1.32,<1.33'"},
             companions=("tokenizers",),
         ),
         RuntimeEntry(

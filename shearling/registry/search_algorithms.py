@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shearling.registry.registry import Entry, Registry
+from shearling.registry.registry import Registry, SingleEntry
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchAlgorithm(Entry):
+class SearchAlgorithm(SingleEntry):
     """A search algorithm; its implementation makes a `Strategy` from a `Grid` and an `Effort`.
 
     Attributes:

@@ -105,3 +105,17 @@ def test_importing_a_command_imports_no_heavy_library(program):
     script = f"import sys, {_module(program)}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_prose_fits_a_hundred_columns(document):
+    inside, wide = False, []
+    for line in document.read_text(encoding="utf-8").splitlines():
+        inside ^= line.startswith("```")
+        if not inside and not line.startswith(("    ", "|", "```")) and len(line) > 100:
+            wide.append(line)
+    assert wide == []
+
+
+def test_the_readme_is_read_in_one_sitting():
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120

@@ -136,5 +136,5 @@ def test_every_record_names_what_is_there():
             assert EXPORT_FORMATS.get(name).takes_weight_format
             assert callable(number_format.load_for(name))
         assert number_format.computed_as is None or NUMBER_FORMATS.get(number_format.computed_as)
-    with pytest.raises(UsageError, match="did you mean 'int8'"):
+    with pytest.raises(UsageError, match="Did you mean 'int8'"):
         NUMBER_FORMATS.get("int9")

@@ -116,7 +116,7 @@ def test_several_settings_of_one_model_in_one_run(sparse):
 
 
 def test_a_format_that_nothing_runs_is_answered_with_those_that_are(sparse):
-    with pytest.raises(UsageError, match=r"no format that runs here 'onx', did you mean 'onnx'.*gguf"):
+    with pytest.raises(UsageError, match=r"no runtime 'onx'. Did you mean 'onnx'.*gguf"):
         parse_target(f"{sparse / 'stock'}@format=onx")
 
 

@@ -16,6 +16,11 @@ def test_a_path_alone() -> None:
     assert (target.format, target.label) == (AUTO, "runs/export")
 
 
+def test_a_path_with_an_equals_sign_is_no_settings() -> None:
+    assert parse_target("models/lr=1e-3") == Target(Path("models/lr=1e-3"))
+    assert parse_target("LR=3") == Target(Path("LR=3"))
+
+
 def test_settings_behind_the_path() -> None:
     written = "runs/a@b@format=onnx,NUM_STREAMS=1,environment=venvs/old"
     target = parse_target(written)

@@ -113,7 +113,7 @@ def test_help_and_refusals_know_it(environment: dict[str, str], model: Path, tmp
         (("bench", model, "--device", "CUDA"), 4, "Counting runs on CPU here, not on CUDA"),
         (("bench", model, "--precision", "bf16"), 2, "integers have one precision"),
         (("bench", model, "--format", "onnx"), 3, "holds toy; not onnx"),
-        (("bench", model, "--format", "toys"), 2, "did you mean 'toy'"),
+        (("bench", model, "--format", "toys"), 2, "Did you mean 'toy'"),
         (("bench", tmp_path), 3, "no static_decoder.onnx, no toy.txt"),
     ):
         done = serve(environment, *arguments)
@@ -124,4 +124,4 @@ def test_a_broken_package_is_reported_like_any_fault(model: Path, tmp_path: Path
     broken = toy_package(tmp_path / "site", group="shearling.runtimes", name="toy", code="from nowhere import ENTRY")
     done = serve(broken, "bench", model)
     assert (done.returncode, "Traceback" in done.stderr) == (4, False), done.stderr
-    assert "another package's format that runs here 'toy' cannot be imported" in done.stderr
+    assert "another package's runtime 'toy' cannot be imported" in done.stderr

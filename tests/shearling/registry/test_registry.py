@@ -12,14 +12,14 @@ import pydantic
 import pytest
 
 from shearling.errors import EnvironmentFault, UsageError
-from shearling.registry.registry import Entry, NameIn, Registry, load_implementation
+from shearling.registry.registry import Entry, NameIn, Registry, SingleEntry, load_implementation
 from tests.support.toy_package import toy_package
 
 GROUP = "shearling.test_animals"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Animal(Entry):
+class Animal(SingleEntry):
     """A record with an attribute of its own."""
 
     legs: int
@@ -59,11 +59,11 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_with_all(animals):
     with pytest.raises(UsageError) as caught:
         animals.get("sheeep", where="--animal")
     assert (caught.value.exit_code, caught.value.where) == (2, "--animal")
-    assert caught.value.message == "there is no farm animal 'sheeep', did you mean 'sheep'?"
-    assert caught.value.remedy == "There are: sheep, crane"
+    assert caught.value.message == "there is no farm animal 'sheeep'"
+    assert caught.value.remedy == "Did you mean 'sheep'? There are: sheep, crane"
     with pytest.raises(UsageError) as caught:
         animals.get("xylophone")
-    assert "did you mean" not in caught.value.message
+    assert caught.value.remedy == "There are: sheep, crane"
 
 
 def test_an_implementation_is_imported_when_it_is_used(animals):
@@ -79,13 +79,13 @@ def test_a_field_of_a_recipe_names_a_member(animals):
 
     assert Farm(favourite="crane").favourite == "crane"
     assert Farm.model_json_schema()["properties"]["favourite"]["enum"] == ["sheep", "crane"]
-    with pytest.raises(pydantic.ValidationError, match="did you mean 'crane'"):
+    with pytest.raises(pydantic.ValidationError, match="Did you mean 'crane'"):
         Farm(favourite="cran")
 
 
 PROGRAM = f"""
 from shearling.command_line import JsonFlag, Result, make_app, run_command
-from shearling.registry.registry import Entry, Registry
+from shearling.registry.registry import Registry, SingleEntry
 
 app = make_app("A command that lists a table.")
 
@@ -94,8 +94,8 @@ def show(as_json: JsonFlag = False) -> Result:
     table = Registry(
         noun="farm animal",
         group={GROUP!r},
-        entry_type=Entry,
-        entries=[Entry(name="sheep", summary="A sheep.", implementation="json:loads")],
+        entry_type=SingleEntry,
+        entries=[SingleEntry(name="sheep", summary="A sheep.", implementation="json:loads")],
     )
     return Result({{"names": list(table.names()), "says": [entry.load()("3") for entry in table]}}, "")
 
@@ -103,12 +103,12 @@ run_command(app, program="show", argv=["--json"])
 """
 
 TOY = """
-from shearling.registry.registry import Entry
+from shearling.registry.registry import SingleEntry
 
 def double(text):
     return 2 * int(text)
 
-ENTRY = Entry(name="crane", summary="A bird.", implementation="toy_crane:double")
+ENTRY = SingleEntry(name="crane", summary="A bird.", implementation="toy_crane:double")
 """
 
 

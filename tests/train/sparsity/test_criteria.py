@@ -145,5 +145,5 @@ def test_what_does_not_fit_is_refused_by_module(
 
 
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="did you mean 'wanda'"):
+    with pytest.raises(UsageError, match="Did you mean 'wanda'"):
         sparsify(FAMILIES["llama"](), [], method="wanda2", pattern=Unstructured(0.5))
