@@ -66,7 +66,7 @@ def broken_limits(gate: Gate, parity: Parity) -> list[str]:
         ("mean KL", parity.kl_mean, gate.kl_mean),
         ("perplexity ratio", ratio, gate.perplexity_ratio),
     )
-    # UsageFacts so that NaN is a violation.
+    # Written so that NaN is a violation.
     return [
         f"{name} {value:.3g} exceeds {limit:g}"
         for name, value, limit in checks

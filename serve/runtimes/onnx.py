@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 PAST, PRESENT = "past_key_values.", "present."
 PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider", "TENSORRT": "TensorrtExecutionProvider"}
 CUDA_REMEDY = (
-    "Needs an NVIDIA driver with CUDA 13 and cuDNN 9, and: pip uninstall onnxruntime && pip install 'onnxruntime-gpu>=1.32,<1.33' "
+    "Needs an NVIDIA driver with CUDA 13 and cuDNN 9, and: pip uninstall onnxruntime && "
+    "pip install 'onnxruntime-gpu>=1.32,<1.33' "
     "(the two packages exclude each other); or use --device CPU"
 )
 KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids"}
