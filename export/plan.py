@@ -193,6 +193,9 @@ def _plan_formats(
             where="--formats",
             remedy="Add openvino or onnx, or another --merge where the ranks stay apart",
         )
+    plain = [entry.name for entry in wanted if not entry.takes_weight_format]
+    if plain and request.weight_format != FLOAT32.weight_format.name:
+        log.print(f"{', '.join(plain)}: written in float32, since --weight-format is not for them")
     # Those that take the model as it is come first: a converter leaves marks in the model's configuration.
     ordered = sorted(wanted, key=lambda entry: entry.takes_weight_format)
     return tuple(_plan_format(entry, request, model_type, head, separate=separate) for entry in ordered)
@@ -206,6 +209,12 @@ def _plan_format(
             f"{entry.name} does not hold a {head.replace('_', ' ')}",
             where="--formats",
             remedy=f"Formats that do: {', '.join(item.name for item in EXPORT_FORMATS if item.holds(head))}",
+        )
+    if separate and not entry.holds_separate and entry.frozen_directory is None:
+        raise UsageError(
+            f"{entry.name} has no place for ranks that are kept apart",
+            where="--formats",
+            remedy="Leave it out, or merge them: --merge dense loses the zeros of the adapted layers",
         )
     number_format = NUMBER_FORMATS.get(request.weight_format)
     storage = Storage(number_format, entry.name in request.sparse_kernels) if entry.takes_weight_format else FLOAT32

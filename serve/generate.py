@@ -9,6 +9,7 @@ from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import OnText, RunOptions, RuntimeFacts, check_lengths, load_runtime
 from serve.runtimes.target import Target
+from serve.runtimes.tokenization import no_chat_template
 from shearling.console import log
 from shearling.errors import UsageError
 from shearling.strict_json import Document
@@ -80,6 +81,8 @@ def generate_text(
     load_s = time.perf_counter() - started_s
     try:
         in_chat = runtime.has_chat_template() if chat is None else chat
+        if in_chat and not runtime.has_chat_template():
+            raise no_chat_template(deployment.directory)
         token_ids = runtime.encode(prompt, chat=in_chat)
         check_lengths(len(token_ids), max_new_tokens, deployment=deployment)
         run = runtime.generate(

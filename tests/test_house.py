@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shearling.registry.tables import TABLES
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("shearling", "train", "search", "export", "serve")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
@@ -63,3 +65,11 @@ def test_there_are_no_drawers():
 def test_files_end_before_they_tire():
     lengths = {_shown(file): len(file.read_text(encoding="utf-8").splitlines()) for file in SOURCES}
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize("title", ["Pruning methods", "Search algorithms", "Runtimes"])
+def test_a_member_knows_the_protocol_and_no_other_member(title):
+    modules = {entry.implementation.partition(":")[0] for entry in TABLES[title]}
+    for module in modules:
+        file = ROOT / (module.replace(".", "/") + ".py")
+        assert not (modules - {module}) & set(_imports(file)), module

@@ -23,6 +23,7 @@ class ExportFormat(Entry):
         directory: where it stands inside an export.
         frozen_directory: of a format that has no place for ranks kept apart, and holds the frozen model where they
             are: its directory then, so that nobody runs it for the fine-tuned one.
+        holds_separate: whether it has a place for ranks kept apart, beside the weight that they belong to.
         takes_weight_format: whether `--weight-format` is for it; what does not take it is float32.
         has_sparse_kernel: whether `--sparse-kernel` may name it.
         needs_adapter: whether it is nothing without one.
@@ -32,6 +33,7 @@ class ExportFormat(Entry):
     implementation: Mapping[str, Any]
     directory: str
     frozen_directory: str | None = None
+    holds_separate: bool = False
     takes_weight_format: bool = False
     has_sparse_kernel: bool = False
     needs_adapter: bool = False
@@ -55,6 +57,7 @@ EXPORT_FORMATS = Registry(
             name="openvino",
             summary="OpenVINO IR with its tokenizer, ready for OpenVINO GenAI",
             directory="openvino",
+            holds_separate=True,
             takes_weight_format=True,
             has_sparse_kernel=True,
             by_default=True,
@@ -67,6 +70,7 @@ EXPORT_FORMATS = Registry(
             name="onnx",
             summary="ONNX with the cache as inputs and outputs, for ONNX Runtime",
             directory="onnx",
+            holds_separate=True,
             takes_weight_format=True,
             has_sparse_kernel=True,
             by_default=True,
@@ -90,6 +94,7 @@ EXPORT_FORMATS = Registry(
             name="peft",
             summary="the chosen adapter alone, in PEFT's format",
             directory="adapter",
+            holds_separate=True,
             needs_adapter=True,
             by_default=True,
             implementation={"language_model": "export.formats.peft:PeftAdapter"},

@@ -142,11 +142,22 @@ class Registry(Generic[EntryT]):
 
 
 def load_implementation(implementation: Any) -> Any:
-    """What `package.module:attribute` names, imported; anything but a string is returned as it is."""
+    """What `package.module:attribute` names, imported; anything but a string is returned as it is.
+
+    Raises:
+        EnvironmentFault: there is no such module or attribute, or a package that the module needs is not installed.
+    """
     if not isinstance(implementation, str):
         return implementation
     module, _, attribute = implementation.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise EnvironmentFault(
+            f"an implementation cannot be imported: {error}",
+            where=implementation,
+            remedy="Install what it needs, or mend the record that names it",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -138,3 +138,11 @@ def test_every_record_names_what_is_there():
         assert number_format.computed_as is None or NUMBER_FORMATS.get(number_format.computed_as)
     with pytest.raises(UsageError, match="Did you mean 'int8'"):
         NUMBER_FORMATS.get("int9")
+
+
+def test_ranks_kept_apart_are_refused_where_a_format_has_no_place_for_them(tmp_path):
+    plain = run_with_best(tmp_path / "plain", masked=False).path / "best.json"
+    environment = toy_package(tmp_path / "toy", group="shearling.export_formats", name="archive", code=ARCHIVE)
+    refused = run_export("--subnet", plain, "--formats", "archive", environment=environment)
+    assert refused.returncode == 2
+    assert "archive has no place for ranks that are kept apart" in refused.stderr

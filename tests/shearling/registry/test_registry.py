@@ -69,8 +69,10 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_with_all(animals):
 def test_an_implementation_is_imported_when_it_is_used(animals):
     assert animals.get("sheep").load() is json.loads
     assert load_implementation(len) is len
-    with pytest.raises(ImportError):
-        load_implementation("no_such_module_anywhere:thing")
+    for wrong in ("no_such_module_anywhere:thing", "json:no_such_function"):
+        with pytest.raises(EnvironmentFault, match="cannot be imported") as caught:
+            load_implementation(wrong)
+        assert caught.value.where == wrong
 
 
 def test_a_field_of_a_recipe_names_a_member(animals):
