@@ -126,13 +126,13 @@ def test_it_continues_like_torch(decoder: Path, environment: Path) -> None:
     code = f"""
 import json
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from serve.runtimes.target import Target
 from pathlib import Path
 runtime = load_runtime(find_deployment(Target(Path({str(decoder)!r}))), RunOptions(threads=1))
 prompt = runtime.encode("Area man wins.", chat=False)
-free = runtime.generate(prompt, max_new_tokens=70)
-stopped = runtime.generate(prompt, max_new_tokens=6, end_ids=frozenset(free.token_ids[3:4]))
+free = runtime.generate([prompt], Decoding(max_new_tokens=70))
+stopped = runtime.generate([prompt], Decoding(max_new_tokens=6, end_ids=frozenset(free.token_ids[3:4])))
 print(json.dumps([prompt, free.model_dump(), stopped.model_dump(), runtime.decode(free.token_ids)]))
 """
     paths = f"{ROOT}:{next(environment.glob('lib/python*/site-packages'))}"

@@ -13,7 +13,7 @@ import torch
 
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
-from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, PackageMissing, UsageError
 from tests.support.environments import environment_with
@@ -118,11 +118,12 @@ def test_generations_are_timed_token_by_token_and_stop(gguf_file: Path, environm
     code = f"""
 import json
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from serve.runtimes.target import Target
 from pathlib import Path
 runtime = load_runtime(find_deployment(Target(Path({str(gguf_file)!r}))), RunOptions(threads=1))
-free, stopped = (runtime.generate([3, 10], max_new_tokens=6, end_ids=frozenset(ends)) for ends in ([], [14]))
+works = (Decoding(max_new_tokens=6, end_ids=frozenset(ends)) for ends in ([], [14]))
+free, stopped = (runtime.generate([[3, 10]], work) for work in works)
 print(json.dumps([free.model_dump(), stopped.model_dump()]))
 """
     paths = f"{ROOT}:{next(environment.glob('lib/python*/site-packages'))}"
@@ -142,6 +143,6 @@ def test_the_real_llama_cpp_continues_like_torch(gguf_file: Path) -> None:
     expected = (
         llama_tied_gqa().generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
     )
-    generation = runtime.generate(prompt, max_new_tokens=12)
+    generation = runtime.generate([prompt], Decoding(max_new_tokens=12))
     assert list(generation.token_ids) == expected
     assert runtime.decode(generation.token_ids) == tiny_tokenizer().decode(expected, skip_special_tokens=True)
