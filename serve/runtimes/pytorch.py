@@ -112,4 +112,4 @@ class _Streamer:
         self._prompt_seen = True
 
     def end(self) -> None:
-        """Nothing is left to do: the recording is finished when the device is."""
+        """Called by transformers; the recording is finished when the device is."""

@@ -44,9 +44,10 @@ class Recording:
         """Show what is left of the text, and stop the clock."""
         if self._stream:
             self._stream.finish()
+        total_s = time.perf_counter() - self._started_s
         return Generation(
             token_ids=tuple(self.tokens),
             ttft_s=self._times_s[0] - self._started_s,
             gaps_s=tuple(later - earlier for earlier, later in pairwise(self._times_s)),
-            total_s=time.perf_counter() - self._started_s,
+            total_s=total_s,
         )

@@ -122,7 +122,7 @@ class Runtime(Protocol):
         Args:
             rows: token ids, [batch][length], all of one length, at least 1. A runtime that takes one prompt at a time
                 refuses more through `only_row`.
-            work: how far. Several rows come without end tokens and without text, which only one could decide.
+            work: how far. End tokens and text are asked for with a single row only.
 
         Raises:
             UsageError: more rows, or more tokens, than the runtime takes.
