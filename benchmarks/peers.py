@@ -31,7 +31,7 @@ import numpy as np
 from benchmarks.static_decoder import write_static_decoder
 from serve.bench.statistics import bootstrap_median, paired_ratio
 from shearling.command_line import quiet_libraries
-from tests.support.tiny_gguf import NAMES, interleave
+from tests.support.tiny_gguf import add_shape, gguf_tensors, write_to_file
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "llama.cpp": ("llama-cpp-python==0.3.36",),
@@ -125,40 +125,17 @@ def write_gguf(base: Path, path: Path, quantization: str) -> None:
     from shearling.model.checkpoint import load_model
 
     model: Any = load_model(base)
-    config, state = model.config, model.state_dict()
     kind = gguf.GGMLQuantizationType[quantization]
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
+    add_shape(writer, model.config)
     writer.add_tokenizer_model("no_vocab")
-    tensors = {
-        "token_embd.weight": state["model.embed_tokens.weight"],
-        "output_norm.weight": state["model.norm.weight"],
-    }
-    if not config.tie_word_embeddings:
-        tensors["output.weight"] = state["lm_head.weight"]
-    for layer in range(config.num_hidden_layers):
-        for ours, theirs in NAMES.items():
-            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(theirs)
-            tensor = state[f"model.layers.{layer}.{ours}.weight"]
-            tensors[f"blk.{layer}.{theirs}.weight"] = tensor if heads is None else interleave(tensor, heads)
-    for name, tensor in tensors.items():
+    for name, tensor in gguf_tensors(model).items():
         values = np.ascontiguousarray(tensor, dtype=np.float32)
         if values.ndim == 1:
             writer.add_tensor(name, values)
         else:
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_to_file(writer)
 
 
 def measure_layer(options: argparse.Namespace) -> dict[str, Any]:

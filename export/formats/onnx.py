@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,16 +56,16 @@ Cache = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [batch, heads, positions, width]."""
 
 
-class DecoderWithCache(nn.Module):
-    """A decoder as a function of tokens and cache, without a cache object in its signature.
-
-    Args:
-        model: a Hugging Face decoder.
-    """
+class TracedModel(nn.Module):
+    """What is traced in the place of a Hugging Face model, whose parameters `trace` gives their own names again."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+
+
+class DecoderWithCache(TracedModel):
+    """A decoder as a function of tokens and cache, without a cache object in its signature."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, past: Cache, position_ids: Tensor | None = None
@@ -146,17 +146,22 @@ def write_onnx(
     """
     # The head may share its weight with the embedding, and its error would go straight into the logits.
     linears = quantizable(model, without=model.get_output_embeddings())
-    packing = store_graph(trace(model), directory, storage, linears=linears)
+    packing = store_graph(trace_decoder(model), directory, storage, linears=linears)
+    save_beside(model, tokenizer, directory)
+    return packing
+
+
+def save_beside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write what a graph does not hold: the tokenizer and the configurations."""
     tokenizer.save_pretrained(str(directory))
     save_configurations(model, directory)
-    return packing
 
 
 def store_graph(program: Any, directory: Path, storage: Storage, *, linears: Collection[str]) -> PackingReport | None:
     """Write a traced program with its weights in the form asked for.
 
     Args:
-        program: a `torch.onnx.ONNXProgram` with Hugging Face parameter names.
+        program: see `trace`.
         directory: created.
         storage: number format and kernel.
         linears: names of the weights that may be stored as integers.
@@ -178,8 +183,8 @@ def store_graph(program: Any, directory: Path, storage: Storage, *, linears: Col
     return packing
 
 
-def trace(model: PreTrainedModel) -> Any:
-    """Trace to a `torch.onnx.ONNXProgram` with Hugging Face parameter names."""
+def trace_decoder(model: PreTrainedModel) -> Any:
+    """See `trace`; inputs and outputs are those of `write_onnx`."""
     past = example_cache(model)
     batch, sequence, cached = 2, 3, past[0][0].shape[2]
     kwargs: dict[str, Any] = {
@@ -198,15 +203,36 @@ def trace(model: PreTrainedModel) -> Any:
         kwargs["position_ids"] = torch.arange(cached, cached + sequence).expand(batch, sequence).contiguous()
         shapes["position_ids"] = {0: "batch", 1: "sequence"}
         inputs.append("position_ids")
+    outputs = ["logits", *(f"present.{name}" for name in cache_names)]
+    return trace(DecoderWithCache(model), kwargs, shapes=shapes, inputs=inputs, outputs=outputs)
+
+
+def trace(
+    module: TracedModel,
+    example: Mapping[str, Any],
+    *,
+    shapes: Mapping[str, Any],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> Any:
+    """Trace to a `torch.onnx.ONNXProgram` with Hugging Face parameter names.
+
+    Args:
+        module: traced in eval mode.
+        example: its arguments.
+        shapes: of these, the names of the sizes that may change, by axis.
+        inputs: their names in the graph.
+        outputs: likewise.
+    """
     with quiet_conversion(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            DecoderWithCache(model).eval(),
-            kwargs=kwargs,
+            module.eval(),
+            kwargs=dict(example),
             dynamo=True,
-            dynamic_shapes=shapes,
+            dynamic_shapes=dict(shapes),
             input_names=inputs,
-            output_names=["logits", *(f"present.{name}" for name in cache_names)],
+            output_names=outputs,
             opset_version=OPSET,
             optimize=False,
             verbose=False,

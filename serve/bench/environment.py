@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
 
 import pydantic
 
-from shearling.artefact import installed_tools
+from shearling.artefact import installed_tools, package_versions
 from shearling.strict_json import Document
 
 RUNTIMES = ("openvino-genai", "openvino-tokenizers", "onnx", "numpy", "onnxruntime-gpu")
@@ -57,7 +56,7 @@ def describe_environment() -> Environment:
         governor=GOVERNOR.read_text(encoding="ascii").strip() if GOVERNOR.is_file() else None,
         load_average=round(os.getloadavg()[0], 2),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        versions=_versions(),
+        versions=installed_tools() | package_versions(RUNTIMES),
         machine_id=hashlib.sha256(identity.encode()).hexdigest(),
     )
 
@@ -139,13 +138,3 @@ def _processor() -> tuple[str, tuple[str, ...]]:
         # Virtual machines often hide the name; family and model still tell generations apart.
         parts.append(f"(family {facts['cpu family']}, model {facts.get('model', '?')})")
     return " ".join(parts), tuple(sorted(facts.get("flags", facts.get("Features", "")).split()))
-
-
-def _versions() -> dict[str, str]:
-    versions = installed_tools()
-    for name in RUNTIMES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -34,7 +34,7 @@ from serve.bench.environment import (
 from serve.bench.huge_pages import collapse_memory
 from serve.bench.waiting import waited_s
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.runtime import RunOptions, Runtime, load_runtime
+from serve.runtimes.runtime import Decoding, RunOptions, Runtime, load_runtime
 from shearling.command_line import quiet_libraries
 from shearling.errors import ShearlingError
 from shearling.registry.runtimes import RUNTIMES
@@ -62,11 +62,12 @@ class Worker:
             return {"huge_bytes": collapse_memory() if request["huge_pages"] else 0}
         if self._runtime is None:
             raise ShearlingError("asked to generate before anything was loaded")
+        work = Decoding(max_new_tokens=request["new_tokens"])
         gc.collect()
         gc.disable()
         try:
             before_s, started_s = waited_s(), time.perf_counter()
-            generation = self._runtime.generate_batch(request["rows"], new_tokens=request["new_tokens"])
+            generation = self._runtime.generate(request["rows"], work)
             wall_s, after_s = time.perf_counter() - started_s, waited_s()
         finally:
             gc.enable()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.greedy_loop import greedy_loop
-from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
-from serve.runtimes.tokenization import TextStream, TextTokenizer, TokenizedRuntime
+from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts, only_row
+from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.strict_json import read_json
 
@@ -37,7 +37,7 @@ class DeepSparseRuntime(TokenizedRuntime):
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
         if options.precision not in ("default", "fp32"):
             raise UsageError("DeepSparse computes in fp32 here", where=deployment.label, remedy="Leave --precision out")
-        self._where = deployment.label
+        self._deployment = deployment
         self._path = deployment.model_file
         self._threads = options.threads
         config = read_json(deployment.directory / "config.json")
@@ -59,51 +59,31 @@ class DeepSparseRuntime(TokenizedRuntime):
             timing_source="monotonic clock around each step of the greedy loop of serve.runtimes.greedy_loop",
         )
 
-    def generate(
-        self,
-        token_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        end_ids: frozenset[int] = frozenset(),
-        on_text: OnText | None = None,
-    ) -> Generation:
+    def generate(self, rows: Sequence[Sequence[int]], work: Decoding) -> Generation:
         """See `Runtime.generate`.
 
         Raises:
             ArtefactCorrupt: DeepSparse does not compile the graph for these lengths.
+            UsageError: more than one row.
         """
         import numpy as np
 
-        length = len(token_ids)
-        room = -(-(length + max_new_tokens) // CACHE_STEP) * CACHE_STEP
+        prompt = only_row(rows, deployment=self._deployment)
+        length = len(prompt)
+        room = -(-(length + work.max_new_tokens) // CACHE_STEP) * CACHE_STEP
         self._compile({(length, 1), (1, room)})
         cache = _Cache(2 * self._layers, (self._heads, room, self._width), self._group)
 
-        def first() -> int:
-            empty = [np.zeros((1, self._heads, 1, self._width), np.float32)] * (2 * self._layers)
-            token, new = self._step(token_ids, 0, _prompt_mask(length, self._group), empty)
+        def step(tokens: Sequence[int]) -> int:
+            if cache.seen:
+                token, new = self._step(tokens, cache.seen, cache.mask, cache.parts)
+            else:
+                empty = [np.zeros((1, self._heads, 1, self._width), np.float32)] * (2 * self._layers)
+                token, new = self._step(tokens, 0, _prompt_mask(length, self._group), empty)
             cache.append(new)
             return token
 
-        def following(token: int) -> int:
-            token, new = self._step([token], cache.seen, cache.mask, cache.parts)
-            cache.append(new)
-            return token
-
-        stream = TextStream(self._tokenizer, on_text) if on_text else None
-        return greedy_loop(first, following, max_new_tokens=max_new_tokens, end_ids=end_ids, stream=stream)
-
-    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
-        """See `Runtime.generate_batch`.
-
-        Raises:
-            UsageError: more than one row.
-        """
-        if len(rows) != 1:
-            raise UsageError(
-                "DeepSparse is measured with one prompt at a time", where=self._where, remedy="Use --batch-size 1"
-            )
-        return self.generate(rows[0], max_new_tokens=new_tokens)
+        return greedy_loop(step, prompt, work, decoder=self)
 
     def close(self) -> None:
         """Give memory back."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from serve.runtimes.deployment import Deployment, ModelFacts
 from serve.runtimes.greedy_loop import greedy_loop
-from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
-from serve.runtimes.tokenization import TextStream, no_chat_template
+from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts, only_row
+from serve.runtimes.tokenization import no_chat_template
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.model.gguf_header import is_gguf, read_header
 
@@ -60,7 +60,7 @@ class LlamaCppRuntime:
                 remedy="Leave --precision out",
             )
         file = deployment.model_file
-        self._where = deployment.label
+        self._deployment = deployment
         self._context = min(deployment.context_tokens or MOST_CONTEXT_TOKENS, MOST_CONTEXT_TOKENS)
         try:
             self._model: Any = llama_cpp.Llama(
@@ -111,43 +111,22 @@ class LlamaCppRuntime:
         """Text of tokens, special ones left out."""
         return bytes(self._model.detokenize(list(token_ids))).decode(errors="replace")
 
-    def generate(
-        self,
-        token_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        end_ids: frozenset[int] = frozenset(),
-        on_text: OnText | None = None,
-    ) -> Generation:
-        """See `Runtime.generate`."""
-        if len(token_ids) + max_new_tokens > self._context:
+    def generate(self, rows: Sequence[Sequence[int]], work: Decoding) -> Generation:
+        """See `Runtime.generate`.
+
+        Raises:
+            UsageError: more than one row, or more tokens than the context was made for.
+        """
+        prompt = only_row(rows, deployment=self._deployment)
+        if len(prompt) + work.max_new_tokens > self._context:
             raise UsageError(
-                f"{len(token_ids)} prompt tokens and {max_new_tokens} new ones exceed the "
+                f"{len(prompt)} prompt tokens and {work.max_new_tokens} new ones exceed the "
                 f"{self._context} positions that llama.cpp is given here",
-                where=self._where,
+                where=self._deployment.label,
                 remedy="Shorten the prompt, or ask for fewer tokens",
             )
         self._model.reset()
-        stream = TextStream(self, on_text) if on_text else None
-        return greedy_loop(
-            lambda: self._next(token_ids),
-            lambda token: self._next([token]),
-            max_new_tokens=max_new_tokens,
-            end_ids=end_ids,
-            stream=stream,
-        )
-
-    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
-        """See `Runtime.generate_batch`.
-
-        Raises:
-            UsageError: more than one row.
-        """
-        if len(rows) != 1:
-            raise UsageError(
-                "llama.cpp is measured with one prompt at a time", where=self._where, remedy="Use --batch-size 1"
-            )
-        return self.generate(rows[0], max_new_tokens=new_tokens)
+        return greedy_loop(self._next, prompt, work, decoder=self)
 
     def close(self) -> None:
         """Give memory back."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import time
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
-from serve.runtimes.tokenization import TextStream, TextTokenizer, TokenizedRuntime
+from serve.runtimes.recording import Recording
+from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts
+from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable, ModelUnsupported, NonFiniteWeights
 from shearling.kernel.onnx_runtime_extension import DOMAIN, needs_operators, session_options_for
 
@@ -79,55 +78,22 @@ class OnnxRuntime(TokenizedRuntime):
             self.facts.settings["custom_operators"] = DOMAIN
         self._tokenizer = TextTokenizer(self._directory)
 
-    def generate(
-        self,
-        token_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        end_ids: frozenset[int] = frozenset(),
-        on_text: OnText | None = None,
-    ) -> Generation:
+    def generate(self, rows: Sequence[Sequence[int]], work: Decoding) -> Generation:
         """See `Runtime.generate`."""
-        return self._generate([token_ids], max_new_tokens=max_new_tokens, end_ids=end_ids, on_text=on_text)
-
-    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
-        """See `Runtime.generate_batch`."""
-        return self._generate(rows, max_new_tokens=new_tokens, end_ids=frozenset(), on_text=None)
-
-    def _generate(
-        self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: frozenset[int], on_text: OnText | None
-    ) -> Generation:
         import numpy as np
 
-        started_s = time.perf_counter()
-        stream = TextStream(self._tokenizer, on_text) if on_text else None
+        recording = Recording(work, self)
         cache = self._empty_cache(len(rows))
-        tokens: list[int] = []
-        times_s: list[float] = []
         chunk, seen = np.asarray([list(row) for row in rows], dtype=np.int64), 0
-        while len(times_s) < max_new_tokens:
+        while not recording.complete:
             logits, cache = self._step(chunk, seen, cache)
             seen += chunk.shape[1]
             chosen = logits.argmax(axis=-1)
-            token = int(chosen[0])
-            times_s.append(time.perf_counter())
-            if token in end_ids:
-                break
-            tokens.append(token)
-            if stream:
-                stream.push(token)
+            recording.take(int(chosen[0]))
             chunk = chosen.astype(np.int64)[:, None]
         if not np.isfinite(logits).all():
             raise NonFiniteWeights("the logits are NaN or infinite", where=self._directory)
-        if stream:
-            stream.finish()
-        gaps_s = tuple(later - earlier for earlier, later in pairwise(times_s))
-        return Generation(
-            token_ids=tuple(tokens),
-            ttft_s=times_s[0] - started_s,
-            gaps_s=gaps_s,
-            total_s=time.perf_counter() - started_s,
-        )
+        return recording.finish()
 
     def close(self) -> None:
         """Give memory and threads back."""

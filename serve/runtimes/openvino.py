@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.runtime import Generation, OnText, RunOptions, RuntimeFacts
+from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import no_chat_template
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
 from shearling.kernel.openvino_core import openvino_core
@@ -92,24 +92,8 @@ class OpenVINORuntime:
         """Text by the detokenizer inside the export."""
         return str(self._tokenizer.decode(list(token_ids)))
 
-    def generate(
-        self,
-        token_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        end_ids: frozenset[int] = frozenset(),
-        on_text: OnText | None = None,
-    ) -> Generation:
+    def generate(self, rows: Sequence[Sequence[int]], work: Decoding) -> Generation:
         """See `Runtime.generate`."""
-        return self._generate([token_ids], max_new_tokens=max_new_tokens, end_ids=end_ids, on_text=on_text)
-
-    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
-        """See `Runtime.generate_batch`."""
-        return self._generate(rows, max_new_tokens=new_tokens, end_ids=frozenset(), on_text=None)
-
-    def _generate(
-        self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: frozenset[int], on_text: OnText | None
-    ) -> Generation:
         import numpy as np
         import openvino
         import openvino_genai
@@ -121,7 +105,8 @@ class OpenVINORuntime:
             if len(rows) == 1
             else openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         )
-        config = greedy(max_new_tokens, end_ids)
+        config = greedy(work.max_new_tokens, work.end_ids)
+        on_text = work.on_text
         if on_text is None:
             result = self._pipeline.generate(prompt, config)
         else:
@@ -135,12 +120,12 @@ class OpenVINORuntime:
         tokens = [int(token) for token in result.tokens[0]]
         # One entry for each row of each step; the rows of a step share it.
         gaps_s = tuple(float(gap_us) / 1e6 for gap_us in metrics.raw_metrics.m_durations[:: len(rows)])
-        if not end_ids and (len(tokens) != max_new_tokens or len(gaps_s) != max_new_tokens - 1):
+        if not work.end_ids and (len(tokens) != work.max_new_tokens or len(gaps_s) != work.max_new_tokens - 1):
             raise ShearlingError(
-                f"OpenVINO made {len(tokens)} tokens and {len(gaps_s)} gaps, {max_new_tokens} were asked for",
+                f"OpenVINO made {len(tokens)} tokens and {len(gaps_s)} gaps, {work.max_new_tokens} were asked for",
                 where=self._directory,
             )
-        if tokens and tokens[-1] in end_ids:
+        if tokens and tokens[-1] in work.end_ids:
             tokens.pop()
         return Generation(
             token_ids=tuple(tokens),

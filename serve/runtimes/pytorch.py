@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.runtime import Generation, OnText, Precision, RunOptions, RuntimeFacts
+from serve.runtimes.recording import Recording
+from serve.runtimes.runtime import Decoding, Generation, Precision, RunOptions, RuntimeFacts
 from serve.runtimes.semi_structured import PROPERTY, use_semi_structured
-from serve.runtimes.tokenization import TextStream, TextTokenizer, TokenizedRuntime
+from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
 from shearling.errors import DeviceUnavailable
 from shearling.model.checkpoint import Dtype, load_model
 
@@ -50,32 +49,15 @@ class TorchRuntime(TokenizedRuntime):
             "streamer, on the CPU: the device has finished it",
         )
 
-    def generate(
-        self,
-        token_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        end_ids: frozenset[int] = frozenset(),
-        on_text: OnText | None = None,
-    ) -> Generation:
+    def generate(self, rows: Sequence[Sequence[int]], work: Decoding) -> Generation:
         """See `Runtime.generate`."""
-        return self._generate([token_ids], max_new_tokens=max_new_tokens, end_ids=end_ids, on_text=on_text)
-
-    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
-        """See `Runtime.generate_batch`."""
-        return self._generate(rows, max_new_tokens=new_tokens, end_ids=frozenset(), on_text=None)
-
-    def _generate(
-        self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: frozenset[int], on_text: OnText | None
-    ) -> Generation:
         import torch
         import transformers
 
-        clock = _Clock(TextStream(self._tokenizer, on_text) if on_text else None, end_ids)
-        ends = sorted(end_ids) or None
+        ends = sorted(work.end_ids) or None
         config = transformers.GenerationConfig(
             do_sample=False,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=work.max_new_tokens,
             eos_token_id=ends,
             pad_token_id=ends[0] if ends else 0,
             use_cache=True,
@@ -84,17 +66,13 @@ class TorchRuntime(TokenizedRuntime):
         self._model.generation_config = transformers.GenerationConfig()
         with torch.inference_mode():
             self._wait_for_device()
-            started_s = time.perf_counter()
+            recording = Recording(work, self)
             prompt = torch.tensor([list(row) for row in rows], device=self._device)
             self._model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=clock
+                prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=_Streamer(recording)
             )
             self._wait_for_device()
-        total_s = time.perf_counter() - started_s
-        gaps_s = tuple(later - earlier for earlier, later in pairwise(clock.times_s))
-        return Generation(
-            token_ids=tuple(clock.tokens), ttft_s=clock.times_s[0] - started_s, gaps_s=gaps_s, total_s=total_s
-        )
+        return recording.finish()
 
     def close(self) -> None:
         """Give memory back."""
@@ -121,28 +99,17 @@ def require_device(device: str) -> None:
         raise DeviceUnavailable("PyTorch sees no CUDA device", remedy=CUDA_REMEDY)
 
 
-class _Clock:
+class _Streamer:
     """A streamer in the sense of transformers: `put` gets the prompt first, then each token, on the CPU."""
 
-    def __init__(self, stream: TextStream | None, end_ids: frozenset[int]) -> None:
-        self.tokens: list[int] = []
-        self.times_s: list[float] = []
-        self._stream = stream
-        self._end_ids = end_ids
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
         self._prompt_seen = False
 
     def put(self, value: Any) -> None:
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        token = int(value.flatten()[0])
-        self.times_s.append(time.perf_counter())
-        if token in self._end_ids:
-            return
-        self.tokens.append(token)
-        if self._stream:
-            self._stream.push(token)
+        if self._prompt_seen:
+            self._recording.take(int(value.flatten()[0]))
+        self._prompt_seen = True
 
     def end(self) -> None:
-        if self._stream:
-            self._stream.finish()
+        """Called by transformers; the recording is finished when the device is."""

@@ -7,6 +7,7 @@ A runtime is a class in a file of its own in this folder, or in another package,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import pydantic
@@ -57,6 +58,21 @@ class RuntimeFacts(Document):
     timing_source: str
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """What is to be made of a prompt.
+
+    Attributes:
+        max_new_tokens: at least 1.
+        end_ids: tokens that end it; empty computes all `max_new_tokens`.
+        on_text: called with each piece of text as it becomes readable.
+    """
+
+    max_new_tokens: int
+    end_ids: frozenset[int] = frozenset()
+    on_text: OnText | None = None
+
+
 class Generation(Document):
     """One greedy generation.
 
@@ -100,29 +116,16 @@ class Runtime(Protocol):
     def encode(self, prompt: str, *, chat: bool) -> list[int]:
         """Token ids of a prompt, inside the chat template if `chat`."""
 
-    def generate(
-        self,
-        token_ids: Sequence[int],
-        *,
-        max_new_tokens: int,
-        end_ids: frozenset[int] = frozenset(),
-        on_text: OnText | None = None,
-    ) -> Generation:
-        """Decode greedily.
+    def generate(self, rows: Sequence[Sequence[int]], work: Decoding) -> Generation:
+        """Decode prompts greedily, together.
 
         Args:
-            token_ids: the prompt, at least one token.
-            max_new_tokens: at least 1.
-            end_ids: tokens that end it; empty computes all `max_new_tokens`.
-            on_text: called with each piece of text as it becomes readable.
-        """
+            rows: token ids, [batch][length], all of one length, at least 1. A runtime that takes one prompt at a time
+                refuses more through `only_row`.
+            work: how far. End tokens and text are asked for with a single row only.
 
-    def generate_batch(self, rows: Sequence[Sequence[int]], *, new_tokens: int) -> Generation:
-        """Decode several prompts together, without end tokens and without text: what is measured.
-
-        Args:
-            rows: token ids, [batch][length], all of one length.
-            new_tokens: computed for each row, at least 1.
+        Raises:
+            UsageError: more rows, or more tokens, than the runtime takes.
         """
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -141,6 +144,22 @@ def load_runtime(deployment: Deployment, options: RunOptions) -> Runtime:
     """
     runtime: Callable[[Deployment, RunOptions], Runtime] = RUNTIMES.get(deployment.format).load()
     return runtime(deployment, options)
+
+
+def only_row(rows: Sequence[Sequence[int]], *, deployment: Deployment) -> Sequence[int]:
+    """The prompt of a runtime that takes one at a time.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if len(rows) != 1:
+        title = RUNTIMES.get(deployment.format).title
+        raise UsageError(
+            f"{title} decodes one prompt at a time, not {len(rows)}",
+            where=deployment.label,
+            remedy="Use --batch-size 1",
+        )
+    return rows[0]
 
 
 def check_lengths(prompt_tokens: int, new_tokens: int, *, deployment: Deployment) -> None:

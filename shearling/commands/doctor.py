@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from shearling.artefact import package_versions
 from shearling.command_line import Result, stage_roots
 from shearling.errors import ShearlingError
 from shearling.kernel.openvino_core import openvino_core
@@ -56,13 +56,8 @@ def examine() -> Result:
 
 
 def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    found = package_versions(PACKAGES)
+    return {name: found.get(name) for name in PACKAGES}
 
 
 def _torch_facts() -> dict[str, Any]:

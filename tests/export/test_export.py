@@ -19,7 +19,7 @@ from export.request import ExportRequest
 from export.screen import show_export
 from export.stage import export_frozen, export_subnet
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from serve.runtimes.target import Target
 from shearling.artefact import open_artefact
 from shearling.elastic.sub_adapter import load_sub_adapter
@@ -235,7 +235,7 @@ def test_a_sparse_onnx_export_proves_itself_runs_and_says_every_kernel(masked, t
         screen.print(show_export(exported).screen)
     assert "kernels: openvino stock, onnx sparse" in shown.get()
     runtime = load_runtime(find_deployment(Target(exported.path, format="onnx")), RunOptions(threads=1))
-    assert len(runtime.generate([5, 6, 7], max_new_tokens=4).token_ids) == 4
+    assert len(runtime.generate([[5, 6, 7]], Decoding(max_new_tokens=4)).token_ids) == 4
 
 
 def test_without_headers_a_sparse_onnx_export_is_refused_at_once(masked, tmp_path, monkeypatch):

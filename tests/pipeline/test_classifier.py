@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from export.request import ExportRequest
 from export.stage import export_frozen, export_subnet
 from export.verification.parity import fixed_blocks
 from search.front import BestRule
-from search.settings import SearchSettings
 from search.stage import search
 from serve.bench.forward import _load, measure_forwards
 from serve.runtimes.target import Target, parse_target
@@ -30,22 +30,12 @@ from shearling.recipe import read_recipe
 from shearling.run import Run
 from tests.support.longer import mostly_slow
 from tests.support.onnxruntime_headers import needs_headers
+from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_models import VOCABULARY, save_tiny_encoder, tiny_tokenizer
 from tests.support.tiny_runs import write_headlines
 from train.stage import run_recipe
 
-SETTINGS = SearchSettings(
-    algorithm="nsga2",
-    evaluations=6,
-    population=3,
-    seed=0,
-    limit=8,
-    task=None,
-    batch_size=8,
-    precision="fp32",
-    cost="latency",
-    macs_seq_len=16,
-)
+SETTINGS = replace(SMALL_SEARCH, cost="latency")
 SPARSITY = """
 [sparsity]
 method = "wanda"

@@ -3,6 +3,7 @@ runtimes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ import pytest
 from export.request import ExportRequest
 from export.stage import export_subnet
 from search.front import BestRule
-from search.settings import SearchSettings
 from search.stage import search
 from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
@@ -19,13 +19,12 @@ from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
 from shearling.run import Run
 from tests.support.longer import mostly_slow
+from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_models import FAMILIES
 from tests.support.tiny_runs import GROUPS, LLAMA_GROUPS, tiny_recipe
 from train.stage import run_recipe
 
-SETTINGS = SearchSettings(
-    algorithm="heuristic", evaluations=1, population=2, seed=0, limit=8, task=None, batch_size=8, precision="fp32"
-)
+SETTINGS = replace(SMALL_SEARCH, algorithm="heuristic", evaluations=1)
 
 
 @pytest.fixture(scope="module", params=mostly_slow(FAMILIES, fast=("llama_tied_gqa", "bloom", "phi3")))

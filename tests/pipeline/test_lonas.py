@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 from export.request import ExportRequest
 from export.stage import export_subnet
 from search.front import BestRule
-from search.settings import SearchSettings
 from search.stage import search
 from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.size import measure_network
@@ -22,21 +22,11 @@ from shearling.model.checkpoint import load_model
 from shearling.run import Run
 from shearling.strict_json import read_document, write_document
 from tests.support.longer import mostly_slow
+from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_runs import tiny_recipe
 from train.stage import run_recipe
 
-SETTINGS = SearchSettings(
-    algorithm="nsga2",
-    evaluations=6,
-    population=3,
-    seed=0,
-    limit=8,
-    task=None,
-    batch_size=8,
-    precision="fp32",
-    cost="macs",
-    macs_seq_len=16,
-)
+SETTINGS = replace(SMALL_SEARCH, cost="macs")
 WIDTHS = {
     "llama_tied_gqa": {"feed_forward": [100, 75, 50], "attention": [60, 30]},
     "qwen2": {"feed_forward": [[80, 40], [80, 60, 20]], "attention": [48, 24]},

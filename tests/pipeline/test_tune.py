@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_subnet
 from search.front import BestRule
-from search.settings import SearchSettings
 from search.stage import search
 from shearling.artefact import open_artefact
 from shearling.elastic.reordering import REORDERING_FILE
@@ -25,22 +25,13 @@ from shearling.errors import ArtefactMismatch, OutputExists, UsageError
 from shearling.run import Run
 from shearling.strict_json import read_document
 from tests.support.longer import mostly_slow
+from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_runs import tiny_recipe
 from train.stage import run_recipe
 from train.super_adapter.artefact import LOG_FILE
 from train.super_adapter.tune import tune_subnet
 
-SETTINGS = SearchSettings(
-    algorithm="nsga2",
-    evaluations=4,
-    population=2,
-    seed=0,
-    limit=8,
-    task=None,
-    batch_size=8,
-    precision="fp32",
-    cost="adapter_params",
-)
+SETTINGS = replace(SMALL_SEARCH, evaluations=4, population=2)
 
 
 @pytest.fixture(scope="module", params=mostly_slow([True, False], fast=[True]), ids=["masked", "plain"])

@@ -10,16 +10,8 @@ import sys
 
 import pytest
 
+from shearling import errors
 from shearling.artefact import MANIFEST, check_destination, open_artefact, remove_artefact, write_artefact
-from shearling.errors import (
-    ArtefactCorrupt,
-    ArtefactMismatch,
-    ArtefactMissing,
-    DocumentInvalid,
-    OutputExists,
-    OutputLocked,
-    ResourceExhausted,
-)
 
 
 def make(path, content="one", **options):
@@ -85,7 +77,7 @@ def test_a_bit_flip_anywhere_is_noticed(tmp_path):
         raw = bytearray(b"payload")
         raw[position] ^= 1 << position
         file.write_bytes(raw)
-        with pytest.raises(ArtefactCorrupt, match="sha256") as caught:
+        with pytest.raises(errors.ArtefactCorrupt, match="sha256") as caught:
             open_artefact(tmp_path / "a", kind="task")
         assert caught.value.where == str(file)
 
@@ -94,14 +86,14 @@ def test_truncated_missing_or_linked_file(tmp_path):
     make(tmp_path / "a", content="payload")
     file = tmp_path / "a" / "sub" / "rows.jsonl"
     file.write_text("pay")
-    with pytest.raises(ArtefactCorrupt, match="3 bytes, the manifest says 7"):
+    with pytest.raises(errors.ArtefactCorrupt, match="3 bytes, the manifest says 7"):
         open_artefact(tmp_path / "a", kind="task")
     file.unlink()
-    with pytest.raises(ArtefactCorrupt, match="missing"):
+    with pytest.raises(errors.ArtefactCorrupt, match="missing"):
         open_artefact(tmp_path / "a", kind="task")
     (tmp_path / "outside").write_text("payload")
     file.symlink_to(tmp_path / "outside")
-    with pytest.raises(ArtefactCorrupt, match="link"):
+    with pytest.raises(errors.ArtefactCorrupt, match="link"):
         open_artefact(tmp_path / "a", kind="task")
 
 
@@ -109,7 +101,7 @@ def test_linked_directory_inside_is_refused(tmp_path):
     make(tmp_path / "a", content="payload")
     (tmp_path / "a" / "sub").rename(tmp_path / "outside")
     (tmp_path / "a" / "sub").symlink_to(tmp_path / "outside")
-    with pytest.raises(ArtefactCorrupt):
+    with pytest.raises(errors.ArtefactCorrupt):
         open_artefact(tmp_path / "a", kind="task")
 
 
@@ -119,31 +111,31 @@ def test_manifest_that_names_files_outside(name, tmp_path):
     manifest = json.loads((tmp_path / "a" / MANIFEST).read_text())
     manifest["files"][name] = {"sha256": "0" * 64, "bytes": 1}
     (tmp_path / "a" / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DocumentInvalid, match="not a path inside"):
+    with pytest.raises(errors.DocumentInvalid, match="not a path inside"):
         open_artefact(tmp_path / "a", kind="task")
 
 
 def test_missing_and_other_kinds(tmp_path):
-    with pytest.raises(ArtefactMissing, match="no base artefact") as caught:
+    with pytest.raises(errors.ArtefactMissing, match="no base artefact") as caught:
         open_artefact(tmp_path / "a", kind="base")
     assert "python -m train" in caught.value.remedy
     make(tmp_path / "a")
-    with pytest.raises(ArtefactMismatch, match="a task artefact, expected base"):
+    with pytest.raises(errors.ArtefactMismatch, match="a task artefact, expected base"):
         open_artefact(tmp_path / "a", kind="base")
     (tmp_path / "a" / MANIFEST).unlink()
-    with pytest.raises(ArtefactMissing, match=MANIFEST):
+    with pytest.raises(errors.ArtefactMissing, match=MANIFEST):
         open_artefact(tmp_path / "a", kind="task")
 
 
 def test_force_replaces_only_what_a_manifest_lists(tmp_path):
     first = make(tmp_path / "a")
-    with pytest.raises(OutputExists):
+    with pytest.raises(errors.OutputExists):
         make(tmp_path / "a", content="two")
     assert open_artefact(tmp_path / "a", kind="task").sha256 == first.sha256
     assert make(tmp_path / "a", content="two", force=True).sha256 != first.sha256
     (tmp_path / "a" / "thesis.txt").write_text("years of work")
     for action in (lambda: make(tmp_path / "a", force=True), lambda: remove_artefact(tmp_path / "a")):
-        with pytest.raises(OutputExists, match=r"thesis\.txt"):
+        with pytest.raises(errors.OutputExists, match=r"thesis\.txt"):
             action()
     assert (tmp_path / "a" / "thesis.txt").read_text() == "years of work"
     (tmp_path / "a" / "thesis.txt").unlink()
@@ -158,17 +150,17 @@ def test_force_never_removes_a_directory_without_a_manifest(content, tmp_path):
     if content:
         (tmp_path / "home" / MANIFEST).write_text(content)
     for path in (tmp_path / "home", tmp_path / "home" / "precious"):
-        with pytest.raises(OutputExists):
+        with pytest.raises(errors.OutputExists):
             check_destination(path, force=True)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputExists):
+    with pytest.raises(errors.OutputExists):
         check_destination(link, force=True)
 
 
 def test_empty_directory_is_no_artefact(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(OutputExists):
+    with pytest.raises(errors.OutputExists):
         make(tmp_path / "a")
     make(tmp_path / "a", force=True)
 
@@ -200,11 +192,11 @@ def test_second_writer_is_told_and_the_first_is_not_disturbed(tmp_path):
     process = start(WRITER, tmp_path / "a")
     try:
         assert process.stdout.readline() == "writing\n"
-        with pytest.raises(OutputLocked) as caught:
+        with pytest.raises(errors.OutputLocked) as caught:
             make(tmp_path / "a")
         assert caught.value.exit_code == 4
         assert (tmp_path / ".a.partial" / "half").is_file()
-        with pytest.raises(OutputLocked):
+        with pytest.raises(errors.OutputLocked):
             make(tmp_path / "a")
     finally:
         process.kill()
@@ -247,14 +239,14 @@ def test_full_disk_keeps_the_previous_artefact(writer, tmp_path):
 def test_replacement_killed_between_its_renames_is_undone(tmp_path):
     good = make(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / ".a.old")
-    with pytest.raises(OutputExists):
+    with pytest.raises(errors.OutputExists):
         make(tmp_path / "a", content="two")
     assert open_artefact(tmp_path / "a", kind="task").sha256 == good.sha256
     assert names(tmp_path) == ["a"]
 
 
 def test_error_is_a_resource_error_only_for_the_disk(tmp_path):
-    with pytest.raises(ResourceExhausted), write_artefact(tmp_path / "a", kind="task"):
+    with pytest.raises(errors.ResourceExhausted), write_artefact(tmp_path / "a", kind="task"):
         raise OSError(28, os.strerror(28))
     with pytest.raises(RuntimeError, match="unrelated"), write_artefact(tmp_path / "a", kind="task"):
         raise RuntimeError("unrelated")

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import venv
 from pathlib import Path
+from typing import Any
+
+from tests.support.documents import ROOT
+
+LOADING = """
+import json, sys
+from pathlib import Path
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
+from serve.runtimes.target import Target
+runtime = load_runtime(find_deployment(Target(Path(sys.argv[1]))), RunOptions(threads=1))
+show = lambda value: print(json.dumps(value))
+"""
 
 
 def environment_with(directory: Path, *, module: str, source: str, distribution: str) -> Path:
@@ -15,3 +31,18 @@ def environment_with(directory: Path, *, module: str, source: str, distribution:
     facts.mkdir()
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 0.0.1\n")
     return directory
+
+
+def run_inside(environment: Path, model: Path, work: str) -> Any:
+    """What `show` is called with last, by lines that use the `runtime` of a model and see the modules of an
+    environment.
+    """
+    paths = f"{ROOT}:{next(environment.glob('lib/python*/site-packages'))}"
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING + work, str(model)],
+        env={"PYTHONPATH": paths, "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])

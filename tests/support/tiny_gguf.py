@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -27,9 +27,26 @@ NAMES = {
 def write_tiny_gguf(
     path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, pre: str = "smollm", kind: str = "gpt2"
 ) -> Path:
-    config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
+    add_shape(writer, model.config)
+    _add_tokenizer(writer, tokenizer, pre=pre, kind=kind)
+    for name, tensor in gguf_tensors(model).items():
+        writer.add_tensor(name, tensor)
+    write_to_file(writer)
+    return path
+
+
+def write_to_file(writer: gguf.GGUFWriter) -> None:
+    """Write everything that was added."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_shape(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    """What the header says of a Llama."""
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -39,13 +56,6 @@ def write_tiny_gguf(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer, tokenizer, pre=pre, kind=kind)
-    _add_tensors(writer, model)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, *, pre: str, kind: str) -> None:
@@ -64,22 +74,24 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, 
     writer.add_chat_template(tokenizer.chat_template)
 
 
-def _add_tensors(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
+def gguf_tensors(model: PreTrainedModel) -> dict[str, np.ndarray]:
+    """The weights of a Llama under llama.cpp's names."""
     config, state = model.config, model.state_dict()
-    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"].numpy())
-    writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())
+    tensors = {
+        "token_embd.weight": state["model.embed_tokens.weight"].numpy(),
+        "output_norm.weight": state["model.norm.weight"].numpy(),
+    }
     if not config.tie_word_embeddings:
-        writer.add_tensor("output.weight", state["lm_head.weight"].numpy())
+        tensors["output.weight"] = state["lm_head.weight"].numpy()
     for layer in range(config.num_hidden_layers):
         for ours, theirs in NAMES.items():
             tensor = state[f"model.layers.{layer}.{ours}.weight"]
             heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(theirs)
-            writer.add_tensor(
-                f"blk.{layer}.{theirs}.weight", tensor.numpy() if heads is None else interleave(tensor, heads)
-            )
+            tensors[f"blk.{layer}.{theirs}.weight"] = tensor.numpy() if heads is None else _interleave(tensor, heads)
+    return tensors
 
 
-def interleave(tensor: Tensor, heads: int) -> np.ndarray:
+def _interleave(tensor: Tensor, heads: int) -> np.ndarray:
     rows, columns = tensor.shape
     return np.ascontiguousarray(
         tensor.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns).numpy()

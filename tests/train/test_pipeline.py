@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from search.front import BestRule
-from search.settings import SearchSettings
 from search.stage import search
 from shearling.artefact import open_artefact, unfinished_artefact
 from shearling.elastic.super_network import ADAPTER_FILE
@@ -15,13 +15,12 @@ from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing,
 from shearling.evaluation.task import SPLITS, read_rows
 from shearling.run import Run
 from shearling.strict_json import read_json
+from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe
 from train.stage import run_recipe
 
-SETTINGS = SearchSettings(
-    algorithm="random", evaluations=1, population=2, seed=0, limit=4, task=None, batch_size=4, precision="fp32"
-)
+SETTINGS = replace(SMALL_SEARCH, algorithm="random", evaluations=1, limit=4)
 KINDS = ("task", "base", "sparse", "super_adapter")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections import namedtuple
@@ -19,16 +18,12 @@ from shearling.errors import (
     ResourceExhausted,
 )
 from shearling.recipe import ModelSection
+from tests.support.json_files import edit_json
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe
 from train.preflight import check_structure, find_model, preflight
 from train.stage import run_recipe
-
-
-def edit_config(directory, **changes):
-    file = directory / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied_gqa", "bloom"])
@@ -47,7 +42,7 @@ def test_a_gguf_file_is_counted_without_loading_it(tmp_path):
 @pytest.mark.parametrize("model_type", ["mamba3", "t5"])
 def test_architectures_out_of_reach_are_refused_before_anything_is_made(model_type, tmp_path):
     recipe = tiny_recipe(tmp_path)
-    edit_config(tmp_path / "source", model_type=model_type)
+    edit_json(tmp_path / "source" / "config.json", model_type=model_type)
     started_s = time.monotonic()
     with pytest.raises(ExportUnavailable, match=model_type) as caught:
         run_recipe(recipe, tmp_path / "run")
@@ -61,7 +56,7 @@ def test_models_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(ArtefactMissing, match="neither a GGUF file nor"):
         find_model(ModelSection(path=tmp_path / "nowhere", model_id="x"))
     source = save_tiny("llama", tmp_path / "m")
-    edit_config(source, model_type=None)
+    edit_json(source / "config.json", model_type=None)
     with pytest.raises(ModelUnsupported, match="model_type"):
         find_model(ModelSection(path=source, model_id="x"))
     shutil.rmtree(source)

@@ -25,15 +25,14 @@ SHEARLING_EXPORT uint64_t shearling_pack(
     if (value_type < 1 || value_type > 3 || encoding > 1 || scale_type > 2) {
         return 0;
     }
-    const PlainMatrix plain{
+    const MatrixForm form{
         static_cast<ValueType>(value_type),
         static_cast<Encoding>(encoding),
         static_cast<ScaleType>(scale_type),
         rows,
         columns,
-        group_size,
-        values,
-        scales};
+        group_size};
+    const PlainMatrix plain{form, values, scales};
     const size_t size = packed_size(plain);
     if (size != 0 && packed != nullptr) {
         pack(plain, packed);

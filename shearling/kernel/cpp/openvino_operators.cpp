@@ -368,6 +368,8 @@ bool SparseLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& in
     return true;
 }
 
+WeightLayout SparseHead::layout() const { return {{{rows_, columns_}}, {}}; }
+
 bool SparseHead::visit_attributes(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("rows", rows_);
     visit_common(visitor);
@@ -391,6 +393,8 @@ bool SparseHead::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inp
     multiply(weights->matrices.data(), 1, x.rows, Norm{nullptr, 0.0f}, results.outputs.data(), settings());
     return true;
 }
+
+WeightLayout SparseEmbedding::layout() const { return {{{rows_, columns_}}, {}}; }
 
 bool SparseEmbedding::visit_attributes(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("rows", rows_);

@@ -60,19 +60,24 @@ struct MlpAttributes {
     size_t matrix_count() const { return gated ? 3 : 2; }
 };
 
+// What OpenVINO and SparseOperator ask of every operator, to be defined for each. A macro, since overrides are declared
+// in the class itself.
+#define SPARSE_OPERATOR_OVERRIDES                                                                      \
+    bool has_evaluate() const override { return true; }                                                \
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;                                     \
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override; \
+    void validate_and_infer_types() override;                                                          \
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;           \
+                                                                                                       \
+protected:                                                                                             \
+    WeightLayout layout() const override;
+
 class SparseLinear : public ov::op::Op, protected SparseOperator {
 public:
     OPENVINO_OP("SparseLinear", "shearling");
     SparseLinear() = default;
     explicit SparseLinear(const ov::OutputVector& arguments) : Op(arguments) {}
-    bool has_evaluate() const override { return true; }
-    bool visit_attributes(ov::AttributeVisitor& visitor) override;
-    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
-    void validate_and_infer_types() override;
-    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
-
-protected:
-    WeightLayout layout() const override;
+    SPARSE_OPERATOR_OVERRIDES
 
 private:
     std::vector<int64_t> rows_;
@@ -86,14 +91,7 @@ public:
     OPENVINO_OP("SparseMLP", "shearling");
     SparseMLP() = default;
     explicit SparseMLP(const ov::OutputVector& arguments) : Op(arguments) {}
-    bool has_evaluate() const override { return true; }
-    bool visit_attributes(ov::AttributeVisitor& visitor) override;
-    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
-    void validate_and_infer_types() override;
-    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
-
-protected:
-    WeightLayout layout() const override;
+    SPARSE_OPERATOR_OVERRIDES
 
 private:
     MlpAttributes mlp_;
@@ -106,14 +104,7 @@ public:
     OPENVINO_OP("SparseLayer", "shearling");
     SparseLayer() = default;
     explicit SparseLayer(const ov::OutputVector& arguments) : Op(arguments) {}
-    bool has_evaluate() const override { return true; }
-    bool visit_attributes(ov::AttributeVisitor& visitor) override;
-    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
-    void validate_and_infer_types() override;
-    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
-
-protected:
-    WeightLayout layout() const override;
+    SPARSE_OPERATOR_OVERRIDES
 
 private:
     std::vector<int64_t> rows_;
@@ -132,14 +123,7 @@ public:
     OPENVINO_OP("SparseHead", "shearling", ov::op::v0::MatMul);
     SparseHead() = default;
     explicit SparseHead(const ov::OutputVector& arguments) { set_arguments(arguments); }
-    bool has_evaluate() const override { return true; }
-    bool visit_attributes(ov::AttributeVisitor& visitor) override;
-    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
-    void validate_and_infer_types() override;
-    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
-
-protected:
-    WeightLayout layout() const override { return {{{rows_, columns_}}, {}}; }
+    SPARSE_OPERATOR_OVERRIDES
 
 private:
     int64_t rows_ = 0;
@@ -151,14 +135,7 @@ public:
     OPENVINO_OP("SparseEmbedding", "shearling");
     SparseEmbedding() = default;
     explicit SparseEmbedding(const ov::OutputVector& arguments) : Op(arguments) {}
-    bool has_evaluate() const override { return true; }
-    bool visit_attributes(ov::AttributeVisitor& visitor) override;
-    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
-    void validate_and_infer_types() override;
-    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
-
-protected:
-    WeightLayout layout() const override { return {{{rows_, columns_}}, {}}; }
+    SPARSE_OPERATOR_OVERRIDES
 
 private:
     // The matrix, read where it lies, since a token needs one row; validated as in checked_weights.
@@ -169,5 +146,7 @@ private:
     mutable const void* matrix_address_ = nullptr;
     mutable PackedMatrix matrix_{};
 };
+
+#undef SPARSE_OPERATOR_OVERRIDES
 
 }  // namespace shearling

@@ -232,12 +232,7 @@ size_t bits_of(const PlainMatrix& plain, size_t row, size_t column) {
 
 PackedMatrix sizes_of(const PlainMatrix& plain) {
     PackedMatrix matrix{};
-    matrix.value_type = plain.value_type;
-    matrix.encoding = plain.encoding;
-    matrix.scale_type = plain.scale_type;
-    matrix.rows = plain.rows;
-    matrix.columns = plain.columns;
-    matrix.group_size = plain.group_size;
+    static_cast<MatrixForm&>(matrix) = plain;
     return matrix;
 }
 

@@ -12,13 +12,17 @@ enum class ValueType : uint32_t { bf16 = 1, int8 = 2, int4 = 3 };
 enum class Encoding : uint32_t { dense = 0, bitmask = 1 };
 enum class ScaleType : uint32_t { none = 0, f32 = 1, f16 = 2 };
 
-struct PackedMatrix {
+// What a matrix is, packed or not.
+struct MatrixForm {
     ValueType value_type;
     Encoding encoding;
     ScaleType scale_type;
     size_t rows;
     size_t columns;
     size_t group_size;
+};
+
+struct PackedMatrix : MatrixForm {
     size_t stored;
     size_t total_bytes;
     const uint8_t* scales;
@@ -54,13 +58,7 @@ const char* validate(const PackedMatrix& matrix);
 const char* read_headers(const uint8_t* bytes, size_t size, size_t count, PackedMatrix* matrices, size_t& end);
 
 // Weights to be packed: bf16 as its bits, int4 in int8; scales [rows, groups] of scale_type, or null.
-struct PlainMatrix {
-    ValueType value_type;
-    Encoding encoding;
-    ScaleType scale_type;
-    size_t rows;
-    size_t columns;
-    size_t group_size;
+struct PlainMatrix : MatrixForm {
     const void* values;
     const void* scales;
 };

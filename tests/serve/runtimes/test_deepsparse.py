@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -20,11 +18,9 @@ from serve.runtimes.device import check_device
 from serve.runtimes.runtime import RunOptions, load_runtime
 from serve.runtimes.target import Target, parse_target
 from shearling.errors import PackageMissing, UsageError
-from tests.support.environments import environment_with
+from tests.support.environments import environment_with, run_inside
 from tests.support.serve_command import QUICK, serve
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
-
-ROOT = Path(__file__).resolve().parents[3]
 
 STAND_IN = '''
 import onnx
@@ -123,23 +119,13 @@ def test_deepsparse_is_measured_beside_an_export(decoder: Path, export: Path, en
 
 
 def test_it_continues_like_torch(decoder: Path, environment: Path) -> None:
-    code = f"""
-import json
-from serve.runtimes.deployment import find_deployment
-from serve.runtimes.runtime import RunOptions, load_runtime
-from serve.runtimes.target import Target
-from pathlib import Path
-runtime = load_runtime(find_deployment(Target(Path({str(decoder)!r}))), RunOptions(threads=1))
+    work = """
 prompt = runtime.encode("Area man wins.", chat=False)
-free = runtime.generate(prompt, max_new_tokens=70)
-stopped = runtime.generate(prompt, max_new_tokens=6, end_ids=frozenset(free.token_ids[3:4]))
-print(json.dumps([prompt, free.model_dump(), stopped.model_dump(), runtime.decode(free.token_ids)]))
+free = runtime.generate([prompt], Decoding(max_new_tokens=70))
+stopped = runtime.generate([prompt], Decoding(max_new_tokens=6, end_ids=frozenset(free.token_ids[3:4])))
+show([prompt, free.model_dump(), stopped.model_dump(), runtime.decode(free.token_ids)])
 """
-    paths = f"{ROOT}:{next(environment.glob('lib/python*/site-packages'))}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": paths, "PATH": ""}, capture_output=True, text=True, check=True
-    )
-    prompt, free, stopped, text = json.loads(done.stdout.splitlines()[-1])
+    prompt, free, stopped, text = run_inside(environment, decoder, work)
     # More tokens than one step of the cache holds.
     expected = (
         llama_tied_gqa()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -13,15 +11,13 @@ import torch
 
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
-from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, PackageMissing, UsageError
-from tests.support.environments import environment_with
+from tests.support.environments import environment_with, run_inside
 from tests.support.serve_command import QUICK, serve
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
-
-ROOT = Path(__file__).resolve().parents[3]
 
 STAND_IN = '''
 import ctypes
@@ -115,21 +111,11 @@ def test_llama_cpp_is_measured_beside_an_export(gguf_file: Path, export: Path, e
 
 
 def test_generations_are_timed_token_by_token_and_stop(gguf_file: Path, environment: Path) -> None:
-    code = f"""
-import json
-from serve.runtimes.deployment import find_deployment
-from serve.runtimes.runtime import RunOptions, load_runtime
-from serve.runtimes.target import Target
-from pathlib import Path
-runtime = load_runtime(find_deployment(Target(Path({str(gguf_file)!r}))), RunOptions(threads=1))
-free, stopped = (runtime.generate([3, 10], max_new_tokens=6, end_ids=frozenset(ends)) for ends in ([], [14]))
-print(json.dumps([free.model_dump(), stopped.model_dump()]))
+    work = """
+works = (Decoding(max_new_tokens=6, end_ids=frozenset(ends)) for ends in ([], [14]))
+show([runtime.generate([[3, 10]], work).model_dump() for work in works])
 """
-    paths = f"{ROOT}:{next(environment.glob('lib/python*/site-packages'))}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": paths, "PATH": ""}, capture_output=True, text=True, check=True
-    )
-    free, stopped = json.loads(done.stdout)
+    free, stopped = run_inside(environment, gguf_file, work)
     assert (free["token_ids"], len(free["gaps_s"])) == ([11, 12, 13, 14, 15, 16], 5)
     assert (stopped["token_ids"], len(stopped["gaps_s"])) == ([11, 12, 13], 3)
 
@@ -142,6 +128,6 @@ def test_the_real_llama_cpp_continues_like_torch(gguf_file: Path) -> None:
     expected = (
         llama_tied_gqa().generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
     )
-    generation = runtime.generate(prompt, max_new_tokens=12)
+    generation = runtime.generate([prompt], Decoding(max_new_tokens=12))
     assert list(generation.token_ids) == expected
     assert runtime.decode(generation.token_ids) == tiny_tokenizer().decode(expected, skip_special_tokens=True)

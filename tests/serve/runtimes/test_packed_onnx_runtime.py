@@ -12,7 +12,7 @@ from export.formats.onnx import MODEL_ONNX, write_onnx
 from serve.bench.benchmark import run_benchmark
 from serve.bench.workload import make_workload
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from serve.runtimes.target import Target
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable
 from tests.support.exported_files import stored_as
@@ -43,7 +43,10 @@ def packed(tmp_path_factory) -> Path:
 @needs_headers
 def test_it_says_what_the_stock_file_says(packed):
     runtimes = {kernel: load_runtime(find_deployment(Target(packed / kernel)), FP32) for kernel in ("stock", "sparse")}
-    answers = {kernel: runtime.generate(PROMPT, max_new_tokens=16).token_ids for kernel, runtime in runtimes.items()}
+    answers = {
+        kernel: runtime.generate([PROMPT], Decoding(max_new_tokens=16)).token_ids
+        for kernel, runtime in runtimes.items()
+    }
     assert answers["sparse"] == answers["stock"]
     assert runtimes["sparse"].facts.settings["custom_operators"] == "shearling"
     assert "custom_operators" not in runtimes["stock"].facts.settings

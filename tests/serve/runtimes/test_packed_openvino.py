@@ -15,7 +15,7 @@ from export.formats.openvino import MODEL_XML, write_openvino
 from serve.bench.benchmark import run_benchmark
 from serve.bench.workload import make_workload
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.runtime import RunOptions, load_runtime
+from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.kernel.openvino_extension import required_extensions
@@ -46,7 +46,7 @@ def sparse(tmp_path_factory) -> Path:
 def greedy(sparse) -> list[int]:
     """What the stock file says."""
     runtime = load_runtime(find_deployment(Target(sparse / "stock")), FP32)
-    return list(runtime.generate(runtime.encode(PROMPT, chat=False), max_new_tokens=16).token_ids)
+    return list(runtime.generate([runtime.encode(PROMPT, chat=False)], Decoding(max_new_tokens=16)).token_ids)
 
 
 def libraries(directory: Path) -> list[str]:
@@ -57,7 +57,7 @@ def test_the_command_says_what_the_stock_file_says(sparse, greedy):
     runtime = load_runtime(find_deployment(Target(sparse / "sparse")), FP32)
     prompt = runtime.encode(PROMPT, chat=False)
     pieces: list[str] = []
-    answer = runtime.generate(prompt, max_new_tokens=16, on_text=pieces.append)
+    answer = runtime.generate([prompt], Decoding(max_new_tokens=16, on_text=pieces.append))
     assert list(answer.token_ids) == greedy
     assert len(pieces) > 1
     assert "".join(pieces) == runtime.decode(answer.token_ids)

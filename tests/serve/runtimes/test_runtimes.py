@@ -11,7 +11,7 @@ import torch
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.onnx import PROVIDERS, require_provider
-from serve.runtimes.runtime import RunOptions, Runtime, check_lengths, load_runtime
+from serve.runtimes.runtime import Decoding, RunOptions, Runtime, check_lengths, load_runtime
 from serve.runtimes.semi_structured import is_2of4, use_semi_structured
 from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError
@@ -31,7 +31,7 @@ def runtimes(export: Path) -> dict[str, Runtime]:
 def test_all_runtimes_agree_token_for_token(runtimes: dict[str, Runtime], chat: bool) -> None:
     prompts = {name: runtime.encode(PROMPT, chat=chat) for name, runtime in runtimes.items()}
     assert prompts["openvino"] == prompts["onnx"] == prompts["torch"]
-    runs = {name: runtime.generate(prompts[name], max_new_tokens=24) for name, runtime in runtimes.items()}
+    runs = {name: runtime.generate([prompts[name]], Decoding(max_new_tokens=24)) for name, runtime in runtimes.items()}
     assert len(runs["torch"].token_ids) == 24
     assert runs["openvino"].token_ids == runs["onnx"].token_ids == runs["torch"].token_ids
     texts = {runtimes[name].decode(run.token_ids) for name, run in runs.items()}
@@ -40,7 +40,7 @@ def test_all_runtimes_agree_token_for_token(runtimes: dict[str, Runtime], chat: 
 
 @pytest.mark.parametrize("choice", FORMATS)
 def test_timings_are_complete_and_add_up(runtimes: dict[str, Runtime], choice: str) -> None:
-    run = runtimes[choice].generate([5, 6, 7], max_new_tokens=16)
+    run = runtimes[choice].generate([[5, 6, 7]], Decoding(max_new_tokens=16))
     assert len(run.gaps_s) == 15
     assert min(run.gaps_s) > 0
     assert run.tpot_s == pytest.approx(sum(run.gaps_s) / 15)
@@ -50,8 +50,8 @@ def test_timings_are_complete_and_add_up(runtimes: dict[str, Runtime], choice: s
 @pytest.mark.parametrize("choice", FORMATS)
 def test_a_batch_is_what_its_first_row_is_alone(runtimes: dict[str, Runtime], choice: str) -> None:
     rows = [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]]
-    alone = runtimes[choice].generate(rows[0], max_new_tokens=12)
-    batch = runtimes[choice].generate_batch(rows, new_tokens=12)
+    alone = runtimes[choice].generate(rows[:1], Decoding(max_new_tokens=12))
+    batch = runtimes[choice].generate(rows, Decoding(max_new_tokens=12))
     assert batch.token_ids == alone.token_ids
     assert len(batch.gaps_s) == 11
     assert batch.ttft_s + sum(batch.gaps_s) <= batch.total_s * 1.05
@@ -60,9 +60,9 @@ def test_a_batch_is_what_its_first_row_is_alone(runtimes: dict[str, Runtime], ch
 @pytest.mark.parametrize("choice", FORMATS)
 def test_an_end_token_ends_it_and_is_not_shown(runtimes: dict[str, Runtime], choice: str) -> None:
     runtime = runtimes[choice]
-    free = runtime.generate([5, 6, 7], max_new_tokens=24).token_ids
+    free = runtime.generate([[5, 6, 7]], Decoding(max_new_tokens=24)).token_ids
     end = free[8]
-    stopped = runtime.generate([5, 6, 7], max_new_tokens=24, end_ids=frozenset({end}))
+    stopped = runtime.generate([[5, 6, 7]], Decoding(max_new_tokens=24, end_ids=frozenset({end})))
     assert stopped.token_ids == free[: free.index(end)]
 
 
@@ -70,16 +70,15 @@ def test_an_end_token_ends_it_and_is_not_shown(runtimes: dict[str, Runtime], cho
 def test_streamed_pieces_are_the_text(runtimes: dict[str, Runtime], choice: str) -> None:
     runtime = runtimes[choice]
     pieces: list[str] = []
-    run = runtime.generate(
-        runtime.encode(PROMPT, chat=False), max_new_tokens=24, end_ids=frozenset({2}), on_text=pieces.append
-    )
+    work = Decoding(max_new_tokens=24, end_ids=frozenset({2}), on_text=pieces.append)
+    run = runtime.generate([runtime.encode(PROMPT, chat=False)], work)
     assert len(pieces) > 1
     assert "".join(pieces) == runtime.decode(run.token_ids)
 
 
 @pytest.mark.parametrize("choice", FORMATS)
 def test_one_token_has_no_gap(runtimes: dict[str, Runtime], choice: str) -> None:
-    run = runtimes[choice].generate([5], max_new_tokens=1)
+    run = runtimes[choice].generate([[5]], Decoding(max_new_tokens=1))
     assert (len(run.token_ids), run.gaps_s, run.tpot_s, run.tokens_per_s) == (1, (), None, None)
 
 

@@ -15,8 +15,7 @@ TOY = '''
 """A runtime that counts: its model is the number in toy.txt, and a token is that much more than the last."""
 
 from serve.runtimes.greedy_loop import greedy_loop
-from serve.runtimes.runtime import RuntimeFacts
-from serve.runtimes.tokenization import TextStream
+from serve.runtimes.runtime import RuntimeFacts, only_row
 from shearling.errors import UsageError
 from shearling.registry.runtimes import RuntimeEntry
 
@@ -27,6 +26,7 @@ class CountingRuntime:
     def __init__(self, deployment, options):
         if options.precision != "default":
             raise UsageError("integers have one precision", where=deployment.label, remedy="Leave --precision out")
+        self._deployment = deployment
         self._step = int(deployment.model_file.read_text())
         self.facts = RuntimeFacts(
             runtime="Counting 0.1",
@@ -45,20 +45,12 @@ class CountingRuntime:
     def decode(self, token_ids):
         return " ".join(map(str, token_ids))
 
-    def generate(self, token_ids, *, max_new_tokens, end_ids=frozenset(), on_text=None):
-        stream = TextStream(self, on_text) if on_text else None
-        return greedy_loop(
-            lambda: self._next(token_ids[-1]), self._next, max_new_tokens=max_new_tokens, end_ids=end_ids, stream=stream
-        )
-
-    def generate_batch(self, rows, *, new_tokens):
-        return self.generate(rows[0], max_new_tokens=new_tokens)
+    def generate(self, rows, work):
+        prompt = only_row(rows, deployment=self._deployment)
+        return greedy_loop(lambda tokens: tokens[-1] + self._step, prompt, work, decoder=self)
 
     def close(self):
         pass
-
-    def _next(self, token):
-        return token + self._step
 
 
 ENTRY = RuntimeEntry(
@@ -112,6 +104,7 @@ def test_help_and_refusals_know_it(environment: dict[str, str], model: Path, tmp
         (("bench", f"{model}@environment={tmp_path}"), 2, "only llama.cpp and DeepSparse run in an environment"),
         (("bench", model, "--device", "CUDA"), 4, "Counting runs on CPU here, not on CUDA"),
         (("bench", model, "--precision", "bf16"), 2, "integers have one precision"),
+        (("bench", model, "--batch-size", "2", "--threads", "1"), 2, "Counting decodes one prompt at a time, not 2"),
         (("bench", model, "--format", "onnx"), 3, "holds toy; not onnx"),
         (("bench", model, "--format", "toys"), 2, "Did you mean 'toy'"),
         (("bench", tmp_path), 3, "no static_decoder.onnx, no toy.txt"),

@@ -12,9 +12,9 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from benchmarks.sparse_kernel import packed_product
 from shearling.kernel.library import pack_matrix
-from shearling.kernel.openvino_extension import node_factory
-from shearling.kernel.packed_format import ValueType, read_header
+from shearling.kernel.packed_format import ValueType
 from tests.support.matrices import random_matrix
 
 pytestmark = pytest.mark.alone
@@ -46,19 +46,8 @@ def save_chain(path: Path, size: int, layers: int) -> int:
     packed = pack_matrix(random_matrix(ValueType.INT8, size, size))
     parameter = op.parameter([-1, -1, size], np.float32)
     end = parameter.output(0)
-    attributes = {
-        "rows": [size],
-        "columns": size,
-        "norm_epsilon": 0.0,
-        "bias": False,
-        "residual": False,
-        "precision": "auto",
-        "format_version": 1,
-    }
     for layer in range(layers):
-        weights = packed.copy()
-        weights[read_header(packed).sections[-1]] = 1 + layer  # equal constants would be stored once
-        end = node_factory().create("SparseLinear", [end, op.constant(weights).output(0)], attributes).output(0)
+        end = packed_product(packed, size, layer)(end)
     ov.save_model(ov.Model([op.result(end)], [parameter]), path, compress_to_fp16=False)
     return path.with_suffix(".bin").stat().st_size
 

@@ -20,6 +20,7 @@ from shearling.errors import (
 )
 from shearling.model.checkpoint import hash_config, hash_weights, load_model, load_tokenizer
 from shearling.model.checkpoint_safety import CODE_KEYS, check_checkpoint
+from tests.support.json_files import edit_json
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -35,11 +36,6 @@ def sharded(tmp_path):
     FAMILIES["llama"]().save_pretrained(str(tmp_path / "model"), max_shard_size="100KB")
     tiny_tokenizer().save_pretrained(str(tmp_path / "model"))
     return tmp_path / "model"
-
-
-def edit(path, **changes):
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, **changes}))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,7 +60,7 @@ def test_digest_sees_one_bit(checkpoint):
     with torch.no_grad():
         model.model.norm.weight[3] = torch.nextafter(model.model.norm.weight[3], torch.tensor(9.0))
     assert hash_weights(model) != before
-    edit(checkpoint / "config.json", rms_norm_eps=1e-4)
+    edit_json(checkpoint / "config.json", rms_norm_eps=1e-4)
     assert hash_config(checkpoint) != config
 
 
@@ -89,7 +85,7 @@ def test_a_pickle_beside_safetensors_is_ignored(checkpoint):
 @pytest.mark.parametrize("key", sorted(CODE_KEYS))
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
 def test_keys_that_name_code(key, file, checkpoint):
-    edit(checkpoint / file, **{key: {"AutoModelForCausalLM": "modeling.Evil"}})
+    edit_json(checkpoint / file, **{key: {"AutoModelForCausalLM": "modeling.Evil"}})
     (checkpoint / "modeling.py").write_text("import os; os._exit(99)")
     with pytest.raises(CheckpointUnsafe, match=key) as caught:
         load_model(checkpoint)
@@ -99,7 +95,7 @@ def test_keys_that_name_code(key, file, checkpoint):
 
 
 def test_nested_keys_that_name_code(checkpoint):
-    edit(checkpoint / "config.json", text_config={"inner": [{"_attn_implementation_internal": "someone/kernel"}]})
+    edit_json(checkpoint / "config.json", text_config={"inner": [{"_attn_implementation_internal": "someone/kernel"}]})
     with pytest.raises(CheckpointUnsafe, match=r"text_config\.inner\._attn_implementation_internal"):
         check_checkpoint(checkpoint)
 
@@ -194,7 +190,7 @@ def test_unsupported_models(checkpoint):
         ({"model_type": ["llama"]}, "llama"),
     ):
         original = (checkpoint / "config.json").read_text()
-        edit(checkpoint / "config.json", **change)
+        edit_json(checkpoint / "config.json", **change)
         with pytest.raises(ModelUnsupported, match=message):
             load_model(checkpoint)
         (checkpoint / "config.json").write_text(original)

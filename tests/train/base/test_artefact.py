@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -20,17 +19,13 @@ from shearling.errors import (
 from shearling.kernel.openvino_core import openvino_core
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.model.gguf_header import read_header
+from tests.support.json_files import edit_json
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from train.base.artefact import import_base
 from train.base.gguf import rebuild_tokenizer
 
 TEXT = "The fox won 2024 times;  isn't it? été 你好 🎉\n"
-
-
-def edit_json(path, **changes):
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, **changes}))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -24,7 +24,7 @@ from shearling.elastic.search_space import read_search_space
 from shearling.elastic.super_network import ADAPTER_FILE, load_super_network
 from shearling.errors import OutputExists, RecipeInvalid, TrainingDiverged
 from shearling.model.checkpoint import load_model
-from shearling.recipe import read_recipe
+from shearling.recipe import Recipe, read_recipe
 from shearling.run import Run
 from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe
@@ -42,6 +42,18 @@ def adapter_bytes(run: Path) -> bytes:
 
 def unfinished(run: Path) -> Path:
     return run / ".super_adapter.partial" / CHECKPOINTS
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def run_until_the_last_step(recipe: Recipe, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted when everything is trained, and nothing is written."""
+    with monkeypatch.context() as patched:
+        patched.setattr(super_adapter, "_write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, run)
 
 
 def start(recipe: Path, run: Path, *options: str) -> subprocess.Popen[str]:
@@ -151,25 +163,15 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_it_arrived_in(number, error, t
 def test_a_run_killed_after_its_last_step_only_writes(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path)
     run_recipe(recipe, tmp_path / "straight")
-    monkeypatch.setattr(super_adapter, "_write", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(recipe, tmp_path / "run")
-    monkeypatch.undo()
+    run_until_the_last_step(recipe, tmp_path / "run", monkeypatch)
     run_recipe(recipe, tmp_path / "run")
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
-
-
-def interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path)
     run_recipe(recipe, tmp_path / "straight")
-    monkeypatch.setattr(super_adapter, "_write", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(recipe, tmp_path / "run")
-    monkeypatch.undo()
+    run_until_the_last_step(recipe, tmp_path / "run", monkeypatch)
     newest, _ = sorted(unfinished(tmp_path / "run").glob("checkpoint-*"), reverse=True)
     state = newest / "trainer_state.json"
     state.write_text(state.read_text()[:100])
@@ -180,10 +182,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
 
 
 def test_an_unfinished_adapter_of_another_recipe_is_started_over(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(super_adapter, "_write", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(tiny_recipe(tmp_path), tmp_path / "run")
-    monkeypatch.undo()
+    run_until_the_last_step(tiny_recipe(tmp_path), tmp_path / "run", monkeypatch)
     changed = tiny_recipe(tmp_path, train={"learning_rate": 0.02})
     run_recipe(changed, tmp_path / "run")
     assert "continuing" not in capsys.readouterr().err
