@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search.cost_words import COSTS
 from search.front import dominates
 from search.journal import Journal, Record
 from search.objective import Objective
-from search.strategies.grid import Indices
-from search.strategies.strategy import Strategy
+from search.strategies.grid import Grid, Indices
+from search.strategies.strategy import DEFECT, Strategy
 from shearling.console import Advance
-from shearling.errors import ArtefactMismatch
+from shearling.errors import ArtefactMismatch, ShearlingError
 
 
 def explore(
-    strategy: Strategy, objective: Objective, journal: Journal, *, algorithm: str, seed: int, advance: Advance
+    strategy: Strategy,
+    objective: Objective,
+    journal: Journal,
+    *,
+    grid: Grid,
+    algorithm: str,
+    seed: int,
+    advance: Advance,
 ) -> list[Record]:
     """Run a strategy to its end, continuing the journal.
 
@@ -28,6 +35,7 @@ def explore(
         strategy: fresh; deterministic in its seed.
         objective: measures candidates.
         journal: empty, or of an interrupted search with the same strategy.
+        grid: the candidates that there are.
         algorithm: name of the strategy, for the records.
         seed: of the strategy, for the records.
         advance: called after each record.
@@ -37,11 +45,20 @@ def explore(
 
     Raises:
         ArtefactMismatch: the journal was made by another search.
+        ShearlingError: the strategy asks for what is no candidate, or for more than it planned.
     """
     position = generation = 0
+    # Read once: it is a promise, not a property that may grow.
+    planned = strategy.planned
     ids: dict[Indices, str] = {}
-    while candidates := strategy.ask():
-        parent = None if strategy.parent is None else ids[strategy.parent]
+    while candidates := _ask(strategy, grid, algorithm=algorithm):
+        if position + len(candidates) > planned:
+            raise ShearlingError(
+                f"the search algorithm {algorithm} planned {planned} evaluations, repeats counted, and asked for "
+                f"{position + len(candidates)}",
+                remedy=DEFECT,
+            )
+        parent = _parent_id(strategy.parent, ids, algorithm=algorithm)
         for indices in candidates:
             if position < len(journal.records):
                 record = journal.records[position]
@@ -87,6 +104,35 @@ def _evaluate(
 
 def _is_pareto(record: Record, earlier: Sequence[Record]) -> bool:
     return not any(dominates(other, record) for other in earlier)
+
+
+def _ask(strategy: Strategy, grid: Grid, *, algorithm: str) -> Sequence[Indices]:
+    """A strategy may come from another package: what it does wrong is not to be blamed on the files of the run."""
+    candidates: object = strategy.ask()
+    if not isinstance(candidates, Sequence):
+        raise ShearlingError(
+            f"the search algorithm {algorithm} asked with a {type(candidates).__name__}, expected a list of candidates",
+            remedy=DEFECT,
+        )
+    for candidate in candidates:
+        if not grid.holds(candidate):
+            raise ShearlingError(
+                f"the search algorithm {algorithm} asked for {candidate!r}, which the search space does not hold: "
+                f"a candidate is a tuple of {len(grid.sizes)} integers, each below the number of values of its group",
+                remedy=DEFECT,
+            )
+    return candidates
+
+
+def _parent_id(parent: Indices | None, ids: Mapping[Indices, str], *, algorithm: str) -> str | None:
+    if parent is None:
+        return None
+    if not isinstance(parent, tuple) or parent not in ids:
+        raise ShearlingError(
+            f"the search algorithm {algorithm} derived candidates from {parent!r}, which it has not asked for before",
+            remedy=DEFECT,
+        )
+    return ids[parent]
 
 
 def _check_replay(record: Record, indices: Indices, journal: Journal) -> None:

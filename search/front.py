@@ -41,6 +41,11 @@ class BestRule:
                 "a reference needs a delta", where="--reference-accuracy", remedy="Give --accuracy-delta too"
             )
 
+    @property
+    def needs_largest(self) -> bool:
+        """Whether the largest sub-network has to be evaluated, for its accuracy."""
+        return self.accuracy_delta is not None and self.reference_accuracy is None
+
     def words(self, cost: Cost) -> str:
         """The rule as stored beside what it chose."""
         name = cost.replace("_", " ")
@@ -66,10 +71,8 @@ class BestRule:
         if reference is None:
             largest = [record.accuracy for record in records if not any(record.choice_idx)]
             if not largest:
-                trying = [algorithm.name for algorithm in SEARCH_ALGORITHMS if algorithm.tries_largest]
                 raise NoCandidate(
-                    "the reference is the largest sub-network, which was not evaluated",
-                    remedy=f"Give --reference-accuracy, or search with {' or '.join(trying)}",
+                    "the reference is the largest sub-network, which was not evaluated", remedy=reference_remedy()
                 )
             reference = largest[0]
         # A difference of decimal fractions is not exact.
@@ -86,6 +89,12 @@ class BestRule:
             (-record.accuracy, record.cost) if self.accuracy_delta is None else (record.cost, -record.accuracy)
         )
         return first, second, record.choice_idx, record.i
+
+
+def reference_remedy() -> str:
+    """How to have a reference accuracy."""
+    trying = [algorithm.name for algorithm in SEARCH_ALGORITHMS if algorithm.tries_largest]
+    return f"Give --reference-accuracy, or search with {' or '.join(trying)}"
 
 
 def dominates(left: Record, right: Record) -> bool:

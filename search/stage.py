@@ -18,7 +18,7 @@ from search.journal import JOURNAL_FILE, Journal, Record
 from search.measuring import build_objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
 from search.plot import draw_pareto
-from search.settings import SearchSettings, recipe_rule, recipe_settings
+from search.settings import SearchSettings, check_reference, recipe_rule, recipe_settings
 from search.strategies.cost_limit import CostLimit
 from search.strategies.grid import Grid
 from search.strategies.strategy import Effort, make_strategy
@@ -93,7 +93,8 @@ def search(run: Run, settings: SearchSettings, rule: BestRule, *, force: bool = 
         force: replace a search that is there.
 
     Raises:
-        UsageError: no sub-network is as cheap as the settings want it.
+        UsageError: no sub-network is as cheap as the settings want it, or the rule's reference is a sub-network that
+            the search will not evaluate.
         NoCandidate: no evaluated sub-network meets the constraints; the evaluations are kept for another try.
         OutputExists: there is a search, and `force` is false.
         ArtefactError: the run is incomplete or damaged.
@@ -103,6 +104,8 @@ def search(run: Run, settings: SearchSettings, rule: BestRule, *, force: bool = 
 
 
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, *, force: bool) -> Searched:
+    # Before an unfinished search with other settings is discarded.
+    check_reference(settings, rule)
     run, inputs = opened.run, open_inputs(opened, task=settings.task)
     with write_artefact(
         run.search, kind="search", parents=inputs.parents, seed=settings.seed, force=force, resumable=True
@@ -140,7 +143,13 @@ def _explore(opened: SearchableRun, settings: SearchSettings, inputs: SearchInpu
     title = f"{settings.algorithm} on {measured.rows} validation rows of {measured.task}"
     with progress(title, total=strategy.planned) as advance:
         records = explore(
-            strategy, measured.objective, journal, algorithm=settings.algorithm, seed=settings.seed, advance=advance
+            strategy,
+            measured.objective,
+            journal,
+            grid=grid,
+            algorithm=settings.algorithm,
+            seed=settings.seed,
+            advance=advance,
         )
     return Explored(records, measured.task, limit)
 

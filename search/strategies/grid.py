@@ -34,6 +34,14 @@ class Grid:
         """Number of candidates."""
         return math.prod(self.sizes)
 
+    def holds(self, candidate: object) -> bool:
+        """Whether it is a tuple of one index for every group; numpy's integers are none, a journal cannot hold them."""
+        return (
+            isinstance(candidate, tuple)
+            and len(candidate) == len(self.sizes)
+            and all(type(index) is int and 0 <= index < size for index, size in zip(candidate, self.sizes, strict=True))
+        )
+
     @property
     def maximal(self) -> Indices:
         """Every group at its largest value."""

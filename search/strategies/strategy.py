@@ -3,6 +3,11 @@
 One is made by calling the implementation of its record in `shearling.registry.search_algorithms` with a `Grid`, the
 candidates, and an `Effort`. Strategies are deterministic functions of their seed and of what they are told, which is
 how an interrupted search resumes: the journal's outcomes are told again.
+
+A search goes `ask`, `tell`, `ask`, `tell`, until an `ask` returns nothing. A candidate is a tuple of Python's integers,
+one index into the values of every group, from 0, the largest value. What a strategy asks for is checked at once, and
+the search stops with an error that names the algorithm: at a candidate that the space does not hold, and before a
+generation that goes beyond `planned`.
 """
 
 from __future__ import annotations
@@ -13,7 +18,11 @@ from typing import Literal, Protocol
 
 from search.strategies.cost_limit import CostLimit
 from search.strategies.grid import Grid, Indices
+from shearling.errors import ShearlingError
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
+
+DEFECT = "This is a defect of the algorithm: report it to its authors, and search with another"
+"""What to do about a strategy that breaks the protocol."""
 
 Cost = Literal["adapter_params", "parameters", "macs", "latency"]
 """What a search saves: weights of the adapter, weights or multiply-accumulates of the model, or its time."""
@@ -61,20 +70,26 @@ class Strategy(Protocol):
 
     @property
     def planned(self) -> int:
-        """Most candidates that it will ask for."""
+        """Most candidates that it will ask for, known before the first `ask`, and no more than `Effort.evaluations`.
+
+        It is binding. A candidate that was asked for before is not measured again, and counts again.
+        """
         ...
 
     @property
     def parent(self) -> Indices | None:
-        """The candidate that those last asked for were derived from, if there is one."""
+        """The candidate that those last asked for were derived from; read after `ask`, kept for the journal alone.
+
+        One of an earlier `ask`. A strategy whose candidates have no single origin leaves it None for good.
+        """
         ...
 
     def ask(self) -> Sequence[Indices]:
-        """The next generation of candidates; empty when the search is over."""
+        """The next generation of candidates, a list of tuples; empty when the search is over."""
         ...
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The trials of the candidates last asked for, in their order."""
+        """The trials of the candidates last asked for, in their order; not called after an empty `ask`."""
         ...
 
 
@@ -83,6 +98,12 @@ def make_strategy(algorithm: str, grid: Grid, effort: Effort) -> Strategy:
 
     Raises:
         UsageError: there is none, or the effort is too small for it.
+        ShearlingError: it plans more than it may spend.
     """
     strategy: Strategy = SEARCH_ALGORITHMS.get(algorithm, where="algorithm").load()(grid, effort)
+    if strategy.planned > effort.evaluations:
+        raise ShearlingError(
+            f"the search algorithm {algorithm} plans {strategy.planned} evaluations, {effort.evaluations} are allowed",
+            remedy=DEFECT,
+        )
     return strategy

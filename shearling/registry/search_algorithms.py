@@ -12,7 +12,8 @@ class SearchAlgorithm(SingleEntry):
     """A search algorithm; its implementation makes a `Strategy` from a `Grid` and an `Effort`.
 
     Attributes:
-        tries_largest: the largest sub-network is always evaluated, so that its accuracy can be the reference.
+        tries_largest: every search asks for the largest sub-network, also where `Effort.limit` excludes it, so that
+            its accuracy can be the reference of `--accuracy-delta`. False for one that may come to it by chance.
     """
 
     tries_largest: bool

@@ -130,6 +130,19 @@ def test_a_cost_share_is_kept_by_the_candidates_and_by_the_best(run: Run) -> Non
         search(run, settings(max_cost_share=0.7, cost="latency"), BestRule(), force=True)
 
 
+def test_a_reference_that_cannot_be_measured_is_refused_and_an_unfinished_search_stays(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NoCandidate):
+        search(run, settings(evaluations=4), BestRule(max_params=1))
+    partial = run.search.with_name(".search.partial") / "journal.jsonl"
+    kept = partial.read_bytes()
+    monkeypatch.setattr(SubnetObjective, "measure", lambda self, indices: pytest.fail("measured"))
+    with pytest.raises(UsageError, match="the largest sub-network, which random does not evaluate"):
+        search(run, settings(algorithm="random", max_cost_share=0.7), BestRule(accuracy_delta=0.01))
+    assert partial.read_bytes() == kept
+
+
 def test_heuristic_search_takes_the_middle_of_every_group(run: Run) -> None:
     found = search(run, settings(algorithm="heuristic"), BestRule())
     opened = open_subnet(run.search / "best.json")

@@ -63,7 +63,7 @@ def run(
     limit = None if share is None else CostLimit.of_share(share, objective.params, grid)
     effort = Effort(evaluations=evaluations, population=population, seed=seed, limit=limit)
     strategy = make_strategy(algorithm, grid, effort)
-    return explore(strategy, objective, Journal(path), algorithm=algorithm, seed=seed, advance=silent)
+    return explore(strategy, objective, Journal(path), grid=grid, algorithm=algorithm, seed=seed, advance=silent)
 
 
 def everything(sizes: tuple[int, ...] = SIZES) -> list[Indices]:

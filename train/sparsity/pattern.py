@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from shearling.errors import ModelUnsupported
+from shearling.errors import ModelUnsupported, NonFiniteWeights
 from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ class Pattern(Protocol):
         ...
 
     def keep(self, scores: Tensor) -> Tensor:
-        """[rows, row] bool, True = kept, of scores [rows, row]; among equals the lower column goes first."""
+        """[rows, row] bool, True = kept, of scores [rows, row]; among equals the lower column goes first.
+
+        The order of the scores decides alone: what is kept of a mask, taken as scores of 0 and 1, is the mask again.
+        """
         ...
 
 
@@ -121,8 +124,15 @@ def keep_mask(scores: Tensor, pattern: Pattern, *, where: str) -> Tensor:
 
     Raises:
         ModelUnsupported: the rows cannot have the pattern.
+        NonFiniteWeights: NaN or infinity among the scores; neither can be ranked.
     """
     check_fit(pattern, scores.shape[1], where=where)
+    if not scores.isfinite().all():
+        raise NonFiniteWeights(
+            "the scores of its weights hold NaN or infinity",
+            where=where,
+            remedy="Check the base model, then how the pruning method computes its scores",
+        )
     return pattern.keep(scores)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from shearling.console import progress
-from shearling.errors import NonFiniteWeights, RecipeInvalid, ShapeMismatch
+from shearling.errors import NonFiniteWeights, RecipeInvalid, ShapeMismatch, ShearlingError
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.registry.pruning_methods import PRUNING_METHODS, PruningMethod
 from train.sparsity.criteria.criterion import Criterion, Pruned
@@ -41,8 +41,9 @@ def sparsify(
         UsageError: there is no such method.
         RecipeInvalid: the method needs calibration text, and there is none.
         ModelUnsupported: there are no layers that are alike, or their rows cannot have the pattern.
-        NonFiniteWeights: the calibration ran into NaN or infinity.
+        NonFiniteWeights: the calibration, the scores or new weights hold NaN or infinity.
         ShapeMismatch: the method returned what does not fit the weight.
+        ShearlingError: the method pruned otherwise than the pattern.
     """
     entry, transformer = PRUNING_METHODS.get(method, where="sparsity.method"), find_layers(model)
     # Before the first weight changes.
@@ -92,6 +93,7 @@ def _prune(linear: nn.Linear, criterion: Criterion, pattern: Pattern, path: str)
     with torch.no_grad():
         pruned = criterion.prune(linear.weight.detach(), pattern, where=path)
         _check(pruned, linear, where=path)
+        _check_zeros(pruned.mask, pattern, where=path)
         if pruned.weight is not None:
             linear.weight.copy_(pruned.weight)
         linear.weight.masked_fill_(~pruned.mask, 0)
@@ -114,3 +116,16 @@ def _check(pruned: Pruned, linear: nn.Linear, *, where: str) -> None:
         )
     if weight is not None and not weight[mask].isfinite().all():
         raise NonFiniteWeights("the pruning method returned NaN or infinity", where=where)
+
+
+def _check_zeros(mask: Tensor, pattern: Pattern, *, where: str) -> None:
+    """The pattern is what the recipe asked for: a method chooses among weights, not how many go."""
+    expected = pattern.keep(mask.float())
+    if not expected.equal(mask):
+        share, wanted = ((~kept).float().mean().item() for kept in (mask, expected))
+        raise ShearlingError(
+            f"the pruning method returned a mask with {share:.2%} zeros that does not keep to the pattern "
+            f"{pattern.name}, which has {wanted:.2%}",
+            where=where,
+            remedy="This is a defect of the method: it should make its mask with train.sparsity.pattern.keep_mask",
+        )

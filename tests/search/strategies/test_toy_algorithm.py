@@ -1,16 +1,26 @@
-"""A search algorithm from another package, through the real command."""
+"""Search algorithms from another package: one through the real command, and broken ones, which are named."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from search.journal import read_journal
+import pytest
+
+from search.exploration import explore
+from search.front import BestRule
+from search.journal import Journal, read_journal
 from search.opening import open_run
-from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
+from search.settings import SearchSettings, check_reference
+from search.strategies.grid import Grid, Indices
+from search.strategies.strategy import Effort, Trial, make_strategy
+from shearling.errors import ShearlingError, UsageError
+from shearling.registry.search_algorithms import SEARCH_ALGORITHMS, SearchAlgorithm
 from shearling.run import Run
+from tests.support.synthetic_search import SIZES, Separable, run, silent
 from tests.support.tiny_runs import tiny_recipe
 from tests.support.toy_package import toy_package
 from train.stage import run_recipe
@@ -69,3 +79,127 @@ def test_an_algorithm_from_another_package_searches_through_the_command(tmp_path
         "pick", "--run", str(run.path), "--row", "1", "--output", str(tmp_path / "row.json"), "--json", env=without
     )
     assert json.loads(picked.stdout)["id"] == "shrinking-0001"
+
+
+class Scripted:
+    """Asks for what it was given, one generation after another."""
+
+    def __init__(self, *generations: object, planned: int = 3, parent: object = None) -> None:
+        self.planned = planned
+        self.parent = parent
+        self.told: list[int] = []
+        self._generations = iter(generations)
+
+    def ask(self) -> object:
+        return next(self._generations, [])
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self.told.append(len(trials))
+
+
+class Forever:
+    """The same candidate, without an end."""
+
+    parent: Indices | None = None
+
+    def __init__(self, grid: Grid, effort: Effort) -> None:
+        self.planned = effort.evaluations
+        self._grid = grid
+
+    def ask(self) -> Sequence[Indices]:
+        return [self._grid.maximal]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Nothing follows from the trials."""
+
+
+def add_algorithm(monkeypatch: pytest.MonkeyPatch, implementation: object) -> None:
+    SEARCH_ALGORITHMS.names()
+    entry = SearchAlgorithm(name="toy", summary="a toy", implementation=implementation, tries_largest=False)
+    monkeypatch.setitem(SEARCH_ALGORITHMS._entries, "toy", entry)
+
+
+def refused(strategy: Scripted, journal: Path, objective: Separable) -> str:
+    with pytest.raises(ShearlingError) as caught:
+        explore(strategy, objective, Journal(journal), grid=Grid(SIZES), algorithm="toy", seed=0, advance=silent)
+    # Neither the request nor a file of the user's is at fault.
+    assert (type(caught.value), caught.value.exit_code, caught.value.where) == (ShearlingError, 5, None)
+    assert "a defect of the algorithm" in str(caught.value)
+    return caught.value.message
+
+
+def test_an_algorithm_that_never_ends_is_stopped_at_what_it_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_algorithm(monkeypatch, Forever)
+    objective = Separable()
+    with pytest.raises(ShearlingError, match="algorithm toy planned 7 evaluations, repeats counted, and asked for 8"):
+        run(tmp_path / "j", objective, "toy", evaluations=7)
+    assert objective.measured == [(0, 0, 0, 0)]
+    assert [record.cached for record in read_journal(tmp_path / "j")] == [False] + 6 * [True]
+
+
+def test_a_generation_that_overruns_is_not_begun(tmp_path: Path) -> None:
+    objective, first = Separable(), [(0, 0, 0, 0), (1, 0, 0, 0)]
+    strategy = Scripted(first, [(2, 0, 0, 0), (2, 1, 0, 0)], planned=3)
+    assert "planned 3 evaluations, repeats counted, and asked for 4" in refused(strategy, tmp_path / "j", objective)
+    assert objective.measured == first
+
+
+def test_an_algorithm_that_plans_more_than_it_may_spend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_algorithm(monkeypatch, lambda grid, effort: Scripted(planned=10))
+    with pytest.raises(ShearlingError, match="algorithm toy plans 10 evaluations, 9 are allowed"):
+        make_strategy("toy", Grid(SIZES), Effort(9))
+    assert make_strategy("toy", Grid(SIZES), Effort(10)).planned == 10
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [(9, 9, 0, 0), (0, 0, 0, 3), (-1, 0, 0, 0), (0, 0), (0, 0, 0, 0, 0), [0, 0, 0, 0], (0.0, 0, 0, 0), (True, 0, 0, 0)],
+    ids=str,
+)
+def test_what_is_no_candidate_is_refused_by_the_name_of_the_algorithm(candidate: object, tmp_path: Path) -> None:
+    objective = Separable()
+    message = refused(Scripted([(0, 0, 0, 0), candidate]), tmp_path / "j", objective)
+    assert message.startswith(f"the search algorithm toy asked for {candidate}, which the search space does not hold")
+    assert not objective.measured
+
+
+def test_what_is_no_list_of_candidates_is_refused(tmp_path: Path) -> None:
+    assert "asked with a generator, expected a list" in refused(
+        Scripted(indices for indices in [(0, 0, 0, 0)]), tmp_path / "j", Separable()
+    )
+    assert "asked for 0, which" in refused(Scripted((0, 0, 0, 0)), tmp_path / "k", Separable())
+
+
+@pytest.mark.parametrize("parent", [(2, 2, 2, 2), (0, 0, 0, 0), [0, 0, 0, 0]], ids=str)
+def test_a_parent_that_was_not_asked_for_before_is_refused(parent: object, tmp_path: Path) -> None:
+    message = refused(Scripted([(0, 0, 0, 0)], parent=parent), tmp_path / "j", Separable())
+    assert message == f"the search algorithm toy derived candidates from {parent}, which it has not asked for before"
+
+
+def test_an_empty_ask_ends_the_search_and_is_not_told(tmp_path: Path) -> None:
+    strategy = Scripted([(0, 0, 0, 0)], [(1, 0, 0, 0), (2, 0, 0, 0)], [], [(0, 0, 0, 0)])
+    journal = Journal(tmp_path / "j")
+    explore(strategy, Separable(), journal, grid=Grid(SIZES), algorithm="toy", seed=0, advance=silent)
+    assert strategy.told == [1, 2]
+
+
+def test_a_reference_that_a_search_cannot_measure_is_refused_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_algorithm(monkeypatch, Forever)
+
+    def check(algorithm: str, share: float | None, rule: BestRule) -> None:
+        sizes = {"evaluations": 8, "population": 4, "seed": 0, "limit": None, "batch_size": 8}
+        check_reference(SearchSettings(algorithm, task=None, precision="fp32", max_cost_share=share, **sizes), rule)
+
+    for algorithm in ("random", "hill_climbing", "heuristic", "toy"):
+        with pytest.raises(UsageError, match=f"which {algorithm} does not evaluate where .* 75.0% of it") as caught:
+            check(algorithm, 0.75, BestRule(accuracy_delta=0.01))
+        assert (caught.value.exit_code, caught.value.where) == (2, "--accuracy-delta")
+        assert caught.value.remedy == "Give --reference-accuracy, or search with nsga2"
+        check(algorithm, 0.75, BestRule(accuracy_delta=0.01, reference_accuracy=0.5))
+        check(algorithm, 0.75, BestRule())
+        # Where nothing keeps the largest out, a search may come to it.
+        check(algorithm, None, BestRule(accuracy_delta=0.01))
+        check(algorithm, 1.0, BestRule(accuracy_delta=0.01))
+    check("nsga2", 0.75, BestRule(accuracy_delta=0.01))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shearling.elastic.mask import MASK_FILE, load_masks
-from shearling.errors import NonFiniteWeights, ShapeMismatch, UsageError
+from shearling.errors import NonFiniteWeights, ShapeMismatch, ShearlingError, UsageError
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
 from shearling.registry.pruning_methods import PRUNING_METHODS, PruningMethod
@@ -142,6 +143,72 @@ def test_what_does_not_fit_is_refused_by_module(
     with pytest.raises(error, match=message) as caught:
         sparsify(FAMILIES["llama"](), [], method="toy", pattern=Unstructured(0.5))
     assert caught.value.where == "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), SemiStructured(2, 4)], ids=["unstructured", "2:4"])
+def test_scores_that_cannot_be_ranked_are_refused_by_module(
+    value: float, pattern: Pattern, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Divided:
+        def prune(self, weight: Tensor, pattern: Pattern, *, where: str) -> Pruned:
+            scores = weight.clone()
+            scores[1, 2] = value
+            return Pruned(keep_mask(scores, pattern, where=where))
+
+    add_method(monkeypatch, Divided, needs_calibration=False)
+    with pytest.raises(NonFiniteWeights, match="scores of its weights hold NaN or infinity") as caught:
+        sparsify(FAMILIES["llama"](), [], method="toy", pattern=pattern)
+    assert caught.value.where == "model.layers.0.self_attn.q_proj"
+
+
+def keep_columns(weight: Tensor, kept: list[bool]) -> Tensor:
+    """The same columns of every four."""
+    return torch.tensor(kept).repeat(weight.shape[1] // 4).expand(weight.shape)
+
+
+def keep_other_rows(weight: Tensor) -> Tensor:
+    """Whole rows: half of the weights, and not half of any row."""
+    return (torch.arange(weight.shape[0]) % 2 == 0)[:, None].expand(weight.shape)
+
+
+@pytest.mark.parametrize(
+    ("mask", "pattern", "message"),
+    [
+        (lambda weight: torch.ones_like(weight, dtype=torch.bool), Unstructured(0.5), "0.00% zeros .* 50.00%"),
+        (lambda weight: torch.zeros_like(weight, dtype=torch.bool), Unstructured(0.5), "100.00% zeros .* 50.00%"),
+        (lambda weight: keep_columns(weight, [True, False, False, False]), Unstructured(0.5), "75.00% zeros"),
+        (lambda weight: keep_columns(weight, [True, True, True, False]), SemiStructured(2, 4), "25.00% zeros .* 2:4"),
+        (keep_other_rows, Unstructured(0.5), "does not keep to the pattern unstructured"),
+        (
+            lambda weight: keep_mask(torch.arange(weight.shape[1]).expand(weight.shape), Unstructured(0.5), where=""),
+            SemiStructured(2, 4),
+            "does not keep to the pattern 2:4",
+        ),
+    ],
+    ids=["none", "all", "too many", "too few of 4", "whole rows", "half, but not 2:4"],
+)
+def test_a_mask_that_is_not_the_pattern_is_refused_by_module(
+    mask: Callable[[Tensor], Tensor], pattern: Pattern, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stray:
+        def prune(self, weight: Tensor, pattern: Pattern, *, where: str) -> Pruned:
+            return Pruned(mask(weight))
+
+    add_method(monkeypatch, Stray, needs_calibration=False)
+    with pytest.raises(ShearlingError, match=message) as caught:
+        sparsify(FAMILIES["llama"](), [], method="toy", pattern=pattern)
+    assert (type(caught.value), caught.value.exit_code) == (ShearlingError, 5)
+    assert caught.value.where == "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "pattern", [Unstructured(0.0), Unstructured(0.37), Unstructured(1.0), SemiStructured(2, 4), SemiStructured(4, 8)]
+)
+def test_the_mask_of_a_mask_is_the_mask(pattern: Pattern) -> None:
+    scores = torch.randint(0, 5, (30, 56), generator=torch.Generator().manual_seed(0)).float()
+    mask = keep_mask(scores, pattern, where="")
+    assert torch.equal(pattern.keep(mask.float()), mask)
 
 
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:

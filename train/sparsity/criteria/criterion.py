@@ -24,7 +24,7 @@ class Pruned:
     """What a criterion makes of a weight [out, in].
 
     Attributes:
-        mask: [out, in] bool, True = kept.
+        mask: [out, in] bool, True = kept; its zeros are as many as the pattern has, and stand where it allows them.
         weight: [out, in], the new values of what is kept; None leaves them as they are.
     """
 
