@@ -1,6 +1,6 @@
 """What can go wrong, as a tree whose branches are the exit codes.
 
-    ShearlingError                  5   a defect of ours, when raised bare
+    ShearlingError                  5   a defect of ours, or of a member of a table, when raised bare
     ├── CheckFailed                 1   the work was done, and the result is not good enough
     │   ├── ParityFailed                 an exported model disagrees with the trained one
     │   ├── SparsityLost                 a pruned weight is not zero any more
