@@ -209,6 +209,7 @@ def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
     assert "required_extensions" in (first.path / "README.md").read_text()
 
 
+@pytest.mark.slow
 @needs_headers
 def test_a_sparse_onnx_export_proves_itself_runs_and_says_every_kernel(masked, tmp_path):
     options = {"formats": ("openvino", "onnx"), "weight_format": "int8"}

@@ -225,7 +225,9 @@ def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weight
         split="test",
         precision="fp32",
     )
-    assert board.scores[0].accuracy == pytest.approx(board.scores[1].accuracy, abs=0.05)
+    # Of fifteen rows one may lie so near the boundary that the rounding of activations decides.
+    stock_right, sparse_right = (score.accuracy * score.n for score in board.scores)
+    assert abs(stock_right - sparse_right) <= 1 + 1e-6
     assert board.scores[0].loss == pytest.approx(board.scores[1].loss, abs=0.02)
     times = measure_forwards([Target(tmp_path / "stock"), Target(tmp_path / "sparse")], tokens=16, blocks=2, threads=1)
     assert (times[1].bytes < times[0].bytes) == bool(packed)

@@ -27,7 +27,7 @@ from train.stage import run_recipe
 SETTINGS = replace(SMALL_SEARCH, algorithm="heuristic", evaluations=1)
 
 
-@pytest.fixture(scope="module", params=mostly_slow(FAMILIES, fast=("llama_tied_gqa", "bloom", "phi3")))
+@pytest.fixture(scope="module", params=mostly_slow(FAMILIES, fast=("llama_tied_gqa", "bloom")))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -24,17 +24,18 @@ from shearling.elastic.super_network import ADAPTER_FILE, assemble_super_network
 from shearling.errors import ArtefactMismatch, OutputExists, UsageError
 from shearling.run import Run
 from shearling.strict_json import read_document
-from tests.support.longer import mostly_slow
 from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_runs import tiny_recipe
 from train.stage import run_recipe
 from train.super_adapter.artefact import LOG_FILE
 from train.super_adapter.tune import tune_subnet
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = replace(SMALL_SEARCH, evaluations=4, population=2)
 
 
-@pytest.fixture(scope="module", params=mostly_slow([True, False], fast=[True]), ids=["masked", "plain"])
+@pytest.fixture(scope="module", params=[True, False], ids=["masked", "plain"])
 def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     """A search whose smallest sub-network is the cheapest, and that one tuned."""
     directory = tmp_path_factory.mktemp("tune")

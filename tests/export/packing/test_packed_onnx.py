@@ -26,7 +26,7 @@ pytestmark = [
 ]  # torchao warns while optimum imports it, torch.export of its own tree functions
 
 
-@pytest.fixture(scope="module", params=mostly_slow(["int8", "bf16", "int4"], fast=["int8", "bf16"]))
+@pytest.fixture(scope="module", params=mostly_slow(["int8", "bf16", "int4"], fast=["int8"]))
 def both(request, tmp_path_factory):
     """The same pruned model, stock and sparse."""
     weights = request.param

@@ -113,6 +113,7 @@ def test_a_history_is_of_one_machine_and_one_work(continued: Path, tmp_path: Pat
             write_history(tmp_path / "history.html", [benchmark, benchmark.model_copy(update=other)])
 
 
+@pytest.mark.slow
 def test_a_baseline_of_this_machine_and_no_other(export: Path, tmp_path: Path) -> None:
     path, workload = tmp_path / "baseline.json", guard_workload(16, 8)
 

@@ -13,7 +13,7 @@ from serve.bench.benchmark import run_benchmark
 from serve.bench.workload import make_workload
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from serve.runtimes.target import Target
+from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable
 from tests.support.exported_files import stored_as
 from tests.support.onnxruntime_headers import needs_headers
@@ -54,8 +54,8 @@ def test_it_says_what_the_stock_file_says(packed):
 
 @needs_headers
 def test_a_benchmark_runs_both(packed):
-    paths = [packed / "stock", Path(f"{packed / 'sparse'}@format=onnx")]
-    benchmark = run_benchmark(paths, options=RunOptions(threads=1), workload=make_workload(8, 4, repeats=1, warmup=0))
+    targets = [Target(packed / "stock"), parse_target(f"{packed / 'sparse'}@format=onnx")]
+    benchmark = run_benchmark(targets, options=RunOptions(threads=1), workload=make_workload(8, 4, repeats=1, warmup=0))
     assert set(benchmark.subjects[1].ratios) == {"ttft_s", "tpot_s", "total_s"}
 
 

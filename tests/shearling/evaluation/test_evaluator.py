@@ -304,6 +304,7 @@ def test_a_users_own_task_is_found_by_name_and_keeps_to_the_split_asked_for(task
         Evaluator("mine", split="test", include_path=copy)
 
 
+@pytest.mark.slow
 def test_unknown_tasks_and_groups_are_refused(task: Path) -> None:
     with pytest.raises(UsageError, match="no such task"):
         Evaluator("nothing_like_this", split="test", include_path=task)
