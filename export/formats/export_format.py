@@ -122,7 +122,7 @@ class UsageFacts:
 class FormatWriter(abc.ABC):
     """Writes models with one kind of head in one format."""
 
-    def check(self, model_type: str, storage: Storage) -> None:  # noqa: B027 (there may be nothing to check)
+    def check(self, model_type: str, storage: Storage) -> None:  # noqa: B027 (most formats have nothing to check)
         """Refuse before any work what could only fail after it.
 
         Args:
