@@ -131,6 +131,23 @@ class CalibrationSection(Section):
     )
 
 
+class ReconstructionSection(Section):
+    """How the weights that stay make up for those that went, before the next layer is pruned; in this order."""
+
+    swaps: int = pydantic.Field(
+        0, ge=0, description="most exchanges of a kept weight for a pruned one, a row, where the layer's error falls"
+    )
+    matrix_steps: int = pydantic.Field(
+        15, ge=0, description="conjugate-gradient steps of each matrix towards its dense outputs"
+    )
+    layer_epochs: int = pydantic.Field(
+        0, ge=0, description="passes over the calibration text that tune the kept weights of a whole layer"
+    )
+    learning_rate: float = pydantic.Field(
+        2e-3, gt=0, description="of that tuning, as a share of a matrix's root mean square"
+    )
+
+
 class SparsitySection(Section):
     """How the base is pruned."""
 
@@ -139,13 +156,26 @@ class SparsitySection(Section):
         0.5, ge=0, lt=1, description="share of every row to prune; that of the pattern where it has one, as 2:4 has 0.5"
     )
     pattern: Annotated[str, NameIn(PRUNING_PATTERNS)] = "unstructured"
+    allocation: Literal["uniform", "owl"] = pydantic.Field(
+        "uniform",
+        description="owl: layers with more outliers keep more, on average as many as the ratio says; pays from 60 % on",
+    )
     calibration: CalibrationSection = CalibrationSection()
+    reconstruction: ReconstructionSection | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the calibration text is run through the model."""
+        owl = self.allocation == "owl"
+        return PRUNING_METHODS.get(self.method).needs_calibration or self.reconstruction is not None or owl
 
     @pydantic.model_validator(mode="after")
     def _pattern(self) -> SparsitySection:
         fixed = PRUNING_PATTERNS.get(self.pattern).ratio
         if fixed is not None and self.ratio != fixed:
             raise ValueError(f"pattern {self.pattern} prunes exactly {fixed:g}: ratio must be {fixed:g}")
+        if fixed is not None and self.allocation != "uniform":
+            raise ValueError(f"pattern {self.pattern} prunes every layer alike: allocation must be uniform")
         return self
 
 

@@ -14,7 +14,6 @@ from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.head import auto_class
 from shearling.model.layers import find_layers
 from shearling.recipe import ModelSection, Recipe
-from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.strict_json import read_json
 from train.package_asset import fetch
 from train.super_adapter.adapter_space import build_search_space
@@ -110,7 +109,7 @@ def check_structure(recipe: Recipe, base: Path) -> None:
 
 
 def _check_windows(recipe: Recipe, positions: int | None) -> None:
-    pruned = recipe.sparsity is not None and PRUNING_METHODS.get(recipe.sparsity.method).needs_calibration
+    pruned = recipe.sparsity is not None and recipe.sparsity.calibrated
     reordered = recipe.width is not None and recipe.width.reorder == "wanda"
     for section, used in (("sparsity", pruned), ("width", reordered)):
         if not used or positions is None:

@@ -25,7 +25,6 @@ from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.task import SPLITS, read_rows, rows_file, write_rows
 from shearling.model.checkpoint import load_tokenizer
 from shearling.recipe import Recipe, SparsitySection, section_as_json
-from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.run import Run
 from shearling.strict_json import write_json
 from train.base.artefact import import_base, source_digest
@@ -183,7 +182,7 @@ def _classes(recipe: Recipe) -> tuple[str, ...] | None:
 
 def _make_sparse(section: SparsitySection, run: Run, made: Mapping[str, Artefact], *, seed: int, force: bool) -> None:
     blocks: list[Tensor] = []
-    if PRUNING_METHODS.get(section.method).needs_calibration:
+    if section.calibrated:
         rows, tokenizer = read_rows(made["task"].path, "train"), load_tokenizer(made["base"].path)
         blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed)
     text = _calibration_text(section, run)

@@ -13,9 +13,16 @@ class PruningMethod(SingleEntry):
 
     Attributes:
         needs_calibration: it looks at what enters a layer, so the calibration text is run through the model.
+        needs_gram: its implementation is called with a `train.sparsity.gram.Gram`, X^T X of what enters the layer, all
+            that the layer's error depends on; it is filled by the time that the criterion prunes.
     """
 
     needs_calibration: bool
+    needs_gram: bool = False
+
+    def __post_init__(self) -> None:
+        if self.needs_gram and not self.needs_calibration:
+            raise ValueError(f"{self.name}: what needs the Gram matrix needs calibration")
 
 
 PRUNING_METHODS: Registry[PruningMethod] = Registry(
@@ -28,6 +35,20 @@ PRUNING_METHODS: Registry[PruningMethod] = Registry(
             summary="weight times the norm of the input that it multiplies",
             implementation="train.sparsity.criteria.wanda:Wanda",
             needs_calibration=True,
+        ),
+        PruningMethod(
+            name="sparsegpt",
+            summary="what costs the outputs least; the weights that stay make up for it",
+            implementation="train.sparsity.criteria.sparsegpt:SparseGPT",
+            needs_calibration=True,
+            needs_gram=True,
+        ),
+        PruningMethod(
+            name="alps",
+            summary="mask and weights together, by ADMM on the layer's error: slower, and the smallest error",
+            implementation="train.sparsity.criteria.alps:Alps",
+            needs_calibration=True,
+            needs_gram=True,
         ),
         PruningMethod(
             name="magnitude",

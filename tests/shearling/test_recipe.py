@@ -90,7 +90,7 @@ ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", membe
         ("ratio = 0.5", "ratio = 1.5", ["sparsity.ratio", "less than 1"]),
         ("ratio = 0.5", "ratio = nan", ["sparsity.ratio", "finite"]),
         ("ratio = 0.5", 'ratio = 0.6\npattern = "2:4"', ["sparsity: pattern 2:4 prunes exactly 0.5"]),
-        ("ratio = 0.5", 'method = "wandas"', ["sparsity.method", "Did you mean 'wanda'", "wanda, magnitude"]),
+        ("ratio = 0.5", 'method = "wandas"', ["sparsity.method", "Did you mean 'wanda'", "wanda, sparsegpt"]),
         ('path = "models/mine"', "", ["model: give exactly one of 'path' and 'asset'"]),
         ('path = "models/mine"', f'path = "models/mine"\n{ASSET}', ["model: give exactly one of 'path' and 'asset'"]),
         (

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydantic
 
 from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
-from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, count_pruned, save_masks
+from shearling.elastic.mask import MASK_FILE, check_masked_zeros, count_pruned, save_masks
 from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
 from shearling.recipe import SparsitySection, section_as_json
-from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.strict_json import Document, write_document
+from train.sparsity.allocation import outlier_ratios
 from train.sparsity.pattern import Pattern, make_pattern
-from train.sparsity.sparsify import sparsify
+from train.sparsity.sparsify import LayerErrors, Sparsified, sparsify
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,6 +48,7 @@ class SparsityReport(Document):
         zeros: pruned weights.
         layers: pruned share of each transformer layer.
         modules: by absolute module path.
+        errors: of each layer's outputs on the calibration text, where layers were tuned.
     """
 
     schema_: Literal["shearling.sparsity/1"] = pydantic.Field("shearling.sparsity/1", alias="schema")
@@ -59,6 +60,7 @@ class SparsityReport(Document):
     zeros: int
     layers: tuple[float, ...]
     modules: dict[str, ModuleSparsity]
+    errors: tuple[LayerErrors, ...] | None = None
 
 
 def write_sparse(
@@ -89,12 +91,20 @@ def write_sparse(
     """
     import torch
 
-    pattern = make_pattern(section.pattern, ratio=section.ratio)
     details = base.manifest.details
     with write_artefact(destination, kind="sparse", parents={"base": base}, seed=seed, force=force) as draft:
         model, tokenizer = load_model(base.path), load_tokenizer(base.path)
-        masks = sparsify(model, calibration, method=section.method, pattern=pattern, batch_size=BATCH_SIZE)
-        report = describe_sparsity(model, masks, method=section.method, pattern=pattern)
+        sparsified = sparsify(
+            model,
+            calibration,
+            method=section.method,
+            pattern=_patterns(section, model, calibration),
+            reconstruction=section.reconstruction,
+            seed=seed,
+            batch_size=BATCH_SIZE,
+        )
+        masks = sparsified.masks
+        report = describe_sparsity(model, sparsified, section)
         # Exact where the method leaves what it keeps as it was: every surviving value came from this dtype.
         model.to(getattr(torch, details["torch_dtype"]))
         check_masked_zeros(model, masks)
@@ -123,22 +133,28 @@ def write_sparse(
 
 def sparsity_inputs(section: SparsitySection, *, seed: int, text: Path | None) -> dict[str, Any]:
     """What decides the mask, beside the base; `text` is the file that the calibration was drawn from."""
-    if not PRUNING_METHODS.get(section.method).needs_calibration or text is None or not text.is_file():
-        digest = None
-    else:
-        digest = sha256_file(text)
+    digest = sha256_file(text) if section.calibrated and text is not None and text.is_file() else None
     return {"recipe": section_as_json(section), "seed": seed, "calibration_text": digest}
 
 
-def describe_sparsity(model: nn.Module, masks: Masks, *, method: str, pattern: Pattern) -> SparsityReport:
+def _patterns(section: SparsitySection, model: nn.Module, calibration: Sequence[Tensor]) -> list[Pattern]:
+    """The pattern of each layer."""
+    if section.allocation == "uniform":
+        ratios: Sequence[float] = [section.ratio] * len(find_layers(model).layers)
+    else:
+        ratios = outlier_ratios(model, calibration, section.ratio)
+    return [make_pattern(section.pattern, ratio=ratio) for ratio in ratios]
+
+
+def describe_sparsity(model: nn.Module, sparsified: Sparsified, section: SparsitySection) -> SparsityReport:
     """Count what was pruned, per module, per layer and over the model.
 
     Args:
         model: pruned.
-        masks: of every pruned module.
-        method: for the report.
-        pattern: for the report.
+        sparsified: masks of every pruned module, and errors of the layers.
+        section: what was asked for.
     """
+    masks = sparsified.masks
     transformer, pruned = find_layers(model), count_pruned(masks)
     linears = transformer.linears()
     modules = {
@@ -157,9 +173,9 @@ def describe_sparsity(model: nn.Module, masks: Masks, *, method: str, pattern: P
     ]
     zeros = sum(pruned.values())
     return SparsityReport(
-        method=method,
-        target=pattern.ratio,
-        pattern=pattern.name,
+        method=section.method,
+        target=section.ratio,
+        pattern=make_pattern(section.pattern, ratio=section.ratio).name,
         achieved_scope=zeros / sum(module.weights for module in modules.values()),
         achieved_model=zeros / sum(parameter.numel() for parameter in model.parameters()),
         zeros=zeros,
@@ -167,11 +183,12 @@ def describe_sparsity(model: nn.Module, masks: Masks, *, method: str, pattern: P
             sum(module.pruned for module in layer) / sum(module.weights for module in layer) for layer in layers
         ),
         modules=modules,
+        errors=sparsified.errors or None,
     )
 
 
 def _calibration_facts(section: SparsitySection, seed: int) -> dict[str, Any] | None:
-    if not PRUNING_METHODS.get(section.method).needs_calibration:
+    if not section.calibrated:
         return None
     text = section.calibration
     return {

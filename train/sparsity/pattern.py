@@ -36,6 +36,11 @@ class Pattern(Protocol):
         """
         ...
 
+    @property
+    def block(self) -> int | None:
+        """Weights compete within runs of so many; None: within the row. Asked for by mask swaps alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class Unstructured:
@@ -52,6 +57,11 @@ class Unstructured:
     def name(self) -> str:
         """As stored in manifests."""
         return "unstructured-per-row"
+
+    @property
+    def block(self) -> int | None:
+        """See `Pattern.block`."""
+        return None
 
     def misfit(self, row: int) -> str | None:
         """See `Pattern.misfit`."""
@@ -109,6 +119,17 @@ def check_fit(pattern: Pattern, row: int, *, where: str) -> None:
     reason = pattern.misfit(row)
     if reason is not None:
         raise ModelUnsupported(f"rows of {row} weights {reason}", where=where, remedy="Use the pattern 'unstructured'")
+
+
+def competing_block(pattern: Pattern, *, where: str) -> int | None:
+    """`Pattern.block`; raises ModelUnsupported for a pattern, of another package, that does not say."""
+    if not hasattr(pattern, "block"):
+        raise ModelUnsupported(
+            f"the pattern {pattern.name} does not say among which weights it chooses, as mask swaps need it",
+            where=where,
+            remedy="Set sparsity.reconstruction.swaps = 0",
+        )
+    return pattern.block
 
 
 def keep_mask(scores: Tensor, pattern: Pattern, *, where: str) -> Tensor:

@@ -49,16 +49,27 @@ class Propagation:
     batches: list[Batch]
     next_layer: int = 0
 
+    def fork(self) -> Propagation:
+        """Another propagation of the same text that stands at the same place, and moves on by itself."""
+        return Propagation([Batch(batch.hidden, batch.calls) for batch in self.batches], self.next_layer)
+
+    def output(self, layer: nn.Module, index: int) -> Tensor:
+        """Run the next layer on one batch, without moving on; gives its outputs [batch, tokens, width]."""
+        batch = self.batches[index]
+        call = batch.calls[self.next_layer]
+        # A copy, since a layer may add its residuals in place.
+        output = layer(batch.hidden.clone(), *call.positional, **call.named)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
     def forward(self, layer: nn.Module) -> Iterator[Tensor]:
         """Run the next layer on every batch, without moving on; yields its outputs [batch, tokens, width]."""
         import torch
 
-        for batch in self.batches:
-            call = batch.calls[self.next_layer]
+        for index in range(len(self.batches)):
             with torch.no_grad():
-                # A copy, since a layer may add its residuals in place.
-                output = layer(batch.hidden.clone(), *call.positional, **call.named)
-            yield output[0] if isinstance(output, tuple) else output
+                output = self.output(layer, index)
+            yield output
 
     def watch(self, layer: nn.Module, watchers: Iterable[tuple[nn.Module, Callable[[Tensor], None]]]) -> None:
         """Run the next layer on every batch, and show what enters some of its modules; one pass serves them all."""
@@ -75,6 +86,12 @@ class Propagation:
     def advance(self, layer: nn.Module) -> None:
         """Replace the hidden states by the outputs of the next layer."""
         for batch, output in zip(self.batches, self.forward(layer), strict=True):
+            batch.hidden = output
+        self.next_layer += 1
+
+    def advance_to(self, outputs: Sequence[Tensor]) -> None:
+        """Replace the hidden states by outputs of the next layer that are known."""
+        for batch, output in zip(self.batches, outputs, strict=True):
             batch.hidden = output
         self.next_layer += 1
 

@@ -2,89 +2,204 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shearling.console import progress
 from shearling.errors import NonFiniteWeights, RecipeInvalid, ShapeMismatch, ShearlingError
 from shearling.model.layers import TransformerLayers, find_layers
+from shearling.recipe import ReconstructionSection
 from shearling.registry.pruning_methods import PRUNING_METHODS, PruningMethod
 from train.sparsity.criteria.criterion import Criterion, Pruned
-from train.sparsity.pattern import Pattern, check_fit
-from train.sparsity.propagation import capture
+from train.sparsity.gram import Gram, LayerGrams
+from train.sparsity.pattern import Pattern, check_fit, competing_block
+from train.sparsity.propagation import Propagation, capture
+from train.sparsity.reconstruction.conjugate_gradients import refit
+from train.sparsity.reconstruction.layer_tuning import output_error, tune_layer
+from train.sparsity.reconstruction.mask_swaps import swap_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
+class LayerErrors:
+    """Squared distance of a layer's outputs from those of the dense model, as a share of what the layer adds to its
+    inputs.
+
+    Attributes:
+        pruned: as the method and the refit of single matrices left it.
+        tuned: after the tuning of the whole layer.
+    """
+
+    pruned: float
+    tuned: float
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What was pruned.
+
+    Attributes:
+        masks: module path -> mask [out, in], True = kept.
+        errors: of each layer, where layers were tuned.
+    """
+
+    masks: dict[str, Tensor]
+    errors: tuple[LayerErrors, ...] = ()
+
+
 def sparsify(
-    model: nn.Module, calibration: Sequence[Tensor], *, method: str, pattern: Pattern, batch_size: int = 1
-) -> dict[str, Tensor]:
+    model: nn.Module,
+    calibration: Sequence[Tensor],
+    *,
+    method: str,
+    pattern: Pattern | Sequence[Pattern],
+    reconstruction: ReconstructionSection | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+) -> Sparsified:
     """Prune every linear layer inside the transformer layers of `model`, in place; nothing else is touched.
 
     A method that needs calibration does, for each transformer layer in turn: (1) forward the calibration text, while
     all its linears watch what enters them, (2) prune them, (3) forward again, so that the next layer sees what the
-    pruned one produces. Beyond the model, the hidden states of the calibration text are held, and what the criteria of
-    one layer gather.
+    pruned one produces. A reconstruction repairs each layer between (2) and (3). Beyond the model, the hidden states of
+    the calibration text are held (twice where layers are tuned, since the dense model's are the target), and what is
+    gathered of one layer.
 
     Args:
         model: a decoder or a classifier; evaluated in eval mode, in its own dtype.
         calibration: token ids [tokens] of each sample, without padding; unused by methods that need none.
         method: how weights are chosen, a name in PRUNING_METHODS.
-        pattern: how many go, and among which.
-        batch_size: samples of equal length that run together; changes the speed alone.
-
-    Returns:
-        Module path -> mask [out, in], True = kept.
+        pattern: how many go, and among which; one for all layers, or one for each.
+        reconstruction: how the kept weights make up for those that went; None leaves them as the method does.
+        seed: of the order of the batches in a tuning.
+        batch_size: samples of equal length that run together; changes the speed alone, where no layer is tuned.
 
     Raises:
         UsageError: there is no such method.
-        RecipeInvalid: the method needs calibration text, and there is none.
+        RecipeInvalid: calibration text is needed, and there is none.
         ModelUnsupported: there are no layers that are alike, or their rows cannot have the pattern.
         NonFiniteWeights: the calibration, the scores or new weights hold NaN or infinity.
         ShapeMismatch: the method returned what does not fit the weight.
         ShearlingError: the method pruned otherwise than the pattern.
     """
     entry, transformer = PRUNING_METHODS.get(method, where="sparsity.method"), find_layers(model)
+    patterns = tuple(pattern) if isinstance(pattern, Sequence) else (pattern,) * len(transformer.layers)
     # Before the first weight changes.
-    for path, linear in transformer.linears().items():
-        check_fit(pattern, linear.in_features, where=path)
+    for index, layer_pattern in enumerate(patterns):
+        for path, linear in transformer.linears_of(index).items():
+            check_fit(layer_pattern, linear.in_features, where=path)
     was_training = model.training
     model.eval()
     try:
-        if entry.needs_calibration:
-            return _prune_by_layer(model, transformer, calibration, entry, pattern, batch_size=batch_size)
-        make = entry.load()
-        return {path: _prune(linear, make(), pattern, path) for path, linear in transformer.linears().items()}
+        if entry.needs_calibration or reconstruction is not None:
+            _check_calibration(calibration, entry)
+            states = capture(model, transformer, calibration, batch_size=batch_size)
+            return _LayerByLayer(transformer, entry, patterns, reconstruction, seed).run(states)
+        make, masks = entry.load(), {}
+        for index, layer_pattern in enumerate(patterns):
+            for path, linear in transformer.linears_of(index).items():
+                masks[path] = _prune(linear, make(), layer_pattern, path)
+        return Sparsified(masks)
     finally:
         model.train(was_training)
 
 
-def _prune_by_layer(
-    model: nn.Module,
-    transformer: TransformerLayers,
-    calibration: Sequence[Tensor],
-    method: PruningMethod,
-    pattern: Pattern,
-    *,
-    batch_size: int,
-) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _LayerByLayer:
+    """Pruning by calibration text; the fields are the arguments of `sparsify`."""
+
+    transformer: TransformerLayers
+    method: PruningMethod
+    patterns: Sequence[Pattern]
+    reconstruction: ReconstructionSection | None
+    seed: int
+
+    def run(self, states: Propagation) -> Sparsified:
+        """Prune all layers."""
+        masks: dict[str, Tensor] = {}
+        errors: list[LayerErrors] = []
+        tuned = self.reconstruction is not None and self.reconstruction.layer_epochs > 0
+        dense = states.fork() if tuned else None
+        layers = self.transformer.layers
+        with progress(f"{self.method.name}, layer by layer", total=len(layers)) as advance:
+            for index, layer in enumerate(layers):
+                targets = [] if dense is None else list(dense.forward(layer))
+                masks |= self._prune_layer(index, states)
+                if dense is not None:
+                    errors.append(self._tune(index, states, masks, targets))
+                    dense.advance_to(targets)
+                if index + 1 < len(layers):
+                    states.advance(layer)
+                advance()
+        return Sparsified(masks, tuple(errors))
+
+    def _prune_layer(self, index: int, states: Propagation) -> dict[str, Tensor]:
+        make, masks, linears = self.method.load(), {}, self.transformer.linears_of(index)
+        grams = LayerGrams(linears)
+        criteria: dict[str, Criterion] = {
+            path: make(grams[path]) if self.method.needs_gram else make() for path in linears
+        }
+        watchers = [(linear, criteria[path].add) for path, linear in linears.items()] * self.method.needs_calibration
+        if self.method.needs_gram or self.reconstruction is not None:
+            watchers += [(linear, partial(grams.watch, path)) for path, linear in linears.items()]
+        states.watch(self.transformer.layers[index], watchers)
+        for path, linear in linears.items():
+            dense = linear.weight.detach().clone()
+            # Popped, so that what it gathered is freed before the next one works.
+            masks[path] = _prune(linear, criteria.pop(path), self.patterns[index], path)
+            if self.reconstruction is not None:
+                masks[path] = self._refit(linear, dense, masks[path], grams.pop(path), self.patterns[index], path)
+        return masks
+
+    def _refit(self, linear: nn.Linear, dense: Tensor, mask: Tensor, gram: Gram, pattern: Pattern, path: str) -> Tensor:
+        """Repair one matrix; gives its mask, which swaps may have changed."""
+        import torch
+
+        section = self.reconstruction
+        if section is None or not (section.swaps or section.matrix_steps):
+            return mask
+        hessian = gram.damped(where=path)
+        with torch.no_grad():
+            weight = linear.weight.detach()
+            if section.swaps:
+                block = competing_block(pattern, where=path)
+                mask, weight = swap_weights(dense, weight, mask, hessian, block=block, swaps=section.swaps)
+                _check_zeros(mask, pattern, where=path)
+            weight = refit(dense, weight, mask, hessian, steps=section.matrix_steps)
+            _check(Pruned(mask, weight), linear, where=path)
+            linear.weight.copy_(weight)
+        return mask
+
+    def _tune(
+        self, index: int, states: Propagation, masks: Mapping[str, Tensor], targets: Sequence[Tensor]
+    ) -> LayerErrors:
+        section = self.reconstruction
+        layer, linears = self.transformer.layers[index], self.transformer.linears_of(index)
+        pruned = output_error(layer, states, targets)
+        if section is not None:
+            tune_layer(
+                layer,
+                linears,
+                masks,
+                states,
+                targets,
+                epochs=section.layer_epochs,
+                learning_rate=section.learning_rate,
+                seed=self.seed + index,
+            )
+        return LayerErrors(pruned, output_error(layer, states, targets))
+
+
+def _check_calibration(calibration: Sequence[Tensor], method: PruningMethod) -> None:
     if not calibration or any(len(sample) == 0 for sample in calibration):
-        raise RecipeInvalid(f"{method.name} needs calibration text, and no empty sample", where="sparsity.calibration")
-    make, masks = method.load(), {}
-    states = capture(model, transformer, calibration, batch_size=batch_size)
-    with progress(f"{method.name}, layer by layer", total=len(transformer.layers)) as advance:
-        for index, layer in enumerate(transformer.layers):
-            linears = transformer.linears_of(index)
-            criteria: dict[str, Criterion] = {path: make() for path in linears}
-            states.watch(layer, [(linear, criteria[path].add) for path, linear in linears.items()])
-            for path, linear in linears.items():
-                # Popped, so that what it gathered is freed before the next one works.
-                masks[path] = _prune(linear, criteria.pop(path), pattern, path)
-            if index + 1 < len(transformer.layers):
-                states.advance(layer)
-            advance()
-    return masks
+        raise RecipeInvalid(
+            f"{method.name} or its reconstruction needs calibration text, and no empty sample",
+            where="sparsity.calibration",
+        )
 
 
 def _prune(linear: nn.Linear, criterion: Criterion, pattern: Pattern, path: str) -> Tensor:

@@ -33,7 +33,7 @@ def layer_paths(model: nn.Module) -> list[str]:
 def wanda(
     model: nn.Module, ratio: float = 0.5, samples: list[Tensor] | None = None, batch_size: int = 1
 ) -> dict[str, Tensor]:
-    return sparsify(model, samples or text(), method="wanda", pattern=Unstructured(ratio), batch_size=batch_size)
+    return sparsify(model, samples or text(), method="wanda", pattern=Unstructured(ratio), batch_size=batch_size).masks
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,7 +51,7 @@ def test_semi_structured_mask_equals_brute_force_and_each_block_has_its_zeros(ze
     expected, scores = wanda_reference(
         model, layer_paths(model), find_layers(model).linear_names, text(), lowest_of_each_block(zeros, block)
     )
-    masks = sparsify(model, text(), method="wanda", pattern=SemiStructured(zeros, block))
+    masks = sparsify(model, text(), method="wanda", pattern=SemiStructured(zeros, block)).masks
     assert_same_masks(masks, expected, scores)
     for mask in masks.values():
         assert ((~mask).view(-1, block).sum(dim=1) == zeros).all()
@@ -196,7 +196,7 @@ def test_counts_are_those_of_the_papers():
 def test_magnitude():
     model = FAMILIES["llama_tied_gqa"]()
     weights = {path: linear.weight.detach().clone() for path, linear in find_layers(model).linears().items()}
-    for path, mask in sparsify(model, [], method="magnitude", pattern=Unstructured(0.6)).items():
+    for path, mask in sparsify(model, [], method="magnitude", pattern=Unstructured(0.6)).masks.items():
         kept, gone = weights[path].abs().where(mask, torch.inf), weights[path].abs().where(~mask, -torch.inf)
         assert (kept.amin(dim=1) >= gone.amax(dim=1)).all()
 

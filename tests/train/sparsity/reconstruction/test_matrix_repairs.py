@@ -1,0 +1,95 @@
+"""Refits and swaps of single matrices against exact solutions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from train.sparsity.gram import layer_error
+from train.sparsity.pattern import Pattern, SemiStructured, Unstructured
+from train.sparsity.reconstruction.conjugate_gradients import refit
+from train.sparsity.reconstruction.mask_swaps import swap_weights
+
+
+def case(pattern: Pattern, *, seed: int = 0, out: int = 10, columns: int = 32) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, mask by magnitude, Hessian of inputs whose channels move together."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(300, columns // 2, generator=generator) @ torch.randn(columns // 2, columns, generator=generator)
+    inputs += 0.3 * torch.randn(300, columns, generator=generator)
+    weight = torch.randn(out, columns, generator=generator)
+    return weight, pattern.keep(weight.abs()), inputs.T @ inputs
+
+
+def least_squares(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
+    exact = torch.zeros_like(weight, dtype=torch.float64)
+    for row, kept in enumerate(mask):
+        inner = hessian.double()[kept][:, kept]
+        exact[row, kept] = torch.linalg.solve(inner, hessian.double()[kept] @ weight[row].double())
+    return exact
+
+
+def test_refit_reaches_the_least_squares_weights() -> None:
+    weight, mask, hessian = case(Unstructured(0.5))
+    fitted = refit(weight, weight, mask, hessian, steps=60)
+    torch.testing.assert_close(fitted.double(), least_squares(weight, mask, hessian), rtol=1e-3, atol=1e-3)
+    assert not fitted[~mask].any()
+
+
+def test_every_step_lowers_the_error_and_nothing_is_modified() -> None:
+    weight, mask, hessian = case(Unstructured(0.6), seed=1)
+    copies = weight.clone(), mask.clone(), hessian.clone()
+    errors = [layer_error(weight, refit(weight, weight, mask, hessian, steps=steps), hessian) for steps in range(8)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.6 * errors[0]
+    assert all(now.equal(before) for now, before in zip((weight, mask, hessian), copies, strict=True))
+
+
+def test_a_solved_row_stays_finite() -> None:
+    """A row that keeps everything has no error, and one without weights nothing to move."""
+    weight, _, hessian = case(Unstructured(0.5))
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    mask[1] = False
+    fitted = refit(weight, weight, mask, hessian, steps=10)
+    assert fitted.isfinite().all()
+    assert fitted[0].equal(weight[0])
+    assert not fitted[1].any()
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), SemiStructured(2, 4), SemiStructured(4, 8)], ids=str)
+def test_swaps_keep_the_pattern_and_lower_the_error_of_every_row(pattern: Pattern) -> None:
+    weight, mask, hessian = case(pattern, seed=2)
+    start = refit(weight, weight, mask, hessian, steps=40)
+    swapped, values = swap_weights(weight, start, mask, hessian, block=pattern.block, swaps=20)
+    assert pattern.keep(swapped.float()).equal(swapped)
+    assert not values[~swapped].any()
+    assert not swapped.equal(mask)
+
+    def row_errors(replacement: Tensor) -> Tensor:
+        difference = (weight - replacement).double()
+        return ((difference @ hessian.double()) * difference).sum(1)
+
+    assert (row_errors(values) <= row_errors(start) * (1 + 1e-5)).all()
+    assert row_errors(values).sum() < 0.9 * row_errors(start).sum()
+
+
+def test_the_first_swap_is_the_best_of_all_pairs() -> None:
+    weight, mask, hessian = case(Unstructured(0.5), out=3, columns=8)
+    start = weight * mask
+    swapped, values = swap_weights(weight, start, mask, hessian, block=None, swaps=1)
+    for row in range(3):
+        errors = {}
+        for leaving in mask[row].nonzero().flatten().tolist():
+            for entering in (~mask[row]).nonzero().flatten().tolist():
+                candidate = start[row].double().clone()
+                candidate[leaving] = 0
+                slope = hessian.double() @ (weight[row].double() - candidate)
+                candidate[entering] = slope[entering] / hessian[entering, entering]
+                difference = weight[row].double() - candidate
+                errors[leaving, entering] = float(difference @ hessian.double() @ difference)
+        leaving, entering = min(errors, key=lambda pair: errors[pair])
+        expected = mask[row].clone()
+        expected[leaving], expected[entering] = False, True
+        assert swapped[row].equal(expected)
+        difference = (weight[row] - values[row]).double()
+        assert float(difference @ hessian.double() @ difference) == pytest.approx(errors[leaving, entering], rel=1e-4)

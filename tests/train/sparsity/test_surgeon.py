@@ -1,0 +1,138 @@
+"""SparseGPT and ALPS against brute force on layers small enough for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from shearling.errors import ModelUnsupported, NonFiniteWeights
+from tests.support.tiny_models import FAMILIES, VOCABULARY
+from train.sparsity.criteria.alps import split_prune
+from train.sparsity.criteria.criterion import Pruned
+from train.sparsity.criteria.sparsegpt import SparseGPT, surgeon_prune
+from train.sparsity.gram import DAMPING, Gram, LayerGrams, layer_error
+from train.sparsity.pattern import Pattern, SemiStructured, Unstructured, keep_mask
+from train.sparsity.sparsify import sparsify
+
+PATTERNS = [Unstructured(0.5), Unstructured(0.7), SemiStructured(2, 4)]
+
+
+def correlated(columns: int, *, seed: int, rows: int = 400) -> Tensor:
+    """[rows, columns] inputs whose channels move together, as those of a transformer do."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns // 2, columns, generator=generator)
+    noise = torch.randn(rows, columns, generator=generator)
+    return torch.randn(rows, columns // 2, generator=generator) @ mixing + 0.5 * noise
+
+
+def layer(columns: int, *, seed: int = 0, out: int = 12) -> tuple[Tensor, Tensor]:
+    """Weight and damped Hessian."""
+    gram, inputs = Gram(), correlated(columns, seed=seed)
+    gram.add_product(inputs.T @ inputs, tokens=len(inputs))
+    weight = torch.randn(out, columns, generator=torch.Generator().manual_seed(seed + 1))
+    return weight, gram.damped(where="layer")
+
+
+def wanda_prune(weight: Tensor, hessian: Tensor, pattern: Pattern) -> Pruned:
+    mask = keep_mask(weight.abs() * hessian.diagonal().sqrt(), pattern, where="layer")
+    return Pruned(mask, weight * mask)
+
+
+def brute_force(weight: Tensor, hessian: Tensor, mask: Tensor) -> Tensor:
+    """Columns settled one after another in float64, each inverse of H computed anew: the definition of SparseGPT."""
+    updated, whole = weight.double().clone(), hessian.double()
+    columns = weight.shape[1]
+    for column in range(columns):
+        inverse = torch.linalg.inv(whole[column:, column:])
+        for row in range(weight.shape[0]):
+            if not mask[row, column]:
+                updated[row, column:] -= updated[row, column] / inverse[0, 0] * inverse[0]
+                updated[row, column] = 0
+    return updated
+
+
+@pytest.mark.parametrize("columns", [24, 200], ids=["one block", "two blocks"])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_sparsegpt_updates_as_the_definition_says(pattern: Pattern, columns: int) -> None:
+    weight, hessian = layer(columns)
+    pruned = surgeon_prune(weight, hessian, pattern, where="layer")
+    assert pattern.keep(pruned.mask.float()).equal(pruned.mask)
+    assert pruned.weight is not None
+    expected = brute_force(weight, hessian, pruned.mask)
+    torch.testing.assert_close(pruned.weight.double(), expected, rtol=1e-3, atol=1e-3)
+    assert not pruned.weight[~pruned.mask].any()
+
+
+def test_sparsegpt_chooses_by_what_removal_costs() -> None:
+    """One block, so that the mask follows from the first scores: w² / [L]_jj² with the Cholesky factor of H⁻¹."""
+    weight, hessian = layer(24)
+    factor = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True)
+    expected = Unstructured(0.5).keep(((weight.double() / factor.diagonal()) ** 2).float())
+    assert surgeon_prune(weight, hessian, Unstructured(0.5), where="layer").mask.equal(expected)
+
+
+@pytest.mark.parametrize("method", [surgeon_prune, split_prune])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_never_worse_than_wanda_in_layer_error(method, pattern: Pattern, seed: int) -> None:
+    weight, hessian = layer(160, seed=seed)
+    pruned, wanda = method(weight, hessian, pattern, where="layer"), wanda_prune(weight, hessian, pattern)
+    assert pattern.keep(pruned.mask.float()).equal(pruned.mask)
+    assert not pruned.weight[~pruned.mask].any()
+    assert layer_error(weight, pruned.weight, hessian) < layer_error(weight, wanda.weight, hessian)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_alps_is_near_the_best_of_all_masks(pattern: Pattern) -> None:
+    """Rows of eight weights: every mask of the right size, each with its least-squares weights."""
+    weight, hessian = layer(8, out=16)
+    best = torch.full((16,), torch.inf, dtype=torch.float64)
+    for bits in range(256):
+        kept = torch.tensor([bits >> place & 1 for place in range(8)], dtype=torch.bool)
+        if int((~kept).sum()) != int(8 * pattern.ratio) or not pattern.keep(kept[None].float())[0].equal(kept):
+            continue
+        inner = hessian.double()[kept][:, kept]
+        fitted = torch.zeros(16, 8, dtype=torch.float64)
+        fitted[:, kept] = torch.linalg.solve(inner, hessian.double()[kept] @ weight.double().T).T
+        difference = weight.double() - fitted
+        best = torch.minimum(best, ((difference @ hessian.double()) * difference).sum(1))
+    pruned = split_prune(weight, hessian, pattern, where="layer", most_iterations=300)
+    difference = weight.double() - pruned.weight.double()
+    found = ((difference @ hessian.double()) * difference).sum()
+    wanda = weight.double() - wanda_prune(weight, hessian, pattern).weight.double()
+    assert best.sum() - 1e-6 <= found
+    # Of the way from Wanda's error to the least possible, most is gone.
+    assert found - best.sum() < 0.25 * (((wanda @ hessian.double()) * wanda).sum() - best.sum())
+
+
+def test_linears_with_the_same_input_share_a_product() -> None:
+    grams, shared, other = LayerGrams(["q", "k", "down"]), correlated(6, seed=0), correlated(10, seed=1)
+    for path, inputs in (("q", shared), ("k", shared), ("down", other[None])):
+        grams.watch(path, inputs)
+    for path, inputs in (("q", shared), ("k", shared), ("down", other)):
+        expected = inputs.T @ inputs
+        expected.diagonal().add_(DAMPING * expected.diagonal().mean())
+        torch.testing.assert_close(grams[path].damped(where=path), expected)
+        assert grams[path].tokens == len(inputs)
+
+
+def test_a_hessian_that_holds_nothing_or_nan_is_refused() -> None:
+    with pytest.raises(ModelUnsupported, match="no calibration token"):
+        Gram().damped(where="layer")
+    gram = Gram()
+    gram.add_product(torch.full((4, 4), torch.nan), tokens=1)
+    with pytest.raises(NonFiniteWeights, match="NaN"):
+        SparseGPT(gram).prune(torch.ones(2, 4), Unstructured(0.5), where="layer")
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "alps"])
+def test_a_text_shorter_than_a_row_is_damped(method: str) -> None:
+    """Five tokens, rows of 48: H is singular, and damped so that the weights stay finite."""
+    model = FAMILIES["llama"]()
+    text = [torch.randint(3, VOCABULARY, (5,), generator=torch.Generator().manual_seed(0))]
+    masks = sparsify(model, text, method=method, pattern=Unstructured(0.5)).masks
+    weights = dict(model.named_modules())
+    for path, mask in masks.items():
+        assert weights[path].weight.isfinite().all()
+        assert not weights[path].weight[~mask].any()
