@@ -235,6 +235,25 @@ class WidthSection(Section):
     calibration: CalibrationSection = CalibrationSection(samples=32, seq_len=128)
 
 
+class TeacherSection(Section):
+    """A dense model whose predictions are learnt beside the labels: weights of KL(teacher || student)."""
+
+    path: Path | None = pydantic.Field(
+        None, description="a model directory, relative to the recipe; absent: the dense base of the run"
+    )
+    prompt: float = pydantic.Field(1.0, ge=0, description="weight at the tokens of the prompt: keeps the language")
+    answer: float = pydantic.Field(0.0, ge=0, description="weight at the labelled tokens, for a teacher of the task")
+    hidden: float = pydantic.Field(
+        0.0, ge=0, description="weight of the relative squared distance of the last hidden states"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _teaches(self) -> TeacherSection:
+        if not (self.prompt or self.answer or self.hidden):
+            raise ValueError("give 'prompt', 'answer' or 'hidden' a weight above 0: this teacher teaches nothing")
+        return self
+
+
 class TrainSection(Section):
     """Optimisation of the super-adapter."""
 
@@ -260,11 +279,14 @@ class TrainSection(Section):
     distillation: bool = pydantic.Field(
         False, description="the largest sub-network teaches the other two; needs sandwich"
     )
+    teacher: TeacherSection | None = None
 
     @pydantic.model_validator(mode="after")
     def _teacher(self) -> TrainSection:
         if self.distillation and not self.sandwich:
             raise ValueError("distillation needs sandwich = true: the largest sub-network is the teacher")
+        if self.distillation and self.teacher is not None:
+            raise ValueError("give either 'distillation' or [train.teacher]: one teacher at a time")
         return self
 
     @pydantic.model_validator(mode="after")

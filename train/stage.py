@@ -61,7 +61,11 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
         made = _make_inputs(recipe, run, force=force and processes.is_main())
     if recipe.adapter is not None:
         train_super_adapter(
-            recipe, frozen=made.get("sparse", made["base"]), task=made["task"], destination=run.super_adapter
+            recipe,
+            base=made["base"],
+            frozen=made.get("sparse", made["base"]),
+            task=made["task"],
+            destination=run.super_adapter,
         )
         processes.wait_for_all()
         made["super_adapter"] = open_artefact(run.super_adapter, kind="super_adapter")

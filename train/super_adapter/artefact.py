@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import Artefact, unfinished_artefact, write_artefact
 from shearling.console import log, progress
@@ -28,7 +28,11 @@ from train.super_adapter.attention import use_fast_attention
 from train.super_adapter.choice_sampler import RankSampler
 from train.super_adapter.importance import find_reordering
 from train.super_adapter.interruption import deferred_interruption
+from train.super_adapter.teacher import load_teacher, teacher_digest
 from train.super_adapter.width_space import width_templates
+
+if TYPE_CHECKING:
+    from train.super_adapter.taught_loss import Teacher
 
 CHECKPOINTS = "checkpoints"
 INPUTS_FILE = "inputs.json"
@@ -44,6 +48,7 @@ class Training:
         details: of the artefact, beside what follows from the others.
         build: the super-network with the adapter to begin with, and the order that its channels were brought into.
         sampler: of a space, which sub-network every micro-batch trains.
+        base: the dense model; asked for where the section has a teacher.
     """
 
     frozen: Artefact
@@ -56,10 +61,11 @@ class Training:
     details: Mapping[str, Any]
     build: Callable[[], tuple[SuperNetwork, Reordering | None]]
     sampler: Callable[[SearchSpace], RankSampler]
+    base: Artefact
 
 
 def train_super_adapter(
-    recipe: Recipe, *, frozen: Artefact, task: Artefact, destination: Path, force: bool = False
+    recipe: Recipe, *, base: Artefact, frozen: Artefact, task: Artefact, destination: Path, force: bool = False
 ) -> None:
     """Train, or continue where an interrupted training of the same recipe on the same inputs stopped.
 
@@ -67,6 +73,7 @@ def train_super_adapter(
 
     Args:
         recipe: with [adapter] and [train].
+        base: the dense model.
         frozen: the `sparse` artefact, or `base` where the recipe does not prune.
         task: its train rows are learnt.
         destination: where the `super_adapter` artefact will stand.
@@ -78,7 +85,7 @@ def train_super_adapter(
     """
     if recipe.train is None:
         raise ValueError("the recipe has no [train]")
-    inputs = recipe_inputs(recipe)
+    inputs = recipe_inputs(recipe) | teacher_inputs(recipe.train, base)
     training = Training(
         frozen=frozen,
         task=task,
@@ -90,6 +97,7 @@ def train_super_adapter(
         details={"recipe": inputs, "search": section_as_json(recipe.search)},
         build=lambda: _build_network(recipe, frozen, task),
         sampler=lambda space: RankSampler(space, seed=recipe.seed),
+        base=base,
     )
     carry_out(training, destination, force=force)
 
@@ -148,6 +156,11 @@ def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         **{name: section_as_json(section) for name, section in sections.items()},
     }
+
+
+def teacher_inputs(section: TrainSection, base: Artefact) -> dict[str, Any]:
+    """Whose predictions are learnt, where anybody's are."""
+    return {} if section.teacher is None else {"teacher": teacher_digest(section.teacher, base)}
 
 
 def _start_over_unless_same(directory: Path, training: Training) -> None:
@@ -228,11 +241,17 @@ def _fit(network: SuperNetwork, training: Training, checkpoints: Path, *, precis
             arguments=arguments,
             sampler=training.sampler(network.space),
             section=train,
+            teacher=_teacher(network, training, precision=precision),
             callbacks=[StepReporter(advance, interruption)],
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     interruption.raise_if_received()
     return trainer.state.log_history
+
+
+def _teacher(network: SuperNetwork, training: Training, *, precision: str) -> Teacher | None:
+    section = training.section.teacher
+    return None if section is None else load_teacher(section, training.base, network, precision=precision)
 
 
 def _encode(rows: list[TaskRow], network: SuperNetwork, section: TaskSection) -> list[dict[str, Any]]:

@@ -42,22 +42,39 @@ def causal_loss(
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     next_labels = batch["labels"][:, 1:]
     labelled = next_labels != IGNORED_LABEL
-    with _head_sees_only(network.get_output_embeddings(), labelled):  # type: ignore[operator] # a transformers model; nn.Module types it as a tensor
+    with head_sees_only(network.get_output_embeddings(), labelled):  # type: ignore[operator] # a transformers model; nn.Module types it as a tensor
         logits = (called or network)(**inputs, use_cache=False).logits
     targets = next_labels[labelled]
-    total: Tensor = _CrossEntropySum.apply(logits.reshape(-1, logits.shape[-1]), targets)
+    total = cross_entropy_sum(logits.reshape(-1, logits.shape[-1]), targets)
     return total / (len(targets) if items is None else items)
 
 
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropies of logits [positions, vocabulary] and targets [positions], a float32 scalar."""
+    total: Tensor = _CrossEntropySum.apply(logits, targets)
+    return total
+
+
 @contextmanager
-def _head_sees_only(head: nn.Module, positions: Tensor) -> Iterator[None]:
+def head_sees_only(head: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
+    """Let the output head see just some positions.
+
+    Args:
+        head: called with hidden states [rows, length, width].
+        positions: [rows, length - 1] bool.
+
+    Yields:
+        A list that the hidden states [1, positions, width] of every call are put into.
+    """
+    seen: list[Tensor] = []
+
     def select(_head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = arguments[0]
-        return (hidden[:, :-1][positions][None], *arguments[1:])
+        seen.append(arguments[0][:, :-1][positions][None])
+        return (seen[-1], *arguments[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:
-        yield
+        yield seen
     finally:
         handle.remove()
 

@@ -28,6 +28,7 @@ from train.super_adapter.classified_rows import PadClassified
 from train.super_adapter.interruption import Interruption
 from train.super_adapter.length_grouping import LengthGroupedSampler
 from train.super_adapter.sandwich import SANDWICHED, distillation_loss, label_loss, sandwich
+from train.super_adapter.taught_loss import Teacher, taught_loss
 from train.super_adapter.tokenised_rows import PadToBatch
 
 SAMPLER_FILE = "sampler.json"
@@ -43,16 +44,25 @@ class NlsTrainer(transformers.Trainer):
         sampler: draws the sub-network of each micro-batch.
         section: of the recipe; says whether the largest and the smallest are trained beside each draw, and whether
             the largest teaches.
+        teacher: a dense model whose predictions are learnt beside the labels.
         options: everything `transformers.Trainer` takes.
     """
 
-    def __init__(self, network: SuperNetwork, sampler: RankSampler, section: TrainSection, **options: Any) -> None:
+    def __init__(
+        self,
+        network: SuperNetwork,
+        sampler: RankSampler,
+        section: TrainSection,
+        teacher: Teacher | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(model=network.model, **options)
         self.network = network
         self.sampler = sampler
         self.section = section
+        self.teacher = teacher
         self._share = 1 / SANDWICHED if section.sandwich else 1.0
-        self._teacher: torch.Tensor | None = None
+        self._largest: torch.Tensor | None = None
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
@@ -62,7 +72,7 @@ class NlsTrainer(transformers.Trainer):
         Raises:
             TrainingDiverged: the loss is NaN or infinite; the last checkpoint is untouched.
         """
-        drawn, self._teacher = self.sampler.draw(), None
+        drawn, self._largest = self.sampler.draw(), None
         losses = []
         for choice in sandwich(self.network.space, drawn) if self.section.sandwich else (drawn,):
             self.network.activate(choice)
@@ -89,24 +99,32 @@ class NlsTrainer(transformers.Trainer):
         """The loss at the labelled positions, or the distance from the teacher, scaled as the Trainer scales its own;
         this sub-network's share of the micro-batch's loss.
         """
+        teaching: torch.Tensor | float = 0.0
         if self.network.head or self.section.distillation:
             loss = self._loss_of_logits(model, inputs, num_items_in_batch)
+        elif self.teacher is not None:
+            loss, teaching = taught_loss(
+                self.network.model, inputs, self.teacher, called=model, items=num_items_in_batch
+            )
         else:
             loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            # The gradients of the processes are averaged, and every one of them divides by the items of all.
-            loss = loss * self.accelerator.num_processes
-        return loss * self._share
+        if num_items_in_batch is not None:
+            # What is taught is a mean over the micro-batch, which the Trainer only divides where it counts no items.
+            teaching = teaching / self.args.gradient_accumulation_steps
+            if self.args.average_tokens_across_devices:
+                # The gradients of the processes are averaged, and every one of them divides by the items of all.
+                loss = loss * self.accelerator.num_processes
+        return (loss + teaching) * self._share
 
     def _loss_of_logits(
         self, model: torch.nn.Module, inputs: dict[str, Any], items: torch.Tensor | None
     ) -> torch.Tensor:
         labels = inputs["labels"]
         logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}).logits
-        if self._teacher is not None:
-            return distillation_loss(logits, self._teacher, labels, items=items)
+        if self._largest is not None:
+            return distillation_loss(logits, self._largest, labels, items=items)
         if self.section.distillation:
-            self._teacher = logits.detach()
+            self._largest = logits.detach()
         return label_loss(logits, labels, items=items)
 
     def _diverged(self, what: str) -> TrainingDiverged:
@@ -229,13 +247,14 @@ def build_trainer(
     sampler: RankSampler,
     section: TrainSection,
     callbacks: list[TrainerCallback],
+    teacher: Teacher | None = None,
 ) -> NlsTrainer:
     """A trainer over tokenised rows, quiet but for our own progress."""
     pad = network.tokenizer.pad_token_id
     collate = PadClassified if network.head else PadToBatch
     collator = collate(pad if pad is not None else network.tokenizer.eos_token_id)
     options = {"args": arguments, "train_dataset": rows, "data_collator": collator, "callbacks": callbacks}
-    trainer = NlsTrainer(network, sampler, section, **options)
+    trainer = NlsTrainer(network, sampler, section, teacher, **options)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(OldCheckpointRemover())
     return trainer

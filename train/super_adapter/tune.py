@@ -15,7 +15,7 @@ from shearling.recipe import TaskSection, TrainSection, section_as_json
 from shearling.run import Run
 from shearling.strict_json import write_document
 from train.super_adapter import processes
-from train.super_adapter.artefact import Training, carry_out
+from train.super_adapter.artefact import Training, carry_out, teacher_inputs
 from train.super_adapter.choice_sampler import OneSubnet
 
 
@@ -65,7 +65,11 @@ def tune_subnet(
         "distillation": False,
     }
     section = TrainSection.model_validate({**recipe["train"], **changed}, strict=False)
+    # A run made where nobody teaches may have been moved without its dense base.
+    sparse = found.frozen.manifest.kind == "sparse"
+    base = open_artefact(run.base, kind="base") if sparse and section.teacher is not None else found.frozen
     inputs = {"tuned": dict(choice), "train": section_as_json(section), "from": found.adapter.sha256}
+    inputs |= teacher_inputs(section, base)
 
     def build() -> tuple[SuperNetwork, Reordering | None]:
         file = found.adapter.path / REORDERING_FILE
@@ -85,6 +89,7 @@ def tune_subnet(
         details={"recipe": {**recipe, "train": section_as_json(section)}, "search": details["search"], **inputs},
         build=build,
         sampler=lambda space: OneSubnet(space, choice, seed=int(recipe["seed"])),
+        base=base,
     )
     with processes.main_first():
         # The old one goes now, so that an interrupted training is continued without `force`.

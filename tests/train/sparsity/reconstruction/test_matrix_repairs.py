@@ -15,7 +15,9 @@ from train.sparsity.reconstruction.mask_swaps import swap_weights
 def case(pattern: Pattern, *, seed: int = 0, out: int = 10, columns: int = 32) -> tuple[Tensor, Tensor, Tensor]:
     """Weight, mask by magnitude, Hessian of inputs whose channels move together."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(300, columns // 2, generator=generator) @ torch.randn(columns // 2, columns, generator=generator)
+    inputs = torch.randn(300, columns // 2, generator=generator) @ torch.randn(
+        columns // 2, columns, generator=generator
+    )
     inputs += 0.3 * torch.randn(300, columns, generator=generator)
     weight = torch.randn(out, columns, generator=generator)
     return weight, pattern.keep(weight.abs()), inputs.T @ inputs

@@ -1,0 +1,146 @@
+"""A dense teacher: its loss against autograd, and what its training keeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from shearling.artefact import open_artefact
+from shearling.errors import RecipeInvalid
+from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.recipe import TeacherSection
+from tests.support.tiny_models import FAMILIES, VOCABULARY, save_tiny
+from tests.support.tiny_runs import tiny_network, tiny_recipe
+from train.stage import run_recipe
+from train.super_adapter.taught_loss import MOST_POSITIONS, Teacher, _thin_out, taught_loss
+from train.super_adapter.teacher import load_teacher
+from train.super_adapter.tokenised_rows import IGNORED_LABEL
+
+
+def batch(*, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(3, VOCABULARY, (3, 16), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 11:] = 0
+    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    for row, end in enumerate((16, 11, 16)):
+        labels[row, end - 2 : end] = input_ids[row, end - 2 : end]
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"], ids=["plain head", "capped head"])
+def test_the_loss_and_its_gradient_are_those_of_the_definition(family: str) -> None:
+    student, teacher = FAMILIES[family](), FAMILIES[family]()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    rows, section = batch(), TeacherSection(prompt=0.7, answer=0.3, hidden=0.2)
+    labels, teaching = taught_loss(student, rows, Teacher(teacher, section), items=5)
+    (labels + teaching).backward()
+    found = {
+        name: parameter.grad.clone() for name, parameter in student.named_parameters() if parameter.grad is not None
+    }
+
+    student.zero_grad()
+    inputs = {name: rows[name] for name in ("input_ids", "attention_mask")}
+    out = student(**inputs, output_hidden_states=True)
+    with torch.no_grad():
+        wanted = teacher(**inputs, output_hidden_states=True)
+    labelled = rows["labels"][:, 1:] != IGNORED_LABEL
+    text = rows["attention_mask"][:, 1:].bool() & ~labelled
+    divergence = F.kl_div(
+        out.logits[:, :-1].log_softmax(-1), wanted.logits[:, :-1].log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    seen = labelled | text
+    distance = (out.hidden_states[-1] - wanted.hidden_states[-1])[:, :-1][seen].square().mean()
+    expected_labels = (
+        F.cross_entropy(out.logits[:, :-1][labelled], rows["labels"][:, 1:][labelled], reduction="sum") / 5
+    )
+    expected = 0.7 * divergence[text].mean() + 0.3 * divergence[labelled].mean()
+    expected = expected + 0.2 * distance / wanted.hidden_states[-1][:, :-1][seen].square().mean()
+    torch.testing.assert_close(labels, expected_labels, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(teaching, expected, rtol=1e-4, atol=1e-6)
+    (expected_labels + expected).backward()
+    for name, parameter in student.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_long_text_is_compared_at_even_distances() -> None:
+    positions = torch.ones(8, 1000, dtype=torch.bool)
+    positions[2] = False
+    kept = _thin_out(positions, MOST_POSITIONS)
+    assert int(kept.sum()) == MOST_POSITIONS
+    assert not (kept & ~positions).any()
+    assert (kept.sum(dim=1)[[0, 1, 3, 4, 5, 6, 7]] - MOST_POSITIONS / 7).abs().max() <= 1
+    assert _thin_out(positions, 10**6).equal(positions)
+
+
+def divergence_from_base(run: Path) -> float:
+    """Mean KL(base || super-network) over the prompts of the validation rows, in nats."""
+    from shearling.elastic.super_network import load_super_network
+    from shearling.evaluation.task import read_rows
+    from shearling.run import Run
+
+    base, tokenizer = load_model(Run(run).base), load_tokenizer(Run(run).base)
+    network = load_super_network(Run(run))
+    values = []
+    for row in read_rows(Run(run).task, "validation"):
+        input_ids = torch.tensor([tokenizer(row.prompt)["input_ids"]])
+        with torch.no_grad():
+            student, teacher = (model(input_ids=input_ids).logits.log_softmax(-1) for model in (network.model, base))
+        values.append(F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean().item())
+    return sum(values) / len(values)
+
+
+def test_what_the_base_says_of_the_prompt_is_kept(tmp_path: Path) -> None:
+    task = {"train_on_prompt": False}
+    found = []
+    for name, section in (("alone", {}), ("taught", {"teacher": {"prompt": 3.0}})):
+        recipe = tiny_recipe(tmp_path / name, task=task, train={"steps": 30, "learning_rate": 0.01, **section})
+        run_recipe(recipe, tmp_path / name / "run")
+        found.append(divergence_from_base(tmp_path / name / "run"))
+    assert found[1] < 0.5 * found[0]
+
+
+def test_the_teacher_is_part_of_what_was_trained(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, train={"steps": 2, "teacher": {"path": "source"}})
+    run_recipe(recipe, tmp_path / "run")
+    details = open_artefact(tmp_path / "run" / "super_adapter", kind="super_adapter").manifest.details
+    assert len(details["recipe"]["teacher"]) == 64
+
+
+def test_a_teacher_that_reads_other_tokens_is_refused(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "teacher")
+    file = tmp_path / "teacher" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    file.write_text(json.dumps(tokenizer))
+    recipe = tiny_recipe(tmp_path, train={"steps": 2, "teacher": {"path": "teacher"}})
+    with pytest.raises(RecipeInvalid, match="another vocabulary"):
+        run_recipe(recipe, tmp_path / "run")
+
+
+def test_hidden_states_of_another_width_are_refused(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from shearling.model.checkpoint import save_model
+    from tests.support.tiny_models import tiny_tokenizer
+
+    recipe = tiny_recipe(tmp_path, train={"steps": 2})
+    made = run_recipe(recipe, tmp_path / "run")
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    (tmp_path / "narrow").mkdir()
+    save_model(LlamaForCausalLM(config), tiny_tokenizer(), tmp_path / "narrow")
+    section = TeacherSection(path=tmp_path / "narrow", hidden=1.0)
+    with pytest.raises(RecipeInvalid, match="hidden states of 32"):
+        load_teacher(section, made["base"], tiny_network(masked=False), precision="fp32")
+    shutil.rmtree(tmp_path / "narrow")

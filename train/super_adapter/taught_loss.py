@@ -1,0 +1,128 @@
+"""What a dense teacher adds to the training loss: the distance of the student's predictions from the teacher's.
+
+At the positions of the prompt, where there is no label, it keeps the language of the base; at the labelled ones it
+says how sure to be. Like the loss of the labels it is computed only where it counts, in blocks that fit the cache, and
+at no more than `MOST_POSITIONS` of a micro-batch, so that long texts do not turn into gigabytes of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from shearling.recipe import TeacherSection
+from train.super_adapter.causal_loss import BLOCK_POSITIONS, cross_entropy_sum, head_sees_only
+from train.super_adapter.tokenised_rows import IGNORED_LABEL
+
+MOST_POSITIONS = 1024
+"""Unlabelled positions of a micro-batch that are compared, drawn evenly; with a vocabulary of 50,000, 100 MB of
+bfloat16."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Who teaches, and what counts how much.
+
+    Attributes:
+        model: a causal language model with the student's vocabulary, in eval mode, without gradients.
+        section: the weights of the terms.
+    """
+
+    model: nn.Module
+    section: TeacherSection
+
+
+class TaughtLoss(NamedTuple):
+    """The two parts of the loss, scalars in float32.
+
+    Attributes:
+        labels: cross-entropy of the labels, a sum divided by `items`, as `causal_loss` gives it.
+        teaching: weighted means over this micro-batch.
+    """
+
+    labels: Tensor
+    teaching: Tensor
+
+
+def taught_loss(
+    network: nn.Module,
+    batch: Mapping[str, Tensor],
+    teacher: Teacher,
+    *,
+    called: nn.Module | None = None,
+    items: Tensor | int | None = None,
+) -> TaughtLoss:
+    """Cross-entropy of the labels, and KL(teacher || student) of the next token.
+
+    Args:
+        network: the student; see `causal_loss`.
+        batch: `input_ids`, `attention_mask`, `labels`, each [rows, length].
+        teacher: sees the same rows.
+        called: what is called in place of the network.
+        items: what the sum over labels is divided by; their number where it is None.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    labelled = batch["labels"][:, 1:] != IGNORED_LABEL
+    compared = labelled | _thin_out(batch["attention_mask"][:, 1:].bool() & ~labelled, MOST_POSITIONS)
+    logits, hidden = _predict(network, inputs, compared, called=called)
+    with torch.no_grad():
+        wanted_logits, wanted_hidden = _predict(teacher.model, inputs, compared)
+    is_label = labelled[compared]
+    targets = batch["labels"][:, 1:][labelled]
+    labels = cross_entropy_sum(logits[is_label], targets) / (len(targets) if items is None else items)
+    section = teacher.section
+    shares = torch.where(
+        is_label, section.answer / max(1, len(targets)), section.prompt / max(1, int((~is_label).sum()))
+    )
+    teaching: Tensor = _DivergenceSum.apply(logits, wanted_logits, shares)
+    if section.hidden:
+        wanted = wanted_hidden.float()
+        teaching = teaching + section.hidden * (hidden.float() - wanted).square().mean() / wanted.square().mean()
+    return TaughtLoss(labels, teaching)
+
+
+def _predict(
+    model: nn.Module, inputs: Mapping[str, Tensor], positions: Tensor, *, called: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits [positions, vocabulary], and the hidden states [positions, width] that the head makes them of."""
+    with head_sees_only(model.get_output_embeddings(), positions) as seen:  # type: ignore[operator] # a transformers model
+        logits = (called or model)(**inputs, use_cache=False).logits
+    return logits.reshape(-1, logits.shape[-1]), seen[0][0]
+
+
+def _thin_out(positions: Tensor, most: int) -> Tensor:
+    """At most so many of the positions, at even distances."""
+    places = positions.flatten().nonzero().flatten()
+    if len(places) <= most:
+        return positions
+    kept = torch.zeros_like(positions).flatten()
+    kept[places[torch.arange(most, device=places.device) * len(places) // most]] = True
+    return kept.view(positions.shape)
+
+
+class _DivergenceSum(torch.autograd.Function):
+    """Sum over rows of share * KL(softmax(t) || softmax(z)), in float32; the gradient share * (softmax(z) - softmax(t))
+    has the logits' type.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, wanted: Tensor, shares: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=logits.device)
+        gradient = torch.empty_like(logits)
+        for start in range(0, len(logits), BLOCK_POSITIONS):
+            block = slice(start, start + BLOCK_POSITIONS)
+            found, target = logits[block].float().log_softmax(-1), wanted[block].float().log_softmax(-1)
+            share, probability = shares[block, None], target.exp()
+            total += (share * probability * (target - found)).sum()
+            gradient[block] = (found.exp_() - probability).mul_(share)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0].to(gradient.dtype), None, None
