@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.quality.arms import ARMS, parse_ratio
-from benchmarks.quality.carry_out import carry_out_all
 from benchmarks.quality.cell import Cell, cross, unfinished
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.report import write_report
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     quiet_libraries()
     try:
-        failed = {} if options.report else carry_out_all(_missing(options), options.output, keep=options.keep)
+        failed = {} if options.report else _carry_out(options)
         print_result(write_report(options.output), as_json=False)
     except ShearlingError as error:
         log.print(f"error: {error}", style="red", markup=False)
@@ -81,10 +80,18 @@ def _missing(options: argparse.Namespace) -> list[Cell]:
     return missing
 
 
+def _carry_out(options: argparse.Namespace) -> dict[str, ShearlingError]:
+    missing = _missing(options)
+    # Imports torch, which a report and --help do without.
+    from benchmarks.quality.carry_out import carry_out_all
+
+    return carry_out_all(missing, options.output, keep=options.keep)
+
+
 def _list(parse: Callable[[str], Value]) -> Callable[[str], tuple[Value, ...]]:
     def parse_list(text: str) -> tuple[Value, ...]:
         try:
-            return tuple(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+            return tuple(parse(part.strip()) for part in text.split(","))
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
