@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.quality.cell import read_cells
 from benchmarks.quality.chart import draw
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.summary import Estimate, Row, TaskScore, summarise
+from benchmarks.quality.summary import SeedMean, Row, TaskScore, summarise
 from shearling.command_line import Result
 from shearling.errors import ArtefactMissing
 from shearling.strict_json import write_text
@@ -67,11 +67,11 @@ def _cells_of(row: Row) -> tuple[str, ...]:
     )
 
 
-def _points(estimate: Estimate) -> str:
+def _points(estimate: SeedMean) -> str:
     return f"{100 * estimate.mean:+.1f}{_error(estimate)}"
 
 
-def _error(estimate: Estimate) -> str:
+def _error(estimate: SeedMean) -> str:
     return "" if estimate.stderr is None else f" ± {100 * estimate.stderr:.1f}"
 
 

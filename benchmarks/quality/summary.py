@@ -41,7 +41,7 @@ class RowKey:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SeedMean:
     """A mean, and its standard error over seeds; None where there is one seed alone."""
 
     mean: float
@@ -58,7 +58,7 @@ class TaskScore:
         seeds: how many.
     """
 
-    accuracy: Estimate
+    accuracy: SeedMean
     interval: tuple[float, float]
     bits_per_byte: float | None
     seeds: int
@@ -80,8 +80,8 @@ class Row:
 
     key: RowKey
     cells: int
-    accuracy: Estimate
-    difference: Estimate | None
+    accuracy: SeedMean
+    difference: SeedMean | None
     before: float | None
     after: float | None
     minutes: float
@@ -133,13 +133,13 @@ def _task_score(measured: Measured) -> TaskScore:
     return TaskScore(accuracy, interval, _mean(figures.bits_per_byte for _, figures in measured), len(measured))
 
 
-def _over_seeds(measured: Measured, value: Callable[[CellDocument, SubnetFigures], float]) -> Estimate:
+def _over_seeds(measured: Measured, value: Callable[[CellDocument, SubnetFigures], float]) -> SeedMean:
     by_seed: dict[int, list[float]] = {}
     for cell, figures in measured:
         by_seed.setdefault(cell.seed, []).append(value(cell, figures))
     means = [statistics.fmean(values) for values in by_seed.values()]
     stderr = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
-    return Estimate(statistics.fmean(means), stderr)
+    return SeedMean(statistics.fmean(means), stderr)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
