@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.quality.cell import read_cells
 from benchmarks.quality.chart import draw
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.summary import SeedMean, Row, TaskScore, summarise
+from benchmarks.quality.summary import Row, SeedMean, TaskScore, summarise
 from shearling.command_line import Result
 from shearling.errors import ArtefactMissing
 from shearling.strict_json import write_text
