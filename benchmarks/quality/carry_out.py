@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import pydantic
 from benchmarks.quality.cell import Cell, CellDocument, SubnetFigures, SubnetName, cell_file
 from benchmarks.quality.general_text import GeneralText, bits_per_byte, held_back_text
 from search.stage import BEST_FILE, search_by_recipe
-from shearling.artefact import Artefact, unfinished_artefact, utc_now
+from shearling.artefact import MANIFEST, Artefact, unfinished_artefact, utc_now
 from shearling.console import log
 from shearling.elastic.search_space import Choice
 from shearling.elastic.subnet import open_subnet
@@ -150,7 +149,8 @@ def _timed() -> Iterator[_Clock]:
 
 
 def _written_s(artefact: Artefact) -> float:
-    return datetime.fromisoformat(artefact.manifest.created).timestamp()
+    # The manifest itself tells the time to the second alone.
+    return (artefact.path / MANIFEST).stat().st_mtime
 
 
 def _clear(run: Run) -> Prepared | None:

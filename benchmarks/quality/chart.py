@@ -31,7 +31,7 @@ def draw(rows: Sequence[Row], directory: Path, *, stem: str, title: str) -> None
 
     language = any(row.after is not None for row in rows)
     # Without pyplot: no global state, no display.
-    figure = Figure(figsize=(11 if language else 6.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(11 if language else 6.5, 5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2 if language else 1, squeeze=False)[0]
     _panel(panels[0], rows, value=lambda row: 100 * row.accuracy.mean, error=_accuracy_error)
@@ -39,7 +39,8 @@ def draw(rows: Sequence[Row], directory: Path, *, stem: str, title: str) -> None
     if language:
         _panel(panels[1], rows, value=lambda row: row.after, error=lambda row: None)
         panels[1].set_ylabel("bits per byte of general text, after training")
-    panels[0].legend(frameon=False, loc="best", fontsize="small")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4, fontsize="small")
     figure.suptitle(title)
     # Without the salt and the date, every run would write other bytes.
     with matplotlib.rc_context({"svg.hashsalt": "shearling"}):

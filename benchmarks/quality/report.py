@@ -44,10 +44,10 @@ def write_report(output: Path) -> Result:
 
 
 _EXPLANATION = """\
-Accuracy is in % of unseen rows, the mean over tasks and seeds. "vs dense" is the difference from dense
-LoRA with the same tasks and seeds, in points, with its standard error over seeds. Bits per byte are
-those of held-back general text, before and after training. Minutes are those of a cell on the machine
-that measured it: import, pruning, training and search."""
+Accuracy is in % of unseen rows, the mean over tasks and seeds. "vs dense" is the difference from
+dense LoRA with the same tasks and seeds, in points, with its standard error over seeds. Bits per
+byte are those of held-back general text, before and after training. Minutes are those of a cell on
+the machine that measured it: import, pruning, training and search."""
 
 
 def _model_title(model: str) -> str:

@@ -6,9 +6,10 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from benchmarks.quality.arms import ARMS, BASELINE, ratio_title
-from benchmarks.quality.cell import CellDocument, SubnetFigures
+from benchmarks.quality.cell import CellDocument, SubnetFigures, SubnetName
 from shearling.evaluation.confidence import wilson_interval
 
 Measured = Sequence[tuple[CellDocument, SubnetFigures]]
@@ -25,7 +26,7 @@ class RowKey:
     model: str
     ratio: str
     arm: str
-    subnet: str
+    subnet: SubnetName
 
     @property
     def title(self) -> str:
@@ -100,12 +101,12 @@ def summarise(cells: Iterable[CellDocument]) -> list[Row]:
     ]
 
 
-def _place(key: RowKey) -> tuple[str, bool, float | str, int, str, str]:
+def _place(key: RowKey) -> tuple[str, bool, float | str, int, str, int]:
     order = list(ARMS).index(key.arm) if key.arm in ARMS else len(ARMS)
     pattern = ":" in key.ratio
     # Patterns behind all shares; the two kinds are never compared with each other.
     ratio: float | str = key.ratio if pattern else float(key.ratio or 0)
-    return key.model, pattern, ratio, order, key.arm, key.subnet
+    return key.model, pattern, ratio, order, key.arm, get_args(SubnetName).index(key.subnet)
 
 
 def _row(key: RowKey, measured: Measured, *, baseline: Measured) -> Row:
