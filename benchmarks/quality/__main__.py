@@ -1,0 +1,112 @@
+"""Methods x ratios x tasks x seeds: accuracy after training, bits per byte of general text, time.
+
+    python -m benchmarks.quality --output runs/quality [--models smollm2,minilm] [--methods dense,wanda]
+        [--ratios 0.5,0.6,0.7,2:4] [--tasks sarcasm,stories] [--seeds 0,1,2] [--report]
+
+A cell is one model, method, ratio, task and seed; `benchmarks.quality.arms` says what the methods are. Each writes a
+file when it is finished, so that an interrupted benchmark goes on with the cell where it stopped. Told are the means,
+on the screen and in report.md with a picture of each model; --report tells what is there, and runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.quality.arms import ARMS, parse_ratio
+from benchmarks.quality.cell import Cell, cross, unfinished
+from benchmarks.quality.models import MODELS
+from benchmarks.quality.report import write_report
+from benchmarks.quality.tasks import TASKS
+from shearling.command_line import INTERRUPTED, print_result, quiet_libraries
+from shearling.console import log
+from shearling.errors import ShearlingError
+
+Value = TypeVar("Value")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out the cells that are missing, and tell all that are there."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    quiet_libraries()
+    try:
+        failed = {} if options.report else _carry_out(options)
+        print_result(write_report(options.output), as_json=False)
+    except ShearlingError as error:
+        log.print(f"error: {error}", style="red", markup=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.print("interrupted: finished cells are kept, the same command runs the others")
+        return INTERRUPTED
+    for name, cause in failed.items():
+        log.print(f"failed: {name}: {cause}", style="red", markup=False)
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=(__doc__ or "").partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("runs/quality"), help="directory of the cells and the report")
+    add("--models", type=_names(MODELS), default=tuple(MODELS), help=f"of {', '.join(MODELS)}")
+    add("--methods", type=_names(ARMS), default=tuple(ARMS), help=f"of {', '.join(ARMS)}")
+    add("--ratios", type=_list(parse_ratio), default="0.5,0.6,0.7,2:4", help="shares of zeros, or patterns")
+    add("--tasks", type=_names(TASKS), default=tuple(TASKS), help=f"of {', '.join(TASKS)}")
+    add("--seeds", type=_list(int), default="0,1,2", help="of pruning, training and search")
+    add("--steps", type=int, help="of the training instead of the model's own: for a trial")
+    add("--test-rows", type=int, help="instead of a task's own: for a trial")
+    add("--keep", action="store_true", help="leave the models of finished cells: a gigabyte each")
+    add("--report", action="store_true", help="tell the cells that are there, and run none")
+    return parser
+
+
+def _missing(options: argparse.Namespace) -> list[Cell]:
+    cells = cross(
+        [MODELS[name]() for name in options.models],
+        [TASKS[name]() for name in options.tasks],
+        options.seeds,
+        options.ratios,
+        [ARMS[name] for name in options.methods],
+        steps=options.steps,
+        test_rows=options.test_rows,
+    )
+    missing = unfinished(cells, options.output)
+    log.print(f"{len(cells) - len(missing)} of {len(cells)} cells are there")
+    return missing
+
+
+def _carry_out(options: argparse.Namespace) -> dict[str, ShearlingError]:
+    missing = _missing(options)
+    # Imports torch, which a report and --help do without.
+    from benchmarks.quality.carry_out import carry_out_all
+
+    return carry_out_all(missing, options.output, keep=options.keep)
+
+
+def _list(parse: Callable[[str], Value]) -> Callable[[str], tuple[Value, ...]]:
+    def parse_list(text: str) -> tuple[Value, ...]:
+        try:
+            return tuple(parse(part.strip()) for part in text.split(","))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse_list
+
+
+def _names(known: Mapping[str, object]) -> Callable[[str], tuple[str, ...]]:
+    def known_name(text: str) -> str:
+        names = tuple(known)
+        if text not in names:
+            raise ValueError(f"{text} is none of {', '.join(names)}")
+        return text
+
+    return _list(known_name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

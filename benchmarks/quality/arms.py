@@ -1,0 +1,89 @@
+"""The arms: each a way of pruning and training, as changes to the sections of a recipe. A new arm is one record.
+
+What they share, the model's adapters, steps and rate, stands in `benchmarks.quality.models`, so that the baseline is
+trained as well as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from shearling.registry.pruning_patterns import PRUNING_PATTERNS
+
+BASELINE = "dense"
+"""The arm that the others are told against."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of pruning and training.
+
+    Attributes:
+        name: on the command line, and of its cells' files.
+        title: in tables, at most 24 characters.
+        sparsity: keys of [sparsity], the ratio and the pattern excepted; None leaves the model dense.
+        adapter: keys of [adapter] that differ from the model's, the groups excepted.
+        train: keys of [train] that differ from the model's.
+        task: keys of [task] that differ from the task's.
+        ranks: fixed: the largest alone; elastic: the model's list of ranks, and a search among them.
+    """
+
+    name: str
+    title: str
+    sparsity: Mapping[str, Any] | None
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Literal["fixed", "elastic"] = "fixed"
+
+
+ARMS: Mapping[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm(BASELINE, "dense, LoRA", sparsity=None),
+        Arm("magnitude", "magnitude", sparsity={"method": "magnitude"}),
+        Arm("wanda", "Wanda", sparsity={"method": "wanda"}),
+        Arm("wanda-apart", "Wanda, adapter apart", sparsity={"method": "wanda"}, adapter={"masked": False}),
+        Arm("wanda-elastic", "Wanda, elastic", sparsity={"method": "wanda"}, ranks="elastic"),
+    )
+}
+"""`wanda-apart` says what the mask costs: its adapters cannot be merged without losing zeros."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How much is pruned.
+
+    Attributes:
+        text: as on the command line, "0.5" or "2:4".
+        section: its keys of [sparsity].
+    """
+
+    text: str
+    section: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """As shown: "50 %" or "2:4"."""
+        return ratio_title(self.text)
+
+
+def ratio_title(text: str) -> str:
+    """A ratio of a cell as shown; that of a dense model is empty and stays so."""
+    return text if ":" in text or not text else f"{float(text):.0%}".replace("%", " %")
+
+
+def parse_ratio(text: str) -> Ratio:
+    """A share of zeros, or the name of a pattern that has one.
+
+    Raises:
+        ValueError: neither; a share is more than 0 and less than 1.
+    """
+    if text in PRUNING_PATTERNS.names() and (fixed := PRUNING_PATTERNS.get(text).ratio) is not None:
+        return Ratio(text, {"pattern": text, "ratio": fixed})
+    share = float(text)
+    if not 0 < share < 1:
+        raise ValueError(f"{text} is not between 0 and 1")
+    return Ratio(f"{share:g}", {"pattern": "unstructured", "ratio": share})

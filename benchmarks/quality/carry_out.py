@@ -1,0 +1,221 @@
+"""A cell carried out: pruned, trained, searched where it is elastic, and measured on test rows and general text."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydantic
+
+from benchmarks.quality.cell import Cell, CellDocument, SubnetFigures, SubnetName, cell_file
+from benchmarks.quality.general_text import GeneralText, bits_per_byte, held_back_text
+from search.stage import BEST_FILE, search_by_recipe
+from shearling.artefact import MANIFEST, Artefact, unfinished_artefact, utc_now
+from shearling.console import log
+from shearling.elastic.search_space import Choice
+from shearling.elastic.subnet import open_subnet
+from shearling.elastic.super_network import SuperNetwork, load_super_network
+from shearling.errors import RecipeInvalid, ShearlingError
+from shearling.evaluation.evaluator import torch_scorer
+from shearling.evaluation.precision import resolve_precision
+from shearling.evaluation.task import TaskLocation
+from shearling.evaluation.task_evaluator import open_evaluator
+from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.recipe import Recipe
+from shearling.run import Run
+from shearling.strict_json import Document, read_document, write_document
+from train.stage import run_recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PREPARED_FILE = "prepared.json"
+
+
+class Prepared(Document):
+    """What is known of a frozen model, kept beside it for all cells that train on it.
+
+    Attributes:
+        seconds: that the import and the pruning took.
+        bits_per_byte: of the general text; None where the model is no language model.
+    """
+
+    seconds: float
+    bits_per_byte: float | None
+
+
+def carry_out_all(cells: Iterable[Cell], output: Path, *, keep: bool) -> dict[str, ShearlingError]:
+    """Carry out cells, those that share a frozen model one after the other, and write a file for each.
+
+    Args:
+        cells: unfinished.
+        output: the directory of the benchmark.
+        keep: leave the run directories; otherwise each goes when its last cell is finished.
+
+    Returns:
+        By name what went wrong; the other cells are finished all the same.
+    """
+    shared: dict[str, list[Cell]] = {}
+    for cell in cells:
+        shared.setdefault(cell.run_name, []).append(cell)
+    left, failed = sum(map(len, shared.values())), dict[str, ShearlingError]()
+    for name, group in shared.items():
+        run = Run(output / "runs" / name)
+        for cell in group:
+            log.print(f"[bold]{cell.name}[/bold]: {left} to do")
+            left -= 1
+            try:
+                document = carry_out(cell, run)
+            except ShearlingError as error:
+                failed[cell.name] = error
+                log.print(f"{cell.name} failed: {error}", style="red", markup=False)
+            else:
+                path = cell_file(output, cell.name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_document(path, document)
+        if not keep:
+            shutil.rmtree(run.path, ignore_errors=True)
+    return failed
+
+
+def carry_out(cell: Cell, run: Run) -> CellDocument:
+    """Carry out one cell, anew from the training on.
+
+    Args:
+        cell: which.
+        run: its run directory; a frozen model that is there is used as it is.
+
+    Raises:
+        RecipeInvalid: what the arm says is no recipe.
+        ShearlingError: whatever the stages refuse.
+    """
+    import torch
+
+    prepared = _clear(run)
+    text, content = held_back_text(), cell.recipe()
+    with _timed() as whole:
+        made = run_recipe(_validated(content, cell), run.path)
+    frozen = made.get("sparse", made["base"])
+    train_s = whole.seconds
+    if prepared is None:
+        prepare_s = min(whole.seconds, max(0.0, _written_s(frozen) - whole.began_s))
+        prepared = Prepared(seconds=prepare_s, bits_per_byte=_bits_before(cell, frozen, text))
+        write_document(run.path / PREPARED_FILE, prepared)
+        train_s -= prepare_s
+    with _timed() as searching:
+        searched = _search(run) if cell.arm.ranks == "elastic" else None
+    return CellDocument(
+        model=cell.model.name,
+        arm=cell.arm.name,
+        ratio=cell.ratio.text if cell.ratio else "",
+        task=cell.task.name,
+        seed=cell.seed,
+        recipe=content,
+        sparsity=frozen.manifest.details.get("sparsity", {}).get("achieved_scope", 0.0),
+        bits_per_byte=prepared.bits_per_byte,
+        general_text_sha256=text.sha256,
+        subnets=tuple(_measure(cell, run, searched, text)),
+        prepare_s=prepared.seconds,
+        train_s=train_s,
+        search_s=searching.seconds if searched else 0.0,
+        precision=resolve_precision("auto"),
+        threads=torch.get_num_threads(),
+        created=utc_now(),
+    )
+
+
+def _validated(content: dict[str, Any], cell: Cell) -> Recipe:
+    try:
+        return Recipe.model_validate(content)
+    except pydantic.ValidationError as error:
+        raise RecipeInvalid(f"the arm makes no recipe: {error}", where=cell.name) from None
+
+
+class _Clock:
+    began_s = 0.0
+    seconds = 0.0
+
+
+@contextmanager
+def _timed() -> Iterator[_Clock]:
+    clock, started_s = _Clock(), time.monotonic()
+    clock.began_s = time.time()
+    yield clock
+    clock.seconds = time.monotonic() - started_s
+
+
+def _written_s(artefact: Artefact) -> float:
+    # The manifest itself tells the time to the second alone.
+    return (artefact.path / MANIFEST).stat().st_mtime
+
+
+def _clear(run: Run) -> Prepared | None:
+    """Leave of a run what was prepared, or nothing where it was interrupted before that was known."""
+    file = run.path / PREPARED_FILE
+    if not file.is_file():
+        shutil.rmtree(run.path, ignore_errors=True)
+        return None
+    for path in (run.super_adapter, run.search):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(unfinished_artefact(path), ignore_errors=True)
+    return read_document(file, Prepared)
+
+
+def _bits_before(cell: Cell, frozen: Artefact, text: GeneralText) -> float | None:
+    if cell.model.head == "classifier":
+        return None
+    return _bits_per_byte(load_model(frozen.path).eval(), load_tokenizer(frozen.path), text)
+
+
+def _bits_per_byte(model: nn.Module, tokenizer: Any, text: GeneralText) -> float:
+    return bits_per_byte(torch_scorer(model, tokenizer, precision="auto"), text)
+
+
+def _search(run: Run) -> tuple[Choice, dict[str, Any]]:
+    search_by_recipe(run, settings={}, rule={})
+    subnet = open_subnet(run.search / BEST_FILE).subnet
+    return subnet.choice, subnet.metrics.model_dump(mode="json") if subnet.metrics else {}
+
+
+def _measure(
+    cell: Cell, run: Run, searched: tuple[Choice, dict[str, Any]] | None, text: GeneralText
+) -> Iterator[SubnetFigures]:
+    network = load_super_network(run)
+    space = network.space
+    yield _figures(cell, run, network, text, subnet="largest", choice=space.maximal())
+    if searched is not None:
+        choice, predicted = searched
+        yield _figures(cell, run, network, text, subnet="heuristic", choice=space.heuristic())
+        yield _figures(cell, run, network, text, subnet="searched", choice=choice, predicted=predicted)
+
+
+def _figures(
+    cell: Cell,
+    run: Run,
+    network: SuperNetwork,
+    text: GeneralText,
+    *,
+    subnet: SubnetName,
+    choice: Choice,
+    predicted: dict[str, Any] | None = None,
+) -> SubnetFigures:
+    evaluator = open_evaluator(TaskLocation(cell.task.name, run.task), head=cell.model.head, split="test")
+    network.activate(choice)
+    with network.materialised():
+        evaluation = evaluator.on_torch(network.model, network.tokenizer, precision="auto")()
+        bits = None if network.head else _bits_per_byte(network.model, network.tokenizer, text)
+    return SubnetFigures(
+        subnet=subnet,
+        n=evaluation.n,
+        accuracy=evaluation.accuracy,
+        interval=evaluation.interval,
+        loss=evaluation.loss,
+        rows_sha256=evaluation.rows_sha256,
+        answers="".join(f"{answer:.0f}" for answer in evaluation.answers),
+        bits_per_byte=bits,
+        predicted=predicted,
+    )

@@ -1,0 +1,219 @@
+"""A cell of the table: one model, arm, ratio, task and seed; the recipe that carries it out, and what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from benchmarks.quality.arms import Arm, Ratio
+from benchmarks.quality.models import BenchmarkModel
+from benchmarks.quality.tasks import BenchmarkTask
+from shearling.errors import UsageError
+from shearling.recipe import RECIPE_SCHEMA
+from shearling.strict_json import Document, read_document
+
+CELL_SCHEMA = "shearling.quality/1"
+
+SubnetName = Literal["largest", "heuristic", "searched"]
+
+
+class SubnetFigures(Document):
+    """What one sub-network scores on the test rows.
+
+    Attributes:
+        subnet: which one; an arm of fixed rank has the largest alone.
+        n: test rows.
+        interval: Wilson, 95 %, of these rows.
+        answers: a character a row, 1 where it is right: for paired comparisons.
+        bits_per_byte: of the general text, after training; None where the model is no language model.
+        predicted: what the search said of it on validation rows, as in its document.
+    """
+
+    subnet: SubnetName
+    n: int
+    accuracy: float
+    interval: tuple[float, float]
+    loss: float | None
+    rows_sha256: str
+    answers: str
+    bits_per_byte: float | None
+    predicted: dict[str, Any] | None = None
+
+
+class CellDocument(Document):
+    """The content of a finished cell's file.
+
+    Attributes:
+        ratio: as on the command line; empty for a dense model.
+        recipe: what was carried out.
+        sparsity: share of zeros in the pruned modules; 0 for a dense model.
+        bits_per_byte: of the general text, before training.
+        general_text_sha256: of that text.
+        subnets: the sub-networks that were measured.
+        prepare_s: wall time of the import and the pruning; of cells that share the pruned model, what it took the
+            first.
+        train_s: of the training.
+        search_s: of the search; 0 where there is none.
+        precision: that was evaluated in.
+        threads: of torch.
+    """
+
+    schema_: Literal["shearling.quality/1"] = pydantic.Field("shearling.quality/1", alias="schema")
+    model: str
+    arm: str
+    ratio: str
+    task: str
+    seed: int
+    recipe: dict[str, Any]
+    sparsity: float
+    bits_per_byte: float | None
+    general_text_sha256: str
+    subnets: tuple[SubnetFigures, ...]
+    prepare_s: float
+    train_s: float
+    search_s: float
+    precision: Literal["bf16", "fp32"]
+    threads: int
+    created: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        ratio: None where the arm does not prune.
+        steps: of the training instead of the model's.
+        test_rows: instead of the task's.
+    """
+
+    model: BenchmarkModel
+    arm: Arm
+    ratio: Ratio | None
+    task: BenchmarkTask
+    seed: int
+    steps: int | None = None
+    test_rows: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        ratio = self.ratio.text.replace(":", "of") if self.ratio else "0"
+        return f"{self.model.name}-{self.task.name}-{self.seed}-{ratio}-{self.arm.name}"
+
+    @property
+    def run_name(self) -> str:
+        """Of its run directory: cells that train on the same frozen model and rows share one."""
+        recipe = self.recipe()
+        decides = json.dumps([recipe.get(part) for part in ("model", "task", "sparsity")], sort_keys=True)
+        digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
+        return f"{self.model.name}-{self.task.name}-{self.seed}-{digest}"
+
+    def recipe(self) -> dict[str, Any]:
+        """The recipe, as it would stand in a file."""
+        arm, model = self.arm, self.model
+        task = _layered(self.task.section(model.head), arm.task)
+        steps = {} if self.steps is None else {"steps": self.steps}
+        test = {} if self.test_rows is None else {"rows": {**task["rows"], "test": self.test_rows}}
+        recipe: dict[str, Any] = {
+            "schema": RECIPE_SCHEMA,
+            "name": self.name,
+            "seed": self.seed,
+            "model": dict(model.section),
+            "task": {**task, **test},
+            "adapter": {**model.adapter, "masked": arm.sparsity is not None, **arm.adapter, "groups": self._groups()},
+            "train": {**_layered(model.train, arm.train), **steps},
+        }
+        if arm.sparsity is not None and self.ratio is not None:
+            recipe["sparsity"] = _layered({"calibration": dict(model.calibration), **self.ratio.section}, arm.sparsity)
+        if arm.ranks == "elastic":
+            recipe["search"] = {**model.search, "seed": self.seed}
+        return recipe
+
+    def _groups(self) -> list[dict[str, Any]]:
+        ranks = self.model.ranks[:1] if self.arm.ranks == "fixed" else self.model.ranks
+        return [
+            {"name": name, "modules": list(modules), "ranks": list(ranks)}
+            for name, modules in self.model.groups.items()
+        ]
+
+
+def _layered(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _layered(base[key], value) if isinstance(value, Mapping) and isinstance(base.get(key), Mapping) else value
+        for key, value in changes.items()
+    }
+    return {**base, **both}
+
+
+def cross(
+    models: Iterable[BenchmarkModel],
+    tasks: Iterable[BenchmarkTask],
+    seeds: Iterable[int],
+    ratios: Iterable[Ratio],
+    arms: Iterable[Arm],
+    *,
+    steps: int | None = None,
+    test_rows: int | None = None,
+) -> dict[str, Cell]:
+    """All cells by name: a whole table for one seed before the next; a task that a model cannot answer is left out, and
+    a dense arm has one cell for all ratios.
+    """
+    cells: dict[str, Cell] = {}
+    for model, seed, task, ratio, arm in itertools.product(models, seeds, tasks, tuple(ratios), tuple(arms)):
+        if task.suits(model.head):
+            pruned = None if arm.sparsity is None else ratio
+            cell = Cell(model, arm, pruned, task, seed, steps, test_rows)
+            cells.setdefault(cell.name, cell)
+    return cells
+
+
+def cell_file(output: Path, name: str) -> Path:
+    """Where a finished cell is kept."""
+    return output / "cells" / f"{name}.json"
+
+
+def read_cells(output: Path) -> list[CellDocument]:
+    """All finished cells, by name.
+
+    Raises:
+        DocumentInvalid: one of them is malformed.
+    """
+    return [read_cell(path) for path in sorted((output / "cells").glob("*.json"))]
+
+
+def read_cell(path: Path) -> CellDocument:
+    """One finished cell.
+
+    Raises:
+        ArtefactMissing, DocumentInvalid: there is none, or it is malformed.
+    """
+    return read_document(path, CellDocument, schema=CELL_SCHEMA)
+
+
+def unfinished(cells: Mapping[str, Cell], output: Path) -> list[Cell]:
+    """The cells that have no file yet.
+
+    Raises:
+        UsageError: one was carried out by another recipe: its figures do not belong beside the others.
+        DocumentInvalid: one of them is malformed.
+    """
+    left = []
+    for name, cell in cells.items():
+        path = cell_file(output, name)
+        if not path.is_file():
+            left.append(cell)
+        elif read_cell(path).recipe != json.loads(json.dumps(cell.recipe())):
+            raise UsageError(
+                "this cell was made by another recipe",
+                where=path,
+                remedy="Choose another --output, or remove the file to run the cell anew",
+            )
+    return left

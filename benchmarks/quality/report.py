@@ -1,0 +1,107 @@
+"""The table on the screen, as Markdown, and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group
+from rich.table import Table
+
+from benchmarks.quality.cell import read_cells
+from benchmarks.quality.chart import draw
+from benchmarks.quality.models import MODELS
+from benchmarks.quality.summary import Row, SeedMean, TaskScore, summarise
+from shearling.command_line import Result
+from shearling.errors import ArtefactMissing
+from shearling.strict_json import write_text
+
+REPORT_FILE = "report.md"
+HEADINGS = ("pruned", "arm", "cells", "accuracy", "vs dense", "bits/byte", "min")
+"""Of the table; bits per byte are those before and after training."""
+
+
+def write_report(output: Path) -> Result:
+    """Write `report.md` and a picture of each model from the cells that are there.
+
+    Raises:
+        ArtefactMissing: there are none.
+        DocumentInvalid: one is malformed.
+    """
+    rows = summarise(read_cells(output))
+    if not rows:
+        raise ArtefactMissing("no finished cell here", where=output, remedy="Run it without --report")
+    models = sorted({row.key.model for row in rows})
+    parts, tables = [f"{_EXPLANATION}\n"], []
+    for model in models:
+        own = [row for row in rows if row.key.model == model]
+        draw(own, output, stem=model, title=_model_title(model))
+        tables.append(_screen(own, title=_model_title(model)))
+        parts += [f"## {_model_title(model)}\n", _markdown(HEADINGS, [_cells_of(row) for row in own])]
+        parts += [f"![Accuracy and bits per byte by sparsity]({model}.svg)\n", "### By task\n", _by_task(own)]
+    write_text(output / REPORT_FILE, "\n".join(["# Quality of pruned and trained models\n", *parts]))
+    return Result({"report": str(output / REPORT_FILE), "cells": sum(row.cells for row in rows)}, Group(*tables))
+
+
+_EXPLANATION = """\
+Accuracy is in % of unseen rows, the mean over tasks and seeds. "vs dense" is the difference from
+dense LoRA with the same tasks and seeds, in points, with its standard error over seeds. Bits per
+byte are those of held-back general text, before and after training. Minutes are those of a cell on
+the machine that measured it: import, pruning, training and search."""
+
+
+def _model_title(model: str) -> str:
+    return MODELS[model]().title if model in MODELS else model
+
+
+def _cells_of(row: Row) -> tuple[str, ...]:
+    difference = row.difference
+    return (
+        row.key.ratio_title,
+        row.key.title,
+        str(row.cells),
+        f"{100 * row.accuracy.mean:.1f}",
+        "" if difference is None or row.key.ratio == "" else _points(difference),
+        "" if row.before is None or row.after is None else f"{row.before:.3f} {row.after:.3f}",
+        f"{row.minutes:.1f}",
+    )
+
+
+def _points(estimate: SeedMean) -> str:
+    return f"{100 * estimate.mean:+.1f}{_error(estimate)}"
+
+
+def _error(estimate: SeedMean) -> str:
+    return "" if estimate.stderr is None else f" ± {100 * estimate.stderr:.1f}"
+
+
+def _screen(rows: Sequence[Row], *, title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "arm" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*_cells_of(row))
+    return table
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---" if heading == "arm" else "---:" for heading in headings], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _by_task(rows: Sequence[Row]) -> str:
+    tasks = sorted({task for row in rows for task in row.tasks})
+    described = [
+        (row.key.ratio_title, row.key.title, *(_describe(row.tasks.get(task)) for task in tasks)) for row in rows
+    ]
+    return (
+        "Accuracy in %, with its standard error over seeds, and in brackets the 95 % interval of the rows.\n\n"
+        + _markdown(("pruned", "arm", *tasks), described)
+    )
+
+
+def _describe(score: TaskScore | None) -> str:
+    if score is None:
+        return ""
+    low, high = score.interval
+    return f"{100 * score.accuracy.mean:.1f}{_error(score.accuracy)} ({100 * low:.1f} to {100 * high:.1f})"

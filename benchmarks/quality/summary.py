@@ -1,0 +1,148 @@
+"""Finished cells as rows of a table: means over tasks and seeds, and the difference from the dense baseline."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from benchmarks.quality.arms import ARMS, BASELINE, ratio_title
+from benchmarks.quality.cell import CellDocument, SubnetFigures, SubnetName
+from shearling.evaluation.confidence import wilson_interval
+
+Measured = Sequence[tuple[CellDocument, SubnetFigures]]
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """What a row of the table stands for.
+
+    Attributes:
+        ratio: as on the command line; empty for a dense model.
+    """
+
+    model: str
+    ratio: str
+    arm: str
+    subnet: SubnetName
+
+    @property
+    def title(self) -> str:
+        """The arm, and which sub-network where it has several."""
+        arm = ARMS[self.arm].title if self.arm in ARMS else self.arm
+        elastic = self.arm in ARMS and ARMS[self.arm].ranks == "elastic"
+        return f"{arm}: {self.subnet}" if elastic else arm
+
+    @property
+    def ratio_title(self) -> str:
+        """As shown: "50 %", "2:4", or nothing."""
+        return ratio_title(self.ratio)
+
+
+@dataclass(frozen=True)
+class SeedMean:
+    """A mean, and its standard error over seeds; None where there is one seed alone."""
+
+    mean: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task of a row.
+
+    Attributes:
+        accuracy: over seeds.
+        interval: Wilson, 95 %, of the mean accuracy on so many rows: what other rows might give.
+        seeds: how many.
+    """
+
+    accuracy: SeedMean
+    interval: tuple[float, float]
+    bits_per_byte: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table; means are over tasks within a seed, then over seeds.
+
+    Attributes:
+        cells: how many it is made of.
+        accuracy: on test rows.
+        difference: from the baseline's, of the same tasks and seeds; None where they have none in common.
+        before: bits per byte of the general text before training.
+        after: the same after training.
+        minutes: of a cell: import, pruning, training and search.
+        tasks: by name.
+    """
+
+    key: RowKey
+    cells: int
+    accuracy: SeedMean
+    difference: SeedMean | None
+    before: float | None
+    after: float | None
+    minutes: float
+    tasks: Mapping[str, TaskScore]
+
+
+def summarise(cells: Iterable[CellDocument]) -> list[Row]:
+    """The rows of the table: the baseline of a model first, then ratio by ratio in the order of the arms."""
+    found: dict[RowKey, list[tuple[CellDocument, SubnetFigures]]] = {}
+    for cell in cells:
+        for figures in cell.subnets:
+            found.setdefault(RowKey(cell.model, cell.ratio, cell.arm, figures.subnet), []).append((cell, figures))
+    return [
+        _row(key, found[key], baseline=found.get(RowKey(key.model, "", BASELINE, "largest"), ()))
+        for key in sorted(found, key=_place)
+    ]
+
+
+def _place(key: RowKey) -> tuple[str, bool, float | str, int, str, int]:
+    order = list(ARMS).index(key.arm) if key.arm in ARMS else len(ARMS)
+    pattern = ":" in key.ratio
+    # Patterns behind all shares; the two kinds are never compared with each other.
+    ratio: float | str = key.ratio if pattern else float(key.ratio or 0)
+    return key.model, pattern, ratio, order, key.arm, get_args(SubnetName).index(key.subnet)
+
+
+def _row(key: RowKey, measured: Measured, *, baseline: Measured) -> Row:
+    dense = {(cell.task, cell.seed): figures.accuracy for cell, figures in baseline}
+    shared = [item for item in measured if (item[0].task, item[0].seed) in dense]
+    tasks = sorted({cell.task for cell, _ in measured})
+    return Row(
+        key=key,
+        cells=len(measured),
+        accuracy=_over_seeds(measured, lambda _, figures: figures.accuracy),
+        difference=_over_seeds(shared, lambda cell, figures: figures.accuracy - dense[cell.task, cell.seed])
+        if shared
+        else None,
+        before=_mean(cell.bits_per_byte for cell, _ in measured),
+        after=_mean(figures.bits_per_byte for _, figures in measured),
+        minutes=statistics.fmean(cell.prepare_s + cell.train_s + cell.search_s for cell, _ in measured) / 60,
+        tasks={task: _task_score([item for item in measured if item[0].task == task]) for task in tasks},
+    )
+
+
+def _task_score(measured: Measured) -> TaskScore:
+    accuracy = _over_seeds(measured, lambda _, figures: figures.accuracy)
+    # Seeds share their rows, so that more seeds do not narrow it.
+    interval = wilson_interval(accuracy.mean, min(figures.n for _, figures in measured))
+    return TaskScore(accuracy, interval, _mean(figures.bits_per_byte for _, figures in measured), len(measured))
+
+
+def _over_seeds(measured: Measured, value: Callable[[CellDocument, SubnetFigures], float]) -> SeedMean:
+    by_seed: dict[int, list[float]] = {}
+    for cell, figures in measured:
+        by_seed.setdefault(cell.seed, []).append(value(cell, figures))
+    means = [statistics.fmean(values) for values in by_seed.values()]
+    stderr = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
+    return SeedMean(statistics.fmean(means), stderr)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

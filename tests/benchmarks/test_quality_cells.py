@@ -1,0 +1,148 @@
+"""The cells of the benchmark of quality: their recipes are recipes, and a finished one is not run again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality import carry_out
+from benchmarks.quality.__main__ import main
+from benchmarks.quality.arms import ARMS, parse_ratio
+from benchmarks.quality.cell import Cell, CellDocument, cell_file, cross, unfinished
+from benchmarks.quality.models import MODELS
+from benchmarks.quality.tasks import TASKS
+from shearling.errors import RecipeInvalid, UsageError
+from shearling.recipe import Recipe
+from shearling.run import Run
+from shearling.strict_json import write_document
+from tests.support.quality_cells import cell_document
+
+RATIOS = tuple(parse_ratio(text) for text in ("0.5", "0.7", "2:4"))
+
+
+def all_cells(*, seeds: tuple[int, ...] = (0,)) -> dict[str, Cell]:
+    return cross(
+        [model() for model in MODELS.values()],
+        [task() for task in TASKS.values()],
+        seeds,
+        RATIOS,
+        ARMS.values(),
+    )
+
+
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_every_cell_has_a_valid_recipe(arm: str) -> None:
+    cells = [cell for cell in all_cells().values() if cell.arm.name == arm]
+    assert {cell.model.name for cell in cells} == set(MODELS)
+    for cell in cells:
+        sparsity = Recipe.model_validate(cell.recipe()).sparsity
+        if cell.ratio is None or sparsity is None:
+            assert cell.ratio is sparsity is None
+        else:
+            expected = ("2:4", 0.5) if cell.ratio.text == "2:4" else ("unstructured", float(cell.ratio.text))
+            assert (sparsity.pattern, sparsity.ratio) == expected
+
+
+def test_the_baseline_is_trained_as_every_other_arm() -> None:
+    recipes = [cell.recipe() for cell in all_cells().values() if cell.arm.name in ("dense", "wanda")]
+    for model in MODELS:
+        own = [recipe for recipe in recipes if recipe["name"].startswith(model)]
+        assert len({json.dumps([recipe["train"], recipe["adapter"]["groups"]]) for recipe in own}) == 1
+
+
+def test_a_dense_arm_has_one_cell_for_all_ratios_and_an_encoder_none_of_a_generated_answer() -> None:
+    names = list(all_cells())
+    assert sum(name.startswith("smollm2-sarcasm-0") and name.endswith("dense") for name in names) == 1
+    assert any(name.startswith("smollm2-stories") for name in names)
+    assert not any(name.startswith("minilm-stories") for name in names)
+
+
+def test_a_seed_is_finished_before_the_next_begins() -> None:
+    seeds = [cell.seed for cell in all_cells(seeds=(4, 1)).values() if cell.model.name == "smollm2"]
+    assert seeds == sorted(seeds, reverse=True)
+
+
+def test_cells_share_a_run_where_they_train_on_the_same_frozen_model() -> None:
+    cells = all_cells(seeds=(0, 1))
+
+    def run_of(name: str) -> str:
+        return cells[name].run_name
+
+    assert run_of("smollm2-sarcasm-0-0.5-wanda") == run_of("smollm2-sarcasm-0-0.5-wanda-elastic")
+    others = ("0-0.7-wanda", "0-2of4-wanda", "0-0.5-magnitude", "1-0.5-wanda", "0-0-dense")
+    assert len({run_of(f"smollm2-sarcasm-{other}") for other in ("0-0.5-wanda", *others)}) == len(others) + 1
+
+
+@pytest.mark.parametrize("text", ["0", "1", "1.5", "half", "3:4", "unstructured"])
+def test_a_ratio_is_a_share_or_a_pattern_that_has_one(text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        parse_ratio(text)
+
+
+def finish(cell: Cell, output: Path) -> CellDocument:
+    document = cell_document(cell.model.name, cell.arm.name, cell.task.name, seed=cell.seed, recipe=cell.recipe())
+    path = cell_file(output, cell.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_document(path, document)
+    return document
+
+
+def test_a_finished_cell_is_not_run_again(tmp_path: Path) -> None:
+    cells = all_cells()
+    first, *others = cells.values()
+    finish(first, tmp_path)
+    assert unfinished(cells, tmp_path) == others
+
+
+def test_a_cell_of_another_recipe_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    cells = all_cells()
+    first = next(iter(cells.values()))
+    document = finish(first, tmp_path)
+    other = {**document.recipe, "train": {**document.recipe["train"], "steps": 3}}
+    write_document(cell_file(tmp_path, first.name), document.model_copy(update={"recipe": other}))
+    with pytest.raises(UsageError, match="another recipe"):
+        unfinished(cells, tmp_path)
+
+
+def test_one_failure_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = {name: cell for name, cell in all_cells().items() if name.startswith("smollm2-sarcasm-0-0.5-")}
+    bad = "smollm2-sarcasm-0-0.5-wanda"
+
+    def stand_in(cell: Cell, run: Run) -> CellDocument:
+        run.path.mkdir(parents=True, exist_ok=True)
+        if cell.name == bad:
+            raise RecipeInvalid("no such thing")
+        return cell_document(cell.model.name, cell.arm.name, cell.task.name, recipe=cell.recipe())
+
+    monkeypatch.setattr(carry_out, "carry_out", stand_in)
+    failed = carry_out.carry_out_all(cells.values(), tmp_path, keep=False)
+    assert list(failed) == [bad]
+    assert [cell.name for cell in unfinished(cells, tmp_path)] == [bad]
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--methods", "dense,wandda", "wandda is none of"),
+        ("--ratios", "0.5,2", "2 is not between"),
+        ("--seeds", "a", "a"),
+    ],
+)
+def test_the_command_refuses_what_there_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["--output", str(tmp_path / "out"), option, value])
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_and_report_import_no_heavy_library() -> None:
+    code = "import sys, benchmarks.quality.__main__; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

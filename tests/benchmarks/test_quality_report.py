@@ -1,0 +1,142 @@
+"""The report of the benchmark of quality, from cells made by hand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality.__main__ import main
+from benchmarks.quality.arms import parse_ratio, ratio_title
+from benchmarks.quality.cell import CellDocument, cell_file
+from benchmarks.quality.summary import Row, summarise
+from shearling.evaluation.confidence import wilson_interval
+from shearling.strict_json import write_document
+from tests.support.quality_cells import cell_document, subnet_figures
+
+DENSE = {("a", 0): 0.80, ("a", 1): 0.84, ("b", 0): 0.60, ("b", 1): 0.62}
+WANDA = {("a", 0): 0.78, ("a", 1): 0.81, ("b", 0): 0.56, ("b", 1): 0.61}
+
+
+def cells() -> list[CellDocument]:
+    dense = [
+        cell_document("m", "dense", task, subnet_figures(accuracy, bits_per_byte=1.1), seed=seed)
+        for (task, seed), accuracy in DENSE.items()
+    ]
+    wanda = [
+        cell_document("m", "wanda", task, subnet_figures(accuracy), ratio="0.5", seed=seed, before=1.05)
+        for (task, seed), accuracy in WANDA.items()
+    ]
+    elastic = [
+        cell_document(
+            "m",
+            "wanda-elastic",
+            "a",
+            subnet_figures(0.79, subnet="searched"),
+            subnet_figures(0.77),
+            subnet_figures(0.78, subnet="heuristic"),
+            ratio=ratio,
+            seed=5,
+        )
+        for ratio in ("2:4", "0.7")
+    ]
+    return [*elastic, *wanda, *dense]
+
+
+def row(arm: str, ratio: str = "0.5", subnet: str = "largest") -> Row:
+    found = [row for row in summarise(cells()) if (row.key.arm, row.key.ratio, row.key.subnet) == (arm, ratio, subnet)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_rows_are_in_order() -> None:
+    assert [(row.key.ratio, row.key.arm, row.key.subnet) for row in summarise(cells())] == [
+        ("", "dense", "largest"),
+        ("0.5", "wanda", "largest"),
+        ("0.7", "wanda-elastic", "largest"),
+        ("0.7", "wanda-elastic", "heuristic"),
+        ("0.7", "wanda-elastic", "searched"),
+        ("2:4", "wanda-elastic", "largest"),
+        ("2:4", "wanda-elastic", "heuristic"),
+        ("2:4", "wanda-elastic", "searched"),
+    ]
+
+
+def test_means_and_errors_are_over_seeds() -> None:
+    wanda = row("wanda")
+    by_seed = [statistics.fmean([WANDA["a", seed], WANDA["b", seed]]) for seed in (0, 1)]
+    assert wanda.cells == 4
+    assert wanda.accuracy.mean == pytest.approx(statistics.fmean(by_seed))
+    assert wanda.accuracy.stderr == pytest.approx(abs(by_seed[0] - by_seed[1]) / 2)
+    assert wanda.minutes == pytest.approx(2.0)
+    assert (wanda.before, wanda.after) == pytest.approx((1.05, 1.2))
+
+
+def test_the_difference_is_of_the_same_tasks_and_seeds() -> None:
+    by_seed = [statistics.fmean([WANDA[task, seed] - DENSE[task, seed] for task in "ab"]) for seed in (0, 1)]
+    difference = row("wanda").difference
+    assert difference is not None
+    assert difference.mean == pytest.approx(statistics.fmean(by_seed))
+    assert difference.stderr == pytest.approx(statistics.stdev(by_seed) / math.sqrt(2))
+
+
+def test_without_a_baseline_of_the_same_seed_there_is_no_difference() -> None:
+    assert row("wanda-elastic", "0.7", "searched").difference is None
+    assert row("wanda-elastic", "0.7", "searched").accuracy.stderr is None
+
+
+def test_a_task_has_the_interval_of_its_rows() -> None:
+    score = row("wanda").tasks["a"]
+    mean = statistics.fmean([WANDA["a", 0], WANDA["a", 1]])
+    assert score.accuracy.mean == pytest.approx(mean)
+    assert score.seeds == 2
+    assert score.interval == pytest.approx(wilson_interval(mean, 100))
+
+
+def test_an_encoder_has_no_bits_per_byte() -> None:
+    encoder = cell_document("m", "dense", "a", subnet_figures(0.9, bits_per_byte=None), before=None)
+    [only] = summarise([encoder])
+    assert (only.before, only.after) == (None, None)
+
+
+@pytest.mark.parametrize(("text", "title"), [("0.5", "50 %"), ("0.700", "70 %"), ("2:4", "2:4")])
+def test_ratios_are_shown_in_percent(text: str, title: str) -> None:
+    assert parse_ratio(text).title == title
+    assert not ratio_title("")
+
+
+def write(output: Path) -> None:
+    (output / "cells").mkdir(parents=True)
+    for number, cell in enumerate(cells()):
+        write_document(cell_file(output, str(number)), cell)
+
+
+def test_the_report_is_written_and_fits_a_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path)
+    assert main(["--output", str(tmp_path), "--report"]) == 0
+    screen = capsys.readouterr().out
+    assert max(map(len, screen.splitlines())) <= 80
+    assert "Wanda, elastic: searched" in screen
+    report = (tmp_path / "report.md").read_text()
+    assert "| 50 % | Wanda | 4 | 69.0 | -2.5 ± 0.5 | 1.050 1.200 | 2.0 |" in report
+    (low, high), (other_low, other_high) = (wilson_interval(accuracy, 100) for accuracy in (0.795, 0.585))
+    by_task = f"79.5 ± 1.5 ({low:.1%} to {high:.1%}) | 58.5 ± 2.5 ({other_low:.1%} to {other_high:.1%})"
+    assert f"| 50 % | Wanda | {by_task.replace('%', '')} |" in report
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "m.svg").read_text()
+
+
+def test_the_same_cells_give_the_same_picture(tmp_path: Path) -> None:
+    pictures = []
+    for name in ("first", "second"):
+        write(tmp_path / name)
+        assert main(["--output", str(tmp_path / name), "--report"]) == 0
+        pictures.append((tmp_path / name / "m.svg").read_bytes())
+    assert pictures[0] == pictures[1]
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--output", str(tmp_path), "--report"]) == 3
+    assert "no finished cell" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""A cell of the benchmark of quality, carried out on a tiny model: pruned, trained, searched, measured, and shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality import carry_out, general_text
+from benchmarks.quality.arms import Arm, parse_ratio
+from benchmarks.quality.cell import Cell, CellDocument, cross, read_cells, unfinished
+from benchmarks.quality.general_text import GeneralText
+from benchmarks.quality.models import BenchmarkModel
+from benchmarks.quality.tasks import BenchmarkTask
+from shearling.run import Run
+from shearling.strict_json import read_json
+from tests.support.tiny_models import CORPUS, save_tiny
+from tests.support.tiny_runs import write_headlines
+
+pytestmark = pytest.mark.slow
+
+ARMS = (
+    Arm("dense", "dense", sparsity=None),
+    Arm("fixed", "fixed", sparsity={"method": "magnitude"}),
+    Arm("elastic", "elastic", sparsity={"method": "magnitude"}, ranks="elastic"),
+)
+
+
+def tiny_cells(directory: Path) -> dict[str, Cell]:
+    model = BenchmarkModel(
+        name="tiny",
+        title="tiny",
+        section={"model_id": "tiny/llama", "path": str(save_tiny("llama_tied_gqa", directory / "source"))},
+        calibration={"samples": 4, "seq_len": 16},
+        adapter={"r": 4, "lora_alpha": 8},
+        groups={"qkv": ("q_proj", "k_proj", "v_proj"), "down": ("down_proj",)},
+        ranks=(4, 2),
+        train={"steps": 4, "batch_size": 4, "learning_rate": 0.01, "precision": "fp32"},
+        search={"algorithm": "nsga2", "evaluations": 3, "population": 2, "precision": "fp32"},
+    )
+    task = BenchmarkTask(
+        name="headlines",
+        title="headlines",
+        source={"path": str(write_headlines(directory / "headlines.jsonl", 80))},
+        text="{{ headline }}",
+        prompt="{{ text }}\nSarcastic:",
+        answers={"completion": " {{ 'yes' if label else 'no' }}"},
+        max_length=32,
+        rows={"train": 40, "validation": 12, "test": 14},
+        split={"train": 0.5, "validation": 0.25, "test": 0.25},
+    )
+    return cross([model], [task], [0], [parse_ratio("0.5")], ARMS)
+
+
+def test_cells_are_carried_out_once_and_share_what_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = GeneralText(CORPUS)
+    monkeypatch.setattr(carry_out, "held_back_text", lambda: text)
+    cells, output = tiny_cells(tmp_path), tmp_path / "out"
+    elastic = cells["tiny-headlines-0-0.5-elastic"]
+    fixed = cells["tiny-headlines-0-0.5-fixed"]
+    assert carry_out.carry_out_all([fixed], output, keep=True) == {}
+
+    sparse = output / "runs" / fixed.run_name / "sparse"
+    pruned = read_json(sparse / "manifest.json")
+    # What an interrupted training leaves is no part of the next cell.
+    partial = sparse.with_name(".super_adapter.partial")
+    partial.mkdir()
+    (partial / "left_over").touch()
+    assert unfinished(cells, output) == [cell for cell in cells.values() if cell != fixed]
+    assert carry_out.carry_out_all(unfinished(cells, output), output, keep=True) == {}
+    assert read_json(sparse / "manifest.json") == pruned
+    assert not partial.exists()
+    assert unfinished(cells, output) == []
+
+    documents = {cell.arm: cell for cell in read_cells(output)}
+    _check_figures(documents)
+    assert documents["elastic"].prepare_s == documents["fixed"].prepare_s
+    assert documents["elastic"].bits_per_byte == documents["fixed"].bits_per_byte != documents["dense"].bits_per_byte
+    assert elastic.run_name == fixed.run_name
+
+
+def _check_figures(documents: dict[str, CellDocument]) -> None:
+    assert [figures.subnet for figures in documents["dense"].subnets] == ["largest"]
+    assert [figures.subnet for figures in documents["elastic"].subnets] == ["largest", "heuristic", "searched"]
+    for arm, document in documents.items():
+        assert document.sparsity == pytest.approx(0 if arm == "dense" else 0.5, abs=0.01)
+        for figures in document.subnets:
+            assert figures.n == len(figures.answers) == 14
+            assert figures.accuracy == pytest.approx(figures.answers.count("1") / 14)
+            assert figures.bits_per_byte is not None
+            assert 0 < figures.bits_per_byte != document.bits_per_byte
+    assert (documents["elastic"].subnets[2].predicted or {})["n"] == 12
+
+
+def test_a_run_without_a_known_beginning_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carry_out, "held_back_text", lambda: GeneralText(CORPUS))
+    dense = tiny_cells(tmp_path)["tiny-headlines-0-0-dense"]
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / "base").mkdir()
+    (run.path / "base" / "half").write_text("written")
+    assert carry_out.carry_out(dense, run).prepare_s > 0
+
+
+def test_bits_per_byte_are_those_of_the_model_itself(tmp_path: Path) -> None:
+    import math
+
+    import torch
+
+    from shearling.evaluation.evaluator import torch_scorer
+    from shearling.model.checkpoint import load_model, load_tokenizer
+
+    directory = save_tiny("llama", tmp_path)
+    model, tokenizer = load_model(directory).eval(), load_tokenizer(directory)
+    nats = 0.0
+    for passage in CORPUS:
+        tokens = torch.tensor([[tokenizer.eos_token_id, *tokenizer.encode(passage)]])
+        with torch.inference_mode():
+            scores = model(tokens).logits.double().log_softmax(-1)
+        nats -= float(scores[0, :-1].gather(1, tokens[0, 1:, None]).sum())
+    expected = nats / math.log(2) / sum(len(passage.encode()) for passage in CORPUS)
+    assert general_text.bits_per_byte(torch_scorer(model, tokenizer), GeneralText(CORPUS)) == pytest.approx(
+        expected, rel=1e-5
+    )
