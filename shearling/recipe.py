@@ -148,6 +148,15 @@ class ReconstructionSection(Section):
     )
 
 
+class HealingSection(Section):
+    """Tuning of all kept weights together, on the calibration text, until they predict what the dense model does."""
+
+    steps: int = pydantic.Field(100, ge=1)
+    batch_size: int = pydantic.Field(8, ge=1, description="windows of seq_len tokens a step")
+    seq_len: int = pydantic.Field(64, ge=8, description="tokens of a window")
+    learning_rate: float = pydantic.Field(2e-3, gt=0, description="as a share of a matrix's root mean square")
+
+
 class SparsitySection(Section):
     """How the base is pruned."""
 
@@ -162,12 +171,18 @@ class SparsitySection(Section):
     )
     calibration: CalibrationSection = CalibrationSection()
     reconstruction: ReconstructionSection | None = None
+    healing: HealingSection | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether windows of the calibration text are run through the model before it is pruned."""
+        owl = self.allocation == "owl"
+        return PRUNING_METHODS.get(self.method).needs_calibration or self.reconstruction is not None or owl
 
     @property
     def calibrated(self) -> bool:
-        """Whether the calibration text is run through the model."""
-        owl = self.allocation == "owl"
-        return PRUNING_METHODS.get(self.method).needs_calibration or self.reconstruction is not None or owl
+        """Whether the calibration text is read at all."""
+        return self.measured or self.healing is not None
 
     @pydantic.model_validator(mode="after")
     def _pattern(self) -> SparsitySection:

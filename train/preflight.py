@@ -58,12 +58,23 @@ def preflight(recipe: Recipe, out: Path) -> ModelSource:
     check_exportable(source.model_type, head=recipe.model.head)
     stored = 1 + (recipe.sparsity is not None)
     check_disk(out, needed_bytes=source.parameters * FLOAT32_BYTES * stored)
-    # The frozen float32 weights, and while training the merged copies that the backward keeps.
-    check_memory(needed_bytes=source.parameters * FLOAT32_BYTES * (2 if recipe.adapter else 1) + WORKING_BYTES)
+    check_memory(needed_bytes=source.parameters * FLOAT32_BYTES * copies_in_memory(recipe) + WORKING_BYTES)
     log.print(
         f"preflight passed: {source.model_type}, {source.parameters / 1e6:.1f} M parameters, from {source.path.name}"
     )
     return source
+
+
+def copies_in_memory(recipe: Recipe) -> int:
+    """The most copies of the model in float32 that a stage holds.
+
+    The frozen weights, and while training the merged ones that the backward keeps, and a teacher; while healing the two
+    moments of Adam, and the dense model.
+    """
+    train = recipe.train
+    training = 1 if train is None else 2 + (train.teacher is not None)
+    healing = 4 if recipe.sparsity is not None and recipe.sparsity.healing is not None else 1
+    return max(training, healing)
 
 
 def find_model(section: ModelSection) -> ModelSource:
@@ -109,16 +120,17 @@ def check_structure(recipe: Recipe, base: Path) -> None:
 
 
 def _check_windows(recipe: Recipe, positions: int | None) -> None:
-    pruned = recipe.sparsity is not None and recipe.sparsity.calibrated
+    pruned = recipe.sparsity is not None and recipe.sparsity.measured
     reordered = recipe.width is not None and recipe.width.reorder == "wanda"
-    for section, used in (("sparsity", pruned), ("width", reordered)):
-        if not used or positions is None:
-            continue
-        length = getattr(recipe, section).calibration.seq_len
+    healed = recipe.sparsity is not None and recipe.sparsity.healing is not None
+    used = {"sparsity.calibration": pruned, "width.calibration": reordered, "sparsity.healing": healed}
+    for section in (name for name, is_used in used.items() if is_used and positions is not None):
+        outer, _, inner = section.partition(".")
+        length = getattr(getattr(recipe, outer), inner).seq_len
         if length > positions:
             raise RecipeInvalid(
                 f"windows of {length} tokens, the model has {positions} positions",
-                where=f"{section}.calibration.seq_len",
+                where=f"{section}.seq_len",
                 remedy=f"Give {positions} or less",
             )
 

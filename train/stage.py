@@ -30,7 +30,7 @@ from shearling.strict_json import write_json
 from train.base.artefact import import_base, source_digest
 from train.preflight import ModelSource, check_structure, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
-from train.sparsity.calibration import calibration_blocks
+from train.sparsity.calibration import calibration_blocks, healing_text
 from train.super_adapter import processes
 from train.super_adapter.artefact import train_super_adapter
 from train.task.rows import build_rows
@@ -186,11 +186,25 @@ def _classes(recipe: Recipe) -> tuple[str, ...] | None:
 
 def _make_sparse(section: SparsitySection, run: Run, made: Mapping[str, Artefact], *, seed: int, force: bool) -> None:
     blocks: list[Tensor] = []
+    windows: list[Tensor] = []
     if section.calibrated:
         rows, tokenizer = read_rows(made["task"].path, "train"), load_tokenizer(made["base"].path)
-        blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed)
-    text = _calibration_text(section, run)
-    write_sparse(made["base"], run.sparse, section=section, calibration=blocks, text=text, seed=seed, force=force)
+        if section.measured:
+            blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed)
+        if section.healing is not None:
+            windows = calibration_blocks(
+                healing_text(section), rows, tokenizer, seed=seed + 1, where="sparsity.healing"
+            )
+    write_sparse(
+        made["base"],
+        run.sparse,
+        section=section,
+        calibration=blocks,
+        healing=windows,
+        text=_calibration_text(section, run),
+        seed=seed,
+        force=force,
+    )
 
 
 def _calibration_text(section: SparsitySection, run: Run) -> Path:

@@ -10,11 +10,13 @@ import pydantic
 
 from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, count_pruned, save_masks
+from shearling.evaluation.precision import resolve_precision
 from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
 from shearling.recipe import SparsitySection, section_as_json
 from shearling.strict_json import Document, write_document
 from train.sparsity.allocation import outlier_ratios
+from train.sparsity.healing import Healed, heal
 from train.sparsity.pattern import Pattern, make_pattern
 from train.sparsity.sparsify import LayerErrors, Sparsified, sparsify
 
@@ -49,6 +51,7 @@ class SparsityReport(Document):
         layers: pruned share of each transformer layer.
         modules: by absolute module path.
         errors: of each layer's outputs on the calibration text, where layers were tuned.
+        healed: how far the predictions were from the dense model's, where they were brought nearer.
     """
 
     schema_: Literal["shearling.sparsity/1"] = pydantic.Field("shearling.sparsity/1", alias="schema")
@@ -61,6 +64,7 @@ class SparsityReport(Document):
     layers: tuple[float, ...]
     modules: dict[str, ModuleSparsity]
     errors: tuple[LayerErrors, ...] | None = None
+    healed: Healed | None = None
 
 
 def write_sparse(
@@ -70,6 +74,7 @@ def write_sparse(
     section: SparsitySection,
     calibration: Sequence[Tensor],
     seed: int,
+    healing: Sequence[Tensor] = (),
     text: Path | None = None,
     force: bool = False,
 ) -> Artefact:
@@ -81,6 +86,7 @@ def write_sparse(
         section: [sparsity] of the recipe: method, ratio, pattern, and where the calibration text came from.
         calibration: token ids [tokens] of each sample; unused by methods that need none.
         seed: that the calibration text was drawn with.
+        healing: token ids [tokens] of the windows that healing reads, where the section asks for it.
         text: the file that it was drawn from; its digest is kept.
         force: replace an artefact that is already there.
 
@@ -104,7 +110,13 @@ def write_sparse(
             batch_size=BATCH_SIZE,
         )
         masks = sparsified.masks
-        report = describe_sparsity(model, sparsified, section)
+        healed = None
+        if section.healing is not None:
+            dense = load_model(base.path, dtype="bfloat16" if resolve_precision("auto") == "bf16" else "float32")
+            classifier = "classes" in details
+            healed = heal(model, dense, masks, healing, section.healing, classifier=classifier)
+            del dense
+        report = describe_sparsity(model, sparsified, section, healed=healed)
         # Exact where the method leaves what it keeps as it was: every surviving value came from this dtype.
         model.to(getattr(torch, details["torch_dtype"]))
         check_masked_zeros(model, masks)
@@ -146,13 +158,16 @@ def _patterns(section: SparsitySection, model: nn.Module, calibration: Sequence[
     return [make_pattern(section.pattern, ratio=ratio) for ratio in ratios]
 
 
-def describe_sparsity(model: nn.Module, sparsified: Sparsified, section: SparsitySection) -> SparsityReport:
+def describe_sparsity(
+    model: nn.Module, sparsified: Sparsified, section: SparsitySection, *, healed: Healed | None = None
+) -> SparsityReport:
     """Count what was pruned, per module, per layer and over the model.
 
     Args:
         model: pruned.
         sparsified: masks of every pruned module, and errors of the layers.
         section: what was asked for.
+        healed: what healing brought.
     """
     masks = sparsified.masks
     transformer, pruned = find_layers(model), count_pruned(masks)
@@ -184,6 +199,7 @@ def describe_sparsity(model: nn.Module, sparsified: Sparsified, section: Sparsit
         ),
         modules=modules,
         errors=sparsified.errors or None,
+        healed=healed,
     )
 
 

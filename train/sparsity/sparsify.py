@@ -70,7 +70,7 @@ def sparsify(
     gathered of one layer.
 
     Args:
-        model: a decoder or a classifier; evaluated in eval mode, in its own dtype.
+        model: a decoder or a classifier; evaluated in eval mode, in its own dtype, and left frozen.
         calibration: token ids [tokens] of each sample, without padding; unused by methods that need none.
         method: how weights are chosen, a name in PRUNING_METHODS.
         pattern: how many go, and among which; one for all layers, or one for each.
@@ -93,7 +93,7 @@ def sparsify(
         for path, linear in transformer.linears_of(index).items():
             check_fit(layer_pattern, linear.in_features, where=path)
     was_training = model.training
-    model.eval()
+    model.eval().requires_grad_(False)
     try:
         if entry.needs_calibration or reconstruction is not None:
             _check_calibration(calibration, entry)

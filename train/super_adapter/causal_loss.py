@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.divergence import BLOCK_POSITIONS
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
-
-BLOCK_POSITIONS = 32
-"""Positions of a block; with a vocabulary of 50,000, 6 MB of float32."""
 
 
 def causal_loss(

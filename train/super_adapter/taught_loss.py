@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from shearling.recipe import TeacherSection
-from train.super_adapter.causal_loss import BLOCK_POSITIONS, cross_entropy_sum, head_sees_only
+from train.divergence import divergence_sum
+from train.super_adapter.causal_loss import cross_entropy_sum, head_sees_only
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
 
 MOST_POSITIONS = 1024
@@ -78,7 +79,7 @@ def taught_loss(
     shares = torch.where(
         is_label, section.answer / max(1, len(targets)), section.prompt / max(1, int((~is_label).sum()))
     )
-    teaching: Tensor = _DivergenceSum.apply(logits, wanted_logits, shares)
+    teaching = divergence_sum(logits, wanted_logits, shares)
     if section.hidden:
         wanted = wanted_hidden.float()
         teaching = teaching + section.hidden * (hidden.float() - wanted).square().mean() / wanted.square().mean()
@@ -102,27 +103,3 @@ def _thin_out(positions: Tensor, most: int) -> Tensor:
     kept = torch.zeros_like(positions).flatten()
     kept[places[torch.arange(most, device=places.device) * len(places) // most]] = True
     return kept.view(positions.shape)
-
-
-class _DivergenceSum(torch.autograd.Function):
-    """Sum over rows of share * KL(softmax(t) || softmax(z)), in float32; the gradient share * (softmax(z) - softmax(t))
-    has the logits' type.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, wanted: Tensor, shares: Tensor) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=logits.device)
-        gradient = torch.empty_like(logits)
-        for start in range(0, len(logits), BLOCK_POSITIONS):
-            block = slice(start, start + BLOCK_POSITIONS)
-            found, target = logits[block].float().log_softmax(-1), wanted[block].float().log_softmax(-1)
-            share, probability = shares[block, None], target.exp()
-            total += (share * probability * (target - found)).sum()
-            gradient[block] = (found.exp_() - probability).mul_(share)
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0].to(gradient.dtype), None, None

@@ -52,7 +52,7 @@ def tune_layer(
     import torch
 
     weights = {path: linear.weight for path, linear in linears.items()}
-    rates = [learning_rate * _typical(weights[path][masks[path]]) for path in weights]
+    rates = [learning_rate * typical_size(weights[path][masks[path]]) for path in weights]
     groups = [{"params": [weight], "lr": rate} for weight, rate in zip(weights.values(), rates, strict=True)]
     scale, device = _added(states, targets), targets[0].device.type
     order = torch.Generator().manual_seed(seed)
@@ -86,7 +86,8 @@ def tune_layer(
         )
 
 
-def _typical(weights: Tensor) -> float:
+def typical_size(weights: Tensor) -> float:
+    """Root mean square, what a learning rate is a share of."""
     return float(weights.float().square().mean().sqrt())
 
 

@@ -1,0 +1,96 @@
+"""Healing: the kept weights learn what the dense model predicts, and no zero moves."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.errors import NonFiniteWeights, RecipeInvalid
+from shearling.model.checkpoint import load_model
+from shearling.recipe import HealingSection
+from shearling.run import Run
+from shearling.strict_json import read_document
+from tests.support.tiny_models import FAMILIES, VOCABULARY
+from tests.support.tiny_runs import tiny_recipe
+from train.sparsity.artefact import SPARSITY_FILE, SparsityReport
+from train.sparsity.healing import heal
+from train.sparsity.pattern import Unstructured
+from train.sparsity.sparsify import sparsify
+from train.stage import run_recipe
+
+
+def windows(count: int, *, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCABULARY, (20,), generator=generator) for _ in range(count)]
+
+
+def divergence(model: nn.Module, dense: nn.Module, text: list[Tensor]) -> float:
+    with torch.no_grad():
+        found, wanted = (m(input_ids=torch.stack(text)).logits.log_softmax(-1) for m in (model, dense))
+    return F.kl_div(found, wanted, log_target=True, reduction="none").sum(-1).mean().item()
+
+
+def pruned(family: str) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+    dense = FAMILIES[family]()
+    with torch.no_grad():
+        # Random weights predict next to nothing: larger ones have something to lose.
+        for parameter in dense.parameters():
+            parameter.mul_(3 if parameter.ndim == 2 else 1)
+    model = copy.deepcopy(dense)
+    return model, dense, sparsify(model, [], method="magnitude", pattern=Unstructured(0.5)).masks
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom", "gemma2"])
+def test_the_text_is_predicted_as_by_the_dense_model_and_nothing_else_moves(family: str) -> None:
+    model, dense, masks = pruned(family)
+    others = {
+        name: parameter.clone()
+        for name, parameter in model.named_parameters()
+        if name.removesuffix(".weight") not in masks
+    }
+    text = windows(8)
+    before = divergence(model, dense, text)
+    section = HealingSection(steps=60, batch_size=4, learning_rate=0.02)
+    healed = heal(model, dense, masks, text * 30, section, classifier=False)
+    check_masked_zeros(model, masks)
+    assert divergence(model, dense, text) < 0.5 * before
+    assert healed.after < 0.6 * healed.before
+    assert all(parameter.equal(others[name]) for name, parameter in model.named_parameters() if name in others)
+    assert not any(parameter.requires_grad and parameter.grad is not None for parameter in model.parameters())
+
+
+def test_it_is_a_part_of_the_recipe(tmp_path: Path) -> None:
+    healing = {"steps": 12, "batch_size": 2, "seq_len": 16, "learning_rate": 0.01}
+    recipe = tiny_recipe(tmp_path, sparsity={"healing": healing}, train={"steps": 2})
+    run_recipe(recipe, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    report = read_document(run.sparse / SPARSITY_FILE, SparsityReport, schema="shearling.sparsity/1")
+    assert report.healed is not None
+    assert report.healed.steps == 12
+    masks = load_masks(run.sparse / MASK_FILE)
+    healed, base = load_model(run.sparse), load_model(run.base)
+    check_masked_zeros(healed, masks)
+    path = next(iter(masks))
+    kept = masks[path]
+    moved = healed.get_submodule(path).weight[kept] != base.get_submodule(path).weight[kept]
+    assert moved.float().mean() > 0.9
+
+
+def test_windows_longer_than_the_text_name_healing(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, rows=12, sparsity={"healing": {"steps": 1, "seq_len": 2000}})
+    with pytest.raises(RecipeInvalid) as raised:
+        run_recipe(recipe, tmp_path / "run")
+    assert "sparsity.healing.seq_len" in str(raised.value)
+
+
+def test_a_diverging_rate_is_named() -> None:
+    model, dense, masks = pruned("llama")
+    section = HealingSection(steps=40, batch_size=2, learning_rate=1e30)
+    with pytest.raises(NonFiniteWeights, match="diverged"):
+        heal(model, dense, masks, windows(80), section, classifier=False)
