@@ -23,7 +23,7 @@ class Examiner:
 
     def __init__(self, measure: Objective, journal: Journal, split: RowSplit) -> None:
         self._measure = measure
-        self._journal = journal
+        self.journal = journal
         self.split = split
 
     def explore(self, indices: Indices) -> CandidateFigures:
@@ -34,7 +34,7 @@ class Examiner:
         """The same sub-network on the first `rows` rows that choose; only those that it has not seen are measured."""
         if record.n_eval >= rows:
             return record
-        known = self._journal.find(record.choice_idx, "raced", rows=rows)
+        known = self.journal.find(record.choice_idx, "raced", rows=rows)
         if known is not None:
             return known
         added = self._measure(record.choice_idx, range(record.n_eval, rows))
@@ -58,7 +58,7 @@ class Examiner:
         For what has been chosen, and what it is compared with: a row that has been looked at chooses nothing any more.
         """
         positions = self.split.held_back
-        known = self._journal.find(record.choice_idx, "held_back")
+        known = self.journal.find(record.choice_idx, "held_back")
         if known is not None or not positions:
             return known
         added = self._measure(record.choice_idx, positions)
@@ -75,9 +75,9 @@ class Examiner:
         return self._add(record, figures, seconds=added.seconds)
 
     def _add(self, record: Record, figures: dict[str, Any], *, seconds: float) -> Record:
-        facts = {"i": len(self._journal.records), "seconds": seconds, "cached": False, "pareto": False}
+        facts = {"i": len(self.journal.records), "seconds": seconds, "cached": False, "pareto": False}
         added = record.model_copy(update={**figures, **facts})
-        self._journal.append(added)
+        self.journal.append(added)
         return added
 
 

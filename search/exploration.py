@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -101,7 +100,7 @@ def _evaluate(
         return known.model_copy(
             update={**facts, "seconds": 0.0, "cached": True, "pareto": _is_pareto(known, journal.explored)}
         )
-    measured = dataclasses.asdict(measure(indices))
+    measured = vars(measure(indices))
     record = Record(**facts, **measured, algorithm=algorithm, seed=seed, choice_idx=indices, cached=False, pareto=True)
     return record.model_copy(update={"pareto": _is_pareto(record, journal.explored)})
 

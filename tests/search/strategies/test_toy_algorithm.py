@@ -15,7 +15,7 @@ from search.journal import Journal, read_journal
 from search.opening import open_run
 from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, Trial, make_strategy
-from shearling.errors import ShearlingError, UsageError
+from shearling.errors import ShearlingError
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS, SearchAlgorithm
 from shearling.run import Run
 from tests.support.synthetic_search import SIZES, Separable, run, silent
@@ -74,7 +74,9 @@ def test_an_algorithm_from_another_package_searches_through_the_command(tmp_path
     # It knows nothing of them, and its search has them all the same.
     space = open_run(run).space
     assert [record.choice_idx for record in anchors] == [
-        space.encode(choice) for choice in (space.maximal(), space.heuristic(), space.minimal())
+        space.encode(space.maximal()),
+        space.encode(space.heuristic()),
+        minimal,
     ]
     assert {record.algorithm for record in records} == {"shrinking"}
     # A run outlives the package that it was made with.
