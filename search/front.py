@@ -72,7 +72,7 @@ class BestRule:
         if not self.prefers_cheaper:
             return (
                 "the largest sub-network, unless another is more accurate on the same rows by more than chance "
-                f"explains (exact McNemar test with Holm's correction, {LEVEL:.0%}); of several max accuracy, "
+                f"explains (exact McNemar test with Holm's correction, {100 * LEVEL:g} %); of several max accuracy, "
                 f"ties -> less loss -> fewer {name} -> lexicographic index"
             )
         ties = "ties -> max accuracy -> less loss -> lexicographic index"

@@ -16,7 +16,7 @@ from shearling.command_line import Result
 from shearling.elastic.subnet import Comparison, Subnet
 from shearling.evaluation.confidence import wilson_interval
 
-HEADINGS = ("", "where it was chosen", "held-back rows", "less the largest")
+HEADINGS = ("", "choosing rows", "held-back rows", "less the largest")
 
 
 def summarise(searched: Searched) -> Result:
