@@ -65,6 +65,16 @@ def test_equals_of_the_largest_leave_it_the_best_unless_cheaper_is_asked_for(tmp
     assert best_record(equal).choice_idx == (0, 0, 0, 0)
     assert best_record(equal, BestRule(prefer="cheaper")).choice_idx == (2, 2, 2, 2)
     assert best_record(equal, BestRule(accuracy_delta=0.0)).choice_idx == (2, 2, 2, 2)
+    # One row of 40 less is no difference that rows tell; ten are.
+    for lost, best in ((1, (2, 2, 2, 2)), (10, (0, 0, 0, 0))):
+        answers = (0.0, 0.0) * lost + (0.0, 1.0) * (20 - lost)
+        worse = [
+            record.model_copy(update={"accuracy": 0.5 - lost / 40, "answers": answers})
+            if any(record.choice_idx)
+            else record
+            for record in equal
+        ]
+        assert best_record(worse, BestRule(prefer="cheaper")).choice_idx == best
     without = [record for record in equal if any(record.choice_idx)]
     assert best_record(without).choice_idx == (2, 2, 2, 2), "where the largest was not evaluated, the fewest parameters"
 

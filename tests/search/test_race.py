@@ -116,6 +116,13 @@ def test_cheaper_takes_the_cheapest_that_is_not_told_from_the_largest() -> None:
     assert simulate(rows((0.9, 0.6, 0.9, 0.5, 0.4)), BestRule(prefer="cheaper")).best.choice_idx == (2,)
 
 
+def test_what_cannot_be_accurate_enough_costs_no_more_rows() -> None:
+    simulated = rows((0.9, 0.3, 0.3))
+    assert simulate(simulated, BestRule(prefer="cheaper")).best.choice_idx == (0,)
+    # All three on the first part, the largest on the other two, and on what is held back.
+    assert len(simulated.forwarded) == 3 * 134 + 133 + 133
+
+
 def test_a_given_reference_needs_no_largest() -> None:
     rule = BestRule(accuracy_delta=0.05, reference_accuracy=0.9)
     assert simulate(rows((0.95, 0.95, 0.6)), rule).best.choice_idx == (1,)
