@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from search.front import Preference
 from search.strategies.strategy import Cost
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
 from shearling.evaluation.precision import Precision
@@ -28,9 +29,21 @@ def search(
     algorithm: Annotated[
         str | None, typer.Option(click_type=member_of(SEARCH_ALGORITHMS), help="How sub-networks are chosen.")
     ] = None,
-    evaluations: Annotated[int | None, typer.Option(min=1, help="Most sub-networks to evaluate.")] = None,
+    evaluations: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most sub-networks that the algorithm asks for; with more than one, the largest, the middle and the "
+            "smallest are tried as well.",
+        ),
+    ] = None,
     population: Annotated[int | None, typer.Option(min=2, help="Sub-networks of a generation or of a round.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Validation rows of an evaluation.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most validation rows that choose, of two thirds; and most of the third that is held back."
+        ),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="Any lm-evaluation-harness task with a validation split, instead of the run's.")
     ] = None,
@@ -50,6 +63,10 @@ def search(
             min=0, max=1, help="Most that a sub-network may cost, as a share of the largest: 0.75 is a quarter less."
         ),
     ] = None,
+    prefer: Annotated[
+        Preference | None,
+        typer.Option(help="What the rows do not tell from the largest: the largest, or the cheapest of them."),
+    ] = None,
     accuracy_delta: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Best is the cheapest within this of the reference accuracy (LoNAS)."),
@@ -63,8 +80,10 @@ def search(
 ) -> Result | None:
     """Find the best sub-network of a super-adapter, unless a subcommand is named.
 
-    It is the most accurate one that meets the constraints, among equals the one that costs less; or, with an accuracy
-    delta, the cheapest one whose accuracy is at least the reference less the delta.
+    It is the largest one, unless another is more accurate on the same rows by more than chance explains; or, where
+    something cheaper is preferred, the cheapest that the rows do not tell from the largest; or, with an accuracy delta,
+    the cheapest whose accuracy is at least the reference less the delta. A third of the validation rows chooses
+    nothing: on these the best one is measured at the end, which predicts its accuracy.
     """
     if context.invoked_subcommand is not None:
         return None
@@ -88,6 +107,7 @@ def search(
     rule = {
         "min_accuracy": min_accuracy,
         "max_params": max_params,
+        "prefer": prefer,
         "accuracy_delta": accuracy_delta,
         "reference_accuracy": reference_accuracy,
     }

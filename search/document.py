@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from search.evidence import compare_with_largest, find_held_back
 from search.journal import Record
 from shearling.artefact import Artefact
 from shearling.elastic.search_space import SearchSpace
-from shearling.elastic.subnet import Metrics, Provenance, Subnet, describe_subnet
+from shearling.elastic.subnet import HeldBack, Metrics, Provenance, Subnet, describe_subnet
+from shearling.evaluation.confidence import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Origin:
         adapter: the super-adapter that was searched.
         space: its search space.
         journal: the file.
-        evaluations: rows of the journal.
+        records: of the journal.
         task: that candidates were measured on.
         best_rule: by which the best was chosen.
         macs_seq_len: tokens of the forward whose MACs were counted.
@@ -29,7 +32,7 @@ class Origin:
     adapter: Artefact
     space: SearchSpace
     journal: Path
-    evaluations: int
+    records: Sequence[Record]
     task: str
     best_rule: str
     macs_seq_len: int | None
@@ -48,6 +51,9 @@ def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet
         n=record.n_eval,
         accuracy=record.accuracy,
         accuracy_stderr=record.accuracy_stderr,
+        loss=record.loss,
+        versus_largest=compare_with_largest(record, origin.records),
+        held_back=_held_back(record, origin.records),
         adapter_params=record.adapter_params,
         nonzero_params=record.nonzero_params,
         parameters=record.parameters,
@@ -59,7 +65,7 @@ def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet
     provenance = Provenance(
         algorithm=record.algorithm,
         seed=record.seed,
-        evaluations=origin.evaluations,
+        evaluations=sum(other.part == "explored" for other in origin.records),
         results_file=_relative(origin.journal, location),
         row=record.i,
         best_rule=origin.best_rule,
@@ -71,6 +77,19 @@ def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet
         location=location,
         metrics=metrics,
         provenance=provenance,
+    )
+
+
+def _held_back(record: Record, records: Sequence[Record]) -> HeldBack | None:
+    found = find_held_back(record, records)
+    if found is None:
+        return None
+    return HeldBack(
+        n=found.n_eval,
+        accuracy=found.accuracy,
+        interval=wilson_interval(found.accuracy, found.n_eval),
+        rows_sha256=found.eval_split_sha256,
+        versus_largest=compare_with_largest(found, records),
     )
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from search.cost_words import COSTS
 from search.front import dominates
 from search.journal import Journal, Record
-from search.objective import Objective
+from search.objective import CandidateFigures
 from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import DEFECT, Strategy
 from shearling.console import Advance
 from shearling.errors import ArtefactMismatch, ShearlingError
 
+Explore = Callable[[Indices], CandidateFigures]
+"""Measures one candidate; all of them on the same rows."""
+
 
 def explore(
     strategy: Strategy,
-    objective: Objective,
+    measure: Explore,
     journal: Journal,
     *,
     grid: Grid,
@@ -33,7 +35,7 @@ def explore(
 
     Args:
         strategy: fresh; deterministic in its seed.
-        objective: measures candidates.
+        measure: measures candidates.
         journal: empty, or of an interrupted search with the same strategy.
         grid: the candidates that there are.
         algorithm: name of the strategy, for the records.
@@ -41,7 +43,7 @@ def explore(
         advance: called after each record.
 
     Returns:
-        All records.
+        All records of the exploration.
 
     Raises:
         ArtefactMismatch: the journal was made by another search.
@@ -60,29 +62,29 @@ def explore(
             )
         parent = _parent_id(strategy.parent, ids, algorithm=algorithm)
         for indices in candidates:
-            if position < len(journal.records):
-                record = journal.records[position]
+            if position < len(journal.explored):
+                record = journal.explored[position]
                 _check_replay(record, indices, journal)
             else:
                 record = _evaluate(
-                    indices, objective, journal, algorithm=algorithm, seed=seed, generation=generation, parent=parent
+                    indices, measure, journal, algorithm=algorithm, seed=seed, generation=generation, parent=parent
                 )
                 journal.append(record)
             ids.setdefault(indices, record.id)
             position += 1
-            advance(note=_note(journal.records[:position]))
-        strategy.tell([record.trial for record in journal.records[position - len(candidates) : position]])
+            advance(note=_note(journal.explored[:position]))
+        strategy.tell([record.trial for record in journal.explored[position - len(candidates) : position]])
         generation += 1
-    if position < len(journal.records):
+    if position < len(journal.explored):
         raise ArtefactMismatch(
-            f"holds {len(journal.records)} evaluations, this search ends after {position}", where=journal.path
+            f"holds {len(journal.explored)} evaluations, this search ends after {position}", where=journal.path
         )
-    return journal.records
+    return journal.explored
 
 
 def _evaluate(
     indices: Indices,
-    objective: Objective,
+    measure: Explore,
     journal: Journal,
     *,
     algorithm: str,
@@ -90,16 +92,17 @@ def _evaluate(
     generation: int,
     parent: str | None,
 ) -> Record:
-    number = len(journal.records)
-    facts: dict[str, Any] = {"i": number, "id": f"{algorithm}-{number:04d}", "parent": parent, "generation": generation}
+    number = len(journal.explored)
+    name = f"{algorithm}-{number:04d}"
+    facts: dict[str, Any] = {"i": len(journal.records), "id": name, "parent": parent, "generation": generation}
     known = journal.find(indices)
     if known is not None:
         return known.model_copy(
-            update={**facts, "seconds": 0.0, "cached": True, "pareto": _is_pareto(known, journal.records)}
+            update={**facts, "seconds": 0.0, "cached": True, "pareto": _is_pareto(known, journal.explored)}
         )
-    measured = dataclasses.asdict(objective.measure(indices))
+    measured = vars(measure(indices))
     record = Record(**facts, **measured, algorithm=algorithm, seed=seed, choice_idx=indices, cached=False, pareto=True)
-    return record.model_copy(update={"pareto": _is_pareto(record, journal.records)})
+    return record.model_copy(update={"pareto": _is_pareto(record, journal.explored)})
 
 
 def _is_pareto(record: Record, earlier: Sequence[Record]) -> bool:

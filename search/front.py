@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from search.journal import Record
 from search.strategies.strategy import Cost
 from shearling.errors import NoCandidate, UsageError
-from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
+from shearling.evaluation.confidence import wilson_interval
+from shearling.evaluation.paired_difference import PairedDifference, holm, paired_difference
 
 PARETO_SCHEMA = "shearling.pareto/1"
+
+LEVEL = 0.05
+"""How often a search may prefer a sub-network to the largest by chance alone, at most."""
+
+Preference = Literal["accuracy", "cheaper"]
+"""What to take of sub-networks that the rows do not tell from the largest: the largest, or the cheapest of them."""
 
 
 @dataclass(frozen=True)
 class BestRule:
     """Which record is the best.
 
+    By default it is the largest sub-network, unless another one is more accurate on the same rows by more than chance
+    explains. Where a limit keeps the largest out, it is the most accurate within the limit.
+
     Attributes:
         min_accuracy: it has at least this.
         max_params: it has at most so many adapter parameters.
-        accuracy_delta: it is the cheapest within this of the reference; None: it is the most accurate.
+        prefer: "cheaper" takes the cheapest that the rows do not tell from the largest.
+        accuracy_delta: it is the cheapest within this of the reference, on the same rows.
         reference_accuracy: None takes that of the largest sub-network.
         max_cost: it costs at most this, in the unit of the journal.
 
@@ -31,6 +42,7 @@ class BestRule:
 
     min_accuracy: float | None = None
     max_params: int | None = None
+    prefer: Preference = "accuracy"
     accuracy_delta: float | None = None
     reference_accuracy: float | None = None
     max_cost: float | None = None
@@ -42,59 +54,106 @@ class BestRule:
             )
 
     @property
+    def prefers_cheaper(self) -> bool:
+        """Whether the best is the cheapest of those that are accurate enough."""
+        return self.prefer == "cheaper" or self.accuracy_delta is not None
+
+    @property
     def needs_largest(self) -> bool:
         """Whether the largest sub-network has to be evaluated, for its accuracy."""
-        return self.accuracy_delta is not None and self.reference_accuracy is None
+        return self.prefers_cheaper and self.reference_accuracy is None
 
     def words(self, cost: Cost) -> str:
         """The rule as stored beside what it chose."""
         name = cost.replace("_", " ")
         limit = "" if self.max_cost is None else f"{name} <= {self.max_cost:g}"
+        if not self.prefers_cheaper and limit:
+            return f"max accuracy with {limit}, ties -> less loss -> fewer {name} -> lexicographic index"
+        if not self.prefers_cheaper:
+            return (
+                "the largest sub-network, unless another is more accurate on the same rows by more than chance "
+                f"explains (exact McNemar test with Holm's correction, {100 * LEVEL:g} %); of several max accuracy, "
+                f"ties -> less loss -> fewer {name} -> lexicographic index"
+            )
+        ties = "ties -> max accuracy -> less loss -> lexicographic index"
         if self.accuracy_delta is None:
-            return f"max accuracy{limit and ' with '}{limit}, ties -> fewer {name} -> lexicographic index"
+            told = "not told to be less accurate than the largest on the same rows (95 % interval of the difference)"
+            return f"least {name} of those {told}{limit and ' and with '}{limit}, {ties}"
         reference = (
             "that of the largest sub-network" if self.reference_accuracy is None else f"{self.reference_accuracy:g}"
         )
-        least = f"accuracy >= {reference} - {self.accuracy_delta:g}{limit and ' and '}{limit}"
-        return f"least {name} with {least}, ties -> max accuracy -> lexicographic index"
-
-    def least_accuracy(self, records: Sequence[Record]) -> float:
-        """The accuracy that a record needs.
-
-        Raises:
-            NoCandidate: the reference is the largest sub-network, which was not evaluated.
-        """
-        floor = self.min_accuracy or 0.0
-        if self.accuracy_delta is None:
-            return floor
-        reference = self.reference_accuracy
-        if reference is None:
-            largest = [record.accuracy for record in records if not any(record.choice_idx)]
-            if not largest:
-                raise NoCandidate(
-                    "the reference is the largest sub-network, which was not evaluated", remedy=reference_remedy()
-                )
-            reference = largest[0]
-        # A difference of decimal fractions is not exact.
-        return max(floor, reference - self.accuracy_delta - 1e-12)
+        same = " on the same rows" if self.reference_accuracy is None else ""
+        least = f"accuracy >= {reference} - {self.accuracy_delta:g}{same}{limit and ' and '}{limit}"
+        return f"least {name} with {least}, {ties}"
 
     def affords(self, record: Record) -> bool:
         """Whether a record keeps the limits on parameters and cost."""
         cheap = self.max_cost is None or record.cost <= self.max_cost
         return cheap and (self.max_params is None or record.adapter_params <= self.max_params)
 
-    def rank(self, record: Record) -> tuple[float, float, tuple[int, ...], int]:
-        """Smaller is better."""
-        first, second = (
-            (-record.accuracy, record.cost) if self.accuracy_delta is None else (record.cost, -record.accuracy)
+    def accepts(self, record: Record, largest: Record | None) -> bool:
+        """Whether a record keeps every limit, those on its accuracy included.
+
+        Args:
+            record: on the rows that choose.
+            largest: the largest sub-network on the same rows; None where it was not evaluated.
+        """
+        if not self.affords(record) or record.accuracy < self.floor:
+            return False
+        if largest is None or not self.needs_largest:
+            return True
+        difference = compare(record, largest)
+        return (
+            difference.interval[1] >= 0
+            if self.accuracy_delta is None
+            else difference.mean >= -self.accuracy_delta - 1e-12
         )
-        return first, second, record.choice_idx, record.i
+
+    def rules_out(self, record: Record, largest: Record | None) -> bool:
+        """Whether so many rows suffice to say that a record will not be accurate enough on more of them.
+
+        Args:
+            record: on some of the rows that choose.
+            largest: the largest sub-network on as many of them or more; None where it was not evaluated.
+        """
+        if wilson_interval(record.accuracy, record.n_eval)[1] < self.floor:
+            return True
+        if largest is None or not self.needs_largest:
+            return False
+        return compare(record, largest).interval[1] < -(self.accuracy_delta or 0.0)
+
+    @property
+    def floor(self) -> float:
+        """The accuracy that a record needs, whatever the largest sub-network has."""
+        # A difference of decimal fractions is not exact.
+        relative = (self.reference_accuracy or 0.0) - (self.accuracy_delta or 0.0) - 1e-12
+        return max(self.min_accuracy or 0.0, relative)
+
+    def rank(self, record: Record) -> tuple[float, float, float, tuple[int, ...], int]:
+        """Smaller is better, among records on the same rows. Of equal accuracies the likelier answers win: every row
+        counts there, not only those near the boundary.
+        """
+        loss = record.loss or 0.0
+        accurate = (-record.accuracy, loss, record.cost)
+        first, second, third = (record.cost, *accurate[:2]) if self.prefers_cheaper else accurate
+        return first, second, third, record.choice_idx, record.i
 
 
-def reference_remedy() -> str:
-    """How to have a reference accuracy."""
-    trying = [algorithm.name for algorithm in SEARCH_ALGORITHMS if algorithm.tries_largest]
-    return f"Give --reference-accuracy, or search with {' or '.join(trying)}"
+def compare(record: Record, other: Record) -> PairedDifference:
+    """A record less another one, row by row: on the rows that choose and that both were measured on, or on those that
+    are held back.
+    """
+    return paired_difference(record.answers or (), other.answers or ())
+
+
+def distinct(records: Sequence[Record]) -> list[Record]:
+    """The first record of each candidate."""
+    return list({record.choice_idx: record for record in reversed(records)}.values())[::-1]
+
+
+def find_largest(records: Sequence[Record]) -> Record | None:
+    """The record of the largest sub-network, if there is one."""
+    return next((record for record in records if not any(record.choice_idx)), None)
 
 
 def dominates(left: Record, right: Record) -> bool:
@@ -104,39 +163,70 @@ def dominates(left: Record, right: Record) -> bool:
 
 
 def pareto_front(records: Sequence[Record]) -> list[Record]:
-    """Records that none dominates, by cost; a candidate counts once, equal outcomes all count."""
-    distinct = list({record.choice_idx: record for record in reversed(records)}.values())
-    front = [record for record in distinct if not any(dominates(other, record) for other in distinct)]
+    """Records that none dominates, by cost, of records on the same rows; a candidate counts once, equal outcomes all
+    count.
+    """
+    candidates = distinct(records)
+    front = [record for record in candidates if not any(dominates(other, record) for other in candidates)]
     return sorted(front, key=lambda record: (record.cost, record.choice_idx))
 
 
-def best_record(records: Sequence[Record], rule: BestRule | None = None) -> Record:
+def best_record(
+    records: Sequence[Record], rule: BestRule | None = None, *, explored: Sequence[Record] | None = None
+) -> Record:
     """The best record among those that meet the constraints.
+
+    Args:
+        records: on the same rows.
+        rule: which is the best.
+        explored: those of which these records are what is left after a race. Each of them might have come out ahead of
+            the largest by luck, so that the test is corrected for all; None: there were no others.
 
     Raises:
         NoCandidate: none does; says how near the search came.
     """
     rule = rule or BestRule()
-    least = rule.least_accuracy(records)
-    meeting = [record for record in records if record.accuracy >= least and rule.affords(record)]
+    largest = find_largest(records)
+    meeting = [record for record in records if rule.accepts(record, largest)]
     if not meeting:
-        wanted = {
-            "accuracy >=": round(least, 6) or None,
-            "adapter parameters <=": rule.max_params,
-            "cost <=": rule.max_cost,
-        }
-        limits = " and ".join(f"{words} {limit}" for words, limit in wanted.items() if limit is not None)
-        accuracies, params = [record.accuracy for record in records], [record.adapter_params for record in records]
-        reached = (
-            f"the most accurate reaches {max(accuracies):.4f}, the smallest has {min(params)}"
-            if records
-            else "nothing was evaluated"
-        )
-        raise NoCandidate(
-            f"none of {len(records)} evaluations has {limits or 'been made'}; {reached}",
-            remedy="Loosen the constraint or search longer; what was evaluated is kept",
-        )
-    return min(meeting, key=rule.rank)
+        raise _no_candidate(records, rule, largest, explored=explored or records)
+    if rule.prefers_cheaper or largest is None or largest not in meeting:
+        return min(meeting, key=rule.rank)
+    return min(_more_accurate(meeting, largest, tried=len(distinct(explored or records))) or [largest], key=rule.rank)
+
+
+def _more_accurate(records: Sequence[Record], largest: Record, *, tried: int) -> list[Record]:
+    """Those that are more accurate than the largest sub-network by more than chance explains."""
+    others = [record for record in distinct(records) if any(record.choice_idx)]
+    chances = [compare(record, largest).p_value for record in others]
+    # What left the race could not have come out ahead: it counts in the correction, and has no chance of its own.
+    absent = [1.0] * (tried - 1 - len(others))
+    return [record for record, chance in zip(others, holm([*chances, *absent]), strict=False) if chance <= LEVEL]
+
+
+def _no_candidate(
+    records: Sequence[Record], rule: BestRule, largest: Record | None, *, explored: Sequence[Record]
+) -> NoCandidate:
+    least = rule.floor
+    if largest is not None and rule.needs_largest:
+        least = max(least, largest.accuracy - (rule.accuracy_delta or 0.0))
+    wanted = {
+        "accuracy >=": round(least, 6) or None,
+        "adapter parameters <=": rule.max_params,
+        "cost <=": rule.max_cost,
+    }
+    limits = " and ".join(f"{words} {limit}" for words, limit in wanted.items() if limit is not None)
+    reached = "nothing was evaluated"
+    if records and explored:
+        most, rows = max((record.accuracy, record.n_eval) for record in records)
+        smallest = min(record.adapter_params for record in explored)
+        reached = f"the most accurate on all {rows} rows reaches {most:.4f}, the smallest has {smallest}"
+    elif explored:
+        reached = f"the smallest has {min(record.adapter_params for record in explored)}"
+    return NoCandidate(
+        f"none of {len(distinct(explored))} sub-networks has {limits or 'been made'}; {reached}",
+        remedy="Loosen the constraint or search longer; what was evaluated is kept",
+    )
 
 
 def pareto_document(records: Sequence[Record]) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 A process that is killed loses the evaluation in flight and nothing else: an unterminated last line is dropped when the
 journal is opened again, and the search replays the rest instead of repeating it.
+
+A sub-network may stand on several lines: evaluated on the first part of the rows that choose, again with more of them
+while it stays in the race, and on the rows that are held back. Every line says what it was measured on. Accuracies of
+lines with different rows are never compared; answers are, on the rows that both have.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ from shearling.strict_json import Document, parse_json, validate_document
 
 JOURNAL_FILE = "journal.jsonl"
 
+Part = Literal["explored", "raced", "held_back"]
+"""Why a line was written: the algorithm asked for the candidate; it was measured on more of the rows that choose; it
+was measured on the rows that are held back."""
+
 
 class Record(Document):
     """One evaluation.
@@ -29,17 +37,22 @@ class Record(Document):
         parent: id of the record that the candidate was derived from.
         choice_idx: index into the values of every group.
         loss: mean negative log-likelihood of the right answers, nats; None where the task does not show it.
+        part: why it was evaluated. Those explored have the first rows that choose in common; one that was raced has
+            these, and more.
         n_eval: rows evaluated.
         eval_split_sha256: digest of these rows.
+        answers: per row how right the answer was, 0 to 1, in an order that all records of the journal share; None in
+            journals from before they were kept.
+        losses: per row, nats, likewise.
         macs_m: multiply-accumulates of one forward, in millions; None where the search did not count them.
         adapter_params: weights of the sub-adapter.
         nonzero_params: nonzero weights of the model as it will be exported.
         parameters: all weights of the model as it will be exported.
         latency_ms: of one forward in torch; None where the search did not measure it.
         cost_kind: what this search saves.
-        seconds: wall time; the one field that a repetition changes.
+        seconds: wall time of what this record added; the one field that a repetition changes.
         cached: the candidate had been evaluated before, and its outcome was reused.
-        pareto: no record up to this one dominates it.
+        pareto: explored, and no explored record up to this one dominates it.
     """
 
     i: int = pydantic.Field(ge=0)
@@ -52,8 +65,11 @@ class Record(Document):
     accuracy: float
     accuracy_stderr: float | None
     loss: float | None
+    part: Part = "explored"
     n_eval: int
     eval_split_sha256: str
+    answers: tuple[float, ...] | None = None
+    losses: tuple[float, ...] | None = None
     macs_m: float | None = None
     adapter_params: int
     nonzero_params: int
@@ -98,6 +114,10 @@ class Journal:
     Args:
         path: the file; created if absent, repaired if its last line is incomplete.
 
+    Attributes:
+        records: all, in order.
+        explored: those that a search algorithm asked for, in order.
+
     Raises:
         DocumentInvalid: a complete line is not a record; names it.
     """
@@ -106,14 +126,21 @@ class Journal:
         self.path = path
         if path.exists():
             _drop_incomplete_line(path)
-        self.records = read_journal(path) if path.exists() else []
-        self._by_candidate: dict[Indices, Record] = {}
-        for record in self.records:
-            self._by_candidate.setdefault(record.choice_idx, record)
+        self.records: list[Record] = []
+        self.explored: list[Record] = []
+        self._measured: dict[tuple[Indices, Part, int | None], Record] = {}
+        for record in read_journal(path) if path.exists() else []:
+            self._keep(record)
 
-    def find(self, indices: Indices) -> Record | None:
-        """The record of the first evaluation of a candidate."""
-        return self._by_candidate.get(indices)
+    def find(self, indices: Indices, part: Part = "explored", *, rows: int | None = None) -> Record | None:
+        """The first record of a candidate.
+
+        Args:
+            indices: the candidate.
+            part: why it was evaluated.
+            rows: so many of them exactly; None takes any.
+        """
+        return self._measured.get((indices, part, rows))
 
     def append(self, record: Record) -> None:
         """Add a record; it is on the disk when this returns."""
@@ -122,8 +149,14 @@ class Journal:
             stream.write(line.encode())
             stream.flush()
             os.fsync(stream.fileno())
+        self._keep(record)
+
+    def _keep(self, record: Record) -> None:
         self.records.append(record)
-        self._by_candidate.setdefault(record.choice_idx, record)
+        if record.part == "explored":
+            self.explored.append(record)
+        for rows in (None, record.n_eval):
+            self._measured.setdefault((record.choice_idx, record.part, rows), record)
 
 
 def read_journal(path: Path) -> list[Record]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from search.objective import SubnetObjective
 from search.opening import SearchInputs
+from search.row_split import RowSplit
 from search.settings import SearchSettings
 from shearling.elastic.super_network import assemble_super_network
 from shearling.evaluation.task import TaskLocation
@@ -19,12 +20,12 @@ class MeasuredTask:
     Attributes:
         objective: measures candidates.
         task: its name.
-        rows: validation rows of an evaluation.
+        split: which of its validation rows choose.
     """
 
     objective: SubnetObjective
     task: str
-    rows: int
+    split: RowSplit
 
 
 def build_objective(settings: SearchSettings, inputs: SearchInputs) -> MeasuredTask:
@@ -40,10 +41,9 @@ def build_objective(settings: SearchSettings, inputs: SearchInputs) -> MeasuredT
         if task is None
         else TaskLocation(str(task.manifest.details["name"]), task.path)
     )
-    evaluator = open_evaluator(
-        location, head=inputs.head, split="validation", limit=settings.limit, batch_size=settings.batch_size
-    )
+    evaluator = open_evaluator(location, head=inputs.head, split="validation", batch_size=settings.batch_size)
+    split = RowSplit.of(evaluator.row_digests, limit=settings.limit)
     network = assemble_super_network(inputs.frozen, inputs.adapter, inputs.space)
     evaluate = evaluator.on_torch(network.model, network.tokenizer, precision=settings.precision)
-    objective = SubnetObjective(network, evaluate, cost=settings.cost, tokens=settings.macs_seq_len)
-    return MeasuredTask(objective, evaluator.task, evaluator.rows)
+    objective = SubnetObjective(network, evaluate, split, cost=settings.cost, tokens=settings.macs_seq_len)
+    return MeasuredTask(objective, evaluator.task, split)

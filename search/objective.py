@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from search.latency_probe import LatencyProbe
+from search.row_split import RowSplit
 from search.strategies.grid import Indices
 from search.strategies.strategy import Cost
 from shearling.elastic.size import measure_network
@@ -14,7 +15,7 @@ from shearling.errors import UsageError
 
 if TYPE_CHECKING:
     from shearling.elastic.super_network import SuperNetwork
-    from shearling.evaluation.evaluator import Evaluation
+    from shearling.evaluation.evaluator import Measure
     from shearling.model.narrow_layers import Cut
 
 
@@ -34,14 +35,12 @@ class CandidateFigures:
     macs_m: float | None = None
     latency_ms: float | None = None
     cost_kind: Cost = "adapter_params"
+    answers: tuple[float, ...] | None = None
+    losses: tuple[float, ...] | None = None
 
 
-class Objective(Protocol):
-    """Measures candidates."""
-
-    def measure(self, indices: Indices) -> CandidateFigures:
-        """Measure one candidate; the same candidate gives the same result, time apart."""
-        ...
+Objective = Callable[[Indices, range], CandidateFigures]
+"""Measures one candidate on the rows at some positions, see `RowSplit`; the same gives the same result, time apart."""
 
 
 class SubnetObjective:
@@ -49,7 +48,8 @@ class SubnetObjective:
 
     Args:
         network: the super-network.
-        evaluate: measures the active sub-network on the validation split.
+        evaluate: measures the active sub-network on rows of the validation split.
+        split: which rows choose.
         cost: what the search saves.
         tokens: of the forward whose MACs are counted or whose time is taken.
     """
@@ -57,13 +57,15 @@ class SubnetObjective:
     def __init__(
         self,
         network: SuperNetwork,
-        evaluate: Callable[[], Evaluation],
+        evaluate: Measure,
+        split: RowSplit,
         *,
         cost: Cost = "adapter_params",
         tokens: int = 256,
     ) -> None:
         self._network = network
         self._evaluate = evaluate
+        self._split = split
         self._cost = cost
         self._tokens = tokens
         self._size = measure_network(network)
@@ -92,13 +94,24 @@ class SubnetObjective:
                     remedy="Limit macs, parameters or adapter_params",
                 )
 
-    def measure(self, indices: Indices) -> CandidateFigures:
-        """See `Objective.measure`."""
+    def measure(self, indices: Indices, positions: range) -> CandidateFigures:
+        """See `Objective`.
+
+        Raises:
+            UsageError: the task does not say of each row how right its answer is.
+        """
         choice = self._network.space.decode(indices)
         self._network.activate(choice)
         with self._network.materialised():
-            evaluation = self._evaluate()
+            evaluation = self._evaluate(self._split.places_of(positions))
             latency_ms = None if self._probe is None else self._probe.measure_ms()
+        if len(evaluation.answers) != len(positions):
+            raise UsageError(
+                f"it scores {len(evaluation.answers)} of {len(positions)} rows one by one, and sub-networks are "
+                "compared row by row",
+                where=f"task {evaluation.task}",
+                remedy="Search on a task that reports acc or exact_match",
+            )
         cuts, adapter_params = self._network.space.cuts(choice), self._network.adapter_params(choice)
         # An update under the mask disappears into the weights that are there; a plain one is stored beside them, unless
         # the frozen model is dense and takes it in.
@@ -108,7 +121,7 @@ class SubnetObjective:
             accuracy_stderr=evaluation.accuracy_stderr,
             loss=evaluation.loss,
             n_eval=evaluation.n,
-            eval_split_sha256=evaluation.rows_sha256,
+            eval_split_sha256=self._split.sha256(positions),
             adapter_params=adapter_params,
             nonzero_params=self._nonzero() + beside,
             seconds=evaluation.seconds,
@@ -116,6 +129,8 @@ class SubnetObjective:
             macs_m=self._macs_m(cuts, adapter_params),
             latency_ms=latency_ms,
             cost_kind=self._cost,
+            answers=evaluation.answers,
+            losses=None if evaluation.losses is None else tuple(round(loss, 6) for loss in evaluation.losses),
         )
 
     def _parameters(self, cuts: Mapping[str, Cut], adapter_params: int) -> int:

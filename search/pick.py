@@ -44,7 +44,7 @@ def describe_row(run: Run, row: int, *, location: Path) -> Subnet:
         location: the directory that the document will stand in.
 
     Raises:
-        UsageError: the journal has no such row.
+        UsageError: the journal has no such row, or it is one on the rows that are held back.
         ArtefactMismatch: the super-adapter is not the one that was searched.
     """
     searched, opened = open_artefact(run.search, kind="search"), open_run(run)
@@ -56,12 +56,19 @@ def describe_row(run: Run, row: int, *, location: Path) -> Subnet:
     records = read_journal(journal)
     if row >= len(records):
         raise UsageError(f"row {row} of {len(records)}", where=journal, remedy=f"Rows are 0 to {len(records) - 1}")
+    if records[row].part == "held_back":
+        asked = next(record.i for record in records if record.choice_idx == records[row].choice_idx)
+        raise UsageError(
+            f"row {row} says what row {asked} reaches on the rows that are held back",
+            where=journal,
+            remedy=f"Pick row {asked}: its document has both",
+        )
     details = searched.manifest.details
     origin = Origin(
         opened.adapter,
         opened.space,
         journal,
-        len(records),
+        records,
         str(details["task"]),
         str(details["best_rule"]),
         int(details["settings"].get("macs_seq_len", 0)) or None,

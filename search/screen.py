@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from search.cost_words import COSTS
+from search.evidence import compare_with_largest, find_held_back, find_longest
 from search.front import pareto_front
 from search.journal import Record
 from search.stage import BEST_FILE, Searched
 from shearling.command_line import Result
-from shearling.elastic.subnet import Subnet
+from shearling.elastic.subnet import Comparison, Subnet
 from shearling.evaluation.confidence import wilson_interval
+
+HEADINGS = ("", "choosing rows", "held-back rows", "less the largest")
 
 
 def summarise(searched: Searched) -> Result:
-    """The front and the best sub-network, as JSON and as a table."""
-    front, best = pareto_front(searched.records), searched.best
-    interval = wilson_interval(best.accuracy, best.n_eval)
-    evaluated = sum(not record.cached for record in searched.records)
+    """The largest, the middle and the best sub-network and the front, as JSON; the first three as a table."""
+    best, explored = searched.best, searched.explored
+    compared = _compared(searched)
+    evaluated = sum(not record.cached for record in explored)
     data = {
         "search": str(searched.path),
-        "best": {**_figures(best), "path": str(searched.path / BEST_FILE), "interval": list(interval)},
+        "best": {**_figures(best), **_judged(best, searched), "path": str(searched.path / BEST_FILE)},
         "best_rule": searched.best_rule,
+        "compared": {role: {**_figures(record), **_judged(record, searched)} for role, record in compared.items()},
         "evaluations": evaluated,
-        "cache_hits": len(searched.records) - evaluated,
-        "pareto": [_figures(record) for record in front],
+        "cache_hits": len(explored) - evaluated,
+        "pareto": [_figures(record) for record in pareto_front(explored)],
         "task": searched.task,
         "n_eval": best.n_eval,
     }
     table = Table(
-        title=f"search {searched.path}: {evaluated} sub-networks on {best.n_eval} rows of {searched.task}",
+        title=f"search {searched.path}: {evaluated} sub-networks raced on {best.n_eval} rows of {searched.task}",
         title_justify="left",
     )
-    for heading in ("row", "sub-network", "accuracy", COSTS[best.cost_kind].name, ""):
-        table.add_column(heading, justify="left" if heading in ("sub-network", "") else "right")
-    shown = front if best in front else [*front, best]
-    for record in shown:
-        words = "best" if record == best else "Pareto front"
-        table.add_row(
-            str(record.i), record.id, f"{record.accuracy:.1%}", COSTS[record.cost_kind].show(record.cost), words
-        )
-    table.caption = (
-        f"best: 95 % interval {interval[0]:.1%} to {interval[1]:.1%}; differences within it may be chance\n"
-        f"next: python -m export --subnet {searched.path / BEST_FILE}"
-    )
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right" if heading else "left")
+    for role, record in compared.items():
+        table.add_row(role, *_cells(record, searched))
+    table.caption = _caption(searched)
     table.caption_justify = "left"
     return Result(data, table)
 
@@ -60,6 +58,59 @@ def summarise_picked(subnet: Subnet, output: Path) -> Result:
         **({} if metrics is None else {"accuracy": metrics.accuracy, "adapter_params": metrics.adapter_params}),
     }
     return Result(data, f"{output}: {subnet.id}\nnext: python -m export --subnet {output}")
+
+
+def _compared(searched: Searched) -> dict[str, Record]:
+    """By role; what has several roles stands on one line."""
+    largest = tuple(0 for _ in searched.best.choice_idx)
+    roles: dict[tuple[int, ...], list[str]] = {}
+    for role, indices in (("largest", largest), ("middle", searched.middle), ("best", searched.best.choice_idx)):
+        roles.setdefault(indices, []).append(role)
+    found = {", ".join(names): find_longest(indices, searched.records) for indices, names in roles.items()}
+    return {names: record for names, record in found.items() if record is not None}
+
+
+def _cells(record: Record, searched: Searched) -> tuple[str, str, str]:
+    held_back, comparison = find_held_back(record, searched.records), compare_with_largest(record, searched.records)
+    chosen = f"{record.accuracy:.1%} of {record.n_eval}"
+    if held_back is None:
+        return chosen, "-", _difference(comparison)
+    low, high = wilson_interval(held_back.accuracy, held_back.n_eval)
+    return chosen, f"{held_back.accuracy:.1%} ({100 * low:.1f}-{100 * high:.1f})", _difference(comparison)
+
+
+def _difference(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return "-"
+    low, high = (f"{100 * bound:+.1f}" for bound in comparison.interval)
+    return f"{100 * comparison.difference:+.1f} ({low} to {high})"
+
+
+def _caption(searched: Searched) -> str:
+    best, cost = searched.best, COSTS[searched.best.cost_kind]
+    held_back = find_held_back(best, searched.records)
+    prediction = (
+        "too few validation rows to hold any back: nothing predicts the accuracy"
+        if held_back is None
+        else f"expect the accuracy on held-back rows: these {held_back.n_eval} chose nothing (95 % intervals)"
+    )
+    return (
+        f"best: {best.id}, row {best.i}; {cost.name}: {best.cost / cost.scale:.2f}\n"
+        f"rule: {searched.best_rule}\n"
+        f"{prediction}\n"
+        f"next: python -m export --subnet {searched.path / BEST_FILE}"
+    )
+
+
+def _judged(record: Record, searched: Searched) -> dict[str, Any]:
+    held_back, comparison = find_held_back(record, searched.records), compare_with_largest(record, searched.records)
+    judged: dict[str, Any] = {"n_eval": record.n_eval, "held_back": None, "versus_largest": None}
+    if held_back is not None:
+        interval = list(wilson_interval(held_back.accuracy, held_back.n_eval))
+        judged["held_back"] = {"accuracy": held_back.accuracy, "n": held_back.n_eval, "interval": interval}
+    if comparison is not None:
+        judged["versus_largest"] = comparison.model_dump(mode="json")
+    return judged
 
 
 def _figures(record: Record) -> dict[str, object]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from search.front import BestRule, reference_remedy
+from search.front import BestRule
 from search.strategies.strategy import Cost
-from shearling.errors import UsageError
 from shearling.evaluation.precision import Precision
 from shearling.recipe import SearchSection
-from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
 
 @dataclass(frozen=True)
@@ -19,8 +17,9 @@ class SearchSettings:
     Attributes:
         algorithm: a name in SEARCH_ALGORITHMS.
         task: a harness task to optimise for; None is the task of the run.
-        evaluations: most sub-networks; a search that was interrupted may be continued with more.
-        limit: validation rows of an evaluation.
+        evaluations: most sub-networks that the algorithm asks for; a search that was interrupted may be continued with
+            more.
+        limit: most validation rows that choose, and most that are held back.
         cost: what to save, beside accuracy.
         macs_seq_len: tokens of the forward whose MACs are counted or whose time is taken.
         max_cost_share: most that a candidate may cost, as a share of the largest one.
@@ -58,20 +57,6 @@ def recipe_settings(section: SearchSection) -> SearchSettings:
 
 def recipe_rule(section: SearchSection) -> BestRule:
     """The rule for the best sub-network that a recipe gives."""
-    return BestRule(accuracy_delta=section.accuracy_delta, reference_accuracy=section.reference_accuracy)
-
-
-def check_reference(settings: SearchSettings, rule: BestRule) -> None:
-    """Refuse a rule whose reference the search cannot measure, before an evaluation is spent.
-
-    Raises:
-        UsageError: the reference is the largest sub-network, which the limit on the cost keeps out.
-    """
-    algorithm, share = SEARCH_ALGORITHMS.get(settings.algorithm, where="algorithm"), settings.max_cost_share
-    if rule.needs_largest and share is not None and share < 1 and not algorithm.tries_largest:
-        raise UsageError(
-            f"the reference is the accuracy of the largest sub-network, which {algorithm.name} does not evaluate "
-            f"where a sub-network may cost {share:.1%} of it",
-            where="--accuracy-delta",
-            remedy=reference_remedy(),
-        )
+    return BestRule(
+        prefer=section.prefer, accuracy_delta=section.accuracy_delta, reference_accuracy=section.reference_accuracy
+    )

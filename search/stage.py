@@ -6,22 +6,26 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from search.document import Origin, describe_record
+from search.evidence import find_held_back
+from search.examination import Examiner
 from search.exploration import explore
-from search.front import BestRule, best_record, pareto_document, progression_rows
+from search.front import BestRule, best_record, find_largest, pareto_document, progression_rows
 from search.journal import JOURNAL_FILE, Journal, Record
-from search.measuring import build_objective
+from search.measuring import MeasuredTask, build_objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
 from search.plot import draw_pareto
-from search.settings import SearchSettings, check_reference, recipe_rule, recipe_settings
+from search.race import longest_race, race
+from search.settings import SearchSettings, recipe_rule, recipe_settings
+from search.strategies.anchored import Anchored, anchors_of
 from search.strategies.cost_limit import CostLimit
-from search.strategies.grid import Grid
-from search.strategies.strategy import Effort, make_strategy
+from search.strategies.grid import Grid, Indices
+from search.strategies.strategy import Effort, Strategy, make_strategy
 from shearling.artefact import check_destination, write_artefact
 from shearling.console import log, progress
 from shearling.evaluation.precision import resolve_precision
@@ -34,29 +38,50 @@ PARETO_FILE = "pareto.json"
 PROGRESSION_FILE = "progression.csv"
 
 
+JOURNAL_FORM = "records of answers, on the parts of the rows that choose and on those held back"
+"""An unfinished search whose journal is of another form cannot be continued."""
+
+
 @dataclass(frozen=True)
 class Searched:
-    """A finished search."""
+    """A finished search.
+
+    Attributes:
+        records: of the journal.
+        best: the record of the best sub-network, on all rows that choose.
+        middle: the middle sub-network.
+        task: that sub-networks were measured on.
+        best_rule: in words.
+    """
 
     path: Path
     records: list[Record]
     best: Record
+    middle: Indices
     task: str
     best_rule: str
 
+    @property
+    def explored(self) -> list[Record]:
+        """Those that the algorithm asked for, all on the same rows."""
+        return [record for record in self.records if record.part == "explored"]
+
 
 @dataclass(frozen=True)
-class Explored:
-    """What a search has evaluated.
+class Preparation:
+    """What a search is made of.
 
     Attributes:
-        task: that it was measured on.
-        limit: what candidates might cost.
+        strategy: asks for the anchors first.
+        anchors: sub-networks that are tried whatever the algorithm asks for.
+        rule: with the limit on the cost.
     """
 
-    records: list[Record]
-    task: str
-    limit: CostLimit | None
+    measured: MeasuredTask
+    grid: Grid
+    strategy: Strategy
+    anchors: tuple[Indices, ...]
+    rule: BestRule
 
 
 def search_by_recipe(
@@ -93,8 +118,7 @@ def search(run: Run, settings: SearchSettings, rule: BestRule, *, force: bool = 
         force: replace a search that is there.
 
     Raises:
-        UsageError: no sub-network is as cheap as the settings want it, or the rule's reference is a sub-network that
-            the search will not evaluate.
+        UsageError: no sub-network is as cheap as the settings want it.
         NoCandidate: no evaluated sub-network meets the constraints; the evaluations are kept for another try.
         OutputExists: there is a search, and `force` is false.
         ArtefactError: the run is incomplete or damaged.
@@ -104,26 +128,20 @@ def search(run: Run, settings: SearchSettings, rule: BestRule, *, force: bool = 
 
 
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, *, force: bool) -> Searched:
-    # Before an unfinished search with other settings is discarded.
-    check_reference(settings, rule)
     run, inputs = opened.run, open_inputs(opened, task=settings.task)
     with write_artefact(
         run.search, kind="search", parents=inputs.parents, seed=settings.seed, force=force, resumable=True
     ) as draft:
-        _start_over_unless_same(draft.directory, settings, inputs)
-        explored = _explore(opened, settings, inputs, draft.directory)
-        rule = rule if explored.limit is None else replace(rule, max_cost=explored.limit.most)
-        searched = Searched(
-            run.search,
-            explored.records,
-            best_record(explored.records, rule),
-            explored.task,
-            rule.words(settings.cost),
-        )
+        prepared = _prepare(opened, settings, inputs, rule)
+        _start_over_unless_same(draft.directory, settings, inputs, anchors=prepared.anchors)
+        journal = Journal(draft.directory / JOURNAL_FILE)
+        best = _choose(prepared, settings, journal)
+        task, words = prepared.measured.task, prepared.rule.words(settings.cost)
+        searched = Searched(run.search, journal.records, best, prepared.grid.heuristic, task, words)
         _write(searched, opened, settings, draft.directory)
         draft.details |= {
             "settings": asdict(settings),
-            "constraints": asdict(rule),
+            "constraints": asdict(prepared.rule),
             "best_rule": searched.best_rule,
             "task": searched.task,
         }
@@ -131,48 +149,69 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, *, 
     return searched
 
 
-def _explore(opened: SearchableRun, settings: SearchSettings, inputs: SearchInputs, directory: Path) -> Explored:
-    journal, grid = Journal(directory / JOURNAL_FILE), Grid.of(opened.space)
-    measured = build_objective(settings, inputs)
+def _prepare(opened: SearchableRun, settings: SearchSettings, inputs: SearchInputs, rule: BestRule) -> Preparation:
+    measured, grid = build_objective(settings, inputs), Grid.of(opened.space)
     share, count = settings.max_cost_share, measured.objective.count
     limit = None if share is None else CostLimit.of_share(share, count, grid)
     effort = Effort(settings.evaluations, seed=settings.seed, population=settings.population, limit=limit)
     strategy = make_strategy(settings.algorithm, grid, effort)
+    # Who asks for one sub-network gets that one, and beside it no more than the rule needs.
+    anchors = anchors_of(grid, limit) if strategy.planned > 1 else (grid.maximal,) if rule.needs_largest else ()
+    rule = rule if limit is None else replace(rule, max_cost=limit.most)
+    return Preparation(measured, grid, Anchored(strategy, anchors), anchors, rule)
+
+
+def _choose(prepared: Preparation, settings: SearchSettings, journal: Journal) -> Record:
+    """Explore, race, and measure what was chosen, and the largest, on the rows that are held back."""
+    measured, rule = prepared.measured, prepared.rule
+    split = measured.split
+    examiner = Examiner(measured.objective.measure, journal, split)
     if journal.records:
         log.print(f"continuing after {len(journal.records)} evaluations")
-    title = f"{settings.algorithm} on {measured.rows} validation rows of {measured.task}"
-    with progress(title, total=strategy.planned) as advance:
-        records = explore(
-            strategy,
-            measured.objective,
+    title = f"{settings.algorithm} on {split.parts[0]} validation rows of {measured.task}"
+    with progress(title, total=prepared.strategy.planned) as advance:
+        explored = explore(
+            prepared.strategy,
+            examiner.explore,
             journal,
-            grid=grid,
+            grid=prepared.grid,
             algorithm=settings.algorithm,
             seed=settings.seed,
             advance=advance,
         )
-    return Explored(records, measured.task, limit)
+    steps = longest_race(explored, rule, looks=len(split.parts) - 1)
+    with progress(f"what may be the best on up to {split.choosing} rows", total=steps) as advance:
+        finalists = race(explored, rule, examiner, advance=advance)
+    best = best_record(finalists, rule, explored=explored)
+    for record in dict.fromkeys((best, find_largest(finalists))):
+        if record is not None:
+            examiner.hold_against(record)
+    return best
 
 
 def _write(searched: Searched, opened: SearchableRun, settings: SearchSettings, directory: Path) -> None:
-    records, best = searched.records, searched.best
+    explored, best = searched.explored, searched.best
     origin = Origin(
         opened.adapter,
         opened.space,
         searched.path / JOURNAL_FILE,
-        len(records),
+        searched.records,
         searched.task,
         searched.best_rule,
         settings.macs_seq_len,
     )
     write_document(directory / BEST_FILE, describe_record(best, origin, location=searched.path))
-    write_json(directory / PARETO_FILE, pareto_document(records))
-    write_text(directory / PROGRESSION_FILE, _csv(progression_rows(records)))
-    draw_pareto(records, best, directory, task=searched.task)
+    write_json(directory / PARETO_FILE, pareto_document(explored))
+    write_text(directory / PROGRESSION_FILE, _csv(progression_rows(explored)))
+    held_back = find_held_back(best, searched.records)
+    draw_pareto(explored, best, held_back, directory, task=searched.task)
 
 
-def _start_over_unless_same(directory: Path, settings: SearchSettings, inputs: SearchInputs) -> None:
+def _start_over_unless_same(
+    directory: Path, settings: SearchSettings, inputs: SearchInputs, *, anchors: Sequence[Indices]
+) -> None:
     deciding = {**asdict(settings), "precision": resolve_precision(settings.precision), "evaluations": None}
+    deciding |= {"anchors": list(anchors), "journal": JOURNAL_FORM}
     parents = {role: parent.sha256 for role, parent in inputs.parents.items()}
     text = json.dumps({"settings": deciding, "parents": parents}, indent=2)
     file = directory / SETTINGS_FILE

@@ -315,9 +315,13 @@ class SearchSection(Section):
     """Defaults of `python -m search`; its options override them."""
 
     algorithm: Annotated[str, NameIn(SEARCH_ALGORITHMS)] = "nsga2"
-    evaluations: int = pydantic.Field(32, ge=1)
+    evaluations: int = pydantic.Field(
+        32, ge=1, description="most sub-networks that the algorithm asks for; the largest, middle and smallest are free"
+    )
     population: int = pydantic.Field(8, ge=2)
-    limit: int | None = pydantic.Field(None, ge=1, description="validation rows of an evaluation")
+    limit: int | None = pydantic.Field(
+        None, ge=1, description="most validation rows that choose, and most that are held back for the prediction"
+    )
     batch_size: int = pydantic.Field(64, ge=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
@@ -331,11 +335,14 @@ class SearchSection(Section):
         le=1,
         description="most that a candidate may cost, as a share of the largest sub-network; 0.75 is a quarter less",
     )
+    prefer: Literal["accuracy", "cheaper"] = pydantic.Field(
+        "accuracy", description="of sub-networks that the rows do not tell from the largest: that one, or the cheapest"
+    )
     accuracy_delta: float | None = pydantic.Field(
         None,
         ge=0,
         le=1,
-        description="the best is the cheapest within this of the reference accuracy; absent: the most accurate",
+        description="the best is the cheapest within this of the reference accuracy; absent: see prefer",
     )
     reference_accuracy: float | None = pydantic.Field(
         None, ge=0, le=1, description="absent: that of the largest sub-network"

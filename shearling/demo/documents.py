@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pydantic
 
@@ -104,6 +104,7 @@ class EvaluationView(View):
 
     Attributes:
         i: its number.
+        part: "explored"; lines of other parts measure the same sub-networks on other rows.
         cached: the same sub-network stands on an earlier line.
     """
 
@@ -111,6 +112,7 @@ class EvaluationView(View):
     id: str
     accuracy: float
     adapter_params: int
+    part: Literal["explored", "raced", "held_back"] = "explored"
     cached: bool
 
 

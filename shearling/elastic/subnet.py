@@ -109,14 +109,56 @@ class PermutationReference(Document):
     method: str
 
 
+class Comparison(Document):
+    """With the largest sub-network, on the same rows.
+
+    Attributes:
+        n: rows.
+        largest_accuracy: of the largest sub-network.
+        difference: the accuracy less that one.
+        interval: of the difference, 95 %, row by row.
+        p_value: of the exact one-sided test that the sub-network is no better, not corrected for other candidates.
+    """
+
+    n: int
+    largest_accuracy: float
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+class HeldBack(Document):
+    """What a sub-network reaches on validation rows that had no part in choosing it: the accuracy to expect.
+
+    Attributes:
+        n: rows.
+        accuracy: share of right answers, 0 to 1.
+        interval: Wilson, 95 %.
+        rows_sha256: of the rows.
+        versus_largest: None for the largest sub-network itself, and where that was not measured.
+    """
+
+    n: int
+    accuracy: float
+    interval: tuple[float, float]
+    rows_sha256: Sha256
+    versus_largest: Comparison | None = None
+
+
 class Metrics(Document):
-    """What the search measured, on the validation split; MACs in millions, of one sequence of `macs_seq_len` tokens."""
+    """What the search measured, on the validation split; MACs in millions, of one sequence of `macs_seq_len` tokens.
+
+    The accuracy is that on the rows that chose the sub-network, so that it flatters; `held_back` predicts.
+    """
 
     split: Literal["validation"] = "validation"
     task: str
     n: int
     accuracy: float
     accuracy_stderr: float | None = None
+    loss: float | None = None
+    versus_largest: Comparison | None = None
+    held_back: HeldBack | None = None
     adapter_params: int
     nonzero_params: int
     parameters: int | None = None

@@ -139,6 +139,11 @@ class ClassifierEvaluator:
         """Number of rows."""
         return len(self._rows)
 
+    @property
+    def row_digests(self) -> tuple[str, ...]:
+        """See `TaskEvaluator.row_digests`."""
+        return tuple(row.id for row in self._rows)
+
     def on_torch(
         self, model: nn.Module, tokenizer: Any, *, precision: Precision, on_rows: OnRows | None = None
     ) -> Measure:
@@ -152,31 +157,39 @@ class ClassifierEvaluator:
         scorer = OpenVINOClassifier(compiled, tokenizer, max_length=self.max_length, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 
-    def measure(self, scorer: ClassifierScorer) -> Evaluation:
-        """Evaluate one model."""
+    def measure(self, scorer: ClassifierScorer, places: Sequence[int] | None = None) -> Evaluation:
+        """Evaluate one model.
+
+        Args:
+            scorer: the model.
+            places: of the rows, at least one; None takes all.
+        """
         import torch
 
         started_s = time.perf_counter()
-        order = sorted(range(self.rows), key=lambda index: (len(self._rows[index].prompt), self._rows[index].id))
-        answers, losses = [0.0] * self.rows, [0.0] * self.rows
-        for start in range(0, self.rows, self._batch_size):
-            places = order[start : start + self._batch_size]
-            gold = torch.tensor([self._rows[place].gold or 0 for place in places])
-            log_shares = scorer.logits([self._rows[place].prompt for place in places]).log_softmax(-1)
-            for place, right, loss in zip(
-                places, log_shares.argmax(-1) == gold, -log_shares.gather(1, gold[:, None])[:, 0], strict=True
+        rows = self._rows if places is None else [self._rows[place] for place in places]
+        count = len(rows)
+        order = sorted(range(count), key=lambda index: (len(rows[index].prompt), rows[index].id))
+        answers, losses = [0.0] * count, [0.0] * count
+        for start in range(0, count, self._batch_size):
+            batch = order[start : start + self._batch_size]
+            gold = torch.tensor([rows[index].gold or 0 for index in batch])
+            log_shares = scorer.logits([rows[index].prompt for index in batch]).log_softmax(-1)
+            for index, right, loss in zip(
+                batch, log_shares.argmax(-1) == gold, -log_shares.gather(1, gold[:, None])[:, 0], strict=True
             ):
-                answers[place], losses[place] = float(right), float(loss)
-        accuracy = math.fsum(answers) / self.rows
+                answers[index], losses[index] = float(right), float(loss)
+        accuracy = math.fsum(answers) / count
         return Evaluation(
             task=self.task,
-            n=self.rows,
+            n=count,
             accuracy=accuracy,
-            accuracy_stderr=math.sqrt(accuracy * (1 - accuracy) / max(1, self.rows - 1)),
-            interval=wilson_interval(accuracy, self.rows),
-            loss=math.fsum(losses) / self.rows,
+            accuracy_stderr=math.sqrt(accuracy * (1 - accuracy) / max(1, count - 1)),
+            interval=wilson_interval(accuracy, count),
+            loss=math.fsum(losses) / count,
             bits_per_byte=None,
             seconds=time.perf_counter() - started_s,
-            rows_sha256=hashlib.sha256("".join(row.id for row in self._rows).encode()).hexdigest(),
+            rows_sha256=hashlib.sha256("".join(row.id for row in rows).encode()).hexdigest(),
             answers=tuple(answers),
+            losses=tuple(losses),
         )

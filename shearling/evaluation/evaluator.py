@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import math
 import tempfile
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partialmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shearling.errors import ArtefactMissing, UsageError
 from shearling.evaluation.confidence import wilson_interval
@@ -59,6 +60,7 @@ class Evaluation:
         seconds: wall time.
         rows_sha256: of the evaluated rows; equal digests mean equal questions.
         answers: per row what the metric says, 0 to 1, in the order of the rows; for paired comparisons.
+        losses: per row the negative log-likelihood of the right answer, nats; None where `loss` is.
     """
 
     task: str
@@ -71,10 +73,15 @@ class Evaluation:
     seconds: float
     rows_sha256: str
     answers: tuple[float, ...]
+    losses: tuple[float, ...] | None
 
 
-Measure = Callable[[], Evaluation]
-"""Measures the model that it was made for; again after the model has changed."""
+class Measure(Protocol):
+    """Measures the model that it was made for; again after the model has changed."""
+
+    def __call__(self, places: Sequence[int] | None = None) -> Evaluation:
+        """Evaluate on all rows, or on those at some places of the split, at least one and in that order."""
+        ...
 
 
 class Evaluator:
@@ -118,6 +125,15 @@ class Evaluator:
         self.rows = rows if limit is None else min(rows, limit)
 
     @property
+    def row_digests(self) -> tuple[str, ...]:
+        """Per row the sha256 of its content."""
+        documents = (self._answers.eval_docs[place] for place in range(self.rows))
+        return tuple(
+            hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
+            for document in documents
+        )
+
+    @property
     def task(self) -> str:
         """Name of the harness task."""
         return str(self._answers.config.task)
@@ -140,18 +156,26 @@ class Evaluator:
         scorer = OpenVINOScorer(compiled, tokenizer, batch_size=self.batch_size, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 
-    def measure(self, scorer: CausalScorer) -> Evaluation:
+    def measure(self, scorer: CausalScorer, places: Sequence[int] | None = None) -> Evaluation:
         """Evaluate one model.
+
+        Args:
+            scorer: the model.
+            places: of the rows, at least one, each once; None takes all. Bits per byte are of the first rows anyway.
 
         Raises:
             UsageError: the task reports no accuracy, or needs what this scorer cannot do.
         """
         started_s = time.perf_counter()
         # Standard errors of means are closed forms; only other metrics are bootstrapped.
-        results = _run(scorer, self._answers, self.limit, bootstrap=100)
+        results = _run(scorer, self._answers, self.limit, bootstrap=100, places=places)
         samples = results["samples"][self.task]
         accuracy, stderr, metric, key = _accuracy(results["results"][self.task], self.task)
         samples = [sample for sample in samples if sample["filter"] == key]
+        if places is not None:
+            at = dict(zip(sorted(places), samples, strict=True))
+            samples = [at[place] for place in places]
+        losses = _losses(samples)
         bits_per_byte = None
         if self._text is not None:
             name = str(self._text.config.task)
@@ -164,11 +188,12 @@ class Evaluator:
             accuracy=accuracy,
             accuracy_stderr=stderr,
             interval=wilson_interval(accuracy, len(samples)),
-            loss=_loss(samples),
+            loss=math.fsum(losses) / len(losses) if losses else None,
             bits_per_byte=bits_per_byte,
             seconds=time.perf_counter() - started_s,
             rows_sha256=hashlib.sha256("".join(sample["doc_hash"] for sample in samples).encode()).hexdigest(),
             answers=tuple(float(sample[metric]) for sample in samples if isinstance(sample[metric], int | float)),
+            losses=losses,
         )
 
 
@@ -259,15 +284,20 @@ def _local_data(entry: Any) -> dict[str, Any]:
     return {"dataset_kwargs": {**kwargs, "data_files": anchored}}
 
 
-def _run(scorer: CausalScorer, task: Any, limit: int | None, *, bootstrap: int) -> Mapping[str, Any]:
+def _run(
+    scorer: CausalScorer, task: Any, limit: int | None, *, bootstrap: int, places: Sequence[int] | None = None
+) -> Mapping[str, Any]:
     from lm_eval import evaluator
 
+    name = task.config.task
+    # The harness takes the rows in their own order, whatever the order of their places.
+    rows = {"limit": limit} if places is None else {"samples": {name: sorted(places)}}
     with _silence():
         results = evaluator.evaluate(
-            scorer, {"tasks": {task.config.task: task}}, limit=limit, bootstrap_iters=bootstrap, log_samples=True
+            scorer, {"tasks": {name: task}}, bootstrap_iters=bootstrap, log_samples=True, **rows
         )
     if results is None:
-        raise UsageError("the harness returned nothing: evaluate in the main process", where=str(task.config.task))
+        raise UsageError("the harness returned nothing: evaluate in the main process", where=str(name))
     return results
 
 
@@ -286,7 +316,7 @@ def _accuracy(results: Mapping[str, Any], task: str) -> tuple[float, float | Non
     )
 
 
-def _loss(samples: Sequence[Mapping[str, Any]]) -> float | None:
+def _losses(samples: Sequence[Mapping[str, Any]]) -> tuple[float, ...] | None:
     losses = []
     for sample in samples:
         responses, target = sample["filtered_resps"], sample["target"]
@@ -295,7 +325,7 @@ def _loss(samples: Sequence[Mapping[str, Any]]) -> float | None:
         if not single or not 0 <= gold < len(responses) or not isinstance(responses[gold], tuple):
             return None
         losses.append(-responses[gold][0])
-    return math.fsum(losses) / len(losses) if losses else None
+    return tuple(losses) or None
 
 
 @contextmanager

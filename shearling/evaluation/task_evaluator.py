@@ -32,6 +32,11 @@ class TaskEvaluator(Protocol):
         """Number of rows."""
         ...
 
+    @property
+    def row_digests(self) -> tuple[str, ...]:
+        """Per row the sha256 of what it asks: sorting by it gives an order without pattern."""
+        ...
+
     def on_torch(
         self, model: nn.Module, tokenizer: Any, *, precision: Precision, on_rows: OnRows | None = None
     ) -> Measure:

@@ -9,14 +9,7 @@ from shearling.registry.registry import Registry, SingleEntry
 
 @dataclass(frozen=True, kw_only=True)
 class SearchAlgorithm(SingleEntry):
-    """A search algorithm; its implementation makes a `Strategy` from a `Grid` and an `Effort`.
-
-    Attributes:
-        tries_largest: every search asks for the largest sub-network, also where `Effort.limit` excludes it, so that
-            its accuracy can be the reference of `--accuracy-delta`. False for one that may come to it by chance.
-    """
-
-    tries_largest: bool
+    """A search algorithm; its implementation makes a `Strategy` from a `Grid` and an `Effort`."""
 
 
 SEARCH_ALGORITHMS: Registry[SearchAlgorithm] = Registry(
@@ -28,25 +21,21 @@ SEARCH_ALGORITHMS: Registry[SearchAlgorithm] = Registry(
             name="heuristic",
             summary="the middle value of every group, and nothing else",
             implementation="search.strategies.sampling:HeuristicOnly",
-            tries_largest=False,
         ),
         SearchAlgorithm(
             name="random",
             summary="uniform draws",
             implementation="search.strategies.sampling:UniformSampling",
-            tries_largest=False,
         ),
         SearchAlgorithm(
             name="hill_climbing",
             summary="from the heuristic to better neighbours",
             implementation="search.strategies.hill_climbing:HillClimbing",
-            tries_largest=False,
         ),
         SearchAlgorithm(
             name="nsga2",
             summary="a population that evolves towards the front of accuracy and cost",
             implementation="search.strategies.nsga2:Evolution",
-            tries_largest=True,
         ),
     ),
 )

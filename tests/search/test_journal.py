@@ -82,6 +82,15 @@ def test_a_damaged_line_in_the_middle_is_refused(change, message: str, tmp_path:
         read_journal(path)
 
 
+def test_a_journal_from_before_answers_were_kept_still_opens(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    records = run(path, Separable(), "random", evaluations=3)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    old = [{key: line[key] for key in line.keys() - {"part", "answers", "losses"}} for line in lines]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in old))
+    assert read_journal(path) == [record.model_copy(update={"answers": None}) for record in records]
+
+
 def test_every_record_is_on_the_disk_before_the_next_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "j"
 

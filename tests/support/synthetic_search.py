@@ -14,6 +14,7 @@ from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, make_strategy
 
 SIZES = (3, 3, 3, 3)
+ROWS = 40
 
 
 def silent(*, note: str | None = None) -> None:
@@ -35,7 +36,7 @@ class Separable:
             weight * abs(index - best)
             for weight, index, best in zip(self.weights, indices, self.preferred, strict=True)
         )
-        return 1 - lost / 40
+        return 1 - lost / ROWS
 
     def params(self, indices: Indices) -> int:
         return sum((32 - 8 * index) * (10 + place) for place, index in enumerate(indices))
@@ -44,8 +45,10 @@ class Separable:
         if self.stop_after is not None and len(self.measured) >= self.stop_after:
             raise KeyboardInterrupt
         self.measured.append(indices)
-        params = self.params(indices)
-        return CandidateFigures(self.accuracy(indices), None, None, 100, "0" * 64, params, params, 0.5)
+        params, accuracy = self.params(indices), self.accuracy(indices)
+        # Some rows are harder than others, and all candidates agree on which.
+        answers = tuple(float(row < round(accuracy * ROWS)) for row in range(ROWS))
+        return CandidateFigures(accuracy, None, None, ROWS, "0" * 64, params, params, 0.5, answers=answers)
 
 
 def run(
@@ -63,7 +66,9 @@ def run(
     limit = None if share is None else CostLimit.of_share(share, objective.params, grid)
     effort = Effort(evaluations=evaluations, population=population, seed=seed, limit=limit)
     strategy = make_strategy(algorithm, grid, effort)
-    return explore(strategy, objective, Journal(path), grid=grid, algorithm=algorithm, seed=seed, advance=silent)
+    return explore(
+        strategy, objective.measure, Journal(path), grid=grid, algorithm=algorithm, seed=seed, advance=silent
+    )
 
 
 def everything(sizes: tuple[int, ...] = SIZES) -> list[Indices]:

@@ -9,7 +9,7 @@ from shearling.demo.stage_steps import Action, Scale, sharing
 from shearling.demo.step import Step
 
 HEURISTIC_ROW = 1
-"""NSGA-II measures the maximal, the heuristic and the minimal sub-network first, in this order."""
+"""A search measures the maximal, the heuristic and the minimal sub-network first, in this order."""
 
 
 def plan_demo(layout: LonasLayout, kind: ModelKind, scale: Scale, *, seed: int) -> list[Action]:

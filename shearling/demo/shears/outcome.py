@@ -117,7 +117,7 @@ def read_candidates(search: Path) -> tuple[Candidate, ...]:
             best=evaluation.id == best,
         )
         for evaluation in read_evaluations(search)
-        if not evaluation.cached
+        if evaluation.part == "explored" and not evaluation.cached
     )
 
 

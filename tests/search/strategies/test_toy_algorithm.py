@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from search.exploration import explore
-from search.front import BestRule
 from search.journal import Journal, read_journal
 from search.opening import open_run
-from search.settings import SearchSettings, check_reference
 from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, Trial, make_strategy
-from shearling.errors import ShearlingError, UsageError
+from shearling.errors import ShearlingError
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS, SearchAlgorithm
 from shearling.run import Run
 from tests.support.synthetic_search import SIZES, Separable, run, silent
@@ -46,9 +44,7 @@ class Shrinking:
         """Nothing follows from how they did."""
 
 
-ENTRY = SearchAlgorithm(
-    name="shrinking", summary="smaller a group at a time", implementation=Shrinking, tries_largest=True
-)
+ENTRY = SearchAlgorithm(name="shrinking", summary="smaller a group at a time", implementation=Shrinking)
 '''
 
 
@@ -72,7 +68,16 @@ def test_an_algorithm_from_another_package_searches_through_the_command(tmp_path
     minimal = tuple(len(group.values) - 1 for group in open_run(run).space.groups)
     records = read_journal(run.search / "journal.jsonl")
     expected = [minimal[:place] + (0,) * (len(minimal) - place) for place in range(3)]
-    assert [record.choice_idx for record in records] == expected
+    explored = [record for record in records if record.part == "explored"]
+    anchors, asked_for = explored[:3], explored[3:]
+    assert [record.choice_idx for record in asked_for] == expected
+    # It knows nothing of them, and its search has them all the same.
+    space = open_run(run).space
+    assert [record.choice_idx for record in anchors] == [
+        space.encode(space.maximal()),
+        space.encode(space.heuristic()),
+        minimal,
+    ]
     assert {record.algorithm for record in records} == {"shrinking"}
     # A run outlives the package that it was made with.
     picked = search(
@@ -115,13 +120,15 @@ class Forever:
 
 def add_algorithm(monkeypatch: pytest.MonkeyPatch, implementation: object) -> None:
     SEARCH_ALGORITHMS.names()
-    entry = SearchAlgorithm(name="toy", summary="a toy", implementation=implementation, tries_largest=False)
+    entry = SearchAlgorithm(name="toy", summary="a toy", implementation=implementation)
     monkeypatch.setitem(SEARCH_ALGORITHMS._entries, "toy", entry)
 
 
 def refused(strategy: Scripted, journal: Path, objective: Separable) -> str:
     with pytest.raises(ShearlingError) as caught:
-        explore(strategy, objective, Journal(journal), grid=Grid(SIZES), algorithm="toy", seed=0, advance=silent)
+        explore(
+            strategy, objective.measure, Journal(journal), grid=Grid(SIZES), algorithm="toy", seed=0, advance=silent
+        )
     # Neither the request nor a file of the user's is at fault.
     assert (type(caught.value), caught.value.exit_code, caught.value.where) == (ShearlingError, 5, None)
     assert "a defect of the algorithm" in str(caught.value)
@@ -181,25 +188,5 @@ def test_a_parent_that_was_not_asked_for_before_is_refused(parent: object, tmp_p
 def test_an_empty_ask_ends_the_search_and_is_not_told(tmp_path: Path) -> None:
     strategy = Scripted([(0, 0, 0, 0)], [(1, 0, 0, 0), (2, 0, 0, 0)], [], [(0, 0, 0, 0)])
     journal = Journal(tmp_path / "j")
-    explore(strategy, Separable(), journal, grid=Grid(SIZES), algorithm="toy", seed=0, advance=silent)
+    explore(strategy, Separable().measure, journal, grid=Grid(SIZES), algorithm="toy", seed=0, advance=silent)
     assert strategy.told == [1, 2]
-
-
-def test_a_reference_that_a_search_cannot_measure_is_refused_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    add_algorithm(monkeypatch, Forever)
-
-    def check(algorithm: str, share: float | None, rule: BestRule) -> None:
-        sizes = {"evaluations": 8, "population": 4, "seed": 0, "limit": None, "batch_size": 8}
-        check_reference(SearchSettings(algorithm, task=None, precision="fp32", max_cost_share=share, **sizes), rule)
-
-    for algorithm in ("random", "hill_climbing", "heuristic", "toy"):
-        with pytest.raises(UsageError, match=f"which {algorithm} does not evaluate where .* 75.0% of it") as caught:
-            check(algorithm, 0.75, BestRule(accuracy_delta=0.01))
-        assert (caught.value.exit_code, caught.value.where) == (2, "--accuracy-delta")
-        assert caught.value.remedy == "Give --reference-accuracy, or search with nsga2"
-        check(algorithm, 0.75, BestRule(accuracy_delta=0.01, reference_accuracy=0.5))
-        check(algorithm, 0.75, BestRule())
-        # Where nothing keeps the largest out, a search may come to it.
-        check(algorithm, None, BestRule(accuracy_delta=0.01))
-        check(algorithm, 1.0, BestRule(accuracy_delta=0.01))
-    check("nsga2", 0.75, BestRule(accuracy_delta=0.01))

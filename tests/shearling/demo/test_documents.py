@@ -78,10 +78,16 @@ def test_candidates_are_those_of_the_search_with_its_own_front(tmp_path, monkeyp
     outcomes = [((0, 0), 0.8, 30), ((1, 0), 0.8, 20), ((1, 1), 0.7, 10), ((0, 1), 0.6, 20)]
     records = [_record(i, *outcome) for i, outcome in enumerate(outcomes)]
     records.append(_record(4, *outcomes[2], cached=True))
+    records += [
+        records[1].model_copy(update={"i": 5 + place, "part": part})
+        for place, part in enumerate(("raced", "held_back"))
+    ]
     (tmp_path / "journal.jsonl").write_text("".join(f"{record.model_dump_json()}\n" for record in records))
-    write_json(tmp_path / "pareto.json", pareto_document(records))
+    write_json(tmp_path / "pareto.json", pareto_document(records[:5]))
     monkeypatch.setattr("shearling.demo.shears.outcome.read_best", lambda search: "a-1")
-    found = {item.id: (item.pareto, item.best) for item in read_candidates(tmp_path)}
+    candidates = read_candidates(tmp_path)
+    found = {item.id: (item.pareto, item.best) for item in candidates}
+    assert len(candidates) == 4
     assert found == {"a-0": (False, False), "a-1": (True, True), "a-2": (True, False), "a-3": (False, False)}
 
 

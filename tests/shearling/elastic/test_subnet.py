@@ -104,6 +104,15 @@ def test_round_trip(run):
     assert (opened.subnet.metrics, opened.subnet.provenance) == (METRICS, PROVENANCE)
 
 
+def test_a_document_from_before_rows_were_held_back_still_opens(run):
+    data = json.loads(best(run).read_text())
+    newer = {"loss", "versus_largest", "held_back"}
+    assert newer <= data["metrics"].keys()
+    data["metrics"] = {key: value for key, value in data["metrics"].items() if key not in newer}
+    best(run).write_text(json.dumps(data))
+    assert open_subnet(best(run)).subnet.metrics == METRICS
+
+
 def test_a_run_can_be_moved_and_opened_from_anywhere(run, tmp_path, monkeypatch):
     shutil.move(run.path, tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path / "elsewhere" / "search")

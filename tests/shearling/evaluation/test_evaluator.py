@@ -198,6 +198,30 @@ def test_limit_takes_the_first_rows(task: Path) -> None:
     assert part.rows_sha256 != whole.rows_sha256
 
 
+def test_some_rows_answer_as_they_do_among_all_in_the_order_asked_for(task: Path) -> None:
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    evaluator = Evaluator("headlines", split="test", include_path=task)
+    measure = evaluator.on_torch(model, tokenizer, precision="fp32")
+    whole, places = measure(), [17, 3, 0, 22, 4]
+    part = measure(places)
+    assert whole.losses is not None
+    assert part.losses is not None
+    assert part.answers == tuple(whole.answers[place] for place in places)
+    assert part.losses == pytest.approx([whole.losses[place] for place in places], rel=1e-5)
+    assert (part.n, part.accuracy, part.loss) == (5, sum(part.answers) / 5, math.fsum(part.losses) / 5)
+    assert whole.loss == math.fsum(whole.losses) / len(whole.losses)
+    assert len({whole.rows_sha256, part.rows_sha256, measure(sorted(places)).rows_sha256}) == 3
+
+
+def test_rows_are_told_apart_by_their_content(task: Path, tmp_path: Path) -> None:
+    digests = {
+        name: Evaluator("headlines", split="test", include_path=directory).row_digests
+        for name, directory in (("one", task), ("again", write_task(tmp_path / "task", rows=25)))
+    }
+    assert len(set(digests["one"])) == 23
+    assert digests["again"][:23] == digests["one"]
+
+
 def test_bf16_is_near_float32_and_leaves_the_model_alone(task: Path) -> None:
     model, tokenizer = FAMILIES["llama_tied_gqa"](), tiny_tokenizer()
     evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True)
