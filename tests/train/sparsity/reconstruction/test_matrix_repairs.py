@@ -61,7 +61,7 @@ def test_a_solved_row_stays_finite() -> None:
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), SemiStructured(2, 4), SemiStructured(4, 8)], ids=str)
 def test_swaps_keep_the_pattern_and_lower_the_error_of_every_row(pattern: Pattern) -> None:
     weight, mask, hessian = case(pattern, seed=2)
-    start = refit(weight, weight, mask, hessian, steps=40)
+    start = weight * mask
     swapped, values = swap_weights(weight, start, mask, hessian, block=pattern.block, swaps=20)
     assert pattern.keep(swapped.float()).equal(swapped)
     assert not values[~swapped].any()
@@ -76,7 +76,7 @@ def test_swaps_keep_the_pattern_and_lower_the_error_of_every_row(pattern: Patter
 
 
 def test_the_first_swap_is_the_best_of_all_pairs() -> None:
-    weight, mask, hessian = case(Unstructured(0.5), out=3, columns=8)
+    weight, mask, hessian = case(Unstructured(0.5), out=3, columns=10)
     start = weight * mask
     swapped, values = swap_weights(weight, start, mask, hessian, block=None, swaps=1)
     for row in range(3):
@@ -92,6 +92,17 @@ def test_the_first_swap_is_the_best_of_all_pairs() -> None:
         leaving, entering = min(errors, key=lambda pair: errors[pair])
         expected = mask[row].clone()
         expected[leaving], expected[entering] = False, True
+        difference = (weight[row] - start[row]).double()
+        before = float(difference @ hessian.double() @ difference)
+        assert errors[leaving, entering] < before
         assert swapped[row].equal(expected)
         difference = (weight[row] - values[row]).double()
         assert float(difference @ hessian.double() @ difference) == pytest.approx(errors[leaving, entering], rel=1e-4)
+
+
+def test_a_row_that_no_swap_helps_is_left_alone() -> None:
+    """Independent inputs of equal size: the largest weights are the best to keep."""
+    weight, mask, _ = case(Unstructured(0.5))
+    swapped, values = swap_weights(weight, weight * mask, mask, torch.eye(weight.shape[1]), block=None, swaps=5)
+    assert swapped.equal(mask)
+    assert values.equal(weight * mask)

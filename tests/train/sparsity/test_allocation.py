@@ -1,0 +1,78 @@
+"""Shares of zeros by layer: their mean is what was asked for, and outliers keep more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shearling.errors import RecipeInvalid
+from shearling.model.layers import find_layers
+from shearling.recipe import SparsitySection
+from shearling.run import Run
+from shearling.strict_json import read_document
+from tests.support.tiny_models import FAMILIES, VOCABULARY
+from tests.support.tiny_runs import tiny_recipe
+from train.sparsity.allocation import SPREAD, outlier_ratios, outlier_shares, spread_ratios
+from train.sparsity.artefact import SPARSITY_FILE, SparsityReport
+from train.stage import run_recipe
+
+TEXT = [torch.randint(3, VOCABULARY, (24,), generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+
+def test_the_mean_is_the_ratio_and_the_order_that_of_the_outliers() -> None:
+    ratios = spread_ratios([0.01, 0.04, 0.02, 0.03], 0.6)
+    assert sum(ratios) / 4 == pytest.approx(0.6)
+    assert sorted(range(4), key=lambda layer: ratios[layer]) == [1, 3, 2, 0]
+    assert max(ratios) - min(ratios) == pytest.approx(2 * SPREAD)
+    assert spread_ratios([0.02, 0.02], 0.6) == (0.6, 0.6)
+
+
+def test_outliers_are_counted_as_the_formula_says() -> None:
+    """Layer 1 gets a few weights a hundred times the others; the norms are those of the dense model's inputs."""
+    model = FAMILIES["llama"]()
+    transformer = find_layers(model)
+    linears = transformer.linears_of(1)
+    with torch.no_grad():
+        for linear in linears.values():
+            linear.weight[0, :3] *= 100
+    squares = {path: torch.zeros(linear.in_features) for path, linear in linears.items()}
+
+    def show(path: str):
+        def add(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+            squares[path] += inputs[0].detach()[0].square().sum(0) / len(TEXT)
+
+        return add
+
+    hooks = [linear.register_forward_pre_hook(show(path)) for path, linear in linears.items()]
+    shares = outlier_shares(model, TEXT)
+    for hook in hooks:
+        hook.remove()
+    outliers = weights = 0
+    for path, linear in linears.items():
+        scores = linear.weight.detach().abs() * squares[path].sqrt()
+        outliers += int((scores > 5 * scores.mean()).sum())
+        weights += scores.numel()
+    assert shares[1] == pytest.approx(outliers / weights)
+    assert max(shares) == shares[1]
+    ratios = outlier_ratios(model, TEXT, 0.6)
+    assert min(ratios) == ratios[1]
+
+
+def test_a_recipe_prunes_layers_by_their_outliers(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, sparsity={"ratio": 0.6, "allocation": "owl"}, train={"steps": 1})
+    run_recipe(recipe, tmp_path / "run")
+    report = read_document(Run(tmp_path / "run").sparse / SPARSITY_FILE, SparsityReport, schema="shearling.sparsity/1")
+    assert report.achieved_scope == pytest.approx(0.6, abs=0.02)
+    assert max(report.layers) - min(report.layers) == pytest.approx(2 * SPREAD, abs=0.04)
+
+
+def test_a_ratio_that_no_layer_can_take_is_refused() -> None:
+    with pytest.raises(RecipeInvalid, match="layer"):
+        outlier_ratios(FAMILIES["llama"](), TEXT, 0.99)
+
+
+def test_a_pattern_with_a_share_of_its_own_is_uniform() -> None:
+    with pytest.raises(ValueError, match="allocation must be uniform"):
+        SparsitySection(pattern="2:4", allocation="owl")
