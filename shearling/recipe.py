@@ -109,6 +109,11 @@ class TaskSection(Section):
     rows: RowLimits = RowLimits()
     max_length: int = pydantic.Field(256, ge=8, description="tokens of a training row; longer ones are cut")
     train_on_prompt: bool = pydantic.Field(True, description="the loss covers the prompt as well (as in the papers)")
+    train_on_end: bool = pydantic.Field(
+        True,
+        description="the end-of-text token behind the answer is learnt; a multiple-choice task without generation is "
+        "better without",
+    )
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TaskSection:

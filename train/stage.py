@@ -147,17 +147,26 @@ def _task_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _make_task(recipe: Recipe, run: Run, *, force: bool) -> None:
-    splits = build_rows(recipe.task)
+    built = build_rows(recipe.task)
+    splits = built.splits
     with write_artefact(run.task, kind="task", force=force) as draft:
         for split in SPLITS:
             write_rows(draft.directory, split, splits[split])
         multiple_choice = recipe.task.choices is not None
         write_lm_eval_tasks(draft.directory, recipe.task.name, multiple_choice=multiple_choice)
         counts = {split: len(splits[split]) for split in SPLITS}
-        facts = {"name": recipe.task.name, "multiple_choice": multiple_choice, "rows": counts}
+        facts = {
+            "name": recipe.task.name,
+            "multiple_choice": multiple_choice,
+            "rows": counts,
+            "left_out": built.account.counts,
+        }
         write_json(draft.directory / "task.json", facts)
         draft.details |= {**facts, **_task_facts(recipe)}
         log.print(f"task {recipe.task.name}: {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
+        sentence = built.account.sentence(built.read)
+        if sentence is not None:
+            log.print(f"data of {recipe.task.name}: {sentence}")
 
 
 def _base_facts(recipe: Recipe, source: ModelSource, run: Run) -> dict[str, Any]:

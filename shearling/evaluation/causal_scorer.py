@@ -25,6 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
 from shearling.errors import ModelUnsupported, NonFiniteWeights, UsageError
+from shearling.evaluation.answer_tokens import TextEncoder, split_answer
 
 MAX_LOGIT_POSITIONS = 1024
 """Positions of a batch whose logits are held at once: 200 MB at 49,152 tokens of vocabulary in float32."""
@@ -104,7 +105,7 @@ class CausalScorer(TemplateLM, abc.ABC):
         self.batch_size = batch_size
         self.on_rows = on_rows
         # Sub-networks are evaluated on the same rows again and again.
-        self._encode = functools.lru_cache(maxsize=ENCODINGS_KEPT)(self._encode_text)
+        self._encode = functools.lru_cache(maxsize=ENCODINGS_KEPT)(TextEncoder(tokenizer))
 
     @abc.abstractmethod
     def logits(self, input_ids: Tensor, first: int) -> Tensor:
@@ -132,12 +133,10 @@ class CausalScorer(TemplateLM, abc.ABC):
         """Token ids, with the special tokens that the tokenizer adds on its own unless told otherwise."""
         return list(self._encode(string, add_special_tokens))
 
-    def _encode_text(self, string: str, add_special_tokens: bool | None) -> tuple[int, ...]:
-        bos = self.tokenizer.bos_token
-        if add_special_tokens is None and bos and string.startswith(bos):
-            add_special_tokens = False
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return tuple(self.tokenizer.encode(string, **options))
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The harness's rule, by which training labels its rows as well."""
+        prompt, answer = split_answer(self._encode, context, continuation)
+        return list(prompt or (self.prefix_token_id,)), list(answer)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Per request the log-likelihood of the continuation, and whether greedy decoding would produce it."""

@@ -48,11 +48,13 @@ class TaskFacts(Document):
         name: of the task; its lm-eval tasks are named after it.
         multiple_choice: whether rows carry choices.
         rows: how many each split has.
+        left_out: how many rows of the data are in no split, by reason.
     """
 
     name: str
     multiple_choice: bool
     rows: dict[Split, int]
+    left_out: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
