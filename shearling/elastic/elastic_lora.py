@@ -68,7 +68,9 @@ class _MaskedLinear(torch.autograd.Function):
     """y = x (W + (s B A) ∘ M)ᵀ + b, differentiated by hand so that W, M and b get no gradient and no copy.
 
     The bias is added in the product, as a linear layer of the merged weight adds it: added behind, the sum would be
-    rounded twice and differ from that layer's. Autograd would keep B A, its masked product and the sum, each as large as W; here the sum alone is kept, for dL/dx.
+    rounded once more and differ from that layer's.
+
+    Autograd would keep B A, its masked product and the sum, each as large as W; here the sum alone is kept, for dL/dx.
 
     With G = (dL/dyᵀ x) ∘ M:  dL/dB = s G Aᵀ,  dL/dA = s Bᵀ G,  dL/dx = dL/dy (W + (s B A) ∘ M).
     """

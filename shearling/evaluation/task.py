@@ -54,7 +54,7 @@ class TaskFacts(Document):
     name: str
     multiple_choice: bool
     rows: dict[Split, int]
-    left_out: dict[str, int] = {}
+    left_out: dict[str, int] = pydantic.Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

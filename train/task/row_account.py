@@ -32,7 +32,11 @@ class RowAccount:
 
     def sentence(self, total: int) -> str | None:
         """One line, such as `of 90 rows 2 left out as repetitions (7, 12)`; None where nothing occurred."""
-        parts = [f"{len(numbers)} {WORDS[reason]} ({_named(numbers)})" for reason, numbers in self._numbers.items() if numbers]
+        parts = [
+            f"{len(numbers)} {WORDS[reason]} ({_named(numbers)})"
+            for reason, numbers in self._numbers.items()
+            if numbers
+        ]
         return f"of {total} rows {', '.join(parts)}" if parts else None
 
 
