@@ -10,6 +10,7 @@ from search.journal import Record
 from shearling.artefact import Artefact
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.subnet import Metrics, Provenance, Subnet, describe_subnet
+from shearling.evaluation.task import MeasuredSplit
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Origin:
         task: that candidates were measured on.
         best_rule: by which the best was chosen.
         macs_seq_len: tokens of the forward whose MACs were counted.
+        split: of the task's rows.
     """
 
     adapter: Artefact
@@ -33,6 +35,7 @@ class Origin:
     task: str
     best_rule: str
     macs_seq_len: int | None
+    split: MeasuredSplit = "validation"
 
 
 def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet:
@@ -44,6 +47,7 @@ def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet
         location: the directory that the document will stand in.
     """
     metrics = Metrics(
+        split=origin.split,
         task=origin.task,
         n=record.n_eval,
         accuracy=record.accuracy,

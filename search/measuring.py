@@ -8,7 +8,7 @@ from search.objective import SubnetObjective
 from search.opening import SearchInputs
 from search.settings import SearchSettings
 from shearling.elastic.super_network import assemble_super_network
-from shearling.evaluation.task import TaskLocation
+from shearling.evaluation.task import TaskLocation, locate_task
 from shearling.evaluation.task_evaluator import open_evaluator
 
 
@@ -19,7 +19,7 @@ class MeasuredTask:
     Attributes:
         objective: measures candidates.
         task: its name.
-        rows: validation rows of an evaluation.
+        rows: of an evaluation.
     """
 
     objective: SubnetObjective
@@ -31,17 +31,16 @@ def build_objective(settings: SearchSettings, inputs: SearchInputs) -> MeasuredT
     """Assemble the super-network and what evaluates it.
 
     Raises:
-        UsageError: the settings name a task of the harness, and the model is a classifier; or there is no such task.
+        UsageError: the settings name a task of the harness, and the model is a classifier; or there is no such task, or
+            it has no such split.
         ArtefactError: the parts do not fit each other.
     """
     task = inputs.task
     location = (
-        TaskLocation(str(settings.task))
-        if task is None
-        else TaskLocation(str(task.manifest.details["name"]), task.path)
+        locate_task(str(settings.task)) if task is None else TaskLocation(str(task.manifest.details["name"]), task.path)
     )
     evaluator = open_evaluator(
-        location, head=inputs.head, split="validation", limit=settings.limit, batch_size=settings.batch_size
+        location, head=inputs.head, split=settings.split, limit=settings.limit, batch_size=settings.batch_size
     )
     network = assemble_super_network(inputs.frozen, inputs.adapter, inputs.space)
     evaluate = evaluator.on_torch(network.model, network.tokenizer, precision=settings.precision)

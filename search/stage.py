@@ -18,7 +18,7 @@ from search.journal import JOURNAL_FILE, Journal, Record
 from search.measuring import build_objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
 from search.plot import draw_pareto
-from search.settings import SearchSettings, check_reference, recipe_rule, recipe_settings
+from search.settings import SearchSettings, check_reference, check_split, recipe_rule, recipe_settings
 from search.strategies.cost_limit import CostLimit
 from search.strategies.grid import Grid
 from search.strategies.strategy import Effort, make_strategy
@@ -106,6 +106,7 @@ def search(run: Run, settings: SearchSettings, rule: BestRule, *, force: bool = 
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, *, force: bool) -> Searched:
     # Before an unfinished search with other settings is discarded.
     check_reference(settings, rule)
+    check_split(settings)
     run, inputs = opened.run, open_inputs(opened, task=settings.task)
     with write_artefact(
         run.search, kind="search", parents=inputs.parents, seed=settings.seed, force=force, resumable=True
@@ -140,7 +141,7 @@ def _explore(opened: SearchableRun, settings: SearchSettings, inputs: SearchInpu
     strategy = make_strategy(settings.algorithm, grid, effort)
     if journal.records:
         log.print(f"continuing after {len(journal.records)} evaluations")
-    title = f"{settings.algorithm} on {measured.rows} validation rows of {measured.task}"
+    title = f"{settings.algorithm} on {measured.rows} {settings.split} rows of {measured.task}"
     with progress(title, total=strategy.planned) as advance:
         records = explore(
             strategy,
@@ -164,6 +165,7 @@ def _write(searched: Searched, opened: SearchableRun, settings: SearchSettings, 
         searched.task,
         searched.best_rule,
         settings.macs_seq_len,
+        settings.split,
     )
     write_document(directory / BEST_FILE, describe_record(best, origin, location=searched.path))
     write_json(directory / PARETO_FILE, pareto_document(records))

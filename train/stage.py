@@ -21,10 +21,10 @@ from shearling.artefact import (
 )
 from shearling.console import log
 from shearling.errors import OutputExists
-from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
+from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import SPLITS, read_rows, rows_file, write_rows
 from shearling.model.checkpoint import load_tokenizer
-from shearling.recipe import Recipe, SparsitySection, section_as_json
+from shearling.recipe import Recipe, SparsitySection, TaskSection, section_as_json
 from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.run import Run
 from shearling.strict_json import write_json
@@ -153,7 +153,9 @@ def _make_task(recipe: Recipe, run: Run, *, force: bool) -> None:
         for split in SPLITS:
             write_rows(draft.directory, split, splits[split])
         multiple_choice = recipe.task.choices is not None
-        write_lm_eval_tasks(draft.directory, recipe.task.name, multiple_choice=multiple_choice)
+        write_lm_eval_tasks(
+            draft.directory, recipe.task.name, multiple_choice=multiple_choice, generated=_generated(recipe.task)
+        )
         counts = {split: len(splits[split]) for split in SPLITS}
         facts = {
             "name": recipe.task.name,
@@ -167,6 +169,18 @@ def _make_task(recipe: Recipe, run: Run, *, force: bool) -> None:
         sentence = built.account.sentence(built.read)
         if sentence is not None:
             log.print(f"data of {recipe.task.name}: {sentence}")
+
+
+def _generated(task: TaskSection) -> GeneratedAnswer | None:
+    if task.answer is None:
+        return None
+    return GeneratedAnswer(
+        pattern=task.answer_pattern,
+        match=task.answer_match,
+        ignore=task.answer_ignore,
+        max_new_tokens=task.max_new_tokens,
+        stop=task.stop,
+    )
 
 
 def _base_facts(recipe: Recipe, source: ModelSource, run: Run) -> dict[str, Any]:

@@ -110,9 +110,9 @@ class PermutationReference(Document):
 
 
 class Metrics(Document):
-    """What the search measured, on the validation split; MACs in millions, of one sequence of `macs_seq_len` tokens."""
+    """What the search measured, on the rows of `split`; MACs in millions, of one sequence of `macs_seq_len` tokens."""
 
-    split: Literal["validation"] = "validation"
+    split: Literal["validation", "test"] = "validation"
     task: str
     n: int
     accuracy: float

@@ -92,7 +92,13 @@ class _Renderer:
         environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
         self.task = task
         self.template_error = TemplateError
-        sources = {"text": task.text, "prompt": task.prompt, "gold": task.gold, "completion": task.completion}
+        sources = {
+            "text": task.text,
+            "prompt": task.prompt,
+            "gold": task.gold,
+            "completion": task.completion,
+            "answer": task.answer,
+        }
         self.templates = {}
         for name, source in sources.items():
             if source is not None:
@@ -115,10 +121,14 @@ class _Renderer:
         if choices is not None:
             gold = self._gold(rendered["gold"], number, len(choices))
             completion = choices[gold]
-        prompt = rendered["prompt"]
-        digest = hashlib.sha256(prompt.encode()).hexdigest()
         return TaskRow(
-            id=digest, prompt=prompt, choices=choices, gold=gold, completion=completion, text=rendered["text"]
+            id=hashlib.sha256(rendered["prompt"].encode()).hexdigest(),
+            prompt=rendered["prompt"],
+            choices=choices,
+            gold=gold,
+            completion=completion,
+            text=rendered["text"],
+            answer=rendered["answer"].strip() if "answer" in rendered else None,
         )
 
     def _render(self, name: str, fields: Mapping[str, Any], number: int) -> str:
