@@ -69,15 +69,10 @@ def test_the_end_of_text_token_ends_it_and_the_limit_holds() -> None:
     short, long = (scorer.generate_until(requests(max_gen_toks=limit)) for limit in (3, 10))
     assert all(whole.startswith(text) for whole, text in zip(long, short, strict=True))
     assert short != long
+    head = model.get_output_embeddings()
+    model.set_output_embeddings(torch.nn.Linear(head.in_features, head.out_features))
     with torch.no_grad():
-        head = model.get_output_embeddings().weight
-        # The end-of-text token is likelier than any other, wherever the model is.
-        model.model.norm.weight.zero_()
-        assert head.shape[0] > tokenizer.eos_token_id
-        model.lm_head = torch.nn.Linear(head.shape[1], head.shape[0])
-        model.lm_head.weight.zero_()
-        model.lm_head.bias.zero_()
-        model.lm_head.bias[tokenizer.eos_token_id] = 1
+        model.get_output_embeddings().bias[tokenizer.eos_token_id] = 1e6
     assert torch_scorer(model, tokenizer).generate_until(requests()) == [""] * len(PROMPTS)
 
 
@@ -175,9 +170,7 @@ WHOLE = [(" Paris\n", "Paris", True), ("Paris, France", "Paris", False)]
 def test_answers_are_found_in_text(cases, generated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant 22."""
     rows = [question(number, gold) for number, (_, gold, _) in enumerate(cases)]
-    evaluator = Evaluator(
-        "sums", split="test", include_path=write_questions(tmp_path / "task", rows, generated)
-    )
+    evaluator = Evaluator("sums", split="test", include_path=write_questions(tmp_path / "task", rows, generated))
     scorer = torch_scorer(FAMILIES["llama"](), tiny_tokenizer())
     said = {row.prompt: text for row, (text, _, _) in zip(rows, cases, strict=True)}
     monkeypatch.setattr(scorer, "generate_until", lambda asked, **_: [said[request.args[0]] for request in asked])

@@ -1,13 +1,20 @@
 """The sandwich rule and in-place distillation: what each micro-batch trains, and towards what."""
 
+import json
+
 import torch
 from torch.nn import functional as F
 
 from shearling.artefact import open_artefact
+from shearling.elastic.super_network import load_super_network
+from shearling.evaluation.task import read_rows
+from shearling.model.checkpoint import load_model
+from shearling.run import Run
 from tests.support.tiny_runs import tiny_network, tiny_recipe
 from train.stage import run_recipe
+from train.super_adapter.causal_loss import causal_loss
 from train.super_adapter.sandwich import distillation_loss, sandwich
-from train.super_adapter.tokenised_rows import IGNORED_LABEL
+from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch, tokenise_rows
 
 
 def test_a_sandwich_is_largest_smallest_and_drawn():
@@ -30,11 +37,21 @@ def test_distillation_is_the_mean_divergence_over_counted_positions():
 
 def test_sandwiched_training_lowers_the_loss(tmp_path):
     width = {"feed_forward": [100, 50]}
-    recipe = tiny_recipe(
-        tmp_path, masked=False, sparse=False, width=width, train={"steps": 6, "sandwich": True, "distillation": True}
-    )
+    train = {"steps": 20, "save_steps": 20, "sandwich": True, "distillation": True}
+    recipe = tiny_recipe(tmp_path, masked=False, sparse=False, width=width, train=train)
     run_recipe(recipe, tmp_path / "run")
-    log = (
-        open_artefact(tmp_path / "run" / "super_adapter", kind="super_adapter").path / "training_log.jsonl"
-    ).read_text()
-    assert "loss" in log
+    log = open_artefact(tmp_path / "run" / "super_adapter", kind="super_adapter").path / "training_log.jsonl"
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    assert len(losses) == 4  # every five steps
+    assert losses[-1] < 0.8 * losses[0]
+    network = load_super_network(Run(tmp_path / "run"))
+    rows = tokenise_rows(
+        read_rows(tmp_path / "run" / "task", "validation"), network.tokenizer, max_length=32, train_on_prompt=True
+    )
+    batch = PadToBatch(0)(rows)
+    with torch.no_grad():
+        untrained = float(causal_loss(load_model(tmp_path / "run" / "base"), batch))
+        for choice in (network.space.maximal(), network.space.minimal()):
+            network.activate(choice)
+            assert float(causal_loss(network.model, batch)) < 0.8 * untrained
