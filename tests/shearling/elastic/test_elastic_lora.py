@@ -98,6 +98,21 @@ def test_activation_equals_zeroed_rows(masked):
     torch.testing.assert_close(cut(x), zeroed(x), atol=1e-6, rtol=1e-6)
 
 
+def test_adapters_start_as_those_of_peft():
+    a = ElasticLoraLinear(nn.Linear(400, 3), r_max=R_MAX, scaling=SCALING, mask=None).lora_a.detach()
+    # kaiming_uniform with a = sqrt(5) is uniform in +- 1 / sqrt(in).
+    assert 0.95 / 20 < a.abs().max() <= 1 / 20
+    assert abs(float(a.mean())) < 0.1 / 20
+
+
+def test_dropout_is_on_the_input_of_the_adapter_while_training():
+    base = nn.Linear(IN, OUT, bias=False)
+    layer, x = ElasticLoraLinear(base, r_max=R_MAX, scaling=SCALING, mask=None, dropout=1.0), torch.randn(3, IN)
+    nn.init.ones_(layer.lora_b)
+    assert torch.equal(layer.train()(x), base(x))
+    assert not torch.allclose(layer.eval()(x), base(x))
+
+
 def test_scaling_does_not_follow_the_rank():
     layer = make_layer(masked=False)
     large, small = (
@@ -191,9 +206,10 @@ def test_shapes_that_do_not_fit_are_refused():
             effective_weight(**{"weight": weight, "lora_a": a, "lora_b": b, "mask": None, "scaling": 1.0, **bad})
 
 
-def test_nan_in_the_adapter_is_found_when_merging():
-    layer = make_layer(masked=True)
+@pytest.mark.parametrize("broken", ["nan", "inf", "-inf"])
+def test_what_is_not_finite_in_the_adapter_is_found_when_merging(broken):
+    layer = make_layer(masked=False)
     with torch.no_grad():
-        layer.lora_a[0, 0] = float("nan")
+        layer.lora_a[0, 0] = float(broken)
     with pytest.raises(NonFiniteWeights):
         layer.merged_weight()

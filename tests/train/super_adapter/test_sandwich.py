@@ -13,7 +13,7 @@ from shearling.run import Run
 from tests.support.tiny_runs import tiny_network, tiny_recipe
 from train.stage import run_recipe
 from train.super_adapter.causal_loss import causal_loss
-from train.super_adapter.sandwich import distillation_loss, sandwich
+from train.super_adapter.sandwich import distillation_loss, label_loss, sandwich
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch, tokenise_rows
 
 
@@ -33,6 +33,18 @@ def test_distillation_is_the_mean_divergence_over_counted_positions():
     assert torch.allclose(distillation_loss(student, teacher, labels, items=None), expected / 4)
     assert torch.allclose(distillation_loss(student, teacher, labels, items=8), expected / 8)
     assert distillation_loss(teacher[:, 0], teacher[:, 0], torch.zeros(2), items=None) == 0
+
+
+def test_the_loss_of_labels_is_the_mean_cross_entropy_of_the_next_token():
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[1, IGNORED_LABEL, 2, 3, IGNORED_LABEL], [1, 1, IGNORED_LABEL, IGNORED_LABEL, 4]])
+    predicted = [((0, 1), 2), ((0, 2), 3), ((1, 0), 1), ((1, 3), 4)]
+    expected = -sum(logits[row, at].log_softmax(-1)[token] for (row, at), token in predicted)
+    assert torch.allclose(label_loss(logits, labels, items=None), expected / 4)
+    assert torch.allclose(label_loss(logits, labels, items=8), expected / 8)
+    classes = torch.tensor([3, 0])
+    expected = -sum(logits[row, 0].log_softmax(-1)[classes[row]] for row in range(2))
+    assert torch.allclose(label_loss(logits[:, 0], classes, items=None), expected / 2)
 
 
 def test_sandwiched_training_lowers_the_loss(tmp_path):

@@ -78,6 +78,14 @@ def test_rows_that_are_cut_or_have_nothing_to_learn_are_counted_and_named():
     )
 
 
+def test_a_first_token_has_nothing_before_it_that_could_predict_it():
+    assert len(tiny_tokenizer()("The")["input_ids"]) == 1
+    account = RowAccount()
+    options = {"train_on_prompt": False, "train_on_end": False, "account": account}
+    assert len(tokenise(row("T", "he"), row(), **options)) == 1
+    assert account.counts == {"unlabelled": 1}
+
+
 def test_the_end_token_needs_room():
     (whole,) = tokenise(row())
     length = len(whole["input_ids"])
