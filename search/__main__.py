@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -45,7 +45,12 @@ def search(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Any lm-evaluation-harness task with a validation split, instead of the run's.")
+        str | None,
+        typer.Option(help="Another task than the run's: a name that lm-evaluation-harness knows, or a task file."),
+    ] = None,
+    split: Annotated[
+        Literal["validation", "test"] | None,
+        typer.Option(help="Rows of --task; default: validation. What is found by test rows has no test."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the algorithm.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Most rows of a batch.")] = None,
@@ -98,6 +103,7 @@ def search(
         "population": population,
         "limit": limit,
         "task": task,
+        "split": split,
         "seed": seed,
         "batch_size": batch_size,
         "precision": precision,

@@ -13,6 +13,7 @@ from shearling.artefact import Artefact
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.subnet import HeldBack, Metrics, Provenance, Subnet, describe_subnet
 from shearling.evaluation.confidence import wilson_interval
+from shearling.evaluation.task import MeasuredSplit
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Origin:
         task: that candidates were measured on.
         best_rule: by which the best was chosen.
         macs_seq_len: tokens of the forward whose MACs were counted.
+        split: of the task's rows.
     """
 
     adapter: Artefact
@@ -36,6 +38,7 @@ class Origin:
     task: str
     best_rule: str
     macs_seq_len: int | None
+    split: MeasuredSplit = "validation"
 
 
 def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet:
@@ -47,6 +50,7 @@ def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet
         location: the directory that the document will stand in.
     """
     metrics = Metrics(
+        split=origin.split,
         task=origin.task,
         n=record.n_eval,
         accuracy=record.accuracy,

@@ -72,5 +72,6 @@ def describe_row(run: Run, row: int, *, location: Path) -> Subnet:
         str(details["task"]),
         str(details["best_rule"]),
         int(details["settings"].get("macs_seq_len", 0)) or None,
+        details["settings"].get("split", "validation"),
     )
     return describe_record(records[row], origin, location=location)

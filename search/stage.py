@@ -21,7 +21,7 @@ from search.measuring import MeasuredTask, build_objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
 from search.plot import draw_pareto
 from search.race import longest_race, race
-from search.settings import SearchSettings, recipe_rule, recipe_settings
+from search.settings import SearchSettings, check_split, recipe_rule, recipe_settings
 from search.strategies.anchored import Anchored, anchors_of
 from search.strategies.cost_limit import CostLimit
 from search.strategies.grid import Grid, Indices
@@ -128,6 +128,8 @@ def search(run: Run, settings: SearchSettings, rule: BestRule, *, force: bool = 
 
 
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, *, force: bool) -> Searched:
+    # Before an unfinished search with other settings is discarded.
+    check_split(settings)
     run, inputs = opened.run, open_inputs(opened, task=settings.task)
     with write_artefact(
         run.search, kind="search", parents=inputs.parents, seed=settings.seed, force=force, resumable=True
@@ -168,7 +170,7 @@ def _choose(prepared: Preparation, settings: SearchSettings, journal: Journal) -
     examiner = Examiner(measured.objective.measure, journal, split)
     if journal.records:
         log.print(f"continuing after {len(journal.records)} evaluations")
-    title = f"{settings.algorithm} on {split.parts[0]} validation rows of {measured.task}"
+    title = f"{settings.algorithm} on {split.parts[0]} {settings.split} rows of {measured.task}"
     with progress(title, total=prepared.strategy.planned) as advance:
         explored = explore(
             prepared.strategy,
@@ -199,6 +201,7 @@ def _write(searched: Searched, opened: SearchableRun, settings: SearchSettings, 
         searched.task,
         searched.best_rule,
         settings.macs_seq_len,
+        settings.split,
     )
     write_document(directory / BEST_FILE, describe_record(best, origin, location=searched.path))
     write_json(directory / PARETO_FILE, pareto_document(explored))

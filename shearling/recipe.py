@@ -7,6 +7,7 @@ recipe while it is written.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,6 +95,8 @@ class TaskSection(Section):
         choices: the answers of a multiple-choice task, each with its leading space.
         gold: renders to the index of the right choice.
         completion: what a generative task learns after the prompt.
+        answer: what is right, of a task whose accuracy is that of generated text; the other keys about answers and
+            generation belong to it.
     """
 
     name: str = pydantic.Field(pattern="^[a-z0-9_]+$")
@@ -105,10 +108,27 @@ class TaskSection(Section):
     choices: tuple[str, ...] | None = pydantic.Field(None, min_length=2)
     gold: str | None = None
     completion: str | None = None
+    answer: str | None = None
+    answer_pattern: str | None = pydantic.Field(
+        None, description="regular expression that finds the answer in generated text; absent: the whole text"
+    )
+    answer_match: Literal["first", "last"] = pydantic.Field("last", description="which of several matches counts")
+    answer_ignore: tuple[str, ...] = pydantic.Field(
+        (), description="regular expressions of what is removed from both answers before they are compared"
+    )
+    max_new_tokens: int = pydantic.Field(256, ge=1, description="most tokens of a generated text")
+    stop: tuple[Annotated[str, pydantic.Field(min_length=1)], ...] = pydantic.Field(
+        (), description="strings that end the generated text, beside the end-of-text token"
+    )
     split: SplitShares = SplitShares()
     rows: RowLimits = RowLimits()
     max_length: int = pydantic.Field(256, ge=8, description="tokens of a training row; longer ones are cut")
     train_on_prompt: bool = pydantic.Field(True, description="the loss covers the prompt as well (as in the papers)")
+    train_on_end: bool = pydantic.Field(
+        True,
+        description="the end-of-text token behind the answer is learnt; a multiple-choice task without generation is "
+        "better without",
+    )
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TaskSection:
@@ -118,6 +138,23 @@ class TaskSection(Section):
             raise ValueError("'choices' and 'gold' belong together")
         if (self.choices is None) == (self.completion is None):
             raise ValueError("give either 'choices' with 'gold', or 'completion'")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _generation(self) -> TaskSection:
+        if self.answer is not None and self.completion is None:
+            raise ValueError("'answer' belongs to a task with 'completion': of 'choices' the likeliest is the answer")
+        given = self.model_fields_set & {"answer_pattern", "answer_match", "answer_ignore", "max_new_tokens", "stop"}
+        if self.answer is None and any(
+            getattr(self, name) != type(self).model_fields[name].default for name in sorted(given)
+        ):
+            raise ValueError(f"{', '.join(sorted(given))}: these belong to 'answer', what is right of a row")
+        for name, patterns in (("answer_pattern", (self.answer_pattern,)), ("answer_ignore", self.answer_ignore)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern or "")
+                except re.error as error:
+                    raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
         return self
 
 

@@ -21,10 +21,10 @@ from shearling.artefact import (
 )
 from shearling.console import log
 from shearling.errors import OutputExists
-from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
+from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import SPLITS, read_rows, rows_file, write_rows
 from shearling.model.checkpoint import load_tokenizer
-from shearling.recipe import Recipe, SparsitySection, section_as_json
+from shearling.recipe import Recipe, SparsitySection, TaskSection, section_as_json
 from shearling.run import Run
 from shearling.strict_json import write_json
 from train.base.artefact import import_base, source_digest
@@ -150,17 +150,40 @@ def _task_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _make_task(recipe: Recipe, run: Run, *, force: bool) -> None:
-    splits = build_rows(recipe.task)
+    built = build_rows(recipe.task)
+    splits = built.splits
     with write_artefact(run.task, kind="task", force=force) as draft:
         for split in SPLITS:
             write_rows(draft.directory, split, splits[split])
         multiple_choice = recipe.task.choices is not None
-        write_lm_eval_tasks(draft.directory, recipe.task.name, multiple_choice=multiple_choice)
+        write_lm_eval_tasks(
+            draft.directory, recipe.task.name, multiple_choice=multiple_choice, generated=_generated(recipe.task)
+        )
         counts = {split: len(splits[split]) for split in SPLITS}
-        facts = {"name": recipe.task.name, "multiple_choice": multiple_choice, "rows": counts}
+        facts = {
+            "name": recipe.task.name,
+            "multiple_choice": multiple_choice,
+            "rows": counts,
+            "left_out": built.account.counts,
+        }
         write_json(draft.directory / "task.json", facts)
         draft.details |= {**facts, **_task_facts(recipe)}
         log.print(f"task {recipe.task.name}: {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
+        sentence = built.account.sentence(built.read)
+        if sentence is not None:
+            log.print(f"data of {recipe.task.name}: {sentence}")
+
+
+def _generated(task: TaskSection) -> GeneratedAnswer | None:
+    if task.answer is None:
+        return None
+    return GeneratedAnswer(
+        pattern=task.answer_pattern,
+        match=task.answer_match,
+        ignore=task.answer_ignore,
+        max_new_tokens=task.max_new_tokens,
+        stop=task.stop,
+    )
 
 
 def _base_facts(recipe: Recipe, source: ModelSource, run: Run) -> dict[str, Any]:

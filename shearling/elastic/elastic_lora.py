@@ -65,7 +65,10 @@ def _numeric(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _MaskedLinear(torch.autograd.Function):
-    """y = x (W + (s B A) ∘ M)ᵀ, differentiated by hand so that W and M get no gradient and no copy.
+    """y = x (W + (s B A) ∘ M)ᵀ + b, differentiated by hand so that W, M and b get no gradient and no copy.
+
+    The bias is added in the product, as a linear layer of the merged weight adds it: added behind, the sum would be
+    rounded once more and differ from that layer's.
 
     Autograd would keep B A, its masked product and the sum, each as large as W; here the sum alone is kept, for dL/dx.
 
@@ -74,14 +77,21 @@ class _MaskedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, mask: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        mask: Tensor,
+        scaling: float,
     ) -> Tensor:
         # The sum is taken in float32 and rounded once: in bfloat16 a small update would vanish beside a large weight.
         merged = effective_weight(weight, lora_a, lora_b, scaling=scaling, mask=mask).to(x.dtype)
         # The merged weight is kept, not made again in the backward: memory, which preflight counts, for one product.
         ctx.save_for_backward(x, merged, lora_a, lora_b, mask)
         ctx.scaling = scaling
-        return F.linear(x, merged)
+        return F.linear(x, merged, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,14 +100,14 @@ class _MaskedLinear(torch.autograd.Function):
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
             grad_x = grad_y @ merged
-        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
             # [out, in], the gradient of the merged weight. It is summed over all rows before the mask is applied: the
             # mask stands between B A and the weight, so the gradients of A and B have no path that avoids [out, in].
             grad_weight = grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
             grad_weight.mul_(_numeric(mask, grad_weight.dtype))
             grad_a = (lora_b.to(x.dtype).T @ grad_weight).to(lora_a.dtype).mul_(ctx.scaling)
             grad_b = (grad_weight @ lora_a.to(x.dtype).T).to(lora_b.dtype).mul_(ctx.scaling)
-        return grad_x, None, grad_a, grad_b, None, None
+        return grad_x, None, None, grad_a, grad_b, None, None
 
 
 class ActiveParts(NamedTuple):
@@ -209,8 +219,8 @@ class ElasticLoraLinear(FrozenLinear):
             x = x.to(torch.get_autocast_dtype(device))
         # Autocast would round A and B before their product; here only the finished weight is rounded.
         with torch.autocast(device, enabled=False):
-            y: Tensor = _MaskedLinear.apply(x, weight, lora_a, lora_b, mask, self.scaling)
-            return y if bias is None else y + bias.to(y.dtype)
+            y: Tensor = _MaskedLinear.apply(x, weight, bias, lora_a, lora_b, mask, self.scaling)
+            return y
 
     def extra_repr(self) -> str:
         """Shapes and state for `print(model)`."""

@@ -146,12 +146,12 @@ class HeldBack(Document):
 
 
 class Metrics(Document):
-    """What the search measured, on the validation split; MACs in millions, of one sequence of `macs_seq_len` tokens.
+    """What the search measured, on the rows of `split`; MACs in millions, of one sequence of `macs_seq_len` tokens.
 
     The accuracy is that on the rows that chose the sub-network, so that it flatters; `held_back` predicts.
     """
 
-    split: Literal["validation"] = "validation"
+    split: Literal["validation", "test"] = "validation"
     task: str
     n: int
     accuracy: float

@@ -25,12 +25,18 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
 from shearling.errors import ModelUnsupported, NonFiniteWeights, UsageError
+from shearling.evaluation.answer_tokens import TextEncoder, split_answer
+from shearling.evaluation.generation import Stopping, generate_greedily, generation_batches, read_stopping
 
 MAX_LOGIT_POSITIONS = 1024
 """Positions of a batch whose logits are held at once: 200 MB at 49,152 tokens of vocabulary in float32."""
 
 MAX_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 """Tokens of a batch: on a CPU, activations that stay in the cache; 1,700 tokens took 1.4 times as long a row as 430."""
+
+PROMPT_SHARE = 8
+"""Prompts that are continued may have so many times the tokens of a batch: they are read once, and many rows are
+decoded in the time of one."""
 
 DEFAULT_MAX_LENGTH = 2048
 ENCODINGS_KEPT = 65536
@@ -104,7 +110,7 @@ class CausalScorer(TemplateLM, abc.ABC):
         self.batch_size = batch_size
         self.on_rows = on_rows
         # Sub-networks are evaluated on the same rows again and again.
-        self._encode = functools.lru_cache(maxsize=ENCODINGS_KEPT)(self._encode_text)
+        self._encode = functools.lru_cache(maxsize=ENCODINGS_KEPT)(TextEncoder(tokenizer))
 
     @abc.abstractmethod
     def logits(self, input_ids: Tensor, first: int) -> Tensor:
@@ -117,6 +123,15 @@ class CausalScorer(TemplateLM, abc.ABC):
         Returns:
             [rows, length - first, vocabulary] float32.
         """
+
+    @abc.abstractmethod
+    def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, fresh: bool) -> Tensor:
+        """See `shearling.evaluation.generation.Step`."""
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Most tokens of a batch of prompts that are continued, padding included."""
+        return MAX_LOGIT_POSITIONS if self.computes_all_logits else PROMPT_SHARE * self.max_batch_tokens
 
     @property
     def eot_token_id(self) -> int:
@@ -132,12 +147,10 @@ class CausalScorer(TemplateLM, abc.ABC):
         """Token ids, with the special tokens that the tokenizer adds on its own unless told otherwise."""
         return list(self._encode(string, add_special_tokens))
 
-    def _encode_text(self, string: str, add_special_tokens: bool | None) -> tuple[int, ...]:
-        bos = self.tokenizer.bos_token
-        if add_special_tokens is None and bos and string.startswith(bos):
-            add_special_tokens = False
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return tuple(self.tokenizer.encode(string, **options))
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The harness's rule, by which training labels its rows as well."""
+        prompt, answer = split_answer(self._encode, context, continuation)
+        return list(prompt or (self.prefix_token_id,)), list(answer)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Per request the log-likelihood of the continuation, and whether greedy decoding would produce it."""
@@ -161,14 +174,41 @@ class CausalScorer(TemplateLM, abc.ABC):
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        """Refused: only a torch model generates here.
+        """Per request what the model generates greedily, up to the first stop string.
+
+        Spaces at the end of a prompt are left to the answer, which begins with them in training.
 
         Raises:
-            UsageError: always.
+            UsageError: the task samples, or its answers leave no room for a prompt.
         """
-        raise UsageError(
-            "this task generates text, which only a torch model can be evaluated on", where=type(self).__name__
-        )
+        grouped: dict[Stopping, list[int]] = {}
+        for index, request in enumerate(requests):
+            grouped.setdefault(read_stopping(request.args[1], task=str(request.task_name)), []).append(index)
+        texts = [""] * len(requests)
+        for stopping, places in grouped.items():
+            prompts = [self._prompt(requests[place].args[0], stopping) for place in places]
+            for batch in generation_batches(prompts, self.batch_size, max_tokens=self.max_prompt_tokens):
+                answers = generate_greedily(
+                    self.step,
+                    [prompts[at] for at in batch],
+                    stopping,
+                    tokenizer=self.tokenizer,
+                    end=self.eot_token_id,
+                )
+                for at, text in zip(batch, answers, strict=True):
+                    texts[places[at]] = text
+                if self.on_rows is not None:
+                    self.on_rows(len(batch))
+        return texts
+
+    def _prompt(self, text: str, stopping: Stopping) -> tuple[int, ...]:
+        room = self.max_length - stopping.limit
+        if room < 1:
+            raise UsageError(
+                f"the task generates up to {stopping.limit} tokens, and the model reads {self.max_length}",
+                remedy="Lower task.max_new_tokens, or max_gen_toks of the task",
+            )
+        return (self._encode(text.rstrip(" ")) or (self.prefix_token_id,))[-room:]
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
         results: list[tuple[float, bool] | None] = [None] * len(requests)
@@ -284,7 +324,9 @@ class TorchScorer(CausalScorer):
         self.bf16 = bf16
         self._device = next(model.parameters()).device
         self.max_batch_tokens = MAX_BATCH_TOKENS.get(self._device.type, MAX_BATCH_TOKENS["cuda"])
-        self._keeps_some = "logits_to_keep" in inspect.signature(model.forward).parameters
+        taken = inspect.signature(model.forward).parameters
+        self._keeps_some, self._takes_positions = "logits_to_keep" in taken, "position_ids" in taken
+        self._cache: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -295,21 +337,33 @@ class TorchScorer(CausalScorer):
         """See `CausalScorer.logits`."""
         kept = input_ids.shape[1] - first
         options = {"logits_to_keep": kept} if self._keeps_some else {}
-        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-        head = _float32_head(self.model) if self.bf16 else nullcontext()
-        with torch.inference_mode(), head, autocast:
+        with self._arithmetic():
             output: Tensor = self.model(input_ids=input_ids.to(self._device), use_cache=False, **options).logits
         return output[:, -kept:].float().cpu()
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        """Generate with the harness's own Hugging Face model."""
-        from lm_eval.models.huggingface import HFLM
+    def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, fresh: bool) -> Tensor:
+        """See `CausalScorer.step`."""
+        options: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_some else {}
+        if self._takes_positions:
+            options["position_ids"] = position_ids.to(self._device)
+        with self._arithmetic():
+            output = self.model(
+                input_ids=input_ids.to(self._device),
+                attention_mask=attention_mask.to(self._device),
+                past_key_values=None if fresh else self._cache,
+                use_cache=True,
+                **options,
+            )
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1].float().cpu()
+        return logits
 
-        generator = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=self.batch_size)
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
         autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-        with autocast:
-            generated: list[str] = generator.generate_until(requests, disable_tqdm=True)
-        return generated
+        head = _float32_head(self.model) if self.bf16 else nullcontext()
+        with torch.inference_mode(), head, autocast:
+            yield
 
 
 class OpenVINOScorer(CausalScorer):
@@ -349,15 +403,25 @@ class OpenVINOScorer(CausalScorer):
     def logits(self, input_ids: Tensor, first: int) -> Tensor:
         """See `CausalScorer.logits`."""
         rows, length = input_ids.shape
+        positions = torch.arange(length).expand(rows, length).contiguous()
+        logits = self._infer(input_ids, torch.ones_like(input_ids), positions, fresh=True)
+        return torch.from_numpy(logits[:, first:].astype("float32"))
+
+    def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, fresh: bool) -> Tensor:
+        """See `CausalScorer.step`."""
+        logits = self._infer(input_ids, attention_mask, position_ids, fresh=fresh)
+        return torch.from_numpy(logits[:, -1].astype("float32"))
+
+    def _infer(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *, fresh: bool) -> Any:
         values = {
             "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids),
-            "position_ids": torch.arange(length).expand(rows, length).contiguous(),
-            "beam_idx": torch.arange(rows, dtype=torch.int32),
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "beam_idx": torch.arange(len(input_ids), dtype=torch.int32),
         }
-        self._request.reset_state()
-        outputs = self._request.infer({name: values[name].numpy() for name in self._inputs})
-        return torch.from_numpy(outputs["logits"][:, first:].astype("float32"))
+        if fresh:
+            self._request.reset_state()
+        return self._request.infer({name: values[name].numpy() for name in self._inputs})["logits"]
 
 
 def _max_length(model: nn.Module, tokenizer: Any) -> int:

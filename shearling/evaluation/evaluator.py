@@ -16,7 +16,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partialmethod
@@ -27,7 +27,7 @@ from shearling.errors import ArtefactMissing, UsageError
 from shearling.evaluation.confidence import wilson_interval
 from shearling.evaluation.lm_eval_task import answer_task, text_task
 from shearling.evaluation.precision import Precision, resolve_precision
-from shearling.evaluation.task import Split
+from shearling.evaluation.task import SPLITS, Split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +40,10 @@ ACCURACY_METRICS = ("acc", "exact_match", "acc_norm", "pass@1", "f1")
 TEXT_ROWS = 500
 """Rows whose text is measured in bits per byte. Every token counts there, so that it settles on fewer rows than an
 accuracy does."""
+
+HARNESS_SPLITS: Mapping[Split, str] = {"train": "training", "validation": "validation", "test": "test"}
+FILE_FORMATS = ("json", "csv", "parquet", "text")
+"""What the `datasets` library reads from files."""
 
 OnRows = Callable[[int], None]
 """Called with the number of rows after each batch."""
@@ -252,6 +256,12 @@ def _task_manager(include_path: Path | None) -> Any:
 
 def _build_task(name: str, manager: Any, split: Split) -> Any:
     entry = manager.task_index[name]
+    config = entry.cfg or {}
+    # A task that is a class says what it has when it is built.
+    if "class" not in config:
+        _check_split(
+            split, {other for other in SPLITS if config.get(f"{HARNESS_SPLITS[other]}_split") is not None}, name
+        )
     overrides = {"task": name, **_local_data(entry)}
     if split == "validation":
         # The harness prefers a test split where there is one.
@@ -265,23 +275,41 @@ def _build_task(name: str, manager: Any, split: Split) -> Any:
             raise ArtefactMissing(
                 f"the data of this task is not on this machine: {error}", where=f"task {name}"
             ) from error
-    if getattr(built.config, f"{split}_split", None) is None:
-        raise UsageError(f"this task has no {split} split", where=f"task {name}", remedy="Name a task that has one")
+    _check_split(split, {other for other in SPLITS if getattr(built, f"has_{HARNESS_SPLITS[other]}_docs")()}, name)
     return built
+
+
+def _check_split(split: Split, has: Set[Split], name: str) -> None:
+    if split in has:
+        return
+    remedy = "Name a task that has one"
+    if split == "validation" and "test" in has:
+        remedy += ", or take its test rows with --split test: after that they are no test"
+    there = ", ".join(sorted(has)) or "none"
+    raise UsageError(f"this task has no {split} split: it has {there}", where=f"task {name}", remedy=remedy)
 
 
 def _local_data(entry: Any) -> dict[str, Any]:
     # The harness resolves data files against the working directory; a task file means those beside it.
     config = entry.cfg or {}
     kwargs = config.get("dataset_kwargs") or {}
-    files = kwargs.get("data_files")
-    if config.get("dataset_path") != "json" or not isinstance(files, dict) or entry.yaml_path is None:
+    if config.get("dataset_path") not in FILE_FORMATS or "data_files" not in kwargs or entry.yaml_path is None:
         return {}
-    anchored = {split: str(Path(entry.yaml_path).parent / file) for split, file in files.items()}
-    for file in anchored.values():
-        if "://" not in file and not Path(file).is_file():
-            raise ArtefactMissing("the data of this task is missing", where=file)
-    return {"dataset_kwargs": {**kwargs, "data_files": anchored}}
+    return {"dataset_kwargs": {**kwargs, "data_files": _anchored(kwargs["data_files"], Path(entry.yaml_path).parent)}}
+
+
+def _anchored(files: Any, directory: Path) -> Any:
+    """One path, several, or either by split, as the harness takes them."""
+    if isinstance(files, dict):
+        return {split: _anchored(named, directory) for split, named in files.items()}
+    if isinstance(files, list):
+        return [_anchored(named, directory) for named in files]
+    if "://" in str(files):
+        return files
+    path = directory / str(files)
+    if not path.is_file():
+        raise ArtefactMissing("the data of this task is missing", where=path)
+    return str(path)
 
 
 def _run(

@@ -11,12 +11,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shearling.evaluation.task import Split, rows_file
 
+ACCURACY: Mapping[str, Any] = {
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
 EVALUATED_SPLITS: tuple[Split, ...] = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """How an answer is found in generated text, and compared with the row's.
+
+    Attributes:
+        pattern: of the answer, a regular expression; None takes the whole text.
+        match: which of several matches counts.
+        ignore: regular expressions of what is removed from both before they are compared.
+        max_new_tokens: most tokens that are generated.
+        stop: strings that end the generation.
+    """
+
+    pattern: str | None = None
+    match: Literal["first", "last"] = "last"
+    ignore: tuple[str, ...] = ()
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
 
 
 def answer_task(name: str, split: Split) -> str:
@@ -29,35 +52,54 @@ def text_task(name: str, split: Split) -> str:
     return f"{name}_{split}_text"
 
 
-def write_lm_eval_tasks(directory: Path, name: str, *, multiple_choice: bool) -> None:
+def write_lm_eval_tasks(
+    directory: Path, name: str, *, multiple_choice: bool, generated: GeneratedAnswer | None = None
+) -> None:
     """Write the task files of one data set.
 
-    Accuracy of multiple choice is the share of rows whose gold choice has the highest log-likelihood; without choices
-    it is the share of rows whose completion is what the model would generate greedily.
+    Accuracy of multiple choice is the share of rows whose gold choice has the highest log-likelihood; of generated
+    answers the share of rows where the answer found in the text is the row's; else it is the share of rows whose
+    completion is what the model would generate greedily, token by token.
 
     Args:
         directory: where the JSONL files are.
         name: of the task; the files define NAME_validation, NAME_validation_text, NAME_test and NAME_test_text.
         multiple_choice: whether rows carry choices.
+        generated: how the answer is found, where rows carry one.
     """
     for split in EVALUATED_SPLITS:
-        for config in (_answers(name, split, multiple_choice=multiple_choice), _text(name, split)):
+        for config in (_answers(name, split, multiple_choice=multiple_choice, generated=generated), _text(name, split)):
             # JSON is YAML, and quotes every string.
             (directory / f"{config['task']}.yaml").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _answers(name: str, split: Split, *, multiple_choice: bool) -> dict[str, Any]:
-    metrics = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+def _answers(name: str, split: Split, *, multiple_choice: bool, generated: GeneratedAnswer | None) -> dict[str, Any]:
+    if generated is not None:
+        shape = _generation(generated)
+    elif multiple_choice:
+        shape = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold", **ACCURACY}
+    else:
+        shape = {"output_type": "loglikelihood", "doc_to_target": "completion", **ACCURACY}
     # Names of columns, not templates: Jinja would drop a prompt's last line break.
-    shape: Mapping[str, Any] = {"output_type": "loglikelihood", "doc_to_target": "completion"}
-    if multiple_choice:
-        shape = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
+    return {"task": answer_task(name, split), **_source(split), "doc_to_text": "prompt", **shape}
+
+
+def _generation(generated: GeneratedAnswer) -> dict[str, Any]:
+    find: dict[str, Any] = {"function": "remove_whitespace"}
+    if generated.pattern is not None:
+        place = 0 if generated.match == "first" else -1
+        find = {"function": "regex", "regex_pattern": generated.pattern, "group_select": place}
+    metric = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
     return {
-        "task": answer_task(name, split),
-        **_source(split),
-        **shape,
-        "doc_to_text": "prompt",
-        "metric_list": metrics,
+        "output_type": "generate_until",
+        "doc_to_target": "answer",
+        "generation_kwargs": {
+            "until": list(generated.stop),
+            "max_gen_toks": generated.max_new_tokens,
+            "do_sample": False,
+        },
+        "filter_list": [{"name": "answer", "filter": [find, {"function": "take_first"}]}],
+        "metric_list": [{**metric, **({"regexes_to_ignore": list(generated.ignore)} if generated.ignore else {})}],
     }
 
 

@@ -13,10 +13,13 @@ from typing import Literal
 
 import pydantic
 
-from shearling.errors import ArtefactMissing, DocumentInvalid
+from shearling.errors import ArtefactMissing, DocumentInvalid, UsageError
 from shearling.strict_json import Document, describe_validation_error, read_document
 
 Split = Literal["train", "validation", "test"]
+MeasuredSplit = Literal["validation", "test"]
+"""What a model may be measured on."""
+
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 TASK_FILE = "task.json"
 
@@ -31,6 +34,7 @@ class TaskRow(Document):
         gold: index of the right one.
         completion: what training learns after the prompt.
         text: the raw text, for bits per byte.
+        answer: what is to be found in generated text; None where the task does not generate.
     """
 
     id: str
@@ -39,6 +43,7 @@ class TaskRow(Document):
     gold: int | None
     completion: str
     text: str
+    answer: str | None = None
 
 
 class TaskFacts(Document):
@@ -48,11 +53,13 @@ class TaskFacts(Document):
         name: of the task; its lm-eval tasks are named after it.
         multiple_choice: whether rows carry choices.
         rows: how many each split has.
+        left_out: how many rows of the data are in no split, by reason.
     """
 
     name: str
     multiple_choice: bool
     rows: dict[Split, int]
+    left_out: dict[str, int] = pydantic.Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ class TaskLocation:
 
     Attributes:
         name: of a task of the directory without its split, or of a task of lm-evaluation-harness.
-        directory: a `task` artefact; None for a task that the harness knows.
+        directory: a `task` artefact, or a directory of the harness's task files; None for a task that the harness
+            knows.
     """
 
     name: str
@@ -69,22 +77,46 @@ class TaskLocation:
 
 
 def locate_task(text: str) -> TaskLocation:
-    """What a user means by `RUN/task`, or by the name of a harness task.
+    """What a user means by `RUN/task`, by a task file of the harness or a directory with one, or by the name of a task
+    that the harness knows.
 
     Raises:
-        ArtefactMissing: a directory without `task.json`.
+        ArtefactMissing: a directory with neither.
+        UsageError: a directory with several tasks, or a file with none.
         DocumentInvalid: its `task.json` is malformed.
     """
-    directory = Path(text)
-    if (directory / TASK_FILE).is_file():
-        return TaskLocation(read_document(directory / TASK_FILE, TaskFacts).name, directory)
-    if directory.exists():
-        raise ArtefactMissing(
-            f"not a task artefact: {TASK_FILE} is missing",
-            where=text,
-            remedy="Give RUN/task, or the name of a harness task",
-        )
+    path = Path(text)
+    if (path / TASK_FILE).is_file():
+        return TaskLocation(read_document(path / TASK_FILE, TaskFacts).name, path)
+    if path.is_file() or path.is_dir():
+        return _locate_task_file(path)
     return TaskLocation(text)
+
+
+def _locate_task_file(path: Path) -> TaskLocation:
+    # Imported here: it takes seconds, and the tasks of a run do not need it.
+    from lm_eval.tasks import TaskManager
+
+    directory = path if path.is_dir() else path.parent
+    manager = TaskManager(include_path=str(directory), include_defaults=False)
+    names = [
+        name
+        for name in manager.all_subtasks
+        if path.is_dir() or Path(manager.task_index[name].yaml_path or "").resolve() == path.resolve()
+    ]
+    if len(names) == 1:
+        return TaskLocation(names[0], directory)
+    if path.is_dir() and not names:
+        raise ArtefactMissing(
+            f"no task here: neither {TASK_FILE} nor a task file of lm-evaluation-harness",
+            where=path,
+            remedy="Give RUN/task, a task file, or the name of a harness task",
+        )
+    raise UsageError(
+        f"there are several tasks here: {', '.join(names)}" if names else "this file defines no task",
+        where=path,
+        remedy="Give the file of one of them" if names else "Give a YAML file with the key 'task'",
+    )
 
 
 def rows_file(directory: Path, split: Split) -> Path:
@@ -94,7 +126,10 @@ def rows_file(directory: Path, split: Split) -> Path:
 
 def write_rows(directory: Path, split: Split, rows: list[TaskRow]) -> None:
     """Write one split, a row a line."""
-    lines = [json.dumps(row.model_dump(mode="json"), ensure_ascii=False) for row in rows]
+    # A column of nothing would change the digests of rows that have no answer.
+    absent = [{"answer"} if row.answer is None else None for row in rows]
+    dumped = [row.model_dump(mode="json", exclude=names) for row, names in zip(rows, absent, strict=True)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in dumped]
     rows_file(directory, split).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

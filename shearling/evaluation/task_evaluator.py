@@ -86,6 +86,7 @@ def open_evaluator(
     """
     from shearling.evaluation.classification import ClassifierEvaluator
     from shearling.evaluation.evaluator import Evaluator
+    from shearling.evaluation.task import rows_file
 
     if head == "language_model":
         return Evaluator(
@@ -96,7 +97,7 @@ def open_evaluator(
             bits_per_byte=bits_per_byte,
             batch_size=batch_size,
         )
-    if task.directory is None:
+    if task.directory is None or not rows_file(task.directory, split).is_file():
         raise UsageError(
             "a classifier answers the task of its run alone", where=f"task {task.name}", remedy="Give RUN/task"
         )

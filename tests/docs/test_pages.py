@@ -72,6 +72,7 @@ def test_links_lead_somewhere(document):
             assert (document.parent / link.partition("#")[0]).exists(), link
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("program", STAGES)
 def test_help_is_instant(program):
     spent_s = []

@@ -4,7 +4,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -295,8 +294,7 @@ def test_bad_requests_end_with_their_exit_code(tmp_path, arguments, code):
     assert "Traceback" not in done.stderr
 
 
-def test_help_does_not_load_torch(tmp_path):
-    probe = "import sys, time; import export.__main__; sys.exit('torch' in sys.modules)"
-    started_s = time.monotonic()
+def test_help_does_not_load_torch():
+    # tests/docs/test_pages.py measures that help is there at once.
+    probe = "import sys, export.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
-    assert time.monotonic() - started_s < 30

@@ -53,6 +53,7 @@ def test_artefacts_form_a_chain(finished):
         "name": "headlines",
         "multiple_choice": True,
         "rows": {split: len(read_rows(run.task, split)) for split in SPLITS},
+        "left_out": {},
     }
     assert adapter.manifest.details["recipe"]["train"]["steps"] == 6
 

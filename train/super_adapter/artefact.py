@@ -30,6 +30,7 @@ from train.super_adapter.importance import find_reordering
 from train.super_adapter.interruption import deferred_interruption
 from train.super_adapter.teacher import load_teacher, teacher_digest
 from train.super_adapter.width_space import width_templates
+from train.task.row_account import RowAccount
 
 if TYPE_CHECKING:
     from train.super_adapter.taught_loss import Teacher
@@ -119,7 +120,7 @@ def carry_out(training: Training, destination: Path, *, force: bool) -> None:
     if not processes.is_main():
         processes.wait_for_all()
         network, _ = _prepare(training)
-        _fit(network, training, unfinished_artefact(destination) / CHECKPOINTS, precision=precision)
+        _fit(network, training, unfinished_artefact(destination) / CHECKPOINTS, RowAccount(), precision=precision)
         return
     with write_artefact(
         destination,
@@ -132,12 +133,13 @@ def carry_out(training: Training, destination: Path, *, force: bool) -> None:
         _start_over_unless_same(draft.directory, training)
         processes.wait_for_all()
         network, reordering = _prepare(training)
-        history = _fit(network, training, draft.directory / CHECKPOINTS, precision=precision)
+        account = RowAccount()
+        history = _fit(network, training, draft.directory / CHECKPOINTS, account, precision=precision)
         _write(network, training.frozen, draft.directory, history)
         if reordering is not None:
             save_reordering(draft.directory / REORDERING_FILE, reordering)
             draft.details["reorder"] = reordering.method
-        draft.details |= {**training.details, "precision": precision}
+        draft.details |= {**training.details, "precision": precision, "row_account": account.counts}
         shutil.rmtree(draft.directory / CHECKPOINTS)
         (draft.directory / INPUTS_FILE).unlink()
 
@@ -210,7 +212,9 @@ def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[Su
     ), reordering
 
 
-def _fit(network: SuperNetwork, training: Training, checkpoints: Path, *, precision: str) -> list[dict[str, float]]:
+def _fit(
+    network: SuperNetwork, training: Training, checkpoints: Path, account: RowAccount, *, precision: str
+) -> list[dict[str, float]]:
     from train.super_adapter.trainer import (
         STATE_FILE,
         StepReporter,
@@ -220,7 +224,7 @@ def _fit(network: SuperNetwork, training: Training, checkpoints: Path, *, precis
     )
 
     train = training.section
-    rows = _encode(read_rows(training.task.path, "train"), network, training.task_section)
+    rows = _encode(read_rows(training.task.path, "train"), network, training.task_section, account)
     arguments = training_arguments(train, seed=training.seed, precision=precision, output=checkpoints)
     checkpoint = newest_checkpoint(checkpoints)
     steps = train.steps or _steps_of_epochs(train, len(rows), world_size=arguments.world_size)
@@ -254,15 +258,26 @@ def _teacher(network: SuperNetwork, training: Training, *, precision: str) -> Te
     return None if section is None else load_teacher(section, training.base, network, precision=precision)
 
 
-def _encode(rows: list[TaskRow], network: SuperNetwork, section: TaskSection) -> list[dict[str, Any]]:
+def _encode(
+    rows: list[TaskRow], network: SuperNetwork, section: TaskSection, account: RowAccount
+) -> list[dict[str, Any]]:
     from train.super_adapter.classified_rows import classified_rows
     from train.super_adapter.tokenised_rows import tokenise_rows
 
     if network.head:
         return classified_rows(rows, network.tokenizer, max_length=section.max_length)
-    return tokenise_rows(
-        rows, network.tokenizer, max_length=section.max_length, train_on_prompt=section.train_on_prompt
+    encoded = tokenise_rows(
+        rows,
+        network.tokenizer,
+        max_length=section.max_length,
+        train_on_prompt=section.train_on_prompt,
+        train_on_end=section.train_on_end,
+        account=account,
     )
+    sentence = account.sentence(len(rows))
+    if sentence is not None and processes.is_main():
+        log.print(f"train.jsonl at {section.max_length} tokens: {sentence}")
+    return encoded
 
 
 def _steps_of_epochs(train: TrainSection, rows: int, *, world_size: int) -> int:

@@ -22,10 +22,14 @@ def classified_rows(rows: Sequence[TaskRow], tokenizer: Any, *, max_length: int)
         max_length: longer rows are cut at the end.
 
     Returns:
-        Per row `input_ids` and `labels`, the latter an integer.
+        Per row `input_ids`, and `labels` and `gold`, both the integer.
     """
     return [
-        {"input_ids": tokenizer(row.prompt, truncation=True, max_length=max_length)["input_ids"], "labels": row.gold}
+        {
+            "input_ids": tokenizer(row.prompt, truncation=True, max_length=max_length)["input_ids"],
+            "labels": row.gold,
+            "gold": row.gold,
+        }
         for row in rows
     ]
 

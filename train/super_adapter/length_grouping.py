@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
+
+RUN_BATCHES = 50
+"""Batches of a run within which rows are sorted, at most; fewer where there would be less than four runs."""
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Shuffles rows, then sorts them by length within runs of some fifty batches, as the Trainer's own sampler does.
+    """Shuffles rows, then sorts each class of them by length within runs of some fifty batches.
 
-    Unlike that one it draws from the seed and the epoch alone, so that a resumed run continues in the same order.
+    A class keeps the places that it was shuffled into, so a batch has as many rows of it as a batch at random, although
+    the length of a row may tell its class. Rows without a class are sorted together, as the Trainer's own sampler does;
+    unlike that one this draws from the seed and the epoch alone, so that a resumed run continues in the same order.
 
     Args:
-        lengths: tokens of each row.
+        rows: tokenised; `input_ids` have the length, `gold` is the class or None.
         batch_size: rows of a batch.
         seed: of the order.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
-        self.lengths = list(lengths)
+    def __init__(self, rows: Sequence[Mapping[str, Any]], *, batch_size: int, seed: int) -> None:
+        self.lengths = [len(row["input_ids"]) for row in rows]
+        self.classes = [row.get("gold") for row in rows]
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
@@ -35,4 +42,21 @@ class LengthGroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        order = torch.randperm(len(self), generator=generator).tolist()
+        size = self.batch_size * max(1, min(RUN_BATCHES, len(self) // (self.batch_size * 4)))
+        runs = [self._sorted_by_class(order[start : start + size]) for start in range(0, len(order), size)]
+        return iter(self._longest_first([row for run in runs for row in run]))
+
+    def _sorted_by_class(self, rows: Sequence[int]) -> list[int]:
+        queues: dict[Any, deque[int]] = defaultdict(deque)
+        for row in sorted(rows, key=lambda row: self.lengths[row], reverse=True):
+            queues[self.classes[row]].append(row)
+        return [queues[self.classes[row]].popleft() for row in rows]
+
+    def _longest_first(self, order: list[int]) -> list[int]:
+        """Change places with the first row of its class, so that memory runs out at once or never."""
+        if order:
+            longest = max(range(len(order)), key=lambda place: self.lengths[order[place]])
+            first = next(place for place, row in enumerate(order) if self.classes[row] == self.classes[order[longest]])
+            order[first], order[longest] = order[longest], order[first]
+        return order

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shearling.errors import RecipeInvalid
+from shearling.evaluation.answer_tokens import TextEncoder, split_answer
 from shearling.evaluation.task import TaskRow
+from train.task.row_account import RowAccount
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,37 +19,50 @@ PAD_MULTIPLE = 8
 
 
 def tokenise_rows(
-    rows: Sequence[TaskRow], tokenizer: Any, *, max_length: int, train_on_prompt: bool
-) -> list[dict[str, list[int]]]:
+    rows: Sequence[TaskRow],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    train_on_prompt: bool,
+    train_on_end: bool = True,
+    account: RowAccount | None = None,
+) -> list[dict[str, Any]]:
     """Encode prompt and completion as one text, as evaluation will.
 
-    The end-of-sequence token is appended where there is room (as LoNAS and Shears do). With `train_on_prompt` false the
-    labels of the prompt are ignored; its length is that of the prompt encoded alone, which is how the evaluation
-    harness splits a context from its continuation.
+    With `train_on_prompt` false the labels of the prompt are ignored; which tokens are the prompt's is decided by the
+    rule of evaluation, `split_answer`.
 
     Args:
         rows: of the train split.
         tokenizer: of the model.
         max_length: longer rows are cut at the end.
         train_on_prompt: whether the loss covers the prompt.
+        train_on_end: append the end-of-sequence token where there is room, and learn it (as LoNAS and Shears do).
+        account: told which rows, counted from 1, were cut or have nothing to learn.
 
     Returns:
-        Per row `input_ids` and `labels`, equally long.
+        Per row `input_ids` and `labels`, equally long, and `gold`, the index of the right choice or None.
 
     Raises:
         RecipeInvalid: no row has a label left after cutting.
     """
+    encode = TextEncoder(tokenizer)
+    account = RowAccount() if account is None else account
     encoded = []
-    for row in rows:
-        input_ids = tokenizer(row.prompt + row.completion)["input_ids"][:max_length]
-        if len(input_ids) < max_length and tokenizer.eos_token_id is not None:
-            input_ids.append(tokenizer.eos_token_id)
-        labels = list(input_ids)
-        if not train_on_prompt:
-            prompt_length = len(tokenizer(row.prompt)["input_ids"])
-            labels[:prompt_length] = [IGNORED_LABEL] * min(prompt_length, len(labels))
-        if any(label != IGNORED_LABEL for label in labels[1:]):
-            encoded.append({"input_ids": input_ids, "labels": labels})
+    for number, row in enumerate(rows, start=1):
+        prompt, answer = split_answer(encode, row.prompt, row.completion)
+        whole = [*prompt, *answer]
+        if train_on_end and tokenizer.eos_token_id is not None and whole[-1:] != [tokenizer.eos_token_id]:
+            whole.append(tokenizer.eos_token_id)
+        input_ids = whole[:max_length]
+        ignored = 0 if train_on_prompt else min(len(prompt), len(input_ids))
+        labels = [IGNORED_LABEL] * ignored + input_ids[ignored:]
+        if all(label == IGNORED_LABEL for label in labels[1:]):
+            account.note("unlabelled", number)
+            continue
+        if len(prompt) + len(answer) > max_length:
+            account.note("cut", number)
+        encoded.append({"input_ids": input_ids, "labels": labels, "gold": row.gold})
     if not encoded:
         raise RecipeInvalid(
             f"every row is cut before its completion at {max_length} tokens", where="task.max_length", remedy="Raise it"
@@ -65,7 +80,7 @@ class PadToBatch:
 
     pad_token_id: int
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask` and `labels`, each [batch, length] int64."""
         import torch
 

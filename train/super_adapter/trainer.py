@@ -85,9 +85,8 @@ class NlsTrainer(transformers.Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self.section.group_by_length:
             return super()._get_train_sampler(train_dataset)
-        lengths = [len(row["input_ids"]) for row in self.train_dataset]
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(lengths, batch_size=batch_size, seed=self.args.seed)
+        return LengthGroupedSampler(self.train_dataset, batch_size=batch_size, seed=self.args.seed)
 
     def compute_loss(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +13,60 @@ from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import SPLITS, Split, TaskRow
 from shearling.recipe import HubDataset, SplitShares, TaskSection
 from train.package_asset import fetch
+from train.task.row_account import RowAccount
 
 
-def build_rows(task: TaskSection) -> dict[Split, list[TaskRow]]:
+@dataclass(frozen=True)
+class BuiltRows:
+    """The rows of a task, and what became of the others.
+
+    Attributes:
+        splits: rows by split, cut to the section's limits.
+        account: rows of the data that were left out, counted from 1.
+        read: how many rows the data has.
+    """
+
+    splits: dict[Split, list[TaskRow]]
+    account: RowAccount
+    read: int
+
+
+def build_rows(task: TaskSection) -> BuiltRows:
     """Render and split the data of a recipe.
 
     A row's split follows from the sha256 of its prompt alone, so it is stable when data is added, and the same prompt
     is never in two splits. Within a split rows are ordered by that digest: an order without pattern, the same
-    everywhere.
+    everywhere. A row that renders to nothing is left out, and of rows with the same prompt the first is taken.
 
     Args:
         task: the [task] section.
-
-    Returns:
-        Rows by split, cut to the section's limits.
 
     Raises:
         RecipeInvalid: a template does not render on a row, or a split came out empty.
         ArtefactMissing, DocumentInvalid: the data is absent or malformed.
     """
-    render = _Renderer(task)
+    render, account, number = _Renderer(task), RowAccount(), 0
     unique: dict[str, TaskRow] = {}
     for number, record in enumerate(_records(task), start=1):
         row = render(record, number)
-        unique.setdefault(row.id, row)
+        if row is None:
+            account.note("empty", number)
+        elif unique.setdefault(row.id, row) is not row:
+            same = unique[row.id].completion == row.completion
+            account.note("repeated" if same else "contradicting", number)
     splits: dict[Split, list[TaskRow]] = {split: [] for split in SPLITS}
     for digest in sorted(unique):
         splits[assign_split(digest, task.split)].append(unique[digest])
     limited = {split: rows[: getattr(task.rows, split)] for split, rows in splits.items()}
     for split, rows in limited.items():
         if not rows:
+            left_out = account.sentence(number)
             raise RecipeInvalid(
-                f"no {split} rows among {len(unique)} different ones",
+                f"no {split} rows among {len(unique)} different ones{f': {left_out}' if left_out else ''}",
                 where="[task]",
                 remedy="Give more data or another [task.split]",
             )
-    return limited
+    return BuiltRows(limited, account, number)
 
 
 def assign_split(digest: str, shares: SplitShares) -> Split:
@@ -73,7 +92,13 @@ class _Renderer:
         environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
         self.task = task
         self.template_error = TemplateError
-        sources = {"text": task.text, "prompt": task.prompt, "gold": task.gold, "completion": task.completion}
+        sources = {
+            "text": task.text,
+            "prompt": task.prompt,
+            "gold": task.gold,
+            "completion": task.completion,
+            "answer": task.answer,
+        }
         self.templates = {}
         for name, source in sources.items():
             if source is not None:
@@ -82,29 +107,37 @@ class _Renderer:
                 except TemplateError as error:
                     raise RecipeInvalid(f"not a Jinja template: {error}", where=f"task.{name}") from None
 
-    def __call__(self, record: Mapping[str, Any], number: int) -> TaskRow:
-        text = self._render("text", record, number)
-        fields = {**record, "text": text}
-        prompt = self._render("prompt", fields, number)
-        gold = None
-        if self.task.choices is None:
-            completion = self._render("completion", fields, number)
-        else:
-            gold = self._gold(self._render("gold", fields, number), number, len(self.task.choices))
-            completion = self.task.choices[gold]
-        digest = hashlib.sha256(prompt.encode()).hexdigest()
-        return TaskRow(id=digest, prompt=prompt, choices=self.task.choices, gold=gold, completion=completion, text=text)
+    def __call__(self, record: Mapping[str, Any], number: int) -> TaskRow | None:
+        """The row, or None where one of its parts renders to nothing."""
+        fields = dict(record)
+        rendered: dict[str, str] = {}
+        for name in self.templates:
+            rendered[name] = self._render(name, fields, number)
+            if not rendered[name].strip():
+                return None
+            # Later templates may use the text.
+            fields["text"] = rendered["text"]
+        choices, gold, completion = self.task.choices, None, rendered.get("completion", "")
+        if choices is not None:
+            gold = self._gold(rendered["gold"], number, len(choices))
+            completion = choices[gold]
+        return TaskRow(
+            id=hashlib.sha256(rendered["prompt"].encode()).hexdigest(),
+            prompt=rendered["prompt"],
+            choices=choices,
+            gold=gold,
+            completion=completion,
+            text=rendered["text"],
+            answer=rendered["answer"].strip() if "answer" in rendered else None,
+        )
 
     def _render(self, name: str, fields: Mapping[str, Any], number: int) -> str:
         try:
-            rendered = self.templates[name].render(fields)
+            return self.templates[name].render(fields)
         except (self.template_error, TypeError) as error:
             raise RecipeInvalid(
                 f"row {number}: {error}", where=f"task.{name}", remedy=f"The row has: {', '.join(fields)}"
             ) from None
-        if not rendered.strip():
-            raise RecipeInvalid(f"row {number} renders to nothing", where=f"task.{name}")
-        return rendered
 
     def _gold(self, rendered: str, number: int, count: int) -> int:
         text = rendered.strip()

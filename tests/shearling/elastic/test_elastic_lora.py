@@ -15,18 +15,23 @@ OUT, IN, R_MAX, SCALING = 13, 11, 6, 2.0
 
 
 def make_layer(
-    *, masked: bool, seed: int = 0, bias: bool = False, dtype: torch.dtype = torch.float32
+    *,
+    masked: bool,
+    seed: int = 0,
+    bias: bool = False,
+    dtype: torch.dtype = torch.float32,
+    size: tuple[int, int] = (OUT, IN),
 ) -> ElasticLoraLinear:
     generator = torch.Generator().manual_seed(seed)
-    base = nn.Linear(IN, OUT, bias=bias).to(dtype)
+    base = nn.Linear(size[1], size[0], bias=bias).to(dtype)
     with torch.no_grad():
-        base.weight.copy_(torch.randn(OUT, IN, generator=generator))
-        mask = torch.rand(OUT, IN, generator=generator) > 0.5
+        base.weight.copy_(torch.randn(size, generator=generator))
+        mask = torch.rand(size, generator=generator) > 0.5
         if masked:
             base.weight.mul_(mask)
     layer = ElasticLoraLinear(base, r_max=R_MAX, scaling=SCALING, mask=mask if masked else None, generator=generator)
     with torch.no_grad():
-        layer.lora_b.copy_(torch.randn(OUT, R_MAX, generator=generator))
+        layer.lora_b.copy_(torch.randn(size[0], R_MAX, generator=generator))
     return layer
 
 
@@ -42,16 +47,24 @@ def test_masked_forward_is_the_formula(rank):
 
 @pytest.mark.parametrize("rank", [1, 3, R_MAX])
 @pytest.mark.parametrize("bias", [True, False])
-def test_masked_merge_is_bit_exact_with_the_training_forward(rank, bias):
-    layer = make_layer(masked=True, bias=bias)
+@pytest.mark.parametrize("autocast", [True, False])
+def test_masked_merge_is_bit_exact_with_the_training_forward(rank, bias, autocast):
+    # Wide enough for a product that is summed in blocks: a bias added behind it is rounded once more.
+    out, width = 96, 576
+    layer = make_layer(masked=True, bias=bias, size=(out, width))
     layer.activate(rank)
-    x = torch.randn(7, IN)
-    merged = nn.Linear(IN, OUT, bias=bias)
+    x = torch.randn(5, 7, width)
+    merged = nn.Linear(width, out, bias=bias)
     merged.weight.data = layer.merged_weight()
     if bias:
         merged.bias.data = layer.bias.data
     layer.train()
-    assert torch.equal(layer(x), x @ merged.weight.T + merged.bias if bias else F.linear(x, merged.weight))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        trained = layer(x)
+        assert torch.equal(trained, merged(x))
+    layer.hold_merged(hold=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert torch.equal(trained, layer(x))
     assert torch.equal(layer.merged_weight()[~layer.mask], torch.zeros(int((~layer.mask).sum())))
 
 
@@ -85,6 +98,21 @@ def test_activation_equals_zeroed_rows(masked):
     torch.testing.assert_close(cut(x), zeroed(x), atol=1e-6, rtol=1e-6)
 
 
+def test_adapters_start_as_those_of_peft():
+    a = ElasticLoraLinear(nn.Linear(400, 3), r_max=R_MAX, scaling=SCALING, mask=None).lora_a.detach()
+    # kaiming_uniform with a = sqrt(5) is uniform in +- 1 / sqrt(in).
+    assert 0.95 / 20 < a.abs().max() <= 1 / 20
+    assert abs(float(a.mean())) < 0.1 / 20
+
+
+def test_dropout_is_on_the_input_of_the_adapter_while_training():
+    base = nn.Linear(IN, OUT, bias=False)
+    layer, x = ElasticLoraLinear(base, r_max=R_MAX, scaling=SCALING, mask=None, dropout=1.0), torch.randn(3, IN)
+    nn.init.ones_(layer.lora_b)
+    assert torch.equal(layer.train()(x), base(x))
+    assert not torch.allclose(layer.eval()(x), base(x))
+
+
 def test_scaling_does_not_follow_the_rank():
     layer = make_layer(masked=False)
     large, small = (
@@ -105,13 +133,14 @@ def test_gradients_reach_the_prefix_only(masked):
     assert not layer.lora_b.grad[:, 2:].any()
 
 
-def test_handwritten_gradient_equals_autograd():
-    layer = make_layer(masked=True)
+@pytest.mark.parametrize("bias", [True, False])
+def test_handwritten_gradient_equals_autograd(bias):
+    layer = make_layer(masked=True, bias=bias)
     layer.activate(4)
     x = torch.randn(2, 3, IN, requires_grad=True)
     upstream = torch.randn(2, 3, OUT)
     ours = torch.autograd.grad(layer(x), (x, layer.lora_a, layer.lora_b), upstream)
-    reference = F.linear(x, layer.weight + SCALING * (layer.lora_b[:, :4] @ layer.lora_a[:4]) * layer.mask)
+    reference = F.linear(x, layer.weight + SCALING * (layer.lora_b[:, :4] @ layer.lora_a[:4]) * layer.mask, layer.bias)
     theirs = torch.autograd.grad(reference, (x, layer.lora_a, layer.lora_b), upstream)
     for left, right in zip(ours, theirs, strict=True):
         torch.testing.assert_close(left, right, atol=1e-4, rtol=1e-5)
@@ -177,9 +206,10 @@ def test_shapes_that_do_not_fit_are_refused():
             effective_weight(**{"weight": weight, "lora_a": a, "lora_b": b, "mask": None, "scaling": 1.0, **bad})
 
 
-def test_nan_in_the_adapter_is_found_when_merging():
-    layer = make_layer(masked=True)
+@pytest.mark.parametrize("broken", ["nan", "inf", "-inf"])
+def test_what_is_not_finite_in_the_adapter_is_found_when_merging(broken):
+    layer = make_layer(masked=False)
     with torch.no_grad():
-        layer.lora_a[0, 0] = float("nan")
+        layer.lora_a[0, 0] = float(broken)
     with pytest.raises(NonFiniteWeights):
         layer.merged_weight()

@@ -12,8 +12,10 @@ from pathlib import Path
 import openvino
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, NonFiniteWeights, UsageError
+from shearling.evaluation.causal_scorer import OpenVINOScorer
 from shearling.evaluation.confidence import accuracies_differ, wilson_interval
 from shearling.evaluation.evaluator import Evaluation, Evaluator, torch_scorer
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
@@ -272,6 +274,17 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     assert deployed.answers == trained.answers
     assert deployed.loss == pytest.approx(trained.loss, rel=1e-4)
     assert deployed.bits_per_byte == pytest.approx(trained.bits_per_byte, rel=1e-4)
+    asked = [
+        Instance("generate_until", doc={}, arguments=(prompt, {"until": ["."], "max_gen_toks": 9}), idx=0)
+        for prompt in ("The quick", "Report: nation's models are sparse, small and fast;", "yes")
+    ]
+    scorers = (
+        OpenVINOScorer(compile_ir(xml, properties=properties), tokenizer, batch_size=2),
+        torch_scorer(FAMILIES["llama_tied_gqa"](), tokenizer),
+    )
+    generated, expected = (scorer.generate_until(asked) for scorer in scorers)
+    assert generated == expected
+    assert all(expected)
 
     tokenizer.save_pretrained(tmp_path)
     facts = TaskFacts(name="headlines", multiple_choice=True, rows={"validation": 23, "test": 23})

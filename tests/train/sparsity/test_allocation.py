@@ -55,9 +55,9 @@ def test_outliers_are_counted_as_the_formula_says() -> None:
         outliers += int((scores > 5 * scores.mean()).sum())
         weights += scores.numel()
     assert shares[1] == pytest.approx(outliers / weights)
-    assert max(shares) == shares[1]
+    assert shares[1] > shares[0]
     ratios = outlier_ratios(model, TEXT, 0.6)
-    assert min(ratios) == ratios[1]
+    assert ratios[1] < ratios[0]
 
 
 def test_a_recipe_prunes_layers_by_their_outliers(tmp_path: Path) -> None:

@@ -9,14 +9,19 @@ from shearling.errors import RecipeInvalid
 from shearling.evaluation.task import TaskRow
 from tests.support.tiny_models import EOS, tiny_tokenizer
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch, tokenise_rows
+from train.task.row_account import RowAccount
 
 
 def row(prompt="The quick brown fox:", completion=" jumps") -> TaskRow:
     return TaskRow(id="0", prompt=prompt, choices=None, gold=None, completion=completion, text=prompt)
 
 
-def tokenise(*rows, max_length=64, train_on_prompt=True):
-    return tokenise_rows(rows, tiny_tokenizer(), max_length=max_length, train_on_prompt=train_on_prompt)
+def tokenise(*rows, max_length=64, train_on_prompt=True, **options):
+    return tokenise_rows(rows, tiny_tokenizer(), max_length=max_length, train_on_prompt=train_on_prompt, **options)
+
+
+def learnt(encoded):
+    return tiny_tokenizer().decode([label for label in encoded["labels"] if label != IGNORED_LABEL])
 
 
 def test_prompt_and_completion_are_encoded_as_one_text():
@@ -35,6 +40,50 @@ def test_the_prompt_can_be_left_out_of_the_loss():
     learnt = [label for label in encoded["labels"] if label != IGNORED_LABEL]
     assert tokenizer.decode(learnt) == f" jumps{EOS}"
     assert encoded["labels"][-len(learnt) :] == learnt == encoded["input_ids"][-len(learnt) :]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected"),
+    [
+        ("Is this headline sarcastic? Answer: ", "yes", " yes"),
+        # One token covers the end of the prompt and all of the completion.
+        ("The quick brown fo", "x jumps", " fox jumps"),
+        ("Answer:\n", "no", "\nno"),
+    ],
+)
+def test_the_answer_is_learnt_where_it_merges_with_the_prompt(prompt, completion, expected):
+    (encoded,) = tokenise(row(prompt, completion), train_on_prompt=False)
+    assert learnt(encoded) == f"{expected}{EOS}"
+
+
+def test_the_end_token_is_learnt_once_or_not_at_all():
+    whole, ended = row(), row(completion=f" jumps{EOS}")
+    for example in (whole, ended):
+        (encoded,) = tokenise(example, train_on_prompt=False)
+        assert learnt(encoded) == f" jumps{EOS}"
+    (encoded,) = tokenise(whole, train_on_prompt=False, train_on_end=False)
+    assert learnt(encoded) == " jumps"
+    assert encoded["input_ids"] == tiny_tokenizer()("The quick brown fox: jumps")["input_ids"]
+
+
+def test_rows_that_are_cut_or_have_nothing_to_learn_are_counted_and_named():
+    length = len(tiny_tokenizer()("The quick brown fox: jumps over")["input_ids"])
+    rows = (row(), row("fox " * 50), row(completion=" jumps over"), row(completion=" jumps over the lazy dog"))
+    account = RowAccount()
+    encoded = tokenise(*rows, max_length=length, train_on_prompt=False, account=account)
+    assert len(encoded) == 3
+    assert account.counts == {"cut": 1, "unlabelled": 1}
+    assert account.sentence(len(rows)) == (
+        "of 4 rows 1 cut inside their completion (4), 1 left out because nothing to learn is left of them (2)"
+    )
+
+
+def test_a_first_token_has_nothing_before_it_that_could_predict_it():
+    assert len(tiny_tokenizer()("The")["input_ids"]) == 1
+    account = RowAccount()
+    options = {"train_on_prompt": False, "train_on_end": False, "account": account}
+    assert len(tokenise(row("T", "he"), row(), **options)) == 1
+    assert account.counts == {"unlabelled": 1}
 
 
 def test_the_end_token_needs_room():

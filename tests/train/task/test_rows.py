@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.recipe import SplitShares, TaskSection
-from train.task.rows import assign_split, build_rows
+from train.task.rows import assign_split
+from train.task.rows import build_rows as build
 
 SPLITS = ("train", "validation", "test")
 
@@ -33,6 +34,10 @@ def section(path, **changes):
         "gold": "{{ label }}",
     }
     return TaskSection(name="headlines", path=path, **{**options, **changes})
+
+
+def build_rows(task):
+    return build(task).splits
 
 
 def prompts(splits):
@@ -67,6 +72,27 @@ def test_the_same_prompt_is_one_row_in_one_split(tmp_path):
     assert {row.prompt: row.gold for row in rows} == {
         f"Q: {record['headline']}\nA:": record["label"] for record in data
     }
+
+
+def test_rows_that_are_left_out_are_counted_and_the_first_are_named(tmp_path):
+    data = records(200)
+    empty = [{"headline": " ", "label": 0}] * 5
+    other = [{"headline": record["headline"], "label": 1 - record["label"]} for record in data[:2]]
+    built = build(section(write(tmp_path / "d.jsonl", [*empty, *data, data[7], *other])))
+    assert built.splits == build_rows(section(write(tmp_path / "clean.jsonl", data)))
+    assert built.read == 208
+    assert built.account.counts == {"empty": 5, "repeated": 1, "contradicting": 2}
+    assert built.account.sentence(built.read) == (
+        "of 208 rows 5 left out because they render to nothing (1, 2, 3, ...), 1 left out as repetitions (206), "
+        "2 left out because their prompt came before with another completion (207, 208)"
+    )
+    assert build(section(write(tmp_path / "clean.jsonl", data))).account.sentence(200) is None
+
+
+def test_data_of_which_nothing_is_left_is_refused_with_the_reason(tmp_path):
+    path = write(tmp_path / "d.jsonl", [{"headline": "", "label": 0}] * 9)
+    with pytest.raises(RecipeInvalid, match="no train rows among 0 different ones: of 9 rows 9 left out because they"):
+        build(section(path))
 
 
 def test_limits_take_a_prefix(tmp_path):
@@ -114,7 +140,6 @@ def test_generative_tasks_have_no_choices(tmp_path):
     [
         ({}, {"label": 0}, "task.text", "row 4: 'headline' is undefined"),
         ({}, {"headline": "x"}, "task.gold", "row 4: 'label' is undefined"),
-        ({}, {"headline": "  ", "label": 0}, "task.text", "row 4 renders to nothing"),
         ({}, {"headline": "x", "label": 2}, "task.gold", "row 4 renders to '2', expected an index 0..1"),
         ({}, {"headline": "x", "label": -1}, "task.gold", "'-1'"),
         ({}, {"headline": "x", "label": "yes"}, "task.gold", "'yes'"),

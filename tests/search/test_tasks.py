@@ -1,0 +1,113 @@
+"""What a search may measure: generated answers of the run's own task, and task files from anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.stage import search_by_recipe
+from shearling.elastic.subnet import open_subnet
+from shearling.elastic.super_network import load_super_network
+from shearling.errors import UsageError
+from shearling.evaluation.evaluator import Evaluator, torch_scorer
+from shearling.run import Run
+from tests.support.tiny_runs import write_tiny_recipe
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHOSEN = 'choices = [" no", " yes"]\ngold = "{{ label }}"\n'
+GENERATED = """completion = " I say {{ number }}, {{ 'yes' if label else 'no' }}"
+answer = "{{ 'yes' if label else 'no' }}"
+answer_pattern = "yes|no"
+max_new_tokens = 24
+"""
+
+
+def shell(stage: str, *options: object) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", stage, *map(str, options)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose rows are told as a chain of thought that no model repeats word by word."""
+    directory = tmp_path_factory.mktemp("generating")
+    recipe = write_tiny_recipe(directory, train={"steps": 60, "save_steps": 60})
+    text = recipe.read_text()
+    assert CHOSEN in text
+    recipe.write_text(text.replace(CHOSEN, GENERATED).replace("max_length = 32", "max_length = 64"))
+    rows = [json.loads(line) for line in (directory / "headlines.jsonl").read_text().splitlines()]
+    numbered = [{**row, "number": 997 * place} for place, row in enumerate(rows)]
+    (directory / "headlines.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in numbered))
+    shell("train", "--recipe", recipe, "--output", directory / "run")
+    return directory / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Run:
+    return Run(shutil.copytree(trained, tmp_path / "run"))
+
+
+def search(run: Run, *options: object) -> None:
+    sizes = ("--evaluations", "2", "--population", "2", "--precision", "fp32")
+    shell("search", "--run", run.path, *sizes, *options)
+
+
+def write_task(directory: Path, split: str) -> Path:
+    directory.mkdir()
+    rows = [{"question": f"Is {number} even? Answer:", "label": number % 2} for number in range(6)]
+    (directory / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path = directory / "even.yaml"
+    path.write_text(
+        f"task: even\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    {split}: rows.jsonl\n"
+        f"{split}_split: {split}\noutput_type: multiple_choice\ndoc_to_text: '{{{{question}}}}'\n"
+        "doc_to_choice: [' yes', ' no']\ndoc_to_target: label\ntarget_delimiter: ''\nmetric_list:\n  - metric: acc\n"
+    )
+    return path
+
+
+def test_generated_answers_are_searched_by_what_is_found_in_them(run: Run) -> None:
+    search(run)
+    metrics = open_subnet(run.search / "best.json").subnet.metrics
+    assert metrics is not None
+    # Most rows end in the right word, and none is told as the data tells it.
+    assert metrics.accuracy > 0.5
+    network = load_super_network(run)
+    network.activate(open_subnet(run.search / "best.json").subnet.choice)
+    scorer = torch_scorer(network.model, network.tokenizer)
+    again = Evaluator("headlines", split="validation", include_path=run.task).measure(scorer)
+    assert again.accuracy == metrics.accuracy
+    config = json.loads((run.task / "headlines_validation.yaml").read_text())
+    assert (config["output_type"], config["generation_kwargs"]["max_gen_toks"]) == ("generate_until", 24)
+    told = {"output_type": "loglikelihood", "doc_to_target": "completion", "metric_list": [{"metric": "acc"}]}
+    kept = {key: config[key] for key in ("dataset_path", "dataset_kwargs", "validation_split", "doc_to_text")}
+    whole = {**kept, **told, "task": "whole", "target_delimiter": "", "metadata": {"version": 1.0}}
+    (run.task / "whole.yaml").write_text(json.dumps(whole))
+    word_by_word = Evaluator("whole", split="validation", include_path=run.task).measure(scorer)
+    assert word_by_word.accuracy == 0
+
+
+def test_test_rows_are_searched_only_where_that_is_said(run: Run, tmp_path: Path) -> None:
+    file = write_task(tmp_path / "own", "test")
+    with pytest.raises(UsageError, match="no validation split: it has test") as refused:
+        search_by_recipe(run, settings={"task": str(file)}, rule={})
+    assert "--split test" in str(refused.value.remedy)
+    with pytest.raises(UsageError, match="the test rows of the run judge"):
+        search_by_recipe(run, settings={"split": "test"}, rule={})
+    search(run, "--task", file, "--split", "test")
+    metrics = open_subnet(run.search / "best.json").subnet.metrics
+    assert metrics is not None
+    assert (metrics.task, metrics.split) == ("even", "test")
