@@ -325,6 +325,13 @@ class TrainSection(Section):
         False, description="rows of similar length share a batch: less padding, less random"
     )
     save_steps: int = pydantic.Field(50, ge=1, description="steps between checkpoints")
+    draw: Literal["independent", "shared"] = pydantic.Field(
+        "independent",
+        description="which sub-network a micro-batch trains: every group draws for itself, or all together",
+    )
+    largest_first: float = pydantic.Field(
+        0.0, ge=0, lt=1, description="share of the steps, at the beginning, that train the largest sub-network alone"
+    )
     sandwich: bool = pydantic.Field(
         False, description="every micro-batch trains the largest, the smallest and one drawn sub-network"
     )

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ class Training:
         inputs: what decides the outcome beside the parents; where it changes, what is unfinished starts over.
         details: of the artefact, beside what follows from the others.
         build: the super-network with the adapter to begin with, and the order that its channels were brought into.
-        sampler: of a space, which sub-network every micro-batch trains.
+        sampler: of a space and a number of micro-batches, which sub-network every one of them trains.
         base: the dense model; asked for where the section has a teacher.
     """
 
@@ -61,7 +62,7 @@ class Training:
     inputs: Mapping[str, Any]
     details: Mapping[str, Any]
     build: Callable[[], tuple[SuperNetwork, Reordering | None]]
-    sampler: Callable[[SearchSpace], RankSampler]
+    sampler: Callable[[SearchSpace, int], RankSampler]
     base: Artefact
 
 
@@ -97,10 +98,16 @@ def train_super_adapter(
         inputs=inputs,
         details={"recipe": inputs, "search": section_as_json(recipe.search)},
         build=lambda: _build_network(recipe, frozen, task),
-        sampler=lambda space: RankSampler(space, seed=recipe.seed),
+        sampler=partial(draw_by_recipe, recipe.train, seed=recipe.seed),
         base=base,
     )
     carry_out(training, destination, force=force)
+
+
+def draw_by_recipe(section: TrainSection, space: SearchSpace, micro_batches: int, *, seed: int) -> RankSampler:
+    """The sampler that [train] asks for."""
+    largest_until = int(section.largest_first * micro_batches)
+    return RankSampler(space, seed=seed, kind=section.draw, largest_until=largest_until)
 
 
 def carry_out(training: Training, destination: Path, *, force: bool) -> None:
@@ -243,7 +250,7 @@ def _fit(
             network,
             rows,
             arguments=arguments,
-            sampler=training.sampler(network.space),
+            sampler=training.sampler(network.space, steps * train.gradient_accumulation),
             section=train,
             teacher=_teacher(network, training, precision=precision),
             callbacks=[StepReporter(advance, interruption)],

@@ -88,7 +88,7 @@ def tune_subnet(
         inputs=inputs,
         details={"recipe": {**recipe, "train": section_as_json(section)}, "search": details["search"], **inputs},
         build=build,
-        sampler=lambda space: OneSubnet(space, choice, seed=int(recipe["seed"])),
+        sampler=lambda space, _micro_batches: OneSubnet(space, choice, seed=int(recipe["seed"])),
         base=base,
     )
     with processes.main_first():

@@ -45,3 +45,23 @@ def test_the_sequence_is_fixed_for_good():
         (16, 32, 32, 16, 16, 16),
         (16, 32, 16, 16, 24, 32),
     ]
+
+
+def test_a_shared_draw_takes_the_same_place_in_every_group():
+    space, draws = make_space(), 3000
+    sampler = RankSampler(space, seed=0, kind="shared")
+    drawn = collections.Counter(tuple(sampler.draw().values()) for _ in range(draws))
+    longest = max(len(group.values) for group in space.groups)
+    assert len(drawn) == longest
+    expected = draws / longest
+    assert sum((count - expected) ** 2 / expected for count in drawn.values()) < 13.8
+    assert tuple(space.maximal().values()) in drawn
+    assert tuple(space.minimal().values()) in drawn
+
+
+def test_the_largest_comes_first_and_then_what_would_have_been_drawn():
+    space = make_space()
+    first = RankSampler(space, seed=0, largest_until=5)
+    plain = RankSampler(space, seed=0)
+    for number in range(12):
+        assert first.draw() == (space.maximal() if number < 5 else plain.choice_at(number))
