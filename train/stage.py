@@ -30,7 +30,7 @@ from shearling.strict_json import write_json
 from train.base.artefact import import_base, source_digest
 from train.preflight import ModelSource, check_structure, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
-from train.sparsity.calibration import calibration_blocks, healing_text
+from train.sparsity.calibration import calibration_blocks, calibration_file, healing_text
 from train.super_adapter import processes
 from train.super_adapter.artefact import train_super_adapter
 from train.task.rows import build_rows
@@ -98,7 +98,7 @@ def _make_inputs(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
         made["sparse"] = _reuse_or_make(
             run.sparse,
             "sparse",
-            sparsity_inputs(section, seed=recipe.seed, text=_calibration_text(section, run)),
+            sparsity_inputs(section, seed=recipe.seed, texts=_calibration_texts(section, run)),
             {"base": made["base"]},
             lambda: _make_sparse(section, run, made, seed=recipe.seed, force=force),
             force=force,
@@ -224,14 +224,17 @@ def _make_sparse(section: SparsitySection, run: Run, made: Mapping[str, Artefact
         section=section,
         calibration=blocks,
         healing=windows,
-        text=_calibration_text(section, run),
+        texts=_calibration_texts(section, run),
         seed=seed,
         force=force,
     )
 
 
-def _calibration_text(section: SparsitySection, run: Run) -> Path:
-    return section.calibration.path or rows_file(run.task, "train")
+def _calibration_texts(section: SparsitySection, run: Run) -> list[Path]:
+    file, rows = calibration_file(section.calibration), rows_file(run.task, "train")
+    if file is None:
+        return [rows]
+    return [file, rows] if section.calibration.task_rows else [file]
 
 
 def _check_replaceable(run: Run) -> None:

@@ -38,6 +38,16 @@ class Arm:
     task: Mapping[str, Any] = field(default_factory=dict)
     ranks: Literal["fixed", "elastic"] = "fixed"
 
+    def suits(self, ratio: Ratio) -> bool:
+        """Whether it can have the ratio: a pattern such as 2:4 has the same share in every layer."""
+        uniform = self.sparsity is None or self.sparsity.get("allocation", "uniform") == "uniform"
+        return uniform or ratio.section["pattern"] == "unstructured"
+
+
+REFIT: Mapping[str, Any] = {"method": "wanda", "reconstruction": {"matrix_steps": 15}}
+HEALED: Mapping[str, Any] = {**REFIT, "healing": {"steps": 100, "batch_size": 8, "seq_len": 64}}
+TAUGHT: Mapping[str, Any] = {"teacher": {"prompt": 0.3}}
+SHARED: Mapping[str, Any] = {"draw": "shared"}
 
 ARMS: Mapping[str, Arm] = {
     arm.name: arm
@@ -47,9 +57,20 @@ ARMS: Mapping[str, Arm] = {
         Arm("wanda", "Wanda", sparsity={"method": "wanda"}),
         Arm("wanda-apart", "Wanda, adapter apart", sparsity={"method": "wanda"}, adapter={"masked": False}),
         Arm("wanda-elastic", "Wanda, elastic", sparsity={"method": "wanda"}, ranks="elastic"),
+        Arm("sparsegpt", "SparseGPT", sparsity={"method": "sparsegpt"}),
+        Arm("alps", "ALPS", sparsity={"method": "alps"}),
+        Arm("refit", "Wanda, refit", sparsity=REFIT),
+        Arm("tuned", "ALPS, layers tuned", sparsity={"method": "alps", "reconstruction": {"layer_epochs": 4}}),
+        Arm("owl", "OWL, refit", sparsity={**REFIT, "allocation": "owl"}),
+        Arm("healed", "healed", sparsity=HEALED),
+        Arm("owl-healed", "OWL, healed", sparsity={**HEALED, "allocation": "owl"}),
+        Arm("taught", "healed, taught", sparsity=HEALED, train=TAUGHT),
+        Arm("elastic", "healed, taught, elastic", sparsity=HEALED, train={**TAUGHT, **SHARED}, ranks="elastic"),
+        Arm("elastic-drawn", "the same, drawn apart", sparsity=HEALED, train=TAUGHT, ranks="elastic"),
     )
 }
-"""`wanda-apart` says what the mask costs: its adapters cannot be merged without losing zeros."""
+"""`wanda-apart` says what the mask costs: its adapters cannot be merged without losing zeros. `elastic` is what the
+shipped recipes do."""
 
 
 @dataclass(frozen=True)

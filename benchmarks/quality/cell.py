@@ -133,6 +133,9 @@ class Cell:
         }
         if arm.sparsity is not None and self.ratio is not None:
             recipe["sparsity"] = _layered({"calibration": dict(model.calibration), **self.ratio.section}, arm.sparsity)
+        if model.head == "classifier":
+            # It has no language that a teacher could keep.
+            recipe["train"].pop("teacher", None)
         if arm.ranks == "elastic":
             recipe["search"] = {**model.search, "seed": self.seed}
         return recipe
@@ -163,12 +166,14 @@ def cross(
     steps: int | None = None,
     test_rows: int | None = None,
 ) -> dict[str, Cell]:
-    """All cells by name: a whole table for one seed before the next; a task that a model cannot answer is left out, and
-    a dense arm has one cell for all ratios.
+    """All cells by name: a whole table for one seed before the next.
+
+    A task that a model cannot answer is left out, and a ratio that an arm cannot have; a dense arm has one cell for all
+    ratios.
     """
     cells: dict[str, Cell] = {}
     for model, seed, task, ratio, arm in itertools.product(models, seeds, tasks, tuple(ratios), tuple(arms)):
-        if task.suits(model.head):
+        if task.suits(model.head) and arm.suits(ratio):
             pruned = None if arm.sparsity is None else ratio
             cell = Cell(model, arm, pruned, task, seed, steps, test_rows)
             cells.setdefault(cell.name, cell)

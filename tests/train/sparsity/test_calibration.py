@@ -54,3 +54,15 @@ def test_too_little_text_and_a_missing_file_are_refused(tmp_path):
     assert caught.value.where == "sparsity.calibration.seq_len"
     with pytest.raises(ArtefactMissing):
         blocks(CalibrationSection(path=tmp_path / "none.txt"))
+
+
+def test_windows_of_a_text_and_of_the_rows_take_turns(tmp_path):
+    (tmp_path / "text.txt").write_text("zebra " * 60)
+    section = CalibrationSection(samples=7, seq_len=10, path=tmp_path / "text.txt", task_rows=True)
+    general = {tuple(stream("zebra " * 60)[start : start + 10]) for start in range(400)}
+    whole = stream(*(row.prompt + row.completion for row in ROWS))
+    task = {tuple(whole[start : start + 10]) for start in range(len(whole) - 9)}
+    found = [tuple(block.tolist()) for block in blocks(section)]
+    assert len(found) == 7
+    assert all(block in general for block in found[::2])
+    assert all(block in task for block in found[1::2])
