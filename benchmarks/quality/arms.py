@@ -47,7 +47,7 @@ class Arm:
 REFIT: Mapping[str, Any] = {"method": "wanda", "reconstruction": {"matrix_steps": 15}}
 HEALED: Mapping[str, Any] = {**REFIT, "healing": {"steps": 100, "batch_size": 8, "seq_len": 64}}
 TAUGHT: Mapping[str, Any] = {"teacher": {"prompt": 0.3}}
-SHARED: Mapping[str, Any] = {"draw": "shared"}
+SHARED: Mapping[str, Any] = {"draw": "shared", "largest_first": 0.7}
 
 ARMS: Mapping[str, Arm] = {
     arm.name: arm
