@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shearling.console import progress
+from shearling.console import log, progress
 from shearling.errors import NonFiniteWeights, RecipeInvalid, ShapeMismatch, ShearlingError
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.recipe import ReconstructionSection
@@ -147,6 +147,8 @@ class _LayerByLayer:
         if self.method.needs_gram or self.reconstruction is not None:
             watchers += [(linear, partial(grams.watch, path)) for path, linear in linears.items()]
         states.watch(self.transformer.layers[index], watchers)
+        if index == 0:
+            _say_if_short(linears, grams)
         for path, linear in linears.items():
             dense = linear.weight.detach().clone()
             # Popped, so that what it gathered is freed before the next one works.
@@ -192,6 +194,17 @@ class _LayerByLayer:
                 seed=self.seed + index,
             )
         return LayerErrors(pruned, output_error(layer, states, targets))
+
+
+def _say_if_short(linears: Mapping[str, nn.Linear], grams: LayerGrams) -> None:
+    """Fewer tokens than inputs leave directions of which nothing is known."""
+    path, widest = max(linears.items(), key=lambda item: item[1].in_features)
+    tokens = grams[path].tokens
+    if 0 < tokens < widest.in_features:
+        log.print(
+            f"the calibration text has {tokens} tokens, fewer than the {widest.in_features} inputs of {path}: its "
+            "Hessian is damped, and more samples would repair more"
+        )
 
 
 def _check_calibration(calibration: Sequence[Tensor], method: PruningMethod) -> None:

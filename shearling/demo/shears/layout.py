@@ -17,7 +17,7 @@ class ShearsLayout(DemoLayout):
 
     @property
     def run(self) -> Run:
-        """Wanda, super-adapter, search, export."""
+        """Pruning, super-adapter, search, export."""
         return Run(self.path)
 
     @property

@@ -127,11 +127,12 @@ def test_a_hessian_that_holds_nothing_or_nan_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "alps"])
-def test_a_text_shorter_than_a_row_is_damped(method: str) -> None:
+def test_a_text_shorter_than_a_row_is_damped_and_said_so(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Five tokens, rows of 48: H is singular, and damped so that the weights stay finite."""
     model = FAMILIES["llama"]()
     text = [torch.randint(3, VOCABULARY, (5,), generator=torch.Generator().manual_seed(0))]
     masks = sparsify(model, text, method=method, pattern=Unstructured(0.5)).masks
+    assert "has 5 tokens, fewer than" in " ".join(capsys.readouterr().err.split())
     weights = dict(model.named_modules())
     for path, mask in masks.items():
         assert weights[path].weight.isfinite().all()
