@@ -220,9 +220,10 @@ class SparsitySection(Section):
         0.5, ge=0, lt=1, description="share of every row to prune; that of the pattern where it has one, as 2:4 has 0.5"
     )
     pattern: Annotated[str, NameIn(PRUNING_PATTERNS)] = "unstructured"
-    allocation: Literal["uniform", "owl"] = pydantic.Field(
+    allocation: Literal["uniform", "owl", "searched"] = pydantic.Field(
         "uniform",
-        description="owl: layers with more outliers keep more, on average as many as the ratio says; pays from 60 % on",
+        description="how layers share the zeros, on average as many as the ratio says; owl: those with more outliers "
+        "keep more; searched: by evolution on the loss",
     )
     calibration: CalibrationSection = CalibrationSection()
     reconstruction: ReconstructionSection | None = None
@@ -231,8 +232,8 @@ class SparsitySection(Section):
     @property
     def measured(self) -> bool:
         """Whether windows of the calibration text are run through the model before it is pruned."""
-        owl = self.allocation == "owl"
-        return PRUNING_METHODS.get(self.method).needs_calibration or self.reconstruction is not None or owl
+        shared_out = self.allocation != "uniform"
+        return PRUNING_METHODS.get(self.method).needs_calibration or self.reconstruction is not None or shared_out
 
     @property
     def calibrated(self) -> bool:

@@ -15,7 +15,8 @@ from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
 from shearling.recipe import CalibrationSection, SparsitySection, section_as_json
 from shearling.strict_json import Document, write_document
-from train.sparsity.allocation import outlier_ratios
+from train.sparsity.allocation.evolution import evolved_ratios
+from train.sparsity.allocation.outliers import outlier_ratios
 from train.sparsity.healing import Healed, heal
 from train.sparsity.pattern import Pattern, make_pattern
 from train.sparsity.sparsify import LayerErrors, Sparsified, sparsify
@@ -104,7 +105,7 @@ def write_sparse(
             model,
             calibration,
             method=section.method,
-            pattern=_patterns(section, model, calibration),
+            pattern=_patterns(section, model, calibration, seed=seed),
             reconstruction=section.reconstruction,
             seed=seed,
             batch_size=BATCH_SIZE,
@@ -150,12 +151,15 @@ def sparsity_inputs(section: SparsitySection, *, seed: int, texts: Sequence[Path
     return {"recipe": section_as_json(section), "seed": seed, "calibration_text": digest}
 
 
-def _patterns(section: SparsitySection, model: nn.Module, calibration: Sequence[Tensor]) -> list[Pattern]:
+def _patterns(section: SparsitySection, model: nn.Module, calibration: Sequence[Tensor], *, seed: int) -> list[Pattern]:
     """The pattern of each layer."""
-    if section.allocation == "uniform":
-        ratios: Sequence[float] = [section.ratio] * len(find_layers(model).layers)
-    else:
-        ratios = outlier_ratios(model, calibration, section.ratio)
+    match section.allocation:
+        case "uniform":
+            ratios: Sequence[float] = [section.ratio] * len(find_layers(model).layers)
+        case "owl":
+            ratios = outlier_ratios(model, calibration, section.ratio)
+        case "searched":
+            ratios = evolved_ratios(model, calibration, section.ratio, seed=seed)
     return [make_pattern(section.pattern, ratio=ratio) for ratio in ratios]
 
 

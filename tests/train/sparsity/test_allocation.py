@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from shearling.run import Run
 from shearling.strict_json import read_document
 from tests.support.tiny_models import FAMILIES, VOCABULARY
 from tests.support.tiny_runs import tiny_recipe
-from train.sparsity.allocation import SPREAD, outlier_ratios, outlier_shares, spread_ratios
+from train.sparsity.allocation.evolution import MOST_LEVELS, STEP, evolved_ratios, mutate
+from train.sparsity.allocation.outliers import SPREAD, outlier_ratios, outlier_shares, spread_ratios
 from train.sparsity.artefact import SPARSITY_FILE, SparsityReport
 from train.stage import run_recipe
 
@@ -76,3 +78,46 @@ def test_a_ratio_that_no_layer_can_take_is_refused() -> None:
 def test_a_pattern_with_a_share_of_its_own_is_uniform() -> None:
     with pytest.raises(ValueError, match="allocation must be uniform"):
         SparsitySection(pattern="2:4", allocation="owl")
+
+
+def test_a_mutation_moves_zeros_and_keeps_their_number() -> None:
+    generator = random.Random(0)
+    levels = (0, 0, 0, 0)
+    seen = set()
+    for _ in range(300):
+        levels = mutate(levels, 0.9, generator)
+        assert sum(levels) == 0
+        assert all(abs(level) <= MOST_LEVELS and 0 <= 0.9 + STEP * level < 1 for level in levels)
+        seen.add(levels)
+    assert len(seen) > 50
+    assert mutate((0,), 0.5, generator) == (0,)
+
+
+def test_evolution_spares_the_layer_that_matters_and_leaves_the_model_dense() -> None:
+    """Layers 1 and 2 hardly write to the hidden states, so that their weights are the ones to lose."""
+    model = FAMILIES["llama"]()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4)
+            if ".0." not in name and ("o_proj" in name or "down_proj" in name):
+                parameter.mul_(1e-3)
+        # What follows is what the dense model says itself, so that pruning raises the loss.
+        text = [sample.clone() for sample in TEXT]
+        for sample in text:
+            for place in range(1, len(sample)):
+                sample[place] = model(input_ids=sample[None, :place]).logits[0, -1].argmax()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    ratios = evolved_ratios(model, text, 0.6, seed=0, generations=20)
+    assert sum(ratios) / len(ratios) == pytest.approx(0.6)
+    assert ratios[0] < 0.6
+    assert ratios == evolved_ratios(model, text, 0.6, seed=0, generations=20)
+    for name, parameter in model.named_parameters():
+        assert parameter.equal(before[name])
+
+
+def test_a_recipe_searches_the_shares(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, sparsity={"ratio": 0.6, "allocation": "searched"}, train={"steps": 1})
+    run_recipe(recipe, tmp_path / "run")
+    report = read_document(Run(tmp_path / "run").sparse / SPARSITY_FILE, SparsityReport, schema="shearling.sparsity/1")
+    assert report.achieved_scope == pytest.approx(0.6, abs=0.02)

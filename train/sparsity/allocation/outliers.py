@@ -12,12 +12,12 @@ so that the mean over equal layers is the ratio that was asked for, and none is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shearling.errors import RecipeInvalid
 from shearling.model.layers import find_layers
-from train.sparsity.criteria.wanda import ChannelNorm, wanda_scores
+from train.sparsity.allocation.dense_norms import dense_norms
+from train.sparsity.criteria.wanda import wanda_scores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,19 +65,8 @@ def spread_ratios(outliers: Sequence[float], ratio: float) -> tuple[float, ...]:
 
 def outlier_shares(model: nn.Module, calibration: Sequence[Tensor]) -> tuple[float, ...]:
     """Share of each layer's weights whose score is an outlier of its matrix."""
-    import torch
-
     transformer = find_layers(model)
-    linears = transformer.linears()
-    norms = {path: ChannelNorm() for path in linears}
-    was_training = model.training
-    model.eval()
-    with ExitStack() as hooks, torch.no_grad():
-        for path, linear in linears.items():
-            hooks.enter_context(linear.register_forward_pre_hook(_show_to(norms[path])))
-        for sample in calibration:
-            model(input_ids=sample[None].to(next(model.parameters()).device), use_cache=False)
-    model.train(was_training)
+    norms = dense_norms(model, calibration)
     shares = []
     for index in range(len(transformer.layers)):
         outliers = weights = 0
@@ -87,7 +76,3 @@ def outlier_shares(model: nn.Module, calibration: Sequence[Tensor]) -> tuple[flo
             weights += scores.numel()
         shares.append(outliers / weights)
     return tuple(shares)
-
-
-def _show_to(norm: ChannelNorm) -> Any:
-    return lambda _linear, inputs: norm.add(inputs[0])
