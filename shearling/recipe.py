@@ -266,7 +266,12 @@ class AdapterSection(Section):
     """The elastic adapters."""
 
     r: int = pydantic.Field(32, ge=1, description="the largest rank")
-    lora_alpha: float = pydantic.Field(64, gt=0, description="the scaling is lora_alpha / r for every sub-adapter")
+    lora_alpha: float = pydantic.Field(64, gt=0, description="scales what an adapter adds to a weight")
+    scaling: Literal["constant", "rank"] = pydantic.Field(
+        "constant",
+        description="constant: lora_alpha / r for every sub-adapter; rank: lora_alpha over the active rank, so that a "
+        "smaller sub-adapter moves the weights as far",
+    )
     lora_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     masked: bool = pydantic.Field(True, description="train under the sparsity mask, so that merging keeps every zero")
     groups: tuple[GroupSection, ...] = pydantic.Field(min_length=1)

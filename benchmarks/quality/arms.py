@@ -47,7 +47,8 @@ class Arm:
 REFIT: Mapping[str, Any] = {"method": "wanda", "reconstruction": {"matrix_steps": 15}}
 HEALED: Mapping[str, Any] = {**REFIT, "healing": {"steps": 100, "batch_size": 8, "seq_len": 64}}
 TAUGHT: Mapping[str, Any] = {"teacher": {"prompt": 0.3}}
-SHARED: Mapping[str, Any] = {"draw": "shared", "largest_first": 0.7}
+SHARED: Mapping[str, Any] = {"draw": "shared", "largest_first": 0.5}
+BY_RANK: Mapping[str, Any] = {"scaling": "rank"}
 
 ARMS: Mapping[str, Arm] = {
     arm.name: arm
@@ -65,7 +66,14 @@ ARMS: Mapping[str, Arm] = {
         Arm("healed", "healed", sparsity=HEALED),
         Arm("owl-healed", "OWL, healed", sparsity={**HEALED, "allocation": "owl"}),
         Arm("taught", "healed, taught", sparsity=HEALED, train=TAUGHT),
-        Arm("elastic", "healed, taught, elastic", sparsity=HEALED, train={**TAUGHT, **SHARED}, ranks="elastic"),
+        Arm(
+            "elastic",
+            "healed, taught, elastic",
+            sparsity=HEALED,
+            adapter=BY_RANK,
+            train={**TAUGHT, **SHARED},
+            ranks="elastic",
+        ),
         Arm("elastic-drawn", "the same, drawn apart", sparsity=HEALED, train=TAUGHT, ranks="elastic"),
     )
 }

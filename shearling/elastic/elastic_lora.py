@@ -127,6 +127,7 @@ class ElasticLoraLinear(FrozenLinear):
         base: the frozen linear layer; its parameters are shared, not copied, and stop requiring gradients.
         r_max: rank of the stored factors.
         scaling: lora_alpha / r_max.
+        scales_by_rank: the scaling of a smaller rank is lora_alpha / rank instead.
         mask: [out, in] bool for the masked form; None for the plain form.
         dropout: on the adapter's input while training, plain form only.
         generator: draws the initial A; B starts at zero, so that every rank starts as the base.
@@ -142,6 +143,7 @@ class ElasticLoraLinear(FrozenLinear):
         r_max: int,
         scaling: float,
         mask: Tensor | None,
+        scales_by_rank: bool = False,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -151,6 +153,7 @@ class ElasticLoraLinear(FrozenLinear):
         self.r_max = r_max
         self.rank = r_max
         self.scaling = scaling
+        self._largest_scaling, self._scales_by_rank = scaling, scales_by_rank
         self.dropout = nn.Dropout(dropout)
         self.mask: Tensor | None
         self.register_buffer("mask", mask, persistent=False)
@@ -169,6 +172,8 @@ class ElasticLoraLinear(FrozenLinear):
         if not 1 <= rank <= self.r_max:
             raise ShapeMismatch(f"rank {rank} is outside 1..{self.r_max}")
         self.rank = rank
+        if self._scales_by_rank:
+            self.scaling = self._largest_scaling * self.r_max / rank
         self._held = None
 
     def active_parts(self) -> ActiveParts:

@@ -37,7 +37,8 @@ class AdapterSpec(Document):
 
     Attributes:
         r_max: rank of every stored adapter.
-        alpha: `lora_alpha`; the scaling is alpha / r_max for every rank (Shears keeps it constant).
+        alpha: `lora_alpha`.
+        scaling: alpha / r_max for every rank (Shears), or alpha over the active rank.
         dropout: on the adapter's input while training; 0 where training is masked.
         masked_training: the update was multiplied by the sparsity mask while training (SparsePEFT, SQFT section 3).
         target_modules: last path component of every adapted module.
@@ -46,7 +47,7 @@ class AdapterSpec(Document):
     r_max: int = pydantic.Field(ge=1)
     alpha: float = pydantic.Field(gt=0)
     dropout: float = pydantic.Field(ge=0, lt=1)
-    scaling: Literal["alpha_over_r_max"] = "alpha_over_r_max"
+    scaling: Literal["alpha_over_r_max", "alpha_over_rank"] = "alpha_over_r_max"
     masked_training: bool
     target_modules: tuple[str, ...] = pydantic.Field(min_length=1)
 
@@ -245,8 +246,13 @@ class SearchSpace(Document):
 
     @property
     def scaling(self) -> float:
-        """lora_alpha / r_max, the same for every rank."""
+        """lora_alpha / r_max, that of the largest rank."""
         return self.adapter.alpha / self.adapter.r_max
+
+    @property
+    def scales_by_rank(self) -> bool:
+        """Whether a smaller rank has a larger scaling, lora_alpha / rank."""
+        return self.adapter.scaling == "alpha_over_rank"
 
     def maximal(self) -> dict[str, int]:
         """The choice that keeps everything: the super-adapter itself."""

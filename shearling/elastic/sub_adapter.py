@@ -1,6 +1,6 @@
 """A sub-adapter on disk: stock PEFT format, with the mask beside it where training was masked.
 
-`rank_pattern` gives each module its rank, `alpha_pattern` keeps alpha / rank at the one scaling that training used. A
+`rank_pattern` gives each module its rank; where training used one scaling, `alpha_pattern` keeps alpha / rank at it. A
 plain adapter is exact in stock PEFT. A masked one is not low-rank: it carries `mask.safetensors`, which PEFT would
 ignore, and `load_sub_adapter` applies.
 """
@@ -56,7 +56,10 @@ def write_sub_adapter(
         # Whole module paths: `layers.1.up_proj` alone would also match `layers.11.up_proj`.
         target_modules=sorted(ranks),
         rank_pattern=cut,
-        alpha_pattern={path: _whole(spec.alpha * rank / spec.r_max) for path, rank in cut.items()},
+        # PEFT divides by the rank itself.
+        alpha_pattern={}
+        if network.space.scales_by_rank
+        else {path: _whole(spec.alpha * rank / spec.r_max) for path, rank in cut.items()},
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_model,
         inference_mode=True,

@@ -91,7 +91,7 @@ class AdapterReference(Document):
     r_max: int
     alpha: float
     scaling: float
-    scaling_rule: Literal["alpha/r_max"] = "alpha/r_max"
+    scaling_rule: Literal["alpha/r_max", "alpha/rank"] = "alpha/r_max"
     use_rslora: Literal[False] = False
     use_dora: Literal[False] = False
     bias: Literal["none"] = "none"
@@ -276,6 +276,7 @@ def describe_subnet(
             r_max=space.adapter.r_max,
             alpha=space.adapter.alpha,
             scaling=space.scaling,
+            scaling_rule=_scaling_rule(space),
             masked_training=space.adapter.masked_training,
             target_modules=space.adapter.target_modules,
         ),
@@ -293,6 +294,10 @@ def describe_subnet(
 def mode_of(space: SearchSpace) -> Mode:
     """The mode of every sub-network of a space."""
     return "lonas" if space.width_groups else "rank"
+
+
+def _scaling_rule(space: SearchSpace) -> Literal["alpha/r_max", "alpha/rank"]:
+    return "alpha/rank" if space.scales_by_rank else "alpha/r_max"
 
 
 def _permutation(adapter: Artefact, location: Path) -> PermutationReference | None:
@@ -379,6 +384,7 @@ def _check_against_space(subnet: Subnet, space: SearchSpace, *, where: Path) -> 
         "adapter.r_max": (subnet.adapter.r_max, space.adapter.r_max),
         "adapter.alpha": (subnet.adapter.alpha, space.adapter.alpha),
         "adapter.scaling": (subnet.adapter.scaling, space.scaling),
+        "adapter.scaling_rule": (subnet.adapter.scaling_rule, _scaling_rule(space)),
         "adapter.masked_training": (subnet.adapter.masked_training, space.adapter.masked_training),
         "adapter.target_modules": (subnet.adapter.target_modules, space.adapter.target_modules),
         "base.model_type": (subnet.base.model_type, space.model_type),

@@ -171,6 +171,7 @@ def build_super_network(
                 base,
                 r_max=space.adapter.r_max,
                 scaling=space.scaling,
+                scales_by_rank=space.scales_by_rank,
                 mask=mask,
                 dropout=space.adapter.dropout,
                 generator=generator,

@@ -122,8 +122,10 @@ def sparse_model(family: str, *, seed: int = 5) -> tuple[PreTrainedModel, dict[s
     return pruned_model(family, seed=seed)
 
 
-def tiny_network(family: str = "llama", *, masked: bool, seed: int = 5, trained: bool = True) -> SuperNetwork:
-    """A super-network in memory; `trained` fills B, which starts at zero."""
+def tiny_network(
+    family: str = "llama", *, masked: bool, seed: int = 5, trained: bool = True, by_rank: bool = False
+) -> SuperNetwork:
+    """A super-network in memory; `trained` fills B, which starts at zero; `by_rank` scales by the active rank."""
     model, masks = sparse_model(family, seed=seed)
     transformer = find_layers(model)
     by_end = {name.rpartition(".")[2]: name for name in transformer.linear_names}
@@ -139,6 +141,7 @@ def tiny_network(family: str = "llama", *, masked: bool, seed: int = 5, trained:
             r_max=RANKS[0],
             alpha=ALPHA,
             dropout=0.0,
+            scaling="alpha_over_rank" if by_rank else "alpha_over_r_max",
             masked_training=masked,
             target_modules=tuple(module.rpartition(".")[2] for modules in groups.values() for module in modules),
         ),

@@ -54,6 +54,7 @@ def build_search_space(
             r_max=adapter.r,
             alpha=adapter.lora_alpha,
             dropout=adapter.lora_dropout,
+            scaling="alpha_over_rank" if adapter.scaling == "rank" else "alpha_over_r_max",
             masked_training=adapter.masked,
             target_modules=targets,
         ),

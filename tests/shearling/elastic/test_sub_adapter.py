@@ -65,6 +65,30 @@ def test_masked_sub_adapter_is_exact_through_shearling(family, tmp_path):
     assert "ignores `mask.safetensors`" in (tmp_path / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+def test_a_scaling_by_rank_survives_the_disk_and_stock_peft(masked, tmp_path):
+    model, masks = sparse_model("llama")
+    save_model(model, tiny_tokenizer(), tmp_path / "frozen")
+    network = tiny_network("llama", masked=masked, by_rank=True)
+    choice = mixed(network.space)
+    network.activate(choice)
+    for path, rank in network.space.ranks(choice).items():
+        assert network.layers[path].scaling == ALPHA / rank
+    write_sub_adapter(network, choice, tmp_path / "adapter", base_model="tiny/model", masks=masks if masked else None)
+    loaded = load_sub_adapter(tmp_path / "frozen", tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded), logits(network.model), rtol=0, atol=1e-5)
+    if not masked:
+        stock = PeftModel.from_pretrained(load_model(tmp_path / "frozen"), str(tmp_path / "adapter")).eval()
+        torch.testing.assert_close(logits(stock), logits(network.model), rtol=0, atol=1e-5)
+    # And it is another function than with one scaling.
+    constant = tiny_network("llama", masked=masked)
+    constant.activate(choice)
+    assert (logits(constant.model) - logits(network.model)).abs().max() > 1e-3
+    network.activate(network.space.maximal())
+    constant.activate(constant.space.maximal())
+    assert torch.equal(logits(constant.model), logits(network.model))
+
+
 def test_plain_sub_adapter_loads_through_shearling_too(tmp_path):
     network, _ = write(tmp_path, masked=False)
     loaded = load_sub_adapter(tmp_path / "frozen", tmp_path / "adapter")

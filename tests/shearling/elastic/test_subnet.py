@@ -189,7 +189,7 @@ def without(name: str):
         ({"base__model_type": "bloom"}, "base.model_type"),
         ({"base__num_layers": 3}, "base.num_layers"),
         ({"sparsity": None}, "sparsity is missing"),
-        ({"metrics__split": "test"}, "metrics.split"),
+        ({"metrics__split": "train"}, "metrics.split"),
     ],
 )
 def test_a_document_that_contradicts_itself_or_the_space_is_refused(run, changes, named):

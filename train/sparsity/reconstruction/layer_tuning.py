@@ -60,7 +60,7 @@ def tune_layer(
     for weight in weights.values():
         weight.requires_grad_(True)
     try:
-        optimizer = torch.optim.Adam(groups, betas=BETAS)
+        optimizer = torch.optim.Adam(groups, betas=BETAS, fused=True)
         for _ in range(epochs):
             for index in torch.randperm(len(targets), generator=order).tolist():
                 with torch.autocast(device, torch.bfloat16, enabled=resolve_precision("auto") == "bf16"):
@@ -69,7 +69,7 @@ def tune_layer(
                 optimizer.zero_grad()
                 loss.backward()
                 for path, weight in weights.items():
-                    weight.grad.mul_(masks[path])  # type: ignore[union-attr] # set by the backward
+                    weight.grad.mul_(masks[path].view(torch.int8))  # type: ignore[union-attr] # set by the backward
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * (1 - done / updates)
                 optimizer.step()
