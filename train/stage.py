@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pydantic
+
 from shearling.artefact import (
     Artefact,
     Kind,
@@ -24,7 +26,7 @@ from shearling.errors import OutputExists
 from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import SPLITS, read_rows, rows_file, write_rows
 from shearling.model.checkpoint import load_tokenizer
-from shearling.recipe import Recipe, SparsitySection, TaskSection, section_as_json
+from shearling.recipe import Recipe, Section, SparsitySection, TaskSection, section_as_json
 from shearling.run import Run
 from shearling.strict_json import write_json
 from train.base.artefact import import_base, source_digest
@@ -81,7 +83,13 @@ def _make_inputs(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
 
     made = {
         "task": _reuse_or_make(
-            run.task, "task", _task_facts(recipe), {}, lambda: _make_task(recipe, run, force=force), force=force
+            run.task,
+            "task",
+            _task_facts(recipe),
+            {},
+            lambda: _make_task(recipe, run, force=force),
+            section=recipe.task,
+            force=force,
         )
     }
     made["base"] = _reuse_or_make(
@@ -101,6 +109,7 @@ def _make_inputs(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
             sparsity_inputs(section, seed=recipe.seed, texts=_calibration_texts(section, run)),
             {"base": made["base"]},
             lambda: _make_sparse(section, run, made, seed=recipe.seed, force=force),
+            section=section,
             force=force,
         )
     if force:
@@ -115,6 +124,7 @@ def _reuse_or_make(
     parents: Mapping[str, Artefact],
     make: Callable[[], object],
     *,
+    section: Section | None = None,
     force: bool,
 ) -> Artefact:
     if force or not path.exists():
@@ -122,7 +132,9 @@ def _reuse_or_make(
         make()
         return open_artefact(path, kind=kind)
     artefact = open_artefact(path, kind=kind)
-    details = artefact.manifest.details
+    details = dict(artefact.manifest.details)
+    if section is not None:
+        details["recipe"] = _with_defaults(details.get("recipe"), section)
     other = [name for name, value in facts.items() if _differs(details.get(name), value)]
     other += [f"its {role}" for role, parent in parents.items() if artefact.manifest.parents.get(role) != parent.sha256]
     if other:
@@ -133,6 +145,14 @@ def _reuse_or_make(
         )
     log.print(f"reusing {path}")
     return artefact
+
+
+def _with_defaults(stored: Any, section: Section) -> Any:
+    """A stored section as one of today: a key that it was made before has its default."""
+    try:
+        return section_as_json(type(section).model_validate(stored, strict=False))
+    except pydantic.ValidationError:
+        return stored
 
 
 def _differs(stored: Any, wanted: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -63,6 +64,19 @@ def test_what_is_there_is_reused(unfinished):
     adapter = run_recipe(tiny_recipe(unfinished), unfinished / "run")["super_adapter"]
     assert digests(unfinished / "run") == before
     assert adapter.manifest.parents["sparse"] == before["sparse"]
+
+
+def test_what_was_made_before_a_key_existed_is_reused(unfinished):
+    """A manifest without today's newest keys: their defaults are what it was made by."""
+    run = Run(unfinished / "run")
+    for path, keys in ((run.task, ["train_on_end", "answer"]), (run.sparse, ["allocation", "healing"])):
+        file = path / "manifest.json"
+        manifest = json.loads(file.read_text())
+        for key in keys:
+            del manifest["details"]["recipe"][key]
+        file.write_text(json.dumps(manifest))
+    made = run_recipe(tiny_recipe(unfinished), unfinished / "run")
+    assert set(made) == set(KINDS)
 
 
 @pytest.mark.parametrize(
