@@ -50,13 +50,18 @@ def test_the_sequence_is_fixed_for_good():
 def test_a_shared_draw_takes_the_same_place_in_every_group():
     space, draws = make_space(), 3000
     sampler = RankSampler(space, seed=0, kind="shared")
-    drawn = collections.Counter(tuple(sampler.draw().values()) for _ in range(draws))
-    longest = max(len(group.values) for group in space.groups)
-    assert len(drawn) == longest
-    expected = draws / longest
-    assert sum((count - expected) ** 2 / expected for count in drawn.values()) < 13.8
-    assert tuple(space.maximal().values()) in drawn
-    assert tuple(space.minimal().values()) in drawn
+    drawn = [space.encode(sampler.draw()) for _ in range(draws)]
+    sizes = [len(group.values) for group in space.groups]
+    for indices in drawn:
+        # There is a place in [0, 1) whose index this is in every list.
+        least = max(index / size for index, size in zip(indices, sizes, strict=True))
+        most = min((index + 1) / size for index, size in zip(indices, sizes, strict=True))
+        assert least < most
+    longest = sizes.index(max(sizes))
+    counts = collections.Counter(indices[longest] for indices in drawn)
+    expected = draws / sizes[longest]
+    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 13.8
+    assert {space.encode(space.maximal()), space.encode(space.minimal())} <= set(drawn)
 
 
 def test_the_largest_comes_first_and_then_what_would_have_been_drawn():
