@@ -169,7 +169,7 @@ def test_the_page_of_members_is_current():
 def test_members_of_every_table_are_shown_those_of_other_packages_too(tmp_path):
     code = (
         "from shearling.registry.search_algorithms import SearchAlgorithm\n"
-        "ENTRY = SearchAlgorithm(name='tea_leaves', summary='no science', implementation=None, tries_largest=False)\n"
+        "ENTRY = SearchAlgorithm(name='tea_leaves', summary='no science', implementation=None)\n"
     )
     environment = toy_package(tmp_path / "toy", group="shearling.search_algorithms", name="tea_leaves", code=code)
     command = [sys.executable, "-m", "shearling", "members", "--json"]
@@ -179,5 +179,7 @@ def test_members_of_every_table_are_shown_those_of_other_packages_too(tmp_path):
     assert [fact["name"] for fact in answer["Search algorithms"]][-1] == "tea_leaves"
     assert {fact["name"]: fact["needs_calibration"] for fact in answer["Pruning methods"]} == {
         "wanda": "yes",
+        "sparsegpt": "yes",
+        "alps": "yes",
         "magnitude": "no",
     }

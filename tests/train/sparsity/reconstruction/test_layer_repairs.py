@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from shearling.model.checkpoint import load_model
 from shearling.recipe import ReconstructionSection
 from shearling.run import Run
 from shearling.strict_json import read_document
-from tests.support.tiny_models import FAMILIES, VOCABULARY
+from tests.support.tiny_models import FAMILIES, VOCABULARY, bert
 from tests.support.tiny_runs import tiny_recipe
 from train.sparsity.artefact import SPARSITY_FILE, SparsityReport
 from train.sparsity.pattern import Pattern, SemiStructured, Unstructured
@@ -83,10 +82,7 @@ def test_it_is_deterministic_and_touches_only_what_is_pruned() -> None:
 
 
 def test_a_classifier_is_repaired_as_well() -> None:
-    dense = FAMILIES["bert"]() if "bert" in FAMILIES else None
-    if dense is None:
-        pytest.skip("no tiny encoder among the families")
-    model = copy.deepcopy(dense)
+    model = bert()
     section = ReconstructionSection(layer_epochs=4, learning_rate=0.01)
     sparsified = sparsify(model, text(), method="alps", pattern=Unstructured(0.5), reconstruction=section)
     assert all(error.tuned < error.pruned for error in sparsified.errors)
