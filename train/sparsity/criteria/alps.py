@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from train.sparsity.criteria.criterion import Pruned
-from train.sparsity.gram import Gram
+from train.sparsity.criteria.gram_criterion import GramCriterion
 from train.sparsity.pattern import Pattern, keep_mask
 
 if TYPE_CHECKING:
@@ -29,22 +29,12 @@ PENALTY_GROWTH = ((0.05, 1.3), (0.0025, 1.2), (0.0, 1.1))
 MOST_ITERATIONS = 60
 
 
-class Alps:
-    """The criterion; see the module.
+class Alps(GramCriterion):
+    """The criterion; see the module."""
 
-    Args:
-        gram: of the layer's inputs.
-    """
-
-    def __init__(self, gram: Gram) -> None:
-        self._gram = gram
-
-    def add(self, inputs: Tensor) -> None:
-        """Nothing beside the Gram matrix."""
-
-    def prune(self, weight: Tensor, pattern: Pattern, *, where: str) -> Pruned:
-        """See `Criterion.prune`; errors of the Hessian as for `Gram.damped`."""
-        return split_prune(weight, self._gram.damped(where=where), pattern, where=where)
+    def choose(self, weight: Tensor, hessian: Tensor, pattern: Pattern, *, where: str) -> Pruned:
+        """See `split_prune`."""
+        return split_prune(weight, hessian, pattern, where=where)
 
 
 def split_prune(

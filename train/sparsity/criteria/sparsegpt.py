@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from train.sparsity.criteria.criterion import Pruned
-from train.sparsity.gram import Gram
+from train.sparsity.criteria.gram_criterion import GramCriterion
 from train.sparsity.pattern import Pattern, keep_mask
 
 if TYPE_CHECKING:
@@ -26,22 +26,12 @@ MOST_BLOCKS = 16
 """A wide row has larger blocks, since a choice ranks the whole row."""
 
 
-class SparseGPT:
-    """The criterion; see the module.
+class SparseGPT(GramCriterion):
+    """The criterion; see the module."""
 
-    Args:
-        gram: of the layer's inputs.
-    """
-
-    def __init__(self, gram: Gram) -> None:
-        self._gram = gram
-
-    def add(self, inputs: Tensor) -> None:
-        """Nothing beside the Gram matrix."""
-
-    def prune(self, weight: Tensor, pattern: Pattern, *, where: str) -> Pruned:
-        """See `Criterion.prune`; errors of the Hessian as for `Gram.damped`."""
-        return surgeon_prune(weight, self._gram.damped(where=where), pattern, where=where)
+    def choose(self, weight: Tensor, hessian: Tensor, pattern: Pattern, *, where: str) -> Pruned:
+        """See `surgeon_prune`."""
+        return surgeon_prune(weight, hessian, pattern, where=where)
 
 
 def surgeon_prune(weight: Tensor, hessian: Tensor, pattern: Pattern, *, where: str) -> Pruned:
