@@ -22,7 +22,7 @@ from tests.support.json_files import edit_json
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe
-from train.preflight import check_structure, find_model, preflight
+from train.preflight import check_structure, copies_in_memory, find_model, preflight
 from train.stage import run_recipe
 
 
@@ -90,3 +90,15 @@ def test_too_little_disk_or_memory_is_refused_with_the_figures(tmp_path, monkeyp
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(7))
     with pytest.raises(ResourceExhausted, match=r"bytes of memory needed, 7 available"):
         preflight(recipe, tmp_path / "run")
+
+
+def test_the_copies_in_memory_are_those_of_the_hungriest_stage(tmp_path):
+    copies = {}
+    for name, sections in {
+        "plain": {},
+        "taught": {"train": {"teacher": {"prompt": 1.0}}},
+        "healed": {"sparsity": {"healing": {"steps": 1}}},
+    }.items():
+        copies[name] = copies_in_memory(tiny_recipe(tmp_path / name, **sections))
+    # The weights and their merged copies; a teacher beside them; the weights, Adam's two moments and the dense model.
+    assert copies == {"plain": 2, "taught": 3, "healed": 4}
