@@ -13,6 +13,8 @@ import pydantic
 
 from benchmarks.quality.cell import Cell, CellDocument, SubnetFigures, SubnetName, cell_file
 from benchmarks.quality.general_text import GeneralText, bits_per_byte, held_back_text
+from export.request import ExportRequest
+from export.stage import export_subnet
 from search.stage import BEST_FILE, search_by_recipe
 from shearling.artefact import MANIFEST, Artefact, unfinished_artefact, utc_now
 from shearling.console import log
@@ -20,10 +22,12 @@ from shearling.elastic.search_space import Choice
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import SuperNetwork, load_super_network
 from shearling.errors import RecipeInvalid, ShearlingError
+from shearling.evaluation.causal_scorer import OpenVINOScorer
 from shearling.evaluation.evaluator import torch_scorer
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskLocation
-from shearling.evaluation.task_evaluator import open_evaluator
+from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
+from shearling.kernel.openvino_extension import compile_ir
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe import Recipe
 from shearling.run import Run
@@ -32,6 +36,8 @@ from train.stage import run_recipe
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from shearling.evaluation.evaluator import Evaluation
 
 PREPARED_FILE = "prepared.json"
 
@@ -184,18 +190,20 @@ def _search(run: Run) -> tuple[Choice, dict[str, Any]]:
 def _measure(
     cell: Cell, run: Run, searched: tuple[Choice, dict[str, Any]] | None, text: GeneralText
 ) -> Iterator[SubnetFigures]:
+    evaluator = open_evaluator(TaskLocation(cell.task.name, run.task), head=cell.model.head, split="test")
     network = load_super_network(run)
     space = network.space
-    yield _figures(cell, run, network, text, subnet="largest", choice=space.maximal())
+    yield _figures(evaluator, network, text, subnet="largest", choice=space.maximal())
     if searched is not None:
         choice, predicted = searched
-        yield _figures(cell, run, network, text, subnet="heuristic", choice=space.heuristic())
-        yield _figures(cell, run, network, text, subnet="searched", choice=choice, predicted=predicted)
+        yield _figures(evaluator, network, text, subnet="heuristic", choice=space.heuristic())
+        yield _figures(evaluator, network, text, subnet="searched", choice=choice, predicted=predicted)
+        if space.adapter.masked_training and not network.head:
+            yield _packed_figures(evaluator, run, text)
 
 
 def _figures(
-    cell: Cell,
-    run: Run,
+    evaluator: TaskEvaluator,
     network: SuperNetwork,
     text: GeneralText,
     *,
@@ -203,11 +211,32 @@ def _figures(
     choice: Choice,
     predicted: dict[str, Any] | None = None,
 ) -> SubnetFigures:
-    evaluator = open_evaluator(TaskLocation(cell.task.name, run.task), head=cell.model.head, split="test")
     network.activate(choice)
     with network.materialised():
         evaluation = evaluator.on_torch(network.model, network.tokenizer, precision="auto")()
         bits = None if network.head else _bits_per_byte(network.model, network.tokenizer, text)
+    return _told(evaluation, subnet=subnet, bits=bits, predicted=predicted)
+
+
+def _packed_figures(evaluator: TaskEvaluator, run: Run, text: GeneralText) -> SubnetFigures:
+    """Of what would be served: the weights rounded, the zeros packed away, by the runtime itself."""
+    request = ExportRequest(
+        output=run.export,
+        formats=("openvino",),
+        weight_format="int8",
+        sparse_kernels=("openvino",),
+        verify="off",
+        force=True,
+    )
+    directory = export_subnet(run.search / BEST_FILE, request).path / "openvino"
+    compiled, tokenizer = compile_ir(directory / "openvino_model.xml"), load_tokenizer(directory)
+    evaluation = evaluator.on_openvino(compiled, tokenizer)()
+    return _told(evaluation, subnet="packed", bits=bits_per_byte(OpenVINOScorer(compiled, tokenizer), text))
+
+
+def _told(
+    evaluation: Evaluation, *, subnet: SubnetName, bits: float | None, predicted: dict[str, Any] | None = None
+) -> SubnetFigures:
     return SubnetFigures(
         subnet=subnet,
         n=evaluation.n,

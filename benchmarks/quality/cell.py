@@ -21,7 +21,8 @@ from shearling.strict_json import Document, read_document
 
 CELL_SCHEMA = "shearling.quality/1"
 
-SubnetName = Literal["largest", "heuristic", "searched"]
+SubnetName = Literal["largest", "heuristic", "searched", "packed"]
+"""packed: the one that was searched, merged and exported as int8 for the sparse kernel, in OpenVINO."""
 
 
 class SubnetFigures(Document):

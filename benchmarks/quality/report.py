@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.quality.cell import read_cells
 from benchmarks.quality.chart import draw
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.summary import Row, SeedMean, TaskScore, summarise
+from benchmarks.quality.summary import Predictions, Row, SeedMean, TaskScore, judge_predictions, summarise
 from shearling.command_line import Result
 from shearling.errors import ArtefactMissing
 from shearling.strict_json import write_text
@@ -28,7 +28,8 @@ def write_report(output: Path) -> Result:
         ArtefactMissing: there are none.
         DocumentInvalid: one is malformed.
     """
-    rows = summarise(read_cells(output))
+    cells = read_cells(output)
+    rows = summarise(cells)
     if not rows:
         raise ArtefactMissing("no finished cell here", where=output, remedy="Run it without --report")
     models = sorted({row.key.model for row in rows})
@@ -36,9 +37,11 @@ def write_report(output: Path) -> Result:
     for model in models:
         own = [row for row in rows if row.key.model == model]
         draw(own, output, stem=model, title=_model_title(model))
-        tables.append(_screen(own, title=_model_title(model)))
+        predictions = judge_predictions(cell for cell in cells if cell.model == model)
+        tables.append(_screen(own, predictions, title=_model_title(model)))
         parts += [f"## {_model_title(model)}\n", _markdown(HEADINGS, [_cells_of(row) for row in own])]
         parts += [f"![Accuracy and bits per byte by sparsity]({model}.svg)\n", "### By task\n", _by_task(own)]
+        parts += [f"{_describe_predictions(predictions)}\n"] if predictions else []
     write_text(output / REPORT_FILE, "\n".join(["# Quality of pruned and trained models\n", *parts]))
     return Result({"report": str(output / REPORT_FILE), "cells": sum(row.cells for row in rows)}, Group(*tables))
 
@@ -47,7 +50,8 @@ _EXPLANATION = """\
 Accuracy is in % of unseen rows, the mean over tasks and seeds. "vs dense" is the difference from
 dense LoRA with the same tasks and seeds, in points, with its standard error over seeds. Bits per
 byte are those of held-back general text, before and after training. Minutes are those of a cell on
-the machine that measured it: import, pruning, training and search."""
+the machine that measured it: import, pruning, training and search. "packed" is the sub-network that
+was found, as int8 with the sparse kernel in OpenVINO."""
 
 
 def _model_title(model: str) -> str:
@@ -75,13 +79,21 @@ def _error(estimate: SeedMean) -> str:
     return "" if estimate.stderr is None else f" ± {100 * estimate.stderr:.1f}"
 
 
-def _screen(rows: Sequence[Row], *, title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+def _screen(rows: Sequence[Row], predictions: Predictions | None, *, title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), caption_justify="left")
+    table.caption = _describe_predictions(predictions) if predictions else None
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "arm" else "right", overflow="fold")
     for row in rows:
         table.add_row(*_cells_of(row))
     return table
+
+
+def _describe_predictions(predictions: Predictions) -> str:
+    return (
+        f"The interval that a search predicted held the accuracy on test rows in {predictions.covered} of "
+        f"{predictions.searches} searches; predicted minus found: {100 * predictions.bias:+.1f} points."
+    )
 
 
 def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

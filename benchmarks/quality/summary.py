@@ -89,6 +89,36 @@ class Row:
     tasks: Mapping[str, TaskScore]
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """How true it was what searches said of the sub-networks that they found.
+
+    Attributes:
+        searches: that predicted something, from validation rows that had no part in choosing.
+        covered: whose 95 % interval held the accuracy on test rows.
+        bias: mean of predicted minus found accuracy; positive flatters.
+    """
+
+    searches: int
+    covered: int
+    bias: float
+
+
+def judge_predictions(cells: Iterable[CellDocument]) -> Predictions | None:
+    """Predictions against test rows; None where nothing was searched."""
+    held_back = [
+        (figures.predicted["held_back"], figures.accuracy)
+        for cell in cells
+        for figures in cell.subnets
+        if figures.predicted and figures.predicted.get("held_back")
+    ]
+    if not held_back:
+        return None
+    covered = sum(predicted["interval"][0] <= found <= predicted["interval"][1] for predicted, found in held_back)
+    bias = statistics.fmean(predicted["accuracy"] - found for predicted, found in held_back)
+    return Predictions(len(held_back), covered, bias)
+
+
 def summarise(cells: Iterable[CellDocument]) -> list[Row]:
     """The rows of the table: the baseline of a model first, then ratio by ratio in the order of the arms."""
     found: dict[RowKey, list[tuple[CellDocument, SubnetFigures]]] = {}

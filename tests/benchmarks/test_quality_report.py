@@ -11,7 +11,7 @@ import pytest
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.arms import parse_ratio, ratio_title
 from benchmarks.quality.cell import CellDocument, cell_file
-from benchmarks.quality.summary import Row, summarise
+from benchmarks.quality.summary import Row, judge_predictions, summarise
 from shearling.evaluation.confidence import wilson_interval
 from shearling.strict_json import write_document
 from tests.support.quality_cells import cell_document, subnet_figures
@@ -34,7 +34,8 @@ def cells() -> list[CellDocument]:
             "m",
             "wanda-elastic",
             "a",
-            subnet_figures(0.79, subnet="searched"),
+            subnet_figures(0.79, subnet="searched", predicted=0.81 if ratio == "2:4" else 0.95),
+            subnet_figures(0.78, subnet="packed"),
             subnet_figures(0.77),
             subnet_figures(0.78, subnet="heuristic"),
             ratio=ratio,
@@ -58,9 +59,11 @@ def test_rows_are_in_order() -> None:
         ("0.7", "wanda-elastic", "largest"),
         ("0.7", "wanda-elastic", "heuristic"),
         ("0.7", "wanda-elastic", "searched"),
+        ("0.7", "wanda-elastic", "packed"),
         ("2:4", "wanda-elastic", "largest"),
         ("2:4", "wanda-elastic", "heuristic"),
         ("2:4", "wanda-elastic", "searched"),
+        ("2:4", "wanda-elastic", "packed"),
     ]
 
 
@@ -101,6 +104,15 @@ def test_an_encoder_has_no_bits_per_byte() -> None:
     assert (only.before, only.after) == (None, None)
 
 
+def test_predictions_are_held_against_test_rows() -> None:
+    predictions = judge_predictions(cells())
+    assert predictions is not None
+    # 0.79 lies within the interval of 81 of 100 rows, and outside of that of 95.
+    assert (predictions.searches, predictions.covered) == (2, 1)
+    assert predictions.bias == pytest.approx((0.02 + 0.16) / 2)
+    assert judge_predictions(cell for cell in cells() if cell.arm == "wanda") is None
+
+
 @pytest.mark.parametrize(("text", "title"), [("0.5", "50 %"), ("0.700", "70 %"), ("2:4", "2:4")])
 def test_ratios_are_shown_in_percent(text: str, title: str) -> None:
     assert parse_ratio(text).title == title
@@ -120,6 +132,7 @@ def test_the_report_is_written_and_fits_a_screen(tmp_path: Path, capsys: pytest.
     assert max(map(len, screen.splitlines())) <= 80
     assert "Wanda, elastic: searched" in screen
     report = (tmp_path / "report.md").read_text()
+    assert "in 1 of 2 searches; predicted minus found: +9.0 points" in report
     assert "| 50 % | Wanda | 4 | 69.0 | -2.5 ± 0.5 | 1.050 1.200 | 2.0 |" in report
     (low, high), (other_low, other_high) = (wilson_interval(accuracy, 100) for accuracy in (0.795, 0.585))
     by_task = f"79.5 ± 1.5 ({low:.1%} to {high:.1%}) | 58.5 ± 2.5 ({other_low:.1%} to {other_high:.1%})"

@@ -81,7 +81,12 @@ def test_cells_are_carried_out_once_and_share_what_is_pruned(tmp_path: Path, mon
 
 def _check_figures(documents: dict[str, CellDocument]) -> None:
     assert [figures.subnet for figures in documents["dense"].subnets] == ["largest"]
-    assert [figures.subnet for figures in documents["elastic"].subnets] == ["largest", "heuristic", "searched"]
+    assert [figures.subnet for figures in documents["elastic"].subnets] == [
+        "largest",
+        "heuristic",
+        "searched",
+        "packed",
+    ]
     for arm, document in documents.items():
         assert document.sparsity == pytest.approx(0 if arm == "dense" else 0.5, abs=0.01)
         for figures in document.subnets:

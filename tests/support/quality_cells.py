@@ -9,12 +9,17 @@ from shearling.evaluation.confidence import wilson_interval
 
 
 def subnet_figures(
-    accuracy: float, *, subnet: str = "largest", bits_per_byte: float | None = 1.2, n: int = 100
+    accuracy: float,
+    *,
+    subnet: str = "largest",
+    bits_per_byte: float | None = 1.2,
+    n: int = 100,
+    predicted: float | None = None,
 ) -> SubnetFigures:
-    """Figures of a sub-network that answers the first rows right."""
+    """Figures of a sub-network that answers the first rows right; and what the search predicts, from as many rows."""
     right = round(accuracy * n)
     return SubnetFigures(
-        subnet=subnet,  # type: ignore[arg-type] # one of the three names
+        subnet=subnet,  # type: ignore[arg-type] # one of the names
         n=n,
         accuracy=accuracy,
         interval=wilson_interval(accuracy, n),
@@ -22,6 +27,9 @@ def subnet_figures(
         rows_sha256="0" * 64,
         answers="1" * right + "0" * (n - right),
         bits_per_byte=bits_per_byte,
+        predicted=None
+        if predicted is None
+        else {"held_back": {"n": n, "accuracy": predicted, "interval": list(wilson_interval(predicted, n))}},
     )
 
 
