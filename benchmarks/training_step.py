@@ -30,7 +30,7 @@ from shearling.elastic.super_network import build_super_network
 from shearling.evaluation.precision import resolve_precision
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
-from shearling.recipe import AdapterSection
+from shearling.recipe.adapter import AdapterSection
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.attention import use_fast_attention
 from train.super_adapter.causal_loss import causal_loss

@@ -9,7 +9,7 @@ from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, read_
 from shearling.errors import ArtefactMismatch
 from shearling.evaluation.lm_eval_task import answer_task
 from shearling.model.head import Head
-from shearling.recipe import SearchSection
+from shearling.recipe.search import SearchSection
 from shearling.run import Run, open_frozen
 
 

@@ -9,7 +9,7 @@ from search.strategies.strategy import Cost
 from shearling.errors import UsageError
 from shearling.evaluation.precision import Precision
 from shearling.evaluation.task import MeasuredSplit
-from shearling.recipe import SearchSection
+from shearling.recipe.search import SearchSection
 
 
 @dataclass(frozen=True)

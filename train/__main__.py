@@ -27,7 +27,7 @@ def train(
     if context.invoked_subcommand is not None:
         return None
     recipe, output = require(recipe, "--recipe"), require(output, "--output")
-    from shearling.recipe import read_recipe
+    from shearling.recipe.recipe import read_recipe
     from train.super_adapter import processes
 
     processes.silence_others()

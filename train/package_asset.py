@@ -14,7 +14,7 @@ from shearling.artefact import sha256_file
 from shearling.cache import cache_directory
 from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, EnvironmentFault, RecipeInvalid
-from shearling.recipe import PackageAsset
+from shearling.recipe.section import PackageAsset
 from shearling.strict_json import whole_file
 
 BLOCK_BYTES = 2**20

@@ -13,7 +13,8 @@ from shearling.model.export_support import check_exportable
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.head import auto_class
 from shearling.model.layers import find_layers
-from shearling.recipe import ModelSection, Recipe
+from shearling.recipe.model import ModelSection
+from shearling.recipe.recipe import Recipe
 from shearling.strict_json import read_json
 from train.package_asset import fetch
 from train.super_adapter.adapter_space import build_search_space

@@ -26,7 +26,10 @@ from shearling.errors import OutputExists
 from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import SPLITS, read_rows, rows_file, write_rows
 from shearling.model.checkpoint import load_tokenizer
-from shearling.recipe import Recipe, Section, SparsitySection, TaskSection, section_as_json
+from shearling.recipe.recipe import Recipe, section_as_json
+from shearling.recipe.section import Section
+from shearling.recipe.sparsity import SparsitySection
+from shearling.recipe.task import TaskSection
 from shearling.run import Run
 from shearling.strict_json import write_json
 from train.base.artefact import import_base, source_digest

@@ -29,7 +29,7 @@ from shearling.evaluation.task import TaskLocation
 from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.model.checkpoint import load_model, load_tokenizer
-from shearling.recipe import Recipe
+from shearling.recipe.recipe import Recipe
 from shearling.run import Run
 from shearling.strict_json import Document, read_document, write_document
 from train.stage import run_recipe

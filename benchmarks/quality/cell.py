@@ -16,7 +16,7 @@ from benchmarks.quality.arms import Arm, Ratio
 from benchmarks.quality.models import BenchmarkModel
 from benchmarks.quality.tasks import BenchmarkTask
 from shearling.errors import UsageError
-from shearling.recipe import RECIPE_SCHEMA
+from shearling.recipe.recipe import RECIPE_SCHEMA
 from shearling.strict_json import Document, read_document
 
 CELL_SCHEMA = "shearling.quality/1"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.quality.tasks import registry_asset
-from shearling.recipe import PackageAsset
+from shearling.recipe.section import PackageAsset
 from train.package_asset import fetch
 
 if TYPE_CHECKING:

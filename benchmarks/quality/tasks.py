@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.quality.models import shipped_recipe
 from shearling.model.head import Head
-from shearling.recipe import TaskSection
+from shearling.recipe.task import TaskSection
 
 ROWS: Mapping[str, int] = {"train": 1600, "validation": 400, "test": 1000}
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from shearling.command_line import Result
-from shearling.recipe import recipe_json_schema
+from shearling.recipe.recipe import recipe_json_schema
 from shearling.strict_json import write_json
 
 

@@ -16,7 +16,7 @@ from benchmarks.quality.cell import Cell, CellDocument, cell_file, cross, unfini
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.tasks import TASKS
 from shearling.errors import RecipeInvalid, UsageError
-from shearling.recipe import Recipe
+from shearling.recipe.recipe import Recipe
 from shearling.run import Run
 from shearling.strict_json import write_document
 from tests.support.quality_cells import cell_document

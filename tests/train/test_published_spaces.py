@@ -9,7 +9,7 @@ from transformers import BertConfig, BloomConfig, LlamaConfig
 
 from shearling.model.head import auto_class
 from shearling.model.layers import find_layers
-from shearling.recipe import read_recipe
+from shearling.recipe.recipe import read_recipe
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.width_space import width_templates
 

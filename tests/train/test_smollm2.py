@@ -7,7 +7,7 @@ import torch
 
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.model.checkpoint import load_model, load_tokenizer
-from shearling.recipe import SparsitySection
+from shearling.recipe.sparsity import SparsitySection
 from tests.support.smollm2 import SMOLLM2
 from train.base.artefact import import_base
 from train.package_asset import fetch

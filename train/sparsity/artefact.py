@@ -13,7 +13,9 @@ from shearling.elastic.mask import MASK_FILE, check_masked_zeros, count_pruned, 
 from shearling.evaluation.precision import resolve_precision
 from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
-from shearling.recipe import CalibrationSection, SparsitySection, section_as_json
+from shearling.recipe.calibration import CalibrationSection
+from shearling.recipe.recipe import section_as_json
+from shearling.recipe.sparsity import SparsitySection
 from shearling.strict_json import Document, write_document
 from train.sparsity.allocation.evolution import evolved_ratios
 from train.sparsity.allocation.outliers import outlier_ratios

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import TaskRow
-from shearling.recipe import CalibrationSection, SparsitySection
+from shearling.recipe.calibration import CalibrationSection
+from shearling.recipe.sparsity import SparsitySection
 from train.package_asset import fetch
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shearling.console import progress
 from shearling.errors import NonFiniteWeights
 from shearling.evaluation.precision import resolve_precision
-from shearling.recipe import HealingSection
+from shearling.recipe.sparsity import HealingSection
 from shearling.strict_json import Document
 from train.divergence import divergence_sum
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shearling.console import log, progress
 from shearling.errors import NonFiniteWeights, RecipeInvalid, ShapeMismatch, ShearlingError
 from shearling.model.layers import TransformerLayers, find_layers
-from shearling.recipe import ReconstructionSection
+from shearling.recipe.sparsity import ReconstructionSection
 from shearling.registry.pruning_methods import PRUNING_METHODS, PruningMethod
 from train.sparsity.criteria.criterion import Criterion, Pruned
 from train.sparsity.gram import Gram, LayerGrams

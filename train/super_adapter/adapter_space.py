@@ -5,7 +5,7 @@ from __future__ import annotations
 from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpace, WidthTemplate
 from shearling.errors import RecipeInvalid
 from shearling.model.layers import TransformerLayers
-from shearling.recipe import AdapterSection
+from shearling.recipe.adapter import AdapterSection
 
 
 def build_search_space(

@@ -21,7 +21,9 @@ from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskRow, read_rows
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.model.layers import find_layers
-from shearling.recipe import Recipe, TaskSection, TrainSection, section_as_json
+from shearling.recipe.recipe import Recipe, section_as_json
+from shearling.recipe.task import TaskSection
+from shearling.recipe.training import TrainSection
 from shearling.strict_json import write_document
 from train.super_adapter import processes
 from train.super_adapter.adapter_space import build_search_space

@@ -16,7 +16,7 @@ from shearling.elastic.reordering import Reordering
 from shearling.elastic.search_space import Group, SearchSpace
 from shearling.evaluation.task import TaskRow
 from shearling.model.layers import find_layers
-from shearling.recipe import WidthSection
+from shearling.recipe.width import WidthSection
 from train.sparsity.calibration import calibration_blocks
 
 if TYPE_CHECKING:

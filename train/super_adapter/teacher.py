@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shearling.artefact import Artefact
 from shearling.errors import RecipeInvalid
 from shearling.model.checkpoint import load_model, load_tokenizer
-from shearling.recipe import TeacherSection
+from shearling.recipe.training import TeacherSection
 from train.base.artefact import source_digest
 
 if TYPE_CHECKING:

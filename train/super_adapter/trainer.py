@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from shearling.elastic.super_network import ADAPTER_FILE, SuperNetwork, read_adapter_file
 from shearling.errors import ArtefactCorrupt, TrainingDiverged
-from shearling.recipe import TrainSection
+from shearling.recipe.training import TrainSection
 from shearling.strict_json import read_json
 from train.super_adapter import processes
 from train.super_adapter.causal_loss import causal_loss

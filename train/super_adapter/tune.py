@@ -11,7 +11,9 @@ from shearling.elastic.reordering import REORDERING_FILE, Reordering, load_reord
 from shearling.elastic.subnet import OpenSubnet, describe_subnet
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network
 from shearling.errors import ArtefactMismatch, OutputExists, UsageError
-from shearling.recipe import TaskSection, TrainSection, section_as_json
+from shearling.recipe.recipe import section_as_json
+from shearling.recipe.task import TaskSection
+from shearling.recipe.training import TrainSection
 from shearling.run import Run
 from shearling.strict_json import write_document
 from train.super_adapter import processes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from shearling.elastic.search_space import WidthTemplate
 from shearling.errors import RecipeInvalid
 from shearling.model.width_tracing import WidthBlock, find_structure
-from shearling.recipe import WidthGroupSection, WidthSection
+from shearling.recipe.width import WidthGroupSection, WidthSection
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import SPLITS, Split, TaskRow
-from shearling.recipe import HubDataset, SplitShares, TaskSection
+from shearling.recipe.task import HubDataset, SplitShares, TaskSection
 from train.package_asset import fetch
 from train.task.row_account import RowAccount
 

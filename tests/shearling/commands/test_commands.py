@@ -19,7 +19,7 @@ from shearling.errors import ArtefactCorrupt, ArtefactMissing, UsageError
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.scoreboard import Scoreboard, parse_tasks, score_models, scoreboard_screen
 from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, write_rows
-from shearling.recipe import recipe_json_schema
+from shearling.recipe.recipe import recipe_json_schema
 from shearling.registry.tables import TABLES
 from shearling.strict_json import validate_document, write_document
 from tests.support.tiny_models import save_tiny

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shearling.demo.derived_recipe import RECIPES, SMOKE, derive_recipe, plain_lora, render_toml
 from shearling.demo.shears.layout import LORA_RECIPE, SHEARS_RECIPE
-from shearling.recipe import Recipe, read_recipe
+from shearling.recipe.recipe import Recipe, read_recipe
 
 KEYS = st.text("abcdefghijklmnopqrstuvwxyz_0123456789-", min_size=1, max_size=8)
 # DEL is the one character that JSON leaves bare and TOML does not allow.

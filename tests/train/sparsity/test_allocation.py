@@ -10,7 +10,7 @@ import torch
 
 from shearling.errors import RecipeInvalid
 from shearling.model.layers import find_layers
-from shearling.recipe import SparsitySection
+from shearling.recipe.sparsity import SparsitySection
 from shearling.run import Run
 from shearling.strict_json import read_document
 from tests.support.tiny_models import FAMILIES, VOCABULARY

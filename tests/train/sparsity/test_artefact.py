@@ -10,7 +10,7 @@ from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.errors import ArtefactMismatch
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
-from shearling.recipe import SparsitySection
+from shearling.recipe.sparsity import SparsitySection
 from shearling.strict_json import read_document
 from tests.support.tiny_models import VOCABULARY, save_tiny
 from train.base.artefact import import_base

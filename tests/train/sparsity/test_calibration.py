@@ -7,7 +7,7 @@ import torch
 
 from shearling.errors import ArtefactMissing, RecipeInvalid
 from shearling.evaluation.task import TaskRow
-from shearling.recipe import CalibrationSection
+from shearling.recipe.calibration import CalibrationSection
 from tests.support.tiny_models import CORPUS, EOS, tiny_tokenizer
 from train.sparsity.calibration import calibration_blocks
 

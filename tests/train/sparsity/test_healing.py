@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.errors import NonFiniteWeights, RecipeInvalid
 from shearling.model.checkpoint import load_model
-from shearling.recipe import HealingSection
+from shearling.recipe.sparsity import HealingSection
 from shearling.run import Run
 from shearling.strict_json import read_document
 from tests.support.tiny_models import FAMILIES, VOCABULARY

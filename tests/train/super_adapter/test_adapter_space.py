@@ -6,7 +6,7 @@ import pytest
 
 from shearling.errors import RecipeInvalid
 from shearling.model.layers import find_layers
-from shearling.recipe import AdapterSection
+from shearling.recipe.adapter import AdapterSection
 from tests.support.tiny_models import FAMILIES
 from train.super_adapter.adapter_space import build_search_space
 

@@ -24,7 +24,7 @@ from shearling.elastic.search_space import read_search_space
 from shearling.elastic.super_network import ADAPTER_FILE, load_super_network
 from shearling.errors import OutputExists, RecipeInvalid, TrainingDiverged
 from shearling.model.checkpoint import load_model
-from shearling.recipe import Recipe, read_recipe
+from shearling.recipe.recipe import Recipe, read_recipe
 from shearling.run import Run
 from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe

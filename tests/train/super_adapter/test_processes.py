@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from shearling.artefact import open_artefact
 from shearling.elastic.super_network import ADAPTER_FILE
-from shearling.recipe import read_recipe
+from shearling.recipe.recipe import read_recipe
 from shearling.run import Run
 from tests.support.tiny_runs import write_tiny_recipe
 from train.stage import run_recipe

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from shearling.artefact import open_artefact
 from shearling.errors import RecipeInvalid
 from shearling.model.checkpoint import load_model, load_tokenizer
-from shearling.recipe import TeacherSection
+from shearling.recipe.training import TeacherSection
 from tests.support.tiny_models import FAMILIES, VOCABULARY, save_tiny
 from tests.support.tiny_runs import tiny_network, tiny_recipe
 from train.stage import run_recipe

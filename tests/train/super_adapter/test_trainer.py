@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import ArtefactCorrupt, TrainingDiverged
-from shearling.recipe import TrainSection
+from shearling.recipe.training import TrainSection
 from tests.support.tiny_runs import tiny_network
 from train.super_adapter.choice_sampler import RankSampler
 from train.super_adapter.trainer import (

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
-from shearling.recipe import SplitShares, TaskSection
+from shearling.recipe.task import SplitShares, TaskSection
 from train.task.rows import assign_split
 from train.task.rows import build_rows as build
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.errors import ModelUnsupported, RecipeInvalid
 from shearling.model.checkpoint import load_model
-from shearling.recipe import ReconstructionSection
+from shearling.recipe.sparsity import ReconstructionSection
 from shearling.run import Run
 from shearling.strict_json import read_document
 from tests.support.tiny_models import FAMILIES, VOCABULARY, bert

@@ -1,0 +1,28 @@
+"""[model]: the pretrained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from shearling.recipe.section import PackageAsset, Section
+
+
+class ModelSection(Section):
+    """The pretrained model: a Hugging Face directory or a GGUF file."""
+
+    path: Path | None = pydantic.Field(None, description="relative to the recipe")
+    asset: PackageAsset | None = None
+    model_id: str = pydantic.Field(description="its public name, for the model card")
+    head: Literal["language_model", "classifier"] = pydantic.Field(
+        "language_model",
+        description="classifier: an encoder gets a new head with one class for each of the task's choices",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> ModelSection:
+        if (self.path is None) == (self.asset is None):
+            raise ValueError("give exactly one of 'path' and 'asset'")
+        return self

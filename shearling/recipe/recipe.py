@@ -1,0 +1,145 @@
+"""A whole recipe: one TOML file that says what a run is made of, validated against a published schema.
+
+`recipes/recipe.schema.json` is generated from these classes (`shearling schema`), so an editor can complete and check a
+recipe while it is written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from shearling.errors import ArtefactMissing, RecipeInvalid
+from shearling.recipe.adapter import AdapterSection
+from shearling.recipe.model import ModelSection
+from shearling.recipe.search import SearchSection
+from shearling.recipe.section import Section
+from shearling.recipe.sparsity import SparsitySection
+from shearling.recipe.task import TaskSection
+from shearling.recipe.training import TrainSection
+from shearling.recipe.width import WidthSection
+
+RECIPE_SCHEMA = "shearling.recipe/1"
+
+
+class Recipe(Section):
+    """A whole run.
+
+    Without [sparsity] the base stays dense; without [adapter] and [train] the run ends with the pruned model.
+    """
+
+    schema_: Literal["shearling.recipe/1"] = pydantic.Field(alias="schema")
+    name: str
+    seed: int = 0
+    model: ModelSection
+    task: TaskSection
+    sparsity: SparsitySection | None = None
+    adapter: AdapterSection | None = None
+    width: WidthSection | None = None
+    train: TrainSection | None = None
+    search: SearchSection = SearchSection()
+
+    @pydantic.model_validator(mode="after")
+    def _classifier(self) -> Recipe:
+        if self.model.head == "classifier" and self.task.choices is None:
+            raise ValueError("a classifier needs the task's choices: they are its classes")
+        if self.model.head == "classifier" and self.adapter is None:
+            raise ValueError("a classifier needs [adapter] and [train]: its head is new")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if (self.adapter is None) != (self.train is None):
+            raise ValueError("[adapter] and [train] belong together")
+        if self.width is not None and self.adapter is None:
+            raise ValueError("[width] needs [adapter] and [train]: the adapters repair what a cut takes away")
+        if self.adapter is None and self.sparsity is None:
+            raise ValueError("nothing to do: give [sparsity], or [adapter] with [train]")
+        if self.adapter is not None and self.adapter.masked and self.sparsity is None:
+            raise ValueError("masked training needs [sparsity]; for a dense base set masked = false")
+        return self
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and validate a recipe; paths in it become relative to the working directory.
+
+    Raises:
+        ArtefactMissing: no such file.
+        RecipeInvalid: not TOML, or breaks the schema; names every wrong key, and the nearest right one.
+    """
+    if not path.is_file():
+        raise ArtefactMissing("no such recipe", where=path, remedy="Check the path; examples are in recipes/")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeInvalid(f"not TOML: {error}", where=path) from None
+    _anchor_paths(data, path.parent)
+    try:
+        return Recipe.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise RecipeInvalid(_describe(error), where=path, remedy="The schema is recipes/recipe.schema.json") from None
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """The published schema of a recipe."""
+    return Recipe.model_json_schema()
+
+
+def section_as_json(section: Section | None) -> dict[str, Any] | None:
+    """A section as JSON, to be kept in the manifest of what was made from it; of a path the last part, since runs and
+    recipes move.
+    """
+    return None if section is None else _without_directories(section.model_dump())
+
+
+def _without_directories(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_directories(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_without_directories(item) for item in value]
+    return value.name if isinstance(value, Path) else value
+
+
+def _anchor_paths(data: dict[str, Any], anchor: Path) -> None:
+    for value in data.values():
+        if isinstance(value, dict):
+            if isinstance(value.get("path"), str):
+                value["path"] = str(anchor / value["path"])
+            _anchor_paths(value, anchor)
+
+
+def _describe(error: pydantic.ValidationError) -> str:
+    parts = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(item["loc"][-1]), _known_keys(item["loc"][:-1]), n=1)
+            parts.append(f"{field}: unknown key{f', did you mean {near[0]!r}?' if near else ''}")
+        elif item["type"] == "missing":
+            parts.append(f"{field}: missing")
+        else:
+            parts.append(f"{field}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(parts)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: type[pydantic.BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part)
+        inner = _section_of(field.annotation) if field else None
+        if inner is None:
+            return []
+        section = inner
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section_of(annotation: Any) -> type[pydantic.BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _section_of(part))), None)

@@ -1,0 +1,20 @@
+"""Base of every section of a recipe, and what several of them name."""
+
+from __future__ import annotations
+
+import pydantic
+
+
+class Section(pydantic.BaseModel):
+    """Base of every section: frozen, no unknown keys; TOML integers are accepted for floats."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class PackageAsset(Section):
+    """A file inside a wheel of the package registry, pinned by digest."""
+
+    wheel: str = pydantic.Field(pattern="^[A-Za-z0-9._-]+$", description="name of the distribution")
+    version: str = pydantic.Field(pattern="^[A-Za-z0-9.+!_-]+$")
+    sha256: str = pydantic.Field(pattern="^[0-9a-f]{64}$", description="of the wheel file")
+    member: str = pydantic.Field(description="path inside the wheel")

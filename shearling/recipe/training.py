@@ -1,0 +1,78 @@
+"""[train]: how the super-network is trained, and who teaches it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from shearling.recipe.section import Section
+
+
+class TeacherSection(Section):
+    """A dense model whose predictions are learnt beside the labels: weights of KL(teacher || student)."""
+
+    path: Path | None = pydantic.Field(
+        None, description="a model directory, relative to the recipe; absent: the dense base of the run"
+    )
+    prompt: float = pydantic.Field(1.0, ge=0, description="weight at the tokens of the prompt: keeps the language")
+    answer: float = pydantic.Field(0.0, ge=0, description="weight at the labelled tokens, for a teacher of the task")
+    hidden: float = pydantic.Field(
+        0.0, ge=0, description="weight of the relative squared distance of the last hidden states"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _teaches(self) -> TeacherSection:
+        if not (self.prompt or self.answer or self.hidden):
+            raise ValueError("give 'prompt', 'answer' or 'hidden' a weight above 0: this teacher teaches nothing")
+        return self
+
+
+class TrainSection(Section):
+    """Optimisation of the super-adapter."""
+
+    steps: int | None = pydantic.Field(None, ge=1, description="optimiser steps; or give epochs")
+    epochs: float | None = pydantic.Field(None, gt=0)
+    batch_size: int = pydantic.Field(16, ge=1, description="rows of a micro-batch, per device")
+    gradient_accumulation: int = pydantic.Field(1, ge=1)
+    learning_rate: float = pydantic.Field(3e-4, gt=0)
+    weight_decay: float = pydantic.Field(0.0, ge=0)
+    warmup_steps: int = pydantic.Field(0, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    precision: Literal["auto", "bf16", "fp32"] = pydantic.Field(
+        "auto", description="auto: bf16 autocast where the hardware has it"
+    )
+    gradient_checkpointing: bool = False
+    group_by_length: bool = pydantic.Field(
+        False, description="rows of similar length share a batch: less padding, less random"
+    )
+    save_steps: int = pydantic.Field(50, ge=1, description="steps between checkpoints")
+    draw: Literal["independent", "shared"] = pydantic.Field(
+        "independent",
+        description="which sub-network a micro-batch trains: every group draws for itself, or all together",
+    )
+    largest_first: float = pydantic.Field(
+        0.0, ge=0, lt=1, description="share of the steps, at the beginning, that train the largest sub-network alone"
+    )
+    sandwich: bool = pydantic.Field(
+        False, description="every micro-batch trains the largest, the smallest and one drawn sub-network"
+    )
+    distillation: bool = pydantic.Field(
+        False, description="the largest sub-network teaches the other two; needs sandwich"
+    )
+    teacher: TeacherSection | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _teacher(self) -> TrainSection:
+        if self.distillation and not self.sandwich:
+            raise ValueError("distillation needs sandwich = true: the largest sub-network is the teacher")
+        if self.distillation and self.teacher is not None:
+            raise ValueError("give either 'distillation' or [train.teacher]: one teacher at a time")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _length(self) -> TrainSection:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of 'steps' and 'epochs'")
+        return self
