@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from shearling.model.head import Head
 from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 
 BASELINE = "dense"
@@ -28,6 +29,8 @@ class Arm:
         train: keys of [train] that differ from the model's.
         task: keys of [task] that differ from the task's.
         ranks: fixed: the largest alone; elastic: the model's list of ranks, and a search among them.
+        adapted_first: LoRA is trained as in the baseline and merged before anything is pruned.
+        adapters: are trained on what was pruned; otherwise that is the result.
     """
 
     name: str
@@ -37,11 +40,18 @@ class Arm:
     train: Mapping[str, Any] = field(default_factory=dict)
     task: Mapping[str, Any] = field(default_factory=dict)
     ranks: Literal["fixed", "elastic"] = "fixed"
+    adapted_first: bool = False
+    adapters: bool = True
 
-    def suits(self, ratio: Ratio) -> bool:
-        """Whether it can have the ratio: a pattern such as 2:4 has the same share in every layer."""
+    def suits(self, head: Head, ratio: Ratio) -> bool:
+        """Whether a model can have it with the ratio.
+
+        A pattern such as 2:4 has the same share in every layer; and the head of an encoder is new, and pruned with
+        nothing to heal towards.
+        """
         uniform = self.sparsity is None or self.sparsity.get("allocation", "uniform") == "uniform"
-        return uniform or ratio.section["pattern"] == "unstructured"
+        known = not self.adapted_first or head == "language_model"
+        return known and (uniform or ratio.section["pattern"] == "unstructured")
 
 
 REFIT: Mapping[str, Any] = {"method": "wanda", "reconstruction": {"matrix_steps": 15}}
@@ -75,10 +85,21 @@ ARMS: Mapping[str, Arm] = {
             ranks="elastic",
         ),
         Arm("elastic-drawn", "the same, drawn apart", sparsity=HEALED, train=TAUGHT, ranks="elastic"),
+        Arm("last", "LoRA, then healed", sparsity=HEALED, adapted_first=True, adapters=False),
+        Arm(
+            "last-elastic",
+            "LoRA, healed, elastic",
+            sparsity=HEALED,
+            adapter=BY_RANK,
+            train={**TAUGHT, **SHARED},
+            ranks="elastic",
+            adapted_first=True,
+        ),
     )
 }
 """`wanda-apart` says what the mask costs: its adapters cannot be merged without losing zeros. `elastic` is what the
-shipped recipes do."""
+shipped recipes do. `last` heals towards the adapted model on rows with their answers, and so goes over the task twice;
+`last-elastic` trains adapters on that, and goes over it three times."""
 
 
 @dataclass(frozen=True)

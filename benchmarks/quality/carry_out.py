@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 
-from benchmarks.quality.cell import Cell, CellDocument, SubnetFigures, SubnetName, cell_file
+from benchmarks.quality.cell import ADAPTED_MODEL, Cell, CellDocument, SubnetFigures, SubnetName, cell_file
 from benchmarks.quality.general_text import GeneralText, bits_per_byte, held_back_text
+from export.merge import merge
 from export.request import ExportRequest
 from export.stage import export_subnet
 from search.stage import BEST_FILE, search_by_recipe
-from shearling.artefact import MANIFEST, Artefact, unfinished_artefact, utc_now
+from shearling.artefact import MANIFEST, Artefact, open_artefact, unfinished_artefact, utc_now
 from shearling.console import log
 from shearling.elastic.search_space import Choice
 from shearling.elastic.subnet import open_subnet
@@ -102,10 +104,12 @@ def carry_out(cell: Cell, run: Run) -> CellDocument:
     import torch
 
     prepared = _clear(run)
-    text, content = held_back_text(), cell.recipe()
+    text, content, adapting = held_back_text(), cell.recipe(), cell.adapting_recipe()
     with _timed() as whole:
-        made = run_recipe(_validated(content, cell), run.path)
-    frozen = made.get("sparse", made["base"])
+        if adapting is not None:
+            _adapt(_validated(adapting, cell), run)
+        made = _make(content, cell, run)
+    frozen = made["sparse"] if "sparse" in made else made["base"]
     train_s = whole.seconds
     if prepared is None:
         prepare_s = min(whole.seconds, max(0.0, _written_s(frozen) - whole.began_s))
@@ -121,6 +125,7 @@ def carry_out(cell: Cell, run: Run) -> CellDocument:
         task=cell.task.name,
         seed=cell.seed,
         recipe=content,
+        adapted_by=adapting,
         sparsity=frozen.manifest.details.get("sparsity", {}).get("achieved_scope", 0.0),
         bits_per_byte=prepared.bits_per_byte,
         general_text_sha256=text.sha256,
@@ -132,6 +137,32 @@ def carry_out(cell: Cell, run: Run) -> CellDocument:
         threads=torch.get_num_threads(),
         created=utc_now(),
     )
+
+
+def _adapt(recipe: Recipe, run: Run) -> None:
+    """Train the LoRA of a dense model and merge it, to where the cell's own recipe looks for it."""
+    model = run.path / ADAPTED_MODEL
+    if model.is_dir():
+        return
+    adapted = Run(model.parent)
+    shutil.rmtree(adapted.path, ignore_errors=True)
+    run_recipe(recipe, adapted.path)
+    network = load_super_network(adapted)
+    merged = merge(network, network.space.maximal(), "dense", masks=None)
+    with tempfile.TemporaryDirectory(dir=adapted.path) as temporary:
+        unfinished = Path(temporary) / model.name
+        merged.save_pretrained(unfinished)
+        network.tokenizer.save_pretrained(unfinished)
+        unfinished.rename(model)
+
+
+def _make(content: dict[str, Any], cell: Cell, run: Run) -> dict[str, Artefact]:
+    if not cell.arm.adapters and run.sparse.is_dir():
+        return {"sparse": open_artefact(run.sparse, kind="sparse")}
+    placed = content
+    if cell.arm.adapted_first:
+        placed = {**content, "model": {**content["model"], "path": str(run.path / content["model"]["path"])}}
+    return run_recipe(_validated(placed, cell), run.path)
 
 
 def _validated(content: dict[str, Any], cell: Cell) -> Recipe:
@@ -191,6 +222,11 @@ def _measure(
     cell: Cell, run: Run, searched: tuple[Choice, dict[str, Any]] | None, text: GeneralText
 ) -> Iterator[SubnetFigures]:
     evaluator = open_evaluator(TaskLocation(cell.task.name, run.task), head=cell.model.head, split="test")
+    if not cell.arm.adapters:
+        model, tokenizer = load_model(run.sparse).eval(), load_tokenizer(run.sparse)
+        evaluation = evaluator.on_torch(model, tokenizer, precision="auto")()
+        yield _told(evaluation, subnet="largest", bits=_bits_per_byte(model, tokenizer, text))
+        return
     network = load_super_network(run)
     space = network.space
     yield _figures(evaluator, network, text, subnet="largest", choice=space.maximal())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from benchmarks.quality.arms import Arm, Ratio
+from benchmarks.quality.arms import ARMS, BASELINE, Arm, Ratio
 from benchmarks.quality.models import BenchmarkModel
 from benchmarks.quality.tasks import BenchmarkTask
 from shearling.errors import UsageError
@@ -20,6 +21,8 @@ from shearling.recipe.recipe import RECIPE_SCHEMA
 from shearling.strict_json import Document, read_document
 
 CELL_SCHEMA = "shearling.quality/1"
+ADAPTED_MODEL = "adapted/model"
+"""In a run: the dense model with a merged LoRA, which is then pruned."""
 
 SubnetName = Literal["largest", "heuristic", "searched", "packed"]
 """packed: the one that was searched, merged and exported as int8 for the sparse kernel, in OpenVINO."""
@@ -54,6 +57,7 @@ class CellDocument(Document):
     Attributes:
         ratio: as on the command line; empty for a dense model.
         recipe: what was carried out.
+        adapted_by: the recipe of the LoRA that was merged before; None where there is none.
         sparsity: share of zeros in the pruned modules; 0 for a dense model.
         bits_per_byte: of the general text, before training.
         general_text_sha256: of that text.
@@ -73,6 +77,7 @@ class CellDocument(Document):
     task: str
     seed: int
     recipe: dict[str, Any]
+    adapted_by: dict[str, Any] | None = None
     sparsity: float
     bits_per_byte: float | None
     general_text_sha256: str
@@ -113,15 +118,14 @@ class Cell:
     def run_name(self) -> str:
         """Of its run directory: cells that train on the same frozen model and rows share one."""
         recipe = self.recipe()
-        decides = json.dumps([recipe.get(part) for part in ("model", "task", "sparsity")], sort_keys=True)
-        digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
+        frozen = [recipe.get(part) for part in ("model", "task", "sparsity")] + [self.adapting_recipe()]
+        digest = hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()[:12]
         return f"{self.model.name}-{self.task.name}-{self.seed}-{digest}"
 
     def recipe(self) -> dict[str, Any]:
-        """The recipe, as it would stand in a file."""
+        """The recipe, as it would stand in a file; a model that is adapted first is named by its place in the run."""
         arm, model = self.arm, self.model
         task = _layered(self.task.section(model.head), arm.task)
-        steps = {} if self.steps is None else {"steps": self.steps}
         test = {} if self.test_rows is None else {"rows": {**task["rows"], "test": self.test_rows}}
         recipe: dict[str, Any] = {
             "schema": RECIPE_SCHEMA,
@@ -129,17 +133,35 @@ class Cell:
             "seed": self.seed,
             "model": dict(model.section),
             "task": {**task, **test},
+        }
+        if arm.adapted_first:
+            named = {key: value for key, value in model.section.items() if key not in ("asset", "path")}
+            recipe["model"] = {**named, "path": ADAPTED_MODEL}
+        if arm.sparsity is not None and self.ratio is not None:
+            recipe["sparsity"] = _layered({"calibration": dict(model.calibration), **self.ratio.section}, arm.sparsity)
+        if arm.adapters:
+            recipe |= self._training()
+        return recipe
+
+    def adapting_recipe(self) -> dict[str, Any] | None:
+        """The baseline's recipe, where its LoRA is merged before anything is pruned."""
+        if not self.arm.adapted_first:
+            return None
+        return dataclasses.replace(self, arm=ARMS[BASELINE], ratio=None).recipe()
+
+    def _training(self) -> dict[str, Any]:
+        arm, model = self.arm, self.model
+        steps = {} if self.steps is None else {"steps": self.steps}
+        training: dict[str, Any] = {
             "adapter": {**model.adapter, "masked": arm.sparsity is not None, **arm.adapter, "groups": self._groups()},
             "train": {**_layered(model.train, arm.train), **steps},
         }
-        if arm.sparsity is not None and self.ratio is not None:
-            recipe["sparsity"] = _layered({"calibration": dict(model.calibration), **self.ratio.section}, arm.sparsity)
         if model.head == "classifier":
             # It has no language that a teacher could keep.
-            recipe["train"].pop("teacher", None)
+            training["train"].pop("teacher", None)
         if arm.ranks == "elastic":
-            recipe["search"] = {**model.search, "seed": self.seed}
-        return recipe
+            training["search"] = {**model.search, "seed": self.seed}
+        return training
 
     def _groups(self) -> list[dict[str, Any]]:
         ranks = self.model.ranks[:1] if self.arm.ranks == "fixed" else self.model.ranks
@@ -169,12 +191,12 @@ def cross(
 ) -> dict[str, Cell]:
     """All cells by name: a whole table for one seed before the next.
 
-    A task that a model cannot answer is left out, and a ratio that an arm cannot have; a dense arm has one cell for all
-    ratios.
+    A task that a model cannot answer is left out, and an arm that a model or a ratio cannot have; a dense arm has one
+    cell for all ratios.
     """
     cells: dict[str, Cell] = {}
     for model, seed, task, ratio, arm in itertools.product(models, seeds, tasks, tuple(ratios), tuple(arms)):
-        if task.suits(model.head) and arm.suits(ratio):
+        if task.suits(model.head) and arm.suits(model.head, ratio):
             pruned = None if arm.sparsity is None else ratio
             cell = Cell(model, arm, pruned, task, seed, steps, test_rows)
             cells.setdefault(cell.name, cell)
@@ -216,10 +238,14 @@ def unfinished(cells: Mapping[str, Cell], output: Path) -> list[Cell]:
         path = cell_file(output, name)
         if not path.is_file():
             left.append(cell)
-        elif read_cell(path).recipe != json.loads(json.dumps(cell.recipe())):
+        elif _carried_out(read_cell(path)) != json.loads(json.dumps([cell.recipe(), cell.adapting_recipe()])):
             raise UsageError(
                 "this cell was made by another recipe",
                 where=path,
                 remedy="Choose another --output, or remove the file to run the cell anew",
             )
     return left
+
+
+def _carried_out(document: CellDocument) -> list[dict[str, Any] | None]:
+    return [document.recipe, document.adapted_by]

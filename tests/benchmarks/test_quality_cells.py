@@ -37,7 +37,7 @@ def all_cells(*, seeds: tuple[int, ...] = (0,)) -> dict[str, Cell]:
 @pytest.mark.parametrize("arm", list(ARMS))
 def test_every_cell_has_a_valid_recipe(arm: str) -> None:
     cells = [cell for cell in all_cells().values() if cell.arm.name == arm]
-    assert {cell.model.name for cell in cells} == set(MODELS)
+    assert {cell.model.name for cell in cells} == ({"smollm2"} if ARMS[arm].adapted_first else set(MODELS))
     for cell in cells:
         sparsity = Recipe.model_validate(cell.recipe()).sparsity
         if cell.ratio is None or sparsity is None:
@@ -52,6 +52,18 @@ def test_the_baseline_is_trained_as_every_other_arm() -> None:
     for model in MODELS:
         own = [recipe for recipe in recipes if recipe["name"].startswith(model)]
         assert len({json.dumps([recipe["train"], recipe["adapter"]["groups"]]) for recipe in own}) == 1
+
+
+def test_a_model_that_is_pruned_last_was_adapted_as_the_baseline_is() -> None:
+    cells = all_cells()
+    baseline = cells["smollm2-poker-0-0-dense"].recipe()
+    for arm in ("last", "last-elastic"):
+        cell = cells[f"smollm2-poker-0-0.7-{arm}"]
+        assert cell.adapting_recipe() == baseline
+        assert cell.recipe()["model"]["path"] == "adapted/model"
+        assert "asset" not in cell.recipe()["model"]
+    assert "train" not in cells["smollm2-poker-0-0.7-last"].recipe()
+    assert cells["smollm2-poker-0-0.7-elastic"].adapting_recipe() is None
 
 
 def test_a_dense_arm_has_one_cell_for_all_ratios_and_an_encoder_none_of_a_generated_answer() -> None:
@@ -73,7 +85,16 @@ def test_cells_share_a_run_where_they_train_on_the_same_frozen_model() -> None:
         return cells[name].run_name
 
     assert run_of("smollm2-sarcasm-0-0.5-wanda") == run_of("smollm2-sarcasm-0-0.5-wanda-elastic")
-    others = ("0-0.7-wanda", "0-2of4-wanda", "0-0.5-magnitude", "1-0.5-wanda", "0-0-dense")
+    assert run_of("smollm2-sarcasm-0-0.5-last") == run_of("smollm2-sarcasm-0-0.5-last-elastic")
+    others = (
+        "0-0.7-wanda",
+        "0-2of4-wanda",
+        "0-0.5-magnitude",
+        "1-0.5-wanda",
+        "0-0-dense",
+        "0-0.5-healed",
+        "0-0.5-last",
+    )
     assert len({run_of(f"smollm2-sarcasm-{other}") for other in ("0-0.5-wanda", *others)}) == len(others) + 1
 
 
@@ -83,8 +104,13 @@ def test_a_ratio_is_a_share_or_a_pattern_that_has_one(text: str) -> None:
         parse_ratio(text)
 
 
-def finish(cell: Cell, output: Path) -> CellDocument:
+def finished(cell: Cell) -> CellDocument:
     document = cell_document(cell.model.name, cell.arm.name, cell.task.name, seed=cell.seed, recipe=cell.recipe())
+    return document.model_copy(update={"adapted_by": cell.adapting_recipe()})
+
+
+def finish(cell: Cell, output: Path) -> CellDocument:
+    document = finished(cell)
     path = cell_file(output, cell.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_document(path, document)
@@ -116,7 +142,7 @@ def test_one_failure_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest
         run.path.mkdir(parents=True, exist_ok=True)
         if cell.name == bad:
             raise RecipeInvalid("no such thing")
-        return cell_document(cell.model.name, cell.arm.name, cell.task.name, recipe=cell.recipe())
+        return finished(cell)
 
     monkeypatch.setattr(carry_out, "carry_out", stand_in)
     failed = carry_out.carry_out_all(cells.values(), tmp_path, keep=False)

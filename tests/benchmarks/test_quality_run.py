@@ -23,6 +23,7 @@ ARMS = (
     Arm("dense", "dense", sparsity=None),
     Arm("fixed", "fixed", sparsity={"method": "magnitude"}),
     Arm("elastic", "elastic", sparsity={"method": "magnitude"}, ranks="elastic"),
+    Arm("last", "last", sparsity={"method": "magnitude"}, adapted_first=True, adapters=False),
 )
 
 
@@ -77,6 +78,21 @@ def test_cells_are_carried_out_once_and_share_what_is_pruned(tmp_path: Path, mon
     assert documents["elastic"].prepare_s == documents["fixed"].prepare_s
     assert documents["elastic"].bits_per_byte == documents["fixed"].bits_per_byte != documents["dense"].bits_per_byte
     assert elastic.run_name == fixed.run_name
+    _check_what_was_pruned_last(output / "runs" / cells["tiny-headlines-0-0.5-last"].run_name, documents["last"])
+
+
+def _check_what_was_pruned_last(run: Path, document: CellDocument) -> None:
+    """Of the adapted model half of every pruned matrix is left, and the adapted one is another than the pretrained."""
+    from shearling.model.checkpoint import load_model
+
+    pretrained, adapted, pruned = (load_model(run / name) for name in ("adapted/base", "adapted/model", "sparse"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weights = [dict(model.named_parameters())[name] for model in (pretrained, adapted, pruned)]
+    assert not weights[0].equal(weights[1])
+    assert weights[2].count_nonzero() == weights[2].numel() // 2
+    assert weights[2][weights[2] != 0].equal(weights[1][weights[2] != 0])
+    assert document.adapted_by is not None
+    assert document.train_s < document.prepare_s
 
 
 def _check_figures(documents: dict[str, CellDocument]) -> None:
@@ -87,6 +103,7 @@ def _check_figures(documents: dict[str, CellDocument]) -> None:
         "searched",
         "packed",
     ]
+    assert [figures.subnet for figures in documents["last"].subnets] == ["largest"]
     for arm, document in documents.items():
         assert document.sparsity == pytest.approx(0 if arm == "dense" else 0.5, abs=0.01)
         for figures in document.subnets:
