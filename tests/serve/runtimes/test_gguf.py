@@ -12,8 +12,8 @@ import torch
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, PackageMissing, UsageError
+from shearling.target import Target, parse_target
 from tests.support.environments import environment_with, run_inside
 from tests.support.serve_command import QUICK, serve
 from tests.support.tiny_gguf import write_tiny_gguf

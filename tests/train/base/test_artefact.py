@@ -19,11 +19,11 @@ from shearling.errors import (
 from shearling.kernel.openvino_core import openvino_core
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.model.gguf_header import read_header
+from shearling.model.gguf_tokenizer import rebuild_tokenizer
 from tests.support.json_files import edit_json
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from train.base.artefact import import_base
-from train.base.gguf import rebuild_tokenizer
 
 TEXT = "The fox won 2024 times;  isn't it? été 你好 🎉\n"
 
