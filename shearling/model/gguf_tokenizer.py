@@ -88,7 +88,7 @@ def _byte_level_bpe(header: GgufHeader, tokens: list[str], *, bos: str | None) -
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting == "words-triplet"))
     if splitting == "words-digit":
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _pre_tokenizer(splitting)
+    tokenizer.pre_tokenizer = pre_tokenizer(splitting)
     tokenizer.decoder = decoders.ByteLevel()
     types = header.fields.get("tokenizer.ggml.token_type") or []
     added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (CONTROL, USER_DEFINED)]
@@ -111,7 +111,8 @@ def _splitting(header: GgufHeader) -> Splitting:
     return SPLITTING[name]
 
 
-def _pre_tokenizer(splitting: Splitting) -> PreTokenizer:
+def pre_tokenizer(splitting: Splitting) -> PreTokenizer:
+    """How text is split before merging."""
     from tokenizers import Regex, pre_tokenizers
 
     if splitting == "gpt2":
