@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from shearling.errors import UsageError
-from shearling.evaluation.candidate import Candidate, find_candidate
+from shearling.evaluation.given_model import GivenModel, find_given_model
 from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.evaluation.task import Split, TaskLocation, locate_task
 from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
@@ -112,14 +112,14 @@ def score_models(
         PackageMissing: llama.cpp is not installed where a target says.
         UsageError: no such task or split, or a setting of a target that an evaluation does not honour.
     """
-    candidates = [find_candidate(parse_target(target)) for target in targets]
-    head = _common_head(candidates)
+    models = [find_given_model(parse_target(target)) for target in targets]
+    head = _common_head(models)
     evaluators = [
         open_evaluator(task, head=head, split=split, limit=limit, batch_size=batch_size, bits_per_byte=True)
         for task in tasks
     ]
     settled = resolve_precision(precision)
-    by_model = [_score(candidate, evaluators, precision=settled) for candidate in candidates]
+    by_model = [_score(given, evaluators, precision=settled) for given in models]
     scores = tuple(scores[place] for place in range(len(evaluators)) for scores in by_model)
     return Scoreboard(split=split, precision=settled, scores=scores)
 
@@ -153,21 +153,21 @@ def _cells(score: Score) -> tuple[str, ...]:
     )
 
 
-def _common_head(candidates: Sequence[Candidate]) -> Head:
-    heads = {candidate.head for candidate in candidates}
+def _common_head(models: Sequence[GivenModel]) -> Head:
+    heads = {given.head for given in models}
     if len(heads) > 1:
-        odd = next(candidate for candidate in candidates if candidate.head != candidates[0].head)
+        odd = next(given for given in models if given.head != models[0].head)
         raise UsageError(
             "classifiers and language models answer a task in different ways, and are not compared",
             where=odd.target.label,
             remedy="Evaluate them apart",
         )
-    return candidates[0].head
+    return models[0].head
 
 
-def _score(candidate: Candidate, evaluators: Sequence[TaskEvaluator], *, precision: Precision) -> list[Score]:
-    label, scores = candidate.target.label, []
-    with candidate.load(precision) as model:
+def _score(given: GivenModel, evaluators: Sequence[TaskEvaluator], *, precision: Precision) -> list[Score]:
+    label, scores = given.target.label, []
+    with given.load(precision) as model:
         for evaluator in evaluators:
             with _counting(f"evaluating {label} on {evaluator.task}", evaluator.rows) as on_rows:
                 evaluation = model.measure(evaluator, on_rows)

@@ -25,8 +25,8 @@ from shearling.errors import (
     ShearlingError,
     UsageError,
 )
-from shearling.evaluation.candidate import find_candidate
 from shearling.evaluation.evaluator import torch_scorer
+from shearling.evaluation.given_model import find_given_model
 from shearling.evaluation.llama_cpp_process import LlamaCppProcess, open_llama_cpp
 from shearling.evaluation.llama_cpp_scorer import LlamaCppScorer
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
@@ -265,14 +265,14 @@ def test_what_an_evaluation_does_not_honour_is_refused(gguf_file: Path, tmp_path
         (f"{tmp_path}@format=onnx", "not as onnx"),
     ):
         with pytest.raises(UsageError, match=said):
-            find_candidate(parse_target(written))
+            find_given_model(parse_target(written))
     for written, said in (
         (f"{gguf_file}@format=openvino", "a GGUF file, not openvino"),
         (f"{tmp_path}@format=openvino", "no openvino model here"),
         (f"{tmp_path}@format=gguf", "no gguf model here"),
     ):
         with pytest.raises(ArtefactMissing, match=said):
-            find_candidate(parse_target(written))
+            find_given_model(parse_target(written))
 
 
 def test_a_format_is_chosen_where_an_export_has_two(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_format_is_chosen_where_an_export_has_two(tmp_path: Path) -> None:
         (tmp_path / part / "config.json").write_text("{}")
     (tmp_path / "openvino" / "openvino_model.xml").touch()
     found = {
-        setting: find_candidate(parse_target(f"{tmp_path}{setting}"))
+        setting: find_given_model(parse_target(f"{tmp_path}{setting}"))
         for setting in ("", "@format=torch", "@format=openvino", "@NUM_STREAMS=1,format=openvino")
     }
     assert [candidate.path.name for candidate in found.values()] == ["model", "model", "openvino", "openvino"]
@@ -298,15 +298,15 @@ def test_a_gguf_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(ModelUnsupported, match=r"no vocabulary.*Convert the model again"):
-        find_candidate(parse_target(file))
+        find_given_model(parse_target(file))
 
 
 def test_without_llama_cpp_an_environment_is_asked_for(gguf_file: Path, tmp_path: Path) -> None:
     with pytest.raises(PackageMissing, match="no virtual environment here"):
-        find_candidate(parse_target(f"{gguf_file}@environment={tmp_path}"))
+        find_given_model(parse_target(f"{gguf_file}@environment={tmp_path}"))
     if importlib.util.find_spec("llama_cpp") is None:
         with pytest.raises(PackageMissing, match="pip install llama-cpp-python, or name an environment"):
-            find_candidate(parse_target(gguf_file))
+            find_given_model(parse_target(gguf_file))
 
 
 def test_a_gguf_file_is_not_compared_with_a_classifier(

@@ -30,7 +30,7 @@ Format = Literal["torch", "openvino", "gguf"]
 
 
 class LoadedModel(Protocol):
-    """A candidate in memory.
+    """A given model in memory.
 
     Attributes:
         sparsity: share of zeros in its linear layers; None where nothing says it.
@@ -44,7 +44,7 @@ class LoadedModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class GivenModel:
     """A model, looked at and not loaded.
 
     Attributes:
@@ -80,7 +80,7 @@ class Candidate:
                 yield _GgufModel(self.path, process)
 
 
-def find_candidate(target: Target) -> Candidate:
+def find_given_model(target: Target) -> GivenModel:
     """Look for the model that a user names, and check what can be checked before anything is loaded.
 
     Raises:
@@ -103,7 +103,7 @@ def find_candidate(target: Target) -> Candidate:
         found: Format = "openvino" if (path / OPENVINO_MODEL).is_file() else "torch"
         if target.format in (AUTO, found):
             _check_settings(target, found)
-            return Candidate(target, path, found, read_head(path))
+            return GivenModel(target, path, found, read_head(path))
     raise ArtefactMissing(
         "no model here" if target.format == AUTO else f"no {target.format} model here",
         where=target.path,
@@ -111,7 +111,7 @@ def find_candidate(target: Target) -> Candidate:
     )
 
 
-def _find_gguf(target: Target) -> Candidate:
+def _find_gguf(target: Target) -> GivenModel:
     if target.format not in (AUTO, "gguf"):
         raise ArtefactMissing(f"a GGUF file, not {target.format}", where=target.path, remedy="Leave format= out")
     _check_settings(target, "gguf")
@@ -122,7 +122,7 @@ def _find_gguf(target: Target) -> Candidate:
             remedy="Convert the model again, together with its tokenizer",
         )
     require_packages(RUNTIMES.get("gguf"), target.environment)
-    return Candidate(target, target.path, "gguf", "language_model")
+    return GivenModel(target, target.path, "gguf", "language_model")
 
 
 def _check_settings(target: Target, found: Format) -> None:
