@@ -93,7 +93,9 @@ def evaluate(
     split: Annotated[Literal["validation", "test"], typer.Option(help="Which rows.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="The first rows only.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Most rows of a batch.")] = 64,
-    precision: Annotated[Precision, typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
+    precision: Annotated[
+        Precision, typer.Option(help="Of models in torch; auto: bf16 where the hardware has it.")
+    ] = "auto",
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
