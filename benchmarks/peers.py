@@ -2,15 +2,17 @@
 
     python -m benchmarks.peers build llama.cpp peers/llama          # compiles; minutes; needs a C++ compiler
     python -m benchmarks.peers build deepsparse peers/deepsparse    # needs Python 3.11
-    python -m benchmarks.peers gguf RUN/base peers/llama            # Q8_0.gguf and Q4_0.gguf
+    python -m benchmarks.peers gguf RUN/base peers/llama            # Q8_0, Q4_0 and Q4_K_M
     python -m benchmarks.peers decoder RUN/export/model peers/sparse-decoder
     python -m serve bench EXPORT ... peers/llama/Q8_0.gguf@environment=peers/llama
-    peers/sparse-decoder@environment=peers/deepsparse python -m benchmarks.peers layer peers/deepsparse
+        peers/sparse-decoder@environment=peers/deepsparse
+    shearling evaluate EXPORT ... peers/llama/Q8_0.gguf@environment=peers/llama --tasks RUN/task
+    python -m benchmarks.peers layer peers/deepsparse
 
 `gguf` writes a base for llama.cpp, `decoder` a pruned model for DeepSparse (`benchmarks.static_decoder`); `serve bench`
-decodes the same random prompts in them and in every export. `layer` runs eight layers of 4096 x 4096 with half of their
-weights zero, one after
-the other, so that no cache holds them: DeepSparse in float32, OpenVINO and our operators in bf16 and int8.
+decodes the same random prompts in them and in every export, and `shearling evaluate` asks GGUF files the questions of a
+task. `layer` runs eight layers of 4096 x 4096 with half of their weights zero, one after the other, so that no cache
+holds them: DeepSparse in float32, OpenVINO and our operators in bf16 and int8.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ import numpy as np
 from benchmarks.static_decoder import write_static_decoder
 from serve.bench.statistics import bootstrap_median, paired_ratio
 from shearling.command_line import quiet_libraries
-from tests.support.tiny_gguf import add_shape, gguf_tensors, write_to_file
+from shearling.virtual_environment import interpreter_of
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "llama.cpp": ("llama-cpp-python==0.3.36",),
     "deepsparse": ("deepsparse==1.8.0", "numpy==1.26.4", "onnx==1.14.1", "setuptools<81"),
 }
-QUANTIZATIONS = ("Q8_0", "Q4_0")
+QUANTIZATIONS = ("Q8_0", "Q4_0", "Q4_K_M")
 LAYERS, WIDTH = 8, 4096
 
 
@@ -52,7 +54,8 @@ def main(arguments: list[str]) -> int:
     build.add_argument("environment", type=Path)
     gguf = commands.add_parser("gguf")
     gguf.add_argument("base", type=Path, help="a Llama checkpoint")
-    gguf.add_argument("directory", type=Path, help="where to write")
+    gguf.add_argument("environment", type=Path, help="with llama.cpp")
+    gguf.add_argument("--output", type=Path, help="directory to write to; by default that of the environment")
     decoder = commands.add_parser("decoder")
     decoder.add_argument("model", type=Path, help="a Llama checkpoint, such as the model of an export")
     decoder.add_argument("directory", type=Path, help="where to write")
@@ -65,8 +68,7 @@ def main(arguments: list[str]) -> int:
     if options.command == "build":
         build_environment(options.peer, options.environment)
     elif options.command == "gguf":
-        for quantization in QUANTIZATIONS:
-            write_gguf(options.base, options.directory / f"{quantization}.gguf", quantization)
+        write_quantized(options.base, options.environment, options.output or options.environment)
     elif options.command == "decoder":
         write_static_decoder(options.model, options.directory)
     else:
@@ -86,7 +88,7 @@ class Peer:
     def __init__(self, environment: Path, path: Path, *, threads: int) -> None:
         script = Path(__file__).with_name("peer_worker.py")
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
-        command = [str(environment.absolute() / "bin" / "python"), str(script)]
+        command = [str(interpreter_of(environment)), str(script)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
@@ -116,26 +118,26 @@ class Peer:
         return reply
 
 
-def write_gguf(base: Path, path: Path, quantization: str) -> None:
-    """A Llama checkpoint as GGUF, matrices quantized by gguf's own reference; without a vocabulary, since token ids
-    are given.
+def write_quantized(base: Path, environment: Path, output: Path) -> None:
+    """A Llama checkpoint with its tokenizer as GGUF files, quantized by llama.cpp itself.
+
+    Args:
+        base: Hugging Face directory.
+        environment: with llama.cpp.
+        output: directory for one file of each of `QUANTIZATIONS`.
     """
-    import gguf
+    from benchmarks.gguf_writer import write_gguf
+    from shearling.model.checkpoint import load_model, load_tokenizer
 
-    from shearling.model.checkpoint import load_model
-
-    model: Any = load_model(base)
-    kind = gguf.GGMLQuantizationType[quantization]
-    writer = gguf.GGUFWriter(path, "llama")
-    add_shape(writer, model.config)
-    writer.add_tokenizer_model("no_vocab")
-    for name, tensor in gguf_tensors(model).items():
-        values = np.ascontiguousarray(tensor, dtype=np.float32)
-        if values.ndim == 1:
-            writer.add_tensor(name, values)
-        else:
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    write_to_file(writer)
+    output.mkdir(parents=True, exist_ok=True)
+    script = Path(__file__).with_name("gguf_quantizer.py")
+    with tempfile.TemporaryDirectory(dir=output) as temporary:
+        exact = write_gguf(Path(temporary) / "F32.gguf", load_model(base), load_tokenizer(base))
+        for quantization in QUANTIZATIONS:
+            command = [interpreter_of(environment), script, exact, quantization, output / f"{quantization}.gguf"]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(done.stderr[-2000:])
 
 
 def measure_layer(options: argparse.Namespace) -> dict[str, Any]:

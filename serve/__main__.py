@@ -10,10 +10,10 @@ import typer
 
 from serve.bench.time_budget import CHECK_S
 from serve.runtimes.runtime import Hint, Precision, RunOptions
-from serve.runtimes.target import AUTO, Target, parse_target
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.registry.name_option import NameOption, member_of
 from shearling.registry.runtimes import RUNTIMES
+from shearling.target import AUTO, Target, parse_target
 
 app = make_app("Run exported models and measure their speed.")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import Decoding, OnText, RunOptions, RuntimeFacts, check_lengths, load_runtime
-from serve.runtimes.target import Target
 from serve.runtimes.tokenization import no_chat_template
 from shearling.console import log
 from shearling.errors import UsageError
 from shearling.strict_json import Document
+from shearling.target import Target
 
 
 class Answer(Document):

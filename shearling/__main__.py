@@ -11,6 +11,7 @@ import typer
 
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.evaluation.precision import Precision
+from shearling.target import Target, parse_target
 
 app = make_app("Sparse fine-tuning of language models, from pretrained to deployed.")
 
@@ -75,10 +76,14 @@ def inspect(
 
 @app.command()
 def evaluate(
-    directories: Annotated[
-        list[Path],
+    targets: Annotated[
+        list[Target],
         typer.Argument(
-            metavar="DIR...", help="Hugging Face or OpenVINO model directories, or exports, of which model/ is taken."
+            metavar="DIR...",
+            parser=parse_target,
+            help="Hugging Face or OpenVINO model directories, exports, of which model/ is taken unless "
+            "DIR@format=openvino says otherwise, or GGUF files. DIR@PROPERTY=VALUE,... sets properties of OpenVINO; "
+            "FILE.gguf@environment=DIR names the virtual environment of llama.cpp.",
         ),
     ],
     tasks: Annotated[
@@ -88,16 +93,16 @@ def evaluate(
     split: Annotated[Literal["validation", "test"], typer.Option(help="Which rows.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="The first rows only.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Most rows of a batch.")] = 64,
-    precision: Annotated[Precision, typer.Option(help="auto: bf16 where the hardware has it.")] = "auto",
+    precision: Annotated[
+        Precision, typer.Option(help="Of models in torch; auto: bf16 where the hardware has it.")
+    ] = "auto",
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
     """Accuracy with its interval, bits per byte, and the zeros counted, of several models side by side."""
     from shearling.commands.evaluation import evaluate_models
 
-    return evaluate_models(
-        directories, tasks=tasks, split=split, limit=limit, batch_size=batch_size, precision=precision
-    )
+    return evaluate_models(targets, tasks=tasks, split=split, limit=limit, batch_size=batch_size, precision=precision)
 
 
 @app.command()

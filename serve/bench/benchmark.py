@@ -16,11 +16,11 @@ from serve.bench.workload import Workload
 from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import RunOptions, RuntimeFacts
-from serve.runtimes.target import Target
 from shearling.artefact import utc_now
 from shearling.command_line import Terminated
 from shearling.errors import UsageError
 from shearling.strict_json import Document
+from shearling.target import Target
 
 SCHEMA = "shearling.benchmark/1"
 FILE = "benchmark.json"

@@ -10,9 +10,9 @@ from serve.bench.page import write_page
 from serve.bench.unfinished import forget
 from serve.bench.workload import Workload
 from serve.runtimes.runtime import RunOptions
-from serve.runtimes.target import Target
 from shearling.artefact import open_artefact, write_artefact
 from shearling.strict_json import read_document, write_document
+from shearling.target import Target
 
 PAGE = "benchmark.html"
 

@@ -22,11 +22,11 @@ from serve.bench.workload import Prompts, make_workload
 from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import RunOptions, RuntimeFacts
-from serve.runtimes.target import Target
 from shearling.artefact import utc_now, write_artefact
 from shearling.console import Advance, progress
 from shearling.errors import UsageError
 from shearling.strict_json import Document, write_document
+from shearling.target import Target
 
 if TYPE_CHECKING:
     from openvino_genai import ContinuousBatchingPipeline, GenerationHandle

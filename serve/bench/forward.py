@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from serve.bench.statistics import bootstrap_median, paired_ratio
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.target import Target
 from shearling.errors import ModelUnsupported
 from shearling.strict_json import Document
+from shearling.target import Target
 
 if TYPE_CHECKING:
     import openvino

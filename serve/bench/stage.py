@@ -11,10 +11,10 @@ from serve.bench.concurrency import LoadCurve, LoadWork, measure_load, write_loa
 from serve.bench.screen import benchmark_screen
 from serve.bench.workload import Workload
 from serve.runtimes.runtime import RunOptions
-from serve.runtimes.target import Target
 from shearling.artefact import check_destination
 from shearling.console import log
 from shearling.errors import UsageError
+from shearling.target import Target
 
 
 def bench_models(

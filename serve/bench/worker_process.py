@@ -16,10 +16,10 @@ from typing import IO, Any
 import shearling.errors
 from serve.bench.workload import Rows
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.device import interpreter_of
 from serve.runtimes.runtime import Generation, RunOptions, RuntimeFacts
 from shearling.errors import ResourceExhausted, ShearlingError
 from shearling.strict_json import Document
+from shearling.virtual_environment import interpreter_of
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_OUR_PACKAGES = (
@@ -98,7 +98,7 @@ class WorkerProcess:
         command = [sys.executable, "-m", "serve.bench.worker"]
         if deployment.environment is not None:
             # It has its runtime and what that needs; the rest is ours. Both are of one Python version, as
-            # `serve.runtimes.device` has checked.
+            # `shearling.virtual_environment` has checked.
             command = [
                 str(interpreter_of(deployment.environment)),
                 "-c",

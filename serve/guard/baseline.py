@@ -21,10 +21,10 @@ from serve.bench.workload import Workload
 from serve.guard.regression import GUARDED, CheckOutcome, Verdict, require_threshold, worst
 from serve.guard.sequential import MINIMUM, planned_looks
 from serve.runtimes.runtime import RunOptions
-from serve.runtimes.target import Target
 from shearling.artefact import utc_now
 from shearling.errors import ArtefactMissing, UsageError
 from shearling.strict_json import Document, read_document, write_document
+from shearling.target import Target
 
 SCHEMA = "shearling.baseline/1"
 DECISIVE = ("cpu", "openvino", "openvino-genai", "onnxruntime", "onnxruntime-gpu", "torch")

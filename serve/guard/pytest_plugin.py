@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from serve.bench.workload import Workload
     from serve.guard.regression import Verdict
     from serve.runtimes.runtime import RunOptions
-    from serve.runtimes.target import Target
+    from shearling.target import Target
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class LatencyGuard:
         """
         from serve.guard.regression import check_regression, guard_workload, require_pass
         from serve.runtimes.runtime import RunOptions
-        from serve.runtimes.target import parse_target
         from shearling.errors import CheckFailed
+        from shearling.target import parse_target
 
         verdict, _ = check_regression(
             parse_target(candidate),

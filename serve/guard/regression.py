@@ -22,9 +22,9 @@ from serve.bench.time_budget import CHECK_S
 from serve.bench.workload import Workload, make_workload
 from serve.guard.sequential import MINIMUM, look_confidence, looks, planned_looks, signed_rank_ratio
 from serve.runtimes.runtime import RunOptions
-from serve.runtimes.target import Target
 from shearling.errors import CheckFailed, UsageError
 from shearling.strict_json import Document
+from shearling.target import Target
 
 # Net of what other processes took, where that is known (`serve.bench.waiting`): a rival slows the two sides of a pair
 # by different amounts, which is noise to the ratio and no fault of the candidate.

@@ -9,8 +9,8 @@ from serve.bench.workload import Workload
 from serve.guard.baseline import check_baseline
 from serve.guard.regression import Verdict, check_regression, require_pass
 from serve.runtimes.runtime import RunOptions
-from serve.runtimes.target import Target
 from shearling.errors import UsageError
+from shearling.target import Target
 
 
 def check_model(

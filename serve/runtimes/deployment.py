@@ -15,12 +15,12 @@ from typing import Any
 
 import pydantic
 
-from serve.runtimes.target import AUTO, Target
 from shearling.artefact import MANIFEST, Artefact, Manifest, list_files, open_artefact, sha256_file
 from shearling.errors import ArtefactMismatch, ArtefactMissing, UsageError
 from shearling.registry.registry import load_implementation
 from shearling.registry.runtimes import RUNTIMES, RuntimeEntry
 from shearling.strict_json import Document, read_document, read_json
+from shearling.target import AUTO, Target
 
 RUNNABLE_KINDS = ("export", "base", "sparse")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")

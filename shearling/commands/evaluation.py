@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from shearling.command_line import Result
 from shearling.evaluation.precision import Precision
 from shearling.evaluation.scoreboard import parse_tasks, score_models, scoreboard_screen
 from shearling.evaluation.task import Split
+from shearling.target import Target
 
 
 def evaluate_models(
-    directories: Sequence[Path], *, tasks: str, split: Split, limit: int | None, batch_size: int, precision: Precision
+    targets: Sequence[Target], *, tasks: str, split: Split, limit: int | None, batch_size: int, precision: Precision
 ) -> Result:
     """Measure and compare; see `parse_tasks` for how tasks are written, and `score_models` for the rest."""
     board = score_models(
-        directories,
+        targets,
         tasks=parse_tasks(tasks),
         split=split,
         limit=limit,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shearling.artefact import MANIFEST
+from shearling.errors import UsageError
 from shearling.evaluation.confidence import wilson_interval
 from shearling.evaluation.evaluator import Evaluation, Measure, OnRows
 from shearling.evaluation.lm_eval_task import answer_task
@@ -23,6 +24,8 @@ from shearling.strict_json import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from shearling.evaluation.llama_cpp_process import LlamaCppProcess
 
 
 class ClassifierScorer(Protocol):
@@ -156,6 +159,10 @@ class ClassifierEvaluator:
         """See `TaskEvaluator.on_openvino`."""
         scorer = OpenVINOClassifier(compiled, tokenizer, max_length=self.max_length, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
+
+    def on_llama_cpp(self, process: LlamaCppProcess, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+        """See `TaskEvaluator.on_llama_cpp`: a GGUF file names no class."""
+        raise UsageError("llama.cpp is asked language models alone here", where=f"task {self.task}")
 
     def measure(self, scorer: ClassifierScorer, places: Sequence[int] | None = None) -> Evaluation:
         """Evaluate one model.

@@ -1,5 +1,5 @@
-"""Accuracy and bits per byte, by lm-evaluation-harness: on a torch model, a super-network, or an exported OpenVINO
-model.
+"""Accuracy and bits per byte, by lm-evaluation-harness: on a torch model, a super-network, an exported OpenVINO model
+or a GGUF file.
 
     evaluator = Evaluator("sarcasm", split="validation", include_path=RUN / "task")
     evaluation = evaluator.on_torch(model, tokenizer, precision="fp32")()
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shearling.evaluation.causal_scorer import CausalScorer
+    from shearling.evaluation.llama_cpp_process import LlamaCppProcess
 
 ACCURACY_METRICS = ("acc", "exact_match", "acc_norm", "pass@1", "f1")
 """What counts as accuracy, the first that a task reports."""
@@ -158,6 +159,13 @@ class Evaluator:
         from shearling.evaluation.causal_scorer import OpenVINOScorer
 
         scorer = OpenVINOScorer(compiled, tokenizer, batch_size=self.batch_size, on_rows=on_rows)
+        return functools.partial(self.measure, scorer)
+
+    def on_llama_cpp(self, process: LlamaCppProcess, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+        """See `TaskEvaluator.on_llama_cpp`."""
+        from shearling.evaluation.llama_cpp_scorer import LlamaCppScorer
+
+        scorer = LlamaCppScorer(process, tokenizer, batch_size=self.batch_size, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 
     def measure(self, scorer: CausalScorer, places: Sequence[int] | None = None) -> Evaluation:

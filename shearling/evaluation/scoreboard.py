@@ -1,34 +1,32 @@
-"""Several model directories on several tasks, side by side: what `shearling evaluate` measures."""
+"""Several models on several tasks, side by side: what `shearling evaluate` measures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from shearling.errors import ArtefactMissing, UsageError
+from shearling.errors import UsageError
+from shearling.evaluation.given_model import GivenModel, find_given_model
 from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.evaluation.task import Split, TaskLocation, locate_task
 from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
-from shearling.model.checkpoint_safety import CONFIG
-from shearling.model.head import Head, read_head
+from shearling.model.head import Head
 from shearling.strict_json import Document
+from shearling.target import Target, parse_target
 
 if TYPE_CHECKING:
-    from shearling.evaluation.evaluator import Evaluation, OnRows
-
-OPENVINO_MODEL = "openvino_model.xml"
+    from shearling.evaluation.evaluator import OnRows
 
 
 class Score(Document):
     """One model on one task.
 
     Attributes:
-        directory: as the user gave it.
+        directory: or GGUF file, with its settings, as the user gave it.
         task: its name, the split included.
         n: rows.
         rows_sha256: of them; equal digests prove that models answered the same questions.
@@ -37,7 +35,7 @@ class Score(Document):
         loss: mean negative log-likelihood of the right answer, nats.
         bits_per_byte: of the raw texts; None where the task has none.
         sparsity: share of zeros in the linear layers of the transformer layers, counted in the weights; of an
-            OpenVINO model what its export certified, None where it says nothing.
+            OpenVINO model what its export certified. None where it says nothing, and for a GGUF file.
         seconds: of the evaluation.
     """
 
@@ -88,7 +86,7 @@ def parse_tasks(text: str) -> tuple[TaskLocation, ...]:
 
 
 def score_models(
-    directories: Sequence[Path],
+    targets: Sequence[Target | Path],
     *,
     tasks: Sequence[TaskLocation],
     split: Split,
@@ -99,26 +97,29 @@ def score_models(
     """Measure models one after another; only one is in memory at a time, and it answers every task.
 
     Args:
-        directories: Hugging Face model directories, such as `RUN/base` or `RUN/export/model`; or OpenVINO ones, such
-            as an export without the former.
+        targets: Hugging Face model directories, such as `RUN/base` or `RUN/export/model`; OpenVINO ones, such as an
+            export without the former; or GGUF files, by llama.cpp in the environment that they name.
         tasks: of a run, or any harness tasks whose data is on this machine.
         split: which of their rows.
         limit: the first rows only.
         batch_size: most rows of a batch; changes the time alone.
-        precision: of the arithmetic in torch; auto is bf16 where the hardware has it. OpenVINO keeps its own default.
+        precision: of the arithmetic in torch; auto is bf16 where the hardware has it. OpenVINO and llama.cpp keep their
+            own default.
 
     Raises:
         ArtefactMissing: a directory holds no model, or a task has no data here.
-        UsageError: no such task or split.
+        ModelUnsupported: a GGUF file without a vocabulary.
+        PackageMissing: llama.cpp is not installed where a target says.
+        UsageError: no such task or split, or a setting of a target that an evaluation does not honour.
     """
-    candidates = [_find_candidate(path) for path in directories]
-    head = _common_head(candidates)
+    models = [find_given_model(parse_target(target)) for target in targets]
+    head = _common_head(models)
     evaluators = [
         open_evaluator(task, head=head, split=split, limit=limit, batch_size=batch_size, bits_per_byte=True)
         for task in tasks
     ]
     settled = resolve_precision(precision)
-    by_model = [_score(candidate, evaluators, precision=settled) for candidate in candidates]
+    by_model = [_score(given, evaluators, precision=settled) for given in models]
     scores = tuple(scores[place] for place in range(len(evaluators)) for scores in by_model)
     return Scoreboard(split=split, precision=settled, scores=scores)
 
@@ -152,108 +153,38 @@ def _cells(score: Score) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A model directory, looked at and not loaded.
-
-    Attributes:
-        given: as the user gave it.
-        path: where its config.json is.
-        head: what it is for.
-    """
-
-    given: Path
-    path: Path
-    head: Head
-
-    def load(self, precision: Precision) -> _LoadedModel:
-        xml = self.path / OPENVINO_MODEL
-        return _OpenVINOModel(xml) if xml.is_file() else _TorchModel(self.path, precision)
-
-
-class _LoadedModel(Protocol):
-    """A candidate in memory, and the share of zeros in its linear layers."""
-
-    sparsity: float | None
-
-    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation: ...
-
-
-class _TorchModel:
-    def __init__(self, path: Path, precision: Precision) -> None:
-        from shearling.model.checkpoint import load_model, load_tokenizer
-        from shearling.model.layers import find_layers
-
-        self._model, self._tokenizer, self._precision = load_model(path), load_tokenizer(path), precision
-        weights = [linear.weight for linear in find_layers(self._model).linears().values()]
-        total = sum(weight.numel() for weight in weights)
-        self.sparsity: float | None = 1 - sum(int(weight.count_nonzero()) for weight in weights) / total
-
-    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
-        return evaluator.on_torch(self._model, self._tokenizer, precision=self._precision, on_rows=on_rows)()
-
-
-class _OpenVINOModel:
-    def __init__(self, xml: Path) -> None:
-        from shearling.kernel.openvino_extension import compile_ir
-        from shearling.model.checkpoint import load_tokenizer
-
-        self._compiled, self._tokenizer = compile_ir(xml), load_tokenizer(xml.parent)
-        self.sparsity = _certified_sparsity(xml)
-
-    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
-        return evaluator.on_openvino(self._compiled, self._tokenizer, on_rows=on_rows)()
-
-
-def _certified_sparsity(xml: Path) -> float | None:
-    # What the export counted and certified.
-    from shearling.kernel.openvino_extension import core_for
-
-    model: Any = core_for(xml).read_model(xml)
-    share = ["sparsity", "share"]
-    return float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else None
-
-
-def _find_candidate(given: Path) -> _Candidate:
-    for path in (given, given / "model", given / "openvino"):
-        if (path / CONFIG).is_file():
-            return _Candidate(given, path, read_head(path))
-    raise ArtefactMissing(
-        "no model here", where=given, remedy="Give RUN/base, RUN/sparse, RUN/export or any model directory"
-    )
-
-
-def _common_head(candidates: Sequence[_Candidate]) -> Head:
-    heads = {candidate.head for candidate in candidates}
+def _common_head(models: Sequence[GivenModel]) -> Head:
+    heads = {given.head for given in models}
     if len(heads) > 1:
-        odd = next(candidate for candidate in candidates if candidate.head != candidates[0].head)
+        odd = next(given for given in models if given.head != models[0].head)
         raise UsageError(
             "classifiers and language models answer a task in different ways, and are not compared",
-            where=odd.given,
+            where=odd.target.label,
             remedy="Evaluate them apart",
         )
-    return candidates[0].head
+    return models[0].head
 
 
-def _score(candidate: _Candidate, evaluators: Sequence[TaskEvaluator], *, precision: Precision) -> list[Score]:
-    model, scores = candidate.load(precision), []
-    for evaluator in evaluators:
-        with _counting(f"evaluating {candidate.given} on {evaluator.task}", evaluator.rows) as on_rows:
-            evaluation = model.measure(evaluator, on_rows)
-        scores.append(
-            Score(
-                directory=str(candidate.given),
-                task=evaluator.task,
-                n=evaluation.n,
-                rows_sha256=evaluation.rows_sha256,
-                accuracy=evaluation.accuracy,
-                interval=evaluation.interval,
-                loss=evaluation.loss,
-                bits_per_byte=evaluation.bits_per_byte,
-                sparsity=model.sparsity,
-                seconds=evaluation.seconds,
+def _score(given: GivenModel, evaluators: Sequence[TaskEvaluator], *, precision: Precision) -> list[Score]:
+    label, scores = given.target.label, []
+    with given.load(precision) as model:
+        for evaluator in evaluators:
+            with _counting(f"evaluating {label} on {evaluator.task}", evaluator.rows) as on_rows:
+                evaluation = model.measure(evaluator, on_rows)
+            scores.append(
+                Score(
+                    directory=label,
+                    task=evaluator.task,
+                    n=evaluation.n,
+                    rows_sha256=evaluation.rows_sha256,
+                    accuracy=evaluation.accuracy,
+                    interval=evaluation.interval,
+                    loss=evaluation.loss,
+                    bits_per_byte=evaluation.bits_per_byte,
+                    sparsity=model.sparsity,
+                    seconds=evaluation.seconds,
+                )
             )
-        )
     return scores
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shearling.evaluation.evaluator import Measure, OnRows
+    from shearling.evaluation.llama_cpp_process import LlamaCppProcess
     from shearling.evaluation.precision import Precision
     from shearling.evaluation.task import Split, TaskLocation
     from shearling.model.head import Head
@@ -57,6 +58,19 @@ class TaskEvaluator(Protocol):
             compiled: an `openvino.CompiledModel`.
             tokenizer: of the model.
             on_rows: called with the number of rows after each batch.
+        """
+        ...
+
+    def on_llama_cpp(self, process: LlamaCppProcess, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+        """What measures a GGUF file.
+
+        Args:
+            process: llama.cpp with the file.
+            tokenizer: of the file.
+            on_rows: called with the number of rows after each batch.
+
+        Raises:
+            UsageError: the task is for classifiers.
         """
         ...
 

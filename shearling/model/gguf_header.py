@@ -33,7 +33,7 @@ class GgufHeader:
             raise ModelUnsupported(
                 f"the GGUF file has no field '{key}'",
                 where=self.path,
-                remedy="Import the Hugging Face directory instead",
+                remedy="Take the Hugging Face directory instead",
             )
         return self.fields[key]
 

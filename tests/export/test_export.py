@@ -19,13 +19,13 @@ from export.screen import show_export
 from export.stage import export_frozen, export_subnet
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from serve.runtimes.target import Target
 from shearling.artefact import open_artefact
 from shearling.elastic.sub_adapter import load_sub_adapter
 from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, PackageMissing, ParityFailed, UsageError
 from shearling.kernel.build import build_onnx_runtime_library
 from shearling.model.checkpoint import load_model
 from shearling.strict_json import read_document
+from shearling.target import Target
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.tiny_subnets import run_with_best
 

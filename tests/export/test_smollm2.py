@@ -8,10 +8,10 @@ from export.formats.openvino import FLOAT32_CPU, openvino_logits, write_openvino
 from export.verification.parity import broken_limits, compare, fixed_blocks, torch_logits
 from serve.generate import generate_text
 from serve.runtimes.runtime import RunOptions
-from serve.runtimes.target import Target
 from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.layers import find_layers
 from shearling.registry.number_formats import NUMBER_FORMATS
+from shearling.target import Target
 from tests.support.exported_files import count_zeros, stored_as
 from tests.support.smollm2 import SMOLLM2
 from train.base.artefact import import_base

@@ -19,7 +19,6 @@ from export.verification.parity import fixed_blocks
 from search.front import BestRule
 from search.stage import search
 from serve.bench.forward import _load, measure_forwards
-from serve.runtimes.target import Target, parse_target
 from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.subnet import open_subnet
@@ -28,6 +27,7 @@ from shearling.evaluation.scoreboard import parse_tasks, score_models
 from shearling.model.checkpoint import load_model
 from shearling.recipe.recipe import read_recipe
 from shearling.run import Run
+from shearling.target import Target, parse_target
 from tests.support.longer import mostly_slow
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.small_searches import SMALL_SEARCH

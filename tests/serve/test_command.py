@@ -15,8 +15,8 @@ from serve.bench.benchmark_artefact import read_benchmark
 from serve.bench.worker_process import WorkerProcess
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import RunOptions
-from serve.runtimes.target import Target
 from shearling.errors import DocumentInvalid, OutputExists, ResourceExhausted, UsageError
+from shearling.target import Target
 from tests.support.serve_command import QUICK, serve
 
 

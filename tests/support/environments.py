@@ -16,7 +16,7 @@ import json, sys
 from pathlib import Path
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from serve.runtimes.target import Target
+from shearling.target import Target
 runtime = load_runtime(find_deployment(Target(Path(sys.argv[1]))), RunOptions(threads=1))
 show = lambda value: print(json.dumps(value))
 """

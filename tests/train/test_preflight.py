@@ -9,6 +9,7 @@ from collections import namedtuple
 import psutil
 import pytest
 
+from benchmarks.gguf_writer import write_gguf
 from shearling.errors import (
     ArtefactMissing,
     CheckpointUnsafe,
@@ -19,7 +20,6 @@ from shearling.errors import (
 )
 from shearling.recipe.model import ModelSection
 from tests.support.json_files import edit_json
-from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe
 from train.preflight import check_structure, copies_in_memory, find_model, preflight
@@ -34,7 +34,7 @@ def test_a_directory_is_counted_without_loading_it(family, tmp_path):
 
 
 def test_a_gguf_file_is_counted_without_loading_it(tmp_path):
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer())
+    path = write_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer())
     source = find_model(ModelSection(path=path, model_id="x"))
     assert (source.model_type, source.parameters) == ("llama", FAMILIES["llama_tied_gqa"]().num_parameters())
 

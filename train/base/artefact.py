@@ -20,10 +20,11 @@ from shearling.errors import ArtefactMissing, CheckpointUnsafe
 from shearling.model.checkpoint import Dtype, check_finite, load_model, load_tokenizer, save_model
 from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, JSON_FILES, check_architecture, weight_files
 from shearling.model.gguf_header import is_gguf, read_header
+from shearling.model.gguf_tokenizer import rebuild_tokenizer
 from shearling.model.layers import find_layers
 from shearling.strict_json import read_json, write_json
 from train.base.classifier_head import load_with_new_head
-from train.base.gguf import load_gguf_model, rebuild_tokenizer
+from train.base.gguf import load_gguf_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

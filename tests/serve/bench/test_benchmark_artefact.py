@@ -19,9 +19,9 @@ from serve.bench.workload import make_workload
 from serve.guard.baseline import check_baseline
 from serve.guard.regression import guard_workload
 from serve.runtimes.runtime import RunOptions
-from serve.runtimes.target import Target
 from shearling.command_line import Terminated
 from shearling.errors import UsageError
+from shearling.target import Target
 
 OPTIONS = RunOptions(precision="fp32", threads=1)
 LONG = ["--prompt-tokens", "16", "--max-new-tokens", "16", "--repeats", "40", "--threads", "1", "--json"]

@@ -9,9 +9,9 @@ import pytest
 from serve.bench.concurrency import LoadWork, measure_load, write_load_curve
 from serve.bench.screen import load_screen
 from serve.runtimes.runtime import RunOptions
-from serve.runtimes.target import Target
 from shearling.artefact import open_artefact
 from shearling.errors import ArtefactMissing, UsageError
+from shearling.target import Target
 
 OPTIONS = RunOptions(precision="fp32", threads=1)
 

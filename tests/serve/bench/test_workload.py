@@ -9,8 +9,8 @@ import pytest
 
 from serve.bench.workload import Prompts, make_workload, read_trace
 from serve.runtimes.deployment import Deployment, find_deployment
-from serve.runtimes.target import Target
 from shearling.errors import ArtefactError, DocumentInvalid, UsageError
+from shearling.target import Target
 from tests.support.tiny_models import tiny_tokenizer
 
 

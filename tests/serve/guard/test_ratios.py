@@ -9,7 +9,7 @@ import pytest
 from serve.bench.benchmark import run_benchmark
 from serve.bench.workload import make_workload
 from serve.runtimes.runtime import RunOptions
-from serve.runtimes.target import Target
+from shearling.target import Target
 from tests.support.latency_models import write_layers
 
 pytestmark = pytest.mark.alone

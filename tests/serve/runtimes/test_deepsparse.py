@@ -16,8 +16,8 @@ from serve.runtimes.deepsparse import HIDDEN
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import RunOptions, load_runtime
-from serve.runtimes.target import Target, parse_target
 from shearling.errors import PackageMissing, UsageError
+from shearling.target import Target, parse_target
 from tests.support.environments import environment_with, run_inside
 from tests.support.serve_command import QUICK, serve
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from serve.runtimes.deployment import find_deployment
-from serve.runtimes.target import Target
 from shearling.artefact import open_artefact, write_artefact
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, DocumentInvalid
+from shearling.target import Target
 
 FORMATS = {"openvino": "openvino", "onnx": "onnx", "torch": "model"}
 

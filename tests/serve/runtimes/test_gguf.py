@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gguf_writer import write_gguf
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, PackageMissing, UsageError
+from shearling.target import Target, parse_target
 from tests.support.environments import environment_with, run_inside
 from tests.support.serve_command import QUICK, serve
-from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
 
 STAND_IN = '''
@@ -47,7 +47,7 @@ def llama_get_logits_ith(ctx, index):
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", llama_tied_gqa(), tiny_tokenizer())
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", llama_tied_gqa(), tiny_tokenizer())
 
 
 @pytest.fixture(scope="module")

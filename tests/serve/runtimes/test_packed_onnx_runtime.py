@@ -13,8 +13,8 @@ from serve.bench.benchmark import run_benchmark
 from serve.bench.workload import make_workload
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable
+from shearling.target import Target, parse_target
 from tests.support.exported_files import stored_as
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.serve_command import run_serve

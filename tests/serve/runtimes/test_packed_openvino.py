@@ -16,10 +16,10 @@ from serve.bench.benchmark import run_benchmark
 from serve.bench.workload import make_workload
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.kernel.openvino_extension import required_extensions
 from shearling.kernel.packed_format import VERSION, Encoding, ValueType
+from shearling.target import Target, parse_target
 from tests.support.exported_files import stored_as
 from tests.support.serve_command import PROMPT, run_serve
 from tests.support.tiny_models import pruned_model, tiny_tokenizer

@@ -13,9 +13,9 @@ from serve.runtimes.device import check_device
 from serve.runtimes.onnx import PROVIDERS, require_provider
 from serve.runtimes.runtime import Decoding, RunOptions, Runtime, check_lengths, load_runtime
 from serve.runtimes.semi_structured import is_2of4, use_semi_structured
-from serve.runtimes.target import Target, parse_target
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError
 from shearling.kernel.openvino_core import openvino_core
+from shearling.target import Target, parse_target
 
 FP32 = RunOptions(precision="fp32", threads=1)
 FORMATS = ("openvino", "onnx", "torch")

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from benchmarks.gguf_writer import write_gguf
 from shearling.artefact import open_artefact
 from shearling.errors import (
     ArtefactCorrupt,
@@ -19,11 +20,10 @@ from shearling.errors import (
 from shearling.kernel.openvino_core import openvino_core
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.model.gguf_header import read_header
+from shearling.model.gguf_tokenizer import rebuild_tokenizer
 from tests.support.json_files import edit_json
-from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from train.base.artefact import import_base
-from train.base.gguf import rebuild_tokenizer
 
 TEXT = "The fox won 2024 times;  isn't it? été 你好 🎉\n"
 
@@ -44,7 +44,7 @@ def test_directory_import_keeps_the_function(family, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied_gqa"])
 def test_gguf_import_keeps_the_function_and_the_tokens(family, tmp_path):
-    source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES[family](), tiny_tokenizer())
+    source = write_gguf(tmp_path / "tiny.gguf", FAMILIES[family](), tiny_tokenizer())
     base = import_base(source, tmp_path / "base", model_id="tiny/gguf")
     ids = tiny_tokenizer()(TEXT, return_tensors="pt").input_ids
     tokenizer = load_tokenizer(base.path)
@@ -63,7 +63,7 @@ def test_gguf_import_keeps_the_function_and_the_tokens(family, tmp_path):
 def test_gguf_tokenizer_converts_to_openvino(tmp_path):
     from openvino_tokenizers import convert_tokenizer
 
-    source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer())
+    source = write_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer())
     tokenizer = rebuild_tokenizer(read_header(source))
     encode, decode = (
         openvino_core().compile_model(part, "CPU") for part in convert_tokenizer(tokenizer, with_detokenizer=True)
@@ -75,7 +75,7 @@ def test_gguf_tokenizer_converts_to_openvino(tmp_path):
 
 @pytest.mark.parametrize(("pre", "text", "expected"), [("qwen2", "won't 123", 3), ("llama-bpe", "won't 123", 1)])
 def test_digits_are_split_as_the_pre_tokenizer_says(pre, text, expected, tmp_path):
-    source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer(), pre=pre)
+    source = write_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer(), pre=pre)
     splitter = rebuild_tokenizer(read_header(source)).backend_tokenizer.pre_tokenizer
     pieces = [piece for piece, _ in splitter.pre_tokenize_str(text)]
     assert sum(any(char.isdigit() for char in piece) for piece in pieces) == expected
@@ -86,14 +86,14 @@ def test_digits_are_split_as_the_pre_tokenizer_says(pre, text, expected, tmp_pat
     ("options", "message"), [({"kind": "llama"}, "byte-level BPE"), ({"pre": "unheard-of"}, "unheard-of")]
 )
 def test_gguf_tokenizers_that_cannot_be_rebuilt_are_refused(options, message, tmp_path):
-    source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer(), **options)
+    source = write_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer(), **options)
     with pytest.raises(ModelUnsupported, match=message):
         import_base(source, tmp_path / "base", model_id="x")
     assert not (tmp_path / "base").exists()
 
 
 def test_truncated_gguf_is_refused(tmp_path):
-    source = write_tiny_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer())
+    source = write_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer())
     for size_bytes in (6, 1000, source.stat().st_size - 500):
         damaged = tmp_path / f"{size_bytes}.gguf"
         damaged.write_bytes(source.read_bytes()[:size_bytes])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.runtimes.target import AUTO, Target, parse_target
 from shearling.errors import UsageError
+from shearling.target import AUTO, Target, parse_target
 
 
 def test_a_path_alone() -> None:

@@ -1,4 +1,4 @@
-"""What a command is told to run: `DIR`, and behind an `@` what holds for it alone."""
+"""What a command is told to run or to evaluate: `DIR`, and behind an `@` what holds for it alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT, ENVIRONMENT = "format", "environment"
 
 @dataclass(frozen=True)
 class Target:
-    """A model to run, as a user names it; what is there is found by `serve.runtimes.deployment.find_deployment`.
+    """A model to run or to evaluate, as a user names it; what is there is found by those who open it.
 
     Attributes:
         path: an artefact, a part of one, a bare model directory, or a model that is one file.

@@ -1,0 +1,186 @@
+"""A model that `shearling evaluate` is given: found and looked at first, loaded when its turn comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
+from shearling.evaluation.precision import Precision
+from shearling.model.checkpoint_safety import CONFIG
+from shearling.model.gguf_header import is_gguf, read_header
+from shearling.model.head import Head, read_head
+from shearling.registry.runtimes import RUNTIMES
+from shearling.target import AUTO, Target
+from shearling.virtual_environment import require_packages
+
+if TYPE_CHECKING:
+    from shearling.evaluation.evaluator import Evaluation, OnRows
+    from shearling.evaluation.llama_cpp_process import LlamaCppProcess
+    from shearling.evaluation.task_evaluator import TaskEvaluator
+
+OPENVINO_MODEL = "openvino_model.xml"
+VOCABULARY = "tokenizer.ggml.tokens"
+
+Format = Literal["torch", "openvino", "gguf"]
+"""Of the formats that run, those that can be evaluated."""
+
+
+class LoadedModel(Protocol):
+    """A given model in memory.
+
+    Attributes:
+        sparsity: share of zeros in its linear layers; None where nothing says it.
+    """
+
+    sparsity: float | None
+
+    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
+        """Evaluate it on all rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class GivenModel:
+    """A model, looked at and not loaded.
+
+    Attributes:
+        target: as the user gave it.
+        path: the directory where its config.json is, or a GGUF file.
+        format: in which it is.
+        head: what it is for.
+    """
+
+    target: Target
+    path: Path
+    format: Format
+    head: Head
+
+    @contextmanager
+    def load(self, precision: Precision) -> Iterator[LoadedModel]:
+        """Load it; a process that it runs in ends with the context.
+
+        Args:
+            precision: of the arithmetic in torch.
+        """
+        if self.format == "torch":
+            yield _TorchModel(self.path, precision)
+        elif self.format == "openvino":
+            yield _OpenVINOModel(self.path / OPENVINO_MODEL, self.target.properties)
+        else:
+            import torch
+
+            from shearling.evaluation.llama_cpp_process import open_llama_cpp
+
+            threads = torch.get_num_threads()
+            with open_llama_cpp(self.path, environment=self.target.environment, threads=threads) as process:
+                yield _GgufModel(self.path, process)
+
+
+def find_given_model(target: Target) -> GivenModel:
+    """Look for the model that a user names, and check what can be checked before anything is loaded.
+
+    Raises:
+        ArtefactMissing: nothing there, or not in that format.
+        ModelUnsupported: a GGUF file without a vocabulary.
+        UsageError: a format or a setting that an evaluation does not honour.
+        PackageMissing: llama.cpp is not installed where the target says.
+    """
+    if target.format not in (AUTO, "torch", "openvino", "gguf"):
+        raise UsageError(
+            f"models are evaluated as torch, openvino and gguf, not as {target.format}",
+            where=target.label,
+            remedy="Leave format= out, or name one of these",
+        )
+    if is_gguf(target.path):
+        return _find_gguf(target)
+    for path in (target.path, target.path / "model", target.path / "openvino"):
+        if not (path / CONFIG).is_file():
+            continue
+        found: Format = "openvino" if (path / OPENVINO_MODEL).is_file() else "torch"
+        if target.format in (AUTO, found):
+            _check_settings(target, found)
+            return GivenModel(target, path, found, read_head(path))
+    raise ArtefactMissing(
+        "no model here" if target.format == AUTO else f"no {target.format} model here",
+        where=target.path,
+        remedy="Give RUN/base, RUN/sparse, RUN/export, any model directory or a GGUF file",
+    )
+
+
+def _find_gguf(target: Target) -> GivenModel:
+    if target.format not in (AUTO, "gguf"):
+        raise ArtefactMissing(f"a GGUF file, not {target.format}", where=target.path, remedy="Leave format= out")
+    _check_settings(target, "gguf")
+    if VOCABULARY not in read_header(target.path).fields:
+        raise ModelUnsupported(
+            "the GGUF file has no vocabulary, so that texts cannot be encoded",
+            where=target.path,
+            remedy="Convert the model again, together with its tokenizer",
+        )
+    require_packages(RUNTIMES.get("gguf"), target.environment)
+    return GivenModel(target, target.path, "gguf", "language_model")
+
+
+def _check_settings(target: Target, found: Format) -> None:
+    if target.environment is not None and found != "gguf":
+        raise UsageError(
+            f"a model in {found} is evaluated in the environment that runs, a GGUF file alone in another",
+            where=target.label,
+            remedy="Leave environment= out",
+        )
+    if target.properties and found != "openvino":
+        raise UsageError(
+            f"{', '.join(target.properties)}: a model in {found} is evaluated without properties",
+            where=target.label,
+            remedy="Leave them out; those of OpenVINO are for OpenVINO models",
+        )
+
+
+class _TorchModel:
+    def __init__(self, path: Path, precision: Precision) -> None:
+        from shearling.model.checkpoint import load_model, load_tokenizer
+        from shearling.model.layers import find_layers
+
+        self._model, self._tokenizer, self._precision = load_model(path), load_tokenizer(path), precision
+        weights = [linear.weight for linear in find_layers(self._model).linears().values()]
+        total = sum(weight.numel() for weight in weights)
+        self.sparsity: float | None = 1 - sum(int(weight.count_nonzero()) for weight in weights) / total
+
+    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
+        return evaluator.on_torch(self._model, self._tokenizer, precision=self._precision, on_rows=on_rows)()
+
+
+class _OpenVINOModel:
+    def __init__(self, xml: Path, properties: Mapping[str, str]) -> None:
+        from shearling.kernel.openvino_extension import compile_ir
+        from shearling.model.checkpoint import load_tokenizer
+
+        self._compiled, self._tokenizer = compile_ir(xml, properties=properties), load_tokenizer(xml.parent)
+        self.sparsity = _certified_sparsity(xml)
+
+    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
+        return evaluator.on_openvino(self._compiled, self._tokenizer, on_rows=on_rows)()
+
+
+class _GgufModel:
+    def __init__(self, file: Path, process: LlamaCppProcess) -> None:
+        from shearling.model.gguf_tokenizer import rebuild_tokenizer
+
+        self._process, self._tokenizer = process, rebuild_tokenizer(read_header(file))
+        self.sparsity: float | None = None
+
+    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
+        return evaluator.on_llama_cpp(self._process, self._tokenizer, on_rows=on_rows)()
+
+
+def _certified_sparsity(xml: Path) -> float | None:
+    # What the export counted and certified.
+    from shearling.kernel.openvino_extension import core_for
+
+    model: Any = core_for(xml).read_model(xml)
+    share = ["sparsity", "share"]
+    return float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else None

@@ -1,0 +1,137 @@
+"""The tokenizer of a GGUF file, rebuilt on the file's own vocabulary.
+
+The tokenizer that transformers derives from a GGUF doubles BOS and does not convert to OpenVINO, so it is built here
+from what the file says: vocabulary, merges, token types, and the name of its pre-tokenizer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from shearling.errors import ModelUnsupported
+from shearling.model.gguf_header import GgufHeader
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
+    from transformers import PreTrainedTokenizerBase
+
+CONTROL, USER_DEFINED = 3, 4
+"""Values of `tokenizer.ggml.token_type` (GGUF specification): special tokens, and ordinary text that is never split."""
+
+BASIC_LATIN_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+WORD_PATTERN = (
+    BASIC_LATIN_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How the GPT-4 family of tokenizers splits text; %s is how digits are taken."""
+
+Splitting = Literal["gpt2", "digits", "words-digit", "words-triplet"]
+
+SPLITTING: dict[str, Splitting] = {
+    "default": "gpt2",
+    "gpt-2": "gpt2",
+    "smollm": "digits",
+    "refact": "digits",
+    "starcoder": "digits",
+    "command-r": "digits",
+    "qwen2": "words-digit",
+    "llama-bpe": "words-triplet",
+    "llama3": "words-triplet",
+    "llama-v3": "words-triplet",
+}
+"""`tokenizer.ggml.pre` -> how text is split before merging."""
+
+
+def rebuild_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase:
+    """Build the tokenizer that the file describes, byte-level BPE only.
+
+    Raises:
+        ModelUnsupported: another kind of tokenizer, or a pre-tokenizer that is not known here.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokens: list[str] = header.require("tokenizer.ggml.tokens")
+    names = {
+        "bos_token": header.fields.get("tokenizer.ggml.bos_token_id"),
+        "eos_token": header.require("tokenizer.ggml.eos_token_id"),
+        "pad_token": header.fields.get(
+            "tokenizer.ggml.padding_token_id", header.require("tokenizer.ggml.eos_token_id")
+        ),
+        "unk_token": header.fields.get("tokenizer.ggml.unknown_token_id"),
+    }
+    special = {role: tokens[index] for role, index in names.items() if index is not None}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level_bpe(header, tokens, bos=special.get("bos_token")),
+        clean_up_tokenization_spaces=False,
+        model_max_length=_context_length(header),
+        **special,
+    )
+    template = header.fields.get("tokenizer.chat_template")
+    if template:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _byte_level_bpe(header: GgufHeader, tokens: list[str], *, bos: str | None) -> Tokenizer:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+    kind = header.require("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise ModelUnsupported(
+            f"its tokenizer is of type {kind!r}; only byte-level BPE ('gpt2') can be rebuilt from a GGUF file",
+            where=header.path,
+            remedy="Take the Hugging Face directory instead",
+        )
+    splitting = _splitting(header)
+    merges = [tuple(merge.split(" ")) for merge in header.require("tokenizer.ggml.merges")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting == "words-triplet"))
+    if splitting == "words-digit":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizer(splitting)
+    tokenizer.decoder = decoders.ByteLevel()
+    types = header.fields.get("tokenizer.ggml.token_type") or []
+    added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (CONTROL, USER_DEFINED)]
+    tokenizer.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in added])
+    if bos is not None and header.fields.get("tokenizer.ggml.add_bos_token", splitting == "words-triplet"):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])]
+        )
+    return tokenizer
+
+
+def _splitting(header: GgufHeader) -> Splitting:
+    name = header.fields.get("tokenizer.ggml.pre", "default")
+    if name not in SPLITTING:
+        raise ModelUnsupported(
+            f"the pre-tokenizer {name!r} is not known (known: {', '.join(sorted(SPLITTING))})",
+            where=header.path,
+            remedy="Take the Hugging Face directory instead",
+        )
+    return SPLITTING[name]
+
+
+def pre_tokenizer(splitting: Splitting) -> PreTokenizer:
+    """How text is split before merging."""
+    from tokenizers import Regex, pre_tokenizers
+
+    if splitting == "gpt2":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if splitting == "digits":
+        return pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    digits = r"\p{N}" if splitting == "words-digit" else r"\p{N}{1,3}"
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD_PATTERN % digits), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _context_length(header: GgufHeader) -> int:
+    return int(header.require(f"{header.require('general.architecture')}.context_length"))
