@@ -104,6 +104,8 @@ def load_sub_adapter(base_directory: Path, adapter_directory: Path) -> PreTraine
         names = [f"{PEFT_PREFIX}{path}.lora_{side}.weight" for side in "AB"]
         if not isinstance(base, nn.Linear) or any(name not in state for name in names):
             raise ArtefactMismatch("adapter and model do not fit together", where=f"{adapter_directory}: {path}")
+        if masks is not None and path not in masks:
+            raise ArtefactMismatch("no mask of a module that was trained under one", where=f"{mask_file}: {path}")
         lora_a, lora_b = (state.pop(name) for name in names)
         if not (torch.isfinite(lora_a).all() and torch.isfinite(lora_b).all()):
             raise NonFiniteWeights("the adapter holds NaN or infinity", where=path)

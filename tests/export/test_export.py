@@ -8,11 +8,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 import export.formats.openvino
+import export.merged_model
 from export.formats.openvino import openvino_logits
-from export.plan import plan_subnet
+from export.merge import merge
+from export.merged_model import _sparsity_facts, prepare_model
+from export.plan import plan_frozen, plan_subnet
 from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.screen import show_export
@@ -20,10 +24,13 @@ from export.stage import export_frozen, export_subnet
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from shearling.artefact import open_artefact
+from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.sub_adapter import load_sub_adapter
+from shearling.elastic.super_network import assemble_super_network
 from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, PackageMissing, ParityFailed, UsageError
 from shearling.kernel.build import build_onnx_runtime_library
 from shearling.model.checkpoint import load_model
+from shearling.model.layers import find_layers
 from shearling.strict_json import read_document
 from shearling.target import Target
 from tests.support.onnxruntime_headers import needs_headers
@@ -92,8 +99,6 @@ def test_every_file_is_hashed_once_for_an_export(masked, tmp_path, monkeypatch):
 
 
 def test_a_masked_adapter_loads_exactly_with_its_mask(masked, tmp_path):
-    import torch
-
     exported = export_subnet(masked.path / "best.json", request_for(tmp_path / "export"))
     ids = torch.tensor([[5, 17, 33, 60, 2, 9]])
     with torch.inference_mode():
@@ -103,7 +108,6 @@ def test_a_masked_adapter_loads_exactly_with_its_mask(masked, tmp_path):
 
 
 def test_a_plain_adapter_stays_separate_and_loads_in_stock_peft(plain, tmp_path):
-    import torch
     from peft import PeftModel
 
     exported = export_subnet(
@@ -137,6 +141,85 @@ def test_merges_follow_the_training(masked, plain, tmp_path):
     assert report.parity[0].parity.max_abs > 1e-4
     dense = export_subnet(plain.path / "best.json", request_for(tmp_path / "dense", merge="dense"))
     assert dense.report.certificate is None
+
+
+@pytest.mark.parametrize("mode", ["masked", "dense", "separate"])
+def test_what_is_exported_says_of_itself_what_it_is(masked, plain, tmp_path, mode):
+    run = masked if mode == "masked" else plain
+    plan = plan_subnet(run.path / "best.json", request_for(tmp_path / "export", merge=mode))
+    made = prepare_model(plan)
+    subject, masks = made.subject, load_masks(run.sparse / MASK_FILE)
+    pruned, weights = (sum(int(f(mask).sum()) for mask in masks.values()) for f in (torch.logical_not, torch.ones_like))
+    if mode == "dense":
+        # The zeros of what is adapted are gone, and nothing is promised of the others.
+        assert (subject.masks, subject.sparsity) == (None, {})
+    else:
+        assert subject.masks.keys() == masks.keys()
+        assert subject.sparsity == {
+            "method": "magnitude",
+            "pattern": "unstructured-per-row",
+            "modules": str(len(masks)),
+            "pruned": str(pruned),
+            "share": f"{pruned / weights:.6f}",
+        }
+    assert subject.separate == (mode == "separate")
+    assert (subject.adapter.masks is not None) == (mode == "masked")
+    assert subject.model.config.use_cache
+    frozen = load_model(run.sparse)
+    sizes = {path: sum(frozen.get_submodule(path).weight.shape) for path in masks}
+    ranks = json.loads((run.path / "best.json").read_text())["ranks"]
+    assert made.adapter_params == sum(rank * sizes[path] for path, rank in ranks.items())
+    assert made.merge_check.parity.max_abs <= 1e-5
+    assert made.merge_check.gate.max_abs is not None
+
+
+def test_an_approximate_merge_is_measured_and_not_limited(plain, tmp_path):
+    request = request_for(tmp_path / "export", merge="masked", allow_approximate=True)
+    made = prepare_model(plan_subnet(plain.path / "best.json", request))
+    assert made.subject.masks is not None
+    assert made.subject.adapter.masks is None
+    assert made.merge_check.gate.max_abs is None
+    assert made.merge_check.violations == ()
+
+
+def test_the_cache_is_on_whatever_training_left_in_the_configuration(masked, tmp_path, monkeypatch):
+    def without_cache(*artefacts):
+        network = assemble_super_network(*artefacts)
+        network.model.config.use_cache = False
+        return network
+
+    monkeypatch.setattr(export.merged_model, "assemble_super_network", without_cache)
+    made = prepare_model(plan_subnet(masked.path / "best.json", request_for(tmp_path / "export")))
+    assert made.subject.model.config.use_cache
+
+
+def test_a_merge_of_another_size_than_described_is_refused(masked, tmp_path, monkeypatch):
+    def larger(*arguments, **options):
+        model = merge(*arguments, **options)
+        model.register_parameter("left_over", torch.nn.Parameter(torch.zeros(3)))
+        return model
+
+    monkeypatch.setattr(export.merged_model, "merge", larger)
+    with pytest.raises(ParityFailed):
+        prepare_model(plan_subnet(masked.path / "best.json", request_for(tmp_path / "export")))
+
+
+def test_a_zero_that_was_revived_while_loading_is_noticed(masked, tmp_path, monkeypatch):
+    def revived(path):
+        model = load_model(path)
+        with torch.no_grad():
+            next(iter(find_layers(model).linears().values())).weight.fill_(1)
+        return model
+
+    monkeypatch.setattr(export.merged_model, "load_model", revived)
+    with pytest.raises(ArtefactMismatch, match="pruned entries are nonzero"):
+        prepare_model(plan_frozen(masked.sparse, request_for(tmp_path / "export")))
+
+
+def test_pruned_weights_are_counted_and_not_those_that_stay(masked):
+    masks = {"a": torch.tensor([[True, False], [False, False]]), "b": torch.ones(1, 4, dtype=torch.bool)}
+    facts = _sparsity_facts(masks, open_artefact(masked.sparse, kind="sparse"))
+    assert (facts["modules"], facts["pruned"], facts["share"]) == ("2", "3", "0.375000")
 
 
 def test_an_existing_output_is_left_alone_unless_forced(masked, tmp_path):

@@ -9,7 +9,9 @@ from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpac
 from shearling.elastic.super_network import build_super_network
 from shearling.errors import NonFiniteWeights
 from shearling.model.layers import find_layers
+from tests.support.super_networks import mixed
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
+from tests.support.tiny_runs import tiny_network
 
 ADAPTED = {
     "llama": ("self_attn.q_proj", "mlp.up_proj"),
@@ -106,6 +108,23 @@ def test_masked_merge_of_a_plain_adapter_is_approximate_by_just_the_masked_part(
     expected = layer.weight + delta * masks[path]
     merged = dict(merge(network, choice, "masked", masks=masks).named_modules())[path].weight
     torch.testing.assert_close(merged, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["masked", "dense", "separate"])
+def test_a_scaling_by_rank_is_merged_with_the_rank_of_the_choice(mode):
+    unmerged, network = (tiny_network(masked=mode == "masked", by_rank=True) for _ in range(2))
+    choice = mixed(network.space)
+    unmerged.activate(choice)
+    merged = merge(network, choice, mode, masks=network.masks)
+    torch.testing.assert_close(logits(merged), logits(unmerged.model), atol=1e-5, rtol=1e-5)
+    unmerged.activate(unmerged.space.maximal())
+    assert (logits(merged) - logits(unmerged.model)).abs().max() > 1e-3
+
+
+def test_a_masked_merge_without_masks_is_refused():
+    network, _, choice = build("llama", masked=False)
+    with pytest.raises(ValueError, match="needs the masks"):
+        merge(network, choice, "masked", masks=None)
 
 
 def test_full_mask_and_zero_update_are_the_edges():

@@ -176,6 +176,17 @@ def test_nothing_within_the_delta_is_exit_1(tmp_path_factory: pytest.TempPathFac
     search(run, SETTINGS, BestRule(accuracy_delta=0.0), force=True)
 
 
+def test_another_order_than_the_one_named_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = _shared(tmp_path_factory)
+    document = json.loads((run.search / "best.json").read_text())
+    document["permutation"]["sha256"] = "0" * 64
+    path = run.path / "documents" / "reordered.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtefactMismatch, match="order of the channels differs"):
+        open_subnet(path)
+
+
 def test_an_order_made_for_another_base_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "one", "llama_tied_gqa", masked=True, reorder="l1")
     file = run.super_adapter / REORDERING_FILE

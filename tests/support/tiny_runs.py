@@ -43,6 +43,7 @@ def write_tiny_recipe(
     sparse: bool = True,
     seed: int = 3,
     dropout: float = 0.0,
+    scaling: str = "constant",
     rows: int = 80,
     task: dict[str, object] | None = None,
     sparsity: dict[str, object] | None = None,
@@ -101,6 +102,7 @@ test = 0.2
 r = {RANKS[0]}
 lora_alpha = {ALPHA}
 lora_dropout = {dropout}
+scaling = {json.dumps(scaling)}
 masked = {json.dumps(masked)}
 {groups}
 {_width(width) if width else ""}
@@ -123,7 +125,13 @@ def sparse_model(family: str, *, seed: int = 5) -> tuple[PreTrainedModel, dict[s
 
 
 def tiny_network(
-    family: str = "llama", *, masked: bool, seed: int = 5, trained: bool = True, by_rank: bool = False
+    family: str = "llama",
+    *,
+    masked: bool,
+    seed: int = 5,
+    trained: bool = True,
+    by_rank: bool = False,
+    alpha: float = ALPHA,
 ) -> SuperNetwork:
     """A super-network in memory; `trained` fills B, which starts at zero; `by_rank` scales by the active rank."""
     model, masks = sparse_model(family, seed=seed)
@@ -139,7 +147,7 @@ def tiny_network(
         layers_path=transformer.layers_path,
         adapter=AdapterSpec(
             r_max=RANKS[0],
-            alpha=ALPHA,
+            alpha=alpha,
             dropout=0.0,
             scaling="alpha_over_rank" if by_rank else "alpha_over_r_max",
             masked_training=masked,

@@ -213,3 +213,57 @@ def test_what_is_not_finite_in_the_adapter_is_found_when_merging(broken):
         layer.lora_a[0, 0] = float(broken)
     with pytest.raises(NonFiniteWeights):
         layer.merged_weight()
+
+
+def test_a_mask_of_another_shape_is_refused_before_anything_runs():
+    with pytest.raises(ShapeMismatch, match="mask"):
+        ElasticLoraLinear(nn.Linear(4, 3), r_max=2, scaling=1.0, mask=torch.ones(4, 3, dtype=torch.bool))
+
+
+def test_a_scaling_by_rank_depends_on_the_rank_alone():
+    layer = ElasticLoraLinear(nn.Linear(IN, OUT), r_max=R_MAX, scaling=SCALING, mask=None, scales_by_rank=True)
+    for rank in (3, 2, 1, R_MAX, 2):
+        layer.activate(rank)
+        assert layer.scaling == SCALING * R_MAX / rank
+
+
+def test_a_plain_adapter_is_never_held_merged():
+    layer, x = make_layer(masked=False), torch.randn(4, IN)
+    expected = layer(x)
+    layer.hold_merged(hold=True)
+    assert torch.equal(layer(x), expected)
+
+
+def test_a_held_merge_has_the_type_of_the_weight():
+    layer, x = make_layer(masked=True, dtype=torch.bfloat16), torch.randn(4, IN).bfloat16()
+    expected = layer(x)
+    layer.hold_merged(hold=True)
+    assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("frozen", ["lora_a", "lora_b"])
+def test_one_factor_learns_as_before_where_the_other_is_frozen(frozen):
+    layer, x = make_layer(masked=True), torch.randn(4, IN)
+    other = {"lora_a": "lora_b", "lora_b": "lora_a"}[frozen]
+    layer(x).square().sum().backward()
+    expected = getattr(layer, other).grad.clone()
+    layer.zero_grad()
+    getattr(layer, frozen).requires_grad_(False)
+    layer(x).square().sum().backward()
+    assert torch.equal(getattr(layer, other).grad, expected)
+    assert getattr(layer, frozen).grad is None
+
+
+def test_the_first_factors_come_from_the_generator_and_the_mask_is_not_stored():
+    first, second = (
+        ElasticLoraLinear(
+            nn.Linear(IN, OUT),
+            r_max=R_MAX,
+            scaling=SCALING,
+            mask=torch.ones(OUT, IN, dtype=torch.bool),
+            generator=torch.Generator().manual_seed(7),
+        )
+        for _ in range(2)
+    )
+    assert torch.equal(first.lora_a, second.lora_a)
+    assert "mask" not in first.state_dict()

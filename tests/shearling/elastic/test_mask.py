@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -64,6 +66,32 @@ def test_shapes_that_are_no_shapes(shape, tmp_path):
     save_file({"a": pack_mask(torch.ones(2, 4, dtype=torch.bool))}, path, metadata=metadata)
     with pytest.raises(ArtefactCorrupt):
         load_masks(path)
+
+
+@pytest.mark.parametrize(("shape", "size"), [([0, 4], 0), ([2, 4, 1], 1), ([8], 1)])
+def test_shapes_that_would_fit_their_bytes_and_are_none(shape, size, tmp_path):
+    path = tmp_path / "mask.safetensors"
+    metadata = {"packing": "uint8-bits-lsb-first-row-major", "shapes": json.dumps({"a": shape})}
+    save_file({"a": torch.zeros(size, dtype=torch.uint8)}, path, metadata=metadata)
+    with pytest.raises(ArtefactCorrupt, match="is not the shape of a mask"):
+        load_masks(path)
+
+
+def test_another_packing_is_refused_whatever_else_fits(tmp_path):
+    path = tmp_path / "mask.safetensors"
+    metadata = {"packing": "uint8-bits-msb-first-row-major", "shapes": '{"a": [2, 4]}'}
+    save_file({"a": pack_mask(torch.ones(2, 4, dtype=torch.bool))}, path, metadata=metadata)
+    with pytest.raises(ArtefactCorrupt, match="packing is"):
+        load_masks(path)
+
+
+def test_the_same_masks_are_the_same_bytes(tmp_path):
+    masks = {name: torch.rand(5, 7) < 0.5 for name in ("a", "b")}
+    written = set()
+    for _ in range(12):
+        save_masks(tmp_path / "mask.safetensors", masks)
+        written.add((tmp_path / "mask.safetensors").read_bytes())
+    assert len(written) == 1
 
 
 def test_missing_and_truncated(tmp_path):

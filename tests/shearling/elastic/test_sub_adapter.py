@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shearling.elastic.elastic_lora import effective_weight
-from shearling.elastic.mask import MASK_FILE, load_masks
+from shearling.elastic.mask import MASK_FILE, load_masks, save_masks
 from shearling.elastic.sub_adapter import CONFIG_FILE, load_sub_adapter, write_sub_adapter
 from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import (
@@ -55,10 +55,12 @@ def test_plain_sub_adapter_is_exact_in_stock_peft(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masked_sub_adapter_is_exact_through_shearling(family, tmp_path):
-    network, _ = write(tmp_path, family, masked=True)
+    network, choice = write(tmp_path, family, masked=True)
     expected = logits(network.model)
     loaded = load_sub_adapter(tmp_path / "frozen", tmp_path / "adapter")
     assert torch.equal(logits(loaded), expected)
+    assert not any(module.training for module in loaded.modules())
+    assert load_masks(tmp_path / "adapter" / MASK_FILE).keys() == network.space.ranks(choice).keys()
     # Stock PEFT ignores the mask and computes another function: which is why the card warns.
     stock = PeftModel.from_pretrained(load_model(tmp_path / "frozen"), str(tmp_path / "adapter")).eval()
     assert (logits(stock) - expected).abs().max() > 1e-3
@@ -133,7 +135,36 @@ def test_configuration_holds_only_the_cut_modules(tmp_path):
     assert config["alpha_pattern"] == {
         path: ALPHA * rank / RANKS[0] for path, rank in ranks.items() if rank != RANKS[0]
     }
+    assert config["lora_dropout"] == 0
     assert not (tmp_path / "adapter" / MASK_FILE).exists()
+    assert "Exact in stock PEFT" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_an_alpha_that_is_no_multiple_of_the_ranks_is_not_rounded(tmp_path):
+    model, _ = sparse_model("llama")
+    save_model(model, tiny_tokenizer(), tmp_path / "frozen")
+    network = tiny_network("llama", masked=False, alpha=10.5)
+    choice = mixed(network.space)
+    network.activate(choice)
+    write_sub_adapter(network, choice, tmp_path / "adapter", base_model="tiny/model", masks=None)
+    config = json.loads((tmp_path / "adapter" / CONFIG_FILE).read_text())
+    for path, rank in network.space.ranks(choice).items():
+        alpha = config["alpha_pattern"].get(path, config["lora_alpha"])
+        assert alpha / rank == pytest.approx(10.5 / RANKS[0], rel=1e-15)
+    loaded = load_sub_adapter(tmp_path / "frozen", tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded), logits(network.model), rtol=0, atol=1e-5)
+
+
+def test_a_mask_file_without_a_module_of_the_adapter_is_refused(tmp_path):
+    write(tmp_path, masked=True)
+    file = tmp_path / "adapter" / MASK_FILE
+    masks = load_masks(file)
+    path = sorted(masks)[0]
+    del masks[path]
+    save_masks(file, masks)
+    with pytest.raises(ArtefactMismatch, match="no mask") as caught:
+        load_sub_adapter(tmp_path / "frozen", tmp_path / "adapter")
+    assert path in str(caught.value.where)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from shearling.artefact import open_artefact, sha256_file
 from shearling.elastic.mask import MASK_FILE
+from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.search_space import read_search_space
 from shearling.elastic.subnet import Metrics, Provenance, describe_subnet, open_subnet
 from shearling.elastic.super_network import ADAPTER_FILE
@@ -42,7 +43,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             directory / f"run-{seed}",
         )
     run_recipe(
-        tiny_recipe(directory / "dense", sparse=False, masked=False, train={"steps": 1}), directory / "run-dense"
+        tiny_recipe(directory / "dense", sparse=False, masked=False, scaling="rank", train={"steps": 1}),
+        directory / "run-dense",
     )
     return directory
 
@@ -63,6 +65,12 @@ def with_best(run: Run) -> Run:
     )
     write_document(run.search / "best.json", subnet)
     return run
+
+
+def with_best_of(trained: Path, tmp_path: Path) -> Run:
+    """The pruned run, copied beside."""
+    shutil.copytree(trained / "run-3", tmp_path / "pruned")
+    return with_best(Run(tmp_path / "pruned"))
 
 
 def best(run: Run) -> Path:
@@ -100,6 +108,7 @@ def test_round_trip(run):
     assert opened.subnet.adapter.file == f"../super_adapter/{ADAPTER_FILE}"
     assert opened.subnet.sparsity.mask.file == f"../sparse/{MASK_FILE}"
     assert opened.subnet.adapter.scaling == 2.0
+    assert opened.subnet.adapter.scaling_rule == "alpha/r_max"
     assert opened.subnet.merge.default == "masked"
     assert (opened.subnet.metrics, opened.subnet.provenance) == (METRICS, PROVENANCE)
 
@@ -129,6 +138,10 @@ def test_dense_base_has_no_sparsity(trained, tmp_path):
     assert opened.subnet.sparsity is None
     assert opened.frozen.manifest.kind == "base"
     assert opened.subnet.merge.default == "dense"
+    assert opened.subnet.adapter.scaling_rule == "alpha/rank"
+    sparsity = json.loads(best(with_best_of(trained, tmp_path)).read_text())["sparsity"]
+    edit(run, sparsity=sparsity)
+    assert "sparsity is given for a base base" in str(refusal(run))
 
 
 @pytest.mark.parametrize("value", [3, 0, -2, 8, 600])
@@ -240,6 +253,28 @@ def test_an_intact_artefact_of_another_run_with_the_same_shapes_is_refused(run, 
     error = refusal(run)
     assert isinstance(error, ArtefactMismatch)
     assert "sha256" in str(error)
+
+
+def test_an_adapter_of_another_base_is_refused_though_every_file_is_the_one_named(run, trained):
+    """The base of another run in place, and the document says so: the adapter alone knows better."""
+    shutil.rmtree(run.sparse)
+    shutil.copytree(trained / "run-4" / "sparse", run.sparse)
+    edit(
+        run,
+        base__manifest_sha256=open_artefact(run.sparse, kind="sparse").sha256,
+        base__weights_sha256=hash_weights(run.sparse),
+        sparsity__mask__sha256=sha256_file(run.sparse / MASK_FILE),
+    )
+    error = refusal(run)
+    assert isinstance(error, ArtefactMismatch)
+    assert "base that the adapter was trained on" in str(error)
+
+
+def test_an_order_of_channels_is_refused_where_the_adapter_has_none(run):
+    edit(run, permutation={"file": f"../super_adapter/{REORDERING_FILE}", "sha256": "0" * 64, "method": "l1"})
+    error = refusal(run)
+    assert isinstance(error, DocumentInvalid)
+    assert "permutation is given" in str(error)
 
 
 @pytest.mark.parametrize(

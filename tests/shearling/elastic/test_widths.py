@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from export.merge import merge
 from shearling.elastic.narrowing import cut_masks
 from shearling.elastic.reordering import Reordering, apply_reordering, load_reordering, save_reordering
 from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpace, WidthTemplate
@@ -267,3 +268,33 @@ def test_masks_are_cut_like_the_weights():
     assert masks["model.layers.0.mlp.down_proj"].shape == (60, 50)
     assert masks["model.layers.0.self_attn.k_proj"].shape == (10, 60)
     assert masks["model.layers.0.self_attn.o_proj"].shape == (60, 30)
+
+
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [("llama_tied_gqa", "masked"), ("bloom", "masked"), ("bloom", "dense"), ("bloom", "separate")],
+)
+def test_a_merge_is_as_narrow_as_the_sub_network_and_the_same_function(family, mode):
+    """From a model in training, at another choice: the merge activates its own."""
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        networks.append(make_network(family, masked=mode == "masked"))
+    unmerged, network = networks
+    choice = network.space.minimal()
+    unmerged.activate(choice)
+    network.model.train()
+    merged = merge(network, choice, mode, masks=network.masks)
+    assert not merged.training
+    if mode != "separate":
+        assert not any(merged.get_submodule(path).weight.requires_grad for path in network.layers)
+    assert (logits(merged) - logits(unmerged.model)).abs().max() <= 1e-5
+    widths = LayerWidths.model_validate_json(json.dumps(getattr(merged.config, CONFIG_KEY)))
+    cuts = {path: cut for path, cut in widths.cuts().items() if cut.out_features is not None}
+    assert cuts
+    for path, cut in cuts.items():
+        module = merged.get_submodule(path)
+        assert getattr(module, "base", module).out_features == cut.out_features
+    if mode == "masked":
+        for path, mask in cut_masks(network.masks, network.space.cuts(choice)).items():
+            assert not merged.get_submodule(path).weight[~mask].any()

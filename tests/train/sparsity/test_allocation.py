@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from shearling.errors import RecipeInvalid
+from shearling.errors import ModelUnsupported, RecipeInvalid
 from shearling.model.layers import find_layers
 from shearling.recipe.sparsity import SparsitySection
 from shearling.run import Run
 from shearling.strict_json import read_document
-from tests.support.tiny_models import FAMILIES, VOCABULARY
+from tests.support.tiny_models import FAMILIES, VOCABULARY, bert
 from tests.support.tiny_runs import tiny_recipe
+from train.sparsity.allocation import evolution
 from train.sparsity.allocation.evolution import MOST_LEVELS, STEP, evolved_ratios, mutate
 from train.sparsity.allocation.outliers import SPREAD, outlier_ratios, outlier_shares, spread_ratios
 from train.sparsity.artefact import SPARSITY_FILE, SparsityReport
@@ -70,9 +73,16 @@ def test_a_recipe_prunes_layers_by_their_outliers(tmp_path: Path) -> None:
     assert max(report.layers) - min(report.layers) == pytest.approx(2 * SPREAD, abs=0.04)
 
 
-def test_a_ratio_that_no_layer_can_take_is_refused() -> None:
+@pytest.mark.parametrize("ratio", [0.99, 0.01])
+def test_a_ratio_that_no_layer_can_take_is_refused(ratio: float) -> None:
     with pytest.raises(RecipeInvalid, match="layer"):
-        outlier_ratios(FAMILIES["llama"](), TEXT, 0.99)
+        outlier_ratios(FAMILIES["llama"](), TEXT, ratio)
+
+
+def test_dropout_does_not_count_as_an_outlier_and_training_goes_on_after() -> None:
+    model = bert().train()
+    assert outlier_shares(model, TEXT) == outlier_shares(bert(), TEXT)
+    assert model.training
 
 
 def test_a_pattern_with_a_share_of_its_own_is_uniform() -> None:
@@ -91,6 +101,90 @@ def test_a_mutation_moves_zeros_and_keeps_their_number() -> None:
         seen.add(levels)
     assert len(seen) > 50
     assert mutate((0,), 0.5, generator) == (0,)
+
+
+def test_a_mutation_moves_one_to_three_levels_and_none_beyond_the_bounds() -> None:
+    generator = random.Random(1)
+    moves = {sum(map(abs, mutate((0,) * 9, 0.5, generator))) // 2 for _ in range(200)}
+    assert {1, 2, 3} <= moves <= {0, 1, 2, 3}
+    for _ in range(200):
+        assert max(map(abs, mutate((MOST_LEVELS, -MOST_LEVELS, 0), 0.5, generator))) <= MOST_LEVELS
+
+
+class Bowl:
+    """Losses without a model: lowest where the levels are 3, -2, -1, and another order on part of the text."""
+
+    looks: ClassVar[list[tuple[tuple[int, ...], int, float]]] = []
+    steepness = 1.0
+
+    def __init__(self, model: nn.Module, calibration: list[Tensor], ratio: float) -> None:
+        self.transformer = find_layers(model)
+        Bowl.looks = []
+
+    def loss(self, levels: tuple[int, ...], text: list[Tensor]) -> float:
+        distance = sum((level - best) ** 2 for level, best in zip(levels, (3, -2, -1), strict=True))
+        loss = self.steepness * distance + (5 * levels[0] % 7 if len(text) < len(TEXT) else 0)
+        self.looks.append((levels, len(text), loss))
+        return loss
+
+    def restore(self) -> None:
+        pass
+
+
+def test_the_best_of_a_first_look_takes_its_parents_place_if_it_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evolution, "_Candidates", Bowl)
+    ratios = evolved_ratios(FAMILIES["llama"](), TEXT, 0.5, seed=0)
+    best, _, least = Bowl.looks[0]
+    assert best == (0, 0, 0)
+    first_looks: list[tuple[tuple[int, ...], float]] = []
+    for levels, samples, loss in Bowl.looks[1:]:
+        if samples < len(TEXT):
+            assert levels != best
+            first_looks.append((levels, loss))
+            continue
+        assert loss == sum((level - wanted) ** 2 for level, wanted in zip(levels, (3, -2, -1), strict=True))
+        assert min(look for _, look in first_looks) == dict(first_looks)[levels]
+        if loss < least:
+            best, least = levels, loss
+        first_looks = []
+    assert not first_looks
+    assert least < 5
+    assert ratios == tuple(0.5 + STEP * level for level in best)
+
+
+def test_without_anything_to_gain_the_shares_stay_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evolution, "_Candidates", Bowl)
+    monkeypatch.setattr(Bowl, "steepness", 0.0)
+    assert evolved_ratios(FAMILIES["llama"](), TEXT, 0.5, seed=0) == (0.5, 0.5, 0.5)
+
+
+def test_the_seed_decides_which_shares_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evolution, "_Candidates", Bowl)
+    looks = []
+    for seed in (0, 0, 1):
+        evolved_ratios(FAMILIES["llama"](), TEXT, 0.5, seed=seed)
+        looks.append(Bowl.looks)
+    assert looks[0] == looks[1] != looks[2]
+
+
+def test_a_candidates_loss_is_that_of_a_token_whatever_was_tried_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evolution, "resolve_precision", lambda _requested: "fp32")
+    model, text = FAMILIES["llama"](), [TEXT[0][:9], TEXT[1]]
+    total = 0.0
+    with torch.no_grad():
+        for sample in text:
+            logits = model(input_ids=sample[None]).logits[0].double().log_softmax(-1)
+            total -= sum(float(logits[place, sample[place + 1]]) for place in range(len(sample) - 1))
+    assert evolution._Candidates(model, text, 0.0).loss((0, 0, 0), text) == pytest.approx(total / (8 + 23), rel=1e-5)
+    candidates = evolution._Candidates(model, text, 0.5)
+    first = candidates.loss((0, 0, 0), text)
+    assert candidates.loss((4, -4, 0), text) != first
+    assert candidates.loss((0, 0, 0), text) == first
+
+
+def test_a_model_that_predicts_no_tokens_has_no_loss_to_search_by() -> None:
+    with pytest.raises(ModelUnsupported, match="no loss"):
+        evolved_ratios(bert(), TEXT, 0.5, seed=0)
 
 
 def test_evolution_spares_the_layer_that_matters_and_leaves_the_model_dense() -> None:

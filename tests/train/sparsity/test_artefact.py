@@ -8,13 +8,13 @@ import torch
 from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.errors import ArtefactMismatch
-from shearling.model.checkpoint import load_model
+from shearling.model.checkpoint import hash_weights, load_model
 from shearling.model.layers import find_layers
-from shearling.recipe.sparsity import SparsitySection
+from shearling.recipe.sparsity import ReconstructionSection, SparsitySection
 from shearling.strict_json import read_document
 from tests.support.tiny_models import VOCABULARY, save_tiny
 from train.base.artefact import import_base
-from train.sparsity.artefact import SPARSITY_FILE, SparsityReport, write_sparse
+from train.sparsity.artefact import SPARSITY_FILE, SparsityReport, sparsity_inputs, write_sparse
 
 
 def calibration() -> list[torch.Tensor]:
@@ -39,8 +39,9 @@ def test_zeros_survive_the_disk(dtype, tmp_path):
     assert sparse.manifest.parents == {"base": base.sha256}
 
 
-def test_report_counts_what_is_there(tmp_path):
-    base, sparse = make(tmp_path, family="bloom", ratio=0.4)
+@pytest.mark.parametrize("family", ["bloom", "mistral"])
+def test_report_counts_what_is_there(family, tmp_path):
+    base, sparse = make(tmp_path, family=family, ratio=0.4)
     report = read_document(sparse.path / SPARSITY_FILE, SparsityReport, schema="shearling.sparsity/1")
     model = load_model(sparse.path)
     linears = find_layers(model).linears()
@@ -49,7 +50,9 @@ def test_report_counts_what_is_there(tmp_path):
     assert report.zeros == sum(linear.out_features * int(linear.in_features * 0.4) for linear in linears.values())
     assert report.achieved_scope == report.zeros / sum(linear.weight.numel() for linear in linears.values())
     assert report.achieved_model == report.zeros / base.manifest.details["parameters"]
-    assert len(report.layers) == 2
+    for share, layer in zip(report.layers, find_layers(model).layers, strict=True):
+        mine = [linear.weight for linear in layer.modules() if linear in linears.values()]
+        assert share == sum(int((weight == 0).sum()) for weight in mine) / sum(weight.numel() for weight in mine)
 
 
 def test_details_are_what_a_subnet_needs(tmp_path):
@@ -84,6 +87,24 @@ def test_same_seed_same_weights_and_magnitude_needs_no_text(tmp_path):
         base, tmp_path / "magnitude", section=SparsitySection(method="magnitude"), calibration=[], seed=0
     )
     assert magnitude.manifest.details["sparsity"]["calibration"] is None
+
+
+def test_the_seed_orders_the_tuning_of_layers(tmp_path):
+    base, texts = import_base(save_tiny("mistral", tmp_path / "source"), tmp_path / "base", model_id="x"), calibration()
+    section = SparsitySection(reconstruction=ReconstructionSection(layer_epochs=1))
+    hashes = {
+        hash_weights(write_sparse(base, tmp_path / f"{seed}", section=section, calibration=texts * 2, seed=seed).path)
+        for seed in (0, 1)
+    }
+    assert len(hashes) == 2
+
+
+def test_a_text_counts_as_an_input_where_it_is_read(tmp_path):
+    (tmp_path / "text").write_text("some text")
+    for method, digests in (("wanda", 1), ("magnitude", 0)):
+        section = SparsitySection(method=method)
+        inputs = sparsity_inputs(section, seed=0, texts=[tmp_path / "text", tmp_path / "absent"])
+        assert (inputs["calibration_text"] is not None) == digests
 
 
 def test_a_revived_weight_is_noticed(tmp_path):

@@ -16,6 +16,7 @@ from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.errors import NonFiniteWeights, ShapeMismatch, ShearlingError, UsageError
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
+from shearling.recipe.sparsity import ReconstructionSection
 from shearling.registry.pruning_methods import PRUNING_METHODS, PruningMethod
 from shearling.run import Run
 from tests.support.tiny_models import FAMILIES, VOCABULARY
@@ -143,6 +144,33 @@ def test_what_does_not_fit_is_refused_by_module(
     with pytest.raises(error, match=message) as caught:
         sparsify(FAMILIES["llama"](), [], method="toy", pattern=Unstructured(0.5))
     assert caught.value.where == "model.layers.0.self_attn.q_proj"
+
+
+def test_a_refit_starts_where_the_method_left_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is at its best already is hardly moved by a step, however far it is from the dense weights."""
+    add_method(monkeypatch, LeastSquares)
+    text = [torch.randint(3, VOCABULARY, (24,), generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    path, weights = "model.layers.0.self_attn.q_proj", []
+    for section in (None, ReconstructionSection(matrix_steps=1)):
+        model = FAMILIES["mistral"]()
+        sparsify(model, text, method="toy", pattern=Unstructured(0.5), reconstruction=section)
+        weights.append(model.get_submodule(path).weight.detach())
+    dense = FAMILIES["mistral"]().get_submodule(path).weight.detach()
+    moved = (weights[1] - weights[0]).norm() / (weights[0] - dense * (weights[0] != 0)).norm()
+    assert 0 < moved < 0.2
+
+
+def test_what_a_criterion_leaves_in_the_place_of_zeros_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Divided:
+        def prune(self, weight: Tensor, pattern: Pattern, *, where: str) -> Pruned:
+            mask = keep_mask(weight.abs(), pattern, where=where)
+            return Pruned(mask, weight / mask)
+
+    add_method(monkeypatch, Divided, needs_calibration=False)
+    model, dense = FAMILIES["llama"](), FAMILIES["llama"]()
+    masks = sparsify(model, [], method="toy", pattern=Unstructured(0.5)).masks
+    for path, mask in masks.items():
+        assert model.get_submodule(path).weight.equal(dense.get_submodule(path).weight * mask)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

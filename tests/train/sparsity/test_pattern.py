@@ -1,4 +1,4 @@
-"""A pruning pattern from another package, through the real command."""
+"""Patterns by name, and one from another package through the real command."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 from shearling.run import Run
 from tests.support.tiny_runs import write_tiny_recipe
 from tests.support.toy_package import toy_package
+from train.sparsity.pattern import SemiStructured, Unstructured, competing_block, make_pattern
 
 TOY = """
 from shearling.registry.pruning_patterns import PruningPattern
@@ -37,3 +41,23 @@ def test_a_pattern_from_another_package_prunes_through_the_command(tmp_path: Pat
     assert (sparsity["pattern"], sparsity["achieved_scope"]) == ("1:4", 0.25)
     for mask in load_masks(run.sparse / MASK_FILE).values():
         assert ((~mask).view(-1, 4).sum(dim=1) == 1).all()
+
+
+@pytest.mark.parametrize(("name", "zeros", "block"), [("2:4", 2, 4), ("4:8", 4, 8)])
+def test_a_named_pattern_has_its_zeros_in_every_block(name: str, zeros: int, block: int) -> None:
+    pattern = make_pattern(name, ratio=0.5)
+    mask = pattern.keep(torch.rand(6, 48))
+    assert ((~mask).view(-1, block).sum(dim=1) == zeros).all()
+    assert (pattern.name, pattern.ratio) == (name, zeros / block)
+    assert competing_block(pattern, where="") == block
+
+
+def test_the_ratio_is_the_share_that_goes_not_the_share_that_stays() -> None:
+    pattern = SemiStructured(1, 4)
+    assert (pattern.name, pattern.ratio) == ("1:4", 0.25)
+    assert (~pattern.keep(torch.rand(5, 8))).float().mean() == pattern.ratio
+
+
+def test_a_share_of_a_single_weight_takes_the_lowest_of_each_row() -> None:
+    scores = torch.rand(7, 12)
+    assert (~Unstructured(0.1).keep(scores)).nonzero()[:, 1].equal(scores.argmin(dim=1))

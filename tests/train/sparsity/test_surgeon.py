@@ -10,7 +10,7 @@ from shearling.errors import ModelUnsupported, NonFiniteWeights
 from tests.support.tiny_models import FAMILIES, VOCABULARY
 from train.sparsity.criteria.alps import split_prune
 from train.sparsity.criteria.criterion import Pruned
-from train.sparsity.criteria.sparsegpt import SparseGPT, surgeon_prune
+from train.sparsity.criteria.sparsegpt import SparseGPT, _block_columns, surgeon_prune
 from train.sparsity.gram import DAMPING, Gram, LayerGrams, layer_error
 from train.sparsity.pattern import Pattern, SemiStructured, Unstructured, keep_mask
 from train.sparsity.sparsify import sparsify
@@ -124,6 +124,85 @@ def test_a_hessian_that_holds_nothing_or_nan_is_refused() -> None:
     gram.add_product(torch.full((4, 4), torch.nan), tokens=1)
     with pytest.raises(NonFiniteWeights, match="NaN"):
         SparseGPT(gram).prune(torch.ones(2, 4), Unstructured(0.5), where="layer")
+    part = torch.eye(4)
+    part[1, 2] = torch.inf
+    gram = Gram()
+    gram.add_product(part, tokens=1)
+    with pytest.raises(NonFiniteWeights, match="NaN"):
+        gram.damped(where="layer")
+    silent = Gram()
+    silent.add_product(torch.zeros(4, 4), tokens=7)
+    with pytest.raises(ModelUnsupported, match="no calibration token"):
+        silent.damped(where="layer")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_add_up_in_float32_and_nothing_is_modified(dtype: torch.dtype) -> None:
+    """H + 0.01 mean(diag H) I of all that was shown, whoever shares the product of a batch."""
+    grams, batches = LayerGrams(["q", "k"]), [correlated(6, seed=seed, rows=40 + seed).to(dtype) for seed in range(3)]
+    copies = [batch.clone() for batch in batches]
+    for batch in batches:
+        for path in ("q", "k"):
+            grams.watch(path, batch)
+    whole = torch.cat(copies).double()
+    expected = whole.T @ whole
+    expected += 0.01 * expected.diagonal().mean() * torch.eye(6)
+    for path in ("q", "k"):
+        # Asked for twice: damping is not added to what was gathered.
+        for _ in range(2):
+            torch.testing.assert_close(grams[path].damped(where=path).double(), expected, rtol=1e-5, atol=1e-3)
+        assert grams[path].tokens == len(whole)
+    assert all(now.equal(before) for now, before in zip(batches, copies, strict=True))
+
+
+def test_the_error_of_a_layer_is_a_share_of_its_outputs() -> None:
+    inputs = correlated(6, seed=0).double()
+    weight, other = torch.randn(2, 5, 6, dtype=torch.float64)
+    outputs, hessian = inputs @ weight.T, (inputs.T @ inputs).float()
+    expected = (outputs - inputs @ other.T).square().sum() / outputs.square().sum()
+    assert layer_error(weight.float(), other.float(), hessian) == pytest.approx(float(expected), rel=1e-4)
+    assert layer_error(weight.float(), torch.zeros(5, 6), hessian) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method", [surgeon_prune, split_prune])
+def test_weights_and_hessian_are_not_modified(method) -> None:
+    weight, hessian = layer(24)
+    copies = weight.clone(), hessian.clone()
+    method(weight, hessian, Unstructured(0.5), where="layer")
+    assert weight.equal(copies[0])
+    assert hessian.equal(copies[1])
+
+
+def test_alps_ends_when_its_mask_rests() -> None:
+    """More iterations than the default change nothing, not even a rounding."""
+    weight, hessian = layer(48)
+    found = split_prune(weight, hessian, Unstructured(0.5), where="layer")
+    longer = split_prune(weight, hessian, Unstructured(0.5), where="layer", most_iterations=400)
+    assert found.mask.equal(longer.mask)
+    assert found.weight.equal(longer.weight)
+
+
+@pytest.mark.parametrize("columns", [1, 128, 129, 2048, 2049, 8192, 49152])
+def test_a_row_has_at_most_sixteen_blocks_of_columns(columns: int) -> None:
+    block = _block_columns(columns)
+    assert block % 128 == 0
+    assert -(-columns // block) <= 16
+    # And no larger than that takes.
+    assert block == 128 or -(-columns // (block - 128)) > 16
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6], ids=["plain", "large"])
+def test_settled_columns_stay_settled_whatever_the_scale(scale: float) -> None:
+    """One weight of a row stays, the first. Columns 1 to 127 all say what column 200 says, so that removing them makes
+    it the largest of all by far, once the first is settled.
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(600, 256, generator=generator)
+    inputs[:, 1:128] = inputs[:, 200:201] + 0.3 * torch.randn(600, 127, generator=generator)
+    weight = torch.full((1, 256), 0.01)
+    weight[0, 0], weight[0, 1:128], weight[0, 200] = 3.0, 0.9, 0.9
+    pruned = surgeon_prune(scale * weight, inputs.T @ inputs, Unstructured(255.5 / 256), where="layer")
+    assert pruned.mask.nonzero().tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "alps"])
@@ -137,3 +216,12 @@ def test_a_text_shorter_than_a_row_is_damped_and_said_so(method: str, capsys: py
     for path, mask in masks.items():
         assert weights[path].weight.isfinite().all()
         assert not weights[path].weight[~mask].any()
+
+
+@pytest.mark.parametrize(("tokens", "short"), [(87, True), (88, False)])
+def test_a_text_is_short_by_the_widest_row(tokens: int, short: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of 48, and of 88 in down_proj."""
+    text = [torch.randint(3, VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(0))]
+    sparsify(FAMILIES["llama"](), text, method="sparsegpt", pattern=Unstructured(0.5))
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("fewer than the 88 inputs of model.layers.0.mlp.down_proj" in said) == short

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from shearling.errors import ModelUnsupported, NonFiniteWeights, RecipeInvalid
 from shearling.model.layers import find_layers
-from tests.support.tiny_models import FAMILIES, VOCABULARY
+from shearling.recipe.sparsity import ReconstructionSection
+from tests.support.tiny_models import FAMILIES, VOCABULARY, bert
 from tests.support.wanda_reference import assert_same_masks, lowest_of_each_block, lowest_of_each_row, wanda_reference
 from train.sparsity.criteria.wanda import ChannelNorm, wanda_scores
 from train.sparsity.pattern import SemiStructured, Unstructured, keep_mask
@@ -147,6 +148,23 @@ def test_norm_is_the_full_norm_up_to_a_constant():
     torch.testing.assert_close(norm.mean_square.double() * 3, full, rtol=1e-6, atol=0)
 
 
+def test_norms_of_half_precision_are_summed_in_float32():
+    inputs = torch.randn(2, 300, 7).bfloat16()
+    norm = ChannelNorm()
+    norm.add(inputs)
+    expected = inputs.double().square().sum(dim=(0, 1)) / 2
+    torch.testing.assert_close(norm.mean_square.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_one_channel_that_is_not_finite_is_refused():
+    inputs = torch.ones(1, 4, 6)
+    inputs[0, 2, 5] = torch.inf
+    norm = ChannelNorm()
+    norm.add(inputs)
+    with pytest.raises(NonFiniteWeights, match="calibration inputs"):
+        wanda_scores(torch.ones(3, 6), norm, where="")
+
+
 def test_scaling_the_inputs_leaves_the_mask():
     weight, inputs = torch.randn(7, 20), torch.randn(1, 30, 20)
     masks = []
@@ -210,6 +228,50 @@ def test_bad_requests_leave_the_model_alone():
         sparsify(model, text(), method="wanda", pattern=SemiStructured(4, 8))
     assert "q_proj" in caught.value.where
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+
+
+def test_rows_that_do_not_fit_are_found_before_any_weight_changes():
+    """Rows of 48 have blocks of 16, those of 88 in down_proj have not."""
+    model = FAMILIES["llama"]()
+    before = copy.deepcopy(model)
+    for method in ("wanda", "magnitude"):
+        with pytest.raises(ModelUnsupported, match="multiple of 16") as caught:
+            sparsify(model, text(), method=method, pattern=SemiStructured(8, 16))
+        assert caught.value.where == "model.layers.0.mlp.down_proj"
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+
+
+def test_scores_of_rows_that_do_not_fit_are_refused():
+    """Also where all rows together could be cut into blocks."""
+    with pytest.raises(ModelUnsupported, match="rows of 6 weights"):
+        keep_mask(torch.rand(4, 6), SemiStructured(2, 4), where="")
+
+
+@pytest.mark.parametrize("method", ["wanda", "magnitude"])
+@pytest.mark.parametrize("swaps", [0, 2])
+def test_every_layer_has_the_pattern_that_it_is_given(method, swaps):
+    model, ratios = FAMILIES["llama"](), (0.25, 0.5, 0.75)
+    section = ReconstructionSection(swaps=swaps, matrix_steps=1) if swaps else None
+    patterns = [Unstructured(ratio) for ratio in ratios]
+    masks = sparsify(model, text((24, 24)), method=method, pattern=patterns, reconstruction=section).masks
+    for index, ratio in enumerate(ratios):
+        for path in find_layers(model).linears_of(index):
+            assert ((~masks[path]).sum(dim=1) == int(masks[path].shape[1] * ratio)).all()
+
+
+def test_dropout_has_no_part_in_it_and_training_goes_on_after():
+    trained, evaluated = bert().train(), bert()
+    assert trained.config.hidden_dropout_prob > 0
+    masks, expected = wanda(trained, samples=text((24, 24))), wanda(evaluated, samples=text((24, 24)))
+    assert all(masks[path].equal(mask) for path, mask in expected.items())
+    assert trained.training
+    assert not evaluated.training
+    assert not any(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_an_empty_sample_is_refused():
+    with pytest.raises(RecipeInvalid, match="no empty sample"):
+        wanda(FAMILIES["llama_tied_gqa"](), samples=[*text((9,)), torch.zeros(0, dtype=torch.int64)])
 
 
 def test_nonfinite_activations_are_named():

@@ -73,7 +73,8 @@ def _choose(updated: Tensor, mask: Tensor, factor: Tensor, *, settled: int, patt
     before or behind all others.
     """
     scores = (updated / factor.diagonal()).square()
-    bound = scores.max() + 1
+    # Twice, since one more than a large number may round to the number itself.
+    bound = 2 * scores.max() + 1
     scores[:, :settled] = mask[:, :settled] * bound * 2 - bound
     return keep_mask(scores, pattern, where=where)
 

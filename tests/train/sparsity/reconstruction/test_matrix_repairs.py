@@ -47,6 +47,16 @@ def test_every_step_lowers_the_error_and_nothing_is_modified() -> None:
     assert all(now.equal(before) for now, before in zip((weight, mask, hessian), copies, strict=True))
 
 
+def test_independent_inputs_take_one_step_and_others_one_for_each_kept_weight() -> None:
+    weight, start, mask = torch.randn(6, 8), torch.randn(6, 8), Unstructured(0.5).keep(torch.rand(6, 8))
+    sizes = torch.tensor([1.0, 30.0, 0.1, 5.0, 200.0, 1.0, 0.5, 8.0])
+    torch.testing.assert_close(refit(weight, start, mask, sizes.diag(), steps=1), weight * mask, rtol=1e-4, atol=1e-4)
+    inputs = torch.randn(50, 8) * sizes
+    hessian = inputs.T @ inputs
+    fitted = refit(weight, start, mask, hessian, steps=4)
+    torch.testing.assert_close(fitted.double(), least_squares(weight, mask, hessian), rtol=1e-3, atol=1e-3)
+
+
 def test_a_solved_row_stays_finite() -> None:
     """A row that keeps everything has no error, and one without weights nothing to move."""
     weight, _, hessian = case(Unstructured(0.5))
@@ -106,3 +116,49 @@ def test_a_row_that_no_swap_helps_is_left_alone() -> None:
     swapped, values = swap_weights(weight, weight * mask, mask, torch.eye(weight.shape[1]), block=None, swaps=5)
     assert swapped.equal(mask)
     assert values.equal(weight * mask)
+
+
+def test_a_swap_that_gains_nothing_is_not_done() -> None:
+    weight = torch.ones(3, 8)
+    mask = Unstructured(0.5).keep(weight)
+    swapped, values = swap_weights(weight, weight * mask, mask, torch.eye(8), block=None, swaps=3)
+    assert swapped.equal(mask)
+    assert values.equal(weight * mask)
+
+
+def test_swaps_follow_each_other_and_modify_nothing() -> None:
+    """Three at once are one after another, each beginning where the last one ended."""
+    weight, mask, hessian = case(Unstructured(0.5), seed=3)
+    copies = weight.clone(), mask.clone(), hessian.clone()
+    at_once = swap_weights(weight, weight * mask, mask, hessian, block=None, swaps=3)
+    swapped, values = mask, weight * mask
+    for _ in range(3):
+        swapped, values = swap_weights(weight, values, swapped, hessian, block=None, swaps=1)
+    assert at_once[0].equal(swapped)
+    torch.testing.assert_close(at_once[1], values, rtol=1e-3, atol=1e-3)
+    assert all(now.equal(before) for now, before in zip((weight, mask, hessian), copies, strict=True))
+
+
+def test_candidates_are_enough_for_most_of_what_the_best_swap_gains() -> None:
+    """Of 16 kept and 16 pruned weights 8 each are looked at in pairs; a search over all pairs is the measure."""
+    weight, mask, hessian = (tensor.double() for tensor in case(Unstructured(0.5), seed=4, out=6))
+    mask, start = mask.bool(), weight * mask
+    swapped, values = swap_weights(weight.float(), start.float(), mask, hessian.float(), block=None, swaps=1)
+    assert not swapped.equal(mask)
+
+    def error(row: int, replacement: Tensor) -> float:
+        difference = weight[row] - replacement
+        return float(difference @ hessian @ difference)
+
+    found = best = 0.0
+    for row in range(len(weight)):
+        found += error(row, start[row]) - error(row, values[row].double())
+        gains = [0.0]
+        for leaving in mask[row].nonzero().flatten():
+            without = start[row].clone()
+            without[leaving] = 0
+            slope = hessian @ (weight[row] - without)
+            gain = (slope.square() / hessian.diagonal()).where(~mask[row], -torch.inf).max()
+            gains.append(error(row, start[row]) - error(row, without) + float(gain))
+        best += max(gains)
+    assert 0.95 * best < found <= best * (1 + 1e-4)
