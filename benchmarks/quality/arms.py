@@ -56,7 +56,7 @@ class Arm:
 
 REFIT: Mapping[str, Any] = {"method": "wanda", "reconstruction": {"matrix_steps": 15}}
 HEALED: Mapping[str, Any] = {**REFIT, "healing": {"steps": 100, "batch_size": 8, "seq_len": 64}}
-TAUGHT: Mapping[str, Any] = {"teacher": {"prompt": 0.3}}
+TAUGHT: Mapping[str, Any] = {"teacher": {"prompt": 0.1}}
 SHARED: Mapping[str, Any] = {"draw": "shared", "largest_first": 0.5}
 BY_RANK: Mapping[str, Any] = {"scaling": "rank"}
 
@@ -64,6 +64,7 @@ ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm(BASELINE, "dense, LoRA", sparsity=None),
+        Arm("dense-taught", "dense, LoRA, taught", sparsity=None, train=TAUGHT),
         Arm("magnitude", "magnitude", sparsity={"method": "magnitude"}),
         Arm("wanda", "Wanda", sparsity={"method": "wanda"}),
         Arm("wanda-apart", "Wanda, adapter apart", sparsity={"method": "wanda"}, adapter={"masked": False}),
@@ -97,9 +98,10 @@ ARMS: Mapping[str, Arm] = {
         ),
     )
 }
-"""`wanda-apart` says what the mask costs: its adapters cannot be merged without losing zeros. `elastic` is what the
-shipped recipes do. `last` heals towards the adapted model on rows with their answers, and so goes over the task twice;
-`last-elastic` trains adapters on that, and goes over it three times."""
+"""`dense-taught` gives the baseline the teacher of the arms that are taught. `wanda-apart` says what the mask costs:
+its adapters cannot be merged without losing zeros. `elastic` is what the shipped recipes do. `last` heals towards the
+adapted model on rows with their answers, and so goes over the task twice; `last-elastic` trains adapters on that, and
+goes over it three times."""
 
 
 @dataclass(frozen=True)
