@@ -39,7 +39,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "llama.cpp": ("llama-cpp-python==0.3.36",),
     "deepsparse": ("deepsparse==1.8.0", "numpy==1.26.4", "onnx==1.14.1", "setuptools<81"),
 }
-QUANTIZATIONS = ("Q8_0", "Q4_0", "Q4_K_M")
+QUANTIZATIONS = ("Q8_0", "Q4_0", "Q4_0-pure", "Q4_K_M")
 LAYERS, WIDTH = 8, 4096
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +18,9 @@ from shearling.command_line import quiet_libraries  # noqa: E402  (the path come
 quiet_libraries()
 # A shell that starts the tests in the background has them ignore it, and their children with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes is the machine's doing; what must be fast has a test of its own.
+hypothesis.settings.register_profile("shearling", deadline=None)
+hypothesis.settings.load_profile("shearling")
 pytest_plugins = ["serve.guard.pytest_plugin"]
 # Children that tests start import the same project, wherever they run.
 os.environ["PYTHONPATH"] = str(ROOT)

@@ -157,7 +157,7 @@ def test_autocast_sums_in_float32_and_rounds_once():
     assert layer.lora_a.grad.dtype == torch.float32
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     out=st.integers(1, 9),
     width=st.integers(1, 9),

@@ -121,7 +121,7 @@ def test_a_lying_matrix_is_refused_by_both_readers(lie):
         validate(corrupt)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     value_type=st.sampled_from(list(ValueType)),
     encoding=st.sampled_from(list(Encoding)),

@@ -95,7 +95,7 @@ def test_many_rows_equal_float64(kernels, value_type, group):
         assert worst_error(matrix, packed, x, kernels=kernels) < limit
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 70),
     columns=st.integers(1, 300),

@@ -6,7 +6,7 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
@@ -105,7 +105,6 @@ def test_limits_take_a_prefix(tmp_path):
     }
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=20), train=st.floats(0.05, 0.9))
 def test_a_split_is_a_function_of_the_content(text, train):
     shares = SplitShares(train=train, validation=(1 - train) / 2, test=1 - train - (1 - train) / 2)
