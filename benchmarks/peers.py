@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers build llama.cpp peers/llama          # compiles; minutes; needs a C++ compiler
     python -m benchmarks.peers build deepsparse peers/deepsparse    # needs Python 3.11
-    python -m benchmarks.peers gguf RUN/base peers/llama            # Q8_0, Q4_0 and Q4_K_M
+    python -m benchmarks.peers gguf RUN/base peers/llama            # Q8_0, Q4_0, Q4_0-pure, Q4_K_M
     python -m benchmarks.peers decoder RUN/export/model peers/sparse-decoder
     python -m serve bench EXPORT ... peers/llama/Q8_0.gguf@environment=peers/llama
         peers/sparse-decoder@environment=peers/deepsparse
