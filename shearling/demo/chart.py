@@ -8,10 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
+from typing import Literal, NamedTuple
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 46
+RADIUS = 5
+LINE, CHARACTER = 14, 6.6
+"""Height of a label, and about the width of one of its characters."""
 
 Mark = Literal["plain", "ours", "muted"]
 
@@ -75,7 +78,8 @@ def scatter(
     parts = [frame.axes(x_label, y_label)]
     if line:
         parts.append(f'<polyline class="line muted" points="{frame.path(line)}"/>')
-    taken: list[tuple[float, float]] = []
+    marks = [(frame.x(point.x), frame.y(point.y)) for point in points]
+    taken = [_Box(x - RADIUS, x + RADIUS, y - RADIUS, y + RADIUS) for x, y in marks]
     for point in points:
         x, y = frame.x(point.x), frame.y(point.y)
         if point.high > point.low:
@@ -85,7 +89,7 @@ def scatter(
             )
         parts.append(
             f'<circle class="dot {point.mark}" cx="{x:.1f}" cy="{y:.1f}" '
-            f'r="5"><title>{escape(point.note or point.label)}</title></circle>'
+            f'r="{RADIUS}"><title>{escape(point.note or point.label)}</title></circle>'
         )
         if point.label:
             parts.append(_label(point.label, x, y, taken))
@@ -186,16 +190,41 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _label(text: str, x: float, y: float, taken: list[tuple[float, float]]) -> str:
-    # Left of a mark in the right half, and a line lower for as long as another label stands there.
-    while any(abs(y - other_y) < 14 and abs(x - other_x) < 200 for other_x, other_y in taken):
-        y += 14
-    taken.append((x, y))
-    left = x > WIDTH / 2
-    return (
-        f'<text class="{"end" if left else "start"}" x="{x + (-10 if left else 10):.1f}" '
-        f'y="{y + 4:.1f}">{escape(text)}</text>'
-    )
+class _Box(NamedTuple):
+    """A rectangle in pixels."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def meets(self, other: _Box) -> bool:
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
+
+
+def _label(text: str, x: float, y: float, taken: list[_Box]) -> str:
+    """Beside a mark, as near as other labels and marks leave room; the first choice is the side with more of it."""
+    sides = ("end", "start") if x > WIDTH / 2 else ("start", "end")
+    shifts = sorted((sign * LINE * line for line in range(HEIGHT // LINE) for sign in (1, -1)), key=abs)
+    places = [(side, _label_box(text, x, y + shift, side)) for shift in shifts for side in sides]
+    free = [
+        (side, box)
+        for side, box in places
+        if box.left >= LEFT and box.right <= WIDTH and box.top >= 0 and box.bottom <= HEIGHT - BOTTOM
+        if not any(map(box.meets, taken))
+    ]
+    side, box = free[0] if free else places[0]
+    taken.append(box)
+    anchor = box.right if side == "end" else box.left
+    return f'<text class="{side}" x="{anchor:.1f}" y="{box.bottom - 4:.1f}">{escape(text)}</text>'
+
+
+def _label_box(text: str, x: float, y: float, side: str) -> _Box:
+    width = CHARACTER * len(text)
+    left = x + 10 if side == "start" else x - 10 - width
+    return _Box(left, left + width, y - LINE / 2, y + LINE / 2)
 
 
 def _svg(title: str, parts: Sequence[str]) -> str:

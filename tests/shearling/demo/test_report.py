@@ -114,3 +114,24 @@ def test_ticks_lie_within(low, width):
 
 def test_one_point_is_a_chart():
     ElementTree.fromstring(draw_scatter([Point(1.0, 2.0, 2.0, 2.0)], title="t", x_label="x", y_label="y"))
+
+
+def test_labels_of_a_crowd_stand_near_their_marks_and_apart() -> None:
+    crowd = [
+        Point(x, 85.0 + 0.1 * x % 1, 83.0, 87.0, label=f"model-{x}") for x in (70, 73, 100, 101, 150, 176, 229, 257)
+    ]
+    drawing = ElementTree.fromstring(draw_scatter(crowd, title="t", x_label="x", y_label="y"))
+    marks = [(float(element.attrib["cx"]), float(element.attrib["cy"])) for element in drawing.iter("circle")]
+    labels = [element for element in drawing.iter("text") if (element.text or "").startswith("model-")]
+    assert len(labels) == len(marks) == len(crowd)
+    boxes = []
+    for label, (mark_x, mark_y) in zip(labels, marks, strict=True):
+        x, y, width = float(label.attrib["x"]), float(label.attrib["y"]), 6.0 * len(label.text or "")
+        assert abs(x - mark_x) <= 11
+        assert abs(y - 4 - mark_y) <= 43
+        boxes.append((x - width, x, y) if label.attrib["class"] == "end" else (x, x + width, y))
+    for place, (left, right, y) in enumerate(boxes):
+        assert left >= 60
+        assert right <= 560
+        for other_left, other_right, other_y in boxes[:place]:
+            assert right <= other_left or other_right <= left or abs(y - other_y) >= 13
