@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def write_report(output: Path) -> Result:
         tables.append(_screen(own, predictions, title=_model_title(model)))
         parts += [f"## {_model_title(model)}\n", _markdown(HEADINGS, [_cells_of(row) for row in own])]
         parts += [f"![Accuracy and bits per byte by sparsity]({model}.svg)\n", "### By task\n", _by_task(own)]
-        parts += [f"{_describe_predictions(predictions)}\n"] if predictions else []
+        parts += [f"{textwrap.fill(_describe_predictions(predictions), 100)}\n"] if predictions else []
     write_text(output / REPORT_FILE, "\n".join(["# Quality of pruned and trained models\n", *parts]))
     return Result({"report": str(output / REPORT_FILE), "cells": sum(row.cells for row in rows)}, Group(*tables))
 

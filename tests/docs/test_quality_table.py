@@ -1,0 +1,29 @@
+"""The published table of quality is what its published cells say."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from benchmarks.quality.cell import cell_file, read_cells
+from benchmarks.quality.report import REPORT_FILE, write_report
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "quality"
+
+
+def test_the_table_is_made_of_the_cells_beside_it(tmp_path: Path) -> None:
+    shutil.copytree(PUBLISHED / "cells", tmp_path / "cells")
+    write_report(tmp_path)
+    published = (PUBLISHED / REPORT_FILE).read_text(encoding="utf-8")
+    assert (tmp_path / REPORT_FILE).read_text(encoding="utf-8") == published, (
+        "run: python -m benchmarks.quality --output docs/quality --report"
+    )
+
+
+def test_cells_stand_under_their_own_names() -> None:
+    for cell in read_cells(PUBLISHED):
+        ratio = cell.ratio.replace(":", "of") or "0"
+        name = f"{cell.model}-{cell.task}-{cell.seed}-{ratio}-{cell.arm}"
+        assert cell_file(PUBLISHED, name).is_file()
+        assert cell.recipe["name"] == name
+        assert all(len(figures.answers) == figures.n for figures in cell.subnets)
