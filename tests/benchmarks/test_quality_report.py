@@ -132,7 +132,7 @@ def test_the_report_is_written_and_fits_a_screen(tmp_path: Path, capsys: pytest.
     assert max(map(len, screen.splitlines())) <= 80
     assert "Wanda, elastic: searched" in screen
     report = (tmp_path / "report.md").read_text()
-    assert "in 1 of 2 searches; predicted minus found: +9.0 points" in report
+    assert "in 1 of 2 searches; predicted minus found: +9.0 points" in " ".join(report.split())
     assert "| 50 % | Wanda | 4 | 69.0 | -2.5 ± 0.5 | 1.050 1.200 | 2.0 |" in report
     (low, high), (other_low, other_high) = (wilson_interval(accuracy, 100) for accuracy in (0.795, 0.585))
     by_task = f"79.5 ± 1.5 ({low:.1%} to {high:.1%}) | 58.5 ± 2.5 ({other_low:.1%} to {other_high:.1%})"
