@@ -261,6 +261,7 @@ def _packed_figures(evaluator: TaskEvaluator, run: Run, text: GeneralText) -> Su
         formats=("openvino",),
         weight_format="int8",
         sparse_kernels=("openvino",),
+        # The file itself is asked all test rows below.
         verify="off",
         force=True,
     )

@@ -72,7 +72,7 @@ class LlamaCppProcess:
             self._ended()
         count = np.frombuffer(stdout.read(8) or self._ended(), np.uint64)
         logits = np.empty((int(count[0]), self.vocabulary), np.float32)
-        if stdout.readinto(logits.data.cast("B")) < logits.nbytes:  # type: ignore[attr-defined] # a BufferedReader
+        if stdout.readinto(logits.data.cast("B")) < logits.nbytes:  # type: ignore[attr-defined] # Popen gives a BufferedReader, typed as IO
             self._ended()
         return logits
 
