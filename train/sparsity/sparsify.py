@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from shearling.calibration.gram import Gram, LayerGrams
+from shearling.calibration.propagation import Propagation, capture
 from shearling.console import log, progress
 from shearling.errors import NonFiniteWeights, RecipeInvalid, ShapeMismatch, ShearlingError
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.recipe.sparsity import ReconstructionSection
 from shearling.registry.pruning_methods import PRUNING_METHODS, PruningMethod
 from train.sparsity.criteria.criterion import Criterion, Pruned
-from train.sparsity.gram import Gram, LayerGrams
 from train.sparsity.pattern import Pattern, check_fit, competing_block
-from train.sparsity.propagation import Propagation, capture
 from train.sparsity.reconstruction.conjugate_gradients import refit
 from train.sparsity.reconstruction.layer_tuning import output_error, tune_layer
 from train.sparsity.reconstruction.mask_swaps import swap_weights

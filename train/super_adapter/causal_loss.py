@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.divergence import BLOCK_POSITIONS
+from shearling.calibration.divergence import BLOCK_POSITIONS
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
 
 

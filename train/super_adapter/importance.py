@@ -72,8 +72,8 @@ def wanda_importance(model: nn.Module, space: SearchSpace, calibration: Sequence
     """
     import torch
 
+    from shearling.calibration.propagation import capture
     from train.sparsity.criteria.wanda import ChannelNorm, wanda_scores
-    from train.sparsity.propagation import capture
 
     transformer, scores = find_layers(model), {}
     states = capture(model, transformer, calibration, batch_size=BATCH_SIZE)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from shearling.calibration.divergence import divergence_sum
 from shearling.recipe.training import TeacherSection
-from train.divergence import divergence_sum
 from train.super_adapter.causal_loss import cross_entropy_sum, head_sees_only
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from shearling.calibration.gram import DAMPING, Gram, LayerGrams, layer_error
 from shearling.errors import ModelUnsupported, NonFiniteWeights
 from tests.support.tiny_models import FAMILIES, VOCABULARY
 from train.sparsity.criteria.alps import split_prune
 from train.sparsity.criteria.criterion import Pruned
 from train.sparsity.criteria.sparsegpt import SparseGPT, _block_columns, surgeon_prune
-from train.sparsity.gram import DAMPING, Gram, LayerGrams, layer_error
 from train.sparsity.pattern import Pattern, SemiStructured, Unstructured, keep_mask
 from train.sparsity.sparsify import sparsify
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shearling.calibration.propagation import capture
 from shearling.errors import ModelUnsupported, NonFiniteWeights, RecipeInvalid
 from shearling.model.layers import find_layers
 from shearling.recipe.sparsity import ReconstructionSection
@@ -15,7 +16,6 @@ from tests.support.tiny_models import FAMILIES, VOCABULARY, bert
 from tests.support.wanda_reference import assert_same_masks, lowest_of_each_block, lowest_of_each_row, wanda_reference
 from train.sparsity.criteria.wanda import ChannelNorm, wanda_scores
 from train.sparsity.pattern import SemiStructured, Unstructured, keep_mask
-from train.sparsity.propagation import capture
 from train.sparsity.sparsify import sparsify
 
 LENGTHS = (24, 24, 37, 9, 24, 50)

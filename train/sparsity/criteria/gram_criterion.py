@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING
 
+from shearling.calibration.gram import Gram
 from train.sparsity.criteria.criterion import Pruned
-from train.sparsity.gram import Gram
 from train.sparsity.pattern import Pattern
 
 if TYPE_CHECKING:

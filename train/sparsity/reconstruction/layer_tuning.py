@@ -17,7 +17,7 @@ from shearling.evaluation.precision import resolve_precision
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from train.sparsity.propagation import Propagation
+    from shearling.calibration.propagation import Propagation
 
 BETAS = (0.9, 0.95)
 """Of Adam: a few dozen steps are over before a longer memory would settle."""

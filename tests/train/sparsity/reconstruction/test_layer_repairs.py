@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shearling.calibration.propagation import Batch, LayerCall, Propagation
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.errors import ModelUnsupported, NonFiniteWeights, RecipeInvalid, ShearlingError
 from shearling.model.checkpoint import load_model
@@ -18,7 +19,6 @@ from tests.support.tiny_models import FAMILIES, VOCABULARY, bert
 from tests.support.tiny_runs import tiny_recipe
 from train.sparsity.artefact import SPARSITY_FILE, SparsityReport
 from train.sparsity.pattern import Pattern, SemiStructured, Unstructured
-from train.sparsity.propagation import Batch, LayerCall, Propagation
 from train.sparsity.reconstruction import layer_tuning
 from train.sparsity.reconstruction.layer_tuning import output_error, tune_layer
 from train.sparsity.sparsify import Sparsified, sparsify

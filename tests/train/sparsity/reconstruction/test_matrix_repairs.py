@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.sparsity.gram import layer_error
+from shearling.calibration.gram import layer_error
 from train.sparsity.pattern import Pattern, SemiStructured, Unstructured
 from train.sparsity.reconstruction.conjugate_gradients import refit
 from train.sparsity.reconstruction.mask_swaps import swap_weights

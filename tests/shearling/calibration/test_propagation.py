@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shearling.calibration.propagation import Batch, LayerCall, Propagation, capture
 from shearling.errors import ModelUnsupported
 from shearling.model.layers import TransformerLayers
-from train.sparsity.propagation import Batch, LayerCall, Propagation, capture
 
 TABLES = (torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32))
 
