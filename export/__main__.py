@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import click
 import typer
 
+from export.quantization.settings import GROUP_SIZES, Preset, Quantization
 from export.request import ExportRequest, Verify
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.errors import UsageError
@@ -48,6 +50,31 @@ def export(
             show_default="none",
         ),
     ] = "",
+    quantization: Annotated[
+        Preset | None,
+        typer.Option(
+            help="How int4 is made: fast sees no data, balanced rounds on calibration text, best tunes all scales "
+            "together as well.",
+            show_default="balanced where the run has rows or --dataset is given, else fast",
+        ),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            click_type=click.Choice(GROUP_SIZES), help="Columns that share a scale in int4.", show_default="64, or less"
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibration texts, by turns: task for the run's training rows, and files: plain text, or .jsonl "
+            "with the key text.",
+            show_default="task",
+        ),
+    ] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="Windows of 128 tokens of calibration text.", show_default="64")
+    ] = None,
     merge: Annotated[
         Literal["auto", "masked", "separate", "dense"], typer.Option(help="auto takes what the training allows.")
     ] = "auto",
@@ -71,6 +98,7 @@ def export(
         formats=_default_formats() if formats is None else _parse_names(formats, "--formats"),
         weight_format=weight_format,
         sparse_kernels=_parse_names(sparse_kernel, "--sparse-kernel"),
+        quantization=Quantization(quantization, group_size, _parse_texts(dataset), num_samples),
         merge=None if merge == "auto" else merge,
         allow_approximate=allow_approximate,
         verify=verify,
@@ -86,6 +114,10 @@ def _default_formats() -> tuple[str, ...]:
 def _parse_names(text: str, option: str) -> tuple[str, ...]:
     wanted = (part.strip() for part in text.split(",") if part.strip())
     return tuple(dict.fromkeys(EXPORT_FORMATS.get(name, where=option).name for name in wanted))
+
+
+def _parse_texts(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def _parse_source(subnet: Path | None, base: Path | None) -> tuple[Path, bool]:

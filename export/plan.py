@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from export.formats.export_format import FLOAT32, FormatWriter, PlannedFormat, Storage
+from export.quantization.settings import PlannedQuantization, plan_quantization
 from export.request import ExportRequest
 from shearling.artefact import Artefact, check_destination, open_artefact
 from shearling.console import log
@@ -18,6 +19,7 @@ from shearling.model.checkpoint_safety import CONFIG
 from shearling.model.head import Head, head_of
 from shearling.registry.export_formats import EXPORT_FORMATS, ExportFormat
 from shearling.registry.number_formats import NUMBER_FORMATS
+from shearling.run import Run
 from shearling.strict_json import read_json
 
 
@@ -62,6 +64,7 @@ class ExportPlan:
         frozen: the model; verified.
         merge: None where the model is exported as it is.
         head: what the model is for.
+        quantization: None where no weight is rounded on calibration text.
     """
 
     request: ExportRequest
@@ -70,6 +73,7 @@ class ExportPlan:
     merge: PlannedMerge | None
     head: Head
     formats: tuple[PlannedFormat, ...]
+    quantization: PlannedQuantization | None
 
     @property
     def parents(self) -> dict[str, Artefact]:
@@ -91,6 +95,7 @@ class ExportPlan:
             "output": str(self.request.output),
             "formats": [item.entry.name for item in self.formats],
             "weight_format": self.request.weight_format,
+            **({} if self.quantization is None else self.quantization.describe()),
             "sparse_kernels": list(self.request.sparse_kernels),
         }
         return facts if self.merge is None else {**facts, **self.merge.describe()}
@@ -119,7 +124,8 @@ def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
         wanted = _without_frozen(wanted, mode)
     formats = _plan_formats(wanted, request, model_type, head, separate=mode == "separate")
     log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
-    return ExportPlan(request, path, opened.frozen, PlannedMerge(opened, mode), head, formats)
+    quantization = _plan_quantization(request, opened.frozen, formats)
+    return ExportPlan(request, path, opened.frozen, PlannedMerge(opened, mode), head, formats, quantization)
 
 
 def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
@@ -137,7 +143,17 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
     model_type, head = _read_kind(frozen)
     wanted = [entry for entry in map(EXPORT_FORMATS.get, request.formats) if not entry.needs_adapter]
     formats = _plan_formats(wanted, request, model_type, head, separate=False)
-    return ExportPlan(request, directory, frozen, None, head, formats)
+    quantization = _plan_quantization(request, frozen, formats)
+    return ExportPlan(request, directory, frozen, None, head, formats, quantization)
+
+
+def _plan_quantization(
+    request: ExportRequest, frozen: Artefact, formats: tuple[PlannedFormat, ...]
+) -> PlannedQuantization | None:
+    if not any(item.entry.takes_weight_format for item in formats) and not request.quantization.asked_for:
+        return None
+    task = Run(frozen.path.parent).task
+    return plan_quantization(request.quantization, weight_format=request.weight_format, task=task)
 
 
 def _check_request(request: ExportRequest) -> None:

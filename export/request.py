@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from export.quantization.settings import Quantization
 from shearling.elastic.merge_rule import MergeMode
 
 Verify = Literal["strict", "warn", "off"]
@@ -30,6 +31,7 @@ class ExportRequest:
     formats: tuple[str, ...]
     weight_format: str = "fp32"
     sparse_kernels: tuple[str, ...] = ()
+    quantization: Quantization = field(default_factory=Quantization)
     merge: MergeMode | None = None
     allow_approximate: bool = False
     verify: Verify = "strict"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from export.plan import ExportPlan
-from export.reporting.report import ExportReport
+from export.reporting.report import ExportReport, QuantizationReport
 from export.stage import FinishedExport
 from shearling.artefact import Artefact
 from shearling.command_line import Result
@@ -57,8 +57,10 @@ def _caption(report: ExportReport, artefact: Artefact) -> str:
     if report.certificate is not None:
         lines.append(
             f"NNCF counts {report.certificate.sparsity:.2%} zeros in {report.certificate.modules} "
-            "pruned modules; every format holds them"
+            f"pruned modules; {_who_holds_them(report)}"
         )
+    if report.quantization is not None:
+        lines.append(_quantization(report.quantization))
     for name, packing in report.packings.items():
         share = packing.bytes_after / packing.bytes_before if packing.layers else 1
         operators = ", ".join(f"{count} {kind}" for kind, count in packing.operators.items())
@@ -71,3 +73,19 @@ def _caption(report: ExportReport, artefact: Artefact) -> str:
     lines.append(", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in report.sizes_bytes.items()))
     lines.append(f"report: {artefact.path / 'report.html'}")
     return "\n".join(lines)
+
+
+def _who_holds_them(report: ExportReport) -> str:
+    """What the zeros found in the files say."""
+    if not report.zeros:
+        return "the files were not looked at"
+    losers = [check.format for check in report.zeros if check.zeros != check.pruned]
+    return f"lost by {', '.join(losers)}" if losers else "every format holds them"
+
+
+def _quantization(report: QuantizationReport) -> str:
+    tuned = "" if report.kl_after is None else f", scales tuned from KL {report.kl_before:.3f} to {report.kl_after:.3f}"
+    return (
+        f"int4, {report.preset}: {report.matrices} matrices in groups of {report.group_size}, on "
+        f"{', '.join(report.dataset)}{tuned}; {report.seconds:.0f} s"
+    )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.formats.export_format import ExportSubject
 from export.formats.written_format import WrittenFormat, write_format
 from export.merged_model import MergedModel, prepare_model
 from export.plan import ExportPlan, plan_frozen, plan_subnet
+from export.quantization.quantize import Quantized, quantize
 from export.reporting.card import write_card
 from export.reporting.page import write_report_page
 from export.reporting.report import ExportReport, build_report
@@ -64,14 +67,23 @@ def export_planned(plan: ExportPlan) -> FinishedExport:
     request = plan.request
     with write_artefact(request.output, kind="export", parents=plan.parents, force=request.force) as draft:
         merged = prepare_model(plan)
-        masks = merged.subject.masks
-        certificate = None if masks is None else certify_sparsity(merged.subject.model, masks)
-        written = [write_format(planned, merged.subject, draft.directory) for planned in plan.formats]
+        subject, masks = merged.subject, merged.subject.masks
+        certificate = None if masks is None else certify_sparsity(subject.model, masks)
+        quantized = _quantize(plan, subject)
+        if quantized is not None:
+            subject = dataclasses.replace(subject, integers=quantized.matrices)
+        written = [write_format(planned, subject, draft.directory) for planned in plan.formats]
         proofs = [] if request.verify == "off" else [item.prove(merged.reference, masks) for item in written]
-        report = build_report(plan, merged, certificate, written, proofs)
+        report = build_report(plan, merged, certificate, written, proofs, quantized)
         _describe(draft, report, written, merged)
         _judge(report, request, draft)
     return FinishedExport(draft.sealed, report)
+
+
+def _quantize(plan: ExportPlan, subject: ExportSubject) -> Quantized | None:
+    if plan.quantization is None:
+        return None
+    return quantize(subject.model, subject.tokenizer, plan.quantization, classifier=plan.head == "classifier")
 
 
 def _describe(draft: Draft, report: ExportReport, written: Sequence[WrittenFormat], merged: MergedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from shearling.model.export_support import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from shearling.kernel.packed_format import Matrix
 
 TASK = TASKS["classifier"]
 
@@ -83,7 +86,7 @@ class OnnxClassifier(OnnxDecoder):
 
     def write(self, subject: ExportSubject, directory: Path, storage: Storage) -> PackingReport | None:
         """See `FormatWriter`."""
-        return write_onnx_classifier(subject.model, subject.tokenizer, directory, storage)
+        return write_onnx_classifier(subject.model, subject.tokenizer, directory, storage, integers=subject.integers)
 
     def logits(self, directory: Path, blocks: Blocks) -> Logits:
         """Of what was written."""
@@ -107,7 +110,12 @@ class ClassifierLogits(TracedModel):
 
 
 def write_onnx_classifier(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, storage: Storage
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    storage: Storage,
+    *,
+    integers: Mapping[str, Matrix] | None = None,
 ) -> PackingReport | None:
     """Export a classifier to `directory/model.onnx`; batch and sequence are dynamic. See
     `export.formats.onnx.write_onnx`.
@@ -116,7 +124,7 @@ def write_onnx_classifier(
         ArtefactCorrupt: the written files do not hold all weights.
     """
     linears = quantizable(model, prefix=f"{model.base_model_prefix}.")
-    packing = store_graph(trace_classifier(model), directory, storage, linears=linears)
+    packing = store_graph(trace_classifier(model), directory, storage, linears=linears, integers=integers)
     save_beside(model, tokenizer, directory)
     return packing
 

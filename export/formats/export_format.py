@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shearling.elastic.mask import Masks
     from shearling.elastic.search_space import Choice
     from shearling.elastic.super_network import SuperNetwork
+    from shearling.kernel.packed_format import Matrix
 
 Blocks = Sequence[npt.NDArray[np.int64]]
 """The fixed inputs of the parity checks, [tokens] each."""
@@ -48,6 +49,8 @@ class Storage:
 
 
 FLOAT32 = Storage(NUMBER_FORMATS.get("fp32"))
+REMAINDER = NUMBER_FORMATS.get("int8")
+"""What weights have beside integers that were chosen beforehand, such as embeddings and the head."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class ExportSubject:
         separate: whether the ranks stay apart, in modules of ours.
         sparsity: how the model was pruned, for the metadata of a file: method, pattern, modules, pruned, share.
         adapter: None where none was merged.
+        integers: module path -> its weight, where they were chosen on calibration text; formats that store integers
+            write these, and round no other way.
     """
 
     model: PreTrainedModel
@@ -87,6 +92,7 @@ class ExportSubject:
     separate: bool
     sparsity: Mapping[str, str]
     adapter: ChosenAdapter | None
+    integers: Mapping[str, Matrix] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from export.formats.configurations import save_configurations
-from export.formats.export_format import Blocks, ExportSubject, FormatWriter, MeasuredLogits, Storage, UsageFacts
+from export.formats.export_format import (
+    REMAINDER,
+    Blocks,
+    ExportSubject,
+    FormatWriter,
+    MeasuredLogits,
+    Storage,
+    UsageFacts,
+)
 from export.number_formats.number_format import LOW_RANK, StoreGraph
+from export.packing.linear_graph import module_path
 from export.packing.packing_report import PackingReport
+from export.quantization.integer_graph import place_in_graph
 from export.quiet_conversion import quiet_conversion
 from export.verification.parity import Logits, cached_calls
 from export.verification.zeros import Zeros, read_onnx
@@ -30,6 +40,8 @@ from shearling.kernel.onnx_runtime_extension import session_options_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from shearling.kernel.packed_format import Matrix
 
 NAME = "onnx"
 MODEL_ONNX = "model.onnx"
@@ -104,7 +116,7 @@ class OnnxDecoder(FormatWriter):
 
     def write(self, subject: ExportSubject, directory: Path, storage: Storage) -> PackingReport | None:
         """See `FormatWriter`."""
-        return write_onnx(subject.model, subject.tokenizer, directory, storage)
+        return write_onnx(subject.model, subject.tokenizer, directory, storage, integers=subject.integers)
 
     def measure(self, directory: Path, blocks: Blocks, storage: Storage) -> Iterator[MeasuredLogits]:
         """See `FormatWriter`; arithmetic is float32."""
@@ -124,7 +136,12 @@ class OnnxDecoder(FormatWriter):
 
 
 def write_onnx(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, storage: Storage
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    storage: Storage,
+    *,
+    integers: Mapping[str, Matrix] | None = None,
 ) -> PackingReport | None:
     """Export a decoder to `directory/model.onnx` with its weights in `model.onnx.data`, and the tokenizer beside it.
 
@@ -137,6 +154,7 @@ def write_onnx(
         directory: created.
         storage: number format and kernel; arithmetic and cache stay float32. For the sparse kernel see
             `export.packing.packed_onnx`.
+        integers: see `ExportSubject.integers`.
 
     Returns:
         What was packed; None for the stock kernel.
@@ -146,7 +164,7 @@ def write_onnx(
     """
     # The head may share its weight with the embedding, and its error would go straight into the logits.
     linears = quantizable(model, without=model.get_output_embeddings())
-    packing = store_graph(trace_decoder(model), directory, storage, linears=linears)
+    packing = store_graph(trace_decoder(model), directory, storage, linears=linears, integers=integers)
     save_beside(model, tokenizer, directory)
     return packing
 
@@ -157,7 +175,14 @@ def save_beside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
     save_configurations(model, directory)
 
 
-def store_graph(program: Any, directory: Path, storage: Storage, *, linears: Collection[str]) -> PackingReport | None:
+def store_graph(
+    program: Any,
+    directory: Path,
+    storage: Storage,
+    *,
+    linears: Collection[str],
+    integers: Mapping[str, Matrix] | None = None,
+) -> PackingReport | None:
     """Write a traced program with its weights in the form asked for.
 
     Args:
@@ -165,18 +190,22 @@ def store_graph(program: Any, directory: Path, storage: Storage, *, linears: Col
         directory: created.
         storage: number format and kernel.
         linears: names of the weights that may be stored as integers.
+        integers: see `ExportSubject.integers`.
 
     Returns:
         What was packed; None for the stock kernel.
 
     Raises:
         ArtefactCorrupt: the written files do not hold all weights.
+        ModelUnsupported: the graph has no place for some of the integers.
     """
     from export.packing.packed_onnx import pack_graph
 
     directory.mkdir(parents=True, exist_ok=True)
-    store: StoreGraph = storage.weight_format.load_for(NAME)
-    store(program.model, linears)
+    if integers:
+        place_in_graph(program.model, integers)
+    store: StoreGraph = (REMAINDER if integers else storage.weight_format).load_for(NAME)
+    store(program.model, {name for name in linears if module_path(name) not in (integers or {})})
     packing = pack_graph(program.model) if storage.sparse_kernel else None
     program.save(directory / MODEL_ONNX, external_data=True)
     check_external_data(directory / MODEL_ONNX)

@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from export.formats.configurations import save_configurations
-from export.formats.export_format import Blocks, ExportSubject, FormatWriter, MeasuredLogits, Storage, UsageFacts
+from export.formats.export_format import (
+    REMAINDER,
+    Blocks,
+    ExportSubject,
+    FormatWriter,
+    MeasuredLogits,
+    Storage,
+    UsageFacts,
+)
 from export.number_formats.number_format import StoreIr
 from export.packing.packing_report import PackingReport
+from export.quantization.integer_ir import place_in_ir
 from export.quiet_conversion import quiet_conversion
 from export.verification.parity import TEXT, Logits, cached_calls
 from export.verification.zeros import Zeros, read_openvino
@@ -30,6 +39,8 @@ from shearling.model.head import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from shearling.kernel.packed_format import Matrix
 
 NAME = "openvino"
 MODEL_XML = "openvino_model.xml"
@@ -78,6 +89,7 @@ class OpenVinoDecoder(FormatWriter):
             storage,
             sparsity=subject.sparsity,
             conversion=self.conversion(subject.model),
+            integers=subject.integers,
         )
 
     def conversion(self, model: PreTrainedModel) -> dict[str, Any]:
@@ -119,6 +131,7 @@ def write_openvino(
     *,
     sparsity: Mapping[str, str],
     conversion: Mapping[str, Any] | None = None,
+    integers: Mapping[str, Matrix] | None = None,
 ) -> PackingReport | None:
     """Export a model to `directory`, with tokenizer, detokenizer, chat template and configuration.
 
@@ -130,6 +143,7 @@ def write_openvino(
             `export.packing.packed_ir`.
         sparsity: written to the model's rt_info under `sparsity`.
         conversion: options of optimum-intel; None converts a decoder.
+        integers: see `ExportSubject.integers`.
 
     Returns:
         What was packed; None for the stock kernel.
@@ -144,7 +158,7 @@ def write_openvino(
     # itself.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".raw-") as raw:
         convert(model, Path(raw), decoder_conversion(model) if conversion is None else conversion)
-        packing = store_ir(Path(raw), directory, storage, sparsity=sparsity)
+        packing = store_ir(Path(raw), directory, storage, sparsity=sparsity, integers=integers)
     save_configurations(model, directory)
     return packing
 
@@ -163,7 +177,14 @@ def convert(model: PreTrainedModel, directory: Path, options: Mapping[str, Any])
         export_from_model(model, output=directory, **options)
 
 
-def store_ir(raw: Path, directory: Path, storage: Storage, *, sparsity: Mapping[str, str]) -> PackingReport | None:
+def store_ir(
+    raw: Path,
+    directory: Path,
+    storage: Storage,
+    *,
+    sparsity: Mapping[str, str],
+    integers: Mapping[str, Matrix] | None = None,
+) -> PackingReport | None:
     """Write a converted IR with its weights in the form asked for.
 
     Args:
@@ -171,17 +192,22 @@ def store_ir(raw: Path, directory: Path, storage: Storage, *, sparsity: Mapping[
         directory: where it will stand.
         storage: number format and kernel.
         sparsity: written to the model's rt_info under `sparsity`.
+        integers: see `ExportSubject.integers`.
 
     Returns:
         What was packed; None for the stock kernel.
 
     Raises:
         CompilerMissing: the sparse operators cannot be built here.
+        ModelUnsupported: the graph has no place for some of the integers.
     """
     from export.packing.packed_ir import pack_ir
 
-    store: StoreIr = storage.weight_format.load_for(NAME)
-    stored = store(openvino_core().read_model(raw / MODEL_XML))
+    ir = openvino_core().read_model(raw / MODEL_XML)
+    if integers:
+        place_in_ir(ir, integers)
+    store: StoreIr = (REMAINDER if integers else storage.weight_format).load_for(NAME)
+    stored = store(ir)
     for key, value in sparsity.items():
         stored.ir.set_rt_info(value, ["sparsity", key])
     packing = pack_ir(stored.ir) if storage.sparse_kernel else None

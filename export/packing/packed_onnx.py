@@ -131,8 +131,13 @@ def _read_blocks(
         unsigned = np.stack([unsigned & 15, unsigned >> 4], axis=-1).reshape(rows, -1)
     # The last block of a row is filled up beyond its columns.
     values = (unsigned[:, :columns].astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    halved = scales.astype(np.float16)
+    exact = np.array_equal(halved.astype(np.float32), scales)
     return Matrix(
-        values, ValueType.INT8 if bits == 8 else ValueType.INT4, scales.reshape(rows, -1), min(block_size, columns)
+        values,
+        ValueType.INT8 if bits == 8 else ValueType.INT4,
+        (halved if exact else scales).reshape(rows, -1),
+        min(block_size, columns),
     )
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from export.packing.packed_ir import NAME_SEPARATOR
-from export.packing.stored_weight import make_constant
+from export.packing.stored_weight import decompressed, named
 from shearling.errors import ArtefactCorrupt
 from shearling.kernel.bundle import OPERATORS, WEIGHTS_PORT, split_bundle
 from shearling.kernel.openvino_extension import RT_INFO
-from shearling.kernel.packed_format import Matrix, ValueType, unpack
+from shearling.kernel.packed_format import Matrix, unpack
 
 
 def unpack_ir(ir: Any) -> None:
@@ -83,26 +83,26 @@ class _Parts:
         """The product with the next matrix."""
         from openvino import opset13
 
-        return _named(opset13.matmul(x, self._weight(), False, True), self.names.pop(0))
+        return named(opset13.matmul(x, self._weight(), False, True), self.names.pop(0))
 
     def lookup(self, tokens: Any) -> Any:
         """Rows of the next matrix."""
         from openvino import opset13
 
-        return _named(opset13.gather(self._weight(), tokens, np.int32(0)), self.names.pop(0))
+        return named(opset13.gather(self._weight(), tokens, np.int32(0)), self.names.pop(0))
 
     def _weight(self) -> Any:
         """The next matrix, decompressed by the graph; once for all operators that read it."""
         path, matrix = self.matrices.pop(0)
         if path not in self._weights:
-            self._weights[path] = _weight(path, matrix)
+            self._weights[path] = decompressed(path, matrix)
         return self._weights[path]
 
     def add(self, residual: Any, x: Any) -> Any:
         """Their sum."""
         from openvino import opset13
 
-        return _named(opset13.add(residual, x), self.names.pop(0))
+        return named(opset13.add(residual, x), self.names.pop(0))
 
 
 def _unpack(packed: Any, path: str) -> Matrix:
@@ -138,8 +138,8 @@ def _feed_forward(parts: _Parts, x: Any) -> Any:
     n = parts.norm(x, parts.attributes["norm_epsilon"])
     gate, up = parts.product(n), parts.product(n)
     activated = opset13.swish(gate) if activation == "silu" else opset13.gelu(gate, activation.removeprefix("gelu_"))
-    between = opset13.multiply(_named(activated, parts.names.pop(0)), up)
-    return parts.product(_named(between, parts.names.pop(0)))
+    between = opset13.multiply(named(activated, parts.names.pop(0)), up)
+    return parts.product(named(between, parts.names.pop(0)))
 
 
 def _norm(x: Any, gamma: Any, epsilon: float) -> Any:
@@ -150,46 +150,3 @@ def _norm(x: Any, gamma: Any, epsilon: float) -> Any:
     root = opset13.sqrt(opset13.add(mean, np.float32(epsilon) * scalar))
     normalized = opset13.multiply(x, opset13.divide(scalar, root))
     return opset13.multiply(gamma.reshape(1, 1, -1), normalized).output(0)
-
-
-def _weight(path: str, matrix: Matrix) -> Any:
-    import openvino
-    from openvino import opset13
-
-    if matrix.value_type is ValueType.BF16:
-        return _restore(
-            make_constant(matrix.values, openvino.Type.bf16), path, openvino.Type.f32, path.removesuffix("_compressed")
-        )
-    if matrix.scales is None:
-        raise ArtefactCorrupt("packed integers without scales", where=path)
-    rows, groups = matrix.scales.shape
-    grouped = matrix.value_type is ValueType.INT4
-    shape = (rows, groups, -1) if grouped else matrix.values.shape
-    stored = make_constant(matrix.values.reshape(shape), openvino.Type.i4 if grouped else openvino.Type.i8)
-    scale = openvino.op.Constant(
-        np.ascontiguousarray(matrix.scales.reshape((rows, groups, 1) if grouped else (rows, 1)))
-    )
-    scale.set_friendly_name(f"{path}/scale")
-    half = matrix.scales.dtype == np.float16
-    stored.set_friendly_name(path)
-    weight = _named(
-        opset13.multiply(opset13.convert(stored, openvino.Type.f16 if half else openvino.Type.f32), scale),
-        f"{path}/fq_weights_1",
-    )
-    if grouped:
-        weight = opset13.reshape(weight, np.array(matrix.values.shape), False).output(0)
-    if half:
-        weight = _named(opset13.convert(weight, openvino.Type.f32), f"{path}/fq_weights_1/convert")
-    return weight
-
-
-def _restore(stored: Any, path: str, kind: Any, name: str) -> Any:
-    from openvino import opset13
-
-    stored.set_friendly_name(path)
-    return _named(opset13.convert(stored, kind), name)
-
-
-def _named(node: Any, name: str) -> Any:
-    node.set_friendly_name(name)
-    return node.output(0)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.packing.linear_graph import Product
+from shearling.errors import ArtefactCorrupt
 from shearling.kernel.packed_format import Matrix, ValueType
 
 
@@ -59,3 +60,56 @@ def stored_bytes(product: Product) -> int:
     """Bytes of a weight and its scales in the IR."""
     scales = 0 if product.scale is None else int(product.scale.data.nbytes)
     return int(product.constant.data.nbytes) + scales
+
+
+def decompressed(path: str, matrix: Matrix) -> Any:
+    """Nodes that make a weight of its stored numbers, in the form that NNCF writes; gives their output, [out, in] f32.
+
+    Args:
+        path: name of the constant.
+        matrix: what is stored.
+
+    Raises:
+        ArtefactCorrupt: integers without scales.
+    """
+    import openvino
+    from openvino import opset13
+
+    if matrix.value_type is ValueType.BF16:
+        return _restored(
+            make_constant(matrix.values, openvino.Type.bf16), path, openvino.Type.f32, path.removesuffix("_compressed")
+        )
+    if matrix.scales is None:
+        raise ArtefactCorrupt("packed integers without scales", where=path)
+    rows, groups = matrix.scales.shape
+    grouped = matrix.value_type is ValueType.INT4
+    shape = (rows, groups, -1) if grouped else matrix.values.shape
+    stored = make_constant(matrix.values.reshape(shape), openvino.Type.i4 if grouped else openvino.Type.i8)
+    scale = openvino.op.Constant(
+        np.ascontiguousarray(matrix.scales.reshape((rows, groups, 1) if grouped else (rows, 1)))
+    )
+    scale.set_friendly_name(f"{path}/scale")
+    half = matrix.scales.dtype == np.float16
+    stored.set_friendly_name(path)
+    weight = named(
+        opset13.multiply(opset13.convert(stored, openvino.Type.f16 if half else openvino.Type.f32), scale),
+        f"{path}/fq_weights_1",
+    )
+    if grouped:
+        weight = opset13.reshape(weight, np.array(matrix.values.shape), False).output(0)
+    if half:
+        weight = named(opset13.convert(weight, openvino.Type.f32), f"{path}/fq_weights_1/convert")
+    return weight
+
+
+def _restored(stored: Any, path: str, kind: Any, name: str) -> Any:
+    from openvino import opset13
+
+    stored.set_friendly_name(path)
+    return named(opset13.convert(stored, kind), name)
+
+
+def named(node: Any, name: str) -> Any:
+    """The node's output, once the node has its name."""
+    node.set_friendly_name(name)
+    return node.output(0)

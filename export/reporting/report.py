@@ -11,6 +11,8 @@ from export.formats.written_format import Proof, WrittenFormat
 from export.merged_model import MergedModel
 from export.packing.packing_report import PackingReport
 from export.plan import ExportPlan
+from export.quantization.quantize import Quantized
+from export.quantization.settings import Preset
 from export.request import Kernel
 from export.verification.nncf_certificate import SparsityCertificate
 from export.verification.parity_check import ParityCheck
@@ -23,6 +25,31 @@ MACS_TOKENS = 256
 """Length of the sequence whose multiply-accumulates a report counts."""
 
 
+class QuantizationReport(Document):
+    """How int4 was made.
+
+    Attributes:
+        group_size: columns that share a scale; narrow matrices may have less.
+        dataset: the calibration texts.
+        samples: windows of them that matrices were rounded on.
+        matrices: in int4; other weights are int8.
+        layer_error: mean over matrices of the squared error of its outputs, as a share of their squares.
+        kl_before: mean KL to the model in float32 over the first tenth of the tuning of scales, nats; None without.
+        kl_after: over the last tenth.
+        seconds: that it took.
+    """
+
+    preset: Preset
+    group_size: int
+    dataset: tuple[str, ...]
+    samples: int
+    matrices: int
+    layer_error: float
+    kl_before: float | None
+    kl_after: float | None
+    seconds: float
+
+
 class ExportReport(Document):
     """The content of `report.json`.
 
@@ -30,6 +57,7 @@ class ExportReport(Document):
         head: what the model is for.
         narrowed: number of linear layers whose output is narrower than in the base.
         weight_format: of the formats that take one; the others are float32.
+        quantization: how int4 was made on calibration text; None where no text was seen.
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.
         kernels: directory -> what runs it, for each that has a choice.
         packings: directory -> what was packed there for the sparse kernel.
@@ -44,6 +72,7 @@ class ExportReport(Document):
     merge: str
     exact: bool
     weight_format: str
+    quantization: QuantizationReport | None = None
     formats: tuple[str, ...]
     parameters: int
     macs_m: float
@@ -79,6 +108,7 @@ def build_report(
     certificate: SparsityCertificate | None,
     written: Sequence[WrittenFormat],
     proofs: Sequence[Proof],
+    quantized: Quantized | None = None,
 ) -> ExportReport:
     """Put together what was planned, merged, counted by NNCF, written and found in the files."""
     merge_checks = () if merged.merge_check is None else (merged.merge_check,)
@@ -91,6 +121,7 @@ def build_report(
         merge="none" if plan.merge is None else plan.merge.mode,
         exact=plan.merge is None or plan.merge.exact,
         weight_format=plan.request.weight_format,
+        quantization=_describe_quantization(plan, quantized),
         formats=tuple(item.planned.entry.name for item in written),
         parameters=sum(parameter.numel() for parameter in merged.subject.model.parameters()),
         macs_m=measure_model(merged.subject.model).macs(tokens=MACS_TOKENS) / 1e6,
@@ -107,4 +138,23 @@ def build_report(
             if item.planned.entry.has_sparse_kernel
         },
         packings={item.name: item.packing for item in written if item.packing is not None},
+    )
+
+
+def _describe_quantization(plan: ExportPlan, quantized: Quantized | None) -> QuantizationReport | None:
+    planned = plan.quantization
+    if planned is None or quantized is None:
+        return None
+    tuned = quantized.distances
+    tenth = max(1, len(tuned) // 10)
+    return QuantizationReport(
+        preset=planned.preset,
+        group_size=planned.group_size,
+        dataset=planned.text.names,
+        samples=planned.samples,
+        matrices=len(quantized.matrices),
+        layer_error=quantized.layer_error,
+        kl_before=sum(tuned[:tenth]) / tenth if tuned else None,
+        kl_after=sum(tuned[-tenth:]) / tenth if tuned else None,
+        seconds=quantized.seconds,
     )

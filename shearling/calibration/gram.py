@@ -72,11 +72,14 @@ class LayerGrams:
         return self._grams[path]
 
     def watch(self, path: str, inputs: Tensor) -> None:
-        """Take in what enters a linear: [batch, tokens, in] or [tokens, in]."""
+        """Take in what enters a linear: [batch, tokens, in] or [tokens, in]; in float32 also under an autocast."""
+        import torch
+
         flat = inputs.detach().reshape(-1, inputs.shape[-1])
         if self._last is None or self._last[0] is not inputs:
             rows = flat.float()
-            self._last = (inputs, rows.T @ rows)
+            with torch.autocast(rows.device.type, enabled=False):
+                self._last = (inputs, rows.T @ rows)
         self._grams[path].add_product(self._last[1], tokens=len(flat))
 
     def pop(self, path: str) -> Gram:

@@ -1,0 +1,137 @@
+"""A model's linear layers rounded to int4, layer by layer, each seeing what the rounded layers before it produce."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from export.number_formats.number_format import LOW_RANK
+from export.packing.linear_graph import module_path
+from export.quantization.rounding import Rounded, round_matrix
+from export.quantization.scale_tuning import TUNING_BATCH, tune_scales
+from export.quantization.settings import GROUP_SIZES, PlannedQuantization
+from export.quantization.text import windows_of
+from shearling.calibration.gram import LayerGrams, layer_error
+from shearling.calibration.propagation import Propagation, capture
+from shearling.console import progress
+from shearling.errors import UsageError
+from shearling.evaluation.precision import resolve_precision
+from shearling.kernel.packed_format import Matrix, ValueType
+from shearling.model.layers import TransformerLayers, find_layers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PASSES = 2
+"""Of refitting scales and descending over integers, behind the rounding of each matrix."""
+BATCH = 16
+"""Windows that run together."""
+SEED = 0
+"""Places the windows."""
+SMALLEST_GROUP = 16
+"""A matrix that the group does not divide takes half of it, and so on down to this; then it is stored in int8."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integers and scales, and what they cost.
+
+    Attributes:
+        matrices: module path -> int4, scales in float16; a linear layer that no group divides is not among them.
+        layer_error: mean over matrices of the squared error of its outputs, as a share of their squares.
+        seconds: that it took.
+        distances: KL to the model in float32 at each step of the tuning; empty where there was none.
+    """
+
+    matrices: dict[str, Matrix]
+    layer_error: float
+    seconds: float
+    distances: tuple[float, ...] = ()
+
+
+def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, classifier: bool) -> Quantized:
+    """Round every linear layer inside the transformer layers.
+
+    Args:
+        model: float32, eval mode; not modified. A copy of it is held meanwhile.
+        tokenizer: of the model.
+        plan: how.
+        classifier: tune by last hidden states; see `shearling.calibration.distillation.distil`.
+
+    Raises:
+        UsageError: a matrix cannot have the group that was asked for.
+        ModelUnsupported, NonFiniteWeights: see `shearling.calibration`.
+    """
+    started, streams = time.perf_counter(), plan.text.streams(tokenizer)
+    student = copy.deepcopy(model).requires_grad_(False).eval()
+    transformer = find_layers(student)
+    groups = {path: size for path, size in _group_sizes(transformer, plan) if size}
+    rounded: dict[str, Rounded] = {}
+    errors: list[float] = []
+    bf16 = resolve_precision("auto") == "bf16"
+    device = next(student.parameters()).device
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        states = capture(student, transformer, windows_of(streams, plan.samples, seed=SEED), batch_size=BATCH)
+        with progress("int4, layer by layer", total=len(transformer.layers)) as advance:
+            for index, layer in enumerate(transformer.layers):
+                linears = {path: item for path, item in transformer.linears_of(index).items() if path in groups}
+                for path, result, error in _round_layer(layer, linears, groups, states):
+                    rounded[path] = result
+                    errors.append(error)
+                if index + 1 < len(transformer.layers):
+                    states.advance(layer)
+                advance()
+    tuning = windows_of(streams, plan.tuning_steps * TUNING_BATCH, seed=SEED + 1)
+    distances = tune_scales(student, model, rounded, tuning, classifier=classifier, bf16=bf16)
+    matrices = {module_path(path): _matrix(result) for path, result in rounded.items()}
+    seconds = time.perf_counter() - started
+    return Quantized(matrices, sum(errors) / max(1, len(errors)), seconds, tuple(distances))
+
+
+def _group_sizes(transformer: TransformerLayers, plan: PlannedQuantization) -> Iterator[tuple[str, int]]:
+    """Columns per scale of every matrix; 0 leaves it as it is."""
+    for path, linear in transformer.linears().items():
+        if path.rpartition(".")[2] in LOW_RANK:
+            continue
+        size, columns = plan.group_size, linear.in_features
+        while columns % size and plan.narrower and size > SMALLEST_GROUP:
+            size //= 2
+        if columns % size and not plan.narrower:
+            able = [str(item) for item in GROUP_SIZES if columns % item == 0]
+            raise UsageError(
+                f"a group of {size} does not divide the {columns} inputs of {path}",
+                where="--group-size",
+                remedy=f"Give {' or '.join(able)}" if able else "Leave the option out",
+            )
+        yield path, size if columns % size == 0 else 0
+
+
+def _round_layer(
+    layer: nn.Module, linears: Mapping[str, nn.Linear], groups: Mapping[str, int], states: Propagation
+) -> Iterator[tuple[str, Rounded, float]]:
+    """Round the matrices of one layer, in place, by what enters them before any of them is rounded."""
+    grams = LayerGrams(linears)
+    states.watch(layer, [(linear, partial(grams.watch, path)) for path, linear in linears.items()])
+    for path, linear in linears.items():
+        # In float32: an autocast would round what is decomposed.
+        with torch.autocast(linear.weight.device.type, enabled=False):
+            weight, hessian = linear.weight.detach(), grams.pop(path).damped(where=path)
+            result = round_matrix(weight, hessian, group_size=groups[path], passes=PASSES)
+            yield path, result, layer_error(weight, result.weight, hessian)
+            weight.copy_(result.weight)
+
+
+def _matrix(rounded: Rounded) -> Matrix:
+    return Matrix(
+        rounded.codes.numpy().astype(np.int8),
+        ValueType.INT4,
+        rounded.scales.numpy().astype(np.float16),
+        rounded.group_size,
+    )

@@ -1,0 +1,182 @@
+"""A matrix rounded to four bits so that what its layer computes changes least.
+
+Scales are shared by groups of columns, zeros stay zeros, and the error is that of the layer's outputs on calibration
+text, tr((W - V) H (W - V)ᵀ) with H = XᵀX. Three steps, each on all rows at once:
+
+    compensate   columns are rounded from left to right, and those that follow make up for the error of each (GPTQ,
+                 Frantar et al., 2022, arXiv 2210.17323, algorithm 1). Where a weight is zero nothing is rounded, but
+                 what its column should have made up for goes on to the next: pruning and rounding are one pass, as in
+                 section 3.5 of SparseGPT (arXiv 2301.00774)
+    refit        the scales of a row that are best for its integers, group after group: least squares
+    descend      the integer that is best for all others, column after column, until the passes are over
+
+The last two never make the error larger, but for the rounding of scales to float16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEAST, MOST = -8, 7
+"""Integers of four bits; the scale of a group may be negative, so that either end can be the longer one."""
+
+SHRINKAGES = 12
+SMALLEST_SHRINKAGE, LARGEST_SHRINKAGE = 0.6, 1.0
+"""Scales that are tried, as shares of the one that reaches a group's largest weight: many weights round better when
+the largest is cut off."""
+
+BLOCK_COLUMNS = 128
+"""Columns whose updates are gathered before they reach the columns behind them."""
+
+
+@dataclass
+class Rounded:
+    """A matrix on a four-bit grid, V = codes * scales.
+
+    Attributes:
+        codes: [out, in] float32, whole numbers in -8..7.
+        scales: [out, groups] float32, numbers of float16, none of them zero.
+        group_size: columns that share a scale.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    group_size: int
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in] float32."""
+        return self.codes * self.scales.repeat_interleave(self.group_size, dim=1)
+
+
+def round_matrix(weight: Tensor, hessian: Tensor, *, group_size: int, passes: int) -> Rounded:
+    """Round a matrix; see the module.
+
+    Args:
+        weight: [out, in] float32; its zeros stay zero.
+        hessian: [in, in] float32, positive definite, such as `Gram.damped` gives.
+        group_size: divides `in`.
+        passes: of refit and descend.
+    """
+    kept = weight != 0
+    rounded = compensate(weight, kept, hessian, group_size=group_size)
+    # Half the gradient of the error by V; each step keeps it up to date.
+    slope = (rounded.weight - weight) @ hessian
+    for _ in range(passes):
+        refit(rounded, slope, hessian)
+        descend(rounded, slope, kept, hessian)
+    return rounded
+
+
+def fit_scales(weight: Tensor, importance: Tensor) -> Tensor:
+    """The scale of each row of a group that rounds it best.
+
+    Args:
+        weight: [out, columns of one group].
+        importance: [columns], of a squared error.
+
+    Returns:
+        [out] float32, numbers of float16; 1 where all weights are zero.
+    """
+    largest = weight.abs().amax(dim=1)
+    # The end that holds 8 steps serves the sign with the largest weight.
+    sign = torch.where(weight.amax(dim=1) >= -weight.amin(dim=1), -1.0, 1.0)
+    full = sign * largest / -LEAST
+    best = torch.full_like(largest, torch.inf)
+    chosen = full
+    for share in torch.linspace(SMALLEST_SHRINKAGE, LARGEST_SHRINKAGE, SHRINKAGES, device=weight.device):
+        scale = storable(full * share)
+        error = ((_nearest(weight, scale[:, None]) * scale[:, None] - weight).square() * importance).sum(dim=1)
+        better = error < best
+        best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)
+    return chosen
+
+
+def compensate(weight: Tensor, kept: Tensor, hessian: Tensor, *, group_size: int) -> Rounded:
+    """Round column after column, each by weights that have made up for all columns before it.
+
+    Args:
+        weight: [out, in] float32.
+        kept: [out, in] bool; elsewhere the integer is zero.
+        hessian: [in, in] float32, positive definite.
+        group_size: divides `in`.
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    updated, codes = weight.clone(), torch.zeros_like(weight)
+    columns = weight.shape[1]
+    scales = weight.new_ones(weight.shape[0], columns // group_size)
+    for start in range(0, columns, group_size):
+        end = start + group_size
+        # By weights as they are now; those without a place in the grid say nothing of its step.
+        group = updated[:, start:end] * kept[:, start:end]
+        scale = scales[:, start // group_size] = fit_scales(group, factor.diagonal()[start:end].pow(-2))
+        errors = torch.zeros_like(group)
+        for column in range(start, end):
+            wanted = updated[:, column]
+            code = _nearest(wanted, scale) * kept[:, column]
+            codes[:, column] = code
+            error = (wanted - code * scale) / factor[column, column]
+            updated[:, column:end] -= error[:, None] * factor[column, column:end]
+            errors[:, column - start] = error
+        updated[:, end:] -= errors @ factor[start:end, end:]
+    return Rounded(codes, scales, group_size)
+
+
+def refit(rounded: Rounded, slope: Tensor, hessian: Tensor) -> None:
+    """Give each group the scales that are best for its integers, in place.
+
+    With e = V - W and the integers c of a group, the error is least at a change of -(e H c) / (c H c).
+
+    Args:
+        rounded: changed.
+        slope: [out, in], (V - W) H; kept up to date.
+        hessian: [in, in].
+    """
+    size = rounded.group_size
+    for group in range(rounded.scales.shape[1]):
+        place = slice(group * size, (group + 1) * size)
+        codes = rounded.codes[:, place]
+        curvature = ((codes @ hessian[place, place]) * codes).sum(dim=1)
+        change = -(slope[:, place] * codes).sum(dim=1) / curvature.clamp_min(torch.finfo(codes.dtype).tiny)
+        old = rounded.scales[:, group].clone()
+        rounded.scales[:, group] = torch.where(curvature > 0, storable(old + change), old)
+        slope += ((rounded.scales[:, group] - old)[:, None] * codes) @ hessian[place]
+
+
+def descend(rounded: Rounded, slope: Tensor, kept: Tensor, hessian: Tensor) -> None:
+    """Give each weight the integer that is best for all others as they are, column after column, in place.
+
+    Args:
+        rounded: changed.
+        slope: [out, in], (V - W) H; kept up to date.
+        kept: [out, in] bool; elsewhere the integer stays zero.
+        hessian: [in, in].
+    """
+    columns = rounded.codes.shape[1]
+    for start in range(0, columns, BLOCK_COLUMNS):
+        block = slice(start, min(start + BLOCK_COLUMNS, columns))
+        local, changes = slope[:, block].clone(), torch.zeros_like(slope[:, block])
+        for column in range(block.start, block.stop):
+            inside = column - start
+            scale = rounded.scales[:, column // rounded.group_size]
+            old = rounded.codes[:, column]
+            code = _nearest(old * scale - local[:, inside] / hessian[column, column], scale) * kept[:, column]
+            change = (code - old) * scale
+            rounded.codes[:, column] = code
+            changes[:, inside] = change
+            local += change[:, None] * hessian[column, block]
+        slope += changes @ hessian[block]
+
+
+def _nearest(weight: Tensor, scale: Tensor) -> Tensor:
+    return (weight / scale).round().clamp_(LEAST, MOST)
+
+
+def storable(scale: Tensor) -> Tensor:
+    """As float16 has it, and 1 where that is zero or too large."""
+    stored = scale.half().float()
+    return torch.where((stored == 0) | stored.isinf(), 1.0, stored)

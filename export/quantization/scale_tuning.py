@@ -1,0 +1,105 @@
+"""The scales of all matrices, tuned together until the rounded model predicts what the one in float32 does.
+
+The integers stay. A scale is few numbers for many weights, so there is little to overfit, and what is trained is what
+is stored: the second phase of EfficientQAT (Chen et al., 2024, arXiv 2407.11062) with a teacher in the place of labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.quantization.rounding import Rounded, storable
+from shearling.calibration.distillation import TunedParameter, distil
+
+LEARNING_RATE = 2e-3
+"""Of a factor on each scale, which starts at one."""
+TUNING_BATCH = 8
+
+
+class _Scaled(torch.autograd.Function):
+    """codes * scales, of which only the codes, in a byte each, wait for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, scales: Tensor, codes: Tensor) -> Tensor:
+        ctx.codes = codes
+        return (codes * scales[:, :, None]).reshape(codes.shape[0], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return (gradients[0].reshape(ctx.codes.shape) * ctx.codes).sum(dim=2), None
+
+
+class GridLinear(nn.Module):
+    """A linear layer whose weight is codes * (factors * scales).
+
+    Args:
+        rounded: its weight.
+        bias: [out], or None.
+    """
+
+    def __init__(self, rounded: Rounded, bias: Tensor | None) -> None:
+        super().__init__()
+        groups = rounded.scales.shape
+        self._codes = rounded.codes.to(torch.int8).reshape(*groups, rounded.group_size)
+        self._scales = rounded.scales
+        self._bias = bias
+        self.factors = nn.Parameter(torch.ones(groups, device=rounded.scales.device))
+
+    @property
+    def scales(self) -> Tensor:
+        """[out, groups], as tuned."""
+        return self._scales * self.factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to x [..., in]; returns [..., out]."""
+        return F.linear(x, _Scaled.apply(self.scales, self._codes), self._bias)
+
+
+def tune_scales(
+    student: nn.Module,
+    teacher: nn.Module,
+    rounded: Mapping[str, Rounded],
+    windows: Sequence[Tensor],
+    *,
+    classifier: bool,
+    bf16: bool,
+) -> list[float]:
+    """Tune the scales of `rounded`, in place.
+
+    Args:
+        student: the teacher's copy, whose linears at these paths are rounded; used up.
+        teacher: float32.
+        rounded: module path -> its weight.
+        windows: token ids [tokens], all of one length, `TUNING_BATCH` a step; none tunes nothing.
+        classifier: see `distil`.
+        bf16: see `distil`.
+
+    Returns:
+        The distance at each step.
+    """
+    if len(windows) < TUNING_BATCH:
+        return []
+    layers = {}
+    for path, result in rounded.items():
+        layers[path] = GridLinear(result, getattr(student.get_submodule(path), "bias", None))
+        student.set_submodule(path, layers[path])
+    distances = distil(
+        student,
+        teacher,
+        [TunedParameter(layer.factors, LEARNING_RATE) for layer in layers.values()],
+        windows,
+        batch_size=TUNING_BATCH,
+        classifier=classifier,
+        bf16=bf16,
+        title="tuning the scales",
+        where="--quantization best",
+        remedy="Use --quantization balanced",
+    )
+    for path, layer in layers.items():
+        rounded[path].scales = storable(layer.scales.detach())
+    return distances

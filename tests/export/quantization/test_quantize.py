@@ -1,0 +1,229 @@
+"""int4 on calibration text: closer to the model than rounding without data, and the same integers in every file."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from export.formats.onnx import onnx_logits, write_onnx
+from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits, write_openvino
+from export.packing.linear_graph import find_products
+from export.packing.packed_onnx import _find_products
+from export.packing.stored_weight import read_matrix
+from export.quantization.quantize import Quantized, quantize
+from export.quantization.settings import PlannedQuantization
+from export.quantization.text import CalibrationText, windows_of
+from shearling.calibration.windows import token_stream
+from shearling.errors import UsageError
+from shearling.kernel.openvino_extension import core_for
+from shearling.kernel.packed_format import Matrix
+from shearling.model.layers import find_layers
+from tests.support.exported_files import stored_as
+from tests.support.packing_cases import BLOCKS
+from tests.support.tiny_models import CORPUS, VOCABULARY, bert, tiny_tokenizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torchao warns while optimum imports it
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> CalibrationText:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(CORPUS * 40))
+    return CalibrationText((str(path),), None)
+
+
+def wide_model(hidden: int = 64, inner: int = 96) -> PreTrainedModel:
+    """Wide enough for groups of 32, with half of its weights zeros."""
+    torch.manual_seed(4)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        pad_token_id=0,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for linear in find_layers(model).linears().values():
+            linear.weight.mul_(torch.rand(linear.weight.shape) > 0.5)
+    return model
+
+
+def plan(text: CalibrationText, *, group: int = 32, narrower: bool = False, tuning: int = 0) -> PlannedQuantization:
+    preset = "best" if tuning else "balanced"
+    return PlannedQuantization(preset, text, group, narrower, samples=16, tuning_steps=tuning)
+
+
+def rounded(model: PreTrainedModel, matrices: dict[str, Matrix]) -> PreTrainedModel:
+    """The model with the weights that the integers stand for."""
+    changed = copy.deepcopy(model)
+    for path, matrix in matrices.items():
+        scales = np.repeat(matrix.scales.astype(np.float32), matrix.group_size, axis=1)
+        with torch.no_grad():
+            changed.get_submodule(path).weight.copy_(torch.from_numpy(matrix.values * scales))
+    return changed
+
+
+def nearest(model: PreTrainedModel, group: int) -> PreTrainedModel:
+    """Every weight by itself, the largest of a group at the end of the grid."""
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        for linear in find_layers(changed).linears().values():
+            groups = linear.weight.reshape(len(linear.weight), -1, group)
+            scale = groups.abs().amax(dim=-1, keepdim=True) / 7
+            linear.weight.copy_(((groups / scale).round() * scale).nan_to_num().reshape(linear.weight.shape))
+    return changed
+
+
+def divergence(model: PreTrainedModel, other: PreTrainedModel) -> float:
+    """Mean KL on windows of other places and another length than the calibration's."""
+    ids = torch.stack(windows_of([token_stream([" ".join(CORPUS)], tiny_tokenizer())], 16, seed=9))[:, :40]
+    with torch.no_grad():
+        wanted, found = (item(input_ids=ids).logits.log_softmax(-1) for item in (model, other))
+    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return wide_model()
+
+
+@pytest.fixture(scope="module")
+def balanced(model, text) -> Quantized:
+    return quantize(model, tiny_tokenizer(), plan(text), classifier=False)
+
+
+@pytest.fixture(scope="module")
+def files(model, balanced, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("files")
+    for kernel in ("stock", "sparse"):
+        storage = stored_as("int4", kernel=kernel)
+        write_openvino(
+            model,
+            tiny_tokenizer(),
+            directory / kernel / "openvino",
+            storage,
+            sparsity={},
+            integers=balanced.matrices,
+        )
+    write_onnx(model, tiny_tokenizer(), directory / "stock" / "onnx", stored_as("int4"), integers=balanced.matrices)
+    return directory
+
+
+def test_it_is_closer_to_the_model_than_rounding_without_data(model, balanced, text) -> None:
+    tuned = quantize(model, tiny_tokenizer(), plan(text, tuning=12), classifier=False)
+    without, rounded_only, best = (
+        divergence(model, other)
+        for other in (nearest(model, 32), rounded(model, balanced.matrices), rounded(model, tuned.matrices))
+    )
+    assert rounded_only < 0.8 * without
+    assert best < without
+    assert len(tuned.distances) == 12
+    assert np.mean(tuned.distances[-3:]) < np.mean(tuned.distances[:3])
+    # The integers are those of the rounding: the scales alone were tuned.
+    for path, matrix in balanced.matrices.items():
+        assert np.array_equal(matrix.values, tuned.matrices[path].values)
+        assert not np.array_equal(matrix.scales, tuned.matrices[path].scales)
+
+
+def test_the_model_is_left_as_it_was_and_every_zero_is_kept(model, balanced) -> None:
+    assert divergence(model, wide_model()) == 0
+    linears = find_layers(model).linears()
+    assert balanced.matrices.keys() == linears.keys()
+    for path, linear in linears.items():
+        assert not balanced.matrices[path].values[(linear.weight == 0).numpy()].any()
+
+
+def test_files_hold_these_integers_and_scales(balanced, files) -> None:
+    import onnx_ir
+
+    ir = openvino.Core().read_model(files / "stock" / "openvino" / MODEL_XML)
+    graph = onnx_ir.load(files / "stock" / "onnx" / "model.onnx").graph
+    in_openvino = {item.path: read_matrix(item) for item in find_products(ir) if item.storage == "int4"}
+    in_onnx = {item.path: item.matrix for item in _find_products(graph)}
+    for found in (in_openvino, in_onnx):
+        assert found.keys() == balanced.matrices.keys()
+        for path, matrix in balanced.matrices.items():
+            assert np.array_equal(found[path].values, matrix.values)
+            assert np.array_equal(found[path].scales, matrix.scales)
+            assert found[path].group_size == matrix.group_size
+
+
+def test_runtimes_compute_what_the_integers_say(model, balanced, files) -> None:
+    """Up to the embeddings and the head, which OpenVINO has in int8, and activations in int8 in ONNX Runtime."""
+    blocks = [np.asarray(block) for block in BLOCKS]
+    with torch.no_grad():
+        expected = [
+            rounded(model, balanced.matrices)(input_ids=torch.tensor(block)[None]).logits[0].numpy() for block in blocks
+        ]
+    spread = max(float(np.ptp(block)) for block in expected)
+    for found, limit in (
+        (openvino_logits(files / "stock" / "openvino", blocks, config=FLOAT32_CPU), 0.02),
+        (onnx_logits(files / "stock" / "onnx", blocks), 0.05),
+    ):
+        assert max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True)) < limit * spread
+
+
+def test_packed_integers_are_the_same(balanced, files) -> None:
+    from export.packing.stock_ir import read_packed
+    from shearling.kernel.bundle import OPERATORS
+
+    path = files / "sparse" / "openvino" / MODEL_XML
+    packed: dict[str, Matrix] = {}
+    for node in core_for(path).read_model(path).get_ops():
+        if node.get_type_name() in OPERATORS:
+            packed |= read_packed(node)
+    found = {name.removeprefix("self.").removesuffix(".weight"): matrix for name, matrix in packed.items()}
+    for path_of_module, matrix in balanced.matrices.items():
+        assert np.array_equal(found[path_of_module].values, matrix.values)
+        assert np.array_equal(found[path_of_module].scales, matrix.scales)
+
+
+def test_a_group_that_does_not_divide_is_refused_or_made_smaller(text) -> None:
+    model = wide_model(inner=80)
+    with pytest.raises(UsageError, match="a group of 32 does not divide the 80 inputs") as raised:
+        quantize(model, tiny_tokenizer(), plan(text), classifier=False)
+    assert raised.value.where == "--group-size"
+    found = quantize(model, tiny_tokenizer(), plan(text, narrower=True), classifier=False).matrices
+    assert {matrix.group_size for path, matrix in found.items() if "down_proj" in path} == {16}
+    assert {matrix.group_size for path, matrix in found.items() if "down_proj" not in path} == {32}
+
+
+def test_widths_that_no_group_divides_are_left_for_int8(text) -> None:
+    model = wide_model(inner=72)
+    found = quantize(model, tiny_tokenizer(), plan(text, narrower=True), classifier=False).matrices
+    assert found
+    assert not any("down_proj" in path for path in found)
+
+
+def test_an_encoder_is_rounded_too(text) -> None:
+    model = bert()
+    found = quantize(model, tiny_tokenizer(), plan(text, narrower=True, tuning=2), classifier=True)
+    assert all(matrix.values.any() for matrix in found.matrices.values())
+
+
+def test_short_text_makes_shorter_windows_and_too_short_is_refused(model, tmp_path) -> None:
+    def read(words: int) -> Tensor:
+        path = tmp_path / "text.txt"
+        path.write_text("zebra " * words)
+        return quantize(model, tiny_tokenizer(), plan(CalibrationText((str(path),), None)), classifier=False)
+
+    assert read(30).matrices
+    with pytest.raises(UsageError, match="too few to calibrate on"):
+        read(1)
