@@ -17,6 +17,7 @@ from export.formats.openvino import openvino_logits
 from export.merge import merge
 from export.merged_model import _sparsity_facts, prepare_model
 from export.plan import plan_frozen, plan_subnet
+from export.quantization.settings import Quantization
 from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.screen import show_export
@@ -344,6 +345,36 @@ def test_the_sparse_kernel_needs_weights_that_it_reads(masked, tmp_path, options
         )
 
 
+def test_int4_is_rounded_on_the_rows_of_the_run_and_the_checkpoint_is_not(tmp_path):
+    """The widths of this family have groups of 16, but for the inner one, which stays in int8."""
+    run = run_with_best(tmp_path, family="llama", masked=True)
+    quantization = Quantization(samples=6)
+    options = {"formats": ("hf", "openvino", "onnx"), "weight_format": "int4", "quantization": quantization}
+    exported = export_subnet(run.path / "best.json", request_for(tmp_path / "export", **options))
+    found = exported.report.quantization
+    assert found is not None
+    assert (found.preset, found.dataset, found.samples, found.matrices) == ("balanced", ("task",), 6, 18)
+    assert 0 < found.layer_error < 0.05
+    assert {check.format for check in exported.report.zeros} == {"model", "openvino", "onnx"}
+    assert all(check.zeros == check.pruned > 0 for check in exported.report.zeros)
+    assert "18 matrices in groups of 64, on task" in screen_of(exported)
+    plain = export_subnet(run.path / "best.json", request_for(tmp_path / "plain", formats=("hf",)))
+    assert file_hashes(exported.artefact, "model/") == file_hashes(plain.artefact, "model/")
+
+
+def test_a_screen_speaks_of_zeros_only_where_files_were_read(masked, tmp_path):
+    unread = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", verify="off"))
+    assert "every format holds them" not in screen_of(unread)
+    assert "the files were not looked at" in screen_of(unread)
+
+
+def screen_of(exported):
+    """In one line: a caption is as wide as its table."""
+    console = Console(width=400, record=True)
+    console.print(show_export(exported).screen)
+    return " ".join(console.export_text().split())
+
+
 def run_command(*arguments, cwd):
     command = [sys.executable, "-m", "export", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
@@ -369,6 +400,8 @@ def test_dry_run_verifies_and_writes_nothing(masked):
         (("--subnet", "absent.json", "--sparse-kernel", "dense"), 2),
         (("--subnet", "absent.json", "--weight-format", "int8", "--sparse-kernel", "hf"), 2),
         (("--subnet", "absent.json", "--base", "absent"), 2),
+        (("--subnet", "absent.json", "--weight-format", "int4", "--group-size", "48"), 2),
+        (("--subnet", "absent.json", "--weight-format", "int4", "--quantization", "worst"), 2),
     ],
 )
 def test_bad_requests_end_with_their_exit_code(tmp_path, arguments, code):

@@ -1,0 +1,93 @@
+"""What is decided of a quantization before any work, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from export.quantization.settings import DEFAULT_GROUP_SIZE, Quantization, plan_quantization
+from export.quantization.text import CalibrationText, find_text
+from shearling.errors import DocumentInvalid, UsageError
+from shearling.evaluation.task import TaskRow, write_rows
+from tests.support.tiny_models import tiny_tokenizer
+
+ROW = TaskRow(id="0", prompt="the cat sat on the mat and", choices=None, gold=None, completion=" purred", text="")
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    directory = tmp_path / "task"
+    directory.mkdir()
+    write_rows(directory, "train", [ROW] * 4)
+    return directory
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Path:
+    return tmp_path / "no-task"
+
+
+def test_by_default_a_run_is_calibrated_on_its_rows_and_a_lone_model_is_not(task: Path, nowhere: Path) -> None:
+    planned = plan_quantization(Quantization(), weight_format="int4", task=task)
+    assert planned is not None
+    assert (planned.preset, planned.group_size, planned.narrower) == ("balanced", DEFAULT_GROUP_SIZE, True)
+    assert planned.text.names == ("task",)
+    assert planned.tuning_steps == 0
+    assert plan_quantization(Quantization(), weight_format="int4", task=nowhere) is None
+    assert plan_quantization(Quantization(), weight_format="int8", task=task) is None
+    assert plan_quantization(Quantization("fast"), weight_format="int4", task=task) is None
+
+
+def test_a_lone_model_is_calibrated_on_a_file(nowhere: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    asked = Quantization("best", group_size=32, dataset=(str(text),), samples=5)
+    planned = plan_quantization(asked, weight_format="int4", task=nowhere)
+    assert planned is not None
+    assert (planned.group_size, planned.narrower, planned.samples) == (32, False, 5)
+    assert planned.tuning_steps > 0
+    assert planned.describe() == {"quantization": "best", "group_size": 32, "dataset": [str(text)]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "weight_format", "message"),
+    [
+        (Quantization("best"), "int8", "it is for int4, and the weights will be int8"),
+        (Quantization(group_size=32), "fp32", "it is for int4"),
+        (Quantization("fast", group_size=32), "int4", "fast rounds without data"),
+        (Quantization("balanced"), "int4", "there is no text to calibrate on"),
+        (Quantization(samples=3), "int4", "there is no text to calibrate on"),
+        (Quantization(dataset=("task",)), "int4", "there are no training rows"),
+        (Quantization(dataset=("none.txt",)), "int4", "no such text: none.txt"),
+        (Quantization(dataset=()), "int4", "no text is named"),
+    ],
+)
+def test_what_cannot_be_is_refused(asked: Quantization, weight_format: str, message: str, nowhere: Path) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        plan_quantization(asked, weight_format=weight_format, task=nowhere)
+    assert raised.value.remedy
+
+
+def test_each_text_is_a_stream_of_its_own(task: Path, tmp_path: Path) -> None:
+    lines, plain = tmp_path / "a.jsonl", tmp_path / "b.txt"
+    lines.write_text("".join(json.dumps({"text": "the dog ran in the park all day"}) + "\n" for _ in range(3)))
+    plain.write_text("zebra " * 20)
+    text = find_text(("task", str(lines), str(plain)), task)
+    assert isinstance(text, CalibrationText)
+    tokenizer = tiny_tokenizer()
+    rows, parsed, raw = text.streams(tokenizer)
+    end = tokenizer.eos_token_id
+    assert rows.tolist() == [*tokenizer(ROW.prompt + ROW.completion)["input_ids"], end] * 4
+    assert parsed.tolist() == [*tokenizer("the dog ran in the park all day")["input_ids"], end] * 3
+    assert raw.tolist() == [*tokenizer("zebra " * 20)["input_ids"], end]
+
+
+def test_lines_without_the_key_are_named(nowhere: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "x"}\n')
+    text = find_text((str(path),), nowhere)
+    assert text is not None
+    with pytest.raises(DocumentInvalid, match="'text'"):
+        text.streams(tiny_tokenizer())
