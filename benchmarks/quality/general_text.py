@@ -1,20 +1,28 @@
 """General text, held back from training and from pruning, and the bits per byte that a model needs for it.
 
 It is the beginning of a thousand passages of Wikipedia that the wheel of the tasks holds for another purpose, so that
-it is pinned with them. Lists and coordinates, which are short, are left out.
+it is pinned with them. Lists and coordinates, which are short, are left out. The other passages are there to calibrate
+on:
+
+    python -m benchmarks.quality.general_text --output general.jsonl
+    python -m export ... --weight-format int4 --quantization best --dataset task,general.jsonl
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.quality.tasks import registry_asset
+from shearling.console import log
 from shearling.recipe.section import PackageAsset
 from train.package_asset import fetch
 
@@ -53,17 +61,33 @@ def held_back_text() -> GeneralText:
     Raises:
         ShearlingError: see `train.package_asset.fetch`.
     """
+    return GeneralText(_split()[0])
+
+
+def other_passages() -> tuple[str, ...]:
+    """The passages behind those that are held back, fetched where they are not cached.
+
+    Raises:
+        ShearlingError: see `train.package_asset.fetch`.
+    """
+    return _split()[1]
+
+
+def _split() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Passages that are held back, and the others."""
     path = fetch(PackageAsset.model_validate(registry_asset(MEMBER)))
-    passages: list[str] = []
+    held_back: list[str] = []
+    others: list[str] = []
     total = 0
     with path.open(encoding="utf-8") as stream:
         for line in stream:
             record: Mapping[str, str] = json.loads(line)
             passage = record[ORIGINAL].strip()
-            if len(passage) >= SHORTEST_PASSAGE and total < GENERAL_BYTES:
-                passages.append(passage)
-                total += len(passage.encode())
-    return GeneralText(tuple(passages))
+            if len(passage) < SHORTEST_PASSAGE:
+                continue
+            (held_back if total < GENERAL_BYTES else others).append(passage)
+            total += len(passage.encode())
+    return tuple(held_back), tuple(others)
 
 
 def bits_per_byte(scorer: CausalScorer, text: GeneralText) -> float:
@@ -86,3 +110,18 @@ def bits_per_byte(scorer: CausalScorer, text: GeneralText) -> float:
     ]
     nats = -math.fsum(scorer.loglikelihood_rolling(requests))
     return nats / math.log(2) / text.size_bytes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the passages that are not held back, a key `text` a line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.general_text", description=main.__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="the file, such as general.jsonl")
+    options = parser.parse_args(arguments)
+    lines = [json.dumps({"text": passage}, ensure_ascii=False) for passage in other_passages()]
+    options.output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    log.print(f"{len(lines)} passages: {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
