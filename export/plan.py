@@ -150,10 +150,9 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
 def _plan_quantization(
     request: ExportRequest, frozen: Artefact, formats: tuple[PlannedFormat, ...]
 ) -> PlannedQuantization | None:
-    if not any(item.entry.takes_weight_format for item in formats) and not request.quantization.asked_for:
-        return None
     task = Run(frozen.path.parent).task
-    return plan_quantization(request.quantization, weight_format=request.weight_format, task=task)
+    planned = plan_quantization(request.quantization, weight_format=request.weight_format, task=task)
+    return planned if any(item.entry.takes_weight_format for item in formats) else None
 
 
 def _check_request(request: ExportRequest) -> None:

@@ -20,7 +20,7 @@ from export.quantization.settings import GROUP_SIZES, PlannedQuantization
 from export.quantization.text import windows_of
 from shearling.calibration.gram import LayerGrams, layer_error
 from shearling.calibration.propagation import Propagation, capture
-from shearling.console import progress
+from shearling.console import log, progress
 from shearling.errors import UsageError
 from shearling.evaluation.precision import resolve_precision
 from shearling.kernel.packed_format import Matrix, ValueType
@@ -66,13 +66,23 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
         classifier: tune by last hidden states; see `shearling.calibration.distillation.distil`.
 
     Raises:
-        UsageError: a matrix cannot have the group that was asked for.
+        UsageError: a matrix cannot have the group that was asked for, or no matrix has any.
         ModelUnsupported, NonFiniteWeights: see `shearling.calibration`.
     """
     started, streams = time.perf_counter(), plan.text.streams(tokenizer)
     student = copy.deepcopy(model).requires_grad_(False).eval()
     transformer = find_layers(student)
-    groups = {path: size for path, size in _group_sizes(transformer, plan) if size}
+    groups = dict(_group_sizes(transformer, plan))
+    others = [path for path, size in groups.items() if not size]
+    groups = {path: size for path, size in groups.items() if size}
+    if others:
+        log.print(f"{len(others)} matrices stay in int8, the first is {others[0]}: no group divides their inputs")
+    if not groups:
+        raise UsageError(
+            f"no group of {SMALLEST_GROUP} columns or more divides the inputs of any layer",
+            where="--weight-format int4",
+            remedy="Use --weight-format int8, or --quantization fast",
+        )
     rounded: dict[str, Rounded] = {}
     errors: list[float] = []
     bf16 = resolve_precision("auto") == "bf16"
@@ -92,7 +102,7 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     distances = tune_scales(student, model, rounded, tuning, classifier=classifier, bf16=bf16)
     matrices = {module_path(path): _matrix(result) for path, result in rounded.items()}
     seconds = time.perf_counter() - started
-    return Quantized(matrices, sum(errors) / max(1, len(errors)), seconds, tuple(distances))
+    return Quantized(matrices, sum(errors) / len(errors), seconds, tuple(distances))
 
 
 def _group_sizes(transformer: TransformerLayers, plan: PlannedQuantization) -> Iterator[tuple[str, int]]:
@@ -124,8 +134,9 @@ def _round_layer(
         with torch.autocast(linear.weight.device.type, enabled=False):
             weight, hessian = linear.weight.detach(), grams.pop(path).damped(where=path)
             result = round_matrix(weight, hessian, group_size=groups[path], passes=PASSES)
-            yield path, result, layer_error(weight, result.weight, hessian)
+            error = layer_error(weight, result.weight, hessian)
             weight.copy_(result.weight)
+        yield path, result, error
 
 
 def _matrix(rounded: Rounded) -> Matrix:

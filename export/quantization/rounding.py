@@ -88,7 +88,7 @@ def fit_scales(weight: Tensor, importance: Tensor) -> Tensor:
     best = torch.full_like(largest, torch.inf)
     chosen = full
     for share in torch.linspace(SMALLEST_SHRINKAGE, LARGEST_SHRINKAGE, SHRINKAGES, device=weight.device):
-        scale = storable(full * share)
+        scale = storable(full * share, otherwise=torch.ones_like(full))
         error = ((_nearest(weight, scale[:, None]) * scale[:, None] - weight).square() * importance).sum(dim=1)
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)
@@ -143,7 +143,7 @@ def refit(rounded: Rounded, slope: Tensor, hessian: Tensor) -> None:
         curvature = ((codes @ hessian[place, place]) * codes).sum(dim=1)
         change = -(slope[:, place] * codes).sum(dim=1) / curvature.clamp_min(torch.finfo(codes.dtype).tiny)
         old = rounded.scales[:, group].clone()
-        rounded.scales[:, group] = torch.where(curvature > 0, storable(old + change), old)
+        rounded.scales[:, group] = torch.where(curvature > 0, storable(old + change, otherwise=old), old)
         slope += ((rounded.scales[:, group] - old)[:, None] * codes) @ hessian[place]
 
 
@@ -176,7 +176,7 @@ def _nearest(weight: Tensor, scale: Tensor) -> Tensor:
     return (weight / scale).round().clamp_(LEAST, MOST)
 
 
-def storable(scale: Tensor) -> Tensor:
-    """As float16 has it, and 1 where that is zero or too large."""
-    stored = scale.half().float()
-    return torch.where((stored == 0) | stored.isinf(), 1.0, stored)
+def storable(scale: Tensor, *, otherwise: Tensor) -> Tensor:
+    """As float16 has it, and another where that is zero or too large."""
+    stored = scale.half().to(scale.dtype)
+    return torch.where((stored == 0) | stored.isinf(), otherwise, stored)

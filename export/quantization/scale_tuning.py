@@ -101,5 +101,5 @@ def tune_scales(
         remedy="Use --quantization balanced",
     )
     for path, layer in layers.items():
-        rounded[path].scales = storable(layer.scales.detach())
+        rounded[path].scales = storable(layer.scales.detach(), otherwise=rounded[path].scales)
     return distances

@@ -38,6 +38,11 @@ def _made(report: ExportReport) -> str:
         f"- adapter weights: {report.adapter_params:,}",
         f"- stored weights: {report.weight_format}",
     ]
+    if report.quantization is not None:
+        made = report.quantization
+        lines.append(
+            f"- {made.matrices} matrices rounded on {', '.join(made.dataset)} ({made.preset}), the others in int8"
+        )
     if report.narrowed:
         lines.append(
             f"- narrowed: {report.narrowed} linear layers; {report.parameters:,} weights, "

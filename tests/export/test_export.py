@@ -358,6 +358,7 @@ def test_int4_is_rounded_on_the_rows_of_the_run_and_the_checkpoint_is_not(tmp_pa
     assert {check.format for check in exported.report.zeros} == {"model", "openvino", "onnx"}
     assert all(check.zeros == check.pruned > 0 for check in exported.report.zeros)
     assert "18 matrices in groups of 64, on task" in screen_of(exported)
+    assert "18 matrices rounded on task (balanced)" in (exported.path / "README.md").read_text()
     plain = export_subnet(run.path / "best.json", request_for(tmp_path / "plain", formats=("hf",)))
     assert file_hashes(exported.artefact, "model/") == file_hashes(plain.artefact, "model/")
 

@@ -212,6 +212,12 @@ def test_widths_that_no_group_divides_are_left_for_int8(text) -> None:
     assert not any("down_proj" in path for path in found)
 
 
+def test_a_model_without_such_widths_is_refused(text) -> None:
+    with pytest.raises(UsageError, match="no group of 16 columns or more divides") as raised:
+        quantize(wide_model(hidden=40, inner=72), tiny_tokenizer(), plan(text, narrower=True), classifier=False)
+    assert "int8" in raised.value.remedy
+
+
 def test_an_encoder_is_rounded_too(text) -> None:
     model = bert()
     found = quantize(model, tiny_tokenizer(), plan(text, narrower=True, tuning=2), classifier=True)

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.quantization.rounding import LEAST, MOST, Rounded, compensate, descend, fit_scales, refit, round_matrix
+from export.quantization.rounding import (
+    LEAST,
+    MOST,
+    Rounded,
+    compensate,
+    descend,
+    fit_scales,
+    refit,
+    round_matrix,
+    storable,
+)
 from shearling.calibration.gram import layer_error
 
 
@@ -110,6 +120,19 @@ def test_refitted_scales_are_those_of_least_squares() -> None:
         design, wanted = factor @ rounded.codes[row, :, None], factor @ weight[row, :, None]
         expected = torch.linalg.lstsq(design, wanted).solution.item()
         assert rounded.scales[row, 0].item() == pytest.approx(expected, rel=2**-11)
+
+
+def test_a_scale_that_would_be_nothing_stays_what_it_was() -> None:
+    """The best scale of integers for a weight of zeros is zero, which cannot be told from no scale at all."""
+    hessian, codes = torch.eye(4), torch.tensor([[1.0, -2.0, 3.0, 0.0]])
+    rounded = Rounded(codes, torch.tensor([[0.5]]), 4)
+    refit(rounded, rounded.weight @ hessian, hessian)
+    assert rounded.scales.tolist() == [[0.5]]
+    assert storable(torch.tensor([1e-9, 1e9, 0.3]), otherwise=torch.tensor([2.0, 3.0, 4.0])).tolist() == [
+        2.0,
+        3.0,
+        torch.tensor(0.3).half().item(),
+    ]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
