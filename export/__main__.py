@@ -75,6 +75,9 @@ def export(
     num_samples: Annotated[
         int | None, typer.Option(min=1, help="Windows of 128 tokens of calibration text.", show_default="64")
     ] = None,
+    all_layers: Annotated[
+        bool, typer.Option("--all-layers", help="Embedding and output head in int4 too, instead of int8.")
+    ] = False,
     merge: Annotated[
         Literal["auto", "masked", "separate", "dense"], typer.Option(help="auto takes what the training allows.")
     ] = "auto",
@@ -98,7 +101,7 @@ def export(
         formats=_default_formats() if formats is None else _parse_names(formats, "--formats"),
         weight_format=weight_format,
         sparse_kernels=_parse_names(sparse_kernel, "--sparse-kernel"),
-        quantization=Quantization(quantization, group_size, _parse_texts(dataset), num_samples),
+        quantization=Quantization(quantization, group_size, _parse_texts(dataset), num_samples, all_layers),
         merge=None if merge == "auto" else merge,
         allow_approximate=allow_approximate,
         verify=verify,

@@ -124,7 +124,7 @@ def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
         wanted = _without_frozen(wanted, mode)
     formats = _plan_formats(wanted, request, model_type, head, separate=mode == "separate")
     log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
-    quantization = _plan_quantization(request, opened.frozen, formats)
+    quantization = _plan_quantization(request, opened.frozen, formats, head)
     return ExportPlan(request, path, opened.frozen, PlannedMerge(opened, mode), head, formats, quantization)
 
 
@@ -143,15 +143,15 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
     model_type, head = _read_kind(frozen)
     wanted = [entry for entry in map(EXPORT_FORMATS.get, request.formats) if not entry.needs_adapter]
     formats = _plan_formats(wanted, request, model_type, head, separate=False)
-    quantization = _plan_quantization(request, frozen, formats)
+    quantization = _plan_quantization(request, frozen, formats, head)
     return ExportPlan(request, directory, frozen, None, head, formats, quantization)
 
 
 def _plan_quantization(
-    request: ExportRequest, frozen: Artefact, formats: tuple[PlannedFormat, ...]
+    request: ExportRequest, frozen: Artefact, formats: tuple[PlannedFormat, ...], head: Head
 ) -> PlannedQuantization | None:
     task = Run(frozen.path.parent).task
-    planned = plan_quantization(request.quantization, weight_format=request.weight_format, task=task)
+    planned = plan_quantization(request.quantization, weight_format=request.weight_format, task=task, head=head)
     return planned if any(item.entry.takes_weight_format for item in formats) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,23 +22,24 @@ DOMAIN = "com.microsoft"
 
 
 def place_in_graph(model: Any, matrices: Mapping[str, Matrix]) -> None:
-    """Replace MatMul(x, Transpose(W)) by products with integers and scales, in place.
+    """Replace MatMul(x, Transpose(W)) by products with integers and scales, and Gather(W, tokens) by lookups in them,
+    in place.
 
     Args:
         model: an `onnx_ir.Model` with float weights.
-        matrices: module path -> its weight.
+        matrices: module path -> its weight; one object under two paths is one weight of the graph.
 
     Raises:
-        ModelUnsupported: the graph has no such product with one of the weights.
+        ModelUnsupported: the graph has no such product or lookup with one of the weights.
     """
     graph, missing = model.graph, dict(matrices)
-    for node in list(graph):
-        weight = _weight_of(node)
-        matrix = None if weight is None else missing.get(module_path(weight.name))
-        if weight is None or matrix is None:
+    for weight in list(graph.initializers.values()):
+        matrix = missing.get(module_path(weight.name))
+        uses = None if matrix is None else _uses_of_rows(weight)
+        if matrix is None or uses is None:
             continue
-        _replace(graph, node, weight, matrix)
-        del missing[module_path(weight.name)]
+        _replace(graph, weight, matrix, uses)
+        missing = {path: other for path, other in missing.items() if other is not matrix}
     if missing:
         raise ModelUnsupported(
             f"the ONNX graph has no product with the weight of {next(iter(missing))}",
@@ -47,36 +49,58 @@ def place_in_graph(model: Any, matrices: Mapping[str, Matrix]) -> None:
     model.opset_imports[DOMAIN] = 1
 
 
-def _weight_of(node: Any) -> Any | None:
-    """W of MatMul(x, Transpose(W)), where nothing else reads either."""
-    if node.op_type != "MatMul":
-        return None
-    transpose = node.inputs[1].producer()
-    if transpose is None or transpose.op_type != "Transpose" or len(transpose.outputs[0].uses()) != 1:
-        return None
-    weight = transpose.inputs[0]
-    return weight if weight.is_initializer() and len(weight.uses()) == 1 else None
+@dataclass(frozen=True)
+class _Uses:
+    """All that reads a weight.
+
+    Attributes:
+        products: each with the transposition before its weight.
+        lookups: of rows.
+    """
+
+    products: tuple[tuple[Any, Any], ...]
+    lookups: tuple[Any, ...]
 
 
-def _replace(graph: Any, matmul: Any, weight: Any, matrix: Matrix) -> None:
+def _uses_of_rows(weight: Any) -> _Uses | None:
+    """None where something else reads the weight."""
+    products, lookups = [], []
+    for node, index in weight.uses():
+        if (
+            node.op_type == "Gather"
+            and index == 0
+            and ("axis" not in node.attributes or not node.attributes["axis"].value)
+        ):
+            lookups.append(node)
+        elif node.op_type == "Transpose" and all(user.op_type == "MatMul" for user, _ in node.outputs[0].uses()):
+            products += [(user, node) for user, _ in node.outputs[0].uses()]
+        else:
+            return None
+    return _Uses(tuple(products), tuple(lookups)) if products or lookups else None
+
+
+def _replace(graph: Any, weight: Any, matrix: Matrix, uses: _Uses) -> None:
     import onnx_ir
     from onnx_ir.convenience import replace_nodes_and_values
 
     rows, columns = matrix.values.shape
     blocks = _initializer(graph, f"{weight.name}_Q{BITS}", _to_blocks(matrix))
     scales = _initializer(graph, f"{weight.name}_scales", np.asarray(matrix.scales, np.float32))
-    attributes = {
-        "K": columns,
-        "N": rows,
-        "bits": BITS,
-        "block_size": matrix.group_size,
-        "accuracy_level": ACCURACY_LEVEL,
-    }
-    product = onnx_ir.node(
-        "MatMulNBits", [matmul.inputs[0], blocks, scales], attributes, domain=DOMAIN, name=f"{matmul.name}_Q{BITS}"
-    )
-    transpose = matmul.inputs[1].producer()
-    replace_nodes_and_values(graph, matmul, [matmul, transpose], [product], matmul.outputs, product.outputs)
+    common = {"bits": BITS, "block_size": matrix.group_size}
+    for matmul, transpose in uses.products:
+        attributes = {**common, "K": columns, "N": rows, "accuracy_level": ACCURACY_LEVEL}
+        inputs = [matmul.inputs[0], blocks, scales]
+        product = onnx_ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=f"{matmul.name}_Q{BITS}")
+        gone = [matmul, transpose] if len(transpose.outputs[0].uses()) == 1 else [matmul]
+        replace_nodes_and_values(graph, matmul, gone, [product], matmul.outputs, product.outputs)
+    for gather in uses.lookups:
+        # A lookup has the bytes of a row side by side.
+        shape = _initializer(graph, f"{weight.name}_shape", np.array([rows, columns * BITS // 8], np.int64))
+        flat = onnx_ir.node("Reshape", [blocks, shape], name=f"{gather.name}_rows")
+        attributes = {**common, "gather_axis": 0, "quantize_axis": 1}
+        inputs = [flat.outputs[0], gather.inputs[1], scales]
+        lookup = onnx_ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=f"{gather.name}_Q{BITS}")
+        replace_nodes_and_values(graph, gather, [gather], [flat, lookup], gather.outputs, lookup.outputs)
     del graph.initializers[weight.name]
 
 

@@ -18,6 +18,7 @@ from export.quantization.rounding import Rounded, round_matrix
 from export.quantization.scale_tuning import TUNING_BATCH, tune_scales
 from export.quantization.settings import GROUP_SIZES, PlannedQuantization
 from export.quantization.text import windows_of
+from export.quantization.vocabulary import Vocabulary, find_vocabulary, round_vocabulary
 from shearling.calibration.gram import LayerGrams, layer_error
 from shearling.calibration.propagation import Propagation, capture
 from shearling.console import log, progress
@@ -44,7 +45,8 @@ class Quantized:
     """Integers and scales, and what they cost.
 
     Attributes:
-        matrices: module path -> int4, scales in float16; a linear layer that no group divides is not among them.
+        matrices: module path -> int4, scales in float16; a linear layer that no group divides is not among them. An
+            embedding and a head that are one matrix are one object here as well.
         layer_error: mean over matrices of the squared error of its outputs, as a share of their squares.
         seconds: that it took.
         distances: KL to the model in float32 at each step of the tuning; empty where there was none.
@@ -57,7 +59,7 @@ class Quantized:
 
 
 def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, classifier: bool) -> Quantized:
-    """Round every linear layer inside the transformer layers.
+    """Round every linear layer inside the transformer layers, and the embedding and the head where the plan says so.
 
     Args:
         model: float32, eval mode; not modified. A copy of it is held meanwhile.
@@ -72,7 +74,8 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     started, streams = time.perf_counter(), plan.text.streams(tokenizer)
     student = copy.deepcopy(model).requires_grad_(False).eval()
     transformer = find_layers(student)
-    groups = dict(_group_sizes(transformer, plan))
+    vocabulary = find_vocabulary(student) if plan.all_layers else None
+    groups = dict(_group_sizes(_columns(transformer, vocabulary), plan))
     others = [path for path, size in groups.items() if not size]
     groups = {path: size for path, size in groups.items() if size}
     if others:
@@ -88,7 +91,8 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     bf16 = resolve_precision("auto") == "bf16"
     device = next(student.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        states = capture(student, transformer, windows_of(streams, plan.samples, seed=SEED), batch_size=BATCH)
+        windows = windows_of(streams, plan.samples, seed=SEED)
+        states = capture(student, transformer, windows, batch_size=BATCH)
         with progress("int4, layer by layer", total=len(transformer.layers)) as advance:
             for index, layer in enumerate(transformer.layers):
                 linears = {path: item for path, item in transformer.linears_of(index).items() if path in groups}
@@ -98,29 +102,38 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
                 if index + 1 < len(transformer.layers):
                     states.advance(layer)
                 advance()
+        if vocabulary is not None and vocabulary.head in groups:
+            size = groups[vocabulary.head]
+            rounded |= round_vocabulary(student, vocabulary, windows, group_size=size, passes=PASSES, batch=BATCH)
     tuning = windows_of(streams, plan.tuning_steps * TUNING_BATCH, seed=SEED + 1)
     distances = tune_scales(student, model, rounded, tuning, classifier=classifier, bf16=bf16)
-    matrices = {module_path(path): _matrix(result) for path, result in rounded.items()}
+    made = {id(result): _matrix(result) for result in rounded.values()}
+    matrices = {module_path(path): made[id(result)] for path, result in rounded.items()}
     seconds = time.perf_counter() - started
     return Quantized(matrices, sum(errors) / len(errors), seconds, tuple(distances))
 
 
-def _group_sizes(transformer: TransformerLayers, plan: PlannedQuantization) -> Iterator[tuple[str, int]]:
+def _columns(transformer: TransformerLayers, vocabulary: Vocabulary | None) -> dict[str, int]:
+    """Module path -> inputs of every matrix that is to be rounded."""
+    columns = {path: linear.in_features for path, linear in transformer.linears().items()}
+    columns = {path: width for path, width in columns.items() if path.rpartition(".")[2] not in LOW_RANK}
+    return columns if vocabulary is None else {**columns, vocabulary.head: vocabulary.columns}
+
+
+def _group_sizes(columns: Mapping[str, int], plan: PlannedQuantization) -> Iterator[tuple[str, int]]:
     """Columns per scale of every matrix; 0 leaves it as it is."""
-    for path, linear in transformer.linears().items():
-        if path.rpartition(".")[2] in LOW_RANK:
-            continue
-        size, columns = plan.group_size, linear.in_features
-        while columns % size and plan.narrower and size > SMALLEST_GROUP:
+    for path, width in columns.items():
+        size = plan.group_size
+        while width % size and plan.narrower and size > SMALLEST_GROUP:
             size //= 2
-        if columns % size and not plan.narrower:
-            able = [str(item) for item in GROUP_SIZES if columns % item == 0]
+        if width % size and not plan.narrower:
+            able = [str(item) for item in GROUP_SIZES if width % item == 0]
             raise UsageError(
-                f"a group of {size} does not divide the {columns} inputs of {path}",
+                f"a group of {size} does not divide the {width} inputs of {path}",
                 where="--group-size",
                 remedy=f"Give {' or '.join(able)}" if able else "Leave the option out",
             )
-        yield path, size if columns % size == 0 else 0
+        yield path, size if width % size == 0 else 0
 
 
 def _round_layer(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.func import functional_call
 
 from export.quantization.rounding import Rounded, storable
 from shearling.calibration.distillation import TunedParameter, distil
@@ -34,20 +34,18 @@ class _Scaled(torch.autograd.Function):
         return (gradients[0].reshape(ctx.codes.shape) * ctx.codes).sum(dim=2), None
 
 
-class GridLinear(nn.Module):
-    """A linear layer whose weight is codes * (factors * scales).
+class Grid(nn.Module):
+    """A weight, codes * (factors * scales).
 
     Args:
-        rounded: its weight.
-        bias: [out], or None.
+        rounded: what it starts from.
     """
 
-    def __init__(self, rounded: Rounded, bias: Tensor | None) -> None:
+    def __init__(self, rounded: Rounded) -> None:
         super().__init__()
         groups = rounded.scales.shape
         self._codes = rounded.codes.to(torch.int8).reshape(*groups, rounded.group_size)
         self._scales = rounded.scales
-        self._bias = bias
         self.factors = nn.Parameter(torch.ones(groups, device=rounded.scales.device))
 
     @property
@@ -55,9 +53,29 @@ class GridLinear(nn.Module):
         """[out, groups], as tuned."""
         return self._scales * self.factors
 
+    def forward(self) -> Tensor:
+        """[out, in] float32."""
+        weight: Tensor = _Scaled.apply(self.scales, self._codes)
+        return weight
+
+
+class GridModule(nn.Module):
+    """A module that computes what it did, with the weight of a grid.
+
+    Args:
+        module: a linear or an embedding.
+        grid: its weight; several modules may share it.
+    """
+
+    def __init__(self, module: nn.Module, grid: Grid) -> None:
+        super().__init__()
+        self.module = module
+        self.grid = grid
+
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to x [..., in]; returns [..., out]."""
-        return F.linear(x, _Scaled.apply(self.scales, self._codes), self._bias)
+        """See the module."""
+        result: Tensor = functional_call(self.module, {"weight": self.grid()}, (x,))
+        return result
 
 
 def tune_scales(
@@ -72,7 +90,7 @@ def tune_scales(
     """Tune the scales of `rounded`, in place.
 
     Args:
-        student: the teacher's copy, whose linears at these paths are rounded; used up.
+        student: the teacher's copy, whose modules at these paths are rounded; used up.
         teacher: float32.
         rounded: module path -> its weight.
         windows: token ids [tokens], all of one length, `TUNING_BATCH` a step; none tunes nothing.
@@ -84,14 +102,14 @@ def tune_scales(
     """
     if len(windows) < TUNING_BATCH:
         return []
-    layers = {}
+    # By identity: an embedding and a head that are one matrix are tuned as one.
+    grids = {id(result): Grid(result) for result in rounded.values()}
     for path, result in rounded.items():
-        layers[path] = GridLinear(result, getattr(student.get_submodule(path), "bias", None))
-        student.set_submodule(path, layers[path])
+        student.set_submodule(path, GridModule(student.get_submodule(path), grids[id(result)]))
     distances = distil(
         student,
         teacher,
-        [TunedParameter(layer.factors, LEARNING_RATE) for layer in layers.values()],
+        [TunedParameter(grid.factors, LEARNING_RATE) for grid in grids.values()],
         windows,
         batch_size=TUNING_BATCH,
         classifier=classifier,
@@ -100,6 +118,6 @@ def tune_scales(
         where="--quantization best",
         remedy="Use --quantization balanced",
     )
-    for path, layer in layers.items():
-        rounded[path].scales = storable(layer.scales.detach(), otherwise=rounded[path].scales)
+    for result in rounded.values():
+        result.scales = storable(grids[id(result)].scales.detach(), otherwise=result.scales)
     return distances

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from export.quantization.text import CalibrationText, find_text
 from shearling.errors import UsageError
+from shearling.model.head import Head
 
 Preset = Literal["fast", "balanced", "best"]
 """fast      NNCF's rounding to the nearest, without data
@@ -31,12 +32,14 @@ class Quantization:
         group_size: columns that share a scale; None is `DEFAULT_GROUP_SIZE`, and less where a layer is narrow.
         dataset: texts, by turns: `task`, or files; None is `task` where the run has rows.
         samples: windows of calibration text; None is `SAMPLES`.
+        all_layers: the embedding and the head have four bits too, instead of eight.
     """
 
     preset: Preset | None = None
     group_size: int | None = None
     dataset: tuple[str, ...] | None = None
     samples: int | None = None
+    all_layers: bool = False
 
     @property
     def asked_for(self) -> dict[str, Any]:
@@ -46,6 +49,7 @@ class Quantization:
             "--group-size": self.group_size,
             "--dataset": self.dataset,
             "--num-samples": self.samples,
+            "--all-layers": self.all_layers or None,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -59,6 +63,7 @@ class PlannedQuantization:
         narrower: whether a matrix that the group does not divide may take a smaller one.
         samples: windows that matrices are rounded on.
         tuning_steps: of the scales together; 0 leaves them as each matrix has them.
+        all_layers: the embedding and the head too.
     """
 
     preset: Preset
@@ -67,22 +72,30 @@ class PlannedQuantization:
     narrower: bool
     samples: int
     tuning_steps: int
+    all_layers: bool = False
 
     def describe(self) -> dict[str, Any]:
         """What `--dry-run` says of it."""
-        return {"quantization": self.preset, "group_size": self.group_size, "dataset": list(self.text.names)}
+        return {
+            "quantization": self.preset,
+            "group_size": self.group_size,
+            "dataset": list(self.text.names),
+            "all_layers": self.all_layers,
+        }
 
 
-def plan_quantization(asked: Quantization, *, weight_format: str, task: Path) -> PlannedQuantization | None:
+def plan_quantization(asked: Quantization, *, weight_format: str, task: Path, head: Head) -> PlannedQuantization | None:
     """Decide; None where weights are rounded without data, or not to int4.
 
     Args:
         asked: by the user.
         weight_format: of the export.
         task: the run's `task` artefact, which need not exist.
+        head: what the model is for.
 
     Raises:
-        UsageError: options that contradict each other, a text that is not there, or none where one is needed.
+        UsageError: options that contradict each other or the model, a text that is not there, or none where one is
+            needed.
     """
     given = asked.asked_for
     if weight_format != "int4":
@@ -100,6 +113,10 @@ def plan_quantization(asked: Quantization, *, weight_format: str, task: Path) ->
             where=min(needless),
             remedy="Use --quantization balanced, or leave the option out",
         )
+    if asked.all_layers and head == "classifier":
+        raise UsageError(
+            "a classifier has no head over a vocabulary", where="--all-layers", remedy="Leave the option out"
+        )
     text = None if asked.preset == "fast" else find_text(asked.dataset, task)
     if text is None:
         if asked.preset not in (None, "fast") or needless:
@@ -115,4 +132,5 @@ def plan_quantization(asked: Quantization, *, weight_format: str, task: Path) ->
         narrower=asked.group_size is None,
         samples=asked.samples or SAMPLES,
         tuning_steps=TUNING_STEPS if preset == "best" else 0,
+        all_layers=asked.all_layers,
     )

@@ -32,6 +32,7 @@ class QuantizationReport(Document):
         group_size: columns that share a scale; narrow matrices may have less.
         dataset: the calibration texts.
         samples: windows of them that matrices were rounded on.
+        all_layers: whether the embedding and the head are in int4 too.
         matrices: in int4; other weights are int8.
         layer_error: mean over matrices of the squared error of its outputs, as a share of their squares.
         kl_before: mean KL to the model in float32 over the first tenth of the tuning of scales, nats; None without.
@@ -43,6 +44,7 @@ class QuantizationReport(Document):
     group_size: int
     dataset: tuple[str, ...]
     samples: int
+    all_layers: bool
     matrices: int
     layer_error: float
     kl_before: float | None
@@ -152,6 +154,7 @@ def _describe_quantization(plan: ExportPlan, quantized: Quantized | None) -> Qua
         group_size=planned.group_size,
         dataset=planned.text.names,
         samples=planned.samples,
+        all_layers=planned.all_layers,
         matrices=len(quantized.matrices),
         layer_error=quantized.layer_error,
         kl_before=sum(tuned[:tenth]) / tenth if tuned else None,

@@ -43,7 +43,7 @@ def text(tmp_path_factory) -> CalibrationText:
     return CalibrationText((str(path),), None)
 
 
-def wide_model(hidden: int = 64, inner: int = 96) -> PreTrainedModel:
+def wide_model(hidden: int = 64, inner: int = 96, *, tied: bool = True) -> PreTrainedModel:
     """Wide enough for groups of 32, with half of its weights zeros."""
     torch.manual_seed(4)
     config = LlamaConfig(
@@ -53,7 +53,7 @@ def wide_model(hidden: int = 64, inner: int = 96) -> PreTrainedModel:
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=VOCABULARY,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         initializer_range=0.2,
         pad_token_id=0,
         eos_token_id=2,
@@ -65,9 +65,11 @@ def wide_model(hidden: int = 64, inner: int = 96) -> PreTrainedModel:
     return model
 
 
-def plan(text: CalibrationText, *, group: int = 32, narrower: bool = False, tuning: int = 0) -> PlannedQuantization:
+def plan(
+    text: CalibrationText, *, group: int = 32, narrower: bool = False, tuning: int = 0, all_layers: bool = False
+) -> PlannedQuantization:
     preset = "best" if tuning else "balanced"
-    return PlannedQuantization(preset, text, group, narrower, samples=16, tuning_steps=tuning)
+    return PlannedQuantization(preset, text, group, narrower, samples=16, tuning_steps=tuning, all_layers=all_layers)
 
 
 def rounded(model: PreTrainedModel, matrices: dict[str, Matrix]) -> PreTrainedModel:
@@ -80,11 +82,12 @@ def rounded(model: PreTrainedModel, matrices: dict[str, Matrix]) -> PreTrainedMo
     return changed
 
 
-def nearest(model: PreTrainedModel, group: int) -> PreTrainedModel:
+def nearest(model: PreTrainedModel, group: int, *, all_layers: bool = False) -> PreTrainedModel:
     """Every weight by itself, the largest of a group at the end of the grid."""
     changed = copy.deepcopy(model)
+    vocabulary = {changed.get_input_embeddings(), changed.get_output_embeddings()} if all_layers else set()
     with torch.no_grad():
-        for linear in find_layers(changed).linears().values():
+        for linear in (*find_layers(changed).linears().values(), *vocabulary):
             groups = linear.weight.reshape(len(linear.weight), -1, group)
             scale = groups.abs().amax(dim=-1, keepdim=True) / 7
             linear.weight.copy_(((groups / scale).round() * scale).nan_to_num().reshape(linear.weight.shape))
@@ -216,6 +219,37 @@ def test_a_model_without_such_widths_is_refused(text) -> None:
     with pytest.raises(UsageError, match="no group of 16 columns or more divides") as raised:
         quantize(wide_model(hidden=40, inner=72), tiny_tokenizer(), plan(text, narrower=True), classifier=False)
     assert "int8" in raised.value.remedy
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_are_rounded_too_where_all_layers_are(tied, text, tmp_path) -> None:
+    """As one matrix where they are one, in every file, and each runtime computes what the integers say."""
+    model = wide_model(tied=tied)
+    found = quantize(model, tiny_tokenizer(), plan(text, all_layers=True, tuning=6), classifier=False).matrices
+    embedding, head = found["model.embed_tokens"], found["lm_head"]
+    assert (embedding is head) == tied
+    assert found.keys() == {*find_layers(model).linears(), "model.embed_tokens", "lm_head"}
+    assert divergence(model, rounded(model, found)) < 0.8 * divergence(model, nearest(model, 32, all_layers=True))
+    write_openvino(model, tiny_tokenizer(), tmp_path / "ov", stored_as("int4"), sparsity={}, integers=found)
+    write_onnx(model, tiny_tokenizer(), tmp_path / "onnx", stored_as("int4"), integers=found)
+    packed = stored_as("int4", kernel="sparse")
+    report = write_openvino(model, tiny_tokenizer(), tmp_path / "packed", packed, sparsity={}, integers=found)
+    assert report is not None
+    assert report.operators["SparseHead"] == 1
+    assert report.operators.get("SparseEmbedding", 0) == int(tied)
+    for directory in ("ov", "packed"):
+        stored = (tmp_path / directory / MODEL_XML).with_suffix(".bin").stat().st_size
+        assert stored < sum(item.numel() for item in model.parameters())
+    blocks = [np.asarray(block) for block in BLOCKS]
+    with torch.no_grad():
+        expected = [rounded(model, found)(input_ids=torch.tensor(block)[None]).logits[0].numpy() for block in blocks]
+    spread = max(float(np.ptp(block)) for block in expected)
+    for logits, limit in (
+        (openvino_logits(tmp_path / "ov", blocks, config=FLOAT32_CPU), 1e-5),
+        (openvino_logits(tmp_path / "packed", blocks, config=FLOAT32_CPU), 0.05),
+        (onnx_logits(tmp_path / "onnx", blocks), 0.05),
+    ):
+        assert max(float(np.abs(a - b).max()) for a, b in zip(expected, logits, strict=True)) < limit * spread
 
 
 def test_an_encoder_is_rounded_too(text) -> None:

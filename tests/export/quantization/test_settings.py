@@ -30,25 +30,30 @@ def nowhere(tmp_path: Path) -> Path:
 
 
 def test_by_default_a_run_is_calibrated_on_its_rows_and_a_lone_model_is_not(task: Path, nowhere: Path) -> None:
-    planned = plan_quantization(Quantization(), weight_format="int4", task=task)
+    planned = plan_quantization(Quantization(), weight_format="int4", task=task, head="language_model")
     assert planned is not None
     assert (planned.preset, planned.group_size, planned.narrower) == ("balanced", DEFAULT_GROUP_SIZE, True)
     assert planned.text.names == ("task",)
     assert planned.tuning_steps == 0
-    assert plan_quantization(Quantization(), weight_format="int4", task=nowhere) is None
-    assert plan_quantization(Quantization(), weight_format="int8", task=task) is None
-    assert plan_quantization(Quantization("fast"), weight_format="int4", task=task) is None
+    assert plan_quantization(Quantization(), weight_format="int4", task=nowhere, head="language_model") is None
+    assert plan_quantization(Quantization(), weight_format="int8", task=task, head="language_model") is None
+    assert plan_quantization(Quantization("fast"), weight_format="int4", task=task, head="language_model") is None
 
 
 def test_a_lone_model_is_calibrated_on_a_file(nowhere: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("words")
     asked = Quantization("best", group_size=32, dataset=(str(text),), samples=5)
-    planned = plan_quantization(asked, weight_format="int4", task=nowhere)
+    planned = plan_quantization(asked, weight_format="int4", task=nowhere, head="language_model")
     assert planned is not None
     assert (planned.group_size, planned.narrower, planned.samples) == (32, False, 5)
     assert planned.tuning_steps > 0
-    assert planned.describe() == {"quantization": "best", "group_size": 32, "dataset": [str(text)]}
+    assert planned.describe() == {
+        "quantization": "best",
+        "group_size": 32,
+        "dataset": [str(text)],
+        "all_layers": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,7 @@ def test_a_lone_model_is_calibrated_on_a_file(nowhere: Path, tmp_path: Path) -> 
         (Quantization("best"), "int8", "it is for int4, and the weights will be int8"),
         (Quantization(group_size=32), "fp32", "it is for int4"),
         (Quantization("fast", group_size=32), "int4", "fast rounds without data"),
+        (Quantization("fast", all_layers=True), "int4", "fast rounds without data"),
         (Quantization("balanced"), "int4", "there is no text to calibrate on"),
         (Quantization(samples=3), "int4", "there is no text to calibrate on"),
         (Quantization(dataset=("task",)), "int4", "there are no training rows"),
@@ -66,7 +72,7 @@ def test_a_lone_model_is_calibrated_on_a_file(nowhere: Path, tmp_path: Path) -> 
 )
 def test_what_cannot_be_is_refused(asked: Quantization, weight_format: str, message: str, nowhere: Path) -> None:
     with pytest.raises(UsageError, match=message) as raised:
-        plan_quantization(asked, weight_format=weight_format, task=nowhere)
+        plan_quantization(asked, weight_format=weight_format, task=nowhere, head="language_model")
     assert raised.value.remedy
 
 
@@ -91,3 +97,9 @@ def test_lines_without_the_key_are_named(nowhere: Path, tmp_path: Path) -> None:
     assert text is not None
     with pytest.raises(DocumentInvalid, match="'text'"):
         text.streams(tiny_tokenizer())
+
+
+def test_a_classifier_has_no_vocabulary_to_round(task: Path) -> None:
+    with pytest.raises(UsageError, match="no head over a vocabulary") as raised:
+        plan_quantization(Quantization(all_layers=True), weight_format="int4", task=task, head="classifier")
+    assert raised.value.where == "--all-layers"
