@@ -1,6 +1,6 @@
 """From a super-network and a choice to one plain model: the merge modes.
 
-masked     W + (s B A) ∘ M    every zero stays; bit-exact where training was masked
+masked     W + (s B A) ∘ M    every zero stays; bit-exact where training was masked, and on its grid where it had one
 dense      W + s B A          exact, the zeros of adapted modules are lost
 separate   W x + s B (A x)    the ranks stay beside the sparse weight in the graph
 
@@ -86,7 +86,8 @@ def _merged_module(layer: ElasticLoraLinear, path: str, mode: MergeMode, masks: 
     mask = masks[path][: layer.active_out, : layer.active_in] if mode == "masked" and masks is not None else None
     parts = layer.active_parts()
     with torch.no_grad():
-        weight = effective_weight(parts.weight, parts.lora_a, parts.lora_b, scaling=layer.scaling, mask=mask)
+        grid = layer.grid if mode == "masked" else None
+        weight = effective_weight(parts.weight, parts.lora_a, parts.lora_b, scaling=layer.scaling, mask=mask, grid=grid)
     if not torch.isfinite(weight).all():
         raise NonFiniteWeights("the merged weight holds NaN or infinity", where=path)
     return _linear(weight, parts.bias)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export.formats.export_format import Blocks, ChosenAdapter, ExportSubject
 from export.merge import merge
-from export.plan import ExportPlan, PlannedMerge
+from export.packing.linear_graph import module_path
+from export.plan import ExportPlan, PlannedMerge, integers_of
+from export.quantization.quantize import as_matrix
 from export.verification.parity import fixed_blocks, torch_logits
 from export.verification.parity_check import MergedReference, ParityCheck, check_merge
 from export.verification.size import check_size
@@ -15,9 +17,15 @@ from shearling.artefact import Artefact
 from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.elastic.narrowing import cut_masks
 from shearling.elastic.size import measure_network
-from shearling.elastic.super_network import assemble_super_network
+from shearling.elastic.super_network import SuperNetwork, assemble_super_network
+from shearling.elastic.weight_grid import LayerGrid
 from shearling.errors import ArtefactMismatch
 from shearling.model.checkpoint import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shearling.kernel.packed_format import Matrix
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,25 @@ def _merge_subnet(plan: ExportPlan, planned: PlannedMerge) -> MergedModel:
         separate=mode == "separate",
         sparsity=_sparsity_facts(kept, plan.frozen),
         adapter=ChosenAdapter(network, choice, opened.subnet.base.model_id, trained_under),
+        integers=_trained_integers(model, network, planned, plan.request.weight_format),
     )
     reference = _reference(subject, blocks, plan)
     check = check_merge(unmerged, reference.logits, blocks, exact=planned.exact)
     return MergedModel(subject, reference, check, network.adapter_params(choice))
+
+
+def _trained_integers(
+    model: nn.Module, network: SuperNetwork, planned: PlannedMerge, weight_format: str
+) -> dict[str, Matrix]:
+    """The integers of a model that was trained on them, where the export stores such."""
+    if network.grids is None or planned.grid_bits is None or weight_format != integers_of(planned.grid_bits):
+        return {}
+    integers = {}
+    for path, frozen in network.grids.matrices.items():
+        module: Any = model.get_submodule(path)
+        weight = getattr(module, "base", module).weight
+        integers[module_path(path)] = as_matrix(LayerGrid(frozen.scales, frozen.bits).round(weight.detach()))
+    return integers
 
 
 def _load_unadapted(plan: ExportPlan) -> MergedModel:

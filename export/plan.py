@@ -36,6 +36,12 @@ class PlannedMerge:
         return self.mode in self.opened.subnet.merge.allowed
 
     @property
+    def grid_bits(self) -> int | None:
+        """Bits of the integers that the merged weights are; None where they are no integers."""
+        grid = self.opened.space.adapter.grid
+        return None if grid is None or not self.exact or self.mode == "dense" else grid.bits
+
+    @property
     def narrowed(self) -> int:
         """Linear layers whose output is narrower than in the frozen model."""
         space = self.opened.space
@@ -49,6 +55,7 @@ class PlannedMerge:
             "adapter": str(self.opened.adapter.path),
             "merge": self.mode,
             "exact": self.exact,
+            "grid_bits": self.grid_bits,
             "modules": len(self.opened.subnet.ranks),
             "mode": self.opened.subnet.mode,
             "narrowed": len(self.opened.subnet.widths),
@@ -124,8 +131,13 @@ def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
         wanted = _without_frozen(wanted, mode)
     formats = _plan_formats(wanted, request, model_type, head, separate=mode == "separate")
     log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
-    quantization = _plan_quantization(request, opened.frozen, formats, head)
-    return ExportPlan(request, path, opened.frozen, PlannedMerge(opened, mode), head, formats, quantization)
+    merge = PlannedMerge(opened, mode)
+    if merge.grid_bits is None:
+        quantization = _plan_quantization(request, opened.frozen, formats, head)
+    else:
+        quantization = None
+        _check_grid(request, merge.grid_bits)
+    return ExportPlan(request, path, opened.frozen, merge, head, formats, quantization)
 
 
 def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
@@ -145,6 +157,28 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
     formats = _plan_formats(wanted, request, model_type, head, separate=False)
     quantization = _plan_quantization(request, frozen, formats, head)
     return ExportPlan(request, directory, frozen, None, head, formats, quantization)
+
+
+def _check_grid(request: ExportRequest, bits: int) -> None:
+    """Refuse what would round again what was trained on integers."""
+    given = request.quantization.asked_for
+    if given:
+        raise UsageError(
+            f"the weights were trained as integers of {bits} bits, and need no rounding",
+            where=next(iter(given)),
+            remedy="Leave the option out",
+        )
+    if request.weight_format.startswith("int") and request.weight_format != integers_of(bits):
+        raise UsageError(
+            f"the weights were trained as integers of {bits} bits, {request.weight_format} would round them again",
+            where="--weight-format",
+            remedy=f"Use {integers_of(bits)}, or fp32",
+        )
+
+
+def integers_of(bits: int) -> str:
+    """The number format that stores integers of so many bits."""
+    return f"int{bits}"
 
 
 def _plan_quantization(

@@ -116,7 +116,11 @@ def check_structure(recipe: Recipe, base: Path) -> None:
         with torch.device("meta"):
             transformer = find_layers(auto_class(config).from_config(config, trust_remote_code=False))
         build_search_space(
-            recipe.adapter, transformer, model_type=config.model_type, widths=width_templates(recipe.width, config)
+            recipe.adapter,
+            transformer,
+            model_type=config.model_type,
+            widths=width_templates(recipe.width, config),
+            quantization=recipe.quantization,
         )
 
 
@@ -124,7 +128,12 @@ def _check_windows(recipe: Recipe, positions: int | None) -> None:
     pruned = recipe.sparsity is not None and recipe.sparsity.measured
     reordered = recipe.width is not None and recipe.width.reorder == "wanda"
     healed = recipe.sparsity is not None and recipe.sparsity.healing is not None
-    used = {"sparsity.calibration": pruned, "width.calibration": reordered, "sparsity.healing": healed}
+    used = {
+        "sparsity.calibration": pruned,
+        "width.calibration": reordered,
+        "sparsity.healing": healed,
+        "quantization.calibration": recipe.quantization is not None,
+    }
     for section in (name for name, is_used in used.items() if is_used and positions is not None):
         outer, _, inner = section.partition(".")
         length = getattr(getattr(recipe, outer), inner).seq_len

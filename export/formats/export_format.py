@@ -81,8 +81,8 @@ class ExportSubject:
         separate: whether the ranks stay apart, in modules of ours.
         sparsity: how the model was pruned, for the metadata of a file: method, pattern, modules, pruned, share.
         adapter: None where none was merged.
-        integers: module path -> its weight, where they were chosen on calibration text; formats that store integers
-            write these, and round no other way.
+        integers: module path -> its weight, where they were trained or chosen on calibration text; formats that store
+            integers write these, and round no other way.
     """
 
     model: PreTrainedModel

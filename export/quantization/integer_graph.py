@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from export.packing.linear_graph import module_path
 from shearling.errors import ModelUnsupported
-from shearling.kernel.packed_format import Matrix
+from shearling.kernel.packed_format import Matrix, ValueType
 
-BITS = 4
-MIDPOINT = 2 ** (BITS - 1)
-"""The unsigned number that MatMulNBits takes for zero."""
+LARGEST_BLOCK = 128
+"""Columns of a block where a row has one scale."""
 ACCURACY_LEVEL = 4
 """Activations in int8, as in all integer products of this project in ONNX."""
 DOMAIN = "com.microsoft"
@@ -84,32 +83,57 @@ def _replace(graph: Any, weight: Any, matrix: Matrix, uses: _Uses) -> None:
     from onnx_ir.convenience import replace_nodes_and_values
 
     rows, columns = matrix.values.shape
-    blocks = _initializer(graph, f"{weight.name}_Q{BITS}", _to_blocks(matrix))
-    scales = _initializer(graph, f"{weight.name}_scales", np.asarray(matrix.scales, np.float32))
-    common = {"bits": BITS, "block_size": matrix.group_size}
+    stored = _to_blocks(matrix)
+    suffix = f"Q{stored.bits}"
+    blocks = _initializer(graph, f"{weight.name}_{suffix}", stored.blocks)
+    scales = _initializer(graph, f"{weight.name}_scales", stored.scales)
+    common = {"bits": stored.bits, "block_size": stored.block_size}
     for matmul, transpose in uses.products:
         attributes = {**common, "K": columns, "N": rows, "accuracy_level": ACCURACY_LEVEL}
         inputs = [matmul.inputs[0], blocks, scales]
-        product = onnx_ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=f"{matmul.name}_Q{BITS}")
+        product = onnx_ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=f"{matmul.name}_{suffix}")
         gone = [matmul, transpose] if len(transpose.outputs[0].uses()) == 1 else [matmul]
         replace_nodes_and_values(graph, matmul, gone, [product], matmul.outputs, product.outputs)
     for gather in uses.lookups:
         # A lookup has the bytes of a row side by side.
-        shape = _initializer(graph, f"{weight.name}_shape", np.array([rows, columns * BITS // 8], np.int64))
+        shape = _initializer(graph, f"{weight.name}_shape", np.array([rows, columns * stored.bits // 8], np.int64))
         flat = onnx_ir.node("Reshape", [blocks, shape], name=f"{gather.name}_rows")
         attributes = {**common, "gather_axis": 0, "quantize_axis": 1}
         inputs = [flat.outputs[0], gather.inputs[1], scales]
-        lookup = onnx_ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=f"{gather.name}_Q{BITS}")
+        lookup = onnx_ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=f"{gather.name}_{suffix}")
         replace_nodes_and_values(graph, gather, [gather], [flat, lookup], gather.outputs, lookup.outputs)
     del graph.initializers[weight.name]
 
 
-def _to_blocks(matrix: Matrix) -> npt.NDArray[np.uint8]:
-    """[out, groups, group / 2], the lower half of a byte first."""
-    rows = len(matrix.values)
-    unsigned = (matrix.values + MIDPOINT).astype(np.uint8).reshape(rows, -1, matrix.group_size)
-    blocks: npt.NDArray[np.uint8] = unsigned[:, :, 0::2] | unsigned[:, :, 1::2] << 4
-    return blocks
+@dataclass(frozen=True)
+class _Blocks:
+    """A matrix as MatMulNBits stores it.
+
+    Attributes:
+        blocks: [out, blocks, bytes] of unsigned numbers, of four bits the lower half of a byte first.
+        scales: [out, blocks] float32.
+    """
+
+    bits: int
+    block_size: int
+    blocks: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+
+
+def _to_blocks(matrix: Matrix) -> _Blocks:
+    bits = 4 if matrix.value_type is ValueType.INT4 else 8
+    rows, columns = matrix.values.shape
+    size = matrix.group_size if bits == 4 else LARGEST_BLOCK
+    # What it takes for zero lies in the middle; the last block of a row is filled up with it.
+    unsigned = (matrix.values.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    padded = np.pad(unsigned, ((0, 0), (0, -columns % size)), constant_values=2 ** (bits - 1))
+    blocks = padded.reshape(rows, -1, size)
+    if bits == 4:
+        blocks = blocks[:, :, 0::2] | blocks[:, :, 1::2] << 4
+    scales = np.asarray(matrix.scales, np.float32)
+    if bits == 8:
+        scales = np.repeat(scales, blocks.shape[1], axis=1)
+    return _Blocks(bits, size, blocks, scales)
 
 
 def _initializer(graph: Any, name: str, array: npt.NDArray[Any]) -> Any:

@@ -6,38 +6,30 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from export.number_formats.number_format import LOW_RANK
 from export.packing.linear_graph import module_path
-from export.quantization.rounding import Rounded, round_matrix
 from export.quantization.scale_tuning import TUNING_BATCH, tune_scales
 from export.quantization.settings import GROUP_SIZES, PlannedQuantization
 from export.quantization.text import windows_of
 from export.quantization.vocabulary import Vocabulary, find_vocabulary, round_vocabulary
-from shearling.calibration.gram import LayerGrams, layer_error
-from shearling.calibration.propagation import Propagation, capture
-from shearling.console import log, progress
+from shearling.console import log
 from shearling.errors import UsageError
 from shearling.evaluation.precision import resolve_precision
 from shearling.kernel.packed_format import Matrix, ValueType
 from shearling.model.layers import TransformerLayers, find_layers
+from shearling.quantization.layerwise import SMALLEST_GROUP, narrowed_group, round_layers
+from shearling.quantization.rounding import Rounded
 
 if TYPE_CHECKING:
     from torch import nn
 
-PASSES = 2
-"""Of refitting scales and descending over integers, behind the rounding of each matrix."""
-BATCH = 16
-"""Windows that run together."""
+BITS = 4
 SEED = 0
 """Places the windows."""
-SMALLEST_GROUP = 16
-"""A matrix that the group does not divide takes half of it, and so on down to this; then it is stored in int8."""
 
 
 @dataclass(frozen=True)
@@ -86,30 +78,19 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
             where="--weight-format int4",
             remedy="Use --weight-format int8, or --quantization fast",
         )
-    rounded: dict[str, Rounded] = {}
-    errors: list[float] = []
     bf16 = resolve_precision("auto") == "bf16"
-    device = next(student.parameters()).device
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        windows = windows_of(streams, plan.samples, seed=SEED)
-        states = capture(student, transformer, windows, batch_size=BATCH)
-        with progress("int4, layer by layer", total=len(transformer.layers)) as advance:
-            for index, layer in enumerate(transformer.layers):
-                linears = {path: item for path, item in transformer.linears_of(index).items() if path in groups}
-                for path, result, error in _round_layer(layer, linears, groups, states):
-                    rounded[path] = result
-                    errors.append(error)
-                if index + 1 < len(transformer.layers):
-                    states.advance(layer)
-                advance()
-        if vocabulary is not None and vocabulary.head in groups:
-            size = groups[vocabulary.head]
-            rounded |= round_vocabulary(student, vocabulary, windows, group_size=size, passes=PASSES, batch=BATCH)
+    windows = windows_of(streams, plan.samples, seed=SEED)
+    layers = round_layers(student, transformer, windows, groups, bits=BITS, bf16=bf16)
+    rounded = dict(layers.matrices)
+    if vocabulary is not None and vocabulary.head in groups:
+        size = groups[vocabulary.head]
+        rounded |= round_vocabulary(student, vocabulary, windows, group_size=size, bf16=bf16)
     tuning = windows_of(streams, plan.tuning_steps * TUNING_BATCH, seed=SEED + 1)
     distances = tune_scales(student, model, rounded, tuning, classifier=classifier, bf16=bf16)
-    made = {id(result): _matrix(result) for result in rounded.values()}
+    made = {id(result): as_matrix(result) for result in rounded.values()}
     matrices = {module_path(path): made[id(result)] for path, result in rounded.items()}
     seconds = time.perf_counter() - started
+    errors = layers.errors.values()
     return Quantized(matrices, sum(errors) / len(errors), seconds, tuple(distances))
 
 
@@ -124,8 +105,6 @@ def _group_sizes(columns: Mapping[str, int], plan: PlannedQuantization) -> Itera
     """Columns per scale of every matrix; 0 leaves it as it is."""
     for path, width in columns.items():
         size = plan.group_size
-        while width % size and plan.narrower and size > SMALLEST_GROUP:
-            size //= 2
         if width % size and not plan.narrower:
             able = [str(item) for item in GROUP_SIZES if width % item == 0]
             raise UsageError(
@@ -133,29 +112,11 @@ def _group_sizes(columns: Mapping[str, int], plan: PlannedQuantization) -> Itera
                 where="--group-size",
                 remedy=f"Give {' or '.join(able)}" if able else "Leave the option out",
             )
-        yield path, size if width % size == 0 else 0
+        yield path, narrowed_group(width, size)
 
 
-def _round_layer(
-    layer: nn.Module, linears: Mapping[str, nn.Linear], groups: Mapping[str, int], states: Propagation
-) -> Iterator[tuple[str, Rounded, float]]:
-    """Round the matrices of one layer, in place, by what enters them before any of them is rounded."""
-    grams = LayerGrams(linears)
-    states.watch(layer, [(linear, partial(grams.watch, path)) for path, linear in linears.items()])
-    for path, linear in linears.items():
-        # In float32: an autocast would round what is decomposed.
-        with torch.autocast(linear.weight.device.type, enabled=False):
-            weight, hessian = linear.weight.detach(), grams.pop(path).damped(where=path)
-            result = round_matrix(weight, hessian, group_size=groups[path], passes=PASSES)
-            error = layer_error(weight, result.weight, hessian)
-            weight.copy_(result.weight)
-        yield path, result, error
-
-
-def _matrix(rounded: Rounded) -> Matrix:
-    return Matrix(
-        rounded.codes.numpy().astype(np.int8),
-        ValueType.INT4,
-        rounded.scales.numpy().astype(np.float16),
-        rounded.group_size,
-    )
+def as_matrix(rounded: Rounded) -> Matrix:
+    """What the files store."""
+    kind = ValueType.INT4 if rounded.bits == BITS else ValueType.INT8
+    codes, scales = rounded.codes.numpy().astype(np.int8), rounded.scales.numpy().astype(np.float16)
+    return Matrix(codes, kind, scales, rounded.group_size)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from export.quantization.rounding import Rounded, storable
 from shearling.calibration.distillation import TunedParameter, distil
+from shearling.quantization.rounding import Rounded, storable
 
 LEARNING_RATE = 2e-3
 """Of a factor on each scale, which starts at one."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from export.quantization.rounding import Rounded, round_matrix
 from shearling.calibration.gram import Gram
+from shearling.quantization.layerwise import BATCH, PASSES
+from shearling.quantization.rounding import Rounded, round_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,7 +51,7 @@ def find_vocabulary(model: Any) -> Vocabulary:
 
 
 def round_vocabulary(
-    model: nn.Module, vocabulary: Vocabulary, windows: Sequence[Tensor], *, group_size: int, passes: int, batch: int
+    model: nn.Module, vocabulary: Vocabulary, windows: Sequence[Tensor], *, group_size: int, bf16: bool
 ) -> dict[str, Rounded]:
     """Round both, in place.
 
@@ -59,42 +60,39 @@ def round_vocabulary(
         vocabulary: of the model.
         windows: token ids [tokens], all of one length.
         group_size: divides the columns.
-        passes: see `round_matrix`.
-        batch: windows that run together.
+        bf16: whether hidden states are computed in it.
 
     Returns:
         Module path -> its weight; the same object for both where they are tied.
     """
-    head, embedding = model.get_submodule(vocabulary.head), model.get_submodule(vocabulary.embedding)
-    gram = _last_hidden_gram(model, windows, batch)
-    # In float32: an autocast would round what is decomposed.
-    with torch.autocast(head.weight.device.type, enabled=False):
-        hessian = gram.damped(where=vocabulary.head)
-        identity = torch.eye(vocabulary.columns, device=hessian.device)
-        if vocabulary.tied:
-            hessian = hessian / hessian.diagonal().mean() + EMBEDDING_SHARE * identity
-        rounded = {vocabulary.head: _round_rows(head.weight, hessian, group_size, passes)}
-        rounded[vocabulary.embedding] = (
-            rounded[vocabulary.head] if vocabulary.tied else _round_rows(embedding.weight, identity, group_size, passes)
-        )
+    head, embedding = (model.get_submodule(path) for path in (vocabulary.head, vocabulary.embedding))
+    hessian = _last_hidden_gram(model, windows, bf16=bf16).damped(where=vocabulary.head)
+    identity = torch.eye(vocabulary.columns, device=hessian.device)
+    if vocabulary.tied:
+        hessian = hessian / hessian.diagonal().mean() + EMBEDDING_SHARE * identity
+    rounded = {vocabulary.head: _round_rows(head.weight, hessian, group_size)}
+    rounded[vocabulary.embedding] = (
+        rounded[vocabulary.head] if vocabulary.tied else _round_rows(embedding.weight, identity, group_size)
+    )
     return rounded
 
 
-def _last_hidden_gram(model: Any, windows: Sequence[Tensor], batch: int) -> Gram:
+@torch.no_grad()
+def _last_hidden_gram(model: Any, windows: Sequence[Tensor], *, bf16: bool) -> Gram:
     gram = Gram()
     device = next(model.parameters()).device
-    for start in range(0, len(windows), batch):
-        ids = torch.stack(list(windows[start : start + batch])).to(device)
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1).float()
-        with torch.autocast(device.type, enabled=False):
-            gram.add_product(hidden.T @ hidden, tokens=len(hidden))
+    for start in range(0, len(windows), BATCH):
+        ids = torch.stack(list(windows[start : start + BATCH])).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1).float()
+        gram.add_product(hidden.T @ hidden, tokens=len(hidden))
     return gram
 
 
-def _round_rows(weight: Any, hessian: Tensor, group_size: int, passes: int) -> Rounded:
+def _round_rows(weight: Any, hessian: Tensor, group_size: int) -> Rounded:
     parts = []
     for rows in weight.detach().split(BLOCK_ROWS):
-        part = round_matrix(rows, hessian, group_size=group_size, passes=passes)
+        part = round_matrix(rows, hessian, group_size=group_size, passes=PASSES)
         rows.copy_(part.weight)
         parts.append(part)
     codes, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scales"))

@@ -4,6 +4,7 @@
 - frozen_linear: a linear layer whose weights are frozen, and of which a prefix of rows and columns is active
 - elastic_linear: such a layer without an adapter, beside a width that is cut
 - elastic_lora: such a layer with the adapter, masked or plain; what a merge must equal
+- weight_grid, grid_file: integers that a masked adapter is trained on, and merged into
 - mask: which weights pruning kept
 - super_network: a model with all of these, set to one choice at a time
 - reordering: channels sorted by importance, so that a prefix keeps what matters

@@ -3,6 +3,8 @@
     masked   y = (W + (s B_r A_r) ∘ M) x     one product with the merged weight: merging is bit-exact, every zero stays
     plain    y = W x + s B_r (A_r x)         stock LoRA: exact as a separate adapter, dense when merged
 
+The merged weight of the masked form may be rounded to a grid of integers (`shearling.elastic.weight_grid`).
+
 A_r = A[:r, :], B_r = B[:, :r], s = lora_alpha / r_max for every rank r. The masked form is SparsePEFT (SQFT, section 3)
 with the sum taken before the product; the rank is state of the module, never drawn inside the forward, so recomputation
 under gradient checkpointing sees the same sub-network.
@@ -18,11 +20,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shearling.elastic.frozen_linear import FrozenLinear
+from shearling.elastic.weight_grid import LayerGrid
 from shearling.errors import NonFiniteWeights, ShapeMismatch
 
 
 def effective_weight(
-    weight: Tensor, lora_a: Tensor, lora_b: Tensor, *, scaling: float, mask: Tensor | None = None
+    weight: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    grid: LayerGrid | None = None,
 ) -> Tensor:
     """The weight that a sub-adapter makes of a frozen weight.
 
@@ -36,6 +45,7 @@ def effective_weight(
         lora_b: [out, rank], float32.
         scaling: lora_alpha / r_max, dimensionless.
         mask: [out, in] bool, True = kept; None leaves the update dense.
+        grid: what W' is rounded to, where it is.
 
     Returns:
         [out, in] float32.
@@ -54,7 +64,8 @@ def effective_weight(
     delta.mul_(scaling)
     if mask is not None:
         delta.mul_(_numeric(mask, delta.dtype))
-    return delta.add_(weight)
+    delta.add_(weight)
+    return delta if grid is None else grid.snap(delta)
 
 
 def _numeric(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,6 +84,8 @@ class _MaskedLinear(torch.autograd.Function):
     Autograd would keep B A, its masked product and the sum, each as large as W; here the sum alone is kept, for dL/dx.
 
     With G = (dL/dyᵀ x) ∘ M:  dL/dB = s G Aᵀ,  dL/dA = s Bᵀ G,  dL/dx = dL/dy (W + (s B A) ∘ M).
+
+    On a grid the sum is rounded first, and its gradient is taken for that of the sum: straight through.
     """
 
     @staticmethod
@@ -85,9 +98,10 @@ class _MaskedLinear(torch.autograd.Function):
         lora_b: Tensor,
         mask: Tensor,
         scaling: float,
+        grid: LayerGrid | None,
     ) -> Tensor:
         # The sum is taken in float32 and rounded once: in bfloat16 a small update would vanish beside a large weight.
-        merged = effective_weight(weight, lora_a, lora_b, scaling=scaling, mask=mask).to(x.dtype)
+        merged = effective_weight(weight, lora_a, lora_b, scaling=scaling, mask=mask, grid=grid).to(x.dtype)
         # The merged weight is kept, not made again in the backward: memory, which preflight counts, for one product.
         ctx.save_for_backward(x, merged, lora_a, lora_b, mask)
         ctx.scaling = scaling
@@ -107,7 +121,7 @@ class _MaskedLinear(torch.autograd.Function):
             grad_weight.mul_(_numeric(mask, grad_weight.dtype))
             grad_a = (lora_b.to(x.dtype).T @ grad_weight).to(lora_a.dtype).mul_(ctx.scaling)
             grad_b = (grad_weight @ lora_a.to(x.dtype).T).to(lora_b.dtype).mul_(ctx.scaling)
-        return grad_x, None, None, grad_a, grad_b, None, None
+        return grad_x, None, None, grad_a, grad_b, None, None, None
 
 
 class ActiveParts(NamedTuple):
@@ -129,6 +143,7 @@ class ElasticLoraLinear(FrozenLinear):
         scaling: lora_alpha / r_max.
         scales_by_rank: the scaling of a smaller rank is lora_alpha / rank instead.
         mask: [out, in] bool for the masked form; None for the plain form.
+        grid: of the merged weight, in the masked form; its layers have whole sides.
         dropout: on the adapter's input while training, plain form only.
         generator: draws the initial A; B starts at zero, so that every rank starts as the base.
 
@@ -143,6 +158,7 @@ class ElasticLoraLinear(FrozenLinear):
         r_max: int,
         scaling: float,
         mask: Tensor | None,
+        grid: LayerGrid | None = None,
         scales_by_rank: bool = False,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
@@ -157,11 +173,19 @@ class ElasticLoraLinear(FrozenLinear):
         self.dropout = nn.Dropout(dropout)
         self.mask: Tensor | None
         self.register_buffer("mask", mask, persistent=False)
+        self.grid_scales: Tensor | None
+        self.register_buffer("grid_scales", None if grid is None else grid.scales, persistent=False)
+        self._grid_bits = 0 if grid is None else grid.bits
         self.lora_a = nn.Parameter(torch.empty(r_max, base.in_features, device=base.weight.device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, r_max, device=base.weight.device))
         # kaiming_uniform with a = sqrt(5), as PEFT initialises
         bound = 1 / math.sqrt(base.in_features)
         nn.init.uniform_(self.lora_a, -bound, bound, generator=generator)
+
+    @property
+    def grid(self) -> LayerGrid | None:
+        """See the class."""
+        return None if self.grid_scales is None else LayerGrid(self.grid_scales, self._grid_bits)
 
     def activate(self, rank: int) -> None:
         """Use the first `rank` rows of A and columns of B from now on.
@@ -188,14 +212,16 @@ class ElasticLoraLinear(FrozenLinear):
         )
 
     def merged_weight(self) -> Tensor:
-        """[out, in] float32, the weight of the active sub-adapter; masked in the masked form.
+        """[out, in] float32, the weight of the active sub-adapter; masked in the masked form, and on its grid.
 
         Raises:
             NonFiniteWeights: the adapter holds NaN or infinity.
         """
         parts = self.active_parts()
         with torch.no_grad():
-            merged = effective_weight(parts.weight, parts.lora_a, parts.lora_b, scaling=self.scaling, mask=parts.mask)
+            merged = effective_weight(
+                parts.weight, parts.lora_a, parts.lora_b, scaling=self.scaling, mask=parts.mask, grid=self.grid
+            )
         if not torch.isfinite(merged).all():
             raise NonFiniteWeights("the merged weight holds NaN or infinity")
         return merged
@@ -224,7 +250,7 @@ class ElasticLoraLinear(FrozenLinear):
             x = x.to(torch.get_autocast_dtype(device))
         # Autocast would round A and B before their product; here only the finished weight is rounded.
         with torch.autocast(device, enabled=False):
-            y: Tensor = _MaskedLinear.apply(x, weight, bias, lora_a, lora_b, mask, self.scaling)
+            y: Tensor = _MaskedLinear.apply(x, weight, bias, lora_a, lora_b, mask, self.scaling, self.grid)
             return y
 
     def extra_repr(self) -> str:

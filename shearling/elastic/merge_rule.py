@@ -22,16 +22,33 @@ class MergeRule(Document):
     reason: str
 
 
-def merge_rule(*, masked_training: bool, sparse: bool) -> MergeRule:
+def merge_rule(*, masked_training: bool, sparse: bool, grid_bits: int | None = None) -> MergeRule:
     """What an adapter may be merged into, by how it was trained.
 
     An update trained under the mask has no exact low-rank form, one trained without it no exact sparse form.
+
+    Args:
+        masked_training: under the mask.
+        sparse: the frozen model is pruned.
+        grid_bits: of the integers that the weights were trained on; None where they were not.
     """
+    if masked_training and grid_bits is not None:
+        return MergeRule(
+            allowed=("masked",),
+            default="masked",
+            reason=f"trained under the mask on integers of {grid_bits} bits: exact only when merged into them",
+        )
     if masked_training:
         return MergeRule(
             allowed=("masked",),
             default="masked",
             reason="trained under the mask: exact only when merged under the mask",
+        )
+    if grid_bits is not None:
+        return MergeRule(
+            allowed=("separate", "dense"),
+            default="separate",
+            reason=f"trained beside integers of {grid_bits} bits: exact beside them, or dense, which is off their grid",
         )
     if not sparse:
         return MergeRule(

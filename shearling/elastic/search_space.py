@@ -32,6 +32,12 @@ Choice = Mapping[str, int]
 Kind = Literal["rank", "width"]
 
 
+class GridSpec(Document):
+    """The integers that the weights are trained on; see `shearling.elastic.weight_grid`."""
+
+    bits: Literal[4, 8]
+
+
 class AdapterSpec(Document):
     """The super-adapter that the space cuts from.
 
@@ -42,6 +48,7 @@ class AdapterSpec(Document):
         dropout: on the adapter's input while training; 0 where training is masked.
         masked_training: the update was multiplied by the sparsity mask while training (SparsePEFT, SQFT section 3).
         target_modules: last path component of every adapted module.
+        grid: None where weights are trained as floating-point numbers.
     """
 
     r_max: int = pydantic.Field(ge=1)
@@ -50,6 +57,7 @@ class AdapterSpec(Document):
     scaling: Literal["alpha_over_r_max", "alpha_over_rank"] = "alpha_over_r_max"
     masked_training: bool
     target_modules: tuple[str, ...] = pydantic.Field(min_length=1)
+    grid: GridSpec | None = None
 
 
 class RankTemplate(Document):

@@ -16,6 +16,7 @@ import pydantic
 
 import shearling
 from shearling.artefact import Artefact, open_artefact, sha256_file, utc_now
+from shearling.elastic.grid_file import GRID_FILE
 from shearling.elastic.mask import MASK_FILE, PACKING
 from shearling.elastic.merge_rule import MergeRule, merge_rule
 from shearling.elastic.reordering import REORDERING_FILE
@@ -109,6 +110,14 @@ class PermutationReference(Document):
     method: str
 
 
+class GridReference(Document):
+    """The grid of integers that the weights were trained on."""
+
+    file: str
+    sha256: Sha256
+    bits: int
+
+
 class Comparison(Document):
     """With the largest sub-network, on the same rows.
 
@@ -195,6 +204,7 @@ class Subnet(Document):
     ranks: dict[str, int]
     widths: dict[str, int] = pydantic.Field(default_factory=dict)
     permutation: PermutationReference | None = None
+    grid: GridReference | None = None
     metrics: Metrics | None
     provenance: Provenance | None
     merge: MergeRule
@@ -285,9 +295,10 @@ def describe_subnet(
         ranks=space.ranks(choice),
         widths=space.widths(choice),
         permutation=_permutation(adapter, location),
+        grid=_grid(adapter, space, location),
         metrics=metrics,
         provenance=provenance,
-        merge=merge_rule(masked_training=space.adapter.masked_training, sparse=sparsity is not None),
+        merge=_merge_rule(space, sparse=sparsity is not None),
     )
 
 
@@ -307,6 +318,20 @@ def _permutation(adapter: Artefact, location: Path) -> PermutationReference | No
     method = str(adapter.manifest.details["reorder"])
     return PermutationReference(
         file=_relative(adapter.path / REORDERING_FILE, location), sha256=entry.sha256, method=method
+    )
+
+
+def _grid(adapter: Artefact, space: SearchSpace, location: Path) -> GridReference | None:
+    entry, spec = adapter.manifest.files.get(GRID_FILE), space.adapter.grid
+    if entry is None or spec is None:
+        return None
+    return GridReference(file=_relative(adapter.path / GRID_FILE, location), sha256=entry.sha256, bits=spec.bits)
+
+
+def _merge_rule(space: SearchSpace, *, sparse: bool) -> MergeRule:
+    grid = space.adapter.grid
+    return merge_rule(
+        masked_training=space.adapter.masked_training, sparse=sparse, grid_bits=None if grid is None else grid.bits
     )
 
 
@@ -336,6 +361,9 @@ def open_subnet(path: Path) -> OpenSubnet:
     )
     _same(adapter.manifest.parents.get(subnet.base.kind), frozen.sha256, "base that the adapter was trained on", path)
     _check_permutation(subnet, adapter, here, where=path)
+    if subnet.grid is not None:
+        found = _digest_in(adapter, here / subnet.grid.file, GRID_FILE, where=path)
+        _same(found, subnet.grid.sha256, "grid of the weights", path)
     space_file = adapter.path / SEARCH_SPACE_FILE
     _same(_listed(adapter, SEARCH_SPACE_FILE), subnet.search_space_sha256, "search space", path)
     if (subnet.sparsity is None) != (subnet.base.kind == "base"):
@@ -389,10 +417,8 @@ def _check_against_space(subnet: Subnet, space: SearchSpace, *, where: Path) -> 
         "adapter.target_modules": (subnet.adapter.target_modules, space.adapter.target_modules),
         "base.model_type": (subnet.base.model_type, space.model_type),
         "base.num_layers": (subnet.base.num_layers, space.num_layers),
-        "merge": (
-            subnet.merge,
-            merge_rule(masked_training=space.adapter.masked_training, sparse=subnet.sparsity is not None),
-        ),
+        "grid.bits": (subnet.grid and subnet.grid.bits, space.adapter.grid and space.adapter.grid.bits),
+        "merge": (subnet.merge, _merge_rule(space, sparse=subnet.sparsity is not None)),
     }
     for field, (found, wanted) in expected.items():
         if found != wanted:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import Artefact, open_artefact
+from shearling.elastic.grid_file import GRID_FILE, WeightGrids, apply_grids, load_grids
 from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.elastic.reordering import REORDERING_FILE, apply_reordering, load_reordering
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, Choice, Group, SearchSpace, read_search_space
@@ -43,6 +44,7 @@ class SuperNetwork:
         layers: the adapted layers by module path.
         unadapted: layers without an adapter that produce or consume an elastic width.
         masks: of the pruned modules, in the order of this model's channels; None where nothing was pruned.
+        grids: of the linear layers, where the weights are trained on a grid of integers.
         head: what a classifier has beyond its pretrained body; it trains with the adapters, and is stored with them.
     """
 
@@ -52,6 +54,7 @@ class SuperNetwork:
     layers: dict[str, ElasticLoraLinear]
     unadapted: dict[str, ElasticLinear] = field(default_factory=dict)
     masks: Masks | None = None
+    grids: WeightGrids | None = None
     head: dict[str, Parameter] = field(default_factory=dict)
 
     def activate(self, choice: Choice) -> None:
@@ -129,6 +132,7 @@ def build_super_network(
     space: SearchSpace,
     masks: Masks | None,
     *,
+    grids: WeightGrids | None = None,
     generator: torch.Generator | None = None,
 ) -> SuperNetwork:
     """Put elastic adapters into a frozen model, in place.
@@ -138,53 +142,61 @@ def build_super_network(
         tokenizer: kept beside it.
         space: names the modules and the ranks.
         masks: module path -> mask; needed where `space.adapter.masked_training`.
+        grids: of its linear layers; needed where the space has a grid. Its frozen weights are put onto them.
         generator: draws the initial A matrices, module by module in group order.
 
     Raises:
-        ArtefactMismatch: the space names a module that is not a linear layer of this model, or one without a mask.
+        ArtefactMismatch: the space names a module that is not a linear layer of this model, or one without a mask or a
+            grid.
     """
     from torch import nn
 
     from shearling.elastic.elastic_linear import ElasticLinear
     from shearling.elastic.elastic_lora import ElasticLoraLinear
+    from shearling.elastic.weight_grid import LayerGrid
 
     model.requires_grad_(False)
+    masked = space.adapter.masked_training
+    if (grids is None) != (space.adapter.grid is None):
+        raise ArtefactMismatch("the search space and the super-adapter disagree on whether there is a grid")
+    if grids is not None:
+        adapted = {path for group in space.groups for path in group.modules}
+        apply_grids(model, grids, trained=adapted if masked else ())
     modules = dict(model.named_modules())
     for group in space.width_groups:
         _check_widths(group, modules)
     layers: dict[str, ElasticLoraLinear] = {}
-    for group in space.groups:
-        if group.kind == "width":
-            continue
-        for path in group.modules:
-            base = modules.get(path)
-            if not isinstance(base, nn.Linear):
-                raise ArtefactMismatch(
-                    "the search space names a module that is not a linear layer of this model", where=path
-                )
-            mask = None
-            if space.adapter.masked_training:
-                if masks is None or path not in masks:
-                    raise ArtefactMismatch("masked training needs a mask for every adapted module", where=path)
-                mask = masks[path]
-            layer = ElasticLoraLinear(
-                base,
-                r_max=space.adapter.r_max,
-                scaling=space.scaling,
-                scales_by_rank=space.scales_by_rank,
-                mask=mask,
-                dropout=space.adapter.dropout,
-                generator=generator,
+    for path in (path for group in space.groups if group.kind == "rank" for path in group.modules):
+        base = modules.get(path)
+        if not isinstance(base, nn.Linear):
+            raise ArtefactMismatch(
+                "the search space names a module that is not a linear layer of this model", where=path
             )
-            model.set_submodule(path, layer)
-            layers[path] = layer
+        rounded = grids.matrices.get(path) if grids is not None and masked else None
+        layers[path] = ElasticLoraLinear(
+            base,
+            r_max=space.adapter.r_max,
+            scaling=space.scaling,
+            scales_by_rank=space.scales_by_rank,
+            mask=_mask_of(path, masks) if masked else None,
+            grid=None if rounded is None else LayerGrid(rounded.scales, rounded.bits),
+            dropout=space.adapter.dropout,
+            generator=generator,
+        )
+        model.set_submodule(path, layers[path])
     unadapted = {path: ElasticLinear(modules[path]) for path in space.cuts(space.maximal()) if path not in layers}
     for path, plain in unadapted.items():
         model.set_submodule(path, plain)
     head = head_parameters(model)
     for parameter in head.values():
         parameter.requires_grad_(True)
-    return SuperNetwork(model, tokenizer, space, layers, unadapted, masks, head)
+    return SuperNetwork(model, tokenizer, space, layers, unadapted, masks, grids, head)
+
+
+def _mask_of(path: str, masks: Masks | None) -> Tensor:
+    if masks is None or path not in masks:
+        raise ArtefactMismatch("masked training needs a mask for every adapted module", where=path)
+    return masks[path]
 
 
 def _check_widths(group: Group, modules: dict[str, nn.Module]) -> None:
@@ -218,7 +230,8 @@ def assemble_super_network(frozen: Artefact, adapter: Artefact, space: SearchSpa
     if REORDERING_FILE in adapter.manifest.files:
         reordering = load_reordering(adapter.path / REORDERING_FILE, base=frozen.path)
         masks = apply_reordering(model, masks, space, reordering)
-    network = build_super_network(model, load_tokenizer(frozen.path), space, masks)
+    grids = load_grids(adapter.path / GRID_FILE, base=frozen.path) if GRID_FILE in adapter.manifest.files else None
+    network = build_super_network(model, load_tokenizer(frozen.path), space, masks, grids=grids)
     file = adapter.path / ADAPTER_FILE
     network.load_adapter_state(read_adapter_file(file), where=file)
     model.eval()

@@ -16,6 +16,7 @@ import pydantic
 from shearling.errors import ArtefactMissing, RecipeInvalid
 from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.model import ModelSection
+from shearling.recipe.quantization import QuantizationSection
 from shearling.recipe.search import SearchSection
 from shearling.recipe.section import Section
 from shearling.recipe.sparsity import SparsitySection
@@ -38,6 +39,7 @@ class Recipe(Section):
     model: ModelSection
     task: TaskSection
     sparsity: SparsitySection | None = None
+    quantization: QuantizationSection | None = None
     adapter: AdapterSection | None = None
     width: WidthSection | None = None
     train: TrainSection | None = None
@@ -61,6 +63,10 @@ class Recipe(Section):
             raise ValueError("nothing to do: give [sparsity], or [adapter] with [train]")
         if self.adapter is not None and self.adapter.masked and self.sparsity is None:
             raise ValueError("masked training needs [sparsity]; for a dense base set masked = false")
+        if self.quantization is not None and self.adapter is None:
+            raise ValueError("[quantization] needs [adapter] and [train]; python -m export rounds a finished model")
+        if self.quantization is not None and self.width is not None:
+            raise ValueError("[quantization] and [width] exclude each other: a cut width would cut groups of the grid")
         return self
 
 

@@ -128,6 +128,28 @@ def llama_tied_gqa() -> PreTrainedModel:
     )
 
 
+def wide_model(hidden: int = 64, inner: int = 96, *, tied: bool = True) -> PreTrainedModel:
+    """Wide enough for groups of 32, with half of its weights zeros."""
+    torch.manual_seed(4)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        pad_token_id=0,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for linear in find_layers(model).linears().values():
+            linear.weight.mul_(torch.rand(linear.weight.shape) > 0.5)
+    return model
+
+
 def mistral() -> PreTrainedModel:
     """With a sliding window shorter than the context."""
     return _build(

@@ -47,6 +47,7 @@ def write_tiny_recipe(
     rows: int = 80,
     task: dict[str, object] | None = None,
     sparsity: dict[str, object] | None = None,
+    quantization: dict[str, object] | None = None,
     train: dict[str, object] | None = None,
     width: dict[str, object] | None = None,
     search: dict[str, object] | None = None,
@@ -98,6 +99,7 @@ test = 0.2
 {_lines(pruning) if sparse else ""}
 {"[sparsity.calibration]" if sparse else ""}
 {_lines({"samples": 4, "seq_len": 16}) if sparse else ""}
+{_quantization(quantization) if quantization else ""}
 [adapter]
 r = {RANKS[0]}
 lora_alpha = {ALPHA}
@@ -112,6 +114,10 @@ masked = {json.dumps(masked)}
 {_lines(search or {})}"""
     )
     return recipe
+
+
+def _quantization(section: dict[str, object]) -> str:
+    return f"[quantization]\n{_lines(section)}\n[quantization.calibration]\nsamples = 8\nseq_len = 32\n"
 
 
 def tiny_recipe(directory: Path, **options: object) -> Recipe:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpace, WidthTemplate
+from shearling.elastic.search_space import AdapterSpec, GridSpec, RankTemplate, SearchSpace, WidthTemplate
 from shearling.errors import RecipeInvalid
 from shearling.model.layers import TransformerLayers
 from shearling.recipe.adapter import AdapterSection
+from shearling.recipe.quantization import QuantizationSection
 
 
 def build_search_space(
-    adapter: AdapterSection, transformer: TransformerLayers, *, model_type: str, widths: tuple[WidthTemplate, ...] = ()
+    adapter: AdapterSection,
+    transformer: TransformerLayers,
+    *,
+    model_type: str,
+    widths: tuple[WidthTemplate, ...] = (),
+    quantization: QuantizationSection | None = None,
 ) -> SearchSpace:
     """Resolve module names and expand the groups over all layers.
 
@@ -18,6 +24,7 @@ def build_search_space(
         transformer: of the model.
         model_type: of its configuration.
         widths: what else is elastic; see `train.super_adapter.width_space`.
+        quantization: the [quantization] section, where the weights are trained on a grid.
 
     Raises:
         RecipeInvalid: a name fits no linear module of a layer, or several, or is in two groups; ranks do not descend
@@ -57,6 +64,7 @@ def build_search_space(
             scaling="alpha_over_rank" if adapter.scaling == "rank" else "alpha_over_r_max",
             masked_training=adapter.masked,
             target_modules=targets,
+            grid=None if quantization is None else GridSpec(bits=quantization.bits),
         ),
         templates=(*templates, *widths),
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import Artefact, unfinished_artefact, write_artefact
 from shearling.console import log, progress
+from shearling.elastic.grid_file import GRID_FILE, save_grids
 from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.elastic.reordering import REORDERING_FILE, Reordering, apply_reordering, save_reordering
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace
@@ -29,6 +30,7 @@ from train.super_adapter import processes
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.attention import use_fast_attention
 from train.super_adapter.choice_sampler import RankSampler
+from train.super_adapter.grid import find_grids, grid_inputs
 from train.super_adapter.importance import find_reordering
 from train.super_adapter.interruption import deferred_interruption
 from train.super_adapter.teacher import load_teacher, teacher_digest
@@ -89,7 +91,7 @@ def train_super_adapter(
     """
     if recipe.train is None:
         raise ValueError("the recipe has no [train]")
-    inputs = recipe_inputs(recipe) | teacher_inputs(recipe.train, base)
+    inputs = recipe_inputs(recipe) | teacher_inputs(recipe.train, base) | grid_inputs(recipe.quantization)
     training = Training(
         frozen=frozen,
         task=task,
@@ -158,6 +160,7 @@ def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
     sections = {
         "task": recipe.task,
         "sparsity": recipe.sparsity,
+        "quantization": recipe.quantization,
         "adapter": recipe.adapter,
         "width": recipe.width,
         "train": recipe.train,
@@ -204,21 +207,25 @@ def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[Su
         masks = load_masks(frozen.path / MASK_FILE)
         check_masked_zeros(model, masks)
     widths = width_templates(recipe.width, model.config)
-    space = build_search_space(adapter, find_layers(model), model_type=model.config.model_type, widths=widths)
+    quantization = recipe.quantization
+    space = build_search_space(
+        adapter, find_layers(model), model_type=model.config.model_type, widths=widths, quantization=quantization
+    )
     log.print(
         f"search space: {len(space.groups)} groups, {space.size:.2g} sub-networks, "
         f"{'masked' if adapter.masked else 'plain'} adapters"
     )
-    reordering = None
+    rows = read_rows(task.path, "train")
+    reordering, grids = None, None
+    if quantization is not None:
+        grids = find_grids(model, tokenizer, quantization, frozen=frozen, rows=rows, seed=recipe.seed)
     if recipe.width is not None and recipe.width.reorder != "none":
-        rows = read_rows(task.path, "train")
         reordering = find_reordering(
             model, space, recipe.width, frozen=frozen, rows=rows, tokenizer=tokenizer, seed=recipe.seed
         )
         masks = apply_reordering(model, masks, space, reordering)
-    return build_super_network(
-        model, tokenizer, space, masks, generator=torch.Generator().manual_seed(recipe.seed)
-    ), reordering
+    generator = torch.Generator().manual_seed(recipe.seed)
+    return build_super_network(model, tokenizer, space, masks, grids=grids, generator=generator), reordering
 
 
 def _fit(
@@ -315,5 +322,7 @@ def _write(network: SuperNetwork, frozen: Artefact, directory: Path, history: li
         inference_mode=True,
     )
     config.save_pretrained(str(directory))
+    if network.grids is not None:
+        save_grids(directory / GRID_FILE, network.grids)
     write_document(directory / SEARCH_SPACE_FILE, network.space)
     (directory / LOG_FILE).write_text("".join(f"{json.dumps(entry)}\n" for entry in history))

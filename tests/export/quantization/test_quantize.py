@@ -10,7 +10,7 @@ import openvino
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from export.formats.onnx import onnx_logits, write_onnx
 from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits, write_openvino
@@ -27,7 +27,7 @@ from shearling.kernel.packed_format import Matrix
 from shearling.model.layers import find_layers
 from tests.support.exported_files import stored_as
 from tests.support.packing_cases import BLOCKS
-from tests.support.tiny_models import CORPUS, VOCABULARY, bert, tiny_tokenizer
+from tests.support.tiny_models import CORPUS, bert, tiny_tokenizer, wide_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -41,28 +41,6 @@ def text(tmp_path_factory) -> CalibrationText:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(" ".join(CORPUS * 40))
     return CalibrationText((str(path),), None)
-
-
-def wide_model(hidden: int = 64, inner: int = 96, *, tied: bool = True) -> PreTrainedModel:
-    """Wide enough for groups of 32, with half of its weights zeros."""
-    torch.manual_seed(4)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-        pad_token_id=0,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for linear in find_layers(model).linears().values():
-            linear.weight.mul_(torch.rand(linear.weight.shape) > 0.5)
-    return model
 
 
 def plan(

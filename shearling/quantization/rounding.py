@@ -1,4 +1,4 @@
-"""A matrix rounded to four bits so that what its layer computes changes least.
+"""A matrix rounded to integers of four or eight bits so that what its layer computes changes least.
 
 Scales are shared by groups of columns, zeros stay zeros, and the error is that of the layer's outputs on calibration
 text, tr((W - V) H (W - V)ᵀ) with H = XᵀX. Three steps, each on all rows at once:
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEAST, MOST = -8, 7
-"""Integers of four bits; the scale of a group may be negative, so that either end can be the longer one."""
+LIMITS = {4: (-8, 7), 8: (-127, 127)}
+"""By bits, the least and the most integer. The scale of a group may be negative, so that either end of four bits can be
+the longer one."""
 
 SHRINKAGES = 12
 SMALLEST_SHRINKAGE, LARGEST_SHRINKAGE = 0.6, 1.0
@@ -34,17 +35,19 @@ BLOCK_COLUMNS = 128
 
 @dataclass
 class Rounded:
-    """A matrix on a four-bit grid, V = codes * scales.
+    """A matrix on a grid, V = codes * scales.
 
     Attributes:
-        codes: [out, in] float32, whole numbers in -8..7.
+        codes: [out, in] float32, whole numbers within `LIMITS`.
         scales: [out, groups] float32, numbers of float16, none of them zero.
         group_size: columns that share a scale.
+        bits: of an integer.
     """
 
     codes: Tensor
     scales: Tensor
     group_size: int
+    bits: int = 4
 
     @property
     def weight(self) -> Tensor:
@@ -52,7 +55,7 @@ class Rounded:
         return self.codes * self.scales.repeat_interleave(self.group_size, dim=1)
 
 
-def round_matrix(weight: Tensor, hessian: Tensor, *, group_size: int, passes: int) -> Rounded:
+def round_matrix(weight: Tensor, hessian: Tensor, *, group_size: int, passes: int, bits: int = 4) -> Rounded:
     """Round a matrix; see the module.
 
     Args:
@@ -60,9 +63,10 @@ def round_matrix(weight: Tensor, hessian: Tensor, *, group_size: int, passes: in
         hessian: [in, in] float32, positive definite, such as `Gram.damped` gives.
         group_size: divides `in`.
         passes: of refit and descend.
+        bits: of an integer.
     """
     kept = weight != 0
-    rounded = compensate(weight, kept, hessian, group_size=group_size)
+    rounded = compensate(weight, kept, hessian, group_size=group_size, bits=bits)
     # Half the gradient of the error by V; each step keeps it up to date.
     slope = (rounded.weight - weight) @ hessian
     for _ in range(passes):
@@ -71,31 +75,34 @@ def round_matrix(weight: Tensor, hessian: Tensor, *, group_size: int, passes: in
     return rounded
 
 
-def fit_scales(weight: Tensor, importance: Tensor) -> Tensor:
+def fit_scales(weight: Tensor, importance: Tensor, *, bits: int = 4) -> Tensor:
     """The scale of each row of a group that rounds it best.
 
     Args:
         weight: [out, columns of one group].
         importance: [columns], of a squared error.
+        bits: of an integer.
 
     Returns:
         [out] float32, numbers of float16; 1 where all weights are zero.
     """
     largest = weight.abs().amax(dim=1)
-    # The end that holds 8 steps serves the sign with the largest weight.
+    # The longer end serves the sign with the largest weight.
     sign = torch.where(weight.amax(dim=1) >= -weight.amin(dim=1), -1.0, 1.0)
-    full = sign * largest / -LEAST
+    full = sign * largest / -LIMITS[bits][0]
     best = torch.full_like(largest, torch.inf)
     chosen = full
     for share in torch.linspace(SMALLEST_SHRINKAGE, LARGEST_SHRINKAGE, SHRINKAGES, device=weight.device):
         scale = storable(full * share, otherwise=torch.ones_like(full))
-        error = ((_nearest(weight, scale[:, None]) * scale[:, None] - weight).square() * importance).sum(dim=1)
+        error = ((nearest(weight, scale[:, None], bits=bits) * scale[:, None] - weight).square() * importance).sum(
+            dim=1
+        )
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)
     return chosen
 
 
-def compensate(weight: Tensor, kept: Tensor, hessian: Tensor, *, group_size: int) -> Rounded:
+def compensate(weight: Tensor, kept: Tensor, hessian: Tensor, *, group_size: int, bits: int = 4) -> Rounded:
     """Round column after column, each by weights that have made up for all columns before it.
 
     Args:
@@ -103,6 +110,7 @@ def compensate(weight: Tensor, kept: Tensor, hessian: Tensor, *, group_size: int
         kept: [out, in] bool; elsewhere the integer is zero.
         hessian: [in, in] float32, positive definite.
         group_size: divides `in`.
+        bits: of an integer.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     factor = torch.linalg.cholesky(inverse, upper=True)
@@ -113,17 +121,17 @@ def compensate(weight: Tensor, kept: Tensor, hessian: Tensor, *, group_size: int
         end = start + group_size
         # By weights as they are now; those without a place in the grid say nothing of its step.
         group = updated[:, start:end] * kept[:, start:end]
-        scale = scales[:, start // group_size] = fit_scales(group, factor.diagonal()[start:end].pow(-2))
+        scale = scales[:, start // group_size] = fit_scales(group, factor.diagonal()[start:end].pow(-2), bits=bits)
         errors = torch.zeros_like(group)
         for column in range(start, end):
             wanted = updated[:, column]
-            code = _nearest(wanted, scale) * kept[:, column]
+            code = nearest(wanted, scale, bits=bits) * kept[:, column]
             codes[:, column] = code
             error = (wanted - code * scale) / factor[column, column]
             updated[:, column:end] -= error[:, None] * factor[column, column:end]
             errors[:, column - start] = error
         updated[:, end:] -= errors @ factor[start:end, end:]
-    return Rounded(codes, scales, group_size)
+    return Rounded(codes, scales, group_size, bits)
 
 
 def refit(rounded: Rounded, slope: Tensor, hessian: Tensor) -> None:
@@ -164,7 +172,8 @@ def descend(rounded: Rounded, slope: Tensor, kept: Tensor, hessian: Tensor) -> N
             inside = column - start
             scale = rounded.scales[:, column // rounded.group_size]
             old = rounded.codes[:, column]
-            code = _nearest(old * scale - local[:, inside] / hessian[column, column], scale) * kept[:, column]
+            wanted = old * scale - local[:, inside] / hessian[column, column]
+            code = nearest(wanted, scale, bits=rounded.bits) * kept[:, column]
             change = (code - old) * scale
             rounded.codes[:, column] = code
             changes[:, inside] = change
@@ -172,8 +181,15 @@ def descend(rounded: Rounded, slope: Tensor, kept: Tensor, hessian: Tensor) -> N
         slope += changes @ hessian[block]
 
 
-def _nearest(weight: Tensor, scale: Tensor) -> Tensor:
-    return (weight / scale).round().clamp_(LEAST, MOST)
+def nearest(weight: Tensor, scale: Tensor, *, bits: int) -> Tensor:
+    """The integer of each weight that is nearest to it, as whole numbers in float.
+
+    Args:
+        weight: of any shape.
+        scale: fits it, none zero.
+        bits: of an integer.
+    """
+    return (weight / scale).round_().clamp_(*LIMITS[bits])
 
 
 def storable(scale: Tensor, *, otherwise: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.quantization.rounding import (
-    LEAST,
-    MOST,
+from shearling.calibration.gram import layer_error
+from shearling.quantization.rounding import (
+    LIMITS,
     Rounded,
     compensate,
     descend,
@@ -19,7 +19,8 @@ from export.quantization.rounding import (
     round_matrix,
     storable,
 )
-from shearling.calibration.gram import layer_error
+
+LEAST, MOST = LIMITS[4]
 
 
 def layer(columns: int, *, out: int = 10, seed: int = 0, share: float = 0.5) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,70 @@
+"""The grid of integers that a super-adapter is trained on: the frozen model rounded once, on calibration text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from shearling.artefact import sha256_file
+from shearling.elastic.grid_file import WeightGrids
+from shearling.errors import RecipeInvalid
+from shearling.evaluation.precision import resolve_precision
+from shearling.evaluation.task import TaskRow
+from shearling.model.checkpoint import hash_weights
+from shearling.model.layers import find_layers
+from shearling.quantization.layerwise import SMALLEST_GROUP, narrowed_group, round_layers
+from shearling.recipe.quantization import QuantizationSection
+from train.sparsity.calibration import calibration_blocks, calibration_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shearling.artefact import Artefact
+
+
+def find_grids(
+    model: nn.Module,
+    tokenizer: Any,
+    section: QuantizationSection,
+    *,
+    frozen: Artefact,
+    rows: Sequence[TaskRow],
+    seed: int,
+) -> WeightGrids:
+    """Round every linear layer of a frozen model.
+
+    Args:
+        model: of the artefact; not modified, and a copy of it is held meanwhile.
+        tokenizer: of the model.
+        section: [quantization].
+        frozen: what the grids belong to.
+        rows: of the train split, for calibration.
+        seed: places the windows.
+
+    Raises:
+        RecipeInvalid: no group divides a layer's inputs, or the text is too short.
+    """
+    student = copy.deepcopy(model).requires_grad_(False).eval()
+    transformer = find_layers(student)
+    groups = {
+        path: linear.in_features if section.bits == 8 else narrowed_group(linear.in_features, section.group_size)
+        for path, linear in transformer.linears().items()
+    }
+    odd = next((path for path, size in groups.items() if not size), None)
+    if odd is not None:
+        raise RecipeInvalid(
+            f"no group of {SMALLEST_GROUP} columns or more divides the inputs of {odd}",
+            where="quantization.group_size",
+            remedy="Set bits = 8, which has one scale a row",
+        )
+    blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed, where="quantization.calibration")
+    bf16 = resolve_precision("auto") == "bf16"
+    layers = round_layers(student, transformer, blocks, groups, bits=section.bits, bf16=bf16)
+    return WeightGrids(section.bits, hash_weights(frozen.path), layers.matrices)
+
+
+def grid_inputs(section: QuantizationSection | None) -> dict[str, str]:
+    """What decides a grid beside the recipe and the task: the file that it is calibrated on."""
+    file = None if section is None else calibration_file(section.calibration)
+    return {} if file is None or not file.is_file() else {"quantization_text": sha256_file(file)}
