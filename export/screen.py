@@ -61,6 +61,8 @@ def _caption(report: ExportReport, artefact: Artefact) -> str:
         )
     if report.quantization is not None:
         lines.append(_quantization(report.quantization))
+    if report.trained_bits is not None:
+        lines.append(f"the weights were trained as integers of {report.trained_bits} bits")
     for name, packing in report.packings.items():
         share = packing.bytes_after / packing.bytes_before if packing.layers else 1
         operators = ", ".join(f"{count} {kind}" for kind, count in packing.operators.items())

@@ -25,6 +25,7 @@ class Arm:
         name: on the command line, and of its cells' files.
         title: in tables, at most 24 characters.
         sparsity: keys of [sparsity], the ratio and the pattern excepted; None leaves the model dense.
+        quantization: keys of [quantization]; None trains floating-point weights.
         adapter: keys of [adapter] that differ from the model's, the groups excepted.
         train: keys of [train] that differ from the model's.
         task: keys of [task] that differ from the task's.
@@ -36,6 +37,7 @@ class Arm:
     name: str
     title: str
     sparsity: Mapping[str, Any] | None
+    quantization: Mapping[str, Any] | None = None
     adapter: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     task: Mapping[str, Any] = field(default_factory=dict)
@@ -85,6 +87,24 @@ ARMS: Mapping[str, Arm] = {
             train={**TAUGHT, **SHARED},
             ranks="elastic",
         ),
+        Arm(
+            "elastic-int4",
+            "the same, on int4",
+            sparsity=HEALED,
+            quantization={"bits": 4},
+            adapter=BY_RANK,
+            train={**TAUGHT, **SHARED},
+            ranks="elastic",
+        ),
+        Arm(
+            "int4-apart",
+            "int4, adapter apart",
+            sparsity=HEALED,
+            quantization={"bits": 4},
+            adapter={**BY_RANK, "masked": False},
+            train={**TAUGHT, **SHARED},
+            ranks="elastic",
+        ),
         Arm("elastic-drawn", "the same, drawn apart", sparsity=HEALED, train=TAUGHT, ranks="elastic"),
         Arm("last", "LoRA, then healed", sparsity=HEALED, adapted_first=True, adapters=False),
         Arm(
@@ -99,9 +119,10 @@ ARMS: Mapping[str, Arm] = {
     )
 }
 """`dense-taught` gives the baseline the teacher of the arms that are taught. `wanda-apart` says what the mask costs:
-its adapters cannot be merged without losing zeros. `elastic` is what the shipped recipes do. `last` heals towards the
-adapted model on rows with their answers, and so goes over the task twice; `last-elastic` trains adapters on that, and
-goes over it three times."""
+its adapters cannot be merged without losing zeros. `wanda-apart`, `int4-apart`, `elastic` and `elastic-int4` are the
+four pipelines of SQFT: adapters beside sparse weights or beside sparse int4, and merged into either. `elastic` is what
+the shipped recipes do. `last` heals towards the adapted model on rows with their answers, and so goes over the task
+twice; `last-elastic` trains adapters on that, and goes over it three times."""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
 from benchmarks.quality.cell import ADAPTED_MODEL, Cell, CellDocument, SubnetFigures, SubnetName, cell_file
-from benchmarks.quality.general_text import GeneralText, bits_per_byte, held_back_text
+from benchmarks.quality.general_text import GeneralText, bits_per_byte, held_back_text, write_other_passages
 from export.merge import merge
+from export.quantization.settings import Quantization
+from export.quantization.text import TASK_ROWS
 from export.request import ExportRequest
 from export.stage import export_subnet
 from search.stage import BEST_FILE, search_by_recipe
@@ -235,7 +237,9 @@ def _measure(
         yield _figures(evaluator, network, text, subnet="heuristic", choice=space.heuristic())
         yield _figures(evaluator, network, text, subnet="searched", choice=choice, predicted=predicted)
         if space.adapter.masked_training and not network.head:
-            yield _packed_figures(evaluator, run, text)
+            if space.adapter.grid is None:
+                yield _packed_figures(evaluator, run, text, "packed")
+            yield _packed_figures(evaluator, run, text, "packed-int4", rounded=space.adapter.grid is None)
 
 
 def _figures(
@@ -254,13 +258,34 @@ def _figures(
     return _told(evaluation, subnet=subnet, bits=bits, predicted=predicted)
 
 
-def _packed_figures(evaluator: TaskEvaluator, run: Run, text: GeneralText) -> SubnetFigures:
-    """Of what would be served: the weights rounded, the zeros packed away, by the runtime itself."""
+def _packed_figures(
+    evaluator: TaskEvaluator,
+    run: Run,
+    text: GeneralText,
+    subnet: Literal["packed", "packed-int4"],
+    *,
+    rounded: bool = False,
+) -> SubnetFigures:
+    """Of what would be served: integers, the zeros packed away, by the runtime itself.
+
+    Args:
+        evaluator: of the test rows.
+        run: has a `best.json`.
+        text: for bits per byte.
+        subnet: says the number format.
+        rounded: on calibration text.
+    """
+    quantization = Quantization()
+    if rounded:
+        general = run.path / "general.jsonl"
+        write_other_passages(general)
+        quantization = Quantization("best", dataset=(TASK_ROWS, str(general)))
     request = ExportRequest(
         output=run.export,
         formats=("openvino",),
-        weight_format="int8",
+        weight_format="int8" if subnet == "packed" else "int4",
         sparse_kernels=("openvino",),
+        quantization=quantization,
         # The file itself is asked all test rows below.
         verify="off",
         force=True,
@@ -268,7 +293,7 @@ def _packed_figures(evaluator: TaskEvaluator, run: Run, text: GeneralText) -> Su
     directory = export_subnet(run.search / BEST_FILE, request).path / "openvino"
     compiled, tokenizer = compile_ir(directory / "openvino_model.xml"), load_tokenizer(directory)
     evaluation = evaluator.on_openvino(compiled, tokenizer)()
-    return _told(evaluation, subnet="packed", bits=bits_per_byte(OpenVINOScorer(compiled, tokenizer), text))
+    return _told(evaluation, subnet=subnet, bits=bits_per_byte(OpenVINOScorer(compiled, tokenizer), text))
 
 
 def _told(

@@ -21,11 +21,14 @@ from shearling.recipe.recipe import RECIPE_SCHEMA
 from shearling.strict_json import Document, read_document
 
 CELL_SCHEMA = "shearling.quality/1"
+GRID_SAMPLES, GRID_TOKENS = 64, 128
+"""Windows of the calibration text that a grid is settled on, and their tokens."""
 ADAPTED_MODEL = "adapted/model"
 """In a run: the dense model with a merged LoRA, which is then pruned."""
 
-SubnetName = Literal["largest", "heuristic", "searched", "packed"]
-"""packed: the one that was searched, merged and exported as int8 for the sparse kernel, in OpenVINO."""
+SubnetName = Literal["largest", "heuristic", "searched", "packed", "packed-int4"]
+"""packed: the one that was searched, merged and exported as int8 for the sparse kernel, in OpenVINO; packed-int4: as
+int4, tuned on the task's rows and a general text, or as it was trained where that was on integers."""
 
 
 class SubnetFigures(Document):
@@ -139,6 +142,9 @@ class Cell:
             recipe["model"] = {**named, "path": ADAPTED_MODEL}
         if arm.sparsity is not None and self.ratio is not None:
             recipe["sparsity"] = _layered({"calibration": dict(model.calibration), **self.ratio.section}, arm.sparsity)
+        if arm.quantization is not None:
+            text = {**model.calibration, "samples": GRID_SAMPLES, "seq_len": GRID_TOKENS}
+            recipe["quantization"] = _layered({"calibration": text}, arm.quantization)
         if arm.adapters:
             recipe |= self._training()
         return recipe

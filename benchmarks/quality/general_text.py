@@ -117,10 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.general_text", description=main.__doc__)
     parser.add_argument("--output", type=Path, required=True, help="the file, such as general.jsonl")
     options = parser.parse_args(arguments)
-    lines = [json.dumps({"text": passage}, ensure_ascii=False) for passage in other_passages()]
-    options.output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    log.print(f"{len(lines)} passages: {options.output}")
+    log.print(f"{write_other_passages(options.output)} passages: {options.output}")
     return 0
+
+
+def write_other_passages(path: Path) -> int:
+    """Write them, a key `text` a line; gives their number."""
+    lines = [json.dumps({"text": passage}, ensure_ascii=False) for passage in other_passages()]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return len(lines)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ Accuracy is in % of unseen rows, the mean over tasks and seeds. "vs dense" is th
 dense LoRA with the same tasks and seeds, in points, with its standard error over seeds. Bits per
 byte are those of held-back general text, before and after training. Minutes are those of a cell on
 the machine that measured it: import, pruning, training and search. "packed" is the sub-network that
-was found, as int8 with the sparse kernel in OpenVINO."""
+was found, as int8 with the sparse kernel in OpenVINO, "packed-int4" as int4."""
 
 
 def _model_title(model: str) -> str:

@@ -43,6 +43,8 @@ def _made(report: ExportReport) -> str:
         lines.append(
             f"- {made.matrices} matrices rounded on {', '.join(made.dataset)} ({made.preset}), the others in int8"
         )
+    if report.trained_bits is not None:
+        lines.append(f"- weights trained as integers of {report.trained_bits} bits; embeddings and head are apart")
     if report.narrowed:
         lines.append(
             f"- narrowed: {report.narrowed} linear layers; {report.parameters:,} weights, "

@@ -60,6 +60,7 @@ class ExportReport(Document):
         narrowed: number of linear layers whose output is narrower than in the base.
         weight_format: of the formats that take one; the others are float32.
         quantization: how int4 was made on calibration text; None where no text was seen.
+        trained_bits: of the integers that the weights were trained on; None where they were not.
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.
         kernels: directory -> what runs it, for each that has a choice.
         packings: directory -> what was packed there for the sparse kernel.
@@ -75,6 +76,7 @@ class ExportReport(Document):
     exact: bool
     weight_format: str
     quantization: QuantizationReport | None = None
+    trained_bits: int | None = None
     formats: tuple[str, ...]
     parameters: int
     macs_m: float
@@ -124,6 +126,7 @@ def build_report(
         exact=plan.merge is None or plan.merge.exact,
         weight_format=plan.request.weight_format,
         quantization=_describe_quantization(plan, quantized),
+        trained_bits=None if plan.merge is None else plan.merge.grid_bits,
         formats=tuple(item.planned.entry.name for item in written),
         parameters=sum(parameter.numel() for parameter in merged.subject.model.parameters()),
         macs_m=measure_model(merged.subject.model).macs(tokens=MACS_TOKENS) / 1e6,

@@ -12,9 +12,10 @@ from benchmarks.quality.cell import Cell, CellDocument, cross, read_cells, unfin
 from benchmarks.quality.general_text import GeneralText
 from benchmarks.quality.models import BenchmarkModel
 from benchmarks.quality.tasks import BenchmarkTask
+from shearling.model.checkpoint import save_model
 from shearling.run import Run
 from shearling.strict_json import read_json
-from tests.support.tiny_models import CORPUS, save_tiny
+from tests.support.tiny_models import CORPUS, save_tiny, tiny_tokenizer, wide_model
 from tests.support.tiny_runs import write_headlines
 
 pytestmark = pytest.mark.slow
@@ -23,15 +24,23 @@ ARMS = (
     Arm("dense", "dense", sparsity=None),
     Arm("fixed", "fixed", sparsity={"method": "magnitude"}),
     Arm("elastic", "elastic", sparsity={"method": "magnitude"}, ranks="elastic"),
+    Arm(
+        "grid",
+        "grid",
+        sparsity={"method": "magnitude"},
+        quantization={"calibration": {"samples": 4, "seq_len": 16}},
+        ranks="elastic",
+    ),
     Arm("last", "last", sparsity={"method": "magnitude"}, adapted_first=True, adapters=False),
 )
 
 
 def tiny_cells(directory: Path) -> dict[str, Cell]:
+    save_model(wide_model(), tiny_tokenizer(), directory / "source")
     model = BenchmarkModel(
         name="tiny",
         title="tiny",
-        section={"model_id": "tiny/llama", "path": str(save_tiny("llama_tied_gqa", directory / "source"))},
+        section={"model_id": "tiny/llama", "path": str(directory / "source")},
         calibration={"samples": 4, "seq_len": 16},
         adapter={"r": 4, "lora_alpha": 8},
         groups={"qkv": ("q_proj", "k_proj", "v_proj"), "down": ("down_proj",)},
@@ -56,6 +65,7 @@ def tiny_cells(directory: Path) -> dict[str, Cell]:
 def test_cells_are_carried_out_once_and_share_what_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = GeneralText(CORPUS)
     monkeypatch.setattr(carry_out, "held_back_text", lambda: text)
+    monkeypatch.setattr(general_text, "other_passages", lambda: CORPUS * 8)
     cells, output = tiny_cells(tmp_path), tmp_path / "out"
     elastic = cells["tiny-headlines-0-0.5-elastic"]
     fixed = cells["tiny-headlines-0-0.5-fixed"]
@@ -102,7 +112,12 @@ def _check_figures(documents: dict[str, CellDocument]) -> None:
         "heuristic",
         "searched",
         "packed",
+        "packed-int4",
     ]
+    assert [figures.subnet for figures in documents["grid"].subnets][2:] == ["searched", "packed-int4"]
+    # The integers were trained: what is served answers as what was searched, up to the head in int8.
+    searched, packed = documents["grid"].subnets[2:]
+    assert packed.bits_per_byte == pytest.approx(searched.bits_per_byte, rel=0.01)
     assert [figures.subnet for figures in documents["last"].subnets] == ["largest"]
     for arm, document in documents.items():
         assert document.sparsity == pytest.approx(0 if arm == "dense" else 0.5, abs=0.01)

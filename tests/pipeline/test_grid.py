@@ -145,10 +145,12 @@ def test_runtimes_compute_what_was_trained(trained: tuple[Run, str], exported: P
         assert max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True)) < limit * spread
 
 
-def test_the_merge_is_exact_and_every_zero_is_in_every_file(exported: Path) -> None:
+def test_the_merge_is_exact_and_every_zero_is_in_every_file(trained: tuple[Run, str], exported: Path) -> None:
+    bits = int(trained[1].removeprefix("int"))
     for kernel in ("stock", "sparse"):
         report = read_document(exported / kernel / "report.json", ExportReport)
-        assert (report.merge, report.exact) == ("masked", True)
+        assert (report.merge, report.exact, report.trained_bits) == ("masked", True, bits)
+        assert f"integers of {bits} bits" in (exported / kernel / "README.md").read_text()
         assert report.parity[0].parity.max_abs == 0.0
         assert report.zeros
         assert all(check.zeros == check.pruned > 0 for check in report.zeros)
