@@ -26,8 +26,8 @@ from shearling.elastic.search_space import Choice
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import SuperNetwork, load_super_network
 from shearling.errors import RecipeInvalid, ShearlingError
-from shearling.evaluation.causal_scorer import OpenVINOScorer
 from shearling.evaluation.evaluator import torch_scorer
+from shearling.evaluation.openvino_scorer import OpenVINOScorer
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskLocation
 from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from export.formats.export_format import Blocks, ExportSubject, Storage, UsageFacts
 from export.formats.onnx import (
+    MODEL_ONNX,
     OnnxDecoder,
     TracedModel,
-    open_session,
     quantizable,
     save_beside,
     store_graph,
@@ -25,6 +25,7 @@ from export.formats.onnx import (
 from export.formats.openvino import MODEL_XML, OpenVinoDecoder
 from export.packing.packing_report import PackingReport
 from export.verification.parity import Logits
+from shearling.kernel.onnx_runtime_extension import open_session
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.model.export_support import TASKS
 
@@ -152,7 +153,7 @@ def onnx_class_logits(directory: Path, blocks: Blocks) -> Logits:
     Raises:
         DeviceUnavailable: the runtime chose another provider.
     """
-    session = open_session(directory)
+    session = open_session(directory / MODEL_ONNX)
     inputs = {item.name for item in session.get_inputs()}
     return [session.run(["logits"], _feed(block, inputs))[0].astype(np.float32) for block in blocks]
 

@@ -34,9 +34,9 @@ from export.quantization.integer_graph import place_in_graph
 from export.quiet_conversion import quiet_conversion
 from export.verification.parity import Logits, cached_calls
 from export.verification.zeros import Zeros, read_onnx
-from shearling.errors import ArtefactCorrupt, DeviceUnavailable
+from shearling.errors import ArtefactCorrupt
 from shearling.kernel.build import build_onnx_runtime_library
-from shearling.kernel.onnx_runtime_extension import session_options_for
+from shearling.kernel.onnx_runtime_extension import open_session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +57,7 @@ SPARSE_USAGE = """\
 import onnxruntime
 from pathlib import Path
 
-from shearling.kernel.onnx_runtime_extension import session_options_for
+from shearling.kernel.onnx_runtime_extension import open_session
 
 path = Path("onnx/model.onnx")
 # or: python -m serve generate . --format onnx --prompt Hello
@@ -347,7 +347,7 @@ def onnx_logits(directory: Path, blocks: Blocks) -> Logits:
     Raises:
         DeviceUnavailable: the runtime chose another provider.
     """
-    session = open_session(directory)
+    session = open_session(directory / MODEL_ONNX)
     inputs = {item.name: item for item in session.get_inputs()}
     outputs = [item.name for item in session.get_outputs()]
     results = []
@@ -361,24 +361,6 @@ def onnx_logits(directory: Path, blocks: Blocks) -> Logits:
             parts.append(named["logits"][0].astype(np.float32))
         results.append(np.concatenate(parts))
     return results
-
-
-def open_session(directory: Path) -> Any:
-    """An exported graph on ONNX Runtime's CPU provider.
-
-    Args:
-        directory: holds `model.onnx`.
-
-    Raises:
-        DeviceUnavailable: the runtime chose another provider.
-    """
-    import onnxruntime
-
-    path = directory / MODEL_ONNX
-    session = onnxruntime.InferenceSession(str(path), session_options_for(path), providers=["CPUExecutionProvider"])
-    if session.get_providers() != ["CPUExecutionProvider"]:
-        raise DeviceUnavailable(f"ONNX Runtime uses {session.get_providers()}", where=directory)
-    return session
 
 
 def _empty_cache(item: Any) -> npt.NDArray[Any]:

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import abc
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import Tensor, nn
+from torch import Tensor
 
 from shearling.errors import ModelUnsupported, NonFiniteWeights, UsageError
 from shearling.evaluation.answer_tokens import TextEncoder, split_answer
@@ -297,156 +295,3 @@ def batch_rows(
         first, length = joined_first, joined_length
     if batch:
         yield batch
-
-
-class TorchScorer(CausalScorer):
-    """A Hugging Face decoder, or a super-network with one sub-network active.
-
-    Args:
-        model: in eval mode.
-        tokenizer: of the model.
-        batch_size: most rows of a batch.
-        bf16: run all but the vocabulary projection in bfloat16 autocast; logits rounded to bfloat16 would tie choices.
-        on_rows: called with the number of rows after each batch.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        *,
-        batch_size: int,
-        bf16: bool,
-        on_rows: Callable[[int], None] | None = None,
-    ) -> None:
-        super().__init__(tokenizer, max_length=_max_length(model, tokenizer), batch_size=batch_size, on_rows=on_rows)
-        self.model = model
-        self.bf16 = bf16
-        self._device = next(model.parameters()).device
-        self.max_batch_tokens = MAX_BATCH_TOKENS.get(self._device.type, MAX_BATCH_TOKENS["cuda"])
-        taken = inspect.signature(model.forward).parameters
-        self._keeps_some, self._takes_positions = "logits_to_keep" in taken, "position_ids" in taken
-        self._cache: Any = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self._device
-
-    def logits(self, input_ids: Tensor, first: int) -> Tensor:
-        """See `CausalScorer.logits`."""
-        kept = input_ids.shape[1] - first
-        options = {"logits_to_keep": kept} if self._keeps_some else {}
-        with self._arithmetic():
-            output: Tensor = self.model(input_ids=input_ids.to(self._device), use_cache=False, **options).logits
-        return output[:, -kept:].float().cpu()
-
-    def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, fresh: bool) -> Tensor:
-        """See `CausalScorer.step`."""
-        options: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_some else {}
-        if self._takes_positions:
-            options["position_ids"] = position_ids.to(self._device)
-        with self._arithmetic():
-            output = self.model(
-                input_ids=input_ids.to(self._device),
-                attention_mask=attention_mask.to(self._device),
-                past_key_values=None if fresh else self._cache,
-                use_cache=True,
-                **options,
-            )
-        self._cache = output.past_key_values
-        logits: Tensor = output.logits[:, -1].float().cpu()
-        return logits
-
-    @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-        head = _float32_head(self.model) if self.bf16 else nullcontext()
-        with torch.inference_mode(), head, autocast:
-            yield
-
-
-class OpenVINOScorer(CausalScorer):
-    """An OpenVINO decoder as `python -m export` writes it: stateful, logits for every position.
-
-    Args:
-        compiled: an `openvino.CompiledModel`, on any device and with any kernel extension that it needs.
-        tokenizer: the Hugging Face tokenizer of the model.
-        max_length: longest input.
-        batch_size: most rows of a batch.
-        on_rows: called with the number of rows after each batch.
-
-    Raises:
-        ModelUnsupported: the model has an input that is not known here, such as an explicit cache.
-    """
-
-    computes_all_logits = True
-
-    def __init__(
-        self,
-        compiled: Any,
-        tokenizer: Any,
-        *,
-        max_length: int = DEFAULT_MAX_LENGTH,
-        batch_size: int = 64,
-        on_rows: Callable[[int], None] | None = None,
-    ) -> None:
-        super().__init__(tokenizer, max_length=max_length, batch_size=batch_size, on_rows=on_rows)
-        self._request = compiled.create_infer_request()
-        self._inputs = {port.any_name for port in compiled.inputs}
-        unknown = sorted(self._inputs - {"input_ids", "attention_mask", "position_ids", "beam_idx"})
-        if unknown:
-            raise ModelUnsupported(
-                f"the OpenVINO model has the input {unknown[0]!r}", remedy="Export a stateful text-generation model"
-            )
-
-    def logits(self, input_ids: Tensor, first: int) -> Tensor:
-        """See `CausalScorer.logits`."""
-        rows, length = input_ids.shape
-        positions = torch.arange(length).expand(rows, length).contiguous()
-        logits = self._infer(input_ids, torch.ones_like(input_ids), positions, fresh=True)
-        return torch.from_numpy(logits[:, first:].astype("float32"))
-
-    def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, fresh: bool) -> Tensor:
-        """See `CausalScorer.step`."""
-        logits = self._infer(input_ids, attention_mask, position_ids, fresh=fresh)
-        return torch.from_numpy(logits[:, -1].astype("float32"))
-
-    def _infer(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *, fresh: bool) -> Any:
-        values = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "beam_idx": torch.arange(len(input_ids), dtype=torch.int32),
-        }
-        if fresh:
-            self._request.reset_state()
-        return self._request.infer({name: values[name].numpy() for name in self._inputs})["logits"]
-
-
-def _max_length(model: nn.Module, tokenizer: Any) -> int:
-    config = getattr(model, "config", None)
-    for holder, name in ((config, "max_position_embeddings"), (config, "n_positions"), (tokenizer, "model_max_length")):
-        length = getattr(holder, name, None)
-        # A tokenizer that does not know says 1e30.
-        if isinstance(length, int) and 0 < length < 2**24:
-            return length
-    return DEFAULT_MAX_LENGTH
-
-
-@contextmanager
-def _float32_head(model: nn.Module) -> Iterator[None]:
-    """Keep the vocabulary projection out of autocast."""
-    head = model.get_output_embeddings()  # type: ignore[operator] # every Hugging Face decoder has it
-    original = head.forward
-
-    def forward(hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            result: Tensor = original(hidden.to(head.weight.dtype))
-            return result
-
-    head.forward = forward
-    try:
-        yield
-    finally:
-        del head.forward

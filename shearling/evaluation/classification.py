@@ -1,6 +1,4 @@
-"""Accuracy of a classifier on the rows of a task: in torch, a super-network included, or on an exported OpenVINO
-model.
-"""
+"""Accuracy of a classifier on the rows of a task: in torch, a super-network included, or as an exported file."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -78,22 +76,30 @@ class TorchClassifier:
         return output.float().cpu()
 
 
-class OpenVINOClassifier:
-    """An exported classifier, in the precision that the device prefers.
+class RuntimeClassifier:
+    """An exported classifier, in the precision that its runtime prefers.
 
     Args:
-        compiled: an `openvino.CompiledModel`, on any device and with any kernel extension that it needs.
+        run: inputs by name, [texts, tokens] int64 -> logits [texts, classes].
+        inputs: names that it takes.
         tokenizer: of the model.
         max_length: tokens; longer texts are cut, as in training.
         on_rows: called with the number of rows after each batch.
     """
 
-    def __init__(self, compiled: Any, tokenizer: Any, *, max_length: int, on_rows: OnRows | None = None) -> None:
-        self._compiled = compiled
+    def __init__(
+        self,
+        run: Callable[[dict[str, Any]], Any],
+        inputs: Set[str],
+        tokenizer: Any,
+        *,
+        max_length: int,
+        on_rows: OnRows | None = None,
+    ) -> None:
+        self._run, self._inputs = run, inputs
         self._on_rows = on_rows
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self._inputs = {name for port in self._compiled.inputs for name in port.names}
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """See `ClassifierScorer.logits`."""
@@ -108,10 +114,10 @@ class OpenVINOClassifier:
         # A model may tell the parts of a pair apart where its tokenizer does not: in torch it fills the input in
         # itself.
         batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
-        outputs = self._compiled({name: value for name, value in batch.items() if name in self._inputs})
+        logits = self._run({name: np.asarray(value, np.int64) for name, value in batch.items() if name in self._inputs})
         if self._on_rows is not None:
             self._on_rows(len(texts))
-        return torch.from_numpy(outputs["logits"].astype("float32"))
+        return torch.from_numpy(logits.astype("float32"))
 
 
 class ClassifierEvaluator:
@@ -157,7 +163,18 @@ class ClassifierEvaluator:
 
     def on_openvino(self, compiled: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
         """See `TaskEvaluator.on_openvino`."""
-        scorer = OpenVINOClassifier(compiled, tokenizer, max_length=self.max_length, on_rows=on_rows)
+        inputs = {name for port in compiled.inputs for name in port.names}
+        return self._on_runtime(lambda batch: compiled(batch)["logits"], inputs, tokenizer, on_rows)
+
+    def on_onnx(self, session: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+        """See `TaskEvaluator.on_onnx`."""
+        inputs = {item.name for item in session.get_inputs()}
+        return self._on_runtime(lambda batch: session.run(["logits"], batch)[0], inputs, tokenizer, on_rows)
+
+    def _on_runtime(
+        self, run: Callable[[dict[str, Any]], Any], inputs: Set[str], tokenizer: Any, on_rows: OnRows | None
+    ) -> Measure:
+        scorer = RuntimeClassifier(run, inputs, tokenizer, max_length=self.max_length, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 
     def on_llama_cpp(self, process: LlamaCppProcess, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:

@@ -156,9 +156,20 @@ class Evaluator:
         Raises:
             ModelUnsupported: the model is not a stateful decoder.
         """
-        from shearling.evaluation.causal_scorer import OpenVINOScorer
+        from shearling.evaluation.openvino_scorer import OpenVINOScorer
 
         scorer = OpenVINOScorer(compiled, tokenizer, batch_size=self.batch_size, on_rows=on_rows)
+        return functools.partial(self.measure, scorer)
+
+    def on_onnx(self, session: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+        """See `TaskEvaluator.on_onnx`.
+
+        Raises:
+            ModelUnsupported: the model is not a decoder with its cache as inputs and outputs.
+        """
+        from shearling.evaluation.onnx_scorer import OnnxScorer
+
+        scorer = OnnxScorer(session, tokenizer, batch_size=self.batch_size, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 
     def on_llama_cpp(self, process: LlamaCppProcess, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
@@ -226,7 +237,7 @@ def torch_scorer(
         precision: bf16 is autocast with a float32 vocabulary projection; auto takes it where the hardware has it.
         on_rows: called with the number of rows after each batch.
     """
-    from shearling.evaluation.causal_scorer import TorchScorer
+    from shearling.evaluation.torch_scorer import TorchScorer
 
     return TorchScorer(
         model, tokenizer, batch_size=batch_size, bf16=resolve_precision(precision) == "bf16", on_rows=on_rows

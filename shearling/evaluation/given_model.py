@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
 from shearling.evaluation.precision import Precision
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from shearling.evaluation.llama_cpp_process import LlamaCppProcess
     from shearling.evaluation.task_evaluator import TaskEvaluator
 
-OPENVINO_MODEL = "openvino_model.xml"
+OPENVINO_MODEL, ONNX_MODEL = "openvino_model.xml", "model.onnx"
 VOCABULARY = "tokenizer.ggml.tokens"
 
-Format = Literal["torch", "openvino", "gguf"]
+Format = Literal["torch", "openvino", "onnx", "gguf"]
 """Of the formats that run, those that can be evaluated."""
 
 
@@ -70,6 +70,8 @@ class GivenModel:
             yield _TorchModel(self.path, precision)
         elif self.format == "openvino":
             yield _OpenVINOModel(self.path / OPENVINO_MODEL, self.target.properties)
+        elif self.format == "onnx":
+            yield _OnnxModel(self.path / ONNX_MODEL)
         else:
             import torch
 
@@ -89,18 +91,18 @@ def find_given_model(target: Target) -> GivenModel:
         UsageError: a format or a setting that an evaluation does not honour.
         PackageMissing: llama.cpp is not installed where the target says.
     """
-    if target.format not in (AUTO, "torch", "openvino", "gguf"):
+    if target.format not in (AUTO, *get_args(Format)):
         raise UsageError(
-            f"models are evaluated as torch, openvino and gguf, not as {target.format}",
+            f"models are evaluated as {', '.join(get_args(Format))}, not as {target.format}",
             where=target.label,
             remedy="Leave format= out, or name one of these",
         )
     if is_gguf(target.path):
         return _find_gguf(target)
-    for path in (target.path, target.path / "model", target.path / "openvino"):
+    for path in (target.path, *(target.path / name for name in ("model", "openvino", "onnx"))):
         if not (path / CONFIG).is_file():
             continue
-        found: Format = "openvino" if (path / OPENVINO_MODEL).is_file() else "torch"
+        found = _format_of(path)
         if target.format in (AUTO, found):
             _check_settings(target, found)
             return GivenModel(target, path, found, read_head(path))
@@ -109,6 +111,12 @@ def find_given_model(target: Target) -> GivenModel:
         where=target.path,
         remedy="Give RUN/base, RUN/sparse, RUN/export, any model directory or a GGUF file",
     )
+
+
+def _format_of(directory: Path) -> Format:
+    if (directory / OPENVINO_MODEL).is_file():
+        return "openvino"
+    return "onnx" if (directory / ONNX_MODEL).is_file() else "torch"
 
 
 def _find_gguf(target: Target) -> GivenModel:
@@ -164,6 +172,18 @@ class _OpenVINOModel:
 
     def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
         return evaluator.on_openvino(self._compiled, self._tokenizer, on_rows=on_rows)()
+
+
+class _OnnxModel:
+    def __init__(self, path: Path) -> None:
+        from shearling.kernel.onnx_runtime_extension import open_session
+        from shearling.model.checkpoint import load_tokenizer
+
+        self._session, self._tokenizer = open_session(path), load_tokenizer(path.parent)
+        self.sparsity: float | None = None
+
+    def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
+        return evaluator.on_onnx(self._session, self._tokenizer, on_rows=on_rows)()
 
 
 class _GgufModel:

@@ -61,6 +61,16 @@ class TaskEvaluator(Protocol):
         """
         ...
 
+    def on_onnx(self, session: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+        """What measures an exported ONNX model.
+
+        Args:
+            session: an `onnxruntime.InferenceSession`.
+            tokenizer: of the model.
+            on_rows: called with the number of rows after each batch.
+        """
+        ...
+
     def on_llama_cpp(self, process: LlamaCppProcess, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
         """What measures a GGUF file.
 

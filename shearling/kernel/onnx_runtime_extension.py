@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from shearling.errors import ArtefactMissing, ModelUnsupported
+from shearling.errors import ArtefactMissing, DeviceUnavailable, ModelUnsupported
 from shearling.kernel.packed_format import VERSION
 
 if TYPE_CHECKING:
@@ -73,3 +73,18 @@ def session_options_for(path: Path) -> onnxruntime.SessionOptions:
     if needs_operators(path):
         options.register_custom_ops_library(str(build_onnx_runtime_library()))
     return options
+
+
+def open_session(path: Path) -> Any:
+    """An ONNX graph on ONNX Runtime's CPU provider.
+
+    Raises:
+        DeviceUnavailable: the runtime chose another provider.
+        ArtefactMissing, PackageMissing, CompilerMissing: see `session_options_for`.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), session_options_for(path), providers=["CPUExecutionProvider"])
+    if session.get_providers() != ["CPUExecutionProvider"]:
+        raise DeviceUnavailable(f"ONNX Runtime uses {session.get_providers()}", where=path)
+    return session

@@ -184,11 +184,11 @@ def test_a_pruned_encoder_keeps_its_zeros_to_the_end(pruned: Run, tmp_path: Path
     }
     assert report.certificate is not None
     assert report.certificate.zeros >= report.zeros[0].pruned
-    rows = score_models(
-        [exported.path, exported.path / "openvino"], tasks=parse_tasks(str(pruned.task)), split="test", precision="fp32"
-    ).scores
+    directories = [exported.path, exported.path / "openvino", exported.path / "onnx"]
+    rows = score_models(directories, tasks=parse_tasks(str(pruned.task)), split="test", precision="fp32").scores
     assert rows[0].sparsity == pytest.approx(rows[1].sparsity, abs=0.01)
     assert rows[0].loss == pytest.approx(rows[1].loss, abs=0.02)
+    assert rows[0].loss == pytest.approx(rows[2].loss, abs=1e-4)
     (exported.path / "openvino" / "openvino_model.xml").write_text("<net")
     with pytest.raises(ModelUnsupported, match="cannot compile"):
         score_models([exported.path / "openvino"], tasks=parse_tasks(str(pruned.task)), split="test", precision="fp32")

@@ -15,12 +15,14 @@ import torch
 from lm_eval.api.instance import Instance
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, NonFiniteWeights, UsageError
-from shearling.evaluation.causal_scorer import OpenVINOScorer
 from shearling.evaluation.confidence import accuracies_differ, wilson_interval
 from shearling.evaluation.evaluator import Evaluation, Evaluator, torch_scorer
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
+from shearling.evaluation.onnx_scorer import OnnxScorer
+from shearling.evaluation.openvino_scorer import OpenVINOScorer
 from shearling.evaluation.scoreboard import score_models
 from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, read_rows, write_rows
+from shearling.kernel.onnx_runtime_extension import open_session
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.strict_json import write_document
@@ -306,6 +308,51 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     xml.write_text("<net")
     with pytest.raises(ModelUnsupported, match="cannot compile"):
         score_models([tmp_path], tasks=tasks, split="test")
+
+
+@pytest.mark.parametrize("family", ["llama_tied_gqa", "bloom"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_onnx_runtime_scores_and_continues_as_torch(family: str, task: Path, tmp_path: Path) -> None:
+    from export.formats.onnx import MODEL_ONNX, write_onnx
+    from tests.support.exported_files import stored_as
+
+    model, tokenizer = FAMILIES[family](), tiny_tokenizer()
+    write_onnx(model, tokenizer, tmp_path / "onnx", stored_as("fp32"))
+    session = open_session(tmp_path / "onnx" / MODEL_ONNX)
+    evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True, batch_size=5)
+    deployed = evaluator.on_onnx(session, tokenizer)()
+    trained = evaluate(model, tokenizer, task="headlines", split="test", include_path=task)
+    assert deployed.answers == trained.answers
+    assert deployed.loss == pytest.approx(trained.loss, rel=1e-4)
+    assert deployed.bits_per_byte == pytest.approx(trained.bits_per_byte, rel=1e-4)
+    asked = [
+        Instance("generate_until", doc={}, arguments=(prompt, {"until": ["."], "max_gen_toks": 9}), idx=0)
+        for prompt in ("The quick", "Report: nation's models are sparse, small and fast;", "yes")
+    ]
+    scorers = OnnxScorer(session, tokenizer, batch_size=2), torch_scorer(model, tokenizer)
+    generated, expected = (scorer.generate_until(asked) for scorer in scorers)
+    assert generated == expected
+    assert all(expected)
+    write_document(
+        task / "task.json", TaskFacts(name="headlines", multiple_choice=True, rows={"validation": 23, "test": 23})
+    )
+    (score,) = score_models([tmp_path], tasks=[locate_task(str(task))], split="test").scores
+    assert (score.n, score.accuracy) == (trained.n, trained.accuracy)
+
+
+def test_a_graph_without_a_cache_that_is_known_is_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in ("input_ids", "image")
+    ]
+    output = helper.make_tensor_value_info("logits", TensorProto.INT64, ["batch", "length"])
+    graph = helper.make_graph([helper.make_node("Add", ["input_ids", "image"], ["logits"])], "g", inputs, [output])
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "x.onnx")
+    with pytest.raises(ModelUnsupported, match="the input 'image'"):
+        OnnxScorer(open_session(tmp_path / "x.onnx"), tiny_tokenizer())
 
 
 def test_validation_never_opens_the_test_rows(task: Path, tmp_path: Path) -> None:

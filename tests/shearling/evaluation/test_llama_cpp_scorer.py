@@ -262,7 +262,7 @@ def test_what_an_evaluation_does_not_honour_is_refused(gguf_file: Path, tmp_path
         (f"{gguf_file}@N_CTX=64", "N_CTX: a model in gguf is evaluated without properties"),
         (f"{tmp_path}@NUM_STREAMS=1", "NUM_STREAMS: a model in torch is evaluated without properties"),
         (f"{tmp_path}@environment={tmp_path}", "evaluated in the environment that runs"),
-        (f"{tmp_path}@format=onnx", "not as onnx"),
+        (f"{tmp_path}@format=deepsparse", "not as deepsparse"),
     ):
         with pytest.raises(UsageError, match=said):
             find_given_model(parse_target(written))
@@ -270,21 +270,23 @@ def test_what_an_evaluation_does_not_honour_is_refused(gguf_file: Path, tmp_path
         (f"{gguf_file}@format=openvino", "a GGUF file, not openvino"),
         (f"{tmp_path}@format=openvino", "no openvino model here"),
         (f"{tmp_path}@format=gguf", "no gguf model here"),
+        (f"{tmp_path}@format=onnx", "no onnx model here"),
     ):
         with pytest.raises(ArtefactMissing, match=said):
             find_given_model(parse_target(written))
 
 
-def test_a_format_is_chosen_where_an_export_has_two(tmp_path: Path) -> None:
-    for part in ("model", "openvino"):
+def test_a_format_is_chosen_where_an_export_has_several(tmp_path: Path) -> None:
+    for part in ("model", "openvino", "onnx"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "config.json").write_text("{}")
     (tmp_path / "openvino" / "openvino_model.xml").touch()
+    (tmp_path / "onnx" / "model.onnx").touch()
     found = {
         setting: find_given_model(parse_target(f"{tmp_path}{setting}"))
-        for setting in ("", "@format=torch", "@format=openvino", "@NUM_STREAMS=1,format=openvino")
+        for setting in ("", "@format=torch", "@format=openvino", "@NUM_STREAMS=1,format=openvino", "@format=onnx")
     }
-    assert [candidate.path.name for candidate in found.values()] == ["model", "model", "openvino", "openvino"]
+    assert [candidate.path.name for candidate in found.values()] == ["model", "model", "openvino", "openvino", "onnx"]
     assert found["@NUM_STREAMS=1,format=openvino"].target.properties == {"NUM_STREAMS": "1"}
 
 

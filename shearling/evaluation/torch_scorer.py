@@ -1,0 +1,108 @@
+"""A Hugging Face decoder, or a super-network, as lm-evaluation-harness sees it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shearling.evaluation.causal_scorer import DEFAULT_MAX_LENGTH, MAX_BATCH_TOKENS, CausalScorer
+
+
+class TorchScorer(CausalScorer):
+    """A Hugging Face decoder, or a super-network with one sub-network active.
+
+    Args:
+        model: in eval mode.
+        tokenizer: of the model.
+        batch_size: most rows of a batch.
+        bf16: run all but the vocabulary projection in bfloat16 autocast; logits rounded to bfloat16 would tie choices.
+        on_rows: called with the number of rows after each batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        bf16: bool,
+        on_rows: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__(tokenizer, max_length=_max_length(model, tokenizer), batch_size=batch_size, on_rows=on_rows)
+        self.model = model
+        self.bf16 = bf16
+        self._device = next(model.parameters()).device
+        self.max_batch_tokens = MAX_BATCH_TOKENS.get(self._device.type, MAX_BATCH_TOKENS["cuda"])
+        taken = inspect.signature(model.forward).parameters
+        self._keeps_some, self._takes_positions = "logits_to_keep" in taken, "position_ids" in taken
+        self._cache: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._device
+
+    def logits(self, input_ids: Tensor, first: int) -> Tensor:
+        """See `CausalScorer.logits`."""
+        kept = input_ids.shape[1] - first
+        options = {"logits_to_keep": kept} if self._keeps_some else {}
+        with self._arithmetic():
+            output: Tensor = self.model(input_ids=input_ids.to(self._device), use_cache=False, **options).logits
+        return output[:, -kept:].float().cpu()
+
+    def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, fresh: bool) -> Tensor:
+        """See `CausalScorer.step`."""
+        options: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_some else {}
+        if self._takes_positions:
+            options["position_ids"] = position_ids.to(self._device)
+        with self._arithmetic():
+            output = self.model(
+                input_ids=input_ids.to(self._device),
+                attention_mask=attention_mask.to(self._device),
+                past_key_values=None if fresh else self._cache,
+                use_cache=True,
+                **options,
+            )
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1].float().cpu()
+        return logits
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+        head = _float32_head(self.model) if self.bf16 else nullcontext()
+        with torch.inference_mode(), head, autocast:
+            yield
+
+
+def _max_length(model: nn.Module, tokenizer: Any) -> int:
+    config = getattr(model, "config", None)
+    for holder, name in ((config, "max_position_embeddings"), (config, "n_positions"), (tokenizer, "model_max_length")):
+        length = getattr(holder, name, None)
+        # A tokenizer that does not know says 1e30.
+        if isinstance(length, int) and 0 < length < 2**24:
+            return length
+    return DEFAULT_MAX_LENGTH
+
+
+@contextmanager
+def _float32_head(model: nn.Module) -> Iterator[None]:
+    """Keep the vocabulary projection out of autocast."""
+    head = model.get_output_embeddings()  # type: ignore[operator] # every Hugging Face decoder has it
+    original = head.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            result: Tensor = original(hidden.to(head.weight.dtype))
+            return result
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
