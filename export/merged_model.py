@@ -12,7 +12,9 @@ from export.plan import ExportPlan, PlannedMerge, integers_of
 from export.quantization.quantize import as_matrix
 from export.verification.parity import fixed_blocks, torch_logits
 from export.verification.parity_check import MergedReference, ParityCheck, check_merge
+from export.verification.reading import read_fixed, read_held_back
 from export.verification.size import check_size
+from export.verification.task_check import TaskReference, ask_reference
 from shearling.artefact import Artefact
 from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.elastic.narrowing import cut_masks
@@ -82,7 +84,7 @@ def _merge_subnet(plan: ExportPlan, planned: PlannedMerge) -> MergedModel:
         integers=_trained_integers(model, network, planned, plan.request.weight_format),
     )
     reference = _reference(subject, blocks, plan)
-    check = check_merge(unmerged, reference.logits, blocks, exact=planned.exact)
+    check = check_merge(unmerged, reference.fixed.logits, blocks, exact=planned.exact)
     return MergedModel(subject, reference, check, network.adapter_params(choice))
 
 
@@ -125,7 +127,17 @@ def _blocks(model: Any, tokenizer: Any) -> Blocks:
 def _reference(subject: ExportSubject, blocks: Blocks, plan: ExportPlan) -> MergedReference:
     # A decoder is stored with its cache on, whatever training left in its configuration; a classifier has none.
     subject.model.config.use_cache = plan.head == "language_model"
-    return MergedReference(subject.model, blocks, torch_logits(subject.model, blocks, head=plan.head), plan.head)
+    held_back = None
+    if plan.stores_integers and plan.request.verify != "off":
+        held_back = read_held_back(subject.model, subject.tokenizer, plan.task, head=plan.head)
+    return MergedReference(subject.model, plan.head, read_fixed(subject.model, blocks, head=plan.head), held_back)
+
+
+def ask_task(subject: ExportSubject, plan: ExportPlan) -> TaskReference | None:
+    """The merged model's answers to the run's validation rows, where a file with rounded weights will be asked them."""
+    if not plan.stores_integers or plan.request.verify == "off":
+        return None
+    return ask_reference(subject.model, subject.tokenizer, plan.task, head=plan.head)
 
 
 def _sparsity_facts(masks: Masks | None, frozen: Artefact) -> dict[str, str]:

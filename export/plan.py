@@ -83,6 +83,16 @@ class ExportPlan:
     quantization: PlannedQuantization | None
 
     @property
+    def task(self) -> Path:
+        """The run's `task` artefact, which need not exist."""
+        return Run(self.frozen.path.parent).task
+
+    @property
+    def stores_integers(self) -> bool:
+        """Whether a format rounds weights to integers."""
+        return any(item.storage.weight_format.integers for item in self.formats)
+
+    @property
     def parents(self) -> dict[str, Artefact]:
         """The artefacts that the export is made from, by role."""
         adapter = {} if self.merge is None else {"super_adapter": self.merge.opened.adapter}

@@ -41,6 +41,10 @@ def show_export(finished: FinishedExport) -> Result:
         table.add_row(
             name, f"{parity.max_abs:.1e}", f"{parity.kl_mean:.1e}", f"{parity.top1_agreement:.1%}", check.verdict
         )
+    for task in report.tasks:
+        low, high = (f"{100 * end:+.1f}" for end in task.interval)
+        verdict = f"{100 * task.difference:+.1f} points ({low} to {high}), {task.n} validation rows"
+        table.add_row(f"{task.candidate} (task)", "", "", f"{task.accuracy:.1%}", task.violation or verdict)
     table.caption = _caption(report, artefact)
     return Result(
         {

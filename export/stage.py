@@ -10,7 +10,7 @@ from pathlib import Path
 
 from export.formats.export_format import ExportSubject
 from export.formats.written_format import WrittenFormat, write_format
-from export.merged_model import MergedModel, prepare_model
+from export.merged_model import MergedModel, ask_task, prepare_model
 from export.plan import ExportPlan, plan_frozen, plan_subnet
 from export.quantization.quantize import Quantized, quantize
 from export.reporting.card import write_card
@@ -73,7 +73,8 @@ def export_planned(plan: ExportPlan) -> FinishedExport:
         if quantized is not None:
             subject = dataclasses.replace(subject, integers=quantized.matrices)
         written = [write_format(planned, subject, draft.directory) for planned in plan.formats]
-        proofs = [] if request.verify == "off" else [item.prove(merged.reference, masks) for item in written]
+        task = ask_task(subject, plan)
+        proofs = [] if request.verify == "off" else [item.prove(merged.reference, masks, task) for item in written]
         report = build_report(plan, merged, certificate, written, proofs, quantized)
         _describe(draft, report, written, merged)
         _judge(report, request, draft)

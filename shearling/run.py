@@ -35,6 +35,11 @@ class Run:
         return self.path / "sparse"
 
     @property
+    def teacher(self) -> Path:
+        """The adapter that makes the dense model the teacher of the pruned one, where a recipe asks for that."""
+        return self.path / "teacher"
+
+    @property
     def super_adapter(self) -> Path:
         """The adapter at maximum rank, and the search space."""
         return self.path / "super_adapter"

@@ -37,7 +37,8 @@ from train.preflight import ModelSource, check_structure, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
 from train.sparsity.calibration import calibration_blocks, calibration_file, healing_text
 from train.super_adapter import processes
-from train.super_adapter.artefact import train_super_adapter
+from train.super_adapter.artefact import recipe_inputs, train_super_adapter
+from train.super_adapter.teacher import adapting_recipe
 from train.task.rows import build_rows
 
 if TYPE_CHECKING:
@@ -71,10 +72,29 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
             frozen=made.get("sparse", made["base"]),
             task=made["task"],
             destination=run.super_adapter,
+            adapted=_adapt_teacher(recipe, run, made),
         )
         processes.wait_for_all()
         made["super_adapter"] = open_artefact(run.super_adapter, kind="super_adapter")
     return made
+
+
+def _adapt_teacher(recipe: Recipe, run: Run, made: Mapping[str, Artefact]) -> Artefact | None:
+    """The dense base's LoRA, where the adapted base is to teach."""
+    adapting = adapting_recipe(recipe)
+    if adapting is None:
+        return None
+
+    def train() -> None:
+        train_super_adapter(
+            adapting, base=made["base"], frozen=made["base"], task=made["task"], destination=run.teacher
+        )
+        processes.wait_for_all()
+
+    parents = {role: made[role] for role in ("base", "task")}
+    return _reuse_or_make(
+        run.teacher, "super_adapter", {"recipe": recipe_inputs(adapting)}, parents, train, force=False
+    )
 
 
 def _make_inputs(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
@@ -261,7 +281,7 @@ def _calibration_texts(section: SparsitySection, run: Run) -> list[Path]:
 
 
 def _check_replaceable(run: Run) -> None:
-    for path in (run.super_adapter, run.sparse, run.base, run.task):
+    for path in (run.super_adapter, run.teacher, run.sparse, run.base, run.task):
         check_destination(path, force=True)
 
 
@@ -269,5 +289,6 @@ def _remove_outdated(recipe: Recipe, run: Run) -> None:
     """What an earlier recipe made of other frozen weights: later stages take whatever stands in a run."""
     if recipe.sparsity is None:
         remove_artefact(run.sparse)
-    remove_artefact(run.super_adapter)
-    shutil.rmtree(unfinished_artefact(run.super_adapter), ignore_errors=True)
+    for path in (run.super_adapter, run.teacher):
+        remove_artefact(path)
+        shutil.rmtree(unfinished_artefact(path), ignore_errors=True)

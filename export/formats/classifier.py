@@ -85,6 +85,8 @@ class OpenVinoClassifier(OpenVinoDecoder):
 class OnnxClassifier(OnnxDecoder):
     """A classifier in ONNX."""
 
+    head = "classifier"
+
     def write(self, subject: ExportSubject, directory: Path, storage: Storage) -> PackingReport | None:
         """See `FormatWriter`."""
         return write_onnx_classifier(subject.model, subject.tokenizer, directory, storage, integers=subject.integers)

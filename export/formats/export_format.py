@@ -2,8 +2,9 @@
 `shearling.registry.export_formats`, or in an entry point of the group `shearling.export_formats`.
 
 A writer has no state. The stage makes one before any work, asks it to `check`, and later, when the model is merged, to
-`write` it, to `measure` the logits of what it wrote, to `read_zeros` of the stored weights and, for the card, for the
-lines of code that `usage` shows. `write` alone must be there: what a writer does not measure is not called verified.
+`write` it, to `measure` the logits of what it wrote, to `answer` a task, to `read_zeros` of the stored weights and, for
+the card, for the lines of code that `usage` shows. `write` alone must be there: what a writer does not measure is not
+called verified.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from export.packing.packing_report import PackingReport
+from export.verification.reading import MeasuredLogits
 from shearling.registry.export_formats import ExportFormat
 from shearling.registry.number_formats import NUMBER_FORMATS, NumberFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from export.verification.parity import Logits
     from export.verification.zeros import Zeros
     from shearling.elastic.mask import Masks
     from shearling.elastic.search_space import Choice
     from shearling.elastic.super_network import SuperNetwork
+    from shearling.evaluation.evaluator import Evaluation
+    from shearling.evaluation.task_evaluator import TaskEvaluator
     from shearling.kernel.packed_format import Matrix
 
 Blocks = Sequence[npt.NDArray[np.int64]]
@@ -96,21 +99,6 @@ class ExportSubject:
 
 
 @dataclass(frozen=True)
-class MeasuredLogits:
-    """What a written file computes.
-
-    Attributes:
-        candidate: what it is called in the report: the format, and what is special.
-        precision: name of the number format whose gate applies.
-        logits: one array for each block: [tokens, vocabulary], or [1, classes].
-    """
-
-    candidate: str
-    precision: str
-    logits: Logits
-
-
-@dataclass(frozen=True)
 class UsageFacts:
     """What a card knows when it asks how a directory is used.
 
@@ -155,6 +143,15 @@ class FormatWriter(abc.ABC):
     def measure(self, directory: Path, blocks: Blocks, storage: Storage) -> Iterator[MeasuredLogits]:
         """Run what was written, at each precision that a user may get."""
         yield from ()
+
+    def answer(self, directory: Path, evaluator: TaskEvaluator) -> Evaluation | None:
+        """Let what was written answer the rows of a task, in its runtime as users get it; None where it cannot.
+
+        Args:
+            directory: what was written.
+            evaluator: of the rows.
+        """
+        return None
 
     def read_zeros(self, directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros | None:
         """The zeros of the stored weights; None where no weight of the model is stored.

@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from export.formats.export_format import (
     Blocks,
     ExportSubject,
     FormatWriter,
-    MeasuredLogits,
     Storage,
     UsageFacts,
 )
@@ -32,15 +31,20 @@ from export.packing.linear_graph import module_path
 from export.packing.packing_report import PackingReport
 from export.quantization.integer_graph import place_in_graph
 from export.quiet_conversion import quiet_conversion
-from export.verification.parity import Logits, cached_calls
+from export.verification.parity import Logits, cached_calls, padded_batch
+from export.verification.reading import MeasuredLogits
 from export.verification.zeros import Zeros, read_onnx
 from shearling.errors import ArtefactCorrupt
 from shearling.kernel.build import build_onnx_runtime_library
 from shearling.kernel.onnx_runtime_extension import open_session
+from shearling.model.checkpoint import load_tokenizer
+from shearling.model.head import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from shearling.evaluation.evaluator import Evaluation
+    from shearling.evaluation.task_evaluator import TaskEvaluator
     from shearling.kernel.packed_format import Matrix
 
 NAME = "onnx"
@@ -57,7 +61,7 @@ SPARSE_USAGE = """\
 import onnxruntime
 from pathlib import Path
 
-from shearling.kernel.onnx_runtime_extension import open_session
+from shearling.kernel.onnx_runtime_extension import session_options_for
 
 path = Path("onnx/model.onnx")
 # or: python -m serve generate . --format onnx --prompt Hello
@@ -109,6 +113,8 @@ class DecoderWithCache(TracedModel):
 class OnnxDecoder(FormatWriter):
     """A decoder with its cache as inputs and outputs."""
 
+    head: ClassVar[Head] = "language_model"
+
     def check(self, model_type: str, storage: Storage) -> None:
         """See `FormatWriter`."""
         if storage.sparse_kernel:
@@ -119,8 +125,22 @@ class OnnxDecoder(FormatWriter):
         return write_onnx(subject.model, subject.tokenizer, directory, storage, integers=subject.integers)
 
     def measure(self, directory: Path, blocks: Blocks, storage: Storage) -> Iterator[MeasuredLogits]:
-        """See `FormatWriter`; arithmetic is float32."""
+        """Rows alone, and in a padded batch; arithmetic is float32."""
         yield MeasuredLogits(NAME, storage.weight_format.name, self.logits(directory, blocks))
+        yield MeasuredLogits(f"{NAME}, padded batch", storage.weight_format.name, self.batched(directory, blocks))
+
+    def batched(self, directory: Path, blocks: Blocks) -> Logits:
+        """Logits of the rows of a padded batch."""
+        batch = padded_batch(blocks, head=self.head)
+        session = open_session(directory / MODEL_ONNX)
+        inputs = {item.name: item for item in session.get_inputs()}
+        feed = {**batch.feed, "token_type_ids": np.zeros_like(batch.feed["input_ids"])}
+        feed |= _empty_caches(inputs, rows=len(batch.lengths))
+        return batch.rows_of(session.run(["logits"], {name: feed[name] for name in inputs})[0])
+
+    def answer(self, directory: Path, evaluator: TaskEvaluator) -> Evaluation:
+        """See `FormatWriter`."""
+        return evaluator.on_onnx(open_session(directory / MODEL_ONNX), load_tokenizer(directory))()
 
     def logits(self, directory: Path, blocks: Blocks) -> Logits:
         """Of what was written."""
@@ -352,7 +372,7 @@ def onnx_logits(directory: Path, blocks: Blocks) -> Logits:
     outputs = [item.name for item in session.get_outputs()]
     results = []
     for block in blocks:
-        cache = {name: _empty_cache(item) for name, item in inputs.items() if name.startswith("past_key_values.")}
+        cache = _empty_caches(inputs, rows=1)
         parts = []
         for feed in cached_calls(block):
             values = session.run(outputs, {name: value for name, value in feed.items() if name in inputs} | cache)
@@ -363,10 +383,13 @@ def onnx_logits(directory: Path, blocks: Blocks) -> Logits:
     return results
 
 
-def _empty_cache(item: Any) -> npt.NDArray[Any]:
-    # [batch, heads, past, head size]: batch 1, past 0, the rest fixed by the model.
-    dtype = np.float16 if "float16" in item.type else np.float32
-    return np.zeros(
-        [1 if axis == 0 else 0 if not isinstance(size, int) else size for axis, size in enumerate(item.shape)],
-        dtype=dtype,
-    )
+def _empty_caches(inputs: Mapping[str, Any], *, rows: int) -> dict[str, npt.NDArray[Any]]:
+    """[rows, heads, 0, head size] of every cache among the inputs; heads and their size are fixed by the model."""
+    return {
+        name: np.zeros(
+            [rows, *(size if isinstance(size, int) else 0 for size in item.shape[1:])],
+            dtype=np.float16 if "float16" in item.type else np.float32,
+        )
+        for name, item in inputs.items()
+        if name.startswith("past_key_values.")
+    }

@@ -21,7 +21,6 @@ from export.formats.export_format import (
     Blocks,
     ExportSubject,
     FormatWriter,
-    MeasuredLogits,
     Storage,
     UsageFacts,
 )
@@ -29,17 +28,21 @@ from export.number_formats.number_format import StoreIr
 from export.packing.packing_report import PackingReport
 from export.quantization.integer_ir import place_in_ir
 from export.quiet_conversion import quiet_conversion
-from export.verification.parity import TEXT, Logits, cached_calls
+from export.verification.parity import TEXT, Logits, cached_calls, padded_batch
+from export.verification.reading import MeasuredLogits
 from export.verification.zeros import Zeros, read_openvino
 from shearling.errors import ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
-from shearling.kernel.openvino_extension import core_for, node_factory
+from shearling.kernel.openvino_extension import compile_ir, core_for, node_factory
+from shearling.model.checkpoint import load_tokenizer
 from shearling.model.export_support import EXPORT_TASK, check_exportable
 from shearling.model.head import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from shearling.evaluation.evaluator import Evaluation
+    from shearling.evaluation.task_evaluator import TaskEvaluator
     from shearling.kernel.packed_format import Matrix
 
 NAME = "openvino"
@@ -97,11 +100,33 @@ class OpenVinoDecoder(FormatWriter):
         return decoder_conversion(model)
 
     def measure(self, directory: Path, blocks: Blocks, storage: Storage) -> Iterator[MeasuredLogits]:
-        """At float32, which shows the file, and at the default precision, which users get."""
+        """In float32, which shows the file, rows alone and in a padded batch; and at the default precision, which users
+        get.
+        """
         number_format = storage.weight_format
-        default = number_format.computed_as or number_format.name
+        default = number_format.computed_as
         yield MeasuredLogits(NAME, number_format.name, self.logits(directory, blocks, FLOAT32_CPU))
-        yield MeasuredLogits(f"{NAME}, default precision", default, self.logits(directory, blocks, {}))
+        yield MeasuredLogits(f"{NAME}, padded batch", number_format.name, self.batched(directory, blocks))
+        yield MeasuredLogits(
+            f"{NAME}, default precision",
+            default or number_format.name,
+            self.logits(directory, blocks, {}),
+            chosen_by_runtime=default is not None,
+        )
+
+    def batched(self, directory: Path, blocks: Blocks) -> Logits:
+        """Logits of the rows of a padded batch, in float32."""
+        batch = padded_batch(blocks, head=self.head)
+        compiled = compile_ir(directory / MODEL_XML, properties=FLOAT32_CPU)
+        inputs = {name for port in compiled.inputs for name in port.names}
+        rows = len(batch.lengths)
+        feed = {**batch.feed, "beam_idx": np.arange(rows, dtype=np.int32)}
+        feed["token_type_ids"] = np.zeros_like(batch.feed["input_ids"])
+        return batch.rows_of(compiled({name: value for name, value in feed.items() if name in inputs})["logits"])
+
+    def answer(self, directory: Path, evaluator: TaskEvaluator) -> Evaluation:
+        """See `FormatWriter`."""
+        return evaluator.on_openvino(compile_ir(directory / MODEL_XML), load_tokenizer(directory))()
 
     def logits(self, directory: Path, blocks: Blocks, config: dict[str, str]) -> Logits:
         """Of what was written, compiled with these options."""

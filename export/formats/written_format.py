@@ -9,6 +9,7 @@ from pathlib import Path
 from export.formats.export_format import ExportSubject, PlannedFormat, UsageFacts
 from export.packing.packing_report import PackingReport
 from export.verification.parity_check import MergedReference, ParityCheck
+from export.verification.task_check import TaskCheck, TaskReference
 from export.verification.zeros import ZeroCheck, check_zeros
 from shearling.console import log
 from shearling.elastic.mask import Masks
@@ -20,10 +21,12 @@ class Proof:
 
     Attributes:
         zeros: None where it stores no weight, or none need be zero.
+        task: None where it was not asked: there are no rows, or its weights are no integers.
     """
 
     parity: tuple[ParityCheck, ...]
     zeros: ZeroCheck | None
+    task: TaskCheck | None
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,31 @@ class WrittenFormat:
         """Of all of its files."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
-    def prove(self, reference: MergedReference, masks: Masks | None) -> Proof:
+    def prove(self, reference: MergedReference, masks: Masks | None, task: TaskReference | None) -> Proof:
         """Run it and read it back.
 
         Args:
             reference: the merged model, which its logits are held against at every precision that a user may get.
             masks: whose zeros it must hold; None where none are promised.
+            task: the merged model's answers, which it is held against where its weights are integers.
 
         Raises:
             SparsityLost: it stores weights, but not those of every pruned module.
         """
-        writer = self.planned.writer
-        measured = writer.measure(self.path, reference.blocks, self.planned.storage)
-        parity = tuple(reference.check(item.candidate, item.precision, item.logits) for item in measured)
-        if masks is None:
-            return Proof(parity, None)
-        zeros = writer.read_zeros(self.path, {path: tuple(mask.shape) for path, mask in masks.items()})
-        return Proof(parity, None if zeros is None else check_zeros(self.name, zeros, masks))
+        writer, storage = self.planned.writer, self.planned.storage
+        reading = reference.reading(storage.weight_format)
+        parity = tuple(reference.check(item, reading) for item in writer.measure(self.path, reading.blocks, storage))
+        answers = None
+        if task is not None and storage.weight_format.integers and parity:
+            answers = writer.answer(self.path, task.evaluator)
+        zeros = None
+        if masks is not None:
+            zeros = writer.read_zeros(self.path, {path: tuple(mask.shape) for path, mask in masks.items()})
+        return Proof(
+            parity,
+            None if zeros is None or masks is None else check_zeros(self.name, zeros, masks),
+            None if answers is None or task is None else task.check(self.name, answers),
+        )
 
     def usage(self, *, narrowed: bool, separate: bool) -> str | None:
         """Python that loads it, for the card."""

@@ -16,6 +16,7 @@ from export.quantization.settings import Preset
 from export.request import Kernel
 from export.verification.nncf_certificate import SparsityCertificate
 from export.verification.parity_check import ParityCheck
+from export.verification.task_check import TaskCheck
 from export.verification.zeros import ZeroCheck
 from shearling.elastic.size import measure_model
 from shearling.model.head import Head
@@ -63,6 +64,7 @@ class ExportReport(Document):
         trained_bits: of the integers that the weights were trained on; None where they were not.
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.
         kernels: directory -> what runs it, for each that has a choice.
+        tasks: answers of files with rounded weights against those of the merged model.
         packings: directory -> what was packed there for the sparse kernel.
     """
 
@@ -85,6 +87,7 @@ class ExportReport(Document):
     certificate: SparsityCertificate | None
     zeros: tuple[ZeroCheck, ...]
     parity: tuple[ParityCheck, ...]
+    tasks: tuple[TaskCheck, ...]
     sizes_bytes: dict[str, int]
     seconds: dict[str, float]
     kernels: dict[str, Kernel]
@@ -96,8 +99,10 @@ class ExportReport(Document):
         broken = [
             f"{check.candidate} ({check.precision}) against {check.reference}: {text}"
             for check in self.parity
+            if check.rejects
             for text in check.violations
         ]
+        broken += [f"{check.candidate}: {check.violation}" for check in self.tasks if check.violation is not None]
         broken += [
             f"{check.format}: {check.pruned - check.zeros} pruned weights are not zero"
             for check in self.zeros
@@ -135,6 +140,7 @@ def build_report(
         certificate=certificate,
         zeros=tuple(proof.zeros for proof in proofs if proof.zeros is not None),
         parity=(*merge_checks, *(check for proof in proofs for check in proof.parity)),
+        tasks=tuple(proof.task for proof in proofs if proof.task is not None),
         sizes_bytes={item.name: item.size_bytes for item in sorted(written, key=lambda item: item.name)},
         seconds={item.name: item.seconds for item in written},
         kernels={

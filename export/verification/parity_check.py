@@ -10,10 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.verification.parity import Logits, Parity, broken_limits, compare, rounding_of, widen
+from export.verification.parity import (
+    ROUNDING_ALLOWANCE,
+    Logits,
+    Parity,
+    broken_limits,
+    compare,
+    rounding_of,
+    torch_logits,
+    widen,
+)
+from export.verification.reading import FIXED_TEXT, MeasuredLogits, Reading
 from shearling.console import log
 from shearling.model.head import Head
-from shearling.registry.number_formats import NUMBER_FORMATS, Gate
+from shearling.registry.number_formats import NUMBER_FORMATS, Gate, NumberFormat
 from shearling.strict_json import Document
 
 UNMERGED = "unmerged super-network, float32"
@@ -27,23 +37,36 @@ class ParityCheck(Document):
         candidate: what was measured, such as `openvino`.
         reference: against what.
         precision: number format of the candidate's weights and arithmetic.
+        text: what both read; see `export.verification.reading`.
         gate: that was applied.
         violations: limits that it broke; empty is a pass.
         rounding: of the reference in float32, where the gate was widened for it; see
             `export.verification.parity.widen`.
+        torch_kl: mean KL of the reference in torch at the candidate's arithmetic, where the runtime chose it and not
+            the file; nothing is rejected for it.
     """
 
     candidate: str
     reference: str
     precision: str
+    text: str
     parity: Parity
     gate: Gate
     violations: tuple[str, ...]
     rounding: float | None = None
+    torch_kl: float | None = None
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the file is refused for it."""
+        return bool(self.violations) and self.torch_kl is None
 
     @property
     def verdict(self) -> str:
         """In words."""
+        if self.torch_kl is not None:
+            beside = f"torch at {self.precision} has KL {self.torch_kl:.1e}"
+            return f"{'; '.join(self.violations)}, {beside}: reported only" if self.violations else f"ok, {beside}"
         if self.violations:
             return "; ".join(self.violations)
         return (
@@ -59,40 +82,63 @@ class MergedReference:
 
     Attributes:
         model: float32, eval mode.
-        blocks: the fixed inputs.
-        logits: of the model on them.
         head: what the model is for.
+        fixed: the fixed blocks.
+        held_back: text that nothing was trained on; None where there is none, or no format rounds to integers.
     """
 
     model: Any
-    blocks: Sequence[npt.NDArray[np.int64]]
-    logits: Logits
     head: Head
+    fixed: Reading
+    held_back: Reading | None = None
 
-    def check(self, candidate: str, precision: str, logits: Logits) -> ParityCheck:
+    def reading(self, number_format: NumberFormat) -> Reading:
+        """What a file with weights of this format is judged on."""
+        return self.held_back if number_format.integers and self.held_back is not None else self.fixed
+
+    def check(self, measured: MeasuredLogits, reading: Reading) -> ParityCheck:
         """Judge a written file.
 
         Args:
-            candidate: what it is called in the report.
-            precision: name of the number format whose gate applies.
-            logits: that its runtime computes on the blocks.
+            measured: what its runtime computes.
+            reading: of these blocks.
         """
-        parity = compare(self.logits, logits, self.blocks)
-        gate, rounding = NUMBER_FORMATS.get(precision).gate, None
+        parity = compare(reading.logits, measured.logits, reading.blocks, random_blocks=reading.random_blocks)
+        gate, rounding, torch_kl = NUMBER_FORMATS.get(measured.precision).gate, None, None
         if gate.max_abs is not None and parity.max_abs > gate.max_abs:
             rounding = self._rounding
             gate = widen(gate, rounding)
-        return judge(candidate, MERGED, precision, parity, gate, rounding=rounding)
+        if measured.chosen_by_runtime:
+            torch_kl = self._torch_kl
+            # Both round to bfloat16, in other orders.
+            gate = gate.model_copy(update={"kl_mean": max(gate.kl_mean or 0.0, ROUNDING_ALLOWANCE * torch_kl)})
+        return judge(
+            measured.candidate,
+            MERGED,
+            measured.precision,
+            parity,
+            gate,
+            text=reading.name,
+            rounding=rounding,
+            torch_kl=torch_kl,
+        )
 
     @functools.cached_property
     def _rounding(self) -> float:
         """See `rounding_of`; measured where a gate would break."""
         try:
-            return rounding_of(self.model, self.blocks, self.logits, head=self.head)
+            return rounding_of(self.model, self.fixed.blocks, self.fixed.logits, head=self.head)
         except RuntimeError as error:
             # Such as a forward that mixes types of its own.
             log.print(f"the model cannot run in float64, so the gate stays as it is: {error}")
             return 0.0
+
+    @functools.cached_property
+    def _torch_kl(self) -> float:
+        """Mean KL of the model in bfloat16 autocast on the fixed blocks."""
+        fixed = self.fixed
+        halved = torch_logits(self.model, fixed.blocks, head=self.head, bf16=True)
+        return compare(fixed.logits, halved, fixed.blocks, random_blocks=fixed.random_blocks).kl_mean
 
 
 def check_merge(
@@ -100,24 +146,34 @@ def check_merge(
 ) -> ParityCheck:
     """Judge a merge; one that is approximate, and was accepted as such, is measured and not limited."""
     gate = NUMBER_FORMATS.get("fp32").gate if exact else Gate()
-    return judge("merged", UNMERGED, "fp32", compare(unmerged, merged, blocks), gate)
+    return judge("merged", UNMERGED, "fp32", compare(unmerged, merged, blocks), gate, text=FIXED_TEXT)
 
 
 def judge(
-    candidate: str, reference: str, precision: str, parity: Parity, gate: Gate, *, rounding: float | None = None
+    candidate: str,
+    reference: str,
+    precision: str,
+    parity: Parity,
+    gate: Gate,
+    *,
+    text: str,
+    rounding: float | None = None,
+    torch_kl: float | None = None,
 ) -> ParityCheck:
-    """The verdict on one comparison; said on the screen as well."""
+    """The verdict on one comparison; said on the screen as well. See `ParityCheck`."""
     check = ParityCheck(
         candidate=candidate,
         reference=reference,
         precision=precision,
+        text=text,
         parity=parity,
         gate=gate,
         violations=tuple(broken_limits(gate, parity)),
         rounding=rounding,
+        torch_kl=torch_kl,
     )
     log.print(
-        f"parity {candidate} ({precision}): max |Δ| {parity.max_abs:.2e}, KL {parity.kl_mean:.2e}, "
-        f"top-1 {parity.top1_agreement:.1%}: {check.verdict}"
+        f"parity {candidate} ({precision}), {parity.positions} positions of {text}: max |Δ| {parity.max_abs:.2e}, "
+        f"KL {parity.kl_mean:.2e}, top-1 {parity.top1_agreement:.1%}: {check.verdict}"
     )
     return check

@@ -21,12 +21,12 @@ class Gate(Document):
     Attributes:
         max_abs: largest absolute difference of a logit.
         kl_mean: mean over positions of KL(merged || exported), nats.
-        perplexity_ratio: perplexity on the fixed text, exported over merged.
+        top1_agreement: least share of positions with the same most likely token.
     """
 
     max_abs: float | None = None
     kl_mean: float | None = None
-    perplexity_ratio: float | None = None
+    top1_agreement: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,11 @@ class NumberFormat(Entry):
     gate: Gate
     packable: bool = False
     computed_as: str | None = None
+
+    @property
+    def integers(self) -> bool:
+        """Whether weights are coarser than any arithmetic: what they lose is seen in what the model does."""
+        return self.computed_as is None
 
     def load_for(self, export_format: str) -> Any:
         """What stores this format in an export format, imported.
@@ -106,7 +111,7 @@ NUMBER_FORMATS = Registry(
             name="int8",
             summary="integers of 8 bits with a scale for each row or block",
             bits=8,
-            gate=Gate(perplexity_ratio=1.05),
+            gate=Gate(kl_mean=0.05, top1_agreement=0.9),
             packable=True,
             implementation={
                 "openvino": "export.number_formats.int8:store_openvino",
@@ -117,7 +122,7 @@ NUMBER_FORMATS = Registry(
             name="int4",
             summary="integers of 4 bits with a scale for each group",
             bits=4,
-            gate=Gate(perplexity_ratio=1.5),
+            gate=Gate(kl_mean=0.2, top1_agreement=0.75),
             packable=True,
             implementation={
                 "openvino": "export.number_formats.int4:store_openvino",

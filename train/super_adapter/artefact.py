@@ -55,6 +55,7 @@ class Training:
         build: the super-network with the adapter to begin with, and the order that its channels were brought into.
         sampler: of a space and a number of micro-batches, which sub-network every one of them trains.
         base: the dense model; asked for where the section has a teacher.
+        adapted: the adapter that makes it the teacher; None where none does.
     """
 
     frozen: Artefact
@@ -68,10 +69,18 @@ class Training:
     build: Callable[[], tuple[SuperNetwork, Reordering | None]]
     sampler: Callable[[SearchSpace, int], RankSampler]
     base: Artefact
+    adapted: Artefact | None = None
 
 
 def train_super_adapter(
-    recipe: Recipe, *, base: Artefact, frozen: Artefact, task: Artefact, destination: Path, force: bool = False
+    recipe: Recipe,
+    *,
+    base: Artefact,
+    frozen: Artefact,
+    task: Artefact,
+    destination: Path,
+    adapted: Artefact | None = None,
+    force: bool = False,
 ) -> None:
     """Train, or continue where an interrupted training of the same recipe on the same inputs stopped.
 
@@ -83,6 +92,7 @@ def train_super_adapter(
         frozen: the `sparse` artefact, or `base` where the recipe does not prune.
         task: its train rows are learnt.
         destination: where the `super_adapter` artefact will stand.
+        adapted: what `train.super_adapter.teacher.adapting_recipe` made of the base, where the recipe asks for it.
         force: replace one that stands there.
 
     Raises:
@@ -91,7 +101,7 @@ def train_super_adapter(
     """
     if recipe.train is None:
         raise ValueError("the recipe has no [train]")
-    inputs = recipe_inputs(recipe) | teacher_inputs(recipe.train, base) | grid_inputs(recipe.quantization)
+    inputs = recipe_inputs(recipe) | teacher_inputs(recipe.train, base, adapted) | grid_inputs(recipe.quantization)
     training = Training(
         frozen=frozen,
         task=task,
@@ -104,6 +114,7 @@ def train_super_adapter(
         build=lambda: _build_network(recipe, frozen, task),
         sampler=partial(draw_by_recipe, recipe.train, seed=recipe.seed),
         base=base,
+        adapted=adapted,
     )
     carry_out(training, destination, force=force)
 
@@ -172,9 +183,9 @@ def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def teacher_inputs(section: TrainSection, base: Artefact) -> dict[str, Any]:
+def teacher_inputs(section: TrainSection, base: Artefact, adapted: Artefact | None) -> dict[str, Any]:
     """Whose predictions are learnt, where anybody's are."""
-    return {} if section.teacher is None else {"teacher": teacher_digest(section.teacher, base)}
+    return {} if section.teacher is None else {"teacher": teacher_digest(section.teacher, base, adapted)}
 
 
 def _start_over_unless_same(directory: Path, training: Training) -> None:
@@ -271,7 +282,9 @@ def _fit(
 
 def _teacher(network: SuperNetwork, training: Training, *, precision: str) -> Teacher | None:
     section = training.section.teacher
-    return None if section is None else load_teacher(section, training.base, network, precision=precision)
+    if section is None:
+        return None
+    return load_teacher(section, training.base, training.adapted, network, precision=precision)
 
 
 def _encode(

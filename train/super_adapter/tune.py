@@ -71,7 +71,10 @@ def tune_subnet(
     sparse = found.frozen.manifest.kind == "sparse"
     base = open_artefact(run.base, kind="base") if sparse and section.teacher is not None else found.frozen
     inputs = {"tuned": dict(choice), "train": section_as_json(section), "from": found.adapter.sha256}
-    inputs |= teacher_inputs(section, base)
+    adapted = None
+    if section.teacher is not None and section.teacher.adapted:
+        adapted = open_artefact(run.teacher, kind="super_adapter")
+    inputs |= teacher_inputs(section, base, adapted)
 
     def build() -> tuple[SuperNetwork, Reordering | None]:
         file = found.adapter.path / REORDERING_FILE
@@ -92,6 +95,7 @@ def tune_subnet(
         build=build,
         sampler=lambda space, _micro_batches: OneSubnet(space, choice, seed=int(recipe["seed"])),
         base=base,
+        adapted=adapted,
     )
     with processes.main_first():
         # The old one goes now, so that an interrupted training is continued without `force`.
@@ -110,7 +114,8 @@ def tune_subnet(
 
 
 def _destination(run: Run, name: str) -> tuple[Path, Path]:
-    rooms = {room.name for room in (run.task, run.base, run.sparse, run.super_adapter, run.search, run.export)}
+    made = (run.task, run.base, run.sparse, run.teacher, run.super_adapter, run.search, run.export)
+    rooms = {room.name for room in made}
     if name in ("", ".", "..") or Path(name).name != name or name in rooms:
         raise UsageError(
             f"{name!r} cannot be the name of a tuned adapter",
