@@ -78,6 +78,15 @@ def export(
     all_layers: Annotated[
         bool, typer.Option("--all-layers", help="Embedding and output head in int4 too, instead of int8.")
     ] = False,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the layers' weights in int4; the matrices that it would hurt most are int8.",
+            show_default="1",
+        ),
+    ] = None,
     merge: Annotated[
         Literal["auto", "masked", "separate", "dense"], typer.Option(help="auto takes what the training allows.")
     ] = "auto",
@@ -101,7 +110,7 @@ def export(
         formats=_default_formats() if formats is None else _parse_names(formats, "--formats"),
         weight_format=weight_format,
         sparse_kernels=_parse_names(sparse_kernel, "--sparse-kernel"),
-        quantization=Quantization(quantization, group_size, _parse_texts(dataset), num_samples, all_layers),
+        quantization=Quantization(quantization, group_size, _parse_texts(dataset), num_samples, all_layers, ratio),
         merge=None if merge == "auto" else merge,
         allow_approximate=allow_approximate,
         verify=verify,

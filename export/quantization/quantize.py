@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from export.number_formats.number_format import LOW_RANK
 from export.packing.linear_graph import module_path
 from export.quantization.scale_tuning import TUNING_BATCH, tune_scales
+from export.quantization.sensitivity import harms, most_harmed
 from export.quantization.settings import GROUP_SIZES, PlannedQuantization
 from export.quantization.text import windows_of
 from export.quantization.vocabulary import Vocabulary, find_vocabulary, round_vocabulary
@@ -22,10 +24,10 @@ from shearling.evaluation.precision import resolve_precision
 from shearling.kernel.packed_format import Matrix, ValueType
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.quantization.layerwise import SMALLEST_GROUP, narrowed_group, round_layers
-from shearling.quantization.rounding import Rounded
+from shearling.quantization.rounding import Rounded, round_matrix
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 BITS = 4
 SEED = 0
@@ -37,8 +39,9 @@ class Quantized:
     """Integers and scales, and what they cost.
 
     Attributes:
-        matrices: module path -> int4, scales in float16; a linear layer that no group divides is not among them. An
-            embedding and a head that are one matrix are one object here as well.
+        matrices: module path -> integers of four bits, or of eight where that was spared, scales in float16; a linear
+            layer that no group divides is not among them. An embedding and a head that are one matrix are one object
+            here as well.
         layer_error: mean over matrices of the squared error of its outputs, as a share of their squares.
         seconds: that it took.
         distances: KL to the model in float32 at each step of the tuning; empty where there was none.
@@ -48,6 +51,11 @@ class Quantized:
     layer_error: float
     seconds: float
     distances: tuple[float, ...] = ()
+
+    @property
+    def in_four_bits(self) -> int:
+        """Number of matrices."""
+        return sum(matrix.value_type is ValueType.INT4 for matrix in self.matrices.values())
 
 
 def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, classifier: bool) -> Quantized:
@@ -82,6 +90,11 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     windows = windows_of(streams, plan.samples, seed=SEED)
     layers = round_layers(student, transformer, windows, groups, bits=BITS, bf16=bf16)
     rounded = dict(layers.matrices)
+    if plan.ratio < 1:
+        rounded |= _spare(model, rounded, windows, plan.ratio, bf16=bf16)
+        for path, result in rounded.items():
+            weight: Any = student.get_submodule(path).weight
+            weight.data.copy_(result.weight)
     if vocabulary is not None and vocabulary.head in groups:
         size = groups[vocabulary.head]
         rounded |= round_vocabulary(student, vocabulary, windows, group_size=size, bf16=bf16)
@@ -92,6 +105,23 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     seconds = time.perf_counter() - started
     errors = layers.errors.values()
     return Quantized(matrices, sum(errors) / len(errors), seconds, tuple(distances))
+
+
+def _spare(
+    model: nn.Module, rounded: Mapping[str, Rounded], windows: Sequence[Tensor], ratio: float, *, bf16: bool
+) -> dict[str, Rounded]:
+    """In eight bits the matrices that four hurt most."""
+    weights = {path: result.weight for path, result in rounded.items()}
+    harm = harms(model, weights, windows, bf16=bf16)
+    spared = most_harmed(harm, {path: weight.numel() for path, weight in weights.items()}, share=1 - ratio)
+    log.print(f"{len(spared)} of {len(rounded)} matrices have eight bits, the first is {min(spared, default='none')}")
+    result = {}
+    for path in spared:
+        parameter: Any = model.get_submodule(path).weight
+        weight, width = parameter.detach(), parameter.shape[1]
+        # Eight bits are so fine that what enters the layer makes no difference.
+        result[path] = round_matrix(weight, torch.eye(width), group_size=width, passes=1, bits=8)
+    return result
 
 
 def _columns(transformer: TransformerLayers, vocabulary: Vocabulary | None) -> dict[str, int]:

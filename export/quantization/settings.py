@@ -33,6 +33,7 @@ class Quantization:
         dataset: texts, by turns: `task`, or files; None is `task` where the run has rows.
         samples: windows of calibration text; None is `SAMPLES`.
         all_layers: the embedding and the head have four bits too, instead of eight.
+        ratio: share of the layers' weights in four bits, the others in eight; None is all of them.
     """
 
     preset: Preset | None = None
@@ -40,6 +41,7 @@ class Quantization:
     dataset: tuple[str, ...] | None = None
     samples: int | None = None
     all_layers: bool = False
+    ratio: float | None = None
 
     @property
     def asked_for(self) -> dict[str, Any]:
@@ -50,6 +52,7 @@ class Quantization:
             "--dataset": self.dataset,
             "--num-samples": self.samples,
             "--all-layers": self.all_layers or None,
+            "--ratio": self.ratio,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -64,6 +67,7 @@ class PlannedQuantization:
         samples: windows that matrices are rounded on.
         tuning_steps: of the scales together; 0 leaves them as each matrix has them.
         all_layers: the embedding and the head too.
+        ratio: share of the layers' weights in four bits.
     """
 
     preset: Preset
@@ -73,6 +77,7 @@ class PlannedQuantization:
     samples: int
     tuning_steps: int
     all_layers: bool = False
+    ratio: float = 1.0
 
     def describe(self) -> dict[str, Any]:
         """What `--dry-run` says of it."""
@@ -81,6 +86,7 @@ class PlannedQuantization:
             "group_size": self.group_size,
             "dataset": list(self.text.names),
             "all_layers": self.all_layers,
+            "ratio": self.ratio,
         }
 
 
@@ -133,4 +139,5 @@ def plan_quantization(asked: Quantization, *, weight_format: str, task: Path, he
         samples=asked.samples or SAMPLES,
         tuning_steps=TUNING_STEPS if preset == "best" else 0,
         all_layers=asked.all_layers,
+        ratio=1.0 if asked.ratio is None else asked.ratio,
     )

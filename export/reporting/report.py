@@ -34,6 +34,7 @@ class QuantizationReport(Document):
         dataset: the calibration texts.
         samples: windows of them that matrices were rounded on.
         all_layers: whether the embedding and the head are in int4 too.
+        ratio: share of the layers' weights that was asked for in int4.
         matrices: in int4; other weights are int8.
         layer_error: mean over matrices of the squared error of its outputs, as a share of their squares.
         kl_before: mean KL to the model in float32 over the first tenth of the tuning of scales, nats; None without.
@@ -46,6 +47,7 @@ class QuantizationReport(Document):
     dataset: tuple[str, ...]
     samples: int
     all_layers: bool
+    ratio: float
     matrices: int
     layer_error: float
     kl_before: float | None
@@ -164,7 +166,8 @@ def _describe_quantization(plan: ExportPlan, quantized: Quantized | None) -> Qua
         dataset=planned.text.names,
         samples=planned.samples,
         all_layers=planned.all_layers,
-        matrices=len(quantized.matrices),
+        ratio=planned.ratio,
+        matrices=quantized.in_four_bits,
         layer_error=quantized.layer_error,
         kl_before=sum(tuned[:tenth]) / tenth if tuned else None,
         kl_after=sum(tuned[-tenth:]) / tenth if tuned else None,

@@ -23,7 +23,7 @@ from export.quantization.text import CalibrationText, windows_of
 from shearling.calibration.windows import token_stream
 from shearling.errors import UsageError
 from shearling.kernel.openvino_extension import core_for
-from shearling.kernel.packed_format import Matrix
+from shearling.kernel.packed_format import Matrix, ValueType
 from shearling.model.layers import find_layers
 from tests.support.exported_files import stored_as
 from tests.support.packing_cases import BLOCKS
@@ -44,10 +44,18 @@ def text(tmp_path_factory) -> CalibrationText:
 
 
 def plan(
-    text: CalibrationText, *, group: int = 32, narrower: bool = False, tuning: int = 0, all_layers: bool = False
+    text: CalibrationText,
+    *,
+    group: int = 32,
+    narrower: bool = False,
+    tuning: int = 0,
+    all_layers: bool = False,
+    ratio: float = 1.0,
 ) -> PlannedQuantization:
     preset = "best" if tuning else "balanced"
-    return PlannedQuantization(preset, text, group, narrower, samples=16, tuning_steps=tuning, all_layers=all_layers)
+    return PlannedQuantization(
+        preset, text, group, narrower, samples=16, tuning_steps=tuning, all_layers=all_layers, ratio=ratio
+    )
 
 
 def rounded(model: PreTrainedModel, matrices: dict[str, Matrix]) -> PreTrainedModel:
@@ -225,6 +233,34 @@ def test_embedding_and_head_are_rounded_too_where_all_layers_are(tied, text, tmp
     for logits, limit in (
         (openvino_logits(tmp_path / "ov", blocks, config=FLOAT32_CPU), 1e-5),
         (openvino_logits(tmp_path / "packed", blocks, config=FLOAT32_CPU), 0.05),
+        (onnx_logits(tmp_path / "onnx", blocks), 0.05),
+    ):
+        assert max(float(np.abs(a - b).max()) for a, b in zip(expected, logits, strict=True)) < limit * spread
+
+
+def test_a_share_of_the_weights_has_eight_bits_in_every_file(model, balanced, text, tmp_path) -> None:
+    mixed = quantize(model, tiny_tokenizer(), plan(text, ratio=0.6), classifier=False)
+    sizes = {path: matrix.values.size for path, matrix in mixed.matrices.items()}
+    spared = {path for path, matrix in mixed.matrices.items() if matrix.value_type is ValueType.INT8}
+    assert 0.2 < sum(sizes[path] for path in spared) / sum(sizes.values()) <= 0.4
+    assert mixed.in_four_bits == len(sizes) - len(spared)
+    for path, matrix in mixed.matrices.items():
+        if path not in spared:
+            assert np.array_equal(matrix.values, balanced.matrices[path].values)
+        assert not matrix.values[(model.get_submodule(path).weight == 0).numpy()].any()
+    assert divergence(model, rounded(model, mixed.matrices)) < divergence(model, rounded(model, balanced.matrices))
+    blocks = [np.asarray(block) for block in BLOCKS]
+    with torch.no_grad():
+        changed = rounded(model, mixed.matrices)
+        expected = [changed(input_ids=torch.tensor(block)[None]).logits[0].numpy() for block in blocks]
+    spread = max(float(np.ptp(block)) for block in expected)
+    for kernel in ("stock", "sparse"):
+        storage = stored_as("int4", kernel=kernel)
+        write_openvino(model, tiny_tokenizer(), tmp_path / kernel, storage, sparsity={}, integers=mixed.matrices)
+    write_onnx(model, tiny_tokenizer(), tmp_path / "onnx", stored_as("int4"), integers=mixed.matrices)
+    for logits, limit in (
+        (openvino_logits(tmp_path / "stock", blocks, config=FLOAT32_CPU), 0.02),
+        (openvino_logits(tmp_path / "sparse", blocks, config=FLOAT32_CPU), 0.05),
         (onnx_logits(tmp_path / "onnx", blocks), 0.05),
     ):
         assert max(float(np.abs(a - b).max()) for a, b in zip(expected, logits, strict=True)) < limit * spread

@@ -53,6 +53,7 @@ def test_a_lone_model_is_calibrated_on_a_file(nowhere: Path, tmp_path: Path) -> 
         "group_size": 32,
         "dataset": [str(text)],
         "all_layers": False,
+        "ratio": 1.0,
     }
 
 
