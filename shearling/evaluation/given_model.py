@@ -18,6 +18,7 @@ from shearling.target import AUTO, Target
 from shearling.virtual_environment import require_packages
 
 if TYPE_CHECKING:
+    from shearling.evaluation.causal_scorer import CausalScorer
     from shearling.evaluation.evaluator import Evaluation, OnRows
     from shearling.evaluation.llama_cpp_process import LlamaCppProcess
     from shearling.evaluation.task_evaluator import TaskEvaluator
@@ -40,6 +41,14 @@ class LoadedModel(Protocol):
 
     def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
         """Evaluate it on all rows."""
+        ...
+
+    def scorer(self) -> CausalScorer:
+        """It as lm-evaluation-harness sees it, with its logits at hand.
+
+        Raises:
+            ModelUnsupported: it is no language model of a form that is known.
+        """
         ...
 
 
@@ -161,6 +170,11 @@ class _TorchModel:
     def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
         return evaluator.on_torch(self._model, self._tokenizer, precision=self._precision, on_rows=on_rows)()
 
+    def scorer(self) -> CausalScorer:
+        from shearling.evaluation.evaluator import torch_scorer
+
+        return torch_scorer(self._model, self._tokenizer, precision=self._precision)
+
 
 class _OpenVINOModel:
     def __init__(self, xml: Path, properties: Mapping[str, str]) -> None:
@@ -172,6 +186,11 @@ class _OpenVINOModel:
 
     def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
         return evaluator.on_openvino(self._compiled, self._tokenizer, on_rows=on_rows)()
+
+    def scorer(self) -> CausalScorer:
+        from shearling.evaluation.openvino_scorer import OpenVINOScorer
+
+        return OpenVINOScorer(self._compiled, self._tokenizer)
 
 
 class _OnnxModel:
@@ -185,6 +204,11 @@ class _OnnxModel:
     def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
         return evaluator.on_onnx(self._session, self._tokenizer, on_rows=on_rows)()
 
+    def scorer(self) -> CausalScorer:
+        from shearling.evaluation.onnx_scorer import OnnxScorer
+
+        return OnnxScorer(self._session, self._tokenizer)
+
 
 class _GgufModel:
     def __init__(self, file: Path, process: LlamaCppProcess) -> None:
@@ -195,6 +219,11 @@ class _GgufModel:
 
     def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
         return evaluator.on_llama_cpp(self._process, self._tokenizer, on_rows=on_rows)()
+
+    def scorer(self) -> CausalScorer:
+        from shearling.evaluation.llama_cpp_scorer import LlamaCppScorer
+
+        return LlamaCppScorer(self._process, self._tokenizer)
 
 
 def _certified_sparsity(xml: Path) -> float | None:
