@@ -59,6 +59,7 @@ class Arm:
 REFIT: Mapping[str, Any] = {"method": "wanda", "reconstruction": {"matrix_steps": 15}}
 HEALED: Mapping[str, Any] = {**REFIT, "healing": {"steps": 100, "batch_size": 8, "seq_len": 64}}
 TAUGHT: Mapping[str, Any] = {"teacher": {"prompt": 0.1}}
+DISTILLED: Mapping[str, Any] = {"teacher": {"adapted": True, "prompt": 0.1, "answer": 1.0}}
 SHARED: Mapping[str, Any] = {"draw": "shared", "largest_first": 0.5}
 BY_RANK: Mapping[str, Any] = {"scaling": "rank"}
 
@@ -67,6 +68,7 @@ ARMS: Mapping[str, Arm] = {
     for arm in (
         Arm(BASELINE, "dense, LoRA", sparsity=None),
         Arm("dense-taught", "dense, LoRA, taught", sparsity=None, train=TAUGHT),
+        Arm("dense-distilled", "dense, taught by LoRA", sparsity=None, train=DISTILLED),
         Arm("magnitude", "magnitude", sparsity={"method": "magnitude"}),
         Arm("wanda", "Wanda", sparsity={"method": "wanda"}),
         Arm("wanda-apart", "Wanda, adapter apart", sparsity={"method": "wanda"}, adapter={"masked": False}),
@@ -87,13 +89,22 @@ ARMS: Mapping[str, Arm] = {
             train={**TAUGHT, **SHARED},
             ranks="elastic",
         ),
+        Arm("distilled", "healed, taught by LoRA", sparsity=HEALED, train=DISTILLED),
         Arm(
-            "elastic-int4",
+            "distilled-elastic",
+            "taught by LoRA, elastic",
+            sparsity=HEALED,
+            adapter=BY_RANK,
+            train={**DISTILLED, **SHARED},
+            ranks="elastic",
+        ),
+        Arm(
+            "distilled-int4",
             "the same, on int4",
             sparsity=HEALED,
             quantization={"bits": 4},
             adapter=BY_RANK,
-            train={**TAUGHT, **SHARED},
+            train={**DISTILLED, **SHARED},
             ranks="elastic",
         ),
         Arm(
@@ -102,7 +113,7 @@ ARMS: Mapping[str, Arm] = {
             sparsity=HEALED,
             quantization={"bits": 4},
             adapter={**BY_RANK, "masked": False},
-            train={**TAUGHT, **SHARED},
+            train={**DISTILLED, **SHARED},
             ranks="elastic",
         ),
         Arm("elastic-drawn", "the same, drawn apart", sparsity=HEALED, train=TAUGHT, ranks="elastic"),
@@ -118,11 +129,12 @@ ARMS: Mapping[str, Arm] = {
         ),
     )
 }
-"""`dense-taught` gives the baseline the teacher of the arms that are taught. `wanda-apart` says what the mask costs:
-its adapters cannot be merged without losing zeros. `wanda-apart`, `int4-apart`, `elastic` and `elastic-int4` are the
-four pipelines of SQFT: adapters beside sparse weights or beside sparse int4, and merged into either. `elastic` is what
-the shipped recipes do. `last` heals towards the adapted model on rows with their answers, and so goes over the task
-twice; `last-elastic` trains adapters on that, and goes over it three times."""
+"""`dense-taught` gives the baseline the teacher of the arms that are taught, the dense base. `distilled` is taught by
+that model, whose LoRA is trained first; `dense-distilled` gives the baseline this teacher as well. `distilled-elastic`
+is what the shipped recipes do. `wanda-apart` says what the mask costs: its adapters cannot be merged without losing
+zeros. `wanda-apart`, `int4-apart`, `distilled-elastic` and `distilled-int4` are the four pipelines of SQFT: adapters
+beside sparse weights or beside sparse int4, and merged into either. `last` heals towards the adapted model on rows with
+their answers, and so goes over the task twice; `last-elastic` trains adapters on that, and goes over it three times."""
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,8 @@ def _clear(run: Run) -> Prepared | None:
     if not file.is_file():
         shutil.rmtree(run.path, ignore_errors=True)
         return None
-    for path in (run.super_adapter, run.search):
+    # The teacher too, so that every cell's minutes have it.
+    for path in (run.super_adapter, run.teacher, run.search):
         shutil.rmtree(path, ignore_errors=True)
         shutil.rmtree(unfinished_artefact(path), ignore_errors=True)
     return read_document(file, Prepared)

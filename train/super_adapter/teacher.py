@@ -51,7 +51,7 @@ def adapting_recipe(recipe: Recipe) -> Recipe | None:
     return recipe.model_copy(
         update={
             **without,
-            "name": f"{recipe.name}-teacher",
+            "name": "teacher",
             "adapter": adapter.model_copy(update=plain),
             "train": train.model_copy(update=one),
             "search": SearchSection(),
