@@ -253,6 +253,13 @@ def test_a_super_network_scores_as_its_active_sub_network(masked: bool, task: Pa
     assert losses[0] == losses[2] != losses[1]
 
 
+def to_be_continued() -> list[Instance]:
+    return [
+        Instance("generate_until", doc={}, arguments=(prompt, {"until": ["."], "max_gen_toks": 9}), idx=0)
+        for prompt in ("The quick", "Report: nation's models are sparse, small and fast;", "yes")
+    ]
+
+
 def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     # The exporter traces with torch.jit, which torch 2.13 deprecates, and registers pytree nodes the old way.
     script = (
@@ -276,15 +283,11 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     assert deployed.answers == trained.answers
     assert deployed.loss == pytest.approx(trained.loss, rel=1e-4)
     assert deployed.bits_per_byte == pytest.approx(trained.bits_per_byte, rel=1e-4)
-    asked = [
-        Instance("generate_until", doc={}, arguments=(prompt, {"until": ["."], "max_gen_toks": 9}), idx=0)
-        for prompt in ("The quick", "Report: nation's models are sparse, small and fast;", "yes")
-    ]
     scorers = (
         OpenVINOScorer(compile_ir(xml, properties=properties), tokenizer, batch_size=2),
         torch_scorer(FAMILIES["llama_tied_gqa"](), tokenizer),
     )
-    generated, expected = (scorer.generate_until(asked) for scorer in scorers)
+    generated, expected = (scorer.generate_until(to_be_continued()) for scorer in scorers)
     assert generated == expected
     assert all(expected)
 
@@ -326,12 +329,8 @@ def test_onnx_runtime_scores_and_continues_as_torch(family: str, task: Path, tmp
     assert deployed.answers == trained.answers
     assert deployed.loss == pytest.approx(trained.loss, rel=1e-4)
     assert deployed.bits_per_byte == pytest.approx(trained.bits_per_byte, rel=1e-4)
-    asked = [
-        Instance("generate_until", doc={}, arguments=(prompt, {"until": ["."], "max_gen_toks": 9}), idx=0)
-        for prompt in ("The quick", "Report: nation's models are sparse, small and fast;", "yes")
-    ]
     scorers = OnnxScorer(session, tokenizer, batch_size=2), torch_scorer(model, tokenizer)
-    generated, expected = (scorer.generate_until(asked) for scorer in scorers)
+    generated, expected = (scorer.generate_until(to_be_continued()) for scorer in scorers)
     assert generated == expected
     assert all(expected)
     write_document(
