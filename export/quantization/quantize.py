@@ -104,7 +104,7 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     matrices = {module_path(path): made[id(result)] for path, result in rounded.items()}
     seconds = time.perf_counter() - started
     errors = layers.errors.values()
-    return Quantized(matrices, sum(errors) / len(errors), seconds, tuple(distances))
+    return Quantized(matrices, sum(errors) / max(1, len(errors)), seconds, tuple(distances))
 
 
 def _spare(
