@@ -34,7 +34,7 @@ class _Scaled(torch.autograd.Function):
         return (gradients[0].reshape(ctx.codes.shape) * ctx.codes).sum(dim=2), None
 
 
-class Grid(nn.Module):
+class TunedGrid(nn.Module):
     """A weight, codes * (factors * scales).
 
     Args:
@@ -67,7 +67,7 @@ class GridModule(nn.Module):
         grid: its weight; several modules may share it.
     """
 
-    def __init__(self, module: nn.Module, grid: Grid) -> None:
+    def __init__(self, module: nn.Module, grid: TunedGrid) -> None:
         super().__init__()
         self.module = module
         self.grid = grid
@@ -103,7 +103,7 @@ def tune_scales(
     if len(windows) < TUNING_BATCH:
         return []
     # By identity: an embedding and a head that are one matrix are tuned as one.
-    grids = {id(result): Grid(result) for result in rounded.values()}
+    grids = {id(result): TunedGrid(result) for result in rounded.values()}
     for path, result in rounded.items():
         student.set_submodule(path, GridModule(student.get_submodule(path), grids[id(result)]))
     distances = distil(
