@@ -110,6 +110,7 @@ def _judge(report: ExportReport, request: ExportRequest, draft: Draft) -> None:
         shutil.rmtree(rejected)
     shutil.copytree(draft.directory, rejected)
     error = SparsityLost if any(check.zeros != check.pruned for check in report.zeros) else ParityFailed
-    raise error(
-        "; ".join(broken), where=rejected, remedy="The files and report.html are kept there; --verify warn accepts them"
-    )
+    remedy = "The files and report.html are kept there; --verify warn accepts them"
+    if request.weight_format == "int4" and report.quantization is None and report.trained_bits is None:
+        remedy += "; int4 that is rounded on text loses less: --quantization balanced, with --dataset"
+    raise error("; ".join(broken), where=rejected, remedy=remedy)

@@ -65,11 +65,7 @@ def _uses_of_rows(weight: Any) -> _Uses | None:
     """None where something else reads the weight."""
     products, lookups = [], []
     for node, index in weight.uses():
-        if (
-            node.op_type == "Gather"
-            and index == 0
-            and ("axis" not in node.attributes or not node.attributes["axis"].value)
-        ):
+        if node.op_type == "Gather" and index == 0 and node.attributes.get_int("axis", 0) == 0:
             lookups.append(node)
         elif node.op_type == "Transpose" and all(user.op_type == "MatMul" for user, _ in node.outputs[0].uses()):
             products += [(user, node) for user, _ in node.outputs[0].uses()]

@@ -1,8 +1,8 @@
 """The texts that files are read on, and what the merged model says of them.
 
-Every file reads the fixed blocks. What rounds weights to integers is judged on text that nothing was trained or
-calibrated on, where there is any: the validation rows of the run, over two thousand positions of a decoder, which reach
-beyond five hundred tokens; of a classifier its answers to some rows.
+Files of floating-point numbers read the fixed blocks. What rounds weights to integers is judged on text that nothing
+was trained or calibrated on, where there is any: the validation rows of the run, over two thousand positions of a
+decoder, which reach beyond five hundred tokens; of a classifier its answers to some rows.
 """
 
 from __future__ import annotations
