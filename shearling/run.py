@@ -30,14 +30,19 @@ class Run:
         return self.path / "base"
 
     @property
+    def lora(self) -> Path:
+        """The adapter of the dense model, where a recipe adapts it before it is pruned."""
+        return self.path / "lora"
+
+    @property
+    def adapted(self) -> Path:
+        """The dense model with that adapter in its weights."""
+        return self.path / "adapted"
+
+    @property
     def sparse(self) -> Path:
         """The pruned model and its mask."""
         return self.path / "sparse"
-
-    @property
-    def teacher(self) -> Path:
-        """The adapter that makes the dense model the teacher of the pruned one, where a recipe asks for that."""
-        return self.path / "teacher"
 
     @property
     def super_adapter(self) -> Path:
@@ -55,18 +60,19 @@ class Run:
         return self.path / "export"
 
 
+def open_dense(run: Run) -> Artefact:
+    """The dense model that is pruned and teaches: `adapted`, or `base` where nothing was adapted first."""
+    return open_artefact(run.adapted if run.adapted.exists() else run.base, kind="base")
+
+
 def open_frozen(adapter: Artefact) -> Artefact:
-    """The frozen model beside a super-adapter: `sparse`, or `base` where nothing was pruned.
+    """The frozen model beside a super-adapter: `sparse`, or the dense model where nothing was pruned.
 
     Raises:
         ArtefactMismatch: it is not the one that the adapter was trained on.
     """
     run = Run(adapter.path.parent)
-    frozen = (
-        open_artefact(run.sparse, kind="sparse")
-        if "sparse" in adapter.manifest.parents
-        else open_artefact(run.base, kind="base")
-    )
+    frozen = open_artefact(run.sparse, kind="sparse") if "sparse" in adapter.manifest.parents else open_dense(run)
     role = frozen.manifest.kind
     if adapter.manifest.parents.get(role) != frozen.sha256:
         raise ArtefactMismatch(

@@ -1,5 +1,5 @@
-"""The train stage from recipe to super-adapter: task, base, sparse, super_adapter, each made once and reused if it
-fits.
+"""The train stage from recipe to super-adapter: task, base, lora and adapted where it is asked for, sparse,
+super_adapter, each made once and reused if it fits.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
 from shearling.run import Run
 from shearling.strict_json import write_json
+from train.base.adaptation import adapting_recipe, write_adapted
 from train.base.artefact import import_base, source_digest
 from train.preflight import ModelSource, check_structure, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
 from train.sparsity.calibration import calibration_blocks, calibration_file, healing_text
 from train.super_adapter import processes
 from train.super_adapter.artefact import recipe_inputs, train_super_adapter
-from train.super_adapter.teacher import adapting_recipe
 from train.task.rows import build_rows
 
 if TYPE_CHECKING:
@@ -63,41 +63,41 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
         ShearlingError: whatever the parts refuse.
     """
     run = Run(out)
+    # The main process alone makes what no training makes, and replaces what is there; the others find it.
+    force = force and processes.is_main()
     with processes.main_first():
-        made = _make_inputs(recipe, run, force=force and processes.is_main())
+        made = _import(recipe, run, force=force)
+    adapting = adapting_recipe(recipe)
+    if adapting is not None:
+        made["lora"] = _train_lora(adapting, run, made)
+    with processes.main_first():
+        made |= _freeze(recipe, run, made, force=force)
     if recipe.adapter is not None:
+        dense = made.get("adapted", made["base"])
         train_super_adapter(
             recipe,
-            base=made["base"],
-            frozen=made.get("sparse", made["base"]),
+            base=dense,
+            frozen=made.get("sparse", dense),
             task=made["task"],
             destination=run.super_adapter,
-            adapted=_adapt_teacher(recipe, run, made),
         )
         processes.wait_for_all()
         made["super_adapter"] = open_artefact(run.super_adapter, kind="super_adapter")
     return made
 
 
-def _adapt_teacher(recipe: Recipe, run: Run, made: Mapping[str, Artefact]) -> Artefact | None:
-    """The dense base's LoRA, where the adapted base is to teach."""
-    adapting = adapting_recipe(recipe)
-    if adapting is None:
-        return None
+def _train_lora(adapting: Recipe, run: Run, made: Mapping[str, Artefact]) -> Artefact:
+    """The adapter of the dense model, trained by all processes."""
 
     def train() -> None:
-        train_super_adapter(
-            adapting, base=made["base"], frozen=made["base"], task=made["task"], destination=run.teacher
-        )
+        train_super_adapter(adapting, base=made["base"], frozen=made["base"], task=made["task"], destination=run.lora)
         processes.wait_for_all()
 
     parents = {role: made[role] for role in ("base", "task")}
-    return _reuse_or_make(
-        run.teacher, "super_adapter", {"recipe": recipe_inputs(adapting)}, parents, train, force=False
-    )
+    return _reuse_or_make(run.lora, "super_adapter", {"recipe": recipe_inputs(adapting)}, parents, train, force=False)
 
 
-def _make_inputs(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
+def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
     source = preflight(recipe, run.path)
     if force:
@@ -124,20 +124,39 @@ def _make_inputs(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact
         force=force,
     )
     check_structure(recipe, made["base"].path)
-    section = recipe.sparsity
+    if force and recipe.model.adapted:
+        # The first training begins: interrupted, it is continued without `force`, and nothing old may be in the way.
+        _remove(run.lora, run.adapted, run.sparse, run.super_adapter)
+    return made
+
+
+def _freeze(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bool) -> dict[str, Artefact]:
+    """What the super-adapter stands on: the adapted model and the pruned one, where the recipe has them."""
+    frozen: dict[str, Artefact] = {}
+    if "lora" in made:
+        frozen["adapted"] = _reuse_or_make(
+            run.adapted,
+            "base",
+            {},
+            {"base": made["base"], "super_adapter": made["lora"]},
+            lambda: write_adapted(made["base"], made["lora"], run.adapted, force=force),
+            force=force,
+        )
+    dense, section = frozen.get("adapted", made["base"]), recipe.sparsity
     if section is not None:
-        made["sparse"] = _reuse_or_make(
+        frozen["sparse"] = _reuse_or_make(
             run.sparse,
             "sparse",
             sparsity_inputs(section, seed=recipe.seed, texts=_calibration_texts(section, run)),
-            {"base": made["base"]},
-            lambda: _make_sparse(section, run, made, seed=recipe.seed, force=force),
+            {"base": dense},
+            lambda: _make_sparse(section, run, dense, made["task"], seed=recipe.seed, force=force),
             section=section,
             force=force,
         )
-    if force:
-        _remove_outdated(recipe, run)
-    return made
+    if force and not recipe.model.adapted:
+        # Later stages take whatever stands in a run.
+        _remove(run.super_adapter, run.lora, run.adapted, *([] if section is not None else [run.sparse]))
+    return frozen
 
 
 def _reuse_or_make(
@@ -250,11 +269,13 @@ def _classes(recipe: Recipe) -> tuple[str, ...] | None:
     return recipe.task.choices if recipe.model.head == "classifier" else None
 
 
-def _make_sparse(section: SparsitySection, run: Run, made: Mapping[str, Artefact], *, seed: int, force: bool) -> None:
+def _make_sparse(
+    section: SparsitySection, run: Run, dense: Artefact, task: Artefact, *, seed: int, force: bool
+) -> None:
     blocks: list[Tensor] = []
     windows: list[Tensor] = []
     if section.calibrated:
-        rows, tokenizer = read_rows(made["task"].path, "train"), load_tokenizer(made["base"].path)
+        rows, tokenizer = read_rows(task.path, "train"), load_tokenizer(dense.path)
         if section.measured:
             blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed)
         if section.healing is not None:
@@ -262,7 +283,7 @@ def _make_sparse(section: SparsitySection, run: Run, made: Mapping[str, Artefact
                 healing_text(section), rows, tokenizer, seed=seed + 1, where="sparsity.healing"
             )
     write_sparse(
-        made["base"],
+        dense,
         run.sparse,
         section=section,
         calibration=blocks,
@@ -281,14 +302,11 @@ def _calibration_texts(section: SparsitySection, run: Run) -> list[Path]:
 
 
 def _check_replaceable(run: Run) -> None:
-    for path in (run.super_adapter, run.teacher, run.sparse, run.base, run.task):
+    for path in (run.super_adapter, run.sparse, run.adapted, run.lora, run.base, run.task):
         check_destination(path, force=True)
 
 
-def _remove_outdated(recipe: Recipe, run: Run) -> None:
-    """What an earlier recipe made of other frozen weights: later stages take whatever stands in a run."""
-    if recipe.sparsity is None:
-        remove_artefact(run.sparse)
-    for path in (run.super_adapter, run.teacher):
+def _remove(*paths: Path) -> None:
+    for path in paths:
         remove_artefact(path)
         shutil.rmtree(unfinished_artefact(path), ignore_errors=True)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from shearling.model.head import Head
 from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 
-BASELINE = "dense"
-"""The arm that the others are told against."""
+BASELINE = "dense-taught"
+"""The arm that the others are told against: LoRA on dense weights, taught to keep the language as the others are."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Arm:
         train: keys of [train] that differ from the model's.
         task: keys of [task] that differ from the task's.
         ranks: fixed: the largest alone; elastic: the model's list of ranks, and a search among them.
-        adapted_first: LoRA is trained as in the baseline and merged before anything is pruned.
-        adapters: are trained on what was pruned; otherwise that is the result.
+        adapted: LoRA is trained as in the baseline and merged before anything is pruned.
     """
 
     name: str
@@ -42,33 +41,32 @@ class Arm:
     train: Mapping[str, Any] = field(default_factory=dict)
     task: Mapping[str, Any] = field(default_factory=dict)
     ranks: Literal["fixed", "elastic"] = "fixed"
-    adapted_first: bool = False
-    adapters: bool = True
+    adapted: bool = False
 
     def suits(self, head: Head, ratio: Ratio) -> bool:
         """Whether a model can have it with the ratio.
 
-        A pattern such as 2:4 has the same share in every layer; and the head of an encoder is new, and pruned with
-        nothing to heal towards.
+        A pattern such as 2:4 has the same share in every layer; and the head of an encoder is new, and learnt with the
+        adapters.
         """
         uniform = self.sparsity is None or self.sparsity.get("allocation", "uniform") == "uniform"
-        known = not self.adapted_first or head == "language_model"
+        known = not self.adapted or head == "language_model"
         return known and (uniform or ratio.section["pattern"] == "unstructured")
 
 
 REFIT: Mapping[str, Any] = {"method": "wanda", "reconstruction": {"matrix_steps": 15}}
 HEALED: Mapping[str, Any] = {**REFIT, "healing": {"steps": 100, "batch_size": 8, "seq_len": 64}}
 TAUGHT: Mapping[str, Any] = {"teacher": {"prompt": 0.1}}
-DISTILLED: Mapping[str, Any] = {"teacher": {"adapted": True, "prompt": 0.1, "answer": 1.0}}
+BY_THE_ADAPTED: Mapping[str, Any] = {"teacher": {"prompt": 0.1, "answer": 1.0}}
 SHARED: Mapping[str, Any] = {"draw": "shared", "largest_first": 0.5}
 BY_RANK: Mapping[str, Any] = {"scaling": "rank"}
 
 ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
-        Arm(BASELINE, "dense, LoRA", sparsity=None),
-        Arm("dense-taught", "dense, LoRA, taught", sparsity=None, train=TAUGHT),
-        Arm("dense-distilled", "dense, taught by LoRA", sparsity=None, train=DISTILLED),
+        Arm("dense", "dense, LoRA", sparsity=None),
+        Arm(BASELINE, "dense, LoRA, taught", sparsity=None, train=TAUGHT),
+        Arm("dense-twice", "dense, LoRA twice", sparsity=None, train=BY_THE_ADAPTED, adapted=True),
         Arm("magnitude", "magnitude", sparsity={"method": "magnitude"}),
         Arm("wanda", "Wanda", sparsity={"method": "wanda"}),
         Arm("wanda-apart", "Wanda, adapter apart", sparsity={"method": "wanda"}, adapter={"masked": False}),
@@ -89,52 +87,54 @@ ARMS: Mapping[str, Arm] = {
             train={**TAUGHT, **SHARED},
             ranks="elastic",
         ),
-        Arm("distilled", "healed, taught by LoRA", sparsity=HEALED, train=DISTILLED),
+        Arm("adapted", "LoRA, healed, LoRA", sparsity=HEALED, train=BY_THE_ADAPTED, adapted=True),
         Arm(
-            "distilled-elastic",
-            "taught by LoRA, elastic",
+            "adapted-elastic",
+            "LoRA, healed, elastic",
             sparsity=HEALED,
             adapter=BY_RANK,
-            train={**DISTILLED, **SHARED},
+            train={**BY_THE_ADAPTED, **SHARED},
             ranks="elastic",
+            adapted=True,
         ),
         Arm(
-            "distilled-int4",
+            "adapted-apart",
+            "the same, apart",
+            sparsity=HEALED,
+            adapter={**BY_RANK, "masked": False},
+            train={**BY_THE_ADAPTED, **SHARED},
+            ranks="elastic",
+            adapted=True,
+        ),
+        Arm(
+            "adapted-int4",
             "the same, on int4",
             sparsity=HEALED,
             quantization={"bits": 4},
             adapter=BY_RANK,
-            train={**DISTILLED, **SHARED},
+            train={**BY_THE_ADAPTED, **SHARED},
             ranks="elastic",
+            adapted=True,
         ),
         Arm(
-            "int4-apart",
-            "int4, adapter apart",
+            "adapted-int4-apart",
+            "on int4, apart",
             sparsity=HEALED,
             quantization={"bits": 4},
             adapter={**BY_RANK, "masked": False},
-            train={**DISTILLED, **SHARED},
+            train={**BY_THE_ADAPTED, **SHARED},
             ranks="elastic",
+            adapted=True,
         ),
         Arm("elastic-drawn", "the same, drawn apart", sparsity=HEALED, train=TAUGHT, ranks="elastic"),
-        Arm("last", "LoRA, then healed", sparsity=HEALED, adapted_first=True, adapters=False),
-        Arm(
-            "last-elastic",
-            "LoRA, healed, elastic",
-            sparsity=HEALED,
-            adapter=BY_RANK,
-            train={**TAUGHT, **SHARED},
-            ranks="elastic",
-            adapted_first=True,
-        ),
     )
 }
-"""`dense-taught` gives the baseline the teacher of the arms that are taught, the dense base. `distilled` is taught by
-that model, whose LoRA is trained first; `dense-distilled` gives the baseline this teacher as well. `distilled-elastic`
-is what the shipped recipes do. `wanda-apart` says what the mask costs: its adapters cannot be merged without losing
-zeros. `wanda-apart`, `int4-apart`, `distilled-elastic` and `distilled-int4` are the four pipelines of SQFT: adapters
-beside sparse weights or beside sparse int4, and merged into either. `last` heals towards the adapted model on rows with
-their answers, and so goes over the task twice; `last-elastic` trains adapters on that, and goes over it three times."""
+"""`dense-taught` gives the baseline the teacher of the arms that are taught, the dense base. The `adapted` arms begin
+with that model: its LoRA is merged, the result pruned, healed towards it on rows with their answers, and then trained
+with it as the teacher; so they go over the task three times, and what the second left is their `frozen` figure.
+`adapted-elastic` is what the shipped recipe does; `dense-twice` gives the baseline as much training. `adapted-apart`,
+`adapted-int4-apart`, `adapted-elastic` and `adapted-int4` are the four pipelines of SQFT: adapters beside sparse
+weights or beside sparse int4, and merged into either. `wanda-apart` says what the mask costs without all that."""
 
 
 @dataclass(frozen=True)

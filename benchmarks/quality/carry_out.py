@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
-from benchmarks.quality.cell import ADAPTED_MODEL, Cell, CellDocument, SubnetFigures, SubnetName, cell_file
+from benchmarks.quality.cell import Cell, CellDocument, SubnetFigures, SubnetName, cell_file
 from benchmarks.quality.general_text import GeneralText, bits_per_byte, held_back_text, write_other_passages
-from export.merge import merge
 from export.quantization.settings import Quantization
 from export.quantization.text import TASK_ROWS
 from export.request import ExportRequest
@@ -34,7 +32,7 @@ from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe.recipe import Recipe
-from shearling.run import Run
+from shearling.run import Run, open_dense
 from shearling.strict_json import Document, read_document, write_document
 from train.stage import run_recipe
 
@@ -106,12 +104,10 @@ def carry_out(cell: Cell, run: Run) -> CellDocument:
     import torch
 
     prepared = _clear(run)
-    text, content, adapting = held_back_text(), cell.recipe(), cell.adapting_recipe()
+    text, content = held_back_text(), cell.recipe()
     with _timed() as whole:
-        if adapting is not None:
-            _adapt(_validated(adapting, cell), run)
-        made = _make(content, cell, run)
-    frozen = made["sparse"] if "sparse" in made else made["base"]
+        made = run_recipe(_validated(content, cell), run.path)
+    frozen = next(made[kind] for kind in ("sparse", "adapted", "base") if kind in made)
     train_s = whole.seconds
     if prepared is None:
         prepare_s = min(whole.seconds, max(0.0, _written_s(frozen) - whole.began_s))
@@ -127,7 +123,6 @@ def carry_out(cell: Cell, run: Run) -> CellDocument:
         task=cell.task.name,
         seed=cell.seed,
         recipe=content,
-        adapted_by=adapting,
         sparsity=frozen.manifest.details.get("sparsity", {}).get("achieved_scope", 0.0),
         bits_per_byte=prepared.bits_per_byte,
         general_text_sha256=text.sha256,
@@ -139,32 +134,6 @@ def carry_out(cell: Cell, run: Run) -> CellDocument:
         threads=torch.get_num_threads(),
         created=utc_now(),
     )
-
-
-def _adapt(recipe: Recipe, run: Run) -> None:
-    """Train the LoRA of a dense model and merge it, to where the cell's own recipe looks for it."""
-    model = run.path / ADAPTED_MODEL
-    if model.is_dir():
-        return
-    adapted = Run(model.parent)
-    shutil.rmtree(adapted.path, ignore_errors=True)
-    run_recipe(recipe, adapted.path)
-    network = load_super_network(adapted)
-    merged = merge(network, network.space.maximal(), "dense", masks=None)
-    with tempfile.TemporaryDirectory(dir=adapted.path) as temporary:
-        unfinished = Path(temporary) / model.name
-        merged.save_pretrained(unfinished)
-        network.tokenizer.save_pretrained(unfinished)
-        unfinished.rename(model)
-
-
-def _make(content: dict[str, Any], cell: Cell, run: Run) -> dict[str, Artefact]:
-    if not cell.arm.adapters and run.sparse.is_dir():
-        return {"sparse": open_artefact(run.sparse, kind="sparse")}
-    placed = content
-    if cell.arm.adapted_first:
-        placed = {**content, "model": {**content["model"], "path": str(run.path / content["model"]["path"])}}
-    return run_recipe(_validated(placed, cell), run.path)
 
 
 def _validated(content: dict[str, Any], cell: Cell) -> Recipe:
@@ -198,8 +167,7 @@ def _clear(run: Run) -> Prepared | None:
     if not file.is_file():
         shutil.rmtree(run.path, ignore_errors=True)
         return None
-    # The teacher too, so that every cell's minutes have it.
-    for path in (run.super_adapter, run.teacher, run.search):
+    for path in (run.super_adapter, run.search):
         shutil.rmtree(path, ignore_errors=True)
         shutil.rmtree(unfinished_artefact(path), ignore_errors=True)
     return read_document(file, Prepared)
@@ -225,11 +193,9 @@ def _measure(
     cell: Cell, run: Run, searched: tuple[Choice, dict[str, Any]] | None, text: GeneralText
 ) -> Iterator[SubnetFigures]:
     evaluator = open_evaluator(TaskLocation(cell.task.name, run.task), head=cell.model.head, split="test")
-    if not cell.arm.adapters:
-        model, tokenizer = load_model(run.sparse).eval(), load_tokenizer(run.sparse)
-        evaluation = evaluator.on_torch(model, tokenizer, precision="auto")()
-        yield _told(evaluation, subnet="largest", bits=_bits_per_byte(model, tokenizer, text))
-        return
+    if cell.arm.adapted:
+        frozen = open_dense(run) if cell.ratio is None else open_artefact(run.sparse, kind="sparse")
+        yield _frozen_figures(evaluator, frozen, text)
     network = load_super_network(run)
     space = network.space
     yield _figures(evaluator, network, text, subnet="largest", choice=space.maximal())
@@ -241,6 +207,12 @@ def _measure(
             if space.adapter.grid is None:
                 yield _packed_figures(evaluator, run, text, "packed")
             yield _packed_figures(evaluator, run, text, "packed-int4", rounded=space.adapter.grid is None)
+
+
+def _frozen_figures(evaluator: TaskEvaluator, frozen: Artefact, text: GeneralText) -> SubnetFigures:
+    model, tokenizer = load_model(frozen.path).eval(), load_tokenizer(frozen.path)
+    evaluation = evaluator.on_torch(model, tokenizer, precision="auto")()
+    return _told(evaluation, subnet="frozen", bits=_bits_per_byte(model, tokenizer, text))
 
 
 def _figures(

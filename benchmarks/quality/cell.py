@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from benchmarks.quality.arms import ARMS, BASELINE, Arm, Ratio
+from benchmarks.quality.arms import Arm, Ratio
 from benchmarks.quality.models import BenchmarkModel
 from benchmarks.quality.tasks import BenchmarkTask
 from shearling.errors import UsageError
@@ -23,12 +22,10 @@ from shearling.strict_json import Document, read_document
 CELL_SCHEMA = "shearling.quality/1"
 GRID_SAMPLES, GRID_TOKENS = 64, 128
 """Windows of the calibration text that a grid is settled on, and their tokens."""
-ADAPTED_MODEL = "adapted/model"
-"""In a run: the dense model with a merged LoRA, which is then pruned."""
-
-SubnetName = Literal["largest", "heuristic", "searched", "packed", "packed-int4"]
-"""packed: the one that was searched, merged and exported as int8 for the sparse kernel, in OpenVINO; packed-int4: as
-int4, tuned on the task's rows and a general text, or as it was trained where that was on integers."""
+SubnetName = Literal["frozen", "largest", "heuristic", "searched", "packed", "packed-int4"]
+"""frozen: what the adapters are trained on, without them, where that was adapted before; packed: the one that was
+searched, merged and exported as int8 for the sparse kernel, in OpenVINO; packed-int4: as int4, tuned on the task's rows
+and a general text, or as it was trained where that was on integers."""
 
 
 class SubnetFigures(Document):
@@ -60,7 +57,6 @@ class CellDocument(Document):
     Attributes:
         ratio: as on the command line; empty for a dense model.
         recipe: what was carried out.
-        adapted_by: the recipe of the LoRA that was merged before; None where there is none.
         sparsity: share of zeros in the pruned modules; 0 for a dense model.
         bits_per_byte: of the general text, before training.
         general_text_sha256: of that text.
@@ -80,7 +76,6 @@ class CellDocument(Document):
     task: str
     seed: int
     recipe: dict[str, Any]
-    adapted_by: dict[str, Any] | None = None
     sparsity: float
     bits_per_byte: float | None
     general_text_sha256: str
@@ -121,12 +116,13 @@ class Cell:
     def run_name(self) -> str:
         """Of its run directory: cells that train on the same frozen model and rows share one."""
         recipe = self.recipe()
-        frozen = [recipe.get(part) for part in ("model", "task", "sparsity")] + [self.adapting_recipe()]
+        # An adapted model depends on how its LoRA was trained as well; the arms agree on that.
+        frozen = [recipe.get(part) for part in ("model", "task", "sparsity")] + [self.steps]
         digest = hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()[:12]
         return f"{self.model.name}-{self.task.name}-{self.seed}-{digest}"
 
     def recipe(self) -> dict[str, Any]:
-        """The recipe, as it would stand in a file; a model that is adapted first is named by its place in the run."""
+        """The recipe, as it would stand in a file."""
         arm, model = self.arm, self.model
         task = _layered(self.task.section(model.head), arm.task)
         test = {} if self.test_rows is None else {"rows": {**task["rows"], "test": self.test_rows}}
@@ -134,26 +130,15 @@ class Cell:
             "schema": RECIPE_SCHEMA,
             "name": self.name,
             "seed": self.seed,
-            "model": dict(model.section),
+            "model": {**model.section, **({"adapted": True} if arm.adapted else {})},
             "task": {**task, **test},
         }
-        if arm.adapted_first:
-            named = {key: value for key, value in model.section.items() if key not in ("asset", "path")}
-            recipe["model"] = {**named, "path": ADAPTED_MODEL}
         if arm.sparsity is not None and self.ratio is not None:
             recipe["sparsity"] = _layered({"calibration": dict(model.calibration), **self.ratio.section}, arm.sparsity)
         if arm.quantization is not None:
             text = {**model.calibration, "samples": GRID_SAMPLES, "seq_len": GRID_TOKENS}
             recipe["quantization"] = _layered({"calibration": text}, arm.quantization)
-        if arm.adapters:
-            recipe |= self._training()
-        return recipe
-
-    def adapting_recipe(self) -> dict[str, Any] | None:
-        """The baseline's recipe, where its LoRA is merged before anything is pruned."""
-        if not self.arm.adapted_first:
-            return None
-        return dataclasses.replace(self, arm=ARMS[BASELINE], ratio=None).recipe()
+        return recipe | self._training()
 
     def _training(self) -> dict[str, Any]:
         arm, model = self.arm, self.model
@@ -244,14 +229,10 @@ def unfinished(cells: Mapping[str, Cell], output: Path) -> list[Cell]:
         path = cell_file(output, name)
         if not path.is_file():
             left.append(cell)
-        elif _carried_out(read_cell(path)) != json.loads(json.dumps([cell.recipe(), cell.adapting_recipe()])):
+        elif read_cell(path).recipe != json.loads(json.dumps(cell.recipe())):
             raise UsageError(
                 "this cell was made by another recipe",
                 where=path,
                 remedy="Choose another --output, or remove the file to run the cell anew",
             )
     return left
-
-
-def _carried_out(document: CellDocument) -> list[dict[str, Any] | None]:
-    return [document.recipe, document.adapted_by]

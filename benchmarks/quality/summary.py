@@ -32,8 +32,8 @@ class RowKey:
     def title(self) -> str:
         """The arm, and which sub-network where it has several."""
         arm = ARMS[self.arm].title if self.arm in ARMS else self.arm
-        elastic = self.arm in ARMS and ARMS[self.arm].ranks == "elastic"
-        return f"{arm}: {self.subnet}" if elastic else arm
+        several = self.arm in ARMS and (ARMS[self.arm].ranks == "elastic" or ARMS[self.arm].adapted)
+        return f"{arm}: {self.subnet}" if several else arm
 
     @property
     def ratio_title(self) -> str:

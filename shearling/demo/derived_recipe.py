@@ -1,9 +1,8 @@
-"""Recipes that the demo makes of the shipped ones: smaller for a smoke run, or with the model of an earlier step."""
+"""Recipes that the demo makes of the shipped ones: smaller for a smoke run, with another seed, or for a baseline."""
 
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,16 +26,13 @@ more than the parity gate.
 """
 
 
-def derive_recipe(
-    source: Path, destination: Path, *, smoke: bool, model: Path | None = None, seed: int = 0, lora: bool = False
-) -> Path:
+def derive_recipe(source: Path, destination: Path, *, smoke: bool, seed: int = 0, lora: bool = False) -> Path:
     """Write a recipe made from another, unless it would be the same.
 
     Args:
         source: a shipped recipe.
         destination: where the derived one goes.
         smoke: shrink it.
-        model: prune this model directory instead, and do nothing else.
         seed: of the run and of its search; 0 is that of every shipped recipe.
         lora: make the baseline of this super-network; see `plain_lora`.
 
@@ -44,7 +40,7 @@ def derive_recipe(
         The recipe to use: `source` itself where nothing changes.
     """
     recipe = _read(source)
-    if not smoke and model is None and not seed and not lora:
+    if not smoke and not seed and not lora:
         return source
     if lora:
         recipe = plain_lora(recipe)
@@ -52,10 +48,6 @@ def derive_recipe(
         recipe = _changed(recipe, SMOKE)
     if seed:
         recipe |= {"seed": seed, "search": {**recipe.get("search", {}), "seed": seed}}
-    if model is not None:
-        relative = os.path.relpath(model, destination.parent)
-        recipe = {name: value for name, value in recipe.items() if name not in ("adapter", "train", "search")}
-        recipe |= {"name": destination.stem, "model": {"model_id": recipe["model"]["model_id"], "path": relative}}
     destination.parent.mkdir(parents=True, exist_ok=True)
     text = f"# Derived from {source.name} by the demo.\n{render_toml(recipe)}"
     if not destination.is_file() or destination.read_text(encoding="utf-8") != text:

@@ -26,9 +26,7 @@ class Action:
     prepare: Callable[[], None] = lambda: None
 
 
-def train(
-    title: str, recipe: Path, run: Run, *, expected_s: float, makes: Path | None = None, also_from: Sequence[Path] = ()
-) -> Step:
+def train(title: str, recipe: Path, run: Run, *, expected_s: float, also_from: Sequence[Path] = ()) -> Step:
     """`python -m train`.
 
     Args:
@@ -36,11 +34,10 @@ def train(
         recipe: to follow.
         run: where it goes.
         expected_s: see `Step`.
-        makes: the last artefact of the run; default its super-adapter.
         also_from: what it takes from other runs.
     """
     command = ("-m", "train", "--recipe", _short(recipe), "--output", str(run.path))
-    return Step(title, command, makes or run.super_adapter, (recipe, *also_from), expected_s)
+    return Step(title, command, run.super_adapter, (recipe, *also_from), expected_s)
 
 
 def search(title: str, run: Run, *, expected_s: float) -> Step:

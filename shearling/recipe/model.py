@@ -21,6 +21,12 @@ class ModelSection(Section):
         description="classifier: an encoder gets a new head with one class for each of the task's choices",
     )
 
+    adapted: bool = pydantic.Field(
+        False,
+        description="it is adapted to the task before anything is pruned: LoRA of the largest rank, trained as [train] "
+        "says and merged",
+    )
+
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> ModelSection:
         if (self.path is None) == (self.asset is None):

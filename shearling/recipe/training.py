@@ -14,12 +14,7 @@ class TeacherSection(Section):
     """A dense model whose predictions are learnt beside the labels: weights of KL(teacher || student)."""
 
     path: Path | None = pydantic.Field(
-        None, description="a model directory, relative to the recipe; absent: the dense base of the run"
-    )
-    adapted: bool = pydantic.Field(
-        False,
-        description="the dense base is adapted to the task first, by LoRA with the same steps, the base teaching it at "
-        "the prompt; for answer",
+        None, description="a model directory, relative to the recipe; absent: the run's own, adapted or not"
     )
     prompt: float = pydantic.Field(1.0, ge=0, description="weight at the tokens of the prompt: keeps the language")
     answer: float = pydantic.Field(0.0, ge=0, description="weight at the labelled tokens, for a teacher of the task")
@@ -31,8 +26,6 @@ class TeacherSection(Section):
     def _teaches(self) -> TeacherSection:
         if not (self.prompt or self.answer or self.hidden):
             raise ValueError("give 'prompt', 'answer' or 'hidden' a weight above 0: this teacher teaches nothing")
-        if self.adapted and self.path is not None:
-            raise ValueError("give either 'path' or 'adapted': one teacher at a time")
         return self
 
 

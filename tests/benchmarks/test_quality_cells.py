@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.quality import carry_out
 from benchmarks.quality.__main__ import main
-from benchmarks.quality.arms import ARMS, parse_ratio
+from benchmarks.quality.arms import ARMS, BASELINE, parse_ratio
 from benchmarks.quality.cell import Cell, CellDocument, cell_file, cross, unfinished
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.tasks import TASKS
@@ -20,6 +20,7 @@ from shearling.recipe.recipe import Recipe
 from shearling.run import Run
 from shearling.strict_json import write_document
 from tests.support.quality_cells import cell_document
+from train.base.adaptation import adapting_recipe
 
 RATIOS = tuple(parse_ratio(text) for text in ("0.5", "0.7", "2:4"))
 
@@ -37,7 +38,7 @@ def all_cells(*, seeds: tuple[int, ...] = (0,)) -> dict[str, Cell]:
 @pytest.mark.parametrize("arm", list(ARMS))
 def test_every_cell_has_a_valid_recipe(arm: str) -> None:
     cells = [cell for cell in all_cells().values() if cell.arm.name == arm]
-    assert {cell.model.name for cell in cells} == ({"smollm2"} if ARMS[arm].adapted_first else set(MODELS))
+    assert {cell.model.name for cell in cells} == ({"smollm2"} if ARMS[arm].adapted else set(MODELS))
     for cell in cells:
         sparsity = Recipe.model_validate(cell.recipe()).sparsity
         if cell.ratio is None or sparsity is None:
@@ -54,16 +55,18 @@ def test_the_baseline_is_trained_as_every_other_arm() -> None:
         assert len({json.dumps([recipe["train"], recipe["adapter"]["groups"]]) for recipe in own}) == 1
 
 
-def test_a_model_that_is_pruned_last_was_adapted_as_the_baseline_is() -> None:
+def test_a_model_that_is_adapted_first_is_adapted_as_the_baseline_is() -> None:
     cells = all_cells()
-    baseline = cells["smollm2-poker-0-0-dense"].recipe()
-    for arm in ("last", "last-elastic"):
-        cell = cells[f"smollm2-poker-0-0.7-{arm}"]
-        assert cell.adapting_recipe() == baseline
-        assert cell.recipe()["model"]["path"] == "adapted/model"
-        assert "asset" not in cell.recipe()["model"]
-    assert "train" not in cells["smollm2-poker-0-0.7-last"].recipe()
-    assert cells["smollm2-poker-0-0.7-elastic"].adapting_recipe() is None
+    baseline = Recipe.model_validate(cells[f"smollm2-poker-0-0-{BASELINE}"].recipe())
+    arms = [arm for arm in ARMS.values() if arm.adapted]
+    assert len(arms) > 1
+    for arm in arms:
+        ratio = "0" if arm.sparsity is None else "0.7"
+        adapting = adapting_recipe(Recipe.model_validate(cells[f"smollm2-poker-0-{ratio}-{arm.name}"].recipe()))
+        assert adapting is not None
+        assert (adapting.model, adapting.task, adapting.train) == (baseline.model, baseline.task, baseline.train)
+        assert (adapting.adapter, adapting.seed) == (baseline.adapter, baseline.seed)
+    assert adapting_recipe(Recipe.model_validate(cells["smollm2-poker-0-0.7-elastic"].recipe())) is None
 
 
 def test_a_dense_arm_has_one_cell_for_all_ratios_and_an_encoder_none_of_a_generated_answer() -> None:
@@ -85,7 +88,7 @@ def test_cells_share_a_run_where_they_train_on_the_same_frozen_model() -> None:
         return cells[name].run_name
 
     assert run_of("smollm2-sarcasm-0-0.5-wanda") == run_of("smollm2-sarcasm-0-0.5-wanda-elastic")
-    assert run_of("smollm2-sarcasm-0-0.5-last") == run_of("smollm2-sarcasm-0-0.5-last-elastic")
+    assert run_of("smollm2-sarcasm-0-0.5-adapted") == run_of("smollm2-sarcasm-0-0.5-adapted-elastic")
     others = (
         "0-0.7-wanda",
         "0-2of4-wanda",
@@ -93,7 +96,7 @@ def test_cells_share_a_run_where_they_train_on_the_same_frozen_model() -> None:
         "1-0.5-wanda",
         "0-0-dense",
         "0-0.5-healed",
-        "0-0.5-last",
+        "0-0.5-adapted",
     )
     assert len({run_of(f"smollm2-sarcasm-{other}") for other in ("0-0.5-wanda", *others)}) == len(others) + 1
 
@@ -105,8 +108,7 @@ def test_a_ratio_is_a_share_or_a_pattern_that_has_one(text: str) -> None:
 
 
 def finished(cell: Cell) -> CellDocument:
-    document = cell_document(cell.model.name, cell.arm.name, cell.task.name, seed=cell.seed, recipe=cell.recipe())
-    return document.model_copy(update={"adapted_by": cell.adapting_recipe()})
+    return cell_document(cell.model.name, cell.arm.name, cell.task.name, seed=cell.seed, recipe=cell.recipe())
 
 
 def finish(cell: Cell, output: Path) -> CellDocument:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality.__main__ import main
-from benchmarks.quality.arms import parse_ratio, ratio_title
+from benchmarks.quality.arms import BASELINE, parse_ratio, ratio_title
 from benchmarks.quality.cell import CellDocument, cell_file
 from benchmarks.quality.summary import Row, judge_predictions, summarise
 from shearling.evaluation.confidence import wilson_interval
@@ -22,7 +22,7 @@ WANDA = {("a", 0): 0.78, ("a", 1): 0.81, ("b", 0): 0.56, ("b", 1): 0.61}
 
 def cells() -> list[CellDocument]:
     dense = [
-        cell_document("m", "dense", task, subnet_figures(accuracy, bits_per_byte=1.1), seed=seed)
+        cell_document("m", BASELINE, task, subnet_figures(accuracy, bits_per_byte=1.1), seed=seed)
         for (task, seed), accuracy in DENSE.items()
     ]
     wanda = [
@@ -54,7 +54,7 @@ def row(arm: str, ratio: str = "0.5", subnet: str = "largest") -> Row:
 
 def test_rows_are_in_order() -> None:
     assert [(row.key.ratio, row.key.arm, row.key.subnet) for row in summarise(cells())] == [
-        ("", "dense", "largest"),
+        ("", BASELINE, "largest"),
         ("0.5", "wanda", "largest"),
         ("0.7", "wanda-elastic", "largest"),
         ("0.7", "wanda-elastic", "heuristic"),
@@ -99,7 +99,7 @@ def test_a_task_has_the_interval_of_its_rows() -> None:
 
 
 def test_an_encoder_has_no_bits_per_byte() -> None:
-    encoder = cell_document("m", "dense", "a", subnet_figures(0.9, bits_per_byte=None), before=None)
+    encoder = cell_document("m", BASELINE, "a", subnet_figures(0.9, bits_per_byte=None), before=None)
     [only] = summarise([encoder])
     assert (only.before, only.after) == (None, None)
 

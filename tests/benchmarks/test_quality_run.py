@@ -31,7 +31,7 @@ ARMS = (
         quantization={"calibration": {"samples": 4, "seq_len": 16}},
         ranks="elastic",
     ),
-    Arm("last", "last", sparsity={"method": "magnitude"}, adapted_first=True, adapters=False),
+    Arm("adapted", "adapted", sparsity={"method": "magnitude"}, adapted=True),
 )
 
 
@@ -88,21 +88,19 @@ def test_cells_are_carried_out_once_and_share_what_is_pruned(tmp_path: Path, mon
     assert documents["elastic"].prepare_s == documents["fixed"].prepare_s
     assert documents["elastic"].bits_per_byte == documents["fixed"].bits_per_byte != documents["dense"].bits_per_byte
     assert elastic.run_name == fixed.run_name
-    _check_what_was_pruned_last(output / "runs" / cells["tiny-headlines-0-0.5-last"].run_name, documents["last"])
+    _check_what_was_adapted(output / "runs" / cells["tiny-headlines-0-0.5-adapted"].run_name)
 
 
-def _check_what_was_pruned_last(run: Path, document: CellDocument) -> None:
+def _check_what_was_adapted(run: Path) -> None:
     """Of the adapted model half of every pruned matrix is left, and the adapted one is another than the pretrained."""
     from shearling.model.checkpoint import load_model
 
-    pretrained, adapted, pruned = (load_model(run / name) for name in ("adapted/base", "adapted/model", "sparse"))
+    pretrained, adapted, pruned = (load_model(run / name) for name in ("base", "adapted", "sparse"))
     name = "model.layers.0.self_attn.q_proj.weight"
     weights = [dict(model.named_parameters())[name] for model in (pretrained, adapted, pruned)]
     assert not weights[0].equal(weights[1])
     assert weights[2].count_nonzero() == weights[2].numel() // 2
     assert weights[2][weights[2] != 0].equal(weights[1][weights[2] != 0])
-    assert document.adapted_by is not None
-    assert document.train_s < document.prepare_s
 
 
 def _check_figures(documents: dict[str, CellDocument]) -> None:
@@ -118,7 +116,7 @@ def _check_figures(documents: dict[str, CellDocument]) -> None:
     # The integers were trained: what is served answers as what was searched, up to the head in int8.
     searched, packed = documents["grid"].subnets[2:]
     assert packed.bits_per_byte == pytest.approx(searched.bits_per_byte, rel=0.01)
-    assert [figures.subnet for figures in documents["last"].subnets] == ["largest"]
+    assert [figures.subnet for figures in documents["adapted"].subnets] == ["frozen", "largest"]
     for arm, document in documents.items():
         assert document.sparsity == pytest.approx(0 if arm == "dense" else 0.5, abs=0.01)
         for figures in document.subnets:
@@ -126,8 +124,7 @@ def _check_figures(documents: dict[str, CellDocument]) -> None:
             assert figures.accuracy == pytest.approx(figures.answers.count("1") / 14)
             assert figures.bits_per_byte is not None
             assert figures.bits_per_byte > 0
-            # Pruned last, it is the result, and nothing is trained behind it.
-            assert (figures.bits_per_byte == document.bits_per_byte) == (arm == "last")
+            assert (figures.bits_per_byte == document.bits_per_byte) == (figures.subnet == "frozen")
     predicted = documents["elastic"].subnets[2].predicted or {}
     # Of twelve validation rows two thirds choose, and the others predict.
     assert (predicted["n"], predicted["held_back"]["n"]) == (8, 4)

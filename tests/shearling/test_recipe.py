@@ -11,7 +11,7 @@ import pytest
 
 from shearling.errors import ArtefactMissing, RecipeInvalid
 from shearling.recipe.recipe import read_recipe, recipe_json_schema
-from train.super_adapter.teacher import adapting_recipe
+from train.base.adaptation import adapting_recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = sorted((ROOT / "recipes").glob("*.toml"))
@@ -59,11 +59,11 @@ def test_shipped_recipes_satisfy_the_published_schema(path):
 
 def test_baselines_of_the_demo_learn_the_same_data_for_as_long():
     shears, lora = (read_recipe(ROOT / "recipes" / f"smollm2-{name}.toml") for name in ("shears", "lora"))
-    assert (shears.model, shears.task, shears.seed) == (lora.model, lora.task, lora.seed)
-    # The baseline is trained like the dense model that teaches ours.
-    teacher = adapting_recipe(shears)
-    assert teacher is not None
-    assert teacher.train == lora.train
+    # The baseline is trained like the dense model that ours is pruned from.
+    adapting = adapting_recipe(shears)
+    assert adapting is not None
+    assert (adapting.model, adapting.task, adapting.seed) == (lora.model, lora.task, lora.seed)
+    assert adapting.train == lora.train
     assert (shears.adapter.r, shears.adapter.lora_alpha) == (lora.adapter.r, lora.adapter.lora_alpha)
     modules = [
         sorted(module for group in recipe.adapter.groups for module in group.modules) for recipe in (shears, lora)

@@ -9,7 +9,7 @@ from shearling.demo.shears.findings import describe
 from shearling.demo.shears.outcome import LABELS, Candidate, ShearsOutcome
 from shearling.demo.shears.rows import ShearsRow, Speed
 
-ACCURACY = {"dense": 0.48, "lora": 0.82, "sparse": 0.49, "pruned_after": 0.70, "ours": 0.81, "packed": 0.81}
+ACCURACY = {"dense": 0.48, "lora": 0.82, "sparse": 0.70, "ours": 0.81, "packed": 0.81}
 
 
 def spread(value: float) -> Spread:
@@ -35,7 +35,7 @@ def make_row(role: str, **changes: Any) -> ShearsRow:
         "interval": (accuracy - 0.03, accuracy + 0.03),
         "bits_per_byte": 1.6 if role == "sparse" else 1.2,
         "sparsity": 0.0 if role in ("dense", "lora") else 0.5,
-        "speed": None if role == "pruned_after" else make_speed(None if role == "dense" else spread(1.0)),
+        "speed": make_speed(None if role == "dense" else spread(1.0)),
     }
     return ShearsRow(**(facts | changes))
 

@@ -39,6 +39,7 @@ def write_tiny_recipe(
     directory: Path,
     *,
     family: str = "llama_tied_gqa",
+    adapted: bool = False,
     masked: bool = True,
     sparse: bool = True,
     seed: int = 3,
@@ -81,6 +82,7 @@ seed = {seed}
 [model]
 model_id = "tiny/{family}"
 path = "source"
+adapted = {json.dumps(adapted)}
 
 [task]
 name = "headlines"

@@ -55,7 +55,6 @@ class Training:
         build: the super-network with the adapter to begin with, and the order that its channels were brought into.
         sampler: of a space and a number of micro-batches, which sub-network every one of them trains.
         base: the dense model; asked for where the section has a teacher.
-        adapted: the adapter that makes it the teacher; None where none does.
     """
 
     frozen: Artefact
@@ -69,7 +68,6 @@ class Training:
     build: Callable[[], tuple[SuperNetwork, Reordering | None]]
     sampler: Callable[[SearchSpace, int], RankSampler]
     base: Artefact
-    adapted: Artefact | None = None
 
 
 def train_super_adapter(
@@ -79,7 +77,6 @@ def train_super_adapter(
     frozen: Artefact,
     task: Artefact,
     destination: Path,
-    adapted: Artefact | None = None,
     force: bool = False,
 ) -> None:
     """Train, or continue where an interrupted training of the same recipe on the same inputs stopped.
@@ -88,11 +85,10 @@ def train_super_adapter(
 
     Args:
         recipe: with [adapter] and [train].
-        base: the dense model.
+        base: the dense model, adapted where the recipe asks for it.
         frozen: the `sparse` artefact, or `base` where the recipe does not prune.
         task: its train rows are learnt.
         destination: where the `super_adapter` artefact will stand.
-        adapted: what `train.super_adapter.teacher.adapting_recipe` made of the base, where the recipe asks for it.
         force: replace one that stands there.
 
     Raises:
@@ -101,7 +97,7 @@ def train_super_adapter(
     """
     if recipe.train is None:
         raise ValueError("the recipe has no [train]")
-    inputs = recipe_inputs(recipe) | teacher_inputs(recipe.train, base, adapted) | grid_inputs(recipe.quantization)
+    inputs = recipe_inputs(recipe) | teacher_inputs(recipe.train, base) | grid_inputs(recipe.quantization)
     training = Training(
         frozen=frozen,
         task=task,
@@ -114,7 +110,6 @@ def train_super_adapter(
         build=lambda: _build_network(recipe, frozen, task),
         sampler=partial(draw_by_recipe, recipe.train, seed=recipe.seed),
         base=base,
-        adapted=adapted,
     )
     carry_out(training, destination, force=force)
 
@@ -183,9 +178,9 @@ def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def teacher_inputs(section: TrainSection, base: Artefact, adapted: Artefact | None) -> dict[str, Any]:
+def teacher_inputs(section: TrainSection, base: Artefact) -> dict[str, Any]:
     """Whose predictions are learnt, where anybody's are."""
-    return {} if section.teacher is None else {"teacher": teacher_digest(section.teacher, base, adapted)}
+    return {} if section.teacher is None else {"teacher": teacher_digest(section.teacher, base)}
 
 
 def _start_over_unless_same(directory: Path, training: Training) -> None:
@@ -284,7 +279,7 @@ def _teacher(network: SuperNetwork, training: Training, *, precision: str) -> Te
     section = training.section.teacher
     if section is None:
         return None
-    return load_teacher(section, training.base, training.adapted, network, precision=precision)
+    return load_teacher(section, training.base, network, precision=precision)
 
 
 def _encode(

@@ -14,7 +14,7 @@ from shearling.errors import ArtefactMismatch, OutputExists, UsageError
 from shearling.recipe.recipe import section_as_json
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
-from shearling.run import Run
+from shearling.run import Run, open_dense
 from shearling.strict_json import write_document
 from train.super_adapter import processes
 from train.super_adapter.artefact import Training, carry_out, teacher_inputs
@@ -69,12 +69,9 @@ def tune_subnet(
     section = TrainSection.model_validate({**recipe["train"], **changed}, strict=False)
     # A run made where nobody teaches may have been moved without its dense base.
     sparse = found.frozen.manifest.kind == "sparse"
-    base = open_artefact(run.base, kind="base") if sparse and section.teacher is not None else found.frozen
+    base = open_dense(run) if sparse and section.teacher is not None else found.frozen
     inputs = {"tuned": dict(choice), "train": section_as_json(section), "from": found.adapter.sha256}
-    adapted = None
-    if section.teacher is not None and section.teacher.adapted:
-        adapted = open_artefact(run.teacher, kind="super_adapter")
-    inputs |= teacher_inputs(section, base, adapted)
+    inputs |= teacher_inputs(section, base)
 
     def build() -> tuple[SuperNetwork, Reordering | None]:
         file = found.adapter.path / REORDERING_FILE
@@ -95,7 +92,6 @@ def tune_subnet(
         build=build,
         sampler=lambda space, _micro_batches: OneSubnet(space, choice, seed=int(recipe["seed"])),
         base=base,
-        adapted=adapted,
     )
     with processes.main_first():
         # The old one goes now, so that an interrupted training is continued without `force`.
@@ -114,7 +110,7 @@ def tune_subnet(
 
 
 def _destination(run: Run, name: str) -> tuple[Path, Path]:
-    made = (run.task, run.base, run.sparse, run.teacher, run.super_adapter, run.search, run.export)
+    made = (run.task, run.base, run.lora, run.adapted, run.sparse, run.super_adapter, run.search, run.export)
     rooms = {room.name for room in made}
     if name in ("", ".", "..") or Path(name).name != name or name in rooms:
         raise UsageError(

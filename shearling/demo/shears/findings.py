@@ -14,18 +14,20 @@ if TYPE_CHECKING:
 def describe(rows: Iterable[ShearsRow], n: int) -> list[str]:
     """What the numbers allow to be said."""
     row = {item.role: item for item in rows}
-    ours, lora, after, sparse, dense = row["ours"], row["lora"], row["pruned_after"], row["sparse"], row["dense"]
+    ours, lora, sparse, dense = row["ours"], row["lora"], row["sparse"], row["dense"]
     said = []
-    if dense.bits_per_byte is not None and sparse.bits_per_byte is not None:
-        said.append(
-            f"Pruning {sparse.sparsity:.0%} of the weights costs language: {dense.bits_per_byte:.2f} "
-            f"to {sparse.bits_per_byte:.2f} bits per byte."
-        )
-    said.append(f"Fine-tuned, then pruned: {lora.accuracy:.1%} becomes {after.accuracy:.1%}{_verdict(after, lora, n)}.")
     said.append(
-        f"Pruned first, then trained under the mask: {ours.accuracy:.1%}, {_against(ours, after, n)} pruning last,"
+        f"Fine-tuned, pruned and healed: {lora.accuracy:.1%} becomes {sparse.accuracy:.1%}{_verdict(sparse, lora, n)}."
+    )
+    said.append(
+        f"Then trained under the mask: {ours.accuracy:.1%}, {_against(ours, sparse, n)} that,"
         f" {_against(ours, lora, n)} dense + LoRA; {ours.sparsity:.1%} of the weights are exactly zero."
     )
+    if lora.bits_per_byte is not None and ours.bits_per_byte is not None:
+        said.append(
+            f"Half of the weights cost language: {lora.bits_per_byte:.2f} to {ours.bits_per_byte:.2f} bits per byte of "
+            f"these headlines."
+        )
     said += [
         *_speed_of(ours, dense, "Stock OpenVINO has no use for unstructured zeros"),
         *_speed_of(row["packed"], dense, "Packed, int8"),

@@ -1,4 +1,4 @@
-"""Where the demo of pruning puts things: the main run, the baselines beside it, and what compares them."""
+"""Where the demo of pruning puts things: the run, exports of what it stands on, and what compares them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from shearling.demo.layout import DemoLayout
 from shearling.run import Run
 
 SHEARS_RECIPE = RECIPES / "smollm2-shears.toml"
-LORA_RECIPE = RECIPES / "smollm2-lora.toml"
 
 
 class ShearsLayout(DemoLayout):
@@ -17,27 +16,22 @@ class ShearsLayout(DemoLayout):
 
     @property
     def run(self) -> Run:
-        """Pruning, super-adapter, search, export."""
+        """The dense model's LoRA, pruning, super-adapter, search, export."""
         return Run(self.path)
 
     @property
-    def lora(self) -> Run:
-        """The same model with plain LoRA on the dense weights."""
-        return Run(self.path / "baselines" / "lora")
-
-    @property
-    def pruned_after(self) -> Run:
-        """The merged model of `lora`, pruned afterwards."""
-        return Run(self.path / "baselines" / "merged-then-pruned")
-
-    @property
     def dense_export(self) -> Path:
-        """The dense base as it is, for the benchmark."""
+        """The dense model as it came, for the benchmark."""
         return self.path / "baselines" / "dense"
 
     @property
+    def lora_export(self) -> Path:
+        """The dense model with its LoRA, for the benchmark."""
+        return self.path / "baselines" / "lora"
+
+    @property
     def sparse_export(self) -> Path:
-        """The pruned base without recovery, for the benchmark."""
+        """That model pruned and healed, before it gets elastic adapters, for the benchmark."""
         return self.path / "baselines" / "sparse"
 
     @property

@@ -29,9 +29,8 @@ from shearling.strict_json import Document
 LABELS = {
     "dense": "dense, as it came",
     "lora": "dense + LoRA",
-    "sparse": "pruned only",
-    "pruned_after": "LoRA, then pruned",
-    "ours": "pruned + sub-adapter",
+    "sparse": "that, pruned + healed",
+    "ours": "that + sub-adapter",
     "packed": "same, sparse kernel",
 }
 """Role -> the name in tables; the last two are what Shearling makes."""
@@ -96,7 +95,7 @@ def read_outcome(layout: ShearsLayout, *, scale: str, seconds: dict[str, float])
         candidates=read_candidates(layout.run.search),
         losses={
             "under the mask (pruned)": read_losses(layout.run.super_adapter),
-            "plain LoRA (dense)": read_losses(layout.lora.super_adapter),
+            "plain LoRA (dense)": read_losses(layout.run.lora),
         },
         seconds=seconds,
         machine=f"{environment.cpu}, {environment.usable_cpus} CPUs",

@@ -17,7 +17,7 @@ from shearling.errors import ResourceExhausted
 from shearling.strict_json import write_document, write_text
 
 DISK_BYTES = 7 * 10**9
-"""What a demo leaves behind: a dozen copies of 135 million float32 weights; smoke runs too."""
+"""What a demo leaves behind: nine copies of 135 million float32 weights; smoke runs too."""
 
 
 def run_demo(output: Path, *, scale: Scale, force: bool) -> Result:

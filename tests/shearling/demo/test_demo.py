@@ -43,7 +43,7 @@ def test_demo_from_nothing_to_report(tmp_path):
     assert [row.role for row in outcome.rows] == list(LABELS)
     assert outcome.row("dense").sparsity < 0.01
     assert outcome.row("lora").sparsity < 0.01
-    for role in ("sparse", "pruned_after", "ours", "packed"):
+    for role in ("sparse", "ours", "packed"):
         assert outcome.row(role).sparsity == pytest.approx(0.5, abs=0.005), role
     # Every pruned weight stays zero through training, search and merge.
     assert outcome.row("ours").sparsity == pytest.approx(outcome.row("sparse").sparsity, abs=1e-6)

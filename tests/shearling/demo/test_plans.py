@@ -31,7 +31,7 @@ def test_the_plan_names_each_output_once_and_makes_inputs_before_they_are_read(t
     outputs = [step.output for step in steps]
     assert len(set(outputs)) == len(outputs)
     # The training steps also make these on their way.
-    made = {layout.run.task, layout.run.base, layout.run.sparse}
+    made = {layout.run.task, layout.run.base, layout.run.adapted, layout.run.sparse}
     for step in steps:
         assert all(path in made or path.suffix == ".toml" for path in step.inputs), step.title
         made.add(step.output)

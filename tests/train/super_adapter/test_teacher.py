@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from shearling.artefact import open_artefact
-from shearling.errors import OutputExists, RecipeInvalid
+from shearling.errors import RecipeInvalid
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe.training import TeacherSection
 from tests.support.tiny_models import FAMILIES, VOCABULARY, save_tiny
@@ -115,52 +115,6 @@ def test_the_teacher_is_part_of_what_was_trained(tmp_path: Path) -> None:
     assert len(details["recipe"]["teacher"]) == 64
 
 
-def test_an_adapted_base_teaches_the_answer(tmp_path: Path) -> None:
-    """It is trained first, dense and at the largest rank, and loaded with its adapter in the weights."""
-    from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space
-    from shearling.elastic.super_network import assemble_super_network, load_super_network
-    from shearling.run import Run
-
-    teaching = {"adapted": True, "prompt": 0.5, "answer": 2.0}
-    train = {"steps": 12, "draw": "shared", "largest_first": 0.5, "teacher": teaching}
-    recipe = tiny_recipe(tmp_path, scaling="rank", train=train)
-    made = run_recipe(recipe, tmp_path / "run")
-    run = Run(tmp_path / "run")
-    adapted = open_artefact(run.teacher, kind="super_adapter")
-    assert adapted.manifest.parents["base"] == made["base"].sha256
-    assert made["super_adapter"].manifest.details["recipe"]["teacher"] == adapted.sha256
-    space = read_search_space(adapted.path / SEARCH_SPACE_FILE)
-    assert (space.size, space.adapter.masked_training, space.scales_by_rank) == (1, False, False)
-    assert adapted.manifest.details["recipe"]["train"]["teacher"]["prompt"] == 0.5
-    network = load_super_network(run)
-    section = recipe.train.teacher
-    teacher = load_teacher(section, made["base"], adapted, network, precision="fp32").model
-    apart = assemble_super_network(made["base"], adapted, space).model
-    ids = batch()["input_ids"]
-    with torch.no_grad():
-        found, expected, base = (
-            model(input_ids=ids).logits for model in (teacher, apart, load_model(made["base"].path))
-        )
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found, base, atol=1e-2)
-    # It is kept for the next adapter that it teaches, and made anew where the recipe is another.
-    shutil.rmtree(run.super_adapter)
-    before = (run.teacher / "manifest.json").stat().st_mtime_ns
-    run_recipe(recipe, run.path)
-    assert (run.teacher / "manifest.json").stat().st_mtime_ns == before
-    shutil.rmtree(run.super_adapter)
-    other = tiny_recipe(tmp_path, scaling="rank", train={**train, "steps": 13})
-    with pytest.raises(OutputExists, match="another recipe"):
-        run_recipe(other, run.path)
-    run_recipe(other, run.path, force=True)
-    assert (run.teacher / "manifest.json").stat().st_mtime_ns != before
-
-
-def test_two_teachers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeInvalid, match="one teacher at a time"):
-        tiny_recipe(tmp_path, train={"teacher": {"adapted": True, "path": "source"}})
-
-
 def test_a_teacher_that_reads_other_tokens_is_refused(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path / "teacher")
     file = tmp_path / "teacher" / "tokenizer.json"
@@ -188,5 +142,5 @@ def test_hidden_states_of_another_width_are_refused(tmp_path: Path) -> None:
     save_model(LlamaForCausalLM(config), tiny_tokenizer(), tmp_path / "narrow")
     section = TeacherSection(path=tmp_path / "narrow", hidden=1.0)
     with pytest.raises(RecipeInvalid, match="hidden states of 32"):
-        load_teacher(section, made["base"], None, tiny_network(masked=False), precision="fp32")
+        load_teacher(section, made["base"], tiny_network(masked=False), precision="fp32")
     shutil.rmtree(tmp_path / "narrow")
