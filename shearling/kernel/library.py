@@ -15,7 +15,7 @@ from shearling.kernel.packed_format import Bytes, Encoding, Matrix, ScaleType, r
 
 Floats = npt.NDArray[np.float32]
 Kernels = str
-"""`amx`, `avx512`, `avx2` or `portable`."""
+"""`amx`, `avx512`, `avx_vnni`, `avx2` or `portable`."""
 
 
 @functools.cache

@@ -58,8 +58,8 @@ Fewer, larger nodes win.
 norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the attributes `precision` str, `auto` or
 `exact`, and `format_version`, the int 1; all attributes are always written. With `exact` activations stay f32. With
 `auto` integer weights multiply activations in fixed point: 16 bits for one or two rows, or where groups of weights are
-no multiples of 32, else 8 bits in groups of 32, as OpenVINO itself does; bf16 weights multiply f32, or bf16 for more
-than two rows; on processors without AVX-512 everything is f32.
+no multiples of 32, or the processor has AVX2 without VNNI; else 8 bits in groups of 32, as OpenVINO itself does. bf16
+weights multiply f32, or bf16 for more than two rows where the processor has AVX-512; without AVX2 everything is f32.
 
 The operator of ONNX Runtime (domain `shearling`, version 1) is `SparseLinear` with one matrix: y = W x
     inputs: x [..., columns] float32; weights: u8 [bytes], an initializer: W. output: [..., rows] float32.

@@ -417,7 +417,14 @@ bool has_tile_registers() {
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 
-const KernelSet amx_kernels = {"amx", true, true, arrange_avx512, multiply, normalise, activate};
+const KernelSet amx_kernels = {
+    "amx",
+    forms(
+        Form::fixed16, Form::grouped8, Form::wide32, Form::once16, Form::tiled_fixed16, Form::tiled_once16),
+    arrange_avx512,
+    multiply,
+    normalise,
+    activate};
 
 }  // namespace shearling
 
@@ -431,7 +438,7 @@ namespace shearling {
 
 // This compiler knows no AMX.
 bool has_tile_registers() { return false; }
-const KernelSet amx_kernels = {"amx", true, false, nullptr, nullptr, nullptr, nullptr};
+const KernelSet amx_kernels = {"amx", forms(), nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace shearling
 

@@ -1,4 +1,4 @@
-// Kernels for AVX2 with FMA and BMI2: eight stored bytes are spread to their positions with one deposit.
+// Kernels for AVX2 with FMA: processors from 2013 on that have no AVX-512.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -10,84 +10,37 @@
 #include "kernels.hpp"
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,popcnt,bmi,bmi2")
+#pragma GCC target("avx2,fma,f16c,popcnt")
 
 namespace shearling {
 namespace {
 
-// Low `count` bytes from `bytes`; the matrix ends in 64 bytes that are not read otherwise.
-inline uint64_t load_u64(const uint8_t* bytes) {
-    uint64_t value;
-    __builtin_memcpy(&value, bytes, sizeof value);
-    return value;
+inline __attribute__((always_inline)) __m256i add_products(__m256i sum, __m256i weights, __m256i activations) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(weights, activations));
 }
 
-const uint8_t* expand_bytes(uint64_t mask, const uint8_t* values, uint8_t* block) {
-    for (int eighth = 0; eighth < 8; ++eighth, mask >>= 8) {
-        const uint64_t positions = _pdep_u64(mask & 255, 0x0101010101010101u) * 255;
-        const uint64_t spread = _pdep_u64(load_u64(values), positions);
-        __builtin_memcpy(block + 8 * eighth, &spread, sizeof spread);
-        values += _mm_popcnt_u64(mask & 255);
-    }
-    return values;
-}
+#include "avx2_panels.inc"
 
-const uint8_t* expand_pairs(uint32_t mask, const uint8_t* values, uint8_t* block) {
-    for (int eighth = 0; eighth < 8; ++eighth, mask >>= 4) {
-        const uint64_t positions = _pdep_u64(mask & 15, 0x0001000100010001u) * 65535;
-        const uint64_t spread = _pdep_u64(load_u64(values), positions);
-        __builtin_memcpy(block + 8 * eighth, &spread, sizeof spread);
-        values += 2 * _mm_popcnt_u32(mask & 15);
-    }
-    return values;
-}
-
-// Eight nibbles at bit `at` -> eight bytes.
-inline uint64_t load_nibbles(const uint8_t* values, size_t at) {
-    const uint64_t bits = load_u64(values + at / 8) >> (at % 8);
-    return _pdep_u64(bits, 0x0F0F0F0F0F0F0F0Fu);
-}
-
-const uint8_t* expand_nibbles(uint64_t mask, const uint8_t* values, uint8_t* block) {
-    size_t at = 0;
-    for (int eighth = 0; eighth < 8; ++eighth, mask >>= 8) {
-        const uint64_t positions = _pdep_u64(mask & 255, 0x0101010101010101u) * 255;
-        const uint64_t nibbles = _pdep_u64(load_nibbles(values, at), positions);
-        const uint64_t negative = nibbles & 0x0808080808080808u;
-        const uint64_t spread = nibbles | (negative << 1) * 15;
-        __builtin_memcpy(block + 8 * eighth, &spread, sizeof spread);
-        at += 4 * static_cast<size_t>(_mm_popcnt_u64(mask & 255));
-    }
-    return values + (at + 7) / 8;
-}
-
-void expand_panel(const PackedMatrix& matrix, size_t index, uint8_t* scratch) {
-    const uint8_t* masks = matrix.panel_masks(index);
-    const uint8_t* values = matrix.panel_values(index);
-    const uint64_t all = ~uint64_t{0} >> (64 - matrix.block_size());
-    for (size_t block = 0; block < matrix.blocks(); ++block, scratch += 64) {
-        uint64_t mask = all;
-        if (masks != nullptr) {
-            mask = 0;
-            __builtin_memcpy(&mask, masks + block * matrix.mask_bytes(), matrix.mask_bytes());
-        }
-        if (matrix.value_type == ValueType::bf16) {
-            values = expand_pairs(static_cast<uint32_t>(mask), values, scratch);
-        } else if (matrix.value_type == ValueType::int8) {
-            values = expand_bytes(mask, values, scratch);
-        } else {
-            values = expand_nibbles(mask, values, scratch);
-        }
+void arrange(const float* source, size_t stride, const Activations& x, size_t first, size_t last) {
+    for (size_t row = first; row < last; ++row) {
+        arrange_fixed16(source + row * stride, x, row);
     }
 }
 
-#include "exact.inc"
-
-void arrange(const float*, size_t, const Activations&, size_t, size_t) {}
+void multiply(
+    const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output,
+    uint8_t* scratch) {
+    if (x.form == Form::plain32) {
+        return multiply_exact(matrix, x, first, last, output, scratch);
+    }
+    for (size_t panel = first; panel < last; ++panel) {
+        multiply_fixed16_panel(matrix, panel, bytes_of_panel(matrix, panel, scratch), x, output);
+    }
+}
 
 }  // namespace
 
-const KernelSet avx2_kernels = {"avx2", false, false, arrange, multiply_exact, normalise, activate};
+const KernelSet avx2_kernels = {"avx2", forms(Form::fixed16), arrange, multiply, normalise, activate};
 
 }  // namespace shearling
 

@@ -304,7 +304,13 @@ void multiply(
 
 }  // namespace
 
-const KernelSet avx512_kernels = {"avx512", true, false, arrange_avx512, multiply, normalise, activate};
+const KernelSet avx512_kernels = {
+    "avx512",
+    forms(Form::fixed16, Form::grouped8, Form::wide32, Form::once16),
+    arrange_avx512,
+    multiply,
+    normalise,
+    activate};
 
 }  // namespace shearling
 

@@ -43,10 +43,15 @@ inline size_t scratch_bytes(const PackedMatrix& matrix, const Activations& activ
     return panel > expanded_bytes ? panel : expanded_bytes;
 }
 
+// Arrangements of activations, as bits.
+template <class... Some>
+constexpr uint32_t forms(Some... some) {
+    return (0u | ... | (1u << static_cast<unsigned>(some)));
+}
+
 struct KernelSet {
     const char* name;
-    bool quantises;  // knows forms other than plain32
-    bool tiles;      // knows tiled forms
+    uint32_t known;  // forms; every set knows plain32
     // Arranges rows [first, last) of `source` ([rows, columns], rows `stride` apart).
     void (*arrange)(const float* source, size_t stride, const Activations& activations, size_t first, size_t last);
     // Multiplies panels [first, last) by all rows. `scratch` has scratch_bytes(matrix, activations), aligned to 64
@@ -58,14 +63,18 @@ struct KernelSet {
     void (*normalise)(const float* x, const float* gamma, float epsilon, size_t columns, float* y);
     // y[i] = function(x[i]) * factor[i]; factor may be null.
     void (*activate)(Function function, const float* x, const float* factor, size_t count, float* y);
+
+    bool knows(Form form) const { return (known & forms(form)) != 0; }
 };
 
 void arrange_avx512(const float* source, size_t stride, const Activations& activations, size_t first, size_t last);
 
 bool has_tile_registers();
+bool has_avx_vnni();
 
 extern const KernelSet amx_kernels;
 extern const KernelSet avx512_kernels;
+extern const KernelSet avx_vnni_kernels;
 extern const KernelSet avx2_kernels;
 extern const KernelSet portable_kernels;
 

@@ -42,7 +42,8 @@ size_t tiled_segment(const PackedMatrix& matrix, Form form, size_t rows) {
 }
 
 Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settings) {
-    if (settings.precision == Precision::exact || !settings.kernels.quantises) {
+    const KernelSet& kernels = settings.kernels;
+    if (settings.precision == Precision::exact) {
         return Form::plain32;
     }
     // Beyond, the second term of every activation costs more than reading the weights.
@@ -50,7 +51,7 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
     // Below, expanding into memory costs more than tiles save; bytes are multiplied faster without them than pairs of
     // bf16.
     const size_t least_tiled_rows = matrix.value_type == ValueType::bf16 ? few_rows + 1 : 8;
-    if (settings.kernels.tiles && rows >= least_tiled_rows) {
+    if (kernels.knows(Form::tiled_once16) && rows >= least_tiled_rows) {
         // For many rows, scaling the sums of every group costs more than scaling the weights once.
         constexpr size_t many_rows = 128;
         const bool scales_weights = rows >= many_rows && matrix.groups() > 1 && matrix.group_size % 4 == 0;
@@ -62,10 +63,16 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
         }
     }
     if (matrix.value_type == ValueType::bf16) {
-        return rows > few_rows && multiplies_bf16() ? Form::once16 : Form::wide32;
+        if (rows > few_rows && kernels.knows(Form::once16) && multiplies_bf16()) {
+            return Form::once16;
+        }
+        return kernels.knows(Form::wide32) ? Form::wide32 : Form::plain32;
     }
     const bool groups_nest = matrix.groups() == 1 || matrix.group_size % activation_group == 0;
-    return rows <= few_rows || !groups_nest ? Form::fixed16 : Form::grouped8;
+    if (rows > few_rows && groups_nest && kernels.knows(Form::grouped8)) {
+        return Form::grouped8;
+    }
+    return kernels.knows(Form::fixed16) ? Form::fixed16 : Form::plain32;
 }
 
 // Sums of 32 bits hold the products of this many columns.
@@ -384,8 +391,13 @@ bool runs_here(const KernelSet& kernels) {
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
                __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
     }
+    if (&kernels == &avx_vnni_kernels) {
+        static const bool able = runs_here(avx2_kernels) && has_avx_vnni();
+        return able;
+    }
     if (&kernels == &avx2_kernels) {
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+        // Every processor with both has F16C and POPCNT.
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     }
 #endif
     return &kernels == &portable_kernels;
@@ -395,7 +407,7 @@ bool runs_here(const KernelSet& kernels) {
 
 const KernelSet* find_kernels(const char* name) {
 #if defined(__x86_64__)
-    for (const KernelSet* kernels : {&amx_kernels, &avx512_kernels, &avx2_kernels, &portable_kernels}) {
+    for (const KernelSet* kernels : {&amx_kernels, &avx512_kernels, &avx_vnni_kernels, &avx2_kernels, &portable_kernels}) {
 #else
     for (const KernelSet* kernels : {&portable_kernels}) {
 #endif
@@ -409,7 +421,7 @@ const KernelSet* find_kernels(const char* name) {
 const KernelSet& best_kernels() {
     static const KernelSet& best = []() -> const KernelSet& {
         const char* forced = std::getenv("SHEARLING_KERNEL");
-        for (const char* name : {forced == nullptr ? "amx" : forced, "amx", "avx512", "avx2"}) {
+        for (const char* name : {forced == nullptr ? "amx" : forced, "amx", "avx512", "avx_vnni", "avx2"}) {
             if (const KernelSet* kernels = find_kernels(name)) {
                 return *kernels;
             }

@@ -39,6 +39,6 @@ void arrange(const float*, size_t, const Activations&, size_t, size_t) {}
 
 }  // namespace
 
-const KernelSet portable_kernels = {"portable", false, false, arrange, multiply_exact, normalise, activate};
+const KernelSet portable_kernels = {"portable", forms(), arrange, multiply_exact, normalise, activate};
 
 }  // namespace shearling

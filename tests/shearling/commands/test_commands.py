@@ -41,7 +41,7 @@ def test_doctor_finds_this_project():
     assert set(data["stages"].values()) == {str(ROOT)}
     assert data["versions"]["torch"]
     assert "CPU" in data["openvino_devices"]
-    assert data["sparse_kernels"]["openvino"]["kernels"] in {"amx", "avx512", "avx2", "portable"}
+    assert data["sparse_kernels"]["openvino"]["kernels"] in {"amx", "avx512", "avx_vnni", "avx2", "portable"}
 
 
 def test_doctor_says_why_there_are_no_sparse_kernels(monkeypatch):

@@ -46,7 +46,7 @@ void run(const PackedMatrix& matrix, size_t count) {
     const std::vector<float> x(count * matrix.columns, 0.5f);
     std::vector<float> y(count * matrix.rows);
     const Output output{y.data(), matrix.rows, nullptr, nullptr, 0};
-    for (const char* name : {"portable", "avx2", "avx512", "amx"}) {
+    for (const char* name : {"portable", "avx2", "avx_vnni", "avx512", "amx"}) {
         if (const KernelSet* kernels = find_kernels(name)) {
             for (const Precision precision : {Precision::automatic, Precision::exact}) {
                 multiply(

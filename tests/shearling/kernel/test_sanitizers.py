@@ -10,7 +10,7 @@ import pytest
 
 from shearling.kernel.build import SOURCES, find_compiler
 
-UNITS = ("packed_matrix", "linear", "amx", "avx512", "avx512_arrange", "avx2", "portable", "tbb_threads")
+UNITS = ("packed_matrix", "linear", "amx", "avx512", "avx512_arrange", "avx_vnni", "avx2", "portable", "tbb_threads")
 FLAGS = ("-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi")
 
 
