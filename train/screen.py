@@ -81,4 +81,11 @@ def _super_adapter(artefact: Artefact) -> tuple[dict[str, Any], str]:
     return facts, words
 
 
-_FACTS = {"task": _task, "base": _base, "sparse": _sparse, "super_adapter": _super_adapter}
+_FACTS = {
+    "task": _task,
+    "base": _base,
+    "lora": _super_adapter,
+    "adapted": _base,
+    "sparse": _sparse,
+    "super_adapter": _super_adapter,
+}

@@ -19,6 +19,7 @@ from shearling.run import Run
 from shearling.strict_json import write_document
 from tests.support.tiny_runs import tiny_recipe
 from train.base.adaptation import adapting_recipe
+from train.screen import summarise
 from train.stage import run_recipe
 from train.super_adapter.tune import tune_subnet
 
@@ -56,6 +57,14 @@ def test_the_adapted_model_is_the_dense_one_with_its_lora(finished: Path) -> Non
     found, before = logits(load_model(run.adapted)), logits(load_model(run.base))
     torch.testing.assert_close(found, apart, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, before, atol=1e-2)
+
+
+def test_the_closing_screen_has_them(tmp_path: Path) -> None:
+    made = run_recipe(recipe_in(tmp_path), tmp_path / "run")
+    artefacts = summarise(tmp_path / "run", made).data["artefacts"]
+    assert list(artefacts) == ["task", "base", "lora", "adapted", "sparse", "super_adapter"]
+    assert artefacts["lora"]["sub_networks"] == 1
+    assert artefacts["adapted"]["parameters"] == artefacts["base"]["parameters"]
 
 
 def test_it_is_what_is_pruned_and_what_teaches(finished: Path) -> None:
