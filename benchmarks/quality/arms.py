@@ -132,7 +132,7 @@ ARMS: Mapping[str, Arm] = {
 """`dense-taught` gives the baseline the teacher of the arms that are taught, the dense base. The `adapted` arms begin
 with that model: its LoRA is merged, the result pruned, healed towards it on rows with their answers, and then trained
 with it as the teacher; so they go over the task three times, and what the second left is their `frozen` figure.
-`adapted-elastic` is what the shipped recipe does; `dense-twice` gives the baseline as much training. `adapted-apart`,
+`adapted-elastic` is what the shipped recipe does; `dense-twice` gives the baseline a second training. `adapted-apart`,
 `adapted-int4-apart`, `adapted-elastic` and `adapted-int4` are the four pipelines of SQFT: adapters beside sparse
 weights or beside sparse int4, and merged into either. `wanda-apart` says what the mask costs without all that."""
 

@@ -25,8 +25,8 @@ def describe(rows: Iterable[ShearsRow], n: int) -> list[str]:
     )
     if lora.bits_per_byte is not None and ours.bits_per_byte is not None:
         said.append(
-            f"Half of the weights cost language: {lora.bits_per_byte:.2f} to {ours.bits_per_byte:.2f} bits per byte of "
-            f"these headlines."
+            f"The zeros cost language: {lora.bits_per_byte:.2f} to {ours.bits_per_byte:.2f} bits per byte of the "
+            f"task's text."
         )
     said += [
         *_speed_of(ours, dense, "Stock OpenVINO has no use for unstructured zeros"),
