@@ -407,7 +407,8 @@ bool runs_here(const KernelSet& kernels) {
 
 const KernelSet* find_kernels(const char* name) {
 #if defined(__x86_64__)
-    for (const KernelSet* kernels : {&amx_kernels, &avx512_kernels, &avx_vnni_kernels, &avx2_kernels, &portable_kernels}) {
+    for (const KernelSet* kernels :
+         {&amx_kernels, &avx512_kernels, &avx_vnni_kernels, &avx2_kernels, &portable_kernels}) {
 #else
     for (const KernelSet* kernels : {&portable_kernels}) {
 #endif
