@@ -57,7 +57,7 @@ def preflight(recipe: Recipe, out: Path) -> ModelSource:
     """
     source = find_model(recipe.model)
     check_exportable(source.model_type, head=recipe.model.head)
-    stored = 1 + recipe.model.adapted + (recipe.sparsity is not None)
+    stored = 1 + (recipe.model.adaptation is not None) + (recipe.sparsity is not None)
     check_disk(out, needed_bytes=source.parameters * FLOAT32_BYTES * stored)
     check_memory(needed_bytes=source.parameters * FLOAT32_BYTES * copies_in_memory(recipe) + WORKING_BYTES)
     log.print(

@@ -124,7 +124,7 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
         force=force,
     )
     check_structure(recipe, made["base"].path)
-    if force and recipe.model.adapted:
+    if force and recipe.model.adaptation is not None:
         # The first training begins: interrupted, it is continued without `force`, and nothing old may be in the way.
         _remove(run.lora, run.adapted, run.sparse, run.super_adapter)
     return made
@@ -153,7 +153,7 @@ def _freeze(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bo
             section=section,
             force=force,
         )
-    if force and not recipe.model.adapted:
+    if force and recipe.model.adaptation is None:
         # Later stages take whatever stands in a run.
         _remove(run.super_adapter, run.lora, run.adapted, *([] if section is not None else [run.sparse]))
     return frozen

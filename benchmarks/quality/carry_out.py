@@ -194,8 +194,9 @@ def _measure(
 ) -> Iterator[SubnetFigures]:
     evaluator = open_evaluator(TaskLocation(cell.task.name, run.task), head=cell.model.head, split="test")
     if cell.arm.adapted:
-        frozen = open_dense(run) if cell.ratio is None else open_artefact(run.sparse, kind="sparse")
-        yield _frozen_figures(evaluator, frozen, text)
+        yield _model_figures(evaluator, open_dense(run), text, subnet="adapted")
+        if cell.ratio is not None:
+            yield _model_figures(evaluator, open_artefact(run.sparse, kind="sparse"), text, subnet="frozen")
     network = load_super_network(run)
     space = network.space
     yield _figures(evaluator, network, text, subnet="largest", choice=space.maximal())
@@ -209,10 +210,12 @@ def _measure(
             yield _packed_figures(evaluator, run, text, "packed-int4", rounded=space.adapter.grid is None)
 
 
-def _frozen_figures(evaluator: TaskEvaluator, frozen: Artefact, text: GeneralText) -> SubnetFigures:
+def _model_figures(
+    evaluator: TaskEvaluator, frozen: Artefact, text: GeneralText, *, subnet: SubnetName
+) -> SubnetFigures:
     model, tokenizer = load_model(frozen.path).eval(), load_tokenizer(frozen.path)
     evaluation = evaluator.on_torch(model, tokenizer, precision="auto")()
-    return _told(evaluation, subnet="frozen", bits=_bits_per_byte(model, tokenizer, text))
+    return _told(evaluation, subnet=subnet, bits=_bits_per_byte(model, tokenizer, text))
 
 
 def _figures(

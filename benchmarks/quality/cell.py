@@ -22,10 +22,10 @@ from shearling.strict_json import Document, read_document
 CELL_SCHEMA = "shearling.quality/1"
 GRID_SAMPLES, GRID_TOKENS = 64, 128
 """Windows of the calibration text that a grid is settled on, and their tokens."""
-SubnetName = Literal["frozen", "largest", "heuristic", "searched", "packed", "packed-int4"]
-"""frozen: what the adapters are trained on, without them, where that was adapted before; packed: the one that was
-searched, merged and exported as int8 for the sparse kernel, in OpenVINO; packed-int4: as int4, tuned on the task's rows
-and a general text, or as it was trained where that was on integers."""
+SubnetName = Literal["adapted", "frozen", "largest", "heuristic", "searched", "packed", "packed-int4"]
+"""adapted: the dense model with its LoRA, where the arm begins with that; frozen: the same, pruned, before it has
+elastic adapters; packed: the one that was searched, merged and exported as int8 for the sparse kernel, in OpenVINO;
+packed-int4: as int4, tuned on the task's rows and a general text, or as it was trained where that was on integers."""
 
 
 class SubnetFigures(Document):
@@ -130,7 +130,7 @@ class Cell:
             "schema": RECIPE_SCHEMA,
             "name": self.name,
             "seed": self.seed,
-            "model": {**model.section, **({"adapted": True} if arm.adapted else {})},
+            "model": {**model.section, **({"adaptation": {}} if arm.adapted else {})},
             "task": {**task, **test},
         }
         if arm.sparsity is not None and self.ratio is not None:

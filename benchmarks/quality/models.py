@@ -70,7 +70,7 @@ def smollm2() -> BenchmarkModel:
     return BenchmarkModel(
         name="smollm2",
         title="SmolLM2-135M-Instruct",
-        section={key: value for key, value in recipe["model"].items() if key != "adapted"},
+        section={key: value for key, value in recipe["model"].items() if key != "adaptation"},
         calibration={**recipe["sparsity"]["calibration"], **_general_text()},
         adapter={"r": 32, "lora_alpha": 128},
         groups={

@@ -51,9 +51,10 @@ _EXPLANATION = """\
 Accuracy is in % of unseen rows, the mean over tasks and seeds. "vs dense" is the difference from
 dense LoRA with the same tasks and seeds, in points, with its standard error over seeds. Bits per
 byte are those of held-back general text, before and after training. Minutes are those of a cell on
-the machine that measured it: import, pruning, training and search. "frozen" is a model that was
-adapted before it was pruned, before it gets elastic adapters; "packed" is the sub-network that was
-found, as int8 with the sparse kernel in OpenVINO, "packed-int4" as int4."""
+the machine that measured it: import, pruning, training and search. "adapted" is the dense model
+with the LoRA that an arm begins with, and the baseline where that has no cell of its own; "frozen"
+is the same, pruned and healed, before it gets elastic adapters; "packed" is the sub-network that
+was found, as int8 with the sparse kernel in OpenVINO, "packed-int4" as int4."""
 
 
 def _model_title(model: str) -> str:

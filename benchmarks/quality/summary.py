@@ -120,15 +120,25 @@ def judge_predictions(cells: Iterable[CellDocument]) -> Predictions | None:
 
 
 def summarise(cells: Iterable[CellDocument]) -> list[Row]:
-    """The rows of the table: the baseline of a model first, then ratio by ratio in the order of the arms."""
+    """The rows of the table: the baseline of a model first, then ratio by ratio in the order of the arms.
+
+    The baseline of a task and seed is its own cell's or, where there is none, the LoRA that another arm began with: the
+    same training.
+    """
     found: dict[RowKey, list[tuple[CellDocument, SubnetFigures]]] = {}
     for cell in cells:
         for figures in cell.subnets:
             found.setdefault(RowKey(cell.model, cell.ratio, cell.arm, figures.subnet), []).append((cell, figures))
-    return [
-        _row(key, found[key], baseline=found.get(RowKey(key.model, "", BASELINE, "largest"), ()))
-        for key in sorted(found, key=_place)
-    ]
+    return [_row(key, found[key], dense=_baseline(found, key.model)) for key in sorted(found, key=_place)]
+
+
+def _baseline(found: Mapping[RowKey, Measured], model: str) -> dict[tuple[str, int], float]:
+    """Accuracy by task and seed."""
+    own = [key for key in found if key.model == model and (key.arm, key.subnet) == (BASELINE, "largest")]
+    begun = [key for key in found if key.model == model and key.subnet == "adapted"]
+    # The later of two wins.
+    measured = [item for keys in (begun, own) for key in keys for item in found[key]]
+    return {(cell.task, cell.seed): figures.accuracy for cell, figures in measured}
 
 
 def _place(key: RowKey) -> tuple[str, bool, float | str, int, str, int]:
@@ -139,8 +149,7 @@ def _place(key: RowKey) -> tuple[str, bool, float | str, int, str, int]:
     return key.model, pattern, ratio, order, key.arm, get_args(SubnetName).index(key.subnet)
 
 
-def _row(key: RowKey, measured: Measured, *, baseline: Measured) -> Row:
-    dense = {(cell.task, cell.seed): figures.accuracy for cell, figures in baseline}
+def _row(key: RowKey, measured: Measured, *, dense: Mapping[tuple[str, int], float]) -> Row:
     shared = [item for item in measured if (item[0].task, item[0].seed) in dense]
     tasks = sorted({cell.task for cell, _ in measured})
     return Row(

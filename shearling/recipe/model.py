@@ -10,6 +10,14 @@ import pydantic
 from shearling.recipe.section import PackageAsset, Section
 
 
+class AdaptationSection(Section):
+    """The dense model is adapted to the task before anything is pruned: LoRA of the largest rank, merged. What this
+    does not say, [adapter] and [train] say.
+    """
+
+    steps: int | None = pydantic.Field(None, ge=1, description="optimiser steps; absent: as long as [train]")
+
+
 class ModelSection(Section):
     """The pretrained model: a Hugging Face directory or a GGUF file."""
 
@@ -20,12 +28,7 @@ class ModelSection(Section):
         "language_model",
         description="classifier: an encoder gets a new head with one class for each of the task's choices",
     )
-
-    adapted: bool = pydantic.Field(
-        False,
-        description="it is adapted to the task before anything is pruned: LoRA of the largest rank, trained as [train] "
-        "says and merged",
-    )
+    adaptation: AdaptationSection | None = None
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> ModelSection:

@@ -51,16 +51,18 @@ class Recipe(Section):
             raise ValueError("a classifier needs the task's choices: they are its classes")
         if self.model.head == "classifier" and self.adapter is None:
             raise ValueError("a classifier needs [adapter] and [train]: its head is new")
-        if self.model.head == "classifier" and self.model.adapted:
-            raise ValueError("model.adapted is for language models: a classifier learns its head with the adapters")
+        if self.model.head == "classifier" and self.model.adaptation is not None:
+            raise ValueError(
+                "[model.adaptation] needs a language model: a classifier learns its head with the adapters"
+            )
         return self
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if (self.adapter is None) != (self.train is None):
             raise ValueError("[adapter] and [train] belong together")
-        if self.model.adapted and self.adapter is None:
-            raise ValueError("model.adapted needs [adapter] and [train]: they say how")
+        if self.model.adaptation is not None and self.adapter is None:
+            raise ValueError("[model.adaptation] needs [adapter] and [train]: they say how")
         if self.width is not None and self.adapter is None:
             raise ValueError("[width] needs [adapter] and [train]: the adapters repair what a cut takes away")
         if self.adapter is None and self.sparsity is None:

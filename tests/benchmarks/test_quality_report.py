@@ -90,6 +90,20 @@ def test_without_a_baseline_of_the_same_seed_there_is_no_difference() -> None:
     assert row("wanda-elastic", "0.7", "searched").accuracy.stderr is None
 
 
+def test_the_lora_that_an_arm_began_with_is_a_baseline_too() -> None:
+    begun = cell_document(
+        "m", "adapted-elastic", "a", subnet_figures(0.8, subnet="adapted"), subnet_figures(0.79), ratio="0.5", seed=3
+    )
+    found = {(row.key.arm, row.key.subnet): row for row in summarise([*cells(), begun])}
+    difference = found["adapted-elastic", "largest"].difference
+    assert difference is not None
+    assert difference.mean == pytest.approx(-0.01)
+    own = cell_document("m", BASELINE, "a", subnet_figures(0.9), seed=3)
+    [again] = [row for row in summarise([own, begun]) if row.key.subnet == "largest" and row.key.arm != BASELINE]
+    assert again.difference is not None
+    assert again.difference.mean == pytest.approx(-0.11)
+
+
 def test_a_task_has_the_interval_of_its_rows() -> None:
     score = row("wanda").tasks["a"]
     mean = statistics.fmean([WANDA["a", 0], WANDA["a", 1]])

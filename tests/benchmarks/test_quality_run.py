@@ -116,7 +116,7 @@ def _check_figures(documents: dict[str, CellDocument]) -> None:
     # The integers were trained: what is served answers as what was searched, up to the head in int8.
     searched, packed = documents["grid"].subnets[2:]
     assert packed.bits_per_byte == pytest.approx(searched.bits_per_byte, rel=0.01)
-    assert [figures.subnet for figures in documents["adapted"].subnets] == ["frozen", "largest"]
+    assert [figures.subnet for figures in documents["adapted"].subnets] == ["adapted", "frozen", "largest"]
     for arm, document in documents.items():
         assert document.sparsity == pytest.approx(0 if arm == "dense" else 0.5, abs=0.01)
         for figures in document.subnets:

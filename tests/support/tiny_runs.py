@@ -39,7 +39,7 @@ def write_tiny_recipe(
     directory: Path,
     *,
     family: str = "llama_tied_gqa",
-    adapted: bool = False,
+    adaptation: dict[str, object] | None = None,
     masked: bool = True,
     sparse: bool = True,
     seed: int = 3,
@@ -82,7 +82,8 @@ seed = {seed}
 [model]
 model_id = "tiny/{family}"
 path = "source"
-adapted = {json.dumps(adapted)}
+{"[model.adaptation]" if adaptation is not None else ""}
+{_lines(adaptation or {})}
 
 [task]
 name = "headlines"

@@ -18,16 +18,18 @@ from shearling.recipe.training import TeacherSection
 def adapting_recipe(recipe: Recipe) -> Recipe | None:
     """The recipe of the LoRA that adapts the dense model; None where the recipe does not ask for it.
 
-    The largest rank alone, without mask, grid or width, as many steps at the same rate. Where a teacher keeps the
-    language of the prompt, the model itself as it came does so here.
+    The largest rank alone, without mask, grid or width, at the same rate; as many steps where it says no other number.
+    Where a teacher keeps the language of the prompt, the model itself as it came does so here.
     """
-    adapter, train = recipe.adapter, recipe.train
-    if not recipe.model.adapted or adapter is None or train is None:
+    adaptation, adapter, train = recipe.model.adaptation, recipe.adapter, recipe.train
+    if adaptation is None or adapter is None or train is None:
         return None
     groups = tuple(group.model_copy(update={"ranks": group.ranks[:1]}) for group in adapter.groups)
     plain = {"masked": False, "scaling": "constant", "groups": groups}
     prompt = train.teacher.prompt if train.teacher is not None else 0.0
+    length = {} if adaptation.steps is None else {"steps": adaptation.steps, "epochs": None}
     one = {
+        **length,
         "draw": "independent",
         "largest_first": 0.0,
         "sandwich": False,
@@ -39,7 +41,7 @@ def adapting_recipe(recipe: Recipe) -> Recipe | None:
         update={
             **without,
             "name": "lora",
-            "model": recipe.model.model_copy(update={"adapted": False}),
+            "model": recipe.model.model_copy(update={"adaptation": None}),
             "adapter": adapter.model_copy(update=plain),
             "train": train.model_copy(update=one),
             "search": SearchSection(),

@@ -28,7 +28,7 @@ IDS = torch.arange(3, 35).reshape(2, 16)
 
 
 def recipe_in(directory: Path, **changes: object) -> Recipe:
-    return tiny_recipe(directory, **{"adapted": True, "scaling": "rank", "train": TRAIN, **changes})
+    return tiny_recipe(directory, **{"adaptation": {}, "scaling": "rank", "train": TRAIN, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_an_interrupted_lora_is_continued_without_force(copied: Path, monkeypatc
 
 def test_a_recipe_without_it_takes_it_away(copied: Path) -> None:
     run = Run(copied / "run")
-    plain = recipe_in(copied, adapted=False)
+    plain = recipe_in(copied, adaptation=None)
     run_recipe(plain, run.path, force=True)
     assert not run.adapted.exists()
     assert not run.lora.exists()
@@ -167,8 +167,8 @@ def test_what_says_how_must_be_there(tmp_path: Path) -> None:
         Recipe.model_validate(data)
     classifier = tmp_path / "classifier.toml"
     text = (tmp_path / "recipe.toml").read_text()
-    classifier.write_text(text.replace("adapted = true", 'adapted = true\nhead = "classifier"'))
-    with pytest.raises(RecipeInvalid, match="for language models"):
+    classifier.write_text(text.replace("[model]", '[model]\nhead = "classifier"'))
+    with pytest.raises(RecipeInvalid, match="needs a language model"):
         read_recipe(classifier)
 
 
@@ -179,4 +179,12 @@ def test_the_lora_has_the_settings_of_the_recipe(tmp_path: Path) -> None:
     assert (adapting.train.steps, adapting.train.learning_rate) == (recipe.train.steps, recipe.train.learning_rate)
     assert all(group.ranks == group.ranks[:1] for group in adapting.adapter.groups)
     assert adapting_recipe(adapting) is None
-    assert adapting_recipe(recipe_in(tmp_path, adapted=False)) is None
+    assert adapting_recipe(recipe_in(tmp_path, adaptation=None)) is None
+
+
+def test_the_lora_may_be_trained_for_longer(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, adaptation={"steps": 30}, train={**TRAIN, "steps": None, "epochs": 2})
+    adapting = adapting_recipe(recipe)
+    assert adapting is not None
+    assert (adapting.train.steps, adapting.train.epochs) == (30, None)
+    assert (recipe.train.steps, recipe.train.epochs) == (None, 2)
