@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def describe(rows: Iterable[ShearsRow], n: int) -> list[str]:
     """What the numbers allow to be said."""
     row = {item.role: item for item in rows}
-    ours, lora, sparse, dense = row["ours"], row["lora"], row["sparse"], row["dense"]
+    ours, lora, sparse, packed = row["ours"], row["lora"], row["sparse"], row["packed"]
     said = []
     said.append(
         f"Fine-tuned, pruned and healed: {lora.accuracy:.1%} becomes {sparse.accuracy:.1%}{_verdict(sparse, lora, n)}."
@@ -28,23 +28,23 @@ def describe(rows: Iterable[ShearsRow], n: int) -> list[str]:
             f"The zeros cost language: {lora.bits_per_byte:.2f} to {ours.bits_per_byte:.2f} bits per byte of the "
             f"task's text."
         )
-    said += [
-        *_speed_of(ours, dense, "Stock OpenVINO has no use for unstructured zeros"),
-        *_speed_of(row["packed"], dense, "Packed, int8"),
-    ]
+    said += _served(packed, lora, n)
     return said
 
 
-def _speed_of(row: ShearsRow, dense: ShearsRow, what: str) -> Iterable[str]:
-    if row.speed is None or dense.speed is None or row.speed.decode_ratio is None:
+def _served(packed: ShearsRow, lora: ShearsRow, n: int) -> Iterable[str]:
+    if packed.speed is None or lora.speed is None or packed.speed.decode_ratio is None:
         return
-    ratio, size = row.speed.decode_ratio, row.speed.weight_bytes / dense.speed.weight_bytes
+    ratio, size = packed.speed.decode_ratio, packed.speed.weight_bytes / lora.speed.weight_bytes
     change = (
         "no difference in speed can be seen"
         if ratio.low <= 1 <= ratio.high
         else f"a token takes {ratio.median:.2f} times as long"
     )
-    yield f"{what}: against dense {change} ({ratio.low:.2f} to {ratio.high:.2f}), at {size:.2f} times its size."
+    yield (
+        f"Served in int8, zeros packed away: {packed.accuracy:.1%}, {_against(packed, lora, n)} dense + LoRA in int8; "
+        f"against that {change} ({ratio.low:.2f} to {ratio.high:.2f}), at {size:.2f} times its size."
+    )
 
 
 def _verdict(after: ShearsRow, before: ShearsRow, n: int) -> str:

@@ -20,24 +20,14 @@ class ShearsLayout(DemoLayout):
         return Run(self.path)
 
     @property
-    def dense_export(self) -> Path:
-        """The dense model as it came, for the benchmark."""
-        return self.path / "baselines" / "dense"
-
-    @property
     def lora_export(self) -> Path:
-        """The dense model with its LoRA, for the benchmark."""
-        return self.path / "baselines" / "lora"
-
-    @property
-    def sparse_export(self) -> Path:
-        """That model pruned and healed, before it gets elastic adapters, for the benchmark."""
-        return self.path / "baselines" / "sparse"
+        """The dense model with its LoRA in int8: what would be served without this project."""
+        return self.path / "lora-int8"
 
     @property
     def packed_export(self) -> Path:
         """The chosen sub-network once more, for the sparse kernel."""
-        return self.path / "export-sparse-int8"
+        return self.path / "sparse-int8"
 
     @property
     def report(self) -> Path:

@@ -28,10 +28,10 @@ from shearling.strict_json import Document
 
 LABELS = {
     "dense": "dense, as it came",
-    "lora": "dense + LoRA",
-    "sparse": "that, pruned + healed",
+    "lora": "dense + LoRA, int8",
+    "sparse": "LoRA, pruned, healed",
     "ours": "that + sub-adapter",
-    "packed": "same, sparse kernel",
+    "packed": "the same, sparse int8",
 }
 """Role -> the name in tables; the last two are what Shearling makes."""
 

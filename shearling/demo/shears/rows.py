@@ -11,7 +11,7 @@ class Speed(Document):
 
     Attributes:
         weight_bytes: the OpenVINO graph and weights.
-        decode_ratio: time per token over that of the dense model, in pairs; None for that one.
+        decode_ratio: time per token over that of dense + LoRA, in pairs; None for that one.
     """
 
     weight_bytes: int
@@ -25,7 +25,7 @@ class ShearsRow(Document):
     """One model of the comparison; see `Score` for the measures.
 
     Attributes:
-        speed: None where the model was not exported.
+        speed: None where the model was not timed.
     """
 
     role: str

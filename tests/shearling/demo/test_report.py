@@ -48,7 +48,7 @@ def test_the_chart_of_accuracy_against_speed_stands_alone():
     chart = ElementTree.fromstring(render_accuracy_speed(make_outcome()))
     names = {"svg": "http://www.w3.org/2000/svg"}
     # One dot for each model that was timed, and colours of its own for a light and for a dark page.
-    assert len(chart.findall("svg:circle", names)) == 5
+    assert len(chart.findall("svg:circle", names)) == 2
     style = chart.find("svg:style", names).text
     used = set(re.findall(r"var\((--\w+)\)", ElementTree.tostring(chart, encoding="unicode")))
     assert used <= set(re.findall(r"(--\w+):", style))
@@ -99,7 +99,7 @@ def test_findings_do_not_flatter():
 
 def test_speed_is_claimed_only_outside_the_interval():
     slower = make_speed(Spread(median=1.3, low=1.2, high=1.4))
-    rows = [make_row(role, **({"speed": slower} if role == "ours" else {})) for role in LABELS]
+    rows = [make_row(role, **({"speed": slower} if role == "packed" else {})) for role in LABELS]
     assert "a token takes 1.30 times as long" in " ".join(describe(rows, 1000))
     assert "no difference in speed" in _said()
 
