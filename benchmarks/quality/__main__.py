@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ratios", type=_list(parse_ratio), default="0.5,0.6,0.7,2:4", help="shares of zeros, or patterns")
     add("--tasks", type=_names(TASKS), default=tuple(TASKS), help=f"of {', '.join(TASKS)}")
     add("--seeds", type=_list(int), default="0,1,2", help="of pruning, training and search")
-    add("--steps", type=int, help="of the training instead of the model's own: for a trial")
+    add("--steps", type=int, help="of every training instead of the model's own: for a trial")
     add("--test-rows", type=int, help="instead of a task's own: for a trial")
     add("--keep", action="store_true", help="leave the models of finished cells: a gigabyte each")
     add("--report", action="store_true", help="tell the cells that are there, and run none")

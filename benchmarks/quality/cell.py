@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from benchmarks.quality.arms import Arm, Ratio
+from benchmarks.quality.arms import LORA_STEPS, Arm, Ratio
 from benchmarks.quality.models import BenchmarkModel
 from benchmarks.quality.tasks import BenchmarkTask
 from shearling.errors import UsageError
@@ -94,7 +94,7 @@ class Cell:
 
     Attributes:
         ratio: None where the arm does not prune.
-        steps: of the training instead of the model's.
+        steps: of every training instead of the model's own.
         test_rows: instead of the task's.
     """
 
@@ -130,7 +130,7 @@ class Cell:
             "schema": RECIPE_SCHEMA,
             "name": self.name,
             "seed": self.seed,
-            "model": {**model.section, **({"adaptation": {}} if arm.adapted else {})},
+            "model": {**model.section, **({"adaptation": {"steps": self.steps or LORA_STEPS}} if arm.adapted else {})},
             "task": {**task, **test},
         }
         if arm.sparsity is not None and self.ratio is not None:
@@ -143,13 +143,13 @@ class Cell:
     def _training(self) -> dict[str, Any]:
         arm, model = self.arm, self.model
         steps = {} if self.steps is None else {"steps": self.steps}
+        # An encoder has no language that a teacher could keep, and no arm that begins with a LoRA.
+        left_out = ("teacher", "steps") if model.head == "classifier" else ()
+        changes = {key: value for key, value in arm.train.items() if key not in left_out}
         training: dict[str, Any] = {
             "adapter": {**model.adapter, "masked": arm.sparsity is not None, **arm.adapter, "groups": self._groups()},
-            "train": {**_layered(model.train, arm.train), **steps},
+            "train": {**_layered(model.train, changes), **steps},
         }
-        if model.head == "classifier":
-            # It has no language that a teacher could keep.
-            training["train"].pop("teacher", None)
         if arm.ranks == "elastic":
             training["search"] = {**model.search, "seed": self.seed}
         return training
