@@ -25,6 +25,7 @@ from serve.runtimes.runtime import RunOptions, RuntimeFacts
 from shearling.artefact import utc_now, write_artefact
 from shearling.console import Advance, progress
 from shearling.errors import UsageError
+from shearling.kernel.runtime_refusal import refusals
 from shearling.strict_json import Document, write_document
 from shearling.target import Target
 
@@ -160,7 +161,8 @@ def _run_level(
         while added < requests and len(flying) < concurrency:
             flying.append(_add(pipeline, prompts, added, new_tokens))
             added += 1
-        pipeline.step()
+        with refusals():
+            pipeline.step()
         landed = [handle for handle in flying if _finished(handle)]
         flying = [handle for handle in flying if handle not in landed]
         for handle in landed:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from serve.bench.statistics import bootstrap_median, paired_ratio
 from serve.runtimes.deployment import find_deployment
 from shearling.errors import ModelUnsupported
+from shearling.kernel.runtime_refusal import refusals
 from shearling.strict_json import Document
 from shearling.target import Target
 
@@ -59,16 +60,10 @@ def measure_forwards(targets: Sequence[Target], *, tokens: int, blocks: int, thr
     for block in range(blocks + 1):
         order = range(len(models)) if block % 2 == 0 else reversed(range(len(models)))
         for place in order:
-            request, feed = models[place][0], feeds[place]
-            for _ in range(WARM_UP if block == 0 else 1):
-                request.infer(feed)
-            latencies = []
-            for _ in range(RUNS_OF_A_BLOCK):
-                request.infer(feed)
-                # OpenVINO's own clock, as benchmark_app reads it: without the Python call around it.
-                latencies.append(request.latency)
+            with refusals(targets[place].path):
+                mean_ms = _mean_ms(models[place][0], feeds[place], warm_up=WARM_UP if block == 0 else 1)
             if block:
-                samples[place].append(sum(latencies) / RUNS_OF_A_BLOCK)
+                samples[place].append(mean_ms)
     results = []
     for target, (_, size_bytes), values in zip(targets, models, samples, strict=True):
         ratio = paired_ratio(samples[0], values)
@@ -83,6 +78,17 @@ def measure_forwards(targets: Sequence[Target], *, tokens: int, blocks: int, thr
             )
         )
     return results
+
+
+def _mean_ms(request: openvino.InferRequest, feed: dict[str, Any], *, warm_up: int) -> float:
+    for _ in range(warm_up):
+        request.infer(feed)
+    latencies = []
+    for _ in range(RUNS_OF_A_BLOCK):
+        request.infer(feed)
+        # OpenVINO's own clock, as benchmark_app reads it: without the Python call around it.
+        latencies.append(request.latency)
+    return sum(latencies) / RUNS_OF_A_BLOCK
 
 
 def _load(target: Target, threads: int | None) -> tuple[openvino.InferRequest, int]:

@@ -13,6 +13,7 @@ from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFact
 from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable, ModelUnsupported, NonFiniteWeights
 from shearling.kernel.onnx_runtime_extension import DOMAIN, needs_operators, session_options_for
+from shearling.kernel.runtime_refusal import refusals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,9 +126,10 @@ class OnnxRuntime(TokenizedRuntime):
             binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
             binding.bind_output(name, self._device if name.startswith(PRESENT) else "cpu")
-        self._session.run_with_iobinding(binding)
-        # A provider may return before its device has finished.
-        binding.synchronize_outputs()
+        with refusals(self._directory):
+            self._session.run_with_iobinding(binding)
+            # A provider may return before its device has finished.
+            binding.synchronize_outputs()
         outputs = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         logits = outputs["logits"].numpy()[:, -1].copy()  # numpy() is a view into memory that the session owns
         return logits, {

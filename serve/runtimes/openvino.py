@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts
+from serve.runtimes.runtime import Decoding, Generation, OnText, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import no_chat_template
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, check_packed_weights, required_extensions
+from shearling.kernel.runtime_refusal import last_line, refusals
 
 if TYPE_CHECKING:
     import openvino
@@ -69,7 +70,7 @@ class OpenVINORuntime:
             self._pipeline = openvino_genai.LLMPipeline(self._directory, options.device, **properties)
         except RuntimeError as error:
             raise ArtefactCorrupt(
-                f"OpenVINO cannot load it: {_last_line(error)}", where=self._directory, remedy="Export again"
+                f"OpenVINO cannot load it: {last_line(error)}", where=self._directory, remedy="Export again"
             ) from error
         self._tokenizer = self._pipeline.get_tokenizer()
 
@@ -85,12 +86,14 @@ class OpenVINORuntime:
             prompt = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}], add_generation_prompt=True
             )
-        ids = self._tokenizer.encode(prompt, add_special_tokens=not chat).input_ids.data
+        with refusals(self._directory):
+            ids = self._tokenizer.encode(prompt, add_special_tokens=not chat).input_ids.data
         return [int(token) for token in ids[0]]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text by the detokenizer inside the export."""
-        return str(self._tokenizer.decode(list(token_ids)))
+        with refusals(self._directory):
+            return str(self._tokenizer.decode(list(token_ids)))
 
     def generate(self, rows: Sequence[Sequence[int]], work: Decoding) -> Generation:
         """See `Runtime.generate`."""
@@ -106,16 +109,9 @@ class OpenVINORuntime:
             else openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         )
         config = greedy(work.max_new_tokens, work.end_ids)
-        on_text = work.on_text
-        if on_text is None:
-            result = self._pipeline.generate(prompt, config)
-        else:
-
-            def stream(piece: str) -> Any:
-                on_text(piece)
-                return openvino_genai.StreamingStatus.RUNNING
-
-            result = self._pipeline.generate(prompt, config, stream)
+        streamer = () if work.on_text is None else (_streamer(work.on_text),)
+        with refusals(self._directory):
+            result = self._pipeline.generate(prompt, config, *streamer)
         metrics = result.perf_metrics
         tokens = [int(token) for token in result.tokens[0]]
         # One entry for each row of each step; the rows of a step share it.
@@ -170,7 +166,7 @@ def load_batching_pipeline(
         )
     except RuntimeError as error:
         raise ArtefactCorrupt(
-            f"OpenVINO cannot load it: {_last_line(error)}", where=deployment.directory, remedy="Export again"
+            f"OpenVINO cannot load it: {last_line(error)}", where=deployment.directory, remedy="Export again"
         ) from error
     return pipeline, facts.model_copy(
         update={"timing_source": "openvino_genai perf_metrics of each request: get_ttft, get_tpot"}
@@ -229,7 +225,7 @@ def probe_device(device: str, properties: Mapping[str, str], *, label: str) -> o
             openvino.Model([opset13.relu(value)], [value], "probe"), device, dict(properties)
         )
     except RuntimeError as error:
-        raise UsageError(f"OpenVINO refuses {dict(properties)}: {_last_line(error)}", where=label) from error
+        raise UsageError(f"OpenVINO refuses {dict(properties)}: {last_line(error)}", where=label) from error
 
 
 def _executed(options: RunOptions, compiled: openvino.CompiledModel) -> RuntimeFacts:
@@ -260,6 +256,16 @@ def _name(value: Any) -> str:
     return TYPE_NAMES.get(text, text)
 
 
+def _streamer(on_text: OnText) -> Callable[[str], openvino_genai.StreamingStatus]:
+    import openvino_genai
+
+    def stream(piece: str) -> openvino_genai.StreamingStatus:
+        on_text(piece)
+        return openvino_genai.StreamingStatus.RUNNING
+
+    return stream
+
+
 def greedy(max_new_tokens: int, end_ids: frozenset[int]) -> openvino_genai.GenerationConfig:
     """A greedy configuration; without `end_ids` it computes all `max_new_tokens`."""
     import openvino_genai
@@ -273,8 +279,3 @@ def greedy(max_new_tokens: int, end_ids: frozenset[int]) -> openvino_genai.Gener
         config.stop_token_ids = set(end_ids)
         config.set_eos_token_id(min(end_ids))
     return config
-
-
-def _last_line(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

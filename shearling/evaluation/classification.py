@@ -18,6 +18,7 @@ from shearling.evaluation.evaluator import Evaluation, Measure, OnRows
 from shearling.evaluation.lm_eval_task import answer_task
 from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.evaluation.task import Split, read_rows
+from shearling.kernel.runtime_refusal import refusals
 from shearling.strict_json import read_json
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ class RuntimeClassifier:
         # A model may tell the parts of a pair apart where its tokenizer does not: in torch it fills the input in
         # itself.
         batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
-        logits = self._run({name: np.asarray(value, np.int64) for name, value in batch.items() if name in self._inputs})
+        feed = {name: np.asarray(value, np.int64) for name, value in batch.items() if name in self._inputs}
+        with refusals():
+            logits = self._run(feed)
         if self._on_rows is not None:
             self._on_rows(len(texts))
         return torch.from_numpy(logits.astype("float32"))

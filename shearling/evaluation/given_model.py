@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
+from shearling.errors import ArtefactCorrupt, ArtefactError, ArtefactMissing, ModelUnsupported, UsageError
 from shearling.evaluation.precision import Precision
 from shearling.model.checkpoint_safety import CONFIG
 from shearling.model.gguf_header import is_gguf, read_header
@@ -74,7 +74,20 @@ class GivenModel:
 
         Args:
             precision: of the arithmetic in torch.
+
+        Raises:
+            ArtefactError: it cannot be loaded, or what is done with it in the context shows that it cannot be used.
         """
+        try:
+            with self._load(precision) as model:
+                yield model
+        except ArtefactError as error:
+            # What computes with it does not know where it came from.
+            error.where = error.where or str(self.path)
+            raise
+
+    @contextmanager
+    def _load(self, precision: Precision) -> Iterator[LoadedModel]:
         if self.format == "torch":
             yield _TorchModel(self.path, precision)
         elif self.format == "openvino":
@@ -232,4 +245,10 @@ def _certified_sparsity(xml: Path) -> float | None:
 
     model: Any = core_for(xml).read_model(xml)
     share = ["sparsity", "share"]
-    return float(model.get_rt_info(share).astype(str)) if model.has_rt_info(share) else None
+    if not model.has_rt_info(share):
+        return None
+    text = model.get_rt_info(share).astype(str)
+    try:
+        return float(text)
+    except ValueError:
+        raise ArtefactCorrupt(f"its share of zeros is {text!r}", where=xml, remedy="Export again") from None

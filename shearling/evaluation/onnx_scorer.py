@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shearling.errors import ModelUnsupported
 from shearling.evaluation.causal_scorer import DEFAULT_MAX_LENGTH, CausalScorer
+from shearling.kernel.runtime_refusal import refusals
 
 PAST, PRESENT = "past_key_values.", "present."
 TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -82,7 +83,8 @@ class OnnxScorer(CausalScorer):
     ) -> list[Any]:
         values = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         feed = {name: values[name].numpy() for name in self._text_inputs}
-        results: list[Any] = self._session.run(outputs, feed | cache)
+        with refusals():
+            results: list[Any] = self._session.run(outputs, feed | cache)
         return results
 
     def _empty(self, rows: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shearling.errors import ModelUnsupported
 from shearling.evaluation.causal_scorer import DEFAULT_MAX_LENGTH, CausalScorer
+from shearling.kernel.runtime_refusal import refusals
 
 
 class OpenVINOScorer(CausalScorer):
@@ -65,6 +66,8 @@ class OpenVINOScorer(CausalScorer):
             "position_ids": position_ids,
             "beam_idx": torch.arange(len(input_ids), dtype=torch.int32),
         }
-        if fresh:
-            self._request.reset_state()
-        return self._request.infer({name: values[name].numpy() for name in self._inputs})["logits"]
+        feed = {name: values[name].numpy() for name in self._inputs}
+        with refusals():
+            if fresh:
+                self._request.reset_state()
+            return self._request.infer(feed)["logits"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ArtefactMissing, DeviceUnavailable, ModelUnsupported
 from shearling.kernel.packed_format import VERSION
+from shearling.kernel.runtime_refusal import refusals
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -46,7 +47,8 @@ def needs_operators(path: Path) -> bool:
         place = content.find(IMPORT)
         if place < 0:
             return False
-        version = content[place + len(IMPORT)]
+        end = place + len(IMPORT)
+        version = int.from_bytes(content[end : end + 1], "little")
     if version != DOMAIN_VERSION:
         raise ModelUnsupported(
             f"it uses version {version} of the operators of {DOMAIN}, this is version {DOMAIN_VERSION}",
@@ -80,11 +82,14 @@ def open_session(path: Path) -> Any:
 
     Raises:
         DeviceUnavailable: the runtime chose another provider.
+        ArtefactCorrupt: ONNX Runtime cannot read the graph.
         ArtefactMissing, PackageMissing, CompilerMissing: see `session_options_for`.
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), session_options_for(path), providers=["CPUExecutionProvider"])
+    options = session_options_for(path)
+    with refusals(path):
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     if session.get_providers() != ["CPUExecutionProvider"]:
         raise DeviceUnavailable(f"ONNX Runtime uses {session.get_providers()}", where=path)
     return session

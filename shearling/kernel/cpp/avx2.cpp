@@ -30,12 +30,7 @@ void arrange(const float* source, size_t stride, const Activations& x, size_t fi
 void multiply(
     const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output,
     uint8_t* scratch) {
-    if (x.form == Form::plain32) {
-        return multiply_exact(matrix, x, first, last, output, scratch);
-    }
-    for (size_t panel = first; panel < last; ++panel) {
-        multiply_fixed16_panel(matrix, panel, bytes_of_panel(matrix, panel, scratch), x, output);
-    }
+    multiply_panels(matrix, x, first, last, output, scratch, multiply_fixed16_panel);
 }
 
 }  // namespace

@@ -43,6 +43,10 @@ INLINE float inverse_scale(float largest, float limit) {
     return largest >= limit * 1.1754944e-38f ? limit / largest : 0.0f;
 }
 
+// All lanes, or none where `largest` is NaN: such activations count as zeros, since their results are NaN by their
+// scale, and sums of what they would be converted to could overflow.
+INLINE __mmask16 lanes_if_finite(float largest) { return largest == largest ? 0xFFFF : 0; }
+
 template <int bytes>
 INLINE void scatter_blocks(const uint8_t* pieces, uint8_t* target, size_t stride, size_t count) {
     for (size_t piece = 0; piece < count; ++piece) {
@@ -54,6 +58,7 @@ void arrange_fixed16(const float* source, const Activations& x, size_t row) {
     const Place place = place_of(x, row);
     const float largest = magnitude(source, x.columns);
     const float inverse = inverse_scale(largest, 32512.0f);
+    const __mmask16 finite = lanes_if_finite(largest);
     x.scales[row] = largest * (1.0f / 32512.0f);
     auto* terms = const_cast<uint8_t*>(x.tile_terms(place.tile)) + place.row * 8;
     auto* sums = const_cast<int32_t*>(x.tile_sums(place.tile)) + place.row * 2;
@@ -65,7 +70,7 @@ void arrange_fixed16(const float* source, const Activations& x, size_t row) {
         for (size_t column = start; column < stop; column += 16) {
             const size_t count = stop - column < 16 ? stop - column : 16;
             const __m512 value = _mm512_maskz_loadu_ps(lanes(count), source + column);
-            const __m512i fixed = _mm512_cvtps_epi32(_mm512_mul_ps(value, _mm512_set1_ps(inverse)));
+            const __m512i fixed = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(finite, value, _mm512_set1_ps(inverse)));
             const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(fixed, 24), 24);
             const __m512i high = _mm512_srai_epi32(_mm512_sub_epi32(fixed, low), 8);
             high_sum = _mm512_add_epi32(high_sum, high);
@@ -91,12 +96,13 @@ void arrange_grouped8(const float* source, const Activations& x, size_t row) {
         const size_t count = x.columns - start < activation_group ? x.columns - start : activation_group;
         const float largest = magnitude(source + start, count);
         const __m512 inverse = _mm512_set1_ps(inverse_scale(largest, 127.0f));
+        const __mmask16 finite = lanes_if_finite(largest);
         __m512i sum = _mm512_setzero_si512();
         alignas(16) uint8_t pieces[32];
         for (size_t half = 0; half < 2; ++half) {
             const __mmask16 mask = count > half * 16 ? lanes(count - half * 16) : 0;
-            const __m512i fixed =
-                _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, source + start + half * 16), inverse));
+            const __m512 value = _mm512_maskz_loadu_ps(mask, source + start + half * 16);
+            const __m512i fixed = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(finite, value, inverse));
             sum = _mm512_add_epi32(sum, fixed);
             _mm_store_si128(reinterpret_cast<__m128i*>(pieces + half * 16), _mm512_cvtepi32_epi8(fixed));
         }

@@ -136,17 +136,9 @@ void arrange(const float* source, size_t stride, const Activations& x, size_t fi
 void multiply(
     const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output,
     uint8_t* scratch) {
-    if (x.form == Form::plain32) {
-        return multiply_exact(matrix, x, first, last, output, scratch);
-    }
-    for (size_t panel = first; panel < last; ++panel) {
-        const uint8_t* const weights = bytes_of_panel(matrix, panel, scratch);
-        if (x.form == Form::grouped8) {
-            multiply_grouped8_panel(matrix, panel, weights, x, output);
-        } else {
-            multiply_fixed16_panel(matrix, panel, weights, x, output);
-        }
-    }
+    const bool grouped = x.form == Form::grouped8;
+    multiply_panels(
+        matrix, x, first, last, output, scratch, grouped ? multiply_grouped8_panel : multiply_fixed16_panel);
 }
 
 }  // namespace

@@ -20,7 +20,12 @@ public:
         }
         reserve(bytes);
     }
-    ~Buffer() { free_list().push_back(std::move(memory_)); }
+    ~Buffer() {
+        try {
+            free_list().push_back(std::move(memory_));
+        } catch (...) {  // no memory to remember it by: it is freed
+        }
+    }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
 

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <stdexcept>
 #include <vector>
 
 #include "buffer.hpp"
@@ -380,6 +381,14 @@ private:
     Product down_;
 };
 
+bool has_rows(const Rows& x) {
+    constexpr size_t most_rows = size_t{1} << 32;
+    if (x.count > most_rows) {
+        throw std::length_error("too many rows of activations");
+    }
+    return x.count != 0;
+}
+
 bool runs_here(const KernelSet& kernels) {
 #if defined(__x86_64__)
     if (&kernels == &amx_kernels) {
@@ -435,6 +444,9 @@ const KernelSet& best_kernels() {
 void multiply(
     const PackedMatrix* matrices, size_t count, const Rows& x, const Norm& norm, const Output* outputs,
     const Settings& settings) {
+    if (!has_rows(x)) {
+        return;
+    }
     const Operand operand(x, norm, matrices, count, settings);
     const Product product(matrices, count, operand, outputs, settings);
     Phases phases;
@@ -444,6 +456,9 @@ void multiply(
 }
 
 void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Settings& settings) {
+    if (!has_rows(x)) {
+        return;
+    }
     const MlpSteps steps(mlp, x, output, settings);
     Phases phases;
     steps.add_to(phases);
@@ -452,6 +467,9 @@ void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Setting
 
 void multiply(
     const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings) {
+    if (!has_rows(x)) {
+        return;
+    }
     const size_t hidden = layer.attention->rows;
     Buffer middle(x.count * hidden * sizeof(float));
     const Rows h{middle.floats(), x.count, hidden};

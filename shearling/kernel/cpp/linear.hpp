@@ -10,6 +10,7 @@ namespace shearling {
 
 enum class Precision { automatic, exact };
 
+// At most 2^32 of them, so that the sizes of all buffers fit 64 bits; none are no work.
 struct Rows {
     const float* data;
     size_t count;
@@ -34,6 +35,8 @@ struct Settings {
     Precision precision;
     const Threads& threads;
 };
+
+// All of these throw std::bad_alloc, and std::length_error where x has too many rows.
 
 // outputs[i] = matrices[i] norm(x) [+ bias] [+ residual], `count` matrices of equal columns.
 void multiply(

@@ -41,7 +41,7 @@ void require(bool condition, const std::string& message) {
 
 // Runs what may throw, where no exception may leave.
 template <class Body>
-OrtStatus* guarded(const OrtApi& api, const Body& body) {
+OrtStatus* guarded(const OrtApi& api, const Body& body) noexcept {
     try {
         body();
         return nullptr;
@@ -49,6 +49,8 @@ OrtStatus* guarded(const OrtApi& api, const Body& body) {
         return failure.status;
     } catch (const std::exception& error) {
         return api.CreateStatus(ORT_FAIL, error.what());
+    } catch (...) {
+        return api.CreateStatus(ORT_FAIL, "the sparse operator failed for an unknown reason");
     }
 }
 
@@ -114,17 +116,14 @@ public:
         const OrtValue* x = nullptr;
         check(api_.KernelContext_GetInput(&context, x_input, &x));
         TensorShape shape(api_, x);
-        if (shape.sizes.empty() || shape.sizes.back() != columns_) {
-            throw std::runtime_error("the activations do not end in " + std::to_string(columns_));
-        }
+        require(
+            !shape.sizes.empty() && shape.sizes.back() == columns_,
+            "the activations do not end in " + std::to_string(columns_));
         shape.sizes.back() = rows_;
         OrtValue* y = nullptr;
         check(api_.KernelContext_GetOutput(&context, 0, shape.sizes.data(), shape.sizes.size(), &y));
         const auto rows = static_cast<size_t>(rows_), columns = static_cast<size_t>(columns_),
                    count = shape.elements / columns;
-        if (count == 0) {
-            return;
-        }
         const Output output{data<float>(y), rows, nullptr, nullptr, 0};
         const SessionThreads threads(api_, context);
         multiply(
@@ -164,7 +163,7 @@ private:
         check(read(&info, nullptr, &size));
         std::string content(size, '\0');
         check(read(&info, content.data(), &size));
-        content.resize(size - 1);
+        content.resize(size == 0 ? 0 : size - 1);
         return content;
     }
 

@@ -2,129 +2,65 @@
 
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
-#include <openvino/op/constant.hpp>
+#include <openvino/op/unsqueeze.hpp>
 
-#include "buffer.hpp"
+#include "openvino_tensors.hpp"
 
 namespace shearling {
 namespace {
-
-template <class Number>
-void widen(const Number* from, size_t count, float* to) {
-    for (size_t index = 0; index < count; ++index) {
-        to[index] = static_cast<float>(from[index]);
-    }
-}
-
-template <class Number>
-void narrow(const float* from, size_t count, Number* to) {
-    for (size_t index = 0; index < count; ++index) {
-        to[index] = static_cast<Number>(from[index]);
-    }
-}
-
-bool is_f32(const ov::Tensor& tensor) { return tensor.get_element_type() == ov::element::f32; }
-
-// A tensor as rows of f32: itself, or a converted copy.
-class Floats {
-public:
-    explicit Floats(const ov::Tensor& tensor) : copy_(is_f32(tensor) ? 0 : tensor.get_size() * sizeof(float)) {
-        const float* data = copy_.floats();
-        if (is_f32(tensor)) {
-            data = tensor.data<const float>();
-        } else if (tensor.get_element_type() == ov::element::bf16) {
-            widen(tensor.data<const ov::bfloat16>(), tensor.get_size(), copy_.floats());
-        } else {
-            widen(tensor.data<const ov::float16>(), tensor.get_size(), copy_.floats());
-        }
-        const size_t width = tensor.get_shape().back();
-        rows = {data, width == 0 ? 0 : tensor.get_size() / width, width};
-    }
-    Rows rows;
-
-private:
-    Buffer copy_;
-};
-
-// Where a result goes: straight into the tensor, or through f32 into a narrower one.
-class FloatTarget {
-public:
-    FloatTarget(ov::Tensor& tensor, ov::Shape shape, int64_t width) : tensor_(tensor), copy_(0) {
-        shape.back() = static_cast<size_t>(width);
-        tensor.set_shape(shape);
-        if (!is_f32(tensor)) {
-            copy_.reserve(tensor.get_size() * sizeof(float));
-        }
-        data = is_f32(tensor) ? tensor.data<float>() : copy_.floats();
-    }
-    ~FloatTarget() {
-        if (tensor_.get_element_type() == ov::element::bf16) {
-            narrow(data, tensor_.get_size(), tensor_.data<ov::bfloat16>());
-        } else if (tensor_.get_element_type() == ov::element::f16) {
-            narrow(data, tensor_.get_size(), tensor_.data<ov::float16>());
-        }
-    }
-    FloatTarget(const FloatTarget&) = delete;
-    FloatTarget& operator=(const FloatTarget&) = delete;
-    float* data;
-
-private:
-    ov::Tensor& tensor_;
-    Buffer copy_;
-};
-
-bool readable(ov::element::Type type) {
-    return type == ov::element::f32 || type == ov::element::bf16 || type == ov::element::f16 || type.is_dynamic();
-}
 
 Norm norm_of(const std::vector<std::vector<float>>& vectors, size_t index, double epsilon) {
     return epsilon > 0.0 ? Norm{vectors[index].data(), static_cast<float>(epsilon)} : Norm{nullptr, 0.0f};
 }
 
-// Outputs of `widths`, with the last vectors as their biases.
-class Results {
-public:
-    Results(
-        ov::TensorVector& tensors, size_t first, const ov::Shape& shape, const std::vector<int64_t>& widths,
-        const std::vector<std::vector<float>>* biases) {
-        targets_.reserve(widths.size());
-        for (size_t index = 0; index < widths.size(); ++index) {
-            targets_.push_back(std::make_unique<FloatTarget>(tensors[first + index], shape, widths[index]));
-            const float* bias = biases == nullptr ? nullptr : (*biases)[biases->size() - widths.size() + index].data();
-            outputs.push_back({targets_.back()->data, static_cast<size_t>(widths[index]), bias, nullptr, 0});
-        }
-    }
-    std::vector<Output> outputs;
+// Throws where an input of a node can be seen not to be activations of a width. What it shows at last, every
+// evaluation checks.
+void check_activation(const ov::Node& node, size_t input, int64_t width) {
+    const ov::element::Type type = node.get_input_element_type(input);
+    NODE_VALIDATION_CHECK(&node, type.is_dynamic() || is_activation(type), "the activations are ", type);
+    const ov::PartialShape& shape = node.get_input_partial_shape(input);
+    NODE_VALIDATION_CHECK(
+        &node, shape.rank().is_dynamic() || (shape.size() > 0 && shape[shape.size() - 1].compatible(width)),
+        "activations ", shape, " do not end in ", width);
+}
 
-private:
-    std::vector<std::unique_ptr<FloatTarget>> targets_;
-};
+// The constant at an input, or null. OpenVINO gives both inputs of what it takes for a MatMul the same rank, by an
+// Unsqueeze which it folds later.
+std::shared_ptr<const ConstantWeights::Constant> constant_at(const ov::Node& node, size_t input) {
+    auto source = node.get_input_node_shared_ptr(input);
+    while (ov::is_type<ov::op::v0::Unsqueeze>(source)) {
+        source = source->get_input_node_shared_ptr(0);
+    }
+    return ov::as_type_ptr<const ConstantWeights::Constant>(source);
+}
+
+void check_epsilon(const ov::Node& node, const char* name, double epsilon) {
+    NODE_VALIDATION_CHECK(&node, epsilon >= 0.0 && epsilon <= 1.0, name, " is ", epsilon, ", not from 0 to 1");
+}
 
 }  // namespace
 
 std::shared_ptr<const Weights> SparseOperator::checked_weights(const ov::Tensor& tensor) const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (address_ != tensor.data()) {
-        auto weights = std::make_shared<Weights>();
-        const char* fault = take_weights(tensor.data<const uint8_t>(), tensor.get_byte_size(), layout(), *weights);
-        OPENVINO_ASSERT(fault == nullptr, "a packed weight is corrupt: ", fault);
-        weights_ = std::move(weights);
-        address_ = tensor.data();
-    }
-    return weights_;
+    OPENVINO_ASSERT(
+        weights_ != nullptr && tensor.get_byte_size() == weights_->size(),
+        "the packed weights are not those that the node was validated with");
+    return weights_->validated();
 }
 
 void SparseOperator::visit_common(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("columns", columns_);
     visitor.on_attribute("precision", precision_);
     visitor.on_attribute("format_version", format_version_);
+    if (weights_ != nullptr && weights_->layout() != layout()) {
+        weights_ = nullptr;
+    }
 }
 
 void SparseOperator::copy_common(const SparseOperator& other) {
     columns_ = other.columns_;
     precision_ = other.precision_;
     format_version_ = other.format_version_;
-    read_ = other.read_;
+    weights_ = other.weights_;
 }
 
 void SparseOperator::validate_common(const ov::Node& node, size_t inputs, size_t weights_input) {
@@ -135,40 +71,41 @@ void SparseOperator::validate_common(const ov::Node& node, size_t inputs, size_t
     NODE_VALIDATION_CHECK(
         &node, node.get_input_size() == inputs, "has ", node.get_input_size(), " inputs, its attributes ask for ",
         inputs);
-    const auto constant = ov::as_type<ov::op::v0::Constant>(node.get_input_node_ptr(weights_input));
+    const auto constant = constant_at(node, weights_input);
+    NODE_VALIDATION_CHECK(&node, constant != nullptr, "the packed weights are not a constant of the model");
     // The plugin clones and validates a node at every inference: the headers, far apart in memory, are read for the
     // first of them.
-    const void* const data = constant == nullptr ? nullptr : constant->get_data_ptr();
-    if (data != nullptr && data == read_) {
-        return;
-    }
-    const WeightLayout expected = layout();
-    for (const auto& [rows, columns] : expected.matrices) {
-        NODE_VALIDATION_CHECK(&node, rows > 0 && columns > 0, "a matrix of ", rows, " x ", columns);
-    }
-    if (data != nullptr) {
-        std::vector<PackedMatrix> matrices;
-        size_t end = 0;
-        const char* fault =
-            read_layout(static_cast<const uint8_t*>(data), constant->get_byte_size(), expected, matrices, end);
+    if (weights_ == nullptr || !weights_->shows(*constant)) {
+        weights_ = nullptr;
+        auto weights = weights_of(constant);
+        const char* fault = weights->fault();
         NODE_VALIDATION_CHECK(&node, fault == nullptr, "a packed weight is corrupt: ", fault);
+        weights_ = std::move(weights);
     }
-    read_ = data;
+}
+
+// Those of another operator with the same constant, as an embedding and its head have, or new ones.
+std::shared_ptr<const ConstantWeights> SparseOperator::weights_of(
+    const std::shared_ptr<const ConstantWeights::Constant>& constant) const {
+    const WeightLayout expected = layout();
+    for (const auto& consumer : constant->output(0).get_target_inputs()) {
+        const auto* other = dynamic_cast<const SparseOperator*>(consumer.get_node());
+        if (other != nullptr && other->weights_ != nullptr && other->weights_->shows(*constant) &&
+            other->weights_->layout() == expected) {
+            return other->weights_;
+        }
+    }
+    return std::make_shared<const ConstantWeights>(constant, expected);
 }
 
 void SparseOperator::validate_products(
     ov::Node& node, size_t inputs, size_t weights_input, const std::vector<int64_t>& widths) {
     validate_common(node, inputs, weights_input);
-    NODE_VALIDATION_CHECK(
-        &node, readable(node.get_input_element_type(0)), "the activations are ", node.get_input_element_type(0));
+    check_activation(node, 0, columns_);
     ov::PartialShape shape = node.get_input_partial_shape(0);
-    const bool ranked = shape.rank().is_static();
-    NODE_VALIDATION_CHECK(
-        &node, !ranked || (shape.size() > 0 && shape[shape.size() - 1].compatible(columns_)), "activations ", shape,
-        " do not end in ", columns_);
     node.set_output_size(widths.size());
     for (size_t index = 0; index < widths.size(); ++index) {
-        if (ranked) {
+        if (shape.rank().is_static()) {
             shape[shape.size() - 1] = widths[index];
         }
         node.set_output_type(index, node.get_input_element_type(0), shape);
@@ -233,18 +170,20 @@ void SparseLinear::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(
         this, !rows_.empty() && (!residual_ || rows_.size() == 1), "a residual needs one matrix, there are ",
         rows_.size());
-    NODE_VALIDATION_CHECK(this, norm_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_);
+    check_epsilon(*this, "norm_epsilon", norm_epsilon_);
     validate_products(*this, residual_ ? 3 : 2, 1, rows_);
+    if (residual_) {
+        check_activation(*this, 2, rows_[0]);
+    }
 }
 
 bool SparseLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    require_counts(inputs, residual_ ? 3 : 2, outputs, rows_.size());
     const auto weights = checked_weights(inputs[1]);
-    const Floats x(inputs[0]), residual(residual_ ? inputs[2] : inputs[0]);
+    const Floats x(inputs[0], columns_), residual(inputs[residual_ ? 2 : 0], residual_ ? rows_[0] : columns_);
+    OPENVINO_ASSERT(residual.rows.count == x.rows.count, "a residual of shape ", inputs.back().get_shape());
     Results results(outputs, 0, inputs[0].get_shape(), rows_, bias_ ? &weights->vectors : nullptr);
     if (residual_) {
-        OPENVINO_ASSERT(
-            residual.rows.count == x.rows.count && residual.rows.stride == results.outputs[0].stride,
-            "a residual of shape ", inputs[2].get_shape());
         results.outputs[0].residual = residual.rows.data;
         results.outputs[0].residual_stride = residual.rows.stride;
     }
@@ -284,13 +223,14 @@ std::shared_ptr<ov::Node> SparseMLP::clone_with_new_inputs(const ov::OutputVecto
 void SparseMLP::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(
         this, mlp_.known(), "activation is '", mlp_.activation, "', not silu, gelu_erf, gelu_tanh or relu");
-    NODE_VALIDATION_CHECK(this, norm_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_);
+    check_epsilon(*this, "norm_epsilon", norm_epsilon_);
     validate_products(*this, 2, 1, {columns_});
 }
 
 bool SparseMLP::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    require_counts(inputs, 2, outputs, 1);
     const auto weights = checked_weights(inputs[1]);
-    const Floats x(inputs[0]);
+    const Floats x(inputs[0], columns_);
     Results results(outputs, 0, inputs[0].get_shape(), {columns_}, nullptr);
     if (residual_) {
         results.outputs[0].residual = x.rows.data;
@@ -343,20 +283,19 @@ std::shared_ptr<ov::Node> SparseLayer::clone_with_new_inputs(const ov::OutputVec
 void SparseLayer::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(
         this, mlp_.known(), "activation is '", mlp_.activation, "', not silu, gelu_erf, gelu_tanh or relu");
-    NODE_VALIDATION_CHECK(
-        this, norm_epsilon_ >= 0.0 && next_epsilon_ >= 0.0, "norm_epsilon is ", norm_epsilon_, ", next_epsilon ",
-        next_epsilon_);
+    check_epsilon(*this, "norm_epsilon", norm_epsilon_);
+    check_epsilon(*this, "next_epsilon", next_epsilon_);
     std::vector<int64_t> widths{hidden_};
     widths.insert(widths.end(), rows_.begin(), rows_.end());
     validate_products(*this, 3, 2, widths);
+    check_activation(*this, 1, hidden_);
 }
 
 bool SparseLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    require_counts(inputs, 3, outputs, 1 + rows_.size());
     const auto weights = checked_weights(inputs[2]);
-    const Floats x(inputs[0]), residual(inputs[1]);
-    OPENVINO_ASSERT(
-        residual.rows.count == x.rows.count && residual.rows.stride == static_cast<size_t>(hidden_),
-        "a residual of shape ", inputs[1].get_shape());
+    const Floats x(inputs[0], columns_), residual(inputs[1], hidden_);
+    OPENVINO_ASSERT(residual.rows.count == x.rows.count, "a residual of shape ", inputs[1].get_shape());
     const ov::Shape shape = inputs[0].get_shape();
     const Results y(outputs, 0, shape, {hidden_}, nullptr);
     const Results z(outputs, 1, shape, rows_, bias_ ? &weights->vectors : nullptr);
@@ -387,8 +326,9 @@ std::shared_ptr<ov::Node> SparseHead::clone_with_new_inputs(const ov::OutputVect
 void SparseHead::validate_and_infer_types() { validate_products(*this, 2, 1, {rows_}); }
 
 bool SparseHead::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    require_counts(inputs, 2, outputs, 1);
     const auto weights = checked_weights(inputs[1]);
-    const Floats x(inputs[0]);
+    const Floats x(inputs[0], columns_);
     const Results results(outputs, 0, inputs[0].get_shape(), {rows_}, nullptr);
     multiply(weights->matrices.data(), 1, x.rows, Norm{nullptr, 0.0f}, results.outputs.data(), settings());
     return true;
@@ -422,31 +362,21 @@ void SparseEmbedding::validate_and_infer_types() {
     set_output_type(0, ov::element::f32, shape);
 }
 
-PackedMatrix SparseEmbedding::checked_matrix(const ov::Tensor& tensor) const {
-    const std::lock_guard<std::mutex> lock(matrix_mutex_);
-    if (matrix_address_ != tensor.data()) {
-        std::vector<PackedMatrix> matrices;
-        size_t end = 0;
-        const char* fault = read_layout(tensor.data<const uint8_t>(), tensor.get_byte_size(), layout(), matrices, end);
-        fault = fault != nullptr ? fault : validate(matrices[0]);
-        OPENVINO_ASSERT(fault == nullptr, "a packed weight is corrupt: ", fault);
-        matrix_ = matrices[0];
-        matrix_address_ = tensor.data();
-    }
-    return matrix_;
-}
-
 bool SparseEmbedding::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const PackedMatrix matrix = checked_matrix(inputs[1]);
-    ov::Shape shape = inputs[0].get_shape();
-    shape.push_back(matrix.columns);
+    require_counts(inputs, 2, outputs, 1);
+    const auto weights = checked_weights(inputs[1]);
+    const ov::Tensor& tokens = inputs[0];
+    ov::Shape shape = tokens.get_shape();
+    shape.push_back(static_cast<size_t>(columns_));
     outputs[0].set_shape(shape);
-    const bool wide = inputs[0].get_element_type() == ov::element::i64;
+    const bool wide = tokens.get_element_type() == ov::element::i64;
+    const int64_t* const wide_tokens = wide ? tokens.data<const int64_t>() : nullptr;
+    const int32_t* const narrow_tokens = wide ? nullptr : tokens.data<const int32_t>();
     float* row = outputs[0].data<float>();
-    for (size_t index = 0; index < inputs[0].get_size(); ++index, row += matrix.columns) {
-        const int64_t token = wide ? inputs[0].data<const int64_t>()[index] : inputs[0].data<const int32_t>()[index];
+    for (size_t index = 0; index < tokens.get_size(); ++index, row += columns_) {
+        const int64_t token = wide ? wide_tokens[index] : narrow_tokens[index];
         OPENVINO_ASSERT(token >= 0 && token < rows_, "token ", token, " is not in a vocabulary of ", rows_);
-        read_row(matrix, static_cast<size_t>(token), row);
+        read_row(weights->matrices[0], static_cast<size_t>(token), row);
     }
     return true;
 }

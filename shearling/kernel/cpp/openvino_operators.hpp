@@ -2,33 +2,34 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <openvino/op/matmul.hpp>
 #include <openvino/op/op.hpp>
 #include <string>
 #include <vector>
 
+#include "constant_weights.hpp"
 #include "linear.hpp"
 #include "tbb_threads.hpp"
-#include "weights.hpp"
 
 namespace shearling {
 
-// What the operators share: packed weights at one input, and how to multiply by them.
+// What the operators share: packed weights at one input, which is a constant, and how to multiply by them. A file that
+// says otherwise is refused when its nodes are made; what only an inference shows, at every inference.
 class SparseOperator {
 public:
     virtual ~SparseOperator() = default;
 
 protected:
     virtual WeightLayout layout() const = 0;
+    // Comes last of what an operator visits: weights that were checked for other attributes are forgotten.
     void visit_common(ov::AttributeVisitor& visitor);
     // Throws where attributes, inputs or the weights of `node`, which this is a part of, do not fit.
     void validate_common(const ov::Node& node, size_t inputs, size_t weights_input);
     // The same for a node whose first input is an activation of `columns`; sets its results, of these widths.
     void validate_products(ov::Node& node, size_t inputs, size_t weights_input, const std::vector<int64_t>& widths);
     void copy_common(const SparseOperator& other);
-    // The weights, copied into huge pages and validated when they are first seen, and again only if they move. Throws
-    // where they are not what the layout says.
+    // The weights of a validated node, which an evaluation is handed as `tensor`. Throws where they are not what the
+    // layout says.
     std::shared_ptr<const Weights> checked_weights(const ov::Tensor& tensor) const;
     Settings settings() const {
         return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic, tbb_threads()};
@@ -39,10 +40,10 @@ protected:
     int64_t format_version_ = 1;
 
 private:
-    const void* read_ = nullptr;  // a constant whose headers fit the layout
-    mutable std::mutex mutex_;
-    mutable const void* address_ = nullptr;
-    mutable std::shared_ptr<const Weights> weights_;
+    std::shared_ptr<const ConstantWeights> weights_of(const std::shared_ptr<const ConstantWeights::Constant>& constant)
+        const;
+
+    std::shared_ptr<const ConstantWeights> weights_;
 };
 
 // The attributes of an MLP, and where its matrices stand.
@@ -72,7 +73,7 @@ struct MlpAttributes {
 protected:                                                                                             \
     WeightLayout layout() const override;
 
-class SparseLinear : public ov::op::Op, protected SparseOperator {
+class SparseLinear : public ov::op::Op, public SparseOperator {
 public:
     OPENVINO_OP("SparseLinear", "shearling");
     SparseLinear() = default;
@@ -86,7 +87,7 @@ private:
     bool residual_ = false;
 };
 
-class SparseMLP : public ov::op::Op, protected SparseOperator {
+class SparseMLP : public ov::op::Op, public SparseOperator {
 public:
     OPENVINO_OP("SparseMLP", "shearling");
     SparseMLP() = default;
@@ -99,7 +100,7 @@ private:
     bool residual_ = false;
 };
 
-class SparseLayer : public ov::op::Op, protected SparseOperator {
+class SparseLayer : public ov::op::Op, public SparseOperator {
 public:
     OPENVINO_OP("SparseLayer", "shearling");
     SparseLayer() = default;
@@ -118,7 +119,7 @@ private:
 // The vocabulary projection. OpenVINO GenAI looks for the last MatMul of a graph, to cut all but the sampled tokens off
 // before it, and finds this one. To OpenVINO's own passes it is a MatMul, too: they leave one of such weights alone
 // unless a scale follows it or a transposition goes before it, which the export therefore does not let happen.
-class SparseHead : public ov::op::v0::MatMul, protected SparseOperator {
+class SparseHead : public ov::op::v0::MatMul, public SparseOperator {
 public:
     OPENVINO_OP("SparseHead", "shearling", ov::op::v0::MatMul);
     SparseHead() = default;
@@ -129,8 +130,8 @@ private:
     int64_t rows_ = 0;
 };
 
-// Rows of the matrix that a SparseHead multiplies by, or of one of its own.
-class SparseEmbedding : public ov::op::Op, protected SparseOperator {
+// Rows of the matrix that a SparseHead multiplies by, whose copy it shares then, or of one of its own.
+class SparseEmbedding : public ov::op::Op, public SparseOperator {
 public:
     OPENVINO_OP("SparseEmbedding", "shearling");
     SparseEmbedding() = default;
@@ -138,13 +139,7 @@ public:
     SPARSE_OPERATOR_OVERRIDES
 
 private:
-    // The matrix, read where it lies, since a token needs one row; validated as in checked_weights.
-    PackedMatrix checked_matrix(const ov::Tensor& tensor) const;
-
     int64_t rows_ = 0;
-    mutable std::mutex matrix_mutex_;
-    mutable const void* matrix_address_ = nullptr;
-    mutable PackedMatrix matrix_{};
 };
 
 #undef SPARSE_OPERATOR_OVERRIDES

@@ -15,6 +15,11 @@ namespace shearling {
 struct WeightLayout {
     std::vector<std::pair<int64_t, int64_t>> matrices;
     std::vector<int64_t> vectors;
+
+    bool operator==(const WeightLayout& other) const {
+        return matrices == other.matrices && vectors == other.vectors;
+    }
+    bool operator!=(const WeightLayout& other) const { return !(*this == other); }
 };
 
 struct Weights {

@@ -1,0 +1,118 @@
+// Damages files' parts at random, and computes with what is not refused: built with AddressSanitizer and UBSan, so that
+// an access outside of a matrix or of activations, whatever the file says of itself, ends the program.
+//
+//   fuzz SEED CASES      with the kernels that SHEARLING_KERNEL names
+//
+// One case in two is a packed matrix through the C interface, the other a node of an operator with its attributes,
+// constant, shapes and types. Prints how many of each there were, were damaged, and were computed with.
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <string>
+
+#include "fuzz_inputs.hpp"
+#include "fuzz_operators.hpp"
+#include "linear.hpp"
+
+extern "C" {
+const char* shearling_validate(const uint8_t* packed, uint64_t size);
+const char* shearling_unpack(const uint8_t* packed, uint64_t size, void* values, void* scales);
+const char* shearling_matmul(
+    const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias, float* y,
+    uint64_t rows, int exact, int checked, const char* kernels);
+}
+
+namespace {
+
+using namespace fuzz;
+
+[[noreturn]] void fail(size_t number, const char* what) {
+    std::fprintf(stderr, "case %zu: %s\n", number, what);
+    std::exit(1);
+}
+
+struct Counts {
+    size_t cases = 0, damaged = 0, computed = 0;
+};
+
+void compute(Random& random, const uint8_t* bytes, size_t size) {
+    shearling::PackedMatrix matrix;
+    shearling::read_header(bytes, size, matrix);
+    std::vector<uint16_t> values(matrix.rows * matrix.columns);
+    std::vector<float> scales(matrix.rows * matrix.groups());
+    shearling_unpack(bytes, size, values.data(), scales.data());
+    std::vector<float> row(matrix.columns);
+    shearling::read_row(matrix, random.below(matrix.rows), row.data());
+    const size_t count = random.once_in(8) ? 0 : 1 + random.below(random.once_in(16) ? 140 : 14);
+    const std::vector<float> x = activations(random, count * matrix.columns), bias(matrix.rows, 1.0f);
+    std::vector<float> y(count * matrix.rows);
+    for (const int exact : {0, 1}) {
+        shearling_matmul(
+            bytes, size, x.data(), count, matrix.columns, random.once_in(2) ? bias.data() : nullptr, y.data(),
+            matrix.rows, exact, 0, shearling::best_kernels().name);
+    }
+    // Sizes that are not those of the matrix: refused before a byte is touched.
+    if (shearling_matmul(
+            bytes, size, x.data(), count, matrix.columns + 1, nullptr, y.data(), matrix.rows, 0, 0, nullptr) ==
+        nullptr) {
+        fail(0, "activations of another width are accepted");
+    }
+}
+
+void matrix_case(Random& random, size_t number, Counts& counts) {
+    const bool large = random.once_in(32);
+    Bytes packed = packed_matrix(random, 1 + random.below(large ? 70 : 24), 1 + random.below(large ? 200 : 40));
+    const size_t damages = random.below(4);
+    for (size_t index = 0; index < damages; ++index) {
+        damage(random, packed.data(), packed.size());
+    }
+    const size_t size = damages == 3 ? random.below(packed.size()) : packed.size();
+    ExactCopy exact(packed.data(), size);
+    ++counts.cases;
+    counts.damaged += damages > 0 ? 1 : 0;
+    if (shearling_validate(exact.data(), size) == nullptr) {
+        ++counts.computed;
+        compute(random, exact.data(), size);
+    } else if (damages == 0) {
+        fail(number, "a sound matrix is refused");
+    }
+}
+
+void operator_case(Random& random, size_t number, Counts& counts) {
+    Node node = sound_node(random);
+    const size_t damages = random.below(4);
+    for (size_t index = 0; index < damages; ++index) {
+        damage(random, node);
+    }
+    ++counts.cases;
+    counts.damaged += damages > 0 ? 1 : 0;
+    try {
+        evaluate(random, node);
+        ++counts.computed;
+    } catch (const std::exception& error) {
+        if (damages == 0) {
+            fail(number, (std::string("a sound node is refused: ") + error.what()).c_str());
+        }
+    }
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+    Random random(static_cast<unsigned>(std::atoi(arguments[1])));
+    const auto cases = static_cast<size_t>(std::atoll(arguments[2]));
+    Counts matrices, operators;
+    for (size_t number = 0; number < cases; ++number) {
+        if (number % 2 == 0) {
+            matrix_case(random, number, matrices);
+        } else {
+            operator_case(random, number, operators);
+        }
+    }
+    std::printf("%s\n", shearling::best_kernels().name);
+    for (const Counts& counts : {matrices, operators}) {
+        std::printf("%zu %zu %zu\n", counts.cases, counts.damaged, counts.computed);
+    }
+    return 0;
+}

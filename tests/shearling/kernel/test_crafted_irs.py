@@ -1,0 +1,263 @@
+"""IRs that no export writes: whatever a file from a stranger says, it is refused in words, or computes what it says.
+
+Files are opened in a process of their own, since what is tested is that this process survives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as op
+
+from shearling.kernel.openvino_extension import node_factory
+from shearling.kernel.packed_format import ValueType, bundle, pack
+from tests.support.matrices import random_matrix
+
+WIDTH, ROWS, INNER = 48, 32, 16
+COMMON = {"precision": "auto", "format_version": 1}
+HEAD = {"rows": ROWS, "columns": WIDTH}
+MLP = {"inner": INNER, "activation": "silu", "gated": True, "norm_epsilon": 1e-5}
+ATTRIBUTES = {
+    "SparseLinear": {"rows": [ROWS], "columns": WIDTH, "norm_epsilon": 0.0, "bias": False, "residual": False},
+    "SparseMLP": {"columns": WIDTH, **MLP, "residual": False},
+    "SparseLayer": {"rows": [ROWS], "columns": WIDTH, "hidden": WIDTH, **MLP, "next_epsilon": 1e-5, "bias": False},
+    "SparseHead": HEAD,
+    "SparseEmbedding": HEAD,
+}
+MATRICES = {
+    "SparseMLP": [(INNER, WIDTH), (INNER, WIDTH), (WIDTH, INNER)],
+    "SparseLayer": [(WIDTH, WIDTH), (INNER, WIDTH), (INNER, WIDTH), (WIDTH, INNER), (ROWS, WIDTH)],
+}
+VECTORS = {"SparseMLP": 1, "SparseLayer": 2}
+PRODUCTS = [operator for operator in ATTRIBUTES if operator != "SparseEmbedding"]
+Feed = list[tuple[list[int], int]]
+"""Of every input the shape and what it is full of."""
+
+OPEN = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from shearling.kernel.openvino_extension import core_for
+answers = []
+for xml, feeds in json.loads(sys.argv[1]):
+    try:
+        compiled = core_for(Path(xml)).compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        kinds = [port.get_element_type().to_dtype() for port in compiled.inputs]
+        shapes = []
+        for feed in feeds:
+            values = [np.full(shape, value, kind) for (shape, value), kind in zip(feed, kinds)]
+            shapes.append([list(result.shape) for result in compiled(values).to_tuple()])
+        answers.append({"shapes": shapes})
+    except RuntimeError as error:
+        answers.append({"refused": str(error)})
+print(json.dumps(answers))
+"""
+
+
+def open_files(*cases: tuple[Path, list[Feed]]) -> list[dict[str, Any]]:
+    """What becomes of files and what each is fed: the shapes of the results, or why they were refused."""
+    plan = json.dumps([(str(path), feeds) for path, feeds in cases])
+    done = subprocess.run([sys.executable, "-c", OPEN, plan], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}"
+    return json.loads(done.stdout)
+
+
+def feed(operator: str, *, width: int = WIDTH, rows: int = 2, which: int = 0) -> Feed:
+    """Of the inputs of `write`."""
+    if operator == "SparseEmbedding":
+        return [([1, rows], 1), ([], which)]
+    return [([1, rows, width], 1)] * (2 if operator == "SparseLayer" else 1) + [([], which)]
+
+
+def weights_of(operator: str, *, negative: bool = False) -> np.ndarray:
+    matrices = [random_matrix(ValueType.INT8, *size) for size in MATRICES.get(operator, [(ROWS, WIDTH)])]
+    packed = [pack(replace(matrix, scales=-matrix.scales) if negative else matrix) for matrix in matrices]
+    return bundle(packed, [np.ones(WIDTH, np.float32)] * VECTORS.get(operator, 0))
+
+
+def write(path: Path, operator: str, *, shape: tuple[int, ...] | None = None) -> str:
+    """An IR of one node of an operator; beside it a `Gather` from two constants like its weights, which nothing of
+    ours reads yet.
+
+    Args:
+        path: of the file.
+        operator: of the node.
+        shape: of the activations or tokens, -1 where any; default of any width.
+
+    Returns:
+        What was written.
+    """
+    tokens = operator == "SparseEmbedding"
+    shape = shape or ((-1, -1) if tokens else (-1, -1, -1))
+    inputs = [
+        op.parameter(ov.PartialShape(shape), np.int64 if tokens else np.float32)
+        for _ in range(2 if operator == "SparseLayer" else 1)
+    ]
+    which, weights = op.parameter([], np.int64), weights_of(operator)
+    arguments = [value.output(0) for value in [*inputs, op.constant(weights)]]
+    node = node_factory().create(operator, arguments, {**ATTRIBUTES[operator], **COMMON})
+    both = op.constant(np.stack([weights, weights_of(operator, negative=True)]))
+    gathered = op.gather(both, which, op.constant(np.int64(0)))
+    results = [op.result(output) for output in [*node.outputs(), gathered.output(0)]]
+    ov.save_model(ov.Model(results, [*inputs, which]), path, compress_to_fp16=False)
+    return path.read_text()
+
+
+def variant(path: Path, name: str, content: str) -> Path:
+    """Another IR on the same binary file's content."""
+    other = path.with_name(f"{name}.xml")
+    other.write_text(content)
+    other.with_suffix(".bin").write_bytes(path.with_suffix(".bin").read_bytes())
+    return other
+
+
+def rewire(xml: str, *, source: str, target: str, port: int) -> str:
+    """Another layer's output at an input of a layer, both found by their types."""
+    ids = {kind: number for number, kind in re.findall(r'<layer id="(\d+)" name="[^"]*" type="(\w+)"', xml)}
+    output = re.search(rf'<layer id="{ids[source]}".*?<output>\s*<port id="(\d+)"', xml, re.DOTALL)
+    ending = f'to-layer="{ids[target]}" to-port="{port}"'
+    edge = f'from-layer="{ids[source]}" from-port="{output[1]}" {ending}'
+    changed, count = re.subn(rf'from-layer="\d+" from-port="\d+" {ending}', edge, xml)
+    assert count == 1
+    return changed
+
+
+@pytest.mark.parametrize("operator", ATTRIBUTES)
+def test_weights_that_are_computed_are_refused_when_the_file_is_read(tmp_path, operator):
+    path = tmp_path / "model.xml"
+    xml = write(path, operator)
+    path.write_text(rewire(xml, source="Gather", target=operator, port=2 if operator == "SparseLayer" else 1))
+    (answer,) = open_files((path, [feed(operator, which=which) for which in (0, 1, 0)]))
+    assert "are not a constant of the model" in answer["refused"]
+
+
+@pytest.mark.parametrize("operator", PRODUCTS)
+@pytest.mark.parametrize("shape", [(-1, -1, -1), (1, 2, -1)])
+def test_activations_of_another_width_are_refused(tmp_path, operator, shape):
+    path = tmp_path / "model.xml"
+    write(path, operator, shape=shape)
+    widths = (WIDTH - 1, 1, 2 * WIDTH)
+    sound, *others = open_files(*((path, [feed(operator, width=width)]) for width in (WIDTH, *widths)))
+    assert len(sound["shapes"][0]) >= 2
+    for answer in others:
+        assert f"do not end in {WIDTH}" in answer["refused"]
+
+
+def test_a_residual_of_another_size_is_refused(tmp_path):
+    path = tmp_path / "model.xml"
+    write(path, "SparseLayer")
+    x, _, which = feed("SparseLayer")
+    wider, shorter = open_files(*((path, [[x, ([1, *size], 1), which]]) for size in ((2, WIDTH + 1), (1, WIDTH))))
+    assert f"do not end in {WIDTH}" in wider["refused"]
+    assert "a residual of shape" in shorter["refused"]
+
+
+@pytest.mark.parametrize("operator", ATTRIBUTES)
+def test_no_rows_are_no_fault(tmp_path, operator):
+    path = tmp_path / "model.xml"
+    write(path, operator)
+    (answer,) = open_files((path, [feed(operator, rows=0), feed(operator), feed(operator, rows=0)]))
+    assert [shapes[0][1] for shapes in answer["shapes"]] == [0, 2, 0]
+
+
+SIZES = {
+    "no rows": ('rows="32"', 'rows="0"'),
+    "negative rows": ('rows="32"', 'rows="-32"'),
+    "rows that wrap": ('rows="32"', 'rows="18446744073709551648"'),
+    "rows of which 32 bits fit": ('rows="32"', 'rows="4294967328"'),
+    "no number of rows": ('rows="32"', 'rows="many"'),
+    "no columns": ('columns="48"', 'columns="0"'),
+    "other columns": ('columns="48"', 'columns="64"'),
+    "another version": ('format_version="1"', 'format_version="2"'),
+    "another precision": ('precision="auto"', 'precision="fast"'),
+}
+LISTS = {
+    "two matrices of one": ('rows="32"', 'rows="32, 32"'),
+    "no matrix": ('rows="32"', 'rows=""'),
+    "a bias that is not there": ('bias="(false|0)"', 'bias="true"'),
+    "a residual that is not there": ('residual="(false|0)"', 'residual="true"'),
+    "a norm that is not there": ('norm_epsilon="[^"]*"', 'norm_epsilon="0.00001"'),
+    "a norm that is no number": ('norm_epsilon="[^"]*"', 'norm_epsilon="nan"'),
+    "an infinite norm": ('norm_epsilon="[^"]*"', 'norm_epsilon="inf"'),
+}
+
+
+@pytest.mark.parametrize("operator", ["SparseLinear", "SparseHead", "SparseEmbedding"])
+def test_attributes_that_lie_are_refused(tmp_path, operator):
+    path = tmp_path / "model.xml"
+    xml = write(path, operator)
+    cases = []
+    for name, (pattern, text) in (SIZES | (LISTS if operator == "SparseLinear" else {})).items():
+        content, count = re.subn(pattern, text, xml, count=1)
+        assert count == 1, name
+        cases.append((variant(path, name, content), [feed(operator)]))
+    accepted = [path.stem for (path, _), answer in zip(cases, open_files(*cases), strict=True) if "shapes" in answer]
+    assert accepted == []
+
+
+@pytest.mark.parametrize("operator", ATTRIBUTES)
+@pytest.mark.parametrize("described", ['element_type="u8" shape="1, {}"', 'element_type="i8" shape="{}"'])
+def test_a_constant_of_another_type_or_rank_is_refused(tmp_path, operator, described):
+    path, size = tmp_path / "model.xml", weights_of(operator).size
+    changed = write(path, operator).replace(f'element_type="u8" shape="{size}"', described.format(size))
+    assert described.format(size) in changed
+    path.write_text(changed)
+    (answer,) = open_files((path, [feed(operator)]))
+    assert "it is not u8 [bytes]" in answer["refused"]
+
+
+def test_tokens_out_of_range_are_refused(tmp_path):
+    path = tmp_path / "model.xml"
+    write(path, "SparseEmbedding")
+    tokens = (ROWS, -1, 2**31 - 1, -(2**31))  # the plugin makes 32 bits of others
+    for answer in open_files(*((path, [[([1, 1], token), ([], 0)]]) for token in tokens)):
+        assert f"is not in a vocabulary of {ROWS}" in answer["refused"]
+
+
+CHANGE = """
+import sys
+from pathlib import Path
+import numpy as np
+from shearling.kernel.openvino_extension import core_for
+xml, moment, shape = Path(sys.argv[1]), sys.argv[2], [int(size) for size in sys.argv[3].split(",")]
+model = core_for(xml).read_model(xml)
+compiled = core_for(xml).compile_model(model, "CPU")
+values = [np.ones(shape, port.get_element_type().to_dtype()) for port in compiled.inputs[:-1]] + [np.int64(0)]
+path = xml.with_suffix(".bin")
+content = path.read_bytes()
+def change():
+    # In the file that is mapped, all behind the header of the first matrix.
+    with path.open("r+b") as file:
+        file.seek(content.index(b"SHEARLNG") + 128)
+        file.write(b"\\xff" * (len(content) - file.tell()))
+if moment == "before":
+    change()
+first = np.array(compiled(values)[0])
+change()
+assert np.array_equal(np.array(compiled(values)[0]), first), "the file is read again"
+print("computed")
+"""
+
+
+@pytest.mark.parametrize("operator", ATTRIBUTES)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_mapped_file_that_changes_is_refused_or_not_seen(tmp_path, operator, moment):
+    path = tmp_path / "model.xml"
+    write(path, operator)
+    shape = ",".join(str(size) for size in feed(operator)[0][0])
+    command = [sys.executable, "-c", CHANGE, str(path), moment, shape]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if moment == "after":
+        assert (done.returncode, done.stdout) == (0, "computed\n"), done.stderr[-2000:]
+    else:
+        assert done.returncode == 1, (done.returncode, done.stderr[-2000:])
+        assert "a packed weight is corrupt" in done.stderr
