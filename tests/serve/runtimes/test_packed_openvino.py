@@ -3,12 +3,16 @@ refused."""
 
 from __future__ import annotations
 
+import re
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import torch
+from openvino import opset13
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from export.formats.openvino import MODEL_XML, write_openvino
@@ -16,8 +20,9 @@ from serve.bench.benchmark import run_benchmark
 from serve.bench.workload import make_workload
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from shearling.errors import ArtefactCorrupt, UsageError
-from shearling.kernel.openvino_extension import required_extensions
+from shearling.errors import ArtefactCorrupt, ArtefactError, UsageError
+from shearling.evaluation.given_model import LoadedModel, find_given_model
+from shearling.kernel.openvino_extension import core_for, required_extensions
 from shearling.kernel.packed_format import VERSION, Encoding, ValueType
 from shearling.target import Target, parse_target
 from tests.support.exported_files import stored_as
@@ -161,6 +166,41 @@ def test_a_constant_that_lies_is_refused_before_it_runs(sparse, tmp_path, place)
     assert "Traceback" not in done.stderr
 
 
+def test_weights_that_are_no_constant_are_refused_before_anything_runs(sparse, tmp_path):
+    crafted = Path(shutil.copytree(sparse / "sparse", tmp_path / "crafted"))
+    xml = (crafted / MODEL_XML).read_text()
+    ids = {kind: number for number, kind in re.findall(r'<layer id="(\d+)" name="[^"]*" type="(\w+)"', xml)}
+    edge = r'from-layer="\d+" from-port="\d+" (to-layer="{}" to-port="1")'.format(ids["SparseEmbedding"])
+    changed, count = re.subn(edge, rf'from-layer="{ids["Parameter"]}" from-port="0" \1', xml)
+    assert count == 1
+    (crafted / MODEL_XML).write_text(changed)
+    done = run_serve(crafted)
+    assert done.returncode == 3, done.stderr
+    assert "not a constant of the model" in done.stderr
+    with pytest.raises(ArtefactError, match="not a constant of the model"), _given(crafted):
+        pass
+
+
+def test_what_only_an_inference_shows_is_refused_by_it(sparse, tmp_path):
+    crafted = Path(shutil.copytree(sparse / "sparse", tmp_path / "crafted"))
+    model = core_for(crafted / MODEL_XML).read_model(crafted / MODEL_XML)
+    embedding = next(node for node in model.get_ops() if node.get_type_name() == "SparseEmbedding")
+    tokens = embedding.input_value(0)
+    far = opset13.add(tokens, opset13.constant(np.array(5000, tokens.get_element_type().to_dtype())))
+    embedding.input(0).replace_source_output(far.output(0))
+    openvino.save_model(model, tmp_path / MODEL_XML, compress_to_fp16=False)
+    del model, embedding, tokens
+    for name in (MODEL_XML, "openvino_model.bin"):
+        shutil.move(tmp_path / name, crafted / name)
+    done = run_serve(crafted)
+    assert done.returncode == 3, done.stderr
+    assert "is not in a vocabulary of" in done.stderr
+    assert "Traceback" not in done.stderr
+    with pytest.raises(ArtefactCorrupt, match="is not in a vocabulary of") as caught, _given(crafted) as model:
+        model.scorer().logits(torch.ones(1, 3, dtype=torch.long), 0)
+    assert caught.value.where == str(crafted)
+
+
 def test_without_a_compiler_the_error_says_what_is_missing(sparse, tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -175,6 +215,11 @@ def test_without_a_compiler_the_error_says_what_is_missing(sparse, tmp_path):
     assert "g++ 11 or newer" in done.stderr
     stock = run_serve(sparse / "stock", PATH=str(tools), CXX="", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert stock.returncode == 0, stock.stderr
+
+
+def _given(directory: Path) -> AbstractContextManager[LoadedModel]:
+    """What `shearling evaluate` makes of it."""
+    return find_given_model(Target(directory)).load("fp32")
 
 
 def _corrupt(directory: Path, place: str) -> None:

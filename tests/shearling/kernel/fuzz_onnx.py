@@ -115,7 +115,7 @@ def main(library: str, seed: int, cases: int) -> None:
                 raise AssertionError(f"case {number}, which is sound: {error}") from error
         else:
             computed += 1
-    print(cases, damaged, computed)
+    sys.stdout.write(f"{cases} {damaged} {computed}\n")
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from shearling.errors import ArtefactMissing, ModelUnsupported
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
 from shearling.kernel.library import multiply
 from shearling.kernel.onnx_runtime_extension import (
     DOMAIN,
     DOMAIN_VERSION,
+    IMPORT,
     OPERATOR,
     needs_operators,
     node_attributes,
     session_options_for,
 )
+from shearling.kernel.onnx_runtime_extension import open_session as open_graph
 from shearling.kernel.packed_format import Encoding, ValueType, pack, read_header
 from tests.support.matrices import dense, random_matrix
 from tests.support.onnxruntime_headers import needs_headers
@@ -119,6 +121,8 @@ def test_a_node_that_lies_is_refused_with_its_name(tmp_path, changes, message):
     with pytest.raises(Exception, match=message) as caught:
         open_session(path)
     assert "the_product" in str(caught.value)
+    with pytest.raises(ArtefactCorrupt, match=message):
+        open_graph(path)
 
 
 @needs_headers
@@ -149,6 +153,9 @@ def test_the_file_says_whether_it_needs_the_operator(tmp_path):
     )
     onnx.save(later, path)
     with pytest.raises(ModelUnsupported, match="version 2 of the operators"):
+        needs_operators(path)
+    path.write_bytes(path.read_bytes().partition(IMPORT)[0] + IMPORT)
+    with pytest.raises(ModelUnsupported, match="version 0 of the operators"):
         needs_operators(path)
     path.write_bytes(b"")
     assert not needs_operators(path)
