@@ -125,6 +125,12 @@ def check_packed_weights(xml: Path) -> None:
 def _check_node(node: Any, validate: Any) -> None:
     operator = node.get_type_name()
     constant = node.input_value(WEIGHTS_PORT[operator]).get_node()
+    if constant.get_type_name() != "Constant":
+        raise ArtefactCorrupt(
+            "its packed weights are not a constant of the model",
+            where=node.get_friendly_name(),
+            remedy="Export again",
+        )
     try:
         parts = split_bundle(constant.data, operator, node.get_attributes())
         faults = [validate(matrix.ctypes.data, matrix.size) for matrix in parts.matrices]

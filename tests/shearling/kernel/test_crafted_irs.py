@@ -18,7 +18,8 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from shearling.kernel.openvino_extension import node_factory
+from shearling.errors import ArtefactCorrupt
+from shearling.kernel.openvino_extension import check_packed_weights, node_factory
 from shearling.kernel.packed_format import ValueType, bundle, pack
 from tests.support.matrices import random_matrix
 
@@ -215,12 +216,56 @@ def test_a_constant_of_another_type_or_rank_is_refused(tmp_path, operator, descr
     assert "it is not u8 [bytes]" in answer["refused"]
 
 
+def transposed(x):
+    return op.transpose(x, op.constant(np.array([1, 0])))
+
+
+def scaled(y):
+    return op.multiply(y, op.constant(np.float32(2)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "before", "after", "outcome"),
+    [
+        ([WIDTH], None, None, [[ROWS]]),
+        ([3, WIDTH], None, None, [[3, ROWS]]),
+        ([1, 2, 3, WIDTH], None, None, [[1, 2, 3, ROWS]]),
+        ([WIDTH, 3], transposed, None, "element type"),
+        ([3, WIDTH], None, scaled, "element type"),
+    ],
+)
+def test_a_head_that_passes_for_a_matmul_computes_its_own_product_or_is_refused(
+    tmp_path, shape, before, after, outcome
+):
+    path, x = tmp_path / "model.xml", op.parameter(ov.PartialShape([-1] * len(shape)), np.float32)
+    arguments = [(before(x) if before else x).output(0), op.constant(weights_of("SparseHead")).output(0)]
+    head = node_factory().create("SparseHead", arguments, {**HEAD, **COMMON})
+    result = op.result((after(head) if after else head).output(0))
+    ov.save_model(ov.Model([result], [x]), path, compress_to_fp16=False)
+    (answer,) = open_files((path, [[(shape, 1)]]))
+    if isinstance(outcome, str):
+        assert outcome in answer["refused"]
+    else:
+        assert answer["shapes"] == [outcome]
+
+
 def test_tokens_out_of_range_are_refused(tmp_path):
     path = tmp_path / "model.xml"
     write(path, "SparseEmbedding")
     tokens = (ROWS, -1, 2**31 - 1, -(2**31))  # the plugin makes 32 bits of others
     for answer in open_files(*((path, [[([1, 1], token), ([], 0)]]) for token in tokens)):
         assert f"is not in a vocabulary of {ROWS}" in answer["refused"]
+
+
+def test_a_constant_behind_another_node_is_refused_by_name(tmp_path):
+    """OpenVINO itself puts such a node there when it compiles, so that the operator accepts it."""
+    path, x = tmp_path / "model.xml", op.parameter([1, WIDTH], np.float32)
+    weights = op.unsqueeze(op.constant(weights_of("SparseHead")), op.constant(np.int64(0)))
+    head = node_factory().create("SparseHead", [x.output(0), weights.output(0)], {**HEAD, **COMMON})
+    head.set_friendly_name("the_head")
+    ov.save_model(ov.Model([op.result(head.output(0))], [x]), path, compress_to_fp16=False)
+    with pytest.raises(ArtefactCorrupt, match="the_head: its packed weights are not a constant"):
+        check_packed_weights(path)
 
 
 CHANGE = """
