@@ -116,9 +116,9 @@ public:
         const OrtValue* x = nullptr;
         check(api_.KernelContext_GetInput(&context, x_input, &x));
         TensorShape shape(api_, x);
-        require(
-            !shape.sizes.empty() && shape.sizes.back() == columns_,
-            "the activations do not end in " + std::to_string(columns_));
+        if (shape.sizes.empty() || shape.sizes.back() != columns_) {
+            throw std::runtime_error("the activations do not end in " + std::to_string(columns_));
+        }
         shape.sizes.back() = rows_;
         OrtValue* y = nullptr;
         check(api_.KernelContext_GetOutput(&context, 0, shape.sizes.data(), shape.sizes.size(), &y));
