@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,6 +250,9 @@ def _certified_sparsity(xml: Path) -> float | None:
         return None
     text = model.get_rt_info(share).astype(str)
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
-        raise ArtefactCorrupt(f"its share of zeros is {text!r}", where=xml, remedy="Export again") from None
+        found = math.nan
+    if not 0 <= found <= 1:
+        raise ArtefactCorrupt(f"its share of zeros is {text!r}, not from 0 to 1", where=xml, remedy="Export again")
+    return found

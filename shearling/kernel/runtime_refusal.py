@@ -28,7 +28,7 @@ def refusals(where: Path | None = None) -> Iterator[None]:
         if not isinstance(error, (RuntimeError, KeyError)) and not type(error).__module__.startswith(ONNX_RUNTIME):
             raise
         raise ArtefactCorrupt(
-            f"the runtime cannot compute it: {last_line(error)}", where=where, remedy="Export again"
+            f"its runtime refuses it: {last_line(error)}", where=where, remedy="Export again"
         ) from error
 
 

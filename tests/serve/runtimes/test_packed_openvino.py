@@ -201,6 +201,16 @@ def test_what_only_an_inference_shows_is_refused_by_it(sparse, tmp_path):
     assert caught.value.where == str(crafted)
 
 
+@pytest.mark.parametrize("share", ["many", "nan", "-1"])
+def test_a_share_of_zeros_that_is_none_is_refused(sparse, tmp_path, share):
+    crafted = Path(shutil.copytree(sparse / "stock", tmp_path / "crafted"))
+    model = core_for(sparse / "stock" / MODEL_XML).read_model(sparse / "stock" / MODEL_XML)
+    model.set_rt_info(share, ["sparsity", "share"])
+    openvino.save_model(model, crafted / MODEL_XML, compress_to_fp16=False)
+    with pytest.raises(ArtefactCorrupt, match=f"its share of zeros is '{share}'"), _given(crafted):
+        pass
+
+
 def test_without_a_compiler_the_error_says_what_is_missing(sparse, tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()

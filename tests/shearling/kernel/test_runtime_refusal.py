@@ -18,7 +18,7 @@ from shearling.kernel.runtime_refusal import refusals
 @pytest.mark.parametrize("error", [RuntimeError("Exception from here:\nthe reason\n"), Fail("the reason")])
 def test_the_reason_stands_in_the_last_line(error):
     with (
-        pytest.raises(ArtefactCorrupt, match="the runtime cannot compute it: the reason") as caught,
+        pytest.raises(ArtefactCorrupt, match="its runtime refuses it: the reason") as caught,
         refusals(Path("x")),
     ):
         raise error
