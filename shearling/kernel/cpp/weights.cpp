@@ -32,6 +32,9 @@ const char* read_layout(
 }
 
 const char* take_weights(const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights) {
+    if (size == 0) {
+        return "there are no bytes";
+    }
     weights.bytes = copy_to_huge_pages(bytes, size);
     const uint8_t* copy = weights.bytes.get();
     size_t end = 0;
