@@ -34,7 +34,7 @@ def load(path):
     compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     port = compiled.input(0)
     widths = [size.get_length() for size in list(port.partial_shape)[2:]]
-    compiled(np.ones((1, 1, *widths), port.get_element_type().to_dtype()))
+    compiled(np.zeros((1, 1, *widths), port.get_element_type().to_dtype()))
     return compiled
 
 warm = load(Path(sys.argv[1]))
