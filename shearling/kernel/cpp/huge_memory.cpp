@@ -4,10 +4,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
+#include <charconv>
 #include <cstring>
+#include <fstream>
 #include <mutex>
 #include <new>
+#include <sstream>
+#include <string>
 
 namespace shearling {
 namespace {
@@ -52,21 +55,25 @@ private:
 };
 
 bool is_file_mapping(uintptr_t first, uintptr_t last) {
-    std::FILE* maps = std::fopen("/proc/self/maps", "r");
-    if (maps == nullptr) {
-        return false;
-    }
-    bool found = false;
-    char line[512];
-    while (!found && std::fgets(line, sizeof line, maps) != nullptr) {
-        unsigned long start = 0, stop = 0, inode = 0;
-        char access[8] = {};
-        if (std::sscanf(line, "%lx-%lx %7s %*x %*s %lu", &start, &stop, access, &inode) == 4) {
-            found = start <= first && last <= stop && access[0] == 'r' && access[1] == '-' && inode != 0;
+    // Not sscanf: since glibc 2.38 it is a symbol that older systems do not have.
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+        uintptr_t start = 0, stop = 0;
+        const char* const end = line.data() + line.size();
+        const char* at = std::from_chars(line.data(), end, start, 16).ptr;
+        if (at == end) {
+            continue;
+        }
+        at = std::from_chars(at + 1, end, stop, 16).ptr;
+        if (start <= first && last <= stop) {
+            std::istringstream fields(std::string(at, end));
+            std::string access, offset, device;
+            unsigned long inode = 0;
+            fields >> access >> offset >> device >> inode;
+            return access.compare(0, 2, "r-") == 0 && inode != 0;
         }
     }
-    std::fclose(maps);
-    return found;
+    return false;
 }
 
 }  // namespace

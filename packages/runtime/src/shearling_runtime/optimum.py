@@ -1,0 +1,49 @@
+"""The operators in optimum-intel."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from shearling_runtime.faults import RuntimeUnavailable
+from shearling_runtime.openvino import preferred_properties, register
+
+
+def load_causal_lm(directory: str | Path, **options: Any) -> Any:
+    """An `OVModelForCausalLM` of an exported directory.
+
+    optimum-intel reads files with a core of its own, which knows no extensions; here the file is read with a core that
+    does. A model carries its operators with it, so that the other core compiles it.
+
+    Args:
+        directory: holds `openvino_model.xml`.
+        options: of `OVModelForCausalLM.from_pretrained`, but for `compile_only`, which would read the file there;
+            `ov_config` defaults to `preferred_properties`.
+
+    Raises:
+        RuntimeUnavailable: optimum-intel is not installed, or see `extension`.
+    """
+    return _model_class().from_pretrained(directory, **{"ov_config": preferred_properties(), **options})
+
+
+@functools.cache
+def _model_class() -> Any:
+    try:
+        from optimum.intel.openvino import OVModelForCausalLM
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"optimum-intel cannot be imported: {error}", remedy="pip install 'optimum-intel[openvino]'"
+        ) from error
+    import openvino
+
+    core = openvino.Core()
+    register(core)
+
+    class SparseModelForCausalLM(OVModelForCausalLM):
+        @staticmethod
+        def load_model(file_name: str | Path, quantization_config: Any = None) -> openvino.Model:
+            """See `OVModelForCausalLM.load_model`."""
+            return core.read_model(Path(file_name))
+
+    return SparseModelForCausalLM
