@@ -86,6 +86,8 @@ def _build(make_plan: Callable[[], LibraryPlan], sources: Path) -> Path:
     require_private(path.parent)
     compile_library(path, plan=plan, compiler=compiler, sources=sources)
     digest_file.write_text(sha256_file(path) + "\n", encoding="ascii")
+    for file in (path, digest_file):
+        file.chmod(0o600)
     return path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shearling.errors import PackageMissing
-from shearling.kernel.build import find_headers
+from shearling.kernel.compilation import find_headers
 
 
 def _fault() -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from shearling.errors import CompilerMissing, PackageMissing
-from shearling.kernel import build
-from shearling.kernel.build import build_library, build_onnx_runtime_library, find_compiler, find_headers
+from shearling.errors import CompilerMissing, EnvironmentFault, PackageMissing
+from shearling.kernel import build, compilation
+from shearling.kernel.build import build_library, build_onnx_runtime_library
+from shearling.kernel.compilation import find_compiler, find_headers
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +48,58 @@ def test_a_failing_compiler_leaves_nothing(monkeypatch, tmp_path):
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+def write_compiler(path: Path, answer: str) -> str:
+    """A compiler that is a shell script."""
+    path.write_text(f"#!/bin/sh\n{answer}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("macros", "reason"),
+    [
+        ({"__GNUC__": 4, "__clang__": 1}, r"a clang, which does not read #pragma GCC target\. They need g\+\+ 11"),
+        ({"__GNUC__": 10}, r"it is version 10\. They need g\+\+ 11"),
+    ],
+)
+def test_another_compiler_is_refused_before_it_fails(monkeypatch, tmp_path, macros, reason):
+    lines = "\n".join(f"echo '#define {name} {value}'" for name, value in macros.items())
+    monkeypatch.setenv("CXX", write_compiler(tmp_path / "compiler", lines))
+    with pytest.raises(CompilerMissing, match=reason) as caught:
+        build_library()
+    assert caught.value.exit_code == 4
+
+
+def test_a_compiler_that_hangs_is_stopped_with_all_that_it_started(monkeypatch, tmp_path):
+    answer = f"""case "$*" in
+    *-dM*) echo '#define __GNUC__ 12';;
+    *--version*) echo 12;;
+    *) sleep 1000 & echo $! > {tmp_path}/child; wait;;
+    esac"""
+    monkeypatch.setenv("CXX", write_compiler(tmp_path / "compiler", answer))
+    monkeypatch.setattr(compilation, "TIMEOUT_S", 1.0)
+    with pytest.raises(CompilerMissing, match="stopped after 1 s without coming to an end") as caught:
+        build_library()
+    assert caught.value.exit_code == 4
+    assert is_gone(int((tmp_path / "child").read_text()))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def is_gone(process: int) -> bool:
+    """Within a second; a process that nobody has waited for yet does nothing any more either."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def test_lines_are_as_wide_as_everywhere():
-    sources = [*build.SOURCES.iterdir(), *Path(__file__).parent.glob("*.cpp")]
+    sources = [*compilation.SOURCES.iterdir(), *Path(__file__).parent.glob("*.cpp")]
     wide = [
         f"{file.name}:{number}"
         for file in sources
@@ -55,14 +109,20 @@ def test_lines_are_as_wide_as_everywhere():
     assert wide == []
 
 
-def test_a_built_library_is_found_again_and_other_sources_are_built_anew(monkeypatch, tmp_path):
-    compiled = []
+@pytest.fixture
+def compiled(monkeypatch) -> list[Path]:
+    """What was compiled, by a compiler that only writes the number of its turn."""
+    paths: list[Path] = []
 
-    def compile_library(path, **arguments):
-        compiled.append(arguments["sources"])
-        path.write_bytes(b"library")
+    def compile_library(path, **_):
+        paths.append(path)
+        path.write_bytes(f"library {len(paths)}".encode())
 
     monkeypatch.setattr(build, "compile_library", compile_library)
+    return paths
+
+
+def test_a_built_library_is_found_again_and_other_sources_are_built_anew(compiled, tmp_path):
     first = build_library()
     build_library.cache_clear()
     assert build_library() == first
@@ -74,12 +134,84 @@ def test_a_built_library_is_found_again_and_other_sources_are_built_anew(monkeyp
     assert len(compiled) == 2
 
 
+def test_a_library_that_has_changed_is_built_anew(compiled, capsys):
+    path = build_library()
+    path.write_bytes(b"librarx 1")
+    build_library.cache_clear()
+    assert build_library() == path
+    assert path.read_bytes() == b"library 2"
+    assert "have changed since they were written" in capsys.readouterr().err
+
+
+def test_what_is_built_is_for_this_user_alone_whatever_the_umask(compiled, tmp_path):
+    before = os.umask(0)
+    try:
+        path = build_library()
+    finally:
+        os.umask(before)
+    for directory in (path.parent, path.parent.parent, tmp_path / "cache"):
+        assert directory.stat().st_mode & 0o777 == 0o700
+    assert path.stat().st_mode & 0o022 == 0
+
+
+@pytest.mark.parametrize("place", ["library", "digest", "directory", "cache"])
+def test_a_library_that_others_could_have_written_is_not_loaded(compiled, tmp_path, place):
+    path = build_library()
+    places = {
+        "library": path,
+        "digest": path.with_suffix(".sha256"),
+        "directory": path.parent,
+        "cache": tmp_path / "cache",
+    }
+    places[place].chmod(places[place].stat().st_mode | 0o002)
+    build_library.cache_clear()
+    with pytest.raises(EnvironmentFault, match=r"others can write.*mode is .*w.*chmod go-w") as caught:
+        build_library()
+    assert caught.value.exit_code == 4
+    assert caught.value.where == str(places[place].resolve())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("prepared", ["library", "directory"])
+def test_what_another_user_has_put_there_is_not_loaded(compiled, prepared):
+    path = build_library()
+    stolen = path if prepared == "library" else path.parent
+    if prepared == "directory":
+        path.with_suffix(".sha256").unlink()
+    else:
+        path.write_bytes(b"another")
+        path.with_suffix(".sha256").write_text(hashlib.sha256(b"another").hexdigest())
+    os.chown(stolen, 12345, 12345)
+    build_library.cache_clear()
+    with pytest.raises(EnvironmentFault, match="it belongs to user 12345"):
+        build_library()
+    assert len(compiled) == 1
+
+
+def test_a_sticky_directory_of_all_may_be_above(compiled, monkeypatch, tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.setenv("SHEARLING_CACHE", str(shared / "mine"))
+    assert build_library().is_file()
+    shared.chmod(0o777)
+    build_library.cache_clear()
+    with pytest.raises(EnvironmentFault, match="others can write"):
+        build_library()
+
+
+def test_without_sources_and_prebuilt_libraries_the_error_names_the_package(tmp_path):
+    with pytest.raises(EnvironmentFault, match="shearling-runtime") as caught:
+        build_library(sources=tmp_path / "absent")
+    assert caught.value.exit_code == 4
+
+
 def test_headers_are_found_where_they_are_named_or_installed(monkeypatch, tmp_path):
     usual, named = tmp_path / "usual", tmp_path / "named"
     for directory in (usual, named):
         directory.mkdir()
         (directory / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 21\n")
-    monkeypatch.setattr(build, "HEADER_PLACES", (str(tmp_path / "absent"), str(usual)))
+    monkeypatch.setattr(compilation, "HEADER_PLACES", (str(tmp_path / "absent"), str(usual)))
     monkeypatch.delenv("ONNXRUNTIME_INCLUDE", raising=False)
     assert find_headers() == usual
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(named))
@@ -102,11 +234,7 @@ def test_headers_that_are_too_old_are_named_as_such(monkeypatch, tmp_path):
     assert caught.value.exit_code == 4
 
 
-def test_other_headers_make_another_library(monkeypatch, tmp_path):
-    def compile_library(path, **_):
-        path.write_bytes(b"library")
-
-    monkeypatch.setattr(build, "compile_library", compile_library)
+def test_other_headers_make_another_library(compiled, monkeypatch, tmp_path):
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(tmp_path))
     found = []
     for version in (21, 22):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 from shearling_runtime.build_facts import DIRECTORY, read_build_facts
@@ -50,3 +51,16 @@ def preferred_properties() -> dict[str, str]:
         RuntimeUnavailable: this installation holds no libraries.
     """
     return dict(read_build_facts().properties)
+
+
+def kernels_in_use() -> str:
+    """The instruction set that this processor gets, or that `SHEARLING_KERNEL` names: `amx`, `avx512`, `avx_vnni`,
+    `avx2` or `portable`.
+
+    Raises:
+        RuntimeUnavailable: see `extension`.
+    """
+    kernels = ctypes.CDLL(extension()).shearling_kernels
+    kernels.argtypes, kernels.restype = [], ctypes.c_char_p
+    name: bytes = kernels()
+    return name.decode()

@@ -1,0 +1,139 @@
+"""`shearling-run`: run an exported model where nothing but OpenVINO GenAI and this package is installed.
+
+Exit codes: 0 done, 2 usage, 3 bad model, 4 environment, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shearling_runtime.decoder import Decoder
+from shearling_runtime.faults import RequestFault, RuntimeFault
+from shearling_runtime.openvino import kernels_in_use
+
+INTERRUPTED = 130
+TEXT = "The quick brown fox jumps over the lazy dog. "
+"""What a benchmark reads, as often as its prompt is long."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command, and leave the process with its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        result = _bench(options) if options.bench else _generate(options)
+        code = 0
+    except RuntimeFault as error:
+        result = {"status": "error", "exit_code": error.exit_code, "message": error.message, "remedy": error.remedy}
+        sys.stderr.write(f"error: {error}\n")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    if options.json:
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shearling-run", description="Run an exported model with OpenVINO GenAI on this processor, greedily."
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="an export, or its part openvino")
+    work = parser.add_mutually_exclusive_group(required=True)
+    work.add_argument("--prompt", help="what the model continues or answers")
+    work.add_argument("--bench", action="store_true", help="measure the first token, and the time of each further one")
+    parser.add_argument(
+        "--max-new-tokens", type=_count, metavar="N", help="stop after so many; default 128, and 64 for --bench"
+    )
+    parser.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="use the chat template; by default if there is one",
+    )
+    parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads; OpenVINO chooses if not given")
+    parser.add_argument("--prompt-tokens", type=_count, metavar="N", default=128, help="of --bench; default 128")
+    parser.add_argument("--repeats", type=_count, metavar="N", default=6, help="of --bench; default 6")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _generate(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.prompt:
+        raise RequestFault("the prompt is empty", remedy='Give one: --prompt "..."')
+    decoder = Decoder(options.directory, threads=options.threads)
+    prompt = decoder.encode(options.prompt, chat=options.chat)
+    answer = decoder.generate(
+        prompt, max_new_tokens=options.max_new_tokens or 128, on_text=None if options.json else _show
+    )
+    if not options.json:
+        _show("\n")
+    sys.stderr.write(
+        f"{len(prompt)} + {len(answer.token_ids)} tokens, loaded in {decoder.load_s:.1f} s, "
+        f"first token {1e3 * answer.ttft_s:.1f} ms, {_speed(answer.tpot_s)}\n"
+    )
+    return {
+        **_facts(decoder),
+        "text": decoder.decode(answer.token_ids),
+        "token_ids": answer.token_ids,
+        "prompt_tokens": len(prompt),
+        "ttft_s": answer.ttft_s,
+        "tpot_s": answer.tpot_s,
+    }
+
+
+def _bench(options: argparse.Namespace) -> dict[str, Any]:
+    decoder = Decoder(options.directory, threads=options.threads)
+    prompt = decoder.encode(TEXT * options.prompt_tokens, chat=False)[: options.prompt_tokens]
+    new_tokens = max(2, options.max_new_tokens or 64)
+    # The first run is thrown away: it maps the weights.
+    runs = [
+        decoder.generate(prompt, max_new_tokens=new_tokens, to_the_end=True) for _ in range(options.repeats + 1)
+    ][1:]
+    ttft_s = statistics.median(run.ttft_s for run in runs)
+    tpot_s = statistics.median(run.tpot_s or 0.0 for run in runs)
+    if not options.json:
+        _show(
+            f"{len(prompt)} + {new_tokens} tokens, median of {len(runs)} runs\n"
+            f"loaded       {decoder.load_s:8.1f} s\n"
+            f"first token  {1e3 * ttft_s:8.1f} ms\n"
+            f"each further {1e3 * tpot_s:8.2f} ms, {_speed(tpot_s)}\n"
+        )
+    return {
+        **_facts(decoder),
+        "prompt_tokens": len(prompt),
+        "new_tokens": new_tokens,
+        "ttft_s": ttft_s,
+        "tpot_s": tpot_s,
+        "runs": [{"ttft_s": run.ttft_s, "tpot_s": run.tpot_s} for run in runs],
+    }
+
+
+def _facts(decoder: Decoder) -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "packed": decoder.packed,
+        "kernels": kernels_in_use() if decoder.packed else None,
+        "load_s": decoder.load_s,
+    }
+
+
+def _speed(tpot_s: float | None) -> str:
+    return f"{1 / tpot_s:.1f} tokens/s" if tpot_s else "no further token"
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,180 @@
+"""A decoder in OpenVINO GenAI, with the operators where its file names them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shearling_runtime.build_facts import read_build_facts
+from shearling_runtime.faults import ModelUnusable, RequestFault, RuntimeUnavailable
+from shearling_runtime.openvino import extension, preferred_properties
+
+MODEL = "openvino_model.xml"
+PART = "openvino"
+"""Where an export keeps its IR."""
+FILES = (
+    MODEL,
+    "openvino_model.bin",
+    *(f"openvino_{part}.{suffix}" for part in ("tokenizer", "detokenizer") for suffix in ("xml", "bin")),
+)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one prompt gave, and how long it took.
+
+    Attributes:
+        token_ids: without the one that ended the text.
+        ttft_s: until the first token.
+        tpot_s: mean of the others; None where there was none.
+    """
+
+    token_ids: list[int]
+    ttft_s: float
+    tpot_s: float | None
+
+
+class Decoder:
+    """A model that continues tokens, greedily.
+
+    Args:
+        directory: an export, or the directory of its IR.
+        threads: of the processor; None leaves them to OpenVINO.
+
+    Attributes:
+        packed: whether its file names our operators.
+        load_s: how long loading took.
+
+    Raises:
+        ModelUnusable: a file is missing, or OpenVINO cannot load the model.
+        RuntimeUnavailable: OpenVINO GenAI is not installed, or see `extension`.
+    """
+
+    def __init__(self, directory: Path, *, threads: int | None = None) -> None:
+        self._directory = find_ir(directory)
+        facts = read_build_facts()
+        # An attribute value cannot hold a bare quotation mark, so this is nothing but the operator set of a layer.
+        self.packed = f'version="{facts.operator_set}"'.encode() in (self._directory / MODEL).read_bytes()
+        properties: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        if self.packed:
+            properties |= {**preferred_properties(), "extensions": [extension()]}
+        try:
+            import openvino_genai
+        except ImportError as error:
+            raise RuntimeUnavailable(
+                f"OpenVINO GenAI cannot be imported: {error}", remedy=f"pip install 'openvino-genai=={facts.openvino}.*'"
+            ) from error
+        started_s = time.perf_counter()
+        try:
+            self._pipeline = openvino_genai.LLMPipeline(str(self._directory), "CPU", **properties)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ModelUnusable(
+                f"OpenVINO cannot load it: {reason}", where=self._directory, remedy="Export it again"
+            ) from error
+        self.load_s = time.perf_counter() - started_s
+        self._tokenizer = self._pipeline.get_tokenizer()
+
+    def encode(self, prompt: str, *, chat: bool | None = None) -> list[int]:
+        """Token ids of a prompt.
+
+        Args:
+            prompt: what to continue, or to answer.
+            chat: use the chat template; None does so where there is one.
+
+        Raises:
+            RequestFault: `chat`, and there is no template.
+        """
+        template = bool(self._tokenizer.get_original_chat_template())
+        if chat and not template:
+            raise RequestFault("--chat was given, and this tokenizer has no chat template", remedy="Use --no-chat")
+        in_chat = template if chat is None else chat
+        if in_chat:
+            turn = [{"role": "user", "content": prompt}]
+            prompt = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True)
+        ids = self._tokenizer.encode(prompt, add_special_tokens=not in_chat).input_ids.data[0]
+        return [int(token) for token in ids]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens."""
+        return str(self._tokenizer.decode(list(token_ids)))
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        to_the_end: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Generation:
+        """Continue tokens.
+
+        Args:
+            token_ids: of one prompt.
+            max_new_tokens: at least 1; the context must hold the prompt and these.
+            to_the_end: no token ends the text before.
+            on_text: gets the text while it is made.
+
+        Raises:
+            RequestFault: too many tokens.
+        """
+        self._require_room(len(token_ids) + max_new_tokens)
+        import numpy as np
+        import openvino
+        import openvino_genai
+
+        found = self._pipeline.get_generation_config()
+        # A fresh configuration: what the model's own says of sampling and penalties does not belong in a greedy run.
+        config = openvino_genai.GenerationConfig()
+        config.do_sample, config.max_new_tokens, config.ignore_eos = False, max_new_tokens, to_the_end
+        ends = {*found.stop_token_ids, *([found.eos_token_id] if found.eos_token_id >= 0 else [])}
+        if ends and not to_the_end:
+            config.stop_token_ids = ends
+            config.set_eos_token_id(min(ends))
+
+        def stream(piece: str) -> Any:
+            if on_text is not None:
+                on_text(piece)
+            return openvino_genai.StreamingStatus.RUNNING
+
+        prompt = openvino.Tensor(np.asarray([token_ids], dtype=np.int64))
+        result = self._pipeline.generate(prompt, config, *(() if on_text is None else (stream,)))
+        metrics, made = result.perf_metrics, [int(token) for token in result.tokens[0]]
+        tpot_s = metrics.get_tpot().mean / 1e3 if len(made) > 1 else None
+        if made and made[-1] in ends and not to_the_end:
+            made.pop()
+        return Generation(made, ttft_s=metrics.get_ttft().mean / 1e3, tpot_s=tpot_s)
+
+    def _require_room(self, tokens: int) -> None:
+        path = self._directory / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        most = config.get("max_position_embeddings")
+        if isinstance(most, int) and tokens > most:
+            raise RequestFault(
+                f"the prompt and the new tokens are {tokens}, this model has a context of {most}",
+                where=self._directory,
+                remedy="Shorten the prompt, or lower --max-new-tokens",
+            )
+
+
+def find_ir(directory: Path) -> Path:
+    """Where the IR is: an export, or the part of it with the IR.
+
+    Raises:
+        ModelUnusable: it is in neither, or not complete.
+    """
+    for place in (directory, directory / PART):
+        if (place / MODEL).is_file():
+            missing = [name for name in FILES if not (place / name).is_file()]
+            if missing:
+                raise ModelUnusable(f"{', '.join(missing)} is missing", where=place, remedy="Export it again")
+            return place
+    raise ModelUnusable(
+        f"no OpenVINO model here: no {MODEL}",
+        where=directory,
+        remedy="Give an export, or its part openvino; python -m export --formats openvino makes one",
+    )
