@@ -43,7 +43,5 @@ def require_private(path: Path) -> None:
 def _fault(facts: os.stat_result) -> str | None:
     if facts.st_uid not in {0, os.geteuid()}:
         return f"it belongs to user {facts.st_uid}"
-    others = facts.st_mode & stat.S_IWOTH or (
-        facts.st_mode & stat.S_IWGRP and facts.st_gid not in {0, os.getegid()}
-    )
+    others = facts.st_mode & stat.S_IWOTH or (facts.st_mode & stat.S_IWGRP and facts.st_gid not in {0, os.getegid()})
     return f"its mode is {stat.filemode(facts.st_mode)}" if others and not facts.st_mode & stat.S_ISVTX else None

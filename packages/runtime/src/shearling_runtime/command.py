@@ -99,9 +99,9 @@ def _bench(options: argparse.Namespace) -> dict[str, Any]:
     prompt = decoder.encode(TEXT * options.prompt_tokens, chat=False)[: options.prompt_tokens]
     new_tokens = max(2, options.max_new_tokens or 64)
     # The first run is thrown away: it maps the weights.
-    runs = [
-        decoder.generate(prompt, max_new_tokens=new_tokens, to_the_end=True) for _ in range(options.repeats + 1)
-    ][1:]
+    runs = [decoder.generate(prompt, max_new_tokens=new_tokens, to_the_end=True) for _ in range(options.repeats + 1)][
+        1:
+    ]
     ttft_s = statistics.median(run.ttft_s for run in runs)
     tpot_s = statistics.median(run.tpot_s or 0.0 for run in runs)
     if not options.json:

@@ -66,7 +66,8 @@ class Decoder:
             import openvino_genai
         except ImportError as error:
             raise RuntimeUnavailable(
-                f"OpenVINO GenAI cannot be imported: {error}", remedy=f"pip install 'openvino-genai=={facts.openvino}.*'"
+                f"OpenVINO GenAI cannot be imported: {error}",
+                remedy=f"pip install 'openvino-genai=={facts.openvino}.*'",
             ) from error
         started_s = time.perf_counter()
         try:

@@ -1,0 +1,150 @@
+"""The Python of shearling-runtime, where its libraries do not matter."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import shearling_runtime
+from shearling_runtime import build_facts, command, onnx_runtime, openvino
+from shearling_runtime.build_facts import BuildFacts, read_build_facts
+from shearling_runtime.faults import ModelUnusable, RuntimeUnavailable
+
+from tests.support.documents import ROOT
+
+FACTS = BuildFacts(
+    openvino="2026.4.1",
+    onnxruntime="1.17",
+    openvino_library="libshearling_openvino.so",
+    onnxruntime_library="libshearling_onnxruntime.so",
+    operator_set="shearling",
+    properties={"INFERENCE_PRECISION_HINT": "f32"},
+    sources="0" * 64,
+)
+
+
+@pytest.fixture
+def libraries(monkeypatch, tmp_path) -> Path:
+    """An installation that claims to hold libraries."""
+    directory = tmp_path / "libraries"
+    directory.mkdir()
+    (directory / "build.json").write_text(json.dumps(dataclasses.asdict(FACTS)))
+    for module in (build_facts, openvino, onnx_runtime):
+        monkeypatch.setattr(module, "DIRECTORY", directory)
+    read_build_facts.cache_clear()
+    yield directory
+    read_build_facts.cache_clear()
+
+
+@pytest.mark.parametrize("version", ["2026.4.1-22982-8c2bb2d8f3c", "2026.4.1"])
+def test_the_release_that_it_was_built_for_is_taken(libraries, monkeypatch, version):
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(__version__=version))
+    assert shearling_runtime.extension() == str(libraries / "libshearling_openvino.so")
+
+
+@pytest.mark.parametrize(
+    ("version", "wheel"),
+    [
+        ("2026.4.0-1-x", "'shearling-runtime==2026.4.0.*', or 'openvino==2026.4.1'"),
+        ("2027.0.0.dev20270101", "'shearling-runtime==2027.0.0.*', or 'openvino==2026.4.1'"),
+    ],
+)
+def test_another_release_names_the_wheel_to_install(libraries, monkeypatch, version, wheel):
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(__version__=version))
+    with pytest.raises(RuntimeUnavailable) as caught:
+        shearling_runtime.extension()
+    assert caught.value.exit_code == 4
+    assert caught.value.remedy == f"pip install {wheel}"
+
+
+def test_an_older_onnx_runtime_is_refused(libraries, monkeypatch):
+    for version, fits in (("1.9.0", False), ("1.16.3", False), ("1.17.0", True), ("2.0.0", True)):
+        monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__=version))
+        if fits:
+            assert shearling_runtime.operators() == str(libraries / "libshearling_onnxruntime.so")
+        else:
+            with pytest.raises(RuntimeUnavailable, match=r"pip install 'onnxruntime>=1\.17'"):
+                shearling_runtime.operators()
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [("openvino", "extension"), ("onnxruntime", "operators"), ("optimum.intel.openvino", "load_causal_lm")],
+)
+def test_a_runtime_that_is_missing_is_named(libraries, monkeypatch, module, function):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RuntimeUnavailable, match=r"cannot be imported.*pip install"):
+        getattr(shearling_runtime, function)(*(["directory"] if function == "load_causal_lm" else []))
+
+
+def test_an_installation_without_libraries_says_so():
+    with pytest.raises(RuntimeUnavailable, match="Install it from its wheel"):
+        shearling_runtime.extension()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["DIR"], ["DIR", "--bench", "--prompt", "x"], ["DIR", "--bench", "--threads", "0"]]
+)
+def test_a_wrong_command_is_a_usage_error(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: shearling-run" in capsys.readouterr().err
+
+
+def test_an_empty_prompt_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main([str(tmp_path), "--prompt", ""])
+    assert caught.value.code == 2
+    assert "the prompt is empty" in capsys.readouterr().err
+
+
+def test_a_directory_without_a_model_is_a_bad_artefact(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main([str(tmp_path), "--prompt", "x", "--json"])
+    assert caught.value.code == ModelUnusable.exit_code == 3
+    output = capsys.readouterr()
+    assert json.loads(output.out)["exit_code"] == 3
+    assert f"{tmp_path}: no OpenVINO model here" in output.err
+
+
+def test_an_incomplete_export_names_what_is_missing(tmp_path, capsys):
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "openvino_model.xml").touch()
+    with pytest.raises(SystemExit):
+        command.main([str(tmp_path), "--prompt", "x"])
+    assert "openvino_model.bin, openvino_tokenizer.xml" in capsys.readouterr().err
+
+
+def test_the_help_fits_the_screen(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, command._parser().format_help().splitlines())) <= 80
+
+
+def test_it_imports_nothing_but_itself_and_the_runtimes():
+    allowed = {"shearling_runtime", "numpy", "openvino", "openvino_genai", "onnxruntime", "optimum"}
+    found = set()
+    for file in (ROOT / "packages" / "runtime" / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                found.add((node.module or "").partition(".")[0])
+            elif isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+    assert found - allowed <= sys.stdlib_module_names
+    assert found - sys.stdlib_module_names <= allowed
+
+
+def test_its_version_is_that_of_the_openvino_that_everything_is_tested_with():
+    project = tomllib.loads((ROOT / "packages" / "runtime" / "pyproject.toml").read_text(encoding="utf-8"))
+    release = project["project"]["version"].rpartition(".")[0]
+    extras = project["project"]["optional-dependencies"]
+    assert f"openvino=={release}" in project["build-system"]["requires"]
+    assert extras["openvino"] == [f"openvino=={release}"]
+    assert extras["genai"] == [f"openvino-genai~={release}.0"]
+    assert f"openvino=={release}" in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,222 @@
+"""The wheel of shearling-runtime, built, and installed where there is nothing else: no compiler, no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import build_wheels
+import pytest
+
+from export.formats.onnx import MODEL_ONNX, write_onnx
+from export.formats.openvino import write_openvino
+from tests.support.documents import ROOT
+from tests.support.exported_files import stored_as
+from tests.support.onnxruntime_headers import needs_headers
+from tests.support.serve_command import serve
+from tests.support.tiny_models import pruned_model, tiny_tokenizer
+
+pytestmark = [
+    pytest.mark.slow,
+    needs_headers,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torchao warns while optimum imports it
+MOST_BYTES = 3_000_000
+PROMPTS = ("Area man wins award for the best", "Report: nation", "Is this headline sarcastic? Answer:")
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("dist")
+    build_wheels.build_runtime(directory)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel, tmp_path_factory) -> Path:
+    """A directory for PYTHONPATH."""
+    directory = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def fresh(wheel, tmp_path_factory) -> Path:
+    """An environment with the wheel and the runtimes that it serves, and nothing else."""
+    directory = tmp_path_factory.mktemp("environment") / "fresh"
+    venv.create(directory, with_pip=False)
+    pip = [sys.executable, "-m", "pip", "--python", str(directory / "bin" / "python"), "install", "--quiet"]
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, *constraints, str(wheel), "openvino-genai", "onnxruntime"], check=True, timeout=600)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory) -> Path:
+    """openvino/ and onnx/ of one sparse model."""
+    root = tmp_path_factory.mktemp("export")
+    model, _ = pruned_model("llama")
+    write_openvino(model, tiny_tokenizer(), root / "openvino", stored_as("int8", kernel="sparse"), sparsity={})
+    write_onnx(model, tiny_tokenizer(), root / "onnx", stored_as("bf16", kernel="sparse"))
+    return root
+
+
+def run_alone(environment: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command of an environment, with no other command to be found."""
+    program = environment / "bin" / command[0]
+    return subprocess.run(
+        [str(program), *map(str, command[1:])],
+        env={"PATH": ""},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_it_is_small_and_holds_nothing_of_others(wheel, unpacked):
+    assert wheel.stat().st_size < MOST_BYTES
+    assert wheel.name.startswith("shearling_runtime-2026.")
+    assert "-py3-none-manylinux_2_" in wheel.name
+    assert sorted(path.name for path in unpacked.rglob("*.so*")) == [
+        "libshearling_onnxruntime.so",
+        "libshearling_openvino.so",
+    ]
+    for library in unpacked.rglob("*.so"):
+        content = library.read_bytes()
+        assert b"avx512" in content
+        for machine_path in (str(ROOT), sys.prefix, str(Path.home()) + "/", "/tmp/"):
+            assert machine_path.encode() not in content
+
+
+def test_the_environment_holds_neither_compiler_nor_toolchain(fresh):
+    question = (
+        "import importlib.util, shutil; names = ('torch', 'pydantic', 'transformers', 'shearling', 'rich');"
+        "print([name for name in names if importlib.util.find_spec(name)], shutil.which('g++'), shutil.which('cc'))"
+    )
+    assert run_alone(fresh, "python", "-c", question).stdout.split() == ["[]", "None", "None"]
+
+
+def test_it_says_the_tokens_that_the_toolchain_says(fresh, export):
+    for prompt in PROMPTS:
+        options = ("--prompt", prompt, "--max-new-tokens", str(NEW_TOKENS), "--no-chat", "--json")
+        alone = run_alone(fresh, "shearling-run", export, *options)
+        assert alone.returncode == 0, alone.stderr
+        toolchain = serve("generate", export / "openvino", *options)
+        assert toolchain.returncode == 0, toolchain.stderr
+        ours, theirs = json.loads(alone.stdout), json.loads(toolchain.stdout)
+        assert ours["packed"]
+        assert ours["token_ids"] == theirs["token_ids"]
+        assert ours["text"] == theirs["text"]
+        # A model that repeats one token would agree with everything.
+        assert len(set(ours["token_ids"])) > 3
+
+
+def test_it_measures(fresh, export):
+    options = ("--bench", "--prompt-tokens", "16", "--max-new-tokens", "4", "--repeats", "2", "--json")
+    done = run_alone(fresh, "shearling-run", export / "openvino", *options)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert (measured["prompt_tokens"], measured["new_tokens"], len(measured["runs"])) == (16, 4, 2)
+    assert 0 < measured["tpot_s"] < 60
+
+
+ONNX_LOGITS = """
+import sys
+import numpy as np
+import onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+feed = {"input_ids": [[5, 6]], "attention_mask": [[1, 1]], "position_ids": [[0, 1]]}
+feed = {name: np.asarray(value, np.int64) for name, value in feed.items()}
+for node in session.get_inputs():
+    if node.name.startswith("past_key_values."):
+        feed[node.name] = np.zeros([1, node.shape[1], 0, node.shape[3]], np.float32)
+print(session.run(["logits"], feed)[0].tobytes().hex())
+"""
+"""Of two tokens, by a session with `options`."""
+
+
+def test_onnx_runtime_says_what_the_toolchain_says(fresh, export):
+    path = export / "onnx" / MODEL_ONNX
+    ours = "import shearling_runtime; options = shearling_runtime.session_options()"
+    alone = run_alone(fresh, "python", "-c", ours + ONNX_LOGITS, path)
+    assert alone.returncode == 0, alone.stderr
+    theirs = f"""
+from pathlib import Path
+from shearling.kernel.onnx_runtime_extension import session_options_for
+options = session_options_for(Path({str(path)!r}))"""
+    command = [sys.executable, "-c", theirs + ONNX_LOGITS, str(path)]
+    toolchain = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert toolchain.returncode == 0, toolchain.stderr
+    assert len(alone.stdout) > 1000
+    assert alone.stdout == toolchain.stdout
+
+
+def with_wheel(unpacked: Path, question: str, *arguments: str | Path, **environment: str) -> str:
+    """The last line of a program that the toolchain's Python runs with the wheel on its path, but no compiler."""
+    done = subprocess.run(
+        [sys.executable, "-c", question, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": f"{unpacked}:{ROOT}", "PATH": "", "CXX": "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_optimum_loads_it(unpacked, export):
+    question = f"""
+import sys, shearling_runtime
+from tests.support.tiny_models import tiny_tokenizer
+model = shearling_runtime.load_causal_lm(sys.argv[1], ov_config={{"INFERENCE_PRECISION_HINT": "f32"}})
+inputs = tiny_tokenizer()({PROMPTS[0]!r}, return_tensors="pt")
+answer = model.generate(**inputs, max_new_tokens={NEW_TOKENS}, min_new_tokens={NEW_TOKENS}, do_sample=False)
+print(answer[0, inputs["input_ids"].shape[1]:].tolist())
+"""
+    made = json.loads(with_wheel(unpacked, question, export / "openvino"))
+    options = ("--prompt", PROMPTS[0], "--max-new-tokens", str(NEW_TOKENS), "--no-chat", "--json")
+    assert made == json.loads(serve("generate", export / "openvino", *options).stdout)["token_ids"]
+
+
+def test_the_toolchain_takes_the_libraries_of_its_own_sources(unpacked, tmp_path):
+    question = """
+from shearling.kernel.build import build_library, build_onnx_runtime_library
+from shearling.kernel.library import kernels_in_use
+kernels_in_use()
+print(build_library(), build_onnx_runtime_library())
+"""
+    found = with_wheel(unpacked, question, SHEARLING_CACHE=str(tmp_path / "cache")).split()
+    assert found == [
+        str(unpacked / "shearling_runtime" / "libraries" / f"libshearling_{name}.so")
+        for name in ("openvino", "onnxruntime")
+    ]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_toolchain_compiles_sources_that_have_changed(unpacked, tmp_path):
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "other.cpp").write_text("int x;\n")
+    question = """
+import sys
+from pathlib import Path
+from shearling.errors import CompilerMissing
+from shearling.kernel.build import build_library
+try:
+    print(build_library(sources=Path(sys.argv[1])))
+except CompilerMissing:
+    print("needs a compiler")
+"""
+    assert with_wheel(unpacked, question, tmp_path / "sources") == "needs a compiler"
