@@ -9,7 +9,7 @@ CHECKS ?= 100
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lonas test test-all smoke check bench bench-guard format schema clean
+.PHONY: help install demo demo-lonas test test-all smoke check wheels bench bench-guard format schema clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,6 +39,9 @@ check: $(READY) ## Lint, format, types, import contract, spelling
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+wheels: $(READY) ## Both distributions into dist/: the toolchain, and the prebuilt operators alone
+	$(BIN)/python packages/build_wheels.py
 
 bench: $(READY) ## Training step against stock PEFT, interleaved
 	$(BIN)/python -m benchmarks.training_step --base $(RUN)/base

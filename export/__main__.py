@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import click
 import typer
@@ -160,6 +160,11 @@ def _default_output(source: Path, *, frozen: bool) -> Path:
     # RUN/search/best.json exports to RUN/export; a file that stands elsewhere, beside itself.
     here = source.resolve().parent
     return (here.parent if (here / "manifest.json").is_file() else here) / "export"
+
+
+def main() -> NoReturn:
+    """The console script, which finds this stage from any directory."""
+    run_command(app, program="shearling-export")
 
 
 if __name__ == "__main__":

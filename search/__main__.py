@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -144,6 +144,11 @@ def pick(
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def main() -> NoReturn:
+    """The console script, which finds this stage from any directory."""
+    run_command(app, program="shearling-search")
 
 
 if __name__ == "__main__":

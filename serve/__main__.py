@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -340,6 +340,11 @@ def _options(
     device: str, precision: Precision, threads: int | None, *, hint: Hint | None = None, huge_pages: bool = True
 ) -> RunOptions:
     return RunOptions(device=device.upper(), precision=precision, threads=threads, hint=hint, huge_pages=huge_pages)
+
+
+def main() -> NoReturn:
+    """The console script, which finds this stage from any directory."""
+    run_command(app, program="shearling-serve")
 
 
 if __name__ == "__main__":

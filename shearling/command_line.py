@@ -148,12 +148,14 @@ def refuse_shadowed_stages(stages: Sequence[str] = STAGES) -> None:
         PackageShadowed: one of them would be imported from another root.
     """
     own_root = Path(__file__).resolve().parent.parent
+    is_checkout = (own_root / "pyproject.toml").is_file()
+    elsewhere = f"Run from {own_root}" if is_checkout else "Run from another directory"
     for stage, root in stage_roots(stages).items():
         if root is not None and root != own_root:
             raise PackageShadowed(
                 f"the package '{stage}' would be imported from {root}, not from this project",
                 where=own_root,
-                remedy=f"Run from {own_root}, or take {root} off PYTHONPATH",
+                remedy=f"{elsewhere}, or take {root} off PYTHONPATH",
             )
 
 

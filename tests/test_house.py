@@ -12,7 +12,7 @@ from shearling.registry.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("shearling", "train", "search", "export", "serve")
-SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(file for place in (*PACKAGES, "packages") for file in (ROOT / place).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 MOST_LINES = 600
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc"}

@@ -5,7 +5,7 @@ further.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -73,6 +73,11 @@ def tune(
     if not processes.is_main():
         raise typer.Exit
     return summarise_tuned(document, subnet=subnet, steps=steps)
+
+
+def main() -> NoReturn:
+    """The console script, which finds this stage from any directory."""
+    run_command(app, program="shearling-train")
 
 
 if __name__ == "__main__":

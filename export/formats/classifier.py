@@ -42,12 +42,14 @@ import openvino
 model = openvino.compile_model("openvino/openvino_model.xml", "CPU")  # input_ids, attention_mask, ..."""
 
 SPARSE_USAGE = """\
-from pathlib import Path
+# The wheel shearling-runtime needs neither Shearling nor a compiler; `make wheels` in a checkout builds it.
+import openvino
+import shearling_runtime
 
-from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir
+core, properties = openvino.Core(), shearling_runtime.preferred_properties()
+shearling_runtime.register(core)
+model = core.compile_model("openvino/openvino_model.xml", "CPU", properties)  # input_ids, attention_mask, ..."""
 
-path = Path("openvino/openvino_model.xml")
-model = compile_ir(path, properties=PREFERRED_PROPERTIES)  # input_ids, attention_mask, ..."""
 
 ONNX_USAGE = """\
 import onnxruntime
@@ -55,13 +57,12 @@ import onnxruntime
 session = onnxruntime.InferenceSession("onnx/model.onnx")  # the same inputs"""
 
 SPARSE_ONNX_USAGE = """\
+# The wheel shearling-runtime needs neither Shearling nor a compiler; `make wheels` in a checkout builds it.
 import onnxruntime
-from pathlib import Path
+import shearling_runtime
 
-from shearling.kernel.onnx_runtime_extension import session_options_for
-
-path = Path("onnx/model.onnx")
-session = onnxruntime.InferenceSession(str(path), session_options_for(path))  # the same inputs"""
+options = shearling_runtime.session_options()
+session = onnxruntime.InferenceSession("onnx/model.onnx", options)  # the same inputs"""
 
 
 class OpenVinoClassifier(OpenVinoDecoder):

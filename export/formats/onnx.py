@@ -58,15 +58,13 @@ import onnxruntime
 session = onnxruntime.InferenceSession("onnx/model.onnx")"""
 
 SPARSE_USAGE = """\
+# The wheel shearling-runtime needs neither Shearling nor a compiler; `make wheels` in a checkout builds it.
+# or, with Shearling: python -m serve generate . --format onnx --prompt Hello
 import onnxruntime
-from pathlib import Path
+import shearling_runtime
 
-from shearling.kernel.onnx_runtime_extension import session_options_for
+session = onnxruntime.InferenceSession("onnx/model.onnx", shearling_runtime.session_options())"""
 
-path = Path("onnx/model.onnx")
-# or: python -m serve generate . --format onnx --prompt Hello
-session = onnxruntime.InferenceSession(str(path), session_options_for(path))"""
-"""The library is built where it runs, against the C headers of ONNX Runtime."""
 
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [batch, heads, positions, width]."""

@@ -61,15 +61,14 @@ pipe = openvino_genai.LLMPipeline("openvino", "CPU")
 print(pipe.generate("...", max_new_tokens=32))"""
 
 SPARSE_USAGE = """\
+# The wheel shearling-runtime needs neither Shearling nor a compiler; `make wheels` in a checkout builds it.
+# or: shearling-run . --prompt Hello
 import openvino_genai
-from pathlib import Path
+import shearling_runtime
 
-from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, required_extensions
-
-libraries = [str(path) for path in required_extensions(Path("openvino/openvino_model.xml"))]
-pipe = openvino_genai.LLMPipeline("openvino", "CPU", extensions=libraries, **PREFERRED_PROPERTIES)
+extensions, properties = [shearling_runtime.extension()], shearling_runtime.preferred_properties()
+pipe = openvino_genai.LLMPipeline("openvino", "CPU", extensions=extensions, **properties)
 print(pipe.generate("...", max_new_tokens=32))"""
-"""The libraries are built where they run, for the processor and the runtime that are there."""
 
 
 class OpenVinoDecoder(FormatWriter):

@@ -95,7 +95,8 @@ class WorkerProcess:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-        command = [sys.executable, "-m", "serve.bench.worker"]
+        # Not from the directory that this happens to run in, which may hold another `serve`.
+        command = [sys.executable, "-P", "-m", "serve.bench.worker"]
         if deployment.environment is not None:
             # It has its runtime and what that needs; the rest is ours. Both are of one Python version, as
             # `shearling.virtual_environment` has checked.

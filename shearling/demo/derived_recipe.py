@@ -10,8 +10,9 @@ from typing import Any
 
 from shearling.strict_json import write_text
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-"""The shipped ones: beside the package, in a checkout."""
+_CHECKOUT, _INSTALLED = Path(__file__).resolve().parents[2] / "recipes", Path(__file__).with_name("recipes")
+RECIPES = _CHECKOUT if (_CHECKOUT / "smollm2-shears.toml").is_file() else _INSTALLED
+"""The shipped ones: beside the package in a checkout, and inside it where a wheel was installed (setup.py)."""
 
 SMOKE: Mapping[str, Mapping[str, Any]] = {
     "task": {"rows": {"train": 192, "validation": 48, "test": 64}},

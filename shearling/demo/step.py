@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from shearling.console import log
 from shearling.errors import ArtefactError, CheckFailed, EnvironmentFault, OutputExists, ShearlingError, UsageError
 from shearling.strict_json import Document, read_document, write_document, write_text
 
+ROOT = Path(__file__).resolve().parents[2]
 INTERNAL_OPTION = "--json"
 ERRORS: Mapping[int, type[ShearlingError]] = {1: CheckFailed, 2: UsageError, 3: ArtefactError, 4: EnvironmentFault}
 STOP_TIMEOUT_S = 600.0
@@ -178,8 +180,13 @@ def run_python(arguments: Sequence[str], *, capture: bool) -> str:
         KeyboardInterrupt, Terminated: it was interrupted, or we were; the child has ended by then.
     """
     log.print(f"$ {show_command(arguments)}", style="cyan", markup=False)
+    # The stages of this project, and not those of the directory that this happens to run in.
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE if capture else sys.stderr, text=True
+        [sys.executable, "-P", *arguments],
+        stdout=subprocess.PIPE if capture else sys.stderr,
+        env={**os.environ, "PYTHONPATH": paths},
+        text=True,
     )
     try:
         text, _ = process.communicate()

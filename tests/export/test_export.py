@@ -289,7 +289,7 @@ def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
     assert first.artefact.manifest.details["openvino_operators"] == report.packings["openvino"].operators
     assert (report.kernels, list(report.packings)) == ({"openvino": "sparse"}, ["openvino"])
     assert "What the sparse kernel reads" in (first.path / "report.html").read_text()
-    assert "required_extensions" in (first.path / "README.md").read_text()
+    assert "shearling_runtime.extension()" in (first.path / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -313,7 +313,7 @@ def test_a_sparse_onnx_export_proves_itself_runs_and_says_every_kernel(masked, t
     assert "What the sparse kernel reads in onnx/" in (exported.path / "report.html").read_text()
     card = (exported.path / "README.md").read_text()
     assert "- openvino: stock kernel\n- onnx: sparse kernel\n" in card
-    assert "session_options_for" in card
+    assert "shearling_runtime.session_options()" in card
     screen = Console(width=200)
     with screen.capture() as shown:
         screen.print(show_export(exported).screen)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shearling_runtime.decoder import Decoder
 from shearling_runtime.faults import RequestFault, RuntimeFault
+from shearling_runtime.greedy_model import GreedyModel
 from shearling_runtime.openvino import kernels_in_use
 
 INTERRUPTED = 130
@@ -73,20 +73,20 @@ def _count(text: str) -> int:
 def _generate(options: argparse.Namespace) -> dict[str, Any]:
     if not options.prompt:
         raise RequestFault("the prompt is empty", remedy='Give one: --prompt "..."')
-    decoder = Decoder(options.directory, threads=options.threads)
-    prompt = decoder.encode(options.prompt, chat=options.chat)
-    answer = decoder.generate(
+    model = GreedyModel(options.directory, threads=options.threads)
+    prompt = model.encode(options.prompt, chat=options.chat)
+    answer = model.generate(
         prompt, max_new_tokens=options.max_new_tokens or 128, on_text=None if options.json else _show
     )
     if not options.json:
         _show("\n")
     sys.stderr.write(
-        f"{len(prompt)} + {len(answer.token_ids)} tokens, loaded in {decoder.load_s:.1f} s, "
+        f"{len(prompt)} + {len(answer.token_ids)} tokens, loaded in {model.load_s:.1f} s, "
         f"first token {1e3 * answer.ttft_s:.1f} ms, {_speed(answer.tpot_s)}\n"
     )
     return {
-        **_facts(decoder),
-        "text": decoder.decode(answer.token_ids),
+        **_facts(model),
+        "text": model.decode(answer.token_ids),
         "token_ids": answer.token_ids,
         "prompt_tokens": len(prompt),
         "ttft_s": answer.ttft_s,
@@ -95,24 +95,22 @@ def _generate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:
-    decoder = Decoder(options.directory, threads=options.threads)
-    prompt = decoder.encode(TEXT * options.prompt_tokens, chat=False)[: options.prompt_tokens]
+    model = GreedyModel(options.directory, threads=options.threads)
+    prompt = model.encode(TEXT * options.prompt_tokens, chat=False)[: options.prompt_tokens]
     new_tokens = max(2, options.max_new_tokens or 64)
     # The first run is thrown away: it maps the weights.
-    runs = [decoder.generate(prompt, max_new_tokens=new_tokens, to_the_end=True) for _ in range(options.repeats + 1)][
-        1:
-    ]
+    runs = [model.generate(prompt, max_new_tokens=new_tokens, to_the_end=True) for _ in range(options.repeats + 1)][1:]
     ttft_s = statistics.median(run.ttft_s for run in runs)
     tpot_s = statistics.median(run.tpot_s or 0.0 for run in runs)
     if not options.json:
         _show(
             f"{len(prompt)} + {new_tokens} tokens, median of {len(runs)} runs\n"
-            f"loaded       {decoder.load_s:8.1f} s\n"
+            f"loaded       {model.load_s:8.1f} s\n"
             f"first token  {1e3 * ttft_s:8.1f} ms\n"
             f"each further {1e3 * tpot_s:8.2f} ms, {_speed(tpot_s)}\n"
         )
     return {
-        **_facts(decoder),
+        **_facts(model),
         "prompt_tokens": len(prompt),
         "new_tokens": new_tokens,
         "ttft_s": ttft_s,
@@ -121,12 +119,12 @@ def _bench(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _facts(decoder: Decoder) -> dict[str, Any]:
+def _facts(model: GreedyModel) -> dict[str, Any]:
     return {
         "status": "ok",
-        "packed": decoder.packed,
-        "kernels": kernels_in_use() if decoder.packed else None,
-        "load_s": decoder.load_s,
+        "packed": model.packed,
+        "kernels": kernels_in_use() if model.packed else None,
+        "load_s": model.load_s,
     }
 
 

@@ -1,4 +1,4 @@
-"""A decoder in OpenVINO GenAI, with the operators where its file names them."""
+"""A model in OpenVINO GenAI, with the operators where its file names them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = (
 
 
 @dataclass(frozen=True)
-class Generation:
+class Continuation:
     """What one prompt gave, and how long it took.
 
     Attributes:
@@ -38,7 +38,7 @@ class Generation:
     tpot_s: float | None
 
 
-class Decoder:
+class GreedyModel:
     """A model that continues tokens, greedily.
 
     Args:
@@ -111,7 +111,7 @@ class Decoder:
         max_new_tokens: int,
         to_the_end: bool = False,
         on_text: Callable[[str], None] | None = None,
-    ) -> Generation:
+    ) -> Continuation:
         """Continue tokens.
 
         Args:
@@ -148,7 +148,7 @@ class Decoder:
         tpot_s = metrics.get_tpot().mean / 1e3 if len(made) > 1 else None
         if made and made[-1] in ends and not to_the_end:
             made.pop()
-        return Generation(made, ttft_s=metrics.get_ttft().mean / 1e3, tpot_s=tpot_s)
+        return Continuation(made, ttft_s=metrics.get_ttft().mean / 1e3, tpot_s=tpot_s)
 
     def _require_room(self, tokens: int) -> None:
         path = self._directory / "config.json"
