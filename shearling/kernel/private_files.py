@@ -20,8 +20,8 @@ def make_private_directory(path: Path) -> None:
 def require_private(path: Path) -> None:
     """Check that nobody else can change or replace a file or directory.
 
-    It and everything above it belong to this user or to root. None can be written by others, unless its sticky bit
-    keeps them from replacing what is in it, or by a group that is not this user's own.
+    It and everything above it belong to this user or to the administrator. None can be written by others, unless its
+    sticky bit keeps them from replacing what is in it, or by a group that is not this user's own.
 
     Args:
         path: exists; links are followed.
@@ -30,18 +30,20 @@ def require_private(path: Path) -> None:
         EnvironmentFault: somebody else can.
     """
     real = path.resolve(strict=True)
+    # Inside a user namespace root has another number, that of the owner of everything.
+    top = Path(real.root).stat()
+    users, groups = {0, top.st_uid, os.geteuid()}, {0, top.st_gid, os.getegid()}
     for place in (real, *real.parents):
-        fault = _fault(place.stat())
-        if fault:
-            raise EnvironmentFault(
-                f"compiled code is not loaded from where others can write: {fault}",
-                where=place,
-                remedy=f"Name a directory of your own in {CACHE_VARIABLE}, or: chmod go-w '{place}'",
-            )
-
-
-def _fault(facts: os.stat_result) -> str | None:
-    if facts.st_uid not in {0, os.geteuid()}:
-        return f"it belongs to user {facts.st_uid}"
-    others = facts.st_mode & stat.S_IWOTH or (facts.st_mode & stat.S_IWGRP and facts.st_gid not in {0, os.getegid()})
-    return f"its mode is {stat.filemode(facts.st_mode)}" if others and not facts.st_mode & stat.S_ISVTX else None
+        facts = place.stat()
+        open_to_others = facts.st_mode & stat.S_IWOTH or (facts.st_mode & stat.S_IWGRP and facts.st_gid not in groups)
+        if facts.st_uid not in users:
+            fault = f"it belongs to user {facts.st_uid}"
+        elif open_to_others and not facts.st_mode & stat.S_ISVTX:
+            fault = f"its mode is {stat.filemode(facts.st_mode)}"
+        else:
+            continue
+        raise EnvironmentFault(
+            f"compiled code is not loaded from where others can write: {fault}",
+            where=place,
+            remedy=f"Name a directory of your own in {CACHE_VARIABLE}, or: chmod go-w '{place}'",
+        )

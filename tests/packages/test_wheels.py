@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import build_wheels
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from export.formats.onnx import MODEL_ONNX, write_onnx
 from export.formats.openvino import write_openvino
+from shearling.kernel.build import build_library, build_onnx_runtime_library
 from tests.support.documents import ROOT
 from tests.support.exported_files import stored_as
 from tests.support.onnxruntime_headers import needs_headers
@@ -100,6 +103,18 @@ def test_it_is_small_and_holds_nothing_of_others(wheel, unpacked):
             assert machine_path.encode() not in content
 
 
+def machine_code(library: Path) -> bytes:
+    with library.open("rb") as file:
+        return ELFFile(file).get_section_by_name(".text").data()
+
+
+def test_its_code_is_what_the_toolchain_compiles_so_that_it_is_as_fast(unpacked):
+    for compiled in (build_library(), build_onnx_runtime_library()):
+        prebuilt = unpacked / "shearling_runtime" / "libraries" / compiled.name
+        assert compiled != prebuilt
+        assert machine_code(compiled) == machine_code(prebuilt)
+
+
 def test_the_environment_holds_neither_compiler_nor_toolchain(fresh):
     question = (
         "import importlib.util, shutil; names = ('torch', 'pydantic', 'transformers', 'shearling', 'rich');"
@@ -123,13 +138,51 @@ def test_it_says_the_tokens_that_the_toolchain_says(fresh, export):
         assert len(set(ours["token_ids"])) > 3
 
 
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
+def test_a_program_in_cpp_says_them_too(fresh, export, tmp_path):
+    python = f"-DPython3_EXECUTABLE={fresh / 'bin' / 'python'}"
+    for arguments in (["-S", ROOT / "examples" / "cpp", "-B", tmp_path, python], ["--build", tmp_path]):
+        done = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+    command = [tmp_path / "generate", export / "openvino", PROMPTS[0], str(NEW_TOKENS)]
+    program = subprocess.run(command, env={"PATH": ""}, capture_output=True, text=True, check=False, timeout=300)
+    assert program.returncode == 0, program.stderr
+    options = ("--prompt", PROMPTS[0], "--max-new-tokens", str(NEW_TOKENS), "--no-chat", "--json")
+    ours = json.loads(run_alone(fresh, "shearling-run", export, *options).stdout)
+    assert len(ours["token_ids"]) == NEW_TOKENS
+    assert program.stdout == ours["text"] + "\n"
+
+
 def test_it_measures(fresh, export):
-    options = ("--bench", "--prompt-tokens", "16", "--max-new-tokens", "4", "--repeats", "2", "--json")
+    options = (
+        "--bench",
+        "--threads",
+        "1",
+        "--prompt-tokens",
+        "16",
+        "--max-new-tokens",
+        "4",
+        "--repeats",
+        "2",
+        "--json",
+    )
     done = run_alone(fresh, "shearling-run", export / "openvino", *options)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
     assert (measured["prompt_tokens"], measured["new_tokens"], len(measured["runs"])) == (16, 4, 2)
     assert 0 < measured["tpot_s"] < 60
+
+
+def test_a_damaged_file_is_refused(fresh, export, tmp_path):
+    broken = Path(shutil.copytree(export / "openvino", tmp_path / "broken"))
+    weights = broken / "openvino_model.bin"
+    content = bytearray(weights.read_bytes())
+    content[content.index(b"SHEARLNG") + 8] ^= 0xFF
+    weights.write_bytes(content)
+    done = run_alone(fresh, "shearling-run", broken, "--prompt", PROMPTS[0])
+    assert done.returncode == 3
+    assert f"error: {broken}: OpenVINO cannot" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 ONNX_LOGITS = """

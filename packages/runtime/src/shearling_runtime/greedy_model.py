@@ -73,10 +73,7 @@ class GreedyModel:
         try:
             self._pipeline = openvino_genai.LLMPipeline(str(self._directory), "CPU", **properties)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ModelUnusable(
-                f"OpenVINO cannot load it: {reason}", where=self._directory, remedy="Export it again"
-            ) from error
+            raise self._unusable(error, "load") from error
         self.load_s = time.perf_counter() - started_s
         self._tokenizer = self._pipeline.get_tokenizer()
 
@@ -122,6 +119,7 @@ class GreedyModel:
 
         Raises:
             RequestFault: too many tokens.
+            ModelUnusable: OpenVINO cannot run the model; a packed weight is damaged, for example.
         """
         self._require_room(len(token_ids) + max_new_tokens)
         import numpy as np
@@ -143,17 +141,27 @@ class GreedyModel:
             return openvino_genai.StreamingStatus.RUNNING
 
         prompt = openvino.Tensor(np.asarray([token_ids], dtype=np.int64))
-        result = self._pipeline.generate(prompt, config, *(() if on_text is None else (stream,)))
+        try:
+            result = self._pipeline.generate(prompt, config, *(() if on_text is None else (stream,)))
+        except RuntimeError as error:  # the operators look at their weights when they first see them
+            raise self._unusable(error, "run") from error
         metrics, made = result.perf_metrics, [int(token) for token in result.tokens[0]]
         tpot_s = metrics.get_tpot().mean / 1e3 if len(made) > 1 else None
         if made and made[-1] in ends and not to_the_end:
             made.pop()
         return Continuation(made, ttft_s=metrics.get_ttft().mean / 1e3, tpot_s=tpot_s)
 
+    def _unusable(self, error: RuntimeError, what: str) -> ModelUnusable:
+        reason = str(error).strip().splitlines()[-1].strip()
+        return ModelUnusable(f"OpenVINO cannot {what} it: {reason}", where=self._directory, remedy="Export it again")
+
     def _require_room(self, tokens: int) -> None:
         path = self._directory / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        most = config.get("max_position_embeddings")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise ModelUnusable(f"it is not JSON: {error}", where=path, remedy="Export it again") from error
+        most = config.get("max_position_embeddings") if isinstance(config, dict) else None
         if isinstance(most, int) and tokens > most:
             raise RequestFault(
                 f"the prompt and the new tokens are {tokens}, this model has a context of {most}",
