@@ -32,6 +32,7 @@ class BuildWithLibraries(build_py):
         """See setuptools."""
         super().run()
         if not self.editable_mode:
+            require_release(self.distribution.get_version())
             build_libraries(Path(self.build_lib) / "shearling_runtime" / DIRECTORY.name)
 
 
@@ -49,6 +50,16 @@ class DistributionWithLibraries(Distribution):
     def has_ext_modules(self) -> bool:
         """See setuptools."""
         return True
+
+
+def require_release(version: str) -> None:
+    """Stop where another OpenVINO is installed than the version of the wheel says."""
+    installed = compilation.openvino_release()
+    if version.rpartition(".")[0] != installed:
+        raise SystemExit(
+            f"error: shearling-runtime {version} is for OpenVINO {version.rpartition('.')[0]}, {installed} is installed. "
+            "Install the other, or change the version in packages/runtime/pyproject.toml"
+        )
 
 
 def build_libraries(directory: Path) -> None:

@@ -144,7 +144,7 @@ def test_its_version_is_that_of_the_openvino_that_everything_is_tested_with():
     project = tomllib.loads((ROOT / "packages" / "runtime" / "pyproject.toml").read_text(encoding="utf-8"))
     release = project["project"]["version"].rpartition(".")[0]
     toolchain = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert toolchain["project"]["optional-dependencies"]["runtime"] == [f"shearling-runtime=={release}.*"]
+    assert toolchain["project"]["optional-dependencies"]["runtime"] == [f"shearling-runtime[openvino]=={release}.*"]
     extras = project["project"]["optional-dependencies"]
     assert f"openvino=={release}" in project["build-system"]["requires"]
     assert extras["openvino"] == [f"openvino=={release}"]
