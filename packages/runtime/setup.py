@@ -54,10 +54,10 @@ class DistributionWithLibraries(Distribution):
 
 def require_release(version: str) -> None:
     """Stop where another OpenVINO is installed than the version of the wheel says."""
-    installed = compilation.openvino_release()
-    if version.rpartition(".")[0] != installed:
+    named, installed = version.rpartition(".")[0], compilation.openvino_release()
+    if named != installed:
         raise SystemExit(
-            f"error: shearling-runtime {version} is for OpenVINO {version.rpartition('.')[0]}, {installed} is installed. "
+            f"error: shearling-runtime {version} is for OpenVINO {named}, {installed} is installed. "
             "Install the other, or change the version in packages/runtime/pyproject.toml"
         )
 

@@ -83,6 +83,15 @@ def test_a_benchmark_is_complete(measured: Path) -> None:
     assert benchmark.environment.versions["openvino"]
 
 
+def test_a_worker_is_ours_whatever_lies_in_the_directory(export: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "serve" / "__init__.py").write_text("raise SystemExit('this is another package')")
+    monkeypatch.chdir(tmp_path)
+    deployment = find_deployment(Target(export / "openvino"))
+    with WorkerProcess(deployment, RunOptions(threads=1)) as worker:
+        assert worker.load().facts.runtime.startswith("OpenVINO")
+
+
 def test_an_existing_output_is_refused_before_anything_is_measured(export: Path, measured: Path) -> None:
     done = serve("bench", export, *QUICK, "--output", measured, "--json")
     assert (done.returncode, json.loads(done.stdout)["error"]) == (OutputExists.exit_code, "OutputExists")

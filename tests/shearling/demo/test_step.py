@@ -15,7 +15,7 @@ import pytest
 from shearling.artefact import open_artefact, write_artefact
 from shearling.command_line import Terminated
 from shearling.demo.stage_steps import share
-from shearling.demo.step import Ledger, Step, carry_out
+from shearling.demo.step import Ledger, Step, carry_out, run_python
 from shearling.errors import ArtefactError, CheckFailed, EnvironmentFault, OutputExists, ShearlingError, UsageError
 
 COUNT = """
@@ -45,6 +45,13 @@ def test_a_step_is_done_once(step, ledger_file):
     made = open_artefact(step.output, kind="base").sha256
     assert carry_out(step, Ledger(ledger_file), force=False) is None
     assert open_artefact(step.output, kind="base").sha256 == made
+
+
+def test_a_stage_is_ours_whatever_lies_in_the_directory(tmp_path, monkeypatch):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "__init__.py").write_text("raise SystemExit('this is another package')")
+    monkeypatch.chdir(tmp_path)
+    assert "python -m train" in run_python(("-m", "train", "--help"), capture=True)
 
 
 def test_changed_inputs_replace_the_output(step, ledger_file):
@@ -141,7 +148,7 @@ DEMO = """
 import sys
 from pathlib import Path
 from shearling.command_line import make_app, run_command
-from shearling.demo.step import Ledger, Step, carry_out
+from shearling.demo.step import Ledger, Step, carry_out, run_python
 app = make_app("x")
 root = Path(sys.argv[1])
 @app.command()
