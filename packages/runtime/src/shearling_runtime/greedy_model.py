@@ -185,5 +185,5 @@ def find_ir(directory: Path) -> Path:
     raise ModelUnusable(
         f"no OpenVINO model here: no {MODEL}",
         where=directory,
-        remedy="Give an export with OpenVINO, or its part openvino; for ONNX files there is session_options() in Python",
+        remedy="Give an export with OpenVINO, or its part openvino; ONNX files run in Python: session_options()",
     )
