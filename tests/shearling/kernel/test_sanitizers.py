@@ -12,11 +12,11 @@ from pathlib import Path
 import openvino
 import pytest
 
-from shearling.kernel.build import (
+from shearling.kernel.build import build_onnx_runtime_library
+from shearling.kernel.compilation import (
     ONNX_RUNTIME_UNITS,
     OPENVINO_UNITS,
     SOURCES,
-    build_onnx_runtime_library,
     find_compiler,
     find_headers,
 )
