@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -11,6 +12,7 @@ from search.front import Preference
 from search.strategies.strategy import Cost
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
 from shearling.evaluation.precision import Precision
+from shearling.registry.executors import EXECUTORS
 from shearling.registry.name_option import member_of
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
@@ -79,6 +81,31 @@ def search(
     reference_accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="Default: that of the largest sub-network.")
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            click_type=member_of(EXECUTORS), help="Where sub-networks are measured; finds the same with any of them."
+        ),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Most sub-networks measured at a time; default: as many as there is room.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each worker; default: 1, or all where there are no workers.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(min=0, help="Devices of each worker, on a cluster; 0.5 lets two share one.")
+    ] = 0.0,
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster: HOST:PORT, or auto for one on this machine.")
+    ] = None,
+    start_over: Annotated[
+        bool,
+        typer.Option(
+            "--start-over",
+            help="Do not ask before evaluations of an unfinished search are left behind; its journal is kept.",
+        ),
+    ] = False,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -95,6 +122,7 @@ def search(
     run = require(run, "--run")
     from search.screen import summarise
     from search.stage import search_by_recipe
+    from shearling.executors.executor import Workforce
     from shearling.run import Run
 
     settings = {
@@ -117,7 +145,16 @@ def search(
         "accuracy_delta": accuracy_delta,
         "reference_accuracy": reference_accuracy,
     }
-    return summarise(search_by_recipe(Run(run), settings=_given(settings), rule=_given(rule), force=force))
+    return summarise(
+        search_by_recipe(
+            Run(run),
+            settings=_given(settings),
+            rule=_given(rule),
+            force=force,
+            workforce=Workforce(executor, workers, threads, gpus_per_worker, address),
+            consent=lambda lost: start_over or (not as_json and _confirm(lost)),
+        )
+    )
 
 
 @app.command()
@@ -140,6 +177,11 @@ def pick(
     from shearling.run import Run
 
     return summarise_picked(pick_row(Run(run), row, output, force=force), output)
+
+
+def _confirm(lost: str) -> bool:
+    """Ask whoever sits there; where nobody does, nothing is dropped."""
+    return sys.stdin.isatty() and typer.confirm(f"{lost}. Start over? Its journal is kept", err=True)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

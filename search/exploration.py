@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from search.cost_words import COSTS
@@ -14,8 +14,8 @@ from search.strategies.strategy import DEFECT, Strategy
 from shearling.console import Advance
 from shearling.errors import ArtefactMismatch, ShearlingError
 
-Explore = Callable[[Indices], CandidateFigures]
-"""Measures one candidate; all of them on the same rows."""
+Explore = Callable[[Sequence[Indices]], Iterator[CandidateFigures]]
+"""Measures candidates, all on the same rows; gives their figures in that order, each as soon as it is known."""
 
 
 def explore(
@@ -61,13 +61,17 @@ def explore(
                 remedy=DEFECT,
             )
         parent = _parent_id(strategy.parent, ids, algorithm=algorithm)
+        # All that this generation has not in the journal, at once: there may be a worker for each.
+        left = candidates[max(0, len(journal.explored) - position) :]
+        unknown = [indices for indices in dict.fromkeys(left) if journal.find(indices) is None]
+        measured = measure(unknown)
         for indices in candidates:
             if position < len(journal.explored):
                 record = journal.explored[position]
                 _check_replay(record, indices, journal)
             else:
-                record = _evaluate(
-                    indices, measure, journal, algorithm=algorithm, seed=seed, generation=generation, parent=parent
+                record = _record(
+                    indices, measured, journal, algorithm=algorithm, seed=seed, generation=generation, parent=parent
                 )
                 journal.append(record)
             ids.setdefault(indices, record.id)
@@ -82,9 +86,9 @@ def explore(
     return journal.explored
 
 
-def _evaluate(
+def _record(
     indices: Indices,
-    measure: Explore,
+    measured: Iterator[CandidateFigures],
     journal: Journal,
     *,
     algorithm: str,
@@ -100,8 +104,9 @@ def _evaluate(
         return known.model_copy(
             update={**facts, "seconds": 0.0, "cached": True, "pareto": _is_pareto(known, journal.explored)}
         )
-    measured = vars(measure(indices))
-    record = Record(**facts, **measured, algorithm=algorithm, seed=seed, choice_idx=indices, cached=False, pareto=True)
+    record = Record(
+        **facts, **vars(next(measured)), algorithm=algorithm, seed=seed, choice_idx=indices, cached=False, pareto=True
+    )
     return record.model_copy(update={"pareto": _is_pareto(record, journal.explored)})
 
 

@@ -1,7 +1,8 @@
-"""The journal: one line of JSON for every evaluation, on the disk before the next begins.
+"""The journal: one line of JSON for every evaluation, in the order of the search, on the disk before the next.
 
-A process that is killed loses the evaluation in flight and nothing else: an unterminated last line is dropped when the
-journal is opened again, and the search replays the rest instead of repeating it.
+It is the same for any number of workers, `seconds` apart. An unterminated last line is dropped when the journal is
+opened again, and the search replays the rest instead of repeating it. What workers have finished before its turn is in
+`search.piece_store`.
 
 A sub-network may stand on several lines: evaluated on the first part of the rows that choose, again with more of them
 while it stays in the race, and on the rows that are held back. Every line says what it was measured on. Accuracies of
@@ -10,7 +11,6 @@ lines with different rows are never compared; answers are, on the rows that both
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ import pydantic
 from search.strategies.grid import Indices
 from search.strategies.strategy import Cost, Trial
 from shearling.errors import ArtefactMissing, DocumentInvalid
-from shearling.strict_json import Document, parse_json, validate_document
+from shearling.strict_json import Document, append_line, drop_incomplete_line, parse_json, validate_document
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -125,7 +125,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.exists():
-            _drop_incomplete_line(path)
+            drop_incomplete_line(path)
         self.records: list[Record] = []
         self.explored: list[Record] = []
         self._measured: dict[tuple[Indices, Part, int | None], Record] = {}
@@ -144,11 +144,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Add a record; it is on the disk when this returns."""
-        line = record.model_dump_json() + "\n"
-        with self.path.open("ab") as stream:
-            stream.write(line.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_line(self.path, record)
         self._keep(record)
 
     def _keep(self, record: Record) -> None:
@@ -178,10 +174,3 @@ def read_journal(path: Path) -> list[Record]:
             )
         records.append(record)
     return records
-
-
-def _drop_incomplete_line(path: Path) -> None:
-    content = path.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete != len(content):
-        os.truncate(path, complete)

@@ -1,12 +1,18 @@
-"""What a search measures of a candidate: accuracy on validation rows, and the parameters that it costs."""
+"""What a search measures of a candidate: accuracy on validation rows, and the parameters that it costs.
+
+Answers are measured, a piece of the rows at a time, where a super-network is loaded with its weights. What a candidate
+costs is counted by its shape, in the process that leads the search.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search.latency_probe import LatencyProbe
+from search.pieces import Piece, PieceOutcome
 from search.row_split import RowSplit
 from search.strategies.grid import Indices
 from search.strategies.strategy import Cost
@@ -39,8 +45,9 @@ class CandidateFigures:
     losses: tuple[float, ...] | None = None
 
 
-Objective = Callable[[Indices, range], CandidateFigures]
-"""Measures one candidate on the rows at some positions, see `RowSplit`; the same gives the same result, time apart."""
+Objective = Callable[[Sequence[tuple[Indices, range]]], Iterator[CandidateFigures]]
+"""Measures candidates, each on the rows at some positions, see `RowSplit`; gives the figures in that order, each as soon
+as it and those before it are known. The same gives the same result, time apart."""
 
 
 class SubnetObjective:
@@ -71,6 +78,8 @@ class SubnetObjective:
         self._size = measure_network(network)
         self._frozen_nonzero = count_frozen_nonzero(network)
         self._probe = LatencyProbe(network, tokens=tokens) if cost == "latency" else None
+        self._active: Indices | None = None
+        self._held: ExitStack | None = None
 
     def count(self, indices: Indices) -> float:
         """What a candidate costs, in the unit of the journal, by its shape alone; a latency is not counted.
@@ -94,44 +103,83 @@ class SubnetObjective:
                     remedy="Limit macs, parameters or adapter_params",
                 )
 
-    def measure(self, indices: Indices, positions: range) -> CandidateFigures:
-        """See `Objective`.
+    def measure(self, piece: Piece) -> PieceOutcome:
+        """Answers of a candidate to the rows of a piece.
 
         Raises:
             UsageError: the task does not say of each row how right its answer is.
         """
-        choice = self._network.space.decode(indices)
-        self._network.activate(choice)
-        with self._network.materialised():
-            evaluation = self._evaluate(self._split.places_of(positions))
-            latency_ms = None if self._probe is None else self._probe.measure_ms()
-        if len(evaluation.answers) != len(positions):
+        self._hold(piece.indices)
+        evaluation = self._evaluate(self._split.places_of(piece.positions))
+        if len(evaluation.answers) != len(piece.positions):
             raise UsageError(
-                f"it scores {len(evaluation.answers)} of {len(positions)} rows one by one, and sub-networks are "
+                f"it scores {len(evaluation.answers)} of {len(piece.positions)} rows one by one, and sub-networks are "
                 "compared row by row",
                 where=f"task {evaluation.task}",
                 remedy="Search on a task that reports acc or exact_match",
             )
+        timed = self._probe is not None and piece.start == 0
+        return PieceOutcome(
+            accuracy=evaluation.accuracy,
+            accuracy_stderr=evaluation.accuracy_stderr,
+            loss=evaluation.loss,
+            answers=evaluation.answers,
+            losses=None if evaluation.losses is None else tuple(round(loss, 6) for loss in evaluation.losses),
+            nonzero_params=self._nonzero(),
+            latency_ms=self._probe.measure_ms() if self._probe is not None and timed else None,
+            seconds=evaluation.seconds,
+        )
+
+    def figures(self, indices: Indices, positions: range, measured: PieceOutcome) -> CandidateFigures:
+        """What was measured of a candidate, and what it costs by its shape.
+
+        Args:
+            indices: the candidate.
+            positions: of the rows that it was measured on.
+            measured: there.
+        """
+        choice = self._network.space.decode(indices)
         cuts, adapter_params = self._network.space.cuts(choice), self._network.adapter_params(choice)
         # An update under the mask disappears into the weights that are there; a plain one is stored beside them, unless
         # the frozen model is dense and takes it in.
         beside = 0 if self._network.space.adapter.masked_training else adapter_params
         return CandidateFigures(
-            accuracy=evaluation.accuracy,
-            accuracy_stderr=evaluation.accuracy_stderr,
-            loss=evaluation.loss,
-            n_eval=evaluation.n,
+            accuracy=measured.accuracy,
+            accuracy_stderr=measured.accuracy_stderr,
+            loss=measured.loss,
+            n_eval=len(positions),
             eval_split_sha256=self._split.sha256(positions),
             adapter_params=adapter_params,
-            nonzero_params=self._nonzero() + beside,
-            seconds=evaluation.seconds,
+            nonzero_params=measured.nonzero_params + beside,
+            seconds=measured.seconds,
             parameters=self._parameters(cuts, adapter_params),
             macs_m=self._macs_m(cuts, adapter_params),
-            latency_ms=latency_ms,
+            latency_ms=measured.latency_ms,
             cost_kind=self._cost,
-            answers=evaluation.answers,
-            losses=None if evaluation.losses is None else tuple(round(loss, 6) for loss in evaluation.losses),
+            answers=measured.answers,
+            losses=measured.losses,
         )
+
+    def release(self) -> None:
+        """Hold no merged weights any more."""
+        if self._held is not None:
+            self._held.close()
+        self._held = self._active = None
+
+    def forget_weights(self) -> None:
+        """Give the memory of the weights back, where others measure; what a candidate costs can still be counted."""
+        self.release()
+        self._network.model.to("meta")
+
+    def _hold(self, indices: Indices) -> None:
+        """Make a candidate the model, merged, until another one is measured: its pieces come one after another."""
+        if indices == self._active:
+            return
+        self.release()
+        self._network.activate(self._network.space.decode(indices))
+        self._held = ExitStack()
+        self._held.enter_context(self._network.materialised())
+        self._active = indices
 
     def _parameters(self, cuts: Mapping[str, Cut], adapter_params: int) -> int:
         return self._size.parameters(cuts) + self._separate(adapter_params)

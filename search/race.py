@@ -30,14 +30,18 @@ def race(explored: Sequence[Record], rule: BestRule, examiner: Examiner, *, adva
     """
     largest = find_largest(explored)
     contenders = _contenders(explored, rule)
-    reference = [] if largest is None else [_extend(largest, examiner, advance)]
+    reference = [] if largest is None else [largest]
     if rule.prefers_cheaper:
+        reference = [_extend(record, examiner, advance) for record in reference]
         return [*reference, *_cheapest(contenders, reference, rule, examiner, advance)]
     for rows in examiner.split.parts[1:]:
         contenders = sorted(contenders, key=rule.rank)[: max(1, len(contenders) // 2)]
-        contenders = [examiner.extend(record, rows) for record in contenders]
-        for _ in contenders:
+        # Together, so that workers have all of it to do at once.
+        raced = []
+        for record in examiner.extend([*reference, *contenders], rows):
+            raced.append(record)
             advance()
+        reference, contenders = raced[: len(reference)], raced[len(reference) :]
     return [*reference, *contenders]
 
 
@@ -76,13 +80,13 @@ def _while_plausible(
     for rows in examiner.split.parts[1:]:
         if rule.rules_out(record, largest):
             return None
-        record = examiner.extend(record, rows)
+        (record,) = examiner.extend([record], rows)
         advance()
     return record
 
 
 def _extend(record: Record, examiner: Examiner, advance: Advance) -> Record:
     for rows in examiner.split.parts[1:]:
-        record = examiner.extend(record, rows)
+        (record,) = examiner.extend([record], rows)
         advance()
     return record

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,14 @@ from search.examination import Examiner
 from search.exploration import explore
 from search.front import BestRule, best_record, find_largest, pareto_document, progression_rows
 from search.journal import JOURNAL_FILE, Journal, Record
-from search.measuring import MeasuredTask, build_objective
+from search.measurements import Measurements
+from search.measuring import MeasuredTask, WorkersObjective, build_objective, check_cost
+from search.objective import Objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
+from search.piece_store import PIECES_FILE, PieceStore
 from search.plot import draw_pareto
 from search.race import longest_race, race
+from search.resumption import SETTINGS_FILE, Consent, question_of, resume
 from search.settings import SearchSettings, check_split, recipe_rule, recipe_settings
 from search.strategies.anchored import Anchored, anchors_of
 from search.strategies.cost_limit import CostLimit
@@ -28,18 +31,30 @@ from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, Strategy, make_strategy
 from shearling.artefact import check_destination, write_artefact
 from shearling.console import log, progress
-from shearling.evaluation.precision import resolve_precision
+from shearling.executors.executor import Workforce, check_workforce, make_executor
 from shearling.run import Run
 from shearling.strict_json import write_document, write_json, write_text
 
-SETTINGS_FILE = "settings.json"
 BEST_FILE = "best.json"
 PARETO_FILE = "pareto.json"
 PROGRESSION_FILE = "progression.csv"
 
 
-JOURNAL_FORM = "records of answers, on the parts of the rows that choose and on those held back"
-"""An unfinished search whose journal is of another form cannot be continued."""
+LOCAL = Workforce()
+
+
+def refuse(_lost: str) -> bool:
+    """Consents to nothing."""
+    return False
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How a search is carried out; makes no difference to what is found."""
+
+    force: bool
+    workforce: Workforce
+    consent: Consent
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,13 @@ class Preparation:
 
 
 def search_by_recipe(
-    run: Run, *, settings: Mapping[str, Any], rule: Mapping[str, Any], force: bool = False
+    run: Run,
+    *,
+    settings: Mapping[str, Any],
+    rule: Mapping[str, Any],
+    force: bool = False,
+    workforce: Workforce = LOCAL,
+    consent: Consent = refuse,
 ) -> Searched:
     """Search as the recipe of a run says.
 
@@ -94,21 +115,32 @@ def search_by_recipe(
         settings: fields of `SearchSettings` that differ from the recipe.
         rule: fields of `BestRule` that differ from the recipe.
         force: replace a search that is there.
+        workforce: see `search`.
+        consent: see `search`.
 
     Raises:
         ShearlingError: see `search`.
     """
     check_destination(run.search, force=force)
+    check_workforce(workforce)
     opened = open_run(run)
     return _search(
         opened,
         replace(recipe_settings(opened.section), **settings),
         replace(recipe_rule(opened.section), **rule),
-        force=force,
+        Conduct(force=force, workforce=workforce, consent=consent),
     )
 
 
-def search(run: Run, settings: SearchSettings, rule: BestRule, *, force: bool = False) -> Searched:
+def search(
+    run: Run,
+    settings: SearchSettings,
+    rule: BestRule,
+    *,
+    force: bool = False,
+    workforce: Workforce = LOCAL,
+    consent: Consent = refuse,
+) -> Searched:
     """Search, or continue an interrupted search with the same settings.
 
     Args:
@@ -116,28 +148,34 @@ def search(run: Run, settings: SearchSettings, rule: BestRule, *, force: bool = 
         settings: of the search.
         rule: what the best sub-network must meet, and which is the best.
         force: replace a search that is there.
+        workforce: what measures candidates; makes no difference to what is found.
+        consent: asked before evaluations of an unfinished search are left behind.
 
     Raises:
-        UsageError: no sub-network is as cheap as the settings want it.
+        UsageError: no sub-network is as cheap as the settings want it, or there is no consent.
         NoCandidate: no evaluated sub-network meets the constraints; the evaluations are kept for another try.
         OutputExists: there is a search, and `force` is false.
         ArtefactError: the run is incomplete or damaged.
+        EnvironmentFault: workers are lost again and again, or have other versions than this process.
     """
     check_destination(run.search, force=force)
-    return _search(open_run(run), settings, rule, force=force)
+    check_workforce(workforce)
+    return _search(open_run(run), settings, rule, Conduct(force=force, workforce=workforce, consent=consent))
 
 
-def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, *, force: bool) -> Searched:
-    # Before an unfinished search with other settings is discarded.
+def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, conduct: Conduct) -> Searched:
     check_split(settings)
+    check_cost(settings, conduct.workforce)
     run, inputs = opened.run, open_inputs(opened, task=settings.task)
     with write_artefact(
-        run.search, kind="search", parents=inputs.parents, seed=settings.seed, force=force, resumable=True
+        run.search, kind="search", parents=inputs.parents, seed=settings.seed, force=conduct.force, resumable=True
     ) as draft:
         prepared = _prepare(opened, settings, inputs, rule)
-        _start_over_unless_same(draft.directory, settings, inputs, anchors=prepared.anchors)
+        resume(draft.directory, settings, inputs, anchors=prepared.anchors, consent=conduct.consent)
         journal = Journal(draft.directory / JOURNAL_FILE)
-        best = _choose(prepared, settings, journal)
+        store = PieceStore(draft.directory / PIECES_FILE, question_of(settings, inputs), prepared.measured.split)
+        with _measuring(prepared.measured, settings, inputs, conduct.workforce, store) as measure:
+            best = _choose(prepared, settings, journal, measure)
         task, words = prepared.measured.task, prepared.rule.words(settings.cost)
         searched = Searched(run.search, journal.records, best, prepared.grid.heuristic, task, words)
         _write(searched, opened, settings, draft.directory)
@@ -147,8 +185,33 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, *, 
             "best_rule": searched.best_rule,
             "task": searched.task,
         }
-        (draft.directory / SETTINGS_FILE).unlink()
+        # All that they hold of this search is in the journal.
+        for name in (SETTINGS_FILE, PIECES_FILE):
+            (draft.directory / name).unlink(missing_ok=True)
     return searched
+
+
+@contextmanager
+def _measuring(
+    measured: MeasuredTask, settings: SearchSettings, inputs: SearchInputs, workforce: Workforce, store: PieceStore
+) -> Iterator[Measurements]:
+    """What measures candidates, for as long as the search goes on."""
+    objective = measured.objective
+    if workforce.entry.in_process:
+        if workforce.threads is not None:
+            import torch
+
+            torch.set_num_threads(workforce.threads)
+        executor = make_executor(workforce, lambda: objective.measure)
+    else:
+        executor = make_executor(workforce, WorkersObjective.of(settings, inputs, workforce))
+        objective.forget_weights()
+        log.print(f"measured by {executor.workers} workers: {workforce.entry.summary}")
+    try:
+        yield Measurements(executor, store, objective.figures)
+    finally:
+        executor.close()
+        objective.release()
 
 
 def _prepare(opened: SearchableRun, settings: SearchSettings, inputs: SearchInputs, rule: BestRule) -> Preparation:
@@ -163,11 +226,11 @@ def _prepare(opened: SearchableRun, settings: SearchSettings, inputs: SearchInpu
     return Preparation(measured, grid, Anchored(strategy, anchors), anchors, rule)
 
 
-def _choose(prepared: Preparation, settings: SearchSettings, journal: Journal) -> Record:
+def _choose(prepared: Preparation, settings: SearchSettings, journal: Journal, measure: Objective) -> Record:
     """Explore, race, and measure what was chosen, and the largest, on the rows that are held back."""
     measured, rule = prepared.measured, prepared.rule
     split = measured.split
-    examiner = Examiner(measured.objective.measure, journal, split)
+    examiner = Examiner(measure, journal, split)
     if journal.records:
         log.print(f"continuing after {len(journal.records)} evaluations")
     title = f"{settings.algorithm} on {split.parts[0]} {settings.split} rows of {measured.task}"
@@ -185,9 +248,8 @@ def _choose(prepared: Preparation, settings: SearchSettings, journal: Journal) -
     with progress(f"what may be the best on up to {split.choosing} rows", total=steps) as advance:
         finalists = race(explored, rule, examiner, advance=advance)
     best = best_record(finalists, rule, explored=explored)
-    for record in dict.fromkeys((best, find_largest(finalists))):
-        if record is not None:
-            examiner.hold_against(record)
+    largest = find_largest(finalists)
+    examiner.hold_against([best] if largest in (None, best) else [best, largest])
     return best
 
 
@@ -208,23 +270,6 @@ def _write(searched: Searched, opened: SearchableRun, settings: SearchSettings, 
     write_text(directory / PROGRESSION_FILE, _csv(progression_rows(explored)))
     held_back = find_held_back(best, searched.records)
     draw_pareto(explored, best, held_back, directory, task=searched.task)
-
-
-def _start_over_unless_same(
-    directory: Path, settings: SearchSettings, inputs: SearchInputs, *, anchors: Sequence[Indices]
-) -> None:
-    deciding = {**asdict(settings), "precision": resolve_precision(settings.precision), "evaluations": None}
-    deciding |= {"anchors": list(anchors), "journal": JOURNAL_FORM}
-    parents = {role: parent.sha256 for role, parent in inputs.parents.items()}
-    text = json.dumps({"settings": deciding, "parents": parents}, indent=2)
-    file = directory / SETTINGS_FILE
-    if file.is_file() and file.read_text() == text:
-        return
-    if file.is_file():
-        log.print("an unfinished search with other settings or inputs is discarded")
-    shutil.rmtree(directory)
-    directory.mkdir()
-    write_text(file, text)
 
 
 def _csv(rows: list[list[object]]) -> str:

@@ -125,6 +125,22 @@ def write_text(path: Path, text: str) -> None:
         stream.write(text.encode())
 
 
+def append_line(path: Path, document: pydantic.BaseModel) -> None:
+    """Add a document to a file of one JSON object a line; it is on the disk when this returns."""
+    with path.open("ab") as stream:
+        stream.write(document.model_dump_json().encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def drop_incomplete_line(path: Path) -> None:
+    """Remove what a writer that was killed has left of its last line."""
+    content = path.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    if complete != len(content):
+        os.truncate(path, complete)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content replaces a file at the end, and only if nothing went wrong: temporary sibling, fsync,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from search.strategies.drawing import draw_new
@@ -45,13 +46,15 @@ class UniformSampling:
         self._random = np.random.default_rng(effort.seed)
         self._limit = effort.limit
         self._seen: set[Indices] = set()
+        self._asked = False
 
     def ask(self) -> Sequence[Indices]:
-        """One more draw."""
-        if len(self._seen) >= self.planned:
+        """All draws, at once: nothing is learnt between them."""
+        if self._asked:
             return []
-        drawn = draw_new(self._grid, self._random, seen=self._seen, limit=self._limit)
-        return [] if drawn is None else [drawn]
+        self._asked = True
+        draws = iter(lambda: draw_new(self._grid, self._random, seen=self._seen, limit=self._limit), None)
+        return list(itertools.islice(draws, self.planned))
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Nothing follows from the trials."""

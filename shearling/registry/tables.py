@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shearling.registry.executors import EXECUTORS
 from shearling.registry.export_formats import EXPORT_FORMATS
 from shearling.registry.number_formats import NUMBER_FORMATS
 from shearling.registry.pruning_methods import PRUNING_METHODS
@@ -17,6 +18,7 @@ TABLES: Mapping[str, Registry[Any]] = {
     "Pruning methods": PRUNING_METHODS,
     "Pruning patterns": PRUNING_PATTERNS,
     "Search algorithms": SEARCH_ALGORITHMS,
+    "Executors": EXECUTORS,
     "Export formats": EXPORT_FORMATS,
     "Number formats": NUMBER_FORMATS,
     "Runtimes": RUNTIMES,

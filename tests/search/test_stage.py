@@ -19,6 +19,7 @@ from search.journal import read_journal
 from search.objective import SubnetObjective, count_frozen_nonzero
 from search.opening import open_run
 from search.pick import describe_row
+from search.pieces import Piece
 from search.row_split import RowSplit
 from search.settings import SearchSettings, recipe_settings
 from search.stage import Searched, search
@@ -226,14 +227,14 @@ def test_interrupted_in_process_and_resumed_measures_nothing_twice(run: Run, mon
     measured = []
     original = SubnetObjective.measure
 
-    def stop_at_five(self: SubnetObjective, indices: tuple[int, ...], positions: range):
+    def stop_at_five(self: SubnetObjective, piece: Piece):
         if len(measured) == 5:
             raise KeyboardInterrupt
-        return count(self, indices, positions)
+        return count(self, piece)
 
-    def count(self: SubnetObjective, indices: tuple[int, ...], positions: range):
-        measured.append((indices, positions))
-        return original(self, indices, positions)
+    def count(self: SubnetObjective, piece: Piece):
+        measured.append(piece)
+        return original(self, piece)
 
     monkeypatch.setattr(SubnetObjective, "measure", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
@@ -252,9 +253,9 @@ def test_no_candidate_is_exit_1_and_another_constraint_reuses_the_evaluations(
     original = SubnetObjective.measure
     asked = [record.n_eval for record in read_journal(run.search.with_name(".search.partial") / "journal.jsonl")]
 
-    def raced_only(self: SubnetObjective, indices: tuple[int, ...], positions: range):
-        assert positions.start >= min(asked), "measured again"
-        return original(self, indices, positions)
+    def raced_only(self: SubnetObjective, piece: Piece):
+        assert piece.start >= min(asked), "measured again"
+        return original(self, piece)
 
     monkeypatch.setattr(SubnetObjective, "measure", raced_only)
     found = search(run, settings(), BestRule(max_params=10**9))

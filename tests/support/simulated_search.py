@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -69,6 +70,9 @@ class SimulatedRows:
         quantiles = [NormalDist().inv_cdf(accuracy) for accuracy in self.accuracies]
         self.answers = latent < np.array(quantiles)[:, None]
 
+    def measure_all(self, requests: Sequence[tuple[Indices, range]]) -> Iterator[CandidateFigures]:
+        return itertools.starmap(self.measure, requests)
+
     def measure(self, indices: Indices, positions: range) -> CandidateFigures:
         if self.measurements == self.stop_after:
             raise KeyboardInterrupt
@@ -107,7 +111,7 @@ class Outcome:
 
 def simulate(rows: SimulatedRows, rule: BestRule, journal: Journal | None = None) -> Outcome:
     """The real search but for the model: explore all candidates, race, choose, and measure what is held back."""
-    examiner = Examiner(rows.measure, journal or Unwritten(), rows.split)
+    examiner = Examiner(rows.measure_all, journal or Unwritten(), rows.split)
     grid = Grid((len(rows.accuracies),))
     explored = explore(
         Listed([(index,) for index in range(len(rows.accuracies))]),
@@ -120,4 +124,4 @@ def simulate(rows: SimulatedRows, rule: BestRule, journal: Journal | None = None
     )
     finalists = race(explored, rule, examiner, advance=silent)
     best = best_record(finalists, rule, explored=explored)
-    return Outcome(best, examiner.hold_against(best), finalists)
+    return Outcome(best, next(iter(examiner.hold_against([best])), None), finalists)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,9 @@ class Separable:
     def params(self, indices: Indices) -> int:
         return sum((32 - 8 * index) * (10 + place) for place, index in enumerate(indices))
 
+    def measure_all(self, candidates: Sequence[Indices]) -> Iterator[CandidateFigures]:
+        return map(self.measure, candidates)
+
     def measure(self, indices: Indices) -> CandidateFigures:
         if self.stop_after is not None and len(self.measured) >= self.stop_after:
             raise KeyboardInterrupt
@@ -67,7 +71,13 @@ def run(
     effort = Effort(evaluations=evaluations, population=population, seed=seed, limit=limit)
     strategy = make_strategy(algorithm, grid, effort)
     return explore(
-        strategy, objective.measure, Journal(path), grid=grid, algorithm=algorithm, seed=seed, advance=silent
+        strategy,
+        objective.measure_all,
+        Journal(path),
+        grid=grid,
+        algorithm=algorithm,
+        seed=seed,
+        advance=silent,
     )
 
 

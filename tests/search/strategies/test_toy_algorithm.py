@@ -127,7 +127,7 @@ def add_algorithm(monkeypatch: pytest.MonkeyPatch, implementation: object) -> No
 def refused(strategy: Scripted, journal: Path, objective: Separable) -> str:
     with pytest.raises(ShearlingError) as caught:
         explore(
-            strategy, objective.measure, Journal(journal), grid=Grid(SIZES), algorithm="toy", seed=0, advance=silent
+            strategy, objective.measure_all, Journal(journal), grid=Grid(SIZES), algorithm="toy", seed=0, advance=silent
         )
     # Neither the request nor a file of the user's is at fault.
     assert (type(caught.value), caught.value.exit_code, caught.value.where) == (ShearlingError, 5, None)
@@ -188,5 +188,5 @@ def test_a_parent_that_was_not_asked_for_before_is_refused(parent: object, tmp_p
 def test_an_empty_ask_ends_the_search_and_is_not_told(tmp_path: Path) -> None:
     strategy = Scripted([(0, 0, 0, 0)], [(1, 0, 0, 0), (2, 0, 0, 0)], [], [(0, 0, 0, 0)])
     journal = Journal(tmp_path / "j")
-    explore(strategy, Separable().measure, journal, grid=Grid(SIZES), algorithm="toy", seed=0, advance=silent)
+    explore(strategy, Separable().measure_all, journal, grid=Grid(SIZES), algorithm="toy", seed=0, advance=silent)
     assert strategy.told == [1, 2]

@@ -1,0 +1,126 @@
+"""What an unfinished search leaves to the next one with the same run.
+
+Its journal is continued where the search is the same. Where it is another one, the journal is set aside, and what was
+measured counts as far as it answers the same question: the same model, adapter and task, in the same arithmetic. How
+rows are batched, on which workers, in what order candidates come, how many rows choose and what is to be saved are no
+part of the question. Nothing is deleted before the search is finished, and a journal never.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from search.journal import JOURNAL_FILE
+from search.opening import SearchInputs
+from search.piece_store import PIECES_FILE, read_pieces
+from search.settings import SearchSettings
+from search.strategies.grid import Indices
+from shearling.console import log
+from shearling.errors import ShearlingError, UsageError
+from shearling.evaluation.precision import resolve_precision
+from shearling.strict_json import write_text
+
+SETTINGS_FILE = "settings.json"
+
+JOURNAL_FORM = "records of answers, measured in pieces; a race goes look by look"
+"""An unfinished search whose journal is of another form cannot be continued."""
+
+QUESTION = ("task", "split", "precision")
+"""Settings that decide what a candidate answers."""
+
+INDIFFERENT = ("batch_size", "evaluations")
+"""Settings that may differ in a search that is continued."""
+
+Consent = Callable[[str], bool]
+"""Asks whether to go on, and is told what is lost by it."""
+
+
+def question_of(settings: SearchSettings, inputs: SearchInputs) -> str:
+    """Digest of what decides the answers of a candidate, beside the rows."""
+    parents = {role: parent.sha256 for role, parent in inputs.parents.items()}
+    asked = {"parents": parents, **{name: _settled(settings)[name] for name in QUESTION}}
+    # A time is measured with the answers; everything else that can be saved is counted.
+    timed = {"latency_of": settings.macs_seq_len} if settings.cost == "latency" else {}
+    return hashlib.sha256(json.dumps({**asked, **timed}, sort_keys=True).encode()).hexdigest()
+
+
+def resume(
+    directory: Path,
+    settings: SearchSettings,
+    inputs: SearchInputs,
+    *,
+    anchors: Sequence[Indices],
+    consent: Consent,
+) -> None:
+    """Make a directory ready for a search: continue what is in it, or set its journal aside.
+
+    Args:
+        directory: of the unfinished search; empty where there is none.
+        settings: of the search.
+        inputs: of the search.
+        anchors: candidates that are asked for first.
+        consent: asked before evaluations are left behind that answer another question.
+
+    Raises:
+        UsageError: there is no consent; nothing has changed then.
+    """
+    deciding = {name: value for name, value in _settled(settings).items() if name not in INDIFFERENT}
+    deciding |= {"anchors": list(anchors), "journal": JOURNAL_FORM, "question": question_of(settings, inputs)}
+    text = json.dumps(deciding, indent=2)
+    file = directory / SETTINGS_FILE
+    if file.is_file() and file.read_text() == text:
+        return
+    _leave_behind(directory, question_of(settings, inputs), consent)
+    write_text(file, text)
+
+
+def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
+    journal = directory / JOURNAL_FILE
+    if not journal.exists() and not (directory / PIECES_FILE).exists():
+        return
+    count = journal.read_bytes().count(b"\n") if journal.exists() else 0
+    same, other = _count_pieces(directory / PIECES_FILE, question)
+    if not same and (other or count):
+        lost = (
+            f"an unfinished search of this run has {count} evaluations, made with another model, adapter, task or "
+            "precision: none of them counts in this search"
+        )
+        if not consent(lost):
+            raise UsageError(
+                lost,
+                where=directory,
+                remedy="Search as before to continue it, or add --start-over, which keeps its journal under another name",
+            )
+    if journal.exists():
+        aside = _free_name(journal)
+        journal.rename(aside)
+        log.print(
+            f"an unfinished search with other settings is set aside as {aside.name}"
+            + (f"; {same} pieces that it has measured count in this one" if same else "")
+        )
+
+
+def _count_pieces(path: Path, question: str) -> tuple[int, int]:
+    """How many answer the question, and how many another one."""
+    try:
+        asked = [line.question for line in read_pieces(path)]
+    except ShearlingError:
+        return 0, 1
+    same = asked.count(question)
+    return same, len(asked) - same
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    return aside
+
+
+def _settled(settings: SearchSettings) -> Mapping[str, Any]:
+    return {**asdict(settings), "precision": resolve_precision(settings.precision)}

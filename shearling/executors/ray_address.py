@@ -1,0 +1,84 @@
+"""Whether there is a Ray cluster at an address, found out in seconds.
+
+Ray ends the whole process that connects to an address where no cluster answers, after a quarter of a minute. So the
+first connection is made by a process that nothing hangs on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+
+from shearling.errors import EnvironmentFault, PackageMissing, UsageError
+from shearling.executors.executor import Workforce
+
+INSTALL = "pip install 'shearling[ray]'"
+HOW_TO_START = "Start one with `ray start --head`, and give the address that it prints"
+FINDS_ONE = "auto"
+
+PORT_TIMEOUT_S = 1.5
+PROBE_TIMEOUT_S = 6.5
+
+PROBE = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: " + " ".join(str(error).split()))
+"""
+
+
+def check_cluster(workforce: Workforce) -> None:
+    """Refuse an address where no cluster answers that this process could work with.
+
+    Raises:
+        PackageMissing: Ray is not installed.
+        UsageError: the address is neither HOST:PORT nor auto.
+        EnvironmentFault: nothing answers there, or a cluster of another version of Ray or Python does.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise PackageMissing("Ray is not installed", where="--executor ray", remedy=f"Install it with: {INSTALL}")
+    address = workforce.address or FINDS_ONE
+    if address != FINDS_ONE:
+        _check_port(address)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, address],
+            env={**os.environ, "RAY_gcs_rpc_server_connect_timeout_s": "5"},
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise _no_cluster(address, f"what listens there did not answer as one within {PROBE_TIMEOUT_S} s") from None
+    lines = done.stderr.strip().splitlines()
+    if done.returncode:
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
+        if "ersion mismatch" in reason:
+            raise EnvironmentFault(
+                f"the cluster runs other versions: {reason}",
+                where=f"--address {address}",
+                remedy="Install the same versions of Ray and Python here and on every node",
+            )
+        raise _no_cluster(address, reason)
+
+
+def _check_port(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in host:
+        raise UsageError(
+            f"{address!r} is no address of a Ray cluster", where="--address", remedy="Give HOST:PORT, or auto"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=PORT_TIMEOUT_S).close()
+    except OSError as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> EnvironmentFault:
+    found = "no Ray cluster runs on this machine" if address == FINDS_ONE else f"no Ray cluster answers: {reason}"
+    return EnvironmentFault(found, where=f"--address {address}", remedy=HOW_TO_START)

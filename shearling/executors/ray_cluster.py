@@ -1,0 +1,251 @@
+"""The executor that works on the nodes of a Ray cluster: one actor for each worker.
+
+Ray places the actors, moves what is asked and what comes of it, and notices nodes and processes that die. It could
+start lost actors again by itself, but would keep their jobs for them; where no room is left for an actor, its jobs
+would wait forever. So they are handed to another one, see `shearling.executors.crew`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from shearling.console import log
+from shearling.errors import EnvironmentFault
+from shearling.executors.attempt import attempt
+from shearling.executors.crew import CrewExecutor, Done, Event, Failed, Lost, Opened
+from shearling.executors.executor import OpenWork, Work, Workforce
+from shearling.executors.identity import check_identity, own_identity
+from shearling.executors.ray_address import FINDS_ONE
+
+PULSE_S = 5.0
+"""Between two questions whether an actor lives."""
+
+SILENCE_S = 12 * PULSE_S
+"""An actor that has not answered for so long hangs: it is replaced. Ray itself notices nodes that are gone."""
+
+
+class RayExecutor(CrewExecutor):
+    """See the module.
+
+    Args:
+        workforce: without a number of workers there are as many as the cluster has room for; never more.
+        open_work: called once in every worker.
+
+    Raises:
+        EnvironmentFault: no node has room for a worker.
+    """
+
+    def __init__(self, workforce: Workforce, open_work: OpenWork) -> None:
+        self._connected = not ray.is_initialized()
+        if self._connected:
+            ray.init(address=workforce.address or FINDS_ONE, log_to_driver=False, logging_level="ERROR")
+        try:
+            room = _room(workforce)
+            workers = room if workforce.workers is None else min(room, workforce.workers)
+            if workforce.workers is not None and workers < workforce.workers:
+                log.print(f"the cluster has room for {workers} of {workforce.workers} workers")
+            super().__init__(RayCrew(workforce, open_work), workers)
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        super().close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        # A connection that the caller had made stays.
+        if self._connected and ray.is_initialized():
+            ray.shutdown()
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"pulse": 1})
+class Actor:
+    """What runs in a worker: errors are values, since Ray would wrap them."""
+
+    def __init__(self) -> None:
+        self._work: Work | None = None
+        self._name = f"node {ray.util.get_node_ip_address()}"
+
+    def open(self, identity: Mapping[str, str], open_work: bytes) -> Any:
+        """Load what the work needs; the error if there was one."""
+        _, error = attempt(functools.partial(check_identity, identity, where=self._name))
+        if error is None:
+            self._work, error = attempt(_open, open_work)
+            if error is not None:
+                error.where = f"{self._name}: {error.where}" if error.where else self._name
+        return error
+
+    def do(self, request: Any) -> Any:
+        """The outcome and no error, or no outcome and the error."""
+        if self._work is None:
+            raise RuntimeError("the work has not been opened")
+        return attempt(self._work, request)
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> None:
+        """Answer, whatever else goes on."""
+
+
+class RayMember:
+    """One actor.
+
+    Attributes:
+        opening: the reference that becomes ready when the work is open; None from then on.
+        doing: the reference to the outcome of its job, and the ticket.
+        asked: the reference to the answer to `Actor.pulse`.
+        heard_s: when it last answered, on the monotonic clock; None while it waits for a place.
+    """
+
+    def __init__(self, actor: Any, opening: Any) -> None:
+        self.actor = actor
+        self.opening = opening
+        self.doing: Any = None
+        self.ticket = -1
+        self.asked: Any = None
+        self.heard_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        """See `Member.name`."""
+        return f"actor {self.actor._actor_id.hex()[:8]}"
+
+    def give(self, ticket: int, request: Any) -> None:
+        """See `Member.give`."""
+        self.ticket, self.doing = ticket, self.actor.do.remote(request)
+
+    @property
+    def waited_for(self) -> list[Any]:
+        """References that become ready by what the actor does."""
+        return [reference for reference in (self.opening, self.doing, self.asked) if reference is not None]
+
+
+class RayCrew:
+    """Starts actors and waits for them.
+
+    Args:
+        workforce: what a worker takes of a node.
+        open_work: called once in every actor.
+        silence_s: see `SILENCE_S`.
+    """
+
+    def __init__(self, workforce: Workforce, open_work: OpenWork, *, silence_s: float = SILENCE_S) -> None:
+        self._options = {
+            "num_cpus": workforce.threads_per_worker,
+            "num_gpus": workforce.gpus_per_worker,
+            "scheduling_strategy": "SPREAD",
+        }
+        # Opened by the worker after it has compared versions, before which nothing of ours may be unpickled there.
+        self._open_work = ray.cloudpickle.dumps(open_work)
+        self._silence_s = silence_s
+        self._members: list[RayMember] = []
+        self._asked_s = time.monotonic()
+
+    def hire(self) -> RayMember:
+        """See `Crew.hire`."""
+        actor = Actor.options(**self._options).remote()
+        member = RayMember(actor, actor.open.remote(dict(own_identity()), self._open_work))
+        self._members.append(member)
+        return member
+
+    def listen(self, timeout_s: float) -> Sequence[Event]:
+        """See `Crew.listen`."""
+        self._ask_for_pulses()
+        owners = {reference: member for member in self._members for reference in member.waited_for}
+        if not owners:
+            return []
+        ready, rest = ray.wait(list(owners), timeout=timeout_s)
+        if rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        events: list[Event] = []
+        for reference in ready:
+            if owners[reference] in self._members:
+                events += self._hear(owners[reference], reference)
+        now_s = time.monotonic()
+        for member in list(self._members):
+            if member.heard_s is not None and now_s - member.heard_s > self._silence_s:
+                events.append(self._lose(member, f"did not answer for {self._silence_s:.0f} s"))
+        return events
+
+    def dismiss(self) -> None:
+        """See `Crew.dismiss`."""
+        for member in self._members:
+            _kill(member.actor)
+        self._members.clear()
+
+    def _hear(self, member: RayMember, reference: Any) -> list[Event]:
+        try:
+            answer = ray.get(reference)
+        # Of the actor, its process or its node; an error of the work is an answer.
+        except RayError as error:
+            return [self._lose(member, _reason(error))]
+        member.heard_s = time.monotonic()
+        if reference == member.asked:
+            member.asked = None
+            return []
+        if reference == member.opening:
+            member.opening = None
+            return [Opened(member) if answer is None else Failed(member, answer)]
+        member.doing = None
+        outcome, error = answer
+        return [Done(member, member.ticket, outcome) if error is None else Failed(member, error)]
+
+    def _ask_for_pulses(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._asked_s < min(PULSE_S, self._silence_s / 4):
+            return
+        self._asked_s = now_s
+        for member in self._members:
+            if member.asked is None:
+                member.asked = member.actor.pulse.remote()
+
+    def _lose(self, member: RayMember, reason: str) -> Lost:
+        self._members.remove(member)
+        _kill(member.actor)
+        return Lost(member, reason)
+
+
+def _open(open_work: bytes) -> Work:
+    work: Work = ray.cloudpickle.loads(open_work)()
+    return work
+
+
+def _kill(actor: Any) -> None:
+    with contextlib.suppress(RayError, ValueError):
+        ray.kill(actor)
+
+
+def _reason(error: RayError) -> str:
+    """The first line that says something; Ray's messages go on for a page."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "Error" in line and "traceback" not in line.lower()]
+    return (told[-1:] or lines[:1] or [type(error).__name__])[0][:200]
+
+
+def _room(workforce: Workforce) -> int:
+    """How many workers the nodes have room for, whatever else may be running there.
+
+    Raises:
+        EnvironmentFault: none.
+    """
+    cpus, gpus = workforce.threads_per_worker or 1, workforce.gpus_per_worker
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(
+        min(int(node.get("CPU", 0) // cpus), int(node.get("GPU", 0) // gpus) if gpus else 2**31) for node in nodes
+    )
+    if not room:
+        shown = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise EnvironmentFault(
+            f"no node has room for a worker of {cpus} CPUs and {gpus:g} GPUs: there are {shown or 'no nodes'}",
+            where="--executor ray",
+            remedy="Ask for fewer --threads or --gpus-per-worker, or add nodes",
+        )
+    return room

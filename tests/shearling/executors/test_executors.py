@@ -1,0 +1,164 @@
+"""Every executor gives the same outcomes, and loses none, whatever happens to its workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shearling.errors import ArtefactMissing, EnvironmentFault, ResourceExhausted, ShearlingError, UsageError
+from shearling.executors.crew import LOSSES_OF_A_JOB, CrewExecutor
+from shearling.executors.executor import Job, Workforce, check_workforce, make_executor
+from shearling.executors.job_queue import JobQueue
+from shearling.executors.processes import ProcessCrew
+from tests.support.counting_work import Request, Squares
+from tests.support.documents import ROOT
+
+
+def squares(workforce: Workforce, requests: list[Request], work: Squares | None = None) -> list[int]:
+    """In the order of the requests; fails where an outcome comes twice or never."""
+    executor = make_executor(workforce, work or Squares())
+    try:
+        outcomes = list(executor.run([Job(request, key=request.number) for request in requests]))
+    finally:
+        executor.close()
+    assert sorted(place for place, _ in outcomes) == list(range(len(requests)))
+    return [square for _, (square, _) in sorted(outcomes)]
+
+
+def processes(workers: int) -> Workforce:
+    return Workforce(executor="processes", workers=workers)
+
+
+@pytest.mark.parametrize("workforce", [Workforce(), processes(1), processes(3)], ids=lambda each: each.executor)
+def test_every_job_is_done_once(workforce: Workforce) -> None:
+    requests = [Request(number, seconds=0.01 * (number % 3)) for number in range(20)]
+    assert squares(workforce, requests) == [number**2 for number in range(20)]
+    assert squares(workforce, []) == []
+
+
+def test_workers_stay_between_two_runs() -> None:
+    executor = make_executor(processes(2), Squares())
+    try:
+        seen = [
+            {
+                process
+                for _, (_, process) in executor.run([Job(Request(number, 0.2), key=number) for number in range(4)])
+            }
+            for _ in range(2)
+        ]
+    finally:
+        executor.close()
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 2
+    assert os.getpid() not in seen[0]
+
+
+@pytest.mark.parametrize("workforce", [Workforce(), processes(2)], ids=lambda each: each.executor)
+def test_an_error_of_the_work_keeps_its_class_and_its_remedy(workforce: Workforce) -> None:
+    with pytest.raises(UsageError, match=r"here: this number is not liked. Take another"):
+        squares(workforce, [Request(1), Request(2, act="refuse")])
+
+
+def test_an_error_of_a_library_is_told_with_its_traceback() -> None:
+    with pytest.raises(ShearlingError, match="a worker failed: ValueError: cannot be squared") as caught:
+        squares(processes(1), [Request(1, act="break")])
+    assert "counting_work.py" in caught.value.__notes__[0]
+
+
+def test_what_cannot_be_opened_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactMissing, match="no super_adapter artefact here"):
+        squares(processes(2), [Request(1)], Squares(needs=tmp_path / "absent"))
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_done_again(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    diary = tmp_path / "diary"
+    requests = [Request(number, 0.05, act="die_once" if number == 3 else "") for number in range(10)]
+    assert squares(processes(2), requests, Squares(diary)) == [number**2 for number in range(10)]
+    assert sorted(int(line) for line in diary.read_text().split()) == list(range(10)), "one was finished twice"
+    assert "ended with signal SIGKILL" in capfd.readouterr().err
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    executor = CrewExecutor(ProcessCrew(Squares(tmp_path / "diary"), silence_s=1.0), workers=2)
+    try:
+        outcomes = dict(executor.run([Job(Request(number, act="hang" if not number else "")) for number in range(4)]))
+    finally:
+        executor.close()
+    assert {place: square for place, (square, _) in outcomes.items()} == {0: 0, 1: 1, 2: 4, 3: 9}
+
+
+def test_a_job_that_ends_every_worker_ends_the_work_and_what_was_done_before_is_told() -> None:
+    executor, finished = make_executor(processes(2), Squares()), []
+    with pytest.raises(ResourceExhausted, match=f"{LOSSES_OF_A_JOB} workers were lost over the same piece"):
+        for place, _ in executor.run([Job(Request(1), key=1), Job(Request(2, act="die"), key=2)]):
+            finished.append(place)
+    executor.close()
+    assert finished == [0]
+
+
+def test_workers_end_with_the_process_that_asked(tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from shearling.executors.executor import Job, Workforce, make_executor
+from tests.support.counting_work import Request, Squares
+if __name__ == "__main__":
+    executor = make_executor(Workforce(executor="processes", workers=2), Squares())
+    jobs = [Job(Request(number, 0.2), key=number) for number in range(2)]
+    print(*{{process for _, (_, process) in executor.run(jobs)}}, flush=True)
+    list(executor.run([Job(Request(number, 600.0)) for number in range(2)]))
+"""
+    file = tmp_path / "leader.py"
+    file.write_text(script)
+    leader = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True)
+    assert leader.stdout is not None
+    workers = [int(number) for number in leader.stdout.readline().split()]
+    assert len(workers) == 2
+    leader.send_signal(signal.SIGKILL)
+    leader.wait()
+    leader.stdout.close()
+    until_s = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < until_s, "a worker outlives the process that asked it"
+        time.sleep(0.1)
+
+
+def test_jobs_of_a_key_stay_together_until_workers_are_idle() -> None:
+    queue = JobQueue([Job(None, key=key) for key in "aaabbb"])
+    assert [queue.take(at_hand=None, others=()), queue.take(at_hand=None, others={"a"})] == [0, 3]
+    assert [queue.take(at_hand="a", others={"b"}), queue.take(at_hand="b", others={"a"})] == [1, 4]
+    # A third worker takes from the end of what the others have in hand.
+    assert queue.take(at_hand=None, others={"a", "b"}) == 5
+    queue.put_back(1)
+    assert [queue.take(at_hand="a", others={"b"}), queue.take(at_hand="a", others={"b"}), bool(queue)] == [1, 2, False]
+
+
+@pytest.mark.parametrize(
+    ("workforce", "message"),
+    [
+        (Workforce(workers=2), "--workers: the executor local has no such option.*processes, ray"),
+        (Workforce(executor="processes", address="auto"), "--address: the executor processes has no such option.*ray"),
+        (Workforce(executor="processes", gpus_per_worker=1), "--gpus-per-worker: the executor processes has no such"),
+        (Workforce(executor="proceses"), "there is no executor 'proceses'. Did you mean 'processes'"),
+        (Workforce(executor="ray", address="http://cluster:1"), "'http://cluster:1' is no address of a Ray cluster"),
+        (Workforce(executor="ray", address="cluster"), "'cluster' is no address of a Ray cluster"),
+    ],
+)
+def test_what_an_executor_does_not_have_is_refused(workforce: Workforce, message: str) -> None:
+    if workforce.executor == "ray":
+        pytest.importorskip("ray")
+    with pytest.raises(UsageError, match=message):
+        check_workforce(workforce)
+
+
+def test_without_ray_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFault, match=r"Install it with: pip install 'shearling\[ray\]'") as caught:
+        check_workforce(Workforce(executor="ray"))
+    assert caught.value.exit_code == 4

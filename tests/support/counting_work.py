@@ -1,0 +1,69 @@
+"""Work without a model, for executors: it can be told to take its time, to fail, and to end its worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shearling.errors import ArtefactMissing, UsageError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked.
+
+    Attributes:
+        number: to be squared.
+        seconds: that it takes.
+        act: `refuse` and `break` raise errors, `die` ends the worker, `die_once` the first one that gets it, `hang`
+            stops it.
+    """
+
+    number: int
+    seconds: float = 0.0
+    act: str = ""
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Opens the work.
+
+    Attributes:
+        diary: file that every finished job is written into; None for none.
+        needs: a file without which it cannot be opened.
+    """
+
+    diary: Path | None = None
+    needs: Path | None = None
+
+    def __call__(self) -> Callable[[Request], tuple[int, int]]:
+        if self.needs is not None and not self.needs.exists():
+            raise ArtefactMissing("no super_adapter artefact here", where=self.needs, remedy="Make it")
+        return self._square
+
+    def _square(self, request: Request) -> tuple[int, int]:
+        """The square, and the process that computed it."""
+        self._act(request)
+        time.sleep(request.seconds)
+        if self.diary is not None:
+            with self.diary.open("a") as stream:
+                stream.write(f"{request.number}\n")
+        return request.number**2, os.getpid()
+
+    def _act(self, request: Request) -> None:
+        match request.act:
+            case "refuse":
+                raise UsageError("this number is not liked", where="here", remedy="Take another")
+            case "break":
+                raise ValueError("cannot be squared")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "die_once" | "hang" if self.diary is not None:
+                mark = self.diary.with_suffix(".mark")
+                if not mark.exists():
+                    mark.touch()
+                    os.kill(os.getpid(), signal.SIGKILL if request.act == "die_once" else signal.SIGSTOP)
