@@ -35,7 +35,17 @@ SEARCH_ALGORITHMS: Registry[SearchAlgorithm] = Registry(
         SearchAlgorithm(
             name="nsga2",
             summary="a population that evolves towards the front of accuracy and cost",
-            implementation="search.strategies.nsga2:Evolution",
+            implementation="search.strategies.nsga2:Nsga2",
+        ),
+        SearchAlgorithm(
+            name="rnsga2",
+            summary="the same, towards the part of the front that is near to no cost and no error",
+            implementation="search.strategies.rnsga2:Rnsga2",
+        ),
+        SearchAlgorithm(
+            name="exhaustive",
+            summary="every sub-network of a small space",
+            implementation="search.strategies.exhaustive:Exhaustive",
         ),
     ),
 )

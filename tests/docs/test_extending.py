@@ -77,7 +77,7 @@ def test_every_kind_of_member_has_a_short_complete_example():
 def test_the_commands_of_the_page_use_its_members(place):
     directory, printed = place
     assert "column_share" in (directory / "runs/mine/sparse/manifest.json").read_text(encoding="utf-8")
-    assert "shrinking" in (directory / "runs/mine/search/best.json").read_text(encoding="utf-8")
+    assert "parzen" in (directory / "runs/mine/search/best.json").read_text(encoding="utf-8")
     assert (directory / "runs/mine/archive/archive/weights.npz").is_file()
     assert '"coarse"' in (directory / "runs/mine/coarse/report.json").read_text(encoding="utf-8")
     assert "8 11 14 17" in printed["A runtime"]

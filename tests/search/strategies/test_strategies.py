@@ -28,7 +28,7 @@ def test_random_draws_are_distinct_and_cover_a_small_space(tmp_path: Path) -> No
     assert sorted(record.choice_idx for record in records) == everything()
 
 
-@pytest.mark.parametrize("algorithm", ["random", "hill_climbing", "nsga2"])
+@pytest.mark.parametrize("algorithm", ["random", "hill_climbing", "nsga2", "rnsga2"])
 def test_the_same_seed_gives_the_same_records(algorithm: str, tmp_path: Path) -> None:
     first, second = (run(tmp_path / name, Separable(), algorithm, seed=3) for name in "ab")
     assert first == second
@@ -98,14 +98,14 @@ def test_hill_climbing_prefers_fewer_parameters_among_equals() -> None:
     assert strategy.parent == (2,)
 
 
-@pytest.mark.parametrize("algorithm", ["random", "hill_climbing", "nsga2"])
+@pytest.mark.parametrize("algorithm", ["random", "hill_climbing", "nsga2", "rnsga2"])
 def test_a_budget_is_kept_by_every_candidate_but_the_reference(algorithm: str, tmp_path: Path) -> None:
     sizes, share = (3,) * 12, 0.6
     objective = Separable(weights=tuple(range(1, 13)), preferred=(1, 0, 2) * 4)
     records = run(tmp_path / "j", objective, algorithm, sizes=sizes, evaluations=120, population=12, share=share)
     largest = objective.params((0,) * 12)
     dear = [record.choice_idx for record in records if record.adapter_params > share * largest]
-    assert dear == ([(0,) * 12] if algorithm == "nsga2" else [])
+    assert dear == ([(0,) * 12] if algorithm.endswith("nsga2") else [])
     assert len(records) > 12
     assert records == run(
         tmp_path / "again", objective, algorithm, sizes=sizes, evaluations=120, population=12, share=share
@@ -139,3 +139,36 @@ def test_random_draws_end_where_a_budget_leaves_few_candidates(tmp_path: Path) -
 def test_a_budget_that_nothing_keeps_is_refused() -> None:
     with pytest.raises(UsageError, match=r"the smallest sub-network costs 50\.0% of the largest, more than 49\.0%"):
         CostLimit.of_share(0.49, Separable().params, Grid(SIZES))
+
+
+def test_rnsga2_gathers_near_the_reference_point_and_nsga2_along_the_front(tmp_path: Path) -> None:
+    sizes = (3,) * 12
+    objective = Separable(weights=(1,) * 12, preferred=(0,) * 12)
+    spreads = {}
+    for algorithm in ("nsga2", "rnsga2"):
+        records = run(tmp_path / algorithm, objective, algorithm, sizes=sizes, evaluations=480, population=16)
+        late = [record for record in records if record.generation >= 20]
+        spreads[algorithm] = max(r.adapter_params for r in late) - min(r.adapter_params for r in late)
+    assert spreads["rnsga2"] < 0.7 * spreads["nsga2"]
+
+
+def test_rnsga2_survives_a_front_without_a_span() -> None:
+    strategy = make_strategy("rnsga2", Grid(SIZES), Effort(24, population=6))
+    while asked := strategy.ask():
+        strategy.tell([Trial(indices, 0.5, 100) for indices in asked])
+
+
+def test_exhaustive_asks_for_everything_once_and_finds_the_optimum(tmp_path: Path) -> None:
+    objective = Separable()
+    records = run(tmp_path / "j", objective, "exhaustive", evaluations=81)
+    assert [record.choice_idx for record in records] == everything()
+    assert max(records, key=lambda record: record.accuracy).choice_idx == objective.preferred
+    cheap = run(tmp_path / "cheap", objective, "exhaustive", evaluations=81, share=0.6)
+    most = 0.6 * objective.params((0,) * len(SIZES))
+    assert [record.choice_idx for record in cheap] == [each for each in everything() if objective.params(each) <= most]
+
+
+@pytest.mark.parametrize(("sizes", "count"), [(SIZES, "81"), ((3,) * 40, r"1.22e\+19")])
+def test_exhaustive_refuses_what_it_may_not_finish(sizes: tuple[int, ...], count: str) -> None:
+    with pytest.raises(UsageError, match=f"takes {count} evaluations, 80 are allowed"):
+        make_strategy("exhaustive", Grid(sizes), Effort(80))
