@@ -12,7 +12,13 @@ from search.front import Preference
 from search.strategies.strategy import Cost
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
 from shearling.evaluation.precision import Precision
-from shearling.registry.executors import EXECUTORS
+from shearling.executors.command_options import (
+    AddressOption,
+    ExecutorOption,
+    GpusOption,
+    ThreadsOption,
+    WorkersOption,
+)
 from shearling.registry.name_option import member_of
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
@@ -81,24 +87,11 @@ def search(
     reference_accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="Default: that of the largest sub-network.")
     ] = None,
-    executor: Annotated[
-        str,
-        typer.Option(
-            click_type=member_of(EXECUTORS), help="Where sub-networks are measured; finds the same with any of them."
-        ),
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Most sub-networks measured at a time; default: as many as there is room.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Of each worker; default: 1, or all where there are no workers.")
-    ] = None,
-    gpus_per_worker: Annotated[
-        float, typer.Option(min=0, help="Devices of each worker, on a cluster; 0.5 lets two share one.")
-    ] = 0.0,
-    address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster: HOST:PORT, or auto for one on this machine.")
-    ] = None,
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+    gpus_per_worker: GpusOption = 0.0,
+    address: AddressOption = None,
     start_over: Annotated[
         bool,
         typer.Option(

@@ -16,7 +16,7 @@ from shearling.errors import ArtefactMismatch, UsageError
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskLocation, locate_task
 from shearling.evaluation.task_evaluator import open_evaluator
-from shearling.executors.executor import Workforce
+from shearling.executors.executor import Workforce, limit_threads
 from shearling.run import Run
 
 
@@ -73,9 +73,7 @@ class WorkersObjective:
         Raises:
             ArtefactError: the run is missing here, or is another one.
         """
-        import torch
-
-        torch.set_num_threads(self.threads)
+        limit_threads(self.threads)
         inputs = open_inputs(open_run(Run(self.run)), task=self.settings.task)
         for role, parent in inputs.parents.items():
             if parent.sha256 != self.parents.get(role):

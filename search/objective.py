@@ -46,8 +46,8 @@ class CandidateFigures:
 
 
 Objective = Callable[[Sequence[tuple[Indices, range]]], Iterator[CandidateFigures]]
-"""Measures candidates, each on the rows at some positions, see `RowSplit`; gives the figures in that order, each as soon
-as it and those before it are known. The same gives the same result, time apart."""
+"""Measures candidates, each on the rows at some positions, see `RowSplit`; gives the figures in that order, each as
+soon as it and those before it are known. The same gives the same result, time apart."""
 
 
 class SubnetObjective:

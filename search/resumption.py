@@ -94,7 +94,7 @@ def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
             raise UsageError(
                 lost,
                 where=directory,
-                remedy="Search as before to continue it, or add --start-over, which keeps its journal under another name",
+                remedy="Search as before to continue it, or add --start-over: its journal is kept under another name",
             )
     if journal.exists():
         aside = _free_name(journal)

@@ -31,7 +31,7 @@ from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, Strategy, make_strategy
 from shearling.artefact import check_destination, write_artefact
 from shearling.console import log, progress
-from shearling.executors.executor import Workforce, check_workforce, make_executor
+from shearling.executors.executor import Workforce, check_workforce, limit_threads, make_executor
 from shearling.run import Run
 from shearling.strict_json import write_document, write_json, write_text
 
@@ -198,10 +198,7 @@ def _measuring(
     """What measures candidates, for as long as the search goes on."""
     objective = measured.objective
     if workforce.entry.in_process:
-        if workforce.threads is not None:
-            import torch
-
-            torch.set_num_threads(workforce.threads)
+        limit_threads(workforce.threads)
         executor = make_executor(workforce, lambda: objective.measure)
     else:
         executor = make_executor(workforce, WorkersObjective.of(settings, inputs, workforce))

@@ -11,6 +11,13 @@ import typer
 
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.evaluation.precision import Precision
+from shearling.executors.command_options import (
+    AddressOption,
+    ExecutorOption,
+    GpusOption,
+    ThreadsOption,
+    WorkersOption,
+)
 from shearling.target import Target, parse_target
 
 app = make_app("Sparse fine-tuning of language models, from pretrained to deployed.")
@@ -96,13 +103,27 @@ def evaluate(
     precision: Annotated[
         Precision, typer.Option(help="Of models in torch; auto: bf16 where the hardware has it.")
     ] = "auto",
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+    gpus_per_worker: GpusOption = 0.0,
+    address: AddressOption = None,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
     """Accuracy with its interval, bits per byte, and the zeros counted, of several models side by side."""
     from shearling.commands.evaluation import evaluate_models
+    from shearling.executors.executor import Workforce
 
-    return evaluate_models(targets, tasks=tasks, split=split, limit=limit, batch_size=batch_size, precision=precision)
+    return evaluate_models(
+        targets,
+        tasks=tasks,
+        split=split,
+        limit=limit,
+        batch_size=batch_size,
+        precision=precision,
+        workforce=Workforce(executor, workers, threads, gpus_per_worker, address),
+    )
 
 
 @app.command()

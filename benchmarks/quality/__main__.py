@@ -24,6 +24,8 @@ from benchmarks.quality.tasks import TASKS
 from shearling.command_line import INTERRUPTED, print_result, quiet_libraries
 from shearling.console import log
 from shearling.errors import ShearlingError
+from shearling.executors.executor import Workforce, check_workforce
+from shearling.registry.executors import EXECUTORS
 
 Value = TypeVar("Value")
 
@@ -61,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="of every training instead of the model's own: for a trial")
     add("--test-rows", type=int, help="instead of a task's own: for a trial")
     add("--keep", action="store_true", help="leave the models of finished cells: a gigabyte each")
+    add("--executor", choices=EXECUTORS.names(), default="local", help="what measures the candidates of searches")
+    add("--workers", type=int, help="of the executor; default: as many as there is room for")
+    add("--threads", type=int, help="of each worker")
+    add("--address", help="of a Ray cluster")
     add("--report", action="store_true", help="tell the cells that are there, and run none")
     return parser
 
@@ -85,7 +91,9 @@ def _carry_out(options: argparse.Namespace) -> dict[str, ShearlingError]:
     # Imports torch, which a report and --help do without.
     from benchmarks.quality.carry_out import carry_out_all
 
-    return carry_out_all(missing, options.output, keep=options.keep)
+    workforce = Workforce(options.executor, options.workers, options.threads, address=options.address)
+    check_workforce(workforce)
+    return carry_out_all(missing, options.output, keep=options.keep, workforce=workforce)
 
 
 def _list(parse: Callable[[str], Value]) -> Callable[[str], tuple[Value, ...]]:

@@ -17,7 +17,7 @@ from export.quantization.settings import Quantization
 from export.quantization.text import TASK_ROWS
 from export.request import ExportRequest
 from export.stage import export_subnet
-from search.stage import BEST_FILE, search_by_recipe
+from search.stage import BEST_FILE, LOCAL, search_by_recipe
 from shearling.artefact import MANIFEST, Artefact, open_artefact, unfinished_artefact, utc_now
 from shearling.console import log
 from shearling.elastic.search_space import Choice
@@ -29,6 +29,7 @@ from shearling.evaluation.openvino_scorer import OpenVINOScorer
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskLocation
 from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
+from shearling.executors.executor import Workforce
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe.recipe import Recipe
@@ -56,13 +57,16 @@ class Prepared(Document):
     bits_per_byte: float | None
 
 
-def carry_out_all(cells: Iterable[Cell], output: Path, *, keep: bool) -> dict[str, ShearlingError]:
+def carry_out_all(
+    cells: Iterable[Cell], output: Path, *, keep: bool, workforce: Workforce = LOCAL
+) -> dict[str, ShearlingError]:
     """Carry out cells, those that share a frozen model one after the other, and write a file for each.
 
     Args:
         cells: unfinished.
         output: the directory of the benchmark.
         keep: leave the run directories; otherwise each goes when its last cell is finished.
+        workforce: what measures the candidates of searches.
 
     Returns:
         By name what went wrong; the other cells are finished all the same.
@@ -77,7 +81,7 @@ def carry_out_all(cells: Iterable[Cell], output: Path, *, keep: bool) -> dict[st
             log.print(f"[bold]{cell.name}[/bold]: {left} to do")
             left -= 1
             try:
-                document = carry_out(cell, run)
+                document = carry_out(cell, run, workforce=workforce)
             except ShearlingError as error:
                 failed[cell.name] = error
                 log.print(f"{cell.name} failed: {error}", style="red", markup=False)
@@ -90,12 +94,13 @@ def carry_out_all(cells: Iterable[Cell], output: Path, *, keep: bool) -> dict[st
     return failed
 
 
-def carry_out(cell: Cell, run: Run) -> CellDocument:
+def carry_out(cell: Cell, run: Run, *, workforce: Workforce = LOCAL) -> CellDocument:
     """Carry out one cell, anew from the training on.
 
     Args:
         cell: which.
         run: its run directory; a frozen model that is there is used as it is.
+        workforce: what measures the candidates of its search.
 
     Raises:
         RecipeInvalid: what the arm says is no recipe.
@@ -115,7 +120,7 @@ def carry_out(cell: Cell, run: Run) -> CellDocument:
         write_document(run.path / PREPARED_FILE, prepared)
         train_s -= prepare_s
     with _timed() as searching:
-        searched = _search(run) if cell.arm.ranks == "elastic" else None
+        searched = _search(run, workforce) if cell.arm.ranks == "elastic" else None
     return CellDocument(
         model=cell.model.name,
         arm=cell.arm.name,
@@ -183,8 +188,8 @@ def _bits_per_byte(model: nn.Module, tokenizer: Any, text: GeneralText) -> float
     return bits_per_byte(torch_scorer(model, tokenizer, precision="auto"), text)
 
 
-def _search(run: Run) -> tuple[Choice, dict[str, Any]]:
-    search_by_recipe(run, settings={}, rule={})
+def _search(run: Run, workforce: Workforce) -> tuple[Choice, dict[str, Any]]:
+    search_by_recipe(run, settings={}, rule={}, workforce=workforce)
     subnet = open_subnet(run.search / BEST_FILE).subnet
     return subnet.choice, subnet.metrics.model_dump(mode="json") if subnet.metrics else {}
 

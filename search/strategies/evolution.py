@@ -1,10 +1,10 @@
 """What the evolutionary strategies have in common: pymoo, with the operators of LoNAS and Shears.
 
-Objectives: cost (adapter parameters, unless told otherwise) and the error, one less the accuracy, both minimised. SBX crossover
-(probability 0.9, eta 10) and polynomial mutation (eta 3), rounded to integers; floor(evaluations / population)
-generations; duplicates eliminated. The first generation holds the maximal, the heuristic and the minimal sub-network,
-which span the front from the start, and uniform draws. Within a limit on the cost all but the maximal one are shrunk to
-it, and so is every candidate after.
+Objectives: cost (adapter parameters, unless told otherwise) and the error, one less the accuracy, both minimised. SBX
+crossover (probability 0.9, eta 10) and polynomial mutation (eta 3), rounded to integers; floor(evaluations /
+population) generations; duplicates eliminated. The first generation holds the maximal, the heuristic and the minimal
+sub-network, which span the front from the start, and uniform draws. Within a limit on the cost all but the maximal one
+are shrunk to it, and so is every candidate after.
 """
 
 from __future__ import annotations

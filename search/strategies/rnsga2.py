@@ -1,9 +1,9 @@
 """R-NSGA-II (Deb and Sundar, 2006) through pymoo: the part of the front next to a reference point.
 
 The reference point is no cost and no error, distances are measured in the spans of the front, and of candidates nearer
-to each other than `EPSILON` one is kept: the settings of BootstrapNAS, on which LoNAS and Shears search. There the second
-objective is the negative accuracy, so that its point [0, 0] stands for no accuracy at all, and draws the search towards
-cheap candidates of little accuracy; with the error in its place, the point is the one that is meant.
+to each other than `EPSILON` one is kept: the settings of BootstrapNAS, with which LoNAS and Shears search. There the
+second objective is the negative accuracy, so that its point [0, 0] stands for no accuracy at all, and draws the search
+towards cheap candidates of little accuracy; with the error in its place, the point is the one that is meant.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,17 @@ from rich.table import Table
 from shearling.errors import UsageError
 from shearling.evaluation.given_model import GivenModel, find_given_model
 from shearling.evaluation.precision import Precision, resolve_precision
+from shearling.evaluation.scoring_work import Scoring, ScoringWork
 from shearling.evaluation.task import Split, TaskLocation, locate_task
-from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
+from shearling.executors.executor import Job, Workforce, check_workforce, make_executor
 from shearling.model.head import Head
 from shearling.strict_json import Document
 from shearling.target import Target, parse_target
 
 if TYPE_CHECKING:
-    from shearling.evaluation.evaluator import OnRows
+    from shearling.evaluation.evaluator import Evaluation, OnRows
+
+LOCAL = Workforce()
 
 
 class Score(Document):
@@ -93,8 +97,9 @@ def score_models(
     limit: int | None = None,
     batch_size: int = 64,
     precision: Precision = "auto",
+    workforce: Workforce = LOCAL,
 ) -> Scoreboard:
-    """Measure models one after another; only one is in memory at a time, and it answers every task.
+    """Measure models one after another, or several at a time on workers; only one is in the memory of each.
 
     Args:
         targets: Hugging Face model directories, such as `RUN/base` or `RUN/export/model`; OpenVINO ones, such as an
@@ -105,6 +110,8 @@ def score_models(
         batch_size: most rows of a batch; changes the time alone.
         precision: of the arithmetic in torch; auto is bf16 where the hardware has it. OpenVINO and llama.cpp keep their
             own default.
+        workforce: what measures; makes no difference to what is found, but for llama.cpp and OpenVINO, which have
+            threads of their own.
 
     Raises:
         ArtefactMissing: a directory holds no model, or a task has no data here.
@@ -112,16 +119,22 @@ def score_models(
         PackageMissing: llama.cpp is not installed where a target says.
         UsageError: no such task or split, or a setting of a target that an evaluation does not honour.
     """
+    check_workforce(workforce)
     models = [find_given_model(parse_target(target)) for target in targets]
-    head = _common_head(models)
-    evaluators = [
-        open_evaluator(task, head=head, split=split, limit=limit, batch_size=batch_size, bits_per_byte=True)
-        for task in tasks
-    ]
     settled = resolve_precision(precision)
-    by_model = [_score(given, evaluators, precision=settled) for given in models]
-    scores = tuple(scores[place] for place in range(len(evaluators)) for scores in by_model)
-    return Scoreboard(split=split, precision=settled, scores=scores)
+    work = ScoringWork(
+        tasks=tuple(_absolute(task) for task in tasks),
+        head=_common_head(models),
+        split=split,
+        limit=limit,
+        batch_size=batch_size,
+        precision=settled,
+        threads=workforce.threads_per_worker,
+    )
+    wanted = [Scoring.of(given, place) for given in models for place in range(len(tasks))]
+    scores = list((_score_here if workforce.entry.in_process else _score_by_workers)(wanted, work, workforce))
+    by_task = tuple(score for place in range(len(tasks)) for score in scores[place :: len(tasks)])
+    return Scoreboard(split=split, precision=settled, scores=by_task)
 
 
 def scoreboard_screen(board: Scoreboard) -> Table:
@@ -165,27 +178,46 @@ def _common_head(models: Sequence[GivenModel]) -> Head:
     return models[0].head
 
 
-def _score(given: GivenModel, evaluators: Sequence[TaskEvaluator], *, precision: Precision) -> list[Score]:
-    label, scores = given.target.label, []
-    with given.load(precision) as model:
-        for evaluator in evaluators:
-            with _counting(f"evaluating {label} on {evaluator.task}", evaluator.rows) as on_rows:
-                evaluation = model.measure(evaluator, on_rows)
-            scores.append(
-                Score(
-                    directory=label,
-                    task=evaluator.task,
-                    n=evaluation.n,
-                    rows_sha256=evaluation.rows_sha256,
-                    accuracy=evaluation.accuracy,
-                    interval=evaluation.interval,
-                    loss=evaluation.loss,
-                    bits_per_byte=evaluation.bits_per_byte,
-                    sparsity=model.sparsity,
-                    seconds=evaluation.seconds,
-                )
-            )
-    return scores
+def _score_here(wanted: Sequence[Scoring], work: ScoringWork, _workforce: Workforce) -> Iterator[Score]:
+    scorer = work()
+    with closing(scorer):
+        for scoring in wanted:
+            evaluator = scorer.evaluators[scoring.task]
+            with _counting(f"evaluating {scoring.label} on {evaluator.task}", evaluator.rows) as on_rows:
+                yield _told(scoring, *scorer(scoring, on_rows))
+
+
+def _score_by_workers(wanted: Sequence[Scoring], work: ScoringWork, workforce: Workforce) -> list[Score]:
+    from shearling.console import progress
+
+    scores: dict[int, Score] = {}
+    with (
+        closing(make_executor(workforce, work)) as executor,
+        progress(f"evaluating on {executor.workers} workers", total=len(wanted)) as advance,
+    ):
+        for place, (evaluation, sparsity) in executor.run([Job(scoring, key=scoring.label) for scoring in wanted]):
+            scores[place] = _told(wanted[place], evaluation, sparsity)
+            advance(note=f"{evaluation.accuracy:.1%} of {wanted[place].label} on {evaluation.task}")
+    return [scores[place] for place in range(len(wanted))]
+
+
+def _told(scoring: Scoring, evaluation: Evaluation, sparsity: float | None) -> Score:
+    return Score(
+        directory=scoring.label,
+        task=evaluation.task,
+        n=evaluation.n,
+        rows_sha256=evaluation.rows_sha256,
+        accuracy=evaluation.accuracy,
+        interval=evaluation.interval,
+        loss=evaluation.loss,
+        bits_per_byte=evaluation.bits_per_byte,
+        sparsity=sparsity,
+        seconds=evaluation.seconds,
+    )
+
+
+def _absolute(task: TaskLocation) -> TaskLocation:
+    return task if task.directory is None else replace(task, directory=task.directory.absolute())
 
 
 @contextmanager

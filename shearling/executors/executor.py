@@ -136,6 +136,14 @@ def make_executor(workforce: Workforce, open_work: OpenWork) -> Executor:
     return executor
 
 
+def limit_threads(count: int | None) -> None:
+    """Let torch compute with so many threads in this process; None leaves it as it is."""
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
 def available_cpus() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0))

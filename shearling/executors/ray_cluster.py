@@ -151,7 +151,8 @@ class RayCrew:
 
     def hire(self) -> RayMember:
         """See `Crew.hire`."""
-        actor = Actor.options(**self._options).remote()
+        actor_type: Any = Actor  # what Ray has made of the class
+        actor = actor_type.options(**self._options).remote()
         member = RayMember(actor, actor.open.remote(dict(own_identity()), self._open_work))
         self._members.append(member)
         return member
@@ -195,8 +196,8 @@ class RayCrew:
             member.opening = None
             return [Opened(member) if answer is None else Failed(member, answer)]
         member.doing = None
-        outcome, error = answer
-        return [Done(member, member.ticket, outcome) if error is None else Failed(member, error)]
+        outcome, failure = answer
+        return [Done(member, member.ticket, outcome) if failure is None else Failed(member, failure)]
 
     def _ask_for_pulses(self) -> None:
         now_s = time.monotonic()

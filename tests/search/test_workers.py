@@ -21,8 +21,7 @@ from search.measuring import WorkersObjective
 from search.objective import SubnetObjective
 from search.opening import open_inputs, open_run
 from search.piece_store import read_pieces
-from search.pieces import Piece, cut, join
-from search.settings import SearchSettings
+from search.pieces import Piece, PieceOutcome, cut, join
 from search.stage import search
 from shearling.artefact import open_artefact
 from shearling.errors import ArtefactMismatch, ArtefactMissing, NoCandidate, UsageError
@@ -132,10 +131,12 @@ def test_a_search_on_workers_that_is_killed_ends_as_one_that_is_not(run: Run, al
     options += [word for name, value in given.items() for word in (f"--{name}", str(value))]
     options += ["--batch-size", str(SETTINGS.batch_size)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    (run.path / "super_adapter" / "manifest.json").exists()
     for wanted in (3, 12, 25):
         process = subprocess.Popen(
-            [sys.executable, str(leader), *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, str(leader), *options],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         pieces = unfinished(run) / "pieces.jsonl"
         until_s = time.monotonic() + 120
@@ -148,7 +149,9 @@ def test_a_search_on_workers_that_is_killed_ends_as_one_that_is_not(run: Run, al
     kept = [(line.choice_idx, line.rows_sha256) for line in read_pieces(pieces)]
     assert len(kept) >= 25
     assert len(kept) == len(set(kept)), "a piece was measured twice"
-    done = subprocess.run([sys.executable, str(leader), *options], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(leader), *options], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     journal, best = found(run)
     expected, expected_best = found(alone)
@@ -190,7 +193,9 @@ def test_evaluations_of_another_question_are_not_left_behind_unasked(run: Run) -
         search(run, SETTINGS, BestRule(max_params=1))
     before = {path.name: path.read_bytes() for path in unfinished(run).iterdir()}
     other, asked = dataclasses.replace(SETTINGS, precision="bf16"), []
-    with pytest.raises(UsageError, match=r"an unfinished search of this run has \d+ evaluations.*--start-over") as caught:
+    with pytest.raises(
+        UsageError, match=r"an unfinished search of this run has \d+ evaluations.*--start-over"
+    ) as caught:
         search(run, other, BestRule())
     assert caught.value.exit_code == 2
     assert {path.name: path.read_bytes() for path in unfinished(run).iterdir()} == before
@@ -226,11 +231,7 @@ def test_pieces_cover_the_rows_and_join_to_the_whole() -> None:
     pieces = cut((1, 2), range(5, 30))
     assert [position for piece in pieces for position in piece.positions] == list(range(5, 30))
     assert {len(piece.positions) for piece in pieces[:-1]} == {ROWS_OF_A_PIECE}
-    settings: SearchSettings = SETTINGS
-    assert settings.batch_size == ROWS_OF_A_PIECE, "the last piece is a batch of its own"
     assert cut((0,), range(3, 3)) == []
-    from search.pieces import PieceOutcome
-
     parts = [
         PieceOutcome(1.0, 0.0, 0.25, (1.0, 1.0), (0.25, 0.25), 7, 3.5, 1.0),
         PieceOutcome(0.0, 0.0, 1.0, (0.0,), (1.0,), 7, None, 2.0),

@@ -19,6 +19,7 @@ from shearling.errors import ArtefactCorrupt, ArtefactMissing, UsageError
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.scoreboard import Scoreboard, parse_tasks, score_models, scoreboard_screen
 from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, write_rows
+from shearling.executors.executor import Workforce
 from shearling.recipe.recipe import recipe_json_schema
 from shearling.registry.tables import TABLES
 from shearling.strict_json import validate_document, write_document
@@ -116,6 +117,19 @@ def test_evaluate_counts_zeros_and_measures(measured):
     assert first.interval[0] <= first.accuracy <= first.interval[1]
     assert first.bits_per_byte > 0
     assert first.bits_per_byte != second.bits_per_byte
+
+
+def test_evaluate_on_workers_scores_the_same(measured, tmp_path):
+    model, task = measured
+    other = shutil.copytree(model, tmp_path / "other")
+    options = {"tasks": [locate_task(str(task))], "split": "test", "precision": "fp32"}
+    alone = score_models([model, other, model], **options, workforce=Workforce(threads=1))
+    together = score_models([model, other, model], **options, workforce=Workforce("processes", workers=2))
+
+    def told(board: Scoreboard) -> list[dict[str, object]]:
+        return [score.model_dump(exclude={"seconds"}) for score in board.scores]
+
+    assert told(together) == told(alone)
 
 
 def test_evaluate_speaks_json(measured, tmp_path):

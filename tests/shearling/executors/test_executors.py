@@ -95,9 +95,9 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
 
 def test_a_job_that_ends_every_worker_ends_the_work_and_what_was_done_before_is_told() -> None:
     executor, finished = make_executor(processes(2), Squares()), []
+    jobs = [Job(Request(1), key=1), Job(Request(2, act="die"), key=2)]
     with pytest.raises(ResourceExhausted, match=f"{LOSSES_OF_A_JOB} workers were lost over the same piece"):
-        for place, _ in executor.run([Job(Request(1), key=1), Job(Request(2, act="die"), key=2)]):
-            finished.append(place)
+        finished.extend(place for place, _ in executor.run(jobs))
     executor.close()
     assert finished == [0]
 

@@ -78,20 +78,22 @@ def test_errors_keep_their_class_and_name_the_node(cluster: Any, tmp_path: Path)
 
 
 def test_a_worker_that_dies_or_hangs_is_replaced(cluster: Any, tmp_path: Path) -> None:
-    from shearling.executors.ray_cluster import RayCrew, RayExecutor
+    import ray
 
+    from shearling.executors.ray_cluster import RayCrew
+
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     for act in ("die_once", "hang"):
         diary = tmp_path / act
-        executor = RayExecutor(on(cluster, workers=2), Squares(diary))
-        impatient = CrewExecutor(RayCrew(on(cluster), Squares(diary), silence_s=3.0), workers=2)
+        executor = CrewExecutor(RayCrew(on(cluster), Squares(diary), silence_s=3.0), workers=2)
         try:
             requests = [Request(number, 0.05, act=act if number == 3 else "") for number in range(10)]
-            outcomes = dict(impatient.run([Job(request, key=request.number) for request in requests]))
+            outcomes = dict(executor.run([Job(request, key=request.number) for request in requests]))
         finally:
-            impatient.close()
             executor.close()
         assert {place: square for place, (square, _) in outcomes.items()} == {n: n**2 for n in range(10)}
         assert sorted(int(line) for line in diary.read_text().split()) == list(range(10))
+    ray.shutdown()
 
 
 def test_workers_and_a_node_killed_at_random_lose_and_repeat_nothing(tmp_path: Path) -> None:
@@ -122,7 +124,9 @@ def test_another_source_or_version_on_a_worker_is_refused(cluster: Any, monkeypa
 
     other = {**own_identity(), "ray": "2.49.0", "source of shearling": "0123456789ab"}
     monkeypatch.setattr(module, "own_identity", lambda: other)
-    with pytest.raises(EnvironmentFault, match=r"a worker has other versions .*not 2\.49\.0; source of.*not 0123456789ab"):
+    with pytest.raises(
+        EnvironmentFault, match=r"a worker has other versions .*not 2\.49\.0; source of.*not 0123456789ab"
+    ):
         squares(on(cluster, workers=1), [Request(1)])
     check_identity(own_identity(), where="here")
 
@@ -136,7 +140,17 @@ def test_no_cluster_at_the_address_is_told_in_ten_seconds(answers: bool) -> None
         server.server_close()
     started_s = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "search", "--run", "any", "--executor", "ray", "--address", f"127.0.0.1:{server.server_port}"],
+        [
+            sys.executable,
+            "-m",
+            "search",
+            "--run",
+            "any",
+            "--executor",
+            "ray",
+            "--address",
+            f"127.0.0.1:{server.server_port}",
+        ],
         capture_output=True,
         text=True,
         check=False,
