@@ -33,6 +33,7 @@ from search.piece_store import PIECES_FILE
 from search.settings import recipe_settings
 from search.stage import search
 from shearling.command_line import quiet_libraries
+from shearling.console import log
 from shearling.executors.executor import Job, Workforce, make_executor
 from shearling.run import Run
 
@@ -113,6 +114,7 @@ def _kills(options: argparse.Namespace) -> dict[str, Any]:
                 same = _search(options, place, Workforce("ray", workers, address=cluster.address)) == expected
                 seconds = round(time.perf_counter() - started_s, 1)
             found[workers] = {"same": same, "killed": killed, "s": seconds}
+            log.print(f"{workers} workers: {found[workers]}")
     return {"evaluations": len(expected[0]), "by workers": found}
 
 
@@ -125,7 +127,7 @@ def _killing(cluster: Any, run: Path, kills: int) -> Iterator[list[str]]:
 
     def kill() -> None:
         seen = 0
-        while len(killed) < kills and not over.wait(choose.uniform(0.1, 1.0)):
+        while len(killed) < kills and not over.wait(choose.uniform(0.2, 3.0)):
             pieces = Run(run).search.with_name(".search.partial") / PIECES_FILE
             finished = pieces.read_bytes().count(b"\n") if pieces.exists() else 0
             workers = [process for process in psutil.process_iter(["cmdline"]) if _is_worker(process)]

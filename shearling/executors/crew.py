@@ -22,7 +22,7 @@ LOSSES_OF_A_JOB = 5
 """A job that so many workers were lost over is what they were lost by."""
 
 LOSSES_WHILE_OPENING = 5
-"""So many workers in a row that are lost before they have opened the work, and no further one will."""
+"""So many workers in a row that are lost before they have opened the work, and the next one would be, too."""
 
 WAIT_S = 1.0
 """How long a crew is listened to at a time, so that Ctrl-C is heard."""
@@ -195,10 +195,24 @@ class CrewExecutor:
                 post = self._posts.pop(member)
                 log.print(f"a worker is lost, another takes its place: {member.name}: {reason}")
                 if not post.ready:
-                    self._lost_opening += 1
-                    _check_opening(self._lost_opening, event)
+                    self._lose_opening(event)
                 return post.ticket
         return None
+
+    def _lose_opening(self, lost: Lost) -> None:
+        """Stop hiring where nobody gets as far as the work: there may be memory for the others alone."""
+        self._lost_opening += 1
+        if self._lost_opening < LOSSES_WHILE_OPENING:
+            return
+        told = f"{self._lost_opening} workers in a row were lost before they had loaded anything"
+        if self.workers == 1:
+            raise EnvironmentFault(
+                f"{told}, the last one: {lost.reason}",
+                where=lost.member.name,
+                remedy="See whether they have enough memory: fewer workers need less",
+            )
+        self.workers, self._lost_opening = self.workers - 1, 0
+        log.print(f"{told}: no more than {self.workers} are started from now on")
 
 
 def _too_many(losses: int, lost: Lost) -> ResourceExhausted | None:
@@ -209,12 +223,3 @@ def _too_many(losses: int, lost: Lost) -> ResourceExhausted | None:
         where=lost.member.name,
         remedy="See whether it had enough memory: fewer workers, or a smaller --batch-size; what is finished is kept",
     )
-
-
-def _check_opening(count: int, lost: Lost) -> None:
-    if count >= LOSSES_WHILE_OPENING:
-        raise EnvironmentFault(
-            f"{count} workers in a row were lost before they had loaded anything, the last one: {lost.reason}",
-            where=lost.member.name,
-            remedy="See whether they have enough memory: fewer workers need less",
-        )

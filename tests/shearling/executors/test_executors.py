@@ -15,7 +15,7 @@ from shearling.errors import ArtefactMissing, EnvironmentFault, ResourceExhauste
 from shearling.executors.crew import LOSSES_OF_A_JOB, CrewExecutor
 from shearling.executors.executor import Job, Workforce, check_workforce, make_executor
 from shearling.executors.job_queue import JobQueue
-from shearling.executors.processes import ProcessCrew
+from shearling.executors.processes import ProcessCrew, ProcessMember
 from tests.support.counting_work import Request, Squares
 from tests.support.documents import ROOT
 
@@ -100,6 +100,35 @@ def test_a_job_that_ends_every_worker_ends_the_work_and_what_was_done_before_is_
         finished.extend(place for place, _ in executor.run(jobs))
     executor.close()
     assert finished == [0]
+
+
+class Crippled(ProcessCrew):
+    """Of all that it hires only the first lives until it has opened the work; or nobody."""
+
+    living = 1
+
+    def hire(self) -> ProcessMember:
+        member = super().hire()
+        if len(self._members) > self.living:
+            member.process.kill()
+        return member
+
+
+def test_where_there_is_room_for_one_worker_it_does_the_work(capfd: pytest.CaptureFixture) -> None:
+    executor = CrewExecutor(Crippled(Squares()), workers=2)
+    outcomes = dict(executor.run([Job(Request(number, 0.3), key=number) for number in range(12)]))
+    executor.close()
+    assert {place: square for place, (square, _) in outcomes.items()} == {number: number**2 for number in range(12)}
+    assert executor.workers == 1
+    assert "no more than 1 are started from now on" in capfd.readouterr().err
+
+
+def test_where_no_worker_lives_the_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Crippled, "living", 0)
+    executor = CrewExecutor(Crippled(Squares()), workers=2)
+    with pytest.raises(EnvironmentFault, match="5 workers in a row were lost before they had loaded anything"):
+        list(executor.run([Job(Request(1))]))
+    executor.close()
 
 
 def test_workers_end_with_the_process_that_asked(tmp_path: Path) -> None:
