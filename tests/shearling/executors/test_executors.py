@@ -174,7 +174,7 @@ def test_jobs_of_a_key_stay_together_until_workers_are_idle() -> None:
         (Workforce(workers=2), "--workers: the executor local has no such option.*processes, ray"),
         (Workforce(executor="processes", address="auto"), "--address: the executor processes has no such option.*ray"),
         (Workforce(executor="processes", gpus_per_worker=1), "--gpus-per-worker: the executor processes has no such"),
-        (Workforce(executor="proceses"), "there is no executor 'proceses'. Did you mean 'processes'"),
+        (Workforce(executor="process"), "there is no executor 'process'. Did you mean 'processes'"),
         (Workforce(executor="ray", address="http://cluster:1"), "'http://cluster:1' is no address of a Ray cluster"),
         (Workforce(executor="ray", address="cluster"), "'cluster' is no address of a Ray cluster"),
     ],
