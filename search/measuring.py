@@ -12,7 +12,7 @@ from search.pieces import Piece, PieceOutcome
 from search.row_split import RowSplit
 from search.settings import SearchSettings
 from shearling.elastic.super_network import assemble_super_network
-from shearling.errors import ArtefactMismatch, UsageError
+from shearling.errors import ArtefactMismatch, ArtefactMissing, UsageError
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskLocation, locate_task
 from shearling.evaluation.task_evaluator import open_evaluator
@@ -33,6 +33,10 @@ class MeasuredTask:
     objective: SubnetObjective
     task: str
     split: RowSplit
+
+
+SHARED = "Let every node see the same run directory at the same path"
+"""What to do about workers that do not have what the process that leads the search has."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,21 @@ class WorkersObjective:
         """Verify and load everything.
 
         Raises:
-            ArtefactError: the run is missing here, or is another one.
+            ArtefactError: the run cannot be read here, or is another one.
         """
         limit_threads(self.threads)
-        inputs = open_inputs(open_run(Run(self.run)), task=self.settings.task)
+        try:
+            inputs = open_inputs(open_run(Run(self.run)), task=self.settings.task)
+        except (ArtefactMissing, OSError) as error:
+            # The process that leads the search has just read it.
+            message = error.message if isinstance(error, ArtefactMissing) else f"{type(error).__name__}: {error}"
+            raise ArtefactMissing(f"a worker cannot read the run: {message}", where=self.run, remedy=SHARED) from error
         for role, parent in inputs.parents.items():
             if parent.sha256 != self.parents.get(role):
                 raise ArtefactMismatch(
                     f"the {role} of a worker has another content than that of the process that leads the search",
                     where=parent.path,
-                    remedy="Let all nodes see the same run directory, or copy it again",
+                    remedy=SHARED,
                 )
         return build_objective(self.settings, inputs, device="cuda" if self.on_gpu else None).objective.measure
 

@@ -210,12 +210,21 @@ def test_evaluations_of_another_question_are_not_left_behind_unasked(run: Run) -
     assert (unfinished(run) / "journal.jsonl").read_bytes() == before["journal.jsonl"]
 
 
-def test_a_worker_refuses_a_run_that_it_cannot_read_or_that_is_another(run: Run, tmp_path: Path) -> None:
+def test_a_worker_refuses_a_run_that_it_cannot_read_or_that_is_another(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(run: Run):
+        raise PermissionError(13, "Permission denied", str(run.super_adapter))
+
     inputs = open_inputs(open_run(run), task=None)
     work = WorkersObjective.of(SETTINGS, inputs, Workforce(executor="processes"))
     assert dataclasses.asdict(work)["threads"] == 1
-    with pytest.raises(ArtefactMissing, match="no super_adapter artefact here"):
+    with pytest.raises(ArtefactMissing, match="a worker cannot read the run: no super_adapter.*Let every node see"):
         dataclasses.replace(work, run=tmp_path / "not mounted")()
+    with monkeypatch.context() as patch:
+        patch.setattr("search.measuring.open_run", denied)
+        with pytest.raises(ArtefactMissing, match="a worker cannot read the run: PermissionError"):
+            work()
     others = {**work.parents, "super_adapter": "0" * 64}
     with pytest.raises(ArtefactMismatch, match="the super_adapter of a worker has another content"):
         dataclasses.replace(work, parents=others)()
