@@ -49,6 +49,7 @@ class WorkersObjective:
         parents: by role, the digest of the manifest of everything that candidates are made of and measured on.
         threads: of a worker.
         on_gpu: whether a device was given to it.
+        files: all that is read, see `Shippable`.
     """
 
     run: Path
@@ -56,6 +57,7 @@ class WorkersObjective:
     parents: Mapping[str, str]
     threads: int
     on_gpu: bool
+    files: Mapping[str, Path]
 
     @classmethod
     def of(cls, settings: SearchSettings, inputs: SearchInputs, workforce: Workforce) -> WorkersObjective:
@@ -69,7 +71,12 @@ class WorkersObjective:
             parents={role: parent.sha256 for role, parent in inputs.parents.items()},
             threads=workforce.threads_per_worker or 1,
             on_gpu=workforce.gpus_per_worker > 0,
+            files=inputs.files,
         )
+
+    def at(self, directory: Path) -> WorkersObjective:
+        """See `Shippable`."""
+        return replace(self, run=directory)
 
     def __call__(self) -> Callable[[Piece], PieceOutcome]:
         """Verify and load everything.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from shearling.artefact import Artefact, open_artefact
+from shearling.artefact import MANIFEST, Artefact, open_artefact
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
 from shearling.errors import ArtefactMismatch
 from shearling.evaluation.lm_eval_task import answer_task
@@ -52,6 +54,14 @@ class SearchInputs:
         return {"super_adapter": self.adapter, self.frozen.manifest.kind: self.frozen, **task}
 
     @property
+    def files(self) -> dict[str, Path]:
+        """Every file that is read of the run, the rows of other splits not among them: path inside the run -> file."""
+        found = [path for whole in (self.adapter, self.frozen) for path in _files_of(whole, whole.manifest.files)]
+        if self.task is not None:
+            found += _files_of(self.task, searched_files(self.task))
+        return {path.relative_to(self.adapter.path.parent).as_posix(): path.resolve() for path in found}
+
+    @property
     def head(self) -> Head:
         """What the model is for."""
         return "classifier" if "classes" in self.frozen.manifest.details else "language_model"
@@ -97,6 +107,13 @@ def _open_task(opened: SearchableRun) -> Artefact:
             where=opened.run.task,
             remedy="Train again, or name a task with --task",
         )
-    name = str(listed.manifest.details["name"])
-    wanted = ("validation.jsonl", f"{answer_task(name, 'validation')}.yaml")
-    return open_artefact(opened.run.task, kind="task", only=wanted)
+    return open_artefact(opened.run.task, kind="task", only=searched_files(listed))
+
+
+def searched_files(task: Artefact) -> tuple[str, ...]:
+    """Names of those files of a task that a search reads."""
+    return "validation.jsonl", f"{answer_task(str(task.manifest.details['name']), 'validation')}.yaml"
+
+
+def _files_of(artefact: Artefact, names: Iterable[str]) -> list[Path]:
+    return [artefact.path / name for name in (MANIFEST, *names)]

@@ -9,9 +9,10 @@ any number of workers and after any crash.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from shearling.errors import UsageError
 from shearling.registry.executors import EXECUTORS, ExecutorEntry
@@ -22,6 +23,20 @@ Work = Callable[[Any], Any]
 OpenWork = Callable[[], Work]
 """Called once in every worker. Executors with processes of their own pickle it: it names what to load, and is found by
 its module and its name."""
+
+
+@runtime_checkable
+class Shippable(Protocol):
+    """An `OpenWork` that reads a directory, which can be sent to a node that does not have it."""
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """All that it reads: path inside the directory -> the file here."""
+        ...
+
+    def at(self, directory: Path) -> OpenWork:
+        """The same, reading another directory."""
+        ...
 
 
 @dataclass(frozen=True)

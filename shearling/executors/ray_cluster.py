@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayError
 
 from shearling.console import log
-from shearling.errors import EnvironmentFault
+from shearling.errors import ArtefactMissing, EnvironmentFault
 from shearling.executors.attempt import attempt
 from shearling.executors.crew import CrewExecutor, Done, Event, Failed, Lost, Opened
-from shearling.executors.executor import OpenWork, Work, Workforce
+from shearling.executors.executor import OpenWork, Shippable, Work, Workforce
 from shearling.executors.identity import check_identity, own_identity
 from shearling.executors.ray_address import FINDS_ONE
 
@@ -75,11 +78,11 @@ class Actor:
         self._work: Work | None = None
         self._name = f"node {ray.util.get_node_ip_address()}"
 
-    def open(self, identity: Mapping[str, str], open_work: bytes) -> Any:
-        """Load what the work needs; the error if there was one."""
+    def open(self, identity: Mapping[str, str], open_work: bytes, parcel: Mapping[str, Any] | None = None) -> Any:
+        """Load what the work needs, from a parcel if there is one; the error if there was one."""
         _, error = attempt(functools.partial(check_identity, identity, where=self._name))
         if error is None:
-            self._work, error = attempt(_open, open_work)
+            self._work, error = attempt(_open, open_work, parcel)
             if error is not None:
                 error.where = f"{self._name}: {error.where}" if error.where else self._name
         return error
@@ -100,6 +103,7 @@ class RayMember:
 
     Attributes:
         opening: the reference that becomes ready when the work is open; None from then on.
+        shipped: whether it has been sent the files of the work.
         doing: the reference to the outcome of its job, and the ticket.
         asked: the reference to the answer to `Actor.pulse`.
         heard_s: when it last answered, on the monotonic clock; None while it waits for a place.
@@ -108,6 +112,7 @@ class RayMember:
     def __init__(self, actor: Any, opening: Any) -> None:
         self.actor = actor
         self.opening = opening
+        self.shipped = False
         self.doing: Any = None
         self.ticket = -1
         self.asked: Any = None
@@ -145,6 +150,8 @@ class RayCrew:
         }
         # Opened by the worker after it has compared versions, before which nothing of ours may be unpickled there.
         self._open_work = ray.cloudpickle.dumps(open_work)
+        self._files: Mapping[str, Path] = open_work.files if isinstance(open_work, Shippable) else {}
+        self._parcel: dict[str, Any] = {}
         self._silence_s = silence_s
         self._members: list[RayMember] = []
         self._asked_s = time.monotonic()
@@ -192,12 +199,24 @@ class RayCrew:
         if reference == member.asked:
             member.asked = None
             return []
+        if reference == member.opening and isinstance(answer, ArtefactMissing) and self._files and not member.shipped:
+            self._ship(member)
+            return []
         if reference == member.opening:
             member.opening = None
             return [Opened(member) if answer is None else Failed(member, answer)]
         member.doing = None
         outcome, failure = answer
         return [Done(member, member.ticket, outcome) if failure is None else Failed(member, failure)]
+
+    def _ship(self, member: RayMember) -> None:
+        """Send the files of the work to a node that does not see them; they go into the object store once."""
+        if not self._parcel:
+            size_gib = sum(file.stat().st_size for file in self._files.values()) / 2**30
+            log.print(f"a node does not see the run: its files are sent ({size_gib:.1f} GiB)")
+            self._parcel = {name: ray.put(np.fromfile(file, np.uint8)) for name, file in self._files.items()}
+        member.shipped = True
+        member.opening = member.actor.open.remote(dict(own_identity()), self._open_work, self._parcel)
 
     def _ask_for_pulses(self) -> None:
         now_s = time.monotonic()
@@ -214,9 +233,17 @@ class RayCrew:
         return Lost(member, reason)
 
 
-def _open(open_work: bytes) -> Work:
-    work: Work = ray.cloudpickle.loads(open_work)()
-    return work
+def _open(open_work: bytes, parcel: Mapping[str, Any] | None) -> Work:
+    opener: Any = ray.cloudpickle.loads(open_work)
+    if parcel is None:
+        return opener()
+    # What is loaded stays in memory; mapped files live until they are unmapped.
+    with tempfile.TemporaryDirectory(prefix="shearling-run-") as directory:
+        for name, reference in parcel.items():
+            file = Path(directory) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            ray.get(reference).tofile(file)
+        return opener.at(Path(directory))()
 
 
 def _kill(actor: Any) -> None:

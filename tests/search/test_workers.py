@@ -118,6 +118,24 @@ def test_a_ray_cluster_finds_the_same_as_one(trained: Path, alone: Run, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+def test_nodes_that_do_not_see_the_run_are_sent_it(
+    run: Run, alone: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("ray")
+    original = WorkersObjective.of
+    elsewhere = run.path.parent / "not mounted"
+    monkeypatch.setattr(WorkersObjective, "of", lambda *given: dataclasses.replace(original(*given), run=elsewhere))
+    with ray_cluster() as cluster:
+        workforce = Workforce(executor="ray", workers=2, address=cluster.address)
+        search(run, SETTINGS, BestRule(), workforce=workforce)
+    assert "a node does not see the run: its files are sent" in capfd.readouterr().err
+    assert found(run) == found(alone)
+
+
+@pytest.mark.slow
 def test_a_search_on_workers_that_is_killed_ends_as_one_that_is_not(run: Run, alone: Run) -> None:
     options = ["--run", str(run.path), "--executor", "processes", "--workers", "3"]
     code = (
@@ -219,7 +237,7 @@ def test_a_worker_refuses_a_run_that_it_cannot_read_or_that_is_another(
     inputs = open_inputs(open_run(run), task=None)
     work = WorkersObjective.of(SETTINGS, inputs, Workforce(executor="processes"))
     assert dataclasses.asdict(work)["threads"] == 1
-    with pytest.raises(ArtefactMissing, match="a worker cannot read the run: no super_adapter.*Let every node see"):
+    with pytest.raises(ArtefactMissing, match=r"a worker cannot read the run: no super_adapter.*Let every node see"):
         dataclasses.replace(work, run=tmp_path / "not mounted")()
     with monkeypatch.context() as patch:
         patch.setattr("search.measuring.open_run", denied)
