@@ -105,8 +105,8 @@ class RayMember:
         opening: the reference that becomes ready when the work is open; None from then on.
         shipped: whether it has been sent the files of the work.
         doing: the reference to the outcome of its job, and the ticket.
-        asked: the reference to the answer to `Actor.pulse`.
-        heard_s: when it last answered, on the monotonic clock; None while it waits for a place.
+        asked: the reference to the answer to `Actor.pulse`; None where it has answered.
+        asked_s: when it was asked, on the monotonic clock, or has opened the work; before that it may wait for a place.
     """
 
     def __init__(self, actor: Any, opening: Any) -> None:
@@ -116,7 +116,7 @@ class RayMember:
         self.doing: Any = None
         self.ticket = -1
         self.asked: Any = None
-        self.heard_s: float | None = None
+        self.asked_s = 0.0
 
     @property
     def name(self) -> str:
@@ -177,9 +177,9 @@ class RayCrew:
         for reference in ready:
             if owners[reference] in self._members:
                 events += self._hear(owners[reference], reference)
-        now_s = time.monotonic()
         for member in list(self._members):
-            if member.heard_s is not None and now_s - member.heard_s > self._silence_s:
+            silent_s = 0.0 if member.asked is None or member.opening is not None else time.monotonic() - member.asked_s
+            if silent_s > self._silence_s:
                 events.append(self._lose(member, f"did not answer for {self._silence_s:.0f} s"))
         return events
 
@@ -195,7 +195,6 @@ class RayCrew:
         # Of the actor, its process or its node; an error of the work is an answer.
         except RayError as error:
             return [self._lose(member, _reason(error))]
-        member.heard_s = time.monotonic()
         if reference == member.asked:
             member.asked = None
             return []
@@ -203,7 +202,7 @@ class RayCrew:
             self._ship(member)
             return []
         if reference == member.opening:
-            member.opening = None
+            member.opening, member.asked_s = None, time.monotonic()
             return [Opened(member) if answer is None else Failed(member, answer)]
         member.doing = None
         outcome, failure = answer
@@ -225,7 +224,7 @@ class RayCrew:
         self._asked_s = now_s
         for member in self._members:
             if member.asked is None:
-                member.asked = member.actor.pulse.remote()
+                member.asked, member.asked_s = member.actor.pulse.remote(), now_s
 
     def _lose(self, member: RayMember, reason: str) -> Lost:
         self._members.remove(member)
