@@ -6,7 +6,7 @@ killed at random.
 
 Jobs sleep, so that the processors of this machine do not matter. With a run, it is searched by one process first, then
 by a Ray cluster of three nodes with 1, 2 and 4 workers; of the last, workers are killed at random, and one node. The
-journal and best.json are compared, without what a clock says.
+journal and best.json are compared, without what a clock says. `--counts` takes other numbers of workers.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--job-s", type=float, default=0.5)
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--counts", default="1,2,4")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--evaluations", type=int, default=24)
     parser.add_argument("--limit", type=int, default=64)
@@ -106,9 +107,9 @@ def _seconds(workforce: Workforce, *, jobs: int, job_s: float) -> float:
 def _kills(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=options.run.resolve().parent) as directory:
         expected = _search(options, Path(directory) / "alone", Workforce(threads=1))
-        found = {}
-        for workers in (1, 2, 4):
-            place, wanted = Path(directory) / str(workers), options.kills if workers == 4 else 0
+        found, counts = {}, [int(count) for count in options.counts.split(",")]
+        for workers in counts:
+            place, wanted = Path(directory) / str(workers), options.kills if workers == counts[-1] else 0
             with _cluster(cpus=2) as cluster, _killing(cluster, place, wanted) as killed:
                 started_s = time.perf_counter()
                 same = _search(options, place, Workforce("ray", workers, address=cluster.address)) == expected

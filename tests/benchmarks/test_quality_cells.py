@@ -140,7 +140,7 @@ def test_one_failure_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest
     cells = {name: cell for name, cell in all_cells().items() if name.startswith("smollm2-sarcasm-0-0.5-")}
     bad = "smollm2-sarcasm-0-0.5-wanda"
 
-    def stand_in(cell: Cell, run: Run) -> CellDocument:
+    def stand_in(cell: Cell, run: Run, **_: object) -> CellDocument:
         run.path.mkdir(parents=True, exist_ok=True)
         if cell.name == bad:
             raise RecipeInvalid("no such thing")
