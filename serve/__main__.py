@@ -9,6 +9,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from serve.bench.time_budget import CHECK_S
+from serve.http.limits import Limits
+from serve.http.named_target import NamedTarget, parse_named_target
 from serve.runtimes.runtime import Hint, Precision, RunOptions
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.registry.name_option import NameOption, member_of
@@ -17,6 +19,7 @@ from shearling.target import AUTO, Target, parse_target
 
 app = make_app("Run exported models and measure their speed.")
 
+DEFAULTS = Limits()
 TARGET = "an export, a directory with a model, or a GGUF file"
 SETTINGS = "DIR@format=NAME and DIR@PROPERTY=VALUE,... hold for one model alone"
 
@@ -202,6 +205,68 @@ def load(
     options = _options(device, precision, threads, hint=hint)
     curve = draw_load_curve(target, work, options=options, output=output, force=force)
     return Result(curve.model_dump(mode="json", by_alias=True), load_screen(curve, output=output))
+
+
+@app.command()
+def http(
+    models: Annotated[
+        list[NamedTarget],
+        typer.Argument(
+            metavar="[NAME=]DIR...",
+            parser=parse_named_target,
+            help="Exports with OpenVINO, and what clients call them; by default as the directory is called. "
+            "DIR@PROPERTY=VALUE,... holds for one alone.",
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; the default is reached from this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    device: DeviceOption = "CPU",
+    precision: PrecisionOption = "default",
+    threads: ThreadsOption = None,
+    hint: HintOption = "throughput",
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, help="Texts of each model that are decoded together.")
+    ] = DEFAULTS.concurrency,
+    queue: Annotated[
+        int, typer.Option("--queue", min=0, help="Texts that may wait for a place; more are refused with 429.")
+    ] = DEFAULTS.queue,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option("--max-prompt-tokens", min=1, help="Of a prompt; by default what the context holds.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")] = DEFAULTS.new_tokens,
+    max_body_bytes: Annotated[
+        int, typer.Option("--max-body-bytes", min=1, help="Of a request; larger ones are refused with 413.")
+    ] = DEFAULTS.body_bytes,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds for an answer, waiting included.")
+    ] = DEFAULTS.timeout_s,
+    grace_s: Annotated[
+        float, typer.Option("--grace", min=0, help="Seconds for what runs when SIGTERM says to end.")
+    ] = DEFAULTS.grace_s,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Serve models over OpenAI's API, many requests at once; SHEARLING_API_KEY asks for a key."""
+    from serve.http.stage import serve_models
+
+    served = serve_models(
+        models,
+        options=_options(device, precision, threads, hint=hint),
+        limits=Limits(
+            body_bytes=max_body_bytes,
+            prompt_tokens=max_prompt_tokens,
+            new_tokens=max_new_tokens,
+            concurrency=concurrency,
+            queue=queue,
+            timeout_s=timeout_s,
+            grace_s=grace_s,
+        ),
+        host=host,
+        port=port,
+    )
+    return Result(served.model_dump(mode="json"), f"Ended in order: {served.answered} requests answered")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.runtimes.deployment import Deployment
@@ -58,13 +59,7 @@ class OpenVINORuntime:
         import openvino_genai
 
         self._directory = deployment.directory
-        missing = [name for name in REQUIRED if not (self._directory / name).is_file()]
-        if missing:
-            raise ArtefactMissing(
-                f"OpenVINO GenAI needs {', '.join(missing)}",
-                where=self._directory,
-                remedy="Export again with: python -m export",
-            )
+        _require_tokenizer(self._directory)
         self.facts, properties = _prepare(deployment, options)
         try:
             self._pipeline = openvino_genai.LLMPipeline(self._directory, options.device, **properties)
@@ -150,15 +145,22 @@ def require_device(device: str) -> None:
 
 
 def load_batching_pipeline(
-    deployment: Deployment, options: RunOptions
+    deployment: Deployment, options: RunOptions, *, with_tokenizer: bool = False
 ) -> tuple[openvino_genai.ContinuousBatchingPipeline, RuntimeFacts]:
     """The same model for many requests at once.
+
+    Args:
+        deployment: an OpenVINO export.
+        options: device, precision, threads.
+        with_tokenizer: whether it will be given text, not tokens alone.
 
     Raises:
         ShearlingError: see `OpenVINORuntime`.
     """
     import openvino_genai
 
+    if with_tokenizer:
+        _require_tokenizer(deployment.directory)
     facts, properties = _prepare(deployment, options)
     try:
         pipeline = openvino_genai.ContinuousBatchingPipeline(
@@ -171,6 +173,16 @@ def load_batching_pipeline(
     return pipeline, facts.model_copy(
         update={"timing_source": "openvino_genai perf_metrics of each request: get_ttft, get_tpot"}
     )
+
+
+def _require_tokenizer(directory: Path) -> None:
+    missing = [name for name in REQUIRED if not (directory / name).is_file()]
+    if missing:
+        raise ArtefactMissing(
+            f"OpenVINO GenAI needs {', '.join(missing)}",
+            where=directory,
+            remedy="Export again with: python -m export",
+        )
 
 
 def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts, dict[str, Any]]:

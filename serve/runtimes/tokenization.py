@@ -13,6 +13,8 @@ from shearling.strict_json import read_json
 
 UNFINISHED = "\ufffd"
 """What a byte-level decoder gives for the first bytes of a character."""
+WINDOW, KEPT = 24, 6
+"""Tokens that a stream decodes at most, and those it keeps when there are more."""
 
 
 class TextTokenizer:
@@ -112,7 +114,10 @@ class Decoder(Protocol):
 
 
 class TextStream:
-    """Turns tokens into text piece by piece; a character whose bytes span tokens appears when it is whole."""
+    """Turns tokens into text piece by piece; a character whose bytes span tokens appears when it is whole.
+
+    Only the last tokens are decoded with each new one, so that the work does not grow with the text.
+    """
 
     def __init__(self, tokenizer: Decoder, on_text: Callable[[str], None]) -> None:
         self._tokenizer = tokenizer
@@ -124,8 +129,13 @@ class TextStream:
         """Take one more token."""
         self._tokens.append(token_id)
         text = self._tokenizer.decode(self._tokens)
-        if not text.endswith(UNFINISHED):
-            self._emit(text)
+        if text.endswith(UNFINISHED):
+            return
+        self._emit(text)
+        if len(self._tokens) >= WINDOW:
+            # Some stay: a tokenizer may treat the first word of a text differently.
+            self._tokens = self._tokens[-KEPT:]
+            self._shown = len(self._tokenizer.decode(self._tokens))
 
     def finish(self) -> None:
         """Show what is left, whole characters or not."""

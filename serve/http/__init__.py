@@ -1,0 +1,1 @@
+"""OpenAI's API over HTTP, in front of GenAI's continuous batching."""

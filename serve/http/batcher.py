@@ -1,0 +1,276 @@
+"""Texts of many requests at once, through GenAI's continuous batching: what the process of a model does.
+
+Nothing here waits. `add` and `cancel` take effect with the next `step`, and each step tells what it brought.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from serve.http.limits import Limits
+from serve.http.protocol import Event, FinishReason, Job, Sampling, Turn
+from serve.http.stop_strings import StopFilter
+from serve.runtimes.deployment import Deployment
+from serve.runtimes.openvino import greedy
+from serve.runtimes.tokenization import TextStream
+
+if TYPE_CHECKING:
+    import openvino_genai
+    from openvino_genai import ContinuousBatchingPipeline, GenerationHandle
+
+GREEDY_BELOW = 0.01
+"""Of the temperature: logits divided by less leave the range of float32 before they choose anything else."""
+
+
+@dataclass
+class _Text:
+    """A job under way.
+
+    Attributes:
+        ids: of the prompt.
+        stream: turns tokens into `pieces`, through `stops`; None where the whole text is decoded at the end.
+        pieces: readable text that was not told yet.
+        kept: tokens of the text, where there is no stream.
+    """
+
+    job: Job
+    ids: list[int]
+    max_new_tokens: int
+    stops: StopFilter
+    stream: TextStream | None = None
+    pieces: list[str] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    handle: GenerationHandle | None = None
+    new_tokens: int = 0
+    reason: FinishReason | None = None
+
+    def let_through(self, piece: str) -> None:
+        """Take text of the stream."""
+        self.pieces.append(self.stops.push(piece))
+
+
+class _PromptRefused(Exception):
+    """A prompt that this model cannot take."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Batcher:
+    """Owns the pipeline of a model.
+
+    Args:
+        pipeline: nobody else adds to it or steps it.
+        deployment: what it was loaded from.
+        limits: of tokens, and of texts decoded together.
+    """
+
+    def __init__(self, pipeline: ContinuousBatchingPipeline, deployment: Deployment, limits: Limits) -> None:
+        self._pipeline = pipeline
+        self._tokenizer = pipeline.get_tokenizer()
+        self._deployment = deployment
+        self._limits = limits
+        self._end_ids = frozenset(deployment.end_ids)
+        self._waiting: deque[_Text] = deque()
+        self._flying: dict[int, _Text] = {}
+        self._dropped = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        return bool(self._waiting or self._flying or self._dropped)
+
+    @property
+    def chats(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(self._tokenizer.get_original_chat_template())
+
+    @property
+    def cache_usage(self) -> float:
+        """Share of the allocated key-value cache in use, 0 to 1."""
+        return float(self._pipeline.get_metrics().cache_usage) / 100
+
+    def add(self, job: Job) -> Event:
+        """Take a job, or say why not."""
+        try:
+            ids = self._encode(job.prompt)
+            max_new_tokens = self._room(job, len(ids))
+        except _PromptRefused as refused:
+            return Event(job=job.id, kind="refused", message=str(refused), code=refused.code)
+        text = _Text(job, ids, max_new_tokens, StopFilter(job.stops))
+        if job.streamed or job.stops:
+            text.stream = TextStream(self._tokenizer, text.let_through)
+        self._waiting.append(text)
+        return Event(job=job.id, kind="accepted", prompt_tokens=len(ids))
+
+    def cancel(self, job_id: int) -> None:
+        """Forget a job, unless it has ended already."""
+        self._waiting = deque(text for text in self._waiting if text.job.id != job_id)
+        text = self._flying.pop(job_id, None)
+        if text is not None and text.handle is not None:
+            self._drop(text.handle)
+
+    def step(self) -> Iterator[Event]:
+        """One token for every text that has a place; texts that wait take the places that are free."""
+        while self._waiting and len(self._flying) < self._limits.concurrency:
+            yield self._start(self._waiting.popleft())
+        self._dropped = False
+        self._pipeline.step()
+        for text in list(self._flying.values()):
+            yield from self._collect(text)
+
+    def _start(self, text: _Text) -> Event:
+        import openvino
+
+        ids = openvino.Tensor(np.asarray([text.ids], dtype=np.int64))
+        text.handle = self._pipeline.add_request(text.job.id, ids, self._configuration(text))
+        self._flying[text.job.id] = text
+        return Event(job=text.job.id, kind="started")
+
+    def _configuration(self, text: _Text) -> openvino_genai.GenerationConfig:
+        sampling = text.job.sampling
+        config = greedy(text.max_new_tokens, frozenset() if sampling.ignore_eos else self._end_ids)
+        if sampling.temperature >= GREEDY_BELOW and sampling.top_p > 0:
+            _sample(config, sampling)
+        config.frequency_penalty = sampling.frequency_penalty
+        config.presence_penalty = sampling.presence_penalty
+        return config
+
+    def _collect(self, text: _Text) -> Iterator[Event]:
+        from openvino_genai import GenerationStatus
+
+        handle = text.handle
+        if handle is None:
+            return
+        # Before the tokens: a text that ends between the two is collected with the next step.
+        status = handle.get_status()
+        while handle.can_read() and text.reason is None:
+            for output in handle.read().values():
+                self._take(text, output.generated_ids)
+        if text.reason is not None:
+            self._drop(handle)
+        elif status == GenerationStatus.FINISHED:
+            text.reason = "length" if text.new_tokens >= text.max_new_tokens else "stop"
+        elif status != GenerationStatus.RUNNING:
+            del self._flying[text.job.id]
+            message = "the key-value cache has no room left: ask for fewer tokens, or try again later"
+            yield Event(job=text.job.id, kind="failed", message=message, code="out_of_memory")
+            return
+        if text.reason is not None:
+            del self._flying[text.job.id]
+            yield self._finish(text)
+        elif text.job.streamed and (piece := self._readable(text)):
+            yield Event(job=text.job.id, kind="text", text=piece, new_tokens=text.new_tokens)
+
+    def _take(self, text: _Text, token_ids: list[int]) -> None:
+        for token in token_ids:
+            text.new_tokens += 1
+            if token in self._end_ids and not text.job.sampling.ignore_eos:
+                text.reason = "stop"
+                return
+            if text.stream is None:
+                text.kept.append(token)
+            else:
+                text.stream.push(token)
+            if text.stops.stopped:
+                text.reason = "stop"
+                return
+
+    def _finish(self, text: _Text) -> Event:
+        if text.stream is None:
+            text.pieces.append(str(self._tokenizer.decode(text.kept)))
+        else:
+            text.stream.finish()
+            text.pieces.append(text.stops.finish())
+        if text.stops.stopped:
+            # The last bytes can complete a stop string, too.
+            text.reason = "stop"
+        return Event(
+            job=text.job.id,
+            kind="finished",
+            text=self._readable(text),
+            new_tokens=text.new_tokens,
+            reason=text.reason,
+        )
+
+    def _readable(self, text: _Text) -> str:
+        piece = "".join(text.pieces)
+        text.pieces.clear()
+        return piece
+
+    def _drop(self, handle: GenerationHandle) -> None:
+        handle.cancel()
+        # It is the next step that frees its cache.
+        self._dropped = self._pipeline.has_non_finished_requests()
+
+    def _encode(self, prompt: str | tuple[int, ...] | tuple[Turn, ...]) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            _PromptRefused: no template, one that refuses these messages, or ids that the model does not know.
+        """
+        if isinstance(prompt, str):
+            return self._ids(prompt, add_special_tokens=True)
+        if isinstance(prompt[0], Turn):
+            if not self.chats:
+                raise _PromptRefused("this model has no chat template: use /v1/completions", "no_chat_template")
+            turns: list[Any] = [turn.model_dump() for turn in prompt if isinstance(turn, Turn)]
+            try:
+                text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise _PromptRefused(f"the chat template refuses these messages: {reason}") from error
+            return self._ids(text, add_special_tokens=False)
+        ids = [token for token in prompt if isinstance(token, int)]
+        vocabulary = self._deployment.vocabulary
+        if vocabulary is None or min(ids) < 0 or max(ids) >= vocabulary:
+            raise _PromptRefused(
+                f"token ids are 0 to {vocabulary - 1}" if vocabulary else "this model takes text alone"
+            )
+        return ids
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        data = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).input_ids.data
+        return [int(token) for token in data[0]]
+
+    def _room(self, job: Job, prompt_tokens: int) -> int:
+        """How many tokens are to be made.
+
+        Raises:
+            _PromptRefused: fewer than 1, or more than limits and context allow.
+        """
+        limits, context = self._limits, self._deployment.context_tokens
+        if prompt_tokens < 1:
+            raise _PromptRefused("the prompt is empty")
+        if limits.prompt_tokens is not None and prompt_tokens > limits.prompt_tokens:
+            raise _PromptRefused(
+                f"the prompt has {prompt_tokens} tokens, and at most {limits.prompt_tokens} are taken here",
+                "context_length_exceeded",
+            )
+        room = limits.new_tokens if context is None else min(limits.new_tokens, context - prompt_tokens)
+        wanted = job.max_new_tokens or max(room, 1)
+        if wanted > limits.new_tokens:
+            raise _PromptRefused(
+                f"at most {limits.new_tokens} new tokens are made here, not {wanted}", "too_many_tokens"
+            )
+        if wanted > room:
+            raise _PromptRefused(
+                f"the context holds {context} tokens: {prompt_tokens} of the prompt and {wanted} new ones do not fit",
+                "context_length_exceeded",
+            )
+        return wanted
+
+
+def _sample(config: openvino_genai.GenerationConfig, sampling: Sampling) -> None:
+    config.do_sample = True
+    config.temperature = sampling.temperature
+    config.top_p = sampling.top_p
+    if sampling.top_k is not None:
+        config.top_k = sampling.top_k
+    config.rng_seed = sampling.seed

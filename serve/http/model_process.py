@@ -1,0 +1,117 @@
+"""The process of one model; see `serve.http.protocol` for what it is told and what it answers.
+
+A process of its own, because a step of the pipeline holds the interpreter's lock: in the server's process nobody would
+be answered meanwhile. It ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from collections.abc import Iterator
+from typing import IO
+
+from serve.http.batcher import Batcher
+from serve.http.protocol import Command, Event, Events, Loaded, Loading
+from shearling.command_line import quiet_libraries
+from shearling.errors import ShearlingError
+
+CHUNK_BYTES = 1 << 16
+
+
+class LineInput:
+    """Lines of a descriptor, without waiting for them unless told to.
+
+    Args:
+        descriptor: nobody else reads it.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = b""
+
+    def lines(self, *, wait: bool) -> Iterator[bytes]:
+        """Every whole line that is there, and at least one if `wait`.
+
+        Raises:
+            EOFError: the other end is closed.
+        """
+        waits = wait
+        while waits or select.select([self._descriptor], [], [], 0)[0]:
+            chunk = os.read(self._descriptor, CHUNK_BYTES)
+            if not chunk:
+                raise EOFError
+            self._rest += chunk
+            waits = waits and b"\n" not in chunk
+        *whole, self._rest = self._rest.split(b"\n")
+        yield from whole
+
+
+def main() -> None:
+    """Load the model of the first line, and serve it until the input ends."""
+    # The server decides what they mean; what runs is finished first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    quiet_libraries()
+    # Libraries write to descriptor 1 as they please; the protocol keeps the real one for itself.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    source = LineInput(0)
+    try:
+        batcher = _load(next(source.lines(wait=True)), channel)
+        if batcher is not None:
+            _serve(batcher, source, channel)
+    except (EOFError, BrokenPipeError):
+        # The server is gone. What a pipeline needs to end in order, nobody waits for any more.
+        os._exit(0)
+
+
+def _load(line: bytes, channel: IO[str]) -> Batcher | None:
+    from serve.runtimes.openvino import load_batching_pipeline
+
+    loading = Loading.model_validate_json(line)
+    try:
+        pipeline, facts = load_batching_pipeline(loading.deployment, loading.options, with_tokenizer=True)
+    except ShearlingError as error:
+        reply = {
+            "error": type(error).__name__,
+            "message": error.message,
+            "where": error.where,
+            "remedy": error.remedy,
+        }
+        _tell(channel, json.dumps(reply))
+        return None
+    batcher = Batcher(pipeline, loading.deployment, loading.limits)
+    _tell(channel, Loaded(facts=facts, chats=batcher.chats).model_dump_json())
+    return batcher
+
+
+def _serve(batcher: Batcher, source: LineInput, channel: IO[str]) -> None:
+    while True:
+        events: list[Event] = []
+        for line in source.lines(wait=not batcher.busy):
+            command = Command.model_validate_json(line)
+            if command.add is not None:
+                events.append(batcher.add(command.add))
+            if command.cancel is not None:
+                batcher.cancel(command.cancel)
+        # Clients learn that they are accepted before a step that may take long.
+        _tell_events(channel, events, batcher)
+        if batcher.busy:
+            _tell_events(channel, list(batcher.step()), batcher)
+
+
+def _tell_events(channel: IO[str], events: list[Event], batcher: Batcher) -> None:
+    if events:
+        _tell(channel, Events(events=tuple(events), cache_usage=batcher.cache_usage).model_dump_json())
+
+
+def _tell(channel: IO[str], line: str) -> None:
+    channel.write(line + "\n")
+    channel.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What the server and the process of a model say to each other: one line of JSON each way.
+
+First `Loading`, which is answered by `Loaded` or an error of `shearling.errors`; then any number of `Command`, whose
+`Events` come after every step of the pipeline.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+
+from serve.http.limits import Limits
+from serve.runtimes.deployment import Deployment
+from serve.runtimes.runtime import RunOptions, RuntimeFacts
+from shearling.strict_json import Document
+
+FinishReason = Literal["stop", "length"]
+
+
+class Loading(Document):
+    """The first line a process is given."""
+
+    deployment: Deployment
+    options: RunOptions
+    limits: Limits
+
+
+class Loaded(Document):
+    """Its answer.
+
+    Attributes:
+        facts: what really runs.
+        chats: whether its tokenizer has a chat template.
+    """
+
+    facts: RuntimeFacts
+    chats: bool
+
+
+class Turn(Document):
+    """One message of a chat, as the template takes it."""
+
+    role: str
+    content: str
+
+
+class Sampling(Document):
+    """How tokens are chosen; see docs/http.md for the ranges.
+
+    Attributes:
+        temperature: 0 takes the most likely token.
+        top_k: None is no limit.
+        seed: always given; the server draws one where the client has none.
+        ignore_eos: go on to `max_new_tokens` past an end token.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int | None
+    seed: int
+    frequency_penalty: float
+    presence_penalty: float
+    ignore_eos: bool
+
+
+class Job(Document):
+    """One text to be made.
+
+    Attributes:
+        id: of no other job of this process.
+        prompt: text, token ids, or a chat.
+        max_new_tokens: None is as many as limits and context allow.
+        stops: strings before which the text ends.
+        streamed: whether pieces are wanted, or the whole text at the end.
+    """
+
+    id: int
+    prompt: str | tuple[int, ...] | tuple[Turn, ...]
+    max_new_tokens: int | None
+    sampling: Sampling
+    stops: tuple[str, ...]
+    streamed: bool
+
+
+class Command(Document):
+    """A line to the process; one of the two."""
+
+    add: Job | None = None
+    cancel: int | None = None
+
+
+class Event(Document):
+    """Something that happened to a job.
+
+    Attributes:
+        kind: `accepted` comes first, or `refused` alone; `started` when it has its place in the batch; `text` as often
+            as there is some; `finished` or `failed` last.
+        text: a piece, of `text` and `finished`.
+        prompt_tokens: of `accepted`.
+        new_tokens: so far, of `text` and `finished`, the end token included.
+        message, code: of `refused` and `failed`.
+    """
+
+    job: int
+    kind: Literal["accepted", "started", "text", "finished", "refused", "failed"]
+    text: str = ""
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    reason: FinishReason | None = None
+    message: str = ""
+    code: str | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other event of this job follows."""
+        return self.kind in ("finished", "refused", "failed")
+
+
+class Events(Document):
+    """A line from the process.
+
+    Attributes:
+        cache_usage: share of the allocated key-value cache that is in use.
+    """
+
+    events: tuple[Event, ...]
+    cache_usage: float = pydantic.Field(ge=0)

@@ -1,0 +1,206 @@
+"""The server's handle on the process of one model."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pydantic
+
+import shearling.errors
+from serve.http.limits import Limits
+from serve.http.protocol import Command, Event, Events, Job, Loaded, Loading
+from serve.http.refusal import model_is_down, queue_is_full
+from serve.runtimes.deployment import Deployment
+from serve.runtimes.runtime import RunOptions
+from shearling.artefact import utc_now
+from shearling.errors import ShearlingError
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE_BYTES = 1 << 26
+END_S = 5.0
+"""What a process gets to end by itself."""
+
+
+class Flight:
+    """What happens to the jobs of one request.
+
+    Args:
+        events: of all of them, as they come.
+        jobs: how many there are.
+    """
+
+    def __init__(self, events: asyncio.Queue[Event], jobs: int) -> None:
+        self._events = events
+        self._under_way = jobs
+
+    @property
+    def ended(self) -> bool:
+        """Whether every job had its last event."""
+        return self._under_way == 0
+
+    async def some(self) -> list[Event]:
+        """All that is there, once there is something."""
+        events = [await self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
+        self._under_way -= sum(event.is_last for event in events)
+        return events
+
+
+class ServedModel:
+    """Everything that the server knows of a model.
+
+    Args:
+        name: as clients name it.
+        deployment: verified.
+        options: how it runs.
+        limits: of the server.
+    """
+
+    def __init__(self, name: str, deployment: Deployment, *, options: RunOptions, limits: Limits) -> None:
+        self.name = name
+        self.deployment = deployment
+        self.created = utc_now()
+        self.alive = False
+        self.cache_usage = 0.0
+        self._options = options
+        self._limits = limits
+        self._ids = itertools.count(1)
+        self._events: dict[int, asyncio.Queue[Event]] = {}
+        self._started: set[int] = set()
+        self._process: asyncio.subprocess.Process | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What a seed holds for: the weights."""
+        return f"fp_{self.deployment.weights_sha256[:12]}"
+
+    @property
+    def running(self) -> int:
+        """Texts that are decoded."""
+        return len(self._started)
+
+    @property
+    def waiting(self) -> int:
+        """Texts that have no place yet."""
+        return len(self._events) - len(self._started)
+
+    async def start(self) -> Loaded:
+        """Load it.
+
+        Raises:
+            ShearlingError: of the class that loading raised.
+        """
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "serve.http.model_process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
+            limit=LINE_BYTES,
+            # Ctrl-C goes to a terminal's whole group; here the server decides what it means.
+            start_new_session=True,
+        )
+        self._write(Loading(deployment=self.deployment, options=self._options, limits=self._limits))
+        reply = json.loads(await self._hear() or "{}")
+        if "facts" not in reply:
+            code = await self._process.wait()
+            error_class = getattr(shearling.errors, reply.get("error", ""), ShearlingError)
+            raise error_class(
+                reply.get("message", f"the process of {self.name} ended with code {code} while it loaded"),
+                where=reply.get("where", self.deployment.label),
+                remedy=reply.get("remedy", "See its messages above"),
+            )
+        self.alive = True
+        self._listening = asyncio.create_task(self._listen())
+        return Loaded.model_validate_json(json.dumps(reply))
+
+    async def stop(self) -> None:
+        """End its process."""
+        process = self._process
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), END_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        if self._listening is not None:
+            await self._listening
+
+    @contextmanager
+    def run(self, jobs: Sequence[Job]) -> Iterator[Flight]:
+        """Let jobs run, and forget those that have not ended at the end of the context.
+
+        Args:
+            jobs: their ids come from `next_id`.
+
+        Raises:
+            Refusal: the queue is full, or the process is not there.
+        """
+        if not self.alive:
+            raise model_is_down(self.name)
+        if len(self._events) + len(jobs) > self._limits.concurrency + self._limits.queue:
+            raise queue_is_full(self.name, waiting=self.waiting)
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        ids = [job.id for job in jobs]
+        self._events.update(dict.fromkeys(ids, events))
+        try:
+            for job in jobs:
+                self._write(Command(add=job))
+            yield Flight(events, len(jobs))
+        finally:
+            for job_id in ids:
+                if self._forget(job_id):
+                    self._write(Command(cancel=job_id))
+
+    def next_id(self) -> int:
+        """Of a new job."""
+        return next(self._ids)
+
+    async def _listen(self) -> None:
+        while line := await self._hear():
+            told = Events.model_validate_json(line)
+            self.cache_usage = told.cache_usage
+            for event in told.events:
+                queue = self._events.get(event.job)
+                if queue is None:
+                    continue  # it was cancelled, and this crossed the word of it
+                if event.kind == "started":
+                    self._started.add(event.job)
+                if event.is_last:
+                    self._forget(event.job)
+                queue.put_nowait(event)
+        self.alive = False
+        down = model_is_down(self.name)
+        for job_id, queue in list(self._events.items()):
+            self._forget(job_id)
+            queue.put_nowait(Event(job=job_id, kind="failed", message=down.message, code=down.code))
+
+    def _forget(self, job_id: int) -> bool:
+        """Whether there was such a job."""
+        self._started.discard(job_id)
+        return self._events.pop(job_id, None) is not None
+
+    def _write(self, line: pydantic.BaseModel) -> None:
+        # Where the process has died, `_listen` says so to everybody. What piles up while it computes is bounded by the
+        # queue and the size of a body.
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(line.model_dump_json().encode() + b"\n")
+
+    async def _hear(self) -> bytes:
+        stdout = self._process.stdout if self._process else None
+        return await stdout.readline() if stdout else b""

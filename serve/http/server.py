@@ -1,0 +1,103 @@
+"""A uvicorn that ends in order: what was let in is answered, what comes later is refused in words."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from serve.http.door import Door
+from shearling.errors import EnvironmentFault, UsageError
+
+LAST_ANSWERS_S = 5
+"""For answers to reach their clients after the last text was made."""
+KEEP_ALIVE_S = 75
+HEADER_BYTES = 1 << 16
+
+
+class DrainingServer(uvicorn.Server):
+    """Keeps listening after SIGTERM or Ctrl-C until what runs has ended, so that new work is told why it is refused; a
+    second signal, or the end of the grace, ends it at once.
+
+    Args:
+        door: the application.
+        grace_s: for what runs.
+        on_ready: called once it listens.
+    """
+
+    def __init__(self, door: Door, *, grace_s: float, on_ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                door,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=LAST_ANSWERS_S,
+                h11_max_incomplete_event_size=HEADER_BYTES,
+            )
+        )
+        self._door = door
+        self._grace_s = grace_s
+        self._on_ready = on_ready
+        self._draining: asyncio.Task[None] | None = None
+        self.unanswered = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See uvicorn; it would raise the signal again at the end, but to end in order is what was asked for."""
+        if self._door.closed:
+            self.unanswered = self._door.inside
+            self.should_exit = self.force_exit = True
+            return
+        self._door.closed = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """See uvicorn; ten times a second."""
+        if self._door.closed and self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        return await super().on_tick(counter)
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(self._grace_s):
+                await self._door.until_empty()
+        except TimeoutError:
+            self.unanswered = self._door.inside
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take an address, without listening yet.
+
+    Raises:
+        UsageError: no such address.
+        EnvironmentFault: it is taken, or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, OverflowError) as error:
+        raise UsageError(
+            f"no address {host}:{port}: {error}", remedy="Give --host 127.0.0.1 and a --port up to 65535"
+        ) from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        remedy = "Give another --port, or 0 for any that is free" if error.errno == errno.EADDRINUSE else "Give another"
+        raise EnvironmentFault(f"cannot listen on {host}:{port}: {error.strerror}", remedy=remedy) from None
+    return listener

@@ -1,0 +1,125 @@
+"""What `python -m serve http` does: load, listen, serve, end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from serve.http.limits import Limits
+from serve.http.named_target import NamedTarget
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.device import check_device
+from serve.runtimes.runtime import RunOptions
+from shearling.console import log
+from shearling.errors import CheckFailed, PackageMissing, UsageError
+from shearling.strict_json import Document
+
+if TYPE_CHECKING:
+    from serve.http.served_model import ServedModel
+    from serve.http.server import DrainingServer
+
+KEY_VARIABLE = "SHEARLING_API_KEY"
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+INSTALL = "pip install 'fastapi>=0.130,<1' 'uvicorn>=0.38,<1' 'prometheus-client>=0.22,<1'"
+"""The extra `http` of pyproject.toml."""
+
+
+class Served(Document):
+    """What a server did until it ended.
+
+    Attributes:
+        answered: requests that were let in, each with its whole answer or an error.
+    """
+
+    answered: int
+
+
+def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: Limits, host: str, port: int) -> Served:
+    """Serve until a signal says to end.
+
+    Args:
+        models: exports with OpenVINO.
+        options: the same for each.
+        limits: see there.
+        host: address to listen on.
+        port: 0 is any that is free; the log says which.
+
+    Raises:
+        PackageMissing: the extra is not installed.
+        UsageError: two models of one name, an empty API key, no such address.
+        ArtefactError: a directory cannot be used.
+        CheckFailed: the grace was over, or a second signal came, before all answers were given.
+    """
+    _require_packages()
+    api_key = _api_key()
+    _check_names(models)
+    deployments = {
+        model.name: find_deployment(model.target.only("openvino"), device=options.device) for model in models
+    }
+    check_device("openvino", options.device)
+    from serve.http.application import make_application
+    from serve.http.served_model import ServedModel
+    from serve.http.server import DrainingServer, bind
+
+    served = {
+        name: ServedModel(name, deployment, options=options, limits=limits) for name, deployment in deployments.items()
+    }
+    with bind(host, port) as listener:
+        door = make_application(served, limits=limits, api_key=api_key)
+        server = DrainingServer(
+            door, grace_s=limits.grace_s, on_ready=lambda: _tell_address(listener, guarded=api_key is not None)
+        )
+        asyncio.run(_serve(list(served.values()), server, listener))
+    if server.unanswered:
+        raise CheckFailed(
+            f"{server.unanswered} of {door.accepted} requests were not answered when the server ended",
+            remedy="Give more --grace-s, or send the signal once",
+        )
+    return Served(answered=door.accepted)
+
+
+async def _serve(models: Sequence[ServedModel], server: DrainingServer, listener: socket.socket) -> None:
+    try:
+        for model in models:
+            loaded = await model.start()
+            facts = loaded.facts
+            chats = "" if loaded.chats else ", no chat template"
+            log.print(
+                f"{model.name}: {model.deployment.label}{chats} ({facts.runtime}, {facts.provider}, {facts.precision})"
+            )
+        await server.serve(sockets=[listener])
+    finally:
+        await asyncio.gather(*(model.stop() for model in models))
+
+
+def _tell_address(listener: socket.socket, *, guarded: bool) -> None:
+    host, port = listener.getsockname()[:2]
+    if not guarded and not ipaddress.ip_address(host).is_loopback:
+        log.print(f"anybody who reaches {host} may use it: set {KEY_VARIABLE} to ask for a key")
+    shown = f"[{host}]" if ":" in host else host
+    log.print(f"ready: http://{shown}:{port}/v1")
+
+
+def _require_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise PackageMissing(f"serving over HTTP needs {', '.join(missing)}", remedy=INSTALL)
+
+
+def _api_key() -> str | None:
+    key = os.environ.get(KEY_VARIABLE)
+    if key is not None and not key.strip():
+        raise UsageError(f"{KEY_VARIABLE} is set and empty", remedy="Give a key, or unset it")
+    return key
+
+
+def _check_names(models: Sequence[NamedTarget]) -> None:
+    names = [model.name for model in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two models are called {twice}", remedy="Name them: NAME=DIR")
