@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from serve.bench.time_budget import CHECK_S
-from serve.http.limits import Limits
+from serve.http.limits import Limits, make_limits
 from serve.http.named_target import NamedTarget, parse_named_target
 from serve.runtimes.runtime import Hint, Precision, RunOptions
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
@@ -254,7 +254,7 @@ def http(
     served = serve_models(
         models,
         options=_options(device, precision, threads, hint=hint),
-        limits=Limits(
+        limits=make_limits(
             body_bytes=max_body_bytes,
             prompt_tokens=max_prompt_tokens,
             new_tokens=max_new_tokens,

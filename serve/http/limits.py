@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pydantic
 
-from shearling.strict_json import Document
+from shearling.errors import UsageError
+from shearling.strict_json import Document, describe_validation_error
 
 CHOICES = 16
 """Most texts that one request may ask for: prompts times `n`."""
@@ -34,3 +37,17 @@ class Limits(Document):
     queue: int = pydantic.Field(default=128, ge=0)
     timeout_s: float = pydantic.Field(default=600.0, gt=0)
     grace_s: float = pydantic.Field(default=600.0, ge=0)
+
+
+def make_limits(**values: Any) -> Limits:
+    """Limits as options give them.
+
+    Raises:
+        UsageError: one is out of its range.
+    """
+    try:
+        return Limits(**values)
+    except pydantic.ValidationError as error:
+        raise UsageError(
+            f"such limits are none: {describe_validation_error(error)}", remedy="See the ranges in --help"
+        ) from None

@@ -65,7 +65,7 @@ def _as_stops(value: Any) -> Any:
 
 Stop = Annotated[str, pydantic.Field(min_length=1, max_length=1000)]
 Stops = Annotated[
-    tuple[Stop, ...] | None, pydantic.BeforeValidator(_as_stops), pydantic.Field(default=None, max_length=STOPS)
+    Annotated[tuple[Stop, ...], pydantic.Field(max_length=STOPS)] | None, pydantic.BeforeValidator(_as_stops)
 ]
 Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
 Penalty = Annotated[float, pydantic.Field(ge=-2, le=2)]
@@ -88,7 +88,7 @@ class GenerationBody(Document):
     top_p: Probability | None = None
     top_k: Count | None = None
     n: Annotated[int, pydantic.Field(ge=1, le=CHOICES)] | None = None
-    stop: Stops
+    stop: Stops = None
     seed: Seed | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "SHEARLING_API_KEY"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
-INSTALL = "pip install 'fastapi>=0.130,<1' 'uvicorn>=0.38,<1' 'prometheus-client>=0.22,<1'"
+INSTALL = "pip install 'fastapi>=0.160,<1' 'uvicorn>=0.50,<1' 'prometheus-client>=0.22,<1'"
 """The extra `http` of pyproject.toml."""
 
 

@@ -1,0 +1,243 @@
+"""`python -m serve http` under load: is every request answered, does memory grow, and what does HTTP cost beside
+`serve load`?
+
+    python -m benchmarks.http_load runs/demo/export-sparse-int8 --minutes 10            # 1, 8 and 32 clients
+    python -m benchmarks.http_load runs/demo/export-sparse-int8 --minutes 10 --rounds 3 # and `serve load`, by turns
+
+A client asks, waits for its answer, and asks again: random token ids, greedy, end tokens ignored, the work of
+`serve load`. Half of the clients of each level stream. Before anything is counted the server has had as many requests
+at once as it will ever have, so that caches have their size. Exit code 1: an answer was lost, or memory grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import httpx
+import psutil
+
+from serve.bench.statistics import percentile
+from serve.bench.workload import Prompts, make_workload
+from serve.runtimes.deployment import find_deployment
+from shearling.target import parse_target
+
+NAME = "measured"
+START_S, REQUEST_S = 600.0, 600.0
+MOST_GROWTH = 0.05
+"""Of resident memory, from the end of the warm-up to the end of all: more is called growth."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The same for every request.
+
+    Attributes:
+        prompt_tokens: random ids.
+        new_tokens: exactly so many.
+        seed: of the prompts.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClientLevel:
+    """So many clients at once.
+
+    Attributes:
+        answered: requests with all their tokens.
+        lost: other ends, each in words.
+        tokens_per_s: new tokens over the wall time.
+        latency_s: p50 and p99 of a whole answer.
+        resident_bytes: of the server and its models, at the end.
+    """
+
+    clients: int
+    answered: int
+    lost: tuple[str, ...]
+    wall_s: float
+    tokens_per_s: float
+    latency_s: dict[str, float]
+    resident_bytes: int
+
+
+class LoadedServer:
+    """A server that runs; see `running_server`."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self._process = psutil.Process(process.pid)
+        self.url = url
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of it and its children."""
+        return sum(int(part.memory_info().rss) for part in (self._process, *self._process.children(recursive=True)))
+
+
+@contextmanager
+def running_server(model: str, options: Sequence[str]) -> Iterator[LoadedServer]:
+    """`python -m serve http` on a free port, until the end of the context."""
+    with tempfile.NamedTemporaryFile("r", suffix=".log") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serve", "http", f"{NAME}={model}", "--port", "0", *options],
+            stdout=subprocess.DEVNULL,
+            stderr=os.open(log.name, os.O_WRONLY | os.O_APPEND),
+            text=True,
+        )
+        try:
+            yield LoadedServer(process, _wait_until_ready(process, Path(log.name)))
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[str], log: Path) -> str:
+    deadline_s = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline_s:
+        found = re.search(r"ready: (\S+)", log.read_text(encoding="utf-8"))
+        if found:
+            return found[1]
+        time.sleep(0.1)
+    raise SystemExit(log.read_text(encoding="utf-8"))
+
+
+def load_level(server: LoadedServer, prompts: Prompts, work: Work, *, clients: int, seconds: float) -> ClientLevel:
+    """Let clients ask for so long; each finishes its last request."""
+    latencies_s, lost = [], []
+
+    async def be_client(connection: httpx.AsyncClient, number: int, deadline_s: float) -> None:
+        while time.perf_counter() < deadline_s:
+            (rows,), _ = prompts.draw()
+            started_s = time.perf_counter()
+            failure = await _ask(connection, rows[0], work.new_tokens, stream=number % 2 == 1)
+            if failure is None:
+                latencies_s.append(time.perf_counter() - started_s)
+            else:
+                lost.append(failure)
+
+    async def be_clients() -> None:
+        limits = httpx.Limits(max_connections=clients)
+        async with httpx.AsyncClient(base_url=server.url, timeout=REQUEST_S, limits=limits) as connection:
+            deadline_s = time.perf_counter() + seconds
+            await asyncio.gather(*(be_client(connection, number, deadline_s) for number in range(clients)))
+
+    began_s = time.perf_counter()
+    asyncio.run(be_clients())
+    wall_s = time.perf_counter() - began_s
+    return ClientLevel(
+        clients=clients,
+        answered=len(latencies_s),
+        lost=tuple(lost),
+        wall_s=wall_s,
+        tokens_per_s=len(latencies_s) * work.new_tokens / wall_s,
+        latency_s={f"p{share}": percentile(latencies_s, share / 100) for share in (50, 99)} if latencies_s else {},
+        resident_bytes=server.resident_bytes,
+    )
+
+
+async def _ask(connection: httpx.AsyncClient, prompt: Sequence[int], new_tokens: int, *, stream: bool) -> str | None:
+    """None for a whole answer, else what came instead."""
+    body = {
+        "model": NAME,
+        "prompt": list(prompt),
+        "max_tokens": new_tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
+    }
+    try:
+        response = await connection.post("/completions", json=body)
+    except httpx.HTTPError as error:
+        return f"{type(error).__name__}: {error}"
+    if response.status_code != 200:
+        return f"{response.status_code}: {response.text[:200]}"
+    if stream:
+        *_, usage, end, _ = response.text.split("\n\n")
+        if end != "data: [DONE]":
+            return f"a stream that ends with {end[:200]}"
+        told = json.loads(usage.removeprefix("data: "))
+    else:
+        told = response.json()
+    made = told["usage"]["completion_tokens"]
+    return None if made == new_tokens else f"{made} tokens"
+
+
+def batching_alone(model: str, levels: Sequence[int], work: Work, options: Sequence[str]) -> dict[int, float]:
+    """Tokens per second of `serve load`, by level."""
+    requests = max(8, 4 * max(levels))
+    command = [
+        *(sys.executable, "-m", "serve", "load", model, "--concurrency", ",".join(map(str, levels))),
+        *("--requests", str(requests), "--prompt-tokens", str(work.prompt_tokens)),
+        *("--max-new-tokens", str(work.new_tokens), "--json", *options),
+    ]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {level["concurrency"]: level["tokens_per_s"] for level in told["levels"]}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, and print one JSON object."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.http_load", description=(__doc__ or "").partition("\n\n")[0]
+    )
+    parser.add_argument("model", help="an export with OpenVINO, or DIR@PROPERTY=VALUE,...")
+    parser.add_argument("--clients", default="1,8,32", help="levels, separated by commas")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all levels of all rounds together")
+    parser.add_argument("--rounds", type=int, default=0, help="also run `serve load`, by turns, so often")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--precision", default="default")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    levels = sorted({int(level) for level in options.clients.split(",")})
+    work = Work(options.prompt_tokens, options.max_new_tokens, options.seed)
+    shared = ["--precision", options.precision]
+    shared += ["--threads", str(options.threads)] if options.threads else []
+    deployment = find_deployment(parse_target(options.model).only("openvino"))
+    prompts = Prompts([deployment], make_workload(work.prompt_tokens, work.new_tokens, seed=work.seed))
+    rounds = max(1, options.rounds)
+    seconds = 60 * options.minutes / rounds / len(levels)
+    measured: list[ClientLevel] = []
+    ratios: dict[int, list[float]] = {level: [] for level in levels}
+    with running_server(options.model, [*shared, "--concurrency", str(max(levels))]) as server:
+        load_level(server, prompts, work, clients=max(levels), seconds=min(30.0, seconds))
+        before_bytes = server.resident_bytes
+        for _ in range(rounds):
+            alone = batching_alone(options.model, levels, work, shared) if options.rounds else {}
+            for level in levels:
+                measured.append(load_level(server, prompts, work, clients=level, seconds=seconds))
+                if alone:
+                    ratios[level].append(measured[-1].tokens_per_s / alone[level])
+        growth = server.resident_bytes / before_bytes - 1
+    lost = sum(len(level.lost) for level in measured)
+    told = {
+        "model": options.model,
+        **asdict(work),
+        "answered": sum(level.answered for level in measured),
+        "lost": lost,
+        "resident_bytes_before": before_bytes,
+        "memory_growth": growth,
+        "levels": [asdict(level) for level in measured],
+        "ratio_to_serve_load": {level: median(values) for level, values in ratios.items() if values},
+    }
+    sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    return int(lost > 0 or growth > MOST_GROWTH)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

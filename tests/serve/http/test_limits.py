@@ -1,0 +1,147 @@
+"""What goes beyond a limit is refused in OpenAI's form, with the status that says why."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.support.http_server import CHAT, COMPLETIONS, HttpServer, serving
+
+LONG = {"model": "tiny", "prompt": "Area man", "max_tokens": 200, "ignore_eos": True}
+ENDLESS = {**LONG, "n": 8}
+
+
+@pytest.fixture(scope="module")
+def narrow(export: Path) -> Iterator[HttpServer]:
+    """One place, two that wait, little time."""
+    options = ("--concurrency", "1", "--queue", "2", "--max-prompt-tokens", "20", "--max-new-tokens", "220")
+    with serving(f"tiny={export}", options=options) as running:
+        yield running
+
+
+def test_a_body_that_is_too_large(server: HttpServer) -> None:
+    body = json.dumps({"model": "tiny", "prompt": "x" * 70_000}).encode()
+    kind = {"content-type": "application/json"}
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(300):
+            yield b" " * 8192
+
+    with httpx.Client(base_url=server.url) as client:
+        for content in (body, chunks(), b" " * 10_000_000):
+            response = client.post(COMPLETIONS, content=content, headers=kind)
+            assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+        fits = json.dumps({"model": "tiny", "prompt": "hi", "max_tokens": 1}).encode().ljust(65_536)
+        assert client.post(COMPLETIONS, content=fits, headers=kind).status_code == 200
+        assert client.post(COMPLETIONS, content=fits + b" ", headers=kind).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"prompt": [1] * 21, "max_tokens": 1}, "context_length_exceeded"),
+        ({"prompt": [1] * 20, "max_tokens": 221}, "too_many_tokens"),
+        ({"prompt": [[1], [1] * 21], "max_tokens": 1}, "context_length_exceeded"),
+    ],
+)
+def test_more_tokens_than_are_made_here(narrow: HttpServer, body: dict, code: str) -> None:
+    for stream in (False, True):
+        response = narrow.post(COMPLETIONS, {"model": "tiny", "stream": stream, **body})
+        assert (response.status_code, response.json()["error"]["code"]) == (400, code)
+    assert narrow.post(COMPLETIONS, {"model": "tiny", "prompt": [1] * 20, "max_tokens": 1}).status_code == 200
+
+
+def test_a_full_queue(narrow: HttpServer) -> None:
+    more_than_fits = narrow.post(COMPLETIONS, {**LONG, "n": 4})
+    assert (more_than_fits.status_code, more_than_fits.json()["error"]["code"]) == (429, "queue_full")
+    assert more_than_fits.headers["retry-after"]
+    with ThreadPoolExecutor(12) as pool:
+        responses = list(pool.map(lambda _: narrow.post(COMPLETIONS, LONG), range(12)))
+    statuses = [response.status_code for response in responses]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 3
+    with narrow.client() as client, pytest.raises(openai.RateLimitError):
+        client.completions.create(model="tiny", prompt="a", n=4)
+    assert narrow.post(COMPLETIONS, LONG).status_code == 200
+
+
+def test_an_answer_that_takes_too_long(export: Path) -> None:
+    with serving(f"tiny={export}", options=("--timeout", "0.05", "--concurrency", "1")) as slow:
+        whole = slow.post(COMPLETIONS, ENDLESS)
+        assert (whole.status_code, whole.json()["error"]["code"]) == (504, "timeout")
+        slow.wait_for("shearling_running_texts", 0)
+        with slow.client() as client:
+            endless = client.completions.create(
+                model="tiny", prompt="Area man", max_tokens=200, n=8, extra_body={"ignore_eos": True}, stream=True
+            )
+            with pytest.raises(openai.APIError, match="no complete answer within"):
+                list(endless)
+        slow.wait_for("shearling_running_texts", 0)
+        slow.wait_for("shearling_waiting_texts", 0)
+        assert slow.post(COMPLETIONS, {**LONG, "max_tokens": 1}).status_code == 200
+
+
+def leave_early(server: HttpServer, body: dict) -> None:
+    """Hang up after the first event, or before the whole answer."""
+    with (
+        httpx.Client(base_url=server.url, timeout=0.05) as client,
+        suppress(httpx.ReadTimeout),
+        client.stream("POST", COMPLETIONS, json=body) as response,
+    ):
+        next(response.iter_lines())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_place(narrow: HttpServer, stream: bool) -> None:
+    before = narrow.metric("shearling_new_tokens_total")
+    for _ in range(3):
+        leave_early(narrow, {**ENDLESS, "n": 3, "stream": stream})
+        narrow.wait_for("shearling_running_texts", 0)
+        narrow.wait_for("shearling_waiting_texts", 0)
+    assert narrow.metric("shearling_new_tokens_total") - before < 3 * 3 * 200
+    assert narrow.post(COMPLETIONS, {**LONG, "max_tokens": 1}).status_code == 200
+
+
+def test_a_key_is_asked_for_everywhere_but_at_health(export: Path) -> None:
+    with serving(f"tiny={export}", SHEARLING_API_KEY="right-key") as guarded:
+        with guarded.client(api_key="right-key") as client:
+            assert client.models.list().data[0].id == "tiny"
+        with guarded.client(api_key="wrong") as client:
+            with pytest.raises(openai.AuthenticationError) as caught:
+                client.completions.create(model="tiny", prompt="a")
+            assert caught.value.code == "invalid_api_key"
+            with pytest.raises(openai.AuthenticationError):
+                client.models.list()
+        for header in ("", "right-key", "Bearer", "Bearer right-key-and-more", "Bearer right-ke", "Basic right-key"):
+            for path in ("/v1/models", "/metrics", "/absent"):
+                response = httpx.get(guarded.url + path, headers={"authorization": header})
+                assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer"), header
+        raw = httpx.Headers([(b"authorization", b"Bearer \xc3\xa9\xff")])
+        assert httpx.get(guarded.url + "/metrics", headers=raw).status_code == 401
+        assert httpx.post(guarded.url + CHAT, content=b"{").status_code == 401
+        assert httpx.get(guarded.url + "/health").json()["status"] == "ok"
+        assert "right-key" not in guarded.log
+
+
+def test_a_slow_reader_holds_nobody_up(narrow: HttpServer) -> None:
+    """It is sent what it takes, and its place is free once its text is made."""
+    finished = threading.Event()
+    with (
+        httpx.Client(base_url=narrow.url) as client,
+        client.stream("POST", COMPLETIONS, json={**LONG, "stream": True}) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        assert narrow.post(COMPLETIONS, {**LONG, "max_tokens": 1}).status_code == 200
+        finished.set()
+        time.sleep(0.05)
+        assert "[DONE]" in "".join(lines)

@@ -1,0 +1,103 @@
+"""`python -m serve http` in a process, and what tests ask of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+START_S = 120.0
+END_S = 60.0
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+class HttpServer:
+    """A server that runs; see `serving`."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process = process
+        self._log = log
+        self.url = ""
+
+    @property
+    def log(self) -> str:
+        """What it has written on stderr."""
+        return self._log.read_text(encoding="utf-8")
+
+    def wait_until_ready(self) -> None:
+        deadline_s = time.monotonic() + START_S
+        while time.monotonic() < deadline_s and self.process.poll() is None:
+            found = re.search(r"ready: (http://\S+)/v1", self.log)
+            if found:
+                self.url = found[1]
+                return
+            time.sleep(0.05)
+        raise AssertionError(self.log)
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        """OpenAI's own, without its retries."""
+        return openai.OpenAI(
+            **{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 60.0, **options}
+        )
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60, **options)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        text = httpx.get(self.url + "/metrics").text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"{name}(\{{| )", line))
+
+    def wait_for(self, name: str, value: float, *, at_most_s: float = 20.0) -> None:
+        """Wait until a metric has a value."""
+        deadline_s = time.monotonic() + at_most_s
+        while self.metric(name) != value:
+            assert time.monotonic() < deadline_s, f"{name} is {self.metric(name)}, not {value}"
+            time.sleep(0.02)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def end(self) -> tuple[int, dict[str, Any]]:
+        """Its exit code, and the object that it prints with --json."""
+        output, _ = self.process.communicate(timeout=END_S)
+        return self.process.returncode, json.loads(output)
+
+
+@contextmanager
+def serving(*models: str | Path, options: tuple[str, ...] = (), **environment: str) -> Iterator[HttpServer]:
+    """A server on a free port, which ends with the context."""
+    variables = {name: value for name, value in os.environ.items() if name != "SHEARLING_API_KEY"}
+    with tempfile.NamedTemporaryFile("w", suffix=".log") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "serve", "http", *map(str, models)),
+                *("--port", "0", "--threads", "1", "--precision", "fp32", "--json", *options),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**variables, **environment},
+        )
+        server = HttpServer(process, Path(log.name))
+        try:
+            server.wait_until_ready()
+            yield server
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
