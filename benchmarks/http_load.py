@@ -5,8 +5,8 @@
     python -m benchmarks.http_load runs/demo/export-sparse-int8 --minutes 10 --rounds 3 # and `serve load`, by turns
 
 A client asks, waits for its answer, and asks again: random token ids, greedy, end tokens ignored, the work of
-`serve load`. Half of the clients of each level stream. Before anything is counted the server has had as many requests
-at once as it will ever have, so that caches have their size. Exit code 1: an answer was lost, or memory grew.
+`serve load`. Half of the clients of each level stream. Before anything is counted the server has had every level for a
+while, so that caches have their size. Exit code 1: an answer was lost, or memory grew.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from shearling.target import parse_target
 
 NAME = "measured"
 START_S, REQUEST_S = 600.0, 600.0
+WARM_UP_S = 30.0
+"""For each level, before memory is looked at."""
 MOST_GROWTH = 0.05
 """Of resident memory, from the end of the warm-up to the end of all: more is called growth."""
 
@@ -215,7 +217,9 @@ def main(argv: list[str] | None = None) -> int:
     measured: list[ClientLevel] = []
     ratios: dict[int, list[float]] = {level: [] for level in levels}
     with running_server(options.model, [*shared, "--concurrency", str(max(levels))]) as server:
-        load_level(server, prompts, work, clients=max(levels), seconds=min(30.0, seconds))
+        # The runtime keeps code for every shape that it has met, and meets new ones for a while.
+        for level in levels:
+            load_level(server, prompts, work, clients=level, seconds=min(WARM_UP_S, seconds))
         before_bytes = server.resident_bytes
         for _ in range(rounds):
             alone = batching_alone(options.model, levels, work, shared) if options.rounds else {}

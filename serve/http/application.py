@@ -19,7 +19,7 @@ from serve.http.answer_form import AnswerForm, ChatForm, CompletionForm
 from serve.http.door import Door, refused
 from serve.http.exchange import Exchange
 from serve.http.limits import Limits
-from serve.http.metrics import Metrics
+from serve.http.metrics import ServerMetrics
 from serve.http.reading import read_body
 from serve.http.refusal import Refusal
 from serve.http.request_body import ChatBody, CompletionBody
@@ -63,7 +63,7 @@ class Service:
         metrics: where things are counted.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel], *, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], *, limits: Limits, metrics: ServerMetrics) -> None:
         self._models = models
         self._limits = limits
         self._metrics = metrics
@@ -128,7 +128,7 @@ def make_application(models: Mapping[str, ServedModel], *, limits: Limits, api_k
         limits: of the server.
         api_key: that clients must send; None lets everybody in.
     """
-    metrics = Metrics(models)
+    metrics = ServerMetrics(models)
     service = Service(models, limits=limits, metrics=metrics)
     # Its pages of documentation would load scripts from elsewhere.
     application = FastAPI(title="Shearling", openapi_url=None, docs_url=None, redoc_url=None)

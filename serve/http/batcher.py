@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from serve.http.protocol import Event, FinishReason, Job, Sampling, Turn
 from serve.http.stop_strings import StopFilter
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.openvino import greedy
-from serve.runtimes.tokenization import TextStream
+from serve.runtimes.tokenization import Decoder, TextStream, TextTokenizer
+from shearling.errors import ArtefactMissing, ModelUnsupported
 
 if TYPE_CHECKING:
     import openvino_genai
@@ -74,6 +76,7 @@ class Batcher:
     def __init__(self, pipeline: ContinuousBatchingPipeline, deployment: Deployment, limits: Limits) -> None:
         self._pipeline = pipeline
         self._tokenizer = pipeline.get_tokenizer()
+        self._decoder = _decoder(deployment.directory) or self._tokenizer
         self._deployment = deployment
         self._limits = limits
         self._end_ids = frozenset(deployment.end_ids)
@@ -105,7 +108,7 @@ class Batcher:
             return Event(job=job.id, kind="refused", message=str(refused), code=refused.code)
         text = _Text(job, ids, max_new_tokens, StopFilter(job.stops))
         if job.streamed or job.stops:
-            text.stream = TextStream(self._tokenizer, text.let_through)
+            text.stream = TextStream(self._decoder, text.let_through)
         self._waiting.append(text)
         return Event(job=job.id, kind="accepted", prompt_tokens=len(ids))
 
@@ -184,7 +187,7 @@ class Batcher:
 
     def _finish(self, text: _Text) -> Event:
         if text.stream is None:
-            text.pieces.append(str(self._tokenizer.decode(text.kept)))
+            text.pieces.append(str(self._decoder.decode(text.kept)))
         else:
             text.stream.finish()
             text.pieces.append(text.stops.finish())
@@ -265,6 +268,18 @@ class Batcher:
                 "context_length_exceeded",
             )
         return wanted
+
+
+def _decoder(directory: Path) -> Decoder | None:
+    """One that turns some tokens into text within microseconds; the pipeline's own starts an inference each time.
+
+    None where there is none that says the same.
+    """
+    try:
+        tokenizer = TextTokenizer(directory)
+    except (ArtefactMissing, ModelUnsupported):
+        return None
+    return None if tokenizer.cleans_up else tokenizer
 
 
 def _sample(config: openvino_genai.GenerationConfig, sampling: Sampling) -> None:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.metrics import Metrics
+from serve.http.metrics import ServerMetrics
 from serve.http.reading import discard_body
 from serve.http.refusal import Refusal, shutting_down
 
@@ -32,7 +32,7 @@ class Door:
         metrics: where requests are counted.
     """
 
-    def __init__(self, application: ASGIApp, *, api_key: str | None, metrics: Metrics) -> None:
+    def __init__(self, application: ASGIApp, *, api_key: str | None, metrics: ServerMetrics) -> None:
         self._application = application
         self._key = None if api_key is None else _digest(api_key.encode())
         self._metrics = metrics

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from serve.http.answer_form import AnswerForm
-from serve.http.metrics import Metrics
+from serve.http.metrics import ServerMetrics
 from serve.http.protocol import Event, Job
 from serve.http.refusal import Refusal, took_too_long
 from serve.http.request_body import SEED_MODULUS, ChatBody, CompletionBody
@@ -38,7 +38,7 @@ class Exchange:
         body: ChatBody | CompletionBody,
         form: AnswerForm,
         *,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         timeout_s: float,
     ) -> None:
         self._model = model

@@ -37,7 +37,7 @@ class _ModelCollector(Collector):
             yield gauge
 
 
-class Metrics:
+class ServerMetrics:
     """Counts of one server.
 
     Args:

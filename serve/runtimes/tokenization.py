@@ -54,6 +54,11 @@ class TextTokenizer:
         """Whether `encode` can format a chat turn."""
         return self._template is not None
 
+    @property
+    def cleans_up(self) -> bool:
+        """Whether the model's own decoding takes spaces before punctuation away afterwards, which `decode` does not."""
+        return bool(self._config.get("clean_up_tokenization_spaces"))
+
     def encode(self, prompt: str, *, chat: bool) -> list[int]:
         """Token ids of a prompt.
 

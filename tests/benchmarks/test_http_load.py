@@ -18,7 +18,7 @@ def test_no_request_is_lost_and_memory_does_not_grow(tmp_path: Path, capsys: pyt
     options = ["--minutes", "0.6", "--prompt-tokens", "32", "--max-new-tokens", "48"]
     code = main([str(export), *options, "--rounds", "1", "--threads", "1", "--precision", "fp32"])
     told = json.loads(capsys.readouterr().out)
-    assert (code, told["lost"]) == (0, 0)
+    assert (code, told["lost"]) == (0, 0), told
     assert [level["clients"] for level in told["levels"]] == [1, 8, 32]
     assert all(level["answered"] > 10 * level["clients"] for level in told["levels"])
     assert told["memory_growth"] < MOST_GROWTH

@@ -94,9 +94,9 @@ def test_health_says_that_it_is_ending(export: Path) -> None:
 
 @pytest.mark.parametrize("how", ["a second signal", "the end of the grace"])
 def test_what_does_not_end_in_time_is_told(export: Path, how: str) -> None:
-    options = ("--concurrency", "1", "--grace", "0.1" if how == "the end of the grace" else "600")
+    options = ("--concurrency", "1", "--grace", "0.01" if how == "the end of the grace" else "600")
     with serving(f"tiny={export}", options=options) as server:
-        # Nobody reads this one, so that it does not end.
+        # A second of work, and nobody reads it.
         body = json.dumps({**REQUEST, "n": 16, "stream": True, "user": "x"}).encode()
         head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         host, port = server.url.removeprefix("http://").split(":")
@@ -108,7 +108,8 @@ def test_what_does_not_end_in_time_is_told(export: Path, how: str) -> None:
                 time.sleep(0.01)
             server.terminate()
             if how == "a second signal":
-                time.sleep(0.3)
+                while httpx.get(server.url + "/health").status_code == 200:
+                    time.sleep(0.01)
                 server.process.send_signal(signal.SIGINT)
             code, told = server.end()
     assert code == 1

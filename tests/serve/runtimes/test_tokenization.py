@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,25 @@ def test_a_stream_never_shows_half_a_character(directory: Path) -> None:
     stream.finish()
     assert "".join(pieces) == TEXT
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_stream_decodes_a_few_tokens_at_a_time(directory: Path) -> None:
+    tokenizer = TextTokenizer(directory)
+    lengths: list[int] = []
+
+    class Counting:
+        def decode(self, token_ids: Sequence[int]) -> str:
+            lengths.append(len(token_ids))
+            return tokenizer.decode(token_ids)
+
+    pieces: list[str] = []
+    stream = TextStream(Counting(), pieces.append)
+    text = f" {TEXT}" * 40
+    for token in tokenizer.encode(text, chat=False):
+        stream.push(token)
+    stream.finish()
+    assert "".join(pieces) == text
+    assert max(lengths) <= 30
 
 
 def test_chat_without_a_template(directory: Path) -> None:

@@ -1,0 +1,118 @@
+"""The model's side, on a real pipeline in this process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve.http.batcher import Batcher
+from serve.http.limits import Limits
+from serve.http.protocol import Event, Job, Sampling
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.openvino import load_batching_pipeline
+from serve.runtimes.runtime import RunOptions
+from shearling.target import Target
+
+GREEDY = Sampling(
+    temperature=0.0, top_p=1.0, top_k=None, seed=0, frequency_penalty=0.0, presence_penalty=0.0, ignore_eos=True
+)
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture(scope="module")
+def pipeline(export: Path):
+    deployment = find_deployment(Target(export).only("openvino"))
+    return load_batching_pipeline(deployment, RunOptions(precision="fp32", threads=1))[0], deployment
+
+
+@pytest.fixture
+def batcher(pipeline) -> Batcher:
+    return Batcher(*pipeline, Limits(concurrency=2))
+
+
+@pytest.fixture(scope="module")
+def make_job() -> MakeJob:
+    ids = itertools.count(1)
+
+    def make(prompt: str = "Area man", tokens: int = 40, *, streamed: bool = True, stops: tuple[str, ...] = ()) -> Job:
+        return Job(id=next(ids), prompt=prompt, max_new_tokens=tokens, sampling=GREEDY, stops=stops, streamed=streamed)
+
+    return make
+
+
+def run(batcher: Batcher) -> list[Event]:
+    events = []
+    while batcher.busy:
+        events += batcher.step()
+    return events
+
+
+def test_texts_wait_for_a_place_and_come_in_turn(batcher: Batcher, make_job: MakeJob) -> None:
+    jobs = [make_job(tokens=5) for _ in range(5)]
+    assert {batcher.add(job).kind for job in jobs} == {"accepted"}
+    at_once, running = 0, set()
+    order = []
+    for event in run(batcher):
+        if event.kind == "started":
+            running.add(event.job)
+            order.append(event.job)
+        if event.is_last:
+            running.remove(event.job)
+        at_once = max(at_once, len(running))
+    assert at_once == 2
+    assert order == [job.id for job in jobs]
+
+
+def test_a_cancelled_text_is_worked_on_no_more(batcher: Batcher, make_job: MakeJob, pipeline) -> None:
+    flying, waiting = [make_job(tokens=200) for _ in range(2)], make_job(tokens=200)
+    for job in (*flying, waiting):
+        batcher.add(job)
+    list(batcher.step())
+    for job in (*flying, waiting):
+        batcher.cancel(job.id)
+        batcher.cancel(job.id)
+    assert len(run(batcher)) == 0
+    assert not pipeline[0].has_non_finished_requests()
+    batcher.add(last := make_job(tokens=3))
+    assert [event.kind for event in run(batcher)] == ["started", "text", "text", "finished"]
+    batcher.cancel(last.id)
+    assert not batcher.busy
+
+
+def test_a_stop_string_ends_the_work_too(batcher: Batcher, make_job: MakeJob, pipeline) -> None:
+    batcher.add(make_job(tokens=200, streamed=False))
+    (*_, whole) = run(batcher)
+    stop = whole.text[10:13]
+    batcher.add(make_job(tokens=200, stops=(stop,)))
+    events = run(batcher)
+    assert "".join(event.text for event in events) == whole.text[: whole.text.index(stop)]
+    assert (events[-1].reason, whole.reason, whole.new_tokens) == ("stop", "length", 200)
+    assert events[-1].new_tokens < 50
+    assert not pipeline[0].has_non_finished_requests()
+
+
+def test_every_way_to_ask_makes_the_same_text(batcher: Batcher, make_job: MakeJob) -> None:
+    texts = set()
+    for options in ({"streamed": False}, {"streamed": True}, {"streamed": False, "stops": ("never said",)}):
+        batcher.add(make_job(tokens=120, **options))
+        texts.add("".join(event.text for event in run(batcher)))
+    assert len(texts) == 1
+
+
+def test_the_tokenizer_of_the_export_serves_where_there_is_no_other(
+    copy_of: Callable[[str], Path], make_job: MakeJob, batcher: Batcher
+) -> None:
+    directory = copy_of("openvino")
+    (directory / "tokenizer.json").unlink()
+    deployment = find_deployment(Target(directory))
+    alone = Batcher(
+        load_batching_pipeline(deployment, RunOptions(precision="fp32", threads=1))[0], deployment, Limits()
+    )
+    texts = []
+    for one in (batcher, alone):
+        one.add(make_job(tokens=120))
+        texts.append("".join(event.text for event in run(one)))
+    assert texts[0] == texts[1]
