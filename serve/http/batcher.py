@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serve.http.limits import Limits
-from serve.http.protocol import Event, FinishReason, Job, Sampling, Turn
+from serve.http.protocol import TOO_MANY_TOKENS, Event, FinishReason, Job, Sampling, Turn
 from serve.http.stop_strings import StopFilter
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.openvino import greedy
@@ -259,9 +259,7 @@ class Batcher:
         room = limits.new_tokens if context is None else min(limits.new_tokens, context - prompt_tokens)
         wanted = job.max_new_tokens or max(room, 1)
         if wanted > limits.new_tokens:
-            raise _PromptRefused(
-                f"at most {limits.new_tokens} new tokens are made here, not {wanted}", "too_many_tokens"
-            )
+            raise _PromptRefused(f"at most {limits.new_tokens} new tokens are made here, not {wanted}", TOO_MANY_TOKENS)
         if wanted > room:
             raise _PromptRefused(
                 f"the context holds {context} tokens: {prompt_tokens} of the prompt and {wanted} new ones do not fit",

@@ -13,7 +13,7 @@ from typing import Any
 
 from serve.http.answer_form import AnswerForm
 from serve.http.metrics import ServerMetrics
-from serve.http.protocol import Event, Job
+from serve.http.protocol import TOO_MANY_TOKENS, Event, Job
 from serve.http.refusal import Refusal, took_too_long
 from serve.http.request_body import SEED_MODULUS, ChatBody, CompletionBody
 from serve.http.served_model import Flight, ServedModel
@@ -118,7 +118,8 @@ class Exchange:
 
     def _note(self, event: Event) -> None:
         if event.kind == "refused":
-            raise Refusal(HTTPStatus.BAD_REQUEST, event.message, code=event.code, param=self._form.prompt_field)
+            param = "max_tokens" if event.code == TOO_MANY_TOKENS else self._form.prompt_field
+            raise Refusal(HTTPStatus.BAD_REQUEST, event.message, code=event.code, param=param)
         if event.kind == "failed":
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, event.message, code=event.code)
         if event.kind == "accepted":

@@ -16,6 +16,8 @@ from serve.runtimes.runtime import RunOptions, RuntimeFacts
 from shearling.strict_json import Document
 
 FinishReason = Literal["stop", "length"]
+TOO_MANY_TOKENS = "too_many_tokens"
+"""Code of a refusal for the number of new tokens; all others are for the prompt."""
 
 
 class Loading(Document):

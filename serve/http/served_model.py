@@ -6,10 +6,12 @@ import asyncio
 import itertools
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
@@ -20,7 +22,7 @@ from serve.http.refusal import model_is_down, queue_is_full
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import utc_now
-from shearling.errors import ShearlingError
+from shearling.errors import ResourceExhausted, ShearlingError
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE_BYTES = 1 << 26
@@ -115,16 +117,25 @@ class ServedModel:
         self._write(Loading(deployment=self.deployment, options=self._options, limits=self._limits))
         reply = json.loads(await self._hear() or "{}")
         if "facts" not in reply:
-            code = await self._process.wait()
-            error_class = getattr(shearling.errors, reply.get("error", ""), ShearlingError)
-            raise error_class(
-                reply.get("message", f"the process of {self.name} ended with code {code} while it loaded"),
-                where=reply.get("where", self.deployment.label),
-                remedy=reply.get("remedy", "See its messages above"),
-            )
+            raise await self._loading_error(reply)
         self.alive = True
         self._listening = asyncio.create_task(self._listen())
         return Loaded.model_validate_json(json.dumps(reply))
+
+    async def _loading_error(self, reply: Mapping[str, Any]) -> ShearlingError:
+        if "error" in reply:
+            error_class = getattr(shearling.errors, reply["error"], ShearlingError)
+            error: ShearlingError = error_class(reply["message"], where=reply["where"], remedy=reply["remedy"])
+            return error
+        code = await self._process.wait() if self._process else None
+        where = self.deployment.label
+        if code == -signal.SIGKILL:
+            return ResourceExhausted(
+                "the system killed its process, most likely for memory", where=where, remedy="Serve fewer at once"
+            )
+        return ShearlingError(
+            f"its process ended with code {code} while it loaded", where=where, remedy="See its messages above"
+        )
 
     async def stop(self) -> None:
         """End its process."""

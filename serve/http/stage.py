@@ -115,7 +115,7 @@ def _api_key() -> str | None:
     key = os.environ.get(KEY_VARIABLE)
     if key is not None and not key.strip():
         raise UsageError(f"{KEY_VARIABLE} is set and empty", remedy="Give a key, or unset it")
-    return key
+    return key.strip() if key is not None else None
 
 
 def _check_names(models: Sequence[NamedTarget]) -> None:

@@ -56,7 +56,9 @@ def test_a_body_that_is_too_large(server: HttpServer) -> None:
 def test_more_tokens_than_are_made_here(narrow: HttpServer, body: dict, code: str) -> None:
     for stream in (False, True):
         response = narrow.post(COMPLETIONS, {"model": "tiny", "stream": stream, **body})
-        assert (response.status_code, response.json()["error"]["code"]) == (400, code)
+        error = response.json()["error"]
+        param = "max_tokens" if code == "too_many_tokens" else "prompt"
+        assert (response.status_code, error["code"], error["param"]) == (400, code, param)
     assert narrow.post(COMPLETIONS, {"model": "tiny", "prompt": [1] * 20, "max_tokens": 1}).status_code == 200
 
 
