@@ -27,8 +27,11 @@ TOKENS = 200
 REQUEST = {"model": "tiny", "prompt": "Area man", "max_tokens": TOKENS, "ignore_eos": True}
 
 
+TEXTS = 4
+
+
 class Client(threading.Thread):
-    """Asks again and again, until the server is gone."""
+    """Asks again and again, for several texts at once, until the server is gone."""
 
     def __init__(self, server: HttpServer, *, stream: bool) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class Client(threading.Thread):
                 self.outcomes[self._ask(client)] += 1
 
     def _ask(self, client: openai.OpenAI) -> str:
-        body = {name: value for name, value in REQUEST.items() if name != "ignore_eos"}
+        body = {name: value for name, value in REQUEST.items() if name != "ignore_eos"} | {"n": TEXTS}
         answered = 0
         try:
             extra = {"ignore_eos": True}
@@ -58,15 +61,15 @@ class Client(threading.Thread):
         except openai.InternalServerError as error:
             time.sleep(0.01)
             return "refused" if (error.status_code, error.code) == (503, "shutting_down") else str(error)
-        return "whole" if answered == TOKENS else "cut off"
+        return "whole" if answered == TEXTS * TOKENS else "cut off"
 
 
 def test_sigterm_under_load_loses_nothing_that_was_accepted(export: Path) -> None:
-    with serving(f"tiny={export}", options=("--concurrency", "4")) as server:
+    with serving(f"tiny={export}", options=("--concurrency", "2")) as server:
         clients = [Client(server, stream=number % 2 == 0) for number in range(12)]
-        while server.metric("shearling_requests_total") < 30:
-            time.sleep(0.02)
-        # Streams that are waiting for their turn, and one that has begun.
+        # Some run, and more wait for their turn.
+        while server.metric("shearling_new_tokens_total") < 5000 or server.metric("shearling_waiting_texts") < 8:
+            time.sleep(0.01)
         server.terminate()
         for client in clients:
             client.join(60)

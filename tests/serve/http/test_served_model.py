@@ -1,0 +1,81 @@
+"""The server's side of a model's process, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from serve.http.limits import Limits
+from serve.http.protocol import Events, Job, Sampling
+from serve.http.refusal import Refusal
+from serve.http.served_model import ServedModel
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.runtime import RunOptions
+from shearling.target import Target
+
+OPTIONS = RunOptions(precision="fp32", threads=1)
+GREEDY = Sampling(
+    temperature=0.0, top_p=1.0, top_k=None, seed=0, frequency_penalty=0.0, presence_penalty=0.0, ignore_eos=True
+)
+
+
+class Overheard(ServedModel):
+    """Keeps what the process says."""
+
+    def __init__(self, export: Path, limits: Limits) -> None:
+        deployment = find_deployment(Target(export).only("openvino"))
+        super().__init__("tiny", deployment, options=OPTIONS, limits=limits)
+        self.lines: list[bytes] = []
+
+    async def _hear(self) -> bytes:
+        self.lines.append(line := await super()._hear())
+        return line
+
+    def jobs(self, count: int, tokens: int) -> list[Job]:
+        return [
+            Job(id=self.next_id(), prompt="Area", max_new_tokens=tokens, sampling=GREEDY, stops=(), streamed=True)
+            for _ in range(count)
+        ]
+
+
+def test_what_is_left_is_cancelled_in_the_process(export: Path) -> None:
+    async def leave_and_stay() -> Overheard:
+        model = Overheard(export, Limits(concurrency=1))
+        await model.start()
+        try:
+            with model.run(model.jobs(20, 200)) as flight:
+                await flight.some()
+            assert (model.running, model.waiting) == (0, 0)
+            with model.run(model.jobs(1, 50)) as flight:
+                while not flight.ended:
+                    await flight.some()
+        finally:
+            await model.stop()
+        return model
+
+    lines = asyncio.run(leave_and_stay()).lines
+    events = [event for line in lines[1:] if line for event in Events.model_validate_json(line).events]
+    assert [event.job for event in events if event.is_last] == [21]
+    assert sum(event.kind == "text" for event in events) < 400
+
+
+def test_no_more_than_fits_and_nothing_after_the_end(export: Path) -> None:
+    async def fill() -> None:
+        model = Overheard(export, Limits(concurrency=2, queue=1))
+        await model.start()
+        try:
+            with model.run(model.jobs(3, 200)), pytest.raises(Refusal) as full, model.run(model.jobs(1, 1)):
+                raise AssertionError
+            assert full.value.status == 429
+            with model.run(model.jobs(3, 2)) as flight:
+                while not flight.ended:
+                    await flight.some()
+        finally:
+            await model.stop()
+        with pytest.raises(Refusal) as down, model.run(model.jobs(1, 1)):
+            raise AssertionError
+        assert (down.value.status, down.value.code) == (503, "model_down")
+
+    asyncio.run(fill())
