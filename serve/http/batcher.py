@@ -22,11 +22,12 @@ from serve.runtimes.tokenization import Decoder, TextStream, TextTokenizer
 from shearling.errors import ArtefactMissing, ModelUnsupported
 
 if TYPE_CHECKING:
-    import openvino_genai
-    from openvino_genai import ContinuousBatchingPipeline, GenerationHandle
+    from openvino_genai import ContinuousBatchingPipeline, GenerationConfig, GenerationHandle
 
-GREEDY_BELOW = 0.01
-"""Of the temperature: logits divided by less leave the range of float32 before they choose anything else."""
+GREEDY_TEMPERATURE, GREEDY_SHARE = 0.01, 1e-6
+"""Below these the most likely token is taken: logits divided by less leave the range of float32 before they choose
+anything else, and a smaller `top_p` keeps no second token, and may be 0 in float32, which GenAI refuses.
+"""
 
 
 @dataclass
@@ -43,6 +44,7 @@ class _Text:
     job: Job
     ids: list[int]
     max_new_tokens: int
+    config: GenerationConfig
     stops: StopFilter
     stream: TextStream | None = None
     pieces: list[str] = field(default_factory=list)
@@ -104,9 +106,14 @@ class Batcher:
         try:
             ids = self._encode(job.prompt)
             max_new_tokens = self._room(job, len(ids))
+            config = self._configuration(job.sampling, max_new_tokens)
+            config.validate()
         except _PromptRefused as refused:
             return Event(job=job.id, kind="refused", message=str(refused), code=refused.code)
-        text = _Text(job, ids, max_new_tokens, StopFilter(job.stops))
+        except (RuntimeError, ValueError) as error:
+            # What the libraries object to must not end the process of everybody.
+            return Event(job=job.id, kind="refused", message=f"OpenVINO GenAI refuses it: {_last_line(error)}")
+        text = _Text(job, ids, max_new_tokens, config, StopFilter(job.stops))
         if job.streamed or job.stops:
             text.stream = TextStream(self._decoder, text.let_through)
         self._waiting.append(text)
@@ -132,14 +139,13 @@ class Batcher:
         import openvino
 
         ids = openvino.Tensor(np.asarray([text.ids], dtype=np.int64))
-        text.handle = self._pipeline.add_request(text.job.id, ids, self._configuration(text))
+        text.handle = self._pipeline.add_request(text.job.id, ids, text.config)
         self._flying[text.job.id] = text
         return Event(job=text.job.id, kind="started")
 
-    def _configuration(self, text: _Text) -> openvino_genai.GenerationConfig:
-        sampling = text.job.sampling
-        config = greedy(text.max_new_tokens, frozenset() if sampling.ignore_eos else self._end_ids)
-        if sampling.temperature >= GREEDY_BELOW and sampling.top_p > 0:
+    def _configuration(self, sampling: Sampling, max_new_tokens: int) -> GenerationConfig:
+        config = greedy(max_new_tokens, frozenset() if sampling.ignore_eos else self._end_ids)
+        if sampling.temperature >= GREEDY_TEMPERATURE and sampling.top_p >= GREEDY_SHARE:
             _sample(config, sampling)
         config.frequency_penalty = sampling.frequency_penalty
         config.presence_penalty = sampling.presence_penalty
@@ -227,8 +233,7 @@ class Batcher:
             try:
                 text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
             except RuntimeError as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise _PromptRefused(f"the chat template refuses these messages: {reason}") from error
+                raise _PromptRefused(f"the chat template refuses these messages: {_last_line(error)}") from error
             return self._ids(text, add_special_tokens=False)
         ids = [token for token in prompt if isinstance(token, int)]
         vocabulary = self._deployment.vocabulary
@@ -280,7 +285,11 @@ def _decoder(directory: Path) -> Decoder | None:
     return None if tokenizer.cleans_up else tokenizer
 
 
-def _sample(config: openvino_genai.GenerationConfig, sampling: Sampling) -> None:
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _sample(config: GenerationConfig, sampling: Sampling) -> None:
     config.do_sample = True
     config.temperature = sampling.temperature
     config.top_p = sampling.top_p

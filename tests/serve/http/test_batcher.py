@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from serve.http.batcher import Batcher
 from serve.http.limits import Limits
@@ -93,6 +95,34 @@ def test_a_stop_string_ends_the_work_too(batcher: Batcher, make_job: MakeJob, pi
     assert (events[-1].reason, whole.reason, whole.new_tokens) == ("stop", "length", 200)
     assert events[-1].new_tokens < 50
     assert not pipeline[0].has_non_finished_requests()
+
+
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(
+    sampling=st.builds(
+        Sampling,
+        temperature=st.floats(0, 2) | st.sampled_from([0.0, 1e-300, 0.009, 0.01, 2.0]),
+        top_p=st.floats(0, 1) | st.sampled_from([0.0, 5e-324, 1e-40, 1.0]),
+        top_k=st.none() | st.integers(1, 2**31 - 1),
+        seed=st.integers(0, 2**32 - 1),
+        frequency_penalty=st.floats(-2, 2),
+        presence_penalty=st.floats(-2, 2),
+        ignore_eos=st.booleans(),
+    )
+)
+def test_no_sampling_that_a_body_may_ask_for_stops_the_process(pipeline, make_job: MakeJob, sampling: Sampling) -> None:
+    one = Batcher(*pipeline, Limits())
+    job = make_job(tokens=4).model_copy(update={"sampling": sampling})
+    assert one.add(job).kind == "accepted"
+    *_, end = run(one)
+    assert (end.kind, end.reason) in {("finished", "length"), ("finished", "stop")}
+
+
+def test_what_a_library_objects_to_is_refused(batcher: Batcher, make_job: MakeJob) -> None:
+    impossible = GREEDY.model_copy(update={"temperature": 1.0, "top_p": 7.0})
+    told = batcher.add(make_job().model_copy(update={"sampling": impossible}))
+    assert (told.kind, batcher.busy) == ("refused", False)
+    assert "top_p" in told.message
 
 
 def test_every_way_to_ask_makes_the_same_text(batcher: Batcher, make_job: MakeJob) -> None:
