@@ -5,8 +5,8 @@
     python -m benchmarks.http_load runs/demo/export-sparse-int8 --minutes 10 --rounds 3 # and `serve load`, by turns
 
 A client asks, waits for its answer, and asks again: random token ids, greedy, end tokens ignored, the work of
-`serve load`. Half of the clients of each level stream. Before anything is counted the server has had every level for a
-while, so that caches have their size. Exit code 1: an answer was lost, or memory grew.
+`serve load`. Half of the clients of each level stream. Before anything is counted the server has had prompts of every
+length and every level for a while, so that caches have their size. Exit code 1: an answer was lost, or memory grew.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from shearling.target import parse_target
 
 NAME = "measured"
 START_S, REQUEST_S = 600.0, 600.0
+STEP_TOKENS = 256
+"""Of GenAI's scheduler: a step never has more."""
 WARM_UP_S = 30.0
 """For each level, before memory is looked at."""
 MOST_GROWTH = 0.05
@@ -152,6 +154,20 @@ def load_level(server: LoadedServer, prompts: Prompts, work: Work, *, clients: i
     )
 
 
+def meet_all_steps(server: LoadedServer, prompts: Prompts, *, most_tokens: int) -> None:
+    """Ask for a prompt of every length: OpenVINO compiles for each number of tokens in a step, and keeps that."""
+
+    async def ask_in_turn() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=REQUEST_S) as connection:
+            for length in range(1, most_tokens + 1):
+                prompt: list[int] = []
+                while len(prompt) < length:
+                    prompt += prompts.draw()[0][0][0]
+                await _ask(connection, prompt[:length], 1, stream=False)
+
+    asyncio.run(ask_in_turn())
+
+
 async def _ask(connection: httpx.AsyncClient, prompt: Sequence[int], new_tokens: int, *, stream: bool) -> str | None:
     """None for a whole answer, else what came instead."""
     body = {
@@ -217,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     measured: list[ClientLevel] = []
     ratios: dict[int, list[float]] = {level: [] for level in levels}
     with running_server(options.model, [*shared, "--concurrency", str(max(levels))]) as server:
-        # The runtime keeps code for every shape that it has met, and meets new ones for a while.
+        meet_all_steps(server, prompts, most_tokens=min(STEP_TOKENS, (deployment.context_tokens or STEP_TOKENS) - 2))
         for level in levels:
             load_level(server, prompts, work, clients=level, seconds=min(WARM_UP_S, seconds))
         before_bytes = server.resident_bytes
