@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from serve.http.request_body import ChatBody, CompletionBody
+from tests.support.documents import ROOT
 from tests.support.http_server import CHAT, COMPLETIONS, HttpServer
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -192,6 +193,12 @@ def test_null_is_as_good_as_absent(path: str, body_type: type[ChatBody | Complet
     absent = body_type.model_validate_json(json.dumps(GOOD[path]))
     optional = body_type.model_fields.keys() - GOOD[path].keys()
     assert body_type.model_validate_json(json.dumps({**GOOD[path], **dict.fromkeys(optional)})) == absent
+
+
+def test_the_page_names_every_field() -> None:
+    page = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+    fields = ChatBody.model_fields.keys() | CompletionBody.model_fields.keys()
+    assert [field for field in sorted(fields) if f"`{field}`" not in page and f"`{field}." not in page] == []
 
 
 def test_fields_that_change_nothing_are_taken(server: HttpServer) -> None:
