@@ -20,6 +20,7 @@ from serve.runtimes.deployment import Deployment
 from serve.runtimes.openvino import greedy
 from serve.runtimes.tokenization import Decoder, TextStream, TextTokenizer
 from shearling.errors import ArtefactMissing, ModelUnsupported
+from shearling.kernel.runtime_refusal import last_line
 
 if TYPE_CHECKING:
     from openvino_genai import ContinuousBatchingPipeline, GenerationConfig, GenerationHandle
@@ -112,7 +113,7 @@ class Batcher:
             return Event(job=job.id, kind="refused", message=str(refused), code=refused.code)
         except (RuntimeError, ValueError) as error:
             # What the libraries object to must not end the process of everybody.
-            return Event(job=job.id, kind="refused", message=f"OpenVINO GenAI refuses it: {_last_line(error)}")
+            return Event(job=job.id, kind="refused", message=f"OpenVINO GenAI refuses it: {last_line(error)}")
         text = _Text(job, ids, max_new_tokens, config, StopFilter(job.stops))
         if job.streamed or job.stops:
             text.stream = TextStream(self._decoder, text.let_through)
@@ -233,7 +234,7 @@ class Batcher:
             try:
                 text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
             except RuntimeError as error:
-                raise _PromptRefused(f"the chat template refuses these messages: {_last_line(error)}") from error
+                raise _PromptRefused(f"the chat template refuses these messages: {last_line(error)}") from error
             return self._ids(text, add_special_tokens=False)
         ids = [token for token in prompt if isinstance(token, int)]
         vocabulary = self._deployment.vocabulary
@@ -283,10 +284,6 @@ def _decoder(directory: Path) -> Decoder | None:
     except (ArtefactMissing, ModelUnsupported):
         return None
     return None if tokenizer.cleans_up else tokenizer
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _sample(config: GenerationConfig, sampling: Sampling) -> None:
