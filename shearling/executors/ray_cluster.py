@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -47,9 +48,12 @@ class RayExecutor(CrewExecutor):
 
     def __init__(self, workforce: Workforce, open_work: OpenWork) -> None:
         self._connected = not ray.is_initialized()
-        if self._connected:
-            ray.init(address=workforce.address or FINDS_ONE, log_to_driver=False, logging_level="ERROR")
+        self._output = contextlib.ExitStack()
         try:
+            if self._connected:
+                # Ray writes of workers that die on stdout, where results belong.
+                self._output.enter_context(contextlib.redirect_stdout(sys.stderr))
+                ray.init(address=workforce.address or FINDS_ONE, log_to_driver=False, logging_level="ERROR")
             room = _room(workforce)
             workers = room if workforce.workers is None else min(room, workforce.workers)
             if workforce.workers is not None and workers < workforce.workers:
@@ -68,6 +72,7 @@ class RayExecutor(CrewExecutor):
         # A connection that the caller had made stays.
         if self._connected and ray.is_initialized():
             ray.shutdown()
+        self._output.close()
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"pulse": 1})

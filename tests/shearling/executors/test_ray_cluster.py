@@ -99,7 +99,9 @@ def test_a_worker_that_dies_or_hangs_is_replaced(cluster: Any, tmp_path: Path) -
     ray.shutdown()
 
 
-def test_workers_and_a_node_killed_at_random_lose_and_repeat_nothing(tmp_path: Path) -> None:
+def test_workers_and_a_node_killed_at_random_lose_and_repeat_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     diary, count, kills = tmp_path / "diary", 200, 20
     choose = random.Random(0)
     with ray_cluster(nodes=3) as cluster:
@@ -119,6 +121,7 @@ def test_workers_and_a_node_killed_at_random_lose_and_repeat_nothing(tmp_path: P
                     os.kill(process, signal.SIGKILL)
         executor.close()
     assert killed == kills
+    assert capsys.readouterr().out == "", "only results belong on stdout"
     assert finished == {number: number**2 for number in range(count)}
 
 
