@@ -1,8 +1,8 @@
 """`python -m serve http` under load: is every request answered, does memory grow, and what does HTTP cost beside
 `serve load`?
 
-    python -m benchmarks.http_load runs/demo/export-sparse-int8 --minutes 10            # 1, 8 and 32 clients
-    python -m benchmarks.http_load runs/demo/export-sparse-int8 --minutes 10 --rounds 3 # and `serve load`, by turns
+    python -m benchmarks.http_load runs/demo/sparse-int8 --minutes 10            # 1, 8 and 32 clients
+    python -m benchmarks.http_load runs/demo/sparse-int8 --minutes 10 --rounds 3 # and `serve load`, by turns
 
 A client asks, waits for its answer, and asks again: random token ids, greedy, end tokens ignored, the work of
 `serve load`. Half of the clients of each level stream. Before anything is counted the server has had prompts of every
