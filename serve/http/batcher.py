@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serve.http.limits import Limits
-from serve.http.protocol import TOO_MANY_TOKENS, Event, FinishReason, Job, Sampling, Turn
+from serve.http.protocol import TOO_MANY_TOKENS, Event, FinishReason, Sampling, TextJob, Turn
 from serve.http.stop_strings import StopFilter
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.openvino import greedy
@@ -42,7 +42,7 @@ class _Text:
         kept: tokens of the text, where there is no stream.
     """
 
-    job: Job
+    job: TextJob
     ids: list[int]
     max_new_tokens: int
     config: GenerationConfig
@@ -102,7 +102,7 @@ class Batcher:
         """Share of the allocated key-value cache in use, 0 to 1."""
         return float(self._pipeline.get_metrics().cache_usage) / 100
 
-    def add(self, job: Job) -> Event:
+    def add(self, job: TextJob) -> Event:
         """Take a job, or say why not."""
         try:
             ids = self._encode(job.prompt)
@@ -248,7 +248,7 @@ class Batcher:
         data = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).input_ids.data
         return [int(token) for token in data[0]]
 
-    def _room(self, job: Job, prompt_tokens: int) -> int:
+    def _room(self, job: TextJob, prompt_tokens: int) -> int:
         """How many tokens are to be made.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Any
 
 from serve.http.answer_form import AnswerForm
 from serve.http.metrics import ServerMetrics
-from serve.http.protocol import TOO_MANY_TOKENS, Event, Job
+from serve.http.protocol import TOO_MANY_TOKENS, Event, TextJob
 from serve.http.refusal import Refusal, took_too_long
 from serve.http.request_body import SEED_MODULUS, ChatBody, CompletionBody
 from serve.http.served_model import Flight, ServedModel
@@ -153,11 +153,11 @@ class Exchange:
         prompt, new = sum(self._prompt_tokens.values()), sum(self._new_tokens.values())
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
-    def _make_jobs(self) -> list[Job]:
+    def _make_jobs(self) -> list[TextJob]:
         body = self._body
         seed = random.randrange(SEED_MODULUS) if body.seed is None else body.seed
         return [
-            Job(
+            TextJob(
                 id=self._model.next_id(),
                 prompt=prompt,
                 max_new_tokens=body.max_new_tokens,

@@ -66,7 +66,7 @@ class Sampling(Document):
     ignore_eos: bool
 
 
-class Job(Document):
+class TextJob(Document):
     """One text to be made.
 
     Attributes:
@@ -88,7 +88,7 @@ class Job(Document):
 class Command(Document):
     """A line to the process; one of the two."""
 
-    add: Job | None = None
+    add: TextJob | None = None
     cancel: int | None = None
 
 

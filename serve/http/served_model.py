@@ -17,7 +17,7 @@ import pydantic
 
 import shearling.errors
 from serve.http.limits import Limits
-from serve.http.protocol import Command, Event, Events, Job, Loaded, Loading
+from serve.http.protocol import Command, Event, Events, Loaded, Loading, TextJob
 from serve.http.refusal import model_is_down, queue_is_full
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import RunOptions
@@ -153,7 +153,7 @@ class ServedModel:
             await self._listening
 
     @contextmanager
-    def run(self, jobs: Sequence[Job]) -> Iterator[Flight]:
+    def run(self, jobs: Sequence[TextJob]) -> Iterator[Flight]:
         """Let jobs run, and forget those that have not ended at the end of the context.
 
         Args:

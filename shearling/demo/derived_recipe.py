@@ -17,6 +17,7 @@ RECIPES = _CHECKOUT if (_CHECKOUT / "smollm2-shears.toml").is_file() else _INSTA
 SMOKE: Mapping[str, Mapping[str, Any]] = {
     "task": {"rows": {"train": 192, "validation": 48, "test": 64}},
     "sparsity": {"healing": {"steps": 8}},
+    "model": {"adaptation": {"steps": 12}},
     "train": {"steps": 12},
     "search": {"evaluations": 4, "population": 2, "limit": 24},
 }

@@ -231,7 +231,7 @@ def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weight
     assert board.scores[0].loss == pytest.approx(board.scores[1].loss, abs=0.02)
     times = measure_forwards([Target(tmp_path / "stock"), Target(tmp_path / "sparse")], tokens=16, blocks=2, threads=1)
     assert (times[1].bytes < times[0].bytes) == bool(packed)
-    assert ("compile_ir" in (tmp_path / "sparse" / "README.md").read_text()) == bool(packed)
+    assert ("shearling_runtime" in (tmp_path / "sparse" / "README.md").read_text()) == bool(packed)
 
 
 def test_a_pruned_encoder_is_exported_without_adapter(pruned: Run, tmp_path: Path) -> None:

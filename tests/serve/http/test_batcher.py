@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from serve.http.batcher import Batcher
 from serve.http.limits import Limits
-from serve.http.protocol import Event, Job, Sampling
+from serve.http.protocol import Event, Sampling, TextJob
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.openvino import load_batching_pipeline
 from serve.runtimes.runtime import RunOptions
@@ -21,7 +21,7 @@ from shearling.target import Target
 GREEDY = Sampling(
     temperature=0.0, top_p=1.0, top_k=None, seed=0, frequency_penalty=0.0, presence_penalty=0.0, ignore_eos=True
 )
-MakeJob = Callable[..., Job]
+MakeJob = Callable[..., TextJob]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,12 @@ def batcher(pipeline) -> Batcher:
 def make_job() -> MakeJob:
     ids = itertools.count(1)
 
-    def make(prompt: str = "Area man", tokens: int = 40, *, streamed: bool = True, stops: tuple[str, ...] = ()) -> Job:
-        return Job(id=next(ids), prompt=prompt, max_new_tokens=tokens, sampling=GREEDY, stops=stops, streamed=streamed)
+    def make(
+        prompt: str = "Area man", tokens: int = 40, *, streamed: bool = True, stops: tuple[str, ...] = ()
+    ) -> TextJob:
+        return TextJob(
+            id=next(ids), prompt=prompt, max_new_tokens=tokens, sampling=GREEDY, stops=stops, streamed=streamed
+        )
 
     return make
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve.http.limits import Limits
-from serve.http.protocol import Events, Job, Sampling
+from serve.http.protocol import Events, Sampling, TextJob
 from serve.http.refusal import Refusal
 from serve.http.served_model import ServedModel
 from serve.runtimes.deployment import find_deployment
@@ -33,9 +33,9 @@ class Overheard(ServedModel):
         self.lines.append(line := await super()._hear())
         return line
 
-    def jobs(self, count: int, tokens: int) -> list[Job]:
+    def jobs(self, count: int, tokens: int) -> list[TextJob]:
         return [
-            Job(id=self.next_id(), prompt="Area", max_new_tokens=tokens, sampling=GREEDY, stops=(), streamed=True)
+            TextJob(id=self.next_id(), prompt="Area", max_new_tokens=tokens, sampling=GREEDY, stops=(), streamed=True)
             for _ in range(count)
         ]
 

@@ -38,6 +38,11 @@ def test_a_smoke_recipe_differs_only_in_size(tmp_path, source):
     small, whole = read_recipe(derive_recipe(source, tmp_path / "small.toml", smoke=True)), read_recipe(source)
     assert small.train.steps == SMOKE["train"]["steps"] < whole.train.steps
     assert small.task.rows.test == SMOKE["task"]["rows"]["test"]
+    if whole.model.adaptation is not None:
+        assert small.model.adaptation.steps == SMOKE["model"]["adaptation"]["steps"] < whole.model.adaptation.steps
+        small = small.model_copy(
+            update={"model": small.model.model_copy(update={"adaptation": whole.model.adaptation})}
+        )
     assert (small.model, small.adapter, small.task.prompt, small.task.asset) == (
         whole.model,
         whole.adapter,
