@@ -34,7 +34,7 @@ def make_row(role: str, **changes: Any) -> ShearsRow:
         "accuracy": accuracy,
         "interval": (accuracy - 0.03, accuracy + 0.03),
         "bits_per_byte": 1.6 if role == "sparse" else 1.2,
-        "sparsity": 0.0 if role in ("dense", "lora") else 0.5,
+        "sparsity": {"dense": 0.0, "lora": None}.get(role, 0.5),
         "speed": None if role not in ("lora", "packed") else make_speed(None if role == "lora" else spread(1.0)),
     }
     return ShearsRow(**(facts | changes))

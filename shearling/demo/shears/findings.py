@@ -21,7 +21,7 @@ def describe(rows: Iterable[ShearsRow], n: int) -> list[str]:
     )
     said.append(
         f"Then trained under the mask: {ours.accuracy:.1%}, {_against(ours, sparse, n)} that,"
-        f" {_against(ours, lora, n)} dense + LoRA; {ours.sparsity:.1%} of the weights are exactly zero."
+        f" {_against(ours, lora, n)} dense + LoRA{_zeros(ours)}."
     )
     if lora.bits_per_byte is not None and ours.bits_per_byte is not None:
         said.append(
@@ -30,6 +30,10 @@ def describe(rows: Iterable[ShearsRow], n: int) -> list[str]:
         )
     said += _served(packed, lora, n)
     return said
+
+
+def _zeros(row: ShearsRow) -> str:
+    return "" if row.sparsity is None else f"; {row.sparsity:.1%} of the weights are exactly zero"
 
 
 def _served(packed: ShearsRow, lora: ShearsRow, n: int) -> Iterable[str]:

@@ -126,7 +126,7 @@ def _rows(layout: ShearsLayout, board: Scoreboard, benchmark: BenchmarkView) -> 
     rows = []
     for role, model in compared_models(layout).items():
         score, subject = scores.get(str(model)), subjects.get(str(exports[role])) if role in exports else None
-        if score is None or score.sparsity is None or (role in exports and subject is None):
+        if score is None or (role in exports and subject is None):
             raise ArtefactMismatch(
                 f"the results do not cover '{role}'", where=layout.path, remedy="Run the demo again with --force"
             )

@@ -93,7 +93,7 @@ def _accuracy_chart(outcome: ShearsOutcome) -> str:
         )
         for row in outcome.rows
         # The same weights twice would lie on one another.
-        if row.role != "packed"
+        if row.role != "packed" and row.sparsity is not None
     ]
     return scatter(
         points, title="Accuracy and sparsity", x_label="zeros in the linear layers, %", y_label="accuracy, %"

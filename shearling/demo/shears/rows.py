@@ -25,6 +25,7 @@ class ShearsRow(Document):
     """One model of the comparison; see `Score` for the measures.
 
     Attributes:
+        sparsity: None where the file does not say it, as one that was never pruned.
         speed: None where the model was not timed.
     """
 
@@ -33,5 +34,5 @@ class ShearsRow(Document):
     accuracy: float
     interval: tuple[float, float]
     bits_per_byte: float | None
-    sparsity: float
+    sparsity: float | None
     speed: Speed | None

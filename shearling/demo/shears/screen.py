@@ -41,7 +41,7 @@ def closing_screen(outcome: ShearsOutcome, layout: ShearsLayout) -> RenderableTy
             row.label,
             f"{100 * row.accuracy:.1f} ({100 * low:.0f}-{100 * high:.0f})",
             "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.2f}",
-            f"{row.sparsity:.0%}",
+            "-" if row.sparsity is None else f"{row.sparsity:.0%}",
             *_speed(row.speed),
             style="bold" if row.role in ("ours", "packed") else None,
         )

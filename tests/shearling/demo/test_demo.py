@@ -42,7 +42,7 @@ def test_demo_from_nothing_to_report(tmp_path):
     outcome = read_document(layout.summary, ShearsOutcome)
     assert [row.role for row in outcome.rows] == list(LABELS)
     assert outcome.row("dense").sparsity < 0.01
-    assert outcome.row("lora").sparsity < 0.01
+    assert outcome.row("lora").sparsity is None
     for role in ("sparse", "ours", "packed"):
         assert outcome.row(role).sparsity == pytest.approx(0.5, abs=0.005), role
     # Every pruned weight stays zero through training, search and merge.
