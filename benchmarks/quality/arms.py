@@ -16,8 +16,8 @@ from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 BASELINE = "dense-taught"
 """The arm that the others are told against: LoRA on dense weights, taught to keep the language as the others are."""
 LORA_STEPS = 200
-"""Of the LoRA on dense weights that is the baseline, and that the `adapted` arms begin with. Half of them leaves 2 to 7
-points of accuracy unlearnt, a half more gains a point on headlines (docs/log/training.md)."""
+"""Of the LoRA on dense weights that is the baseline, and that the `adapted` arms begin with. 100 leave seven points of
+poker hands unlearnt that 200 learn, and two of headlines that 300 do (docs/log/training.md)."""
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,12 @@ def serve_pipe(pipe: Connection, open_work: OpenWork, errors: str, *, pulse_s: f
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         work, error = attempt(open_work)
         send("opened" if error is None else "failed", None, error)
-        while error is None:
+        if error is not None:
+            return
+        while True:
             ticket, request = pipe.recv()
             outcome, error = attempt(work, request)
             send("done" if error is None else "failed", ticket, outcome if error is None else error)
-            error = None
 
 
 def _redirect(errors: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shearling.errors import ArtefactMissing, UsageError
+from shearling.executors.executor import Job, Workforce, make_executor
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,14 @@ class Squares:
                 if not mark.exists():
                     mark.touch()
                     os.kill(os.getpid(), signal.SIGKILL if request.act == "die_once" else signal.SIGSTOP)
+
+
+def squares(workforce: Workforce, requests: list[Request], work: Squares | None = None) -> list[int]:
+    """In the order of the requests; fails where an outcome comes twice or never."""
+    executor = make_executor(workforce, work or Squares())
+    try:
+        outcomes = list(executor.run([Job(request, key=request.number) for request in requests]))
+    finally:
+        executor.close()
+    assert sorted(place for place, _ in outcomes) == list(range(len(requests)))
+    return [square for _, (square, _) in sorted(outcomes)]

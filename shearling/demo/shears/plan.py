@@ -45,8 +45,8 @@ def _ours(layout: ShearsLayout, recipe: Path) -> list[Action]:
     packed = layout.packed_export
     return [
         Action(stage_steps.train(training, recipe, run, expected_s=480)),
-        Action(stage_steps.search("Search the rank of every layer", run, expected_s=75)),
-        Action(stage_steps.export("Merge, export and verify", run, expected_s=85)),
+        Action(stage_steps.search("Search the rank of every layer", run, expected_s=50)),
+        Action(stage_steps.export("Merge, export and verify", run, expected_s=75)),
         Action(
             stage_steps.export(
                 "Export it once more in int8, its zeros packed away", run, *packing, expected_s=60, output=packed
@@ -58,7 +58,7 @@ def _ours(layout: ShearsLayout, recipe: Path) -> list[Action]:
 def _baselines(layout: ShearsLayout) -> list[Action]:
     """What would be served without pruning."""
     title, lora = "Export the dense model with its LoRA in int8", layout.run.adapted
-    return [Action(stage_steps.export_frozen(title, lora, *SERVED, output=layout.lora_export, expected_s=45))]
+    return [Action(stage_steps.export_frozen(title, lora, *SERVED, output=layout.lora_export, expected_s=60))]
 
 
 def _comparison(layout: ShearsLayout, *, smoke: bool) -> list[Action]:
@@ -66,6 +66,6 @@ def _comparison(layout: ShearsLayout, *, smoke: bool) -> list[Action]:
     work = ("--prompt-tokens", "32", "--max-new-tokens", "16", "--repeats", "2") if smoke else ("--repeats", "6")
     accuracy, speed = "Accuracy and bits per byte on unseen headlines", "Speed, all models interleaved"
     return [
-        Action(stage_steps.evaluate(accuracy, models, layout.run.task, layout.evaluation, expected_s=190)),
-        Action(stage_steps.bench(speed, exports, *work, output=layout.benchmark, expected_s=50)),
+        Action(stage_steps.evaluate(accuracy, models, layout.run.task, layout.evaluation, expected_s=80)),
+        Action(stage_steps.bench(speed, exports, *work, output=layout.benchmark, expected_s=10)),
     ]

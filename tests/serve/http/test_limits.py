@@ -17,7 +17,7 @@ import pytest
 from tests.support.http_server import CHAT, COMPLETIONS, HttpServer, serving
 
 LONG = {"model": "tiny", "prompt": "Area man", "max_tokens": 200, "ignore_eos": True}
-ENDLESS = {**LONG, "n": 8}
+ENDLESS = {**LONG, "n": 16}
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,13 @@ def test_a_full_queue(narrow: HttpServer) -> None:
 
 
 def test_an_answer_that_takes_too_long(export: Path) -> None:
-    with serving(f"tiny={export}", options=("--timeout", "0.05", "--concurrency", "1")) as slow:
+    with serving(f"tiny={export}", options=("--timeout", "0.2", "--concurrency", "1")) as slow:
         whole = slow.post(COMPLETIONS, ENDLESS)
         assert (whole.status_code, whole.json()["error"]["code"]) == (504, "timeout")
         slow.wait_for("shearling_running_texts", 0)
         with slow.client() as client:
             endless = client.completions.create(
-                model="tiny", prompt="Area man", max_tokens=200, n=8, extra_body={"ignore_eos": True}, stream=True
+                model="tiny", prompt="Area man", max_tokens=200, n=16, extra_body={"ignore_eos": True}, stream=True
             )
             with pytest.raises(openai.APIError, match="no complete answer within"):
                 list(endless)

@@ -16,19 +16,8 @@ from shearling.executors.crew import LOSSES_OF_A_JOB, CrewExecutor
 from shearling.executors.executor import Job, Workforce, check_workforce, make_executor
 from shearling.executors.job_queue import JobQueue
 from shearling.executors.processes import ProcessCrew, ProcessMember
-from tests.support.counting_work import Request, Squares
+from tests.support.counting_work import Request, Squares, squares
 from tests.support.documents import ROOT
-
-
-def squares(workforce: Workforce, requests: list[Request], work: Squares | None = None) -> list[int]:
-    """In the order of the requests; fails where an outcome comes twice or never."""
-    executor = make_executor(workforce, work or Squares())
-    try:
-        outcomes = list(executor.run([Job(request, key=request.number) for request in requests]))
-    finally:
-        executor.close()
-    assert sorted(place for place, _ in outcomes) == list(range(len(requests)))
-    return [square for _, (square, _) in sorted(outcomes)]
 
 
 def processes(workers: int) -> Workforce:

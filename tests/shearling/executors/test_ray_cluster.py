@@ -21,7 +21,7 @@ from shearling.errors import ArtefactMissing, EnvironmentFault, UsageError
 from shearling.executors.crew import CrewExecutor
 from shearling.executors.executor import Job, Workforce, check_workforce, make_executor
 from shearling.executors.identity import check_identity, own_identity
-from tests.support.counting_work import Request, Squares
+from tests.support.counting_work import Request, Squares, squares
 from tests.support.ray_clusters import ray_cluster
 
 pytest.importorskip("ray")
@@ -43,16 +43,6 @@ def cluster() -> Iterator[Any]:
 
 def on(cluster: Any, **options: Any) -> Workforce:
     return Workforce(executor="ray", address=cluster.address, **options)
-
-
-def squares(workforce: Workforce, requests: list[Request], work: Squares | None = None) -> list[int]:
-    executor = make_executor(workforce, work or Squares())
-    try:
-        outcomes = list(executor.run([Job(request, key=request.number) for request in requests]))
-    finally:
-        executor.close()
-    assert sorted(place for place, _ in outcomes) == list(range(len(requests)))
-    return [square for _, (square, _) in sorted(outcomes)]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
