@@ -21,8 +21,8 @@ from shearling.kernel import compilation  # noqa: E402  (likewise)
 from shearling.kernel.openvino_extension import OPERATOR_SET, PREFERRED_PROPERTIES  # noqa: E402  (likewise)
 
 SITE_PACKAGES = "$ORIGIN/../.."
-OPTIONS = ("-s", f"-ffile-prefix-map={ROOT}=shearling")
-"""No symbols and no paths of the machine that builds."""
+OPTIONS = ("-s",)
+"""No symbols."""
 
 
 class BuildWithLibraries(build_py):

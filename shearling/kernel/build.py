@@ -20,6 +20,7 @@ from shearling.kernel.compilation import (
     ONNX_RUNTIME_LIBRARY,
     OPENVINO_LIBRARY,
     SOURCES,
+    SOURCES_CALLED,
     LibraryPlan,
     compile_library,
     compiler_version,
@@ -93,6 +94,6 @@ def _build(make_plan: Callable[[], LibraryPlan], sources: Path) -> Path:
 
 def _key(plan: LibraryPlan, *, compiler: list[str], sources: Path) -> str:
     """Digest over all that decides what the library is."""
-    parts = [*compiler, compiler_version(compiler), *FLAGS, plan.identity]
+    parts = [*compiler, compiler_version(compiler), *FLAGS, SOURCES_CALLED, plan.identity]
     files = digest_of(source_files(sources, left_out=plan.left_out))
     return hashlib.sha256("\n".join([*parts, files]).encode()).hexdigest()[:32]

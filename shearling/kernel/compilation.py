@@ -30,6 +30,8 @@ from pathlib import Path
 from shearling.errors import CompilerMissing, EnvironmentFault, PackageMissing
 
 SOURCES = Path(__file__).with_name("cpp")
+SOURCES_CALLED = "shearling/kernel/cpp"
+"""What the libraries call their sources in messages, so that they are the same wherever a checkout lies."""
 COMPILER = "g++"
 LEAST_COMPILER_VERSION = 11
 NEEDED = f"g++ {LEAST_COMPILER_VERSION} or newer, the first that knows AMX"
@@ -233,7 +235,8 @@ def compile_library(
     units = [str(file) for file in source_files(sources, left_out=plan.left_out) if file.suffix == ".cpp"]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as temporary:
         built = Path(temporary) / path.name
-        command = [*compiler, *FLAGS, *options, *units, "-o", str(built), *plan.arguments]
+        renamed = f"-ffile-prefix-map={sources}={SOURCES_CALLED}"
+        command = [*compiler, *FLAGS, renamed, *options, *units, "-o", str(built), *plan.arguments]
         process = _run_compiler(command, timeout_s=TIMEOUT_S)
         if process.returncode != 0:
             lines = (
