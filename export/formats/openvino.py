@@ -33,7 +33,7 @@ from export.verification.reading import MeasuredLogits
 from export.verification.zeros import Zeros, read_openvino
 from shearling.errors import ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
-from shearling.kernel.openvino_extension import compile_ir, core_for, node_factory
+from shearling.kernel.openvino_extension import compile_ir, node_factory
 from shearling.model.checkpoint import load_tokenizer
 from shearling.model.export_support import EXPORT_TASK, check_exportable
 from shearling.model.head import Head
@@ -302,10 +302,7 @@ def openvino_logits(directory: Path, blocks: Blocks, *, config: dict[str, str]) 
         blocks: inputs.
         config: compile options; `FLOAT32_CPU`, or empty for what a user gets by default.
     """
-    core = core_for(directory / "openvino_model.xml")
-    request = core.compile_model(
-        core.read_model(directory / "openvino_model.xml"), "CPU", config
-    ).create_infer_request()
+    request = compile_ir(directory / "openvino_model.xml", properties=config).create_infer_request()
     inputs = {name for item in request.model_inputs for name in item.names}
     results = []
     for block in blocks:

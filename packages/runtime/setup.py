@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -33,7 +34,10 @@ class BuildWithLibraries(build_py):
         super().run()
         if not self.editable_mode:
             require_release(self.distribution.get_version())
-            build_libraries(Path(self.build_lib) / "shearling_runtime" / DIRECTORY.name)
+            package = Path(self.build_lib) / "shearling_runtime"
+            build_libraries(package / DIRECTORY.name)
+            # What the toolchain does to a model when it loads it.
+            shutil.copy2(ROOT / "shearling" / "kernel" / "decoder_fusion.py", package)
 
 
 class PlatformWheel(bdist_wheel):

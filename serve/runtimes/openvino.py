@@ -10,8 +10,14 @@ from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import Decoding, Generation, OnText, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import no_chat_template
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
+from shearling.kernel.decoder_fusion import open_pipeline
 from shearling.kernel.openvino_core import openvino_core
-from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, check_packed_weights, required_extensions
+from shearling.kernel.openvino_extension import (
+    PREFERRED_PROPERTIES,
+    check_packed_weights,
+    read_ir,
+    required_extensions,
+)
 from shearling.kernel.runtime_refusal import last_line, refusals
 
 if TYPE_CHECKING:
@@ -35,6 +41,8 @@ REPORTED = (
     "EXECUTION_DEVICES",
     "PERFORMANCE_HINT",
 )
+OF_GENAI = {"ATTENTION_BACKEND"}
+"""Properties of a pipeline that no device knows."""
 PRECISIONS = {"f32": "fp32", "f16": "fp16"}
 """OpenVINO's names of number formats, where they are not ours."""
 TYPE_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -56,18 +64,26 @@ class OpenVINORuntime:
     """
 
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
-        import openvino_genai
 
         self._directory = deployment.directory
         _require_tokenizer(self._directory)
         self.facts, properties = _prepare(deployment, options)
         try:
-            self._pipeline = openvino_genai.LLMPipeline(self._directory, options.device, **properties)
+            self._pipeline = self._open_pipeline(deployment.model_file, options.device, properties)
         except RuntimeError as error:
             raise ArtefactCorrupt(
                 f"OpenVINO cannot load it: {last_line(error)}", where=self._directory, remedy="Export again"
             ) from error
         self._tokenizer = self._pipeline.get_tokenizer()
+
+    def _open_pipeline(self, xml: Path, device: str, properties: dict[str, Any]) -> openvino_genai.LLMPipeline:
+        import openvino_genai
+
+        model, fused = read_ir(xml, device=device, properties=properties)
+        if not fused:
+            return openvino_genai.LLMPipeline(self._directory, device, **properties)
+        self.facts.settings["attention"] = "in the layers"
+        return open_pipeline(model, self._directory, device, properties)
 
     def has_chat_template(self) -> bool:
         """Whether `encode` can format a chat turn."""
@@ -191,7 +207,8 @@ def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts,
     extensions = required_extensions(xml)
     properties: dict[str, Any] = _properties(options, packed=bool(extensions)) | deployment.properties
     check_packed_weights(xml)
-    facts = _executed(options, probe_device(options.device, properties, label=deployment.label))
+    of_device = {name: value for name, value in properties.items() if name not in OF_GENAI}
+    facts = _executed(options, probe_device(options.device, of_device, label=deployment.label))
     if extensions:
         facts.settings["extensions"] = ",".join(library.name for library in extensions)
         properties["extensions"] = [str(library) for library in extensions]

@@ -15,6 +15,7 @@ import numpy as np
 
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
 from shearling.kernel.bundle import OPERATORS, WEIGHTS_PORT, split_bundle
+from shearling.kernel.decoder_fusion import fuse_decoder, read_configuration
 from shearling.kernel.openvino_core import openvino_core
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ others.
 Our operators take and give f32, so bf16 around them is four conversions a layer, which cost a token more than attention
 in bf16 saves; where stock products are left they read one row, and quantizing that costs more than it saves. A
 classifier, all of whose tokens go through at once, ran as fast or faster with them, too (docs/results.md).
+"""
+
+
+STOCK_ATTENTION = {"ATTENTION_BACKEND", "KV_CACHE_PRECISION", "scheduler_config", "draft_model", "prompt_lookup"}
+"""Properties with which a packed decoder keeps OpenVINO's attention: they ask for that of GenAI's continuous batching,
+or for another precision of its cache than the f16 of ours.
 """
 
 
@@ -59,10 +66,36 @@ def required_extensions(xml: Path) -> tuple[Path, ...]:
     return (_library(),) if needs_extension(xml) else ()
 
 
+def read_ir(
+    xml: Path, *, device: str = "CPU", properties: Mapping[str, Any] | None = None
+) -> tuple[openvino.Model, bool]:
+    """Read an IR as it is compiled here: with attention in the layers of a packed decoder, where that is possible and
+    the properties do not ask for OpenVINO's own (`STOCK_ATTENTION`).
+
+    Args:
+        xml: the model; its `.bin` is beside it.
+        device: of OpenVINO.
+        properties: of the compilation.
+
+    Returns:
+        The model, and whether its attention is in its layers.
+
+    Raises:
+        ArtefactMissing: no such file.
+        RuntimeError: OpenVINO cannot read it.
+        CompilerMissing: it needs our operators, and they cannot be built here.
+    """
+    model = core_for(xml).read_model(xml)
+    if device != "CPU" or STOCK_ATTENTION & set(properties or {}) or not needs_extension(xml):
+        return model, False
+    model, obstacle = fuse_decoder(model, read_configuration(xml), node_factory())
+    return model, obstacle is None
+
+
 def compile_ir(
     xml: Path, *, device: str = "CPU", properties: Mapping[str, str] | None = None
 ) -> openvino.CompiledModel:
-    """Compile an IR, with our operators where it uses them.
+    """Compile an IR as `read_ir` reads it.
 
     Args:
         xml: the model; its `.bin` is beside it.
@@ -74,9 +107,9 @@ def compile_ir(
         ModelUnsupported: OpenVINO cannot read or compile it, or refuses a property.
         CompilerMissing: it needs our operators, and they cannot be built here.
     """
-    core = core_for(xml)
     try:
-        return core.compile_model(core.read_model(xml), device, dict(properties or {}))
+        model, _ = read_ir(xml, device=device, properties=properties)
+        return openvino_core().compile_model(model, device, dict(properties or {}))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ModelUnsupported(

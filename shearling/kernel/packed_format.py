@@ -47,6 +47,19 @@ Fewer, larger nodes win.
     attributes: `rows` list of int, `columns` int (of W_o), `hidden` int, `inner` int, `activation` str, `gated` bool,
         `norm_epsilon` float, `next_epsilon` float, `bias` bool.
 
+`SparseDecoderLayer`: a `SparseLayer` whose x is the attention before it. Written into no file: `decoder_fusion` makes it
+when a model is loaded.
+    inputs: qkv [batch, rows, (heads + 2 kv_heads) head_size], queries, keys and values of all heads side by side;
+        residual; weights, as of `SparseLayer`; cache u8 [batch, 2 kv_heads, slots, 2 head_size]; step, of `SparseStep`.
+    outputs: y; the cache with the new keys and values; the z_i side by side in one tensor, unless m is 0.
+    attributes: those of `SparseLayer`, and `heads` int, `kv_heads` int, `head_size` int (a multiple of 16), `scale`
+        float (of a product of query and key), `order` list of int: 0 (queries), 1 (keys), 2 (values) as qkv has them.
+    The rotary embedding turns halves of heads: x * cos + [-x_2, x_1] * sin. A query sees the positions up to its own
+    that the mask does not hide.
+`SparseStep`: what all attentions of one inference share
+    inputs: cosines and sines [1 or batch, rows, head_size]; mask [batch, positions] i64 or i32, new positions last; the
+        rows of the batch that each sequence continues, [batch] i32 or i64.
+    output: u8 [slots, bytes]; specified in cpp/attention.hpp, as the cache is. attribute: `format_version`.
 `SparseHead`: y = W x, the vocabulary projection
     inputs: x [..., columns]; weights: W. output: [..., rows] of x's type. attributes: `rows` int, `columns` int.
     A MatMul to whoever asks for the base type, as OpenVINO GenAI does, which cuts a prompt off before the last one of

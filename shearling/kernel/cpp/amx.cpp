@@ -424,7 +424,8 @@ const KernelSet amx_kernels = {
     arrange_avx512,
     multiply,
     normalise,
-    activate};
+    activate,
+    &avx512_attention};
 
 }  // namespace shearling
 
@@ -438,7 +439,7 @@ namespace shearling {
 
 // This compiler knows no AMX.
 bool has_tile_registers() { return false; }
-const KernelSet amx_kernels = {"amx", forms(), nullptr, nullptr, nullptr, nullptr};
+const KernelSet amx_kernels = {"amx", forms(), nullptr, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace shearling
 

@@ -35,7 +35,8 @@ void multiply(
 
 }  // namespace
 
-const KernelSet avx2_kernels = {"avx2", forms(Form::fixed16), arrange, multiply, normalise, activate};
+const KernelSet avx2_kernels = {
+    "avx2", forms(Form::fixed16), arrange, multiply, normalise, activate, &attention_kernels};
 
 }  // namespace shearling
 

@@ -49,6 +49,24 @@ constexpr uint32_t forms(Some... some) {
     return (0u | ... | (1u << static_cast<unsigned>(some)));
 }
 
+// Steps of an attention; widths are multiples of 16, so are counts of scores. A block of keys is 16 positions,
+// [width][16] in half precision; values are [position][width].
+struct AttentionKernels {
+    // scores[row * stride + position] = queries[row] . key(position)
+    void (*score)(
+        const float* queries, size_t rows, size_t width, const uint16_t* keys, size_t blocks, float* scores,
+        size_t stride);
+    // sums[row] += sum over positions of weights[row * stride + position] * value(position)
+    void (*gather)(
+        const float* weights, size_t stride, size_t rows, const uint16_t* values, size_t positions, size_t width,
+        float* sums);
+    float (*largest_of)(const float* scores, size_t count);
+    // scores[i] = e^(scores[i] - largest); their sum.
+    float (*exponentiate)(float* scores, size_t count, float largest);
+    // 16 numbers in half precision; what it cannot hold becomes its largest.
+    void (*store_halves)(const float* source, uint16_t* target);
+};
+
 struct KernelSet {
     const char* name;
     uint32_t known;  // forms; every set knows plain32
@@ -63,12 +81,14 @@ struct KernelSet {
     void (*normalise)(const float* x, const float* gamma, float epsilon, size_t columns, float* y);
     // y[i] = function(x[i]) * factor[i]; factor may be null.
     void (*activate)(Function function, const float* x, const float* factor, size_t count, float* y);
+    const AttentionKernels* attention;
 
     bool knows(Form form) const { return (known & forms(form)) != 0; }
 };
 
 void arrange_avx512(const float* source, size_t stride, const Activations& activations, size_t first, size_t last);
 
+extern const AttentionKernels avx512_attention;
 bool has_tile_registers();
 bool has_avx_vnni();
 

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "attention.hpp"
 #include "buffer.hpp"
 #include "phases.hpp"
 
@@ -389,6 +390,36 @@ bool has_rows(const Rows& x) {
     return x.count != 0;
 }
 
+// `attention`: what makes x; null where it is there.
+void run_layer(
+    const AttentionSteps* attention, const Layer& layer, const Rows& x, const Rows& residual, float* y,
+    const Output* z, const Settings& settings) {
+    const size_t hidden = layer.projection->rows;
+    Buffer middle(x.count * hidden * sizeof(float));
+    const Rows h{middle.floats(), x.count, hidden};
+    const Operand operand(x, Norm{nullptr, 0.0f}, layer.projection, 1, settings);
+    const Output to_h{middle.floats(), hidden, nullptr, residual.data, residual.stride};
+    const Product projection(layer.projection, 1, operand, &to_h, settings);
+    const MlpSteps mlp(layer.mlp, h, Output{y, hidden, nullptr, h.data, hidden}, settings);
+    size_t cost = projection.cost() + mlp.cost();
+    Phases phases;
+    if (attention != nullptr) {
+        attention->add_to(phases);
+        cost += attention->cost();
+    }
+    phases.add(operand);
+    phases.add(projection);
+    mlp.add_to(phases);
+    if (layer.next_count == 0) {
+        return phases.run(cost, settings.threads);
+    }
+    const Operand for_next(Rows{y, x.count, hidden}, layer.norm, layer.next, layer.next_count, settings);
+    const Product next(layer.next, layer.next_count, for_next, z, settings);
+    phases.add(for_next);
+    phases.add(next);
+    phases.run(cost + next.cost(), settings.threads);
+}
+
 bool runs_here(const KernelSet& kernels) {
 #if defined(__x86_64__)
     if (&kernels == &amx_kernels) {
@@ -467,28 +498,19 @@ void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Setting
 
 void multiply(
     const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings) {
-    if (!has_rows(x)) {
-        return;
+    if (has_rows(x)) {
+        run_layer(nullptr, layer, x, residual, y, z, settings);
     }
-    const size_t hidden = layer.attention->rows;
-    Buffer middle(x.count * hidden * sizeof(float));
-    const Rows h{middle.floats(), x.count, hidden};
-    const Operand operand(x, Norm{nullptr, 0.0f}, layer.attention, 1, settings);
-    const Output to_h{middle.floats(), hidden, nullptr, residual.data, residual.stride};
-    const Product attention(layer.attention, 1, operand, &to_h, settings);
-    const MlpSteps mlp(layer.mlp, h, Output{y, hidden, nullptr, h.data, hidden}, settings);
-    Phases phases;
-    phases.add(operand);
-    phases.add(attention);
-    mlp.add_to(phases);
-    if (layer.next_count == 0) {
-        return phases.run(attention.cost() + mlp.cost(), settings.threads);
+}
+
+void multiply(
+    const AttentionSteps& attention, const Layer& layer, const Rows& residual, float* y, const Output* z,
+    const Settings& settings) {
+    const Rows x = attention.output();
+    if (has_rows(x)) {
+        run_layer(&attention, layer, x, residual, y, z, settings);
+        attention.finish();
     }
-    const Operand for_next(Rows{y, x.count, hidden}, layer.norm, layer.next, layer.next_count, settings);
-    const Product next(layer.next, layer.next_count, for_next, z, settings);
-    phases.add(for_next);
-    phases.add(next);
-    phases.run(attention.cost() + mlp.cost() + next.cost(), settings.threads);
 }
 
 }  // namespace shearling

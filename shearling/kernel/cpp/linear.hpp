@@ -55,10 +55,12 @@ struct Mlp {
 // output = mlp(x) [+ bias] [+ residual]
 void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Settings& settings);
 
+class AttentionSteps;
+
 // From the end of one attention to the start of the next:
-// h = residual + attention x; y = h + mlp(h); z_i = next_i norm(y) [+ bias_i]
+// h = residual + projection x; y = h + mlp(h); z_i = next_i norm(y) [+ bias_i]
 struct Layer {
-    const PackedMatrix* attention;
+    const PackedMatrix* projection;
     Mlp mlp;
     Norm norm;
     const PackedMatrix* next;
@@ -67,5 +69,10 @@ struct Layer {
 
 void multiply(
     const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings);
+
+// The same, where x is the output of an attention, which is computed before.
+void multiply(
+    const AttentionSteps& attention, const Layer& layer, const Rows& residual, float* y, const Output* z,
+    const Settings& settings);
 
 }  // namespace shearling

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "attention.hpp"
 #include "constant_weights.hpp"
 #include "linear.hpp"
 #include "tbb_threads.hpp"
@@ -61,6 +62,26 @@ struct MlpAttributes {
     size_t matrix_count() const { return gated ? 3 : 2; }
 };
 
+// The attributes of a layer from the end of one attention to the start of the next.
+struct LayerAttributes {
+    std::vector<int64_t> rows;
+    int64_t hidden = 0;
+    MlpAttributes mlp;
+    double norm_epsilon = 0.0;
+    double next_epsilon = 0.0;
+    bool bias = false;
+
+    void visit(ov::AttributeVisitor& visitor);
+    // Throws where they are not those of a layer.
+    void check(const ov::Node& node) const;
+    // `columns`: of the first matrix.
+    WeightLayout layout(int64_t columns) const;
+    Layer layer(const Weights& weights) const;
+    const std::vector<std::vector<float>>* biases(const Weights& weights) const {
+        return bias ? &weights.vectors : nullptr;
+    }
+};
+
 // What OpenVINO and SparseOperator ask of every operator, to be defined for each. A macro, since overrides are declared
 // in the class itself.
 #define SPARSE_OPERATOR_OVERRIDES                                                                      \
@@ -108,12 +129,44 @@ public:
     SPARSE_OPERATOR_OVERRIDES
 
 private:
-    std::vector<int64_t> rows_;
-    int64_t hidden_ = 0;
-    MlpAttributes mlp_;
-    double norm_epsilon_ = 0.0;
-    double next_epsilon_ = 0.0;
-    bool bias_ = false;
+    LayerAttributes layer_;
+};
+
+// A SparseLayer with the attention before it: queries, keys and values, side by side, go in and those of the next
+// attention come out. Its cache goes through, see attention.hpp.
+class SparseDecoderLayer : public ov::op::Op, public SparseOperator {
+public:
+    OPENVINO_OP("SparseDecoderLayer", "shearling");
+    SparseDecoderLayer() = default;
+    explicit SparseDecoderLayer(const ov::OutputVector& arguments) : Op(arguments) {}
+    SPARSE_OPERATOR_OVERRIDES
+
+private:
+    AttentionShape attention() const;
+    ov::PartialShape cache_shape() const;
+
+    LayerAttributes layer_;
+    int64_t heads_ = 0;
+    int64_t kv_heads_ = 0;
+    int64_t head_size_ = 0;
+    double scale_ = 0.0;
+    std::vector<int64_t> order_;
+};
+
+// What the attentions of one inference share, in one tensor, since every input of a node costs time: see attention.hpp.
+class SparseStep : public ov::op::Op {
+public:
+    OPENVINO_OP("SparseStep", "shearling");
+    SparseStep() = default;
+    explicit SparseStep(const ov::OutputVector& arguments) : Op(arguments) {}
+    bool has_evaluate() const override { return true; }
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override;
+    void validate_and_infer_types() override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+
+private:
+    int64_t format_version_ = 1;
 };
 
 // The vocabulary projection. OpenVINO GenAI looks for the last MatMul of a graph, to cut all but the sampled tokens off

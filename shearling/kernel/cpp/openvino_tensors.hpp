@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <numeric>
 #include <openvino/core/except.hpp>
 #include <openvino/runtime/tensor.hpp>
 #include <vector>
@@ -108,6 +109,29 @@ public:
 
 private:
     std::vector<std::unique_ptr<FloatTarget>> targets_;
+};
+
+// Outputs of `widths` side by side in one tensor, with the last vectors as their biases; no tensor without widths.
+class JoinedResults {
+public:
+    JoinedResults(
+        ov::TensorVector& tensors, size_t index, const ov::Shape& shape, const std::vector<int64_t>& widths,
+        const std::vector<std::vector<float>>* biases) {
+        const int64_t total = std::accumulate(widths.begin(), widths.end(), int64_t{0});
+        if (total == 0) {
+            return;
+        }
+        target_ = std::make_unique<FloatTarget>(tensors[index], shape, total);
+        float* data = target_->data;
+        for (size_t part = 0; part < widths.size(); data += widths[part++]) {
+            const float* bias = biases == nullptr ? nullptr : (*biases)[biases->size() - widths.size() + part].data();
+            outputs.push_back({data, static_cast<size_t>(total), bias, nullptr, 0});
+        }
+    }
+    std::vector<Output> outputs;
+
+private:
+    std::unique_ptr<FloatTarget> target_;
 };
 
 }  // namespace shearling

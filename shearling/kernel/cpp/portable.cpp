@@ -35,10 +35,30 @@ void expand_panel(const PackedMatrix& matrix, size_t index, uint8_t* scratch) {
 
 #include "exact.inc"
 
+Lanes load_halves(const uint16_t* halves) {
+    Lanes values;
+    for (int lane = 0; lane < 16; ++lane) {
+        values[lane] = half_to_float(halves[lane]);
+    }
+    return values;
+}
+
+void store_halves(const float* source, uint16_t* target) {
+    for (int lane = 0; lane < 16; ++lane) {
+        target[lane] = float_to_half(source[lane]);
+    }
+}
+
+constexpr size_t attention_rows = 3;
+constexpr size_t attention_lanes = 1;
+
+#include "attention.inc"
+
 void arrange(const float*, size_t, const Activations&, size_t, size_t) {}
 
 }  // namespace
 
-const KernelSet portable_kernels = {"portable", forms(), arrange, multiply_exact, normalise, activate};
+const KernelSet portable_kernels = {
+    "portable", forms(), arrange, multiply_exact, normalise, activate, &attention_kernels};
 
 }  // namespace shearling

@@ -3,14 +3,15 @@
 //
 //   fuzz SEED CASES      with the kernels that SHEARLING_KERNEL names
 //
-// One case in two is a packed matrix through the C interface, the other a node of an operator with its attributes,
-// constant, shapes and types. Prints how many of each there were, were damaged, and were computed with.
+// One case in two is a packed matrix through the C interface; of the others, one in eight is some steps of a decoder
+// layer with its cache, and seven a node of another operator with its attributes, constant, shapes and types. Prints how many of each there were, were damaged, and were computed with.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <memory>
 #include <string>
 
+#include "fuzz_decoder.hpp"
 #include "fuzz_inputs.hpp"
 #include "fuzz_operators.hpp"
 #include "linear.hpp"
@@ -97,21 +98,41 @@ void operator_case(Random& random, size_t number, Counts& counts) {
     }
 }
 
+void decoder_case(Random& random, size_t number, Counts& counts) {
+    Decoder decoder = sound_decoder(random);
+    const bool damaged = random.once_in(2);
+    if (damaged && random.once_in(4)) {
+        damage(random, decoder);
+    }
+    ++counts.cases;
+    counts.damaged += damaged ? 1 : 0;
+    try {
+        DecoderRun(random, decoder).run(damaged);
+        ++counts.computed;
+    } catch (const std::exception& error) {
+        if (!damaged) {
+            fail(number, (std::string("a sound decoder is refused: ") + error.what()).c_str());
+        }
+    }
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
     Random random(static_cast<unsigned>(std::atoi(arguments[1])));
     const auto cases = static_cast<size_t>(std::atoll(arguments[2]));
-    Counts matrices, operators;
+    Counts matrices, operators, decoders;
     for (size_t number = 0; number < cases; ++number) {
         if (number % 2 == 0) {
             matrix_case(random, number, matrices);
+        } else if (number % 16 == 15) {
+            decoder_case(random, number, decoders);
         } else {
             operator_case(random, number, operators);
         }
     }
     std::printf("%s\n", shearling::best_kernels().name);
-    for (const Counts& counts : {matrices, operators}) {
+    for (const Counts& counts : {matrices, operators, decoders}) {
         std::printf("%zu %zu %zu\n", counts.cases, counts.damaged, counts.computed);
     }
     return 0;

@@ -1,10 +1,8 @@
 """Sparse models of Shearling in OpenVINO and ONNX Runtime: prebuilt operators, and nothing beside the runtime itself.
 
-    import openvino_genai, shearling_runtime
+    import shearling_runtime
 
-    pipe = openvino_genai.LLMPipeline(
-        directory, "CPU", extensions=[shearling_runtime.extension()], **shearling_runtime.preferred_properties()
-    )
+    pipe = shearling_runtime.pipeline(directory)  # an openvino_genai.LLMPipeline
 
 Importing this package loads no runtime; each function loads its own.
 """
@@ -13,6 +11,7 @@ from shearling_runtime.faults import ModelUnusable, RuntimeFault, RuntimeUnavail
 from shearling_runtime.onnx_runtime import operators, session_options
 from shearling_runtime.openvino import extension, preferred_properties, register
 from shearling_runtime.optimum import load_causal_lm
+from shearling_runtime.pipeline import pipeline
 
 __all__ = [
     "ModelUnusable",
@@ -21,6 +20,7 @@ __all__ = [
     "extension",
     "load_causal_lm",
     "operators",
+    "pipeline",
     "preferred_properties",
     "register",
     "session_options",

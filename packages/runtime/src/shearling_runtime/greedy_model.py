@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shearling_runtime.build_facts import read_build_facts
-from shearling_runtime.faults import ModelUnusable, RequestFault, RuntimeUnavailable
-from shearling_runtime.openvino import extension, preferred_properties
+from shearling_runtime.faults import ModelUnusable, RequestFault
+from shearling_runtime.pipeline import MODEL, is_packed, pipeline
 
-MODEL = "openvino_model.xml"
 PART = "openvino"
 """Where an export keeps its IR."""
 FILES = (
@@ -51,29 +49,15 @@ class GreedyModel:
 
     Raises:
         ModelUnusable: a file is missing, or OpenVINO cannot load the model.
-        RuntimeUnavailable: OpenVINO GenAI is not installed, or see `extension`.
+        RuntimeUnavailable: see `pipeline`.
     """
 
     def __init__(self, directory: Path, *, threads: int | None = None) -> None:
         self._directory = find_ir(directory)
-        facts = read_build_facts()
-        # An attribute value cannot hold a bare quotation mark, so this is nothing but the operator set of a layer.
-        self.packed = f'version="{facts.operator_set}"'.encode() in (self._directory / MODEL).read_bytes()
-        properties: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
-        if self.packed:
-            properties |= {**preferred_properties(), "extensions": [extension()]}
-        try:
-            import openvino_genai
-        except ImportError as error:
-            raise RuntimeUnavailable(
-                f"OpenVINO GenAI cannot be imported: {error}",
-                remedy=f"pip install 'openvino-genai=={facts.openvino}.*'",
-            ) from error
+        self.packed = is_packed(self._directory / MODEL)
         started_s = time.perf_counter()
-        try:
-            self._pipeline = openvino_genai.LLMPipeline(str(self._directory), "CPU", **properties)
-        except RuntimeError as error:
-            raise self._unusable(error, "load") from error
+        threading: dict[str, Any] = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        self._pipeline = pipeline(self._directory, **threading)
         self.load_s = time.perf_counter() - started_s
         self._tokenizer = self._pipeline.get_tokenizer()
 

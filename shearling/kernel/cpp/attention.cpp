@@ -1,0 +1,360 @@
+#include "attention.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+
+namespace shearling {
+namespace {
+
+constexpr size_t block_positions = 16;
+constexpr size_t step_header_words = 16;
+constexpr int32_t step_magic = 0x50455453;  // STEP
+constexpr int32_t masked_flag = 1, reordered_flag = 2;
+constexpr float unseen = -1e30f;  // a score that leaves nothing
+// Scores of a chunk: with its keys and values they stay in the second-level cache.
+constexpr size_t tile_positions = 256;
+constexpr size_t piece_positions = 128;  // appended by one chunk
+
+// The first slot of a cache. A sequence alternates between two caches of OpenVINO, so the one that is written to holds
+// all but the last step already, if it is the partner of the one that is read and both continue the same lineage.
+struct CacheHeader {
+    uint64_t lineage;
+    uint64_t positions;
+    uint64_t self;     // address of this cache
+    uint64_t partner;  // of the cache that it was written from
+};
+static_assert(sizeof(CacheHeader) == block_positions * sizeof(uint16_t), "the smallest slot holds a header");
+
+uint64_t address_of(const void* memory) { return reinterpret_cast<uintptr_t>(memory); }
+
+// Never the same again, and unlikely to be in memory that nobody wrote.
+uint64_t new_lineage() {
+    static std::atomic<uint64_t> next{[] {
+        std::random_device device;
+        return static_cast<uint64_t>(device()) << 32 | device();
+    }()};
+    return next.fetch_add(1, std::memory_order_relaxed);
+}
+
+size_t step_payload(const StepView& step, size_t width) {
+    return 2 * step.tables * step.rows * width + (step.mask == nullptr ? 0 : step.batch * step.positions) +
+           (step.sources == nullptr ? 0 : step.batch);
+}
+
+size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+size_t step_words(const StepView& step, size_t width) { return step_header_words + step_payload(step, width); }
+
+void write_step(const StepView& step, size_t width, uint8_t* bytes) {
+    int32_t header[step_header_words] = {
+        step_magic,
+        static_cast<int32_t>(step.batch),
+        static_cast<int32_t>(step.rows),
+        static_cast<int32_t>(step.positions),
+        static_cast<int32_t>(step.tables),
+        (step.mask == nullptr ? 0 : masked_flag) | (step.sources == nullptr ? 0 : reordered_flag)};
+    std::memcpy(bytes, header, sizeof header);
+    bytes += sizeof header;
+    const auto append = [&](const void* source, size_t count) {
+        std::memcpy(bytes, source, count * sizeof(float));
+        bytes += count * sizeof(float);
+    };
+    append(step.cosines, step.tables * step.rows * width);
+    append(step.sines, step.tables * step.rows * width);
+    if (step.mask != nullptr) {
+        append(step.mask, step.batch * step.positions);
+    }
+    if (step.sources != nullptr) {
+        append(step.sources, step.batch);
+    }
+}
+
+const char* read_step(const uint8_t* bytes, size_t size, size_t width, StepView& step) {
+    int32_t header[step_header_words];
+    if (size < sizeof header || reinterpret_cast<uintptr_t>(bytes) % sizeof(float) != 0) {
+        return "it is too small";
+    }
+    std::memcpy(header, bytes, sizeof header);
+    if (header[0] != step_magic) {
+        return "it is not a step";
+    }
+    if (header[1] <= 0 || header[2] <= 0 || header[3] < header[2] || (header[4] != 1 && header[4] != header[1])) {
+        return "its sizes contradict each other";
+    }
+    const int32_t flags = header[5];
+    step = {
+        static_cast<size_t>(header[1]), static_cast<size_t>(header[2]), static_cast<size_t>(header[3]),
+        static_cast<size_t>(header[4]), reinterpret_cast<const float*>(bytes + sizeof header), nullptr,
+        nullptr,                        nullptr};
+    // Every factor is below 2^31 and the width below 2^24, so that only the product of three can overflow.
+    constexpr size_t most = size_t{1} << 40;
+    if (step.tables * step.rows > most || step.tables * step.rows * width > most ||
+        step.batch * step.positions > most) {
+        return "its sizes are too large";
+    }
+    const size_t table = step.tables * step.rows * width;
+    step.sines = step.cosines + table;
+    const float* rest = step.sines + table;
+    if ((flags & masked_flag) != 0) {
+        step.mask = rest;
+        rest += step.batch * step.positions;
+    }
+    if ((flags & reordered_flag) != 0) {
+        step.sources = reinterpret_cast<const int32_t*>(rest);
+    }
+    return step_words(step, width) > size / sizeof(float) ? "it ends early" : nullptr;
+}
+
+const char* attention_fault(const StepView& step, const Rows& qkv, const CacheView& cache) {
+    if (qkv.count != step.batch * step.rows) {
+        return "the step is of other rows";
+    }
+    if (cache.next_slots < slots_for(step.positions)) {
+        return "the cache has no room";
+    }
+    if (step.past() != 0) {
+        // The last block of keys must be whole.
+        const size_t needed = 1 + ceil_div(step.past(), block_positions) * block_positions;
+        if (cache.past == nullptr || cache.past_slots < needed) {
+            return "the cache holds fewer positions than the mask tells of";
+        }
+        if (step.sources == nullptr && cache.past_batch != step.batch) {
+            return "the cache is of other sequences";
+        }
+        for (size_t row = 0; step.sources != nullptr && row < step.batch; ++row) {
+            if (step.sources[row] < 0 || static_cast<size_t>(step.sources[row]) >= cache.past_batch) {
+                return "a sequence continues one that there is not";
+            }
+        }
+    }
+    return nullptr;
+}
+
+AttentionPlan::AttentionPlan(
+    const AttentionShape& shape, const StepView& step, const Rows& qkv, const CacheView& cache,
+    const Settings& settings)
+    : shape(shape),
+      step(step),
+      qkv(qkv),
+      cache(cache),
+      settings(settings),
+      kept(0),
+      output(qkv.count * shape.heads * shape.width * sizeof(float)),
+      partial(0) {
+    CacheHeader past{}, next{};
+    if (step.past() != 0) {
+        std::memcpy(&past, cache.past, sizeof past);
+        std::memcpy(&next, cache.next, sizeof next);
+    }
+    const bool continues = step.past() != 0 && step.sources == nullptr && past.self == address_of(cache.past) &&
+                           past.partner == address_of(cache.next) && past.positions == step.past();
+    const bool holds = continues && next.lineage == past.lineage && next.self == address_of(cache.next) &&
+                       next.partner == address_of(cache.past) && next.positions <= step.past() &&
+                       cache.past_slots == cache.next_slots && cache.past_batch == step.batch;
+    kept = holds ? next.positions : 0;
+    lineage = continues ? past.lineage : new_lineage();
+    // Some 48 queries share what is read of keys and values.
+    constexpr size_t together = 48, least_split = 64;
+    query_rows = std::max<size_t>(1, together / shape.group());
+    splits = 1;
+    if (step.rows <= query_rows) {
+        const size_t wanted = ceil_div(2 * settings.threads.count(), sequence_heads());
+        splits = std::max<size_t>(1, std::min(wanted, step.positions / least_split));
+    }
+    if (splits > 1) {
+        partial.reserve(sequence_heads() * splits * queries() * (shape.width + 16) * sizeof(float));
+    }
+}
+
+void AttentionPlan::rotate(const float* head, size_t sequence, size_t index, float scale, float* target) const {
+    const size_t place = ((step.tables == 1 ? 0 : sequence) * step.rows + index) * shape.width, half = shape.width / 2;
+    const float *const cosines = step.cosines + place, *const sines = step.sines + place;
+    for (size_t column = 0; column < half; ++column) {
+        const float low = head[column], high = head[half + column];
+        target[column] = scale * (low * cosines[column] - high * sines[column]);
+        target[half + column] = scale * (high * cosines[half + column] + low * sines[half + column]);
+    }
+}
+
+size_t AppendStep::pieces() const { return ceil_div(plan_.step.positions - plan_.kept, piece_positions) + 1; }
+
+void AppendStep::run(size_t chunk) const {
+    const AttentionShape& shape = plan_.shape;
+    const StepView& step = plan_.step;
+    const size_t sequence = chunk / pieces() / shape.kv_heads, kv_head = chunk / pieces() % shape.kv_heads;
+    const size_t source = step.sources == nullptr ? sequence : static_cast<size_t>(step.sources[sequence]);
+    // Pieces begin on blocks of keys, the first of them where the cache ends.
+    const size_t start = plan_.kept / block_positions * block_positions, piece = chunk % pieces();
+    const size_t first = std::max(plan_.kept, start + piece * piece_positions),
+                 last = std::min(step.positions, start + (piece + 1) * piece_positions);
+    if (first >= last) {
+        return;
+    }
+    uint16_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
+    const size_t past = step.past();
+    if (first < past) {
+        const uint16_t* const old_keys = plan_.past_slot(plan_.heads_before(source, kv_head));
+        const uint16_t* const old_values = plan_.past_slot(plan_.heads_before(source, kv_head + shape.kv_heads));
+        const size_t until = std::min(last, past);
+        const size_t key_start = first / block_positions * block_positions * shape.width,
+                     key_stop = ceil_div(until, block_positions) * block_positions * shape.width;
+        std::memcpy(keys + key_start, old_keys + key_start, (key_stop - key_start) * sizeof(uint16_t));
+        std::memcpy(
+            values + first * shape.width, old_values + first * shape.width,
+            (until - first) * shape.width * sizeof(uint16_t));
+    }
+    const AttentionKernels& kernels = *plan_.settings.kernels.attention;
+    Buffer scratch(shape.width * (sizeof(float) + sizeof(uint16_t)));
+    float* const turned = scratch.floats();
+    auto* const halves = reinterpret_cast<uint16_t*>(turned + shape.width);
+    for (size_t position = std::max(first, past); position < last; ++position) {
+        const float* const row = plan_.row(sequence, position - past);
+        plan_.rotate(row + shape.first_key + kv_head * shape.width, sequence, position - past, 1.0f, turned);
+        for (size_t column = 0; column < shape.width; column += 16) {
+            kernels.store_halves(turned + column, halves + column);
+        }
+        uint16_t* const block =
+            keys + position / block_positions * block_positions * shape.width + position % block_positions;
+        for (size_t column = 0; column < shape.width; ++column) {
+            block[column * block_positions] = halves[column];
+        }
+        const float* const value = row + shape.first_value + kv_head * shape.width;
+        for (size_t column = 0; column < shape.width; column += 16) {
+            kernels.store_halves(value + column, values + position * shape.width + column);
+        }
+    }
+}
+
+void AttendStep::run(size_t chunk) const {
+    const AttentionShape& shape = plan_.shape;
+    const StepView& step = plan_.step;
+    const AttentionKernels& kernels = *plan_.settings.kernels.attention;
+    const size_t split = chunk % plan_.splits, place = chunk / plan_.splits;
+    const size_t sequence_head = place / query_chunks(), sequence = sequence_head / shape.kv_heads,
+                 kv_head = sequence_head % shape.kv_heads;
+    const size_t first_row = place % query_chunks() * plan_.query_rows,
+                 last_row = std::min(step.rows, first_row + plan_.query_rows), group = shape.group(),
+                 count = (last_row - first_row) * group, width = shape.width;
+    // The last query sees itself and all before it.
+    const size_t seen = step.past() + last_row, blocks = ceil_div(seen, block_positions);
+    const size_t from = blocks * split / plan_.splits * block_positions,
+                 to = std::min(seen, blocks * (split + 1) / plan_.splits * block_positions);
+    const uint16_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
+
+    Buffer scratch((count * (2 * width + tile_positions) + 2 * count) * sizeof(float) + 256);
+    float* const queries = scratch.floats();
+    float* const scores = queries + count * width;
+    float* const sums = scores + count * tile_positions;
+    float* const largest = sums + count * width;
+    float* const totals = largest + count;
+    for (size_t index = 0; index < count; ++index) {
+        const size_t row = first_row + index / group, head = kv_head * group + index % group;
+        const float* const query = plan_.row(sequence, row) + shape.first_query + head * width;
+        plan_.rotate(query, sequence, row, shape.scale, queries + index * width);
+        largest[index] = unseen;
+        totals[index] = 0.0f;
+    }
+    std::memset(sums, 0, count * width * sizeof(float));
+    const float* const mask = step.mask == nullptr ? nullptr : step.mask + sequence * step.positions;
+    for (size_t start = from; start < to; start += tile_positions) {
+        const size_t stop = std::min(to, start + tile_positions),
+                     tile_blocks = ceil_div(stop - start, block_positions), padded = tile_blocks * block_positions;
+        kernels.score(queries, count, width, keys + start * width, tile_blocks, scores, tile_positions);
+        for (size_t index = 0; index < count; ++index) {
+            float* const row = scores + index * tile_positions;
+            const size_t visible = std::min(stop, step.past() + first_row + index / group + 1);
+            for (size_t place = visible > start ? visible - start : 0; place < padded; ++place) {
+                row[place] = unseen;
+            }
+            for (size_t place = 0; mask != nullptr && start + place < visible; ++place) {
+                row[place] = mask[start + place] != 0.0f ? row[place] : unseen;
+            }
+            const float most = std::max(largest[index], kernels.largest_of(row, padded));
+            if (most <= unseen) {
+                std::memset(row, 0, padded * sizeof(float));
+                continue;
+            }
+            if (most > largest[index]) {
+                const float shrink = largest[index] <= unseen ? 0.0f : std::exp(largest[index] - most);
+                for (size_t column = 0; column < width; ++column) {
+                    sums[index * width + column] *= shrink;
+                }
+                totals[index] *= shrink;
+                largest[index] = most;
+            }
+            totals[index] += kernels.exponentiate(row, padded, most);
+        }
+        kernels.gather(scores, tile_positions, count, values + start * width, stop - start, width, sums);
+    }
+    if (plan_.splits > 1) {
+        float* partial = plan_.partial_of(sequence_head, split);
+        for (size_t index = 0; index < count; ++index, partial += width + 16) {
+            std::memcpy(partial, sums + index * width, width * sizeof(float));
+            partial[width] = largest[index];
+            partial[width + 1] = totals[index];
+        }
+        return;
+    }
+    for (size_t index = 0; index < count; ++index) {
+        const size_t row = first_row + index / group, head = kv_head * group + index % group;
+        float* const target = plan_.output.floats() + ((sequence * step.rows + row) * shape.heads + head) * width;
+        // A row that sees nothing, as padding does, becomes zero.
+        const float factor = totals[index] > 0.0f ? 1.0f / totals[index] : 0.0f;
+        for (size_t column = 0; column < width; ++column) {
+            target[column] = sums[index * width + column] * factor;
+        }
+    }
+}
+
+void CombineStep::run(size_t sequence_head) const {
+    const AttentionShape& shape = plan_.shape;
+    const size_t sequence = sequence_head / shape.kv_heads, kv_head = sequence_head % shape.kv_heads,
+                 width = shape.width, stride = width + 16;
+    for (size_t index = 0; index < plan_.queries(); ++index) {
+        float most = unseen, total = 0.0f;
+        for (size_t split = 0; split < plan_.splits; ++split) {
+            most = std::max(most, plan_.partial_of(sequence_head, split)[index * stride + width]);
+        }
+        const size_t row = index / shape.group(), head = kv_head * shape.group() + index % shape.group();
+        float* const target = plan_.output.floats() + ((sequence * plan_.step.rows + row) * shape.heads + head) * width;
+        std::memset(target, 0, width * sizeof(float));
+        for (size_t split = 0; split < plan_.splits; ++split) {
+            const float* const partial = plan_.partial_of(sequence_head, split) + index * stride;
+            const float factor = partial[width] <= unseen ? 0.0f : std::exp(partial[width] - most);
+            total += factor * partial[width + 1];
+            for (size_t column = 0; column < width; ++column) {
+                target[column] += factor * partial[column];
+            }
+        }
+        const float factor = total > 0.0f ? 1.0f / total : 0.0f;
+        for (size_t column = 0; column < width; ++column) {
+            target[column] *= factor;
+        }
+    }
+}
+
+size_t AttentionSteps::cost() const {
+    return plan_.sequence_heads() * plan_.step.positions * 2 * plan_.shape.slot_bytes() * (1 + plan_.step.rows / 8);
+}
+
+void AttentionSteps::add_to(Phases& phases) const {
+    phases.add(append_);
+    phases.add(attend_);
+    if (plan_.splits > 1) {
+        phases.add(combine_);
+    }
+}
+
+void AttentionSteps::finish() const {
+    const CacheHeader header{
+        plan_.lineage, plan_.step.positions, address_of(plan_.cache.next), address_of(plan_.cache.past)};
+    std::memcpy(plan_.cache.next, &header, sizeof header);
+}
+
+}  // namespace shearling

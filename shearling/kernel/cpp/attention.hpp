@@ -1,0 +1,179 @@
+// Causal attention of grouped queries with rotary embedding, and the cache of its keys and values.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "buffer.hpp"
+#include "linear.hpp"
+#include "phases.hpp"
+
+namespace shearling {
+
+// All sizes fit 64 bits with room: what they come from was checked.
+struct AttentionShape {
+    size_t heads;
+    size_t kv_heads;
+    size_t width;  // of a head, a multiple of 16
+    float scale;   // of a product of query and key
+    // Columns of a row of activations where queries, keys and values begin.
+    size_t first_query;
+    size_t first_key;
+    size_t first_value;
+
+    size_t group() const { return heads / kv_heads; }
+    size_t columns() const { return (heads + 2 * kv_heads) * width; }
+    size_t slot_bytes() const { return width * sizeof(uint16_t); }
+};
+
+// What the layers of one inference share: SparseStep's output. Rows of a batch are rows of the mask.
+//
+// 32-bit words: magic, batch, rows, positions, tables, flags, and zeros up to 16 words; then cosines and sines,
+// [tables][rows][width] each, where tables are 1 or batch; where flags say so the mask, [batch][positions] of 0 or 1,
+// and the rows of the batch that the cache is taken from, [batch].
+struct StepView {
+    size_t batch;
+    size_t rows;       // new ones of a sequence
+    size_t positions;  // of a sequence, with the new ones
+    size_t tables;
+    const float* cosines;
+    const float* sines;
+    const float* mask;      // null: nothing is masked but the future
+    const int32_t* sources;  // null: every sequence continues itself
+
+    size_t past() const { return positions - rows; }
+};
+
+// Slots that a cache must have for so many positions. One is a header; what is left free lets a sequence grow for a
+// while without another allocation, and covers the last block of keys where somebody cuts as many slots off as
+// positions.
+inline size_t slots_for(size_t positions) {
+    constexpr size_t slack = 64, step = 256;
+    return 1 + (positions + slack + step - 1) / step * step;
+}
+
+size_t step_words(const StepView& step, size_t width);
+// Writes a step; pointers that are null are not flagged. `bytes` are step_words of four.
+void write_step(const StepView& step, size_t width, uint8_t* bytes);
+// Null, or what is wrong with a step for heads of this width; the view reads `bytes`.
+const char* read_step(const uint8_t* bytes, size_t size, size_t width, StepView& step);
+
+// A cache: for every sequence 2 kv_heads times `slots` slots of width halves. The first slot is a header (in the first
+// head of all, else unused); keys follow in blocks of 16 positions, [width][16], in the later heads values, [width]
+// each.
+struct CacheView {
+    const uint8_t* past;  // as it was; null: nothing
+    size_t past_slots;
+    size_t past_batch;
+    uint8_t* next;  // as it becomes: all that is needed of `past` is taken over
+    size_t next_slots;
+};
+
+// Null, or why these do not fit together.
+const char* attention_fault(const StepView& step, const Rows& qkv, const CacheView& cache);
+
+// What the phases of an attention share.
+struct AttentionPlan {
+    AttentionPlan(
+        const AttentionShape& shape, const StepView& step, const Rows& qkv, const CacheView& cache,
+        const Settings& settings);
+
+    size_t sequence_heads() const { return step.batch * shape.kv_heads; }
+    size_t head_bytes(size_t slots) const { return slots * shape.slot_bytes(); }
+    size_t heads_before(size_t sequence, size_t kv_head) const { return sequence * 2 * shape.kv_heads + kv_head; }
+    uint16_t* keys(size_t sequence, size_t kv_head) const { return slot(heads_before(sequence, kv_head)); }
+    uint16_t* values(size_t sequence, size_t kv_head) const {
+        return slot(heads_before(sequence, kv_head + shape.kv_heads));
+    }
+    const uint16_t* past_slot(size_t heads) const {
+        return reinterpret_cast<const uint16_t*>(cache.past + heads * head_bytes(cache.past_slots)) + shape.width;
+    }
+    uint16_t* slot(size_t heads) const {
+        return reinterpret_cast<uint16_t*>(cache.next + heads * head_bytes(cache.next_slots)) + shape.width;
+    }
+    const float* row(size_t sequence, size_t index) const {
+        return qkv.data + (sequence * step.rows + index) * qkv.stride;
+    }
+    // Writes a head of a row, turned by its angles and scaled.
+    void rotate(const float* head, size_t sequence, size_t index, float scale, float* target) const;
+
+    AttentionShape shape;
+    StepView step;
+    Rows qkv;
+    CacheView cache;
+    const Settings& settings;
+    size_t kept;         // positions that `next` holds already
+    uint64_t lineage;    // what `next` continues
+    size_t query_rows;   // of a chunk of attention
+    size_t splits;       // of the positions that few queries see
+    Buffer output;       // [batch * rows][heads * width]
+    Buffer partial;      // for every sequence and head of keys, split and query: sums, largest, total
+    size_t queries() const { return (query_rows < step.rows ? query_rows : step.rows) * shape.group(); }
+    float* partial_of(size_t sequence_head, size_t split) const {
+        return partial.floats() + (sequence_head * splits + split) * queries() * (shape.width + 16);
+    }
+};
+
+// Takes the past over, and appends the new keys and values.
+class AppendStep {
+public:
+    explicit AppendStep(const AttentionPlan& plan) : plan_(plan) {}
+    size_t chunks() const { return plan_.sequence_heads() * pieces(); }
+    void run(size_t chunk) const;
+    void fetch(size_t) const {}
+
+private:
+    size_t pieces() const;
+    const AttentionPlan& plan_;
+};
+
+// softmax(scale Q K') V, for some queries and a part of what they see.
+class AttendStep {
+public:
+    explicit AttendStep(const AttentionPlan& plan) : plan_(plan) {}
+    size_t chunks() const { return plan_.sequence_heads() * query_chunks() * plan_.splits; }
+    void run(size_t chunk) const;
+    void fetch(size_t) const {}
+
+private:
+    size_t query_chunks() const { return (plan_.step.rows + plan_.query_rows - 1) / plan_.query_rows; }
+    const AttentionPlan& plan_;
+};
+
+// Joins the parts of what few queries see.
+class CombineStep {
+public:
+    explicit CombineStep(const AttentionPlan& plan) : plan_(plan) {}
+    size_t chunks() const { return plan_.sequence_heads(); }
+    void run(size_t chunk) const;
+    void fetch(size_t) const {}
+
+private:
+    const AttentionPlan& plan_;
+};
+
+// To be added to the phases before what reads its output.
+class AttentionSteps {
+public:
+    // Throws std::bad_alloc.
+    AttentionSteps(
+        const AttentionShape& shape, const StepView& step, const Rows& qkv, const CacheView& cache,
+        const Settings& settings)
+        : plan_(shape, step, qkv, cache, settings), append_(plan_), attend_(plan_), combine_(plan_) {}
+
+    // [batch * rows, heads * width]
+    Rows output() const { return {plan_.output.floats(), plan_.qkv.count, plan_.shape.heads * plan_.shape.width}; }
+    size_t cost() const;
+    void add_to(Phases& phases) const;
+    // Says in the cache what it holds now; to be called when all phases are done.
+    void finish() const;
+
+private:
+    AttentionPlan plan_;
+    AppendStep append_;
+    AttendStep attend_;
+    CombineStep combine_;
+};
+
+}  // namespace shearling

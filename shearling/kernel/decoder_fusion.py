@@ -1,0 +1,346 @@
+"""Whole decoder layers as one operator: where packed layers follow each other with nothing but plain attention between
+them, attention, rotary embedding and cache go into the layers when a model is loaded.
+
+A token of a small model spends a fifth of its time between the packed products: nodes of dynamic shape, each of which
+costs microseconds, and attention itself. The file is not changed. It stays one that continuous batching can rewrite,
+which looks for OpenVINO's own attention.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HEAD_SIZE_STEP = 16
+MOST_HEAD_SIZE = 4096
+
+
+class _NoMatch(Exception):
+    """What is there is something else; the reason in words."""
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """One attention between two packed operators.
+
+    Attributes:
+        layer: the SparseLayer that reads it.
+        inputs: outputs that queries, keys and values come from, [batch, rows, heads * size].
+        cosines, sines: outputs [batch or 1, rows, size].
+        variables: of its cache, by name.
+    """
+
+    layer: Any
+    inputs: tuple[Any, Any, Any]
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    cosines: Any
+    sines: Any
+    mask: Any
+    beam: Any
+    variables: tuple[str, str]
+
+
+def fuse_decoder(model: Any, config: Mapping[str, Any], factory: Any) -> tuple[Any, str | None]:
+    """Put every attention of a packed decoder into the layer behind it.
+
+    Args:
+        model: an `openvino.Model` with a cache in variables. It must not be used afterwards.
+        config: of the model, as in config.json: what it says of windows and caps on scores.
+        factory: makes nodes of the operator set: `create(type, inputs, attributes)`.
+
+    Returns:
+        The model to compile: another one, or the same with the reason why nothing was changed.
+    """
+    try:
+        attentions = _find(model, config)
+    except _NoMatch as reason:
+        return model, str(reason)
+    return _rewrite(model, attentions, factory), None
+
+
+def read_configuration(xml: Path) -> dict[str, Any]:
+    """What the config.json beside an IR says; nothing where there is none."""
+    path = xml.with_name("config.json")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def open_pipeline(model: Any, directory: Path, device: str, properties: Mapping[str, Any]) -> Any:
+    """An `openvino_genai.LLMPipeline` of a model that is no file.
+
+    Its weights are a mapped file without a name, so that they are no second copy in memory.
+
+    Args:
+        model: what `fuse_decoder` made.
+        directory: holds the tokenizer and, where there is one, generation_config.json.
+        device: of OpenVINO.
+        properties: of the pipeline; the library of the operators among them, as `extensions`.
+
+    Raises:
+        RuntimeError: OpenVINO cannot load it.
+    """
+    import openvino
+    import openvino_genai
+
+    with tempfile.TemporaryDirectory(prefix="shearling-") as temporary:
+        xml = Path(temporary) / "openvino_model.xml"
+        openvino.serialize(model, xml)
+        text = xml.read_text(encoding="utf-8")
+        weights = np.memmap(xml.with_suffix(".bin"), np.uint8, mode="c")
+    written = directory / "generation_config.json"
+    generation = openvino_genai.GenerationConfig(written) if written.is_file() else openvino_genai.GenerationConfig()
+    pipeline = openvino_genai.LLMPipeline(
+        text,
+        openvino.Tensor(weights, shared_memory=True),
+        openvino_genai.Tokenizer(directory),
+        device,
+        generation,
+        **{"ATTENTION_BACKEND": "SDPA", **properties},
+    )
+    # The pipeline reads the weights as long as it lives, and does not hold them.
+    weakref.finalize(pipeline, weights.__len__)
+    return pipeline
+
+
+def _find(model: Any, config: Mapping[str, Any]) -> list[_Attention]:
+    _require_plain(config)
+    nodes = model.get_ordered_ops()
+    layers = [node for node in nodes if node.get_type_name() == "SparseLayer"]
+    attentions = [_attention(node) for node in nodes if node.get_type_name() == "ScaledDotProductAttention"]
+    if not attentions or [item.layer for item in attentions] != layers:
+        raise _NoMatch("not every attention lies before a packed layer")
+    first = attentions[0]
+    for item in attentions:
+        if (item.cosines, item.sines, item.mask, item.beam) != (first.cosines, first.sines, first.mask, first.beam):
+            raise _NoMatch("layers differ in their mask or angles")
+    _require_causal(first.mask)
+    for before, item in itertools.pairwise(attentions):
+        if before.layer.get_output_size() != 4 or {output.get_node() for output in item.inputs} != {before.layer}:
+            raise _NoMatch("something lies between a packed layer and the next attention")
+    names = {name for item in attentions for name in item.variables}
+    if {sink.get_variable_id() for sink in model.get_sinks()} != names or len(names) != 2 * len(attentions):
+        raise _NoMatch("the model keeps more than keys and values")
+    return attentions
+
+
+def _require_plain(config: Mapping[str, Any]) -> None:
+    kinds = set(config.get("layer_types") or ["full_attention"])
+    windowed = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
+    if kinds != {"full_attention"} or windowed:
+        raise _NoMatch("attention is limited to a window")
+    if config.get("attn_logit_softcapping") is not None:
+        raise _NoMatch("scores of attention are capped")
+
+
+def _attention(sdpa: Any) -> _Attention:
+    if sdpa.get_attributes().get("causal") or len(sdpa.inputs()) not in (4, 5):
+        raise _NoMatch("the mask of an attention is not an input")
+    joined = _only(_only(sdpa, "Transpose"), "Reshape")
+    layer = _only(joined, "SparseLayer")
+    if layer.input_value(0).get_node() != joined:
+        raise _NoMatch("an attention is added to something")
+    query, cosines, sines = _unrotate(sdpa.input_value(0))
+    keys, key_name, beam = _cached(sdpa.input_value(1))
+    values, value_name, value_beam = _cached(sdpa.input_value(2))
+    key, key_cosines, key_sines = _unrotate(keys)
+    if (cosines, sines, beam) != (key_cosines, key_sines, value_beam):
+        raise _NoMatch("queries and keys are turned by different angles")
+    (q, heads, size), (k, kv_heads, key_size), (v, value_heads, value_size) = map(_split_heads, (query, key, values))
+    if not (size == key_size == value_size and kv_heads == value_heads and heads % kv_heads == 0):
+        raise _NoMatch("heads differ in size")
+    if size % HEAD_SIZE_STEP or size > MOST_HEAD_SIZE:
+        raise _NoMatch(f"heads of {size}")
+    rotated = cosines.get_partial_shape()
+    if len(rotated) != 3 or not rotated[2].is_static or rotated[2].get_length() != size:
+        raise _NoMatch("heads are turned in part")
+    scale = size**-0.5 if len(sdpa.inputs()) == 4 else _number(sdpa.input_value(4).get_node())
+    return _Attention(
+        layer,
+        (q, k, v),
+        heads,
+        kv_heads,
+        size,
+        scale,
+        cosines,
+        sines,
+        sdpa.input_value(3),
+        beam,
+        (key_name, value_name),
+    )
+
+
+def _unrotate(output: Any) -> tuple[Any, Any, Any]:
+    """x, cosines and sines of x * cos + concat(-x[half:], x[:half]) * sin."""
+    add = _node(output, "Add")
+    sides = [_node(add.input_value(port), "Multiply") for port in (0, 1)]
+    turned = [side for side in sides if side.input_value(0).get_node().get_type_name() == "Concat"]
+    if len(turned) != 1:
+        raise _NoMatch("no rotary embedding of halves")
+    straight = sides[1 - sides.index(turned[0])]
+    x = straight.input_value(0)
+    halves = _node(turned[0].input_value(0), "Concat")
+    if len(halves.inputs()) != 2 or halves.get_attributes()["axis"] not in (-1, 3):
+        raise _NoMatch("no rotary embedding of halves")
+    negative = _node(halves.input_value(0), "Multiply")
+    width = x.get_partial_shape()[3].get_length()
+    if _number(negative.input_value(1).get_node()) != -1.0:
+        raise _NoMatch("no rotary embedding of halves")
+    if _slice(negative.input_value(0), x) != (width // 2, None) or _slice(halves.input_value(1), x) != (0, width // 2):
+        raise _NoMatch("no rotary embedding of halves")
+    return x, _table(straight.input_value(1)), _table(turned[0].input_value(1))
+
+
+def _slice(output: Any, x: Any) -> tuple[int, int | None]:
+    """Start and end of a slice of the last axis; None for an end that is x's."""
+    node = _node(output, "Slice")
+    if node.input_value(0) != x or len(node.inputs()) != 5:
+        raise _NoMatch("no rotary embedding of halves")
+    start, stop, step, axis = (int(_number(node.input_value(port).get_node())) for port in (1, 2, 3, 4))
+    width = x.get_partial_shape()[3].get_length()
+    if step != 1 or axis not in (3, -1):
+        raise _NoMatch("no rotary embedding of halves")
+    return start, None if stop >= width else stop
+
+
+def _table(output: Any) -> Any:
+    """What a table of angles is before an axis for the heads is put into it."""
+    node = _node(output, "Unsqueeze")
+    if _number(node.input_value(1).get_node()) != 1:
+        raise _NoMatch("no rotary embedding of halves")
+    return node.input_value(0)
+
+
+def _cached(output: Any) -> tuple[Any, str, Any]:
+    """What is appended to a cache, its name, and the order of the sequences; before or after heads are repeated."""
+    node = output.get_node()
+    if node.get_type_name() == "Reshape":
+        node = _node(_node(node.input_value(0), "Broadcast").input_value(0), "Unsqueeze").input_value(0).get_node()
+    if node.get_type_name() != "Concat" or len(node.inputs()) != 2 or node.get_attributes()["axis"] not in (-2, 2):
+        raise _NoMatch("no cache of keys and values")
+    gather = _node(node.input_value(0), "Gather")
+    read = _node(gather.input_value(0), "ReadValue")
+    beam = _node(gather.input_value(1), "Parameter")
+    if _number(gather.input_value(2).get_node()) != 0:
+        raise _NoMatch("no cache of keys and values")
+    return node.input_value(1), str(read.get_variable_id()), beam.output(0)
+
+
+def _split_heads(output: Any) -> tuple[Any, int, int]:
+    """The rows that heads are cut from, how many heads, and their size."""
+    transpose = _node(output, "Transpose")
+    if [int(axis) for axis in transpose.input_value(1).get_node().data] != [0, 2, 1, 3]:
+        raise _NoMatch("heads lie in another order")
+    reshape = _node(transpose.input_value(0), "Reshape")
+    shape = reshape.get_output_partial_shape(0)
+    if not shape[2].is_static or not shape[3].is_static:
+        raise _NoMatch("the number of heads is not known")
+    return reshape.input_value(0), shape[2].get_length(), shape[3].get_length()
+
+
+COMPARISONS = {"LessEqual", "Less", "Greater", "GreaterEqual", "Equal", "NotEqual"}
+
+
+def _require_causal(mask: Any) -> None:
+    """Check that a mask compares positions once, as one of the future and of padding does; a window compares twice."""
+    seen: set[str] = set()
+    compared: list[str] = []
+    waiting = [mask.get_node()]
+    while waiting:
+        node = waiting.pop()
+        if node.get_friendly_name() in seen:
+            continue
+        seen.add(node.get_friendly_name())
+        if node.get_type_name() in COMPARISONS:
+            compared.append(node.get_type_name())
+        if node.get_type_name() not in ("ReadValue", "ShapeOf"):
+            waiting += [port.get_source_output().get_node() for port in node.inputs()]
+    if compared != ["LessEqual"]:
+        raise _NoMatch("the mask is not that of the future alone")
+
+
+def _node(output: Any, kind: str) -> Any:
+    node = output.get_node()
+    if node.get_type_name() != kind:
+        raise _NoMatch(f"{node.get_type_name()} where {kind} was expected")
+    return node
+
+
+def _only(node: Any, kind: str) -> Any:
+    """The one node that reads a node."""
+    readers = list(node.output(0).get_target_inputs())
+    if len(readers) != 1 or readers[0].get_node().get_type_name() != kind:
+        raise _NoMatch(f"an attention is not read by one {kind}")
+    return readers[0].get_node()
+
+
+def _number(node: Any) -> float:
+    while node.get_type_name() in ("Convert", "ConvertLike"):
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant" or node.data.size != 1:
+        raise _NoMatch("a number is computed")
+    return float(node.data.reshape(()))
+
+
+def _rewrite(model: Any, attentions: Sequence[_Attention], factory: Any) -> Any:
+    import openvino
+    from openvino import opset13 as ops
+    from openvino.op.util import Variable, VariableInfo
+
+    first = attentions[0]
+    mask = next(
+        parameter for parameter in model.get_parameters() if "attention_mask" in parameter.output(0).get_names()
+    )
+    step = factory.create("SparseStep", [first.cosines, first.sines, mask.output(0), first.beam], {"format_version": 1})
+    joined = ops.concat([*first.inputs], -1).output(0)
+    sinks = []
+    for place, item in enumerate(attentions):
+        layer, slot = item.layer, 2 * item.head_size
+        info = VariableInfo()
+        info.data_shape = openvino.PartialShape([-1, 2 * item.kv_heads, -1, slot])
+        info.data_type, info.variable_id = openvino.Type.u8, f"shearling_cache.{place}"
+        cache = Variable(info)
+        empty = ops.broadcast(np.uint8(0), np.array([0, 2 * item.kv_heads, 0, slot], np.int64))
+        read = ops.read_value(empty, cache)
+        attributes = {
+            **layer.get_attributes(),
+            "heads": item.heads,
+            "kv_heads": item.kv_heads,
+            "head_size": item.head_size,
+            "scale": item.scale,
+            "order": [0, 1, 2] if place == 0 else _order(item.inputs),
+        }
+        fused = factory.create(
+            "SparseDecoderLayer",
+            [joined, layer.input_value(1), layer.input_value(2), read.output(0), step.output(0)],
+            attributes,
+        )
+        fused.set_friendly_name(layer.get_friendly_name())
+        # The constructor takes nodes of one output alone.
+        assign = ops.assign(read, cache)
+        assign.input(0).replace_source_output(fused.output(1))
+        sinks.append(assign)
+        names = layer.output(0).get_names()
+        for reader in layer.output(0).get_target_inputs():
+            reader.replace_source_output(fused.output(0))
+        fused.output(0).get_tensor().set_names(names)
+        joined = fused.output(2) if fused.get_output_size() == 3 else None
+    return openvino.Model(model.get_results(), sinks, model.get_parameters(), model.get_friendly_name())
+
+
+def _order(inputs: tuple[Any, Any, Any]) -> list[int]:
+    """In which order queries (0), keys (1) and values (2) leave the layer before."""
+    return sorted(range(len(inputs)), key=lambda part: int(inputs[part].get_index()))

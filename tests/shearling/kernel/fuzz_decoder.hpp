@@ -1,0 +1,207 @@
+// Decoder layers with their cache, step after step as a runtime calls them, and what a caller could do to them.
+#pragma once
+
+#include <memory>
+#include <openvino/op/constant.hpp>
+#include <openvino/op/parameter.hpp>
+#include <string>
+#include <vector>
+
+#include "fuzz_inputs.hpp"
+#include "fuzz_operators.hpp"
+#include "openvino_operators.hpp"
+
+namespace fuzz {
+
+struct Decoder {
+    int64_t heads = 1, kv_heads = 1, head_size = 16, hidden = 1, inner = 1, next = 0, columns = 16;
+    double scale = 0.25;
+    std::vector<int64_t> order{0, 1, 2};
+    size_t batch = 1;
+    Bytes weights;
+};
+
+class DecoderSetter : public ov::AttributeVisitor {
+public:
+    explicit DecoderSetter(const Decoder& from) : from_(from) {}
+    void on_adapter(const std::string&, ov::ValueAccessor<void>&) override {}
+    void on_adapter(const std::string& name, ov::ValueAccessor<bool>& value) override { value.set(name == "gated"); }
+    void on_adapter(const std::string& name, ov::ValueAccessor<double>& value) override {
+        value.set(name == "scale" ? from_.scale : 0.0);
+    }
+    void on_adapter(const std::string& name, ov::ValueAccessor<int64_t>& value) override {
+        value.set(
+            name == "columns"     ? from_.columns
+            : name == "hidden"    ? from_.hidden
+            : name == "inner"     ? from_.inner
+            : name == "heads"     ? from_.heads
+            : name == "kv_heads"  ? from_.kv_heads
+            : name == "head_size" ? from_.head_size
+                                  : 1);
+    }
+    void on_adapter(const std::string& name, ov::ValueAccessor<std::vector<int64_t>>& value) override {
+        value.set(name == "order" ? from_.order : from_.next == 0 ? std::vector<int64_t>{} : std::vector{from_.next});
+    }
+    void on_adapter(const std::string& name, ov::ValueAccessor<std::string>& value) override {
+        value.set(name == "activation" ? "silu" : "auto");
+    }
+
+private:
+    const Decoder& from_;
+};
+
+inline Decoder sound_decoder(Random& random) {
+    Decoder decoder;
+    decoder.kv_heads = static_cast<int64_t>(1 + random.below(2));
+    decoder.heads = decoder.kv_heads * static_cast<int64_t>(1 + random.below(3));
+    decoder.head_size = random.one_of<int64_t>({16, 32, 80});
+    decoder.columns = decoder.heads * decoder.head_size;
+    decoder.hidden = static_cast<int64_t>(1 + random.below(20));
+    decoder.inner = static_cast<int64_t>(1 + random.below(20));
+    decoder.next = static_cast<int64_t>(random.below(3) * 5);
+    decoder.order = random.one_of<std::vector<int64_t>>({{0, 1, 2}, {2, 0, 1}, {0, 2, 1}});
+    decoder.batch = 1 + random.below(2);
+    add(random, decoder.weights, decoder.hidden, decoder.columns);
+    add(random, decoder.weights, decoder.inner, decoder.hidden);
+    add(random, decoder.weights, decoder.inner, decoder.hidden);
+    add(random, decoder.weights, decoder.hidden, decoder.inner);
+    if (decoder.next != 0) {
+        add(random, decoder.weights, decoder.next, decoder.hidden);
+    }
+    return decoder;
+}
+
+inline void damage(Random& random, Decoder& decoder) {
+    int64_t* const numbers[] = {&decoder.heads, &decoder.kv_heads, &decoder.head_size, &decoder.columns,
+                                &decoder.hidden};
+    switch (random.below(4)) {
+        case 0: *numbers[random.below(5)] = trouble(random); break;
+        case 1: nudge(*numbers[random.below(5)], random.one_of<int64_t>({-1, 1, 16})); break;
+        case 2: decoder.scale = random.one_of<double>({NAN, INFINITY, -1.0, 1e300}); break;
+        default: decoder.order = random.one_of<std::vector<int64_t>>({{}, {0, 0, 1}, {0, 1, 3}, {-1, 0, 1}, {0, 1, 2, 2}});
+    }
+}
+
+// Memory that is kept as long as its shape, as that of a variable is.
+struct Cache {
+    std::unique_ptr<ExactTensor> memory;
+    ov::Tensor& of(const ov::Shape& shape) {
+        if (memory == nullptr || memory->tensor().get_shape() != shape) {
+            memory = std::make_unique<ExactTensor>(ov::element::u8, shape);
+        }
+        return memory->tensor();
+    }
+};
+
+class DecoderRun {
+public:
+    DecoderRun(Random& random, const Decoder& decoder) : random_(random), decoder_(decoder) {
+        const auto parameter = [](ov::element::Type type) {
+            return std::make_shared<ov::op::v0::Parameter>(type, ov::PartialShape::dynamic());
+        };
+        weights_ = ov::Tensor(ov::element::u8, {decoder.weights.size()}, const_cast<uint8_t*>(decoder.weights.data()));
+        layer_ = std::make_shared<shearling::SparseDecoderLayer>();
+        layer_->set_arguments(ov::OutputVector{
+            parameter(ov::element::f32), parameter(ov::element::f32), std::make_shared<ov::op::v0::Constant>(weights_),
+            parameter(ov::element::u8), parameter(ov::element::u8)});
+        DecoderSetter attributes(decoder);
+        layer_->visit_attributes(attributes);
+        layer_->constructor_validate_and_infer_types();
+        step_ = std::make_shared<shearling::SparseStep>();
+    }
+
+    // Computes some steps; throws where something is refused.
+    void run(bool damaged) {
+        const size_t steps = 1 + random_.below(6);
+        size_t past = 0;
+        for (size_t step = 0; step < steps; ++step) {
+            const size_t rows = random_.once_in(3) ? 1 + random_.below(30) : 1;
+            one(past, rows, damaged && random_.once_in(2));
+            past += rows;
+        }
+    }
+
+private:
+    void one(size_t past, size_t rows, bool damaged) {
+        const auto width = static_cast<size_t>(decoder_.head_size), batch = decoder_.batch;
+        ExactTensor cosines(ov::element::f32, {1, rows, width}), sines(ov::element::f32, {1, rows, width});
+        ExactTensor mask(ov::element::i64, {batch, past + rows}), sources(ov::element::i32, {batch});
+        fill<float>(cosines.tensor(), activations(random_, rows * width));
+        fill<float>(sines.tensor(), activations(random_, rows * width));
+        std::fill_n(mask.tensor().data<int64_t>(), mask.tensor().get_size(), 1);
+        if (random_.once_in(4)) {
+            mask.tensor().data<int64_t>()[0] = 0;
+        }
+        for (size_t row = 0; row < batch; ++row) {
+            sources.tensor().data<int32_t>()[row] =
+                static_cast<int32_t>(past != 0 && random_.once_in(6) ? random_.below(batch) : row);
+        }
+        if (damaged && random_.once_in(4)) {
+            sources.tensor().data<int32_t>()[0] = static_cast<int32_t>(trouble(random_));
+        }
+        ov::TensorVector stepped{ov::Tensor(ov::element::u8, {0})};
+        require_kept(
+            step_->evaluate(stepped, {cosines.tensor(), sines.tensor(), mask.tensor(), sources.tensor()}),
+            "a step is not supported");
+        ExactTensor step(ov::element::u8, stepped[0].get_shape());
+        std::memcpy(step.tensor().data(), stepped[0].data(), stepped[0].get_byte_size());
+        if (damaged && random_.once_in(2)) {
+            damage(random_, static_cast<uint8_t*>(step.tensor().data()), 64);
+        }
+        const auto columns = static_cast<size_t>((decoder_.heads + 2 * decoder_.kv_heads) * decoder_.head_size);
+        ExactTensor qkv(ov::element::f32, {batch, rows, columns});
+        ExactTensor residual(ov::element::f32, {batch, rows, static_cast<size_t>(decoder_.hidden)});
+        fill<float>(qkv.tensor(), activations(random_, qkv.tensor().get_size()));
+        fill<float>(residual.tensor(), activations(random_, residual.tensor().get_size()));
+
+        Cache& old = caches_[turn_];
+        Cache& fresh = caches_[1 - turn_];
+        ov::Tensor none(ov::element::u8, {batch, 2 * static_cast<size_t>(decoder_.kv_heads), 0, 2 * width});
+        ov::Tensor cache = past == 0 ? none : old.memory->tensor();
+        if (damaged && random_.once_in(3)) {  // cut off, as whoever takes a state back does
+            ov::Shape shape = cache.get_shape();
+            shape[random_.below(4)] = random_.below(4) * 7;
+            cut_ = std::make_unique<ExactTensor>(ov::element::u8, shape);
+            cache = cut_->tensor();
+        }
+        const ov::Shape next_shape{
+            batch, 2 * static_cast<size_t>(decoder_.kv_heads), shearling::slots_for(past + rows), 2 * width};
+        const auto results = evaluate_into(fresh.of(next_shape), {qkv.tensor(), residual.tensor(), weights_, cache,
+                                                                  step.tensor()});
+        // In memory that knows nothing of the steps before, the same comes out.
+        ExactTensor strange(ov::element::u8, next_shape), copy(ov::element::u8, cache.get_shape());
+        std::memcpy(copy.tensor().data(), cache.data(), cache.get_byte_size());
+        std::memset(strange.tensor().data(), 0xFF, strange.tensor().get_byte_size());
+        require_kept(
+            evaluate_into(strange.tensor(), {qkv.tensor(), residual.tensor(), weights_, copy.tensor(),
+                                             step.tensor()}) == results,
+            "what a cache held before matters");
+        turn_ = 1 - turn_;
+    }
+
+    std::vector<Bytes> evaluate_into(ov::Tensor& cache, const ov::TensorVector& inputs) {
+        ov::TensorVector outputs{ov::Tensor(ov::element::f32, {0}), cache};
+        if (decoder_.next != 0) {
+            outputs.emplace_back(ov::element::f32, ov::Shape{0});
+        }
+        require_kept(layer_->evaluate(outputs, inputs), "a decoder layer is not supported");
+        require_kept(outputs[1].data() == cache.data(), "a cache is not written where it should be");
+        std::vector<Bytes> results;
+        for (size_t index = 0; index < outputs.size(); index += 2) {
+            const auto* data = static_cast<const uint8_t*>(outputs[index].data());
+            results.emplace_back(data, data + outputs[index].get_byte_size());
+        }
+        return results;
+    }
+
+    Random& random_;
+    const Decoder& decoder_;
+    ov::Tensor weights_;
+    std::shared_ptr<shearling::SparseDecoderLayer> layer_;
+    std::shared_ptr<shearling::SparseStep> step_;
+    Cache caches_[2];
+    std::unique_ptr<ExactTensor> cut_;
+    size_t turn_ = 0;
+};
+
+}  // namespace fuzz

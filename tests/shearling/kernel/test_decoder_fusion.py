@@ -1,0 +1,229 @@
+"""Attention put into the layers of a packed decoder when it is loaded: it says what the file says, wherever it is run;
+and what is not plain attention stays as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import openvino_genai
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from export.formats.openvino import MODEL_XML, write_openvino
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
+from shearling.kernel.decoder_fusion import fuse_decoder, open_pipeline, read_configuration
+from shearling.kernel.openvino_extension import core_for, node_factory, read_ir, required_extensions
+from shearling.target import parse_target
+from tests.support.exported_files import stored_as
+from tests.support.tiny_models import VOCABULARY, tiny_tokenizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torchao warns while optimum imports it
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 2048,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.1,
+}
+
+
+def written(directory: Path, model: PreTrainedModel) -> Path:
+    """A packed IR of a model with half of its weights at zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                parameter.mul_(torch.rand(parameter.shape, generator=generator) > 0.5)
+    write_openvino(model, tiny_tokenizer(), directory, stored_as("int8", kernel="sparse"), sparsity={})
+    return directory / MODEL_XML
+
+
+def seeded(model_class, config) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # a product with ones is left out of the graph
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def xml(tmp_path_factory) -> Path:
+    """Grouped queries, a tied embedding."""
+    model = seeded(LlamaForCausalLM, LlamaConfig(**SHAPE, tie_word_embeddings=True))
+    return written(tmp_path_factory.mktemp("llama"), model)
+
+
+def compiled(xml: Path, *, fused: bool) -> ov.InferRequest:
+    # The file's own attention keeps its cache in f32.
+    model, found = read_ir(xml, properties={} if fused else {"KV_CACHE_PRECISION": "f32"})
+    assert found is fused
+    properties = F32 if fused else {**F32, "KV_CACHE_PRECISION": "f32"}
+    return core_for(xml).compile_model(model, "CPU", properties).create_infer_request()
+
+
+def logits(request: ov.InferRequest, ids: np.ndarray, mask: np.ndarray, beam: list[int]) -> np.ndarray:
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
+    feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "beam_idx": np.array(beam, np.int32)}
+    request.infer(feed)
+    return request.get_output_tensor(0).data.copy()
+
+
+def test_a_layer_is_one_node(xml):
+    model, found = read_ir(xml)
+    kinds = [node.get_type_name() for node in model.get_ops()]
+    assert found
+    assert kinds.count("SparseDecoderLayer") == SHAPE["num_hidden_layers"]
+    assert not {"ScaledDotProductAttention", "SparseLayer", "Select", "LessEqual"} & set(kinds)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_it_says_what_the_file_says(xml, batch):
+    requests = [compiled(xml, fused=True), compiled(xml, fused=False)]
+    rng = np.random.default_rng(batch)
+    mask = np.zeros((batch, 0), np.int64)
+    for number, rows in enumerate([1, 1, 2] if batch == 1 else [37, 1, 1, 1]):
+        mask = np.concatenate([mask, np.ones((batch, rows), np.int64)], axis=1)
+        if batch > 1:
+            mask[0, :11] = mask[2, :29] = 0
+        ids = rng.integers(0, VOCABULARY, (batch, rows))
+        beam = [*range(batch)] if number < 2 else [2, 0, 1][:batch]
+        if batch == 1:
+            beam = [0]
+        else:
+            mask = mask[beam]
+        found, expected = (logits(request, ids, mask, beam) for request in requests)
+        used = mask[:, -rows:, None] != 0
+        # A cache in half precision, and bf16 products of many rows.
+        assert np.abs((found - expected) * used).max() <= 2e-2 * np.abs(expected).max()
+
+
+def test_genai_says_the_same_through_it(xml):
+    # Kernels in f32: those that round activations could choose another of two tokens that are nearly equal.
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import compare_pipelines; compare_pipelines({str(xml)!r})"],
+        env={**os.environ, "SHEARLING_KERNEL": "portable"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def compare_pipelines(file: str) -> None:
+    """A batch, beams, a chat that goes on, and one that takes back what it said."""
+    xml = Path(file)
+    model, _ = read_ir(xml)
+    properties = {**F32, "extensions": [str(library) for library in required_extensions(xml)]}
+    fused = open_pipeline(model, xml.parent, "CPU", properties)
+    stock = openvino_genai.LLMPipeline(
+        str(xml.parent), "CPU", ATTENTION_BACKEND="SDPA", KV_CACHE_PRECISION="f32", **properties
+    )
+    config = openvino_genai.GenerationConfig(max_new_tokens=40, ignore_eos=True, apply_chat_template=False)
+    prompts = ["Area man wins award", "Report: nation", "The quick brown fox jumps over"]
+    for pipe in (fused, stock):
+        pipe.set_generation_config(config)
+    assert fused.generate(prompts).texts == stock.generate(prompts).texts
+    beams = openvino_genai.GenerationConfig(max_new_tokens=12, num_beams=3, num_return_sequences=1, ignore_eos=True)
+    assert fused.generate(prompts[:1], beams).texts == stock.generate(prompts[:1], beams).texts
+    answers = []
+    for pipe in (fused, stock):
+        pipe.start_chat()
+        answers.append([str(pipe.generate(prompt, config)) for prompt in prompts])
+        pipe.finish_chat()
+    assert answers[0] == answers[1]
+    histories, config = [], openvino_genai.GenerationConfig(max_new_tokens=40, ignore_eos=True)
+    for pipe in (fused, stock):
+        history = openvino_genai.ChatHistory([{"role": "user", "content": prompts[0]}])
+        first = pipe.generate(history, config).texts[0]
+        turns = [("user", prompts[0]), ("assistant", first[:5]), ("user", prompts[1])]
+        changed = openvino_genai.ChatHistory([{"role": role, "content": content} for role, content in turns])
+        histories.append((first, pipe.generate(changed, config).texts[0]))
+    assert histories[0] == histories[1]
+
+
+def test_serve_says_which_attention_it_uses(xml):
+    prompt, work = "Area man wins award", Decoding(max_new_tokens=24)
+    answers, attention = [], []
+    for suffix in ("", "@ATTENTION_BACKEND=SDPA", "@ATTENTION_BACKEND=PA", "@KV_CACHE_PRECISION=f32"):
+        runtime = load_runtime(find_deployment(parse_target(f"{xml.parent}{suffix}")), RunOptions(threads=1))
+        answers.append(runtime.generate([runtime.encode(prompt, chat=False)], work).token_ids)
+        attention.append(runtime.facts.settings.get("attention"))
+        runtime.close()
+    assert attention == ["in the layers", None, None, None]
+    assert answers == [answers[0]] * 4
+
+
+def test_bfloat16_around_it(xml):
+    model, _ = read_ir(xml)
+    properties = {"INFERENCE_PRECISION_HINT": "bf16"}
+    request = core_for(xml).compile_model(model, "CPU", properties).create_infer_request()
+    exact = compiled(xml, fused=False)
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, 30))
+    found, expected = (logits(r, ids, np.ones_like(ids), [0]) for r in (request, exact))
+    assert np.abs(found - expected).max() <= 0.1 * np.abs(expected).max()
+
+
+def variants() -> dict[str, tuple]:
+    plain = {**SHAPE, "tie_word_embeddings": False}
+    return {
+        "heads of 12": (LlamaForCausalLM, LlamaConfig(**{**plain, "hidden_size": 48}), "heads of 12"),
+        "windows": (MistralForCausalLM, MistralConfig(**plain, sliding_window=16), "limited to a window"),
+        "biases": (Qwen2ForCausalLM, Qwen2Config(**plain), "something lies between"),
+    }
+
+
+@pytest.mark.parametrize("variant", variants())
+def test_what_is_not_plain_attention_stays(tmp_path, variant):
+    model_class, config, reason = variants()[variant]
+    xml = written(tmp_path, seeded(model_class, config))
+    model = core_for(xml).read_model(xml)
+    nodes = sorted(node.get_type_name() for node in model.get_ops())
+    same, obstacle = fuse_decoder(model, read_configuration(xml), node_factory())
+    assert same is model
+    assert reason in obstacle
+    assert sorted(node.get_type_name() for node in same.get_ops()) == nodes
+
+
+def test_a_window_is_seen_in_the_graph_as_well(tmp_path):
+    """Where config.json says nothing of it, the mask does."""
+    config = MistralConfig(**SHAPE, tie_word_embeddings=False, sliding_window=16)
+    xml = written(tmp_path, seeded(MistralForCausalLM, config))
+    _, obstacle = fuse_decoder(core_for(xml).read_model(xml), {}, node_factory())
+    assert "mask" in obstacle
+
+
+def test_without_a_window_a_mistral_is_fused(tmp_path):
+    config = MistralConfig(**SHAPE, tie_word_embeddings=False, sliding_window=None)
+    xml = written(tmp_path, seeded(MistralForCausalLM, config))
+    assert read_ir(xml)[1]
+    assert json.loads((tmp_path / "config.json").read_text())["sliding_window"] is None
