@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+Array = npt.NDArray[np.float32]
 HEAD_SIZE_STEP = 16
 MOST_HEAD_SIZE = 4096
 
@@ -34,12 +36,18 @@ class _Attention:
     Attributes:
         layer: the SparseLayer that reads it.
         inputs: outputs that queries, keys and values come from, [batch, rows, heads * size].
+        biases: of queries, keys and values; none where there are none.
+        gammas: of the norms of queries and keys; none where there are none.
+        epsilon: of these norms; 0 where there are none.
         cosines, sines: outputs [batch or 1, rows, size].
         variables: of its cache, by name.
     """
 
     layer: Any
     inputs: tuple[Any, Any, Any]
+    biases: tuple[Array, ...]
+    gammas: tuple[Array, ...]
+    epsilon: float
     heads: int
     kv_heads: int
     head_size: int
@@ -159,7 +167,8 @@ def _attention(sdpa: Any) -> _Attention:
     key, key_cosines, key_sines = _unrotate(keys)
     if (cosines, sines, beam) != (key_cosines, key_sines, value_beam):
         raise _NoMatch("queries and keys are turned by different angles")
-    (q, heads, size), (k, kv_heads, key_size), (v, value_heads, value_size) = map(_split_heads, (query, key, values))
+    parts = [_split_heads(output) for output in (query, key, values)]
+    (heads, size), (kv_heads, key_size), (value_heads, value_size) = (part.shape for part in parts)
     if not (size == key_size == value_size and kv_heads == value_heads and heads % kv_heads == 0):
         raise _NoMatch("heads differ in size")
     if size % HEAD_SIZE_STEP or size > MOST_HEAD_SIZE:
@@ -167,19 +176,27 @@ def _attention(sdpa: Any) -> _Attention:
     rotated = cosines.get_partial_shape()
     if len(rotated) != 3 or not rotated[2].is_static or rotated[2].get_length() != size:
         raise _NoMatch("heads are turned in part")
-    scale = size**-0.5 if len(sdpa.inputs()) == 4 else _number(sdpa.input_value(4).get_node())
+    biases = tuple(part.bias for part in parts if part.bias is not None)
+    norms = tuple(part.norm for part in parts if part.norm is not None)
+    if len(biases) not in (0, 3) or len(norms) not in (0, 2) or parts[2].norm is not None:
+        raise _NoMatch("biases or norms of some alone")
+    if len({epsilon for _, epsilon in norms}) > 1:
+        raise _NoMatch("norms of queries and keys differ")
     return _Attention(
-        layer,
-        (q, k, v),
-        heads,
-        kv_heads,
-        size,
-        scale,
-        cosines,
-        sines,
-        sdpa.input_value(3),
-        beam,
-        (key_name, value_name),
+        layer=layer,
+        inputs=(parts[0].rows, parts[1].rows, parts[2].rows),
+        biases=biases,
+        gammas=tuple(gamma for gamma, _ in norms),
+        epsilon=norms[0][1] if norms else 0.0,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=size,
+        scale=size**-0.5 if len(sdpa.inputs()) == 4 else _number(sdpa.input_value(4).get_node()),
+        cosines=cosines,
+        sines=sines,
+        mask=sdpa.input_value(3),
+        beam=beam,
+        variables=(key_name, value_name),
     )
 
 
@@ -239,16 +256,76 @@ def _cached(output: Any) -> tuple[Any, str, Any]:
     return node.input_value(1), str(read.get_variable_id()), beam.output(0)
 
 
-def _split_heads(output: Any) -> tuple[Any, int, int]:
-    """The rows that heads are cut from, how many heads, and their size."""
+@dataclass(frozen=True)
+class _Heads:
+    """What heads are cut from.
+
+    Attributes:
+        rows: output [batch, rows, heads * size].
+        bias: [heads * size] that is added to them, or None.
+        norm: gamma [size] and epsilon of an RMS norm of every head, or None.
+        shape: how many heads, and their size.
+    """
+
+    rows: Any
+    bias: Array | None
+    norm: tuple[Array, float] | None
+    shape: tuple[int, int]
+
+
+def _split_heads(output: Any) -> _Heads:
     transpose = _node(output, "Transpose")
     if [int(axis) for axis in transpose.input_value(1).get_node().data] != [0, 2, 1, 3]:
         raise _NoMatch("heads lie in another order")
-    reshape = _node(transpose.input_value(0), "Reshape")
-    shape = reshape.get_output_partial_shape(0)
+    source, norm = transpose.input_value(0), None
+    if source.get_node().get_type_name() == "Multiply":
+        source, gamma, epsilon = _unnormalize(source.get_node())
+        norm = gamma, epsilon
+    shape = _node(source, "Reshape").get_output_partial_shape(0)
     if not shape[2].is_static or not shape[3].is_static:
         raise _NoMatch("the number of heads is not known")
-    return reshape.input_value(0), shape[2].get_length(), shape[3].get_length()
+    rows, bias = source.get_node().input_value(0), None
+    if rows.get_node().get_type_name() == "Add":
+        bias, rows = _array_and_other(rows.get_node())
+        bias = bias.reshape(-1)
+    heads, size = shape[2].get_length(), shape[3].get_length()
+    if (bias is not None and bias.size != heads * size) or (norm is not None and norm[0].size != size):
+        raise _NoMatch("a bias or a norm of another size")
+    return _Heads(rows, bias, norm, (heads, size))
+
+
+def _unnormalize(scaled: Any) -> tuple[Any, Array, float]:
+    """x, gamma and epsilon of gamma * (x * (1 / sqrt(mean(x^2) + epsilon)))."""
+    gamma, normalized = _array_and_other(scaled)
+    product = _node(normalized, "Multiply")
+    divides = [port for port in (0, 1) if product.input_value(port).get_node().get_type_name() == "Divide"]
+    if len(divides) != 1:
+        raise _NoMatch("no norm of heads")
+    x, divide = product.input_value(1 - divides[0]), product.input_value(divides[0]).get_node()
+    total = _node(_node(divide.input_value(1), "Sqrt").input_value(0), "Add")
+    epsilon, mean = _array_and_other(total)
+    power = _node(_node(mean, "ReduceMean").input_value(0), "Power")
+    axes = _number(mean.get_node().input_value(1).get_node())
+    if (
+        _number(divide.input_value(0).get_node()) != 1.0
+        or axes not in (-1, 3)
+        or _number(power.input_value(1).get_node()) != 2.0
+        or power.input_value(0) != x
+        or epsilon.size != 1
+    ):
+        raise _NoMatch("no norm of heads")
+    return x, gamma.reshape(-1), float(epsilon.reshape(()))
+
+
+def _array_and_other(node: Any) -> tuple[Array, Any]:
+    """The constant that is one input of a node, in float32, and the other input."""
+    for port in (0, 1):
+        source = node.input_value(port).get_node()
+        while source.get_type_name() == "Convert":
+            source = source.input_value(0).get_node()
+        if source.get_type_name() == "Constant":
+            return np.asarray(source.data, dtype=np.float32), node.input_value(1 - port)
+    raise _NoMatch("no constant where one was expected")
 
 
 COMPARISONS = {"LessEqual", "Less", "Greater", "GreaterEqual", "Equal", "NotEqual"}
@@ -315,19 +392,22 @@ def _rewrite(model: Any, attentions: Sequence[_Attention], factory: Any) -> Any:
         cache = Variable(info)
         empty = ops.broadcast(np.uint8(0), np.array([0, 2 * item.kv_heads, 0, slot], np.int64))
         read = ops.read_value(empty, cache)
+        order = [0, 1, 2] if place == 0 else _order(item.inputs)
         attributes = {
             **layer.get_attributes(),
             "heads": item.heads,
             "kv_heads": item.kv_heads,
             "head_size": item.head_size,
             "scale": item.scale,
-            "order": [0, 1, 2] if place == 0 else _order(item.inputs),
+            "order": order,
+            "qkv_bias": bool(item.biases),
+            "head_norm_epsilon": item.epsilon,
         }
-        fused = factory.create(
-            "SparseDecoderLayer",
-            [joined, layer.input_value(1), layer.input_value(2), read.output(0), step.output(0)],
-            attributes,
-        )
+        arguments = [joined, layer.input_value(1), layer.input_value(2), read.output(0), step.output(0)]
+        vectors = [*(item.biases[part] for part in order if item.biases), *item.gammas]
+        if vectors:
+            arguments.append(ops.constant(np.concatenate(vectors)).output(0))
+        fused = factory.create("SparseDecoderLayer", arguments, attributes)
         fused.set_friendly_name(layer.get_friendly_name())
         # The constructor takes nodes of one output alone.
         assign = ops.assign(read, cache)

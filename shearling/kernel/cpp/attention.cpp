@@ -172,13 +172,26 @@ AttentionPlan::AttentionPlan(
     }
 }
 
-void AttentionPlan::rotate(const float* head, size_t sequence, size_t index, float scale, float* target) const {
-    const size_t place = ((step.tables == 1 ? 0 : sequence) * step.rows + index) * shape.width, half = shape.width / 2;
-    const float *const cosines = step.cosines + place, *const sines = step.sines + place;
-    for (size_t column = 0; column < half; ++column) {
-        const float low = head[column], high = head[half + column];
-        target[column] = scale * (low * cosines[column] - high * sines[column]);
-        target[half + column] = scale * (high * cosines[half + column] + low * sines[half + column]);
+void AttentionPlan::rotate(
+    size_t sequence, size_t index, size_t column, const float* gamma, float scale, float* target) const {
+    const float* head = row(sequence, index) + column;
+    Buffer changed(shape.bias == nullptr && gamma == nullptr ? 0 : shape.width * sizeof(float));
+    if (shape.bias != nullptr) {
+        for (size_t place = 0; place < shape.width; ++place) {
+            changed.floats()[place] = head[place] + shape.bias[column + place];
+        }
+        head = changed.floats();
+    }
+    if (gamma != nullptr) {
+        settings.kernels.normalise(head, gamma, shape.epsilon, shape.width, changed.floats());
+        head = changed.floats();
+    }
+    const size_t angles = ((step.tables == 1 ? 0 : sequence) * step.rows + index) * shape.width, half = shape.width / 2;
+    const float *const cosines = step.cosines + angles, *const sines = step.sines + angles;
+    for (size_t place = 0; place < half; ++place) {
+        const float low = head[place], high = head[half + place];
+        target[place] = scale * (low * cosines[place] - high * sines[place]);
+        target[half + place] = scale * (high * cosines[half + place] + low * sines[half + place]);
     }
 }
 
@@ -215,7 +228,8 @@ void AppendStep::run(size_t chunk) const {
     auto* const halves = reinterpret_cast<uint16_t*>(turned + shape.width);
     for (size_t position = std::max(first, past); position < last; ++position) {
         const float* const row = plan_.row(sequence, position - past);
-        plan_.rotate(row + shape.first_key + kv_head * shape.width, sequence, position - past, 1.0f, turned);
+        plan_.rotate(
+            sequence, position - past, shape.first_key + kv_head * shape.width, shape.key_gamma, 1.0f, turned);
         for (size_t column = 0; column < shape.width; column += 16) {
             kernels.store_halves(turned + column, halves + column);
         }
@@ -224,7 +238,14 @@ void AppendStep::run(size_t chunk) const {
         for (size_t column = 0; column < shape.width; ++column) {
             block[column * block_positions] = halves[column];
         }
-        const float* const value = row + shape.first_value + kv_head * shape.width;
+        const size_t first_value = shape.first_value + kv_head * shape.width;
+        const float* value = row + first_value;
+        if (shape.bias != nullptr) {
+            for (size_t column = 0; column < shape.width; ++column) {
+                turned[column] = value[column] + shape.bias[first_value + column];
+            }
+            value = turned;
+        }
         for (size_t column = 0; column < shape.width; column += 16) {
             kernels.store_halves(value + column, values + position * shape.width + column);
         }
@@ -255,8 +276,8 @@ void AttendStep::run(size_t chunk) const {
     float* const totals = largest + count;
     for (size_t index = 0; index < count; ++index) {
         const size_t row = first_row + index / group, head = kv_head * group + index % group;
-        const float* const query = plan_.row(sequence, row) + shape.first_query + head * width;
-        plan_.rotate(query, sequence, row, shape.scale, queries + index * width);
+        plan_.rotate(
+            sequence, row, shape.first_query + head * width, shape.query_gamma, shape.scale, queries + index * width);
         largest[index] = unseen;
         totals[index] = 0.0f;
     }

@@ -21,6 +21,10 @@ struct AttentionShape {
     size_t first_query;
     size_t first_key;
     size_t first_value;
+    const float* bias;         // of such a row; null: none
+    const float* query_gamma;  // norms of each query and key before they are turned; null: none
+    const float* key_gamma;
+    float epsilon;
 
     size_t group() const { return heads / kv_heads; }
     size_t columns() const { return (heads + 2 * kv_heads) * width; }
@@ -95,8 +99,9 @@ struct AttentionPlan {
     const float* row(size_t sequence, size_t index) const {
         return qkv.data + (sequence * step.rows + index) * qkv.stride;
     }
-    // Writes a head of a row, turned by its angles and scaled.
-    void rotate(const float* head, size_t sequence, size_t index, float scale, float* target) const;
+    // Writes the head of a row that begins at a column: with its bias and norm, turned by its angles and scaled.
+    void rotate(
+        size_t sequence, size_t index, size_t column, const float* gamma, float scale, float* target) const;
 
     AttentionShape shape;
     StepView step;

@@ -1,6 +1,7 @@
 #include "openvino_operators.hpp"
 
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
@@ -328,6 +329,8 @@ bool SparseDecoderLayer::visit_attributes(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("head_size", head_size_);
     visitor.on_attribute("scale", scale_);
     visitor.on_attribute("order", order_);
+    visitor.on_attribute("qkv_bias", qkv_bias_);
+    visitor.on_attribute("head_norm_epsilon", head_norm_epsilon_);
     visit_common(visitor);
     return true;
 }
@@ -341,6 +344,8 @@ std::shared_ptr<ov::Node> SparseDecoderLayer::clone_with_new_inputs(const ov::Ou
     clone->head_size_ = head_size_;
     clone->scale_ = scale_;
     clone->order_ = order_;
+    clone->qkv_bias_ = qkv_bias_;
+    clone->head_norm_epsilon_ = head_norm_epsilon_;
     clone->validate_and_infer_types();
     return clone;
 }
@@ -382,8 +387,9 @@ void SparseDecoderLayer::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(
         this, order_.size() == 3 && std::set<int64_t>(order_.begin(), order_.end()) == std::set<int64_t>({0, 1, 2}),
         "the order of queries, keys and values is not one of 0, 1 and 2");
-    validate_common(*this, 5, 2);
-    check_activation(*this, 0, (heads_ + 2 * kv_heads_) * head_size_);
+    check_epsilon(*this, "head_norm_epsilon", head_norm_epsilon_);
+    validate_common(*this, has_vectors() ? 6 : 5, 2);
+    check_activation(*this, 0, qkv_columns());
     check_activation(*this, 1, layer_.hidden);
     const auto expect = [&](size_t input, ov::element::Type type, const ov::PartialShape& shape) {
         const ov::element::Type found = get_input_element_type(input);
@@ -393,6 +399,9 @@ void SparseDecoderLayer::validate_and_infer_types() {
     };
     expect(3, ov::element::u8, {-1, 2 * kv_heads_, -1, 2 * head_size_});
     expect(4, ov::element::u8, {-1, -1});
+    if (has_vectors()) {
+        check_activation(*this, 5, vector_length());
+    }
     ov::PartialShape shape = get_input_partial_shape(0);
     NODE_VALIDATION_CHECK(this, shape.rank().compatible(3), "activations are ", shape, ", not of rank 3");
     const int64_t next = std::accumulate(layer_.rows.begin(), layer_.rows.end(), int64_t{0});
@@ -409,9 +418,19 @@ void SparseDecoderLayer::validate_and_infer_types() {
 
 bool SparseDecoderLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
     const int64_t next = std::accumulate(layer_.rows.begin(), layer_.rows.end(), int64_t{0});
-    require_counts(inputs, 5, outputs, next == 0 ? 2 : 3);
+    require_counts(inputs, has_vectors() ? 6 : 5, outputs, next == 0 ? 2 : 3);
     const auto weights = checked_weights(inputs[2]);
-    const AttentionShape attention = this->attention();
+    AttentionShape attention = this->attention();
+    std::unique_ptr<Floats> vectors;  // in f32 even where OpenVINO computes in bf16
+    if (has_vectors()) {
+        vectors = std::make_unique<Floats>(inputs[5], vector_length());
+        const float* data = vectors->rows.data;
+        attention.bias = qkv_bias_ ? data : nullptr;
+        data += qkv_bias_ ? qkv_columns() : 0;
+        attention.query_gamma = head_norm_epsilon_ > 0.0 ? data : nullptr;
+        attention.key_gamma = head_norm_epsilon_ > 0.0 ? data + head_size_ : nullptr;
+        attention.epsilon = static_cast<float>(head_norm_epsilon_);
+    }
     const Floats qkv(inputs[0], static_cast<int64_t>(attention.columns())), residual(inputs[1], layer_.hidden);
     OPENVINO_ASSERT(residual.rows.count == qkv.rows.count, "a residual of shape ", inputs[1].get_shape());
     OPENVINO_ASSERT(inputs[4].get_element_type() == ov::element::u8, "the step is ", inputs[4].get_element_type());

@@ -143,6 +143,11 @@ public:
 
 private:
     AttentionShape attention() const;
+    bool has_vectors() const { return qkv_bias_ || head_norm_epsilon_ > 0.0; }
+    int64_t qkv_columns() const { return (heads_ + 2 * kv_heads_) * head_size_; }
+    int64_t vector_length() const {
+        return (qkv_bias_ ? qkv_columns() : 0) + (head_norm_epsilon_ > 0.0 ? 2 * head_size_ : 0);
+    }
     ov::PartialShape cache_shape() const;
 
     LayerAttributes layer_;
@@ -151,6 +156,8 @@ private:
     int64_t head_size_ = 0;
     double scale_ = 0.0;
     std::vector<int64_t> order_;
+    bool qkv_bias_ = false;
+    double head_norm_epsilon_ = 0.0;
 };
 
 // What the attentions of one inference share, in one tensor, since every input of a node costs time: see attention.hpp.

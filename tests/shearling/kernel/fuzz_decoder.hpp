@@ -17,17 +17,23 @@ struct Decoder {
     int64_t heads = 1, kv_heads = 1, head_size = 16, hidden = 1, inner = 1, next = 0, columns = 16;
     double scale = 0.25;
     std::vector<int64_t> order{0, 1, 2};
+    bool bias = false, norm = false;
     size_t batch = 1;
     Bytes weights;
+    size_t vector_length() const {
+        return static_cast<size_t>((bias ? (heads + 2 * kv_heads) * head_size : 0) + (norm ? 2 * head_size : 0));
+    }
 };
 
 class DecoderSetter : public ov::AttributeVisitor {
 public:
     explicit DecoderSetter(const Decoder& from) : from_(from) {}
     void on_adapter(const std::string&, ov::ValueAccessor<void>&) override {}
-    void on_adapter(const std::string& name, ov::ValueAccessor<bool>& value) override { value.set(name == "gated"); }
+    void on_adapter(const std::string& name, ov::ValueAccessor<bool>& value) override { 
+        value.set(name == "gated" || (name == "qkv_bias" && from_.bias));
+    }
     void on_adapter(const std::string& name, ov::ValueAccessor<double>& value) override {
-        value.set(name == "scale" ? from_.scale : 0.0);
+        value.set(name == "scale" ? from_.scale : name == "head_norm_epsilon" && from_.norm ? 1e-5 : 0.0);
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<int64_t>& value) override {
         value.set(
@@ -61,6 +67,8 @@ inline Decoder sound_decoder(Random& random) {
     decoder.next = static_cast<int64_t>(random.below(3) * 5);
     decoder.order = random.one_of<std::vector<int64_t>>({{0, 1, 2}, {2, 0, 1}, {0, 2, 1}});
     decoder.batch = 1 + random.below(2);
+    decoder.bias = random.once_in(3);
+    decoder.norm = random.once_in(3);
     add(random, decoder.weights, decoder.hidden, decoder.columns);
     add(random, decoder.weights, decoder.inner, decoder.hidden);
     add(random, decoder.weights, decoder.inner, decoder.hidden);
@@ -78,7 +86,9 @@ inline void damage(Random& random, Decoder& decoder) {
         case 0: *numbers[random.below(5)] = trouble(random); break;
         case 1: nudge(*numbers[random.below(5)], random.one_of<int64_t>({-1, 1, 16})); break;
         case 2: decoder.scale = random.one_of<double>({NAN, INFINITY, -1.0, 1e300}); break;
-        default: decoder.order = random.one_of<std::vector<int64_t>>({{}, {0, 0, 1}, {0, 1, 3}, {-1, 0, 1}, {0, 1, 2, 2}});
+        default:
+            decoder.order =
+                random.one_of<std::vector<int64_t>>({{}, {0, 0, 1}, {0, 1, 3}, {-1, 0, 1}, {0, 1, 2, 2}});
     }
 }
 
@@ -101,9 +111,13 @@ public:
         };
         weights_ = ov::Tensor(ov::element::u8, {decoder.weights.size()}, const_cast<uint8_t*>(decoder.weights.data()));
         layer_ = std::make_shared<shearling::SparseDecoderLayer>();
-        layer_->set_arguments(ov::OutputVector{
+        ov::OutputVector arguments{
             parameter(ov::element::f32), parameter(ov::element::f32), std::make_shared<ov::op::v0::Constant>(weights_),
-            parameter(ov::element::u8), parameter(ov::element::u8)});
+            parameter(ov::element::u8), parameter(ov::element::u8)};
+        if (decoder.bias || decoder.norm) {
+            arguments.push_back(parameter(ov::element::f32));
+        }
+        layer_->set_arguments(arguments);
         DecoderSetter attributes(decoder);
         layer_->visit_attributes(attributes);
         layer_->constructor_validate_and_infer_types();
@@ -166,16 +180,19 @@ private:
         }
         const ov::Shape next_shape{
             batch, 2 * static_cast<size_t>(decoder_.kv_heads), shearling::slots_for(past + rows), 2 * width};
-        const auto results = evaluate_into(fresh.of(next_shape), {qkv.tensor(), residual.tensor(), weights_, cache,
-                                                                  step.tensor()});
+        ExactTensor vectors(ov::element::f32, {decoder_.vector_length() + (damaged && random_.once_in(6) ? 1 : 0)});
+        fill<float>(vectors.tensor(), activations(random_, vectors.tensor().get_size()));
+        ov::TensorVector inputs{qkv.tensor(), residual.tensor(), weights_, cache, step.tensor()};
+        if (decoder_.bias || decoder_.norm) {
+            inputs.push_back(vectors.tensor());
+        }
+        const auto results = evaluate_into(fresh.of(next_shape), inputs);
         // In memory that knows nothing of the steps before, the same comes out.
         ExactTensor strange(ov::element::u8, next_shape), copy(ov::element::u8, cache.get_shape());
         std::memcpy(copy.tensor().data(), cache.data(), cache.get_byte_size());
         std::memset(strange.tensor().data(), 0xFF, strange.tensor().get_byte_size());
-        require_kept(
-            evaluate_into(strange.tensor(), {qkv.tensor(), residual.tensor(), weights_, copy.tensor(),
-                                             step.tensor()}) == results,
-            "what a cache held before matters");
+        inputs[3] = copy.tensor();
+        require_kept(evaluate_into(strange.tensor(), inputs) == results, "what a cache held before matters");
         turn_ = 1 - turn_;
     }
 

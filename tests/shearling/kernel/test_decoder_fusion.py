@@ -3,7 +3,6 @@ and what is not plain attention stays as it is."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from export.formats.openvino import MODEL_XML, write_openvino
@@ -198,7 +199,6 @@ def variants() -> dict[str, tuple]:
     return {
         "heads of 12": (LlamaForCausalLM, LlamaConfig(**{**plain, "hidden_size": 48}), "heads of 12"),
         "windows": (MistralForCausalLM, MistralConfig(**plain, sliding_window=16), "limited to a window"),
-        "biases": (Qwen2ForCausalLM, Qwen2Config(**plain), "something lies between"),
     }
 
 
@@ -222,8 +222,35 @@ def test_a_window_is_seen_in_the_graph_as_well(tmp_path):
     assert "mask" in obstacle
 
 
-def test_without_a_window_a_mistral_is_fused(tmp_path):
-    config = MistralConfig(**SHAPE, tie_word_embeddings=False, sliding_window=None)
-    xml = written(tmp_path, seeded(MistralForCausalLM, config))
-    assert read_ir(xml)[1]
-    assert json.loads((tmp_path / "config.json").read_text())["sliding_window"] is None
+FAMILIES = {
+    "mistral": (MistralForCausalLM, MistralConfig(**SHAPE, sliding_window=None)),
+    "biases": (Qwen2ForCausalLM, Qwen2Config(**SHAPE)),
+    "norms of queries and keys": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=32)),
+    "scaled angles": (
+        LlamaForCausalLM,
+        LlamaConfig(
+            **SHAPE,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(tmp_path, family):
+    xml = written(tmp_path, seeded(*FAMILIES[family]))
+    requests = [compiled(xml, fused=True), compiled(xml, fused=False)]
+    rng = np.random.default_rng(0)
+    mask = np.zeros((1, 0), np.int64)
+    for rows in (2, 1, 2, 1, 1):  # few rows are multiplied exactly
+        mask = np.concatenate([mask, np.ones((1, rows), np.int64)], axis=1)
+        ids = rng.integers(0, VOCABULARY, (1, rows))
+        found, expected = (logits(request, ids, mask, [0]) for request in requests)
+        assert np.abs(found - expected).max() <= 4e-3 * np.abs(expected).max()

@@ -118,6 +118,8 @@ def attributes(heads: Heads) -> dict[str, object]:
         "head_size": heads.size,
         "scale": heads.size**-0.5,
         "order": [0, 1, 2],
+        "qkv_bias": False,
+        "head_norm_epsilon": 0.0,
         "precision": "auto",
         "format_version": 1,
     }
