@@ -63,11 +63,9 @@ print(pipe.generate("...", max_new_tokens=32))"""
 SPARSE_USAGE = """\
 # The wheel shearling-runtime needs neither Shearling nor a compiler; `make wheels` in a checkout builds it.
 # or: shearling-run . --prompt Hello
-import openvino_genai
 import shearling_runtime
 
-extensions, properties = [shearling_runtime.extension()], shearling_runtime.preferred_properties()
-pipe = openvino_genai.LLMPipeline("openvino", "CPU", extensions=extensions, **properties)
+pipe = shearling_runtime.pipeline("openvino")  # an openvino_genai.LLMPipeline
 print(pipe.generate("...", max_new_tokens=32))"""
 
 
