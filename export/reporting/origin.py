@@ -12,12 +12,14 @@ import pydantic
 from export.plan import ExportPlan
 from export.request import ExportRequest
 from shearling.artefact import Artefact, Kind, Manifest, installed_tools, open_artefact
-from shearling.elastic.subnet import HeldBack
+from shearling.elastic.subnet import HeldBack, Subnet
 from shearling.errors import ArtefactError
 from shearling.recipe.recipe import RECIPE_SCHEMA, Recipe
 from shearling.recipe.search import SearchSection
 from shearling.run import Run
-from shearling.strict_json import Document
+from shearling.strict_json import Document, read_document
+
+BEST_FILE = "best.json"
 
 
 class TaskOrigin(Document):
@@ -61,8 +63,8 @@ def find_origin(plan: ExportPlan) -> Origin:
     run, frozen = Run(plan.frozen.path.parent), plan.frozen
     adapter = _manifest_of_training(plan, run)
     details: Mapping[str, Any] = {} if adapter is None else adapter.details
-    searched = _search_options(plan)
-    recipe = None if adapter is None else _recipe(_before_tuning(adapter, run), searched)
+    search = _find_search(plan)
+    recipe = None if adapter is None else _recipe(_before_tuning(adapter, run), _told(search))
     model, section = details.get("model") or {}, (details.get("recipe") or {}).get("task")
     stated = {"license": model["license"]} if model.get("license") else frozen.manifest.details.get("license", {})
     metrics = None if plan.merge is None else plan.merge.opened.subnet.metrics
@@ -70,7 +72,7 @@ def find_origin(plan: ExportPlan) -> Origin:
         license=stated,
         task=None if section is None else _task(section),
         recipe=recipe,
-        commands=(*(() if recipe is None else _commands_before(plan, details, searched)), _export_command(plan, run)),
+        commands=(*(() if recipe is None else _commands_before(plan, details, search)), _export_command(plan, run)),
         trained_with=(frozen.manifest if adapter is None else adapter).tools,
         exported_with=installed_tools(),
         expected=None if metrics is None else metrics.held_back,
@@ -81,8 +83,9 @@ def _manifest_of_training(plan: ExportPlan, run: Run) -> Manifest | None:
     """Of the adapter that is exported; of one that was trained on the model that is, and so knows its recipe."""
     if plan.merge is not None:
         return plan.merge.opened.adapter.manifest
-    adapter, sparse = _read_manifest(run.super_adapter, kind="super_adapter"), _read_manifest(run.sparse, kind="sparse")
-    parents = {digest for artefact in (adapter, sparse) if artefact for digest in artefact.manifest.parents.values()}
+    adapter = _read_manifest(run.super_adapter, kind="super_adapter")
+    between = (adapter, _read_manifest(run.sparse, kind="sparse"), _read_manifest(run.adapted, kind="base"))
+    parents = {digest for artefact in between if artefact for digest in artefact.manifest.parents.values()}
     return adapter.manifest if adapter is not None and plan.frozen.sha256 in parents else None
 
 
@@ -123,11 +126,12 @@ def _recipe(adapter: Manifest | None, searched: Mapping[str, Any]) -> dict[str, 
     return whole
 
 
-def _search_options(plan: ExportPlan) -> dict[str, Any]:
-    """What the search that chose the sub-network was told; empty where the document stands elsewhere."""
-    search = None if plan.merge is None else _read_manifest(plan.source.resolve().parent, kind="search")
-    found = {} if search is None else search.manifest.details
-    return {**found.get("constraints", {}), **found.get("settings", {})}
+def _find_search(plan: ExportPlan) -> Artefact | None:
+    """The search that the exported sub-network is a row of; None where there was none, or it is not there any more."""
+    provenance = None if plan.merge is None else plan.merge.opened.subnet.provenance
+    if provenance is None:
+        return None
+    return _read_manifest((plan.source.resolve().parent / provenance.results_file).parent, kind="search")
 
 
 def _task(section: Mapping[str, Any]) -> TaskOrigin:
@@ -159,21 +163,46 @@ def is_hub_id(name: str) -> bool:
     return True
 
 
-def _commands_before(plan: ExportPlan, adapter: Mapping[str, Any], searched: Mapping[str, Any]) -> list[str]:
+def _commands_before(plan: ExportPlan, adapter: Mapping[str, Any], search: Artefact | None) -> list[str]:
     """From the recipe to what is exported."""
     commands = ["python -m train --recipe recipe.toml --output RUN"]
-    subnet = None if plan.merge is None else plan.merge.opened.subnet
-    if subnet is not None and subnet.provenance is not None:
-        names = [name for name in ("task", "split", "min_accuracy", "max_params") if searched.get(name) is not None]
-        options = {name: _without_directory(str(searched[name])) for name in names if searched[name] != "validation"}
-        spelled = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
-        commands.append(shlex.join(["python", "-m", "search", "--run", "RUN", *spelled]))
-    if "tuned" in adapter:
+    if search is None or plan.merge is None:
+        return commands
+    commands.append(_search_command(search))
+    tuned, source, best = "tuned" in adapter, plan.source.resolve(), search.path.resolve() / BEST_FILE
+    provenance, document = plan.merge.opened.subnet.provenance, f"RUN/search/{BEST_FILE}"
+    if provenance is not None and (provenance.row != _row_of(best) if tuned else source != best):
+        # Another row than the best.
+        document = "RUN/picked.json" if tuned else f"RUN/{source.name}"
+        commands.append(f"python -m search pick --run RUN --row {provenance.row} --output {shlex.quote(document)}")
+    if tuned:
         section = adapter["recipe"]["train"]
-        options = {"--steps": f"{section['steps']}", "--learning-rate": f"{section['learning_rate']:g}"}
-        tuning = ["python", "-m", "train", "tune", "--subnet", "RUN/search/best.json"]
-        commands.append(shlex.join([*tuning, *(part for pair in options.items() for part in pair)]))
+        options = f"--steps {section['steps']} --learning-rate {section['learning_rate']:g}"
+        commands.append(f"python -m train tune --subnet {document} {options} --name {shlex.quote(source.stem)}")
     return commands
+
+
+def _search_command(search: Artefact) -> str:
+    """With what no recipe says; the rest stands in its [search]."""
+    told = _told(search)
+    names = [name for name in ("task", "split", "min_accuracy", "max_params") if told.get(name) is not None]
+    options = {name: _without_directory(str(told[name])) for name in names if told[name] != "validation"}
+    spelled = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    return shlex.join(["python", "-m", "search", "--run", "RUN", *spelled])
+
+
+def _told(search: Artefact | None) -> dict[str, Any]:
+    """The options that a search was carried out with."""
+    details = {} if search is None else search.manifest.details
+    return {**details.get("constraints", {}), **details.get("settings", {})}
+
+
+def _row_of(document: Path) -> int | None:
+    try:
+        provenance = read_document(document, Subnet).provenance
+    except ArtefactError:
+        return None
+    return None if provenance is None else provenance.row
 
 
 def _export_command(plan: ExportPlan, run: Run) -> str:

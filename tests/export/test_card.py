@@ -24,6 +24,8 @@ from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_subnet
 from search.front import BestRule
+from search.journal import JOURNAL_FILE, read_journal
+from search.pick import pick_row
 from search.stage import search
 from shearling.artefact import open_artefact
 from shearling.recipe.recipe import Recipe, read_recipe, section_as_json
@@ -121,6 +123,20 @@ def test_its_commands_are_those_that_were_given(exported):
     ]
     for _, _, stage, *arguments in commands:
         parse_command(f"{stage}.__main__", stage, arguments)
+
+
+def test_a_row_that_was_picked_says_which(run, tmp_path):
+    document = run.path / "other row.json"
+    row = next(record.i for record in read_journal(run.search / JOURNAL_FILE) if record.part == "explored")
+    pick_row(run, row, document)
+    found = origin.find_origin(plan_subnet(document, ExportRequest(output=tmp_path / "export", formats=("hf",))))
+    assert found.commands[2:] == (
+        f"python -m search pick --run RUN --row {row} --output 'RUN/other row.json'",
+        "python -m export --subnet 'RUN/other row.json' --formats hf --weight-format fp32",
+    )
+    parse_command("search.__main__", "search", shlex.split(found.commands[2])[3:])
+    # The options of the search are its own wherever the document stands.
+    assert found.recipe["search"]["prefer"] == "cheaper"
 
 
 def test_no_path_of_this_machine_is_published_in_it(run, exported):

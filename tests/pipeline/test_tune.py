@@ -127,7 +127,7 @@ def test_an_export_of_it_tells_how_it_came_about(tuned: tuple[Run, Path], tmp_pa
     run, document = tuned
     request = ExportRequest(output=tmp_path / "export", formats=("hf",))
     found, before = (find_origin(plan_subnet(path, request)) for path in (document, run.search / "best.json"))
-    tuning = "python -m train tune --subnet RUN/search/best.json --steps 25 --learning-rate 0.005"
+    tuning = "python -m train tune --subnet RUN/search/best.json --steps 25 --learning-rate 0.005 --name tuned"
     assert found.commands[:-1] == (*before.commands[:-1], tuning)
     assert "--subnet RUN/tuned.json" in found.commands[-1]
     # The recipe is that of the first training.
