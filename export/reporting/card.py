@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
 EXPECTED = "the sub-network, on rows held back from its search"
+HUB_TAGS = {"hf": "transformers"}
+"""Formats that the hub calls otherwise than we do."""
 PUBLISH = """\
 ## Publish
 
@@ -65,7 +67,6 @@ def _metadata(report: ExportReport) -> ModelCardData:
     origin = report.origin
     task = None if origin is None else origin.task
     results = _eval_results(report)
-    made = {"pruned": report.sparsity is not None, "lora": report.merge != "none", "quantized": report.rounded}
     return ModelCardData(
         base_model=report.model_id if is_hub_id(report.model_id) else None,
         datasets=None if task is None or task.hub_id is None else [task.hub_id],
@@ -74,9 +75,15 @@ def _metadata(report: ExportReport) -> ModelCardData:
         metrics=["accuracy"] if results else None,
         model_name=_title(report),
         eval_results=results or None,
-        tags=["shearling", *report.formats, *(name for name, is_so in made.items() if is_so)],
+        tags=_tags(report),
         **({} if origin is None else origin.license),
     )
+
+
+def _tags(report: ExportReport) -> list[str]:
+    made = {"pruned": report.sparsity is not None, "lora": report.merge != "none", "quantized": report.rounded}
+    formats = [HUB_TAGS.get(name, name) for name in report.formats]
+    return ["shearling", *formats, *(name for name, is_so in made.items() if is_so)]
 
 
 def _pipeline_tag(report: ExportReport) -> str:
@@ -150,12 +157,12 @@ def _recipe(origin: Origin) -> str:
 def _license(report: ExportReport, origin: Origin) -> str:
     if not origin.license:
         return (
-            f"## License\n\nThe license of {report.model_id} holds, and is not stated in its files. Give `license` in "
+            f"## Licence\n\nThat of {report.model_id} holds, and is not stated in its files. Give `license` in "
             "`[model]` of the recipe, train with it and export again before you publish this."
         )
     name = origin.license.get("license_name", origin.license["license"])
     link = origin.license.get("license_link")
-    return f"## License\n\nThat of {report.model_id}: {f'[{name}]({link})' if link else name}."
+    return f"## Licence\n\nThat of {report.model_id}: {f'[{name}]({link})' if link else name}."
 
 
 def _made(report: ExportReport) -> str:

@@ -177,7 +177,7 @@ def _commands_before(plan: ExportPlan, adapter: Mapping[str, Any], search: Artef
         commands.append(f"python -m search pick --run RUN --row {provenance.row} --output {shlex.quote(document)}")
     if tuned:
         section = adapter["recipe"]["train"]
-        options = f"--steps {section['steps']} --learning-rate {section['learning_rate']:g}"
+        options = f"--steps {section['steps']} --learning-rate {section['learning_rate']}"
         commands.append(f"python -m train tune --subnet {document} {options} --name {shlex.quote(source.stem)}")
     return commands
 

@@ -82,7 +82,7 @@ def test_the_hub_reads_what_was_measured(exported, report):
     card = ModelCard.load(exported / "README.md")
     data = card.data
     assert (data.base_model, data.license, data.pipeline_tag) == (report.model_id, "apache-2.0", "text-generation")
-    assert {"shearling", "openvino", "hf", "pruned", "lora", "quantized"} == set(data.tags)
+    assert {"shearling", "openvino", "transformers", "pruned", "lora", "quantized"} == set(data.tags)
     (task,), held_back = report.tasks, report.origin.expected
     figures = {(result.metric_value, result.metric_name) for result in data.eval_results}
     assert figures == {
