@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from export.reporting.origin import Origin, is_hub_id
 from export.reporting.report import ExportReport
+from export.verification.task_check import TaskCheck
+from shearling.elastic.subnet import HeldBack
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -66,6 +68,7 @@ def _metadata(report: ExportReport) -> ModelCardData:
 
     origin = report.origin
     task = None if origin is None else origin.task
+    licensed = {} if origin is None else origin.license
     results = _eval_results(report)
     return ModelCardData(
         base_model=report.model_id if is_hub_id(report.model_id) else None,
@@ -76,7 +79,9 @@ def _metadata(report: ExportReport) -> ModelCardData:
         model_name=_title(report),
         eval_results=results or None,
         tags=_tags(report),
-        **({} if origin is None else origin.license),
+        license=licensed.get("license"),
+        license_name=licensed.get("license_name"),
+        license_link=licensed.get("license_link"),
     )
 
 
@@ -96,9 +101,11 @@ def _eval_results(report: ExportReport) -> list[EvalResult]:
 
     origin = report.origin
     task = None if origin is None else origin.task
-    figures = [(f"accuracy of {check.candidate} in {report.weight_format}", check) for check in report.tasks]
     expected = None if origin is None else origin.expected
-    named = [*figures, *([] if expected is None else [(EXPECTED, expected)])]
+    named: list[tuple[str, TaskCheck | HeldBack]] = [
+        (f"accuracy of {check.candidate} in {report.weight_format}", check) for check in report.tasks
+    ]
+    named += [] if expected is None else [(EXPECTED, expected)]
     if task is None:
         return []
     return [

@@ -154,7 +154,7 @@ def _without_directory(name: str) -> str:
 def is_hub_id(name: str) -> bool:
     """Whether the Hugging Face hub could have something of this name."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # documented, not in __all__
 
     try:
         validate_repo_id(name)
