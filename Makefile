@@ -33,14 +33,15 @@ test-all: test ## What takes longer as well: real models, every family, kills an
 smoke: $(READY) ## The demo at a small scale, checked from end to end
 	$(PYTEST) -m demo
 
-check: $(READY) ## Lint, format, types, import contract, spelling
+check: $(READY) ## Lint, format, types, import contract, spelling, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python packages/audit_lock.py $(AUDIT)
 
-wheels: $(READY) ## Both distributions into dist/: the toolchain, and the prebuilt operators alone
+wheels: $(READY) ## Toolchain and prebuilt operators into dist/, each with its bill of materials
 	$(BIN)/python packages/build_wheels.py
 
 bench: $(READY) ## Training step against stock PEFT, interleaved

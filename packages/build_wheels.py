@@ -1,4 +1,5 @@
-"""Build the wheels of both distributions, `shearling` and `shearling-runtime`: what `make wheels` does.
+"""Build the wheels of both distributions, `shearling` and `shearling-runtime`, and a bill of materials of each: what
+`make wheels` does.
 
 The runtime's is repaired: auditwheel finds the oldest Linux that it runs on and names the wheel so. The libraries of
 OpenVINO and TBB stay those of the `openvino` that is installed beside it.
@@ -14,24 +15,36 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bill_of_materials import write_bill
+
 ROOT = Path(__file__).resolve().parents[1]
 TOOLCHAIN, RUNTIME = ROOT, ROOT / "packages" / "runtime"
 NOT_OURS = ("libopenvino.so.*", "libtbb.so.*")
 
 
-def build_toolchain(output: Path) -> None:
-    """The wheel `shearling`, into a directory."""
-    with tempfile.TemporaryDirectory() as temporary:
-        _build(TOOLCHAIN, output, Path(temporary))
-
-
-def build_runtime(output: Path) -> None:
-    """The wheel `shearling-runtime`, into a directory."""
+def build_toolchain(output: Path) -> Path:
+    """The wheel `shearling`, in a directory."""
     with tempfile.TemporaryDirectory() as temporary:
         built = Path(temporary) / "built"
+        _build(TOOLCHAIN, built, Path(temporary))
+        return _move(built, output)
+
+
+def build_runtime(output: Path) -> Path:
+    """The wheel `shearling-runtime`, in a directory."""
+    with tempfile.TemporaryDirectory() as temporary:
+        built, repaired = (Path(temporary) / name for name in ("built", "repaired"))
         _build(RUNTIME, built, Path(temporary))
         excluded = [argument for name in NOT_OURS for argument in ("--exclude", name)]
-        _python("auditwheel", "repair", *excluded, "--wheel-dir", str(output), *map(str, built.glob("*.whl")))
+        _python("auditwheel", "repair", *excluded, "--wheel-dir", str(repaired), *map(str, built.glob("*.whl")))
+        return _move(repaired, output)
+
+
+def _move(built: Path, output: Path) -> Path:
+    """The one wheel of a directory, moved to another."""
+    output.mkdir(parents=True, exist_ok=True)
+    (wheel,) = built.glob("*.whl")
+    return Path(shutil.move(wheel, output / wheel.name))
 
 
 def _build(project: Path, output: Path, temporary: Path) -> None:
@@ -57,8 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the wheels of shearling and shearling-runtime.")
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="Directory for them; default dist.")
     output = parser.parse_args().output.absolute()
-    build_toolchain(output)
-    build_runtime(output)
+    for build, project in ((build_toolchain, TOOLCHAIN), (build_runtime, RUNTIME)):
+        write_bill(build(output), project)
 
 
 if __name__ == "__main__":

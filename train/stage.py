@@ -260,8 +260,15 @@ def _base_facts(recipe: Recipe, source: ModelSource, run: Run) -> dict[str, Any]
 
 
 def _make_base(recipe: Recipe, source: ModelSource, run: Run, *, force: bool) -> None:
-    model_id, classes = recipe.model.model_id, _classes(recipe)
-    import_base(source.path, run.base, model_id=model_id, classes=classes, seed=recipe.seed, force=force)
+    import_base(
+        source.path,
+        run.base,
+        model_id=recipe.model.model_id,
+        license_id=recipe.model.license,
+        classes=_classes(recipe),
+        seed=recipe.seed,
+        force=force,
+    )
 
 
 def _classes(recipe: Recipe) -> tuple[str, ...] | None:

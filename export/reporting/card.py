@@ -4,8 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from export.reporting.lineage import Lineage, is_hub_id
 from export.reporting.report import ExportReport
+from export.verification.task_check import TaskCheck
+from shearling.elastic.subnet import HeldBack
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+EXPECTED = "the sub-network, on rows held back from its search"
+HUB_TAGS = {"hf": "transformers"}
+"""Formats that the hub calls otherwise than we do."""
+PUBLISH = """\
+## Publish
+
+This directory is a repository of the Hugging Face hub as it stands, and this file its card. The
+tool is that of the package `huggingface_hub`:
+
+```sh
+hf auth login
+hf upload YOUR-NAME/YOUR-MODEL . . --private
+```
+
+Leave `--private` out for everybody to see it. `manifest.json` holds the command line that made the
+export, with its paths. Who downloads it, `hf download YOUR-NAME/YOUR-MODEL --local-dir model`, runs
+it as above from that directory, and verifies every byte with `shearling inspect model`."""
 
 
 def write_card(path: Path, report: ExportReport, usages: Mapping[str, str]) -> None:
@@ -20,15 +45,131 @@ def write_card(path: Path, report: ExportReport, usages: Mapping[str, str]) -> N
 
 
 def _sections(report: ExportReport, usages: Mapping[str, str]) -> list[str]:
-    tag = "text-classification" if report.head == "classifier" else "text-generation"
+    lineage = report.lineage
     return [
-        f"---\nbase_model: {report.model_id}\nlibrary_name: shearling\npipeline_tag: {tag}\n---",
-        f"# {report.model_id}, sub-network {report.subnet_id or 'none'}",
+        f"---\n{_metadata(report).to_yaml()}\n---",
+        f"# {_title(report)}",
         _made(report),
+        *_results(report),
         "## Verified\n\n" + _parity(report),
         "## Use",
         *(f"`{name}/`\n\n```python\n{usages[name]}\n```" for name in report.sizes_bytes if name in usages),
+        *([] if lineage is None else [_recipe(lineage), _license(report, lineage), PUBLISH]),
     ]
+
+
+def _title(report: ExportReport) -> str:
+    return f"{report.model_id}, sub-network {report.subnet_id or 'none'}"
+
+
+def _metadata(report: ExportReport) -> ModelCardData:
+    """The block at the top, which the hub reads; what is not known is not in it."""
+    from huggingface_hub import ModelCardData
+
+    lineage = report.lineage
+    task = None if lineage is None else lineage.task
+    licensed = {} if lineage is None else lineage.license
+    results = _eval_results(report)
+    return ModelCardData(
+        base_model=report.model_id if is_hub_id(report.model_id) else None,
+        datasets=None if task is None or task.hub_id is None else [task.hub_id],
+        library_name="shearling",
+        pipeline_tag=_pipeline_tag(report),
+        metrics=["accuracy"] if results else None,
+        model_name=_title(report),
+        eval_results=results or None,
+        tags=_tags(report),
+        license=licensed.get("license"),
+        license_name=licensed.get("license_name"),
+        license_link=licensed.get("license_link"),
+    )
+
+
+def _tags(report: ExportReport) -> list[str]:
+    made = {"pruned": report.sparsity is not None, "lora": report.merge != "none", "quantized": report.rounded}
+    formats = [HUB_TAGS.get(name, name) for name in report.formats]
+    return ["shearling", *formats, *(name for name, is_so in made.items() if is_so)]
+
+
+def _pipeline_tag(report: ExportReport) -> str:
+    return "text-classification" if report.head == "classifier" else "text-generation"
+
+
+def _eval_results(report: ExportReport) -> list[EvalResult]:
+    """What was measured when the files were made: answers to validation rows."""
+    from huggingface_hub import EvalResult
+
+    lineage = report.lineage
+    task = None if lineage is None else lineage.task
+    expected = None if lineage is None else lineage.expected
+    named: list[tuple[str, TaskCheck | HeldBack]] = [
+        (f"accuracy of {check.candidate} in {report.weight_format}", check) for check in report.tasks
+    ]
+    named += [] if expected is None else [(EXPECTED, expected)]
+    if task is None:
+        return []
+    return [
+        EvalResult(
+            task_type=_pipeline_tag(report),
+            dataset_name=task.name,
+            dataset_type=task.hub_id or task.name,
+            dataset_split="validation",
+            metric_type="accuracy",
+            metric_name=f"{name}, {measured.n} rows",
+            metric_value=measured.accuracy,
+            verified=False,
+        )
+        for name, measured in named
+    ]
+
+
+def _results(report: ExportReport) -> list[str]:
+    expected = None if report.lineage is None else report.lineage.expected
+    rows = []
+    if expected is not None:
+        low, high = (f"{100 * end:.1f}" for end in expected.interval)
+        rows.append(f"| {EXPECTED} | - | {100 * expected.accuracy:.1f} ({low} to {high}) | - | {expected.n} |")
+    checks = {check.candidate: check for check in report.tasks}
+    for name, size in report.sizes_bytes.items():
+        accuracy, difference, n = "-", "-", "-"
+        if name in checks:
+            check = checks[name]
+            low, high = (f"{100 * end:+.1f}" for end in check.interval)
+            accuracy, n = f"{100 * check.accuracy:.1f}", str(check.n)
+            difference = f"{100 * check.difference:+.1f} ({low} to {high})"
+        rows.append(f"| `{name}/` | {size / 1e6:.1f} | {accuracy} | {difference} | {n} |")
+    head = "| what | MB | accuracy, % | difference to float32, points (95 %) | validation rows |\n|---|---|---|---|---|"
+    task = None if report.lineage is None else report.lineage.task
+    data = [] if task is None else [f"The task is {task.name}; its data is {task.source}."]
+    return ["## Results", *data, "\n".join([head, *rows])]
+
+
+def _recipe(lineage: Lineage) -> str:
+    import tomli_w
+
+    trained, exported = (
+        ", ".join(f"{name} {version}" for name, version in tools.items())
+        for tools in (lineage.trained_with, lineage.exported_with)
+    )
+    versions = f"Made with {trained}." if trained == exported else f"Trained with {trained}; exported with {exported}."
+    commands = "```sh\n" + "\n".join(lineage.commands) + "\n```"
+    if lineage.recipe is None:
+        return f"## Recipe\n\nThe run holds no whole recipe. The export was made by\n\n{commands}\n\n{versions}"
+    return (
+        f"## Recipe\n\n`recipe.toml`; paths are relative to it:\n\n```toml\n{tomli_w.dumps(lineage.recipe)}```\n\n"
+        f"{commands}\n\n{versions}"
+    )
+
+
+def _license(report: ExportReport, lineage: Lineage) -> str:
+    if not lineage.license:
+        return (
+            f"## Licence\n\nThat of {report.model_id} holds, and is not stated in its files. Give `license` in "
+            "`[model]` of the recipe, train with it and export again before you publish this."
+        )
+    name = lineage.license.get("license_name", lineage.license["license"])
+    link = lineage.license.get("license_link")
+    return f"## Licence\n\nThat of {report.model_id}: {f'[{name}]({link})' if link else name}."
 
 
 def _made(report: ExportReport) -> str:

@@ -13,6 +13,7 @@ from export.packing.packing_report import PackingReport
 from export.plan import ExportPlan
 from export.quantization.quantize import Quantized
 from export.quantization.settings import Preset
+from export.reporting.lineage import Lineage, find_lineage
 from export.request import Kernel
 from export.verification.nncf_certificate import SparsityCertificate
 from export.verification.parity_check import ParityCheck
@@ -20,6 +21,7 @@ from export.verification.task_check import TaskCheck
 from export.verification.zeros import ZeroCheck
 from shearling.elastic.size import measure_model
 from shearling.model.head import Head
+from shearling.registry.export_formats import EXPORT_FORMATS
 from shearling.strict_json import Document
 
 MACS_TOKENS = 256
@@ -68,6 +70,7 @@ class ExportReport(Document):
         kernels: directory -> what runs it, for each that has a choice.
         tasks: answers of files with rounded weights against those of the merged model.
         packings: directory -> what was packed there for the sparse kernel.
+        lineage: licence, data, recipe and commands; None in reports of older versions.
     """
 
     schema_: Literal["shearling.export_report/2"] = pydantic.Field("shearling.export_report/2", alias="schema")
@@ -94,6 +97,14 @@ class ExportReport(Document):
     seconds: dict[str, float]
     kernels: dict[str, Kernel]
     packings: dict[str, PackingReport]
+    lineage: Lineage | None = None
+
+    @property
+    def rounded(self) -> bool:
+        """Whether a format holds integers instead of the weights."""
+        return self.weight_format.startswith("int") and any(
+            EXPORT_FORMATS.get(name).takes_weight_format for name in self.formats
+        )
 
     @property
     def violations(self) -> list[str]:
@@ -151,6 +162,7 @@ def build_report(
             if item.planned.entry.has_sparse_kernel
         },
         packings={item.name: item.packing for item in written if item.packing is not None},
+        lineage=find_lineage(plan),
     )
 
 

@@ -6,13 +6,14 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from shearling.artefact import package_versions
-from shearling.command_line import Result, stage_roots
+from shearling.command_line import STAGES, Result, stage_roots
 from shearling.errors import ShearlingError
 from shearling.kernel.openvino_core import openvino_core
 
@@ -110,6 +111,10 @@ def _findings(data: dict[str, Any]) -> list[str]:
         if root is None
     ]
     found += [
+        f"`python -m {stage}` runs what {Path.cwd()} calls so: use `shearling-{stage}`, or `python -P -m {stage}`"
+        for stage in _shadowed_here(own)
+    ]
+    found += [
         f"not installed: {name}" for name in PACKAGES if versions[name] is None and not name.startswith("onnxruntime")
     ]
     runtimes = [name for name in ("onnxruntime", "onnxruntime-gpu") if versions[name]]
@@ -126,6 +131,16 @@ def _findings(data: dict[str, Any]) -> list[str]:
     if missing := data["sparse_kernels"]["openvino"]["missing"]:
         found.append(missing)
     return found
+
+
+def _shadowed_here(own: str) -> list[str]:
+    """Stages that `python -m` would not run: it takes what stands in the working directory before what is installed."""
+    here = str(Path.cwd())
+    if here == own:
+        return []
+    specs = {stage: PathFinder.find_spec(stage, [here]) for stage in STAGES}
+    # A directory that is no package has no loader, and gives way to one that is.
+    return [stage for stage, spec in specs.items() if spec is not None and spec.loader is not None]
 
 
 def _screen(data: dict[str, Any]) -> Table:

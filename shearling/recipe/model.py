@@ -9,6 +9,9 @@ import pydantic
 
 from shearling.recipe.section import PackageAsset, Section
 
+LICENSE_ID = "[a-z0-9][a-z0-9.-]*"
+"""How the Hugging Face hub writes the name of a licence: apache-2.0, cc-by-nc-4.0, llama3.2, other."""
+
 
 class AdaptationSection(Section):
     """The dense model is adapted to the task before anything is pruned: LoRA of the largest rank, merged. What this
@@ -24,6 +27,11 @@ class ModelSection(Section):
     path: Path | None = pydantic.Field(None, description="relative to the recipe")
     asset: PackageAsset | None = None
     model_id: str = pydantic.Field(description="its public name, for the model card")
+    license: str | None = pydantic.Field(
+        None,
+        pattern=f"^{LICENSE_ID}$",
+        description="of the model, by the hub's name for it, for the model card; absent: what its own files say",
+    )
     head: Literal["language_model", "classifier"] = pydantic.Field(
         "language_model",
         description="classifier: an encoder gets a new head with one class for each of the task's choices",

@@ -106,6 +106,29 @@ def test_a_stage_refuses_what_another_project_calls_so(installed, tmp_path):
     assert "Run from another directory" in done.stderr
 
 
+def test_where_another_package_is_called_so_the_safe_path_runs_ours(installed, elsewhere):
+    """`python -m` takes what stands in the working directory, and nothing of ours runs that could refuse."""
+    other = run(installed, "-m", "export", "--help", directory=elsewhere)
+    assert (other.returncode, other.stderr.strip()) == (1, "this is another package")
+    safe = run(installed, "-P", "-m", "export", "--help", directory=elsewhere)
+    assert safe.returncode == 0, safe.stderr
+    assert "Usage: python -m export" in safe.stdout
+
+
+def test_the_doctor_says_which_names_are_taken_here(installed, wheel, tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "__init__.py").touch()
+    (tmp_path / "serve.py").touch()
+    (tmp_path / "train").mkdir()  # no package: Python passes it over
+    doctor = run(installed, *as_script(entry_points(wheel)["shearling"]), "doctor", "--json", directory=tmp_path)
+    assert doctor.returncode == 0, doctor.stderr
+    taken = [finding for finding in json.loads(doctor.stdout)["findings"] if "calls so" in finding]
+    assert taken == [
+        f"`python -m {stage}` runs what {tmp_path} calls so: use `shearling-{stage}`, or `python -P -m {stage}`"
+        for stage in ("export", "serve")
+    ]
+
+
 def test_tables_schema_and_demo_find_their_files(wheel, installed, elsewhere):
     script = as_script(entry_points(wheel)["shearling"])
     schema = run(installed, *script, "schema", directory=elsewhere)

@@ -11,10 +11,12 @@ import venv
 import zipfile
 from pathlib import Path
 
+import bill_of_materials
 import build_wheels
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from benchmarks import runtime_wheel
 from export.formats.onnx import MODEL_ONNX, write_onnx
 from export.formats.openvino import write_openvino
 from shearling.kernel.build import build_library, build_onnx_runtime_library
@@ -202,6 +204,28 @@ def test_it_measures(fresh, export):
     measured = json.loads(done.stdout)
     assert (measured["prompt_tokens"], measured["new_tokens"], len(measured["runs"])) == (16, 4, 2)
     assert 0 < measured["tpot_s"] < 60
+
+
+def test_the_benchmark_beside_the_toolchain_lets_both_do_the_same_work(wheel, export, capsys):
+    options = ["--rounds", "2", "--prompt-tokens", "16", "--max-new-tokens", "4", "--repeats", "2", "--threads", "1"]
+    code = runtime_wheel.main([str(export / "openvino"), "--wheel", str(wheel), *options])
+    told = json.loads(capsys.readouterr().out)
+    assert (code == 1) == (told["verdict"] == "slower")
+    assert told["packed"]
+    assert told["toolchain"]["settings"]["INFERENCE_NUM_THREADS"] == "1"
+    assert len(told["rounds"]) == 2
+    for measured in told["rounds"]:
+        ratio = measured["wheel"]["tpot_s"] / measured["toolchain"]["tpot_s"]
+        # A token of a tiny model on a busy machine: a unit that is mistaken would be far outside.
+        assert 0.05 < ratio < 20
+
+
+def test_its_bill_of_materials_needs_nothing_and_offers_the_runtimes(wheel):
+    bill = json.loads(bill_of_materials.write_bill(wheel, build_wheels.RUNTIME).read_text(encoding="utf-8"))
+    assert bill["metadata"]["component"]["purl"].startswith("pkg:pypi/shearling-runtime@2026.")
+    components = {component["name"]: component["scope"] for component in bill["components"]}
+    assert components.keys() >= {"openvino", "openvino-genai", "onnxruntime", "numpy"}
+    assert set(components.values()) == {"optional"}
 
 
 def test_a_damaged_file_is_refused(fresh, export, tmp_path):

@@ -210,9 +210,12 @@ def test_the_sparse_kernel_runs_a_classifier(pruned: Run, tmp_path: Path, weight
         report = exported.report
         assert (not report.packings) == (kernel == "stock")
         logits[kernel] = openvino_class_logits(exported.path / "openvino", [*few, *many], config=FLOAT32_CPU)
-    packed = {layer.path for layer in report.packings["openvino"].layers}
-    assert packed | report.packings["openvino"].kept.keys() >= load_masks(pruned.sparse / MASK_FILE).keys()
-    assert weights == "int4" or packed >= load_masks(pruned.sparse / MASK_FILE).keys()
+    packed, kept = {layer.path for layer in report.packings["openvino"].layers}, report.packings["openvino"].kept
+    masked = load_masks(pruned.sparse / MASK_FILE).keys()
+    assert packed | kept.keys() >= masked
+    # How narrow the narrowest is, the search decides, and so the rounding of the machine.
+    assert weights == "int4" or all("save too little" in kept[path] for path in masked - packed)
+    assert packed & masked
     stock, sparse = (np.concatenate(logits[kernel]) for kernel in ("stock", "sparse"))
     largest = np.abs(stock).max()
     # Below three rows activations keep 16 bits. Above they are rounded to 8, as OpenVINO does by default; the weights

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.plan import plan_subnet
+from export.reporting.lineage import find_lineage
 from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.stage import export_subnet
@@ -119,6 +121,20 @@ def test_a_lost_document_is_written_again_without_training(tuned: tuple[Run, Pat
     again = tune_subnet(open_subnet(run.search / "best.json"), steps=25, learning_rate=5e-3)
     assert read_document(again, Subnet).model_copy(update={"created": before.created}) == before
     assert (run.path / "tuned" / ADAPTER_FILE).stat().st_mtime_ns == adapter
+
+
+def test_an_export_of_it_tells_how_it_came_about(tuned: tuple[Run, Path], tmp_path: Path) -> None:
+    run, document = tuned
+    request = ExportRequest(output=tmp_path / "export", formats=("hf",))
+    found, before = (find_lineage(plan_subnet(path, request)) for path in (document, run.search / "best.json"))
+    tuning = "python -m train tune --subnet RUN/search/best.json --steps 25 --learning-rate 0.005 --name tuned"
+    assert found.commands[:-1] == (*before.commands[:-1], tuning)
+    assert "--subnet RUN/tuned.json" in found.commands[-1]
+    # The recipe is that of the first training.
+    assert found.recipe is not None
+    assert before.recipe is not None
+    assert found.recipe["train"] == before.recipe["train"]
+    assert found.recipe["train"]["steps"] == 3
 
 
 def test_another_task_and_another_kind_of_artefact_are_refused(tuned: tuple[Run, Path], tmp_path: Path) -> None:

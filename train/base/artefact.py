@@ -25,6 +25,7 @@ from shearling.model.layers import find_layers
 from shearling.strict_json import read_json, write_json
 from train.base.classifier_head import load_with_new_head
 from train.base.gguf import load_gguf_model
+from train.base.license import license_of_directory, license_of_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +39,7 @@ def import_base(
     destination: Path,
     *,
     model_id: str,
+    license_id: str | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
     dtype: Dtype = "float32",
@@ -49,6 +51,7 @@ def import_base(
         source: a GGUF file, or a local Hugging Face directory.
         destination: where the artefact will stand.
         model_id: the model's public name, for model cards.
+        license_id: of the model, for model cards; None takes what the source says.
         classes: give the model a new classification head with these; None imports a language model.
         seed: draws that head.
         dtype: what the weights are stored in.
@@ -61,10 +64,11 @@ def import_base(
     """
     with write_artefact(destination, kind="base", force=force) as draft:
         if is_gguf(source):
-            model, tokenizer, origin = _load_gguf(source)
+            model, tokenizer, origin, stated = _load_gguf(source)
         else:
             load = load_model if classes is None else partial(load_with_new_head, classes=classes, seed=seed)
             model, tokenizer, origin = _load_directory(source, scratch=destination.parent, load=load)
+            stated = license_of_directory(source)
         check_finite(model)
         transformer = find_layers(model)
         save_model(_cast(model, dtype), tokenizer, draft.directory)
@@ -76,20 +80,23 @@ def import_base(
             "tie_word_embeddings": _is_tied(model),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "source": origin,
+            "license": stated if license_id is None else {"license": license_id},
         }
         if classes is not None:
             draft.details |= {"classes": list(classes), "head_seed": seed}
     return open_artefact(destination, kind="base")
 
 
-def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any], dict[str, str]]:
+    """The model, its tokenizer, which file it is, and what that says of its licence."""
     header = read_header(path)
     # The tokenizer first: it is refused in a second, the weights take half a minute.
     tokenizer = rebuild_tokenizer(header)
     model = load_gguf_model(header)
     # A name of the conversion, not of the architecture; the manifest has the model's own.
     model.config.__dict__.pop("_model_name_or_path", None)
-    return model, tokenizer, {"format": "gguf", "file": path.name, "sha256": sha256_file(path)}
+    origin = {"format": "gguf", "file": path.name, "sha256": sha256_file(path)}
+    return model, tokenizer, origin, license_of_gguf(header)
 
 
 def _is_tied(model: PreTrainedModel) -> bool:

@@ -128,6 +128,7 @@ def write_sparse(
         write_document(draft.directory / SPARSITY_FILE, report)
         inherited = (
             "model_id",
+            "license",
             "model_type",
             "torch_dtype",
             "num_layers",

@@ -106,7 +106,11 @@ def train_super_adapter(
         section=recipe.train,
         seed=recipe.seed,
         inputs=inputs,
-        details={"recipe": inputs, "search": section_as_json(recipe.search)},
+        details={
+            "recipe": inputs,
+            "model": section_as_json(recipe.model),
+            "search": section_as_json(recipe.search),
+        },
         build=lambda: _build_network(recipe, frozen, task),
         sampler=partial(draw_by_recipe, recipe.train, seed=recipe.seed),
         base=base,

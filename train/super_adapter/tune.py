@@ -88,7 +88,11 @@ def tune_subnet(
         section=section,
         seed=int(recipe["seed"]),
         inputs=inputs,
-        details={"recipe": {**recipe, "train": section_as_json(section)}, "search": details["search"], **inputs},
+        details={
+            "recipe": {**recipe, "train": section_as_json(section)},
+            **{name: details[name] for name in ("model", "search") if name in details},
+            **inputs,
+        },
         build=build,
         sampler=lambda space, _micro_batches: OneSubnet(space, choice, seed=int(recipe["seed"])),
         base=base,
