@@ -65,9 +65,14 @@ def make_environment(directory: Path, requirements: Sequence[str], *, python: Pa
     """
     # Nothing in an environment may be renamed, so it is removed where it is not finished.
     try:
-        _run([str(python or sys.executable), "-m", "venv", str(directory)], where=directory, what="make it")
-        pip = [str(interpreter_of(directory)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        _run([*pip, *requirements], where=directory, what=f"install {' '.join(requirements)}")
+        # Our own pip serves our own Python; any other gets one of its own, which takes seconds.
+        shared = python is None and importlib.util.find_spec("pip") is not None
+        make = [str(python or sys.executable), "-m", "venv", *(["--without-pip"] if shared else []), str(directory)]
+        _run(make, where=directory, what="make it")
+        inside = str(interpreter_of(directory))
+        pip = [sys.executable, "-m", "pip", "--python", inside] if shared else [inside, "-m", "pip"]
+        install = [*pip, "install", "--quiet", "--disable-pip-version-check", *requirements]
+        _run(install, where=directory, what=f"install {' '.join(requirements)}")
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise

@@ -40,7 +40,7 @@ def avoid_known_crash(deployments: Sequence[Deployment], options: RunOptions) ->
     met = next((deployment for deployment in deployments if _would_crash(deployment, options)), None)
     if met is None:
         return options, None
-    if options.precision == "bf16":
+    if "bf16" in (options.precision, met.properties.get("INFERENCE_PRECISION_HINT")):
         raise DeviceUnavailable(
             "OpenVINO 2026.4 dies here of SIGFPE: AMX, a float32 file, bf16 and one thread (docs/latency.md)",
             where=met.label,

@@ -13,7 +13,8 @@ from serve.visitor.greedy import TIMING_SOURCE, Integers, Rereader, decode_greed
 from serve.visitor.ir import PAST, PRESENT, around_ids, find_ids
 
 PRECISION = {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(bfloat16)": "bf16"}
-ELEMENT_TYPE = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}  # onnx.TensorProto
+ELEMENT_TYPE = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bfloat16)": 16}
+"""bf16 as onnx.TensorProto counts it: older releases know types of numpy alone, and numpy has no such one."""
 NUMPY = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(bool)": np.bool_}
 
 
