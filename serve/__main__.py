@@ -477,7 +477,7 @@ def bisect(
     debug: DebugFlag = False,
 ) -> Result:
     """Find the first version of a runtime that is slower: 0 if none is, 1 names it."""
-    from serve.guard.bisection import Recipe, parse_versions
+    from serve.guard.bisection import Installation, parse_versions
     from serve.guard.regression import Demands, guard_workload
     from serve.guard.screen import bisection_screen
     from serve.guard.stage import Reports, find_first_slower
@@ -485,7 +485,7 @@ def bisect(
     found = find_first_slower(
         target.with_format(model_format),
         versions=parse_versions(versions),
-        recipe=Recipe(package, tuple(also or ["numpy"]), python, environments),
+        installation=Installation(package, tuple(also or ["numpy"]), python, environments),
         demands=Demands(max_ratio, max_load_ratio, max_memory_ratio, allow_other_tokens),
         options=_options("CPU", precision, threads, huge_pages=huge_pages, genai=genai),
         workload=guard_workload(prompt_tokens, max_new_tokens, budget_s=budget_s, batch=batch_size),

@@ -49,7 +49,7 @@ class Bisection(Document):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Installation:
     """How the environment of a version is made.
 
     Attributes:
@@ -85,13 +85,13 @@ def parse_versions(text: str) -> list[str]:
 
 
 def bisect_versions(
-    versions: Sequence[str], recipe: Recipe, check: Callable[[Path, Path, str], tuple[Verdict, CheckRecord]]
+    versions: Sequence[str], installation: Installation, check: Callable[[Path, Path, str], tuple[Verdict, CheckRecord]]
 ) -> Bisection:
     """Find the first slower version.
 
     Args:
         versions: the reference first; the order is that in which they appeared.
-        recipe: how their environments are made.
+        installation: how their environments are made.
         check: measures a candidate's environment against the reference's; gets the version, too.
 
     Raises:
@@ -99,32 +99,36 @@ def bisect_versions(
         PackageMissing: pip cannot install a version.
         ShearlingError: a version cannot be measured.
     """
-    if not PACKAGE.fullmatch(recipe.package):
-        raise UsageError(f"no name of a package: {recipe.package!r}", remedy="Give --package openvino, for example")
+    if not PACKAGE.fullmatch(installation.package):
+        raise UsageError(
+            f"no name of a package: {installation.package!r}", remedy="Give --package openvino, for example"
+        )
     records: list[CheckRecord] = []
     outcomes: dict[str, CheckOutcome] = {}
     with ExitStack() as stack:
-        root = recipe.directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shearling-bisect-")))
+        root = installation.directory or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="shearling-bisect-"))
+        )
 
         def environment(version: str) -> Path:
-            directory = root / f"{recipe.package}-{version}"
+            directory = root / f"{installation.package}-{version}"
             if not (directory / "bin" / "python").is_file():
-                log.print(f"installing {recipe.package} {version}")
-                make_environment(directory, recipe.requirements(version), python=recipe.python)
+                log.print(f"installing {installation.package} {version}")
+                make_environment(directory, installation.requirements(version), python=installation.python)
             return directory
 
         def measure(place: int) -> CheckOutcome:
             version = versions[place]
-            log.print(f"measuring {recipe.package} {version} against {versions[0]}")
+            log.print(f"measuring {installation.package} {version} against {versions[0]}")
             verdict, record = check(environment(version), environment(versions[0]), version)
             outcomes[version] = verdict.outcome
             records.append(record)
-            log.print(f"{recipe.package} {version}: {verdict.outcome}")
+            log.print(f"{installation.package} {version}: {verdict.outcome}")
             return verdict.outcome
 
         slow = _first_slow(len(versions), measure)
     return Bisection(
-        package=recipe.package,
+        package=installation.package,
         versions=tuple(versions),
         outcomes=outcomes,
         checks=tuple(records),

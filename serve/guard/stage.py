@@ -10,7 +10,7 @@ from pathlib import Path
 from serve.bench.benchmark import Benchmark
 from serve.bench.workload import Workload
 from serve.guard.baseline import check_baseline
-from serve.guard.bisection import Bisection, Recipe, bisect_versions, require_none_slower
+from serve.guard.bisection import Bisection, Installation, bisect_versions, require_none_slower
 from serve.guard.regression import Demands, Verdict, check_regression, require_pass
 from serve.guard.reports import CheckRecord, append_summary, record_of, write_junit
 from serve.runtimes.runtime import RunOptions
@@ -104,7 +104,7 @@ def find_first_slower(
     target: Target,
     *,
     versions: Sequence[str],
-    recipe: Recipe,
+    installation: Installation,
     demands: Demands,
     options: RunOptions,
     workload: Workload,
@@ -115,7 +115,7 @@ def find_first_slower(
     Args:
         target: the model; in no environment of its own.
         versions: the reference first.
-        recipe: how the environments are made.
+        installation: how the environments are made.
         demands: what a version has to keep.
         options: the same for all.
         workload: of each check.
@@ -138,7 +138,7 @@ def find_first_slower(
             for place in (candidate, reference)
         ]
         names = {
-            "name": f"{recipe.package} {version} against {versions[0]}",
+            "name": f"{installation.package} {version} against {versions[0]}",
             "candidate": sides[0].label,
             "reference": sides[1].label,
         }
@@ -151,7 +151,7 @@ def find_first_slower(
         return found[0], records[-1]
 
     try:
-        found = bisect_versions(versions, recipe, check)
+        found = bisect_versions(versions, installation, check)
     finally:
         if records:
             reports.write(records)

@@ -55,6 +55,19 @@ def test_importing_and_help_touch_no_heavy_library() -> None:
     assert "bench" in serve("--help").stdout
 
 
+def test_a_check_imports_no_torch(export: Path, tmp_path: Path) -> None:
+    told = tmp_path / "imported"
+    for name in ("torch", "transformers"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(told)!r}, 'a').write({name!r})\nraise ImportError({name!r})\n")
+    paths = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    sides = (export / "openvino", "--against", export / "onnx")
+    done = serve("check", *sides, "--budget", "2", "--precision", "fp32", PYTHONPATH=paths)
+    # Whatever the verdict of two runtimes is: there is one.
+    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode == 0 or "latency" in done.stderr
+    assert not told.exists(), told.read_text()
+
+
 def test_generate_streams_text_and_nothing_else(export: Path) -> None:
     told = serve("generate", export, "--prompt", "Area man", "--max-new-tokens", "8", "--precision", "fp32", "--json")
     answer = json.loads(told.stdout)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gguf_writer import write_gguf
-from serve.guard.bisection import Bisection, Recipe, _first_slow, parse_versions, require_none_slower
+from serve.guard.bisection import Bisection, Installation, _first_slow, parse_versions, require_none_slower
 from shearling.errors import CheckFailed, PackageMissing, UsageError
 from shearling.virtual_environment import make_environment
 from tests.support.serve_command import serve
@@ -79,8 +79,8 @@ def test_lists_that_are_none(text: str) -> None:
 
 
 def test_requirements_name_the_version() -> None:
-    recipe = Recipe("openvino", ("numpy==2.1.0", "openvino-genai=={version}.0"))
-    assert recipe.requirements("2026.4.1") == ["openvino==2026.4.1", "numpy==2.1.0", "openvino-genai==2026.4.1.0"]
+    installation = Installation("openvino", ("numpy==2.1.0", "openvino-genai=={version}.0"))
+    assert installation.requirements("2026.4.1") == ["openvino==2026.4.1", "numpy==2.1.0", "openvino-genai==2026.4.1.0"]
 
 
 def test_an_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
