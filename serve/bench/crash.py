@@ -139,13 +139,13 @@ def _work(doing: Mapping[str, Any]) -> str:
 def _settings(deployment: Deployment, options: RunOptions, facts: RuntimeFacts | None) -> str:
     parts = [
         facts.runtime if facts else deployment.format,
-        f"precision {options.precision}{f', which is {facts.precision},' if facts else ''}",
+        f"precision {options.precision}{f' ({facts.precision})' if facts else ''}",
         "threads as the runtime likes" if options.threads is None else f"{options.threads} thread(s)",
         f"huge pages {'on' if options.huge_pages else 'off'}",
     ]
     if deployment.environment is not None:
         parts.append(f"in {deployment.environment}")
-    return ", ".join(parts).replace(",,", ",")
+    return ", ".join(parts)
 
 
 def _remedy(name: str, other: OtherSettings | None) -> str:

@@ -65,6 +65,7 @@ class Visitor:
         self._model = model_class(Path(deployment["opened"]), options, deployment["properties"])
         facts = self._model.facts
         facts["settings"]["python"] = "{}.{}.{}".format(*sys.version_info[:3])
+        facts["settings"]["numpy"] = importlib.import_module("numpy").__version__
         return {
             "import_s": imported_s - started_s,
             "load_s": time.perf_counter() - imported_s,

@@ -34,7 +34,7 @@ class RuntimeEntry(SingleEntry):
         runs_in_own_environment: it may be installed in a virtual environment of its own, of this version of Python,
             and is then measured there, by our packages behind its own.
         visited: what a measuring process imports in somebody else's environment, of any version of Python, without
-            anything of ours; see `serve.visitor`. Empty where it cannot.
+            anything of ours, by an engine of `serve.visitor` of the same name. Empty where it cannot.
     """
 
     title: str

@@ -92,5 +92,7 @@ def test_a_real_death_is_told(export: Path, name: str) -> None:
     with WorkerProcess(find_deployment(Target(export, format="onnx")), options) as worker:
         worker.load()
         os.kill(worker._process.pid, getattr(signal, name))
-        with pytest.raises(MeasuringProcessDied, match=rf"{name} at 1 x 2 prompt tokens.*ONNX Runtime .*which is fp32"):
+        with pytest.raises(
+            MeasuringProcessDied, match=rf"{name} at 1 x 2 prompt tokens.*ONNX Runtime .*precision fp32 \(fp32\)"
+        ):
             worker.generate(((1, 2),), new_tokens=4)
