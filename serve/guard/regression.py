@@ -44,6 +44,7 @@ SESSION_BLOCKS = 8
 """Short sessions: what processes owe to luck is evened out by their number, and two fit into the first look."""
 MINIMUM_SESSIONS = 2
 LOAD, MEMORY = "load_s", "peak_memory_bytes"
+CHANGED = "Rounding alone can do that, least with --precision fp32; --allow-other-tokens judges the times alone"
 
 CheckOutcome = Literal["pass", "regression", "inconclusive", "changed"]
 """`changed`: it says something else."""
@@ -266,7 +267,7 @@ def require_pass(verdict: Verdict) -> None:
         return
     figures = "; ".join(tell_outcomes(verdict))
     if verdict.outcome == "changed":
-        raise CheckFailed(f"the output changed ({figures})", remedy="If that is meant: --allow-other-tokens")
+        raise CheckFailed(f"the output changed ({figures})", remedy=CHANGED)
     remedy = (
         "Measure longer (--budget), with one thread, or on a quieter machine"
         if verdict.outcome == "inconclusive"
