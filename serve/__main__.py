@@ -21,6 +21,7 @@ app = make_app("Run exported models and measure their speed.")
 
 DEFAULTS = Limits()
 TARGET = "an export, a directory with a model, or a GGUF file"
+MEASURED = "an export, a directory with a model, or a file: .gguf, .xml, .onnx"
 SETTINGS = "DIR@format=NAME and DIR@PROPERTY=VALUE,... hold for one model alone"
 ENVIRONMENT = "DIR@environment=VENV measures it there"
 
@@ -153,7 +154,7 @@ def bench(
         typer.Argument(
             metavar="DIR...",
             parser=parse_target,
-            help=f"What to measure, the first is the reference: {TARGET}; {SETTINGS}; DIR@environment=DIR names "
+            help=f"What to measure, the first is the reference: {MEASURED}; {SETTINGS}; DIR@environment=DIR names "
             "the virtual environment that has its runtime.",
         ),
     ],
@@ -373,7 +374,7 @@ def history(
 def check(
     target: Annotated[
         Target,
-        typer.Argument(metavar="DIR", parser=parse_target, help=f"Candidate: {TARGET}; {SETTINGS}; {ENVIRONMENT}."),
+        typer.Argument(metavar="DIR", parser=parse_target, help=f"Candidate: {MEASURED}; {SETTINGS}; {ENVIRONMENT}."),
     ],
     against: Annotated[
         Target | None,
@@ -437,7 +438,7 @@ def check(
 @app.command()
 def bisect(
     target: Annotated[
-        Target, typer.Argument(metavar="DIR", parser=parse_target, help=f"What is measured: {TARGET}; {SETTINGS}.")
+        Target, typer.Argument(metavar="DIR", parser=parse_target, help=f"What is measured: {MEASURED}; {SETTINGS}.")
     ],
     versions: Annotated[
         str, typer.Option("--versions", help="Of the package, separated by commas, the oldest first: the reference.")
