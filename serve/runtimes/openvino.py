@@ -11,7 +11,7 @@ from serve.runtimes.known_crash import avoid_known_crash
 from serve.runtimes.runtime import Decoding, Generation, OnText, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import no_chat_template
 from serve.visitor.genai import TIMING_SOURCE, prompt_of, read_generation
-from serve.visitor.ir_settings import executed_precision, make_properties, reported_settings
+from serve.visitor.ir_settings import OF_GENAI, executed_precision, make_properties, reported_settings
 from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
 from shearling.kernel.decoder_fusion import open_pipeline
@@ -35,8 +35,6 @@ REQUIRED = (
     "openvino_detokenizer.xml",
     "openvino_detokenizer.bin",
 )
-OF_GENAI = {"ATTENTION_BACKEND"}
-"""Properties of a pipeline that no device knows."""
 INTEL_GPU = (
     "Install the Intel GPU driver (compute runtime; intel-opencl-icd on Debian and Ubuntu) and let this user into the "
     "group render, or use --device CPU"

@@ -9,7 +9,7 @@ from typing import Any
 from serve.visitor.fault import VisitorFault, last_words
 from serve.visitor.greedy import generation
 from serve.visitor.ir import OPERATOR_SET, prepare_core, require_precision
-from serve.visitor.ir_settings import executed_precision, reported_settings
+from serve.visitor.ir_settings import OF_GENAI, executed_precision, reported_settings
 
 TIMING_SOURCE = "openvino_genai perf_metrics: get_ttft, raw m_durations, get_generate_duration"
 
@@ -25,7 +25,8 @@ class VisitedGenai:
         core, device = openvino.Core(), options["device"]
         properties = prepare_core(core, xml, options, own)
         try:
-            probe = core.compile_model(_one_operator(), device, properties)
+            of_device = {name: value for name, value in properties.items() if name not in OF_GENAI}
+            probe = core.compile_model(_one_operator(), device, of_device)
         except RuntimeError as error:
             raise VisitorFault(
                 "UsageError", f"OpenVINO refuses {properties}: {last_words(error)}", where=xml
@@ -38,13 +39,13 @@ class VisitedGenai:
             "timing_source": TIMING_SOURCE,
         }
         require_precision(self.facts["precision"], options)
+        open_pipeline: Any = openvino_genai.LLMPipeline
         if OPERATOR_SET in xml.read_bytes():
-            from shearling_runtime.openvino import extension
-
-            properties["extensions"] = [extension()]
+            # As its own users load it: with the operators, and attention inside them.
+            from shearling_runtime import pipeline as open_pipeline
         try:
-            self._pipeline = openvino_genai.LLMPipeline(str(self._where), device, **properties)
-        except RuntimeError as error:
+            self._pipeline = open_pipeline(str(self._where), device, **properties)
+        except Exception as error:  # RuntimeError, and the faults of shearling_runtime
             raise VisitorFault(
                 "ModelUnsupported", f"OpenVINO GenAI cannot load it: {last_words(error)}", where=self._where
             ) from error

@@ -132,6 +132,18 @@ def test_the_environment_holds_neither_compiler_nor_toolchain(fresh):
     assert run_alone(fresh, "python", "-c", question).stdout.split() == ["[]", "None", "None"]
 
 
+@pytest.mark.parametrize("options", [(), ("--no-genai",)], ids=["genai", "alone"])
+def test_a_sparse_model_is_measured_there_without_the_toolchain(fresh, export, options):
+    model = export / "openvino"
+    work = ("--prompt-tokens", "16", "--max-new-tokens", "8", "--repeats", "2", "--threads", "1", "--json")
+    there = serve("bench", f"{model}@environment={fresh}", *options, *work)
+    assert there.returncode == 0, there.stderr
+    here = serve("bench", model, *work)
+    tokens = [[sample["token_ids"] for sample in json.loads(done.stdout)["samples"]] for done in (there, here)]
+    assert tokens[0] == tokens[1]
+    assert len(tokens[0][0]) == 8
+
+
 def test_it_says_the_tokens_that_the_toolchain_says(fresh, export):
     for prompt in PROMPTS:
         options = ("--prompt", prompt, "--max-new-tokens", str(NEW_TOKENS), "--no-chat", "--json")

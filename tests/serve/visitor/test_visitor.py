@@ -168,6 +168,18 @@ def test_a_model_that_could_run_code_is_not_loaded(export: Path, environment: Pa
         find_deployments([parse_target(f"{model}@environment={environment}")], RunOptions())
 
 
+def test_a_sparse_file_needs_its_operators_there(environment: Path, tmp_path: Path) -> None:
+    xml = tmp_path / "sparse" / "openvino_model.xml"
+    xml.parent.mkdir()
+    xml.write_text('<net name="sparse" version="11"><layers><layer version="shearling"/></layers></net>')
+    (deployment,) = find_deployments([parse_target(f"{xml}@environment={environment}")], FP32)
+    with (
+        WorkerProcess(deployment, FP32) as worker,
+        pytest.raises(PackageMissing, match="pip install shearling-runtime"),
+    ):
+        worker.load()
+
+
 def test_what_cannot_be_run_there_says_why(export: Path, environment: Path, tmp_path: Path) -> None:
     def load(target: str, options: RunOptions = FP32) -> None:
         (deployment,) = find_deployments([parse_target(target)], options)
