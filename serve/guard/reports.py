@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,6 +23,8 @@ TITLES: Mapping[str, str] = {
     "tokens": "tokens",
 }
 SIGNS: Mapping[str, str] = {"pass": "pass", "regression": "**regression**", "changed": "**changed**"}
+NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML cannot hold, such as the colours of what a runtime said."""
 BAR = 240.0
 """Width of a drawn interval, in pixels; it spans ratios from 1 / SPAN to SPAN."""
 SPAN = 1.5
@@ -101,7 +104,8 @@ def write_junit(path: Path, records: Sequence[CheckRecord]) -> None:
                 counts["failures"] += 1
         suite.attrib |= {"tests": str(len(suite)), **{name: str(count) for name, count in counts.items()}}
     ElementTree.indent(root)
-    write_text(path, '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n")
+    text = NO_XML.sub("?", ElementTree.tostring(root, encoding="unicode"))
+    write_text(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n')
 
 
 def append_summary(path: Path, records: Sequence[CheckRecord]) -> None:

@@ -30,6 +30,16 @@ class Reports:
     junit: Path | None = None
     summary: Path | None = None
 
+    def check(self) -> None:
+        """Refuse now what would lose the verdict later.
+
+        Raises:
+            UsageError: a file could not be written.
+        """
+        for path in (self.junit, self.summary):
+            if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+                raise UsageError("no file can be written here", where=path, remedy="Name a file in a directory that is")
+
     def write(self, records: list[CheckRecord]) -> None:
         """Write those that were asked for."""
         if self.junit is not None:
@@ -68,6 +78,7 @@ def check_model(
             baseline knows.
         CheckFailed: slower, or inconclusive.
     """
+    reports.check()
     if record and baseline is None:
         raise UsageError("--record has nowhere to write", remedy="Give --baseline FILE")
     if (reference is None) == (baseline is None):
@@ -126,6 +137,7 @@ def find_first_slower(
         CheckFailed: names the version, or what stayed inconclusive.
         ShearlingError: see `bisect_versions`.
     """
+    reports.check()
     if target.environment is not None:
         raise UsageError(
             "the environments are made here", where=target.label, remedy="Leave environment= out, or use check"

@@ -148,6 +148,7 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
         (["check", "DIR", "--baseline", "b.json", "--max-load-ratio", "2"], 2, "neither load times nor memory"),
         (["check", "DIR", "--against", "DIR", "--max-memory-ratio", "0"], 2, "not a positive number"),
         (["check", "DIR", "--against", "DIR@environment=DIR"], 4, "no virtual environment here"),
+        (["check", "DIR", "--against", "DIR", "--junit", "DIR/absent/junit.xml"], 2, "no file can be written here"),
         (["bisect", "DIR", "--versions", "2026.4.1"], 2, "cannot read the versions"),
         (["bisect", "DIR@environment=DIR", "--versions", "1,2"], 2, "the environments are made here"),
         (["bisect", "DIR", "--versions", "1,2", "--package", "--pre"], 2, "no name of a package"),
