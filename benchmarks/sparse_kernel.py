@@ -29,8 +29,8 @@ import openvino as ov
 from openvino import opset13 as op
 
 from serve.bench.environment import describe_environment
-from serve.bench.huge_pages import collapse_memory
 from serve.bench.statistics import bootstrap_median
+from serve.visitor.huge_pages import collapse_memory
 from shearling.command_line import quiet_libraries
 from shearling.kernel.build import build_library
 from shearling.kernel.library import kernels_in_use, pack_matrix, read_memory

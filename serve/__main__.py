@@ -21,7 +21,9 @@ app = make_app("Run exported models and measure their speed.")
 
 DEFAULTS = Limits()
 TARGET = "an export, a directory with a model, or a GGUF file"
+MEASURED = "an export, a directory with a model, or a file: .gguf, .xml, .onnx"
 SETTINGS = "DIR@format=NAME and DIR@PROPERTY=VALUE,... hold for one model alone"
+ENVIRONMENT = "DIR@environment=VENV measures it there"
 
 
 FormatOption = Annotated[
@@ -58,6 +60,13 @@ HugePagesOption = Annotated[
         help="Move memory into huge pages: without, like processes differ by up to 15 %.",
     ),
 ]
+GenaiOption = Annotated[
+    bool,
+    typer.Option(
+        "--genai/--no-genai",
+        help="Measure OpenVINO through GenAI; without, any IR whose inputs are token ids, tokenizer or not.",
+    ),
+]
 TraceOption = Annotated[
     Path | None,
     typer.Option("--trace", help='Real prompts instead of random ones: JSON lines {"prompt": ..., "new_tokens": ...}.'),
@@ -65,6 +74,33 @@ TraceOption = Annotated[
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Prompts that are decoded together.")]
 PromptTokensOption = Annotated[int, typer.Option("--prompt-tokens", help="Length of each prompt.")]
 NewTokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Tokens to generate, at least 2.")]
+MaxRatioOption = Annotated[
+    float, typer.Option("--max-ratio", help="Largest acceptable time, relative to the reference's.")
+]
+MaxLoadRatioOption = Annotated[
+    float | None,
+    typer.Option("--max-load-ratio", help="Likewise of the time to load, which takes a --budget of its own."),
+]
+MaxMemoryRatioOption = Annotated[float | None, typer.Option("--max-memory-ratio", help="Likewise of peak memory.")]
+OtherTokensOption = Annotated[
+    bool,
+    typer.Option("--allow-other-tokens", help="In another environment: accept other answers, and another model."),
+]
+GuardThreadsOption = Annotated[
+    int,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="CPU threads. With one thread, time lost to other processes is subtracted; with more it is not.",
+    ),
+]
+BudgetOption = Annotated[
+    float, typer.Option("--budget", help="Seconds after which an open verdict is inconclusive; loading included.")
+]
+JunitOption = Annotated[Path | None, typer.Option("--junit", help="Write the verdict as JUnit XML here.")]
+SummaryOption = Annotated[
+    Path | None, typer.Option("--summary", help="Append it as Markdown here: $GITHUB_STEP_SUMMARY, for example.")
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; the runtime chooses if not given.")
 ]
@@ -118,8 +154,8 @@ def bench(
         typer.Argument(
             metavar="DIR...",
             parser=parse_target,
-            help=f"What to measure, the first is the reference: {TARGET}; {SETTINGS}; DIR@environment=DIR names "
-            "the virtual environment of llama.cpp or DeepSparse.",
+            help=f"What to measure, the first is the reference: {MEASURED}; {SETTINGS}; DIR@environment=DIR names "
+            "the virtual environment that has its runtime.",
         ),
     ],
     model_format: FormatOption = AUTO,
@@ -128,6 +164,7 @@ def bench(
     threads: ThreadsOption = None,
     hint: HintOption = None,
     huge_pages: HugePagesOption = True,
+    genai: GenaiOption = True,
     prompt_tokens: PromptTokensOption = 128,
     max_new_tokens: NewTokensOption = 64,
     trace: TraceOption = None,
@@ -160,7 +197,7 @@ def bench(
     )
     benchmark = bench_models(
         [target.with_format(model_format) for target in targets],
-        options=_options(device, precision, threads, hint=hint, huge_pages=huge_pages),
+        options=_options(device, precision, threads, hint=hint, huge_pages=huge_pages, genai=genai),
         workload=workload,
         output=output,
         force=force,
@@ -336,7 +373,8 @@ def history(
 @app.command()
 def check(
     target: Annotated[
-        Target, typer.Argument(metavar="DIR", parser=parse_target, help=f"The candidate: {TARGET}; {SETTINGS}.")
+        Target,
+        typer.Argument(metavar="DIR", parser=parse_target, help=f"Candidate: {MEASURED}; {SETTINGS}; {ENVIRONMENT}."),
     ],
     against: Annotated[
         Target | None,
@@ -356,36 +394,31 @@ def check(
     allow_other_versions: Annotated[
         bool, typer.Option("--allow-other-versions", help="Accept a baseline of other runtime versions.")
     ] = False,
-    max_ratio: Annotated[
-        float, typer.Option("--max-ratio", help="Largest acceptable time, relative to the reference's.")
-    ] = 1.05,
+    max_ratio: MaxRatioOption = 1.05,
+    max_load_ratio: MaxLoadRatioOption = None,
+    max_memory_ratio: MaxMemoryRatioOption = None,
+    allow_other_tokens: OtherTokensOption = False,
     model_format: FormatOption = AUTO,
     device: DeviceOption = "CPU",
     precision: PrecisionOption = "default",
-    threads: Annotated[
-        int,
-        typer.Option(
-            "--threads",
-            min=1,
-            help="CPU threads. With one thread, time lost to other processes is subtracted; with more it is not.",
-        ),
-    ] = 1,
+    threads: GuardThreadsOption = 1,
     hint: HintOption = None,
     huge_pages: HugePagesOption = True,
+    genai: GenaiOption = True,
     prompt_tokens: PromptTokensOption = 64,
     max_new_tokens: NewTokensOption = 16,
     trace: TraceOption = None,
     batch_size: BatchSizeOption = 1,
-    budget_s: Annotated[
-        float, typer.Option("--budget", help="Seconds after which an open verdict is inconclusive; loading included.")
-    ] = CHECK_S,
+    budget_s: BudgetOption = CHECK_S,
+    junit: JunitOption = None,
+    summary: SummaryOption = None,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
     """Guard against slowdowns: 0 passes, 1 is a regression or inconclusive."""
-    from serve.guard.regression import guard_workload
+    from serve.guard.regression import Demands, guard_workload
     from serve.guard.screen import verdict_screen
-    from serve.guard.stage import check_model
+    from serve.guard.stage import Reports, check_model
 
     workload = guard_workload(prompt_tokens, max_new_tokens, budget_s=budget_s, trace=trace, batch=batch_size)
     verdict, benchmark = check_model(
@@ -394,17 +427,86 @@ def check(
         baseline=baseline,
         record=record,
         allow_other_versions=allow_other_versions,
-        max_ratio=max_ratio,
-        options=_options(device, precision, threads, hint=hint, huge_pages=huge_pages),
+        demands=Demands(max_ratio, max_load_ratio, max_memory_ratio, allow_other_tokens),
+        options=_options(device, precision, threads, hint=hint, huge_pages=huge_pages, genai=genai),
         workload=workload,
+        reports=Reports(junit, summary),
     )
     return Result(verdict.model_dump(mode="json"), verdict_screen(verdict, benchmark))
 
 
+@app.command()
+def bisect(
+    target: Annotated[
+        Target, typer.Argument(metavar="DIR", parser=parse_target, help=f"What is measured: {MEASURED}; {SETTINGS}.")
+    ],
+    versions: Annotated[
+        str, typer.Option("--versions", help="Of the package, separated by commas, the oldest first: the reference.")
+    ],
+    package: Annotated[str, typer.Option("--package", help="What pip installs in these versions.")] = "openvino",
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="REQUIREMENT",
+            help="What pip installs beside it, such as openvino-genai=={version}.0; numpy, if nothing is named.",
+        ),
+    ] = None,
+    python: Annotated[
+        Path | None, typer.Option("--python", help="Interpreter of the environments; default is the one that runs.")
+    ] = None,
+    environments: Annotated[
+        Path | None,
+        typer.Option("--environments", help="Keep the environments here, and use those that are there; default: none."),
+    ] = None,
+    max_ratio: MaxRatioOption = 1.05,
+    max_load_ratio: MaxLoadRatioOption = None,
+    max_memory_ratio: MaxMemoryRatioOption = None,
+    allow_other_tokens: OtherTokensOption = False,
+    model_format: FormatOption = AUTO,
+    precision: PrecisionOption = "default",
+    threads: GuardThreadsOption = 1,
+    huge_pages: HugePagesOption = True,
+    genai: GenaiOption = True,
+    prompt_tokens: PromptTokensOption = 64,
+    max_new_tokens: NewTokensOption = 16,
+    batch_size: BatchSizeOption = 1,
+    budget_s: BudgetOption = CHECK_S,
+    junit: JunitOption = None,
+    summary: SummaryOption = None,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Find the first version of a runtime that is slower: 0 if none is, 1 names it."""
+    from serve.guard.bisection import Installation, parse_versions
+    from serve.guard.regression import Demands, guard_workload
+    from serve.guard.screen import bisection_screen
+    from serve.guard.stage import Reports, find_first_slower
+
+    found = find_first_slower(
+        target.with_format(model_format),
+        versions=parse_versions(versions),
+        installation=Installation(package, tuple(also or ["numpy"]), python, environments),
+        demands=Demands(max_ratio, max_load_ratio, max_memory_ratio, allow_other_tokens),
+        options=_options("CPU", precision, threads, huge_pages=huge_pages, genai=genai),
+        workload=guard_workload(prompt_tokens, max_new_tokens, budget_s=budget_s, batch=batch_size),
+        reports=Reports(junit, summary),
+    )
+    return Result(found.model_dump(mode="json"), bisection_screen(found))
+
+
 def _options(
-    device: str, precision: Precision, threads: int | None, *, hint: Hint | None = None, huge_pages: bool = True
+    device: str,
+    precision: Precision,
+    threads: int | None,
+    *,
+    hint: Hint | None = None,
+    huge_pages: bool = True,
+    genai: bool = True,
 ) -> RunOptions:
-    return RunOptions(device=device.upper(), precision=precision, threads=threads, hint=hint, huge_pages=huge_pages)
+    return RunOptions(
+        device=device.upper(), precision=precision, threads=threads, hint=hint, huge_pages=huge_pages, genai=genai
+    )
 
 
 def main() -> NoReturn:

@@ -28,7 +28,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from shearling.console import log
-from shearling.errors import PackageShadowed, ResourceExhausted, ShearlingError, UsageError
+from shearling.errors import PackageMissing, PackageShadowed, ResourceExhausted, ShearlingError, UsageError
 
 INTERRUPTED = 130
 STAGES = ("train", "search", "export", "serve")
@@ -122,10 +122,8 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
     except OSError as error:
         code = _report(_explain_os_error(error), code=4, as_json=as_json, debug=debug)
     except Exception as error:  # the last resort of the program: anything unforeseen is a defect of ours
-        wrapped = ShearlingError(
-            f"internal error: {type(error).__name__}: {error}", remedy="Run again with --debug and report the traceback"
-        )
-        code = _report(wrapped, code=5, as_json=as_json, debug=debug)
+        fault = _explain_unforeseen(error)
+        code = _report(fault, code=fault.exit_code, as_json=as_json, debug=debug)
     sys.stdout.flush()
     sys.exit(code)
 
@@ -189,6 +187,18 @@ def quiet_libraries() -> None:
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
+
+
+def _explain_unforeseen(error: Exception) -> ShearlingError:
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if name and name not in ("shearling", *STAGES):
+        return PackageMissing(
+            f"the package {name} is not installed",
+            remedy="pip install 'shearling[cpu]', or 'shearling[gpu]'; 'shearling[guard]' holds serve check alone",
+        )
+    return ShearlingError(
+        f"internal error: {type(error).__name__}: {error}", remedy="Run again with --debug and report the traceback"
+    )
 
 
 def _explain_os_error(error: OSError) -> ShearlingError:

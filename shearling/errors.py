@@ -25,6 +25,7 @@
         ├── PackageShadowed              a stage is imported from another project
         ├── ExportUnavailable            installed versions cannot export this architecture
         ├── DeviceUnavailable            a device or execution provider is absent or was replaced
+        ├── RuntimeCrashed               a runtime ended the process that it ran in
         ├── ResourceExhausted            not enough disk or memory
         └── OutputLocked                 another process is writing the same artefact
 
@@ -161,6 +162,10 @@ class ExportUnavailable(EnvironmentFault):
 
 class DeviceUnavailable(EnvironmentFault):
     """A device or execution provider is absent, or the runtime replaced it silently."""
+
+
+class RuntimeCrashed(EnvironmentFault):
+    """A runtime, or something from outside, ended the process that it ran in."""
 
 
 class ResourceExhausted(EnvironmentFault):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from shearling.errors import PackageMissing
@@ -30,12 +33,64 @@ def require_packages(entry: RuntimeEntry, environment: Path | None) -> None:
         if environment is not None:
             _require_in(environment, package, installed_as)
         elif importlib.util.find_spec(package) is None:
-            elsewhere = (
-                ", or name an environment that has it: MODEL@environment=DIR" if entry.runs_in_own_environment else ""
-            )
+            elsewhere = ", or name an environment that has it: MODEL@environment=DIR" if entry.takes_environment else ""
             raise PackageMissing(
                 f"the package {package} is not installed", remedy=f"pip install {installed_as}{elsewhere}"
             )
+
+
+def installed_version(distribution: str, environment: Path | None) -> str | None:
+    """Version of what pip installed in an environment; None where it is not there."""
+    if environment is None:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+    question = f"import importlib.metadata; print(importlib.metadata.version({distribution!r}))"
+    command = [str(interpreter_of(environment)), "-I", "-c", question]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def make_environment(directory: Path, requirements: Sequence[str], *, python: Path | None = None) -> None:
+    """A virtual environment in which pip has installed something; complete or absent.
+
+    Args:
+        directory: a new one.
+        requirements: as pip takes them.
+        python: the interpreter that it is for; None is the one that runs.
+
+    Raises:
+        PackageMissing: it cannot be made, or pip cannot install what it shall hold.
+    """
+    # Nothing in an environment may be renamed, so it is removed where it is not finished.
+    try:
+        # Our own pip serves our own Python; any other gets one of its own, which takes seconds.
+        shared = python is None and importlib.util.find_spec("pip") is not None
+        make = [str(python or sys.executable), "-m", "venv", *(["--without-pip"] if shared else []), str(directory)]
+        _run(make, where=directory, what="make it")
+        inside = str(interpreter_of(directory))
+        pip = [sys.executable, "-m", "pip", "--python", inside] if shared else [inside, "-m", "pip"]
+        install = [*pip, "install", "--quiet", "--disable-pip-version-check", *requirements]
+        _run(install, where=directory, what=f"install {' '.join(requirements)}")
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def _run(command: Sequence[str], *, where: Path, what: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise PackageMissing(f"cannot {what}: {error.strerror}: {command[0]}", where=where) from None
+    if done.returncode:
+        said = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
+        errors = [line for line in said if line.startswith("ERROR: ")] or said or ["no message"]
+        raise PackageMissing(
+            f"cannot {what}: {errors[-1].removeprefix('ERROR: ')}",
+            where=where,
+            remedy="Check the versions, and the network",
+        )
 
 
 def _require_in(environment: Path, package: str, installed_as: str) -> None:

@@ -21,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes is the machine's doing; what must be fast has a test of its own.
 hypothesis.settings.register_profile("shearling", deadline=None)
 hypothesis.settings.load_profile("shearling")
-pytest_plugins = ["serve.guard.pytest_plugin"]
+pytest_plugins = ["serve.guard.pytest_plugin", "pytester"]
 # Children that tests start import the same project, wherever they run.
 os.environ["PYTHONPATH"] = str(ROOT)
 

@@ -15,9 +15,12 @@ from serve.bench.unfinished import continue_from, keep
 from serve.bench.workload import Workload
 from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.device import check_device
+from serve.runtimes.known_crash import avoid_known_crash
 from serve.runtimes.runtime import RunOptions, RuntimeFacts
+from serve.runtimes.visiting import plan_visits
 from shearling.artefact import utc_now
 from shearling.command_line import Terminated
+from shearling.console import log
 from shearling.errors import UsageError
 from shearling.strict_json import Document
 from shearling.target import Target
@@ -61,6 +64,7 @@ class BenchmarkSubject(Document):
         metrics: by the names of `DEFINITIONS`.
         gap_percentiles_s: p50, p90, p99 of all gaps between tokens.
         ratios: to the first deployment of the run; empty for that one.
+        session_peaks_bytes: `peak_memory_bytes` of each session's process.
     """
 
     deployment: Deployment
@@ -76,16 +80,22 @@ class BenchmarkSubject(Document):
     metrics: dict[str, Estimate]
     gap_percentiles_s: dict[str, float]
     ratios: dict[str, Estimate]
+    session_peaks_bytes: tuple[int, ...] = ()
 
 
 class Benchmark(Document):
-    """The content of `benchmark.json`."""
+    """The content of `benchmark.json`.
+
+    Attributes:
+        options: as they were; `changes` says where they are not those that were asked for.
+    """
 
     schema_: Literal["shearling.benchmark/1"] = pydantic.Field("shearling.benchmark/1", alias="schema")
     created: str
     options: RunOptions
     workload: Workload
     environment: Environment
+    changes: tuple[str, ...] = ()
     definitions: dict[str, str]
     subjects: tuple[BenchmarkSubject, ...]
     samples: tuple[Sample, ...]
@@ -112,6 +122,7 @@ def run_benchmark(
     workload: Workload,
     enough: Enough | None = None,
     unfinished: Path | None = None,
+    require: Callable[[Sequence[Deployment]], None] | None = None,
 ) -> Benchmark:
     """Verify, check the device, measure interleaved, and summarise.
 
@@ -122,6 +133,7 @@ def run_benchmark(
         enough: see `measure`.
         unfinished: a directory that keeps the finished blocks while it runs; where it holds those of the same
             request, they count.
+        require: refuses what was found, before anything is loaded.
 
     Raises:
         UsageError: the workload does not fit a context.
@@ -131,11 +143,13 @@ def run_benchmark(
     """
     if not targets:
         raise UsageError("nothing to measure", remedy="Give at least one directory")
-    deployments = [find_deployment(target, device=options.device) for target in targets]
-    for model_format, runtime_environment in {
-        (deployment.format, deployment.environment) for deployment in deployments
-    }:
-        check_device(model_format, options.device, environment=runtime_environment)
+    deployments = find_deployments(targets, options)
+    if require is not None:
+        require(deployments)
+    options, avoided = avoid_known_crash(deployments, options)
+    changes = (avoided,) if avoided else ()
+    for change in changes:
+        log.print(change)
     environment = describe_environment()
     earlier = continue_from(unfinished, deployments, options, workload) if unfinished else None
     measurement = earlier or MeasuredBlocks([[] for _ in deployments], [[] for _ in deployments])
@@ -145,7 +159,9 @@ def run_benchmark(
             keep(unfinished, deployments, options, workload, measurement)
 
     def summary() -> Benchmark:
-        return summarise(deployments, measurement, options=options, workload=workload, environment=environment)
+        return summarise(
+            deployments, measurement, options=options, workload=workload, environment=environment, changes=changes
+        )
 
     try:
         measure(deployments, options, workload, enough=enough, result=measurement, on_block=on_block)
@@ -156,6 +172,20 @@ def run_benchmark(
     return summary()
 
 
+def find_deployments(targets: Sequence[Target], options: RunOptions) -> list[Deployment]:
+    """Find and verify what is to be measured, and check that its runtime and its device are there.
+
+    Raises:
+        ArtefactError: a directory cannot be used.
+        EnvironmentFault: see `check_device` and `plan_visits`.
+    """
+    found = plan_visits([find_deployment(target, device=options.device, visits=True) for target in targets], options)
+    ours = {(item.format, item.environment) for item in found if item.engine is None}
+    for model_format, runtime_environment in ours:
+        check_device(model_format, options.device, environment=runtime_environment)
+    return found
+
+
 def summarise(
     deployments: Sequence[Deployment],
     measurement: MeasuredBlocks,
@@ -163,6 +193,7 @@ def summarise(
     options: RunOptions,
     workload: Workload,
     environment: Environment,
+    changes: Sequence[str] = (),
 ) -> Benchmark:
     """Statistics of a measurement; see `DEFINITIONS`."""
     subjects = tuple(
@@ -174,6 +205,7 @@ def summarise(
         options=options,
         workload=workload,
         environment=environment,
+        changes=tuple(changes),
         definitions=DEFINITIONS,
         subjects=subjects,
         samples=tuple(measurement.samples),
@@ -211,4 +243,5 @@ def _summarise_subject(
         },
         gap_percentiles_s={f"p{share}": percentile(gaps, share / 100) for share in (50, 90, 99)},
         ratios=ratios,
+        session_peaks_bytes=tuple(report.peak_bytes for report in reports),
     )

@@ -54,7 +54,7 @@ def compare_benchmarks(
     differing = [name for name in shape if getattr(first.workload, name) != getattr(second.workload, name)]
     differing += [
         name
-        for name in ("device", "precision", "threads", "hint", "huge_pages")
+        for name in ("device", "precision", "threads", "hint", "huge_pages", "genai")
         if getattr(first.options, name) != getattr(second.options, name)
     ]
     if differing:

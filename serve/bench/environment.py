@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import platform
@@ -10,11 +9,12 @@ from pathlib import Path
 
 import pydantic
 
+from serve.visitor.own_process import usable_cpus
+from serve.visitor.processor import read_processor
 from shearling.artefact import installed_tools, package_versions
 from shearling.strict_json import Document
 
 RUNTIMES = ("openvino-genai", "openvino-tokenizers", "onnx", "numpy", "onnxruntime-gpu")
-MEASURING_NICE = -10
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -43,7 +43,7 @@ class Environment(Document):
 
 def describe_environment() -> Environment:
     """Look at the machine; milliseconds, no heavy imports."""
-    cpu, flags = _processor()
+    cpu, flags = read_processor()
     usable = len(usable_cpus())
     logical = os.cpu_count() or 1
     identity = "\n".join([cpu, " ".join(flags), str(logical), str(usable), platform.machine()])
@@ -59,82 +59,3 @@ def describe_environment() -> Environment:
         versions=installed_tools() | package_versions(RUNTIMES),
         machine_id=hashlib.sha256(identity.encode()).hexdigest(),
     )
-
-
-def peak_memory_bytes() -> int:
-    """Highest resident memory of this process so far.
-
-    From VmHWM: `ru_maxrss` would start with what the parent held when it forked.
-    """
-    return _status_bytes("VmHWM")
-
-
-def memory_bytes() -> int:
-    """Resident memory of this process now."""
-    return _status_bytes("VmRSS")
-
-
-def private_memory_bytes() -> int:
-    """Resident memory of this process that no file backs."""
-    return _status_bytes("RssAnon")
-
-
-def huge_memory_bytes() -> int:
-    """Memory of this process in huge pages; 0 where the system does not tell."""
-    rollup = Path("/proc/self/smaps_rollup")
-    lines = rollup.read_text(encoding="ascii").splitlines() if rollup.is_file() else []
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("AnonHugePages:"))
-
-
-def pin(threads: int | None) -> None:
-    """Keep the calling thread, and those it will start, on the last `threads` of its CPUs; the first ones serve
-    interrupts.
-
-    Args:
-        threads: None leaves all of them.
-    """
-    cpus = usable_cpus()
-    if threads is not None and threads < len(cpus) and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus[-threads:])
-
-
-def raise_priority() -> None:
-    """Let this process go before others, where the system permits: what it measures is over sooner, and less
-    disturbed.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, MEASURING_NICE)
-
-
-def usable_cpus() -> tuple[int, ...]:
-    """The CPUs that the calling thread may use."""
-    return (
-        tuple(sorted(os.sched_getaffinity(0)))
-        if hasattr(os, "sched_getaffinity")
-        else tuple(range(os.cpu_count() or 1))
-    )
-
-
-def _status_bytes(field: str) -> int:
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
-def _processor() -> tuple[str, tuple[str, ...]]:
-    cpuinfo = Path("/proc/cpuinfo")
-    facts: dict[str, str] = {}
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            facts.setdefault(key.strip(), value.strip())
-    parts = [facts.get("model name", platform.processor() or platform.machine())]
-    if "cpu family" in facts:
-        # Virtual machines often hide the name; family and model still tell generations apart.
-        parts.append(f"(family {facts['cpu family']}, model {facts.get('model', '?')})")
-    return " ".join(parts), tuple(sorted(facts.get("flags", facts.get("Features", "")).split()))

@@ -33,6 +33,7 @@ class Sample(Document):
         waited_s: time that the calling thread was ready but not running, of the whole sample; None where nobody counts.
         lost_first_s: part of `ttft_s` that went to other processes; 0 where it cannot be told.
         lost_decode_s: likewise of the sum of `gaps_s`.
+        token_ids: that were made, of the first row.
     """
 
     subject: int
@@ -48,6 +49,7 @@ class Sample(Document):
     waited_s: float | None
     lost_first_s: float
     lost_decode_s: float
+    token_ids: tuple[int, ...] = ()
 
     @property
     def tpot_s(self) -> float:
@@ -226,6 +228,7 @@ class _Run:
             waited_s=None if whole.waited_s is None else whole.waited_s + ((first.waited_s or 0.0) if first else 0.0),
             lost_first_s=leading.ttft_s * first.waited_share if told_apart and first else 0.0,
             lost_decode_s=sum(generation.gaps_s) * whole.waited_share if told_apart else 0.0,
+            token_ids=generation.token_ids,
         )
 
 

@@ -17,6 +17,8 @@ from serve.bench.forward import ForwardTime
 from serve.bench.statistics import CONFIDENCE, Estimate
 
 MIB = 2**20
+AROUND_THE_LOOP = ("python", "numpy")
+"""What a model in another environment is measured with, beside its runtime."""
 
 
 def benchmark_screen(benchmark: Benchmark, *, output: Path | None = None) -> RenderableType:
@@ -133,12 +135,28 @@ def _doubts(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
     if max(waits.values()) > 0.02:
         shown = ", ".join(f"{name} {share:.0%}" for name, share in waits.items())
         lines.append(f"Other work took time from the calling thread ({shown}): trust the ratios, not the milliseconds.")
+    loops = _loops(benchmark, names)
+    if len(set(loops.values())) > 1:
+        shown = "; ".join(f"{name} {loop}" for name, loop in loops.items())
+        lines.append(
+            f"The loop around each token is Python's, which differs: {shown}. With equal ones only the runtime is "
+            "compared."
+        )
     if benchmark.options.huge_pages and not benchmark.subjects[0].huge_memory_bytes:
         lines.append(
             "This system gives no huge pages: like processes may differ by 15 % for their whole "
             "life; --sessions 5 or more shows it."
         )
     return lines
+
+
+def _loops(benchmark: Benchmark, names: Sequence[str]) -> dict[str, str]:
+    """Python and numpy of those that are measured by a loop in another environment; GenAI has a loop of its own."""
+    return {
+        name: ", ".join(f"{part} {subject.facts.settings.get(part)}" for part in AROUND_THE_LOOP)
+        for name, subject in zip(names, benchmark.subjects, strict=True)
+        if subject.deployment.engine not in (None, "genai")
+    }
 
 
 def _waited_share(benchmark: Benchmark, index: int) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -14,10 +13,11 @@ from types import TracebackType
 from typing import IO, Any
 
 import shearling.errors
+from serve.bench.crash import describe_crash
 from serve.bench.workload import Rows
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import Generation, RunOptions, RuntimeFacts
-from shearling.errors import ResourceExhausted, ShearlingError
+from shearling.errors import ShearlingError
 from shearling.strict_json import Document
 from shearling.virtual_environment import interpreter_of
 
@@ -27,6 +27,11 @@ WITH_OUR_PACKAGES = (
     "runpy.run_module('serve.bench.worker', run_name='__main__', alter_sys=True)"
 )
 """Runs the worker in an environment whose own packages go before ours."""
+VISIT = (
+    "import runpy, sys, types; serve = types.ModuleType('serve'); serve.__path__ = [sys.argv.pop()]; "
+    "sys.modules['serve'] = serve; runpy.run_module('serve.visitor', run_name='__main__', alter_sys=True)"
+)
+"""Runs `serve.visitor` where nothing of ours is installed: of all that lies beside it, only `serve` can be imported."""
 
 
 class LoadReport(Document):
@@ -64,7 +69,7 @@ class ProcessReport(Document):
 
 
 class Timed(Document):
-    """A generation, and what the calling thread waited for a CPU meanwhile; see `serve.bench.waiting`.
+    """A generation, and what the calling thread waited for a CPU meanwhile; see `serve.visitor.waiting`.
 
     Attributes:
         wall_s: of the call, with what it prepares.
@@ -92,12 +97,16 @@ class WorkerProcess:
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
         self._deployment = deployment
         self._options = options
+        self._doing: dict[str, Any] = {"do": "start"}
+        self._facts: RuntimeFacts | None = None
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         # Not from the directory that this happens to run in, which may hold another `serve`.
         command = [sys.executable, "-P", "-m", "serve.bench.worker"]
-        if deployment.environment is not None:
+        if deployment.engine is not None:
+            command = [str(interpreter_of(deployment.environment)), "-I", "-c", VISIT, str(ROOT / "serve")]
+        elif deployment.environment is not None:
             # It has its runtime and what that needs; the rest is ours. Both are of one Python version, as
             # `shearling.virtual_environment` has checked.
             command = [
@@ -145,17 +154,16 @@ class WorkerProcess:
 
     def start_loading(self) -> None:
         """Let it load; `finish_loading` waits for it."""
-        self._tell(
-            {
-                "do": "load",
-                "deployment": self._deployment.model_dump(mode="json"),
-                "options": self._options.model_dump(mode="json"),
-            }
-        )
+        deployment = self._deployment.model_dump(mode="json")
+        if self._deployment.engine is not None:
+            deployment["opened"] = str(self._deployment.model_file.absolute())
+        self._tell({"do": "load", "deployment": deployment, "options": self._options.model_dump(mode="json")})
 
     def finish_loading(self) -> LoadReport:
         """See `load`."""
-        return LoadReport.model_validate_json(json.dumps(self._hear()))
+        report = LoadReport.model_validate_json(json.dumps(self._hear()))
+        self._facts = report.facts
+        return report
 
     def generate(self, rows: Rows, *, new_tokens: int) -> Timed:
         """Compute exactly `new_tokens` tokens for each row, end tokens or not."""
@@ -164,7 +172,7 @@ class WorkerProcess:
 
     def settle(self) -> None:
         """Pin it, and move what the warm-up has allocated into huge pages, unless the options forbid it; see
-        `serve.bench.huge_pages`.
+        `serve.visitor.huge_pages`.
         """
         self._ask({"do": "settle", "threads": self._options.threads, "huge_pages": self._options.huge_pages})
 
@@ -177,6 +185,7 @@ class WorkerProcess:
         return self._hear()
 
     def _tell(self, request: dict[str, Any]) -> None:
+        self._doing = request
         stdin = self._process.stdin
         if stdin is None:
             raise ShearlingError("the worker has no pipes")
@@ -198,16 +207,13 @@ class WorkerProcess:
 
     def _death(self) -> ShearlingError:
         code = self._process.wait()
-        where = self._deployment.label
-        if code == -signal.SIGKILL:
-            return ResourceExhausted(
-                "the system killed the measuring process, most likely for memory",
-                where=where,
-                remedy="Measure fewer at once",
-            )
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return ShearlingError(
-            f"the measuring process ended with {ending}: {lines[-1] if lines else 'no message'}", where=where
+        return describe_crash(
+            code,
+            deployment=self._deployment,
+            options=self._options,
+            doing=self._doing,
+            facts=self._facts,
+            said=lines[-1] if lines else None,
         )

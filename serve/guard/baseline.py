@@ -18,6 +18,7 @@ from serve.bench.benchmark import Benchmark, block_values, run_benchmark
 from serve.bench.environment import Environment
 from serve.bench.statistics import CONFIDENCE, RESAMPLES, Estimate
 from serve.bench.workload import Workload
+from serve.guard.machine_lock import measuring_alone
 from serve.guard.regression import GUARDED, CheckOutcome, Verdict, require_threshold, worst
 from serve.guard.sequential import MINIMUM, planned_looks
 from serve.runtimes.runtime import RunOptions
@@ -84,7 +85,9 @@ def check_baseline(
         raise ArtefactMissing("no baseline here", where=path, remedy="Begin one with --record")
     # As many blocks as the first look of a check needs, from as many processes.
     sessions = -(-planned_looks()[0] // workload.repeats)
-    benchmark = run_benchmark([candidate], options=options, workload=workload.model_copy(update={"sessions": sessions}))
+    alone = workload.model_copy(update={"sessions": sessions})
+    with measuring_alone():
+        benchmark = run_benchmark([candidate], options=options, workload=alone)
     if history is not None:
         _require_same(history, benchmark, workload, where=path, allow_other_versions=allow_other_versions)
     verdict = _judge(history, benchmark, max_ratio=max_ratio)
@@ -140,6 +143,8 @@ def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) 
         ratios=ratios,
         sessions=(),
         max_ratio=max_ratio,
+        limits=dict.fromkeys(GUARDED, max_ratio),
+        changes=benchmark.changes,
         blocks=len(benchmark.samples),
         lost_share=sum(sample.lost_first_s + sample.lost_decode_s for sample in benchmark.samples) / wall_s,
     )

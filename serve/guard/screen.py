@@ -1,4 +1,4 @@
-"""What `python -m serve check` prints."""
+"""What `python -m serve check` and `bisect` print."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from rich.text import Text
 
 from serve.bench.benchmark import Benchmark
 from serve.bench.screen import benchmark_screen
-from serve.guard.regression import Verdict, show_ratio
+from serve.guard.bisection import Bisection
+from serve.guard.regression import Verdict, show_ratio, tell_outcomes
 
 
 def verdict_screen(verdict: Verdict, benchmark: Benchmark) -> RenderableType:
     """The tables of the benchmark, and the verdict under them."""
     lines = [
-        f"{name}: {show_ratio(verdict.ratios[name])} of the reference's time: {outcome}"
-        for name, outcome in verdict.outcomes.items()
+        f"{name}: {show_ratio(ratio)} of the reference's: {verdict.outcomes[name]}"
+        for name, ratio in verdict.ratios.items()
     ]
+    if verdict.tokens is not None:
+        lines.append(f"tokens: {verdict.tokens.told()}: {verdict.outcomes['tokens']}")
     if verdict.sessions:
         lines.append(
             f"pairs of processes: {', '.join(f'{median:.3f}' for median in verdict.sessions)} of the "
@@ -23,5 +26,15 @@ def verdict_screen(verdict: Verdict, benchmark: Benchmark) -> RenderableType:
         )
     if verdict.lost_share > 0.01:
         lines.append(f"{verdict.lost_share:.0%} of the time went to other processes, and was subtracted")
+    lines += verdict.changes
     lines.append(f"{verdict.outcome}: at most {verdict.max_ratio:g} was allowed, {verdict.blocks} pairs were measured")
     return Group(benchmark_screen(benchmark), Text("\n".join(lines)))
+
+
+def bisection_screen(found: Bisection) -> str:
+    """One line for each version, and the answer; a slower version is an error, and told there."""
+    lines = [f"{found.package} {found.versions[0]}: the reference"]
+    for version, record in zip(found.outcomes, found.checks, strict=True):
+        figures = "; ".join(tell_outcomes(record.verdict)) if record.verdict else record.error
+        lines.append(f"{found.package} {version}: {found.outcomes[version]} ({figures})")
+    return "\n".join([*lines, f"{found.package} {found.versions[-1]} is not slower than {found.versions[0]}"])

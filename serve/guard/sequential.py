@@ -37,9 +37,9 @@ GROWTH = 1.5
 """A clear answer waits for at most half as many blocks again as it needs, and eight looks reach 275."""
 
 
-def planned_looks() -> tuple[int, ...]:
-    """Numbers of blocks after which to look: 16, 24, 36, 54, ..."""
-    return tuple(itertools.accumulate(range(LOOKS - 1), lambda count, _: math.ceil(GROWTH * count), initial=FIRST))
+def planned_looks(first: int = FIRST) -> tuple[int, ...]:
+    """Numbers of blocks after which to look: 16, 24, 36, 54, ..., or from another first one on."""
+    return tuple(itertools.accumulate(range(LOOKS - 1), lambda count, _: math.ceil(GROWTH * count), initial=first))
 
 
 def look_confidence(confidence: float = CONFIDENCE) -> float:
@@ -47,14 +47,15 @@ def look_confidence(confidence: float = CONFIDENCE) -> float:
     return 1 - (1 - confidence) / LOOKS
 
 
-def looks(count: int, *, ended: bool) -> Iterator[int]:
+def looks(count: int, *, ended: bool, first: int = FIRST) -> Iterator[int]:
     """The looks that `count` blocks allow.
 
     Args:
         count: blocks so far.
         ended: no more will come: what is there counts as the next look.
+        first: see `planned_looks`; at least `MINIMUM`.
     """
-    planned = planned_looks()
+    planned = planned_looks(first)
     yield from (look for look in planned if look <= count)
     if ended and count >= MINIMUM and count not in planned and count < planned[-1]:
         yield count

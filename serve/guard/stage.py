@@ -1,16 +1,51 @@
-"""What `python -m serve check` does: one candidate against one reference, measured now or before."""
+"""What `python -m serve check` and `bisect` do: a candidate against a reference, or many versions against the first."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from serve.bench.benchmark import Benchmark
 from serve.bench.workload import Workload
 from serve.guard.baseline import check_baseline
-from serve.guard.regression import Verdict, check_regression, require_pass
+from serve.guard.bisection import Bisection, Installation, bisect_versions, require_none_slower
+from serve.guard.regression import Demands, Verdict, check_regression, require_pass
+from serve.guard.reports import CheckRecord, append_summary, record_of, write_junit
 from serve.runtimes.runtime import RunOptions
-from shearling.errors import UsageError
+from shearling.errors import ShearlingError, UsageError
 from shearling.target import Target
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Files for CI.
+
+    Attributes:
+        junit: XML, written anew.
+        summary: Markdown, appended to.
+    """
+
+    junit: Path | None = None
+    summary: Path | None = None
+
+    def check(self) -> None:
+        """Refuse now what would lose the verdict later.
+
+        Raises:
+            UsageError: a file could not be written.
+        """
+        for path in (self.junit, self.summary):
+            if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+                raise UsageError("no file can be written here", where=path, remedy="Name a file in a directory that is")
+
+    def write(self, records: list[CheckRecord]) -> None:
+        """Write those that were asked for."""
+        if self.junit is not None:
+            write_junit(self.junit, records)
+        if self.summary is not None:
+            append_summary(self.summary, records)
 
 
 def check_model(
@@ -20,9 +55,10 @@ def check_model(
     baseline: Path | None,
     record: bool,
     allow_other_versions: bool,
-    max_ratio: float,
+    demands: Demands,
     options: RunOptions,
     workload: Workload,
+    reports: Reports,
 ) -> tuple[Verdict, Benchmark]:
     """Pass, or fail with the verdict.
 
@@ -32,31 +68,104 @@ def check_model(
         baseline: its history, instead; see `check_baseline`, also for the rest.
         record: add this measurement to the history.
         allow_other_versions: of runtimes.
-        max_ratio: largest acceptable time over the reference's.
+        demands: what the candidate has to keep.
         options: the same for both.
         workload: the same for both.
+        reports: are written whatever comes of it.
 
     Raises:
-        UsageError: not exactly one of `reference` and `baseline`, or `record` without the latter.
+        UsageError: not exactly one of `reference` and `baseline`, `record` without the latter, or demands that no
+            baseline knows.
         CheckFailed: slower, or inconclusive.
     """
+    reports.check()
     if record and baseline is None:
         raise UsageError("--record has nowhere to write", remedy="Give --baseline FILE")
-    if reference is not None and baseline is None:
-        verdict, benchmark = check_regression(
-            candidate, reference, max_ratio=max_ratio, options=options, workload=workload
-        )
-    elif baseline is not None and reference is None:
-        verdict, benchmark = check_baseline(
-            candidate,
-            baseline,
-            max_ratio=max_ratio,
-            options=options,
-            workload=workload,
-            record=record,
-            allow_other_versions=allow_other_versions,
-        )
-    else:
+    if (reference is None) == (baseline is None):
         raise UsageError("a check needs one reference", remedy="Give either --against DIR or --baseline FILE")
-    require_pass(verdict)
-    return verdict, benchmark
+    if baseline is not None and not (demands.max_load_ratio is None and demands.max_memory_ratio is None):
+        raise UsageError(
+            "a baseline holds neither load times nor memory",
+            remedy="Give --against DIR, or leave --max-load-ratio and --max-memory-ratio out",
+        )
+    against = str(baseline) if reference is None else reference.label
+    names = {"name": f"{candidate.label} against {against}", "candidate": candidate.label, "reference": against}
+    try:
+        if reference is not None:
+            found = check_regression(candidate, reference, demands=demands, options=options, workload=workload)
+        elif baseline is not None:
+            found = check_baseline(
+                candidate,
+                baseline,
+                max_ratio=demands.max_ratio,
+                options=options,
+                workload=workload,
+                record=record,
+                allow_other_versions=allow_other_versions,
+            )
+    except ShearlingError as error:
+        reports.write([record_of(error, **names)])
+        raise
+    reports.write([record_of(found, **names)])
+    require_pass(found[0])
+    return found
+
+
+def find_first_slower(
+    target: Target,
+    *,
+    versions: Sequence[str],
+    installation: Installation,
+    demands: Demands,
+    options: RunOptions,
+    workload: Workload,
+    reports: Reports,
+) -> Bisection:
+    """Measure one model under versions of its runtime, until the first slower one is found.
+
+    Args:
+        target: the model; in no environment of its own.
+        versions: the reference first.
+        installation: how the environments are made.
+        demands: what a version has to keep.
+        options: the same for all.
+        workload: of each check.
+        reports: one record for each check; written whatever comes of it.
+
+    Raises:
+        UsageError: an environment was given.
+        CheckFailed: names the version, or what stayed inconclusive.
+        ShearlingError: see `bisect_versions`.
+    """
+    reports.check()
+    if target.environment is not None:
+        raise UsageError(
+            "the environments are made here", where=target.label, remedy="Leave environment= out, or use check"
+        )
+    records: list[CheckRecord] = []
+
+    def check(candidate: Path, reference: Path, version: str) -> tuple[Verdict, CheckRecord]:
+        sides = [
+            dataclasses.replace(target, environment=place, written=f"{target.label} in {place.name}")
+            for place in (candidate, reference)
+        ]
+        names = {
+            "name": f"{installation.package} {version} against {versions[0]}",
+            "candidate": sides[0].label,
+            "reference": sides[1].label,
+        }
+        try:
+            found = check_regression(sides[0], sides[1], demands=demands, options=options, workload=workload)
+        except ShearlingError as error:
+            records.append(record_of(error, **names))
+            raise
+        records.append(record_of(found, **names))
+        return found[0], records[-1]
+
+    try:
+        found = bisect_versions(versions, installation, check)
+    finally:
+        if records:
+            reports.write(records)
+    require_none_slower(found)
+    return found

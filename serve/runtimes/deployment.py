@@ -56,6 +56,7 @@ class Deployment(Document):
         properties: of the runtime, for this deployment alone.
         file: the one that holds everything; None where the model is a directory.
         environment: virtual environment with the runtime; None is the one that runs.
+        engine: what measures it without anything of ours, a name of `serve.visitor`; None is our own runtime.
     """
 
     label: str
@@ -71,6 +72,7 @@ class Deployment(Document):
     properties: dict[str, str] = pydantic.Field(default_factory=dict)
     file: Path | None = None
     environment: Path | None = None
+    engine: str | None = None
 
     @property
     def model_file(self) -> Path:
@@ -78,12 +80,13 @@ class Deployment(Document):
         return self.file or self.directory / RUNTIMES.get(self.format).model_file
 
 
-def find_deployment(target: Target, *, device: str = "CPU") -> Deployment:
+def find_deployment(target: Target, *, device: str = "CPU", visits: bool = False) -> Deployment:
     """Find what to run, and verify it.
 
     Args:
         target: where to look, and in which format; of several, the first that runs on `device`.
         device: see `RunOptions`.
+        visits: who asks can measure in any environment, and any file of a known suffix; see `serve.runtimes.visiting`.
 
     Raises:
         ArtefactMissing: nothing there, nothing runnable, or not in that format.
@@ -93,7 +96,7 @@ def find_deployment(target: Target, *, device: str = "CPU") -> Deployment:
     """
     path = target.path
     if path.is_file():
-        return _from_file(target)
+        return _from_file(target, visits=visits)
     if not path.is_dir():
         raise ArtefactMissing("no such directory", where=path, remedy="Give an export, or a directory with a model")
     artefact = _verified_artefact(path)
@@ -106,7 +109,7 @@ def find_deployment(target: Target, *, device: str = "CPU") -> Deployment:
             remedy="Make an export with: python -m export",
         )
     entry = _choose(available, target.format, device=device, where=path)
-    _check_settings(target, entry)
+    _check_settings(target, entry, visits=visits)
     directory = available[entry.name]
     # An ONNX directory may lack the configuration; its siblings in the artefact hold the same model.
     siblings = [artefact.path / runtime.part for runtime in RUNTIMES if runtime.part] if artefact else []
@@ -121,10 +124,13 @@ def find_deployment(target: Target, *, device: str = "CPU") -> Deployment:
     )
 
 
-def _from_file(target: Target) -> Deployment:
+def _from_file(target: Target, *, visits: bool) -> Deployment:
     path = target.path
     for entry in RUNTIMES:
         facts: ModelFacts | None = load_implementation(entry.read_file)(path) if entry.read_file else None
+        beside = visits and path.suffix == entry.file_suffix
+        if beside:
+            facts = _model_facts((path.parent,))
         if facts is None:
             continue
         if target.format not in (AUTO, entry.name):
@@ -133,14 +139,16 @@ def _from_file(target: Target) -> Deployment:
                 where=path,
                 remedy="Leave --format out, and name formats behind the paths: DIR@format=onnx",
             )
-        _check_settings(target, entry)
-        size_bytes = path.stat().st_size
+        _check_settings(target, entry, visits=visits)
+        # Weights may lie beside it, and are named after it.
+        weights = sorted(path.parent.glob(f"{path.stem}.*")) if beside else [path]
+        size_bytes = sum(file.stat().st_size for file in weights)
         deployment = _deployment(
             target,
             entry,
             directory=path.parent,
             manifest_sha256=None,
-            weights=[path],
+            weights=weights,
             size_bytes=size_bytes,
             facts=facts,
         )
@@ -176,7 +184,7 @@ def _deployment(
     )
 
 
-def _check_settings(target: Target, entry: RuntimeEntry) -> None:
+def _check_settings(target: Target, entry: RuntimeEntry, *, visits: bool) -> None:
     strange = [name for name in target.properties if name not in entry.properties]
     if strange and not entry.takes_any_property:
         known = f"it knows {', '.join(entry.properties)}" if entry.properties else "it takes none"
@@ -185,12 +193,11 @@ def _check_settings(target: Target, entry: RuntimeEntry) -> None:
             where=target.label,
             remedy=f"Leave it out: {known}",
         )
-    if target.environment is not None and not entry.runs_in_own_environment:
-        visitors = " and ".join(runtime.title for runtime in RUNTIMES if runtime.runs_in_own_environment)
+    if target.environment is not None and not (visits and entry.takes_environment):
         raise UsageError(
-            f"only {visitors} run in an environment of their own",
+            f"{entry.title} does not run in another environment here",
             where=target.label,
-            remedy="Leave environment= out",
+            remedy="Leave environment= out" + ("" if visits else "; bench, check and bisect take it"),
         )
 
 

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.runtimes.deployment import Deployment
+from serve.runtimes.known_crash import avoid_known_crash
 from serve.runtimes.runtime import Decoding, Generation, OnText, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import no_chat_template
+from serve.visitor.genai import TIMING_SOURCE, prompt_of, read_generation
+from serve.visitor.ir_settings import OF_GENAI, executed_precision, make_properties, reported_settings
+from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
 from shearling.kernel.decoder_fusion import open_pipeline
 from shearling.kernel.openvino_core import openvino_core
@@ -31,21 +35,6 @@ REQUIRED = (
     "openvino_detokenizer.xml",
     "openvino_detokenizer.bin",
 )
-# The CPU plugin computes in bf16 with an f16 cache and 8-bit activations unless told otherwise; the hint alone leaves
-# the last two.
-FP32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-REPORTED = (
-    "INFERENCE_NUM_THREADS",
-    "KV_CACHE_PRECISION",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE",
-    "EXECUTION_DEVICES",
-    "PERFORMANCE_HINT",
-)
-OF_GENAI = {"ATTENTION_BACKEND"}
-"""Properties of a pipeline that no device knows."""
-PRECISIONS = {"f32": "fp32", "f16": "fp16"}
-"""OpenVINO's names of number formats, where they are not ours."""
-TYPE_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 INTEL_GPU = (
     "Install the Intel GPU driver (compute runtime; intel-opencl-icd on Debian and Ubuntu) and let this user into the "
     "group render, or use --device CPU"
@@ -108,25 +97,12 @@ class OpenVINORuntime:
 
     def generate(self, rows: Sequence[Sequence[int]], work: Decoding) -> Generation:
         """See `Runtime.generate`."""
-        import numpy as np
-        import openvino
-        import openvino_genai
-
-        ids = np.asarray([list(row) for row in rows], dtype=np.int64)
-        # A bare tensor holds one prompt; a batch comes with its mask.
-        prompt = (
-            openvino.Tensor(ids)
-            if len(rows) == 1
-            else openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
-        )
         config = greedy(work.max_new_tokens, work.end_ids)
         streamer = () if work.on_text is None else (_streamer(work.on_text),)
         with refusals(self._directory):
-            result = self._pipeline.generate(prompt, config, *streamer)
-        metrics = result.perf_metrics
-        tokens = [int(token) for token in result.tokens[0]]
-        # One entry for each row of each step; the rows of a step share it.
-        gaps_s = tuple(float(gap_us) / 1e6 for gap_us in metrics.raw_metrics.m_durations[:: len(rows)])
+            result = self._pipeline.generate(prompt_of(rows), config, *streamer)
+        read = read_generation(result, len(rows))
+        tokens, gaps_s = read["token_ids"], tuple(read["gaps_s"])
         if not work.end_ids and (len(tokens) != work.max_new_tokens or len(gaps_s) != work.max_new_tokens - 1):
             raise ShearlingError(
                 f"OpenVINO made {len(tokens)} tokens and {len(gaps_s)} gaps, {work.max_new_tokens} were asked for",
@@ -136,9 +112,9 @@ class OpenVINORuntime:
             tokens.pop()
         return Generation(
             token_ids=tuple(tokens),
-            ttft_s=metrics.get_ttft().mean / 1e3,
+            ttft_s=read["ttft_s"],
             gaps_s=gaps_s,
-            total_s=metrics.get_generate_duration().mean / 1e3,
+            total_s=read["total_s"],
         )
 
     def close(self) -> None:
@@ -197,15 +173,25 @@ def _require_tokenizer(directory: Path) -> None:
         raise ArtefactMissing(
             f"OpenVINO GenAI needs {', '.join(missing)}",
             where=directory,
-            remedy="Export again with: python -m export",
+            remedy="Export again with: python -m export; bench and check measure it without: --no-genai",
         )
 
 
 def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts, dict[str, Any]]:
     """What the device will do with this deployment, and the arguments that make a pipeline do it."""
     xml = deployment.model_file
+    options, avoided = avoid_known_crash([deployment], options)
+    if avoided:
+        log.print(avoided)
     extensions = required_extensions(xml)
-    properties: dict[str, Any] = _properties(options, packed=bool(extensions)) | deployment.properties
+    asked = make_properties(
+        options.precision,
+        threads=options.threads,
+        hint=options.hint,
+        device=options.device,
+        preferred=PREFERRED_PROPERTIES if extensions else None,
+    )
+    properties: dict[str, Any] = asked | deployment.properties
     check_packed_weights(xml)
     of_device = {name: value for name, value in properties.items() if name not in OF_GENAI}
     facts = _executed(options, probe_device(options.device, of_device, label=deployment.label))
@@ -213,23 +199,6 @@ def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts,
         facts.settings["extensions"] = ",".join(library.name for library in extensions)
         properties["extensions"] = [str(library) for library in extensions]
     return facts, properties
-
-
-def _properties(options: RunOptions, *, packed: bool) -> dict[str, str]:
-    by_precision = {
-        "default": PREFERRED_PROPERTIES if packed else {},
-        "fp32": FP32,
-        "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
-    }
-    properties = dict(by_precision[options.precision])
-    if options.threads is not None:
-        properties["INFERENCE_NUM_THREADS"] = str(options.threads)
-    if options.hint is not None:
-        properties["PERFORMANCE_HINT"] = options.hint.upper()
-    if not options.device.startswith("CPU"):
-        for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS"):
-            properties.pop(name, None)
-    return properties
 
 
 def probe_device(device: str, properties: Mapping[str, str], *, label: str) -> openvino.CompiledModel:
@@ -260,10 +229,7 @@ def probe_device(device: str, properties: Mapping[str, str], *, label: str) -> o
 def _executed(options: RunOptions, compiled: openvino.CompiledModel) -> RuntimeFacts:
     import openvino
 
-    supported = set(compiled.get_property("SUPPORTED_PROPERTIES"))
-    hint = "INFERENCE_PRECISION_HINT"
-    own_name = _name(compiled.get_property(hint)) if hint in supported else "unknown"
-    precision = PRECISIONS.get(own_name, own_name)
+    precision = executed_precision(compiled)
     if options.precision not in ("default", precision):
         raise DeviceUnavailable(
             f"{options.device} executes {precision} where {options.precision} was asked for",
@@ -273,16 +239,9 @@ def _executed(options: RunOptions, compiled: openvino.CompiledModel) -> RuntimeF
         runtime=f"OpenVINO GenAI {openvino.__version__.partition('-')[0]}",
         provider=options.device,
         precision=precision,
-        settings={name: _name(compiled.get_property(name)) for name in REPORTED if name in supported},
-        timing_source="openvino_genai perf_metrics: get_ttft, raw m_durations, get_generate_duration",
+        settings=reported_settings(compiled),
+        timing_source=TIMING_SOURCE,
     )
-
-
-def _name(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ",".join(_name(item) for item in value)
-    text = value.get_type_name() if hasattr(value, "get_type_name") else str(value)
-    return TYPE_NAMES.get(text, text)
 
 
 def _streamer(on_text: OnText) -> Callable[[str], openvino_genai.StreamingStatus]:

@@ -30,7 +30,8 @@ class RunOptions(Document):
         precision: of the arithmetic; `default` is what the runtime does when nobody asks, and fp32 for packed models.
         threads: None leaves the number to the runtime; a measuring process is pinned to so many CPUs.
         hint: OpenVINO's PERFORMANCE_HINT; None leaves it at the device's default.
-        huge_pages: move the memory of a measuring process into huge pages; see `serve.bench.huge_pages`.
+        huge_pages: move the memory of a measuring process into huge pages; see `serve.visitor.huge_pages`.
+        genai: measure OpenVINO through GenAI, which needs the tokenizer; without, the IR alone is measured.
     """
 
     device: str = "CPU"
@@ -38,6 +39,7 @@ class RunOptions(Document):
     threads: int | None = pydantic.Field(default=None, ge=1)
     hint: Hint | None = None
     huge_pages: bool = True
+    genai: bool = True
 
 
 class RuntimeFacts(Document):

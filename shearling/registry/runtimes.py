@@ -30,7 +30,11 @@ class RuntimeEntry(SingleEntry):
         companions: further modules to import before the load time of a model is counted.
         properties: that it knows, for `DIR@NAME=VALUE`.
         takes_any_property: it judges properties itself.
-        runs_in_own_environment: it may be installed in a virtual environment of its own, and is then measured there.
+        file_suffix: of models that are one file and lie beside their weights, such as any other `.xml`.
+        runs_in_own_environment: it may be installed in a virtual environment of its own, of this version of Python,
+            and is then measured there, by our packages behind its own.
+        visited: what a measuring process imports in somebody else's environment, of any version of Python, without
+            anything of ours, by an engine of `serve.visitor` of the same name. Empty where it cannot.
     """
 
     title: str
@@ -44,7 +48,14 @@ class RuntimeEntry(SingleEntry):
     companions: tuple[str, ...] = ()
     properties: tuple[str, ...] = ()
     takes_any_property: bool = False
+    file_suffix: str | None = None
     runs_in_own_environment: bool = False
+    visited: tuple[str, ...] = ()
+
+    @property
+    def takes_environment(self) -> bool:
+        """Whether it is measured where `MODEL@environment=DIR` says."""
+        return self.runs_in_own_environment or bool(self.visited)
 
     def has_device(self, device: str) -> bool:
         """Whether it can use such a device, on some machine."""
@@ -68,6 +79,8 @@ RUNTIMES = Registry(
             require_device="serve.runtimes.openvino:require_device",
             packages={"openvino": "openvino", "openvino_genai": "openvino-genai"},
             takes_any_property=True,
+            file_suffix=".xml",
+            visited=("openvino",),
         ),
         RuntimeEntry(
             name="onnx",
@@ -81,6 +94,8 @@ RUNTIMES = Registry(
             require_device="serve.runtimes.onnx:require_device",
             packages={"onnxruntime": "'onnxruntime>=1.32,<1.33'"},
             companions=("tokenizers",),
+            file_suffix=".onnx",
+            visited=("onnxruntime",),
         ),
         RuntimeEntry(
             name="torch",
@@ -94,6 +109,7 @@ RUNTIMES = Registry(
             require_device="serve.runtimes.pytorch:require_device",
             packages={"torch": "torch", "transformers": "transformers"},
             properties=("SEMI_STRUCTURED",),
+            visited=("torch", "transformers"),
         ),
         RuntimeEntry(
             name="gguf",
@@ -104,7 +120,7 @@ RUNTIMES = Registry(
             weights="*.gguf",
             read_file="serve.runtimes.llama_cpp:read_model_facts",
             packages={"llama_cpp": "llama-cpp-python"},
-            runs_in_own_environment=True,
+            visited=("llama_cpp",),
         ),
         RuntimeEntry(
             name="deepsparse",

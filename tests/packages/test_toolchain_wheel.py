@@ -13,7 +13,9 @@ from pathlib import Path
 import build_wheels
 import pytest
 
+from shearling.virtual_environment import make_environment
 from tests.support.documents import ROOT
+from tests.support.environments import environment_seeing_ours
 
 STAGES = ("train", "search", "export", "serve")
 
@@ -139,6 +141,41 @@ def test_tables_schema_and_demo_find_their_files(wheel, installed, elsewhere):
     found = run(installed, "-Pc", question, directory=elsewhere).stdout.split()
     assert found[0].startswith(str(installed))
     assert found[1] == "True"
+
+
+@pytest.fixture(scope="module")
+def guard(wheel, tmp_path_factory) -> Path:
+    """An environment with the guard's extra, as pip installs it, and nothing of the toolchain."""
+    directory = tmp_path_factory.mktemp("guard") / "environment"
+    make_environment(directory, [f"{wheel}[guard]"])
+    return directory
+
+
+@pytest.mark.slow
+def test_the_guard_alone_brings_no_torch_and_checks_a_model(guard, tmp_path):
+    import openvino
+
+    heavy = ("torch", "transformers", "openvino", "onnxruntime")
+    question = f"import importlib.util; print([name for name in {heavy} if importlib.util.find_spec(name)])"
+    assert run(guard, "-c", question, directory=tmp_path).stdout.strip() == "[]"
+    operators = openvino.opset13
+    ids = operators.parameter([-1, -1], dtype=openvino.Type.i64, name="input_ids")
+    table = operators.constant([[float((3 * row + 1) % 300 == column) for column in range(300)] for row in range(300)])
+    scores = operators.gather(table, ids, operators.constant(0))
+    openvino.save_model(openvino.Model([scores], [ids], "bigrams"), tmp_path / "mine.xml")
+    side = f"{tmp_path / 'mine.xml'}@environment={environment_seeing_ours(tmp_path / 'runtimes')}"
+    # What is checked is that there is a verdict; which one, on a machine that tests, is chance.
+    done = run(guard, "-m", "serve", "check", side, "--against", side, "--budget", "4", directory=tmp_path)
+    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode == 0 or "latency" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_stage_without_its_extra_says_what_to_install(guard, tmp_path):
+    recipe = ROOT / "recipes" / "smollm2-shears.toml"
+    done = run(guard, "-m", "train", "--recipe", str(recipe), "--output", "run", directory=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert "pip install 'shearling[cpu]'" in done.stderr
 
 
 def test_kernels_without_their_package_are_an_environment_fault(installed, elsewhere):

@@ -20,6 +20,7 @@ from benchmarks import runtime_wheel
 from export.formats.onnx import MODEL_ONNX, write_onnx
 from export.formats.openvino import write_openvino
 from shearling.kernel.build import build_library, build_onnx_runtime_library
+from shearling.kernel.compilation import SOURCES
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.model.layers import find_layers
 from tests.support.documents import ROOT
@@ -122,7 +123,7 @@ def test_its_code_is_what_the_toolchain_compiles_so_that_it_is_as_fast(unpacked)
         prebuilt = unpacked / "shearling_runtime" / "libraries" / compiled.name
         assert compiled != prebuilt
         # Paths of different lengths would move what the code refers to.
-        assert str(ROOT).encode() not in compiled.read_bytes()
+        assert str(SOURCES).encode() not in compiled.read_bytes()
         assert machine_code(compiled) == machine_code(prebuilt)
 
 
@@ -132,6 +133,18 @@ def test_the_environment_holds_neither_compiler_nor_toolchain(fresh):
         "print([name for name in names if importlib.util.find_spec(name)], shutil.which('g++'), shutil.which('cc'))"
     )
     assert run_alone(fresh, "python", "-c", question).stdout.split() == ["[]", "None", "None"]
+
+
+@pytest.mark.parametrize("options", [(), ("--no-genai",)], ids=["genai", "alone"])
+def test_a_sparse_model_is_measured_there_without_the_toolchain(fresh, export, options):
+    model = export / "openvino"
+    work = ("--prompt-tokens", "16", "--max-new-tokens", "8", "--repeats", "2", "--threads", "1", "--json")
+    there = serve("bench", f"{model}@environment={fresh}", *options, *work)
+    assert there.returncode == 0, there.stderr
+    here = serve("bench", model, *work)
+    tokens = [[sample["token_ids"] for sample in json.loads(done.stdout)["samples"]] for done in (there, here)]
+    assert tokens[0] == tokens[1]
+    assert len(tokens[0][0]) == 8
 
 
 def test_it_says_the_tokens_that_the_toolchain_says(fresh, export):

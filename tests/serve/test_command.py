@@ -55,6 +55,19 @@ def test_importing_and_help_touch_no_heavy_library() -> None:
     assert "bench" in serve("--help").stdout
 
 
+def test_a_check_imports_no_torch(export: Path, tmp_path: Path) -> None:
+    told = tmp_path / "imported"
+    for name in ("torch", "transformers"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(told)!r}, 'a').write({name!r})\nraise ImportError({name!r})\n")
+    paths = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    sides = (export / "openvino", "--against", export / "onnx")
+    done = serve("check", *sides, "--budget", "2", "--precision", "fp32", PYTHONPATH=paths)
+    # Whatever the verdict of two runtimes is: there is one.
+    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode == 0 or "latency" in done.stderr
+    assert not told.exists(), told.read_text()
+
+
 def test_generate_streams_text_and_nothing_else(export: Path) -> None:
     told = serve("generate", export, "--prompt", "Area man", "--max-new-tokens", "8", "--precision", "fp32", "--json")
     answer = json.loads(told.stdout)
@@ -132,6 +145,14 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
         (["check", "DIR"], 2, "either --against DIR or --baseline FILE"),
         (["check", "DIR", "--against", "DIR", "--record"], 2, "nowhere to write"),
         (["check", "DIR", "--baseline", "DIR/absent.json"], 3, "no baseline here"),
+        (["check", "DIR", "--baseline", "b.json", "--max-load-ratio", "2"], 2, "neither load times nor memory"),
+        (["check", "DIR", "--against", "DIR", "--max-memory-ratio", "0"], 2, "not a positive number"),
+        (["check", "DIR", "--against", "DIR@environment=DIR"], 4, "no virtual environment here"),
+        (["check", "DIR", "--against", "DIR", "--junit", "DIR/absent/junit.xml"], 2, "no file can be written here"),
+        (["bisect", "DIR", "--versions", "2026.4.1"], 2, "cannot read the versions"),
+        (["bisect", "DIR@environment=DIR", "--versions", "1,2"], 2, "the environments are made here"),
+        (["bisect", "DIR", "--versions", "1,2", "--package", "--pre"], 2, "no name of a package"),
+        (["load", "DIR@environment=DIR"], 2, "does not run in another environment here"),
         (["bench", "DIR", "--batch-size", "0"], 2, "batch"),
         (["bench", "DIR", "--trace", "DIR/absent.jsonl"], 2, "no such trace"),
         (["bench", "DIR@BAD-NAME=1"], 2, "cannot read the settings"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 import venv
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,34 @@ show = lambda value: print(json.dumps(value))
 """
 
 
-def environment_with(directory: Path, *, module: str, source: str, distribution: str) -> Path:
-    """A virtual environment that holds one module, as version 0.0.1 of a distribution, and nothing else."""
-    venv.create(directory, with_pip=False)
+def environment_with(directory: Path, *, module: str, source: str, distribution: str, sees_ours: bool = False) -> Path:
+    """A virtual environment that holds one module, as version 0.0.1 of a distribution, and nothing else; or also what
+    `environment_seeing_ours` says.
+    """
+    if sees_ours:
+        environment_seeing_ours(directory)
+    else:
+        venv.create(directory, with_pip=False)
     (packages,) = directory.glob("lib/python*/site-packages")
     (packages / f"{module}.py").write_text(source)
     facts = packages / f"{distribution.replace('-', '_')}-0.0.1.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 0.0.1\n")
+    return directory
+
+
+def environment_seeing_ours(directory: Path, *, at_start: str = "") -> Path:
+    """A virtual environment with the runtimes of the one that runs, and nothing of this project.
+
+    Args:
+        directory: a new one.
+        at_start: Python that every process of it runs first.
+    """
+    venv.create(directory, with_pip=False)
+    (packages,) = directory.glob("lib/python*/site-packages")
+    # What a .pth of that directory does, an editable installation above all, is not done here.
+    (packages / "runtimes.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (packages / "sitecustomize.py").write_text(at_start)
     return directory
 
 

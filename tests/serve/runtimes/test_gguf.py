@@ -53,7 +53,9 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("peer") / "environment"
-    return environment_with(directory, module="llama_cpp", source=STAND_IN, distribution="llama-cpp-python")
+    return environment_with(
+        directory, module="llama_cpp", source=STAND_IN, distribution="llama-cpp-python", sees_ours=True
+    )
 
 
 def test_a_gguf_file_is_a_deployment(gguf_file: Path) -> None:
@@ -67,7 +69,7 @@ def test_a_gguf_file_is_a_deployment(gguf_file: Path) -> None:
 def test_what_does_not_fit_a_gguf_file_is_refused(gguf_file: Path, export: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtefactMissing, match="a gguf file; not onnx"):
         find_deployment(Target(gguf_file, format="onnx"))
-    with pytest.raises(UsageError, match=r"only llama\.cpp and DeepSparse run in an environment of their own"):
+    with pytest.raises(UsageError, match="OpenVINO does not run in another environment here"):
         find_deployment(parse_target(f"{export}@environment={tmp_path}"))
     with pytest.raises(UsageError, match="STREAMS is no property that gguf knows"):
         find_deployment(parse_target(f"{gguf_file}@STREAMS=1"))
@@ -81,7 +83,8 @@ def test_without_llama_cpp_the_command_says_what_to_install(gguf_file: Path, tmp
     venv.create(tmp_path / "empty", with_pip=False)
     done = serve("bench", f"{gguf_file}@environment={tmp_path / 'empty'}", *QUICK)
     assert done.returncode == PackageMissing.exit_code
-    assert "pip install llama-cpp-python" in done.stderr
+    assert "numpy and llama_cpp cannot be imported there" in done.stderr
+    assert "pip install numpy llama-cpp-python" in done.stderr
 
 
 def test_an_environment_that_cannot_serve_is_refused(environment: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_help_and_refusals_know_it(environment: dict[str, str], model: Path, tmp
     assert "|toy]" in serve(environment, "bench", "--help").stdout
     for arguments, code, words in (
         (("bench", f"{model}@STREAMS=1"), 2, "STREAMS is no property that toy knows"),
-        (("bench", f"{model}@environment={tmp_path}"), 2, "only llama.cpp and DeepSparse run in an environment"),
+        (("bench", f"{model}@environment={tmp_path}"), 2, "Counting does not run in another environment here"),
         (("bench", model, "--device", "CUDA"), 4, "Counting runs on CPU here, not on CUDA"),
         (("bench", model, "--precision", "bf16"), 2, "integers have one precision"),
         (("bench", model, "--batch-size", "2", "--threads", "1"), 2, "Counting decodes one prompt at a time, not 2"),

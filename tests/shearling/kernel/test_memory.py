@@ -26,7 +26,7 @@ LOAD = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from serve.bench.environment import memory_bytes, peak_memory_bytes
+from serve.visitor.own_process import memory_bytes, peak_memory_bytes
 from shearling.kernel.openvino_extension import core_for
 
 def load(path):

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from serve.bench.environment import huge_memory_bytes, peak_memory_bytes, pin, private_memory_bytes, usable_cpus
-from serve.bench.huge_pages import HUGE_BYTES, collapse_memory
-from serve.bench.waiting import waited_s
+from serve.visitor.huge_pages import HUGE_BYTES, collapse_memory
+from serve.visitor.own_process import huge_memory_bytes, peak_memory_bytes, pin, private_memory_bytes, usable_cpus
+from serve.visitor.waiting import waited_s
 
 BUSY = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
 

@@ -1,0 +1,169 @@
+"""Which release of a runtime was the first that is slower?
+
+The first of a list of versions is the reference; the last is compared with it, and where that is slower, the middle of
+what is left in doubt, until two neighbours are left. As with `git bisect`, what became slower is taken to stay so.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.guard.regression import CheckOutcome, Verdict
+from serve.guard.reports import CheckRecord
+from shearling.console import log
+from shearling.errors import CheckFailed, UsageError
+from shearling.strict_json import Document
+from shearling.virtual_environment import make_environment
+
+VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+!_-]*")
+PACKAGE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
+
+
+class Bisection(Document):
+    """What became of a list of versions.
+
+    Attributes:
+        versions: in the order given.
+        outcomes: of those that were measured against the first one.
+        checks: the same, in the order of time.
+        first_slower: the version that a pass precedes; None where the last one passes, or nothing is clear.
+        last_good: the version before it.
+    """
+
+    package: str
+    versions: tuple[str, ...]
+    outcomes: dict[str, CheckOutcome]
+    checks: tuple[CheckRecord, ...]
+    first_slower: str | None
+    last_good: str | None
+
+    @property
+    def conclusive(self) -> bool:
+        """Every check that was needed was clear."""
+        return "inconclusive" not in self.outcomes.values()
+
+
+@dataclass(frozen=True)
+class Installation:
+    """How the environment of a version is made.
+
+    Attributes:
+        package: what is looked at.
+        also: further requirements; `{version}` stands for the version.
+        python: that makes it; None is the one that runs.
+        directory: keeps the environments, and those in it are used again; None throws them away.
+    """
+
+    package: str
+    also: tuple[str, ...] = ("numpy",)
+    python: Path | None = None
+    directory: Path | None = None
+
+    def requirements(self, version: str) -> list[str]:
+        """What pip installs."""
+        return [f"{self.package}=={version}", *(text.replace("{version}", version) for text in self.also)]
+
+
+def parse_versions(text: str) -> list[str]:
+    """Read `2026.2.1,2026.3.1,2026.4.1`.
+
+    Raises:
+        UsageError: fewer than two, one twice, or something that is no version.
+    """
+    versions = [part.strip() for part in text.split(",")]
+    if len(versions) < 2 or len(set(versions)) < len(versions) or not all(map(VERSION.fullmatch, versions)):
+        raise UsageError(
+            f"cannot read the versions {text!r}",
+            remedy="Give two or more, the oldest first: --versions 2026.2.1,2026.3.1,2026.4.1",
+        )
+    return versions
+
+
+def bisect_versions(
+    versions: Sequence[str], installation: Installation, check: Callable[[Path, Path, str], tuple[Verdict, CheckRecord]]
+) -> Bisection:
+    """Find the first slower version.
+
+    Args:
+        versions: the reference first; the order is that in which they appeared.
+        installation: how their environments are made.
+        check: measures a candidate's environment against the reference's; gets the version, too.
+
+    Raises:
+        UsageError: the package has no such name.
+        PackageMissing: pip cannot install a version.
+        ShearlingError: a version cannot be measured.
+    """
+    if not PACKAGE.fullmatch(installation.package):
+        raise UsageError(
+            f"no name of a package: {installation.package!r}", remedy="Give --package openvino, for example"
+        )
+    records: list[CheckRecord] = []
+    outcomes: dict[str, CheckOutcome] = {}
+    with ExitStack() as stack:
+        root = installation.directory or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="shearling-bisect-"))
+        )
+
+        def environment(version: str) -> Path:
+            directory = root / f"{installation.package}-{version}"
+            if not (directory / "bin" / "python").is_file():
+                log.print(f"installing {installation.package} {version}")
+                make_environment(directory, installation.requirements(version), python=installation.python)
+            return directory
+
+        def measure(place: int) -> CheckOutcome:
+            version = versions[place]
+            log.print(f"measuring {installation.package} {version} against {versions[0]}")
+            verdict, record = check(environment(version), environment(versions[0]), version)
+            outcomes[version] = verdict.outcome
+            records.append(record)
+            log.print(f"{installation.package} {version}: {verdict.outcome}")
+            return verdict.outcome
+
+        slow = _first_slow(len(versions), measure)
+    return Bisection(
+        package=installation.package,
+        versions=tuple(versions),
+        outcomes=outcomes,
+        checks=tuple(records),
+        first_slower=None if slow is None else versions[slow],
+        last_good=None if slow is None else versions[slow - 1],
+    )
+
+
+def require_none_slower(found: Bisection) -> None:
+    """Turn what was found into an error.
+
+    Raises:
+        CheckFailed: a version is slower, or a check was inconclusive.
+    """
+    if found.first_slower is not None:
+        word = "changes its output" if found.outcomes[found.first_slower] == "changed" else "is slower"
+        raise CheckFailed(f"{found.package} {found.first_slower} is the first that {word}; {found.last_good} is not so")
+    if not found.conclusive:
+        open_versions = [version for version, outcome in found.outcomes.items() if outcome == "inconclusive"]
+        raise CheckFailed(
+            f"inconclusive for {found.package} {', '.join(open_versions)}",
+            remedy="Measure longer (--budget), or on a quieter machine",
+        )
+
+
+def _first_slow(count: int, measure: Callable[[int], CheckOutcome]) -> int | None:
+    """Place of the first version that does not pass; None where the last one does, or nothing can be told."""
+    bad = {"regression", "changed"}
+    if measure(count - 1) not in bad:
+        return None
+    good, slow = 0, count - 1
+    while slow - good > 1:
+        middle = (good + slow) // 2
+        outcome = measure(middle)
+        if outcome == "inconclusive":
+            return None
+        good, slow = (good, middle) if outcome in bad else (middle, slow)
+    return slow

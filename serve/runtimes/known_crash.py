@@ -1,0 +1,72 @@
+"""The crash of a runtime that is known, and its avoidance where exactly that is met which was seen.
+
+OpenVINO 2026.4 dies of SIGFPE on processors with AMX when a decoder whose weights are float32 computes in bf16, its
+default there, with one thread and a prompt of 64 tokens. In float32, with two threads, and at one token it does not.
+docs/latency.md has a reproduction without this project.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from serve.runtimes.deployment import Deployment
+from serve.runtimes.runtime import RunOptions
+from serve.visitor.own_process import usable_cpus
+from serve.visitor.processor import read_processor
+from shearling.errors import DeviceUnavailable
+from shearling.kernel.openvino_extension import needs_extension
+from shearling.virtual_environment import installed_version
+
+AFFECTED = "2026.4."
+"""Releases of OpenVINO in which it was seen."""
+SMALLER_WEIGHTS = re.compile(rb'element_type="(?:f16|bf16|[iu][48]|nf4|f4e2m1|f8e[45]m[23])"')
+AVOIDED = (
+    "computed in float32 instead of bf16: OpenVINO 2026.4 dies on processors with AMX where a float32 file runs in "
+    "bf16 with one thread (docs/latency.md)"
+)
+
+
+def avoid_known_crash(deployments: Sequence[Deployment], options: RunOptions) -> tuple[RunOptions, str | None]:
+    """The same options, or others for all, where one of the deployments would end its process; and why.
+
+    Args:
+        deployments: what will run.
+        options: as asked for; `default` may be replaced, because it names no precision.
+
+    Raises:
+        DeviceUnavailable: bf16 was asked for, and would crash.
+    """
+    met = next((deployment for deployment in deployments if _would_crash(deployment, options)), None)
+    if met is None:
+        return options, None
+    if "bf16" in (options.precision, met.properties.get("INFERENCE_PRECISION_HINT")):
+        raise DeviceUnavailable(
+            "OpenVINO 2026.4 dies here of SIGFPE: AMX, a float32 file, bf16 and one thread (docs/latency.md)",
+            where=met.label,
+            remedy="Use --threads 2, or --precision fp32",
+        )
+    return options.model_copy(update={"precision": "fp32"}), AVOIDED
+
+
+def _would_crash(deployment: Deployment, options: RunOptions) -> bool:
+    return (
+        deployment.format == "openvino"
+        and options.device == "CPU"
+        and _threads(deployment, options) == 1
+        and _may_be_bf16(deployment, options)
+        and any(flag.startswith("amx") for flag in read_processor()[1])
+        and not needs_extension(deployment.model_file)
+        and SMALLER_WEIGHTS.search(deployment.model_file.read_bytes()) is None
+        and (installed_version("openvino", deployment.environment) or "").startswith(AFFECTED)
+    )
+
+
+def _threads(deployment: Deployment, options: RunOptions) -> int:
+    own = deployment.properties.get("INFERENCE_NUM_THREADS", "")
+    return int(own) if own.isdigit() and own != "0" else options.threads or len(usable_cpus())
+
+
+def _may_be_bf16(deployment: Deployment, options: RunOptions) -> bool:
+    own = deployment.properties.get("INFERENCE_PRECISION_HINT")
+    return own == "bf16" if own else options.precision != "fp32"

@@ -1,0 +1,104 @@
+"""An IR with its tokenizer in OpenVINO GenAI; timings are its own perf_metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from serve.visitor.fault import VisitorFault, last_words
+from serve.visitor.greedy import generation
+from serve.visitor.ir import OPERATOR_SET, prepare_core, require_precision
+from serve.visitor.ir_settings import OF_GENAI, executed_precision, reported_settings
+
+TIMING_SOURCE = "openvino_genai perf_metrics: get_ttft, raw m_durations, get_generate_duration"
+
+
+class VisitedGenai:
+    """A stateful IR with its converted tokenizer; see `serve.visitor.ir.VisitedIr`."""
+
+    def __init__(self, xml: Path, options: Mapping[str, Any], own: Mapping[str, str]) -> None:
+        import openvino
+        import openvino_genai
+
+        self._where = xml.parent
+        core, device = openvino.Core(), options["device"]
+        properties = prepare_core(core, xml, options, own)
+        try:
+            of_device = {name: value for name, value in properties.items() if name not in OF_GENAI}
+            probe = core.compile_model(_one_operator(), device, of_device)
+        except RuntimeError as error:
+            raise VisitorFault(
+                "UsageError", f"OpenVINO refuses {properties}: {last_words(error)}", where=xml
+            ) from error
+        self.facts = {
+            "runtime": f"OpenVINO GenAI {openvino_genai.__version__.partition('-')[0]}",
+            "provider": device,
+            "precision": executed_precision(probe),
+            "settings": {**reported_settings(probe), "openvino": openvino.__version__.partition("-")[0]},
+            "timing_source": TIMING_SOURCE,
+        }
+        require_precision(self.facts["precision"], options)
+        open_pipeline: Any = openvino_genai.LLMPipeline
+        if OPERATOR_SET in xml.read_bytes():
+            # As its own users load it: with the operators, and attention inside them.
+            from shearling_runtime import pipeline as open_pipeline
+        try:
+            self._pipeline = open_pipeline(str(self._where), device, **properties)
+        except Exception as error:  # RuntimeError, and the faults of shearling_runtime
+            raise VisitorFault(
+                "ModelUnsupported", f"OpenVINO GenAI cannot load it: {last_words(error)}", where=self._where
+            ) from error
+
+    def generate(self, rows: Sequence[Sequence[int]], new_tokens: int) -> dict[str, Any]:
+        """See `serve.visitor.greedy.decode_greedily`."""
+        import openvino_genai
+
+        # A fresh configuration: what the model's own says of sampling and penalties does not belong in a greedy run.
+        config = openvino_genai.GenerationConfig()
+        config.do_sample, config.max_new_tokens, config.ignore_eos = False, new_tokens, True
+        read = read_generation(self._pipeline.generate(prompt_of(rows), config), len(rows))
+        if (len(read["token_ids"]), len(read["gaps_s"])) != (new_tokens, new_tokens - 1):
+            raise VisitorFault(
+                "ModelUnsupported", f"GenAI made {len(read['token_ids'])} tokens, {new_tokens} were asked for"
+            )
+        return read
+
+
+def prompt_of(rows: Sequence[Sequence[int]]) -> Any:
+    """What GenAI takes for token ids, [batch][length]."""
+    import numpy as np
+    import openvino
+    import openvino_genai
+
+    ids = np.asarray([list(row) for row in rows], dtype=np.int64)
+    # A bare tensor holds one prompt; a batch comes with its mask.
+    if len(rows) == 1:
+        return openvino.Tensor(ids)
+    return openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+
+
+def read_generation(result: Any, rows: int) -> dict[str, Any]:
+    """The fields of a `serve.runtimes.runtime.Generation`, as GenAI measured them itself."""
+    metrics = result.perf_metrics
+    # One entry for each row of each step; the rows of a step share it.
+    gaps_s = [float(gap_us) / 1e6 for gap_us in metrics.raw_metrics.m_durations[::rows]]
+    return generation(
+        [int(token) for token in result.tokens[0]],
+        metrics.get_ttft().mean / 1e3,
+        gaps_s,
+        metrics.get_generate_duration().mean / 1e3,
+    )
+
+
+def _one_operator() -> Any:
+    """A pipeline does not show its compiled model: this one is asked what the device makes of the properties."""
+    import numpy as np
+    import openvino
+
+    try:
+        from openvino import opset8 as operators
+    except ImportError:
+        from openvino.runtime import opset8 as operators
+    value = operators.parameter([1, 4], np.float32)
+    return openvino.Model([operators.relu(value)], [value], "probe")

@@ -1,0 +1,81 @@
+"""Properties of OpenVINO for what a user asks for, and what a device answers; the same for all who measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# The CPU plugin computes in bf16 with an f16 cache and 8-bit activations unless told otherwise; the hint alone leaves
+# the last two.
+FP32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+BY_PRECISION: Mapping[str, Mapping[str, str]] = {
+    "default": {},
+    "fp32": FP32,
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+}
+REPORTED = (
+    "INFERENCE_NUM_THREADS",
+    "KV_CACHE_PRECISION",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+    "EXECUTION_DEVICES",
+    "PERFORMANCE_HINT",
+)
+OF_GENAI = frozenset({"ATTENTION_BACKEND"})
+"""Properties of a pipeline that no device knows."""
+PRECISIONS = {"f32": "fp32", "f16": "fp16"}
+"""OpenVINO's names of number formats, where they are not ours."""
+TYPE_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+def make_properties(
+    precision: str,
+    *,
+    threads: int | None,
+    hint: str | None,
+    device: str,
+    preferred: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """What OpenVINO is told.
+
+    Args:
+        precision: see `serve.runtimes.runtime.RunOptions`, also for the rest.
+        threads: of the CPU.
+        hint: of performance.
+        device: of OpenVINO.
+        preferred: instead of its own defaults, where `precision` is `default`.
+    """
+    properties = {**BY_PRECISION[precision], **((preferred or {}) if precision == "default" else {})}
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = str(threads)
+    if hint is not None:
+        properties["PERFORMANCE_HINT"] = hint.upper()
+    if not device.startswith("CPU"):
+        for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS"):
+            properties.pop(name, None)
+    return properties
+
+
+def executed_precision(compiled: Any) -> str:
+    """In what a compiled model computes, in our words; `unknown` where the device does not tell."""
+    hint = "INFERENCE_PRECISION_HINT"
+    name = property_name(compiled.get_property(hint)) if hint in supported(compiled) else "unknown"
+    return PRECISIONS.get(name, name)
+
+
+def reported_settings(compiled: Any) -> dict[str, str]:
+    """What else decides speed, in the runtime's own words."""
+    known = supported(compiled)
+    return {name: property_name(compiled.get_property(name)) for name in REPORTED if name in known}
+
+
+def supported(compiled: Any) -> set[str]:
+    """Properties that a compiled model can be asked for."""
+    return {str(name) for name in compiled.get_property("SUPPORTED_PROPERTIES")}
+
+
+def property_name(value: Any) -> str:
+    """A property's value as text."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(property_name(item) for item in value)
+    text = value.get_type_name() if hasattr(value, "get_type_name") else str(value)
+    return TYPE_NAMES.get(text, text)

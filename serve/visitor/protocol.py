@@ -1,0 +1,91 @@
+"""How a measuring process answers: one JSON line in, one JSON line out, on the pipes that its parent holds.
+
+    {"do": "load", "deployment": ..., "options": ...}         -> import_s, load_s, memory_before_bytes, facts
+    {"do": "generate", "rows": [[...], ...], "new_tokens": N} -> generation, wall_s, waited_s
+    {"do": "settle", "threads": N, "huge_pages": true}        -> huge_bytes
+    {"do": "report"}                                          -> peak_bytes, private_bytes, huge_bytes, cpus, nice
+
+An error is {"error": class name, "message", "where", "remedy"}. End of input ends the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from serve.visitor.huge_pages import collapse_memory
+from serve.visitor.own_process import (
+    huge_memory_bytes,
+    peak_memory_bytes,
+    pin,
+    private_memory_bytes,
+    raise_priority,
+    usable_cpus,
+)
+from serve.visitor.waiting import waited_s
+
+Reply = dict[str, Any]
+Answer = Callable[[Mapping[str, Any]], Reply]
+
+
+def answer_requests(answer: Answer, describe_error: Callable[[Exception], Reply | None]) -> None:
+    """Answer requests until the input ends.
+
+    Args:
+        answer: does one request.
+        describe_error: what to reply to an exception; None lets it end the process.
+    """
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Before any thread exists: they inherit it.
+    raise_priority()
+    # Libraries write to descriptor 1 as they please; the protocol keeps the real one for itself.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            reply = answer(json.loads(line))
+        except Exception as error:
+            described = describe_error(error)
+            if described is None:
+                raise
+            reply = described
+        channel.write(json.dumps(reply) + "\n")
+        channel.flush()
+
+
+def report() -> Reply:
+    """What this process holds, and where it may run."""
+    memory = {
+        "peak_bytes": peak_memory_bytes(),
+        "private_bytes": private_memory_bytes(),
+        "huge_bytes": huge_memory_bytes(),
+    }
+    return {**memory, "cpus": usable_cpus(), "nice": os.getpriority(os.PRIO_PROCESS, 0)}
+
+
+def settle(request: Mapping[str, Any]) -> Reply:
+    """Pin this process, and move what the warm-up has allocated into huge pages."""
+    pin(request["threads"])
+    return {"huge_bytes": collapse_memory() if request["huge_pages"] else 0}
+
+
+def timed(generate: Callable[[], Reply]) -> Reply:
+    """One generation, its wall time, and what of that the calling thread waited for a CPU."""
+    gc.collect()
+    gc.disable()
+    try:
+        before_s, started_s = waited_s(), time.perf_counter()
+        generation = generate()
+        wall_s, after_s = time.perf_counter() - started_s, waited_s()
+    finally:
+        gc.enable()
+    # Two clocks: what they disagree by must not leave a time of nothing.
+    waited = None if before_s is None or after_s is None else min(after_s - before_s, 0.999 * wall_s)
+    return {"generation": generation, "wall_s": wall_s, "waited_s": waited}

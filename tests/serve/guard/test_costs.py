@@ -1,0 +1,69 @@
+"""Load time, memory, tokens and noise, on invented figures."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from serve.bench.measurement import Sample
+from serve.guard.calibration import calibrate, typical_difference
+from serve.guard.costs import judge_load, judge_memory
+from serve.guard.tokens import compare_tokens
+
+
+def memory(candidate: list[int], reference: list[int]) -> SimpleNamespace:
+    return SimpleNamespace(subjects=[SimpleNamespace(session_peaks_bytes=peaks) for peaks in (reference, candidate)])
+
+
+@pytest.mark.parametrize(
+    ("candidate", "outcome"),
+    [([104, 105], "pass"), ([120, 121], "regression"), ([104, 121], "inconclusive"), ([150], "inconclusive")],
+)
+def test_memory_is_judged_where_all_pairs_agree(candidate: list[int], outcome: str) -> None:
+    found, ratio = judge_memory(memory(candidate, [100] * len(candidate)), max_ratio=1.1)
+    assert found == outcome
+    assert (ratio.low, ratio.high) == (min(candidate) / 100, max(candidate) / 100)
+
+
+def test_load_times_are_judged_at_their_looks_and_not_before() -> None:
+    slow = [(1.0 + 0.01 * place, 2.0 + 0.03 * place) for place in range(20)]
+    assert judge_load(slow[:8], max_ratio=1.5, ended=False)[0] == "inconclusive"
+    assert judge_load(slow[:8], max_ratio=1.5, ended=True)[0] == "inconclusive"
+    assert judge_load(slow[:9], max_ratio=1.5, ended=False)[0] == "regression"
+    assert judge_load([(one, one) for one, _ in slow], max_ratio=1.5, ended=False)[0] == "pass"
+
+
+def answer(subject: int, block: int, tokens: tuple[int, ...]) -> Sample:
+    times = dict.fromkeys(("ttft_s", "total_s", "started_s", "lost_first_s", "lost_decode_s"), 1.0)
+    shape = {"session": 0, "position": 0, "prompt_tokens": 4, "batch": 1, "gaps_s": (1.0,), "waited_s": None}
+    return Sample(subject=subject, block=block, token_ids=tokens, **times, **shape)
+
+
+@pytest.mark.parametrize(
+    ("found", "differing", "first"),
+    [((1, 2, 3), 0, None), ((1, 2, 4), 1, 3), ((9, 2, 3), 1, 1), ((1, 2), 1, 3), ((1, 2, 3, 4), 1, 4)],
+)
+def test_the_earliest_difference_is_found(found: tuple[int, ...], differing: int, first: int | None) -> None:
+    samples = [answer(0, 0, (1, 2, 3)), answer(1, 0, found), answer(1, 1, (5, 6)), answer(0, 1, (5, 6))]
+    agreement = compare_tokens(samples, allowed=False)
+    assert (agreement.prompts, agreement.differing, agreement.first) == (2, differing, first)
+    assert agreement.kept == (differing == 0)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.2])
+def test_the_noise_of_equal_work_is_that_of_its_pairs(noise: float) -> None:
+    generator = np.random.default_rng(4)
+    drift = np.repeat(np.exp(np.linspace(0, 1, 2000)), 2)
+    times = drift * np.exp(generator.normal(scale=noise / np.sqrt(2), size=4000))
+    times[::50] *= 10  # outliers
+    assert typical_difference(times.tolist()) == pytest.approx(noise, rel=0.1)
+
+
+def test_a_calibration_measures_something() -> None:
+    found = calibrate(0.2)
+    assert found.pairs >= 2
+    assert 0 <= found.noise < 10
+    assert 0 <= found.lost_share <= 1
+    assert f"{found.noise:.1%}" in found.told()

@@ -1,0 +1,70 @@
+"""Reports of what may be in a message: quotes, colours, markup, and characters that a format cannot hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from serve.bench.statistics import Estimate
+from serve.guard.regression import GUARDED, Verdict
+from serve.guard.reports import CheckRecord, append_summary, outcome_counts, record_of, write_junit, write_report
+from shearling.errors import PackageMissing
+
+NASTY = 'a \x1b[31mred\x1b[0m <b>|`word`|</b> & "quoted" ]]> \x00 line\nbreak \ufffe é 漢'
+
+
+def verdict(outcome: str, *, changes: tuple[str, ...] = ()) -> Verdict:
+    ratio = Estimate(median=1.2, low=1.1, high=1.3, samples=16)
+    return Verdict(
+        outcome=outcome,
+        outcomes=dict.fromkeys(GUARDED, outcome),
+        ratios=dict.fromkeys(GUARDED, ratio),
+        sessions=(1.2, 1.2),
+        max_ratio=1.05,
+        limits=dict.fromkeys(GUARDED, 1.05),
+        blocks=16,
+        lost_share=0.0,
+        changes=changes,
+    )
+
+
+@pytest.fixture
+def records() -> list[CheckRecord]:
+    sides = {"name": NASTY, "candidate": NASTY, "reference": NASTY}
+    error = record_of(PackageMissing(NASTY, where=NASTY, remedy=NASTY), **sides)
+    found = [
+        CheckRecord(created="2026-11-27T00:00:00Z", runtimes=(NASTY, NASTY), machine=NASTY, verdict=item, **sides)
+        for item in (verdict("regression", changes=(NASTY,)), verdict("pass"), verdict("inconclusive"))
+    ]
+    return [error, *found]
+
+
+def test_junit_is_xml_and_counts(records: list[CheckRecord], tmp_path: Path) -> None:
+    write_junit(tmp_path / "junit.xml", records)
+    suites = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    counts = [(suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) for suite in suites]
+    assert counts == [("1", "0", "1"), ("2", "2", "0"), ("2", "0", "0"), ("2", "2", "0")]
+    assert '<b>|`word`|</b> & "quoted" ]]>' in suites[0][0].find("error").text
+    assert {case.find("failure").attrib["type"] for case in suites[3]} == {"inconclusive"}
+    assert "é 漢" in suites[1][0].find("failure").text
+
+
+def test_markdown_keeps_its_tables(records: list[CheckRecord], tmp_path: Path) -> None:
+    append_summary(tmp_path / "summary.md", records)
+    append_summary(tmp_path / "summary.md", records[2:3])
+    text = (tmp_path / "summary.md").read_text()
+    assert text.count("### Latency") == 2
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 4 * (2 + len(GUARDED))
+    assert {line.count("|") for line in rows} == {5}
+    assert "<b>" not in text.replace("\\<b\\>", "")
+
+
+def test_the_page_holds_text_as_text(records: list[CheckRecord], tmp_path: Path) -> None:
+    write_report(tmp_path / "latency.html", records, notes=[NASTY])
+    page = (tmp_path / "latency.html").read_text()
+    assert "<b>" not in page
+    assert page.count("<h2>") == 4
+    assert outcome_counts(records) == {"pass": 1, "regression": 1, "inconclusive": 1, "error": 1}

@@ -1,0 +1,96 @@
+"""The crash that is known is avoided where it was seen: AMX, OpenVINO 2026.4, float32 weights, bf16, one thread.
+
+No machine of these tests need have AMX: what the processor says of itself is replaced, the rest is real.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serve.bench.benchmark import run_benchmark
+from serve.bench.workload import make_workload
+from serve.runtimes.deployment import Deployment, find_deployment
+from serve.runtimes.known_crash import AVOIDED, avoid_known_crash
+from serve.runtimes.runtime import RunOptions, load_runtime
+from shearling.errors import DeviceUnavailable
+from shearling.target import Target, parse_target
+
+DEFAULT = RunOptions(threads=1)
+
+
+@pytest.fixture
+def deployment(export: Path) -> Deployment:
+    return find_deployment(Target(export / "openvino"))
+
+
+@pytest.fixture
+def amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("amx_bf16", "amx_int8", "amx_tile", "avx512f")
+    monkeypatch.setattr("serve.runtimes.known_crash.read_processor", lambda: ("a processor", flags))
+    monkeypatch.setattr("serve.runtimes.known_crash.installed_version", lambda *_: "2026.4.1")
+
+
+@pytest.mark.usefixtures("amx")
+def test_the_default_computes_in_float32(deployment: Deployment) -> None:
+    assert avoid_known_crash([deployment], DEFAULT) == (RunOptions(threads=1, precision="fp32"), AVOIDED)
+
+
+@pytest.mark.usefixtures("amx")
+def test_where_anything_differs_nothing_changes(
+    deployment: Deployment, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options in (
+        RunOptions(threads=2),
+        RunOptions(threads=1, precision="fp32"),
+        RunOptions(threads=1, device="GPU"),
+    ):
+        assert avoid_known_crash([deployment], options) == (options, None)
+    for settings in ("INFERENCE_NUM_THREADS=2", "INFERENCE_PRECISION_HINT=f32"):
+        given = find_deployment(parse_target(f"{export / 'openvino'}@{settings}"))
+        assert avoid_known_crash([given], DEFAULT) == (DEFAULT, None)
+    smaller = tmp_path / "openvino_model.xml"
+    smaller.write_text((export / "openvino" / "openvino_model.xml").read_text().replace('"f32"', '"i8"', 1))
+    assert avoid_known_crash([deployment.model_copy(update={"directory": tmp_path})], DEFAULT) == (DEFAULT, None)
+    assert avoid_known_crash([find_deployment(Target(export / "onnx"))], DEFAULT) == (DEFAULT, None)
+    monkeypatch.setattr("serve.runtimes.known_crash.installed_version", lambda *_: "2026.5.0")
+    assert avoid_known_crash([deployment], DEFAULT) == (DEFAULT, None)
+
+
+def test_without_amx_nothing_changes(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.runtimes.known_crash.read_processor", lambda: ("a processor", ("avx512_bf16",)))
+    assert avoid_known_crash([deployment], DEFAULT) == (DEFAULT, None)
+
+
+@pytest.mark.usefixtures("amx")
+def test_one_cpu_is_one_thread(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.runtimes.known_crash.usable_cpus", lambda: (0, 1))
+    assert avoid_known_crash([deployment], RunOptions())[1] is None
+    monkeypatch.setattr("serve.runtimes.known_crash.usable_cpus", lambda: (0,))
+    assert avoid_known_crash([deployment], RunOptions())[0].precision == "fp32"
+
+
+@pytest.mark.usefixtures("amx")
+def test_bf16_that_was_asked_for_is_refused_not_replaced(deployment: Deployment) -> None:
+    with pytest.raises(DeviceUnavailable, match=r"dies here of SIGFPE.*--threads 2"):
+        avoid_known_crash([deployment], RunOptions(threads=1, precision="bf16"))
+    own = find_deployment(parse_target(f"{deployment.directory}@INFERENCE_PRECISION_HINT=bf16"))
+    with pytest.raises(DeviceUnavailable, match="dies here of SIGFPE"):
+        avoid_known_crash([own], DEFAULT)
+
+
+@pytest.mark.usefixtures("amx")
+def test_both_sides_change_and_the_benchmark_says_so(export: Path) -> None:
+    targets = [Target(export / "openvino"), Target(export / "onnx")]
+    benchmark = run_benchmark(targets, options=DEFAULT, workload=make_workload(8, 2, repeats=1, warmup=0))
+    assert (benchmark.options.precision, benchmark.changes) == ("fp32", (AVOIDED,))
+    assert [subject.facts.precision for subject in benchmark.subjects] == ["fp32", "fp32"]
+
+
+@pytest.mark.usefixtures("amx")
+def test_a_runtime_in_this_process_changes_too(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = load_runtime(deployment, DEFAULT)
+    assert runtime.facts.precision == "fp32"
+    assert capsys.readouterr().err.count(AVOIDED) == 1
+    runtime.close()

@@ -1,0 +1,44 @@
+"""A stand-in for llama-cpp-python that takes its time, for checks whose verdict must not depend on a real model."""
+
+from __future__ import annotations
+
+SOURCE = """
+import ctypes, os, signal, time
+
+STEP_S, DIES_UNLESS_THREADS, SIGNAL, STRIDE = {step_s}, {threads}, "{signal}", {stride}
+
+class Llama:
+    def __init__(self, path, *, n_ctx, n_batch, n_threads, n_threads_batch, verbose):
+        self.n_threads, self.ctx = n_threads, self
+
+    def n_vocab(self):
+        return 400
+
+    def reset(self):
+        self.last = None
+
+    def eval(self, tokens):
+        if DIES_UNLESS_THREADS and self.n_threads != DIES_UNLESS_THREADS:
+            os.kill(os.getpid(), getattr(signal, SIGNAL))
+        time.sleep(STEP_S)
+        self.last = tokens[-1]
+
+def llama_get_logits_ith(ctx, index):
+    logits = (ctypes.c_float * ctx.n_vocab())()
+    logits[(ctx.last + STRIDE) % ctx.n_vocab()] = 1
+    return logits
+"""
+
+
+def stand_in(
+    *, step_s: float = 0.003, dies_unless_threads: int | None = None, signal: str = "SIGFPE", stride: int = 1
+) -> str:
+    """Its source.
+
+    Args:
+        step_s: that one call takes.
+        dies_unless_threads: the only number of threads at which it lives.
+        signal: that it dies of.
+        stride: from a token to the next one.
+    """
+    return SOURCE.format(step_s=step_s, threads=dies_unless_threads, signal=signal, stride=stride)
