@@ -28,8 +28,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from serve.bench.environment import describe_environment, pin, raise_priority
+from serve.bench.environment import describe_environment
 from serve.bench.statistics import Estimate, paired_ratio
+from serve.visitor.own_process import pin, raise_priority
 from shearling.console import log
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -53,7 +53,6 @@ class OpenVINORuntime:
     """
 
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
-
         self._directory = deployment.directory
         _require_tokenizer(self._directory)
         self.facts, properties = _prepare(deployment, options)
