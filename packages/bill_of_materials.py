@@ -47,7 +47,12 @@ def write_bill(wheel: Path, project: Path) -> Path:
         ValueError: cyclonedx-py made what breaks the schema.
     """
     metadata = _metadata(wheel)
-    requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+    requirements = [
+        requirement
+        for requirement in map(Requirement, metadata.get_all("Requires-Dist", []))
+        # An extra that brings another extra needs the distribution itself.
+        if canonicalize_name(requirement.name) != canonicalize_name(metadata["Name"])
+    ]
     required = _brought_by(requirements, frozenset(), absent=None)
     extras = frozenset(metadata.get_all("Provides-Extra", [])) - FOR_DEVELOPERS
     absent: set[str] = set()
