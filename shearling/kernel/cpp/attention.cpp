@@ -23,7 +23,8 @@ constexpr size_t piece_positions = 128;  // appended by one chunk
 // all but the last step already, if it is the partner of the one that is read and both continue the same lineage.
 struct CacheHeader {
     uint64_t lineage;
-    uint64_t positions;
+    uint32_t positions;
+    uint32_t slots;    // it was laid out for: memory outlives a layout
     uint64_t self;     // address of this cache
     uint64_t partner;  // of the cache that it was written from
 };
@@ -124,8 +125,8 @@ const char* attention_fault(const StepView& step, const Rows& qkv, const CacheVi
         if (cache.past == nullptr || cache.past_slots < needed) {
             return "the cache holds fewer positions than the mask tells of";
         }
-        if (step.sources == nullptr && cache.past_batch != step.batch) {
-            return "the cache is of other sequences";
+        if (step.sources == nullptr && cache.past_batch < step.batch) {
+            return "the cache is of fewer sequences";
         }
         for (size_t row = 0; step.sources != nullptr && row < step.batch; ++row) {
             if (step.sources[row] < 0 || static_cast<size_t>(step.sources[row]) >= cache.past_batch) {
@@ -156,7 +157,7 @@ AttentionPlan::AttentionPlan(
                            past.partner == address_of(cache.next) && past.positions == step.past();
     const bool holds = continues && next.lineage == past.lineage && next.self == address_of(cache.next) &&
                        next.partner == address_of(cache.past) && next.positions <= step.past() &&
-                       cache.past_slots == cache.next_slots && cache.past_batch == step.batch;
+                       next.slots == cache.next_slots && cache.past_batch == step.batch;
     kept = holds ? next.positions : 0;
     lineage = continues ? past.lineage : new_lineage();
     // Some 48 queries share what is read of keys and values.
@@ -374,7 +375,8 @@ void AttentionSteps::add_to(Phases& phases) const {
 
 void AttentionSteps::finish() const {
     const CacheHeader header{
-        plan_.lineage, plan_.step.positions, address_of(plan_.cache.next), address_of(plan_.cache.past)};
+        plan_.lineage, static_cast<uint32_t>(plan_.step.positions), static_cast<uint32_t>(plan_.cache.next_slots),
+        address_of(plan_.cache.next), address_of(plan_.cache.past)};
     std::memcpy(plan_.cache.next, &header, sizeof header);
 }
 

@@ -92,15 +92,25 @@ inline void damage(Random& random, Decoder& decoder) {
     }
 }
 
-// Memory that is kept as long as its shape, as that of a variable is.
-struct Cache {
-    std::unique_ptr<ExactTensor> memory;
-    ov::Tensor& of(const ov::Shape& shape) {
-        if (memory == nullptr || memory->tensor().get_shape() != shape) {
-            memory = std::make_unique<ExactTensor>(ov::element::u8, shape);
+// Memory as a variable has it: it stays where it is until it is too small, and holds what was written last, in whatever
+// shape. Exact, or with room, which a longer sequence before left.
+class Cache {
+public:
+    ov::Tensor& of(const ov::Shape& shape, size_t room) {
+        const size_t bytes = ov::shape_size(shape);
+        if (memory_ == nullptr || size_ < bytes) {
+            size_ = std::max(bytes, room);
+            memory_ = std::make_unique<ExactTensor>(ov::element::u8, ov::Shape{size_});
         }
-        return memory->tensor();
+        tensor_ = ov::Tensor(ov::element::u8, shape, memory_->tensor().data());
+        return tensor_;
     }
+    ov::Tensor& tensor() { return tensor_; }
+
+private:
+    std::unique_ptr<ExactTensor> memory_;
+    size_t size_ = 0;
+    ov::Tensor tensor_;
 };
 
 class DecoderRun {
@@ -126,12 +136,16 @@ public:
 
     // Computes some steps; throws where something is refused.
     void run(bool damaged) {
-        const size_t steps = 1 + random_.below(6);
-        size_t past = 0;
-        for (size_t step = 0; step < steps; ++step) {
-            const size_t rows = random_.once_in(3) ? 1 + random_.below(30) : 1;
-            one(past, rows, damaged && random_.once_in(2));
-            past += rows;
+        room_ = random_.once_in(2) ? size_t{1} << 19 : 0;
+        for (size_t sequence = random_.below(2); sequence < 2; ++sequence) {
+            const size_t steps = 1 + random_.below(6);
+            // Now and then up to where a cache grows.
+            size_t past = 0, rows = random_.once_in(4) ? 190 : 1 + random_.below(30);
+            for (size_t step = 0; step < steps; ++step) {
+                one(past, rows, damaged && random_.once_in(2));
+                past += rows;
+                rows = random_.once_in(3) ? 1 + random_.below(30) : 1;
+            }
         }
     }
 
@@ -171,7 +185,7 @@ private:
         Cache& old = caches_[turn_];
         Cache& fresh = caches_[1 - turn_];
         ov::Tensor none(ov::element::u8, {batch, 2 * static_cast<size_t>(decoder_.kv_heads), 0, 2 * width});
-        ov::Tensor cache = past == 0 ? none : old.memory->tensor();
+        ov::Tensor cache = past == 0 ? none : old.tensor();
         if (damaged && random_.once_in(3)) {  // cut off, as whoever takes a state back does
             ov::Shape shape = cache.get_shape();
             shape[random_.below(4)] = random_.below(4) * 7;
@@ -186,7 +200,7 @@ private:
         if (decoder_.bias || decoder_.norm) {
             inputs.push_back(vectors.tensor());
         }
-        const auto results = evaluate_into(fresh.of(next_shape), inputs);
+        const auto results = evaluate_into(fresh.of(next_shape, room_), inputs);
         // In memory that knows nothing of the steps before, the same comes out.
         ExactTensor strange(ov::element::u8, next_shape), copy(ov::element::u8, cache.get_shape());
         std::memcpy(copy.tensor().data(), cache.data(), cache.get_byte_size());
@@ -218,7 +232,7 @@ private:
     std::shared_ptr<shearling::SparseStep> step_;
     Cache caches_[2];
     std::unique_ptr<ExactTensor> cut_;
-    size_t turn_ = 0;
+    size_t turn_ = 0, room_ = 0;
 };
 
 }  // namespace fuzz

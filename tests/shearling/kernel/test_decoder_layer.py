@@ -210,6 +210,32 @@ def test_steps_of_one_sequence(case):
     play(Layer(heads, **options), [1, 1, 1, 5, 1, 9, 1, 170, 1, 1, 40, 1, 1, 3, 300, 1, 1])
 
 
+def test_a_sequence_outgrows_memory_that_a_longer_one_left():
+    layer = Layer(Heads(4, 2, 16))
+    play(layer, [600, 1, 1])
+    # The caches of these positions grow at the 193rd, in memory that is large enough already.
+    play(layer, [185, *[1] * 20])
+
+
+def test_fewer_sequences_go_on():
+    layer, rng = Layer(Heads(4, 2, 16)), np.random.default_rng(0)
+    whole = [rng.standard_normal((3, 5, width)).astype(np.float32) for width in layer.heads.widths]
+    ones = np.ones((1, 5, 16), np.float32)
+
+    def step(rows: slice, batch: int, positions: int) -> np.ndarray:
+        qkv = [part[:batch, rows] for part in whole]
+        count = qkv[0].shape[1]
+        residual = np.zeros((batch, count, HIDDEN), np.float32)
+        angles = ones[:, :count]
+        return layer.infer(qkv, residual, angles, 0 * angles, np.ones((batch, positions), np.int64), range(batch))[0]
+
+    step(slice(0, 3), 3, 3)
+    found = [step(slice(3, 4), 2, 4), step(slice(4, 5), 2, 5)]
+    layer.request.reset_state()
+    step(slice(0, 3), 2, 3)
+    assert np.array_equal(found, [step(slice(3, 4), 2, 4), step(slice(4, 5), 2, 5)])
+
+
 def test_a_padded_batch():
     play(Layer(Heads(4, 2, 16)), [20, 1, 1, 5, 1], batch=3, padding=[7, 0, 19])
 
