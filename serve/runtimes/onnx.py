@@ -12,7 +12,7 @@ from serve.runtimes.recording import Recording
 from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable, ModelUnsupported, NonFiniteWeights
-from shearling.kernel.onnx_runtime_extension import DOMAIN, needs_operators, session_options_for
+from shearling.kernel.onnx_runtime_extension import CACHE_BUFFER, DOMAIN, needs_operators, session_options_for
 from shearling.kernel.runtime_refusal import refusals
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class OnnxRuntime(TokenizedRuntime):
 
     Inputs: input_ids [B, S], attention_mask [B, P + S], position_ids [B, S] (optional), past_key_values.{i}.key /
         .value
-    [B, heads, P, width]. Outputs: logits [B, S, V], present.{i}.key / .value.
+    [B, heads, P, width]. Outputs: logits [B, S, V], present.{i}.key / .value. Where the file says that a cache may be
+    written in place, it is allocated once for all positions.
 
     Raises:
         ArtefactCorrupt: ONNX Runtime cannot read the model.
@@ -74,6 +75,7 @@ class OnnxRuntime(TokenizedRuntime):
         self._inputs = {node.name: node for node in self._session.get_inputs()}
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._past = self._check_interface()
+        self._in_place = CACHE_BUFFER in self._session.get_modelmeta().custom_metadata_map
         self.facts = self._facts(options)
         if packed:
             self.facts.settings["custom_operators"] = DOMAIN
@@ -84,7 +86,8 @@ class OnnxRuntime(TokenizedRuntime):
         import numpy as np
 
         recording = Recording(work, self)
-        cache = self._empty_cache(len(rows))
+        positions = len(rows[0]) + work.max_new_tokens if self._in_place else 0
+        cache = self._make_cache(len(rows), positions)
         chunk, seen = np.asarray([list(row) for row in rows], dtype=np.int64), 0
         while not recording.complete:
             logits, cache = self._step(chunk, seen, cache)
@@ -125,7 +128,10 @@ class OnnxRuntime(TokenizedRuntime):
         for name, value in cache.items():
             binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
-            binding.bind_output(name, self._device if name.startswith(PRESENT) else "cpu")
+            if self._in_place and name.startswith(PRESENT):
+                binding.bind_ortvalue_output(name, cache[PAST + name.removeprefix(PRESENT)])
+            else:
+                binding.bind_output(name, self._device if name.startswith(PRESENT) else "cpu")
         with refusals(self._directory):
             self._session.run_with_iobinding(binding)
             # A provider may return before its device has finished.
@@ -136,12 +142,13 @@ class OnnxRuntime(TokenizedRuntime):
             PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)
         }
 
-    def _empty_cache(self, batch: int) -> dict[str, Any]:
+    def _make_cache(self, batch: int, positions: int) -> dict[str, Any]:
+        """Of no token yet, with room for so many."""
         import onnxruntime
 
         cache = {}
         for node in self._past:
-            shape = [batch, *(size if isinstance(size, int) else 0 for size in node.shape[1:])]
+            shape = [batch, *(size if isinstance(size, int) else positions for size in node.shape[1:])]
             cache[node.name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                 shape, ELEMENT_TYPE[node.type], self._device
             )

@@ -82,6 +82,20 @@ RUNTIMES = Registry(
             file_suffix=".xml",
             visited=("openvino",),
         ),
+        # Before plain ONNX Runtime, which runs the same directory.
+        RuntimeEntry(
+            name="onnx-genai",
+            title="ONNX Runtime GenAI",
+            summary="ONNX with genai_config.json, through ONNX Runtime GenAI",
+            implementation="serve.runtimes.onnx_genai:OnnxGenAIRuntime",
+            model_file="genai_config.json",
+            weights="model.onnx*",
+            part="onnx-genai",
+            devices=("CPU", "CUDA"),
+            require_device="serve.runtimes.onnx_genai:require_device",
+            packages={"onnxruntime_genai": "'onnxruntime-genai>=0.18,<0.19'"},
+            companions=("tokenizers",),
+        ),
         RuntimeEntry(
             name="onnx",
             title="ONNX Runtime",
