@@ -1,4 +1,4 @@
-"""The fused graph of a decoder: GroupQueryAttention, normalizations with the residual inside, rotary positions inside the attention.
+"""The fused graph of a decoder: normalizations with the residual inside, GroupQueryAttention with rotary positions.
 
 Weights stand in it as Hugging Face has them, [out, in], each before a Transpose, under their names there; so
 `export.quantization.integer_graph` and `export.packing.packed_onnx` find them as in any other graph.
@@ -67,9 +67,7 @@ class _Fusion:
             m, x = self._norm(layer.feed_forward_norm, x, branch)
             branch = self._feed_forward(layer.feed_forward, m)
         last, _ = self._norm(decoder.norm, x, branch)
-        writer.output(
-            self._linear(decoder.head, last), "logits", ["batch_size", "sequence_length", decoder.vocabulary]
-        )
+        writer.output(self._linear(decoder.head, last), "logits", ["batch_size", "sequence_length", decoder.vocabulary])
         for layer, present in enumerate(presents):
             for part, value in zip(PARTS, present, strict=True):
                 writer.output(value, PRESENT.format(layer, part), self._cache_shape("total"))
@@ -135,9 +133,7 @@ class _Fusion:
             ]
         # One packed input stands for all three.
         inputs += [None] * (3 - len(inputs))
-        rotations = [
-            writer.number("rotary/cosines", decoder.cosines), writer.number("rotary/sines", decoder.sines)
-        ]
+        rotations = [writer.number("rotary/cosines", decoder.cosines), writer.number("rotary/sines", decoder.sines)]
         attributes = {
             "num_heads": decoder.heads,
             "kv_num_heads": decoder.key_value_heads,

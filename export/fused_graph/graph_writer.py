@@ -81,9 +81,7 @@ class GraphWriter:
         domain: str = "",
     ) -> Sequence[Any]:
         """A node of several outputs, which are returned; an input may be None."""
-        node = onnx_ir.node(
-            operator, inputs, dict(attributes or {}), domain=domain, num_outputs=outputs, name=name
-        )
+        node = onnx_ir.node(operator, inputs, dict(attributes or {}), domain=domain, num_outputs=outputs, name=name)
         for place, value in enumerate(node.outputs):
             value.name = f"{name}/output_{place}"
         self._nodes.append(node)

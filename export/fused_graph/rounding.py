@@ -1,4 +1,4 @@
-"""The integers that OpenVINO's file has for the same weights: NNCF rounds the bare products, one weight after the other."""
+"""The integers that OpenVINO's file has for the same weights: NNCF rounds the bare products, some at a time."""
 
 from __future__ import annotations
 

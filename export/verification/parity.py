@@ -146,9 +146,7 @@ class PaddedBatch:
         halves = logits.astype(np.float32)
         if self.head == "classifier":
             return [row[None] for row in halves]
-        return [
-            row[-length:] if self.left else row[:length] for row, length in zip(halves, self.lengths, strict=True)
-        ]
+        return [row[-length:] if self.left else row[:length] for row, length in zip(halves, self.lengths, strict=True)]
 
 
 def padded_batch(blocks: Sequence[npt.NDArray[np.int64]], *, head: Head, fused: bool = False) -> PaddedBatch:

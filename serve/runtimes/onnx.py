@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from serve.runtimes.deployment import Deployment
+from serve.runtimes.onnx_provider import PROVIDERS, require_provider
 from serve.runtimes.recording import Recording
 from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 PAST, PRESENT = "past_key_values.", "present."
-PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider", "TENSORRT": "TensorrtExecutionProvider"}
-CUDA_REMEDY = (
-    "Needs an NVIDIA driver with CUDA 13 and cuDNN 9, and: pip uninstall onnxruntime && "
-    "pip install 'onnxruntime-gpu>=1.32,<1.33' "
-    "(the two packages exclude each other); or use --device CPU"
-)
 KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 PRECISION = {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(bfloat16)": "bf16"}
 ELEMENT_TYPE = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}  # onnx.TensorProto
@@ -189,52 +183,3 @@ class OnnxRuntime(TokenizedRuntime):
             },
             timing_source="monotonic clock around each step of the greedy loop of serve.runtimes.onnx",
         )
-
-
-def require_device(device: str) -> None:
-    """Check that ONNX Runtime can start a session on a device.
-
-    It lists a provider that it was built with, and falls back to the CPU silently when it cannot start it; so the
-    question is put to a session of one operator.
-
-    Raises:
-        DeviceUnavailable: it cannot; says how to get the device.
-    """
-    import onnxruntime
-
-    if device == "CPU":
-        return
-    if PROVIDERS[device] not in onnxruntime.get_available_providers():
-        raise DeviceUnavailable(f"the installed ONNX Runtime has no {PROVIDERS[device]}", remedy=CUDA_REMEDY)
-    with warnings.catch_warnings():
-        # ORT only warns when it replaces a provider; require_provider turns that into an error.
-        warnings.simplefilter("ignore")
-        session = onnxruntime.InferenceSession(_one_operator(), providers=[PROVIDERS[device]])
-    require_provider(session.get_providers(), device)
-
-
-def require_provider(active: list[str], device: str) -> None:
-    """Check that a session runs where it was asked to.
-
-    Args:
-        active: `session.get_providers()`, the first one leads.
-        device: a key of `PROVIDERS`.
-
-    Raises:
-        DeviceUnavailable: the provider was replaced silently.
-    """
-    wanted = PROVIDERS[device]
-    if not active or active[0] != wanted:
-        raise DeviceUnavailable(
-            f"ONNX Runtime replaced {wanted} by {', '.join(active) or 'nothing'}", remedy=CUDA_REMEDY
-        )
-
-
-def _one_operator() -> bytes:
-    import onnx
-    from onnx import TensorProto, helper
-
-    value, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y"))
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [value], [result])
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return model.SerializeToString()

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.onnx import PAST
-from serve.runtimes.onnx import require_device as require_provider
 from serve.runtimes.recording import Recording
 from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
@@ -18,6 +16,11 @@ from shearling.kernel.onnx_runtime_extension import DOMAIN, needs_operators
 from shearling.kernel.runtime_refusal import refusals
 
 PROVIDERS = {"CPU": None, "CUDA": "cuda"}
+CUDA_REMEDY = (
+    "Needs an NVIDIA driver with CUDA and cuDNN, and: pip uninstall onnxruntime onnxruntime-genai && "
+    "pip install 'onnxruntime-genai-cuda>=0.18,<0.19' (the packages exclude each other); or use --device CPU"
+)
+CACHE = "past_key_values."
 
 
 class OnnxGenAIRuntime(TokenizedRuntime):
@@ -101,14 +104,17 @@ def graph_precision(path: Path) -> str:
     import onnx
 
     inputs = onnx.load(str(path), load_external_data=False).graph.input
-    kinds = {item.type.tensor_type.elem_type for item in inputs if item.name.startswith(PAST)}
+    kinds = {item.type.tensor_type.elem_type for item in inputs if item.name.startswith(CACHE)}
     return {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16"}.get(min(kinds, default=0), "unknown")
 
 
 def require_device(device: str) -> None:
-    """Check that ONNX Runtime can start a session on a device.
+    """Check that ONNX Runtime GenAI can use a device.
 
     Raises:
         DeviceUnavailable: it cannot; says how to get the device.
     """
-    require_provider(device)
+    import onnxruntime_genai
+
+    if device != "CPU" and not onnxruntime_genai.is_cuda_available():
+        raise DeviceUnavailable(f"the installed ONNX Runtime GenAI has no {device}", remedy=CUDA_REMEDY)

@@ -69,7 +69,7 @@ def load_genai_model(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The document, if it is of the kind that an export holds: one that makes GenAI load code or other graphs is not."""
+    """The document, refused where it makes GenAI load code or another graph, as that of no export does."""
     document = read_json(path)
     decoder = _object(_object(document, "model"), "decoder")
     if decoder.get("filename") != MODEL_ONNX or "custom_ops_library" in _object(decoder, "session_options"):

@@ -105,7 +105,7 @@ RUNTIMES = Registry(
             weights="model.onnx*",
             part="onnx",
             devices=("CPU", "CUDA", "TENSORRT"),
-            require_device="serve.runtimes.onnx:require_device",
+            require_device="serve.runtimes.onnx_provider:require_device",
             packages={"onnxruntime": "'onnxruntime>=1.32,<1.33'"},
             companions=("tokenizers",),
             file_suffix=".onnx",

@@ -68,7 +68,9 @@ def fresh(wheel, tmp_path_factory) -> Path:
     venv.create(directory, with_pip=False)
     pip = [sys.executable, "-m", "pip", "--python", str(directory / "bin" / "python"), "install", "--quiet"]
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
-    subprocess.run([*pip, *constraints, str(wheel), "openvino-genai", "onnxruntime"], check=True, timeout=600)
+    subprocess.run(
+        [*pip, *constraints, str(wheel), "openvino-genai", "onnxruntime", "onnxruntime-genai"], check=True, timeout=600
+    )
     return directory
 
 

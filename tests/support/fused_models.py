@@ -54,7 +54,12 @@ LLAMA3_ROPE = {
 FUSED: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": functools.partial(_make, LlamaForCausalLM, LlamaConfig, tie_word_embeddings=True),
     "llama3": functools.partial(
-        _make, LlamaForCausalLM, LlamaConfig, tie_word_embeddings=False, attention_bias=True, rope_parameters=LLAMA3_ROPE
+        _make,
+        LlamaForCausalLM,
+        LlamaConfig,
+        tie_word_embeddings=False,
+        attention_bias=True,
+        rope_parameters=LLAMA3_ROPE,
     ),
     "mistral": functools.partial(_make, MistralForCausalLM, MistralConfig, sliding_window=5),
     "qwen2": functools.partial(

@@ -109,9 +109,13 @@ def test_its_integers_and_scales_are_those_of_the_openvino_file(weights, tied, t
     write_onnx_genai(model, tiny_tokenizer(), tmp_path / "onnx", stored_as(weights))
     ir = openvino_core().read_model(tmp_path / "openvino" / "openvino_model.xml")
     expected = {product.path: read_matrix(product) for product in find_products(ir)}
-    found = {item.name: numpy_helper.to_array(item) for item in onnx.load(tmp_path / "onnx/model.onnx").graph.initializer}
-    assert not any(array.dtype == np.float32 and array.ndim == 2 and "scales" not in name and "rotary" not in name
-                   for name, array in found.items())
+    found = {
+        item.name: numpy_helper.to_array(item) for item in onnx.load(tmp_path / "onnx/model.onnx").graph.initializer
+    }
+    assert not any(
+        array.dtype == np.float32 and array.ndim == 2 and "scales" not in name and "rotary" not in name
+        for name, array in found.items()
+    )
     assert len(expected) == 15
     for path, matrix in expected.items():
         bits = 4 if matrix.value_type is ValueType.INT4 else 8

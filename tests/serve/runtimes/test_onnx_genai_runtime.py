@@ -1,4 +1,4 @@
-"""A directory of fused operators in ONNX Runtime GenAI and in plain ONNX Runtime: the tokens of torch, and what is refused."""
+"""A directory of fused operators in ONNX Runtime GenAI and in plain ONNX Runtime: torch's tokens, and refusals."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def test_a_directory_goes_to_genai_unless_another_runtime_is_named(exported: Pat
 @pytest.mark.parametrize("choice", RUNTIMES)
 def test_it_says_what_torch_says(exported: Path, choice: str) -> None:
     with torch.no_grad():
-        tokens = FUSED["llama"]().generate(torch.tensor(ROWS[:1]), max_new_tokens=24, do_sample=False, eos_token_id=None)
+        tokens = FUSED["llama"]().generate(
+            torch.tensor(ROWS[:1]), max_new_tokens=24, do_sample=False, eos_token_id=None
+        )
     expected = tuple(tokens[0, 4:].tolist())
     runtime = load(exported, choice)
     free = runtime.generate(ROWS[:1], Decoding(max_new_tokens=24))
@@ -109,7 +111,7 @@ def test_the_command_generates_and_says_with_what(exported: Path) -> None:
 def test_a_device_that_is_not_there() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    with pytest.raises(DeviceUnavailable, match="onnxruntime-gpu"):
+    with pytest.raises(DeviceUnavailable, match="onnxruntime-genai-cuda"):
         check_device("onnx-genai", "CUDA")
 
 
