@@ -1,6 +1,6 @@
 """ONNX for ONNX Runtime GenAI: the same graph runs in plain ONNX Runtime.
 
-The graph is written from the merged model in memory rather than by GenAI's model builder (docs/log/onnx-genai.md says
+The graph is written from the merged model in memory rather than by GenAI's model builder (docs/onnx-genai.md says
 why), so that it holds the integers, the names and the layer widths that the other formats hold.
 """
 
@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 
     from shearling.kernel.packed_format import Matrix
 
-USAGE = """\
-import onnxruntime_genai as og  # pip install 'onnxruntime-genai>=0.18,<0.19'
-
-# or: python -m serve generate . --format onnx-genai --prompt Hello
-model = og.Model("onnx-genai")
+GENERATE = """\
 tokenizer, params = og.Tokenizer(model), og.GeneratorParams(model)
 params.set_search_options(max_length=200)
 generator = og.Generator(model, params)
@@ -41,8 +37,21 @@ while not generator.is_done():
     generator.generate_next_token()
 print(tokenizer.decode(generator.get_sequence(0)))"""
 
-SPARSE_USAGE = """\
-# The wheel shearling-runtime needs neither Shearling nor a compiler; `make wheels` in a checkout builds it."""
+USAGE = f"""\
+import onnxruntime_genai as og  # pip install 'onnxruntime-genai>=0.18,<0.19'
+
+# or: python -m serve generate . --format onnx-genai --prompt Hello
+model = og.Model("onnx-genai")
+{GENERATE}"""
+
+SPARSE_USAGE = f"""\
+# The wheel shearling-runtime needs neither Shearling nor a compiler; `make wheels` in a checkout builds it.
+# or, with Shearling: python -m serve generate . --format onnx-genai --prompt Hello
+import onnxruntime_genai as og  # pip install 'onnxruntime-genai>=0.18,<0.19'
+import shearling_runtime
+
+model = shearling_runtime.load_genai_model("onnx-genai")
+{GENERATE}"""
 
 
 class OnnxGenAIDecoder(OnnxDecoder):

@@ -281,8 +281,9 @@ def _heads(layers: tuple[Layer, ...], config: Any, head_size: int) -> tuple[int,
             where="onnx-genai",
             remedy=REMEDY,
         )
-    sizes = found.pop()
-    return sizes[:2] if len(sizes) > 1 else (config.num_attention_heads, config.num_key_value_heads)
+    heads, *rest = found.pop()
+    # A packed projection does not tell its parts apart.
+    return (heads, rest[0]) if rest else (config.num_attention_heads, config.num_key_value_heads)
 
 
 def _activation(config: Any) -> Activation:

@@ -54,8 +54,8 @@ class _Fusion:
         tokens = writer.input("input_ids", ["batch_size", "sequence_length"], np.int64)
         mask = writer.input("attention_mask", ["batch_size", "total_sequence_length"], np.int64)
         caches = [
-            [writer.input(CACHE.format(layer, part), self._cache_shape("past")) for part in PARTS]
-            for layer in range(len(decoder.layers))
+            [writer.input(CACHE.format(place, part), self._cache_shape("past")) for part in PARTS]
+            for place in range(len(decoder.layers))
         ]
         lengths = self._lengths(mask)
         x, branch = self._embedding(tokens), None
@@ -68,9 +68,9 @@ class _Fusion:
             branch = self._feed_forward(layer.feed_forward, m)
         last, _ = self._norm(decoder.norm, x, branch)
         writer.output(self._linear(decoder.head, last), "logits", ["batch_size", "sequence_length", decoder.vocabulary])
-        for layer, present in enumerate(presents):
+        for place, present in enumerate(presents):
             for part, value in zip(PARTS, present, strict=True):
-                writer.output(value, PRESENT.format(layer, part), self._cache_shape("total"))
+                writer.output(value, PRESENT.format(place, part), self._cache_shape("total"))
         return writer.finish(decoder.model_type)
 
     def _cache_shape(self, positions: str) -> list[int | str]:
