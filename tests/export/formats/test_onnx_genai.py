@@ -23,10 +23,11 @@ from export.verification.parity import padded_batch, torch_logits
 from export.verification.zeros import check_zeros, read_onnx
 from shearling.errors import ModelUnsupported, UsageError
 from shearling.kernel.openvino_core import openvino_core
-from shearling.kernel.packed_format import ValueType
+from shearling.kernel.packed_format import Matrix, ValueType
 from shearling.model.layers import find_layers
 from tests.support.exported_files import stored_as
 from tests.support.fused_models import FUSED
+from tests.support.longer import mostly_slow
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer, wide_model
 
@@ -102,7 +103,7 @@ def test_smaller_weights_stay_close(weights, tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", mostly_slow([True, False], fast=[True]))
 def test_its_integers_and_scales_are_those_of_the_openvino_file(weights, tied, tmp_path):
     model = wide_model(192, 160, tied=tied)
     write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", stored_as(weights), sparsity={})
@@ -154,6 +155,20 @@ def test_zeros_are_those_of_the_model(weights, kernel, tmp_path):
         assert largest_difference(onnx_logits(stock, BLOCKS), onnx_logits(tmp_path, BLOCKS)) <= 0.5
     else:
         assert packing is None
+
+
+def test_integers_that_were_chosen_beforehand_stay(tmp_path):
+    model = wide_model()
+    path, width = "model.layers.1.mlp.down_proj", 96
+    values = np.random.default_rng(3).integers(-8, 8, size=(64, width)).astype(np.int8)
+    chosen = Matrix(values, ValueType.INT4, np.full((64, 3), 0.125, np.float16), 32)
+    write_onnx_genai(model, tiny_tokenizer(), tmp_path, stored_as("int4"), integers={path: chosen})
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    found = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    blocks = found[f"{path}.weight_Q4"].reshape(64, -1)
+    assert np.array_equal(np.stack([blocks & 15, blocks >> 4], -1).reshape(64, -1).astype(int) - 8, values)
+    assert {f"{name}.weight_Q4" for name in find_layers(model).linears()} <= found.keys()
+    assert "model.embed_tokens.weight_Q8" in found
 
 
 def test_layers_of_their_own_width_are_written_as_they_are(tmp_path):

@@ -77,6 +77,16 @@ def test_it_says_what_torch_says(exported: Path, choice: str) -> None:
     runtime.close()
 
 
+def test_float16_is_computed_and_cached_in_both(tmp_path: Path) -> None:
+    write_onnx_genai(FUSED["llama"](), tiny_tokenizer(), tmp_path, stored_as("fp16"))
+    found = [load_runtime(find_deployment(Target(tmp_path, format=choice)), RunOptions()) for choice in RUNTIMES]
+    assert [runtime.facts.precision for runtime in found] == ["fp16", "fp16"]
+    answers = [runtime.generate(ROWS[:1], Decoding(max_new_tokens=12)).token_ids for runtime in found]
+    assert answers[0] == answers[1]
+    with pytest.raises(DeviceUnavailable, match="computes in fp16, fp32 was asked for"):
+        load(tmp_path, "onnx-genai")
+
+
 @needs_headers
 @pytest.mark.parametrize("choice", RUNTIMES)
 def test_a_packed_model_runs_and_leaves_nothing_behind(packed: Path, choice: str, tmp_path: Path, monkeypatch) -> None:
