@@ -65,7 +65,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Norm:
+class RmsNorm:
     """gamma * x / sqrt(mean(x²) + epsilon), over the width of gamma.
 
     Attributes:
@@ -93,7 +93,7 @@ class Attention:
     path: str
     inputs: tuple[Linear, ...]
     output: Linear
-    head_norms: tuple[Norm, ...]
+    head_norms: tuple[RmsNorm, ...]
     window: int | None
 
 
@@ -115,9 +115,9 @@ class FeedForward:
 class Layer:
     """One transformer layer."""
 
-    attention_norm: Norm
+    attention_norm: RmsNorm
     attention: Attention
-    feed_forward_norm: Norm
+    feed_forward_norm: RmsNorm
     feed_forward: FeedForward
 
     @property
@@ -128,7 +128,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class FusedDecoder:
     """A whole model.
 
     Attributes:
@@ -145,7 +145,7 @@ class Decoder:
     embedding: tuple[str, Array]
     embedding_scale: float
     layers: tuple[Layer, ...]
-    norm: Norm
+    norm: RmsNorm
     head: Linear
     cosines: Array
     sines: Array
@@ -186,7 +186,7 @@ def check_model_type(model_type: str) -> None:
         )
 
 
-def read_decoder(model: PreTrainedModel) -> Decoder:
+def read_decoder(model: PreTrainedModel) -> FusedDecoder:
     """Look a model through.
 
     Args:
@@ -211,7 +211,7 @@ def read_decoder(model: PreTrainedModel) -> Decoder:
     embedding = _array(base.embed_tokens.weight)
     tied = head.weight is base.embed_tokens.weight
     cosines, sines = _rotations(base, config)
-    return Decoder(
+    return FusedDecoder(
         model_type=config.model_type,
         embedding=(names[base.embed_tokens], embedding),
         embedding_scale=float(embedding.shape[1]) ** 0.5 if config.model_type == "gemma" else 1.0,
@@ -257,12 +257,12 @@ def _linear(module: Any, names: Mapping[nn.Module, str]) -> Linear:
     return Linear(names[module], _array(module.weight), _bias(module))
 
 
-def _norm(module: Any, names: Mapping[nn.Module, str], config: Any) -> Norm:
+def _norm(module: Any, names: Mapping[nn.Module, str], config: Any) -> RmsNorm:
     gamma = _array(module.weight)
     epsilon = getattr(module, "variance_epsilon", None)
     # Gemma keeps what is added to one.
     gamma = gamma + 1 if config.model_type == "gemma" else gamma
-    return Norm(names[module], gamma, float(module.eps if epsilon is None else epsilon))
+    return RmsNorm(names[module], gamma, float(module.eps if epsilon is None else epsilon))
 
 
 def _window(config: Any, index: int) -> int | None:

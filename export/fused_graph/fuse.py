@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.fused_graph.decoder import Attention, Decoder, FeedForward, Linear, Norm
+from export.fused_graph.decoder import Attention, FeedForward, FusedDecoder, Linear, RmsNorm
 from export.fused_graph.graph_writer import CONTRIB, GraphWriter
 from shearling.kernel.onnx_runtime_extension import CACHE_BUFFER, PADDING
 
@@ -25,7 +25,7 @@ CONVENTIONS = {PADDING: "right", CACHE_BUFFER: "in place"}
 """Kept in the file, for those who run it without GenAI."""
 
 
-def fused_graph(decoder: Decoder, dtype: npt.DTypeLike = np.float32) -> Any:
+def fused_graph(decoder: FusedDecoder, dtype: npt.DTypeLike = np.float32) -> Any:
     """Write the graph.
 
     Inputs input_ids [B, S] and attention_mask [B, P + S] int64, past_key_values.{i}.key and .value
@@ -45,7 +45,7 @@ def fused_graph(decoder: Decoder, dtype: npt.DTypeLike = np.float32) -> Any:
 
 
 class _Fusion:
-    def __init__(self, decoder: Decoder, writer: GraphWriter) -> None:
+    def __init__(self, decoder: FusedDecoder, writer: GraphWriter) -> None:
         self._decoder = decoder
         self._writer = writer
 
@@ -100,7 +100,7 @@ class _Fusion:
         scale = self._writer.number(f"{path}.scale", np.array(self._decoder.embedding_scale))
         return self._writer.node("Mul", [rows, scale], f"{path}/scaled")
 
-    def _norm(self, norm: Norm, x: Any, branch: Any | None) -> tuple[Any, Any]:
+    def _norm(self, norm: RmsNorm, x: Any, branch: Any | None) -> tuple[Any, Any]:
         """norm(x + branch), and x + branch."""
         gamma = self._writer.number(f"{norm.path}.weight", norm.gamma)
         if branch is None:
@@ -118,7 +118,7 @@ class _Fusion:
             unused.name = ""
         return outputs[0], outputs[3]
 
-    def _plain_norm(self, norm: Norm, x: Any) -> Any:
+    def _plain_norm(self, norm: RmsNorm, x: Any) -> Any:
         gamma = self._writer.number(f"{norm.path}.weight", norm.gamma)
         return self._writer.node("RMSNormalization", [x, gamma], norm.path, {"epsilon": norm.epsilon, "axis": -1})
 
@@ -152,7 +152,7 @@ class _Fusion:
         )
         return self._linear(attention.output, heads), present
 
-    def _head_norm(self, norm: Norm, x: Any) -> Any:
+    def _head_norm(self, norm: RmsNorm, x: Any) -> Any:
         writer, width = self._writer, self._decoder.head_size
         split = writer.constant("head_norm/heads", np.array([0, 0, -1, width], np.int64))
         joined = writer.constant("head_norm/joined", np.array([0, 0, -1], np.int64))

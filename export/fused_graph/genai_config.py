@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from export.fused_graph.decoder import GENAI_TYPES, Decoder
+from export.fused_graph.decoder import GENAI_TYPES, FusedDecoder
 from export.fused_graph.fuse import CACHE, PARTS, PRESENT
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ NO_TOKEN = 0
 
 
 def genai_config(
-    decoder: Decoder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, filename: str
+    decoder: FusedDecoder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, filename: str
 ) -> dict[str, Any]:
     """The whole document. Sampling is greedy unless who generates says otherwise.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from export.fused_graph.decoder import Array, Decoder
+from export.fused_graph.decoder import Array, FusedDecoder
 from export.packing.linear_graph import find_products
 from export.packing.stored_weight import read_matrix
 from shearling.kernel.packed_format import Matrix
@@ -18,7 +18,7 @@ FORMAT = "onnx-genai"
 
 
 def round_decoder(
-    decoder: Decoder, chosen: Mapping[str, Matrix], *, layers: NumberFormat, others: NumberFormat
+    decoder: FusedDecoder, chosen: Mapping[str, Matrix], *, layers: NumberFormat, others: NumberFormat
 ) -> dict[str, Matrix]:
     """Integers for every matrix of a decoder.
 
