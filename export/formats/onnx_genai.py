@@ -106,7 +106,8 @@ def write_onnx_genai(
     decoder = read_decoder(model)
     graph = fused_graph(decoder, np.float16 if number_format.name == "fp16" else np.float32)
     if number_format.integers:
-        place_in_graph(graph, round_decoder(decoder, integers or {}, layers=number_format, others=REMAINDER))
+        layers = REMAINDER if integers else number_format
+        place_in_graph(graph, round_decoder(decoder, integers or {}, layers=layers, others=REMAINDER))
     packing = pack_graph(graph) if storage.sparse_kernel else None
     directory.mkdir(parents=True, exist_ok=True)
     onnx_ir.save(graph, directory / MODEL_ONNX, external_data=f"{MODEL_ONNX}.data")
