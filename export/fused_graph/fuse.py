@@ -102,9 +102,9 @@ class _Fusion:
 
     def _norm(self, norm: RmsNorm, x: Any, branch: Any | None) -> tuple[Any, Any]:
         """norm(x + branch), and x + branch."""
-        gamma = self._writer.number(f"{norm.path}.weight", norm.gamma)
         if branch is None:
             return self._plain_norm(norm, x), x
+        gamma = self._writer.number(f"{norm.path}.weight", norm.gamma)
         outputs = self._writer.nodes(
             "SkipSimplifiedLayerNormalization",
             [x, branch, gamma],

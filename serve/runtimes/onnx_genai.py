@@ -80,7 +80,7 @@ class OnnxGenAIRuntime(TokenizedRuntime):
         )
 
     def _facts(self) -> RuntimeFacts:
-        import importlib.metadata
+        import onnxruntime_genai
 
         precision = graph_precision(self._directory / "model.onnx")
         if self._options.precision not in ("default", precision):
@@ -91,7 +91,7 @@ class OnnxGenAIRuntime(TokenizedRuntime):
             )
         settings = {"intra_op_num_threads": str(self._options.threads or "default")}
         return RuntimeFacts(
-            runtime=f"ONNX Runtime GenAI {importlib.metadata.version('onnxruntime-genai')}",
+            runtime=f"ONNX Runtime GenAI {onnxruntime_genai.__version__}",
             provider=str(self._model.device_type),
             precision=precision,
             settings=settings | ({"custom_operators": DOMAIN} if self._packed else {}),
