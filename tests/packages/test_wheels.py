@@ -173,7 +173,8 @@ def test_onnx_runtime_genai_says_them_too(fresh, export):
     ours = json.loads(alone.stdout)
     theirs = json.loads(serve("generate", export / "onnx-genai", *options).stdout)
     assert ours["packed"]
-    assert (ours["token_ids"], ours["text"]) == (theirs["token_ids"], theirs["text"])
+    # GenAI's tokenizer ends a text at bytes that are no character, as a random model makes them.
+    assert ours["token_ids"] == theirs["token_ids"]
     assert len(set(ours["token_ids"])) > 3
     own_tokenizer = (
         "import sys, shearling_runtime, onnxruntime_genai as og;"
