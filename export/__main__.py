@@ -35,7 +35,10 @@ def export(
     ] = None,
     formats: Annotated[
         str | None,
-        typer.Option(click_type=NameOption(EXPORT_FORMATS.names, several=True), help="Default: all of this project."),
+        typer.Option(
+            click_type=NameOption(EXPORT_FORMATS.names, several=True),
+            help="Default: all of this project but onnx-genai.",
+        ),
     ] = None,
     weight_format: Annotated[
         str,
@@ -45,7 +48,7 @@ def export(
         str,
         typer.Option(
             click_type=NameOption(_with_kernel, several=True),
-            help="Formats whose zeros are packed away; they need the operators of this project to run, and onnx the "
+            help="Formats whose zeros are packed away; they need the operators of this project to run, and ONNX the "
             "headers of ONNX Runtime.",
             show_default="none",
         ),

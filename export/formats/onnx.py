@@ -112,6 +112,8 @@ class OnnxDecoder(FormatWriter):
     """A decoder with its cache as inputs and outputs."""
 
     head: ClassVar[Head] = "language_model"
+    name: ClassVar[str] = NAME
+    fused: ClassVar[bool] = False
 
     def check(self, model_type: str, storage: Storage) -> None:
         """See `FormatWriter`."""
@@ -124,12 +126,12 @@ class OnnxDecoder(FormatWriter):
 
     def measure(self, directory: Path, blocks: Blocks, storage: Storage) -> Iterator[MeasuredLogits]:
         """Rows alone, and in a padded batch; arithmetic is float32."""
-        yield MeasuredLogits(NAME, storage.weight_format.name, self.logits(directory, blocks))
-        yield MeasuredLogits(f"{NAME}, padded batch", storage.weight_format.name, self.batched(directory, blocks))
+        yield MeasuredLogits(self.name, storage.weight_format.name, self.logits(directory, blocks))
+        yield MeasuredLogits(f"{self.name}, padded batch", storage.weight_format.name, self.batched(directory, blocks))
 
     def batched(self, directory: Path, blocks: Blocks) -> Logits:
         """Logits of the rows of a padded batch."""
-        batch = padded_batch(blocks, head=self.head)
+        batch = padded_batch(blocks, head=self.head, fused=self.fused)
         session = open_session(directory / MODEL_ONNX)
         inputs = {item.name: item for item in session.get_inputs()}
         feed = {**batch.feed, "token_type_ids": np.zeros_like(batch.feed["input_ids"])}

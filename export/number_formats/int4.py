@@ -17,15 +17,24 @@ BLOCK = 32
 
 def store_openvino(ir: Any) -> StoredIr:
     """Quantize the decoder layers through NNCF in groups, and the rest to int8."""
-    nncf = load_nncf()
-    # A width that 128 does not divide takes the largest smaller power of two that does; below 16 it stays int8.
-    advanced = nncf.AdvancedCompressionParameters(
-        group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=16
-    )
-    options = {"group_size": GROUP, "ratio": 1.0, "backup_mode": nncf.BackupMode.INT8_SYM}
-    return StoredIr(compress(ir, mode=nncf.CompressWeightsMode.INT4_SYM, advanced_parameters=advanced, **options))
+    return StoredIr(_compress(ir))
 
 
 def store_onnx(model: Any, linears: Collection[str]) -> None:
     """Quantize the linears to MatMulNBits; embeddings and head stay float32."""
     quantize_blocks(model, linears, bits=4, block=BLOCK)
+
+
+def round_products(ir: Any) -> Any:
+    """Quantize every matrix through NNCF in groups, as `store_openvino` does those of the decoder layers."""
+    return _compress(ir, all_layers=True)
+
+
+def _compress(ir: Any, **options: Any) -> Any:
+    nncf = load_nncf()
+    # A width that 128 does not divide takes the largest smaller power of two that does; below 16 it stays int8.
+    advanced = nncf.AdvancedCompressionParameters(
+        group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=16
+    )
+    options |= {"group_size": GROUP, "ratio": 1.0, "backup_mode": nncf.BackupMode.INT8_SYM}
+    return compress(ir, mode=nncf.CompressWeightsMode.INT4_SYM, advanced_parameters=advanced, **options)

@@ -22,3 +22,8 @@ def store_openvino(ir: Any) -> StoredIr:
 def store_onnx(model: Any, linears: Collection[str]) -> None:
     """Quantize the linears to MatMulNBits; embeddings and head stay float32."""
     quantize_blocks(model, linears, bits=8, block=BLOCK)
+
+
+def round_products(ir: Any) -> Any:
+    """Quantize every matrix through NNCF, as `store_openvino` does."""
+    return store_openvino(ir).ir

@@ -2,9 +2,12 @@
 
     openvino    store(ir: openvino.Model) -> StoredIr
     onnx        store(model: onnx_ir.Model, linears: Collection[str]) -> None
+    onnx-genai  round(ir: openvino.Model) -> openvino.Model
 
-Either is given a float32 graph, may consume it, and must keep every zero exactly zero. In ONNX the linears are
+Each is given a float32 graph, may consume it, and must keep every zero exactly zero. In ONNX the linears are
 MatMul(x, Transpose(W)) with W [out, in] an initializer, and `linears` names the weights that may be quantized.
+For onnx-genai the IR is products alone, y = x Wᵀ, whose integers are read and put into another graph; a format of
+floats leaves it alone.
 """
 
 from __future__ import annotations

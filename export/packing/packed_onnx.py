@@ -131,12 +131,16 @@ def _read_blocks(
         unsigned = np.stack([unsigned & 15, unsigned >> 4], axis=-1).reshape(rows, -1)
     # The last block of a row is filled up beyond its columns.
     values = (unsigned[:, :columns].astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    scales = scales.reshape(rows, -1)
+    if np.array_equal(scales, np.broadcast_to(scales[:, :1], scales.shape)):
+        # Integers of OpenVINO have one scale for a row, which MatMulNBits repeats for each block.
+        scales, block_size = scales[:, :1], columns
     halved = scales.astype(np.float16)
     exact = np.array_equal(halved.astype(np.float32), scales)
     return Matrix(
         values,
         ValueType.INT8 if bits == 8 else ValueType.INT4,
-        (halved if exact else scales).reshape(rows, -1),
+        halved if exact else scales,
         min(block_size, columns),
     )
 

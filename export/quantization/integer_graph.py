@@ -92,13 +92,25 @@ def _replace(graph: Any, weight: Any, matrix: Matrix, uses: _Uses) -> None:
         replace_nodes_and_values(graph, matmul, gone, [product], matmul.outputs, product.outputs)
     for gather in uses.lookups:
         # A lookup has the bytes of a row side by side.
-        shape = _initializer(graph, f"{weight.name}_shape", np.array([rows, columns * stored.bits // 8], np.int64))
+        shape = _initializer(graph, f"{weight.name}_shape", np.array([rows, -1], np.int64))
         flat = onnx_ir.node("Reshape", [blocks, shape], name=f"{gather.name}_rows")
         attributes = {**common, "gather_axis": 0, "quantize_axis": 1}
         inputs = [flat.outputs[0], gather.inputs[1], scales]
         lookup = onnx_ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=f"{gather.name}_{suffix}")
-        replace_nodes_and_values(graph, gather, [gather], [flat, lookup], gather.outputs, lookup.outputs)
+        nodes = [flat, lookup, *_cut_to(columns, graph, lookup, weight.name, filled=stored.columns)]
+        replace_nodes_and_values(graph, gather, [gather], nodes, gather.outputs, nodes[-1].outputs)
     del graph.initializers[weight.name]
+
+
+def _cut_to(columns: int, graph: Any, lookup: Any, weight: str, *, filled: int) -> list[Any]:
+    """What takes the columns off that fill up the last block of a looked-up row; nothing where there are none."""
+    import onnx_ir
+
+    if filled == columns:
+        return []
+    bounds = {"start": 0, "end": columns, "axis": -1}
+    inputs = [_initializer(graph, f"{weight}_{name}", np.array([at], np.int64)) for name, at in bounds.items()]
+    return [onnx_ir.node("Slice", [lookup.outputs[0], *inputs], name=f"{lookup.name}_cut")]
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,11 @@ class _Blocks:
     block_size: int
     blocks: npt.NDArray[np.uint8]
     scales: npt.NDArray[np.float32]
+
+    @property
+    def columns(self) -> int:
+        """Of all blocks of a row, filled up."""
+        return int(self.scales.shape[1]) * self.block_size
 
 
 def _to_blocks(matrix: Matrix) -> _Blocks:

@@ -129,11 +129,13 @@ class PaddedBatch:
         feed: `input_ids`, `attention_mask` and `position_ids`, [rows, length] each.
         lengths: tokens of each row that are no padding.
         head: what the model is for.
+        left: whether it is padded on the left.
     """
 
     feed: dict[str, npt.NDArray[np.int64]]
     lengths: tuple[int, ...]
     head: Head
+    left: bool
 
     def rows_of(self, logits: npt.NDArray[Any]) -> Logits:
         """Logits of each row's own tokens, as if it had been read alone.
@@ -144,20 +146,22 @@ class PaddedBatch:
         halves = logits.astype(np.float32)
         if self.head == "classifier":
             return [row[None] for row in halves]
-        return [row[-length:] for row, length in zip(halves, self.lengths, strict=True)]
+        return [row[-length:] if self.left else row[:length] for row, length in zip(halves, self.lengths, strict=True)]
 
 
-def padded_batch(blocks: Sequence[npt.NDArray[np.int64]], *, head: Head) -> PaddedBatch:
+def padded_batch(blocks: Sequence[npt.NDArray[np.int64]], *, head: Head, fused: bool = False) -> PaddedBatch:
     """Up to `BATCH_ROWS` rows: of a decoder the beginnings of blocks, each shorter than the one before, padded on the
     left as for decoding; of a classifier whole blocks, padded on the right.
 
     Args:
         blocks: of at least two tokens.
         head: what the model is for.
+        fused: whether it is a decoder of fused operators, which is padded on the right, too.
     """
-    left = head == "language_model"
+    decodes = head == "language_model"
+    left = decodes and not fused
     rows = [
-        block[: max(2, len(block) * (BATCH_ROWS - place) // BATCH_ROWS)] if left else block
+        block[: max(2, len(block) * (BATCH_ROWS - place) // BATCH_ROWS)] if decodes else block
         for place, block in enumerate(blocks[:BATCH_ROWS])
     ]
     longest = max(len(row) for row in rows)
@@ -167,7 +171,7 @@ def padded_batch(blocks: Sequence[npt.NDArray[np.int64]], *, head: Head) -> Padd
         ids[place, own], mask[place, own] = row, 1
     positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
     feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    return PaddedBatch(feed, tuple(len(row) for row in rows), head)
+    return PaddedBatch(feed, tuple(len(row) for row in rows), head, left)
 
 
 def compare(

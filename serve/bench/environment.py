@@ -14,7 +14,7 @@ from serve.visitor.processor import read_processor
 from shearling.artefact import installed_tools, package_versions
 from shearling.strict_json import Document
 
-RUNTIMES = ("openvino-genai", "openvino-tokenizers", "onnx", "numpy", "onnxruntime-gpu")
+RUNTIMES = ("openvino-genai", "openvino-tokenizers", "onnx", "numpy", "onnxruntime-gpu", "onnxruntime-genai")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 

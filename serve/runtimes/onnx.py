@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from serve.runtimes.deployment import Deployment
+from serve.runtimes.onnx_provider import PROVIDERS, require_provider
 from serve.runtimes.recording import Recording
 from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts
 from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable, ModelUnsupported, NonFiniteWeights
-from shearling.kernel.onnx_runtime_extension import DOMAIN, needs_operators, session_options_for
+from shearling.kernel.onnx_runtime_extension import CACHE_BUFFER, DOMAIN, needs_operators, session_options_for
 from shearling.kernel.runtime_refusal import refusals
 
 if TYPE_CHECKING:
     import numpy as np
 
 PAST, PRESENT = "past_key_values.", "present."
-PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider", "TENSORRT": "TensorrtExecutionProvider"}
-CUDA_REMEDY = (
-    "Needs an NVIDIA driver with CUDA 13 and cuDNN 9, and: pip uninstall onnxruntime && "
-    "pip install 'onnxruntime-gpu>=1.32,<1.33' "
-    "(the two packages exclude each other); or use --device CPU"
-)
 KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 PRECISION = {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(bfloat16)": "bf16"}
 ELEMENT_TYPE = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}  # onnx.TensorProto
@@ -35,7 +29,8 @@ class OnnxRuntime(TokenizedRuntime):
 
     Inputs: input_ids [B, S], attention_mask [B, P + S], position_ids [B, S] (optional), past_key_values.{i}.key /
         .value
-    [B, heads, P, width]. Outputs: logits [B, S, V], present.{i}.key / .value.
+    [B, heads, P, width]. Outputs: logits [B, S, V], present.{i}.key / .value. Where the file says that a cache may be
+    written in place, it is allocated once for all positions.
 
     Raises:
         ArtefactCorrupt: ONNX Runtime cannot read the model.
@@ -74,6 +69,7 @@ class OnnxRuntime(TokenizedRuntime):
         self._inputs = {node.name: node for node in self._session.get_inputs()}
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._past = self._check_interface()
+        self._in_place = CACHE_BUFFER in self._session.get_modelmeta().custom_metadata_map
         self.facts = self._facts(options)
         if packed:
             self.facts.settings["custom_operators"] = DOMAIN
@@ -84,7 +80,8 @@ class OnnxRuntime(TokenizedRuntime):
         import numpy as np
 
         recording = Recording(work, self)
-        cache = self._empty_cache(len(rows))
+        positions = len(rows[0]) + work.max_new_tokens if self._in_place else 0
+        cache = self._make_cache(len(rows), positions)
         chunk, seen = np.asarray([list(row) for row in rows], dtype=np.int64), 0
         while not recording.complete:
             logits, cache = self._step(chunk, seen, cache)
@@ -125,7 +122,10 @@ class OnnxRuntime(TokenizedRuntime):
         for name, value in cache.items():
             binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
-            binding.bind_output(name, self._device if name.startswith(PRESENT) else "cpu")
+            if self._in_place and name.startswith(PRESENT):
+                binding.bind_ortvalue_output(name, cache[PAST + name.removeprefix(PRESENT)])
+            else:
+                binding.bind_output(name, self._device if name.startswith(PRESENT) else "cpu")
         with refusals(self._directory):
             self._session.run_with_iobinding(binding)
             # A provider may return before its device has finished.
@@ -136,12 +136,13 @@ class OnnxRuntime(TokenizedRuntime):
             PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)
         }
 
-    def _empty_cache(self, batch: int) -> dict[str, Any]:
+    def _make_cache(self, batch: int, positions: int) -> dict[str, Any]:
+        """Of no token yet, with room for so many."""
         import onnxruntime
 
         cache = {}
         for node in self._past:
-            shape = [batch, *(size if isinstance(size, int) else 0 for size in node.shape[1:])]
+            shape = [batch, *(size if isinstance(size, int) else positions for size in node.shape[1:])]
             cache[node.name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                 shape, ELEMENT_TYPE[node.type], self._device
             )
@@ -182,52 +183,3 @@ class OnnxRuntime(TokenizedRuntime):
             },
             timing_source="monotonic clock around each step of the greedy loop of serve.runtimes.onnx",
         )
-
-
-def require_device(device: str) -> None:
-    """Check that ONNX Runtime can start a session on a device.
-
-    It lists a provider that it was built with, and falls back to the CPU silently when it cannot start it; so the
-    question is put to a session of one operator.
-
-    Raises:
-        DeviceUnavailable: it cannot; says how to get the device.
-    """
-    import onnxruntime
-
-    if device == "CPU":
-        return
-    if PROVIDERS[device] not in onnxruntime.get_available_providers():
-        raise DeviceUnavailable(f"the installed ONNX Runtime has no {PROVIDERS[device]}", remedy=CUDA_REMEDY)
-    with warnings.catch_warnings():
-        # ORT only warns when it replaces a provider; require_provider turns that into an error.
-        warnings.simplefilter("ignore")
-        session = onnxruntime.InferenceSession(_one_operator(), providers=[PROVIDERS[device]])
-    require_provider(session.get_providers(), device)
-
-
-def require_provider(active: list[str], device: str) -> None:
-    """Check that a session runs where it was asked to.
-
-    Args:
-        active: `session.get_providers()`, the first one leads.
-        device: a key of `PROVIDERS`.
-
-    Raises:
-        DeviceUnavailable: the provider was replaced silently.
-    """
-    wanted = PROVIDERS[device]
-    if not active or active[0] != wanted:
-        raise DeviceUnavailable(
-            f"ONNX Runtime replaced {wanted} by {', '.join(active) or 'nothing'}", remedy=CUDA_REMEDY
-        )
-
-
-def _one_operator() -> bytes:
-    import onnx
-    from onnx import TensorProto, helper
-
-    value, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y"))
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [value], [result])
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return model.SerializeToString()

@@ -32,6 +32,7 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
+    "onnxruntime-genai",
     "lm-eval",
     "pymoo",
 )

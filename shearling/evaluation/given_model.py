@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from shearling.evaluation.llama_cpp_process import LlamaCppProcess
     from shearling.evaluation.task_evaluator import TaskEvaluator
 
-OPENVINO_MODEL, ONNX_MODEL = "openvino_model.xml", "model.onnx"
+OPENVINO_MODEL, ONNX_MODEL, GENAI_CONFIG = "openvino_model.xml", "model.onnx", "genai_config.json"
 VOCABULARY = "tokenizer.ggml.tokens"
 
-Format = Literal["torch", "openvino", "onnx", "gguf"]
+Format = Literal["torch", "openvino", "onnx", "onnx-genai", "gguf"]
 """Of the formats that run, those that can be evaluated."""
 
 
@@ -93,7 +93,7 @@ class GivenModel:
             yield _TorchModel(self.path, precision)
         elif self.format == "openvino":
             yield _OpenVINOModel(self.path / OPENVINO_MODEL, self.target.properties)
-        elif self.format == "onnx":
+        elif self.format in ("onnx", "onnx-genai"):
             yield _OnnxModel(self.path / ONNX_MODEL)
         else:
             import torch
@@ -122,7 +122,7 @@ def find_given_model(target: Target) -> GivenModel:
         )
     if is_gguf(target.path):
         return _find_gguf(target)
-    for path in (target.path, *(target.path / name for name in ("model", "openvino", "onnx"))):
+    for path in (target.path, *(target.path / name for name in ("model", "openvino", "onnx", "onnx-genai"))):
         if not (path / CONFIG).is_file():
             continue
         found = _format_of(path)
@@ -139,6 +139,8 @@ def find_given_model(target: Target) -> GivenModel:
 def _format_of(directory: Path) -> Format:
     if (directory / OPENVINO_MODEL).is_file():
         return "openvino"
+    if (directory / GENAI_CONFIG).is_file():
+        return "onnx-genai"
     return "onnx" if (directory / ONNX_MODEL).is_file() else "torch"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shearling.errors import ModelUnsupported
 from shearling.evaluation.causal_scorer import DEFAULT_MAX_LENGTH, CausalScorer
+from shearling.kernel.onnx_runtime_extension import PADDING
 from shearling.kernel.runtime_refusal import refusals
 
 PAST, PRESENT = "past_key_values.", "present."
@@ -56,6 +57,7 @@ class OnnxScorer(CausalScorer):
                 f"the ONNX model has the input {unknown[0] if odd is None else odd.name!r}",
                 remedy="Export a decoder with: python -m export --formats onnx",
             )
+        self._padded_right = session.get_modelmeta().custom_metadata_map.get(PADDING) == "right"
         self._presents = [PRESENT + item.name.removeprefix(PAST) for item in self._past]
         self._cache: dict[str, Any] = {}
 
@@ -69,9 +71,15 @@ class OnnxScorer(CausalScorer):
     def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, fresh: bool) -> Tensor:
         """See `CausalScorer.step`."""
         cache = self._empty(len(input_ids)) if fresh else self._cache
+        lengths = attention_mask.sum(dim=1)
+        if fresh and self._padded_right:
+            # Later steps need no change: of the mask such a graph takes the lengths alone.
+            shifted = (torch.arange(input_ids.shape[1]) - lengths[:, None]) % input_ids.shape[1]
+            input_ids, attention_mask = (values.gather(1, shifted) for values in (input_ids, attention_mask))
         logits, *present = self._run(["logits", *self._presents], input_ids, attention_mask, position_ids, cache)
         self._cache = {item.name: value for item, value in zip(self._past, present, strict=True)}
-        return torch.from_numpy(logits[:, -1].astype("float32"))
+        last = lengths - 1 if fresh and self._padded_right else torch.full_like(lengths, -1)
+        return torch.from_numpy(logits[np.arange(len(logits)), last.numpy()].astype("float32"))
 
     def _run(
         self,

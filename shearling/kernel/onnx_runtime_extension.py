@@ -24,6 +24,10 @@ OPERATOR = "SparseLinear"
 # 2).
 IMPORT = b"\x42\x0d\x0a\x09" + DOMAIN.encode() + b"\x10"
 
+PADDING, CACHE_BUFFER = "shearling_padding", "shearling_cache"
+"""Metadata of a graph with fused attention: `right`, the side that rows of a batch are padded on, and `in place`, that
+a cache may be the memory of its own longer self."""
+
 
 def node_attributes(rows: int, columns: int) -> dict[str, int | str]:
     """What a node says of its weight, [rows, columns]."""

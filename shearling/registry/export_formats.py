@@ -80,6 +80,14 @@ EXPORT_FORMATS = Registry(
             },
         ),
         ExportFormat(
+            name="onnx-genai",
+            summary="ONNX of fused operators with genai_config.json, for ONNX Runtime GenAI",
+            directory="onnx-genai",
+            takes_weight_format=True,
+            has_sparse_kernel=True,
+            implementation={"language_model": "export.formats.onnx_genai:OnnxGenAIDecoder"},
+        ),
+        ExportFormat(
             name="hf",
             summary="the merged Hugging Face model, float32",
             directory="model",

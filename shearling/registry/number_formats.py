@@ -82,6 +82,7 @@ NUMBER_FORMATS = Registry(
             implementation={
                 "openvino": "export.number_formats.float32:store_openvino",
                 "onnx": "export.number_formats.float32:store_onnx",
+                "onnx-genai": "export.number_formats.float32:round_products",
             },
         ),
         NumberFormat(
@@ -93,6 +94,7 @@ NUMBER_FORMATS = Registry(
             implementation={
                 "openvino": "export.number_formats.float16:store_openvino",
                 "onnx": "export.number_formats.float16:store_onnx",
+                "onnx-genai": "export.number_formats.float16:round_products",
             },
         ),
         NumberFormat(
@@ -116,6 +118,7 @@ NUMBER_FORMATS = Registry(
             implementation={
                 "openvino": "export.number_formats.int8:store_openvino",
                 "onnx": "export.number_formats.int8:store_onnx",
+                "onnx-genai": "export.number_formats.int8:round_products",
             },
         ),
         NumberFormat(
@@ -127,6 +130,7 @@ NUMBER_FORMATS = Registry(
             implementation={
                 "openvino": "export.number_formats.int4:store_openvino",
                 "onnx": "export.number_formats.int4:store_onnx",
+                "onnx-genai": "export.number_formats.int4:round_products",
             },
         ),
     ),

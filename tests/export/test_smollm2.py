@@ -1,9 +1,10 @@
-"""The real SmolLM2, half pruned: the same text from torch, OpenVINO GenAI and ONNX Runtime, logits within the gates,
-every zero kept."""
+"""The real SmolLM2, half pruned: the same text from torch, OpenVINO GenAI, ONNX Runtime and its GenAI, logits within
+the gates, every zero kept."""
 
 import pytest
 
 from export.formats.onnx import onnx_logits, write_onnx
+from export.formats.onnx_genai import write_onnx_genai
 from export.formats.openvino import FLOAT32_CPU, openvino_logits, write_openvino
 from export.verification.parity import broken_limits, compare, fixed_blocks, torch_logits
 from serve.generate import generate_text
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # torchao warns while optimum imports it, torch.export of its own tree functions
-FOLDERS = {"torch": "model", "openvino": "openvino", "onnx": "onnx"}
+FOLDERS = {"torch": "model", "openvino": "openvino", "onnx": "onnx", "onnx-genai": "onnx-genai"}
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +45,12 @@ def exported(tmp_path_factory):
     save_model(model, tokenizer, directory / "model")
     write_openvino(model, tokenizer, directory / "openvino", stored_as("fp32"), sparsity={"method": "magnitude"})
     write_onnx(model, tokenizer, directory / "onnx", stored_as("fp32"))
+    write_onnx_genai(model, tokenizer, directory / "onnx-genai", stored_as("fp32"))
     return directory, model, tokenizer, masks
 
 
 def test_every_runtime_says_the_same(exported):
+    pytest.importorskip("onnxruntime_genai")
     directory = exported[0]
     answers = {
         choice: generate_text(
@@ -71,6 +74,7 @@ def test_logits_pass_the_float32_gate(exported):
     for logits in (
         openvino_logits(directory / "openvino", blocks, config=FLOAT32_CPU),
         onnx_logits(directory / "onnx", blocks),
+        onnx_logits(directory / "onnx-genai", blocks),
     ):
         parity = compare(reference, logits, blocks)
         assert broken_limits(NUMBER_FORMATS.get("fp32").gate, parity) == []
@@ -79,5 +83,5 @@ def test_logits_pass_the_float32_gate(exported):
 
 def test_every_zero_is_in_every_file(exported):
     checks = count_zeros(exported[0], exported[3])
-    assert checks.keys() == {"model", "openvino", "onnx"}
+    assert checks.keys() == {"model", "openvino", "onnx", "onnx-genai"}
     assert all(check.zeros == check.pruned > 0 for check in checks.values())

@@ -75,12 +75,34 @@ def test_an_older_onnx_runtime_is_refused(libraries, monkeypatch):
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [("openvino", "extension"), ("onnxruntime", "operators"), ("optimum.intel.openvino", "load_causal_lm")],
+    [
+        ("openvino", "extension"),
+        ("onnxruntime", "operators"),
+        ("onnxruntime_genai", "load_genai_model"),
+        ("optimum.intel.openvino", "load_causal_lm"),
+    ],
 )
 def test_a_runtime_that_is_missing_is_named(libraries, monkeypatch, module, function):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(RuntimeUnavailable, match=r"cannot be imported.*pip install"):
-        getattr(shearling_runtime, function)(*(["directory"] if function == "load_causal_lm" else []))
+        getattr(shearling_runtime, function)(*(["directory"] if function.startswith("load") else []))
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        None,
+        {},
+        {"filename": "../model.onnx"},
+        {"filename": "model.onnx", "session_options": {"custom_ops_library": "own.so"}},
+    ],
+)
+def test_a_genai_document_that_is_no_exports_is_refused(libraries, tmp_path, decoder):
+    pytest.importorskip("onnxruntime_genai")
+    if decoder is not None:
+        (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"decoder": decoder}}))
+    with pytest.raises(ModelUnusable, match=r"document that ONNX Runtime GenAI reads|a library to load"):
+        shearling_runtime.load_genai_model(tmp_path)
 
 
 def test_an_installation_without_libraries_says_so():
@@ -128,7 +150,15 @@ def test_the_help_fits_the_screen(monkeypatch):
 
 
 def test_it_imports_nothing_but_itself_and_the_runtimes():
-    allowed = {"shearling_runtime", "numpy", "openvino", "openvino_genai", "onnxruntime", "optimum"}
+    allowed = {
+        "shearling_runtime",
+        "numpy",
+        "openvino",
+        "openvino_genai",
+        "onnxruntime",
+        "onnxruntime_genai",
+        "optimum",
+    }
     found = set()
     for file in (ROOT / "packages" / "runtime" / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -18,6 +18,7 @@ from elftools.elf.elffile import ELFFile
 
 from benchmarks import runtime_wheel
 from export.formats.onnx import MODEL_ONNX, write_onnx
+from export.formats.onnx_genai import write_onnx_genai
 from export.formats.openvino import write_openvino
 from shearling.kernel.build import build_library, build_onnx_runtime_library
 from shearling.kernel.compilation import SOURCES
@@ -28,7 +29,7 @@ from tests.support.exported_files import stored_as
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.serve_command import serve
 from tests.support.smollm2 import SMOLLM2
-from tests.support.tiny_models import pruned_model, tiny_tokenizer
+from tests.support.tiny_models import pruned_model, tiny_tokenizer, wide_model
 from train.base.artefact import import_base
 from train.package_asset import fetch
 
@@ -68,17 +69,20 @@ def fresh(wheel, tmp_path_factory) -> Path:
     venv.create(directory, with_pip=False)
     pip = [sys.executable, "-m", "pip", "--python", str(directory / "bin" / "python"), "install", "--quiet"]
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
-    subprocess.run([*pip, *constraints, str(wheel), "openvino-genai", "onnxruntime"], check=True, timeout=600)
+    subprocess.run(
+        [*pip, *constraints, str(wheel), "openvino-genai", "onnxruntime", "onnxruntime-genai"], check=True, timeout=600
+    )
     return directory
 
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory) -> Path:
-    """openvino/ and onnx/ of one sparse model."""
+    """openvino/ and onnx/ of one sparse model, and onnx-genai/ of another."""
     root = tmp_path_factory.mktemp("export")
     model, _ = pruned_model("llama")
     write_openvino(model, tiny_tokenizer(), root / "openvino", stored_as("int8", kernel="sparse"), sparsity={})
     write_onnx(model, tiny_tokenizer(), root / "onnx", stored_as("bf16", kernel="sparse"))
+    write_onnx_genai(wide_model(), tiny_tokenizer(), root / "onnx-genai", stored_as("int8", kernel="sparse"))
     return root
 
 
@@ -160,6 +164,24 @@ def test_it_says_the_tokens_that_the_toolchain_says(fresh, export):
         assert ours["text"] == theirs["text"]
         # A model that repeats one token would agree with everything.
         assert len(set(ours["token_ids"])) > 3
+
+
+def test_onnx_runtime_genai_says_them_too(fresh, export):
+    options = ("--prompt", PROMPTS[0], "--max-new-tokens", str(NEW_TOKENS), "--no-chat", "--json")
+    alone = run_alone(fresh, "shearling-run", export / "onnx-genai", *options)
+    assert alone.returncode == 0, alone.stderr
+    ours = json.loads(alone.stdout)
+    theirs = json.loads(serve("generate", export / "onnx-genai", *options).stdout)
+    assert ours["packed"]
+    # GenAI's tokenizer ends a text at bytes that are no character, as a random model makes them.
+    assert ours["token_ids"] == theirs["token_ids"]
+    assert len(set(ours["token_ids"])) > 3
+    own_tokenizer = (
+        "import sys, shearling_runtime, onnxruntime_genai as og;"
+        "model = shearling_runtime.load_genai_model(sys.argv[1], intra_op_num_threads=1);"
+        "print(*og.Tokenizer(model).encode('Area man'))"
+    )
+    assert run_alone(fresh, "python", "-c", own_tokenizer, export / "onnx-genai").stdout.split()
 
 
 @pytest.mark.pretrained

@@ -17,7 +17,7 @@ def stored_as(weight_format: str, *, kernel: str = "stock") -> Storage:
 def count_zeros(directory: Path, masks: Masks) -> dict[str, ZeroCheck]:
     """Of every directory that is there, by its name."""
     shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
-    readers = {"model": read_huggingface, "openvino": read_openvino, "onnx": read_onnx}
+    readers = {"model": read_huggingface, "openvino": read_openvino, "onnx": read_onnx, "onnx-genai": read_onnx}
     return {
         name: check_zeros(name, read(directory / name, shapes), masks)
         for name, read in readers.items()

@@ -101,7 +101,8 @@ def _shape(hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: in
     }
 
 
-def _build(model_class: Callable[[PretrainedConfig], PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+def build_tiny(model_class: Callable[[PretrainedConfig], PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """A model with weights of its own, the same each time."""
     state = torch.random.get_rng_state()
     torch.manual_seed(20251)
     model = model_class(config).eval()
@@ -116,14 +117,14 @@ def _build(model_class: Callable[[PretrainedConfig], PreTrainedModel], config: P
 
 def llama() -> PreTrainedModel:
     """Untied, as many key-value heads as heads."""
-    return _build(
+    return build_tiny(
         LlamaForCausalLM, LlamaConfig(**_shape(48, 3, 4, 4, 88), tie_word_embeddings=False, initializer_range=0.1)
     )
 
 
 def llama_tied_gqa() -> PreTrainedModel:
     """Tied embeddings and grouped key-value heads: the shape of SmolLM2."""
-    return _build(
+    return build_tiny(
         LlamaForCausalLM, LlamaConfig(**_shape(60, 2, 6, 2, 100), tie_word_embeddings=True, initializer_range=0.1)
     )
 
@@ -152,7 +153,7 @@ def wide_model(hidden: int = 64, inner: int = 96, *, tied: bool = True) -> PreTr
 
 def mistral() -> PreTrainedModel:
     """With a sliding window shorter than the context."""
-    return _build(
+    return build_tiny(
         MistralForCausalLM,
         MistralConfig(**_shape(48, 2, 4, 2, 72), sliding_window=16, tie_word_embeddings=False, initializer_range=0.1),
     )
@@ -160,14 +161,14 @@ def mistral() -> PreTrainedModel:
 
 def qwen2() -> PreTrainedModel:
     """Biases on q, k and v."""
-    return _build(
+    return build_tiny(
         Qwen2ForCausalLM, Qwen2Config(**_shape(48, 2, 4, 2, 80), tie_word_embeddings=True, initializer_range=0.1)
     )
 
 
 def qwen3() -> PreTrainedModel:
     """Norms on q and k, and a head width of its own."""
-    return _build(
+    return build_tiny(
         Qwen3ForCausalLM,
         Qwen3Config(**_shape(40, 2, 4, 2, 72), head_dim=12, tie_word_embeddings=False, initializer_range=0.1),
     )
@@ -175,7 +176,7 @@ def qwen3() -> PreTrainedModel:
 
 def phi3() -> PreTrainedModel:
     """Fused qkv and gate-up projections."""
-    return _build(
+    return build_tiny(
         Phi3ForCausalLM,
         Phi3Config(**_shape(48, 2, 4, 2, 72), sliding_window=64, tie_word_embeddings=False, initializer_range=0.1),
     )
@@ -183,12 +184,12 @@ def phi3() -> PreTrainedModel:
 
 def gemma() -> PreTrainedModel:
     """Tied, scaled embeddings."""
-    return _build(GemmaForCausalLM, GemmaConfig(**_shape(48, 2, 4, 1, 72), head_dim=12, initializer_range=0.1))
+    return build_tiny(GemmaForCausalLM, GemmaConfig(**_shape(48, 2, 4, 1, 72), head_dim=12, initializer_range=0.1))
 
 
 def gemma2() -> PreTrainedModel:
     """Alternating sliding windows and soft-capped logits."""
-    return _build(
+    return build_tiny(
         Gemma2ForCausalLM,
         Gemma2Config(
             **_shape(48, 2, 4, 2, 72), head_dim=12, sliding_window=16, query_pre_attn_scalar=12, initializer_range=0.1
@@ -198,7 +199,7 @@ def gemma2() -> PreTrainedModel:
 
 def gemma3() -> PreTrainedModel:
     """Text-only Gemma 3: two rotary bases, sliding windows on all but every sixth layer."""
-    return _build(
+    return build_tiny(
         Gemma3ForCausalLM,
         Gemma3TextConfig(
             **_shape(48, 3, 4, 2, 72),
@@ -223,7 +224,7 @@ def bloom() -> PreTrainedModel:
         pad_token_id=0,
         initializer_range=0.1,
     )
-    return _build(BloomForCausalLM, config)
+    return build_tiny(BloomForCausalLM, config)
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
@@ -250,7 +251,7 @@ def bert() -> PreTrainedModel:
         vocab_size=VOCABULARY,
         max_position_embeddings=256,
     )
-    return _build(BertModel, config)
+    return build_tiny(BertModel, config)
 
 
 def save_tiny_encoder(directory: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
-from serve.runtimes.onnx import PROVIDERS, require_provider
+from serve.runtimes.onnx_provider import PROVIDERS, require_provider
 from serve.runtimes.runtime import Decoding, RunOptions, Runtime, check_lengths, load_runtime
 from serve.runtimes.semi_structured import is_2of4, use_semi_structured
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError

@@ -26,6 +26,7 @@ from shearling.kernel.onnx_runtime_extension import open_session
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.strict_json import write_document
+from tests.support.fused_models import FUSED
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
 from tests.support.tiny_runs import tiny_network
 
@@ -313,16 +314,19 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
         score_models([tmp_path], tasks=tasks, split="test")
 
 
-@pytest.mark.parametrize("family", ["llama_tied_gqa", "bloom"])
+@pytest.mark.parametrize("family", ["llama_tied_gqa", "bloom", "fused"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_onnx_runtime_scores_and_continues_as_torch(family: str, task: Path, tmp_path: Path) -> None:
     from export.formats.onnx import MODEL_ONNX, write_onnx
+    from export.formats.onnx_genai import write_onnx_genai
     from tests.support.exported_files import stored_as
 
-    model, tokenizer = FAMILIES[family](), tiny_tokenizer()
-    write_onnx(model, tokenizer, tmp_path / "onnx", stored_as("fp32"))
-    session = open_session(tmp_path / "onnx" / MODEL_ONNX)
+    fused = family == "fused"
+    model, tokenizer = FUSED["mistral"]() if fused else FAMILIES[family](), tiny_tokenizer()
+    directory = tmp_path / ("onnx-genai" if fused else "onnx")
+    (write_onnx_genai if fused else write_onnx)(model, tokenizer, directory, stored_as("fp32"))
+    session = open_session(directory / MODEL_ONNX)
     evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True, batch_size=5)
     deployed = evaluator.on_onnx(session, tokenizer)()
     trained = evaluate(model, tokenizer, task="headlines", split="test", include_path=task)

@@ -8,6 +8,7 @@ Importing this package loads no runtime; each function loads its own.
 """
 
 from shearling_runtime.faults import ModelUnusable, RuntimeFault, RuntimeUnavailable
+from shearling_runtime.onnx_genai import load_genai_model
 from shearling_runtime.onnx_runtime import operators, session_options
 from shearling_runtime.openvino import extension, preferred_properties, register
 from shearling_runtime.optimum import load_causal_lm
@@ -19,6 +20,7 @@ __all__ = [
     "RuntimeUnavailable",
     "extension",
     "load_causal_lm",
+    "load_genai_model",
     "operators",
     "pipeline",
     "preferred_properties",

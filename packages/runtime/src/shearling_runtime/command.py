@@ -1,4 +1,5 @@
-"""`shearling-run`: run an exported model where nothing but OpenVINO GenAI and this package is installed.
+"""`shearling-run`: run an exported model where nothing but OpenVINO GenAI or ONNX Runtime GenAI and this package is
+installed.
 
 Exit codes: 0 done, 2 usage, 3 bad model, 4 environment, 130 interrupted.
 """
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shearling_runtime.faults import RequestFault, RuntimeFault
-from shearling_runtime.greedy_model import GreedyModel
+from shearling_runtime.genai_greedy_model import GenAIGreedyModel, find_genai
+from shearling_runtime.greedy_model import GreedyModel, has_ir
 from shearling_runtime.openvino import kernels_in_use
 
 INTERRUPTED = 130
@@ -42,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="shearling-run", description="Run an exported model with OpenVINO GenAI on this processor, greedily."
+        prog="shearling-run",
+        description="Run an exported model on this processor, greedily, with OpenVINO GenAI or ONNX Runtime GenAI.",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="an export, or its part openvino")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="an export, or its part openvino or onnx-genai")
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--prompt", help="what the model continues or answers")
     work.add_argument("--bench", action="store_true", help="measure the first token, and the time of each further one")
@@ -56,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="use the chat template; by default if there is one",
     )
-    parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads; OpenVINO chooses if not given")
+    parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads; the runtime chooses if not given")
     parser.add_argument("--prompt-tokens", type=_count, metavar="N", default=128, help="of --bench; default 128")
     parser.add_argument("--repeats", type=_count, metavar="N", default=6, help="of --bench; default 6")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -73,7 +76,7 @@ def _count(text: str) -> int:
 def _generate(options: argparse.Namespace) -> dict[str, Any]:
     if not options.prompt:
         raise RequestFault("the prompt is empty", remedy='Give one: --prompt "..."')
-    model = GreedyModel(options.directory, threads=options.threads)
+    model = _open(options.directory, options.threads)
     prompt = model.encode(options.prompt, chat=options.chat)
     answer = model.generate(
         prompt, max_new_tokens=options.max_new_tokens or 128, on_text=None if options.json else _show
@@ -95,7 +98,7 @@ def _generate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:
-    model = GreedyModel(options.directory, threads=options.threads)
+    model = _open(options.directory, options.threads)
     prompt = model.encode(TEXT * options.prompt_tokens, chat=False)[: options.prompt_tokens]
     new_tokens = max(2, options.max_new_tokens or 64)
     # The first run is thrown away: it maps the weights.
@@ -119,11 +122,17 @@ def _bench(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _facts(model: GreedyModel) -> dict[str, Any]:
+def _open(directory: Path, threads: int | None) -> GreedyModel | GenAIGreedyModel:
+    """OpenVINO's file where there are both."""
+    place = None if has_ir(directory) else find_genai(directory)
+    return GreedyModel(directory, threads=threads) if place is None else GenAIGreedyModel(place, threads=threads)
+
+
+def _facts(model: GreedyModel | GenAIGreedyModel) -> dict[str, Any]:
     return {
         "status": "ok",
         "packed": model.packed,
-        "kernels": kernels_in_use() if model.packed else None,
+        "kernels": kernels_in_use() if model.packed and isinstance(model, GreedyModel) else None,
         "load_s": model.load_s,
     }
 

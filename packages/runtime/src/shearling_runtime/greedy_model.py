@@ -154,6 +154,11 @@ class GreedyModel:
             )
 
 
+def has_ir(directory: Path) -> bool:
+    """Whether there is an IR, complete or not."""
+    return any((place / MODEL).is_file() for place in (directory, directory / PART))
+
+
 def find_ir(directory: Path) -> Path:
     """Where the IR is: an export, or the part of it with the IR.
 
@@ -169,5 +174,5 @@ def find_ir(directory: Path) -> Path:
     raise ModelUnusable(
         f"no OpenVINO model here: no {MODEL}",
         where=directory,
-        remedy="Give an export with OpenVINO, or its part openvino; ONNX files run in Python: session_options()",
+        remedy="Give an export with openvino or onnx-genai, or such a part; others run in Python: session_options()",
     )

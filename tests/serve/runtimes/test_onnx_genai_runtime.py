@@ -1,0 +1,154 @@
+"""A directory of fused operators in ONNX Runtime GenAI and in plain ONNX Runtime: torch's tokens, and refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.formats.onnx_genai import write_onnx_genai
+from serve.bench.benchmark import run_benchmark
+from serve.bench.workload import make_workload
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.device import check_device
+from serve.runtimes.runtime import Decoding, RunOptions, Runtime, load_runtime
+from shearling.errors import ArtefactCorrupt, DeviceUnavailable, DocumentInvalid
+from shearling.kernel.build import build_onnx_runtime_library
+from shearling.target import Target, parse_target
+from tests.support.exported_files import stored_as
+from tests.support.fused_models import FUSED
+from tests.support.onnxruntime_headers import needs_headers
+from tests.support.serve_command import run_serve
+from tests.support.tiny_models import tiny_tokenizer, wide_model
+
+pytest.importorskip("onnxruntime_genai")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torchao warns while optimum imports it
+FP32 = RunOptions(precision="fp32", threads=1)
+ROWS = [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]]
+RUNTIMES = ("onnx-genai", "onnx")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("genai") / "stock"
+    write_onnx_genai(FUSED["llama"](), tiny_tokenizer(), directory, stored_as("fp32"))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("genai") / "sparse"
+    write_onnx_genai(wide_model(), tiny_tokenizer(), directory, stored_as("int8", kernel="sparse"))
+    return directory
+
+
+def load(directory: Path, choice: str) -> Runtime:
+    return load_runtime(find_deployment(Target(directory, format=choice)), FP32)
+
+
+def test_a_directory_goes_to_genai_unless_another_runtime_is_named(exported: Path) -> None:
+    assert find_deployment(Target(exported)).format == "onnx-genai"
+    assert find_deployment(Target(exported, format="onnx")).format == "onnx"
+
+
+@pytest.mark.parametrize("choice", RUNTIMES)
+def test_it_says_what_torch_says(exported: Path, choice: str) -> None:
+    with torch.no_grad():
+        tokens = FUSED["llama"]().generate(
+            torch.tensor(ROWS[:1]), max_new_tokens=24, do_sample=False, eos_token_id=None
+        )
+    expected = tuple(tokens[0, 4:].tolist())
+    runtime = load(exported, choice)
+    free = runtime.generate(ROWS[:1], Decoding(max_new_tokens=24))
+    assert free.token_ids == expected
+    assert len(free.gaps_s) == 23
+    assert runtime.generate(ROWS, Decoding(max_new_tokens=12)).token_ids == expected[:12]
+    ended = runtime.generate(ROWS[:1], Decoding(max_new_tokens=24, end_ids=frozenset({expected[9]})))
+    assert ended.token_ids == expected[: expected.index(expected[9])]
+    runtime.close()
+
+
+def test_float16_is_computed_and_cached_in_both(tmp_path: Path) -> None:
+    write_onnx_genai(FUSED["llama"](), tiny_tokenizer(), tmp_path, stored_as("fp16"))
+    found = [load_runtime(find_deployment(Target(tmp_path, format=choice)), RunOptions()) for choice in RUNTIMES]
+    assert [runtime.facts.precision for runtime in found] == ["fp16", "fp16"]
+    answers = [runtime.generate(ROWS[:1], Decoding(max_new_tokens=12)).token_ids for runtime in found]
+    assert answers[0] == answers[1]
+    with pytest.raises(DeviceUnavailable, match="computes in fp16, fp32 was asked for"):
+        load(tmp_path, "onnx-genai")
+
+
+@needs_headers
+@pytest.mark.parametrize("choice", RUNTIMES)
+def test_a_packed_model_runs_and_leaves_nothing_behind(packed: Path, choice: str, tmp_path: Path, monkeypatch) -> None:
+    build_onnx_runtime_library()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = sorted(file.name for file in packed.iterdir())
+    runtime = load(packed, choice)
+    assert list(tmp_path.iterdir()) == []
+    assert len(runtime.generate(ROWS[:1], Decoding(max_new_tokens=24)).token_ids) == 24
+    assert runtime.facts.settings["custom_operators"] == "shearling"
+    assert sorted(file.name for file in packed.iterdir()) == before
+
+
+@needs_headers
+def test_genai_and_plain_onnx_runtime_agree_on_a_packed_model(packed: Path) -> None:
+    answers = [load(packed, choice).generate(ROWS[:1], Decoding(max_new_tokens=24)).token_ids for choice in RUNTIMES]
+    assert answers[0] == answers[1]
+
+
+def test_a_benchmark_runs_it_beside_plain_onnx_runtime(exported: Path) -> None:
+    targets = [Target(exported), parse_target(f"{exported}@format=onnx")]
+    benchmark = run_benchmark(targets, options=RunOptions(threads=1), workload=make_workload(8, 4, repeats=1, warmup=0))
+    assert set(benchmark.subjects[1].ratios) == {"ttft_s", "tpot_s", "total_s"}
+
+
+def test_the_command_generates_and_says_with_what(exported: Path) -> None:
+    done = run_serve(exported)
+    assert done.returncode == 0, done.stderr
+    assert "ONNX Runtime GenAI" in json.dumps(json.loads(done.stdout))
+
+
+def test_a_device_that_is_not_there() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(DeviceUnavailable, match="onnxruntime-genai-cuda"):
+        check_device("onnx-genai", "CUDA")
+
+
+@pytest.mark.parametrize("change", ["library", "filename", "json", "graph"])
+def test_a_document_that_is_not_ours_is_refused(exported: Path, tmp_path: Path, change: str) -> None:
+    broken = Path(shutil.copytree(exported, tmp_path / "broken"))
+    path = broken / "genai_config.json"
+    document = json.loads(path.read_text())
+    decoder = document["model"]["decoder"]
+    if change == "library":
+        shutil.copyfile(exported / "model.onnx", broken / "evil.so")
+        decoder["session_options"]["custom_ops_library"] = "evil.so"
+    elif change == "filename":
+        decoder["filename"] = "other.onnx"
+    elif change == "graph":
+        (broken / "model.onnx").write_bytes(b"nonsense")
+    path.write_text("{" if change == "json" else json.dumps(document))
+    with pytest.raises((ArtefactCorrupt, DocumentInvalid)):
+        load(broken, "onnx-genai")
+    done = run_serve(broken)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_package_the_error_says_what_to_install(exported: Path) -> None:
+    hidden = "import sys; sys.modules['onnxruntime_genai'] = None; import serve.__main__; serve.__main__.main()"
+    command = [sys.executable, "-c", hidden, "generate", str(exported), "--prompt", "Area man"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "pip install 'onnxruntime-genai" in " ".join(done.stderr.split())
