@@ -27,14 +27,14 @@ from shearling.strict_json import write_text
 
 SETTINGS_FILE = "settings.json"
 
-JOURNAL_FORM = "records of answers, measured in pieces; a race goes look by look"
+JOURNAL_FORM = "records of answers, measured in pieces; a race goes look by look; costs are counted"
 """An unfinished search whose journal is of another form cannot be continued."""
 
 QUESTION = ("task", "split", "precision")
 """Settings that decide what a candidate answers."""
 
-INDIFFERENT = ("batch_size", "evaluations")
-"""Settings that may differ in a search that is continued."""
+INDIFFERENT = ("batch_size", "evaluations", "latency_table")
+"""Settings that may differ in a search that is continued; of the latency table the content counts, not the place."""
 
 Consent = Callable[[str], bool]
 """Asks whether to go on, and is told what is lost by it."""
@@ -44,9 +44,7 @@ def question_of(settings: SearchSettings, inputs: SearchInputs) -> str:
     """Digest of what decides the answers of a candidate, beside the rows."""
     parents = {role: parent.sha256 for role, parent in inputs.parents.items()}
     asked = {"parents": parents, **{name: _settled(settings)[name] for name in QUESTION}}
-    # A time is measured with the answers; everything else that can be saved is counted.
-    timed = {"latency_of": settings.macs_seq_len} if settings.cost == "latency" else {}
-    return hashlib.sha256(json.dumps({**asked, **timed}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def resume(
@@ -71,6 +69,7 @@ def resume(
     """
     deciding = {name: value for name, value in _settled(settings).items() if name not in INDIFFERENT}
     deciding |= {"anchors": list(anchors), "journal": JOURNAL_FORM, "question": question_of(settings, inputs)}
+    deciding["latency"] = None if inputs.latency is None else inputs.latency.sha256
     text = json.dumps(deciding, indent=2)
     file = directory / SETTINGS_FILE
     if file.is_file() and file.read_text() == text:
