@@ -31,6 +31,7 @@ from search.layer_forms import LayerForms, keeps_ranks_apart
 from search.opening import open_run
 from search.strategies.grid import Grid, Indices
 from shearling.command_line import quiet_libraries
+from shearling.console import log
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.subnet import describe_subnet
 from shearling.elastic.super_network import assemble_super_network
@@ -57,12 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     opened = open_run(Run(options.run))
     frozen = open_frozen(opened.adapter)
     network = assemble_super_network(frozen, opened.adapter, opened.space)
-    table = open_table(
-        options.table or Run(options.run).latency, frozen=frozen, separate=keeps_ranks_apart(network)
-    )
+    table = open_table(options.table or Run(options.run).latency, frozen=frozen, separate=keeps_ranks_apart(network))
     conditions, forms = table.document.conditions, LayerForms(network)
     if conditions.machine != this_machine():
-        print(f"the table was measured on another machine: {conditions.machine.processor}", file=sys.stderr)
+        log.print(f"the table was measured on another machine: {conditions.machine.processor}")
         return 1
     drawn = draw_spread(Grid.of(opened.space), options.subnets, seed=options.seed)
     predicted = [table.predict_ms(forms.of(opened.space.decode(indices))) for indices in drawn]
@@ -98,9 +97,7 @@ def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
 
 def measure_in_turn(models: Sequence[Path], conditions: Conditions, *, rounds: int) -> list[float]:
     """Median time of a forward of each, ms."""
-    forwards = [
-        Forward(model / MODEL_XML, threads=conditions.threads, tokens=conditions.tokens) for model in models
-    ]
+    forwards = [Forward(model / MODEL_XML, threads=conditions.threads, tokens=conditions.tokens) for model in models]
     samples: list[list[float]] = [[] for _ in forwards]
     for turn in range(rounds + WARM_UP):
         order = range(len(forwards)) if turn % 2 == 0 else reversed(range(len(forwards)))
@@ -157,13 +154,17 @@ def _tell(
         "choices": [list(indices) for indices in drawn],
     }
     if as_json:
-        print(json.dumps(result))
+        sys.stdout.write(json.dumps(result) + "\n")
         return
-    print(table)
-    print("predicted ms  measured ms  error")
-    for guess, truth, error in zip(predicted, measured, errors, strict=True):
-        print(f"{guess:12.3f}  {truth:11.3f}  {error:+.1%}")
-    print(f"Spearman {result['spearman']:.3f} over {len(drawn)} sub-networks; mean error {result['mean_abs_error']:.1%}")
+    lines = [str(table), "predicted ms  measured ms  error"]
+    lines += [
+        f"{guess:12.3f}  {truth:11.3f}  {error:+.1%}"
+        for guess, truth, error in zip(predicted, measured, errors, strict=True)
+    ]
+    lines.append(
+        f"Spearman {result['spearman']:.3f} over {len(drawn)} sub-networks; mean error {result['mean_abs_error']:.1%}"
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -158,7 +158,11 @@ class StoredBytes:
             for parameter in network.model.parameters()
             if id(parameter) not in counted and id(parameter) not in embeddings
         )
-        return tables + self._stored.vector_bytes(others)
+        # An encoder looks its positions up; their numbers stand in the graph.
+        positions = sum(
+            buffer.nbytes for name, buffer in network.model.named_buffers() if name.endswith("position_ids")
+        )
+        return tables + self._stored.vector_bytes(others) + positions
 
 
 def _packed_bytes(rows: int, columns: int, stored: int, kind: ValueType, group: int, encoding: Encoding) -> int:
