@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.cost_words import COSTS
 from search.latency.table import LatencyTable
-from search.layer_forms import LayerForm, LayerForms
+from search.layer_forms import LayerForm, LayerForms, linked_groups
 from search.stored_bytes import StoredBytes, StoredForm
 from search.strategies.grid import Indices
 from search.strategies.strategy import Cost
@@ -52,6 +52,8 @@ class CostCounter:
         self._size = measure_network(network)
         self._bytes = StoredBytes(network, self._forms, stored)
         self._nonzero = _NonzeroCounts(network, self._forms)
+        self._linked = linked_groups(network.space)
+        self._known: dict[Indices, CandidateCosts] = {}
 
     def costs(self, indices: Indices) -> CandidateCosts:
         """All that a candidate costs."""
@@ -74,9 +76,29 @@ class CostCounter:
         )
 
     def count(self, indices: Indices, cost: Cost) -> float:
-        """One cost of a candidate, in the unit of the journal; 0 where nothing is saved."""
+        """One cost of a candidate, in the unit of the journal, up to rounding; 0 where nothing is saved.
+
+        Costs are sums over layers, so that what a set of linked groups adds is counted once: a search that keeps a
+        limit asks for thousands of candidates.
+        """
         field = COSTS[cost].field
-        return 0.0 if field is None else vars(self.costs(indices))[field] or 0.0
+        if field is None:
+            return 0.0
+        largest = self._field((0,) * len(indices), field)
+        return largest + sum(self._difference(indices, places, field, largest) for places in self._linked)
+
+    def _difference(self, indices: Indices, places: tuple[int, ...], field: str, largest: float) -> float:
+        """What a candidate costs more than the largest, as far as these groups are the cause."""
+        alone = [0] * len(indices)
+        for place in places:
+            alone[place] = indices[place]
+        return self._field(tuple(alone), field) - largest
+
+    def _field(self, indices: Indices, field: str) -> float:
+        known = self._known.get(indices)
+        if known is None:
+            known = self._known[indices] = self.costs(indices)
+        return getattr(known, field) or 0.0
 
 
 class _NonzeroCounts:

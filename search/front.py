@@ -100,7 +100,8 @@ class BestRule:
             (record.model_bytes, self.max_bytes),
             (record.latency_ms, self.max_latency_ms),
         )
-        return all(most is None or (value is not None and value <= most) for value, most in limited)
+        # Sums of times are rounded in the order of their terms.
+        return all(most is None or (value is not None and value <= most * (1 + 1e-9)) for value, most in limited)
 
     def accepts(self, record: Record, largest: Record | None) -> bool:
         """Whether a record keeps every limit, those on its accuracy included.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from shearling.model.narrow_layers import Cut
 
 if TYPE_CHECKING:
-    from shearling.elastic.search_space import Choice
+    from shearling.elastic.search_space import Choice, SearchSpace
     from shearling.elastic.super_network import SuperNetwork
 
 
@@ -90,3 +90,19 @@ class LayerForms:
 def keeps_ranks_apart(network: SuperNetwork) -> bool:
     """Whether the adapter is computed beside the weights: a plain update of sparse ones, which a merge would fill."""
     return network.masks is not None and not network.space.adapter.masked_training
+
+
+def linked_groups(space: SearchSpace) -> list[tuple[int, ...]]:
+    """The groups of a space, by their places, in sets that share layers: what a layer costs follows from one set."""
+    sets: list[tuple[set[int], set[str]]] = []
+    for place, group in enumerate(space.groups):
+        places, paths = {place}, {*group.modules, *group.grouped, *group.consumers}
+        apart = []
+        for other_places, other_paths in sets:
+            if paths & other_paths:
+                places |= other_places
+                paths |= other_paths
+            else:
+                apart.append((other_places, other_paths))
+        sets = [*apart, (places, paths)]
+    return [tuple(sorted(places)) for places, _ in sets]

@@ -7,20 +7,19 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from search.cost_words import COSTS
 from search.document import Origin, describe_record
 from search.evidence import find_held_back
 from search.examination import Examiner
 from search.exploration import explore
 from search.front import BestRule, best_record, find_largest, pareto_document, progression_rows
 from search.journal import JOURNAL_FILE, Journal, Record
+from search.limits import check_params, find_table, limited_rule, make_limit
 from search.measurements import Measurements
 from search.measuring import MeasuredTask, WorkersObjective, build_objective
-from search.objective import Objective, SubnetObjective
+from search.objective import Objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
 from search.piece_store import PIECES_FILE, PieceStore
 from search.plot import draw_pareto
@@ -28,14 +27,12 @@ from search.race import longest_race, race
 from search.resumption import SETTINGS_FILE, Consent, question_of, resume
 from search.settings import SearchSettings, check_split, recipe_rule, recipe_settings, settle, settled_cost
 from search.strategies.anchored import Anchored, anchors_of
-from search.strategies.cost_limit import Bound, CostLimit, find_cheapest
 from search.strategies.grid import Grid, Indices
-from search.strategies.strategy import Cost, Effort, Strategy, make_strategy
+from search.strategies.strategy import Effort, Strategy, make_strategy
 from search.view.page import Subject
-from search.view.watch import PAGE_FILE, Watch, watching
+from search.view.watch import Watch, watching
 from shearling.artefact import check_destination, write_artefact
 from shearling.console import log, progress
-from shearling.errors import ArtefactMissing, NoCandidate
 from shearling.executors.executor import Workforce, check_workforce, limit_threads, make_executor
 from shearling.run import Run
 from shearling.strict_json import write_document, write_json, write_text
@@ -173,7 +170,7 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
     check_split(settings)
     sparse = "sparse" in opened.adapter.manifest.parents
     settings = settle(settings, rule, opened.space, sparse=sparse)
-    run, inputs = opened.run, open_inputs(opened, task=settings.task, latency=_latency_table(opened.run, settings))
+    run, inputs = opened.run, open_inputs(opened, task=settings.task, latency=find_table(opened.run, settings))
     if inputs.latency is not None:
         log.print(f"latencies are predicted for: {inputs.latency}")
     with write_artefact(
@@ -190,7 +187,7 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
         task, words = prepared.measured.task, prepared.rule.words(settled_cost(settings))
         searched = Searched(run.search, journal.records, best, prepared.grid.heuristic, task, words)
         _write(searched, opened, settings, draft.directory)
-        watch.finish(draft.directory, best=best, address=f"{run.search.name}/{PAGE_FILE}")
+        watch.finish(draft.directory, best=best)
         draft.details |= {
             "settings": asdict(settings),
             "constraints": asdict(prepared.rule),
@@ -200,6 +197,7 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
         # All that they hold of this search is in the journal.
         for name in (SETTINGS_FILE, PIECES_FILE):
             (draft.directory / name).unlink(missing_ok=True)
+    watch.lead_to(run.search)
     return searched
 
 
@@ -225,60 +223,13 @@ def _measuring(
 
 def _prepare(opened: SearchableRun, settings: SearchSettings, inputs: SearchInputs, rule: BestRule) -> Preparation:
     measured, grid = build_objective(settings, inputs), Grid.of(opened.space)
-    bounds = _bounds(settings, measured.objective, grid)
-    limit = CostLimit.of(bounds, grid) if bounds else None
-    _check_params(rule, measured.objective, grid)
+    limit = make_limit(settings, measured.objective, grid)
+    check_params(rule, measured.objective, grid)
     effort = Effort(settings.evaluations, seed=settings.seed, population=settings.population, limit=limit)
     strategy = make_strategy(settings.algorithm, grid, effort)
     # Who asks for one sub-network gets that one, and beside it no more than the rule needs.
     anchors = anchors_of(grid, limit) if strategy.planned > 1 else (grid.maximal,) if rule.needs_largest else ()
-    if settings.max_cost_share is not None:
-        rule = replace(rule, max_cost=bounds[0].most)
-    rule = replace(rule, max_bytes=settings.max_bytes, max_latency_ms=settings.max_latency_ms)
-    return Preparation(measured, grid, Anchored(strategy, anchors), anchors, rule)
-
-
-def _latency_table(run: Run, settings: SearchSettings) -> Path | None:
-    if not settings.predicts_latency:
-        return None
-    table = run.latency if settings.latency_table is None else Path(settings.latency_table)
-    if not table.exists():
-        raise ArtefactMissing(
-            "a latency is predicted from a table, and there is none here",
-            where=table,
-            remedy="Measure one on the target: python -m search latency --run RUN --model EXPORT",
-        )
-    return table
-
-
-def _bounds(settings: SearchSettings, objective: SubnetObjective, grid: Grid) -> list[Bound]:
-    """What every candidate has to keep; a share of the cost comes first."""
-    bounds = []
-    if settings.max_cost_share is not None:
-        bounds.append(Bound.of_share(settings.max_cost_share, objective.count, grid))
-    limits: list[tuple[Cost, float | None, str]] = [
-        ("bytes", settings.max_bytes, "max_bytes"),
-        ("latency", settings.max_latency_ms, "max_latency_ms"),
-    ]
-    for cost, most, where in limits:
-        if most is not None:
-            count = partial(objective.counter.count, cost=cost)
-            bounds.append(Bound.below(most, count, show=COSTS[cost].show, where=where))
-    return bounds
-
-
-def _check_params(rule: BestRule, objective: SubnetObjective, grid: Grid) -> None:
-    """Refuse a limit on the adapter that no sub-network keeps, before one is evaluated."""
-    if rule.max_params is None:
-        return
-    count = partial(objective.counter.count, cost="adapter_params")
-    least = int(count(find_cheapest(count, grid)))
-    if least > rule.max_params:
-        raise NoCandidate(
-            f"the smallest sub-network has {least} adapter parameters, more than {rule.max_params}",
-            where="max_params",
-            remedy="Ask for less, or train with smaller ranks; nothing was evaluated",
-        )
+    return Preparation(measured, grid, Anchored(strategy, anchors), anchors, limited_rule(rule, settings, limit))
 
 
 def _watch(opened: SearchableRun, prepared: Preparation, settings: SearchSettings, journal: Journal) -> Watch:

@@ -18,7 +18,7 @@ from search.latency.table import (
     LatencyEntry,
     LatencyTable,
 )
-from search.latency.target import Target, open_target
+from search.latency.target import LatencyTarget, open_target
 from search.layer_forms import LayerForm, LayerForms, keeps_ranks_apart
 from search.opening import SearchableRun, open_run
 from search.stored_bytes import StoredForm
@@ -97,7 +97,7 @@ def measure_latencies(
     return MeasuredTable(_write(document, opened, frozen, target, output, force=force), reused=False)
 
 
-def _check_merge(target: Target, separate: bool) -> None:
+def _check_merge(target: LatencyTarget, separate: bool) -> None:
     if target.conditions.separate != separate:
         raise ArtefactMismatch(
             "it was exported with another --merge than the default, and its layers are others than a search counts",
@@ -106,7 +106,7 @@ def _check_merge(target: Target, separate: bool) -> None:
         )
 
 
-def _reuse(output: Path, target: Target, forms: LayerForms) -> LatencyTable:
+def _reuse(output: Path, target: LatencyTarget, forms: LayerForms) -> LatencyTable:
     """The table that is there, if it says what a new one would."""
     artefact = open_artefact(output, kind="latency")
     document = read_document(output / TABLE_FILE, LatencyDocument, schema=TABLE_SCHEMA)
@@ -126,7 +126,7 @@ def _reuse(output: Path, target: Target, forms: LayerForms) -> LatencyTable:
     return table
 
 
-def _measure(target: Target, forms: LayerForms, *, seconds: float) -> LatencyDocument:
+def _measure(target: LatencyTarget, forms: LayerForms, *, seconds: float) -> LatencyDocument:
     conditions, every = target.conditions, forms.every()
     samples: dict[LayerForm, list[float]] = {form: [] for form in every}
     whole_samples: list[float] = []
@@ -156,7 +156,7 @@ def _entry(form: LayerForm, time: Interval) -> LatencyEntry:
     return LatencyEntry(out_features=form.out_features, in_features=form.in_features, rank=form.rank, time=time)
 
 
-def _copies(form: LayerForm, target: Target) -> int:
+def _copies(form: LayerForm, target: LatencyTarget) -> int:
     """So many layers that together they take as much memory as the model, within reason."""
     conditions = target.conditions
     stored = StoredForm(conditions.weight_format, group_size=conditions.group_size or 64)
@@ -178,7 +178,13 @@ def _time_stack(form: LayerForm, conditions: Conditions, *, copies: int, seconds
 
 
 def _write(
-    document: LatencyDocument, opened: SearchableRun, frozen: Artefact, target: Target, output: Path, *, force: bool
+    document: LatencyDocument,
+    opened: SearchableRun,
+    frozen: Artefact,
+    target: LatencyTarget,
+    output: Path,
+    *,
+    force: bool,
 ) -> LatencyTable:
     parents: dict[str, Artefact] = {
         "super_adapter": opened.adapter,

@@ -23,7 +23,7 @@ GROUP_WITHOUT_DATA = 128
 
 
 @dataclass(frozen=True)
-class Target:
+class LatencyTarget:
     """See the module.
 
     Attributes:
@@ -46,7 +46,7 @@ class Target:
 
 def open_target(
     directory: Path, *, adapter: Artefact, frozen: Artefact, space: SearchSpace, threads: int, tokens: int
-) -> Target:
+) -> LatencyTarget:
     """Open an export of one sub-network of a run.
 
     Args:
@@ -89,7 +89,7 @@ def open_target(
         zeros=round(float(frozen.manifest.details["sparsity"]["achieved_scope"]), 4) if packed else 0.0,
         model_sha256=weights.sha256,
     )
-    return Target(export, dict(choice), conditions, weights.bytes)
+    return LatencyTarget(export, dict(choice), conditions, weights.bytes)
 
 
 def _group_size(directory: Path, details: dict[str, Any]) -> int:

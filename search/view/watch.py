@@ -59,17 +59,19 @@ class Watch:
 
         return advance_both
 
-    def finish(self, directory: Path, *, best: Record, address: str) -> None:
-        """Write the last page to the artefact; the one that was open leads there.
+    def finish(self, directory: Path, *, best: Record) -> None:
+        """Write the last page.
 
         Args:
             directory: of the artefact.
             best: what was found.
-            address: of the last page, relative to that which was open.
         """
         self._phase = f"the best is {best.id}"
         write_text(directory / PAGE_FILE, self._render("finished", best))
-        target = html.escape(address)
+
+    def lead_to(self, artefact: Path) -> None:
+        """Let the page that was open lead to the last one, once that is in its place."""
+        target = html.escape(f"{artefact.name}/{PAGE_FILE}")
         write_text(
             self._page,
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>finished</title>'

@@ -13,10 +13,12 @@ import torch
 from export.quantization.settings import Quantization
 from export.request import ExportRequest
 from export.stage import export_subnet
+from search.cost_words import COSTS
 from search.costing import CostCounter
 from search.front import BestRule
 from search.journal import read_journal
-from search.layer_forms import LayerForms
+from search.latency.table import LatencyTable
+from search.layer_forms import LayerForms, linked_groups
 from search.objective import SubnetObjective
 from search.settings import SearchSettings, settle
 from search.stage import search
@@ -27,7 +29,7 @@ from shearling.elastic.super_network import SuperNetwork, load_super_network
 from shearling.errors import ArtefactMismatch, ArtefactMissing, NoCandidate, UsageError
 from shearling.executors.executor import Workforce
 from shearling.run import Run
-from tests.support.latency_tables import CONSTANT_MS, invent_table, invented_ms
+from tests.support.latency_tables import CONSTANT_MS, invent_table, invented_document, invented_ms
 from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_subnets import run_with_best
 
@@ -121,6 +123,23 @@ def test_the_rest_is_what_brute_force_counts(runs: dict[str, Run], kind: str) ->
                 )
             nonzero += int((kept != 0).sum())
         assert costs.nonzero_params == nonzero
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cost_is_the_sum_of_what_linked_groups_add(runs: dict[str, Run], kind: str) -> None:
+    network = load_super_network(runs[kind])
+    table = LatencyTable(invented_document(LayerForms(network).every()), sha256="", where=runs[kind].path)
+    count = CostCounter(network, tokens=16, stored=StoredForm("int8"), latency=table)
+    linked = linked_groups(network.space)
+    assert sorted(place for places in linked for place in places) == list(range(len(network.space.groups)))
+    assert len(linked) > 1
+    random = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        indices = tuple(int(torch.randint(len(g.values), (), generator=random)) for g in network.space.groups)
+        costs = vars(count.costs(indices))
+        for name, words in COSTS.items():
+            expected = 0.0 if words.field is None else costs[words.field]
+            assert count.count(indices, name) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
