@@ -1,4 +1,4 @@
-"""What sub-networks may cost, from the settings of a search; refused before the first evaluation where none keeps it."""
+"""What sub-networks may cost, by the settings of a search; a limit that none keeps is refused at once."""
 
 from __future__ import annotations
 

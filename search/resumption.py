@@ -79,15 +79,15 @@ def resume(
 
 
 def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
-    journal = directory / JOURNAL_FILE
-    if not journal.exists() and not (directory / PIECES_FILE).exists():
+    journal, pieces = directory / JOURNAL_FILE, directory / PIECES_FILE
+    if not journal.exists() and not pieces.exists():
         return
     count = journal.read_bytes().count(b"\n") if journal.exists() else 0
-    same, other = _count_pieces(directory / PIECES_FILE, question)
+    same, other = _count_pieces(pieces, question)
     if not same and (other or count):
         lost = (
-            f"an unfinished search of this run has {count} evaluations, made with another model, adapter, task or "
-            "precision: none of them counts in this search"
+            f"an unfinished search of this run has {count} evaluations, made with another model, adapter, task, "
+            "precision or version of Shearling: none of them counts in this search"
         )
         if not consent(lost):
             raise UsageError(
@@ -95,6 +95,9 @@ def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
                 where=directory,
                 remedy="Search as before to continue it, or add --start-over: its journal is kept under another name",
             )
+    if same is None:
+        # Of another version of this project; a search must not stumble over it.
+        pieces.rename(_free_name(pieces))
     if journal.exists():
         aside = _free_name(journal)
         journal.rename(aside)
@@ -104,12 +107,12 @@ def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
         )
 
 
-def _count_pieces(path: Path, question: str) -> tuple[int, int]:
-    """How many answer the question, and how many another one."""
+def _count_pieces(path: Path, question: str) -> tuple[int | None, int]:
+    """How many answer the question, None where they cannot be read, and how many another one."""
     try:
         asked = [line.question for line in read_pieces(path)]
     except ShearlingError:
-        return 0, 1
+        return None, 1
     same = asked.count(question)
     return same, len(asked) - same
 

@@ -37,7 +37,7 @@ WIDTHS = {"feed_forward": [100, 75, 50], "attention": [60, 30]}
 KINDS = {
     "masked": {"width": WIDTHS},
     "beside": {"masked": False},
-    "dense": {"masked": False, "sparse": False, "width": {"feed_forward": [100, 60]}},
+    "dense": {"masked": False, "sparse": False, "width": {"feed_forward": [100, 75, 50]}},
 }
 SETTINGS = dataclasses.replace(SMALL_SEARCH, cost="latency")
 

@@ -230,6 +230,20 @@ def test_evaluations_of_another_question_are_not_left_behind_unasked(run: Run) -
     assert (unfinished(run) / "journal.jsonl").read_bytes() == before["journal.jsonl"]
 
 
+def test_pieces_of_another_version_are_set_aside(run: Run) -> None:
+    with pytest.raises(NoCandidate):
+        search(run, SETTINGS, NOTHING_MEETS)
+    pieces, settings = unfinished(run) / "pieces.jsonl", unfinished(run) / "settings.json"
+    older = pieces.read_text().replace('"seconds"', '"latency_ms":null,"seconds"')
+    pieces.write_text(older)
+    settings.write_text(settings.read_text().replace("costs are counted", "costs are measured"))
+    with pytest.raises(UsageError, match="--start-over"):
+        search(run, SETTINGS, BestRule())
+    search(run, SETTINGS, BestRule(), consent=lambda _: True)
+    assert (run.search / "pieces-1.jsonl").read_text() == older
+    assert (run.search / "journal-1.jsonl").is_file()
+
+
 def test_a_worker_refuses_a_run_that_it_cannot_read_or_that_is_another(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
