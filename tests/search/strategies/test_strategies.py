@@ -11,7 +11,7 @@ from search.strategies.cost_limit import Bound, CostLimit, find_cheapest
 from search.strategies.grid import Grid
 from search.strategies.strategy import Effort, Trial, make_strategy
 from shearling.errors import NoCandidate, UsageError
-from tests.support.synthetic_search import SIZES, Separable, everything, run
+from tests.support.synthetic_search import ROWS, SIZES, Separable, everything, run
 
 
 @pytest.mark.parametrize(("size", "index"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2)])
@@ -205,6 +205,19 @@ def test_rnsga2_survives_a_front_without_a_span() -> None:
     strategy = make_strategy("rnsga2", Grid(SIZES), Effort(24, population=6))
     while asked := strategy.ask():
         strategy.tell([Trial(indices, 0.5, 100) for indices in asked])
+
+
+@pytest.mark.parametrize("algorithm", ["nsga2", "rnsga2", "hill_climbing"])
+def test_where_nothing_is_saved_accuracy_alone_leads(algorithm: str) -> None:
+    """Eight groups, of which uniform draws would have to hit all."""
+    objective = Separable(weights=(1,) * 8, preferred=(1, 0, 2, 1) * 2)
+    strategy, best = make_strategy(algorithm, Grid((3,) * 8), Effort(240, population=12)), []
+    while asked := strategy.ask():
+        trials = [Trial(indices, objective.accuracy(indices), 0.0) for indices in asked]
+        best.append(max(trial.accuracy for trial in trials))
+        strategy.tell(trials)
+    assert max(best) >= 1 - 1 / ROWS
+    assert max(best) > best[0]
 
 
 def test_exhaustive_asks_for_everything_once_and_finds_the_optimum(tmp_path: Path) -> None:
