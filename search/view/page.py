@@ -109,14 +109,15 @@ def render_page(subject: Subject, status: Status, records: Sequence[Record], bes
     from jinja2 import Environment, StrictUndefined
 
     explored = [record for record in records if record.part == "explored"]
+    front = pareto_front(explored)
     content = PageContent(
         subject=subject,
         status=status,
         refresh_s=REFRESH_S if status.state == "running" else None,
-        charts=_charts(explored, best, subject) if explored else (),
+        charts=_charts(explored, front, best, subject) if explored else (),
         importance=_importance(explored, subject),
         headings=_headings(explored),
-        front=tuple(_front_row(record, records) for record in pareto_front(explored)[:MOST_OF_FRONT]),
+        front=tuple(_front_row(record, records) for record in front[:MOST_OF_FRONT]),
         best=None if best is None else best.id,
     )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -133,9 +134,11 @@ def show_duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _charts(explored: Sequence[Record], best: Record | None, subject: Subject) -> tuple[tuple[str, str, str], ...]:
+def _charts(
+    explored: Sequence[Record], front: Sequence[Record], best: Record | None, subject: Subject
+) -> tuple[tuple[str, str, str], ...]:
     """Title, SVG and what it shows."""
-    kind, front = COSTS[explored[0].axis_kind], pareto_front(explored)
+    kind = COSTS[explored[0].axis_kind]
     on_front, chosen = {record.choice_idx for record in front}, None if best is None else best.choice_idx
     points = [_point(record, on_front=record.choice_idx in on_front, chosen=chosen) for record in distinct(explored)]
     accuracy = f"accuracy, % of {explored[0].n_eval} rows"

@@ -20,6 +20,8 @@ PAGE_FILE = "search.html"
 
 INTERVAL_S = 2.0
 """The page is written at most so often."""
+PAUSES = 20
+"""Writing it may take one part in so many of the time of a search, however long the journal grows."""
 
 
 class Watch:
@@ -41,7 +43,7 @@ class Watch:
         self._planned = planned
         self._phase = "starting"
         self._started_s = time.monotonic()
-        self._written_s = -INTERVAL_S
+        self._due_s = 0.0
         self._known_rows = rows_measured(journal.records)
 
     def enter(self, phase: str) -> None:
@@ -54,7 +56,7 @@ class Watch:
 
         def advance_both(*, note: str | None = None) -> None:
             advance(note=note)
-            if time.monotonic() - self._written_s >= INTERVAL_S:
+            if time.monotonic() >= self._due_s:
                 self._write("running")
 
         return advance_both
@@ -85,8 +87,10 @@ class Watch:
         self._write("stopped")
 
     def _write(self, state: State) -> None:
+        began_s = time.monotonic()
         write_text(self._page, self._render(state, None))
-        self._written_s = time.monotonic()
+        now_s = time.monotonic()
+        self._due_s = now_s + max(INTERVAL_S, PAUSES * (now_s - began_s))
 
     def _render(self, state: State, best: Record | None) -> str:
         elapsed_s = time.monotonic() - self._started_s
