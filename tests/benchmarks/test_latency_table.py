@@ -37,7 +37,7 @@ def test_the_rank_correlation_is_spearmans() -> None:
 
 @pytest.mark.slow
 def test_exports_are_made_once_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    run = run_with_best(tmp_path, width={"feed_forward": [96, 64], "attention": [60, 30]})
+    run = run_with_best(tmp_path, width={"feed_forward": [100, 64], "attention": [60, 30]})
     write_landmark(run, "largest", run.path / "largest.json")
     export_subnet(
         run.path / "largest.json",

@@ -179,7 +179,9 @@ def test_a_latency_is_predicted_and_kept_below_a_limit_by_any_number_of_workers(
     assert {record.choice_idx for record in found.records if record.latency_ms > limited.max_latency_ms} == {grid[0]}
     assert found.best.latency_ms <= limited.max_latency_ms
     assert "predicted ms <=" in found.best_rule
-    others = Run(shutil.copytree(run.path, run.path.with_name("others"), ignore=shutil.ignore_patterns("search*")))
+    others = Run(
+        shutil.copytree(run.path, run.path.with_name("others"), ignore=shutil.ignore_patterns("search", "search.html"))
+    )
     search(others, limited, BestRule(), workforce=Workforce(executor="processes", workers=2))
     assert journal(others) == journal(run)
 
@@ -189,7 +191,9 @@ def test_a_latency_is_predicted_and_kept_below_a_limit_by_any_number_of_workers(
 def test_other_numbers_of_workers_find_the_same_latencies(run: Run, workers: int) -> None:
     invent_table(run, run.latency)
     search(run, SETTINGS, BestRule(), workforce=Workforce(threads=1))
-    others = Run(shutil.copytree(run.path, run.path.with_name("others"), ignore=shutil.ignore_patterns("search*")))
+    others = Run(
+        shutil.copytree(run.path, run.path.with_name("others"), ignore=shutil.ignore_patterns("search", "search.html"))
+    )
     search(others, SETTINGS, BestRule(), workforce=Workforce(executor="processes", workers=workers))
     assert journal(others) == journal(run)
 
@@ -221,7 +225,7 @@ def test_a_table_that_does_not_fit_is_refused_before_the_first_evaluation(
     run: Run, runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SubnetObjective, "measure", lambda *_: pytest.fail("something was measured"))
-    with pytest.raises(ArtefactMissing, match=r"there is none here .*python -m search latency"):
+    with pytest.raises(ArtefactMissing, match=r"there is none here.*python -m search latency"):
         search(run, SETTINGS, BestRule())
     invent_table(run, tmp_path / "short", forget=2)
     invent_table(run, tmp_path / "int8", weight_format="int8")

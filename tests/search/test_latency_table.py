@@ -26,7 +26,7 @@ from shearling.run import Run
 from tests.support.latency_tables import conditions, invented_document, invented_ms
 from tests.support.tiny_subnets import run_with_best
 
-WIDTHS = {"feed_forward": [96, 64], "attention": [60, 30]}
+WIDTHS = {"feed_forward": [100, 64], "attention": [60, 30]}
 
 
 @pytest.fixture(scope="module")
