@@ -182,8 +182,7 @@ def test_the_page_is_whole_at_any_moment_and_after_a_kill(tmp_path: Path) -> Non
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=subprocess.DEVNULL,
     )
     journal = run.search.with_name(".search.partial") / "journal.jsonl"
     deadline_s, looked = time.monotonic() + 240, 0
