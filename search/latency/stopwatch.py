@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from search.latency.table import Interval
-from shearling.errors import ModelUnsupported
-from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, core_for, needs_extension
+from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir, needs_extension
 from shearling.kernel.runtime_refusal import refusals
 
 WARM_UP = 3
@@ -38,12 +37,8 @@ class Forward:
         packed = needs_extension(xml) if packed is None else packed
         properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads)}
         properties |= PREFERRED_PROPERTIES if packed else {}
-        core = core_for(xml)
-        try:
-            compiled = core.compile_model(core.read_model(xml), "CPU", properties)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ModelUnsupported(f"OpenVINO cannot compile it: {reason}", where=xml) from error
+        # As `serve` compiles it: attention goes into the layers of a packed decoder.
+        compiled = compile_ir(xml, properties=properties)
         self._xml = xml
         self._request = compiled.create_infer_request()
         self._feed = _feed(compiled, tokens)

@@ -21,7 +21,7 @@ from search.latency.table import LatencyTable
 from search.layer_forms import LayerForm, LayerForms
 from shearling.elastic.super_network import load_super_network
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ModelUnsupported, OutputExists, UsageError
-from shearling.kernel.openvino_core import openvino_core
+from shearling.kernel.openvino_extension import compile_ir
 from shearling.run import Run
 from tests.support.latency_tables import conditions, invented_document, invented_ms
 from tests.support.tiny_subnets import run_with_best
@@ -128,11 +128,8 @@ def test_a_stack_computes_the_sum_of_its_layers(changes: dict[str, object], tmp_
         sizes.append(xml.with_suffix(".bin").stat().st_size)
         forward = Forward(xml, threads=1, tokens=3, packed=case.sparse_kernel)
         assert forward.sample_ms() > 0
-        compiled = openvino_core().compile_model(
-            openvino_core().read_model(xml),
-            "CPU",
-            {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
-        )
+        exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+        compiled = compile_ir(xml, properties=exact)
         x = np.random.default_rng(1).standard_normal((1, 3, 64), dtype=np.float32)
         outputs.append(np.array(compiled([x])[0]))
     assert outputs[0].shape == (1, 3, 48)
