@@ -130,7 +130,7 @@ def _measure(target: LatencyTarget, forms: LayerForms, *, seconds: float) -> Lat
     conditions, every = target.conditions, forms.every()
     samples: dict[LayerForm, list[float]] = {form: [] for form in every}
     whole_samples: list[float] = []
-    log.print(f"{len(every)} forms of layers, {conditions.tokens} tokens, {conditions.threads} threads")
+    log.print(f"{len(every)} forms of layers; tokens: {conditions.tokens}, threads: {conditions.threads}")
     whole = Forward(target.xml, threads=conditions.threads, tokens=conditions.tokens)
     with progress("measuring layers", total=SWEEPS * (len(every) + 1)) as advance:
         for sweep in range(SWEEPS):

@@ -120,10 +120,10 @@ class LatencyTable:
 
     def __str__(self) -> str:
         conditions = self.document.conditions
+        kernel = " for the sparse kernel" if conditions.sparse_kernel else ""
         return (
-            f"{conditions.runtime}, {conditions.weight_format}"
-            f"{' sparse' if conditions.sparse_kernel else ''}, {conditions.threads} threads, "
-            f"{conditions.tokens} tokens, {conditions.machine.processor}"
+            f"{conditions.runtime}, {conditions.weight_format}{kernel}, threads: {conditions.threads}, "
+            f"tokens: {conditions.tokens}, {conditions.machine.processor}"
         )
 
     def predict_ms(self, forms: Mapping[str, LayerForm]) -> float:

@@ -79,7 +79,7 @@ def open_target(
     weights = export.manifest.files[MODEL_BIN]
     conditions = Conditions(
         machine=this_machine(),
-        runtime=f"OpenVINO {openvino.__version__}",
+        runtime=f"OpenVINO {openvino.__version__.partition('-')[0]}",
         threads=threads,
         tokens=tokens,
         weight_format=str(details["weight_format"]),
