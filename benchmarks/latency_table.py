@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if conditions.machine != this_machine():
         log.print(f"the table was measured on another machine: {conditions.machine.processor}")
         return 1
-    drawn = draw_spread(Grid.of(opened.space), options.subnets, seed=options.seed)
+    grid = Grid.of(opened.space)
+    drawn = draw_spread(grid, min(options.subnets, grid.size), seed=options.seed)
     predicted = [table.predict_ms(forms.of(opened.space.decode(indices))) for indices in drawn]
     models = [_export(Run(options.run), opened.space, indices, conditions, options.output) for indices in drawn]
     del network
@@ -73,7 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw_spread(grid: Grid, count: int, *, seed: int) -> list[Indices]:
-    """Different candidates from the largest to the smallest, whose groups are made smaller with a rising chance."""
+    """Different candidates from the largest to the smallest, whose groups are made smaller with a rising chance.
+
+    Args:
+        grid: holds at least so many.
+        count: at least two.
+        seed: of the draws.
+    """
     random = np.random.default_rng(seed)
     drawn: list[Indices] = []
     for step in range(count):
