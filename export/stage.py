@@ -95,6 +95,8 @@ def _describe(draft: Draft, report: ExportReport, written: Sequence[WrittenForma
     write_report_page(draft.directory / "report.html", report)
     write_card(draft.directory / "README.md", report, usages)
     draft.details |= report.model_dump(include={"model_id", "subnet_id", "merge", "weight_format", "kernels"})
+    if merged.subject.adapter is not None:
+        draft.details["choice"] = dict(merged.subject.adapter.choice)
     draft.details |= {f"{name}_operators": packing.operators for name, packing in report.packings.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -9,7 +10,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from search.front import Preference
-from search.strategies.strategy import Cost
+from search.strategies.grid import Landmark
+from search.strategies.strategy import CostOption
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
 from shearling.evaluation.precision import Precision
 from shearling.executors.command_options import (
@@ -20,6 +22,7 @@ from shearling.executors.command_options import (
     WorkersOption,
 )
 from shearling.registry.name_option import member_of
+from shearling.registry.number_formats import NUMBER_FORMATS
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
 app = make_app(
@@ -69,12 +72,36 @@ def search(
     max_params: Annotated[
         int | None, typer.Option(min=1, help="Refuse one with more adapter parameters (exit 1).")
     ] = None,
-    cost: Annotated[Cost | None, typer.Option(help="What to save, beside accuracy.")] = None,
+    cost: Annotated[
+        CostOption | None,
+        typer.Option(help="What to save, beside accuracy; auto: macs, or none where ranks are merged and no widths."),
+    ] = None,
     max_cost_share: Annotated[
         float | None,
         typer.Option(
             min=0, max=1, help="Most that a sub-network may cost, as a share of the largest: 0.75 is a quarter less."
         ),
+    ] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Most that the exported weights may take.")] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(min=0, help="Most that a forward may take, as the latency table predicts.")
+    ] = None,
+    weight_format: Annotated[
+        str | None,
+        typer.Option(
+            click_type=member_of(NUMBER_FORMATS),
+            help="Of the export whose bytes are counted; default: as in the latency table, or fp32.",
+        ),
+    ] = None,
+    sparse_kernel: Annotated[
+        bool | None,
+        typer.Option(
+            "--sparse-kernel/--stock-kernel",
+            help="Whether its zeros are packed away; default: as in the latency table, or not.",
+        ),
+    ] = None,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="Made by `python -m search latency`; default: that of the run.")
     ] = None,
     prefer: Annotated[
         Preference | None,
@@ -130,6 +157,11 @@ def search(
         "precision": precision,
         "cost": cost,
         "max_cost_share": max_cost_share,
+        "max_bytes": max_bytes,
+        "max_latency_ms": max_latency_ms,
+        "weight_format": weight_format,
+        "sparse_kernel": sparse_kernel,
+        "latency_table": None if latency_table is None else str(latency_table),
     }
     rule = {
         "min_accuracy": min_accuracy,
@@ -170,6 +202,65 @@ def pick(
     from shearling.run import Run
 
     return summarise_picked(pick_row(Run(run), row, output, force=force), output)
+
+
+@app.command()
+def describe(
+    run: Annotated[Path, typer.Option(help="The run directory, with a super-adapter.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option(help="The document to write; keep it where its relative paths hold.", show_default=False)
+    ],
+    subnet: Annotated[Landmark, typer.Option(help="Which sub-network.")] = "largest",
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Make a sub-network document, like best.json, without a search: of the largest, the middle or the smallest."""
+    from search.describing import write_landmark
+    from search.screen import summarise_picked
+    from shearling.run import Run
+
+    return summarise_picked(write_landmark(Run(run), subnet, output, force=force), output)
+
+
+@app.command()
+def latency(
+    run: Annotated[Path, typer.Option(help="The run directory, with a super-adapter.", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Option(
+            help="An export of one of its sub-networks with OpenVINO, in the form to be shipped.", show_default=False
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option(help="Default: the directory latency of the run.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the runtime; default: all processors.")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the sequence; 1 is the decoding of a token; default: those of the recipe's MACs."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="For each form of a layer, twice.")] = 1.0,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Measure on this machine how long each form of the elastic layers takes, once, for --cost latency.
+
+    A table that is there is used again where it fits; where it does not, the command says why.
+    """
+    from search.latency.screen import summarise_table
+    from search.latency.stage import measure_latencies
+    from shearling.run import Run
+
+    found = measure_latencies(
+        Run(run),
+        model,
+        output=output or Run(run).latency,
+        threads=threads or os.cpu_count() or 1,
+        tokens=tokens,
+        seconds=seconds,
+        force=force,
+    )
+    return summarise_table(found)
 
 
 def _confirm(lost: str) -> bool:

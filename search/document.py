@@ -63,6 +63,7 @@ def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet
         parameters=record.parameters,
         macs_m=record.macs_m,
         macs_seq_len=None if record.macs_m is None else origin.macs_seq_len,
+        model_bytes=record.model_bytes,
         latency_ms=record.latency_ms,
         seconds=record.seconds,
     )

@@ -154,4 +154,5 @@ def _check_replay(record: Record, indices: Indices, journal: Journal) -> None:
 
 def _note(records: Sequence[Record]) -> str:
     best = max(records, key=lambda record: record.trial.merit)
-    return f"best {best.accuracy:.1%} with {COSTS[best.cost_kind].show(best.cost)}"
+    words = COSTS[best.cost_kind]
+    return f"best {best.accuracy:.1%}" + ("" if words.field is None else f" with {words.show(best.cost)}")

@@ -35,6 +35,8 @@ class BestRule:
         accuracy_delta: it is the cheapest within this of the reference, on the same rows.
         reference_accuracy: None takes that of the largest sub-network.
         max_cost: it costs at most this, in the unit of the journal.
+        max_bytes: its exported weights take at most so much.
+        max_latency_ms: its forward is predicted to take at most so long.
 
     Raises:
         UsageError: there is a reference without a delta.
@@ -46,6 +48,8 @@ class BestRule:
     accuracy_delta: float | None = None
     reference_accuracy: float | None = None
     max_cost: float | None = None
+    max_bytes: int | None = None
+    max_latency_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.reference_accuracy is not None and self.accuracy_delta is None:
@@ -66,14 +70,16 @@ class BestRule:
     def words(self, cost: Cost) -> str:
         """The rule as stored beside what it chose."""
         name = cost.replace("_", " ")
-        limit = "" if self.max_cost is None else f"{name} <= {self.max_cost:g}"
+        fewer = "" if cost == "none" else f"fewer {name} -> "
+        limits = {name: self.max_cost, "bytes": self.max_bytes, "predicted ms": self.max_latency_ms}
+        limit = " and ".join(f"{words} <= {most:.10g}" for words, most in limits.items() if most is not None)
         if not self.prefers_cheaper and limit:
-            return f"max accuracy with {limit}, ties -> less loss -> fewer {name} -> lexicographic index"
+            return f"max accuracy with {limit}, ties -> less loss -> {fewer}lexicographic index"
         if not self.prefers_cheaper:
             return (
                 "the largest sub-network, unless another is more accurate on the same rows by more than chance "
                 f"explains (exact McNemar test with Holm's correction, {100 * LEVEL:g} %); of several max accuracy, "
-                f"ties -> less loss -> fewer {name} -> lexicographic index"
+                f"ties -> less loss -> {fewer}lexicographic index"
             )
         ties = "ties -> max accuracy -> less loss -> lexicographic index"
         if self.accuracy_delta is None:
@@ -88,8 +94,14 @@ class BestRule:
 
     def affords(self, record: Record) -> bool:
         """Whether a record keeps the limits on parameters and cost."""
-        cheap = self.max_cost is None or record.cost <= self.max_cost
-        return cheap and (self.max_params is None or record.adapter_params <= self.max_params)
+        limited = (
+            (record.cost, self.max_cost),
+            (record.adapter_params, self.max_params),
+            (record.model_bytes, self.max_bytes),
+            (record.latency_ms, self.max_latency_ms),
+        )
+        # Sums of times are rounded in the order of their terms.
+        return all(most is None or (value is not None and value <= most * (1 + 1e-9)) for value, most in limited)
 
     def accepts(self, record: Record, largest: Record | None) -> bool:
         """Whether a record keeps every limit, those on its accuracy included.
@@ -214,6 +226,8 @@ def _no_candidate(
         "accuracy >=": round(least, 6) or None,
         "adapter parameters <=": rule.max_params,
         "cost <=": rule.max_cost,
+        "bytes <=": rule.max_bytes,
+        "predicted ms <=": rule.max_latency_ms,
     }
     limits = " and ".join(f"{words} {limit}" for words, limit in wanted.items() if limit is not None)
     reached = "nothing was evaluated"
@@ -242,12 +256,14 @@ def pareto_document(records: Sequence[Record]) -> dict[str, Any]:
             "nonzero_params": record.nonzero_params,
             "parameters": record.parameters,
             "macs_m": record.macs_m,
+            "model_bytes": record.model_bytes,
             "latency_ms": record.latency_ms,
         }
         for record in pareto_front(records)
     ]
     cost = records[0].cost_kind if records else "adapter_params"
-    return {"schema": PARETO_SCHEMA, "objectives": {"accuracy": "max", cost: "min"}, "points": points}
+    saved = {} if cost == "none" else {cost: "min"}
+    return {"schema": PARETO_SCHEMA, "objectives": {"accuracy": "max", **saved}, "points": points}
 
 
 def progression_rows(records: Sequence[Record]) -> list[list[Any]]:

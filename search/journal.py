@@ -16,6 +16,7 @@ from typing import Literal
 
 import pydantic
 
+from search.cost_words import COSTS
 from search.strategies.grid import Indices
 from search.strategies.strategy import Cost, Trial
 from shearling.errors import ArtefactMissing, DocumentInvalid
@@ -48,7 +49,8 @@ class Record(Document):
         adapter_params: weights of the sub-adapter.
         nonzero_params: nonzero weights of the model as it will be exported.
         parameters: all weights of the model as it will be exported.
-        latency_ms: of one forward in torch; None where the search did not measure it.
+        model_bytes: of the exported weights; None in journals from before they were counted.
+        latency_ms: of one forward of the exported model, predicted; None where the search did not ask for it.
         cost_kind: what this search saves.
         seconds: wall time of what this record added; the one field that a repetition changes.
         cached: the candidate had been evaluated before, and its outcome was reused.
@@ -75,6 +77,7 @@ class Record(Document):
     nonzero_params: int
     parameters: int | None = None
     cost_kind: Cost = "adapter_params"
+    model_bytes: int | None = None
     latency_ms: float | None = None
     seconds: float
     cached: bool
@@ -94,13 +97,19 @@ class Record(Document):
 
     @property
     def _cost(self) -> float | None:
-        costs = {
-            "adapter_params": self.adapter_params,
-            "parameters": self.parameters,
-            "macs": self.macs_m,
-            "latency": self.latency_ms,
-        }
-        return costs[self.cost_kind]
+        field = COSTS[self.cost_kind].field
+        return 0.0 if field is None else getattr(self, field)
+
+    @property
+    def axis_kind(self) -> Cost:
+        """What stands on the axis of a chart; where nothing is saved, what tells candidates apart."""
+        return "adapter_params" if self.cost_kind == "none" else self.cost_kind
+
+    @property
+    def axis_value(self) -> float:
+        """That, in the unit of the axis."""
+        words = COSTS[self.axis_kind]
+        return float(getattr(self, words.field or "")) / words.scale
 
     @property
     def trial(self) -> Trial:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from search.costing import CostCounter
+from search.layer_forms import LayerForms
 from search.objective import SubnetObjective
 from search.opening import SearchInputs, open_inputs, open_run
 from search.pieces import Piece, PieceOutcome
 from search.row_split import RowSplit
-from search.settings import SearchSettings
-from shearling.elastic.super_network import assemble_super_network
+from search.settings import SearchSettings, settled_cost
+from search.stored_bytes import StoredForm
+from shearling.elastic.super_network import SuperNetwork, assemble_super_network
 from shearling.errors import ArtefactMismatch, ArtefactMissing, UsageError
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskLocation, locate_task
@@ -98,34 +101,25 @@ class WorkersObjective:
                     where=parent.path,
                     remedy=SHARED,
                 )
-        return build_objective(self.settings, inputs, device="cuda" if self.on_gpu else None).objective.measure
+        return build_objective(
+            self.settings, inputs, device="cuda" if self.on_gpu else None, leads=False
+        ).objective.measure
 
 
-def check_cost(settings: SearchSettings, workforce: Workforce) -> None:
-    """Refuse to save what workers would not agree on.
-
-    Raises:
-        UsageError: the time of a forward is to be saved, and several processes would take it.
-    """
-    if settings.cost == "latency" and not workforce.entry.in_process:
-        raise UsageError(
-            "a latency that several workers measure depends on which of them did",
-            where=f"--executor {workforce.executor}",
-            remedy="Search with --executor local, or save macs or parameters",
-        )
-
-
-def build_objective(settings: SearchSettings, inputs: SearchInputs, *, device: str | None = None) -> MeasuredTask:
+def build_objective(
+    settings: SearchSettings, inputs: SearchInputs, *, device: str | None = None, leads: bool = True
+) -> MeasuredTask:
     """Assemble the super-network and what evaluates it.
 
     Args:
         settings: of the search.
         inputs: what candidates are made of and measured on.
         device: to measure on; None leaves the network where it was loaded.
+        leads: whether this process counts what candidates cost; a worker measures alone.
 
     Raises:
         UsageError: the settings name a task of the harness, and the model is a classifier; or there is no such task, or
-            it has no such split.
+            it has no such split; or another number format than that of the latency table.
         ArtefactError: the parts do not fit each other.
     """
     task = inputs.task
@@ -135,8 +129,31 @@ def build_objective(settings: SearchSettings, inputs: SearchInputs, *, device: s
     evaluator = open_evaluator(location, head=inputs.head, split=settings.split, batch_size=settings.batch_size)
     split = RowSplit.of(evaluator.row_digests, limit=settings.limit)
     network = assemble_super_network(inputs.frozen, inputs.adapter, inputs.space)
+    counter = _counter(network, settings, inputs) if leads else None
     if device is not None:
         network.model.to(device)
     evaluate = evaluator.on_torch(network.model, network.tokenizer, precision=settings.precision)
-    objective = SubnetObjective(network, evaluate, split, cost=settings.cost, tokens=settings.macs_seq_len)
+    objective = SubnetObjective(network, evaluate, split, counter=counter, cost=settled_cost(settings))
     return MeasuredTask(objective, evaluator.task, split)
+
+
+def _counter(network: SuperNetwork, settings: SearchSettings, inputs: SearchInputs) -> CostCounter:
+    table, given = inputs.latency, StoredForm()
+    if table is not None:
+        table.check_covers(LayerForms(network).every())
+        conditions = table.document.conditions
+        given = StoredForm(
+            conditions.weight_format, conditions.sparse_kernel, conditions.group_size or given.group_size
+        )
+    stored = StoredForm(
+        given.weight_format if settings.weight_format is None else settings.weight_format,
+        given.sparse_kernel if settings.sparse_kernel is None else settings.sparse_kernel,
+        given.group_size,
+    )
+    if table is not None and stored != given:
+        raise UsageError(
+            f"the latency table is of {given}, bytes are to be those of {stored}",
+            where="--weight-format",
+            remedy="Leave the option out, or measure a table of an export in that form",
+        )
+    return CostCounter(network, tokens=settings.macs_seq_len, stored=stored, latency=table)

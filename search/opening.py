@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from search.latency.table import LatencyTable, open_table
 from shearling.artefact import MANIFEST, Artefact, open_artefact
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
 from shearling.errors import ArtefactMismatch
@@ -40,12 +41,14 @@ class SearchInputs:
         space: of the adapter.
         frozen: the model under the adapter, verified.
         task: its validation split, verified; None where a task of the harness takes its place.
+        latency: how long the forms of the layers take; None where nobody asks.
     """
 
     adapter: Artefact
     space: SearchSpace
     frozen: Artefact
     task: Artefact | None
+    latency: LatencyTable | None = None
 
     @property
     def parents(self) -> dict[str, Artefact]:
@@ -82,19 +85,24 @@ def open_run(run: Run) -> SearchableRun:
     )
 
 
-def open_inputs(opened: SearchableRun, *, task: str | None) -> SearchInputs:
+def open_inputs(opened: SearchableRun, *, task: str | None, latency: Path | None = None) -> SearchInputs:
     """Open what the super-adapter stands on.
 
     Args:
         opened: the run.
         task: of the harness, instead of the run's.
+        latency: the latency table, where one is needed.
 
     Raises:
-        ArtefactMismatch: the run's task or its frozen model is not the one that the adapter was trained on.
+        ArtefactMismatch: the run's task or its frozen model is not the one that the adapter was trained on, or the
+            latency table was measured for another model.
         ArtefactError: one of them is missing or damaged.
     """
     found = _open_task(opened) if task is None else None
-    return SearchInputs(opened.adapter, opened.space, open_frozen(opened.adapter), found)
+    frozen = open_frozen(opened.adapter)
+    separate = frozen.manifest.kind == "sparse" and not opened.space.adapter.masked_training
+    table = None if latency is None else open_table(latency, frozen=frozen, separate=separate)
+    return SearchInputs(opened.adapter, opened.space, frozen, found, table)
 
 
 def _open_task(opened: SearchableRun) -> Artefact:

@@ -48,8 +48,6 @@ class PieceOutcome:
         loss: mean over the rows, nats; None where the task does not show it.
         answers: per row how right the answer was, 0 to 1.
         losses: per row, nats, to six digits.
-        nonzero_params: nonzero weights of the frozen part of the sub-network.
-        latency_ms: of one forward; None where it was not asked for, or this is not the first piece.
         seconds: wall time.
     """
 
@@ -58,8 +56,6 @@ class PieceOutcome:
     loss: float | None
     answers: tuple[float, ...]
     losses: tuple[float, ...] | None
-    nonzero_params: int
-    latency_ms: float | None
     seconds: float
 
 
@@ -86,8 +82,6 @@ def join(outcomes: Sequence[PieceOutcome]) -> PieceOutcome:
         loss=None if losses is None else math.fsum(losses) / len(losses),
         answers=answers,
         losses=losses,
-        nonzero_params=first.nonzero_params,
-        latency_ms=first.latency_ms,
         seconds=math.fsum(outcome.seconds for outcome in outcomes),
     )
 

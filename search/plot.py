@@ -50,7 +50,7 @@ def draw_pareto(
         axes.errorbar(
             _costs(same), _percent([held_back]), yerr=errors, fmt="o", color=BEST, capsize=3, label=label, zorder=4
         )
-    axes.set_xlabel(COSTS[best.cost_kind].name)
+    axes.set_xlabel(COSTS[best.axis_kind].name)
     axes.set_ylabel(f"accuracy on {task}, % of {same[0].n_eval} rows")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="best")
@@ -61,7 +61,7 @@ def draw_pareto(
 
 
 def _costs(records: Sequence[Record]) -> list[float]:
-    return [record.cost / COSTS[record.cost_kind].scale for record in records]
+    return [record.axis_value for record in records]
 
 
 def _percent(records: Sequence[Record]) -> list[float]:

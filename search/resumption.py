@@ -27,14 +27,14 @@ from shearling.strict_json import write_text
 
 SETTINGS_FILE = "settings.json"
 
-JOURNAL_FORM = "records of answers, measured in pieces; a race goes look by look"
+JOURNAL_FORM = "records of answers, measured in pieces; a race goes look by look; costs are counted"
 """An unfinished search whose journal is of another form cannot be continued."""
 
 QUESTION = ("task", "split", "precision")
 """Settings that decide what a candidate answers."""
 
-INDIFFERENT = ("batch_size", "evaluations")
-"""Settings that may differ in a search that is continued."""
+INDIFFERENT = ("batch_size", "evaluations", "latency_table")
+"""Settings that may differ in a search that is continued; of the latency table the content counts, not the place."""
 
 Consent = Callable[[str], bool]
 """Asks whether to go on, and is told what is lost by it."""
@@ -44,9 +44,7 @@ def question_of(settings: SearchSettings, inputs: SearchInputs) -> str:
     """Digest of what decides the answers of a candidate, beside the rows."""
     parents = {role: parent.sha256 for role, parent in inputs.parents.items()}
     asked = {"parents": parents, **{name: _settled(settings)[name] for name in QUESTION}}
-    # A time is measured with the answers; everything else that can be saved is counted.
-    timed = {"latency_of": settings.macs_seq_len} if settings.cost == "latency" else {}
-    return hashlib.sha256(json.dumps({**asked, **timed}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def resume(
@@ -71,6 +69,7 @@ def resume(
     """
     deciding = {name: value for name, value in _settled(settings).items() if name not in INDIFFERENT}
     deciding |= {"anchors": list(anchors), "journal": JOURNAL_FORM, "question": question_of(settings, inputs)}
+    deciding["latency"] = None if inputs.latency is None else inputs.latency.sha256
     text = json.dumps(deciding, indent=2)
     file = directory / SETTINGS_FILE
     if file.is_file() and file.read_text() == text:
@@ -80,15 +79,15 @@ def resume(
 
 
 def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
-    journal = directory / JOURNAL_FILE
-    if not journal.exists() and not (directory / PIECES_FILE).exists():
+    journal, pieces = directory / JOURNAL_FILE, directory / PIECES_FILE
+    if not journal.exists() and not pieces.exists():
         return
     count = journal.read_bytes().count(b"\n") if journal.exists() else 0
-    same, other = _count_pieces(directory / PIECES_FILE, question)
+    same, other = _count_pieces(pieces, question)
     if not same and (other or count):
         lost = (
-            f"an unfinished search of this run has {count} evaluations, made with another model, adapter, task or "
-            "precision: none of them counts in this search"
+            f"an unfinished search of this run has {count} evaluations, made with another model, adapter, task, "
+            "precision or version of Shearling: none of them counts in this search"
         )
         if not consent(lost):
             raise UsageError(
@@ -96,6 +95,9 @@ def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
                 where=directory,
                 remedy="Search as before to continue it, or add --start-over: its journal is kept under another name",
             )
+    if same is None:
+        # Of another version of this project; a search must not stumble over it.
+        pieces.rename(_free_name(pieces))
     if journal.exists():
         aside = _free_name(journal)
         journal.rename(aside)
@@ -105,12 +107,12 @@ def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
         )
 
 
-def _count_pieces(path: Path, question: str) -> tuple[int, int]:
-    """How many answer the question, and how many another one."""
+def _count_pieces(path: Path, question: str) -> tuple[int | None, int]:
+    """How many answer the question, None where they cannot be read, and how many another one."""
     try:
         asked = [line.question for line in read_pieces(path)]
     except ShearlingError:
-        return 0, 1
+        return None, 1
     same = asked.count(question)
     return same, len(asked) - same
 

@@ -94,8 +94,9 @@ def _caption(searched: Searched) -> str:
         if held_back is None
         else f"expect the accuracy on held-back rows: these {held_back.n_eval} chose nothing (95 % intervals)"
     )
+    saved = "" if cost.field is None else f"; {cost.name}: {best.cost / cost.scale:.2f}"
     return (
-        f"best: {best.id}, row {best.i}; {cost.name}: {best.cost / cost.scale:.2f}\n"
+        f"best: {best.id}, row {best.i}{saved}\n"
         f"rule: {searched.best_rule}\n"
         f"{prediction}\n"
         f"next: python -m export --subnet {searched.path / BEST_FILE}"
@@ -115,4 +116,5 @@ def _judged(record: Record, searched: Searched) -> dict[str, Any]:
 
 def _figures(record: Record) -> dict[str, object]:
     figures = {"row": record.i, "id": record.id, "accuracy": record.accuracy, "adapter_params": record.adapter_params}
-    return {**figures, "parameters": record.parameters, "macs_m": record.macs_m, "latency_ms": record.latency_ms}
+    counted = {"parameters": record.parameters, "macs_m": record.macs_m, "model_bytes": record.model_bytes}
+    return {**figures, **counted, "latency_ms": record.latency_ms}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from search.front import BestRule
-from search.strategies.strategy import Cost
-from shearling.errors import UsageError
+from search.strategies.strategy import Cost, CostOption
+from shearling.errors import ShearlingError, UsageError
 from shearling.evaluation.precision import Precision
 from shearling.evaluation.task import MeasuredSplit
 from shearling.recipe.search import SearchSection
+
+if TYPE_CHECKING:
+    from shearling.elastic.search_space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,14 @@ class SearchSettings:
         evaluations: most sub-networks that the algorithm asks for; a search that was interrupted may be continued with
             more.
         limit: most of those rows that choose, and most that are held back.
-        cost: what to save, beside accuracy.
-        macs_seq_len: tokens of the forward whose MACs are counted or whose time is taken.
+        cost: what to save, beside accuracy; settled, see `settle`.
+        macs_seq_len: tokens of the forward whose MACs are counted.
         max_cost_share: most that a candidate may cost, as a share of the largest one.
+        max_bytes: most that the exported weights may take.
+        max_latency_ms: most that a forward of the exported model may take, as predicted by the latency table.
+        weight_format: of the export whose bytes are counted; None takes that of the latency table, or fp32.
+        sparse_kernel: whether its zeros are packed away; None likewise.
+        latency_table: None takes that of the run.
     """
 
     algorithm: str
@@ -36,10 +45,20 @@ class SearchSettings:
     task: str | None
     batch_size: int
     precision: Precision
-    cost: Cost = "adapter_params"
+    cost: CostOption = "adapter_params"
     macs_seq_len: int = 256
     max_cost_share: float | None = None
+    max_bytes: int | None = None
+    max_latency_ms: float | None = None
+    weight_format: str | None = None
+    sparse_kernel: bool | None = None
+    latency_table: str | None = None
     split: MeasuredSplit = "validation"
+
+    @property
+    def predicts_latency(self) -> bool:
+        """Whether a latency table is needed."""
+        return self.cost == "latency" or self.max_latency_ms is not None
 
 
 def recipe_settings(section: SearchSection) -> SearchSettings:
@@ -56,6 +75,10 @@ def recipe_settings(section: SearchSection) -> SearchSettings:
         cost=section.cost,
         macs_seq_len=section.macs_seq_len,
         max_cost_share=section.max_cost_share,
+        max_bytes=section.max_bytes,
+        max_latency_ms=section.max_latency_ms,
+        weight_format=section.weight_format,
+        sparse_kernel=section.sparse_kernel,
     )
 
 
@@ -78,3 +101,47 @@ def check_split(settings: SearchSettings) -> None:
             where="--split",
             remedy="Leave --split out, or name another task with --task",
         )
+
+
+def settled_cost(settings: SearchSettings) -> Cost:
+    """What is saved, once that is decided.
+
+    Raises:
+        ShearlingError: it is not.
+    """
+    if settings.cost == "auto":
+        raise ShearlingError("what is saved has not been decided")
+    return settings.cost
+
+
+def settle(settings: SearchSettings, rule: BestRule, space: SearchSpace, *, sparse: bool) -> SearchSettings:
+    """Decide what is saved, where the settings leave it open: multiply-accumulates where sub-networks differ in them.
+
+    Ranks that are merged cost nothing at inference, whatever they are; there accuracy alone counts.
+
+    Args:
+        settings: as they were given.
+        rule: which sub-network is the best.
+        space: of the sub-networks.
+        sparse: whether the model under them is pruned.
+
+    Raises:
+        UsageError: less is asked for of a cost, and nothing is saved.
+    """
+    differ = bool(space.width_groups) or (sparse and not space.adapter.masked_training)
+    cost = settings.cost if settings.cost != "auto" else "macs" if differ else "none"
+    if cost == "none":
+        needing = {
+            "max_cost_share": settings.max_cost_share is not None,
+            "accuracy_delta": rule.accuracy_delta is not None,
+            "prefer": rule.prefer == "cheaper",
+        }
+        for name in (name for name, needed in needing.items() if needed):
+            raise UsageError(
+                "nothing is saved: ranks that are merged cost nothing at inference"
+                if not differ
+                else "nothing is saved",
+                where=name,
+                remedy="Say what to save with --cost, such as adapter_params",
+            )
+    return replace(settings, cost=cost)

@@ -16,19 +16,21 @@ from search.examination import Examiner
 from search.exploration import explore
 from search.front import BestRule, best_record, find_largest, pareto_document, progression_rows
 from search.journal import JOURNAL_FILE, Journal, Record
+from search.limits import check_params, find_table, limited_rule, make_limit
 from search.measurements import Measurements
-from search.measuring import MeasuredTask, WorkersObjective, build_objective, check_cost
+from search.measuring import MeasuredTask, WorkersObjective, build_objective
 from search.objective import Objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
 from search.piece_store import PIECES_FILE, PieceStore
 from search.plot import draw_pareto
 from search.race import longest_race, race
 from search.resumption import SETTINGS_FILE, Consent, question_of, resume
-from search.settings import SearchSettings, check_split, recipe_rule, recipe_settings
+from search.settings import SearchSettings, check_split, recipe_rule, recipe_settings, settle, settled_cost
 from search.strategies.anchored import Anchored, anchors_of
-from search.strategies.cost_limit import CostLimit
 from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, Strategy, make_strategy
+from search.view.page import Subject
+from search.view.watch import Watch, watching
 from shearling.artefact import check_destination, write_artefact
 from shearling.console import log, progress
 from shearling.executors.executor import Workforce, check_workforce, limit_threads, make_executor
@@ -152,8 +154,9 @@ def search(
         consent: asked before evaluations of an unfinished search are left behind.
 
     Raises:
-        UsageError: no sub-network is as cheap as the settings want it, or there is no consent.
-        NoCandidate: no evaluated sub-network meets the constraints; the evaluations are kept for another try.
+        UsageError: settings contradict each other, or there is no consent.
+        NoCandidate: no sub-network meets the constraints: none of the space, then nothing was evaluated; or none that
+            was evaluated, then the evaluations are kept for another try.
         OutputExists: there is a search, and `force` is false.
         ArtefactError: the run is incomplete or damaged.
         EnvironmentFault: workers are lost again and again, or have other versions than this process.
@@ -165,8 +168,11 @@ def search(
 
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, conduct: Conduct) -> Searched:
     check_split(settings)
-    check_cost(settings, conduct.workforce)
-    run, inputs = opened.run, open_inputs(opened, task=settings.task)
+    sparse = "sparse" in opened.adapter.manifest.parents
+    settings = settle(settings, rule, opened.space, sparse=sparse)
+    run, inputs = opened.run, open_inputs(opened, task=settings.task, latency=find_table(opened.run, settings))
+    if inputs.latency is not None:
+        log.print(f"latencies are predicted for: {inputs.latency}")
     with write_artefact(
         run.search, kind="search", parents=inputs.parents, seed=settings.seed, force=conduct.force, resumable=True
     ) as draft:
@@ -175,10 +181,13 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
         journal = Journal(draft.directory / JOURNAL_FILE)
         store = PieceStore(draft.directory / PIECES_FILE, question_of(settings, inputs), prepared.measured.split)
         with _measuring(prepared.measured, settings, inputs, conduct.workforce, store) as measure:
-            best = _choose(prepared, settings, journal, measure)
-        task, words = prepared.measured.task, prepared.rule.words(settings.cost)
+            watch = _watch(opened, prepared, settings, journal)
+            with watching(watch, opened.run.search_page):
+                best = _choose(prepared, settings, journal, measure, watch)
+        task, words = prepared.measured.task, prepared.rule.words(settled_cost(settings))
         searched = Searched(run.search, journal.records, best, prepared.grid.heuristic, task, words)
         _write(searched, opened, settings, draft.directory)
+        watch.finish(draft.directory, best=best)
         draft.details |= {
             "settings": asdict(settings),
             "constraints": asdict(prepared.rule),
@@ -188,6 +197,7 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
         # All that they hold of this search is in the journal.
         for name in (SETTINGS_FILE, PIECES_FILE):
             (draft.directory / name).unlink(missing_ok=True)
+    watch.lead_to(run.search)
     return searched
 
 
@@ -213,17 +223,29 @@ def _measuring(
 
 def _prepare(opened: SearchableRun, settings: SearchSettings, inputs: SearchInputs, rule: BestRule) -> Preparation:
     measured, grid = build_objective(settings, inputs), Grid.of(opened.space)
-    share, count = settings.max_cost_share, measured.objective.count
-    limit = None if share is None else CostLimit.of_share(share, count, grid)
+    limit = make_limit(settings, measured.objective, grid)
+    check_params(rule, measured.objective, grid)
     effort = Effort(settings.evaluations, seed=settings.seed, population=settings.population, limit=limit)
     strategy = make_strategy(settings.algorithm, grid, effort)
     # Who asks for one sub-network gets that one, and beside it no more than the rule needs.
     anchors = anchors_of(grid, limit) if strategy.planned > 1 else (grid.maximal,) if rule.needs_largest else ()
-    rule = rule if limit is None else replace(rule, max_cost=limit.most)
-    return Preparation(measured, grid, Anchored(strategy, anchors), anchors, rule)
+    return Preparation(measured, grid, Anchored(strategy, anchors), anchors, limited_rule(rule, settings, limit))
 
 
-def _choose(prepared: Preparation, settings: SearchSettings, journal: Journal, measure: Objective) -> Record:
+def _watch(opened: SearchableRun, prepared: Preparation, settings: SearchSettings, journal: Journal) -> Watch:
+    subject = Subject(
+        title=f"{settings.algorithm} on {opened.run.path.resolve().name}",
+        task=prepared.measured.task,
+        groups=tuple(group.id for group in opened.space.groups),
+        grid=prepared.grid,
+    )
+    split = prepared.measured.split
+    return Watch(opened.run.search_page, subject, journal, split, planned=prepared.strategy.planned)
+
+
+def _choose(
+    prepared: Preparation, settings: SearchSettings, journal: Journal, measure: Objective, watch: Watch
+) -> Record:
     """Explore, race, and measure what was chosen, and the largest, on the rows that are held back."""
     measured, rule = prepared.measured, prepared.rule
     split = measured.split
@@ -231,6 +253,7 @@ def _choose(prepared: Preparation, settings: SearchSettings, journal: Journal, m
     if journal.records:
         log.print(f"continuing after {len(journal.records)} evaluations")
     title = f"{settings.algorithm} on {split.parts[0]} {settings.split} rows of {measured.task}"
+    watch.enter(title)
     with progress(title, total=prepared.strategy.planned) as advance:
         explored = explore(
             prepared.strategy,
@@ -239,13 +262,16 @@ def _choose(prepared: Preparation, settings: SearchSettings, journal: Journal, m
             grid=prepared.grid,
             algorithm=settings.algorithm,
             seed=settings.seed,
-            advance=advance,
+            advance=watch.following(advance),
         )
     steps = longest_race(explored, rule, looks=len(split.parts) - 1)
-    with progress(f"what may be the best on up to {split.choosing} rows", total=steps) as advance:
-        finalists = race(explored, rule, examiner, advance=advance)
+    title = f"what may be the best on up to {split.choosing} rows"
+    watch.enter(title)
+    with progress(title, total=steps) as advance:
+        finalists = race(explored, rule, examiner, advance=watch.following(advance))
     best = best_record(finalists, rule, explored=explored)
     largest = find_largest(finalists)
+    watch.enter(f"{best.id} on {len(split.held_back)} rows that are held back")
     examiner.hold_against([best] if largest in (None, best) else [best, largest])
     return best
 

@@ -38,7 +38,7 @@ MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "shearling.manifest/1"
 TOOLS = ("torch", "transformers", "peft", "nncf", "openvino", "onnxruntime", "optimum-intel", "lm_eval", "pymoo")
 
-Kind = Literal["task", "base", "sparse", "super_adapter", "search", "export", "benchmark"]
+Kind = Literal["task", "base", "sparse", "super_adapter", "search", "latency", "export", "benchmark"]
 
 
 class FileEntry(Document):
@@ -378,5 +378,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _how_to_make(kind: Kind) -> str:
-    stage = {"search": "search", "export": "export", "benchmark": "serve bench"}.get(kind, "train")
+    stages = {"search": "search", "latency": "search latency", "export": "export", "benchmark": "serve bench"}
+    stage = stages.get(kind, "train")
     return f"Make it with: python -m {stage}"

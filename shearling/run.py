@@ -55,6 +55,16 @@ class Run:
         return self.path / "search"
 
     @property
+    def search_page(self) -> Path:
+        """A search to look at while it runs; then it leads to the page in the artefact."""
+        return self.path / "search.html"
+
+    @property
+    def latency(self) -> Path:
+        """How long each form of a layer takes on the target."""
+        return self.path / "latency"
+
+    @property
     def export(self) -> Path:
         """The exported models and their report."""
         return self.path / "export"

@@ -1,18 +1,65 @@
-"""A limit on what a candidate may cost, kept while a search draws candidates: no evaluation is spent on one that is
-too dear.
+"""Limits on what a candidate may cost, kept while a search draws candidates: no evaluation is spent on one that is
+too dear, and a limit that nothing keeps is refused before the first one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search.strategies.grid import Grid, Indices
-from shearling.errors import UsageError
+from shearling.errors import NoCandidate
 
 if TYPE_CHECKING:
     import numpy as np
+
+CostOf = Callable[[Indices], float]
+"""What a candidate costs; counted, not measured."""
+
+REMEDY = "Ask for less, or train with smaller widths or ranks; nothing was evaluated"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One limit.
+
+    Attributes:
+        cost_of: a candidate; more than 0.
+        most: that it may cost.
+        words: what the cheapest candidate has, against the limit: what is told where even that is too dear.
+        where: the option that the limit comes from.
+    """
+
+    cost_of: CostOf
+    most: float
+    words: Callable[[float], str]
+    where: str | None = None
+
+    @classmethod
+    def of_share(cls, share: float, cost_of: CostOf, grid: Grid) -> Bound:
+        """A share of what the largest candidate costs."""
+        largest = cost_of(grid.maximal)
+        return cls(
+            cost_of,
+            share * largest,
+            lambda least: f"the cheapest sub-network costs {least / largest:.1%} of the largest, more than {share:.1%}",
+            "max_cost_share",
+        )
+
+    @classmethod
+    def below(cls, most: float, cost_of: CostOf, *, show: Callable[[float], str], where: str) -> Bound:
+        """So much at most.
+
+        Args:
+            most: in the unit of `cost_of`.
+            cost_of: a candidate.
+            show: a cost with its unit.
+            where: the option that it comes from.
+        """
+        return cls(
+            cost_of, most, lambda least: f"the cheapest sub-network has {show(least)}, more than {show(most)}", where
+        )
 
 
 @dataclass(frozen=True)
@@ -20,47 +67,79 @@ class CostLimit:
     """See the module.
 
     Attributes:
-        cost_of: a candidate; counted, not measured, and less for a larger index or the same.
-        most: that it may cost.
+        bounds: all of them are kept; at least one.
+        cheapest: a candidate that keeps them.
     """
 
-    cost_of: Callable[[Indices], float]
-    most: float
+    bounds: tuple[Bound, ...]
+    cheapest: Indices
 
     @classmethod
-    def of_share(cls, share: float, cost_of: Callable[[Indices], float], grid: Grid) -> CostLimit:
-        """A share of what the largest candidate costs.
+    def of(cls, bounds: Sequence[Bound], grid: Grid) -> CostLimit:
+        """The limit, once it is known that it can be kept.
 
         Raises:
-            UsageError: not even the smallest one is that cheap.
+            NoCandidate: no candidate keeps it.
         """
-        largest, least = cost_of(grid.maximal), cost_of(grid.minimal)
-        if least > share * largest:
-            raise UsageError(
-                f"the smallest sub-network costs {least / largest:.1%} of the largest, more than {share:.1%}",
-                where="max_cost_share",
-                remedy="Ask for a larger share, or train with smaller widths or ranks",
+        candidates = [grid.minimal]
+        for bound in bounds:
+            cheapest = find_cheapest(bound.cost_of, grid)
+            least = bound.cost_of(cheapest)
+            if least > bound.most:
+                raise NoCandidate(bound.words(least), where=bound.where, remedy=REMEDY)
+            candidates.append(cheapest)
+        both = [each for each in candidates if all(bound.cost_of(each) <= bound.most for bound in bounds)]
+        if not both:
+            names = " and ".join(bound.where or "a limit" for bound in bounds)
+            raise NoCandidate(
+                f"no sub-network that is cheapest by one of the limits keeps the others: {names}", remedy=REMEDY
             )
-        return cls(cost_of, share * largest)
+        return cls(tuple(bounds), both[0])
+
+    def load(self, indices: Indices) -> float:
+        """What a candidate costs, as a share of what it may; of several limits the largest share."""
+        return max(bound.cost_of(indices) / bound.most for bound in self.bounds)
 
     def allows(self, indices: Indices) -> bool:
         """Whether a candidate is cheap enough."""
-        return self.cost_of(indices) <= self.most
+        return all(bound.cost_of(indices) <= bound.most for bound in self.bounds)
 
     def shrink(self, indices: Indices, grid: Grid, random: np.random.Generator) -> Indices:
         """A candidate, with random groups made smaller, a step at a time and where that saves something, until it is
         cheap enough.
         """
-        cost = self.cost_of(indices)
-        while cost > self.most:
+        load = self.load(indices)
+        while not self.allows(indices):
             smaller = [self._step(indices, place) for place, size in enumerate(grid.sizes) if indices[place] + 1 < size]
-            costs = [self.cost_of(candidate) for candidate in smaller]
-            # Where no single step saves anything, any step will do: the smallest candidate is cheap enough.
-            saving = [place for place, value in enumerate(costs) if value < cost] or list(range(len(smaller)))
+            if not smaller:
+                # Where smaller is not always faster, the smallest candidate need not be the cheapest.
+                return self.cheapest
+            loads = [self.load(candidate) for candidate in smaller]
+            # Where no single step saves anything, any step will do.
+            saving = [place for place, value in enumerate(loads) if value < load] or list(range(len(smaller)))
             chosen = saving[int(random.integers(len(saving)))]
-            indices, cost = smaller[chosen], costs[chosen]
+            indices, load = smaller[chosen], loads[chosen]
         return indices
 
     @staticmethod
     def _step(indices: Indices, place: int) -> Indices:
         return (*indices[:place], indices[place] + 1, *indices[place + 1 :])
+
+
+def find_cheapest(cost_of: CostOf, grid: Grid) -> Indices:
+    """The cheapest candidate.
+
+    Costs are sums over layers, so that it is found by changing one group at a time, from the smallest candidate on,
+    until nothing is cheaper; what is counted is least there already, and a time need not be.
+    """
+    best, least = grid.minimal, cost_of(grid.minimal)
+    improved = True
+    while improved:
+        improved = False
+        for place, size in enumerate(grid.sizes):
+            for index in range(size):
+                candidate = (*best[:place], index, *best[place + 1 :])
+                cost = cost_of(candidate)
+                if cost < least:
+                    best, least, improved = candidate, cost, True
+    return best

@@ -130,7 +130,8 @@ def _first_generation(grid: Grid, *, population: int, random: np.random.Generato
     import numpy as np
 
     middle = grid.heuristic if limit is None else limit.shrink(grid.heuristic, grid, random)
-    anchors = list(dict.fromkeys((grid.maximal, middle, grid.minimal)))[:population]
+    smallest = grid.minimal if limit is None else limit.shrink(grid.minimal, grid, random)
+    anchors = list(dict.fromkeys((grid.maximal, middle, smallest)))[:population]
     seen = set(anchors)
     drawn = [draw_new(grid, random, seen=seen, limit=limit) for _ in range(population - len(anchors))]
     return np.array([*anchors, *(indices for indices in drawn if indices is not None)], dtype=int)

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from shearling.elastic.search_space import SearchSpace
 
 Indices = tuple[int, ...]
+
+Landmark = Literal["largest", "middle", "smallest"]
+"""A candidate that every grid has."""
 
 
 @dataclass(frozen=True)

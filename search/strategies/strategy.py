@@ -24,8 +24,12 @@ from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 DEFECT = "This is a defect of the algorithm: report it to its authors, and search with another"
 """What to do about a strategy that breaks the protocol."""
 
-Cost = Literal["adapter_params", "parameters", "macs", "latency"]
-"""What a search saves: weights of the adapter, weights or multiply-accumulates of the model, or its time."""
+Cost = Literal["none", "adapter_params", "parameters", "nonzero_params", "macs", "bytes", "latency"]
+"""What a search saves: nothing; weights of the adapter; weights, nonzero weights, multiply-accumulates, bytes or the
+time of the exported model."""
+
+CostOption = Literal["auto", "none", "adapter_params", "parameters", "nonzero_params", "macs", "bytes", "latency"]
+"""One of them, or to decide it by what sub-networks differ in."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Trial:
 
     Attributes:
         accuracy: to be maximised.
-        cost: to be minimised; adapter parameters, or what the search was told to save.
+        cost: to be minimised: what the search was told to save; the same of all where that is nothing.
     """
 
     indices: Indices

@@ -157,6 +157,7 @@ class HeldBack(Document):
 class Metrics(Document):
     """What the search measured, on the rows of `split`; MACs in millions, of one sequence of `macs_seq_len` tokens.
 
+    Bytes and latency are those of the exported form that the search was told of; the latency is predicted.
     The accuracy is that on the rows that chose the sub-network, so that it flatters; `held_back` predicts.
     """
 
@@ -173,6 +174,7 @@ class Metrics(Document):
     parameters: int | None = None
     macs_m: float | None = None
     macs_seq_len: int | None = None
+    model_bytes: int | None = None
     latency_ms: float | None = None
     seconds: float
 

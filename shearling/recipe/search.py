@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from shearling.recipe.section import Section
+from shearling.registry.number_formats import NUMBER_FORMATS
 from shearling.registry.registry import NameIn
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
@@ -25,10 +26,24 @@ class SearchSection(Section):
     batch_size: int = pydantic.Field(64, ge=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
-    cost: Literal["adapter_params", "parameters", "macs", "latency"] = pydantic.Field(
-        "adapter_params", description="what to save, beside accuracy"
+    cost: Literal["auto", "none", "adapter_params", "parameters", "nonzero_params", "macs", "bytes", "latency"] = (
+        pydantic.Field(
+            "auto",
+            description="what to save, beside accuracy; auto: macs where sub-networks differ in them, none where all "
+            "that differs are ranks that are merged",
+        )
     )
-    macs_seq_len: int = pydantic.Field(256, ge=1, description="tokens of the forward whose MACs or latency are counted")
+    macs_seq_len: int = pydantic.Field(256, ge=1, description="tokens of the forward whose MACs are counted")
+    weight_format: Annotated[str, NameIn(NUMBER_FORMATS)] | None = pydantic.Field(
+        None, description="of the export whose bytes are counted; absent: that of the latency table, or fp32"
+    )
+    sparse_kernel: bool | None = pydantic.Field(
+        None, description="whether the zeros of that export are packed away; absent: as in the latency table, or not"
+    )
+    max_bytes: int | None = pydantic.Field(None, ge=1, description="most that the exported weights may take")
+    max_latency_ms: float | None = pydantic.Field(
+        None, gt=0, description="most that a forward may take, as the latency table predicts"
+    )
     max_cost_share: float | None = pydantic.Field(
         None,
         gt=0,
@@ -52,6 +67,4 @@ class SearchSection(Section):
     def _reference(self) -> SearchSection:
         if self.reference_accuracy is not None and self.accuracy_delta is None:
             raise ValueError("reference_accuracy needs accuracy_delta")
-        if self.max_cost_share is not None and self.cost == "latency":
-            raise ValueError("max_cost_share needs a cost that is counted: adapter_params, parameters or macs")
         return self

@@ -35,7 +35,7 @@ from tests.support.tiny_models import VOCABULARY, save_tiny_encoder, tiny_tokeni
 from tests.support.tiny_runs import write_headlines
 from train.stage import run_recipe
 
-SETTINGS = replace(SMALL_SEARCH, cost="latency")
+SETTINGS = replace(SMALL_SEARCH, cost="bytes")
 SPARSITY = """
 [sparsity]
 method = "wanda"
@@ -115,10 +115,12 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
     ]
     assert losses[-1] < losses[0]
     searched = search(run, SETTINGS, BestRule(accuracy_delta=0.5))
-    assert all(record.latency_ms and record.parameters for record in searched.records)
+    assert all(record.model_bytes and record.parameters for record in searched.records)
     exported = export_subnet(
         run.search / "best.json", ExportRequest(output=run.export, formats=("hf", "openvino", "onnx", "peft"))
     )
+    stored = (exported.path / "openvino" / "openvino_model.bin").stat().st_size
+    assert searched.best.model_bytes == pytest.approx(stored, rel=0.01)
     report = exported.report
     assert report.head == "classifier"
     assert report.violations == []

@@ -34,6 +34,8 @@ from tests.support.tiny_runs import tiny_recipe
 
 SETTINGS = dataclasses.replace(SMALL_SEARCH, evaluations=9, limit=None)
 ROWS_OF_A_PIECE = 8
+NOTHING_MEETS = BestRule(min_accuracy=1.5)
+"""Leaves an unfinished search with all its evaluations."""
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def test_nodes_that_do_not_see_the_run_are_sent_it(
 
 @pytest.mark.slow
 def test_a_search_on_workers_that_is_killed_ends_as_one_that_is_not(run: Run, alone: Run) -> None:
-    options = ["--run", str(run.path), "--executor", "processes", "--workers", "3"]
+    options = ["--run", str(run.path), "--executor", "processes", "--workers", "3", "--cost", "adapter_params"]
     code = (
         f"import search.pieces; search.pieces.PIECE_ROWS = {ROWS_OF_A_PIECE}\n"
         "from search.__main__ import app; from shearling.command_line import run_command\n"
@@ -181,7 +183,7 @@ def test_a_search_on_workers_that_is_killed_ends_as_one_that_is_not(run: Run, al
 
 def test_another_batch_size_continues_the_journal(run: Run, measured: list[Piece]) -> None:
     with pytest.raises(NoCandidate):
-        search(run, SETTINGS, BestRule(max_params=1))
+        search(run, SETTINGS, NOTHING_MEETS)
     journal = (unfinished(run) / "journal.jsonl").read_bytes()
     measured.clear()
     search(run, dataclasses.replace(SETTINGS, batch_size=3), BestRule())
@@ -192,7 +194,7 @@ def test_another_batch_size_continues_the_journal(run: Run, measured: list[Piece
 
 def test_another_search_sets_the_journal_aside_and_measures_nothing_again(run: Run, measured: list[Piece]) -> None:
     with pytest.raises(NoCandidate):
-        search(run, SETTINGS, BestRule(max_params=1))
+        search(run, SETTINGS, NOTHING_MEETS)
     journal, before = (unfinished(run) / "journal.jsonl").read_bytes(), set(measured)
     measured.clear()
     others = dataclasses.replace(SETTINGS, algorithm="random", seed=5, cost="macs")
@@ -208,7 +210,7 @@ def test_another_search_sets_the_journal_aside_and_measures_nothing_again(run: R
 
 def test_evaluations_of_another_question_are_not_left_behind_unasked(run: Run) -> None:
     with pytest.raises(NoCandidate):
-        search(run, SETTINGS, BestRule(max_params=1))
+        search(run, SETTINGS, NOTHING_MEETS)
     before = {path.name: path.read_bytes() for path in unfinished(run).iterdir()}
     other, asked = dataclasses.replace(SETTINGS, precision="bf16"), []
     with pytest.raises(
@@ -218,14 +220,28 @@ def test_evaluations_of_another_question_are_not_left_behind_unasked(run: Run) -
     assert caught.value.exit_code == 2
     assert {path.name: path.read_bytes() for path in unfinished(run).iterdir()} == before
     with pytest.raises(NoCandidate):
-        search(run, other, BestRule(max_params=1), consent=lambda lost: asked.append(lost) is None)
+        search(run, other, NOTHING_MEETS, consent=lambda lost: asked.append(lost) is None)
     assert len(asked) == 1
     assert (unfinished(run) / "journal-1.jsonl").read_bytes() == before["journal.jsonl"]
     # Back to the first question: its pieces are there still.
     with pytest.raises(NoCandidate):
-        search(run, SETTINGS, BestRule(max_params=1))
+        search(run, SETTINGS, NOTHING_MEETS)
     assert (unfinished(run) / "journal-2.jsonl").is_file()
     assert (unfinished(run) / "journal.jsonl").read_bytes() == before["journal.jsonl"]
+
+
+def test_pieces_of_another_version_are_set_aside(run: Run) -> None:
+    with pytest.raises(NoCandidate):
+        search(run, SETTINGS, NOTHING_MEETS)
+    pieces, settings = unfinished(run) / "pieces.jsonl", unfinished(run) / "settings.json"
+    older = pieces.read_text().replace('"seconds"', '"latency_ms":null,"seconds"')
+    pieces.write_text(older)
+    settings.write_text(settings.read_text().replace("costs are counted", "costs are measured"))
+    with pytest.raises(UsageError, match="--start-over"):
+        search(run, SETTINGS, BestRule())
+    search(run, SETTINGS, BestRule(), consent=lambda _: True)
+    assert (run.search / "pieces-1.jsonl").read_text() == older
+    assert (run.search / "journal-1.jsonl").is_file()
 
 
 def test_a_worker_refuses_a_run_that_it_cannot_read_or_that_is_another(
@@ -248,23 +264,17 @@ def test_a_worker_refuses_a_run_that_it_cannot_read_or_that_is_another(
         dataclasses.replace(work, parents=others)()
 
 
-def test_a_latency_is_not_measured_by_several(run: Run) -> None:
-    timed = dataclasses.replace(SETTINGS, cost="latency")
-    with pytest.raises(UsageError, match="a latency that several workers measure"):
-        search(run, timed, BestRule(), workforce=Workforce(executor="processes", workers=2))
-
-
 def test_pieces_cover_the_rows_and_join_to_the_whole() -> None:
     pieces = cut((1, 2), range(5, 30))
     assert [position for piece in pieces for position in piece.positions] == list(range(5, 30))
     assert {len(piece.positions) for piece in pieces[:-1]} == {ROWS_OF_A_PIECE}
     assert cut((0,), range(3, 3)) == []
     parts = [
-        PieceOutcome(1.0, 0.0, 0.25, (1.0, 1.0), (0.25, 0.25), 7, 3.5, 1.0),
-        PieceOutcome(0.0, 0.0, 1.0, (0.0,), (1.0,), 7, None, 2.0),
+        PieceOutcome(1.0, 0.0, 0.25, (1.0, 1.0), (0.25, 0.25), 1.0),
+        PieceOutcome(0.0, 0.0, 1.0, (0.0,), (1.0,), 2.0),
     ]
     whole = join(parts)
     assert (whole.accuracy, whole.loss, whole.answers) == (2 / 3, 0.5, (1.0, 1.0, 0.0))
-    assert (whole.latency_ms, whole.seconds) == (3.5, 3.0)
+    assert whole.seconds == 3.0
     # Standard deviation over the root of the count.
     assert whole.accuracy_stderr == pytest.approx((1 / 3 / 3) ** 0.5)

@@ -10,7 +10,7 @@ from pathlib import Path
 from search.exploration import explore
 from search.journal import Journal, Record
 from search.objective import CandidateFigures
-from search.strategies.cost_limit import CostLimit
+from search.strategies.cost_limit import Bound, CostLimit
 from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, make_strategy
 
@@ -67,7 +67,7 @@ def run(
     share: float | None = None,
 ) -> list[Record]:
     grid = Grid(sizes)
-    limit = None if share is None else CostLimit.of_share(share, objective.params, grid)
+    limit = None if share is None else CostLimit.of([Bound.of_share(share, objective.params, grid)], grid)
     effort = Effort(evaluations=evaluations, population=population, seed=seed, limit=limit)
     strategy = make_strategy(algorithm, grid, effort)
     return explore(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from search.strategies.cost_limit import CostLimit
+from search.strategies.cost_limit import Bound, CostLimit, find_cheapest
 from search.strategies.grid import Grid
 from search.strategies.strategy import Effort, Trial, make_strategy
-from shearling.errors import UsageError
-from tests.support.synthetic_search import SIZES, Separable, everything, run
+from shearling.errors import NoCandidate, UsageError
+from tests.support.synthetic_search import ROWS, SIZES, Separable, everything, run
 
 
 @pytest.mark.parametrize(("size", "index"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2)])
@@ -137,8 +138,56 @@ def test_random_draws_end_where_a_budget_leaves_few_candidates(tmp_path: Path) -
 
 
 def test_a_budget_that_nothing_keeps_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"the smallest sub-network costs 50\.0% of the largest, more than 49\.0%"):
-        CostLimit.of_share(0.49, Separable().params, Grid(SIZES))
+    grid = Grid(SIZES)
+    with pytest.raises(NoCandidate, match=r"the cheapest sub-network costs 50\.0% of the largest, more than 49\.0%"):
+        CostLimit.of([Bound.of_share(0.49, Separable().params, grid)], grid)
+
+
+def test_no_change_of_one_group_is_cheaper_than_the_cheapest() -> None:
+    """Layers of two groups whose times are anything at all, as those of a runtime may be."""
+    random, grid = np.random.default_rng(4), Grid((3, 2) * 4)
+    for _ in range(20):
+        times = random.random((4, 3, 2))
+
+        def time_of(indices: tuple[int, ...], times=times) -> float:
+            return float(sum(times[layer, indices[2 * layer], indices[2 * layer + 1]] for layer in range(4)))
+
+        found = find_cheapest(time_of, grid)
+        assert all(time_of(found) <= time_of(other) for other in changed_in_one_group(found, grid))
+        assert time_of(found) <= time_of(grid.minimal)
+
+
+def changed_in_one_group(indices: tuple[int, ...], grid: Grid) -> list[tuple[int, ...]]:
+    return [
+        (*indices[:place], value, *indices[place + 1 :])
+        for place, size in enumerate(grid.sizes)
+        for value in range(size)
+    ]
+
+
+def test_several_limits_are_kept_together_and_a_candidate_that_cannot_shrink_becomes_the_cheapest() -> None:
+    grid = Grid(SIZES)
+    objective = Separable()
+
+    def slower_when_smaller(indices: tuple[int, ...]) -> float:
+        return 10.0 + indices[0] - 0.1 * sum(indices[1:])
+
+    size = Bound.of_share(0.9, objective.params, grid)
+    time, too_fast = (
+        Bound.below(most, slower_when_smaller, show=lambda ms: f"{ms:.1f} ms", where="max_latency_ms")
+        for most in (9.5, 9.3)
+    )
+    limit = CostLimit.of([size, time], grid)
+    assert limit.allows(limit.cheapest)
+    random = np.random.default_rng(0)
+    for indices in everything():
+        shrunk = limit.shrink(indices, grid, random)
+        assert objective.params(shrunk) <= 0.9 * objective.params((0, 0, 0, 0))
+        assert slower_when_smaller(shrunk) <= 9.5
+        assert shrunk == indices or not limit.allows(indices)
+    with pytest.raises(NoCandidate, match=r"the cheapest sub-network has 9\.4 ms, more than 9\.3 ms") as caught:
+        CostLimit.of([size, too_fast], grid)
+    assert caught.value.exit_code == 1
 
 
 def test_rnsga2_gathers_near_the_reference_point_and_nsga2_along_the_front(tmp_path: Path) -> None:
@@ -156,6 +205,19 @@ def test_rnsga2_survives_a_front_without_a_span() -> None:
     strategy = make_strategy("rnsga2", Grid(SIZES), Effort(24, population=6))
     while asked := strategy.ask():
         strategy.tell([Trial(indices, 0.5, 100) for indices in asked])
+
+
+@pytest.mark.parametrize("algorithm", ["nsga2", "rnsga2", "hill_climbing"])
+def test_where_nothing_is_saved_accuracy_alone_leads(algorithm: str) -> None:
+    """Eight groups, of which uniform draws would have to hit all."""
+    objective = Separable(weights=(1,) * 8, preferred=(1, 0, 2, 1) * 2)
+    strategy, best = make_strategy(algorithm, Grid((3,) * 8), Effort(240, population=12)), []
+    while asked := strategy.ask():
+        trials = [Trial(indices, objective.accuracy(indices), 0.0) for indices in asked]
+        best.append(max(trial.accuracy for trial in trials))
+        strategy.tell(trials)
+    assert max(best) >= 1 - 1 / ROWS
+    assert max(best) > best[0]
 
 
 def test_exhaustive_asks_for_everything_once_and_finds_the_optimum(tmp_path: Path) -> None:

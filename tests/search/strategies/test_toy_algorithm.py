@@ -63,7 +63,7 @@ def test_an_algorithm_from_another_package_searches_through_the_command(tmp_path
     assert refused.returncode == 2
     assert "There are: heuristic, random, hill_climbing, nsga2" in json.loads(refused.stdout)["remedy"]
     assert "|shrinking]" in search("--help", env=env).stdout
-    done = search(*asked, "--accuracy-delta", "1.0", env=env)
+    done = search(*asked, "--cost", "adapter_params", "--accuracy-delta", "1.0", env=env)
     assert done.returncode == 0, done.stderr
     minimal = tuple(len(group.values) - 1 for group in open_run(run).space.groups)
     records = read_journal(run.search / "journal.jsonl")

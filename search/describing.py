@@ -1,0 +1,37 @@
+"""A sub-network of a run that no search has found, such as the largest, as a document: `python -m search describe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from search.opening import open_run
+from search.strategies.grid import Landmark
+from shearling.elastic.subnet import Subnet, describe_subnet
+from shearling.errors import OutputExists
+from shearling.run import Run
+from shearling.strict_json import write_document
+
+
+def write_landmark(run: Run, which: Landmark, output: Path, *, force: bool = False) -> Subnet:
+    """Write a document that `python -m export --subnet` takes.
+
+    Args:
+        run: with a super-adapter.
+        which: sub-network.
+        output: the document; its directory is made.
+        force: replace a file that is there.
+
+    Raises:
+        OutputExists: there is one, and `force` is false.
+        ArtefactError: the run is missing or damaged.
+    """
+    if output.exists() and not force:
+        raise OutputExists("the output exists", where=output, remedy="Choose another, or replace it with --force")
+    opened = open_run(run)
+    choices = {"largest": opened.space.maximal, "middle": opened.space.heuristic, "smallest": opened.space.minimal}
+    subnet = describe_subnet(
+        opened.adapter, choices[which](), subnet_id=which, location=output.parent, metrics=None, provenance=None
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_document(output, subnet)
+    return subnet

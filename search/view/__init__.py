@@ -1,0 +1,1 @@
+"""`search.html`: a search to look at, while it runs and afterwards."""
