@@ -52,6 +52,11 @@ def installed_version(distribution: str, environment: Path | None) -> str | None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _has_pip() -> bool:
+    # By its metadata: to look for the module starts what setuptools does to distutils.
+    return next(iter(importlib.metadata.distributions(name="pip")), None) is not None
+
+
 def make_environment(directory: Path, requirements: Sequence[str], *, python: Path | None = None) -> None:
     """A virtual environment in which pip has installed something; complete or absent.
 
@@ -66,7 +71,7 @@ def make_environment(directory: Path, requirements: Sequence[str], *, python: Pa
     # Nothing in an environment may be renamed, so it is removed where it is not finished.
     try:
         # Our own pip serves our own Python; any other gets one of its own, which takes seconds.
-        shared = python is None and importlib.util.find_spec("pip") is not None
+        shared = python is None and _has_pip()
         make = [str(python or sys.executable), "-m", "venv", *(["--without-pip"] if shared else []), str(directory)]
         _run(make, where=directory, what="make it")
         inside = str(interpreter_of(directory))

@@ -13,7 +13,14 @@ from serve.runtimes.tokenization import no_chat_template
 from serve.visitor.genai import TIMING_SOURCE, prompt_of, read_generation
 from serve.visitor.ir_settings import OF_GENAI, executed_precision, make_properties, reported_settings
 from shearling.console import log
-from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ShearlingError, UsageError
+from shearling.errors import (
+    ArtefactCorrupt,
+    ArtefactMissing,
+    DeviceUnavailable,
+    EnvironmentFault,
+    ShearlingError,
+    UsageError,
+)
 from shearling.kernel.decoder_fusion import open_pipeline
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import (
@@ -71,7 +78,15 @@ class OpenVINORuntime:
         if not fused:
             return openvino_genai.LLMPipeline(self._directory, device, **properties)
         self.facts.settings["attention"] = "in the layers"
-        return open_pipeline(model, self._directory, device, properties)
+        try:
+            return open_pipeline(model, self._directory, device, properties)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"the model cannot be written to a temporary file: {error}",
+                where=self._directory,
+                remedy="Make room there, name another directory in TMPDIR, or add @ATTENTION_BACKEND=SDPA, which "
+                "needs no such file and is slower",
+            ) from error
 
     def has_chat_template(self) -> bool:
         """Whether `encode` can format a chat turn."""

@@ -104,7 +104,9 @@ def test_the_recipe_of_the_card_is_the_one_that_was_carried_out(recipe, exported
     (text,) = blocks_of(exported / "README.md", "toml")
     again = recipe.parent / "again.toml"
     again.write_text(text, encoding="utf-8")
-    carried_out = {name: getattr(SETTINGS, name) for name in ("algorithm", "evaluations", "population", "limit")}
+    carried_out = {
+        name: getattr(SETTINGS, name) for name in ("algorithm", "evaluations", "population", "limit", "cost")
+    }
     carried_out |= {"batch_size": 8, "precision": "fp32", "macs_seq_len": 16, "prefer": "cheaper"}
     given = read_recipe(recipe)
     # The options of the search have overridden the recipe's section.

@@ -289,7 +289,7 @@ def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
     assert first.artefact.manifest.details["openvino_operators"] == report.packings["openvino"].operators
     assert (report.kernels, list(report.packings)) == ({"openvino": "sparse"}, ["openvino"])
     assert "What the sparse kernel reads" in (first.path / "report.html").read_text()
-    assert "shearling_runtime.extension()" in (first.path / "README.md").read_text()
+    assert "shearling_runtime.pipeline(" in (first.path / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@
 //   fuzz SEED CASES      with the kernels that SHEARLING_KERNEL names
 //
 // One case in two is a packed matrix through the C interface; of the others, one in eight is some steps of a decoder
-// layer with its cache, and seven a node of another operator with its attributes, constant, shapes and types. Prints how many of each there were, were damaged, and were computed with.
+// layer with its cache, and seven a node of another operator with its attributes, constant, shapes and types. Prints
+// how many of each there were, were damaged, and were computed with.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>

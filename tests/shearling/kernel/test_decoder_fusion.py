@@ -28,6 +28,7 @@ from transformers import (
 from export.formats.openvino import MODEL_XML, write_openvino
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
+from shearling.errors import EnvironmentFault
 from shearling.kernel.decoder_fusion import fuse_decoder, open_pipeline, read_configuration
 from shearling.kernel.openvino_extension import core_for, node_factory, read_ir, required_extensions
 from shearling.target import parse_target
@@ -182,6 +183,12 @@ def test_serve_says_which_attention_it_uses(xml):
         runtime.close()
     assert attention == ["in the layers", None, None, None]
     assert answers == [answers[0]] * 4
+
+
+def test_without_room_for_temporary_files_it_says_so(xml, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/proc/none")
+    with pytest.raises(EnvironmentFault, match=r"temporary file.*TMPDIR"):
+        load_runtime(find_deployment(parse_target(str(xml.parent))), RunOptions(threads=1))
 
 
 def test_bfloat16_around_it(xml):

@@ -29,8 +29,8 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
         properties: of the pipeline; those that are not given are `preferred_properties()` for packed models.
 
     Raises:
-        ModelUnusable: OpenVINO cannot load the model.
-        RuntimeUnavailable: OpenVINO GenAI is not installed, or see `extension`.
+        ModelUnusable: there is none, or OpenVINO cannot load it.
+        RuntimeUnavailable: OpenVINO GenAI is not installed, temporary files have no room, or see `extension`.
     """
     facts, place = read_build_facts(), Path(directory)
     try:
@@ -46,10 +46,21 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
         fused = _fused(place / MODEL) if device == "CPU" and not STOCK_ATTENTION & set(properties) else None
         if fused is None:
             return openvino_genai.LLMPipeline(str(place), device, **options)
-        return _fusion().open_pipeline(fused, place, device, options)
-    except (RuntimeError, OSError) as error:
+        return _open_fused(fused, place, device, options)
+    except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelUnusable(f"OpenVINO cannot load it: {reason}", where=place, remedy="Export it again") from error
+
+
+def _open_fused(model: Any, place: Path, device: str, options: dict[str, Any]) -> Any:
+    try:
+        return _fusion().open_pipeline(model, place, device, options)
+    except OSError as error:
+        raise RuntimeUnavailable(
+            f"the model cannot be written to a temporary file: {error}",
+            remedy="Make room there, name another directory in TMPDIR, or give ATTENTION_BACKEND='SDPA', which needs "
+            "no such file and is slower",
+        ) from error
 
 
 STOCK_ATTENTION = {"ATTENTION_BACKEND", "KV_CACHE_PRECISION", "scheduler_config", "draft_model", "prompt_lookup"}
@@ -58,7 +69,12 @@ STOCK_ATTENTION = {"ATTENTION_BACKEND", "KV_CACHE_PRECISION", "scheduler_config"
 def is_packed(xml: Path) -> bool:
     """Whether an IR names our operators."""
     # An attribute value cannot hold a bare quotation mark, so this is nothing but the operator set of a layer.
-    return f'version="{read_build_facts().operator_set}"'.encode() in xml.read_bytes()
+    try:
+        return f'version="{read_build_facts().operator_set}"'.encode() in xml.read_bytes()
+    except OSError as error:
+        raise ModelUnusable(
+            f"its model cannot be read: {error.strerror}", where=xml, remedy="Give the directory of an IR"
+        ) from error
 
 
 def _fused(xml: Path) -> Any:
