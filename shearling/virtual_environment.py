@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def make_environment(directory: Path, requirements: Sequence[str], *, python: Pa
     Raises:
         PackageMissing: it cannot be made, or pip cannot install what it shall hold.
     """
+    directory = directory.absolute()
     # Nothing in an environment may be renamed, so it is removed where it is not finished.
     try:
         # Our own pip serves our own Python; any other gets one of its own, which takes seconds.
@@ -84,8 +86,11 @@ def make_environment(directory: Path, requirements: Sequence[str], *, python: Pa
 
 
 def _run(command: Sequence[str], *, where: Path, what: str) -> None:
+    # What lies on this path, or where a command is started from, pip takes for installed.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    started_from = where if where.is_dir() else None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=started_from)
     except OSError as error:
         raise PackageMissing(f"cannot {what}: {error.strerror}: {command[0]}", where=where) from None
     if done.returncode:

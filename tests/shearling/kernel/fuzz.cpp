@@ -3,8 +3,8 @@
 //
 //   fuzz SEED CASES      with the kernels that SHEARLING_KERNEL names
 //
-// One case in two is a packed matrix through the C interface; of the others, one in eight is some steps of a decoder
-// layer with its cache, and seven a node of another operator with its attributes, constant, shapes and types. Prints
+// One case in two is a packed matrix through the C interface; of the others, one in 64 is some steps of a decoder
+// layer with its cache, and the rest a node of another operator with its attributes, constant, shapes and types. Prints
 // how many of each there were, were damaged, and were computed with.
 #include <cstdio>
 #include <cstdlib>
@@ -126,7 +126,7 @@ int main(int, char** arguments) {
     for (size_t number = 0; number < cases; ++number) {
         if (number % 2 == 0) {
             matrix_case(random, number, matrices);
-        } else if (number % 16 == 15) {
+        } else if (number % 128 == 127) {
             decoder_case(random, number, decoders);
         } else {
             operator_case(random, number, operators);
