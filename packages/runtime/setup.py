@@ -18,8 +18,8 @@ sys.path[:0] = [str(ROOT), str(HERE / "src")]
 
 from shearling_runtime.build_facts import DIRECTORY, FACTS, BuildFacts  # noqa: E402  (the path comes first)
 
-from shearling.kernel import compilation  # noqa: E402  (likewise)
-from shearling.kernel.openvino_extension import OPERATOR_SET, PREFERRED_PROPERTIES  # noqa: E402  (likewise)
+from shearling.kernel import compilation  # noqa: E402  (the path comes first)
+from shearling.kernel.openvino_extension import OPERATOR_SET, PREFERRED_PROPERTIES  # noqa: E402  (the path comes first)
 
 SITE_PACKAGES = "$ORIGIN/../.."
 OPTIONS = ("-s",)

@@ -74,8 +74,10 @@ class OpenVINORuntime:
     def _open_pipeline(self, xml: Path, device: str, properties: dict[str, Any]) -> openvino_genai.LLMPipeline:
         import openvino_genai
 
-        model, fused = read_ir(xml, device=device, properties=properties)
-        if not fused:
+        model, obstacle = read_ir(xml, device=device, properties=properties)
+        if obstacle is not None:
+            if "extensions" in properties:
+                self.facts.settings["attention"] = f"OpenVINO's: {obstacle}"
             return openvino_genai.LLMPipeline(self._directory, device, **properties)
         self.facts.settings["attention"] = "in the layers"
         try:

@@ -126,6 +126,7 @@ def _register_operators(core: Any, xml: Path) -> Mapping[str, str]:
         from shearling_runtime.openvino import extension, preferred_properties
 
         core.add_extension(extension())
+    # An ImportError, a fault of that package, which is not ours to import, or a RuntimeError of OpenVINO.
     except Exception as error:
         raise VisitorFault("PackageMissing", last_words(error), where=xml, remedy=WHERE_OPERATORS_ARE) from error
     return preferred_properties()

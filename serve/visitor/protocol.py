@@ -51,7 +51,7 @@ def answer_requests(answer: Answer, describe_error: Callable[[Exception], Reply 
     for line in sys.stdin:
         try:
             reply = answer(json.loads(line))
-        except Exception as error:
+        except Exception as error:  # what it does not describe is raised again
             described = describe_error(error)
             if described is None:
                 raise

@@ -20,6 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+STOCK_ATTENTION = {"ATTENTION_BACKEND", "KV_CACHE_PRECISION", "scheduler_config", "draft_model", "prompt_lookup"}
+"""Properties with which a packed decoder keeps OpenVINO's attention: they ask for that of GenAI's continuous batching,
+or for another precision of its cache than the f16 of ours.
+"""
 Array = npt.NDArray[np.float32]
 HEAD_SIZE_STEP = 16
 MOST_HEAD_SIZE = 4096

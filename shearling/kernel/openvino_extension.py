@@ -15,7 +15,7 @@ import numpy as np
 
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
 from shearling.kernel.bundle import OPERATORS, WEIGHTS_PORT, split_bundle
-from shearling.kernel.decoder_fusion import fuse_decoder, read_configuration
+from shearling.kernel.decoder_fusion import STOCK_ATTENTION, fuse_decoder, read_configuration
 from shearling.kernel.openvino_core import openvino_core
 
 if TYPE_CHECKING:
@@ -33,12 +33,6 @@ others.
 Our operators take and give f32, so bf16 around them is four conversions a layer, which cost a token more than attention
 in bf16 saves; where stock products are left they read one row, and quantizing that costs more than it saves. A
 classifier, all of whose tokens go through at once, ran as fast or faster with them, too (docs/results.md).
-"""
-
-
-STOCK_ATTENTION = {"ATTENTION_BACKEND", "KV_CACHE_PRECISION", "scheduler_config", "draft_model", "prompt_lookup"}
-"""Properties with which a packed decoder keeps OpenVINO's attention: they ask for that of GenAI's continuous batching,
-or for another precision of its cache than the f16 of ours.
 """
 
 
@@ -68,9 +62,9 @@ def required_extensions(xml: Path) -> tuple[Path, ...]:
 
 def read_ir(
     xml: Path, *, device: str = "CPU", properties: Mapping[str, Any] | None = None
-) -> tuple[openvino.Model, bool]:
+) -> tuple[openvino.Model, str | None]:
     """Read an IR as it is compiled here: with attention in the layers of a packed decoder, where that is possible and
-    the properties do not ask for OpenVINO's own (`STOCK_ATTENTION`).
+    the properties do not ask for OpenVINO's own (`decoder_fusion.STOCK_ATTENTION`).
 
     Args:
         xml: the model; its `.bin` is beside it.
@@ -78,7 +72,7 @@ def read_ir(
         properties: of the compilation.
 
     Returns:
-        The model, and whether its attention is in its layers.
+        The model, and why its attention is not in its layers; None where it is.
 
     Raises:
         ArtefactMissing: no such file.
@@ -86,10 +80,13 @@ def read_ir(
         CompilerMissing: it needs our operators, and they cannot be built here.
     """
     model = core_for(xml).read_model(xml)
-    if device != "CPU" or STOCK_ATTENTION & set(properties or {}) or not needs_extension(xml):
-        return model, False
-    model, obstacle = fuse_decoder(model, read_configuration(xml), node_factory())
-    return model, obstacle is None
+    if not needs_extension(xml):
+        return model, "the model is not packed"
+    if device != "CPU":
+        return model, f"{device} has no such operators"
+    if asked := sorted(STOCK_ATTENTION & set(properties or {})):
+        return model, f"{asked[0]} asks for it"
+    return fuse_decoder(model, read_configuration(xml), node_factory())
 
 
 def compile_ir(

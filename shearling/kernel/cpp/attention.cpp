@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <random>
 
 namespace shearling {
@@ -269,7 +268,7 @@ void AttendStep::run(size_t chunk) const {
                  to = std::min(seen, blocks * (split + 1) / plan_.splits * block_positions);
     const uint16_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
 
-    Buffer scratch((count * (2 * width + tile_positions) + 2 * count) * sizeof(float) + 256);
+    Buffer scratch(count * (2 * width + tile_positions + 2) * sizeof(float));
     float* const queries = scratch.floats();
     float* const scores = queries + count * width;
     float* const sums = scores + count * tile_positions;

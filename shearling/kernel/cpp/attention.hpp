@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "buffer.hpp"
 #include "linear.hpp"
@@ -43,7 +42,7 @@ struct StepView {
     size_t tables;
     const float* cosines;
     const float* sines;
-    const float* mask;      // null: nothing is masked but the future
+    const float* mask;       // null: nothing is masked but the future
     const int32_t* sources;  // null: every sequence continues itself
 
     size_t past() const { return positions - rows; }
@@ -108,12 +107,12 @@ struct AttentionPlan {
     Rows qkv;
     CacheView cache;
     const Settings& settings;
-    size_t kept;         // positions that `next` holds already
-    uint64_t lineage;    // what `next` continues
-    size_t query_rows;   // of a chunk of attention
-    size_t splits;       // of the positions that few queries see
-    Buffer output;       // [batch * rows][heads * width]
-    Buffer partial;      // for every sequence and head of keys, split and query: sums, largest, total
+    size_t kept;        // positions that `next` holds already
+    uint64_t lineage;   // what `next` continues
+    size_t query_rows;  // of a chunk of attention
+    size_t splits;      // of the positions that few queries see
+    Buffer output;      // [batch * rows][heads * width]
+    Buffer partial;     // for every sequence and head of keys, split and query: sums, largest, total
     size_t queries() const { return (query_rows < step.rows ? query_rows : step.rows) * shape.group(); }
     float* partial_of(size_t sequence_head, size_t split) const {
         return partial.floats() + (sequence_head * splits + split) * queries() * (shape.width + 16);

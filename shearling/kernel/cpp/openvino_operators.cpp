@@ -1,13 +1,11 @@
 #include "openvino_operators.hpp"
 
-#include <cmath>
 #include <memory>
-#include <numeric>
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/unsqueeze.hpp>
-#include <set>
 
+#include "openvino_checks.hpp"
 #include "openvino_tensors.hpp"
 
 namespace shearling {
@@ -15,17 +13,6 @@ namespace {
 
 Norm norm_of(const std::vector<std::vector<float>>& vectors, size_t index, double epsilon) {
     return epsilon > 0.0 ? Norm{vectors[index].data(), static_cast<float>(epsilon)} : Norm{nullptr, 0.0f};
-}
-
-// Throws where an input of a node can be seen not to be activations of a width. What it shows at last, every
-// evaluation checks.
-void check_activation(const ov::Node& node, size_t input, int64_t width) {
-    const ov::element::Type type = node.get_input_element_type(input);
-    NODE_VALIDATION_CHECK(&node, type.is_dynamic() || is_activation(type), "the activations are ", type);
-    const ov::PartialShape& shape = node.get_input_partial_shape(input);
-    NODE_VALIDATION_CHECK(
-        &node, shape.rank().is_dynamic() || (shape.size() > 0 && shape[shape.size() - 1].compatible(width)),
-        "activations ", shape, " do not end in ", width);
 }
 
 // The constant at an input, or null. OpenVINO gives both inputs of what it takes for a MatMul the same rank, by an
@@ -36,10 +23,6 @@ std::shared_ptr<const ConstantWeights::Constant> constant_at(const ov::Node& nod
         source = source->get_input_node_shared_ptr(0);
     }
     return ov::as_type_ptr<const ConstantWeights::Constant>(source);
-}
-
-void check_epsilon(const ov::Node& node, const char* name, double epsilon) {
-    NODE_VALIDATION_CHECK(&node, epsilon >= 0.0 && epsilon <= 1.0, name, " is ", epsilon, ", not from 0 to 1");
 }
 
 }  // namespace
@@ -317,244 +300,6 @@ bool SparseLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& in
     const Results y(outputs, 0, shape, {layer_.hidden}, nullptr);
     const Results z(outputs, 1, shape, layer_.rows, layer_.biases(*weights));
     multiply(layer_.layer(*weights), x.rows, residual.rows, y.outputs[0].data, z.outputs.data(), settings());
-    return true;
-}
-
-WeightLayout SparseDecoderLayer::layout() const { return layer_.layout(columns_); }
-
-bool SparseDecoderLayer::visit_attributes(ov::AttributeVisitor& visitor) {
-    layer_.visit(visitor);
-    visitor.on_attribute("heads", heads_);
-    visitor.on_attribute("kv_heads", kv_heads_);
-    visitor.on_attribute("head_size", head_size_);
-    visitor.on_attribute("scale", scale_);
-    visitor.on_attribute("order", order_);
-    visitor.on_attribute("qkv_bias", qkv_bias_);
-    visitor.on_attribute("head_norm_epsilon", head_norm_epsilon_);
-    visit_common(visitor);
-    return true;
-}
-
-std::shared_ptr<ov::Node> SparseDecoderLayer::clone_with_new_inputs(const ov::OutputVector& arguments) const {
-    auto clone = std::make_shared<SparseDecoderLayer>(arguments);
-    clone->copy_common(*this);
-    clone->layer_ = layer_;
-    clone->heads_ = heads_;
-    clone->kv_heads_ = kv_heads_;
-    clone->head_size_ = head_size_;
-    clone->scale_ = scale_;
-    clone->order_ = order_;
-    clone->qkv_bias_ = qkv_bias_;
-    clone->head_norm_epsilon_ = head_norm_epsilon_;
-    clone->validate_and_infer_types();
-    return clone;
-}
-
-AttentionShape SparseDecoderLayer::attention() const {
-    AttentionShape shape{};
-    shape.heads = static_cast<size_t>(heads_);
-    shape.kv_heads = static_cast<size_t>(kv_heads_);
-    shape.width = static_cast<size_t>(head_size_);
-    shape.scale = static_cast<float>(scale_);
-    const size_t widths[3] = {
-        shape.heads * shape.width, shape.kv_heads * shape.width, shape.kv_heads * shape.width};
-    size_t* const firsts[3] = {&shape.first_query, &shape.first_key, &shape.first_value};
-    size_t column = 0;
-    for (const int64_t part : order_) {
-        *firsts[part] = column;
-        column += widths[part];
-    }
-    return shape;
-}
-
-// [batch, heads of keys and of values, slots, bytes]: as many slots as SparseStep's output has rows.
-ov::PartialShape SparseDecoderLayer::cache_shape() const {
-    const ov::PartialShape &x = get_input_partial_shape(0), &step = get_input_partial_shape(4);
-    return {
-        x.rank().is_static() ? x[0] : ov::Dimension(), 2 * kv_heads_,
-        step.rank().is_static() ? step[0] : ov::Dimension(), 2 * head_size_};
-}
-
-void SparseDecoderLayer::validate_and_infer_types() {
-    layer_.check(*this);
-    constexpr int64_t most_heads = 1 << 16, most_head_size = 1 << 12;
-    NODE_VALIDATION_CHECK(
-        this,
-        kv_heads_ > 0 && heads_ > 0 && heads_ <= most_heads && kv_heads_ <= heads_ && heads_ % kv_heads_ == 0 &&
-            head_size_ > 0 && head_size_ <= most_head_size && head_size_ % 16 == 0 && heads_ * head_size_ == columns_,
-        heads_, " heads of ", head_size_, " in ", kv_heads_, " groups do not make ", columns_, " columns");
-    NODE_VALIDATION_CHECK(this, std::isfinite(scale_), "scale is ", scale_);
-    NODE_VALIDATION_CHECK(
-        this, order_.size() == 3 && std::set<int64_t>(order_.begin(), order_.end()) == std::set<int64_t>({0, 1, 2}),
-        "the order of queries, keys and values is not one of 0, 1 and 2");
-    check_epsilon(*this, "head_norm_epsilon", head_norm_epsilon_);
-    validate_common(*this, has_vectors() ? 6 : 5, 2);
-    check_activation(*this, 0, qkv_columns());
-    check_activation(*this, 1, layer_.hidden);
-    const auto expect = [&](size_t input, ov::element::Type type, const ov::PartialShape& shape) {
-        const ov::element::Type found = get_input_element_type(input);
-        NODE_VALIDATION_CHECK(
-            this, (found == type || found.is_dynamic()) && get_input_partial_shape(input).compatible(shape), "input ",
-            input, " is ", found, " ", get_input_partial_shape(input), ", expected ", type, " ", shape);
-    };
-    expect(3, ov::element::u8, {-1, 2 * kv_heads_, -1, 2 * head_size_});
-    expect(4, ov::element::u8, {-1, -1});
-    if (has_vectors()) {
-        check_activation(*this, 5, vector_length());
-    }
-    ov::PartialShape shape = get_input_partial_shape(0);
-    NODE_VALIDATION_CHECK(this, shape.rank().compatible(3), "activations are ", shape, ", not of rank 3");
-    const int64_t next = std::accumulate(layer_.rows.begin(), layer_.rows.end(), int64_t{0});
-    shape = shape.rank().is_static() ? shape : ov::PartialShape::dynamic(3);
-    set_output_size(next == 0 ? 2 : 3);
-    shape[2] = layer_.hidden;
-    set_output_type(0, get_input_element_type(0), shape);
-    set_output_type(1, ov::element::u8, cache_shape());
-    if (next != 0) {
-        shape[2] = next;
-        set_output_type(2, get_input_element_type(0), shape);
-    }
-}
-
-bool SparseDecoderLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const int64_t next = std::accumulate(layer_.rows.begin(), layer_.rows.end(), int64_t{0});
-    require_counts(inputs, has_vectors() ? 6 : 5, outputs, next == 0 ? 2 : 3);
-    const auto weights = checked_weights(inputs[2]);
-    AttentionShape attention = this->attention();
-    std::unique_ptr<Floats> vectors;  // in f32 even where OpenVINO computes in bf16
-    if (has_vectors()) {
-        vectors = std::make_unique<Floats>(inputs[5], vector_length());
-        const float* data = vectors->rows.data;
-        attention.bias = qkv_bias_ ? data : nullptr;
-        data += qkv_bias_ ? qkv_columns() : 0;
-        attention.query_gamma = head_norm_epsilon_ > 0.0 ? data : nullptr;
-        attention.key_gamma = head_norm_epsilon_ > 0.0 ? data + head_size_ : nullptr;
-        attention.epsilon = static_cast<float>(head_norm_epsilon_);
-    }
-    const Floats qkv(inputs[0], static_cast<int64_t>(attention.columns())), residual(inputs[1], layer_.hidden);
-    OPENVINO_ASSERT(residual.rows.count == qkv.rows.count, "a residual of shape ", inputs[1].get_shape());
-    OPENVINO_ASSERT(inputs[4].get_element_type() == ov::element::u8, "the step is ", inputs[4].get_element_type());
-    StepView step{};
-    const char* fault = read_step(inputs[4].data<const uint8_t>(), inputs[4].get_byte_size(), attention.width, step);
-    OPENVINO_ASSERT(fault == nullptr, "the step of a decoder does not fit: ", fault);
-    const ov::Shape past = inputs[3].get_shape(),
-                    cache{step.batch, 2 * attention.kv_heads, slots_for(step.positions), attention.slot_bytes()};
-    OPENVINO_ASSERT(
-        inputs[3].get_element_type() == ov::element::u8 && past.size() == 4 && past[1] == cache[1] &&
-            past[3] == cache[3],
-        "a cache of ", inputs[3].get_element_type(), " ", past);
-    const bool empty = inputs[3].get_size() == 0;
-    CacheView view{
-        empty ? nullptr : inputs[3].data<const uint8_t>(), empty ? 0 : past[2], empty ? 0 : past[0], nullptr,
-        cache[2]};
-    fault = attention_fault(step, qkv.rows, view);
-    OPENVINO_ASSERT(fault == nullptr, "the attention of a decoder does not fit: ", fault);
-    outputs[1].set_shape(cache);
-    view.next = outputs[1].data<uint8_t>();
-    const ov::Shape shape = inputs[0].get_shape();
-    const Results y(outputs, 0, shape, {layer_.hidden}, nullptr);
-    const JoinedResults z(outputs, 2, shape, layer_.rows, layer_.biases(*weights));
-    const Settings settings = this->settings();
-    const AttentionSteps steps(attention, step, qkv.rows, view, settings);
-    multiply(steps, layer_.layer(*weights), residual.rows, y.outputs[0].data, z.outputs.data(), settings);
-    return true;
-}
-
-bool SparseStep::visit_attributes(ov::AttributeVisitor& visitor) {
-    visitor.on_attribute("format_version", format_version_);
-    return true;
-}
-
-std::shared_ptr<ov::Node> SparseStep::clone_with_new_inputs(const ov::OutputVector& arguments) const {
-    auto clone = std::make_shared<SparseStep>(arguments);
-    clone->format_version_ = format_version_;
-    clone->validate_and_infer_types();
-    return clone;
-}
-
-namespace {
-
-// Of cosines, sines, mask and sources; throws where they do not belong together.
-StepView step_of(const ov::Shape& cosines, const ov::Shape& sines, const ov::Shape& mask, const ov::Shape& sources) {
-    OPENVINO_ASSERT(
-        cosines.size() == 3 && cosines == sines && mask.size() == 2 && sources.size() == 1 && sources[0] == mask[0] &&
-            (cosines[0] == 1 || cosines[0] == mask[0]) && cosines[1] <= mask[1],
-        "angles of ", cosines, " and ", sines, ", a mask of ", mask, " and ", sources, " sequences are not one step");
-    constexpr size_t most = size_t{1} << 31;
-    OPENVINO_ASSERT(mask[0] < most && mask[1] < most && cosines[2] < most, "a step of ", mask, " is too large");
-    StepView step{};
-    step.batch = mask[0];
-    step.rows = cosines[1];
-    step.positions = mask[1];
-    step.tables = cosines[0];
-    return step;
-}
-
-// Rows as the cache has slots, so that who sees the shape of a step knows that of the cache.
-ov::Shape shape_of(const StepView& step, size_t width) {
-    static const float something = 0.0f;
-    static const int32_t someone = 0;
-    StepView all = step;
-    all.mask = &something;
-    all.sources = &someone;
-    const size_t slots = slots_for(step.positions);
-    return {slots, (step_words(all, width) + slots - 1) / slots * sizeof(float)};
-}
-
-template <class Source, class Target>
-bool copy_numbers(const ov::Tensor& tensor, Target* target, Target usual, bool counts) {
-    const Source* source = tensor.data<const Source>();
-    bool is_usual = true;
-    for (size_t index = 0; index < tensor.get_size(); ++index) {
-        target[index] = static_cast<Target>(source[index]);
-        is_usual = is_usual && target[index] == (counts ? static_cast<Target>(index) : usual);
-    }
-    return is_usual;
-}
-
-// Copies integers; whether all are `usual`, or 0, 1, 2 and so on where that `counts`.
-template <class Target>
-bool copy_integers(const ov::Tensor& tensor, Target* target, Target usual, bool counts) {
-    const ov::element::Type type = tensor.get_element_type();
-    OPENVINO_ASSERT(type == ov::element::i64 || type == ov::element::i32, "a mask or order of ", type);
-    return type == ov::element::i64 ? copy_numbers<int64_t>(tensor, target, usual, counts)
-                                    : copy_numbers<int32_t>(tensor, target, usual, counts);
-}
-
-}  // namespace
-
-void SparseStep::validate_and_infer_types() {
-    NODE_VALIDATION_CHECK(
-        this, format_version_ == 1, "format_version ", format_version_, " is not 1: made by another version");
-    NODE_VALIDATION_CHECK(this, get_input_size() == 4, "has ", get_input_size(), " inputs, not 4");
-    ov::PartialShape shape = ov::PartialShape::dynamic(2);
-    bool known = true;
-    for (size_t input = 0; input < 4; ++input) {
-        known = known && get_input_partial_shape(input).is_static();
-    }
-    if (known) {
-        const StepView step =
-            step_of(get_input_shape(0), get_input_shape(1), get_input_shape(2), get_input_shape(3));
-        shape = shape_of(step, get_input_shape(0)[2]);
-    }
-    // Bytes, which OpenVINO leaves as they are where it computes in bf16.
-    set_output_type(0, ov::element::u8, shape);
-}
-
-bool SparseStep::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    require_counts(inputs, 4, outputs, 1);
-    const size_t width = inputs[0].get_shape().empty() ? 0 : inputs[0].get_shape().back();
-    StepView step =
-        step_of(inputs[0].get_shape(), inputs[1].get_shape(), inputs[2].get_shape(), inputs[3].get_shape());
-    const Floats cosines(inputs[0], static_cast<int64_t>(width)), sines(inputs[1], static_cast<int64_t>(width));
-    step.cosines = cosines.rows.data;
-    step.sines = sines.rows.data;
-    Buffer numbers((step.batch * step.positions + step.batch) * sizeof(float));
-    auto* const sources = reinterpret_cast<int32_t*>(numbers.floats() + step.batch * step.positions);
-    step.mask = copy_integers(inputs[2], numbers.floats(), 1.0f, false) ? nullptr : numbers.floats();
-    step.sources = copy_integers(inputs[3], sources, 0, true) ? nullptr : sources;
-    outputs[0].set_shape(shape_of(step, width));
-    write_step(step, width, outputs[0].data<uint8_t>());
     return true;
 }
 

@@ -86,8 +86,8 @@ def xml(tmp_path_factory) -> Path:
 
 def compiled(xml: Path, *, fused: bool) -> ov.InferRequest:
     # The file's own attention keeps its cache in f32.
-    model, found = read_ir(xml, properties={} if fused else {"KV_CACHE_PRECISION": "f32"})
-    assert found is fused
+    model, obstacle = read_ir(xml, properties={} if fused else {"KV_CACHE_PRECISION": "f32"})
+    assert (obstacle is None) is fused
     properties = F32 if fused else {**F32, "KV_CACHE_PRECISION": "f32"}
     return core_for(xml).compile_model(model, "CPU", properties).create_infer_request()
 
@@ -100,9 +100,9 @@ def logits(request: ov.InferRequest, ids: np.ndarray, mask: np.ndarray, beam: li
 
 
 def test_a_layer_is_one_node(xml):
-    model, found = read_ir(xml)
+    model, obstacle = read_ir(xml)
     kinds = [node.get_type_name() for node in model.get_ops()]
-    assert found
+    assert obstacle is None
     assert kinds.count("SparseDecoderLayer") == SHAPE["num_hidden_layers"]
     assert not {"ScaledDotProductAttention", "SparseLayer", "Select", "LessEqual"} & set(kinds)
 
@@ -181,7 +181,8 @@ def test_serve_says_which_attention_it_uses(xml):
         answers.append(runtime.generate([runtime.encode(prompt, chat=False)], work).token_ids)
         attention.append(runtime.facts.settings.get("attention"))
         runtime.close()
-    assert attention == ["in the layers", None, None, None]
+    asked = [f"OpenVINO's: {name} asks for it" for name in ("ATTENTION_BACKEND",) * 2 + ("KV_CACHE_PRECISION",)]
+    assert attention == ["in the layers", *asked]
     assert answers == [answers[0]] * 4
 
 

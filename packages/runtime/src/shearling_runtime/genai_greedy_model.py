@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling_runtime.faults import ModelUnusable, RequestFault
-from shearling_runtime.greedy_model import Continuation
+from shearling_runtime.greedy_model import Continuation, require_room
 from shearling_runtime.onnx_genai import CONFIG, DOMAIN_IMPORT, GRAPH, open_model, read_config
 
 PART = "onnx-genai"
@@ -87,12 +87,7 @@ class GenAIGreedyModel:
     ) -> Continuation:
         """Continue tokens; see `GreedyModel.generate`."""
         length = len(token_ids) + max_new_tokens
-        if isinstance(self._most, int) and length > self._most:
-            raise RequestFault(
-                f"the prompt and the new tokens are {length}, this model has a context of {self._most}",
-                where=self._directory,
-                remedy="Shorten the prompt, or lower --max-new-tokens",
-            )
+        require_room(length, self._most, where=self._directory)
         ends = frozenset() if to_the_end else self._ends
         stream = None if on_text is None else self._tokenizer.create_stream()
         made: list[int] = []

@@ -145,13 +145,28 @@ class GreedyModel:
             config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
             raise ModelUnusable(f"it is not JSON: {error}", where=path, remedy="Export it again") from error
-        most = config.get("max_position_embeddings") if isinstance(config, dict) else None
-        if isinstance(most, int) and tokens > most:
-            raise RequestFault(
-                f"the prompt and the new tokens are {tokens}, this model has a context of {most}",
-                where=self._directory,
-                remedy="Shorten the prompt, or lower --max-new-tokens",
-            )
+        require_room(
+            tokens, config.get("max_position_embeddings") if isinstance(config, dict) else None, where=self._directory
+        )
+
+
+def require_room(tokens: int, most: Any, *, where: Path) -> None:
+    """Check that a prompt and what shall follow it fit a context.
+
+    Args:
+        tokens: of both.
+        most: what a document of the model says; anything else than a number says nothing.
+        where: the model.
+
+    Raises:
+        RequestFault: they do not fit.
+    """
+    if isinstance(most, int) and tokens > most:
+        raise RequestFault(
+            f"the prompt and the new tokens are {tokens}, this model has a context of {most}",
+            where=where,
+            remedy="Shorten the prompt, or lower --max-new-tokens",
+        )
 
 
 def has_ir(directory: Path) -> bool:

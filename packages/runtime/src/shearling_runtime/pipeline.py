@@ -43,7 +43,8 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
         if not is_packed(place / MODEL):
             return openvino_genai.LLMPipeline(str(place), device, **properties)
         options = {**preferred_properties(), "extensions": [extension()], **properties}
-        fused = _fused(place / MODEL) if device == "CPU" and not STOCK_ATTENTION & set(properties) else None
+        kept = device != "CPU" or not _fusion().STOCK_ATTENTION.isdisjoint(properties)
+        fused = None if kept else _fused(place / MODEL)
         if fused is None:
             return openvino_genai.LLMPipeline(str(place), device, **options)
         return _open_fused(fused, place, device, options)
@@ -61,9 +62,6 @@ def _open_fused(model: Any, place: Path, device: str, options: dict[str, Any]) -
             remedy="Make room there, name another directory in TMPDIR, or give ATTENTION_BACKEND='SDPA', which needs "
             "no such file and is slower",
         ) from error
-
-
-STOCK_ATTENTION = {"ATTENTION_BACKEND", "KV_CACHE_PRECISION", "scheduler_config", "draft_model", "prompt_lookup"}
 
 
 def is_packed(xml: Path) -> bool:
