@@ -425,7 +425,8 @@ const KernelSet amx_kernels = {
     multiply,
     normalise,
     activate,
-    &avx512_attention};
+    &avx512_attention,
+    &avx512_paired_attention};
 
 }  // namespace shearling
 
@@ -439,7 +440,7 @@ namespace shearling {
 
 // This compiler knows no AMX.
 bool has_tile_registers() { return false; }
-const KernelSet amx_kernels = {"amx", forms(), nullptr, nullptr, nullptr, nullptr, nullptr};
+const KernelSet amx_kernels = {"amx", forms(), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace shearling
 

@@ -145,6 +145,7 @@ AttentionPlan::AttentionPlan(
       cache(cache),
       settings(settings),
       kept(0),
+      paired(nullptr),
       output(qkv.count * shape.heads * shape.width * sizeof(float)),
       partial(0) {
     CacheHeader past{}, next{};
@@ -159,9 +160,12 @@ AttentionPlan::AttentionPlan(
                        next.slots == cache.next_slots && cache.past_batch == step.batch;
     kept = holds ? next.positions : 0;
     lineage = continues ? past.lineage : new_lineage();
-    // Some 48 queries share what is read of keys and values.
-    constexpr size_t together = 48, least_split = 64;
-    query_rows = std::max<size_t>(1, together / shape.group());
+    // So many queries share what is read of keys and values, and what is made of them.
+    constexpr size_t together = 48, together_in_pairs = 96, least_paired = 16, least_split = 64;
+    const bool pairs = settings.precision != Precision::exact && multiplies_bf16() &&
+                       step.rows * shape.group() >= least_paired && shape.width % 32 == 0;
+    paired = pairs ? settings.kernels.paired_attention : nullptr;
+    query_rows = std::max<size_t>(1, (paired == nullptr ? together : together_in_pairs) / shape.group());
     splits = 1;
     if (step.rows <= query_rows) {
         const size_t wanted = ceil_div(2 * settings.threads.count(), sequence_heads());
@@ -186,13 +190,9 @@ void AttentionPlan::rotate(
         settings.kernels.normalise(head, gamma, shape.epsilon, shape.width, changed.floats());
         head = changed.floats();
     }
-    const size_t angles = ((step.tables == 1 ? 0 : sequence) * step.rows + index) * shape.width, half = shape.width / 2;
-    const float *const cosines = step.cosines + angles, *const sines = step.sines + angles;
-    for (size_t place = 0; place < half; ++place) {
-        const float low = head[place], high = head[half + place];
-        target[place] = scale * (low * cosines[place] - high * sines[place]);
-        target[half + place] = scale * (high * cosines[half + place] + low * sines[half + place]);
-    }
+    const size_t angles = ((step.tables == 1 ? 0 : sequence) * step.rows + index) * shape.width;
+    settings.kernels.attention->rotate(
+        head, step.cosines + angles, step.sines + angles, shape.width / 2, scale, target);
 }
 
 size_t AppendStep::pieces() const { return ceil_div(plan_.step.positions - plan_.kept, piece_positions) + 1; }
@@ -268,12 +268,16 @@ void AttendStep::run(size_t chunk) const {
                  to = std::min(seen, blocks * (split + 1) / plan_.splits * block_positions);
     const uint16_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
 
-    Buffer scratch(count * (2 * width + tile_positions + 2) * sizeof(float));
+    const size_t pairs = plan_.paired == nullptr ? 0 : (count / 2 + tile_positions) * width;
+    Buffer scratch((count * (2 * width + tile_positions + 2) + pairs) * sizeof(float));
     float* const queries = scratch.floats();
     float* const scores = queries + count * width;
     float* const sums = scores + count * tile_positions;
     float* const largest = sums + count * width;
     float* const totals = largest + count;
+    auto* const query_pairs = reinterpret_cast<uint32_t*>(totals + count);
+    uint32_t *const key_pairs = query_pairs + count * width / 2,
+                    *const value_pairs = key_pairs + tile_positions * width / 2;
     for (size_t index = 0; index < count; ++index) {
         const size_t row = first_row + index / group, head = kv_head * group + index % group;
         plan_.rotate(
@@ -281,12 +285,21 @@ void AttendStep::run(size_t chunk) const {
         largest[index] = unseen;
         totals[index] = 0.0f;
     }
+    if (plan_.paired != nullptr) {
+        plan_.paired->pair_numbers(queries, count * width, query_pairs);
+    }
     std::memset(sums, 0, count * width * sizeof(float));
     const float* const mask = step.mask == nullptr ? nullptr : step.mask + sequence * step.positions;
     for (size_t start = from; start < to; start += tile_positions) {
         const size_t stop = std::min(to, start + tile_positions),
                      tile_blocks = ceil_div(stop - start, block_positions), padded = tile_blocks * block_positions;
-        kernels.score(queries, count, width, keys + start * width, tile_blocks, scores, tile_positions);
+        if (plan_.paired != nullptr) {
+            plan_.paired->pair_keys(keys + start * width, width, tile_blocks, key_pairs);
+            plan_.paired->pair_values(values + start * width, width, stop - start, value_pairs);
+            plan_.paired->score(query_pairs, count, width, key_pairs, tile_blocks, scores, tile_positions);
+        } else {
+            kernels.score(queries, count, width, keys + start * width, tile_blocks, scores, tile_positions);
+        }
         for (size_t index = 0; index < count; ++index) {
             float* const row = scores + index * tile_positions;
             const size_t visible = std::min(stop, step.past() + first_row + index / group + 1);
@@ -311,7 +324,17 @@ void AttendStep::run(size_t chunk) const {
             }
             totals[index] += kernels.exponentiate(row, padded, most);
         }
-        kernels.gather(scores, tile_positions, count, values + start * width, stop - start, width, sums);
+        if (plan_.paired != nullptr) {
+            // Every row in its own place: pairs take half of what the numbers took.
+            auto* const weights = reinterpret_cast<uint32_t*>(scores);
+            for (size_t index = 0; index < count; ++index) {
+                const size_t first = index * tile_positions;
+                plan_.paired->pair_numbers(scores + first, ceil_div(padded, 32) * 32, weights + first);
+            }
+            plan_.paired->gather(weights, tile_positions, count, value_pairs, stop - start, width, sums);
+        } else {
+            kernels.gather(scores, tile_positions, count, values + start * width, stop - start, width, sums);
+        }
     }
     if (plan_.splits > 1) {
         float* partial = plan_.partial_of(sequence_head, split);

@@ -107,12 +107,13 @@ struct AttentionPlan {
     Rows qkv;
     CacheView cache;
     const Settings& settings;
-    size_t kept;        // positions that `next` holds already
-    uint64_t lineage;   // what `next` continues
-    size_t query_rows;  // of a chunk of attention
-    size_t splits;      // of the positions that few queries see
-    Buffer output;      // [batch * rows][heads * width]
-    Buffer partial;     // for every sequence and head of keys, split and query: sums, largest, total
+    size_t kept;                    // positions that `next` holds already
+    uint64_t lineage;               // what `next` continues
+    const PairedAttention* paired;  // null: in f32
+    size_t query_rows;              // of a chunk of attention
+    size_t splits;                  // of the positions that few queries see
+    Buffer output;                  // [batch * rows][heads * width]
+    Buffer partial;                 // for every sequence and head of keys, split and query: sums, largest, total
     size_t queries() const { return (query_rows < step.rows ? query_rows : step.rows) * shape.group(); }
     float* partial_of(size_t sequence_head, size_t split) const {
         return partial.floats() + (sequence_head * splits + split) * queries() * (shape.width + 16);

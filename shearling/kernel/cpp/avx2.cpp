@@ -36,7 +36,7 @@ void multiply(
 }  // namespace
 
 const KernelSet avx2_kernels = {
-    "avx2", forms(Form::fixed16), arrange, multiply, normalise, activate, &attention_kernels};
+    "avx2", forms(Form::fixed16), arrange, multiply, normalise, activate, &attention_kernels, nullptr};
 
 }  // namespace shearling
 

@@ -140,6 +140,81 @@ INLINE void multiply_grouped8(
     }
 }
 
+INLINE void add_products(__m512i& sum, __m512i weights, __m512i activations) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations));
+}
+
+// Two panels by the rows of a tile: every activation that is loaded serves both.
+template <int rows>
+INLINE void multiply_pair_grouped8(
+    const uint8_t* first, const uint8_t* second, const PanelScales (&panels)[2], const Activations& x, size_t tile,
+    __m512 (&result)[2][rows]) {
+    const uint8_t* terms = x.tile_terms(tile);
+    const int32_t* sums = x.tile_sums(tile);
+    const float* scales = x.tile_scales(tile);
+    FOR_ROWS {
+        result[0][row] = _mm512_setzero_ps();
+        result[1][row] = _mm512_setzero_ps();
+    }
+    constexpr size_t group_blocks = activation_group / 4;
+    const bool one_scale = panels[0].group_blocks >= x.blocks;
+    for (size_t start = 0; start < x.blocks; start += x.segment_blocks) {
+        const size_t stop = start + x.segment_blocks < x.blocks ? start + x.segment_blocks : x.blocks;
+        __m512i sum[2][rows];
+        FOR_ROWS {
+            sum[0][row] = sum[1][row] = _mm512_set1_epi32(sums[row]);
+        }
+        const auto step = [&]() INLINE_LAMBDA {
+            const __m512i one = _mm512_load_si512(first), other = _mm512_load_si512(second);
+            FOR_ROWS {
+                const __m512i activations = broadcast(terms + 4 * row);
+                add_products(sum[0][row], one, activations);
+                add_products(sum[1][row], other, activations);
+            }
+            first += 64;
+            second += 64;
+            terms += 4 * rows;
+        };
+        if (stop - start == group_blocks) {
+#pragma GCC unroll 8
+            for (size_t block = 0; block < group_blocks; ++block) {
+                step();
+            }
+        } else {
+            for (size_t block = start; block < stop; ++block) {
+                step();
+            }
+        }
+        if (one_scale) {
+            FOR_ROWS {
+                const __m512 scale = _mm512_set1_ps(scales[row]);
+                result[0][row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[0][row]), scale, result[0][row]);
+                result[1][row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[1][row]), scale, result[1][row]);
+            }
+        } else {
+            const __m512 of_first = load_scales(panels[0].scales, panels[0].type, start / panels[0].group_blocks),
+                         of_second = load_scales(panels[1].scales, panels[1].type, start / panels[1].group_blocks);
+            FOR_ROWS {
+                const __m512 scale = _mm512_set1_ps(scales[row]);
+                result[0][row] = _mm512_fmadd_ps(
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(sum[0][row]), of_first), scale, result[0][row]);
+                result[1][row] = _mm512_fmadd_ps(
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(sum[1][row]), of_second), scale, result[1][row]);
+            }
+        }
+        sums += rows;
+        scales += rows;
+    }
+    if (one_scale) {
+        for (int panel = 0; panel < 2; ++panel) {
+            const __m512 weight_scales = load_scales(panels[panel].scales, panels[panel].type, 0);
+            FOR_ROWS {
+                result[panel][row] = _mm512_mul_ps(result[panel][row], weight_scales);
+            }
+        }
+    }
+}
+
 template <int rows, class Reader>
 INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __m512 (&result)[rows]) {
     const uint8_t* terms = x.tile_terms(tile);
@@ -244,24 +319,25 @@ struct MultiplyFirst {
     }
 };
 
-// For the exact kernels, which want the weights themselves.
-struct ExpandPlain {
+// Leaves the blocks of a panel in scratch memory, with every byte turned by `bias`.
+struct Expand {
     size_t blocks;
     uint8_t* scratch;
-    bool biased;
+    int8_t bias = 0;
     template <class Reader>
     void operator()(Reader reader) const {
-        const __m512i bias = biased ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
         uint8_t* target = scratch;
         for_blocks(reader, blocks, [&](__m512i weights) INLINE_LAMBDA {
-            _mm512_store_si512(target, _mm512_xor_si512(weights, bias));
+            _mm512_store_si512(target, _mm512_xor_si512(weights, _mm512_set1_epi8(bias)));
             target += 64;
         });
     }
 };
 
 void expand_panel(const PackedMatrix& matrix, size_t index, uint8_t* scratch) {
-    visit_panel(matrix, index, ExpandPlain{matrix.blocks(), scratch, matrix.value_type != ValueType::bf16});
+    // The exact kernels want the weights themselves.
+    const int8_t bias = matrix.value_type == ValueType::bf16 ? 0 : -128;
+    visit_panel(matrix, index, Expand{matrix.blocks(), scratch, bias});
 }
 
 #include "exact.inc"
@@ -287,11 +363,56 @@ size_t panels_together(size_t blocks) {
     return fitting < 1 ? 1 : fitting;
 }
 
+template <int rows>
+__attribute__((noinline)) void multiply_pair(
+    const uint8_t* blocks, const Panel (&panels)[2], const Activations& x, size_t tile, const Output& output) {
+    __m512 result[2][rows];
+    const PanelScales scales[2] = {panels[0].scales, panels[1].scales};
+    multiply_pair_grouped8<rows>(blocks, blocks + x.blocks * 64, scales, x, tile, result);
+    FOR_ROWS {
+        for (int panel = 0; panel < 2; ++panel) {
+            write_row(
+                result[panel][row], output, tile * x.tile + static_cast<size_t>(row), panels[panel].index * panel_rows,
+                panels[panel].outputs);
+        }
+    }
+}
+
+template <int rows>
+INLINE void multiply_pair_up_to(
+    const uint8_t* blocks, const Panel (&panels)[2], const Activations& x, size_t tile, const Output& output) {
+    if (x.tile_rows(tile) == rows) {
+        return multiply_pair<rows>(blocks, panels, x, tile, output);
+    }
+    if constexpr (rows > 1) {
+        multiply_pair_up_to<rows - 1>(blocks, panels, x, tile, output);
+    }
+}
+
+// Two panels at a time meet all rows: the panels stay near, and a tile is little beside what is done with it.
+void multiply_pairs(
+    const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output,
+    uint8_t* scratch) {
+    for (size_t index = first; index < last; index += 2) {
+        // The last of an odd number is its own partner.
+        const size_t partner = index + 1 < last ? index + 1 : index;
+        const Panel panels[2] = {panel_of(matrix, index), panel_of(matrix, partner)};
+        visit_panel(matrix, index, Expand{x.blocks, scratch});
+        visit_panel(matrix, partner, Expand{x.blocks, scratch + x.blocks * 64});
+        for (size_t tile = 0; tile < x.tiles(); ++tile) {
+            multiply_pair_up_to<paired_tile>(scratch, panels, x, tile, output);
+        }
+    }
+}
+
 void multiply(
     const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output,
     uint8_t* scratch) {
     if (x.form == Form::plain32) {
         return multiply_exact(matrix, x, first, last, output, scratch);
+    }
+    if (x.form == Form::grouped8 && x.rows >= least_paired_rows) {
+        return multiply_pairs(matrix, x, first, last, output, scratch);
     }
     const size_t together = panels_together(x.blocks);
     for (size_t start = first; start < last; start += together) {
@@ -326,7 +447,8 @@ const KernelSet avx512_kernels = {
     multiply,
     normalise,
     activate,
-    &attention_kernels};
+    &attention_kernels,
+    &avx512_paired_attention};
 
 const AttentionKernels avx512_attention = attention_kernels;
 

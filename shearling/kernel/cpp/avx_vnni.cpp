@@ -149,7 +149,14 @@ bool has_avx_vnni() {
 }
 
 const KernelSet avx_vnni_kernels = {
-    "avx_vnni", forms(Form::fixed16, Form::grouped8), arrange, multiply, normalise, activate, &attention_kernels};
+    "avx_vnni",
+    forms(Form::fixed16, Form::grouped8),
+    arrange,
+    multiply,
+    normalise,
+    activate,
+    &attention_kernels,
+    nullptr};
 
 }  // namespace shearling
 

@@ -20,6 +20,8 @@ enum class Function { silu, gelu_erf, gelu_tanh, relu };
 // Rows of activations in one tile: as many as there are registers for their sums.
 constexpr size_t fixed16_tile = 8;
 constexpr size_t grouped8_tile = 12;
+constexpr size_t paired_tile = 6;  // of grouped8 where two panels share every activation: from so many rows on
+constexpr size_t least_paired_rows = 64;
 constexpr size_t wide32_tile = 12;
 constexpr size_t once16_tile = 12;
 constexpr size_t single_tile = 16;  // of bf16 pairs where there is no other tile: nothing is read twice
@@ -39,8 +41,8 @@ inline size_t scratch_bytes(const PackedMatrix& matrix, const Activations& activ
     if (activations.tiled()) {
         return tiled_scratch_bytes;
     }
-    const size_t panel = matrix.blocks() * 64;
-    return panel > expanded_bytes ? panel : expanded_bytes;
+    const size_t pair = 2 * matrix.blocks() * 64;
+    return pair > expanded_bytes ? pair : expanded_bytes;
 }
 
 // Arrangements of activations, as bits.
@@ -65,6 +67,27 @@ struct AttentionKernels {
     float (*exponentiate)(float* scores, size_t count, float largest);
     // 16 numbers in half precision; what it cannot hold becomes its largest.
     void (*store_halves)(const float* source, uint16_t* target);
+    // target = scale * (head turned by the angles): lane i of either half by cosines and sines [2 * half].
+    void (*rotate)(
+        const float* head, const float* cosines, const float* sines, size_t half, float scale, float* target);
+};
+
+// The products of an attention in pairs of bf16, where many queries meet the same keys and values: pairs are made once
+// for all of them.
+struct PairedAttention {
+    // Keys: a block's [width][16] halves become [width / 2][16] pairs. Values: [positions][width] halves become
+    // [positions / 2][width] pairs, of a position and the next; `positions` is even.
+    void (*pair_keys)(const uint16_t* keys, size_t width, size_t blocks, uint32_t* pairs);
+    void (*pair_values)(const uint16_t* values, size_t width, size_t positions, uint32_t* pairs);
+    // Pairs of neighbours; `count` is a multiple of 32.
+    void (*pair_numbers)(const float* numbers, size_t count, uint32_t* pairs);
+    // As `score` and `gather` of AttentionKernels: queries [rows][width / 2], weights [row][stride pairs].
+    void (*score)(
+        const uint32_t* queries, size_t rows, size_t width, const uint32_t* keys, size_t blocks, float* scores,
+        size_t stride);
+    void (*gather)(
+        const uint32_t* weights, size_t stride, size_t rows, const uint32_t* values, size_t positions, size_t width,
+        float* sums);
 };
 
 struct KernelSet {
@@ -82,6 +105,7 @@ struct KernelSet {
     // y[i] = function(x[i]) * factor[i]; factor may be null.
     void (*activate)(Function function, const float* x, const float* factor, size_t count, float* y);
     const AttentionKernels* attention;
+    const PairedAttention* paired_attention;  // null where the processor has no such products
 
     bool knows(Form form) const { return (known & forms(form)) != 0; }
 };
@@ -89,7 +113,10 @@ struct KernelSet {
 void arrange_avx512(const float* source, size_t stride, const Activations& activations, size_t first, size_t last);
 
 extern const AttentionKernels avx512_attention;
+extern const PairedAttention avx512_paired_attention;
 bool has_tile_registers();
+// Products of pairs of bf16 (AVX512_BF16).
+bool multiplies_bf16();
 bool has_avx_vnni();
 
 extern const KernelSet amx_kernels;

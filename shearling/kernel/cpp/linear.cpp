@@ -22,15 +22,6 @@ size_t chunks_for(size_t bytes, size_t most) {
     return std::max<size_t>(1, std::min({bytes / chunk_bytes, most, most_chunks}));
 }
 
-bool multiplies_bf16() {
-#if defined(__x86_64__)
-    static const bool able = __builtin_cpu_supports("avx512bf16");
-    return able;
-#else
-    return false;
-#endif
-}
-
 // Groups of weights are whole blocks of 16 blocks.
 bool sums_fit_groups(const PackedMatrix& matrix) { return matrix.groups() == 1 || matrix.group_size % 64 == 0; }
 
@@ -83,7 +74,7 @@ constexpr size_t most_segment_blocks = 16384;
 size_t most_rows(Form form, size_t rows) {
     switch (form) {
         case Form::fixed16: return fixed16_tile;
-        case Form::grouped8: return grouped8_tile;
+        case Form::grouped8: return rows >= least_paired_rows ? paired_tile : grouped8_tile;
         case Form::once16: return rows <= single_tile ? single_tile : once16_tile;
         case Form::tiled_fixed16: return tiled_fixed16_tile;
         case Form::tiled_once16: return tiled_once16_tile;
@@ -239,6 +230,18 @@ void fetch_start(const PackedMatrix& matrix, size_t panel) {
     }
 }
 
+// Panels in units that chunks do not divide: kernels take two at a time by many rows.
+class PanelRange {
+public:
+    PanelRange(size_t panels, size_t rows) : panels_(panels), unit_(rows >= least_paired_rows ? 2 : 1) {}
+    size_t units() const { return (panels_ + unit_ - 1) / unit_; }
+    size_t start_of(size_t chunk, size_t chunks) const { return std::min(panels_, units() * chunk / chunks * unit_); }
+
+private:
+    size_t panels_;
+    size_t unit_;
+};
+
 // Matrices times one operand; their panels are one range.
 class Product {
 public:
@@ -253,10 +256,10 @@ public:
     }
 
     size_t cost() const { return cost_; }
-    size_t chunks() const { return chunks_for(cost_, operand_.most_chunks(panels_, settings_.threads)); }
+    size_t chunks() const { return chunks_for(cost_, operand_.most_chunks(range().units(), settings_.threads)); }
 
     void fetch(size_t chunk) const {
-        size_t panel = panels_ * chunk / chunks();
+        size_t panel = range().start_of(chunk, chunks());
         for (size_t index = 0; index < count_; ++index) {
             if (panel < matrices_[index].panels()) {
                 return fetch_start(matrices_[index], panel);
@@ -266,7 +269,7 @@ public:
     }
 
     void run(size_t chunk) const {
-        const size_t first = panels_ * chunk / chunks(), last = panels_ * (chunk + 1) / chunks();
+        const size_t first = range().start_of(chunk, chunks()), last = range().start_of(chunk + 1, chunks());
         Buffer scratch(scratch_for(matrices_, count_, operand_));
         size_t start = 0;
         for (size_t index = 0; index < count_; ++index) {
@@ -284,6 +287,8 @@ public:
     }
 
 private:
+    PanelRange range() const { return {panels_, operand_.rows()}; }
+
     const PackedMatrix* matrices_;
     size_t count_;
     const Operand& operand_;
@@ -311,13 +316,13 @@ public:
     size_t cost() const {
         return cost_of(matrices_[0], operand_.rows()) + (gated_ ? cost_of(matrices_[1], operand_.rows()) : 0);
     }
-    size_t chunks() const { return chunks_for(cost(), operand_.most_chunks(matrices_[0].panels(), settings_.threads)); }
+    size_t chunks() const { return chunks_for(cost(), operand_.most_chunks(range().units(), settings_.threads)); }
 
-    void fetch(size_t chunk) const { fetch_start(matrices_[0], matrices_[0].panels() * chunk / chunks()); }
+    void fetch(size_t chunk) const { fetch_start(matrices_[0], range().start_of(chunk, chunks())); }
 
     void run(size_t chunk) const {
         const size_t panels = matrices_[0].panels(), inner = matrices_[0].rows;
-        const size_t first = panels * chunk / chunks(), last = panels * (chunk + 1) / chunks();
+        const size_t first = range().start_of(chunk, chunks()), last = range().start_of(chunk + 1, chunks());
         Buffer scratch(scratch_for(matrices_, gated_ ? 2 : 1, operand_));
         if (gated_) {
             fetch_start(matrices_[1], first);
@@ -340,6 +345,8 @@ public:
     }
 
 private:
+    PanelRange range() const { return {matrices_[0].panels(), operand_.rows()}; }
+
     const PackedMatrix* matrices_;
     bool gated_;
     Function function_;
@@ -390,6 +397,26 @@ bool has_rows(const Rows& x) {
     return x.count != 0;
 }
 
+// Calls `run(first, last)` for rows that go through all products together: what lies between these stays in the last
+// cache then, and a panel still meets enough rows to be worth expanding.
+template <class Run>
+void for_rows(size_t count, const Run& run) {
+    constexpr size_t most_rows = 512;
+    const size_t blocks = (count + most_rows - 1) / most_rows;
+    for (size_t block = 0; block < blocks; ++block) {
+        run(count * block / blocks, count * (block + 1) / blocks);
+    }
+}
+
+Rows part_of(const Rows& x, size_t first, size_t last) { return {x.data + first * x.stride, last - first, x.stride}; }
+
+Output part_of(const Output& output, size_t first) {
+    return {
+        output.data + first * output.stride, output.stride, output.bias,
+        output.residual == nullptr ? nullptr : output.residual + first * output.residual_stride,
+        output.residual_stride};
+}
+
 // `attention`: what makes x; null where it is there.
 void run_layer(
     const AttentionSteps* attention, const Layer& layer, const Rows& x, const Rows& residual, float* y,
@@ -420,6 +447,20 @@ void run_layer(
     phases.run(cost + next.cost(), settings.threads);
 }
 
+void run_layer_by_rows(
+    const AttentionSteps* attention, const Layer& layer, const Rows& x, const Rows& residual, float* y,
+    const Output* z, const Settings& settings) {
+    for_rows(x.count, [&](size_t first, size_t last) {
+        std::vector<Output> next;
+        for (size_t index = 0; index < layer.next_count; ++index) {
+            next.push_back(part_of(z[index], first));
+        }
+        run_layer(
+            first == 0 ? attention : nullptr, layer, part_of(x, first, last), part_of(residual, first, last),
+            y + first * layer.projection->rows, next.data(), settings);
+    });
+}
+
 bool runs_here(const KernelSet& kernels) {
 #if defined(__x86_64__)
     if (&kernels == &amx_kernels) {
@@ -444,6 +485,15 @@ bool runs_here(const KernelSet& kernels) {
 }
 
 }  // namespace
+
+bool multiplies_bf16() {
+#if defined(__x86_64__)
+    static const bool able = __builtin_cpu_supports("avx512bf16");
+    return able;
+#else
+    return false;
+#endif
+}
 
 const KernelSet* find_kernels(const char* name) {
 #if defined(__x86_64__)
@@ -490,16 +540,18 @@ void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Setting
     if (!has_rows(x)) {
         return;
     }
-    const MlpSteps steps(mlp, x, output, settings);
-    Phases phases;
-    steps.add_to(phases);
-    phases.run(steps.cost(), settings.threads);
+    for_rows(x.count, [&](size_t first, size_t last) {
+        const MlpSteps steps(mlp, part_of(x, first, last), part_of(output, first), settings);
+        Phases phases;
+        steps.add_to(phases);
+        phases.run(steps.cost(), settings.threads);
+    });
 }
 
 void multiply(
     const Layer& layer, const Rows& x, const Rows& residual, float* y, const Output* z, const Settings& settings) {
     if (has_rows(x)) {
-        run_layer(nullptr, layer, x, residual, y, z, settings);
+        run_layer_by_rows(nullptr, layer, x, residual, y, z, settings);
     }
 }
 
@@ -508,7 +560,7 @@ void multiply(
     const Settings& settings) {
     const Rows x = attention.output();
     if (has_rows(x)) {
-        run_layer(&attention, layer, x, residual, y, z, settings);
+        run_layer_by_rows(&attention, layer, x, residual, y, z, settings);
         attention.finish();
     }
 }

@@ -59,6 +59,6 @@ void arrange(const float*, size_t, const Activations&, size_t, size_t) {}
 }  // namespace
 
 const KernelSet portable_kernels = {
-    "portable", forms(), arrange, multiply_exact, normalise, activate, &attention_kernels};
+    "portable", forms(), arrange, multiply_exact, normalise, activate, &attention_kernels, nullptr};
 
 }  // namespace shearling

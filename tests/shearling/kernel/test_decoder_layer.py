@@ -200,6 +200,9 @@ CASES = {
     "one head": (Heads(1, 1, 80), {}),
     "many queries": (Heads(12, 1, 32), {}),
     "another order": (Heads(4, 2, 16), {"order": (2, 0, 1)}),
+    # Many queries are multiplied in pairs of bf16 where a head has whole registers of them.
+    "pairs": (Heads(6, 2, 64), {}),
+    "pairs, registers left over": (Heads(3, 1, 96), {}),
 }
 
 
@@ -322,6 +325,7 @@ def test_every_instruction_set(kernels):
         "name.restype = ctypes.c_char_p\n"
         f"sys.exit(77) if name().decode() != {kernels!r} else None\n"
         "play(Layer(Heads(6, 2, 48)), [1, 1, 5, 70, 1, 1, 250, 1, 1])\n"
+        "play(Layer(Heads(6, 2, 64)), [1, 5, 71, 1, 253, 1])\n"
         "play(Layer(Heads(4, 2, 16)), [9, 1, 1], batch=2, padding=[3, 0])\n"
     )
     done = subprocess.run(

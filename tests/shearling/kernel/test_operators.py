@@ -110,9 +110,11 @@ def test_a_product_with_a_residual(tmp_path):
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("gated", [True, False])
-def test_an_mlp(tmp_path, activation, gated):
+# More rows than go through both products together.
+@pytest.mark.parametrize("rows", [2, 530])
+def test_an_mlp(tmp_path, activation, gated, rows):
     gate, up, down = matrix(INNER, HIDDEN, 0), matrix(INNER, HIDDEN, 1), matrix(HIDDEN, INNER, 2)
-    gamma, x = activations(HIDDEN, seed=7)[0, 0], activations(HIDDEN, rows=2)
+    gamma, x = activations(HIDDEN, seed=7)[0, 0], activations(HIDDEN, rows=rows)
     packed = [pack(part) for part in ([gate] if gated else []) + [up, down]]
     attributes = {
         "columns": HIDDEN,
@@ -123,10 +125,11 @@ def test_an_mlp(tmp_path, activation, gated):
         "residual": True,
     }
     (found,) = run("SparseMLP", bundle(packed, [gamma]), attributes, [x], tmp_path)
-    assert close(found, x + mlp(norm(x.astype(np.float64), gamma), gate if gated else None, up, down, activation))
+    expected = x + mlp(norm(x.astype(np.float64), gamma), gate if gated else None, up, down, activation)
+    assert close(found, expected, tolerance(rows))
 
 
-@pytest.mark.parametrize(("rows", "next_rows"), [(1, (48, 16, 16)), (20, (48, 16, 16)), (1, ())])
+@pytest.mark.parametrize(("rows", "next_rows"), [(1, (48, 16, 16)), (20, (48, 16, 16)), (1, ()), (530, (48, 16, 16))])
 def test_a_layer(tmp_path, rows, next_rows):
     first, gate, up, down = (
         matrix(HIDDEN, ATTENTION, 0),
