@@ -16,9 +16,9 @@ from tests.support.matrices import dense, random_matrix
 HIDDEN, INNER, ATTENTION, EPSILON = 48, 112, 64, 1e-5
 COMMON = {"precision": "auto", "format_version": 1}
 ACTIVATIONS = {
-    "silu": lambda x: x / (1 + np.exp(-x)),
+    "silu": lambda x: x / (1 + np.exp(np.minimum(-x, 700))),
     "relu": lambda x: np.maximum(x, 0),
-    "gelu_tanh": lambda x: x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu_tanh": lambda x: x / (1 + np.exp(np.minimum(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3), 700))),
     "gelu_erf": lambda x: x * 0.5 * (1 + np.vectorize(__import__("math").erf)(x / np.sqrt(2))),
 }
 
@@ -155,7 +155,8 @@ def test_a_layer(tmp_path, rows, next_rows):
     y = middle + mlp(norm(middle, gammas[0]), gate, up, down, "silu")
     assert close(found[0], y, tolerance(rows))
     for result, part in zip(found[1:], following, strict=True):
-        assert close(result, norm(y, gammas[1]) @ dense(part).T, tolerance(rows))
+        # Of the y that was found: the norm may make much of an error of a row that is small.
+        assert close(result, norm(found[0], gammas[1]) @ dense(part).T, tolerance(rows))
 
 
 def test_bf16_activations(tmp_path):
