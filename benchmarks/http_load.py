@@ -20,14 +20,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-import httpx
+import aiohttp
 import psutil
+import uvloop
 
 from serve.bench.statistics import percentile
 from serve.bench.workload import Prompts, make_workload
@@ -124,7 +126,7 @@ def load_level(server: LoadedServer, prompts: Prompts, work: Work, *, clients: i
     """Let clients ask for so long; each finishes its last request."""
     latencies_s, lost = [], []
 
-    async def be_client(connection: httpx.AsyncClient, number: int, deadline_s: float) -> None:
+    async def be_client(connection: aiohttp.ClientSession, number: int, deadline_s: float) -> None:
         while time.perf_counter() < deadline_s:
             (rows,), _ = prompts.draw()
             started_s = time.perf_counter()
@@ -135,13 +137,12 @@ def load_level(server: LoadedServer, prompts: Prompts, work: Work, *, clients: i
                 lost.append(failure)
 
     async def be_clients() -> None:
-        limits = httpx.Limits(max_connections=clients)
-        async with httpx.AsyncClient(base_url=server.url, timeout=REQUEST_S, limits=limits) as connection:
+        async with _connection(server, clients=clients) as connection:
             deadline_s = time.perf_counter() + seconds
             await asyncio.gather(*(be_client(connection, number, deadline_s) for number in range(clients)))
 
     began_s = time.perf_counter()
-    asyncio.run(be_clients())
+    _run(be_clients())
     wall_s = time.perf_counter() - began_s
     return ClientLevel(
         clients=clients,
@@ -158,17 +159,33 @@ def meet_all_steps(server: LoadedServer, prompts: Prompts, *, most_tokens: int) 
     """Ask for a prompt of every length: OpenVINO compiles for each number of tokens in a step, and keeps that."""
 
     async def ask_in_turn() -> None:
-        async with httpx.AsyncClient(base_url=server.url, timeout=REQUEST_S) as connection:
+        async with _connection(server, clients=1) as connection:
             for length in range(1, most_tokens + 1):
                 prompt: list[int] = []
                 while len(prompt) < length:
                     prompt += prompts.draw()[0][0][0]
                 await _ask(connection, prompt[:length], 1, stream=False)
 
-    asyncio.run(ask_in_turn())
+    _run(ask_in_turn())
 
 
-async def _ask(connection: httpx.AsyncClient, prompt: Sequence[int], new_tokens: int, *, stream: bool) -> str | None:
+def _connection(server: LoadedServer, *, clients: int) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        server.url.rstrip("/") + "/",
+        timeout=aiohttp.ClientTimeout(total=REQUEST_S),
+        connector=aiohttp.TCPConnector(limit=clients),
+    )
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    # What the clients take of the processors, the server lacks.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
+
+
+async def _ask(
+    connection: aiohttp.ClientSession, prompt: Sequence[int], new_tokens: int, *, stream: bool
+) -> str | None:
     """None for a whole answer, else what came instead."""
     body = {
         "model": NAME,
@@ -179,18 +196,19 @@ async def _ask(connection: httpx.AsyncClient, prompt: Sequence[int], new_tokens:
         **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
     }
     try:
-        response = await connection.post("/completions", json=body)
-    except httpx.HTTPError as error:
+        async with connection.post("completions", json=body) as response:
+            text = await response.text()
+    except (aiohttp.ClientError, TimeoutError) as error:
         return f"{type(error).__name__}: {error}"
-    if response.status_code != 200:
-        return f"{response.status_code}: {response.text[:200]}"
+    if response.status != 200:
+        return f"{response.status}: {text[:200]}"
     if stream:
-        *_, usage, end, _ = response.text.split("\n\n")
+        *_, usage, end, _ = text.split("\n\n")
         if end != "data: [DONE]":
             return f"a stream that ends with {end[:200]}"
         told = json.loads(usage.removeprefix("data: "))
     else:
-        told = response.json()
+        told = json.loads(text)
     made = told["usage"]["completion_tokens"]
     return None if made == new_tokens else f"{made} tokens"
 

@@ -16,7 +16,6 @@ from shearling.errors import EnvironmentFault, UsageError
 LAST_ANSWERS_S = 5
 """For answers to reach their clients after the last text was made."""
 KEEP_ALIVE_S = 75
-HEADER_BYTES = 1 << 16
 
 
 class DrainingServer(uvicorn.Server):
@@ -35,12 +34,12 @@ class DrainingServer(uvicorn.Server):
                 door,
                 log_config=None,
                 access_log=False,
+                http="httptools",
                 lifespan="off",
                 ws="none",
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=LAST_ANSWERS_S,
-                h11_max_incomplete_event_size=HEADER_BYTES,
             )
         )
         self._door = door

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from serve.http.server import DrainingServer
 
 KEY_VARIABLE = "SHEARLING_API_KEY"
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
-INSTALL = "pip install 'fastapi>=0.160,<1' 'uvicorn>=0.50,<1' 'prometheus-client>=0.22,<1'"
+PACKAGES = ("fastapi", "httptools", "prometheus_client", "uvicorn", "uvloop")
+INSTALL = (
+    "pip install 'fastapi>=0.160,<1' 'httptools>=0.6,<1' 'prometheus-client>=0.22,<1' 'uvicorn>=0.50,<1' "
+    "'uvloop>=0.20,<1'"
+)
 """The extra `http` of pyproject.toml."""
 
 
@@ -62,6 +65,8 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
         model.name: find_deployment(model.target.only("openvino"), device=options.device) for model in models
     }
     check_device("openvino", options.device)
+    import uvloop
+
     from serve.http.application import make_application
     from serve.http.served_model import ServedModel
     from serve.http.server import DrainingServer, bind
@@ -74,7 +79,9 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
         server = DrainingServer(
             door, grace_s=limits.grace_s, on_ready=lambda: _tell_address(listener, guarded=api_key is not None)
         )
-        asyncio.run(_serve(list(served.values()), server, listener))
+        # What the server takes of a processor, the models lack.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(list(served.values()), server, listener))
     if server.unanswered:
         raise CheckFailed(
             f"{server.unanswered} of {door.accepted} requests were not answered when the server ended",
