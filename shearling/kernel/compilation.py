@@ -41,7 +41,13 @@ QUESTION_TIMEOUT_S = 60.0
 """For what a compiler says of itself."""
 OPENVINO_LIBRARY = "libshearling_openvino.so"
 ONNX_RUNTIME_LIBRARY = "libshearling_onnxruntime.so"
-OPENVINO_UNITS = ("library.cpp", "openvino_decoder_operators.cpp", "openvino_operators.cpp", "tbb_threads.cpp")
+OPENVINO_UNITS = (
+    "library.cpp",
+    "openvino_constants.cpp",
+    "openvino_decoder_operators.cpp",
+    "openvino_operators.cpp",
+    "tbb_threads.cpp",
+)
 ONNX_RUNTIME_UNITS = ("onnx_runtime_operators.cpp",)
 """What one library alone is made of; the other units are in both."""
 HEADERS_VARIABLE = "ONNXRUNTIME_INCLUDE"

@@ -1,4 +1,5 @@
-// Scratch memory that outlives a call: a thread keeps its buffers, so that decoding allocates nothing.
+// Scratch memory that outlives a call: a thread keeps its buffers, so that decoding allocates nothing. What a long prompt
+// took is given back once the calls behind it need far less.
 #pragma once
 
 #include <cstddef>
@@ -12,15 +13,15 @@ namespace shearling {
 class Buffer {
 public:
     // At least `bytes` bytes, aligned to 64; a call within a call gets memory of its own.
-    explicit Buffer(size_t bytes) {
-        auto& free = free_list();
-        if (!free.empty()) {
-            memory_ = std::move(free.back());
-            free.pop_back();
-        }
-        reserve(bytes);
-    }
+    explicit Buffer(size_t bytes) { reserve(bytes); }
     ~Buffer() {
+        if (memory_.size == 0) {
+            return;
+        }
+        memory_.oversized = used_ < memory_.size / far_less ? memory_.oversized + 1 : 0;
+        if (memory_.size > least_given_back && memory_.oversized >= patience) {
+            return;
+        }
         try {
             free_list().push_back(std::move(memory_));
         } catch (...) {  // no memory to remember it by: it is freed
@@ -31,24 +32,40 @@ public:
 
     // Grows it; what it held is lost.
     void reserve(size_t bytes) {
-        if (memory_.size() < bytes + alignment) {
-            memory_ = std::vector<uint8_t>(bytes + alignment);
+        auto& free = free_list();
+        if (bytes > 0 && memory_.size == 0 && !free.empty()) {
+            memory_ = std::move(free.back());
+            free.pop_back();
+        }
+        used_ = bytes > used_ ? bytes : used_;
+        if (bytes > 0 && memory_.size < bytes + alignment) {
+            memory_ = {};  // before there is more
+            memory_ = {std::unique_ptr<uint8_t[]>(new uint8_t[bytes + alignment]), bytes + alignment, 0};
         }
     }
 
     uint8_t* bytes() const {
-        const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-        return const_cast<uint8_t*>(memory_.data()) + (alignment - address % alignment) % alignment;
+        uint8_t* const start = memory_.bytes.get();
+        return start + (alignment - reinterpret_cast<uintptr_t>(start) % alignment) % alignment;
     }
     float* floats() const { return reinterpret_cast<float*>(bytes()); }
 
 private:
     static constexpr size_t alignment = 64;
-    static std::vector<std::vector<uint8_t>>& free_list() {
-        static thread_local std::vector<std::vector<uint8_t>> buffers;
+    // A prompt is read in many calls, and a token takes some three for each layer: within a token or two all is back.
+    static constexpr size_t least_given_back = size_t{1} << 20, far_less = 8, patience = 32;
+
+    struct Memory {
+        std::unique_ptr<uint8_t[]> bytes;
+        size_t size = 0;
+        size_t oversized = 0;  // calls in a row that used far less of it
+    };
+    static std::vector<Memory>& free_list() {
+        static thread_local std::vector<Memory> buffers;
         return buffers;
     }
-    std::vector<uint8_t> memory_;
+    Memory memory_;
+    size_t used_ = 0;
 };
 
 }  // namespace shearling

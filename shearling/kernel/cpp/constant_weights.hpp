@@ -1,8 +1,8 @@
 // The constant of a model that an operator takes its weights from.
 //
-// Its headers are checked when the node is made. When it is first computed with, it is copied, the copy is validated
-// completely, and nothing but the copy is read from then on: what becomes of a mapped file, or of memory at the same
-// address, does not matter.
+// Its headers are checked when the node is made. When a runtime makes ready to compute with it, it is copied, the copy is
+// validated completely, and nothing but the copy is read from then on: what becomes of a mapped file, or of memory at the
+// same address, does not matter.
 #pragma once
 
 #include <memory>
@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "tbb_threads.hpp"
 #include "weights.hpp"
 
 namespace shearling {
@@ -57,7 +58,7 @@ public:
         const std::lock_guard<std::mutex> lock(mutex_);
         if (weights_ == nullptr) {
             auto weights = std::make_shared<Weights>();
-            const char* fault = take_weights(bytes(), size(), layout_, *weights);
+            const char* fault = take_weights(bytes(), size(), layout_, *weights, isolated_tbb_threads());
             OPENVINO_ASSERT(fault == nullptr, "a packed weight is corrupt: ", fault);
             weights_ = std::move(weights);
         }

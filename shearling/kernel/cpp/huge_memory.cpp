@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstring>
 #include <fstream>
 #include <mutex>
 #include <new>
@@ -78,7 +77,7 @@ bool is_file_mapping(uintptr_t first, uintptr_t last) {
 
 }  // namespace
 
-std::shared_ptr<const uint8_t> copy_to_huge_pages(const uint8_t* bytes, size_t size) {
+std::shared_ptr<uint8_t> allocate_huge_pages(size_t size) {
     static std::mutex mutex;
     static std::weak_ptr<Slab> current;
     const std::lock_guard<std::mutex> lock(mutex);
@@ -89,8 +88,7 @@ std::shared_ptr<const uint8_t> copy_to_huge_pages(const uint8_t* bytes, size_t s
         current = slab;
         place = slab->take(size);
     }
-    std::memcpy(place, bytes, size);
-    return std::shared_ptr<const uint8_t>(slab, place);
+    return std::shared_ptr<uint8_t>(slab, place);
 }
 
 void release_file_pages(const uint8_t* bytes, size_t size) {

@@ -8,8 +8,8 @@
 
 namespace shearling {
 
-// A copy of `size` bytes, aligned to 64, in huge pages where the system gives them. Throws std::bad_alloc.
-std::shared_ptr<const uint8_t> copy_to_huge_pages(const uint8_t* bytes, size_t size);
+// `size` bytes, aligned to 64, in huge pages where the system gives them. Throws std::bad_alloc.
+std::shared_ptr<uint8_t> allocate_huge_pages(size_t size);
 
 // Gives the pages of a read-only mapping of a file back to the system, which can read them again; other memory is left
 // alone.

@@ -29,7 +29,7 @@ const char* guarded(const Body& body) noexcept {
 // Null, or what is wrong with a packed matrix; `checked`: only its header is read.
 const char* read_matrix(const uint8_t* packed, size_t size, bool checked, PackedMatrix& matrix) {
     const char* fault = packed == nullptr ? "no packed matrix" : read_header(packed, size, matrix);
-    return fault != nullptr || checked ? fault : validate(matrix);
+    return fault != nullptr || checked ? fault : validate(matrix, tbb_threads());
 }
 
 // Reads one word of every cache line, which comes whole, of `shares` pieces of memory, each on a thread.
@@ -96,7 +96,7 @@ SHEARLING_EXPORT const char* shearling_unpack(const uint8_t* packed, uint64_t si
         fault = "nowhere to unpack to";
     }
     if (fault == nullptr) {
-        unpack(matrix, values, scales);
+        unpack(matrix, values, scales, tbb_threads());
     }
     return fault;
 }

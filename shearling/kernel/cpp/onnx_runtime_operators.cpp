@@ -107,8 +107,9 @@ public:
         check(api.KernelInfoGetConstantInput_tensor(&info, weights_input, &constant, &packed));
         require(constant != 0, name + ": the packed weight is not an initializer");
         const WeightLayout layout{{{rows_, columns_}}, {}};
-        const char* fault =
-            take_weights(data<const uint8_t>(packed), TensorShape(api, packed).elements, layout, weights_);
+        // A session shows its threads when it computes, not when it is made.
+        const char* fault = take_weights(
+            data<const uint8_t>(packed), TensorShape(api, packed).elements, layout, weights_, CallingThread());
         require(fault == nullptr, name + ": a packed weight is corrupt: " + (fault == nullptr ? "" : fault));
     }
 

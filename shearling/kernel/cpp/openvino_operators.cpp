@@ -6,6 +6,7 @@
 #include <openvino/op/unsqueeze.hpp>
 
 #include "openvino_checks.hpp"
+#include "openvino_constants.hpp"
 #include "openvino_tensors.hpp"
 
 namespace shearling {
@@ -32,6 +33,13 @@ std::shared_ptr<const Weights> SparseOperator::checked_weights(const ov::Tensor&
         weights_ != nullptr && tensor.get_byte_size() == weights_->size(),
         "the packed weights are not those that the node was validated with");
     return weights_->validated();
+}
+
+bool SparseOperator::make_ready() const {
+    if (weights_ != nullptr) {
+        weights_->validated();
+    }
+    return true;
 }
 
 void SparseOperator::visit_common(ov::AttributeVisitor& visitor) {
@@ -379,12 +387,23 @@ bool SparseEmbedding::evaluate(ov::TensorVector& outputs, const ov::TensorVector
 
 }  // namespace shearling
 
-OPENVINO_CREATE_EXTENSIONS(
-    std::vector<ov::Extension::Ptr>(
-        {std::make_shared<ov::OpExtension<shearling::SparseLinear>>(),
-         std::make_shared<ov::OpExtension<shearling::SparseMLP>>(),
-         std::make_shared<ov::OpExtension<shearling::SparseLayer>>(),
-         std::make_shared<ov::OpExtension<shearling::SparseDecoderLayer>>(),
-         std::make_shared<ov::OpExtension<shearling::SparseStep>>(),
-         std::make_shared<ov::OpExtension<shearling::SparseHead>>(),
-         std::make_shared<ov::OpExtension<shearling::SparseEmbedding>>()}));
+namespace {
+
+std::vector<ov::Extension::Ptr> extensions() {
+    std::vector<ov::Extension::Ptr> all{
+        std::make_shared<ov::OpExtension<shearling::SparseLinear>>(),
+        std::make_shared<ov::OpExtension<shearling::SparseMLP>>(),
+        std::make_shared<ov::OpExtension<shearling::SparseLayer>>(),
+        std::make_shared<ov::OpExtension<shearling::SparseDecoderLayer>>(),
+        std::make_shared<ov::OpExtension<shearling::SparseStep>>(),
+        std::make_shared<ov::OpExtension<shearling::SparseHead>>(),
+        std::make_shared<ov::OpExtension<shearling::SparseEmbedding>>()};
+    for (auto& constant : shearling::constant_extensions()) {
+        all.push_back(std::move(constant));
+    }
+    return all;
+}
+
+}  // namespace
+
+OPENVINO_CREATE_EXTENSIONS(extensions());

@@ -32,6 +32,9 @@ protected:
     // The weights of a validated node, which an evaluation is handed as `tensor`. Throws where they are not what the
     // layout says.
     std::shared_ptr<const Weights> checked_weights(const ov::Tensor& tensor) const;
+    // Takes the weights of a validated node, and says that it can be computed: a runtime asks for that when it compiles
+    // a model, so that no request waits for it, and a damaged file is refused there.
+    bool make_ready() const;
     Settings settings() const {
         return {best_kernels(), precision_ == "exact" ? Precision::exact : Precision::automatic, tbb_threads()};
     }
@@ -85,7 +88,7 @@ struct LayerAttributes {
 // What OpenVINO and SparseOperator ask of every operator, to be defined for each. A macro, since overrides are declared
 // in the class itself.
 #define SPARSE_OPERATOR_OVERRIDES                                                                      \
-    bool has_evaluate() const override { return true; }                                                \
+    bool has_evaluate() const override { return make_ready(); }                                        \
     bool visit_attributes(ov::AttributeVisitor& visitor) override;                                     \
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& arguments) const override; \
     void validate_and_infer_types() override;                                                          \

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "half.hpp"
 
@@ -277,6 +278,86 @@ bool values_fit(const PlainMatrix& plain) {
     return true;
 }
 
+// Where the values of a panel start, as the matrix says; those behind the last panel end there.
+size_t panel_start(const PackedMatrix& matrix, size_t panel) {
+    return matrix.encoding == Encoding::dense ? panel * matrix.blocks() * matrix.dense_block_bytes()
+                                              : load_u64(matrix.offsets + panel * sizeof(uint64_t));
+}
+
+// Panels that one thread checks, what they store, and what is wrong with the first that is damaged.
+struct PanelShare {
+    const PackedMatrix* matrix;
+    size_t first, last;
+    size_t stored = 0;
+    const char* fault = nullptr;
+
+    void check() {
+        for (size_t panel = first; panel < last && fault == nullptr; ++panel) {
+            size_t offset = panel_start(*matrix, panel);
+            if (offset > matrix->value_bytes) {
+                fault = "the masks keep more values than there are";
+                return;
+            }
+            fault = check_panel(*matrix, panel, offset, stored);
+            if (fault == nullptr && offset != panel_start(*matrix, panel + 1)) {
+                fault = "panel offsets disagree with the masks";
+            }
+        }
+    }
+};
+
+std::vector<PanelShare> share_panels(const PackedMatrix& matrix, const Threads& threads) {
+    constexpr size_t shares_of_a_thread = 4;
+    const size_t panels = matrix.panels(), shares = std::min(panels, shares_of_a_thread * threads.count());
+    std::vector<PanelShare> all;
+    for (size_t share = 0; share < shares; ++share) {
+        all.push_back({&matrix, share * panels / shares, (share + 1) * panels / shares});
+    }
+    return all;
+}
+
+void unpack_panel(const PackedMatrix& matrix, size_t panel, uint8_t* plain) {
+    const size_t width = matrix.block_columns();
+    const size_t value_size = matrix.value_type == ValueType::bf16 ? 2 : 1;
+    const size_t first = panel * panel_rows, rows = std::min(panel_rows, matrix.rows - first);
+    std::memset(plain + first * matrix.columns * value_size, 0, rows * matrix.columns * value_size);
+    const uint8_t* stored = matrix.panel_values(panel);
+    for (size_t block = 0; block < matrix.blocks(); ++block) {
+        uint64_t mask = ~uint64_t{0} >> (64 - matrix.block_size());
+        if (matrix.encoding == Encoding::bitmask) {
+            mask = load_mask(matrix.panel_masks(panel) + block * matrix.mask_bytes(), matrix.mask_bytes());
+        }
+        size_t count = 0;
+        for (; mask != 0; mask &= mask - 1, ++count) {
+            const size_t position = static_cast<size_t>(__builtin_ctzll(mask));
+            const size_t row = first + position / width;
+            const size_t column = block * width + position % width;
+            if (row >= matrix.rows || column >= matrix.columns) {
+                continue;
+            }
+            uint8_t* place = plain + (row * matrix.columns + column) * value_size;
+            if (matrix.value_type == ValueType::int4) {
+                const uint8_t nibble = stored[count / 2] >> (count % 2 * 4) & 15;
+                *place = static_cast<uint8_t>((nibble ^ 8) - 8);
+            } else {
+                std::memcpy(place, stored + count * value_size, value_size);
+            }
+        }
+        stored += block_bytes(matrix.value_type, count);
+    }
+}
+
+void unpack_scales(const PackedMatrix& matrix, size_t panel, uint8_t* scales) {
+    const size_t size = scale_bytes(matrix.scale_type), groups = matrix.groups();
+    const size_t first = panel * panel_rows, rows = std::min(panel_rows, matrix.rows - first);
+    for (size_t row = 0; row < (size == 0 ? 0 : rows); ++row) {
+        for (size_t group = 0; group < groups; ++group) {
+            const size_t place = (panel * groups + group) * panel_rows + row;
+            std::memcpy(scales + ((first + row) * groups + group) * size, matrix.scales + place * size, size);
+        }
+    }
+}
+
 size_t count_bits(uint64_t bits) { return static_cast<size_t>(__builtin_popcountll(bits)); }
 
 template <ValueType type>
@@ -407,29 +488,31 @@ const char* read_headers(const uint8_t* bytes, size_t size, size_t count, Packed
     return nullptr;
 }
 
-const char* validate(const PackedMatrix& matrix) {
+const char* validate_scales(const PackedMatrix& matrix) { return check_scales(matrix); }
+
+const char* validate(const PackedMatrix& matrix, const Threads& threads) {
     if (const char* fault = check_scales(matrix)) {
         return fault;
     }
-    size_t offset = 0;
-    size_t stored = 0;
-    for (size_t panel = 0; panel < matrix.panels(); ++panel) {
-        if (matrix.encoding == Encoding::bitmask && load_u64(matrix.offsets + panel * sizeof(uint64_t)) != offset) {
-            return "panel offsets disagree with the masks";
-        }
-        if (const char* fault = check_panel(matrix, panel, offset, stored)) {
-            return fault;
-        }
-    }
-    if (matrix.encoding == Encoding::bitmask &&
-        load_u64(matrix.offsets + matrix.panels() * sizeof(uint64_t)) != offset) {
+    const size_t end = panel_start(matrix, matrix.panels());
+    if (panel_start(matrix, 0) != 0) {
         return "panel offsets disagree with the masks";
     }
-    if (stored != matrix.stored || align(offset) != align(matrix.value_bytes) ||
-        matrix.value_bytes - offset >= alignment) {
+    std::vector<PanelShare> shares = share_panels(matrix, threads);
+    threads.run(shares.size(), [](void* context, size_t index) {
+        static_cast<PanelShare*>(context)[index].check();
+    }, shares.data());
+    size_t stored = 0;
+    for (const PanelShare& share : shares) {
+        if (share.fault != nullptr) {
+            return share.fault;
+        }
+        stored += share.stored;
+    }
+    if (stored != matrix.stored || align(end) != align(matrix.value_bytes) || matrix.value_bytes - end >= alignment) {
         return "the header promises another number of values";
     }
-    return check_gaps(matrix, offset);
+    return check_gaps(matrix, end);
 }
 
 size_t packed_size(const PlainMatrix& plain) {
@@ -515,46 +598,22 @@ void pack(const PlainMatrix& plain, uint8_t* packed) {
     std::memcpy(packed, &header, sizeof header);
 }
 
-void unpack(const PackedMatrix& matrix, void* values, void* scales) {
-    const size_t width = matrix.block_columns();
-    const size_t value_size = matrix.value_type == ValueType::bf16 ? 2 : 1;
-    auto* plain = static_cast<uint8_t*>(values);
-    std::memset(plain, 0, matrix.rows * matrix.columns * value_size);
-    for (size_t panel = 0; panel < matrix.panels(); ++panel) {
-        const uint8_t* stored = matrix.panel_values(panel);
-        for (size_t block = 0; block < matrix.blocks(); ++block) {
-            uint64_t mask = ~uint64_t{0} >> (64 - matrix.block_size());
-            if (matrix.encoding == Encoding::bitmask) {
-                mask = load_mask(matrix.panel_masks(panel) + block * matrix.mask_bytes(), matrix.mask_bytes());
-            }
-            size_t count = 0;
-            for (; mask != 0; mask &= mask - 1, ++count) {
-                const size_t position = static_cast<size_t>(__builtin_ctzll(mask));
-                const size_t row = panel * panel_rows + position / width;
-                const size_t column = block * width + position % width;
-                if (row >= matrix.rows || column >= matrix.columns) {
-                    continue;
-                }
-                uint8_t* place = plain + (row * matrix.columns + column) * value_size;
-                if (matrix.value_type == ValueType::int4) {
-                    const uint8_t nibble = stored[count / 2] >> (count % 2 * 4) & 15;
-                    *place = static_cast<uint8_t>((nibble ^ 8) - 8);
-                } else {
-                    std::memcpy(place, stored + count * value_size, value_size);
-                }
-            }
-            stored += block_bytes(matrix.value_type, count);
+void unpack(const PackedMatrix& matrix, void* values, void* scales, const Threads& threads) {
+    struct Unpacking {
+        const PackedMatrix& matrix;
+        uint8_t* values;
+        uint8_t* scales;
+    };
+    Unpacking unpacking{matrix, static_cast<uint8_t*>(values), static_cast<uint8_t*>(scales)};
+    threads.run(matrix.panels(), [](void* context, size_t panel) {
+        const Unpacking& all = *static_cast<const Unpacking*>(context);
+        if (all.values != nullptr) {
+            unpack_panel(all.matrix, panel, all.values);
         }
-    }
-    const size_t size = scale_bytes(matrix.scale_type);
-    const size_t groups = matrix.groups();
-    for (size_t row = 0; row < (size == 0 ? 0 : matrix.rows); ++row) {
-        for (size_t group = 0; group < groups; ++group) {
-            const size_t place = (row / panel_rows * groups + group) * panel_rows + row % panel_rows;
-            std::memcpy(
-                static_cast<uint8_t*>(scales) + (row * groups + group) * size, matrix.scales + place * size, size);
+        if (all.scales != nullptr) {
+            unpack_scales(all.matrix, panel, all.scales);
         }
-    }
+    }, &unpacking);
 }
 
 void read_row(const PackedMatrix& matrix, size_t row, float* target) {

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "threads.hpp"
+
 namespace shearling {
 
 constexpr size_t panel_rows = 16;
@@ -51,7 +53,10 @@ struct PackedMatrix : MatrixForm {
 const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix);
 
 // Checks everything else: no kernel runs outside of a matrix that passed. Returns null, or what is wrong.
-const char* validate(const PackedMatrix& matrix);
+const char* validate(const PackedMatrix& matrix, const Threads& threads);
+
+// Checks the scales alone, which `unpack` may then be asked for.
+const char* validate_scales(const PackedMatrix& matrix);
 
 // Reads the headers of `count` matrices that follow each other, and sets `end` to the byte after the last. Null, or
 // what is wrong.
@@ -69,8 +74,8 @@ size_t packed_size(const PlainMatrix& plain);
 // Writes packed_size(plain) bytes.
 void pack(const PlainMatrix& plain, uint8_t* packed);
 
-// Writes [rows, columns] values and [rows, groups] scales of a matrix that passed `validate`.
-void unpack(const PackedMatrix& matrix, void* values, void* scales);
+// Writes [rows, columns] values and [rows, groups] scales of a matrix that passed `validate`, each unless it is null.
+void unpack(const PackedMatrix& matrix, void* values, void* scales, const Threads& threads);
 
 // Writes one row, scaled, as `columns` f32, of a matrix that passed `validate`.
 void read_row(const PackedMatrix& matrix, size_t row, float* target);

@@ -6,7 +6,7 @@
 namespace shearling {
 namespace {
 
-class TbbThreads final : public Threads {
+class TbbThreads : public Threads {
 public:
     size_t count() const override { return static_cast<size_t>(tbb::this_task_arena::max_concurrency()); }
 
@@ -16,10 +16,22 @@ public:
     }
 };
 
+class IsolatedTbbThreads final : public TbbThreads {
+public:
+    void run(size_t count, Task task, void* context) const override {
+        tbb::this_task_arena::isolate([&] { TbbThreads::run(count, task, context); });
+    }
+};
+
 }  // namespace
 
 const Threads& tbb_threads() {
     static const TbbThreads threads;
+    return threads;
+}
+
+const Threads& isolated_tbb_threads() {
+    static const IsolatedTbbThreads threads;
     return threads;
 }
 

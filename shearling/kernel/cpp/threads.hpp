@@ -19,4 +19,15 @@ public:
     virtual void run(size_t count, Task task, void* context) const = 0;
 };
 
+// The thread that calls, alone.
+class CallingThread final : public Threads {
+public:
+    size_t count() const override { return 1; }
+    void run(size_t count, Task task, void* context) const override {
+        for (size_t index = 0; index < count; ++index) {
+            task(context, index);
+        }
+    }
+};
+
 }  // namespace shearling

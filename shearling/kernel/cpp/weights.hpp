@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "packed_matrix.hpp"
+#include "threads.hpp"
 
 namespace shearling {
 
@@ -34,6 +35,7 @@ const char* read_layout(
 
 // Copies weights into huge pages, validates the copy completely, and gives the pages of the file that they came from
 // back to the system. Null, or what is wrong with them. Throws std::bad_alloc.
-const char* take_weights(const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights);
+const char* take_weights(
+    const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights, const Threads& threads);
 
 }  // namespace shearling
