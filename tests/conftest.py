@@ -22,6 +22,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("shearling", deadline=None)
 hypothesis.settings.load_profile("shearling")
 pytest_plugins = ["serve.guard.pytest_plugin", "pytester"]
+# What is slower packed is unpacked when it is loaded: a test that does not ask for that must not depend on how busy the
+# machine is.
+os.environ["SHEARLING_PACKED"] = "always"
 # Children that tests start import the same project, wherever they run.
 os.environ["PYTHONPATH"] = str(ROOT)
 

@@ -1,7 +1,7 @@
 """An IR whose sparse weights are packed: operators of our own in place of the products that read them.
 
 What one operator replaces is joined in its name, and the weights that its constant bundles in the name of that, so that
-`export.packing.stock_ir` can take both apart again.
+`shearling.kernel.loading.dense_form` and `export.packing.stock_ir` can take both apart again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from export.packing.packing_plan import HeadPlan, LayerPlan, LinearPlan, MLPPlan
 from export.packing.packing_report import PackedLayer, PackingReport
 from export.packing.stored_weight import read_matrix
 from shearling.kernel.bundle import OPERATORS
+from shearling.kernel.loading.dense_form import NAME_SEPARATOR
 from shearling.kernel.openvino_extension import RT_INFO, node_factory
 from shearling.kernel.packed_format import VERSION, Bytes, bundle, pack
-
-NAME_SEPARATOR = " | "
 
 
 def pack_ir(ir: Any) -> PackingReport:

@@ -37,8 +37,9 @@ class Forward:
         packed = needs_extension(xml) if packed is None else packed
         properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads)}
         properties |= PREFERRED_PROPERTIES if packed else {}
-        # As `serve` compiles it: attention goes into the layers of a packed decoder.
-        compiled = compile_ir(xml, properties=properties)
+        # As `serve` compiles it: attention goes into the layers of a packed decoder, and what is slower packed is
+        # unpacked.
+        compiled = compile_ir(xml, properties=properties, packed=None)
         self._xml = xml
         self._request = compiled.create_infer_request()
         self._feed = _feed(compiled, tokens)

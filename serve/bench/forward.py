@@ -93,14 +93,17 @@ def _mean_ms(request: openvino.InferRequest, feed: dict[str, Any], *, warm_up: i
 
 def _load(target: Target, threads: int | None) -> tuple[openvino.InferRequest, int]:
     from serve.runtimes.openvino import probe_device
+    from serve.visitor.ir_settings import OF_GENAI
     from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir, needs_extension
 
     deployment = find_deployment(target.only("openvino"))
     xml = deployment.model_file
     properties = {"PERFORMANCE_HINT": "LATENCY"} | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
-    properties |= (PREFERRED_PROPERTIES if needs_extension(xml) else {}) | deployment.properties
-    probe_device("CPU", properties, label=target.label)
-    compiled = compile_ir(xml, properties=properties)
+    properties |= deployment.properties
+    preferred = PREFERRED_PROPERTIES if needs_extension(xml) else {}
+    of_device = {name: value for name, value in ({**preferred, **properties}).items() if name not in OF_GENAI}
+    probe_device("CPU", of_device, label=target.label)
+    compiled = compile_ir(xml, properties=properties, preferred=preferred, packed=None)
     if "beam_idx" in {name for port in compiled.inputs for name in port.names}:
         raise ModelUnsupported("a language model", where=target.label, remedy="Measure it with: python -m serve bench")
     return compiled.create_infer_request(), deployment.weights_bytes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,12 @@ from shearling.errors import (
     ShearlingError,
     UsageError,
 )
-from shearling.kernel.decoder_fusion import open_pipeline
+from shearling.kernel.loading.packed_choice import PACKED
+from shearling.kernel.loading.packed_model import LoadedIr
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import (
     PREFERRED_PROPERTIES,
-    check_packed_weights,
-    read_ir,
+    load_packed,
     required_extensions,
 )
 from shearling.kernel.runtime_refusal import last_line, refusals
@@ -62,33 +64,14 @@ class OpenVINORuntime:
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
         self._directory = deployment.directory
         _require_tokenizer(self._directory)
-        self.facts, properties = _prepare(deployment, options)
+        self.facts, loaded = _prepare(deployment, options)
         try:
-            self._pipeline = self._open_pipeline(deployment.model_file, options.device, properties)
+            self._pipeline = _open_pipeline(self._directory, options.device, loaded)
         except RuntimeError as error:
             raise ArtefactCorrupt(
                 f"OpenVINO cannot load it: {last_line(error)}", where=self._directory, remedy="Export again"
             ) from error
         self._tokenizer = self._pipeline.get_tokenizer()
-
-    def _open_pipeline(self, xml: Path, device: str, properties: dict[str, Any]) -> openvino_genai.LLMPipeline:
-        import openvino_genai
-
-        model, obstacle = read_ir(xml, device=device, properties=properties)
-        if obstacle is not None:
-            if "extensions" in properties:
-                self.facts.settings["attention"] = f"OpenVINO's: {obstacle}"
-            return openvino_genai.LLMPipeline(self._directory, device, **properties)
-        self.facts.settings["attention"] = "in the layers"
-        try:
-            return open_pipeline(model, self._directory, device, properties)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"the model cannot be written to a temporary file: {error}",
-                where=self._directory,
-                remedy="Make room there, name another directory in TMPDIR, or add @ATTENTION_BACKEND=SDPA, which "
-                "needs no such file and is slower",
-            ) from error
 
     def has_chat_template(self) -> bool:
         """Whether `encode` can format a chat turn."""
@@ -169,11 +152,12 @@ def load_batching_pipeline(
 
     if with_tokenizer:
         _require_tokenizer(deployment.directory)
-    facts, properties = _prepare(deployment, options)
+    facts, loaded = _prepare(deployment, options, obstacle="continuous batching rewrites it")
     try:
-        pipeline = openvino_genai.ContinuousBatchingPipeline(
-            deployment.directory, openvino_genai.SchedulerConfig(), options.device, properties
-        )
+        with _directory(deployment, loaded) as directory:
+            pipeline = openvino_genai.ContinuousBatchingPipeline(
+                directory, openvino_genai.SchedulerConfig(), options.device, loaded.properties
+            )
     except RuntimeError as error:
         raise ArtefactCorrupt(
             f"OpenVINO cannot load it: {last_line(error)}", where=deployment.directory, remedy="Export again"
@@ -193,28 +177,78 @@ def _require_tokenizer(directory: Path) -> None:
         )
 
 
-def _prepare(deployment: Deployment, options: RunOptions) -> tuple[RuntimeFacts, dict[str, Any]]:
-    """What the device will do with this deployment, and the arguments that make a pipeline do it."""
+@dataclass(frozen=True)
+class _StockIr:
+    """A model without operators of ours; what `LoadedIr` is for one that has some."""
+
+    properties: dict[str, Any]
+
+
+def _prepare(
+    deployment: Deployment, options: RunOptions, *, obstacle: str | None = None
+) -> tuple[RuntimeFacts, LoadedIr | _StockIr]:
+    """What the device will do with this deployment, and how it is loaded."""
     xml = deployment.model_file
     options, avoided = avoid_known_crash([deployment], options)
     if avoided:
         log.print(avoided)
     extensions = required_extensions(xml)
-    asked = make_properties(
-        options.precision,
-        threads=options.threads,
-        hint=options.hint,
-        device=options.device,
-        preferred=PREFERRED_PROPERTIES if extensions else None,
+    asked, preferred = (
+        {
+            **make_properties(
+                options.precision, threads=options.threads, hint=options.hint, device=options.device, preferred=more
+            ),
+            **deployment.properties,
+        }
+        for more in (None, PREFERRED_PROPERTIES)
     )
-    properties: dict[str, Any] = asked | deployment.properties
-    check_packed_weights(xml)
+    if not extensions:
+        return _executed(options, _probe(options.device, asked, deployment)), _StockIr(dict(asked))
+    # What OpenVINO refuses is refused before anything is measured with it.
+    probed = _probe(options.device, preferred, deployment)
+    with refusals(xml.parent):
+        loaded = load_packed(
+            xml, device=options.device, properties=asked, packed_properties=preferred, obstacle=obstacle
+        )
+    facts = _executed(
+        options, probed if not loaded.choice.stock else _probe(options.device, loaded.properties, deployment)
+    )
+    facts.settings["extensions"] = ",".join(library.name for library in extensions)
+    facts.settings["attention"] = "in the layers" if loaded.attention is None else f"OpenVINO's: {loaded.attention}"
+    if loaded.choice.reason is not None:
+        facts.settings["packed"] = loaded.choice.reason
+    loaded.properties["extensions"] = [str(library) for library in extensions]
+    return facts, loaded
+
+
+def _probe(device: str, properties: Mapping[str, Any], deployment: Deployment) -> openvino.CompiledModel:
     of_device = {name: value for name, value in properties.items() if name not in OF_GENAI}
-    facts = _executed(options, probe_device(options.device, of_device, label=deployment.label))
-    if extensions:
-        facts.settings["extensions"] = ",".join(library.name for library in extensions)
-        properties["extensions"] = [str(library) for library in extensions]
-    return facts, properties
+    return probe_device(device, of_device, label=deployment.label)
+
+
+def _open_pipeline(directory: Path, device: str, loaded: LoadedIr | _StockIr) -> openvino_genai.LLMPipeline:
+    import openvino_genai
+
+    if isinstance(loaded, LoadedIr):
+        return loaded.open_pipeline(device)
+    return openvino_genai.LLMPipeline(directory, device, **loaded.properties)
+
+
+@contextmanager
+def _directory(deployment: Deployment, loaded: LoadedIr | _StockIr) -> Iterator[Path]:
+    """Where a pipeline that takes nothing but a directory finds the model."""
+    if isinstance(loaded, _StockIr):
+        yield deployment.directory
+        return
+    try:
+        with loaded.directory() as directory:
+            yield directory
+    except OSError as error:
+        raise EnvironmentFault(
+            f"the graph of the model cannot be written: {error}",
+            where=deployment.directory,
+            remedy=f"Make room for temporary files, name another directory in TMPDIR, or add @{PACKED}=always",
+        ) from error
 
 
 def probe_device(device: str, properties: Mapping[str, str], *, label: str) -> openvino.CompiledModel:

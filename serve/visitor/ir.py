@@ -16,6 +16,8 @@ PAST, PRESENT = "past_key_values.", "present."
 AROUND_IDS = {"attention_mask", "position_ids", "token_type_ids", "beam_idx"}
 """Inputs beside the token ids whose values follow from their number."""
 OPERATOR_SET = b'version="shearling"'
+CHOICE = "PACKED"
+"""Property with which `shearling_runtime.pipeline` keeps operators packed, or unpacks them."""
 WHERE_OPERATORS_ARE = "A sparse file needs its operators there: pip install shearling-runtime"
 
 
@@ -35,6 +37,10 @@ class VisitedIr:
         import openvino
 
         self._where = xml
+        if CHOICE in own:
+            raise VisitorFault(
+                "UsageError", f"{CHOICE} is for GenAI's pipeline", where=xml, remedy="Leave it out, or --no-genai"
+            )
         core, device = openvino.Core(), options["device"]
         properties = prepare_core(core, xml, options, own)
         try:

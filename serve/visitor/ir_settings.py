@@ -20,8 +20,8 @@ REPORTED = (
     "EXECUTION_DEVICES",
     "PERFORMANCE_HINT",
 )
-OF_GENAI = frozenset({"ATTENTION_BACKEND"})
-"""Properties of a pipeline that no device knows."""
+OF_GENAI = frozenset({"ATTENTION_BACKEND", "PACKED"})
+"""Properties of a pipeline, or of the loading of a packed model, that no device knows."""
 PRECISIONS = {"f32": "fp32", "f16": "fp16"}
 """OpenVINO's names of number formats, where they are not ours."""
 TYPE_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}

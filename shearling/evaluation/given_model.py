@@ -197,7 +197,10 @@ class _OpenVINOModel:
         from shearling.kernel.openvino_extension import compile_ir
         from shearling.model.checkpoint import load_tokenizer
 
-        self._compiled, self._tokenizer = compile_ir(xml, properties=properties), load_tokenizer(xml.parent)
+        self._compiled, self._tokenizer = (
+            compile_ir(xml, properties=properties, packed=None),
+            load_tokenizer(xml.parent),
+        )
         self.sparsity = _certified_sparsity(xml)
 
     def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:

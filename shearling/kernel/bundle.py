@@ -10,16 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shearling.errors import ArtefactCorrupt
+from shearling.kernel.loading.packed_operator import WEIGHTS_PORT
 from shearling.kernel.packed_format import ALIGNMENT, HEADER, HEADER_BYTES, Bytes
 
-WEIGHTS_PORT: Mapping[str, int] = {
-    "SparseLinear": 1,
-    "SparseMLP": 1,
-    "SparseLayer": 2,
-    "SparseHead": 1,
-    "SparseEmbedding": 1,
-}
-"""Which input of an operator holds the bundle."""
 OPERATORS = tuple(WEIGHTS_PORT)
 TOTAL_BYTES = 9
 """Place of the size of a packed matrix among the fields of its header."""

@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
-from shearling.kernel.bundle import OPERATORS, WEIGHTS_PORT, split_bundle
-from shearling.kernel.decoder_fusion import STOCK_ATTENTION, fuse_decoder, read_configuration
+from shearling.cache import cache_directory
+from shearling.console import log
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported, UsageError
+from shearling.kernel.bundle import OPERATORS, split_bundle
+from shearling.kernel.library import kernels_in_use
+from shearling.kernel.loading.packed_choice import CHOICES, PACKED
+from shearling.kernel.loading.packed_model import LoadedIr, Operators, load_ir
+from shearling.kernel.loading.packed_operator import WEIGHTS_PORT
 from shearling.kernel.openvino_core import openvino_core
 
 if TYPE_CHECKING:
@@ -60,53 +65,97 @@ def required_extensions(xml: Path) -> tuple[Path, ...]:
     return (_library(),) if needs_extension(xml) else ()
 
 
-def read_ir(
-    xml: Path, *, device: str = "CPU", properties: Mapping[str, Any] | None = None
-) -> tuple[openvino.Model, str | None]:
-    """Read an IR as it is compiled here: with attention in the layers of a packed decoder, where that is possible and
-    the properties do not ask for OpenVINO's own (`decoder_fusion.STOCK_ATTENTION`).
+def load_packed(
+    xml: Path,
+    *,
+    device: str = "CPU",
+    properties: Mapping[str, Any],
+    packed_properties: Mapping[str, Any] | None = None,
+    obstacle: str | None = None,
+) -> LoadedIr:
+    """Decide how a packed IR is loaded on this machine; see `load_ir`. Says so where something is unpacked.
 
     Args:
-        xml: the model; its `.bin` is beside it.
+        xml: an IR that uses our operators.
         device: of OpenVINO.
-        properties: of the compilation.
-
-    Returns:
-        The model, and why its attention is not in its layers; None where it is.
+        properties: as they were asked for; `PACKED` among them is `always`, `measured` or `never`.
+        packed_properties: the same where something stays packed; None adds `PREFERRED_PROPERTIES`.
+        obstacle: why attention may not go into the layers of a decoder; None where it may.
 
     Raises:
-        ArtefactMissing: no such file.
+        ArtefactMissing: no such file, or no weights beside it.
+        UsageError: `PACKED` has another value.
+        CompilerMissing: our operators cannot be built here.
         RuntimeError: OpenVINO cannot read it.
-        CompilerMissing: it needs our operators, and they cannot be built here.
     """
-    model = core_for(xml).read_model(xml)
-    if not needs_extension(xml):
-        return model, "the model is not packed"
-    if device != "CPU":
-        return model, f"{device} has no such operators"
-    if asked := sorted(STOCK_ATTENTION & set(properties or {})):
-        return model, f"{asked[0]} asks for it"
-    return fuse_decoder(model, read_configuration(xml), node_factory())
+    for file in (xml, xml.with_suffix(".bin")):
+        if not file.is_file():
+            raise ArtefactMissing("a file of the model is missing", where=file, remedy="Export again")
+    try:
+        loaded = load_ir(
+            xml,
+            machine_operators(),
+            device=device,
+            properties=properties,
+            packed_properties=packed_properties,
+            obstacle=obstacle,
+        )
+    except ValueError as error:
+        raise UsageError(str(error), where=xml.parent, remedy=f"Use @{PACKED}={'|'.join(CHOICES)}") from error
+    if loaded.choice.unpacked:
+        _say(f"{xml.parent}: {loaded.choice.reason}")
+    return loaded
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Once in a process."""
+    log.print(text)
+
+
+def machine_operators() -> Operators:
+    """The operators as they run here.
+
+    Raises:
+        CompilerMissing: they cannot be built here.
+    """
+    library = _library()
+    _load(library)
+    return Operators(openvino_core(), library, kernels_in_use(), PREFERRED_PROPERTIES, cache_directory() / "packed")
 
 
 def compile_ir(
-    xml: Path, *, device: str = "CPU", properties: Mapping[str, str] | None = None
+    xml: Path,
+    *,
+    device: str = "CPU",
+    properties: Mapping[str, str] | None = None,
+    preferred: Mapping[str, str] | None = None,
+    packed: str | None = "always",
 ) -> openvino.CompiledModel:
-    """Compile an IR as `read_ir` reads it.
+    """Compile an IR as it is loaded here: with attention in the layers of a packed decoder, where that is possible.
 
     Args:
         xml: the model; its `.bin` is beside it.
         device: of OpenVINO.
         properties: of the compilation, such as INFERENCE_PRECISION_HINT; the device's own defaults otherwise.
+            `PACKED` among them comes before `packed`.
+        preferred: more of them, where something is packed and `properties` do not say otherwise.
+        packed: whether packed operators stay packed: `always`, as `measured`, or `never`; None leaves it to the
+            environment, which leaves it to a measurement.
 
     Raises:
         ArtefactMissing: no such file.
         ModelUnsupported: OpenVINO cannot read or compile it, or refuses a property.
+        UsageError: `PACKED` has another value than it can have.
         CompilerMissing: it needs our operators, and they cannot be built here.
     """
+    own: dict[str, Any] = dict(properties or {})
     try:
-        model, _ = read_ir(xml, device=device, properties=properties)
-        return openvino_core().compile_model(model, device, dict(properties or {}))
+        if not needs_extension(xml):
+            return openvino_core().compile_model(openvino_core().read_model(xml), device, own)
+        own = {**({} if packed is None else {PACKED: packed}), **own}
+        loaded = load_packed(xml, device=device, properties=own, packed_properties={**(preferred or {}), **own})
+        return openvino_core().compile_model(loaded.read(), device, loaded.properties)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ModelUnsupported(
@@ -127,10 +176,9 @@ def core_for(xml: Path) -> openvino.Core:
 
 
 def check_packed_weights(xml: Path) -> None:
-    """Verify every packed weight of an IR, before anything is computed with it.
+    """Verify every packed weight of an IR without compiling it.
 
-    The operators verify what they are given too, when they first run; this names the weight, and costs a pass over
-    the masks.
+    The operators verify what they are given too, when they are compiled; this names the weight.
 
     Raises:
         ArtefactMissing: no such file.

@@ -64,6 +64,15 @@ it when a model is loaded.
     inputs: cosines and sines [1 or batch, rows, head_size]; mask [batch, positions] i64 or i32, new positions last; the
         rows of the batch that each sequence continues, [batch] i32 or i64.
     output: u8 [slots, bytes]; specified in cpp/attention.hpp, as the cache is. attribute: `format_version`.
+Layers that are constants once a text is read, written into no file: `shearling/kernel/loading` makes them in the text
+of an IR whose weights file does not hold what it needs.
+`Numbers`: no inputs. attributes: `element_type` str, `shape` list of int, `content` str: the bytes in hexadecimal
+    digits, little-endian.
+`Const`: what one packed matrix holds, in the form that NNCF writes
+    attributes: `element_type` u8, `shape`, `offset` and `size`: its bytes in the weights file, as of any constant;
+        `part` str: `values`, bf16 or i8 [rows, columns], or i4, and i8 in groups, [rows, groups, columns of a group];
+        or `scales`, f16 or f32 [rows, 1] or [rows, groups, 1].
+
 `SparseHead`: y = W x, the vocabulary projection
     inputs: x [..., columns]; weights: W. output: [..., rows] of x's type. attributes: `rows` int, `columns` int.
     A MatMul to whoever asks for the base type, as OpenVINO GenAI does, which cuts a prompt off before the last one of
@@ -72,11 +81,12 @@ it when a model is loaded.
     inputs: tokens [...] i32 or i64; weights: W, the same constant as that of a tied head. output: [..., columns] f32.
     attributes: `rows` int, `columns` int. A token outside of the rows is an error.
 
-norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the attributes `precision` str, `auto` or
-`exact`, and `format_version`, the int 1; all attributes are always written. With `exact` activations stay f32. With
-`auto` integer weights multiply activations in fixed point: 16 bits for one or two rows, or where groups of weights are
-no multiples of 32, or the processor has AVX2 without VNNI; else 8 bits in groups of 32, as OpenVINO itself does. bf16
-weights multiply f32, or bf16 for more than two rows where the processor has AVX-512; without AVX2 everything is f32.
+norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the attribute `format_version`, the int 1, and
+those with products `precision` str, `auto` or `exact`; all attributes are always written. With `exact` activations stay
+f32. With `auto` integer weights multiply activations in fixed point: 16 bits for one or two rows, or where groups of
+weights are no multiples of 32, or the processor has AVX2 without VNNI; else 8 bits in groups of 32, as OpenVINO itself
+does. bf16 weights multiply f32, or bf16 for more than two rows where the processor has AVX-512; without AVX2 everything
+is f32.
 
 The operator of ONNX Runtime (domain `shearling`, version 1) is `SparseLinear` with one matrix: y = W x
     inputs: x [..., columns] float32; weights: u8 [bytes], an initializer: W. output: [..., rows] float32.

@@ -8,8 +8,7 @@ import openvino
 import pytest
 
 from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits, write_openvino
-from export.packing.stock_ir import unpack_ir
-from shearling.kernel.openvino_extension import core_for, needs_extension
+from shearling.kernel.openvino_extension import core_for, load_packed, needs_extension
 from tests.support.exported_files import count_zeros, stored_as
 from tests.support.packing_cases import BLOCKS, SHARES
 from tests.support.tiny_models import pruned_model, tiny_tokenizer
@@ -86,8 +85,7 @@ def test_packing_is_reversible_bit_for_bit(both, tmp_path):
     directory, _, _, _, family = both
     stock = openvino.Core().read_model(directory / "stock" / "openvino" / MODEL_XML)
     xml = directory / "sparse" / "openvino" / MODEL_XML
-    restored = core_for(xml).read_model(xml)
-    unpack_ir(restored)
+    restored = load_packed(xml, properties={"PACKED": "never"}).read()
     assert read_weights(restored) == read_weights(stock)
     openvino.save_model(restored, tmp_path / MODEL_XML, compress_to_fp16=False)
     assert not needs_extension(tmp_path / MODEL_XML)

@@ -19,9 +19,13 @@ from export.formats.openvino import MODEL_XML, write_openvino
 from serve.bench.benchmark import run_benchmark
 from serve.bench.workload import make_workload
 from serve.runtimes.deployment import find_deployment
+from serve.runtimes.openvino import load_batching_pipeline
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from shearling.errors import ArtefactCorrupt, ArtefactError, UsageError
 from shearling.evaluation.given_model import LoadedModel, find_given_model
+from shearling.kernel import openvino_extension
+from shearling.kernel.loading import packed_choice
+from shearling.kernel.loading.packed_choice import ForwardStopwatch, Timing
 from shearling.kernel.openvino_extension import core_for, required_extensions
 from shearling.kernel.packed_format import VERSION, Encoding, ValueType
 from shearling.target import Target, parse_target
@@ -69,6 +73,56 @@ def test_the_command_says_what_the_stock_file_says(sparse, greedy):
     assert runtime.facts.settings["extensions"] == ",".join(
         Path(library).name for library in libraries(sparse / "sparse")
     )
+
+
+def test_unpacked_it_is_the_stock_file(sparse, greedy):
+    runtime = load_runtime(find_deployment(parse_target(f"{sparse / 'sparse'}@PACKED=never")), FP32)
+    assert runtime.facts.settings["packed"] == "unpacked, as asked for"
+    assert runtime.facts.settings["attention"].startswith("OpenVINO's: ")
+    answer = runtime.generate([runtime.encode(PROMPT, chat=False)], Decoding(max_new_tokens=16))
+    assert list(answer.token_ids) == greedy
+    stock, unpacked = (
+        _logits(parse_target(argument)) for argument in (str(sparse / "stock"), f"{sparse / 'sparse'}@PACKED=never")
+    )
+    assert torch.equal(stock, unpacked)
+
+
+def test_a_choice_that_there_is_not(sparse):
+    target = parse_target(f"{sparse / 'sparse'}@PACKED=sometimes")
+    with pytest.raises(UsageError, match=r"PACKED is 'sometimes', not one of always, measured, never"):
+        load_runtime(find_deployment(target), FP32)
+    done = run_serve(f"{sparse / 'sparse'}@PACKED=sometimes")
+    assert done.returncode == 2, done.stderr
+
+
+@pytest.mark.parametrize("slower", ["SparseHead", "SparseLayer"])
+def test_what_is_measured_to_be_slower_is_unpacked(sparse, greedy, monkeypatch, capsys, slower):
+    def measure(self, operators, rows):
+        return Timing(2.0 if operators[0].kind == slower else 0.5, 1.0, None)
+
+    monkeypatch.setattr(ForwardStopwatch, "measure", measure)
+    monkeypatch.setattr(ForwardStopwatch, "_place", lambda *_: None)
+    monkeypatch.setattr(packed_choice, "LEAST_BYTES", 1)
+    openvino_extension._say.cache_clear()
+    deployment = find_deployment(parse_target(f"{sparse / 'sparse'}@PACKED=measured"))
+    for _ in range(2):
+        runtime = load_runtime(deployment, RunOptions(threads=1))
+        assert "2 of 5 unpacked: packed products take " in runtime.facts.settings["packed"]
+        answer = runtime.generate([runtime.encode(PROMPT, chat=False)], Decoding(max_new_tokens=16))
+        assert list(answer.token_ids) == greedy
+    assert capsys.readouterr().err.count("2 of 5 unpacked") == 1
+
+
+def test_continuous_batching_takes_what_is_unpacked(sparse, greedy):
+    import openvino_genai
+
+    deployment = find_deployment(parse_target(f"{sparse / 'sparse'}@PACKED=never"))
+    pipeline, facts = load_batching_pipeline(deployment, FP32, with_tokenizer=True)
+    config = openvino_genai.GenerationConfig(max_new_tokens=16, do_sample=False, ignore_eos=True)
+    ids = pipeline.get_tokenizer().encode(PROMPT).input_ids
+    (result,) = pipeline.generate([ids], [config])
+    assert list(result.m_generation_ids[0]) == greedy
+    assert facts.settings["packed"] == "unpacked, as asked for"
 
 
 def test_continuous_batching_answers_several_prompts(sparse):
@@ -156,11 +210,12 @@ def test_genai_cuts_the_prompt_off_before_the_head(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["header", "masks", "scales"])
-def test_a_constant_that_lies_is_refused_before_it_runs(sparse, tmp_path, place):
+@pytest.mark.parametrize("packed", ["always", "never"])
+def test_a_constant_that_lies_is_refused_before_it_runs(sparse, tmp_path, place, packed):
     broken = Path(shutil.copytree(sparse / "sparse", tmp_path / "broken"))
     _corrupt(broken, place)
     with pytest.raises(ArtefactCorrupt, match="packed"):
-        load_runtime(find_deployment(Target(broken)), FP32)
+        load_runtime(find_deployment(parse_target(f"{broken}@PACKED={packed}")), FP32)
     done = run_serve(broken)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
@@ -225,6 +280,12 @@ def test_without_a_compiler_the_error_says_what_is_missing(sparse, tmp_path):
     assert "g++ 11 or newer" in done.stderr
     stock = run_serve(sparse / "stock", PATH=str(tools), CXX="", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert stock.returncode == 0, stock.stderr
+
+
+def _logits(target: Target) -> torch.Tensor:
+    """As `shearling evaluate` computes them."""
+    with find_given_model(target).load("fp32") as model:
+        return torch.as_tensor(model.scorer().logits(torch.arange(1, 13).reshape(1, -1), 0))
 
 
 def _given(directory: Path) -> AbstractContextManager[LoadedModel]:

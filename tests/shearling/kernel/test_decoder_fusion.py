@@ -4,6 +4,7 @@ and what is not plain attention stays as it is."""
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +29,12 @@ from transformers import (
 from export.formats.openvino import MODEL_XML, write_openvino
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from shearling.errors import EnvironmentFault
-from shearling.kernel.decoder_fusion import fuse_decoder, open_pipeline, read_configuration
-from shearling.kernel.openvino_extension import core_for, node_factory, read_ir, required_extensions
+from shearling.kernel.loading import packed_choice
+from shearling.kernel.loading.decoder_fusion import fuse_decoder
+from shearling.kernel.loading.ir_text import IrText
+from shearling.kernel.loading.packed_choice import Timing
+from shearling.kernel.loading.packed_model import load_ir
+from shearling.kernel.openvino_extension import core_for, load_packed, machine_operators, required_extensions
 from shearling.target import parse_target
 from tests.support.exported_files import stored_as
 from tests.support.tiny_models import VOCABULARY, tiny_tokenizer
@@ -84,9 +88,15 @@ def xml(tmp_path_factory) -> Path:
     return written(tmp_path_factory.mktemp("llama"), model)
 
 
+def read_ir(xml: Path, **properties: str) -> tuple[ov.Model, str | None]:
+    """The model as it is compiled, and why its attention is not in its layers."""
+    loaded = load_packed(xml, properties=properties)
+    return loaded.read(), loaded.attention
+
+
 def compiled(xml: Path, *, fused: bool) -> ov.InferRequest:
     # The file's own attention keeps its cache in f32.
-    model, obstacle = read_ir(xml, properties={} if fused else {"KV_CACHE_PRECISION": "f32"})
+    model, obstacle = read_ir(xml, **({} if fused else {"KV_CACHE_PRECISION": "f32"}))
     assert (obstacle is None) is fused
     properties = F32 if fused else {**F32, "KV_CACHE_PRECISION": "f32"}
     return core_for(xml).compile_model(model, "CPU", properties).create_infer_request()
@@ -105,6 +115,22 @@ def test_a_layer_is_one_node(xml):
     assert obstacle is None
     assert kinds.count("SparseDecoderLayer") == SHAPE["num_hidden_layers"]
     assert not {"ScaledDotProductAttention", "SparseLayer", "Select", "LessEqual"} & set(kinds)
+
+
+def test_a_head_that_is_slower_packed_leaves_attention_in_the_layers(xml, monkeypatch):
+    def measure(operators, rows):
+        return Timing(2.0 if operators[0].kind == "SparseHead" else 0.5, 1.0, None)
+
+    monkeypatch.setattr(packed_choice, "LEAST_BYTES", 1)
+    loaded = load_ir(xml, machine_operators(), properties={"PACKED": "measured", **F32}, measure=measure)
+    assert loaded.attention is None
+    kinds = [node.get_type_name() for node in loaded.read().get_ops()]
+    assert kinds.count("SparseDecoderLayer") == SHAPE["num_hidden_layers"]
+    assert not {"SparseHead", "SparseEmbedding"} & set(kinds)
+    apart = core_for(xml).compile_model(loaded.read(), "CPU", loaded.properties).create_infer_request()
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, 2))
+    found, expected = (logits(request, ids, np.ones_like(ids), [0]) for request in (apart, compiled(xml, fused=True)))
+    assert np.abs(found - expected).max() <= 4e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -144,9 +170,8 @@ def test_genai_says_the_same_through_it(xml):
 def compare_pipelines(file: str) -> None:
     """A batch, beams, a chat that goes on, and one that takes back what it said."""
     xml = Path(file)
-    model, _ = read_ir(xml)
     properties = {**F32, "extensions": [str(library) for library in required_extensions(xml)]}
-    fused = open_pipeline(model, xml.parent, "CPU", properties)
+    fused = load_packed(xml, properties=properties).open_pipeline("CPU")
     stock = openvino_genai.LLMPipeline(
         str(xml.parent), "CPU", ATTENTION_BACKEND="SDPA", KV_CACHE_PRECISION="f32", **properties
     )
@@ -186,10 +211,29 @@ def test_serve_says_which_attention_it_uses(xml):
     assert answers == [answers[0]] * 4
 
 
-def test_without_room_for_temporary_files_it_says_so(xml, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", "/proc/none")
-    with pytest.raises(EnvironmentFault, match=r"temporary file.*TMPDIR"):
-        load_runtime(find_deployment(parse_target(str(xml.parent))), RunOptions(threads=1))
+def test_nothing_is_written_when_it_is_loaded(xml, tmp_path):
+    # A process that may not write a single byte to a file: the system ends it when it tries.
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", f"from {__name__} import load_without_writing as load; load({str(xml)!r})"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["in", "the", "layers", "8"]
+
+
+def load_without_writing(file: str) -> None:
+    xml = Path(file)
+    extensions = [str(library) for library in required_extensions(xml)]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    loaded = load_packed(xml, properties={**F32, "extensions": extensions})
+    pipeline = loaded.open_pipeline("CPU")
+    config = openvino_genai.GenerationConfig(max_new_tokens=8, ignore_eos=True, apply_chat_template=False)
+    tokens = pipeline.generate(["Area man"], config).perf_metrics.get_num_generated_tokens()
+    sys.stdout.write(f"{loaded.attention or 'in the layers'} {tokens}\n")
 
 
 def test_bfloat16_around_it(xml):
@@ -214,19 +258,19 @@ def variants() -> dict[str, tuple]:
 def test_what_is_not_plain_attention_stays(tmp_path, variant):
     model_class, config, reason = variants()[variant]
     xml = written(tmp_path, seeded(model_class, config))
-    model = core_for(xml).read_model(xml)
-    nodes = sorted(node.get_type_name() for node in model.get_ops())
-    same, obstacle = fuse_decoder(model, read_configuration(xml), node_factory())
-    assert same is model
+    text = IrText(xml.read_bytes())
+    before = text.to_bytes()
+    obstacle = fuse_decoder(text, core_for(xml).read_model(xml), config.to_dict())
     assert reason in obstacle
-    assert sorted(node.get_type_name() for node in same.get_ops()) == nodes
+    assert text.to_bytes() == before
+    assert load_packed(xml, properties={}).as_it_is
 
 
 def test_a_window_is_seen_in_the_graph_as_well(tmp_path):
     """Where config.json says nothing of it, the mask does."""
     config = MistralConfig(**SHAPE, tie_word_embeddings=False, sliding_window=16)
     xml = written(tmp_path, seeded(MistralForCausalLM, config))
-    _, obstacle = fuse_decoder(core_for(xml).read_model(xml), {}, node_factory())
+    obstacle = fuse_decoder(IrText(xml.read_bytes()), core_for(xml).read_model(xml), {})
     assert "mask" in obstacle
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,15 +12,27 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import pytest
+import torch
 from openvino import opset13 as op
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.sparse_kernel import packed_product
+from export.formats.openvino import MODEL_XML, write_openvino
 from shearling.kernel.library import pack_matrix
 from shearling.kernel.openvino_extension import node_factory
 from shearling.kernel.packed_format import Encoding, ValueType
+from tests.support.documents import ROOT
+from tests.support.exported_files import stored_as
 from tests.support.matrices import random_matrix
+from tests.support.tiny_models import VOCABULARY as VOCABULARY_OF_TOKENIZER
+from tests.support.tiny_models import tiny_tokenizer
 
-pytestmark = pytest.mark.alone
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torchao warns while optimum imports it
 
 SIZE, LAYERS, VOCABULARY = 2048, 32, 40000
 LOAD = """
@@ -43,6 +56,59 @@ Path("/proc/self/clear_refs").write_text("5")  # the highest resident memory cou
 loaded = load(Path(sys.argv[2]))
 print(json.dumps({"peak": peak_memory_bytes() - before, "kept": memory_bytes() - before}))
 """
+
+
+LOAD_PIPELINE = """
+import json, sys
+from pathlib import Path
+import openvino_genai
+from serve.visitor.own_process import memory_bytes, peak_memory_bytes
+from shearling.kernel.openvino_extension import load_packed, required_extensions
+
+def load(xml, **properties):
+    extensions = [str(library) for library in required_extensions(xml)]
+    loaded = load_packed(xml, properties={**properties, "PACKED": "always", "extensions": extensions})
+    pipeline = loaded.open_pipeline("CPU")
+    pipeline.generate("a", openvino_genai.GenerationConfig(max_new_tokens=2, ignore_eos=True))
+    return pipeline, loaded.attention
+
+properties = json.loads(sys.argv[3])
+warm = load(Path(sys.argv[1]), **properties)
+before = memory_bytes()
+Path("/proc/self/clear_refs").write_text("5")  # the highest resident memory counts from here
+loaded, attention = load(Path(sys.argv[2]), **properties)
+print(json.dumps({"peak": peak_memory_bytes() - before, "kept": memory_bytes() - before, "fused": attention is None}))
+"""
+PROMPT = """
+import json
+import numpy as np
+from serve.visitor.own_process import memory_bytes
+from shearling.kernel.library import multiply, pack_matrix
+from shearling.kernel.packed_format import ValueType
+from tests.support.matrices import random_matrix
+
+packed = pack_matrix(random_matrix(ValueType.INT8, 256, 4096))
+row, prompt = np.ones((1, 4096), np.float32), np.ones((4096, 4096), np.float32)
+multiply(packed, row)
+before = memory_bytes()
+multiply(packed, prompt)
+after = memory_bytes()
+for _ in range(64):
+    multiply(packed, row)
+print(json.dumps({"prompt": after - before, "tokens": memory_bytes() - before}))
+"""
+
+
+def save_decoder(directory: Path, **sizes: int) -> tuple[Path, int]:
+    """A packed decoder with its tokenizer, and the bytes of its weights."""
+    model = LlamaForCausalLM(LlamaConfig(num_attention_heads=8, vocab_size=VOCABULARY_OF_TOKENIZER, **sizes)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                parameter[:, ::2] = 0
+    write_openvino(model, tiny_tokenizer(), directory, stored_as("int8", kernel="sparse"), sparsity={})
+    xml = directory / MODEL_XML
+    return xml, xml.with_suffix(".bin").stat().st_size
 
 
 def save_chain(path: Path, size: int, layers: int) -> int:
@@ -85,3 +151,32 @@ def test_loading_takes_at_most_a_fifth_more_than_the_file(tmp_path):
 def test_an_embedding_and_its_head_keep_one_copy(tmp_path):
     added, size = added_bytes(tmp_path, save_tied, VOCABULARY)
     assert 0.8 * size <= added["kept"] <= 1.2 * size
+
+
+def test_a_decoder_with_attention_in_its_layers_takes_no_more_than_the_plain_one(tmp_path):
+    small, _ = save_decoder(tmp_path / "small", hidden_size=128, intermediate_size=256, num_hidden_layers=1)
+    large, size = save_decoder(tmp_path / "large", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+    assert size > 32 << 20
+    added = []
+    for properties in ({"ATTENTION_BACKEND": "SDPA"}, {}):
+        command = [sys.executable, "-c", LOAD_PIPELINE, str(small), str(large), json.dumps(properties)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        added.append(json.loads(done.stdout))
+    plain, fused = added
+    assert (plain["fused"], fused["fused"]) == (False, True)
+    assert fused["peak"] <= plain["peak"] + 0.1 * size
+    assert fused["peak"] <= 1.3 * size
+
+
+def test_what_a_long_prompt_took_is_given_back():
+    done = subprocess.run(
+        [sys.executable, "-c", PROMPT],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    added = json.loads(done.stdout)
+    assert added["prompt"] > 16 << 20
+    assert added["tokens"] < added["prompt"] / 4

@@ -9,16 +9,14 @@ which looks for OpenVINO's own attention.
 from __future__ import annotations
 
 import itertools
-import json
-import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .ir_text import FORMAT_VERSION, IrText, MalformedText, Source
 
 STOCK_ATTENTION = {"ATTENTION_BACKEND", "KV_CACHE_PRECISION", "scheduler_config", "draft_model", "prompt_lookup"}
 """Properties with which a packed decoder keeps OpenVINO's attention: they ask for that of GenAI's continuous batching,
@@ -63,73 +61,24 @@ class _Attention:
     variables: tuple[str, str]
 
 
-def fuse_decoder(model: Any, config: Mapping[str, Any], factory: Any) -> tuple[Any, str | None]:
+def fuse_decoder(text: IrText, model: Any, config: Mapping[str, Any]) -> str | None:
     """Put every attention of a packed decoder into the layer behind it.
 
     Args:
-        model: an `openvino.Model` with a cache in variables. It must not be used afterwards.
+        text: of the IR; changed where there is no obstacle.
+        model: the `openvino.Model` that was read from this text, with a cache in variables.
         config: of the model, as in config.json: what it says of windows and caps on scores.
-        factory: makes nodes of the operator set: `create(type, inputs, attributes)`.
 
     Returns:
-        The model to compile: another one, or the same with the reason why nothing was changed.
+        Why nothing was changed; None where it was.
     """
     try:
-        attentions = _find(model, config)
+        _rewrite(text, _find(model, config), _mask_parameter(model))
     except _NoMatch as reason:
-        return model, str(reason)
-    return _rewrite(model, attentions, factory), None
-
-
-def read_configuration(xml: Path) -> dict[str, Any]:
-    """What the config.json beside an IR says; nothing where there is none."""
-    path = xml.with_name("config.json")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def open_pipeline(model: Any, directory: Path, device: str, properties: Mapping[str, Any]) -> Any:
-    """An `openvino_genai.LLMPipeline` of a model that is no file.
-
-    Its weights are a mapped file without a name, so that they are no second copy in memory.
-
-    Args:
-        model: what `fuse_decoder` made.
-        directory: holds the tokenizer and, where there is one, generation_config.json.
-        device: of OpenVINO.
-        properties: of the pipeline; the library of the operators among them, as `extensions`.
-
-    Raises:
-        OSError: no room for the file, which is as large as the model, where temporary files go.
-        RuntimeError: OpenVINO cannot load it.
-    """
-    import openvino
-    import openvino_genai
-
-    with tempfile.TemporaryDirectory(prefix="shearling-") as temporary:
-        xml = Path(temporary) / "openvino_model.xml"
-        try:
-            openvino.serialize(model, xml)
-        except RuntimeError as error:
-            raise OSError(f"{temporary}: {str(error).strip().splitlines()[-1]}") from error
-        text = xml.read_text(encoding="utf-8")
-        weights = np.memmap(xml.with_suffix(".bin"), np.uint8, mode="c")
-    written = directory / "generation_config.json"
-    generation = openvino_genai.GenerationConfig(written) if written.is_file() else openvino_genai.GenerationConfig()
-    pipeline = openvino_genai.LLMPipeline(
-        text,
-        openvino.Tensor(weights, shared_memory=True),
-        openvino_genai.Tokenizer(directory),
-        device,
-        generation,
-        **{"ATTENTION_BACKEND": "SDPA", **properties},
-    )
-    # The pipeline reads the weights as long as it lives, and does not hold them.
-    weakref.finalize(pipeline, weights.__len__)
-    return pipeline
+        return str(reason)
+    except MalformedText as fault:
+        return f"its text cannot be changed: {fault}"
+    return None
 
 
 def _find(model: Any, config: Mapping[str, Any]) -> list[_Attention]:
@@ -397,27 +346,21 @@ def _number(node: Any) -> float:
     return float(node.data.reshape(()))
 
 
-def _rewrite(model: Any, attentions: Sequence[_Attention], factory: Any) -> Any:
-    import openvino
-    from openvino import opset13 as ops
-    from openvino.op.util import Variable, VariableInfo
-
+def _rewrite(text: IrText, attentions: Sequence[_Attention], mask: Any) -> None:
+    # What can fail comes first, so that a text is changed as a whole or not at all.
     first = attentions[0]
-    angles, mask = [first.cosines, first.sines], _mask_parameter(model).output(0)
-    step = factory.create("SparseStep", [*angles, mask, first.beam], {"format_version": 1})
-    joined = ops.concat([*first.inputs], -1).output(0)
-    sinks = []
-    for place, item in enumerate(attentions):
-        layer, slot = item.layer, 2 * item.head_size
-        info = VariableInfo()
-        info.data_shape = openvino.PartialShape([-1, 2 * item.kv_heads, -1, slot])
-        info.data_type, info.variable_id = openvino.Type.u8, f"shearling_cache.{place}"
-        cache = Variable(info)
-        empty = ops.broadcast(np.uint8(0), np.array([0, 2 * item.kv_heads, 0, slot], np.int64))
-        read = ops.read_value(empty, cache)
+    shared = [text.source(output) for output in (first.cosines, first.sines, mask.output(0), first.beam)]
+    layers = [text.source(item.layer.output(0)).layer for item in attentions]
+    queries = [text.source(output) for output in first.inputs]
+    old = [number for number in text.layers_of(("Assign",)) if _is_cache(text, number, attentions)]
+    residuals = [text.inputs(layer)[1:] for layer in layers]
+    joined = text.add("Concat", queries, {"axis": -1}, version="opset1")[0]
+    (step,) = text.add("SparseStep", shared, {"format_version": FORMAT_VERSION})
+    for place, (item, layer, (residual, weights)) in enumerate(zip(attentions, layers, residuals, strict=True)):
+        read, variable = _add_cache(text, item, place)
         order = [0, 1, 2] if place == 0 else _order(item.inputs)
-        attributes = {
-            **layer.get_attributes(),
+        data = {
+            **text.data(layer),
             "heads": item.heads,
             "kv_heads": item.kv_heads,
             "head_size": item.head_size,
@@ -426,22 +369,36 @@ def _rewrite(model: Any, attentions: Sequence[_Attention], factory: Any) -> Any:
             "qkv_bias": bool(item.biases),
             "head_norm_epsilon": item.epsilon,
         }
-        arguments = [joined, layer.input_value(1), layer.input_value(2), read.output(0), step.output(0)]
+        inputs = [joined, residual, weights, read, step]
         vectors = [*(item.biases[part] for part in order if item.biases), *item.gammas]
         if vectors:
-            arguments.append(ops.constant(np.concatenate(vectors)).output(0))
-        fused = factory.create("SparseDecoderLayer", arguments, attributes)
-        fused.set_friendly_name(layer.get_friendly_name())
-        # The constructor takes nodes of one output alone.
-        assign = ops.assign(read, cache)
-        assign.input(0).replace_source_output(fused.output(1))
-        sinks.append(assign)
-        names = layer.output(0).get_names()
-        for reader in layer.output(0).get_target_inputs():
-            reader.replace_source_output(fused.output(0))
-        fused.output(0).get_tensor().set_names(names)
-        joined = fused.output(2) if fused.get_output_size() == 3 else None
-    return openvino.Model(model.get_results(), sinks, model.get_parameters(), model.get_friendly_name())
+            inputs.append(text.numbers(np.concatenate(vectors)))
+        ends = text.outputs(layer)
+        outputs = 2 if len(ends) == 1 else 3
+        fused = text.add("SparseDecoderLayer", inputs, data, outputs=outputs, name=text.name(layer))
+        text.add("Assign", [fused[1]], variable, version="opset6", outputs=0)
+        text.replace(ends[0], fused[0])
+        # The residual of the next layer is the end of this one.
+        residuals[place + 1 :] = [[fused[0] if s == ends[0] else s for s in pair] for pair in residuals[place + 1 :]]
+        joined = fused[-1]
+    text.remove(old)
+
+
+def _is_cache(text: IrText, assign: int, attentions: Sequence[_Attention]) -> bool:
+    return any(text.data(assign).get("variable_id") in item.variables for item in attentions)
+
+
+def _add_cache(text: IrText, item: _Attention, place: int) -> tuple[Source, dict[str, object]]:
+    """What reads a cache that is empty at first, and the variable."""
+    planes, slot = 2 * item.kv_heads, 2 * item.head_size
+    sizes = text.numbers(np.array([0, planes, 0, slot], np.int64))
+    empty = text.add("Broadcast", [text.numbers(np.zeros(1, np.uint8)), sizes], {"mode": "numpy"}, version="opset3")
+    variable: dict[str, object] = {
+        "variable_id": f"shearling_cache.{place}",
+        "variable_type": "u8",
+        "variable_shape": f"?,{planes},?,{slot}",
+    }
+    return text.add("ReadValue", empty, variable, version="opset6")[0], variable
 
 
 def _order(inputs: tuple[Any, Any, Any]) -> list[int]:

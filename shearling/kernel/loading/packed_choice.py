@@ -1,0 +1,378 @@
+"""Whether packed operators stay packed on this machine: measured, once for every form of them, processor and build.
+
+A product of packed weights reads fewer bytes and computes more. Which of the two decides differs between processors, so
+a part of the model's own operators is run here both packed and as the runtime's own, and what is slower is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .dense_form import can_unpack, unpack
+from .ir_text import IrText, Source
+from .packed_operator import PackedOperator, find_operators
+
+PACKED = "PACKED"
+"""Property of a deployment: one of `CHOICES`."""
+CHOICES = ("always", "measured", "never")
+VARIABLE = "SHEARLING_PACKED"
+"""Environment variable with the choice where no property makes it."""
+TOLERANCE = 1.05
+"""Operators stay packed unless the runtime's own are faster by more than this: they take less memory."""
+LEAST_BYTES = 4 << 20
+"""Weights of all operators of one group together, unpacked. Fewer take microseconds, and are not measured."""
+CACHED_BYTES = 16 << 20
+"""Of the weights of one form that would be measured by itself."""
+SAMPLE_BYTES = 64 << 20
+"""Of the weights that are run: more than caches hold, since a token reads all of a model."""
+LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 40, 0.4
+TOKEN_ROWS, TEXT_ROWS = 1, 64
+"""Rows of activations: a token of a decoder, a text of a classifier."""
+MEASURED_PROPERTIES = frozenset(
+    {"INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS", "PERFORMANCE_HINT"}
+)
+"""Properties of a compilation that change how fast operators are."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long some operators take, all of them once.
+
+    Attributes:
+        packed_s: as they are.
+        dense_s: as the runtime's own, with the properties of packed models.
+        stock_s: as the runtime's own, with its own properties; None where it refuses these.
+    """
+
+    packed_s: float
+    dense_s: float
+    stock_s: float | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a measurement holds for.
+
+    Attributes:
+        processor: its name.
+        kernels: instruction set of the packed operators.
+        library: digest of their build.
+        runtime: version of OpenVINO.
+        limits: what the environment says of instruction sets.
+        processors: that this process may use.
+    """
+
+    processor: str
+    kernels: str
+    library: str
+    runtime: str
+    limits: str
+    processors: int
+
+
+@dataclass(frozen=True)
+class PackedChoice:
+    """What becomes of a model.
+
+    Attributes:
+        unpacked: the operators that the runtime's own replace.
+        stock: whether nothing stays packed, and the runtime's own properties are the best.
+        reason: in words; None where everything stays packed without a look.
+    """
+
+    unpacked: tuple[PackedOperator, ...] = ()
+    stock: bool = False
+    reason: str | None = None
+
+
+Stopwatch = Callable[[Sequence[PackedOperator], int], Timing]
+"""Measures operators with so many rows of activations."""
+
+
+def chosen(properties: Mapping[str, Any]) -> str:
+    """How a deployment is to be loaded: its property, else the environment's word, else `measured`.
+
+    Raises:
+        ValueError: it is none of `CHOICES`.
+    """
+    word = str(properties.get(PACKED) or os.environ.get(VARIABLE) or "measured")
+    if word not in CHOICES:
+        raise ValueError(f"{PACKED} is {word!r}, not one of {', '.join(CHOICES)}")
+    return word
+
+
+def choose(
+    operators: Sequence[PackedOperator], word: str, *, measure: Stopwatch, rows: int = TOKEN_ROWS
+) -> PackedChoice:
+    """Decide for every operator of a model.
+
+    Args:
+        operators: of the model.
+        word: one of `CHOICES`.
+        measure: asked for each group of operators that is large enough to be measured.
+        rows: of activations, as the model mostly has them.
+
+    Raises:
+        RuntimeError: OpenVINO cannot run a packed operator.
+    """
+    able = [operator for operator in operators if can_unpack(operator)]
+    if word == "always" or not able:
+        return PackedChoice()
+    whole = len(able) == len(operators)
+    if word == "never":
+        return PackedChoice(_complete(able, able), whole, "unpacked, as asked for")
+    measured = [_measure(group, rows, measure) for group in _groups(able) if _bytes(group) >= LEAST_BYTES]
+    return _decide(measured, operators, able) if measured else PackedChoice()
+
+
+def _groups(operators: Sequence[PackedOperator]) -> list[list[PackedOperator]]:
+    """Operators of one form; forms whose weights caches could hold, as those of elastic widths, by kind."""
+    forms: dict[str, list[PackedOperator]] = {}
+    for operator in operators:
+        # An embedding reads single rows, and goes where its head goes.
+        if operator.kind != "SparseEmbedding":
+            forms.setdefault(operator.form, []).append(operator)
+    groups: dict[str, list[PackedOperator]] = {}
+    for form, members in forms.items():
+        name = form if _bytes(members) >= CACHED_BYTES else members[0].kind
+        groups.setdefault(name, []).extend(members)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """All operators of one group, and how long they take."""
+
+    operators: list[PackedOperator]
+    timing: Timing
+
+    @property
+    def slower(self) -> bool:
+        """Whether packed is, beyond the tolerance."""
+        return self.timing.packed_s > TOLERANCE * self.timing.dense_s
+
+
+def _measure(group: list[PackedOperator], rows: int, measure: Stopwatch) -> _Measured:
+    sampled = sample(group)
+    timing, scale = measure(sampled, rows), _bytes(group) / _bytes(sampled)
+    stock_s = None if timing.stock_s is None else timing.stock_s * scale
+    return _Measured(group, Timing(timing.packed_s * scale, timing.dense_s * scale, stock_s))
+
+
+def _decide(
+    measured: Sequence[_Measured], operators: Sequence[PackedOperator], able: Sequence[PackedOperator]
+) -> PackedChoice:
+    packed_s = sum(form.timing.packed_s for form in measured)
+    mixed_s = sum(form.timing.dense_s if form.slower else form.timing.packed_s for form in measured)
+    stock_s = _stock_s(measured) if len(able) == len(operators) else None
+    if stock_s is not None and mixed_s > TOLERANCE * stock_s:
+        return PackedChoice(_complete(able, able), True, _words("unpacked", packed_s, stock_s))
+    if all(form.slower for form in measured):
+        # What is too small to be measured is not worth two ways of computing.
+        unpacked = _complete(able, able)
+    else:
+        unpacked = _complete([operator for form in measured if form.slower for operator in form.operators], able)
+    if not unpacked:
+        dense_s = sum(form.timing.dense_s for form in measured)
+        return PackedChoice(
+            (), False, _words("packed", packed_s, dense_s if stock_s is None else min(dense_s, stock_s))
+        )
+    outcome = "unpacked" if len(unpacked) == len(operators) else f"{len(unpacked)} of {len(operators)} unpacked"
+    return PackedChoice(unpacked, False, _words(outcome, packed_s, mixed_s))
+
+
+def _stock_s(measured: Sequence[_Measured]) -> float | None:
+    """Of all forms with the runtime's own properties, if it takes them for each."""
+    known = [form.timing.stock_s for form in measured if form.timing.stock_s is not None]
+    return sum(known) if len(known) == len(measured) else None
+
+
+def _complete(chosen_ones: Sequence[PackedOperator], able: Sequence[PackedOperator]) -> tuple[PackedOperator, ...]:
+    """With what reads the same weights, so that none is held twice."""
+    weights = {operator.weights for operator in chosen_ones}
+    return tuple(operator for operator in able if operator.weights in weights)
+
+
+def _words(outcome: str, packed_s: float, other_s: float) -> str:
+    return f"{outcome}: packed products take {packed_s / other_s:.2f} times as long as OpenVINO's own here"
+
+
+def sample(operators: Sequence[PackedOperator]) -> list[PackedOperator]:
+    """The first of some operators, with more weights than caches hold, or all."""
+    total, taken = 0, []
+    for operator in operators:
+        taken.append(operator)
+        total += _bytes([operator])
+        if total >= SAMPLE_BYTES:
+            break
+    return taken
+
+
+def _bytes(operators: Sequence[PackedOperator]) -> int:
+    return sum(part.unpacked_bytes for operator in operators for part in operator.parts)
+
+
+class ForwardStopwatch:
+    """Runs operators in OpenVINO; what they take is kept in the user's cache.
+
+    Args:
+        core: knows the operators.
+        text: of the IR.
+        weights: bytes of its file.
+        machine: what a measurement holds for.
+        packed: properties of a compilation where something is packed.
+        stock: where nothing is.
+        cache: directory of measurements; None keeps none.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        core: Any,
+        text: IrText,
+        weights: npt.NDArray[np.uint8],
+        *,
+        machine: Machine,
+        packed: Mapping[str, Any],
+        stock: Mapping[str, Any],
+        cache: Path | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._core, self._text, self._weights = core, text, weights
+        self._machine, self._cache, self._clock = machine, cache, clock
+        self._packed, self._stock = _measured_properties(packed), _measured_properties(stock)
+
+    def __call__(self, operators: Sequence[PackedOperator], rows: int) -> Timing:
+        """See `Stopwatch`."""
+        place = self._place(operators, rows)
+        if place is not None and (kept := _read(place)) is not None:
+            return kept
+        timing = self.measure(operators, rows)
+        if place is not None:
+            _write(place, timing)
+        return timing
+
+    def measure(self, operators: Sequence[PackedOperator], rows: int) -> Timing:
+        """Time operators side by side, the fastest of some interleaved runs of each.
+
+        Raises:
+            RuntimeError: OpenVINO cannot run them packed.
+        """
+        packed, dense = (self._part(operators, dense=dense) for dense in (False, True))
+        runs = [self._request(packed, self._packed), self._request(dense, self._packed)]
+        # Limited to fewer instructions, a processor is still offered a precision that it lacks then.
+        with contextlib.suppress(RuntimeError):
+            runs.append(self._request(dense, self._stock))
+        feeds = [{port: _activations(port, rows) for port in run.model_inputs} for run in runs]
+        best_s = [float("inf")] * len(runs)
+        for run, feed in zip(runs, feeds, strict=True):
+            run.infer(feed)
+        ends_s, rounds = self._clock() + SECONDS, 0
+        while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and self._clock() < ends_s):
+            for place, (run, feed) in enumerate(zip(runs, feeds, strict=True)):
+                started_s = self._clock()
+                run.infer(feed)
+                best_s[place] = min(best_s[place], self._clock() - started_s)
+            rounds += 1
+        return Timing(best_s[0], best_s[1], best_s[2] if len(best_s) > 2 else None)
+
+    def _request(self, part: IrText, properties: Mapping[str, str]) -> Any:
+        import openvino
+
+        model = self._core.read_model(part.to_bytes(), openvino.Tensor(as_writeable(self._weights), shared_memory=True))
+        return self._core.compile_model(model, "CPU", dict(properties)).create_infer_request()
+
+    def _part(self, operators: Sequence[PackedOperator], *, dense: bool) -> IrText:
+        """Some operators of the text, each fed by parameters of its own."""
+        part = IrText()
+        for operator in operators:
+            inputs = [_parameter(part, width) for width in _widths(operator)]
+            place = self._text.data(operator.weights.layer)
+            size = int(place["size"])
+            weights = part.stored("u8", (size,), int(place["offset"]))
+            inputs.insert(_weights_port(operator), weights)
+            for output in part.copy_of(self._text, operator.number, inputs):
+                part.add("Result", [output], {}, version="opset1", outputs=0)
+        if dense:
+            unpack(part, find_operators(part, self._weights))
+        return part
+
+    def _place(self, operators: Sequence[PackedOperator], rows: int) -> Path | None:
+        if self._cache is None:
+            return None
+        facts = {
+            "machine": asdict(self._machine),
+            "forms": [operator.form for operator in operators],
+            "rows": rows,
+            "properties": [self._packed, self._stock],
+        }
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        return self._cache / f"{key}.json"
+
+
+def _measured_properties(properties: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in properties.items() if name in MEASURED_PROPERTIES}
+
+
+def _parameter(part: IrText, width: int) -> Source:
+    data = {"shape": f"?,?,{width}", "element_type": "f32"}
+    return part.add("Parameter", [], data, version="opset1")[0]
+
+
+def _widths(operator: PackedOperator) -> list[int]:
+    """Of the activations that an operator reads."""
+    columns = int(operator.data["columns"])
+    if operator.kind == "SparseLayer":
+        return [columns, int(operator.data["hidden"])]
+    return [columns, operator.rows[0]] if operator.flag("residual") and operator.kind == "SparseLinear" else [columns]
+
+
+def _weights_port(operator: PackedOperator) -> int:
+    return 2 if operator.kind == "SparseLayer" else 1
+
+
+def _activations(port: Any, rows: int) -> npt.NDArray[np.float32]:
+    width = port.get_partial_shape()[2].get_length()
+    return np.random.default_rng(0).standard_normal((1, rows, width), dtype=np.float32)
+
+
+def as_writeable(weights: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The same memory for OpenVINO, which takes no array that cannot be written, and does not write this one."""
+    import ctypes
+
+    return np.ctypeslib.as_array((ctypes.c_uint8 * weights.size).from_address(weights.ctypes.data))
+
+
+def _read(place: Path) -> Timing | None:
+    """What was measured before; None where there is nothing that can be read."""
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+        stock_s = found["stock_s"]
+        timing = Timing(float(found["packed_s"]), float(found["dense_s"]), None if stock_s is None else float(stock_s))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    times_s = (timing.packed_s, timing.dense_s, 1.0 if timing.stock_s is None else timing.stock_s)
+    return timing if all(0.0 < seconds < float("inf") for seconds in times_s) else None
+
+
+def _write(place: Path, timing: Timing) -> None:
+    """Keep a measurement, whole or not at all; where the cache cannot be written, the next load measures again."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=place.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+            json.dump(asdict(timing), file)
+        Path(file.name).replace(place)
+    except OSError:
+        pass

@@ -1,0 +1,268 @@
+"""A packed IR as it is loaded on this machine; the file stays as it is, and nothing is written."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .decoder_fusion import STOCK_ATTENTION, fuse_decoder
+from .dense_form import unpack
+from .ir_text import IrText, MalformedText
+from .packed_choice import (
+    PACKED,
+    TEXT_ROWS,
+    TOKEN_ROWS,
+    ForwardStopwatch,
+    Machine,
+    PackedChoice,
+    Stopwatch,
+    as_writeable,
+    choose,
+    chosen,
+)
+from .packed_operator import find_operators
+
+CPU = "CPU"
+LAYERS, DECODER_LAYERS = "SparseLayer", "SparseDecoderLayer"
+
+
+@dataclass(frozen=True)
+class Operators:
+    """The operators of this machine.
+
+    Attributes:
+        core: of OpenVINO, which knows them.
+        library: of the operators.
+        kernels: instruction set that they use here.
+        properties: of OpenVINO, that packed models ran fastest with.
+        cache: where measurements are kept; None keeps none.
+    """
+
+    core: Any
+    library: Path
+    kernels: str
+    properties: Mapping[str, str]
+    cache: Path | None
+
+    def machine(self) -> Machine:
+        """What a measurement holds for."""
+        import openvino
+
+        return Machine(
+            processor=str(self.core.get_property(CPU, "FULL_DEVICE_NAME")),
+            kernels=self.kernels,
+            library=_digest(self.library),
+            runtime=openvino.__version__,
+            limits=os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+            processors=len(os.sched_getaffinity(0)),
+        )
+
+
+@dataclass(frozen=True)
+class LoadedIr:
+    """A packed IR, ready to be compiled.
+
+    Attributes:
+        xml: the file.
+        properties: to compile it with.
+        choice: what is unpacked, and why.
+        attention: why it is OpenVINO's own; None where it is in the layers.
+    """
+
+    xml: Path
+    properties: dict[str, Any]
+    choice: PackedChoice
+    attention: str | None
+    _core: Any = field(repr=False)
+    _text: bytes | None = field(repr=False)
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether the file is loaded unchanged."""
+        return self._text is None
+
+    def read(self) -> Any:
+        """The `openvino.Model`.
+
+        Raises:
+            RuntimeError: OpenVINO cannot read it.
+        """
+        return self._core.read_model(*([self.xml] if self._text is None else [self._text, self.weights()]))
+
+    def weights(self) -> Any:
+        """The weights file as an `openvino.Tensor`."""
+        import openvino
+
+        return openvino.Tensor(as_writeable(map_weights(self.xml.with_suffix(".bin"))), shared_memory=True)
+
+    def open_pipeline(self, device: str) -> Any:
+        """An `openvino_genai.LLMPipeline`.
+
+        Args:
+            device: of OpenVINO.
+
+        Raises:
+            RuntimeError: OpenVINO cannot load it.
+        """
+        import openvino_genai
+
+        directory = self.xml.parent
+        # The default backend would look for OpenVINO's attention, and rewrite it.
+        properties = {**({} if self.attention else {"ATTENTION_BACKEND": "SDPA"}), **self.properties}
+        if self._text is None:
+            return openvino_genai.LLMPipeline(directory, device, **properties)
+        written = directory / "generation_config.json"
+        config = openvino_genai.GenerationConfig(written) if written.is_file() else openvino_genai.GenerationConfig()
+        tokenizer = openvino_genai.Tokenizer(directory)
+        return openvino_genai.LLMPipeline(self._text.decode(), self.weights(), tokenizer, device, config, **properties)
+
+    @contextmanager
+    def directory(self) -> Iterator[Path]:
+        """A directory with this model, for what takes nothing else: its own, or one with links to its files and the
+        text alone written.
+
+        Raises:
+            OSError: there is no room for the text.
+        """
+        if self._text is None:
+            yield self.xml.parent
+            return
+        with tempfile.TemporaryDirectory(prefix="shearling-") as made:
+            for file in self.xml.parent.resolve().iterdir():
+                if file.name != self.xml.name:
+                    (Path(made) / file.name).symlink_to(file)
+            (Path(made) / self.xml.name).write_bytes(self._text)
+            yield Path(made)
+
+    def write(self, output: Path) -> None:
+        """Write a directory with this model and the files beside it, complete or not at all.
+
+        Args:
+            output: does not exist.
+
+        Raises:
+            FileExistsError: it does.
+            OSError: there is no room.
+        """
+        if output.exists():
+            raise FileExistsError(f"{output} exists")
+        with self.directory() as directory, tempfile.TemporaryDirectory(dir=output.parent, prefix=".") as made:
+            shutil.copytree(directory, Path(made) / "model")
+            (Path(made) / "model").replace(output)
+
+
+def load_ir(
+    xml: Path,
+    operators: Operators,
+    *,
+    device: str = CPU,
+    properties: Mapping[str, Any],
+    packed_properties: Mapping[str, Any] | None = None,
+    obstacle: str | None = None,
+    measure: Stopwatch | None = None,
+) -> LoadedIr:
+    """Decide how a packed IR is loaded: which operators stay packed (`packed_choice`), and where attention is.
+
+    Args:
+        xml: the model; its weights are beside it.
+        operators: of this machine.
+        device: of OpenVINO; only the CPU has the operators, so everything is unpacked for another one.
+        properties: of the compilation or the pipeline, as they were asked for; `PACKED` among them makes the choice.
+        packed_properties: the same where something stays packed; None adds the preferred ones of the operators.
+        obstacle: why attention may not go into the layers of a decoder; None where it may.
+        measure: in place of OpenVINO.
+
+    Raises:
+        OSError: a file cannot be read.
+        RuntimeError: OpenVINO cannot read it.
+        ValueError: `PACKED` has another value than it can have.
+    """
+    word = chosen(properties) if device == CPU else "never"
+    own = _without_choice(properties)
+    preferred = {**operators.properties, **own} if packed_properties is None else _without_choice(packed_properties)
+    try:
+        text, weights = IrText(xml.read_bytes()), map_weights(xml.with_suffix(".bin"))
+        found = find_operators(text, weights)
+    except MalformedText as fault:
+        # OpenVINO and the operators say what is wrong with it, if anything.
+        return LoadedIr(xml, preferred, PackedChoice(), f"its text is strange: {fault}", operators.core, None)
+    if text.layers_of([DECODER_LAYERS]):
+        return LoadedIr(xml, preferred, PackedChoice(), None, operators.core, None)
+    stopwatch = measure or ForwardStopwatch(
+        operators.core,
+        text,
+        weights,
+        machine=operators.machine(),
+        packed=preferred,
+        stock=own,
+        cache=operators.cache,
+    )
+    rows = TOKEN_ROWS if text.layers_of(["ReadValue"]) else TEXT_ROWS
+    choice = choose(found, word, measure=stopwatch, rows=rows)
+    attention = obstacle or _obstacle(choice, own, device=device)
+    if attention is None:
+        attention = fuse_decoder(text, operators.core.read_model(xml), _read_configuration(xml))
+    unpack(text, choice.unpacked)
+    return LoadedIr(
+        xml=xml,
+        properties=own if choice.stock else preferred,
+        choice=choice,
+        attention=attention,
+        _core=operators.core,
+        _text=text.to_bytes() if choice.unpacked or attention is None else None,
+    )
+
+
+def _obstacle(choice: PackedChoice, properties: Mapping[str, Any], *, device: str) -> str | None:
+    if device != CPU:
+        return f"{device} has no such operators"
+    if asked := sorted(STOCK_ATTENTION & set(properties)):
+        return f"{asked[0]} asks for it"
+    return "its layers are unpacked" if any(item.kind == LAYERS for item in choice.unpacked) else None
+
+
+def _without_choice(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in properties.items() if name != PACKED}
+
+
+def _read_configuration(xml: Path) -> dict[str, Any]:
+    """What the config.json beside an IR says; nothing where there is none."""
+    path = xml.with_name("config.json")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@functools.cache
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def map_weights(path: Path) -> npt.NDArray[np.uint8]:
+    """The bytes of a weights file, read when they are needed.
+
+    The mapping lives as long as the process: OpenVINO does not say how long it reads what it was given, and a mapping
+    that nobody reads costs addresses alone.
+    """
+    about = path.stat()
+    return _map(path.resolve(), (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
+
+
+@functools.cache
+def _map(path: Path, identity: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
+    size = identity[2]
+    return np.memmap(path, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
