@@ -36,8 +36,10 @@ class BuildWithLibraries(build_py):
             require_release(self.distribution.get_version())
             package = Path(self.build_lib) / "shearling_runtime"
             build_libraries(package / DIRECTORY.name)
-            # What the toolchain does to a model when it loads it.
-            shutil.copy2(ROOT / "shearling" / "kernel" / "decoder_fusion.py", package)
+            # What the toolchain does to a model when it loads it, and where it keeps what it measured.
+            loading = ROOT / "shearling" / "kernel" / "loading"
+            shutil.copytree(loading, package / "loading", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy2(ROOT / "shearling" / "cache.py", package)
 
 
 class PlatformWheel(bdist_wheel):

@@ -166,6 +166,44 @@ def test_it_says_the_tokens_that_the_toolchain_says(fresh, export):
         assert len(set(ours["token_ids"])) > 3
 
 
+EVERY_WAY = """
+import sys
+import openvino_genai, shearling_runtime
+source, fused, prompt = sys.argv[1:]
+config = openvino_genai.GenerationConfig(max_new_tokens=24, ignore_eos=True, apply_chat_template=False)
+properties = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+shearling_runtime.write_fused(source, fused)
+extended = {**properties, "ATTENTION_BACKEND": "SDPA", "extensions": [shearling_runtime.extension()]}
+ways = [shearling_runtime.pipeline(source, PACKED=word, **properties) for word in ("always", "measured", "never")]
+ways += [shearling_runtime.pipeline(fused, **properties), openvino_genai.LLMPipeline(fused, "CPU", **extended)]
+texts = [str(way.generate(prompt, config)) for way in ways]
+print(len(set(texts)), len(texts[0]) > 10)
+try:
+    shearling_runtime.write_fused(source, fused)
+except shearling_runtime.RuntimeFault as fault:
+    print(fault.exit_code, fault.message)
+try:
+    shearling_runtime.pipeline(source, PACKED="perhaps")
+except shearling_runtime.RuntimeFault as fault:
+    print(fault.exit_code, fault.message)
+"""
+
+
+def test_packed_unpacked_or_written_with_attention_in_its_layers_it_says_the_same(fresh, export, tmp_path):
+    done = run_alone(fresh, "python", "-c", EVERY_WAY, export / "openvino", tmp_path / "fused", PROMPTS[0])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "1 True",
+        "2 there is something already",
+        "2 PACKED is 'perhaps', not one of always, measured, never",
+    ]
+    assert b"SparseDecoderLayer" in (tmp_path / "fused" / "openvino_model.xml").read_bytes()
+    # The toolchain takes it as it is.
+    options = ("--prompt", PROMPTS[0], "--max-new-tokens", "4", "--no-chat", "--json")
+    shown = json.loads(serve("generate", tmp_path / "fused", *options).stdout)
+    assert shown["facts"]["settings"]["attention"] == "in the layers"
+
+
 def test_onnx_runtime_genai_says_them_too(fresh, export):
     options = ("--prompt", PROMPTS[0], "--max-new-tokens", str(NEW_TOKENS), "--no-chat", "--json")
     alone = run_alone(fresh, "shearling-run", export / "onnx-genai", *options)
@@ -212,13 +250,16 @@ def test_a_program_in_cpp_says_them_too(fresh, export, tmp_path):
     for arguments in (["-S", ROOT / "examples" / "cpp", "-B", tmp_path, python], ["--build", tmp_path]):
         done = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
-    command = [tmp_path / "generate", export / "openvino", PROMPTS[0], str(NEW_TOKENS)]
-    program = subprocess.run(command, env={"PATH": ""}, capture_output=True, text=True, check=False, timeout=300)
-    assert program.returncode == 0, program.stderr
     options = ("--prompt", PROMPTS[0], "--max-new-tokens", str(NEW_TOKENS), "--no-chat", "--json")
     ours = json.loads(run_alone(fresh, "shearling-run", export, *options).stdout)
     assert len(ours["token_ids"]) == NEW_TOKENS
-    assert program.stdout == ours["text"] + "\n"
+    fuse = "import sys, shearling_runtime; shearling_runtime.write_fused(*sys.argv[1:])"
+    assert run_alone(fresh, "python", "-c", fuse, export / "openvino", tmp_path / "fused").returncode == 0
+    for model in (export / "openvino", tmp_path / "fused"):
+        command = [tmp_path / "generate", model, PROMPTS[0], str(NEW_TOKENS)]
+        program = subprocess.run(command, env={"PATH": ""}, capture_output=True, text=True, check=False, timeout=300)
+        assert program.returncode == 0, program.stderr
+        assert program.stdout == ours["text"] + "\n"
 
 
 def test_it_measures(fresh, export):

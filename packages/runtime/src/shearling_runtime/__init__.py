@@ -12,7 +12,7 @@ from shearling_runtime.onnx_genai import load_genai_model
 from shearling_runtime.onnx_runtime import operators, session_options
 from shearling_runtime.openvino import extension, preferred_properties, register
 from shearling_runtime.optimum import load_causal_lm
-from shearling_runtime.pipeline import pipeline
+from shearling_runtime.pipeline import pipeline, write_fused
 
 __all__ = [
     "ModelUnusable",
@@ -26,4 +26,5 @@ __all__ = [
     "preferred_properties",
     "register",
     "session_options",
+    "write_fused",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shearling_runtime.build_facts import read_build_facts
-from shearling_runtime.faults import ModelUnusable, RuntimeUnavailable
-from shearling_runtime.openvino import extension, preferred_properties, register
+from shearling_runtime.faults import ModelUnusable, RequestFault, RuntimeUnavailable
+from shearling_runtime.openvino import extension, kernels_in_use, preferred_properties, register
 
 if TYPE_CHECKING:
     import openvino_genai
@@ -19,18 +21,24 @@ MODEL = "openvino_model.xml"
 def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> openvino_genai.LLMPipeline:
     """An `LLMPipeline` of an exported directory, as fast as this machine can run it.
 
-    The attention of a packed decoder goes into its layers when it is loaded, which saves a quarter of the time of a
-    token of a small model. `ATTENTION_BACKEND`, `KV_CACHE_PRECISION` or `scheduler_config` among the properties keep
-    OpenVINO's own, and so does a model whose attention is not plain.
+    What would be slower packed than in OpenVINO's own form is unpacked when it is loaded: measured once, and kept in
+    the user's cache. `PACKED="always"` or `"never"` decides without a measurement, as the environment variable
+    `SHEARLING_PACKED` does.
+
+    The attention of a packed decoder goes into its layers, which saves a quarter of the time of a token of a small
+    model. `ATTENTION_BACKEND`, `KV_CACHE_PRECISION` or `scheduler_config` among the properties keep OpenVINO's own, and
+    so does a model whose attention is not plain.
 
     Args:
         directory: holds `openvino_model.xml` and its tokenizer.
         device: of OpenVINO.
-        properties: of the pipeline; those that are not given are `preferred_properties()` for packed models.
+        properties: of the pipeline, and `PACKED`; those that are not given are `preferred_properties()` for packed
+            models.
 
     Raises:
+        RequestFault: `PACKED` is none of `always`, `measured` and `never`.
         ModelUnusable: there is none, or OpenVINO cannot load it.
-        RuntimeUnavailable: OpenVINO GenAI is not installed, temporary files have no room, or see `extension`.
+        RuntimeUnavailable: OpenVINO GenAI is not installed, or see `extension`.
     """
     facts, place = read_build_facts(), Path(directory)
     try:
@@ -42,26 +50,71 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
     try:
         if not is_packed(place / MODEL):
             return openvino_genai.LLMPipeline(str(place), device, **properties)
-        options = {**preferred_properties(), "extensions": [extension()], **properties}
-        kept = device != "CPU" or not _fusion().STOCK_ATTENTION.isdisjoint(properties)
-        fused = None if kept else _fused(place / MODEL)
-        if fused is None:
-            return openvino_genai.LLMPipeline(str(place), device, **options)
-        return _open_fused(fused, place, device, options)
+        loaded = load(place / MODEL, device, properties)
+        loaded.properties.setdefault("extensions", [extension()])
+        return loaded.open_pipeline(device)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelUnusable(f"OpenVINO cannot load it: {reason}", where=place, remedy="Export it again") from error
 
 
-def _open_fused(model: Any, place: Path, device: str, options: dict[str, Any]) -> Any:
+def write_fused(directory: str | Path, output: str | Path) -> None:
+    """Write a packed decoder with attention in its layers, for programs in C++ and model servers.
+
+    They run it as any stateful model, with `extension()` and, in GenAI, with `ATTENTION_BACKEND="SDPA"`; continuous
+    batching cannot. What `directory` holds runs everywhere.
+
+    Args:
+        directory: of an IR with its tokenizer.
+        output: a directory that does not exist, for copies of its files.
+
+    Raises:
+        ModelUnusable: the model is not packed, or its attention is not plain.
+        RequestFault: the output exists.
+        RuntimeUnavailable: there is no room, or see `extension`.
+    """
+    xml, place = Path(directory) / MODEL, Path(output)
+    if not is_packed(xml):
+        raise ModelUnusable("it is not packed", where=xml, remedy="Export it with --sparse-kernel openvino")
     try:
-        return _fusion().open_pipeline(model, place, device, options)
+        loaded = load(xml, "CPU", {"PACKED": "always"})
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelUnusable(f"OpenVINO cannot read it: {reason}", where=xml, remedy="Export it again") from error
+    if loaded.attention is not None:
+        raise ModelUnusable(f"its attention cannot go into its layers: {loaded.attention}", where=xml)
+    try:
+        loaded.write(place)
+    except FileExistsError as error:
+        raise RequestFault("there is something already", where=place, remedy="Name another directory") from error
     except OSError as error:
         raise RuntimeUnavailable(
-            f"the model cannot be written to a temporary file: {error}",
-            remedy="Make room there, name another directory in TMPDIR, or give ATTENTION_BACKEND='SDPA', which needs "
-            "no such file and is slower",
+            f"it cannot be written: {error.strerror}", where=place, remedy="Make room for a copy of the model"
         ) from error
+
+
+def load(xml: Path, device: str, properties: Mapping[str, Any], *, obstacle: str | None = None) -> Any:
+    """How a packed IR is loaded on this machine: a `LoadedIr` of the toolchain.
+
+    Args:
+        xml: the model.
+        device: of OpenVINO.
+        properties: as of `pipeline`.
+        obstacle: why attention may not go into the layers; None where it may.
+
+    Raises:
+        RequestFault, ModelUnusable, RuntimeUnavailable: see `pipeline`.
+        RuntimeError: OpenVINO cannot read it.
+    """
+    try:
+        load_ir = _loading("packed_model").load_ir
+        return load_ir(xml, machine_operators(), device=device, properties=properties, obstacle=obstacle)
+    except OSError as error:
+        raise ModelUnusable(
+            f"its weights cannot be read: {error.strerror}", where=xml, remedy="Export it again"
+        ) from error
+    except ValueError as error:
+        raise RequestFault(str(error), where=xml) from error
 
 
 def is_packed(xml: Path) -> bool:
@@ -75,19 +128,30 @@ def is_packed(xml: Path) -> bool:
         ) from error
 
 
-def _fused(xml: Path) -> Any:
+@functools.cache
+def machine_operators() -> Any:
+    """The operators as they run here: `Operators` of the toolchain.
+
+    Raises:
+        RuntimeUnavailable: see `extension`.
+    """
+    library = extension()
     import openvino
-    from openvino.utils.node_factory import NodeFactory
 
     core = openvino.Core()
     register(core)
-    factory = NodeFactory()
-    factory.add_extension(extension())
-    fusion = _fusion()
-    model, obstacle = fusion.fuse_decoder(core.read_model(xml), fusion.read_configuration(xml), factory)
-    return model if obstacle is None else None
+    make = _loading("packed_model").Operators
+    return make(core, Path(library), kernels_in_use(), preferred_properties(), _cache())
 
 
-def _fusion() -> Any:
-    # The toolchain's own module, which the build of the wheel puts beside this one.
-    return importlib.import_module("shearling_runtime.decoder_fusion")
+def _cache() -> Path | None:
+    try:
+        found: Path = importlib.import_module("shearling_runtime.cache").cache_directory()
+    except RuntimeError:  # this user has no home
+        return None
+    return found / "packed"
+
+
+def _loading(module: str) -> Any:
+    # The toolchain's own modules, which the build of the wheel puts beside this one.
+    return importlib.import_module(f"shearling_runtime.loading.{module}")
