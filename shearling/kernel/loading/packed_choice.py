@@ -29,6 +29,7 @@ PACKED = "PACKED"
 CHOICES = ("always", "measured", "never")
 VARIABLE = "SHEARLING_PACKED"
 """Environment variable with the choice where no property makes it."""
+LAYERS = "SparseLayer"
 TOLERANCE = 1.05
 """Operators stay packed unless the runtime's own are faster by more than this: they take less memory."""
 LEAST_BYTES = 4 << 20
@@ -70,7 +71,8 @@ class Machine:
         kernels: instruction set of the packed operators.
         library: digest of their build.
         runtime: version of OpenVINO.
-        limits: what the environment says of instruction sets.
+        limits: what the environment says of instruction sets. With any, OpenVINO's own choice of a precision is not
+            to be trusted: 2026.4 takes bf16 where it is limited to AVX2, and ends the process.
         processors: that this process may use.
     """
 
@@ -138,7 +140,10 @@ def choose(
 
 
 def _groups(operators: Sequence[PackedOperator]) -> list[list[PackedOperator]]:
-    """Operators of one form; forms whose weights caches could hold, as those of elastic widths, by kind."""
+    """Operators of one form; by kind those whose weights caches could hold, as those of elastic widths.
+
+    Layers are one group whatever their forms: attention goes into all of them or none.
+    """
     forms: dict[str, list[PackedOperator]] = {}
     for operator in operators:
         # An embedding reads single rows, and goes where its head goes.
@@ -146,8 +151,9 @@ def _groups(operators: Sequence[PackedOperator]) -> list[list[PackedOperator]]:
             forms.setdefault(operator.form, []).append(operator)
     groups: dict[str, list[PackedOperator]] = {}
     for form, members in forms.items():
-        name = form if _bytes(members) >= CACHED_BYTES else members[0].kind
-        groups.setdefault(name, []).extend(members)
+        kind = members[0].kind
+        alone = kind != LAYERS and _bytes(members) >= CACHED_BYTES
+        groups.setdefault(form if alone else kind, []).extend(members)
     return list(groups.values())
 
 
@@ -272,9 +278,9 @@ class ForwardStopwatch:
         """
         packed, dense = (self._part(operators, dense=dense) for dense in (False, True))
         runs = [self._request(packed, self._packed), self._request(dense, self._packed)]
-        # Limited to fewer instructions, a processor is still offered a precision that it lacks then.
-        with contextlib.suppress(RuntimeError):
-            runs.append(self._request(dense, self._stock))
+        if not self._machine.limits:
+            with contextlib.suppress(RuntimeError):
+                runs.append(self._request(dense, self._stock))
         feeds = [{port: _activations(port, rows) for port in run.model_inputs} for run in runs]
         best_s = [float("inf")] * len(runs)
         for run, feed in zip(runs, feeds, strict=True):

@@ -21,6 +21,7 @@ from .decoder_fusion import STOCK_ATTENTION, fuse_decoder
 from .dense_form import unpack
 from .ir_text import IrText, MalformedText
 from .packed_choice import (
+    LAYERS,
     PACKED,
     TEXT_ROWS,
     TOKEN_ROWS,
@@ -35,7 +36,7 @@ from .packed_choice import (
 from .packed_operator import find_operators
 
 CPU = "CPU"
-LAYERS, DECODER_LAYERS = "SparseLayer", "SparseDecoderLayer"
+DECODER_LAYERS = "SparseDecoderLayer"
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,12 @@ def load_ir(
         return LoadedIr(xml, preferred, PackedChoice(), f"its text is strange: {fault}", operators.core, None)
     if text.layers_of([DECODER_LAYERS]):
         return LoadedIr(xml, preferred, PackedChoice(), None, operators.core, None)
+    machine = operators.machine()
     stopwatch = measure or ForwardStopwatch(
         operators.core,
         text,
         weights,
-        machine=operators.machine(),
+        machine=machine,
         packed=preferred,
         stock=own,
         cache=operators.cache,
@@ -217,7 +219,7 @@ def load_ir(
     unpack(text, choice.unpacked)
     return LoadedIr(
         xml=xml,
-        properties=own if choice.stock else preferred,
+        properties=own if choice.stock and not machine.limits else preferred,
         choice=choice,
         attention=attention,
         _core=operators.core,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from shearling.kernel.packed_format import Encoding, ValueType
 from tests.support.matrices import random_matrix
 
 SIZE = 64
+MACHINE = Machine("a processor", "avx2", "0" * 64, "2026.4.1", "", 2)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,25 @@ def test_forms_that_a_cache_holds_are_measured_together(model, monkeypatch):
     assert kinds(choice.unpacked) == ["SparseHead int8", "SparseEmbedding int8"]
 
 
+def test_layers_are_decided_together(model):
+    """Attention goes into all of them or none."""
+    layers = [dataclasses.replace(operator, kind="SparseLayer") for operator in model[0][:6]]
+    measure = measuring(SparseLayer=SLOWER)
+    assert len(choose(layers, "measured", measure=measure).unpacked) == 6
+    assert measure.asked == [(6, 1)]
+
+
+def test_where_instructions_are_limited_the_runtimes_own_properties_are_not_tried(model):
+    limited = dataclasses.replace(MACHINE, limits="AVX2")
+    tried = []
+    watch = ForwardStopwatch(None, model[1], model[2], machine=limited, packed={"A": 1}, stock={}, cache=None)
+    watch._request = lambda part, properties: (
+        tried.append(properties) or SimpleNamespace(model_inputs=[], infer=lambda feed: None)
+    )
+    assert watch.measure(model[0][:1], 1).stock_s is None
+    assert len(tried) == 2
+
+
 def test_a_sample_is_measured_for_all(model, monkeypatch):
     monkeypatch.setattr(packed_choice, "SAMPLE_BYTES", 2 * SIZE * SIZE)
     measure = measuring(int8=FASTER, int4=FASTER, SparseHead=Timing(1.0, 0.1, None))
@@ -156,9 +177,6 @@ def test_the_property_comes_before_the_environment(monkeypatch):
     assert chosen({}) == "measured"
     with pytest.raises(ValueError, match="PACKED is 'yes', not one of always, measured, never"):
         chosen({"PACKED": "yes"})
-
-
-MACHINE = Machine("a processor", "avx2", "0" * 64, "2026.4.1", "", 2)
 
 
 def stopwatch(model, cache, machine: Machine = MACHINE, **properties: str) -> ForwardStopwatch:
