@@ -63,7 +63,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MeasurementPlace:
     """What a measurement holds for.
 
     Attributes:
@@ -250,7 +250,7 @@ class ForwardStopwatch:
         text: IrText,
         weights: npt.NDArray[np.uint8],
         *,
-        machine: Machine,
+        machine: MeasurementPlace,
         packed: Mapping[str, Any],
         stock: Mapping[str, Any],
         cache: Path | None,

@@ -26,7 +26,7 @@ from .packed_choice import (
     TEXT_ROWS,
     TOKEN_ROWS,
     ForwardStopwatch,
-    Machine,
+    MeasurementPlace,
     PackedChoice,
     Stopwatch,
     as_writeable,
@@ -57,11 +57,11 @@ class Operators:
     properties: Mapping[str, str]
     cache: Path | None
 
-    def machine(self) -> Machine:
+    def machine(self) -> MeasurementPlace:
         """What a measurement holds for."""
         import openvino
 
-        return Machine(
+        return MeasurementPlace(
             processor=str(self.core.get_property(CPU, "FULL_DEVICE_NAME")),
             kernels=self.kernels,
             library=_digest(self.library),

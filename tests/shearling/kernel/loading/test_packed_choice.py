@@ -13,13 +13,13 @@ from shearling.kernel import packed_speed
 from shearling.kernel.library import pack_matrix
 from shearling.kernel.loading import packed_choice
 from shearling.kernel.loading.ir_text import IrText
-from shearling.kernel.loading.packed_choice import ForwardStopwatch, Machine, Timing, choose, chosen
+from shearling.kernel.loading.packed_choice import ForwardStopwatch, MeasurementPlace, Timing, choose, chosen
 from shearling.kernel.loading.packed_operator import PackedOperator, find_operators
 from shearling.kernel.packed_format import Encoding, ValueType
 from tests.support.matrices import random_matrix
 
 SIZE = 64
-MACHINE = Machine("a processor", "avx2", "0" * 64, "2026.4.1", "", 2)
+MACHINE = MeasurementPlace("a processor", "avx2", "0" * 64, "2026.4.1", "", 2)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_the_property_comes_before_the_environment(monkeypatch):
         chosen({"PACKED": "yes"})
 
 
-def stopwatch(model, cache, machine: Machine = MACHINE, **properties: str) -> ForwardStopwatch:
+def stopwatch(model, cache, machine: MeasurementPlace = MACHINE, **properties: str) -> ForwardStopwatch:
     made = ForwardStopwatch(None, model[1], model[2], machine=machine, packed={}, stock=properties, cache=cache)
     made.calls = 0
 
