@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from shearling.errors import ModelUnsupported, ShapeMismatch, ShearlingError
 from shearling.model.checkpoint_safety import INDEX, WEIGHTS, weight_files
@@ -21,6 +21,10 @@ from shearling.model.checkpoint_safety import INDEX, WEIGHTS, weight_files
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+KEPT_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+"""What weights are stored in; others become the first."""
 
 MAX_SHARD_BYTES = 4 * 10**9
 _DTYPES = {
@@ -121,6 +125,15 @@ class StoredWeights:
     def size_bytes(self) -> int:
         """Of all tensors."""
         return sum(tensor.size_bytes for tensor in self.tensors.values())
+
+
+def main_dtype(weights: StoredWeights) -> Dtype:
+    """The floating-point type of most entries, where weights may be stored in it; else float32."""
+    counts: dict[str, int] = dict.fromkeys(KEPT_DTYPES, 0)
+    for tensor in weights.tensors.values():
+        if tensor.dtype in counts:
+            counts[tensor.dtype] += tensor.count
+    return max(KEPT_DTYPES, key=lambda dtype: counts[dtype])
 
 
 def _described(part: Any, *, where: str) -> StoredTensor:
