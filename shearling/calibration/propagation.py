@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shearling.errors import ModelUnsupported
 
@@ -23,13 +23,31 @@ if TYPE_CHECKING:
     from shearling.model.layers import TransformerLayers
 
 
-Hold = Callable[[int], AbstractContextManager[Any]]
-"""Brings a layer into memory by its index, for as long as it is needed."""
+class Residence(Protocol):
+    """Brings parts of a model into memory, for as long as they are needed."""
+
+    def layer(self, index: int) -> AbstractContextManager[Any]:
+        """One transformer layer."""
+        ...
+
+    def around(self) -> AbstractContextManager[Any]:
+        """All but the transformer layers and a head of its own."""
+        ...
 
 
-def hold_all(_index: int) -> AbstractContextManager[Any]:
-    """Of a model that is in memory as a whole."""
-    return nullcontext()
+class WholeModel:
+    """Residence of a model that is in memory."""
+
+    def layer(self, _index: int) -> AbstractContextManager[Any]:
+        """It is there."""
+        return nullcontext()
+
+    def around(self) -> AbstractContextManager[Any]:
+        """It is there."""
+        return nullcontext()
+
+
+IN_MEMORY = WholeModel()
 
 
 @dataclass
@@ -133,22 +151,22 @@ def capture(
     calibration: Sequence[Tensor],
     *,
     batch_size: int = 1,
-    hold: Hold = hold_all,
+    residence: Residence = IN_MEMORY,
 ) -> Propagation:
     """Record what every layer is called with, and the inputs of layer 0.
 
     Args:
-        model: in eval mode; what it has besides its layers, except a head of its own, is in memory.
+        model: in eval mode.
         transformer: its layers.
         calibration: token ids [tokens] each; lengths may differ.
         batch_size: at most so many consecutive samples of equal length run together.
-        hold: brings a layer into memory.
+        residence: brings what is needed into memory.
 
     Raises:
         ModelUnsupported: a layer is not called exactly once in a forward, or gets no hidden states.
     """
     recorder = _Recorder(transformer)
-    with hold(0), recorder.listening():
+    with residence.around(), residence.layer(0), recorder.listening():
         batches = [recorder.record(model, tokens) for tokens in _stack(calibration, batch_size)]
     return Propagation(batches)
 

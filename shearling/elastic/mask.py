@@ -52,8 +52,11 @@ def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise ArtefactCorrupt(f"{packed.numel()} bytes of {packed.dtype} cannot be a mask of shape {list(shape)}")
     if count % 8 and int(packed[-1]) >> count % 8:
         raise ArtefactCorrupt("padding bits of a packed mask are set")
-    bits = np.unpackbits(packed.cpu().numpy(), count=count, bitorder="little")
-    return torch.from_numpy(bits).view(torch.bool).reshape(shape)
+    if packed.is_cuda:
+        bits = (packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+        return bits.flatten()[:count].to(torch.bool).reshape(shape)
+    found = np.unpackbits(packed.numpy(), count=count, bitorder="little")
+    return torch.from_numpy(found).view(torch.bool).reshape(shape)
 
 
 class PackedMasks(Mapping[str, "Tensor"]):
@@ -165,7 +168,7 @@ def check_masked_zeros(model: nn.Module, masks: Masks) -> None:
             raise ArtefactMismatch("the mask names a module that the model lacks", where=name)
         if weight.shape != mask.shape:
             raise ArtefactMismatch(f"weight is {list(weight.shape)}, mask is {list(mask.shape)}", where=name)
-        revived = int(weight[~mask].count_nonzero())
+        revived = int(((weight != 0) & ~mask).count_nonzero())
         if revived:
             raise ArtefactMismatch(
                 f"{revived} pruned entries are nonzero", where=name, remedy="This mask was made for other weights"

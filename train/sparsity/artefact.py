@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
 from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
-from shearling.calibration.propagation import Hold, hold_all
+from shearling.calibration.propagation import IN_MEMORY, Residence
 from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, count_pruned, save_masks
 from shearling.evaluation.precision import resolve_precision
 from shearling.model.checkpoint import load_model, load_tokenizer, save_description, save_model
@@ -143,22 +142,19 @@ def _prune_by_layers(
     skeleton: Skeleton, directory: Path, section: SparsitySection, calibration: Sequence[Tensor], *, seed: int
 ) -> tuple[SparsityReport, Masks]:
     """From the files of the base to those of the artefact, with one layer in memory."""
-    import torch
-
     with writing_weights(directory, skeleton.described(None)) as writer:
         layers = PrunedLayers(skeleton, writer)
-        with skeleton.filled_around_layers(torch.float32) if section.measured else nullcontext():
-            sparsified = sparsify(
-                skeleton.model,
-                calibration,
-                method=section.method,
-                pattern=_patterns(section, skeleton.model, calibration, seed=seed, hold=layers.hold),
-                reconstruction=section.reconstruction,
-                seed=seed,
-                batch_size=BATCH_SIZE,
-                hold=layers.hold,
-                done=layers.done,
-            )
+        sparsified = sparsify(
+            skeleton.model,
+            calibration,
+            method=section.method,
+            pattern=_patterns(section, skeleton.model, calibration, seed=seed, residence=layers),
+            reconstruction=section.reconstruction,
+            seed=seed,
+            batch_size=BATCH_SIZE,
+            residence=layers,
+            done=layers.done,
+        )
         layers.copy_others()
     return describe_sparsity(skeleton.model, sparsified, section, layers.nonzero), sparsified.masks
 
@@ -208,14 +204,19 @@ def sparsity_inputs(section: SparsitySection, *, seed: int, texts: Sequence[Path
 
 
 def _patterns(
-    section: SparsitySection, model: nn.Module, calibration: Sequence[Tensor], *, seed: int, hold: Hold = hold_all
+    section: SparsitySection,
+    model: nn.Module,
+    calibration: Sequence[Tensor],
+    *,
+    seed: int,
+    residence: Residence = IN_MEMORY,
 ) -> list[Pattern]:
     """The pattern of each layer."""
     match section.allocation:
         case "uniform":
             ratios: Sequence[float] = [section.ratio] * len(find_layers(model).layers)
         case "owl":
-            ratios = outlier_ratios(model, calibration, section.ratio, hold=hold)
+            ratios = outlier_ratios(model, calibration, section.ratio, residence=residence)
         case "searched":
             ratios = evolved_ratios(model, calibration, section.ratio, seed=seed)
     return [make_pattern(section.pattern, ratio=ratio) for ratio in ratios]

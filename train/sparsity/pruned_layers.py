@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PrunedLayers:
-    """What `sparsify` calls for each layer.
+    """Where `sparsify` finds each layer, and where it leaves it.
 
     Args:
         skeleton: of the dense model.
@@ -31,11 +31,17 @@ class PrunedLayers:
         self.nonzero: dict[str, int] = {}
         self._skeleton, self._writer, self._transformer = skeleton, writer, skeleton.transformer
 
-    def hold(self, index: int) -> AbstractContextManager[Any]:
-        """A layer in float32."""
+    def layer(self, index: int) -> AbstractContextManager[Any]:
+        """One layer in float32; see `Residence`."""
         import torch
 
         return self._skeleton.filled(self._transformer.module_path(index, "").rstrip("."), torch.float32)
+
+    def around(self) -> AbstractContextManager[Any]:
+        """Embeddings and norms in float32; see `Residence`."""
+        import torch
+
+        return self._skeleton.filled_around_layers(torch.float32)
 
     def done(self, index: int, masks: Mapping[str, Tensor]) -> None:
         """Write the linears of a pruned layer.

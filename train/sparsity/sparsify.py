@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shearling.calibration.gram import Gram, LayerGrams
-from shearling.calibration.propagation import Hold, Propagation, capture, hold_all
+from shearling.calibration.propagation import IN_MEMORY, Propagation, Residence, capture
 from shearling.console import log, progress
 from shearling.elastic.mask import Masks, PackedMasks
 from shearling.errors import NonFiniteWeights, RecipeInvalid, ShapeMismatch, ShearlingError
@@ -69,7 +69,7 @@ def sparsify(
     reconstruction: ReconstructionSection | None = None,
     seed: int = 0,
     batch_size: int = 1,
-    hold: Hold = hold_all,
+    residence: Residence = IN_MEMORY,
     done: Done = _keep,
 ) -> Sparsified:
     """Prune every linear layer inside the transformer layers of `model`, in place; nothing else is touched.
@@ -88,7 +88,7 @@ def sparsify(
         reconstruction: how the kept weights make up for those that went; None leaves them as the method does.
         seed: of the order of the batches in a tuning.
         batch_size: samples of equal length that run together; changes the speed alone, where no layer is tuned.
-        hold: brings a layer into memory, where the model is not there as a whole.
+        residence: brings layers into memory, where the model is not there as a whole.
         done: takes a pruned layer, before it leaves the memory again.
 
     Raises:
@@ -110,11 +110,11 @@ def sparsify(
     try:
         if entry.needs_calibration or reconstruction is not None:
             _check_calibration(calibration, entry)
-            states = capture(model, transformer, calibration, batch_size=batch_size, hold=hold)
-            return _LayerByLayer(transformer, entry, patterns, reconstruction, seed, hold, done).run(states)
+            states = capture(model, transformer, calibration, batch_size=batch_size, residence=residence)
+            return _LayerByLayer(transformer, entry, patterns, reconstruction, seed, residence, done).run(states)
         make, masks = entry.load(), PackedMasks()
         for index, layer_pattern in enumerate(patterns):
-            with hold(index):
+            with residence.layer(index):
                 linears = transformer.linears_of(index)
                 pruned = {path: _prune(linear, make(), layer_pattern, path) for path, linear in linears.items()}
                 done(index, pruned)
@@ -133,7 +133,7 @@ class _LayerByLayer:
     patterns: Sequence[Pattern]
     reconstruction: ReconstructionSection | None
     seed: int
-    hold: Hold
+    residence: Residence
     done: Done
 
     def run(self, states: Propagation) -> Sparsified:
@@ -144,7 +144,7 @@ class _LayerByLayer:
         layers = self.transformer.layers
         with progress(f"{self.method.name}, layer by layer", total=len(layers)) as advance:
             for index, layer in enumerate(layers):
-                with self.hold(index):
+                with self.residence.layer(index):
                     targets = [] if dense is None else list(dense.forward(layer))
                     pruned = self._prune_layer(index, states)
                     if dense is not None:

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from shearling.errors import ShapeMismatch, ShearlingError
-from shearling.model.checkpoint import check_checkpoint, hash_weights
+from shearling.model.checkpoint import hash_weights
+from shearling.model.checkpoint_safety import check_checkpoint
 from shearling.model.weight_shards import StoredTensor, StoredWeights, writing_weights
 from tests.support.tiny_models import FAMILIES, save_tiny
 
