@@ -14,9 +14,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.peak_memory import Measured, run_measured
-from shearling.resources import in_words
+from shearling.resources import Estimate, in_words
+
+if TYPE_CHECKING:
+    from shearling.model.weight_shards import StoredTensor
 
 RANKS = (16, 8)
 ROWS = 96
@@ -120,6 +124,7 @@ ranks = {list(RANKS)}
 steps = 3
 batch_size = 4
 gradient_checkpointing = true
+memory = "lean"
 
 [search]
 algorithm = "random"
@@ -147,38 +152,69 @@ def _train(scale: Scale) -> list[str]:
 
 
 def _search(scale: Scale) -> list[str]:
-    return ["search", "--run", str(scale.run)]
+    return ["search", "--run", str(scale.run), "--memory", "lean"]
 
 
-STAGES: dict[str, Callable[[Scale], list[str]]] = {
-    "base": _base,
-    "prune": _prune,
-    "train": _train,
-    "search": _search,
+def _part(name: str) -> Callable[[Scale], Estimate]:
+    def expected(scale: Scale) -> Estimate:
+        from shearling.model.figures import read_figures
+        from shearling.recipe.recipe import read_recipe
+        from train.estimates import estimate_stage
+
+        recipe = read_recipe(scale.recipe("train", _sparsity(scale), _ADAPTER))
+        return estimate_stage(recipe, read_figures(scale.source), by_tensors=True)[name]
+
+    return expected
+
+
+def _searched(scale: Scale) -> Estimate:
+    from search.stage import LOCAL, estimate_by_recipe
+    from shearling.run import Run
+
+    return estimate_by_recipe(Run(scale.run), settings={}, rule={}, workforce=LOCAL, memory="lean")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is measured.
+
+    Attributes:
+        command: what `python -m` is called with.
+        expected: what the stage itself says beforehand.
+    """
+
+    command: Callable[[Scale], list[str]]
+    expected: Callable[[Scale], Estimate]
+
+
+STAGES: dict[str, Stage] = {
+    "base": Stage(_base, _part("base")),
+    "prune": Stage(_prune, _part("sparse")),
+    "train": Stage(_train, _part("super_adapter")),
+    "search": Stage(_search, _searched),
 }
-"""Name -> what `python -m` is called with; each stage reads what those before it have left."""
+"""By name; each reads what those before it have left."""
 
 
 def measure(scale: Scale, stages: list[str]) -> dict[str, Measured]:
     """Run stages one after the other, as far as they succeed."""
     found: dict[str, Measured] = {}
     for stage in stages:
-        found[stage] = run_measured(STAGES[stage](scale))
+        found[stage] = run_measured(STAGES[stage].command(scale))
         if found[stage].exit_code:
             break
     return found
 
 
-def as_table(shape: Shape, found: dict[str, Measured]) -> str:
+def as_table(shape: Shape, found: dict[str, Measured], expected: dict[str, Estimate]) -> str:
     """What was measured, in Markdown."""
     size = f"{shape.parameters / 1e9:.2f} G weights, {in_words(2 * shape.parameters)} in bfloat16"
-    lines = [size, "", "| stage | peak of memory | of the model | seconds | |", "|---|---|---|---|---|"]
+    lines = [size, "", "| stage | peak of memory | estimate | seconds | |", "|---|---|---|---|---|"]
     for stage, measured in found.items():
-        share = measured.peak_bytes / (2 * shape.parameters)
         failed = f"exit {measured.exit_code}" if measured.exit_code else ""
-        lines.append(
-            f"| {stage} | {in_words(measured.peak_bytes)} | {share:.2f}x | {measured.seconds:.0f} | {failed} |"
-        )
+        peak = in_words(measured.peak_bytes)
+        estimate = in_words(expected[stage].memory_bytes) if stage in expected else ""
+        lines.append(f"| {stage} | {peak} | {estimate} | {measured.seconds:.0f} | {failed} |")
     return "\n".join(lines)
 
 
@@ -191,12 +227,39 @@ def make_model(shape: Shape, directory: Path, *, max_shard_bytes: int | None = N
         max_shard_bytes: of a file; None for the usual one.
     """
     import torch
-    from accelerate import init_empty_weights
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from shearling.model.checkpoint import save_description
-    from shearling.model.weight_shards import MAX_SHARD_BYTES, StoredTensor, writing_weights
+    from shearling.model.weight_shards import MAX_SHARD_BYTES, writing_weights
     from tests.support.tiny_models import tiny_tokenizer
+
+    source = directory / "source"
+    source.mkdir(parents=True)
+    generator, tensors = torch.Generator().manual_seed(0), stored_tensors(shape)
+    with writing_weights(source, tensors, max_shard_bytes=max_shard_bytes or MAX_SHARD_BYTES) as writer:
+        for name, tensor in tensors.items():
+            value = torch.empty(tensor.shape, dtype=torch.bfloat16)
+            if len(tensor.shape) == 1:
+                value.fill_(1)
+            else:
+                value.normal_(std=0.02, generator=generator)
+            writer.write(name, value)
+    save_description(empty_llama(shape), tiny_tokenizer(), source, "bfloat16")
+    rows = (json.dumps({"headline": f"{TEXT} {number}", "label": number % 2}) for number in range(ROWS))
+    (directory / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def stored_tensors(shape: Shape) -> dict[str, StoredTensor]:
+    """Name -> shape and type of every tensor of a model, in its order."""
+    from shearling.model.weight_shards import StoredTensor
+
+    parameters = empty_llama(shape).named_parameters()
+    return {name: StoredTensor("bfloat16", tuple(parameter.shape)) for name, parameter in parameters}
+
+
+def empty_llama(shape: Shape) -> Any:
+    """A model of this shape, without weights."""
+    from accelerate import init_empty_weights
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         hidden_size=shape.hidden,
@@ -214,21 +277,7 @@ def make_model(shape: Shape, directory: Path, *, max_shard_bytes: int | None = N
     with init_empty_weights(include_buffers=False):
         model = LlamaForCausalLM(config)
     model.tie_weights()
-    tensors = {name: StoredTensor("bfloat16", tuple(parameter.shape)) for name, parameter in model.named_parameters()}
-    source = directory / "source"
-    source.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    with writing_weights(source, tensors, max_shard_bytes=max_shard_bytes or MAX_SHARD_BYTES) as writer:
-        for name, tensor in tensors.items():
-            value = torch.empty(tensor.shape, dtype=torch.bfloat16)
-            if len(tensor.shape) == 1:
-                value.fill_(1)
-            else:
-                value.normal_(std=0.02, generator=generator)
-            writer.write(name, value)
-    save_description(model, tiny_tokenizer(), source, "bfloat16")
-    rows = (json.dumps({"headline": f"{TEXT} {number}", "label": number % 2}) for number in range(ROWS))
-    (directory / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return model
 
 
 def make_base(scale: Scale) -> None:
@@ -271,7 +320,8 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write(made.log)
             return made.exit_code
     found = measure(scale, stages)
-    sys.stdout.write(as_table(shape, found) + "\n")
+    expected = {stage: STAGES[stage].expected(scale) for stage, run in found.items() if not run.exit_code}
+    sys.stdout.write(as_table(shape, found, expected) + "\n")
     failed = [measured for measured in found.values() if measured.exit_code]
     if failed:
         sys.stderr.write(failed[-1].log)
