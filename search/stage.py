@@ -123,7 +123,7 @@ def search_by_recipe(
         force: replace a search that is there.
         workforce: see `search`.
         consent: see `search`.
-        memory: lean takes less of it, and more time; auto does so where nothing else fits. The numbers are the same.
+        memory: see `search`.
 
     Raises:
         ShearlingError: see `search`.
@@ -166,6 +166,7 @@ def search(
     force: bool = False,
     workforce: Workforce = LOCAL,
     consent: Consent = refuse,
+    memory: Memory = "auto",
 ) -> Searched:
     """Search, or continue an interrupted search with the same settings.
 
@@ -176,6 +177,7 @@ def search(
         force: replace a search that is there.
         workforce: what measures candidates; makes no difference to what is found.
         consent: asked before evaluations of an unfinished search are left behind.
+        memory: lean takes less of it, and more time; auto does so where nothing else fits. The numbers are the same.
 
     Raises:
         UsageError: settings contradict each other, or there is no consent.
@@ -187,7 +189,9 @@ def search(
     """
     check_destination(run.search, force=force)
     check_workforce(workforce)
-    return _search(open_run(run), settings, rule, Conduct(force=force, workforce=workforce, consent=consent))
+    return _search(
+        open_run(run), settings, rule, Conduct(force=force, workforce=workforce, consent=consent, memory=memory)
+    )
 
 
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, conduct: Conduct) -> Searched:

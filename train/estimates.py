@@ -93,8 +93,9 @@ def estimate_training(
     wide = ACTIVATIONS * figures.hidden + 4 * figures.widest
     states = rows * FLOAT32_BYTES * (wide * checkpointed + figures.hidden * figures.layers)
     teacher = 0 if train.teacher is None else computed_bytes * figures.parameters
-    # A head that is stored in another type is widened for its product.
-    head = FLOAT32_BYTES * figures.table if lean else 0
+    # A head that is stored in another type is widened for its product, where no autocast takes it as it is.
+    widened = lean and computed_bytes == FLOAT32_BYTES and figures.table_bytes < FLOAT32_BYTES * figures.table
+    head = FLOAT32_BYTES * figures.table if widened else 0
     peak = weights + masks + merged + ADAM_BYTES * trained + states + teacher
     return Estimate(
         TRAINING_LIBRARIES_BYTES + peak + max(MERGING_BYTES * figures.matrix, head), 4 * ADAM_BYTES * trained

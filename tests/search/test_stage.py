@@ -27,8 +27,9 @@ from search.stage import Searched, search
 from shearling.artefact import open_artefact
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import load_super_network
-from shearling.errors import ArtefactMismatch, NoCandidate, OutputExists, UsageError
+from shearling.errors import ArtefactMismatch, NoCandidate, OutputExists, ResourceExhausted, UsageError
 from shearling.evaluation.evaluator import Evaluator, torch_scorer
+from shearling.executors.executor import Workforce
 from shearling.run import Run
 from shearling.strict_json import read_json
 from tests.support.tiny_runs import tiny_recipe
@@ -371,3 +372,33 @@ def test_the_command_explains_itself_without_heavy_imports() -> None:
     assert shell([sys.executable, "-m", "search", "--help"]).returncode == 0
     missing = shell([sys.executable, "-m", "search", "--run", "nowhere", "--json"])
     assert (missing.returncode, json.loads(missing.stdout)["error"]) == (3, "ArtefactMissing")
+
+
+@pytest.mark.parametrize("workforce", [Workforce(), Workforce("processes", workers=1)])
+def test_less_memory_finds_the_same(workforce: Workforce, trained: Path, tmp_path: Path) -> None:
+    journals = []
+    for memory in ("fast", "lean"):
+        run = Run(shutil.copytree(trained, tmp_path / memory))
+        search(run, settings(evaluations=4), BestRule(), workforce=workforce, memory=memory)
+        journals.append(content(run.search / "journal.jsonl"))
+    assert journals[0] == journals[1]
+
+
+def test_too_little_memory_is_refused_with_what_would_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shearling.resources.available_memory_bytes", lambda: 2**20)
+    for options, remedy in (
+        ({"memory": "fast"}, "--memory lean"),
+        ({"memory": "lean"}, "--batch-size"),
+        ({"workforce": Workforce("processes", workers=2)}, "fewer --workers"),
+    ):
+        with pytest.raises(ResourceExhausted, match=r"of memory needed, 1\.0 MiB available") as caught:
+            search(run, settings(), BestRule(), **options)
+        assert remedy in str(caught.value.remedy)
+    assert not run.search.exists()
+
+
+def test_a_dry_run_shows_the_memory_and_searches_nothing(run: Run) -> None:
+    shown = json.loads(shell(command(run, "--dry-run", "--json")).stdout)
+    assert set(shown["parts"]) == {"search"}
+    assert 2**28 < shown["parts"]["search"]["memory_bytes"] < 2**31
+    assert not run.search.exists()

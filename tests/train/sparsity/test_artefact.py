@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
 from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
-from shearling.errors import ArtefactMismatch
+from shearling.errors import ArtefactMismatch, ResourceExhausted
 from shearling.model.checkpoint import hash_weights, load_model
 from shearling.model.layers import find_layers
 from shearling.model.weight_shards import StoredWeights
@@ -162,3 +169,55 @@ def test_a_source_keeps_its_type_and_is_scored_in_float32(dtype, tmp_path):
     assert {tensor.dtype for tensor in StoredWeights(kept.path).tensors.values()} == {dtype}
     assert hash_weights(load_model(kept.path)) == hash_weights(widened.path)
     assert kept.manifest.files[MASK_FILE] == widened.manifest.files[MASK_FILE]
+
+
+def again(tmp_path, base):
+    """The base or its sparse artefact once more."""
+    if base is None:
+        return import_base(tmp_path / "source", tmp_path / "again", model_id="x")
+    return write_sparse(base, tmp_path / "again", section=SparsitySection(), calibration=calibration(), seed=0)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_full_disk_is_an_environment_fault_and_leaves_nothing(pruned, tmp_path, monkeypatch):
+    base, _ = make(tmp_path)
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ResourceExhausted, match="bytes free") as caught:
+        again(tmp_path, base if pruned else None)
+    assert caught.value.exit_code == 4
+    assert [path.name for path in tmp_path.iterdir() if "again" in path.name] == []
+
+
+def test_pruning_that_was_killed_between_two_shards_starts_over(tmp_path):
+    base, expected = make(tmp_path)
+    script = f"""
+        import os, signal
+        from pathlib import Path
+        import train.sparsity.artefact as artefact
+        from shearling.artefact import open_artefact
+        from shearling.recipe.sparsity import SparsitySection
+        from tests.train.sparsity.test_artefact import calibration
+        from train.sparsity.pruned_layers import PrunedLayers
+
+        done = PrunedLayers.done
+
+        def killed(self, index, masks):
+            done(self, index, masks)
+            if index == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        PrunedLayers.done = killed
+        base = open_artefact(Path({str(base.path)!r}), kind="base")
+        artefact.write_sparse(
+            base, Path({str(tmp_path / "killed")!r}), section=SparsitySection(), calibration=calibration(), seed=7
+        )
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    repeated = write_sparse(base, tmp_path / "killed", section=SparsitySection(), calibration=calibration(), seed=7)
+    assert repeated.manifest.files == expected.manifest.files
