@@ -174,33 +174,27 @@ def _searched(scale: Scale) -> Estimate:
     return estimate_by_recipe(Run(scale.run), settings={}, rule={}, workforce=LOCAL, memory="lean")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What is measured.
-
-    Attributes:
-        command: what `python -m` is called with.
-        expected: what the stage itself says beforehand.
-    """
-
-    command: Callable[[Scale], list[str]]
-    expected: Callable[[Scale], Estimate]
-
-
-STAGES: dict[str, Stage] = {
-    "base": Stage(_base, _part("base")),
-    "prune": Stage(_prune, _part("sparse")),
-    "train": Stage(_train, _part("super_adapter")),
-    "search": Stage(_search, _searched),
+STAGES: dict[str, Callable[[Scale], list[str]]] = {
+    "base": _base,
+    "prune": _prune,
+    "train": _train,
+    "search": _search,
 }
-"""By name; each reads what those before it have left."""
+"""Name -> what `python -m` is called with; each stage reads what those before it have left."""
+ESTIMATES: dict[str, Callable[[Scale], Estimate]] = {
+    "base": _part("base"),
+    "prune": _part("sparse"),
+    "train": _part("super_adapter"),
+    "search": _searched,
+}
+"""Name -> what the stage itself says that it will take."""
 
 
 def measure(scale: Scale, stages: list[str]) -> dict[str, Measured]:
     """Run stages one after the other, as far as they succeed."""
     found: dict[str, Measured] = {}
     for stage in stages:
-        found[stage] = run_measured(STAGES[stage].command(scale))
+        found[stage] = run_measured(STAGES[stage](scale))
         if found[stage].exit_code:
             break
     return found
@@ -320,7 +314,8 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write(made.log)
             return made.exit_code
     found = measure(scale, stages)
-    expected = {stage: STAGES[stage].expected(scale) for stage, run in found.items() if not run.exit_code}
+    succeeded = [stage for stage, run in found.items() if not run.exit_code and stage in ESTIMATES]
+    expected = {stage: ESTIMATES[stage](scale) for stage in succeeded}
     sys.stdout.write(as_table(shape, found, expected) + "\n")
     failed = [measured for measured in found.values() if measured.exit_code]
     if failed:

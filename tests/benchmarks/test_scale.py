@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peak_memory import run_measured
-from benchmarks.scale import SHAPES, STAGES, Scale, Shape, as_table, main, make_model, measure
+from benchmarks.scale import ESTIMATES, SHAPES, Scale, Shape, as_table, main, make_model, measure
 from shearling.model.figures import read_figures
 from shearling.model.weight_shards import StoredWeights
 
@@ -71,9 +71,9 @@ def test_a_process_that_fails_tells_so_and_its_peak_all_the_same():
     ],
 )
 def test_peaks_are_within_a_fifth_of_what_was_said(shape, tmp_path):
-    found = peaks(shape, tmp_path, list(STAGES))
+    found = peaks(shape, tmp_path, list(ESTIMATES))
     scale = Scale(tmp_path, samples=2, seq_len=16)
-    said = {stage: STAGES[stage].expected(scale).memory_bytes for stage in STAGES}
+    said = {stage: ESTIMATES[stage](scale).memory_bytes for stage in ESTIMATES}
     assert read_figures(scale.source).parameters == shape.parameters
     for stage, peak in found.items():
         assert said[stage] == pytest.approx(peak, rel=0.2), (stage, said, found)

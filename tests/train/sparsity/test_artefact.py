@@ -195,12 +195,11 @@ def test_a_full_disk_is_an_environment_fault_and_leaves_nothing(pruned, tmp_path
 def test_pruning_that_was_killed_between_two_shards_starts_over(tmp_path):
     base, expected = make(tmp_path)
     script = f"""
-        import os, signal
+        import os, signal, torch
         from pathlib import Path
         import train.sparsity.artefact as artefact
         from shearling.artefact import open_artefact
         from shearling.recipe.sparsity import SparsitySection
-        from tests.train.sparsity.test_artefact import calibration
         from train.sparsity.pruned_layers import PrunedLayers
 
         done = PrunedLayers.done
@@ -213,7 +212,7 @@ def test_pruning_that_was_killed_between_two_shards_starts_over(tmp_path):
         PrunedLayers.done = killed
         base = open_artefact(Path({str(base.path)!r}), kind="base")
         artefact.write_sparse(
-            base, Path({str(tmp_path / "killed")!r}), section=SparsitySection(), calibration=calibration(), seed=7
+            base, Path({str(tmp_path / "killed")!r}), section=SparsitySection(), calibration=[torch.arange(9)], seed=7
         )
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
