@@ -6,6 +6,7 @@ model: tensor by tensor, each page of the file given back before the next is rea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -199,18 +200,41 @@ def check_finite_tensor(tensor: torch.Tensor, *, where: str) -> None:
         raise NonFiniteWeights(f"{broken} of {tensor.numel()} entries are NaN or infinite", where=where)
 
 
-def _places(model: nn.Module, weights: StoredWeights) -> dict[str, tuple[str, ...]] | None:
+def _places(model: PreTrainedModel, weights: StoredWeights) -> dict[str, tuple[str, ...]] | None:
     state = model.state_dict(keep_vars=True)
     tied: dict[int, list[str]] = {}
     for name, tensor in state.items():
         tied.setdefault(id(tensor), []).append(name)
-    places = {}
+    places, left = {}, weights.tensors.keys() - _ignored(model, weights)
     for names in tied.values():
         stored = [name for name in names if name in weights.tensors]
-        if len(stored) != 1 or weights.tensors[stored[0]].shape != tuple(state[names[0]].shape):
+        if not stored or weights.tensors[stored[0]].shape != tuple(state[names[0]].shape):
+            return None
+        if not _are_equal(weights, stored):
             return None
         places[stored[0]] = tuple(names)
-    return places if places.keys() == weights.tensors.keys() else None
+        left = left - set(stored)
+    return None if left else places
+
+
+def _ignored(model: PreTrainedModel, weights: StoredWeights) -> set[str]:
+    """What transformers passes over, such as tables that older versions stored."""
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$"]
+    known = model.state_dict().keys()
+    return {
+        name for name in weights.tensors if name not in known and any(re.search(pattern, name) for pattern in patterns)
+    }
+
+
+def _are_equal(weights: StoredWeights, names: Sequence[str]) -> bool:
+    """Whether a tied tensor that is stored under several names is the same under each."""
+    import torch
+
+    first, *others = names
+    return all(
+        weights.tensors[name] == weights.tensors[first] and torch.equal(weights.read(name), weights.read(first))
+        for name in others
+    )
 
 
 def _head_path(model: PreTrainedModel) -> str | None:

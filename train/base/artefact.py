@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +86,10 @@ def import_base(
                     model, stored = skeleton.model, _copy(skeleton, tokenizer, draft.directory, dtype)
                 else:
                     kept = dtype or ("float32" if classes is not None else _main_dtype(directory))
-                    load = load_model if classes is None else partial(load_with_new_head, classes=classes, seed=seed)
-                    model = load(directory)
+                    if classes is None:
+                        model = load_model(directory, dtype=kept)
+                    else:
+                        model = load_with_new_head(directory, classes=classes, seed=seed)
                     stored = _save_whole(model, tokenizer, draft.directory, kept)
             origin = _origin(source, removed)
             stated = license_of_directory(source)
@@ -126,6 +127,7 @@ def _is_tied(model: PreTrainedModel) -> bool:
 
 def _copy(skeleton: Skeleton, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: Dtype | None) -> Dtype:
     """Write the weights of a checkpoint tensor by tensor; gives the type of most."""
+    # A structure that cannot be pruned is refused before gigabytes are written.
     find_layers(skeleton.model)
     tensors = skeleton.described(dtype)
     with writing_weights(directory, tensors) as writer:
@@ -142,6 +144,7 @@ def _save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
     import torch
 
     check_finite(model)
+    # As in `_copy`.
     find_layers(model)
     save_model(model.to(getattr(torch, dtype)), tokenizer, directory)
     return dtype
