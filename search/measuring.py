@@ -111,6 +111,13 @@ class WorkersObjective:
         ).objective.measure
 
 
+def training_device() -> str | None:
+    """Where the Trainer would compute, and a search that has no workers does as well; None is the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
 def build_objective(
     settings: SearchSettings,
     inputs: SearchInputs,

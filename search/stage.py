@@ -19,7 +19,7 @@ from search.front import BestRule, best_record, find_largest, pareto_document, p
 from search.journal import JOURNAL_FILE, Journal, Record
 from search.limits import check_params, find_table, limited_rule, make_limit
 from search.measurements import Measurements
-from search.measuring import MeasuredTask, WorkersObjective, build_objective
+from search.measuring import MeasuredTask, WorkersObjective, build_objective, training_device
 from search.objective import Objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
 from search.piece_store import PIECES_FILE, PieceStore
@@ -205,7 +205,9 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
     with write_artefact(
         run.search, kind="search", parents=inputs.parents, seed=settings.seed, force=conduct.force, resumable=True
     ) as draft:
-        prepared = _prepare(opened, settings, inputs, rule, lean=lean)
+        device = training_device() if conduct.workforce.entry.in_process else None
+        measured = build_objective(settings, inputs, device=device, lean=lean)
+        prepared = _prepare(opened, settings, measured, rule)
         resume(draft.directory, settings, inputs, anchors=prepared.anchors, consent=conduct.consent)
         journal = Journal(draft.directory / JOURNAL_FILE)
         store = PieceStore(draft.directory / PIECES_FILE, question_of(settings, inputs), prepared.measured.split)
@@ -261,10 +263,8 @@ def _settle(opened: SearchableRun, settings: SearchSettings, rule: BestRule) -> 
     return settle(settings, rule, opened.space, sparse="sparse" in opened.adapter.manifest.parents)
 
 
-def _prepare(
-    opened: SearchableRun, settings: SearchSettings, inputs: SearchInputs, rule: BestRule, *, lean: bool
-) -> Preparation:
-    measured, grid = build_objective(settings, inputs, lean=lean), Grid.of(opened.space)
+def _prepare(opened: SearchableRun, settings: SearchSettings, measured: MeasuredTask, rule: BestRule) -> Preparation:
+    grid = Grid.of(opened.space)
     limit = make_limit(settings, measured.objective, grid)
     check_params(rule, measured.objective, grid)
     effort = Effort(settings.evaluations, seed=settings.seed, population=settings.population, limit=limit)

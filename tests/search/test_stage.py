@@ -402,3 +402,22 @@ def test_a_dry_run_shows_the_memory_and_searches_nothing(run: Run) -> None:
     assert set(shown["parts"]) == {"search"}
     assert 2**28 < shown["parts"]["search"]["memory_bytes"] < 2**31
     assert not run.search.exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_candidates_are_measured_where_they_were_trained(
+    there: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the device: none need be here."""
+    asked: list[object] = []
+
+    def build(*_arguments: object, device: str | None, **_options: object) -> None:
+        asked.append(device)
+        raise UsageError("seen")
+
+    monkeypatch.setattr("search.stage.build_objective", build)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    for workforce in (Workforce(), Workforce("processes", workers=1)):
+        with pytest.raises(UsageError, match="seen"):
+            search(run, settings(), BestRule(), workforce=workforce)
+    assert asked == ["cuda" if there else None, None]
