@@ -49,7 +49,9 @@ def run_measured(arguments: Sequence[str], *, environment: Mapping[str, str] | N
         command = [sys.executable, "-m", "benchmarks.peak_memory", str(report), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         found = json.loads(report.read_text()) if report.exists() else {"peak_bytes": 0, "seconds": 0.0}
-    return Measured(done.returncode, found["peak_bytes"], found["seconds"], done.stderr, done.stdout)
+    return Measured(
+        done.returncode, int(found["peak_bytes"]), float(found["seconds"]), log=done.stderr, output=done.stdout
+    )
 
 
 def peak_bytes() -> int:

@@ -203,7 +203,7 @@ class _Recorder:
         """One batch [batch, tokens]."""
         import torch
 
-        self._calls, self._hidden = [], None
+        self._begin()
         # The body alone: a head would make logits, gigabytes with a large vocabulary.
         body: Any = getattr(model, "base_model", model)
         device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
@@ -215,6 +215,9 @@ class _Recorder:
                 where=type(model).__name__,
             )
         return Batch(self._hidden, self._calls)
+
+    def _begin(self) -> None:
+        self._calls, self._hidden = [], None
 
     def _note(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         named = dict(kwargs)

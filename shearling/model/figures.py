@@ -72,7 +72,7 @@ def read_figures(source: Path) -> ModelFigures:
 def figures_of(tensors: Mapping[str, StoredTensor]) -> ModelFigures:
     """Sizes of a model with these tensors, each under a name that has the index of its layer as a part."""
     layers: dict[str, list[StoredTensor]] = defaultdict(list)
-    outside = []
+    outside: list[StoredTensor] = []
     for name, tensor in tensors.items():
         found = _LAYER.search(name)
         (outside if found is None else layers[found.group(1)]).append(tensor)

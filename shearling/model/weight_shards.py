@@ -194,7 +194,7 @@ def writing_weights(
         max_shard_size=max_shard_bytes,
     )
     with ExitStack() as files:
-        shards = {}
+        shards: dict[str, _Shard] = {}
         for file, names in split.filename_to_tensors.items():
             shard = _Shard(directory / file, {name: tensors[name] for name in names})
             files.callback(shard.discard)
