@@ -28,6 +28,8 @@ MERGING_BYTES = 17
 """An entry of the largest matrix in the backward: the merged weight, the gradient of it, the mask as numbers."""
 ADAM_BYTES = 16
 """A parameter that trains: itself, its gradient and two moments."""
+CHECKPOINTED_BYTES = 40
+"""A parameter that trains, on disk: itself and its moments in three checkpoints, one of them unfinished; the result."""
 ACTIVATIONS = 14
 """Tensors as wide as the hidden states that the backward of one layer needs, and four as wide as the feed-forward."""
 
@@ -98,7 +100,7 @@ def estimate_training(
     head = FLOAT32_BYTES * figures.table if widened else 0
     peak = weights + masks + merged + ADAM_BYTES * trained + states + teacher
     return Estimate(
-        TRAINING_LIBRARIES_BYTES + peak + max(MERGING_BYTES * figures.matrix, head), 4 * ADAM_BYTES * trained
+        TRAINING_LIBRARIES_BYTES + peak + max(MERGING_BYTES * figures.matrix, head), CHECKPOINTED_BYTES * trained
     )
 
 
