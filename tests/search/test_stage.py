@@ -374,14 +374,17 @@ def test_the_command_explains_itself_without_heavy_imports() -> None:
     assert (missing.returncode, json.loads(missing.stdout)["error"]) == (3, "ArtefactMissing")
 
 
-@pytest.mark.parametrize("workforce", [Workforce(), Workforce("processes", workers=1)])
-def test_less_memory_finds_the_same(workforce: Workforce, trained: Path, tmp_path: Path) -> None:
+def test_less_memory_finds_the_same_here_and_in_workers(trained: Path, tmp_path: Path) -> None:
     journals = []
-    for memory in ("fast", "lean"):
-        run = Run(shutil.copytree(trained, tmp_path / memory))
+    for memory, workforce in (
+        ("fast", Workforce()),
+        ("lean", Workforce()),
+        ("lean", Workforce("processes", workers=1)),
+    ):
+        run = Run(shutil.copytree(trained, tmp_path / f"{memory}-{workforce.executor}"))
         search(run, settings(evaluations=4), BestRule(), workforce=workforce, memory=memory)
         journals.append(content(run.search / "journal.jsonl"))
-    assert journals[0] == journals[1]
+    assert journals[0] == journals[1] == journals[2]
 
 
 def test_too_little_memory_is_refused_with_what_would_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
