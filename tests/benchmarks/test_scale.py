@@ -13,8 +13,8 @@ from benchmarks.scale import ESTIMATES, SHAPES, Scale, Shape, as_table, main, ma
 from shearling.model.figures import read_figures
 from shearling.model.weight_shards import StoredWeights
 
-DEEP = Shape(hidden=384, feed_forward=1024, layers=40, heads=4, kv_heads=4, vocabulary=512, tied=True)
-"""71 M weights in many small layers: half of its bytes are far more than a layer in float32."""
+DEEP = Shape(hidden=384, feed_forward=1024, layers=32, heads=4, kv_heads=4, vocabulary=512, tied=True)
+"""57 M weights in many small layers: half of its bytes are far more than a layer in float32."""
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
