@@ -226,6 +226,11 @@ class ElasticLoraLinear(FrozenLinear):
         """See the class."""
         return None if self.grid_scales is None else LayerGrid(self.grid_scales, self._grid_bits)
 
+    def forget(self) -> None:
+        """See `FrozenLinear.forget`; the mask and the grid go with the weight, the factors stay."""
+        super().forget()
+        self.mask = self.grid_scales = None
+
     def activate(self, rank: int) -> None:
         """Use the first `rank` rows of A and columns of B from now on.
 
