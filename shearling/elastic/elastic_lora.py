@@ -229,7 +229,7 @@ class ElasticLoraLinear(FrozenLinear):
     def forget(self) -> None:
         """See `FrozenLinear.forget`; the mask and the grid go with the weight, the factors stay."""
         super().forget()
-        self.mask = self.grid_scales = None
+        self._mask = self.grid_scales = None
 
     def activate(self, rank: int) -> None:
         """Use the first `rank` rows of A and columns of B from now on.

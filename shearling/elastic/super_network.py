@@ -226,7 +226,12 @@ def load_super_network(run: Run) -> SuperNetwork:
 
 
 def assemble_super_network(
-    frozen: Artefact, adapter: Artefact, space: SearchSpace, *, lean: bool = False
+    frozen: Artefact,
+    adapter: Artefact,
+    space: SearchSpace,
+    *,
+    lean: bool = False,
+    model: PreTrainedModel | None = None,
 ) -> SuperNetwork:
     """`load_super_network` for artefacts that are verified already, and a search space that was read from them.
 
@@ -235,8 +240,10 @@ def assemble_super_network(
         adapter: the `super_adapter`.
         space: of the adapter.
         lean: in less memory and more time, the same numbers; see `load_frozen`.
+        model: the frozen model, where it is loaded already.
     """
-    model = load_frozen(frozen, lean=lean and GRID_FILE not in adapter.manifest.files)
+    if model is None:
+        model = load_frozen(frozen, lean=lean and GRID_FILE not in adapter.manifest.files)
     masks: Masks | None = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
     if masks is not None:
         check_masked_zeros(model, masks)

@@ -22,7 +22,7 @@ HASH_SCHEME = "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor
 """How `hash_weights` works; stored beside every hash."""
 
 
-def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
+def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTrainedModel:
     """Load a decoder, or a classifier, in eval mode, after `check_checkpoint` has passed its directory.
 
     The weights are there once, and beside them a tensor at a time; what transformers has to rename or to convert comes
@@ -30,7 +30,8 @@ def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
 
     Args:
         directory: a local Hugging Face model directory.
-        dtype: of every floating-point weight.
+        dtype: of every floating-point weight; None is that of the files. Weights that have it there are views of the
+            files, and take memory as far as they are read.
 
     Raises:
         ArtefactError: whatever `check_checkpoint` refuses.
@@ -41,17 +42,20 @@ def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
     import transformers
     from safetensors import SafetensorError
 
-    wanted = getattr(torch, dtype)
+    wanted = None if dtype is None else getattr(torch, dtype)
     skeleton = open_skeleton(directory)
-    if skeleton is not None and (dtype == "float32" or not skeleton.keeps_float32):
-        skeleton.fill(lambda _name: True, wanted)
-        skeleton.model.config.dtype = wanted
+    if skeleton is not None and (dtype in ("float32", None) or not skeleton.keeps_float32):
+        if wanted is None:
+            skeleton.map()
+        else:
+            skeleton.fill(lambda _name: True, wanted)
+        skeleton.model.config.dtype = wanted or skeleton.model.dtype
         return skeleton.model.requires_grad_(True)
     transformers.utils.logging.disable_progress_bar()
     try:
         model, info = _loader(directory).from_pretrained(
             str(directory),
-            dtype=wanted,
+            dtype=wanted or "auto",
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
@@ -113,6 +117,23 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
 
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(str(directory), max_shard_size=MAX_SHARD_BYTES)
+    tokenizer.save_pretrained(str(directory))
+
+
+def save_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: Dtype) -> None:
+    """Save what belongs beside the weights, as `save_model` does: configuration and tokenizer.
+
+    Args:
+        model: whose weights may be on the meta device; its configuration is changed to name the type.
+        tokenizer: of the model.
+        directory: exists.
+        dtype: of the weights beside it.
+    """
+    model.config.dtype = dtype
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(str(directory))
+    if model.can_generate():
+        model.generation_config.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
 
 

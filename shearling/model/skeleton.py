@@ -95,6 +95,18 @@ class Skeleton:
             value = torch.empty(value.shape, dtype=wanted).copy_(value)
             self._put(names, value)
 
+    def map(self) -> None:
+        """Put all weights in place as they are stored, as views of the files, which take memory as far as they are
+        read.
+
+        Raises:
+            NonFiniteWeights: see `fill`.
+        """
+        for stored, names in self.places.items():
+            value = self.weights.read(stored)
+            check_finite_tensor(value, where=stored)
+            self._put(names, value)
+
     def empty(self, inside: Callable[[str], bool]) -> None:
         """Give back what `fill` loaded."""
         import torch
