@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from export.formats.export_format import ExportSubject
-from export.formats.written_format import WrittenFormat, write_format
+from export.formats.written_format import Proof, WrittenFormat, write_format
 from export.merged_model import MergedModel, ask_task, prepare_model
 from export.plan import ExportPlan, plan_frozen, plan_subnet
 from export.quantization.quantize import Quantized, quantize
@@ -84,7 +84,9 @@ def export_planned(plan: ExportPlan) -> FinishedExport:
             subject = dataclasses.replace(subject, integers=quantized.matrices)
         written = [write_format(planned, subject, draft.directory) for planned in plan.formats]
         task = ask_task(subject, plan)
-        proofs = [] if request.verify == "off" else [item.prove(merged.reference, masks, task) for item in written]
+        proofs: list[Proof] = []
+        if request.verify != "off":
+            proofs = [item.prove(merged.reference, masks, task, subject) for item in written]
         report = build_report(plan, merged, certificate, written, proofs, quantized)
         _describe(draft, report, written, merged)
         _judge(report, request, draft)

@@ -176,9 +176,12 @@ class PlannedFormat:
 
     Attributes:
         directory: its name inside the export.
+        parts: how many parts of its layers its runtime is given, one after the other, to be measured: 1 where it can
+            hold the whole file.
     """
 
     entry: ExportFormat
     writer: FormatWriter
     storage: Storage
     directory: str
+    parts: int = 1

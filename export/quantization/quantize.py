@@ -62,7 +62,8 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     """Round every linear layer inside the transformer layers, and the embedding and the head where the plan says so.
 
     Args:
-        model: float32, eval mode; not modified. A copy of it is held meanwhile.
+        model: eval mode; not modified. A copy of it in float32 is held meanwhile, and two where its own weights are of
+            another type and all matrices are tuned or weighed together.
         tokenizer: of the model.
         plan: how.
         classifier: tune by last hidden states; see `shearling.calibration.distillation.distil`.
@@ -72,7 +73,10 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
         ModelUnsupported, NonFiniteWeights: see `shearling.calibration`.
     """
     started, streams = time.perf_counter(), plan.text.streams(tokenizer)
-    student = copy.deepcopy(model).requires_grad_(False).eval()
+    student = _in_float32(model)
+    judged = plan.ratio < 1 or plan.tuning_steps > 0
+    if judged and any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        model = _in_float32(model)
     transformer = find_layers(student)
     vocabulary = find_vocabulary(student) if plan.all_layers else None
     groups = dict(_group_sizes(_columns(transformer, vocabulary), plan))
@@ -105,6 +109,15 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     seconds = time.perf_counter() - started
     errors = layers.errors.values()
     return Quantized(matrices, sum(errors) / max(1, len(errors)), seconds, tuple(distances))
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """A frozen copy, made parameter by parameter."""
+    copies: dict[int, Any] = {
+        id(parameter): torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, copies).eval()
 
 
 def _spare(

@@ -51,7 +51,7 @@ class FrozenLinear(nn.Module):
         self._held = None
 
 
-def _without_content(parameter: nn.Parameter) -> nn.Parameter:
+def _without_content(parameter: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
 
 

@@ -137,23 +137,6 @@ def save_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     tokenizer.save_pretrained(str(directory))
 
 
-def save_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: Dtype) -> None:
-    """Save what belongs beside the weights, as `save_model` does: configuration and tokenizer.
-
-    Args:
-        model: whose weights may be on the meta device; its configuration is changed to name the type.
-        tokenizer: of the model.
-        directory: exists.
-        dtype: of the weights beside it.
-    """
-    model.config.dtype = dtype
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(str(directory))
-    if model.can_generate():
-        model.generation_config.save_pretrained(str(directory))
-    tokenizer.save_pretrained(str(directory))
-
-
 def check_finite(model: nn.Module) -> None:
     """Check every parameter.
 

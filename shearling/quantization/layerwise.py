@@ -102,4 +102,6 @@ def _round_layer(
             rounded = round_matrix(weight, hessian, group_size=groups[path], passes=PASSES, bits=bits)
             error = layer_error(weight, rounded.weight, hessian)
             weight.copy_(rounded.weight)
+        # A byte each: all layers' wait until the last is rounded.
+        rounded.codes = rounded.codes.to(torch.int8)
         yield path, rounded, error
