@@ -174,11 +174,45 @@ def _searched(scale: Scale) -> Estimate:
     return estimate_by_recipe(Run(scale.run), settings={}, rule={}, workforce=LOCAL, memory="lean")
 
 
+@dataclass(frozen=True)
+class Export:
+    """One format, written from what the run has: the sub-network that was found, or else the model as it is.
+
+    Random weights break the gates of integers, so that these are measured and reported only.
+    """
+
+    name: str
+    options: tuple[str, ...]
+
+    def __call__(self, scale: Scale) -> list[str]:
+        """The command of the stage."""
+        best = scale.run / "search" / "best.json"
+        models = [scale.run / kind for kind in ("sparse", "base")]
+        model = next((path for path in models if path.exists()), models[-1])
+        source = ["--subnet", str(best)] if best.exists() else ["--base", str(model)]
+        output = ["--output", str(scale.run / self.name), "--force", "--verify", "warn"]
+        return ["export", *source, *self.options, *output]
+
+
+EXPORTS = tuple(
+    Export(name, tuple(options.split()))
+    for name, options in (
+        ("export-hf", "--formats hf"),
+        ("export-openvino-int8", "--formats openvino --weight-format int8"),
+        (
+            "export-openvino-sparse-int4",
+            "--formats openvino --weight-format int4 --quantization fast --sparse-kernel openvino",
+        ),
+        ("export-onnx-int4", "--formats onnx --weight-format int4 --quantization fast"),
+    )
+)
+
 STAGES: dict[str, Callable[[Scale], list[str]]] = {
     "base": _base,
     "prune": _prune,
     "train": _train,
     "search": _search,
+    **{item.name: item for item in EXPORTS},
 }
 """Name -> what `python -m` is called with; each stage reads what those before it have left."""
 ESTIMATES: dict[str, Callable[[Scale], Estimate]] = {
