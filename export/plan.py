@@ -294,7 +294,7 @@ def _plan_formats(
         )
     plain = [entry.name for entry in wanted if not entry.takes_weight_format]
     if plain and request.weight_format != FLOAT32.weight_format.name:
-        log.print(f"{', '.join(plain)}: written in float32, since --weight-format is not for them")
+        log.print(f"{', '.join(plain)}: written in the type of the base, since --weight-format is not for them")
     # Those that take the model as it is come first: a converter leaves marks in the model's configuration.
     ordered = sorted(wanted, key=lambda entry: entry.takes_weight_format)
     return tuple(_plan_format(entry, request, model_type, head, separate=separate) for entry in ordered)
