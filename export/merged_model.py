@@ -23,7 +23,8 @@ from shearling.elastic.size import measure_network
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network
 from shearling.elastic.weight_grid import LayerGrid
 from shearling.errors import ArtefactMismatch
-from shearling.model.checkpoint import Dtype, load_model, load_tokenizer
+from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.model.weight_shards import Dtype
 
 if TYPE_CHECKING:
     from torch import nn

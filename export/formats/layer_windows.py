@@ -64,7 +64,7 @@ def layers_alone(model: Any, transformer: TransformerLayers, start: int, stop: i
     owner_path, _, leaf = transformer.layers_path.rpartition(".")
     owner = model.get_submodule(owner_path)
     count, kinds = config.num_hidden_layers, getattr(config, "layer_types", None)
-    numbered = [module for layer in chosen for module in layer.modules() if hasattr(module, "layer_idx")]
+    numbered: list[Any] = [module for layer in chosen for module in layer.modules() if hasattr(module, "layer_idx")]
     try:
         setattr(owner, leaf, nn.ModuleList(chosen))
         config.num_hidden_layers = stop - start
