@@ -182,29 +182,48 @@ class Export:
     """
 
     name: str
-    options: tuple[str, ...]
+    format: str
+    weight_format: str = "fp32"
+    sparse: bool = False
 
-    def __call__(self, scale: Scale) -> list[str]:
-        """The command of the stage."""
-        best = scale.run / "search" / "best.json"
-        models = [scale.run / kind for kind in ("sparse", "base")]
-        model = next((path for path in models if path.exists()), models[-1])
-        source = ["--subnet", str(best)] if best.exists() else ["--base", str(model)]
+    def command(self, scale: Scale) -> list[str]:
+        """See `STAGES`."""
+        option, source = self._source(scale)
+        kernel = ["--sparse-kernel", self.format] if self.sparse else []
+        rounding = ["--quantization", "fast"] if self.weight_format == "int4" else []
+        what = ["--formats", self.format, "--weight-format", self.weight_format, *kernel, *rounding]
         output = ["--output", str(scale.run / self.name), "--force", "--verify", "warn"]
-        return ["export", *source, *self.options, *output]
+        return ["export", option, str(source), *what, *output]
+
+    def estimate(self, scale: Scale) -> Estimate:
+        """See `ESTIMATES`."""
+        from export.plan import plan_frozen, plan_subnet
+        from export.quantization.settings import Quantization
+        from export.request import ExportRequest
+
+        option, source = self._source(scale)
+        request = ExportRequest(
+            output=scale.run / self.name,
+            formats=(self.format,),
+            weight_format=self.weight_format,
+            sparse_kernels=(self.format,) if self.sparse else (),
+            quantization=Quantization("fast" if self.weight_format == "int4" else None),
+            force=True,
+        )
+        return (plan_subnet if option == "--subnet" else plan_frozen)(source, request).estimate
+
+    def _source(self, scale: Scale) -> tuple[str, Path]:
+        best, sparse = scale.run / "search" / "best.json", scale.run / "sparse"
+        if best.exists():
+            return "--subnet", best
+        return "--base", sparse if sparse.exists() else scale.run / "base"
 
 
-EXPORTS = tuple(
-    Export(name, tuple(options.split()))
-    for name, options in (
-        ("export-hf", "--formats hf"),
-        ("export-openvino-int8", "--formats openvino --weight-format int8"),
-        (
-            "export-openvino-sparse-int4",
-            "--formats openvino --weight-format int4 --quantization fast --sparse-kernel openvino",
-        ),
-        ("export-onnx-int4", "--formats onnx --weight-format int4 --quantization fast"),
-    )
+EXPORTS = (
+    Export("export-hf", "hf"),
+    Export("export-openvino-int8", "openvino", "int8"),
+    Export("export-openvino-sparse-int4", "openvino", "int4", sparse=True),
+    Export("export-onnx-int4", "onnx", "int4"),
 )
 
 STAGES: dict[str, Callable[[Scale], list[str]]] = {
@@ -212,7 +231,7 @@ STAGES: dict[str, Callable[[Scale], list[str]]] = {
     "prune": _prune,
     "train": _train,
     "search": _search,
-    **{item.name: item for item in EXPORTS},
+    **{item.name: item.command for item in EXPORTS},
 }
 """Name -> what `python -m` is called with; each stage reads what those before it have left."""
 ESTIMATES: dict[str, Callable[[Scale], Estimate]] = {
@@ -220,6 +239,7 @@ ESTIMATES: dict[str, Callable[[Scale], Estimate]] = {
     "prune": _part("sparse"),
     "train": _part("super_adapter"),
     "search": _searched,
+    **{item.name: item.estimate for item in EXPORTS},
 }
 """Name -> what the stage itself says that it will take."""
 
