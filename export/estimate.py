@@ -13,6 +13,7 @@ from pathlib import Path
 
 from export.formats.export_format import PlannedFormat
 from export.quantization.settings import PlannedQuantization
+from export.verification.parity import BLOCK_TOKENS
 from export.verification.reading import WINDOW_TOKENS, WINDOWS
 from shearling.model.weight_shards import StoredWeights
 from shearling.resources import Estimate
@@ -28,6 +29,8 @@ RUNTIME_COPIES = 2.2
 SCALE_BITS = 0.5
 """Of the scales of integers, for each weight."""
 FLOAT32_BYTES = 4
+FIXED_POSITIONS, HELD_BACK_POSITIONS = 5 * BLOCK_TOKENS, WINDOWS * WINDOW_TOKENS
+"""Whose logits are held, of torch and of a runtime."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def estimate_export(
     quantization: PlannedQuantization | None,
     *,
     merges: bool,
-    verifies: bool,
+    positions: int,
 ) -> Estimate:
     """Peak of the memory, and all that is written.
 
@@ -83,11 +86,11 @@ def estimate_export(
         formats: that are written, one after the other.
         quantization: how int4 is made on text; None where it is not.
         merges: whether merged weights are written first, which the checkpoint shares.
-        verifies: whether each file is run whole.
+        positions: of text that each file reads; 0 where none is run.
     """
     held = [_quantization_bytes(sizes, quantization), *(_writing_bytes(sizes, item) for item in formats)]
-    if verifies:
-        held += [_running_bytes(sizes, item) + _logits_bytes(sizes) for item in formats]
+    if positions:
+        held += [_running_bytes(sizes, item) + _logits_bytes(sizes, positions) for item in formats]
     disk = sum(file_bytes(sizes, item) for item in formats) + (sizes.stored_bytes if merges else 0)
     if merges and any(item.entry.name == "hf" for item in formats):
         # It shares the merged weights.
@@ -95,15 +98,16 @@ def estimate_export(
     return Estimate(_working_bytes(sizes) + max(held), disk)
 
 
-def parts_to_run(sizes: WeightSizes, planned: PlannedFormat, room_bytes: int) -> int:
+def parts_to_run(sizes: WeightSizes, planned: PlannedFormat, *, positions: int, room_bytes: int) -> int:
     """In how many parts of its layers a format can be run; 1 is whole, or not at all.
 
     Args:
         sizes: of the frozen model.
         planned: the format.
+        positions: of text that it reads.
         room_bytes: memory of this machine.
     """
-    left = room_bytes - _working_bytes(sizes) - _logits_bytes(sizes)
+    left = room_bytes - _working_bytes(sizes) - _logits_bytes(sizes, positions)
     fixed = _running_bytes(_without_layers(sizes), planned)
     layers = _running_bytes(sizes, planned) - fixed
     if fixed + layers <= left or left <= fixed:
@@ -134,9 +138,9 @@ def _working_bytes(sizes: WeightSizes) -> int:
     return LIBRARIES_BYTES + PAGES_BYTES + COPIES * FLOAT32_BYTES * sizes.largest
 
 
-def _logits_bytes(sizes: WeightSizes) -> int:
-    """Of torch and of a runtime, on the validation rows."""
-    return 2 * FLOAT32_BYTES * sizes.rows * WINDOWS * WINDOW_TOKENS
+def _logits_bytes(sizes: WeightSizes, positions: int) -> int:
+    """Of torch and of a runtime."""
+    return 2 * FLOAT32_BYTES * sizes.rows * positions
 
 
 def _running_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import export.plan
-from export.estimate import WeightSizes, estimate_export, parts_to_run, read_sizes
+from export.estimate import FIXED_POSITIONS, WeightSizes, estimate_export, parts_to_run, read_sizes
 from export.formats.export_format import PlannedFormat, Storage
 from export.plan import plan_frozen
 from export.request import ExportRequest
@@ -30,8 +30,12 @@ def planned(name, weights="fp32", *, sparse=False):
     return PlannedFormat(entry, entry.load_for("language_model")(), Storage(NUMBER_FORMATS.get(weights), sparse), name)
 
 
-def estimate(*formats, quantization=None, merges=True, verifies=False, sizes=LLAMA_8B):
-    return estimate_export(sizes, formats, quantization, merges=merges, verifies=verifies)
+def estimate(*formats, positions=0):
+    return estimate_export(LLAMA_8B, formats, None, merges=True, positions=positions)
+
+
+def parts(room_bytes, name="openvino"):
+    return parts_to_run(LLAMA_8B, planned(name), positions=FIXED_POSITIONS, room_bytes=room_bytes)
 
 
 def test_a_model_of_8b_is_written_in_less_than_its_own_size():
@@ -43,17 +47,16 @@ def test_a_model_of_8b_is_written_in_less_than_its_own_size():
 
 
 def test_what_is_run_takes_its_file_and_a_copy():
-    written, run = (estimate(planned("openvino", "int8"), verifies=verifies).memory_bytes for verifies in (False, True))
+    written, run = (estimate(planned("openvino", "int8"), positions=count).memory_bytes for count in (0, 200))
     assert run - written > 8e9
 
 
 def test_a_file_that_cannot_run_is_measured_in_parts():
-    wide = planned("openvino", "fp32")
-    assert parts_to_run(LLAMA_8B, wide, 200 * GIB) == 1
-    assert parts_to_run(LLAMA_8B, wide, 40 * GIB) > 2
+    assert parts(200 * GIB) == 1
+    assert parts(40 * GIB) > 2
     # Not even the vocabulary fits: parts would be no help, and the estimate refuses.
-    assert parts_to_run(LLAMA_8B, wide, 4 * GIB) == 1
-    assert parts_to_run(LLAMA_8B, planned("hf"), 4 * GIB) == 1
+    assert parts(4 * GIB) == 1
+    assert parts(4 * GIB, "hf") == 1
 
 
 @pytest.fixture(scope="module")
