@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.formats.export_format import PlannedFormat
-from export.quantization.settings import PlannedQuantization
+from export.quantization.settings import PlannedQuantization, needs_copy
 from export.verification.parity import BLOCK_TOKENS
 from export.verification.reading import WINDOW_TOKENS, WINDOWS
 from shearling.model.weight_shards import StoredWeights
@@ -29,6 +29,8 @@ RUNTIME_COPIES = 2.2
 SCALE_BITS = 0.5
 """Of the scales of integers, for each weight."""
 FLOAT32_BYTES = 4
+LAYER_MATRICES, GRAMS = 6, 6
+"""In float32 while a layer is rounded on text: matrices as large as its largest, and squares of its widest input."""
 FIXED_POSITIONS, HELD_BACK_POSITIONS = 5 * BLOCK_TOKENS, WINDOWS * WINDOW_TOKENS
 """Whose logits are held, of torch and of a runtime."""
 
@@ -41,6 +43,8 @@ class WeightSizes:
         parameters: all of them.
         vocabulary: of them in matrices with a row for each token.
         largest: of the largest matrix.
+        inner: of the largest one besides those of the vocabulary.
+        widest: most columns of such a one.
         rows: of the vocabulary.
         stored_bytes: in the files.
     """
@@ -48,6 +52,8 @@ class WeightSizes:
     parameters: int
     vocabulary: int
     largest: int
+    inner: int
+    widest: int
     rows: int
     stored_bytes: int
 
@@ -61,11 +67,15 @@ def read_sizes(directory: Path, *, rows: int) -> WeightSizes:
     """
     weights = StoredWeights(directory)
     counts = {name: tensor.count for name, tensor in weights.tensors.items()}
-    tokens = [name for name, tensor in weights.tensors.items() if len(tensor.shape) == 2 and tensor.shape[0] == rows]
+    matrices = {name: tensor for name, tensor in weights.tensors.items() if len(tensor.shape) == 2}
+    tokens = {name for name, tensor in matrices.items() if tensor.shape[0] == rows}
+    others = [tensor for name, tensor in matrices.items() if name not in tokens]
     return WeightSizes(
         parameters=sum(counts.values()),
         vocabulary=sum(counts[name] for name in tokens),
         largest=max(counts.values()),
+        inner=max((tensor.count for tensor in others), default=0),
+        widest=max((tensor.shape[1] for tensor in others), default=0),
         rows=rows,
         stored_bytes=weights.size_bytes,
     )
@@ -170,8 +180,10 @@ def _writing_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
 
 
 def _quantization_bytes(sizes: WeightSizes, planned: PlannedQuantization | None) -> int:
-    """Of the model that is rounded layer by layer in float32, and its integers; of another beside it to be held to."""
+    """Of a layer in float32, what enters it, and all integers; where matrices are judged together, of two models."""
     if planned is None:
         return 0
-    copies = 2 if planned.tuning_steps or planned.ratio < 1 else 1
-    return (copies * FLOAT32_BYTES + 1) * sizes.parameters
+    if needs_copy(planned):
+        halved = sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters
+        return ((2 if halved else 1) * FLOAT32_BYTES + 1) * sizes.parameters
+    return sizes.parameters + FLOAT32_BYTES * (LAYER_MATRICES * sizes.inner + GRAMS * sizes.widest**2)

@@ -209,7 +209,7 @@ def _fitting(
     if quantization is None:
         remedy = "Give fewer --formats, or int4, which is held while it is written; or use a larger machine"
     else:
-        remedy = "Use --quantization fast, which holds no copy of the model in float32, or a larger machine"
+        remedy = "Use --quantization fast, without --ratio and --all-layers, or a larger machine"
     require(estimate, request.output, remedy=remedy)
     log.print(f"about {estimate}")
     return ExportPlan(request, source, frozen, merge, head, formats, quantization, estimate)

@@ -20,6 +20,8 @@ LLAMA_8B = WeightSizes(
     parameters=8_030_000_000,
     vocabulary=2 * 128256 * 4096,
     largest=128256 * 4096,
+    inner=14336 * 4096,
+    widest=14336,
     rows=128256,
     stored_bytes=16_060_000_000,
 )
