@@ -17,6 +17,7 @@ from shearling.errors import NonFiniteWeights
 from shearling.model.checkpoint_safety import CONFIG, check_checkpoint
 from shearling.model.head import auto_class
 from shearling.model.layers import TransformerLayers, find_layers
+from shearling.model.mapped_pages import give_back_pages_of
 from shearling.model.narrow_layers import read_layer_widths
 from shearling.model.weight_shards import KEPT_DTYPES, Dtype, StoredTensor, StoredWeights, main_dtype
 
@@ -105,6 +106,7 @@ class Skeleton:
         for stored, names in self.places.items():
             value = self.weights.read(stored)
             check_finite_tensor(value, where=stored)
+            give_back_pages_of(value)
             self._put(names, value)
 
     def empty(self, inside: Callable[[str], bool]) -> None:

@@ -1,5 +1,6 @@
 """Pages of mapped checkpoints given back: nothing is lost, and what was changed stays."""
 
+import mmap
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from shearling.model.checkpoint import load_model
-from shearling.model.mapped_pages import give_back_pages, pages_given_back
+from shearling.model.mapped_pages import give_back_pages, give_back_pages_of, pages_given_back
 from shearling.model.weight_shards import StoredTensor, StoredWeights, writing_weights
 from tests.support.tiny_models import save_tiny
 
@@ -40,6 +41,14 @@ def test_pages_go_and_come_back(weights):
     give_back_pages()
     assert mapped_bytes("paged-weights") == 0
     assert float(weights.double().sum()) == total == SIZE * (SIZE - 1) / 2
+
+
+def test_the_pages_of_one_tensor_go_and_memory_of_our_own_stays(weights):
+    total, own = float(weights.double().sum()), weights.clone()
+    for tensor in (weights, own):
+        give_back_pages_of(tensor)
+    assert mapped_bytes("paged-weights") <= 2 * mmap.PAGESIZE
+    assert float(weights.double().sum()) == float(own.double().sum()) == total
 
 
 def test_what_was_changed_stays(weights):
