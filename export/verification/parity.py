@@ -255,10 +255,27 @@ def torch_logits(
     options: dict[str, Any] = {} if head == "classifier" else {"use_cache": False}
     wide = torch.float64 if arithmetic == "float64" else torch.float32
     halved = torch.autocast("cpu", torch.bfloat16, enabled=arithmetic == "bfloat16")
+    # Where every forward converts all weights, blocks of one length share it.
+    converts = any(parameter.is_floating_point() and parameter.dtype != wide for parameter in model.parameters())
+    results: Logits = []
     with torch.inference_mode(), computed_in(model, wide), halved:
-        outputs = [model(input_ids=torch.from_numpy(block)[None], **options).logits for block in blocks]
-    # A decoder answers for every position, a classifier once.
-    return [(logits[0] if logits.ndim == 3 else logits).float().numpy() for logits in outputs]
+        for batch in _stacked(blocks, together=converts and head == "language_model"):
+            logits = model(input_ids=torch.from_numpy(batch), **options).logits.float().numpy()
+            # A decoder answers for every position, a classifier once.
+            results += list(logits) if logits.ndim == 3 else [logits]
+    return results
+
+
+def _stacked(blocks: Sequence[npt.NDArray[np.int64]], *, together: bool) -> Iterator[npt.NDArray[np.int64]]:
+    """The blocks in their order, [rows, tokens] each: one row, or as many of one length as follow each other."""
+    rows: list[npt.NDArray[np.int64]] = []
+    for block in blocks:
+        if rows and not (together and len(block) == len(rows[0])):
+            yield np.stack(rows)
+            rows = []
+        rows.append(block)
+    if rows:
+        yield np.stack(rows)
 
 
 def rounding_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from shearling.errors import ShapeMismatch
@@ -13,6 +15,9 @@ class FrozenLinear(nn.Module):
     Args:
         base: the linear layer; its parameters are shared, not copied, and stop requiring gradients.
     """
+
+    widens_weights: ClassVar[bool] = True
+    """It computes in the type of its inputs, whatever type its weights are stored in."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()

@@ -20,13 +20,14 @@ def computed_in(model: nn.Module, dtype: torch.dtype, *, without: Iterable[nn.Mo
 
     Args:
         model: comes back as it was; its weights must not be trained meanwhile.
-        dtype: a floating-point type that holds every number of the weights'.
+        dtype: a floating-point type that holds every number of the weights'. A module with the attribute
+            `widens_weights` converts its weights to the type of its inputs by itself.
         without: modules that are left alone, with all inside them.
     """
     alone = {inner for module in without for inner in module.modules()}
     with ExitStack() as hooks:
         for module in model.modules():
-            if module in alone:
+            if module in alone or getattr(module, "widens_weights", False):
                 continue
             stored = {
                 name: parameter
