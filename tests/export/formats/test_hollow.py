@@ -1,5 +1,8 @@
 """Graphs that were converted without their weights: the same bytes as of a model that is converted as a whole."""
 
+import hashlib
+
+import numpy as np
 import pytest
 import torch
 
@@ -8,16 +11,26 @@ from export.formats.hollow import hollow
 from export.formats.onnx import onnx_logits, write_onnx
 from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits, write_openvino
 from export.verification.parity import torch_logits
-from tests.export.formats.test_formats import BLOCKS, digests, largest_difference
 from tests.support.exported_files import stored_as
 from tests.support.longer import mostly_slow
-from tests.support.tiny_models import FAMILIES, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # torchao warns while optimum imports it, torch.export of its own tree functions
+
+
+BLOCKS = [np.random.default_rng(7).integers(VOCABULARY, size=length) for length in (24, 13)]
+
+
+def digests(directory):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(directory.iterdir())}
+
+
+def largest_difference(left, right):
+    return max(float(np.abs(one - other).max()) for one, other in zip(left, right, strict=True))
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
