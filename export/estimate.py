@@ -18,12 +18,12 @@ from export.verification.reading import WINDOW_TOKENS, WINDOWS
 from shearling.model.weight_shards import StoredWeights
 from shearling.resources import Estimate
 
-LIBRARIES_BYTES = 750 * 2**20
+LIBRARIES_BYTES = 768 * 2**20
 """Python, torch, OpenVINO, NNCF and ONNX Runtime, once all are loaded, and what a graph without weights takes."""
-PAGES_BYTES = 256 * 2**20
+PAGES_BYTES = 128 * 2**20
 """Of mapped files, between two times that they are given back."""
-COPIES = 4
-"""Of the largest matrix in float32, while it is converted, rounded and packed."""
+COPIES = 1.5
+"""Of the largest matrix in float32, while it is merged, converted and rounded."""
 RUNTIME_COPIES = 2.2
 """Of a file that a runtime has loaded: its pages, and its weights in the runtime's own order."""
 SCALE_BITS = 0.5
@@ -145,7 +145,7 @@ def file_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
 
 
 def _working_bytes(sizes: WeightSizes) -> int:
-    return LIBRARIES_BYTES + PAGES_BYTES + COPIES * FLOAT32_BYTES * sizes.largest
+    return LIBRARIES_BYTES + PAGES_BYTES + int(COPIES * FLOAT32_BYTES * sizes.largest)
 
 
 def _logits_bytes(sizes: WeightSizes, positions: int) -> int:
