@@ -214,7 +214,8 @@ def convert(
     if fill_ir(ir, weights, halved=halved):
         return ir
     log.print("the graph has no place for some weights by themselves: the model is converted as a whole")
-    return _converted(copy.deepcopy(model).float(), directory, options(model))
+    # Elsewhere: a file that is mapped must not be written over.
+    return _converted(copy.deepcopy(model).float(), directory / "whole", options(model))
 
 
 def _converted(model: PreTrainedModel, directory: Path, options: Mapping[str, Any]) -> Any:
