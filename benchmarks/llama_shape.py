@@ -23,6 +23,7 @@ import openvino
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from export.formats.export_format import Storage
 from export.formats.openvino import MODEL_XML, convert, decoder_conversion, save_ir, write_tokenizer
 from export.packing.linear_graph import find_products
 from export.packing.packed_ir import pack_ir
@@ -113,14 +114,12 @@ def _write_dense(options: argparse.Namespace, wanted: list[str]) -> None:
         kv_heads=options.kv_heads,
         vocabulary=options.vocabulary,
     )
-    convert(model, raw, decoder_conversion(model))
-    model.config.save_pretrained(str(raw))
+    raw.mkdir()
     write_tokenizer(tiny_tokenizer(), raw)
-    del model
     for weights in wanted:
-        store = NUMBER_FORMATS.get(weights).load_for("openvino")
-        ir = store(openvino.Core().read_model(raw / MODEL_XML)).ir
-        _write(ir, raw, options.output / f"dense-{weights}")
+        number_format = NUMBER_FORMATS.get(weights)
+        ir = convert(model, raw, decoder_conversion, Storage(number_format))
+        _write(number_format.load_for("openvino")(ir).ir, raw, options.output / f"dense-{weights}")
     shutil.rmtree(raw)
 
 

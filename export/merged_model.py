@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.formats.export_format import Blocks, ChosenAdapter, ExportSubject
@@ -11,7 +12,7 @@ from export.packing.linear_graph import module_path
 from export.plan import ExportPlan, PlannedMerge, integers_of
 from export.quantization.quantize import as_matrix
 from export.verification.parity import fixed_blocks, torch_logits
-from export.verification.parity_check import MergedReference, ParityCheck, check_merge
+from export.verification.parity_check import MergedReference, ParityCheck, check_merge, weights_precision
 from export.verification.reading import read_fixed, read_held_back
 from export.verification.size import check_size
 from export.verification.task_check import TaskReference, ask_reference
@@ -23,6 +24,7 @@ from shearling.elastic.super_network import SuperNetwork, assemble_super_network
 from shearling.elastic.weight_grid import LayerGrid
 from shearling.errors import ArtefactMismatch
 from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.model.weight_shards import Dtype
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,30 +47,41 @@ class MergedModel:
     adapter_params: int
 
 
-def prepare_model(plan: ExportPlan) -> MergedModel:
+def prepare_model(plan: ExportPlan, *, checkpoint: Path) -> MergedModel:
     """Make the model that the plan speaks of, and measure what a merge changed.
+
+    Its weights have the type of the frozen model's files, and are views of files: of the frozen model's, or of those
+    that the merge writes.
+
+    Args:
+        plan: what is exported.
+        checkpoint: an empty directory for merged weights; lives as long as the model.
 
     Raises:
         ArtefactError: a part does not load, or does not fit the others.
         ParityFailed: the merged model has not the size that its description counts.
     """
-    return _load_unadapted(plan) if plan.merge is None else _merge_subnet(plan, plan.merge)
+    return _load_unadapted(plan) if plan.merge is None else _merge_subnet(plan, plan.merge, checkpoint)
 
 
-def _merge_subnet(plan: ExportPlan, planned: PlannedMerge) -> MergedModel:
+def _merge_subnet(plan: ExportPlan, planned: PlannedMerge, checkpoint: Path) -> MergedModel:
     opened, mode = planned.opened, planned.mode
     choice, cuts = opened.subnet.choice, opened.space.cuts(opened.subnet.choice)
-    network = assemble_super_network(opened.frozen, opened.adapter, opened.space)
+    # On a grid the frozen weights are moved, which their own type could not express.
+    dtype: Dtype | None = None if opened.space.adapter.grid is None else "float32"
+    frozen = load_model(opened.frozen.path, dtype=dtype)
+    network = assemble_super_network(opened.frozen, opened.adapter, opened.space, lean=True, model=frozen)
     masks = network.masks
     if mode == "masked" and masks is None:
         raise ArtefactMismatch("a masked merge needs a sparse base", where=opened.frozen.path)
     blocks = _blocks(network.model, network.tokenizer)
     network.activate(choice)
-    with network.materialised():
-        unmerged = torch_logits(network.model, blocks, head=plan.head)
-    expected = measure_network(network).parameters(cuts)
-    model = merge(network, choice, mode, masks=masks)
-    if mode != "separate":
+    # Each merged weight is made for the product that reads it, and given up again.
+    unmerged = torch_logits(network.model, blocks, head=plan.head)
+    expected, adapter_params = measure_network(network).parameters(cuts), network.adapter_params(choice)
+    weights = None if mode == "separate" else checkpoint
+    model = merge(network, choice, mode, masks=masks, checkpoint=weights)
+    if weights is not None:
         check_size(model, expected)
     # A dense merge promises no zeros.
     kept = None if masks is None or mode == "dense" else cut_masks(masks, cuts)
@@ -81,11 +94,14 @@ def _merge_subnet(plan: ExportPlan, planned: PlannedMerge) -> MergedModel:
         separate=mode == "separate",
         sparsity=_sparsity_facts(kept, plan.frozen),
         adapter=ChosenAdapter(network, choice, opened.subnet.base.model_id, trained_under),
+        weights=weights,
         integers=_trained_integers(model, network, planned, plan.request.weight_format),
     )
     reference = _reference(subject, blocks, plan)
-    check = check_merge(unmerged, reference.fixed.logits, blocks, exact=planned.exact)
-    return MergedModel(subject, reference, check, network.adapter_params(choice))
+    check = check_merge(
+        unmerged, reference.fixed.logits, blocks, exact=planned.exact, precision=weights_precision(model)
+    )
+    return MergedModel(subject, reference, check, adapter_params)
 
 
 def _trained_integers(
@@ -98,13 +114,13 @@ def _trained_integers(
     for path, frozen in network.grids.matrices.items():
         module: Any = model.get_submodule(path)
         weight = getattr(module, "base", module).weight
-        integers[module_path(path)] = as_matrix(LayerGrid(frozen.scales, frozen.bits).round(weight.detach()))
+        integers[module_path(path)] = as_matrix(LayerGrid(frozen.scales, frozen.bits).round(weight.detach().float()))
     return integers
 
 
 def _load_unadapted(plan: ExportPlan) -> MergedModel:
     frozen = plan.frozen
-    model, tokenizer = load_model(frozen.path), load_tokenizer(frozen.path)
+    model, tokenizer = load_model(frozen.path, dtype=None), load_tokenizer(frozen.path)
     masks: Masks | None = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
     if masks is not None:
         check_masked_zeros(model, masks)
@@ -116,6 +132,7 @@ def _load_unadapted(plan: ExportPlan) -> MergedModel:
         separate=False,
         sparsity=_sparsity_facts(masks, frozen),
         adapter=None,
+        weights=frozen.path,
     )
     return MergedModel(subject, _reference(subject, _blocks(model, tokenizer), plan), None, 0)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export.estimate import FIXED_POSITIONS, HELD_BACK_POSITIONS, estimate_export, parts_to_run, read_sizes
 from export.formats.export_format import FLOAT32, FormatWriter, PlannedFormat, Storage
 from export.quantization.settings import PlannedQuantization, plan_quantization
 from export.request import ExportRequest
@@ -15,10 +16,12 @@ from shearling.elastic.mask import MASK_FILE
 from shearling.elastic.merge_rule import MergeMode, resolve_merge
 from shearling.elastic.subnet import OpenSubnet, open_subnet
 from shearling.errors import UsageError
+from shearling.evaluation.task import rows_file
 from shearling.model.checkpoint_safety import CONFIG
 from shearling.model.head import Head, head_of
 from shearling.registry.export_formats import EXPORT_FORMATS, ExportFormat
 from shearling.registry.number_formats import NUMBER_FORMATS
+from shearling.resources import Estimate, available_memory_bytes, in_words, require
 from shearling.run import Run
 from shearling.strict_json import read_json
 
@@ -72,6 +75,7 @@ class ExportPlan:
         merge: None where the model is exported as it is.
         head: what the model is for.
         quantization: None where no weight is rounded on calibration text.
+        estimate: of memory and disk.
     """
 
     request: ExportRequest
@@ -81,6 +85,7 @@ class ExportPlan:
     head: Head
     formats: tuple[PlannedFormat, ...]
     quantization: PlannedQuantization | None
+    estimate: Estimate
 
     @property
     def task(self) -> Path:
@@ -114,6 +119,9 @@ class ExportPlan:
             "weight_format": self.request.weight_format,
             **({} if self.quantization is None else self.quantization.describe()),
             "sparse_kernels": list(self.request.sparse_kernels),
+            "memory": in_words(self.estimate.memory_bytes),
+            "disk": in_words(self.estimate.disk_bytes),
+            "measured_by_layers": [item.entry.name for item in self.formats if item.parts > 1],
         }
         return facts if self.merge is None else {**facts, **self.merge.describe()}
 
@@ -147,7 +155,7 @@ def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
     else:
         quantization = None
         _check_grid(request, merge.grid_bits)
-    return ExportPlan(request, path, opened.frozen, merge, head, formats, quantization)
+    return _fitting(request, path, opened.frozen, merge, head, formats, quantization)
 
 
 def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
@@ -166,7 +174,45 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
     wanted = [entry for entry in map(EXPORT_FORMATS.get, request.formats) if not entry.needs_adapter]
     formats = _plan_formats(wanted, request, model_type, head, separate=False)
     quantization = _plan_quantization(request, frozen, formats, head)
-    return ExportPlan(request, directory, frozen, None, head, formats, quantization)
+    return _fitting(request, directory, frozen, None, head, formats, quantization)
+
+
+def _fitting(
+    request: ExportRequest,
+    source: Path,
+    frozen: Artefact,
+    merge: PlannedMerge | None,
+    head: Head,
+    formats: tuple[PlannedFormat, ...],
+    quantization: PlannedQuantization | None,
+) -> ExportPlan:
+    """The plan, if this machine can carry it out.
+
+    Raises:
+        ResourceExhausted: it has too little memory or disk.
+    """
+    sizes = read_sizes(frozen.path, rows=int(read_json(frozen.path / CONFIG).get("vocab_size") or 0))
+    held_back = rows_file(Run(frozen.path.parent).task, "validation").is_file()
+    rounds = any(item.storage.weight_format.integers for item in formats)
+    positions = HELD_BACK_POSITIONS if held_back and rounds and head == "language_model" else FIXED_POSITIONS
+    room_bytes = available_memory_bytes()
+    formats = tuple(
+        replace(item, parts=parts_to_run(sizes, item, positions=positions, room_bytes=room_bytes)) for item in formats
+    )
+    estimate = estimate_export(
+        sizes,
+        formats,
+        quantization,
+        merges=merge is not None and merge.mode != "separate",
+        positions=0 if request.verify == "off" else positions,
+    )
+    if quantization is None:
+        remedy = "Give fewer --formats, or int4, which is held while it is written; or use a larger machine"
+    else:
+        remedy = "Use --quantization fast, without --ratio and --all-layers, or a larger machine"
+    require(estimate, request.output, remedy=remedy)
+    log.print(f"about {estimate}")
+    return ExportPlan(request, source, frozen, merge, head, formats, quantization, estimate)
 
 
 def _check_grid(request: ExportRequest, bits: int) -> None:
@@ -254,7 +300,7 @@ def _plan_formats(
         )
     plain = [entry.name for entry in wanted if not entry.takes_weight_format]
     if plain and request.weight_format != FLOAT32.weight_format.name:
-        log.print(f"{', '.join(plain)}: written in float32, since --weight-format is not for them")
+        log.print(f"{', '.join(plain)}: written in the type of the base, since --weight-format is not for them")
     # Those that take the model as it is come first: a converter leaves marks in the model's configuration.
     ordered = sorted(wanted, key=lambda entry: entry.takes_weight_format)
     return tuple(_plan_format(entry, request, model_type, head, separate=separate) for entry in ordered)

@@ -21,7 +21,7 @@ class ExportRequest:
         output: where the `export` artefact will stand.
         formats: names of export formats.
         weight_format: name of the number format that weights are stored in, by the formats that take one; the others
-            are float32.
+            have the type of the frozen model's files.
         sparse_kernels: names of the formats whose zeros are packed away, for operators of our own.
         merge: None takes the default of the sub-network.
         verify: `strict` fails on a broken gate, `warn` reports it, `off` measures nothing.

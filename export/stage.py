@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from export.formats.export_format import ExportSubject
-from export.formats.written_format import WrittenFormat, write_format
+from export.formats.written_format import Proof, WrittenFormat, write_format
 from export.merged_model import MergedModel, ask_task, prepare_model
 from export.plan import ExportPlan, plan_frozen, plan_subnet
 from export.quantization.quantize import Quantized, quantize
@@ -21,7 +23,11 @@ from export.verification.nncf_certificate import certify_sparsity
 from shearling.artefact import Artefact, Draft, write_artefact
 from shearling.console import log
 from shearling.errors import ParityFailed, SparsityLost
+from shearling.model.mapped_pages import pages_given_back
 from shearling.strict_json import write_document
+
+MERGED = ".merged-"
+"""Begins the name of the directory with the merged weights, which is gone before the export is complete."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,12 @@ def export_frozen(directory: Path, request: ExportRequest) -> FinishedExport:
 def export_planned(plan: ExportPlan) -> FinishedExport:
     """Write, prove and judge every planned format; the artefact appears only if no gate broke."""
     request = plan.request
-    with write_artefact(request.output, kind="export", parents=plan.parents, force=request.force) as draft:
-        merged = prepare_model(plan)
+    with (
+        write_artefact(request.output, kind="export", parents=plan.parents, force=request.force) as draft,
+        TemporaryDirectory(dir=draft.directory, prefix=MERGED) as checkpoint,
+        pages_given_back(),
+    ):
+        merged = prepare_model(plan, checkpoint=Path(checkpoint))
         subject, masks = merged.subject, merged.subject.masks
         certificate = None if masks is None else certify_sparsity(subject.model, masks)
         quantized = _quantize(plan, subject)
@@ -74,7 +84,9 @@ def export_planned(plan: ExportPlan) -> FinishedExport:
             subject = dataclasses.replace(subject, integers=quantized.matrices)
         written = [write_format(planned, subject, draft.directory) for planned in plan.formats]
         task = ask_task(subject, plan)
-        proofs = [] if request.verify == "off" else [item.prove(merged.reference, masks, task) for item in written]
+        proofs: list[Proof] = []
+        if request.verify != "off":
+            proofs = [item.prove(merged.reference, masks, task, subject) for item in written]
         report = build_report(plan, merged, certificate, written, proofs, quantized)
         _describe(draft, report, written, merged)
         _judge(report, request, draft)
@@ -110,7 +122,8 @@ def _judge(report: ExportReport, request: ExportRequest, draft: Draft) -> None:
     if rejected.exists():
         log.print(f"replacing {rejected}, an earlier export that was rejected")
         shutil.rmtree(rejected)
-    shutil.copytree(draft.directory, rejected)
+    # The draft goes when this fails, so that its files need no second copy.
+    shutil.copytree(draft.directory, rejected, copy_function=os.link, ignore=shutil.ignore_patterns(f"{MERGED}*"))
     error = SparsityLost if any(check.zeros != check.pruned for check in report.zeros) else ParityFailed
     remedy = "The files and report.html are kept there; --verify warn accepts them"
     if request.weight_format == "int4" and report.quantization is None and report.trained_bits is None:

@@ -12,7 +12,7 @@ import typer
 from search.front import Preference
 from search.strategies.grid import Landmark
 from search.strategies.strategy import CostOption
-from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
+from shearling.command_line import DebugFlag, DryRunFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
 from shearling.evaluation.precision import Precision
 from shearling.executors.command_options import (
     AddressOption,
@@ -119,6 +119,10 @@ def search(
     threads: ThreadsOption = None,
     gpus_per_worker: GpusOption = 0.0,
     address: AddressOption = None,
+    memory: Annotated[
+        Literal["auto", "fast", "lean"],
+        typer.Option(help="lean: less of it and more time, the same numbers; auto: where fast does not fit."),
+    ] = "auto",
     start_over: Annotated[
         bool,
         typer.Option(
@@ -126,6 +130,7 @@ def search(
             help="Do not ask before evaluations of an unfinished search are left behind; its journal is kept.",
         ),
     ] = False,
+    dry_run: DryRunFlag = False,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -141,7 +146,7 @@ def search(
         return None
     run = require(run, "--run")
     from search.screen import summarise
-    from search.stage import search_by_recipe
+    from search.stage import estimate_by_recipe, search_by_recipe
     from shearling.executors.executor import Workforce
     from shearling.run import Run
 
@@ -170,13 +175,21 @@ def search(
         "accuracy_delta": accuracy_delta,
         "reference_accuracy": reference_accuracy,
     }
+    asked: dict[str, Any] = {
+        "settings": _given(settings),
+        "rule": _given(rule),
+        "workforce": Workforce(executor, workers, threads, gpus_per_worker, address),
+        "memory": memory,
+    }
+    if dry_run:
+        from shearling.dry_run import show_estimates
+
+        return show_estimates({"search": estimate_by_recipe(Run(run), **asked)}, Run(run).search)
     return summarise(
         search_by_recipe(
             Run(run),
-            settings=_given(settings),
-            rule=_given(rule),
+            **asked,
             force=force,
-            workforce=Workforce(executor, workers, threads, gpus_per_worker, address),
             consent=lambda lost: start_over or (not as_json and _confirm(lost)),
         )
     )

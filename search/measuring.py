@@ -53,6 +53,7 @@ class WorkersObjective:
         threads: of a worker.
         on_gpu: whether a device was given to it.
         files: all that is read, see `Shippable`.
+        lean: see `build_objective`.
     """
 
     run: Path
@@ -61,9 +62,12 @@ class WorkersObjective:
     threads: int
     on_gpu: bool
     files: Mapping[str, Path]
+    lean: bool = False
 
     @classmethod
-    def of(cls, settings: SearchSettings, inputs: SearchInputs, workforce: Workforce) -> WorkersObjective:
+    def of(
+        cls, settings: SearchSettings, inputs: SearchInputs, workforce: Workforce, *, lean: bool = False
+    ) -> WorkersObjective:
         """What workers have to open for a search."""
         task = settings.task
         if task is not None and Path(task).exists():
@@ -75,6 +79,7 @@ class WorkersObjective:
             threads=workforce.threads_per_worker or 1,
             on_gpu=workforce.gpus_per_worker > 0,
             files=inputs.files,
+            lean=lean,
         )
 
     def at(self, directory: Path) -> WorkersObjective:
@@ -102,12 +107,24 @@ class WorkersObjective:
                     remedy=SHARED,
                 )
         return build_objective(
-            self.settings, inputs, device="cuda" if self.on_gpu else None, leads=False
+            self.settings, inputs, device="cuda" if self.on_gpu else None, leads=False, lean=self.lean
         ).objective.measure
 
 
+def training_device() -> str | None:
+    """Where the Trainer would compute, and a search that has no workers does as well; None is the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
 def build_objective(
-    settings: SearchSettings, inputs: SearchInputs, *, device: str | None = None, leads: bool = True
+    settings: SearchSettings,
+    inputs: SearchInputs,
+    *,
+    device: str | None = None,
+    leads: bool = True,
+    lean: bool = False,
 ) -> MeasuredTask:
     """Assemble the super-network and what evaluates it.
 
@@ -116,6 +133,7 @@ def build_objective(
         inputs: what candidates are made of and measured on.
         device: to measure on; None leaves the network where it was loaded.
         leads: whether this process counts what candidates cost; a worker measures alone.
+        lean: in less memory and more time, the same numbers.
 
     Raises:
         UsageError: the settings name a task of the harness, and the model is a classifier; or there is no such task, or
@@ -128,7 +146,7 @@ def build_objective(
     )
     evaluator = open_evaluator(location, head=inputs.head, split=settings.split, batch_size=settings.batch_size)
     split = RowSplit.of(evaluator.row_digests, limit=settings.limit)
-    network = assemble_super_network(inputs.frozen, inputs.adapter, inputs.space)
+    network = assemble_super_network(inputs.frozen, inputs.adapter, inputs.space, lean=lean)
     counter = _counter(network, settings, inputs) if leads else None
     if device is not None:
         network.model.to(device)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from search.document import Origin, describe_record
+from search.estimates import Memory, plan_memory, require_memory
 from search.evidence import find_held_back
 from search.examination import Examiner
 from search.exploration import explore
@@ -18,7 +19,7 @@ from search.front import BestRule, best_record, find_largest, pareto_document, p
 from search.journal import JOURNAL_FILE, Journal, Record
 from search.limits import check_params, find_table, limited_rule, make_limit
 from search.measurements import Measurements
-from search.measuring import MeasuredTask, WorkersObjective, build_objective
+from search.measuring import MeasuredTask, WorkersObjective, build_objective, training_device
 from search.objective import Objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
 from search.piece_store import PIECES_FILE, PieceStore
@@ -34,6 +35,7 @@ from search.view.watch import Watch, watching
 from shearling.artefact import check_destination, write_artefact
 from shearling.console import log, progress
 from shearling.executors.executor import Workforce, check_workforce, limit_threads, make_executor
+from shearling.resources import Estimate, in_words
 from shearling.run import Run
 from shearling.strict_json import write_document, write_json, write_text
 
@@ -57,6 +59,7 @@ class Conduct:
     force: bool
     workforce: Workforce
     consent: Consent
+    memory: Memory = "auto"
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def search_by_recipe(
     force: bool = False,
     workforce: Workforce = LOCAL,
     consent: Consent = refuse,
+    memory: Memory = "auto",
 ) -> Searched:
     """Search as the recipe of a run says.
 
@@ -119,6 +123,7 @@ def search_by_recipe(
         force: replace a search that is there.
         workforce: see `search`.
         consent: see `search`.
+        memory: see `search`.
 
     Raises:
         ShearlingError: see `search`.
@@ -130,8 +135,27 @@ def search_by_recipe(
         opened,
         replace(recipe_settings(opened.section), **settings),
         replace(recipe_rule(opened.section), **rule),
-        Conduct(force=force, workforce=workforce, consent=consent),
+        Conduct(force=force, workforce=workforce, consent=consent, memory=memory),
     )
+
+
+def estimate_by_recipe(
+    run: Run, *, settings: Mapping[str, Any], rule: Mapping[str, Any], workforce: Workforce, memory: Memory
+) -> Estimate:
+    """What `search_by_recipe` with these arguments will take; nothing is evaluated.
+
+    Raises:
+        ShearlingError: see `search`.
+    """
+    check_workforce(workforce)
+    opened = open_run(run)
+    settled = _settle(
+        opened,
+        replace(recipe_settings(opened.section), **settings),
+        replace(recipe_rule(opened.section), **rule),
+    )
+    inputs = open_inputs(opened, task=settled.task, latency=find_table(run, settled))
+    return plan_memory(inputs, settled, workforce, memory)[1]
 
 
 def search(
@@ -142,6 +166,7 @@ def search(
     force: bool = False,
     workforce: Workforce = LOCAL,
     consent: Consent = refuse,
+    memory: Memory = "auto",
 ) -> Searched:
     """Search, or continue an interrupted search with the same settings.
 
@@ -152,6 +177,7 @@ def search(
         force: replace a search that is there.
         workforce: what measures candidates; makes no difference to what is found.
         consent: asked before evaluations of an unfinished search are left behind.
+        memory: lean takes less of it, and more time; auto does so where nothing else fits. The numbers are the same.
 
     Raises:
         UsageError: settings contradict each other, or there is no consent.
@@ -163,24 +189,29 @@ def search(
     """
     check_destination(run.search, force=force)
     check_workforce(workforce)
-    return _search(open_run(run), settings, rule, Conduct(force=force, workforce=workforce, consent=consent))
+    return _search(
+        open_run(run), settings, rule, Conduct(force=force, workforce=workforce, consent=consent, memory=memory)
+    )
 
 
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, conduct: Conduct) -> Searched:
-    check_split(settings)
-    sparse = "sparse" in opened.adapter.manifest.parents
-    settings = settle(settings, rule, opened.space, sparse=sparse)
+    settings = _settle(opened, settings, rule)
     run, inputs = opened.run, open_inputs(opened, task=settings.task, latency=find_table(opened.run, settings))
+    lean, estimate = plan_memory(inputs, settings, conduct.workforce, conduct.memory)
+    log.print(f"expected: {in_words(estimate.memory_bytes)} of memory{', merged weights made anew' if lean else ''}")
+    require_memory(estimate, run.search, lean=lean, workforce=conduct.workforce)
     if inputs.latency is not None:
         log.print(f"latencies are predicted for: {inputs.latency}")
     with write_artefact(
         run.search, kind="search", parents=inputs.parents, seed=settings.seed, force=conduct.force, resumable=True
     ) as draft:
-        prepared = _prepare(opened, settings, inputs, rule)
+        device = training_device() if conduct.workforce.entry.in_process else None
+        measured = build_objective(settings, inputs, device=device, lean=lean)
+        prepared = _prepare(opened, settings, measured, rule)
         resume(draft.directory, settings, inputs, anchors=prepared.anchors, consent=conduct.consent)
         journal = Journal(draft.directory / JOURNAL_FILE)
         store = PieceStore(draft.directory / PIECES_FILE, question_of(settings, inputs), prepared.measured.split)
-        with _measuring(prepared.measured, settings, inputs, conduct.workforce, store) as measure:
+        with _measuring(prepared.measured, settings, inputs, conduct.workforce, store, lean=lean) as measure:
             watch = _watch(opened, prepared, settings, journal)
             with watching(watch, opened.run.search_page):
                 best = _choose(prepared, settings, journal, measure, watch)
@@ -203,7 +234,13 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
 
 @contextmanager
 def _measuring(
-    measured: MeasuredTask, settings: SearchSettings, inputs: SearchInputs, workforce: Workforce, store: PieceStore
+    measured: MeasuredTask,
+    settings: SearchSettings,
+    inputs: SearchInputs,
+    workforce: Workforce,
+    store: PieceStore,
+    *,
+    lean: bool,
 ) -> Iterator[Measurements]:
     """What measures candidates, for as long as the search goes on."""
     objective = measured.objective
@@ -211,7 +248,7 @@ def _measuring(
         limit_threads(workforce.threads)
         executor = make_executor(workforce, lambda: objective.measure)
     else:
-        executor = make_executor(workforce, WorkersObjective.of(settings, inputs, workforce))
+        executor = make_executor(workforce, WorkersObjective.of(settings, inputs, workforce, lean=lean))
         objective.forget_weights()
         log.print(f"measured by {executor.workers} workers: {workforce.entry.summary}")
     try:
@@ -221,8 +258,13 @@ def _measuring(
         objective.release()
 
 
-def _prepare(opened: SearchableRun, settings: SearchSettings, inputs: SearchInputs, rule: BestRule) -> Preparation:
-    measured, grid = build_objective(settings, inputs), Grid.of(opened.space)
+def _settle(opened: SearchableRun, settings: SearchSettings, rule: BestRule) -> SearchSettings:
+    check_split(settings)
+    return settle(settings, rule, opened.space, sparse="sparse" in opened.adapter.manifest.parents)
+
+
+def _prepare(opened: SearchableRun, settings: SearchSettings, measured: MeasuredTask, rule: BestRule) -> Preparation:
+    grid = Grid.of(opened.space)
     limit = make_limit(settings, measured.objective, grid)
     check_params(rule, measured.objective, grid)
     effort = Effort(settings.evaluations, seed=settings.seed, population=settings.population, limit=limit)

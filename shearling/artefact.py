@@ -357,8 +357,17 @@ def _verify_file(root: Path, name: str, entry: FileEntry) -> None:
 
 
 def _disk_fault(error: BaseException, path: Path) -> ResourceExhausted | None:
-    # safetensors, OpenVINO and torch each hide "no space left" in an exception of their own (none is an OSError).
-    signs = ("No space left", "File too large", "iostream error", "Disk quota", "os error 28", "os error 27")
+    # safetensors, OpenVINO, torch and numpy ("6000 requested and 0 written") each hide "no space left" in an exception
+    # of their own, or in one without a reason.
+    signs = (
+        "No space left",
+        "File too large",
+        "iostream error",
+        "Disk quota",
+        "os error 28",
+        "os error 27",
+        "requested and",
+    )
     if isinstance(error, ResourceExhausted) or not any(sign in str(link) for link in _chain(error) for sign in signs):
         return None
     free_bytes = shutil.disk_usage(path.parent).free

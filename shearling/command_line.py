@@ -38,6 +38,9 @@ DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of 
 ForceFlag = Annotated[
     bool, typer.Option("--force", help="Replace an existing output; removes only files that its manifest lists.")
 ]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Show what it would take of memory and disk, and do nothing.")
+]
 
 
 Given = TypeVar("Given")

@@ -18,7 +18,9 @@ MOST_LINES = 600
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc"}
 """A thing that has no room shows that a room is missing."""
 
-SHARED_NAMES: dict[str, str] = {}
+SHARED_NAMES: dict[str, str] = {
+    "Estimate": "of memory and disk in shearling.resources, of a measured figure in the artefacts of serve.bench",
+}
 """Class names that stand for several things, each with the reason."""
 
 

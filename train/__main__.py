@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
+from shearling.command_line import DebugFlag, DryRunFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
 
 app = make_app("Carry out a recipe: split the data, import and prune the base, train the super-adapter.")
 
@@ -19,6 +19,7 @@ def train(
     context: typer.Context,
     recipe: Annotated[Path | None, typer.Option(help="The TOML recipe; see recipes/.")] = None,
     output: Annotated[Path | None, typer.Option(help="The run directory; an interrupted run continues.")] = None,
+    dry_run: DryRunFlag = False,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -34,8 +35,12 @@ def train(
     wanted = read_recipe(recipe)
     # After the recipe was read: a wrong one is refused before the libraries load.
     from train.screen import summarise
-    from train.stage import run_recipe
+    from train.stage import estimate_recipe, run_recipe
 
+    if dry_run:
+        from shearling.dry_run import show_estimates
+
+        return show_estimates(estimate_recipe(wanted), output)
     made = run_recipe(wanted, output, force=force)
     if not processes.is_main():
         raise typer.Exit

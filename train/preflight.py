@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from shearling.console import log
-from shearling.errors import ArtefactMissing, ModelUnsupported, RecipeInvalid, ResourceExhausted
-from shearling.model.checkpoint_safety import CONFIG, weight_files
+from shearling.errors import ArtefactMissing, ModelUnsupported, RecipeInvalid
+from shearling.model.checkpoint_safety import CONFIG
 from shearling.model.export_support import check_exportable
+from shearling.model.figures import ModelFigures, read_figures
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.head import auto_class
 from shearling.model.layers import find_layers
 from shearling.recipe.model import ModelSection
 from shearling.recipe.recipe import Recipe
+from shearling.resources import Estimate, require
 from shearling.strict_json import read_json
+from train.estimates import estimate_stage, what_would_fit
 from train.package_asset import fetch
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.width_space import width_templates
-
-FLOAT32_BYTES = 4
-WORKING_BYTES = 2 * 2**30
-"""Activations, logits and libraries of a small training run."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +30,26 @@ class ModelSource:
     Attributes:
         path: a GGUF file or a Hugging Face directory.
         model_type: as transformers names the architecture.
-        parameters: number of weights.
+        figures: its sizes.
     """
 
     path: Path
     model_type: str
-    parameters: int
+    figures: ModelFigures
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return self.figures.parameters
 
 
-def preflight(recipe: Recipe, out: Path) -> ModelSource:
-    """Check a recipe against this machine and this installation.
+def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
+    """Check a recipe against this machine and this installation, and say what it will take.
 
     Args:
         recipe: validated.
-        out: the run directory, which need not exist.
+        out: the run directory, which need not exist; what is there already is taken to be reused.
+        force: nothing is.
 
     Returns:
         The model to import.
@@ -57,32 +61,30 @@ def preflight(recipe: Recipe, out: Path) -> ModelSource:
     """
     source = find_model(recipe.model)
     check_exportable(source.model_type, head=recipe.model.head)
-    stored = 1 + (recipe.model.adaptation is not None) + (recipe.sparsity is not None)
-    check_disk(out, needed_bytes=source.parameters * FLOAT32_BYTES * stored)
-    check_memory(needed_bytes=source.parameters * FLOAT32_BYTES * copies_in_memory(recipe) + WORKING_BYTES)
+    parts = {
+        part: estimate for part, estimate in expected(recipe, source).items() if force or not (out / part).exists()
+    }
+    disk_bytes = sum(estimate.disk_bytes for estimate in parts.values())
+    for part, estimate in parts.items():
+        log.print(f"expected for {part}: {estimate}")
+        require(Estimate(estimate.memory_bytes, disk_bytes), out, remedy=what_would_fit(recipe, part))
     log.print(
         f"preflight passed: {source.model_type}, {source.parameters / 1e6:.1f} M parameters, from {source.path.name}"
     )
     return source
 
 
-def copies_in_memory(recipe: Recipe) -> int:
-    """The most copies of the model in float32 that a stage holds.
-
-    The frozen weights, and while training the merged ones that the backward keeps, and a teacher; while healing the two
-    moments of Adam, and the dense model.
-    """
-    train = recipe.train
-    training = 1 if train is None else 2 + (train.teacher is not None)
-    healing = 4 if recipe.sparsity is not None and recipe.sparsity.healing is not None else 1
-    return max(training, healing)
+def expected(recipe: Recipe, source: ModelSource) -> dict[str, Estimate]:
+    """What each artefact of the run will take, by its name."""
+    by_tensors = not is_gguf(source.path) and recipe.model.head == "language_model"
+    return estimate_stage(recipe, source.figures, by_tensors=by_tensors)
 
 
 def find_model(section: ModelSection) -> ModelSource:
     """Locate the pretrained model and read its type and size without loading it."""
     path = section.path if section.path is not None else fetch(section.asset)  # type: ignore[arg-type] # the section has one source
     if is_gguf(path):
-        return ModelSource(path, read_header(path).require("general.architecture"), _count_gguf(path))
+        return ModelSource(path, read_header(path).require("general.architecture"), read_figures(path))
     if not (path / CONFIG).is_file():
         raise ArtefactMissing(
             "neither a GGUF file nor a Hugging Face model directory",
@@ -92,7 +94,7 @@ def find_model(section: ModelSection) -> ModelSource:
     model_type = read_json(path / CONFIG).get("model_type")
     if not isinstance(model_type, str):
         raise ModelUnsupported("config.json names no model_type", where=path)
-    return ModelSource(path, model_type, _count_safetensors(path))
+    return ModelSource(path, model_type, read_figures(path))
 
 
 def check_structure(recipe: Recipe, base: Path) -> None:
@@ -143,45 +145,3 @@ def _check_windows(recipe: Recipe, positions: int | None) -> None:
                 where=f"{section}.seq_len",
                 remedy=f"Give {positions} or less",
             )
-
-
-def check_disk(out: Path, *, needed_bytes: int) -> None:
-    """Raise ResourceExhausted where the disk of `out` has less than `needed_bytes` free."""
-    existing = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < needed_bytes:
-        raise ResourceExhausted(
-            f"{needed_bytes} bytes of disk needed, {free_bytes} free",
-            where=out,
-            remedy="Free space, or choose another --output",
-        )
-
-
-def check_memory(*, needed_bytes: int) -> None:
-    """Raise ResourceExhausted where less than `needed_bytes` of memory are available."""
-    import psutil
-
-    available_bytes = psutil.virtual_memory().available
-    if available_bytes < needed_bytes:
-        raise ResourceExhausted(
-            f"about {needed_bytes} bytes of memory needed, {available_bytes} available",
-            remedy="Use a smaller model or a larger machine",
-        )
-
-
-def _count_gguf(path: Path) -> int:
-    from gguf import GGUFReader
-
-    return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
-
-
-def _count_safetensors(directory: Path) -> int:
-    import math
-
-    from safetensors import safe_open
-
-    total = 0
-    for path in weight_files(directory):
-        with safe_open(path, framework="np") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (not a mapping)
-    return total

@@ -30,11 +30,12 @@ from shearling.recipe.recipe import Recipe, section_as_json
 from shearling.recipe.section import Section
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
+from shearling.resources import Estimate
 from shearling.run import Run
 from shearling.strict_json import write_json
 from train.base.adaptation import adapting_recipe, write_adapted
 from train.base.artefact import import_base, source_digest
-from train.preflight import ModelSource, check_structure, preflight
+from train.preflight import ModelSource, check_structure, expected, find_model, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
 from train.sparsity.calibration import calibration_blocks, calibration_file, healing_text
 from train.super_adapter import processes
@@ -86,6 +87,15 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
     return made
 
 
+def estimate_recipe(recipe: Recipe) -> dict[str, Estimate]:
+    """What the parts of a run will take, by the name of what they make; nothing is written.
+
+    Raises:
+        ArtefactError: the model of the recipe cannot be read.
+    """
+    return expected(recipe, find_model(recipe.model))
+
+
 def _train_lora(adapting: Recipe, run: Run, made: Mapping[str, Artefact]) -> Artefact:
     """The adapter of the dense model, trained by all processes."""
 
@@ -99,7 +109,7 @@ def _train_lora(adapting: Recipe, run: Run, made: Mapping[str, Artefact]) -> Art
 
 def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
-    source = preflight(recipe, run.path)
+    source = preflight(recipe, run.path, force=force)
     if force:
         _check_replaceable(run)
     run.path.mkdir(parents=True, exist_ok=True)

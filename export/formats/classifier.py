@@ -21,6 +21,7 @@ from export.formats.onnx import (
     save_beside,
     store_graph,
     trace,
+    traced,
 )
 from export.formats.openvino import MODEL_XML, OpenVinoDecoder
 from export.packing.packing_report import PackingReport
@@ -128,7 +129,7 @@ def write_onnx_classifier(
         ArtefactCorrupt: the written files do not hold all weights.
     """
     linears = quantizable(model, prefix=f"{model.base_model_prefix}.")
-    packing = store_graph(trace_classifier(model), directory, storage, linears=linears, integers=integers)
+    packing = store_graph(traced(model, trace_classifier), directory, storage, linears=linears, integers=integers)
     save_beside(model, tokenizer, directory)
     return packing
 

@@ -78,12 +78,14 @@ class ExportSubject:
     """What is written.
 
     Attributes:
-        model: merged, or the frozen model where there is no adapter; float32, eval mode.
+        model: merged, or the frozen model where there is no adapter; eval mode. Its weights are views of files, in the
+            type of the frozen model's: `shearling.model.arithmetic` computes with them in float32.
         frozen: directory of the frozen model.
         masks: of the pruned modules, cut to the model's widths, where its zeros are to be kept; else None.
         separate: whether the ranks stay apart, in modules of ours.
         sparsity: how the model was pruned, for the metadata of a file: method, pattern, modules, pruned, share.
         adapter: None where none was merged.
+        weights: directory of the safetensors files that the model's weights are views of; None where ranks stay apart.
         integers: module path -> its weight, where they were trained or chosen on calibration text; formats that store
             integers write these, and round no other way.
     """
@@ -95,6 +97,7 @@ class ExportSubject:
     separate: bool
     sparsity: Mapping[str, str]
     adapter: ChosenAdapter | None
+    weights: Path | None = None
     integers: Mapping[str, Matrix] = field(default_factory=dict)
 
 
@@ -173,9 +176,12 @@ class PlannedFormat:
 
     Attributes:
         directory: its name inside the export.
+        parts: how many parts of its layers its runtime is given, one after the other, to be measured: 1 where it can
+            hold the whole file.
     """
 
     entry: ExportFormat
     writer: FormatWriter
     storage: Storage
     directory: str
+    parts: int = 1

@@ -1,14 +1,18 @@
-"""A Hugging Face directory: safetensors in float32, the configuration and the tokenizer."""
+"""A Hugging Face directory: safetensors in the type of the frozen model, the configuration and the tokenizer."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from export.formats.export_format import ExportSubject, FormatWriter, Storage, UsageFacts
 from export.packing.packing_report import PackingReport
 from export.verification.zeros import Zeros, read_huggingface
-from shearling.model.checkpoint import load_model, save_model
+from shearling.model.checkpoint import load_model, save_description, save_model
+from shearling.model.checkpoint_safety import INDEX, weight_files
 
 STOCK_USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,16 +34,34 @@ from shearling.model.checkpoint import load_model
 model = load_model(Path("model"))"""
 
 
+def take_weights(source: Path, directory: Path, *, link: bool) -> None:
+    """Put the weights of another checkpoint into a directory.
+
+    Args:
+        source: holds safetensors files.
+        directory: gets them.
+        link: share them, since the source is given up.
+    """
+    for file in (*weight_files(source), source / INDEX):
+        if file.is_file():
+            (os.link if link else shutil.copyfile)(file, directory / file.name)
+
+
 class HuggingFaceDecoder(FormatWriter):
     """The merged model; where ranks stay apart, which it has no place for, the frozen model that they belong to."""
 
     def write(self, subject: ExportSubject, directory: Path, storage: Storage) -> PackingReport | None:
         """See `FormatWriter`."""
-        model = subject.model
         if subject.separate:
-            model = load_model(subject.frozen)
+            model = load_model(subject.frozen, dtype=None)
             model.config.use_cache = True
-        save_model(model, subject.tokenizer, directory)
+            save_model(model, subject.tokenizer, directory)
+        elif subject.weights is None:
+            save_model(subject.model, subject.tokenizer, directory)
+        else:
+            take_weights(subject.weights, directory, link=subject.weights != subject.frozen)
+            dtype: Any = str(subject.model.dtype).removeprefix("torch.")
+            save_description(subject.model, subject.tokenizer, directory, dtype)
         return None
 
     def read_zeros(self, directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +27,9 @@ from export.formats.export_format import (
     Storage,
     UsageFacts,
 )
+from export.formats.hollow import as_float32, hollow
 from export.number_formats.number_format import LOW_RANK, StoreGraph
+from export.number_formats.onnx_graph import lazy_tensor
 from export.packing.linear_graph import module_path
 from export.packing.packing_report import PackingReport
 from export.quantization.integer_graph import place_in_graph
@@ -169,7 +172,7 @@ def write_onnx(
     outputs logits, present.{i}.key and .value; batch, sequence and past are dynamic, and the past may be empty.
 
     Args:
-        model: float32, eval mode.
+        model: eval mode.
         tokenizer: saved in the Hugging Face format.
         directory: created.
         storage: number format and kernel; arithmetic and cache stay float32. For the sparse kernel see
@@ -184,7 +187,7 @@ def write_onnx(
     """
     # The head may share its weight with the embedding, and its error would go straight into the logits.
     linears = quantizable(model, without=model.get_output_embeddings())
-    packing = store_graph(trace_decoder(model), directory, storage, linears=linears, integers=integers)
+    packing = store_graph(traced(model, trace_decoder), directory, storage, linears=linears, integers=integers)
     save_beside(model, tokenizer, directory)
     return packing
 
@@ -230,6 +233,25 @@ def store_graph(
     program.save(directory / MODEL_ONNX, external_data=True)
     check_external_data(directory / MODEL_ONNX)
     return packing
+
+
+def traced(model: PreTrainedModel, trace_model: Callable[[PreTrainedModel], Any]) -> Any:
+    """Trace a model whose large weights take no part, and give them to the graph, each when it is asked for.
+
+    Args:
+        model: eval mode; comes back as it was.
+        trace_model: such as `trace_decoder`.
+
+    Returns:
+        A `torch.onnx.ONNXProgram` in float32.
+    """
+    with hollow(model) as weights:
+        program = trace_model(model)
+    for value in program.model.graph.initializers.values():
+        weight = weights.get(value.name)
+        if weight is not None:
+            value.const_value = lazy_tensor(value.name, weight.shape, np.float32, partial(as_float32, weight))
+    return program
 
 
 def trace_decoder(model: PreTrainedModel) -> Any:

@@ -7,9 +7,12 @@ position.
 
 from __future__ import annotations
 
+import copy
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +27,8 @@ from export.formats.export_format import (
     Storage,
     UsageFacts,
 )
+from export.formats.filled_ir import empty_ir, fill_ir
+from export.formats.hollow import Weights, hollow
 from export.number_formats.number_format import StoreIr
 from export.packing.packing_report import PackingReport
 from export.quantization.integer_ir import place_in_ir
@@ -31,6 +36,7 @@ from export.quiet_conversion import quiet_conversion
 from export.verification.parity import TEXT, Logits, cached_calls, padded_batch
 from export.verification.reading import MeasuredLogits
 from export.verification.zeros import Zeros, read_openvino
+from shearling.console import log
 from shearling.errors import ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import compile_ir, node_factory
@@ -88,7 +94,7 @@ class OpenVinoDecoder(FormatWriter):
             directory,
             storage,
             sparsity=subject.sparsity,
-            conversion=self.conversion(subject.model),
+            conversion=self.conversion,
             integers=subject.integers,
         )
 
@@ -152,13 +158,13 @@ def write_openvino(
     storage: Storage,
     *,
     sparsity: Mapping[str, str],
-    conversion: Mapping[str, Any] | None = None,
+    conversion: Callable[[PreTrainedModel], Mapping[str, Any]] | None = None,
     integers: Mapping[str, Matrix] | None = None,
 ) -> PackingReport | None:
     """Export a model to `directory`, with tokenizer, detokenizer, chat template and configuration.
 
     Args:
-        model: float32, eval mode; its linears may be modules of ours that keep a low-rank adapter apart.
+        model: eval mode; its linears may be modules of ours that keep a low-rank adapter apart.
         tokenizer: converted to an OpenVINO model too.
         directory: created.
         storage: number format and kernel; zeros stay exactly zero in each. For the sparse kernel see
@@ -179,28 +185,69 @@ def write_openvino(
     # Beside the destination, since OpenVINO maps the weights it reads into memory: a file must not be written over
     # itself.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".raw-") as raw:
-        convert(model, Path(raw), decoder_conversion(model) if conversion is None else conversion)
-        packing = store_ir(Path(raw), directory, storage, sparsity=sparsity, integers=integers)
+        ir = convert(model, Path(raw), decoder_conversion if conversion is None else conversion, storage)
+        packing = store_ir(ir, directory, storage, sparsity=sparsity, integers=integers)
     save_configurations(model, directory)
     return packing
 
 
-def convert(model: PreTrainedModel, directory: Path, options: Mapping[str, Any]) -> None:
+def convert(
+    model: PreTrainedModel, directory: Path, options: Callable[[PreTrainedModel], Mapping[str, Any]], storage: Storage
+) -> Any:
     """Let optimum-intel convert the model to an IR in float32.
 
+    Its large weights take no part: they are put into the finished graph, as views of the model's. Where the converter
+    makes something else of one of them, such as a constant that was folded, all of the model is converted.
+
     Args:
-        model: float32, eval mode.
-        directory: where `openvino_model.xml` will stand.
+        model: eval mode; comes back as it was, but for its configuration.
+        directory: where the graph is written meanwhile; it must stay as long as the IR is used.
         options: such as `decoder_conversion` gives.
+        storage: of the weights that will be made of it.
+
+    Returns:
+        An `openvino.Model`, whose weights are views as long as the model's are.
     """
+    halved = storage.weight_format.integers or storage.weight_format.name == "bf16"
+    with hollow(model) as weights, _saved_by(partial(_save_hollow, weights)):
+        ir = _converted(model, directory, options(model))
+    if fill_ir(ir, weights, halved=halved):
+        return ir
+    log.print("the graph has no place for some weights by themselves: the model is converted as a whole")
+    # Elsewhere: a file that is mapped must not be written over.
+    return _converted(copy.deepcopy(model).float(), directory / "whole", options(model))
+
+
+def _converted(model: PreTrainedModel, directory: Path, options: Mapping[str, Any]) -> Any:
     with quiet_conversion():
         from optimum.exporters.openvino import export_from_model
 
         export_from_model(model, output=directory, **options)
+    return openvino_core().read_model(directory / MODEL_XML)
+
+
+@contextmanager
+def _saved_by(save: Callable[[Any, str, bool], None]) -> Iterator[None]:
+    """Let optimum-intel save a graph by a function of ours; it has no hook for that."""
+    with quiet_conversion():
+        from optimum.exporters.openvino import convert as converter
+    theirs = converter.save_model
+    converter.save_model = save
+    try:
+        yield
+    finally:
+        converter.save_model = theirs
+
+
+def _save_hollow(weights: Weights, ir: Any, path: str, halve: bool) -> None:
+    import openvino
+
+    empty_ir(ir, weights)
+    openvino.save_model(ir, path, halve)
 
 
 def store_ir(
-    raw: Path,
+    ir: Any,
     directory: Path,
     storage: Storage,
     *,
@@ -210,7 +257,7 @@ def store_ir(
     """Write a converted IR with its weights in the form asked for.
 
     Args:
-        raw: holds the IR in float32; another directory, since OpenVINO maps the weights that it reads.
+        ir: an `openvino.Model` as `convert` gives it; consumed.
         directory: where it will stand.
         storage: number format and kernel.
         sparsity: written to the model's rt_info under `sparsity`.
@@ -225,7 +272,6 @@ def store_ir(
     """
     from export.packing.packed_ir import pack_ir
 
-    ir = openvino_core().read_model(raw / MODEL_XML)
     if integers:
         place_in_ir(ir, integers)
     store: StoreIr = (REMAINDER if integers else storage.weight_format).load_for(NAME)

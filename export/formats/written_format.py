@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.formats.export_format import ExportSubject, PlannedFormat, UsageFacts
+from export.formats.layer_windows import check_by_layers
 from export.packing.packing_report import PackingReport
 from export.verification.parity_check import MergedReference, ParityCheck
 from export.verification.task_check import TaskCheck, TaskReference
@@ -54,22 +55,31 @@ class WrittenFormat:
         """Of all of its files."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
-    def prove(self, reference: MergedReference, masks: Masks | None, task: TaskReference | None) -> Proof:
+    def prove(
+        self, reference: MergedReference, masks: Masks | None, task: TaskReference | None, subject: ExportSubject
+    ) -> Proof:
         """Run it and read it back.
 
         Args:
             reference: the merged model, which its logits are held against at every precision that a user may get.
             masks: whose zeros it must hold; None where none are promised.
-            task: the merged model's answers, which it is held against where its weights are integers.
+            task: the merged model's answers, which it is held against where its weights are integers, and it is run
+                whole.
+            subject: what was written, for a format that is run in parts.
 
         Raises:
             SparsityLost: it stores weights, but not those of every pruned module.
         """
         writer, storage = self.planned.writer, self.planned.storage
         reading = reference.reading(storage.weight_format)
-        parity = tuple(reference.check(item, reading) for item in writer.measure(self.path, reading.blocks, storage))
         answers = None
-        if task is not None and storage.weight_format.integers and parity:
+        if self.planned.parts > 1:
+            log.print(f"{self.name}: too large to be run here as a whole, measured some layers at a time")
+            parity = check_by_layers(self.planned, subject, reference, self.path.parent)
+        else:
+            measured = writer.measure(self.path, reading.blocks, storage)
+            parity = tuple(reference.check(item, reading) for item in measured)
+        if task is not None and storage.weight_format.integers and parity and self.planned.parts == 1:
             answers = writer.answer(self.path, task.evaluator)
         zeros = None
         if masks is not None:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from shearling.errors import ModelUnsupported, UsageError
@@ -190,7 +189,7 @@ def read_decoder(model: PreTrainedModel) -> FusedDecoder:
     """Look a model through.
 
     Args:
-        model: float32, eval mode; its weights are shared, not copied.
+        model: eval mode; weights in float32 are shared, not copied, others converted.
 
     Raises:
         ModelUnsupported: something in it that the fused operators do not compute.
@@ -317,7 +316,6 @@ def _bias(module: Any) -> Array | None:
 
 
 def _array(parameter: Any) -> Array:
-    array: Array = parameter.detach().numpy()
-    if array.dtype != np.float32:
-        raise ModelUnsupported(f"its weights are {array.dtype}, not float32", where="onnx-genai")
+    # A view where it is float32 already.
+    array: Array = parameter.detach().float().numpy()
     return array

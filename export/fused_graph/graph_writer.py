@@ -56,7 +56,7 @@ class GraphWriter:
 
     def number(self, name: str, array: npt.NDArray[Any]) -> Any:
         """The same in the type that the graph computes in."""
-        return self.constant(name, array.astype(self.dtype))
+        return self.constant(name, array.astype(self.dtype, copy=False))
 
     def node(
         self,

@@ -9,7 +9,7 @@ are the forms that `export.number_formats` writes. Numbers and scales are packed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +85,13 @@ def pack_graph(model: Any) -> PackingReport:
     return PackingReport(operators={OPERATOR: len(layers)} if layers else {}, layers=tuple(layers), kept=kept)
 
 
-def _find_products(graph: Any) -> list[OnnxProduct]:
+def _find_products(graph: Any) -> Iterator[OnnxProduct]:
     readers = {"MatMul": _halved_product, "MatMulNBits": _quantized_product}
-    found = (readers[node.op_type](node) for node in graph if node.op_type in readers)
-    return [product for product in found if product is not None]
+    # One at a time: a product holds its numbers widened, and the graph changes while they are replaced.
+    for node in [node for node in graph if node.op_type in readers]:
+        product = readers[node.op_type](node)
+        if product is not None:
+            yield product
 
 
 def _halved_product(matmul: Any) -> OnnxProduct | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +17,14 @@ from export.number_formats.number_format import LOW_RANK
 from export.packing.linear_graph import module_path
 from export.quantization.scale_tuning import TUNING_BATCH, tune_scales
 from export.quantization.sensitivity import harms, most_harmed
-from export.quantization.settings import GROUP_SIZES, PlannedQuantization
+from export.quantization.settings import GROUP_SIZES, PlannedQuantization, needs_copy
 from export.quantization.text import windows_of
 from export.quantization.vocabulary import Vocabulary, find_vocabulary, round_vocabulary
 from shearling.console import log
 from shearling.errors import UsageError
 from shearling.evaluation.precision import resolve_precision
 from shearling.kernel.packed_format import Matrix, ValueType
+from shearling.model.arithmetic import computed_in, copied_in
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.quantization.layerwise import SMALLEST_GROUP, narrowed_group, round_layers
 from shearling.quantization.rounding import Rounded, round_matrix
@@ -62,7 +65,9 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     """Round every linear layer inside the transformer layers, and the embedding and the head where the plan says so.
 
     Args:
-        model: float32, eval mode; not modified. A copy of it is held meanwhile.
+        model: eval mode; not modified. One layer of it is held in float32 at a time; where all matrices are weighed or
+            tuned together, or the vocabulary is rounded too, a copy of the model is, and two if its own weights are of
+            another type.
         tokenizer: of the model.
         plan: how.
         classifier: tune by last hidden states; see `shearling.calibration.distillation.distil`.
@@ -72,7 +77,10 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
         ModelUnsupported, NonFiniteWeights: see `shearling.calibration`.
     """
     started, streams = time.perf_counter(), plan.text.streams(tokenizer)
-    student = copy.deepcopy(model).requires_grad_(False).eval()
+    together = needs_copy(plan)
+    student = _in_float32(model) if together else model
+    if together and any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        model = _in_float32(model)
     transformer = find_layers(student)
     vocabulary = find_vocabulary(student) if plan.all_layers else None
     groups = dict(_group_sizes(_columns(transformer, vocabulary), plan))
@@ -88,7 +96,13 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
         )
     bf16 = resolve_precision("auto") == "bf16"
     windows = windows_of(streams, plan.samples, seed=SEED)
-    layers = round_layers(student, transformer, windows, groups, bits=BITS, bf16=bf16)
+    if together:
+        layers = round_layers(student, transformer, windows, groups, bits=BITS, bf16=bf16)
+    else:
+        # Nobody needs the rounded weights when the next layer's inputs are known.
+        with computed_in(student, torch.float32, without=transformer.layers):
+            hold = partial(_held_in_float32, transformer)
+            layers = round_layers(student, transformer, windows, groups, bits=BITS, bf16=bf16, hold=hold)
     rounded = dict(layers.matrices)
     if plan.ratio < 1:
         rounded |= _spare(model, rounded, windows, plan.ratio, bf16=bf16)
@@ -99,12 +113,25 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
         size = groups[vocabulary.head]
         rounded |= round_vocabulary(student, vocabulary, windows, group_size=size, bf16=bf16)
     tuning = windows_of(streams, plan.tuning_steps * TUNING_BATCH, seed=SEED + 1)
-    distances = tune_scales(student, model, rounded, tuning, classifier=classifier, bf16=bf16)
+    distances = tune_scales(student, model, rounded, tuning, classifier=classifier, bf16=bf16) if together else []
     made = {id(result): as_matrix(result) for result in rounded.values()}
     matrices = {module_path(path): made[id(result)] for path, result in rounded.items()}
     seconds = time.perf_counter() - started
     errors = layers.errors.values()
     return Quantized(matrices, sum(errors) / max(1, len(errors)), seconds, tuple(distances))
+
+
+def _held_in_float32(transformer: TransformerLayers, index: int) -> AbstractContextManager[None]:
+    return copied_in(transformer.layers[index], torch.float32)
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """A frozen copy, made parameter by parameter."""
+    copies: dict[int, Any] = {
+        id(parameter): torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, copies).eval()
 
 
 def _spare(

@@ -90,6 +90,11 @@ class PlannedQuantization:
         }
 
 
+def needs_copy(plan: PlannedQuantization) -> bool:
+    """Whether rounding needs all of the rounded model beside the model itself."""
+    return plan.tuning_steps > 0 or plan.ratio < 1 or plan.all_layers
+
+
 def plan_quantization(asked: Quantization, *, weight_format: str, task: Path, head: Head) -> PlannedQuantization | None:
     """Decide; None where weights are rounded without data, or not to int4.
 

@@ -63,7 +63,7 @@ class ExportReport(Document):
     Attributes:
         head: what the model is for.
         narrowed: number of linear layers whose output is narrower than in the base.
-        weight_format: of the formats that take one; the others are float32.
+        weight_format: of the formats that take one; the others have the type of the frozen model's files.
         quantization: how int4 was made on calibration text; None where no text was seen.
         trained_bits: of the integers that the weights were trained on; None where they were not.
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.

@@ -4,21 +4,27 @@
 below
 the real sparsity that threshold is zero, so its masks are the nonzero pattern itself. `nncf.pruning_statistic` then
 counts. Both are NNCF's public interface; reading back single masks (to name the entry that differs) is not.
+
+NNCF counts some modules at a time, in a model of nothing else: what it wraps stays in reference cycles of its own, and
+a whole model with its masks would be held until Python happens to collect them.
 """
 
 from __future__ import annotations
 
-import copy
+import gc
 import logging
-import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from shearling.elastic.mask import Masks
 from shearling.errors import ModelUnsupported, SparsityLost
 from shearling.strict_json import Document
 
-if TYPE_CHECKING:
-    from torch import nn
+WEIGHTS_TOGETHER = 2**24
+"""That NNCF counts at a time; a larger matrix goes alone."""
 
 
 class ModuleCertificate(Document):
@@ -65,20 +71,18 @@ def certify_sparsity(model: nn.Module, masks: Masks) -> SparsityCertificate:
     """
     import importlib.metadata
 
-    pruned = {_weight_path(model, name): mask for name, mask in masks.items() if not bool(mask.all())}
+    shares = {name: 1 - int(mask.count_nonzero()) / mask.numel() for name, mask in masks.items()}
+    pruned = {_weight_path(model, name): name for name, share in shares.items() if share}
     if not pruned:
         raise SparsityLost("no mask prunes anything", where="certificate")
-    _check_zeros(model, pruned)
-    statistic = _count(model, pruned)
-    found = {tensor.tensor_name.removesuffix(".weight"): tensor for tensor in statistic.pruned_tensors}
-    if found.keys() != pruned.keys():
-        raise ModelUnsupported(
-            f"NNCF and the masks disagree on the module {sorted(found.keys() ^ pruned.keys())[0]}", where="nncf.prune"
-        )
-    modules = dict(model.named_modules())
-    certified = tuple(
-        _certify_module(name, modules[name].weight, mask, found[name].pruned_ratio) for name, mask in pruned.items()
-    )
+    least = min(shares[name] for name in pruned.values())
+    certified: list[ModuleCertificate] = []
+    for group in _groups({path: model.get_submodule(path) for path in pruned}):
+        kept = {path: masks[pruned[path]] for path in group}
+        for path, linear in group.items():
+            _check_zeros(path, linear.weight, kept[path])
+        ratios = _count(group, ratio=least / 2)
+        certified += [_certify_module(path, linear.weight, kept[path], ratios[path]) for path, linear in group.items()]
     weights, zeros = sum(item.weights for item in certified), sum(item.zeros for item in certified)
     return SparsityCertificate(
         nncf=importlib.metadata.version("nncf"),
@@ -87,8 +91,8 @@ def certify_sparsity(model: nn.Module, masks: Masks) -> SparsityCertificate:
         zeros=zeros,
         accidental=sum(item.accidental for item in certified),
         sparsity=zeros / weights,
-        sparsity_model=float(statistic.global_pruning_ratio),
-        by_module=certified,
+        sparsity_model=zeros / sum(parameter.numel() for parameter in model.parameters()),
+        by_module=tuple(certified),
     )
 
 
@@ -97,41 +101,58 @@ def _weight_path(model: nn.Module, path: str) -> str:
     return f"{path}.base" if hasattr(model.get_submodule(path), "base") else path
 
 
-def _check_zeros(model: nn.Module, masks: Masks) -> None:
-    modules = dict(model.named_modules())
-    for name, mask in masks.items():
-        weight: Any = modules[name].weight
-        revived = int(weight[~mask].count_nonzero())
-        if revived:
-            raise SparsityLost(f"{revived} pruned weights are not zero", where=name)
+def _check_zeros(name: str, weight: Tensor, mask: Tensor) -> None:
+    revived = int(weight[~mask].count_nonzero())
+    if revived:
+        raise SparsityLost(f"{revived} pruned weights are not zero", where=name)
 
 
-def _count(model: nn.Module, masks: Masks) -> Any:
+def _groups(modules: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All modules in their order, as many together as `WEIGHTS_TOGETHER` allows."""
+    group: dict[str, Any] = {}
+    for path, module in modules.items():
+        if group and sum(item.weight.numel() for item in (*group.values(), module)) > WEIGHTS_TOGETHER:
+            yield group
+            group = {}
+        group[path] = module
+    yield group
+
+
+class _Products(nn.Module):
+    """Linear layers side by side, and nothing else."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in weights)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [nn.functional.linear(x[:, : weight.shape[1]], weight) for weight in self.weights]
+
+
+def _count(modules: Mapping[str, Any], *, ratio: float) -> dict[str, float]:
+    """Module path -> the share of its weights that NNCF counts as pruned."""
     import nncf
-    import torch
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    subject = copy.deepcopy(model)
-    subject.config.use_cache = False  # type: ignore[union-attr] # a PreTrainedModel
-    least = min(1 - float(mask.float().mean()) for mask in masks.values())
+    # In float32, where every number of the halved types has its own.
+    weights = [module.weight.detach().float() for module in modules.values()]
     registered = nncf.prune(
-        subject,
+        _Products(weights),
         mode=nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_LOCAL,
-        ratio=least / 2,
-        ignored_scope=nncf.IgnoredScope(patterns=_ignored(model, masks), validate=False),
-        examples_inputs={"input_ids": torch.ones(1, 4, dtype=torch.int64)},
+        ratio=ratio,
+        examples_inputs={"x": torch.zeros(1, max(weight.shape[1] for weight in weights))},
     )
-    return nncf.pruning_statistic(registered)
-
-
-def _ignored(model: nn.Module, masks: Masks) -> list[str]:
-    """One pattern for every weighted module outside the masks; NNCF separates path parts by dots or by slashes."""
-    paths = [
-        path
-        for path, module in model.named_modules()
-        if path not in masks and getattr(module, "weight", None) is not None
-    ]
-    return [f"^{re.escape(path).replace(re.escape('.'), '[./]')}[./].*" for path in paths]
+    found = {
+        int(tensor.tensor_name.rpartition(".")[2]): float(tensor.pruned_ratio)
+        for tensor in nncf.pruning_statistic(registered).pruned_tensors
+    }
+    del registered, weights
+    gc.collect()
+    ratios = {path: found[place] for place, path in enumerate(modules) if place in found}
+    missing = sorted(modules.keys() - ratios.keys())
+    if missing:
+        raise ModelUnsupported(f"NNCF and the masks disagree on the module {missing[0]}", where="nncf.prune")
+    return ratios
 
 
 def _certify_module(name: str, weight: Any, mask: Any, ratio: float) -> ModuleCertificate:

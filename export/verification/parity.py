@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Logits = list[npt.NDArray[np.float32]]
 """Per block [tokens, vocabulary]."""
+
+Arithmetic = Literal["float32", "float64", "bfloat16"]
 
 BLOCK_TOKENS = 40
 MOST_STEPS = 32
@@ -236,16 +238,44 @@ def torch_logits(
     blocks: Sequence[npt.NDArray[np.int64]],
     *,
     head: Head = "language_model",
-    bf16: bool = False,
+    arithmetic: Arithmetic = "float32",
 ) -> Logits:
-    """Logits of a torch model, whole blocks at once, without a cache; in bfloat16 autocast where that is asked for."""
+    """Logits of a torch model, whole blocks at once, without a cache.
+
+    Args:
+        model: eval mode; with weights of any type, of which one module at a time is converted where that is needed.
+        blocks: inputs.
+        head: what the model is for.
+        arithmetic: in what it computes; bfloat16 is autocast.
+    """
     import torch
 
+    from shearling.model.arithmetic import computed_in
+
     options: dict[str, Any] = {} if head == "classifier" else {"use_cache": False}
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        outputs = [model(input_ids=torch.from_numpy(block)[None], **options).logits for block in blocks]
-    # A decoder answers for every position, a classifier once.
-    return [(logits[0] if logits.ndim == 3 else logits).float().numpy() for logits in outputs]
+    wide = torch.float64 if arithmetic == "float64" else torch.float32
+    halved = torch.autocast("cpu", torch.bfloat16, enabled=arithmetic == "bfloat16")
+    # Where every forward converts all weights, blocks of one length share it.
+    converts = any(parameter.is_floating_point() and parameter.dtype != wide for parameter in model.parameters())
+    results: Logits = []
+    with torch.inference_mode(), computed_in(model, wide), halved:
+        for batch in _stacked(blocks, together=converts and head == "language_model"):
+            logits = model(input_ids=torch.from_numpy(batch), **options).logits.float().numpy()
+            # A decoder answers for every position, a classifier once.
+            results += list(logits) if logits.ndim == 3 else [logits]
+    return results
+
+
+def _stacked(blocks: Sequence[npt.NDArray[np.int64]], *, together: bool) -> Iterator[npt.NDArray[np.int64]]:
+    """The blocks in their order, [rows, tokens] each: one row, or as many of one length as follow each other."""
+    rows: list[npt.NDArray[np.int64]] = []
+    for block in blocks:
+        if rows and not (together and len(block) == len(rows[0])):
+            yield np.stack(rows)
+            rows = []
+        rows.append(block)
+    if rows:
+        yield np.stack(rows)
 
 
 def rounding_of(
@@ -257,16 +287,12 @@ def rounding_of(
     Normalisations that cast to float32 by themselves stay so.
 
     Args:
-        model: float32; comes back as it was.
+        model: eval mode.
         blocks: inputs.
         logits: of the model in float32 on them.
         head: what the model is for.
     """
-    try:
-        exact = torch_logits(model.double(), blocks, head=head)
-    finally:
-        # Lossless: every value came from float32.
-        model.float()
+    exact = torch_logits(model, blocks, head=head, arithmetic="float64")
     return float(max(np.abs(left - right).max() for left, right in zip(exact, logits, strict=True)))
 
 

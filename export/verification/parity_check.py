@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from shearling.console import log
 from shearling.model.head import Head
 from shearling.registry.number_formats import NUMBER_FORMATS, Gate, NumberFormat
 from shearling.strict_json import Document
+
+if TYPE_CHECKING:
+    from torch import nn
 
 UNMERGED = "unmerged super-network, float32"
 MERGED = "merged torch model, float32"
@@ -81,7 +84,7 @@ class MergedReference:
     """The merged model's own logits, which every written file is held against.
 
     Attributes:
-        model: float32, eval mode.
+        model: eval mode.
         head: what the model is for.
         fixed: the fixed blocks.
         held_back: text that nothing was trained on; None where there is none, or no format rounds to integers.
@@ -137,16 +140,30 @@ class MergedReference:
     def _torch_kl(self) -> float:
         """Mean KL of the model in bfloat16 autocast on the fixed blocks."""
         fixed = self.fixed
-        halved = torch_logits(self.model, fixed.blocks, head=self.head, bf16=True)
+        halved = torch_logits(self.model, fixed.blocks, head=self.head, arithmetic="bfloat16")
         return compare(fixed.logits, halved, fixed.blocks, random_blocks=fixed.random_blocks).kl_mean
 
 
+def weights_precision(model: nn.Module) -> str:
+    """Name of the number format that a model's weights have: that of its largest matrix."""
+    largest = max(model.parameters(), key=lambda parameter: parameter.numel())
+    return {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(largest.dtype), "fp32")
+
+
 def check_merge(
-    unmerged: Logits, merged: Logits, blocks: Sequence[npt.NDArray[np.int64]], *, exact: bool
+    unmerged: Logits, merged: Logits, blocks: Sequence[npt.NDArray[np.int64]], *, exact: bool, precision: str = "fp32"
 ) -> ParityCheck:
-    """Judge a merge; one that is approximate, and was accepted as such, is measured and not limited."""
-    gate = NUMBER_FORMATS.get("fp32").gate if exact else Gate()
-    return judge("merged", UNMERGED, "fp32", compare(unmerged, merged, blocks), gate, text=FIXED_TEXT)
+    """Judge a merge; one that is approximate, and was accepted as such, is measured and not limited.
+
+    Args:
+        unmerged: logits of the super-network.
+        merged: of the merged model.
+        blocks: that both read.
+        exact: whether the merge keeps what was trained.
+        precision: number format that merged weights were rounded to.
+    """
+    gate = NUMBER_FORMATS.get(precision).gate if exact else Gate()
+    return judge("merged", UNMERGED, precision, compare(unmerged, merged, blocks), gate, text=FIXED_TEXT)
 
 
 def judge(

@@ -75,7 +75,7 @@ def read_held_back(model: Any, tokenizer: Any, task: Path, *, head: Head) -> Rea
     """Validation rows, read by the model; None where there are none, or too few for a window.
 
     Args:
-        model: float32, eval mode.
+        model: eval mode; computes in float32.
         tokenizer: of the model.
         task: a `task` artefact, which need not exist.
         head: what the model is for.

@@ -85,7 +85,7 @@ def ask_reference(model: nn.Module, tokenizer: Any, task: Path, *, head: Head) -
     """Ask the merged model the validation rows; None where the run has none.
 
     Args:
-        model: float32, eval mode.
+        model: eval mode; computes in float32.
         tokenizer: of the model.
         task: the run's `task` artefact, which need not exist.
         head: what the model is for.
@@ -96,5 +96,10 @@ def ask_reference(model: nn.Module, tokenizer: Any, task: Path, *, head: Head) -
     if not rows:
         return None
     most = MOST_ROWS if rows[0].answer is None else MOST_GENERATED_ROWS
+    import torch
+
+    from shearling.model.arithmetic import computed_in
+
     evaluator = open_evaluator(locate_task(str(task)), head=head, split="validation", limit=most)
-    return TaskReference(evaluator, evaluator.on_torch(model, tokenizer, precision="fp32")())
+    with computed_in(model, torch.float32):
+        return TaskReference(evaluator, evaluator.on_torch(model, tokenizer, precision="fp32")())

@@ -6,7 +6,7 @@ integer format, and the midpoint (8 or 128) in the unsigned blocks of ONNX Runti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,16 @@ from shearling.errors import ArtefactCorrupt, ModelUnsupported, SparsityLost
 from shearling.kernel.bundle import OPERATORS
 from shearling.kernel.openvino_extension import core_for
 from shearling.kernel.packed_format import Bytes, Matrix, ValueType, unpack
+from shearling.model.weight_shards import StoredWeights
 from shearling.registry.number_formats import NUMBER_FORMATS
 from shearling.strict_json import Document
 
 if TYPE_CHECKING:
     from shearling.elastic.mask import Masks
 
-Zeros = dict[str, npt.NDArray[np.bool_]]
-"""Weight name without `.weight` -> [out, in], True where the stored weight is zero."""
+FoundZeros = Iterator[tuple[str, npt.NDArray[np.bool_]]]
+Zeros = Mapping[str, npt.NDArray[np.bool_]] | FoundZeros
+"""Weight name without `.weight` -> [out, in], True where the stored weight is zero; or both, weight after weight."""
 
 
 class ZeroCheck(Document):
@@ -58,71 +60,67 @@ def check_zeros(name: str, zeros: Zeros, masks: Masks) -> ZeroCheck:
     Raises:
         SparsityLost: the file has no weight for a pruned module.
     """
-    missing = sorted(masks.keys() - zeros.keys())
+    found: dict[str, tuple[int, int]] = {}
+    pruned = 0
+    for path, zero in zeros.items() if isinstance(zeros, Mapping) else zeros:
+        if path not in masks:
+            continue
+        kept = masks[path].numpy()
+        counted = int(zero[~kept].sum()), int(zero[kept].sum())
+        pruned += 0 if path in found else kept.size - int(kept.sum())
+        # Of a weight that a file holds twice, the one that lost more.
+        found[path] = min(found.get(path, counted), counted)
+    missing = sorted(masks.keys() - found.keys())
     if missing:
         raise SparsityLost(
             f"the file holds no weight for {len(missing)} pruned modules, the first is {missing[0]}", where=name
         )
-    by_module, extra, pruned = {}, 0, 0
-    for path, mask in masks.items():
-        kept = mask.numpy()
-        by_module[path] = int(zeros[path][~kept].sum())
-        extra += int(zeros[path][kept].sum())
-        pruned += int((~kept).sum())
+    by_module = {path: found[path][0] for path in masks}
+    extra = sum(others for _, others in found.values())
     return ZeroCheck(format=name, pruned=pruned, zeros=sum(by_module.values()), extra_zeros=extra, by_module=by_module)
 
 
-def read_huggingface(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+def read_huggingface(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> FoundZeros:
     """Zeros of a safetensors checkpoint."""
-    from safetensors import safe_open
-
-    zeros: Zeros = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                if name.removesuffix(".weight") in shapes:
-                    zeros[name.removesuffix(".weight")] = (tensors.get_tensor(name) == 0).numpy()
-    return zeros
+    stored = StoredWeights(directory)
+    for name in stored.tensors:
+        if name.removesuffix(".weight") in shapes:
+            yield name.removesuffix(".weight"), (stored.read(name) == 0).numpy()
 
 
-def read_openvino(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+def read_openvino(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> FoundZeros:
     """Zeros of the weight constants of an IR."""
     xml = directory / "openvino_model.xml"
     model = core_for(xml).read_model(xml)
-    zeros: Zeros = {}
     for node in model.get_ops():
         path = module_path(node.get_friendly_name())
         if node.get_type_name() in OPERATORS:
-            zeros |= {module_path(name): _packed_zeros(matrix) for name, matrix in read_packed(node).items()}
+            yield from ((module_path(name), _packed_zeros(matrix)) for name, matrix in read_packed(node).items())
         elif node.get_type_name() == "Constant" and path in shapes and not _is_bundle(node):
-            zeros[path] = _zero_bits(node).reshape(shapes[path])
-    return zeros
+            yield path, _zero_bits(node).reshape(shapes[path])
 
 
-def read_onnx(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+def read_onnx(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> FoundZeros:
     """Zeros of the initializers of an ONNX graph."""
-    import onnx
-    from onnx import numpy_helper
+    import onnx_ir
 
-    graph = onnx.load(directory / "model.onnx").graph
+    graph = onnx_ir.load(directory / "model.onnx").graph
     blocks = ("_Q8", "_Q4")
     stored_as = {"", PACKED, *blocks, *(f"_{name}" for name in NUMBER_FORMATS.names())}
-    zeros: Zeros = {}
-    for initializer in graph.initializer:
-        name, _, storage = initializer.name.rpartition(".weight")
-        path = module_path(f"{name}.weight")
-        if path not in shapes or storage not in stored_as:
+    for initializer in graph.initializers.values():
+        name, _, storage = str(initializer.name).rpartition(".weight")
+        path, tensor = module_path(f"{name}.weight"), initializer.const_value
+        if path not in shapes or storage not in stored_as or tensor is None:
             continue
         out, width = shapes[path]
-        array = numpy_helper.to_array(initializer)
+        array = tensor.numpy()
         if storage == PACKED:
-            zeros[path] = _packed_zeros(_unpack(array, initializer.name))
+            yield path, _packed_zeros(_unpack(array, str(initializer.name)))
         elif storage in blocks:
-            zeros[path] = _block_zeros(array, storage).reshape(out, -1)[:, :width]
+            yield path, _block_zeros(array, storage).reshape(out, -1)[:, :width]
         else:
             # MatMul keeps [in, out] where the exporter folded the transposition.
-            zeros[path] = (array == 0) if array.shape == shapes[path] else (array == 0).T
-    return zeros
+            yield path, (array == 0) if array.shape == shapes[path] else (array == 0).T
 
 
 def _zero_bits(node: Any) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,8 @@ from serve.runtimes.runtime import Decoding, Generation, Precision, RunOptions, 
 from serve.runtimes.semi_structured import PROPERTY, use_semi_structured
 from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
 from shearling.errors import DeviceUnavailable
-from shearling.model.checkpoint import Dtype, load_model
+from shearling.model.checkpoint import load_model
+from shearling.model.weight_shards import Dtype
 
 DTYPE: dict[Precision, Dtype] = {"default": "float32", "fp32": "float32", "bf16": "bfloat16"}
 CUDA_REMEDY = "Needs an NVIDIA driver and a CUDA build of PyTorch, or use --device CPU"

@@ -1,17 +1,19 @@
 """Hidden states of the calibration text, carried from one transformer layer to the next.
 
 A layer is called with exactly the arguments that the model itself would give it: they are recorded, for every layer,
-during one ordinary forward of each batch. So rotary embeddings, sliding windows, ALiBi and masks are right for any
-transformer, and no sample needs padding.
+during one forward of each batch in which the layers themselves do nothing, and which ends before the head. So rotary
+embeddings, sliding windows, ALiBi and masks are right for any transformer, no sample needs padding, and no layer but
+the first need be in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shearling.errors import ModelUnsupported
 
@@ -19,6 +21,33 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from shearling.model.layers import TransformerLayers
+
+
+class Residence(Protocol):
+    """Brings parts of a model into memory, for as long as they are needed."""
+
+    def layer(self, index: int) -> AbstractContextManager[Any]:
+        """One transformer layer."""
+        ...
+
+    def around(self) -> AbstractContextManager[Any]:
+        """All but the transformer layers and a head of its own."""
+        ...
+
+
+class WholeModel:
+    """Residence of a model that is in memory."""
+
+    def layer(self, _index: int) -> AbstractContextManager[Any]:
+        """It is there."""
+        return nullcontext()
+
+    def around(self) -> AbstractContextManager[Any]:
+        """It is there."""
+        return nullcontext()
+
+
+IN_MEMORY = WholeModel()
 
 
 @dataclass
@@ -117,48 +146,91 @@ class _Pool:
 
 
 def capture(
-    model: nn.Module, transformer: TransformerLayers, calibration: Sequence[Tensor], *, batch_size: int = 1
+    model: nn.Module,
+    transformer: TransformerLayers,
+    calibration: Sequence[Tensor],
+    *,
+    batch_size: int = 1,
+    residence: Residence = IN_MEMORY,
 ) -> Propagation:
     """Record what every layer is called with, and the inputs of layer 0.
 
     Args:
-        model: in eval mode; one dense forward is run for each batch.
+        model: in eval mode.
         transformer: its layers.
         calibration: token ids [tokens] each; lengths may differ.
         batch_size: at most so many consecutive samples of equal length run together.
+        residence: brings what is needed into memory.
 
     Raises:
         ModelUnsupported: a layer is not called exactly once in a forward, or gets no hidden states.
     """
-    pool = _Pool()
-    return Propagation([_capture_batch(model, transformer, tokens, pool) for tokens in _stack(calibration, batch_size)])
+    recorder = _Recorder(transformer)
+    with residence.around(), residence.layer(0), recorder.listening():
+        batches = [recorder.record(model, tokens) for tokens in _stack(calibration, batch_size)]
+    return Propagation(batches)
 
 
-def _capture_batch(model: nn.Module, transformer: TransformerLayers, tokens: Tensor, pool: _Pool) -> Batch:
-    import torch
+class _Recorder:
+    """Stands in for the layers: notes what they are called with, and hands their inputs on."""
 
-    seen: list[tuple[Tensor | None, LayerCall]] = []
+    def __init__(self, transformer: TransformerLayers) -> None:
+        self._layers = transformer.layers
+        self._pool = _Pool()
+        self._calls: list[LayerCall] = []
+        self._hidden: Tensor | None = None
+        self._beside: tuple[Any, ...] | None = None
+        """What a layer returns behind its hidden states; None before the first was run, or where it returns no tuple.
+        """
+        self._form_known = False
 
-    def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """The layers are replaced."""
+        originals = [layer.forward for layer in self._layers]
+        replaced = [layer.__dict__.get("forward") for layer in self._layers]
+        try:
+            for layer, original in zip(self._layers, originals, strict=True):
+                layer.forward = partial(self._note, original)
+            yield
+        finally:
+            for layer, before in zip(self._layers, replaced, strict=True):
+                del layer.forward
+                if before is not None:
+                    layer.forward = before
+
+    def record(self, model: nn.Module, tokens: Tensor) -> Batch:
+        """One batch [batch, tokens]."""
+        import torch
+
+        self._begin()
+        # The body alone: a head would make logits, gigabytes with a large vocabulary.
+        body: Any = getattr(model, "base_model", model)
+        device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
+        with torch.no_grad():
+            body(input_ids=tokens.to(device), use_cache=False)
+        if len(self._calls) != len(self._layers) or self._hidden is None:
+            raise ModelUnsupported(
+                f"{len(self._calls)} layer calls in one forward of {len(self._layers)} layers",
+                where=type(model).__name__,
+            )
+        return Batch(self._hidden, self._calls)
+
+    def _begin(self) -> None:
+        self._calls, self._hidden = [], None
+
+    def _note(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         named = dict(kwargs)
         hidden = args[0] if args else named.pop("hidden_states", None)
         # Only the first layer's inputs are needed: later ones come from pruned layers.
-        seen.append(
-            (
-                hidden.detach().clone() if not seen and hidden is not None else None,
-                LayerCall(pool.intern(args[1:]), pool.intern(named)),
-            )
-        )
-
-    with ExitStack() as hooks, torch.no_grad():
-        for layer in transformer.layers:
-            hooks.enter_context(layer.register_forward_pre_hook(record, with_kwargs=True))
-        model(input_ids=tokens.to(next(model.parameters()).device), use_cache=False)
-    if len(seen) != len(transformer.layers) or seen[0][0] is None:
-        raise ModelUnsupported(
-            f"{len(seen)} layer calls in one forward of {len(transformer.layers)} layers", where=type(model).__name__
-        )
-    return Batch(seen[0][0], [call for _, call in seen])
+        if not self._calls and hidden is not None:
+            self._hidden = hidden.detach().clone()
+        self._calls.append(LayerCall(self._pool.intern(args[1:]), self._pool.intern(named)))
+        if not self._form_known:
+            # Once, the first layer is run: whether it returns a tuple, nothing else tells.
+            output = original(*args, **kwargs)
+            self._beside, self._form_known = output[1:] if isinstance(output, tuple) else None, True
+        return hidden if self._beside is None else (hidden, *self._beside)
 
 
 def _stack(calibration: Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:

@@ -5,9 +5,9 @@ width.
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from shearling.elastic.frozen_linear import FrozenLinear
+from shearling.model.stored_types import frozen_product
 
 
 class ElasticLinear(FrozenLinear):
@@ -34,7 +34,7 @@ class ElasticLinear(FrozenLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the active part to x [..., in]; returns [..., out]."""
         weight = self.weight[: self.active_out, : self.active_in] if self._held is None else self._held
-        return F.linear(x, weight, self.active_bias())
+        return frozen_product(x, weight, self.active_bias())
 
     def extra_repr(self) -> str:
         """Shapes and state for `print(model)`."""

@@ -13,6 +13,7 @@ under gradient checkpointing sees the same sub-network.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shearling.elastic.frozen_linear import FrozenLinear
+from shearling.elastic.mask import pack_mask, unpack_mask
 from shearling.elastic.weight_grid import LayerGrid
 from shearling.errors import NonFiniteWeights, ShapeMismatch
+from shearling.model.stored_types import frozen_product
 
 
 def effective_weight(
@@ -81,7 +84,8 @@ class _MaskedLinear(torch.autograd.Function):
     The bias is added in the product, as a linear layer of the merged weight adds it: added behind, the sum would be
     rounded once more and differ from that layer's.
 
-    Autograd would keep B A, its masked product and the sum, each as large as W; here the sum alone is kept, for dL/dx.
+    Autograd would keep B A, its masked product and the sum, each as large as W; here the sum alone is kept, for dL/dx,
+    or made again where memory is short, from what is there anyway.
 
     With G = (dL/dyᵀ x) ∘ M:  dL/dB = s G Aᵀ,  dL/dA = s Bᵀ G,  dL/dx = dL/dy (W + (s B A) ∘ M).
 
@@ -97,31 +101,56 @@ class _MaskedLinear(torch.autograd.Function):
         lora_a: Tensor,
         lora_b: Tensor,
         mask: Tensor,
-        scaling: float,
-        grid: LayerGrid | None,
+        update: _Update,
     ) -> Tensor:
+        ctx.update = update
         # The sum is taken in float32 and rounded once: in bfloat16 a small update would vanish beside a large weight.
-        merged = effective_weight(weight, lora_a, lora_b, scaling=scaling, mask=mask, grid=grid).to(x.dtype)
-        # The merged weight is kept, not made again in the backward: memory, which preflight counts, for one product.
-        ctx.save_for_backward(x, merged, lora_a, lora_b, mask)
-        ctx.scaling = scaling
+        merged = update.merge(weight, lora_a, lora_b, mask).to(x.dtype)
+        ctx.save_for_backward(x, weight if update.remerges else merged, lora_a, lora_b, mask)
         return F.linear(x, merged, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_y = grad_outputs[0]
-        x, merged, lora_a, lora_b, mask = ctx.saved_tensors
+        grad_y, update = grad_outputs[0], ctx.update
+        x, weight, lora_a, lora_b, mask = ctx.saved_tensors
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
+            merged = update.merge(weight, lora_a, lora_b, mask).to(x.dtype) if update.remerges else weight
             grad_x = grad_y @ merged
+            del merged
         if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
             # [out, in], the gradient of the merged weight. It is summed over all rows before the mask is applied: the
             # mask stands between B A and the weight, so the gradients of A and B have no path that avoids [out, in].
             grad_weight = grad_y.reshape(-1, grad_y.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-            grad_weight.mul_(_numeric(mask, grad_weight.dtype))
-            grad_a = (lora_b.to(x.dtype).T @ grad_weight).to(lora_a.dtype).mul_(ctx.scaling)
-            grad_b = (grad_weight @ lora_a.to(x.dtype).T).to(lora_b.dtype).mul_(ctx.scaling)
-        return grad_x, None, None, grad_a, grad_b, None, None, None
+            grad_weight.mul_(_numeric(update.mask(mask, weight.shape), grad_weight.dtype))
+            grad_a = (lora_b.to(x.dtype).T @ grad_weight).to(lora_a.dtype).mul_(update.scaling)
+            grad_b = (grad_weight @ lora_a.to(x.dtype).T).to(lora_b.dtype).mul_(update.scaling)
+        return grad_x, None, None, grad_a, grad_b, None, None
+
+
+class _Update(NamedTuple):
+    """How an update is merged, now and in the backward.
+
+    Attributes:
+        packed_shape: [out, in] of the whole mask, where it is given as bits.
+        remerges: the merged weight is not kept for the backward, but made again.
+    """
+
+    scaling: float
+    grid: LayerGrid | None
+    packed_shape: tuple[int, ...] | None
+    remerges: bool
+
+    def mask(self, mask: Tensor, shape: Sequence[int]) -> Tensor:
+        """[out, in] bool of the active part."""
+        if self.packed_shape is None:
+            return mask
+        return unpack_mask(mask, self.packed_shape)[: shape[0], : shape[1]]
+
+    def merge(self, weight: Tensor, lora_a: Tensor, lora_b: Tensor, mask: Tensor) -> Tensor:
+        """See `effective_weight`."""
+        active = self.mask(mask, weight.shape)
+        return effective_weight(weight, lora_a, lora_b, scaling=self.scaling, mask=active, grid=self.grid)
 
 
 class ActiveParts(NamedTuple):
@@ -146,6 +175,8 @@ class ElasticLoraLinear(FrozenLinear):
         grid: of the merged weight, in the masked form; its layers have whole sides.
         dropout: on the adapter's input while training, plain form only.
         generator: draws the initial A; B starts at zero, so that every rank starts as the base.
+        lean: less memory for more time, and the same numbers: the mask is held as bits, and no merged weight is kept,
+            neither for the backward nor while a sub-network is evaluated.
 
     Raises:
         ShapeMismatch: the mask does not fit the weight.
@@ -162,6 +193,7 @@ class ElasticLoraLinear(FrozenLinear):
         scales_by_rank: bool = False,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
+        lean: bool = False,
     ) -> None:
         super().__init__(base)
         if mask is not None and mask.shape != base.weight.shape:
@@ -171,8 +203,10 @@ class ElasticLoraLinear(FrozenLinear):
         self.scaling = scaling
         self._largest_scaling, self._scales_by_rank = scaling, scales_by_rank
         self.dropout = nn.Dropout(dropout)
-        self.mask: Tensor | None
-        self.register_buffer("mask", mask, persistent=False)
+        self.lean = lean
+        self._mask: Tensor | None
+        packed = None if mask is None or not lean else pack_mask(mask).to(mask.device)
+        self.register_buffer("_mask", mask if packed is None else packed, persistent=False)
         self.grid_scales: Tensor | None
         self.register_buffer("grid_scales", None if grid is None else grid.scales, persistent=False)
         self._grid_bits = 0 if grid is None else grid.bits
@@ -183,9 +217,19 @@ class ElasticLoraLinear(FrozenLinear):
         nn.init.uniform_(self.lora_a, -bound, bound, generator=generator)
 
     @property
+    def mask(self) -> Tensor | None:
+        """[out, in] bool, whole; None in the plain form."""
+        return self._mask if self._mask is None or not self.lean else unpack_mask(self._mask, self.weight.shape)
+
+    @property
     def grid(self) -> LayerGrid | None:
         """See the class."""
         return None if self.grid_scales is None else LayerGrid(self.grid_scales, self._grid_bits)
+
+    def forget(self) -> None:
+        """See `FrozenLinear.forget`; the mask and the grid go with the weight, the factors stay."""
+        super().forget()
+        self._mask = self.grid_scales = None
 
     def activate(self, rank: int) -> None:
         """Use the first `rank` rows of A and columns of B from now on.
@@ -202,13 +246,19 @@ class ElasticLoraLinear(FrozenLinear):
 
     def active_parts(self) -> ActiveParts:
         """Weight, bias, factors and mask of the active sub-network, as views."""
-        out, width = self.active_out, self.active_in
+        mask = self.mask
+        weight, bias, lora_a, lora_b = self._unmasked_parts()
         return ActiveParts(
+            weight, bias, lora_a, lora_b, None if mask is None else mask[: self.active_out, : self.active_in]
+        )
+
+    def _unmasked_parts(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        out, width = self.active_out, self.active_in
+        return (
             self.weight[:out, :width],
             None if self.bias is None else self.bias[:out],
             self.lora_a[: self.rank, :width],
             self.lora_b[:out, : self.rank],
-            None if self.mask is None else self.mask[:out, :width],
         )
 
     def merged_weight(self) -> Tensor:
@@ -227,8 +277,11 @@ class ElasticLoraLinear(FrozenLinear):
         return merged
 
     def hold_merged(self, *, hold: bool) -> None:
-        """Compute the merged weight once and use it until the rank changes (evaluation of one sub-network)."""
-        self._held = self.merged_weight().to(self.weight.dtype) if hold and self.mask is not None else None
+        """Compute the merged weight once and use it until the rank changes (evaluation of one sub-network); a lean
+        layer makes it each time.
+        """
+        holds = hold and self._mask is not None and not self.lean
+        self._held = self.merged_weight().to(self.weight.dtype) if holds else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the active sub-adapter.
@@ -239,22 +292,24 @@ class ElasticLoraLinear(FrozenLinear):
         Returns:
             [..., out].
         """
-        weight, bias, lora_a, lora_b, mask = self.active_parts()
+        weight, bias, lora_a, lora_b = self._unmasked_parts()
         if self._held is not None:
             return F.linear(x, self._held, bias)
-        if mask is None:
+        if self._mask is None:
             update = F.linear(F.linear(self.dropout(x), lora_a), lora_b)
-            return F.linear(x, weight, bias) + update * self.scaling
+            return frozen_product(x, weight, bias) + update * self.scaling
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
+        mask = self._mask if self.lean else self._mask[: self.active_out, : self.active_in]
+        merging = _Update(self.scaling, self.grid, tuple(self.weight.shape) if self.lean else None, self.lean)
         # Autocast would round A and B before their product; here only the finished weight is rounded.
         with torch.autocast(device, enabled=False):
-            y: Tensor = _MaskedLinear.apply(x, weight, bias, lora_a, lora_b, mask, self.scaling, self.grid)
+            y: Tensor = _MaskedLinear.apply(x, weight, bias, lora_a, lora_b, mask, merging)
             return y
 
     def extra_repr(self) -> str:
         """Shapes and state for `print(model)`."""
-        form = "plain" if self.mask is None else "masked"
+        form = "plain" if self._mask is None else "masked"
         sizes = f"in_features={self.active_in}/{self.in_features}, out_features={self.active_out}/{self.out_features}"
         return f"{sizes}, rank={self.rank}/{self.r_max}, {form}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from shearling.errors import ShapeMismatch
@@ -13,6 +15,9 @@ class FrozenLinear(nn.Module):
     Args:
         base: the linear layer; its parameters are shared, not copied, and stop requiring gradients.
     """
+
+    widens_weights: ClassVar[bool] = True
+    """It computes in the type of its inputs, whatever type its weights are stored in."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -32,6 +37,12 @@ class FrozenLinear(nn.Module):
         """Full width of the output."""
         return self.weight.shape[0]
 
+    def forget(self) -> None:
+        """Give up the frozen tensors, once a plain layer has taken their place; the sizes stay known."""
+        self.weight = _without_content(self.weight)
+        self.bias = None if self.bias is None else _without_content(self.bias)
+        self._held = None
+
     def cut(self, *, out_features: int | None, in_features: int | None) -> None:
         """Use the first rows and columns of the frozen weight from now on; None leaves a side whole.
 
@@ -43,6 +54,10 @@ class FrozenLinear(nn.Module):
             _active_size(in_features, self.in_features),
         )
         self._held = None
+
+
+def _without_content(parameter: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
 
 
 def _active_size(wanted: int | None, full: int) -> int:

@@ -9,9 +9,11 @@ use the mask that training used.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, DocumentInvalid
 from shearling.strict_json import parse_json
@@ -30,10 +32,7 @@ def pack_mask(mask: Tensor) -> Tensor:
     """Pack a bool tensor of n elements into uint8 [ceil(n / 8)]; padding bits are zero."""
     import torch
 
-    bits = mask.flatten().to(torch.uint8)
-    padded = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
-    shifts = torch.arange(8, dtype=torch.uint8)
-    return (padded << shifts).sum(dim=1, dtype=torch.uint8)
+    return torch.from_numpy(np.packbits(mask.cpu().flatten().numpy(), bitorder="little"))
 
 
 def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -51,19 +50,57 @@ def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     count = int(torch.Size(shape).numel())
     if packed.dtype != torch.uint8 or packed.numel() != -(-count // 8):
         raise ArtefactCorrupt(f"{packed.numel()} bytes of {packed.dtype} cannot be a mask of shape {list(shape)}")
-    bits = (packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    flat = bits.flatten().to(torch.bool)
-    if flat[count:].any():
+    if count % 8 and int(packed[-1]) >> count % 8:
         raise ArtefactCorrupt("padding bits of a packed mask are set")
-    return flat[:count].reshape(shape)
+    if packed.is_cuda:
+        bits = (packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+        return bits.flatten()[:count].to(torch.bool).reshape(shape)
+    found = np.unpackbits(packed.numpy(), count=count, bitorder="little")
+    return torch.from_numpy(found).view(torch.bool).reshape(shape)
+
+
+class PackedMasks(Mapping[str, "Tensor"]):
+    """Masks that are held as bits: each is unpacked when it is asked for, and packed when it is added."""
+
+    def __init__(self) -> None:
+        self._packed: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return unpack_mask(*self._packed[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def add(self, masks: Masks) -> None:
+        """Hold these as well."""
+        self._packed |= {name: (pack_mask(mask), tuple(mask.shape)) for name, mask in masks.items()}
+
+    def add_packed(self, name: str, packed: Tensor, shape: tuple[int, ...]) -> None:
+        """Hold one that is packed already; errors as for `unpack_mask`."""
+        unpack_mask(packed, shape)
+        self._packed[name] = (packed, shape)
+
+    def packed(self, name: str) -> Tensor:
+        """uint8 [ceil(n / 8)], see `pack_mask`."""
+        return self._packed[name][0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the mask."""
+        return self._packed[name][1]
 
 
 def save_masks(path: Path, masks: Masks) -> None:
     """Write masks to a safetensors file."""
     from safetensors.torch import save_file
 
-    shapes = {name: list(mask.shape) for name, mask in masks.items()}
-    tensors = {name: pack_mask(mask) for name, mask in masks.items()}
+    packed = masks if isinstance(masks, PackedMasks) else PackedMasks()
+    if packed is not masks:
+        packed.add(masks)
+    shapes = {name: list(packed.shape(name)) for name in packed}
+    tensors = {name: packed.packed(name) for name in packed}
     save_file(tensors, path, metadata={"packing": PACKING, "shapes": json.dumps(shapes)})
     _sort_metadata(path)
 
@@ -80,7 +117,7 @@ def _sort_metadata(path: Path) -> None:
         stream.write(sorted_header.ljust(size_bytes))
 
 
-def load_masks(path: Path) -> dict[str, Tensor]:
+def load_masks(path: Path) -> PackedMasks:
     """Read what `save_masks` wrote.
 
     Raises:
@@ -99,7 +136,10 @@ def load_masks(path: Path) -> dict[str, Tensor]:
             shapes = _parse_shapes(metadata.get("shapes", "{}"), where=path)
             if set(shapes) != set(file.keys()):
                 raise ArtefactCorrupt("shapes and tensors name different modules", where=path)
-            return {name: unpack_mask(file.get_tensor(name), shapes[name]) for name in sorted(shapes)}
+            masks = PackedMasks()
+            for name in sorted(shapes):
+                masks.add_packed(name, file.get_tensor(name).clone(), shapes[name])
+            return masks
     except SafetensorError as error:
         raise ArtefactCorrupt(f"not a readable mask file: {error}", where=path) from None
 
@@ -128,7 +168,7 @@ def check_masked_zeros(model: nn.Module, masks: Masks) -> None:
             raise ArtefactMismatch("the mask names a module that the model lacks", where=name)
         if weight.shape != mask.shape:
             raise ArtefactMismatch(f"weight is {list(weight.shape)}, mask is {list(mask.shape)}", where=name)
-        revived = int(weight[~mask].count_nonzero())
+        revived = int(((weight != 0) & ~mask).count_nonzero())
         if revived:
             raise ArtefactMismatch(
                 f"{revived} pruned entries are nonzero", where=name, remedy="This mask was made for other weights"

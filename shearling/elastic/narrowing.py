@@ -45,5 +45,7 @@ def _size(cuts: Mapping[str, Cut], model: nn.Module, path: str, side: str) -> in
 
 def cut_masks(masks: Masks, cuts: Mapping[str, Cut]) -> Masks:
     """The masks of a narrowed model: of each the rows and columns that stay."""
+    if not cuts:
+        return masks
     cut = {path: cuts.get(path, Cut()) for path in masks}
     return {path: mask[: cut[path].out_features, : cut[path].in_features].contiguous() for path, mask in masks.items()}

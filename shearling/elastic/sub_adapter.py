@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks, save_masks
+from shearling.elastic.mask import MASK_FILE, Masks, PackedMasks, check_masked_zeros, load_masks, save_masks
 from shearling.elastic.search_space import Choice
 from shearling.elastic.super_network import ADAPTER_FILE, PEFT_PREFIX, SuperNetwork, read_adapter_file
 from shearling.errors import ArtefactMismatch, ArtefactMissing, ModelUnsupported, NonFiniteWeights, ShapeMismatch
@@ -67,7 +67,10 @@ def write_sub_adapter(
     config.save_pretrained(str(directory))
     _sort_sets(directory / CONFIG_FILE)
     if masks is not None:
-        save_masks(directory / MASK_FILE, {path: masks[path] for path in ranks})
+        packed = PackedMasks()
+        for path in ranks:
+            packed.add({path: masks[path]})
+        save_masks(directory / MASK_FILE, packed)
     (directory / "README.md").write_text(_card(base_model, masked=masks is not None))
 
 

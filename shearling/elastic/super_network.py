@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.nn import Parameter
+    from transformers import PreTrainedModel
 
     from shearling.elastic.elastic_linear import ElasticLinear
     from shearling.elastic.elastic_lora import ElasticLoraLinear
@@ -134,6 +135,7 @@ def build_super_network(
     *,
     grids: WeightGrids | None = None,
     generator: torch.Generator | None = None,
+    lean: bool = False,
 ) -> SuperNetwork:
     """Put elastic adapters into a frozen model, in place.
 
@@ -144,6 +146,7 @@ def build_super_network(
         masks: module path -> mask; needed where `space.adapter.masked_training`.
         grids: of its linear layers; needed where the space has a grid. Its frozen weights are put onto them.
         generator: draws the initial A matrices, module by module in group order.
+        lean: see `ElasticLoraLinear`.
 
     Raises:
         ArtefactMismatch: the space names a module that is not a linear layer of this model, or one without a mask or a
@@ -182,6 +185,7 @@ def build_super_network(
             grid=None if rounded is None else LayerGrid(rounded.scales, rounded.bits),
             dropout=space.adapter.dropout,
             generator=generator,
+            lean=lean,
         )
         model.set_submodule(path, layers[path])
     unadapted = {path: ElasticLinear(modules[path]) for path in space.cuts(space.maximal()) if path not in layers}
@@ -221,9 +225,25 @@ def load_super_network(run: Run) -> SuperNetwork:
     return assemble_super_network(frozen, adapter, read_search_space(adapter.path / SEARCH_SPACE_FILE))
 
 
-def assemble_super_network(frozen: Artefact, adapter: Artefact, space: SearchSpace) -> SuperNetwork:
-    """`load_super_network` for artefacts that are verified already, and a search space that was read from them."""
-    model = load_model(frozen.path)
+def assemble_super_network(
+    frozen: Artefact,
+    adapter: Artefact,
+    space: SearchSpace,
+    *,
+    lean: bool = False,
+    model: PreTrainedModel | None = None,
+) -> SuperNetwork:
+    """`load_super_network` for artefacts that are verified already, and a search space that was read from them.
+
+    Args:
+        frozen: the model under the adapter.
+        adapter: the `super_adapter`.
+        space: of the adapter.
+        lean: in less memory and more time, the same numbers; see `load_frozen`.
+        model: the frozen model, where it is loaded already.
+    """
+    if model is None:
+        model = load_frozen(frozen, lean=lean and GRID_FILE not in adapter.manifest.files)
     masks: Masks | None = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
     if masks is not None:
         check_masked_zeros(model, masks)
@@ -231,11 +251,24 @@ def assemble_super_network(frozen: Artefact, adapter: Artefact, space: SearchSpa
         reordering = load_reordering(adapter.path / REORDERING_FILE, base=frozen.path)
         masks = apply_reordering(model, masks, space, reordering)
     grids = load_grids(adapter.path / GRID_FILE, base=frozen.path) if GRID_FILE in adapter.manifest.files else None
-    network = build_super_network(model, load_tokenizer(frozen.path), space, masks, grids=grids)
+    network = build_super_network(model, load_tokenizer(frozen.path), space, masks, grids=grids, lean=lean)
     file = adapter.path / ADAPTER_FILE
     network.load_adapter_state(read_adapter_file(file), where=file)
     model.eval()
     return network
+
+
+def load_frozen(frozen: Artefact, *, lean: bool) -> PreTrainedModel:
+    """Load what adapters are put into, in eval mode.
+
+    Args:
+        frozen: a `base` or `sparse` artefact, verified.
+        lean: keep linear layers and embeddings in the type that they are stored in, which computes the same; else
+            everything is float32.
+    """
+    from shearling.model.stored_types import load_in_stored_types
+
+    return load_in_stored_types(frozen.path) if lean else load_model(frozen.path)
 
 
 def read_adapter_file(path: Path) -> dict[str, Tensor]:

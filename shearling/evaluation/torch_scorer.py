@@ -94,11 +94,13 @@ def _max_length(model: nn.Module, tokenizer: Any) -> int:
 def _float32_head(model: nn.Module) -> Iterator[None]:
     """Keep the vocabulary projection out of autocast."""
     head = model.get_output_embeddings()  # type: ignore[operator] # every Hugging Face decoder has it
-    original = head.forward
+    original, own = head.forward, head.__dict__.get("forward")
+    # A head that keeps its weight in another type widens it by itself, see `shearling.model.stored_types`.
+    dtype = head.weight.dtype if own is None else torch.float32
 
     def forward(hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            result: Tensor = original(hidden.to(head.weight.dtype))
+            result: Tensor = original(hidden.to(dtype))
             return result
 
     head.forward = forward
@@ -106,3 +108,5 @@ def _float32_head(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del head.forward
+        if own is not None:
+            head.forward = own

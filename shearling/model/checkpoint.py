@@ -5,31 +5,33 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import sha256_file
-from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported, NonFiniteWeights
-from shearling.model.checkpoint_safety import CONFIG, check_checkpoint, check_configuration, weight_files
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
+from shearling.model.checkpoint_safety import CONFIG, check_configuration, weight_files
 from shearling.model.head import auto_class
+from shearling.model.skeleton import check_finite_tensor, open_skeleton
+from shearling.model.weight_shards import MAX_SHARD_BYTES, Dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-
 HASH_SCHEME = "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"
 """How `hash_weights` works; stored beside every hash."""
 
-MAX_SHARD_SIZE = "4GB"
 
-
-def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
+def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTrainedModel:
     """Load a decoder, or a classifier, in eval mode, after `check_checkpoint` has passed its directory.
+
+    The weights are there once, and beside them a tensor at a time; what transformers has to rename or to convert comes
+    through its own loader, which maps all files meanwhile.
 
     Args:
         directory: a local Hugging Face model directory.
-        dtype: of every floating-point weight.
+        dtype: of every floating-point weight; None is that of the files. Weights that have it there are views of the
+            files, and take memory as far as they are read.
 
     Raises:
         ArtefactError: whatever `check_checkpoint` refuses.
@@ -40,12 +42,20 @@ def load_model(directory: Path, *, dtype: Dtype = "float32") -> PreTrainedModel:
     import transformers
     from safetensors import SafetensorError
 
-    check_checkpoint(directory)
+    wanted = None if dtype is None else getattr(torch, dtype)
+    skeleton = open_skeleton(directory)
+    if skeleton is not None and (dtype in ("float32", None) or not skeleton.keeps_float32):
+        if wanted is None:
+            skeleton.map()
+        else:
+            skeleton.fill(lambda _name: True, wanted)
+        skeleton.model.config.dtype = wanted or skeleton.model.dtype
+        return skeleton.model.requires_grad_(True)
     transformers.utils.logging.disable_progress_bar()
     try:
         model, info = _loader(directory).from_pretrained(
             str(directory),
-            dtype=getattr(torch, dtype),
+            dtype=wanted or "auto",
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
@@ -106,7 +116,24 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model.save_pretrained(str(directory), max_shard_size=MAX_SHARD_SIZE)
+    model.save_pretrained(str(directory), max_shard_size=MAX_SHARD_BYTES)
+    tokenizer.save_pretrained(str(directory))
+
+
+def save_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: Dtype) -> None:
+    """Save what belongs beside the weights, as `save_model` does: configuration and tokenizer.
+
+    Args:
+        model: whose weights may be on the meta device; its configuration is changed to name the type.
+        tokenizer: of the model.
+        directory: exists.
+        dtype: of the weights beside it.
+    """
+    model.config.dtype = dtype
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(str(directory))
+    if model.can_generate():
+        model.generation_config.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
 
 
@@ -117,11 +144,7 @@ def check_finite(model: nn.Module) -> None:
         NonFiniteWeights: names the first tensor with NaN or infinity, and how many entries.
     """
     for name, tensor in model.named_parameters():
-        finite = tensor.isfinite()
-        if not finite.all():
-            raise NonFiniteWeights(
-                f"{int((~finite).sum())} of {tensor.numel()} entries are NaN or infinite", where=name
-            )
+        check_finite_tensor(tensor, where=name)
 
 
 def hash_weights(source: nn.Module | Path) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,6 +25,14 @@ BATCH = 16
 """Windows that run together."""
 SMALLEST_GROUP = 16
 """See `narrowed_group`."""
+
+
+Hold = Callable[[int], AbstractContextManager[None]]
+
+
+def _hold_all(_index: int) -> AbstractContextManager[None]:
+    """Of a model that is in memory as a whole."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -59,16 +68,18 @@ def round_layers(
     *,
     bits: int,
     bf16: bool,
+    hold: Hold = _hold_all,
 ) -> RoundedLayers:
     """Round linears inside the transformer layers, in place.
 
     Args:
-        model: float32, eval mode, frozen.
+        model: eval mode, frozen; computes in float32 around its layers.
         transformer: its layers.
         windows: token ids [tokens].
         groups: module path -> columns that share a scale; what is not named stays as it is.
         bits: of an integer.
         bf16: whether hidden states are computed in it.
+        hold: has a layer, by its index, in float32 for as long as it is needed.
 
     Raises:
         ModelUnsupported, NonFiniteWeights: see `shearling.calibration`.
@@ -81,10 +92,11 @@ def round_layers(
         with progress(f"int{bits}, layer by layer", total=len(transformer.layers)) as advance:
             for index, layer in enumerate(transformer.layers):
                 linears = {path: item for path, item in transformer.linears_of(index).items() if path in groups}
-                for path, rounded, error in _round_layer(layer, linears, groups, states, bits=bits):
-                    matrices[path], errors[path] = rounded, error
-                if index + 1 < len(transformer.layers):
-                    states.advance(layer)
+                with hold(index):
+                    for path, rounded, error in _round_layer(layer, linears, groups, states, bits=bits):
+                        matrices[path], errors[path] = rounded, error
+                    if index + 1 < len(transformer.layers):
+                        states.advance(layer)
                 advance()
     return RoundedLayers(matrices, errors)
 
@@ -102,4 +114,6 @@ def _round_layer(
             rounded = round_matrix(weight, hessian, group_size=groups[path], passes=PASSES, bits=bits)
             error = layer_error(weight, rounded.weight, hessian)
             weight.copy_(rounded.weight)
+        # A byte each: all layers' wait until the last is rounded.
+        rounded.codes = rounded.codes.to(torch.int8)
         yield path, rounded, error

@@ -38,7 +38,7 @@ class Rounded:
     """A matrix on a grid, V = codes * scales.
 
     Attributes:
-        codes: [out, in] float32, whole numbers within `LIMITS`.
+        codes: [out, in], whole numbers within `LIMITS`: float32 while they are chosen, int8 where they are kept.
         scales: [out, groups] float32, numbers of float16, none of them zero.
         group_size: columns that share a scale.
         bits: of an integer.

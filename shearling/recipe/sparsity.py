@@ -67,6 +67,13 @@ class SparsitySection(Section):
         """Whether the calibration text is read at all."""
         return self.measured or self.healing is not None
 
+    @property
+    def by_layers(self) -> bool:
+        """Whether one layer after the other is all that has to be in memory; healing and a search for the shares of
+        the layers run the whole model.
+        """
+        return self.healing is None and self.allocation != "searched"
+
     @pydantic.model_validator(mode="after")
     def _pattern(self) -> SparsitySection:
         fixed = PRUNING_PATTERNS.get(self.pattern).ratio

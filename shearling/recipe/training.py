@@ -44,6 +44,11 @@ class TrainSection(Section):
         "auto", description="auto: bf16 autocast where the hardware has it"
     )
     gradient_checkpointing: bool = False
+    memory: Literal["auto", "fast", "lean"] = pydantic.Field(
+        "auto",
+        description="lean: weights as they are stored, masks as bits, merged weights made again in the backward; the "
+        "same numbers in less memory and more time; auto: where fast does not fit",
+    )
     group_by_length: bool = pydantic.Field(
         False, description="rows of similar length share a batch: less padding, less random"
     )

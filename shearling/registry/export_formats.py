@@ -24,7 +24,7 @@ class ExportFormat(Entry):
         frozen_directory: of a format that has no place for ranks kept apart, and holds the frozen model where they
             are: its directory then, so that nobody runs it for the fine-tuned one.
         holds_separate: whether it has a place for ranks kept apart, beside the weight that they belong to.
-        takes_weight_format: whether `--weight-format` is for it; what does not take it is float32.
+        takes_weight_format: whether `--weight-format` is for it; what does not take it has the type of the base.
         has_sparse_kernel: whether `--sparse-kernel` may name it.
         needs_adapter: whether it is nothing without one.
         by_default: whether it is written where `--formats` is not given.
@@ -89,7 +89,7 @@ EXPORT_FORMATS = Registry(
         ),
         ExportFormat(
             name="hf",
-            summary="the merged Hugging Face model, float32",
+            summary="the merged Hugging Face model, in the type of its base",
             directory="model",
             frozen_directory="base",
             by_default=True,

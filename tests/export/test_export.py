@@ -59,6 +59,12 @@ def request_for(path, **options):
     return ExportRequest(**{"output": path, "formats": FAST, **options})
 
 
+def prepared(plan, directory):
+    checkpoint = directory / "merged"
+    checkpoint.mkdir()
+    return prepare_model(plan, checkpoint=checkpoint)
+
+
 def file_hashes(artefact, *parts):
     files = artefact.manifest.files
     return {name: entry.sha256 for name, entry in files.items() if name.startswith(parts)}
@@ -148,7 +154,7 @@ def test_merges_follow_the_training(masked, plain, tmp_path):
 def test_what_is_exported_says_of_itself_what_it_is(masked, plain, tmp_path, mode):
     run = masked if mode == "masked" else plain
     plan = plan_subnet(run.path / "best.json", request_for(tmp_path / "export", merge=mode))
-    made = prepare_model(plan)
+    made = prepared(plan, tmp_path)
     subject, masks = made.subject, load_masks(run.sparse / MASK_FILE)
     pruned, weights = (sum(int(f(mask).sum()) for mask in masks.values()) for f in (torch.logical_not, torch.ones_like))
     if mode == "dense":
@@ -176,7 +182,7 @@ def test_what_is_exported_says_of_itself_what_it_is(masked, plain, tmp_path, mod
 
 def test_an_approximate_merge_is_measured_and_not_limited(plain, tmp_path):
     request = request_for(tmp_path / "export", merge="masked", allow_approximate=True)
-    made = prepare_model(plan_subnet(plain.path / "best.json", request))
+    made = prepared(plan_subnet(plain.path / "best.json", request), tmp_path)
     assert made.subject.masks is not None
     assert made.subject.adapter.masks is None
     assert made.merge_check.gate.max_abs is None
@@ -184,13 +190,13 @@ def test_an_approximate_merge_is_measured_and_not_limited(plain, tmp_path):
 
 
 def test_the_cache_is_on_whatever_training_left_in_the_configuration(masked, tmp_path, monkeypatch):
-    def without_cache(*artefacts):
-        network = assemble_super_network(*artefacts)
+    def without_cache(*artefacts, **options):
+        network = assemble_super_network(*artefacts, **options)
         network.model.config.use_cache = False
         return network
 
     monkeypatch.setattr(export.merged_model, "assemble_super_network", without_cache)
-    made = prepare_model(plan_subnet(masked.path / "best.json", request_for(tmp_path / "export")))
+    made = prepared(plan_subnet(masked.path / "best.json", request_for(tmp_path / "export")), tmp_path)
     assert made.subject.model.config.use_cache
 
 
@@ -202,19 +208,19 @@ def test_a_merge_of_another_size_than_described_is_refused(masked, tmp_path, mon
 
     monkeypatch.setattr(export.merged_model, "merge", larger)
     with pytest.raises(ParityFailed):
-        prepare_model(plan_subnet(masked.path / "best.json", request_for(tmp_path / "export")))
+        prepared(plan_subnet(masked.path / "best.json", request_for(tmp_path / "export")), tmp_path)
 
 
 def test_a_zero_that_was_revived_while_loading_is_noticed(masked, tmp_path, monkeypatch):
-    def revived(path):
-        model = load_model(path)
+    def revived(path, **options):
+        model = load_model(path, **options)
         with torch.no_grad():
             next(iter(find_layers(model).linears().values())).weight.fill_(1)
         return model
 
     monkeypatch.setattr(export.merged_model, "load_model", revived)
     with pytest.raises(ArtefactMismatch, match="pruned entries are nonzero"):
-        prepare_model(plan_frozen(masked.sparse, request_for(tmp_path / "export")))
+        prepared(plan_frozen(masked.sparse, request_for(tmp_path / "export")), tmp_path)
 
 
 def test_pruned_weights_are_counted_and_not_those_that_stay(masked):

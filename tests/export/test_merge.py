@@ -8,6 +8,7 @@ from export.merge import SeparateLowRank, merge
 from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpace
 from shearling.elastic.super_network import build_super_network
 from shearling.errors import NonFiniteWeights
+from shearling.model.arithmetic import computed_in
 from shearling.model.layers import find_layers
 from tests.support.super_networks import mixed
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
@@ -169,3 +170,37 @@ def test_nan_in_the_adapter_names_the_module():
         network.layers[path].lora_a[0, 0] = float("nan")
     with pytest.raises(NonFiniteWeights, match=path.replace(".", r"\.")):
         merge(network, choice, "masked", masks=masks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ADAPTED)
+def test_a_merge_into_files_holds_what_a_merge_in_memory_does(tmp_path, family, dtype):
+    """The files that transformers would write of it, in the type of the frozen weights, and a model that reads them."""
+    networks = [build(family, masked=True) for _ in range(2)]
+    for network, _, _ in networks:
+        for module in network.model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if not name.startswith("lora_"):
+                    module._parameters[name] = torch.nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+        network.model.tie_weights()
+    (network, masks, choice), (other, _, _) = networks
+    expected = merge(network, choice, "masked", masks=masks)
+    # Not the buffers, such as the frequencies of rotary embeddings.
+    for parameter in expected.parameters():
+        parameter.data = parameter.data.to(dtype)
+    (tmp_path / "files").mkdir()
+    merged = merge(other, choice, "masked", masks=masks, checkpoint=tmp_path / "files")
+    expected.save_pretrained(str(tmp_path / "expected"))
+    written = tmp_path / "files" / "model.safetensors"
+    assert written.read_bytes() == (tmp_path / "expected" / "model.safetensors").read_bytes()
+    assert merged.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(merged.state_dict()[name], tensor), name
+        assert merged.state_dict()[name].dtype == dtype
+    # In bfloat16 a product rounds by where its operands lie in memory.
+    with computed_in(merged, torch.float32), computed_in(expected, torch.float32):
+        assert torch.equal(logits(merged), logits(expected))
+    modules = dict(merged.named_modules())
+    assert not any(modules[path].weight[~mask].any() for path, mask in masks.items())
+    # Nothing of the frozen weights is left in the super-network.
+    assert all(layer.weight.is_meta and layer.mask is None for layer in other.layers.values())

@@ -27,8 +27,9 @@ from search.stage import Searched, search
 from shearling.artefact import open_artefact
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import load_super_network
-from shearling.errors import ArtefactMismatch, NoCandidate, OutputExists, UsageError
+from shearling.errors import ArtefactMismatch, NoCandidate, OutputExists, ResourceExhausted, UsageError
 from shearling.evaluation.evaluator import Evaluator, torch_scorer
+from shearling.executors.executor import Workforce
 from shearling.run import Run
 from shearling.strict_json import read_json
 from tests.support.tiny_runs import tiny_recipe
@@ -371,3 +372,55 @@ def test_the_command_explains_itself_without_heavy_imports() -> None:
     assert shell([sys.executable, "-m", "search", "--help"]).returncode == 0
     missing = shell([sys.executable, "-m", "search", "--run", "nowhere", "--json"])
     assert (missing.returncode, json.loads(missing.stdout)["error"]) == (3, "ArtefactMissing")
+
+
+def test_less_memory_finds_the_same_here_and_in_workers(trained: Path, tmp_path: Path) -> None:
+    journals = []
+    for memory, workforce in (
+        ("fast", Workforce()),
+        ("lean", Workforce()),
+        ("lean", Workforce("processes", workers=1)),
+    ):
+        run = Run(shutil.copytree(trained, tmp_path / f"{memory}-{workforce.executor}"))
+        search(run, settings(evaluations=4), BestRule(), workforce=workforce, memory=memory)
+        journals.append(content(run.search / "journal.jsonl"))
+    assert journals[0] == journals[1] == journals[2]
+
+
+def test_too_little_memory_is_refused_with_what_would_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shearling.resources.available_memory_bytes", lambda: 2**20)
+    for options, remedy in (
+        ({"memory": "fast"}, "--memory lean"),
+        ({"memory": "lean"}, "--batch-size"),
+        ({"workforce": Workforce("processes", workers=2)}, "fewer --workers"),
+    ):
+        with pytest.raises(ResourceExhausted, match=r"of memory needed, 1\.0 MiB available") as caught:
+            search(run, settings(), BestRule(), **options)
+        assert remedy in str(caught.value.remedy)
+    assert not run.search.exists()
+
+
+def test_a_dry_run_shows_the_memory_and_searches_nothing(run: Run) -> None:
+    shown = json.loads(shell(command(run, "--dry-run", "--json")).stdout)
+    assert set(shown["parts"]) == {"search"}
+    assert 2**28 < shown["parts"]["search"]["memory_bytes"] < 2**31
+    assert not run.search.exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_candidates_are_measured_where_they_were_trained(
+    there: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the device: none need be here."""
+    asked: list[object] = []
+
+    def build(*_arguments: object, device: str | None, **_options: object) -> None:
+        asked.append(device)
+        raise UsageError("seen")
+
+    monkeypatch.setattr("search.stage.build_objective", build)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    for workforce in (Workforce(), Workforce("processes", workers=1)):
+        with pytest.raises(UsageError, match="seen"):
+            search(run, settings(), BestRule(), workforce=workforce)
+    assert asked == ["cuda" if there else None, None]

@@ -6,10 +6,10 @@ import shutil
 import time
 from collections import namedtuple
 
-import psutil
 import pytest
 
 from benchmarks.gguf_writer import write_gguf
+from benchmarks.scale import SHAPES, stored_tensors
 from shearling.errors import (
     ArtefactMissing,
     CheckpointUnsafe,
@@ -18,11 +18,14 @@ from shearling.errors import (
     RecipeInvalid,
     ResourceExhausted,
 )
+from shearling.model.figures import ModelFigures, figures_of, read_figures
+from shearling.model.layers import find_layers
 from shearling.recipe.model import ModelSection
 from tests.support.json_files import edit_json
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe
-from train.preflight import check_structure, copies_in_memory, find_model, preflight
+from train.estimates import estimate_stage, what_would_fit
+from train.preflight import check_structure, find_model, preflight
 from train.stage import run_recipe
 
 
@@ -82,23 +85,67 @@ def test_too_little_disk_or_memory_is_refused_with_the_figures(tmp_path, monkeyp
     recipe = tiny_recipe(tmp_path)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10, 5, 5))
-    with pytest.raises(ResourceExhausted, match=r"bytes of disk needed, 5 free") as caught:
+    with pytest.raises(ResourceExhausted, match=r"of disk needed, 5 bytes free") as caught:
         preflight(recipe, tmp_path / "deep" / "run")
     assert caught.value.exit_code == 4
     monkeypatch.undo()
-    memory = namedtuple("memory", "available")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(7))
-    with pytest.raises(ResourceExhausted, match=r"bytes of memory needed, 7 available"):
+    monkeypatch.setattr("shearling.resources.available_memory_bytes", lambda: 7)
+    with pytest.raises(ResourceExhausted, match=r"of memory needed, 7 bytes available"):
         preflight(recipe, tmp_path / "run")
 
 
-def test_the_copies_in_memory_are_those_of_the_hungriest_stage(tmp_path):
-    copies = {}
-    for name, sections in {
-        "plain": {},
-        "taught": {"train": {"teacher": {"prompt": 1.0}}},
-        "healed": {"sparsity": {"healing": {"steps": 1}}},
-    }.items():
-        copies[name] = copies_in_memory(tiny_recipe(tmp_path / name, **sections))
-    # The weights and their merged copies; a teacher beside them; the weights, Adam's two moments and the dense model.
-    assert copies == {"plain": 2, "taught": 3, "healed": 4}
+def llama_1b() -> ModelFigures:
+    """As if its file were there."""
+    return figures_of(stored_tensors(SHAPES["1b"]))
+
+
+def estimates(tmp_path, **sections):
+    return estimate_stage(tiny_recipe(tmp_path, **sections), llama_1b(), by_tensors=True)
+
+
+def test_figures_are_those_of_the_model(tmp_path):
+    model, found = FAMILIES["llama"](), read_figures(save_tiny("llama", tmp_path))
+    transformer = find_layers(model)
+    assert found.parameters == model.num_parameters()
+    assert found.layers == len(transformer.layers)
+    assert found.linear_parameters == sum(linear.weight.numel() for linear in transformer.linears().values())
+    assert (found.hidden, found.widest) == (48, 88)
+    gguf = write_gguf(tmp_path / "tiny.gguf", model, tiny_tokenizer())
+    assert read_figures(gguf) == found
+
+
+def test_a_layer_at_a_time_takes_a_fraction_and_healing_the_whole_model(tmp_path):
+    model_bytes = 4 * llama_1b().parameters
+    by_layers = estimates(tmp_path / "a", sparsity={"method": "wanda"})["sparse"]
+    whole = estimates(tmp_path / "b", sparsity={"method": "wanda", "healing": {"steps": 1}})["sparse"]
+    assert by_layers.memory_bytes < 0.6 * model_bytes < 4 * model_bytes < whole.memory_bytes
+
+
+@pytest.mark.parametrize("train", [{}, {"gradient_checkpointing": True}, {"teacher": {"prompt": 1.0}}])
+def test_lean_training_takes_less(train, tmp_path):
+    fast = estimates(tmp_path / "fast", train={**train, "memory": "fast"})["super_adapter"]
+    lean = estimates(tmp_path / "lean", train={**train, "memory": "lean"})["super_adapter"]
+    assert lean.memory_bytes < 0.85 * fast.memory_bytes
+
+
+def test_memory_is_saved_where_the_recipe_leaves_it_open_and_there_is_too_little(tmp_path, monkeypatch):
+    fast, lean = (estimates(tmp_path / name, train={"memory": name})["super_adapter"] for name in ("fast", "lean"))
+    for available, expected in ((fast.memory_bytes, fast), (fast.memory_bytes - 1, lean)):
+        monkeypatch.setattr("train.estimates.available_memory_bytes", lambda available=available: available)
+        assert estimates(tmp_path / "auto")["super_adapter"] == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "sections", "remedy"),
+    [
+        ("sparse", {"sparsity": {"healing": {"steps": 1}}}, "healing"),
+        ("sparse", {"sparsity": {"allocation": "searched"}}, "searched"),
+        ("sparse", {"sparsity": {"method": "wanda"}}, "samples"),
+        ("super_adapter", {"train": {"memory": "fast"}}, 'memory = "lean"'),
+        ("super_adapter", {}, "gradient_checkpointing"),
+        ("super_adapter", {"train": {"gradient_checkpointing": True}}, "batch_size"),
+        ("base", {}, "larger machine"),
+    ],
+)
+def test_what_would_fit_is_said(part, sections, remedy, tmp_path):
+    assert remedy in what_would_fit(tiny_recipe(tmp_path, **sections), part)

@@ -88,3 +88,16 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
     out, _ = run_train("--help", code=0)
     assert "--recipe" in out
+
+
+def test_a_dry_run_shows_what_every_part_would_take_and_makes_nothing(tmp_path):
+    recipe = write_tiny_recipe(tmp_path, adaptation={})
+    command = ("--recipe", recipe, "--output", tmp_path / "run", "--dry-run")
+    shown = json.loads(run_train(*command, "--json", code=0)[0])
+    assert set(shown["parts"]) == {"base", "lora", "adapted", "sparse", "super_adapter"}
+    assert all(part["memory_bytes"] > 2**28 for part in shown["parts"].values())
+    assert shown["available"]["disk_bytes"] > 0
+    screen = run_train(*command, code=0)[0]
+    assert "there is" in screen
+    assert max(map(len, screen.replace(str(tmp_path), "").splitlines())) <= 80
+    assert not (tmp_path / "run").exists()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from shearling.artefact import Artefact, write_artefact
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space
-from shearling.elastic.super_network import assemble_super_network
-from shearling.model.checkpoint import save_model
+from shearling.elastic.super_network import SuperNetwork, assemble_super_network
+from shearling.model.checkpoint import save_description, save_model
+from shearling.model.skeleton import check_finite_tensor
+from shearling.model.weight_shards import Dtype, StoredWeights, writing_weights
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.search import SearchSection
 from shearling.recipe.training import TeacherSection
@@ -62,17 +64,38 @@ def write_adapted(base: Artefact, lora: Artefact, destination: Path, *, force: b
         ArtefactCorrupt: the adapter does not fit the model.
         OutputExists, OutputLocked: the destination cannot be written.
     """
-    import torch
-
-    network = assemble_super_network(base, lora, read_search_space(lora.path / SEARCH_SPACE_FILE))
+    network = assemble_super_network(base, lora, read_search_space(lora.path / SEARCH_SPACE_FILE), lean=True)
     network.activate(network.space.maximal())
     parents = {"base": base, "super_adapter": lora}
     with write_artefact(destination, kind="base", parents=parents, seed=lora.manifest.seed, force=force) as draft:
-        for path, layer in network.layers.items():
-            linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-            linear.weight = torch.nn.Parameter(layer.merged_weight(), requires_grad=False)
-            if layer.bias is not None:
-                linear.bias = torch.nn.Parameter(layer.bias, requires_grad=False)
-            network.model.set_submodule(path, linear)
-        save_model(network.model, network.tokenizer, draft.directory)
+        weights = StoredWeights(base.path)
+        if all(f"{path}.weight" in weights.tensors for path in network.layers):
+            _write_merged(network, weights, draft.directory)
+            save_description(network.model, network.tokenizer, draft.directory, base.manifest.details["torch_dtype"])
+        else:
+            _save_merged(network, draft.directory, base.manifest.details["torch_dtype"])
         draft.details |= {**base.manifest.details, "adapted": True}
+
+
+def _write_merged(network: SuperNetwork, weights: StoredWeights, directory: Path) -> None:
+    """Tensor by tensor, each merged in float32 and rounded once, to the type that the base has it in."""
+    adapted = {f"{path}.weight": layer for path, layer in network.layers.items()}
+    with writing_weights(directory, weights.tensors) as writer:
+        for name, tensor in weights.tensors.items():
+            value = adapted[name].merged_weight() if name in adapted else weights.read(name)
+            stored = value.to(tensor.torch_dtype)
+            check_finite_tensor(stored, where=name)
+            writer.write(name, stored)
+
+
+def _save_merged(network: SuperNetwork, directory: Path, dtype: Dtype) -> None:
+    """As a whole: what is stored goes by other names than the modules."""
+    import torch
+
+    for path, layer in network.layers.items():
+        linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        linear.weight = torch.nn.Parameter(layer.merged_weight(), requires_grad=False)
+        if layer.bias is not None:
+            linear.bias = torch.nn.Parameter(layer.bias, requires_grad=False)
+        network.model.set_submodule(path, linear)
+    save_model(network.model.to(getattr(torch, dtype)), network.tokenizer, directory)

@@ -9,19 +9,27 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
 from shearling.errors import ArtefactMissing, CheckpointUnsafe
-from shearling.model.checkpoint import Dtype, check_finite, load_model, load_tokenizer, save_model
-from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, JSON_FILES, check_architecture, weight_files
+from shearling.model.checkpoint import check_finite, load_model, load_tokenizer, save_description, save_model
+from shearling.model.checkpoint_safety import (
+    CODE_KEYS,
+    CONFIG,
+    JSON_FILES,
+    check_architecture,
+    check_checkpoint,
+    weight_files,
+)
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.gguf_tokenizer import rebuild_tokenizer
 from shearling.model.layers import find_layers
+from shearling.model.skeleton import Skeleton, check_finite_tensor, open_skeleton
+from shearling.model.weight_shards import Dtype, StoredWeights, main_dtype, writing_weights
 from shearling.strict_json import read_json, write_json
 from train.base.classifier_head import load_with_new_head
 from train.base.gguf import load_gguf_model
@@ -42,10 +50,13 @@ def import_base(
     license_id: str | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
-    dtype: Dtype = "float32",
+    dtype: Dtype | None = None,
     force: bool = False,
 ) -> Artefact:
     """Make a `base` artefact.
+
+    The weights of a directory go from file to file, a tensor at a time, where their names are those of the model;
+    otherwise, and from a GGUF file, the model is loaded as a whole.
 
     Args:
         source: a GGUF file, or a local Hugging Face directory.
@@ -54,7 +65,8 @@ def import_base(
         license_id: of the model, for model cards; None takes what the source says.
         classes: give the model a new classification head with these; None imports a language model.
         seed: draws that head.
-        dtype: what the weights are stored in.
+        dtype: what the weights are stored in; None keeps what they are stored in at the source, which is float32 for a
+            GGUF file and for a model that gets a new head.
         force: replace an artefact that is already there.
 
     Raises:
@@ -65,18 +77,27 @@ def import_base(
     with write_artefact(destination, kind="base", force=force) as draft:
         if is_gguf(source):
             model, tokenizer, origin, stated = _load_gguf(source)
+            stored = _save_whole(model, tokenizer, draft.directory, dtype or "float32")
         else:
-            load = load_model if classes is None else partial(load_with_new_head, classes=classes, seed=seed)
-            model, tokenizer, origin = _load_directory(source, scratch=destination.parent, load=load)
+            with _cleaned(source, scratch=destination.parent) as (directory, removed):
+                tokenizer = load_tokenizer(directory)
+                skeleton = open_skeleton(directory) if classes is None else None
+                if skeleton is not None:
+                    model, stored = skeleton.model, _copy(skeleton, tokenizer, draft.directory, dtype)
+                else:
+                    kept = dtype or ("float32" if classes is not None else _main_dtype(directory))
+                    if classes is None:
+                        model = load_model(directory, dtype=kept)
+                    else:
+                        model = load_with_new_head(directory, classes=classes, seed=seed)
+                    stored = _save_whole(model, tokenizer, draft.directory, kept)
+            origin = _origin(source, removed)
             stated = license_of_directory(source)
-        check_finite(model)
-        transformer = find_layers(model)
-        save_model(_cast(model, dtype), tokenizer, draft.directory)
         draft.details |= {
             "model_id": model_id,
             "model_type": model.config.model_type,
-            "torch_dtype": dtype,
-            "num_layers": len(transformer.layers),
+            "torch_dtype": stored,
+            "num_layers": len(find_layers(model).layers),
             "tie_word_embeddings": _is_tied(model),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "source": origin,
@@ -104,20 +125,39 @@ def _is_tied(model: PreTrainedModel) -> bool:
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
-def _load_directory(
-    source: Path, *, scratch: Path, load: Callable[[Path], PreTrainedModel]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    if not source.is_dir():
-        raise ArtefactMissing(
-            "no such model", where=source, remedy="Give a GGUF file or a local Hugging Face directory"
-        )
-    with _cleaned(source, scratch=scratch) as (directory, removed):
-        model, tokenizer = load(directory), load_tokenizer(directory)
-    return (
-        model,
-        tokenizer,
-        {"format": "huggingface", "file": source.name, "sha256": _digest(source), "removed_keys": removed},
-    )
+def _copy(skeleton: Skeleton, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: Dtype | None) -> Dtype:
+    """Write the weights of a checkpoint tensor by tensor; gives the type of most."""
+    # A structure that cannot be pruned is refused before gigabytes are written.
+    find_layers(skeleton.model)
+    tensors = skeleton.described(dtype)
+    with writing_weights(directory, tensors) as writer:
+        for name, tensor in tensors.items():
+            value = skeleton.weights.read(name)
+            check_finite_tensor(value, where=name)
+            writer.write(name, value.to(tensor.torch_dtype))
+    stored = dtype or skeleton.dtype
+    save_description(skeleton.model, tokenizer, directory, stored)
+    return stored
+
+
+def _save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: Dtype) -> Dtype:
+    import torch
+
+    check_finite(model)
+    # As in `_copy`.
+    find_layers(model)
+    save_model(model.to(getattr(torch, dtype)), tokenizer, directory)
+    return dtype
+
+
+def _main_dtype(directory: Path) -> Dtype:
+    """Of a checkpoint that is loaded as a whole."""
+    check_checkpoint(directory)
+    return main_dtype(StoredWeights(directory))
+
+
+def _origin(source: Path, removed: Sequence[str]) -> dict[str, Any]:
+    return {"format": "huggingface", "file": source.name, "sha256": _digest(source), "removed_keys": list(removed)}
 
 
 @contextmanager
@@ -125,6 +165,10 @@ def _cleaned(source: Path, *, scratch: Path) -> Iterator[tuple[Path, list[str]]]
     """A view of `source` without code and without keys that name code; the weights are hard links where the disk
     allows it.
     """
+    if not source.is_dir():
+        raise ArtefactMissing(
+            "no such model", where=source, remedy="Give a GGUF file or a local Hugging Face directory"
+        )
     if not (source / CONFIG).is_file():
         raise ArtefactMissing(
             f"not a model: {CONFIG} is missing",
@@ -203,9 +247,3 @@ def _digest(directory: Path) -> str:
         if path.is_file() and path.suffix in KEPT_SUFFIXES
     }
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _cast(model: PreTrainedModel, dtype: Dtype) -> PreTrainedModel:
-    import torch
-
-    return model.to(getattr(torch, dtype))

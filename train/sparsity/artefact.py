@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
 from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
-from shearling.elastic.mask import MASK_FILE, check_masked_zeros, count_pruned, save_masks
+from shearling.calibration.propagation import IN_MEMORY, Residence
+from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, count_pruned, save_masks
 from shearling.evaluation.precision import resolve_precision
-from shearling.model.checkpoint import load_model, load_tokenizer, save_model
+from shearling.model.checkpoint import load_model, load_tokenizer, save_description, save_model
 from shearling.model.layers import find_layers
+from shearling.model.skeleton import Skeleton, open_skeleton
+from shearling.model.weight_shards import writing_weights
 from shearling.recipe.calibration import CalibrationSection
 from shearling.recipe.recipe import section_as_json
 from shearling.recipe.sparsity import SparsitySection
@@ -21,10 +24,12 @@ from train.sparsity.allocation.evolution import evolved_ratios
 from train.sparsity.allocation.outliers import outlier_ratios
 from train.sparsity.healing import Healed, heal
 from train.sparsity.pattern import Pattern, make_pattern
+from train.sparsity.pruned_layers import PrunedLayers
 from train.sparsity.sparsify import LayerErrors, Sparsified, sparsify
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 SPARSITY_FILE = "sparsity.json"
 BATCH_SIZE = 4
@@ -98,32 +103,18 @@ def write_sparse(
         ArtefactError: the base cannot be pruned so; see `sparsify`.
         OutputExists, OutputLocked, ResourceExhausted: the destination cannot be written.
     """
-    import torch
-
     details = base.manifest.details
     with write_artefact(destination, kind="sparse", parents={"base": base}, seed=seed, force=force) as draft:
-        model, tokenizer = load_model(base.path), load_tokenizer(base.path)
-        sparsified = sparsify(
-            model,
-            calibration,
-            method=section.method,
-            pattern=_patterns(section, model, calibration, seed=seed),
-            reconstruction=section.reconstruction,
-            seed=seed,
-            batch_size=BATCH_SIZE,
-        )
-        masks = sparsified.masks
-        healed = None
-        if section.healing is not None:
-            dense = load_model(base.path, dtype="bfloat16" if resolve_precision("auto") == "bf16" else "float32")
-            classifier = "classes" in details
-            healed = heal(model, dense, masks, healing, section.healing, classifier=classifier)
-            del dense
-        report = describe_sparsity(model, sparsified, section, healed=healed)
-        # Exact where the method leaves what it keeps as it was: every surviving value came from this dtype.
-        model.to(getattr(torch, details["torch_dtype"]))
-        check_masked_zeros(model, masks)
-        save_model(model, tokenizer, draft.directory)
+        tokenizer = load_tokenizer(base.path)
+        skeleton = open_skeleton(base.path) if section.by_layers else None
+        if skeleton is not None and skeleton.layers_stand_alone:
+            model = skeleton.model
+            report, masks = _prune_by_layers(skeleton, draft.directory, section, calibration, seed=seed)
+            save_description(model, tokenizer, draft.directory, details["torch_dtype"])
+        else:
+            model = load_model(base.path)
+            report, masks = _prune_whole(model, base, section, calibration, healing, seed=seed)
+            save_model(model, tokenizer, draft.directory)
         save_masks(draft.directory / MASK_FILE, masks)
         write_document(draft.directory / SPARSITY_FILE, report)
         inherited = (
@@ -147,6 +138,64 @@ def write_sparse(
     return open_artefact(destination, kind="sparse")
 
 
+def _prune_by_layers(
+    skeleton: Skeleton, directory: Path, section: SparsitySection, calibration: Sequence[Tensor], *, seed: int
+) -> tuple[SparsityReport, Masks]:
+    """From the files of the base to those of the artefact, with one layer in memory."""
+    with writing_weights(directory, skeleton.described(None)) as writer:
+        layers = PrunedLayers(skeleton, writer)
+        sparsified = sparsify(
+            skeleton.model,
+            calibration,
+            method=section.method,
+            pattern=_patterns(section, skeleton.model, calibration, seed=seed, residence=layers),
+            reconstruction=section.reconstruction,
+            seed=seed,
+            batch_size=BATCH_SIZE,
+            residence=layers,
+            done=layers.done,
+        )
+        layers.copy_others()
+    return describe_sparsity(skeleton.model, sparsified, section, layers.nonzero), sparsified.masks
+
+
+def _prune_whole(
+    model: PreTrainedModel,
+    base: Artefact,
+    section: SparsitySection,
+    calibration: Sequence[Tensor],
+    healing: Sequence[Tensor],
+    *,
+    seed: int,
+) -> tuple[SparsityReport, Masks]:
+    """In place, for what looks at the whole model at once; the model is in the type of the base then."""
+    import torch
+
+    details = base.manifest.details
+    patterns = _patterns(section, model, calibration, seed=seed)
+    sparsified = sparsify(
+        model,
+        calibration,
+        method=section.method,
+        pattern=patterns,
+        reconstruction=section.reconstruction,
+        seed=seed,
+        batch_size=BATCH_SIZE,
+    )
+    healed = None
+    if section.healing is not None:
+        dense = load_model(base.path, dtype="bfloat16" if resolve_precision("auto") == "bf16" else "float32")
+        healed = heal(model, dense, sparsified.masks, healing, section.healing, classifier="classes" in details)
+        del dense
+    linears = find_layers(model).linears()
+    nonzero = {path: int(linears[path].weight.count_nonzero()) for path in sparsified.masks}
+    report = describe_sparsity(model, sparsified, section, nonzero, healed=healed)
+    # Exact where the method leaves what it keeps as it was: every surviving value came from this dtype.
+    model.to(getattr(torch, details["torch_dtype"]))
+    check_masked_zeros(model, sparsified.masks)
+    return report, sparsified.masks
+
+
 def sparsity_inputs(section: SparsitySection, *, seed: int, texts: Sequence[Path]) -> dict[str, Any]:
     """What decides the mask, beside the base; `texts` are the files that the calibration was drawn from."""
     digests = [sha256_file(text) for text in texts if text.is_file()] if section.calibrated else []
@@ -154,38 +203,50 @@ def sparsity_inputs(section: SparsitySection, *, seed: int, texts: Sequence[Path
     return {"recipe": section_as_json(section), "seed": seed, "calibration_text": digest}
 
 
-def _patterns(section: SparsitySection, model: nn.Module, calibration: Sequence[Tensor], *, seed: int) -> list[Pattern]:
+def _patterns(
+    section: SparsitySection,
+    model: nn.Module,
+    calibration: Sequence[Tensor],
+    *,
+    seed: int,
+    residence: Residence = IN_MEMORY,
+) -> list[Pattern]:
     """The pattern of each layer."""
     match section.allocation:
         case "uniform":
             ratios: Sequence[float] = [section.ratio] * len(find_layers(model).layers)
         case "owl":
-            ratios = outlier_ratios(model, calibration, section.ratio)
+            ratios = outlier_ratios(model, calibration, section.ratio, residence=residence)
         case "searched":
             ratios = evolved_ratios(model, calibration, section.ratio, seed=seed)
     return [make_pattern(section.pattern, ratio=ratio) for ratio in ratios]
 
 
 def describe_sparsity(
-    model: nn.Module, sparsified: Sparsified, section: SparsitySection, *, healed: Healed | None = None
+    model: nn.Module,
+    sparsified: Sparsified,
+    section: SparsitySection,
+    nonzero: Mapping[str, int],
+    *,
+    healed: Healed | None = None,
 ) -> SparsityReport:
     """Count what was pruned, per module, per layer and over the model.
 
     Args:
-        model: pruned.
+        model: pruned, or its skeleton.
         sparsified: masks of every pruned module, and errors of the layers.
         section: what was asked for.
+        nonzero: path of every pruned module -> its weights that are not zero.
         healed: what healing brought.
     """
     masks = sparsified.masks
     transformer, pruned = find_layers(model), count_pruned(masks)
-    linears = transformer.linears()
     modules = {
         path: ModuleSparsity(
             shape=(mask.shape[0], mask.shape[1]),
             weights=mask.numel(),
             pruned=pruned[path],
-            kept_zeros=mask.numel() - int(linears[path].weight.count_nonzero()) - pruned[path],
+            kept_zeros=mask.numel() - nonzero[path] - pruned[path],
             sparsity=pruned[path] / mask.numel(),
         )
         for path, mask in masks.items()

@@ -167,5 +167,5 @@ def _drop_lowest(scores: Tensor, count: int) -> Tensor:
     below, tied = scores < threshold, scores == threshold
     # Selecting is several times faster than sorting; only the ties at the threshold need their order.
     room = count - below.sum(dim=1, keepdim=True)
-    dropped = below | (tied & (tied.cumsum(dim=1) <= room))
+    dropped = below | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room))
     return ~dropped

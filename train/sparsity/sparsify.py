@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from shearling.calibration.gram import Gram, LayerGrams
-from shearling.calibration.propagation import Propagation, capture
+from shearling.calibration.propagation import IN_MEMORY, Propagation, Residence, capture
 from shearling.console import log, progress
+from shearling.elastic.mask import Masks, PackedMasks
 from shearling.errors import NonFiniteWeights, RecipeInvalid, ShapeMismatch, ShearlingError
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.recipe.sparsity import ReconstructionSection
@@ -47,8 +48,16 @@ class Sparsified:
         errors: of each layer, where layers were tuned.
     """
 
-    masks: dict[str, Tensor]
+    masks: Masks
     errors: tuple[LayerErrors, ...] = ()
+
+
+Done = Callable[[int, Mapping[str, "Tensor"]], None]
+"""Called with the index of a layer and the masks of its linears when it is pruned, while it is still in memory."""
+
+
+def _keep(_index: int, _masks: Mapping[str, Tensor]) -> None:
+    """Leave the layer where it is."""
 
 
 def sparsify(
@@ -60,14 +69,16 @@ def sparsify(
     reconstruction: ReconstructionSection | None = None,
     seed: int = 0,
     batch_size: int = 1,
+    residence: Residence = IN_MEMORY,
+    done: Done = _keep,
 ) -> Sparsified:
     """Prune every linear layer inside the transformer layers of `model`, in place; nothing else is touched.
 
     A method that needs calibration does, for each transformer layer in turn: (1) forward the calibration text, while
     all its linears watch what enters them, (2) prune them, (3) forward again, so that the next layer sees what the
-    pruned one produces. A reconstruction repairs each layer between (2) and (3). Beyond the model, the hidden states of
-    the calibration text are held (twice where layers are tuned, since the dense model's are the target), and what is
-    gathered of one layer.
+    pruned one produces. A reconstruction repairs each layer between (2) and (3). Beside one layer, the hidden states of
+    the calibration text are held (twice where layers are tuned, since the dense model's are the target), what is
+    gathered of that layer, and one bit for each weight; the rest of the model need not be in memory.
 
     Args:
         model: a decoder or a classifier; evaluated in eval mode, in its own dtype, and left frozen.
@@ -77,6 +88,8 @@ def sparsify(
         reconstruction: how the kept weights make up for those that went; None leaves them as the method does.
         seed: of the order of the batches in a tuning.
         batch_size: samples of equal length that run together; changes the speed alone, where no layer is tuned.
+        residence: brings layers into memory, where the model is not there as a whole.
+        done: takes a pruned layer, before it leaves the memory again.
 
     Raises:
         UsageError: there is no such method.
@@ -97,12 +110,15 @@ def sparsify(
     try:
         if entry.needs_calibration or reconstruction is not None:
             _check_calibration(calibration, entry)
-            states = capture(model, transformer, calibration, batch_size=batch_size)
-            return _LayerByLayer(transformer, entry, patterns, reconstruction, seed).run(states)
-        make, masks = entry.load(), {}
+            states = capture(model, transformer, calibration, batch_size=batch_size, residence=residence)
+            return _LayerByLayer(transformer, entry, patterns, reconstruction, seed, residence, done).run(states)
+        make, masks = entry.load(), PackedMasks()
         for index, layer_pattern in enumerate(patterns):
-            for path, linear in transformer.linears_of(index).items():
-                masks[path] = _prune(linear, make(), layer_pattern, path)
+            with residence.layer(index):
+                linears = transformer.linears_of(index)
+                pruned = {path: _prune(linear, make(), layer_pattern, path) for path, linear in linears.items()}
+                done(index, pruned)
+            masks.add(pruned)
         return Sparsified(masks)
     finally:
         model.train(was_training)
@@ -117,23 +133,27 @@ class _LayerByLayer:
     patterns: Sequence[Pattern]
     reconstruction: ReconstructionSection | None
     seed: int
+    residence: Residence
+    done: Done
 
     def run(self, states: Propagation) -> Sparsified:
         """Prune all layers."""
-        masks: dict[str, Tensor] = {}
-        errors: list[LayerErrors] = []
+        masks, errors = PackedMasks(), list[LayerErrors]()
         tuned = self.reconstruction is not None and self.reconstruction.layer_epochs > 0
         dense = states.fork() if tuned else None
         layers = self.transformer.layers
         with progress(f"{self.method.name}, layer by layer", total=len(layers)) as advance:
             for index, layer in enumerate(layers):
-                targets = [] if dense is None else list(dense.forward(layer))
-                masks |= self._prune_layer(index, states)
-                if dense is not None:
-                    errors.append(self._tune(index, states, masks, targets))
-                    dense.advance_to(targets)
-                if index + 1 < len(layers):
-                    states.advance(layer)
+                with self.residence.layer(index):
+                    targets = [] if dense is None else list(dense.forward(layer))
+                    pruned = self._prune_layer(index, states)
+                    if dense is not None:
+                        errors.append(self._tune(index, states, pruned, targets))
+                        dense.advance_to(targets)
+                    if index + 1 < len(layers):
+                        states.advance(layer)
+                    self.done(index, pruned)
+                masks.add(pruned)
                 advance()
         return Sparsified(masks, tuple(errors))
 

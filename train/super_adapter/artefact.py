@@ -17,15 +17,24 @@ from shearling.elastic.grid_file import GRID_FILE, save_grids
 from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.elastic.reordering import REORDERING_FILE, Reordering, apply_reordering, save_reordering
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace
-from shearling.elastic.super_network import ADAPTER_FILE, SuperNetwork, build_super_network, read_adapter_file
+from shearling.elastic.super_network import (
+    ADAPTER_FILE,
+    SuperNetwork,
+    build_super_network,
+    load_frozen,
+    read_adapter_file,
+)
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskRow, read_rows
-from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.model.checkpoint import load_tokenizer
+from shearling.model.figures import read_figures
 from shearling.model.layers import find_layers
+from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.recipe import Recipe, section_as_json
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
 from shearling.strict_json import write_document
+from train.estimates import trains_lean
 from train.super_adapter import processes
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.attention import use_fast_attention
@@ -175,11 +184,14 @@ def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
         "width": recipe.width,
         "train": recipe.train,
     }
-    return {
-        "name": recipe.name,
-        "seed": recipe.seed,
-        **{name: section_as_json(section) for name, section in sections.items()},
-    }
+    stored = {name: section_as_json(section) for name, section in sections.items()}
+    return {"name": recipe.name, "seed": recipe.seed, **stored, "train": training_inputs(recipe.train)}
+
+
+def training_inputs(section: TrainSection | None) -> dict[str, Any] | None:
+    """What of [train] decides the outcome: how much memory it takes does not."""
+    stored = section_as_json(section)
+    return None if stored is None else {key: value for key, value in stored.items() if key != "memory"}
 
 
 def teacher_inputs(section: TrainSection, base: Artefact) -> dict[str, Any]:
@@ -211,7 +223,8 @@ def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[Su
     adapter = recipe.adapter
     if adapter is None:
         raise ValueError("the recipe has no [adapter]")
-    model, tokenizer = load_model(frozen.path), load_tokenizer(frozen.path)
+    lean = _is_lean(recipe, adapter, frozen)
+    model, tokenizer = load_frozen(frozen, lean=lean), load_tokenizer(frozen.path)
     masks: Masks | None = None
     if adapter.masked:
         masks = load_masks(frozen.path / MASK_FILE)
@@ -235,7 +248,23 @@ def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[Su
         )
         masks = apply_reordering(model, masks, space, reordering)
     generator = torch.Generator().manual_seed(recipe.seed)
-    return build_super_network(model, tokenizer, space, masks, grids=grids, generator=generator), reordering
+    network = build_super_network(model, tokenizer, space, masks, grids=grids, generator=generator, lean=lean)
+    return network, reordering
+
+
+def _is_lean(recipe: Recipe, adapter: AdapterSection, frozen: Artefact) -> bool:
+    if recipe.train is None:
+        raise ValueError("the recipe has no [train]")
+    lean = trains_lean(
+        read_figures(frozen.path),
+        adapter,
+        recipe.train,
+        max_length=recipe.task.max_length,
+        on_grid=recipe.quantization is not None,
+    )
+    if lean:
+        log.print("in less memory, and slower: merged weights are made again where they are needed")
+    return lean
 
 
 def _fit(

@@ -11,13 +11,15 @@ from shearling.elastic.reordering import REORDERING_FILE, Reordering, load_reord
 from shearling.elastic.subnet import OpenSubnet, describe_subnet
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network
 from shearling.errors import ArtefactMismatch, OutputExists, UsageError
-from shearling.recipe.recipe import section_as_json
+from shearling.model.figures import read_figures
+from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
 from shearling.run import Run, open_dense
 from shearling.strict_json import write_document
+from train.estimates import trains_lean
 from train.super_adapter import processes
-from train.super_adapter.artefact import Training, carry_out, teacher_inputs
+from train.super_adapter.artefact import Training, carry_out, teacher_inputs, training_inputs
 from train.super_adapter.choice_sampler import OneSubnet
 
 
@@ -70,7 +72,8 @@ def tune_subnet(
     # A run made where nobody teaches may have been moved without its dense base.
     sparse = found.frozen.manifest.kind == "sparse"
     base = open_dense(run) if sparse and section.teacher is not None else found.frozen
-    inputs = {"tuned": dict(choice), "train": section_as_json(section), "from": found.adapter.sha256}
+    task_section = TaskSection.model_validate(recipe["task"], strict=False)
+    inputs = {"tuned": dict(choice), "train": training_inputs(section), "from": found.adapter.sha256}
     inputs |= teacher_inputs(section, base)
 
     def build() -> tuple[SuperNetwork, Reordering | None]:
@@ -78,18 +81,25 @@ def tune_subnet(
         reordering = (
             load_reordering(file, base=found.frozen.path) if REORDERING_FILE in found.adapter.manifest.files else None
         )
-        return assemble_super_network(found.frozen, found.adapter, found.space), reordering
+        lean = trains_lean(
+            read_figures(found.frozen.path),
+            AdapterSection.model_validate(recipe["adapter"], strict=False),
+            section,
+            max_length=task_section.max_length,
+            on_grid=found.space.adapter.grid is not None,
+        )
+        return assemble_super_network(found.frozen, found.adapter, found.space, lean=lean), reordering
 
     training = Training(
         frozen=found.frozen,
         task=task,
         parents={found.frozen.manifest.kind: found.frozen, "task": task},
-        task_section=TaskSection.model_validate(recipe["task"], strict=False),
+        task_section=task_section,
         section=section,
         seed=int(recipe["seed"]),
         inputs=inputs,
         details={
-            "recipe": {**recipe, "train": section_as_json(section)},
+            "recipe": {**recipe, "train": training_inputs(section)},
             **{name: details[name] for name in ("model", "search") if name in details},
             **inputs,
         },

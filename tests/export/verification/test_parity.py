@@ -97,3 +97,22 @@ def test_the_float32_gate_widens_with_the_rounding_and_nothing_else_does(roundin
     widened = widen(NUMBER_FORMATS.get("fp32").gate, rounding)
     assert (widened.max_abs, widened.kl_mean) == (limit, NUMBER_FORMATS.get("fp32").gate.kl_mean)
     assert widen(NUMBER_FORMATS.get("bf16").gate, rounding) == NUMBER_FORMATS.get("bf16").gate
+
+
+def test_blocks_of_one_length_share_a_forward_where_weights_are_converted():
+    blocks = [np.arange(5, 5 + length, dtype=np.int64) for length in (9, 9, 4, 9)]
+    model = FAMILIES["llama"]()
+    halved = FAMILIES["llama"]()
+    for parameter in halved.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    for parameter, stored in zip(model.parameters(), halved.parameters(), strict=True):
+        parameter.data = stored.data.float()
+    forwards = []
+    halved.register_forward_pre_hook(
+        lambda _, __, inputs: forwards.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    found = torch_logits(halved, blocks)
+    assert forwards == [(2, 9), (1, 4), (1, 9)]
+    for left, right in zip(found, torch_logits(model, blocks), strict=True):
+        assert left.shape == right.shape
+        np.testing.assert_allclose(left, right, atol=1e-5)

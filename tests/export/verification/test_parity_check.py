@@ -72,7 +72,7 @@ def test_integers_that_change_what_the_model_says_are_rejected(
 
 
 def test_what_the_runtime_chose_is_reported_beside_torch_and_rejects_nothing(reference: MergedReference) -> None:
-    halved = torch_logits(reference.model, reference.fixed.blocks, bf16=True)
+    halved = torch_logits(reference.model, reference.fixed.blocks, arithmetic="bfloat16")
     assert any(not np.array_equal(left, right) for left, right in zip(halved, reference.fixed.logits, strict=True))
     sound = reference.check(MeasuredLogits("x", "bf16", halved, chosen_by_runtime=True), reference.fixed)
     assert sound.torch_kl == pytest.approx(sound.parity.kl_mean)

@@ -158,7 +158,7 @@ def test_an_alpha_that_is_no_multiple_of_the_ranks_is_not_rounded(tmp_path):
 def test_a_mask_file_without_a_module_of_the_adapter_is_refused(tmp_path):
     write(tmp_path, masked=True)
     file = tmp_path / "adapter" / MASK_FILE
-    masks = load_masks(file)
+    masks = dict(load_masks(file))
     path = sorted(masks)[0]
     del masks[path]
     save_masks(file, masks)

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.gguf_writer import write_gguf
 from shearling.artefact import open_artefact
@@ -21,6 +22,7 @@ from shearling.kernel.openvino_core import openvino_core
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.model.gguf_header import read_header
 from shearling.model.gguf_tokenizer import rebuild_tokenizer
+from shearling.model.skeleton import open_skeleton
 from tests.support.json_files import edit_json
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 from train.base.artefact import import_base
@@ -157,4 +159,44 @@ def test_missing_sources_say_so(tmp_path):
     shutil.rmtree(tmp_path / "base", ignore_errors=True)
     (source / "config.json").unlink()
     with pytest.raises(ArtefactMissing, match=r"config\.json"):
+        import_base(source, tmp_path / "base", model_id="x")
+
+
+def rewrite(source, change):
+    """Change the tensors of a checkpoint."""
+    tensors = load_file(source / "model.safetensors")
+    change(tensors)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("extra", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"])
+def test_what_is_superfluous_is_left_behind_and_nothing_is_loaded_as_a_whole(extra, tmp_path, monkeypatch):
+    source = save_tiny("llama_tied_gqa", tmp_path / "source")
+    plain = import_base(source, tmp_path / "plain", model_id="x")
+    rewrite(source, lambda found: found.update({extra: found["model.embed_tokens.weight"].clone()}))
+    monkeypatch.setattr("train.base.artefact.load_model", lambda *_: pytest.fail("loaded as a whole"))
+    base = import_base(source, tmp_path / "base", model_id="x")
+    assert base.manifest.files == plain.manifest.files
+
+
+def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_not_dropped_in_silence(tmp_path):
+    source = save_tiny("llama_tied_gqa", tmp_path / "source")
+    rewrite(source, lambda found: found.update({"lm_head.weight": found["model.embed_tokens.weight"] + 1}))
+    assert open_skeleton(source) is None
+
+
+@pytest.mark.parametrize("change", ["missing", "superfluous", "other shape"])
+def test_tensors_that_are_not_those_of_the_model_are_refused(change, tmp_path):
+    source = save_tiny("llama", tmp_path / "source")
+
+    def spoil(found):
+        norm = found.pop("model.norm.weight")
+        if change == "superfluous":
+            found |= {"model.norm.weight": norm, "model.norms.weight": norm.clone()}
+        elif change == "other shape":
+            found["model.norm.weight"] = torch.cat([norm, norm])
+
+    rewrite(source, spoil)
+    assert open_skeleton(source) is None
+    with pytest.raises(ArtefactCorrupt):
         import_base(source, tmp_path / "base", model_id="x")

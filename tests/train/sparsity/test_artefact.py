@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
 from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
-from shearling.errors import ArtefactMismatch
+from shearling.errors import ArtefactMismatch, ResourceExhausted
 from shearling.model.checkpoint import hash_weights, load_model
 from shearling.model.layers import find_layers
+from shearling.model.weight_shards import StoredWeights
 from shearling.recipe.sparsity import ReconstructionSection, SparsitySection
 from shearling.strict_json import read_document
 from tests.support.tiny_models import VOCABULARY, save_tiny
@@ -18,7 +26,8 @@ from train.sparsity.artefact import SPARSITY_FILE, SparsityReport, sparsity_inpu
 
 
 def calibration() -> list[torch.Tensor]:
-    return [torch.randint(3, VOCABULARY, (20,)) for _ in range(5)]
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(3, VOCABULARY, (20,), generator=generator) for _ in range(5)]
 
 
 def make(tmp_path, family="llama_tied_gqa", dtype="float32", **section):
@@ -118,3 +127,96 @@ def test_a_revived_weight_is_noticed(tmp_path):
     with pytest.raises(ArtefactMismatch, match="1 pruned entries are nonzero") as caught:
         check_masked_zeros(model, masks)
     assert caught.value.where == path
+
+
+REPAIRS = ReconstructionSection(swaps=4, matrix_steps=4, layer_epochs=1)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"method": "magnitude"},
+        {"method": "sparsegpt", "reconstruction": REPAIRS},
+        {"method": "alps"},
+        {"allocation": "owl", "ratio": 0.6},
+    ],
+)
+@pytest.mark.parametrize("family", ["llama_tied_gqa", "gemma3", "bloom"])
+def test_layer_by_layer_from_disk_is_the_whole_model_in_memory_bit_for_bit(family, section, tmp_path, monkeypatch):
+    _, by_layers = make(tmp_path / "layers", family=family, **section)
+    monkeypatch.setattr(SparsitySection, "by_layers", False)
+    _, whole = make(tmp_path / "whole", family=family, **section)
+    files = dict(by_layers.manifest.files)
+    assert {"model.safetensors", MASK_FILE, SPARSITY_FILE, "config.json"} <= files.keys()
+    assert files == dict(whole.manifest.files)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_source_keeps_its_type_and_is_scored_in_float32(dtype, tmp_path):
+    source = save_tiny("llama", tmp_path / "source")
+    import_base(source, tmp_path / "half", model_id="x", dtype=dtype)
+    for name in ("model.safetensors", "config.json"):
+        (source / name).write_bytes((tmp_path / "half" / name).read_bytes())
+    base = import_base(source, tmp_path / "base", model_id="x")
+    wide = import_base(source, tmp_path / "wide", model_id="x", dtype="float32")
+    assert base.manifest.details["torch_dtype"] == dtype
+    section, text = SparsitySection(), calibration()
+    kept, widened = (
+        write_sparse(artefact, tmp_path / name, section=section, calibration=text, seed=0)
+        for name, artefact in (("kept", base), ("widened", wide))
+    )
+    assert {tensor.dtype for tensor in StoredWeights(kept.path).tensors.values()} == {dtype}
+    assert hash_weights(load_model(kept.path)) == hash_weights(widened.path)
+    assert kept.manifest.files[MASK_FILE] == widened.manifest.files[MASK_FILE]
+
+
+def again(tmp_path, base):
+    """The base or its sparse artefact once more."""
+    if base is None:
+        return import_base(tmp_path / "source", tmp_path / "again", model_id="x")
+    return write_sparse(base, tmp_path / "again", section=SparsitySection(), calibration=calibration(), seed=0)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_full_disk_is_an_environment_fault_and_leaves_nothing(pruned, tmp_path, monkeypatch):
+    base, _ = make(tmp_path)
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ResourceExhausted, match="bytes free") as caught:
+        again(tmp_path, base if pruned else None)
+    assert caught.value.exit_code == 4
+    assert [path.name for path in tmp_path.iterdir() if "again" in path.name] == []
+
+
+def test_pruning_that_was_killed_between_two_shards_starts_over(tmp_path):
+    base, expected = make(tmp_path)
+    script = f"""
+        import os, signal, torch
+        from pathlib import Path
+        import train.sparsity.artefact as artefact
+        from shearling.artefact import open_artefact
+        from shearling.recipe.sparsity import SparsitySection
+        from train.sparsity.pruned_layers import PrunedLayers
+
+        done = PrunedLayers.done
+
+        def killed(self, index, masks):
+            done(self, index, masks)
+            if index == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        PrunedLayers.done = killed
+        base = open_artefact(Path({str(base.path)!r}), kind="base")
+        artefact.write_sparse(
+            base, Path({str(tmp_path / "killed")!r}), section=SparsitySection(), calibration=[torch.arange(9)], seed=7
+        )
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    repeated = write_sparse(base, tmp_path / "killed", section=SparsitySection(), calibration=calibration(), seed=7)
+    assert repeated.manifest.files == expected.manifest.files

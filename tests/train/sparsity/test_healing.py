@@ -46,7 +46,7 @@ def pruned(family: str) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
         for parameter in dense.parameters():
             parameter.mul_(3 if parameter.ndim == 2 else 1)
     model = copy.deepcopy(dense)
-    return model, dense, sparsify(model, [], method="magnitude", pattern=Unstructured(0.5)).masks
+    return model, dense, dict(sparsify(model, [], method="magnitude", pattern=Unstructured(0.5)).masks)
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "gemma2"])

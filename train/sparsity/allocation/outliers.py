@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from shearling.calibration.propagation import IN_MEMORY, Residence
 from shearling.errors import RecipeInvalid
 from shearling.model.layers import find_layers
 from train.sparsity.allocation.dense_norms import dense_norms
@@ -26,18 +27,21 @@ OUTLIER_TIMES = 5.0
 SPREAD = 0.08
 
 
-def outlier_ratios(model: nn.Module, calibration: Sequence[Tensor], ratio: float) -> tuple[float, ...]:
+def outlier_ratios(
+    model: nn.Module, calibration: Sequence[Tensor], ratio: float, *, residence: Residence = IN_MEMORY
+) -> tuple[float, ...]:
     """Share of zeros of each layer.
 
     Args:
         model: dense; one forward of each sample.
         calibration: token ids [tokens] of each sample.
         ratio: the mean over all layers, 0 to 1.
+        residence: brings layers into memory, where the model is not there as a whole.
 
     Raises:
         RecipeInvalid: a layer would keep everything or nothing.
     """
-    spread = spread_ratios(outlier_shares(model, calibration), ratio)
+    spread = spread_ratios(outlier_shares(model, calibration, residence=residence), ratio)
     for index, share in enumerate(spread):
         if not 0 <= share < 1:
             raise RecipeInvalid(
@@ -63,16 +67,19 @@ def spread_ratios(outliers: Sequence[float], ratio: float) -> tuple[float, ...]:
     return tuple(ratio + mean - share for share in scaled)
 
 
-def outlier_shares(model: nn.Module, calibration: Sequence[Tensor]) -> tuple[float, ...]:
+def outlier_shares(
+    model: nn.Module, calibration: Sequence[Tensor], *, residence: Residence = IN_MEMORY
+) -> tuple[float, ...]:
     """Share of each layer's weights whose score is an outlier of its matrix."""
     transformer = find_layers(model)
-    norms = dense_norms(model, calibration)
+    norms = dense_norms(model, calibration, residence=residence)
     shares = []
     for index in range(len(transformer.layers)):
         outliers = weights = 0
-        for path, linear in transformer.linears_of(index).items():
-            scores = wanda_scores(linear.weight, norms[path], where=path)
-            outliers += int((scores > OUTLIER_TIMES * scores.mean()).sum())
-            weights += scores.numel()
+        with residence.layer(index):
+            for path, linear in transformer.linears_of(index).items():
+                scores = wanda_scores(linear.weight, norms[path], where=path)
+                outliers += int((scores > OUTLIER_TIMES * scores.mean()).sum())
+                weights += scores.numel()
         shares.append(outliers / weights)
     return tuple(shares)

@@ -1,0 +1,189 @@
+"""What an export takes of memory and disk, known from the sizes of the weights before any of them is read.
+
+Weights are views of files whose pages are given back, so that an export holds what it makes: the stored form of one
+format at a time, and some copies of the largest matrix. A runtime that is asked for its logits maps the file and keeps
+a copy in an order of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from export.formats.export_format import PlannedFormat
+from export.quantization.settings import PlannedQuantization, needs_copy
+from export.verification.parity import BLOCK_TOKENS
+from export.verification.reading import WINDOW_TOKENS, WINDOWS
+from shearling.model.weight_shards import StoredWeights
+from shearling.resources import Estimate
+
+LIBRARIES_BYTES = 768 * 2**20
+"""Python, torch, OpenVINO, NNCF and ONNX Runtime, once all are loaded, and what a graph without weights takes."""
+PAGES_BYTES = 128 * 2**20
+"""Of mapped files, between two times that they are given back."""
+COPIES = 1.5
+"""Of the largest matrix in float32, while it is merged, converted and rounded."""
+RUNTIME_COPIES = 2.2
+"""Of a file that a runtime has loaded: its pages, and its weights in the runtime's own order."""
+SCALE_BITS = 0.5
+"""Of the scales of integers, for each weight."""
+FLOAT32_BYTES = 4
+LAYER_MATRICES, GRAMS = 6, 6
+"""In float32 while a layer is rounded on text: matrices as large as its largest, and squares of its widest input."""
+FIXED_POSITIONS, HELD_BACK_POSITIONS = 5 * BLOCK_TOKENS, WINDOWS * WINDOW_TOKENS
+"""Whose logits are held, of torch and of a runtime."""
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """The weights of a frozen model.
+
+    Attributes:
+        parameters: all of them.
+        vocabulary: of them in matrices with a row for each token.
+        largest: of the largest matrix.
+        inner: of the largest one besides those of the vocabulary.
+        widest: most columns of such a one.
+        rows: of the vocabulary.
+        stored_bytes: in the files.
+    """
+
+    parameters: int
+    vocabulary: int
+    largest: int
+    inner: int
+    widest: int
+    rows: int
+    stored_bytes: int
+
+
+def read_sizes(directory: Path, *, rows: int) -> WeightSizes:
+    """The sizes of a checkpoint's weights, from the headers of its files.
+
+    Args:
+        directory: of the checkpoint.
+        rows: of the vocabulary.
+    """
+    weights = StoredWeights(directory)
+    counts = {name: tensor.count for name, tensor in weights.tensors.items()}
+    matrices = {name: tensor for name, tensor in weights.tensors.items() if len(tensor.shape) == 2}
+    tokens = {name for name, tensor in matrices.items() if tensor.shape[0] == rows}
+    others = [tensor for name, tensor in matrices.items() if name not in tokens]
+    return WeightSizes(
+        parameters=sum(counts.values()),
+        vocabulary=sum(counts[name] for name in tokens),
+        largest=max(counts.values()),
+        inner=max((tensor.count for tensor in others), default=0),
+        widest=max((tensor.shape[1] for tensor in others), default=0),
+        rows=rows,
+        stored_bytes=weights.size_bytes,
+    )
+
+
+def estimate_export(
+    sizes: WeightSizes,
+    formats: Sequence[PlannedFormat],
+    quantization: PlannedQuantization | None,
+    *,
+    merges: bool,
+    positions: int,
+) -> Estimate:
+    """Peak of the memory, and all that is written.
+
+    Args:
+        sizes: of the frozen model.
+        formats: that are written, one after the other.
+        quantization: how int4 is made on text; None where it is not.
+        merges: whether merged weights are written first, which the checkpoint shares.
+        positions: of text that each file reads; 0 where none is run.
+    """
+    held = [_quantization_bytes(sizes, quantization), *(_writing_bytes(sizes, item) for item in formats)]
+    if positions:
+        held += [_running_bytes(sizes, item) + _logits_bytes(sizes, positions) for item in formats]
+    disk = sum(file_bytes(sizes, item) for item in formats) + (sizes.stored_bytes if merges else 0)
+    if merges and any(item.entry.name == "hf" for item in formats):
+        # It shares the merged weights.
+        disk -= sizes.stored_bytes
+    return Estimate(_working_bytes(sizes) + max(held), disk)
+
+
+def parts_to_run(sizes: WeightSizes, planned: PlannedFormat, *, positions: int, room_bytes: int) -> int:
+    """In how many parts of its layers a format can be run; 1 is whole, or not at all.
+
+    Args:
+        sizes: of the frozen model.
+        planned: the format.
+        positions: of text that it reads.
+        room_bytes: memory of this machine.
+    """
+    left = room_bytes - _working_bytes(sizes) - _logits_bytes(sizes, positions)
+    fixed = _running_bytes(_without_layers(sizes), planned)
+    layers = _running_bytes(sizes, planned) - fixed
+    if fixed + layers <= left or left <= fixed:
+        return 1
+    return -(-layers // (left - fixed))
+
+
+def _without_layers(sizes: WeightSizes) -> WeightSizes:
+    """The same without any layer: what each part of a model has."""
+    return replace(sizes, parameters=sizes.vocabulary)
+
+
+def file_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
+    """Of what a format writes."""
+    if planned.entry.needs_adapter:
+        return 0
+    if not planned.entry.takes_weight_format:
+        return sizes.stored_bytes
+    number_format, layers = planned.storage.weight_format, sizes.parameters - sizes.vocabulary
+    if not number_format.integers:
+        return sizes.parameters * number_format.bits // 8
+    # OpenVINO has its vocabulary in eight bits at least, plain ONNX in float32.
+    bits = 32 if planned.entry.name == "onnx" else max(number_format.bits, 8)
+    return int(layers * (number_format.bits + SCALE_BITS) + sizes.vocabulary * bits) // 8
+
+
+def _working_bytes(sizes: WeightSizes) -> int:
+    return LIBRARIES_BYTES + PAGES_BYTES + int(COPIES * FLOAT32_BYTES * sizes.largest)
+
+
+def _logits_bytes(sizes: WeightSizes, positions: int) -> int:
+    """Of torch and of a runtime."""
+    return 2 * FLOAT32_BYTES * sizes.rows * positions
+
+
+def _running_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
+    """What a runtime holds of a file, or of a part of it; nothing where no runtime is asked."""
+    if not planned.entry.takes_weight_format:
+        return 0
+    fixed = file_bytes(_without_layers(sizes), planned)
+    return int(RUNTIME_COPIES * (fixed + (file_bytes(sizes, planned) - fixed) / planned.parts))
+
+
+def _writing_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
+    """What is held of a format until its file is complete."""
+    if not planned.entry.takes_weight_format:
+        return 0
+    number_format = planned.storage.weight_format
+    halved = sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters
+    if number_format.integers:
+        made = file_bytes(sizes, planned)
+        if planned.entry.name == "onnx":
+            made -= FLOAT32_BYTES * sizes.vocabulary
+    elif planned.entry.name == "openvino":
+        # Views of the files, but where the type is another one.
+        made = 0 if halved == (number_format.bits == 16) else file_bytes(sizes, planned)
+    else:
+        made = FLOAT32_BYTES * sizes.parameters if planned.entry.name == "onnx-genai" else 0
+    return made * (2 if planned.storage.sparse_kernel else 1)
+
+
+def _quantization_bytes(sizes: WeightSizes, planned: PlannedQuantization | None) -> int:
+    """Of a layer in float32, what enters it, and all integers; where matrices are judged together, of two models."""
+    if planned is None:
+        return 0
+    if needs_copy(planned):
+        halved = sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters
+        return ((2 if halved else 1) * FLOAT32_BYTES + 1) * sizes.parameters
+    return sizes.parameters + FLOAT32_BYTES * (LAYER_MATRICES * sizes.inner + GRAMS * sizes.widest**2)

@@ -1,0 +1,115 @@
+"""How much memory and disk a stage will take, said before it begins, and refused where it cannot fit.
+
+An estimate is of the peak of the process that does the work. Weights that a stage reads through a mapping of their file
+count as well: the system may drop such pages, but a reader that comes back to them waits for the disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from shearling.errors import ResourceExhausted
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+"""Limit, use and account of the memory of a container, in both versions of control groups."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a piece of work takes.
+
+    Attributes:
+        memory_bytes: the most that its process holds at a time.
+        disk_bytes: what it writes.
+    """
+
+    memory_bytes: int
+    disk_bytes: int = 0
+
+    def then(self, other: Estimate) -> Estimate:
+        """Both, one after the other: the larger memory, and the disk of both."""
+        return Estimate(max(self.memory_bytes, other.memory_bytes), self.disk_bytes + other.disk_bytes)
+
+    def __str__(self) -> str:
+        return f"{in_words(self.memory_bytes)} of memory, {in_words(self.disk_bytes)} of disk"
+
+
+def require(estimate: Estimate, where: Path, *, remedy: str = "Use a smaller model or a larger machine") -> None:
+    """Refuse work that cannot fit.
+
+    Args:
+        estimate: of the work.
+        where: what it writes, which need not exist.
+        remedy: what would fit in less memory.
+
+    Raises:
+        ResourceExhausted: too little disk, or too little memory is available.
+    """
+    free_bytes = free_disk_bytes(where)
+    if free_bytes < estimate.disk_bytes:
+        raise ResourceExhausted(
+            f"about {in_words(estimate.disk_bytes)} of disk needed, {in_words(free_bytes)} free",
+            where=where,
+            remedy="Free space, or choose another --output",
+        )
+    available_bytes = available_memory_bytes()
+    if available_bytes < estimate.memory_bytes:
+        raise ResourceExhausted(
+            f"about {in_words(estimate.memory_bytes)} of memory needed, {in_words(available_bytes)} available",
+            where=where,
+            remedy=remedy,
+        )
+
+
+def in_words(count_bytes: int) -> str:
+    """A number of bytes as people read it: `512 bytes`, `1.5 GiB`."""
+    amount, unit = float(count_bytes), 0
+    while amount >= 1024 and unit + 1 < len(_UNITS):
+        amount, unit = amount / 1024, unit + 1
+    return f"{amount:.1f} {_UNITS[unit]}" if unit else f"{count_bytes} bytes"
+
+
+def free_disk_bytes(where: Path) -> int:
+    """Free bytes of the disk that a path is on, or would be on."""
+    existing = next(parent for parent in (where.resolve(), *where.resolve().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def available_memory_bytes() -> int:
+    """Memory that this process can still get, with what it holds already: of the machine, or of its container."""
+    import psutil
+
+    own_bytes: int = psutil.Process().memory_info().rss
+    left_bytes = [psutil.virtual_memory().available, *filter(None, (_left_in_container(*files) for files in _CGROUPS))]
+    return own_bytes + min(left_bytes)
+
+
+def own_memory_bytes() -> int:
+    """What this process holds now: the interpreter and the libraries that it has loaded so far."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _left_in_container(limit_file: str, used_file: str, account_file: str) -> int | None:
+    """None where there is no such limit."""
+    try:
+        limit, used = (Path(file).read_text().strip() for file in (limit_file, used_file))
+        account = dict(line.split() for line in Path(account_file).read_text().splitlines())
+    except OSError:
+        return None
+    if not limit.isdecimal():
+        return None
+    # Pages of files count as used, and are dropped when memory is asked for.
+    droppable = int(account.get("inactive_file", 0)) + int(account.get("active_file", 0))
+    return max(0, int(limit) - int(used) + droppable)

@@ -1,0 +1,102 @@
+"""What an export says that it will take: refused where it cannot fit, and measured in parts where a file cannot run."""
+
+import json
+
+import pytest
+
+import export.plan
+from export.estimate import FIXED_POSITIONS, WeightSizes, estimate_export, parts_to_run, read_sizes
+from export.formats.export_format import PlannedFormat, Storage
+from export.plan import plan_frozen
+from export.request import ExportRequest
+from shearling.errors import ResourceExhausted
+from shearling.registry.export_formats import EXPORT_FORMATS
+from shearling.registry.number_formats import NUMBER_FORMATS
+from tests.support.tiny_models import save_tiny
+from train.base.artefact import import_base
+
+GIB = 2**30
+LLAMA_8B = WeightSizes(
+    parameters=8_030_000_000,
+    vocabulary=2 * 128256 * 4096,
+    largest=128256 * 4096,
+    inner=14336 * 4096,
+    widest=14336,
+    rows=128256,
+    stored_bytes=16_060_000_000,
+)
+
+
+def planned(name, weights="fp32", *, sparse=False):
+    entry = EXPORT_FORMATS.get(name)
+    return PlannedFormat(entry, entry.load_for("language_model")(), Storage(NUMBER_FORMATS.get(weights), sparse), name)
+
+
+def estimate(*formats, positions=0):
+    return estimate_export(LLAMA_8B, formats, None, merges=True, positions=positions)
+
+
+def parts(room_bytes, name="openvino"):
+    return parts_to_run(LLAMA_8B, planned(name), positions=FIXED_POSITIONS, room_bytes=room_bytes)
+
+
+def test_a_model_of_8b_is_written_in_less_than_its_own_size():
+    both = estimate(planned("hf"), planned("openvino", "int4", sparse=True))
+    assert both.memory_bytes < 20 * GIB
+    # The checkpoint is the merge's own; beside it the integers, and a vocabulary in eight bits.
+    assert 16e9 + 4e9 < both.disk_bytes < 16e9 + 6e9
+    assert estimate(planned("hf")).memory_bytes < 12 * GIB
+
+
+def test_what_is_run_takes_its_file_and_a_copy():
+    written, run = (estimate(planned("openvino", "int8"), positions=count).memory_bytes for count in (0, 200))
+    assert run - written > 8e9
+
+
+def test_a_file_that_cannot_run_is_measured_in_parts():
+    assert parts(200 * GIB) == 1
+    assert parts(40 * GIB) > 2
+    # Not even the vocabulary fits: parts would be no help, and the estimate refuses.
+    assert parts(4 * GIB) == 1
+    assert parts(4 * GIB, "hf") == 1
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("estimate")
+    return import_base(
+        save_tiny("llama_tied_gqa", directory / "source"), directory / "base", model_id="tiny/llama"
+    ).path
+
+
+def test_sizes_are_those_of_the_model(base):
+    from shearling.model.checkpoint import load_model
+
+    model = load_model(base)
+    sizes = read_sizes(base, rows=model.config.vocab_size)
+    assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert sizes.vocabulary == model.lm_head.weight.numel()
+    assert sizes.stored_bytes == 4 * sizes.parameters
+
+
+@pytest.mark.parametrize("resource", ["memory", "disk"])
+def test_what_cannot_fit_is_refused_before_anything_is_written(base, tmp_path, monkeypatch, resource):
+    import shearling.resources
+
+    if resource == "memory":
+        monkeypatch.setattr(shearling.resources, "available_memory_bytes", lambda: 10**6)
+        monkeypatch.setattr(export.plan, "available_memory_bytes", lambda: 10**6)
+    else:
+        monkeypatch.setattr(shearling.resources, "free_disk_bytes", lambda _: 10**4)
+    with pytest.raises(ResourceExhausted, match=f"of {resource} needed") as caught:
+        plan_frozen(base, ExportRequest(output=tmp_path / "export", formats=("hf", "openvino")))
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_plan_says_what_it_takes(base, tmp_path):
+    plan = plan_frozen(base, ExportRequest(output=tmp_path / "export", formats=("hf", "openvino")))
+    facts = plan.describe()
+    assert facts["memory"].endswith("MiB")
+    assert facts["measured_by_layers"] == []
+    assert json.dumps(facts)

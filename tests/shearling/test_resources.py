@@ -1,0 +1,47 @@
+"""Estimates: added up, said in words, and refused where they cannot fit."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+
+import psutil
+import pytest
+
+from shearling import resources
+from shearling.errors import ResourceExhausted
+from shearling.resources import Estimate, available_memory_bytes, in_words, require
+
+
+def test_one_after_the_other_takes_the_larger_memory_and_both_disks():
+    assert Estimate(5, 7).then(Estimate(3, 2)) == Estimate(5, 9)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (6 * 2**30, "6.0 GiB")]
+)
+def test_words(count, words):
+    assert in_words(count) == words
+
+
+def test_what_cannot_fit_is_refused_with_what_there_is_and_what_would(tmp_path, monkeypatch):
+    require(Estimate(2**20, 2**20), tmp_path / "not" / "there")
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(ResourceExhausted, match="of disk needed") as caught:
+        require(Estimate(0, 2 * free), tmp_path / "out")
+    assert caught.value.exit_code == 4
+    memory = namedtuple("memory", "available")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(2**20))
+    with pytest.raises(ResourceExhausted, match=r"about 1\.0 TiB of memory needed, .* available.*Take less"):
+        require(Estimate(2**40), tmp_path, remedy="Take less")
+
+
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    files = {"max": "1000000\n", "current": "900000\n", "stat": "anon 5\ninactive_file 200000\nactive_file 100000\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(resources, "_CGROUPS", (tuple(str(tmp_path / name) for name in files),))
+    own = psutil.Process().memory_info().rss
+    assert available_memory_bytes() - own == pytest.approx(400_000, abs=2**20)
+    (tmp_path / "max").write_text("max\n")
+    assert available_memory_bytes() > own + 2**24

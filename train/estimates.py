@@ -1,0 +1,172 @@
+"""What the parts of the train stage will hold in memory and write, from the sizes of the model and from the recipe.
+
+Each term is something that is there at the peak; what it is multiplied by are bytes an entry. The peaks were measured
+on random models by `python -m benchmarks.scale`.
+"""
+
+from __future__ import annotations
+
+from shearling.evaluation.precision import resolve_precision
+from shearling.model.figures import FLOAT32_BYTES, ModelFigures
+from shearling.recipe.adapter import AdapterSection
+from shearling.recipe.recipe import Recipe
+from shearling.recipe.sparsity import SparsitySection
+from shearling.recipe.training import TrainSection
+from shearling.registry.pruning_methods import PRUNING_METHODS
+from shearling.resources import Estimate, available_memory_bytes
+from train.base.adaptation import adapting_recipe
+
+LIBRARIES_BYTES = 540 * 2**20
+"""Python, torch and transformers, loaded."""
+TRAINING_LIBRARIES_BYTES = 640 * 2**20
+"""With the Trainer and peft."""
+CHOOSING_BYTES = 22
+"""An entry of the largest matrix while its mask is chosen: a copy, scores, comparisons, counts of ties."""
+GRAM_CHOOSING_BYTES = 20
+"""An entry of a Gram matrix while it is inverted or decomposed, beside the matrices that wait."""
+MERGING_BYTES = 17
+"""An entry of the largest matrix in the backward: the merged weight, the gradient of it, the mask as numbers."""
+ADAM_BYTES = 16
+"""A parameter that trains: itself, its gradient and two moments."""
+CHECKPOINTED_BYTES = 40
+"""A parameter that trains, on disk: itself and its moments in three checkpoints, one of them unfinished; the result."""
+ACTIVATIONS = 14
+"""Tensors as wide as the hidden states that the backward of one layer needs, and four as wide as the feed-forward."""
+
+
+def estimate_import(figures: ModelFigures, *, by_tensors: bool) -> Estimate:
+    """Of the base artefact.
+
+    Args:
+        figures: of the source.
+        by_tensors: it is copied; else it is loaded as a whole and in float32.
+    """
+    if by_tensors:
+        return Estimate(LIBRARIES_BYTES + figures.table_bytes, figures.stored_bytes)
+    whole_bytes = FLOAT32_BYTES * figures.parameters
+    return Estimate(LIBRARIES_BYTES + 2 * whole_bytes, whole_bytes)
+
+
+def estimate_pruning(figures: ModelFigures, section: SparsitySection) -> Estimate:
+    """Of the sparse artefact: with one layer in memory, or the whole model where the section needs it."""
+    masks_bytes = figures.linear_parameters // 8
+    disk = Estimate(0, figures.stored_bytes + masks_bytes)
+    choosing = CHOOSING_BYTES * figures.matrix + masks_bytes
+    layer = FLOAT32_BYTES * figures.layer_parameters
+    text = section.calibration.samples * section.calibration.seq_len * figures.hidden * FLOAT32_BYTES
+    tuned = section.reconstruction is not None and section.reconstruction.layer_epochs > 0
+    if PRUNING_METHODS.get(section.method).needs_gram or section.reconstruction is not None:
+        choosing += FLOAT32_BYTES * figures.gram + GRAM_CHOOSING_BYTES * figures.hidden**2
+    # The states of the pruned model, and those of the dense one, which are also the targets.
+    states = text * ((3 if tuned else 1) if section.measured else 0)
+    # Adam, and the gradient, of a layer that is tuned.
+    tuning = 3 * layer if tuned else 0
+    if section.by_layers:
+        around = FLOAT32_BYTES * figures.outside_parameters if section.measured else 0
+        reading = figures.table_bytes if section.measured else 0
+        peak = max(around + reading, around + layer + states, layer + choosing + states, layer + tuning + states)
+    else:
+        copies = 4 if section.healing is not None else 2
+        peak = copies * FLOAT32_BYTES * figures.parameters + states + choosing
+    return Estimate(LIBRARIES_BYTES + peak).then(disk)
+
+
+def estimate_training(
+    figures: ModelFigures, adapter: AdapterSection, train: TrainSection, *, max_length: int, lean: bool
+) -> Estimate:
+    """Of a super-adapter.
+
+    Args:
+        figures: of the frozen model.
+        adapter: [adapter] of the recipe.
+        train: [train] of the recipe.
+        max_length: tokens of a row, at most.
+        lean: see `shearling.elastic.elastic_lora.ElasticLoraLinear`.
+    """
+    computed_bytes = 2 if resolve_precision(train.precision) == "bf16" else FLOAT32_BYTES
+    weights = figures.stored_bytes if lean else FLOAT32_BYTES * figures.parameters
+    # The bits that were read stay beside what the layers hold.
+    masks = (figures.linear_parameters // 8 + figures.linear_parameters // (8 if lean else 1)) * adapter.masked
+    checkpointed = 1 if train.gradient_checkpointing else figures.layers
+    merged = 0 if lean or not adapter.masked else checkpointed * figures.layer_linear_parameters * computed_bytes
+    ranks = sum(len(group.modules) for group in adapter.groups) * adapter.r
+    trained = figures.layers * ranks * (figures.hidden + figures.widest)
+    rows = train.batch_size * max_length
+    wide = ACTIVATIONS * figures.hidden + 4 * figures.widest
+    states = rows * FLOAT32_BYTES * (wide * checkpointed + figures.hidden * figures.layers)
+    teacher = 0 if train.teacher is None else computed_bytes * figures.parameters
+    # A head that is stored in another type is widened for its product, where no autocast takes it as it is.
+    widened = lean and computed_bytes == FLOAT32_BYTES and figures.table_bytes < FLOAT32_BYTES * figures.table
+    head = FLOAT32_BYTES * figures.table if widened else 0
+    peak = weights + masks + merged + ADAM_BYTES * trained + states + teacher
+    return Estimate(
+        TRAINING_LIBRARIES_BYTES + peak + max(MERGING_BYTES * figures.matrix, head), CHECKPOINTED_BYTES * trained
+    )
+
+
+def trains_lean(
+    figures: ModelFigures, adapter: AdapterSection, train: TrainSection, *, max_length: int, on_grid: bool
+) -> bool:
+    """Whether a training takes less memory and more time: where the recipe says so, or leaves it open and what is
+    faster does not fit.
+
+    Args:
+        figures: of the frozen model.
+        adapter: [adapter] of the recipe.
+        train: [train] of the recipe.
+        max_length: tokens of a row, at most.
+        on_grid: the weights are put onto a grid, in float32.
+    """
+    if on_grid or train.memory != "auto":
+        return train.memory == "lean" and not on_grid
+    fast = estimate_training(figures, adapter, train, max_length=max_length, lean=False)
+    return fast.memory_bytes > available_memory_bytes()
+
+
+def estimate_stage(recipe: Recipe, figures: ModelFigures, *, by_tensors: bool) -> dict[str, Estimate]:
+    """Of all that a recipe makes, by its name in the run.
+
+    Args:
+        recipe: validated.
+        figures: of the source.
+        by_tensors: see `estimate_import`.
+    """
+    parts = {"base": estimate_import(figures, by_tensors=by_tensors)}
+    adapting = adapting_recipe(recipe)
+    if adapting is not None:
+        parts["lora"] = _trained(adapting, figures)
+        parts["adapted"] = Estimate(parts["lora"].memory_bytes, figures.stored_bytes)
+    if recipe.sparsity is not None:
+        parts["sparse"] = estimate_pruning(figures, recipe.sparsity)
+    if recipe.adapter is not None:
+        parts["super_adapter"] = _trained(recipe, figures)
+    return parts
+
+
+def what_would_fit(recipe: Recipe, part: str) -> str:
+    """What to change in a recipe where one of its parts takes too much memory."""
+    train, sparsity = recipe.train, recipe.sparsity
+    if part == "sparse" and sparsity is not None and not sparsity.by_layers:
+        found = "[sparsity.healing]" if sparsity.healing is not None else 'allocation = "searched"'
+        return f"Leave {found} out: it holds the whole model in float32, pruning one layer"
+    if part == "sparse":
+        return "Lower the samples of [sparsity.calibration], or use a larger machine"
+    if part in ("lora", "super_adapter", "adapted") and train is not None:
+        if train.memory == "fast":
+            return 'Set memory = "lean" in [train]'
+        if not train.gradient_checkpointing:
+            return "Set gradient_checkpointing = true in [train], or a smaller batch_size"
+        return "Set a smaller batch_size or max_length, or use a larger machine"
+    return "Use a smaller model or a larger machine"
+
+
+def _trained(recipe: Recipe, figures: ModelFigures) -> Estimate:
+    adapter, train, length = recipe.adapter, recipe.train, recipe.task.max_length
+    if adapter is None or train is None:
+        raise ValueError("the recipe has no [adapter] and [train]")
+    on_grid = recipe.quantization is not None
+    lean = trains_lean(figures, adapter, train, max_length=length, on_grid=on_grid)
+    found = estimate_training(figures, adapter, train, max_length=length, lean=lean)
+    # A grid is found on a copy of the model.
+    copied = FLOAT32_BYTES * figures.parameters if on_grid else 0
+    return Estimate(found.memory_bytes + copied, found.disk_bytes)
