@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from shearling.artefact import open_artefact, remove_artefact
+from shearling.artefact import Artefact, open_artefact, remove_artefact
 from shearling.elastic.reordering import REORDERING_FILE, Reordering, load_reordering
 from shearling.elastic.subnet import OpenSubnet, describe_subnet
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network
@@ -14,10 +14,10 @@ from shearling.errors import ArtefactMismatch, OutputExists, UsageError
 from shearling.recipe.recipe import section_as_json
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
-from shearling.run import Run, open_dense
+from shearling.run import Run, data_role, open_dense
 from shearling.strict_json import write_document
 from train.super_adapter import processes
-from train.super_adapter.artefact import Training, carry_out, teacher_inputs
+from train.super_adapter.artefact import LearntTask, Training, carry_out, teacher_inputs
 from train.super_adapter.choice_sampler import OneSubnet
 
 
@@ -49,15 +49,11 @@ def tune_subnet(
         raise UsageError(f"a learning rate of {learning_rate}", remedy="Give one above 0")
     run, choice = Run(found.adapter.path.resolve().parent), found.subnet.choice
     destination, document = _destination(run, name)
-    task = open_artefact(run.task, kind="task")
-    if found.adapter.manifest.parents.get("task") != task.sha256:
-        raise ArtefactMismatch(
-            "this task is not the one that the adapter was trained on",
-            where=task.path,
-            remedy="Put that one back, or train again",
-        )
     details = found.adapter.manifest.details
     recipe = details["recipe"]
+    sections = [TaskSection.model_validate(given, strict=False) for given in (recipe["task"], *recipe.get("data", ()))]
+    rooms = {"task": run.task, **{data_role(section.name): run.data / section.name for section in sections[1:]}}
+    tasks = [_open_task(found.adapter, role, path) for role, path in rooms.items()]
     changed = {
         "steps": steps,
         "epochs": None,
@@ -82,9 +78,7 @@ def tune_subnet(
 
     training = Training(
         frozen=found.frozen,
-        task=task,
-        parents={found.frozen.manifest.kind: found.frozen, "task": task},
-        task_section=TaskSection.model_validate(recipe["task"], strict=False),
+        tasks=[LearntTask(artefact, section) for artefact, section in zip(tasks, sections, strict=True)],
         section=section,
         seed=int(recipe["seed"]),
         inputs=inputs,
@@ -113,8 +107,30 @@ def tune_subnet(
     return document
 
 
+def _open_task(adapter: Artefact, role: str, path: Path) -> Artefact:
+    task = open_artefact(path, kind="task")
+    if adapter.manifest.parents.get(role) != task.sha256:
+        raise ArtefactMismatch(
+            "this task is not the one that the adapter was trained on",
+            where=task.path,
+            remedy="Put that one back, or train again",
+        )
+    return task
+
+
 def _destination(run: Run, name: str) -> tuple[Path, Path]:
-    made = (run.task, run.base, run.lora, run.adapted, run.sparse, run.super_adapter, run.search, run.export)
+    made = (
+        run.task,
+        run.base,
+        run.lora,
+        run.adapted,
+        run.sparse,
+        run.super_adapter,
+        run.search,
+        run.export,
+        run.data,
+        run.tensorboard,
+    )
     rooms = {room.name for room in made}
     if name in ("", ".", "..") or Path(name).name != name or name in rooms:
         raise UsageError(
