@@ -285,6 +285,15 @@ def test_losses_are_reported_to_tensorboard(tmp_path, monkeypatch):
     assert not [name for name in made["super_adapter"].manifest.files if "event" in name]
 
 
+def test_each_training_is_a_run_of_its_own_at_weights_and_biases(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run_recipe(tiny_recipe(tmp_path, adaptation={"steps": 2}, train={"report_to": ["wandb"]}), tmp_path / "run")
+    assert wandb.run is None
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
+
+
 def test_a_missing_reporter_is_said_before_the_work(tmp_path, monkeypatch):
     from train.super_adapter import reporting
 

@@ -117,6 +117,7 @@ def test_test_rows_are_searched_only_where_that_is_said(run: Run, tmp_path: Path
     assert (metrics.task, metrics.split) == ("even", "test")
 
 
+@pytest.mark.slow
 def test_a_run_on_conversations_and_one_on_texts_are_searched(tmp_path: Path) -> None:
     rows = [f"Report {number}: {'sure' if number % 2 else 'rain'}" for number in range(60)]
     talk = [[{"from": "human", "value": row}, {"from": "gpt", "value": row[:6]}] for row in rows]

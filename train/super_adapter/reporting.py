@@ -5,6 +5,7 @@ Nobody does unless a recipe asks for it.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -50,5 +51,8 @@ def reporting(section: TrainSection, destination: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if "wandb" in section.report_to:
+            # The next training of this process would go on in the same run.
+            importlib.import_module("wandb").finish()
         for name in added:
             os.environ.pop(name, None)

@@ -84,4 +84,4 @@ def test_tokens_are_never_whole_in_memory(tmp_path):
         found, _, _ = encode(tmp_path, tokeniser)
         assert sum(len(found[place]["input_ids"]) for place in range(0, 20_000, 10)) > 200_000
     assert len(found) == 20_000
-    assert memory.growth_bytes < 60e6
+    assert memory.growth_bytes < 90e6
