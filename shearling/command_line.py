@@ -188,6 +188,17 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def share_processors() -> None:
+    """Let threads that wait for others sleep, before a library with threads is loaded; what the user has set stays.
+
+    They spin otherwise, each on a processor that the thread they wait for may need: beside one other busy process on
+    two processors a step of training took ten times as long.
+    """
+    # OpenMP's own word; GNU's runtime, which torch brings, follows it, and so does Intel's, which has a time as well.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
 

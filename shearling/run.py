@@ -25,6 +25,11 @@ class Run:
         return self.path / "task"
 
     @property
+    def data(self) -> Path:
+        """The tasks that are learnt beside that one, each in a directory of its name."""
+        return self.path / "data"
+
+    @property
     def base(self) -> Path:
         """The imported dense model."""
         return self.path / "base"
@@ -55,6 +60,11 @@ class Run:
         return self.path / "search"
 
     @property
+    def tensorboard(self) -> Path:
+        """Losses for TensorBoard, where a recipe asks for them; no artefact."""
+        return self.path / "tensorboard"
+
+    @property
     def search_page(self) -> Path:
         """A search to look at while it runs; then it leads to the page in the artefact."""
         return self.path / "search.html"
@@ -68,6 +78,11 @@ class Run:
     def export(self) -> Path:
         """The exported models and their report."""
         return self.path / "export"
+
+
+def data_role(name: str) -> str:
+    """What a task of [[data]] is called among the artefacts of a run, and among the parents of an adapter."""
+    return f"data/{name}"
 
 
 def open_dense(run: Run) -> Artefact:

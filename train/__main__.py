@@ -9,7 +9,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from shearling.command_line import DebugFlag, DryRunFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
+from shearling.command_line import (
+    DebugFlag,
+    DryRunFlag,
+    ForceFlag,
+    JsonFlag,
+    Result,
+    make_app,
+    require,
+    run_command,
+    share_processors,
+)
 
 app = make_app("Carry out a recipe: split the data, import and prune the base, train the super-adapter.")
 
@@ -25,6 +35,7 @@ def train(
     debug: DebugFlag = False,
 ) -> Result | None:
     """Carry out a recipe, unless a subcommand is named."""
+    share_processors()
     if context.invoked_subcommand is not None:
         return None
     recipe, output = require(recipe, "--recipe"), require(output, "--output")

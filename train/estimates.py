@@ -6,11 +6,14 @@ on random models by `python -m benchmarks.scale`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from shearling.evaluation.precision import resolve_precision
 from shearling.model.figures import FLOAT32_BYTES, ModelFigures
 from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.sparsity import SparsitySection
+from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
 from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.resources import Estimate, available_memory_bytes
@@ -80,7 +83,7 @@ def estimate_training(
         figures: of the frozen model.
         adapter: [adapter] of the recipe.
         train: [train] of the recipe.
-        max_length: tokens of a row, at most.
+        max_length: see `longest_sequence`.
         lean: see `shearling.elastic.elastic_lora.ElasticLoraLinear`.
     """
     computed_bytes = 2 if resolve_precision(train.precision) == "bf16" else FLOAT32_BYTES
@@ -114,13 +117,18 @@ def trains_lean(
         figures: of the frozen model.
         adapter: [adapter] of the recipe.
         train: [train] of the recipe.
-        max_length: tokens of a row, at most.
+        max_length: see `longest_sequence`.
         on_grid: the weights are put onto a grid, in float32.
     """
     if on_grid or train.memory != "auto":
         return train.memory == "lean" and not on_grid
     fast = estimate_training(figures, adapter, train, max_length=max_length, lean=False)
     return fast.memory_bytes > available_memory_bytes()
+
+
+def longest_sequence(train: TrainSection, tasks: Iterable[TaskSection]) -> int:
+    """Tokens of one sequence of a training, at most: of a row, or of a pack of rows."""
+    return train.pack_tokens or max(task.max_length for task in tasks)
 
 
 def estimate_stage(recipe: Recipe, figures: ModelFigures, *, by_tensors: bool) -> dict[str, Estimate]:
@@ -161,9 +169,10 @@ def what_would_fit(recipe: Recipe, part: str) -> str:
 
 
 def _trained(recipe: Recipe, figures: ModelFigures) -> Estimate:
-    adapter, train, length = recipe.adapter, recipe.train, recipe.task.max_length
+    adapter, train = recipe.adapter, recipe.train
     if adapter is None or train is None:
         raise ValueError("the recipe has no [adapter] and [train]")
+    length = longest_sequence(train, recipe.tasks)
     on_grid = recipe.quantization is not None
     lean = trains_lean(figures, adapter, train, max_length=length, on_grid=on_grid)
     found = estimate_training(figures, adapter, train, max_length=length, lean=lean)

@@ -20,6 +20,7 @@ from shearling.strict_json import read_json
 from train.estimates import estimate_stage, what_would_fit
 from train.package_asset import fetch
 from train.super_adapter.adapter_space import build_search_space
+from train.super_adapter.reporting import check_reporting
 from train.super_adapter.width_space import width_templates
 
 
@@ -56,9 +57,12 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
 
     Raises:
         ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read.
+        PackageMissing: what the losses are to be reported to is not installed.
         ExportUnavailable: the installed versions cannot export its architecture.
         ResourceExhausted: too little disk or memory.
     """
+    if recipe.train is not None:
+        check_reporting(recipe.train)
     source = find_model(recipe.model)
     check_exportable(source.model_type, head=recipe.model.head)
     parts = {

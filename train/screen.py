@@ -25,7 +25,7 @@ def summarise(output: Path, made: Mapping[str, Artefact]) -> Result:
     table.add_column("artefact")
     table.add_column("what it holds")
     for kind, artefact in made.items():
-        facts, words = _FACTS[kind](artefact)
+        facts, words = _FACTS[kind.partition("/")[0]](artefact)
         data["artefacts"][kind] |= facts
         table.add_row(str(artefact.path), words)
     table.caption = f"next: python -m search --run {output}" if "super_adapter" in made else None
@@ -83,6 +83,7 @@ def _super_adapter(artefact: Artefact) -> tuple[dict[str, Any], str]:
 
 _FACTS = {
     "task": _task,
+    "data": _task,
     "base": _base,
     "lora": _super_adapter,
     "adapted": _base,

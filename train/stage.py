@@ -17,21 +17,20 @@ from shearling.artefact import (
     check_destination,
     open_artefact,
     remove_artefact,
-    sha256_file,
     unfinished_artefact,
     write_artefact,
 )
 from shearling.console import log
 from shearling.errors import OutputExists
 from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
-from shearling.evaluation.task import SPLITS, read_rows, rows_file, write_rows
+from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.checkpoint import load_tokenizer
 from shearling.recipe.recipe import Recipe, section_as_json
 from shearling.recipe.section import Section
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
 from shearling.resources import Estimate
-from shearling.run import Run
+from shearling.run import Run, data_role
 from shearling.strict_json import write_json
 from train.base.adaptation import adapting_recipe, write_adapted
 from train.base.artefact import import_base, source_digest
@@ -40,6 +39,8 @@ from train.sparsity.artefact import sparsity_inputs, write_sparse
 from train.sparsity.calibration import calibration_blocks, calibration_file, healing_text
 from train.super_adapter import processes
 from train.super_adapter.artefact import recipe_inputs, train_super_adapter
+from train.task.chat import ChatRenderer
+from train.task.records import digest_data
 from train.task.rows import build_rows
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
             recipe,
             base=dense,
             frozen=made.get("sparse", dense),
-            task=made["task"],
+            tasks=_artefacts_of_tasks(recipe, made),
             destination=run.super_adapter,
         )
         processes.wait_for_all()
@@ -100,32 +101,67 @@ def _train_lora(adapting: Recipe, run: Run, made: Mapping[str, Artefact]) -> Art
     """The adapter of the dense model, trained by all processes."""
 
     def train() -> None:
-        train_super_adapter(adapting, base=made["base"], frozen=made["base"], task=made["task"], destination=run.lora)
+        train_super_adapter(
+            adapting,
+            base=made["base"],
+            frozen=made["base"],
+            tasks=_artefacts_of_tasks(adapting, made),
+            destination=run.lora,
+        )
         processes.wait_for_all()
 
-    parents = {role: made[role] for role in ("base", "task")}
+    parents = {role: made[role] for role in ("base", "task", *(data_role(section.name) for section in adapting.data))}
     return _reuse_or_make(run.lora, "super_adapter", {"recipe": recipe_inputs(adapting)}, parents, train, force=False)
+
+
+def _artefacts_of_tasks(recipe: Recipe, made: Mapping[str, Artefact]) -> list[Artefact]:
+    return [made["task"], *(made[data_role(section.name)] for section in recipe.data)]
 
 
 def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
     source = preflight(recipe, run.path, force=force)
     if force:
-        _check_replaceable(run)
+        _check_replaceable(run, recipe)
     run.path.mkdir(parents=True, exist_ok=True)
 
-    made = {
-        "task": _reuse_or_make(
-            run.task,
-            "task",
-            _task_facts(recipe),
-            {},
-            lambda: _make_task(recipe, run, force=force),
-            section=recipe.task,
-            force=force,
-        )
-    }
-    made["base"] = _reuse_or_make(
+    conversations = any(task.form == "chat" for task in recipe.tasks)
+    # Conversations are written by the template of the model; other data is refused before a large model is imported.
+    made = {"base": _import_base(recipe, source, run, force=force)} if conversations else {}
+    chat = ChatRenderer(load_tokenizer(run.base)) if conversations else None
+    rooms = _task_rooms(recipe, run)
+    tasks = {role: _import_task(role, section, path, chat, force=force) for role, section, path in rooms}
+    made = tasks | (made or {"base": _import_base(recipe, source, run, force=force)})
+    check_structure(recipe, made["base"].path)
+    if force and recipe.model.adaptation is not None:
+        # The first training begins: interrupted, it is continued without `force`, and nothing old may be in the way.
+        _remove(run.lora, run.adapted, run.sparse, run.super_adapter)
+    return made
+
+
+def _task_rooms(recipe: Recipe, run: Run) -> list[tuple[str, TaskSection, Path]]:
+    """Each task of a recipe, with its role among the artefacts of a run and its place there."""
+    others = [(data_role(section.name), section, run.data / section.name) for section in recipe.data]
+    return [("task", recipe.task, run.task), *others]
+
+
+def _import_task(role: str, section: TaskSection, path: Path, chat: ChatRenderer | None, *, force: bool) -> Artefact:
+    renderer = chat if section.form == "chat" else None
+    where = role.replace("/", ".")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _reuse_or_make(
+        path,
+        "task",
+        _task_facts(section, renderer),
+        {},
+        lambda: _make_task(section, path, renderer, where=where, force=force),
+        section=section,
+        force=force,
+    )
+
+
+def _import_base(recipe: Recipe, source: ModelSource, run: Run, *, force: bool) -> Artefact:
+    return _reuse_or_make(
         run.base,
         "base",
         _base_facts(recipe, source, run),
@@ -133,11 +169,6 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
         lambda: _make_base(recipe, source, run, force=force),
         force=force,
     )
-    check_structure(recipe, made["base"].path)
-    if force and recipe.model.adaptation is not None:
-        # The first training begins: interrupted, it is continued without `force`, and nothing old may be in the way.
-        _remove(run.lora, run.adapted, run.sparse, run.super_adapter)
-    return made
 
 
 def _freeze(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bool) -> dict[str, Artefact]:
@@ -213,37 +244,38 @@ def _differs(stored: Any, wanted: Any) -> bool:
     return bool(stored != wanted)
 
 
-def _task_facts(recipe: Recipe) -> dict[str, Any]:
-    path = recipe.task.path
-    return {
-        "recipe": section_as_json(recipe.task),
-        "source_sha256": sha256_file(path) if path is not None and path.is_file() else None,
+def _task_facts(section: TaskSection, chat: ChatRenderer | None) -> dict[str, Any]:
+    facts = {
+        "recipe": section_as_json(section),
+        "source_sha256": None if section.path is None else digest_data(section.path),
     }
+    return facts if chat is None else {**facts, "chat_template_sha256": chat.template_sha256}
 
 
-def _make_task(recipe: Recipe, run: Run, *, force: bool) -> None:
-    built = build_rows(recipe.task)
-    splits = built.splits
-    with write_artefact(run.task, kind="task", force=force) as draft:
-        for split in SPLITS:
-            write_rows(draft.directory, split, splits[split])
-        multiple_choice = recipe.task.choices is not None
+def _make_task(section: TaskSection, path: Path, chat: ChatRenderer | None, *, where: str, force: bool) -> None:
+    with write_artefact(path, kind="task", force=force) as draft:
+        built = build_rows(section, draft.directory, chat=chat, where=where)
+        multiple_choice = section.choices is not None
         write_lm_eval_tasks(
-            draft.directory, recipe.task.name, multiple_choice=multiple_choice, generated=_generated(recipe.task)
+            draft.directory,
+            section.name,
+            multiple_choice=multiple_choice,
+            generated=_generated(section),
+            chat=section.form == "chat",
         )
-        counts = {split: len(splits[split]) for split in SPLITS}
         facts = {
-            "name": recipe.task.name,
+            "name": section.name,
             "multiple_choice": multiple_choice,
-            "rows": counts,
+            "rows": built.counts,
             "left_out": built.account.counts,
         }
         write_json(draft.directory / "task.json", facts)
-        draft.details |= {**facts, **_task_facts(recipe)}
-        log.print(f"task {recipe.task.name}: {', '.join(f'{count} {split}' for split, count in counts.items())} rows")
+        draft.details |= {**facts, **_task_facts(section, chat)}
+        counts = ", ".join(f"{count} {split}" for split, count in built.counts.items())
+        log.print(f"task {section.name}: {counts} rows")
         sentence = built.account.sentence(built.read)
         if sentence is not None:
-            log.print(f"data of {recipe.task.name}: {sentence}")
+            log.print(f"data of {section.name}: {sentence}")
 
 
 def _generated(task: TaskSection) -> GeneratedAnswer | None:
@@ -252,6 +284,7 @@ def _generated(task: TaskSection) -> GeneratedAnswer | None:
     return GeneratedAnswer(
         pattern=task.answer_pattern,
         match=task.answer_match,
+        metric=task.answer_metric,
         ignore=task.answer_ignore,
         max_new_tokens=task.max_new_tokens,
         stop=task.stop,
@@ -292,7 +325,8 @@ def _make_sparse(
     blocks: list[Tensor] = []
     windows: list[Tensor] = []
     if section.calibrated:
-        rows, tokenizer = read_rows(task.path, "train"), load_tokenizer(dense.path)
+        rows = read_rows(task.path, "train", most_characters=CALIBRATION_CHARACTERS)
+        tokenizer = load_tokenizer(dense.path)
         if section.measured:
             blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed)
         if section.healing is not None:
@@ -318,8 +352,9 @@ def _calibration_texts(section: SparsitySection, run: Run) -> list[Path]:
     return [file, rows] if section.calibration.task_rows else [file]
 
 
-def _check_replaceable(run: Run) -> None:
-    for path in (run.super_adapter, run.sparse, run.adapted, run.lora, run.base, run.task):
+def _check_replaceable(run: Run, recipe: Recipe) -> None:
+    tasks = [path for _, _, path in _task_rooms(recipe, run)]
+    for path in (run.super_adapter, run.sparse, run.adapted, run.lora, run.base, *tasks):
         check_destination(path, force=True)
 
 

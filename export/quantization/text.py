@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.calibration.windows import draw_windows, read_texts, token_stream
 from shearling.errors import UsageError
-from shearling.evaluation.task import read_rows, rows_file
+from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,10 @@ class CalibrationText:
 
     def _texts(self, name: str) -> list[str]:
         if name == TASK_ROWS and self.task is not None:
-            return [row.prompt + row.completion for row in read_rows(self.task, "train")]
+            return [
+                row.prompt + row.completion
+                for row in read_rows(self.task, "train", most_characters=CALIBRATION_CHARACTERS)
+            ]
         path = Path(name)
         return read_texts(path, JSON_FIELD if path.suffix == ".jsonl" else None, remedy=REMEDY)
 

@@ -120,10 +120,11 @@ def _recipe(adapter: Manifest | None, searched: Mapping[str, Any]) -> dict[str, 
     except pydantic.ValidationError:
         return None
     whole = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
-    data = whole["task"].get("dataset")
-    if data is not None:
-        data["name"] = _without_directory(data["name"])
-    return whole
+    for section in (whole["task"], *whole["data"]):
+        data = section.get("dataset")
+        if data is not None:
+            data["name"] = _without_directory(data["name"])
+    return whole if whole["data"] else {name: value for name, value in whole.items() if name != "data"}
 
 
 def _find_search(plan: ExportPlan) -> Artefact | None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.verification.parity import RANDOM_BLOCKS, Logits, torch_logits
-from shearling.evaluation.task import read_rows, rows_file
+from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.head import Head
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def read_held_back(model: Any, tokenizer: Any, task: Path, *, head: Head) -> Rea
     """
     if not rows_file(task, "validation").is_file():
         return None
-    rows = read_rows(task, "validation")
+    rows = read_rows(task, "validation", most_characters=CALIBRATION_CHARACTERS)
     positions = getattr(model.config, "max_position_embeddings", None) or WINDOW_TOKENS
     if head == "classifier":
         texts = [tokenizer(row.prompt)["input_ids"][:positions] for row in rows[:ANSWERED_ROWS]]

@@ -92,7 +92,7 @@ def ask_reference(model: nn.Module, tokenizer: Any, task: Path, *, head: Head) -
     """
     if not rows_file(task, "validation").is_file():
         return None
-    rows = read_rows(task, "validation")
+    rows = read_rows(task, "validation", most_characters=0)
     if not rows:
         return None
     most = MOST_ROWS if rows[0].answer is None else MOST_GENERATED_ROWS

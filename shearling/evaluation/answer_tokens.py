@@ -9,7 +9,7 @@ to the prompt, and may find no answer left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -33,12 +33,25 @@ class TextEncoder:
             text: of a prompt, or of prompt and answer.
             add_special_tokens: None leaves it to the tokenizer, unless the text brings its beginning-of-text token.
         """
-        bos = self._tokenizer.bos_token
-        if add_special_tokens is None and bos and text.startswith(bos):
+        if add_special_tokens is None and self._begins(text):
             add_special_tokens = False
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         ids = tuple(self._tokenizer.encode(text, **options))
         return ids[:-1] if self._appends_end and add_special_tokens is not False else ids
+
+    def batch(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids of many texts, each as if it were alone."""
+        if not texts:
+            return []
+        encoded = [tuple(ids) for ids in self._tokenizer(list(texts))["input_ids"]]
+        if self._appends_end:
+            encoded = [ids[:-1] for ids in encoded]
+        return [self(text) if self._begins(text) else ids for text, ids in zip(texts, encoded, strict=True)]
+
+    def _begins(self, text: str) -> bool:
+        """Whether the text brings its beginning-of-text token."""
+        bos = self._tokenizer.bos_token
+        return bool(bos) and text.startswith(bos)
 
 
 def split_answer(
@@ -54,6 +67,15 @@ def split_answer(
     Returns:
         Tokens of the prompt, none of which covers a character of the completion, and tokens of the answer.
     """
-    whole, alone = encode(prompt + completion), encode(prompt.rstrip())
+    return split_encoded(encode(prompt + completion), encode(prompt.rstrip()))
+
+
+def split_encoded(whole: tuple[int, ...], alone: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The same, of token ids.
+
+    Args:
+        whole: of prompt and completion.
+        alone: of the prompt without white space at its end.
+    """
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole, alone, strict=False)))
     return whole[:shared], whole[shared:]

@@ -89,6 +89,7 @@ class CausalScorer(TemplateLM, abc.ABC):
         max_batch_tokens: most tokens of a batch.
         computes_all_logits: the runtime computes logits for every position, whatever is asked; batches are smaller
             then.
+        written_by_template: prompts come from a chat template, which writes all special tokens itself.
 
     Raises:
         ModelUnsupported: the tokenizer has no token that could stand before a text.
@@ -96,6 +97,7 @@ class CausalScorer(TemplateLM, abc.ABC):
 
     max_batch_tokens: int = MAX_BATCH_TOKENS["cpu"]
     computes_all_logits: bool = False
+    written_by_template: bool = False
 
     def __init__(
         self, tokenizer: Any, *, max_length: int, batch_size: int, on_rows: Callable[[int], None] | None = None
@@ -147,7 +149,7 @@ class CausalScorer(TemplateLM, abc.ABC):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The harness's rule, by which training labels its rows as well."""
-        prompt, answer = split_answer(self._encode, context, continuation)
+        prompt, answer = split_answer(self._encode_asked, context, continuation)
         return list(prompt or (self.prefix_token_id,)), list(answer)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -206,7 +208,10 @@ class CausalScorer(TemplateLM, abc.ABC):
                 f"the task generates up to {stopping.limit} tokens, and the model reads {self.max_length}",
                 remedy="Lower task.max_new_tokens, or max_gen_toks of the task",
             )
-        return (self._encode(text.rstrip(" ")) or (self.prefix_token_id,))[-room:]
+        return (self._encode_asked(text.rstrip(" ")) or (self.prefix_token_id,))[-room:]
+
+    def _encode_asked(self, text: str) -> tuple[int, ...]:
+        return self._encode(text, False if self.written_by_template else None)
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
         results: list[tuple[float, bool] | None] = [None] * len(requests)

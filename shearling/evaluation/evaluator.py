@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from shearling.errors import ArtefactMissing, UsageError
 from shearling.evaluation.confidence import wilson_interval
-from shearling.evaluation.lm_eval_task import answer_task, text_task
+from shearling.evaluation.lm_eval_task import CHAT, answer_task, text_task
 from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.evaluation.task import SPLITS, Split
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shearling.evaluation.causal_scorer import CausalScorer
     from shearling.evaluation.llama_cpp_process import LlamaCppProcess
 
-ACCURACY_METRICS = ("acc", "exact_match", "acc_norm", "pass@1", "f1")
+ACCURACY_METRICS = ("acc", "exact_match", "acc_norm", "pass@1", "f1", "rougeL", "rouge1", "rouge2")
 """What counts as accuracy, the first that a task reports."""
 
 TEXT_ROWS = 500
@@ -190,6 +190,7 @@ class Evaluator:
             UsageError: the task reports no accuracy, or needs what this scorer cannot do.
         """
         started_s = time.perf_counter()
+        scorer.written_by_template = bool((self._answers.config.metadata or {}).get(CHAT))
         # Standard errors of means are closed forms; only other metrics are bootstrapped.
         results = _run(scorer, self._answers, self.limit, bootstrap=100, places=places)
         samples = results["samples"][self.task]

@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shearling.evaluation.task import Split, rows_file
+from shearling.recipe.task import AnswerMetric
 
 ACCURACY: Mapping[str, Any] = {
     "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
 }
+CHAT = "written_by_chat_template"
+"""In a task's metadata: the harness leaves it alone."""
+METRICS = "shearling.evaluation.answer_metrics."
+"""Where the harness finds what its own table of metrics lacks."""
 EVALUATED_SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
@@ -31,6 +36,7 @@ class GeneratedAnswer:
         pattern: of the answer, a regular expression; None takes the whole text.
         match: which of several matches counts.
         ignore: regular expressions of what is removed from both before they are compared.
+        metric: how they are compared.
         max_new_tokens: most tokens that are generated.
         stop: strings that end the generation.
     """
@@ -38,6 +44,7 @@ class GeneratedAnswer:
     pattern: str | None = None
     match: Literal["first", "last"] = "last"
     ignore: tuple[str, ...] = ()
+    metric: AnswerMetric = "exact_match"
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()
 
@@ -53,24 +60,34 @@ def text_task(name: str, split: Split) -> str:
 
 
 def write_lm_eval_tasks(
-    directory: Path, name: str, *, multiple_choice: bool, generated: GeneratedAnswer | None = None
+    directory: Path,
+    name: str,
+    *,
+    multiple_choice: bool,
+    generated: GeneratedAnswer | None = None,
+    chat: bool = False,
 ) -> None:
     """Write the task files of one data set.
 
     Accuracy of multiple choice is the share of rows whose gold choice has the highest log-likelihood; of generated
-    answers the share of rows where the answer found in the text is the row's; else it is the share of rows whose
-    completion is what the model would generate greedily, token by token.
+    answers the share of rows where the answer found in the text is the row's, or the mean F1 or ROUGE of the two; else
+    it is the share of rows whose completion is what the model would generate greedily, token by token.
 
     Args:
         directory: where the JSONL files are.
         name: of the task; the files define NAME_validation, NAME_validation_text, NAME_test and NAME_test_text.
         multiple_choice: whether rows carry choices.
         generated: how the answer is found, where rows carry one.
+        chat: whether prompts are conversations, written by a chat template.
     """
     for split in EVALUATED_SPLITS:
-        for config in (_answers(name, split, multiple_choice=multiple_choice, generated=generated), _text(name, split)):
-            # JSON is YAML, and quotes every string.
-            (directory / f"{config['task']}.yaml").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        answers = _answers(name, split, multiple_choice=multiple_choice, generated=generated)
+        if chat:
+            answers["metadata"] |= {CHAT: True}
+        for config in (answers, _text(name, split)):
+            # JSON is YAML, and quotes every string; the name of a function has a tag before it.
+            text = json.dumps(config, indent=2).replace(f'"metric": "{METRICS}', f'"metric": !function "{METRICS}')
+            (directory / f"{config['task']}.yaml").write_text(f"{text}\n", encoding="utf-8")
 
 
 def _answers(name: str, split: Split, *, multiple_choice: bool, generated: GeneratedAnswer | None) -> dict[str, Any]:
@@ -89,7 +106,8 @@ def _generation(generated: GeneratedAnswer) -> dict[str, Any]:
     if generated.pattern is not None:
         place = 0 if generated.match == "first" else -1
         find = {"function": "regex", "regex_pattern": generated.pattern, "group_select": place}
-    metric = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+    name = generated.metric if generated.metric == "exact_match" else f"{METRICS}{generated.metric}"
+    metric = {"metric": name, "aggregation": "mean", "higher_is_better": True}
     return {
         "output_type": "generate_until",
         "doc_to_target": "answer",

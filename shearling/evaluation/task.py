@@ -7,6 +7,7 @@ search opens `validation.jsonl` alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,8 @@ MeasuredSplit = Literal["validation", "test"]
 """What a model may be measured on."""
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+CALIBRATION_CHARACTERS = 2**26
+"""Of the rows of a large task that are read where a sample of its text is enough: hundreds of times what is used."""
 TASK_FILE = "task.json"
 
 
@@ -35,6 +38,9 @@ class TaskRow(Document):
         completion: what training learns after the prompt.
         text: the raw text, for bits per byte.
         answer: what is to be found in generated text; None where the task does not generate.
+        tail: what follows the completion of a conversation, as its template writes it; None where there is no template.
+        learnt: of a conversation the characters of prompt + completion + tail that are the assistant's, as pairs of
+            first and end.
     """
 
     id: str
@@ -44,6 +50,12 @@ class TaskRow(Document):
     completion: str
     text: str
     answer: str | None = None
+    tail: str | None = None
+    learnt: tuple[tuple[int, int], ...] | None = None
+
+
+OPTIONAL = ("answer", "tail", "learnt")
+"""Fields that are left out of a file where a task has none: a column of nothing would change its digest."""
 
 
 class TaskFacts(Document):
@@ -124,17 +136,20 @@ def rows_file(directory: Path, split: Split) -> Path:
     return directory / f"{split}.jsonl"
 
 
-def write_rows(directory: Path, split: Split, rows: list[TaskRow]) -> None:
+def row_line(row: TaskRow) -> str:
+    """A row as a line of its file, with the line break."""
+    absent = {name for name in OPTIONAL if getattr(row, name) is None}
+    return f"{json.dumps(row.model_dump(mode='json', exclude=absent), ensure_ascii=False)}\n"
+
+
+def write_rows(directory: Path, split: Split, rows: Iterable[TaskRow]) -> None:
     """Write one split, a row a line."""
-    # A column of nothing would change the digests of rows that have no answer.
-    absent = [{"answer"} if row.answer is None else None for row in rows]
-    dumped = [row.model_dump(mode="json", exclude=names) for row, names in zip(rows, absent, strict=True)]
-    lines = [json.dumps(row, ensure_ascii=False) for row in dumped]
-    rows_file(directory, split).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with rows_file(directory, split).open("w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(map(row_line, rows))
 
 
-def read_rows(directory: Path, split: Split) -> list[TaskRow]:
-    """Read one split.
+def iterate_rows(directory: Path, split: Split) -> Iterator[TaskRow]:
+    """The rows of one split, one of them in memory at a time.
 
     Raises:
         ArtefactMissing: no such file.
@@ -143,11 +158,30 @@ def read_rows(directory: Path, split: Split) -> list[TaskRow]:
     path = rows_file(directory, split)
     if not path.is_file():
         raise ArtefactMissing(f"no {split} rows here", where=path, remedy="Make the task with: python -m train")
-    rows = []
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                rows.append(TaskRow.model_validate_json(line))
+                yield TaskRow.model_validate_json(line)
             except pydantic.ValidationError as error:
                 raise DocumentInvalid(describe_validation_error(error), where=f"{path}, line {number}") from None
+
+
+def read_rows(directory: Path, split: Split, *, most_characters: int | None = None) -> list[TaskRow]:
+    """Read one split, or its first rows.
+
+    Args:
+        directory: a `task` artefact.
+        split: which rows.
+        most_characters: stop behind so many of prompts and completions; rows stand in an order without pattern.
+
+    Raises:
+        ArtefactMissing: no such file.
+        DocumentInvalid: names the line.
+    """
+    rows, characters = [], 0
+    for row in iterate_rows(directory, split):
+        rows.append(row)
+        characters += len(row.prompt) + len(row.completion)
+        if most_characters is not None and characters > most_characters:
+            break
     return rows

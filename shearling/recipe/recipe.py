@@ -38,6 +38,7 @@ class Recipe(Section):
     seed: int = 0
     model: ModelSection
     task: TaskSection
+    data: tuple[TaskSection, ...] = pydantic.Field((), description="more tasks, learnt beside that of [task]")
     sparsity: SparsitySection | None = None
     quantization: QuantizationSection | None = None
     adapter: AdapterSection | None = None
@@ -55,6 +56,25 @@ class Recipe(Section):
             raise ValueError(
                 "[model.adaptation] needs a language model: a classifier learns its head with the adapters"
             )
+        return self
+
+    @property
+    def tasks(self) -> tuple[TaskSection, ...]:
+        """What is learnt: the task that is measured and searched for, and those of [[data]]."""
+        return (self.task, *self.data)
+
+    @pydantic.model_validator(mode="after")
+    def _tasks(self) -> Recipe:
+        names = [task.name for task in self.tasks]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two tasks are named {twice!r}: give each its own name")
+        if self.data and self.adapter is None:
+            raise ValueError("[[data]] needs [adapter] and [train]: they learn it")
+        if self.model.head == "classifier" and self.data:
+            raise ValueError("a classifier learns one task, whose choices are its classes: leave out [[data]]")
+        if self.model.head == "classifier" and self.train is not None and self.train.pack_tokens is not None:
+            raise ValueError("a classifier reads a row at a time: leave out train.pack_tokens")
         return self
 
     @pydantic.model_validator(mode="after")
@@ -118,10 +138,11 @@ def _without_directories(value: Any) -> Any:
 
 def _anchor_paths(data: dict[str, Any], anchor: Path) -> None:
     for value in data.values():
-        if isinstance(value, dict):
-            if isinstance(value.get("path"), str):
-                value["path"] = str(anchor / value["path"])
-            _anchor_paths(value, anchor)
+        for table in value if isinstance(value, list) else [value]:
+            if isinstance(table, dict):
+                if isinstance(table.get("path"), str):
+                    table["path"] = str(anchor / table["path"])
+                _anchor_paths(table, anchor)
 
 
 def _describe(error: pydantic.ValidationError) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -41,28 +41,46 @@ class RowLimits(Section):
     test: int | None = pydantic.Field(None, ge=1)
 
 
+AnswerMetric = Literal["exact_match", "f1", "rouge1", "rouge2", "rougeL"]
+Form = Literal["choices", "completion", "chat", "text"]
+
+
 class TaskSection(Section):
     """The data, and the templates (Jinja) that turn one of its rows into what the model reads.
 
+    A row is a question with choices, a prompt with its completion, a conversation, or a text alone.
+
     Attributes:
-        text: the raw text of a row; bits per byte are measured on it.
+        text: the raw text of a row; bits per byte are measured on it. Alone it is all that is learnt.
         prompt: may use the row's fields, and `text`.
         choices: the answers of a multiple-choice task, each with its leading space.
         gold: renders to the index of the right choice.
         completion: what a generative task learns after the prompt.
+        messages: the field of a row that holds a conversation; what the assistant says is learnt.
         answer: what is right, of a task whose accuracy is that of generated text; the other keys about answers and
-            generation belong to it.
+            generation belong to it. Beside a row's fields it may use `completion`.
+        weight: of its rows in a run with several tasks.
     """
 
     name: str = pydantic.Field(pattern="^[a-z0-9_]+$")
-    path: Path | None = pydantic.Field(None, description="JSONL, relative to the recipe")
+    path: Path | None = pydantic.Field(
+        None,
+        description="JSONL, JSON, CSV or Parquet, a directory of such files, or what save_to_disk of `datasets` wrote; "
+        "relative to the recipe",
+    )
     asset: PackageAsset | None = None
     dataset: HubDataset | None = None
-    text: str
-    prompt: str
+    text: str | None = pydantic.Field(None, description="template: the raw text of a row; alone it is what is learnt")
+    prompt: str | None = None
     choices: tuple[str, ...] | None = pydantic.Field(None, min_length=2)
     gold: str | None = None
     completion: str | None = None
+    messages: str | None = pydantic.Field(
+        None,
+        min_length=1,
+        description="the field that holds a conversation, with 'role' and 'content' or with 'from' and 'value'",
+    )
+    tools: str = pydantic.Field("tools", description="the field with a conversation's tools, where a row has it")
     answer: str | None = None
     answer_pattern: str | None = pydantic.Field(
         None, description="regular expression that finds the answer in generated text; absent: the whole text"
@@ -71,19 +89,45 @@ class TaskSection(Section):
     answer_ignore: tuple[str, ...] = pydantic.Field(
         (), description="regular expressions of what is removed from both answers before they are compared"
     )
+    answer_metric: AnswerMetric = pydantic.Field(
+        "exact_match", description="how a generated answer is scored; f1 and rouge count the words that agree"
+    )
     max_new_tokens: int = pydantic.Field(256, ge=1, description="most tokens of a generated text")
     stop: tuple[Annotated[str, pydantic.Field(min_length=1)], ...] = pydantic.Field(
         (), description="strings that end the generated text, beside the end-of-text token"
     )
     split: SplitShares = SplitShares()
     rows: RowLimits = RowLimits()
-    max_length: int = pydantic.Field(256, ge=8, description="tokens of a training row; longer ones are cut")
-    train_on_prompt: bool = pydantic.Field(True, description="the loss covers the prompt as well (as in the papers)")
+    weight: float = pydantic.Field(
+        1.0, gt=0, description="of its rows among those that are learnt, beside the tasks of [[data]]"
+    )
+    max_length: int = pydantic.Field(
+        256, ge=8, description="tokens of a training row; longer ones are cut, and a text alone is cut into several"
+    )
+    train_on_prompt: bool = pydantic.Field(
+        True, description="the loss covers the prompt as well (as in the papers); not that of a conversation"
+    )
     train_on_end: bool = pydantic.Field(
         True,
         description="the end-of-text token behind the answer is learnt; a multiple-choice task without generation is "
-        "better without",
+        "better without; how a turn of a conversation ends is always learnt",
     )
+
+    @property
+    def form(self) -> Form:
+        """What a row is."""
+        if self.messages is not None:
+            return "chat"
+        if self.choices is not None:
+            return "choices"
+        return "text" if self.completion is None else "completion"
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _assistant_only(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("messages") is not None:
+            return {"train_on_prompt": False, **data}
+        return data
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TaskSection:
@@ -91,15 +135,43 @@ class TaskSection(Section):
             raise ValueError("give exactly one of 'path', 'asset' and 'dataset'")
         if (self.choices is None) != (self.gold is None):
             raise ValueError("'choices' and 'gold' belong together")
-        if (self.choices is None) == (self.completion is None):
+        if self.choices is not None and self.completion is not None:
             raise ValueError("give either 'choices' with 'gold', or 'completion'")
+        if self.form in ("choices", "completion"):
+            for name in ("text", "prompt"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"'{name}' is missing: a row with {self.form} has a text and a prompt")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _other_forms(self) -> TaskSection:
+        if self.messages is not None:
+            given = [name for name in ("prompt", "choices", "completion") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"'messages' holds a whole conversation: leave out {', '.join(given)}")
+        elif self.form == "text":
+            if self.prompt is not None:
+                raise ValueError("a prompt needs an answer: give either 'choices' with 'gold', or 'completion'")
+            if self.text is None:
+                raise ValueError("give 'messages', or 'text' with 'prompt' and an answer, or 'text' alone")
+        elif self.tools != "tools":
+            raise ValueError("'tools' belongs to 'messages'")
         return self
 
     @pydantic.model_validator(mode="after")
     def _generation(self) -> TaskSection:
-        if self.answer is not None and self.completion is None:
-            raise ValueError("'answer' belongs to a task with 'completion': of 'choices' the likeliest is the answer")
-        given = self.model_fields_set & {"answer_pattern", "answer_match", "answer_ignore", "max_new_tokens", "stop"}
+        if self.answer is not None and self.form in ("choices", "text"):
+            raise ValueError(
+                "'answer' belongs to a task with 'completion' or 'messages': of 'choices' the likeliest is the answer"
+            )
+        given = self.model_fields_set & {
+            "answer_pattern",
+            "answer_match",
+            "answer_ignore",
+            "answer_metric",
+            "max_new_tokens",
+            "stop",
+        }
         if self.answer is None and any(
             getattr(self, name) != type(self).model_fields[name].default for name in sorted(given)
         ):

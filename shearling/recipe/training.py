@@ -52,7 +52,25 @@ class TrainSection(Section):
     group_by_length: bool = pydantic.Field(
         False, description="rows of similar length share a batch: less padding, less random"
     )
+    pack_tokens: int | None = pydantic.Field(
+        None,
+        ge=16,
+        description="rows share sequences of up to so many tokens, and see none of each other; batch_size counts "
+        "sequences then",
+    )
     save_steps: int = pydantic.Field(50, ge=1, description="steps between checkpoints")
+    eval_steps: int | None = pydantic.Field(
+        None, ge=1, description="steps between losses of the largest sub-network on the validation rows"
+    )
+    patience: int | None = pydantic.Field(
+        None,
+        ge=1,
+        description="stop after so many validation losses in a row that are no less than the least, and keep the "
+        "adapter of that one; needs eval_steps",
+    )
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = pydantic.Field(
+        (), description="who gets the losses beside the log; the latter sends them to a service"
+    )
     draw: Literal["independent", "shared"] = pydantic.Field(
         "independent",
         description="which sub-network a micro-batch trains: every group draws for itself, or all together",
@@ -74,6 +92,14 @@ class TrainSection(Section):
             raise ValueError("distillation needs sandwich = true: the largest sub-network is the teacher")
         if self.distillation and self.teacher is not None:
             raise ValueError("give either 'distillation' or [train.teacher]: one teacher at a time")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _batches(self) -> TrainSection:
+        if self.pack_tokens is not None and self.group_by_length:
+            raise ValueError("give either 'pack_tokens' or 'group_by_length': packed rows leave no padding")
+        if self.patience is not None and self.eval_steps is None:
+            raise ValueError("patience needs eval_steps: it counts validation losses")
         return self
 
     @pydantic.model_validator(mode="after")

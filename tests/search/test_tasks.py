@@ -17,7 +17,7 @@ from shearling.elastic.super_network import load_super_network
 from shearling.errors import UsageError
 from shearling.evaluation.evaluator import Evaluator, torch_scorer
 from shearling.run import Run
-from tests.support.tiny_runs import write_tiny_recipe
+from tests.support.tiny_runs import HEADLINES, write_tiny_recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHOSEN = 'choices = [" no", " yes"]\ngold = "{{ label }}"\n'
@@ -115,3 +115,21 @@ def test_test_rows_are_searched_only_where_that_is_said(run: Run, tmp_path: Path
     metrics = open_subnet(run.search / "best.json").subnet.metrics
     assert metrics is not None
     assert (metrics.task, metrics.split) == ("even", "test")
+
+
+@pytest.mark.slow
+def test_a_run_on_conversations_and_one_on_texts_are_searched(tmp_path: Path) -> None:
+    rows = [f"Report {number}: {'sure' if number % 2 else 'rain'}" for number in range(60)]
+    talk = [[{"from": "human", "value": row}, {"from": "gpt", "value": row[:6]}] for row in rows]
+    lines = [json.dumps({"talk": turns, "note": row}) for turns, row in zip(talk, rows, strict=True)]
+    without: dict[str, object] = dict.fromkeys(HEADLINES)
+    for form in ({"messages": "talk"}, {"text": "{{ note }}"}):
+        directory = tmp_path / next(iter(form))
+        task = {**without, "name": "forms", "path": "forms.jsonl", "max_length": 64, **form}
+        recipe = write_tiny_recipe(directory, task=task, train={"steps": 4})
+        (directory / "forms.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        shell("train", "--recipe", recipe, "--output", directory / "run")
+        search(Run(directory / "run"))
+        found = open_subnet(directory / "run" / "search" / "best.json").subnet
+        assert found.metrics is not None
+        assert found.metrics.loss is not None

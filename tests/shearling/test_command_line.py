@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from shearling.command_line import share_processors
+from tests.support.tiny_runs import write_tiny_recipe
+
 PROGRAM = '''
 import sys, time
 import typer
@@ -171,3 +174,38 @@ def test_frame_is_fast_and_imports_nothing_heavy(program):
         [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=Path(program).parent
     )
     assert done.stdout == "[]\n"
+
+
+def test_waiting_threads_sleep_unless_the_user_wants_them_to_spin(monkeypatch):
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+        if given is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        monkeypatch.setenv("KMP_BLOCKTIME", "7")
+        share_processors()
+        assert (os.environ["OMP_WAIT_POLICY"], os.environ["KMP_BLOCKTIME"]) == (expected, "7")
+
+
+def test_training_decides_how_threads_wait_before_torch_is_loaded(tmp_path):
+    """The runtime of the threads reads the variable once, when it is loaded."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            os.write(2, f'torch after {os.environ.get(\"OMP_WAIT_POLICY\")}\\n'.encode())\n"
+        "            os._exit(9)\n"
+        "sys.meta_path.insert(0, Watch())\n"
+    )
+    root, recipe = Path(__file__).resolve().parents[2], write_tiny_recipe(tmp_path / "tiny")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "train", "--recipe", str(recipe), "--output", str(tmp_path / "run")],
+        cwd=root,
+        env={**environment, "PYTHONPATH": f"{tmp_path}:{root}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (9, "torch after PASSIVE")

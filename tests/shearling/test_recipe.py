@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from shearling.errors import ArtefactMissing, RecipeInvalid
-from shearling.recipe.recipe import read_recipe, recipe_json_schema
+from shearling.recipe.recipe import read_recipe, recipe_json_schema, section_as_json
 from train.base.adaptation import adapting_recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -150,3 +150,45 @@ def test_reference_names_every_key():
     for name, definition in recipe_json_schema()["$defs"].items():
         for key in definition["properties"]:
             assert f"`{key}`" in text, f"{name}.{key} is not in docs/recipes.md"
+
+
+CHAT = ("[task]\nname", '[task]\nmessages = "chat"\nname')
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('prompt = "Ticket: {{ text }}"\n', ""), "'prompt' is missing"),
+        (('text = "{{ body }}"\n', ""), "'text' is missing"),
+        (('choices = [" no", " yes"]\ngold = "{{ urgent }}"\n', ""), "a prompt needs an answer"),
+        (CHAT, "'messages' holds a whole conversation: leave out prompt, choices"),
+        (("[sparsity]", '[[data]]\nname = "tickets"\npath = "x"\ntext = "{{ x }}"\n[sparsity]'), "two tasks are named"),
+        (("[sparsity]", '[[data]]\nname = "others"\npath = "x"\n[sparsity]'), "give 'messages', or 'text'"),
+        (("[sparsity]", '[[data]]\nname = "o"\npath = "x"\nmesages = "x"\n[sparsity]'), "did you mean 'messages'"),
+        (("steps = 2", "steps = 2\npack_tokens = 64\ngroup_by_length = true"), "packed rows leave no padding"),
+        (("steps = 2", "steps = 2\npatience = 2"), "patience needs eval_steps"),
+        (("steps = 2", 'steps = 2\nreport_to = ["comet"]'), "tensorboard"),
+        (("[task]\nname", '[task]\nanswer_metric = "f1"\nname'), "these belong to 'answer'"),
+        (("[task]\nname", '[task]\ntools = "t"\nname'), "'tools' belongs to 'messages'"),
+    ],
+)
+def test_contradictions_of_data_are_named(tmp_path, change, message):
+    path = tmp_path / "recipe.toml"
+    assert change[0] in GOOD
+    path.write_text(GOOD.replace(*change))
+    with pytest.raises(RecipeInvalid) as caught:
+        read_recipe(path)
+    assert message in caught.value.message
+
+
+def test_conversations_learn_the_assistant_alone_and_paths_of_more_data_are_anchored(tmp_path):
+    path = tmp_path / "recipe.toml"
+    more = '[[data]]\nname = "chats"\npath = "chats.jsonl"\nmessages = "messages"\nweight = 2\n[sparsity]'
+    path.write_text(GOOD.replace("[sparsity]", more))
+    recipe = read_recipe(path)
+    (chats,) = recipe.data
+    assert (chats.form, chats.train_on_prompt, chats.weight) == ("chat", False, 2)
+    assert (recipe.task.form, recipe.task.train_on_prompt, recipe.task.weight) == ("choices", True, 1)
+    assert chats.path == tmp_path / "chats.jsonl"
+    # As a manifest keeps it.
+    assert type(chats).model_validate(section_as_json(chats), strict=False).train_on_prompt is False

@@ -19,6 +19,14 @@ GROUPS = {
     "bloom": {"qkv": ["query_key_value"], "up": ["dense_h_to_4h"], "down": ["mlp.dense_4h_to_h"]},
 }
 LLAMA_GROUPS = {"qkv": ["q_proj", "k_proj", "v_proj"], "up": ["up_proj"], "down": ["down_proj"]}
+HEADLINES = {
+    "name": "headlines",
+    "path": "headlines.jsonl",
+    "text": "{{ headline }}",
+    "prompt": "Headline: {{ text }}\nSarcastic:",
+    "choices": [" no", " yes"],
+    "gold": "{{ label }}",
+}
 RANKS = (6, 4, 2)
 ALPHA = 12
 
@@ -52,6 +60,7 @@ def write_tiny_recipe(
     train: dict[str, object] | None = None,
     width: dict[str, object] | None = None,
     search: dict[str, object] | None = None,
+    data: list[dict[str, object]] | None = None,
 ) -> Path:
     """Write model, data and recipe below `directory`; returns the path of the recipe."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -86,13 +95,7 @@ path = "source"
 {_lines(adaptation or {})}
 
 [task]
-name = "headlines"
-path = "headlines.jsonl"
-text = "{{{{ headline }}}}"
-prompt = "Headline: {{{{ text }}}}\\nSarcastic:"
-choices = [" no", " yes"]
-gold = "{{{{ label }}}}"
-{_lines({"max_length": 32, **(task or {})})}
+{_lines({"max_length": 32, **HEADLINES, **(task or {})})}
 [task.split]
 train = 0.6
 validation = 0.2
@@ -114,9 +117,14 @@ masked = {json.dumps(masked)}
 [train]
 {_lines(settings)}
 {"[search]" if search else ""}
-{_lines(search or {})}"""
+{_lines(search or {})}
+{_data(data or [])}"""
     )
     return recipe
+
+
+def _data(sections: list[dict[str, object]]) -> str:
+    return "".join(f"\n[[data]]\n{_lines(section)}\n" for section in sections)
 
 
 def _quantization(section: dict[str, object]) -> str:

@@ -8,10 +8,14 @@ import torch
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe.sparsity import SparsitySection
+from shearling.recipe.task import TaskSection
 from tests.support.smollm2 import SMOLLM2
 from train.base.artefact import import_base
 from train.package_asset import fetch
 from train.sparsity.artefact import write_sparse
+from train.super_adapter.tokenised_rows import IGNORED_LABEL, RowTokeniser
+from train.task.chat import ChatRenderer
+from train.task.rendering import RowRenderer
 
 pytestmark = [pytest.mark.pretrained, pytest.mark.slow]
 
@@ -48,3 +52,29 @@ def test_wanda_takes_half(base, tmp_path):
     assert (facts["zeros"], facts["achieved_scope"]) == (53_084_160, 0.5)
     assert round(facts["achieved_model"], 4) == 0.3946
     check_masked_zeros(load_model(sparse.path), load_masks(sparse.path / MASK_FILE))
+
+
+def test_conversations_in_its_own_template_learn_the_answers_alone(base):
+    tokenizer = load_tokenizer(base.path)
+    talk = [
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "Paris, été 你好."},
+        {"role": "user", "content": "And of Italy?"},
+        {"role": "assistant", "content": "Rome."},
+    ]
+    section = TaskSection(name="talks", path="talks.jsonl", messages="messages")
+    row, whole = RowRenderer(section, ChatRenderer(tokenizer))({"messages": talk}, 1)
+    (encoded,) = RowTokeniser(tokenizer, 256, train_on_prompt=False)([row])
+    assert whole
+    assert encoded["input_ids"] == tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"]
+    ids, labels = encoded["input_ids"], encoded["labels"]
+    # Every token: the answers with their ends, and nothing else.
+    pieces = [[]]
+    for token, label in zip(ids, labels, strict=True):
+        if label == IGNORED_LABEL:
+            pieces.append([])
+        else:
+            assert label == token
+            pieces[-1].append(token)
+    assert [tokenizer.decode(piece) for piece in pieces if piece] == ["Paris, été 你好.<|im_end|>", "Rome.<|im_end|>"]
+    assert row.prompt.startswith("<|im_start|>system\nYou are a helpful AI assistant")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,9 @@ from shearling.elastic.super_network import (
     SuperNetwork,
     build_super_network,
     load_frozen,
-    read_adapter_file,
 )
 from shearling.evaluation.precision import resolve_precision
-from shearling.evaluation.task import TaskRow, read_rows
+from shearling.evaluation.task import CALIBRATION_CHARACTERS, Split, read_rows
 from shearling.model.checkpoint import load_tokenizer
 from shearling.model.figures import read_figures
 from shearling.model.layers import find_layers
@@ -33,8 +32,9 @@ from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.recipe import Recipe, section_as_json
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
+from shearling.run import data_role
 from shearling.strict_json import write_document
-from train.estimates import trains_lean
+from train.estimates import longest_sequence, trains_lean
 from train.super_adapter import processes
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.attention import use_fast_attention
@@ -42,16 +42,30 @@ from train.super_adapter.choice_sampler import RankSampler
 from train.super_adapter.grid import find_grids, grid_inputs
 from train.super_adapter.importance import find_reordering
 from train.super_adapter.interruption import deferred_interruption
+from train.super_adapter.reporting import reporting
 from train.super_adapter.teacher import load_teacher, teacher_digest
 from train.super_adapter.width_space import width_templates
 from train.task.row_account import RowAccount
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from train.super_adapter.encoded_rows import RowEncoder
+    from train.super_adapter.packing import PackedRows
     from train.super_adapter.taught_loss import Teacher
 
 CHECKPOINTS = "checkpoints"
+ROWS = "rows"
 INPUTS_FILE = "inputs.json"
 LOG_FILE = "training_log.jsonl"
+
+
+@dataclass(frozen=True)
+class LearntTask:
+    """Rows that are learnt, and how."""
+
+    artefact: Artefact
+    section: TaskSection
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,7 @@ class Training:
     """What is trained, on what, and how.
 
     Attributes:
+        tasks: what is learnt, the one that is measured and searched for first.
         inputs: what decides the outcome beside the parents; where it changes, what is unfinished starts over.
         details: of the artefact, beside what follows from the others.
         build: the super-network with the adapter to begin with, and the order that its channels were brought into.
@@ -67,9 +82,7 @@ class Training:
     """
 
     frozen: Artefact
-    task: Artefact
-    parents: Mapping[str, Artefact]
-    task_section: TaskSection
+    tasks: Sequence[LearntTask]
     section: TrainSection
     seed: int
     inputs: Mapping[str, Any]
@@ -78,13 +91,20 @@ class Training:
     sampler: Callable[[SearchSpace, int], RankSampler]
     base: Artefact
 
+    @property
+    def parents(self) -> dict[str, Artefact]:
+        """What the adapter is made from, by role."""
+        main, *others = self.tasks
+        roles = {data_role(task.section.name): task.artefact for task in others}
+        return {self.frozen.manifest.kind: self.frozen, "task": main.artefact, **roles}
+
 
 def train_super_adapter(
     recipe: Recipe,
     *,
     base: Artefact,
     frozen: Artefact,
-    task: Artefact,
+    tasks: Sequence[Artefact],
     destination: Path,
     force: bool = False,
 ) -> None:
@@ -96,7 +116,7 @@ def train_super_adapter(
         recipe: with [adapter] and [train].
         base: the dense model, adapted where the recipe asks for it.
         frozen: the `sparse` artefact, or `base` where the recipe does not prune.
-        task: its train rows are learnt.
+        tasks: the artefacts of `recipe.tasks`, whose train rows are learnt.
         destination: where the `super_adapter` artefact will stand.
         force: replace one that stands there.
 
@@ -109,9 +129,7 @@ def train_super_adapter(
     inputs = recipe_inputs(recipe) | teacher_inputs(recipe.train, base) | grid_inputs(recipe.quantization)
     training = Training(
         frozen=frozen,
-        task=task,
-        parents={frozen.manifest.kind: frozen, "task": task},
-        task_section=recipe.task,
+        tasks=[LearntTask(task, section) for task, section in zip(tasks, recipe.tasks, strict=True)],
         section=recipe.train,
         seed=recipe.seed,
         inputs=inputs,
@@ -120,7 +138,7 @@ def train_super_adapter(
             "model": section_as_json(recipe.model),
             "search": section_as_json(recipe.search),
         },
-        build=lambda: _build_network(recipe, frozen, task),
+        build=lambda: _build_network(recipe, frozen, tasks[0]),
         sampler=partial(draw_by_recipe, recipe.train, seed=recipe.seed),
         base=base,
     )
@@ -150,12 +168,12 @@ def carry_out(training: Training, destination: Path, *, force: bool) -> None:
     if not processes.is_main():
         processes.wait_for_all()
         network, _ = _prepare(training)
-        _fit(network, training, unfinished_artefact(destination) / CHECKPOINTS, RowAccount(), precision=precision)
+        _fit(network, training, unfinished_artefact(destination), destination, precision=precision)
         return
     with write_artefact(
         destination,
         kind="super_adapter",
-        parents=dict(training.parents),
+        parents=training.parents,
         seed=training.seed,
         force=force,
         resumable=True,
@@ -163,14 +181,15 @@ def carry_out(training: Training, destination: Path, *, force: bool) -> None:
         _start_over_unless_same(draft.directory, training)
         processes.wait_for_all()
         network, reordering = _prepare(training)
-        account = RowAccount()
-        history = _fit(network, training, draft.directory / CHECKPOINTS, account, precision=precision)
+        history, accounts = _fit(network, training, draft.directory, destination, precision=precision)
         _write(network, training.frozen, draft.directory, history)
         if reordering is not None:
             save_reordering(draft.directory / REORDERING_FILE, reordering)
             draft.details["reorder"] = reordering.method
-        draft.details |= {**training.details, "precision": precision, "row_account": account.counts}
+        draft.details |= {**training.details, "precision": precision, "row_account": accounts.pop("task")}
+        draft.details |= {"row_accounts": accounts} if accounts else {}
         shutil.rmtree(draft.directory / CHECKPOINTS)
+        shutil.rmtree(draft.directory / ROWS)
         (draft.directory / INPUTS_FILE).unlink()
 
 
@@ -185,7 +204,9 @@ def recipe_inputs(recipe: Recipe) -> dict[str, Any]:
         "train": recipe.train,
     }
     stored = {name: section_as_json(section) for name, section in sections.items()}
-    return {"name": recipe.name, "seed": recipe.seed, **stored, "train": training_inputs(recipe.train)}
+    stored["train"] = training_inputs(recipe.train)
+    data = {"data": [section_as_json(section) for section in recipe.data]} if recipe.data else {}
+    return {"name": recipe.name, "seed": recipe.seed, **stored, **data}
 
 
 def training_inputs(section: TrainSection | None) -> dict[str, Any] | None:
@@ -213,7 +234,8 @@ def _prepare(training: Training) -> tuple[SuperNetwork, Reordering | None]:
     network, reordering = training.build()
     config: Any = network.model.config
     config.use_cache = False
-    use_fast_attention(network.model, max_length=training.task_section.max_length)
+    longest = longest_sequence(training.section, (task.section for task in training.tasks))
+    use_fast_attention(network.model, max_length=longest)
     return network, reordering
 
 
@@ -238,7 +260,7 @@ def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[Su
         f"search space: {len(space.groups)} groups, {space.size:.2g} sub-networks, "
         f"{'masked' if adapter.masked else 'plain'} adapters"
     )
-    rows = read_rows(task.path, "train")
+    rows = read_rows(task.path, "train", most_characters=CALIBRATION_CHARACTERS)
     reordering, grids = None, None
     if quantization is not None:
         grids = find_grids(model, tokenizer, quantization, frozen=frozen, rows=rows, seed=recipe.seed)
@@ -259,7 +281,7 @@ def _is_lean(recipe: Recipe, adapter: AdapterSection, frozen: Artefact) -> bool:
         read_figures(frozen.path),
         adapter,
         recipe.train,
-        max_length=recipe.task.max_length,
+        max_length=longest_sequence(recipe.train, recipe.tasks),
         on_grid=recipe.quantization is not None,
     )
     if lean:
@@ -268,30 +290,40 @@ def _is_lean(recipe: Recipe, adapter: AdapterSection, frozen: Artefact) -> bool:
 
 
 def _fit(
-    network: SuperNetwork, training: Training, checkpoints: Path, account: RowAccount, *, precision: str
-) -> list[dict[str, float]]:
+    network: SuperNetwork, training: Training, directory: Path, destination: Path, *, precision: str
+) -> tuple[list[dict[str, float]], dict[str, dict[str, int]]]:
+    """Train, or go on; returns the log, and by role what became of the rows of each task."""
     from train.super_adapter.trainer import (
-        STATE_FILE,
         StepReporter,
         build_trainer,
+        has_run_out_of_patience,
         newest_checkpoint,
         training_arguments,
     )
 
-    train = training.section
-    rows = _encode(read_rows(training.task.path, "train"), network, training.task_section, account)
-    arguments = training_arguments(train, seed=training.seed, precision=precision, output=checkpoints)
+    train, checkpoints = training.section, directory / CHECKPOINTS
+    with processes.main_first():
+        accounts = _encode(network, training, directory / ROWS) if processes.is_main() else {}
+    rows = _load_rows(training, directory / ROWS, "train")
+    validation = None if train.eval_steps is None else _load_rows(training, directory / ROWS, "validation")
+    arguments = training_arguments(
+        train,
+        seed=training.seed,
+        precision=precision,
+        output=checkpoints,
+        run_name=f"{destination.parent.name}-{destination.name}",
+    )
     checkpoint = newest_checkpoint(checkpoints)
     steps = train.steps or _steps_of_epochs(train, len(rows), world_size=arguments.world_size)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     if checkpoint is not None:
         log.print(f"continuing from step {done}")
-        if done >= steps:
+        if done >= steps or has_run_out_of_patience(checkpoint, train):
             # The Trainer would take one more step.
-            network.load_adapter_state(read_adapter_file(checkpoint / ADAPTER_FILE), where=checkpoint)
-            return list(json.loads((checkpoint / STATE_FILE).read_text())["log_history"])
+            return _finished(network, checkpoint, train), accounts
     with (
         deferred_interruption() as interruption,
+        reporting(train, destination),
         progress(f"training the super-adapter ({precision})", total=steps - done) as advance,
     ):
         trainer = build_trainer(
@@ -302,10 +334,30 @@ def _fit(
             section=train,
             teacher=_teacher(network, training, precision=precision),
             callbacks=[StepReporter(advance, interruption)],
+            validation=validation,
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     interruption.raise_if_received()
-    return trainer.state.log_history
+    _say_best(trainer.state.log_history, train)
+    return trainer.state.log_history, accounts
+
+
+def _finished(network: SuperNetwork, checkpoint: Path, train: TrainSection) -> list[dict[str, float]]:
+    """The adapter of a training of which all but the artefact is there, and its log."""
+    from train.super_adapter.trainer import STATE_FILE, load_checkpoint
+
+    state = json.loads((checkpoint / STATE_FILE).read_text())
+    best = state.get("best_global_step") if train.patience is not None else None
+    load_checkpoint(network, checkpoint.with_name(f"checkpoint-{best}") if best else checkpoint)
+    _say_best(state["log_history"], train)
+    return list(state["log_history"])
+
+
+def _say_best(history: Sequence[Mapping[str, float]], train: TrainSection) -> None:
+    losses = [(entry["eval_loss"], int(entry["step"])) for entry in history if "eval_loss" in entry]
+    if train.patience is not None and losses:
+        loss, step = min(losses)
+        log.print(f"kept the adapter of step {step}, the least of {len(losses)} validation losses: {loss:.4f}")
 
 
 def _teacher(network: SuperNetwork, training: Training, *, precision: str) -> Teacher | None:
@@ -315,26 +367,60 @@ def _teacher(network: SuperNetwork, training: Training, *, precision: str) -> Te
     return load_teacher(section, training.base, network, precision=precision)
 
 
-def _encode(
-    rows: list[TaskRow], network: SuperNetwork, section: TaskSection, account: RowAccount
-) -> list[dict[str, Any]]:
-    from train.super_adapter.classified_rows import classified_rows
-    from train.super_adapter.tokenised_rows import tokenise_rows
+def _encode(network: SuperNetwork, training: Training, directory: Path) -> dict[str, dict[str, int]]:
+    """Tokenise every task into files; returns by role what became of its rows."""
+    from train.super_adapter.encoded_rows import encode_rows
+
+    accounts = {}
+    for index, task in enumerate(training.tasks):
+        section, account, encode = task.section, RowAccount(), _encoder(network, task.section)
+        total = encode_rows(task.artefact.path, "train", encode, _rows_file(directory, "train", index), account)
+        accounts["task" if index == 0 else data_role(section.name)] = account.counts
+        sentence = account.sentence(total)
+        if sentence is not None:
+            name = "train.jsonl" if index == 0 else f"{data_role(section.name)}/train.jsonl"
+            log.print(f"{name} at {section.max_length} tokens: {sentence}")
+    if training.section.eval_steps is not None:
+        main = training.tasks[0]
+        file = _rows_file(directory, "validation", 0)
+        encode_rows(main.artefact.path, "validation", _encoder(network, main.section), file, RowAccount())
+    return accounts
+
+
+def _encoder(network: SuperNetwork, section: TaskSection) -> RowEncoder:
+    from train.super_adapter.classified_rows import ClassifiedRows
+    from train.super_adapter.tokenised_rows import RowTokeniser
 
     if network.head:
-        return classified_rows(rows, network.tokenizer, max_length=section.max_length)
-    encoded = tokenise_rows(
-        rows,
+        return ClassifiedRows(network.tokenizer, section.max_length)
+    return RowTokeniser(
         network.tokenizer,
         max_length=section.max_length,
         train_on_prompt=section.train_on_prompt,
         train_on_end=section.train_on_end,
-        account=account,
     )
-    sentence = account.sentence(len(rows))
-    if sentence is not None and processes.is_main():
-        log.print(f"train.jsonl at {section.max_length} tokens: {sentence}")
-    return encoded
+
+
+def _load_rows(training: Training, directory: Path, split: Split) -> Dataset | PackedRows:
+    """The encoded rows: to be learnt, those of all tasks; to validate, those of the first."""
+    from train.super_adapter.encoded_rows import load_encoded
+    from train.super_adapter.mixture import mix
+    from train.super_adapter.packing import PackedRows
+
+    tasks = training.tasks if split == "train" else training.tasks[:1]
+    encoded = [load_encoded(_rows_file(directory, split, index)) for index in range(len(tasks))]
+    rows = mix(encoded, [task.section.weight for task in tasks])
+    tokens = training.section.pack_tokens
+    if tokens is None:
+        return rows
+    packed = PackedRows(rows, tokens=tokens, seed=training.seed)
+    if processes.is_main():
+        log.print(f"{split}: {len(rows)} rows in {len(packed)} sequences of up to {tokens} tokens")
+    return packed
+
+
+def _rows_file(directory: Path, split: Split, index: int) -> Path:
+    return directory / f"{split}-{index}.arrow"
 
 
 def _steps_of_epochs(train: TrainSection, rows: int, *, world_size: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shearling.calibration.divergence import BLOCK_POSITIONS
-from train.super_adapter.tokenised_rows import IGNORED_LABEL
+from train.super_adapter.tokenised_rows import IGNORED_LABEL, next_labels
 
 
 def causal_loss(
@@ -30,7 +30,8 @@ def causal_loss(
     Args:
         network: a causal language model whose output embeddings are a linear head, followed by elementwise operations
             at most.
-        batch: `input_ids`, `attention_mask`, `labels`, each [rows, length]; ignored labels are -100.
+        batch: `input_ids`, `attention_mask`, `labels`, each [rows, length]; ignored labels are -100. Packed rows have
+            `position_ids` instead of the mask.
         called: what is called in place of the network, such as its wrapper for several processes.
         items: what the sum is divided by; the number of labelled positions where it is None.
 
@@ -38,11 +39,11 @@ def causal_loss(
         Scalar, float32.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    next_labels = batch["labels"][:, 1:]
-    labelled = next_labels != IGNORED_LABEL
+    wanted = next_labels(batch)
+    labelled = wanted != IGNORED_LABEL
     with head_sees_only(network.get_output_embeddings(), labelled):  # type: ignore[operator] # a transformers model; nn.Module types it as a tensor
         logits = (called or network)(**inputs, use_cache=False).logits
-    targets = next_labels[labelled]
+    targets = wanted[labelled]
     total = cross_entropy_sum(logits.reshape(-1, logits.shape[-1]), targets)
     return total / (len(targets) if items is None else items)
 

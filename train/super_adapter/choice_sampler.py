@@ -35,6 +35,11 @@ class RankSampler:
         self.largest_until = largest_until
         self.drawn = 0
 
+    @property
+    def validated(self) -> Choice:
+        """The sub-network whose loss on the validation rows is measured."""
+        return self.space.maximal()
+
     def draw(self) -> dict[str, int]:
         """The choice for the next micro-batch."""
         choice = self.choice_at(self.drawn)
@@ -71,6 +76,11 @@ class OneSubnet(RankSampler):
         super().__init__(space, seed=seed)
         space.check(choice)
         self._choice = dict(choice)
+
+    @property
+    def validated(self) -> Choice:
+        """The one choice."""
+        return self._choice
 
     def choice_at(self, micro_batch: int) -> dict[str, int]:
         """The one choice."""

@@ -4,34 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shearling.evaluation.task import TaskRow
 from train.super_adapter.tokenised_rows import PAD_MULTIPLE
+from train.task.row_account import RowAccount
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def classified_rows(rows: Sequence[TaskRow], tokenizer: Any, *, max_length: int) -> list[dict[str, Any]]:
-    """Encode prompts, each with the index of its class.
+@dataclass(frozen=True)
+class ClassifiedRows:
+    """Encodes prompts, many at once, each with the index of its class.
 
-    Args:
-        rows: of the train split; all have a gold choice.
+    Attributes:
         tokenizer: of the model; puts its own special tokens around the text.
         max_length: longer rows are cut at the end.
-
-    Returns:
-        Per row `input_ids`, and `labels` and `gold`, both the integer.
     """
-    return [
-        {
-            "input_ids": tokenizer(row.prompt, truncation=True, max_length=max_length)["input_ids"],
-            "labels": row.gold,
-            "gold": row.gold,
-        }
-        for row in rows
-    ]
+
+    label_each_token: ClassVar[bool] = False
+
+    tokenizer: Any
+    max_length: int
+
+    def __call__(
+        self, rows: Sequence[TaskRow], *, first: int = 1, account: RowAccount | None = None
+    ) -> list[dict[str, Any]]:
+        """Encode rows of one task, all of which have a gold choice; none is left out.
+
+        Returns:
+            Per row `input_ids`, and `labels` and `gold`, both the integer.
+        """
+        encoded = self.tokenizer([row.prompt for row in rows], truncation=True, max_length=self.max_length)["input_ids"]
+        return [
+            {"input_ids": list(ids), "labels": row.gold, "gold": row.gold}
+            for ids, row in zip(encoded, rows, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

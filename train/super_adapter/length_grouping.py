@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,14 +21,15 @@ class LengthGroupedSampler(Sampler[int]):
     unlike that one this draws from the seed and the epoch alone, so that a resumed run continues in the same order.
 
     Args:
-        rows: tokenised; `input_ids` have the length, `gold` is the class or None.
+        lengths: tokens of each row.
+        classes: of each row; None where it has none.
         batch_size: rows of a batch.
         seed: of the order.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], *, batch_size: int, seed: int) -> None:
-        self.lengths = [len(row["input_ids"]) for row in rows]
-        self.classes = [row.get("gold") for row in rows]
+    def __init__(self, lengths: Sequence[int], classes: Sequence[int | None], *, batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.classes = classes
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0

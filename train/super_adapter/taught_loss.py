@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from shearling.calibration.divergence import divergence_sum
 from shearling.recipe.training import TeacherSection
 from train.super_adapter.causal_loss import cross_entropy_sum, head_sees_only
-from train.super_adapter.tokenised_rows import IGNORED_LABEL
+from train.super_adapter.tokenised_rows import IGNORED_LABEL, next_is_text, next_labels
 
 MOST_POSITIONS = 128
 """Unlabelled positions of a micro-batch that are compared, drawn evenly: enough to keep the language, and little beside
@@ -61,19 +61,20 @@ def taught_loss(
 
     Args:
         network: the student; see `causal_loss`.
-        batch: `input_ids`, `attention_mask`, `labels`, each [rows, length].
+        batch: as for `causal_loss`.
         teacher: sees the same rows.
         called: what is called in place of the network.
         items: what the sum over labels is divided by; their number where it is None.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    labelled = batch["labels"][:, 1:] != IGNORED_LABEL
-    compared = labelled | _thin_out(batch["attention_mask"][:, 1:].bool() & ~labelled, MOST_POSITIONS)
+    wanted_labels = next_labels(batch)
+    labelled = wanted_labels != IGNORED_LABEL
+    compared = labelled | _thin_out(next_is_text(batch) & ~labelled, MOST_POSITIONS)
     logits, hidden = _predict(network, inputs, compared, called=called)
     with torch.no_grad():
         wanted_logits, wanted_hidden = _predict(teacher.model, inputs, compared)
     is_label = labelled[compared]
-    targets = batch["labels"][:, 1:][labelled]
+    targets = wanted_labels[labelled]
     labels = cross_entropy_sum(logits[is_label], targets) / (len(targets) if items is None else items)
     section = teacher.section
     shares = torch.where(

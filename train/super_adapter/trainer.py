@@ -27,13 +27,16 @@ from train.super_adapter.choice_sampler import RankSampler
 from train.super_adapter.classified_rows import PadClassified
 from train.super_adapter.interruption import Interruption
 from train.super_adapter.length_grouping import LengthGroupedSampler
+from train.super_adapter.packing import PadPacks, check_packing
 from train.super_adapter.sandwich import SANDWICHED, distillation_loss, label_loss, sandwich
 from train.super_adapter.taught_loss import Teacher, taught_loss
-from train.super_adapter.tokenised_rows import PadToBatch
+from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch, next_labels
 
 SAMPLER_FILE = "sampler.json"
 STATE_FILE = "trainer_state.json"
 KEPT_CHECKPOINTS = 2
+VALIDATION_LOSS = "eval_loss"
+"""What the Trainer calls it."""
 
 
 class NlsTrainer(transformers.Trainer):
@@ -85,8 +88,35 @@ class NlsTrainer(transformers.Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self.section.group_by_length:
             return super()._get_train_sampler(train_dataset)
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(self.train_dataset, batch_size=batch_size, seed=self.args.seed)
+        rows: Any = self.train_dataset
+        return LengthGroupedSampler(
+            rows["length"][:],
+            rows["gold"][:],
+            batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+        )
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Mean loss of the batches of validation rows; see `transformers.Trainer.evaluate`."""
+        self.network.activate(self.sampler.validated)
+        with self.network.materialised():
+            return dict(super().evaluate(*arguments, **options))
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss of the labels alone, without logits: whoever teaches, this is what the task asks."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if self.network.head:
+                loss = label_loss(_logits(model, inputs), inputs["labels"], items=None)
+            else:
+                loss = causal_loss(self.network.model, inputs, called=model)
+        return loss.detach(), None, None
 
     def compute_loss(
         self,
@@ -119,7 +149,9 @@ class NlsTrainer(transformers.Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], items: torch.Tensor | None
     ) -> torch.Tensor:
         labels = inputs["labels"]
-        logits = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}).logits
+        if not self.network.head:
+            labels = torch.nn.functional.pad(next_labels(inputs), (1, 0), value=IGNORED_LABEL)
+        logits = _logits(model, inputs)
         if self._largest is not None:
             return distillation_loss(logits, self._largest, labels, items=items)
         if self.section.distillation:
@@ -145,8 +177,7 @@ class NlsTrainer(transformers.Trainer):
         (directory / SAMPLER_FILE).write_text(json.dumps({"seed": self.sampler.seed, "drawn": self.sampler.drawn}))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        file = Path(resume_from_checkpoint) / ADAPTER_FILE
-        self.network.load_adapter_state(read_adapter_file(file), where=file)
+        load_checkpoint(self.network, Path(resume_from_checkpoint))
         sampler = read_json(Path(resume_from_checkpoint) / SAMPLER_FILE)
         if sampler.get("seed") != self.sampler.seed:
             raise ArtefactCorrupt(
@@ -154,6 +185,27 @@ class NlsTrainer(transformers.Trainer):
                 where=resume_from_checkpoint,
             )
         self.sampler.drawn = int(sampler["drawn"])
+
+    def _load_best_model(self) -> None:
+        step = self.state.best_global_step
+        if step:
+            # By its number: the path that the state has is of the place where the run stood then.
+            load_checkpoint(self.network, Path(self.args.output_dir) / f"checkpoint-{step}")
+
+
+def load_checkpoint(network: SuperNetwork, checkpoint: Path) -> None:
+    """Put the adapter of a checkpoint into the network.
+
+    Raises:
+        ArtefactError: it does not fit, or is damaged.
+    """
+    file = checkpoint / ADAPTER_FILE
+    network.load_adapter_state(read_adapter_file(file), where=file)
+
+
+def _logits(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    logits: torch.Tensor = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"}).logits
+    return logits
 
 
 class StepReporter(TrainerCallback):
@@ -167,7 +219,7 @@ class StepReporter(TrainerCallback):
     def __init__(self, advance: Callable[..., None], interruption: Interruption) -> None:
         self.advance = advance
         self.interruption = interruption
-        self.note = ""
+        self.notes: dict[str, str] = {}
 
     def on_log(
         self,
@@ -177,15 +229,16 @@ class StepReporter(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Remember the newest loss for the bar."""
-        if logs and "loss" in logs:
-            self.note = f"loss {logs['loss']:.3f}"
+        """Remember the newest losses for the bar."""
+        for name, words in (("loss", "loss"), (VALIDATION_LOSS, "validation")):
+            if logs and name in logs:
+                self.notes[words] = f"{words} {logs[name]:.3f}"
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Count the step."""
-        self.advance(note=self.note)
+        self.advance(note=", ".join(self.notes.values()))
         # All processes stop at the same step, whichever got the signal.
         self.interruption.signal = processes.largest(self.interruption.signal or 0) or None
         if self.interruption.signal is not None:
@@ -195,17 +248,23 @@ class StepReporter(TrainerCallback):
 
 
 class OldCheckpointRemover(TrainerCallback):
-    """Keeps the newest checkpoints by number (`save_total_limit` sorts by time, and warns where steps are fast)."""
+    """Keeps the newest checkpoints by number, and that of the best validation loss (`save_total_limit` sorts by time,
+    and warns where steps are fast).
+    """
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Remove what the checkpoint that was just written makes superfluous."""
         if state.is_world_process_zero:
+            best = f"checkpoint-{state.best_global_step}"
             for path in _numbered_checkpoints(Path(args.output_dir))[KEPT_CHECKPOINTS:]:
-                shutil.rmtree(path)
+                if path.name != best:
+                    shutil.rmtree(path)
 
 
-def training_arguments(train: TrainSection, *, seed: int, precision: str, output: Path) -> TrainingArguments:
-    """The recipe's [train] section in the Trainer's terms."""
+def training_arguments(
+    train: TrainSection, *, seed: int, precision: str, output: Path, run_name: str | None = None
+) -> TrainingArguments:
+    """The recipe's [train] section in the Trainer's terms; the run has a name where others are told of it."""
     schedule = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[train.schedule]
     arguments = TrainingArguments(
         output_dir=str(output),
@@ -226,8 +285,18 @@ def training_arguments(train: TrainSection, *, seed: int, precision: str, output
         data_seed=seed,
         logging_steps=5,
         save_strategy="steps",
-        save_steps=train.save_steps,
-        report_to="none",
+        # The best adapter must be among the checkpoints.
+        save_steps=train.save_steps if train.patience is None else train.eval_steps or train.save_steps,
+        eval_strategy="no" if train.eval_steps is None else "steps",
+        eval_steps=train.eval_steps,
+        per_device_eval_batch_size=train.batch_size,
+        prediction_loss_only=True,
+        load_best_model_at_end=train.patience is not None,
+        metric_for_best_model=VALIDATION_LOSS if train.patience is not None else None,
+        greater_is_better=False if train.patience is not None else None,
+        restore_callback_states_from_checkpoint=train.patience is not None,
+        report_to=list(train.report_to) or "none",
+        run_name=run_name,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -240,23 +309,57 @@ def training_arguments(train: TrainSection, *, seed: int, precision: str, output
 
 def build_trainer(
     network: SuperNetwork,
-    rows: list[dict[str, Any]],
+    rows: Any,
     *,
     arguments: TrainingArguments,
     sampler: RankSampler,
     section: TrainSection,
     callbacks: list[TrainerCallback],
     teacher: Teacher | None = None,
+    validation: Any = None,
 ) -> NlsTrainer:
-    """A trainer over tokenised rows, quiet but for our own progress."""
+    """A trainer over tokenised rows, quiet but for our own progress.
+
+    Args:
+        network: the super-network.
+        rows: from `load_encoded`.
+        arguments: see `training_arguments`.
+        sampler: of sub-networks.
+        section: [train].
+        callbacks: beside those that every training has.
+        teacher: whose predictions are learnt.
+        validation: rows whose loss is measured; None where the section asks for none.
+
+    Raises:
+        ModelUnsupported: rows are to be packed, and the model cannot keep them apart.
+    """
     pad = network.tokenizer.pad_token_id
-    collate = PadClassified if network.head else PadToBatch
-    collator = collate(pad if pad is not None else network.tokenizer.eos_token_id)
-    options = {"args": arguments, "train_dataset": rows, "data_collator": collator, "callbacks": callbacks}
+    pad = pad if pad is not None else network.tokenizer.eos_token_id
+    collator: Any = PadClassified(pad) if network.head else PadToBatch(pad)
+    if section.pack_tokens is not None:
+        check_packing(network.model, pad)
+        collator = PadPacks(pad)
+    if section.patience is not None:
+        callbacks = [*callbacks, transformers.EarlyStoppingCallback(early_stopping_patience=section.patience)]
+    options = {
+        "args": arguments,
+        "train_dataset": rows,
+        "eval_dataset": validation,
+        "data_collator": collator,
+        "callbacks": callbacks,
+    }
     trainer = NlsTrainer(network, sampler, section, teacher, **options)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(OldCheckpointRemover())
     return trainer
+
+
+def has_run_out_of_patience(checkpoint: Path, section: TrainSection) -> bool:
+    """Whether a training that was interrupted had stopped already because the validation loss fell no more."""
+    if section.patience is None:
+        return False
+    state = read_json(checkpoint / STATE_FILE).get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})
+    return int(state.get("attributes", {}).get("early_stopping_patience_counter", 0)) >= section.patience
 
 
 def newest_checkpoint(directory: Path) -> Path | None:

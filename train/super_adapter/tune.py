@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from shearling.artefact import open_artefact, remove_artefact
+from shearling.artefact import Artefact, open_artefact, remove_artefact
 from shearling.elastic.reordering import REORDERING_FILE, Reordering, load_reordering
 from shearling.elastic.subnet import OpenSubnet, describe_subnet
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network
@@ -15,11 +15,11 @@ from shearling.model.figures import read_figures
 from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
-from shearling.run import Run, open_dense
+from shearling.run import Run, data_role, open_dense
 from shearling.strict_json import write_document
-from train.estimates import trains_lean
+from train.estimates import longest_sequence, trains_lean
 from train.super_adapter import processes
-from train.super_adapter.artefact import Training, carry_out, teacher_inputs, training_inputs
+from train.super_adapter.artefact import LearntTask, Training, carry_out, teacher_inputs, training_inputs
 from train.super_adapter.choice_sampler import OneSubnet
 
 
@@ -51,15 +51,11 @@ def tune_subnet(
         raise UsageError(f"a learning rate of {learning_rate}", remedy="Give one above 0")
     run, choice = Run(found.adapter.path.resolve().parent), found.subnet.choice
     destination, document = _destination(run, name)
-    task = open_artefact(run.task, kind="task")
-    if found.adapter.manifest.parents.get("task") != task.sha256:
-        raise ArtefactMismatch(
-            "this task is not the one that the adapter was trained on",
-            where=task.path,
-            remedy="Put that one back, or train again",
-        )
     details = found.adapter.manifest.details
     recipe = details["recipe"]
+    sections = [TaskSection.model_validate(given, strict=False) for given in (recipe["task"], *recipe.get("data", ()))]
+    rooms = {"task": run.task, **{data_role(section.name): run.data / section.name for section in sections[1:]}}
+    tasks = [_open_task(found.adapter, role, path) for role, path in rooms.items()]
     changed = {
         "steps": steps,
         "epochs": None,
@@ -72,7 +68,6 @@ def tune_subnet(
     # A run made where nobody teaches may have been moved without its dense base.
     sparse = found.frozen.manifest.kind == "sparse"
     base = open_dense(run) if sparse and section.teacher is not None else found.frozen
-    task_section = TaskSection.model_validate(recipe["task"], strict=False)
     inputs = {"tuned": dict(choice), "train": training_inputs(section), "from": found.adapter.sha256}
     inputs |= teacher_inputs(section, base)
 
@@ -85,16 +80,14 @@ def tune_subnet(
             read_figures(found.frozen.path),
             AdapterSection.model_validate(recipe["adapter"], strict=False),
             section,
-            max_length=task_section.max_length,
+            max_length=longest_sequence(section, sections),
             on_grid=found.space.adapter.grid is not None,
         )
         return assemble_super_network(found.frozen, found.adapter, found.space, lean=lean), reordering
 
     training = Training(
         frozen=found.frozen,
-        task=task,
-        parents={found.frozen.manifest.kind: found.frozen, "task": task},
-        task_section=task_section,
+        tasks=[LearntTask(artefact, section) for artefact, section in zip(tasks, sections, strict=True)],
         section=section,
         seed=int(recipe["seed"]),
         inputs=inputs,
@@ -123,8 +116,30 @@ def tune_subnet(
     return document
 
 
+def _open_task(adapter: Artefact, role: str, path: Path) -> Artefact:
+    task = open_artefact(path, kind="task")
+    if adapter.manifest.parents.get(role) != task.sha256:
+        raise ArtefactMismatch(
+            "this task is not the one that the adapter was trained on",
+            where=task.path,
+            remedy="Put that one back, or train again",
+        )
+    return task
+
+
 def _destination(run: Run, name: str) -> tuple[Path, Path]:
-    made = (run.task, run.base, run.lora, run.adapted, run.sparse, run.super_adapter, run.search, run.export)
+    made = (
+        run.task,
+        run.base,
+        run.lora,
+        run.adapted,
+        run.sparse,
+        run.super_adapter,
+        run.search,
+        run.export,
+        run.data,
+        run.tensorboard,
+    )
     rooms = {room.name for room in made}
     if name in ("", ".", "..") or Path(name).name != name or name in rooms:
         raise UsageError(

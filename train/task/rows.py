@@ -1,72 +1,86 @@
-"""From a user's data to the rows of the `task` artefact: templates rendered, duplicates dropped, splits disjoint."""
+"""From a user's data to the files of the `task` artefact: rows rendered, duplicates dropped, splits disjoint.
+
+Rows wait in a file, not in memory, until their order is known: a few numbers are kept of each.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
-from shearling.evaluation.task import SPLITS, Split, TaskRow
-from shearling.recipe.task import HubDataset, SplitShares, TaskSection
-from train.package_asset import fetch
+from shearling.errors import RecipeInvalid
+from shearling.evaluation.task import SPLITS, Split, TaskRow, row_line, rows_file
+from shearling.recipe.task import SplitShares, TaskSection
+from train.task.records import read_records
+from train.task.rendering import RowRenderer
 from train.task.row_account import RowAccount
+
+if TYPE_CHECKING:
+    from train.task.chat import ChatRenderer
+
+KEY_DIGITS = 16
+"""Of a row's hex digest that rows are sorted by: 64 bits, so that rows with the same key but another digest are rare;
+they are told apart by the whole."""
+
+WAITING = ".waiting"
 
 
 @dataclass(frozen=True)
 class BuiltRows:
-    """The rows of a task, and what became of the others.
+    """What became of the rows of a task.
 
     Attributes:
-        splits: rows by split, cut to the section's limits.
+        counts: rows by split, within the section's limits.
         account: rows of the data that were left out, counted from 1.
         read: how many rows the data has.
     """
 
-    splits: dict[Split, list[TaskRow]]
+    counts: dict[Split, int]
     account: RowAccount
     read: int
 
 
-def build_rows(task: TaskSection) -> BuiltRows:
-    """Render and split the data of a recipe.
+def build_rows(
+    task: TaskSection, directory: Path, *, chat: ChatRenderer | None = None, where: str = "task"
+) -> BuiltRows:
+    """Render and split the data of a task, and write a file for each split.
 
     A row's split follows from the sha256 of its prompt alone, so it is stable when data is added, and the same prompt
     is never in two splits. Within a split rows are ordered by that digest: an order without pattern, the same
     everywhere. A row that renders to nothing is left out, and of rows with the same prompt the first is taken.
 
     Args:
-        task: the [task] section.
+        task: the [task] section, or one of [[data]].
+        directory: where the files go; for a while it takes the rendered rows twice.
+        chat: the model's chat template; needed where rows are conversations.
+        where: the section, for messages.
 
     Raises:
         RecipeInvalid: a template does not render on a row, or a split came out empty.
         ArtefactMissing, DocumentInvalid: the data is absent or malformed.
     """
-    render, account, number = _Renderer(task), RowAccount(), 0
-    unique: dict[str, TaskRow] = {}
-    for number, record in enumerate(_records(task), start=1):
-        row = render(record, number)
-        if row is None:
-            account.note("empty", number)
-        elif unique.setdefault(row.id, row) is not row:
-            same = unique[row.id].completion == row.completion
-            account.note("repeated" if same else "contradicting", number)
-    splits: dict[Split, list[TaskRow]] = {split: [] for split in SPLITS}
-    for digest in sorted(unique):
-        splits[assign_split(digest, task.split)].append(unique[digest])
-    limited = {split: rows[: getattr(task.rows, split)] for split, rows in splits.items()}
-    for split, rows in limited.items():
-        if not rows:
-            left_out = account.sentence(number)
+    account = RowAccount()
+    waiting = directory / WAITING
+    try:
+        with waiting.open("w+b") as stream:
+            rows, read = _render_all(task, RowRenderer(task, chat, where=where), stream, account)
+            counts, different = _share_out(task, rows, directory, account)
+    finally:
+        waiting.unlink(missing_ok=True)
+    for split, count in counts.items():
+        if not count:
+            left_out = account.sentence(read)
             raise RecipeInvalid(
-                f"no {split} rows among {len(unique)} different ones{f': {left_out}' if left_out else ''}",
-                where="[task]",
-                remedy="Give more data or another [task.split]",
+                f"no {split} rows among {different} different ones{f': {left_out}' if left_out else ''}",
+                where=f"[{where}]",
+                remedy=f"Give more data or another [{where}.split]",
             )
-    return BuiltRows(limited, account, number)
+    return BuiltRows(counts, account, read)
 
 
 def assign_split(digest: str, shares: SplitShares) -> Split:
@@ -76,120 +90,99 @@ def assign_split(digest: str, shares: SplitShares) -> Split:
         digest: hex sha256 of its content.
         shares: of the three splits.
     """
-    position = int(digest[:16], 16) / 2**64
+    position = int(digest[:KEY_DIGITS], 16) / 2**64
     if position < shares.train:
         return "train"
     return "validation" if position < shares.train + shares.validation else "test"
 
 
-class _Renderer:
-    """Compiled templates of one task."""
+class _WaitingRows:
+    """Rendered rows in a file, a line each, found by their place."""
 
-    def __init__(self, task: TaskSection) -> None:
-        from jinja2 import StrictUndefined, TemplateError
-        from jinja2.sandbox import SandboxedEnvironment
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._starts = array("Q", [0])
+        self.keys = array("Q")
+        self.numbers = array("Q")
 
-        environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-        self.task = task
-        self.template_error = TemplateError
-        sources = {
-            "text": task.text,
-            "prompt": task.prompt,
-            "gold": task.gold,
-            "completion": task.completion,
-            "answer": task.answer,
-        }
-        self.templates = {}
-        for name, source in sources.items():
-            if source is not None:
-                try:
-                    self.templates[name] = environment.from_string(source)
-                except TemplateError as error:
-                    raise RecipeInvalid(f"not a Jinja template: {error}", where=f"task.{name}") from None
+    def add(self, row: TaskRow, number: int) -> None:
+        """Append a row that has this number in the data."""
+        line = row_line(row).encode("utf-8")
+        self._stream.write(line)
+        self._starts.append(self._starts[-1] + len(line))
+        self.keys.append(int(row.id[:KEY_DIGITS], 16))
+        self.numbers.append(number)
 
-    def __call__(self, record: Mapping[str, Any], number: int) -> TaskRow | None:
-        """The row, or None where one of its parts renders to nothing."""
-        fields = dict(record)
-        rendered: dict[str, str] = {}
-        for name in self.templates:
-            rendered[name] = self._render(name, fields, number)
-            if not rendered[name].strip():
-                return None
-            # Later templates may use the text.
-            fields["text"] = rendered["text"]
-        choices, gold, completion = self.task.choices, None, rendered.get("completion", "")
-        if choices is not None:
-            gold = self._gold(rendered["gold"], number, len(choices))
-            completion = choices[gold]
-        return TaskRow(
-            id=hashlib.sha256(rendered["prompt"].encode()).hexdigest(),
-            prompt=rendered["prompt"],
-            choices=choices,
-            gold=gold,
-            completion=completion,
-            text=rendered["text"],
-            answer=rendered["answer"].strip() if "answer" in rendered else None,
-        )
+    def settle(self) -> None:
+        """Let what was added be read."""
+        self._stream.flush()
 
-    def _render(self, name: str, fields: Mapping[str, Any], number: int) -> str:
-        try:
-            return self.templates[name].render(fields)
-        except (self.template_error, TypeError) as error:
-            raise RecipeInvalid(
-                f"row {number}: {error}", where=f"task.{name}", remedy=f"The row has: {', '.join(fields)}"
-            ) from None
+    def line(self, place: int) -> bytes:
+        """The row as it will stand in its file; after `settle` alone."""
+        start = self._starts[place]
+        return os.pread(self._stream.fileno(), self._starts[place + 1] - start, start)
 
-    def _gold(self, rendered: str, number: int, count: int) -> int:
-        text = rendered.strip()
-        if not text.isdecimal() or int(text) >= count:
-            raise RecipeInvalid(
-                f"row {number} renders to {text!r}, expected an index 0..{count - 1} into choices", where="task.gold"
-            )
-        return int(text)
+    def in_order(self) -> Iterator[tuple[str, list[int]]]:
+        """Digests in ascending order, each with the places of its rows, the first in the data first."""
+        import numpy as np
+
+        keys = np.frombuffer(self.keys, dtype=np.uint64)
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        start = 0
+        for end in np.append(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, len(order)):
+            places = order[start:end].tolist()
+            start = end
+            if len(places) == 1:
+                yield f"{self.keys[places[0]]:016x}", places
+            elif places:
+                yield from self._told_apart(places)
+
+    def _told_apart(self, places: list[int]) -> Iterator[tuple[str, list[int]]]:
+        digests: dict[str, list[int]] = {}
+        for place in places:
+            digests.setdefault(json.loads(self.line(place))["id"], []).append(place)
+        yield from sorted(digests.items())
 
 
-def _records(task: TaskSection) -> Iterator[Mapping[str, Any]]:
-    if task.dataset is not None:
-        yield from _hub_records(task.dataset)
-    else:
-        path = task.path if task.path is not None else fetch(task.asset)  # type: ignore[arg-type] # the section has one source
-        yield from _jsonl_records(path)
+def _render_all(task: TaskSection, render: RowRenderer, stream: Any, account: RowAccount) -> tuple[_WaitingRows, int]:
+    waiting, number = _WaitingRows(stream), 0
+    for number, record in enumerate(read_records(task), start=1):
+        row, whole = render(record, number)
+        if row is None:
+            account.note("empty", number)
+            continue
+        if not whole:
+            account.note("last_turn", number)
+        waiting.add(row, number)
+    waiting.settle()
+    return waiting, number
 
 
-def _jsonl_records(path: Path) -> Iterator[Mapping[str, Any]]:
-    if not path.is_file():
-        raise ArtefactMissing("no such data file", where=path, remedy="Give a JSONL file, a row a line")
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise DocumentInvalid(f"not UTF-8 at byte {error.start}", where=f"{path}, line {number}") from None
-            except json.JSONDecodeError as error:
-                raise DocumentInvalid(f"malformed JSON: {error.msg}", where=f"{path}, line {number}") from None
-            if not isinstance(record, dict):
-                raise DocumentInvalid(
-                    f"expected an object, found {type(record).__name__}", where=f"{path}, line {number}"
-                )
-            yield record
-
-
-def _hub_records(source: HubDataset) -> Iterator[Mapping[str, Any]]:
-    import datasets
-
-    directory = Path(source.name)
+def _share_out(
+    task: TaskSection, rows: _WaitingRows, directory: Path, account: RowAccount
+) -> tuple[dict[Split, int], int]:
+    """Write the splits; returns their sizes, and the number of different rows."""
+    counts: dict[Split, int] = dict.fromkeys(SPLITS, 0)
+    different = 0
+    files = {split: rows_file(directory, split).open("wb") for split in SPLITS}
     try:
-        if (directory / "state.json").is_file() or (directory / "dataset_dict.json").is_file():
-            loaded = datasets.load_from_disk(str(directory))
-            rows = loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        else:
-            rows = datasets.load_dataset(source.name, source.config, split=source.split)
-    except (FileNotFoundError, ValueError, KeyError, ConnectionError) as error:
-        raise ArtefactMissing(
-            f"cannot load this data set: {error}",
-            where=source.name,
-            remedy="Download it first (HF_DATASETS_OFFLINE=0), or save it with save_to_disk",
-        ) from None
-    yield from rows
+        for digest, places in rows.in_order():
+            different += 1
+            first, *others = places
+            for place in others:
+                same = _completion(rows.line(place)) == _completion(rows.line(first))
+                account.note("repeated" if same else "contradicting", rows.numbers[place])
+            split = assign_split(digest, task.split)
+            limit = getattr(task.rows, split)
+            if limit is None or counts[split] < limit:
+                files[split].write(rows.line(first))
+                counts[split] += 1
+    finally:
+        for file in files.values():
+            file.close()
+    return counts, different
+
+
+def _completion(line: bytes) -> Any:
+    return json.loads(line)["completion"]

@@ -13,7 +13,7 @@ from shearling.evaluation.answer_tokens import TextEncoder, split_answer
 from shearling.evaluation.evaluator import torch_scorer
 from shearling.evaluation.task import TaskRow
 from tests.support.tiny_models import EOS, FAMILIES, tiny_tokenizer
-from train.super_adapter.tokenised_rows import IGNORED_LABEL, tokenise_rows
+from train.super_adapter.tokenised_rows import IGNORED_LABEL, RowTokeniser
 
 PAIRS = [
     ("Is this headline sarcastic? Answer:", " yes"),
@@ -34,7 +34,7 @@ def end_appending_tokenizer() -> PreTrainedTokenizerFast:
 
 def learnt(tokenizer, prompt, completion):
     row = TaskRow(id="0", prompt=prompt, choices=None, gold=None, completion=completion, text=prompt)
-    (encoded,) = tokenise_rows([row], tokenizer, max_length=64, train_on_prompt=False, train_on_end=False)
+    (encoded,) = RowTokeniser(tokenizer, max_length=64, train_on_prompt=False, train_on_end=False)([row])
     return [label for label in encoded["labels"] if label != IGNORED_LABEL]
 
 

@@ -13,11 +13,8 @@ LENGTHS = [(7 * index) % 41 + 3 for index in range(160)]
 BATCH = 8
 
 
-def rows_of(lengths, classes=None):
-    return [
-        {"input_ids": [1] * length, "labels": [1] * length, "gold": gold}
-        for length, gold in zip(lengths, classes or [None] * len(lengths), strict=True)
-    ]
+def sampler_of(lengths, classes=None, *, seed=0):
+    return LengthGroupedSampler(lengths, classes or [None] * len(lengths), batch_size=BATCH, seed=seed)
 
 
 def batches(order):
@@ -34,7 +31,7 @@ def share_deviation(order, classes):
 
 @pytest.mark.parametrize(("classes", "share"), [(None, 0.7), ([index % 3 for index in range(160)], 0.75)])
 def test_less_padding_and_every_row_once(classes, share):
-    order = list(LengthGroupedSampler(rows_of(LENGTHS, classes), batch_size=BATCH, seed=0))
+    order = list(sampler_of(LENGTHS, classes, seed=0))
     assert sorted(order) == list(range(len(LENGTHS)))
     assert padded(order, LENGTHS) < share * padded(list(range(len(LENGTHS))), LENGTHS)
 
@@ -44,25 +41,25 @@ def test_a_batch_has_as_many_rows_of_a_class_as_one_at_random():
     draw = random.Random(0)
     lengths = [draw.randint(10, 60) for _ in range(8000)]
     classes = [int(draw.random() < length / 70) for length in lengths]
-    order = list(LengthGroupedSampler(rows_of(lengths, classes), batch_size=BATCH, seed=0))
+    order = list(sampler_of(lengths, classes, seed=0))
     shuffled = draw.sample(range(8000), 8000)
     at_random = share_deviation(shuffled, classes)
     assert share_deviation(order, classes) == pytest.approx(at_random, rel=0.06)
     assert padded(order, lengths) < 0.8 * padded(shuffled, lengths)
-    by_length_alone = list(LengthGroupedSampler(rows_of(lengths), batch_size=BATCH, seed=0))
+    by_length_alone = list(sampler_of(lengths, seed=0))
     assert share_deviation(by_length_alone, classes) > 1.2 * at_random
 
 
 def test_the_longest_row_comes_in_the_first_batch():
     lengths = [*LENGTHS, 99]
-    order = list(LengthGroupedSampler(rows_of(lengths, [index % 2 for index in range(161)]), batch_size=BATCH, seed=1))
+    order = list(sampler_of(lengths, [index % 2 for index in range(161)], seed=1))
     assert 160 in order[:BATCH]
 
 
 def test_the_order_follows_seed_and_epoch_alone():
-    sampler = LengthGroupedSampler(rows_of(LENGTHS), batch_size=BATCH, seed=3)
+    sampler = sampler_of(LENGTHS, seed=3)
     first, again = list(sampler), list(sampler)
     sampler.set_epoch(1)
     assert first == again
     assert list(sampler) != first
-    assert list(LengthGroupedSampler(rows_of(LENGTHS), batch_size=BATCH, seed=4)) != first
+    assert list(sampler_of(LENGTHS, seed=4)) != first

@@ -14,7 +14,7 @@ from tests.support.tiny_runs import tiny_network, tiny_recipe
 from train.stage import run_recipe
 from train.super_adapter.causal_loss import causal_loss
 from train.super_adapter.sandwich import distillation_loss, label_loss, sandwich
-from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch, tokenise_rows
+from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch, RowTokeniser
 
 
 def test_a_sandwich_is_largest_smallest_and_drawn():
@@ -58,9 +58,8 @@ def test_sandwiched_training_lowers_the_loss(tmp_path):
     assert len(losses) == 4  # every five steps
     assert losses[-1] < 0.8 * losses[0]
     network = load_super_network(Run(tmp_path / "run"))
-    rows = tokenise_rows(
-        read_rows(tmp_path / "run" / "task", "validation"), network.tokenizer, max_length=32, train_on_prompt=True
-    )
+    tokenise = RowTokeniser(network.tokenizer, max_length=32, train_on_prompt=True)
+    rows = tokenise(read_rows(tmp_path / "run" / "task", "validation"))
     batch = PadToBatch(0)(rows)
     with torch.no_grad():
         untrained = float(causal_loss(load_model(tmp_path / "run" / "base"), batch))

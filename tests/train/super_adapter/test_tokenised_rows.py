@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shearling.errors import RecipeInvalid
 from shearling.evaluation.task import TaskRow
 from tests.support.tiny_models import EOS, tiny_tokenizer
-from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch, tokenise_rows
+from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch, RowTokeniser
 from train.task.row_account import RowAccount
 
 
@@ -16,8 +15,9 @@ def row(prompt="The quick brown fox:", completion=" jumps") -> TaskRow:
     return TaskRow(id="0", prompt=prompt, choices=None, gold=None, completion=completion, text=prompt)
 
 
-def tokenise(*rows, max_length=64, train_on_prompt=True, **options):
-    return tokenise_rows(rows, tiny_tokenizer(), max_length=max_length, train_on_prompt=train_on_prompt, **options)
+def tokenise(*rows, max_length=64, train_on_prompt=True, train_on_end=True, account=None):
+    encode = RowTokeniser(tiny_tokenizer(), max_length, train_on_prompt, train_on_end)
+    return encode(rows, account=account)
 
 
 def learnt(encoded):
@@ -95,12 +95,30 @@ def test_the_end_token_needs_room():
     assert whole["input_ids"][-1] == tiny_tokenizer().convert_tokens_to_ids(EOS)
 
 
-def test_rows_without_anything_to_learn_are_dropped_and_none_left_is_an_error():
-    long = row(prompt="fox " * 50)
-    assert len(tokenise(row(), long, max_length=24, train_on_prompt=False)) == 1
-    with pytest.raises(RecipeInvalid, match="24 tokens") as caught:
-        tokenise(long, max_length=24, train_on_prompt=False)
-    assert caught.value.where == "task.max_length"
+def test_many_rows_at_once_are_encoded_as_each_alone():
+    rows = [row(), row("Answer: ", "yes"), row(completion=" over"), text_alone("the lazy dog"), row("T", "he quick")]
+    for learn_prompt in (True, False):
+        together = tokenise(*rows, train_on_prompt=learn_prompt)
+        assert together == [one for each in rows for one in tokenise(each, train_on_prompt=learn_prompt)]
+
+
+def text_alone(text):
+    return TaskRow(id="0", prompt="", choices=None, gold=None, completion=text, text=text)
+
+
+def test_a_text_alone_is_cut_into_sequences_and_loses_nothing():
+    text = "The quick brown fox jumps over the lazy dog. " * 9
+    whole = [*tiny_tokenizer()(text)["input_ids"], tiny_tokenizer().eos_token_id]
+    for length in (8, 16, len(whole) - 1, len(whole), 512):
+        account = RowAccount()
+        parts = tokenise(text_alone(text), max_length=length, account=account)
+        joined = [token for part in parts for token in part["input_ids"]]
+        # A last token alone could not be learnt.
+        assert joined == whole[: len(joined)]
+        assert len(whole) - len(joined) == (len(whole) % length == 1)
+        assert all(part["labels"] == part["input_ids"] for part in parts)
+        assert all(len(part["input_ids"]) == length for part in parts[:-1])
+        assert account.counts == {}
 
 
 def test_batches_are_padded_on_the_right_to_a_multiple_of_eight():

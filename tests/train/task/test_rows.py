@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
+from shearling.evaluation.task import read_rows
 from shearling.recipe.task import SplitShares, TaskSection
 from train.task.rows import assign_split
-from train.task.rows import build_rows as build
+from train.task.rows import build_rows as build_into
 
 SPLITS = ("train", "validation", "test")
 
@@ -36,8 +39,15 @@ def section(path, **changes):
     return TaskSection(name="headlines", path=path, **{**options, **changes})
 
 
+def build(task):
+    with tempfile.TemporaryDirectory() as directory:
+        built = build_into(task, Path(directory))
+        assert sorted(path.name for path in Path(directory).iterdir()) == sorted(f"{split}.jsonl" for split in SPLITS)
+        return built, {split: read_rows(Path(directory), split) for split in SPLITS}
+
+
 def build_rows(task):
-    return build(task).splits
+    return build(task)[1]
 
 
 def prompts(splits):
@@ -78,15 +88,15 @@ def test_rows_that_are_left_out_are_counted_and_the_first_are_named(tmp_path):
     data = records(200)
     empty = [{"headline": " ", "label": 0}] * 5
     other = [{"headline": record["headline"], "label": 1 - record["label"]} for record in data[:2]]
-    built = build(section(write(tmp_path / "d.jsonl", [*empty, *data, data[7], *other])))
-    assert built.splits == build_rows(section(write(tmp_path / "clean.jsonl", data)))
+    built, splits = build(section(write(tmp_path / "d.jsonl", [*empty, *data, data[7], *other])))
+    assert splits == build_rows(section(write(tmp_path / "clean.jsonl", data)))
     assert built.read == 208
     assert built.account.counts == {"empty": 5, "repeated": 1, "contradicting": 2}
     assert built.account.sentence(built.read) == (
         "of 208 rows 5 left out because they render to nothing (1, 2, 3, ...), 1 left out as repetitions (206), "
         "2 left out because their prompt came before with another completion (207, 208)"
     )
-    assert build(section(write(tmp_path / "clean.jsonl", data))).account.sentence(200) is None
+    assert build(section(write(tmp_path / "clean.jsonl", data)))[0].account.sentence(200) is None
 
 
 def test_data_of_which_nothing_is_left_is_refused_with_the_reason(tmp_path):

@@ -1,0 +1,87 @@
+"""What is learnt, in files: the rows that the tokeniser makes, whatever the batches, and nothing of them in memory."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from shearling.errors import RecipeInvalid
+from shearling.evaluation.task import TaskRow, read_rows, write_rows
+from tests.support.memory import PeakOfPrivateMemory
+from tests.support.tiny_models import tiny_tokenizer
+from train.super_adapter.classified_rows import ClassifiedRows
+from train.super_adapter.encoded_rows import BATCH_ROWS, encode_rows, load_encoded
+from train.super_adapter.tokenised_rows import RowTokeniser
+from train.task.row_account import RowAccount
+
+# Two batches and a part of one.
+COUNT = 2 * BATCH_ROWS + 40
+
+
+def question(number: int, *, words: int = 3) -> TaskRow:
+    prompt = f"Question {number}:" + " the lazy dog" * (number % words)
+    choices = (" no", " yes")
+    return TaskRow(
+        id=f"{number:064d}",
+        prompt=prompt,
+        choices=choices,
+        gold=number % 2,
+        completion=choices[number % 2],
+        text=prompt,
+    )
+
+
+def encode(directory, tokeniser):
+    account = RowAccount()
+    total = encode_rows(directory, "train", tokeniser, directory / "rows" / "train.arrow", account)
+    return load_encoded(directory / "rows" / "train.arrow"), account, total
+
+
+def test_files_hold_what_the_tokeniser_makes_of_all_rows_at_once(tmp_path):
+    write_rows(tmp_path, "train", [question(number, words=9) for number in range(COUNT)])
+    tokeniser = RowTokeniser(tiny_tokenizer(), max_length=24, train_on_prompt=False)
+    found, account, total = encode(tmp_path, tokeniser)
+    expected_account = RowAccount()
+    expected = tokeniser(read_rows(tmp_path, "train"), account=expected_account)
+    assert total == COUNT
+    assert len(found) == len(expected) < COUNT
+    for name in ("input_ids", "labels", "gold"):
+        assert found[name][:] == [row[name] for row in expected]
+    assert found["length"][:] == [len(row["input_ids"]) for row in expected]
+    assert account.sentence(COUNT) == expected_account.sentence(COUNT)
+    assert [path.name for path in (tmp_path / "rows").iterdir()] == ["train.arrow"]
+
+
+def test_a_batch_may_be_left_out_whole(tmp_path):
+    rows = [question(number) for number in range(COUNT)]
+    rows[:BATCH_ROWS] = [row.model_copy(update={"prompt": "fox " * 99}) for row in rows[:BATCH_ROWS]]
+    write_rows(tmp_path, "train", rows)
+    found, account, _ = encode(tmp_path, RowTokeniser(tiny_tokenizer(), max_length=24, train_on_prompt=False))
+    assert account.counts["unlabelled"] >= BATCH_ROWS
+    assert len(found) == COUNT - account.counts["unlabelled"]
+    write_rows(tmp_path, "train", rows[:BATCH_ROWS])
+    with pytest.raises(RecipeInvalid, match="cut before its completion at 24 tokens") as caught:
+        encode(tmp_path, RowTokeniser(tiny_tokenizer(), max_length=24, train_on_prompt=False))
+    assert caught.value.where == "task.max_length"
+
+
+def test_classes_are_integers(tmp_path):
+    write_rows(tmp_path, "train", [question(number) for number in range(9)])
+    found, _, _ = encode(tmp_path, ClassifiedRows(tiny_tokenizer(), max_length=12))
+    assert found["labels"][:] == found["gold"][:] == [number % 2 for number in range(9)]
+    assert max(found["length"][:]) == 12
+
+
+@pytest.mark.alone
+def test_tokens_are_never_whole_in_memory(tmp_path):
+    """Rows of 8.6 kB in lists would be 170 MB."""
+    write_rows(tmp_path, "train", (question(number, words=100) for number in range(20_000)))
+    tokeniser = RowTokeniser(tiny_tokenizer(), max_length=512, train_on_prompt=True)
+    tokeniser([question(1)])
+    gc.collect()
+    with PeakOfPrivateMemory() as memory:
+        found, _, _ = encode(tmp_path, tokeniser)
+        assert sum(len(found[place]["input_ids"]) for place in range(0, 20_000, 10)) > 200_000
+    assert len(found) == 20_000
+    assert memory.growth_bytes < 90e6

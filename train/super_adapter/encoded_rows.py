@@ -1,0 +1,119 @@
+"""What is learnt, as token ids in memory-mapped Arrow files: millions of rows take no memory.
+
+`datasets` writes them once, in batches, beside the checkpoints; every process of a training reads the same files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from shearling.errors import RecipeInvalid
+from shearling.evaluation.task import Split, TaskRow, rows_file
+from train.task.row_account import RowAccount
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BATCH_ROWS = 256
+"""Rows that are tokenised at once."""
+
+
+class RowEncoder(Protocol):
+    """Tokenises rows; see `RowTokeniser` and `ClassifiedRows`."""
+
+    label_each_token: ClassVar[bool]
+    """Whether `labels` are a list, or one integer."""
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of an encoded row."""
+        ...
+
+    def __call__(
+        self, rows: Sequence[TaskRow], *, first: int = 1, account: RowAccount | None = None
+    ) -> list[dict[str, Any]]:
+        """Encoded rows with `input_ids`, `labels` and `gold`, fewer or more than were given."""
+        ...
+
+
+def encode_rows(directory: Path, split: Split, encode: RowEncoder, destination: Path, account: RowAccount) -> int:
+    """Tokenise a split of a task into an Arrow file.
+
+    Args:
+        directory: a `task` artefact.
+        split: which rows.
+        encode: tokenises some of them.
+        destination: the file; what stands there is replaced. For a while the rows stand beside it as well.
+        account: told what became of rows.
+
+    Returns:
+        How many rows were read.
+
+    Raises:
+        RecipeInvalid: nothing is left to learn.
+    """
+    import datasets
+
+    scratch = destination.with_suffix(".rows")
+    shutil.rmtree(scratch, ignore_errors=True)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_generator(
+        _lines,
+        gen_kwargs={"file": str(rows_file(directory, split))},
+        features=datasets.Features({"row": datasets.Value("large_string")}),
+        cache_dir=str(scratch),
+    )
+
+    def tokenise(batch: dict[str, list[str]], places: list[int]) -> dict[str, list[Any]]:
+        read = [TaskRow.model_validate_json(line) for line in batch["row"]]
+        encoded = encode(read, first=places[0] + 1, account=account)
+        columns = {name: [row[name] for row in encoded] for name in ("input_ids", "labels", "gold")}
+        return {**columns, "length": [len(ids) for ids in columns["input_ids"]]}
+
+    token = datasets.Value("int32")
+    encoded = rows.map(
+        tokenise,
+        batched=True,
+        batch_size=BATCH_ROWS,
+        with_indices=True,
+        remove_columns=["row"],
+        features=datasets.Features(
+            {
+                "input_ids": datasets.List(token),
+                "labels": datasets.List(token) if encode.label_each_token else token,
+                "gold": token,
+                "length": token,
+            }
+        ),
+        cache_file_name=str(destination),
+        # Its name in a cache that nobody looks into: without one, tokenizer and account would be hashed.
+        new_fingerprint=destination.stem,
+        load_from_cache_file=False,
+    )
+    count = len(rows)
+    del rows
+    shutil.rmtree(scratch)
+    if len(encoded) == 0:
+        raise RecipeInvalid(
+            f"every {split} row is cut before its completion at {encode.max_length} tokens",
+            where="task.max_length",
+            remedy="Raise it",
+        )
+    return count
+
+
+def load_encoded(file: Path) -> Dataset:
+    """What `encode_rows` wrote: `input_ids`, `labels`, `gold` and `length` of every row, read when it is asked for."""
+    import datasets
+
+    return datasets.Dataset.from_file(str(file))
+
+
+def _lines(file: str) -> Iterator[dict[str, str]]:
+    with Path(file).open(encoding="utf-8") as stream:
+        for line in stream:
+            yield {"row": line}

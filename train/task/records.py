@@ -1,0 +1,208 @@
+"""The rows of a user's data, as they are: from JSONL, JSON, CSV, Parquet, directories of these, and `datasets`.
+
+One record is in memory at a time, except where a JSON file is one array. What a field holds is left alone: JSONL and
+CSV are read here and not by `datasets`, which gives every row the same fields and turns texts that look like dates into
+dates.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shearling.artefact import sha256_file
+from shearling.errors import ArtefactMissing, DocumentInvalid, UsageError
+from shearling.recipe.task import HubDataset, TaskSection
+from train.package_asset import fetch
+
+Record = Mapping[str, Any]
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (*JSON_SUFFIXES, *SEPARATORS, ".parquet")
+SAVED = ("state.json", "dataset_dict.json")
+"""One of them stands in what `save_to_disk` wrote."""
+
+FORMS = "Give JSONL (an object a line), CSV, Parquet, a directory of these, or what save_to_disk of `datasets` wrote"
+
+
+def read_records(task: TaskSection) -> Iterator[Record]:
+    """The rows of a task's data, in the order of the files.
+
+    Raises:
+        ArtefactMissing: the data is absent.
+        DocumentInvalid: it is malformed; names the line.
+        UsageError: a data set has several splits, and none is "train".
+    """
+    if task.dataset is not None:
+        return _hub_records(task.dataset)
+    path = task.path if task.path is not None else fetch(task.asset)  # type: ignore[arg-type] # the section has one source
+    if _is_saved(path):
+        return _hub_records(HubDataset(name=str(path)), only_split=True)
+    return itertools.chain.from_iterable(map(_file_records, data_files(path)))
+
+
+def data_files(path: Path) -> list[Path]:
+    """A file, or those of a directory that hold rows, sorted by name.
+
+    Raises:
+        ArtefactMissing: there is nothing.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ArtefactMissing("no such data file or directory", where=path, remedy=FORMS)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ArtefactMissing(f"no file with rows in this directory ({', '.join(SUFFIXES)})", where=path, remedy=FORMS)
+    return files
+
+
+def digest_data(path: Path) -> str | None:
+    """What identifies the content of a file or a directory: hex sha256; None where nothing is there."""
+    import hashlib
+
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        return None
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    digests = {file.relative_to(path).as_posix(): sha256_file(file) for file in files}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in SAVED)
+
+
+def _file_records(path: Path) -> Iterator[Record]:
+    suffix = path.suffix.lower()
+    if suffix in SEPARATORS:
+        return _csv_records(path, SEPARATORS[suffix])
+    if suffix == ".parquet":
+        return _parquet_records(path)
+    with path.open("rb") as stream:
+        start = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"[") and suffix == ".json":
+        return _array_records(path)
+    return _jsonl_records(path)
+
+
+def _jsonl_records(path: Path) -> Iterator[Record]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if text.strip():
+                yield _object(text, f"{path}, line {number}")
+
+
+def _object(line: bytes, where: str) -> Record:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DocumentInvalid(f"not UTF-8 at byte {error.start}", where=where, remedy=FORMS) from None
+    except json.JSONDecodeError as error:
+        raise DocumentInvalid(f"malformed JSON: {error.msg}", where=where, remedy=FORMS) from None
+    return _checked(record, where)
+
+
+def _array_records(path: Path) -> Iterator[Record]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DocumentInvalid(f"not UTF-8 at byte {error.start}", where=path, remedy=FORMS) from None
+    except json.JSONDecodeError as error:
+        raise DocumentInvalid(
+            f"malformed JSON: {error.msg}", where=f"{path}, line {error.lineno}", remedy=FORMS
+        ) from None
+    for number, row in enumerate(rows, start=1):
+        yield _checked(row, f"{path}, element {number}")
+
+
+def _checked(record: Any, where: str) -> Record:
+    if not isinstance(record, dict):
+        raise DocumentInvalid(f"expected an object, found {type(record).__name__}", where=where, remedy=FORMS)
+    return record
+
+
+def _csv_records(path: Path, separator: str) -> Iterator[Record]:
+    """Every cell as the text that it is; the first line names the columns."""
+    csv.field_size_limit(sys.maxsize)
+    number = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            lines = csv.reader(stream, delimiter=separator, strict=True)
+            names = next(lines, [])
+            _check_header(names, path)
+            for cells in lines:
+                number = lines.line_num
+                if len(cells) == len(names):
+                    yield dict(zip(names, cells, strict=True))
+                elif cells:
+                    raise DocumentInvalid(
+                        f"{len(cells)} cells under {len(names)} columns",
+                        where=f"{path}, line {number}",
+                        remedy="Quote cells that hold the separator or line breaks",
+                    )
+    except UnicodeDecodeError as error:
+        raise DocumentInvalid(f"not UTF-8: {error.reason}", where=f"{path}, after line {number}") from None
+    except csv.Error as error:
+        raise DocumentInvalid(f"malformed CSV: {error}", where=f"{path}, after line {number}") from None
+
+
+def _check_header(names: list[str], path: Path) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    if not names or twice:
+        raise DocumentInvalid(
+            f"two columns are named {twice[0]!r}" if twice else "no columns are named",
+            where=f"{path}, line 1",
+            remedy="The first line of a CSV file names its columns",
+        )
+
+
+def _parquet_records(path: Path) -> Iterator[Record]:
+    import pyarrow.lib
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except pyarrow.lib.ArrowInvalid as error:
+        raise DocumentInvalid(f"malformed Parquet: {error}", where=path, remedy=FORMS) from None
+
+
+def _hub_records(source: HubDataset, *, only_split: bool = False) -> Iterator[Record]:
+    import datasets
+
+    try:
+        if _is_saved(Path(source.name)):
+            loaded = datasets.load_from_disk(source.name)
+            split = isinstance(loaded, datasets.DatasetDict)
+            rows: Iterable[Record] = _one_split(loaded, source, only_split=only_split) if split else loaded
+        else:
+            rows = datasets.load_dataset(source.name, source.config, split=source.split)
+    except (FileNotFoundError, ValueError, KeyError, ConnectionError) as error:
+        raise ArtefactMissing(
+            f"cannot load this data set: {error}",
+            where=source.name,
+            remedy="Download it first (HF_DATASETS_OFFLINE=0), or save it with save_to_disk",
+        ) from None
+    yield from rows
+
+
+def _one_split(splits: Mapping[str, Iterable[Record]], source: HubDataset, *, only_split: bool) -> Iterable[Record]:
+    if source.split in splits:
+        return splits[source.split]
+    if only_split and len(splits) == 1:
+        return next(iter(splits.values()))
+    raise UsageError(
+        f"this data set has no split {source.split!r}, but {', '.join(map(repr, splits))}",
+        where=source.name,
+        remedy="Name one in [task.dataset]",
+    )
