@@ -1,5 +1,5 @@
-// Scratch memory that outlives a call: a thread keeps its buffers, so that decoding allocates nothing. What a long prompt
-// took is given back once the calls behind it need far less.
+// Scratch memory that outlives a call: a thread keeps its buffers, so that decoding allocates nothing. What a long
+// prompt took is given back once the calls behind it need far less.
 #pragma once
 
 #include <cstddef>

@@ -1,8 +1,8 @@
 // The constant of a model that an operator takes its weights from.
 //
-// Its headers are checked when the node is made. When a runtime makes ready to compute with it, it is copied, the copy is
-// validated completely, and nothing but the copy is read from then on: what becomes of a mapped file, or of memory at the
-// same address, does not matter.
+// Its headers are checked when the node is made. When a runtime makes ready to compute with it, it is copied, the copy
+// is validated completely, and nothing but the copy is read from then on: what becomes of a mapped file, or of memory
+// at the same address, does not matter.
 #pragma once
 
 #include <memory>

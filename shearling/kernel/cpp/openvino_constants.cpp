@@ -70,7 +70,8 @@ public:
 private:
     static int digit(char letter) {
         OPENVINO_ASSERT(
-            (letter >= '0' && letter <= '9') || (letter >= 'a' && letter <= 'f'), "numbers that are no hexadecimal digits");
+            (letter >= '0' && letter <= '9') || (letter >= 'a' && letter <= 'f'),
+            "numbers that are no hexadecimal digits");
         return letter <= '9' ? letter - '0' : letter - 'a' + 10;
     }
 };
