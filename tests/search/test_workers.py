@@ -129,7 +129,11 @@ def test_nodes_that_do_not_see_the_run_are_sent_it(
     pytest.importorskip("ray")
     original = WorkersObjective.of
     elsewhere = run.path.parent / "not mounted"
-    monkeypatch.setattr(WorkersObjective, "of", lambda *given: dataclasses.replace(original(*given), run=elsewhere))
+    monkeypatch.setattr(
+        WorkersObjective,
+        "of",
+        lambda *given, **options: dataclasses.replace(original(*given, **options), run=elsewhere),
+    )
     with ray_cluster() as cluster:
         workforce = Workforce(executor="ray", workers=2, address=cluster.address)
         search(run, SETTINGS, BestRule(), workforce=workforce)
