@@ -14,8 +14,8 @@ from shearling.model.head import Head
 def merge_error(document: Path, merged: Path, *, head: Head = "language_model") -> float:
     """The largest difference between the logits of a super-network and of what was merged from it.
 
-    Both have their weights in memory of their own: an export's own gate computes on views of files, which may begin at
-    any address, and how a product of few rows is summed up depends on that.
+    Both have their weights in memory of their own: views of files may begin at any address, and how a product of few
+    rows is summed up depends on that.
 
     Args:
         document: of the chosen sub-network.
@@ -26,6 +26,11 @@ def merge_error(document: Path, merged: Path, *, head: Head = "language_model") 
     network = assemble_super_network(opened.frozen, opened.adapter, opened.space)
     network.activate(opened.subnet.choice)
     blocks = fixed_blocks(network.tokenizer, vocabulary=network.model.config.vocab_size)
+    written_model = load_model(merged)
+    for model in (network.model, written_model):
+        for parameter in model.parameters():
+            # Torch begins what it allocates where vectors like it.
+            parameter.data = parameter.data.clone()
     trained = torch_logits(network.model, blocks, head=head)
-    written = torch_logits(load_model(merged), blocks, head=head)
+    written = torch_logits(written_model, blocks, head=head)
     return max(float(np.abs(one - other).max()) for one, other in zip(trained, written, strict=True))

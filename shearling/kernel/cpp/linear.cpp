@@ -1,8 +1,6 @@
 #include "linear.hpp"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <numeric>
 #include <stdexcept>
 #include <vector>
@@ -461,66 +459,7 @@ void run_layer_by_rows(
     });
 }
 
-bool runs_here(const KernelSet& kernels) {
-#if defined(__x86_64__)
-    if (&kernels == &amx_kernels) {
-        static const bool able = runs_here(avx512_kernels) && has_tile_registers();
-        return able;
-    }
-    if (&kernels == &avx512_kernels) {
-        return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-               __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
-    }
-    if (&kernels == &avx_vnni_kernels) {
-        static const bool able = runs_here(avx2_kernels) && has_avx_vnni();
-        return able;
-    }
-    if (&kernels == &avx2_kernels) {
-        // Every processor with both has F16C and POPCNT.
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    }
-#endif
-    return &kernels == &portable_kernels;
-}
-
 }  // namespace
-
-bool multiplies_bf16() {
-#if defined(__x86_64__)
-    static const bool able = __builtin_cpu_supports("avx512bf16");
-    return able;
-#else
-    return false;
-#endif
-}
-
-const KernelSet* find_kernels(const char* name) {
-#if defined(__x86_64__)
-    for (const KernelSet* kernels :
-         {&amx_kernels, &avx512_kernels, &avx_vnni_kernels, &avx2_kernels, &portable_kernels}) {
-#else
-    for (const KernelSet* kernels : {&portable_kernels}) {
-#endif
-        if (std::strcmp(kernels->name, name) == 0 && runs_here(*kernels)) {
-            return kernels;
-        }
-    }
-    return nullptr;
-}
-
-const KernelSet& best_kernels() {
-    static const KernelSet& best = []() -> const KernelSet& {
-        const char* forced = std::getenv("SHEARLING_KERNEL");
-        for (const char* name : {forced == nullptr ? "amx" : forced, "amx", "avx512", "avx_vnni", "avx2"}) {
-            if (const KernelSet* kernels = find_kernels(name)) {
-                return *kernels;
-            }
-        }
-        return portable_kernels;
-    }();
-    return best;
-}
 
 void multiply(
     const PackedMatrix* matrices, size_t count, const Rows& x, const Norm& norm, const Output* outputs,
