@@ -218,7 +218,7 @@ def load(
     device: DeviceOption = "CPU",
     precision: PrecisionOption = "default",
     threads: ThreadsOption = None,
-    hint: HintOption = "throughput",
+    hint: HintOption = "latency",
     prompt_tokens: PromptTokensOption = 128,
     max_new_tokens: NewTokensOption = 64,
     seed: Annotated[int, typer.Option("--seed", help="Of the random prompts.")] = 0,
@@ -262,7 +262,7 @@ def http(
     device: DeviceOption = "CPU",
     precision: PrecisionOption = "default",
     threads: ThreadsOption = None,
-    hint: HintOption = "throughput",
+    hint: HintOption = "latency",
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, help="Texts of each model that are decoded together.")
     ] = DEFAULTS.concurrency,

@@ -1,12 +1,14 @@
 """Texts of many requests at once, through GenAI's continuous batching: what the process of a model does.
 
-Nothing here waits. `add` and `cancel` take effect with the next `step`, and each step tells what it brought.
+Nothing here waits. `add` and `cancel` take effect with the next `step`, and each step tells what it brought. A text
+that nothing runs beside may be decoded by another pipeline, which is faster for one; what comes meanwhile is batched,
+and the two take turns.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serve.http.limits import Limits
+from serve.http.lone_decoder import LoneDecoder
 from serve.http.protocol import TOO_MANY_TOKENS, Event, FinishReason, Sampling, TextJob, Turn
 from serve.http.stop_strings import StopFilter
 from serve.runtimes.deployment import Deployment
@@ -40,6 +43,8 @@ class _Text:
         stream: turns tokens into `pieces`, through `stops`; None where the whole text is decoded at the end.
         pieces: readable text that was not told yet.
         kept: tokens of the text, where there is no stream.
+        handle: of continuous batching, once it has a place there.
+        alone: its tokens, where it is decoded alone instead.
     """
 
     job: TextJob
@@ -51,8 +56,10 @@ class _Text:
     pieces: list[str] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     handle: GenerationHandle | None = None
+    alone: Generator[list[int], None, None] | None = None
     new_tokens: int = 0
     reason: FinishReason | None = None
+    failed: bool = False
 
     def let_through(self, piece: str) -> None:
         """Take text of the stream."""
@@ -74,10 +81,19 @@ class Batcher:
         pipeline: nobody else adds to it or steps it.
         deployment: what it was loaded from.
         limits: of tokens, and of texts decoded together.
+        lone: decodes a text that nothing runs beside; None where that would not be faster.
     """
 
-    def __init__(self, pipeline: ContinuousBatchingPipeline, deployment: Deployment, limits: Limits) -> None:
+    def __init__(
+        self,
+        pipeline: ContinuousBatchingPipeline,
+        deployment: Deployment,
+        limits: Limits,
+        *,
+        lone: LoneDecoder | None = None,
+    ) -> None:
         self._pipeline = pipeline
+        self._lone = lone
         self._tokenizer = pipeline.get_tokenizer()
         self._decoder = _decoder(deployment.directory) or self._tokenizer
         self._deployment = deployment
@@ -124,23 +140,29 @@ class Batcher:
         """Forget a job, unless it has ended already."""
         self._waiting = deque(text for text in self._waiting if text.job.id != job_id)
         text = self._flying.pop(job_id, None)
-        if text is not None and text.handle is not None:
-            self._drop(text.handle)
+        if text is not None:
+            self._drop(text)
 
     def step(self) -> Iterator[Event]:
         """One token for every text that has a place; texts that wait take the places that are free."""
         while self._waiting and len(self._flying) < self._limits.concurrency:
             yield self._start(self._waiting.popleft())
-        self._dropped = False
-        self._pipeline.step()
+        if self._dropped or any(text.handle is not None for text in self._flying.values()):
+            self._dropped = False
+            self._pipeline.step()
         for text in list(self._flying.values()):
             yield from self._collect(text)
 
     def _start(self, text: _Text) -> Event:
         import openvino
 
-        ids = openvino.Tensor(np.asarray([text.ids], dtype=np.int64))
-        text.handle = self._pipeline.add_request(text.job.id, ids, text.config)
+        # The two pipelines round sums differently, so a seed that is to give the same text again stays with one.
+        tied = text.config.do_sample and text.job.sampling.repeatable
+        if self._lone is not None and not tied and not self._flying and not self._waiting:
+            text.alone = self._lone.decode(text.ids, text.config)
+        else:
+            ids = openvino.Tensor(np.asarray([text.ids], dtype=np.int64))
+            text.handle = self._pipeline.add_request(text.job.id, ids, text.config)
         self._flying[text.job.id] = text
         return Event(job=text.job.id, kind="started")
 
@@ -153,30 +175,46 @@ class Batcher:
         return config
 
     def _collect(self, text: _Text) -> Iterator[Event]:
-        from openvino_genai import GenerationStatus
-
-        handle = text.handle
-        if handle is None:
-            return
-        # Before the tokens: a text that ends between the two is collected with the next step.
-        status = handle.get_status()
-        while handle.can_read() and text.reason is None:
-            for output in handle.read().values():
-                self._take(text, output.generated_ids)
+        runs = self._read_alone(text) if text.alone is not None else self._read_batched(text)
         if text.reason is not None:
-            self._drop(handle)
-        elif status == GenerationStatus.FINISHED:
+            self._drop(text)
+        elif not runs:
             text.reason = "length" if text.new_tokens >= text.max_new_tokens else "stop"
-        elif status != GenerationStatus.RUNNING:
-            del self._flying[text.job.id]
-            message = "the key-value cache has no room left: ask for fewer tokens, or try again later"
-            yield Event(job=text.job.id, kind="failed", message=message, code="out_of_memory")
-            return
         if text.reason is not None:
             del self._flying[text.job.id]
             yield self._finish(text)
+        elif text.failed:
+            del self._flying[text.job.id]
+            message = "the key-value cache has no room left: ask for fewer tokens, or try again later"
+            yield Event(job=text.job.id, kind="failed", message=message, code="out_of_memory")
         elif text.job.streamed and (piece := self._readable(text)):
             yield Event(job=text.job.id, kind="text", text=piece, new_tokens=text.new_tokens)
+
+    def _read_alone(self, text: _Text) -> bool:
+        """Whether more may come."""
+        if text.alone is None:
+            return True
+        tokens = next(text.alone, None)
+        if tokens is not None:
+            self._take(text, tokens)
+        runs = tokens is not None and text.new_tokens < text.max_new_tokens
+        if not runs:
+            text.alone.close()
+        return runs
+
+    def _read_batched(self, text: _Text) -> bool:
+        """Whether more may come."""
+        from openvino_genai import GenerationStatus
+
+        if text.handle is None:
+            return True
+        # Before the tokens: a text that ends between the two is collected with the next step.
+        status = text.handle.get_status()
+        while text.handle.can_read() and text.reason is None:
+            for output in text.handle.read().values():
+                self._take(text, output.generated_ids)
+        text.failed = status not in (GenerationStatus.RUNNING, GenerationStatus.FINISHED)
+        return bool(status != GenerationStatus.FINISHED)
 
     def _take(self, text: _Text, token_ids: list[int]) -> None:
         for token in token_ids:
@@ -214,10 +252,13 @@ class Batcher:
         text.pieces.clear()
         return piece
 
-    def _drop(self, handle: GenerationHandle) -> None:
-        handle.cancel()
-        # It is the next step that frees its cache.
-        self._dropped = self._pipeline.has_non_finished_requests()
+    def _drop(self, text: _Text) -> None:
+        if text.alone is not None:
+            text.alone.close()
+        if text.handle is not None:
+            text.handle.cancel()
+            # It is the next step that frees its cache.
+            self._dropped = self._pipeline.has_non_finished_requests()
 
     def _encode(self, prompt: str | tuple[int, ...] | tuple[Turn, ...]) -> list[int]:
         """Token ids of a prompt.

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from serve.http.batcher import Batcher
+from serve.http.lone_decoder import LoneDecoder
 from serve.http.protocol import Command, Event, Events, Loaded, Loading
 from shearling.command_line import quiet_libraries
 from shearling.errors import ShearlingError
@@ -69,11 +70,12 @@ def main() -> None:
 
 
 def _load(line: bytes, channel: IO[str]) -> Batcher | None:
-    from serve.runtimes.openvino import load_batching_pipeline
+    from serve.runtimes.openvino import load_batching_pipeline, load_lone_pipeline
 
     loading = Loading.model_validate_json(line)
     try:
         pipeline, facts = load_batching_pipeline(loading.deployment, loading.options, with_tokenizer=True)
+        lone = load_lone_pipeline(loading.deployment, loading.options)
     except ShearlingError as error:
         reply = {
             "error": type(error).__name__,
@@ -83,7 +85,7 @@ def _load(line: bytes, channel: IO[str]) -> Batcher | None:
         }
         _tell(channel, json.dumps(reply))
         return None
-    batcher = Batcher(pipeline, loading.deployment, loading.limits)
+    batcher = Batcher(pipeline, loading.deployment, loading.limits, lone=None if lone is None else LoneDecoder(lone))
     _tell(channel, Loaded(facts=facts, chats=batcher.chats).model_dump_json())
     return batcher
 

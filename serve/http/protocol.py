@@ -54,6 +54,7 @@ class Sampling(Document):
         temperature: 0 takes the most likely token.
         top_k: None is no limit.
         seed: always given; the server draws one where the client has none.
+        repeatable: whether the client gave it, and may expect the same text again.
         ignore_eos: go on to `max_new_tokens` past an end token.
     """
 
@@ -61,6 +62,7 @@ class Sampling(Document):
     top_p: float
     top_k: int | None
     seed: int
+    repeatable: bool
     frequency_penalty: float
     presence_penalty: float
     ignore_eos: bool

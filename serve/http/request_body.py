@@ -125,6 +125,7 @@ class GenerationBody(Document):
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=self.top_k,
             seed=seed % SEED_MODULUS,
+            repeatable=self.seed is not None,
             frequency_penalty=self.frequency_penalty or 0.0,
             presence_penalty=self.presence_penalty or 0.0,
             ignore_eos=bool(self.ignore_eos),

@@ -2,7 +2,7 @@
 //
 // Its headers are checked when the node is made. When a runtime makes ready to compute with it, it is copied, the copy
 // is validated completely, and nothing but the copy is read from then on: what becomes of a mapped file, or of memory
-// at the same address, does not matter.
+// at the same address, does not matter. Models of one process whose weights are the same bytes share the copy.
 #pragma once
 
 #include <memory>
@@ -53,14 +53,13 @@ public:
     const WeightLayout& layout() const { return layout_; }
     size_t size() const { return constant_->get_byte_size(); }
 
-    // The validated copy, made by the first call. Throws where the weights are not what the layout says.
+    // The validated copy, made or found by the first call. Throws where the weights are not what the layout says.
     std::shared_ptr<const Weights> validated() const {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (weights_ == nullptr) {
-            auto weights = std::make_shared<Weights>();
-            const char* fault = take_weights(bytes(), size(), layout_, *weights, isolated_tbb_threads());
+            const char* fault = nullptr;
+            weights_ = share_weights(bytes(), size(), layout_, fault, isolated_tbb_threads());
             OPENVINO_ASSERT(fault == nullptr, "a packed weight is corrupt: ", fault);
-            weights_ = std::move(weights);
         }
         return weights_;
     }

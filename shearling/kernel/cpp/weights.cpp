@@ -1,7 +1,11 @@
 #include "weights.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <iterator>
+#include <mutex>
+#include <unordered_map>
 
 #include "huge_memory.hpp"
 
@@ -27,6 +31,36 @@ std::shared_ptr<const uint8_t> copy(const uint8_t* bytes, size_t size, const Thr
         std::memcpy(all.target + first, all.source + first, std::min(piece, all.size - first));
     }, &copying);
     return target;
+}
+
+// By threads, each of which stops at the first difference that anybody has found.
+bool equal(const uint8_t* one, const uint8_t* other, size_t size, const Threads& threads) {
+    struct Comparison {
+        const uint8_t* one;
+        const uint8_t* other;
+        size_t size;
+        std::atomic<bool> differ{false};
+    };
+    Comparison comparison{one, other, size};
+    threads.run((size + piece - 1) / piece, [](void* context, size_t index) {
+        Comparison& all = *static_cast<Comparison*>(context);
+        const size_t first = index * piece;
+        if (!all.differ.load(std::memory_order_relaxed) &&
+            std::memcmp(all.one + first, all.other + first, std::min(piece, all.size - first)) != 0) {
+            all.differ.store(true, std::memory_order_relaxed);
+        }
+    }, &comparison);
+    return !comparison.differ.load();
+}
+
+// Of what is worth comparing: bytes spread over all of them (FNV-1a).
+size_t digest(const uint8_t* bytes, size_t size) {
+    constexpr size_t samples = 256;
+    uint64_t value = 14695981039346656037u;
+    for (size_t index = 0; index < samples; ++index) {
+        value = (value ^ bytes[index * (size - 1) / (samples - 1)]) * 1099511628211u;
+    }
+    return static_cast<size_t>(value ^ size);
 }
 
 }  // namespace
@@ -56,6 +90,8 @@ const char* take_weights(
     if (size == 0) {
         return "there are no bytes";
     }
+    weights.layout = layout;
+    weights.size = size;
     weights.bytes = copy(bytes, size, threads);
     const uint8_t* copy = weights.bytes.get();
     size_t end = 0;
@@ -80,6 +116,43 @@ const char* take_weights(
     }
     release_file_pages(bytes, size);
     return nullptr;
+}
+
+std::shared_ptr<const Weights> share_weights(
+    const uint8_t* bytes, size_t size, const WeightLayout& layout, const char*& fault, const Threads& threads) {
+    static std::mutex mutex;
+    static std::unordered_multimap<size_t, std::weak_ptr<const Weights>> known;
+    fault = size == 0 ? "there are no bytes" : nullptr;
+    if (fault != nullptr) {
+        return nullptr;
+    }
+    const size_t key = digest(bytes, size);
+    std::vector<std::shared_ptr<const Weights>> candidates;
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        const auto [first, last] = known.equal_range(key);
+        for (auto entry = first; entry != last; ++entry) {
+            candidates.push_back(entry->second.lock());
+        }
+    }
+    for (const auto& candidate : candidates) {
+        if (candidate != nullptr && candidate->size == size && candidate->layout == layout &&
+            equal(bytes, candidate->bytes.get(), size, threads)) {
+            release_file_pages(bytes, size);
+            return candidate;
+        }
+    }
+    auto made = std::make_shared<Weights>();
+    fault = take_weights(bytes, size, layout, *made, threads);
+    if (fault != nullptr) {
+        return nullptr;
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (auto entry = known.begin(); entry != known.end();) {
+        entry = entry->second.expired() ? known.erase(entry) : std::next(entry);
+    }
+    known.emplace(key, made);
+    return made;
 }
 
 }  // namespace shearling

@@ -24,6 +24,8 @@ struct WeightLayout {
 };
 
 struct Weights {
+    WeightLayout layout;
+    size_t size = 0;
     std::shared_ptr<const uint8_t> bytes;
     std::vector<PackedMatrix> matrices;
     std::vector<std::vector<float>> vectors;
@@ -37,5 +39,10 @@ const char* read_layout(
 // back to the system. Null, or what is wrong with them. Throws std::bad_alloc.
 const char* take_weights(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights, const Threads& threads);
+
+// The same for weights that several models of this process may have: what is there already, byte for byte, is not copied
+// again. Null where `fault` says what is wrong with them.
+std::shared_ptr<const Weights> share_weights(
+    const uint8_t* bytes, size_t size, const WeightLayout& layout, const char*& fault, const Threads& threads);
 
 }  // namespace shearling

@@ -19,7 +19,14 @@ from serve.runtimes.runtime import RunOptions
 from shearling.target import Target
 
 GREEDY = Sampling(
-    temperature=0.0, top_p=1.0, top_k=None, seed=0, frequency_penalty=0.0, presence_penalty=0.0, ignore_eos=True
+    temperature=0.0,
+    top_p=1.0,
+    top_k=None,
+    seed=0,
+    repeatable=False,
+    frequency_penalty=0.0,
+    presence_penalty=0.0,
+    ignore_eos=True,
 )
 MakeJob = Callable[..., TextJob]
 
@@ -109,6 +116,7 @@ def test_a_stop_string_ends_the_work_too(batcher: Batcher, make_job: MakeJob, pi
         top_p=st.floats(0, 1) | st.sampled_from([0.0, 5e-324, 1e-40, 1.0]),
         top_k=st.none() | st.integers(1, 2**31 - 1),
         seed=st.integers(0, 2**32 - 1),
+        repeatable=st.booleans(),
         frequency_penalty=st.floats(-2, 2),
         presence_penalty=st.floats(-2, 2),
         ignore_eos=st.booleans(),

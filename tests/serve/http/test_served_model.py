@@ -17,7 +17,14 @@ from shearling.target import Target
 
 OPTIONS = RunOptions(precision="fp32", threads=1)
 GREEDY = Sampling(
-    temperature=0.0, top_p=1.0, top_k=None, seed=0, frequency_penalty=0.0, presence_penalty=0.0, ignore_eos=True
+    temperature=0.0,
+    top_p=1.0,
+    top_k=None,
+    seed=0,
+    repeatable=False,
+    frequency_penalty=0.0,
+    presence_penalty=0.0,
+    ignore_eos=True,
 )
 
 

@@ -13,20 +13,17 @@ import numpy as np
 import openvino as ov
 import openvino_genai
 import pytest
-import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
-from export.formats.openvino import MODEL_XML, write_openvino
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from shearling.kernel.loading import packed_choice
@@ -36,8 +33,8 @@ from shearling.kernel.loading.packed_choice import Timing
 from shearling.kernel.loading.packed_model import load_ir
 from shearling.kernel.openvino_extension import core_for, load_packed, machine_operators, required_extensions
 from shearling.target import parse_target
-from tests.support.exported_files import stored_as
-from tests.support.tiny_models import VOCABULARY, tiny_tokenizer
+from tests.support.packed_decoders import SHAPE, seeded_decoder, write_packed
+from tests.support.tiny_models import VOCABULARY
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -45,47 +42,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # torchao warns while optimum imports it
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-SHAPE = {
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 96,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 2048,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "initializer_range": 0.1,
-}
-
-
-def written(directory: Path, model: PreTrainedModel) -> Path:
-    """A packed IR of a model with half of its weights at zero."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("_proj.weight"):
-                parameter.mul_(torch.rand(parameter.shape, generator=generator) > 0.5)
-    write_openvino(model, tiny_tokenizer(), directory, stored_as("int8", kernel="sparse"), sparsity={})
-    return directory / MODEL_XML
-
-
-def seeded(model_class, config) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = model_class(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # a product with ones is left out of the graph
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
 
 
 @pytest.fixture(scope="module")
 def xml(tmp_path_factory) -> Path:
     """Grouped queries, a tied embedding."""
-    model = seeded(LlamaForCausalLM, LlamaConfig(**SHAPE, tie_word_embeddings=True))
-    return written(tmp_path_factory.mktemp("llama"), model)
+    model = seeded_decoder(LlamaForCausalLM, LlamaConfig(**SHAPE, tie_word_embeddings=True))
+    return write_packed(tmp_path_factory.mktemp("llama"), model)
 
 
 def read_ir(xml: Path, **properties: str) -> tuple[ov.Model, str | None]:
@@ -257,7 +220,7 @@ def variants() -> dict[str, tuple]:
 @pytest.mark.parametrize("variant", variants())
 def test_what_is_not_plain_attention_stays(tmp_path, variant):
     model_class, config, reason = variants()[variant]
-    xml = written(tmp_path, seeded(model_class, config))
+    xml = write_packed(tmp_path, seeded_decoder(model_class, config))
     text = IrText(xml.read_bytes())
     before = text.to_bytes()
     obstacle = fuse_decoder(text, core_for(xml).read_model(xml), config.to_dict())
@@ -269,7 +232,7 @@ def test_what_is_not_plain_attention_stays(tmp_path, variant):
 def test_a_window_is_seen_in_the_graph_as_well(tmp_path):
     """Where config.json says nothing of it, the mask does."""
     config = MistralConfig(**SHAPE, tie_word_embeddings=False, sliding_window=16)
-    xml = written(tmp_path, seeded(MistralForCausalLM, config))
+    xml = write_packed(tmp_path, seeded_decoder(MistralForCausalLM, config))
     obstacle = fuse_decoder(IrText(xml.read_bytes()), core_for(xml).read_model(xml), {})
     assert "mask" in obstacle
 
@@ -297,7 +260,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(tmp_path, family):
-    xml = written(tmp_path, seeded(*FAMILIES[family]))
+    xml = write_packed(tmp_path, seeded_decoder(*FAMILIES[family]))
     requests = [compiled(xml, fused=True), compiled(xml, fused=False)]
     rng = np.random.default_rng(0)
     mask = np.zeros((1, 0), np.int64)

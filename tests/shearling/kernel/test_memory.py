@@ -79,6 +79,17 @@ Path("/proc/self/clear_refs").write_text("5")  # the highest resident memory cou
 loaded, attention = load(Path(sys.argv[2]), **properties)
 print(json.dumps({"peak": peak_memory_bytes() - before, "kept": memory_bytes() - before, "fused": attention is None}))
 """
+LOAD_BOTH = (
+    LOAD_PIPELINE.partition("properties =")[0]
+    + """
+stock = {"ATTENTION_BACKEND": "SDPA"}
+warm = [load(Path(sys.argv[1]), **properties) for properties in (stock, {})]
+first = load(Path(sys.argv[2]), **stock)
+before = memory_bytes()
+second = load(Path(sys.argv[2]))
+print(json.dumps({"kept": memory_bytes() - before, "fused": [item[1] is None for item in (first, second)]}))
+"""
+)
 PROMPT = """
 import json
 import numpy as np
@@ -168,6 +179,16 @@ def test_a_decoder_with_attention_in_its_layers_takes_no_more_than_the_plain_one
     assert (plain["fused"], fused["fused"]) == (False, True)
     assert fused["peak"] <= plain["peak"] + 0.1 * size
     assert fused["peak"] <= 1.3 * size
+
+
+def test_two_pipelines_of_one_model_share_its_weights(tmp_path):
+    small, _ = save_decoder(tmp_path / "small", hidden_size=128, intermediate_size=256, num_hidden_layers=1)
+    large, size = save_decoder(tmp_path / "large", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+    command = [sys.executable, "-c", LOAD_BOTH, str(small), str(large)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    added = json.loads(done.stdout)
+    assert added["fused"] == [False, True]
+    assert added["kept"] <= 0.25 * size
 
 
 def test_what_a_long_prompt_took_is_given_back():

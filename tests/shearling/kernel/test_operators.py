@@ -3,6 +3,8 @@ refuse."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import openvino as ov
 import pytest
@@ -188,6 +190,28 @@ def test_attributes_that_do_not_fit_are_refused_at_once(change, message):
     x = op.parameter([1, -1, HIDDEN], np.float32)
     with pytest.raises(RuntimeError, match=message):
         node_factory().create("SparseLinear", [x.output(0), weights.output(0)], {**LINEAR, **COMMON, **change})
+
+
+def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path):
+    """Models in one process share what is equal, to the last byte."""
+    part = matrix(256, 512, seed=3)
+    x = activations(512)
+    shared = []
+    for row in (None, None, 2, 200):
+        values = part.values.copy()
+        if row is not None:
+            column = np.flatnonzero(np.abs(values[row].astype(int)) > 2)[-1]
+            values[row, column] ^= 1
+        weights = pack(dataclasses.replace(part, values=values), Encoding.BITMASK)
+        parameter = op.parameter([-1, -1, 512], np.float32)
+        attributes = {"rows": [256], "columns": 512, "norm_epsilon": 0.0, "bias": False, "residual": False, **COMMON}
+        node = node_factory().create("SparseLinear", [parameter.output(0), op.constant(weights).output(0)], attributes)
+        model = ov.Model([op.result(node.output(0))], [parameter])
+        shared.append(openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+    first, again, *others = (np.array(compiled([x])[0]) for compiled in shared)
+    assert np.array_equal(first, again)
+    for other in others:
+        assert (other != first).sum() == 1  # of one row
 
 
 def test_a_lying_constant_is_refused_before_a_kernel_runs(tmp_path):
