@@ -7,8 +7,10 @@ and the two take turns.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,10 @@ GREEDY_TEMPERATURE, GREEDY_SHARE = 0.01, 1e-6
 """Below these the most likely token is taken: logits divided by less leave the range of float32 before they choose
 anything else, and a smaller `top_p` keeps no second token, and may be 0 in float32, which GenAI refuses.
 """
+STREAM_S = 0.02
+"""Between two pieces of a stream: more of them nobody sees, and each takes time of server and client that the model
+lacks where they share processors.
+"""
 
 
 @dataclass
@@ -45,6 +51,7 @@ class _Text:
         kept: tokens of the text, where there is no stream.
         handle: of continuous batching, once it has a place there.
         alone: its tokens, where it is decoded alone instead.
+        due_s: when the next piece may be told.
     """
 
     job: TextJob
@@ -60,6 +67,7 @@ class _Text:
     new_tokens: int = 0
     reason: FinishReason | None = None
     failed: bool = False
+    due_s: float = -math.inf
 
     def let_through(self, piece: str) -> None:
         """Take text of the stream."""
@@ -82,6 +90,7 @@ class Batcher:
         deployment: what it was loaded from.
         limits: of tokens, and of texts decoded together.
         lone: decodes a text that nothing runs beside; None where that would not be faster.
+        clock: in seconds.
     """
 
     def __init__(
@@ -91,7 +100,9 @@ class Batcher:
         limits: Limits,
         *,
         lone: LoneDecoder | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._pipeline = pipeline
         self._lone = lone
         self._tokenizer = pipeline.get_tokenizer()
@@ -187,7 +198,8 @@ class Batcher:
             del self._flying[text.job.id]
             message = "the key-value cache has no room left: ask for fewer tokens, or try again later"
             yield Event(job=text.job.id, kind="failed", message=message, code="out_of_memory")
-        elif text.job.streamed and (piece := self._readable(text)):
+        elif text.job.streamed and (now_s := self._clock()) >= text.due_s and (piece := self._readable(text)):
+            text.due_s = now_s + STREAM_S
             yield Event(job=text.job.id, kind="text", text=piece, new_tokens=text.new_tokens)
 
     def _read_alone(self, text: _Text) -> bool:

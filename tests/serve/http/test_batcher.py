@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from serve.http.batcher import Batcher
+from serve.http.batcher import STREAM_S, Batcher
 from serve.http.limits import Limits
 from serve.http.protocol import Event, Sampling, TextJob
 from serve.runtimes.deployment import find_deployment
@@ -106,6 +106,20 @@ def test_a_stop_string_ends_the_work_too(batcher: Batcher, make_job: MakeJob, pi
     assert (events[-1].reason, whole.reason, whole.new_tokens) == ("stop", "length", 200)
     assert events[-1].new_tokens < 50
     assert not pipeline[0].has_non_finished_requests()
+
+
+def test_a_stream_has_its_first_piece_at_once_and_no_more_than_can_be_seen(pipeline, make_job: MakeJob) -> None:
+    told = []
+    for step_s in (2 * STREAM_S, STREAM_S / 4):
+        now_s = itertools.count(0.0, step_s)
+        one = Batcher(*pipeline, Limits(), clock=lambda now_s=now_s: next(now_s))
+        one.add(make_job(tokens=120))
+        told.append([event for event in run(one) if event.kind != "started"])
+    all_of_them, few = told
+    assert few[0] == all_of_them[0].model_copy(update={"job": few[0].job})
+    assert all(later.new_tokens >= event.new_tokens + 4 for event, later in itertools.pairwise(few[:-1]))
+    assert len(few) < len(all_of_them) / 2
+    assert "".join(event.text for event in few) == "".join(event.text for event in all_of_them)
 
 
 @hypothesis.settings(max_examples=60)
