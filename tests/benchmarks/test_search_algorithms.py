@@ -1,0 +1,48 @@
+"""The benchmark of search algorithms, on a tiny run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.search_algorithms import main
+from shearling.artefact import open_artefact
+from shearling.run import Run
+from tests.support.tiny_runs import tiny_recipe
+from train.stage import run_recipe
+
+
+def test_algorithms_stand_side_by_side_and_what_is_there_stays(tmp_path: Path, capsys) -> None:
+    run = Run(tmp_path / "tiny")
+    run_recipe(tiny_recipe(tmp_path), run.path)
+    arguments = [str(run.path), "--output", str(tmp_path / "out"), "--algorithms", "random,heuristic"]
+    arguments += [
+        "--seeds",
+        "0,1",
+        "--evaluations",
+        "4",
+        "--population",
+        "2",
+        "--rows",
+        "8",
+        "--cost",
+        "adapter_params",
+    ]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1] for line in first[2:]] == ["random", "heuristic"]
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert [(item["algorithm"], item["seed"]) for item in figures] == [
+        ("random", 0),
+        ("random", 1),
+        ("heuristic", 0),
+        ("heuristic", 1),
+    ]
+    assert figures[2] == {**figures[3], "seed": 0}  # the middle is the same, whatever the seed
+    assert all(0 < item["hypervolume"] <= 1 and 0 <= item["unseen"] <= 1 for item in figures)
+    assert not run.search.exists()
+    searched = Run(tmp_path / "out" / "tiny" / "random-0")
+    digest = open_artefact(searched.search, kind="search").sha256
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines() == first
+    assert open_artefact(searched.search, kind="search").sha256 == digest
