@@ -183,6 +183,9 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # It takes the absence of a file in the home directory for consent, and forks this process for each message. Who
+    # imports it, OpenVINO's converter and NNCF, does without where it is not installed, which None says.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # typeshed knows modules alone
     # torchao complains at import about GPU libraries it cannot load, and torch about torchao.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -209,3 +209,28 @@ def test_training_decides_how_threads_wait_before_torch_is_loaded(tmp_path):
         check=False,
     )
     assert (done.returncode, done.stderr.splitlines()[-1]) == (9, "torch after PASSIVE")
+
+
+TELEMETRY = """
+import shearling.command_line
+if {quiet}:
+    shearling.command_line.quiet_libraries()
+from openvino.tools.ovc.telemetry_utils import init_ovc_telemetry
+print(type(init_ovc_telemetry()).__module__)
+"""
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_no_telemetry_is_sent_though_nobody_forbade_it(quiet, tmp_path):
+    """OpenVINO's takes an identity in the home directory before it sends anything; left to itself it does."""
+    variables = {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, "-c", TELEMETRY.format(quiet=quiet)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**variables, "HOME": str(tmp_path)},
+    )
+    assert done.stdout.strip().startswith("openvino.tools" if quiet else "openvino_telemetry")
+    assert list(tmp_path.rglob("openvino_ga_cid") if quiet else ()) == []
+    assert (tmp_path / "intel").exists() is not quiet
