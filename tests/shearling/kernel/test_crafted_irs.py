@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from openvino import opset13 as op
 from shearling.errors import ArtefactCorrupt
 from shearling.kernel.openvino_extension import check_packed_weights, node_factory
 from shearling.kernel.packed_format import ValueType, bundle, pack
+from tests.support.forked_processes import ForkedProcesses
 from tests.support.matrices import random_matrix
 
 WIDTH, ROWS, INNER = 48, 32, 16
@@ -64,12 +64,22 @@ print(json.dumps(answers))
 """
 
 
-def open_files(*cases: tuple[Path, list[Feed]]) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ForkedProcesses]:
+    with ForkedProcesses("numpy", "openvino", "shearling.kernel.openvino_extension") as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def open_files(processes: ForkedProcesses) -> Callable[..., list[dict[str, Any]]]:
     """What becomes of files and what each is fed: the shapes of the results, or why they were refused."""
-    plan = json.dumps([(str(path), feeds) for path, feeds in cases])
-    done = subprocess.run([sys.executable, "-c", OPEN, plan], capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}"
-    return json.loads(done.stdout)
+
+    def open_files(*cases: tuple[Path, list[Feed]]) -> list[dict[str, Any]]:
+        done = processes.run(OPEN, json.dumps([(str(path), feeds) for path, feeds in cases]))
+        assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}"
+        return json.loads(done.stdout)
+
+    return open_files
 
 
 def feed(operator: str, *, width: int = WIDTH, rows: int = 2, which: int = 0) -> Feed:
@@ -133,7 +143,7 @@ def rewire(xml: str, *, source: str, target: str, port: int) -> str:
 
 
 @pytest.mark.parametrize("operator", ATTRIBUTES)
-def test_weights_that_are_computed_are_refused_when_the_file_is_read(tmp_path, operator):
+def test_weights_that_are_computed_are_refused_when_the_file_is_read(open_files, tmp_path, operator):
     path = tmp_path / "model.xml"
     xml = write(path, operator)
     path.write_text(rewire(xml, source="Gather", target=operator, port=2 if operator == "SparseLayer" else 1))
@@ -143,7 +153,7 @@ def test_weights_that_are_computed_are_refused_when_the_file_is_read(tmp_path, o
 
 @pytest.mark.parametrize("operator", PRODUCTS)
 @pytest.mark.parametrize("shape", [(-1, -1, -1), (1, 2, -1)])
-def test_activations_of_another_width_are_refused(tmp_path, operator, shape):
+def test_activations_of_another_width_are_refused(open_files, tmp_path, operator, shape):
     path = tmp_path / "model.xml"
     write(path, operator, shape=shape)
     widths = (WIDTH - 1, 1, 2 * WIDTH)
@@ -153,7 +163,7 @@ def test_activations_of_another_width_are_refused(tmp_path, operator, shape):
         assert f"do not end in {WIDTH}" in answer["refused"]
 
 
-def test_a_residual_of_another_size_is_refused(tmp_path):
+def test_a_residual_of_another_size_is_refused(open_files, tmp_path):
     path = tmp_path / "model.xml"
     write(path, "SparseLayer")
     x, _, which = feed("SparseLayer")
@@ -163,7 +173,7 @@ def test_a_residual_of_another_size_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("operator", ATTRIBUTES)
-def test_no_rows_are_no_fault(tmp_path, operator):
+def test_no_rows_are_no_fault(open_files, tmp_path, operator):
     path = tmp_path / "model.xml"
     write(path, operator)
     (answer,) = open_files((path, [feed(operator, rows=0), feed(operator), feed(operator, rows=0)]))
@@ -193,7 +203,7 @@ LISTS = {
 
 
 @pytest.mark.parametrize("operator", ["SparseLinear", "SparseHead", "SparseEmbedding"])
-def test_attributes_that_lie_are_refused(tmp_path, operator):
+def test_attributes_that_lie_are_refused(open_files, tmp_path, operator):
     path = tmp_path / "model.xml"
     xml = write(path, operator)
     cases = []
@@ -207,7 +217,7 @@ def test_attributes_that_lie_are_refused(tmp_path, operator):
 
 @pytest.mark.parametrize("operator", ATTRIBUTES)
 @pytest.mark.parametrize("described", ['element_type="u8" shape="1, {}"', 'element_type="i8" shape="{}"'])
-def test_a_constant_of_another_type_or_rank_is_refused(tmp_path, operator, described):
+def test_a_constant_of_another_type_or_rank_is_refused(open_files, tmp_path, operator, described):
     path, size = tmp_path / "model.xml", weights_of(operator).size
     changed = write(path, operator).replace(f'element_type="u8" shape="{size}"', described.format(size))
     assert described.format(size) in changed
@@ -235,7 +245,7 @@ def scaled(y):
     ],
 )
 def test_a_head_that_passes_for_a_matmul_computes_its_own_product_or_is_refused(
-    tmp_path, shape, before, after, outcome
+    open_files, tmp_path, shape, before, after, outcome
 ):
     path, x = tmp_path / "model.xml", op.parameter(ov.PartialShape([-1] * len(shape)), np.float32)
     arguments = [(before(x) if before else x).output(0), op.constant(weights_of("SparseHead")).output(0)]
@@ -249,7 +259,7 @@ def test_a_head_that_passes_for_a_matmul_computes_its_own_product_or_is_refused(
         assert answer["shapes"] == [outcome]
 
 
-def test_tokens_out_of_range_are_refused(tmp_path):
+def test_tokens_out_of_range_are_refused(open_files, tmp_path):
     path = tmp_path / "model.xml"
     write(path, "SparseEmbedding")
     tokens = (ROWS, -1, 2**31 - 1, -(2**31))  # the plugin makes 32 bits of others
@@ -297,12 +307,11 @@ print("computed")
 
 @pytest.mark.parametrize("operator", ATTRIBUTES)
 @pytest.mark.parametrize("moment", ["before", "between", "after"])
-def test_a_mapped_file_that_changes_is_refused_or_not_seen(tmp_path, operator, moment):
+def test_a_mapped_file_that_changes_is_refused_or_not_seen(processes, tmp_path, operator, moment):
     path = tmp_path / "model.xml"
     write(path, operator)
     shape = ",".join(str(size) for size in feed(operator)[0][0])
-    command = [sys.executable, "-c", CHANGE, str(path), moment, shape]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = processes.run(CHANGE, path, moment, shape)
     if moment != "before":  # a compiled model has its weights
         assert (done.returncode, done.stdout) == (0, "computed\n"), done.stderr[-2000:]
     else:

@@ -1,0 +1,74 @@
+"""Processes of their own that begin with their imports done: for tests that ask one small question of each of many.
+
+A process imports what all questions need, once, and is forked for each of them. What a question does, to itself or by
+crashing, is seen by no other.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+SERVER = """
+import json, os, sys, traceback
+
+for name in sys.argv[1:]:
+    __import__(name)
+for line in sys.stdin:
+    question = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(question[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv = ["-c", *question["arguments"]]
+        code = 0
+        try:
+            exec(compile(question["code"], "<question>", "exec"), {"__name__": "__main__"})
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class ForkedProcesses:
+    """Runs code in forks of one process; a context manager, which ends that process."""
+
+    def __init__(self, *modules: str) -> None:
+        """Args:
+        modules: what it imports; nothing that starts threads.
+        """
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """What `python -c code arguments` would have done."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        words = [str(argument) for argument in arguments]
+        with tempfile.TemporaryDirectory() as temporary:
+            files = {name: Path(temporary, name) for name in ("stdout", "stderr")}
+            question = {"code": code, "arguments": words, **{name: str(file) for name, file in files.items()}}
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            code_text = self._process.stdout.readline()
+            assert code_text, "the process that is forked has ended"
+            texts = [file.read_text(encoding="utf-8") for file in files.values()]
+        return subprocess.CompletedProcess(["python", "-c", code, *words], int(code_text), *texts)
+
+    def __enter__(self) -> ForkedProcesses:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        # With its input closed it comes to its end.
+        self._process.__exit__(kind, error, at)
