@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -27,6 +28,12 @@ pytest_plugins = ["serve.guard.pytest_plugin", "pytester"]
 os.environ["SHEARLING_PACKED"] = "always"
 # Children that tests start import the same project, wherever they run.
 os.environ["PYTHONPATH"] = str(ROOT)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: no collection of garbage, of which exporters ask for many, looks at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
