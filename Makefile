@@ -26,9 +26,9 @@ test: $(READY) ## The tests, on real runtimes, ten minutes; no network but the p
 	$(PYTEST) --numprocesses 2 -m "not slow and not alone and not demo"
 	$(PYTEST) -m "alone and not slow and not demo"
 
-test-all: test ## What takes longer as well: real models, every family, kills and resumes
-	$(PYTEST) --numprocesses 2 -m "slow and not alone and not demo"
-	$(PYTEST) -m "slow and alone and not demo"
+test-all: $(READY) ## These, and what takes longer: real models, every family, kills and resumes
+	$(PYTEST) --numprocesses 2 -m "not alone and not demo"
+	$(PYTEST) -m "alone and not demo"
 
 smoke: $(READY) ## The demo at a small scale, checked from end to end
 	$(PYTEST) -m demo

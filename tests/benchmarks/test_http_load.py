@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from benchmarks.http_load import MOST_GROWTH, main
-from tests.support.deployments import write_export
+from tests.support.deployments import shared_export
 
 pytestmark = pytest.mark.slow
 
 
-def test_no_request_is_lost_and_memory_does_not_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    export = write_export(tmp_path / "export")
+def test_no_request_is_lost_and_memory_does_not_grow(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = shared_export(tmp_path_factory)
     options = ["--minutes", "0.6", "--prompt-tokens", "32", "--max-new-tokens", "48"]
     code = main([str(export), *options, "--rounds", "1", "--threads", "1", "--precision", "fp32"])
     told = json.loads(capsys.readouterr().out)

@@ -16,15 +16,14 @@ import pytest
 from shearling.virtual_environment import make_environment
 from tests.support.documents import ROOT
 from tests.support.environments import environment_seeing_ours
+from tests.support.once_per_run import once_per_run
 
 STAGES = ("train", "search", "export", "serve")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("dist")
-    build_wheels.build_toolchain(directory)
-    (wheel,) = directory.glob("*.whl")
+    (wheel,) = once_per_run(tmp_path_factory, "toolchain-wheel", build_wheels.build_toolchain).glob("*.whl")
     return wheel
 
 

@@ -27,6 +27,7 @@ from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.model.layers import find_layers
 from tests.support.documents import ROOT
 from tests.support.exported_files import stored_as
+from tests.support.once_per_run import once_per_run
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.serve_command import serve
 from tests.support.smollm2 import SMOLLM2
@@ -48,10 +49,9 @@ NEW_TOKENS = 24
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("dist")
-    build_wheels.build_runtime(directory)
-    (wheel,) = directory.glob("*.whl")
-    return wheel
+    (built,) = once_per_run(tmp_path_factory, "runtime-wheel", build_wheels.build_runtime).glob("*.whl")
+    # Its bill is written beside it.
+    return Path(shutil.copy(built, tmp_path_factory.mktemp("dist")))
 
 
 @pytest.fixture(scope="module")

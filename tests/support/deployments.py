@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from shearling.artefact import write_artefact
 from shearling.model.checkpoint import save_model
+from tests.support.once_per_run import once_per_run
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
 
 
@@ -21,6 +23,11 @@ def write_export(path: Path) -> Path:
         write_onnx(model, draft.directory / "onnx")
         save_model(model, tiny_tokenizer(), draft.directory / "model")
     return path
+
+
+def shared_export(factory: pytest.TempPathFactory) -> Path:
+    """What `write_export` writes, once for all tests of a run; none may change it."""
+    return once_per_run(factory, "export", lambda directory: write_export(directory / "export")) / "export"
 
 
 def write_openvino(model: PreTrainedModel, directory: Path) -> Path:

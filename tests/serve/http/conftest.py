@@ -12,18 +12,21 @@ from serve.runtimes.runtime import RunOptions, Runtime, load_runtime
 from shearling.target import Target
 from tests.support.exported_files import stored_as
 from tests.support.http_server import HttpServer, serving
+from tests.support.once_per_run import once_per_run
 from tests.support.tiny_models import pruned_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
 def sparse_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pruned int8 model with sparse kernels."""
-    model, _ = pruned_model("llama_tied_gqa")
-    directory = tmp_path_factory.mktemp("http") / "sparse"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchao warns while optimum imports it
-        write_openvino(model, tiny_tokenizer(), directory, stored_as("int8", kernel="sparse"), sparsity={})
-    return directory
+
+    def make(directory: Path) -> None:
+        model, _ = pruned_model("llama_tied_gqa")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchao warns while optimum imports it
+            write_openvino(model, tiny_tokenizer(), directory, stored_as("int8", kernel="sparse"), sparsity={})
+
+    return once_per_run(tmp_path_factory, "http-sparse", make)
 
 
 @pytest.fixture(scope="session")

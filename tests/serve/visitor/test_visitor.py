@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -17,6 +16,7 @@ from serve.runtimes.runtime import RunOptions
 from shearling.errors import ArtefactError, CheckpointUnsafe, EnvironmentFault, PackageMissing, ShearlingError
 from shearling.target import parse_target
 from tests.support.environments import environment_seeing_ours, environment_with
+from tests.support.once_per_run import writable_copy
 from tests.support.tiny_models import llama_tied_gqa
 
 FP32 = RunOptions(precision="fp32", threads=1)
@@ -161,7 +161,7 @@ def test_environments_that_cannot_serve(export: Path, environment: Path, tmp_pat
 
 
 def test_a_model_that_could_run_code_is_not_loaded(export: Path, environment: Path, tmp_path: Path) -> None:
-    model = Path(shutil.copytree(export / "model", tmp_path / "model"))
+    model = writable_copy(export / "model", tmp_path / "model")
     text = (model / "config.json").read_text()
     (model / "config.json").write_text(text.replace("{", '{"auto_map": {"AutoModel": "evil.Model"},', 1))
     with pytest.raises(CheckpointUnsafe, match="auto_map"):
@@ -186,7 +186,7 @@ def test_what_cannot_be_run_there_says_why(export: Path, environment: Path, tmp_
         with WorkerProcess(deployment, options) as worker:
             worker.load()
 
-    cut = Path(shutil.copytree(export / "openvino", tmp_path / "cut"))
+    cut = writable_copy(export / "openvino", tmp_path / "cut")
     (cut / "openvino_model.bin").write_bytes(b"")
     with pytest.raises(ArtefactError, match="cannot load it"):
         load(f"{cut}@environment={environment}")

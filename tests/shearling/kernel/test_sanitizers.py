@@ -21,6 +21,7 @@ from shearling.kernel.compilation import (
     find_compiler,
     find_headers,
 )
+from tests.support.once_per_run import once_per_run
 from tests.support.onnxruntime_headers import needs_headers
 
 HERE = Path(__file__).parent
@@ -51,19 +52,24 @@ def compiled(units: Iterable[Path], directory: Path, *options: str | Path) -> li
 @pytest.fixture(scope="module")
 def kernels_compiled(tmp_path_factory) -> list[Path]:
     """The objects that the program and the library for ONNX Runtime both have."""
-    return compiled(sources(*OPENVINO_UNITS, *ONNX_RUNTIME_UNITS), tmp_path_factory.mktemp("objects"))
+    units = sources(*OPENVINO_UNITS, *ONNX_RUNTIME_UNITS)
+    directory = once_per_run(tmp_path_factory, "sanitized-kernels", lambda directory: compiled(units, directory))
+    return sorted(directory.glob("*.o"))
 
 
 @pytest.fixture(scope="module")
 def fuzz(kernels_compiled, tmp_path_factory) -> Path:
     """The program, compiled."""
-    files, directory = Path(openvino.__file__).parent, tmp_path_factory.mktemp("fuzz")
-    libraries = [next((files / "libs").glob(f"{name}*")) for name in ("libopenvino.so", "libtbb.so")]
-    units = [HERE / "fuzz.cpp", *(SOURCES / name for name in OPENVINO_UNITS)]
-    objects = compiled(units, directory, "-isystem", files / "include", "-I", HERE)
-    command = [*find_compiler(), *FLAGS, *kernels_compiled, *objects, "-o", directory / "fuzz", *libraries]
-    subprocess.run([*command, f"-Wl,-rpath,{files / 'libs'}"], check=True, timeout=600)
-    return directory / "fuzz"
+    files = Path(openvino.__file__).parent
+
+    def make(directory: Path) -> None:
+        libraries = [next((files / "libs").glob(f"{name}*")) for name in ("libopenvino.so", "libtbb.so")]
+        units = [HERE / "fuzz.cpp", *(SOURCES / name for name in OPENVINO_UNITS)]
+        objects = compiled(units, directory, "-isystem", files / "include", "-I", HERE)
+        command = [*find_compiler(), *FLAGS, *kernels_compiled, *objects, "-o", directory / "fuzz", *libraries]
+        subprocess.run([*command, f"-Wl,-rpath,{files / 'libs'}"], check=True, timeout=600)
+
+    return once_per_run(tmp_path_factory, "fuzz", make) / "fuzz"
 
 
 @pytest.mark.slow

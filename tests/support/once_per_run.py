@@ -1,0 +1,44 @@
+"""What takes long to make and is only read: the first process of a run of the tests makes it, the others wait."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def once_per_run(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A directory that all tests of this run share, whichever process they run in; none may change it.
+
+    Args:
+        factory: the fixture `tmp_path_factory`.
+        name: of the directory, one for each thing.
+        make: fills an empty directory; called once.
+    """
+    base = factory.getbasetemp()
+    # Each worker of xdist has a directory of its own in that of the run.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory = shared / "once" / name
+    directory.parent.mkdir(exist_ok=True)
+    made = directory.with_name(f"{name}.made")
+    with directory.with_name(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            # Of a process that failed, or was killed.
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
+            make(directory)
+            for file in directory.rglob("*"):
+                if file.is_file() and not file.is_symlink():
+                    file.chmod(file.stat().st_mode & ~0o222)
+            made.touch()
+    return directory
+
+
+def writable_copy(source: Path, target: Path) -> Path:
+    """A copy of such a directory, or of a part of it, that a test may change; returns `target`."""
+    return Path(shutil.copytree(source, target, copy_function=shutil.copyfile))
