@@ -35,6 +35,7 @@ from shearling.model.layers import find_layers
 from shearling.strict_json import read_document
 from shearling.target import Target
 from tests.support.onnxruntime_headers import needs_headers
+from tests.support.own_memory import in_own_memory
 from tests.support.tiny_subnets import run_with_best
 
 pytestmark = [
@@ -109,8 +110,8 @@ def test_a_masked_adapter_loads_exactly_with_its_mask(masked, tmp_path):
     exported = export_subnet(masked.path / "best.json", request_for(tmp_path / "export"))
     ids = torch.tensor([[5, 17, 33, 60, 2, 9]])
     with torch.inference_mode():
-        adapted = load_sub_adapter(masked.sparse, exported.path / "adapter")(ids).logits
-        merged = load_model(exported.path / "model")(ids).logits
+        adapted = in_own_memory(load_sub_adapter(masked.sparse, exported.path / "adapter"))(ids).logits
+        merged = in_own_memory(load_model(exported.path / "model"))(ids).logits
     assert torch.equal(adapted, merged)
 
 

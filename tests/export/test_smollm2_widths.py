@@ -9,6 +9,7 @@ from shearling.elastic.super_network import build_super_network
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
 from shearling.model.width_tracing import find_structure
+from tests.support.own_memory import in_own_memory
 from tests.support.smollm2 import SMOLLM2
 from train.base.artefact import import_base
 from train.package_asset import fetch
@@ -66,7 +67,7 @@ def difference(network, choice, mode):
 
 
 def test_under_the_mask_not_a_bit_changes(base):
-    network, choice = make_network(load_model(base), masked=True)
+    network, choice = make_network(in_own_memory(load_model(base)), masked=True)
     assert len({choice[group.id] for group in network.space.width_groups}) == len(WIDTHS)
     assert difference(network, choice, "masked")[0] == 0.0
 

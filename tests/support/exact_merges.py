@@ -9,13 +9,11 @@ from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import assemble_super_network
 from shearling.model.checkpoint import load_model
 from shearling.model.head import Head
+from tests.support.own_memory import in_own_memory
 
 
 def merge_error(document: Path, merged: Path, *, head: Head = "language_model") -> float:
     """The largest difference between the logits of a super-network and of what was merged from it.
-
-    Both have their weights in memory of their own: views of files may begin at any address, and how a product of few
-    rows is summed up depends on that.
 
     Args:
         document: of the chosen sub-network.
@@ -26,11 +24,6 @@ def merge_error(document: Path, merged: Path, *, head: Head = "language_model") 
     network = assemble_super_network(opened.frozen, opened.adapter, opened.space)
     network.activate(opened.subnet.choice)
     blocks = fixed_blocks(network.tokenizer, vocabulary=network.model.config.vocab_size)
-    written_model = load_model(merged)
-    for model in (network.model, written_model):
-        for parameter in model.parameters():
-            # Torch begins what it allocates where vectors like it.
-            parameter.data = parameter.data.clone()
-    trained = torch_logits(network.model, blocks, head=head)
-    written = torch_logits(written_model, blocks, head=head)
+    trained = torch_logits(in_own_memory(network.model), blocks, head=head)
+    written = torch_logits(in_own_memory(load_model(merged)), blocks, head=head)
     return max(float(np.abs(one - other).max()) for one, other in zip(trained, written, strict=True))

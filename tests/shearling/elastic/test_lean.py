@@ -10,6 +10,7 @@ from shearling.elastic.super_network import build_super_network
 from shearling.evaluation.torch_scorer import TorchScorer
 from shearling.model.checkpoint import load_model, save_model
 from shearling.model.stored_types import load_in_stored_types
+from tests.support.own_memory import in_own_memory
 from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
 from tests.support.tiny_runs import sparse_model, tiny_network
 from train.super_adapter.causal_loss import causal_loss
@@ -24,7 +25,7 @@ def networks(family, tmp_path, *, masked=True, dtype=torch.bfloat16):
     space = tiny_network(family, masked=masked).space
     found = []
     for lean in (False, True):
-        loaded = load_in_stored_types(tmp_path) if lean else load_model(tmp_path)
+        loaded = in_own_memory(load_in_stored_types(tmp_path) if lean else load_model(tmp_path))
         generator = torch.Generator().manual_seed(0)
         network = build_super_network(
             loaded, tiny_tokenizer(), space, masks if masked else None, generator=generator, lean=lean
@@ -130,4 +131,5 @@ def test_a_model_in_its_stored_types_computes_what_float32_does(family, tmp_path
     save_model(FAMILIES[family]().to(torch.bfloat16), tiny_tokenizer(), tmp_path)
     ids = batch()["input_ids"]
     with torch.no_grad():
-        assert torch.equal(load_in_stored_types(tmp_path)(ids).logits, load_model(tmp_path)(ids).logits)
+        lean, wide = in_own_memory(load_in_stored_types(tmp_path)), in_own_memory(load_model(tmp_path))
+        assert torch.equal(lean(ids).logits, wide(ids).logits)

@@ -15,6 +15,7 @@ from shearling.errors import ArtefactCorrupt, ArtefactMismatch, DocumentInvalid
 from shearling.model.checkpoint import load_model, save_model
 from shearling.model.narrow_layers import CONFIG_KEY, LayerWidths, narrow_linears
 from shearling.model.width_tracing import find_structure
+from tests.support.own_memory import in_own_memory
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
 from tests.support.tiny_runs import sparse_model
 from train.super_adapter.importance import l1_importance, wanda_importance
@@ -254,7 +255,7 @@ def test_narrow_models_save_and_load_exactly(tmp_path):
     widths = widths.model_copy(update={"out_features": {**widths.out_features, "self_attn.v_proj": (12, 24)}})
     setattr(model.config, CONFIG_KEY, widths.model_dump(mode="json", by_alias=True))
     save_model(model, tiny_tokenizer(), tmp_path / "one")
-    loaded = load_model(tmp_path / "one")
+    loaded = in_own_memory(load_model(tmp_path / "one"))
     assert torch.equal(logits(loaded), logits(model.eval()))
     save_model(loaded, tiny_tokenizer(), tmp_path / "two")
     for name in ("config.json", "model.safetensors"):

@@ -21,6 +21,7 @@ from shearling.errors import (
 from shearling.model.checkpoint import hash_config, hash_weights, load_model, load_tokenizer
 from shearling.model.checkpoint_safety import CODE_KEYS, check_checkpoint
 from tests.support.json_files import edit_json
+from tests.support.own_memory import in_own_memory
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -41,7 +42,7 @@ def sharded(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_round_trip_and_digests(family, tmp_path):
     directory = save_tiny(family, tmp_path / "model")
-    model, original = load_model(directory), FAMILIES[family]()
+    model, original = in_own_memory(load_model(directory)), FAMILIES[family]()
     ids = load_tokenizer(directory)("The quick fox", return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.equal(model(ids).logits, original(ids).logits)
