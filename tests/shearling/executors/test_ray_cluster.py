@@ -143,6 +143,7 @@ def test_a_cluster_of_another_version_of_ray_is_refused() -> None:
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("answers", [False, True], ids=["nothing", "something else"])
 def test_no_cluster_at_the_address_is_told_in_ten_seconds(answers: bool) -> None:
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
