@@ -26,6 +26,7 @@ from shearling.errors import OutputExists, RecipeInvalid, TrainingDiverged
 from shearling.model.checkpoint import load_model
 from shearling.recipe.recipe import Recipe, read_recipe
 from shearling.run import Run
+from tests.support.signal_stack import leave_signal_stack
 from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe
 from train.super_adapter import artefact as super_adapter
@@ -150,6 +151,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_it_arrived_in(number, error, t
         return draw(self)
 
     handler = signal.getsignal(number)
+    leave_signal_stack()
     monkeypatch.setattr(RankSampler, "draw", draw_and_signal)
     with pytest.raises(error):
         run_recipe(recipe, tmp_path / "run")
