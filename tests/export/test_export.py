@@ -36,6 +36,7 @@ from shearling.strict_json import read_document
 from shearling.target import Target
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.own_memory import in_own_memory
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_subnets import run_with_best
 
 pytestmark = [
@@ -384,8 +385,7 @@ def screen_of(exported):
 
 
 def run_command(*arguments, cwd):
-    command = [sys.executable, "-m", "export", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return run_stage("export", *arguments, directory=cwd)
 
 
 def test_dry_run_verifies_and_writes_nothing(masked):

@@ -32,6 +32,7 @@ from shearling.evaluation.evaluator import Evaluator, torch_scorer
 from shearling.executors.executor import Workforce
 from shearling.run import Run
 from shearling.strict_json import read_json
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_runs import tiny_recipe
 
 NOTHING_MEETS = BestRule(min_accuracy=1.5)
@@ -60,16 +61,9 @@ def settings(**changes: object) -> SearchSettings:
     return SearchSettings(**{**defaults, **changes})
 
 
-def command(run: Run, *options: str) -> list[str]:
+def arguments(run: Run, *options: str) -> list[str]:
     fixed = ["--run", str(run.path), "--evaluations", "12", "--population", "4", "--precision", "fp32"]
-    return [sys.executable, "-m", "search", *fixed, *options]
-
-
-def shell(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    return [*fixed, *options]
 
 
 def content(path: Path) -> list[dict[str, object]]:
@@ -199,10 +193,10 @@ def test_train_validation_and_test_rows_are_disjoint(trained: Path) -> None:
 @pytest.mark.slow
 def test_kill_9_and_resume_ends_as_an_uninterrupted_search(run: Run, trained: Path, tmp_path: Path) -> None:
     whole = Run(shutil.copytree(trained, tmp_path / "whole"))
-    assert shell(command(whole)).returncode == 0
+    run_stage("search", *arguments(whole), code=0)
     partial = run.search.with_name(".search.partial") / "journal.jsonl"
     process = subprocess.Popen(
-        command(run),
+        [sys.executable, "-m", "search", *arguments(run)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -219,7 +213,7 @@ def test_kill_9_and_resume_ends_as_an_uninterrupted_search(run: Run, trained: Pa
     kept = partial.read_bytes()
     partial.write_bytes(kept[: kept.rfind(b"\n") + 1] + b'{"i":')
     done = kept.count(b"\n")
-    resumed = shell(command(run))
+    resumed = run_stage("search", *arguments(run))
     assert resumed.returncode == 0, resumed.stderr
     assert f"continuing after {done} evaluations" in resumed.stderr
     assert (run.search / "journal.jsonl").read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
@@ -269,8 +263,9 @@ def test_no_candidate_is_exit_1_and_another_constraint_reuses_the_evaluations(
     found = search(run, settings(), BestRule(max_params=10**9))
     # What is always tried comes first; the algorithm asks for it again, and has it for nothing.
     assert (len(found.explored), sum(record.cached for record in found.explored)) == (15, 3)
-    refused = shell(
-        command(run, "--force", "--algorithm", "heuristic", "--min-accuracy", "1.0", "--max-params", "1", "--json")
+    refused = run_stage(
+        "search",
+        *arguments(run, "--force", "--algorithm", "heuristic", "--min-accuracy", "1.0", "--max-params", "1", "--json"),
     )
     assert refused.returncode == 1
     assert json.loads(refused.stdout)["error"] == "NoCandidate"
@@ -292,7 +287,7 @@ def test_any_row_becomes_a_document_that_opens(run: Run, tmp_path: Path) -> None
 
     def pick(row: int, output: Path) -> subprocess.CompletedProcess[str]:
         options = ["--run", str(run.path), "--row", str(row), "--output", str(output), "--json"]
-        return shell([sys.executable, "-m", "search", "pick", *options])
+        return run_stage("search", "pick", *options)
 
     held_back = next(record for record in found.records if record.part == "held_back")
     same = next(record.i for record in found.records if record.choice_idx == held_back.choice_idx)
@@ -341,7 +336,7 @@ def test_a_search_refuses_a_base_that_was_swapped(run: Run, tmp_path: Path) -> N
 def test_defaults_come_from_the_recipe_and_the_command_line_overrides(run: Run) -> None:
     defaults = recipe_settings(open_run(run).section)
     assert (defaults.algorithm, defaults.evaluations, defaults.population) == ("nsga2", 32, 8)
-    done = shell(command(run, "--algorithm", "random", "--evaluations", "3", "--limit", "5", "--json"))
+    done = run_stage("search", *arguments(run, "--algorithm", "random", "--evaluations", "3", "--limit", "5", "--json"))
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
     assert (data["status"], data["n_eval"]) == ("ok", 5)
@@ -368,9 +363,10 @@ def test_the_command_explains_itself_without_heavy_imports() -> None:
         "import sys, search.__main__; print([name for name in ('torch', 'pymoo', "
         "'matplotlib', 'lm_eval') if name in sys.modules])"
     )
-    assert shell([sys.executable, "-c", script]).stdout.strip() == "[]"
-    assert shell([sys.executable, "-m", "search", "--help"]).returncode == 0
-    missing = shell([sys.executable, "-m", "search", "--run", "nowhere", "--json"])
+    asked = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert asked.stdout.strip() == "[]"
+    subprocess.run([sys.executable, "-m", "search", "--help"], cwd=ROOT, capture_output=True, check=True)
+    missing = run_stage("search", "--run", "nowhere", "--json")
     assert (missing.returncode, json.loads(missing.stdout)["error"]) == (3, "ArtefactMissing")
 
 
@@ -401,7 +397,7 @@ def test_too_little_memory_is_refused_with_what_would_fit(run: Run, monkeypatch:
 
 
 def test_a_dry_run_shows_the_memory_and_searches_nothing(run: Run) -> None:
-    shown = json.loads(shell(command(run, "--dry-run", "--json")).stdout)
+    shown = json.loads(run_stage("search", *arguments(run, "--dry-run", "--json")).stdout)
     assert set(shown["parts"]) == {"search"}
     assert 2**28 < shown["parts"]["search"]["memory_bytes"] < 2**31
     assert not run.search.exists()

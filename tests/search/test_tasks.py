@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from shearling.elastic.super_network import load_super_network
 from shearling.errors import UsageError
 from shearling.evaluation.evaluator import Evaluator, torch_scorer
 from shearling.run import Run
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_runs import HEADLINES, write_tiny_recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -26,19 +24,6 @@ answer = "{{ 'yes' if label else 'no' }}"
 answer_pattern = "yes|no"
 max_new_tokens = 24
 """
-
-
-def shell(stage: str, *options: object) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", stage, *map(str, options)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [json.loads(line) for line in (directory / "headlines.jsonl").read_text().splitlines()]
     numbered = [{**row, "number": 997 * place} for place, row in enumerate(rows)]
     (directory / "headlines.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in numbered))
-    shell("train", "--recipe", recipe, "--output", directory / "run")
+    run_stage("train", "--recipe", recipe, "--output", directory / "run", code=0)
     return directory / "run"
 
 
@@ -63,7 +48,7 @@ def run(trained: Path, tmp_path: Path) -> Run:
 
 def search(run: Run, *options: object) -> None:
     sizes = ("--evaluations", "2", "--population", "2", "--precision", "fp32")
-    shell("search", "--run", run.path, *sizes, *options)
+    run_stage("search", "--run", run.path, *sizes, *options, code=0)
 
 
 def write_task(directory: Path, split: str) -> Path:
@@ -128,7 +113,7 @@ def test_a_run_on_conversations_and_one_on_texts_are_searched(tmp_path: Path) ->
         task = {**without, "name": "forms", "path": "forms.jsonl", "max_length": 64, **form}
         recipe = write_tiny_recipe(directory, task=task, train={"steps": 4})
         (directory / "forms.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        shell("train", "--recipe", recipe, "--output", directory / "run")
+        run_stage("train", "--recipe", recipe, "--output", directory / "run", code=0)
         search(Run(directory / "run"))
         found = open_subnet(directory / "run" / "search" / "best.json").subnet
         assert found.metrics is not None

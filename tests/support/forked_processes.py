@@ -7,6 +7,7 @@ crashing, is seen by no other.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 SERVER = """
-import json, os, sys, traceback
+import json, os, sys
 
 for name in sys.argv[1:]:
     __import__(name)
@@ -22,20 +23,14 @@ for line in sys.stdin:
     question = json.loads(line)
     child = os.fork()
     if child == 0:
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(question[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(question[name], os.O_WRONLY | os.O_CREAT), number)
+        os.chdir(question["directory"])
+        os.environ.clear(), os.environ.update(question["environment"])
         sys.argv = ["-c", *question["arguments"]]
-        code = 0
-        try:
-            exec(compile(question["code"], "<question>", "exec"), {"__name__": "__main__"})
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
+        exec(compile(question["code"], "<question>", "exec"), {"__name__": "__main__"})
+        sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -51,14 +46,20 @@ class ForkedProcesses:
             [sys.executable, "-c", SERVER, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """What `python -c code arguments` would have done."""
+    def run(self, code: str, *arguments: str | Path, directory: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """What `python -c code arguments` would have done in a directory, by default this one."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         words = [str(argument) for argument in arguments]
         with tempfile.TemporaryDirectory() as temporary:
             files = {name: Path(temporary, name) for name in ("stdout", "stderr")}
-            question = {"code": code, "arguments": words, **{name: str(file) for name, file in files.items()}}
+            question = {
+                "code": code,
+                "arguments": words,
+                "directory": str(directory or Path.cwd()),
+                "environment": dict(os.environ),
+                **{name: str(file) for name, file in files.items()},
+            }
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
             code_text = self._process.stdout.readline()

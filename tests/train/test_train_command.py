@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe
 
 
-def run_train(*arguments: object, code: int) -> tuple[str, str]:
-    command = [sys.executable, "-m", "train", *map(str, arguments)]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == code, done.stderr
+def run_train(*arguments: str | Path, code: int) -> tuple[str, str]:
+    done = run_stage("train", *arguments, code=code)
     return done.stdout, done.stderr
 
 

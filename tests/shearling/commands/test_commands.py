@@ -23,6 +23,7 @@ from shearling.executors.executor import Workforce
 from shearling.recipe.recipe import recipe_json_schema
 from shearling.registry.tables import TABLES
 from shearling.strict_json import validate_document, write_document
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_models import save_tiny
 from tests.support.toy_package import toy_package
 
@@ -30,11 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def _run(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "shearling", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert done.returncode == code, done.stderr
-    return done
+    return run_stage("shearling", *arguments, code=code)
 
 
 def test_doctor_finds_this_project():

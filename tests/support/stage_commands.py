@@ -1,0 +1,48 @@
+"""The commands of the stages, as a user runs them, but for what they all import: that is there already.
+
+The imports are most of what a command on a tiny model takes. That they are complete, and light where they must be, is
+seen where commands run from the start: in the README's, the tutorial's and the wheels' tests, and in those of `--help`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+from tests.support.documents import ROOT
+from tests.support.forked_processes import ForkedProcesses
+
+IMPORTED = (
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation.utils",
+    "datasets",
+)
+COMMAND = "import runpy, sys; runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+
+
+@functools.cache
+def _processes() -> ForkedProcesses:
+    """It comes to its end with this process, which holds its input open."""
+    # No thread survives a fork.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return ForkedProcesses(*IMPORTED)
+
+
+def run_stage(
+    stage: str, *arguments: str | Path, code: int | None = None, directory: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """`python -m stage arguments` in a process of its own.
+
+    Args:
+        stage: the package.
+        arguments: its options.
+        code: the exit code that it must have; None takes any.
+        directory: where it runs.
+    """
+    done = _processes().run(COMMAND, stage, *arguments, directory=directory)
+    assert code is None or done.returncode == code, done.stderr
+    return done
