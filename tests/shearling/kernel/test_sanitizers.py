@@ -25,7 +25,8 @@ from tests.support.once_per_run import once_per_run
 from tests.support.onnxruntime_headers import needs_headers
 
 HERE = Path(__file__).parent
-SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+# Line numbers are all that a report shows.
+SANITIZERS = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 FLAGS = ("-std=c++17", "-O1", "-Wno-psabi", *SANITIZERS)
 KERNELS = ("amx", "avx512", "avx_vnni", "avx2", "portable")
 CASES = 250_000
