@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,20 +37,17 @@ for line in sys.stdin:
 
 
 class ForkedProcesses:
-    """Runs code in forks of one process; a context manager, which ends that process."""
+    """Runs code in forks of one process, with one thread each; a context manager, which ends that process."""
 
     def __init__(self, *modules: str) -> None:
         """Args:
-        modules: what it imports; nothing that starts threads.
+        modules: what it imports; nothing that starts threads, since none survives a fork.
         """
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._modules = modules
+        self._process: subprocess.Popen[str] | None = None
 
     def run(self, code: str, *arguments: str | Path, directory: Path | None = None) -> subprocess.CompletedProcess[str]:
         """What `python -c code arguments` would have done in a directory, by default this one."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         words = [str(argument) for argument in arguments]
         with tempfile.TemporaryDirectory() as temporary:
             files = {name: Path(temporary, name) for name in ("stdout", "stderr")}
@@ -57,19 +55,46 @@ class ForkedProcesses:
                 "code": code,
                 "arguments": words,
                 "directory": str(directory or Path.cwd()),
-                "environment": dict(os.environ),
+                "environment": self._environment(),
                 **{name: str(file) for name, file in files.items()},
             }
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
-            code_text = self._process.stdout.readline()
-            assert code_text, "the process that is forked has ended"
+            exit_code = self._ask(json.dumps(question))
             texts = [file.read_text(encoding="utf-8") for file in files.values()]
-        return subprocess.CompletedProcess(["python", "-c", code, *words], int(code_text), *texts)
+        return subprocess.CompletedProcess(["python", "-c", code, *words], exit_code, *texts)
+
+    def _ask(self, question: str) -> int:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", SERVER, *self._modules],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=self._environment(),
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(question + "\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
+        except BaseException:
+            # A test that was stopped while it waited: the answer must not be taken for that of the next question.
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self.close()
+            raise
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def close(self) -> None:
+        """End the process; with its input closed it comes to its end."""
+        if self._process is not None:
+            self._process.__exit__(None, None, None)
+            self._process = None
 
     def __enter__(self) -> ForkedProcesses:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        # With its input closed it comes to its end.
-        self._process.__exit__(kind, error, at)
+        self.close()

@@ -7,7 +7,6 @@ seen where commands run from the start: in the README's, the tutorial's and the 
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 from pathlib import Path
 
@@ -26,9 +25,7 @@ COMMAND = "import runpy, sys; runpy.run_module(sys.argv.pop(1), run_name='__main
 
 @functools.cache
 def _processes() -> ForkedProcesses:
-    """It comes to its end with this process, which holds its input open."""
-    # No thread survives a fork.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """They come to their end with this process, which holds the input open."""
     return ForkedProcesses(*IMPORTED)
 
 
