@@ -9,7 +9,7 @@ from typing import Literal
 import pydantic
 
 from serve.bench.environment import Environment, describe_environment
-from serve.bench.measurement import Enough, MeasuredBlocks, Sample, measure
+from serve.bench.measurement import Enough, MeasuredBlocks, Sample, SessionPlan, measure
 from serve.bench.statistics import Estimate, bootstrap_median, paired_ratio, percentile
 from serve.bench.unfinished import continue_from, keep
 from serve.bench.workload import Workload
@@ -121,6 +121,7 @@ def run_benchmark(
     options: RunOptions,
     workload: Workload,
     enough: Enough | None = None,
+    plan: SessionPlan | None = None,
     unfinished: Path | None = None,
     require: Callable[[Sequence[Deployment]], None] | None = None,
 ) -> Benchmark:
@@ -131,6 +132,7 @@ def run_benchmark(
         options: the same for all.
         workload: the same for all.
         enough: see `measure`.
+        plan: see `measure`.
         unfinished: a directory that keeps the finished blocks while it runs; where it holds those of the same
             request, they count.
         require: refuses what was found, before anything is loaded.
@@ -164,7 +166,7 @@ def run_benchmark(
         )
 
     try:
-        measure(deployments, options, workload, enough=enough, result=measurement, on_block=on_block)
+        measure(deployments, options, workload, enough=enough, plan=plan, result=measurement, on_block=on_block)
     except (KeyboardInterrupt, Terminated) as interruption:
         if measurement.samples and unfinished is None:
             raise BenchmarkInterrupted(summary(), interruption) from None

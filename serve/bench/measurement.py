@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from serve.bench.time_budget import TimeBudget
 from serve.bench.worker_process import LoadReport, ProcessReport, Timed, WorkerProcess
@@ -19,6 +20,8 @@ from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import RunOptions
 from shearling.console import Advance, progress
 from shearling.strict_json import Document
+
+Count = TypeVar("Count", int, float)
 
 
 class Sample(Document):
@@ -34,6 +37,9 @@ class Sample(Document):
         lost_first_s: part of `ttft_s` that went to other processes; 0 where it cannot be told.
         lost_decode_s: likewise of the sum of `gaps_s`.
         token_ids: that were made, of the first row.
+        stolen_s: taken from the thread's CPUs by a hypervisor, of the whole sample; None where nobody counts.
+        preemptions: how often the thread was put off its CPU, of the whole sample.
+        instructions: of the call that made all tokens, by the calling thread; None on most virtual machines.
     """
 
     subject: int
@@ -50,6 +56,14 @@ class Sample(Document):
     lost_first_s: float
     lost_decode_s: float
     token_ids: tuple[int, ...] = ()
+    stolen_s: float | None = None
+    preemptions: int | None = None
+    instructions: int | None = None
+
+    @property
+    def wall_s(self) -> float:
+        """Of a call for the first token and of one for all."""
+        return self.ttft_s + self.total_s
 
     @property
     def tpot_s(self) -> float:
@@ -83,7 +97,20 @@ class MeasuredBlocks:
 
 
 Enough = Callable[[Sequence[Sample]], bool]
-"""Looks at all samples after a whole block, and says whether more would change nothing."""
+"""Looks at all samples, and says whether more would change nothing."""
+
+
+@dataclass(frozen=True)
+class SessionPlan:
+    """How to divide a budget among sessions whose number is open.
+
+    Attributes:
+        sessions: that have to fit: the first ones end early rather than leave no time to others.
+        blocks: of the session that begins, from all samples so far and from what new processes cost, in blocks.
+    """
+
+    sessions: int
+    blocks: Callable[[Sequence[Sample], float], int]
 
 
 def measure(
@@ -93,6 +120,7 @@ def measure(
     *,
     result: MeasuredBlocks,
     enough: Enough | None = None,
+    plan: SessionPlan | None = None,
     on_block: Callable[[MeasuredBlocks], None] | None = None,
 ) -> None:
     """Measure deployments side by side.
@@ -102,20 +130,27 @@ def measure(
         options: the same for all.
         workload: the same for all; fits every context.
         result: grows by whole blocks; an earlier measurement of the same is continued.
-        enough: ends it early.
+        enough: ends it early; asked after each whole block, or with a plan after each session.
+        plan: divides the workload's budget, which it needs; without, sessions have the workload's number and length.
         on_block: called after each whole block.
 
     Raises:
         ShearlingError: of the class that a worker raised.
     """
-    _Run(deployments, options, workload, result).measure(enough, on_block or (lambda _: None))
+    _Run(deployments, options, workload, result, plan).measure(enough, on_block or (lambda _: None))
 
 
 class _Run:
     def __init__(
-        self, deployments: Sequence[Deployment], options: RunOptions, workload: Workload, result: MeasuredBlocks
+        self,
+        deployments: Sequence[Deployment],
+        options: RunOptions,
+        workload: Workload,
+        result: MeasuredBlocks,
+        plan: SessionPlan | None,
     ) -> None:
         self._result = result
+        self._plan = plan
         self._deployments = deployments
         self._options = options
         self._workload = workload
@@ -130,10 +165,13 @@ class _Run:
         for _ in range(self._block):
             self._prompts.draw()
 
+        def settled() -> bool:
+            return enough is not None and enough(self._result.samples)
+
         def over() -> bool:
-            return (
-                self._block >= blocks or self._budget.spent() or (enough is not None and enough(self._result.samples))
-            )
+            if self._plan is None:
+                return self._block >= blocks or self._budget.spent() or settled()
+            return self._budget.spent()
 
         units = len(self._deployments) * (self._workload.sessions * (1 + self._workload.warmup) + blocks - self._block)
         with (
@@ -142,20 +180,25 @@ class _Run:
             else timed_progress(self._workload.budget_s) as advance
         ):
             while not self._measure_session(over, on_block, advance):
+                if self._plan is not None and (settled() or not self._budget.affords_session()):
+                    break
                 self._session += 1
 
     def _measure_session(
         self, over: Callable[[], bool], on_block: Callable[[MeasuredBlocks], None], advance: Advance
     ) -> bool:
         """Whether everything is over; otherwise new processes go on."""
-        # A session that was interrupted is completed by a new one.
-        size = self._workload.repeats - self._block % self._workload.repeats
         with ExitStack() as stack:
+            size = self._session_blocks()
             self._budget.begin_session()
-            workers = [
-                stack.enter_context(WorkerProcess(deployment, self._options)) for deployment in self._deployments
-            ]
-            self._set_up(workers, advance)
+            # Who starts first may get the better memory: each side does in turn.
+            order = list(range(len(self._deployments)))[:: 1 if self._session % 2 == 0 else -1]
+            started = {
+                subject: stack.enter_context(WorkerProcess(self._deployments[subject], self._options))
+                for subject in order
+            }
+            self._set_up(started, advance)
+            workers = [started[subject] for subject in sorted(started)]
             self._budget.end_setup()
             while True:
                 self._result.samples.extend(self._measure_block(workers, advance))
@@ -166,27 +209,36 @@ class _Run:
                 on_block(self._result)
                 if over():
                     return True
-                if self._budget.restarts(size, first=self._session == 0):
+                if self._plan is not None:
+                    if self._budget.session_is_over(size, session=self._session, wanted=self._plan.sessions):
+                        return False
+                elif self._budget.restarts(size, first=self._session == 0):
                     return False
 
-    def _set_up(self, workers: Sequence[WorkerProcess], advance: Advance) -> None:
+    def _session_blocks(self) -> int:
+        if self._plan is not None:
+            return self._plan.blocks(self._result.samples, self._budget.setup_blocks())
+        # A session that was interrupted is completed by a new one.
+        return self._workload.repeats - self._block % self._workload.repeats
+
+    def _set_up(self, workers: Mapping[int, WorkerProcess], advance: Advance) -> None:
         # Where nobody asks how long loading takes, all may do it at once.
         together = self._workload.separate_phases
-        for worker in workers if together else ():
+        for worker in workers.values() if together else ():
             worker.start_loading()
-        loads = []
-        for worker in workers:
-            loads.append(worker.finish_loading() if together else worker.load())
+        loads = {}
+        for subject, worker in workers.items():
+            loads[subject] = worker.finish_loading() if together else worker.load()
             advance(note="loaded")
         for _ in range(self._workload.warmup):
             rows, new_tokens = self._prompts.longest()
-            for worker, own in zip(workers, rows, strict=True):
-                worker.generate(own, new_tokens=new_tokens)
+            for subject, worker in workers.items():
+                worker.generate(rows[subject], new_tokens=new_tokens)
                 advance(note="warm-up")
-        for worker, load, kept, reports in zip(workers, loads, self._result.loads, self._result.reports, strict=True):
+        for subject, worker in workers.items():
             worker.settle()
-            kept.append(load)
-            reports.append(worker.report())
+            self._result.loads[subject].append(loads[subject])
+            self._result.reports[subject].append(worker.report())
 
     def _measure_block(self, workers: Sequence[WorkerProcess], advance: Advance) -> list[Sample]:
         rows, new_tokens = self._prompts.draw()
@@ -229,7 +281,14 @@ class _Run:
             lost_first_s=leading.ttft_s * first.waited_share if told_apart and first else 0.0,
             lost_decode_s=sum(generation.gaps_s) * whole.waited_share if told_apart else 0.0,
             token_ids=generation.token_ids,
+            stolen_s=_sum(whole.stolen_s, first.stolen_s if first else 0.0),
+            preemptions=_sum(whole.preemptions, first.preemptions if first else 0),
+            instructions=whole.instructions,
         )
+
+
+def _sum(first: Count | None, second: Count | None) -> Count | None:
+    return None if first is None or second is None else first + second
 
 
 @contextmanager

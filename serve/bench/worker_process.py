@@ -74,11 +74,17 @@ class Timed(Document):
     Attributes:
         wall_s: of the call, with what it prepares.
         waited_s: of it; None where the system does not count.
+        stolen_s: what a hypervisor took from the thread's CPUs meanwhile; see `serve.visitor.interruptions`.
+        preemptions: how often the thread was put off its CPU.
+        instructions: of the calling thread; None on most virtual machines.
     """
 
     generation: Generation
     wall_s: float
     waited_s: float | None
+    stolen_s: float | None = None
+    preemptions: int | None = None
+    instructions: int | None = None
 
     @property
     def waited_share(self) -> float:

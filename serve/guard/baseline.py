@@ -18,8 +18,10 @@ from serve.bench.benchmark import Benchmark, block_values, run_benchmark
 from serve.bench.environment import Environment
 from serve.bench.statistics import CONFIDENCE, RESAMPLES, Estimate
 from serve.bench.workload import Workload
+from serve.guard.judging import GUARDED
 from serve.guard.machine_lock import measuring_alone
-from serve.guard.regression import GUARDED, CheckOutcome, Verdict, require_threshold, worst
+from serve.guard.other_settings import with_other_settings
+from serve.guard.regression import CheckOutcome, Verdict, require_threshold, worst
 from serve.guard.sequential import MINIMUM, planned_looks
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import utc_now
@@ -78,6 +80,7 @@ def check_baseline(
     Raises:
         ArtefactMissing: no history, and `record` is false.
         UsageError: the history is of another machine, other versions, options or work.
+        RuntimeCrashed: a process died, and there are no other settings that the history was measured with.
     """
     require_threshold(max_ratio)
     history = read_document(path, Baseline, schema=SCHEMA) if path.exists() else None
@@ -87,15 +90,23 @@ def check_baseline(
     sessions = -(-planned_looks()[0] // workload.repeats)
     alone = workload.model_copy(update={"sessions": sessions})
     with measuring_alone():
-        benchmark = run_benchmark([candidate], options=options, workload=alone)
+        # A history knows its settings: another one would compare them, not the model.
+        benchmark, changes = with_other_settings(
+            lambda tried: run_benchmark([candidate], options=tried, workload=alone),
+            options,
+            allowed=lambda tried: history is None or history.options == tried,
+        )
     if history is not None:
         _require_same(history, benchmark, workload, where=path, allow_other_versions=allow_other_versions)
     verdict = _judge(history, benchmark, max_ratio=max_ratio)
+    verdict = verdict.model_copy(update={"changes": (*changes, *verdict.changes)})
     if record and verdict.outcome != "regression":
         entries = (*(history.entries if history else ()), _entry(benchmark))
-        write_document(
-            path, Baseline(environment=benchmark.environment, options=options, workload=workload, entries=entries)
+        # The settings that it ran with, not those asked for: the next check changes them likewise, or is refused.
+        history = Baseline(
+            environment=benchmark.environment, options=benchmark.options, workload=workload, entries=entries
         )
+        write_document(path, history)
     return verdict, benchmark
 
 

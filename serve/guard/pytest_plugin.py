@@ -97,8 +97,9 @@ class LatencyGuard:
             AssertionError: slower, other tokens, or inconclusive.
             ShearlingError: something cannot be measured.
         """
-        from serve.guard.regression import Demands, check_regression, guard_workload, require_pass
+        from serve.guard.regression import Demands, check_regression, guard_workload
         from serve.guard.reports import record_of
+        from serve.guard.telling import require_pass
         from serve.runtimes.runtime import RunOptions
         from shearling.errors import CheckFailed, ShearlingError
         from shearling.target import parse_target

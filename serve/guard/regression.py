@@ -1,50 +1,48 @@
 """Is it slower than the reference? A guard that says "inconclusive" rather than guess.
 
-Each metric is judged at the planned looks of `serve.guard.sequential`, and keeps the first clear answer. pass: the
+Each metric is judged at the planned looks of `serve.guard.process_pairs`, and keeps the first clear answer. pass: the
 whole interval of the time ratio lies at or below the threshold. regression: all of it lies above. What is neither when
-the budget is spent is inconclusive; it exits like a regression, never like a pass.
+the budget is spent is inconclusive; it exits like a regression, never like a pass, and says how much more time would
+probably settle it.
 
-Every verdict rests on at least two pairs of processes, started one after the other: what a process owes to luck for
+Every verdict rests on at least three pairs of processes, started one after the other: what a process owes to luck for
 its whole life is evened out by starting anew, not by measuring longer, and no interval of one session shows it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pydantic
 
-from serve.bench.benchmark import Benchmark, block_values, run_benchmark
-from serve.bench.crash import MeasuringProcessDied
-from serve.bench.measurement import Sample
+from serve.bench.benchmark import Benchmark, run_benchmark
+from serve.bench.measurement import Sample, SessionPlan
 from serve.bench.statistics import Estimate
 from serve.bench.time_budget import CHECK_S
 from serve.bench.workload import Workload, make_workload
 from serve.guard.costs import check_load, judge_memory
+from serve.guard.judging import GUARDED, Judgement, PairedBlocks, is_settled, judge_metrics, paired_blocks, plan_blocks
 from serve.guard.machine_lock import measuring_alone
-from serve.guard.sequential import look_confidence, looks, planned_looks, signed_rank_ratio
+from serve.guard.other_settings import with_other_settings
+from serve.guard.process_pairs import FIRST_PAIRS
+from serve.guard.sequential import planned_looks
 from serve.guard.tokens import TokenAgreement, compare_tokens, is_upgrade, require_same_model
 from serve.runtimes.runtime import RunOptions
-from shearling.console import log
-from shearling.errors import CheckFailed, UsageError
+from shearling.errors import UsageError
 from shearling.strict_json import Document
 from shearling.target import Target
 
-# Net of what other processes took, where that is known (`serve.visitor.waiting`): a rival slows the two sides of a pair
-# by different amounts, which is noise to the ratio and no fault of the candidate.
-GUARDED: Mapping[str, Callable[[Sample], float]] = {
-    "ttft_s": lambda sample: sample.net_ttft_s,
-    "tpot_s": lambda sample: sample.net_tpot_s,
-}
 SESSION_BLOCKS = 8
-"""Short sessions: what processes owe to luck is evened out by their number, and two fit into the first look."""
-MINIMUM_SESSIONS = 2
+"""Of a baseline's sessions; those of a check are as long as `serve.guard.allocation` says."""
+ROUND_S = 10.0
+"""To which a budget that is proposed is rounded."""
 LOAD, MEMORY = "load_s", "peak_memory_bytes"
-CHANGED = "Rounding alone can do that, least with --precision fp32; --allow-other-tokens judges the times alone"
 
 CheckOutcome = Literal["pass", "regression", "inconclusive", "changed"]
 """`changed`: it says something else."""
@@ -59,12 +57,16 @@ class Verdict(Document):
         outcomes: by metric; those of load time and memory where they have a limit, that of the tokens where the two
             environments differ.
         ratios: candidate over reference, by metric, at the look that decided; intervals hold over all looks together.
-        sessions: medians of the decode ratio, one for each pair of processes.
+        sessions: the decode ratio of each pair of processes.
         limits: largest acceptable ratio of each metric.
         blocks: pairs that were measured.
         lost_share: of the wall time that went to other processes, and was subtracted.
         changes: settings that are not those asked for, and why.
         tokens: whether both said the same, where the two environments differ.
+        set_aside: pairs of samples that were disturbed, and do not count; see `serve.guard.disturbance`.
+        measured_s: how long it took, from the first process on.
+        settling_budget_s: a budget that would probably settle what is inconclusive; None where none would.
+        instructions: of the candidate over the reference's; None where the processor or the system does not count.
     """
 
     outcome: CheckOutcome
@@ -77,6 +79,10 @@ class Verdict(Document):
     lost_share: float
     changes: tuple[str, ...] = ()
     tokens: TokenAgreement | None = None
+    set_aside: int = 0
+    measured_s: float = 0.0
+    settling_budget_s: float | None = None
+    instructions: float | None = None
 
 
 def guard_workload(
@@ -163,30 +169,24 @@ def check_regression(
     """
     demands.check()
     with measuring_alone():
-        try:
-            return _measure(candidate, reference, demands=demands, options=options, workload=workload)
-        except MeasuringProcessDied as crash:
-            if crash.other is None:
-                raise
-            change = f"measured with {crash.other.flag}, because without it {crash.where}: {crash.message}"
-            log.print(change, markup=False)
-            verdict, benchmark = _measure(
-                candidate, reference, demands=demands, options=crash.other.options, workload=workload
-            )
-            return verdict.model_copy(update={"changes": (change, *verdict.changes)}), benchmark
+        (verdict, benchmark), changes = with_other_settings(
+            lambda tried: _measure(candidate, reference, demands=demands, options=tried, workload=workload), options
+        )
+    return verdict.model_copy(update={"changes": (*changes, *verdict.changes)}), benchmark
 
 
 def _measure(
     candidate: Target, reference: Target, *, demands: Demands, options: RunOptions, workload: Workload
 ) -> tuple[Verdict, Benchmark]:
     def clear(samples: Sequence[Sample]) -> bool:
-        return judge(samples, max_ratio=demands.max_ratio, ended=False).outcome != "inconclusive"
+        return is_settled(judge_metrics(paired_blocks(samples), max_ratio=demands.max_ratio, ended=False))
 
     benchmark = run_benchmark(
         [reference, candidate],
         options=options,
         workload=workload,
         enough=clear,
+        plan=SessionPlan(FIRST_PAIRS, functools.partial(plan_blocks, max_ratio=demands.max_ratio)),
         require=lambda found: require_same_model(found, allow_other=demands.allow_other_tokens),
     )
     verdict = judge(benchmark.samples, max_ratio=demands.max_ratio)
@@ -234,96 +234,46 @@ def judge(samples: Sequence[Sample], *, max_ratio: float, ended: bool = True) ->
         max_ratio: see `check_regression`.
         ended: no more blocks will come.
     """
-    outcomes: dict[str, CheckOutcome] = {}
-    ratios: dict[str, Estimate] = {}
-    for name, value in GUARDED.items():
-        outcomes[name], ratios[name] = _judge_metric(samples, value, max_ratio=max_ratio, ended=ended)
+    paired = paired_blocks(samples)
+    judged = judge_metrics(paired, max_ratio=max_ratio, ended=ended)
+    outcomes: dict[str, CheckOutcome] = {name: judgement.outcome for name, judgement in judged.items()}
+    measured_s = max((sample.started_s + sample.total_s for sample in samples), default=0.0)
     wall_s = sum(sample.ttft_s + sum(sample.gaps_s) for sample in samples)
     return Verdict(
         outcome=worst(outcomes.values()),
         outcomes=outcomes,
-        ratios=ratios,
-        sessions=_session_medians(samples),
+        ratios={name: judgement.ratio for name, judgement in judged.items()},
+        sessions=tuple(math.exp(effect) for effect in paired.effects("tpot_s")),
         max_ratio=max_ratio,
         limits=dict.fromkeys(GUARDED, max_ratio),
         blocks=len(samples) // 2,
         lost_share=sum(sample.lost_first_s + sample.lost_decode_s for sample in samples) / wall_s,
+        set_aside=paired.set_aside,
+        measured_s=measured_s,
+        settling_budget_s=_settling_budget_s(judged, paired, measured_s=measured_s),
+        instructions=_instructions(samples),
     )
+
+
+def _settling_budget_s(judged: Mapping[str, Judgement], paired: PairedBlocks, *, measured_s: float) -> float | None:
+    pairs = len(paired.effects("tpot_s"))
+    needed = [judgement.pairs_needed for judgement in judged.values() if judgement.outcome == "inconclusive"]
+    if is_settled(judged) or not pairs or None in needed:
+        return None
+    # One pair to spare: the last one must not be cut by the end of the time.
+    most = max(count for count in needed if count is not None) + 1
+    return math.ceil(most * measured_s / pairs / ROUND_S) * ROUND_S
+
+
+def _instructions(samples: Sequence[Sample]) -> float | None:
+    counts: tuple[list[int], list[int]] = ([], [])
+    for sample in samples:
+        if sample.instructions:
+            counts[sample.subject].append(sample.instructions)
+    return statistics.median(counts[1]) / statistics.median(counts[0]) if all(counts) else None
 
 
 def worst(outcomes: Iterable[CheckOutcome]) -> CheckOutcome:
     """A regression outweighs other tokens, those what is inconclusive, and that a pass."""
     found = set(outcomes)
     return next((outcome for outcome in WORST_FIRST if outcome in found), "pass")
-
-
-def require_pass(verdict: Verdict) -> None:
-    """Turn anything but a pass into an error.
-
-    Raises:
-        CheckFailed: a regression, other tokens, or inconclusive.
-    """
-    if verdict.outcome == "pass":
-        return
-    figures = "; ".join(tell_outcomes(verdict))
-    if verdict.outcome == "changed":
-        raise CheckFailed(f"the output changed ({figures})", remedy=CHANGED)
-    remedy = (
-        "Measure longer (--budget), with one thread, or on a quieter machine"
-        if verdict.outcome == "inconclusive"
-        else None
-    )
-    raise CheckFailed(
-        f"latency {verdict.outcome} against {verdict.max_ratio:g} after {verdict.blocks} pairs ({figures})",
-        remedy=remedy,
-    )
-
-
-def tell_outcomes(verdict: Verdict) -> list[str]:
-    """Each metric with its ratio and its outcome; what changed is told last."""
-    lines = [
-        f"{name} {show_ratio(ratio)}{_limit(verdict, name)}: {verdict.outcomes[name]}"
-        for name, ratio in verdict.ratios.items()
-    ]
-    if verdict.tokens is not None:
-        lines.append(f"tokens: {verdict.tokens.told()}")
-    return [*lines, *verdict.changes]
-
-
-def _limit(verdict: Verdict, name: str) -> str:
-    limit = verdict.limits.get(name, verdict.max_ratio)
-    return "" if limit == verdict.max_ratio else f" against {limit:g}"
-
-
-def show_ratio(ratio: Estimate) -> str:
-    """The estimate and its interval, where there is one."""
-    bounds = f"{ratio.low:.3f}, {ratio.high:.3f}" if math.isfinite(ratio.low) and ratio.low > 0 else "too few pairs"
-    return f"{ratio.median:.3f} [{bounds}]"
-
-
-def _judge_metric(
-    samples: Sequence[Sample], value: Callable[[Sample], float], *, max_ratio: float, ended: bool
-) -> tuple[CheckOutcome, Estimate]:
-    # Only the looks that were planned: judging after every block would find, sooner or later, an interval that pleases.
-    # The first clear answer is kept, for the looks share the error: a later one may not take it back.
-    reference, candidate = (block_values(samples, subject, value) for subject in (0, 1))
-    sessions = [sample.session for sample in samples if sample.subject == 0]
-    ratio = signed_rank_ratio(candidate, reference, confidence=look_confidence())
-    for count in looks(len(reference), ended=ended):
-        if len(set(sessions[:count])) < MINIMUM_SESSIONS:
-            continue
-        ratio = signed_rank_ratio(candidate[:count], reference[:count], confidence=look_confidence())
-        if ratio.high <= max_ratio:
-            return "pass", ratio
-        if ratio.low > max_ratio:
-            return "regression", ratio
-    return "inconclusive", ratio
-
-
-def _session_medians(samples: Sequence[Sample]) -> tuple[float, ...]:
-    medians = []
-    for session in sorted({sample.session for sample in samples}):
-        own = [sample for sample in samples if sample.session == session]
-        sides = [block_values(own, subject, GUARDED["tpot_s"]) for subject in (0, 1)]
-        medians.append(signed_rank_ratio(sides[1], sides[0]).median)
-    return tuple(medians)

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 from serve.bench.benchmark import Benchmark
 from serve.bench.statistics import Estimate
-from serve.guard.regression import CheckOutcome, Verdict, show_ratio
+from serve.guard.regression import CheckOutcome, Verdict
+from serve.guard.telling import show_ratio, tell_measuring
 from shearling.artefact import utc_now
 from shearling.errors import ShearlingError
 from shearling.strict_json import Document, write_text
@@ -99,7 +100,7 @@ def write_junit(path: Path, records: Sequence[CheckRecord]) -> None:
                 ElementTree.SubElement(case, "system-out").text = told
             else:
                 ElementTree.SubElement(case, "failure", type=outcome, message=f"{outcome}: {told}").text = "\n".join(
-                    [told, *record.runtimes, *(verdict.changes if verdict else ())]
+                    [told, *record.runtimes, *(tell_measuring(verdict) if verdict else ())]
                 )
                 counts["failures"] += 1
         suite.attrib |= {"tests": str(len(suite)), **{name: str(count) for name, count in counts.items()}}
@@ -150,7 +151,7 @@ def _markdown(records: Sequence[CheckRecord]) -> str:
                 _escape(f"{record.reference}: {record.runtimes[0]}. {record.candidate}: {record.runtimes[-1]}."),
                 "",
             ]
-        for note in (*record.verdict.changes, record.machine or ""):
+        for note in (*tell_measuring(record.verdict), record.machine or ""):
             lines += [_escape(note), ""] if note else []
     return "\n".join(lines) + "\n"
 
@@ -169,7 +170,7 @@ def _row(record: CheckRecord) -> dict[str, object]:
         }
         for metric, outcome in verdict.outcomes.items()
     ]
-    return {"record": record, "metrics": metrics, "changes": verdict.changes}
+    return {"record": record, "metrics": metrics, "changes": tell_measuring(verdict)}
 
 
 def _bar(ratio: Estimate | None, limit: float | None) -> dict[str, float] | None:

@@ -8,7 +8,8 @@ from rich.text import Text
 from serve.bench.benchmark import Benchmark
 from serve.bench.screen import benchmark_screen
 from serve.guard.bisection import Bisection
-from serve.guard.regression import Verdict, show_ratio, tell_outcomes
+from serve.guard.regression import Verdict
+from serve.guard.telling import show_ratio, tell_measuring, tell_outcomes
 
 
 def verdict_screen(verdict: Verdict, benchmark: Benchmark) -> RenderableType:
@@ -26,7 +27,7 @@ def verdict_screen(verdict: Verdict, benchmark: Benchmark) -> RenderableType:
         )
     if verdict.lost_share > 0.01:
         lines.append(f"{verdict.lost_share:.0%} of the time went to other processes, and was subtracted")
-    lines += verdict.changes
+    lines += tell_measuring(verdict)
     lines.append(f"{verdict.outcome}: at most {verdict.max_ratio:g} was allowed, {verdict.blocks} pairs were measured")
     return Group(benchmark_screen(benchmark), Text("\n".join(lines)))
 

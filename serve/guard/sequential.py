@@ -1,4 +1,6 @@
-"""Looking again and again at growing data without fooling oneself.
+"""Looking again and again at growing data without fooling oneself: rounds that are independent, as those of loading.
+
+Blocks of one pair of processes are not; for them see `serve.guard.process_pairs`.
 
 Stopping at the first look that pleases makes a 95 % interval wrong far more often than in 5 % of cases. Here the looks
 are planned: after FIRST blocks, then after every growth by half, LOOKS in all, and each look has an equal part of the
@@ -23,6 +25,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from serve.bench.statistics import CONFIDENCE, Estimate
 
@@ -81,18 +84,37 @@ def signed_rank_ratio(
     # Of logarithms, so that candidate over reference and reference over candidate are judged alike, and a noise that
     # multiplies both sides scatters symmetrically.
     logs = np.log(above / below)
-    first, second = np.triu_indices(logs.size)
-    means = np.sort((logs[first] + logs[second]) / 2)
-    # A ratio r is rejected where the rank sum of log ratios minus log r is extreme; that sum counts the pairwise means
-    # above log r, so the interval ends at an order statistic of these means.
-    outside = _critical_rank(logs.size, (1 - confidence) / 2)
-    low, high = (means[outside], means[-1 - outside]) if outside >= 0 else (-np.inf, np.inf)
+    low, high = signed_rank_bounds(logs, error=1 - confidence)
     return Estimate(
-        median=float(np.exp(np.median(means))),
+        median=math.exp(hodges_lehmann(logs)),
         low=float(np.exp(low)),
         high=float(min(np.exp(high), np.finfo(np.float64).max)),
         samples=int(logs.size),
     )
+
+
+def signed_rank_bounds(values: npt.NDArray[np.float64], *, error: float) -> tuple[float, float]:
+    """Interval of the centre of a symmetric distribution; unbounded where there are too few values.
+
+    Args:
+        values: [count], independent.
+        error: probability that it misses, both sides together.
+    """
+    means = np.sort(_pairwise_means(values))
+    # A centre c is rejected where the rank sum of values minus c is extreme; that sum counts the pairwise means above
+    # c, so the interval ends at an order statistic of these means.
+    outside = _critical_rank(values.size, error / 2)
+    return (float(means[outside]), float(means[-1 - outside])) if outside >= 0 else (-np.inf, np.inf)
+
+
+def hodges_lehmann(values: npt.NDArray[np.float64]) -> float:
+    """The centre of values that scatter symmetrically: the median of all pairwise means."""
+    return float(np.median(_pairwise_means(values)))
+
+
+def _pairwise_means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    first, second = np.triu_indices(values.size)
+    return (values[first] + values[second]) / 2
 
 
 @functools.cache

@@ -11,8 +11,9 @@ from serve.bench.benchmark import Benchmark
 from serve.bench.workload import Workload
 from serve.guard.baseline import check_baseline
 from serve.guard.bisection import Bisection, Installation, bisect_versions, require_none_slower
-from serve.guard.regression import Demands, Verdict, check_regression, require_pass
+from serve.guard.regression import Demands, Verdict, check_regression
 from serve.guard.reports import CheckRecord, append_summary, record_of, write_junit
+from serve.guard.telling import require_pass
 from serve.runtimes.runtime import RunOptions
 from shearling.errors import ShearlingError, UsageError
 from shearling.target import Target

@@ -1,7 +1,8 @@
 """How a measuring process answers: one JSON line in, one JSON line out, on the pipes that its parent holds.
 
     {"do": "load", "deployment": ..., "options": ...}         -> import_s, load_s, memory_before_bytes, facts
-    {"do": "generate", "rows": [[...], ...], "new_tokens": N} -> generation, wall_s, waited_s
+    {"do": "generate", "rows": [[...], ...], "new_tokens": N} -> generation, wall_s, waited_s, stolen_s, preemptions,
+                                                                 instructions
     {"do": "settle", "threads": N, "huge_pages": true}        -> huge_bytes
     {"do": "report"}                                          -> peak_bytes, private_bytes, huge_bytes, cpus, nice
 
@@ -19,7 +20,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from serve.visitor.counters import instructions
 from serve.visitor.huge_pages import collapse_memory
+from serve.visitor.interruptions import preemptions, stolen_s
 from serve.visitor.own_process import (
     huge_memory_bytes,
     peak_memory_bytes,
@@ -77,10 +80,12 @@ def settle(request: Mapping[str, Any]) -> Reply:
 
 
 def timed(generate: Callable[[], Reply]) -> Reply:
-    """One generation, its wall time, and what of that the calling thread waited for a CPU."""
+    """One generation, its wall time, what of that the calling thread waited for a CPU, and what else was counted."""
     gc.collect()
     gc.disable()
+    counters = {"stolen_s": stolen_s, "preemptions": preemptions, "instructions": instructions}
     try:
+        earlier = {name: count() for name, count in counters.items()}
         before_s, started_s = waited_s(), time.perf_counter()
         generation = generate()
         wall_s, after_s = time.perf_counter() - started_s, waited_s()
@@ -88,4 +93,11 @@ def timed(generate: Callable[[], Reply]) -> Reply:
         gc.enable()
     # Two clocks: what they disagree by must not leave a time of nothing.
     waited = None if before_s is None or after_s is None else min(after_s - before_s, 0.999 * wall_s)
-    return {"generation": generation, "wall_s": wall_s, "waited_s": waited}
+    return {"generation": generation, "wall_s": wall_s, "waited_s": waited, **_since(earlier, counters)}
+
+
+def _since(earlier: Mapping[str, Any], counters: Mapping[str, Callable[[], Any]]) -> Reply:
+    return {
+        name: None if before is None or (now := counters[name]()) is None else now - before
+        for name, before in earlier.items()
+    }

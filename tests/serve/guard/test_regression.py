@@ -7,8 +7,9 @@ import pytest
 
 from serve.bench.measurement import Sample
 from serve.bench.time_budget import TimeBudget
-from serve.guard.regression import SESSION_BLOCKS, guard_workload, judge, require_pass
+from serve.guard.regression import SESSION_BLOCKS, guard_workload, judge
 from serve.guard.sequential import planned_looks
+from serve.guard.telling import require_pass
 from shearling.errors import CheckFailed
 
 

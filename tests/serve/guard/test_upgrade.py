@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.gguf_writer import write_gguf
-from serve.guard.regression import Demands, Verdict, check_regression, guard_workload, require_pass
+from serve.guard.regression import Demands, Verdict, check_regression, guard_workload
+from serve.guard.telling import require_pass
 from serve.runtimes.runtime import RunOptions
 from serve.visitor.own_process import usable_cpus
 from shearling.errors import CheckFailed, PackageMissing, RuntimeCrashed, UsageError
