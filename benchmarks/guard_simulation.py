@@ -32,7 +32,7 @@ from serve.bench.benchmark import Benchmark, run_benchmark
 from serve.bench.measurement import Sample
 from serve.bench.time_budget import CHECK_S, TimeBudget
 from serve.bench.workload import make_workload
-from serve.guard.judging import is_settled, judge_metrics, paired_blocks, plan_blocks
+from serve.guard.judging import counting_blocks, is_settled, judge_metrics, paired_blocks, plan_blocks
 from serve.guard.process_pairs import FIRST_PAIRS
 from serve.guard.regression import Verdict, judge
 from serve.runtimes.runtime import RunOptions
@@ -192,7 +192,7 @@ def simulate_check(
         budget.end_setup()
         drawn = trace.sessions[generator.integers(len(trace.sessions))]
         sides = [drawn[place] for place in generator.choice(len(drawn), 2, replace=False)]
-        start = generator.integers(len(sides[0]))
+        start, before = generator.integers(len(sides[0])), len(samples)
         while True:
             for subject, factor in enumerate((1.0, slowdown)):
                 own = sides[subject][(start + number) % len(sides[subject])]
@@ -200,7 +200,9 @@ def simulate_check(
                 samples.append(_slowed(own, factor, subject=subject, session=session, block=number, ended_s=now_s))
             number += 1
             budget.count_block()
-            if budget.spent() or budget.session_is_over(size, session=session, wanted=FIRST_PAIRS):
+            if budget.spent() or budget.session_is_over(
+                size, counting_blocks(samples[before:]), session=session, wanted=FIRST_PAIRS
+            ):
                 break
         judged = judge_metrics(paired_blocks(samples), max_ratio=max_ratio, ended=False)
         if is_settled(judged) or budget.spent() or not budget.affords_session():
@@ -239,7 +241,7 @@ def simulate(
     """
     outcomes: Counter[str] = Counter()
     seconds, pairs, continued = [], [], Counter[str]()
-    asked = 0
+    budgets: list[float] = []
     for seed in range(checks):
         trace = draw(seed)
         verdict, took_s = simulate_check(trace, slowdown=slowdown, max_ratio=max_ratio, budget_s=budget_s, seed=seed)
@@ -247,7 +249,7 @@ def simulate(
         seconds.append(took_s)
         pairs.append(len(verdict.sessions))
         if verdict.settling_budget_s is not None:
-            asked += 1
+            budgets.append(verdict.settling_budget_s)
             longer, _ = simulate_check(
                 trace, slowdown=slowdown, max_ratio=max_ratio, budget_s=verdict.settling_budget_s, seed=seed
             )
@@ -258,8 +260,9 @@ def simulate(
         "seconds_median": round(statistics.median(seconds), 1),
         "seconds_longest": round(max(seconds), 1),
         "pairs_of_processes_median": statistics.median(pairs),
-        "asked_for_a_longer_budget": asked,
-        "settled_by_it": asked - continued["inconclusive"],
+        "asked_for_a_longer_budget": len(budgets),
+        "budget_asked_for_median": statistics.median(budgets) if budgets else None,
+        "settled_by_it": len(budgets) - continued["inconclusive"],
         "settled_wrongly": continued["regression" if slowdown <= max_ratio else "pass"],
     }
 

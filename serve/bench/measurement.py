@@ -33,13 +33,14 @@ class Sample(Document):
         position: place within the block.
         started_s: monotonic, since the measuring began.
         prompt_tokens: of each row; batch: number of rows.
-        waited_s: time that the calling thread was ready but not running, of the whole sample; None where nobody counts.
+        waited_s: time that the computing threads were ready but not running, in the whole sample; None where nobody
+            counts.
         lost_first_s: part of `ttft_s` that went to other processes; 0 where it cannot be told.
         lost_decode_s: likewise of the sum of `gaps_s`.
         token_ids: that were made, of the first row.
-        stolen_s: taken from the thread's CPUs by a hypervisor, of the whole sample; None where nobody counts.
-        preemptions: how often the thread was put off its CPU, of the whole sample.
-        instructions: of the call that made all tokens, by the calling thread; None on most virtual machines.
+        stolen_s: taken from the process's CPUs by a hypervisor, in the whole sample; None where nobody counts.
+        preemptions: how often a thread was put off its CPU, in the whole sample.
+        instructions: of the call that made all tokens; None on most virtual machines.
     """
 
     subject: int
@@ -107,10 +108,13 @@ class SessionPlan:
     Attributes:
         sessions: that have to fit: the first ones end early rather than leave no time to others.
         blocks: of the session that begins, from all samples so far and from what new processes cost, in blocks.
+        counting: how many of a session's blocks count, from its samples; where some do not, it gets up to twice as
+            many.
     """
 
     sessions: int
     blocks: Callable[[Sequence[Sample], float], int]
+    counting: Callable[[Sequence[Sample]], int]
 
 
 def measure(
@@ -189,7 +193,7 @@ class _Run:
     ) -> bool:
         """Whether everything is over; otherwise new processes go on."""
         with ExitStack() as stack:
-            size = self._session_blocks()
+            size, before = self._session_blocks(), len(self._result.samples)
             self._budget.begin_session()
             # Who starts first may get the better memory: each side does in turn.
             order = list(range(len(self._deployments)))[:: 1 if self._session % 2 == 0 else -1]
@@ -210,7 +214,8 @@ class _Run:
                 if over():
                     return True
                 if self._plan is not None:
-                    if self._budget.session_is_over(size, session=self._session, wanted=self._plan.sessions):
+                    counting = self._plan.counting(self._result.samples[before:])
+                    if self._budget.session_is_over(size, counting, session=self._session, wanted=self._plan.sessions):
                         return False
                 elif self._budget.restarts(size, first=self._session == 0):
                     return False

@@ -61,15 +61,16 @@ class TimeBudget:
         needed_s = self._setup_s + SHORTEST_BLOCKS * self._block_s
         return self._seconds is None or self.elapsed_s() + needed_s <= self._seconds
 
-    def session_is_over(self, size: int, *, session: int, wanted: int) -> bool:
+    def session_is_over(self, size: int, counting: int, *, session: int, wanted: int) -> bool:
         """Whether this session has what it needs, or others need its time.
 
         Args:
             size: blocks that it was to have.
+            counting: those of its blocks that count.
             session: its number, from 0.
             wanted: sessions that have to fit into the budget.
         """
-        if self._blocks >= size:
+        if counting >= size or self._blocks >= 2 * size:
             return True
         late = self._seconds is not None and self.elapsed_s() >= self._seconds * (session + 1) / wanted
         return late and self._blocks >= SHORTEST_BLOCKS

@@ -69,14 +69,14 @@ class ProcessReport(Document):
 
 
 class Timed(Document):
-    """A generation, and what the calling thread waited for a CPU meanwhile; see `serve.visitor.waiting`.
+    """A generation, and what the computing threads waited for a CPU meanwhile; see `serve.visitor.waiting`.
 
     Attributes:
         wall_s: of the call, with what it prepares.
         waited_s: of it; None where the system does not count.
-        stolen_s: what a hypervisor took from the thread's CPUs meanwhile; see `serve.visitor.interruptions`.
-        preemptions: how often the thread was put off its CPU.
-        instructions: of the calling thread; None on most virtual machines.
+        stolen_s: what a hypervisor took from the process's CPUs meanwhile; see `serve.visitor.interruptions`.
+        preemptions: how often a thread was put off its CPU.
+        instructions: of the process; None on most virtual machines.
     """
 
     generation: Generation

@@ -4,7 +4,7 @@ What a hypervisor takes from a virtual machine ("steal") is in no count of a thr
 process that was put off the CPU finds its caches used by others. Both are counted beside every sample, and a block
 counts as disturbed for what happened on either side, so that leaving it out favours none.
 
-Where everything is disturbed, nothing is special: a pair of processes keeps at least half of its blocks.
+Where everything is disturbed nothing is special, and everything counts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Sequence
 
 from serve.bench.measurement import Sample
+from serve.bench.time_budget import SHORTEST_BLOCKS
 
 STOLEN_SHARE = 0.01
 """Of a block's time; the kernel counts in steps of 10 ms, so that most blocks have none."""
@@ -31,13 +32,13 @@ def undisturbed(blocks: Sequence[Block]) -> list[Block]:
     Args:
         blocks: of one pair; in the order of time.
     """
-    kept = list(blocks)
-    for severity, allowed in ((_stolen, STOLEN_SHARE), (_preempted, PREEMPTIONS)):
-        found = [severity(block) for block in blocks]
-        limit = max(allowed, JUMP * statistics.median(found)) if found else allowed
-        kept = [block for block in kept if severity(block) <= limit]
-    # Two measures may leave out different halves.
-    return kept if 2 * len(kept) >= len(blocks) else list(blocks)
+    usual = statistics.median(_preempted(block) for block in blocks) if blocks else 0
+    kept = [
+        block
+        for block in blocks
+        if _stolen(block) <= STOLEN_SHARE and _preempted(block) <= max(PREEMPTIONS, JUMP * usual)
+    ]
+    return kept if len(kept) >= SHORTEST_BLOCKS else list(blocks)
 
 
 def _stolen(block: Block) -> float:

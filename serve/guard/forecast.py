@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serve.guard.process_pairs import FIRST_PAIRS, look_error, planned_looks, student_quantile
+from serve.guard.process_pairs import FIRST_PAIRS, planned_looks, student_quantile
 
 LIKELY = 0.8
 DRAWS = 2000
@@ -38,14 +38,14 @@ def pairs_to_settle(effects: Sequence[float], *, max_ratio: float) -> int | None
     true = values.mean() + spread / math.sqrt(count) * generator.standard_normal(DRAWS)
     settled = np.zeros(DRAWS, dtype=bool)
     total, seen = np.full(DRAWS, values.sum()), count
-    for place, look in itertools.takewhile(lambda item: item[1] <= MOST_PAIRS, enumerate(planned_looks())):
-        if look <= count:
+    for look in itertools.takewhile(lambda look: look.pairs <= MOST_PAIRS, planned_looks()):
+        if look.pairs <= count:
             continue
-        more = look - seen
+        more = look.pairs - seen
         total += more * true + math.sqrt(more) * spread * generator.standard_normal(DRAWS)
-        seen = look
-        half = student_quantile(1 - look_error(place) / 2, look - 1) * spread / math.sqrt(look)
-        settled |= np.abs(total / look - math.log(max_ratio)) > half
+        seen = look.pairs
+        half = student_quantile(1 - look.student_error / 2, seen - 1) * spread / math.sqrt(seen)
+        settled |= np.abs(total / seen - math.log(max_ratio)) > half
         if settled.mean() >= LIKELY:
-            return look
+            return seen
     return None

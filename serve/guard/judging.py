@@ -78,6 +78,14 @@ def paired_blocks(samples: Sequence[Sample]) -> PairedBlocks:
     )
 
 
+def counting_blocks(samples: Sequence[Sample]) -> int:
+    """How many blocks of one pair of processes count, see `serve.guard.disturbance`."""
+    blocks: dict[int, list[Sample]] = {}
+    for sample in samples:
+        blocks.setdefault(sample.block, []).append(sample)
+    return len(undisturbed(list(blocks.values())))
+
+
 def judge_metrics(paired: PairedBlocks, *, max_ratio: float, ended: bool) -> dict[str, Judgement]:
     """Judge every metric at the planned looks.
 

@@ -6,17 +6,18 @@ as narrow as it is wrong. Here the blocks of a pair only make one figure, its ef
 their log ratios. Effects of different pairs are independent, and as often above the true ratio as below it, because
 both sides draw from the same luck.
 
-The interval of m effects is the narrower end of two, each with its part of the error:
+The interval of m effects is what two have in common, each with its part of the error:
 
 - Student's t. It keeps its level for normal effects, also where each has another variance, as pairs of few and of many
   blocks have (Bakirov and Szekely 2006; Ibragimov and Muller, t-statistic based correlation and heterogeneity robust
   inference, JBES 28, 2010), up to an error of 8 % a look; the largest here is 1.5 %. Three pairs are enough.
-- Wilcoxon's signed-rank interval (`serve.guard.sequential`), from `RANKED_PAIRS` on: exact for any symmetric
-  distribution, and not widened by a pair or two that were unlucky by ten percent.
+- From `SIGNED_PAIRS` on the sign test's: two order statistics of the effects (Hollander, Wolfe and Chicken,
+  Nonparametric Statistical Methods, 3.6). Exact for any distribution whose median is the true ratio, and not widened by
+  a few pairs that were unlucky by ten percent.
 
-Looks are planned: after 3 pairs, then after every growth by 0.3, without end. The error is divided among them
-(Bonferroni) in a geometric series, which sums to 1 however many follow. So a longer budget continues the same test:
-it adds looks and changes none. Where time ends between two looks, the next one is taken early.
+Looks are planned: after 3 pairs, then after every growth by 0.4, without end. The error of each test is divided among
+its looks (Bonferroni) in a geometric series, which sums to its part however many follow. So a longer budget continues
+the same test: it adds looks and changes none. Where time ends between two looks, the next one is taken early.
 
 Sizes of pairs may depend on the data through `serve.guard.allocation` alone, which sees each effect's distance from the
 limit and never its side. At the limit, where an error is most likely, the sides are a fair coin whatever the distances.
@@ -28,69 +29,88 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from serve.bench.statistics import CONFIDENCE, Estimate
-from serve.guard.sequential import hodges_lehmann, signed_rank_bounds
+from serve.guard.sequential import hodges_lehmann
 
 Outcome = Literal["pass", "regression", "inconclusive"]
 Effects = npt.NDArray[np.float64]
 
 FIRST_PAIRS = 3
 """Two pairs scatter by luck alone as little as one wants: Student's t asks for 25 times their scatter."""
-GROWTH = 1.3
-FIRST_SHARE = 0.3
-"""Of the error, for the first look; each later one gets the same share of what is left."""
-RANKED_PAIRS = 8
-"""Fewer have no signed-rank interval at the error of a look."""
+GROWTH = 1.4
+SIGNED_PAIRS = 12
+"""Fewer would have to agree all, and one unlucky pair would undo that."""
+STUDENT_PART, STUDENT_SHARE = 0.74, 0.4
+"""Of the error for Student's t; of that for the first look. Each later one gets the same share of what is left."""
+SIGN_PART, SIGN_SHARE = 0.26, 0.5
+"""Likewise of the sign test, whose first looks are the ones that can bound anything."""
 
 
-def planned_looks() -> Iterator[int]:
-    """Numbers of pairs after which to look: 3, 4, 6, 8, 11, 15, 20, 26, ... without end."""
-    count = FIRST_PAIRS
-    while True:
-        yield count
-        count = math.ceil(GROWTH * count)
+@dataclass(frozen=True)
+class Look:
+    """How many pairs it sees, and the error of each of its intervals, both sides together.
+
+    Attributes:
+        sign_error: 0 where there is no interval of the sign test.
+    """
+
+    pairs: int
+    student_error: float
+    sign_error: float
 
 
-def look_error(place: int, *, confidence: float = CONFIDENCE) -> float:
-    """Part of the error that look number `place`, from 0, may spend, both sides together."""
-    return (1 - confidence) * FIRST_SHARE * (1 - FIRST_SHARE) ** place
+def planned_looks(*, confidence: float = CONFIDENCE) -> Iterator[Look]:
+    """Looks after 3, 5, 7, 10, 14, 20, 28, 40, ... pairs, without end.
+
+    Args:
+        confidence: of all of them together.
+    """
+    pairs, signed = FIRST_PAIRS, 0
+    for place in itertools.count():
+        student = (1 - confidence) * STUDENT_PART * STUDENT_SHARE * (1 - STUDENT_SHARE) ** place
+        sign = (1 - confidence) * SIGN_PART * SIGN_SHARE * (1 - SIGN_SHARE) ** signed if pairs >= SIGNED_PAIRS else 0.0
+        yield Look(pairs, student, sign)
+        signed += pairs >= SIGNED_PAIRS
+        pairs = max(pairs + 1, math.ceil(GROWTH * pairs))
 
 
-def looks(pairs: int, *, ended: bool) -> Iterator[tuple[int, float]]:
-    """Each look that so many pairs allow: how many of them it sees, and its error.
+def looks(pairs: int, *, ended: bool) -> Iterator[Look]:
+    """Each look that so many pairs allow.
 
     Args:
         pairs: so far.
         ended: no more will come: what is there counts as the next look.
     """
-    for place, count in enumerate(planned_looks()):
-        if count > pairs:
-            if ended and pairs >= FIRST_PAIRS and count > pairs > _look_before(count):
-                yield pairs, look_error(place)
+    seen = 0
+    for look in planned_looks():
+        if look.pairs > pairs:
+            if ended and seen < pairs and pairs >= FIRST_PAIRS:
+                yield replace(look, pairs=pairs)
             return
-        yield count, look_error(place)
+        seen = look.pairs
+        yield look
 
 
-def effect_bounds(effects: Sequence[float], *, error: float) -> tuple[float, float]:
+def effect_bounds(effects: Sequence[float], look: Look) -> tuple[float, float]:
     """Interval of the true log ratio.
 
     Args:
-        effects: of pairs; at least two.
-        error: probability that it misses, both sides together.
+        effects: as many as the look sees.
+        look: says with what error it may miss.
     """
-    values = np.asarray(effects, dtype=np.float64)
-    ranked = values.size >= RANKED_PAIRS
-    part = error / 2 if ranked else error
-    half = student_quantile(1 - part / 2, values.size - 1) * float(values.std(ddof=1)) / math.sqrt(values.size)
+    values = np.sort(np.asarray(effects, dtype=np.float64))
+    quantile = student_quantile(1 - look.student_error / 2, values.size - 1)
+    half = quantile * float(values.std(ddof=1)) / math.sqrt(values.size)
     low, high = float(values.mean()) - half, float(values.mean()) + half
-    if ranked:
-        ranked_low, ranked_high = signed_rank_bounds(values, error=part)
-        low, high = max(low, ranked_low), min(high, ranked_high)
+    outside = _signs_outside(values.size, look.sign_error / 2)
+    if outside >= 0:
+        low, high = max(low, float(values[outside])), min(high, float(values[-1 - outside]))
     # Two intervals may miss each other where one of them is wrong: neither is believed then.
     return (low, high) if low <= high else (-math.inf, math.inf)
 
@@ -107,9 +127,9 @@ def judge_effects(effects: Sequence[float], *, max_ratio: float, ended: bool) ->
         The outcome, and the ratio with the interval of the look that decided, or of the last one.
     """
     limit, found = math.log(max_ratio), _estimate(effects, -math.inf, math.inf)
-    for count, error in looks(len(effects), ended=ended):
-        seen = effects[:count]
-        low, high = effect_bounds(seen, error=error)
+    for look in looks(len(effects), ended=ended):
+        seen = effects[: look.pairs]
+        low, high = effect_bounds(seen, look)
         found = _estimate(seen, low, high)
         if high <= limit:
             return "pass", found
@@ -149,9 +169,15 @@ def _student_distribution(value: float, degrees: int) -> float:
     return (1 + inside) / 2
 
 
-def _look_before(count: int) -> int:
-    earlier = itertools.takewhile(lambda look: look < count, planned_looks())
-    return max(earlier, default=0)
+@functools.cache
+def _signs_outside(count: int, tail: float) -> int:
+    """The largest k with P(at most k of `count` fair coins show heads) <= tail; -1 where there is none."""
+    total = 0
+    for heads in range(count + 1):
+        total += math.comb(count, heads)
+        if total > tail * 2**count:
+            return heads - 1
+    return count
 
 
 def _estimate(effects: Sequence[float], low: float, high: float) -> Estimate:

@@ -27,7 +27,16 @@ from serve.bench.statistics import Estimate
 from serve.bench.time_budget import CHECK_S
 from serve.bench.workload import Workload, make_workload
 from serve.guard.costs import check_load, judge_memory
-from serve.guard.judging import GUARDED, Judgement, PairedBlocks, is_settled, judge_metrics, paired_blocks, plan_blocks
+from serve.guard.judging import (
+    GUARDED,
+    Judgement,
+    PairedBlocks,
+    counting_blocks,
+    is_settled,
+    judge_metrics,
+    paired_blocks,
+    plan_blocks,
+)
 from serve.guard.machine_lock import measuring_alone
 from serve.guard.other_settings import with_other_settings
 from serve.guard.process_pairs import FIRST_PAIRS
@@ -186,7 +195,7 @@ def _measure(
         options=options,
         workload=workload,
         enough=clear,
-        plan=SessionPlan(FIRST_PAIRS, functools.partial(plan_blocks, max_ratio=demands.max_ratio)),
+        plan=SessionPlan(FIRST_PAIRS, functools.partial(plan_blocks, max_ratio=demands.max_ratio), counting_blocks),
         require=lambda found: require_same_model(found, allow_other=demands.allow_other_tokens),
     )
     verdict = judge(benchmark.samples, max_ratio=demands.max_ratio)

@@ -1,4 +1,4 @@
-"""Instructions of the calling thread, where the kernel lets a process count its own (perf_event_open(2)).
+"""Instructions of this process, where the kernel lets a process count its own (perf_event_open(2)).
 
 They do not depend on neighbours, clock rates or where memory lies. Most virtual machines have no such counter.
 """
@@ -15,21 +15,23 @@ import struct
 SYSTEM_CALLS = {"x86_64": 298, "aarch64": 241}
 HARDWARE, INSTRUCTIONS = 0, 1
 SOFTWARE, TASK_CLOCK = 1, 1
-USER_ONLY = 1 << 5 | 1 << 6
-"""exclude_kernel and exclude_hv: what an unprivileged process may count."""
+FLAGS = 1 << 1 | 1 << 5 | 1 << 6
+"""inherit: threads that are started later count, too. exclude_kernel and exclude_hv: an unprivileged process may."""
 ATTRIBUTES_BYTES = 120
 FLAGS_AT = 40
 
 
 def instructions() -> int | None:
-    """Of the calling thread in its own code, since the first call; None where they cannot be counted."""
+    """In this process's own code since the first call, which has to come before other threads exist; None where they
+    cannot be counted.
+    """
     counter = open_counter(HARDWARE, INSTRUCTIONS)
     return None if counter is None else read_counter(counter)
 
 
 @functools.cache
 def open_counter(kind: int, event: int) -> int | None:
-    """Begin to count for the thread that calls first.
+    """Begin to count for the calling thread, and those that it will start.
 
     Args:
         kind: `type` of perf_event_attr.
@@ -43,7 +45,7 @@ def open_counter(kind: int, event: int) -> int | None:
         return None
     attributes = bytearray(ATTRIBUTES_BYTES)
     struct.pack_into("=IIQ", attributes, 0, kind, ATTRIBUTES_BYTES, event)
-    struct.pack_into("=Q", attributes, FLAGS_AT, USER_ONLY)
+    struct.pack_into("=Q", attributes, FLAGS_AT, FLAGS)
     buffer = (ctypes.c_char * ATTRIBUTES_BYTES).from_buffer(attributes)
     with contextlib.suppress(OSError, AttributeError):
         descriptor = ctypes.CDLL(None).syscall(number, buffer, 0, -1, -1, 0)

@@ -1,8 +1,8 @@
-"""What interrupts a computing thread, beside the waits of `serve.visitor.waiting`: counted, and never subtracted.
+"""What interrupts a computing process, beside the waits of `serve.visitor.waiting`: counted, and never subtracted.
 
 From /proc/stat (Linux, Documentation/filesystems/proc.rst): the eighth figure of a CPU's line is the time that the
 hypervisor gave to somebody else while this machine wanted to compute, in ticks of 10 ms. From getrusage(2): how often
-the thread was put off its CPU although it could have gone on.
+a thread was put off its CPU although it could have gone on.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ def stolen_s() -> float | None:
 
 
 def preemptions() -> int | None:
-    """How often the calling thread was put off its CPU so far; None where nobody counts by thread."""
+    """How often a thread of this process was put off its CPU so far; None where nobody counts."""
     try:
         import resource
     except ImportError:
         return None
-    own_thread = getattr(resource, "RUSAGE_THREAD", None)
-    return None if own_thread is None else resource.getrusage(own_thread).ru_nivcsw
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

@@ -35,15 +35,25 @@ def huge_memory_bytes() -> int:
 
 
 def pin(threads: int | None) -> None:
-    """Keep the calling thread, and those it will start, on the last `threads` of its CPUs; the first ones serve
-    interrupts.
+    """Keep this process on the last `threads` of its CPUs; the first ones serve interrupts.
+
+    All its threads: a runtime may compute in one that it has started while it loaded.
 
     Args:
         threads: None leaves all of them.
     """
     cpus = usable_cpus()
     if threads is not None and threads < len(cpus) and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus[-threads:])
+        for thread in own_threads():
+            # It may have ended.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(thread, cpus[-threads:])
+
+
+def own_threads() -> tuple[int, ...]:
+    """Threads of this process, as the system numbers them; 0, the calling one, where it does not tell."""
+    tasks = Path("/proc/self/task")
+    return tuple(int(task.name) for task in tasks.iterdir()) if tasks.is_dir() else (0,)
 
 
 def raise_priority() -> None:

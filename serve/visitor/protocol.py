@@ -31,7 +31,7 @@ from serve.visitor.own_process import (
     raise_priority,
     usable_cpus,
 )
-from serve.visitor.waiting import waited_s
+from serve.visitor.waiting import thread_times, waited_between
 
 Reply = dict[str, Any]
 Answer = Callable[[Mapping[str, Any]], Reply]
@@ -46,8 +46,9 @@ def answer_requests(answer: Answer, describe_error: Callable[[Exception], Reply 
     """
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Before any thread exists: they inherit it.
+    # Before any thread exists: they inherit both.
     raise_priority()
+    instructions()
     # Libraries write to descriptor 1 as they please; the protocol keeps the real one for itself.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -86,14 +87,20 @@ def timed(generate: Callable[[], Reply]) -> Reply:
     counters = {"stolen_s": stolen_s, "preemptions": preemptions, "instructions": instructions}
     try:
         earlier = {name: count() for name, count in counters.items()}
-        before_s, started_s = waited_s(), time.perf_counter()
+        before, started_s = thread_times(), time.perf_counter()
         generation = generate()
-        wall_s, after_s = time.perf_counter() - started_s, waited_s()
+        wall_s, after = time.perf_counter() - started_s, thread_times()
     finally:
         gc.enable()
+    later = _since(earlier, counters)
     # Two clocks: what they disagree by must not leave a time of nothing.
-    waited = None if before_s is None or after_s is None else min(after_s - before_s, 0.999 * wall_s)
-    return {"generation": generation, "wall_s": wall_s, "waited_s": waited, **_since(earlier, counters)}
+    waited = waited_between(before, after)
+    return {
+        "generation": generation,
+        "wall_s": wall_s,
+        "waited_s": None if waited is None else min(waited, 0.999 * wall_s),
+        **later,
+    }
 
 
 def _since(earlier: Mapping[str, Any], counters: Mapping[str, Callable[[], Any]]) -> Reply:
