@@ -1,8 +1,8 @@
 """Blocks that somebody disturbed: found without a look at their times, and left out as pairs.
 
 What a hypervisor takes from a virtual machine ("steal") is in no count of a thread's waits and cannot be subtracted; a
-process that was put off the CPU finds its caches used by others. Both are counted beside every sample, and a block
-counts as disturbed for what happened on either side, so that leaving it out favours none.
+process that was put off the CPU finds its caches used by others. Both are counted beside every sample, and added up
+over both sides of a block: if the sides changed places the same blocks would be left out, so that it favours none.
 
 Where everything is disturbed nothing is special, and everything counts.
 """
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from serve.bench.measurement import Sample
 from serve.bench.time_budget import SHORTEST_BLOCKS
 
-STOLEN_SHARE = 0.01
+STOLEN_SHARE = 0.005
 """Of a block's time; the kernel counts in steps of 10 ms, so that most blocks have none."""
-PREEMPTIONS = 10
-"""Of the computing thread in a block of 100 ms: the system's own timers cause half of that."""
+PREEMPTIONS = 20
+"""In a block of both sides, of 200 ms or so: the system's own timers cause half of that."""
 JUMP = 1.5
 """Over the median of the same processes: what is usual there is no disturbance."""
 
@@ -42,8 +42,8 @@ def undisturbed(blocks: Sequence[Block]) -> list[Block]:
 
 
 def _stolen(block: Block) -> float:
-    return max((sample.stolen_s or 0.0) / sample.wall_s for sample in block)
+    return sum(sample.stolen_s or 0.0 for sample in block) / sum(sample.wall_s for sample in block)
 
 
 def _preempted(block: Block) -> float:
-    return max(sample.preemptions or 0 for sample in block)
+    return sum(sample.preemptions or 0 for sample in block)
