@@ -48,7 +48,7 @@ bench: $(READY) ## Training step against stock PEFT, interleaved
 	$(BIN)/python -m benchmarks.training_step --base $(RUN)/base
 
 bench-guard: $(READY) ## The latency guard's false alarms and catches; about an hour
-	$(BIN)/python -m benchmarks.latency_guard --model $(RUN)/export/model --checks $(CHECKS)
+	$(BIN)/python -m benchmarks.latency_guard --model $(RUN)/export/model --checks $(CHECKS) $(GUARD)
 
 format: $(READY) ## Format the code and fix what ruff can
 	$(BIN)/ruff check --fix .

@@ -135,7 +135,7 @@ def measure(
         workload: the same for all; fits every context.
         result: grows by whole blocks; an earlier measurement of the same is continued.
         enough: ends it early; asked after each whole block, or with a plan after each session.
-        plan: divides the workload's budget, which it needs; without, sessions have the workload's number and length.
+        plan: divides the workload's budget; without, sessions have the workload's number and length.
         on_block: called after each whole block.
 
     Raises:
@@ -173,9 +173,9 @@ class _Run:
             return enough is not None and enough(self._result.samples)
 
         def over() -> bool:
-            if self._plan is None:
-                return self._block >= blocks or self._budget.spent() or settled()
-            return self._budget.spent()
+            if self._plan is not None and self._workload.budget_s is not None:
+                return self._budget.spent()
+            return self._block >= blocks or self._budget.spent() or (self._plan is None and settled())
 
         units = len(self._deployments) * (self._workload.sessions * (1 + self._workload.warmup) + blocks - self._block)
         with (

@@ -5,7 +5,7 @@ m (setup + n block). The best n for any m is sqrt(setup / block * within / betwe
 10.6).
 
 The within part comes from the blocks of each pair around their own centre. For the between part, which few pairs do not
-show, stands what a verdict can afford: pairs decide within few looks only if they scatter by no more than a quarter of
+show, stands what a verdict can afford: pairs decide within few looks only if they scatter by no more than a third of
 their distance from the limit. That distance takes the pairs' own scatter in, too, so pairs that differ much get few
 blocks and many successors. It is without sign, as `serve.guard.process_pairs` needs it.
 """
@@ -24,7 +24,7 @@ FIRST_BLOCKS = 6
 """Of the first pair, when nothing is known."""
 FEWEST, MOST = 3, 24
 """Blocks: three have a median; more than two dozen would put all on one pair."""
-AFFORDABLE = 0.25
+AFFORDABLE = 0.3
 """Scatter between pairs over their distance from the limit."""
 SMALLEST = 0.004
 """Scatter between pairs that is expected at least, as a log ratio."""

@@ -30,7 +30,6 @@ from serve.guard.costs import check_load, judge_memory
 from serve.guard.judging import (
     GUARDED,
     Judgement,
-    PairedBlocks,
     counting_blocks,
     is_settled,
     judge_metrics,
@@ -259,13 +258,14 @@ def judge(samples: Sequence[Sample], *, max_ratio: float, ended: bool = True) ->
         lost_share=sum(sample.lost_first_s + sample.lost_decode_s for sample in samples) / wall_s,
         set_aside=paired.set_aside,
         measured_s=measured_s,
-        settling_budget_s=_settling_budget_s(judged, paired, measured_s=measured_s),
+        settling_budget_s=_settling_budget_s(
+            judged, pairs=len({sample.session for sample in samples}), measured_s=measured_s
+        ),
         instructions=_instructions(samples),
     )
 
 
-def _settling_budget_s(judged: Mapping[str, Judgement], paired: PairedBlocks, *, measured_s: float) -> float | None:
-    pairs = len(paired.effects("tpot_s"))
+def _settling_budget_s(judged: Mapping[str, Judgement], *, pairs: int, measured_s: float) -> float | None:
     needed = [judgement.pairs_needed for judgement in judged.values() if judgement.outcome == "inconclusive"]
     if is_settled(judged) or not pairs or None in needed:
         return None

@@ -32,6 +32,10 @@ def test_what_is_good_enough() -> None:
     assert not summarise([*good, *checks("same", "inconclusive")])["good_enough"]
     assert not summarise([*good, *checks("longer", "pass")])["good_enough"]
     assert not summarise([*good, Check("same", "pass", 61.0, 2.0, "")])["good_enough"]
+    assert summarise([*good, Check("same", "pass", 61.0, 2.0, "")], budget_s=300)["good_enough"]
+    fewer = [*good[:100], *checks("longer", *["regression"] * 91, *["inconclusive"] * 9)]
+    assert not summarise(fewer)["good_enough"]
+    assert summarise(fewer, max_ratio=1.02)["good_enough"]
 
 
 def test_one_check_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_is_not_slower_than_itself(latency_guard: LatencyGuard, short: Path) -> None:
     # A model of microseconds: the threshold is wide, the machine of the tests is not quiet.
     verdict = latency_guard.assert_not_slower(short, than=short, max_ratio=1.3, options=OPTIONS, workload=PATIENT)
-    assert len(verdict.sessions) >= 2
+    assert len(verdict.sessions) >= 3
 
 
 def test_a_deeper_model_is_caught(latency_guard: LatencyGuard, short: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from serve.guard.allocation import FEWEST, FIRST_BLOCKS, MOST, PairScatter, next_blocks, scatter_of
+from serve.guard.allocation import AFFORDABLE, FEWEST, FIRST_BLOCKS, MOST, PairScatter, next_blocks, scatter_of
 from serve.guard.forecast import LIKELY, MOST_PAIRS, pairs_to_settle
 from serve.guard.process_pairs import (
     FIRST_PAIRS,
@@ -151,7 +151,7 @@ def test_nothing_is_bounded_by_two_tests_that_disagree() -> None:
 
 def test_allocation_is_the_best_for_known_variances() -> None:
     setup, within, between = 8.0, 0.04, 0.01
-    found = next_blocks([PairScatter(within, 4 * between)], setup_blocks=setup)
+    found = next_blocks([PairScatter(within, between / AFFORDABLE)], setup_blocks=setup)
 
     def cost(blocks: int) -> float:
         return (between**2 + within**2 / blocks) * (setup + blocks)
