@@ -1,4 +1,4 @@
-"""From samples to an answer for each metric: blocks that count, effects of pairs of processes, looks, and what is next.
+"""From samples to an answer for each metric: blocks that count, their log ratios, looks, and what is next.
 
 See `serve.guard.process_pairs` for what the answers promise.
 """
@@ -9,16 +9,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from serve.bench.measurement import Sample
 from serve.bench.statistics import Estimate
 from serve.bench.time_budget import SHORTEST_BLOCKS
-from serve.guard.allocation import next_blocks, scatter_of
+from serve.guard.allocation import next_blocks
 from serve.guard.disturbance import undisturbed
 from serve.guard.forecast import pairs_to_settle
-from serve.guard.process_pairs import Outcome, judge_effects
-from serve.guard.sequential import hodges_lehmann
+from serve.guard.process_pairs import Outcome, Pairs, judge_pairs, scatter_of
 
 # Net of what other processes took, where that is known (`serve.visitor.waiting`): a rival slows the two sides of a pair
 # by different amounts, which is noise to the ratio and no fault of the candidate.
@@ -37,12 +34,8 @@ class PairedBlocks:
         set_aside: blocks that were disturbed.
     """
 
-    logs: Mapping[str, Sequence[Sequence[float]]]
+    logs: Mapping[str, Pairs]
     set_aside: int
-
-    def effects(self, name: str) -> list[float]:
-        """Of one metric, one for each pair of processes."""
-        return [hodges_lehmann(np.asarray(values)) for values in self.logs[name]]
 
 
 @dataclass(frozen=True)
@@ -95,10 +88,9 @@ def judge_metrics(paired: PairedBlocks, *, max_ratio: float, ended: bool) -> dic
         ended: no more will come.
     """
     found = {}
-    for name in paired.logs:
-        effects = paired.effects(name)
-        outcome, ratio = judge_effects(effects, max_ratio=max_ratio, ended=ended)
-        needed = pairs_to_settle(effects, max_ratio=max_ratio) if ended and outcome == "inconclusive" else None
+    for name, logs in paired.logs.items():
+        outcome, ratio = judge_pairs(logs, max_ratio=max_ratio, ended=ended)
+        needed = pairs_to_settle(logs, max_ratio=max_ratio) if ended and outcome == "inconclusive" else None
         found[name] = Judgement(outcome, ratio, needed)
     return found
 
@@ -117,11 +109,9 @@ def plan_blocks(samples: Sequence[Sample], setup_blocks: float, *, max_ratio: fl
         setup_blocks: what new processes cost, in blocks.
         max_ratio: largest acceptable ratio.
     """
-    paired, limit = paired_blocks(samples), math.log(max_ratio)
+    paired = paired_blocks(samples)
     judged = judge_metrics(paired, max_ratio=max_ratio, ended=False)
     scatters = [
-        scatter_of(logs, paired.effects(name), limit=limit)
-        for name, logs in paired.logs.items()
-        if logs and judged[name].outcome == "inconclusive"
+        scatter_of(logs) for name, logs in paired.logs.items() if logs and judged[name].outcome == "inconclusive"
     ]
     return next_blocks(scatters, setup_blocks=setup_blocks)

@@ -1,26 +1,22 @@
-"""Each pair of processes is one observation, however many blocks it ran: what that allows to conclude, and when.
+"""What blocks of several pairs of processes allow to conclude, and when.
 
-A process owes part of its speed to luck, for life: where its memory lies. Blocks of one pair share that luck, and the
-noise of the same seconds, so they are no independent observations, and an interval of many blocks of two pairs would be
-as narrow as it is wrong. Here the blocks of a pair only make one figure, its effect: the Hodges-Lehmann estimate of
-their log ratios. Effects of different pairs are independent, and as often above the true ratio as below it, because
-both sides draw from the same luck.
+A process owes part of its speed to luck, for life: where its memory lies. Blocks of one pair share that luck, so an
+interval that counts blocks alone shrinks to nothing around what two processes drew. The log ratio of block b of pair p
+is taken as ratio + luck_p + noise_pb, and the interval of the ratio has a part for each, added in quadrature because
+they are independent:
 
-The interval of m effects is what two have in common, each with its part of the error:
+- noise: Wilcoxon's signed-rank interval over all blocks (`serve.guard.sequential`), exact for independent noise that
+  scatters symmetrically, whatever its distribution; up to 29 % of the blocks may be outliers;
+- luck: Student's t times its standard deviation over the square root of the number of pairs. The deviation comes from
+  how far the pairs' own centres lie apart, beyond what the noise explains. Few pairs cannot know it, so `USUAL_LUCK`
+  counts as `USUAL_DEGREES` more of them, and their degrees of freedom (Smyth, Linear models and empirical Bayes, SAGMB
+  3, 2004). Luck that is larger than usual and seen by few pairs makes the interval too narrow at first; in simulations
+  with two and three times the usual one each metric errs in 5 % of checks at the limit itself, where errors are most
+  likely (tests/serve/guard/test_process_pairs.py).
 
-- Student's t. It keeps its level for normal effects, also where each has another variance, as pairs of few and of many
-  blocks have (Bakirov and Szekely 2006; Ibragimov and Muller, t-statistic based correlation and heterogeneity robust
-  inference, JBES 28, 2010), up to an error of 8 % a look; the largest here is 1.5 %. Three pairs are enough.
-- From `SIGNED_PAIRS` on the sign test's: two order statistics of the effects (Hollander, Wolfe and Chicken,
-  Nonparametric Statistical Methods, 3.6). Exact for any distribution whose median is the true ratio, and not widened by
-  a few pairs that were unlucky by ten percent.
-
-Looks are planned: after 3 pairs, then after every growth by 0.4, without end. The error of each test is divided among
-its looks (Bonferroni) in a geometric series, which sums to its part however many follow. So a longer budget continues
-the same test: it adds looks and changes none. Where time ends between two looks, the next one is taken early.
-
-Sizes of pairs may depend on the data through `serve.guard.allocation` alone, which sees each effect's distance from the
-limit and never its side. At the limit, where an error is most likely, the sides are a fair coin whatever the distances.
+Looks are planned: after 3 pairs, then after every growth by 0.4, without end. The error is divided among them
+(Bonferroni) in a geometric series, which sums to 1 however many follow. So a longer budget continues the same test: it
+adds looks and changes none. Where time ends between two looks, the next one is taken early.
 """
 
 from __future__ import annotations
@@ -33,36 +29,46 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from serve.bench.statistics import CONFIDENCE, Estimate
-from serve.guard.sequential import hodges_lehmann
+from serve.guard.calibration import CONSISTENT
+from serve.guard.sequential import hodges_lehmann, signed_rank_bounds
 
 Outcome = Literal["pass", "regression", "inconclusive"]
-Effects = npt.NDArray[np.float64]
+Pairs = Sequence[Sequence[float]]
+"""Log ratios of candidate to reference: one sequence of blocks for each pair of processes, in the order of time."""
 
 FIRST_PAIRS = 3
-"""Two pairs scatter by luck alone as little as one wants: Student's t asks for 25 times their scatter."""
 GROWTH = 1.4
-SIGNED_PAIRS = 12
-"""Fewer would have to agree all, and one unlucky pair would undo that."""
-STUDENT_PART, STUDENT_SHARE = 0.74, 0.4
-"""Of the error for Student's t; of that for the first look. Each later one gets the same share of what is left."""
-SIGN_PART, SIGN_SHARE = 0.26, 0.5
-"""Likewise of the sign test, whose first looks are the ones that can bound anything."""
+FIRST_SHARE = 0.4
+"""Of the error, for the first look; each later one gets the same share of what is left."""
+USUAL_LUCK, USUAL_DEGREES = 0.008, 4
+"""Standard deviation of the log ratio of two processes of one model in huge pages, and how many pairs that is worth:
+0.005 on a Zen 5, up to 0.02 on a Zen 4 (docs/log/latency.md).
+"""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How many pairs it sees, and the error of each of its intervals, both sides together.
-
-    Attributes:
-        sign_error: 0 where there is no interval of the sign test.
-    """
+    """How many pairs it sees, and its error, both sides together."""
 
     pairs: int
-    student_error: float
-    sign_error: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Of one metric; standard deviations of log ratios.
+
+    Attributes:
+        noise: of a block around the centre of its pair.
+        luck: of a pair's centre, beyond what the noise explains; see `USUAL_LUCK`.
+        degrees: of freedom of `luck`.
+    """
+
+    noise: float
+    luck: float
+    degrees: int
 
 
 def planned_looks(*, confidence: float = CONFIDENCE) -> Iterator[Look]:
@@ -71,13 +77,10 @@ def planned_looks(*, confidence: float = CONFIDENCE) -> Iterator[Look]:
     Args:
         confidence: of all of them together.
     """
-    pairs, signed = FIRST_PAIRS, 0
+    pairs = FIRST_PAIRS
     for place in itertools.count():
-        student = (1 - confidence) * STUDENT_PART * STUDENT_SHARE * (1 - STUDENT_SHARE) ** place
-        sign = (1 - confidence) * SIGN_PART * SIGN_SHARE * (1 - SIGN_SHARE) ** signed if pairs >= SIGNED_PAIRS else 0.0
-        yield Look(pairs, student, sign)
-        signed += pairs >= SIGNED_PAIRS
-        pairs = max(pairs + 1, math.ceil(GROWTH * pairs))
+        yield Look(pairs, (1 - confidence) * FIRST_SHARE * (1 - FIRST_SHARE) ** place)
+        pairs = math.ceil(GROWTH * pairs)
 
 
 def looks(pairs: int, *, ended: bool) -> Iterator[Look]:
@@ -97,40 +100,64 @@ def looks(pairs: int, *, ended: bool) -> Iterator[Look]:
         yield look
 
 
-def effect_bounds(effects: Sequence[float], look: Look) -> tuple[float, float]:
-    """Interval of the true log ratio.
+def pair_centres(pairs: Pairs) -> list[float]:
+    """The Hodges-Lehmann estimate of each pair."""
+    return [hodges_lehmann(np.asarray(blocks)) for blocks in pairs]
+
+
+def scatter_of(pairs: Pairs) -> Scatter:
+    """Tell noise and luck apart.
 
     Args:
-        effects: as many as the look sees.
-        look: says with what error it may miss.
+        pairs: at least one, of at least two blocks each.
     """
-    values = np.sort(np.asarray(effects, dtype=np.float64))
-    quantile = student_quantile(1 - look.student_error / 2, values.size - 1)
-    half = quantile * float(values.std(ddof=1)) / math.sqrt(values.size)
-    low, high = float(values.mean()) - half, float(values.mean()) + half
-    outside = _signs_outside(values.size, look.sign_error / 2)
-    if outside >= 0:
-        low, high = max(low, float(values[outside])), min(high, float(values[-1 - outside]))
-    # Two intervals may miss each other where one of them is wrong: neither is believed then.
-    return (low, high) if low <= high else (-math.inf, math.inf)
+    centres = pair_centres(pairs)
+    deviations = [
+        abs(value - centre) * math.sqrt(len(blocks) / (len(blocks) - 1))
+        for blocks, centre in zip(pairs, centres, strict=True)
+        for value in blocks
+    ]
+    noise = float(CONSISTENT * np.median(deviations))
+    explained = noise**2 * float(np.mean([1 / len(blocks) for blocks in pairs]))
+    degrees = len(pairs) - 1
+    seen = max(0.0, float(np.var(centres, ddof=1)) - explained) if degrees else 0.0
+    luck = math.sqrt((USUAL_DEGREES * USUAL_LUCK**2 + degrees * seen) / (USUAL_DEGREES + degrees))
+    return Scatter(noise, luck, USUAL_DEGREES + degrees)
 
 
-def judge_effects(effects: Sequence[float], *, max_ratio: float, ended: bool) -> tuple[Outcome, Estimate]:
+def luck_bound(scatter: Scatter, *, pairs: int, error: float) -> float:
+    """Half of the interval that luck alone makes, as a log ratio."""
+    return student_quantile(1 - error / 2, scatter.degrees) * scatter.luck / math.sqrt(pairs)
+
+
+def ratio_bounds(pairs: Pairs, *, error: float) -> tuple[float, float]:
+    """Interval of the true log ratio; unbounded where there are too few blocks.
+
+    Args:
+        pairs: at least one, of at least two blocks each.
+        error: probability that it misses, both sides together.
+    """
+    blocks = np.concatenate([np.asarray(own) for own in pairs])
+    low, high = signed_rank_bounds(blocks, error=error)
+    centre, luck = hodges_lehmann(blocks), luck_bound(scatter_of(pairs), pairs=len(pairs), error=error)
+    return centre - math.hypot(centre - low, luck), centre + math.hypot(high - centre, luck)
+
+
+def judge_pairs(pairs: Pairs, *, max_ratio: float, ended: bool) -> tuple[Outcome, Estimate]:
     """Judge pairs at the planned looks; the first clear answer is kept, for the looks share the error.
 
     Args:
-        effects: log ratios of candidate to reference, one for each pair of processes, in the order of time.
+        pairs: see `Pairs`; at least two blocks each.
         max_ratio: largest acceptable ratio.
         ended: no more pairs will come.
 
     Returns:
         The outcome, and the ratio with the interval of the look that decided, or of the last one.
     """
-    limit, found = math.log(max_ratio), _estimate(effects, -math.inf, math.inf)
-    for look in looks(len(effects), ended=ended):
-        seen = effects[: look.pairs]
-        low, high = effect_bounds(seen, look)
-        found = _estimate(seen, low, high)
+    limit, found = math.log(max_ratio), _estimate(pairs, -math.inf, math.inf)
+    for look in looks(len(pairs), ended=ended):
+        low, high = ratio_bounds(pairs[: look.pairs], error=look.error)
+        found = _estimate(pairs[: look.pairs], low, high)
         if high <= limit:
             return "pass", found
         if low > limit:
@@ -169,22 +196,11 @@ def _student_distribution(value: float, degrees: int) -> float:
     return (1 + inside) / 2
 
 
-@functools.cache
-def _signs_outside(count: int, tail: float) -> int:
-    """The largest k with P(at most k of `count` fair coins show heads) <= tail; -1 where there is none."""
-    total = 0
-    for heads in range(count + 1):
-        total += math.comb(count, heads)
-        if total > tail * 2**count:
-            return heads - 1
-    return count
-
-
-def _estimate(effects: Sequence[float], low: float, high: float) -> Estimate:
-    middle = min(max(hodges_lehmann(np.asarray(effects)), low), high) if effects else 0.0
+def _estimate(pairs: Pairs, low: float, high: float) -> Estimate:
+    blocks = np.asarray([value for own in pairs for value in own])
     return Estimate(
-        median=math.exp(middle),
+        median=math.exp(hodges_lehmann(blocks)) if blocks.size else 1.0,
         low=math.exp(low),
-        high=math.exp(high) if high < math.log(np.finfo(np.float64).max) else float(np.finfo(np.float64).max),
-        samples=max(1, len(effects)),
+        high=math.exp(high) if math.isfinite(high) else float(np.finfo(np.float64).max),
+        samples=max(1, blocks.size),
     )

@@ -38,7 +38,7 @@ from serve.guard.judging import (
 )
 from serve.guard.machine_lock import measuring_alone
 from serve.guard.other_settings import with_other_settings
-from serve.guard.process_pairs import FIRST_PAIRS
+from serve.guard.process_pairs import FIRST_PAIRS, pair_centres
 from serve.guard.sequential import planned_looks
 from serve.guard.tokens import TokenAgreement, compare_tokens, is_upgrade, require_same_model
 from serve.runtimes.runtime import RunOptions
@@ -251,7 +251,7 @@ def judge(samples: Sequence[Sample], *, max_ratio: float, ended: bool = True) ->
         outcome=worst(outcomes.values()),
         outcomes=outcomes,
         ratios={name: judgement.ratio for name, judgement in judged.items()},
-        sessions=tuple(math.exp(effect) for effect in paired.effects("tpot_s")),
+        sessions=tuple(math.exp(centre) for centre in pair_centres(paired.logs["tpot_s"])),
         max_ratio=max_ratio,
         limits=dict.fromkeys(GUARDED, max_ratio),
         blocks=len(samples) // 2,

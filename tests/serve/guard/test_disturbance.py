@@ -66,4 +66,4 @@ def test_times_decide_nothing() -> None:
 
 
 def test_one_block_makes_no_pair_of_processes() -> None:
-    assert paired_blocks(block(0)).effects("tpot_s") == []
+    assert paired_blocks(block(0)).logs["tpot_s"] == []
