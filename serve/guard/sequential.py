@@ -1,6 +1,6 @@
 """Looking again and again at growing data without fooling oneself: rounds that are independent, as those of loading.
 
-Blocks of one pair of processes are not; for them see `serve.guard.process_pairs`.
+Blocks of one pair of processes share its luck; for them see `serve.guard.process_pairs`.
 
 Stopping at the first look that pleases makes a 95 % interval wrong far more often than in 5 % of cases. Here the looks
 are planned: after FIRST blocks, then after every growth by half, LOOKS in all, and each look has an equal part of the

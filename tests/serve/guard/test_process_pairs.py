@@ -10,46 +10,67 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from serve.guard.allocation import AFFORDABLE, FEWEST, FIRST_BLOCKS, MOST, PairScatter, next_blocks, scatter_of
+from serve.guard.allocation import FEWEST, FIRST_BLOCKS, MOST, next_blocks
 from serve.guard.forecast import LIKELY, MOST_PAIRS, pairs_to_settle
 from serve.guard.process_pairs import (
     FIRST_PAIRS,
-    SIGNED_PAIRS,
-    Look,
-    effect_bounds,
-    judge_effects,
+    USUAL_DEGREES,
+    USUAL_LUCK,
+    Scatter,
+    judge_pairs,
     looks,
     planned_looks,
+    ratio_bounds,
+    scatter_of,
     student_quantile,
 )
 
-Draw = Callable[[np.random.Generator, int], "np.typing.NDArray[np.float64]"]
+Values = np.typing.NDArray[np.float64]
+Draw = Callable[[np.random.Generator, tuple[int, int]], Values]
 
 
-def normal(generator: np.random.Generator, count: int) -> np.typing.NDArray[np.float64]:
-    return 0.02 * generator.standard_normal(count)
+def normal(generator: np.random.Generator, shape: tuple[int, int]) -> Values:
+    return 0.03 * generator.standard_normal(shape)
 
 
-def of_unequal_variance(generator: np.random.Generator, count: int) -> np.typing.NDArray[np.float64]:
-    return generator.choice([0.002, 0.01, 0.05], count) * generator.standard_normal(count)
+def heavy(generator: np.random.Generator, shape: tuple[int, int]) -> Values:
+    return 0.015 * generator.standard_t(2, shape)
 
 
-def heavy(generator: np.random.Generator, count: int) -> np.typing.NDArray[np.float64]:
-    return 0.01 * generator.standard_t(2, count)
+def in_bursts(generator: np.random.Generator, shape: tuple[int, int]) -> Values:
+    # A fifth of the blocks is hit on one side or the other.
+    hit = (generator.random(shape) < 0.2) * generator.choice([-0.3, 0.3], shape)
+    return 0.02 * generator.standard_normal(shape) + hit
 
 
-def unlucky(generator: np.random.Generator, count: int) -> np.typing.NDArray[np.float64]:
-    # Each process of a pair has 5 % of chances to be 12 % slower for life.
-    luck = 0.12 * (generator.random((2, count)) < 0.05)
-    return luck[0] - luck[1] + 0.006 * generator.standard_normal(count)
+def of_unequal_pairs(generator: np.random.Generator, shape: tuple[int, int]) -> Values:
+    return generator.choice([0.005, 0.02, 0.08], (shape[0], 1)) * generator.standard_normal(shape)
+
+
+def lasting(generator: np.random.Generator, shape: tuple[int, int]) -> Values:
+    # Each block's noise is nine tenths that of the one before.
+    values = 0.02 * generator.standard_normal(shape)
+    for block in range(1, shape[1]):
+        values[:, block] = 0.9 * values[:, block - 1] + math.sqrt(1 - 0.81) * values[:, block]
+    return values
 
 
 NOISES: dict[str, Draw] = {
     "normal": normal,
-    "of unequal variance": of_unequal_variance,
     "heavy": heavy,
-    "unlucky": unlucky,
+    "in bursts": in_bursts,
+    "of unequal pairs": of_unequal_pairs,
+    "lasting": lasting,
 }
+LUCKS = {"none": 0.0, "usual": 0.008, "large": 0.016, "very large": 0.024}
+
+
+def drawn(
+    generator: np.random.Generator, *, pairs: int, noise: str = "normal", luck: str = "usual", true: float = 0.0
+) -> list[list[float]]:
+    own = LUCKS[luck] * generator.standard_normal((pairs, 1))
+    blocks: list[list[float]] = (true + own + NOISES[noise](generator, (pairs, 6))).tolist()
+    return blocks
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 12, 39, 150])
@@ -62,134 +83,123 @@ def test_looks_are_planned_without_end_and_share_the_error() -> None:
     first = list(itertools.islice(planned_looks(), 60))
     assert [look.pairs for look in first[:8]] == [3, 5, 7, 10, 14, 20, 28, 40]
     assert all(later.pairs > earlier.pairs for earlier, later in itertools.pairwise(first))
-    spent = sum(look.student_error + look.sign_error for look in first)
-    assert 0.049 < spent <= 0.05
-    # Student's t keeps its level with unequal variances up to an error of 8 % (Bakirov and Szekely).
-    assert max(look.student_error for look in first) < 0.08
+    spent = sum(look.error for look in first)
+    assert 0.0499 < spent <= 0.05
 
 
 def test_the_last_look_is_the_next_one_taken_early() -> None:
     assert list(looks(2, ended=True)) == []
     assert [look.pairs for look in looks(6, ended=False)] == [3, 5]
     assert [look.pairs for look in looks(6, ended=True)] == [3, 5, 6]
-    assert list(looks(6, ended=True))[-1].student_error == list(looks(7, ended=False))[-1].student_error
+    assert list(looks(6, ended=True))[-1].error == list(looks(7, ended=False))[-1].error
     assert list(looks(7, ended=True)) == list(looks(7, ended=False))
 
 
 def test_more_time_continues_the_same_test() -> None:
-    effects = list(0.02 * np.random.default_rng(3).standard_normal(40))
+    pairs = drawn(np.random.default_rng(3), pairs=40)
     for earlier, later in itertools.pairwise(range(FIRST_PAIRS, 41)):
-        shorter = judge_effects(effects[:earlier], max_ratio=1.02, ended=False)
-        longer = judge_effects(effects[:later], max_ratio=1.02, ended=False)
+        shorter = judge_pairs(pairs[:earlier], max_ratio=1.02, ended=False)
+        longer = judge_pairs(pairs[:later], max_ratio=1.02, ended=False)
         assert shorter[0] == "inconclusive" or shorter == longer
 
 
-@pytest.mark.parametrize("pairs", [12, 13, 20])
-def test_the_sign_test_by_enumeration(pairs: int) -> None:
-    error = 0.0065
-    effects = np.arange(pairs, dtype=np.float64)
-    # Student's t without bounds: only the order statistics are left.
-    low, high = effect_bounds(effects.tolist(), Look(pairs, 1e-30, error))
-    outside = round(low)
-    assert high == pairs - 1 - outside
-    heads = scipy.stats.binom(pairs, 0.5)
-    assert 2 * heads.cdf(outside) <= error < 2 * heads.cdf(outside + 1)
+def test_many_blocks_do_not_make_up_for_few_pairs() -> None:
+    generator = np.random.default_rng(4)
+    luck = 0.016 * generator.standard_normal((4, 1))
+    few, many = ((luck + 0.02 * generator.standard_normal((4, blocks))).tolist() for blocks in (6, 150))
+    widths = [high - low for low, high in (ratio_bounds(pairs, error=0.02) for pairs in (few, many))]
+    alone = 2 * student_quantile(0.99, USUAL_DEGREES + 3) * USUAL_LUCK / 2
+    assert widths[0] > widths[1] > 0.7 * alone
 
 
-def test_one_unlucky_pair_does_not_undo_the_verdict() -> None:
-    effects = [0.002 * (-1) ** place for place in range(SIGNED_PAIRS + 2)]
-    effects[4] = 0.3
-    assert judge_effects(effects, max_ratio=1.05, ended=True)[0] == "pass"
+def test_noise_and_luck_are_told_apart() -> None:
+    generator = np.random.default_rng(5)
+    pairs = (0.02 * generator.standard_normal((200, 1)) + 0.04 * generator.standard_normal((200, 8))).tolist()
+    found = scatter_of(pairs)
+    assert found.noise == pytest.approx(0.04, rel=0.15)
+    assert found.luck == pytest.approx(0.02, rel=0.25)
+    assert found.degrees == USUAL_DEGREES + 199
+    # One pair shows nothing of luck, and equal pairs do not deny it.
+    assert scatter_of(pairs[:1]).luck == pytest.approx(USUAL_LUCK)
+    assert scatter_of([[0.0, 0.01, -0.01]] * 3).luck == pytest.approx(USUAL_LUCK * math.sqrt(3 / 5))
 
 
+@pytest.mark.parametrize("luck", LUCKS)
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("limit", [1.02, 1.05])
-def test_errors_at_the_limit_itself(noise: str, limit: float) -> None:
-    # The true ratio is the limit: any clear answer is an error, each of both in half of the cases. 800 trials scatter
-    # by 0.8 % around 5 %.
+def test_errors_at_the_limit_itself(noise: str, luck: str) -> None:
+    # The true ratio is the limit: any clear answer is an error. 250 trials scatter by 1.4 % around 5 %. Where noise
+    # lasts from block to block nothing is promised.
+    promised = 0.1 if noise == "lasting" and luck.endswith("large") else 0.05
     generator = np.random.default_rng(7)
-    errors = sum(
-        judge_effects((math.log(limit) + NOISES[noise](generator, 30)).tolist(), max_ratio=limit, ended=True)[0]
-        != "inconclusive"
-        for _ in range(800)
-    )
-    assert errors / 800 <= 0.05 + 0.016
+    limit = math.log(1.05)
+    outcomes = [
+        judge_pairs(drawn(generator, pairs=12, noise=noise, luck=luck, true=limit), max_ratio=1.05, ended=True)[0]
+        for _ in range(250)
+    ]
+    assert 1 - outcomes.count("inconclusive") / 250 <= promised + 0.028
 
 
 @pytest.mark.parametrize("noise", NOISES)
-def test_nothing_is_called_slower_that_is_not(noise: str) -> None:
+def test_equal_models_pass_and_slower_ones_do_not(noise: str) -> None:
     generator = np.random.default_rng(8)
-    outcomes = [judge_effects(NOISES[noise](generator, 30).tolist(), max_ratio=1.05, ended=True)[0] for _ in range(400)]
-    assert outcomes.count("regression") <= 2
-    assert outcomes.count("pass") >= 0.95 * 400 or noise == "of unequal variance"
+    for true, wanted in ((0.0, "pass"), (math.log(1.1), "regression")):
+        outcomes = [
+            judge_pairs(drawn(generator, pairs=12, noise=noise, true=true), max_ratio=1.05, ended=True)[0]
+            for _ in range(100)
+        ]
+        # A fifth of the blocks hit by 30 %, and nobody counted it, needs more pairs.
+        assert outcomes.count(wanted) >= (60 if noise == "in bursts" else 95)
+        assert outcomes.count("inconclusive") + outcomes.count(wanted) == 100
 
 
 def test_adapting_the_sizes_of_pairs_keeps_the_level() -> None:
     # As the guard does: each pair gets as many blocks as the ones before it suggest.
     generator = np.random.default_rng(9)
-    limit, errors, trials = math.log(1.02), 0, 500
+    limit, errors, trials = math.log(1.02), 0, 250
     for _ in range(trials):
-        blocks: list[list[float]] = []
-        for _ in range(20):
-            effects = [float(np.mean(own)) for own in blocks]
-            scatters = [scatter_of(blocks, effects, limit=limit)] if blocks else []
-            size = next_blocks(scatters, setup_blocks=8.0)
-            blocks.append(
-                (limit + 0.008 * generator.standard_normal() + 0.03 * generator.standard_normal(size)).tolist()
-            )
-        effects = [float(np.mean(own)) for own in blocks]
-        errors += judge_effects(effects, max_ratio=1.02, ended=True)[0] != "inconclusive"
-    assert errors / trials <= 0.05 + 0.02
-
-
-def test_nothing_is_bounded_by_two_tests_that_disagree() -> None:
-    # Equal effects and a far one: no distribution in question makes these.
-    effects = [0.0] * 39 + [1e6]
-    low, high = effect_bounds(effects, Look(40, 1.99999, 0.01))
-    assert (low, high) == (-math.inf, math.inf)
+        pairs: list[list[float]] = []
+        for _ in range(14):
+            size = next_blocks([scatter_of(pairs)] if pairs else [], setup_blocks=8.0)
+            luck = 0.008 * generator.standard_normal()
+            pairs.append((limit + luck + 0.03 * generator.standard_normal(size)).tolist())
+        errors += judge_pairs(pairs, max_ratio=1.02, ended=True)[0] != "inconclusive"
+    assert errors / trials <= 0.05 + 0.028
 
 
 def test_allocation_is_the_best_for_known_variances() -> None:
-    setup, within, between = 8.0, 0.04, 0.01
-    found = next_blocks([PairScatter(within, between / AFFORDABLE)], setup_blocks=setup)
+    setup, noise, luck = 8.0, 0.03, 0.01
+    found = next_blocks([Scatter(noise, luck, 9)], setup_blocks=setup)
 
     def cost(blocks: int) -> float:
-        return (between**2 + within**2 / blocks) * (setup + blocks)
+        return (luck**2 + noise**2 / blocks) * (setup + blocks)
 
     assert cost(found) == pytest.approx(min(cost(blocks) for blocks in range(1, 60)), rel=0.01)
-    assert next_blocks([], setup_blocks=setup) == next_blocks([PairScatter(1, 1)], setup_blocks=0) == FIRST_BLOCKS
-    assert next_blocks([PairScatter(1.0, 0.0)], setup_blocks=setup) == MOST
-    assert next_blocks([PairScatter(0.0, 0.05), PairScatter(0.0, 0.01)], setup_blocks=setup) == FEWEST
-
-
-def test_scatter_knows_distances_and_no_sides() -> None:
-    generator = np.random.default_rng(1)
-    effects = [0.06, 0.03, 0.055]
-    blocks = [(effect + 0.02 * generator.standard_normal(200)).tolist() for effect in effects]
-    found = scatter_of(blocks, effects, limit=0.05)
-    assert found.within == pytest.approx(0.02, rel=0.15)
-    mirrored = scatter_of([[0.1 - value for value in own] for own in blocks], [0.04, 0.07, 0.045], limit=0.05)
-    assert mirrored.within == pytest.approx(found.within)
-    assert mirrored.distance == pytest.approx(found.distance)
+    assert next_blocks([], setup_blocks=setup) == FIRST_BLOCKS
+    assert next_blocks([Scatter(noise, luck, 9)], setup_blocks=0) == FIRST_BLOCKS
+    assert next_blocks([Scatter(1.0, luck, 9)], setup_blocks=setup) == MOST
+    assert next_blocks([Scatter(0.0, luck, 9), Scatter(0.001, luck, 9)], setup_blocks=setup) == FEWEST
 
 
 def test_the_forecast_comes_true() -> None:
     generator = np.random.default_rng(2)
-    open_checks = settled = 0
-    while open_checks < 150:
-        effects = generator.normal(0.0, 0.03, MOST_PAIRS)
-        if judge_effects(effects[:6].tolist(), max_ratio=1.05, ended=True)[0] != "inconclusive":
+    promised = settled = 0
+    while promised < 40:
+        pairs = (0.01 * generator.standard_normal((200, 1)) + 0.08 * generator.standard_normal((200, 6))).tolist()
+        if judge_pairs(pairs[:5], max_ratio=1.05, ended=True)[0] != "inconclusive":
             continue
-        needed = pairs_to_settle(effects[:6].tolist(), max_ratio=1.05)
-        open_checks += 1
-        if needed is None:
+        needed = pairs_to_settle(pairs[:5], max_ratio=1.05)
+        if needed is None or needed > 120:
             continue
-        assert needed > 6
-        settled += judge_effects(effects[:needed].tolist(), max_ratio=1.05, ended=False)[0] != "inconclusive"
-    assert settled / open_checks >= LIKELY - 0.1
+        assert needed > 5
+        promised += 1
+        settled += judge_pairs(pairs[:needed], max_ratio=1.05, ended=False)[0] != "inconclusive"
+    assert settled / promised >= LIKELY - 0.1
 
 
 def test_what_no_time_settles_is_not_promised() -> None:
-    at_the_limit = math.log(1.05) + np.array([0.05, -0.05] * 6)
+    generator = np.random.default_rng(6)
+    at_the_limit = math.log(1.05) + 0.05 * generator.standard_normal((12, 6))
+    at_the_limit -= np.median(at_the_limit) - math.log(1.05)
     assert pairs_to_settle(at_the_limit.tolist(), max_ratio=1.05) is None
-    assert pairs_to_settle([0.0], max_ratio=1.05) == FIRST_PAIRS
+    assert pairs_to_settle([[0.0, 0.0]], max_ratio=1.05) == FIRST_PAIRS
+    assert MOST_PAIRS > FIRST_PAIRS

@@ -94,14 +94,14 @@ def test_nothing_is_decided_between_the_looks() -> None:
     four = pairs(5.0, blocks=32, noise=0.001, sessions=4)
     assert judge([item for item in four if item.session < 2], max_ratio=1.05, ended=False).outcome == "inconclusive"
     assert judge([item for item in four if item.session < 3], max_ratio=1.05, ended=False).outcome == "regression"
-    wide = pairs(1.0, blocks=32, noise=0.02, sessions=4)
+    wide = pairs(1.0, blocks=32, noise=0.2, sessions=4)
     seen = judge(wide, max_ratio=1.05, ended=False).ratios["tpot_s"]
     assert seen == judge([item for item in wide if item.session < 3], max_ratio=1.05, ended=False).ratios["tpot_s"]
     assert seen != judge(wide, max_ratio=1.05, ended=True).ratios["tpot_s"]
 
 
 def test_an_open_verdict_says_how_much_more_time_it_needs() -> None:
-    open_verdict = judge(timed(pairs(1.0, blocks=32, noise=0.06)), max_ratio=1.05)
+    open_verdict = judge(timed(pairs(1.0, blocks=32, noise=0.1)), max_ratio=1.05)
     assert open_verdict.outcome == "inconclusive"
     assert open_verdict.settling_budget_s is not None
     assert open_verdict.settling_budget_s > open_verdict.measured_s
