@@ -190,7 +190,7 @@ def simulate_check(
         budget.begin_session()
         now_s += trace.setup_s
         budget.end_setup()
-        drawn = trace.sessions[generator.integers(len(trace.sessions))]
+        drawn = trace.sessions[int(generator.integers(len(trace.sessions)))]
         sides = [drawn[place] for place in generator.choice(len(drawn), 2, replace=False)]
         start, before = generator.integers(len(sides[0])), len(samples)
         while True:
