@@ -191,8 +191,8 @@ def simulate_check(
         now_s += trace.setup_s
         budget.end_setup()
         drawn = trace.sessions[int(generator.integers(len(trace.sessions)))]
-        sides = [drawn[place] for place in generator.choice(len(drawn), 2, replace=False)]
-        start, before = generator.integers(len(sides[0])), len(samples)
+        sides = [drawn[int(place)] for place in generator.choice(len(drawn), 2, replace=False)]
+        start, before = int(generator.integers(len(sides[0]))), len(samples)
         while True:
             for subject, factor in enumerate((1.0, slowdown)):
                 own = sides[subject][(start + number) % len(sides[subject])]
