@@ -149,11 +149,9 @@ def estimate_by_recipe(
     """
     check_workforce(workforce)
     opened = open_run(run)
-    settled = _settle(
-        opened,
-        replace(recipe_settings(opened.section), **settings),
-        replace(recipe_rule(opened.section), **rule),
-    )
+    chosen = replace(recipe_settings(opened.section), **settings)
+    opened = _mixed(opened, chosen)
+    settled = _settle(opened, chosen, replace(recipe_rule(opened.section), **rule))
     inputs = open_inputs(opened, task=settled.task, latency=find_table(run, settled))
     return plan_memory(inputs, settled, workforce, memory)[1]
 
@@ -195,6 +193,7 @@ def search(
 
 
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, conduct: Conduct) -> Searched:
+    opened = _mixed(opened, settings)
     settings = _settle(opened, settings, rule)
     run, inputs = opened.run, open_inputs(opened, task=settings.task, latency=find_table(opened.run, settings))
     lean, estimate = plan_memory(inputs, settings, conduct.workforce, conduct.memory)
@@ -256,6 +255,10 @@ def _measuring(
     finally:
         executor.close()
         objective.release()
+
+
+def _mixed(opened: SearchableRun, settings: SearchSettings) -> SearchableRun:
+    return opened.mixed(ratios=settings.ratios, formats=settings.layer_formats)
 
 
 def _settle(opened: SearchableRun, settings: SearchSettings, rule: BestRule) -> SearchSettings:
@@ -329,6 +332,7 @@ def _write(searched: Searched, opened: SearchableRun, settings: SearchSettings, 
         searched.best_rule,
         settings.macs_seq_len,
         settings.split,
+        opened.mixture,
     )
     write_document(directory / BEST_FILE, describe_record(best, origin, location=searched.path))
     write_json(directory / PARETO_FILE, pareto_document(explored))

@@ -146,6 +146,9 @@ def estimate_stage(recipe: Recipe, figures: ModelFigures, *, by_tensors: bool) -
         parts["adapted"] = Estimate(parts["lora"].memory_bytes, figures.stored_bytes)
     if recipe.sparsity is not None:
         parts["sparse"] = estimate_pruning(figures, recipe.sparsity)
+        if recipe.variants is not None:
+            once = estimate_pruning(figures, recipe.sparsity.model_copy(update={"healing": None, "allocation": "uniform"}))
+            parts["variants"] = Estimate(once.memory_bytes, len(recipe.variants.ratios) * once.disk_bytes)
     if recipe.adapter is not None:
         parts["super_adapter"] = _trained(recipe, figures)
     return parts

@@ -12,12 +12,12 @@ import pydantic
 from export.plan import ExportPlan
 from export.request import ExportRequest
 from shearling.artefact import Artefact, Kind, Manifest, installed_tools, open_artefact
-from shearling.elastic.subnet import HeldBack, Subnet
+from shearling.elastic.subnet import HeldBack, read_subnet
 from shearling.errors import ArtefactError
 from shearling.recipe.recipe import RECIPE_SCHEMA, Recipe
 from shearling.recipe.search import SearchSection
 from shearling.run import Run
-from shearling.strict_json import Document, read_document
+from shearling.strict_json import Document
 
 BEST_FILE = "best.json"
 
@@ -200,7 +200,7 @@ def _told(search: Artefact | None) -> dict[str, Any]:
 
 def _row_of(document: Path) -> int | None:
     try:
-        provenance = read_document(document, Subnet).provenance
+        provenance = read_subnet(document).provenance
     except ArtefactError:
         return None
     return None if provenance is None else provenance.row

@@ -1,13 +1,15 @@
 """`best.json`: one sub-network, described so completely that the export needs nothing else.
 
 It names the frozen model, the mask and the super-adapter by path relative to itself and by digest, and gives the rank
-of every adapted module and, in the mode `lonas`, the width of every layer that is cut. `open_subnet` enforces what a
-reader must refuse before any weight is used.
+of every adapted module and, in the mode `lonas`, the width of every layer that is cut. Where layers choose their share
+of zeros or their number format, the document is of the second version, which adds `mixture`; others stay of the first,
+so that what knows no mixtures reads them. `open_subnet` enforces what a reader must refuse before any weight is used.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,15 +21,23 @@ from shearling.artefact import Artefact, open_artefact, sha256_file, utc_now
 from shearling.elastic.grid_file import GRID_FILE
 from shearling.elastic.mask import MASK_FILE, PACKING
 from shearling.elastic.merge_rule import MergeRule, merge_rule
+from shearling.elastic.mixture import BITS, LayerFormat, Mixture, open_mixture, percents_of_ratios
 from shearling.elastic.reordering import REORDERING_FILE
-from shearling.elastic.search_space import SEARCH_SPACE_FILE, Choice, SearchSpace, read_search_space
+from shearling.elastic.search_space import (
+    FORMAT_GROUP,
+    SEARCH_SPACE_FILE,
+    SPARSITY_GROUP,
+    Choice,
+    SearchSpace,
+    read_search_space,
+)
 from shearling.elastic.super_network import ADAPTER_FILE
-from shearling.errors import ArtefactMismatch, DocumentInvalid
+from shearling.errors import ArtefactMismatch, DocumentInvalid, UsageError
 from shearling.model.checkpoint_safety import CONFIG
 from shearling.run import open_frozen
-from shearling.strict_json import Document, read_document
+from shearling.strict_json import Document, read_document, read_json
 
-SUBNET_SCHEMA = "shearling.subnet/1"
+SUBNET_SCHEMA, MIXED_SUBNET_SCHEMA = "shearling.subnet/1", "shearling.subnet/2"
 HASH_SCHEME = "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"
 
 Mode = Literal["rank", "lonas"]
@@ -118,6 +128,47 @@ class GridReference(Document):
     bits: int
 
 
+class VariantsReference(Document):
+    """The variants that layers are taken from."""
+
+    path: str
+    manifest_sha256: Sha256
+
+
+class ChosenLayer(Document):
+    """What was chosen for one layer; None leaves it as it was trained, or to the export."""
+
+    sparsity: float | None
+    weight_format: LayerFormat | None
+
+
+class MixtureReference(Document):
+    """What layers chose among, and what each has.
+
+    Attributes:
+        variants: None where every layer has the zeros that it was trained with.
+        ratios: that layers could take, beside the share that each was trained at.
+        weight_formats: that layers could take; empty where the export decides.
+        layers: by layer.
+    """
+
+    variants: VariantsReference | None
+    ratios: tuple[float, ...]
+    weight_formats: tuple[LayerFormat, ...]
+    layers: tuple[ChosenLayer, ...]
+
+    @property
+    def words(self) -> list[str]:
+        """How many layers chose which zeros, and which formats; a line each, where there was a choice."""
+        zeros = Counter(f"{layer.sparsity:.0%}" for layer in self.layers if layer.sparsity is not None)
+        formats = Counter(layer.weight_format for layer in self.layers if layer.weight_format is not None)
+        return [
+            f"layers chose {what}: {', '.join(f'{count} of {value}' for value, count in sorted(chosen.items()))}"
+            for what, chosen in (("zeros", zeros), ("formats", formats))
+            if chosen
+        ]
+
+
 class Comparison(Document):
     """With the largest sub-network, on the same rows.
 
@@ -193,7 +244,7 @@ class Provenance(Document):
 class Subnet(Document):
     """The content of `best.json`."""
 
-    schema_: Literal["shearling.subnet/1"] = pydantic.Field("shearling.subnet/1", alias="schema")
+    schema_: Literal["shearling.subnet/1", "shearling.subnet/2"] = pydantic.Field("shearling.subnet/1", alias="schema")
     id: str
     created: str
     tool: Tool
@@ -207,9 +258,25 @@ class Subnet(Document):
     widths: dict[str, int] = pydantic.Field(default_factory=dict)
     permutation: PermutationReference | None = None
     grid: GridReference | None = None
+    mixture: MixtureReference | None = None
     metrics: Metrics | None
     provenance: Provenance | None
     merge: MergeRule
+
+    @pydantic.model_validator(mode="after")
+    def _version(self) -> Subnet:
+        if (self.mixture is not None) != (self.schema_ == "shearling.subnet/2"):
+            has = "a mixture" if self.mixture is not None else "no mixture"
+            raise ValueError(f"it is of the schema {self.schema_} and has {has}")
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_absent(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Readers of the first version know no such key.
+        written: dict[str, Any] = handler(self)
+        if self.mixture is None:
+            written.pop("mixture", None)
+        return written
 
 
 @dataclass(frozen=True)
@@ -220,6 +287,7 @@ class OpenSubnet:
         path: the document.
         frozen: the `sparse` artefact, or `base` where nothing was pruned.
         adapter: the `super_adapter` artefact.
+        mixture: None where layers had no choice of zeros or formats; `space` is that of the mixture else.
     """
 
     path: Path
@@ -227,6 +295,17 @@ class OpenSubnet:
     space: SearchSpace
     frozen: Artefact
     adapter: Artefact
+    mixture: Mixture | None = None
+
+    @property
+    def variants(self) -> Artefact | None:
+        """That layers are taken from."""
+        return None if self.mixture is None else self.mixture.variants
+
+    @property
+    def layer_bits(self) -> dict[str, int]:
+        """Module path -> bits of its integers, where layers chose their number format."""
+        return self.space.bits(self.subnet.choice)
 
 
 def describe_subnet(
@@ -237,6 +316,7 @@ def describe_subnet(
     location: Path,
     metrics: Metrics | None,
     provenance: Provenance | None,
+    mixture: Mixture | None = None,
 ) -> Subnet:
     """Describe one sub-network of a trained super-adapter.
 
@@ -247,6 +327,7 @@ def describe_subnet(
         location: the directory that the document will stand in; paths are relative to it.
         metrics: what the search measured.
         provenance: where it was found.
+        mixture: that layers chose among; the choice is of its space then.
 
     Raises:
         DocumentInvalid: the choice is not in the space.
@@ -256,7 +337,7 @@ def describe_subnet(
 
     frozen = open_frozen(adapter)
     space_file = adapter.path / SEARCH_SPACE_FILE
-    space = read_search_space(space_file)
+    space = read_search_space(space_file) if mixture is None else mixture.space
     details = frozen.manifest.details
     sparsity = None
     if frozen.manifest.kind == "sparse":
@@ -265,6 +346,7 @@ def describe_subnet(
         sparsity = SparsityReference.model_validate({**details["sparsity"], "mask": mask}, strict=False)
     adapter_file = adapter.path / ADAPTER_FILE
     return Subnet(
+        schema_="shearling.subnet/1" if mixture is None else "shearling.subnet/2",
         id=subnet_id,
         created=utc_now(),
         tool=Tool(name="shearling", version=shearling.__version__),
@@ -298,6 +380,7 @@ def describe_subnet(
         widths=space.widths(choice),
         permutation=_permutation(adapter, location),
         grid=_grid(adapter, space, location),
+        mixture=None if mixture is None else _mixture(mixture, choice, location),
         metrics=metrics,
         provenance=provenance,
         merge=_merge_rule(space, sparse=sparsity is not None),
@@ -311,6 +394,32 @@ def mode_of(space: SearchSpace) -> Mode:
 
 def _scaling_rule(space: SearchSpace) -> Literal["alpha/r_max", "alpha/rank"]:
     return "alpha/rank" if space.scales_by_rank else "alpha/r_max"
+
+
+def _mixture(mixture: Mixture, choice: Choice, location: Path) -> MixtureReference:
+    variants = mixture.variants
+    return MixtureReference(
+        variants=None
+        if variants is None
+        else VariantsReference(path=_relative(variants.path, location), manifest_sha256=variants.sha256),
+        ratios=tuple(percent / 100 for percent in mixture.percents),
+        weight_formats=mixture.formats,
+        layers=_chosen_layers(mixture, choice),
+    )
+
+
+def _chosen_layers(mixture: Mixture, choice: Choice) -> tuple[ChosenLayer, ...]:
+    names: dict[int, LayerFormat] = {bits: name for name, bits in BITS.items()}
+    chosen = []
+    for layer in range(mixture.space.num_layers):
+        percent, bits = (choice.get(f"layers.{layer}.{group}") for group in (SPARSITY_GROUP, FORMAT_GROUP))
+        chosen.append(
+            ChosenLayer(
+                sparsity=None if percent is None else percent / 100,
+                weight_format=None if bits is None else names[bits],
+            )
+        )
+    return tuple(chosen)
 
 
 def _permutation(adapter: Artefact, location: Path) -> PermutationReference | None:
@@ -347,7 +456,7 @@ def open_subnet(path: Path) -> OpenSubnet:
     """
     from shearling.model.checkpoint import hash_weights
 
-    subnet = read_document(path, Subnet, schema=SUBNET_SCHEMA)
+    subnet = read_subnet(path)
     here = path.resolve().parent
     frozen = open_artefact(here / subnet.base.path, kind=subnet.base.kind)
     adapter = open_artefact((here / subnet.adapter.file).parent, kind="super_adapter")
@@ -379,9 +488,53 @@ def open_subnet(path: Path) -> OpenSubnet:
             "mask",
             path,
         )
-    space = read_search_space(space_file)
+    space, mixture = read_search_space(space_file), None
+    if subnet.mixture is not None:
+        mixture = _open_mixture(subnet.mixture, space, frozen, here, where=path)
+        space = mixture.space
     _check_against_space(subnet, space, where=path)
-    return OpenSubnet(path, subnet, space, frozen, adapter)
+    if mixture is not None and subnet.mixture is not None:
+        _check_layers(subnet.mixture, _chosen_layers(mixture, subnet.choice), where=path)
+    return OpenSubnet(path, subnet, space, frozen, adapter, mixture)
+
+
+def read_subnet(path: Path) -> Subnet:
+    """Read a document of either version; nothing that it names is looked at.
+
+    Raises:
+        ArtefactMissing: no such file.
+        DocumentInvalid: malformed, or of another schema.
+    """
+    mixed = read_json(path).get("schema") == MIXED_SUBNET_SCHEMA
+    return read_document(path, Subnet, schema=MIXED_SUBNET_SCHEMA if mixed else SUBNET_SCHEMA)
+
+
+def _open_mixture(
+    reference: MixtureReference, space: SearchSpace, frozen: Artefact, here: Path, *, where: Path
+) -> Mixture:
+    try:
+        percents = percents_of_ratios(reference.ratios)
+        mixture = open_mixture(space, frozen, percents=percents, formats=reference.weight_formats)
+    except UsageError as error:
+        # What a search was asked for stands in a file here.
+        raise DocumentInvalid(f"mixture: {error.message}", where=where) from None
+    if (mixture.variants is None) != (reference.variants is None):
+        raise DocumentInvalid("mixture.variants and mixture.ratios contradict each other", where=where)
+    if mixture.variants is not None and reference.variants is not None:
+        if (here / reference.variants.path).resolve() != mixture.variants.path.resolve():
+            raise DocumentInvalid(f"mixture.variants.path is not {mixture.variants.path}", where=where)
+        _same(mixture.variants.sha256, reference.variants.manifest_sha256, "manifest of the variants", where)
+    return mixture
+
+
+def _check_layers(reference: MixtureReference, chosen: tuple[ChosenLayer, ...], *, where: Path) -> None:
+    if len(reference.layers) != len(chosen):
+        raise DocumentInvalid(f"mixture.layers has {len(reference.layers)} of {len(chosen)} layers", where=where)
+    for layer, (stated, found) in enumerate(zip(reference.layers, chosen, strict=True)):
+        if stated != found:
+            raise DocumentInvalid(
+                f"mixture.layers[{layer}] is {stated.model_dump()}, the choice gives {found.model_dump()}", where=where
+            )
 
 
 def _check_permutation(subnet: Subnet, adapter: Artefact, here: Path, *, where: Path) -> None:
