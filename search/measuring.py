@@ -147,9 +147,7 @@ def build_objective(
     )
     evaluator = open_evaluator(location, head=inputs.head, split=settings.split, batch_size=settings.batch_size)
     split = RowSplit.of(evaluator.row_digests, limit=settings.limit)
-    network = assemble_super_network(
-        inputs.frozen, inputs.adapter, inputs.space, lean=lean, variants=inputs.variants
-    )
+    network = assemble_super_network(inputs.frozen, inputs.adapter, inputs.space, lean=lean, variants=inputs.variants)
     counter = _counter(network, settings, inputs) if leads else None
     if device is not None:
         network.model.to(device)

@@ -249,9 +249,7 @@ def _freeze_variants(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, 
             force=force,
         )
 
-    return _reuse_or_make(
-        run.variants, "variants", variants_inputs(section), {"sparse": sparse}, make, force=force
-    )
+    return _reuse_or_make(run.variants, "variants", variants_inputs(section), {"sparse": sparse}, make, force=force)
 
 
 def _reuse_or_make(

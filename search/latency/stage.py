@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,12 +87,7 @@ def measure_latencies(
         frozen, opened.adapter, opened.space, variants=None if opened.mixture is None else opened.mixture.variants
     )
     forms = LayerForms(network)
-    if all(len(found) == 1 for found in forms.variants().values()):
-        raise UsageError(
-            "every sub-network of this run takes the same time: its ranks are merged, and it has no widths",
-            where=run.path,
-            remedy="Search by accuracy alone, which is what --cost auto does",
-        )
+    _check_differ(forms, lambda form: form, run)
     target = open_target(
         model,
         adapter=opened.adapter,
@@ -101,12 +96,24 @@ def measure_latencies(
         threads=threads,
         tokens=tokens or opened.section.macs_seq_len,
     )
+    _check_differ(forms, target.conditions.timed, run)
     _check_merge(target, keeps_ranks_apart(network))
     if output.exists() and not force:
         return MeasuredTable(_reuse(output, target, forms), reused=True)
     check_destination(output, force=force)
     document = _measure(target, forms, seconds=seconds)
     return MeasuredTable(_write(document, opened, frozen, target, output, force=force), reused=False)
+
+
+def _check_differ(forms: LayerForms, timed: Callable[[LayerForm], LayerForm], run: Run) -> None:
+    """Refuse to measure where it makes no difference; what has zeros is faster for the sparse kernel alone."""
+    if all(len(set(map(timed, found))) == 1 for found in forms.variants().values()):
+        raise UsageError(
+            "every sub-network of this run takes the same time: its ranks are merged, it has no widths, and layers "
+            "choose no formats and no zeros that are packed away",
+            where=run.path,
+            remedy="Search by accuracy alone, which is what --cost auto does, or export with --sparse-kernel",
+        )
 
 
 def _check_merge(target: LatencyTarget, separate: bool) -> None:

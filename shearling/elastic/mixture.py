@@ -1,9 +1,9 @@
 """Which shares of zeros and which number formats the layers of a run may choose among, and the weights of each.
 
 The adapters are trained under the mask with the fewest zeros. At a higher ratio a layer takes the variant's weight and
-the variant's mask, W_v + (s B A) ∘ M_v: its mask lies inside the trained one, so that no weight comes back that training
-never saw, and every zero of the variant stays. Where a format is chosen, the merged weight is rounded to it. Search and
-export make the same numbers.
+the variant's mask, W_v + (s B A) ∘ M_v: its mask lies inside the trained one, so that no weight comes back that
+training never saw, and every zero of the variant stays. Where a format is chosen, the merged weight is rounded to it.
+Search and export make the same numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shearling.artefact import Artefact
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.reordering import Reordering, group_channels
 from shearling.elastic.search_space import SearchSpace
-from shearling.elastic.variants import VariantsDocument, open_variants, variant_directory
+from shearling.elastic.variants import open_variants, variant_directory
 from shearling.errors import ArtefactMismatch, ArtefactMissing, ModelUnsupported, UsageError
 from shearling.model.skeleton import open_skeleton
 from shearling.model.weight_shards import StoredWeights

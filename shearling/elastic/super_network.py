@@ -74,7 +74,9 @@ class SuperNetwork:
             self.elastic(path).cut(out_features=cut.out_features, in_features=cut.in_features)
         for path, percent in self.space.percents(choice).items():
             if self.elastic(path).percent != percent:
-                self.elastic(path).take(self.weight_at(path, percent), percent=percent, mask=self.mask_at(path, percent))
+                self.elastic(path).take(
+                    self.weight_at(path, percent), percent=percent, mask=self.mask_at(path, percent)
+                )
         for path, bits in self.space.bits(choice).items():
             self.elastic(path).round_to(bits)
 

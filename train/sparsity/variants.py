@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST_STEP = 0.01
-"""A layer that has as many zeros as a ratio asks for is pruned by this more: it must not get any back, and at that ratio
-nobody chooses it.
+"""A layer that has as many zeros as a ratio asks for is pruned by this more: it must not get any back, and at that
+ratio nobody chooses it.
 """
 
 
@@ -73,7 +73,8 @@ def write_variants(
     trained = _layer_shares(transformer, masks)
     if section.percents[0] <= round(100 * min(trained)):
         raise RecipeInvalid(
-            f"no layer can take {section.ratios[0]:g}: the fewest zeros that one was trained with are {min(trained):.0%}",
+            f"no layer can take {section.ratios[0]:g}: the fewest zeros that one was trained with are "
+            f"{min(trained):.0%}",
             where="variants.ratios",
             remedy="Give ratios above that of [sparsity]",
         )

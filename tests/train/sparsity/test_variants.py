@@ -38,8 +38,9 @@ def pruned(directory: Path, **options: object) -> tuple[Run, Recipe]:
         {"method": "magnitude"},
         {"method": "wanda", "reconstruction": {"matrix_steps": 3}},
         {"method": "wanda", "allocation": "owl"},
+        {"method": "sparsegpt"},
     ],
-    ids=["magnitude", "refitted", "owl"],
+    ids=["magnitude", "refitted", "owl", "sparsegpt"],
 )
 def test_masks_are_nested_and_hold_what_was_asked_for(tmp_path, sparsity):
     run, recipe = pruned(tmp_path, sparsity=sparsity)
@@ -101,7 +102,7 @@ def test_variants_of_another_model_are_refused(tmp_path):
 
 def test_a_ratio_that_no_layer_can_take_is_refused(tmp_path):
     run, recipe = pruned(tmp_path)
-    with pytest.raises(RecipeInvalid, match="no layer can take 0.4: the fewest zeros"):
+    with pytest.raises(RecipeInvalid, match=r"no layer can take 0\.4: the fewest zeros"):
         write_variants(
             open_artefact(run.sparse, kind="sparse"),
             run.variants,
@@ -113,15 +114,24 @@ def test_a_ratio_that_no_layer_can_take_is_refused(tmp_path):
     assert not run.variants.exists()
     make_variants(recipe, run.path)
     _, document = open_variants(run.variants, sparse=open_artefact(run.sparse, kind="sparse"))
-    with pytest.raises(UsageError, match="no layer was pruned to 0.9") as refused:
+    with pytest.raises(UsageError, match=r"no layer was pruned to 0\.9") as refused:
         document.percents_of((60, 90))
     assert "0.5, 0.6, 0.75" in str(refused.value.remedy)
     assert document.percents_of((50, 75)) == ((50, 75), (50, 75))
 
 
-def test_a_method_that_brings_weights_back_is_refused(tmp_path):
-    run, recipe = pruned(tmp_path, sparsity={"method": "sparsegpt"})
-    with pytest.raises(RecipeInvalid, match="back, and an adapter that was trained under the mask"):
+def test_a_weight_that_is_back_is_refused(tmp_path, monkeypatch):
+    run, recipe = pruned(tmp_path)
+    path = "model.layers.1.mlp.up_proj"
+
+    def with_one_more_pruned(file: Path) -> dict[str, torch.Tensor]:
+        masks = dict(load_masks(file))
+        largest = StoredWeights(run.sparse).read(f"{path}.weight").abs().argmax()
+        masks[path].view(-1)[largest] = False
+        return masks
+
+    monkeypatch.setattr(module, "load_masks", with_one_more_pruned)
+    with pytest.raises(RecipeInvalid, match=f"brings 1 pruned weights of {path} back, and an adapter"):
         make_variants(recipe, run.path)
     assert not run.variants.exists()
 
