@@ -14,7 +14,8 @@ from shearling.artefact import Artefact, check_destination, open_artefact
 from shearling.console import log
 from shearling.elastic.mask import MASK_FILE
 from shearling.elastic.merge_rule import MergeMode, resolve_merge
-from shearling.elastic.subnet import MixtureReference, OpenSubnet, open_subnet, read_subnet
+from shearling.elastic.subnet import OpenSubnet, open_subnet, read_subnet
+from shearling.elastic.subnet_mixture import MixtureReference
 from shearling.errors import UsageError
 from shearling.evaluation.task import rows_file
 from shearling.model.checkpoint_safety import CONFIG

@@ -20,7 +20,7 @@ from export.verification.parity_check import ParityCheck
 from export.verification.task_check import TaskCheck
 from export.verification.zeros import ZeroCheck
 from shearling.elastic.size import measure_model
-from shearling.elastic.subnet import MixtureReference
+from shearling.elastic.subnet_mixture import MixtureReference
 from shearling.model.head import Head
 from shearling.registry.export_formats import EXPORT_FORMATS
 from shearling.strict_json import Document

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from shearling.elastic.frozen_linear import FrozenLinear
 from shearling.elastic.mask import pack_mask, unpack_mask
-from shearling.elastic.weight_grid import Grid, LayerGrid
+from shearling.elastic.weight_grid import LayerGrid, RoundingGrid
 from shearling.errors import NonFiniteWeights, ShapeMismatch
 from shearling.model.stored_types import frozen_product
 from shearling.quantization.rounding import Rounded
@@ -36,7 +36,7 @@ def effective_weight(
     *,
     scaling: float,
     mask: Tensor | None = None,
-    grid: Grid | None = None,
+    grid: RoundingGrid | None = None,
 ) -> Tensor:
     """The weight that a sub-adapter makes of a frozen weight.
 
@@ -139,7 +139,7 @@ class _Update(NamedTuple):
     """
 
     scaling: float
-    grid: Grid | None
+    grid: RoundingGrid | None
     packed_shape: tuple[int, ...] | None
     remerges: bool
 
@@ -224,7 +224,7 @@ class ElasticLoraLinear(FrozenLinear):
         return self._mask if self._mask is None or not self.lean else unpack_mask(self._mask, self.weight.shape)
 
     @property
-    def grid(self) -> Grid | None:
+    def grid(self) -> RoundingGrid | None:
         """See the class; where a search chooses the format of the layer, it is that of the weight in use."""
         if self.rounding is not None:
             return self.rounding
@@ -288,7 +288,7 @@ class ElasticLoraLinear(FrozenLinear):
         """
         return None if self.rounding is None else self.rounding.round(self._merged(None))
 
-    def _merged(self, grid: Grid | None) -> Tensor:
+    def _merged(self, grid: RoundingGrid | None) -> Tensor:
         parts = self.active_parts()
         with torch.no_grad():
             merged = effective_weight(

@@ -9,10 +9,9 @@ so that what knows no mixtures reads them. `open_subnet` enforces what a reader 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -21,18 +20,12 @@ from shearling.artefact import Artefact, open_artefact, sha256_file, utc_now
 from shearling.elastic.grid_file import GRID_FILE
 from shearling.elastic.mask import MASK_FILE, PACKING
 from shearling.elastic.merge_rule import MergeRule, merge_rule
-from shearling.elastic.mixture import BITS, LayerFormat, Mixture, open_mixture, percents_of_ratios
+from shearling.elastic.mixture import Mixture
 from shearling.elastic.reordering import REORDERING_FILE
-from shearling.elastic.search_space import (
-    FORMAT_GROUP,
-    SEARCH_SPACE_FILE,
-    SPARSITY_GROUP,
-    Choice,
-    SearchSpace,
-    read_search_space,
-)
+from shearling.elastic.search_space import SEARCH_SPACE_FILE, Choice, SearchSpace, read_search_space
+from shearling.elastic.subnet_mixture import MixtureReference, Sha256, check_layers, describe_mixture, reopen_mixture
 from shearling.elastic.super_network import ADAPTER_FILE
-from shearling.errors import ArtefactMismatch, DocumentInvalid, UsageError
+from shearling.errors import ArtefactMismatch, DocumentInvalid
 from shearling.model.checkpoint_safety import CONFIG
 from shearling.run import open_frozen
 from shearling.strict_json import Document, read_document, read_json
@@ -42,8 +35,6 @@ HASH_SCHEME = "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor
 
 Mode = Literal["rank", "lonas"]
 """What is elastic: the ranks alone (Shears), or ranks and widths (LoNAS)."""
-
-Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 class Tool(Document):
@@ -126,47 +117,6 @@ class GridReference(Document):
     file: str
     sha256: Sha256
     bits: int
-
-
-class VariantsReference(Document):
-    """The variants that layers are taken from."""
-
-    path: str
-    manifest_sha256: Sha256
-
-
-class ChosenLayer(Document):
-    """What was chosen for one layer; None leaves it as it was trained, or to the export."""
-
-    sparsity: float | None
-    weight_format: LayerFormat | None
-
-
-class MixtureReference(Document):
-    """What layers chose among, and what each has.
-
-    Attributes:
-        variants: None where every layer has the zeros that it was trained with.
-        ratios: that layers could take, beside the share that each was trained at.
-        weight_formats: that layers could take; empty where the export decides.
-        layers: by layer.
-    """
-
-    variants: VariantsReference | None
-    ratios: tuple[float, ...]
-    weight_formats: tuple[LayerFormat, ...]
-    layers: tuple[ChosenLayer, ...]
-
-    @property
-    def words(self) -> list[str]:
-        """How many layers chose which zeros, and which formats; a line each, where there was a choice."""
-        zeros = Counter(f"{layer.sparsity:.0%}" for layer in self.layers if layer.sparsity is not None)
-        formats = Counter(layer.weight_format for layer in self.layers if layer.weight_format is not None)
-        return [
-            f"layers chose {what}: {', '.join(f'{count} of {value}' for value, count in sorted(chosen.items()))}"
-            for what, chosen in (("zeros", zeros), ("formats", formats))
-            if chosen
-        ]
 
 
 class Comparison(Document):
@@ -380,7 +330,7 @@ def describe_subnet(
         widths=space.widths(choice),
         permutation=_permutation(adapter, location),
         grid=_grid(adapter, space, location),
-        mixture=None if mixture is None else _mixture(mixture, choice, location),
+        mixture=None if mixture is None else describe_mixture(mixture, choice, location),
         metrics=metrics,
         provenance=provenance,
         merge=_merge_rule(space, sparse=sparsity is not None),
@@ -394,32 +344,6 @@ def mode_of(space: SearchSpace) -> Mode:
 
 def _scaling_rule(space: SearchSpace) -> Literal["alpha/r_max", "alpha/rank"]:
     return "alpha/rank" if space.scales_by_rank else "alpha/r_max"
-
-
-def _mixture(mixture: Mixture, choice: Choice, location: Path) -> MixtureReference:
-    variants = mixture.variants
-    return MixtureReference(
-        variants=None
-        if variants is None
-        else VariantsReference(path=_relative(variants.path, location), manifest_sha256=variants.sha256),
-        ratios=tuple(percent / 100 for percent in mixture.percents),
-        weight_formats=mixture.formats,
-        layers=_chosen_layers(mixture, choice),
-    )
-
-
-def _chosen_layers(mixture: Mixture, choice: Choice) -> tuple[ChosenLayer, ...]:
-    names: dict[int, LayerFormat] = {bits: name for name, bits in BITS.items()}
-    chosen = []
-    for layer in range(mixture.space.num_layers):
-        percent, bits = (choice.get(f"layers.{layer}.{group}") for group in (SPARSITY_GROUP, FORMAT_GROUP))
-        chosen.append(
-            ChosenLayer(
-                sparsity=None if percent is None else percent / 100,
-                weight_format=None if bits is None else names[bits],
-            )
-        )
-    return tuple(chosen)
 
 
 def _permutation(adapter: Artefact, location: Path) -> PermutationReference | None:
@@ -490,11 +414,11 @@ def open_subnet(path: Path) -> OpenSubnet:
         )
     space, mixture = read_search_space(space_file), None
     if subnet.mixture is not None:
-        mixture = _open_mixture(subnet.mixture, space, frozen, here, where=path)
+        mixture = reopen_mixture(subnet.mixture, space, frozen, where=path)
         space = mixture.space
     _check_against_space(subnet, space, where=path)
     if mixture is not None and subnet.mixture is not None:
-        _check_layers(subnet.mixture, _chosen_layers(mixture, subnet.choice), where=path)
+        check_layers(subnet.mixture, mixture, subnet.choice, where=path)
     return OpenSubnet(path, subnet, space, frozen, adapter, mixture)
 
 
@@ -507,34 +431,6 @@ def read_subnet(path: Path) -> Subnet:
     """
     mixed = read_json(path).get("schema") == MIXED_SUBNET_SCHEMA
     return read_document(path, Subnet, schema=MIXED_SUBNET_SCHEMA if mixed else SUBNET_SCHEMA)
-
-
-def _open_mixture(
-    reference: MixtureReference, space: SearchSpace, frozen: Artefact, here: Path, *, where: Path
-) -> Mixture:
-    try:
-        percents = percents_of_ratios(reference.ratios)
-        mixture = open_mixture(space, frozen, percents=percents, formats=reference.weight_formats)
-    except UsageError as error:
-        # What a search was asked for stands in a file here.
-        raise DocumentInvalid(f"mixture: {error.message}", where=where) from None
-    if (mixture.variants is None) != (reference.variants is None):
-        raise DocumentInvalid("mixture.variants and mixture.ratios contradict each other", where=where)
-    if mixture.variants is not None and reference.variants is not None:
-        if (here / reference.variants.path).resolve() != mixture.variants.path.resolve():
-            raise DocumentInvalid(f"mixture.variants.path is not {mixture.variants.path}", where=where)
-        _same(mixture.variants.sha256, reference.variants.manifest_sha256, "manifest of the variants", where)
-    return mixture
-
-
-def _check_layers(reference: MixtureReference, chosen: tuple[ChosenLayer, ...], *, where: Path) -> None:
-    if len(reference.layers) != len(chosen):
-        raise DocumentInvalid(f"mixture.layers has {len(reference.layers)} of {len(chosen)} layers", where=where)
-    for layer, (stated, found) in enumerate(zip(reference.layers, chosen, strict=True)):
-        if stated != found:
-            raise DocumentInvalid(
-                f"mixture.layers[{layer}] is {stated.model_dump()}, the choice gives {found.model_dump()}", where=where
-            )
 
 
 def _check_permutation(subnet: Subnet, adapter: Artefact, here: Path, *, where: Path) -> None:

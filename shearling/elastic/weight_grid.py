@@ -28,7 +28,7 @@ GROUP_SIZE = 64
 """Columns that share a scale in four bits where a layer's format is chosen; less where it is narrow."""
 
 
-class Grid(Protocol):
+class RoundingGrid(Protocol):
     """What the weight of a layer is rounded to."""
 
     def round(self, weight: Tensor) -> Rounded:
@@ -53,7 +53,7 @@ class NearestGrid(NamedTuple):
     bits: int
 
     def round(self, weight: Tensor) -> Rounded:
-        """See `Grid.round`."""
+        """See `RoundingGrid.round`."""
         rows, columns = weight.shape
         group = narrowed_group(columns, GROUP_SIZE) if self.bits == 4 else 0
         bits, group = (4, group) if group else (8, columns)
@@ -67,7 +67,7 @@ class NearestGrid(NamedTuple):
         return Rounded(codes.reshape(rows, columns), scales.reshape(rows, -1), group, bits)
 
     def snap(self, weight: Tensor) -> Tensor:
-        """See `Grid.snap`."""
+        """See `RoundingGrid.snap`."""
         return self.round(weight).weight
 
 
