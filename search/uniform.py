@@ -23,14 +23,15 @@ def uniform_mixtures(space: SearchSpace, limit: CostLimit | None = None) -> tupl
         space: of the search.
         limit: that sub-networks keep.
     """
-    offered = {
-        kind: sorted({value for group in space.mixed_groups if group.kind == kind for value in group.values})
-        for kind in ("sparsity", "format")
-    }
     if not space.mixed_groups:
         return ()
+    # A kind that layers have no choice of has no group that asks for its 0.
+    percents, formats = (
+        sorted({value for group in space.mixed_groups if group.kind == kind for value in group.values} or {0})
+        for kind in ("sparsity", "format")
+    )
     found = []
-    for percent, bits in itertools.product(offered["sparsity"] or [None], offered["format"] or [None]):
+    for percent, bits in itertools.product(percents, formats):
         wanted = {"sparsity": percent, "format": bits}
         indices = tuple(
             group.values.index(value) if (value := wanted.get(group.kind)) in group.values else 0

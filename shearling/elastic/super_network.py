@@ -109,7 +109,7 @@ class SuperNetwork:
 
     def integers(self) -> dict[str, Rounded]:
         """What the weights in use are rounded to, by module path, where layers chose their number format."""
-        found = {path: layer.integers() for path, layer in {**self.layers, **self.unadapted}.items()}
+        found = {path: self.elastic(path).integers() for path in (*self.layers, *self.unadapted)}
         return {path: rounded for path, rounded in found.items() if rounded is not None}
 
     @contextmanager
