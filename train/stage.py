@@ -225,9 +225,9 @@ def _freeze(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bo
         )
     if force and recipe.model.adaptation is None:
         # Later stages take whatever stands in a run.
-        kept = [] if section is not None else [run.sparse]
-        kept += [] if recipe.variants is not None else [run.variants]
-        _remove(run.super_adapter, run.lora, run.adapted, *kept)
+        left = [] if section is not None else [run.sparse]
+        left += [] if recipe.variants is not None else [run.variants]
+        _remove(run.super_adapter, run.lora, run.adapted, *left)
     return frozen
 
 
