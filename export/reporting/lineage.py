@@ -107,7 +107,9 @@ def _before_tuning(adapter: Manifest, run: Run) -> Manifest | None:
     return original.manifest if original is not None and original.sha256 == adapter.details.get("from") else None
 
 
-def _recipe(adapter: Manifest | None, searched: Mapping[str, Any], variants: Manifest | None) -> dict[str, Any] | None:
+def _recipe(
+    adapter: Manifest | None, searched: Mapping[str, Any], variants: Manifest | None = None
+) -> dict[str, Any] | None:
     """The recipe, with the variants that layers were taken from, and with what it leaves to the defaults of this
     version; [search] as it was carried out, since options of `python -m search` override it.
     """
