@@ -148,7 +148,9 @@ def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
         EnvironmentFault: a format cannot be written here.
     """
     if request.weight_format == OWN_FORMAT:
-        request = replace(request, weight_format=_own_format(read_subnet(path).mixture))
+        # Options that contradict each other are refused before a document that is not there.
+        mixture = read_subnet(path).mixture if path.is_file() else None
+        request = replace(request, weight_format=_own_format(mixture))
     _check_request(request)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
