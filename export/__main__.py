@@ -10,7 +10,7 @@ import click
 import typer
 
 from export.quantization.settings import GROUP_SIZES, Preset, Quantization
-from export.request import ExportRequest, Verify
+from export.request import OWN_FORMAT, ExportRequest, Verify
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.errors import UsageError
 from shearling.registry.export_formats import EXPORT_FORMATS
@@ -42,9 +42,12 @@ def export(
         ),
     ] = None,
     weight_format: Annotated[
-        str,
-        typer.Option(click_type=member_of(NUMBER_FORMATS), help="Number format of the weights in OpenVINO and ONNX."),
-    ] = "fp32",
+        str | None,
+        typer.Option(
+            click_type=member_of(NUMBER_FORMATS),
+            help="Number format of the weights in OpenVINO and ONNX; default: fp32, or those that layers chose.",
+        ),
+    ] = None,
     sparse_kernel: Annotated[
         str,
         typer.Option(
@@ -112,7 +115,7 @@ def export(
     request = ExportRequest(
         output=output or _default_output(source, frozen=frozen),
         formats=_default_formats() if formats is None else _parse_names(formats, "--formats"),
-        weight_format=weight_format,
+        weight_format=OWN_FORMAT if weight_format is None else weight_format,
         sparse_kernels=_parse_names(sparse_kernel, "--sparse-kernel"),
         quantization=Quantization(quantization, group_size, _parse_texts(dataset), num_samples, all_layers, ratio),
         merge=None if merge == "auto" else merge,

@@ -1,6 +1,7 @@
 """From a super-network and a choice to one plain model: the merge modes.
 
-masked     W + (s B A) ∘ M    every zero stays; bit-exact where training was masked, and on its grid where it had one
+masked     W + (s B A) ∘ M    every zero stays; bit-exact where training was masked, and on its grid where it had one;
+                              W and M are those of the variant that each layer chose, where there are such
 dense      W + s B A          exact, the zeros of adapted modules are lost
 separate   W x + s B (A x)    the ranks stay beside the sparse weight in the graph
 
@@ -65,7 +66,7 @@ def merge(
         network: the super-network; used up by the call.
         choice: group id -> value.
         mode: how; whether it is allowed was settled by `shearling.elastic.merge_rule.resolve_merge`.
-        masks: of the pruned modules, at full width; needed by `masked`.
+        masks: of the pruned modules, at full width and with the zeros of the choice; needed by `masked`.
         checkpoint: an empty directory for the weights, each rounded to the type that it had there; the model's are then
             views of its files, and no more than one merged matrix is in memory at a time. Not for `separate`, which
             merges nothing. None keeps the merged weights in memory.
@@ -167,7 +168,8 @@ def _merged_module(layer: ElasticLoraLinear, path: str, mode: MergeMode, masks: 
     mask = masks[path][: layer.active_out, : layer.active_in] if mode == "masked" and masks is not None else None
     parts = layer.active_parts()
     with torch.no_grad():
-        grid = layer.grid if mode == "masked" else None
+        # A format that was chosen for the layer holds however it is merged, the grid of its training under the mask.
+        grid = layer.grid if mode == "masked" else layer.rounding
         weight = effective_weight(parts.weight, parts.lora_a, parts.lora_b, scaling=layer.scaling, mask=mask, grid=grid)
     if not torch.isfinite(weight).all():
         raise NonFiniteWeights("the merged weight holds NaN or infinity", where=path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,13 @@ from shearling.elastic.weight_grid import LayerGrid
 from shearling.errors import ArtefactMismatch
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.model.weight_shards import Dtype
+from shearling.registry.number_formats import NUMBER_FORMATS
 
 if TYPE_CHECKING:
     from torch import nn
 
     from shearling.kernel.packed_format import Matrix
+    from shearling.quantization.rounding import Rounded
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,13 @@ def prepare_model(plan: ExportPlan, *, checkpoint: Path) -> MergedModel:
 def _merge_subnet(plan: ExportPlan, planned: PlannedMerge, checkpoint: Path) -> MergedModel:
     opened, mode = planned.opened, planned.mode
     choice, cuts = opened.subnet.choice, opened.space.cuts(opened.subnet.choice)
-    # On a grid the frozen weights are moved, which their own type could not express.
-    dtype: Dtype | None = None if opened.space.adapter.grid is None else "float32"
+    # On a grid, or rounded as a layer chose, weights are what their own type could not express.
+    dtype: Dtype | None = None if opened.space.adapter.grid is None and not opened.layer_bits else "float32"
     frozen = load_model(opened.frozen.path, dtype=dtype)
-    network = assemble_super_network(opened.frozen, opened.adapter, opened.space, lean=True, model=frozen)
-    masks = network.masks
+    network = assemble_super_network(
+        opened.frozen, opened.adapter, opened.space, lean=True, model=frozen, variants=opened.variants
+    )
+    masks = network.masks_of(choice)
     if mode == "masked" and masks is None:
         raise ArtefactMismatch("a masked merge needs a sparse base", where=opened.frozen.path)
     blocks = _blocks(network.model, network.tokenizer)
@@ -80,6 +85,8 @@ def _merge_subnet(plan: ExportPlan, planned: PlannedMerge, checkpoint: Path) -> 
     unmerged = torch_logits(network.model, blocks, head=plan.head)
     expected, adapter_params = measure_network(network).parameters(cuts), network.adapter_params(choice)
     weights = None if mode == "separate" else checkpoint
+    stored = plan.request.weight_format
+    chosen = _matrices(network.integers()) if NUMBER_FORMATS.get(stored).integers else {}
     model = merge(network, choice, mode, masks=masks, checkpoint=weights)
     if weights is not None:
         check_size(model, expected)
@@ -95,13 +102,18 @@ def _merge_subnet(plan: ExportPlan, planned: PlannedMerge, checkpoint: Path) -> 
         sparsity=_sparsity_facts(kept, plan.frozen),
         adapter=ChosenAdapter(network, choice, opened.subnet.base.model_id, trained_under),
         weights=weights,
-        integers=_trained_integers(model, network, planned, plan.request.weight_format),
+        integers=chosen or _trained_integers(model, network, planned, stored),
     )
     reference = _reference(subject, blocks, plan)
     check = check_merge(
         unmerged, reference.fixed.logits, blocks, exact=planned.exact, precision=weights_precision(model)
     )
     return MergedModel(subject, reference, check, adapter_params)
+
+
+def _matrices(integers: Mapping[str, Rounded]) -> dict[str, Matrix]:
+    """What the files store of layers that chose their number formats."""
+    return {module_path(path): as_matrix(rounded) for path, rounded in integers.items()}
 
 
 def _trained_integers(

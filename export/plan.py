@@ -9,12 +9,13 @@ from typing import Any
 from export.estimate import FIXED_POSITIONS, HELD_BACK_POSITIONS, estimate_export, parts_to_run, read_sizes
 from export.formats.export_format import FLOAT32, FormatWriter, PlannedFormat, Storage
 from export.quantization.settings import PlannedQuantization, plan_quantization
-from export.request import ExportRequest
+from export.request import OWN_FORMAT, ExportRequest
 from shearling.artefact import Artefact, check_destination, open_artefact
 from shearling.console import log
 from shearling.elastic.mask import MASK_FILE
 from shearling.elastic.merge_rule import MergeMode, resolve_merge
-from shearling.elastic.subnet import OpenSubnet, open_subnet
+from shearling.elastic.subnet import OpenSubnet, open_subnet, read_subnet
+from shearling.elastic.subnet_mixture import MixtureReference
 from shearling.errors import UsageError
 from shearling.evaluation.task import rows_file
 from shearling.model.checkpoint_safety import CONFIG
@@ -45,6 +46,11 @@ class PlannedMerge:
         return None if grid is None or not self.exact or self.mode == "dense" else grid.bits
 
     @property
+    def mixture(self) -> MixtureReference | None:
+        """What layers chose, where they had a choice of zeros or formats."""
+        return self.opened.subnet.mixture
+
+    @property
     def narrowed(self) -> int:
         """Linear layers whose output is narrower than in the frozen model."""
         space = self.opened.space
@@ -62,6 +68,7 @@ class PlannedMerge:
             "modules": len(self.opened.subnet.ranks),
             "mode": self.opened.subnet.mode,
             "narrowed": len(self.opened.subnet.widths),
+            **({} if self.mixture is None else {"layers": [layer.model_dump() for layer in self.mixture.layers]}),
         }
 
 
@@ -140,17 +147,24 @@ def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
         UsageError: options that contradict each other.
         EnvironmentFault: a format cannot be written here.
     """
+    if request.weight_format == OWN_FORMAT:
+        # Options that contradict each other are refused before a document that is not there.
+        mixture = read_subnet(path).mixture if path.is_file() else None
+        request = replace(request, weight_format=_own_format(mixture))
     _check_request(request)
     opened = open_subnet(path)
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
     model_type, head = _read_kind(opened.frozen)
     wanted = [EXPORT_FORMATS.get(name) for name in request.formats]
-    if opened.space.width_groups or head == "classifier":
+    if opened.space.width_groups or head == "classifier" or opened.mixture is not None:
         wanted = _without_frozen(wanted, mode)
     formats = _plan_formats(wanted, request, model_type, head, separate=mode == "separate")
     log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
     merge = PlannedMerge(opened, mode)
-    if merge.grid_bits is None:
+    if opened.layer_bits:
+        quantization = None
+        _check_layer_formats(request, merge)
+    elif merge.grid_bits is None:
         quantization = _plan_quantization(request, opened.frozen, formats, head)
     else:
         quantization = None
@@ -168,6 +182,8 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
     """
     if request.merge is not None:
         raise UsageError("there is no adapter to merge", where="--merge", remedy="Leave the option out")
+    if request.weight_format == OWN_FORMAT:
+        request = replace(request, weight_format=FLOAT32.weight_format.name)
     _check_request(request)
     frozen = open_artefact(directory, kind="sparse" if (directory / MASK_FILE).is_file() else "base")
     model_type, head = _read_kind(frozen)
@@ -213,6 +229,39 @@ def _fitting(
     require(estimate, request.output, remedy=remedy)
     log.print(f"about {estimate}")
     return ExportPlan(request, source, frozen, merge, head, formats, quantization, estimate)
+
+
+def _own_format(mixture: MixtureReference | None) -> str:
+    """What a sub-network is stored in where nobody says: integers where its layers chose them; those of four bits hold
+    layers of eight as well.
+    """
+    chosen = set() if mixture is None else {layer.weight_format for layer in mixture.layers} - {None}
+    return "int4" if "int4" in chosen else str(chosen.pop()) if chosen else FLOAT32.weight_format.name
+
+
+def _check_layer_formats(request: ExportRequest, merge: PlannedMerge) -> None:
+    """Refuse what would round again what layers chose."""
+    own = _own_format(merge.mixture)
+    if merge.mode == "separate":
+        raise UsageError(
+            "the merged weights were chosen in integers, and ranks that stay apart have none",
+            where="--merge",
+            remedy="Leave the option out",
+        )
+    given = request.quantization.asked_for
+    if given:
+        raise UsageError(
+            "the layers of this sub-network have the formats that its search measured, and need no rounding",
+            where=next(iter(given)),
+            remedy="Leave the option out",
+        )
+    if request.weight_format not in (own, FLOAT32.weight_format.name):
+        raise UsageError(
+            f"the layers of this sub-network were chosen in their own formats, {request.weight_format} would round "
+            "them again",
+            where="--weight-format",
+            remedy=f"Leave the option out, or use {own} or fp32",
+        )
 
 
 def _check_grid(request: ExportRequest, bits: int) -> None:
@@ -275,8 +324,9 @@ def _read_kind(frozen: Artefact) -> tuple[str, Head]:
 
 
 def _without_frozen(wanted: list[ExportFormat], mode: MergeMode) -> list[ExportFormat]:
-    """Leave out what a narrowed model or a classifier has no use for: the adapter, whose base is the frozen model at
-    full width and without a trained head, and the model beside which it would be kept.
+    """Leave out what a narrowed model, a classifier or a mixture of variants has no use for: the adapter, whose base is
+    the frozen model at full width, without a trained head and with its own zeros, and the model beside which it would
+    be kept.
     """
     dropped = [
         entry for entry in wanted if entry.needs_adapter or (mode == "separate" and entry.frozen_directory is not None)
@@ -284,7 +334,7 @@ def _without_frozen(wanted: list[ExportFormat], mode: MergeMode) -> list[ExportF
     if dropped:
         log.print(
             f"left out: {', '.join(entry.name for entry in dropped)}, which would belong to the frozen model, at full "
-            "width and with its own head"
+            "width, with its own head and its own zeros"
         )
     return [entry for entry in wanted if entry not in dropped]
 

@@ -65,6 +65,8 @@ def _caption(report: ExportReport, artefact: Artefact) -> str:
         )
     if report.quantization is not None:
         lines.append(_quantization(report.quantization))
+    if report.mixture is not None:
+        lines += report.mixture.words
     if report.trained_bits is not None:
         lines.append(f"the weights were trained as integers of {report.trained_bits} bits")
     for name, packing in report.packings.items():

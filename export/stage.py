@@ -109,6 +109,8 @@ def _describe(draft: Draft, report: ExportReport, written: Sequence[WrittenForma
     draft.details |= report.model_dump(include={"model_id", "subnet_id", "merge", "weight_format", "kernels"})
     if merged.subject.adapter is not None:
         draft.details["choice"] = dict(merged.subject.adapter.choice)
+    if report.mixture is not None:
+        draft.details["layer_formats"] = list(report.mixture.weight_formats)
     draft.details |= {f"{name}_operators": packing.operators for name, packing in report.packings.items()}
 
 

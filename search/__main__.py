@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from search.front import Preference
+from search.mixing_options import LayerFormatsOption, RatiosOption, parse_layer_formats, parse_ratios
 from search.strategies.grid import Landmark
 from search.strategies.strategy import CostOption
 from shearling.command_line import DebugFlag, DryRunFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
@@ -100,6 +101,8 @@ def search(
             help="Whether its zeros are packed away; default: as in the latency table, or not.",
         ),
     ] = None,
+    ratios: RatiosOption = None,
+    layer_formats: LayerFormatsOption = None,
     latency_table: Annotated[
         Path | None, typer.Option(help="Made by `python -m search latency`; default: that of the run.")
     ] = None,
@@ -167,6 +170,8 @@ def search(
         "weight_format": weight_format,
         "sparse_kernel": sparse_kernel,
         "latency_table": None if latency_table is None else str(latency_table),
+        "ratios": parse_ratios(ratios),
+        "layer_formats": parse_layer_formats(layer_formats),
     }
     rule = {
         "min_accuracy": min_accuracy,
@@ -224,6 +229,8 @@ def describe(
         Path, typer.Option(help="The document to write; keep it where its relative paths hold.", show_default=False)
     ],
     subnet: Annotated[Landmark, typer.Option(help="Which sub-network.")] = "largest",
+    ratios: RatiosOption = None,
+    layer_formats: LayerFormatsOption = None,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -233,7 +240,8 @@ def describe(
     from search.screen import summarise_picked
     from shearling.run import Run
 
-    return summarise_picked(write_landmark(Run(run), subnet, output, force=force), output)
+    mixed: dict[str, Any] = {"ratios": parse_ratios(ratios), "formats": parse_layer_formats(layer_formats)}
+    return summarise_picked(write_landmark(Run(run), subnet, output, **mixed, force=force), output)
 
 
 @app.command()
@@ -252,6 +260,8 @@ def latency(
         typer.Option(min=1, help="Of the sequence; 1 is the decoding of a token; default: those of the recipe's MACs."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="For each form of a layer, twice.")] = 1.0,
+    ratios: RatiosOption = None,
+    layer_formats: LayerFormatsOption = None,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -271,6 +281,8 @@ def latency(
         threads=threads or os.cpu_count() or 1,
         tokens=tokens,
         seconds=seconds,
+        ratios=parse_ratios(ratios),
+        formats=parse_layer_formats(layer_formats),
         force=force,
     )
     return summarise_table(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from search.cost_words import COSTS
 from search.latency.table import LatencyTable
@@ -108,8 +108,12 @@ class _NonzeroCounts:
         self._counts: dict[str, dict[LayerForm, int]] = {}
         self._others = count_frozen_nonzero(network)
         for path, variants in forms.variants().items():
-            layer: Any = network.layers.get(path) or network.unadapted[path]
-            self._counts[path] = _count_prefixes(layer.weight, layer.bias, variants)
+            layer = network.elastic(path)
+            self._counts[path] = {}
+            # The frozen model has the zeros of the first form.
+            for percent in dict.fromkeys(form.percent for form in variants):
+                found = [form for form in variants if form.percent == percent]
+                self._counts[path] |= _count_prefixes(network.weight_at(path, percent), layer.bias, found)
             self._others -= self._counts[path][variants[0]]
 
     def count(self, forms: Mapping[str, LayerForm]) -> int:

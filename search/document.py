@@ -10,6 +10,7 @@ from pathlib import Path
 from search.evidence import compare_with_largest, find_held_back
 from search.journal import Record
 from shearling.artefact import Artefact
+from shearling.elastic.mixture import Mixture
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.subnet import HeldBack, Metrics, Provenance, Subnet, describe_subnet
 from shearling.evaluation.confidence import wilson_interval
@@ -29,6 +30,7 @@ class Origin:
         best_rule: by which the best was chosen.
         macs_seq_len: tokens of the forward whose MACs were counted.
         split: of the task's rows.
+        mixture: that layers chose among; `space` is its space then.
     """
 
     adapter: Artefact
@@ -39,6 +41,7 @@ class Origin:
     best_rule: str
     macs_seq_len: int | None
     split: MeasuredSplit = "validation"
+    mixture: Mixture | None = None
 
 
 def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet:
@@ -82,6 +85,7 @@ def describe_record(record: Record, origin: Origin, *, location: Path) -> Subnet
         location=location,
         metrics=metrics,
         provenance=provenance,
+        mixture=origin.mixture,
     )
 
 

@@ -68,8 +68,8 @@ def plan_memory(
         one = estimate_search(figures, inputs.space, settings, sparse=sparse, lean=lean)
         return Estimate(count * one.memory_bytes)
 
-    # Weights on a grid are rounded in float32.
-    if inputs.space.adapter.grid is not None:
+    # Weights on a grid are rounded in float32, and a search of formats rounds those of every candidate once.
+    if inputs.space.adapter.grid is not None or settings.layer_formats:
         return False, of_all(lean=False)
     fast = of_all(lean=False)
     lean = memory == "lean" or (memory == "auto" and fast.memory_bytes > available_memory_bytes())

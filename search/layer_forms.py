@@ -1,4 +1,5 @@
-"""The forms that a linear layer can take in a search space: its sizes, and the rank that is computed beside it.
+"""The forms that a linear layer can take in a search space: its sizes, the rank that is computed beside it, and its
+zeros and its number format where they are chosen.
 
 What a candidate costs is a sum over its layers, and how many different layers there are is a small number.
 """
@@ -23,14 +24,20 @@ class LayerForm:
 
     Attributes:
         rank: of the adapter that stays beside the weight; 0 where it is merged.
+        percent: of zeros; 0 where a layer has no choice of them.
+        bits: of its integers; 0 where the export decides on its number format.
     """
 
     out_features: int
     in_features: int
     rank: int = 0
+    percent: int = 0
+    bits: int = 0
 
     def __str__(self) -> str:
-        return f"[{self.out_features}, {self.in_features}]" + (f" with rank {self.rank}" if self.rank else "")
+        rank = f" with rank {self.rank}" if self.rank else ""
+        zeros = f", {self.percent} % zeros" if self.percent else ""
+        return f"[{self.out_features}, {self.in_features}]{rank}{zeros}" + (f", int{self.bits}" if self.bits else "")
 
 
 class LayerForms:
@@ -45,20 +52,24 @@ class LayerForms:
         self._separate = keeps_ranks_apart(network)
         paths = dict.fromkeys(self._space.cuts(self._space.maximal()))
         paths |= dict.fromkeys(network.layers if self._separate else ())
+        paths |= dict.fromkeys(path for group in self._space.mixed_groups for path in group.modules)
         self._full: dict[str, tuple[int, int]] = {}
         for path in paths:
-            layer = network.layers.get(path) or network.unadapted[path]
+            layer = network.elastic(path)
             self._full[path] = layer.out_features, layer.in_features
 
     def of(self, choice: Choice) -> dict[str, LayerForm]:
         """Path -> form of every layer in a sub-network."""
         cuts = self._space.cuts(choice)
         ranks = self._space.ranks(choice) if self._separate else {}
+        percents, bits = self._space.percents(choice), self._space.bits(choice)
         return {
             path: LayerForm(
                 cuts.get(path, Cut()).out_features or full_out,
                 cuts.get(path, Cut()).in_features or full_in,
                 ranks.get(path, 0),
+                percents.get(path, 0),
+                bits.get(path, 0),
             )
             for path, (full_out, full_in) in self._full.items()
         }
@@ -66,18 +77,26 @@ class LayerForms:
     def variants(self) -> dict[str, list[LayerForm]]:
         """Path -> every form that it can take, the largest first."""
         outs: dict[str, tuple[int, ...]] = defaultdict(tuple)
-        ins, ranks = outs.copy(), outs.copy()
+        ins, ranks, percents, bits = (outs.copy() for _ in range(4))
         for group in self._space.groups:
-            if group.kind == "rank":
-                ranks |= dict.fromkeys(group.modules if self._separate else (), group.values)
-                continue
+            match group.kind:
+                case "rank":
+                    ranks |= dict.fromkeys(group.modules if self._separate else (), group.values)
+                case "sparsity":
+                    percents |= dict.fromkeys(group.modules, group.values)
+                case "format":
+                    bits |= dict.fromkeys(group.modules, group.values)
+        for group in self._space.width_groups:
             outs |= dict.fromkeys(group.modules, group.values)
             outs |= dict.fromkeys(group.grouped, tuple(value // group.group for value in group.values))
             ins |= dict.fromkeys(group.consumers, group.values)
+        rest = ranks, percents, bits
         return {
             path: [
                 LayerForm(*sizes)
-                for sizes in itertools.product(outs[path] or (full[0],), ins[path] or (full[1],), ranks[path] or (0,))
+                for sizes in itertools.product(
+                    outs[path] or (full[0],), ins[path] or (full[1],), *(each[path] or (0,) for each in rest)
+                )
             ]
             for path, full in self._full.items()
         }

@@ -94,7 +94,8 @@ class WorkersObjective:
         """
         limit_threads(self.threads)
         try:
-            inputs = open_inputs(open_run(Run(self.run)), task=self.settings.task)
+            opened = open_run(Run(self.run)).mixed(ratios=self.settings.ratios, formats=self.settings.layer_formats)
+            inputs = open_inputs(opened, task=self.settings.task)
         except (ArtefactMissing, OSError) as error:
             # The process that leads the search has just read it.
             message = error.message if isinstance(error, ArtefactMissing) else f"{type(error).__name__}: {error}"
@@ -146,7 +147,7 @@ def build_objective(
     )
     evaluator = open_evaluator(location, head=inputs.head, split=settings.split, batch_size=settings.batch_size)
     split = RowSplit.of(evaluator.row_digests, limit=settings.limit)
-    network = assemble_super_network(inputs.frozen, inputs.adapter, inputs.space, lean=lean)
+    network = assemble_super_network(inputs.frozen, inputs.adapter, inputs.space, lean=lean, variants=inputs.variants)
     counter = _counter(network, settings, inputs) if leads else None
     if device is not None:
         network.model.to(device)
@@ -157,11 +158,22 @@ def build_objective(
 
 def _counter(network: SuperNetwork, settings: SearchSettings, inputs: SearchInputs) -> CostCounter:
     table, given = inputs.latency, StoredForm()
+    if settings.layer_formats:
+        if settings.weight_format not in (None, *settings.layer_formats):
+            raise UsageError(
+                f"layers choose among {', '.join(settings.layer_formats)}, not {settings.weight_format}",
+                where="--weight-format",
+                remedy="Leave the option out",
+            )
+        # What is no layer, such as an embedding, has eight bits in either.
+        settings = replace(settings, weight_format="int4")
     if table is not None:
         table.check_covers(LayerForms(network).every())
         conditions = table.document.conditions
         given = StoredForm(
-            conditions.weight_format, conditions.sparse_kernel, conditions.group_size or given.group_size
+            "int4" if settings.layer_formats and conditions.weight_format == "int8" else conditions.weight_format,
+            conditions.sparse_kernel,
+            conditions.group_size or given.group_size,
         )
     stored = StoredForm(
         given.weight_format if settings.weight_format is None else settings.weight_format,

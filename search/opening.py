@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search.latency.table import LatencyTable, open_table
 from shearling.artefact import MANIFEST, Artefact, open_artefact
+from shearling.elastic.mixture import LayerFormat, Mixture, open_mixture, percents_of_ratios
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
 from shearling.errors import ArtefactMismatch
 from shearling.evaluation.lm_eval_task import answer_task
@@ -25,12 +26,26 @@ class SearchableRun:
         adapter: verified.
         space: of the adapter.
         section: [search] of the recipe that the adapter was trained by.
+        mixture: what layers choose among; `space` is its space then.
     """
 
     run: Run
     adapter: Artefact
     space: SearchSpace
     section: SearchSection
+    mixture: Mixture | None = None
+
+    def mixed(self, *, ratios: Sequence[float], formats: Sequence[LayerFormat]) -> SearchableRun:
+        """With a share of zeros and a number format for each layer to choose, where there are any.
+
+        Raises:
+            UsageError, ArtefactError: see `open_mixture`.
+        """
+        if not ratios and not formats:
+            return self
+        percents = percents_of_ratios(ratios)
+        mixture = open_mixture(self.space, open_frozen(self.adapter), percents=percents, formats=formats)
+        return replace(self, space=mixture.space, mixture=mixture)
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class SearchInputs:
         frozen: the model under the adapter, verified.
         task: its validation split, verified; None where a task of the harness takes its place.
         latency: how long the forms of the layers take; None where nobody asks.
+        variants: of the frozen model, where layers choose among them.
     """
 
     adapter: Artefact
@@ -49,17 +65,20 @@ class SearchInputs:
     frozen: Artefact
     task: Artefact | None
     latency: LatencyTable | None = None
+    variants: Artefact | None = None
 
     @property
     def parents(self) -> dict[str, Artefact]:
         """By role, for the manifest."""
         task = {} if self.task is None else {"task": self.task}
-        return {"super_adapter": self.adapter, self.frozen.manifest.kind: self.frozen, **task}
+        variants = {} if self.variants is None else {"variants": self.variants}
+        return {"super_adapter": self.adapter, self.frozen.manifest.kind: self.frozen, **variants, **task}
 
     @property
     def files(self) -> dict[str, Path]:
         """Every file that is read of the run, the rows of other splits not among them: path inside the run -> file."""
-        found = [path for whole in (self.adapter, self.frozen) for path in _files_of(whole, whole.manifest.files)]
+        whole_ones = [self.adapter, self.frozen, *([] if self.variants is None else [self.variants])]
+        found = [path for whole in whole_ones for path in _files_of(whole, whole.manifest.files)]
         if self.task is not None:
             found += _files_of(self.task, searched_files(self.task))
         return {path.relative_to(self.adapter.path.parent).as_posix(): path.resolve() for path in found}
@@ -102,7 +121,8 @@ def open_inputs(opened: SearchableRun, *, task: str | None, latency: Path | None
     frozen = open_frozen(opened.adapter)
     separate = frozen.manifest.kind == "sparse" and not opened.space.adapter.masked_training
     table = None if latency is None else open_table(latency, frozen=frozen, separate=separate)
-    return SearchInputs(opened.adapter, opened.space, frozen, found, table)
+    variants = None if opened.mixture is None else opened.mixture.variants
+    return SearchInputs(opened.adapter, opened.space, frozen, found, table, variants)
 
 
 def _open_task(opened: SearchableRun) -> Artefact:

@@ -45,7 +45,7 @@ def describe_row(run: Run, row: int, *, location: Path) -> Subnet:
 
     Raises:
         UsageError: the journal has no such row, or it is one on the rows that are held back.
-        ArtefactMismatch: the super-adapter is not the one that was searched.
+        ArtefactMismatch: the super-adapter is not the one that was searched, or the variants are not.
     """
     searched, opened = open_artefact(run.search, kind="search"), open_run(run)
     if searched.manifest.parents.get("super_adapter") != opened.adapter.sha256:
@@ -64,6 +64,15 @@ def describe_row(run: Run, row: int, *, location: Path) -> Subnet:
             remedy=f"Pick row {asked}: its document has both",
         )
     details = searched.manifest.details
+    searched_with = details["settings"]
+    ratios, formats = searched_with.get("ratios", ()), searched_with.get("layer_formats", ())
+    opened = opened.mixed(ratios=ratios, formats=formats)
+    if opened.mixture is not None and opened.mixture.variants is not None:
+        variants = opened.mixture.variants
+        if searched.manifest.parents.get("variants") != variants.sha256:
+            raise ArtefactMismatch(
+                "the variants are not those that were searched", where=variants.path, remedy="Search again"
+            )
     origin = Origin(
         opened.adapter,
         opened.space,
@@ -71,7 +80,8 @@ def describe_row(run: Run, row: int, *, location: Path) -> Subnet:
         records,
         str(details["task"]),
         str(details["best_rule"]),
-        int(details["settings"].get("macs_seq_len", 0)) or None,
-        details["settings"].get("split", "validation"),
+        int(searched_with.get("macs_seq_len", 0)) or None,
+        searched_with.get("split", "validation"),
+        opened.mixture,
     )
     return describe_record(records[row], origin, location=location)

@@ -33,6 +33,9 @@ JOURNAL_FORM = "records of answers, measured in pieces; a race goes look by look
 QUESTION = ("task", "split", "precision")
 """Settings that decide what a candidate answers."""
 
+MIXING = ("ratios", "layer_formats")
+"""What layers choose among decides it too, where they do."""
+
 INDIFFERENT = ("batch_size", "evaluations", "latency_table")
 """Settings that may differ in a search that is continued; of the latency table the content counts, not the place."""
 
@@ -43,7 +46,8 @@ Consent = Callable[[str], bool]
 def question_of(settings: SearchSettings, inputs: SearchInputs) -> str:
     """Digest of what decides the answers of a candidate, beside the rows."""
     parents = {role: parent.sha256 for role, parent in inputs.parents.items()}
-    asked = {"parents": parents, **{name: _settled(settings)[name] for name in QUESTION}}
+    names = (*QUESTION, *(MIXING if settings.mixes else ()))
+    asked = {"parents": parents, **{name: _settled(settings)[name] for name in names}}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -67,7 +71,8 @@ def resume(
     Raises:
         UsageError: there is no consent; nothing has changed then.
     """
-    deciding = {name: value for name, value in _settled(settings).items() if name not in INDIFFERENT}
+    indifferent = INDIFFERENT if settings.mixes else (*INDIFFERENT, *MIXING)
+    deciding = {name: value for name, value in _settled(settings).items() if name not in indifferent}
     deciding |= {"anchors": list(anchors), "journal": JOURNAL_FORM, "question": question_of(settings, inputs)}
     deciding["latency"] = None if inputs.latency is None else inputs.latency.sha256
     text = json.dumps(deciding, indent=2)

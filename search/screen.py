@@ -97,7 +97,8 @@ def _caption(searched: Searched) -> str:
     saved = "" if cost.field is None else f"; {cost.name}: {best.cost / cost.scale:.2f}"
     return (
         f"best: {best.id}, row {best.i}{saved}\n"
-        f"rule: {searched.best_rule}\n"
+        + "".join(f"{line}\n" for line in searched.chosen)
+        + f"rule: {searched.best_rule}\n"
         f"{prediction}\n"
         f"next: python -m export --subnet {searched.path / BEST_FILE}"
     )

@@ -13,6 +13,7 @@ from shearling.evaluation.task import MeasuredSplit
 from shearling.recipe.search import SearchSection
 
 if TYPE_CHECKING:
+    from shearling.elastic.mixture import LayerFormat
     from shearling.elastic.search_space import SearchSpace
 
 
@@ -35,6 +36,8 @@ class SearchSettings:
         weight_format: of the export whose bytes are counted; None takes that of the latency table, or fp32.
         sparse_kernel: whether its zeros are packed away; None likewise.
         latency_table: None takes that of the run.
+        ratios: shares of zeros that each layer chooses among, beside its own; 0 to 1.
+        layer_formats: number formats that each layer chooses among.
     """
 
     algorithm: str
@@ -54,6 +57,13 @@ class SearchSettings:
     sparse_kernel: bool | None = None
     latency_table: str | None = None
     split: MeasuredSplit = "validation"
+    ratios: tuple[float, ...] = ()
+    layer_formats: tuple[LayerFormat, ...] = ()
+
+    @property
+    def mixes(self) -> bool:
+        """Whether layers choose their zeros or their formats."""
+        return bool(self.ratios or self.layer_formats)
 
     @property
     def predicts_latency(self) -> bool:
@@ -79,6 +89,8 @@ def recipe_settings(section: SearchSection) -> SearchSettings:
         max_latency_ms=section.max_latency_ms,
         weight_format=section.weight_format,
         sparse_kernel=section.sparse_kernel,
+        ratios=section.ratios,
+        layer_formats=section.layer_formats,
     )
 
 
@@ -117,7 +129,9 @@ def settled_cost(settings: SearchSettings) -> Cost:
 def settle(settings: SearchSettings, rule: BestRule, space: SearchSpace, *, sparse: bool) -> SearchSettings:
     """Decide what is saved, where the settings leave it open: multiply-accumulates where sub-networks differ in them.
 
-    Ranks that are merged cost nothing at inference, whatever they are; there accuracy alone counts.
+    Ranks that are merged cost nothing at inference, whatever they are; there accuracy alone counts. Where layers choose
+    their formats, or zeros that are packed away, it is bytes; where they choose zeros that are stored, weights that are
+    none.
 
     Args:
         settings: as they were given.
@@ -129,7 +143,9 @@ def settle(settings: SearchSettings, rule: BestRule, space: SearchSpace, *, spar
         UsageError: less is asked for of a cost, and nothing is saved.
     """
     differ = bool(space.width_groups) or (sparse and not space.adapter.masked_training)
-    cost = settings.cost if settings.cost != "auto" else "macs" if differ else "none"
+    cost: Cost = settings.cost if settings.cost != "auto" else "macs" if differ else "none"
+    if settings.cost == "auto" and settings.mixes:
+        cost = "bytes" if settings.layer_formats or settings.sparse_kernel else "nonzero_params"
     if cost == "none":
         needing = {
             "max_cost_share": settings.max_cost_share is not None,

@@ -30,10 +30,12 @@ from search.settings import SearchSettings, check_split, recipe_rule, recipe_set
 from search.strategies.anchored import Anchored, anchors_of
 from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, Strategy, make_strategy
+from search.uniform import uniform_mixtures
 from search.view.page import Subject
 from search.view.watch import Watch, watching
 from shearling.artefact import check_destination, write_artefact
 from shearling.console import log, progress
+from shearling.elastic.subnet import Subnet
 from shearling.executors.executor import Workforce, check_workforce, limit_threads, make_executor
 from shearling.resources import Estimate, in_words
 from shearling.run import Run
@@ -72,6 +74,7 @@ class Searched:
         middle: the middle sub-network.
         task: that sub-networks were measured on.
         best_rule: in words.
+        chosen: zeros and formats of the layers of the best, in words, where there was a choice.
     """
 
     path: Path
@@ -80,6 +83,7 @@ class Searched:
     middle: Indices
     task: str
     best_rule: str
+    chosen: tuple[str, ...] = ()
 
     @property
     def explored(self) -> list[Record]:
@@ -149,11 +153,9 @@ def estimate_by_recipe(
     """
     check_workforce(workforce)
     opened = open_run(run)
-    settled = _settle(
-        opened,
-        replace(recipe_settings(opened.section), **settings),
-        replace(recipe_rule(opened.section), **rule),
-    )
+    chosen = replace(recipe_settings(opened.section), **settings)
+    opened = _mixed(opened, chosen)
+    settled = _settle(opened, chosen, replace(recipe_rule(opened.section), **rule))
     inputs = open_inputs(opened, task=settled.task, latency=find_table(run, settled))
     return plan_memory(inputs, settled, workforce, memory)[1]
 
@@ -195,6 +197,7 @@ def search(
 
 
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, conduct: Conduct) -> Searched:
+    opened = _mixed(opened, settings)
     settings = _settle(opened, settings, rule)
     run, inputs = opened.run, open_inputs(opened, task=settings.task, latency=find_table(opened.run, settings))
     lean, estimate = plan_memory(inputs, settings, conduct.workforce, conduct.memory)
@@ -217,7 +220,8 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
                 best = _choose(prepared, settings, journal, measure, watch)
         task, words = prepared.measured.task, prepared.rule.words(settled_cost(settings))
         searched = Searched(run.search, journal.records, best, prepared.grid.heuristic, task, words)
-        _write(searched, opened, settings, draft.directory)
+        described = _write(searched, opened, settings, draft.directory)
+        searched = replace(searched, chosen=() if described.mixture is None else tuple(described.mixture.words))
         watch.finish(draft.directory, best=best)
         draft.details |= {
             "settings": asdict(settings),
@@ -258,6 +262,10 @@ def _measuring(
         objective.release()
 
 
+def _mixed(opened: SearchableRun, settings: SearchSettings) -> SearchableRun:
+    return opened.mixed(ratios=settings.ratios, formats=settings.layer_formats)
+
+
 def _settle(opened: SearchableRun, settings: SearchSettings, rule: BestRule) -> SearchSettings:
     check_split(settings)
     return settle(settings, rule, opened.space, sparse="sparse" in opened.adapter.manifest.parents)
@@ -270,7 +278,9 @@ def _prepare(opened: SearchableRun, settings: SearchSettings, measured: Measured
     effort = Effort(settings.evaluations, seed=settings.seed, population=settings.population, limit=limit)
     strategy = make_strategy(settings.algorithm, grid, effort)
     # Who asks for one sub-network gets that one, and beside it no more than the rule needs.
-    anchors = anchors_of(grid, limit) if strategy.planned > 1 else (grid.maximal,) if rule.needs_largest else ()
+    anchors: tuple[Indices, ...] = (grid.maximal,) if rule.needs_largest else ()
+    if strategy.planned > 1:
+        anchors = tuple(dict.fromkeys((*anchors_of(grid, limit), *uniform_mixtures(opened.space, limit))))
     return Preparation(measured, grid, Anchored(strategy, anchors), anchors, limited_rule(rule, settings, limit))
 
 
@@ -318,7 +328,7 @@ def _choose(
     return best
 
 
-def _write(searched: Searched, opened: SearchableRun, settings: SearchSettings, directory: Path) -> None:
+def _write(searched: Searched, opened: SearchableRun, settings: SearchSettings, directory: Path) -> Subnet:
     explored, best = searched.explored, searched.best
     origin = Origin(
         opened.adapter,
@@ -329,12 +339,15 @@ def _write(searched: Searched, opened: SearchableRun, settings: SearchSettings, 
         searched.best_rule,
         settings.macs_seq_len,
         settings.split,
+        opened.mixture,
     )
-    write_document(directory / BEST_FILE, describe_record(best, origin, location=searched.path))
+    described = describe_record(best, origin, location=searched.path)
+    write_document(directory / BEST_FILE, described)
     write_json(directory / PARETO_FILE, pareto_document(explored))
     write_text(directory / PROGRESSION_FILE, _csv(progression_rows(explored)))
     held_back = find_held_back(best, searched.records)
     draw_pareto(explored, best, held_back, directory, task=searched.task)
+    return described
 
 
 def _csv(rows: list[list[object]]) -> str:

@@ -1,8 +1,8 @@
 """How many bytes the weights of an exported sub-network take, counted from its shape: those of `openvino_model.bin`.
 
 What the number formats store stands in `export.number_formats`, what the sparse kernels read in
-`shearling.kernel.packed_format`. For the latter the weights that rounding makes zero are counted in the frozen model:
-a merge moves few of them across that boundary.
+`shearling.kernel.packed_format`. For the latter the weights that rounding makes zero are counted in the frozen model,
+at the share of zeros that the candidate gives the layer: a merge moves few of them across that boundary.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class StoredForm:
 
     def __str__(self) -> str:
         return self.weight_format + (" for the sparse kernel" if self.sparse_kernel else "")
+
+    def of_bits(self, bits: int) -> StoredForm:
+        """Of a layer that has integers of so many bits; 0 leaves it as it is."""
+        return replace(self, weight_format=f"int{bits}") if bits else self
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
         """Of a layer's weight in the stock form."""
@@ -128,7 +132,7 @@ class StoredBytes:
         return self._fixed + sum(self._elastic[path][form] for path, form in forms.items())
 
     def _layer_bytes(self, network: SuperNetwork, path: str, shape: LinearShape, form: LayerForm) -> int:
-        rows, columns, stored = form.out_features, form.in_features, self._stored
+        rows, columns, stored = form.out_features, form.in_features, self._stored.of_bits(form.bits)
         packs = self._packs and network.masks is not None and path in network.masks
         down = stored.factor_bytes(form.rank * columns)
         if packs and form.rank and stored.weight_format == "bf16":
@@ -137,8 +141,11 @@ class StoredBytes:
         beside = down + stored.factor_bytes(form.rank * rows) + stored.vector_bytes(rows * shape.bias)
         if not packs:
             return stored.matrix_bytes(rows, columns) + beside
-        layer: Any = network.model.get_submodule(path)
-        weight = layer.weight.detach()[:rows, :columns]
+        if form.percent:
+            weight = network.weight_at(path, form.percent)[:rows, :columns]
+        else:
+            layer: Any = network.model.get_submodule(path)
+            weight = layer.weight.detach()[:rows, :columns]
         return stored.layer_bytes(rows, columns, count_stored(weight, stored)) + beside
 
     def _remaining_bytes(self, network: SuperNetwork, linears: Mapping[str, LinearShape]) -> int:

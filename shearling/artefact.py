@@ -38,7 +38,7 @@ MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "shearling.manifest/1"
 TOOLS = ("torch", "transformers", "peft", "nncf", "openvino", "onnxruntime", "optimum-intel", "lm_eval", "pymoo")
 
-Kind = Literal["task", "base", "sparse", "super_adapter", "search", "latency", "export", "benchmark"]
+Kind = Literal["task", "base", "sparse", "variants", "super_adapter", "search", "latency", "export", "benchmark"]
 
 
 class FileEntry(Document):

@@ -50,6 +50,11 @@ class Run:
         return self.path / "sparse"
 
     @property
+    def variants(self) -> Path:
+        """The pruned layers again, with more zeros, where a recipe asks for them."""
+        return self.path / "variants"
+
+    @property
     def super_adapter(self) -> Path:
         """The adapter at maximum rank, and the search space."""
         return self.path / "super_adapter"

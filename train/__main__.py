@@ -59,6 +59,24 @@ def train(
 
 
 @app.command()
+def variants(
+    recipe: Annotated[Path, typer.Option(help="The recipe of the run, with [variants].", show_default=False)],
+    output: Annotated[Path, typer.Option(help="The run directory, with a pruned model.", show_default=False)],
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
+    """Prune the layers of a run again, with more zeros, for `python -m search --ratios`; all else stays."""
+    from shearling.recipe.recipe import read_recipe
+
+    wanted = read_recipe(recipe)
+    from train.screen import summarise_variants
+    from train.stage import make_variants
+
+    return summarise_variants(make_variants(wanted, output, force=force)["variants"])
+
+
+@app.command()
 def tune(
     subnet: Annotated[
         Path,

@@ -146,6 +146,10 @@ def estimate_stage(recipe: Recipe, figures: ModelFigures, *, by_tensors: bool) -
         parts["adapted"] = Estimate(parts["lora"].memory_bytes, figures.stored_bytes)
     if recipe.sparsity is not None:
         parts["sparse"] = estimate_pruning(figures, recipe.sparsity)
+        if recipe.variants is not None:
+            alone = recipe.sparsity.model_copy(update={"healing": None, "allocation": "uniform"})
+            once = estimate_pruning(figures, alone)
+            parts["variants"] = Estimate(once.memory_bytes, len(recipe.variants.ratios) * once.disk_bytes)
     if recipe.adapter is not None:
         parts["super_adapter"] = _trained(recipe, figures)
     return parts
@@ -157,7 +161,7 @@ def what_would_fit(recipe: Recipe, part: str) -> str:
     if part == "sparse" and sparsity is not None and not sparsity.by_layers:
         found = "[sparsity.healing]" if sparsity.healing is not None else 'allocation = "searched"'
         return f"Leave {found} out: it holds the whole model in float32, pruning one layer"
-    if part == "sparse":
+    if part in ("sparse", "variants"):
         return "Lower the samples of [sparsity.calibration], or use a larger machine"
     if part in ("lora", "super_adapter", "adapted") and train is not None:
         if train.memory == "fast":

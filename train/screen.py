@@ -41,6 +41,16 @@ def summarise_tuned(document: Path, *, subnet: Path, steps: int) -> Result:
     )
 
 
+def summarise_variants(artefact: Artefact) -> Result:
+    """What `variants` made, and how to search among it."""
+    facts, words = _variants(artefact)
+    ratios = ",".join(f"{ratio:g}" for ratio in facts["ratios"])
+    return Result(
+        {"output": str(artefact.path), **facts},
+        f"{artefact.path}: {words}\nnext: python -m search --run {artefact.path.parent} --ratios {ratios}",
+    )
+
+
 def _task(artefact: Artefact) -> tuple[dict[str, Any], str]:
     rows = artefact.manifest.details["rows"]
     return {"rows": rows}, ", ".join(f"{count} {split}" for split, count in rows.items()) + " rows"
@@ -61,6 +71,11 @@ def _sparse(artefact: Artefact) -> tuple[dict[str, Any], str]:
         f"{sparsity['achieved_model']:.2%} of the model is zero"
     )
     return {"sparsity": sparsity}, words
+
+
+def _variants(artefact: Artefact) -> tuple[dict[str, Any], str]:
+    ratios = artefact.manifest.details["ratios"]
+    return {"ratios": ratios}, f"layers with {', '.join(f'{ratio:.0%}' for ratio in ratios)} zeros"
 
 
 def _super_adapter(artefact: Artefact) -> tuple[dict[str, Any], str]:
@@ -88,5 +103,6 @@ _FACTS = {
     "lora": _super_adapter,
     "adapted": _base,
     "sparse": _sparse,
+    "variants": _variants,
     "super_adapter": _super_adapter,
 }

@@ -1,4 +1,4 @@
-"""The train stage from recipe to super-adapter: task, base, lora and adapted where it is asked for, sparse,
+"""The train stage from recipe to super-adapter: task, base, lora and adapted where it is asked for, sparse, variants,
 super_adapter, each made once and reused if it fits.
 """
 
@@ -21,7 +21,7 @@ from shearling.artefact import (
     write_artefact,
 )
 from shearling.console import log
-from shearling.errors import OutputExists
+from shearling.errors import OutputExists, RecipeInvalid
 from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.checkpoint import load_tokenizer
@@ -37,6 +37,7 @@ from train.base.artefact import import_base, source_digest
 from train.preflight import ModelSource, check_structure, expected, find_model, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
 from train.sparsity.calibration import calibration_blocks, calibration_file, healing_text
+from train.sparsity.variants import variants_inputs, write_variants
 from train.super_adapter import processes
 from train.super_adapter.artefact import recipe_inputs, train_super_adapter
 from train.task.chat import ChatRenderer
@@ -74,6 +75,9 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
         made["lora"] = _train_lora(adapting, run, made)
     with processes.main_first():
         made |= _freeze(recipe, run, made, force=force)
+    if recipe.variants is not None:
+        with processes.main_first():
+            made["variants"] = _freeze_variants(recipe, run, made, force=force)
     if recipe.adapter is not None:
         dense = made.get("adapted", made["base"])
         train_super_adapter(
@@ -86,6 +90,31 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
         processes.wait_for_all()
         made["super_adapter"] = open_artefact(run.super_adapter, kind="super_adapter")
     return made
+
+
+def make_variants(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, Artefact]:
+    """Make the variants of a run that has a pruned model already; nothing else is touched.
+
+    Args:
+        recipe: that the run was made by, with [variants].
+        out: the run directory.
+        force: replace the variants that are there.
+
+    Returns:
+        The artefact, as `variants`.
+
+    Raises:
+        RecipeInvalid: it has no [variants].
+        OutputExists: there are others, and `force` is false; or the pruned model is that of another recipe.
+        ArtefactError: the run is incomplete or damaged.
+    """
+    run, section = Run(out), recipe.sparsity
+    if recipe.variants is None or section is None:
+        raise RecipeInvalid("it has no [variants]", where="variants", remedy="Add it: ratios = [0.6, 0.7, 0.8]")
+    made = {"task": open_artefact(run.task, kind="task"), "sparse": open_artefact(run.sparse, kind="sparse")}
+    facts = sparsity_inputs(section, seed=recipe.seed, texts=_calibration_texts(section, run))
+    _reuse_or_make(run.sparse, "sparse", facts, {}, lambda: None, section=section, force=False)
+    return {"variants": _freeze_variants(recipe, run, made, force=force)}
 
 
 def estimate_recipe(recipe: Recipe) -> dict[str, Estimate]:
@@ -135,7 +164,7 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     check_structure(recipe, made["base"].path)
     if force and recipe.model.adaptation is not None:
         # The first training begins: interrupted, it is continued without `force`, and nothing old may be in the way.
-        _remove(run.lora, run.adapted, run.sparse, run.super_adapter)
+        _remove(run.lora, run.adapted, run.sparse, run.variants, run.super_adapter)
     return made
 
 
@@ -196,8 +225,31 @@ def _freeze(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bo
         )
     if force and recipe.model.adaptation is None:
         # Later stages take whatever stands in a run.
-        _remove(run.super_adapter, run.lora, run.adapted, *([] if section is not None else [run.sparse]))
+        left = [] if section is not None else [run.sparse]
+        left += [] if recipe.variants is not None else [run.variants]
+        _remove(run.super_adapter, run.lora, run.adapted, *left)
     return frozen
+
+
+def _freeze_variants(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bool) -> Artefact:
+    """The pruned layers at the other ratios of the recipe."""
+    section, sparsity, sparse = recipe.variants, recipe.sparsity, made["sparse"]
+    if section is None or sparsity is None:
+        raise ValueError("the recipe has no [variants]")
+
+    def make() -> None:
+        blocks = _calibration(sparsity, sparse, made["task"], seed=recipe.seed)
+        write_variants(
+            sparse,
+            run.variants,
+            section=section,
+            sparsity=sparsity,
+            calibration=blocks,
+            seed=recipe.seed,
+            force=force,
+        )
+
+    return _reuse_or_make(run.variants, "variants", variants_inputs(section), {"sparse": sparse}, make, force=force)
 
 
 def _reuse_or_make(
@@ -322,17 +374,13 @@ def _classes(recipe: Recipe) -> tuple[str, ...] | None:
 def _make_sparse(
     section: SparsitySection, run: Run, dense: Artefact, task: Artefact, *, seed: int, force: bool
 ) -> None:
-    blocks: list[Tensor] = []
+    blocks = _calibration(section, dense, task, seed=seed)
     windows: list[Tensor] = []
-    if section.calibrated:
+    if section.healing is not None:
         rows = read_rows(task.path, "train", most_characters=CALIBRATION_CHARACTERS)
-        tokenizer = load_tokenizer(dense.path)
-        if section.measured:
-            blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed)
-        if section.healing is not None:
-            windows = calibration_blocks(
-                healing_text(section), rows, tokenizer, seed=seed + 1, where="sparsity.healing"
-            )
+        windows = calibration_blocks(
+            healing_text(section), rows, load_tokenizer(dense.path), seed=seed + 1, where="sparsity.healing"
+        )
     write_sparse(
         dense,
         run.sparse,
@@ -345,6 +393,14 @@ def _make_sparse(
     )
 
 
+def _calibration(section: SparsitySection, model: Artefact, task: Artefact, *, seed: int) -> list[Tensor]:
+    """The windows that a pruning method reads; none where it needs none."""
+    if not section.measured:
+        return []
+    rows = read_rows(task.path, "train", most_characters=CALIBRATION_CHARACTERS)
+    return calibration_blocks(section.calibration, rows, load_tokenizer(model.path), seed=seed)
+
+
 def _calibration_texts(section: SparsitySection, run: Run) -> list[Path]:
     file, rows = calibration_file(section.calibration), rows_file(run.task, "train")
     if file is None:
@@ -354,7 +410,7 @@ def _calibration_texts(section: SparsitySection, run: Run) -> list[Path]:
 
 def _check_replaceable(run: Run, recipe: Recipe) -> None:
     tasks = [path for _, _, path in _task_rooms(recipe, run)]
-    for path in (run.super_adapter, run.sparse, run.adapted, run.lora, run.base, *tasks):
+    for path in (run.super_adapter, run.variants, run.sparse, run.adapted, run.lora, run.base, *tasks):
         check_destination(path, force=True)
 
 

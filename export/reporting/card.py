@@ -186,6 +186,8 @@ def _made(report: ExportReport) -> str:
         )
     if report.trained_bits is not None:
         lines.append(f"- weights trained as integers of {report.trained_bits} bits; embeddings and head are apart")
+    if report.mixture is not None:
+        lines += [f"- {line}" for line in report.mixture.words]
     if report.narrowed:
         lines.append(
             f"- narrowed: {report.narrowed} linear layers; {report.parameters:,} weights, "

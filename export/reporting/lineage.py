@@ -12,12 +12,12 @@ import pydantic
 from export.plan import ExportPlan
 from export.request import ExportRequest
 from shearling.artefact import Artefact, Kind, Manifest, installed_tools, open_artefact
-from shearling.elastic.subnet import HeldBack, Subnet
+from shearling.elastic.subnet import HeldBack, read_subnet
 from shearling.errors import ArtefactError
 from shearling.recipe.recipe import RECIPE_SCHEMA, Recipe
 from shearling.recipe.search import SearchSection
 from shearling.run import Run
-from shearling.strict_json import Document, read_document
+from shearling.strict_json import Document
 
 BEST_FILE = "best.json"
 
@@ -64,7 +64,9 @@ def find_lineage(plan: ExportPlan) -> Lineage:
     adapter = _manifest_of_training(plan, run)
     details: Mapping[str, Any] = {} if adapter is None else adapter.details
     search = _find_search(plan)
-    recipe = None if adapter is None else _recipe(_before_tuning(adapter, run), _told(search))
+    variants = None if plan.merge is None else plan.merge.opened.variants
+    trained = None if adapter is None else _before_tuning(adapter, run)
+    recipe = _recipe(trained, _told(search), None if variants is None else variants.manifest)
     model, section = details.get("model") or {}, (details.get("recipe") or {}).get("task")
     stated = {"license": model["license"]} if model.get("license") else frozen.manifest.details.get("license", {})
     metrics = None if plan.merge is None else plan.merge.opened.subnet.metrics
@@ -105,9 +107,11 @@ def _before_tuning(adapter: Manifest, run: Run) -> Manifest | None:
     return original.manifest if original is not None and original.sha256 == adapter.details.get("from") else None
 
 
-def _recipe(adapter: Manifest | None, searched: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The recipe, with what it leaves to the defaults of this version; [search] as it was carried out, since options
-    of `python -m search` override it.
+def _recipe(
+    adapter: Manifest | None, searched: Mapping[str, Any], variants: Manifest | None = None
+) -> dict[str, Any] | None:
+    """The recipe, with the variants that layers were taken from, and with what it leaves to the defaults of this
+    version; [search] as it was carried out, since options of `python -m search` override it.
     """
     if adapter is None or adapter.details.get("model") is None:
         return None
@@ -115,6 +119,8 @@ def _recipe(adapter: Manifest | None, searched: Mapping[str, Any]) -> dict[str, 
     known = {name: value for name, value in details["recipe"].items() if name in Recipe.model_fields}
     overridden = {name: searched[name] for name in SearchSection.model_fields if name in searched}
     search = {**(details.get("search") or {}), **overridden}
+    if variants is not None:
+        known["variants"] = {"ratios": variants.details["ratios"]}
     try:
         recipe = Recipe.model_validate({"schema": RECIPE_SCHEMA, **known, "model": details["model"], "search": search})
     except pydantic.ValidationError:
@@ -200,7 +206,7 @@ def _told(search: Artefact | None) -> dict[str, Any]:
 
 def _row_of(document: Path) -> int | None:
     try:
-        provenance = read_document(document, Subnet).provenance
+        provenance = read_subnet(document).provenance
     except ArtefactError:
         return None
     return None if provenance is None else provenance.row

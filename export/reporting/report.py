@@ -20,6 +20,7 @@ from export.verification.parity_check import ParityCheck
 from export.verification.task_check import TaskCheck
 from export.verification.zeros import ZeroCheck
 from shearling.elastic.size import measure_model
+from shearling.elastic.subnet_mixture import MixtureReference
 from shearling.model.head import Head
 from shearling.registry.export_formats import EXPORT_FORMATS
 from shearling.strict_json import Document
@@ -65,6 +66,7 @@ class ExportReport(Document):
         narrowed: number of linear layers whose output is narrower than in the base.
         weight_format: of the formats that take one; the others have the type of the frozen model's files.
         quantization: how int4 was made on calibration text; None where no text was seen.
+        mixture: what layers chose of zeros and formats; None where they had no choice.
         trained_bits: of the integers that the weights were trained on; None where they were not.
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.
         kernels: directory -> what runs it, for each that has a choice.
@@ -84,6 +86,7 @@ class ExportReport(Document):
     weight_format: str
     quantization: QuantizationReport | None = None
     trained_bits: int | None = None
+    mixture: MixtureReference | None = None
     formats: tuple[str, ...]
     parameters: int
     macs_m: float
@@ -145,6 +148,7 @@ def build_report(
         weight_format=plan.request.weight_format,
         quantization=_describe_quantization(plan, quantized),
         trained_bits=None if plan.merge is None else plan.merge.grid_bits,
+        mixture=None if plan.merge is None else plan.merge.mixture,
         formats=tuple(item.planned.entry.name for item in written),
         parameters=sum(parameter.numel() for parameter in merged.subject.model.parameters()),
         macs_m=measure_model(merged.subject.model).macs(tokens=MACS_TOKENS) / 1e6,

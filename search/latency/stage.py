@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from search.latency.stack import build_stack
@@ -24,6 +25,7 @@ from search.opening import SearchableRun, open_run
 from search.stored_bytes import StoredForm
 from shearling.artefact import Artefact, check_destination, open_artefact, write_artefact
 from shearling.console import log, progress
+from shearling.elastic.mixture import LayerFormat
 from shearling.elastic.super_network import assemble_super_network
 from shearling.errors import ArtefactMismatch, OutputExists, UsageError
 from shearling.run import Run, open_frozen
@@ -53,6 +55,8 @@ def measure_latencies(
     threads: int,
     tokens: int | None = None,
     seconds: float = 1.0,
+    ratios: Sequence[float] | None = None,
+    formats: Sequence[LayerFormat] | None = None,
     force: bool = False,
 ) -> MeasuredTable:
     """Measure a table, unless there is one that fits.
@@ -64,6 +68,8 @@ def measure_latencies(
         threads: of the runtime.
         tokens: of the forward; None takes those whose MACs the recipe counts.
         seconds: for each form and each of two sweeps.
+        ratios: shares of zeros that layers choose among; None takes those of the recipe.
+        formats: number formats that layers choose among; None takes those of the recipe.
         force: measure again, and replace what is there.
 
     Raises:
@@ -72,15 +78,16 @@ def measure_latencies(
         ArtefactError: the run or the export is missing, damaged, or they do not belong together.
     """
     opened = open_run(run)
+    opened = opened.mixed(
+        ratios=opened.section.ratios if ratios is None else ratios,
+        formats=opened.section.layer_formats if formats is None else formats,
+    )
     frozen = open_frozen(opened.adapter)
-    network = assemble_super_network(frozen, opened.adapter, opened.space)
+    network = assemble_super_network(
+        frozen, opened.adapter, opened.space, variants=None if opened.mixture is None else opened.mixture.variants
+    )
     forms = LayerForms(network)
-    if all(len(found) == 1 for found in forms.variants().values()):
-        raise UsageError(
-            "every sub-network of this run takes the same time: its ranks are merged, and it has no widths",
-            where=run.path,
-            remedy="Search by accuracy alone, which is what --cost auto does",
-        )
+    _check_differ(forms, lambda form: form, run)
     target = open_target(
         model,
         adapter=opened.adapter,
@@ -89,12 +96,24 @@ def measure_latencies(
         threads=threads,
         tokens=tokens or opened.section.macs_seq_len,
     )
+    _check_differ(forms, target.conditions.timed, run)
     _check_merge(target, keeps_ranks_apart(network))
     if output.exists() and not force:
         return MeasuredTable(_reuse(output, target, forms), reused=True)
     check_destination(output, force=force)
     document = _measure(target, forms, seconds=seconds)
     return MeasuredTable(_write(document, opened, frozen, target, output, force=force), reused=False)
+
+
+def _check_differ(forms: LayerForms, timed: Callable[[LayerForm], LayerForm], run: Run) -> None:
+    """Refuse to measure where it makes no difference; what has zeros is faster for the sparse kernel alone."""
+    if all(len(set(map(timed, found))) == 1 for found in forms.variants().values()):
+        raise UsageError(
+            "every sub-network of this run takes the same time: its ranks are merged, it has no widths, and layers "
+            "choose no formats and no zeros that are packed away",
+            where=run.path,
+            remedy="Search by accuracy alone, which is what --cost auto does, or export with --sparse-kernel",
+        )
 
 
 def _check_merge(target: LatencyTarget, separate: bool) -> None:
@@ -127,7 +146,8 @@ def _reuse(output: Path, target: LatencyTarget, forms: LayerForms) -> LatencyTab
 
 
 def _measure(target: LatencyTarget, forms: LayerForms, *, seconds: float) -> LatencyDocument:
-    conditions, every = target.conditions, forms.every()
+    conditions = target.conditions
+    every = sorted(set(map(conditions.timed, forms.every())))
     samples: dict[LayerForm, list[float]] = {form: [] for form in every}
     whole_samples: list[float] = []
     log.print(f"{len(every)} forms of layers; tokens: {conditions.tokens}, threads: {conditions.threads}")
@@ -147,19 +167,19 @@ def _measure(target: LatencyTarget, forms: LayerForms, *, seconds: float) -> Lat
         conditions=conditions,
         choice=target.choice,
         whole=measured,
-        constant_ms=measured.ms - math.fsum(times[form] for form in forms.of(target.choice).values()),
+        constant_ms=measured.ms - math.fsum(times[conditions.timed(form)] for form in forms.of(target.choice).values()),
         entries=entries,
     )
 
 
 def _entry(form: LayerForm, time: Interval) -> LatencyEntry:
-    return LatencyEntry(out_features=form.out_features, in_features=form.in_features, rank=form.rank, time=time)
+    return LatencyEntry.model_validate({**asdict(form), "time": time})
 
 
 def _copies(form: LayerForm, target: LatencyTarget) -> int:
     """So many layers that together they take as much memory as the model, within reason."""
     conditions = target.conditions
-    stored = StoredForm(conditions.weight_format, group_size=conditions.group_size or 64)
+    stored = StoredForm(conditions.of(form).weight_format, group_size=conditions.group_size or 64)
     most = MOST_COPIES if conditions.tokens < LONG_TOKENS else MOST_COPIES_OF_LONG
     return max(2, min(most, -(-target.model_bytes // stored.matrix_bytes(form.out_features, form.in_features))))
 
@@ -170,7 +190,7 @@ def _time_stack(form: LayerForm, conditions: Conditions, *, copies: int, seconds
     # Through files, as an export is read: what restores a weight is recognised there.
     with tempfile.TemporaryDirectory(prefix="shearling-latency-") as directory:
         xml = Path(directory) / "stack.xml"
-        stack = build_stack(form, conditions, copies=copies)
+        stack = build_stack(form, conditions.of(form), copies=copies)
         openvino.save_model(stack, str(xml), compress_to_fp16=conditions.weight_format == "fp16")
         return Forward(
             xml, threads=conditions.threads, tokens=conditions.tokens, packed=conditions.sparse_kernel

@@ -8,6 +8,7 @@ The constant is what a measured whole model takes beyond its elastic layers: emb
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -39,12 +40,14 @@ class LatencyEntry(Document):
     out_features: int = pydantic.Field(ge=1)
     in_features: int = pydantic.Field(ge=1)
     rank: int = pydantic.Field(ge=0)
+    percent: int = pydantic.Field(0, ge=0, lt=100)
+    bits: Literal[0, 4, 8] = 0
     time: Interval
 
     @property
     def form(self) -> LayerForm:
         """What was measured."""
-        return LayerForm(self.out_features, self.in_features, self.rank)
+        return LayerForm(self.out_features, self.in_features, self.rank, self.percent, self.bits)
 
 
 class Conditions(Document):
@@ -72,6 +75,19 @@ class Conditions(Document):
     separate: bool
     zeros: float
     model_sha256: str
+
+    def of(self, form: LayerForm) -> Conditions:
+        """Those of one form of a layer, which may have its own format and its own share of zeros."""
+        changes: dict[str, object] = {}
+        if form.bits:
+            changes["weight_format"] = f"int{form.bits}"
+        if form.percent and self.sparse_kernel:
+            changes["zeros"] = form.percent / 100
+        return self.model_copy(update=changes)
+
+    def timed(self, form: LayerForm) -> LayerForm:
+        """The form whose time this one has: stock kernels compute with zeros as with all else."""
+        return form if self.sparse_kernel else replace(form, percent=0)
 
     def differences(self, other: Conditions) -> list[str]:
         """What other conditions have in another way, in words: what they have, and what these have."""
@@ -128,7 +144,8 @@ class LatencyTable:
 
     def predict_ms(self, forms: Mapping[str, LayerForm]) -> float:
         """Time of one forward of a model whose elastic layers have these forms."""
-        return self.document.constant_ms + sum(self._ms[form] for form in forms.values())
+        conditions = self.document.conditions
+        return self.document.constant_ms + sum(self._ms[conditions.timed(form)] for form in forms.values())
 
     def check_covers(self, forms: Sequence[LayerForm]) -> None:
         """Refuse to predict what was not measured.
@@ -136,7 +153,8 @@ class LatencyTable:
         Raises:
             ArtefactMismatch: a form has no entry.
         """
-        missing = [form for form in forms if form not in self._ms]
+        timed = dict.fromkeys(map(self.document.conditions.timed, forms))
+        missing = [form for form in timed if form not in self._ms]
         if missing:
             raise ArtefactMismatch(
                 f"has no time for {missing[0]}, nor for {len(missing) - 1} other forms of this search space"

@@ -12,7 +12,8 @@ from search.latency.machine import this_machine
 from search.latency.table import Conditions
 from shearling.artefact import Artefact, open_artefact
 from shearling.elastic.search_space import SearchSpace
-from shearling.errors import ArtefactMismatch, ModelUnsupported
+from shearling.elastic.weight_grid import GROUP_SIZE
+from shearling.errors import ArtefactMismatch, DocumentInvalid, ModelUnsupported
 from shearling.strict_json import read_json
 
 MODEL_XML = "openvino/openvino_model.xml"
@@ -74,7 +75,14 @@ def open_target(
     choice = details.get("choice")
     if not isinstance(choice, dict):
         raise ArtefactMismatch("it does not say which sub-network it holds", where=directory, remedy="Export it again")
-    space.check(choice)
+    try:
+        space.check(choice)
+    except DocumentInvalid as error:
+        raise ArtefactMismatch(
+            f"its sub-network is of another search space: {error.where}: {error.message}",
+            where=directory,
+            remedy="Export one of this space: python -m search describe with the same --ratios and --layer-formats",
+        ) from None
     packed = details["kernels"].get("openvino") == "sparse" and frozen.manifest.kind == "sparse"
     weights = export.manifest.files[MODEL_BIN]
     conditions = Conditions(
@@ -95,5 +103,7 @@ def open_target(
 def _group_size(directory: Path, details: dict[str, Any]) -> int:
     if details["weight_format"] != "int4":
         return 0
+    if details.get("layer_formats"):
+        return GROUP_SIZE
     quantization = read_json(directory / "report.json").get("quantization") or {}
     return int(quantization.get("group_size", GROUP_WITHOUT_DATA))

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import pydantic
 
 from shearling.artefact import open_artefact
-from shearling.elastic.subnet import SUBNET_SCHEMA, Subnet
+from shearling.elastic.subnet import read_subnet
 from shearling.evaluation.scoreboard import Scoreboard
 from shearling.strict_json import Document, parse_json, read_document, read_json, validate_document
 
@@ -182,7 +182,7 @@ def read_front(search: Path) -> set[int]:
 
 def read_best(search: Path) -> str:
     """Identifier of the sub-network that was chosen."""
-    return read_document(search / BEST, Subnet, schema=SUBNET_SCHEMA).id
+    return read_subnet(search / BEST).id
 
 
 def read_losses(super_adapter: Path) -> tuple[tuple[int, float], ...]:

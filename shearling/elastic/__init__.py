@@ -9,7 +9,8 @@
 - super_network: a model with all of these, set to one choice at a time
 - reordering: channels sorted by importance, so that a prefix keeps what matters
 - narrowing, size: what a choice of widths cuts, and what the rest costs
+- variants, mixture: layers with other zeros, and what a search lets layers choose
 - merge_rule: which merge keeps the trained function
 - sub_adapter: a chosen adapter on disk, in PEFT's format
-- subnet: `best.json`: the chosen sub-network, and proof of what it belongs to
+- subnet, subnet_mixture: `best.json`: the chosen sub-network, and proof of what it belongs to
 """

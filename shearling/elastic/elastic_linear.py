@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shearling.elastic.frozen_linear import FrozenLinear
 from shearling.model.stored_types import frozen_product
+from shearling.quantization.rounding import Rounded
 
 
 class ElasticLinear(FrozenLinear):
@@ -19,9 +20,15 @@ class ElasticLinear(FrozenLinear):
 
     def active_weight(self) -> Tensor:
         """[out, in], contiguous: a matrix product may round differently for another memory layout of the same
-        numbers.
+        numbers. Rounded where a format was chosen.
         """
-        return self.weight[: self.active_out, : self.active_in].contiguous()
+        weight = self.weight[: self.active_out, : self.active_in].contiguous()
+        return weight if self.rounding is None else self.rounding.snap(weight.float()).to(weight.dtype)
+
+    def integers(self) -> Rounded | None:
+        """What the active weight is rounded to; None where it is not."""
+        weight = self.weight[: self.active_out, : self.active_in].contiguous()
+        return None if self.rounding is None else self.rounding.round(weight.float())
 
     def active_bias(self) -> Tensor | None:
         """[out], or None."""
@@ -33,7 +40,10 @@ class ElasticLinear(FrozenLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the active part to x [..., in]; returns [..., out]."""
-        weight = self.weight[: self.active_out, : self.active_in] if self._held is None else self._held
+        weight = self._held
+        if weight is None:
+            rounds = self.rounding is not None
+            weight = self.active_weight() if rounds else self.weight[: self.active_out, : self.active_in]
         return frozen_product(x, weight, self.active_bias())
 
     def extra_repr(self) -> str:

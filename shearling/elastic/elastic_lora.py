@@ -3,7 +3,8 @@
     masked   y = (W + (s B_r A_r) ∘ M) x     one product with the merged weight: merging is bit-exact, every zero stays
     plain    y = W x + s B_r (A_r x)         stock LoRA: exact as a separate adapter, dense when merged
 
-The merged weight of the masked form may be rounded to a grid of integers (`shearling.elastic.weight_grid`).
+The merged weight of the masked form may be rounded to a grid of integers (`shearling.elastic.weight_grid`); where a
+search chooses the format of a layer, that of the plain form is merged and rounded as well.
 
 A_r = A[:r, :], B_r = B[:, :r], s = lora_alpha / r_max for every rank r. The masked form is SparsePEFT (SQFT, section 3)
 with the sum taken before the product; the rank is state of the module, never drawn inside the forward, so recomputation
@@ -22,9 +23,10 @@ from torch.nn import functional as F
 
 from shearling.elastic.frozen_linear import FrozenLinear
 from shearling.elastic.mask import pack_mask, unpack_mask
-from shearling.elastic.weight_grid import LayerGrid
+from shearling.elastic.weight_grid import LayerGrid, RoundingGrid
 from shearling.errors import NonFiniteWeights, ShapeMismatch
 from shearling.model.stored_types import frozen_product
+from shearling.quantization.rounding import Rounded
 
 
 def effective_weight(
@@ -34,7 +36,7 @@ def effective_weight(
     *,
     scaling: float,
     mask: Tensor | None = None,
-    grid: LayerGrid | None = None,
+    grid: RoundingGrid | None = None,
 ) -> Tensor:
     """The weight that a sub-adapter makes of a frozen weight.
 
@@ -137,7 +139,7 @@ class _Update(NamedTuple):
     """
 
     scaling: float
-    grid: LayerGrid | None
+    grid: RoundingGrid | None
     packed_shape: tuple[int, ...] | None
     remerges: bool
 
@@ -222,14 +224,23 @@ class ElasticLoraLinear(FrozenLinear):
         return self._mask if self._mask is None or not self.lean else unpack_mask(self._mask, self.weight.shape)
 
     @property
-    def grid(self) -> LayerGrid | None:
-        """See the class."""
+    def grid(self) -> RoundingGrid | None:
+        """See the class; where a search chooses the format of the layer, it is that of the weight in use."""
+        if self.rounding is not None:
+            return self.rounding
         return None if self.grid_scales is None else LayerGrid(self.grid_scales, self._grid_bits)
 
     def forget(self) -> None:
         """See `FrozenLinear.forget`; the mask and the grid go with the weight, the factors stay."""
         super().forget()
         self._mask = self.grid_scales = None
+
+    def take(self, weight: Tensor, *, percent: int, mask: Tensor | None) -> None:
+        """See `FrozenLinear.take`; the update is multiplied by the mask of the weight, in the masked form."""
+        super().take(weight, percent=percent, mask=mask)
+        if self._mask is not None and mask is not None:
+            device = self._mask.device
+            self._mask = pack_mask(mask).to(device) if self.lean else mask.to(device)
 
     def activate(self, rank: int) -> None:
         """Use the first `rank` rows of A and columns of B from now on.
@@ -267,10 +278,21 @@ class ElasticLoraLinear(FrozenLinear):
         Raises:
             NonFiniteWeights: the adapter holds NaN or infinity.
         """
+        return self._merged(self.grid)
+
+    def integers(self) -> Rounded | None:
+        """What the merged weight is rounded to, where a search chose the format of the layer; else None.
+
+        Raises:
+            NonFiniteWeights: the adapter holds NaN or infinity.
+        """
+        return None if self.rounding is None else self.rounding.round(self._merged(None))
+
+    def _merged(self, grid: RoundingGrid | None) -> Tensor:
         parts = self.active_parts()
         with torch.no_grad():
             merged = effective_weight(
-                parts.weight, parts.lora_a, parts.lora_b, scaling=self.scaling, mask=parts.mask, grid=self.grid
+                parts.weight, parts.lora_a, parts.lora_b, scaling=self.scaling, mask=parts.mask, grid=grid
             )
         if not torch.isfinite(merged).all():
             raise NonFiniteWeights("the merged weight holds NaN or infinity")
@@ -280,7 +302,7 @@ class ElasticLoraLinear(FrozenLinear):
         """Compute the merged weight once and use it until the rank changes (evaluation of one sub-network); a lean
         layer makes it each time.
         """
-        holds = hold and self._mask is not None and not self.lean
+        holds = hold and (self._mask is not None or self.rounding is not None) and not self.lean
         self._held = self.merged_weight().to(self.weight.dtype) if holds else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -295,6 +317,8 @@ class ElasticLoraLinear(FrozenLinear):
         weight, bias, lora_a, lora_b = self._unmasked_parts()
         if self._held is not None:
             return F.linear(x, self._held, bias)
+        if self._mask is None and self.rounding is not None:
+            return F.linear(x, self.merged_weight().to(x.dtype), bias)
         if self._mask is None:
             update = F.linear(F.linear(self.dropout(x), lora_a), lora_b)
             return frozen_product(x, weight, bias) + update * self.scaling

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from shearling.elastic.weight_grid import NearestGrid
 from shearling.errors import ShapeMismatch
 
 
@@ -14,6 +15,10 @@ class FrozenLinear(nn.Module):
 
     Args:
         base: the linear layer; its parameters are shared, not copied, and stop requiring gradients.
+
+    Attributes:
+        percent: of zeros of the weight in use, where a search chooses it; 0: the layer is as it was trained.
+        rounding: what the weight in use is rounded to, where a search chooses it.
     """
 
     widens_weights: ClassVar[bool] = True
@@ -24,6 +29,8 @@ class FrozenLinear(nn.Module):
         self.weight = base.weight.requires_grad_(False)
         self.bias = None if base.bias is None else base.bias.requires_grad_(False)
         self.active_out, self.active_in = base.out_features, base.in_features
+        self.percent = 0
+        self.rounding: NearestGrid | None = None
         self._held: Tensor | None = None
         """The weight in use, made once; forgotten when another part is activated."""
 
@@ -41,6 +48,29 @@ class FrozenLinear(nn.Module):
         """Give up the frozen tensors, once a plain layer has taken their place; the sizes stay known."""
         self.weight = _without_content(self.weight)
         self.bias = None if self.bias is None else _without_content(self.bias)
+        self._held = None
+
+    def take(self, weight: Tensor, *, percent: int, mask: Tensor | None) -> None:
+        """Use another frozen weight from now on, in the type of this one.
+
+        Args:
+            weight: [out, in].
+            percent: of zeros, see `percent`.
+            mask: of the weight, for layers that multiply by one.
+
+        Raises:
+            ShapeMismatch: it is of another shape.
+        """
+        if weight.shape != self.weight.shape:
+            raise ShapeMismatch(f"a variant {list(weight.shape)} of a weight {list(self.weight.shape)}")
+        like = self.weight
+        self.weight = nn.Parameter(weight.to(device=like.device, dtype=like.dtype), requires_grad=False)
+        self.percent = percent
+        self._held = None
+
+    def round_to(self, bits: int) -> None:
+        """Round the weight in use to integers of so many bits from now on; 0: no more."""
+        self.rounding = NearestGrid(bits) if bits else None
         self._held = None
 
     def cut(self, *, out_features: int | None, in_features: int | None) -> None:

@@ -4,7 +4,7 @@ Stored as `search_space.json`. A template names modules of one transformer layer
 produce and consume one width; it is expanded over all layers, layer-major. Value lists descend and start at the full
 size, so the first choice of every group is the maximal sub-network, and a smaller value keeps a prefix: of a rank r
 A[:r, :] and B[:, :r], of a width w the first w rows of what produces it and the first w columns of what consumes it
-(Shears, section 3.2; LoNAS, 3.1).
+(Shears, section 3.2; LoNAS, 3.1). A search may add a share of zeros and a number format for every layer (`mixed`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from shearling.errors import DocumentInvalid
+from shearling.errors import DocumentInvalid, UsageError
 from shearling.model.narrow_layers import Cut
 from shearling.strict_json import Document, read_document
 
@@ -29,7 +29,10 @@ SEARCH_SPACE_SCHEMA = "shearling.search_space/1"
 Choice = Mapping[str, int]
 """Group id -> chosen value, one for every group of the space."""
 
-Kind = Literal["rank", "width"]
+Kind = Literal["rank", "width", "sparsity", "format"]
+
+SPARSITY_GROUP, FORMAT_GROUP = "sparsity", "format"
+"""Names of the groups that `SearchSpace.mixed` adds."""
 
 
 class GridSpec(Document):
@@ -125,7 +128,55 @@ class WidthTemplate(Document):
         return self.lists[position if len(self.lists) > 1 else 0]
 
 
-Template = Annotated[RankTemplate | WidthTemplate, pydantic.Field(discriminator="kind")]
+class SparsityTemplate(Document):
+    """All pruned modules of one layer, which have one share of zeros.
+
+    Attributes:
+        values: of each layer the shares it may have, percent, ascending: the one that it was trained at comes first.
+    """
+
+    kind: Literal["sparsity"] = "sparsity"
+    name: Literal["sparsity"] = "sparsity"
+    modules: tuple[str, ...] = pydantic.Field(min_length=1)
+    values: tuple[tuple[int, ...], ...] = pydantic.Field(min_length=1)
+
+    @pydantic.field_validator("values")
+    @classmethod
+    def _ascending(cls, values: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        for shares in values:
+            if not shares or not all(0 <= share < 100 for share in shares):
+                raise ValueError("shares of zeros must be 0 to 99 percent")
+            if any(left >= right for left, right in itertools.pairwise(shares)):
+                raise ValueError("shares of zeros must ascend strictly")
+        return values
+
+    def values_of(self, position: int) -> tuple[int, ...]:
+        """The allowed shares of the layer at this position."""
+        return self.values[position]
+
+
+class FormatTemplate(Document):
+    """All linear modules of one layer, which are stored in one number format; values are bits."""
+
+    kind: Literal["format"] = "format"
+    name: Literal["format"] = "format"
+    modules: tuple[str, ...] = pydantic.Field(min_length=1)
+    values: tuple[Literal[4, 8], ...] = pydantic.Field(min_length=1)
+
+    @pydantic.field_validator("values")
+    @classmethod
+    def _descending(cls, values: tuple[Literal[4, 8], ...]) -> tuple[Literal[4, 8], ...]:
+        _check_descending(values)
+        return values
+
+    def values_of(self, _position: int) -> tuple[int, ...]:
+        """The allowed bits, the same in every layer."""
+        return self.values
+
+
+Template = Annotated[
+    RankTemplate | WidthTemplate | SparsityTemplate | FormatTemplate, pydantic.Field(discriminator="kind")
+]
 
 
 def _check_descending(values: tuple[int, ...]) -> None:
@@ -142,7 +193,7 @@ class Group:
     Attributes:
         id: such as `layers.3.qkv`.
         modules: absolute paths of the modules that share the rank, or that produce the width.
-        values: allowed values, descending.
+        values: allowed values, the dearest first: descending, and ascending shares of zeros.
         grouped: absolute paths of what is as wide as the value divided by `group`.
         consumers: absolute paths of what reads the width.
         head_dim: see `WidthTemplate`.
@@ -190,6 +241,8 @@ class SearchSpace(Document):
                 raise ValueError(
                     f"values of {template.name!r} must start at r_max {self.adapter.r_max}, not {template.values[0]}"
                 )
+            if isinstance(template, SparsityTemplate) and len(template.values) != self._depth:
+                raise ValueError(f"{len(template.values)} lists of shares of zeros for {self._depth} layers")
             if isinstance(template, WidthTemplate) and len(template.lists) not in (1, self._depth):
                 raise ValueError(
                     f"{template.name!r} has {len(template.lists)} lists of values for {self._depth} layers"
@@ -224,13 +277,13 @@ class SearchSpace(Document):
             for template in self.templates
         )
 
-    def _expand(self, template: RankTemplate | WidthTemplate, position: int, layer: int) -> Group:
+    def _expand(self, template: Template, position: int, layer: int) -> Group:
         def absolute(names: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(f"{self.layers_path}.{layer}.{name}" for name in names)
 
         group_id, values = f"layers.{layer}.{template.name}", template.values_of(position)
-        if isinstance(template, RankTemplate):
-            return Group(group_id, "rank", absolute(template.modules), values)
+        if not isinstance(template, WidthTemplate):
+            return Group(group_id, template.kind, absolute(template.modules), values)
         return Group(
             group_id,
             "width",
@@ -246,6 +299,42 @@ class SearchSpace(Document):
     def width_groups(self) -> tuple[Group, ...]:
         """The groups that change the shape of the frozen model; empty for Shears, whose ranks alone are elastic."""
         return tuple(group for group in self.groups if group.kind == "width")
+
+    @cached_property
+    def mixed_groups(self) -> tuple[Group, ...]:
+        """The groups that `mixed` has added."""
+        return tuple(group for group in self.groups if group.kind in ("sparsity", "format"))
+
+    def mixed(
+        self, modules: tuple[str, ...], *, percents: tuple[tuple[int, ...], ...] | None, bits: tuple[int, ...]
+    ) -> SearchSpace:
+        """The space with a share of zeros and a number format for each layer to choose.
+
+        Args:
+            modules: names of the linear modules inside a layer.
+            percents: of each layer the shares that it may have, see `SparsityTemplate`; None leaves them as they are.
+            bits: of the formats that it may have, descending; empty leaves them to the export.
+
+        Raises:
+            UsageError: a group of the recipe has one of the new names, or not every layer is searched.
+        """
+        taken = {template.name for template in self.templates} & {SPARSITY_GROUP, FORMAT_GROUP}
+        if taken:
+            raise UsageError(
+                f"a group of the recipe is named {min(taken)!r}, as the choice of every layer would be",
+                where="adapter.groups",
+                remedy="Name it otherwise, and train again",
+            )
+        if self.layers != "all":
+            raise UsageError("shares of zeros and formats are chosen in spaces of all layers", where=SEARCH_SPACE_FILE)
+        added: list[dict[str, object]] = []
+        if percents is not None:
+            added.append({"kind": "sparsity", "modules": modules, "values": percents})
+        if bits:
+            added.append({"kind": "format", "modules": modules, "values": bits})
+        return SearchSpace.model_validate(
+            {**self.model_dump(by_alias=True), "templates": (*self.model_dump()["templates"], *added)}
+        )
 
     @property
     def size(self) -> int:
@@ -329,8 +418,27 @@ class SearchSpace(Document):
         Raises:
             DocumentInvalid: see `check`.
         """
+        return self._of_kind("rank", choice)
+
+    def percents(self, choice: Choice) -> dict[str, int]:
+        """The share of zeros of every module whose layer has a choice of it, percent.
+
+        Raises:
+            DocumentInvalid: see `check`.
+        """
+        return self._of_kind("sparsity", choice)
+
+    def bits(self, choice: Choice) -> dict[str, int]:
+        """The bits of every module whose layer has a choice of its number format.
+
+        Raises:
+            DocumentInvalid: see `check`.
+        """
+        return self._of_kind("format", choice)
+
+    def _of_kind(self, kind: Kind, choice: Choice) -> dict[str, int]:
         self.check(choice)
-        return {module: choice[group.id] for group in self.groups if group.kind == "rank" for module in group.modules}
+        return {module: choice[group.id] for group in self.groups if group.kind == kind for module in group.modules}
 
     def cuts(self, choice: Choice) -> dict[str, Cut]:
         """The active sizes of every linear layer that a width group touches.

@@ -1,8 +1,9 @@
 """`best.json`: one sub-network, described so completely that the export needs nothing else.
 
 It names the frozen model, the mask and the super-adapter by path relative to itself and by digest, and gives the rank
-of every adapted module and, in the mode `lonas`, the width of every layer that is cut. `open_subnet` enforces what a
-reader must refuse before any weight is used.
+of every adapted module and, in the mode `lonas`, the width of every layer that is cut. Where layers choose their share
+of zeros or their number format, the document is of the second version, which adds `mixture`; others stay of the first,
+so that what knows no mixtures reads them. `open_subnet` enforces what a reader must refuse before any weight is used.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -19,21 +20,21 @@ from shearling.artefact import Artefact, open_artefact, sha256_file, utc_now
 from shearling.elastic.grid_file import GRID_FILE
 from shearling.elastic.mask import MASK_FILE, PACKING
 from shearling.elastic.merge_rule import MergeRule, merge_rule
+from shearling.elastic.mixture import Mixture
 from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, Choice, SearchSpace, read_search_space
+from shearling.elastic.subnet_mixture import MixtureReference, Sha256, check_layers, describe_mixture, reopen_mixture
 from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import ArtefactMismatch, DocumentInvalid
 from shearling.model.checkpoint_safety import CONFIG
 from shearling.run import open_frozen
-from shearling.strict_json import Document, read_document
+from shearling.strict_json import Document, read_document, read_json
 
-SUBNET_SCHEMA = "shearling.subnet/1"
+SUBNET_SCHEMA, MIXED_SUBNET_SCHEMA = "shearling.subnet/1", "shearling.subnet/2"
 HASH_SCHEME = "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"
 
 Mode = Literal["rank", "lonas"]
 """What is elastic: the ranks alone (Shears), or ranks and widths (LoNAS)."""
-
-Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 class Tool(Document):
@@ -193,7 +194,7 @@ class Provenance(Document):
 class Subnet(Document):
     """The content of `best.json`."""
 
-    schema_: Literal["shearling.subnet/1"] = pydantic.Field("shearling.subnet/1", alias="schema")
+    schema_: Literal["shearling.subnet/1", "shearling.subnet/2"] = pydantic.Field("shearling.subnet/1", alias="schema")
     id: str
     created: str
     tool: Tool
@@ -207,9 +208,25 @@ class Subnet(Document):
     widths: dict[str, int] = pydantic.Field(default_factory=dict)
     permutation: PermutationReference | None = None
     grid: GridReference | None = None
+    mixture: MixtureReference | None = None
     metrics: Metrics | None
     provenance: Provenance | None
     merge: MergeRule
+
+    @pydantic.model_validator(mode="after")
+    def _version(self) -> Subnet:
+        if (self.mixture is not None) != (self.schema_ == "shearling.subnet/2"):
+            has = "a mixture" if self.mixture is not None else "no mixture"
+            raise ValueError(f"it is of the schema {self.schema_} and has {has}")
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_absent(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Readers of the first version know no such key.
+        written: dict[str, Any] = handler(self)
+        if self.mixture is None:
+            written.pop("mixture", None)
+        return written
 
 
 @dataclass(frozen=True)
@@ -220,6 +237,7 @@ class OpenSubnet:
         path: the document.
         frozen: the `sparse` artefact, or `base` where nothing was pruned.
         adapter: the `super_adapter` artefact.
+        mixture: None where layers had no choice of zeros or formats; `space` is that of the mixture else.
     """
 
     path: Path
@@ -227,6 +245,17 @@ class OpenSubnet:
     space: SearchSpace
     frozen: Artefact
     adapter: Artefact
+    mixture: Mixture | None = None
+
+    @property
+    def variants(self) -> Artefact | None:
+        """That layers are taken from."""
+        return None if self.mixture is None else self.mixture.variants
+
+    @property
+    def layer_bits(self) -> dict[str, int]:
+        """Module path -> bits of its integers, where layers chose their number format."""
+        return self.space.bits(self.subnet.choice)
 
 
 def describe_subnet(
@@ -237,6 +266,7 @@ def describe_subnet(
     location: Path,
     metrics: Metrics | None,
     provenance: Provenance | None,
+    mixture: Mixture | None = None,
 ) -> Subnet:
     """Describe one sub-network of a trained super-adapter.
 
@@ -247,6 +277,7 @@ def describe_subnet(
         location: the directory that the document will stand in; paths are relative to it.
         metrics: what the search measured.
         provenance: where it was found.
+        mixture: that layers chose among; the choice is of its space then.
 
     Raises:
         DocumentInvalid: the choice is not in the space.
@@ -256,7 +287,7 @@ def describe_subnet(
 
     frozen = open_frozen(adapter)
     space_file = adapter.path / SEARCH_SPACE_FILE
-    space = read_search_space(space_file)
+    space = read_search_space(space_file) if mixture is None else mixture.space
     details = frozen.manifest.details
     sparsity = None
     if frozen.manifest.kind == "sparse":
@@ -265,6 +296,7 @@ def describe_subnet(
         sparsity = SparsityReference.model_validate({**details["sparsity"], "mask": mask}, strict=False)
     adapter_file = adapter.path / ADAPTER_FILE
     return Subnet(
+        schema_="shearling.subnet/1" if mixture is None else "shearling.subnet/2",
         id=subnet_id,
         created=utc_now(),
         tool=Tool(name="shearling", version=shearling.__version__),
@@ -298,6 +330,7 @@ def describe_subnet(
         widths=space.widths(choice),
         permutation=_permutation(adapter, location),
         grid=_grid(adapter, space, location),
+        mixture=None if mixture is None else describe_mixture(mixture, choice, location),
         metrics=metrics,
         provenance=provenance,
         merge=_merge_rule(space, sparse=sparsity is not None),
@@ -347,7 +380,7 @@ def open_subnet(path: Path) -> OpenSubnet:
     """
     from shearling.model.checkpoint import hash_weights
 
-    subnet = read_document(path, Subnet, schema=SUBNET_SCHEMA)
+    subnet = read_subnet(path)
     here = path.resolve().parent
     frozen = open_artefact(here / subnet.base.path, kind=subnet.base.kind)
     adapter = open_artefact((here / subnet.adapter.file).parent, kind="super_adapter")
@@ -379,9 +412,25 @@ def open_subnet(path: Path) -> OpenSubnet:
             "mask",
             path,
         )
-    space = read_search_space(space_file)
+    space, mixture = read_search_space(space_file), None
+    if subnet.mixture is not None:
+        mixture = reopen_mixture(subnet.mixture, space, frozen, where=path)
+        space = mixture.space
     _check_against_space(subnet, space, where=path)
-    return OpenSubnet(path, subnet, space, frozen, adapter)
+    if mixture is not None and subnet.mixture is not None:
+        check_layers(subnet.mixture, mixture, subnet.choice, where=path)
+    return OpenSubnet(path, subnet, space, frozen, adapter, mixture)
+
+
+def read_subnet(path: Path) -> Subnet:
+    """Read a document of either version; nothing that it names is looked at.
+
+    Raises:
+        ArtefactMissing: no such file.
+        DocumentInvalid: malformed, or of another schema.
+    """
+    mixed = read_json(path).get("schema") == MIXED_SUBNET_SCHEMA
+    return read_document(path, Subnet, schema=MIXED_SUBNET_SCHEMA if mixed else SUBNET_SCHEMA)
 
 
 def _check_permutation(subnet: Subnet, adapter: Artefact, here: Path, *, where: Path) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import Artefact, open_artefact
 from shearling.elastic.grid_file import GRID_FILE, WeightGrids, apply_grids, load_grids
-from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
+from shearling.elastic.mask import MASK_FILE, Masks, PackedMasks, check_masked_zeros, load_masks
+from shearling.elastic.mixture import LayerVariants
 from shearling.elastic.reordering import REORDERING_FILE, apply_reordering, load_reordering
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, Choice, Group, SearchSpace, read_search_space
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, NonFiniteWeights, ShapeMismatch
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from shearling.elastic.elastic_linear import ElasticLinear
     from shearling.elastic.elastic_lora import ElasticLoraLinear
+    from shearling.quantization.rounding import Rounded
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
@@ -46,6 +48,7 @@ class SuperNetwork:
         unadapted: layers without an adapter that produce or consume an elastic width.
         masks: of the pruned modules, in the order of this model's channels; None where nothing was pruned.
         grids: of the linear layers, where the weights are trained on a grid of integers.
+        variants: of the layers, where their shares of zeros are chosen.
         head: what a classifier has beyond its pretrained body; it trains with the adapters, and is stored with them.
     """
 
@@ -57,6 +60,7 @@ class SuperNetwork:
     masks: Masks | None = None
     grids: WeightGrids | None = None
     head: dict[str, Parameter] = field(default_factory=dict)
+    variants: LayerVariants | None = None
 
     def activate(self, choice: Choice) -> None:
         """Make one sub-network the model.
@@ -67,8 +71,46 @@ class SuperNetwork:
         for path, rank in self.space.ranks(choice).items():
             self.layers[path].activate(rank)
         for path, cut in self.space.cuts(choice).items():
-            layer = self.layers.get(path) or self.unadapted[path]
-            layer.cut(out_features=cut.out_features, in_features=cut.in_features)
+            self.elastic(path).cut(out_features=cut.out_features, in_features=cut.in_features)
+        for path, percent in self.space.percents(choice).items():
+            if self.elastic(path).percent != percent:
+                self.elastic(path).take(
+                    self.weight_at(path, percent), percent=percent, mask=self.mask_at(path, percent)
+                )
+        for path, bits in self.space.bits(choice).items():
+            self.elastic(path).round_to(bits)
+
+    def elastic(self, path: str) -> ElasticLoraLinear | ElasticLinear:
+        """The layer at a path."""
+        return self.layers.get(path) or self.unadapted[path]
+
+    def weight_at(self, path: str, percent: int) -> Tensor:
+        """[out, in], the frozen weight of a layer at a share of zeros, at full width; 0: as it is."""
+        if self.variants is None or not percent:
+            return self.elastic(path).weight.detach()
+        return self.variants.weight(path, percent)
+
+    def mask_at(self, path: str, percent: int) -> Tensor | None:
+        """[out, in] bool, at full width, of a pruned layer at a share of zeros; 0: as it was trained."""
+        if self.variants is None or not percent:
+            return None if self.masks is None else self.masks[path]
+        return self.variants.mask(path, percent)
+
+    def masks_of(self, choice: Choice) -> Masks | None:
+        """The masks of the frozen weights of a sub-network, at full width; None where nothing was pruned."""
+        percents = self.space.percents(choice)
+        if self.masks is None or not percents:
+            return self.masks
+        chosen = PackedMasks()
+        for path, mask in self.masks.items():
+            found = self.mask_at(path, percents[path]) if path in percents else mask
+            chosen.add({path: mask if found is None else found})
+        return chosen
+
+    def integers(self) -> dict[str, Rounded]:
+        """What the weights in use are rounded to, by module path, where layers chose their number format."""
+        found = {path: self.elastic(path).integers() for path in (*self.layers, *self.unadapted)}
+        return {path: rounded for path, rounded in found.items() if rounded is not None}
 
     @contextmanager
     def materialised(self) -> Iterator[None]:
@@ -152,8 +194,6 @@ def build_super_network(
         ArtefactMismatch: the space names a module that is not a linear layer of this model, or one without a mask or a
             grid.
     """
-    from torch import nn
-
     from shearling.elastic.elastic_linear import ElasticLinear
     from shearling.elastic.elastic_lora import ElasticLoraLinear
     from shearling.elastic.weight_grid import LayerGrid
@@ -163,18 +203,14 @@ def build_super_network(
     if (grids is None) != (space.adapter.grid is None):
         raise ArtefactMismatch("the search space and the super-adapter disagree on whether there is a grid")
     if grids is not None:
-        adapted = {path for group in space.groups for path in group.modules}
+        adapted = {path for group in space.groups if group.kind == "rank" for path in group.modules}
         apply_grids(model, grids, trained=adapted if masked else ())
     modules = dict(model.named_modules())
     for group in space.width_groups:
         _check_widths(group, modules)
     layers: dict[str, ElasticLoraLinear] = {}
     for path in (path for group in space.groups if group.kind == "rank" for path in group.modules):
-        base = modules.get(path)
-        if not isinstance(base, nn.Linear):
-            raise ArtefactMismatch(
-                "the search space names a module that is not a linear layer of this model", where=path
-            )
+        base = _linear_at(modules, path)
         rounded = grids.matrices.get(path) if grids is not None and masked else None
         layers[path] = ElasticLoraLinear(
             base,
@@ -188,13 +224,25 @@ def build_super_network(
             lean=lean,
         )
         model.set_submodule(path, layers[path])
-    unadapted = {path: ElasticLinear(modules[path]) for path in space.cuts(space.maximal()) if path not in layers}
+    others = dict.fromkeys(
+        [*space.cuts(space.maximal()), *(path for group in space.mixed_groups for path in group.modules)]
+    )
+    unadapted = {path: ElasticLinear(_linear_at(modules, path)) for path in others if path not in layers}
     for path, plain in unadapted.items():
         model.set_submodule(path, plain)
     head = head_parameters(model)
     for parameter in head.values():
         parameter.requires_grad_(True)
     return SuperNetwork(model, tokenizer, space, layers, unadapted, masks, grids, head)
+
+
+def _linear_at(modules: dict[str, nn.Module], path: str) -> nn.Linear:
+    from torch import nn
+
+    found = modules.get(path)
+    if not isinstance(found, nn.Linear):
+        raise ArtefactMismatch("the search space names a module that is not a linear layer of this model", where=path)
+    return found
 
 
 def _mask_of(path: str, masks: Masks | None) -> Tensor:
@@ -232,21 +280,24 @@ def assemble_super_network(
     *,
     lean: bool = False,
     model: PreTrainedModel | None = None,
+    variants: Artefact | None = None,
 ) -> SuperNetwork:
     """`load_super_network` for artefacts that are verified already, and a search space that was read from them.
 
     Args:
         frozen: the model under the adapter.
         adapter: the `super_adapter`.
-        space: of the adapter.
+        space: of the adapter, or one that `shearling.elastic.mixture` made of it.
         lean: in less memory and more time, the same numbers; see `load_frozen`.
         model: the frozen model, where it is loaded already.
+        variants: of the frozen model, where the space lets layers choose among them.
     """
     if model is None:
         model = load_frozen(frozen, lean=lean and GRID_FILE not in adapter.manifest.files)
     masks: Masks | None = load_masks(frozen.path / MASK_FILE) if frozen.manifest.kind == "sparse" else None
     if masks is not None:
         check_masked_zeros(model, masks)
+    reordering = None
     if REORDERING_FILE in adapter.manifest.files:
         reordering = load_reordering(adapter.path / REORDERING_FILE, base=frozen.path)
         masks = apply_reordering(model, masks, space, reordering)
@@ -254,6 +305,8 @@ def assemble_super_network(
     network = build_super_network(model, load_tokenizer(frozen.path), space, masks, grids=grids, lean=lean)
     file = adapter.path / ADAPTER_FILE
     network.load_adapter_state(read_adapter_file(file), where=file)
+    if variants is not None:
+        network.variants = LayerVariants(frozen, variants, space, reordering)
     model.eval()
     return network
 

@@ -13,14 +13,62 @@ integer. In the plain form, and where there is no adapter, the frozen weight is 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from shearling.quantization.rounding import Rounded, nearest
+from shearling.quantization.layerwise import narrowed_group
+from shearling.quantization.rounding import LIMITS, Rounded, fit_scales, nearest, storable
 
 REACH = 0.45
 """How far from its integer a frozen weight may lie, in steps; from half a step on it would round to the next."""
+
+
+GROUP_SIZE = 64
+"""Columns that share a scale in four bits where a layer's format is chosen; less where it is narrow."""
+
+
+class RoundingGrid(Protocol):
+    """What the weight of a layer is rounded to."""
+
+    def round(self, weight: Tensor) -> Rounded:
+        """The integers and scales of a weight [out, in] float32; a zero is zero."""
+        ...
+
+    def snap(self, weight: Tensor) -> Tensor:
+        """The weight of `round`, [out, in] float32."""
+        ...
+
+
+class NearestGrid(NamedTuple):
+    """A grid that is laid for whatever weight comes: to the nearest, with the scales that round it best.
+
+    Four bits have a scale for each group of `GROUP_SIZE` columns; a layer that no group divides has eight, as all have
+    whose bits are eight, with one scale a row.
+
+    Attributes:
+        bits: of an integer.
+    """
+
+    bits: int
+
+    def round(self, weight: Tensor) -> Rounded:
+        """See `RoundingGrid.round`."""
+        rows, columns = weight.shape
+        group = narrowed_group(columns, GROUP_SIZE) if self.bits == 4 else 0
+        bits, group = (4, group) if group else (8, columns)
+        grouped = weight.reshape(-1, group)
+        if bits == 4:
+            scales = fit_scales(grouped, weight.new_ones(group), bits=bits)
+        else:
+            scales = grouped.abs().amax(dim=1) / LIMITS[bits][1]
+            scales = storable(scales, otherwise=weight.new_ones(()))
+        codes = nearest(grouped, scales[:, None], bits=bits)
+        return Rounded(codes.reshape(rows, columns), scales.reshape(rows, -1), group, bits)
+
+    def snap(self, weight: Tensor) -> Tensor:
+        """See `RoundingGrid.snap`."""
+        return self.round(weight).weight
 
 
 class LayerGrid(NamedTuple):

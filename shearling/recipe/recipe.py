@@ -22,7 +22,9 @@ from shearling.recipe.section import Section
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
+from shearling.recipe.variants import VariantsSection
 from shearling.recipe.width import WidthSection
+from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 
 RECIPE_SCHEMA = "shearling.recipe/1"
 
@@ -40,6 +42,7 @@ class Recipe(Section):
     task: TaskSection
     data: tuple[TaskSection, ...] = pydantic.Field((), description="more tasks, learnt beside that of [task]")
     sparsity: SparsitySection | None = None
+    variants: VariantsSection | None = None
     quantization: QuantizationSection | None = None
     adapter: AdapterSection | None = None
     width: WidthSection | None = None
@@ -75,6 +78,23 @@ class Recipe(Section):
             raise ValueError("a classifier learns one task, whose choices are its classes: leave out [[data]]")
         if self.model.head == "classifier" and self.train is not None and self.train.pack_tokens is not None:
             raise ValueError("a classifier reads a row at a time: leave out train.pack_tokens")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _variants(self) -> Recipe:
+        if self.variants is None:
+            return self
+        if self.sparsity is None or self.adapter is None:
+            raise ValueError("[variants] needs [sparsity] and [adapter]: a search chooses among them")
+        if PRUNING_PATTERNS.get(self.sparsity.pattern).ratio is not None:
+            raise ValueError(f"[variants] has other ratios, and the pattern {self.sparsity.pattern} has one")
+        if self.quantization is not None:
+            raise ValueError("[variants] and [quantization] exclude each other: integers are trained at one ratio")
+        if self.sparsity.allocation == "uniform" and self.variants.ratios[0] <= self.sparsity.ratio:
+            raise ValueError(
+                f"no layer can take {self.variants.ratios[0]:g}: variants have more zeros than the ratio "
+                f"{self.sparsity.ratio:g} of [sparsity], which training sees"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -40,6 +40,12 @@ class SearchSection(Section):
     sparse_kernel: bool | None = pydantic.Field(
         None, description="whether the zeros of that export are packed away; absent: as in the latency table, or not"
     )
+    ratios: tuple[float, ...] = pydantic.Field(
+        (), description="shares of zeros that each layer chooses among, beside its own; they stand in [variants]"
+    )
+    layer_formats: tuple[Literal["int8", "int4"], ...] = pydantic.Field(
+        (), description="number formats that each layer chooses among; absent: all layers have that of the export"
+    )
     max_bytes: int | None = pydantic.Field(None, ge=1, description="most that the exported weights may take")
     max_latency_ms: float | None = pydantic.Field(
         None, gt=0, description="most that a forward may take, as the latency table predicts"

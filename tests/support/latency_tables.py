@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from search.latency.machine import this_machine
@@ -43,9 +44,7 @@ def invented_document(forms: list[LayerForm], **changes: object) -> LatencyDocum
     for form in forms:
         ms = invented_ms(form)
         time = Interval(ms=ms, low_ms=ms, high_ms=ms)
-        entries.append(
-            LatencyEntry(out_features=form.out_features, in_features=form.in_features, rank=form.rank, time=time)
-        )
+        entries.append(LatencyEntry.model_validate({**asdict(form), "time": time}))
     whole = Interval(ms=1.0, low_ms=1.0, high_ms=1.0)
     return LatencyDocument(
         conditions=conditions(**changes), choice={}, whole=whole, constant_ms=CONSTANT_MS, entries=tuple(entries)

@@ -56,6 +56,7 @@ def write_tiny_recipe(
     rows: int = 80,
     task: dict[str, object] | None = None,
     sparsity: dict[str, object] | None = None,
+    variants: list[float] | None = None,
     quantization: dict[str, object] | None = None,
     train: dict[str, object] | None = None,
     width: dict[str, object] | None = None,
@@ -105,6 +106,7 @@ test = 0.2
 {_lines(pruning) if sparse else ""}
 {"[sparsity.calibration]" if sparse else ""}
 {_lines({"samples": 4, "seq_len": 16}) if sparse else ""}
+{f"[variants]{chr(10)}ratios = {json.dumps(variants)}" if variants else ""}
 {_quantization(quantization) if quantization else ""}
 [adapter]
 r = {RANKS[0]}

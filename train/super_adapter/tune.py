@@ -42,11 +42,19 @@ def tune_subnet(
         The document of the sub-network, `RUN/NAME.json`.
 
     Raises:
-        UsageError: the learning rate is 0, or the name is that of another room of the run, or of none.
+        UsageError: the learning rate is 0, or the name is that of another room of the run, or of none; or the layers
+            of the sub-network are those of a mixture.
         ArtefactMismatch: the task of the run is not the one that the adapter was trained on.
         OutputExists: there is one, and `force` is false.
         TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
     """
+    if found.mixture is not None:
+        raise UsageError(
+            "its layers have zeros and formats of their own, and only what is cut from one pruned model is trained "
+            "further",
+            where=found.path,
+            remedy="Give a sub-network of a search without --ratios and --layer-formats",
+        )
     if not learning_rate > 0:
         raise UsageError(f"a learning rate of {learning_rate}", remedy="Give one above 0")
     run, choice = Run(found.adapter.path.resolve().parent), found.subnet.choice

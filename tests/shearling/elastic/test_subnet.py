@@ -194,7 +194,7 @@ def without(name: str):
         ({"mode": "width"}, "mode"),
         ({"widths": {"model.layers.0": 3}}, "widths"),
         ({"permutation": [0]}, "permutation"),
-        ({"schema": "shearling.subnet/2"}, "newer than"),
+        ({"schema": "shearling.subnet/3"}, "newer than"),
         ({"schema": "shearling.manifest/1"}, "schema"),
         ({"schema": None}, "schema"),
         ({"surprise": 1}, "surprise"),
