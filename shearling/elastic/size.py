@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shearling.model.experts import routed_shares
 from shearling.model.layers import find_layers
 from shearling.model.narrow_layers import Cut
 
@@ -100,6 +99,8 @@ def attention_macs(blocks: Sequence[WidthBlock], *, tokens: int) -> int:
 
 
 def _measure(model: Any, layers_path: str, *, beside: Sequence[Any]) -> ModelSize:
+    from shearling.model.experts import routed_shares
+
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     embedding = model.get_input_embeddings().weight
     linears, counted = {}, {id(parameter) for parameter in beside}
