@@ -38,11 +38,13 @@ class ModelSource:
         path: a GGUF file or a Hugging Face directory.
         model_type: as transformers names the architecture.
         figures: its sizes.
+        config: of a GGUF file, where reading it takes a while.
     """
 
     path: Path
     model_type: str
     figures: ModelFigures
+    config: PreTrainedConfig | None = None
 
     @property
     def parameters(self) -> int:
@@ -73,7 +75,7 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
     source = find_model(recipe.model)
     check_exportable(source.model_type, head=recipe.model.head)
     if recipe.model.head == "language_model":
-        check_prunable(source.path)
+        check_prunable(source)
     parts = {
         part: estimate for part, estimate in expected(recipe, source).items() if force or not (out / part).exists()
     }
@@ -97,7 +99,8 @@ def find_model(section: ModelSection) -> ModelSource:
     """Locate the pretrained model and read its type and size without loading it."""
     path = section.path if section.path is not None else fetch(section.asset)  # type: ignore[arg-type] # the section has one source
     if is_gguf(path):
-        return ModelSource(path, read_gguf_config(read_header(path)).model_type, read_figures(path))
+        found = read_gguf_config(read_header(path))
+        return ModelSource(path, found.model_type, read_figures(path), found)
     if not (path / CONFIG).is_file():
         raise ArtefactMissing(
             "neither a GGUF file nor a Hugging Face model directory",
@@ -112,21 +115,17 @@ def find_model(section: ModelSection) -> ModelSource:
     return ModelSource(path, model_type, read_figures(path))
 
 
-def check_prunable(path: Path) -> None:
+def check_prunable(source: ModelSource) -> None:
     """Find the layers of a model in its configuration alone: what cannot be pruned is refused before it is imported.
-
-    Args:
-        path: a GGUF file or a Hugging Face directory.
 
     Raises:
         ModelUnsupported: see `find_layers`.
     """
     from transformers import AutoConfig
 
-    if is_gguf(path):
-        config = read_gguf_config(read_header(path))
-    else:
-        stored = {key: value for key, value in read_json(path / CONFIG).items() if key not in CODE_KEYS}
+    config = source.config
+    if config is None:
+        stored = {key: value for key, value in read_json(source.path / CONFIG).items() if key not in CODE_KEYS}
         try:
             config = AutoConfig.for_model(stored.pop("model_type"), **stored)
         except (ValueError, KeyError, TypeError, AttributeError):

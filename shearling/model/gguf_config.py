@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 SIZES = {
     "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
 }
 """Keys of a file, behind the name of its architecture -> attributes of configurations that have such."""
+LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+"""Those scale attention by the width of the hidden states, all other Gemmas by the width of a head; no key says so."""
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 FREQUENCIES = "rope_freqs.weight"
 """By which factor each frequency of the rotary embedding is lowered."""
@@ -56,10 +61,23 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
     _check_experts(header, config, architecture)
     for key, attribute in SIZES.items():
         size = header.fields.get(f"{architecture}.{key}")
-        if size is not None and hasattr(config, attribute):
-            setattr(config, attribute, int(size))
+        if size and hasattr(config, attribute):
+            setattr(config, attribute, size)
+    if architecture in LAYERS_OF_27B:
+        largest = config.num_hidden_layers == LAYERS_OF_27B[architecture]
+        width = config.hidden_size // config.num_attention_heads if largest else config.head_dim
+        config.query_pre_attn_scalar = width
+    _name_tokens(header, config)
     _stretch(header, config, architecture)
     return config
+
+
+def _name_tokens(header: GgufHeader, config: Any) -> None:
+    """Give the configuration the special tokens of the file: it has those of its class, which are of another model."""
+    ends = header.end_ids
+    config.eos_token_id = list(ends) if len(ends) > 1 else ends[0] if ends else None
+    config.bos_token_id = header.fields.get("tokenizer.ggml.bos_token_id")
+    config.pad_token_id = header.fields.get("tokenizer.ggml.padding_token_id")
 
 
 def _check_experts(header: GgufHeader, config: PreTrainedConfig, architecture: str) -> None:
@@ -73,7 +91,11 @@ def _check_experts(header: GgufHeader, config: PreTrainedConfig, architecture: s
 
 
 def _stretch(header: GgufHeader, config: PreTrainedConfig, architecture: str) -> None:
-    """Give the configuration the rotary scaling of the file."""
+    """Give the configuration the rotary scaling of the file, and the share of a head that is turned."""
+    turned = header.fields.get(f"{architecture}.rope.dimension_count")
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if turned and turned < width:
+        _set_rope(config, {"partial_rotary_factor": turned / width})
     kind = header.fields.get(f"{architecture}.rope.scaling.type", "none")
     factor = header.fields.get(f"{architecture}.rope.scaling.factor") or header.fields.get(
         f"{architecture}.rope.scale_linear"

@@ -113,6 +113,8 @@ def _tensors(architecture: str, model: PreTrainedModel) -> dict[str, np.ndarray]
 def _laid_out(architecture: str, name: str, array: np.ndarray, model: PreTrainedModel) -> np.ndarray:
     if architecture in NORMS_PLUS_ONE and name.endswith("norm.weight"):
         return array + 1
+    if name.endswith("shared_expert_gate.weight"):
+        return array[0]
     heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
     part = name.split(".")[-2]
     if architecture == "llama" and part in heads:

@@ -264,8 +264,8 @@ def qwen3_moe() -> PreTrainedModel:
 
 def qwen2_moe() -> PreTrainedModel:
     """A shared expert beside the others."""
-    config = Qwen2MoeConfig(**_shape(48, 2, 4, 2, 72), **_experts(4, 24), shared_expert_intermediate_size=40)
-    return build_tiny(Qwen2MoeForCausalLM, config)
+    shape = {**_shape(48, 2, 4, 2, 72), **_experts(4, 24), "norm_topk_prob": False}
+    return build_tiny(Qwen2MoeForCausalLM, Qwen2MoeConfig(**shape, shared_expert_intermediate_size=40))
 
 
 def olmoe() -> PreTrainedModel:

@@ -50,8 +50,6 @@ def load_gguf_model(header: GgufHeader) -> PreTrainedModel:
                 f"{complaint.removesuffix('_keys')} tensors: {', '.join(names[:3])}", where=header.path
             )
     _check_all_read(header, model)
-    if len(header.end_ids) > 1:
-        model.generation_config.eos_token_id = list(header.end_ids)
     separate_experts(model)
     return model.eval()
 

@@ -8,7 +8,6 @@ from shearling.model.layers import TransformerLayers
 from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.quantization import QuantizationSection
 
-
 _TOLD = 4
 """Modules that a message names."""
 

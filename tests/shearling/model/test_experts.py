@@ -15,7 +15,8 @@ from shearling.model.checkpoint import hash_weights, load_model, load_tokenizer,
 from shearling.model.experts import EXPERT_LAYOUTS, has_separate_experts, separate_experts
 from shearling.model.layers import find_layers
 from shearling.model.skeleton import open_skeleton
-from tests.support.tiny_models import FAMILIES, MIXTURES, VOCABULARY, save_tiny
+from tests.support.tiny_models import FAMILIES, MIXTURES, VOCABULARY, build_tiny, save_tiny, tiny_tokenizer
+from train.base.artefact import import_base
 
 TOKENS = torch.randint(3, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(1))
 
@@ -50,6 +51,22 @@ def test_it_streams_layer_by_layer(family, tmp_path):
     assert skeleton is not None
     assert skeleton.layers_stand_alone
     assert skeleton.places.keys() == skeleton.weights.tensors.keys()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_shards_that_split_the_experts_of_a_layer(tied, tmp_path):
+    config = MIXTURES["mixtral"]().config
+    config.tie_word_embeddings = tied
+    stock = build_tiny(transformers.MixtralForCausalLM, config)
+    stock.save_pretrained(tmp_path, max_shard_size="50KB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    model = load_model(tmp_path)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert torch.allclose(logits(model), logits(stock), atol=1e-5)
+    base = import_base(tmp_path, tmp_path / "base", model_id="tiny/mixture")
+    assert base.manifest.details["tie_word_embeddings"] == tied
+    assert hash_weights(base.path) == hash_weights(model)
 
 
 @pytest.mark.parametrize("family", {**FAMILIES, **MIXTURES})
