@@ -92,7 +92,7 @@ class SeparateExperts(nn.ModuleList):
             [tokens, hidden].
         """
         result = torch.zeros_like(hidden_states)
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if torch.jit._trace.is_tracing() or torch.compiler.is_compiling():
             # A graph has no branch that depends on the tokens: every expert sees all of them, weighted by what the
             # router gives it, which is nothing for most.
             shares = hidden_states.new_zeros(hidden_states.shape[0], len(self))

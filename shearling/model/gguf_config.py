@@ -129,17 +129,17 @@ def _llama3_scaling(header: GgufHeader, config: Any) -> dict[str, Any]:
         ModelUnsupported: none of Llama's does.
     """
     stored = read_tensor(header, FREQUENCIES).astype(np.float64).ravel()
-    scaling = {"rope_type": "llama3", "factor": float(np.round(stored.max(), 3)), **LLAMA3}
+    factor = float(np.round(stored.max(), 3))
     theta, width = float(config.rope_parameters["rope_theta"]), 2 * stored.size
     wavelengths = 2 * math.pi * theta ** (np.arange(0, width, 2) / width)
     low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
     turns = LLAMA3["original_max_position_embeddings"] / wavelengths
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    expected = 1 / ((1 - smooth) / factor + smooth)
     if not np.allclose(stored, expected, rtol=1e-3):
         raise ModelUnsupported(
             "the factors of its rotary frequencies are not those of Llama 3, and transformers' GGUF reader loses them",
             where=f"{header.path}: {FREQUENCIES}",
             remedy=ELSEWHERE,
         )
-    return scaling
+    return {"rope_type": "llama3", "factor": factor, **LLAMA3}

@@ -57,7 +57,7 @@ class TransformerLayers:
 
     def left_dense(self) -> dict[str, int]:
         """Every matrix inside the layers that is no linear's, by absolute path, and its number of weights."""
-        found = {}
+        found: dict[str, int] = {}
         for index, layer in enumerate(self.layers):
             parameters = dict(layer.named_parameters())
             found |= {self.module_path(index, name): parameters[name].numel() for name in self.left_names}

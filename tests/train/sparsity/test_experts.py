@@ -38,7 +38,9 @@ def test_wanda_scores_an_expert_by_the_tokens_routed_to_it(family):
     layers = find_layers(model)
     paths = [f"{layers.layers_path}.{index}" for index in range(len(layers.layers))]
     expected, scores = wanda_reference(model, paths, layers.linear_names, calibration(), lowest_of_each_row(0.5))
-    found = sparsify(model, calibration(), method="wanda", pattern=make_pattern("row", ratio=0.5), batch_size=2)
+    found = sparsify(
+        model, calibration(), method="wanda", pattern=make_pattern("unstructured", ratio=0.5), batch_size=2
+    )
     assert_same_masks(dict(found.masks), expected, scores)
 
 
@@ -46,10 +48,10 @@ def test_wanda_scores_an_expert_by_the_tokens_routed_to_it(family):
 def test_an_expert_that_no_token_reaches_goes_by_magnitude(method, capsys):
     model, text = separated("qwen3_moe"), calibration(samples=1, tokens=1)
     dense = {path: linear.weight.clone() for path, linear in find_layers(model).linears().items()}
-    found = sparsify(model, text, method=method, pattern=make_pattern("row", ratio=0.5))
+    found = sparsify(model, text, method=method, pattern=make_pattern("unstructured", ratio=0.5))
     # One token, two of six experts: four experts of three matrices in each of two layers.
     assert "24 matrices of experts" in " ".join(capsys.readouterr().err.split())
-    pattern = make_pattern("row", ratio=0.5)
+    pattern = make_pattern("unstructured", ratio=0.5)
     experts = {path: mask for path, mask in found.masks.items() if ".experts." in path}
     assert sum(pattern.keep(dense[path].abs()).equal(mask) for path, mask in experts.items()) >= 24
     assert all(
