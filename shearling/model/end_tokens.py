@@ -41,12 +41,13 @@ def end_tokens_of(tokenizer: Any) -> frozenset[int]:
     """The end of text of a tokenizer, and what the model beside it in its directory ends with.
 
     Args:
-        tokenizer: of transformers; one that was not loaded from a directory knows its own end alone.
+        tokenizer: of transformers; one that was not loaded from a directory knows its own end alone, or those of the
+            GGUF file that it was rebuilt from.
     """
     own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
     origin = getattr(tokenizer, "name_or_path", "")
     beside = read_end_tokens([Path(origin)]) if origin and Path(origin).is_dir() else ()
-    return frozenset((*own, *beside))
+    return frozenset((*own, *beside, *getattr(tokenizer, "end_token_ids", ())))
 
 
 def _first(places: Iterable[Path], name: str) -> dict[str, Any]:

@@ -75,6 +75,8 @@ def rebuild_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase:
         model_max_length=_context_length(header),
         **special,
     )
+    # Of the model rather than of the tokenizer, which has no place for more than one; see `end_tokens_of`.
+    vars(tokenizer)["end_token_ids"] = header.end_ids
     template = header.fields.get("tokenizer.chat_template")
     if template:
         tokenizer.chat_template = template

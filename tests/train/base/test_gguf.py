@@ -14,6 +14,7 @@ import transformers
 
 from shearling.errors import ModelUnsupported
 from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.model.end_tokens import end_tokens_of
 from shearling.model.experts import has_separate_experts
 from shearling.model.gguf_header import GgufHeader, read_header
 from shearling.model.gguf_tokenizer import rebuild_tokenizer
@@ -251,6 +252,7 @@ def test_the_end_of_a_turn_is_kept(tmp_path):
         fields={"llama.attention.layer_norm_rms_epsilon": 1e-6, "tokenizer.ggml.eot_token_id": 1},
     )
     assert read_header(path).end_ids == (1, 2)
+    assert end_tokens_of(rebuild_tokenizer(read_header(path))) == {1, 2}
     base = import_base(path, tmp_path / "base", model_id="x")
     assert read_json(base.path / "generation_config.json")["eos_token_id"] == [1, 2]
 
