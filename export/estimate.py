@@ -149,9 +149,9 @@ def file_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
 
 
 def _working_bytes(sizes: WeightSizes, *, run: bool, merges: bool) -> int:
-    """Libraries, mapped files, and the matrix that is worked on: a merge has those of layers, a graph all of them."""
+    """Libraries, mapped files, and the matrix that is worked on, of the vocabulary where a graph is made."""
     libraries = MERGING_LIBRARIES_BYTES if merges else RUNTIME_LIBRARIES_BYTES if run else LIBRARIES_BYTES
-    matrix = sizes.largest if run else sizes.inner if merges else 0
+    matrix = sizes.largest if run else sizes.inner
     return libraries + min(sizes.stored_bytes, PAGES_BYTES) + int(COPIES * FLOAT32_BYTES * matrix)
 
 

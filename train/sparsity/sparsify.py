@@ -53,7 +53,7 @@ class Sparsified:
     errors: tuple[LayerErrors, ...] = ()
 
 
-class _Tokens:
+class _TokenCount:
     """How many tokens a linear has seen."""
 
     def __init__(self) -> None:
@@ -186,7 +186,7 @@ class _LayerByLayer:
         watchers = [(linear, criteria[path].add) for path, linear in linears.items()] * self.method.needs_calibration
         if self.method.needs_gram or self.reconstruction is not None:
             watchers += [(linear, partial(grams.watch, path)) for path, linear in linears.items()]
-        routed = {path: _Tokens() for path in linears if self.transformer.is_routed(path)}
+        routed = {path: _TokenCount() for path in linears if self.transformer.is_routed(path)}
         watchers += [(linears[path], tokens.add) for path, tokens in routed.items()]
         states.watch(self.transformer.layers[index], watchers)
         if index == 0:
