@@ -14,12 +14,15 @@ from pathlib import Path
 from export.formats.export_format import PlannedFormat
 from export.quantization.settings import PlannedQuantization, needs_copy
 from export.verification.parity import BLOCK_TOKENS
-from export.verification.reading import WINDOW_TOKENS, WINDOWS
 from shearling.model.weight_shards import StoredWeights
 from shearling.resources import Estimate
 
-LIBRARIES_BYTES = 768 * 2**20
-"""Python, torch, OpenVINO, NNCF and ONNX Runtime, once all are loaded, and what a graph without weights takes."""
+LIBRARIES_BYTES = 535 * 2**20
+"""Python, torch and transformers: all that a format needs which no runtime reads."""
+RUNTIME_LIBRARIES_BYTES = 675 * 2**20
+"""With OpenVINO and NNCF, or with ONNX and its runtime, and what a graph without weights takes."""
+MERGING_LIBRARIES_BYTES = 768 * 2**20
+"""With what a super-network, its adapter and the count of its zeros need as well."""
 PAGES_BYTES = 128 * 2**20
 """Of mapped files, between two times that they are given back."""
 COPIES = 1.5
@@ -31,8 +34,8 @@ SCALE_BITS = 0.5
 FLOAT32_BYTES = 4
 LAYER_MATRICES, GRAMS = 6, 6
 """In float32 while a layer is rounded on text: matrices as large as its largest, and squares of its widest input."""
-FIXED_POSITIONS, HELD_BACK_POSITIONS = 5 * BLOCK_TOKENS, WINDOWS * WINDOW_TOKENS
-"""Whose logits are held, of torch and of a runtime."""
+FIXED_POSITIONS = 5 * BLOCK_TOKENS
+"""Whose logits are held, of torch and of a runtime, beside those of held-back text."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def estimate_export(
     if merges and any(item.entry.name == "hf" for item in formats):
         # It shares the merged weights.
         disk -= sizes.stored_bytes
-    return Estimate(_working_bytes(sizes) + max(held), disk)
+    run = any(item.entry.takes_weight_format for item in formats)
+    return Estimate(_working_bytes(sizes, run=run, merges=merges) + max(held), disk)
 
 
 def parts_to_run(sizes: WeightSizes, planned: PlannedFormat, *, positions: int, room_bytes: int) -> int:
@@ -117,7 +121,7 @@ def parts_to_run(sizes: WeightSizes, planned: PlannedFormat, *, positions: int, 
         positions: of text that it reads.
         room_bytes: memory of this machine.
     """
-    left = room_bytes - _working_bytes(sizes) - _logits_bytes(sizes, positions)
+    left = room_bytes - _working_bytes(sizes, run=True, merges=True) - _logits_bytes(sizes, positions)
     fixed = _running_bytes(_without_layers(sizes), planned)
     layers = _running_bytes(sizes, planned) - fixed
     if fixed + layers <= left or left <= fixed:
@@ -144,8 +148,11 @@ def file_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
     return int(layers * (number_format.bits + SCALE_BITS) + sizes.vocabulary * bits) // 8
 
 
-def _working_bytes(sizes: WeightSizes) -> int:
-    return LIBRARIES_BYTES + PAGES_BYTES + int(COPIES * FLOAT32_BYTES * sizes.largest)
+def _working_bytes(sizes: WeightSizes, *, run: bool, merges: bool) -> int:
+    """Libraries, mapped files, and the matrix that is worked on, of the vocabulary where a graph is made."""
+    libraries = MERGING_LIBRARIES_BYTES if merges else RUNTIME_LIBRARIES_BYTES if run else LIBRARIES_BYTES
+    matrix = sizes.largest if run else sizes.inner
+    return libraries + min(sizes.stored_bytes, PAGES_BYTES) + int(COPIES * FLOAT32_BYTES * matrix)
 
 
 def _logits_bytes(sizes: WeightSizes, positions: int) -> int:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.estimate import FIXED_POSITIONS, HELD_BACK_POSITIONS, estimate_export, parts_to_run, read_sizes
+from export.estimate import FIXED_POSITIONS, estimate_export, parts_to_run, read_sizes
 from export.formats.export_format import FLOAT32, FormatWriter, PlannedFormat, Storage
 from export.quantization.settings import PlannedQuantization, plan_quantization
 from export.request import OWN_FORMAT, ExportRequest
+from export.verification.reading import held_back_positions
 from shearling.artefact import Artefact, check_destination, open_artefact
 from shearling.console import log
 from shearling.elastic.mask import MASK_FILE
@@ -17,7 +18,6 @@ from shearling.elastic.merge_rule import MergeMode, resolve_merge
 from shearling.elastic.subnet import OpenSubnet, open_subnet, read_subnet
 from shearling.elastic.subnet_mixture import MixtureReference
 from shearling.errors import UsageError
-from shearling.evaluation.task import rows_file
 from shearling.model.checkpoint_safety import CONFIG
 from shearling.model.head import Head, head_of
 from shearling.registry.export_formats import EXPORT_FORMATS, ExportFormat
@@ -208,9 +208,9 @@ def _fitting(
         ResourceExhausted: it has too little memory or disk.
     """
     sizes = read_sizes(frozen.path, rows=int(read_json(frozen.path / CONFIG).get("vocab_size") or 0))
-    held_back = rows_file(Run(frozen.path.parent).task, "validation").is_file()
-    rounds = any(item.storage.weight_format.integers for item in formats)
-    positions = HELD_BACK_POSITIONS if held_back and rounds and head == "language_model" else FIXED_POSITIONS
+    positions = FIXED_POSITIONS
+    if head == "language_model" and any(item.storage.weight_format.integers for item in formats):
+        positions += held_back_positions(Run(frozen.path.parent).task)
     room_bytes = available_memory_bytes()
     formats = tuple(
         replace(item, parts=parts_to_run(sizes, item, positions=positions, room_bytes=room_bytes)) for item in formats

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shearling.console import log
 from shearling.errors import ArtefactMissing, ModelUnsupported, RecipeInvalid
-from shearling.model.checkpoint_safety import CONFIG
+from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG
 from shearling.model.export_support import check_exportable
 from shearling.model.figures import ModelFigures, read_figures
+from shearling.model.gguf_config import read_gguf_config
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.head import auto_class
 from shearling.model.layers import find_layers
+from shearling.model.quantized import check_plain
 from shearling.recipe.model import ModelSection
 from shearling.recipe.recipe import Recipe
 from shearling.resources import Estimate, require
@@ -23,6 +26,9 @@ from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.reporting import check_reporting
 from train.super_adapter.width_space import width_templates
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -32,11 +38,13 @@ class ModelSource:
         path: a GGUF file or a Hugging Face directory.
         model_type: as transformers names the architecture.
         figures: its sizes.
+        config: of a GGUF file, where reading it takes a while.
     """
 
     path: Path
     model_type: str
     figures: ModelFigures
+    config: PreTrainedConfig | None = None
 
     @property
     def parameters(self) -> int:
@@ -59,12 +67,15 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
         ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read.
         PackageMissing: what the losses are to be reported to is not installed.
         ExportUnavailable: the installed versions cannot export its architecture.
+        ModelUnsupported: it is quantized, or its layers hold matrices that pruning would leave out.
         ResourceExhausted: too little disk or memory.
     """
     if recipe.train is not None:
         check_reporting(recipe.train)
     source = find_model(recipe.model)
     check_exportable(source.model_type, head=recipe.model.head)
+    if recipe.model.head == "language_model":
+        check_prunable(source)
     parts = {
         part: estimate for part, estimate in expected(recipe, source).items() if force or not (out / part).exists()
     }
@@ -88,17 +99,50 @@ def find_model(section: ModelSection) -> ModelSource:
     """Locate the pretrained model and read its type and size without loading it."""
     path = section.path if section.path is not None else fetch(section.asset)  # type: ignore[arg-type] # the section has one source
     if is_gguf(path):
-        return ModelSource(path, read_header(path).require("general.architecture"), read_figures(path))
+        found = read_gguf_config(read_header(path))
+        return ModelSource(path, found.model_type, read_figures(path), found)
     if not (path / CONFIG).is_file():
         raise ArtefactMissing(
             "neither a GGUF file nor a Hugging Face model directory",
             where=path,
             remedy="Check model.path in the recipe",
         )
-    model_type = read_json(path / CONFIG).get("model_type")
+    config = read_json(path / CONFIG)
+    check_plain(config, where=path / CONFIG)
+    model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelUnsupported("config.json names no model_type", where=path)
     return ModelSource(path, model_type, read_figures(path))
+
+
+def check_prunable(source: ModelSource) -> None:
+    """Find the layers of a model in its configuration alone: what cannot be pruned is refused before it is imported.
+
+    Raises:
+        ModelUnsupported: see `find_layers`.
+    """
+    from transformers import AutoConfig
+
+    config = source.config
+    if config is None:
+        stored = {key: value for key, value in read_json(source.path / CONFIG).items() if key not in CODE_KEYS}
+        try:
+            config = AutoConfig.for_model(stored.pop("model_type"), **stored)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            # The import says what is wrong with it.
+            return
+    find_layers(_without_weights(config))
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    import torch
+
+    from shearling.model.experts import separate_experts
+
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=False)
+    separate_experts(model)
+    return model
 
 
 def check_structure(recipe: Recipe, base: Path) -> None:
@@ -113,17 +157,14 @@ def check_structure(recipe: Recipe, base: Path) -> None:
         ModelUnsupported: no transformer layers are found.
         RecipeInvalid: a group names what no layer has, or a window is longer than the positions that the model learnt.
     """
-    import torch
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
     _check_windows(recipe, getattr(config, "max_position_embeddings", None))
     if recipe.adapter is not None:
-        with torch.device("meta"):
-            transformer = find_layers(auto_class(config).from_config(config, trust_remote_code=False))
         build_search_space(
             recipe.adapter,
-            transformer,
+            find_layers(_without_weights(config)),
             model_type=config.model_type,
             widths=width_templates(recipe.width, config),
             quantization=recipe.quantization,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 WINDOWS, WINDOW_TOKENS = 4, 520
 """Of held-back text: 2,080 positions."""
 SHORTEST_WINDOW = 16
+CHARACTERS = 3
+"""Of a token, or more, in most languages and vocabularies."""
 ANSWERED_ROWS = 128
 """That a classifier answers."""
 
@@ -93,6 +95,19 @@ def read_held_back(model: Any, tokenizer: Any, task: Path, *, head: Head) -> Rea
         starts = range(0, len(stream) - length + 1, length) if length >= SHORTEST_WINDOW else range(0)
         blocks = [stream[start : start + length] for start in starts][:WINDOWS]
     return Reading(HELD_BACK_TEXT, blocks, torch_logits(model, blocks, head=head), 0) if blocks else None
+
+
+def held_back_positions(task: Path) -> int:
+    """How many positions `read_held_back` will have a decoder read, before there is a tokenizer to count them.
+
+    Args:
+        task: a `task` artefact, which need not exist.
+    """
+    if not rows_file(task, "validation").is_file():
+        return 0
+    rows = read_rows(task, "validation", most_characters=CALIBRATION_CHARACTERS)
+    tokens = sum(len(row.prompt) + len(row.completion) for row in rows) // CHARACTERS
+    return min(tokens, WINDOW_TOKENS) * max(1, min(WINDOWS, tokens // WINDOW_TOKENS))
 
 
 def _stream(texts: Sequence[str], tokenizer: Any, tokens: int) -> npt.NDArray[np.int64]:

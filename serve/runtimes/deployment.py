@@ -17,6 +17,7 @@ import pydantic
 
 from shearling.artefact import MANIFEST, Artefact, Manifest, list_files, open_artefact, sha256_file
 from shearling.errors import ArtefactMismatch, ArtefactMissing, UsageError
+from shearling.model.end_tokens import read_end_tokens
 from shearling.registry.registry import load_implementation
 from shearling.registry.runtimes import RUNTIMES, RuntimeEntry
 from shearling.strict_json import Document, read_document, read_json
@@ -268,7 +269,7 @@ def _model_facts(places: tuple[Path, ...]) -> ModelFacts:
     return ModelFacts(
         context_tokens=next((value for key in CONTEXT_KEYS if (value := _integer(config, key)) is not None), None),
         vocabulary=_integer(config, "vocab_size"),
-        end_ids=_end_ids(places, config),
+        end_ids=read_end_tokens(places),
     )
 
 
@@ -283,12 +284,3 @@ def _integer(config: Mapping[str, Any], key: str) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
-
-
-def _end_ids(places: tuple[Path, ...], config: Mapping[str, Any]) -> tuple[int, ...]:
-    generation = next((found for place in places if (found := _read_if_there(place / "generation_config.json"))), {})
-    ids: set[int] = set()
-    for source in (generation, config):
-        value = source.get("eos_token_id")
-        ids |= {item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int)}
-    return tuple(sorted(ids))

@@ -31,14 +31,14 @@ def read_model_facts(path: Path) -> ModelFacts | None:
     """
     if not is_gguf(path):
         return None
-    fields = read_header(path).fields
+    header = read_header(path)
+    fields = header.fields
     architecture = fields.get("general.architecture")
     vocabulary = fields.get(f"{architecture}.vocab_size") or len(fields.get("tokenizer.ggml.tokens", ()))
-    end = fields.get("tokenizer.ggml.eos_token_id")
     return ModelFacts(
         context_tokens=fields.get(f"{architecture}.context_length"),
         vocabulary=vocabulary or None,
-        end_ids=() if end is None else (int(end),),
+        end_ids=header.end_ids,
     )
 
 

@@ -1,8 +1,8 @@
 """Parameters and multiply-accumulates of a model and of its sub-networks, counted from shapes: no weight is looked at.
 
-MACs of a forward are those of its linear layers, in * out for each token they see (a pooler and a classifier see one),
-with the vocabulary projection and without the products inside attention, as LoNAS counts; `attention_macs` gives the
-latter.
+MACs of a forward are those of its linear layers, in * out for each token they see (a pooler and a classifier see one,
+an expert its share), with the vocabulary projection and without the products inside attention, as LoNAS counts;
+`attention_macs` gives the latter.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class LinearShape:
     Attributes:
         stored: its weight is its own; false where it is tied to the embedding.
         every_token: whether it sees every token.
+        routed: share of them where it is a part of an expert.
     """
 
     in_features: int
@@ -35,6 +36,7 @@ class LinearShape:
     bias: bool
     stored: bool
     every_token: bool
+    routed: float = 1.0
 
     def cut(self, cut: Cut) -> LinearShape:
         """The same with some of its rows and columns."""
@@ -44,6 +46,7 @@ class LinearShape:
             self.bias,
             self.stored,
             self.every_token,
+            self.routed,
         )
 
 
@@ -68,9 +71,11 @@ class ModelSize:
 
     def macs(self, *, tokens: int, cuts: Mapping[str, Cut] | None = None) -> int:
         """Multiply-accumulates of one forward over a sequence of `tokens`."""
-        return sum(
-            shape.in_features * shape.out_features * (tokens if shape.every_token else 1)
-            for shape in self._shapes(cuts)
+        return round(
+            sum(
+                shape.in_features * shape.out_features * (tokens * shape.routed if shape.every_token else 1)
+                for shape in self._shapes(cuts)
+            )
         )
 
     def _shapes(self, cuts: Mapping[str, Cut] | None) -> list[LinearShape]:
@@ -79,8 +84,7 @@ class ModelSize:
 
 def measure_model(model: nn.Module) -> ModelSize:
     """Shapes of a plain Hugging Face model, on any device, also meta."""
-    layers_path = find_layers(model).layers_path
-    return _measure(model, layers_path, beside=())
+    return _measure(model, find_layers(model).layers_path, beside=())
 
 
 def measure_network(network: SuperNetwork) -> ModelSize:
@@ -95,16 +99,19 @@ def attention_macs(blocks: Sequence[WidthBlock], *, tokens: int) -> int:
 
 
 def _measure(model: Any, layers_path: str, *, beside: Sequence[Any]) -> ModelSize:
+    from shearling.model.experts import routed_shares
+
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     embedding = model.get_input_embeddings().weight
     linears, counted = {}, {id(parameter) for parameter in beside}
+    routed = routed_shares(model)
     for path, module in model.named_modules():
         if not all(hasattr(module, name) for name in ("in_features", "out_features", "weight", "bias")):
             continue
         every_token = path.startswith(f"{layers_path}.") or module is head
         stored = module.weight is not embedding
         linears[path] = LinearShape(
-            module.in_features, module.out_features, module.bias is not None, stored, every_token
+            module.in_features, module.out_features, module.bias is not None, stored, every_token, routed.get(path, 1.0)
         )
         counted |= {id(parameter) for parameter in (module.weight, module.bias) if parameter is not embedding}
     other = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in counted)

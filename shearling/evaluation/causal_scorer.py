@@ -25,6 +25,7 @@ from torch import Tensor
 from shearling.errors import ModelUnsupported, NonFiniteWeights, UsageError
 from shearling.evaluation.answer_tokens import TextEncoder, split_answer
 from shearling.evaluation.generation import Stopping, generate_greedily, generation_batches, read_stopping
+from shearling.model.end_tokens import end_tokens_of
 
 MAX_LOGIT_POSITIONS = 1024
 """Positions of a batch whose logits are held at once: 200 MB at 49,152 tokens of vocabulary in float32."""
@@ -86,6 +87,7 @@ class CausalScorer(TemplateLM, abc.ABC):
         on_rows: called with the number of rows after each batch.
 
     Attributes:
+        end_tokens: that end what is generated; see `end_tokens_of`.
         max_batch_tokens: most tokens of a batch.
         computes_all_logits: the runtime computes logits for every position, whatever is asked; batches are smaller
             then.
@@ -109,6 +111,7 @@ class CausalScorer(TemplateLM, abc.ABC):
         self.max_length = max_length
         self.batch_size = batch_size
         self.on_rows = on_rows
+        self.end_tokens = end_tokens_of(tokenizer) or frozenset({self.eot_token_id})
         # Sub-networks are evaluated on the same rows again and again.
         self._encode = functools.lru_cache(maxsize=ENCODINGS_KEPT)(TextEncoder(tokenizer))
 
@@ -193,7 +196,7 @@ class CausalScorer(TemplateLM, abc.ABC):
                     [prompts[at] for at in batch],
                     stopping,
                     tokenizer=self.tokenizer,
-                    end=self.eot_token_id,
+                    ends=self.end_tokens,
                 )
                 for at, text in zip(batch, answers, strict=True):
                     texts[places[at]] = text

@@ -1,13 +1,13 @@
 """Greedy decoding in batches, on any runtime that keeps the keys and values of what it has read.
 
 Prompts are padded on the left, so that all rows of a batch end at the same place; the attention mask hides the padding
-and positions are counted from the first real token. A row is done at its end-of-text token, at a stop string or at the
-limit; the batch goes on until every row is.
+and positions are counted from the first real token. A row is done at a token that ends a text, at a stop string or at
+the limit; the batch goes on until every row is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def generation_batches(prompts: Sequence[Sequence[int]], batch_size: int, *, max
 
 
 def generate_greedily(
-    step: Step, prompts: Sequence[Sequence[int]], stopping: Stopping, *, tokenizer: Any, end: int
+    step: Step, prompts: Sequence[Sequence[int]], stopping: Stopping, *, tokenizer: Any, ends: Collection[int]
 ) -> list[str]:
     """Continue a batch of prompts.
 
@@ -91,7 +91,7 @@ def generate_greedily(
         prompts: token ids, none empty.
         stopping: when an answer ends.
         tokenizer: of the model.
-        end: the end-of-text token.
+        ends: the tokens that end a text, one at least.
 
     Returns:
         Per prompt the text that follows, without what ended it.
@@ -99,7 +99,7 @@ def generate_greedily(
     Raises:
         NonFiniteWeights: the model computes NaN or infinity.
     """
-    input_ids, attention_mask = _pad_left(prompts, end)
+    input_ids, attention_mask = _pad_left(prompts, min(ends))
     position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
     answers: list[list[int]] = [[] for _ in prompts]
     going = set(range(len(prompts)))
@@ -110,7 +110,7 @@ def generate_greedily(
         chosen = logits.argmax(-1)
         for place in sorted(going):
             token = int(chosen[place])
-            if token == end:
+            if token in ends:
                 going.discard(place)
                 continue
             answers[place].append(token)

@@ -179,9 +179,12 @@ class _TorchModel:
         from shearling.model.layers import find_layers
 
         self._model, self._tokenizer, self._precision = load_model(path), load_tokenizer(path), precision
-        weights = [linear.weight for linear in find_layers(self._model).linears().values()]
-        total = sum(weight.numel() for weight in weights)
-        self.sparsity: float | None = 1 - sum(int(weight.count_nonzero()) for weight in weights) / total
+        transformer = find_layers(self._model)
+        weights = [linear.weight for linear in transformer.linears().values()]
+        # Routers and whatever else is no linear is as dense as it is.
+        total = sum(weight.numel() for weight in weights) + sum(transformer.left_dense().values())
+        zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
+        self.sparsity: float | None = zeros / total
 
     def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
         return evaluator.on_torch(self._model, self._tokenizer, precision=self._precision, on_rows=on_rows)()

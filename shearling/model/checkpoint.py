@@ -12,7 +12,7 @@ from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
 from shearling.model.checkpoint_safety import CONFIG, check_configuration, weight_files
 from shearling.model.head import auto_class
 from shearling.model.skeleton import check_finite_tensor, open_skeleton
-from shearling.model.weight_shards import MAX_SHARD_BYTES, Dtype
+from shearling.model.weight_shards import MAX_SHARD_BYTES, Dtype, StoredTensor, writing_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +41,8 @@ def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTraine
     import torch
     import transformers
     from safetensors import SafetensorError
+
+    from shearling.model.experts import separate_experts
 
     wanted = None if dtype is None else getattr(torch, dtype)
     skeleton = open_skeleton(directory)
@@ -74,6 +76,7 @@ def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTraine
                 remedy="Weights and config.json do not belong together",
             )
     check_finite(model)
+    separate_experts(model)
     return model.eval()
 
 
@@ -115,9 +118,25 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     """Save model and tokenizer as a Hugging Face directory of safetensors files."""
     import transformers
 
+    from shearling.model.experts import has_separate_experts
+
+    if has_separate_experts(model):
+        # Its modules have the names of the checkpoint already, which `save_pretrained` would look for among fused ones.
+        _save_as_named(model, directory)
+        dtype: Any = str(model.dtype).removeprefix("torch.")
+        save_description(model, tokenizer, directory, dtype)
+        return
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(str(directory), max_shard_size=MAX_SHARD_BYTES)
     tokenizer.save_pretrained(str(directory))
+
+
+def _save_as_named(model: PreTrainedModel, directory: Path) -> None:
+    """Write every tensor under its name in the model; a tied one once."""
+    tensors = dict(_model_tensors(model))
+    with writing_weights(directory, {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
 
 
 def save_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: Dtype) -> None:

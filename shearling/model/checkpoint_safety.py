@@ -14,6 +14,7 @@ from typing import Any
 
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, CheckpointUnsafe, DocumentInvalid, ModelUnsupported
 from shearling.model.head import names_classifier
+from shearling.model.quantized import check_plain, check_plain_tensors
 from shearling.strict_json import read_json
 
 CONFIG = "config.json"
@@ -117,10 +118,7 @@ def check_architecture(config: Mapping[str, Any], *, where: Path) -> None:
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     )
 
-    if config.get("quantization_config") or config.get("compression_config"):
-        raise ModelUnsupported(
-            "the checkpoint is quantized", where=where, remedy="Give the float32, bfloat16 or float16 checkpoint"
-        )
+    check_plain(config, where=where)
     model_type = config.get("model_type")
     classifies = names_classifier(config)
     known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if classifies else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -187,6 +185,7 @@ def _check_shard(path: Path, expected: set[str] | None) -> None:
         raise ArtefactCorrupt(
             f"not a readable safetensors file: {error}", where=path, remedy="Copy the checkpoint again"
         ) from None
+    check_plain_tensors(sorted(found), where=path)
     if expected is not None and found != expected:
         raise ArtefactCorrupt(f"index and shard disagree about {', '.join(sorted(found ^ expected)[:3])}", where=path)
 

@@ -76,7 +76,7 @@ def figures_of(tensors: Mapping[str, StoredTensor]) -> ModelFigures:
     for name, tensor in tensors.items():
         found = _LAYER.search(name)
         (outside if found is None else layers[found.group(1)]).append(tensor)
-    matrices = [[tensor for tensor in layer if len(tensor.shape) == 2] for layer in layers.values()] or [[]]
+    matrices = [[matrix for tensor in layer for matrix in _matrices(tensor)] for layer in layers.values()] or [[]]
     largest = max(matrices, key=_entries)
     table = max(outside, key=lambda tensor: tensor.count, default=StoredTensor("float32", (0, 0)))
     return ModelFigures(
@@ -95,6 +95,17 @@ def figures_of(tensors: Mapping[str, StoredTensor]) -> ModelFigures:
         vocabulary=max(table.shape),
         gram=sum(tensor.shape[1] ** 2 for tensor in largest),
     )
+
+
+def _matrices(tensor: StoredTensor) -> list[StoredTensor]:
+    """A matrix, or those of all experts that are stored as one tensor."""
+    match tensor.shape:
+        case (_, _):
+            return [tensor]
+        case (experts, rows, columns) if rows > 1:
+            return [StoredTensor(tensor.dtype, (rows, columns))] * experts
+        case _:
+            return []
 
 
 def _entries(tensors: Iterable[StoredTensor]) -> int:

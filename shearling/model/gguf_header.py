@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 MAGIC = b"GGUF"
 
@@ -18,10 +21,12 @@ class GgufHeader:
     Attributes:
         path: the file.
         fields: key -> value, as the specification names them.
+        tensors: name -> shape of the tensors, as torch would have it.
     """
 
     path: Path
     fields: dict[str, Any]
+    tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def require(self, key: str) -> Any:
         """The value of `key`.
@@ -36,6 +41,12 @@ class GgufHeader:
                 remedy="Take the Hugging Face directory instead",
             )
         return self.fields[key]
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every token that ends a text: of a document, of a turn, of a message."""
+        found = {self.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+        return tuple(sorted(int(token) for token in found if token is not None))
 
 
 def is_gguf(path: Path) -> bool:
@@ -61,10 +72,26 @@ def read_header(path: Path) -> GgufHeader:
         raise ArtefactCorrupt("not a GGUF file", where=path)
     try:
         reader = GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
+        fields = {name: found.contents() for name, found in reader.fields.items()}
+        tensors = {str(found.name): tuple(int(n) for n in reversed(found.shape)) for found in reader.tensors}
     # The reader slices a memory map without checks, so a damaged file ends in whatever numpy raises.
     except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
         raise ArtefactCorrupt(
             f"not a readable GGUF file: {type(error).__name__}: {error}", where=path, remedy="Fetch it again"
         ) from error
-    return GgufHeader(path, fields)
+    return GgufHeader(path, fields, tensors)
+
+
+def read_tensor(header: GgufHeader, name: str) -> npt.NDArray[Any]:
+    """A tensor of the file, dequantized.
+
+    Raises:
+        ModelUnsupported: it has no tensor of that name.
+    """
+    from gguf import GGUFReader, dequantize
+
+    for found in GGUFReader(header.path).tensors:
+        if found.name == name:
+            array: npt.NDArray[Any] = dequantize(found.data, found.tensor_type)
+            return array
+    raise ModelUnsupported(f"the GGUF file has no tensor '{name}'", where=header.path)

@@ -1,7 +1,8 @@
 """The tokenizer of a GGUF file, rebuilt on the file's own vocabulary.
 
 The tokenizer that transformers derives from a GGUF doubles BOS and does not convert to OpenVINO, so it is built here
-from what the file says: vocabulary, merges, token types, and the name of its pre-tokenizer.
+from what the file says: vocabulary, token types, and the merges with the name of the pre-tokenizer (byte-level BPE:
+GPT, Llama 3, Qwen), or the scores of the pieces (SentencePiece BPE: Llama 2, Mistral, Gemma, Phi 3).
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerBase
 
-CONTROL, USER_DEFINED = 3, 4
-"""Values of `tokenizer.ggml.token_type` (GGUF specification): special tokens, and ordinary text that is never split."""
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+"""Values of `tokenizer.ggml.token_type` (GGUF specification): pieces, special tokens, and ordinary text that is never
+split."""
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What a space is among the pieces of SentencePiece."""
 
 BASIC_LATIN_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORD_PATTERN = (
@@ -30,11 +34,16 @@ Splitting = Literal["gpt2", "digits", "words-digit", "words-triplet"]
 SPLITTING: dict[str, Splitting] = {
     "default": "gpt2",
     "gpt-2": "gpt2",
+    "phi-2": "gpt2",
+    "olmo": "gpt2",
+    "mpt": "gpt2",
     "smollm": "digits",
     "refact": "digits",
     "starcoder": "digits",
     "command-r": "digits",
     "qwen2": "words-digit",
+    "deepseek-r1-qwen": "words-digit",
+    "stablelm2": "words-digit",
     "llama-bpe": "words-triplet",
     "llama3": "words-triplet",
     "llama-v3": "words-triplet",
@@ -43,7 +52,7 @@ SPLITTING: dict[str, Splitting] = {
 
 
 def rebuild_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase:
-    """Build the tokenizer that the file describes, byte-level BPE only.
+    """Build the tokenizer that the file describes, a BPE of bytes or of SentencePiece.
 
     Raises:
         ModelUnsupported: another kind of tokenizer, or a pre-tokenizer that is not known here.
@@ -61,27 +70,48 @@ def rebuild_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase:
     }
     special = {role: tokens[index] for role, index in names.items() if index is not None}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_byte_level_bpe(header, tokens, bos=special.get("bos_token")),
+        tokenizer_object=_built(header, tokens, special),
         clean_up_tokenization_spaces=False,
         model_max_length=_context_length(header),
         **special,
     )
+    # Of the model rather than of the tokenizer, which has no place for more than one; see `end_tokens_of`.
+    vars(tokenizer)["end_token_ids"] = header.end_ids
     template = header.fields.get("tokenizer.chat_template")
     if template:
         tokenizer.chat_template = template
     return tokenizer
 
 
-def _byte_level_bpe(header: GgufHeader, tokens: list[str], *, bos: str | None) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+def _built(header: GgufHeader, tokens: list[str], special: dict[str, str]) -> Tokenizer:
+    from tokenizers import AddedToken, processors
 
     kind = header.require("tokenizer.ggml.model")
-    if kind != "gpt2":
+    if kind == "gpt2":
+        tokenizer, begins = _byte_level_bpe(header, tokens), _splitting(header) == "words-triplet"
+    elif kind == "llama":
+        tokenizer, begins = _sentencepiece_bpe(header, tokens, unknown=special.get("unk_token")), True
+    else:
         raise ModelUnsupported(
-            f"its tokenizer is of type {kind!r}; only byte-level BPE ('gpt2') can be rebuilt from a GGUF file",
+            f"its tokenizer is of type {kind!r}; byte-level BPE ('gpt2') and SentencePiece BPE ('llama') can be "
+            "rebuilt from a GGUF file",
             where=header.path,
             remedy="Take the Hugging Face directory instead",
         )
+    types = header.fields.get("tokenizer.ggml.token_type") or []
+    added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (CONTROL, USER_DEFINED)]
+    tokenizer.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in added])
+    bos = special.get("bos_token")
+    if bos is not None and header.fields.get("tokenizer.ggml.add_bos_token", begins):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokens.index(bos))]
+        )
+    return tokenizer
+
+
+def _byte_level_bpe(header: GgufHeader, tokens: list[str]) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
     splitting = _splitting(header)
     merges = [tuple(merge.split(" ")) for merge in header.require("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -90,14 +120,47 @@ def _byte_level_bpe(header: GgufHeader, tokens: list[str], *, bos: str | None) -
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizer(splitting)
     tokenizer.decoder = decoders.ByteLevel()
-    types = header.fields.get("tokenizer.ggml.token_type") or []
-    added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (CONTROL, USER_DEFINED)]
-    tokenizer.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in added])
-    if bos is not None and header.fields.get("tokenizer.ggml.add_bos_token", splitting == "words-triplet"):
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])]
-        )
     return tokenizer
+
+
+def _sentencepiece_bpe(header: GgufHeader, tokens: list[str], *, unknown: str | None) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    scores: list[float] = header.require("tokenizer.ggml.scores")
+    types: list[int] = header.require("tokenizer.ggml.token_type")
+    pieces = [index for index, kind in enumerate(types) if kind == NORMAL]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges(tokens, scores, pieces),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    spaces: list[normalizers.Normalizer] = [normalizers.Replace(" ", SPACE)]
+    back: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if header.fields.get("tokenizer.ggml.add_space_prefix", True):
+        spaces.insert(0, normalizers.Prepend(SPACE))
+        back.append(decoders.Strip(" ", 1, 0))
+    tokenizer.normalizer = normalizers.Sequence(spaces)
+    tokenizer.decoder = decoders.Sequence(back)
+    return tokenizer
+
+
+def _merges(tokens: list[str], scores: list[float], pieces: list[int]) -> list[tuple[str, str]]:
+    """SentencePiece joins the two neighbours whose piece has the best score: every way to cut a piece in two, best
+    pieces first.
+    """
+    order = {tokens[index]: index for index in pieces}
+    ways = []
+    for index in sorted(pieces, key=lambda index: (-scores[index], index)):
+        piece = tokens[index]
+        cuts = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        known = [cut for cut in cuts if cut[0] in order and cut[1] in order]
+        ways += sorted(known, key=lambda cut: (order[cut[0]], order[cut[1]]))
+    return ways
 
 
 def _splitting(header: GgufHeader) -> Splitting:

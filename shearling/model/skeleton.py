@@ -176,6 +176,8 @@ def open_skeleton(directory: Path) -> Skeleton | None:
     import transformers
     from accelerate import init_empty_weights
 
+    from shearling.model.experts import separate_experts
+
     check_checkpoint(directory)
     config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     if read_layer_widths(config, where=directory / CONFIG) is not None:
@@ -189,6 +191,7 @@ def open_skeleton(directory: Path) -> Skeleton | None:
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         # A configuration that fits no model; who loads it says what is wrong.
         return None
+    separate_experts(model)
     model.tie_weights()
     if model.can_generate() and (directory / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(str(directory))

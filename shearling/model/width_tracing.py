@@ -151,6 +151,12 @@ def find_structure(config: PretrainedConfig) -> Structure:
 def _find(config: PretrainedConfig) -> Structure:
     model = build_from_config(config)
     transformer = find_layers(model)
+    if transformer.routed_names:
+        raise ModelUnsupported(
+            "the widths of a mixture of experts cannot be cut",
+            where=type(model).__name__,
+            remedy="Leave [width] out; ranks of the attention can be elastic",
+        )
     try:
         trace = _follow(model, transformer)
     # Operators refuse shapes with errors of every kind.
@@ -176,9 +182,12 @@ def build_from_config(config: PretrainedConfig) -> PreTrainedModel:
     """
     import copy
 
+    from shearling.model.experts import separate_experts
+
     model: PreTrainedModel = auto_class(config).from_config(
         copy.deepcopy(config), trust_remote_code=False, attn_implementation="eager"
     )
+    separate_experts(model)
     return model.eval()
 
 

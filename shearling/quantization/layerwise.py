@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +93,8 @@ def round_layers(
             for index, layer in enumerate(transformer.layers):
                 linears = {path: item for path, item in transformer.linears_of(index).items() if path in groups}
                 with hold(index):
-                    for path, rounded, error in _round_layer(layer, linears, groups, states, bits=bits):
+                    routed = {path for path in linears if transformer.is_routed(path)}
+                    for path, rounded, error in _round_layer(layer, linears, groups, states, routed, bits=bits):
                         matrices[path], errors[path] = rounded, error
                     if index + 1 < len(transformer.layers):
                         states.advance(layer)
@@ -102,15 +103,25 @@ def round_layers(
 
 
 def _round_layer(
-    layer: nn.Module, linears: Mapping[str, nn.Linear], groups: Mapping[str, int], states: Propagation, *, bits: int
+    layer: nn.Module,
+    linears: Mapping[str, nn.Linear],
+    groups: Mapping[str, int],
+    states: Propagation,
+    routed: Collection[str],
+    *,
+    bits: int,
 ) -> Iterator[tuple[str, Rounded, float]]:
-    """Round the matrices of one layer, in place, by what enters them before any of them is rounded."""
+    """Round the matrices of one layer, in place, by what enters them before any of them is rounded; those of an expert
+    that no token is routed to, by their weights alone.
+    """
     grams = LayerGrams(linears)
     states.watch(layer, [(linear, partial(grams.watch, path)) for path, linear in linears.items()])
     for path, linear in linears.items():
         # In float32: an autocast would round what is decomposed.
         with torch.autocast(linear.weight.device.type, enabled=False):
-            weight, hessian = linear.weight.detach(), grams.pop(path).damped(where=path)
+            weight, gram = linear.weight.detach(), grams.pop(path)
+            unseen = path in routed and not gram.tokens
+            hessian = torch.eye(linear.in_features).to(weight) if unseen else gram.damped(where=path)
             rounded = round_matrix(weight, hessian, group_size=groups[path], passes=PASSES, bits=bits)
             error = layer_error(weight, rounded.weight, hessian)
             weight.copy_(rounded.weight)

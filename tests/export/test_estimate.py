@@ -9,7 +9,9 @@ from export.estimate import FIXED_POSITIONS, WeightSizes, estimate_export, parts
 from export.formats.export_format import PlannedFormat, Storage
 from export.plan import plan_frozen
 from export.request import ExportRequest
+from export.verification.reading import WINDOW_TOKENS, held_back_positions
 from shearling.errors import ResourceExhausted
+from shearling.evaluation.task import TaskRow, write_rows
 from shearling.registry.export_formats import EXPORT_FORMATS
 from shearling.registry.number_formats import NUMBER_FORMATS
 from tests.support.tiny_models import save_tiny
@@ -46,6 +48,30 @@ def test_a_model_of_8b_is_written_in_less_than_its_own_size():
     # The checkpoint is the merge's own; beside it the integers, and a vocabulary in eight bits.
     assert 16e9 + 4e9 < both.disk_bytes < 16e9 + 6e9
     assert estimate(planned("hf")).memory_bytes < 12 * GIB
+
+
+def test_a_format_is_charged_for_the_libraries_that_it_loads():
+    tiny = WeightSizes(parameters=1000, vocabulary=100, largest=100, inner=50, widest=5, rows=10, stored_bytes=2000)
+
+    def memory_bytes(name, *, merges=False):
+        return estimate_export(tiny, [planned(name)], None, merges=merges, positions=FIXED_POSITIONS).memory_bytes
+
+    # Peaks of a model without weights: 533 MiB, and 656 to 677 MiB where a runtime reads the file.
+    assert memory_bytes("hf") == pytest.approx(533 * 2**20, rel=0.02)
+    for name in ("openvino", "onnx"):
+        assert memory_bytes("hf") < memory_bytes(name) == pytest.approx(667 * 2**20, rel=0.03)
+        assert memory_bytes(name) < memory_bytes(name, merges=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "characters", "expected"),
+    [(None, 0, 0), (2, 30, 20), (100, 60, WINDOW_TOKENS * (6000 // 3 // WINDOW_TOKENS)), (9, 9999, 4 * WINDOW_TOKENS)],
+)
+def test_no_more_text_is_expected_than_there_is(rows, characters, expected, tmp_path):
+    if rows is not None:
+        row = TaskRow(id="0" * 64, prompt="a" * characters, choices=None, gold=None, completion="", text="a")
+        write_rows(tmp_path, "validation", [row] * rows)
+    assert held_back_positions(tmp_path) == expected
 
 
 def test_what_is_run_takes_its_file_and_a_copy():

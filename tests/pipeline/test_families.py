@@ -28,7 +28,9 @@ from train.stage import run_recipe
 SETTINGS = replace(SMALL_SEARCH, algorithm="heuristic", evaluations=1)
 
 
-@pytest.fixture(scope="module", params=mostly_slow(FAMILIES, fast=("llama_tied_gqa", "bloom")))
+@pytest.fixture(
+    scope="module", params=mostly_slow((*FAMILIES, "mixtral", "qwen3_moe"), fast=("llama_tied_gqa", "bloom", "mixtral"))
+)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -25,6 +25,10 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PretrainedConfig,
@@ -32,8 +36,12 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from shearling.model.checkpoint import save_model
@@ -241,6 +249,52 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
+def mixtral() -> PreTrainedModel:
+    """Four experts, two for each token."""
+    config = MixtralConfig(
+        **_shape(48, 2, 4, 2, 56), num_local_experts=4, tie_word_embeddings=False, initializer_range=0.1
+    )
+    return build_tiny(MixtralForCausalLM, config)
+
+
+def qwen3_moe() -> PreTrainedModel:
+    """Six narrow experts, two for each token, and a head width of its own."""
+    return build_tiny(Qwen3MoeForCausalLM, Qwen3MoeConfig(**_shape(40, 2, 4, 2, 72), **_experts(6, 24), head_dim=12))
+
+
+def qwen2_moe() -> PreTrainedModel:
+    """A shared expert beside the others."""
+    shape = {**_shape(48, 2, 4, 2, 72), **_experts(4, 24), "norm_topk_prob": False}
+    return build_tiny(Qwen2MoeForCausalLM, Qwen2MoeConfig(**shape, shared_expert_intermediate_size=40))
+
+
+def olmoe() -> PreTrainedModel:
+    """Shares of the experts that do not add up to one."""
+    shape = {**_shape(48, 2, 4, 4, 24), **_experts(4, 24)}
+    del shape["moe_intermediate_size"]
+    return build_tiny(OlmoeForCausalLM, OlmoeConfig(**{**shape, "norm_topk_prob": False}))
+
+
+def _experts(count: int, inner: int) -> dict[str, object]:
+    return {
+        "num_experts": count,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": inner,
+        "norm_topk_prob": True,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.1,
+    }
+
+
+MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
+    "mixtral": mixtral,
+    "olmoe": olmoe,
+    "qwen2_moe": qwen2_moe,
+    "qwen3_moe": qwen3_moe,
+}
+"""Mixtures of experts, as transformers makes them: with fused experts."""
+
+
 def bert() -> PreTrainedModel:
     """An encoder without a head, as encoders are published."""
     config = BertConfig(
@@ -264,7 +318,7 @@ def save_tiny_encoder(directory: Path) -> Path:
 def save_tiny(family: str, directory: Path) -> Path:
     """Write a tiny model of `family` and the tokenizer as a Hugging Face directory; returns the directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_model(FAMILIES[family](), tiny_tokenizer(), directory)
+    save_model({**FAMILIES, **MIXTURES}[family](), tiny_tokenizer(), directory)
     return directory
 
 

@@ -16,6 +16,8 @@ from tests.support.tiny_models import pruned_model, save_tiny, tiny_tokenizer
 
 GROUPS = {
     "phi3": {"qkv": ["qkv_proj"], "gate_up": ["gate_up_proj"], "down": ["down_proj"]},
+    "mixtral": {"qkv": ["q_proj", "k_proj", "v_proj"], "out": ["o_proj"]},
+    "qwen3_moe": {"qkv": ["q_proj", "k_proj", "v_proj"], "out": ["o_proj"]},
     "bloom": {"qkv": ["query_key_value"], "up": ["dense_h_to_4h"], "down": ["mlp.dense_4h_to_h"]},
 }
 LLAMA_GROUPS = {"qkv": ["q_proj", "k_proj", "v_proj"], "up": ["up_proj"], "down": ["down_proj"]}

@@ -7,6 +7,7 @@ import time
 from collections import namedtuple
 
 import pytest
+from transformers import GptOssConfig
 
 from benchmarks.gguf_writer import write_gguf
 from benchmarks.scale import SHAPES, stored_tensors
@@ -53,6 +54,25 @@ def test_architectures_out_of_reach_are_refused_before_anything_is_made(model_ty
     assert caught.value.remedy
     assert not (tmp_path / "run").exists()
     assert time.monotonic() - started_s < 120
+
+
+def test_layers_that_would_stay_dense_are_refused_before_anything_is_made(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    config = GptOssConfig(
+        num_hidden_layers=2,
+        num_local_experts=4,
+        hidden_size=32,
+        intermediate_size=32,
+        vocab_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    config.save_pretrained(tmp_path / "source")
+    with pytest.raises(ModelUnsupported, match="would stay dense") as caught:
+        run_recipe(recipe, tmp_path / "run")
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "run").exists()
 
 
 def test_models_that_cannot_be_read_are_refused(tmp_path):

@@ -114,7 +114,7 @@ def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, di
     # The tokenizer first: it is refused in a second, the weights take half a minute.
     tokenizer = rebuild_tokenizer(header)
     model = load_gguf_model(header)
-    # A name of the conversion, not of the architecture; the manifest has the model's own.
+    # The name of a file; the manifest has the model's own.
     model.config.__dict__.pop("_model_name_or_path", None)
     origin = {"format": "gguf", "file": path.name, "sha256": sha256_file(path)}
     return model, tokenizer, origin, license_of_gguf(header)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ArtefactCorrupt, ModelUnsupported
+from shearling.model.gguf_config import ELSEWHERE, FREQUENCIES, read_gguf_config
 from shearling.model.gguf_header import GgufHeader
 
 if TYPE_CHECKING:
@@ -15,17 +16,20 @@ def load_gguf_model(header: GgufHeader) -> PreTrainedModel:
     """Dequantize the weights into a float32 decoder of transformers.
 
     Raises:
-        ModelUnsupported: transformers does not know the architecture.
+        ModelUnsupported: transformers does not know the architecture, or has no place for a tensor of the file.
         ArtefactCorrupt: the tensors do not fit it.
     """
     import torch
     import transformers
 
+    from shearling.model.experts import separate_experts
+
     transformers.utils.logging.disable_progress_bar()
-    architecture = header.require("general.architecture")
+    config = read_gguf_config(header)
     try:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             str(header.path.parent),
+            config=config,
             gguf_file=header.path.name,
             dtype=torch.float32,
             local_files_only=True,
@@ -33,11 +37,35 @@ def load_gguf_model(header: GgufHeader) -> PreTrainedModel:
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ModelUnsupported(
-            f"transformers cannot read a GGUF of architecture {architecture!r}: {error}", where=header.path
+            f"transformers cannot read a GGUF of architecture {header.require('general.architecture')!r}: {error}",
+            where=header.path,
+            remedy=ELSEWHERE,
         ) from error
     except RuntimeError as error:
         raise ArtefactCorrupt(f"the tensors do not fit the architecture: {error}", where=header.path) from error
-    missing = sorted(str(name) for name in info.get("missing_keys") or ())
-    if missing:
-        raise ArtefactCorrupt(f"missing tensors: {', '.join(missing[:3])}", where=header.path)
+    for complaint in ("missing_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in info.get(complaint) or ())
+        if names:
+            raise ArtefactCorrupt(
+                f"{complaint.removesuffix('_keys')} tensors: {', '.join(names[:3])}", where=header.path
+            )
+    _check_all_read(header, model)
+    separate_experts(model)
     return model.eval()
+
+
+def _check_all_read(header: GgufHeader, model: Any) -> None:
+    """Refuse a file with tensors that transformers passes over, such as biases that its configuration does not have."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    processor = reader.TENSOR_PROCESSORS.get(header.require("general.architecture"), reader.TensorProcessor)
+    known = set(reader.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict())))
+    # A file may hold a head beside the embedding that it is tied to.
+    known |= {FREQUENCIES, "output.weight"}
+    unread = sorted(name for name in header.tensors if not {name, name.removesuffix(".weight")} & known)
+    if unread:
+        raise ModelUnsupported(
+            f"transformers has no place for {len(unread)} of its tensors, the first is {unread[0]}",
+            where=header.path,
+            remedy=ELSEWHERE,
+        )

@@ -10,6 +10,7 @@ import pydantic
 
 from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
 from shearling.calibration.propagation import IN_MEMORY, Residence
+from shearling.console import log
 from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, count_pruned, save_masks
 from shearling.evaluation.precision import resolve_precision
 from shearling.model.checkpoint import load_model, load_tokenizer, save_description, save_model
@@ -54,10 +55,14 @@ class SparsityReport(Document):
         target: the share asked for.
         pattern: among which weights the lowest scores were taken.
         achieved_scope: pruned share of the pruned modules.
+        achieved_layers: pruned share of all matrices inside the transformer layers, whatever module has them; None in
+            reports of versions that did not count it.
         achieved_model: pruned share of all parameters, tied ones counted once.
         zeros: pruned weights.
         layers: pruned share of each transformer layer.
         modules: by absolute module path.
+        left_dense: parameters of two and more dimensions inside the layers that no linear has, and that were not
+            pruned, such as routers: path and number of weights.
         errors: of each layer's outputs on the calibration text, where layers were tuned.
         healed: how far the predictions were from the dense model's, where they were brought nearer.
     """
@@ -67,10 +72,12 @@ class SparsityReport(Document):
     target: float
     pattern: str
     achieved_scope: float
+    achieved_layers: float | None = None
     achieved_model: float
     zeros: int
     layers: tuple[float, ...]
     modules: dict[str, ModuleSparsity]
+    left_dense: dict[str, int] = pydantic.Field(default_factory=dict)
     errors: tuple[LayerErrors, ...] | None = None
     healed: Healed | None = None
 
@@ -115,6 +122,11 @@ def write_sparse(
             model = load_model(base.path)
             report, masks = _prune_whole(model, base, section, calibration, healing, seed=seed)
             save_model(model, tokenizer, draft.directory)
+        if report.left_dense:
+            log.print(
+                f"{len(report.left_dense)} matrices of the layers are no linears and stay dense, such as "
+                f"{next(iter(report.left_dense))}: {report.achieved_layers:.2%} of all in the layers is pruned"
+            )
         save_masks(draft.directory / MASK_FILE, masks)
         write_document(draft.directory / SPARSITY_FILE, report)
         inherited = (
@@ -255,18 +267,21 @@ def describe_sparsity(
         [modules[transformer.module_path(index, name)] for name in transformer.linear_names]
         for index in range(len(transformer.layers))
     ]
-    zeros = sum(pruned.values())
+    zeros, weights = sum(pruned.values()), sum(module.weights for module in modules.values())
+    left_dense = transformer.left_dense()
     return SparsityReport(
         method=section.method,
         target=section.ratio,
         pattern=make_pattern(section.pattern, ratio=section.ratio).name,
-        achieved_scope=zeros / sum(module.weights for module in modules.values()),
+        achieved_scope=zeros / weights,
+        achieved_layers=zeros / (weights + sum(left_dense.values())),
         achieved_model=zeros / sum(parameter.numel() for parameter in model.parameters()),
         zeros=zeros,
         layers=tuple(
             sum(module.pruned for module in layer) / sum(module.weights for module in layer) for layer in layers
         ),
         modules=modules,
+        left_dense=left_dense,
         errors=sparsified.errors or None,
         healed=healed,
     )

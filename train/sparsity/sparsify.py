@@ -16,6 +16,7 @@ from shearling.model.layers import TransformerLayers, find_layers
 from shearling.recipe.sparsity import ReconstructionSection
 from shearling.registry.pruning_methods import PRUNING_METHODS, PruningMethod
 from train.sparsity.criteria.criterion import Criterion, Pruned
+from train.sparsity.criteria.magnitude import Magnitude
 from train.sparsity.pattern import Pattern, check_fit, competing_block
 from train.sparsity.reconstruction.conjugate_gradients import refit
 from train.sparsity.reconstruction.layer_tuning import output_error, tune_layer
@@ -52,6 +53,17 @@ class Sparsified:
     errors: tuple[LayerErrors, ...] = ()
 
 
+class _TokenCount:
+    """How many tokens a linear has seen."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in what enters it."""
+        self.count += inputs.shape[:-1].numel()
+
+
 Done = Callable[[int, Mapping[str, "Tensor"]], None]
 """Called with the index of a layer and the masks of its linears when it is pruned, while it is still in memory."""
 
@@ -79,6 +91,9 @@ def sparsify(
     pruned one produces. A reconstruction repairs each layer between (2) and (3). Beside one layer, the hidden states of
     the calibration text are held (twice where layers are tuned, since the dense model's are the target), what is
     gathered of that layer, and one bit for each weight; the rest of the model need not be in memory.
+
+    Matrices of an expert watch the tokens that are routed to it. Where no token of the text is, nothing is known but
+    the weights: they go by magnitude, and it is said of how many matrices that holds.
 
     Args:
         model: a decoder or a classifier; evaluated in eval mode, in its own dtype, and left frozen.
@@ -138,7 +153,7 @@ class _LayerByLayer:
 
     def run(self, states: Propagation) -> Sparsified:
         """Prune all layers."""
-        masks, errors = PackedMasks(), list[LayerErrors]()
+        masks, errors, unseen = PackedMasks(), list[LayerErrors](), list[str]()
         tuned = self.reconstruction is not None and self.reconstruction.layer_epochs > 0
         dense = states.fork() if tuned else None
         layers = self.transformer.layers
@@ -146,7 +161,7 @@ class _LayerByLayer:
             for index, layer in enumerate(layers):
                 with self.residence.layer(index):
                     targets = [] if dense is None else list(dense.forward(layer))
-                    pruned = self._prune_layer(index, states)
+                    pruned = self._prune_layer(index, states, unseen)
                     if dense is not None:
                         errors.append(self._tune(index, states, pruned, targets))
                         dense.advance_to(targets)
@@ -155,9 +170,14 @@ class _LayerByLayer:
                     self.done(index, pruned)
                 masks.add(pruned)
                 advance()
+        if unseen:
+            log.print(
+                f"no token of the calibration text was routed to {len(unseen)} matrices of experts, the first is "
+                f"{unseen[0]}: they were pruned by magnitude, more samples would reach them"
+            )
         return Sparsified(masks, tuple(errors))
 
-    def _prune_layer(self, index: int, states: Propagation) -> dict[str, Tensor]:
+    def _prune_layer(self, index: int, states: Propagation, unseen: list[str]) -> dict[str, Tensor]:
         make, masks, linears = self.method.load(), {}, self.transformer.linears_of(index)
         grams = LayerGrams(linears)
         criteria: dict[str, Criterion] = {
@@ -166,13 +186,20 @@ class _LayerByLayer:
         watchers = [(linear, criteria[path].add) for path, linear in linears.items()] * self.method.needs_calibration
         if self.method.needs_gram or self.reconstruction is not None:
             watchers += [(linear, partial(grams.watch, path)) for path, linear in linears.items()]
+        routed = {path: _TokenCount() for path in linears if self.transformer.is_routed(path)}
+        watchers += [(linears[path], tokens.add) for path, tokens in routed.items()]
         states.watch(self.transformer.layers[index], watchers)
         if index == 0:
-            _say_if_short(linears, grams)
+            _say_if_short({path: linear for path, linear in linears.items() if path not in routed}, grams)
         for path, linear in linears.items():
             dense = linear.weight.detach().clone()
             # Popped, so that what it gathered is freed before the next one works.
-            masks[path] = _prune(linear, criteria.pop(path), self.patterns[index], path)
+            criterion = criteria.pop(path)
+            if path in routed and not routed[path].count:
+                masks[path] = _prune(linear, Magnitude(), self.patterns[index], path)
+                unseen.append(path)
+                continue
+            masks[path] = _prune(linear, criterion, self.patterns[index], path)
             if self.reconstruction is not None:
                 masks[path] = self._refit(linear, dense, masks[path], grams.pop(path), self.patterns[index], path)
         return masks

@@ -8,6 +8,9 @@ from shearling.model.layers import TransformerLayers
 from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.quantization import QuantizationSection
 
+_TOLD = 4
+"""Modules that a message names."""
+
 
 def build_search_space(
     adapter: AdapterSection,
@@ -79,9 +82,12 @@ def _resolve(name: str, transformer: TransformerLayers, *, group: str) -> str:
     )
     if len(matches) == 1:
         return matches[0]
-    problem = "fits no linear module" if not matches else f"fits {', '.join(matches)}"
+    # Hundreds of experts are told by some of them.
+    more = f" and {len(matches) - _TOLD} more" if len(matches) > _TOLD else ""
+    problem = "fits no linear module" if not matches else f"fits {', '.join(matches[:_TOLD])}{more}"
+    own = [known for known in transformer.linear_names if known not in transformer.routed_names]
     raise RecipeInvalid(
         f"{name!r} {problem}",
         where=f"adapter.groups.{group}",
-        remedy=f"A layer has: {', '.join(transformer.linear_names)}",
+        remedy=f"A layer has: {', '.join(own)}",
     )

@@ -86,7 +86,7 @@ def test_digits_are_split_as_the_pre_tokenizer_says(pre, text, expected, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"kind": "llama"}, "byte-level BPE"), ({"pre": "unheard-of"}, "unheard-of")]
+    ("options", "message"), [({"kind": "bert"}, "byte-level BPE"), ({"pre": "unheard-of"}, "unheard-of")]
 )
 def test_gguf_tokenizers_that_cannot_be_rebuilt_are_refused(options, message, tmp_path):
     source = write_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer(), **options)

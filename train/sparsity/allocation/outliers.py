@@ -78,6 +78,9 @@ def outlier_shares(
         outliers = weights = 0
         with residence.layer(index):
             for path, linear in transformer.linears_of(index).items():
+                if norms[path].mean_square is None and transformer.is_routed(path):
+                    # An expert of which the text tells nothing.
+                    continue
                 scores = wanda_scores(linear.weight, norms[path], where=path)
                 outliers += int((scores > OUTLIER_TIMES * scores.mean()).sum())
                 weights += scores.numel()

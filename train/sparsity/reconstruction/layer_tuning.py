@@ -69,7 +69,9 @@ def tune_layer(
                 optimizer.zero_grad()
                 loss.backward()
                 for path, weight in weights.items():
-                    weight.grad.mul_(masks[path].view(torch.int8))  # type: ignore[union-attr] # set by the backward
+                    # None for an expert that no token of the batch was routed to.
+                    if weight.grad is not None:
+                        weight.grad.mul_(masks[path].view(torch.int8))
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * (1 - done / updates)
                 optimizer.step()

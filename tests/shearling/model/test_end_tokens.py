@@ -1,0 +1,64 @@
+"""Every token that ends a text is honoured, from the source of a model to what was exported of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from export.request import ExportRequest
+from export.stage import export_frozen
+from serve.runtimes.deployment import find_deployment
+from shearling.evaluation.generation import Stopping, generate_greedily
+from shearling.model.checkpoint import load_tokenizer
+from shearling.model.end_tokens import end_token_ids, end_tokens_of
+from shearling.strict_json import read_json
+from shearling.target import Target
+from tests.support.json_files import edit_json
+from tests.support.tiny_models import save_tiny, tiny_tokenizer
+from train.base.artefact import import_base
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        (({"eos_token_id": 2},), (2,)),
+        (({"eos_token_id": [106, 1]}, {"eos_token_id": 1}), (1, 106)),
+        (({"text_config": {"eos_token_id": 9}},), (9,)),
+        (({"eos_token_id": None}, {}), ()),
+        (({"eos_token_id": [True, "2", 3.0]},), ()),
+    ],
+)
+def test_numbers_and_lists_are_read(sources, expected):
+    assert end_token_ids(*sources) == expected
+
+
+@pytest.mark.parametrize("ends", [{7}, {7, 9}])
+def test_an_answer_ends_at_the_first_of_them(ends):
+    says = iter([5, 9, 6, 7, 8, 8, 8])
+
+    def step(input_ids, attention_mask, position_ids, fresh):
+        return torch.nn.functional.one_hot(torch.tensor([next(says)]), 10).float()
+
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
+    (text,) = generate_greedily(step, [[1, 2]], Stopping(6, ()), tokenizer=tokenizer, ends=ends)
+    assert text == ("5" if 9 in ends else "5 9 6")
+
+
+def test_a_tokenizer_without_a_directory_knows_its_own_end():
+    tokenizer = tiny_tokenizer()
+    assert end_tokens_of(tokenizer) == {tokenizer.eos_token_id}
+
+
+def test_a_list_reaches_every_export(tmp_path):
+    source = save_tiny("llama", tmp_path / "source")
+    edit_json(source / "generation_config.json", eos_token_id=[2, 106])
+    base = import_base(source, tmp_path / "base", model_id="tiny/turns")
+    assert end_tokens_of(load_tokenizer(base.path)) == {2, 106}
+    request = ExportRequest(output=tmp_path / "export", formats=("hf", "openvino", "onnx"), verify="off")
+    exported = export_frozen(base.path, request)
+    for name in ("model", "openvino", "onnx"):
+        assert read_json(exported.path / name / "generation_config.json")["eos_token_id"] == [2, 106]
+        assert end_tokens_of(load_tokenizer(exported.path / name)) == {2, 106}
+    assert find_deployment(Target(exported.path)).end_ids == (2, 106)
