@@ -15,7 +15,7 @@ from export.formats.export_format import PlannedFormat
 from export.quantization.settings import PlannedQuantization, needs_copy
 from export.verification.parity import BLOCK_TOKENS
 from shearling.model.weight_shards import StoredWeights
-from shearling.resources import Estimate
+from shearling.resources import Estimate, cuda_libraries_bytes
 
 LIBRARIES_BYTES = 535 * 2**20
 """Python, torch and transformers: all that a format needs which no runtime reads."""
@@ -152,7 +152,9 @@ def _working_bytes(sizes: WeightSizes, *, run: bool, merges: bool) -> int:
     """Libraries, mapped files, and the matrix that is worked on, of the vocabulary where a graph is made."""
     libraries = MERGING_LIBRARIES_BYTES if merges else RUNTIME_LIBRARIES_BYTES if run else LIBRARIES_BYTES
     matrix = sizes.largest if run else sizes.inner
-    return libraries + min(sizes.stored_bytes, PAGES_BYTES) + int(COPIES * FLOAT32_BYTES * matrix)
+    return (
+        libraries + cuda_libraries_bytes() + min(sizes.stored_bytes, PAGES_BYTES) + int(COPIES * FLOAT32_BYTES * matrix)
+    )
 
 
 def _logits_bytes(sizes: WeightSizes, positions: int) -> int:

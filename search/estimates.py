@@ -10,7 +10,7 @@ from search.settings import SearchSettings
 from shearling.elastic.search_space import SearchSpace
 from shearling.executors.executor import Workforce, available_cpus
 from shearling.model.figures import FLOAT32_BYTES, ModelFigures, read_figures
-from shearling.resources import Estimate, available_memory_bytes, require
+from shearling.resources import Estimate, available_memory_bytes, cuda_libraries_bytes, require
 
 Memory = Literal["auto", "fast", "lean"]
 
@@ -47,7 +47,7 @@ def estimate_search(
     states = tokens * FLOAT32_BYTES * (8 * figures.hidden + 3 * figures.widest)
     head = FLOAT32_BYTES * figures.table if lean and figures.table_bytes < FLOAT32_BYTES * figures.table else 0
     working = max(MERGING_BYTES * figures.matrix, head)
-    return Estimate(LIBRARIES_BYTES + weights + masks + merged + adapter + states + working)
+    return Estimate(LIBRARIES_BYTES + cuda_libraries_bytes() + weights + masks + merged + adapter + states + working)
 
 
 def plan_memory(

@@ -6,12 +6,14 @@ count as well: the system may drop such pages, but a reader that comes back to t
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from shearling.errors import ResourceExhausted
 
+_CUDA_LIBRARIES_BYTES = 600 * 2**20
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
@@ -92,6 +94,13 @@ def available_memory_bytes() -> int:
     own_bytes: int = psutil.Process().memory_info().rss
     left_bytes = [psutil.virtual_memory().available, *filter(None, (_left_in_container(*files) for files in _CGROUPS))]
     return own_bytes + min(left_bytes)
+
+
+def cuda_libraries_bytes() -> int:
+    """What PyTorch's build for CUDA takes more than that for CPUs, when it is imported; 0 where it is not here."""
+    found = importlib.util.find_spec("torch")
+    places = [] if found is None else found.submodule_search_locations or []
+    return _CUDA_LIBRARIES_BYTES if any((Path(place) / "lib" / "libtorch_cuda.so").exists() for place in places) else 0
 
 
 def own_memory_bytes() -> int:

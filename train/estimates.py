@@ -16,7 +16,7 @@ from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
 from shearling.registry.pruning_methods import PRUNING_METHODS
-from shearling.resources import Estimate, available_memory_bytes
+from shearling.resources import Estimate, available_memory_bytes, cuda_libraries_bytes
 from train.base.adaptation import adapting_recipe
 
 LIBRARIES_BYTES = 540 * 2**20
@@ -45,9 +45,9 @@ def estimate_import(figures: ModelFigures, *, by_tensors: bool) -> Estimate:
         by_tensors: it is copied; else it is loaded as a whole and in float32.
     """
     if by_tensors:
-        return Estimate(LIBRARIES_BYTES + figures.table_bytes, figures.stored_bytes)
+        return Estimate(_libraries() + figures.table_bytes, figures.stored_bytes)
     whole_bytes = FLOAT32_BYTES * figures.parameters
-    return Estimate(LIBRARIES_BYTES + 2 * whole_bytes, whole_bytes)
+    return Estimate(_libraries() + 2 * whole_bytes, whole_bytes)
 
 
 def estimate_pruning(figures: ModelFigures, section: SparsitySection) -> Estimate:
@@ -71,7 +71,7 @@ def estimate_pruning(figures: ModelFigures, section: SparsitySection) -> Estimat
     else:
         copies = 4 if section.healing is not None else 2
         peak = copies * FLOAT32_BYTES * figures.parameters + states + choosing
-    return Estimate(LIBRARIES_BYTES + peak).then(disk)
+    return Estimate(_libraries() + peak).then(disk)
 
 
 def estimate_training(
@@ -103,7 +103,8 @@ def estimate_training(
     head = FLOAT32_BYTES * figures.table if widened else 0
     peak = weights + masks + merged + ADAM_BYTES * trained + states + teacher
     return Estimate(
-        TRAINING_LIBRARIES_BYTES + peak + max(MERGING_BYTES * figures.matrix, head), CHECKPOINTED_BYTES * trained
+        TRAINING_LIBRARIES_BYTES + cuda_libraries_bytes() + peak + max(MERGING_BYTES * figures.matrix, head),
+        CHECKPOINTED_BYTES * trained,
     )
 
 
@@ -183,3 +184,7 @@ def _trained(recipe: Recipe, figures: ModelFigures) -> Estimate:
     # A grid is found on a copy of the model.
     copied = FLOAT32_BYTES * figures.parameters if on_grid else 0
     return Estimate(found.memory_bytes + copied, found.disk_bytes)
+
+
+def _libraries() -> int:
+    return LIBRARIES_BYTES + cuda_libraries_bytes()

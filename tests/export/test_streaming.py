@@ -137,6 +137,7 @@ def models(tmp_path_factory):
     return write_model(directory / "small", 2, 64, 128), write_model(directory / "large", LAYERS, HIDDEN, INNER)
 
 
+@pytest.mark.alone  # under load the system takes pages back later
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("formats", "weights", "most"),

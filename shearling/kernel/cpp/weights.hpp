@@ -40,8 +40,8 @@ const char* read_layout(
 const char* take_weights(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights, const Threads& threads);
 
-// The same for weights that several models of this process may have: what is there already, byte for byte, is not copied
-// again. Null where `fault` says what is wrong with them.
+// The same for weights that several models of this process may have: what is there already, byte for byte, is not
+// copied again. Null where `fault` says what is wrong with them.
 std::shared_ptr<const Weights> share_weights(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, const char*& fault, const Threads& threads);
 

@@ -53,7 +53,7 @@ def test_a_stream_is_the_same_text_in_whole_characters(client: openai.OpenAI, mo
     *told, last = chunks
     pieces = [chunk.choices[0].delta.content or "" for chunk in told]
     assert "".join(pieces) == spoken(oracle, PROMPT, 40, chat=True)
-    assert len(pieces) > 10
+    assert sum(map(bool, pieces)) >= 2
     assert [chunk.choices[0].finish_reason for chunk in told] == [None] * (len(told) - 1) + ["length"]
     assert told[0].choices[0].delta.role == "assistant"
     assert (last.choices, last.usage.completion_tokens) == ([], 40)
