@@ -19,9 +19,9 @@ from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.resources import Estimate, available_memory_bytes, cuda_libraries_bytes
 from train.base.adaptation import adapting_recipe
 
-LIBRARIES_BYTES = 540 * 2**20
+LIBRARIES_BYTES = 670 * 2**20
 """Python, torch and transformers, loaded."""
-TRAINING_LIBRARIES_BYTES = 640 * 2**20
+TRAINING_LIBRARIES_BYTES = 770 * 2**20
 """With the Trainer and peft."""
 CHOOSING_BYTES = 22
 """An entry of the largest matrix while its mask is chosen: a copy, scores, comparisons, counts of ties."""

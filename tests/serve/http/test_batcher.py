@@ -17,17 +17,8 @@ from serve.runtimes.deployment import find_deployment
 from serve.runtimes.openvino import load_batching_pipeline
 from serve.runtimes.runtime import RunOptions
 from shearling.target import Target
+from tests.support.http_jobs import GREEDY
 
-GREEDY = Sampling(
-    temperature=0.0,
-    top_p=1.0,
-    top_k=None,
-    seed=0,
-    repeatable=False,
-    frequency_penalty=0.0,
-    presence_penalty=0.0,
-    ignore_eos=True,
-)
 MakeJob = Callable[..., TextJob]
 
 

@@ -67,10 +67,9 @@ def test_a_full_queue(narrow: HttpServer) -> None:
     assert (more_than_fits.status_code, more_than_fits.json()["error"]["code"]) == (429, "queue_full")
     assert more_than_fits.headers["retry-after"]
     with ThreadPoolExecutor(12) as pool:
-        responses = list(pool.map(lambda _: narrow.post(COMPLETIONS, LONG), range(12)))
-    statuses = [response.status_code for response in responses]
-    assert set(statuses) == {200, 429}
-    assert statuses.count(200) >= 3
+        # Each fills all places: two at a time are one too many, however fast the machine is.
+        responses = list(pool.map(lambda _: narrow.post(COMPLETIONS, {**LONG, "n": 3}), range(12)))
+    assert {response.status_code for response in responses} == {200, 429}
     with narrow.client() as client, pytest.raises(openai.RateLimitError):
         client.completions.create(model="tiny", prompt="a", n=4)
     assert narrow.post(COMPLETIONS, LONG).status_code == 200

@@ -21,19 +21,10 @@ from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.openvino import greedy, load_batching_pipeline, load_lone_pipeline
 from serve.runtimes.runtime import RunOptions
 from shearling.target import Target
+from tests.support.http_jobs import GREEDY
 from tests.support.packed_decoders import SHAPE, seeded_decoder, write_packed
 
 OPTIONS = RunOptions(threads=1)
-GREEDY = Sampling(
-    temperature=0.0,
-    top_p=1.0,
-    top_k=None,
-    seed=0,
-    repeatable=False,
-    frequency_penalty=0.0,
-    presence_penalty=0.0,
-    ignore_eos=True,
-)
 SAMPLED = GREEDY.model_copy(update={"temperature": 1.0})
 IDS = itertools.count(1)
 

@@ -8,24 +8,15 @@ from pathlib import Path
 import pytest
 
 from serve.http.limits import Limits
-from serve.http.protocol import Events, Sampling, TextJob
+from serve.http.protocol import Events, TextJob
 from serve.http.refusal import Refusal
 from serve.http.served_model import ServedModel
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import RunOptions
 from shearling.target import Target
+from tests.support.http_jobs import GREEDY
 
 OPTIONS = RunOptions(precision="fp32", threads=1)
-GREEDY = Sampling(
-    temperature=0.0,
-    top_p=1.0,
-    top_k=None,
-    seed=0,
-    repeatable=False,
-    frequency_penalty=0.0,
-    presence_penalty=0.0,
-    ignore_eos=True,
-)
 
 
 class Overheard(ServedModel):
