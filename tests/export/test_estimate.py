@@ -56,8 +56,8 @@ def test_a_format_is_charged_for_the_libraries_that_it_loads():
     def memory_bytes(name, *, merges=False):
         return estimate_export(tiny, [planned(name)], None, merges=merges, positions=FIXED_POSITIONS).memory_bytes
 
-    # Peaks of a model without weights: 533 MiB, and 656 to 677 MiB where a runtime reads the file; in a new environment,
-    # of whose libraries the system maps more at a time, 130 MiB more.
+    # Peaks of a model without weights: 533 MiB, and 656 to 677 MiB where a runtime reads the file; in a new
+    # environment, of whose libraries the system maps more at a time, 130 MiB more.
     assert memory_bytes("hf") == pytest.approx(663 * 2**20, rel=0.02)
     for name in ("openvino", "onnx"):
         assert memory_bytes("hf") < memory_bytes(name) == pytest.approx(797 * 2**20, rel=0.03)
