@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.guard_simulation import NOISES, invent, main, read_trace, simulate, simulate_check
 from serve.bench.time_budget import CHECK_S
+from tests.support.deployments import shared_export
 
 # Kinds on which a check is to decide within its own time; the others are harder than quiet machines are.
 DECIDED = ("quiet", "drifting")
@@ -68,8 +69,10 @@ def test_a_longer_budget_continues_the_same_check() -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_a_recording_can_be_drawn_from(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "trace.json"
+def test_a_recording_can_be_drawn_from(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export, path = shared_export(tmp_path_factory), tmp_path / "trace.json"
     assert main(["record", str(export), "--output", str(path), "--seconds", "12"]) == 0
     trace = read_trace(path)
     assert len(trace.sessions) >= 2
