@@ -15,7 +15,7 @@ from shearling.resources import Estimate, available_memory_bytes, cuda_libraries
 Memory = Literal["auto", "fast", "lean"]
 
 LIBRARIES_BYTES = 750 * 2**20
-"""Python, torch, transformers and the harness, loaded."""
+"""Python, torch, transformers and the harness, loaded, in a new environment."""
 MERGING_BYTES = 13
 """An entry of the largest matrix while it is merged: the sum, the mask as numbers, and the weight in another type."""
 ADAPTER_BYTES = 8

@@ -14,6 +14,7 @@ from pathlib import Path
 from shearling.errors import ResourceExhausted
 
 _CUDA_LIBRARIES_BYTES = 600 * 2**20
+"""Between the two builds of PyTorch 2.13, with transformers."""
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),

@@ -20,7 +20,7 @@ from shearling.resources import Estimate, available_memory_bytes, cuda_libraries
 from train.base.adaptation import adapting_recipe
 
 LIBRARIES_BYTES = 670 * 2**20
-"""Python, torch and transformers, loaded."""
+"""Python, torch and transformers, loaded, in a new environment, of which the system keeps more in memory."""
 TRAINING_LIBRARIES_BYTES = 770 * 2**20
 """With the Trainer and peft."""
 CHOOSING_BYTES = 22

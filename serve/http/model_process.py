@@ -86,7 +86,7 @@ def _load(line: bytes, channel: IO[str]) -> Batcher | None:
         _tell(channel, json.dumps(reply))
         return None
     batcher = Batcher(pipeline, loading.deployment, loading.limits, lone=None if lone is None else LoneDecoder(lone))
-    _tell(channel, Loaded(facts=facts, chats=batcher.chats).model_dump_json())
+    _tell(channel, Loaded(facts=facts, chats=batcher.chats, lone=lone is not None).model_dump_json())
     return batcher
 
 

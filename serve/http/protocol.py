@@ -34,10 +34,12 @@ class Loaded(Document):
     Attributes:
         facts: what really runs.
         chats: whether its tokenizer has a chat template.
+        lone: whether a text that nothing runs beside is decoded faster, see `serve.http.lone_decoder`.
     """
 
     facts: RuntimeFacts
     chats: bool
+    lone: bool
 
 
 class Turn(Document):

@@ -99,6 +99,8 @@ async def _serve(models: Sequence[ServedModel], server: DrainingServer, listener
             log.print(
                 f"{model.name}: {model.deployment.label}{chats} ({facts.runtime}, {facts.provider}, {facts.precision})"
             )
+            if loaded.lone:
+                log.print(f"{model.name}: attention in the layers for a text that nothing runs beside")
         await server.serve(sockets=[listener])
     finally:
         await asyncio.gather(*(model.stop() for model in models))

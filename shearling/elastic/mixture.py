@@ -147,9 +147,10 @@ class LayerVariants:
         self._weights = {percent: StoredWeights(path) for percent, path in self._directories.items()}
         self._masks: dict[int, Masks] = {}
         self._moves: dict[str, list[tuple[int, Tensor]]] = {}
-        for group in space.width_groups if reordering is not None else ():
-            for path, axis, channels in group_channels(group, reordering.orders[group.id]):  # type: ignore[union-attr] # the loop is empty without one
-                self._moves.setdefault(path, []).append((axis, channels))
+        if reordering is not None:
+            for group in space.width_groups:
+                for path, axis, channels in group_channels(group, reordering.orders[group.id]):
+                    self._moves.setdefault(path, []).append((axis, channels))
 
     def weight(self, path: str, percent: int) -> Tensor:
         """[out, in] as it is stored, a view of a file unless its channels were moved.

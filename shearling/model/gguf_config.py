@@ -51,6 +51,7 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
             str(header.path.parent), gguf_file=header.path.name, local_files_only=True
         )
     except (ValueError, KeyError, TypeError, NotImplementedError, OSError) as error:
+        # What its reader raises, by architecture, of names, fields and types that it does not know.
         raise ModelUnsupported(
             f"transformers {transformers.__version__} cannot read a GGUF of architecture {architecture!r}: {error}",
             where=header.path,

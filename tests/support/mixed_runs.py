@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from search.opening import SearchableRun, open_inputs, open_run
+from shearling.elastic.mixture import LayerFormat
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network
 from shearling.model.checkpoint import save_model
 from shearling.model.layers import find_layers
@@ -17,7 +18,7 @@ from tests.support.tiny_runs import tiny_recipe
 from train.stage import run_recipe
 
 RATIOS = (0.6, 0.75)
-FORMATS = ("int8", "int4")
+FORMATS: tuple[LayerFormat, ...] = ("int8", "int4")
 
 
 def mixed_run(directory: Path, **options: Any) -> Run:
@@ -33,9 +34,11 @@ def mixed_run(directory: Path, **options: Any) -> Run:
     return Run(directory / "run")
 
 
-def open_mixed(run: Run, *, ratios: tuple[float, ...] = RATIOS, formats: tuple[str, ...] = FORMATS) -> SearchableRun:
+def open_mixed(
+    run: Run, *, ratios: tuple[float, ...] = RATIOS, formats: tuple[LayerFormat, ...] = FORMATS
+) -> SearchableRun:
     """The run with the space of its mixtures."""
-    return open_run(run).mixed(ratios=ratios, formats=formats)  # type: ignore[arg-type] # names of formats
+    return open_run(run).mixed(ratios=ratios, formats=formats)
 
 
 def mixed_network(opened: SearchableRun, *, lean: bool = False) -> SuperNetwork:

@@ -21,6 +21,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    GptOssConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -273,6 +274,20 @@ def olmoe() -> PreTrainedModel:
     shape = {**_shape(48, 2, 4, 4, 24), **_experts(4, 24)}
     del shape["moe_intermediate_size"]
     return build_tiny(OlmoeForCausalLM, OlmoeConfig(**{**shape, "norm_topk_prob": False}))
+
+
+def fused_experts_config() -> GptOssConfig:
+    """Of a mixture whose experts nobody makes linears of."""
+    return GptOssConfig(
+        num_hidden_layers=2,
+        num_local_experts=4,
+        hidden_size=32,
+        intermediate_size=32,
+        vocab_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
 
 
 def _experts(count: int, inner: int) -> dict[str, object]:

@@ -7,7 +7,6 @@ import time
 from collections import namedtuple
 
 import pytest
-from transformers import GptOssConfig
 
 from benchmarks.gguf_writer import write_gguf
 from benchmarks.scale import SHAPES, stored_tensors
@@ -23,7 +22,7 @@ from shearling.model.figures import ModelFigures, figures_of, read_figures
 from shearling.model.layers import find_layers
 from shearling.recipe.model import ModelSection
 from tests.support.json_files import edit_json
-from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, fused_experts_config, save_tiny, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe
 from train.estimates import estimate_stage, what_would_fit
 from train.preflight import check_structure, find_model, preflight
@@ -58,16 +57,7 @@ def test_architectures_out_of_reach_are_refused_before_anything_is_made(model_ty
 
 def test_layers_that_would_stay_dense_are_refused_before_anything_is_made(tmp_path):
     recipe = tiny_recipe(tmp_path)
-    config = GptOssConfig(
-        num_hidden_layers=2,
-        num_local_experts=4,
-        hidden_size=32,
-        intermediate_size=32,
-        vocab_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-    )
+    config = fused_experts_config()
     config.save_pretrained(tmp_path / "source")
     with pytest.raises(ModelUnsupported, match="would stay dense") as caught:
         run_recipe(recipe, tmp_path / "run")

@@ -22,10 +22,12 @@ from serve.runtimes.openvino import greedy, load_batching_pipeline, load_lone_pi
 from serve.runtimes.runtime import RunOptions
 from shearling.target import Target
 from tests.support.http_jobs import GREEDY
+from tests.support.http_server import COMPLETIONS, serving
 from tests.support.packed_decoders import SHAPE, seeded_decoder, write_packed
 
 OPTIONS = RunOptions(threads=1)
 SAMPLED = GREEDY.model_copy(update={"temperature": 1.0})
+PLAIN = {"temperature": 0, "ignore_eos": True}
 IDS = itertools.count(1)
 
 
@@ -209,6 +211,14 @@ def test_no_sampling_that_a_body_may_ask_for_stops_it(
     one = Batcher(batching, deployment, Limits(), lone=LoneDecoder(lone_pipeline))
     _, tokens, reason = told(one, make_job(tokens=4, sampling=sampling))
     assert (tokens, reason) == (4, "length") or (tokens <= 4 and reason == "stop")
+
+
+def test_a_server_says_that_it_has_one_and_answers_with_it(deployment: Deployment, batched: Batcher) -> None:
+    text, tokens, _ = told(batched, make_job(tokens=30))
+    with serving(f"packed={deployment.directory}", options=("--precision", "default")) as server:
+        assert "packed: attention in the layers for a text that nothing runs beside" in server.log
+        answer = server.post(COMPLETIONS, {"model": "packed", "prompt": "Area man", "max_tokens": 30, **PLAIN}).json()
+    assert (answer["choices"][0]["text"], answer["usage"]["completion_tokens"]) == (text, tokens)
 
 
 def test_a_model_of_openvinos_own_attention_has_none(export: Path) -> None:

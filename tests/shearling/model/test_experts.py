@@ -15,7 +15,15 @@ from shearling.model.checkpoint import hash_weights, load_model, load_tokenizer,
 from shearling.model.experts import EXPERT_LAYOUTS, has_separate_experts, separate_experts
 from shearling.model.layers import find_layers
 from shearling.model.skeleton import open_skeleton
-from tests.support.tiny_models import FAMILIES, MIXTURES, VOCABULARY, build_tiny, save_tiny, tiny_tokenizer
+from tests.support.tiny_models import (
+    FAMILIES,
+    MIXTURES,
+    VOCABULARY,
+    build_tiny,
+    fused_experts_config,
+    save_tiny,
+    tiny_tokenizer,
+)
 from train.base.artefact import import_base
 
 TOKENS = torch.randint(3, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(1))
@@ -87,7 +95,8 @@ def test_a_graph_computes_the_same(family):
     model = MIXTURES[family]()
     separate_experts(model)
     layer = find_layers(model).layers[1]
-    block = getattr(layer, "mlp")  # noqa: B009 (mypy knows no such attribute)
+    block = layer.mlp if isinstance(layer.mlp, torch.nn.Module) else None
+    assert block is not None
     x = torch.randn(2, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
@@ -109,16 +118,7 @@ def test_experts_count_by_the_tokens_that_they_see():
 
 
 def test_fused_experts_that_are_not_known_are_refused():
-    config = transformers.GptOssConfig(
-        num_hidden_layers=2,
-        num_local_experts=4,
-        hidden_size=32,
-        intermediate_size=32,
-        vocab_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-    )
+    config = fused_experts_config()
     model = transformers.GptOssForCausalLM(config)
     separate_experts(model)
     with pytest.raises(ModelUnsupported, match=r"would stay dense: mlp\.experts\.") as caught:
