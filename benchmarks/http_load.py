@@ -5,8 +5,10 @@
     python -m benchmarks.http_load runs/demo/sparse-int8 --minutes 10 --rounds 3 # and `serve load`, by turns
 
 A client asks, waits for its answer, and asks again: random token ids, greedy, end tokens ignored, the work of
-`serve load`. Half of the clients of each level stream. Before anything is counted the server has had prompts of every
-length and every level for a while, so that caches have their size. Exit code 1: an answer was lost, or memory grew.
+`serve load`. Half of the clients of each level stream. As there, their first answers are of different lengths, and
+throughput counts from the last of these on: what ended in that time. Before anything is counted the server has had
+prompts of every length and every level twice for a while, so that caches have their size. Exit code 1: an answer was
+lost, or memory grew.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ START_S, REQUEST_S = 600.0, 600.0
 STEP_TOKENS = 256
 """Of GenAI's scheduler: a step never has more."""
 WARM_UP_S = 30.0
-"""For each level, before memory is looked at."""
+"""For each level, twice, before memory is looked at: the first time with many clients leaves one client larger."""
 MOST_GROWTH = 0.05
 """Of resident memory, from the end of the warm-up to the end of all: more is called growth."""
 
@@ -68,15 +70,16 @@ class ClientLevel:
     Attributes:
         answered: requests with all their tokens.
         lost: other ends, each in words.
-        tokens_per_s: new tokens over the wall time.
-        latency_s: p50 and p99 of a whole answer.
+        seconds: that throughput was counted for.
+        tokens_per_s: of the answers that ended in them.
+        latency_s: p50 and p99 of a whole answer that began after the first ones.
         resident_bytes: of the server and its models, at the end.
     """
 
     clients: int
     answered: int
     lost: tuple[str, ...]
-    wall_s: float
+    seconds: float
     tokens_per_s: float
     latency_s: dict[str, float]
     resident_bytes: int
@@ -124,32 +127,41 @@ def _wait_until_ready(process: subprocess.Popen[str], log: Path) -> str:
 
 def load_level(server: LoadedServer, prompts: Prompts, work: Work, *, clients: int, seconds: float) -> ClientLevel:
     """Let clients ask for so long; each finishes its last request."""
-    latencies_s, lost = [], []
+    lost: list[str] = []
+    spans: list[tuple[float, float]] = []
+    rising, counted_from_s = clients, 0.0
 
-    async def be_client(connection: aiohttp.ClientSession, number: int, deadline_s: float) -> None:
-        while time.perf_counter() < deadline_s:
-            (rows,), _ = prompts.draw()
-            started_s = time.perf_counter()
-            failure = await _ask(connection, rows[0], work.new_tokens, stream=number % 2 == 1)
-            if failure is None:
-                latencies_s.append(time.perf_counter() - started_s)
-            else:
-                lost.append(failure)
+    async def ask(connection: aiohttp.ClientSession, number: int, new_tokens: int) -> None:
+        (rows,), _ = prompts.draw()
+        started_s = time.perf_counter()
+        failure = await _ask(connection, rows[0], new_tokens, stream=number % 2 == 1)
+        if failure is None:
+            spans.append((started_s, time.perf_counter()))
+        else:
+            lost.append(failure)
+
+    async def be_client(connection: aiohttp.ClientSession, number: int) -> None:
+        nonlocal rising, counted_from_s
+        await ask(connection, number, -(-work.new_tokens * (number + 1) // clients))
+        rising -= 1
+        if not rising:
+            counted_from_s = time.perf_counter()
+        while rising or time.perf_counter() < counted_from_s + seconds:
+            await ask(connection, number, work.new_tokens)
 
     async def be_clients() -> None:
         async with _connection(server, clients=clients) as connection:
-            deadline_s = time.perf_counter() + seconds
-            await asyncio.gather(*(be_client(connection, number, deadline_s) for number in range(clients)))
+            await asyncio.gather(*(be_client(connection, number) for number in range(clients)))
 
-    began_s = time.perf_counter()
     _run(be_clients())
-    wall_s = time.perf_counter() - began_s
+    ended = sum(counted_from_s < end_s <= counted_from_s + seconds for _, end_s in spans)
+    latencies_s = [end_s - start_s for start_s, end_s in spans if start_s >= counted_from_s]
     return ClientLevel(
         clients=clients,
-        answered=len(latencies_s),
+        answered=len(spans),
         lost=tuple(lost),
-        wall_s=wall_s,
-        tokens_per_s=len(latencies_s) * work.new_tokens / wall_s,
+        seconds=seconds,
+        tokens_per_s=ended * work.new_tokens / seconds,
         latency_s={f"p{share}": percentile(latencies_s, share / 100) for share in (50, 99)} if latencies_s else {},
         resident_bytes=server.resident_bytes,
     )
@@ -252,8 +264,8 @@ def main(argv: list[str] | None = None) -> int:
     ratios: dict[int, list[float]] = {level: [] for level in levels}
     with running_server(options.model, [*shared, "--concurrency", str(max(levels))]) as server:
         meet_all_steps(server, prompts, most_tokens=min(STEP_TOKENS, (deployment.context_tokens or STEP_TOKENS) - 2))
-        for level in levels:
-            load_level(server, prompts, work, clients=level, seconds=min(WARM_UP_S, seconds))
+        for level in levels * 2:
+            load_level(server, prompts, work, clients=level, seconds=min(WARM_UP_S, seconds) / 2)
         before_bytes = server.resident_bytes
         for _ in range(rounds):
             alone = batching_alone(options.model, levels, work, shared) if options.rounds else {}

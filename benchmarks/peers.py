@@ -2,14 +2,16 @@
 
     python -m benchmarks.peers build llama.cpp peers/llama          # compiles; minutes; needs a C++ compiler
     python -m benchmarks.peers build deepsparse peers/deepsparse    # needs Python 3.11
-    python -m benchmarks.peers gguf RUN/base peers/llama            # Q8_0, Q4_0, Q4_0-pure, Q4_K_M
+    python -m benchmarks.peers gguf RUN/adapted peers/llama         # Q8_0, Q4_0, Q4_0-pure, Q4_K_M
+        [--dataset task,general.jsonl --task RUN/task]              # also Q4_0-imatrix and so on
     python -m benchmarks.peers decoder RUN/export/model peers/sparse-decoder
     python -m serve bench EXPORT ... peers/llama/Q8_0.gguf@environment=peers/llama
         peers/sparse-decoder@environment=peers/deepsparse
     shearling evaluate EXPORT ... peers/llama/Q8_0.gguf@environment=peers/llama --tasks RUN/task
     python -m benchmarks.peers layer peers/deepsparse
 
-`gguf` writes a base for llama.cpp, `decoder` a pruned model for DeepSparse (`benchmarks.static_decoder`); `serve bench`
+`gguf` writes a model for llama.cpp, with --dataset also calibrated on the windows of text that the same option of
+`python -m export` takes; `decoder` a pruned model for DeepSparse (`benchmarks.static_decoder`); `serve bench`
 decodes the same random prompts in them and in every export, and `shearling evaluate` asks GGUF files the questions of a
 task. `layer` runs eight layers of 4096 x 4096 with half of their weights zero, one after the other, so that no cache
 holds them: DeepSparse in float32, OpenVINO and our operators in bf16 and int8.
@@ -31,6 +33,7 @@ from typing import IO, Any
 import numpy as np
 
 from benchmarks.static_decoder import write_static_decoder
+from export.quantization.text import CalibrationText, find_text, windows_of
 from serve.bench.statistics import bootstrap_median, paired_ratio
 from shearling.command_line import quiet_libraries
 from shearling.virtual_environment import interpreter_of
@@ -40,6 +43,9 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "deepsparse": ("deepsparse==1.8.0", "numpy==1.26.4", "onnx==1.14.1", "setuptools<81"),
 }
 QUANTIZATIONS = ("Q8_0", "Q4_0", "Q4_0-pure", "Q4_K_M")
+CALIBRATED = ("Q4_0", "Q4_0-pure", "Q4_K_M")
+"""Those that an importance matrix changes."""
+CALIBRATION_WINDOWS = 256
 LAYERS, WIDTH = 8, 4096
 
 
@@ -56,6 +62,8 @@ def main(arguments: list[str]) -> int:
     gguf.add_argument("base", type=Path, help="a Llama checkpoint")
     gguf.add_argument("environment", type=Path, help="with llama.cpp")
     gguf.add_argument("--output", type=Path, help="directory to write to; by default that of the environment")
+    gguf.add_argument("--dataset", help="texts of an importance matrix: task, or files, separated by commas")
+    gguf.add_argument("--task", type=Path, help="RUN/task, where the dataset has it")
     decoder = commands.add_parser("decoder")
     decoder.add_argument("model", type=Path, help="a Llama checkpoint, such as the model of an export")
     decoder.add_argument("directory", type=Path, help="where to write")
@@ -68,7 +76,8 @@ def main(arguments: list[str]) -> int:
     if options.command == "build":
         build_environment(options.peer, options.environment)
     elif options.command == "gguf":
-        write_quantized(options.base, options.environment, options.output or options.environment)
+        text = find_text(options.dataset.split(","), options.task or Path()) if options.dataset else None
+        write_quantized(options.base, options.environment, options.output or options.environment, text)
     elif options.command == "decoder":
         write_static_decoder(options.model, options.directory)
     else:
@@ -118,26 +127,38 @@ class Peer:
         return reply
 
 
-def write_quantized(base: Path, environment: Path, output: Path) -> None:
+def write_quantized(base: Path, environment: Path, output: Path, text: CalibrationText | None = None) -> None:
     """A Llama checkpoint with its tokenizer as GGUF files, quantized by llama.cpp itself.
 
     Args:
         base: Hugging Face directory.
         environment: with llama.cpp.
         output: directory for one file of each of `QUANTIZATIONS`.
+        text: of an importance matrix, for one more file of each of `CALIBRATED`, by the name of NAME-imatrix.
     """
     from benchmarks.gguf_writer import write_gguf
+    from benchmarks.importance_matrix import write_importance
     from shearling.model.checkpoint import load_model, load_tokenizer
 
     output.mkdir(parents=True, exist_ok=True)
     script = Path(__file__).with_name("gguf_quantizer.py")
+    model, tokenizer = load_model(base), load_tokenizer(base)
+
+    def quantize(quantization: str, name: str, *more: Path) -> None:
+        command = [interpreter_of(environment), script, exact, quantization, output / f"{name}.gguf", *more]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+
     with tempfile.TemporaryDirectory(dir=output) as temporary:
-        exact = write_gguf(Path(temporary) / "F32.gguf", load_model(base), load_tokenizer(base))
+        exact = write_gguf(Path(temporary) / "F32.gguf", model, tokenizer)
         for quantization in QUANTIZATIONS:
-            command = [interpreter_of(environment), script, exact, quantization, output / f"{quantization}.gguf"]
-            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(done.stderr[-2000:])
+            quantize(quantization, quantization)
+        if text is not None:
+            windows = windows_of(text.streams(tokenizer), CALIBRATION_WINDOWS, seed=0)
+            importance = write_importance(model, windows, Path(temporary) / "importance.npz")
+            for quantization in CALIBRATED:
+                quantize(quantization, f"{quantization}-imatrix", importance)
 
 
 def measure_layer(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """Throughput against latency: so many requests in flight at once, through OpenVINO GenAI's continuous batching.
 
-Every level keeps its number of requests in flight until all are done: one that finishes is replaced at once. Times of a
-request are GenAI's own (perf_metrics of its handle, from the moment it was added); the throughput is counted here, over
-the wall time of the level. Each prompt is random and new, and prefixes are not cached.
+Every level keeps its number of requests in flight to its end: one that finishes is replaced at once. Nothing is counted
+before the requests are at different places of their answers, as those of strangers are: the answers of the first ones
+are cut to lengths from short to whole. Started together, all would read their prompts in the same steps and none beside
+another's answer, for as long as the level lasts. Times of a request are GenAI's own (perf_metrics of its handle, from
+the moment it was added); the throughput is counted here, from the end of one request to that of another. Each prompt is
+random and new, and prefixes are not cached.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,8 +63,9 @@ class Level(Document):
     """One number of requests in flight.
 
     Attributes:
-        requests: completed.
-        tokens_per_s: new tokens of all requests over the wall time.
+        requests: completed in that time, at least as many as were wanted.
+        wall_s: from the end of the last request that is not counted to that of the last one.
+        tokens_per_s: new tokens of these requests over the wall time.
         ttft_s: p50, p90, p99 over requests; waiting for a place in a batch included.
         tpot_s: likewise, of each request's mean time per token after its first.
     """
@@ -153,25 +158,37 @@ def _run_level(
     new_tokens: int,
     advance: Advance,
 ) -> Level:
+    numbers = itertools.count()
+    rising = [
+        _add(pipeline, prompts, next(numbers), -(-new_tokens * share // concurrency))
+        for share in range(1, concurrency + 1)
+    ]
     flying: list[GenerationHandle] = []
     metrics: list[Any] = []
-    added = 0
     started_s = time.perf_counter()
     while len(metrics) < requests:
-        while added < requests and len(flying) < concurrency:
-            flying.append(_add(pipeline, prompts, added, new_tokens))
-            added += 1
+        while len(rising) + len(flying) < concurrency:
+            flying.append(_add(pipeline, prompts, next(numbers), new_tokens))
         with refusals():
             pipeline.step()
         landed = [handle for handle in flying if _finished(handle)]
         flying = [handle for handle in flying if handle not in landed]
+        if rising:
+            rising = [handle for handle in rising if not _finished(handle)]
+            started_s = time.perf_counter()
+            continue
         for handle in landed:
             metrics.append(handle.get_perf_metrics())
             advance(note=f"{concurrency} in flight")
     wall_s = time.perf_counter() - started_s
+    for handle in flying:
+        handle.cancel()
+    if flying:
+        # It is the next step that frees what they hold.
+        pipeline.step()
     return Level(
         concurrency=concurrency,
-        requests=requests,
+        requests=len(metrics),
         wall_s=wall_s,
         tokens_per_s=sum(item.get_num_generated_tokens() for item in metrics) / wall_s,
         ttft_s=_spread([item.get_ttft().mean / 1e3 for item in metrics]),

@@ -34,9 +34,9 @@ GREEDY_TEMPERATURE, GREEDY_SHARE = 0.01, 1e-6
 """Below these the most likely token is taken: logits divided by less leave the range of float32 before they choose
 anything else, and a smaller `top_p` keeps no second token, and may be 0 in float32, which GenAI refuses.
 """
-STREAM_S = 0.02
+STREAM_S = 0.04
 """Between two pieces of a stream: more of them nobody sees, and each takes time of server and client that the model
-lacks where they share processors.
+lacks where they share processors. All streams have theirs after the same step, so that both wake once for them.
 """
 
 
@@ -48,10 +48,10 @@ class _Text:
         ids: of the prompt.
         stream: turns tokens into `pieces`, through `stops`; None where the whole text is decoded at the end.
         pieces: readable text that was not told yet.
-        kept: tokens of the text, where there is no stream.
+        kept: tokens of the text that were not decoded yet.
         handle: of continuous batching, once it has a place there.
         alone: its tokens, where it is decoded alone instead.
-        due_s: when the next piece may be told.
+        told: whether a piece of it was.
     """
 
     job: TextJob
@@ -67,11 +67,19 @@ class _Text:
     new_tokens: int = 0
     reason: FinishReason | None = None
     failed: bool = False
-    due_s: float = -math.inf
+    told: bool = False
 
     def let_through(self, piece: str) -> None:
         """Take text of the stream."""
         self.pieces.append(self.stops.push(piece))
+
+    def read(self, decoder: Decoder) -> None:
+        """Decode what is kept."""
+        if self.stream is None:
+            self.pieces.append(str(decoder.decode(self.kept)))
+        elif self.kept:
+            self.stream.push(*self.kept)
+        self.kept.clear()
 
 
 class _PromptRefused(Exception):
@@ -113,6 +121,7 @@ class Batcher:
         self._waiting: deque[_Text] = deque()
         self._flying: dict[int, _Text] = {}
         self._dropped = False
+        self._due_s = -math.inf
 
     @property
     def busy(self) -> bool:
@@ -161,8 +170,12 @@ class Batcher:
         if self._dropped or any(text.handle is not None for text in self._flying.values()):
             self._dropped = False
             self._pipeline.step()
+        now_s = self._clock()
+        due = now_s >= self._due_s
+        if due:
+            self._due_s = now_s + STREAM_S
         for text in list(self._flying.values()):
-            yield from self._collect(text)
+            yield from self._collect(text, due=due)
 
     def _start(self, text: _Text) -> Event:
         import openvino
@@ -185,7 +198,7 @@ class Batcher:
         config.presence_penalty = sampling.presence_penalty
         return config
 
-    def _collect(self, text: _Text) -> Iterator[Event]:
+    def _collect(self, text: _Text, *, due: bool) -> Iterator[Event]:
         runs = self._read_alone(text) if text.alone is not None else self._read_batched(text)
         if text.reason is not None:
             self._drop(text)
@@ -198,8 +211,8 @@ class Batcher:
             del self._flying[text.job.id]
             message = "the key-value cache has no room left: ask for fewer tokens, or try again later"
             yield Event(job=text.job.id, kind="failed", message=message, code="out_of_memory")
-        elif text.job.streamed and (now_s := self._clock()) >= text.due_s and (piece := self._readable(text)):
-            text.due_s = now_s + STREAM_S
+        elif text.job.streamed and (due or not text.told) and (piece := self._readable(text)):
+            text.told = True
             yield Event(job=text.job.id, kind="text", text=piece, new_tokens=text.new_tokens)
 
     def _read_alone(self, text: _Text) -> bool:
@@ -234,18 +247,16 @@ class Batcher:
             if token in self._end_ids and not text.job.sampling.ignore_eos:
                 text.reason = "stop"
                 return
-            if text.stream is None:
-                text.kept.append(token)
-            else:
-                text.stream.push(token)
+            text.kept.append(token)
+            if text.job.stops:
+                text.read(self._decoder)
             if text.stops.stopped:
                 text.reason = "stop"
                 return
 
     def _finish(self, text: _Text) -> Event:
-        if text.stream is None:
-            text.pieces.append(str(self._decoder.decode(text.kept)))
-        else:
+        text.read(self._decoder)
+        if text.stream is not None:
             text.stream.finish()
             text.pieces.append(text.stops.finish())
         if text.stops.stopped:
@@ -254,12 +265,13 @@ class Batcher:
         return Event(
             job=text.job.id,
             kind="finished",
-            text=self._readable(text),
+            text="".join(text.pieces),
             new_tokens=text.new_tokens,
             reason=text.reason,
         )
 
     def _readable(self, text: _Text) -> str:
+        text.read(self._decoder)
         piece = "".join(text.pieces)
         text.pieces.clear()
         return piece

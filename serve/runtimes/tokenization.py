@@ -130,9 +130,9 @@ class TextStream:
         self._tokens: list[int] = []
         self._shown = 0
 
-    def push(self, token_id: int) -> None:
-        """Take one more token."""
-        self._tokens.append(token_id)
+    def push(self, *token_ids: int) -> None:
+        """Take one more token, or some."""
+        self._tokens.extend(token_ids)
         text = self._tokenizer.decode(self._tokens)
         if text.endswith(UNFINISHED):
             return

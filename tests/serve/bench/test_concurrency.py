@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from openvino_genai import GenerationStatus
 
+from serve.bench import concurrency as module
 from serve.bench.concurrency import LoadWork, measure_load, write_load_curve
 from serve.bench.screen import load_screen
 from serve.runtimes.runtime import RunOptions
@@ -28,6 +32,62 @@ def test_every_level_completes_its_requests(export: Path, tmp_path: Path) -> Non
     assert load_screen(curve)
     write_load_curve(tmp_path / "load", curve)
     open_artefact(tmp_path / "load", kind="benchmark")
+
+
+class TokenAStep:
+    """Stands in for the pipeline: every request makes one token a step, a step takes a second."""
+
+    def __init__(self) -> None:
+        self.flying: list[Request] = []
+        self.widths: list[int] = []
+        self.ends: list[int] = []
+
+    def step(self) -> None:
+        self.flying = [request for request in self.flying if request.left > 0]
+        self.widths.append(len(self.flying))
+        for request in self.flying:
+            request.left -= 1
+        self.ends.append(sum(request.left == 0 for request in self.flying))
+
+    def seconds(self) -> float:
+        return float(len(self.widths))
+
+
+class Request:
+    def __init__(self, tokens: int) -> None:
+        self.tokens = self.left = tokens
+
+    def get_status(self) -> GenerationStatus:
+        return GenerationStatus.RUNNING if self.left else GenerationStatus.FINISHED
+
+    def cancel(self) -> None:
+        self.left = 0
+
+    def get_perf_metrics(self) -> Any:
+        mean = SimpleNamespace(mean=1.0)
+        return SimpleNamespace(
+            get_num_generated_tokens=lambda: self.tokens, get_ttft=lambda: mean, get_tpot=lambda: mean
+        )
+
+
+@pytest.mark.parametrize(("in_flight", "tokens"), [(1, 8), (4, 8), (3, 8), (8, 64), (12, 4)])
+def test_requests_are_at_different_places_and_the_level_is_full_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, in_flight: int, tokens: int
+) -> None:
+    pipeline = TokenAStep()
+
+    def add(_pipeline: Any, _prompts: Any, _number: int, new_tokens: int) -> Request:
+        pipeline.flying.append(Request(new_tokens))
+        return pipeline.flying[-1]
+
+    monkeypatch.setattr(module, "_add", add)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=pipeline.seconds))
+    level = module._run_level(pipeline, None, in_flight, 5 * in_flight, tokens, lambda **_: None)  # type: ignore[arg-type]
+    assert set(pipeline.widths[:-1]) == {in_flight}
+    assert level.tokens_per_s == in_flight
+    assert level.requests == 5 * in_flight
+    assert max(pipeline.ends[:-1]) == -(-in_flight // tokens)
+    assert all(request.left == 0 for request in pipeline.flying)
 
 
 @pytest.mark.parametrize(

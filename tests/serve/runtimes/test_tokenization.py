@@ -28,12 +28,14 @@ def test_tokens_and_chat_are_those_of_transformers(directory: Path) -> None:
     assert ours.decode(ours.encode(TEXT, chat=False)) == TEXT
 
 
-def test_a_stream_never_shows_half_a_character(directory: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 100])
+def test_a_stream_never_shows_half_a_character(directory: Path, at_once: int) -> None:
     tokenizer = TextTokenizer(directory)
     pieces: list[str] = []
     stream = TextStream(tokenizer, pieces.append)
-    for token in tokenizer.encode(TEXT, chat=False):
-        stream.push(token)
+    tokens = tokenizer.encode(TEXT, chat=False)
+    for begin in range(0, len(tokens), at_once):
+        stream.push(*tokens[begin : begin + at_once])
     stream.finish()
     assert "".join(pieces) == TEXT
     assert not any("\ufffd" in piece for piece in pieces)
