@@ -1,0 +1,214 @@
+// Weights to their packed form and back.
+#include <algorithm>
+#include <cstring>
+
+#include "packed_layout.hpp"
+
+namespace shearling {
+namespace {
+
+size_t bits_of(const PlainMatrix& plain, size_t row, size_t column) {
+    if (row >= plain.rows || column >= plain.columns) {
+        return 0;
+    }
+    const size_t index = row * plain.columns + column;
+    if (plain.value_type == ValueType::bf16) {
+        return static_cast<const uint16_t*>(plain.values)[index];
+    }
+    const size_t byte = static_cast<const uint8_t*>(plain.values)[index];
+    return plain.value_type == ValueType::int4 ? byte & 15 : byte;
+}
+
+PackedMatrix sizes_of(const PlainMatrix& plain) {
+    PackedMatrix matrix{};
+    static_cast<MatrixForm&>(matrix) = plain;
+    return matrix;
+}
+
+struct Block {
+    uint64_t mask;
+    size_t count;
+    uint16_t bits[64];
+};
+
+Block gather_block(const PlainMatrix& plain, const PackedMatrix& matrix, size_t panel, size_t block) {
+    Block gathered{};
+    const size_t width = matrix.block_columns();
+    for (size_t position = 0; position < matrix.block_size(); ++position) {
+        const size_t bits = bits_of(plain, panel * panel_rows + position / width, block * width + position % width);
+        if (bits != 0 || plain.encoding == Encoding::dense) {
+            gathered.mask |= uint64_t{1} << position;
+            gathered.bits[gathered.count++] = static_cast<uint16_t>(bits);
+        }
+    }
+    return gathered;
+}
+
+bool values_fit(const PlainMatrix& plain) {
+    const size_t count = plain.rows * plain.columns;
+    if (plain.value_type == ValueType::bf16) {
+        const auto* bits = static_cast<const uint16_t*>(plain.values);
+        return std::all_of(bits, bits + count, finite_bf16);
+    }
+    const auto* values = static_cast<const int8_t*>(plain.values);
+    if (plain.value_type == ValueType::int4 &&
+        !std::all_of(values, values + count, [](int8_t value) { return value >= -8 && value <= 7; })) {
+        return false;
+    }
+    const auto* scales = static_cast<const uint8_t*>(plain.scales);
+    const size_t size = scale_bytes(plain.scale_type);
+    const size_t scale_count = plain.rows * sizes_of(plain).groups();
+    for (size_t index = 0; index < scale_count; ++index) {
+        if (!finite_scale(scales + index * size, plain.scale_type)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void unpack_panel(const PackedMatrix& matrix, size_t panel, uint8_t* plain) {
+    const size_t width = matrix.block_columns();
+    const size_t value_size = matrix.value_type == ValueType::bf16 ? 2 : 1;
+    const size_t first = panel * panel_rows, rows = std::min(panel_rows, matrix.rows - first);
+    std::memset(plain + first * matrix.columns * value_size, 0, rows * matrix.columns * value_size);
+    const uint8_t* stored = matrix.panel_values(panel);
+    for (size_t block = 0; block < matrix.blocks(); ++block) {
+        uint64_t mask = ~uint64_t{0} >> (64 - matrix.block_size());
+        if (matrix.encoding == Encoding::bitmask) {
+            mask = load_mask(matrix.panel_masks(panel) + block * matrix.mask_bytes(), matrix.mask_bytes());
+        }
+        size_t count = 0;
+        for (; mask != 0; mask &= mask - 1, ++count) {
+            const size_t position = static_cast<size_t>(__builtin_ctzll(mask));
+            const size_t row = first + position / width;
+            const size_t column = block * width + position % width;
+            if (row >= matrix.rows || column >= matrix.columns) {
+                continue;
+            }
+            uint8_t* place = plain + (row * matrix.columns + column) * value_size;
+            if (matrix.value_type == ValueType::int4) {
+                const uint8_t nibble = stored[count / 2] >> (count % 2 * 4) & 15;
+                *place = static_cast<uint8_t>((nibble ^ 8) - 8);
+            } else {
+                std::memcpy(place, stored + count * value_size, value_size);
+            }
+        }
+        stored += block_bytes(matrix.value_type, count);
+    }
+}
+
+void unpack_scales(const PackedMatrix& matrix, size_t panel, uint8_t* scales) {
+    const size_t size = scale_bytes(matrix.scale_type), groups = matrix.groups();
+    const size_t first = panel * panel_rows, rows = std::min(panel_rows, matrix.rows - first);
+    for (size_t row = 0; row < (size == 0 ? 0 : rows); ++row) {
+        for (size_t group = 0; group < groups; ++group) {
+            const size_t place = (panel * groups + group) * panel_rows + row;
+            std::memcpy(scales + ((first + row) * groups + group) * size, matrix.scales + place * size, size);
+        }
+    }
+}
+
+}  // namespace
+
+size_t packed_size(const PlainMatrix& plain) {
+    const bool sized = plain.rows > 0 && plain.rows <= max_size && plain.columns > 0 && plain.columns <= max_size;
+    if (!sized || !plausible_group(plain.value_type, plain.scale_type, plain.group_size, plain.columns) ||
+        !values_fit(plain)) {
+        return 0;
+    }
+    const PackedMatrix matrix = sizes_of(plain);
+    size_t at[4];
+    section_offsets(matrix, at);
+    size_t bytes = 0;
+    for (size_t panel = 0; panel < matrix.panels(); ++panel) {
+        for (size_t block = 0; block < matrix.blocks(); ++block) {
+            bytes += block_bytes(plain.value_type, gather_block(plain, matrix, panel, block).count);
+        }
+    }
+    return align(at[3] + bytes) + alignment;
+}
+
+void pack(const PlainMatrix& plain, uint8_t* packed) {
+    const size_t total = packed_size(plain);
+    const PackedMatrix matrix = sizes_of(plain);
+    size_t at[4];
+    section_offsets(matrix, at);
+    std::memset(packed, 0, total);
+    size_t offset = 0;
+    size_t stored = 0;
+    for (size_t panel = 0; panel < matrix.panels(); ++panel) {
+        if (plain.encoding == Encoding::bitmask) {
+            std::memcpy(packed + at[1] + panel * sizeof offset, &offset, sizeof offset);
+        }
+        for (size_t block = 0; block < matrix.blocks(); ++block) {
+            const Block gathered = gather_block(plain, matrix, panel, block);
+            uint8_t* values = packed + at[3] + offset;
+            for (size_t index = 0; index < gathered.count; ++index) {
+                if (plain.value_type == ValueType::bf16) {
+                    std::memcpy(values + 2 * index, &gathered.bits[index], sizeof(uint16_t));
+                } else if (plain.value_type == ValueType::int8) {
+                    values[index] = static_cast<uint8_t>(gathered.bits[index]);
+                } else {
+                    values[index / 2] =
+                        static_cast<uint8_t>(values[index / 2] | gathered.bits[index] << (index % 2 * 4));
+                }
+            }
+            if (plain.encoding == Encoding::bitmask) {
+                std::memcpy(
+                    packed + at[2] + (panel * matrix.blocks() + block) * matrix.mask_bytes(), &gathered.mask,
+                    matrix.mask_bytes());
+            }
+            offset += block_bytes(plain.value_type, gathered.count);
+            stored += gathered.count;
+        }
+    }
+    if (plain.encoding == Encoding::bitmask) {
+        std::memcpy(packed + at[1] + matrix.panels() * sizeof offset, &offset, sizeof offset);
+    }
+    const size_t size = scale_bytes(plain.scale_type);
+    const size_t groups = matrix.groups();
+    for (size_t row = 0; row < (size == 0 ? 0 : plain.rows); ++row) {
+        for (size_t group = 0; group < groups; ++group) {
+            const size_t place = (row / panel_rows * groups + group) * panel_rows + row % panel_rows;
+            std::memcpy(
+                packed + at[0] + place * size,
+                static_cast<const uint8_t*>(plain.scales) + (row * groups + group) * size, size);
+        }
+    }
+    Header header{};
+    std::memcpy(header.magic, magic, sizeof header.magic);
+    header.version = 1;
+    header.value_type = static_cast<uint32_t>(plain.value_type);
+    header.encoding = static_cast<uint32_t>(plain.encoding);
+    header.scale_type = static_cast<uint32_t>(plain.scale_type);
+    header.rows = plain.rows;
+    header.columns = plain.columns;
+    header.group_size = plain.group_size;
+    header.stored = stored;
+    header.total = total;
+    header.scales_at = at[0];
+    header.offsets_at = at[1];
+    header.masks_at = at[2];
+    header.values_at = at[3];
+    std::memcpy(packed, &header, sizeof header);
+}
+
+void unpack(const PackedMatrix& matrix, void* values, void* scales, const Threads& threads) {
+    struct Unpacking {
+        const PackedMatrix& matrix;
+        uint8_t* values;
+        uint8_t* scales;
+    };
+    Unpacking unpacking{matrix, static_cast<uint8_t*>(values), static_cast<uint8_t*>(scales)};
+    threads.run(matrix.panels(), [](void* context, size_t panel) {
+        const Unpacking& all = *static_cast<const Unpacking*>(context);
+        if (all.values != nullptr) {
+            unpack_panel(all.matrix, panel, all.values);
+        }
+        if (all.scales != nullptr) {
+            unpack_scales(all.matrix, panel, all.scales);
+        }
+    }, &unpacking);
+}
+
+}  // namespace shearling
