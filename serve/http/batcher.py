@@ -199,7 +199,12 @@ class Batcher:
         return config
 
     def _collect(self, text: _Text, *, due: bool) -> Iterator[Event]:
-        runs = self._read_alone(text) if text.alone is not None else self._read_batched(text)
+        told_now = text.job.streamed and (due or not text.told)
+        if text.alone is not None:
+            runs = self._read_alone(text)
+        else:
+            # What nobody waits for is read when the text has ended: each step of many texts counts.
+            runs = self._read_batched(text, wanted=told_now or bool(text.job.stops))
         if text.reason is not None:
             self._drop(text)
         elif not runs:
@@ -211,7 +216,7 @@ class Batcher:
             del self._flying[text.job.id]
             message = "the key-value cache has no room left: ask for fewer tokens, or try again later"
             yield Event(job=text.job.id, kind="failed", message=message, code="out_of_memory")
-        elif text.job.streamed and (due or not text.told) and (piece := self._readable(text)):
+        elif told_now and (piece := self._readable(text)):
             text.told = True
             yield Event(job=text.job.id, kind="text", text=piece, new_tokens=text.new_tokens)
 
@@ -227,15 +232,15 @@ class Batcher:
             text.alone.close()
         return runs
 
-    def _read_batched(self, text: _Text) -> bool:
-        """Whether more may come."""
+    def _read_batched(self, text: _Text, *, wanted: bool) -> bool:
+        """Whether more may come; tokens are taken where they are wanted, or the last ones."""
         from openvino_genai import GenerationStatus
 
         if text.handle is None:
             return True
         # Before the tokens: a text that ends between the two is collected with the next step.
         status = text.handle.get_status()
-        while text.handle.can_read() and text.reason is None:
+        while (wanted or status != GenerationStatus.RUNNING) and text.handle.can_read() and text.reason is None:
             for output in text.handle.read().values():
                 self._take(text, output.generated_ids)
         text.failed = status not in (GenerationStatus.RUNNING, GenerationStatus.FINISHED)
