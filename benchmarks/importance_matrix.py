@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from benchmarks.gguf_writer import NAMES
 
 BATCH = 8
 
 
-def write_importance(model: nn.Module, windows: Sequence[Tensor], path: Path) -> Path:
+def write_importance(model: PreTrainedModel, windows: Sequence[Tensor], path: Path) -> Path:
     """Write the matrix of a Llama.
 
     Args:
@@ -39,7 +40,7 @@ def write_importance(model: nn.Module, windows: Sequence[Tensor], path: Path) ->
         return add
 
     with ExitStack() as hooks, torch.no_grad():
-        for layer in range(len(model.get_submodule("model.layers"))):  # type: ignore[arg-type] # a list of modules
+        for layer in range(model.config.num_hidden_layers):
             for ours, theirs in NAMES.items():
                 module = model.get_submodule(f"model.layers.{layer}.{ours}")
                 if isinstance(module, nn.Linear):
@@ -48,6 +49,6 @@ def write_importance(model: nn.Module, windows: Sequence[Tensor], path: Path) ->
         for start in range(0, len(windows), BATCH):
             body(input_ids=torch.stack(list(windows[start : start + BATCH])), use_cache=False)
     tokens = sum(len(window) for window in windows)
-    arrays = {name: (total / tokens).float().numpy() for name, total in sums.items()}
-    np.savez(path, allow_pickle=False, **arrays)
+    arrays: dict[str, Any] = {name: (total / tokens).float().numpy() for name, total in sums.items()}
+    np.savez(path, **arrays)
     return path

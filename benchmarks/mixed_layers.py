@@ -1,6 +1,6 @@
 """Layers that choose their zeros and formats against layers that are all alike, at equal bytes, on unseen rows.
 
-    python -m benchmarks.mixed_layers --run RUN --ratios 0.6,0.7 --layer-formats int8,int4 --evaluations 16
+    python -m benchmarks.mixed_layers --run RUN --ratios 0.5,0.6,0.7 --layer-formats int8,int4 --evaluations 16
 
 The budget is what the uniform mixture named by --budget takes, packed for the sparse kernel. The search sees validation
 rows alone; then its best sub-network and every uniform one within the budget answer the same test rows, and differences
@@ -40,7 +40,7 @@ def compare(
     run: Annotated[Path, typer.Option(help="With a super-adapter and variants.")],
     output: Annotated[Path, typer.Option(help="The figures, as JSON.")],
     budget: Annotated[str, typer.Option(help="Share of zeros and format of the uniform model to match: 0.6,int8.")],
-    ratios: str = "0.6,0.7,0.8",
+    ratios: str = "0.5,0.6,0.7",
     layer_formats: str = "int8,int4",
     algorithm: str = "hill_climbing",
     evaluations: int = 16,

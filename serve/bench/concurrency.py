@@ -185,7 +185,8 @@ def _run_level(
         handle.cancel()
     if flying:
         # It is the next step that frees what they hold.
-        pipeline.step()
+        with refusals():
+            pipeline.step()
     return Level(
         concurrency=concurrency,
         requests=len(metrics),

@@ -74,7 +74,8 @@ class Request:
 def test_requests_are_at_different_places_and_the_level_is_full_to_its_end(
     monkeypatch: pytest.MonkeyPatch, in_flight: int, tokens: int
 ) -> None:
-    pipeline = TokenAStep()
+    pipeline: Any = TokenAStep()
+    prompts: Any = None
 
     def add(_pipeline: Any, _prompts: Any, _number: int, new_tokens: int) -> Request:
         pipeline.flying.append(Request(new_tokens))
@@ -82,7 +83,7 @@ def test_requests_are_at_different_places_and_the_level_is_full_to_its_end(
 
     monkeypatch.setattr(module, "_add", add)
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=pipeline.seconds))
-    level = module._run_level(pipeline, None, in_flight, 5 * in_flight, tokens, lambda **_: None)  # type: ignore[arg-type]
+    level = module._run_level(pipeline, prompts, in_flight, 5 * in_flight, tokens, lambda **_: None)
     assert set(pipeline.widths[:-1]) == {in_flight}
     assert level.tokens_per_s == in_flight
     assert level.requests == 5 * in_flight
