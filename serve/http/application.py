@@ -27,6 +27,8 @@ from serve.http.served_model import ServedModel
 
 EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Proxies pass every piece on as it comes."""
+LAST_EVENT_S = 2.0
+"""For the last event of a stream, which may be the one that says that its time is over, to be sent."""
 OWNER = "shearling"
 
 
@@ -35,7 +37,7 @@ class EventResponse(StreamingResponse):
 
     Args:
         events: closed in any case.
-        timeout_s: for all of it.
+        timeout_s: for all of it but the last event.
     """
 
     def __init__(self, events: AsyncIterator[bytes], *, timeout_s: float) -> None:
@@ -46,7 +48,7 @@ class EventResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s + LAST_EVENT_S):
                 await super().__call__(scope, receive, send)
         except TimeoutError:
             return  # nobody reads: the connection is closed
