@@ -200,7 +200,7 @@ def _run_level(
 def _add(pipeline: ContinuousBatchingPipeline, prompts: Prompts, number: int, new_tokens: int) -> GenerationHandle:
     import openvino
 
-    from serve.runtimes.openvino import greedy
+    from serve.runtimes.openvino_decoding import greedy
 
     (rows,), _ = prompts.draw()
     return pipeline.add_request(

@@ -92,7 +92,7 @@ def _mean_ms(request: openvino.InferRequest, feed: dict[str, Any], *, warm_up: i
 
 
 def _load(target: Target, threads: int | None) -> tuple[openvino.InferRequest, int]:
-    from serve.runtimes.openvino import probe_device
+    from serve.runtimes.openvino_loading import probe_device
     from serve.visitor.ir_settings import OF_GENAI
     from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir, needs_extension
 

@@ -22,7 +22,7 @@ from serve.http.lone_decoder import LoneDecoder
 from serve.http.protocol import TOO_MANY_TOKENS, Event, FinishReason, Sampling, TextJob, Turn
 from serve.http.stop_strings import StopFilter
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.openvino import greedy
+from serve.runtimes.openvino_decoding import greedy
 from serve.runtimes.tokenization import Decoder, TextStream, TextTokenizer
 from shearling.errors import ArtefactMissing, ModelUnsupported
 from shearling.kernel.runtime_refusal import last_line
@@ -132,6 +132,11 @@ class Batcher:
     def chats(self) -> bool:
         """Whether the tokenizer has a chat template."""
         return bool(self._tokenizer.get_original_chat_template())
+
+    @property
+    def decodes_alone(self) -> bool:
+        """Whether a text that nothing runs beside is decoded faster."""
+        return self._lone is not None
 
     @property
     def cache_usage(self) -> float:

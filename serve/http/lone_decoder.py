@@ -7,8 +7,12 @@ from collections.abc import Generator, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from serve.runtimes.speculation.decoding import speculate
+
 if TYPE_CHECKING:
     import openvino_genai
+
+    from serve.runtimes.openvino_decoding import GuessingDecoding
 
 
 class LoneDecoder:
@@ -17,14 +21,15 @@ class LoneDecoder:
 
     Args:
         pipeline: nobody else uses it meanwhile.
+        guessing: in its place where the likeliest token is taken, if guesses were asked for.
     """
 
-    def __init__(self, pipeline: openvino_genai.LLMPipeline) -> None:
+    def __init__(self, pipeline: openvino_genai.LLMPipeline, guessing: GuessingDecoding | None = None) -> None:
         self._pipeline = pipeline
+        self._guessing = guessing
 
     def decode(self, ids: Sequence[int], config: openvino_genai.GenerationConfig) -> Generator[list[int], None, None]:
-        """New tokens as they are made. Nothing is computed between two of them: the pipeline waits, in a thread of its
-        own, until the next is asked for. To close the iterator ends the work.
+        """New tokens as they are made. Nothing is computed between two of them. To close the iterator ends the work.
 
         Args:
             ids: of the prompt.
@@ -33,6 +38,20 @@ class LoneDecoder:
         Raises:
             RuntimeError: OpenVINO's.
         """
+        guessing = self._guessing
+        penalized = config.frequency_penalty or config.presence_penalty
+        if guessing is None or config.do_sample or penalized:
+            yield from self._decode_in_pipeline(ids, config)
+            return
+        # Tokens that end a text are for who reads them: they close the iterator.
+        yield from speculate(
+            guessing.model, ids, guessing.new_guesser(), most=guessing.most, new_tokens=config.max_new_tokens
+        )
+
+    def _decode_in_pipeline(
+        self, ids: Sequence[int], config: openvino_genai.GenerationConfig
+    ) -> Generator[list[int], None, None]:
+        """The pipeline waits, in a thread of its own, until the next token is asked for."""
         import numpy as np
         import openvino
         import openvino_genai

@@ -16,6 +16,8 @@ from typing import IO
 from serve.http.batcher import Batcher
 from serve.http.lone_decoder import LoneDecoder
 from serve.http.protocol import Command, Event, Events, Loaded, Loading
+from serve.runtimes.runtime import RuntimeFacts
+from serve.runtimes.speculation.settings import without_speculation
 from shearling.command_line import quiet_libraries
 from shearling.errors import ShearlingError
 
@@ -70,12 +72,9 @@ def main() -> None:
 
 
 def _load(line: bytes, channel: IO[str]) -> Batcher | None:
-    from serve.runtimes.openvino import load_batching_pipeline, load_lone_pipeline
-
     loading = Loading.model_validate_json(line)
     try:
-        pipeline, facts = load_batching_pipeline(loading.deployment, loading.options, with_tokenizer=True)
-        lone = load_lone_pipeline(loading.deployment, loading.options)
+        batcher, facts = _load_batcher(loading)
     except ShearlingError as error:
         reply = {
             "error": type(error).__name__,
@@ -85,9 +84,22 @@ def _load(line: bytes, channel: IO[str]) -> Batcher | None:
         }
         _tell(channel, json.dumps(reply))
         return None
-    batcher = Batcher(pipeline, loading.deployment, loading.limits, lone=None if lone is None else LoneDecoder(lone))
-    _tell(channel, Loaded(facts=facts, chats=batcher.chats, lone=lone is not None).model_dump_json())
+    _tell(channel, Loaded(facts=facts, chats=batcher.chats, lone=batcher.decodes_alone).model_dump_json())
     return batcher
+
+
+def _load_batcher(loading: Loading) -> tuple[Batcher, RuntimeFacts]:
+    from serve.runtimes.openvino import load_batching_pipeline, load_lone_pipeline
+    from serve.runtimes.openvino_decoding import load_guessing
+
+    asked, options = loading.deployment, loading.options
+    plain = asked.model_copy(update={"properties": without_speculation(asked.properties)})
+    # Guesses are for one text: where many are batched, their rows share the weights already.
+    guessing = None if plain.properties == asked.properties else load_guessing(asked, options)
+    pipeline, facts = load_batching_pipeline(plain, options, with_tokenizer=True)
+    lone = load_lone_pipeline(plain, options)
+    decoder = None if lone is None else LoneDecoder(lone, guessing)
+    return Batcher(pipeline, plain, loading.limits, lone=decoder), facts
 
 
 def _serve(batcher: Batcher, source: LineInput, channel: IO[str]) -> None:

@@ -379,8 +379,10 @@ bool SparseEmbedding::evaluate(ov::TensorVector& outputs, const ov::TensorVector
     float* row = outputs[0].data<float>();
     for (size_t index = 0; index < tokens.get_size(); ++index, row += columns_) {
         const int64_t token = wide ? wide_tokens[index] : narrow_tokens[index];
-        OPENVINO_ASSERT(token >= 0 && token < rows_, "token ", token, " is not in a vocabulary of ", rows_);
-        read_row(weights->matrices[0], static_cast<size_t>(token), row);
+        // From the end where it is negative, as in the Gather that this replaces: GenAI fills places with -1.
+        const int64_t place = token < 0 ? token + rows_ : token;
+        OPENVINO_ASSERT(place >= 0 && place < rows_, "token ", token, " is not in a vocabulary of ", rows_);
+        read_row(weights->matrices[0], static_cast<size_t>(place), row);
     }
     return true;
 }

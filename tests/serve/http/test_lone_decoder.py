@@ -18,8 +18,10 @@ from serve.http.limits import Limits
 from serve.http.lone_decoder import LoneDecoder
 from serve.http.protocol import Event, Sampling, TextJob
 from serve.runtimes.deployment import Deployment, find_deployment
-from serve.runtimes.openvino import greedy, load_batching_pipeline, load_lone_pipeline
+from serve.runtimes.openvino import load_batching_pipeline, load_lone_pipeline
+from serve.runtimes.openvino_decoding import GuessingDecoding, greedy, load_guessing
 from serve.runtimes.runtime import RunOptions
+from shearling.errors import UsageError
 from shearling.target import Target
 from tests.support.http_jobs import GREEDY
 from tests.support.http_server import COMPLETIONS, serving
@@ -63,9 +65,15 @@ def lone_pipeline(deployment: Deployment) -> openvino_genai.LLMPipeline:
     return pipeline
 
 
-@pytest.fixture
-def lone(lone_pipeline: openvino_genai.LLMPipeline) -> CountingDecoder:
-    return CountingDecoder(lone_pipeline)
+@pytest.fixture(scope="module")
+def guessing(deployment: Deployment) -> GuessingDecoding:
+    """One guess, because two rows are read as one is, bit for bit."""
+    return load_guessing(deployment.model_copy(update={"properties": {"PROMPT_LOOKUP": "1"}}), OPTIONS)
+
+
+@pytest.fixture(params=[False, True], ids=["pipeline", "guesses"])
+def lone(request, lone_pipeline: openvino_genai.LLMPipeline, guessing: GuessingDecoding) -> CountingDecoder:
+    return CountingDecoder(lone_pipeline, guessing if request.param else None)
 
 
 @pytest.fixture
@@ -186,9 +194,11 @@ def test_a_cancelled_text_ends_at_once(batcher: Batcher, lone: CountingDecoder) 
     assert lone.texts == 3
 
 
-def test_what_the_pipeline_raises_is_raised_where_tokens_are_asked_for(lone: CountingDecoder) -> None:
+def test_what_the_pipeline_raises_is_raised_where_tokens_are_asked_for(
+    lone_pipeline: openvino_genai.LLMPipeline,
+) -> None:
     with pytest.raises(RuntimeError):
-        next(lone.decode([], greedy(3, frozenset())))
+        next(LoneDecoder(lone_pipeline).decode([], greedy(3, frozenset())))
 
 
 @hypothesis.settings(max_examples=40)
@@ -219,6 +229,23 @@ def test_a_server_says_that_it_has_one_and_answers_with_it(deployment: Deploymen
         assert "packed: attention in the layers for a text that nothing runs beside" in server.log
         answer = server.post(COMPLETIONS, {"model": "packed", "prompt": "Area man", "max_tokens": 30, **PLAIN}).json()
     assert (answer["choices"][0]["text"], answer["usage"]["completion_tokens"]) == (text, tokens)
+
+
+def test_a_server_makes_guesses_for_a_text_that_nothing_runs_beside(deployment: Deployment, batched: Batcher) -> None:
+    expected = [told(batched, make_job(prompt, 30))[0] for prompt in ("Area man", "Local woman")]
+    target = f"packed={deployment.directory}@PROMPT_LOOKUP=1"
+    with serving(target, options=("--precision", "default")) as server:
+        body = {"model": "packed", "max_tokens": 30, **PLAIN}
+        alone = server.post(COMPLETIONS, {**body, "prompt": "Area man"}).json()
+        together = server.post(COMPLETIONS, {**body, "prompt": ["Area man", "Local woman"]}).json()
+    assert [choice["text"] for choice in alone["choices"]] == expected[:1]
+    assert [choice["text"] for choice in together["choices"]] == expected
+
+
+def test_guesses_for_what_is_not_packed_are_refused(export: Path) -> None:
+    stock = find_deployment(Target(export).only("openvino"))
+    with pytest.raises(UsageError, match="for packed decoders"):
+        load_guessing(stock.model_copy(update={"properties": {"PROMPT_LOOKUP": "4"}}), OPTIONS)
 
 
 def test_a_model_of_openvinos_own_attention_has_none(export: Path) -> None:

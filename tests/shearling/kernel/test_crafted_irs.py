@@ -262,7 +262,7 @@ def test_a_head_that_passes_for_a_matmul_computes_its_own_product_or_is_refused(
 def test_tokens_out_of_range_are_refused(open_files, tmp_path):
     path = tmp_path / "model.xml"
     write(path, "SparseEmbedding")
-    tokens = (ROWS, -1, 2**31 - 1, -(2**31))  # the plugin makes 32 bits of others
+    tokens = (ROWS, -ROWS - 1, 2**31 - 1, -(2**31))  # the plugin makes 32 bits of others
     for answer in open_files(*((path, [[([1, 1], token), ([], 0)]]) for token in tokens)):
         assert f"is not in a vocabulary of {ROWS}" in answer["refused"]
 

@@ -245,7 +245,8 @@ def test_an_embedding_and_a_head_of_the_same_matrix(tmp_path, value_type, encodi
     ov.save_model(head_model(part, encoding=encoding, tokens=tokens), tmp_path / "model.xml", compress_to_fp16=False)
     core = core_for(tmp_path / "model.xml")
     compiled = core.compile_model(core.read_model(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for ids in (np.array([[0, 49, 17, 1], [16, 15, 2, 33]]), np.array([[5]])):
+    # From the end where they are negative, as in a Gather.
+    for ids in (np.array([[0, 49, 17, 1], [16, 15, 2, 33]]), np.array([[5]]), np.array([[-1, -50]])):
         rows, products = (np.array(result, np.float64) for result in compiled([ids.astype(tokens)]).values())
         assert np.array_equal(rows, dense(part)[ids].astype(np.float32))
         assert close(products, dense(part)[ids] @ dense(part).T, tolerance(ids.size))
@@ -257,7 +258,7 @@ def test_a_head_is_a_matmul_for_who_looks_for_one():
     assert (head.get_type_name(), head.get_type_info().parent.name) == ("SparseHead", "MatMul")
 
 
-@pytest.mark.parametrize("token", [50, -1])
+@pytest.mark.parametrize("token", [50, -51])
 def test_a_token_outside_of_the_vocabulary_is_refused(token):
     compiled = openvino_core().compile_model(head_model(matrix(50, HIDDEN, 0)), "CPU")
     with pytest.raises(RuntimeError, match=f"token {token} is not in a vocabulary of 50"):
