@@ -13,7 +13,8 @@ from pathlib import Path
 
 from export.formats.export_format import PlannedFormat
 from export.quantization.settings import PlannedQuantization, needs_copy
-from export.verification.parity import BLOCK_TOKENS
+from export.verification.parity import BATCH_ROWS, BATCH_TOKENS, BLOCK_TOKENS
+from export.verification.reading import WINDOW_TOKENS
 from shearling.model.weight_shards import StoredWeights
 from shearling.resources import Estimate, cuda_libraries_bytes
 
@@ -160,8 +161,9 @@ def _working_bytes(sizes: WeightSizes, *, run: bool, merges: bool) -> int:
 
 
 def _logits_bytes(sizes: WeightSizes, positions: int) -> int:
-    """Of torch and of a runtime."""
-    return 2 * FLOAT32_BYTES * sizes.rows * positions
+    """Of torch, and of what a runtime reads at a time: a block, in pieces and whole, or a padded batch."""
+    read = min(positions, max(2 * WINDOW_TOKENS, BATCH_ROWS * BATCH_TOKENS))
+    return FLOAT32_BYTES * sizes.rows * (positions + read)
 
 
 def _running_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:

@@ -34,7 +34,7 @@ from export.packing.linear_graph import module_path
 from export.packing.packing_report import PackingReport
 from export.quantization.integer_graph import place_in_graph
 from export.quiet_conversion import quiet_conversion
-from export.verification.parity import Logits, cached_calls, padded_batch
+from export.verification.parity import LogitsInTurn, cached_calls, padded_batch
 from export.verification.reading import MeasuredLogits
 from export.verification.zeros import Zeros, read_onnx
 from shearling.errors import ArtefactCorrupt
@@ -132,7 +132,7 @@ class OnnxDecoder(FormatWriter):
         yield MeasuredLogits(self.name, storage.weight_format.name, self.logits(directory, blocks))
         yield MeasuredLogits(f"{self.name}, padded batch", storage.weight_format.name, self.batched(directory, blocks))
 
-    def batched(self, directory: Path, blocks: Blocks) -> Logits:
+    def batched(self, directory: Path, blocks: Blocks) -> LogitsInTurn:
         """Logits of the rows of a padded batch."""
         batch = padded_batch(blocks, head=self.head, fused=self.fused)
         session = open_session(directory / MODEL_ONNX)
@@ -145,7 +145,7 @@ class OnnxDecoder(FormatWriter):
         """See `FormatWriter`."""
         return evaluator.on_onnx(open_session(directory / MODEL_ONNX), load_tokenizer(directory))()
 
-    def logits(self, directory: Path, blocks: Blocks) -> Logits:
+    def logits(self, directory: Path, blocks: Blocks) -> LogitsInTurn:
         """Of what was written."""
         return onnx_logits(directory, blocks)
 
@@ -379,8 +379,8 @@ def name_weights(graph_model: Any) -> None:
         value.metadata_props.clear()
 
 
-def onnx_logits(directory: Path, blocks: Blocks) -> Logits:
-    """Logits of an ONNX decoder on ONNX Runtime's CPU provider, with its cache passed from call to call.
+def onnx_logits(directory: Path, blocks: Blocks) -> LogitsInTurn:
+    """Logits of an ONNX decoder on ONNX Runtime's CPU provider, block by block, its cache passed from call to call.
 
     Args:
         directory: holds `model.onnx`.
@@ -392,7 +392,6 @@ def onnx_logits(directory: Path, blocks: Blocks) -> Logits:
     session = open_session(directory / MODEL_ONNX)
     inputs = {item.name: item for item in session.get_inputs()}
     outputs = [item.name for item in session.get_outputs()]
-    results = []
     for block in blocks:
         cache = _empty_caches(inputs, rows=1)
         parts = []
@@ -401,8 +400,7 @@ def onnx_logits(directory: Path, blocks: Blocks) -> Logits:
             named = dict(zip(outputs, values, strict=True))
             cache = {name: named[name.replace("past_key_values.", "present.")] for name in cache}
             parts.append(named["logits"][0].astype(np.float32))
-        results.append(np.concatenate(parts))
-    return results
+        yield np.concatenate(parts)
 
 
 def _empty_caches(inputs: Mapping[str, Any], *, rows: int) -> dict[str, npt.NDArray[Any]]:

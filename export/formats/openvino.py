@@ -33,7 +33,7 @@ from export.number_formats.number_format import StoreIr
 from export.packing.packing_report import PackingReport
 from export.quantization.integer_ir import place_in_ir
 from export.quiet_conversion import quiet_conversion
-from export.verification.parity import TEXT, Logits, cached_calls, padded_batch
+from export.verification.parity import TEXT, LogitsInTurn, cached_calls, padded_batch
 from export.verification.reading import MeasuredLogits
 from export.verification.zeros import Zeros, read_openvino
 from shearling.console import log
@@ -117,21 +117,23 @@ class OpenVinoDecoder(FormatWriter):
             chosen_by_runtime=default is not None,
         )
 
-    def batched(self, directory: Path, blocks: Blocks) -> Logits:
+    def batched(self, directory: Path, blocks: Blocks) -> LogitsInTurn:
         """Logits of the rows of a padded batch, in float32."""
         batch = padded_batch(blocks, head=self.head)
-        compiled = compile_ir(directory / MODEL_XML, properties=FLOAT32_CPU)
-        inputs = {name for port in compiled.inputs for name in port.names}
+        request = compile_ir(directory / MODEL_XML, properties=FLOAT32_CPU).create_infer_request()
+        inputs = {name for port in request.model_inputs for name in port.names}
         rows = len(batch.lengths)
         feed = {**batch.feed, "beam_idx": np.arange(rows, dtype=np.int32)}
         feed["token_type_ids"] = np.zeros_like(batch.feed["input_ids"])
-        return batch.rows_of(compiled({name: value for name, value in feed.items() if name in inputs})["logits"])
+        request.infer({name: value for name, value in feed.items() if name in inputs})
+        # A view of what the request holds: a copy would be as large as a small model.
+        yield from batch.rows_of(request.get_tensor("logits").data)
 
     def answer(self, directory: Path, evaluator: TaskEvaluator) -> Evaluation:
         """See `FormatWriter`."""
         return evaluator.on_openvino(compile_ir(directory / MODEL_XML), load_tokenizer(directory))()
 
-    def logits(self, directory: Path, blocks: Blocks, config: dict[str, str]) -> Logits:
+    def logits(self, directory: Path, blocks: Blocks, config: dict[str, str]) -> LogitsInTurn:
         """Of what was written, compiled with these options."""
         return openvino_logits(directory, blocks, config=config)
 
@@ -338,23 +340,27 @@ def save_ir(ir: Any, path: Path, *, fp16: bool, name: str) -> None:
     openvino.save_model(ir, str(path), compress_to_fp16=fp16)
 
 
-def openvino_logits(directory: Path, blocks: Blocks, *, config: dict[str, str]) -> Logits:
-    """Logits of a stateful IR on the CPU: half of each block in one call, the rest token by token.
+def openvino_logits(directory: Path, blocks: Blocks, *, config: dict[str, str]) -> LogitsInTurn:
+    """Logits of a stateful IR on the CPU, block by block: half of each in one call, the rest token by token.
 
     Args:
         directory: holds `openvino_model.xml`.
         blocks: inputs.
         config: compile options; `FLOAT32_CPU`, or empty for what a user gets by default.
     """
-    request = compile_ir(directory / "openvino_model.xml", properties=config).create_infer_request()
+    compiled = compile_ir(directory / MODEL_XML, properties=config)
+    request, vocabulary = (
+        compiled.create_infer_request(),
+        compiled.output("logits").get_partial_shape()[-1].get_length(),
+    )
     inputs = {name for item in request.model_inputs for name in item.names}
-    results = []
     for block in blocks:
         request.reset_state()
-        parts = []
+        logits, read = np.empty((len(block), vocabulary), dtype=np.float32), 0
         for feed in cached_calls(block):
             feed["beam_idx"] = np.zeros(1, dtype=np.int32)
-            output = request.infer({name: value for name, value in feed.items() if name in inputs})
-            parts.append(np.array(output["logits"][0], dtype=np.float32))
-        results.append(np.concatenate(parts))
-    return results
+            # Views of what the request holds: a copy of each would be as large as a small model.
+            output = request.infer({name: feed[name] for name in feed if name in inputs}, share_outputs=True)["logits"]
+            logits[read : read + output.shape[1]] = output[0]
+            read += output.shape[1]
+        yield logits

@@ -7,7 +7,7 @@ covers both phases; the reference is torch without a cache. KL is in nats, over 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 
 Logits = list[npt.NDArray[np.float32]]
 """Per block [tokens, vocabulary]."""
+LogitsInTurn = Iterable[npt.NDArray[np.float32]]
+"""The same to be read once, so that one block's are held at a time."""
 
+_Losses = npt.NDArray[np.float64]
 Arithmetic = Literal["float32", "float64", "bfloat16"]
 
 BLOCK_TOKENS = 40
 MOST_STEPS = 32
 """Tokens of a block that are read one by one."""
-BATCH_ROWS = 4
-POSITIONS_AT_ONCE = 64
+BATCH_ROWS, BATCH_TOKENS = 4, 256
+"""Of a padded batch: at most so many rows, of at most so many tokens each."""
+POSITIONS_AT_ONCE = 16
 RANDOM_BLOCKS = 1
 SEED = 0
 TEXT = (
@@ -145,7 +149,7 @@ class PaddedBatch:
         Args:
             logits: of a decoder [rows, length, vocabulary], of a classifier [rows, classes].
         """
-        halves = logits.astype(np.float32)
+        halves = logits.astype(np.float32, copy=False)
         if self.head == "classifier":
             return [row[None] for row in halves]
         return [row[-length:] if self.left else row[:length] for row, length in zip(halves, self.lengths, strict=True)]
@@ -163,7 +167,7 @@ def padded_batch(blocks: Sequence[npt.NDArray[np.int64]], *, head: Head, fused: 
     decodes = head == "language_model"
     left = decodes and not fused
     rows = [
-        block[: max(2, len(block) * (BATCH_ROWS - place) // BATCH_ROWS)] if decodes else block
+        block[: max(2, min(len(block), BATCH_TOKENS) * (BATCH_ROWS - place) // BATCH_ROWS)] if decodes else block
         for place, block in enumerate(blocks[:BATCH_ROWS])
     ]
     longest = max(len(row) for row in rows)
@@ -178,7 +182,7 @@ def padded_batch(blocks: Sequence[npt.NDArray[np.int64]], *, head: Head, fused: 
 
 def compare(
     reference: Logits,
-    candidate: Logits,
+    candidate: LogitsInTurn,
     blocks: Sequence[npt.NDArray[np.int64]],
     *,
     random_blocks: int = RANDOM_BLOCKS,
@@ -192,10 +196,16 @@ def compare(
             answers.
         random_blocks: of random tokens, at the end.
     """
-    asked = [left[: len(right)] for left, right in zip(reference, candidate, strict=False)]
-    distances = [_distance(*pair) for left, right in zip(asked, candidate, strict=True) for pair in _parts(left, right)]
-    text = min(len(asked), len(blocks) - random_blocks)
-    targets = [_targets(logits, block) for logits, block in zip(asked[:text], blocks[:text], strict=True)]
+    distances: list[_Distance] = []
+    losses: list[_Losses] = []
+    reference_losses: list[_Losses] = []
+    for place, right in enumerate(candidate):
+        left = reference[place][: len(right)]
+        distances += [_distance(*pair) for pair in _parts(left, right)]
+        if place < len(blocks) - random_blocks:
+            targets = _targets(left, blocks[place])
+            losses += _losses(right, targets)
+            reference_losses += _losses(left, targets)
     kl = np.concatenate([item.kl for item in distances])
     same = np.concatenate([item.same for item in distances])
     return Parity(
@@ -204,8 +214,8 @@ def compare(
         kl_mean=float(kl.mean()),
         kl_max=float(kl.max()),
         top1_agreement=float(same.mean()),
-        perplexity=_perplexity(candidate[:text], targets),
-        reference_perplexity=_perplexity(asked[:text], targets),
+        perplexity=_perplexity(losses),
+        reference_perplexity=_perplexity(reference_losses),
         positions=len(kl),
     )
 
@@ -314,10 +324,13 @@ def _targets(reference: npt.NDArray[np.float32], block: npt.NDArray[np.int64]) -
     return targets
 
 
-def _perplexity(logits: Logits, targets: list[npt.NDArray[np.int64]]) -> float:
-    losses = [
+def _losses(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> list[_Losses]:
+    """Nats that the tokens that follow cost, some positions at a time."""
+    return [
         -_log_softmax(part)[np.arange(len(tokens)), tokens]
-        for each, wanted in zip(logits, targets, strict=True)
-        for part, tokens in _parts(each[: len(wanted)], wanted[: len(each)])
+        for part, tokens in _parts(logits[: len(targets)], targets[: len(logits)])
     ]
+
+
+def _perplexity(losses: Sequence[_Losses]) -> float:
     return math.exp(float(np.concatenate(losses).mean()))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from export.verification.parity import RANDOM_BLOCKS, Logits, torch_logits
+from export.verification.parity import RANDOM_BLOCKS, Logits, LogitsInTurn, torch_logits
 from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.head import Head
 
@@ -64,7 +64,7 @@ class MeasuredLogits:
 
     candidate: str
     precision: str
-    logits: Logits
+    logits: LogitsInTurn
     chosen_by_runtime: bool = False
 
 

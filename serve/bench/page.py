@@ -45,7 +45,7 @@ def write_page(path: Path, benchmark: Benchmark) -> None:
     notes = [
         f"{benchmark.created}. {environment.cpu}, {environment.usable_cpus} CPUs, load "
         f"{environment.load_average}, {environment.system}.",
-        f"{prompts}, {work.new_tokens} new tokens, batch {work.batch}. A dot is one block; the bar is "
+        f"{prompts}, {work.new_tokens_in_words} new tokens, batch {work.batch}. A dot is one block; the bar is "
         "the 95 % interval of the median.",
         *(
             f"{name}: {subject.facts.runtime}, {subject.facts.provider}, {subject.facts.precision}; "

@@ -105,7 +105,7 @@ def _how(benchmark: Benchmark) -> list[str]:
     blocks = len({sample.block for sample in benchmark.samples})
     prompt = f"{len(work.trace)} prompts of a trace" if work.trace else f"{work.prompt_tokens} prompt tokens"
     lines = [
-        f"Median over 95 % interval of {blocks} interleaved runs: {prompt}, {work.new_tokens} new, "
+        f"Median over 95 % interval of {blocks} interleaved runs: {prompt}, {work.new_tokens_in_words} new, "
         f"greedy, batch {work.batch}.",
         f"{environment.cpu}, {environment.usable_cpus} CPUs, load {environment.load_average}; the "
         f"processes may use {len(first.cpus)}.",

@@ -66,6 +66,12 @@ class Workload(Document):
     separate_phases: bool = False
     budget_s: float | None = pydantic.Field(default=None, gt=0)
 
+    @property
+    def new_tokens_in_words(self) -> str:
+        """How many are made of a prompt: a number, or the fewest and the most."""
+        counts = [item.new_tokens or self.new_tokens for item in self.trace] or [self.new_tokens]
+        return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
 
 def make_workload(
     prompt_tokens: int,

@@ -244,7 +244,7 @@ def test_an_existing_output_is_left_alone_unless_forced(masked, tmp_path):
 
 def test_a_broken_gate_rejects_the_export_and_keeps_its_files(masked, tmp_path, monkeypatch):
     def shifted_logits(directory, blocks, *, config):
-        logits = openvino_logits(directory, blocks, config=config)
+        logits = list(openvino_logits(directory, blocks, config=config))
         logits[0][0, 0] += 0.01
         return logits
 

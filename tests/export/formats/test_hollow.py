@@ -68,8 +68,8 @@ def test_files_of_a_bfloat16_model_have_its_numbers(tmp_path, weights):
         write_onnx(model, tiny_tokenizer(), tmp_path / name / "onnx", stored_as(weights))
         found.append(
             (
-                openvino_logits(tmp_path / name / "openvino", BLOCKS, config=FLOAT32_CPU),
-                onnx_logits(tmp_path / name / "onnx", BLOCKS),
+                list(openvino_logits(tmp_path / name / "openvino", BLOCKS, config=FLOAT32_CPU)),
+                list(onnx_logits(tmp_path / name / "onnx", BLOCKS)),
             )
         )
     for left, right in zip(*found, strict=True):

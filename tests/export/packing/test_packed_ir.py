@@ -71,7 +71,7 @@ def test_everything_pruned_is_packed_and_smaller(both):
 def test_logits_are_those_of_the_stock_file(both):
     directory, _, _, weights, _ = both
     stock, sparse = (
-        openvino_logits(directory / kind / "openvino", BLOCKS, config=FLOAT32_CPU) for kind in ("stock", "sparse")
+        list(openvino_logits(directory / kind / "openvino", BLOCKS, config=FLOAT32_CPU)) for kind in ("stock", "sparse")
     )
     spread = max(float(np.std(logits)) for logits in stock)
     # Activations are rounded to 8 bits in groups where there are many rows, as OpenVINO does by default; weights are

@@ -123,7 +123,7 @@ def test_too_few_zeros_leave_a_stock_file(tmp_path):
 @needs_headers
 def test_logits_are_those_of_the_stock_file(both):
     directory, _, _, weights = both
-    stock, sparse = (onnx_logits(directory / kind / "onnx", BLOCKS) for kind in ("stock", "sparse"))
+    stock, sparse = (list(onnx_logits(directory / kind / "onnx", BLOCKS)) for kind in ("stock", "sparse"))
     spread = max(float(np.std(logits)) for logits in stock)
     # Either product rounds the activations of integer weights, the packed one to 16 bits where there are few rows.
     limit = {"int8": 0.1, "int4": 0.1, "bf16": 0.02}[weights]

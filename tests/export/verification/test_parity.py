@@ -1,5 +1,7 @@
 """The parity measures against plain formulas, and the gates."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,23 @@ def test_measures_equal_torch_in_float64(blocks):
         for logits, block in zip(candidate[:-1], blocks[:-1], strict=True)
     ]
     assert parity.perplexity == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-9)
+
+
+def test_a_candidate_is_measured_while_it_is_read(blocks):
+    """A vocabulary makes the logits of all blocks larger than many a model."""
+    made = []
+
+    def in_turn():
+        for logits in random_logits(1, [*blocks, *blocks]):
+            made.append(weakref.ref(own := logits + 0))
+            assert sum(earlier() is not None for earlier in made) <= 2
+            yield own
+            del own, logits
+
+    many = [*blocks, *blocks]
+    reference = random_logits(0, many)
+    assert compare(reference, in_turn(), many) == compare(reference, random_logits(1, many), many)
+    assert len(made) == len(many)
 
 
 def test_a_gate_names_what_it_refuses(blocks):

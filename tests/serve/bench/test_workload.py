@@ -37,7 +37,9 @@ def test_random_prompts_are_new_for_every_block_and_the_same_for_all(deployment:
 
 def test_a_trace_is_encoded_and_never_repeats_a_prefix(deployment: Deployment, tmp_path: Path) -> None:
     path = trace_of(tmp_path / "trace.jsonl", {"prompt": "Area man"}, "", {"prompt": "Grüße aus 東京", "new_tokens": 9})
-    prompts = Prompts([deployment], make_workload(1, 5, trace=path))
+    workload = make_workload(1, 5, trace=path)
+    assert (workload.new_tokens_in_words, make_workload(1, 5).new_tokens_in_words) == ("5 to 9", "5")
+    prompts = Prompts([deployment], workload)
     drawn = [prompts.draw() for _ in range(4)]
     texts = [tiny_tokenizer().decode(rows[0][0][1:]) for rows, _ in drawn]
     assert texts == ["Area man", "Grüße aus 東京"] * 2
