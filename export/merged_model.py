@@ -14,7 +14,7 @@ from export.plan import ExportPlan, PlannedMerge, integers_of
 from export.quantization.quantize import as_matrix
 from export.verification.parity import fixed_blocks, torch_logits
 from export.verification.parity_check import MergedReference, ParityCheck, check_merge, weights_precision
-from export.verification.reading import read_fixed, read_held_back
+from export.verification.reading import read_held_back
 from export.verification.size import check_size
 from export.verification.task_check import TaskReference, ask_reference
 from shearling.artefact import Artefact
@@ -159,7 +159,7 @@ def _reference(subject: ExportSubject, blocks: Blocks, plan: ExportPlan) -> Merg
     held_back = None
     if plan.stores_integers and plan.request.verify != "off":
         held_back = read_held_back(subject.model, subject.tokenizer, plan.task, head=plan.head)
-    return MergedReference(subject.model, plan.head, read_fixed(subject.model, blocks, head=plan.head), held_back)
+    return MergedReference(subject.model, plan.head, blocks, held_back)
 
 
 def ask_task(subject: ExportSubject, plan: ExportPlan) -> TaskReference | None:

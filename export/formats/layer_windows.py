@@ -18,7 +18,6 @@ from torch import nn
 
 from export.formats.export_format import ExportSubject, PlannedFormat
 from export.verification.parity_check import MergedReference, ParityCheck
-from export.verification.reading import read_fixed
 from shearling.model.layers import TransformerLayers, find_layers
 
 if TYPE_CHECKING:
@@ -49,11 +48,10 @@ def check_by_layers(
             integers = renumbered(subject.integers, transformer.layers_path, start, stop)
             part = dataclasses.replace(subject, integers=integers, masks=None)
             planned.writer.write(part, Path(directory), planned.storage)
-            reading = read_fixed(subject.model, reference.fixed.blocks, head=reference.head)
-            own = MergedReference(subject.model, reference.head, reading)
-            for measured in planned.writer.measure(Path(directory), reading.blocks, planned.storage):
+            own = MergedReference(subject.model, reference.head, reference.blocks)
+            for measured in planned.writer.measure(Path(directory), own.blocks, planned.storage):
                 name = f"{measured.candidate}, layers {start} to {stop - 1}"
-                checks.append(own.check(dataclasses.replace(measured, candidate=name), reading))
+                checks.append(own.check(dataclasses.replace(measured, candidate=name), own.fixed))
     return tuple(checks)
 
 

@@ -20,7 +20,7 @@ from export.verification.parity import (
     torch_logits,
     widen,
 )
-from export.verification.reading import FIXED_TEXT, MeasuredLogits, Reading
+from export.verification.reading import FIXED_TEXT, MeasuredLogits, Reading, read_fixed
 from shearling.console import log
 from shearling.model.head import Head
 from shearling.registry.number_formats import NUMBER_FORMATS, Gate, NumberFormat
@@ -86,14 +86,19 @@ class MergedReference:
     Attributes:
         model: eval mode.
         head: what the model is for.
-        fixed: the fixed blocks.
+        blocks: the fixed ones.
         held_back: text that nothing was trained on; None where there is none, or no format rounds to integers.
     """
 
     model: Any
     head: Head
-    fixed: Reading
+    blocks: Sequence[npt.NDArray[np.int64]]
     held_back: Reading | None = None
+
+    @functools.cached_property
+    def fixed(self) -> Reading:
+        """The fixed blocks, read by the model once they are asked for."""
+        return read_fixed(self.model, self.blocks, head=self.head)
 
     def reading(self, number_format: NumberFormat) -> Reading:
         """What a file with weights of this format is judged on."""

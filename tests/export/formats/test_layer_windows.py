@@ -9,7 +9,6 @@ from export.formats.export_format import ExportSubject, PlannedFormat
 from export.formats.layer_windows import check_by_layers, layers_alone, renumbered
 from export.verification.parity import fixed_blocks, torch_logits
 from export.verification.parity_check import MergedReference
-from export.verification.reading import read_fixed
 from shearling.model.layers import find_layers
 from shearling.registry.export_formats import EXPORT_FORMATS
 from tests.support.exported_files import stored_as
@@ -45,7 +44,7 @@ def test_a_part_is_a_model_of_its_layers_alone(family, blocks):
 def test_every_layer_is_measured_and_a_wrong_one_is_seen(tmp_path, monkeypatch, name, blocks):
     model = FAMILIES["llama"]()
     subject = ExportSubject(model, tiny_tokenizer(), tmp_path, None, False, {}, None)
-    reference = MergedReference(model, "language_model", read_fixed(model, blocks, head="language_model"))
+    reference = MergedReference(model, "language_model", blocks)
     entry = EXPORT_FORMATS.get(name)
     planned = PlannedFormat(entry, entry.load_for("language_model")(), stored_as("fp32"), name, parts=2)
     checks = check_by_layers(planned, subject, reference, tmp_path)

@@ -12,7 +12,7 @@ from transformers import BertForSequenceClassification
 from export.verification import parity_check
 from export.verification.parity import fixed_blocks, padded_batch, torch_logits
 from export.verification.parity_check import MergedReference
-from export.verification.reading import MeasuredLogits, read_fixed, read_held_back
+from export.verification.reading import MeasuredLogits, read_held_back
 from shearling.evaluation.task import TaskRow, write_rows
 from shearling.registry.number_formats import NUMBER_FORMATS
 from tests.support.tiny_models import FAMILIES, VOCABULARY, bert, tiny_tokenizer
@@ -36,7 +36,7 @@ def reference(tmp_path_factory) -> MergedReference:
     write_rows(task, "validation", rows)
     blocks = fixed_blocks(tokenizer, vocabulary=VOCABULARY)
     held_back = read_held_back(model, tokenizer, task, head="language_model")
-    return MergedReference(model, "language_model", read_fixed(model, blocks, head="language_model"), held_back)
+    return MergedReference(model, "language_model", blocks, held_back)
 
 
 def disturbed(logits, scale: float):
@@ -53,7 +53,7 @@ def test_integers_are_judged_on_held_back_rows_and_all_else_on_the_fixed_text(re
     # The tiny model reads 256 positions, so that its windows are shorter.
     assert [len(block) for block in held_back.blocks] == [256] * 4
     alone = replace(reference, held_back=None)
-    assert alone.reading(NUMBER_FORMATS.get("int4")) is reference.fixed
+    assert alone.reading(NUMBER_FORMATS.get("int4")) is alone.fixed
 
 
 @pytest.mark.parametrize(("scale", "passes"), [(0.01, True), (2.0, False)])
