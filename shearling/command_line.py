@@ -28,6 +28,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from shearling.console import log
+from shearling.departure import departure
 from shearling.errors import PackageMissing, PackageShadowed, ResourceExhausted, ShearlingError, UsageError
 
 INTERRUPTED = 130
@@ -127,6 +128,7 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
     except Exception as error:  # the last resort of the program: anything unforeseen is a defect of ours
         fault = _explain_unforeseen(error)
         code = _report(fault, code=fault.exit_code, as_json=as_json, debug=debug)
+    departure.code = code
     sys.stdout.flush()
     sys.exit(code)
 

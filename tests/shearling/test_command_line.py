@@ -69,6 +69,27 @@ def test_result_goes_to_stdout(program):
     assert json.loads(machine.stdout) == {"status": "ok", "count": 1}
 
 
+@pytest.mark.parametrize(("how", "code"), [("good", 0), ("ParityFailed", 1)])
+def test_the_code_is_kept_from_what_libraries_do_at_the_end(how, code, program):
+    """Python's exit functions run, and the finalizers of its objects; those of C libraries do not."""
+    what_runs_at_the_end = """
+import atexit, ctypes, tempfile
+library = ctypes.CDLL(None)
+getattr(library, "__cxa_atexit")(library.abort, None, None)
+atexit.register(print, "registered")
+directory = tempfile.TemporaryDirectory()
+atexit.register(print, directory.name)
+
+app = """
+    program.write_text(PROGRAM.replace("\napp = ", what_runs_at_the_end))
+    done = run(program, how)
+    assert done.returncode == code
+    *_, directory, registered = done.stdout.splitlines()
+    assert registered == "registered"
+    assert directory.startswith("/")
+    assert not Path(directory).exists()
+
+
 @pytest.mark.parametrize(
     ("how", "code"),
     [
