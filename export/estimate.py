@@ -152,9 +152,11 @@ def file_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
 
 
 def _working_bytes(sizes: WeightSizes, *, run: bool, merges: bool) -> int:
-    """Libraries, mapped files, and the matrix that is worked on, of the vocabulary where a graph is made."""
+    """Libraries, mapped files, and the matrix that is worked on: of the vocabulary where a graph is made, or torch
+    computes what was merged.
+    """
     libraries = MERGING_LIBRARIES_BYTES if merges else RUNTIME_LIBRARIES_BYTES if run else LIBRARIES_BYTES
-    matrix = sizes.largest if run else sizes.inner
+    matrix = sizes.largest if run or merges else sizes.inner
     return (
         libraries + cuda_libraries_bytes() + min(sizes.stored_bytes, PAGES_BYTES) + int(COPIES * FLOAT32_BYTES * matrix)
     )

@@ -392,15 +392,18 @@ def onnx_logits(directory: Path, blocks: Blocks) -> LogitsInTurn:
     session = open_session(directory / MODEL_ONNX)
     inputs = {item.name: item for item in session.get_inputs()}
     outputs = [item.name for item in session.get_outputs()]
+    vocabulary = next(item for item in session.get_outputs() if item.name == "logits").shape[-1]
     for block in blocks:
         cache = _empty_caches(inputs, rows=1)
-        parts = []
+        logits, read = np.empty((len(block), vocabulary), dtype=np.float32), 0
         for feed in cached_calls(block):
             values = session.run(outputs, {name: value for name, value in feed.items() if name in inputs} | cache)
             named = dict(zip(outputs, values, strict=True))
             cache = {name: named[name.replace("past_key_values.", "present.")] for name in cache}
-            parts.append(named["logits"][0].astype(np.float32))
-        yield np.concatenate(parts)
+            output = named["logits"][0]
+            logits[read : read + len(output)] = output
+            read += len(output)
+        yield logits
 
 
 def _empty_caches(inputs: Mapping[str, Any], *, rows: int) -> dict[str, npt.NDArray[Any]]:
