@@ -11,7 +11,7 @@ from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.openvino_loading import StockIr, pipeline_directory, prepare
 from serve.runtimes.runtime import Decoding, Generation, OnText, RunOptions, RuntimeFacts, only_row
 from serve.runtimes.speculation.decoding import decode_with_guesses
-from serve.runtimes.speculation.guesses import LONGEST, Draft, Guesser, PromptLookup
+from serve.runtimes.speculation.guesses import LONGEST, DraftModel, Guesser, PromptLookup
 from serve.runtimes.speculation.rewindable_decoder import RewindableDecoder
 from serve.runtimes.speculation.settings import Speculation, read_speculation
 from serve.visitor.genai import prompt_of, read_generation
@@ -171,7 +171,7 @@ def _open_guessing(
     small = None if draft is None else RewindableDecoder(draft, device, most_behind=1)
     return GuessingDecoding(
         model,
-        PromptLookup if small is None else lambda: Draft(small),
+        PromptLookup if small is None else lambda: DraftModel(small),
         speculation.most,
         openvino_genai.Tokenizer(deployment.directory),
         deployment,

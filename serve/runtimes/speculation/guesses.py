@@ -61,7 +61,7 @@ class Rewindable(Protocol):
         """
 
 
-class Draft:
+class DraftModel:
     """What a smaller model would say.
 
     Args:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serve.runtimes.runtime import Decoding
 from serve.runtimes.speculation.decoding import decode_with_guesses, speculate
-from serve.runtimes.speculation.guesses import LONGEST, Draft, GuessCount, PromptLookup
+from serve.runtimes.speculation.guesses import LONGEST, DraftModel, GuessCount, PromptLookup
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=20)
 
@@ -63,7 +63,7 @@ class Letters:
 @given(TOKENS, st.integers(0, 9), st.integers(1, 7), st.integers(1, 40), st.integers(1, 9), st.booleans())
 def test_the_text_is_the_models_own(prompt, seed, period, new_tokens, most, drafted):
     model = HashingModel(seed, period)
-    guesser = Draft(HashingModel(seed % 2, period)) if drafted else PromptLookup()
+    guesser = DraftModel(HashingModel(seed % 2, period)) if drafted else PromptLookup()
     made = list(speculate(model, prompt, guesser, most=most, new_tokens=new_tokens))
     assert list(itertools.chain.from_iterable(made)) == model.alone(prompt, new_tokens)
     assert len(made) == model.readings
@@ -82,7 +82,7 @@ def test_right_guesses_save_readings_and_wrong_ones_cost_few():
 
 def test_a_draft_is_asked_for_no_token_twice():
     model, small = HashingModel(), HashingModel()
-    made = list(speculate(model, [1, 2], Draft(small), most=4, new_tokens=41))
+    made = list(speculate(model, [1, 2], DraftModel(small), most=4, new_tokens=41))
     assert model.readings == 1 + 40 / 5
     assert list(itertools.chain.from_iterable(made)) == model.alone([1, 2], 41)
     # Four guesses for each reading but the first, and nothing read again.
