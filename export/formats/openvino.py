@@ -349,10 +349,8 @@ def openvino_logits(directory: Path, blocks: Blocks, *, config: dict[str, str]) 
         config: compile options; `FLOAT32_CPU`, or empty for what a user gets by default.
     """
     compiled = compile_ir(directory / MODEL_XML, properties=config)
-    request, vocabulary = (
-        compiled.create_infer_request(),
-        compiled.output("logits").get_partial_shape()[-1].get_length(),
-    )
+    request = compiled.create_infer_request()
+    vocabulary = compiled.output("logits").get_partial_shape()[-1].get_length()
     inputs = {name for item in request.model_inputs for name in item.names}
     for block in blocks:
         request.reset_state()

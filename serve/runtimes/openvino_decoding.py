@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.openvino_loading import StockIr, pipeline_directory, prepare
@@ -147,10 +147,10 @@ def _open_speculation(
     draft = None if speculation.draft is None else _find_draft(speculation.draft, deployment)
     facts, loaded = prepare(deployment, options)
     drafted = None if draft is None else prepare(draft, options)[1]
-    if _rewinds(loaded) and (drafted is None or _rewinds(drafted)):
-        decoding: PipelineDecoding | GuessingDecoding = _open_guessing(
-            deployment, options.device, speculation, loaded=loaded, draft=drafted
-        )
+    decoding: PipelineDecoding | GuessingDecoding
+    if _rewinds(loaded) and (draft is None or _rewinds(drafted)):
+        small = drafted if _rewinds(drafted) else None
+        decoding = _open_guessing(deployment, options.device, speculation, loaded=loaded, draft=small)
         facts = facts.model_copy(update={"timing_source": OWN_CLOCK})
     else:
         facts, decoding = _open_genai_speculation(deployment, options, speculation, draft=draft)
@@ -158,12 +158,12 @@ def _open_speculation(
     return facts, decoding
 
 
-def _rewinds(loaded: LoadedIr | StockIr) -> bool:
+def _rewinds(loaded: LoadedIr | StockIr | None) -> TypeGuard[LoadedIr]:
     return isinstance(loaded, LoadedIr) and loaded.attention is None
 
 
 def _open_guessing(
-    deployment: Deployment, device: str, speculation: Speculation, *, loaded: Any, draft: Any
+    deployment: Deployment, device: str, speculation: Speculation, *, loaded: LoadedIr, draft: LoadedIr | None
 ) -> GuessingDecoding:
     import openvino_genai
 
@@ -190,13 +190,13 @@ def _open_genai_speculation(
         properties["prompt_lookup"] = True
     else:
         _, drafted = prepare(draft, options, batching=True)
-        of_draft: dict[str, Any] = dict(drafted.properties)
-        # Operators are given to both by the pipeline; a draft's own properties go to the device.
-        needed = {*properties.pop("extensions", ()), *of_draft.pop("extensions", ())}
-        if needed:
-            properties["extensions"] = sorted(needed)
-        with pipeline_directory(draft, drafted) as directory:
-            properties["draft_model"] = openvino_genai.draft_model(directory, options.device, **of_draft)
+        if isinstance(drafted, LoadedIr):
+            raise UsageError(
+                "OpenVINO GenAI reads a draft before it can be given the operators of a packed one",
+                where=draft.label,
+                remedy="Give a draft that was exported without --sparse-kernel, or a model that is packed as well",
+            )
+        properties["draft_model"] = openvino_genai.draft_model(draft.directory, options.device, **drafted.properties)
     with pipeline_directory(deployment, loaded) as directory:
         pipeline = openvino_genai.LLMPipeline(directory, options.device, **properties)
     return facts, PipelineDecoding(pipeline, deployment, guesses=speculation.most)

@@ -61,8 +61,17 @@ def test_one_guess_changes_no_token(models):
     assert generate(load(models, "packed@PROMPT_LOOKUP=1"), PROMPT) == generate(load(models, "packed"), PROMPT)
 
 
-@pytest.mark.parametrize("settings", ["PROMPT_LOOKUP=6", "DRAFT={}/draft", "DRAFT={}/packed,GUESSES=6"])
-@pytest.mark.parametrize("name", ["packed", "packed@ATTENTION_BACKEND=PA", "stock"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *(("packed", settings) for settings in ("PROMPT_LOOKUP=6", "DRAFT={}/draft", "DRAFT={}/packed,GUESSES=6")),
+        *(
+            (name, settings)
+            for name in ("packed@ATTENTION_BACKEND=PA", "stock")
+            for settings in ("PROMPT_LOOKUP=6", "DRAFT={}/stock,GUESSES=6")
+        ),
+    ],
+)
 def test_every_token_is_the_likeliest_or_level_with_it(models, name, settings):
     at, own = "," if "@" in name else "@", name == "packed"
     # fp32 keeps OpenVINO's attention; its own default may be bf16.
@@ -124,6 +133,12 @@ def test_it_is_measured_beside_others(models):
 def test_what_is_refused(models, settings, match):
     with pytest.raises(UsageError, match=match):
         load(models, f"packed@{settings.format(models)}")
+
+
+@pytest.mark.parametrize("name", ["stock@", "packed@ATTENTION_BACKEND=PA,"])
+def test_a_packed_draft_that_genai_would_read(models, name):
+    with pytest.raises(UsageError, match="before it can be given the operators"):
+        load(models, f"{name}DRAFT={models}/draft")
 
 
 def test_a_draft_that_is_not_there(models):
