@@ -108,7 +108,9 @@ class StoredBytes:
 
     def __init__(self, network: SuperNetwork, forms: LayerForms, stored: StoredForm) -> None:
         self._stored = stored
-        # Of a dense model nothing is packed.
+        decoder = network.model.get_output_embeddings() is not None
+        # Decoders of integers are packed whole, with zeros or without.
+        self._whole = stored.sparse_kernel and decoder and stored.weight_format.startswith("int")
         self._packs = stored.sparse_kernel and network.masks is not None and stored.weight_format in VALUE_TYPES
         linears, layers_path = measure_network(network).linears, network.space.layers_path
         variants = forms.variants()
@@ -133,20 +135,25 @@ class StoredBytes:
 
     def _layer_bytes(self, network: SuperNetwork, path: str, shape: LinearShape, form: LayerForm) -> int:
         rows, columns, stored = form.out_features, form.in_features, self._stored.of_bits(form.bits)
-        packs = self._packs and network.masks is not None and path in network.masks
+        masked = self._packs and network.masks is not None and path in network.masks
         down = stored.factor_bytes(form.rank * columns)
-        if packs and form.rank and stored.weight_format == "bf16":
+        if masked and form.rank and stored.weight_format == "bf16":
             # It reads what the weight reads, and is packed with it.
             down = stored.packed(form.rank, columns, form.rank * columns)
         beside = down + stored.factor_bytes(form.rank * rows) + stored.vector_bytes(rows * shape.bias)
-        if not packs:
+        if not (masked or self._whole):
             return stored.matrix_bytes(rows, columns) + beside
+        nonzero = self._nonzero(network, path, form, stored) if masked else rows * columns
+        packed = stored.packed(rows, columns, nonzero) if self._whole else stored.layer_bytes(rows, columns, nonzero)
+        return packed + beside
+
+    def _nonzero(self, network: SuperNetwork, path: str, form: LayerForm, stored: StoredForm) -> int:
         if form.percent:
-            weight = network.weight_at(path, form.percent)[:rows, :columns]
+            weight = network.weight_at(path, form.percent)
         else:
             layer: Any = network.model.get_submodule(path)
-            weight = layer.weight.detach()[:rows, :columns]
-        return stored.layer_bytes(rows, columns, count_stored(weight, stored)) + beside
+            weight = layer.weight.detach()
+        return count_stored(weight[: form.out_features, : form.in_features], stored)
 
     def _remaining_bytes(self, network: SuperNetwork, linears: Mapping[str, LinearShape]) -> int:
         """Of embeddings, norms and whatever else is no linear layer."""

@@ -1,8 +1,9 @@
-"""Which weights of an IR are packed, and in which operators, by the cost rule of `export.packing.cost`.
+"""Which weights of an IR are packed, and in which operators.
 
-Where anything is packed the head is too, with zeros or without: a runtime's own product with one row reads memory
-more slowly than ours
-(docs/log/kernels.md), and the head is a third of a small model. Other weights that several nodes read stay as they are.
+A decoder whose weights are integers is packed whole, with zeros or without: our products with one row read memory
+faster than the runtime's, and a layer that is packed becomes one node, with its attention, when it is loaded
+(docs/kernels.md). Elsewhere the cost rule of `export.packing.cost` decides, and where anything is packed the head is
+too, which is a third of a small model. Other weights that several nodes read stay as they are.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def plan_packing(ir: Any) -> PackingPlan:
     weights: dict[str, PackedWeight] = {}
     found = find_products(ir)
     head = find_head(ir, found)
+    decoder = head is not None
     for product in found:
         if head is not None and product is head.product:
             continue
@@ -124,20 +126,20 @@ def plan_packing(ir: Any) -> PackingPlan:
     mlps: list[MLPPlan] = []
     for gated in find_gated(products):
         matrices = (weights[gated.gate.path], weights[gated.up.path], weights[gated.down.path])
-        if _saves(matrices):
+        if _packs(matrices, decoder=decoder):
             mlps.append(_mlp_plan(gated, matrices))
     fused = {part.product.path for mlp in mlps for part in mlp.weights}
     linears: list[LinearPlan] = []
     for group in group_by_input([product for product in products if product.path not in fused]):
         parts = tuple(weights[product.path] for product in group)
-        if _saves(parts):
+        if _packs(parts, decoder=decoder):
             linears.append(_linear_plan(parts))
         else:
             kept |= {part.product.path: too_little(part.cost, part.product.shape) for part in parts}
     operators = _join_layers(linears, mlps)
     if head is not None:
         weight = _measure(head.product)
-        if (operators or _saves((weight,))) and _readable(head.product) is None:
+        if (operators or _packs((weight,), decoder=decoder)) and _readable(head.product) is None:
             operators = (*operators, HeadPlan(weight, head))
         else:
             kept[head.product.path] = _obstacle(head.product) or too_little(weight.cost, head.product.shape)
@@ -158,8 +160,9 @@ def _measure(product: Product) -> PackedWeight:
     return PackedWeight(product, measure_packing(read_matrix(product), stored_bytes(product)))
 
 
-def _saves(parts: Sequence[PackedWeight]) -> bool:
-    return saves([part.cost for part in parts])
+def _packs(parts: Sequence[PackedWeight], *, decoder: bool) -> bool:
+    integers = all(part.product.storage != "bf16" for part in parts)
+    return (decoder and integers) or saves([part.cost for part in parts])
 
 
 def _mlp_plan(gated: Gated, parts: tuple[PackedWeight, PackedWeight, PackedWeight]) -> MLPPlan:

@@ -62,7 +62,7 @@ FORMS = [
     *(("masked", name, False) for name in STOCK),
     *(("masked", name, True) for name in ("bf16", "int8", "int4")),
     *(("beside", name, packed) for name, packed in (("int8", False), ("int8", True), ("bf16", True))),
-    *(("dense", name, False) for name in ("fp32", "int4")),
+    *(("dense", name, packed) for name, packed in (("fp32", False), ("int4", False), ("int8", True))),
 ]
 FAST = {("masked", "fp32", False), ("masked", "int8", False), ("beside", "int8", True), ("dense", "int4", False)}
 

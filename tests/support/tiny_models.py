@@ -340,10 +340,15 @@ def save_tiny(family: str, directory: Path) -> Path:
 def pruned_model(family: str, *, share: float = 0.5, seed: int = 3) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
     """A tiny model, a share of whose linear weights are zeros, and the masks that say which."""
     model = FAMILIES[family]()
+    return model, prune_at_random(model, share=share, seed=seed)
+
+
+def prune_at_random(model: PreTrainedModel, *, share: float, seed: int = 3) -> dict[str, torch.Tensor]:
+    """Put a share of a model's linear weights at zero; gives the masks that say which."""
     generator = torch.Generator().manual_seed(seed)
     masks = {}
     with torch.no_grad():
         for path, linear in find_layers(model).linears().items():
             masks[path] = torch.rand(linear.weight.shape, generator=generator) > share
             linear.weight.mul_(masks[path])
-    return model, masks
+    return masks

@@ -6,12 +6,14 @@ from __future__ import annotations
 import numpy as np
 import openvino
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits, write_openvino
 from shearling.kernel.openvino_extension import core_for, load_packed, needs_extension
 from tests.support.exported_files import count_zeros, stored_as
+from tests.support.packed_decoders import SHAPE, seeded_decoder
 from tests.support.packing_cases import BLOCKS, SHARES
-from tests.support.tiny_models import pruned_model, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, prune_at_random, pruned_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -20,15 +22,24 @@ pytestmark = [
 ]  # torchao warns while optimum imports it
 
 
+def wide_decoder() -> PreTrainedModel:
+    """Of widths that have groups of four bits."""
+    return seeded_decoder(LlamaForCausalLM, LlamaConfig(**SHAPE, tie_word_embeddings=True))
+
+
+MODELS = {**FAMILIES, "wide": wide_decoder}
+
+
 @pytest.fixture(
     scope="module",
-    params=[("llama_tied_gqa", "int8"), ("llama_tied_gqa", "bf16"), ("llama_tied_gqa", "int4"), ("gemma2", "int8")],
+    params=[("llama_tied_gqa", "int8"), ("llama_tied_gqa", "bf16"), ("wide", "int4"), ("gemma2", "int8")],
 )
 def both(request, tmp_path_factory):
     """The same pruned model, stock and sparse."""
     family, weights = request.param
     directory = tmp_path_factory.mktemp(f"{family}-{weights}")
-    model, masks = pruned_model(family, share=SHARES[weights])
+    model = MODELS[family]()
+    masks = prune_at_random(model, share=SHARES[weights])
     write_openvino(model, tiny_tokenizer(), directory / "stock" / "openvino", stored_as(weights), sparsity={})
     packing = write_openvino(
         model, tiny_tokenizer(), directory / "sparse" / "openvino", stored_as(weights, kernel="sparse"), sparsity={}
@@ -50,16 +61,19 @@ def read_weights(ir):
 
 
 def test_everything_pruned_is_packed_and_smaller(both):
-    directory, packing, masks, _, family = both
+    directory, packing, masks, weights, family = both
     # The head too, which is tied to the embedding and has no zeros; not Gemma's, whose logits are capped behind it.
     head = {} if family == "gemma2" else {"SparseHead": 1, "SparseEmbedding": 1}
     assert {layer.path for layer in packing.layers} == {*masks, *(["model.embed_tokens"] if head else [])}
     assert packing.kept == ({} if head else {"model.embed_tokens": "read by other nodes too"})
+    assert {layer.weight_format for layer in packing.layers if layer.path in masks} == {weights}
     for layer in packing.layers:
         assert layer.bytes_after < (layer.bytes_before if layer.path in masks else 1.2 * layer.bytes_before)
     # Gemma 2 has norms between its products and its residuals, which part a layer into four operators.
     assert packing.operators == head | (
-        {"SparseLinear": 4, "SparseMLP": 2} if family == "gemma2" else {"SparseLinear": 1, "SparseLayer": 2}
+        {"SparseLinear": 4, "SparseMLP": 2}
+        if family == "gemma2"
+        else {"SparseLinear": 1, "SparseLayer": 3 if family == "wide" else 2}
     )
     sizes = {
         kind: (directory / kind / "openvino" / "openvino_model.bin").stat().st_size for kind in ("stock", "sparse")
@@ -89,7 +103,7 @@ def test_packing_is_reversible_bit_for_bit(both, tmp_path):
     assert read_weights(restored) == read_weights(stock)
     openvino.save_model(restored, tmp_path / MODEL_XML, compress_to_fp16=False)
     assert not needs_extension(tmp_path / MODEL_XML)
-    if family == "llama_tied_gqa":
+    if family != "gemma2":
         # Even their order is the same; Gemma's norms are more than one operator, and come back in another.
         assert (tmp_path / "openvino_model.bin").read_bytes() == (
             directory / "stock" / "openvino" / "openvino_model.bin"
@@ -117,3 +131,36 @@ def test_the_file_says_what_it_needs(both):
     assert {name: int(info.astype(dict)[name].astype(str)) for name in packing.operators} == packing.operators
     with pytest.raises(RuntimeError, match=r"SparseLinear|SparseMLP|SparseLayer|opset"):
         openvino.Core().read_model(xml)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_decoder_without_a_zero_is_packed_whole(tmp_path, weights):
+    model = wide_decoder()
+    write_openvino(model, tiny_tokenizer(), tmp_path / "stock" / "openvino", stored_as(weights), sparsity={})
+    packing = write_openvino(
+        model, tiny_tokenizer(), tmp_path / "packed" / "openvino", stored_as(weights, kernel="sparse"), sparsity={}
+    )
+    # Whole layers, which can take their attention in when they are loaded.
+    assert packing.operators == {"SparseLinear": 1, "SparseLayer": 3, "SparseHead": 1, "SparseEmbedding": 1}
+    assert packing.kept == {}
+    loaded = load_packed(tmp_path / "packed" / "openvino" / MODEL_XML, properties={"PACKED": "always"})
+    assert loaded.attention is None
+    # Many rows are rounded to eight bits, two are not.
+    blocks = [*BLOCKS, BLOCKS[0][:2]]
+    for stock, packed, block in zip(
+        openvino_logits(tmp_path / "stock" / "openvino", blocks, config=FLOAT32_CPU),
+        openvino_logits(tmp_path / "packed" / "openvino", blocks, config=FLOAT32_CPU),
+        blocks,
+        strict=True,
+    ):
+        assert np.std(stock - packed) <= (0.03 if len(block) > 2 else 3e-4) * np.std(stock)
+
+
+def test_in_bf16_a_decoder_without_a_zero_stays_as_it_is(tmp_path):
+    model, masks = pruned_model("llama_tied_gqa", share=0)
+    packing = write_openvino(
+        model, tiny_tokenizer(), tmp_path / "openvino", stored_as("bf16", kernel="sparse"), sparsity={}
+    )
+    assert packing.layers == ()
+    assert set(packing.kept) == {*masks, "model.embed_tokens"}
+    assert not needs_extension(tmp_path / "openvino" / MODEL_XML)
