@@ -131,7 +131,8 @@ def plan_packing(ir: Any) -> PackingPlan:
     fused = {part.product.path for mlp in mlps for part in mlp.weights}
     linears: list[LinearPlan] = []
     for group in group_by_input([product for product in products if product.path not in fused]):
-        parts = tuple(weights[product.path] for product in group)
+        # In the same order in every layer: layers that are alike become one node when they are loaded.
+        parts = tuple(weights[path] for path in sorted(product.path for product in group))
         if _packs(parts, decoder=decoder):
             linears.append(_linear_plan(parts))
         else:

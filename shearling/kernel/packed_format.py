@@ -47,17 +47,18 @@ Fewer, larger nodes win.
     attributes: `rows` list of int, `columns` int (of W_o), `hidden` int, `inner` int, `activation` str, `gated` bool,
         `norm_epsilon` float, `next_epsilon` float, `bias` bool.
 
-`SparseDecoderLayer`: a `SparseLayer` whose x is the attention before it. Written into no file: `decoder_fusion` makes
-it when a model is loaded.
+`SparseDecoder`: layers of one shape, each a `SparseLayer` whose x is the attention before it. Written into no file:
+`decoder_fusion` makes it when a model is loaded.
     inputs: qkv [batch, rows, (heads + 2 kv_heads) head_size], queries, keys and values of all heads side by side;
-        residual; weights, as of `SparseLayer`; cache u8 [batch, 2 kv_heads, slots, 2 head_size]; step, of `SparseStep`;
-        vectors f32 [length] (qkv_bias or head_norm_epsilon > 0): what is added to qkv, then gammas of the norms of
-        each query and each key, [head_size] both.
-    outputs: y; the cache with the new keys and values; the z_i side by side in one tensor, unless m is 0.
-    attributes: those of `SparseLayer`, and `heads` int, `kv_heads` int, `head_size` int (a multiple of 16), `scale`
-        float (of a product of query and key), `qkv_bias` bool, `head_norm_epsilon` float (0: no norm of queries and
-        keys, which comes before they are turned), `order` list of int: 0 (queries), 1 (keys), 2 (values) as qkv has
-        them.
+        residual; step, of `SparseStep`; cache u8 [batch, layers 2 kv_heads, slots, 2 head_size]; weights of every
+        layer, as of `SparseLayer`; vectors f32 [length] (qkv_bias or head_norm_epsilon > 0), for every layer: what is
+        added to qkv, then gammas of the norms of each query and each key, [head_size] both.
+    outputs: y of the last layer; the cache with the new keys and values; the z_i of the last layer side by side in one
+        tensor, unless m is 0. Those of one layer are the qkv of the next.
+    attributes: those of `SparseLayer`, and `layers` int, `heads` int, `kv_heads` int, `head_size` int (a multiple of
+        16), `scale` float (of a product of query and key), `qkv_bias` bool, `head_norm_epsilon` float (0: no norm of
+        queries and keys, which comes before they are turned), `order` list of int: 0 (queries), 1 (keys), 2 (values)
+        as qkv has them.
     The rotary embedding turns halves of heads: x * cos + [-x_2, x_1] * sin. A query sees the positions up to its own
     that the mask does not hide.
 `SparseStep`: what all attentions of one inference share

@@ -210,7 +210,7 @@ def test_packed_unpacked_or_written_with_attention_in_its_layers_it_says_the_sam
         "2 there is something already",
         "2 PACKED is 'perhaps', not one of always, measured, never",
     ]
-    assert b"SparseDecoderLayer" in (tmp_path / "fused" / "openvino_model.xml").read_bytes()
+    assert b"SparseDecoder" in (tmp_path / "fused" / "openvino_model.xml").read_bytes()
     # The toolchain takes it as it is.
     options = ("--prompt", PROMPTS[0], "--max-new-tokens", "4", "--no-chat", "--json")
     shown = json.loads(serve("generate", tmp_path / "fused", *options).stdout)

@@ -62,15 +62,16 @@ void write_step(const StepView& step, size_t width, uint8_t* bytes);
 // Null, or what is wrong with a step for heads of this width; the view reads `bytes`.
 const char* read_step(const uint8_t* bytes, size_t size, size_t width, StepView& step);
 
-// A cache: for every sequence 2 kv_heads times `slots` slots of width halves. The first slot is a header (in the first
-// head of all, else unused); keys follow in blocks of 16 positions, [width][16], in the later heads values, [width]
-// each.
+// A cache: for every sequence 2 kv_heads of each layer times `slots` slots of width halves. The first slot is a header
+// (in the first head of a layer in the first sequence, else unused); keys follow in blocks of 16 positions,
+// [width][16], in the later heads of the layer values, [width] each. A view is of one layer, and begins there.
 struct CacheView {
     const uint8_t* past;  // as it was; null: nothing
     size_t past_slots;
     size_t past_batch;
     uint8_t* next;  // as it becomes: all that is needed of `past` is taken over
     size_t next_slots;
+    size_t heads;  // of keys and values, of all layers: from one sequence to the next
 };
 
 // Null, or why these do not fit together.
@@ -84,7 +85,7 @@ struct AttentionPlan {
 
     size_t sequence_heads() const { return step.batch * shape.kv_heads; }
     size_t head_bytes(size_t slots) const { return slots * shape.slot_bytes(); }
-    size_t heads_before(size_t sequence, size_t kv_head) const { return sequence * 2 * shape.kv_heads + kv_head; }
+    size_t heads_before(size_t sequence, size_t kv_head) const { return sequence * cache.heads + kv_head; }
     uint16_t* keys(size_t sequence, size_t kv_head) const { return slot(heads_before(sequence, kv_head)); }
     uint16_t* values(size_t sequence, size_t kv_head) const {
         return slot(heads_before(sequence, kv_head + shape.kv_heads));

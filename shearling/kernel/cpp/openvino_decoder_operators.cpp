@@ -10,10 +10,11 @@
 
 namespace shearling {
 
-WeightLayout SparseDecoderLayer::layout() const { return layer_.layout(columns_); }
+WeightLayout SparseDecoder::layout() const { return layer_.layout(columns_); }
 
-bool SparseDecoderLayer::visit_attributes(ov::AttributeVisitor& visitor) {
+bool SparseDecoder::visit_attributes(ov::AttributeVisitor& visitor) {
     layer_.visit(visitor);
+    visitor.on_attribute("layers", layers_);
     visitor.on_attribute("heads", heads_);
     visitor.on_attribute("kv_heads", kv_heads_);
     visitor.on_attribute("head_size", head_size_);
@@ -25,10 +26,11 @@ bool SparseDecoderLayer::visit_attributes(ov::AttributeVisitor& visitor) {
     return true;
 }
 
-std::shared_ptr<ov::Node> SparseDecoderLayer::clone_with_new_inputs(const ov::OutputVector& arguments) const {
-    auto clone = std::make_shared<SparseDecoderLayer>(arguments);
+std::shared_ptr<ov::Node> SparseDecoder::clone_with_new_inputs(const ov::OutputVector& arguments) const {
+    auto clone = std::make_shared<SparseDecoder>(arguments);
     clone->copy_common(*this);
     clone->layer_ = layer_;
+    clone->layers_ = layers_;
     clone->heads_ = heads_;
     clone->kv_heads_ = kv_heads_;
     clone->head_size_ = head_size_;
@@ -40,7 +42,7 @@ std::shared_ptr<ov::Node> SparseDecoderLayer::clone_with_new_inputs(const ov::Ou
     return clone;
 }
 
-AttentionShape SparseDecoderLayer::attention() const {
+AttentionShape SparseDecoder::attention() const {
     AttentionShape shape{};
     shape.heads = static_cast<size_t>(heads_);
     shape.kv_heads = static_cast<size_t>(kv_heads_);
@@ -57,15 +59,19 @@ AttentionShape SparseDecoderLayer::attention() const {
     return shape;
 }
 
-// [batch, heads of keys and of values, slots, bytes]: as many slots as SparseStep's output has rows.
-ov::PartialShape SparseDecoderLayer::cache_shape() const {
-    const ov::PartialShape &x = get_input_partial_shape(0), &step = get_input_partial_shape(4);
+int64_t SparseDecoder::next_columns() const {
+    return std::accumulate(layer_.rows.begin(), layer_.rows.end(), int64_t{0});
+}
+
+// [batch, heads of keys and of values of all layers, slots, bytes]: as many slots as SparseStep's output has rows.
+ov::PartialShape SparseDecoder::cache_shape() const {
+    const ov::PartialShape &x = get_input_partial_shape(0), &step = get_input_partial_shape(2);
     return {
-        x.rank().is_static() ? x[0] : ov::Dimension(), 2 * kv_heads_,
+        x.rank().is_static() ? x[0] : ov::Dimension(), layers_ * 2 * kv_heads_,
         step.rank().is_static() ? step[0] : ov::Dimension(), 2 * head_size_};
 }
 
-void SparseDecoderLayer::validate_and_infer_types() {
+void SparseDecoder::validate_and_infer_types() {
     layer_.check(*this);
     constexpr int64_t most_heads = 1 << 16, most_head_size = 1 << 12;
     NODE_VALIDATION_CHECK(
@@ -78,7 +84,11 @@ void SparseDecoderLayer::validate_and_infer_types() {
         this, order_.size() == 3 && std::set<int64_t>(order_.begin(), order_.end()) == std::set<int64_t>({0, 1, 2}),
         "the order of queries, keys and values is not one of 0, 1 and 2");
     check_epsilon(*this, "head_norm_epsilon", head_norm_epsilon_);
-    validate_common(*this, has_vectors() ? 6 : 5, 2);
+    constexpr int64_t most_layers = 1 << 16;
+    NODE_VALIDATION_CHECK(
+        this, layers_ > 0 && layers_ <= most_layers && (layers_ == 1 || next_columns() == qkv_columns()), layers_,
+        " layers of ", qkv_columns(), " columns leave ", next_columns(), " to the next");
+    validate_common(*this, input_count(), 4, static_cast<size_t>(layers_));
     check_activation(*this, 0, qkv_columns());
     check_activation(*this, 1, layer_.hidden);
     const auto expect = [&](size_t input, ov::element::Type type, const ov::PartialShape& shape) {
@@ -87,14 +97,14 @@ void SparseDecoderLayer::validate_and_infer_types() {
             this, (found == type || found.is_dynamic()) && get_input_partial_shape(input).compatible(shape), "input ",
             input, " is ", found, " ", get_input_partial_shape(input), ", expected ", type, " ", shape);
     };
-    expect(3, ov::element::u8, {-1, 2 * kv_heads_, -1, 2 * head_size_});
-    expect(4, ov::element::u8, {-1, -1});
+    expect(2, ov::element::u8, {-1, -1});
+    expect(3, ov::element::u8, {-1, layers_ * 2 * kv_heads_, -1, 2 * head_size_});
     if (has_vectors()) {
-        check_activation(*this, 5, vector_length());
+        check_activation(*this, input_count() - 1, layers_ * vector_length());
     }
     ov::PartialShape shape = get_input_partial_shape(0);
     NODE_VALIDATION_CHECK(this, shape.rank().compatible(3), "activations are ", shape, ", not of rank 3");
-    const int64_t next = std::accumulate(layer_.rows.begin(), layer_.rows.end(), int64_t{0});
+    const int64_t next = next_columns();
     shape = shape.rank().is_static() ? shape : ov::PartialShape::dynamic(3);
     set_output_size(next == 0 ? 2 : 3);
     shape[2] = layer_.hidden;
@@ -106,29 +116,25 @@ void SparseDecoderLayer::validate_and_infer_types() {
     }
 }
 
-bool SparseDecoderLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    const int64_t next = std::accumulate(layer_.rows.begin(), layer_.rows.end(), int64_t{0});
-    require_counts(inputs, has_vectors() ? 6 : 5, outputs, next == 0 ? 2 : 3);
-    const auto weights = checked_weights(inputs[2]);
+bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+    const int64_t next = next_columns();
+    const auto layers = static_cast<size_t>(layers_);
+    require_counts(inputs, input_count(), outputs, next == 0 ? 2 : 3);
     AttentionShape attention = this->attention();
     std::unique_ptr<Floats> vectors;  // in f32 even where OpenVINO computes in bf16
     if (has_vectors()) {
-        vectors = std::make_unique<Floats>(inputs[5], vector_length());
-        const float* data = vectors->rows.data;
-        attention.bias = qkv_bias_ ? data : nullptr;
-        data += qkv_bias_ ? qkv_columns() : 0;
-        attention.query_gamma = head_norm_epsilon_ > 0.0 ? data : nullptr;
-        attention.key_gamma = head_norm_epsilon_ > 0.0 ? data + head_size_ : nullptr;
-        attention.epsilon = static_cast<float>(head_norm_epsilon_);
+        vectors = std::make_unique<Floats>(inputs.back(), layers_ * vector_length());
     }
     const Floats qkv(inputs[0], static_cast<int64_t>(attention.columns())), residual(inputs[1], layer_.hidden);
-    OPENVINO_ASSERT(residual.rows.count == qkv.rows.count, "a residual of shape ", inputs[1].get_shape());
-    OPENVINO_ASSERT(inputs[4].get_element_type() == ov::element::u8, "the step is ", inputs[4].get_element_type());
+    const size_t rows = qkv.rows.count;
+    OPENVINO_ASSERT(residual.rows.count == rows, "a residual of shape ", inputs[1].get_shape());
+    OPENVINO_ASSERT(inputs[2].get_element_type() == ov::element::u8, "the step is ", inputs[2].get_element_type());
     StepView step{};
-    const char* fault = read_step(inputs[4].data<const uint8_t>(), inputs[4].get_byte_size(), attention.width, step);
+    const char* fault = read_step(inputs[2].data<const uint8_t>(), inputs[2].get_byte_size(), attention.width, step);
     OPENVINO_ASSERT(fault == nullptr, "the step of a decoder does not fit: ", fault);
+    const size_t layer_heads = 2 * attention.kv_heads;
     const ov::Shape past = inputs[3].get_shape(),
-                    cache{step.batch, 2 * attention.kv_heads, slots_for(step.positions), attention.slot_bytes()};
+                    cache{step.batch, layers * layer_heads, slots_for(step.positions), attention.slot_bytes()};
     OPENVINO_ASSERT(
         inputs[3].get_element_type() == ov::element::u8 && past.size() == 4 && past[1] == cache[1] &&
             past[3] == cache[3],
@@ -136,17 +142,44 @@ bool SparseDecoderLayer::evaluate(ov::TensorVector& outputs, const ov::TensorVec
     const bool empty = inputs[3].get_size() == 0;
     CacheView view{
         empty ? nullptr : inputs[3].data<const uint8_t>(), empty ? 0 : past[2], empty ? 0 : past[0], nullptr,
-        cache[2]};
+        cache[2], cache[1]};
     fault = attention_fault(step, qkv.rows, view);
     OPENVINO_ASSERT(fault == nullptr, "the attention of a decoder does not fit: ", fault);
     outputs[1].set_shape(cache);
     view.next = outputs[1].data<uint8_t>();
     const ov::Shape shape = inputs[0].get_shape();
     const Results y(outputs, 0, shape, {layer_.hidden}, nullptr);
-    const JoinedResults z(outputs, 2, shape, layer_.rows, layer_.biases(*weights));
+    std::unique_ptr<FloatTarget> z;
+    if (next != 0) {
+        z = std::make_unique<FloatTarget>(outputs[2], shape, next);
+    }
+    // What goes from one layer to the next: even ones write it to one place, odd ones to the other.
+    const auto hidden = static_cast<size_t>(layer_.hidden), columns = static_cast<size_t>(next);
+    Buffer between(layers == 1 ? 0 : 2 * rows * (hidden + columns) * sizeof(float));
     const Settings settings = this->settings();
-    const AttentionSteps steps(attention, step, qkv.rows, view, settings);
-    multiply(steps, layer_.layer(*weights), residual.rows, y.outputs[0].data, z.outputs.data(), settings);
+    Rows x = qkv.rows, added = residual.rows;
+    for (size_t index = 0; index < layers; ++index) {
+        const auto weights = checked_weights(inputs[4 + index], index);
+        if (vectors != nullptr) {
+            const float* data = vectors->rows.data + index * static_cast<size_t>(vector_length());
+            attention.bias = qkv_bias_ ? data : nullptr;
+            data += qkv_bias_ ? qkv_columns() : 0;
+            attention.query_gamma = head_norm_epsilon_ > 0.0 ? data : nullptr;
+            attention.key_gamma = head_norm_epsilon_ > 0.0 ? data + head_size_ : nullptr;
+            attention.epsilon = static_cast<float>(head_norm_epsilon_);
+        }
+        const bool last = index + 1 == layers;
+        float* const place = between.floats() + (last ? 0 : index % 2 * rows * (hidden + columns));
+        float* const sum = last ? y.outputs[0].data : place;
+        float* const following = last ? (z == nullptr ? nullptr : z->data) : place + rows * hidden;
+        const auto leaving = joined_outputs(following, layer_.rows, layer_.biases(*weights));
+        const AttentionSteps steps(attention, step, x, view, settings);
+        multiply(steps, layer_.layer(*weights), added, sum, leaving.data(), settings);
+        x = {following, rows, columns};
+        added = {sum, rows, hidden};
+        view.past += view.past == nullptr ? 0 : layer_heads * view.past_slots * attention.slot_bytes();
+        view.next += layer_heads * view.next_slots * attention.slot_bytes();
+    }
     return true;
 }
 

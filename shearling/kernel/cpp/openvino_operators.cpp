@@ -28,16 +28,18 @@ std::shared_ptr<const ConstantWeights::Constant> constant_at(const ov::Node& nod
 
 }  // namespace
 
-std::shared_ptr<const Weights> SparseOperator::checked_weights(const ov::Tensor& tensor) const {
+std::shared_ptr<const Weights> SparseOperator::checked_weights(const ov::Tensor& tensor, size_t index) const {
     OPENVINO_ASSERT(
-        weights_ != nullptr && tensor.get_byte_size() == weights_->size(),
+        index < weights_.size() && weights_[index] != nullptr && tensor.get_byte_size() == weights_[index]->size(),
         "the packed weights are not those that the node was validated with");
-    return weights_->validated();
+    return weights_[index]->validated();
 }
 
 bool SparseOperator::make_ready() const {
-    if (weights_ != nullptr) {
-        weights_->validated();
+    for (const auto& weights : weights_) {
+        if (weights != nullptr) {
+            weights->validated();
+        }
     }
     return true;
 }
@@ -46,8 +48,10 @@ void SparseOperator::visit_common(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("columns", columns_);
     visitor.on_attribute("precision", precision_);
     visitor.on_attribute("format_version", format_version_);
-    if (weights_ != nullptr && weights_->layout() != layout()) {
-        weights_ = nullptr;
+    for (auto& weights : weights_) {
+        if (weights != nullptr && weights->layout() != layout()) {
+            weights = nullptr;
+        }
     }
 }
 
@@ -58,7 +62,8 @@ void SparseOperator::copy_common(const SparseOperator& other) {
     weights_ = other.weights_;
 }
 
-void SparseOperator::validate_common(const ov::Node& node, size_t inputs, size_t weights_input) {
+void SparseOperator::validate_common(
+    const ov::Node& node, size_t inputs, size_t weights_input, size_t weights_count) {
     NODE_VALIDATION_CHECK(
         &node, format_version_ == 1, "format_version ", format_version_, " is not 1: made by another version");
     NODE_VALIDATION_CHECK(
@@ -66,16 +71,19 @@ void SparseOperator::validate_common(const ov::Node& node, size_t inputs, size_t
     NODE_VALIDATION_CHECK(
         &node, node.get_input_size() == inputs, "has ", node.get_input_size(), " inputs, its attributes ask for ",
         inputs);
-    const auto constant = constant_at(node, weights_input);
-    NODE_VALIDATION_CHECK(&node, constant != nullptr, "the packed weights are not a constant of the model");
-    // The plugin clones and validates a node at every inference: the headers, far apart in memory, are read for the
-    // first of them.
-    if (weights_ == nullptr || !weights_->shows(*constant)) {
-        weights_ = nullptr;
-        auto weights = weights_of(constant);
-        const char* fault = weights->fault();
-        NODE_VALIDATION_CHECK(&node, fault == nullptr, "a packed weight is corrupt: ", fault);
-        weights_ = std::move(weights);
+    weights_.resize(weights_count);
+    for (size_t index = 0; index < weights_count; ++index) {
+        const auto constant = constant_at(node, weights_input + index);
+        NODE_VALIDATION_CHECK(&node, constant != nullptr, "the packed weights are not a constant of the model");
+        // The plugin clones and validates a node at every inference: the headers, far apart in memory, are read for the
+        // first of them.
+        if (weights_[index] == nullptr || !weights_[index]->shows(*constant)) {
+            weights_[index] = nullptr;
+            auto weights = weights_of(constant);
+            const char* fault = weights->fault();
+            NODE_VALIDATION_CHECK(&node, fault == nullptr, "a packed weight is corrupt: ", fault);
+            weights_[index] = std::move(weights);
+        }
     }
 }
 
@@ -85,9 +93,13 @@ std::shared_ptr<const ConstantWeights> SparseOperator::weights_of(
     const WeightLayout expected = layout();
     for (const auto& consumer : constant->output(0).get_target_inputs()) {
         const auto* other = dynamic_cast<const SparseOperator*>(consumer.get_node());
-        if (other != nullptr && other->weights_ != nullptr && other->weights_->shows(*constant) &&
-            other->weights_->layout() == expected) {
-            return other->weights_;
+        if (other == nullptr) {
+            continue;
+        }
+        for (const auto& weights : other->weights_) {
+            if (weights != nullptr && weights->shows(*constant) && weights->layout() == expected) {
+                return weights;
+            }
         }
     }
     return std::make_shared<const ConstantWeights>(constant, expected);
@@ -396,7 +408,7 @@ std::vector<ov::Extension::Ptr> extensions() {
         std::make_shared<ov::OpExtension<shearling::SparseLinear>>(),
         std::make_shared<ov::OpExtension<shearling::SparseMLP>>(),
         std::make_shared<ov::OpExtension<shearling::SparseLayer>>(),
-        std::make_shared<ov::OpExtension<shearling::SparseDecoderLayer>>(),
+        std::make_shared<ov::OpExtension<shearling::SparseDecoder>>(),
         std::make_shared<ov::OpExtension<shearling::SparseStep>>(),
         std::make_shared<ov::OpExtension<shearling::SparseHead>>(),
         std::make_shared<ov::OpExtension<shearling::SparseEmbedding>>()};

@@ -14,8 +14,9 @@
 
 namespace shearling {
 
-// What the operators share: packed weights at one input, which is a constant, and how to multiply by them. A file that
-// says otherwise is refused when its nodes are made; what only an inference shows, at every inference.
+// What the operators share: packed weights at an input, which is a constant, or at several of the same layout, and how
+// to multiply by them. A file that says otherwise is refused when its nodes are made; what only an inference shows, at
+// every inference.
 class SparseOperator {
 public:
     virtual ~SparseOperator() = default;
@@ -25,13 +26,13 @@ protected:
     // Comes last of what an operator visits: weights that were checked for other attributes are forgotten.
     void visit_common(ov::AttributeVisitor& visitor);
     // Throws where attributes, inputs or the weights of `node`, which this is a part of, do not fit.
-    void validate_common(const ov::Node& node, size_t inputs, size_t weights_input);
+    void validate_common(const ov::Node& node, size_t inputs, size_t weights_input, size_t weights_count = 1);
     // The same for a node whose first input is an activation of `columns`; sets its results, of these widths.
     void validate_products(ov::Node& node, size_t inputs, size_t weights_input, const std::vector<int64_t>& widths);
     void copy_common(const SparseOperator& other);
     // The weights of a validated node, which an evaluation is handed as `tensor`. Throws where they are not what the
     // layout says.
-    std::shared_ptr<const Weights> checked_weights(const ov::Tensor& tensor) const;
+    std::shared_ptr<const Weights> checked_weights(const ov::Tensor& tensor, size_t index = 0) const;
     // Takes the weights of a validated node, and says that it can be computed: a runtime asks for that when it compiles
     // a model, so that no request waits for it, and a damaged file is refused there.
     bool make_ready() const;
@@ -47,7 +48,7 @@ private:
     std::shared_ptr<const ConstantWeights> weights_of(const std::shared_ptr<const ConstantWeights::Constant>& constant)
         const;
 
-    std::shared_ptr<const ConstantWeights> weights_;
+    std::vector<std::shared_ptr<const ConstantWeights>> weights_;
 };
 
 // The attributes of an MLP, and where its matrices stand.
@@ -135,25 +136,30 @@ private:
     LayerAttributes layer_;
 };
 
-// A SparseLayer with the attention before it: queries, keys and values, side by side, go in and those of the next
-// attention come out. Its cache goes through, see attention.hpp.
-class SparseDecoderLayer : public ov::op::Op, public SparseOperator {
+// Layers of one shape, each a SparseLayer with the attention before it: queries, keys and values, side by side, go in
+// and those of the next attention come out. Their caches go through as one, see attention.hpp. Together, since between
+// two nodes a runtime spends as long as a small layer takes for a third of its products.
+class SparseDecoder : public ov::op::Op, public SparseOperator {
 public:
-    OPENVINO_OP("SparseDecoderLayer", "shearling");
-    SparseDecoderLayer() = default;
-    explicit SparseDecoderLayer(const ov::OutputVector& arguments) : Op(arguments) {}
+    OPENVINO_OP("SparseDecoder", "shearling");
+    SparseDecoder() = default;
+    explicit SparseDecoder(const ov::OutputVector& arguments) : Op(arguments) {}
     SPARSE_OPERATOR_OVERRIDES
 
 private:
     AttentionShape attention() const;
     bool has_vectors() const { return qkv_bias_ || head_norm_epsilon_ > 0.0; }
     int64_t qkv_columns() const { return (heads_ + 2 * kv_heads_) * head_size_; }
+    int64_t next_columns() const;
+    // Of one layer.
     int64_t vector_length() const {
         return (qkv_bias_ ? qkv_columns() : 0) + (head_norm_epsilon_ > 0.0 ? 2 * head_size_ : 0);
     }
+    size_t input_count() const { return 4 + static_cast<size_t>(layers_) + (has_vectors() ? 1 : 0); }
     ov::PartialShape cache_shape() const;
 
     LayerAttributes layer_;
+    int64_t layers_ = 1;
     int64_t heads_ = 0;
     int64_t kv_heads_ = 0;
     int64_t head_size_ = 0;

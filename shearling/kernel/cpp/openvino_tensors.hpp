@@ -111,27 +111,16 @@ private:
     std::vector<std::unique_ptr<FloatTarget>> targets_;
 };
 
-// Outputs of `widths` side by side in one tensor, with the last vectors as their biases; no tensor without widths.
-class JoinedResults {
-public:
-    JoinedResults(
-        ov::TensorVector& tensors, size_t index, const ov::Shape& shape, const std::vector<int64_t>& widths,
-        const std::vector<std::vector<float>>* biases) {
-        const int64_t total = std::accumulate(widths.begin(), widths.end(), int64_t{0});
-        if (total == 0) {
-            return;
-        }
-        target_ = std::make_unique<FloatTarget>(tensors[index], shape, total);
-        float* data = target_->data;
-        for (size_t part = 0; part < widths.size(); data += widths[part++]) {
-            const float* bias = biases == nullptr ? nullptr : (*biases)[biases->size() - widths.size() + part].data();
-            outputs.push_back({data, static_cast<size_t>(total), bias, nullptr, 0});
-        }
-    }
+// Outputs of `widths` side by side in rows of `data`, with the last vectors as their biases.
+inline std::vector<Output> joined_outputs(
+    float* data, const std::vector<int64_t>& widths, const std::vector<std::vector<float>>* biases) {
     std::vector<Output> outputs;
-
-private:
-    std::unique_ptr<FloatTarget> target_;
-};
+    const auto total = static_cast<size_t>(std::accumulate(widths.begin(), widths.end(), int64_t{0}));
+    for (size_t part = 0; part < widths.size(); data += widths[part++]) {
+        const float* bias = biases == nullptr ? nullptr : (*biases)[biases->size() - widths.size() + part].data();
+        outputs.push_back({data, total, bias, nullptr, 0});
+    }
+    return outputs;
+}
 
 }  // namespace shearling

@@ -1,7 +1,7 @@
-"""Whole decoder layers as one operator: where packed layers follow each other with nothing but plain attention between
-them, attention, rotary embedding and cache go into the layers when a model is loaded.
+"""Whole decoder layers, as many as have one shape, as one operator: where packed layers follow each other with nothing
+but plain attention between them, attention, rotary embedding and cache go into the layers when a model is loaded.
 
-A token of a small model spends a quarter of its time between the packed products: nodes of dynamic shape, each of which
+A token of a small model spends a third of its time between the packed products: nodes of dynamic shape, each of which
 costs microseconds, and attention itself. The file is not changed. It stays one that continuous batching can rewrite,
 which looks for OpenVINO's own attention.
 """
@@ -350,47 +350,86 @@ def _rewrite(text: IrText, attentions: Sequence[_Attention], mask: Any) -> None:
     # What can fail comes first, so that a text is changed as a whole or not at all.
     first = attentions[0]
     shared = [text.source(output) for output in (first.cosines, first.sines, mask.output(0), first.beam)]
-    layers = [text.source(item.layer.output(0)).layer for item in attentions]
-    queries = [text.source(output) for output in first.inputs]
+    # What goes into the first layer is joined as the others leave it, so that it is like them.
+    order = _order(attentions[1].inputs) if len(attentions) > 1 else [0, 1, 2]
+    queries = [text.source(first.inputs[part]) for part in order]
     old = [number for number in text.layers_of(("Assign",)) if _is_cache(text, number, attentions)]
-    residuals = [text.inputs(layer)[1:] for layer in layers]
+    layers = [_layer(text, first, order), *(_layer(text, item, _order(item.inputs)) for item in attentions[1:])]
     joined = text.add("Concat", queries, {"axis": -1}, version="opset1")[0]
     (step,) = text.add("SparseStep", shared, {"format_version": FORMAT_VERSION})
-    for place, (item, layer, (residual, weights)) in enumerate(zip(attentions, layers, residuals, strict=True)):
-        read, variable = _add_cache(text, item, place)
-        order = [0, 1, 2] if place == 0 else _order(item.inputs)
-        data = {
-            **text.data(layer),
-            "heads": item.heads,
-            "kv_heads": item.kv_heads,
-            "head_size": item.head_size,
-            "scale": item.scale,
-            "order": order,
-            "qkv_bias": bool(item.biases),
-            "head_norm_epsilon": item.epsilon,
-        }
-        inputs = [joined, residual, weights, read, step]
-        vectors = [*(item.biases[part] for part in order if item.biases), *item.gammas]
+    residual = layers[0].residual
+    for place, (_, alike) in enumerate(itertools.groupby(layers, key=lambda layer: layer.data)):
+        run = list(alike)
+        last = run[-1]
+        read, variable = _add_cache(text, run, place)
+        inputs = [joined, residual, step, read, *(layer.weights for layer in run)]
+        vectors = [vector for layer in run for vector in layer.vectors]
         if vectors:
             inputs.append(text.numbers(np.concatenate(vectors)))
-        ends = text.outputs(layer)
-        outputs = 2 if len(ends) == 1 else 3
-        fused = text.add("SparseDecoderLayer", inputs, data, outputs=outputs, name=text.name(layer))
+        outputs = 2 if len(last.ends) == 1 else 3
+        data = {**last.data, "layers": len(run)}
+        fused = text.add("SparseDecoder", inputs, data, outputs=outputs, name=text.name(last.number))
         text.add("Assign", [fused[1]], variable, version="opset6", outputs=0)
-        text.replace(ends[0], fused[0])
-        # The residual of the next layer is the end of this one.
-        residuals[place + 1 :] = [[fused[0] if s == ends[0] else s for s in pair] for pair in residuals[place + 1 :]]
-        joined = fused[-1]
+        text.replace(last.ends[0], fused[0])
+        residual, joined = fused[0], fused[-1]
     text.remove(old)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One packed layer of the text, with the attention that goes into it.
+
+    Attributes:
+        data: attributes of a `SparseDecoder` of this layer, but for their number.
+        vectors: that are added to queries, keys and values, and gammas of the norms of heads.
+        planes: heads of keys and values in its cache.
+        slot: bytes of a position in one of them.
+        ends: outputs of the layer; the first is the residual of the next.
+    """
+
+    number: int
+    data: dict[str, object]
+    residual: Source
+    weights: Source
+    vectors: tuple[Array, ...]
+    planes: int
+    slot: int
+    ends: list[Source]
+
+
+def _layer(text: IrText, item: _Attention, order: list[int]) -> _Layer:
+    number = text.source(item.layer.output(0)).layer
+    _, residual, weights = text.inputs(number)
+    data = {
+        **text.data(number),
+        "heads": item.heads,
+        "kv_heads": item.kv_heads,
+        "head_size": item.head_size,
+        "scale": item.scale,
+        "order": order,
+        "qkv_bias": bool(item.biases),
+        "head_norm_epsilon": item.epsilon,
+    }
+    vectors = (*(item.biases[part] for part in order if item.biases), *item.gammas)
+    return _Layer(
+        number,
+        data,
+        residual,
+        weights,
+        vectors,
+        planes=2 * item.kv_heads,
+        slot=2 * item.head_size,
+        ends=text.outputs(number),
+    )
 
 
 def _is_cache(text: IrText, assign: int, attentions: Sequence[_Attention]) -> bool:
     return any(text.data(assign).get("variable_id") in item.variables for item in attentions)
 
 
-def _add_cache(text: IrText, item: _Attention, place: int) -> tuple[Source, dict[str, object]]:
+def _add_cache(text: IrText, layers: Sequence[_Layer], place: int) -> tuple[Source, dict[str, object]]:
     """What reads a cache that is empty at first, and the variable."""
-    planes, slot = 2 * item.kv_heads, 2 * item.head_size
+    planes, slot = len(layers) * layers[0].planes, layers[0].slot
     sizes = text.numbers(np.array([0, planes, 0, slot], np.int64))
     empty = text.add("Broadcast", [text.numbers(np.zeros(1, np.uint8)), sizes], {"mode": "numpy"}, version="opset3")
     variable: dict[str, object] = {

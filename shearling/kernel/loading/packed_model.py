@@ -36,7 +36,7 @@ from .packed_choice import (
 from .packed_operator import find_operators
 
 CPU = "CPU"
-DECODER_LAYERS = "SparseDecoderLayer"
+FUSED_LAYERS = "SparseDecoder"
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def load_ir(
     except MalformedText as fault:
         # OpenVINO and the operators say what is wrong with it, if anything.
         return LoadedIr(xml, preferred, PackedChoice(), f"its text is strange: {fault}", operators.core, None)
-    if text.layers_of([DECODER_LAYERS]):
+    if text.layers_of([FUSED_LAYERS]):
         return LoadedIr(xml, preferred, PackedChoice(), None, operators.core, None)
     machine = operators.machine()
     stopwatch = measure or ForwardStopwatch(

@@ -14,14 +14,16 @@
 namespace fuzz {
 
 struct Decoder {
-    int64_t heads = 1, kv_heads = 1, head_size = 16, hidden = 1, inner = 1, next = 0, columns = 16;
+    int64_t layers = 1, heads = 1, kv_heads = 1, head_size = 16, hidden = 1, inner = 1, next = 0, columns = 16;
     double scale = 0.25;
     std::vector<int64_t> order{0, 1, 2};
     bool bias = false, norm = false;
     size_t batch = 1;
-    Bytes weights;
+    std::vector<Bytes> weights;  // of every layer
+    int64_t qkv_columns() const { return (heads + 2 * kv_heads) * head_size; }
+    size_t cache_heads() const { return static_cast<size_t>(layers * 2 * kv_heads); }
     size_t vector_length() const {
-        return static_cast<size_t>((bias ? (heads + 2 * kv_heads) * head_size : 0) + (norm ? 2 * head_size : 0));
+        return static_cast<size_t>(layers) * static_cast<size_t>((bias ? qkv_columns() : 0) + (norm ? 2 * head_size : 0));
     }
 };
 
@@ -40,6 +42,7 @@ public:
             name == "columns"     ? from_.columns
             : name == "hidden"    ? from_.hidden
             : name == "inner"     ? from_.inner
+            : name == "layers"    ? from_.layers
             : name == "heads"     ? from_.heads
             : name == "kv_heads"  ? from_.kv_heads
             : name == "head_size" ? from_.head_size
@@ -64,27 +67,31 @@ inline Decoder sound_decoder(Random& random) {
     decoder.columns = decoder.heads * decoder.head_size;
     decoder.hidden = static_cast<int64_t>(1 + random.below(20));
     decoder.inner = static_cast<int64_t>(1 + random.below(20));
-    decoder.next = static_cast<int64_t>(random.below(3) * 5);
+    decoder.layers = static_cast<int64_t>(1 + random.below(3));
+    decoder.next = decoder.layers == 1 ? static_cast<int64_t>(random.below(3) * 5) : decoder.qkv_columns();
     decoder.order = random.one_of<std::vector<int64_t>>({{0, 1, 2}, {2, 0, 1}, {0, 2, 1}});
     decoder.batch = 1 + random.below(2);
     decoder.bias = random.once_in(3);
     decoder.norm = random.once_in(3);
-    add(random, decoder.weights, decoder.hidden, decoder.columns);
-    add(random, decoder.weights, decoder.inner, decoder.hidden);
-    add(random, decoder.weights, decoder.inner, decoder.hidden);
-    add(random, decoder.weights, decoder.hidden, decoder.inner);
-    if (decoder.next != 0) {
-        add(random, decoder.weights, decoder.next, decoder.hidden);
+    decoder.weights.resize(static_cast<size_t>(decoder.layers));
+    for (Bytes& weights : decoder.weights) {
+        add(random, weights, decoder.hidden, decoder.columns);
+        add(random, weights, decoder.inner, decoder.hidden);
+        add(random, weights, decoder.inner, decoder.hidden);
+        add(random, weights, decoder.hidden, decoder.inner);
+        if (decoder.next != 0) {
+            add(random, weights, decoder.next, decoder.hidden);
+        }
     }
     return decoder;
 }
 
 inline void damage(Random& random, Decoder& decoder) {
-    int64_t* const numbers[] = {&decoder.heads, &decoder.kv_heads, &decoder.head_size, &decoder.columns,
-                                &decoder.hidden};
+    int64_t* const numbers[] = {&decoder.heads,   &decoder.kv_heads, &decoder.head_size,
+                                &decoder.columns, &decoder.hidden,   &decoder.layers};
     switch (random.below(4)) {
-        case 0: *numbers[random.below(5)] = trouble(random); break;
-        case 1: nudge(*numbers[random.below(5)], random.one_of<int64_t>({-1, 1, 16})); break;
+        case 0: *numbers[random.below(6)] = trouble(random); break;
+        case 1: nudge(*numbers[random.below(6)], random.one_of<int64_t>({-1, 1, 16})); break;
         case 2: decoder.scale = random.one_of<double>({NAN, INFINITY, -1.0, 1e300}); break;
         default:
             decoder.order =
@@ -119,11 +126,14 @@ public:
         const auto parameter = [](ov::element::Type type) {
             return std::make_shared<ov::op::v0::Parameter>(type, ov::PartialShape::dynamic());
         };
-        weights_ = ov::Tensor(ov::element::u8, {decoder.weights.size()}, const_cast<uint8_t*>(decoder.weights.data()));
-        layer_ = std::make_shared<shearling::SparseDecoderLayer>();
+        layer_ = std::make_shared<shearling::SparseDecoder>();
         ov::OutputVector arguments{
-            parameter(ov::element::f32), parameter(ov::element::f32), std::make_shared<ov::op::v0::Constant>(weights_),
-            parameter(ov::element::u8), parameter(ov::element::u8)};
+            parameter(ov::element::f32), parameter(ov::element::f32), parameter(ov::element::u8),
+            parameter(ov::element::u8)};
+        for (const Bytes& weights : decoder.weights) {
+            weights_.emplace_back(ov::element::u8, ov::Shape{weights.size()}, const_cast<uint8_t*>(weights.data()));
+            arguments.push_back(std::make_shared<ov::op::v0::Constant>(weights_.back()));
+        }
         if (decoder.bias || decoder.norm) {
             arguments.push_back(parameter(ov::element::f32));
         }
@@ -176,7 +186,7 @@ private:
         if (damaged && random_.once_in(2)) {
             damage(random_, static_cast<uint8_t*>(step.tensor().data()), 64);
         }
-        const auto columns = static_cast<size_t>((decoder_.heads + 2 * decoder_.kv_heads) * decoder_.head_size);
+        const auto columns = static_cast<size_t>(decoder_.qkv_columns());
         ExactTensor qkv(ov::element::f32, {batch, rows, columns});
         ExactTensor residual(ov::element::f32, {batch, rows, static_cast<size_t>(decoder_.hidden)});
         fill<float>(qkv.tensor(), activations(random_, qkv.tensor().get_size()));
@@ -184,7 +194,7 @@ private:
 
         Cache& old = caches_[turn_];
         Cache& fresh = caches_[1 - turn_];
-        ov::Tensor none(ov::element::u8, {batch, 2 * static_cast<size_t>(decoder_.kv_heads), 0, 2 * width});
+        ov::Tensor none(ov::element::u8, {batch, decoder_.cache_heads(), 0, 2 * width});
         ov::Tensor cache = past == 0 ? none : old.tensor();
         if (damaged && random_.once_in(3)) {  // cut off, as whoever takes a state back does
             ov::Shape shape = cache.get_shape();
@@ -192,11 +202,11 @@ private:
             cut_ = std::make_unique<ExactTensor>(ov::element::u8, shape);
             cache = cut_->tensor();
         }
-        const ov::Shape next_shape{
-            batch, 2 * static_cast<size_t>(decoder_.kv_heads), shearling::slots_for(past + rows), 2 * width};
+        const ov::Shape next_shape{batch, decoder_.cache_heads(), shearling::slots_for(past + rows), 2 * width};
         ExactTensor vectors(ov::element::f32, {decoder_.vector_length() + (damaged && random_.once_in(6) ? 1 : 0)});
         fill<float>(vectors.tensor(), activations(random_, vectors.tensor().get_size()));
-        ov::TensorVector inputs{qkv.tensor(), residual.tensor(), weights_, cache, step.tensor()};
+        ov::TensorVector inputs{qkv.tensor(), residual.tensor(), step.tensor(), cache};
+        inputs.insert(inputs.end(), weights_.begin(), weights_.end());
         if (decoder_.bias || decoder_.norm) {
             inputs.push_back(vectors.tensor());
         }
@@ -227,8 +237,8 @@ private:
 
     Random& random_;
     const Decoder& decoder_;
-    ov::Tensor weights_;
-    std::shared_ptr<shearling::SparseDecoderLayer> layer_;
+    ov::TensorVector weights_;
+    std::shared_ptr<shearling::SparseDecoder> layer_;
     std::shared_ptr<shearling::SparseStep> step_;
     Cache caches_[2];
     std::unique_ptr<ExactTensor> cut_;

@@ -67,8 +67,8 @@ class Layer:
         read = op.read_value(op.broadcast(np.uint8(0), np.array([0, 2 * heads.groups, 0, 2 * heads.size])), cache)
         weights = op.constant(bundle([pack(m, Encoding.BITMASK) for m in self.matrices], self.gammas))
         node = factory.create(
-            "SparseDecoderLayer",
-            [qkv.output(0), residual.output(0), weights.output(0), read.output(0), step.output(0)],
+            "SparseDecoder",
+            [qkv.output(0), residual.output(0), step.output(0), read.output(0), weights.output(0)],
             {
                 **attributes(heads),
                 "order": list(self.order),
@@ -113,6 +113,7 @@ def attributes(heads: Heads) -> dict[str, object]:
         "norm_epsilon": EPSILON,
         "next_epsilon": EPSILON,
         "bias": False,
+        "layers": 1,
         "heads": heads.count,
         "kv_heads": heads.groups,
         "head_size": heads.size,
@@ -320,7 +321,7 @@ def test_every_instruction_set(kernels):
     program = (
         "from shearling.kernel.library import load_library\n"
         "import ctypes, sys\n"
-        "from tests.shearling.kernel.test_decoder_layer import Heads, Layer, play\n"
+        "from tests.shearling.kernel.test_sparse_decoder import Heads, Layer, play\n"
         "name = load_library().shearling_kernels\n"
         "name.restype = ctypes.c_char_p\n"
         f"sys.exit(77) if name().decode() != {kernels!r} else None\n"
@@ -339,6 +340,78 @@ def test_every_instruction_set(kernels):
     if done.returncode == 77:
         pytest.skip(f"this processor has no {kernels}")
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+class Chain:
+    """Layers of one shape in nodes of so many."""
+
+    def __init__(self, heads: Heads, nodes: tuple[int, ...], *, vectors: bool) -> None:
+        factory = node_factory()
+        widths, self.layers = sum(heads.widths), sum(nodes)
+        qkv, residual = (op.parameter([-1, -1, width], np.float32) for width in (widths, HIDDEN))
+        angles = [op.parameter([-1, -1, heads.size], np.float32) for _ in range(2)]
+        mask, beam = op.parameter([-1, -1], np.int64), op.parameter([-1], np.int32)
+        step = factory.create("SparseStep", [*(a.output(0) for a in angles), mask.output(0), beam.output(0)], STEP)
+        rng, place, assigns, ends = np.random.default_rng(1), 0, [], [residual.output(0), None, qkv.output(0)]
+        length = widths + 2 * heads.size
+        added = 0.3 * rng.standard_normal((self.layers, length)).astype(np.float32)
+        for count in nodes:
+            info = VariableInfo()
+            info.data_shape = ov.PartialShape([-1, count * 2 * heads.groups, -1, 2 * heads.size])
+            info.data_type, info.variable_id = ov.Type.u8, f"cache{place}"
+            cache, sizes = Variable(info), np.array([0, count * 2 * heads.groups, 0, 2 * heads.size])
+            read = op.read_value(op.broadcast(np.uint8(0), sizes), cache)
+            weights = [op.constant(layer_weights(heads, seed=10 * layer)) for layer in range(place, place + count)]
+            inputs = [ends[2], ends[0], step.output(0), read.output(0), *(item.output(0) for item in weights)]
+            if vectors:
+                inputs.append(op.constant(added[place : place + count].reshape(-1)).output(0))
+            changed = {"layers": count, "qkv_bias": vectors, "head_norm_epsilon": EPSILON if vectors else 0.0}
+            node = factory.create("SparseDecoder", inputs, {**attributes(heads), **changed})
+            assigns.append(op.assign(read, cache))
+            assigns[-1].input(0).replace_source_output(node.output(1))
+            ends, place = [node.output(port) for port in range(3)], place + count
+        model = ov.Model(
+            [op.result(ends[0]), op.result(ends[2])], assigns, [qkv, residual, *angles, mask, beam], "chain"
+        )
+        compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        self.request = compiled.create_infer_request()
+
+    def infer(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        self.request.infer(dict(enumerate(inputs)))
+        return [self.request.get_output_tensor(port).data.copy() for port in range(2)]
+
+
+def layer_weights(heads: Heads, *, seed: int) -> np.ndarray:
+    shapes = [(HIDDEN, heads.columns), (INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]
+    shapes += [(width, HIDDEN) for width in heads.widths]
+    matrices = [random_matrix(ValueType.INT8, *shape, seed=seed + place) for place, shape in enumerate(shapes)]
+    gammas = [np.random.default_rng(seed).uniform(0.5, 1, HIDDEN).astype(np.float32) for _ in range(2)]
+    return bundle([pack(matrix, Encoding.BITMASK) for matrix in matrices], gammas)
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+@pytest.mark.parametrize("nodes", [(3,), (2, 1)])
+def test_layers_in_one_node_are_layers_in_turn(nodes, vectors):
+    heads, rng = Heads(4, 2, 16), np.random.default_rng(5)
+    chains = [Chain(heads, one, vectors=vectors) for one in (nodes, (1, 1, 1))]
+    for batch, reorder in ((1, False), (3, True)):
+        for chain in chains:
+            chain.request.reset_state()
+        past = 0
+        # Past what a first cache has room for.
+        for number, rows in enumerate((20, 1, 1, 4, 170, 1, 1)):
+            qkv = rng.standard_normal((batch, rows, sum(heads.widths))).astype(np.float32)
+            residual = rng.standard_normal((batch, rows, HIDDEN)).astype(np.float32)
+            angles = rng.uniform(-3, 3, (1, rows, heads.size))
+            past += rows
+            mask = np.ones((batch, past), np.int64)
+            mask[-1, : 7 * (batch > 1)] = 0
+            beam = rng.integers(0, batch, batch) if reorder and number else np.arange(batch)
+            tables = [np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)]
+            found, expected = (chain.infer([qkv, residual, *tables, mask, beam.astype(np.int32)]) for chain in chains)
+            for one, other in zip(found, expected, strict=True):
+                assert np.isfinite(other).all()
+                assert np.array_equal(one, other)
 
 
 def infer_once(layer: Layer, *, mask=None, beam=(0,), positions=3) -> None:
@@ -366,6 +439,9 @@ def test_steps_that_do_not_fit_are_refused(options, reason):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
+        ({"layers": 0}, "0 layers of 64 columns"),
+        ({"layers": 2}, "has 5 inputs, its attributes ask for 6"),
+        ({"layers": 2, "rows": [32, 16]}, "2 layers of 64 columns leave 48 to the next"),
         ({"heads": 3}, "do not make"),
         ({"kv_heads": 0}, "do not make"),
         ({"head_size": 24}, "do not make"),
@@ -380,9 +456,9 @@ def test_attributes_that_contradict_each_other_are_refused(changed, reason):
     parameters = [
         op.parameter([-1, -1, 64], np.float32).output(0),
         op.parameter([-1, -1, HIDDEN], np.float32).output(0),
-        op.constant(bundle([pack(m, Encoding.BITMASK) for m in layer.matrices], layer.gammas)).output(0),
-        op.parameter([-1, 2, -1, 32], np.uint8).output(0),
         op.parameter([-1, -1], np.uint8).output(0),
+        op.parameter([-1, 2, -1, 32], np.uint8).output(0),
+        op.constant(bundle([pack(m, Encoding.BITMASK) for m in layer.matrices], layer.gammas)).output(0),
     ]
     with pytest.raises(RuntimeError, match=reason):
-        node_factory().create("SparseDecoderLayer", parameters, {**attributes(layer.heads), **changed})
+        node_factory().create("SparseDecoder", parameters, {**attributes(layer.heads), **changed})
