@@ -2,11 +2,11 @@
 
     shearling evaluate MODEL ... --tasks RUN/task --json > accuracy.json
     python -m serve bench MODEL ... --output speed
-    python -m benchmarks.frontier --accuracy accuracy.json --speed speed --ours sparse --output frontier.svg
+    python -m benchmarks.frontier --accuracy accuracy.json --speed speed --ours packed,sparse --output frontier.svg
 
 Both commands are given the same models, so that accuracy and speed belong to the same files; what differs in a property
 of the runtime alone, such as `DIR@NAME=VALUE`, shares the accuracy of `DIR` where it has none of its own. Models whose
-name begins as --ours says are ours. The table goes to stdout as Markdown.
+name begins with one of --ours are ours. The table goes to stdout as Markdown.
 """
 
 from __future__ import annotations
@@ -105,8 +105,13 @@ def table(places: Sequence[Place]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def chart(places: Sequence[Place], *, ours: str) -> str:
-    """The places as SVG; the line joins what no other model passes."""
+def chart(places: Sequence[Place], *, ours: tuple[str, ...]) -> str:
+    """The places as SVG; the line joins what no other model passes.
+
+    Args:
+        places: of all models.
+        ours: how the names of our models begin.
+    """
     points = [
         Point(
             x=place.tokens_per_s,
@@ -144,14 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--accuracy", type=Path, required=True, help="what `shearling evaluate --json` printed")
     add("--speed", type=Path, required=True, help="what `python -m serve bench --output` wrote")
-    add("--ours", required=True, help="how the names of our models begin")
+    add("--ours", required=True, help="how the names of our models begin, with commas between them")
     add("--output", type=Path, required=True, help="the chart, an SVG file")
     options = parser.parse_args(arguments)
     quiet_libraries()
     try:
         board = read_scoreboard(options.accuracy)
         places = place_models(board, read_benchmark(options.speed).subjects)
-        write_text(options.output, chart(places, ours=options.ours))
+        write_text(options.output, chart(places, ours=tuple(options.ours.split(","))))
     except ShearlingError as error:
         log.print(f"error: {error}", style="red", markup=False)
         return error.exit_code

@@ -108,7 +108,8 @@ class StoredBytes:
 
     def __init__(self, network: SuperNetwork, forms: LayerForms, stored: StoredForm) -> None:
         self._stored = stored
-        decoder = network.model.get_output_embeddings() is not None
+        model: Any = network.model
+        decoder = model.get_output_embeddings() is not None
         # Decoders of integers are packed whole, with zeros or without.
         self._whole = stored.sparse_kernel and decoder and stored.weight_format.startswith("int")
         self._packs = stored.sparse_kernel and network.masks is not None and stored.weight_format in VALUE_TYPES

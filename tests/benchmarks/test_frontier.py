@@ -102,7 +102,7 @@ def test_what_no_other_passes_is_bold_and_on_the_line() -> None:
     bold = [line.split("**")[1] for line in table(places).splitlines() if "**" in line]
     # As accurate as Q4_0 and slower is passed; slower and more accurate is not.
     assert bold == ["Q4_0", "sparse-int8"]
-    drawing = ElementTree.fromstring(chart(places, ours="sparse"))
+    drawing = ElementTree.fromstring(chart(places, ours=("sparse-int8", "sparse-int4")))
     lines = [element for element in drawing.iter() if element.tag.endswith("polyline")]
     assert len(lines) == 1
     assert len(lines[0].attrib["points"].split()) == len(bold)
