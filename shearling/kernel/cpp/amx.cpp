@@ -146,7 +146,7 @@ private:
         Reader reader = stored;
         const __m512i bias = Reader::of_bf16 ? _mm512_setzero_si512() : _mm512_set1_epi8(-128);
         uint8_t* end = target;
-        for_blocks(reader, count, [&](__m512i weights) INLINE_LAMBDA {
+        for_blocks(reader, count, [&](__m512i weights, int) INLINE_LAMBDA {
             _mm512_store_si512(end, _mm512_xor_si512(weights, bias));
             end += 64;
         });

@@ -63,28 +63,47 @@ INLINE void multiply_fixed16(
     const uint8_t* terms = x.tile_terms(tile);
     const int32_t* sums = x.tile_sums(tile);
     const float* row_scales = x.tile_scales(tile);
+    // A product waits for the one before it that adds to the same sum: with few rows there is nothing else to do.
+    constexpr int sums_of_row = rows <= 2 ? 2 : 1;
+    constexpr size_t group_blocks = activation_group / 4;
     __m512 total[rows];
     FOR_ROWS {
         total[row] = _mm512_setzero_ps();
     }
     for (size_t start = 0, segment = 0; start < x.blocks; start += x.segment_blocks, ++segment) {
         const size_t stop = start + x.segment_blocks < x.blocks ? start + x.segment_blocks : x.blocks;
-        __m512i high[rows], low[rows];
+        __m512i high[sums_of_row][rows], low[sums_of_row][rows];
         FOR_ROWS {
-            high[row] = _mm512_set1_epi32(sums[2 * row]);
-            low[row] = _mm512_set1_epi32(sums[2 * row + 1]);
+            high[0][row] = _mm512_set1_epi32(sums[2 * row]);
+            low[0][row] = _mm512_set1_epi32(sums[2 * row + 1]);
+            if (sums_of_row > 1) {
+                high[sums_of_row - 1][row] = low[sums_of_row - 1][row] = _mm512_setzero_si512();
+            }
         }
-        for_blocks(reader, stop - start, [&](__m512i weights) INLINE_LAMBDA {
+        const auto step = [&](__m512i weights, int turn) INLINE_LAMBDA {
+            const int sum = sums_of_row > 1 ? turn : 0;
             FOR_ROWS {
-                high[row] = _mm512_dpbusd_epi32(high[row], weights, broadcast(terms + 8 * row));
-                low[row] = _mm512_dpbusd_epi32(low[row], weights, broadcast(terms + 8 * row + 4));
+                high[sum][row] = _mm512_dpbusd_epi32(high[sum][row], weights, broadcast(terms + 8 * row));
+                low[sum][row] = _mm512_dpbusd_epi32(low[sum][row], weights, broadcast(terms + 8 * row + 4));
             }
             terms += 8 * rows;
-        });
+        };
+        if (sums_of_row > 1 && stop - start == group_blocks) {
+            for_fixed_blocks<group_blocks>(reader, step);
+        } else {
+            for_blocks(reader, stop - start, step);
+        }
+        if (sums_of_row > 1) {
+            FOR_ROWS {
+                high[0][row] = _mm512_add_epi32(high[0][row], high[sums_of_row - 1][row]);
+                low[0][row] = _mm512_add_epi32(low[0][row], low[sums_of_row - 1][row]);
+            }
+        }
         const __m512 weight_scales = load_scales(panel.scales, panel.type, start / panel.group_blocks);
         FOR_ROWS {
             const __m512 sum =
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[row]), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low[row]));
+                _mm512_fmadd_ps(
+                _mm512_cvtepi32_ps(high[0][row]), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low[0][row]));
             total[row] = _mm512_fmadd_ps(sum, weight_scales, total[row]);
         }
         sums += 2 * rows;
@@ -111,7 +130,7 @@ INLINE void multiply_grouped8(
         FOR_ROWS {
             sum[row] = _mm512_set1_epi32(sums[row]);
         }
-        for_blocks(reader, stop - start, [&](__m512i weights) INLINE_LAMBDA {
+        for_blocks(reader, stop - start, [&](__m512i weights, int) INLINE_LAMBDA {
             FOR_ROWS {
                 sum[row] = _mm512_dpbusd_epi32(sum[row], weights, broadcast(terms + 4 * row));
             }
@@ -226,7 +245,7 @@ INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __
             total[row][sum] = _mm512_setzero_ps();
         }
     }
-    for_blocks(reader, x.blocks, [&](__m512i pairs) INLINE_LAMBDA {
+    for_blocks(reader, x.blocks, [&](__m512i pairs, int) INLINE_LAMBDA {
         const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
         const __m512 second =
             _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
@@ -248,7 +267,7 @@ INLINE void multiply_once16(Reader reader, const Activations& x, size_t tile, __
     FOR_ROWS {
         result[row] = _mm512_setzero_ps();
     }
-    for_blocks(reader, x.blocks, [&](__m512i pairs) INLINE_LAMBDA {
+    for_blocks(reader, x.blocks, [&](__m512i pairs, int) INLINE_LAMBDA {
         FOR_ROWS {
             result[row] = _mm512_dpbf16_ps(
                 result[row], reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(broadcast(terms + 4 * row)));
@@ -327,7 +346,7 @@ struct Expand {
     template <class Reader>
     void operator()(Reader reader) const {
         uint8_t* target = scratch;
-        for_blocks(reader, blocks, [&](__m512i weights) INLINE_LAMBDA {
+        for_blocks(reader, blocks, [&](__m512i weights, int) INLINE_LAMBDA {
             _mm512_store_si512(target, _mm512_xor_si512(weights, _mm512_set1_epi8(bias)));
             target += 64;
         });
