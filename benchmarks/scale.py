@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,26 +244,28 @@ ESTIMATES: dict[str, Callable[[Scale], Estimate]] = {
 """Name -> what the stage itself says that it will take."""
 
 
-def measure(scale: Scale, stages: list[str]) -> dict[str, Measured]:
-    """Run stages one after the other, as far as they succeed."""
-    found: dict[str, Measured] = {}
+def measure(scale: Scale, stages: list[str]) -> Iterator[tuple[str, Measured, Estimate | None]]:
+    """Run stages one after the other, as far as they succeed; gives their names, what they took, and what was said."""
     for stage in stages:
-        found[stage] = run_measured(STAGES[stage](scale))
-        if found[stage].exit_code:
+        # Before, since afterwards the stage's own files take the place that it asks for.
+        expected = ESTIMATES[stage](scale) if stage in ESTIMATES else None
+        found = run_measured(STAGES[stage](scale))
+        yield stage, found, expected
+        if found.exit_code:
             break
-    return found
 
 
-def as_table(shape: Shape, found: dict[str, Measured], expected: dict[str, Estimate]) -> str:
-    """What was measured, in Markdown."""
+def as_row(stage: str, measured: Measured, expected: Estimate | None) -> str:
+    """What was measured of a stage, in Markdown."""
+    failed = f"exit {measured.exit_code}" if measured.exit_code else ""
+    estimate = "" if expected is None else in_words(expected.memory_bytes)
+    return f"| {stage} | {in_words(measured.peak_bytes)} | {estimate} | {measured.seconds:.0f} | {failed} |"
+
+
+def heading(shape: Shape) -> str:
+    """What stands above the rows."""
     size = f"{shape.parameters / 1e9:.2f} G weights, {in_words(2 * shape.parameters)} in bfloat16"
-    lines = [size, "", "| stage | peak of memory | estimate | seconds | |", "|---|---|---|---|---|"]
-    for stage, measured in found.items():
-        failed = f"exit {measured.exit_code}" if measured.exit_code else ""
-        peak = in_words(measured.peak_bytes)
-        estimate = in_words(expected[stage].memory_bytes) if stage in expected else ""
-        lines.append(f"| {stage} | {peak} | {estimate} | {measured.seconds:.0f} | {failed} |")
-    return "\n".join(lines)
+    return f"{size}\n\n| stage | peak of memory | estimate | seconds | |\n|---|---|---|---|---|"
 
 
 def make_model(shape: Shape, directory: Path, *, max_shard_bytes: int | None = None) -> None:
@@ -367,14 +369,16 @@ def main(arguments: list[str]) -> int:
         if made.exit_code:
             sys.stderr.write(made.log)
             return made.exit_code
-    found = measure(scale, stages)
-    succeeded = [stage for stage, run in found.items() if not run.exit_code and stage in ESTIMATES]
-    expected = {stage: ESTIMATES[stage](scale) for stage in succeeded}
-    sys.stdout.write(as_table(shape, found, expected) + "\n")
-    failed = [measured for measured in found.values() if measured.exit_code]
-    if failed:
-        sys.stderr.write(failed[-1].log)
-    return failed[-1].exit_code if failed else 0
+    sys.stdout.write(heading(shape) + "\n")
+    failed: Measured | None = None
+    for stage, measured, expected in measure(scale, stages):
+        # Each as it comes: the stages of a large model take hours.
+        sys.stdout.write(as_row(stage, measured, expected) + "\n")
+        sys.stdout.flush()
+        failed = measured if measured.exit_code else None
+    if failed is not None:
+        sys.stderr.write(failed.log)
+    return failed.exit_code if failed is not None else 0
 
 
 if __name__ == "__main__":
