@@ -1,13 +1,14 @@
-"""Models of a given Llama shape with random weights, dense and pruned, for the decode table of docs/results.md.
+"""Models of a given Llama shape with random weights, dense and pruned, for the decode tables of docs/results.md.
 
     python -m benchmarks.llama_shape --output runs/shape [--layers 16 --hidden 2048 --feed-forward 8192] [--sparsity
-    0.5,0.7]
+    0,0.5,0.7] [--peers]
 
-Writes OUT/dense-WEIGHTS (what OpenVINO runs today; kept if it is there) and OUT/sparse-WEIGHTS-PERCENT for bf16, int8
-and int4: whole OpenVINO directories with a tokenizer, for `python -m serve bench`. The speed of a decoder does not
-depend on what its weights say, so random ones serve; the smallest in magnitude of each row are pruned after
-quantization, as magnitude pruning before it would. Dense files are left unpruned: stock runtimes read a zero like any
-number, and take the same time.
+Writes OUT/dense-WEIGHTS (what OpenVINO runs today; kept if it is there) and OUT/sparse-WEIGHTS-PERCENT, or
+OUT/packed-WEIGHTS where nothing is pruned, for bf16, int8 and int4: whole OpenVINO directories with a tokenizer, for
+`python -m serve bench`. The speed of a decoder does not depend on what its weights say, so random ones serve; the
+smallest in magnitude of each row are pruned after quantization, as magnitude pruning before it would. Dense files are
+left unpruned: stock runtimes read a zero like any number, and take the same time. With --peers the same dense model
+stands in OUT/model, for `python -m benchmarks.peers gguf OUT/model`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from export.packing.packed_ir import pack_ir
 from export.packing.stored_weight import make_constant, read_values
 from shearling.command_line import quiet_libraries
 from shearling.console import log
+from shearling.model.checkpoint import save_model
 from shearling.registry.number_formats import NUMBER_FORMATS
 from tests.support.tiny_models import tiny_tokenizer
 
@@ -51,16 +53,17 @@ def main(arguments: list[str]) -> int:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--weight-format", default=",".join(WEIGHT_FORMATS), help=f"of {', '.join(WEIGHT_FORMATS)}")
     parser.add_argument("--sparsity", default="0.5,0.6,0.7,0.8,0.9")
+    parser.add_argument("--peers", action="store_true", help="write OUT/model, too")
     options = parser.parse_args(arguments)
     quiet_libraries()
     options.output.mkdir(parents=True, exist_ok=True)
     wanted = options.weight_format.split(",")
     missing = [weights for weights in wanted if not (options.output / f"dense-{weights}").is_dir()]
-    if missing:
+    if missing or options.peers:
         _write_dense(options, missing)
     for weights in wanted:
         for share in filter(None, options.sparsity.split(",")):
-            _write_sparse(options.output, weights, float(share))
+            _write_packed(options.output, weights, float(share))
     return 0
 
 
@@ -121,14 +124,17 @@ def _write_dense(options: argparse.Namespace, wanted: list[str]) -> None:
         ir = convert(model, raw, decoder_conversion, Storage(number_format))
         _write(number_format.load_for("openvino")(ir).ir, raw, options.output / f"dense-{weights}")
     shutil.rmtree(raw)
+    if options.peers:
+        save_model(model.to(torch.bfloat16), tiny_tokenizer(), options.output / "model")
 
 
-def _write_sparse(out: Path, weights: str, sparsity: float) -> None:
+def _write_packed(out: Path, weights: str, sparsity: float) -> None:
     dense = out / f"dense-{weights}"
     ir = openvino.Core().read_model(dense / MODEL_XML)
-    prune_smallest(ir, sparsity)
+    if sparsity > 0:
+        prune_smallest(ir, sparsity)
     packing = pack_ir(ir)
-    _write(ir, dense, out / f"sparse-{weights}-{round(100 * sparsity)}")
+    _write(ir, dense, out / (f"sparse-{weights}-{round(100 * sparsity)}" if sparsity > 0 else f"packed-{weights}"))
     log.print(
         f"{weights}, {sparsity:.0%} zeros: {packing.bytes_before / 1e6:.0f} MB of linears become "
         f"{packing.bytes_after / 1e6:.0f} MB"

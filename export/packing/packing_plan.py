@@ -140,7 +140,7 @@ def plan_packing(ir: Any) -> PackingPlan:
     operators = _join_layers(linears, mlps)
     if head is not None:
         weight = _measure(head.product)
-        if (operators or _packs((weight,), decoder=decoder)) and _readable(head.product) is None:
+        if (operators or saves([weight.cost])) and _readable(head.product) is None:
             operators = (*operators, HeadPlan(weight, head))
         else:
             kept[head.product.path] = _obstacle(head.product) or too_little(weight.cost, head.product.shape)
