@@ -86,15 +86,17 @@ class Norm:
 
 @dataclass(frozen=True)
 class Residual:
-    """product + other.
+    """product + other, or norm(product) + other.
 
     Attributes:
         add: the node.
         entry: its input that reads the other tensor.
+        norm: that goes before it.
     """
 
     add: Any
     entry: Any
+    norm: Norm | None
 
     @property
     def other(self) -> Any:
@@ -151,8 +153,13 @@ def find_norm(products: Sequence[Product]) -> Norm | None:
     readers = {reader.get_node().get_friendly_name() for reader in readers_of(scaled.output(0))}
     if readers != {product.matmul.get_friendly_name() for product in products}:
         return None
+    return _norm(scaled, products[0].shape[1])
+
+
+def _norm(scaled: Any, width: int) -> Norm | None:
+    """The RMS norm of so many columns that a node ends."""
     gamma, normalized = _constant_and_other(scaled)
-    if gamma is None or normalized is None or gamma.size != products[0].shape[1]:
+    if gamma is None or normalized is None or gamma.size != width:
         return None
     divide = next(
         (source(normalized, port) for port in (0, 1) if source(normalized, port).get_type_name() == "Divide"), None
@@ -165,14 +172,27 @@ def find_norm(products: Sequence[Product]) -> Norm | None:
 
 
 def find_residual(product: Product) -> Residual | None:
-    """The addition of another tensor of the same shape, if it is all that reads the product."""
-    add = only_reader(product.matmul)
+    """The addition of another tensor of the same shape, if it is all that reads the product, or its norm."""
+    norm = _norm_behind(product)
+    end = product.matmul if norm is None else norm.scaled
+    add = only_reader(end)
     if add is None or add.get_type_name() != "Add":
         return None
-    entry = next((add.input(port) for port in (0, 1) if source(add, port) != product.matmul), None)
+    entry = next((add.input(port) for port in (0, 1) if source(add, port) != end), None)
     if entry is None or source(add, entry.get_index()).get_type_name() == "Constant":
         return None
-    return Residual(add, entry) if entry.get_partial_shape() == product.matmul.get_output_partial_shape(0) else None
+    fits = entry.get_partial_shape() == product.matmul.get_output_partial_shape(0)
+    return Residual(add, entry, norm) if fits else None
+
+
+def _norm_behind(product: Product) -> Norm | None:
+    """The RMS norm that is all that reads a product."""
+    output = product.matmul.output(0)
+    readers = [reader.get_node() for reader in output.get_target_inputs()]
+    scaled = next((only_reader(node) for node in readers if node.get_type_name() == "Multiply"), None)
+    norm = None if scaled is None else _norm(scaled, product.shape[0])
+    # Two nodes of the norm read it.
+    return norm if norm is not None and norm.x == output and len(readers) == 2 else None
 
 
 def find_head(ir: Any, products: Sequence[Product]) -> OutputHead | None:

@@ -91,13 +91,16 @@ def _replace_layer(plan: LayerPlan) -> list[PackedLayer]:
     next_weights = () if following is None else following.weights
     next_norm = None if following is None else following.norm
     nodes = [*_linear_nodes(projection), *_mlp_nodes(mlp), *([] if following is None else _linear_nodes(following))]
-    site = _Site("SparseLayer", (*projection.weights, *mlp.weights, *next_weights), [mlp.norm, next_norm], nodes)
+    norms = [projection.residual.norm, mlp.norm, mlp.residual.norm, next_norm]
+    site = _Site("SparseLayer", (*projection.weights, *mlp.weights, *next_weights), norms, nodes)
     product = projection.weights[0].product
     attributes = {
         "rows": [weight.product.shape[0] for weight in next_weights],
         "columns": product.shape[1],
         "hidden": product.shape[0],
+        "projection_epsilon": _epsilon(projection.residual.norm),
         **_mlp_attributes(mlp),
+        "mlp_epsilon": _epsilon(mlp.residual.norm),
         "next_epsilon": _epsilon(next_norm),
         "bias": False,
     }

@@ -9,8 +9,8 @@ too, which is a third of a small model. Other weights that several nodes read st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from export.packing.cost import PackingCost, measure_packing, saves, too_little
 from export.packing.linear_graph import (
@@ -44,7 +44,7 @@ class LinearPlan:
 
     Attributes:
         norm: that goes before them inside the operator.
-        residual: that is added inside it; of one product alone.
+        residual: that is added inside it; of one product alone, and without a norm of the product.
     """
 
     weights: tuple[PackedWeight, ...]
@@ -57,7 +57,7 @@ class MLPPlan:
     """One `SparseMLP`: gate, up and down.
 
     Attributes:
-        residual: the addition of what went into the norm.
+        residual: the addition of what went into the norm, to what has none of its own.
     """
 
     weights: tuple[PackedWeight, PackedWeight, PackedWeight]
@@ -71,7 +71,7 @@ class LayerPlan:
     """One `SparseLayer`: the output projection of an attention, the MLP behind it, and what reads both next.
 
     Attributes:
-        projection: one product with its residual.
+        projection: one product with its residual, here with a norm of the product or without; so is that of `mlp`.
         following: products of the next layer's norm; None at the end.
     """
 
@@ -89,6 +89,7 @@ class HeadPlan:
 
 
 Operator = LinearPlan | MLPPlan | LayerPlan | HeadPlan
+PlanT = TypeVar("PlanT", LinearPlan, MLPPlan)
 
 
 @dataclass(frozen=True)
@@ -190,13 +191,20 @@ def _join_layers(linears: Sequence[LinearPlan], mlps: Sequence[MLPPlan]) -> tupl
     for mlp in mlps:
         projection = next((linear for linear in linears if _leads_to(linear, mlp)), None)
         if projection is None or mlp.residual is None:
-            joined.append(mlp)
+            joined.append(_without_norm(mlp))
             continue
         end = mlp.residual.add.output(0)
         following = next((linear for linear in linears if linear.norm is not None and linear.norm.x == end), None)
         joined.append(LayerPlan(projection, mlp, following))
         taken += [projection] if following is None else [projection, following]
-    return (*(linear for linear in linears if not any(linear is other for other in taken)), *joined)
+    alone = (linear for linear in linears if not any(linear is other for other in taken))
+    return (*(_without_norm(linear) for linear in alone), *joined)
+
+
+def _without_norm(plan: PlanT) -> PlanT:
+    """The same, where nothing but a layer has a norm between a product and its addition."""
+    normed = plan.residual is not None and plan.residual.norm is not None
+    return replace(plan, residual=None) if normed else plan
 
 
 def _leads_to(linear: LinearPlan, mlp: MLPPlan) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shearling.errors import ArtefactCorrupt
-from shearling.kernel.loading.packed_operator import WEIGHTS_PORT
+from shearling.kernel.loading.packed_operator import NORMS, WEIGHTS_PORT
 from shearling.kernel.packed_format import ALIGNMENT, HEADER, HEADER_BYTES, Bytes
 
 OPERATORS = tuple(WEIGHTS_PORT)
@@ -44,7 +44,7 @@ def matrix_count(operator: str, attributes: Mapping[str, Any]) -> int:
 def vector_sizes(operator: str, attributes: Mapping[str, Any]) -> list[int]:
     """Lengths of the vectors behind the matrices."""
     width = attributes["hidden"] if operator == "SparseLayer" else attributes["columns"]
-    norms = [attributes.get("norm_epsilon", 0.0), attributes.get("next_epsilon", 0.0)]
+    norms = [attributes.get(name, 0.0) for name in NORMS]
     biases = list(attributes["rows"]) if attributes.get("bias") else []
     return [width for epsilon in norms if epsilon > 0.0] + biases
 

@@ -39,10 +39,10 @@ Fewer, larger nodes win.
     attributes: `columns` int, `inner` int (rows of W_up), `activation` str: silu, gelu_erf, gelu_tanh or relu;
         `gated` bool, `norm_epsilon` float, `residual` bool (adds x itself, before the norm).
 `SparseLayer`: from the end of one attention to the start of the next, in one node:
-    h = residual + W_o x; y = h + MLP(norm(h)) as in SparseMLP; z_i = V_i norm'(y) [+ bias_i]
+    h = residual + norm_o(W_o x); y = h + norm_d(MLP(norm(h))) as in SparseMLP; z_i = V_i norm'(y) [+ bias_i]
     inputs: x [..., columns]; residual [..., hidden]; weights: W_o, W_gate (if gated), W_up, W_down, V_0 .. V_{m-1},
-        gamma [hidden] of norm (norm_epsilon > 0), gamma [hidden] of norm' (next_epsilon > 0),
-        bias_0 .. bias_{m-1} [rows_i] (bias).
+        gamma [hidden] of norm_o (projection_epsilon > 0), of norm (norm_epsilon > 0), of norm_d (mlp_epsilon > 0) and
+        of norm' (next_epsilon > 0), bias_0 .. bias_{m-1} [rows_i] (bias).
     outputs: y [..., hidden], then m tensors z_i [..., rows_i], all of x's type; m may be 0.
     attributes: `rows` list of int, `columns` int (of W_o), `hidden` int, `inner` int, `activation` str, `gated` bool,
         `norm_epsilon` float, `next_epsilon` float, `bias` bool.
@@ -58,12 +58,15 @@ Fewer, larger nodes win.
     attributes: those of `SparseLayer`, and `layers` int, `heads` int, `kv_heads` int, `head_size` int (a multiple of
         16), `scale` float (of a product of query and key), `qkv_bias` bool, `head_norm_epsilon` float (0: no norm of
         queries and keys, which comes before they are turned), `order` list of int: 0 (queries), 1 (keys), 2 (values)
-        as qkv has them.
+        as qkv has them; `windows` list of int, of each layer: positions that a query sees, with its own, or 0 for all
+        up to it (not written: 0); `angles` list of int, of each layer: the set of the step that turns it, or -1 for
+        none (not written: 0).
     The rotary embedding turns halves of heads: x * cos + [-x_2, x_1] * sin. A query sees the positions up to its own
-    that the mask does not hide.
+    that neither the window nor the mask hides.
 `SparseStep`: what all attentions of one inference share
-    inputs: cosines and sines [1 or batch, rows, head_size]; mask [batch, positions] i64 or i32, new positions last; the
-        rows of the batch that each sequence continues, [batch] i32 or i64.
+    inputs: cosines and sines [1 or batch, rows, head_size], and those of up to 7 more sets, of the same shape; mask
+        [batch, positions] i64 or i32, new positions last; the rows of the batch that each sequence continues, [batch]
+        i32 or i64.
     output: u8 [slots, bytes]; specified in cpp/attention.hpp, as the cache is. attribute: `format_version`.
 Layers that are constants once a text is read, written into no file: `shearling/kernel/loading` makes them in the text
 of an IR whose weights file does not hold what it needs.

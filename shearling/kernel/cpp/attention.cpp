@@ -41,7 +41,7 @@ uint64_t new_lineage() {
 }
 
 size_t step_payload(const StepView& step, size_t width) {
-    return 2 * step.tables * step.rows * width + (step.mask == nullptr ? 0 : step.batch * step.positions) +
+    return 2 * step.sets * step.table_words(width) + (step.mask == nullptr ? 0 : step.batch * step.positions) +
            (step.sources == nullptr ? 0 : step.batch);
 }
 
@@ -51,22 +51,24 @@ size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
 size_t step_words(const StepView& step, size_t width) { return step_header_words + step_payload(step, width); }
 
-void write_step(const StepView& step, size_t width, uint8_t* bytes) {
+void write_step(const StepView& step, size_t width, const float* const* tables, uint8_t* bytes) {
     int32_t header[step_header_words] = {
         step_magic,
         static_cast<int32_t>(step.batch),
         static_cast<int32_t>(step.rows),
         static_cast<int32_t>(step.positions),
         static_cast<int32_t>(step.tables),
-        (step.mask == nullptr ? 0 : masked_flag) | (step.sources == nullptr ? 0 : reordered_flag)};
+        (step.mask == nullptr ? 0 : masked_flag) | (step.sources == nullptr ? 0 : reordered_flag),
+        static_cast<int32_t>(step.sets)};
     std::memcpy(bytes, header, sizeof header);
     bytes += sizeof header;
     const auto append = [&](const void* source, size_t count) {
         std::memcpy(bytes, source, count * sizeof(float));
         bytes += count * sizeof(float);
     };
-    append(step.cosines, step.tables * step.rows * width);
-    append(step.sines, step.tables * step.rows * width);
+    for (size_t table = 0; table < 2 * step.sets; ++table) {
+        append(tables[table], step.table_words(width));
+    }
     if (step.mask != nullptr) {
         append(step.mask, step.batch * step.positions);
     }
@@ -84,23 +86,22 @@ const char* read_step(const uint8_t* bytes, size_t size, size_t width, StepView&
     if (header[0] != step_magic) {
         return "it is not a step";
     }
-    if (header[1] <= 0 || header[2] <= 0 || header[3] < header[2] || (header[4] != 1 && header[4] != header[1])) {
+    if (header[1] <= 0 || header[2] <= 0 || header[3] < header[2] || (header[4] != 1 && header[4] != header[1]) ||
+        header[6] <= 0 || static_cast<size_t>(header[6]) > most_angle_sets) {
         return "its sizes contradict each other";
     }
     const int32_t flags = header[5];
     step = {
         static_cast<size_t>(header[1]), static_cast<size_t>(header[2]), static_cast<size_t>(header[3]),
-        static_cast<size_t>(header[4]), reinterpret_cast<const float*>(bytes + sizeof header), nullptr,
-        nullptr,                        nullptr};
+        static_cast<size_t>(header[4]), static_cast<size_t>(header[6]),
+        reinterpret_cast<const float*>(bytes + sizeof header), nullptr, nullptr};
     // Every factor is below 2^31 and the width below 2^24, so that only the product of three can overflow.
     constexpr size_t most = size_t{1} << 40;
     if (step.tables * step.rows > most || step.tables * step.rows * width > most ||
         step.batch * step.positions > most) {
         return "its sizes are too large";
     }
-    const size_t table = step.tables * step.rows * width;
-    step.sines = step.cosines + table;
-    const float* rest = step.sines + table;
+    const float* rest = step.angles + 2 * step.sets * step.table_words(width);
     if ((flags & masked_flag) != 0) {
         step.mask = rest;
         rest += step.batch * step.positions;
@@ -168,8 +169,9 @@ AttentionPlan::AttentionPlan(
     query_rows = std::max<size_t>(1, (paired == nullptr ? together : together_in_pairs) / shape.group());
     splits = 1;
     if (step.rows <= query_rows) {
-        const size_t wanted = ceil_div(2 * settings.threads.count(), sequence_heads());
-        splits = std::max<size_t>(1, std::min(wanted, step.positions / least_split));
+        const size_t wanted = ceil_div(2 * settings.threads.count(), sequence_heads()),
+                     seen = step.positions - first_seen(0);
+        splits = std::max<size_t>(1, std::min(wanted, seen / least_split));
     }
     if (splits > 1) {
         partial.reserve(sequence_heads() * splits * queries() * (shape.width + 16) * sizeof(float));
@@ -190,9 +192,16 @@ void AttentionPlan::rotate(
         settings.kernels.normalise(head, gamma, shape.epsilon, shape.width, changed.floats());
         head = changed.floats();
     }
-    const size_t angles = ((step.tables == 1 ? 0 : sequence) * step.rows + index) * shape.width;
-    settings.kernels.attention->rotate(
-        head, step.cosines + angles, step.sines + angles, shape.width / 2, scale, target);
+    if (!shape.turned) {
+        for (size_t place = 0; place < shape.width; ++place) {
+            target[place] = scale * head[place];
+        }
+        return;
+    }
+    const size_t table = step.table_words(shape.width);
+    const float* const cosines = step.angles + 2 * shape.angles * table +
+                                 ((step.tables == 1 ? 0 : sequence) * step.rows + index) * shape.width;
+    settings.kernels.attention->rotate(head, cosines, cosines + table, shape.width / 2, scale, target);
 }
 
 size_t AppendStep::pieces() const { return ceil_div(plan_.step.positions - plan_.kept, piece_positions) + 1; }
@@ -262,10 +271,11 @@ void AttendStep::run(size_t chunk) const {
     const size_t first_row = place % query_chunks() * plan_.query_rows,
                  last_row = std::min(step.rows, first_row + plan_.query_rows), group = shape.group(),
                  count = (last_row - first_row) * group, width = shape.width;
-    // The last query sees itself and all before it.
-    const size_t seen = step.past() + last_row, blocks = ceil_div(seen, block_positions);
-    const size_t from = blocks * split / plan_.splits * block_positions,
-                 to = std::min(seen, blocks * (split + 1) / plan_.splits * block_positions);
+    // What the first query sees or the last: up to itself, from the start or of its window.
+    const size_t seen = step.past() + last_row, first_block = plan_.first_seen(first_row) / block_positions,
+                 blocks = ceil_div(seen, block_positions) - first_block;
+    const size_t from = (first_block + blocks * split / plan_.splits) * block_positions,
+                 to = std::min(seen, (first_block + blocks * (split + 1) / plan_.splits) * block_positions);
     const uint16_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
 
     const size_t pairs = plan_.paired == nullptr ? 0 : (count / 2 + tile_positions) * width;
@@ -302,8 +312,12 @@ void AttendStep::run(size_t chunk) const {
         }
         for (size_t index = 0; index < count; ++index) {
             float* const row = scores + index * tile_positions;
-            const size_t visible = std::min(stop, step.past() + first_row + index / group + 1);
+            const size_t query = first_row + index / group, visible = std::min(stop, step.past() + query + 1);
             for (size_t place = visible > start ? visible - start : 0; place < padded; ++place) {
+                row[place] = unseen;
+            }
+            const size_t lowest = plan_.first_seen(query);
+            for (size_t place = 0; place < padded && start + place < lowest; ++place) {
                 row[place] = unseen;
             }
             for (size_t place = 0; mask != nullptr && start + place < visible; ++place) {

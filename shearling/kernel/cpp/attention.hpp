@@ -20,6 +20,9 @@ struct AttentionShape {
     size_t first_query;
     size_t first_key;
     size_t first_value;
+    size_t window;  // positions that a query sees, with its own; 0: all up to it
+    bool turned;    // by angles; else order shows in nothing but the mask
+    size_t angles;  // of the step, which turn it
     const float* bias;         // of such a row; null: none
     const float* query_gamma;  // norms of each query and key before they are turned; null: none
     const float* key_gamma;
@@ -32,20 +35,21 @@ struct AttentionShape {
 
 // What the layers of one inference share: SparseStep's output. Rows of a batch are rows of the mask.
 //
-// 32-bit words: magic, batch, rows, positions, tables, flags, and zeros up to 16 words; then cosines and sines,
-// [tables][rows][width] each, where tables are 1 or batch; where flags say so the mask, [batch][positions] of 0 or 1,
-// and the rows of the batch that the cache is taken from, [batch].
+// 32-bit words: magic, batch, rows, positions, tables, flags, sets, and zeros up to 16 words; then for every set of
+// angles cosines and sines, [tables][rows][width] each, where tables are 1 or batch; where flags say so the mask,
+// [batch][positions] of 0 or 1, and the rows of the batch that the cache is taken from, [batch].
 struct StepView {
     size_t batch;
     size_t rows;       // new ones of a sequence
     size_t positions;  // of a sequence, with the new ones
     size_t tables;
-    const float* cosines;
-    const float* sines;
+    size_t sets;
+    const float* angles;
     const float* mask;       // null: nothing is masked but the future
     const int32_t* sources;  // null: every sequence continues itself
 
     size_t past() const { return positions - rows; }
+    size_t table_words(size_t width) const { return tables * rows * width; }
 };
 
 // Slots that a cache must have for so many positions. One is a header; what is left free lets a sequence grow for a
@@ -56,9 +60,11 @@ inline size_t slots_for(size_t positions) {
     return 1 + (positions + slack + step - 1) / step * step;
 }
 
+constexpr size_t most_angle_sets = 8;
 size_t step_words(const StepView& step, size_t width);
-// Writes a step; pointers that are null are not flagged. `bytes` are step_words of four.
-void write_step(const StepView& step, size_t width, uint8_t* bytes);
+// Writes a step; pointers that are null are not flagged. `bytes` are step_words of four; `tables` are cosines and sines
+// of every set, one after the other.
+void write_step(const StepView& step, size_t width, const float* const* tables, uint8_t* bytes);
 // Null, or what is wrong with a step for heads of this width; the view reads `bytes`.
 const char* read_step(const uint8_t* bytes, size_t size, size_t width, StepView& step);
 
@@ -84,6 +90,11 @@ struct AttentionPlan {
         const Settings& settings);
 
     size_t sequence_heads() const { return step.batch * shape.kv_heads; }
+    // The first position that a query of this row sees.
+    size_t first_seen(size_t index) const {
+        const size_t own = step.past() + index;
+        return shape.window == 0 || own < shape.window ? 0 : own + 1 - shape.window;
+    }
     size_t head_bytes(size_t slots) const { return slots * shape.slot_bytes(); }
     size_t heads_before(size_t sequence, size_t kv_head) const { return sequence * cache.heads + kv_head; }
     uint16_t* keys(size_t sequence, size_t kv_head) const { return slot(heads_before(sequence, kv_head)); }

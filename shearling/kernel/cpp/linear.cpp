@@ -387,6 +387,45 @@ private:
     Product down_;
 };
 
+// target = residual + norm(x), row by row; x is normalised where it is.
+class NormedSum {
+public:
+    // Of rows of `columns`, which are as far apart in x and target; nothing to be done where there is no gamma.
+    NormedSum(float* x, const Norm& norm, const Rows& residual, size_t columns, float* target, const Settings& settings)
+        : x_(x), norm_(norm), residual_(residual), columns_(columns), target_(target), settings_(settings) {}
+
+    void add_to(Phases& phases) const {
+        if (norm_.gamma != nullptr) {
+            phases.add(*this);
+        }
+    }
+
+    size_t chunks() const { return chunks_for(residual_.count * columns_ * sizeof(float), residual_.count); }
+
+    void run(size_t chunk) const {
+        const size_t count = residual_.count, last = count * (chunk + 1) / chunks();
+        for (size_t row = count * chunk / chunks(); row < last; ++row) {
+            float* const x = x_ + row * columns_;
+            settings_.kernels.normalise(x, norm_.gamma, norm_.epsilon, columns_, x);
+            const float* const residual = residual_.data + row * residual_.stride;
+            float* const target = target_ + row * columns_;
+            for (size_t column = 0; column < columns_; ++column) {
+                target[column] = residual[column] + x[column];
+            }
+        }
+    }
+
+    void fetch(size_t) const {}  // activations are in cache
+
+private:
+    float* x_;
+    Norm norm_;
+    Rows residual_;
+    size_t columns_;
+    float* target_;
+    const Settings& settings_;
+};
+
 bool has_rows(const Rows& x) {
     constexpr size_t most_rows = size_t{1} << 32;
     if (x.count > most_rows) {
@@ -420,12 +459,18 @@ void run_layer(
     const AttentionSteps* attention, const Layer& layer, const Rows& x, const Rows& residual, float* y,
     const Output* z, const Settings& settings) {
     const size_t hidden = layer.projection->rows;
+    const bool first_normed = layer.projection_norm.gamma != nullptr, last_normed = layer.mlp_norm.gamma != nullptr;
     Buffer middle(x.count * hidden * sizeof(float));
+    Buffer apart(first_normed || last_normed ? x.count * hidden * sizeof(float) : 0);  // what is yet to be normalised
     const Rows h{middle.floats(), x.count, hidden};
     const Operand operand(x, Norm{nullptr, 0.0f}, layer.projection, 1, settings);
+    const Output alone{apart.floats(), hidden, nullptr, nullptr, 0};
     const Output to_h{middle.floats(), hidden, nullptr, residual.data, residual.stride};
-    const Product projection(layer.projection, 1, operand, &to_h, settings);
-    const MlpSteps mlp(layer.mlp, h, Output{y, hidden, nullptr, h.data, hidden}, settings);
+    const Product projection(layer.projection, 1, operand, first_normed ? &alone : &to_h, settings);
+    const NormedSum to_middle(apart.floats(), layer.projection_norm, residual, hidden, middle.floats(), settings);
+    const MlpSteps mlp(
+        layer.mlp, h, last_normed ? alone : Output{y, hidden, nullptr, h.data, hidden}, settings);
+    const NormedSum to_y(apart.floats(), layer.mlp_norm, h, hidden, y, settings);
     size_t cost = projection.cost() + mlp.cost();
     Phases phases;
     if (attention != nullptr) {
@@ -434,7 +479,9 @@ void run_layer(
     }
     phases.add(operand);
     phases.add(projection);
+    to_middle.add_to(phases);
     mlp.add_to(phases);
+    to_y.add_to(phases);
     if (layer.next_count == 0) {
         return phases.run(cost, settings.threads);
     }

@@ -58,10 +58,12 @@ void multiply(const Mlp& mlp, const Rows& x, const Output& output, const Setting
 class AttentionSteps;
 
 // From the end of one attention to the start of the next:
-// h = residual + projection x; y = h + mlp(h); z_i = next_i norm(y) [+ bias_i]
+// h = residual + projection_norm(projection x); y = h + mlp_norm(mlp(h)); z_i = next_i norm(y) [+ bias_i]
 struct Layer {
     const PackedMatrix* projection;
+    Norm projection_norm;
     Mlp mlp;
+    Norm mlp_norm;
     Norm norm;
     const PackedMatrix* next;
     size_t next_count;

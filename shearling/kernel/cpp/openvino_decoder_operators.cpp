@@ -1,4 +1,5 @@
 // Whole layers of a decoder, with their attention and its cache.
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -20,6 +21,8 @@ bool SparseDecoder::visit_attributes(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("head_size", head_size_);
     visitor.on_attribute("scale", scale_);
     visitor.on_attribute("order", order_);
+    visitor.on_attribute("windows", windows_);
+    visitor.on_attribute("angles", angles_);
     visitor.on_attribute("qkv_bias", qkv_bias_);
     visitor.on_attribute("head_norm_epsilon", head_norm_epsilon_);
     visit_common(visitor);
@@ -36,18 +39,24 @@ std::shared_ptr<ov::Node> SparseDecoder::clone_with_new_inputs(const ov::OutputV
     clone->head_size_ = head_size_;
     clone->scale_ = scale_;
     clone->order_ = order_;
+    clone->windows_ = windows_;
+    clone->angles_ = angles_;
     clone->qkv_bias_ = qkv_bias_;
     clone->head_norm_epsilon_ = head_norm_epsilon_;
     clone->validate_and_infer_types();
     return clone;
 }
 
-AttentionShape SparseDecoder::attention() const {
+AttentionShape SparseDecoder::attention(size_t layer) const {
     AttentionShape shape{};
     shape.heads = static_cast<size_t>(heads_);
     shape.kv_heads = static_cast<size_t>(kv_heads_);
     shape.width = static_cast<size_t>(head_size_);
     shape.scale = static_cast<float>(scale_);
+    const int64_t angles = angles_.empty() ? 0 : angles_[layer];
+    shape.window = windows_.empty() ? 0 : static_cast<size_t>(windows_[layer]);
+    shape.turned = angles >= 0;
+    shape.angles = shape.turned ? static_cast<size_t>(angles) : 0;
     const size_t widths[3] = {
         shape.heads * shape.width, shape.kv_heads * shape.width, shape.kv_heads * shape.width};
     size_t* const firsts[3] = {&shape.first_query, &shape.first_key, &shape.first_value};
@@ -88,6 +97,16 @@ void SparseDecoder::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(
         this, layers_ > 0 && layers_ <= most_layers && (layers_ == 1 || next_columns() == qkv_columns()), layers_,
         " layers of ", qkv_columns(), " columns leave ", next_columns(), " to the next");
+    constexpr auto most_sets = static_cast<int64_t>(most_angle_sets);
+    const auto for_each_layer = [&](const std::vector<int64_t>& numbers, int64_t least, int64_t most) {
+        const bool fit = std::all_of(
+            numbers.begin(), numbers.end(), [&](int64_t number) { return number >= least && number <= most; });
+        return numbers.empty() || (fit && numbers.size() == static_cast<size_t>(layers_));
+    };
+    constexpr int64_t most_window = int64_t{1} << 40;
+    NODE_VALIDATION_CHECK(
+        this, for_each_layer(windows_, 0, most_window) && for_each_layer(angles_, -1, most_sets - 1),
+        "not every layer has a window and angles");
     validate_common(*this, input_count(), 4, static_cast<size_t>(layers_));
     check_activation(*this, 0, qkv_columns());
     check_activation(*this, 1, layer_.hidden);
@@ -120,7 +139,7 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     const int64_t next = next_columns();
     const auto layers = static_cast<size_t>(layers_);
     require_counts(inputs, input_count(), outputs, next == 0 ? 2 : 3);
-    AttentionShape attention = this->attention();
+    AttentionShape attention = this->attention(0);
     std::unique_ptr<Floats> vectors;  // in f32 even where OpenVINO computes in bf16
     if (has_vectors()) {
         vectors = std::make_unique<Floats>(inputs.back(), layers_ * vector_length());
@@ -132,6 +151,9 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     StepView step{};
     const char* fault = read_step(inputs[2].data<const uint8_t>(), inputs[2].get_byte_size(), attention.width, step);
     OPENVINO_ASSERT(fault == nullptr, "the step of a decoder does not fit: ", fault);
+    OPENVINO_ASSERT(
+        angles_.empty() || static_cast<int64_t>(step.sets) > *std::max_element(angles_.begin(), angles_.end()),
+        "the step of a decoder has ", step.sets, " sets of angles");
     const size_t layer_heads = 2 * attention.kv_heads;
     const ov::Shape past = inputs[3].get_shape(),
                     cache{step.batch, layers * layer_heads, slots_for(step.positions), attention.slot_bytes()};
@@ -160,6 +182,7 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     Rows x = qkv.rows, added = residual.rows;
     for (size_t index = 0; index < layers; ++index) {
         const auto weights = checked_weights(inputs[4 + index], index);
+        attention = this->attention(index);
         if (vectors != nullptr) {
             const float* data = vectors->rows.data + index * static_cast<size_t>(vector_length());
             attention.bias = qkv_bias_ ? data : nullptr;
@@ -197,19 +220,25 @@ std::shared_ptr<ov::Node> SparseStep::clone_with_new_inputs(const ov::OutputVect
 
 namespace {
 
-// Of cosines, sines, mask and sources; throws where they do not belong together.
-StepView step_of(const ov::Shape& cosines, const ov::Shape& sines, const ov::Shape& mask, const ov::Shape& sources) {
+// Cosines and sines of every set, mask and sources.
+bool is_step(size_t inputs) { return inputs >= 4 && inputs % 2 == 0 && inputs / 2 - 1 <= most_angle_sets; }
+
+// Of these; throws where they do not belong together.
+StepView step_of(const std::vector<ov::Shape>& shapes) {
+    const ov::Shape &angles = shapes[0], &mask = shapes[shapes.size() - 2], &sources = shapes.back();
+    const bool alike = std::all_of(shapes.begin(), shapes.end() - 2, [&](const ov::Shape& one) { return one == angles; });
     OPENVINO_ASSERT(
-        cosines.size() == 3 && cosines == sines && mask.size() == 2 && sources.size() == 1 && sources[0] == mask[0] &&
-            (cosines[0] == 1 || cosines[0] == mask[0]) && cosines[1] <= mask[1],
-        "angles of ", cosines, " and ", sines, ", a mask of ", mask, " and ", sources, " sequences are not one step");
+        angles.size() == 3 && alike && mask.size() == 2 && sources.size() == 1 && sources[0] == mask[0] &&
+            (angles[0] == 1 || angles[0] == mask[0]) && angles[1] <= mask[1],
+        "angles of ", angles, " and ", shapes[1], ", a mask of ", mask, " and ", sources, " sequences are not one step");
     constexpr size_t most = size_t{1} << 31;
-    OPENVINO_ASSERT(mask[0] < most && mask[1] < most && cosines[2] < most, "a step of ", mask, " is too large");
+    OPENVINO_ASSERT(mask[0] < most && mask[1] < most && angles[2] < most, "a step of ", mask, " is too large");
     StepView step{};
     step.batch = mask[0];
-    step.rows = cosines[1];
+    step.rows = angles[1];
     step.positions = mask[1];
-    step.tables = cosines[0];
+    step.tables = angles[0];
+    step.sets = shapes.size() / 2 - 1;
     return step;
 }
 
@@ -249,35 +278,42 @@ bool copy_integers(const ov::Tensor& tensor, Target* target, Target usual, bool 
 void SparseStep::validate_and_infer_types() {
     NODE_VALIDATION_CHECK(
         this, format_version_ == 1, "format_version ", format_version_, " is not 1: made by another version");
-    NODE_VALIDATION_CHECK(this, get_input_size() == 4, "has ", get_input_size(), " inputs, not 4");
+    const size_t inputs = get_input_size();
+    NODE_VALIDATION_CHECK(
+        this, is_step(inputs), "has ", inputs, " inputs, not cosines and sines of some sets, a mask and sources");
     ov::PartialShape shape = ov::PartialShape::dynamic(2);
-    bool known = true;
-    for (size_t input = 0; input < 4; ++input) {
-        known = known && get_input_partial_shape(input).is_static();
+    std::vector<ov::Shape> shapes;
+    for (size_t input = 0; input < inputs && get_input_partial_shape(input).is_static(); ++input) {
+        shapes.push_back(get_input_shape(input));
     }
-    if (known) {
-        const StepView step =
-            step_of(get_input_shape(0), get_input_shape(1), get_input_shape(2), get_input_shape(3));
-        shape = shape_of(step, get_input_shape(0)[2]);
+    if (shapes.size() == inputs) {
+        shape = shape_of(step_of(shapes), shapes[0][2]);
     }
     // Bytes, which OpenVINO leaves as they are where it computes in bf16.
     set_output_type(0, ov::element::u8, shape);
 }
 
 bool SparseStep::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    require_counts(inputs, 4, outputs, 1);
-    const size_t width = inputs[0].get_shape().empty() ? 0 : inputs[0].get_shape().back();
-    StepView step =
-        step_of(inputs[0].get_shape(), inputs[1].get_shape(), inputs[2].get_shape(), inputs[3].get_shape());
-    const Floats cosines(inputs[0], static_cast<int64_t>(width)), sines(inputs[1], static_cast<int64_t>(width));
-    step.cosines = cosines.rows.data;
-    step.sines = sines.rows.data;
+    require_counts(inputs, is_step(inputs.size()) ? inputs.size() : 0, outputs, 1);
+    std::vector<ov::Shape> shapes;
+    for (const ov::Tensor& input : inputs) {
+        shapes.push_back(input.get_shape());
+    }
+    StepView step = step_of(shapes);
+    const size_t width = shapes[0][2];
+    std::vector<std::unique_ptr<Floats>> angles;
+    std::vector<const float*> tables;
+    for (size_t table = 0; table < 2 * step.sets; ++table) {
+        angles.push_back(std::make_unique<Floats>(inputs[table], static_cast<int64_t>(width)));
+        tables.push_back(angles.back()->rows.data);
+    }
+    const ov::Tensor &mask = inputs[2 * step.sets], &order = inputs.back();
     Buffer numbers((step.batch * step.positions + step.batch) * sizeof(float));
     auto* const sources = reinterpret_cast<int32_t*>(numbers.floats() + step.batch * step.positions);
-    step.mask = copy_integers(inputs[2], numbers.floats(), 1.0f, false) ? nullptr : numbers.floats();
-    step.sources = copy_integers(inputs[3], sources, 0, true) ? nullptr : sources;
+    step.mask = copy_integers(mask, numbers.floats(), 1.0f, false) ? nullptr : numbers.floats();
+    step.sources = copy_integers(order, sources, 0, true) ? nullptr : sources;
     outputs[0].set_shape(shape_of(step, width));
-    write_step(step, width, outputs[0].data<uint8_t>());
+    write_step(step, width, tables.data(), outputs[0].data<uint8_t>());
     return true;
 }
 

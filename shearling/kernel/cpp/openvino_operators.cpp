@@ -253,7 +253,9 @@ void LayerAttributes::visit(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("rows", rows);
     visitor.on_attribute("hidden", hidden);
     mlp.visit(visitor);
+    visitor.on_attribute("projection_epsilon", projection_epsilon);
     visitor.on_attribute("norm_epsilon", norm_epsilon);
+    visitor.on_attribute("mlp_epsilon", mlp_epsilon);
     visitor.on_attribute("next_epsilon", next_epsilon);
     visitor.on_attribute("bias", bias);
 }
@@ -261,7 +263,9 @@ void LayerAttributes::visit(ov::AttributeVisitor& visitor) {
 void LayerAttributes::check(const ov::Node& node) const {
     NODE_VALIDATION_CHECK(
         &node, mlp.known(), "activation is '", mlp.activation, "', not silu, gelu_erf, gelu_tanh or relu");
+    check_epsilon(node, "projection_epsilon", projection_epsilon);
     check_epsilon(node, "norm_epsilon", norm_epsilon);
+    check_epsilon(node, "mlp_epsilon", mlp_epsilon);
     check_epsilon(node, "next_epsilon", next_epsilon);
 }
 
@@ -272,7 +276,9 @@ WeightLayout LayerAttributes::layout(int64_t columns) const {
     for (const int64_t count : rows) {
         layout.matrices.emplace_back(count, hidden);
     }
-    layout.vectors.insert(layout.vectors.end(), (norm_epsilon > 0.0 ? 1 : 0) + (next_epsilon > 0.0 ? 1 : 0), hidden);
+    for (const double epsilon : {projection_epsilon, norm_epsilon, mlp_epsilon, next_epsilon}) {
+        layout.vectors.insert(layout.vectors.end(), epsilon > 0.0 ? 1 : 0, hidden);
+    }
     if (bias) {
         layout.vectors.insert(layout.vectors.end(), rows.begin(), rows.end());
     }
@@ -281,10 +287,13 @@ WeightLayout LayerAttributes::layout(int64_t columns) const {
 
 Layer LayerAttributes::layer(const Weights& weights) const {
     const PackedMatrix* matrices = weights.matrices.data();
-    const Norm next = norm_of(weights.vectors, norm_epsilon > 0.0 ? 1 : 0, next_epsilon);
+    size_t place = 0;
+    const auto norm = [&](double epsilon) { return norm_of(weights.vectors, epsilon > 0.0 ? place++ : 0, epsilon); };
+    const Norm projection = norm(projection_epsilon), entry = norm(norm_epsilon), end = norm(mlp_epsilon),
+               next = norm(next_epsilon);
     return {
-        matrices, mlp.mlp(matrices + 1, norm_of(weights.vectors, 0, norm_epsilon)), next,
-        matrices + 1 + mlp.matrix_count(), rows.size()};
+        matrices, projection, mlp.mlp(matrices + 1, entry), end, next, matrices + 1 + mlp.matrix_count(),
+        rows.size()};
 }
 
 WeightLayout SparseLayer::layout() const { return layer_.layout(columns_); }

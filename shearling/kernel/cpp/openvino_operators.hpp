@@ -71,7 +71,9 @@ struct LayerAttributes {
     std::vector<int64_t> rows;
     int64_t hidden = 0;
     MlpAttributes mlp;
+    double projection_epsilon = 0.0;
     double norm_epsilon = 0.0;
+    double mlp_epsilon = 0.0;
     double next_epsilon = 0.0;
     bool bias = false;
 
@@ -147,7 +149,8 @@ public:
     SPARSE_OPERATOR_OVERRIDES
 
 private:
-    AttentionShape attention() const;
+    // Of a layer.
+    AttentionShape attention(size_t layer) const;
     bool has_vectors() const { return qkv_bias_ || head_norm_epsilon_ > 0.0; }
     int64_t qkv_columns() const { return (heads_ + 2 * kv_heads_) * head_size_; }
     int64_t next_columns() const;
@@ -165,6 +168,8 @@ private:
     int64_t head_size_ = 0;
     double scale_ = 0.0;
     std::vector<int64_t> order_;
+    std::vector<int64_t> windows_;
+    std::vector<int64_t> angles_;
     bool qkv_bias_ = false;
     double head_norm_epsilon_ = 0.0;
 };

@@ -48,7 +48,7 @@ public:
 
 private:
     static constexpr size_t most_shares = 16;
-    static constexpr size_t most_phases = 12;
+    static constexpr size_t most_phases = 14;
 
     struct alignas(64) Counter {
         std::atomic<size_t> value{0};

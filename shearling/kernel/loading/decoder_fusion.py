@@ -25,6 +25,7 @@ or for another precision of its cache than the f16 of ours.
 Array = npt.NDArray[np.float32]
 HEAD_SIZE_STEP = 16
 MOST_HEAD_SIZE = 4096
+MOST_ANGLE_SETS = 8
 
 
 class _NoMatch(Exception):
@@ -41,7 +42,8 @@ class _Attention:
         biases: of queries, keys and values; none where there are none.
         gammas: of the norms of queries and keys; none where there are none.
         epsilon: of these norms; 0 where there are none.
-        cosines, sines: outputs [batch or 1, rows, size].
+        angles: outputs of cosines and sines, [batch or 1, rows, size]; None where heads are not turned.
+        mask: output, with the window in it.
         variables: of its cache, by name.
     """
 
@@ -54,8 +56,7 @@ class _Attention:
     kv_heads: int
     head_size: int
     scale: float
-    cosines: Any
-    sines: Any
+    angles: tuple[Any, Any] | None
     mask: Any
     beam: Any
     variables: tuple[str, str]
@@ -67,13 +68,15 @@ def fuse_decoder(text: IrText, model: Any, config: Mapping[str, Any]) -> str | N
     Args:
         text: of the IR; changed where there is no obstacle.
         model: the `openvino.Model` that was read from this text, with a cache in variables.
-        config: of the model, as in config.json: what it says of windows and caps on scores.
+        config: of the model, as in config.json: what it says of caps on scores, which a graph leaves out.
 
     Returns:
         Why nothing was changed; None where it was.
     """
     try:
-        _rewrite(text, _find(model, config), _mask_parameter(model))
+        attentions = _find(model, config)
+        windows = {item.mask: _window(item.mask) for item in attentions}
+        _rewrite(text, attentions, [windows[item.mask] for item in attentions], _mask_parameter(model))
     except _NoMatch as reason:
         return str(reason)
     except MalformedText as fault:
@@ -82,18 +85,17 @@ def fuse_decoder(text: IrText, model: Any, config: Mapping[str, Any]) -> str | N
 
 
 def _find(model: Any, config: Mapping[str, Any]) -> list[_Attention]:
-    _require_plain(config)
+    if config.get("attn_logit_softcapping") is not None:
+        raise _NoMatch("scores of attention are capped")
     nodes = model.get_ordered_ops()
     layers = [node for node in nodes if node.get_type_name() == "SparseLayer"]
     attentions = [_attention(node) for node in nodes if node.get_type_name() == "ScaledDotProductAttention"]
     if not attentions or [item.layer for item in attentions] != layers:
         raise _NoMatch("not every attention lies before a packed layer")
-    first = attentions[0]
-    for item in attentions:
-        if (item.cosines, item.sines, item.mask, item.beam) != (first.cosines, first.sines, first.mask, first.beam):
-            raise _NoMatch("layers differ in their mask or angles")
-    _require_causal(first.mask)
-    _mask_parameter(model)
+    if any(item.beam != attentions[0].beam for item in attentions):
+        raise _NoMatch("layers differ in the order of their sequences")
+    if not 0 < len(_sets(attentions)) <= MOST_ANGLE_SETS:
+        raise _NoMatch("no rotary embedding, or too many")
     for before, item in itertools.pairwise(attentions):
         if before.layer.get_output_size() != 4 or {output.get_node() for output in item.inputs} != {before.layer}:
             raise _NoMatch("something lies between a packed layer and the next attention")
@@ -103,13 +105,13 @@ def _find(model: Any, config: Mapping[str, Any]) -> list[_Attention]:
     return attentions
 
 
-def _require_plain(config: Mapping[str, Any]) -> None:
-    kinds = set(config.get("layer_types") or ["full_attention"])
-    windowed = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
-    if kinds != {"full_attention"} or windowed:
-        raise _NoMatch("attention is limited to a window")
-    if config.get("attn_logit_softcapping") is not None:
-        raise _NoMatch("scores of attention are capped")
+def _sets(attentions: Sequence[_Attention]) -> list[tuple[Any, Any]]:
+    """Cosines and sines that some layer is turned by."""
+    found: list[tuple[Any, Any]] = []
+    for item in attentions:
+        if item.angles is not None and item.angles not in found:
+            found.append(item.angles)
+    return found
 
 
 def _attention(sdpa: Any) -> _Attention:
@@ -119,11 +121,11 @@ def _attention(sdpa: Any) -> _Attention:
     layer = _only(joined, "SparseLayer")
     if layer.input_value(0).get_node() != joined:
         raise _NoMatch("an attention is added to something")
-    query, cosines, sines = _unrotate(sdpa.input_value(0))
+    query, angles = _unrotate(sdpa.input_value(0))
     keys, key_name, beam = _cached(sdpa.input_value(1))
     values, value_name, value_beam = _cached(sdpa.input_value(2))
-    key, key_cosines, key_sines = _unrotate(keys)
-    if (cosines, sines, beam) != (key_cosines, key_sines, value_beam):
+    key, key_angles = _unrotate(keys)
+    if (angles, beam) != (key_angles, value_beam):
         raise _NoMatch("queries and keys are turned by different angles")
     parts = [_split_heads(output) for output in (query, key, values)]
     (heads, size), (kv_heads, key_size), (value_heads, value_size) = (part.shape for part in parts)
@@ -131,9 +133,10 @@ def _attention(sdpa: Any) -> _Attention:
         raise _NoMatch("heads differ in size")
     if size % HEAD_SIZE_STEP or size > MOST_HEAD_SIZE:
         raise _NoMatch(f"heads of {size}")
-    rotated = cosines.get_partial_shape()
-    if rotated.rank.is_dynamic or len(rotated) != 3 or not rotated[2].is_static or rotated[2].get_length() != size:
-        raise _NoMatch("heads are turned in part")
+    for table in angles or ():
+        turned = table.get_partial_shape()
+        if turned.rank.is_dynamic or len(turned) != 3 or not turned[2].is_static or turned[2].get_length() != size:
+            raise _NoMatch("heads are turned in part")
     biases = tuple(part.bias for part in parts if part.bias is not None)
     norms = tuple(part.norm for part in parts if part.norm is not None)
     if len(biases) not in (0, 3) or len(norms) not in (0, 2) or parts[2].norm is not None:
@@ -150,17 +153,18 @@ def _attention(sdpa: Any) -> _Attention:
         kv_heads=kv_heads,
         head_size=size,
         scale=size**-0.5 if len(sdpa.inputs()) == 4 else _number(sdpa.input_value(4).get_node()),
-        cosines=cosines,
-        sines=sines,
+        angles=angles,
         mask=sdpa.input_value(3),
         beam=beam,
         variables=(key_name, value_name),
     )
 
 
-def _unrotate(output: Any) -> tuple[Any, Any, Any]:
-    """x, cosines and sines of x * cos + concat(-x[half:], x[:half]) * sin."""
-    add = _node(output, "Add")
+def _unrotate(output: Any) -> tuple[Any, tuple[Any, Any] | None]:
+    """x, and cosines and sines, of x * cos + concat(-x[half:], x[:half]) * sin; of all else itself and None."""
+    add = output.get_node()
+    if add.get_type_name() != "Add":
+        return output, None
     sides = [_node(add.input_value(port), "Multiply") for port in (0, 1)]
     turned = [side for side in sides if side.input_value(0).get_node().get_type_name() == "Concat"]
     if len(turned) != 1:
@@ -176,7 +180,7 @@ def _unrotate(output: Any) -> tuple[Any, Any, Any]:
         raise _NoMatch("no rotary embedding of halves")
     if _slice(negative.input_value(0), x) != (width // 2, None) or _slice(halves.input_value(1), x) != (0, width // 2):
         raise _NoMatch("no rotary embedding of halves")
-    return x, _table(straight.input_value(1)), _table(turned[0].input_value(1))
+    return x, (_table(straight.input_value(1)), _table(turned[0].input_value(1)))
 
 
 def _width(x: Any) -> int:
@@ -240,14 +244,16 @@ class _Heads:
 
 
 def _split_heads(output: Any) -> _Heads:
-    transpose = _node(output, "Transpose")
+    # A norm of heads comes before they are transposed, or behind.
+    behind, norm_behind = _unnormalize(output)
+    transpose = _node(behind, "Transpose")
     axes = transpose.input_value(1).get_node()
     if axes.get_type_name() != "Constant" or axes.data.tolist() != [0, 2, 1, 3]:
         raise _NoMatch("heads lie in another order")
-    source, norm = transpose.input_value(0), None
-    if source.get_node().get_type_name() == "Multiply":
-        source, gamma, epsilon = _unnormalize(source.get_node())
-        norm = gamma, epsilon
+    source, norm_before = _unnormalize(transpose.input_value(0))
+    if norm_before is not None and norm_behind is not None:
+        raise _NoMatch("two norms of heads")
+    norm = norm_before or norm_behind
     shape = _node(source, "Reshape").get_output_partial_shape(0)
     if len(shape) != 4 or not shape[2].is_static or not shape[3].is_static:
         raise _NoMatch("the number of heads is not known")
@@ -261,9 +267,11 @@ def _split_heads(output: Any) -> _Heads:
     return _Heads(rows, bias, norm, (heads, size))
 
 
-def _unnormalize(scaled: Any) -> tuple[Any, Array, float]:
-    """x, gamma and epsilon of gamma * (x * (1 / sqrt(mean(x^2) + epsilon)))."""
-    gamma, normalized = _array_and_other(scaled)
+def _unnormalize(output: Any) -> tuple[Any, tuple[Array, float] | None]:
+    """x, and gamma and epsilon, of gamma * (x * (1 / sqrt(mean(x^2) + epsilon))); of what no product ends, itself."""
+    if output.get_node().get_type_name() != "Multiply":
+        return output, None
+    gamma, normalized = _array_and_other(output.get_node())
     product = _node(normalized, "Multiply")
     divides = [port for port in (0, 1) if product.input_value(port).get_node().get_type_name() == "Divide"]
     if len(divides) != 1:
@@ -281,7 +289,7 @@ def _unnormalize(scaled: Any) -> tuple[Any, Array, float]:
         or epsilon.size != 1
     ):
         raise _NoMatch("no norm of heads")
-    return x, gamma.reshape(-1), float(epsilon.reshape(()))
+    return x, (gamma.reshape(-1), float(epsilon.reshape(())))
 
 
 def _array_and_other(node: Any) -> tuple[Array, Any]:
@@ -298,10 +306,13 @@ def _array_and_other(node: Any) -> tuple[Array, Any]:
 COMPARISONS = {"LessEqual", "Less", "Greater", "GreaterEqual", "Equal", "NotEqual"}
 
 
-def _require_causal(mask: Any) -> None:
-    """Check that a mask compares positions once, as one of the future and of padding does; a window compares twice."""
+def _window(mask: Any) -> int:
+    """How many positions a mask lets a query see, its own among them; 0 where it hides the future and padding alone.
+
+    That of the future compares positions once, key <= query; a window once more, key > query - size.
+    """
     seen: set[str] = set()
-    compared: list[str] = []
+    compared: dict[str, Any] = {}
     waiting = [mask.get_node()]
     while waiting:
         node = waiting.pop()
@@ -309,11 +320,23 @@ def _require_causal(mask: Any) -> None:
             continue
         seen.add(node.get_friendly_name())
         if node.get_type_name() in COMPARISONS:
-            compared.append(node.get_type_name())
+            if node.get_type_name() in compared:
+                raise _NoMatch("the mask is not that of the future and of a window")
+            compared[node.get_type_name()] = node
         if node.get_type_name() not in ("ReadValue", "ShapeOf"):
             waiting += [port.get_source_output().get_node() for port in node.inputs()]
-    if compared != ["LessEqual"]:
-        raise _NoMatch("the mask is not that of the future alone")
+    if not {"LessEqual"} <= set(compared) <= {"LessEqual", "Greater"}:
+        raise _NoMatch("the mask is not that of the future and of a window")
+    if "Greater" not in compared:
+        return 0
+    future, near = compared["LessEqual"], compared["Greater"]
+    edge = near.input_value(1).get_node()
+    if edge.get_type_name() not in ("Add", "Subtract") or near.input_value(0) != future.input_value(0):
+        raise _NoMatch("the mask is not that of the future and of a window")
+    size = _number(edge.input_value(1).get_node()) * (1 if edge.get_type_name() == "Subtract" else -1)
+    if edge.input_value(0) != future.input_value(1) or size < 1:
+        raise _NoMatch("the mask is not that of the future and of a window")
+    return int(size)
 
 
 def _mask_parameter(model: Any) -> Any:
@@ -346,15 +369,18 @@ def _number(node: Any) -> float:
     return float(node.data.reshape(()))
 
 
-def _rewrite(text: IrText, attentions: Sequence[_Attention], mask: Any) -> None:
+def _rewrite(text: IrText, attentions: Sequence[_Attention], windows: Sequence[int], mask: Any) -> None:
     # What can fail comes first, so that a text is changed as a whole or not at all.
-    first = attentions[0]
-    shared = [text.source(output) for output in (first.cosines, first.sines, mask.output(0), first.beam)]
+    first, sets = attentions[0], _sets(attentions)
+    tables = [table for pair in sets for table in pair]
+    shared = [text.source(output) for output in (*tables, mask.output(0), first.beam)]
     # What goes into the first layer is joined as the others leave it, so that it is like them.
     order = _order(attentions[1].inputs) if len(attentions) > 1 else [0, 1, 2]
     queries = [text.source(first.inputs[part]) for part in order]
     old = [number for number in text.layers_of(("Assign",)) if _is_cache(text, number, attentions)]
-    layers = [_layer(text, first, order), *(_layer(text, item, _order(item.inputs)) for item in attentions[1:])]
+    orders = [order, *(_order(item.inputs) for item in attentions[1:])]
+    angles = [-1 if item.angles is None else sets.index(item.angles) for item in attentions]
+    layers = [_layer(text, *layer) for layer in zip(attentions, orders, windows, angles, strict=True)]
     joined = text.add("Concat", queries, {"axis": -1}, version="opset1")[0]
     (step,) = text.add("SparseStep", shared, {"format_version": FORMAT_VERSION})
     residual = layers[0].residual
@@ -368,6 +394,7 @@ def _rewrite(text: IrText, attentions: Sequence[_Attention], mask: Any) -> None:
             inputs.append(text.numbers(np.concatenate(vectors)))
         outputs = 2 if len(last.ends) == 1 else 3
         data = {**last.data, "layers": len(run)}
+        data |= {name: value for name, value in _by_layer(run).items() if any(value)}
         fused = text.add("SparseDecoder", inputs, data, outputs=outputs, name=text.name(last.number))
         text.add("Assign", [fused[1]], variable, version="opset6", outputs=0)
         text.replace(last.ends[0], fused[0])
@@ -380,7 +407,8 @@ class _Layer:
     """One packed layer of the text, with the attention that goes into it.
 
     Attributes:
-        data: attributes of a `SparseDecoder` of this layer, but for their number.
+        data: attributes of a `SparseDecoder` of this layer, but for those of each layer.
+        window, angles: those.
         vectors: that are added to queries, keys and values, and gammas of the norms of heads.
         planes: heads of keys and values in its cache.
         slot: bytes of a position in one of them.
@@ -395,9 +423,15 @@ class _Layer:
     planes: int
     slot: int
     ends: list[Source]
+    window: int
+    angles: int
 
 
-def _layer(text: IrText, item: _Attention, order: list[int]) -> _Layer:
+def _by_layer(run: Sequence[_Layer]) -> dict[str, list[int]]:
+    return {"windows": [layer.window for layer in run], "angles": [layer.angles for layer in run]}
+
+
+def _layer(text: IrText, item: _Attention, order: list[int], window: int, angles: int) -> _Layer:
     number = text.source(item.layer.output(0)).layer
     _, residual, weights = text.inputs(number)
     data = {
@@ -420,6 +454,8 @@ def _layer(text: IrText, item: _Attention, order: list[int]) -> _Layer:
         planes=2 * item.kv_heads,
         slot=2 * item.head_size,
         ends=text.outputs(number),
+        window=window,
+        angles=angles,
     )
 
 

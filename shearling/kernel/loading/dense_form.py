@@ -173,11 +173,14 @@ def _mlp(parts: _Parts) -> list[Source]:
 
 
 def _layer(parts: _Parts) -> list[Source]:
-    attention = parts.add(parts.inputs[1], parts.product(parts.inputs[0]))
-    y = parts.add(attention, _feed_forward(parts, attention))
-    following = parts.norm(y, parts.operator.epsilon("next_epsilon"))
-    outputs = [parts.product(following) for _ in parts.operator.rows]
-    if parts.operator.flag("bias"):
+    operator = parts.operator
+    projected = parts.norm(parts.product(parts.inputs[0]), operator.epsilon("projection_epsilon"))
+    attention = parts.add(parts.inputs[1], projected)
+    down = parts.norm(_feed_forward(parts, attention), operator.epsilon("mlp_epsilon"))
+    y = parts.add(attention, down)
+    following = parts.norm(y, operator.epsilon("next_epsilon"))
+    outputs = [parts.product(following) for _ in operator.rows]
+    if operator.flag("bias"):
         outputs = [parts.add(output, parts.vector(), name=False) for output in outputs]
     return [y, *outputs]
 

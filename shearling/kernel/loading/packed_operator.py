@@ -20,6 +20,9 @@ WEIGHTS_PORT: Mapping[str, int] = {
     "SparseEmbedding": 1,
 }
 """Which input of an operator holds its weights."""
+NORMS = ("projection_epsilon", "norm_epsilon", "mlp_epsilon", "next_epsilon")
+"""Attributes of an operator's norms, in the order of what its constant holds of them; each is absent or 0 where there
+is none."""
 HEADER = struct.Struct("<8s4I9Q")
 """Of a packed matrix; shearling/kernel/packed_format.py specifies it."""
 HEADER_BYTES = 128
@@ -176,6 +179,6 @@ def _matrix_count(kind: str, data: Mapping[str, str]) -> int:
 
 def _vector_lengths(kind: str, data: Mapping[str, str]) -> list[int]:
     width = int(data["hidden"] if kind == "SparseLayer" else data["columns"])
-    norms = [float(data.get(name, "0")) for name in ("norm_epsilon", "next_epsilon")]
+    norms = [float(data.get(name, "0")) for name in NORMS]
     biases = integers(data["rows"]) if data.get("bias") == "true" else []
     return [width for epsilon in norms if epsilon > 0.0] + biases

@@ -16,8 +16,9 @@ namespace fuzz {
 struct Decoder {
     int64_t layers = 1, heads = 1, kv_heads = 1, head_size = 16, hidden = 1, inner = 1, next = 0, columns = 16;
     double scale = 0.25;
-    std::vector<int64_t> order{0, 1, 2};
-    bool bias = false, norm = false;
+    std::vector<int64_t> order{0, 1, 2}, windows, angles;  // the last two of every layer, or none
+    size_t sets = 1;
+    bool bias = false, norm = false, sandwich = false;
     size_t batch = 1;
     std::vector<Bytes> weights;  // of every layer
     int64_t qkv_columns() const { return (heads + 2 * kv_heads) * head_size; }
@@ -35,7 +36,9 @@ public:
         value.set(name == "gated" || (name == "qkv_bias" && from_.bias));
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<double>& value) override {
-        value.set(name == "scale" ? from_.scale : name == "head_norm_epsilon" && from_.norm ? 1e-5 : 0.0);
+        const bool normed = (name == "head_norm_epsilon" && from_.norm) ||
+                            ((name == "projection_epsilon" || name == "mlp_epsilon") && from_.sandwich);
+        value.set(name == "scale" ? from_.scale : normed ? 1e-5 : 0.0);
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<int64_t>& value) override {
         value.set(
@@ -49,7 +52,12 @@ public:
                                   : 1);
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<std::vector<int64_t>>& value) override {
-        value.set(name == "order" ? from_.order : from_.next == 0 ? std::vector<int64_t>{} : std::vector{from_.next});
+        value.set(
+            name == "order"     ? from_.order
+            : name == "windows" ? from_.windows
+            : name == "angles"  ? from_.angles
+            : from_.next == 0   ? std::vector<int64_t>{}
+                                : std::vector{from_.next});
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<std::string>& value) override {
         value.set(name == "activation" ? "silu" : "auto");
@@ -73,6 +81,14 @@ inline Decoder sound_decoder(Random& random) {
     decoder.batch = 1 + random.below(2);
     decoder.bias = random.once_in(3);
     decoder.norm = random.once_in(3);
+    decoder.sandwich = random.once_in(3);
+    decoder.sets = 1 + random.below(2);
+    if (random.once_in(2)) {
+        for (int64_t layer = 0; layer < decoder.layers; ++layer) {
+            decoder.windows.push_back(random.one_of<int64_t>({0, 1, 7, 16, 40, 1000}));
+            decoder.angles.push_back(static_cast<int64_t>(random.below(decoder.sets + 1)) - 1);
+        }
+    }
     decoder.weights.resize(static_cast<size_t>(decoder.layers));
     for (Bytes& weights : decoder.weights) {
         add(random, weights, decoder.hidden, decoder.columns);
@@ -82,6 +98,9 @@ inline Decoder sound_decoder(Random& random) {
         if (decoder.next != 0) {
             add(random, weights, decoder.next, decoder.hidden);
         }
+        for (int norm = 0; norm < (decoder.sandwich ? 2 : 0); ++norm) {
+            add_vector(weights, decoder.hidden);
+        }
     }
     return decoder;
 }
@@ -89,7 +108,9 @@ inline Decoder sound_decoder(Random& random) {
 inline void damage(Random& random, Decoder& decoder) {
     int64_t* const numbers[] = {&decoder.heads,   &decoder.kv_heads, &decoder.head_size,
                                 &decoder.columns, &decoder.hidden,   &decoder.layers};
-    switch (random.below(4)) {
+    switch (random.below(6)) {
+        case 4: decoder.windows = random.one_of<std::vector<int64_t>>({{-1}, {trouble(random)}, {1, 2, 3, 4}}); break;
+        case 5: decoder.angles = random.one_of<std::vector<int64_t>>({{-2}, {trouble(random)}, {1, 1, 1}, {7}}); break;
         case 0: *numbers[random.below(6)] = trouble(random); break;
         case 1: nudge(*numbers[random.below(6)], random.one_of<int64_t>({-1, 1, 16})); break;
         case 2: decoder.scale = random.one_of<double>({NAN, INFINITY, -1.0, 1e300}); break;
@@ -162,10 +183,14 @@ public:
 private:
     void one(size_t past, size_t rows, bool damaged) {
         const auto width = static_cast<size_t>(decoder_.head_size), batch = decoder_.batch;
-        ExactTensor cosines(ov::element::f32, {1, rows, width}), sines(ov::element::f32, {1, rows, width});
+        ov::TensorVector stepping;
+        std::vector<std::unique_ptr<ExactTensor>> tables;
+        for (size_t table = 0; table < 2 * decoder_.sets; ++table) {
+            tables.push_back(std::make_unique<ExactTensor>(ov::element::f32, ov::Shape{1, rows, width}));
+            fill<float>(tables.back()->tensor(), activations(random_, rows * width));
+            stepping.push_back(tables.back()->tensor());
+        }
         ExactTensor mask(ov::element::i64, {batch, past + rows}), sources(ov::element::i32, {batch});
-        fill<float>(cosines.tensor(), activations(random_, rows * width));
-        fill<float>(sines.tensor(), activations(random_, rows * width));
         std::fill_n(mask.tensor().data<int64_t>(), mask.tensor().get_size(), 1);
         if (random_.once_in(4)) {
             mask.tensor().data<int64_t>()[0] = 0;
@@ -178,9 +203,9 @@ private:
             sources.tensor().data<int32_t>()[0] = static_cast<int32_t>(trouble(random_));
         }
         ov::TensorVector stepped{ov::Tensor(ov::element::u8, {0})};
-        require_kept(
-            step_->evaluate(stepped, {cosines.tensor(), sines.tensor(), mask.tensor(), sources.tensor()}),
-            "a step is not supported");
+        stepping.push_back(mask.tensor());
+        stepping.push_back(sources.tensor());
+        require_kept(step_->evaluate(stepped, stepping), "a step is not supported");
         ExactTensor step(ov::element::u8, stepped[0].get_shape());
         std::memcpy(step.tensor().data(), stepped[0].data(), stepped[0].get_byte_size());
         if (damaged && random_.once_in(2)) {

@@ -20,7 +20,7 @@ enum class Source { constant, parameter, computed, other_type, matrix };
 struct Attributes {
     int64_t columns = 0, hidden = 0, inner = 0, row_count = 0, format_version = 1;
     std::vector<int64_t> rows;
-    double norm_epsilon = 0.0, next_epsilon = 0.0;
+    double projection_epsilon = 0.0, norm_epsilon = 0.0, mlp_epsilon = 0.0, next_epsilon = 0.0;
     bool gated = true, bias = false, residual = false;
     std::string activation = "silu", precision = "auto";
 };
@@ -52,7 +52,11 @@ public:
         value.set(name == "gated" ? from_.gated : name == "bias" ? from_.bias : from_.residual);
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<double>& value) override {
-        value.set(name == "norm_epsilon" ? from_.norm_epsilon : from_.next_epsilon);
+        value.set(
+            name == "norm_epsilon"         ? from_.norm_epsilon
+            : name == "projection_epsilon" ? from_.projection_epsilon
+            : name == "mlp_epsilon"        ? from_.mlp_epsilon
+                                           : from_.next_epsilon);
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<int64_t>& value) override {
         value.set(
@@ -134,16 +138,19 @@ inline Node sound_node(Random& random) {
         add(random, node.weights, width, a.inner);
     }
     if (node.kind == Kind::linear || node.kind == Kind::layer) {
-        a.next_epsilon = node.kind == Kind::layer ? random.one_of({0.0, 1e-5}) : 0.0;
+        if (node.kind == Kind::layer) {
+            for (double* const of : {&a.projection_epsilon, &a.mlp_epsilon, &a.next_epsilon}) {
+                *of = random.one_of({0.0, 1e-5});
+            }
+        }
         for (const int64_t rows : a.rows) {
             add(random, node.weights, rows, width);
         }
     }
-    if (a.norm_epsilon > 0.0) {
-        add_vector(node.weights, width);
-    }
-    if (a.next_epsilon > 0.0) {
-        add_vector(node.weights, width);
+    for (const double one : {a.projection_epsilon, a.norm_epsilon, a.mlp_epsilon, a.next_epsilon}) {
+        if (one > 0.0) {
+            add_vector(node.weights, width);
+        }
     }
     for (size_t index = 0; a.bias && index < a.rows.size() && (node.kind == Kind::linear || node.kind == Kind::layer);
          ++index) {
@@ -183,7 +190,9 @@ inline void damage(Random& random, Attributes& a) {
         case 1: nudge(*integers[random.below(4)], random.once_in(2) ? 1 : -1); break;
         case 2: *flags[random.below(3)] ^= true; break;
         case 3: a.norm_epsilon = epsilon; break;
-        case 4: a.next_epsilon = epsilon; break;
+        case 4:
+            *random.one_of<double*>({&a.projection_epsilon, &a.mlp_epsilon, &a.next_epsilon}) = epsilon;
+            break;
         case 5:
             (random.once_in(2) ? a.activation : a.precision) = random.one_of<const char*>({"", "silu", "exact"});
             break;

@@ -14,6 +14,10 @@ import openvino as ov
 import openvino_genai
 import pytest
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -22,6 +26,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from serve.runtimes.deployment import find_deployment
@@ -215,7 +221,11 @@ def variants() -> dict[str, tuple]:
     plain = {**SHAPE, "tie_word_embeddings": False}
     return {
         "heads of 12": (LlamaForCausalLM, LlamaConfig(**{**plain, "hidden_size": 48}), "heads of 12"),
-        "windows": (MistralForCausalLM, MistralConfig(**plain, sliding_window=16), "limited to a window"),
+        "capped scores": (
+            Gemma2ForCausalLM,
+            Gemma2Config(**SHAPE, head_dim=32, attn_logit_softcapping=50.0, final_logit_softcapping=None),
+            "scores of attention are capped",
+        ),
     }
 
 
@@ -231,18 +241,35 @@ def test_what_is_not_plain_attention_stays(tmp_path, variant):
     assert load_packed(xml, properties={}).as_it_is
 
 
-def test_a_window_is_seen_in_the_graph_as_well(tmp_path):
-    """Where config.json says nothing of it, the mask does."""
+@pytest.mark.parametrize(("written", "instead"), [("Greater", "GreaterEqual"), ("Greater", "Less")])
+def test_masks_of_another_kind_stay(tmp_path, written, instead):
+    """What looks like a window and is none: the comparison decides."""
     config = MistralConfig(**SHAPE, tie_word_embeddings=False, sliding_window=16)
     xml = write_packed(tmp_path, seeded_decoder(MistralForCausalLM, config))
-    obstacle = fuse_decoder(IrText(xml.read_bytes()), core_for(xml).read_model(xml), {})
-    assert "mask" in obstacle
+    content = xml.read_text()
+    assert content.count(f'type="{written}"') == 1
+    xml.write_text(content.replace(f'type="{written}"', f'type="{instead}"'))
+    text = IrText(xml.read_bytes())
+    before = text.to_bytes()
+    assert "the mask is not that of" in fuse_decoder(text, core_for(xml).read_model(xml), config.to_dict())
+    assert text.to_bytes() == before
 
 
+GEMMA_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES = {
     "mistral": (MistralForCausalLM, MistralConfig(**SHAPE, sliding_window=None)),
     "biases": (Qwen2ForCausalLM, Qwen2Config(**SHAPE)),
     "norms of queries and keys": (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=32)),
+    "windows": (MistralForCausalLM, MistralConfig(**SHAPE, sliding_window=3)),
+    "windows of some layers": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**SHAPE, sliding_window=4, use_sliding_window=True, max_window_layers=1),
+    ),
+    "layers that are not turned": (SmolLM3ForCausalLM, SmolLM3Config(**SHAPE, no_rope_layers=[1, 0, 1])),
+    "norms on both sides of every product, angles of two kinds": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(**SHAPE, head_dim=32, sliding_window=4, layer_types=GEMMA_LAYERS),
+    ),
     "scaled angles": (
         LlamaForCausalLM,
         LlamaConfig(

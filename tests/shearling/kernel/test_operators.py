@@ -10,6 +10,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from shearling.kernel.loading.packed_operator import NORMS
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import core_for, node_factory
 from shearling.kernel.packed_format import Encoding, ValueType, bundle, pack
@@ -131,8 +132,10 @@ def test_an_mlp(tmp_path, activation, gated, rows):
     assert close(found, expected, tolerance(rows))
 
 
+@pytest.mark.parametrize("normed", [(False, False), (True, True), (False, True), (True, False)])
 @pytest.mark.parametrize(("rows", "next_rows"), [(1, (48, 16, 16)), (20, (48, 16, 16)), (1, ()), (530, (48, 16, 16))])
-def test_a_layer(tmp_path, rows, next_rows):
+def test_a_layer(tmp_path, rows, next_rows, normed):
+    """With or without norms of what the projection and the MLP add."""
     first, gate, up, down = (
         matrix(HIDDEN, ATTENTION, 0),
         matrix(INNER, HIDDEN, 1),
@@ -140,7 +143,8 @@ def test_a_layer(tmp_path, rows, next_rows):
         matrix(HIDDEN, INNER, 3),
     )
     following = [matrix(size, HIDDEN, 4 + index) for index, size in enumerate(next_rows)]
-    gammas = [activations(HIDDEN, seed=seed)[0, 0] for seed in (7, 8)][: 2 if next_rows else 1]
+    present = dict(zip(NORMS, (normed[0], True, normed[1], bool(next_rows)), strict=True))
+    gammas = {name: activations(HIDDEN, seed=7 + place)[0, 0] for place, name in enumerate(NORMS) if present[name]}
     x, residual = activations(ATTENTION, rows=rows), activations(HIDDEN, rows=rows, seed=1)
     attributes = {
         "rows": list(next_rows),
@@ -150,15 +154,20 @@ def test_a_layer(tmp_path, rows, next_rows):
         "activation": "silu",
         "gated": True,
     }
-    attributes |= {"norm_epsilon": EPSILON, "next_epsilon": EPSILON if next_rows else 0.0, "bias": False}
+    attributes |= {"bias": False, **{name: EPSILON if present[name] else 0.0 for name in NORMS}}
     packed = [pack(part) for part in (first, gate, up, down, *following)]
-    found = run("SparseLayer", bundle(packed, gammas), attributes, [x, residual], tmp_path)
-    middle = residual + x.astype(np.float64) @ dense(first).T
-    y = middle + mlp(norm(middle, gammas[0]), gate, up, down, "silu")
+    found = run("SparseLayer", bundle(packed, [*gammas.values()]), attributes, [x, residual], tmp_path)
+
+    def normalized(name: str, values: np.ndarray) -> np.ndarray:
+        return norm(values, gammas[name]) if present[name] else values
+
+    middle = residual + normalized("projection_epsilon", x.astype(np.float64) @ dense(first).T)
+    inner = mlp(normalized("norm_epsilon", middle), gate, up, down, "silu")
+    y = middle + normalized("mlp_epsilon", inner)
     assert close(found[0], y, tolerance(rows))
     for result, part in zip(found[1:], following, strict=True):
         # Of the y that was found: the norm may make much of an error of a row that is small.
-        assert close(result, norm(found[0], gammas[1]) @ dense(part).T, tolerance(rows))
+        assert close(result, normalized("next_epsilon", found[0]) @ dense(part).T, tolerance(rows))
 
 
 def test_bf16_activations(tmp_path):

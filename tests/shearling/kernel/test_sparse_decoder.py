@@ -43,8 +43,17 @@ class Heads:
 class Layer:
     """One layer, compiled, and the same in numpy."""
 
-    def __init__(self, heads: Heads, *, seed: int = 0, order: tuple[int, ...] = (0, 1, 2)) -> None:
-        self.heads, self.order = heads, order
+    def __init__(
+        self,
+        heads: Heads,
+        *,
+        seed: int = 0,
+        order: tuple[int, ...] = (0, 1, 2),
+        window: int = 0,
+        angles: int = 0,
+        sets: int = 1,
+    ) -> None:
+        self.heads, self.order, self.window, self.angles, self.sets = heads, order, window, angles, sets
         shapes = [(HIDDEN, heads.columns), (INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]
         shapes += [(width, HIDDEN) for width in heads.widths]
         self.matrices = [random_matrix(ValueType.BF16, *shape, seed=seed + place) for place, shape in enumerate(shapes)]
@@ -56,7 +65,7 @@ class Layer:
         heads = self.heads
         qkv = op.parameter([-1, -1, sum(heads.widths)], np.float32)
         residual = op.parameter([-1, -1, HIDDEN], np.float32)
-        angles = [op.parameter([-1, -1, heads.size], np.float32) for _ in range(2)]
+        angles = [op.parameter([-1, -1, heads.size], np.float32) for _ in range(2 * self.sets)]
         mask, beam = op.parameter([-1, -1], np.int64), op.parameter([-1], np.int32)
         factory = node_factory()
         step = factory.create("SparseStep", [*(a.output(0) for a in angles), mask.output(0), beam.output(0)], STEP)
@@ -72,6 +81,8 @@ class Layer:
             {
                 **attributes(heads),
                 "order": list(self.order),
+                "windows": [self.window],
+                "angles": [self.angles],
             },
         )
         assign = op.assign(read, cache)
@@ -81,8 +92,11 @@ class Layer:
         return openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def infer(self, qkv, residual, cosines, sines, mask, beam) -> tuple[np.ndarray, np.ndarray]:
-        """y and the next queries, keys and values."""
-        inputs = [self.join(qkv), residual, cosines, sines, mask, np.asarray(beam, np.int32)]
+        """y and the next queries, keys and values; sets of angles that are not this layer's are other ones."""
+        tables = [2.0 * (cosines + number) for number in range(2 * self.sets)]
+        if self.angles >= 0:
+            tables[2 * self.angles : 2 * self.angles + 2] = [cosines, sines]
+        inputs = [self.join(qkv), residual, *tables, mask, np.asarray(beam, np.int32)]
         self.request.infer(dict(enumerate(inputs)))
         return self.request.get_output_tensor(0).data.copy(), self.request.get_output_tensor(1).data.copy()
 
@@ -133,8 +147,8 @@ def norm(x, gamma):
 class Reference:
     """Attention in float64, with a cache of all keys and values in half precision, as the operator keeps them."""
 
-    def __init__(self, heads: Heads) -> None:
-        self.heads = heads
+    def __init__(self, heads: Heads, *, window: int = 0, turned: bool = True) -> None:
+        self.heads, self.window, self.turned = heads, window, turned
         self.keys = self.values = None
 
     def step(self, qkv, cosines, sines, mask, beam) -> np.ndarray:
@@ -142,8 +156,9 @@ class Reference:
         query, key, value = (
             part.reshape(*part.shape[:2], -1, heads.size).transpose(0, 2, 1, 3).astype(np.float64) for part in qkv
         )
-        query, key = rotate(query, cosines, sines), half(rotate(key, cosines, sines))
-        value = half(value)
+        if self.turned:
+            query, key = rotate(query, cosines, sines), rotate(key, cosines, sines)
+        key, value = half(key), half(value)
         if self.keys is not None:
             key = np.concatenate([self.keys[beam], key], axis=2)
             value = np.concatenate([self.values[beam], value], axis=2)
@@ -151,7 +166,10 @@ class Reference:
         rows, positions = query.shape[2], key.shape[2]
         repeat = heads.count // heads.groups
         scores = query @ np.repeat(key, repeat, 1).transpose(0, 1, 3, 2) * heads.size**-0.5
-        seen = np.arange(positions)[None] <= positions - rows + np.arange(rows)[:, None]
+        own = positions - rows + np.arange(rows)[:, None]
+        seen = np.arange(positions)[None] <= own
+        if self.window:
+            seen &= np.arange(positions)[None] > own - self.window
         seen = seen[None, None] & (mask[:, None, None, :] != 0)
         scores = np.where(seen, scores, -np.inf)
         most = scores.max(axis=-1, keepdims=True)
@@ -171,7 +189,8 @@ def rotate(x, cosines, sines):
 
 def play(layer: Layer, steps, *, batch=1, padding=None, reorder=False, seed=3) -> None:
     """Run steps of so many rows, and compare each."""
-    rng, reference, past = np.random.default_rng(seed), Reference(layer.heads), 0
+    reference = Reference(layer.heads, window=layer.window, turned=layer.angles >= 0)
+    rng, past = np.random.default_rng(seed), 0
     layer.request.reset_state()
     mask = np.zeros((batch, 0), np.int64)
     for number, rows in enumerate(steps):
@@ -204,6 +223,15 @@ CASES = {
     # Many queries are multiplied in pairs of bf16 where a head has whole registers of them.
     "pairs": (Heads(6, 2, 64), {}),
     "pairs, registers left over": (Heads(3, 1, 96), {}),
+    # A window of less than a block of keys, of some blocks, and of more than there are positions.
+    "a window of one": (Heads(4, 2, 16), {"window": 1}),
+    "a small window": (Heads(4, 2, 16), {"window": 5}),
+    "a window of blocks": (Heads(4, 2, 16), {"window": 48}),
+    "a window across tiles": (Heads(6, 2, 64), {"window": 270}),
+    "a window of pairs": (Heads(6, 2, 64), {"window": 33}),
+    "a wide window": (Heads(4, 2, 16), {"window": 4000}),
+    "other angles": (Heads(4, 2, 16), {"angles": 1, "sets": 3}),
+    "no angles": (Heads(6, 2, 64), {"angles": -1}),
 }
 
 
@@ -240,8 +268,9 @@ def test_fewer_sequences_go_on():
     assert np.array_equal(found, [step(slice(3, 4), 2, 4), step(slice(4, 5), 2, 5)])
 
 
-def test_a_padded_batch():
-    play(Layer(Heads(4, 2, 16)), [20, 1, 1, 5, 1], batch=3, padding=[7, 0, 19])
+@pytest.mark.parametrize("window", [0, 4, 17])
+def test_a_padded_batch(window):
+    play(Layer(Heads(4, 2, 16), window=window), [20, 1, 1, 5, 1], batch=3, padding=[7, 0, 19])
 
 
 def test_sequences_change_places():
@@ -327,6 +356,7 @@ def test_every_instruction_set(kernels):
         f"sys.exit(77) if name().decode() != {kernels!r} else None\n"
         "play(Layer(Heads(6, 2, 48)), [1, 1, 5, 70, 1, 1, 250, 1, 1])\n"
         "play(Layer(Heads(6, 2, 64)), [1, 5, 71, 1, 253, 1])\n"
+        "play(Layer(Heads(6, 2, 64), window=40), [1, 5, 71, 1, 253, 1])\n"
         "play(Layer(Heads(4, 2, 16)), [9, 1, 1], batch=2, padding=[3, 0])\n"
     )
     done = subprocess.run(
@@ -436,6 +466,13 @@ def test_steps_that_do_not_fit_are_refused(options, reason):
         infer_once(Layer(Heads(2, 1, 16)), **options)
 
 
+def test_angles_that_a_step_does_not_have_are_refused():
+    layer = Layer(Heads(2, 1, 16), angles=1)
+    layer.angles = 0  # it is fed what there is
+    with pytest.raises(RuntimeError, match="has 1 sets of angles"):
+        infer_once(layer)
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
@@ -448,6 +485,10 @@ def test_steps_that_do_not_fit_are_refused(options, reason):
         ({"order": [0, 1]}, "order of queries"),
         ({"order": [0, 1, 1]}, "order of queries"),
         ({"scale": float("nan")}, "scale is nan"),
+        ({"windows": [-1]}, "a window and angles"),
+        ({"windows": [4, 4]}, "a window and angles"),
+        ({"angles": [-2]}, "a window and angles"),
+        ({"angles": [8]}, "a window and angles"),
         ({"format_version": 2}, "made by another version"),
     ],
 )
