@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.layer_forms import LayerForm, LayerForms
 from shearling.elastic.size import LinearShape, measure_network
-from shearling.kernel.packed_format import Encoding, Header, ScaleType, ValueType
+from shearling.kernel.packed_format import Encoding, Header, ScaleType, ValueType, expected_value_bytes
 from shearling.quantization.layerwise import narrowed_group
 
 if TYPE_CHECKING:
@@ -184,14 +184,9 @@ def _packed_bytes(rows: int, columns: int, stored: int, kind: ValueType, group: 
     scaled = ScaleType.NONE if kind is ValueType.BF16 else ScaleType.F16
     group_size = 0 if kind is ValueType.BF16 else group or columns
     header = Header(kind, encoding, scaled, rows, columns, group_size, stored, 0)
-    blocks, bits = header.panels * header.blocks, 8 * kind.array_type.itemsize
-    weights = stored if encoding is Encoding.BITMASK else blocks * kind.block_size
-    if kind is ValueType.INT4:
-        # Every block is filled up to a whole byte: half of those with a mask lack half of one.
-        bits, filled = 4, blocks // 4 if encoding is Encoding.BITMASK else 0
-    else:
-        filled = 0
-    return replace(header, value_bytes=weights * bits // 8 + filled).total_bytes
+    positions = header.panels * header.blocks * kind.block_size
+    weights = stored if encoding is Encoding.BITMASK else positions
+    return replace(header, value_bytes=expected_value_bytes(weights, positions, kind)).total_bytes
 
 
 def count_stored(weight: Tensor, stored: StoredForm) -> int:

@@ -6,9 +6,9 @@ follow each other along the columns, panels along the rows; rows and columns are
 numbers are little-endian; sections start on multiples of 64 bytes, with zeros between them and 64 zeros at the end.
 
 header, 128 bytes
-    magic `SHEARLNG`; u32: version, value type (1 bf16, 2 int8, 3 int4), encoding (0 dense, 1 bitmask), scale type
-    (0 none, 1 f32, 2 f16); u64: rows, columns, group size, stored values, total bytes, offsets of scales,
-    panel offsets, masks, values; zeros
+    magic `SHEARLNG`; u32: version, value type (1 bf16, 2 int8, 4 int4; 3 was int4 in another order), encoding (0 dense,
+    1 bitmask), scale type (0 none, 1 f32, 2 f16); u64: rows, columns, group size, stored values, total bytes, offsets
+    of scales, panel offsets, masks, values; zeros
 scales
     [panels, groups, 16] f32 or f16: the scale of every row and group of `group_size` columns; bf16 has none
 panel offsets (bitmask only)
@@ -16,8 +16,10 @@ panel offsets (bitmask only)
 masks (bitmask only)
     [panels, blocks] u32 (bf16) or u64: bit p is set where the weight at position p is stored
 values
-    stored weights in the order of their positions: bf16 2 bytes; int8 1 byte; int4 a nibble, two's complement, the
-    lower nibble of a byte first, every block on a whole byte
+    stored weights in the order of their positions: bf16 2 bytes; int8 1 byte; int4 a nibble, two's complement. Blocks
+    of int4 go in twos along a panel, the last of an odd number alone: byte i holds in its lower nibble what the first
+    block stores as its i-th weight, in its upper nibble that of the second, and zero where one stores no more. So both
+    are expanded from one register, and nothing has to be put in order before.
 
 A weight is stored where its bits are not all zero, so packing is reversible bit for bit (a bf16 -0.0 is stored). The
 dense encoding stores every position of every block; it serves matrices with too few zeros.
@@ -99,6 +101,7 @@ The operator of ONNX Runtime (domain `shearling`, version 1) is `SparseLinear` w
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +121,7 @@ HEADER = struct.Struct("<8s4I9Q")
 HEADER_BYTES = 128
 MAX_SIZE = 1 << 24
 """Limit of rows and of columns."""
+_FORMER_INT4 = 3
 
 Bytes = npt.NDArray[np.uint8]
 Values = npt.NDArray[Any]
@@ -128,7 +132,7 @@ class ValueType(IntEnum):
 
     BF16 = 1
     INT8 = 2
-    INT4 = 3
+    INT4 = 4
 
     @property
     def block_columns(self) -> int:
@@ -325,10 +329,16 @@ def _from_blocks(blocks: Values, rows: int, columns: int, kind: ValueType) -> Va
 
 
 def _block_bytes(counts: npt.NDArray[np.int64], kind: ValueType) -> npt.NDArray[np.int64]:
-    """Bytes of the values of each block, from the number of its stored values."""
-    if kind is ValueType.INT4:
-        return (counts + 1) // 2
-    return counts * kind.array_type.itemsize
+    """Bytes of the values of each block, [panels, blocks], from the number of its stored values; of blocks that share
+    them, the first has all.
+    """
+    if kind is not ValueType.INT4:
+        return counts * kind.array_type.itemsize
+    shared = counts.copy()
+    partners = shared[:, 1::2]
+    shared[:, : 2 * partners.shape[1] : 2] = np.maximum(shared[:, : 2 * partners.shape[1] : 2], partners)
+    shared[:, 1::2] = 0
+    return shared
 
 
 def _pack_values(
@@ -343,9 +353,11 @@ def _pack_values(
 
 def _nibble_positions(kept: npt.NDArray[np.bool_], block_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Where the nibble of every stored value lies."""
-    starts = 2 * (np.cumsum(block_bytes) - block_bytes.reshape(-1)).reshape(block_bytes.shape)
+    starts: Values = (np.cumsum(block_bytes) - block_bytes.reshape(-1)).reshape(block_bytes.shape)
+    starts[:, 1::2] = starts[:, : 2 * (starts.shape[1] // 2) : 2]
     ranks = np.cumsum(kept, axis=2, dtype=np.int64) - 1
-    return (starts[:, :, None] + ranks)[kept]
+    second = np.arange(block_bytes.shape[1])[None, :, None] % 2
+    return (2 * (starts[:, :, None] + ranks) + second)[kept]
 
 
 def _panel_scales(scales: Values) -> Values:
@@ -368,6 +380,8 @@ def read_header(packed: Bytes) -> Header:
     )
     if magic != MAGIC or version != VERSION:
         raise ArtefactCorrupt(f"not a packed matrix of version {VERSION}: magic {magic!r}, version {version}")
+    if value_type == _FORMER_INT4:
+        raise ArtefactCorrupt("int4 in an order of before", remedy="Export the model again")
     if value_type not in set(ValueType) or encoding not in set(Encoding) or scale_type not in set(ScaleType):
         raise ArtefactCorrupt(f"unknown value type {value_type}, encoding {encoding} or scale type {scale_type}")
     if not (0 < rows <= MAX_SIZE and 0 < columns <= MAX_SIZE):
@@ -485,7 +499,7 @@ def packed_bytes(
     scale_bytes: int = 0,
     encoding: Encoding = Encoding.BITMASK,
 ) -> int:
-    """Size of a packed matrix, for cost rules: exact but for the half bytes of int4 blocks and alignment.
+    """Size of a packed matrix, for cost rules: exact but for alignment, and for how evenly int4's zeros are spread.
 
     Args:
         rows: of the matrix.
@@ -495,7 +509,24 @@ def packed_bytes(
         scale_bytes: of all scales.
         encoding: dense counts every weight and no mask.
     """
-    bits = {ValueType.BF16: 16, ValueType.INT8: 8, ValueType.INT4: 4}[matrix_type]
     positions = -(-rows // PANEL_ROWS) * PANEL_ROWS * columns
-    weights = (stored * bits + positions) // 8 if encoding is Encoding.BITMASK else positions * bits // 8
-    return HEADER_BYTES + scale_bytes + weights + ALIGNMENT
+    masks = positions // 8 if encoding is Encoding.BITMASK else 0
+    weights = expected_value_bytes(stored if encoding is Encoding.BITMASK else positions, positions, matrix_type)
+    return HEADER_BYTES + scale_bytes + masks + weights + ALIGNMENT
+
+
+def expected_value_bytes(stored: int, positions: int, kind: ValueType) -> int:
+    """Bytes of the values of a matrix whose zeros lie anywhere.
+
+    The fuller of two blocks of n positions, each stored with probability p, stores n p + sqrt(n p (1 - p) / pi).
+
+    Args:
+        stored: weights.
+        positions: of all blocks.
+        kind: how a weight is stored.
+    """
+    if kind is not ValueType.INT4:
+        return stored * kind.array_type.itemsize
+    share = stored / max(1, positions)
+    spread = math.sqrt(share * (1 - share) / (math.pi * kind.block_size)) if 0 < share < 1 else 0.0
+    return math.ceil(positions * (share + spread) / 2)

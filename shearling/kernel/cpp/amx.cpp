@@ -62,23 +62,19 @@ private:
 
 // Integers times the scales of their groups, in bf16: two blocks of 2 columns for each of 4.
 template <class Integers>
-struct Scaled {
-    static constexpr bool of_bf16 = true;
+struct Scaled : BlocksAlone<Scaled<Integers>, true> {
     Integers integers;
     PanelScales panel;
-    size_t block;  // to be read next, of integers
-    bool second_is_left;
+    size_t block = 0;  // to be read next, of integers
+    bool second_is_left = false;
     __m512 scales;
     __m512i second;
 
     static Scaled of_panel(const PackedMatrix& matrix, size_t index) {
-        return {
-            Integers::of_panel(matrix, index),
-            panel_of(matrix, index).scales,
-            0,
-            false,
-            _mm512_setzero_ps(),
-            _mm512_setzero_si512()};
+        Scaled reader;
+        reader.integers = Integers::of_panel(matrix, index);
+        reader.panel = panel_of(matrix, index).scales;
+        return reader;
     }
     static size_t blocks_of(const PackedMatrix& matrix) { return 2 * matrix.blocks(); }
 
@@ -91,7 +87,7 @@ struct Scaled {
             scales = load_scales(panel.scales, panel.type, block / panel.group_blocks);
         }
         ++block;
-        const __m512i bytes = _mm512_xor_si512(integers.next(), _mm512_set1_epi8(-128));
+        const __m512i bytes = _mm512_xor_si512(Integers::usual(integers.next()), _mm512_set1_epi8(-128));
         second = pair(column(_mm512_slli_epi32(bytes, 8)), column(bytes));
         second_is_left = true;
         return pair(column(_mm512_slli_epi32(bytes, 24)), column(_mm512_slli_epi32(bytes, 16)));
@@ -147,7 +143,7 @@ private:
         const __m512i bias = Reader::of_bf16 ? _mm512_setzero_si512() : _mm512_set1_epi8(-128);
         uint8_t* end = target;
         for_blocks(reader, count, [&](__m512i weights, int) INLINE_LAMBDA {
-            _mm512_store_si512(end, _mm512_xor_si512(weights, bias));
+            _mm512_store_si512(end, _mm512_xor_si512(Reader::usual(weights), bias));
             end += 64;
         });
         for (; end < target + register_bytes; end += 64) {

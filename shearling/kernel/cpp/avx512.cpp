@@ -25,9 +25,9 @@ namespace {
 
 // Blocks that a reader left in scratch memory.
 template <bool bf16>
-struct Expanded {
-    static constexpr bool of_bf16 = bf16;
+struct Expanded : BlocksAlone<Expanded<bf16>, bf16> {
     const uint8_t* values;
+    explicit Expanded(const uint8_t* values) : values(values) {}
     INLINE __m512i next() {
         const __m512i weights = _mm512_load_si512(values);
         values += 64;
@@ -40,13 +40,23 @@ struct Expanded {
 template <class Reader>
 struct Keeping {
     static constexpr bool of_bf16 = Reader::of_bf16;
+    static constexpr int sum_shift = Reader::sum_shift;
     Reader reader;
     uint8_t* scratch;
+    INLINE bool halfway() const { return reader.halfway(); }
     INLINE __m512i next() {
         const __m512i weights = reader.next();
-        _mm512_store_si512(scratch, weights);
-        scratch += 64;
+        keep(weights);
         return weights;
+    }
+    INLINE void both(__m512i& first, __m512i& second) {
+        reader.both(first, second);
+        keep(first);
+        keep(second);
+    }
+    INLINE void keep(__m512i weights) {
+        _mm512_store_si512(scratch, Reader::usual(weights));
+        scratch += 64;
     }
     INLINE void fetch() const { reader.fetch(); }
 };
@@ -57,6 +67,30 @@ INLINE __m512i broadcast(const uint8_t* four_bytes) {
     return _mm512_set1_epi32(bits);
 }
 
+// In assembly because the compiler otherwise copies sums.
+INLINE void add_products(__m512i& sum, __m512i weights, __m512i activations) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations));
+}
+
+// Which group of weights a segment is a part of: counted, since a division takes as long as a block.
+class GroupCounter {
+public:
+    explicit GroupCounter(size_t blocks) : blocks_(blocks), stop_(blocks) {}
+    // `start`: a block no less than the last one asked for, and at most a group behind it.
+    INLINE size_t of(size_t start) {
+        if (start == stop_) {
+            stop_ += blocks_;
+            ++group_;
+        }
+        return group_;
+    }
+
+private:
+    size_t blocks_;
+    size_t stop_;
+    size_t group_ = 0;
+};
+
 template <int rows, class Reader>
 INLINE void multiply_fixed16(
     Reader reader, const PanelScales& panel, const Activations& x, size_t tile, __m512 (&result)[rows]) {
@@ -66,6 +100,7 @@ INLINE void multiply_fixed16(
     // A product waits for the one before it that adds to the same sum: with few rows there is nothing else to do.
     constexpr int sums_of_row = rows <= 2 ? 2 : 1;
     constexpr size_t group_blocks = activation_group / 4;
+    GroupCounter groups(panel.group_blocks);
     __m512 total[rows];
     FOR_ROWS {
         total[row] = _mm512_setzero_ps();
@@ -74,8 +109,8 @@ INLINE void multiply_fixed16(
         const size_t stop = start + x.segment_blocks < x.blocks ? start + x.segment_blocks : x.blocks;
         __m512i high[sums_of_row][rows], low[sums_of_row][rows];
         FOR_ROWS {
-            high[0][row] = _mm512_set1_epi32(sums[2 * row]);
-            low[0][row] = _mm512_set1_epi32(sums[2 * row + 1]);
+            high[0][row] = _mm512_set1_epi32(sums[2 * row] >> Reader::sum_shift);
+            low[0][row] = _mm512_set1_epi32(sums[2 * row + 1] >> Reader::sum_shift);
             if (sums_of_row > 1) {
                 high[sums_of_row - 1][row] = low[sums_of_row - 1][row] = _mm512_setzero_si512();
             }
@@ -83,12 +118,12 @@ INLINE void multiply_fixed16(
         const auto step = [&](__m512i weights, int turn) INLINE_LAMBDA {
             const int sum = sums_of_row > 1 ? turn : 0;
             FOR_ROWS {
-                high[sum][row] = _mm512_dpbusd_epi32(high[sum][row], weights, broadcast(terms + 8 * row));
-                low[sum][row] = _mm512_dpbusd_epi32(low[sum][row], weights, broadcast(terms + 8 * row + 4));
+                add_products(high[sum][row], weights, broadcast(terms + 8 * row));
+                add_products(low[sum][row], weights, broadcast(terms + 8 * row + 4));
             }
             terms += 8 * rows;
         };
-        if (sums_of_row > 1 && stop - start == group_blocks) {
+        if (sums_of_row > 1 && stop - start == group_blocks && !reader.halfway()) {
             for_fixed_blocks<group_blocks>(reader, step);
         } else {
             for_blocks(reader, stop - start, step);
@@ -99,7 +134,7 @@ INLINE void multiply_fixed16(
                 low[0][row] = _mm512_add_epi32(low[0][row], low[sums_of_row - 1][row]);
             }
         }
-        const __m512 weight_scales = load_scales(panel.scales, panel.type, start / panel.group_blocks);
+        const __m512 weight_scales = load_scales(panel.scales, panel.type, groups.of(start));
         FOR_ROWS {
             const __m512 sum =
                 _mm512_fmadd_ps(
@@ -128,7 +163,7 @@ INLINE void multiply_grouped8(
         const size_t stop = start + x.segment_blocks < x.blocks ? start + x.segment_blocks : x.blocks;
         __m512i sum[rows];
         FOR_ROWS {
-            sum[row] = _mm512_set1_epi32(sums[row]);
+            sum[row] = _mm512_set1_epi32(sums[row] >> Reader::sum_shift);
         }
         for_blocks(reader, stop - start, [&](__m512i weights, int) INLINE_LAMBDA {
             FOR_ROWS {
@@ -157,10 +192,6 @@ INLINE void multiply_grouped8(
             result[row] = _mm512_mul_ps(result[row], weight_scales);
         }
     }
-}
-
-INLINE void add_products(__m512i& sum, __m512i weights, __m512i activations) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations));
 }
 
 // Two panels by the rows of a tile: every activation that is loaded serves both.
@@ -347,7 +378,7 @@ struct Expand {
     void operator()(Reader reader) const {
         uint8_t* target = scratch;
         for_blocks(reader, blocks, [&](__m512i weights, int) INLINE_LAMBDA {
-            _mm512_store_si512(target, _mm512_xor_si512(weights, _mm512_set1_epi8(bias)));
+            _mm512_store_si512(target, _mm512_xor_si512(Reader::usual(weights), _mm512_set1_epi8(bias)));
             target += 64;
         });
     }
@@ -448,9 +479,9 @@ void multiply(
                 const uint8_t* blocks = scratch + (index - start) * x.blocks * 64;
                 const Panel panel = panel_of(matrix, index);
                 if (matrix.value_type == ValueType::bf16) {
-                    multiply_blocks(Expanded<true>{blocks}, panel, x, tile, output);
+                    multiply_blocks(Expanded<true>(blocks), panel, x, tile, output);
                 } else {
-                    multiply_blocks(Expanded<false>{blocks}, panel, x, tile, output);
+                    multiply_blocks(Expanded<false>(blocks), panel, x, tile, output);
                 }
             }
         }

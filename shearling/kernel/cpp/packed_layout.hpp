@@ -36,9 +36,39 @@ inline uint64_t load_mask(const uint8_t* bytes, size_t size) {
 
 inline size_t scale_bytes(ScaleType type) { return type == ScaleType::none ? 0 : type == ScaleType::f32 ? 4 : 2; }
 
-inline size_t block_bytes(ValueType type, size_t count) {
-    return type == ValueType::bf16 ? 2 * count : type == ValueType::int8 ? count : (count + 1) / 2;
+// Bytes of the values of blocks that share them, of which the fullest stores `count`.
+inline size_t value_bytes(ValueType type, size_t count) { return type == ValueType::bf16 ? 2 * count : count; }
+
+// Blocks that share bytes, at most two.
+struct BlockGroup {
+    size_t first;
+    size_t count;
+    uint64_t masks[2];
+    size_t stored[2];
+
+    size_t fullest() const { return std::max(stored[0], stored[1]); }
+};
+
+// Those that begin at a block of a panel.
+inline BlockGroup group_at(const PackedMatrix& matrix, size_t panel, size_t first) {
+    BlockGroup group{first, std::min(matrix.blocks_together(), matrix.blocks() - first), {}, {}};
+    for (size_t place = 0; place < group.count; ++place) {
+        group.masks[place] = matrix.encoding == Encoding::dense
+                                 ? ~uint64_t{0} >> (64 - matrix.block_size())
+                                 : load_mask(
+                                       matrix.panel_masks(panel) + (first + place) * matrix.mask_bytes(),
+                                       matrix.mask_bytes());
+        group.stored[place] = static_cast<size_t>(__builtin_popcountll(group.masks[place]));
+    }
+    return group;
 }
+
+// The nibble that a block of a group stores in its place.
+inline uint8_t nibble_at(const uint8_t* values, size_t block, size_t place) {
+    return values[place] >> block * 4 & 15;
+}
+
+inline int8_t signed_nibble(uint8_t nibble) { return static_cast<int8_t>((nibble ^ 8) - 8); }
 
 inline bool plausible_group(ValueType type, ScaleType scales, size_t group_size, size_t columns) {
     if (type == ValueType::bf16) {
@@ -59,7 +89,7 @@ inline void section_offsets(const PackedMatrix& matrix, size_t (&at)[4]) {
 
 // Where the values of a panel start, as the matrix says; those behind the last panel end there.
 inline size_t panel_start(const PackedMatrix& matrix, size_t panel) {
-    return matrix.encoding == Encoding::dense ? panel * matrix.blocks() * matrix.dense_block_bytes()
+    return matrix.encoding == Encoding::dense ? panel * matrix.dense_panel_bytes()
                                               : load_u64(matrix.offsets + panel * sizeof(uint64_t));
 }
 

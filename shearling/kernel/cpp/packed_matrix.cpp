@@ -12,8 +12,9 @@ namespace {
 
 size_t count_bits(uint64_t bits) { return static_cast<size_t>(__builtin_popcountll(bits)); }
 
+// `block`: which one of those that share bytes.
 template <ValueType type>
-float stored_value(const uint8_t* stored, size_t place) {
+float stored_value(const uint8_t* stored, size_t block, size_t place) {
     if constexpr (type == ValueType::bf16) {
         uint16_t half;
         std::memcpy(&half, stored + 2 * place, sizeof half);
@@ -24,7 +25,7 @@ float stored_value(const uint8_t* stored, size_t place) {
     } else if constexpr (type == ValueType::int8) {
         return static_cast<float>(static_cast<int8_t>(stored[place]));
     } else {
-        return static_cast<float>(((stored[place / 2] >> place % 2 * 4 & 15) ^ 8) - 8);
+        return static_cast<float>(signed_nibble(nibble_at(stored, block, place)));
     }
 }
 
@@ -46,34 +47,34 @@ float scale_of(const PackedMatrix& matrix, size_t row, size_t column) {
 
 template <ValueType type>
 void read_row_of(const PackedMatrix& matrix, size_t row, float* target) {
-    constexpr size_t width = type == ValueType::bf16 ? 2 : 4, size = panel_rows * width;
+    constexpr size_t width = type == ValueType::bf16 ? 2 : 4;
     const size_t panel = row / panel_rows, lane = row % panel_rows;
-    const uint64_t all = ~uint64_t{0} >> (64 - size), before = (uint64_t{1} << lane * width) - 1;
-    const bool masked = matrix.encoding == Encoding::bitmask;
-    const uint8_t* masks = matrix.panel_masks(panel);
+    const uint64_t before = (uint64_t{1} << lane * width) - 1;
     const uint8_t* stored = matrix.panel_values(panel);
     float scale = scale_of(matrix, row, 0);
-    for (size_t first = 0; first < matrix.columns; first += width) {
-        if (matrix.groups() > 1) {
-            scale = scale_of(matrix, row, first);  // groups are whole blocks
+    for (size_t start = 0; start < matrix.blocks(); start += matrix.blocks_together()) {
+        const BlockGroup group = group_at(matrix, panel, start);
+        for (size_t block = 0; block < group.count; ++block) {
+            const size_t first = (start + block) * width, count = std::min(width, matrix.columns - first);
+            if (matrix.groups() > 1) {
+                scale = scale_of(matrix, row, first);  // groups are whole blocks
+            }
+            const uint64_t mask = group.masks[block];
+            size_t place = count_bits(mask & before);
+            for (size_t column = 0; column < count; ++column) {
+                const bool kept = (mask >> (lane * width + column) & 1) != 0;
+                target[first + column] = kept ? stored_value<type>(stored, block, place) * scale : 0.0f;
+                place += kept ? 1 : 0;
+            }
         }
-        const uint64_t mask =
-            masked ? load_mask(masks + first / width * matrix.mask_bytes(), matrix.mask_bytes()) : all;
-        size_t place = masked ? count_bits(mask & before) : lane * width;
-        const size_t count = std::min(width, matrix.columns - first);
-        for (size_t column = 0; column < count; ++column) {
-            const bool kept = (mask >> (lane * width + column) & 1) != 0;
-            target[first + column] = kept ? stored_value<type>(stored, place) * scale : 0.0f;
-            place += kept ? 1 : 0;
-        }
-        stored += block_bytes(type, masked ? count_bits(mask) : size);
+        stored += value_bytes(type, group.fullest());
     }
 }
 
 }  // namespace
 
 const uint8_t* PackedMatrix::panel_values(size_t panel) const {
-    return encoding == Encoding::dense ? values + panel * blocks() * dense_block_bytes()
+    return encoding == Encoding::dense ? values + panel * dense_panel_bytes()
                                        : values + load_u64(offsets + panel * sizeof(uint64_t));
 }
 
@@ -86,7 +87,10 @@ const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix)
     if (std::memcmp(header.magic, magic, sizeof header.magic) != 0 || header.version != 1) {
         return "not a packed matrix of version 1";
     }
-    if (header.value_type < 1 || header.value_type > 3 || header.encoding > 1 || header.scale_type > 2) {
+    if (header.value_type == 3) {
+        return "int4 in an order of before: export the model again";
+    }
+    if (!known_value_type(header.value_type) || header.encoding > 1 || header.scale_type > 2) {
         return "unknown value type, encoding or scale type";
     }
     if (header.rows == 0 || header.rows > max_size || header.columns == 0 || header.columns > max_size) {

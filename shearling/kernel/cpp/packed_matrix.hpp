@@ -10,7 +10,9 @@ namespace shearling {
 
 constexpr size_t panel_rows = 16;
 
-enum class ValueType : uint32_t { bf16 = 1, int8 = 2, int4 = 3 };
+// 3 was int4 in another order.
+enum class ValueType : uint32_t { bf16 = 1, int8 = 2, int4 = 4 };
+constexpr bool known_value_type(uint32_t type) { return type == 1 || type == 2 || type == 4; }
 enum class Encoding : uint32_t { dense = 0, bitmask = 1 };
 enum class ScaleType : uint32_t { none = 0, f32 = 1, f16 = 2 };
 
@@ -39,9 +41,9 @@ struct PackedMatrix : MatrixForm {
     size_t blocks() const { return (columns + block_columns() - 1) / block_columns(); }
     size_t groups() const { return group_size == 0 ? 1 : (columns + group_size - 1) / group_size; }
     size_t mask_bytes() const { return block_size() / 8; }
-    size_t dense_block_bytes() const {
-        return value_type == ValueType::bf16 ? 64 : value_type == ValueType::int8 ? 64 : 32;
-    }
+    // Blocks whose values share bytes: of int4 the lower nibbles are the first one's, the upper ones the second's.
+    size_t blocks_together() const { return value_type == ValueType::int4 ? 2 : 1; }
+    size_t dense_panel_bytes() const { return (blocks() + blocks_together() - 1) / blocks_together() * 64; }
     const uint8_t* panel_masks(size_t panel) const {
         return encoding == Encoding::dense ? nullptr : masks + panel * blocks() * mask_bytes();
     }

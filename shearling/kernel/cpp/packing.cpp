@@ -72,28 +72,26 @@ void unpack_panel(const PackedMatrix& matrix, size_t panel, uint8_t* plain) {
     const size_t first = panel * panel_rows, rows = std::min(panel_rows, matrix.rows - first);
     std::memset(plain + first * matrix.columns * value_size, 0, rows * matrix.columns * value_size);
     const uint8_t* stored = matrix.panel_values(panel);
-    for (size_t block = 0; block < matrix.blocks(); ++block) {
-        uint64_t mask = ~uint64_t{0} >> (64 - matrix.block_size());
-        if (matrix.encoding == Encoding::bitmask) {
-            mask = load_mask(matrix.panel_masks(panel) + block * matrix.mask_bytes(), matrix.mask_bytes());
-        }
-        size_t count = 0;
-        for (; mask != 0; mask &= mask - 1, ++count) {
-            const size_t position = static_cast<size_t>(__builtin_ctzll(mask));
-            const size_t row = first + position / width;
-            const size_t column = block * width + position % width;
-            if (row >= matrix.rows || column >= matrix.columns) {
-                continue;
-            }
-            uint8_t* place = plain + (row * matrix.columns + column) * value_size;
-            if (matrix.value_type == ValueType::int4) {
-                const uint8_t nibble = stored[count / 2] >> (count % 2 * 4) & 15;
-                *place = static_cast<uint8_t>((nibble ^ 8) - 8);
-            } else {
-                std::memcpy(place, stored + count * value_size, value_size);
+    for (size_t start = 0; start < matrix.blocks(); start += matrix.blocks_together()) {
+        const BlockGroup group = group_at(matrix, panel, start);
+        for (size_t block = 0; block < group.count; ++block) {
+            uint64_t mask = group.masks[block];
+            for (size_t count = 0; mask != 0; mask &= mask - 1, ++count) {
+                const size_t position = static_cast<size_t>(__builtin_ctzll(mask));
+                const size_t row = first + position / width;
+                const size_t column = (start + block) * width + position % width;
+                if (row >= matrix.rows || column >= matrix.columns) {
+                    continue;
+                }
+                uint8_t* place = plain + (row * matrix.columns + column) * value_size;
+                if (matrix.value_type == ValueType::int4) {
+                    *place = static_cast<uint8_t>(signed_nibble(nibble_at(stored, block, count)));
+                } else {
+                    std::memcpy(place, stored + count * value_size, value_size);
+                }
             }
         }
-        stored += block_bytes(matrix.value_type, count);
+        stored += value_bytes(matrix.value_type, group.fullest());
     }
 }
 
@@ -121,8 +119,12 @@ size_t packed_size(const PlainMatrix& plain) {
     section_offsets(matrix, at);
     size_t bytes = 0;
     for (size_t panel = 0; panel < matrix.panels(); ++panel) {
-        for (size_t block = 0; block < matrix.blocks(); ++block) {
-            bytes += block_bytes(plain.value_type, gather_block(plain, matrix, panel, block).count);
+        for (size_t first = 0; first < matrix.blocks(); first += matrix.blocks_together()) {
+            size_t fullest = 0;
+            for (size_t block = first; block < std::min(first + matrix.blocks_together(), matrix.blocks()); ++block) {
+                fullest = std::max(fullest, gather_block(plain, matrix, panel, block).count);
+            }
+            bytes += value_bytes(plain.value_type, fullest);
         }
     }
     return align(at[3] + bytes) + alignment;
@@ -140,8 +142,10 @@ void pack(const PlainMatrix& plain, uint8_t* packed) {
         if (plain.encoding == Encoding::bitmask) {
             std::memcpy(packed + at[1] + panel * sizeof offset, &offset, sizeof offset);
         }
+        size_t fullest = 0;
         for (size_t block = 0; block < matrix.blocks(); ++block) {
             const Block gathered = gather_block(plain, matrix, panel, block);
+            const size_t place = block % matrix.blocks_together();
             uint8_t* values = packed + at[3] + offset;
             for (size_t index = 0; index < gathered.count; ++index) {
                 if (plain.value_type == ValueType::bf16) {
@@ -149,8 +153,7 @@ void pack(const PlainMatrix& plain, uint8_t* packed) {
                 } else if (plain.value_type == ValueType::int8) {
                     values[index] = static_cast<uint8_t>(gathered.bits[index]);
                 } else {
-                    values[index / 2] =
-                        static_cast<uint8_t>(values[index / 2] | gathered.bits[index] << (index % 2 * 4));
+                    values[index] = static_cast<uint8_t>(values[index] | gathered.bits[index] << place * 4);
                 }
             }
             if (plain.encoding == Encoding::bitmask) {
@@ -158,7 +161,10 @@ void pack(const PlainMatrix& plain, uint8_t* packed) {
                     packed + at[2] + (panel * matrix.blocks() + block) * matrix.mask_bytes(), &gathered.mask,
                     matrix.mask_bytes());
             }
-            offset += block_bytes(plain.value_type, gathered.count);
+            fullest = std::max(place == 0 ? 0 : fullest, gathered.count);
+            if (place + 1 == matrix.blocks_together() || block + 1 == matrix.blocks()) {
+                offset += value_bytes(plain.value_type, fullest);
+            }
             stored += gathered.count;
         }
     }

@@ -4,32 +4,29 @@
 
 #include "half.hpp"
 #include "kernels.hpp"
+#include "packed_layout.hpp"
 
 namespace shearling {
 namespace {
 
 void expand_panel(const PackedMatrix& matrix, size_t index, uint8_t* scratch) {
-    const uint8_t* masks = matrix.panel_masks(index);
     const uint8_t* values = matrix.panel_values(index);
     const size_t value_size = matrix.value_type == ValueType::bf16 ? 2 : 1;
-    for (size_t block = 0; block < matrix.blocks(); ++block, scratch += 64) {
-        uint64_t mask = ~uint64_t{0} >> (64 - matrix.block_size());
-        if (masks != nullptr) {
-            mask = 0;
-            __builtin_memcpy(&mask, masks + block * matrix.mask_bytes(), matrix.mask_bytes());
-        }
-        __builtin_memset(scratch, 0, 64);
-        size_t count = 0;
-        for (; mask != 0; mask &= mask - 1, ++count) {
-            const size_t position = static_cast<size_t>(__builtin_ctzll(mask));
-            if (matrix.value_type == ValueType::int4) {
-                const uint8_t nibble = values[count / 2] >> (count % 2 * 4) & 15;
-                scratch[position] = static_cast<uint8_t>((nibble ^ 8) - 8);
-            } else {
-                __builtin_memcpy(scratch + position * value_size, values + count * value_size, value_size);
+    for (size_t first = 0; first < matrix.blocks(); first += matrix.blocks_together()) {
+        const BlockGroup group = group_at(matrix, index, first);
+        for (size_t block = 0; block < group.count; ++block, scratch += 64) {
+            std::memset(scratch, 0, 64);
+            uint64_t mask = group.masks[block];
+            for (size_t count = 0; mask != 0; mask &= mask - 1, ++count) {
+                const size_t position = static_cast<size_t>(__builtin_ctzll(mask));
+                if (matrix.value_type == ValueType::int4) {
+                    scratch[position] = static_cast<uint8_t>(signed_nibble(nibble_at(values, block, count)));
+                } else {
+                    std::memcpy(scratch + position * value_size, values + count * value_size, value_size);
+                }
             }
         }
-        values += matrix.value_type == ValueType::int4 ? (count + 1) / 2 : count * value_size;
+        values += value_bytes(matrix.value_type, group.fullest());
     }
 }
 

@@ -42,34 +42,35 @@ const char* check_int8(const uint8_t* values, size_t count) {
     return zero ? "a stored value is zero" : nullptr;
 }
 
-const char* check_int4(const uint8_t* values, size_t count) {
-    bool zero = false;
-    for (size_t index = 0; index < count / 2; ++index) {
-        zero |= (values[index] & 15) == 0 || values[index] >> 4 == 0;
+// Nibbles of two blocks: those of stored values are not zero, unless zeros are stored too, and all others are.
+const char* check_int4(const BlockGroup& group, const uint8_t* values, bool masked) {
+    const size_t both = std::min(group.stored[0], group.stored[1]), fuller = group.stored[1] > group.stored[0] ? 1 : 0;
+    bool zero = false, other = false;
+    for (size_t place = 0; place < (masked ? both : 0); ++place) {
+        zero |= (values[place] & 15) == 0 || values[place] >> 4 == 0;
     }
-    if (count % 2 == 1) {
-        zero |= (values[count / 2] & 15) == 0;
-        if (values[count / 2] >> 4 != 0) {
-            return "padding is not zero";
-        }
+    for (size_t place = both; place < group.fullest(); ++place) {
+        zero |= nibble_at(values, fuller, place) == 0;
+        other |= nibble_at(values, 1 - fuller, place) != 0;
     }
-    return zero ? "a stored value is zero" : nullptr;
+    return other ? "padding is not zero" : masked && zero ? "a stored value is zero" : nullptr;
 }
 
-bool stored_zero(const PackedMatrix& matrix, const uint8_t* block, size_t position) {
+// `place`: of the block among those that share bytes.
+bool stored_zero(const PackedMatrix& matrix, const uint8_t* values, size_t place, size_t position) {
     if (matrix.value_type == ValueType::bf16) {
-        return block[2 * position] == 0 && block[2 * position + 1] == 0;
+        return values[2 * position] == 0 && values[2 * position + 1] == 0;
     }
-    return matrix.value_type == ValueType::int8 ? block[position] == 0
-                                                : (block[position / 2] >> (position % 2 * 4) & 15) == 0;
+    return matrix.value_type == ValueType::int8 ? values[position] == 0 : nibble_at(values, place, position) == 0;
 }
 
-const char* check_padding(const PackedMatrix& matrix, uint64_t mask, uint64_t padding, const uint8_t* block) {
+const char* check_padding(
+    const PackedMatrix& matrix, uint64_t mask, uint64_t padding, const uint8_t* values, size_t place) {
     if (matrix.encoding == Encoding::bitmask) {
         return (mask & padding) == 0 ? nullptr : "a mask keeps padding";
     }
     for (; padding != 0; padding &= padding - 1) {
-        if (!stored_zero(matrix, block, static_cast<size_t>(__builtin_ctzll(padding)))) {
+        if (!stored_zero(matrix, values, place, static_cast<size_t>(__builtin_ctzll(padding)))) {
             return "padding is not zero";
         }
     }
@@ -88,29 +89,28 @@ const char* check_panel(const PackedMatrix& matrix, size_t panel, size_t& offset
     const bool masked = matrix.encoding == Encoding::bitmask;
     const bool ragged = panel + 1 == matrix.panels() && matrix.rows % panel_rows != 0;
     const size_t start = offset;
-    for (size_t block = 0; block < matrix.blocks(); ++block) {
-        uint64_t mask = ~uint64_t{0} >> (64 - matrix.block_size());
-        if (masked) {
-            mask = load_mask(matrix.panel_masks(panel) + block * matrix.mask_bytes(), matrix.mask_bytes());
-        }
-        const size_t count = static_cast<size_t>(__builtin_popcountll(mask));
-        const size_t bytes = block_bytes(matrix.value_type, count);
+    for (size_t first = 0; first < matrix.blocks(); first += matrix.blocks_together()) {
+        const BlockGroup group = group_at(matrix, panel, first);
+        const size_t bytes = value_bytes(matrix.value_type, group.fullest());
         if (bytes > matrix.value_bytes - offset) {
             return "the masks keep more values than there are";
         }
         const uint8_t* values = matrix.values + offset;
         const char* fault = nullptr;
-        if (ragged || block + 1 == matrix.blocks()) {
-            fault = check_padding(matrix, mask, padding_bits(matrix, panel, block), values);
+        for (size_t place = 0; place < group.count && fault == nullptr; ++place) {
+            const size_t block = first + place;
+            if (ragged || block + 1 == matrix.blocks()) {
+                fault = check_padding(matrix, group.masks[place], padding_bits(matrix, panel, block), values, place);
+            }
+            stored += group.stored[place];
         }
-        if (fault == nullptr && masked && matrix.value_type == ValueType::int4) {
-            fault = check_int4(values, count);
+        if (fault == nullptr && matrix.value_type == ValueType::int4) {
+            fault = check_int4(group, values, masked);
         }
         if (fault != nullptr) {
             return fault;
         }
         offset += bytes;
-        stored += count;
     }
     return check_values(matrix, matrix.values + start, offset - start);
 }

@@ -28,7 +28,7 @@ HEADER = struct.Struct("<8s4I9Q")
 HEADER_BYTES = 128
 ALIGNMENT = 64
 MAGIC = b"SHEARLNG"
-KINDS = {1: "bf16", 2: "int8", 3: "int4"}
+KINDS = {1: "bf16", 2: "int8", 4: "int4"}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ private:
 inline Bytes packed_matrix(Random& random, size_t rows, size_t columns) {
     using namespace shearling;
     PlainMatrix plain{};
-    plain.value_type = static_cast<ValueType>(1 + random.below(3));
+    plain.value_type = random.one_of({ValueType::bf16, ValueType::int8, ValueType::int4});
     plain.encoding = static_cast<Encoding>(random.below(2));
     plain.rows = rows;
     plain.columns = columns;
