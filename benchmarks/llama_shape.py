@@ -82,7 +82,14 @@ def random_llama(
         max_position_embeddings=2048,
         tie_word_embeddings=False,
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if (
+                parameter.ndim == 1
+            ):  # of norms: a product with ones is left out of a graph, and the layers look like none
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
 
 
 def prune_smallest(ir: Any, sparsity: float) -> None:
