@@ -50,7 +50,9 @@ def environment_seeing_ours(directory: Path, *, at_start: str = "") -> Path:
     (packages,) = directory.glob("lib/python*/site-packages")
     # What a .pth of that directory does, an editable installation above all, is not done here.
     (packages / "runtimes.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    (packages / "sitecustomize.py").write_text(at_start)
+    # Not sitecustomize, of which some systems have one of their own; behind the .pth that shows the runtimes.
+    (packages / "run_at_start.py").write_text(at_start)
+    (packages / "z_run_at_start.pth").write_text("import run_at_start\n")
     return directory
 
 

@@ -226,11 +226,13 @@ bool is_step(size_t inputs) { return inputs >= 4 && inputs % 2 == 0 && inputs / 
 // Of these; throws where they do not belong together.
 StepView step_of(const std::vector<ov::Shape>& shapes) {
     const ov::Shape &angles = shapes[0], &mask = shapes[shapes.size() - 2], &sources = shapes.back();
-    const bool alike = std::all_of(shapes.begin(), shapes.end() - 2, [&](const ov::Shape& one) { return one == angles; });
+    const bool alike =
+        std::all_of(shapes.begin(), shapes.end() - 2, [&](const ov::Shape& one) { return one == angles; });
     OPENVINO_ASSERT(
         angles.size() == 3 && alike && mask.size() == 2 && sources.size() == 1 && sources[0] == mask[0] &&
             (angles[0] == 1 || angles[0] == mask[0]) && angles[1] <= mask[1],
-        "angles of ", angles, " and ", shapes[1], ", a mask of ", mask, " and ", sources, " sequences are not one step");
+        "angles of ", angles, " and ", shapes[1], ", a mask of ", mask, " and ", sources,
+        " sequences are not one step");
     constexpr size_t most = size_t{1} << 31;
     OPENVINO_ASSERT(mask[0] < most && mask[1] < most && angles[2] < most, "a step of ", mask, " is too large");
     StepView step{};

@@ -7,18 +7,6 @@
 namespace shearling {
 namespace {
 
-size_t bits_of(const PlainMatrix& plain, size_t row, size_t column) {
-    if (row >= plain.rows || column >= plain.columns) {
-        return 0;
-    }
-    const size_t index = row * plain.columns + column;
-    if (plain.value_type == ValueType::bf16) {
-        return static_cast<const uint16_t*>(plain.values)[index];
-    }
-    const size_t byte = static_cast<const uint8_t*>(plain.values)[index];
-    return plain.value_type == ValueType::int4 ? byte & 15 : byte;
-}
-
 PackedMatrix sizes_of(const PlainMatrix& plain) {
     PackedMatrix matrix{};
     static_cast<MatrixForm&>(matrix) = plain;
@@ -31,17 +19,35 @@ struct Block {
     uint16_t bits[64];
 };
 
-Block gather_block(const PlainMatrix& plain, const PackedMatrix& matrix, size_t panel, size_t block) {
+// The numbers of a block in the order of their positions: those that are stored, and none beyond the matrix but where
+// zeros are stored, too.
+template <class Number>
+Block gather_numbers(const PlainMatrix& plain, const PackedMatrix& matrix, size_t panel, size_t block) {
     Block gathered{};
-    const size_t width = matrix.block_columns();
-    for (size_t position = 0; position < matrix.block_size(); ++position) {
-        const size_t bits = bits_of(plain, panel * panel_rows + position / width, block * width + position % width);
-        if (bits != 0 || plain.encoding == Encoding::dense) {
-            gathered.mask |= uint64_t{1} << position;
-            gathered.bits[gathered.count++] = static_cast<uint16_t>(bits);
+    const size_t width = matrix.block_columns(), first = panel * panel_rows, start = block * width;
+    const size_t rows = std::min(panel_rows, plain.rows - first), columns = std::min(width, plain.columns - start);
+    const auto kept_bits = static_cast<Number>(plain.value_type == ValueType::int4 ? 15 : ~Number{0});
+    const Number* row_start = static_cast<const Number*>(plain.values) + first * plain.columns + start;
+    const bool all = plain.encoding == Encoding::dense;
+    for (size_t row = 0; row < rows; ++row, row_start += plain.columns) {
+        for (size_t column = 0; column < columns; ++column) {
+            const auto bits = static_cast<Number>(row_start[column] & kept_bits);
+            const size_t position = row * width + column;
+            gathered.bits[all ? position : gathered.count] = bits;
+            gathered.count += bits != 0 ? 1 : 0;
+            gathered.mask |= uint64_t{bits != 0} << position;
         }
     }
+    if (all) {
+        gathered.mask = ~uint64_t{0} >> (64 - matrix.block_size());
+        gathered.count = matrix.block_size();
+    }
     return gathered;
+}
+
+Block gather_block(const PlainMatrix& plain, const PackedMatrix& matrix, size_t panel, size_t block) {
+    return plain.value_type == ValueType::bf16 ? gather_numbers<uint16_t>(plain, matrix, panel, block)
+                                               : gather_numbers<uint8_t>(plain, matrix, panel, block);
 }
 
 bool values_fit(const PlainMatrix& plain) {
@@ -118,6 +124,9 @@ size_t packed_size(const PlainMatrix& plain) {
     size_t at[4];
     section_offsets(matrix, at);
     size_t bytes = 0;
+    if (plain.encoding == Encoding::dense) {
+        return align(at[3] + matrix.panels() * matrix.dense_panel_bytes()) + alignment;
+    }
     for (size_t panel = 0; panel < matrix.panels(); ++panel) {
         for (size_t first = 0; first < matrix.blocks(); first += matrix.blocks_together()) {
             size_t fullest = 0;

@@ -24,7 +24,8 @@ struct Decoder {
     int64_t qkv_columns() const { return (heads + 2 * kv_heads) * head_size; }
     size_t cache_heads() const { return static_cast<size_t>(layers * 2 * kv_heads); }
     size_t vector_length() const {
-        return static_cast<size_t>(layers) * static_cast<size_t>((bias ? qkv_columns() : 0) + (norm ? 2 * head_size : 0));
+        const int64_t of_a_layer = (bias ? qkv_columns() : 0) + (norm ? 2 * head_size : 0);
+        return static_cast<size_t>(layers * of_a_layer);
     }
 };
 
