@@ -85,9 +85,8 @@ def random_llama(
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if (
-                parameter.ndim == 1
-            ):  # of norms: a product with ones is left out of a graph, and the layers look like none
+            # Of norms: a product with ones is left out of a graph, and no layer is recognised without it.
+            if parameter.ndim == 1:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     return model
 

@@ -381,7 +381,7 @@ def read_header(packed: Bytes) -> Header:
     if magic != MAGIC or version != VERSION:
         raise ArtefactCorrupt(f"not a packed matrix of version {VERSION}: magic {magic!r}, version {version}")
     if value_type == _FORMER_INT4:
-        raise ArtefactCorrupt("int4 in an order of before", remedy="Export the model again")
+        raise ArtefactCorrupt("it is int4 in the layout of an earlier version", remedy="Export again")
     if value_type not in set(ValueType) or encoding not in set(Encoding) or scale_type not in set(ScaleType):
         raise ArtefactCorrupt(f"unknown value type {value_type}, encoding {encoding} or scale type {scale_type}")
     if not (0 < rows <= MAX_SIZE and 0 < columns <= MAX_SIZE):

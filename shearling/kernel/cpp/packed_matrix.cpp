@@ -88,7 +88,7 @@ const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix)
         return "not a packed matrix of version 1";
     }
     if (header.value_type == 3) {
-        return "int4 in an order of before: export the model again";
+        return "it is int4 in the layout of an earlier version";
     }
     if (!known_value_type(header.value_type) || header.encoding > 1 || header.scale_type > 2) {
         return "unknown value type, encoding or scale type";

@@ -39,6 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # torchao warns while optimum imports it
 FP32 = RunOptions(precision="fp32", threads=1)
+FORMER_INT4 = 3
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +222,14 @@ def test_a_constant_that_lies_is_refused_before_it_runs(sparse, tmp_path, place,
     assert "Traceback" not in done.stderr
 
 
+def test_int4_of_an_earlier_version_is_refused_with_what_to_do(sparse, tmp_path):
+    older = Path(shutil.copytree(sparse / "sparse", tmp_path / "older"))
+    _corrupt(older, "value type")
+    done = run_serve(older)
+    assert done.returncode == 3, done.stderr
+    assert "int4 in the layout of an earlier version. Export again" in " ".join(done.stderr.split())
+
+
 def test_weights_that_are_no_constant_are_refused_before_anything_runs(sparse, tmp_path):
     crafted = Path(shutil.copytree(sparse / "sparse", tmp_path / "crafted"))
     xml = (crafted / MODEL_XML).read_text()
@@ -302,6 +311,8 @@ def _corrupt(directory: Path, place: str) -> None:
     offsets = np.frombuffer(content[start + 24 : start + 128], dtype="<u8")
     if place == "header":
         content[start + 8] ^= 0xFF
+    elif place == "value type":
+        content[start + 12] = FORMER_INT4
     elif place == "masks":
         content[start + int(offsets[7])] ^= 1
     else:
