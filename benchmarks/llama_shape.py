@@ -1,13 +1,14 @@
 """Models of a given Llama shape with random weights, dense and pruned, for the decode tables of docs/results.md.
 
     python -m benchmarks.llama_shape --output runs/shape [--layers 16 --hidden 2048 --feed-forward 8192] [--sparsity
-    0,0.5,0.7] [--peers]
+    0,0.5,0.7] [--group-size 32 --all-layers] [--peers]
 
 Writes OUT/dense-WEIGHTS (what OpenVINO runs today; kept if it is there) and OUT/sparse-WEIGHTS-PERCENT, or
 OUT/packed-WEIGHTS where nothing is pruned, for bf16, int8 and int4: whole OpenVINO directories with a tokenizer, for
 `python -m serve bench`. The speed of a decoder does not depend on what its weights say, so random ones serve; the
 smallest in magnitude of each row are pruned after quantization, as magnitude pruning before it would. Dense files are
-left unpruned: stock runtimes read a zero like any number, and take the same time. With --peers the same dense model
+left unpruned: stock runtimes read a zero like any number, and take the same time. Scales of packed int4 are such as the
+export's rounding on text leaves, which the packed form stores in bytes. With --peers the same dense model
 stands in OUT/model, for `python -m benchmarks.peers gguf OUT/model`.
 """
 
@@ -26,12 +27,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from export.formats.export_format import Storage
 from export.formats.openvino import MODEL_XML, convert, decoder_conversion, save_ir, write_tokenizer
+from export.number_formats.int4 import GROUP, quantize_groups
 from export.packing.linear_graph import find_products
 from export.packing.packed_ir import pack_ir
 from export.packing.stored_weight import make_constant, read_values
 from shearling.command_line import quiet_libraries
 from shearling.console import log
 from shearling.model.checkpoint import save_model
+from shearling.quantization.rounding import in_bytes
 from shearling.registry.number_formats import NUMBER_FORMATS
 from tests.support.tiny_models import tiny_tokenizer
 
@@ -53,6 +56,8 @@ def main(arguments: list[str]) -> int:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--weight-format", default=",".join(WEIGHT_FORMATS), help=f"of {', '.join(WEIGHT_FORMATS)}")
     parser.add_argument("--sparsity", default="0.5,0.6,0.7,0.8,0.9")
+    parser.add_argument("--group-size", type=int, default=GROUP, help="weights of int4 that share a scale")
+    parser.add_argument("--all-layers", action="store_true", help="int4 for the embedding and the head, too")
     parser.add_argument("--peers", action="store_true", help="write OUT/model, too")
     options = parser.parse_args(arguments)
     quiet_libraries()
@@ -113,6 +118,19 @@ def prune_smallest(ir: Any, sparsity: float) -> None:
             reader.replace_source_output(pruned.output(0))
 
 
+def put_scales_in_bytes(ir: Any) -> None:
+    """Round the scales of every matrix as `in_bytes` does, in an IR in int4; changed in place."""
+    for product in find_products(ir):
+        if product.scale is None:
+            continue
+        scales = np.array(product.scale.data)
+        rounded = in_bytes(torch.from_numpy(scales.reshape(len(scales), -1)).float()).numpy()
+        constant = openvino.op.Constant(rounded.reshape(scales.shape).astype(scales.dtype))
+        constant.set_friendly_name(product.scale.get_friendly_name())
+        for reader in product.scale.output(0).get_target_inputs():
+            reader.replace_source_output(constant.output(0))
+
+
 def _write_dense(options: argparse.Namespace, wanted: list[str]) -> None:
     raw: Path = options.output / "raw"
     model = random_llama(
@@ -128,7 +146,11 @@ def _write_dense(options: argparse.Namespace, wanted: list[str]) -> None:
     for weights in wanted:
         number_format = NUMBER_FORMATS.get(weights)
         ir = convert(model, raw, decoder_conversion, Storage(number_format))
-        _write(number_format.load_for("openvino")(ir).ir, raw, options.output / f"dense-{weights}")
+        if weights == "int4":
+            ir = quantize_groups(ir, group_size=options.group_size, all_layers=options.all_layers)
+        else:
+            ir = number_format.load_for("openvino")(ir).ir
+        _write(ir, raw, options.output / f"dense-{weights}")
     shutil.rmtree(raw)
     if options.peers:
         save_model(model.to(torch.bfloat16), tiny_tokenizer(), options.output / "model")
@@ -139,6 +161,8 @@ def _write_packed(out: Path, weights: str, sparsity: float) -> None:
     ir = openvino.Core().read_model(dense / MODEL_XML)
     if sparsity > 0:
         prune_smallest(ir, sparsity)
+    if weights == "int4":
+        put_scales_in_bytes(ir)
     packing = pack_ir(ir)
     _write(ir, dense, out / (f"sparse-{weights}-{round(100 * sparsity)}" if sparsity > 0 else f"packed-{weights}"))
     log.print(

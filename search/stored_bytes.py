@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from search.layer_forms import LayerForm, LayerForms
 from shearling.elastic.size import LinearShape, measure_network
-from shearling.kernel.packed_format import Encoding, Header, ScaleType, ValueType, expected_value_bytes
+from shearling.kernel.packed_format import (
+    Encoding,
+    Header,
+    ScaleType,
+    ValueType,
+    bytes_are_smaller,
+    expected_value_bytes,
+)
 from shearling.quantization.layerwise import narrowed_group
 
 if TYPE_CHECKING:
@@ -181,8 +188,9 @@ class StoredBytes:
 
 
 def _packed_bytes(rows: int, columns: int, stored: int, kind: ValueType, group: int, encoding: Encoding) -> int:
-    scaled = ScaleType.NONE if kind is ValueType.BF16 else ScaleType.F16
     group_size = 0 if kind is ValueType.BF16 else group or columns
+    in_bytes = kind is ValueType.INT4 and bytes_are_smaller(-(-columns // group_size))
+    scaled = ScaleType.NONE if kind is ValueType.BF16 else ScaleType.I8 if in_bytes else ScaleType.F16
     header = Header(kind, encoding, scaled, rows, columns, group_size, stored, 0)
     positions = header.panels * header.blocks * kind.block_size
     weights = stored if encoding is Encoding.BITMASK else positions

@@ -17,7 +17,7 @@ BLOCK = 32
 
 def store_openvino(ir: Any) -> StoredIr:
     """Quantize the decoder layers through NNCF in groups, and the rest to int8."""
-    return StoredIr(_compress(ir))
+    return StoredIr(quantize_groups(ir))
 
 
 def store_onnx(model: Any, linears: Collection[str]) -> None:
@@ -27,14 +27,28 @@ def store_onnx(model: Any, linears: Collection[str]) -> None:
 
 def round_products(ir: Any) -> Any:
     """Quantize every matrix through NNCF in groups, as `store_openvino` does those of the decoder layers."""
-    return _compress(ir, all_layers=True)
+    return quantize_groups(ir, all_layers=True)
 
 
-def _compress(ir: Any, **options: Any) -> Any:
+def quantize_groups(ir: Any, *, group_size: int = GROUP, all_layers: bool = False) -> Any:
+    """Quantize matrices to the nearest through NNCF.
+
+    Args:
+        ir: an `openvino.Model` with float weights; consumed.
+        group_size: weights that share a scale.
+        all_layers: the embedding and the head, too, which have eight bits otherwise.
+    """
     nncf = load_nncf()
     # A width that 128 does not divide takes the largest smaller power of two that does; below 16 it stays int8.
     advanced = nncf.AdvancedCompressionParameters(
         group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=16
     )
-    options |= {"group_size": GROUP, "ratio": 1.0, "backup_mode": nncf.BackupMode.INT8_SYM}
-    return compress(ir, mode=nncf.CompressWeightsMode.INT4_SYM, advanced_parameters=advanced, **options)
+    return compress(
+        ir,
+        mode=nncf.CompressWeightsMode.INT4_SYM,
+        advanced_parameters=advanced,
+        group_size=group_size,
+        ratio=1.0,
+        backup_mode=nncf.BackupMode.INT8_SYM,
+        **({"all_layers": True} if all_layers else {}),
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shearling.kernel.packed_format import Encoding, Matrix, packed_bytes
+from shearling.kernel.packed_format import Encoding, Matrix, packed_bytes, stored_scale_bytes
 
 LEAST_SAVING = 0.1
 
@@ -38,7 +38,7 @@ class PackingCost:
 def measure_packing(matrix: Matrix, bytes_before: int) -> PackingCost:
     """The cost of a matrix in its better encoding."""
     stored = int(np.count_nonzero(matrix.values))
-    scales = 0 if matrix.scales is None else matrix.scales.nbytes
+    scales = stored_scale_bytes(matrix)
     rows, columns = matrix.values.shape
     sizes = {
         encoding: packed_bytes(rows, columns, stored, matrix.value_type, scale_bytes=scales, encoding=encoding)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from shearling.calibration.distillation import TunedParameter, distil
-from shearling.quantization.rounding import Rounded, storable
+from shearling.quantization.rounding import Rounded, in_bytes, storable
 
 LEARNING_RATE = 2e-3
 """Of a factor on each scale, which starts at one."""
@@ -119,5 +119,5 @@ def tune_scales(
         remedy="Use --quantization balanced",
     )
     for result in rounded.values():
-        result.scales = storable(grids[id(result)].scales.detach(), otherwise=result.scales)
+        result.scales = in_bytes(storable(grids[id(result)].scales.detach(), otherwise=result.scales))
     return distances

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from shearling.quantization.layerwise import narrowed_group
-from shearling.quantization.rounding import LIMITS, Rounded, fit_scales, nearest, storable
+from shearling.quantization.rounding import LIMITS, Rounded, fit_scales, in_bytes, nearest, storable
 
 REACH = 0.45
 """How far from its integer a frozen weight may lie, in steps; from half a step on it would round to the next."""
@@ -59,7 +59,7 @@ class NearestGrid(NamedTuple):
         bits, group = (4, group) if group else (8, columns)
         grouped = weight.reshape(-1, group)
         if bits == 4:
-            scales = fit_scales(grouped, weight.new_ones(group), bits=bits)
+            scales = in_bytes(fit_scales(grouped, weight.new_ones(group), bits=bits).reshape(rows, -1)).reshape(-1)
         else:
             scales = grouped.abs().amax(dim=1) / LIMITS[bits][1]
             scales = storable(scales, otherwise=weight.new_ones(()))

@@ -7,10 +7,13 @@ numbers are little-endian; sections start on multiples of 64 bytes, with zeros b
 
 header, 128 bytes
     magic `SHEARLNG`; u32: version, value type (1 bf16, 2 int8, 4 int4; 3 was int4 in another order), encoding (0 dense,
-    1 bitmask), scale type (0 none, 1 f32, 2 f16); u64: rows, columns, group size, stored values, total bytes, offsets
-    of scales, panel offsets, masks, values; zeros
+    1 bitmask), scale type (0 none, 1 f32, 2 f16, 3 i8); u64: rows, columns, group size, stored values, total bytes,
+    offsets of scales, panel offsets, masks, values; zeros
 scales
-    [panels, groups, 16] f32 or f16: the scale of every row and group of `group_size` columns; bf16 has none
+    [panels, groups, 16] f32 or f16: the scale of every row and group of `group_size` columns; bf16 has none. Of i8 each
+    panel has [16] f32, the factor of each row, then [groups, 16] i8 within -127..127: a scale is their product, and
+    exactly an f16. The factor is the largest number that the row's scales are multiples of, 0 where all are zero.
+    Scales of f16 are stored so wherever that is smaller and every row allows it.
 panel offsets (bitmask only)
     [panels + 1] u64: where each panel's values start, in bytes from the first value
 masks (bitmask only)
@@ -163,11 +166,18 @@ class ScaleType(IntEnum):
     NONE = 0
     F32 = 1
     F16 = 2
+    I8 = 3
 
     @property
     def array_type(self) -> np.dtype[Any]:
-        """Type of the scales."""
-        return np.dtype(np.float16 if self is ScaleType.F16 else np.float32)
+        """Type of the unpacked scales."""
+        return np.dtype(np.float32 if self is ScaleType.F32 else np.float16)
+
+    def panel_bytes(self, groups: int) -> int:
+        """Bytes of the scales of a panel."""
+        if self is ScaleType.NONE:
+            return 0
+        return PANEL_ROWS * (4 + groups if self is ScaleType.I8 else groups * self.array_type.itemsize)
 
 
 @dataclass(frozen=True)
@@ -220,7 +230,7 @@ class Header:
         """Sizes of scales, panel offsets, masks and values."""
         masked = self.encoding is Encoding.BITMASK
         return (
-            self.panels * self.groups * PANEL_ROWS * self.scale_type.array_type.itemsize,
+            self.panels * self.scale_type.panel_bytes(self.groups),
             (self.panels + 1) * 8 if masked else 0,
             self.panels * self.blocks * self.value_type.block_size // 8 if masked else 0,
             self.value_bytes,
@@ -261,7 +271,10 @@ def pack(matrix: Matrix, encoding: Encoding = Encoding.BITMASK) -> Bytes:
         NonFiniteWeights: NaN or infinity in bf16 values or in scales.
         ModelUnsupported: int4 values outside -8..7, or a matrix beyond the limits.
     """
-    scale_type = _check_matrix(matrix)
+    return _pack(matrix, encoding, smallest_scales(matrix.scales, _check_matrix(matrix)))
+
+
+def _pack(matrix: Matrix, encoding: Encoding, scale_type: ScaleType) -> Bytes:
     kind = matrix.value_type
     blocks = _to_blocks(matrix.values, kind)
     kept = blocks != 0 if encoding is Encoding.BITMASK else np.ones_like(blocks, dtype=np.bool_)
@@ -272,7 +285,7 @@ def pack(matrix: Matrix, encoding: Encoding = Encoding.BITMASK) -> Bytes:
     header = Header(kind, encoding, scale_type, rows, columns, matrix.group_size, int(counts.sum()), values.nbytes)
     packed = np.zeros(header.total_bytes, np.uint8)
     packed[:HEADER_BYTES] = np.frombuffer(header.to_bytes(), np.uint8)
-    parts: list[Values] = [np.zeros(0, np.uint8) if matrix.scales is None else _panel_scales(matrix.scales)]
+    parts: list[Values] = [np.zeros(0, np.uint8) if matrix.scales is None else _panel_scales(matrix.scales, scale_type)]
     if encoding is Encoding.BITMASK:
         offsets = np.concatenate([[0], np.cumsum(block_bytes.sum(axis=1))]).astype("<u8")
         parts += [offsets, np.packbits(kept, axis=2, bitorder="little")]
@@ -360,10 +373,57 @@ def _nibble_positions(kept: npt.NDArray[np.bool_], block_bytes: npt.NDArray[np.i
     return (2 * (starts[:, :, None] + ranks) + second)[kept]
 
 
-def _panel_scales(scales: Values) -> Values:
-    """[rows, groups] -> [panels, groups, 16]."""
-    padded = np.pad(scales, ((0, -scales.shape[0] % PANEL_ROWS), (0, 0)))
-    return padded.reshape(-1, PANEL_ROWS, scales.shape[1]).transpose(0, 2, 1)
+def smallest_scales(scales: Values | None, plain: ScaleType) -> ScaleType:
+    """In which type a matrix stores its scales.
+
+    Args:
+        scales: [rows, groups], or None.
+        plain: in which they are.
+    """
+    if scales is None or plain is not ScaleType.F16:
+        return plain
+    return ScaleType.I8 if bytes_are_smaller(scales.shape[1]) and _split_scales(scales) is not None else plain
+
+
+def bytes_are_smaller(groups: int) -> bool:
+    """Whether scales take less as I8 than as F16, where they can be stored so.
+
+    Args:
+        groups: of a row.
+    """
+    return ScaleType.I8.panel_bytes(groups) < ScaleType.F16.panel_bytes(groups)
+
+
+def _split_scales(scales: Values) -> tuple[Values, Values] | None:
+    """[rows, groups] float16 -> the factor of each row, [rows] float32, and what it is multiplied by, [rows, groups]
+    int8; None where they are not all such products.
+    """
+    # Every finite float16 is a whole number of these.
+    unit = 2.0**-24
+    units = (scales.astype(np.float64) / unit).astype(np.int64)
+    factors = np.gcd.reduce(units, axis=1)
+    multiples = units // np.maximum(factors, 1)[:, None]
+    negative_zero = np.signbit(scales) & (scales == 0)
+    if np.abs(multiples).max() > np.iinfo(np.int8).max or negative_zero.any():
+        return None
+    return (factors * unit).astype(np.float32), multiples.astype(np.int8)
+
+
+def _panel_scales(scales: Values, kind: ScaleType) -> Values:
+    """[rows, groups] -> [panels, groups, 16], or [panels, bytes] of factors and what they are multiplied by."""
+    split = _split_scales(scales) if kind is ScaleType.I8 else None
+    if split is None:
+        return _by_panels(scales)
+    factors, multiples = split
+    panels = _by_panels(multiples)
+    parts = [_by_panels(factors[:, None]).view(np.uint8), panels.view(np.uint8)]
+    return np.concatenate([part.reshape(panels.shape[0], -1) for part in parts], axis=1)
+
+
+def _by_panels(rows: Values) -> Values:
+    """[rows, n] -> [panels, n, 16]."""
+    padded = np.pad(rows, ((0, -rows.shape[0] % PANEL_ROWS), (0, 0)))
+    return np.ascontiguousarray(padded.reshape(-1, PANEL_ROWS, rows.shape[1]).transpose(0, 2, 1))
 
 
 def read_header(packed: Bytes) -> Header:
@@ -402,7 +462,9 @@ def read_header(packed: Bytes) -> Header:
 def _plausible_group(kind: ValueType, scaled: ScaleType, group_size: int, columns: int) -> bool:
     if kind is ValueType.BF16:
         return scaled is ScaleType.NONE and group_size == 0
-    return scaled is not ScaleType.NONE and 0 < group_size <= columns and (group_size % 4 == 0 or group_size == columns)
+    if scaled is ScaleType.NONE or not 0 < group_size <= columns or (group_size % 4 and group_size != columns):
+        return False
+    return scaled is not ScaleType.I8 or bytes_are_smaller(-(-columns // group_size))
 
 
 def unpack(packed: Bytes) -> Matrix:
@@ -429,11 +491,14 @@ def unpack(packed: Bytes) -> Matrix:
     matrix = Matrix(values, kind, _read_scales(packed, header), header.group_size)
     # A reader that trusts nothing: what was read, packed again, is what was given.
     try:
-        repacked = pack(matrix, header.encoding)
+        plain_scales = _check_matrix(matrix)
     except (NonFiniteWeights, ModelUnsupported) as error:
         raise ArtefactCorrupt(f"a packed matrix holds {error.message}") from None
-    if not np.array_equal(repacked, packed):
-        raise ArtefactCorrupt("a packed matrix stores zeros, or padding that is not zero")
+    # Scales of f16 are read where i8 would do, too: an earlier version knew no i8.
+    if header.scale_type not in (plain_scales, smallest_scales(matrix.scales, plain_scales)):
+        raise ArtefactCorrupt("scales are not the bytes and factors of halves")
+    if not np.array_equal(_pack(matrix, header.encoding, header.scale_type), packed):
+        raise ArtefactCorrupt("a packed matrix stores zeros, or padding or scales that are none")
     return matrix
 
 
@@ -468,12 +533,28 @@ def _read_scales(packed: Bytes, header: Header) -> Values | None:
     if header.scale_type is ScaleType.NONE:
         return None
     start, size = header.sections[0], header.section_bytes[0]
-    panels = (
-        packed[start : start + size]
-        .view(header.scale_type.array_type)
-        .reshape(header.panels, header.groups, PANEL_ROWS)
-    )
-    return np.ascontiguousarray(panels.transpose(0, 2, 1).reshape(-1, header.groups)[: header.rows])
+    stored = packed[start : start + size].reshape(header.panels, -1)
+    if header.scale_type is not ScaleType.I8:
+        return _from_panels(stored.view(header.scale_type.array_type), header.rows)
+    factors = _from_panels(np.ascontiguousarray(stored[:, : PANEL_ROWS * 4]).view(np.float32), header.rows)
+    multiples = _from_panels(stored[:, PANEL_ROWS * 4 :].view(np.int8), header.rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(factors * multiples).astype(np.float16)
+
+
+def _from_panels(panels: Values, rows: int) -> Values:
+    """[panels, n * 16] -> [rows, n]."""
+    by_rows = panels.reshape(panels.shape[0], -1, PANEL_ROWS).transpose(0, 2, 1)
+    return np.ascontiguousarray(by_rows.reshape(panels.shape[0] * PANEL_ROWS, -1)[:rows])
+
+
+def stored_scale_bytes(matrix: Matrix) -> int:
+    """Bytes of a matrix's scales once it is packed."""
+    if matrix.scales is None:
+        return 0
+    plain = ScaleType.F16 if matrix.scales.dtype == np.float16 else ScaleType.F32
+    rows, groups = matrix.scales.shape
+    return -(-rows // PANEL_ROWS) * smallest_scales(matrix.scales, plain).panel_bytes(groups)
 
 
 def bundle(matrices: Sequence[Bytes], vectors: Sequence[Values] = ()) -> Bytes:

@@ -10,7 +10,8 @@ text, tr((W - V) H (W - V)ᵀ) with H = XᵀX. Three steps, each on all rows at 
     refit        the scales of a row that are best for its integers, group after group: least squares
     descend      the integer that is best for all others, column after column, until the passes are over
 
-The last two never make the error larger, but for the rounding of scales to float16.
+The last two never make the error larger, but for the rounding of scales: to float16, and before the last descent to
+bytes times a factor of the row, which the packed form stores them as.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shearling.kernel.packed_format import bytes_are_smaller
+
 LIMITS = {4: (-8, 7), 8: (-127, 127)}
 """By bits, the least and the most integer. The scale of a group may be negative, so that either end of four bits can be
 the longer one."""
@@ -28,6 +31,9 @@ SHRINKAGES = 12
 SMALLEST_SHRINKAGE, LARGEST_SHRINKAGE = 0.6, 1.0
 """Scales that are tried, as shares of the one that reaches a group's largest weight: many weights round better when
 the largest is cut off."""
+
+MOST_BYTE = 127
+LARGEST_HALF = 65504.0
 
 BLOCK_COLUMNS = 128
 """Columns whose updates are gathered before they reach the columns behind them."""
@@ -39,7 +45,7 @@ class Rounded:
 
     Attributes:
         codes: [out, in], whole numbers within `LIMITS`: float32 while they are chosen, int8 where they are kept.
-        scales: [out, groups] float32, numbers of float16, none of them zero.
+        scales: [out, groups] float32, numbers of float16, none of them zero; see `in_bytes`.
         group_size: columns that share a scale.
         bits: of an integer.
     """
@@ -69,8 +75,10 @@ def round_matrix(weight: Tensor, hessian: Tensor, *, group_size: int, passes: in
     rounded = compensate(weight, kept, hessian, group_size=group_size, bits=bits)
     # Half the gradient of the error by V; each step keeps it up to date.
     slope = (rounded.weight - weight) @ hessian
-    for _ in range(passes):
+    for step in range(passes):
         refit(rounded, slope, hessian)
+        if step + 1 == passes:
+            rescale(rounded, in_bytes(rounded.scales), slope, hessian)
         descend(rounded, slope, kept, hessian)
     return rounded
 
@@ -155,6 +163,20 @@ def refit(rounded: Rounded, slope: Tensor, hessian: Tensor) -> None:
         slope += ((rounded.scales[:, group] - old)[:, None] * codes) @ hessian[place]
 
 
+def rescale(rounded: Rounded, scales: Tensor, slope: Tensor, hessian: Tensor) -> None:
+    """Give the integers other scales, in place.
+
+    Args:
+        rounded: changed.
+        scales: [out, groups], the new ones.
+        slope: [out, in], (V - W) H; kept up to date.
+        hessian: [in, in].
+    """
+    change = (scales - rounded.scales).repeat_interleave(rounded.group_size, dim=1)
+    slope += (change * rounded.codes) @ hessian
+    rounded.scales = scales
+
+
 def descend(rounded: Rounded, slope: Tensor, kept: Tensor, hessian: Tensor) -> None:
     """Give each weight the integer that is best for all others as they are, column after column, in place.
 
@@ -196,3 +218,22 @@ def storable(scale: Tensor, *, otherwise: Tensor) -> Tensor:
     """As float16 has it, and another where that is zero or too large."""
     stored = scale.half().to(scale.dtype)
     return torch.where((stored == 0) | stored.isinf(), otherwise, stored)
+
+
+def in_bytes(scales: Tensor) -> Tensor:
+    """Scales as a byte, -127 to 127 without zero, times a factor of their row: a whole number of four bits times a power
+    of two, so that each product is a float16. `shearling.kernel.packed_format` stores such bytes, which a row of few
+    groups has no use for; its scales stay as they are.
+
+    Args:
+        scales: [rows, groups], numbers of float16, none zero.
+    """
+    if not bytes_are_smaller(scales.shape[1]):
+        return scales
+    least = scales.abs().amax(dim=1, keepdim=True) / MOST_BYTE
+    # Of 8 to 16 steps; none may be finer than those of float16.
+    step = torch.ldexp(torch.ones_like(least), (torch.frexp(least).exponent - 4).clamp_min(-24))
+    factor = (least / step).ceil() * step
+    whole = (scales / factor).round()
+    whole = torch.where(whole == 0, scales.sign(), whole)
+    return torch.minimum(whole.abs(), (LARGEST_HALF / factor).floor()) * whole.sign() * factor

@@ -10,7 +10,9 @@ from shearling.kernel.packed_format import Matrix, ValueType
 def random_matrix(
     value_type: ValueType, rows: int, columns: int, *, keep: float = 0.5, group_size: int | None = None, seed: int = 0
 ) -> Matrix:
-    """A matrix with a share of `keep` nonzeros, and with an empty and a full row where there is room."""
+    """A matrix with a share of `keep` nonzeros, and with an empty and a full row where there is room. By the seed its
+    scales are any of float32 or float16, or float16 that are stored as bytes where there are groups enough.
+    """
     generator = np.random.default_rng(seed)
     kept = generator.random((rows, columns)) < keep
     if rows > 2:
@@ -22,7 +24,19 @@ def random_matrix(
     group_size = group_size or columns
     values = (generator.integers(low, high, (rows, columns)) * kept).astype(np.int8)
     scales = generator.normal(0, 0.01, (rows, -(-columns // group_size)))
-    return Matrix(values, value_type, scales.astype(np.float16 if seed % 2 else np.float32), group_size)
+    if seed % 3 == 2:
+        return Matrix(values, value_type, multiples(scales, generator), group_size)
+    return Matrix(values, value_type, scales.astype(np.float16 if seed % 3 else np.float32), group_size)
+
+
+def multiples(scales: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """[rows, groups] float16: about these scales, those of a row all multiples of a number of four bits; a row of
+    zeros where there is room.
+    """
+    factors = generator.integers(8, 16, (len(scales), 1)) * 2.0**-16
+    whole = np.clip(np.round(scales / factors), -127, 127)
+    whole[3:4] = 0
+    return (whole * factors + 0.0).astype(np.float16)
 
 
 def dense(matrix: Matrix) -> np.ndarray:

@@ -4,8 +4,8 @@
 
 #include <immintrin.h>
 
-#include "half.hpp"
 #include "kernels.hpp"
+#include "scales.hpp"
 
 #include <cmath>
 #include <cstring>

@@ -7,8 +7,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "half.hpp"
 #include "kernels.hpp"
+#include "scales.hpp"
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,popcnt,avxvnni")

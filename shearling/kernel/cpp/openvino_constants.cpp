@@ -150,7 +150,7 @@ private:
         if (is_grouped(matrix)) {
             shape.push_back(1);
         }
-        ov::Tensor tensor(matrix.scale_type == ScaleType::f16 ? ov::element::f16 : ov::element::f32, shape);
+        ov::Tensor tensor(matrix.scale_type == ScaleType::f32 ? ov::element::f32 : ov::element::f16, shape);
         unpack(matrix, nullptr, tensor.data(), isolated_tbb_threads());
         return tensor;
     }

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "packed_matrix.hpp"
+#include "scales.hpp"
 
 namespace shearling {
 
@@ -34,6 +35,7 @@ inline uint64_t load_mask(const uint8_t* bytes, size_t size) {
     return mask;
 }
 
+// Bytes of a scale that is unpacked.
 inline size_t scale_bytes(ScaleType type) { return type == ScaleType::none ? 0 : type == ScaleType::f32 ? 4 : 2; }
 
 // Bytes of the values of blocks that share them, of which the fullest stores `count`.
@@ -75,14 +77,15 @@ inline bool plausible_group(ValueType type, ScaleType scales, size_t group_size,
         return scales == ScaleType::none && group_size == 0;
     }
     return scales != ScaleType::none && group_size > 0 && group_size <= columns &&
-           (group_size % 4 == 0 || group_size == columns);
+           (group_size % 4 == 0 || group_size == columns) &&
+           (scales != ScaleType::i8 || i8_is_smaller((columns + group_size - 1) / group_size));
 }
 
 // Offsets of the sections follow from the sizes; `matrix` has all but its pointers.
 inline void section_offsets(const PackedMatrix& matrix, size_t (&at)[4]) {
     const bool masked = matrix.encoding == Encoding::bitmask;
     at[0] = header_bytes;
-    at[1] = align(at[0] + matrix.panels() * matrix.groups() * panel_rows * scale_bytes(matrix.scale_type));
+    at[1] = align(at[0] + matrix.panels() * matrix.panel_scale_bytes());
     at[2] = align(at[1] + (masked ? (matrix.panels() + 1) * sizeof(uint64_t) : 0));
     at[3] = align(at[2] + (masked ? matrix.panels() * matrix.blocks() * matrix.mask_bytes() : 0));
 }

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstring>
 
-#include "half.hpp"
 #include "packed_layout.hpp"
 
 namespace shearling {
@@ -30,19 +29,7 @@ float stored_value(const uint8_t* stored, size_t block, size_t place) {
 }
 
 float scale_of(const PackedMatrix& matrix, size_t row, size_t column) {
-    if (matrix.scale_type == ScaleType::none) {
-        return 1.0f;
-    }
-    const size_t place =
-        (row / panel_rows * matrix.groups() + column / matrix.group_size) * panel_rows + row % panel_rows;
-    if (matrix.scale_type == ScaleType::f32) {
-        float scale;
-        std::memcpy(&scale, matrix.scales + place * sizeof scale, sizeof scale);
-        return scale;
-    }
-    uint16_t half;
-    std::memcpy(&half, matrix.scales + place * sizeof half, sizeof half);
-    return half_to_float(half);
+    return matrix.scale_type == ScaleType::none ? 1.0f : scale_at(matrix, row / panel_rows, column / matrix.group_size, row % panel_rows);
 }
 
 template <ValueType type>
@@ -90,7 +77,7 @@ const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix)
     if (header.value_type == 3) {
         return "it is int4 in the layout of an earlier version";
     }
-    if (!known_value_type(header.value_type) || header.encoding > 1 || header.scale_type > 2) {
+    if (!known_value_type(header.value_type) || header.encoding > 1 || !known_scale_type(header.scale_type)) {
         return "unknown value type, encoding or scale type";
     }
     if (header.rows == 0 || header.rows > max_size || header.columns == 0 || header.columns > max_size) {

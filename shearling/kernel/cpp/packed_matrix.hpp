@@ -14,7 +14,9 @@ constexpr size_t panel_rows = 16;
 enum class ValueType : uint32_t { bf16 = 1, int8 = 2, int4 = 4 };
 constexpr bool known_value_type(uint32_t type) { return type == 1 || type == 2 || type == 4; }
 enum class Encoding : uint32_t { dense = 0, bitmask = 1 };
-enum class ScaleType : uint32_t { none = 0, f32 = 1, f16 = 2 };
+// i8: bytes times a factor of the row, each product an f16.
+enum class ScaleType : uint32_t { none = 0, f32 = 1, f16 = 2, i8 = 3 };
+constexpr bool known_scale_type(uint32_t type) { return type <= 3; }
 
 // What a matrix is, packed or not.
 struct MatrixForm {
@@ -41,6 +43,17 @@ struct PackedMatrix : MatrixForm {
     size_t blocks() const { return (columns + block_columns() - 1) / block_columns(); }
     size_t groups() const { return group_size == 0 ? 1 : (columns + group_size - 1) / group_size; }
     size_t mask_bytes() const { return block_size() / 8; }
+    // Bytes of the scales of a panel.
+    size_t panel_scale_bytes() const {
+        switch (scale_type) {
+            case ScaleType::none: return 0;
+            case ScaleType::f32: return groups() * panel_rows * sizeof(float);
+            case ScaleType::f16: return groups() * panel_rows * sizeof(uint16_t);
+            case ScaleType::i8: return panel_rows * sizeof(float) + groups() * panel_rows;
+        }
+        return 0;
+    }
+    const uint8_t* panel_scales(size_t panel) const { return scales + panel * panel_scale_bytes(); }
     // Blocks whose values share bytes: of int4 the lower nibbles are the first one's, the upper ones the second's.
     size_t blocks_together() const { return value_type == ValueType::int4 ? 2 : 1; }
     size_t dense_panel_bytes() const { return (blocks() + blocks_together() - 1) / blocks_together() * 64; }
@@ -64,7 +77,7 @@ const char* validate_scales(const PackedMatrix& matrix);
 // what is wrong.
 const char* read_headers(const uint8_t* bytes, size_t size, size_t count, PackedMatrix* matrices, size_t& end);
 
-// Weights to be packed: bf16 as its bits, int4 in int8; scales [rows, groups] of scale_type, or null.
+// Weights to be packed: bf16 as its bits, int4 in int8; scales [rows, groups] of scale_type, f32 or f16, or null.
 struct PlainMatrix : MatrixForm {
     const void* values;
     const void* scales;
@@ -73,10 +86,11 @@ struct PlainMatrix : MatrixForm {
 // Size of the packed form; 0 if the sizes do not fit each other or a value does not fit its type.
 size_t packed_size(const PlainMatrix& plain);
 
-// Writes packed_size(plain) bytes.
+// Writes packed_size(plain) bytes. Scales are stored as i8 where that is smaller and loses nothing.
 void pack(const PlainMatrix& plain, uint8_t* packed);
 
-// Writes [rows, columns] values and [rows, groups] scales of a matrix that passed `validate`, each unless it is null.
+// Writes [rows, columns] values and [rows, groups] scales, f16 where they are stored as i8, of a matrix that passed
+// `validate`; each unless it is null.
 void unpack(const PackedMatrix& matrix, void* values, void* scales, const Threads& threads);
 
 // Writes one row, scaled, as `columns` f32, of a matrix that passed `validate`.

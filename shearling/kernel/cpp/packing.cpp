@@ -1,16 +1,79 @@
 // Weights to their packed form and back.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
+#include <optional>
 
 #include "packed_layout.hpp"
 
 namespace shearling {
 namespace {
 
-PackedMatrix sizes_of(const PlainMatrix& plain) {
+// The factor of a row of halves as i8, in units of the least of them; 0 where all are zeros, nothing where they are no
+// such bytes.
+std::optional<uint64_t> factor_of(const uint16_t* halves, size_t groups) {
+    uint64_t divisor = 0, most = 0;
+    for (size_t group = 0; group < groups; ++group) {
+        const uint16_t half = halves[group];
+        if (half == 0x8000) {  // a byte has no negative zero
+            return {};
+        }
+        const auto size = static_cast<uint64_t>(std::fabs(half_to_float(half)) / least_half);
+        divisor = std::gcd(divisor, size);
+        most = std::max(most, size);
+    }
+    return divisor != 0 && most / divisor > most_i8 ? std::nullopt : std::optional{divisor};
+}
+
+bool fits_i8(const PlainMatrix& plain, size_t groups) {
+    if (plain.scale_type != ScaleType::f16 || !i8_is_smaller(groups)) {
+        return false;
+    }
+    const auto* halves = static_cast<const uint16_t*>(plain.scales);
+    for (size_t row = 0; row < plain.rows; ++row) {
+        if (!factor_of(halves + row * groups, groups)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+PackedMatrix same_form(const PlainMatrix& plain) {
     PackedMatrix matrix{};
     static_cast<MatrixForm&>(matrix) = plain;
     return matrix;
+}
+
+// What the packed matrix is, but for its pointers, of values and scales that fit.
+PackedMatrix sizes_of(const PlainMatrix& plain) {
+    PackedMatrix matrix = same_form(plain);
+    if (fits_i8(plain, matrix.groups())) {
+        matrix.scale_type = ScaleType::i8;
+    }
+    return matrix;
+}
+
+void pack_scales(const PlainMatrix& plain, const PackedMatrix& matrix, uint8_t* packed) {
+    const size_t size = scale_bytes(plain.scale_type), groups = matrix.groups();
+    for (size_t row = 0; row < (size == 0 ? 0 : plain.rows); ++row) {
+        uint8_t* target = packed + row / panel_rows * matrix.panel_scale_bytes();
+        const size_t lane = row % panel_rows;
+        const auto* scales = static_cast<const uint8_t*>(plain.scales) + row * groups * size;
+        if (matrix.scale_type != ScaleType::i8) {
+            for (size_t group = 0; group < groups; ++group) {
+                std::memcpy(target + (group * panel_rows + lane) * size, scales + group * size, size);
+            }
+            continue;
+        }
+        const auto* halves = reinterpret_cast<const uint16_t*>(scales);
+        const float factor = static_cast<float>(*factor_of(halves, groups)) * least_half;
+        std::memcpy(target + lane * sizeof factor, &factor, sizeof factor);
+        for (size_t group = 0; group < groups; ++group) {
+            const float byte = factor == 0.0f ? 0.0f : half_to_float(halves[group]) / factor;
+            target[i8_scales_at + group * panel_rows + lane] = static_cast<uint8_t>(static_cast<int8_t>(byte));
+        }
+    }
 }
 
 struct Block {
@@ -63,7 +126,7 @@ bool values_fit(const PlainMatrix& plain) {
     }
     const auto* scales = static_cast<const uint8_t*>(plain.scales);
     const size_t size = scale_bytes(plain.scale_type);
-    const size_t scale_count = plain.rows * sizes_of(plain).groups();
+    const size_t scale_count = plain.rows * same_form(plain).groups();
     for (size_t index = 0; index < scale_count; ++index) {
         if (!finite_scale(scales + index * size, plain.scale_type)) {
             return false;
@@ -106,8 +169,10 @@ void unpack_scales(const PackedMatrix& matrix, size_t panel, uint8_t* scales) {
     const size_t first = panel * panel_rows, rows = std::min(panel_rows, matrix.rows - first);
     for (size_t row = 0; row < (size == 0 ? 0 : rows); ++row) {
         for (size_t group = 0; group < groups; ++group) {
-            const size_t place = (panel * groups + group) * panel_rows + row;
-            std::memcpy(scales + ((first + row) * groups + group) * size, matrix.scales + place * size, size);
+            const float scale = scale_at(matrix, panel, group, row);
+            const uint16_t half = float_to_half(scale);
+            const void* stored = size == sizeof half ? static_cast<const void*>(&half) : &scale;
+            std::memcpy(scales + ((first + row) * groups + group) * size, stored, size);
         }
     }
 }
@@ -180,22 +245,13 @@ void pack(const PlainMatrix& plain, uint8_t* packed) {
     if (plain.encoding == Encoding::bitmask) {
         std::memcpy(packed + at[1] + matrix.panels() * sizeof offset, &offset, sizeof offset);
     }
-    const size_t size = scale_bytes(plain.scale_type);
-    const size_t groups = matrix.groups();
-    for (size_t row = 0; row < (size == 0 ? 0 : plain.rows); ++row) {
-        for (size_t group = 0; group < groups; ++group) {
-            const size_t place = (row / panel_rows * groups + group) * panel_rows + row % panel_rows;
-            std::memcpy(
-                packed + at[0] + place * size,
-                static_cast<const uint8_t*>(plain.scales) + (row * groups + group) * size, size);
-        }
-    }
+    pack_scales(plain, matrix, packed + at[0]);
     Header header{};
     std::memcpy(header.magic, magic, sizeof header.magic);
     header.version = 1;
     header.value_type = static_cast<uint32_t>(plain.value_type);
     header.encoding = static_cast<uint32_t>(plain.encoding);
-    header.scale_type = static_cast<uint32_t>(plain.scale_type);
+    header.scale_type = static_cast<uint32_t>(matrix.scale_type);
     header.rows = plain.rows;
     header.columns = plain.columns;
     header.group_size = plain.group_size;

@@ -2,9 +2,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "half.hpp"
 #include "kernels.hpp"
 #include "packed_layout.hpp"
+#include "scales.hpp"
 
 namespace shearling {
 namespace {

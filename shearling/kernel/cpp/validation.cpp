@@ -1,6 +1,8 @@
 // What must hold of a packed matrix before a kernel runs on it; the header was checked when it was read.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "packed_layout.hpp"
@@ -118,9 +120,7 @@ const char* check_panel(const PackedMatrix& matrix, size_t panel, size_t& offset
 // Gaps between sections, and the end.
 const char* check_gaps(const PackedMatrix& matrix, size_t value_bytes) {
     const uint8_t* start = matrix.scales - header_bytes;
-    const size_t scales_end =
-        header_bytes + (matrix.scale_type == ScaleType::none ? 0 : matrix.panels() * matrix.groups() * panel_rows) *
-                           scale_bytes(matrix.scale_type);
+    const size_t scales_end = header_bytes + matrix.panels() * matrix.panel_scale_bytes();
     const bool masked = matrix.encoding == Encoding::bitmask;
     const uint8_t* offsets_end = matrix.offsets + (masked ? (matrix.panels() + 1) * sizeof(uint64_t) : 0);
     const uint8_t* masks_end = matrix.masks + (masked ? matrix.panels() * matrix.blocks() * matrix.mask_bytes() : 0);
@@ -152,6 +152,32 @@ struct PanelShare {
     }
 };
 
+// Scales of a panel stored as i8: as packing would store them, so that they are halves, too.
+const char* check_i8_scales(const PackedMatrix& matrix, size_t panel) {
+    const uint8_t* scales = matrix.panel_scales(panel);
+    float factors[panel_rows];
+    std::memcpy(factors, scales, sizeof factors);
+    int divisors[panel_rows] = {};
+    bool exact = true, in_range = true;
+    for (size_t group = 0; group < matrix.groups(); ++group) {
+        for (size_t row = 0; row < panel_rows; ++row) {
+            const int byte = static_cast<int8_t>(scales[i8_scales_at + group * panel_rows + row]);
+            in_range &= byte >= -most_i8;
+            divisors[row] = divisors[row] == 1 ? 1 : std::gcd(divisors[row], byte);
+            exact &= byte == 0 || is_half(factors[row] * static_cast<float>(byte));
+        }
+    }
+    for (size_t row = 0; row < panel_rows; ++row) {
+        if (panel * panel_rows + row >= matrix.rows && (divisors[row] != 0 || factors[row] != 0.0f)) {
+            return "padding is not zero";
+        }
+        const bool no_scales = divisors[row] == 0 && factors[row] == 0.0f && !std::signbit(factors[row]);
+        const bool shortest = divisors[row] == 1 && factors[row] > 0.0f && is_half(factors[row]);
+        in_range &= no_scales || shortest;
+    }
+    return exact && in_range ? nullptr : "scales are not the bytes and factors of halves";
+}
+
 std::vector<PanelShare> share_panels(const PackedMatrix& matrix, const Threads& threads) {
     constexpr size_t shares_of_a_thread = 4;
     const size_t panels = matrix.panels(), shares = std::min(panels, shares_of_a_thread * threads.count());
@@ -167,6 +193,14 @@ std::vector<PanelShare> share_panels(const PackedMatrix& matrix, const Threads& 
 const char* validate_scales(const PackedMatrix& matrix) {
     const size_t size = scale_bytes(matrix.scale_type);
     if (size == 0) {
+        return nullptr;
+    }
+    if (matrix.scale_type == ScaleType::i8) {
+        for (size_t panel = 0; panel < matrix.panels(); ++panel) {
+            if (const char* fault = check_i8_scales(matrix, panel)) {
+                return fault;
+            }
+        }
         return nullptr;
     }
     for (size_t panel = 0; panel < matrix.panels(); ++panel) {

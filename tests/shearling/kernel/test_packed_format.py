@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from shearling.errors import ArtefactCorrupt, ModelUnsupported, NonFiniteWeights, ShapeMismatch
 from shearling.kernel.library import pack_matrix, unpack_matrix, validate
-from shearling.kernel.packed_format import Encoding, Matrix, ValueType, pack, packed_bytes, read_header, unpack
+from shearling.kernel.packed_format import (
+    Encoding,
+    Matrix,
+    ScaleType,
+    ValueType,
+    pack,
+    packed_bytes,
+    read_header,
+    unpack,
+)
 from tests.support.matrices import random_matrix
 
 SHAPES = [(1, 1), (16, 4), (17, 5), (33, 130), (64, 96)]
@@ -34,7 +43,7 @@ def equal(a: Matrix, b: Matrix) -> bool:
 def test_packing_is_reversible_and_the_same_in_both_languages(value_type, encoding):
     for seed, (rows, columns) in enumerate(SHAPES):
         for keep in (0.0, 0.4, 1.0):
-            group = None if value_type is ValueType.BF16 or columns < 64 else 32
+            group = None if value_type is ValueType.BF16 or columns < 64 else 4
             matrix = random_matrix(value_type, rows, columns, keep=keep, group_size=group, seed=seed)
             packed = pack(matrix, encoding)
             assert packed.tobytes() == pack_matrix(matrix, encoding).tobytes()
@@ -46,6 +55,84 @@ def test_packing_is_reversible_and_the_same_in_both_languages(value_type, encodi
 def test_a_negative_zero_survives():
     matrix = Matrix(np.array([[0x8000, 0, 0x3F80]], np.uint16), ValueType.BF16)
     assert unpack(pack_matrix(matrix)).values.tobytes() == matrix.values.tobytes()
+
+
+def in_bytes(rows: int = 17, columns: int = 43) -> Matrix:
+    matrix = random_matrix(ValueType.INT4, rows, columns, group_size=4, seed=2)
+    assert read_header(pack(matrix)).scale_type is ScaleType.I8
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("change", "scale_type"),
+    [
+        (lambda scales: scales, ScaleType.I8),
+        (lambda scales: scales[:, :4], ScaleType.F16),
+        (lambda scales: scales.astype(np.float32), ScaleType.F32),
+        (lambda scales: np.where(np.arange(len(scales))[:, None] == 5, np.float16(-0.0), scales), ScaleType.F16),
+        (lambda scales: scales + (np.arange(scales.shape[1]) == 7) * np.float16(2), ScaleType.F16),
+    ],
+    ids=["multiples", "so few that factors are more", "float32", "a negative zero", "one far off"],
+)
+def test_scales_are_bytes_where_that_is_smaller_and_loses_nothing(change, scale_type):
+    matrix = in_bytes()
+    scales = change(matrix.scales)
+    values = np.ascontiguousarray(matrix.values[:, : 4 * scales.shape[1]])
+    changed = Matrix(values, ValueType.INT4, np.ascontiguousarray(scales), 4)
+    packed = pack_matrix(changed)
+    assert read_header(packed).scale_type is scale_type
+    assert packed.tobytes() == pack(changed).tobytes()
+    assert equal(unpack(packed), changed)
+    assert equal(unpack_matrix(packed), changed)
+
+
+def test_a_file_of_before_keeps_halves_that_bytes_could_be():
+    matrix = in_bytes()
+    halves = pack(Matrix(matrix.values, ValueType.INT4, matrix.scales + np.float16(2e-3), 4)).copy()
+    header = read_header(halves)
+    assert header.scale_type is ScaleType.F16
+    start, size = header.sections[0], header.section_bytes[0]
+    ones = np.pad(np.ones((17, 11), np.float16), ((0, 15), (0, 0)))
+    halves[start : start + size] = ones.reshape(2, 16, 11).transpose(0, 2, 1).reshape(-1).view(np.uint8)
+    validate(halves)
+    assert (unpack(halves).scales == 1).all()
+
+
+def lies_about_scales(packed: np.ndarray) -> dict[str, np.ndarray]:
+    """Corrupt copies of a packed matrix whose scales are bytes, by what they do."""
+    start = read_header(packed).sections[0]
+
+    def changed(row: int, factor: float, whole: np.ndarray) -> np.ndarray:
+        copy = packed.copy()
+        copy[start + 4 * row : start + 4 * row + 4] = np.array([factor], np.float32).view(np.uint8)
+        copy[start + 64 + row : start + 64 + 16 * 11 : 16] = whole.astype(np.int8).view(np.uint8)
+        return copy
+
+    some = np.arange(-5, 6)
+    none = np.zeros(11)
+    return {
+        "factor of the same scales that is not the largest": changed(0, 2.0**-12, 2 * some),
+        "negative factor": changed(0, -(2.0**-12), some),
+        "NaN factor": changed(0, float("nan"), some),
+        "infinite factor": changed(0, float("inf"), some),
+        "NaN factor of nothing": changed(0, float("nan"), none),
+        "factor of nothing": changed(0, 2.0**-12, none),
+        "negative zero of nothing": changed(0, -0.0, none),
+        "no factor": changed(0, 0.0, some),
+        "factor that is no half": changed(0, 2.0**-12 + 2.0**-30, some),
+        "product that is no half": changed(0, 2047 * 2.0**-20, some),
+        "product beyond halves": changed(0, 60000.0, some),
+        "the least byte": changed(0, 2.0**-12, np.where(some == 1, -128, some)),
+    }
+
+
+@pytest.mark.parametrize("lie", sorted(lies_about_scales(pack(in_bytes()))))
+def test_scales_in_bytes_that_lie_are_refused_by_both_readers(lie):
+    corrupt = lies_about_scales(pack(in_bytes()))[lie]
+    with pytest.raises(ArtefactCorrupt):
+        unpack(corrupt)
+    with pytest.raises(ArtefactCorrupt):
+        validate(corrupt)
 
 
 def test_half_the_weights_take_the_bytes_that_the_format_promises():
@@ -128,9 +215,10 @@ def test_a_lying_matrix_is_refused_by_both_readers(lie):
     position=st.floats(0, 1, exclude_max=True),
     byte=st.integers(0, 255),
     length=st.integers(1, 8),
+    seed=st.sampled_from([0, 2]),
 )
-def test_both_readers_agree_about_any_damage(value_type, encoding, position, byte, length):
-    packed = pack(random_matrix(value_type, 19, 43, group_size=None))
+def test_both_readers_agree_about_any_damage(value_type, encoding, position, byte, length, seed):
+    packed = pack(random_matrix(value_type, 19, 43, group_size=None if value_type is ValueType.BF16 else 4, seed=seed))
     start = int(position * packed.size)
     packed[start : start + length] = byte
     verdicts = []

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shearling.errors import ArtefactCorrupt, ShapeMismatch
+from shearling.kernel import packed_format
 from shearling.kernel.library import load_library, multiply, pack_matrix
-from shearling.kernel.packed_format import Encoding, ValueType
+from shearling.kernel.packed_format import Encoding, ScaleType, ValueType, read_header
 from shearling.kernel.torch_operator import PackedLinear
 from tests.support.matrices import dense, random_matrix
 
@@ -79,6 +80,21 @@ def test_products_equal_float64(kernels, value_type, encoding):
             # A product of few columns has little to average over: there a share of the magnitudes would be too strict.
             if columns >= 130 or not rounds:
                 assert worst_error(matrix, packed, x, kernels=kernels) < limit, (rows, columns, group, count)
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+@pytest.mark.parametrize("group", [4, 32, 64])
+def test_scales_in_bytes_give_the_product_of_halves(kernels, encoding, group):
+    """To the bit: a byte times its factor is that half. The halves are in the form of files of before."""
+    matrix = random_matrix(ValueType.INT4, 50, 1000, group_size=group, seed=2)
+    packed, halves = pack_matrix(matrix, encoding), packed_format._pack(matrix, encoding, ScaleType.F16)
+    assert read_header(packed).scale_type is ScaleType.I8
+    assert packed.size < halves.size
+    for count in ROWS:
+        x = np.random.default_rng(count).standard_normal((count, 1000)).astype(np.float32)
+        for exact in (True, False):
+            ours, theirs = (multiply(item, x, kernels=kernels, exact=exact) for item in (packed, halves))
+            assert ours.tobytes() == theirs.tobytes(), (count, exact)
 
 
 @pytest.mark.parametrize(

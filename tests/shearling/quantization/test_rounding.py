@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from shearling.calibration.gram import layer_error
+from shearling.kernel.packed_format import ScaleType, smallest_scales
 from shearling.quantization.rounding import (
     LIMITS,
     Rounded,
     compensate,
     descend,
     fit_scales,
+    in_bytes,
     refit,
+    rescale,
     round_matrix,
     storable,
 )
@@ -146,6 +149,45 @@ def test_zeros_stay_and_all_can_be_stored(share: float) -> None:
     assert torch.equal(rounded.scales, rounded.scales.half().float())
     assert rounded.scales.ne(0).all()
     assert rounded.scales.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-7, 10.0, 3e4])
+def test_scales_in_bytes_are_near_and_stored_as_such(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scales = (torch.randn(50, 64, generator=generator) * size).half().float().clamp(-65504, 65504)
+    scales[0], scales[1, 1:] = 65504.0, 2.0**-24  # the largest, and one far above the rest
+    scales[scales == 0] = 2.0**-24
+    rounded = in_bytes(scales)
+    assert smallest_scales(rounded.half().numpy(), ScaleType.F16) is ScaleType.I8
+    assert torch.equal(rounded.half().float(), rounded)
+    assert torch.equal(rounded.sign(), scales.sign())
+    # Steps are a 113th of the largest or less; what is less than one step is one.
+    step = (scales.abs().amax(dim=1, keepdim=True) / 112).clamp_min(2.0**-24)
+    assert ((rounded - scales).abs() <= step).all()
+
+
+def test_few_scales_of_a_row_stay_as_they_are() -> None:
+    scales = torch.rand(8, 4).half().float() + 0.5
+    assert torch.equal(in_bytes(scales), scales)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_scales_in_bytes_cost_next_to_nothing(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = (tensor.float() for tensor in layer(256, share=share))
+    rounded = round_matrix(weight, hessian, group_size=32, passes=2)
+    assert smallest_scales(rounded.scales.half().numpy(), ScaleType.F16) is ScaleType.I8
+    monkeypatch.setattr("shearling.quantization.rounding.in_bytes", lambda scales: scales)
+    free = round_matrix(weight, hessian, group_size=32, passes=2)
+    assert smallest_scales(free.scales.half().numpy(), ScaleType.F16) is ScaleType.F16
+    assert layer_error(weight, rounded.weight, hessian) < 1.02 * layer_error(weight, free.weight, hessian)
+
+
+def test_the_slope_follows_new_scales() -> None:
+    weight, hessian = layer(256)
+    rounded = compensate(weight, weight != 0, hessian, group_size=32)
+    slope = slope_of(rounded, weight, hessian)
+    rescale(rounded, in_bytes(rounded.scales), slope, hessian)
+    assert torch.allclose(slope, slope_of(rounded, weight, hessian), atol=1e-9)
 
 
 def test_the_longer_end_of_the_grid_serves_the_largest_weight() -> None:

@@ -90,11 +90,18 @@ def test_numbers_stand_in_the_text(core, kind):
 
 @pytest.mark.parametrize(
     ("kind", "group_size"),
-    [(ValueType.INT8, None), (ValueType.INT4, 32), (ValueType.INT4, None), (ValueType.BF16, None)],
+    [
+        (ValueType.INT8, None),
+        (ValueType.INT4, 32),
+        (ValueType.INT4, 16),
+        (ValueType.INT4, None),
+        (ValueType.BF16, None),
+    ],
 )
 @pytest.mark.parametrize("encoding", list(Encoding))
-def test_a_packed_matrix_is_unpacked_while_a_text_is_read(core, kind, group_size, encoding):
-    matrix = random_matrix(kind, ROWS, COLUMNS, group_size=group_size, seed=1)
+@pytest.mark.parametrize("seed", [1, 2])  # 2: scales that bytes hold
+def test_a_packed_matrix_is_unpacked_while_a_text_is_read(core, kind, group_size, encoding, seed):
+    matrix = random_matrix(kind, ROWS, COLUMNS, group_size=group_size, seed=seed)
     packed = pack_matrix(matrix, encoding)
     text = unpacked_parts(packed.size, ("values",) if kind is ValueType.BF16 else ("values", "scales"))
     nodes = {node.get_friendly_name(): node for node in read(core, text, packed).get_ops()}
