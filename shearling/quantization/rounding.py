@@ -221,9 +221,11 @@ def storable(scale: Tensor, *, otherwise: Tensor) -> Tensor:
 
 
 def in_bytes(scales: Tensor) -> Tensor:
-    """Scales as a byte, -127 to 127 without zero, times a factor of their row: a whole number of four bits times a power
-    of two, so that each product is a float16. `shearling.kernel.packed_format` stores such bytes, which a row of few
-    groups has no use for; its scales stay as they are.
+    """Scales as a byte, -127 to 127 without zero, times a factor of their row.
+
+    The factor is a whole number of four bits times a power of two, so that each product is a float16.
+    `shearling.kernel.packed_format` stores such bytes, which a row of few groups has no use for; its scales stay as
+    they are.
 
     Args:
         scales: [rows, groups], numbers of float16, none zero.
