@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "kernels.hpp"
+#include "scales.hpp"
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16", \

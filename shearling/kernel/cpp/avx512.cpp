@@ -40,7 +40,7 @@ struct Expanded : BlocksAlone<Expanded<bf16>, bf16> {
 template <class Reader>
 struct Keeping {
     static constexpr bool of_bf16 = Reader::of_bf16;
-    static constexpr int sum_shift = Reader::sum_shift;
+    static constexpr float unit = Reader::unit;
     Reader reader;
     uint8_t* scratch;
     INLINE bool halfway() const { return reader.halfway(); }
@@ -91,15 +91,66 @@ private:
     size_t group_ = 0;
 };
 
+// 256 high + low
+INLINE __m512 join(__m512i high, __m512i low) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low));
+}
+
+constexpr size_t short_group_blocks = activation_group / 4;
+
+// As multiply_fixed16, where every group of weights has short_group_blocks: then the products of one group leave
+// enough to do beside those of the next, and what ends a group is most of what can be saved.
+template <int rows, ScaleType type, class Reader>
+INLINE void multiply_short_groups(
+    Reader reader, const uint8_t* scales, const Activations& x, size_t tile, __m512 (&result)[rows]) {
+    const uint8_t* terms = x.tile_terms(tile);
+    const int32_t* sums = x.tile_sums(tile);
+    const float* row_scales = x.tile_scales(tile);
+    FOR_ROWS {
+        result[row] = _mm512_setzero_ps();
+    }
+#pragma GCC unroll 2
+    for (size_t group = 0; group < x.blocks / short_group_blocks; ++group, sums += 2 * rows) {
+        __m512i high[rows], low[rows];
+        FOR_ROWS {
+            high[row] = _mm512_set1_epi32(sums[2 * row]);
+            low[row] = _mm512_set1_epi32(sums[2 * row + 1]);
+        }
+        for_fixed_blocks<short_group_blocks>(reader, [&](__m512i weights, int) INLINE_LAMBDA {
+            FOR_ROWS {
+                add_products(high[row], weights, broadcast(terms + 8 * row));
+                add_products(low[row], weights, broadcast(terms + 8 * row + 4));
+            }
+            terms += 8 * rows;
+        });
+        const __m512 weight_scales = load_scales(scales, type, group);
+        FOR_ROWS {
+            result[row] = _mm512_fmadd_ps(join(high[row], low[row]), weight_scales, result[row]);
+        }
+    }
+    FOR_ROWS {
+        result[row] = _mm512_mul_ps(result[row], _mm512_set1_ps(row_scales[row] * Reader::unit));
+    }
+}
+
 template <int rows, class Reader>
 INLINE void multiply_fixed16(
     Reader reader, const PanelScales& panel, const Activations& x, size_t tile, __m512 (&result)[rows]) {
+    if constexpr (rows <= 2) {
+        if (x.segment_blocks == short_group_blocks && x.blocks % short_group_blocks == 0) {
+            const uint8_t* at = panel.scales;
+            switch (panel.type) {
+                case ScaleType::f32: return multiply_short_groups<rows, ScaleType::f32>(reader, at, x, tile, result);
+                case ScaleType::f16: return multiply_short_groups<rows, ScaleType::f16>(reader, at, x, tile, result);
+                default: return multiply_short_groups<rows, ScaleType::i8>(reader, at, x, tile, result);
+            }
+        }
+    }
     const uint8_t* terms = x.tile_terms(tile);
     const int32_t* sums = x.tile_sums(tile);
     const float* row_scales = x.tile_scales(tile);
     // A product waits for the one before it that adds to the same sum: with few rows there is nothing else to do.
     constexpr int sums_of_row = rows <= 2 ? 2 : 1;
-    constexpr size_t group_blocks = activation_group / 4;
     GroupCounter groups(panel.group_blocks);
     __m512 total[rows];
     FOR_ROWS {
@@ -109,8 +160,8 @@ INLINE void multiply_fixed16(
         const size_t stop = start + x.segment_blocks < x.blocks ? start + x.segment_blocks : x.blocks;
         __m512i high[sums_of_row][rows], low[sums_of_row][rows];
         FOR_ROWS {
-            high[0][row] = _mm512_set1_epi32(sums[2 * row] >> Reader::sum_shift);
-            low[0][row] = _mm512_set1_epi32(sums[2 * row + 1] >> Reader::sum_shift);
+            high[0][row] = _mm512_set1_epi32(sums[2 * row]);
+            low[0][row] = _mm512_set1_epi32(sums[2 * row + 1]);
             if (sums_of_row > 1) {
                 high[sums_of_row - 1][row] = low[sums_of_row - 1][row] = _mm512_setzero_si512();
             }
@@ -123,8 +174,8 @@ INLINE void multiply_fixed16(
             }
             terms += 8 * rows;
         };
-        if (sums_of_row > 1 && stop - start == group_blocks && !reader.halfway()) {
-            for_fixed_blocks<group_blocks>(reader, step);
+        if (sums_of_row > 1 && stop - start == short_group_blocks && !reader.halfway()) {
+            for_fixed_blocks<short_group_blocks>(reader, step);
         } else {
             for_blocks(reader, stop - start, step);
         }
@@ -136,15 +187,12 @@ INLINE void multiply_fixed16(
         }
         const __m512 weight_scales = load_scales(panel.scales, panel.type, groups.of(start));
         FOR_ROWS {
-            const __m512 sum =
-                _mm512_fmadd_ps(
-                _mm512_cvtepi32_ps(high[0][row]), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low[0][row]));
-            total[row] = _mm512_fmadd_ps(sum, weight_scales, total[row]);
+            total[row] = _mm512_fmadd_ps(join(high[0][row], low[0][row]), weight_scales, total[row]);
         }
         sums += 2 * rows;
     }
     FOR_ROWS {
-        result[row] = _mm512_mul_ps(total[row], _mm512_set1_ps(row_scales[row]));
+        result[row] = _mm512_mul_ps(total[row], _mm512_set1_ps(row_scales[row] * Reader::unit));
     }
 }
 
@@ -163,7 +211,7 @@ INLINE void multiply_grouped8(
         const size_t stop = start + x.segment_blocks < x.blocks ? start + x.segment_blocks : x.blocks;
         __m512i sum[rows];
         FOR_ROWS {
-            sum[row] = _mm512_set1_epi32(sums[row] >> Reader::sum_shift);
+            sum[row] = _mm512_set1_epi32(sums[row]);
         }
         for_blocks(reader, stop - start, [&](__m512i weights, int) INLINE_LAMBDA {
             FOR_ROWS {
@@ -186,10 +234,10 @@ INLINE void multiply_grouped8(
         sums += rows;
         scales += rows;
     }
-    if (one_scale) {
-        weight_scales = load_scales(panel.scales, panel.type, 0);
+    weight_scales = one_scale ? load_scales(panel.scales, panel.type, 0) : _mm512_set1_ps(1.0f);
+    if (one_scale || Reader::unit != 1.0f) {
         FOR_ROWS {
-            result[row] = _mm512_mul_ps(result[row], weight_scales);
+            result[row] = _mm512_mul_ps(result[row], _mm512_mul_ps(weight_scales, _mm512_set1_ps(Reader::unit)));
         }
     }
 }
@@ -206,7 +254,6 @@ INLINE void multiply_pair_grouped8(
         result[0][row] = _mm512_setzero_ps();
         result[1][row] = _mm512_setzero_ps();
     }
-    constexpr size_t group_blocks = activation_group / 4;
     const bool one_scale = panels[0].group_blocks >= x.blocks;
     for (size_t start = 0; start < x.blocks; start += x.segment_blocks) {
         const size_t stop = start + x.segment_blocks < x.blocks ? start + x.segment_blocks : x.blocks;
@@ -225,9 +272,9 @@ INLINE void multiply_pair_grouped8(
             second += 64;
             terms += 4 * rows;
         };
-        if (stop - start == group_blocks) {
+        if (stop - start == short_group_blocks) {
 #pragma GCC unroll 8
-            for (size_t block = 0; block < group_blocks; ++block) {
+            for (size_t block = 0; block < short_group_blocks; ++block) {
                 step();
             }
         } else {

@@ -69,8 +69,8 @@ SHEARLING_EXPORT uint64_t shearling_pack(
     uint32_t value_type, uint32_t encoding, uint32_t scale_type, uint64_t rows, uint64_t columns, uint64_t group_size,
     const void* values, const void* scales, uint8_t* packed) {
     const bool scaled = scale_type != 0;
-    if (!known_value_type(value_type) || encoding > 1 || scale_type > static_cast<uint32_t>(ScaleType::f16) || values == nullptr ||
-        (scaled && scales == nullptr)) {
+    const bool known = known_value_type(value_type) && scale_type <= static_cast<uint32_t>(ScaleType::f16);
+    if (!known || encoding > 1 || values == nullptr || (scaled && scales == nullptr)) {
         return 0;
     }
     const MatrixForm form{

@@ -29,7 +29,8 @@ float stored_value(const uint8_t* stored, size_t block, size_t place) {
 }
 
 float scale_of(const PackedMatrix& matrix, size_t row, size_t column) {
-    return matrix.scale_type == ScaleType::none ? 1.0f : scale_at(matrix, row / panel_rows, column / matrix.group_size, row % panel_rows);
+    const size_t group = matrix.group_size == 0 ? 0 : column / matrix.group_size;
+    return scale_at(matrix, row / panel_rows, group, row % panel_rows);
 }
 
 template <ValueType type>
