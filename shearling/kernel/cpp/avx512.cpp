@@ -96,56 +96,11 @@ INLINE __m512 join(__m512i high, __m512i low) {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low));
 }
 
-constexpr size_t short_group_blocks = activation_group / 4;
-
-// As multiply_fixed16, where every group of weights has short_group_blocks: then the products of one group leave
-// enough to do beside those of the next, and what ends a group is most of what can be saved.
-template <int rows, ScaleType type, class Reader>
-INLINE void multiply_short_groups(
-    Reader reader, const uint8_t* scales, const Activations& x, size_t tile, __m512 (&result)[rows]) {
-    const uint8_t* terms = x.tile_terms(tile);
-    const int32_t* sums = x.tile_sums(tile);
-    const float* row_scales = x.tile_scales(tile);
-    FOR_ROWS {
-        result[row] = _mm512_setzero_ps();
-    }
-#pragma GCC unroll 2
-    for (size_t group = 0; group < x.blocks / short_group_blocks; ++group, sums += 2 * rows) {
-        __m512i high[rows], low[rows];
-        FOR_ROWS {
-            high[row] = _mm512_set1_epi32(sums[2 * row]);
-            low[row] = _mm512_set1_epi32(sums[2 * row + 1]);
-        }
-        for_fixed_blocks<short_group_blocks>(reader, [&](__m512i weights, int) INLINE_LAMBDA {
-            FOR_ROWS {
-                add_products(high[row], weights, broadcast(terms + 8 * row));
-                add_products(low[row], weights, broadcast(terms + 8 * row + 4));
-            }
-            terms += 8 * rows;
-        });
-        const __m512 weight_scales = load_scales(scales, type, group);
-        FOR_ROWS {
-            result[row] = _mm512_fmadd_ps(join(high[row], low[row]), weight_scales, result[row]);
-        }
-    }
-    FOR_ROWS {
-        result[row] = _mm512_mul_ps(result[row], _mm512_set1_ps(row_scales[row] * Reader::unit));
-    }
-}
+constexpr size_t short_segment = activation_group / 4;
 
 template <int rows, class Reader>
 INLINE void multiply_fixed16(
     Reader reader, const PanelScales& panel, const Activations& x, size_t tile, __m512 (&result)[rows]) {
-    if constexpr (rows <= 2) {
-        if (x.segment_blocks == short_group_blocks && x.blocks % short_group_blocks == 0) {
-            const uint8_t* at = panel.scales;
-            switch (panel.type) {
-                case ScaleType::f32: return multiply_short_groups<rows, ScaleType::f32>(reader, at, x, tile, result);
-                case ScaleType::f16: return multiply_short_groups<rows, ScaleType::f16>(reader, at, x, tile, result);
-                default: return multiply_short_groups<rows, ScaleType::i8>(reader, at, x, tile, result);
-            }
-        }
-    }
     const uint8_t* terms = x.tile_terms(tile);
     const int32_t* sums = x.tile_sums(tile);
     const float* row_scales = x.tile_scales(tile);
@@ -174,8 +129,8 @@ INLINE void multiply_fixed16(
             }
             terms += 8 * rows;
         };
-        if (sums_of_row > 1 && stop - start == short_group_blocks && !reader.halfway()) {
-            for_fixed_blocks<short_group_blocks>(reader, step);
+        if (sums_of_row > 1 && stop - start == short_segment && !reader.halfway()) {
+            for_fixed_blocks<short_segment>(reader, step);
         } else {
             for_blocks(reader, stop - start, step);
         }
@@ -193,6 +148,81 @@ INLINE void multiply_fixed16(
     }
     FOR_ROWS {
         result[row] = _mm512_mul_ps(total[row], _mm512_set1_ps(row_scales[row] * Reader::unit));
+    }
+}
+
+// The scales of a group of weights for each segment, in the order of the segments.
+struct ScalesInTurn {
+    const PanelScales& panel;
+    GroupCounter groups;
+    INLINE __m512 operator()(size_t start) { return load_scales(panel.scales, panel.type, groups.of(start)); }
+};
+
+// The same where a segment is a group.
+template <ScaleType type>
+struct ScalesOfSegments {
+    const uint8_t* scales;
+    INLINE __m512 operator()(size_t start) { return load_scales(scales, type, start / short_segment); }
+};
+
+// As multiply_grouped8, for so few rows that a segment's end takes as long as a block: no loop within, no question that
+// every segment answers alike.
+template <int rows, class Scales, class Reader>
+INLINE void multiply_segments(
+    Reader reader, Scales scales_of, const Activations& x, size_t tile, __m512 (&result)[rows]) {
+    const uint8_t* terms = x.tile_terms(tile);
+    const int32_t* sums = x.tile_sums(tile);
+    const float* scales = x.tile_scales(tile);
+    FOR_ROWS {
+        result[row] = _mm512_setzero_ps();
+    }
+    const auto segment = [&](size_t start, const auto& visit_blocks) INLINE_LAMBDA {
+        __m512i sum[2][rows];
+        FOR_ROWS {
+            sum[0][row] = _mm512_set1_epi32(sums[row]);
+            sum[1][row] = _mm512_setzero_si512();
+        }
+        visit_blocks([&](__m512i weights, int turn) INLINE_LAMBDA {
+            FOR_ROWS {
+                add_products(sum[turn][row], weights, broadcast(terms + 4 * row));
+            }
+            terms += 4 * rows;
+        });
+        const __m512 weight_scales = scales_of(start);
+        FOR_ROWS {
+            const __m512 total = _mm512_cvtepi32_ps(_mm512_add_epi32(sum[0][row], sum[1][row]));
+            result[row] =
+                _mm512_fmadd_ps(_mm512_mul_ps(total, weight_scales), _mm512_set1_ps(scales[row]), result[row]);
+        }
+        sums += rows;
+        scales += rows;
+    };
+    const size_t whole = x.blocks / short_segment * short_segment;
+#pragma GCC unroll 2
+    for (size_t start = 0; start < whole; start += short_segment) {
+        segment(start, [&](const auto& step) INLINE_LAMBDA { for_fixed_blocks<short_segment>(reader, step); });
+    }
+    if (whole < x.blocks) {
+        segment(whole, [&](const auto& step) INLINE_LAMBDA { for_blocks(reader, x.blocks - whole, step); });
+    }
+    FOR_ROWS {
+        result[row] = _mm512_mul_ps(result[row], _mm512_set1_ps(Reader::unit));
+    }
+}
+
+template <int rows, class Reader>
+INLINE void multiply_few_grouped8(
+    Reader reader, const PanelScales& panel, const Activations& x, size_t tile, __m512 (&result)[rows]) {
+    const auto multiply = [&](const auto& scales_of) INLINE_LAMBDA {
+        multiply_segments<rows>(reader, scales_of, x, tile, result);
+    };
+    if (panel.group_blocks != short_segment) {
+        return multiply(ScalesInTurn{panel, GroupCounter(panel.group_blocks)});
+    }
+    switch (panel.type) {
+        case ScaleType::f32: return multiply(ScalesOfSegments<ScaleType::f32>{panel.scales});
+        case ScaleType::f16: return multiply(ScalesOfSegments<ScaleType::f16>{panel.scales});
+        default: return multiply(ScalesOfSegments<ScaleType::i8>{panel.scales});
     }
 }
 
@@ -272,9 +302,9 @@ INLINE void multiply_pair_grouped8(
             second += 64;
             terms += 4 * rows;
         };
-        if (stop - start == short_group_blocks) {
+        if (stop - start == short_segment) {
 #pragma GCC unroll 8
-            for (size_t block = 0; block < short_group_blocks; ++block) {
+            for (size_t block = 0; block < short_segment; ++block) {
                 step();
             }
         } else {
@@ -360,6 +390,8 @@ __attribute__((noinline)) void multiply_tile(
     __m512 result[rows];
     if constexpr (form == Form::fixed16) {
         multiply_fixed16<rows>(reader, panel.scales, x, tile, result);
+    } else if constexpr (form == Form::grouped8 && rows <= 2) {
+        multiply_few_grouped8<rows>(reader, panel.scales, x, tile, result);
     } else if constexpr (form == Form::grouped8) {
         multiply_grouped8<rows>(reader, panel.scales, x, tile, result);
     } else if constexpr (form == Form::once16) {

@@ -37,7 +37,7 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
     if (settings.precision == Precision::exact) {
         return Form::plain32;
     }
-    // Beyond, the second term of every activation costs more than reading the weights.
+    // Beyond, the second term of every activation costs more than reading weights of eight bits.
     constexpr size_t few_rows = 2;
     // Below, expanding into memory costs more than tiles save; bytes are multiplied faster without them than pairs of
     // bf16.
@@ -59,8 +59,10 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
         }
         return kernels.knows(Form::wide32) ? Form::wide32 : Form::plain32;
     }
+    // Beside the rounding of weights to four bits, that of activations to eight is nothing.
+    const size_t least_grouped_rows = matrix.value_type == ValueType::int4 ? 1 : few_rows + 1;
     const bool groups_nest = matrix.groups() == 1 || matrix.group_size % activation_group == 0;
-    if (rows > few_rows && groups_nest && kernels.knows(Form::grouped8)) {
+    if (rows >= least_grouped_rows && groups_nest && kernels.knows(Form::grouped8)) {
         return Form::grouped8;
     }
     return kernels.knows(Form::fixed16) ? Form::fixed16 : Form::plain32;
