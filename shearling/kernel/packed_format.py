@@ -94,8 +94,8 @@ norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the att
 those with products `precision` str, `auto` or `exact`; all attributes are always written. With `exact` activations stay
 f32. With `auto` integer weights multiply activations in fixed point: 16 bits for one or two rows of int8, or where
 groups of weights are no multiples of 32, or the processor has AVX2 without VNNI; else 8 bits in groups of 32, as
-OpenVINO itself does. bf16 weights multiply f32, or bf16 for more than two rows where the processor has AVX-512; without AVX2 everything
-is f32.
+OpenVINO itself does. bf16 weights multiply f32, or bf16 for more than two rows where the processor has AVX-512; without
+AVX2 everything is f32.
 
 The operator of ONNX Runtime (domain `shearling`, version 1) is `SparseLinear` with one matrix: y = W x
     inputs: x [..., columns] float32; weights: u8 [bytes], an initializer: W. output: [..., rows] float32.

@@ -29,6 +29,7 @@ HEADER_BYTES = 128
 ALIGNMENT = 64
 MAGIC = b"SHEARLNG"
 KINDS = {1: "bf16", 2: "int8", 4: "int4"}
+HALVES = (2, 3)  # f16, and bytes times a factor, whose products are f16
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _part(content: npt.NDArray[np.uint8], first: int) -> PackedPart:
     magic, _, kind, encoding, scale, rows, columns, group_size, stored, total = fields[:10]
     if magic != MAGIC or kind not in KINDS or not HEADER_BYTES <= total <= content.size - first:
         raise MalformedText("no packed matrix where one was expected")
-    return PackedPart(first, total, KINDS[kind], encoding == 0, scale == 2, rows, columns, group_size, stored)
+    return PackedPart(first, total, KINDS[kind], encoding == 0, scale in HALVES, rows, columns, group_size, stored)
 
 
 def _matrix_count(kind: str, data: Mapping[str, str]) -> int:

@@ -11,6 +11,7 @@ from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
 
 from shearling.kernel.library import pack_matrix
+from shearling.kernel.loading.dense_form import unpack
 from shearling.kernel.loading.ir_text import FORMAT_VERSION, IrText, MalformedText
 from shearling.kernel.loading.packed_operator import HEADER, HEADER_BYTES, MAGIC, find_operators
 from shearling.kernel.openvino_extension import machine_operators
@@ -114,6 +115,22 @@ def test_a_packed_matrix_is_unpacked_while_a_text_is_read(core, kind, group_size
     result = core.compile_model(ov.Model([op.result(weight)], []), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})
     found = next(iter(result.values())).reshape(ROWS, COLUMNS)
     assert np.allclose(found, dense(matrix), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])  # scales in float32, in float16, in bytes
+def test_a_layer_of_int4_is_unpacked_whatever_its_scales_are(core, seed):
+    matrix = random_matrix(ValueType.INT4, ROWS, COLUMNS, group_size=16, seed=seed)
+    packed, text = pack_matrix(matrix), IrText()
+    (x,) = text.add("Parameter", [], {"shape": f"?,{COLUMNS}", "element_type": "f32"}, version="opset1")
+    constant = text.stored("u8", packed.shape, 0)
+    sizes = {"rows": [ROWS], "columns": COLUMNS, "precision": "auto", "format_version": FORMAT_VERSION}
+    outputs = text.add("SparseLinear", [x, constant], {"norm_epsilon": 0.0, "bias": False, "residual": False, **sizes})
+    text.add("Result", outputs, {}, version="opset1", outputs=0)
+    unpack(text, find_operators(text, packed))
+    rows = np.random.default_rng(0).standard_normal((3, COLUMNS)).astype(np.float32)
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    found = core.compile_model(read(core, text, packed), "CPU", exact)(rows)[0]
+    assert np.allclose(found, rows @ dense(matrix).T, rtol=1e-4, atol=1e-5)
 
 
 def unpacked_parts(total: int, parts: tuple[str, ...], **changed: object) -> IrText:
