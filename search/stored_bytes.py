@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from search.layer_forms import LayerForm, LayerForms
 from shearling.elastic.size import LinearShape, measure_network
-from shearling.kernel.packed_format import (
-    Encoding,
-    Header,
-    ScaleType,
-    ValueType,
-    bytes_are_smaller,
-    expected_value_bytes,
-)
+from shearling.kernel.packed_format import Encoding, Header, ValueType, expected_value_bytes
+from shearling.kernel.packed_scales import ScaleType, bytes_are_smaller
 from shearling.quantization.layerwise import narrowed_group
 
 if TYPE_CHECKING:

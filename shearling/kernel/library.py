@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from shearling.errors import ArtefactCorrupt, ModelUnsupported, ShapeMismatch
 from shearling.kernel.build import build_library
-from shearling.kernel.packed_format import Bytes, Encoding, Matrix, ScaleType, read_header
+from shearling.kernel.packed_format import Bytes, Encoding, Matrix, read_header
+from shearling.kernel.packed_scales import ScaleType
 
 Floats = npt.NDArray[np.float32]
 Kernels = str

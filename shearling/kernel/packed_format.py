@@ -115,10 +115,17 @@ import numpy as np
 import numpy.typing as npt
 
 from shearling.errors import ArtefactCorrupt, ModelUnsupported, NonFiniteWeights, ShapeMismatch
+from shearling.kernel.packed_scales import (
+    PANEL_ROWS,
+    ScaleType,
+    bytes_are_smaller,
+    read_panels,
+    smallest_scales,
+    write_panels,
+)
 
 MAGIC = b"SHEARLNG"
 VERSION = 1
-PANEL_ROWS = 16
 ALIGNMENT = 64
 HEADER = struct.Struct("<8s4I9Q")
 HEADER_BYTES = 128
@@ -158,26 +165,6 @@ class Encoding(IntEnum):
 
     DENSE = 0
     BITMASK = 1
-
-
-class ScaleType(IntEnum):
-    """How scales are stored."""
-
-    NONE = 0
-    F32 = 1
-    F16 = 2
-    I8 = 3
-
-    @property
-    def array_type(self) -> np.dtype[Any]:
-        """Type of the unpacked scales."""
-        return np.dtype(np.float32 if self is ScaleType.F32 else np.float16)
-
-    def panel_bytes(self, groups: int) -> int:
-        """Bytes of the scales of a panel."""
-        if self is ScaleType.NONE:
-            return 0
-        return PANEL_ROWS * (4 + groups if self is ScaleType.I8 else groups * self.array_type.itemsize)
 
 
 @dataclass(frozen=True)
@@ -285,7 +272,7 @@ def _pack(matrix: Matrix, encoding: Encoding, scale_type: ScaleType) -> Bytes:
     header = Header(kind, encoding, scale_type, rows, columns, matrix.group_size, int(counts.sum()), values.nbytes)
     packed = np.zeros(header.total_bytes, np.uint8)
     packed[:HEADER_BYTES] = np.frombuffer(header.to_bytes(), np.uint8)
-    parts: list[Values] = [np.zeros(0, np.uint8) if matrix.scales is None else _panel_scales(matrix.scales, scale_type)]
+    parts: list[Values] = [np.zeros(0, np.uint8) if matrix.scales is None else write_panels(matrix.scales, scale_type)]
     if encoding is Encoding.BITMASK:
         offsets = np.concatenate([[0], np.cumsum(block_bytes.sum(axis=1))]).astype("<u8")
         parts += [offsets, np.packbits(kept, axis=2, bitorder="little")]
@@ -371,59 +358,6 @@ def _nibble_positions(kept: npt.NDArray[np.bool_], block_bytes: npt.NDArray[np.i
     ranks = np.cumsum(kept, axis=2, dtype=np.int64) - 1
     second = np.arange(block_bytes.shape[1])[None, :, None] % 2
     return (2 * (starts[:, :, None] + ranks) + second)[kept]
-
-
-def smallest_scales(scales: Values | None, plain: ScaleType) -> ScaleType:
-    """In which type a matrix stores its scales.
-
-    Args:
-        scales: [rows, groups], or None.
-        plain: in which they are.
-    """
-    if scales is None or plain is not ScaleType.F16:
-        return plain
-    return ScaleType.I8 if bytes_are_smaller(scales.shape[1]) and _split_scales(scales) is not None else plain
-
-
-def bytes_are_smaller(groups: int) -> bool:
-    """Whether scales take less as I8 than as F16, where they can be stored so.
-
-    Args:
-        groups: of a row.
-    """
-    return ScaleType.I8.panel_bytes(groups) < ScaleType.F16.panel_bytes(groups)
-
-
-def _split_scales(scales: Values) -> tuple[Values, Values] | None:
-    """[rows, groups] float16 -> the factor of each row, [rows] float32, and what it is multiplied by, [rows, groups]
-    int8; None where they are not all such products.
-    """
-    # Every finite float16 is a whole number of these.
-    unit = 2.0**-24
-    units = (scales.astype(np.float64) / unit).astype(np.int64)
-    factors = np.gcd.reduce(units, axis=1)
-    multiples = units // np.maximum(factors, 1)[:, None]
-    negative_zero = np.signbit(scales) & (scales == 0)
-    if np.abs(multiples).max() > np.iinfo(np.int8).max or negative_zero.any():
-        return None
-    return (factors * unit).astype(np.float32), multiples.astype(np.int8)
-
-
-def _panel_scales(scales: Values, kind: ScaleType) -> Values:
-    """[rows, groups] -> [panels, groups, 16], or [panels, bytes] of factors and what they are multiplied by."""
-    split = _split_scales(scales) if kind is ScaleType.I8 else None
-    if split is None:
-        return _by_panels(scales)
-    factors, multiples = split
-    panels = _by_panels(multiples)
-    parts = [_by_panels(factors[:, None]).view(np.uint8), panels.view(np.uint8)]
-    return np.concatenate([part.reshape(panels.shape[0], -1) for part in parts], axis=1)
-
-
-def _by_panels(rows: Values) -> Values:
-    """[rows, n] -> [panels, n, 16]."""
-    padded = np.pad(rows, ((0, -rows.shape[0] % PANEL_ROWS), (0, 0)))
-    return np.ascontiguousarray(padded.reshape(-1, PANEL_ROWS, rows.shape[1]).transpose(0, 2, 1))
 
 
 def read_header(packed: Bytes) -> Header:
@@ -533,19 +467,7 @@ def _read_scales(packed: Bytes, header: Header) -> Values | None:
     if header.scale_type is ScaleType.NONE:
         return None
     start, size = header.sections[0], header.section_bytes[0]
-    stored = packed[start : start + size].reshape(header.panels, -1)
-    if header.scale_type is not ScaleType.I8:
-        return _from_panels(stored.view(header.scale_type.array_type), header.rows)
-    factors = _from_panels(np.ascontiguousarray(stored[:, : PANEL_ROWS * 4]).view(np.float32), header.rows)
-    multiples = _from_panels(stored[:, PANEL_ROWS * 4 :].view(np.int8), header.rows)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(factors * multiples).astype(np.float16)
-
-
-def _from_panels(panels: Values, rows: int) -> Values:
-    """[panels, n * 16] -> [rows, n]."""
-    by_rows = panels.reshape(panels.shape[0], -1, PANEL_ROWS).transpose(0, 2, 1)
-    return np.ascontiguousarray(by_rows.reshape(panels.shape[0] * PANEL_ROWS, -1)[:rows])
+    return read_panels(packed[start : start + size].reshape(header.panels, -1), header.scale_type, header.rows)
 
 
 def stored_scale_bytes(matrix: Matrix) -> int:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shearling.kernel.packed_format import bytes_are_smaller
+from shearling.kernel.packed_scales import bytes_are_smaller
 
 LIMITS = {4: (-8, 7), 8: (-127, 127)}
 """By bits, the least and the most integer. The scale of a group may be negative, so that either end of four bits can be

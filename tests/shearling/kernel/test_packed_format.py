@@ -14,13 +14,13 @@ from shearling.kernel.library import pack_matrix, unpack_matrix, validate
 from shearling.kernel.packed_format import (
     Encoding,
     Matrix,
-    ScaleType,
     ValueType,
     pack,
     packed_bytes,
     read_header,
     unpack,
 )
+from shearling.kernel.packed_scales import ScaleType
 from tests.support.matrices import random_matrix
 
 SHAPES = [(1, 1), (16, 4), (17, 5), (33, 130), (64, 96)]

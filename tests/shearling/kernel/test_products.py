@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from shearling.errors import ArtefactCorrupt, ShapeMismatch
 from shearling.kernel import packed_format
 from shearling.kernel.library import load_library, multiply, pack_matrix
-from shearling.kernel.packed_format import Encoding, ScaleType, ValueType, read_header
+from shearling.kernel.packed_format import Encoding, ValueType, read_header
+from shearling.kernel.packed_scales import ScaleType
 from shearling.kernel.torch_operator import PackedLinear
 from tests.support.matrices import dense, random_matrix
 

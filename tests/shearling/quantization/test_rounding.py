@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shearling.calibration.gram import layer_error
-from shearling.kernel.packed_format import ScaleType, smallest_scales
+from shearling.kernel.packed_scales import ScaleType, smallest_scales
 from shearling.quantization.rounding import (
     LIMITS,
     Rounded,
