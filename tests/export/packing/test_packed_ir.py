@@ -141,7 +141,7 @@ def test_a_decoder_without_a_zero_is_packed_whole(tmp_path, weights):
     assert packing.kept == {}
     loaded = load_packed(tmp_path / "packed" / "openvino" / MODEL_XML, properties={"PACKED": "always"})
     assert loaded.attention is None
-    # Many rows are rounded to eight bits, two are not.
+    # Many rows are rounded to eight bits, and for int4 any; two of int8 are not.
     blocks = [*BLOCKS, BLOCKS[0][:2]]
     for stock, packed, block in zip(
         openvino_logits(tmp_path / "stock" / "openvino", blocks, config=FLOAT32_CPU),
@@ -149,7 +149,8 @@ def test_a_decoder_without_a_zero_is_packed_whole(tmp_path, weights):
         blocks,
         strict=True,
     ):
-        assert np.std(stock - packed) <= (0.03 if len(block) > 2 else 3e-4) * np.std(stock)
+        coarse = len(block) > 2 or weights == "int4"
+        assert np.std(stock - packed) <= (0.03 if coarse else 3e-4) * np.std(stock)
 
 
 def test_in_bf16_a_decoder_without_a_zero_stays_as_it_is(tmp_path):
