@@ -80,12 +80,10 @@ def test_an_answer_that_takes_too_long(export: Path) -> None:
         whole = slow.post(COMPLETIONS, ENDLESS)
         assert (whole.status_code, whole.json()["error"]["code"]) == (504, "timeout")
         slow.wait_for("shearling_running_texts", 0)
+        endless = {"model": "tiny", "prompt": "Area man", "max_tokens": 200, "n": 16, "stream": True}
         # On a busy machine before the first event.
         with slow.client() as client, pytest.raises(openai.APIError, match="no complete answer within"):
-            endless = client.completions.create(
-                model="tiny", prompt="Area man", max_tokens=200, n=16, extra_body={"ignore_eos": True}, stream=True
-            )
-            list(endless)
+            list(client.completions.create(**endless, extra_body={"ignore_eos": True}))
         slow.wait_for("shearling_running_texts", 0)
         slow.wait_for("shearling_waiting_texts", 0)
         assert slow.post(COMPLETIONS, {**LONG, "max_tokens": 1}).status_code == 200
