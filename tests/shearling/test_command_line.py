@@ -156,12 +156,13 @@ def test_help_is_0(program):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_unwind_and_keep_their_codes(number, code, program):
     # A shell's background jobs start with SIGINT ignored, and their children inherit that.
+    start = "import os, signal; signal.signal({}, signal.SIG_DFL); os.execv({!r}, {!r})"
+    command = [sys.executable, str(program), "sleep"]
     process = subprocess.Popen(
-        [sys.executable, str(program), "sleep"],
+        [sys.executable, "-c", start.format(int(number), sys.executable, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "sleeping\n"
     process.send_signal(number)
