@@ -28,7 +28,9 @@ def work(how: str, count: int = 1, json: JsonFlag = False, debug: DebugFlag = Fa
     if how == "sleep":
         try:
             print("sleeping", flush=True)
-            time.sleep(60)
+            # A signal just before a sleep does not end it.
+            for _ in range(600):
+                time.sleep(0.1)
         finally:
             print("cleaned", flush=True)
     if how == "full":
