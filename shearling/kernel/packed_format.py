@@ -55,21 +55,24 @@ Fewer, larger nodes win.
 `SparseDecoder`: layers of one shape, each a `SparseLayer` whose x is the attention before it. Written into no file:
 `decoder_fusion` makes it when a model is loaded.
     inputs: qkv [batch, rows, (heads + 2 kv_heads) head_size], queries, keys and values of all heads side by side;
-        residual; step, of `SparseStep`; cache u8 [batch, layers 2 kv_heads, slots, 2 head_size]; weights of every
-        layer, as of `SparseLayer`; vectors f32 [length] (qkv_bias or head_norm_epsilon > 0), for every layer: what is
+        residual; step, of `SparseStep`; cache u8 [batch, layers 2 kv_heads, slots, bytes]; weights of every layer, as
+        of `SparseLayer`; vectors f32 [length] (qkv_bias or head_norm_epsilon > 0), for every layer: what is
         added to qkv, then gammas of the norms of each query and each key, [head_size] both.
     outputs: y of the last layer; the cache with the new keys and values; the z_i of the last layer side by side in one
         tensor, unless m is 0. Those of one layer are the qkv of the next.
     attributes: those of `SparseLayer`, and `layers` int, `heads` int, `kv_heads` int, `head_size` int (a multiple of
-        16), `scale` float (of a product of query and key), `qkv_bias` bool, `head_norm_epsilon` float (0: no norm of
-        queries and keys, which comes before they are turned), `order` list of int: 0 (queries), 1 (keys), 2 (values)
-        as qkv has them; `windows` list of int, of each layer: positions that a query sees, with its own, or 0 for all
-        up to it (not written: 0); `angles` list of int, of each layer: the set of the step that turns it, or -1 for
-        none (not written: 0).
-    The rotary embedding turns halves of heads: x * cos + [-x_2, x_1] * sin. A query sees the positions up to its own
-    that neither the window nor the mask hides.
+        16), `rotary_size` int, even: numbers at the start of a head that angles turn (0: all), `interleaved` bool,
+        `cache` str: f16, i8 or f32, `scale` float (of a product of query and key), `qkv_bias` bool,
+        `head_norm_epsilon` float (0: no norm of queries and keys, which comes before they are turned), `order` list of
+        int: 0 (queries), 1 (keys), 2 (values) as qkv has them; `windows` list of int, of each layer:
+        positions that a query sees, with its own, or 0 for all up to it (not written: 0); `angles` list of int, of each
+        layer: the set of the step that turns it, or -1 for none (not written: 0).
+    The rotary embedding turns halves of what it turns: x * cos + [-x_2, x_1] * sin; those are its even and its odd
+    numbers where it is `interleaved`, and stay in this order, which changes no product of a query and a key. A slot
+    has 2, 1 or 4 bytes for a number, and for i8 a scale in half precision for every 32 of them. A query sees the
+    positions up to its own that neither the window nor the mask hides.
 `SparseStep`: what all attentions of one inference share
-    inputs: cosines and sines [1 or batch, rows, head_size], and those of up to 7 more sets, of the same shape; mask
+    inputs: cosines and sines [1 or batch, rows, rotary_size], and those of up to 7 more sets, of the same shape; mask
         [batch, positions] i64 or i32, new positions last; the rows of the batch that each sequence continues, [batch]
         i32 or i64.
     output: u8 [slots, bytes]; specified in cpp/attention.hpp, as the cache is. attribute: `format_version`.

@@ -9,7 +9,6 @@
 namespace shearling {
 namespace {
 
-constexpr size_t block_positions = 16;
 constexpr size_t step_header_words = 16;
 constexpr int32_t step_magic = 0x50455453;  // STEP
 constexpr int32_t masked_flag = 1, reordered_flag = 2;
@@ -27,7 +26,7 @@ struct CacheHeader {
     uint64_t self;     // address of this cache
     uint64_t partner;  // of the cache that it was written from
 };
-static_assert(sizeof(CacheHeader) == block_positions * sizeof(uint16_t), "the smallest slot holds a header");
+static_assert(sizeof(CacheHeader) <= cache_header_bytes);
 
 uint64_t address_of(const void* memory) { return reinterpret_cast<uintptr_t>(memory); }
 
@@ -40,8 +39,8 @@ uint64_t new_lineage() {
     return next.fetch_add(1, std::memory_order_relaxed);
 }
 
-size_t step_payload(const StepView& step, size_t width) {
-    return 2 * step.sets * step.table_words(width) + (step.mask == nullptr ? 0 : step.batch * step.positions) +
+size_t step_payload(const StepView& step, size_t rotated) {
+    return 2 * step.sets * step.table_words(rotated) + (step.mask == nullptr ? 0 : step.batch * step.positions) +
            (step.sources == nullptr ? 0 : step.batch);
 }
 
@@ -49,9 +48,9 @@ size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-size_t step_words(const StepView& step, size_t width) { return step_header_words + step_payload(step, width); }
+size_t step_words(const StepView& step, size_t rotated) { return step_header_words + step_payload(step, rotated); }
 
-void write_step(const StepView& step, size_t width, const float* const* tables, uint8_t* bytes) {
+void write_step(const StepView& step, size_t rotated, const float* const* tables, uint8_t* bytes) {
     int32_t header[step_header_words] = {
         step_magic,
         static_cast<int32_t>(step.batch),
@@ -67,7 +66,7 @@ void write_step(const StepView& step, size_t width, const float* const* tables, 
         bytes += count * sizeof(float);
     };
     for (size_t table = 0; table < 2 * step.sets; ++table) {
-        append(tables[table], step.table_words(width));
+        append(tables[table], step.table_words(rotated));
     }
     if (step.mask != nullptr) {
         append(step.mask, step.batch * step.positions);
@@ -77,7 +76,7 @@ void write_step(const StepView& step, size_t width, const float* const* tables, 
     }
 }
 
-const char* read_step(const uint8_t* bytes, size_t size, size_t width, StepView& step) {
+const char* read_step(const uint8_t* bytes, size_t size, size_t rotated, StepView& step) {
     int32_t header[step_header_words];
     if (size < sizeof header || reinterpret_cast<uintptr_t>(bytes) % sizeof(float) != 0) {
         return "it is too small";
@@ -97,11 +96,11 @@ const char* read_step(const uint8_t* bytes, size_t size, size_t width, StepView&
         reinterpret_cast<const float*>(bytes + sizeof header), nullptr, nullptr};
     // Every factor is below 2^31 and the width below 2^24, so that only the product of three can overflow.
     constexpr size_t most = size_t{1} << 40;
-    if (step.tables * step.rows > most || step.tables * step.rows * width > most ||
+    if (step.tables * step.rows > most || step.tables * step.rows * rotated > most ||
         step.batch * step.positions > most) {
         return "its sizes are too large";
     }
-    const float* rest = step.angles + 2 * step.sets * step.table_words(width);
+    const float* rest = step.angles + 2 * step.sets * step.table_words(rotated);
     if ((flags & masked_flag) != 0) {
         step.mask = rest;
         rest += step.batch * step.positions;
@@ -109,10 +108,11 @@ const char* read_step(const uint8_t* bytes, size_t size, size_t width, StepView&
     if ((flags & reordered_flag) != 0) {
         step.sources = reinterpret_cast<const int32_t*>(rest);
     }
-    return step_words(step, width) > size / sizeof(float) ? "it ends early" : nullptr;
+    return step_words(step, rotated) > size / sizeof(float) ? "it ends early" : nullptr;
 }
 
-const char* attention_fault(const StepView& step, const Rows& qkv, const CacheView& cache) {
+const char* attention_fault(
+    const AttentionShape& shape, const StepView& step, const Rows& qkv, const CacheView& cache) {
     if (qkv.count != step.batch * step.rows) {
         return "the step is of other rows";
     }
@@ -120,9 +120,9 @@ const char* attention_fault(const StepView& step, const Rows& qkv, const CacheVi
         return "the cache has no room";
     }
     if (step.past() != 0) {
-        // The last block of keys must be whole.
-        const size_t needed = 1 + ceil_div(step.past(), block_positions) * block_positions;
-        if (cache.past == nullptr || cache.past_slots < needed) {
+        // The last block must be whole.
+        const size_t needed = cache_header_bytes + ceil_div(step.past(), block_positions) * shape.block_bytes();
+        if (cache.past == nullptr || cache.past_slots * shape.slot_bytes() < needed) {
             return "the cache holds fewer positions than the mask tells of";
         }
         if (step.sources == nullptr && cache.past_batch < step.batch) {
@@ -164,7 +164,8 @@ AttentionPlan::AttentionPlan(
     // So many queries share what is read of keys and values, and what is made of them.
     constexpr size_t together = 48, together_in_pairs = 96, least_paired = 16, least_split = 64;
     const bool pairs = settings.precision != Precision::exact && multiplies_bf16() &&
-                       step.rows * shape.group() >= least_paired && shape.width % 32 == 0;
+                       step.rows * shape.group() >= least_paired && shape.width % 32 == 0 &&
+                       shape.cache != CacheType::f32;
     paired = pairs ? settings.kernels.paired_attention : nullptr;
     query_rows = std::max<size_t>(1, (paired == nullptr ? together : together_in_pairs) / shape.group());
     splits = 1;
@@ -181,7 +182,9 @@ AttentionPlan::AttentionPlan(
 void AttentionPlan::rotate(
     size_t sequence, size_t index, size_t column, const float* gamma, float scale, float* target) const {
     const float* head = row(sequence, index) + column;
-    Buffer changed(shape.bias == nullptr && gamma == nullptr ? 0 : shape.width * sizeof(float));
+    const size_t rotated = shape.turned ? shape.rotated : 0;
+    const bool apart = rotated != 0 && shape.interleaved;
+    Buffer changed((apart ? 2 : shape.bias != nullptr || gamma != nullptr ? 1 : 0) * shape.width * sizeof(float));
     if (shape.bias != nullptr) {
         for (size_t place = 0; place < shape.width; ++place) {
             changed.floats()[place] = head[place] + shape.bias[column + place];
@@ -192,16 +195,25 @@ void AttentionPlan::rotate(
         settings.kernels.normalise(head, gamma, shape.epsilon, shape.width, changed.floats());
         head = changed.floats();
     }
-    if (!shape.turned) {
-        for (size_t place = 0; place < shape.width; ++place) {
-            target[place] = scale * head[place];
-        }
+    for (size_t place = rotated; place < shape.width; ++place) {
+        target[place] = scale * head[place];
+    }
+    if (rotated == 0) {
         return;
     }
-    const size_t table = step.table_words(shape.width);
+    if (apart) {
+        // Products of queries and keys do not change with the order that both have.
+        float* const halves = changed.floats() + shape.width;
+        for (size_t place = 0; place < rotated / 2; ++place) {
+            halves[place] = head[2 * place];
+            halves[rotated / 2 + place] = head[2 * place + 1];
+        }
+        head = halves;
+    }
+    const size_t table = step.table_words(rotated);
     const float* const cosines = step.angles + 2 * shape.angles * table +
-                                 ((step.tables == 1 ? 0 : sequence) * step.rows + index) * shape.width;
-    settings.kernels.attention->rotate(head, cosines, cosines + table, shape.width / 2, scale, target);
+                                 ((step.tables == 1 ? 0 : sequence) * step.rows + index) * rotated;
+    settings.kernels.attention->rotate(head, cosines, cosines + table, rotated / 2, scale, target);
 }
 
 size_t AppendStep::pieces() const { return ceil_div(plan_.step.positions - plan_.kept, piece_positions) + 1; }
@@ -218,35 +230,25 @@ void AppendStep::run(size_t chunk) const {
     if (first >= last) {
         return;
     }
-    uint16_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
+    uint8_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
     const size_t past = step.past();
     if (first < past) {
-        const uint16_t* const old_keys = plan_.past_slot(plan_.heads_before(source, kv_head));
-        const uint16_t* const old_values = plan_.past_slot(plan_.heads_before(source, kv_head + shape.kv_heads));
-        const size_t until = std::min(last, past);
-        const size_t key_start = first / block_positions * block_positions * shape.width,
-                     key_stop = ceil_div(until, block_positions) * block_positions * shape.width;
-        std::memcpy(keys + key_start, old_keys + key_start, (key_stop - key_start) * sizeof(uint16_t));
+        const size_t until = ceil_div(std::min(last, past), block_positions) * shape.block_bytes(),
+                     from = first / block_positions * shape.block_bytes();
+        std::memcpy(keys + from, plan_.past_blocks(plan_.heads_before(source, kv_head)) + from, until - from);
         std::memcpy(
-            values + first * shape.width, old_values + first * shape.width,
-            (until - first) * shape.width * sizeof(uint16_t));
+            values + from, plan_.past_blocks(plan_.heads_before(source, kv_head + shape.kv_heads)) + from,
+            until - from);
     }
-    const AttentionKernels& kernels = *plan_.settings.kernels.attention;
-    Buffer scratch(shape.width * (sizeof(float) + sizeof(uint16_t)));
+    const CacheKernels& kernels = plan_.settings.kernels.attention->of(shape.cache);
+    Buffer scratch(shape.width * sizeof(float));
     float* const turned = scratch.floats();
-    auto* const halves = reinterpret_cast<uint16_t*>(turned + shape.width);
     for (size_t position = std::max(first, past); position < last; ++position) {
         const float* const row = plan_.row(sequence, position - past);
         plan_.rotate(
             sequence, position - past, shape.first_key + kv_head * shape.width, shape.key_gamma, 1.0f, turned);
-        for (size_t column = 0; column < shape.width; column += 16) {
-            kernels.store_halves(turned + column, halves + column);
-        }
-        uint16_t* const block =
-            keys + position / block_positions * block_positions * shape.width + position % block_positions;
-        for (size_t column = 0; column < shape.width; ++column) {
-            block[column * block_positions] = halves[column];
-        }
+        const size_t block = position / block_positions * shape.block_bytes(), place = position % block_positions;
+        kernels.store_key(turned, shape.width, keys + block, place);
         const size_t first_value = shape.first_value + kv_head * shape.width;
         const float* value = row + first_value;
         if (shape.bias != nullptr) {
@@ -255,9 +257,7 @@ void AppendStep::run(size_t chunk) const {
             }
             value = turned;
         }
-        for (size_t column = 0; column < shape.width; column += 16) {
-            kernels.store_halves(value + column, values + position * shape.width + column);
-        }
+        kernels.store_value(value, shape.width, values + block, place);
     }
 }
 
@@ -265,6 +265,7 @@ void AttendStep::run(size_t chunk) const {
     const AttentionShape& shape = plan_.shape;
     const StepView& step = plan_.step;
     const AttentionKernels& kernels = *plan_.settings.kernels.attention;
+    const CacheKernels& cached = kernels.of(shape.cache);
     const size_t split = chunk % plan_.splits, place = chunk / plan_.splits;
     const size_t sequence_head = place / query_chunks(), sequence = sequence_head / shape.kv_heads,
                  kv_head = sequence_head % shape.kv_heads;
@@ -276,7 +277,7 @@ void AttendStep::run(size_t chunk) const {
                  blocks = ceil_div(seen, block_positions) - first_block;
     const size_t from = (first_block + blocks * split / plan_.splits) * block_positions,
                  to = std::min(seen, (first_block + blocks * (split + 1) / plan_.splits) * block_positions);
-    const uint16_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
+    const uint8_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
 
     const size_t pairs = plan_.paired == nullptr ? 0 : (count / 2 + tile_positions) * width;
     Buffer scratch((count * (2 * width + tile_positions + 2) + pairs) * sizeof(float));
@@ -303,12 +304,13 @@ void AttendStep::run(size_t chunk) const {
     for (size_t start = from; start < to; start += tile_positions) {
         const size_t stop = std::min(to, start + tile_positions),
                      tile_blocks = ceil_div(stop - start, block_positions), padded = tile_blocks * block_positions;
+        const size_t tile = start / block_positions * shape.block_bytes();
         if (plan_.paired != nullptr) {
-            plan_.paired->pair_keys(keys + start * width, width, tile_blocks, key_pairs);
-            plan_.paired->pair_values(values + start * width, width, stop - start, value_pairs);
+            plan_.paired->of(shape.cache).keys(keys + tile, width, tile_blocks, key_pairs);
+            plan_.paired->of(shape.cache).values(values + tile, width, stop - start, value_pairs);
             plan_.paired->score(query_pairs, count, width, key_pairs, tile_blocks, scores, tile_positions);
         } else {
-            kernels.score(queries, count, width, keys + start * width, tile_blocks, scores, tile_positions);
+            cached.score(queries, count, width, keys + tile, tile_blocks, scores, tile_positions);
         }
         for (size_t index = 0; index < count; ++index) {
             float* const row = scores + index * tile_positions;
@@ -347,7 +349,7 @@ void AttendStep::run(size_t chunk) const {
             }
             plan_.paired->gather(weights, tile_positions, count, value_pairs, stop - start, width, sums);
         } else {
-            kernels.gather(scores, tile_positions, count, values + start * width, stop - start, width, sums);
+            cached.gather(scores, tile_positions, count, values + tile, stop - start, width, sums);
         }
     }
     if (plan_.splits > 1) {

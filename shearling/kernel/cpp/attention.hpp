@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "buffer.hpp"
+#include "cache_layout.hpp"
 #include "linear.hpp"
 #include "phases.hpp"
 
@@ -15,6 +16,9 @@ struct AttentionShape {
     size_t heads;
     size_t kv_heads;
     size_t width;  // of a head, a multiple of 16
+    size_t rotated;  // numbers at the start of a head that angles turn, if any do: an even number
+    bool interleaved;  // neighbours are turned together, not a number of one half and the one of the other
+    CacheType cache;
     float scale;   // of a product of query and key
     // Columns of a row of activations where queries, keys and values begin.
     size_t first_query;
@@ -30,13 +34,14 @@ struct AttentionShape {
 
     size_t group() const { return heads / kv_heads; }
     size_t columns() const { return (heads + 2 * kv_heads) * width; }
-    size_t slot_bytes() const { return width * sizeof(uint16_t); }
+    size_t slot_bytes() const { return shearling::slot_bytes(cache, width); }
+    size_t block_bytes() const { return shearling::block_bytes(cache, width); }
 };
 
 // What the layers of one inference share: SparseStep's output. Rows of a batch are rows of the mask.
 //
 // 32-bit words: magic, batch, rows, positions, tables, flags, sets, and zeros up to 16 words; then for every set of
-// angles cosines and sines, [tables][rows][width] each, where tables are 1 or batch; where flags say so the mask,
+// angles cosines and sines, [tables][rows][rotated] each, where tables are 1 or batch; where flags say so the mask,
 // [batch][positions] of 0 or 1, and the rows of the batch that the cache is taken from, [batch].
 struct StepView {
     size_t batch;
@@ -49,28 +54,30 @@ struct StepView {
     const int32_t* sources;  // null: every sequence continues itself
 
     size_t past() const { return positions - rows; }
-    size_t table_words(size_t width) const { return tables * rows * width; }
+    size_t table_words(size_t rotated) const { return tables * rows * rotated; }
 };
 
-// Slots that a cache must have for so many positions. One is a header; what is left free lets a sequence grow for a
-// while without another allocation, and covers the last block of keys where somebody cuts as many slots off as
-// positions.
+// What a head's slots begin with; blocks behind it lie on cache lines.
+constexpr size_t cache_header_bytes = 64;
+
+// Slots that a cache must have for so many positions. What is left free holds the header, lets a sequence grow for a
+// while without another allocation, and covers the last block where somebody cuts as many slots off as positions.
 inline size_t slots_for(size_t positions) {
     constexpr size_t slack = 64, step = 256;
-    return 1 + (positions + slack + step - 1) / step * step;
+    return (positions + slack + step - 1) / step * step;
 }
 
 constexpr size_t most_angle_sets = 8;
-size_t step_words(const StepView& step, size_t width);
+size_t step_words(const StepView& step, size_t rotated);
 // Writes a step; pointers that are null are not flagged. `bytes` are step_words of four; `tables` are cosines and sines
 // of every set, one after the other.
-void write_step(const StepView& step, size_t width, const float* const* tables, uint8_t* bytes);
-// Null, or what is wrong with a step for heads of this width; the view reads `bytes`.
-const char* read_step(const uint8_t* bytes, size_t size, size_t width, StepView& step);
+void write_step(const StepView& step, size_t rotated, const float* const* tables, uint8_t* bytes);
+// Null, or what is wrong with a step for heads that are turned so far; the view reads `bytes`.
+const char* read_step(const uint8_t* bytes, size_t size, size_t rotated, StepView& step);
 
-// A cache: for every sequence 2 kv_heads of each layer times `slots` slots of width halves. The first slot is a header
-// (in the first head of a layer in the first sequence, else unused); keys follow in blocks of 16 positions,
-// [width][16], in the later heads of the layer values, [width] each. A view is of one layer, and begins there.
+// A cache: for every sequence 2 kv_heads of each layer times `slots` slots. A head's begin with a header (in the first
+// head of a layer in the first sequence, else unused); blocks follow (cache_layout.hpp), of keys in the earlier heads of
+// the layer and of values in the later ones. A view is of one layer, and begins there.
 struct CacheView {
     const uint8_t* past;  // as it was; null: nothing
     size_t past_slots;
@@ -81,7 +88,8 @@ struct CacheView {
 };
 
 // Null, or why these do not fit together.
-const char* attention_fault(const StepView& step, const Rows& qkv, const CacheView& cache);
+const char* attention_fault(
+    const AttentionShape& shape, const StepView& step, const Rows& qkv, const CacheView& cache);
 
 // What the phases of an attention share.
 struct AttentionPlan {
@@ -97,15 +105,15 @@ struct AttentionPlan {
     }
     size_t head_bytes(size_t slots) const { return slots * shape.slot_bytes(); }
     size_t heads_before(size_t sequence, size_t kv_head) const { return sequence * cache.heads + kv_head; }
-    uint16_t* keys(size_t sequence, size_t kv_head) const { return slot(heads_before(sequence, kv_head)); }
-    uint16_t* values(size_t sequence, size_t kv_head) const {
-        return slot(heads_before(sequence, kv_head + shape.kv_heads));
+    uint8_t* keys(size_t sequence, size_t kv_head) const { return blocks(heads_before(sequence, kv_head)); }
+    uint8_t* values(size_t sequence, size_t kv_head) const {
+        return blocks(heads_before(sequence, kv_head + shape.kv_heads));
     }
-    const uint16_t* past_slot(size_t heads) const {
-        return reinterpret_cast<const uint16_t*>(cache.past + heads * head_bytes(cache.past_slots)) + shape.width;
+    const uint8_t* past_blocks(size_t heads) const {
+        return cache.past + heads * head_bytes(cache.past_slots) + cache_header_bytes;
     }
-    uint16_t* slot(size_t heads) const {
-        return reinterpret_cast<uint16_t*>(cache.next + heads * head_bytes(cache.next_slots)) + shape.width;
+    uint8_t* blocks(size_t heads) const {
+        return cache.next + heads * head_bytes(cache.next_slots) + cache_header_bytes;
     }
     const float* row(size_t sequence, size_t index) const {
         return qkv.data + (sequence * step.rows + index) * qkv.stride;

@@ -471,15 +471,7 @@ void expand_panel(const PackedMatrix& matrix, size_t index, uint8_t* scratch) {
 
 #include "exact.inc"
 
-INLINE Lanes load_halves(const uint16_t* halves) {
-    return reinterpret_cast<Lanes>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves))));
-}
-
-void store_halves(const float* source, uint16_t* target) {
-    const __m512 most = _mm512_set1_ps(65504.0f), least = _mm512_set1_ps(-65504.0f);
-    const __m512 values = _mm512_min_ps(_mm512_max_ps(_mm512_loadu_ps(source), least), most);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
-}
+#include "avx512_numbers.inc"
 
 constexpr size_t attention_rows = 6;
 constexpr size_t attention_lanes = 4;

@@ -14,14 +14,13 @@ namespace shearling {
 namespace {
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 // Sums that fit the registers, beside the vectors that they are made of.
 constexpr size_t most_rows = 6;
 constexpr size_t most_lanes = 4;
 
-INLINE __m512 load_halves(const uint16_t* halves) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
-}
+#include "avx512_numbers.inc"
 
 // Pairs of a number of `low` and the one of `high` in its place.
 INLINE void store_pairs(__m512 low, __m512 high, uint32_t* pairs) {
@@ -32,19 +31,55 @@ INLINE void store_pairs(__m512 low, __m512 high, uint32_t* pairs) {
     _mm512_storeu_si512(pairs, _mm512_permutexvar_epi16(order, one_after_the_other));
 }
 
-void pair_keys(const uint16_t* keys, size_t width, size_t blocks, uint32_t* pairs) {
-    for (size_t vector = 0; vector < blocks * width / 2; ++vector, keys += 32, pairs += 16) {
-        store_pairs(load_halves(keys), load_halves(keys + 16), pairs);
+struct HalfNumbers {
+    static constexpr CacheType type = CacheType::f16;
+    static INLINE __m512 load(const uint8_t* block, size_t place) {
+        return load_halves(reinterpret_cast<const uint16_t*>(block) + place);
+    }
+    static INLINE __m512 scales(const uint8_t*, size_t, size_t) { return _mm512_set1_ps(1.0f); }
+};
+
+struct ByteNumbers {
+    static constexpr CacheType type = CacheType::i8;
+    static INLINE __m512 load(const uint8_t* block, size_t place) {
+        return load_bytes(reinterpret_cast<const int8_t*>(block) + place);
+    }
+    static INLINE __m512 scales(const uint8_t* block, size_t width, size_t group) {
+        return load_halves(block_scales(block, width, group));
+    }
+};
+
+template <class Numbers>
+void pair_keys(const uint8_t* keys, size_t width, size_t blocks, uint32_t* pairs) {
+    for (size_t block = 0; block < blocks; ++block, keys += block_bytes(Numbers::type, width)) {
+        for (size_t column = 0; column < width; column += 2, pairs += 16) {
+            const __m512 scales = Numbers::scales(keys, width, column / scale_columns);
+            store_pairs(
+                _mm512_mul_ps(Numbers::load(keys, column * block_positions), scales),
+                _mm512_mul_ps(Numbers::load(keys, (column + 1) * block_positions), scales), pairs);
+        }
     }
 }
 
-void pair_values(const uint16_t* values, size_t width, size_t positions, uint32_t* pairs) {
-    for (size_t position = 0; position < positions; position += 2, values += 2 * width, pairs += width) {
+template <class Numbers>
+void pair_values(const uint8_t* values, size_t width, size_t positions, uint32_t* pairs) {
+    for (size_t start = 0; start < positions; start += block_positions) {
+        const size_t count = positions - start < block_positions ? positions - start : block_positions;
         for (size_t column = 0; column < width; column += 16) {
-            // The last of an odd number has nothing beside it.
-            const __m512 next = position + 1 < positions ? load_halves(values + width + column) : _mm512_setzero_ps();
-            store_pairs(load_halves(values + column), next, pairs + column);
+            alignas(64) float scales[block_positions];
+            _mm512_store_ps(scales, Numbers::scales(values, width, column / scale_columns));
+            for (size_t place = 0; place < count; place += 2) {
+                const auto scaled = [&](size_t position) INLINE_LAMBDA {
+                    // The last of an odd number has nothing beside it.
+                    return position == count ? _mm512_setzero_ps()
+                                             : _mm512_mul_ps(
+                                                   Numbers::load(values, position * width + column),
+                                                   _mm512_set1_ps(scales[position]));
+                };
+                store_pairs(scaled(place), scaled(place + 1), pairs + (start + place) / 2 * width + column);
+            }
         }
+        values += block_bytes(Numbers::type, width);
     }
 }
 
@@ -166,7 +201,13 @@ void gather(
 
 }  // namespace
 
-const PairedAttention avx512_paired_attention = {pair_keys, pair_values, pair_numbers, score, gather};
+const PairedAttention avx512_paired_attention = {
+    {{pair_keys<HalfNumbers>, pair_values<HalfNumbers>},
+     {pair_keys<ByteNumbers>, pair_values<ByteNumbers>},
+     {nullptr, nullptr}},
+    pair_numbers,
+    score,
+    gather};
 
 }  // namespace shearling
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activations.hpp"
+#include "cache_layout.hpp"
 #include "packed_matrix.hpp"
 
 namespace shearling {
@@ -51,43 +52,55 @@ constexpr uint32_t forms(Some... some) {
     return (0u | ... | (1u << static_cast<unsigned>(some)));
 }
 
-// Steps of an attention; widths are multiples of 16, so are counts of scores. A block of keys is 16 positions,
-// [width][16] in half precision; values are [position][width].
-struct AttentionKernels {
+// Steps of an attention over a cache of one type (cache_layout.hpp); widths are multiples of 16, so are counts of scores.
+struct CacheKernels {
     // scores[row * stride + position] = queries[row] . key(position)
     void (*score)(
-        const float* queries, size_t rows, size_t width, const uint16_t* keys, size_t blocks, float* scores,
+        const float* queries, size_t rows, size_t width, const uint8_t* keys, size_t blocks, float* scores,
         size_t stride);
     // sums[row] += sum over positions of weights[row * stride + position] * value(position)
     void (*gather)(
-        const float* weights, size_t stride, size_t rows, const uint16_t* values, size_t positions, size_t width,
+        const float* weights, size_t stride, size_t rows, const uint8_t* values, size_t positions, size_t width,
         float* sums);
+    // Write a head at a place of a block; what the type cannot hold becomes its largest.
+    void (*store_key)(const float* head, size_t width, uint8_t* block, size_t place);
+    void (*store_value)(const float* head, size_t width, uint8_t* block, size_t place);
+};
+
+struct AttentionKernels {
+    CacheKernels cache[cache_types];
     float (*largest_of)(const float* scores, size_t count);
     // scores[i] = e^(scores[i] - largest); their sum.
     float (*exponentiate)(float* scores, size_t count, float largest);
-    // 16 numbers in half precision; what it cannot hold becomes its largest.
-    void (*store_halves)(const float* source, uint16_t* target);
     // target = scale * (head turned by the angles): lane i of either half by cosines and sines [2 * half].
     void (*rotate)(
         const float* head, const float* cosines, const float* sines, size_t half, float scale, float* target);
+
+    const CacheKernels& of(CacheType type) const { return cache[static_cast<size_t>(type)]; }
+};
+
+// Makes pairs of bf16 of what a cache holds. Keys: a block of [width][16] becomes [width / 2][16] pairs. Values:
+// [positions][width] become [positions / 2][width] pairs, of a position and the next.
+struct CachePairs {
+    void (*keys)(const uint8_t* keys, size_t width, size_t blocks, uint32_t* pairs);
+    void (*values)(const uint8_t* values, size_t width, size_t positions, uint32_t* pairs);
 };
 
 // The products of an attention in pairs of bf16, where many queries meet the same keys and values: pairs are made once
 // for all of them.
 struct PairedAttention {
-    // Keys: a block's [width][16] halves become [width / 2][16] pairs. Values: [positions][width] halves become
-    // [positions / 2][width] pairs, of a position and the next; `positions` is even.
-    void (*pair_keys)(const uint16_t* keys, size_t width, size_t blocks, uint32_t* pairs);
-    void (*pair_values)(const uint16_t* values, size_t width, size_t positions, uint32_t* pairs);
+    CachePairs cache[cache_types];  // null for f32
     // Pairs of neighbours; `count` is a multiple of 32.
     void (*pair_numbers)(const float* numbers, size_t count, uint32_t* pairs);
-    // As `score` and `gather` of AttentionKernels: queries [rows][width / 2], weights [row][stride pairs].
+    // As `score` and `gather` of CacheKernels: queries [rows][width / 2], weights [row][stride pairs].
     void (*score)(
         const uint32_t* queries, size_t rows, size_t width, const uint32_t* keys, size_t blocks, float* scores,
         size_t stride);
     void (*gather)(
         const uint32_t* weights, size_t stride, size_t rows, const uint32_t* values, size_t positions, size_t width,
         float* sums);
+
+    const CachePairs& of(CacheType type) const { return cache[static_cast<size_t>(type)]; }
 };
 
 struct KernelSet {

@@ -19,6 +19,9 @@ bool SparseDecoder::visit_attributes(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("heads", heads_);
     visitor.on_attribute("kv_heads", kv_heads_);
     visitor.on_attribute("head_size", head_size_);
+    visitor.on_attribute("rotary_size", rotary_size_);
+    visitor.on_attribute("interleaved", interleaved_);
+    visitor.on_attribute("cache", cache_);
     visitor.on_attribute("scale", scale_);
     visitor.on_attribute("order", order_);
     visitor.on_attribute("windows", windows_);
@@ -37,6 +40,9 @@ std::shared_ptr<ov::Node> SparseDecoder::clone_with_new_inputs(const ov::OutputV
     clone->heads_ = heads_;
     clone->kv_heads_ = kv_heads_;
     clone->head_size_ = head_size_;
+    clone->rotary_size_ = rotary_size_;
+    clone->interleaved_ = interleaved_;
+    clone->cache_ = cache_;
     clone->scale_ = scale_;
     clone->order_ = order_;
     clone->windows_ = windows_;
@@ -52,6 +58,9 @@ AttentionShape SparseDecoder::attention(size_t layer) const {
     shape.heads = static_cast<size_t>(heads_);
     shape.kv_heads = static_cast<size_t>(kv_heads_);
     shape.width = static_cast<size_t>(head_size_);
+    shape.rotated = static_cast<size_t>(rotary_size_ == 0 ? head_size_ : rotary_size_);
+    shape.interleaved = interleaved_;
+    shape.cache = cache_type();
     shape.scale = static_cast<float>(scale_);
     const int64_t angles = angles_.empty() ? 0 : angles_[layer];
     shape.window = windows_.empty() ? 0 : static_cast<size_t>(windows_[layer]);
@@ -68,6 +77,14 @@ AttentionShape SparseDecoder::attention(size_t layer) const {
     return shape;
 }
 
+CacheType SparseDecoder::cache_type() const {
+    return cache_ == "i8" ? CacheType::i8 : cache_ == "f32" ? CacheType::f32 : CacheType::f16;
+}
+
+int64_t SparseDecoder::cache_slot() const {
+    return static_cast<int64_t>(slot_bytes(cache_type(), static_cast<size_t>(head_size_)));
+}
+
 int64_t SparseDecoder::next_columns() const {
     return std::accumulate(layer_.rows.begin(), layer_.rows.end(), int64_t{0});
 }
@@ -77,7 +94,7 @@ ov::PartialShape SparseDecoder::cache_shape() const {
     const ov::PartialShape &x = get_input_partial_shape(0), &step = get_input_partial_shape(2);
     return {
         x.rank().is_static() ? x[0] : ov::Dimension(), layers_ * 2 * kv_heads_,
-        step.rank().is_static() ? step[0] : ov::Dimension(), 2 * head_size_};
+        step.rank().is_static() ? step[0] : ov::Dimension(), cache_slot()};
 }
 
 void SparseDecoder::validate_and_infer_types() {
@@ -88,6 +105,11 @@ void SparseDecoder::validate_and_infer_types() {
         kv_heads_ > 0 && heads_ > 0 && heads_ <= most_heads && kv_heads_ <= heads_ && heads_ % kv_heads_ == 0 &&
             head_size_ > 0 && head_size_ <= most_head_size && head_size_ % 16 == 0 && heads_ * head_size_ == columns_,
         heads_, " heads of ", head_size_, " in ", kv_heads_, " groups do not make ", columns_, " columns");
+    NODE_VALIDATION_CHECK(
+        this, rotary_size_ >= 0 && rotary_size_ <= head_size_ && rotary_size_ % 2 == 0, rotary_size_, " numbers of ",
+        head_size_, " cannot be turned");
+    NODE_VALIDATION_CHECK(
+        this, cache_ == "f16" || cache_ == "i8" || cache_ == "f32", "a cache in ", cache_, " is not known");
     NODE_VALIDATION_CHECK(this, std::isfinite(scale_), "scale is ", scale_);
     NODE_VALIDATION_CHECK(
         this, order_.size() == 3 && std::set<int64_t>(order_.begin(), order_.end()) == std::set<int64_t>({0, 1, 2}),
@@ -117,7 +139,7 @@ void SparseDecoder::validate_and_infer_types() {
             input, " is ", found, " ", get_input_partial_shape(input), ", expected ", type, " ", shape);
     };
     expect(2, ov::element::u8, {-1, -1});
-    expect(3, ov::element::u8, {-1, layers_ * 2 * kv_heads_, -1, 2 * head_size_});
+    expect(3, ov::element::u8, {-1, layers_ * 2 * kv_heads_, -1, cache_slot()});
     if (has_vectors()) {
         check_activation(*this, input_count() - 1, layers_ * vector_length());
     }
@@ -149,7 +171,7 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     OPENVINO_ASSERT(residual.rows.count == rows, "a residual of shape ", inputs[1].get_shape());
     OPENVINO_ASSERT(inputs[2].get_element_type() == ov::element::u8, "the step is ", inputs[2].get_element_type());
     StepView step{};
-    const char* fault = read_step(inputs[2].data<const uint8_t>(), inputs[2].get_byte_size(), attention.width, step);
+    const char* fault = read_step(inputs[2].data<const uint8_t>(), inputs[2].get_byte_size(), attention.rotated, step);
     OPENVINO_ASSERT(fault == nullptr, "the step of a decoder does not fit: ", fault);
     OPENVINO_ASSERT(
         angles_.empty() || static_cast<int64_t>(step.sets) > *std::max_element(angles_.begin(), angles_.end()),
@@ -165,7 +187,7 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     CacheView view{
         empty ? nullptr : inputs[3].data<const uint8_t>(), empty ? 0 : past[2], empty ? 0 : past[0], nullptr,
         cache[2], cache[1]};
-    fault = attention_fault(step, qkv.rows, view);
+    fault = attention_fault(attention, step, qkv.rows, view);
     OPENVINO_ASSERT(fault == nullptr, "the attention of a decoder does not fit: ", fault);
     outputs[1].set_shape(cache);
     view.next = outputs[1].data<uint8_t>();

@@ -154,6 +154,8 @@ private:
     bool has_vectors() const { return qkv_bias_ || head_norm_epsilon_ > 0.0; }
     int64_t qkv_columns() const { return (heads_ + 2 * kv_heads_) * head_size_; }
     int64_t next_columns() const;
+    CacheType cache_type() const;
+    int64_t cache_slot() const;
     // Of one layer.
     int64_t vector_length() const {
         return (qkv_bias_ ? qkv_columns() : 0) + (head_norm_epsilon_ > 0.0 ? 2 * head_size_ : 0);
@@ -166,6 +168,9 @@ private:
     int64_t heads_ = 0;
     int64_t kv_heads_ = 0;
     int64_t head_size_ = 0;
+    int64_t rotary_size_ = 0;  // 0: whole heads are turned
+    bool interleaved_ = false;
+    std::string cache_ = "f16";
     double scale_ = 0.0;
     std::vector<int64_t> order_;
     std::vector<int64_t> windows_;

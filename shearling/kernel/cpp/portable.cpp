@@ -46,6 +46,22 @@ void store_halves(const float* source, uint16_t* target) {
     }
 }
 
+Lanes load_bytes(const int8_t* bytes) {
+    Lanes values;
+    for (int lane = 0; lane < 16; ++lane) {
+        values[lane] = bytes[lane];
+    }
+    return values;
+}
+
+void store_bytes(const float* source, float factor, int8_t* target) {
+    for (int lane = 0; lane < 16; ++lane) {
+        const float value = source[lane] * factor;
+        // What is no number becomes the least, as in vectors.
+        target[lane] = static_cast<int8_t>(std::nearbyint(value > -127.0f ? std::fmin(value, 127.0f) : -127.0f));
+    }
+}
+
 constexpr size_t attention_rows = 3;
 constexpr size_t attention_lanes = 1;
 

@@ -14,364 +14,55 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from .attention_match import Attention, angle_sets, find_attentions, find_window
+from .graph_match import Array, NoMatch
 from .ir_text import FORMAT_VERSION, IrText, MalformedText, Source
 
-STOCK_ATTENTION = {"ATTENTION_BACKEND", "KV_CACHE_PRECISION", "scheduler_config", "draft_model", "prompt_lookup"}
-"""Properties with which a packed decoder keeps OpenVINO's attention: they ask for that of GenAI's continuous batching,
-or for another precision of its cache than the f16 of ours.
+STOCK_ATTENTION = {"ATTENTION_BACKEND", "scheduler_config", "draft_model", "prompt_lookup"}
+"""Properties with which a packed decoder keeps OpenVINO's attention: they ask for that of GenAI's continuous batching.
 """
-Array = npt.NDArray[np.float32]
-HEAD_SIZE_STEP = 16
-MOST_HEAD_SIZE = 4096
-MOST_ANGLE_SETS = 8
+CACHE_PRECISION = "KV_CACHE_PRECISION"
+CACHE_TYPES = {"f16": "f16", "u8": "i8", "f32": "f32"}
+"""Precisions of the cache that attention in the layers knows, in OpenVINO's names and in ours."""
+SCALE_COLUMNS = 32
 
 
-class _NoMatch(Exception):
-    """What is there is something else; the reason in words."""
-
-
-@dataclass(frozen=True)
-class _Attention:
-    """One attention between two packed operators.
-
-    Attributes:
-        layer: the SparseLayer that reads it.
-        inputs: outputs that queries, keys and values come from, [batch, rows, heads * size].
-        biases: of queries, keys and values; none where there are none.
-        gammas: of the norms of queries and keys; none where there are none.
-        epsilon: of these norms; 0 where there are none.
-        angles: outputs of cosines and sines, [batch or 1, rows, size]; None where heads are not turned.
-        mask: output, with the window in it.
-        variables: of its cache, by name.
-    """
-
-    layer: Any
-    inputs: tuple[Any, Any, Any]
-    biases: tuple[Array, ...]
-    gammas: tuple[Array, ...]
-    epsilon: float
-    heads: int
-    kv_heads: int
-    head_size: int
-    scale: float
-    angles: tuple[Any, Any] | None
-    mask: Any
-    beam: Any
-    variables: tuple[str, str]
-
-
-def fuse_decoder(text: IrText, model: Any, config: Mapping[str, Any]) -> str | None:
+def fuse_decoder(text: IrText, model: Any, config: Mapping[str, Any], *, cache: str = "f16") -> str | None:
     """Put every attention of a packed decoder into the layer behind it.
 
     Args:
         text: of the IR; changed where there is no obstacle.
         model: the `openvino.Model` that was read from this text, with a cache in variables.
         config: of the model, as in config.json: what it says of caps on scores, which a graph leaves out.
+        cache: in what it keeps keys and values, one of `CACHE_TYPES`.
 
     Returns:
         Why nothing was changed; None where it was.
     """
     try:
-        attentions = _find(model, config)
-        windows = {item.mask: _window(item.mask) for item in attentions}
-        _rewrite(text, attentions, [windows[item.mask] for item in attentions], _mask_parameter(model))
-    except _NoMatch as reason:
+        attentions = find_attentions(model, config)
+        windows = {item.mask: find_window(item.mask) for item in attentions}
+        _rewrite(
+            text, attentions, [windows[item.mask] for item in attentions], _mask_parameter(model), CACHE_TYPES[cache]
+        )
+    except NoMatch as reason:
         return str(reason)
     except MalformedText as fault:
         return f"its text cannot be changed: {fault}"
     return None
 
 
-def _find(model: Any, config: Mapping[str, Any]) -> list[_Attention]:
-    if config.get("attn_logit_softcapping") is not None:
-        raise _NoMatch("scores of attention are capped")
-    nodes = model.get_ordered_ops()
-    layers = [node for node in nodes if node.get_type_name() == "SparseLayer"]
-    attentions = [_attention(node) for node in nodes if node.get_type_name() == "ScaledDotProductAttention"]
-    if not attentions or [item.layer for item in attentions] != layers:
-        raise _NoMatch("not every attention lies before a packed layer")
-    if any(item.beam != attentions[0].beam for item in attentions):
-        raise _NoMatch("layers differ in the order of their sequences")
-    if not 0 < len(_sets(attentions)) <= MOST_ANGLE_SETS:
-        raise _NoMatch("no rotary embedding, or too many")
-    for before, item in itertools.pairwise(attentions):
-        if before.layer.get_output_size() != 4 or {output.get_node() for output in item.inputs} != {before.layer}:
-            raise _NoMatch("something lies between a packed layer and the next attention")
-    names = {name for item in attentions for name in item.variables}
-    if {sink.get_variable_id() for sink in model.get_sinks()} != names or len(names) != 2 * len(attentions):
-        raise _NoMatch("the model keeps more than keys and values")
-    return attentions
-
-
-def _sets(attentions: Sequence[_Attention]) -> list[tuple[Any, Any]]:
-    """Cosines and sines that some layer is turned by."""
-    found: list[tuple[Any, Any]] = []
-    for item in attentions:
-        if item.angles is not None and item.angles not in found:
-            found.append(item.angles)
-    return found
-
-
-def _attention(sdpa: Any) -> _Attention:
-    if sdpa.get_attributes().get("causal") or len(sdpa.inputs()) not in (4, 5):
-        raise _NoMatch("the mask of an attention is not an input")
-    joined = _only(_only(sdpa, "Transpose"), "Reshape")
-    layer = _only(joined, "SparseLayer")
-    if layer.input_value(0).get_node() != joined:
-        raise _NoMatch("an attention is added to something")
-    query, angles = _unrotate(sdpa.input_value(0))
-    keys, key_name, beam = _cached(sdpa.input_value(1))
-    values, value_name, value_beam = _cached(sdpa.input_value(2))
-    key, key_angles = _unrotate(keys)
-    if (angles, beam) != (key_angles, value_beam):
-        raise _NoMatch("queries and keys are turned by different angles")
-    parts = [_split_heads(output) for output in (query, key, values)]
-    (heads, size), (kv_heads, key_size), (value_heads, value_size) = (part.shape for part in parts)
-    if not (size == key_size == value_size and kv_heads == value_heads and heads % kv_heads == 0):
-        raise _NoMatch("heads differ in size")
-    if size % HEAD_SIZE_STEP or size > MOST_HEAD_SIZE:
-        raise _NoMatch(f"heads of {size}")
-    for table in angles or ():
-        turned = table.get_partial_shape()
-        if turned.rank.is_dynamic or len(turned) != 3 or not turned[2].is_static or turned[2].get_length() != size:
-            raise _NoMatch("heads are turned in part")
-    biases = tuple(part.bias for part in parts if part.bias is not None)
-    norms = tuple(part.norm for part in parts if part.norm is not None)
-    if len(biases) not in (0, 3) or len(norms) not in (0, 2) or parts[2].norm is not None:
-        raise _NoMatch("biases or norms of some alone")
-    if len({epsilon for _, epsilon in norms}) > 1:
-        raise _NoMatch("norms of queries and keys differ")
-    return _Attention(
-        layer=layer,
-        inputs=(parts[0].rows, parts[1].rows, parts[2].rows),
-        biases=biases,
-        gammas=tuple(gamma for gamma, _ in norms),
-        epsilon=norms[0][1] if norms else 0.0,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=size,
-        scale=size**-0.5 if len(sdpa.inputs()) == 4 else _number(sdpa.input_value(4).get_node()),
-        angles=angles,
-        mask=sdpa.input_value(3),
-        beam=beam,
-        variables=(key_name, value_name),
-    )
-
-
-def _unrotate(output: Any) -> tuple[Any, tuple[Any, Any] | None]:
-    """x, and cosines and sines, of x * cos + concat(-x[half:], x[:half]) * sin; of all else itself and None."""
-    add = output.get_node()
-    if add.get_type_name() != "Add":
-        return output, None
-    sides = [_node(add.input_value(port), "Multiply") for port in (0, 1)]
-    turned = [side for side in sides if side.input_value(0).get_node().get_type_name() == "Concat"]
-    if len(turned) != 1:
-        raise _NoMatch("no rotary embedding of halves")
-    straight = sides[1 - sides.index(turned[0])]
-    x = straight.input_value(0)
-    halves = _node(turned[0].input_value(0), "Concat")
-    if len(halves.inputs()) != 2 or halves.get_attributes()["axis"] not in (-1, 3):
-        raise _NoMatch("no rotary embedding of halves")
-    negative = _node(halves.input_value(0), "Multiply")
-    width = _width(x)
-    if _number(negative.input_value(1).get_node()) != -1.0:
-        raise _NoMatch("no rotary embedding of halves")
-    if _slice(negative.input_value(0), x) != (width // 2, None) or _slice(halves.input_value(1), x) != (0, width // 2):
-        raise _NoMatch("no rotary embedding of halves")
-    return x, (_table(straight.input_value(1)), _table(turned[0].input_value(1)))
-
-
-def _width(x: Any) -> int:
-    """The last of four sizes."""
-    shape = x.get_partial_shape()
-    if shape.rank.is_dynamic or len(shape) != 4 or not shape[3].is_static:
-        raise _NoMatch("the size of heads is not known")
-    return int(shape[3].get_length())
-
-
-def _slice(output: Any, x: Any) -> tuple[int, int | None]:
-    """Start and end of a slice of the last axis; None for an end that is x's."""
-    node = _node(output, "Slice")
-    if node.input_value(0) != x or len(node.inputs()) != 5:
-        raise _NoMatch("no rotary embedding of halves")
-    start, stop, step, axis = (int(_number(node.input_value(port).get_node())) for port in (1, 2, 3, 4))
-    width = _width(x)
-    if step != 1 or axis not in (3, -1):
-        raise _NoMatch("no rotary embedding of halves")
-    return start, None if stop >= width else stop
-
-
-def _table(output: Any) -> Any:
-    """What a table of angles is before an axis for the heads is put into it."""
-    node = _node(output, "Unsqueeze")
-    if _number(node.input_value(1).get_node()) != 1:
-        raise _NoMatch("no rotary embedding of halves")
-    return node.input_value(0)
-
-
-def _cached(output: Any) -> tuple[Any, str, Any]:
-    """What is appended to a cache, its name, and the order of the sequences; before or after heads are repeated."""
-    node = output.get_node()
-    if node.get_type_name() == "Reshape":
-        node = _node(_node(node.input_value(0), "Broadcast").input_value(0), "Unsqueeze").input_value(0).get_node()
-    if node.get_type_name() != "Concat" or len(node.inputs()) != 2 or node.get_attributes()["axis"] not in (-2, 2):
-        raise _NoMatch("no cache of keys and values")
-    gather = _node(node.input_value(0), "Gather")
-    read = _node(gather.input_value(0), "ReadValue")
-    beam = _node(gather.input_value(1), "Parameter")
-    if _number(gather.input_value(2).get_node()) != 0:
-        raise _NoMatch("no cache of keys and values")
-    return node.input_value(1), str(read.get_variable_id()), beam.output(0)
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """What heads are cut from.
-
-    Attributes:
-        rows: output [batch, rows, heads * size].
-        bias: [heads * size] that is added to them, or None.
-        norm: gamma [size] and epsilon of an RMS norm of every head, or None.
-        shape: how many heads, and their size.
-    """
-
-    rows: Any
-    bias: Array | None
-    norm: tuple[Array, float] | None
-    shape: tuple[int, int]
-
-
-def _split_heads(output: Any) -> _Heads:
-    # A norm of heads comes before they are transposed, or behind.
-    behind, norm_behind = _unnormalize(output)
-    transpose = _node(behind, "Transpose")
-    axes = transpose.input_value(1).get_node()
-    if axes.get_type_name() != "Constant" or axes.data.tolist() != [0, 2, 1, 3]:
-        raise _NoMatch("heads lie in another order")
-    source, norm_before = _unnormalize(transpose.input_value(0))
-    if norm_before is not None and norm_behind is not None:
-        raise _NoMatch("two norms of heads")
-    norm = norm_before or norm_behind
-    shape = _node(source, "Reshape").get_output_partial_shape(0)
-    if len(shape) != 4 or not shape[2].is_static or not shape[3].is_static:
-        raise _NoMatch("the number of heads is not known")
-    rows, bias = source.get_node().input_value(0), None
-    if rows.get_node().get_type_name() == "Add":
-        bias, rows = _array_and_other(rows.get_node())
-        bias = bias.reshape(-1)
-    heads, size = shape[2].get_length(), shape[3].get_length()
-    if (bias is not None and bias.size != heads * size) or (norm is not None and norm[0].size != size):
-        raise _NoMatch("a bias or a norm of another size")
-    return _Heads(rows, bias, norm, (heads, size))
-
-
-def _unnormalize(output: Any) -> tuple[Any, tuple[Array, float] | None]:
-    """x, and gamma and epsilon, of gamma * (x * (1 / sqrt(mean(x^2) + epsilon))); of what no product ends, itself."""
-    if output.get_node().get_type_name() != "Multiply":
-        return output, None
-    gamma, normalized = _array_and_other(output.get_node())
-    product = _node(normalized, "Multiply")
-    divides = [port for port in (0, 1) if product.input_value(port).get_node().get_type_name() == "Divide"]
-    if len(divides) != 1:
-        raise _NoMatch("no norm of heads")
-    x, divide = product.input_value(1 - divides[0]), product.input_value(divides[0]).get_node()
-    total = _node(_node(divide.input_value(1), "Sqrt").input_value(0), "Add")
-    epsilon, mean = _array_and_other(total)
-    power = _node(_node(mean, "ReduceMean").input_value(0), "Power")
-    axes = _number(mean.get_node().input_value(1).get_node())
-    if (
-        _number(divide.input_value(0).get_node()) != 1.0
-        or axes not in (-1, 3)
-        or _number(power.input_value(1).get_node()) != 2.0
-        or power.input_value(0) != x
-        or epsilon.size != 1
-    ):
-        raise _NoMatch("no norm of heads")
-    return x, (gamma.reshape(-1), float(epsilon.reshape(())))
-
-
-def _array_and_other(node: Any) -> tuple[Array, Any]:
-    """The constant that is one input of a node, in float32, and the other input."""
-    for port in (0, 1):
-        source = node.input_value(port).get_node()
-        while source.get_type_name() == "Convert":
-            source = source.input_value(0).get_node()
-        if source.get_type_name() == "Constant" and source.get_element_type().get_type_name() in ("f32", "f16"):
-            return np.asarray(source.data, dtype=np.float32), node.input_value(1 - port)
-    raise _NoMatch("no constant where one was expected")
-
-
-COMPARISONS = {"LessEqual", "Less", "Greater", "GreaterEqual", "Equal", "NotEqual"}
-
-
-def _window(mask: Any) -> int:
-    """How many positions a mask lets a query see, its own among them; 0 where it hides the future and padding alone.
-
-    That of the future compares positions once, key <= query; a window once more, key > query - size.
-    """
-    seen: set[str] = set()
-    compared: dict[str, Any] = {}
-    waiting = [mask.get_node()]
-    while waiting:
-        node = waiting.pop()
-        if node.get_friendly_name() in seen:
-            continue
-        seen.add(node.get_friendly_name())
-        if node.get_type_name() in COMPARISONS:
-            if node.get_type_name() in compared:
-                raise _NoMatch("the mask is not that of the future and of a window")
-            compared[node.get_type_name()] = node
-        if node.get_type_name() not in ("ReadValue", "ShapeOf"):
-            waiting += [port.get_source_output().get_node() for port in node.inputs()]
-    if not {"LessEqual"} <= set(compared) <= {"LessEqual", "Greater"}:
-        raise _NoMatch("the mask is not that of the future and of a window")
-    if "Greater" not in compared:
-        return 0
-    future, near = compared["LessEqual"], compared["Greater"]
-    edge = near.input_value(1).get_node()
-    if edge.get_type_name() not in ("Add", "Subtract") or near.input_value(0) != future.input_value(0):
-        raise _NoMatch("the mask is not that of the future and of a window")
-    size = _number(edge.input_value(1).get_node()) * (1 if edge.get_type_name() == "Subtract" else -1)
-    if edge.input_value(0) != future.input_value(1) or size < 1:
-        raise _NoMatch("the mask is not that of the future and of a window")
-    return int(size)
-
-
 def _mask_parameter(model: Any) -> Any:
     for parameter in model.get_parameters():
         if "attention_mask" in parameter.output(0).get_names():
             return parameter
-    raise _NoMatch("the model is given no mask")
+    raise NoMatch("the model is given no mask")
 
 
-def _node(output: Any, kind: str) -> Any:
-    node = output.get_node()
-    if node.get_type_name() != kind:
-        raise _NoMatch(f"{node.get_type_name()} where {kind} was expected")
-    return node
-
-
-def _only(node: Any, kind: str) -> Any:
-    """The one node that reads a node."""
-    readers = list(node.output(0).get_target_inputs())
-    if len(readers) != 1 or readers[0].get_node().get_type_name() != kind:
-        raise _NoMatch(f"an attention is not read by one {kind}")
-    return readers[0].get_node()
-
-
-def _number(node: Any) -> float:
-    while node.get_type_name() in ("Convert", "ConvertLike"):
-        node = node.input_value(0).get_node()
-    if node.get_type_name() != "Constant" or node.data.size != 1:
-        raise _NoMatch("a number is computed")
-    return float(node.data.reshape(()))
-
-
-def _rewrite(text: IrText, attentions: Sequence[_Attention], windows: Sequence[int], mask: Any) -> None:
+def _rewrite(text: IrText, attentions: Sequence[Attention], windows: Sequence[int], mask: Any, cache: str) -> None:
     # What can fail comes first, so that a text is changed as a whole or not at all.
-    first, sets = attentions[0], _sets(attentions)
+    first, sets = attentions[0], angle_sets(attentions)
     tables = [table for pair in sets for table in pair]
     shared = [text.source(output) for output in (*tables, mask.output(0), first.beam)]
     # What goes into the first layer is joined as the others leave it, so that it is like them.
@@ -379,8 +70,10 @@ def _rewrite(text: IrText, attentions: Sequence[_Attention], windows: Sequence[i
     queries = [text.source(first.inputs[part]) for part in order]
     old = [number for number in text.layers_of(("Assign",)) if _is_cache(text, number, attentions)]
     orders = [order, *(_order(item.inputs) for item in attentions[1:])]
-    angles = [-1 if item.angles is None else sets.index(item.angles) for item in attentions]
-    layers = [_layer(text, *layer) for layer in zip(attentions, orders, windows, angles, strict=True)]
+    angles = [-1 if item.rotary is None else sets.index(item.rotary.angles) for item in attentions]
+    rotary = next(item.rotary for item in attentions if item.rotary is not None)
+    kept = {"rotary_size": rotary.size, "interleaved": rotary.interleaved, "cache": cache}
+    layers = [_layer(text, *layer, kept) for layer in zip(attentions, orders, windows, angles, strict=True)]
     joined = text.add("Concat", queries, {"axis": -1}, version="opset1")[0]
     (step,) = text.add("SparseStep", shared, {"format_version": FORMAT_VERSION})
     residual = layers[0].residual
@@ -431,7 +124,9 @@ def _by_layer(run: Sequence[_Layer]) -> dict[str, list[int]]:
     return {"windows": [layer.window for layer in run], "angles": [layer.angles for layer in run]}
 
 
-def _layer(text: IrText, item: _Attention, order: list[int], window: int, angles: int) -> _Layer:
+def _layer(
+    text: IrText, item: Attention, order: list[int], window: int, angles: int, kept: Mapping[str, object]
+) -> _Layer:
     number = text.source(item.layer.output(0)).layer
     _, residual, weights = text.inputs(number)
     data = {
@@ -439,6 +134,7 @@ def _layer(text: IrText, item: _Attention, order: list[int], window: int, angles
         "heads": item.heads,
         "kv_heads": item.kv_heads,
         "head_size": item.head_size,
+        **kept,
         "scale": item.scale,
         "order": order,
         "qkv_bias": bool(item.biases),
@@ -452,14 +148,20 @@ def _layer(text: IrText, item: _Attention, order: list[int], window: int, angles
         weights,
         vectors,
         planes=2 * item.kv_heads,
-        slot=2 * item.head_size,
+        slot=_slot_bytes(str(kept["cache"]), item.head_size),
         ends=text.outputs(number),
         window=window,
         angles=angles,
     )
 
 
-def _is_cache(text: IrText, assign: int, attentions: Sequence[_Attention]) -> bool:
+def _slot_bytes(cache: str, size: int) -> int:
+    """Of a position of a head, as in cpp/cache_layout.hpp."""
+    numbers = {"f16": 2, "i8": 1, "f32": 4}[cache] * size
+    return numbers + (2 * -(-size // SCALE_COLUMNS) if cache == "i8" else 0)
+
+
+def _is_cache(text: IrText, assign: int, attentions: Sequence[Attention]) -> bool:
     return any(text.data(assign).get("variable_id") in item.variables for item in attentions)
 
 

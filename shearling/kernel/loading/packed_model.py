@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .decoder_fusion import STOCK_ATTENTION, fuse_decoder
+from .decoder_fusion import CACHE_PRECISION, CACHE_TYPES, STOCK_ATTENTION, fuse_decoder
 from .dense_form import unpack
 from .ir_text import IrText, MalformedText
 from .packed_choice import (
@@ -215,7 +215,8 @@ def load_ir(
     choice = choose(found, word, measure=stopwatch, rows=rows)
     attention = obstacle or _obstacle(choice, own, device=device)
     if attention is None:
-        attention = fuse_decoder(text, operators.core.read_model(xml), _read_configuration(xml))
+        cache = _cache_precision(own)
+        attention = fuse_decoder(text, operators.core.read_model(xml), _read_configuration(xml), cache=cache)
     unpack(text, choice.unpacked)
     return LoadedIr(
         xml=xml,
@@ -232,7 +233,15 @@ def _obstacle(choice: PackedChoice, properties: Mapping[str, Any], *, device: st
         return f"{device} has no such operators"
     if asked := sorted(STOCK_ATTENTION & set(properties)):
         return f"{asked[0]} asks for it"
+    if _cache_precision(properties) not in CACHE_TYPES:
+        return f"{CACHE_PRECISION} asks for it"
     return "its layers are unpacked" if any(item.kind == LAYERS for item in choice.unpacked) else None
+
+
+def _cache_precision(properties: Mapping[str, Any]) -> str:
+    """In OpenVINO's name, of a text or of its type."""
+    value = properties.get(CACHE_PRECISION, "f16")
+    return str(value.get_type_name() if hasattr(value, "get_type_name") else value)
 
 
 def _without_choice(properties: Mapping[str, Any]) -> dict[str, Any]:

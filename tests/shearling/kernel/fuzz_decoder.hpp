@@ -15,13 +15,22 @@ namespace fuzz {
 
 struct Decoder {
     int64_t layers = 1, heads = 1, kv_heads = 1, head_size = 16, hidden = 1, inner = 1, next = 0, columns = 16;
+    int64_t rotary_size = 0;
     double scale = 0.25;
+    std::string cache = "f16";
     std::vector<int64_t> order{0, 1, 2}, windows, angles;  // the last two of every layer, or none
     size_t sets = 1;
-    bool bias = false, norm = false, sandwich = false;
+    bool bias = false, norm = false, sandwich = false, interleaved = false;
     size_t batch = 1;
     std::vector<Bytes> weights;  // of every layer
     int64_t qkv_columns() const { return (heads + 2 * kv_heads) * head_size; }
+    size_t rotated() const { return static_cast<size_t>(rotary_size == 0 ? head_size : rotary_size); }
+    size_t slot_bytes() const {
+        const auto type = cache == "i8"    ? shearling::CacheType::i8
+                          : cache == "f32" ? shearling::CacheType::f32
+                                           : shearling::CacheType::f16;
+        return shearling::slot_bytes(type, static_cast<size_t>(head_size));
+    }
     size_t cache_heads() const { return static_cast<size_t>(layers * 2 * kv_heads); }
     size_t vector_length() const {
         const int64_t of_a_layer = (bias ? qkv_columns() : 0) + (norm ? 2 * head_size : 0);
@@ -34,7 +43,8 @@ public:
     explicit DecoderSetter(const Decoder& from) : from_(from) {}
     void on_adapter(const std::string&, ov::ValueAccessor<void>&) override {}
     void on_adapter(const std::string& name, ov::ValueAccessor<bool>& value) override { 
-        value.set(name == "gated" || (name == "qkv_bias" && from_.bias));
+        value.set(
+            name == "gated" || (name == "qkv_bias" && from_.bias) || (name == "interleaved" && from_.interleaved));
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<double>& value) override {
         const bool normed = (name == "head_norm_epsilon" && from_.norm) ||
@@ -50,7 +60,8 @@ public:
             : name == "heads"     ? from_.heads
             : name == "kv_heads"  ? from_.kv_heads
             : name == "head_size" ? from_.head_size
-                                  : 1);
+            : name == "rotary_size" ? from_.rotary_size
+                                    : 1);
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<std::vector<int64_t>>& value) override {
         value.set(
@@ -61,7 +72,7 @@ public:
                                 : std::vector{from_.next});
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<std::string>& value) override {
-        value.set(name == "activation" ? "silu" : "auto");
+        value.set(name == "activation" ? "silu" : name == "cache" ? from_.cache : "auto");
     }
 
 private:
@@ -80,6 +91,9 @@ inline Decoder sound_decoder(Random& random) {
     decoder.next = decoder.layers == 1 ? static_cast<int64_t>(random.below(3) * 5) : decoder.qkv_columns();
     decoder.order = random.one_of<std::vector<int64_t>>({{0, 1, 2}, {2, 0, 1}, {0, 2, 1}});
     decoder.batch = 1 + random.below(2);
+    decoder.rotary_size = random.once_in(2) ? 0 : static_cast<int64_t>(2 * (1 + random.below(8)));
+    decoder.interleaved = random.once_in(3);
+    decoder.cache = random.one_of<std::string>({"f16", "i8", "f32"});
     decoder.bias = random.once_in(3);
     decoder.norm = random.once_in(3);
     decoder.sandwich = random.once_in(3);
@@ -107,13 +121,14 @@ inline Decoder sound_decoder(Random& random) {
 }
 
 inline void damage(Random& random, Decoder& decoder) {
-    int64_t* const numbers[] = {&decoder.heads,   &decoder.kv_heads, &decoder.head_size,
-                                &decoder.columns, &decoder.hidden,   &decoder.layers};
-    switch (random.below(6)) {
+    int64_t* const numbers[] = {&decoder.heads,  &decoder.kv_heads, &decoder.head_size,  &decoder.columns,
+                                &decoder.hidden, &decoder.layers,   &decoder.rotary_size};
+    switch (random.below(7)) {
+        case 6: decoder.cache = random.one_of<std::string>({"", "i4", "f16", "i8", "f32"}); break;
         case 4: decoder.windows = random.one_of<std::vector<int64_t>>({{-1}, {trouble(random)}, {1, 2, 3, 4}}); break;
         case 5: decoder.angles = random.one_of<std::vector<int64_t>>({{-2}, {trouble(random)}, {1, 1, 1}, {7}}); break;
-        case 0: *numbers[random.below(6)] = trouble(random); break;
-        case 1: nudge(*numbers[random.below(6)], random.one_of<int64_t>({-1, 1, 16})); break;
+        case 0: *numbers[random.below(7)] = trouble(random); break;
+        case 1: nudge(*numbers[random.below(7)], random.one_of<int64_t>({-1, 1, 16})); break;
         case 2: decoder.scale = random.one_of<double>({NAN, INFINITY, -1.0, 1e300}); break;
         default:
             decoder.order =
@@ -183,12 +198,12 @@ public:
 
 private:
     void one(size_t past, size_t rows, bool damaged) {
-        const auto width = static_cast<size_t>(decoder_.head_size), batch = decoder_.batch;
+        const size_t rotated = decoder_.rotated(), slot = decoder_.slot_bytes(), batch = decoder_.batch;
         ov::TensorVector stepping;
         std::vector<std::unique_ptr<ExactTensor>> tables;
         for (size_t table = 0; table < 2 * decoder_.sets; ++table) {
-            tables.push_back(std::make_unique<ExactTensor>(ov::element::f32, ov::Shape{1, rows, width}));
-            fill<float>(tables.back()->tensor(), activations(random_, rows * width));
+            tables.push_back(std::make_unique<ExactTensor>(ov::element::f32, ov::Shape{1, rows, rotated}));
+            fill<float>(tables.back()->tensor(), activations(random_, rows * rotated));
             stepping.push_back(tables.back()->tensor());
         }
         ExactTensor mask(ov::element::i64, {batch, past + rows}), sources(ov::element::i32, {batch});
@@ -220,7 +235,7 @@ private:
 
         Cache& old = caches_[turn_];
         Cache& fresh = caches_[1 - turn_];
-        ov::Tensor none(ov::element::u8, {batch, decoder_.cache_heads(), 0, 2 * width});
+        ov::Tensor none(ov::element::u8, {batch, decoder_.cache_heads(), 0, slot});
         ov::Tensor cache = past == 0 ? none : old.tensor();
         if (damaged && random_.once_in(3)) {  // cut off, as whoever takes a state back does
             ov::Shape shape = cache.get_shape();
@@ -228,7 +243,7 @@ private:
             cut_ = std::make_unique<ExactTensor>(ov::element::u8, shape);
             cache = cut_->tensor();
         }
-        const ov::Shape next_shape{batch, decoder_.cache_heads(), shearling::slots_for(past + rows), 2 * width};
+        const ov::Shape next_shape{batch, decoder_.cache_heads(), shearling::slots_for(past + rows), slot};
         ExactTensor vectors(ov::element::f32, {decoder_.vector_length() + (damaged && random_.once_in(6) ? 1 : 0)});
         fill<float>(vectors.tensor(), activations(random_, vectors.tensor().get_size()));
         ov::TensorVector inputs{qkv.tensor(), residual.tensor(), step.tensor(), cache};

@@ -52,8 +52,12 @@ class Layer:
         window: int = 0,
         angles: int = 0,
         sets: int = 1,
+        rotary: int = 0,
+        interleaved: bool = False,
+        cache: str = "f16",
     ) -> None:
         self.heads, self.order, self.window, self.angles, self.sets = heads, order, window, angles, sets
+        self.rotary, self.interleaved, self.cache = rotary or heads.size, interleaved, cache
         shapes = [(HIDDEN, heads.columns), (INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]
         shapes += [(width, HIDDEN) for width in heads.widths]
         self.matrices = [random_matrix(ValueType.BF16, *shape, seed=seed + place) for place, shape in enumerate(shapes)]
@@ -65,15 +69,16 @@ class Layer:
         heads = self.heads
         qkv = op.parameter([-1, -1, sum(heads.widths)], np.float32)
         residual = op.parameter([-1, -1, HIDDEN], np.float32)
-        angles = [op.parameter([-1, -1, heads.size], np.float32) for _ in range(2 * self.sets)]
+        angles = [op.parameter([-1, -1, self.rotary], np.float32) for _ in range(2 * self.sets)]
         mask, beam = op.parameter([-1, -1], np.int64), op.parameter([-1], np.int32)
         factory = node_factory()
         step = factory.create("SparseStep", [*(a.output(0) for a in angles), mask.output(0), beam.output(0)], STEP)
         info = VariableInfo()
-        info.data_shape = ov.PartialShape([-1, 2 * heads.groups, -1, 2 * heads.size])
+        slot = SLOTS[self.cache](heads.size)
+        info.data_shape = ov.PartialShape([-1, 2 * heads.groups, -1, slot])
         info.data_type, info.variable_id = ov.Type.u8, "cache"
         cache = Variable(info)
-        read = op.read_value(op.broadcast(np.uint8(0), np.array([0, 2 * heads.groups, 0, 2 * heads.size])), cache)
+        read = op.read_value(op.broadcast(np.uint8(0), np.array([0, 2 * heads.groups, 0, slot])), cache)
         weights = op.constant(bundle([pack(m, Encoding.BITMASK) for m in self.matrices], self.gammas))
         node = factory.create(
             "SparseDecoder",
@@ -83,6 +88,9 @@ class Layer:
                 "order": list(self.order),
                 "windows": [self.window],
                 "angles": [self.angles],
+                "rotary_size": self.rotary,
+                "interleaved": self.interleaved,
+                "cache": self.cache,
             },
         )
         assign = op.assign(read, cache)
@@ -114,6 +122,8 @@ class Layer:
 
 
 STEP = {"format_version": 1}
+SLOTS = {"f16": lambda size: 2 * size, "i8": lambda size: size + 2 * -(-size // 32), "f32": lambda size: 4 * size}
+"""Bytes of a position in a head, by the type of the cache."""
 
 
 def attributes(heads: Heads) -> dict[str, object]:
@@ -145,10 +155,10 @@ def norm(x, gamma):
 
 
 class Reference:
-    """Attention in float64, with a cache of all keys and values in half precision, as the operator keeps them."""
+    """Attention in float64, with a cache of all keys and values as the operator keeps them."""
 
-    def __init__(self, heads: Heads, *, window: int = 0, turned: bool = True) -> None:
-        self.heads, self.window, self.turned = heads, window, turned
+    def __init__(self, layer: Layer) -> None:
+        self.layer, self.heads, self.window = layer, layer.heads, layer.window
         self.keys = self.values = None
 
     def step(self, qkv, cosines, sines, mask, beam) -> np.ndarray:
@@ -156,9 +166,9 @@ class Reference:
         query, key, value = (
             part.reshape(*part.shape[:2], -1, heads.size).transpose(0, 2, 1, 3).astype(np.float64) for part in qkv
         )
-        if self.turned:
-            query, key = rotate(query, cosines, sines), rotate(key, cosines, sines)
-        key, value = half(key), half(value)
+        if self.layer.angles >= 0:
+            query, key = (self.rotate(part, cosines, sines) for part in (query, key))
+        key, value = (KEPT[self.layer.cache](part) for part in (key, value))
         if self.keys is not None:
             key = np.concatenate([self.keys[beam], key], axis=2)
             value = np.concatenate([self.values[beam], value], axis=2)
@@ -177,19 +187,34 @@ class Reference:
         shares = powers / np.maximum(powers.sum(axis=-1, keepdims=True), 1e-300)
         return (shares @ np.repeat(value, repeat, 1)).transpose(0, 2, 1, 3).reshape(*qkv[0].shape[:2], heads.columns)
 
+    def rotate(self, x, cosines, sines):
+        turned, rest = np.split(x, [self.layer.rotary], axis=-1)
+        if self.layer.interleaved:
+            turned = np.concatenate([turned[..., 0::2], turned[..., 1::2]], axis=-1)
+        low, high = np.split(turned, 2, axis=-1)
+        turned = turned * cosines[:, None] + np.concatenate([-high, low], axis=-1) * sines[:, None]
+        return np.concatenate([turned, rest], axis=-1)
+
 
 def half(x):
     return x.astype(np.float32).astype(np.float16).astype(np.float64)
 
 
-def rotate(x, cosines, sines):
-    low, high = np.split(x, 2, axis=-1)
-    return x * cosines[:, None] + np.concatenate([-high, low], axis=-1) * sines[:, None]
+def in_bytes(x):
+    """Of eight bits, with a scale in half precision for every 32 numbers."""
+    parts = []
+    for part in np.split(x.astype(np.float32), range(32, x.shape[-1], 32), axis=-1):
+        scales = (np.abs(part).max(axis=-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
+        parts.append(np.clip(np.rint(part * (1 / scales)), -127, 127).astype(np.float64) * scales)
+    return np.concatenate(parts, axis=-1)
+
+
+KEPT = {"f16": half, "i8": in_bytes, "f32": lambda x: x}
 
 
 def play(layer: Layer, steps, *, batch=1, padding=None, reorder=False, seed=3) -> None:
     """Run steps of so many rows, and compare each."""
-    reference = Reference(layer.heads, window=layer.window, turned=layer.angles >= 0)
+    reference = Reference(layer)
     rng, past = np.random.default_rng(seed), 0
     layer.request.reset_state()
     mask = np.zeros((batch, 0), np.int64)
@@ -200,7 +225,7 @@ def play(layer: Layer, steps, *, batch=1, padding=None, reorder=False, seed=3) -
         qkv = [rng.standard_normal((batch, rows, width)).astype(np.float32) for width in layer.heads.widths]
         residual = rng.standard_normal((batch, rows, HIDDEN)).astype(np.float32)
         tables = batch if padding else 1
-        angles = rng.uniform(-3, 3, (tables, rows, layer.heads.size))
+        angles = rng.uniform(-3, 3, (tables, rows, layer.rotary))
         cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         beam = rng.integers(0, batch, batch) if reorder and number else np.arange(batch)
         attention = reference.step(qkv, cosines, sines, mask, beam)
@@ -232,6 +257,14 @@ CASES = {
     "a wide window": (Heads(4, 2, 16), {"window": 4000}),
     "other angles": (Heads(4, 2, 16), {"angles": 1, "sets": 3}),
     "no angles": (Heads(6, 2, 64), {"angles": -1}),
+    "a part of a head is turned": (Heads(6, 2, 64), {"rotary": 16}),
+    "nearly all of a head is turned": (Heads(4, 2, 16), {"rotary": 14}),
+    "neighbours are turned": (Heads(6, 2, 64), {"interleaved": True}),
+    "neighbours in a part of a head": (Heads(4, 2, 48), {"rotary": 24, "interleaved": True}),
+    "a cache in bytes": (Heads(4, 2, 16), {"cache": "i8"}),
+    "a cache in bytes, pairs": (Heads(6, 2, 64), {"cache": "i8", "window": 270}),
+    "a cache in bytes, scales left over": (Heads(3, 1, 80), {"cache": "i8", "interleaved": True}),
+    "a cache in f32": (Heads(6, 2, 64), {"cache": "f32"}),
 }
 
 
@@ -273,8 +306,9 @@ def test_a_padded_batch(window):
     play(Layer(Heads(4, 2, 16), window=window), [20, 1, 1, 5, 1], batch=3, padding=[7, 0, 19])
 
 
-def test_sequences_change_places():
-    play(Layer(Heads(4, 2, 16)), [20, 1, 1, 1, 3, 1, 1], batch=3, reorder=True)
+@pytest.mark.parametrize("cache", SLOTS)
+def test_sequences_change_places(cache):
+    play(Layer(Heads(4, 2, 16), cache=cache), [20, 1, 1, 1, 3, 1, 1], batch=3, reorder=True)
 
 
 def test_a_row_that_sees_nothing_becomes_zero():
@@ -286,10 +320,11 @@ def test_a_row_that_sees_nothing_becomes_zero():
     assert np.abs(y).max() == 0
 
 
-def test_a_state_that_was_cut_off_goes_on_from_there():
+@pytest.mark.parametrize("cache", SLOTS)
+def test_a_state_that_was_cut_off_goes_on_from_there(cache):
     """As OpenVINO GenAI does it when a chat takes back what it said: as many slots as positions."""
-    layer, reference = Layer(Heads(4, 2, 16)), Reference(Heads(4, 2, 16))
-    rng = np.random.default_rng(0)
+    layer = Layer(Heads(4, 2, 16), cache=cache)
+    reference, rng = Reference(layer), np.random.default_rng(0)
 
     def step(rows: int, past: int, *, keep: bool = True) -> None:
         qkv = [rng.standard_normal((1, rows, width)).astype(np.float32) for width in layer.heads.widths]
@@ -357,6 +392,9 @@ def test_every_instruction_set(kernels):
         "play(Layer(Heads(6, 2, 48)), [1, 1, 5, 70, 1, 1, 250, 1, 1])\n"
         "play(Layer(Heads(6, 2, 64)), [1, 5, 71, 1, 253, 1])\n"
         "play(Layer(Heads(6, 2, 64), window=40), [1, 5, 71, 1, 253, 1])\n"
+        "for cache in ('i8', 'f32'):\n"
+        "    play(Layer(Heads(5, 1, 80), cache=cache), [1, 1, 5, 70, 1, 1, 250, 1, 1])\n"
+        "    play(Layer(Heads(6, 2, 64), cache=cache), [1, 5, 71, 1, 253, 1])\n"
         "play(Layer(Heads(4, 2, 16)), [9, 1, 1], batch=2, padding=[3, 0])\n"
     )
     done = subprocess.run(
@@ -485,6 +523,9 @@ def test_angles_that_a_step_does_not_have_are_refused():
         ({"order": [0, 1]}, "order of queries"),
         ({"order": [0, 1, 1]}, "order of queries"),
         ({"scale": float("nan")}, "scale is nan"),
+        ({"rotary_size": 18}, "cannot be turned"),
+        ({"rotary_size": 3}, "cannot be turned"),
+        ({"cache": "i4"}, "a cache in i4"),
         ({"windows": [-1]}, "a window and angles"),
         ({"windows": [4, 4]}, "a window and angles"),
         ({"angles": [-2]}, "a window and angles"),

@@ -26,8 +26,9 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
     `SHEARLING_PACKED` does.
 
     The attention of a packed decoder goes into its layers, which saves a quarter of the time of a token of a small
-    model. `ATTENTION_BACKEND`, `KV_CACHE_PRECISION` or `scheduler_config` among the properties keep OpenVINO's own, and
-    so does a model whose attention is not plain.
+    model. Its cache is in half precision, or as `KV_CACHE_PRECISION` says: f16, u8 or f32. Another precision,
+    `ATTENTION_BACKEND` or `scheduler_config` among the properties keep OpenVINO's own attention, and so does a model
+    whose attention is not plain.
 
     Args:
         directory: holds `openvino_model.xml` and its tokenizer.
