@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from export.packing.joined_products import join_parts
 from shearling.errors import ArtefactCorrupt
 from shearling.kernel.bundle import split_bundle
 from shearling.kernel.loading.dense_form import NAME_SEPARATOR
@@ -14,7 +15,7 @@ from shearling.kernel.packed_format import Matrix, unpack
 
 
 def read_packed(node: Any) -> dict[str, Matrix]:
-    """Constant name -> matrix, of one operator, verified.
+    """Constant name -> matrix, of one operator, verified; with the parts of a weight put together.
 
     Raises:
         ArtefactCorrupt: one lies; names it.
@@ -23,7 +24,7 @@ def read_packed(node: Any) -> dict[str, Matrix]:
     constant = node.input_value(WEIGHTS_PORT[operator]).get_node()
     paths = constant.get_friendly_name().split(NAME_SEPARATOR)
     parts = split_bundle(np.array(constant.data), operator, node.get_attributes())
-    return {path: _unpack(packed, path) for path, packed in zip(paths, parts.matrices, strict=True)}
+    return join_parts({path: _unpack(packed, path) for path, packed in zip(paths, parts.matrices, strict=True)})
 
 
 def _unpack(packed: Any, path: str) -> Matrix:
