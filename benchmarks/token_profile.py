@@ -82,11 +82,11 @@ def profile(label: str, options: RunOptions, *, prompt_tokens: int, tokens: int)
     weight_bytes = _weight_bytes(model)
     request = core.compile_model(model, "CPU", properties).create_infer_request()
     _decode(request, prompt_tokens, tokens)
+    block = np.ones(READ_BYTES, np.uint8)
     collapse_memory()
     request.reset_state()
     seconds, reading = _decode(request, prompt_tokens, tokens), []
     cache_bytes = sum(int(state.state.byte_size) for state in request.query_state())
-    block = np.ones(READ_BYTES, np.uint8)
     for _ in range(5):
         started_s = time.perf_counter()
         read_memory(block, piece_bytes=READ_BYTES)
