@@ -86,7 +86,7 @@ def profile(label: str, options: RunOptions, *, prompt_tokens: int, tokens: int)
     collapse_memory()
     request.reset_state()
     seconds, reading = _decode(request, prompt_tokens, tokens), []
-    cache_bytes = sum(int(state.state.byte_size) for state in request.query_state())
+    cache_bytes = sum(_bytes_in_use(state.state, prompt_tokens + tokens) for state in request.query_state())
     for _ in range(5):
         started_s = time.perf_counter()
         read_memory(block, piece_bytes=READ_BYTES)
@@ -107,9 +107,7 @@ def profile(label: str, options: RunOptions, *, prompt_tokens: int, tokens: int)
 def _time_nodes(
     core: Any, model: Any, properties: Any, prompt_tokens: int, tokens: int
 ) -> dict[str, tuple[int, float]]:
-    """Kind -> how many nodes, and seconds of a token: what OpenVINO tells are means over all inferences, so those of
-    the prompt alone are taken off.
-    """
+    """Kind -> how many nodes, and seconds of a token without what a prompt takes, from whole microseconds."""
     types = {node.get_friendly_name(): node.get_type_name() for node in model.get_ops()}
     compiled = core.compile_model(model, "CPU", {**properties, "PERF_COUNT": "YES"})
     kinds: dict[str, str] = {}
@@ -119,15 +117,20 @@ def _time_nodes(
             # What OpenVINO has no kernel of its own for is called by one name.
             kinds[name] = types.get(name, kind) if kind == "Reference" else kind
     request = compiled.create_infer_request()
-    _decode(request, prompt_tokens, 0)
-    of_prompt = _mean_seconds(request)
-    request.reset_state()
     _decode(request, prompt_tokens, tokens)
-    means, found = _mean_seconds(request), dict[str, tuple[int, float]]()
+    collapse_memory()
+    # What OpenVINO tells are means over all inferences: totals after each of three more runs.
+    totals, inferences = [], 1 + tokens
+    for count in (0, tokens, 0):
+        request.reset_state()
+        _decode(request, prompt_tokens, count)
+        inferences += 1 + count
+        totals.append({node.node_name: inferences * node.real_time.total_seconds() for node in request.profiling_info})
+    found: dict[str, tuple[int, float]] = {}
     for name, kind in kinds.items():
-        count, total = found.get(kind, (0, 0.0))
-        seconds = (means.get(name, 0.0) * (tokens + 2) - 2 * of_prompt.get(name, 0.0)) / tokens
-        found[kind] = (count + 1, total + max(0.0, seconds))
+        before, between, after = (total.get(name, 0.0) for total in totals)
+        number, seconds = found.get(kind, (0, 0.0))
+        found[kind] = (number + 1, seconds + ((between - before) - (after - between)) / tokens)
     return found
 
 
@@ -154,9 +157,9 @@ def _decode(request: Any, prompt_tokens: int, tokens: int) -> list[float]:
     return seconds
 
 
-def _mean_seconds(request: Any) -> dict[str, float]:
-    """Of every node by its name, over all inferences."""
-    return {node.node_name: node.real_time.total_seconds() for node in request.profiling_info}
+def _bytes_in_use(state: Any, positions: int) -> int:
+    """Of keys or values [batch, heads, positions, ...], of which there may be more than are in use."""
+    return int(state.byte_size) * min(positions, state.shape[2]) // state.shape[2]
 
 
 def _weight_bytes(model: Any) -> int:
@@ -206,6 +209,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=48)
     options = parser.parse_args(argv)
+    if options.tokens < 1 or options.prompt_tokens < 1:
+        parser.error("--tokens and --prompt-tokens are at least 1")
     quiet_libraries()
     try:
         run = RunOptions(threads=options.threads)

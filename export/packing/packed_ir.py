@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.packing.joined_products import split_joined
+from export.packing.joined_products import find_joined, split_joined
 from export.packing.linear_graph import Norm, Product, reads_shape
 from export.packing.packing_plan import HeadPlan, LayerPlan, LinearPlan, MLPPlan, Operator, PackedWeight, plan_packing
 from export.packing.packing_report import PackedLayer, PackingReport
@@ -35,8 +35,10 @@ def pack_ir(ir: Any) -> PackingReport:
     Raises:
         CompilerMissing: the operators cannot be built here.
     """
-    split_joined(ir)
     plan = plan_packing(ir)
+    if joined := find_joined(ir, kept=plan.kept):
+        split_joined(joined)
+        plan = plan_packing(ir)
     layers: list[PackedLayer] = []
     for operator in plan.operators:
         layers += _replace(operator)

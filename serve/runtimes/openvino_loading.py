@@ -105,6 +105,8 @@ def prepare(
     )
     facts.settings["extensions"] = ",".join(library.name for library in extensions)
     facts.settings["attention"] = "in the layers" if loaded.attention is None else f"OpenVINO's: {loaded.attention}"
+    if loaded.cache is not None:
+        facts.settings["KV_CACHE_PRECISION"] = loaded.cache
     if loaded.choice.reason is not None:
         facts.settings["packed"] = loaded.choice.reason
     loaded.properties["extensions"] = [str(library) for library in extensions]

@@ -52,8 +52,8 @@ Fewer, larger nodes win.
     attributes: `rows` list of int, `columns` int (of W_o), `hidden` int, `inner` int, `activation` str, `gated` bool,
         `norm_epsilon` float, `next_epsilon` float, `bias` bool.
 
-`SparseDecoder`: layers of one shape, each a `SparseLayer` whose x is the attention before it. Written into no file:
-`decoder_fusion` makes it when a model is loaded.
+`SparseDecoder`: layers of one shape, each a `SparseLayer` whose x is the attention before it. In no file of an
+export: `decoder_fusion` makes it when a model is loaded.
     inputs: qkv [batch, rows, (heads + 2 kv_heads) head_size], queries, keys and values of all heads side by side;
         residual; step, of `SparseStep`; cache u8 [batch, layers 2 kv_heads, slots, bytes]; weights of every layer, as
         of `SparseLayer`; vectors f32 [length] (qkv_bias or head_norm_epsilon > 0), for every layer: what is

@@ -34,21 +34,18 @@ def test_layers_are_few_nodes_and_all_weights_are_counted(xml):
     assert apart.kinds["SparseLayer"][0] == SHAPE["num_hidden_layers"]
     assert [count for kind, (count, _) in apart.kinds.items() if "Attention" in kind] == [SHAPE["num_hidden_layers"]]
     assert fused.nodes < 25 < apart.nodes
-    for item in (fused, apart):
-        assert item.nodes == sum(count for count, _ in item.kinds.values())
-        assert min(item.token_s, item.reading_s) > 0
     # The file holds the weights, and where nothing is tied an embedding that a token reads one row of.
     file_bytes = xml.with_suffix(".bin").stat().st_size
     table = 0 if "SparseEmbedding" in fused.kinds else SHAPE["vocab_size"] * SHAPE["hidden_size"]
     assert fused.weight_bytes == pytest.approx(file_bytes - table, rel=0.05)
-    # Half precision, in a cache with room for more than is in it.
-    positions = 26 * 2 * 2 * SHAPE["num_hidden_layers"] * SHAPE["num_key_value_heads"] * 16
-    assert positions <= fused.cache_bytes <= 20 * positions
+    # Half precision of what is in it, whatever there is room for.
+    used = 26 * 2 * 2 * SHAPE["num_hidden_layers"] * SHAPE["num_key_value_heads"] * 16
+    assert fused.cache_bytes == used
 
 
 def test_the_command_prints_two_tables(xml, capsys):
     assert main([str(xml.parent), "--threads", "1", "--prompt-tokens", "8", "--tokens", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith(f"| {xml.parent.name} |")
-    assert any("| SparseHead | 1 |" in line for line in lines)
+    assert any("| SparseDecoder | 2 |" in line for line in lines)
     assert main([str(xml.parent / "nothing")]) == 3

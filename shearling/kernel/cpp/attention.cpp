@@ -58,7 +58,8 @@ void write_step(const StepView& step, size_t rotated, const float* const* tables
         static_cast<int32_t>(step.positions),
         static_cast<int32_t>(step.tables),
         (step.mask == nullptr ? 0 : masked_flag) | (step.sources == nullptr ? 0 : reordered_flag),
-        static_cast<int32_t>(step.sets)};
+        static_cast<int32_t>(step.sets),
+        static_cast<int32_t>(rotated)};
     std::memcpy(bytes, header, sizeof header);
     bytes += sizeof header;
     const auto append = [&](const void* source, size_t count) {
@@ -84,6 +85,9 @@ const char* read_step(const uint8_t* bytes, size_t size, size_t rotated, StepVie
     std::memcpy(header, bytes, sizeof header);
     if (header[0] != step_magic) {
         return "it is not a step";
+    }
+    if (header[7] < 0 || static_cast<size_t>(header[7]) != rotated) {
+        return "it turns another part of a head";
     }
     if (header[1] <= 0 || header[2] <= 0 || header[3] < header[2] || (header[4] != 1 && header[4] != header[1]) ||
         header[6] <= 0 || static_cast<size_t>(header[6]) > most_angle_sets) {
@@ -279,7 +283,8 @@ void AttendStep::run(size_t chunk) const {
                  to = std::min(seen, (first_block + blocks * (split + 1) / plan_.splits) * block_positions);
     const uint8_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
 
-    const size_t pairs = plan_.paired == nullptr ? 0 : (count / 2 + tile_positions) * width;
+    // An odd number of queries, too, is of whole pairs, since a width is even.
+    const size_t pairs = plan_.paired == nullptr ? 0 : count * width / 2 + tile_positions * width;
     Buffer scratch((count * (2 * width + tile_positions + 2) + pairs) * sizeof(float));
     float* const queries = scratch.floats();
     float* const scores = queries + count * width;

@@ -40,7 +40,7 @@ struct AttentionShape {
 
 // What the layers of one inference share: SparseStep's output. Rows of a batch are rows of the mask.
 //
-// 32-bit words: magic, batch, rows, positions, tables, flags, sets, and zeros up to 16 words; then for every set of
+// 32-bit words: magic, batch, rows, positions, tables, flags, sets, rotated, and zeros up to 16 words; then for every set of
 // angles cosines and sines, [tables][rows][rotated] each, where tables are 1 or batch; where flags say so the mask,
 // [batch][positions] of 0 or 1, and the rows of the batch that the cache is taken from, [batch].
 struct StepView {
@@ -57,7 +57,7 @@ struct StepView {
     size_t table_words(size_t rotated) const { return tables * rows * rotated; }
 };
 
-// What a head's slots begin with; blocks behind it lie on cache lines.
+// What a head's slots begin with: a cache line.
 constexpr size_t cache_header_bytes = 64;
 
 // Slots that a cache must have for so many positions. What is left free holds the header, lets a sequence grow for a

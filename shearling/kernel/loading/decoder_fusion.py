@@ -53,6 +53,12 @@ def fuse_decoder(text: IrText, model: Any, config: Mapping[str, Any], *, cache: 
     return None
 
 
+def kept_cache(text: IrText, layer: int) -> str:
+    """The precision of the cache of a fused layer, in OpenVINO's name."""
+    kept = text.data(layer).get("cache", "f16")
+    return next((name for name, own in CACHE_TYPES.items() if own == kept), kept)
+
+
 def _mask_parameter(model: Any) -> Any:
     for parameter in model.get_parameters():
         if "attention_mask" in parameter.output(0).get_names():

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .decoder_fusion import CACHE_PRECISION, CACHE_TYPES, STOCK_ATTENTION, fuse_decoder
+from .decoder_fusion import CACHE_PRECISION, CACHE_TYPES, STOCK_ATTENTION, fuse_decoder, kept_cache
 from .dense_form import unpack
 from .ir_text import IrText, MalformedText
 from .packed_choice import (
@@ -80,12 +80,14 @@ class LoadedIr:
         properties: to compile it with.
         choice: what is unpacked, and why.
         attention: why it is OpenVINO's own; None where it is in the layers.
+        cache: precision of the keys and values that the layers keep, in OpenVINO's name; None where they keep none.
     """
 
     xml: Path
     properties: dict[str, Any]
     choice: PackedChoice
     attention: str | None
+    cache: str | None
     _core: Any = field(repr=False)
     _text: bytes | None = field(repr=False)
 
@@ -198,9 +200,10 @@ def load_ir(
         found = find_operators(text, weights)
     except MalformedText as fault:
         # OpenVINO and the operators say what is wrong with it, if anything.
-        return LoadedIr(xml, preferred, PackedChoice(), f"its text is strange: {fault}", operators.core, None)
-    if text.layers_of([FUSED_LAYERS]):
-        return LoadedIr(xml, preferred, PackedChoice(), None, operators.core, None)
+        return LoadedIr(xml, preferred, PackedChoice(), f"its text is strange: {fault}", None, operators.core, None)
+    if fused := text.layers_of([FUSED_LAYERS]):
+        # Whoever wrote it chose the precision.
+        return LoadedIr(xml, preferred, PackedChoice(), None, kept_cache(text, fused[0]), operators.core, None)
     machine = operators.machine()
     stopwatch = measure or ForwardStopwatch(
         operators.core,
@@ -213,9 +216,8 @@ def load_ir(
     )
     rows = TOKEN_ROWS if text.layers_of(["ReadValue"]) else TEXT_ROWS
     choice = choose(found, word, measure=stopwatch, rows=rows)
-    attention = obstacle or _obstacle(choice, own, device=device)
+    attention, cache = obstacle or _obstacle(choice, own, device=device), _cache_precision(own)
     if attention is None:
-        cache = _cache_precision(own)
         attention = fuse_decoder(text, operators.core.read_model(xml), _read_configuration(xml), cache=cache)
     unpack(text, choice.unpacked)
     return LoadedIr(
@@ -223,6 +225,7 @@ def load_ir(
         properties=own if choice.stock and not machine.limits else preferred,
         choice=choice,
         attention=attention,
+        cache=cache if attention is None else None,
         _core=operators.core,
         _text=text.to_bytes() if choice.unpacked or attention is None else None,
     )

@@ -10,10 +10,11 @@ from openvino import opset13 as op
 from transformers import GlmConfig, GlmForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits, write_openvino
-from export.packing.joined_products import split_joined
+from export.packing.joined_products import find_joined, join_parts, part_of, split_joined
 from export.packing.linear_graph import find_products
 from export.packing.stock_ir import read_packed
 from export.packing.stored_weight import decompressed, read_matrix
+from shearling.errors import ArtefactCorrupt
 from shearling.kernel.bundle import OPERATORS
 from shearling.kernel.openvino_extension import core_for, load_packed
 from shearling.kernel.packed_format import Matrix, ValueType
@@ -68,6 +69,34 @@ def test_a_model_is_packed_whole_and_says_what_it_said(tmp_path, family, weights
         assert np.std(left - right) <= 0.03 * np.std(left)
 
 
+def test_what_is_not_packed_stays_in_one(tmp_path):
+    model = seeded_decoder(Phi3ForCausalLM, Phi3Config(**SHAPE))
+    masks = prune_at_random(model, share=0.05)
+    packing = write_openvino(
+        model, tiny_tokenizer(), tmp_path / "openvino", stored_as("bf16", kernel="sparse"), sparsity={}
+    )
+    assert packing.layers == ()
+    assert set(packing.kept) >= set(masks)
+    (check,) = count_zeros(tmp_path, masks).values()
+    assert check.zeros == check.pruned > 0
+
+
+def test_parts_that_do_not_follow_each_other_are_refused():
+    names = [part_of("a.weight", *rows) for rows in ((0, 4), (4, 6))]
+    assert names == ["a.rows_0_4.weight", "a.rows_4_6.weight"]
+    parts = [
+        Matrix(np.zeros((count, 8), np.int8), ValueType.INT8, np.ones((count, 1), np.float16), 8) for count in (4, 2)
+    ]
+    (whole,) = join_parts(dict(zip(reversed(names), reversed(parts), strict=True))).values()
+    assert whole.values.shape == (6, 8)
+    assert whole.scales.shape == (6, 1)
+    for wrong in (names[1:], ["a.rows_0_4.weight", "a.rows_3_5.weight"]):
+        with pytest.raises(ArtefactCorrupt, match="do not follow each other"):
+            join_parts(dict(zip(wrong, parts[-len(wrong) :], strict=True)))
+    alone = {"b.rows_of.weight": parts[0], "b.rows_1_2": parts[1]}
+    assert join_parts(alone).keys() == alone.keys()
+
+
 def _graph(cut) -> openvino.Model:
     """A product of 48 rows, and what is made of it."""
     rng = np.random.default_rng(0)
@@ -89,6 +118,12 @@ def _sized_at_run_time(product):
     return op.variadic_split(product, np.int64(-1), op.concat([op.divide(whole, np.array([3])), np.array([-1])], 0))
 
 
+def _split_beside(product):
+    other = _sized_at_run_time(product)
+    sizes = other.input_value(2)
+    return [*other.outputs(), *op.variadic_split(op.relu(product), np.int64(-1), sizes).outputs()]
+
+
 CUTS = {
     "slices": (lambda y: [_slice(y, 0, 16), _slice(y, 16, 20), _slice(y, 20, 2**62)], ["0_16", "16_20", "20_48"]),
     "slices in another order": (lambda y: [_slice(y, 30, 48), _slice(y, 0, 30)], ["0_30", "30_48"]),
@@ -99,6 +134,8 @@ CUTS = {
     "a part that nobody reads": (lambda y: [_slice(y, 0, 16), _slice(y, 32, 48)], None),
     "every second row": (lambda y: [_slice(y, 0, 48, 2), _slice(y, 1, 48, 2)], None),
     "another axis": (lambda y: [_slice(y, 0, 1, axis=1), _slice(y, 1, 48, axis=1)], None),
+    "another axis, too": (lambda y: [_slice(y, 0, 16), _slice(y, 16, 48), _slice(y, 1, 2, axis=1)], None),
+    "a split of something else by its shape": (lambda y: _split_beside(y), None),
     "the whole, too": (lambda y: [_slice(y, 0, 16), _slice(y, 16, 48), y.output(0)], None),
     "its shape, too": (lambda y: [_slice(y, 0, 16), _slice(y, 16, 48), op.shape_of(y).output(0)], None),
 }
@@ -108,7 +145,9 @@ CUTS = {
 def test_what_is_cut_apart_and_what_stays(case):
     cut, parts = CUTS[case]
     model, again = _graph(cut), _graph(cut)
-    split_joined(model)
+    joined = find_joined(model)
+    assert len(joined) == (0 if parts is None else 1)
+    split_joined(joined)
     model.validate_nodes_and_infer_types()
     paths = [product.path for product in find_products(model)]
     assert sorted(paths) == (["joined"] if parts is None else sorted(f"joined.rows_{part}" for part in parts))

@@ -59,7 +59,7 @@ public:
             : name == "layers"    ? from_.layers
             : name == "heads"     ? from_.heads
             : name == "kv_heads"  ? from_.kv_heads
-            : name == "head_size" ? from_.head_size
+            : name == "head_size"   ? from_.head_size
             : name == "rotary_size" ? from_.rotary_size
                                     : 1);
     }
@@ -83,7 +83,7 @@ inline Decoder sound_decoder(Random& random) {
     Decoder decoder;
     decoder.kv_heads = static_cast<int64_t>(1 + random.below(2));
     decoder.heads = decoder.kv_heads * static_cast<int64_t>(1 + random.below(3));
-    decoder.head_size = random.one_of<int64_t>({16, 32, 80});
+    decoder.head_size = random.one_of<int64_t>({16, 32, 64, 80});
     decoder.columns = decoder.heads * decoder.head_size;
     decoder.hidden = static_cast<int64_t>(1 + random.below(20));
     decoder.inner = static_cast<int64_t>(1 + random.below(20));
@@ -187,7 +187,8 @@ public:
         for (size_t sequence = random_.below(2); sequence < 2; ++sequence) {
             const size_t steps = 1 + random_.below(6);
             // Now and then up to where a cache grows.
-            size_t past = 0, rows = random_.once_in(4) ? 190 : 1 + random_.below(30);
+            // Past what a tile of attention has.
+            size_t past = 0, rows = random_.once_in(4) ? random_.one_of<size_t>({190, 273}) : 1 + random_.below(30);
             for (size_t step = 0; step < steps; ++step) {
                 one(past, rows, damaged && random_.once_in(2));
                 past += rows;

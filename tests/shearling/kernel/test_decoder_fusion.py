@@ -37,7 +37,9 @@ from transformers import (
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
 from shearling.kernel.loading import packed_choice
+from shearling.kernel.loading.attention_match import find_attentions
 from shearling.kernel.loading.decoder_fusion import fuse_decoder
+from shearling.kernel.loading.graph_match import NoMatch
 from shearling.kernel.loading.ir_text import IrText
 from shearling.kernel.loading.packed_choice import Timing
 from shearling.kernel.loading.packed_model import load_ir
@@ -180,15 +182,17 @@ def compare_pipelines(file: str) -> None:
 
 def test_serve_says_which_attention_it_uses(xml):
     prompt, work = "Area man wins award", Decoding(max_new_tokens=24)
-    answers, attention = [], []
+    answers, attention, precision = [], [], []
     cache = "@KV_CACHE_PRECISION="
     for suffix in ("", f"{cache}f32", f"{cache}bf16", "@ATTENTION_BACKEND=SDPA", "@ATTENTION_BACKEND=PA"):
         runtime = load_runtime(find_deployment(parse_target(f"{xml.parent}{suffix}")), RunOptions(threads=1))
         answers.append(runtime.generate([runtime.encode(prompt, chat=False)], work).token_ids)
         attention.append(runtime.facts.settings.get("attention"))
+        precision.append(runtime.facts.settings.get("KV_CACHE_PRECISION"))
         runtime.close()
     asked = [f"OpenVINO's: {name} asks for it" for name in ("KV_CACHE_PRECISION", *("ATTENTION_BACKEND",) * 2)]
     assert attention == [*("in the layers",) * 2, *asked]
+    assert precision[:3] == ["f16", "f32", "bf16"]
     assert answers == [answers[0]] * 5
 
 
@@ -301,9 +305,76 @@ FAMILIES = {
 }
 
 
+TURNED = {
+    "neighbours in a part of a head, gate and up in one": ("8", "true"),
+    "queries, keys and values in one": ("16", "false"),
+    "a part of a head": ("8", "false"),
+}
+"""Attributes `rotary_size` and `interleaved` of its layers."""
+
+
+def _model_of(tmp_path, family) -> ov.Model:
+    xml = write_packed(tmp_path, seeded_decoder(*FAMILIES[family]))
+    return core_for(xml).read_model(xml)
+
+
+def _named(model: ov.Model, name: str):
+    return next(node for node in model.get_ops() if node.get_friendly_name().endswith(f"layers.0.self_attn/{name}"))
+
+
+def _put(node, port: int, value) -> None:
+    old = node.input_value(port).get_node()
+    if old.get_type_name().startswith("Convert"):
+        node, port, old = old, 0, old.input_value(0).get_node()
+    new = ov.op.Constant(np.array(value, old.data.dtype).reshape(list(old.shape)))
+    node.input(port).replace_source_output(new.output(0))
+
+
+NEIGHBOURS, PART_OF_HEAD = "neighbours in a part of a head, gate and up in one", "a part of a head"
+STRANGE = {
+    "another sign": (NEIGHBOURS, lambda m: _put(_named(m, "aten::neg/Multiply"), 1, 1)),
+    "not every second number": (NEIGHBOURS, lambda m: _put(_named(m, "aten::slice/Slice_2"), 3, 1)),
+    "even numbers in the place of odd ones": (NEIGHBOURS, lambda m: _put(_named(m, "aten::slice/Slice_3"), 1, 1)),
+    "angles repeated as a whole": (NEIGHBOURS, lambda m: _put(_named(m, "aten::repeat_interleave/Tile"), 1, [1, 2])),
+    "another part of the angles": (NEIGHBOURS, lambda m: _put(_named(m, "aten::slice/Slice_1"), 1, 1)),
+    "angles of other halves": (NEIGHBOURS, lambda m: _uneven_halves(m)),
+    "another rest of a head": (NEIGHBOURS, lambda m: _put(_named(m, "aten::slice/Slice_5"), 1, 7)),
+    "halves in the other order": (PART_OF_HEAD, lambda m: _put(_named(m, "aten::slice/Slice_2"), 1, 3)),
+    "another sign of a half": (PART_OF_HEAD, lambda m: _put(_named(m, "aten::neg/Multiply"), 1, 1)),
+    "keys by other angles": (PART_OF_HEAD, lambda m: _swap_tables(m)),
+}
+
+
+def _uneven_halves(model: ov.Model) -> None:
+    joined = next(node for node in model.get_ops() if node.get_friendly_name().endswith("rotary_emb/aten::cat/Concat"))
+    joined.input(1).replace_source_output(ov.opset13.negative(joined.input_value(1)).output(0))
+
+
+def _swap_tables(model: ov.Model) -> None:
+    straight, crossed = _named(model, "aten::mul/Multiply_2"), _named(model, "aten::mul/Multiply_3")
+    cosines, sines = straight.input_value(1), crossed.input_value(1)
+    straight.input(1).replace_source_output(sines)
+    crossed.input(1).replace_source_output(cosines)
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_embeddings_that_turn_in_another_way_are_not_taken(tmp_path, case):
+    family, change = STRANGE[case]
+    model = _model_of(tmp_path, family)
+    assert len(find_attentions(model, {})) == SHAPE["num_hidden_layers"]
+    change(model)
+    with pytest.raises(NoMatch):
+        find_attentions(model, {})
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(tmp_path, family):
     xml = write_packed(tmp_path, seeded_decoder(*FAMILIES[family]))
+    if family in TURNED:
+        text = IrText(xml.read_bytes())
+        assert fuse_decoder(text, core_for(xml).read_model(xml), {}) is None
+        layers = [text.data(layer) for layer in text.layers_of(["SparseDecoder"])]
+        assert {(layer["rotary_size"], layer["interleaved"]) for layer in layers} == {TURNED[family]}
     requests = [compiled(xml, fused=True), compiled(xml, fused=False)]
     rng = np.random.default_rng(0)
     mask = np.zeros((1, 0), np.int64)
