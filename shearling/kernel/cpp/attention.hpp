@@ -40,9 +40,9 @@ struct AttentionShape {
 
 // What the layers of one inference share: SparseStep's output. Rows of a batch are rows of the mask.
 //
-// 32-bit words: magic, batch, rows, positions, tables, flags, sets, rotated, and zeros up to 16 words; then for every set of
-// angles cosines and sines, [tables][rows][rotated] each, where tables are 1 or batch; where flags say so the mask,
-// [batch][positions] of 0 or 1, and the rows of the batch that the cache is taken from, [batch].
+// 32-bit words: magic, batch, rows, positions, tables, flags, sets, rotated, and zeros up to 16 words; then for every
+// set of angles cosines and sines, [tables][rows][rotated] each, where tables are 1 or batch; where flags say so the
+// mask, [batch][positions] of 0 or 1, and the rows of the batch that the cache is taken from, [batch].
 struct StepView {
     size_t batch;
     size_t rows;       // new ones of a sequence
@@ -76,8 +76,8 @@ void write_step(const StepView& step, size_t rotated, const float* const* tables
 const char* read_step(const uint8_t* bytes, size_t size, size_t rotated, StepView& step);
 
 // A cache: for every sequence 2 kv_heads of each layer times `slots` slots. A head's begin with a header (in the first
-// head of a layer in the first sequence, else unused); blocks follow (cache_layout.hpp), of keys in the earlier heads of
-// the layer and of values in the later ones. A view is of one layer, and begins there.
+// head of a layer in the first sequence, else unused); blocks follow (cache_layout.hpp), of keys in the earlier heads
+// of the layer and of values in the later ones. A view is of one layer, and begins there.
 struct CacheView {
     const uint8_t* past;  // as it was; null: nothing
     size_t past_slots;

@@ -52,7 +52,8 @@ constexpr uint32_t forms(Some... some) {
     return (0u | ... | (1u << static_cast<unsigned>(some)));
 }
 
-// Steps of an attention over a cache of one type (cache_layout.hpp); widths are multiples of 16, so are counts of scores.
+// Steps of an attention over a cache of one type (cache_layout.hpp); widths are multiples of 16, so are counts of
+// scores.
 struct CacheKernels {
     // scores[row * stride + position] = queries[row] . key(position)
     void (*score)(

@@ -16,7 +16,7 @@ MOST_ANGLE_SETS = 8
 
 
 @dataclass(frozen=True)
-class Attention:
+class PlainAttention:
     """One attention between two packed operators.
 
     Attributes:
@@ -45,7 +45,7 @@ class Attention:
     variables: tuple[str, str]
 
 
-def find_attentions(model: Any, config: Mapping[str, Any]) -> list[Attention]:
+def find_attentions(model: Any, config: Mapping[str, Any]) -> list[PlainAttention]:
     """Those of a packed decoder, in the order of its layers.
 
     Args:
@@ -77,7 +77,7 @@ def find_attentions(model: Any, config: Mapping[str, Any]) -> list[Attention]:
     return attentions
 
 
-def angle_sets(attentions: Sequence[Attention]) -> list[tuple[Any, Any]]:
+def angle_sets(attentions: Sequence[PlainAttention]) -> list[tuple[Any, Any]]:
     """Cosines and sines that some layer is turned by."""
     found: list[tuple[Any, Any]] = []
     for item in attentions:
@@ -86,7 +86,7 @@ def angle_sets(attentions: Sequence[Attention]) -> list[tuple[Any, Any]]:
     return found
 
 
-def _match(sdpa: Any) -> Attention:
+def _match(sdpa: Any) -> PlainAttention:
     if sdpa.get_attributes().get("causal") or len(sdpa.inputs()) not in (4, 5):
         raise NoMatch("the mask of an attention is not an input")
     joined = only_reader(only_reader(sdpa, "Transpose"), "Reshape")
@@ -111,7 +111,7 @@ def _match(sdpa: Any) -> Attention:
         raise NoMatch("biases or norms of some alone")
     if len({epsilon for _, epsilon in norms}) > 1:
         raise NoMatch("norms of queries and keys differ")
-    return Attention(
+    return PlainAttention(
         layer=layer,
         inputs=(parts[0].rows, parts[1].rows, parts[2].rows),
         biases=biases,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .attention_match import Attention, angle_sets, find_attentions, find_window
+from .attention_match import PlainAttention, angle_sets, find_attentions, find_window
 from .graph_match import Array, NoMatch
 from .ir_text import FORMAT_VERSION, IrText, MalformedText, Source
 
@@ -66,7 +66,7 @@ def _mask_parameter(model: Any) -> Any:
     raise NoMatch("the model is given no mask")
 
 
-def _rewrite(text: IrText, attentions: Sequence[Attention], windows: Sequence[int], mask: Any, cache: str) -> None:
+def _rewrite(text: IrText, attentions: Sequence[PlainAttention], windows: Sequence[int], mask: Any, cache: str) -> None:
     # What can fail comes first, so that a text is changed as a whole or not at all.
     first, sets = attentions[0], angle_sets(attentions)
     tables = [table for pair in sets for table in pair]
@@ -131,7 +131,7 @@ def _by_layer(run: Sequence[_Layer]) -> dict[str, list[int]]:
 
 
 def _layer(
-    text: IrText, item: Attention, order: list[int], window: int, angles: int, kept: Mapping[str, object]
+    text: IrText, item: PlainAttention, order: list[int], window: int, angles: int, kept: Mapping[str, object]
 ) -> _Layer:
     number = text.source(item.layer.output(0)).layer
     _, residual, weights = text.inputs(number)
@@ -167,7 +167,7 @@ def _slot_bytes(cache: str, size: int) -> int:
     return numbers + (2 * -(-size // SCALE_COLUMNS) if cache == "i8" else 0)
 
 
-def _is_cache(text: IrText, assign: int, attentions: Sequence[Attention]) -> bool:
+def _is_cache(text: IrText, assign: int, attentions: Sequence[PlainAttention]) -> bool:
     return any(text.data(assign).get("variable_id") in item.variables for item in attentions)
 
 
