@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -32,6 +33,12 @@ public:
 
     // Grows it; what it held is lost.
     void reserve(size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+        // Of its own and exactly as large, so that nothing can be written behind it unseen.
+        exact_.reset(static_cast<uint8_t*>(::operator new(bytes, std::align_val_t{alignment})));
+        used_ = bytes;
+        return;
+#endif
         auto& free = free_list();
         if (bytes > 0 && memory_.size == 0 && !free.empty()) {
             memory_ = std::move(free.back());
@@ -45,6 +52,9 @@ public:
     }
 
     uint8_t* bytes() const {
+#if defined(__SANITIZE_ADDRESS__)
+        return exact_.get();
+#endif
         uint8_t* const start = memory_.bytes.get();
         return start + (alignment - reinterpret_cast<uintptr_t>(start) % alignment) % alignment;
     }
@@ -66,6 +76,12 @@ private:
     }
     Memory memory_;
     size_t used_ = 0;
+#if defined(__SANITIZE_ADDRESS__)
+    struct Aligned {
+        void operator()(uint8_t* memory) const { ::operator delete(memory, std::align_val_t{alignment}); }
+    };
+    std::unique_ptr<uint8_t, Aligned> exact_;
+#endif
 };
 
 }  // namespace shearling
