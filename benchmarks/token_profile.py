@@ -6,8 +6,8 @@ its bytes would take alone.
 Every target is an OpenVINO decoder, loaded as `serve generate` loads it (`@ATTENTION_BACKEND=SDPA` keeps the attention
 of the file). After a prompt one token follows another, all memory in huge pages as in `serve bench`; times are medians
 over them. Nodes are timed in a second compilation that counts, so that counting does not slow the first. Bytes are
-those of the weights that a token reads and of the cache at the last token; the bandwidth is that of reading memory with
-the same threads in between. The tables go to stdout as Markdown.
+those of the weights that a token reads and of the cache at the last token; the bandwidth is that of reading memory
+behind the tokens, on all threads. The tables go to stdout as Markdown.
 """
 
 from __future__ import annotations
