@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on_test_rows = _test_accuracy(run, settings)
         for algorithm in options.algorithms.split(","):
             for seed in map(int, options.seeds.split(",")):
-                place = _beside(run, options.output / path.resolve().name / f"{algorithm}-{seed}")
+                place = beside(run, options.output / path.resolve().name / f"{algorithm}-{seed}")
                 if not place.search.is_dir():
                     search(place, replace(settings, algorithm=algorithm, seed=seed), BestRule())
                 figures.append(_read(place, opened.space, on_test_rows, run=path.resolve().name))
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _beside(run: Run, place: Path) -> Run:
+def beside(run: Run, place: Path) -> Run:
     """A run directory with the artefacts of another one, and a room of its own for the search."""
     place.mkdir(parents=True, exist_ok=True)
     for source in (run.base, run.adapted, run.sparse, run.super_adapter, run.task):
