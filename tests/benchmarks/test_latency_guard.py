@@ -38,6 +38,17 @@ def test_what_is_good_enough() -> None:
     assert summarise(fewer, max_ratio=1.02)["good_enough"]
 
 
+def test_beside_rivals_more_may_stay_open_and_no_more_may_be_wrong() -> None:
+    open_ones = [
+        *checks("same", *["pass"] * 90, *["inconclusive"] * 10),
+        *checks("longer", *["regression"] * 90, *["inconclusive"] * 10),
+    ]
+    assert not summarise(open_ones)["good_enough"]
+    assert summarise(open_ones, busy=True)["good_enough"]
+    assert not summarise([*open_ones, *checks("same", *["regression"] * 3)], busy=True)["good_enough"]
+    assert not summarise([*open_ones, *checks("longer", *["pass"] * 6)], busy=True)["good_enough"]
+
+
 def test_one_check_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "hf"
     model.mkdir()
