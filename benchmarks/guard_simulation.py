@@ -34,7 +34,7 @@ from serve.bench.time_budget import CHECK_S, TimeBudget
 from serve.bench.workload import make_workload
 from serve.guard.judging import counting_blocks, is_settled, judge_metrics, paired_blocks, plan_blocks
 from serve.guard.process_pairs import FIRST_PAIRS
-from serve.guard.regression import Verdict, judge
+from serve.guard.regression import TURN_S, Verdict, judge
 from serve.runtimes.runtime import RunOptions
 from shearling.command_line import quiet_libraries
 from shearling.strict_json import read_document, write_document
@@ -269,7 +269,9 @@ def simulate(
 
 def record(target: str, *, seconds: float, threads: int, processes: int = PROCESSES) -> Benchmark:
     """Measure processes of one model side by side, a dozen blocks for each set of them."""
-    workload = make_workload(64, 16, repeats=BLOCKS, sessions=1000, separate_phases=True, budget_s=seconds)
+    workload = make_workload(
+        64, 16, repeats=BLOCKS, sessions=1000, separate_phases=True, turn_s=TURN_S, budget_s=seconds
+    )
     return run_benchmark([parse_target(target)] * processes, options=RunOptions(threads=threads), workload=workload)
 
 

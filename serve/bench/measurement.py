@@ -1,7 +1,8 @@
 """Interleaved measuring: every deployment in a process of its own, one at a time, in the order A B B A.
 
 A machine that slows down for a second hits all of them alike: each block runs every deployment once, the next block in
-reverse, and only ratios within a block are compared.
+reverse, and only ratios within a block are compared. A workload with turns lets them change places within a generation
+as well, see `serve.bench.turns`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from serve.bench.time_budget import TimeBudget
+from serve.bench.turns import can_take_turns, generate_in_turns
 from serve.bench.worker_process import LoadReport, ProcessReport, Timed, WorkerProcess
 from serve.bench.workload import Prompts, Rows, Workload
 from serve.runtimes.deployment import Deployment
@@ -22,6 +24,9 @@ from shearling.console import Advance, progress
 from shearling.strict_json import Document
 
 Count = TypeVar("Count", int, float)
+
+USUAL_SHARE = 0.6
+"""Of the tokens of a generation."""
 
 
 class Sample(Document):
@@ -77,9 +82,12 @@ class Sample(Document):
         return self.ttft_s - self.lost_first_s
 
     @property
-    def net_tpot_s(self) -> float:
-        """Time per output token, without what other processes took."""
-        return (sum(self.gaps_s) - self.lost_decode_s) / len(self.gaps_s)
+    def usual_gap_s(self) -> float:
+        """Mean time of the faster tokens after the first, `USUAL_SHARE` of them: what disturbs a machine for
+        milliseconds hits some tokens, and no counter says which.
+        """
+        gaps_s = sorted(self.gaps_s)[: math.ceil(USUAL_SHARE * len(self.gaps_s))]
+        return sum(gaps_s) / len(gaps_s)
 
 
 @dataclass
@@ -252,18 +260,35 @@ class _Run:
         if self._workload.separate_phases:
             # Like phases follow each other, so that little can change between them: A B for the first token, B A for
             # the rest.
-            firsts = {subject: workers[subject].generate(rows[subject], new_tokens=1) for subject in order}
+            firsts = {
+                subject: first for subject, first, _ in self._generate([(i, workers[i], rows[i]) for i in order], 1)
+            }
             order.reverse()
         samples = []
-        for position, subject in enumerate(order):
-            started_s = self._budget.elapsed_s()
-            whole = workers[subject].generate(rows[subject], new_tokens=new_tokens)
+        works = [(subject, workers[subject], rows[subject]) for subject in order]
+        for position, (subject, whole, started_s) in enumerate(self._generate(works, new_tokens)):
             first = firsts.get(subject)
             samples.append(
                 self._sample(whole, first, rows[subject], subject=subject, position=position, started_s=started_s)
             )
             advance(note=f"{1e3 * samples[-1].ttft_s:.1f} ms to the first token")
         return samples
+
+    def _generate(
+        self, works: Sequence[tuple[int, WorkerProcess, Rows]], new_tokens: int
+    ) -> Iterator[tuple[int, Timed, float]]:
+        """Subject, what it took, and when it began; in the order of the works."""
+        turn_s = self._workload.turn_s
+        if turn_s is not None and len(works) > 1 and can_take_turns(self._options.device):
+            started_s = self._budget.elapsed_s()
+            pairs = [(worker, rows) for _, worker, rows in works]
+            taken = generate_in_turns(pairs, new_tokens=new_tokens, turn_s=turn_s)
+            for (subject, _, _), timed in zip(works, taken, strict=True):
+                yield subject, timed, started_s
+            return
+        for subject, worker, rows in works:
+            started_s = self._budget.elapsed_s()
+            yield subject, worker.generate(rows, new_tokens=new_tokens), started_s
 
     def _sample(
         self, whole: Timed, first: Timed | None, rows: Rows, *, subject: int, position: int, started_s: float

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -72,6 +74,7 @@ class Timed(Document):
     """A generation, and what the computing threads waited for a CPU meanwhile; see `serve.visitor.waiting`.
 
     Attributes:
+        started_s: when; of `time.perf_counter`.
         wall_s: of the call, with what it prepares.
         waited_s: of it; None where the system does not count.
         stolen_s: what a hypervisor took from the process's CPUs meanwhile; see `serve.visitor.interruptions`.
@@ -80,6 +83,7 @@ class Timed(Document):
     """
 
     generation: Generation
+    started_s: float
     wall_s: float
     waited_s: float | None
     stolen_s: float | None = None
@@ -173,8 +177,32 @@ class WorkerProcess:
 
     def generate(self, rows: Rows, *, new_tokens: int) -> Timed:
         """Compute exactly `new_tokens` tokens for each row, end tokens or not."""
-        reply = self._ask({"do": "generate", "rows": rows, "new_tokens": new_tokens})
-        return Timed.model_validate_json(json.dumps(reply))
+        self.start_generating(rows, new_tokens=new_tokens)
+        return self.finish_generating()
+
+    def start_generating(self, rows: Rows, *, new_tokens: int) -> None:
+        """Let it generate; `finish_generating` waits for it."""
+        self._tell({"do": "generate", "rows": rows, "new_tokens": new_tokens})
+
+    def finish_generating(self) -> Timed:
+        """See `generate`."""
+        return Timed.model_validate_json(json.dumps(self._hear()))
+
+    def has_answered(self, *, within_s: float) -> bool:
+        """Wait for an answer, or its end, which `finish_generating` then finds."""
+        if self._process.stdout is None:
+            raise ShearlingError("the worker has no pipes")
+        return bool(select.select([self._process.stdout], [], [], within_s)[0])
+
+    def stop(self) -> None:
+        """Let it stand still, wherever it is, until `go_on`; returns when it does, or has ended."""
+        self._process.send_signal(signal.SIGSTOP)
+        # One of its threads is told, and may wait for a CPU, before it tells the others.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def go_on(self) -> None:
+        """See `stop`."""
+        self._process.send_signal(signal.SIGCONT)
 
     def settle(self) -> None:
         """Pin it, and move what the warm-up has allocated into huge pages, unless the options forbid it; see

@@ -52,6 +52,8 @@ class Workload(Document):
         seed: of the prompts and of the bootstrap.
         trace: real prompts, one for each block in turn.
         separate_phases: ask for the first token in a call of its own, so that each phase knows its own waits.
+        turn_s: let all generate at once, and the next one go on after so many seconds, see `serve.bench.turns`; None
+            lets one generate after the other.
         budget_s: stop after so many seconds, loading included.
     """
 
@@ -64,6 +66,7 @@ class Workload(Document):
     seed: int = 0
     trace: tuple[TraceItem, ...] = ()
     separate_phases: bool = False
+    turn_s: float | None = pydantic.Field(default=None, gt=0)
     budget_s: float | None = pydantic.Field(default=None, gt=0)
 
     @property
@@ -84,6 +87,7 @@ def make_workload(
     seed: int = 0,
     trace: Path | None = None,
     separate_phases: bool = False,
+    turn_s: float | None = None,
     budget_s: float | None = None,
 ) -> Workload:
     """A workload from what a user asked for; see `Workload`.
@@ -109,6 +113,7 @@ def make_workload(
             seed=seed,
             trace=items,
             separate_phases=separate_phases,
+            turn_s=turn_s,
             budget_s=budget_s,
         )
     except pydantic.ValidationError as error:

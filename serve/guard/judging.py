@@ -17,11 +17,12 @@ from serve.guard.disturbance import undisturbed
 from serve.guard.forecast import pairs_to_settle
 from serve.guard.process_pairs import Outcome, Pairs, judge_pairs, scatter_of
 
-# Net of what other processes took, where that is known (`serve.visitor.waiting`): a rival slows the two sides of a pair
-# by different amounts, which is noise to the ratio and no fault of the candidate.
+# Without what other processes took: a rival slows the two sides of a pair by different amounts, which is noise to the
+# ratio and no fault of the candidate. From a first token the waits are subtracted (`serve.visitor.waiting`); of the
+# many tokens behind it those count that were not disturbed.
 GUARDED: Mapping[str, Callable[[Sample], float]] = {
     "ttft_s": lambda sample: sample.net_ttft_s,
-    "tpot_s": lambda sample: sample.net_tpot_s,
+    "tpot_s": lambda sample: sample.usual_gap_s,
 }
 
 

@@ -48,6 +48,8 @@ from shearling.target import Target
 
 SESSION_BLOCKS = 8
 """Of a baseline's sessions; those of a check are as long as `serve.guard.allocation` says."""
+TURN_S = 0.02
+"""Shorter than what disturbs a machine, and longer than it takes to fill a cache."""
 ROUND_S = 10.0
 """To which a budget that is proposed is rounded."""
 LOAD, MEMORY = "load_s", "peak_memory_bytes"
@@ -123,6 +125,7 @@ def guard_workload(
         sessions=sessions,
         budget_s=budget_s,
         separate_phases=True,
+        turn_s=TURN_S,
         batch=batch,
         trace=trace,
         seed=seed,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 from pathlib import Path
 
 MEASURING_NICE = -10
+PR_SET_PDEATHSIG = 1
 
 
 def peak_memory_bytes() -> int:
@@ -54,6 +57,14 @@ def own_threads() -> tuple[int, ...]:
     """Threads of this process, as the system numbers them; 0, the calling one, where it does not tell."""
     tasks = Path("/proc/self/task")
     return tuple(int(task.name) for task in tasks.iterdir()) if tasks.is_dir() else (0,)
+
+
+def end_with_parent() -> None:
+    """Be killed when the thread that started this process ends, stopped or not, where the system offers it (Linux,
+    prctl(2)).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def raise_priority() -> None:

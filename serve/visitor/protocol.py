@@ -1,8 +1,8 @@
 """How a measuring process answers: one JSON line in, one JSON line out, on the pipes that its parent holds.
 
     {"do": "load", "deployment": ..., "options": ...}         -> import_s, load_s, memory_before_bytes, facts
-    {"do": "generate", "rows": [[...], ...], "new_tokens": N} -> generation, wall_s, waited_s, stolen_s, preemptions,
-                                                                 instructions
+    {"do": "generate", "rows": [[...], ...], "new_tokens": N} -> generation, started_s, wall_s, waited_s, stolen_s,
+                                                                 preemptions, instructions
     {"do": "settle", "threads": N, "huge_pages": true}        -> huge_bytes
     {"do": "report"}                                          -> peak_bytes, private_bytes, huge_bytes, cpus, nice
 
@@ -24,6 +24,7 @@ from serve.visitor.counters import instructions
 from serve.visitor.huge_pages import collapse_memory
 from serve.visitor.interruptions import preemptions, stolen_s
 from serve.visitor.own_process import (
+    end_with_parent,
     huge_memory_bytes,
     peak_memory_bytes,
     pin,
@@ -46,6 +47,8 @@ def answer_requests(answer: Answer, describe_error: Callable[[Exception], Reply 
     """
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # It may be stopped when its parent is killed, and would never see the end of its input.
+    end_with_parent()
     # Before any thread exists: they inherit both.
     raise_priority()
     instructions()
@@ -77,6 +80,9 @@ def report() -> Reply:
 def settle(request: Mapping[str, Any]) -> Reply:
     """Pin this process, and move what the warm-up has allocated into huge pages."""
     pin(request["threads"])
+    # What was imported stays: looking through it before every generation would take tens of milliseconds.
+    gc.collect()
+    gc.freeze()
     return {"huge_bytes": collapse_memory() if request["huge_pages"] else 0}
 
 
@@ -97,6 +103,7 @@ def timed(generate: Callable[[], Reply]) -> Reply:
     waited = waited_between(before, after)
     return {
         "generation": generation,
+        "started_s": started_s,
         "wall_s": wall_s,
         "waited_s": None if waited is None else min(waited, 0.999 * wall_s),
         **later,

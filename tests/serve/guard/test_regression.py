@@ -13,8 +13,8 @@ from shearling.errors import CheckFailed
 
 
 def pairs(slowdown: float, *, blocks: int, noise: float, lost: float = 0.0, sessions: int = 4) -> list[Sample]:
-    """Reference and candidate under common drift of 2x and own lognormal noise; `lost` goes to other processes on
-    top."""
+    """Reference and candidate under common drift of 2x and own lognormal noise; `lost` goes to other processes on top,
+    of the first token and of three in ten of those behind it."""
     generator = np.random.default_rng(11)
     samples = []
     for block in range(blocks):
@@ -32,11 +32,11 @@ def pairs(slowdown: float, *, blocks: int, noise: float, lost: float = 0.0, sess
                     prompt_tokens=4,
                     batch=1,
                     ttft_s=own_s + lost_s,
-                    gaps_s=(own_s + lost_s,),
-                    total_s=2 * (own_s + lost_s),
-                    waited_s=2 * lost_s,
+                    gaps_s=tuple(own_s + (lost_s if token % 3 == 1 else 0.0) for token in range(10)),
+                    total_s=11 * own_s + 4 * lost_s,
+                    waited_s=4 * lost_s,
                     lost_first_s=lost_s,
-                    lost_decode_s=lost_s,
+                    lost_decode_s=3 * lost_s,
                 )
             )
     return samples
@@ -48,10 +48,21 @@ def test_equal_speed_passes_in_spite_of_drift() -> None:
     require_pass(verdict)
 
 
-def test_time_that_others_took_is_subtracted() -> None:
+def test_time_that_others_took_does_not_count() -> None:
     verdict = judge(pairs(1.0, blocks=20, noise=0.01, lost=10.0), max_ratio=1.05)
     assert verdict.outcome == "pass"
     assert verdict.lost_share > 0.5
+    assert judge(pairs(1.1, blocks=20, noise=0.01, lost=10.0), max_ratio=1.05).outcome == "regression"
+
+
+def test_tokens_that_were_disturbed_do_not_count() -> None:
+    quiet = pairs(1.0, blocks=1, noise=0.0)[0]
+    assert quiet.usual_gap_s == pytest.approx(quiet.tpot_s)
+    disturbed = quiet.model_copy(update={"gaps_s": tuple(9.0 if gap < 4 else quiet.gaps_s[gap] for gap in range(10))})
+    assert disturbed.usual_gap_s == pytest.approx(quiet.usual_gap_s)
+    slower = quiet.model_copy(update={"gaps_s": tuple(2 * gap for gap in quiet.gaps_s)})
+    assert slower.usual_gap_s == pytest.approx(2 * quiet.usual_gap_s)
+    assert quiet.model_copy(update={"gaps_s": (3.0,)}).usual_gap_s == 3.0
 
 
 def test_ten_percent_is_a_regression() -> None:
