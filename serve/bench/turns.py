@@ -12,8 +12,7 @@ of 90 MiB and turns of 20 ms. It is their ratio that is sharper, not their times
 from __future__ import annotations
 
 import itertools
-import os
-import signal
+import sys
 import time
 from collections.abc import Sequence
 
@@ -25,8 +24,8 @@ Turn = tuple[float, float]
 
 
 def can_take_turns(device: str) -> bool:
-    """Whether stopping a process stops its work: on a CPU, where the system has such signals."""
-    return hasattr(signal, "SIGSTOP") and hasattr(os, "waitid") and device == "CPU"
+    """Whether stopping a process stops its work, as on a CPU, and one that is stopped ends with its parent (Linux)."""
+    return sys.platform == "linux" and device == "CPU"
 
 
 def generate_in_turns(works: Sequence[tuple[WorkerProcess, Rows]], *, new_tokens: int, turn_s: float) -> list[Timed]:

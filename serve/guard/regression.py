@@ -70,7 +70,7 @@ class Verdict(Document):
         sessions: the decode ratio of each pair of processes.
         limits: largest acceptable ratio of each metric.
         blocks: pairs that were measured.
-        lost_share: of the wall time that went to other processes, and was subtracted.
+        lost_share: of the wall time that went to other processes.
         changes: settings that are not those asked for, and why.
         tokens: whether both said the same, where the two environments differ.
         set_aside: pairs of samples that were disturbed, and do not count; see `serve.guard.disturbance`.
