@@ -1,6 +1,6 @@
 """How often would the guard err? A hundred checks in seconds, on recorded times or on invented noise.
 
-    python -m benchmarks.guard_simulation record runs/demo/sparse-int8 --output runs/traces/sparse.json
+    python -m benchmarks.guard_simulation record runs/demo/sparse-int8 --output runs/traces/sparse.json [--rivals 2]
     python -m benchmarks.guard_simulation simulate runs/traces/sparse.json --slowdown 1.1
     python -m benchmarks.guard_simulation simulate --noise bursts --slowdown 1.04 --max-ratio 1.02 --budget 300
 
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.latency_guard import rivals
 from serve.bench.benchmark import Benchmark, run_benchmark
 from serve.bench.measurement import Sample
 from serve.bench.time_budget import CHECK_S, TimeBudget
@@ -286,6 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     recording.add_argument("--output", type=Path, required=True, help="a JSON file")
     recording.add_argument("--seconds", type=float, default=240.0)
     recording.add_argument("--threads", type=int, default=1)
+    recording.add_argument("--rivals", type=int, default=0, help="processes that disturb meanwhile")
     simulating = commands.add_parser("simulate", help="check again and again")
     simulating.add_argument("trace", type=Path, nargs="?", help="of `record`; or give --noise")
     simulating.add_argument("--noise", choices=sorted(NOISES), help="invented times")
@@ -296,7 +298,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     quiet_libraries()
     if options.command == "record":
-        found = record(options.model, seconds=options.seconds, threads=options.threads)
+        with rivals(options.rivals):
+            found = record(options.model, seconds=options.seconds, threads=options.threads)
         write_document(options.output, found)
         summary = {"sessions": len(trace_of(found.samples).sessions), "written": str(options.output)}
     else:

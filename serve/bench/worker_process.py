@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -192,7 +192,9 @@ class WorkerProcess:
         """Wait for an answer, or its end, which `finish_generating` then finds."""
         if self._process.stdout is None:
             raise ShearlingError("the worker has no pipes")
-        return bool(select.select([self._process.stdout], [], [], within_s)[0])
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            return bool(selector.select(within_s))
 
     def stop(self) -> None:
         """Let it stand still, wherever it is, until `go_on`; returns when it does, or has ended."""

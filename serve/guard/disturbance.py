@@ -18,7 +18,7 @@ from serve.bench.time_budget import SHORTEST_BLOCKS
 STOLEN_SHARE = 0.005
 """Of a block's time; the kernel counts in steps of 10 ms, so that most blocks have none."""
 PREEMPTIONS = 20
-"""In a block of both sides, of 200 ms or so: the system's own timers cause half of that."""
+"""In a block of both sides, of 400 ms or so: the system's own timers cause half of that, and turns as much again."""
 JUMP = 1.5
 """Over the median of the same processes: what is usual there is no disturbance."""
 
