@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -199,8 +200,10 @@ class WorkerProcess:
     def stop(self) -> None:
         """Let it stand still, wherever it is, until `go_on`; returns when it does, or has ended."""
         self._process.send_signal(signal.SIGSTOP)
-        # One of its threads is told, and may wait for a CPU, before it tells the others.
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        # One of its threads is told, and may wait for a CPU, before it tells the others. A process that has ended may
+        # have been noticed by the line above.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def go_on(self) -> None:
         """See `stop`."""

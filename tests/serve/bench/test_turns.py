@@ -97,6 +97,16 @@ def test_a_process_that_dies_while_it_stands_still_is_told(workers: list[WorkerP
         first.finish_generating()
 
 
+def test_a_process_that_dies_in_its_turn_is_told(workers: list[WorkerProcess]) -> None:
+    dying = workers[0]
+    dying.start_generating(PROMPT, new_tokens=200)
+    dying._process.send_signal(signal.SIGSEGV)
+    os.waitid(os.P_PID, dying._process.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises((RuntimeCrashed, ShearlingError), match="SIGSEGV"):
+        generate_in_turns([(dying, PROMPT), (workers[1], PROMPT)], new_tokens=48, turn_s=0.001)
+    dying.stop()  # returns
+
+
 def test_a_process_that_stands_still_ends_with_its_parent(export: Path) -> None:
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom serve.bench.worker_process import WorkerProcess\n"
