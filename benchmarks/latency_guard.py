@@ -212,6 +212,13 @@ def _read(path: Path) -> list[Check]:
     return [Check(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def _name(options: argparse.Namespace) -> str:
+    """Of what is counted, so that no journal mixes two kinds of checks."""
+    subject = options.weights if options.export is None else options.export.resolve().name
+    longer = "" if options.layers is None else f"-{options.layers}-layers"
+    return f"{subject}{longer}-{options.max_ratio:g}-{options.rivals}-rivals"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Make the models, check in turns, and print one JSON object."""
     parser = argparse.ArgumentParser(
@@ -223,8 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--work",
         type=Path,
-        default=Path("runs/bench-guard"),
-        help="the two IRs and checks.jsonl; delete it to begin anew",
+        help="the two IRs and checks.jsonl; delete it to begin anew (default: one in runs/bench-guard for each kind)",
     )
     parser.add_argument("--checks", type=int, default=100, help="of each kind")
     parser.add_argument("--rivals", type=int, default=os.cpu_count() or 1, help="processes that disturb")
@@ -234,17 +240,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-ratio", type=float, default=MAX_RATIO)
     options = parser.parse_args(argv)
     quiet_libraries()
-    options.work.mkdir(parents=True, exist_ok=True)
+    work = options.work or Path("runs/bench-guard") / _name(options)
+    work.mkdir(parents=True, exist_ok=True)
     extra = 0
     if options.export is not None:
         reference, pairs = options.export, [("same", options.export)]
     else:
         layers = json.loads((options.model / "config.json").read_text())["num_hidden_layers"]
         extra = options.layers or max(1, round(LONGER * layers))
-        reference = prepare(options.model, options.work / "model", weights=options.weights)
-        longer = prepare(options.model, options.work / "longer", layers=extra, weights=options.weights)
+        reference = prepare(options.model, work / f"model-{options.weights}", weights=options.weights)
+        longer = prepare(
+            options.model, work / f"longer-{options.weights}-{extra}", layers=extra, weights=options.weights
+        )
         pairs = [("same", reference), ("longer", longer)]
-    journal = options.work / "checks.jsonl"
+    journal = work / "checks.jsonl"
     checks = _read(journal)
     wanted = (pairs * options.checks)[len(checks) :]
     with rivals(options.rivals), progress("checks", total=len(wanted)) as advance:

@@ -19,7 +19,7 @@ from serve.guard.process_pairs import Outcome, Pairs, judge_pairs, scatter_of
 
 # Without what other processes took: a rival slows the two sides of a pair by different amounts, which is noise to the
 # ratio and no fault of the candidate. From a first token the waits are subtracted (`serve.visitor.waiting`); of the
-# many tokens behind it those count that were not disturbed.
+# many tokens behind it the faster ones count.
 GUARDED: Mapping[str, Callable[[Sample], float]] = {
     "ttft_s": lambda sample: sample.net_ttft_s,
     "tpot_s": lambda sample: sample.usual_gap_s,

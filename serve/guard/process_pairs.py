@@ -45,8 +45,8 @@ GROWTH = 1.4
 FIRST_SHARE = 0.3
 """Of the error, for the first look; each later one gets the same share of what is left."""
 USUAL_LUCK, USUAL_DEGREES = 0.015, 3
-"""Standard deviation of the log ratio of two processes of one model, and how many pairs that is worth. In huge pages it
-was 0.005 on a Zen 5 and 0.02 on a Zen 4 (docs/log/latency.md).
+"""Standard deviation of the log ratio of two processes of one model, and how many pairs that is worth. It was
+0.004 to 0.007 on a Zen 4 where both sides took turns (docs/log/latency.md); other machines may have more.
 """
 
 

@@ -26,7 +26,7 @@ def verdict_screen(verdict: Verdict, benchmark: Benchmark) -> RenderableType:
             "reference's time per token"
         )
     if verdict.lost_share > 0.01:
-        lines.append(f"{verdict.lost_share:.0%} of the time went to other processes, and does not count")
+        lines.append(f"{verdict.lost_share:.0%} of the time went to other processes")
     lines += tell_measuring(verdict)
     lines.append(f"{verdict.outcome}: at most {verdict.max_ratio:g} was allowed, {verdict.blocks} pairs were measured")
     return Group(benchmark_screen(benchmark), Text("\n".join(lines)))

@@ -62,7 +62,7 @@ def test_one_check_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "work" / "checks.jsonl").read_text() == kept
     sizes = [
         len(openvino_core().read_model(tmp_path / "work" / name / "openvino_model.xml").get_ops())
-        for name in ("model", "longer")
+        for name in ("model-int8", "longer-int8-1")
     ]
     assert sizes[1] > sizes[0]
 
