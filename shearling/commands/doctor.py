@@ -163,7 +163,7 @@ def _shadowed_here(own: str) -> list[str]:
 
 def _told_speed(ratio: float) -> str:
     took = f"half zeros: {ratio:.2f} times as long as OpenVINO's own"
-    return took if ratio <= TOLERANCE else f"{took}; what is slower packed is unpacked when a model is loaded"
+    return took if ratio <= TOLERANCE else f"{took}; a model is loaded with its zeros where that is faster"
 
 
 def _screen(data: dict[str, Any]) -> Table:

@@ -32,6 +32,7 @@ def load_library() -> Any:
     library.shearling_pack.argtypes = [number, number, number, size, size, size, pointer, pointer, pointer]
     library.shearling_pack.restype = size
     library.shearling_unpack.argtypes, library.shearling_unpack.restype = [pointer, size, pointer, pointer], text
+    library.shearling_expand.argtypes, library.shearling_expand.restype = [pointer, size, pointer], size
     library.shearling_matmul.argtypes = [
         pointer,
         size,
@@ -128,6 +129,19 @@ def unpack_matrix(packed: Bytes) -> Matrix:
         )
     )
     return Matrix(values, header.value_type, scales, header.group_size)
+
+
+def expand_matrix(packed: Bytes) -> Bytes:
+    """The same matrix in the dense encoding: what `pack_matrix` makes of its weights.
+
+    Raises:
+        ArtefactCorrupt: it is not a packed matrix.
+    """
+    packed = np.ascontiguousarray(packed, np.uint8)
+    validate(packed)
+    expanded = np.empty(load_library().shearling_expand(packed.ctypes.data, packed.size, None), np.uint8)
+    load_library().shearling_expand(packed.ctypes.data, packed.size, expanded.ctypes.data)
+    return expanded
 
 
 def multiply(

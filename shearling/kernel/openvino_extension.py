@@ -78,7 +78,7 @@ def load_packed(
     Args:
         xml: an IR that uses our operators.
         device: of OpenVINO.
-        properties: as they were asked for; `PACKED` among them is `always`, `measured` or `never`.
+        properties: as they were asked for; `PACKED` among them is one of `CHOICES`.
         packed_properties: the same where something stays packed; None adds `PREFERRED_PROPERTIES`.
         obstacle: why attention may not go into the layers of a decoder; None where it may.
 
@@ -102,7 +102,7 @@ def load_packed(
         )
     except ValueError as error:
         raise UsageError(str(error), where=xml.parent, remedy=f"Use @{PACKED}={'|'.join(CHOICES)}") from error
-    if loaded.choice.unpacked:
+    if loaded.choice.changes_anything:
         _say(f"{xml.parent}: {loaded.choice.reason}")
     return loaded
 

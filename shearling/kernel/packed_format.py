@@ -94,11 +94,12 @@ of an IR whose weights file does not hold what it needs.
     attributes: `rows` int, `columns` int. A token outside of the rows is an error.
 
 norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the attribute `format_version`, the int 1, and
-those with products `precision` str, `auto` or `exact`; all attributes are always written. With `exact` activations stay
-f32. With `auto` integer weights multiply activations in fixed point: 16 bits for one or two rows of int8, or where
-groups of weights are no multiples of 32, or the processor has AVX2 without VNNI; else 8 bits in groups of 32, as
-OpenVINO itself does. bf16 weights multiply f32, or bf16 for more than two rows where the processor has AVX-512; without
-AVX2 everything is f32.
+those with products `precision` str, `auto` or `exact`; all attributes are always written but `expanded` bool (false):
+whether zeros are put back into weights when they are taken, which changes no result. With `exact` activations stay
+f32. With `auto` integer weights multiply activations in fixed point: 16 bits for one or two rows of int8, and for all
+where the processor has AVX2 without VNNI, or where groups of weights are no multiples of 32; else 8 bits in groups of
+32, as OpenVINO itself does. bf16 weights multiply f32, or bf16 for more than two rows where the processor has AVX-512;
+without AVX2 everything is f32.
 
 The operator of ONNX Runtime (domain `shearling`, version 1) is `SparseLinear` with one matrix: y = W x
     inputs: x [..., columns] float32; weights: u8 [bytes], an initializer: W. output: [..., rows] float32.

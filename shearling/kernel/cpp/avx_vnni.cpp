@@ -11,7 +11,7 @@
 #include "scales.hpp"
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,popcnt,avxvnni")
+#pragma GCC target("avx2,fma,f16c,popcnt,bmi2,avxvnni")
 
 namespace shearling {
 namespace {
@@ -24,10 +24,24 @@ inline __attribute__((always_inline)) __m256i add_products(__m256i sum, __m256i 
 
 constexpr size_t grouped8_rows = 6;
 
+// Nibbles as signed bytes.
+template <class Source>
+struct Signed {
+    static constexpr size_t blocks_at_once = Source::blocks_at_once;
+    Source source;
+
+    INLINE void take(Block (&blocks)[blocks_at_once]) {
+        source.take(blocks);
+        for (Block& block : blocks) {
+            block = with_sign(block);
+        }
+    }
+};
+
 // `terms` are [blocks][stride bytes], four bytes a row.
-template <int rows>
+template <int rows, class Source>
 __attribute__((noinline)) void multiply_grouped8_rows(
-    const PackedMatrix& matrix, size_t panel, const uint8_t* weights, const Activations& x, size_t tile, size_t first,
+    const PackedMatrix& matrix, size_t panel, Source source, const Activations& x, size_t tile, size_t first,
     const Output& output) {
     const size_t blocks = matrix.blocks(), tile_rows = x.tile_rows(tile);
     const size_t group_blocks = matrix.groups() == 1 ? blocks : matrix.group_size / 4;
@@ -39,25 +53,33 @@ __attribute__((noinline)) void multiply_grouped8_rows(
     FOR_ROWS {
         result[row] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     }
+    size_t group = 0, group_stop = group_blocks;
     for (size_t block = 0; block < blocks; scales += tile_rows, sums += tile_rows) {
-        const Sixteen weight_scales = load_scales(matrix, panel, block / group_blocks);
+        if (block == group_stop) {
+            ++group;
+            group_stop += group_blocks;
+        }
         const size_t stop = block + x.segment_blocks < blocks ? block + x.segment_blocks : blocks;
         __m256i lower[rows], upper[rows];
         FOR_ROWS {
             lower[row] = upper[row] = _mm256_set1_epi32(sums[row]);
         }
-        for (; block < stop; ++block, weights += 64, terms += 4 * tile_rows) {
-            const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));
-            const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + 32));
-            const __m256i first_half = _mm256_xor_si256(low, bias), second_half = _mm256_xor_si256(high, bias);
-            FOR_ROWS {
-                int32_t four;
-                __builtin_memcpy(&four, terms + 4 * row, 4);
-                const __m256i activations = _mm256_set1_epi32(four);
-                lower[row] = _mm256_dpbusd_avx_epi32(lower[row], first_half, activations);
-                upper[row] = _mm256_dpbusd_avx_epi32(upper[row], second_half, activations);
+        for (; block < stop; block += Source::blocks_at_once) {
+            Block weights[Source::blocks_at_once];
+            source.take(weights);
+            for (const Block& weight : weights) {
+                const Block above = each(weight, [&](__m256i half) { return _mm256_xor_si256(half, bias); });
+                FOR_ROWS {
+                    int32_t four;
+                    __builtin_memcpy(&four, terms + 4 * row, 4);
+                    const __m256i activations = _mm256_set1_epi32(four);
+                    lower[row] = _mm256_dpbusd_avx_epi32(lower[row], above.first, activations);
+                    upper[row] = _mm256_dpbusd_avx_epi32(upper[row], above.second, activations);
+                }
+                terms += 4 * tile_rows;
             }
         }
+        const Sixteen weight_scales = load_scales(matrix, panel, group);
         FOR_ROWS {
             const __m256 scale = _mm256_set1_ps(scales[row]);
             result[row].lower = _mm256_fmadd_ps(
@@ -74,71 +96,56 @@ __attribute__((noinline)) void multiply_grouped8_rows(
     }
 }
 
+template <class Source>
 void multiply_grouped8_panel(
-    const PackedMatrix& matrix, size_t panel, const uint8_t* weights, const Activations& x, const Output& output) {
+    const PackedMatrix& matrix, size_t panel, Source source, const Activations& x, const Output& output) {
     for (size_t tile = 0; tile < x.tiles(); ++tile) {
         for (size_t first = 0; first < x.tile_rows(tile); first += grouped8_rows) {
             switch (x.tile_rows(tile) - first) {
-                case 1: multiply_grouped8_rows<1>(matrix, panel, weights, x, tile, first, output); break;
-                case 2: multiply_grouped8_rows<2>(matrix, panel, weights, x, tile, first, output); break;
-                case 3: multiply_grouped8_rows<3>(matrix, panel, weights, x, tile, first, output); break;
-                case 4: multiply_grouped8_rows<4>(matrix, panel, weights, x, tile, first, output); break;
-                case 5: multiply_grouped8_rows<5>(matrix, panel, weights, x, tile, first, output); break;
-                default: multiply_grouped8_rows<6>(matrix, panel, weights, x, tile, first, output);
+                case 1: multiply_grouped8_rows<1>(matrix, panel, source, x, tile, first, output); break;
+                case 2: multiply_grouped8_rows<2>(matrix, panel, source, x, tile, first, output); break;
+                case 3: multiply_grouped8_rows<3>(matrix, panel, source, x, tile, first, output); break;
+                case 4: multiply_grouped8_rows<4>(matrix, panel, source, x, tile, first, output); break;
+                case 5: multiply_grouped8_rows<5>(matrix, panel, source, x, tile, first, output); break;
+                default: multiply_grouped8_rows<6>(matrix, panel, source, x, tile, first, output);
             }
         }
     }
 }
 
-void arrange_grouped8(const float* source, const Activations& x, size_t row) {
-    constexpr float limit = 127.0f;
-    const size_t tile = row / x.tile, place = row % x.tile, tile_rows = x.tile_rows(tile);
-    auto* terms = const_cast<uint8_t*>(x.tile_terms(tile)) + place * 4;
-    auto* sums = const_cast<int32_t*>(x.tile_sums(tile)) + place;
-    auto* scales = const_cast<float*>(x.tile_scales(tile)) + place;
-    for (size_t start = 0; start < x.columns; start += activation_group, sums += tile_rows, scales += tile_rows) {
-        const size_t columns = x.columns - start < activation_group ? x.columns - start : activation_group;
-        const float largest = magnitude(source + start, columns);
-        const __m256 inverse = _mm256_set1_ps(inverse_scale(largest, limit));
-        *scales = largest * (1.0f / limit);
-        int32_t sum = 0;
-        for (size_t column = 0; column < columns; column += 8) {
-            const __m256 value = load_some(source + start + column, columns - column);
-            const __m256i fixed = _mm256_cvtps_epi32(_mm256_mul_ps(value, inverse));
-            const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(fixed), _mm256_extracti128_si256(fixed, 1));
-            const __m128i bytes = _mm_packs_epi16(words, words);
-            int32_t pieces[2];
-            _mm_storel_epi64(reinterpret_cast<__m128i*>(pieces), bytes);
-            __builtin_memcpy(terms, pieces, 4);
-            terms += 4 * tile_rows;
-            if (column + 4 < columns) {
-                __builtin_memcpy(terms, pieces + 1, 4);
-                terms += 4 * tile_rows;
-            }
-            const __m128i pairs = _mm_madd_epi16(words, _mm_set1_epi16(1));
-            const __m128i halves = _mm_add_epi32(pairs, _mm_unpackhi_epi64(pairs, pairs));
-            sum += _mm_cvtsi128_si32(halves) + _mm_extract_epi32(halves, 1);
-        }
-        *sums = -128 * sum;
-    }
-}
-
-void arrange(const float* source, size_t stride, const Activations& x, size_t first, size_t last) {
-    for (size_t row = first; row < last; ++row) {
-        if (x.form == Form::grouped8) {
-            arrange_grouped8(source + row * stride, x, row);
-        } else {
-            arrange_fixed16(source + row * stride, x, row);
-        }
+// What is read once is multiplied as it is expanded.
+void multiply_grouped8_panel(
+    const PackedMatrix& matrix, size_t panel, const Activations& x, const Output& output, uint8_t* scratch) {
+    const uint8_t *masks = matrix.panel_masks(panel), *values = matrix.panel_values(panel);
+    const bool bytes = matrix.value_type == ValueType::int8, dense = masks == nullptr;
+    const bool once = x.rows <= grouped8_rows && (bytes || matrix.blocks() % 2 == 0);
+    if (bytes && dense) {
+        multiply_grouped8_panel(matrix, panel, DenseBytes{values}, x, output);
+    } else if (!once) {
+        expand_panel(matrix, panel, scratch);
+        multiply_grouped8_panel(matrix, panel, DenseBytes{scratch}, x, output);
+    } else if (bytes) {
+        multiply_grouped8_panel(matrix, panel, SparseBytes{masks, values}, x, output);
+    } else if (dense) {
+        multiply_grouped8_panel(matrix, panel, Signed<DenseNibbles>{{values}}, x, output);
+    } else {
+        multiply_grouped8_panel(matrix, panel, Signed<SparseNibbles>{{masks, values}}, x, output);
     }
 }
 
 void multiply(
     const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output,
     uint8_t* scratch) {
-    const bool grouped = x.form == Form::grouped8;
-    multiply_panels(
-        matrix, x, first, last, output, scratch, grouped ? multiply_grouped8_panel : multiply_fixed16_panel);
+    if (x.form == Form::plain32) {
+        return multiply_exact(matrix, x, first, last, output, scratch);
+    }
+    for (size_t panel = first; panel < last; ++panel) {
+        if (x.form == Form::grouped8) {
+            multiply_grouped8_panel(matrix, panel, x, output, scratch);
+        } else {
+            multiply_fixed16_panel(matrix, panel, x, output, scratch);
+        }
+    }
 }
 
 }  // namespace
@@ -151,7 +158,7 @@ bool has_avx_vnni() {
 const KernelSet avx_vnni_kernels = {
     "avx_vnni",
     forms(Form::fixed16, Form::grouped8),
-    arrange,
+    arrange_integers,
     multiply,
     normalise,
     activate,

@@ -91,6 +91,11 @@ std::shared_ptr<uint8_t> allocate_huge_pages(size_t size) {
     return std::shared_ptr<uint8_t>(slab, place);
 }
 
+std::shared_ptr<uint8_t> allocate_apart(size_t size) {
+    const auto slab = std::make_shared<Slab>(size);
+    return std::shared_ptr<uint8_t>(slab, slab->take(size));
+}
+
 void release_file_pages(const uint8_t* bytes, size_t size) {
     const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     const uintptr_t first = round_up(reinterpret_cast<uintptr_t>(bytes), page);

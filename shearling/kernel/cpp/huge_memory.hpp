@@ -11,6 +11,9 @@ namespace shearling {
 // `size` bytes, aligned to 64, in huge pages where the system gives them. Throws std::bad_alloc.
 std::shared_ptr<uint8_t> allocate_huge_pages(size_t size);
 
+// The same in a mapping of its own, which goes back to the system as soon as nobody holds it.
+std::shared_ptr<uint8_t> allocate_apart(size_t size);
+
 // Gives the pages of a read-only mapping of a file back to the system, which can read them again; other memory is left
 // alone.
 void release_file_pages(const uint8_t* bytes, size_t size);

@@ -24,8 +24,8 @@ bool runs_here(const KernelSet& kernels) {
         return able;
     }
     if (&kernels == &avx2_kernels) {
-        // Every processor with both has F16C and POPCNT.
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        // Every processor with all of them has F16C and POPCNT.
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
     }
 #endif
     return &kernels == &portable_kernels;

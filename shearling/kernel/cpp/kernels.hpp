@@ -120,8 +120,12 @@ struct KernelSet {
     void (*activate)(Function function, const float* x, const float* factor, size_t count, float* y);
     const AttentionKernels* attention;
     const PairedAttention* paired_attention;  // null where the processor has no such products
+    uint32_t known_of_int4 = 0;               // forms for int4 alone
 
     bool knows(Form form) const { return (known & forms(form)) != 0; }
+    bool knows(Form form, ValueType type) const {
+        return ((type == ValueType::int4 ? known | known_of_int4 : known) & forms(form)) != 0;
+    }
 };
 
 void arrange_avx512(const float* source, size_t stride, const Activations& activations, size_t first, size_t last);

@@ -101,6 +101,18 @@ SHEARLING_EXPORT const char* shearling_unpack(const uint8_t* packed, uint64_t si
     return fault;
 }
 
+// Bytes of the same matrix in the dense encoding, 0 where it is none; `expanded` may be null, then nothing is written.
+SHEARLING_EXPORT uint64_t shearling_expand(const uint8_t* packed, uint64_t size, uint8_t* expanded) {
+    PackedMatrix matrix;
+    if (read_matrix(packed, size, false, matrix) != nullptr) {
+        return 0;
+    }
+    if (expanded != nullptr) {
+        expand(matrix, expanded, tbb_threads());
+    }
+    return expanded_size(matrix);
+}
+
 // y [count, rows] = packed x [count, columns] [+ bias]. `checked`: the matrix passed shearling_validate before.
 // `kernels`: null for the best. Null, or what is wrong.
 SHEARLING_EXPORT const char* shearling_matmul(

@@ -62,7 +62,7 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
     // Beside the rounding of weights to four bits, that of activations to eight is nothing.
     const size_t least_grouped_rows = matrix.value_type == ValueType::int4 ? 1 : few_rows + 1;
     const bool groups_nest = matrix.groups() == 1 || matrix.group_size % activation_group == 0;
-    if (rows >= least_grouped_rows && groups_nest && kernels.knows(Form::grouped8)) {
+    if (rows >= least_grouped_rows && groups_nest && kernels.knows(Form::grouped8, matrix.value_type)) {
         return Form::grouped8;
     }
     return kernels.knows(Form::fixed16) ? Form::fixed16 : Form::plain32;

@@ -48,8 +48,9 @@ void SparseOperator::visit_common(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("columns", columns_);
     visitor.on_attribute("precision", precision_);
     visitor.on_attribute("format_version", format_version_);
+    visitor.on_attribute("expanded", expanded_);
     for (auto& weights : weights_) {
-        if (weights != nullptr && weights->layout() != layout()) {
+        if (weights != nullptr && weights->layout() != expected_layout()) {
             weights = nullptr;
         }
     }
@@ -59,6 +60,7 @@ void SparseOperator::copy_common(const SparseOperator& other) {
     columns_ = other.columns_;
     precision_ = other.precision_;
     format_version_ = other.format_version_;
+    expanded_ = other.expanded_;
     weights_ = other.weights_;
 }
 
@@ -87,10 +89,16 @@ void SparseOperator::validate_common(
     }
 }
 
+WeightLayout SparseOperator::expected_layout() const {
+    WeightLayout expected = layout();
+    expected.expanded = expanded_;
+    return expected;
+}
+
 // Those of another operator with the same constant, as an embedding and its head have, or new ones.
 std::shared_ptr<const ConstantWeights> SparseOperator::weights_of(
     const std::shared_ptr<const ConstantWeights::Constant>& constant) const {
-    const WeightLayout expected = layout();
+    const WeightLayout expected = expected_layout();
     for (const auto& consumer : constant->output(0).get_target_inputs()) {
         const auto* other = dynamic_cast<const SparseOperator*>(consumer.get_node());
         if (other == nullptr) {

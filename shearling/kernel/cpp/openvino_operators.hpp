@@ -22,6 +22,7 @@ public:
     virtual ~SparseOperator() = default;
 
 protected:
+    // What the attributes of its own say; `expanded` is set for all alike.
     virtual WeightLayout layout() const = 0;
     // Comes last of what an operator visits: weights that were checked for other attributes are forgotten.
     void visit_common(ov::AttributeVisitor& visitor);
@@ -43,8 +44,10 @@ protected:
     int64_t columns_ = 0;
     std::string precision_ = "auto";
     int64_t format_version_ = 1;
+    bool expanded_ = false;
 
 private:
+    WeightLayout expected_layout() const;
     std::shared_ptr<const ConstantWeights> weights_of(const std::shared_ptr<const ConstantWeights::Constant>& constant)
         const;
 

@@ -93,6 +93,12 @@ void pack(const PlainMatrix& plain, uint8_t* packed);
 // `validate`; each unless it is null.
 void unpack(const PackedMatrix& matrix, void* values, void* scales, const Threads& threads);
 
+// Size of the same matrix in the dense encoding.
+size_t expanded_size(const PackedMatrix& matrix);
+
+// Writes expanded_size(matrix) bytes: the same weights in the dense encoding, of a matrix that passed `validate`.
+void expand(const PackedMatrix& matrix, uint8_t* packed, const Threads& threads);
+
 // Writes one row, scaled, as `columns` f32, of a matrix that passed `validate`.
 void read_row(const PackedMatrix& matrix, size_t row, float* target);
 

@@ -177,6 +177,66 @@ void unpack_scales(const PackedMatrix& matrix, size_t panel, uint8_t* scales) {
     }
 }
 
+// `matrix` has all but its pointers.
+void write_header(const PackedMatrix& matrix, size_t stored, size_t total, uint8_t* packed) {
+    size_t at[4];
+    section_offsets(matrix, at);
+    Header header{};
+    std::memcpy(header.magic, magic, sizeof header.magic);
+    header.version = 1;
+    header.value_type = static_cast<uint32_t>(matrix.value_type);
+    header.encoding = static_cast<uint32_t>(matrix.encoding);
+    header.scale_type = static_cast<uint32_t>(matrix.scale_type);
+    header.rows = matrix.rows;
+    header.columns = matrix.columns;
+    header.group_size = matrix.group_size;
+    header.stored = stored;
+    header.total = total;
+    header.scales_at = at[0];
+    header.offsets_at = at[1];
+    header.masks_at = at[2];
+    header.values_at = at[3];
+    std::memcpy(packed, &header, sizeof header);
+}
+
+size_t dense_bytes(const PackedMatrix& matrix) {
+    size_t at[4];
+    section_offsets(matrix, at);
+    return align(at[3] + matrix.panels() * matrix.dense_panel_bytes()) + alignment;
+}
+
+PackedMatrix dense_form(const PackedMatrix& matrix) {
+    PackedMatrix dense{};
+    static_cast<MatrixForm&>(dense) = matrix;
+    dense.encoding = Encoding::dense;
+    return dense;
+}
+
+// Writes the values of a panel, zeros too: 64 bytes for every block, or two of int4.
+void expand_panel(const PackedMatrix& matrix, size_t panel, uint8_t* target) {
+    constexpr size_t dense_block_bytes = 64;
+    const size_t value_size = matrix.value_type == ValueType::bf16 ? 2 : 1;
+    const uint8_t* stored = matrix.panel_values(panel);
+    std::memset(target, 0, matrix.dense_panel_bytes());
+    for (size_t start = 0; start < matrix.blocks(); start += matrix.blocks_together()) {
+        const BlockGroup group = group_at(matrix, panel, start);
+        for (size_t block = 0; block < group.count; ++block) {
+            uint64_t mask = group.masks[block];
+            for (size_t count = 0; mask != 0; mask &= mask - 1, ++count) {
+                const auto position = static_cast<size_t>(__builtin_ctzll(mask));
+                if (matrix.value_type == ValueType::int4) {
+                    const int nibble = nibble_at(stored, block, count) << block * 4;
+                    target[position] = static_cast<uint8_t>(target[position] | nibble);
+                } else {
+                    std::memcpy(target + position * value_size, stored + count * value_size, value_size);
+                }
+            }
+        }
+        stored += value_bytes(matrix.value_type, group.fullest());
+        target += dense_block_bytes;
+    }
+}
+
 }  // namespace
 
 size_t packed_size(const PlainMatrix& plain) {
@@ -186,12 +246,12 @@ size_t packed_size(const PlainMatrix& plain) {
         return 0;
     }
     const PackedMatrix matrix = sizes_of(plain);
+    if (plain.encoding == Encoding::dense) {
+        return dense_bytes(matrix);
+    }
     size_t at[4];
     section_offsets(matrix, at);
     size_t bytes = 0;
-    if (plain.encoding == Encoding::dense) {
-        return align(at[3] + matrix.panels() * matrix.dense_panel_bytes()) + alignment;
-    }
     for (size_t panel = 0; panel < matrix.panels(); ++panel) {
         for (size_t first = 0; first < matrix.blocks(); first += matrix.blocks_together()) {
             size_t fullest = 0;
@@ -246,22 +306,7 @@ void pack(const PlainMatrix& plain, uint8_t* packed) {
         std::memcpy(packed + at[1] + matrix.panels() * sizeof offset, &offset, sizeof offset);
     }
     pack_scales(plain, matrix, packed + at[0]);
-    Header header{};
-    std::memcpy(header.magic, magic, sizeof header.magic);
-    header.version = 1;
-    header.value_type = static_cast<uint32_t>(plain.value_type);
-    header.encoding = static_cast<uint32_t>(plain.encoding);
-    header.scale_type = static_cast<uint32_t>(matrix.scale_type);
-    header.rows = plain.rows;
-    header.columns = plain.columns;
-    header.group_size = plain.group_size;
-    header.stored = stored;
-    header.total = total;
-    header.scales_at = at[0];
-    header.offsets_at = at[1];
-    header.masks_at = at[2];
-    header.values_at = at[3];
-    std::memcpy(packed, &header, sizeof header);
+    write_header(matrix, stored, total, packed);
 }
 
 void unpack(const PackedMatrix& matrix, void* values, void* scales, const Threads& threads) {
@@ -280,6 +325,28 @@ void unpack(const PackedMatrix& matrix, void* values, void* scales, const Thread
             unpack_scales(all.matrix, panel, all.scales);
         }
     }, &unpacking);
+}
+
+size_t expanded_size(const PackedMatrix& matrix) { return dense_bytes(dense_form(matrix)); }
+
+void expand(const PackedMatrix& matrix, uint8_t* packed, const Threads& threads) {
+    const PackedMatrix dense = dense_form(matrix);
+    const size_t total = dense_bytes(dense), values = dense.panels() * dense.dense_panel_bytes();
+    size_t at[4];
+    section_offsets(dense, at);
+    std::memset(packed, 0, at[3]);
+    std::memcpy(packed + at[0], matrix.scales, matrix.panels() * matrix.panel_scale_bytes());
+    write_header(dense, dense.panels() * dense.blocks() * dense.block_size(), total, packed);
+    struct Expansion {
+        const PackedMatrix& matrix;
+        uint8_t* values;
+    };
+    Expansion expansion{matrix, packed + at[3]};
+    threads.run(matrix.panels(), [](void* context, size_t panel) {
+        const Expansion& all = *static_cast<const Expansion*>(context);
+        expand_panel(all.matrix, panel, all.values + panel * all.matrix.dense_panel_bytes());
+    }, &expansion);
+    std::memset(packed + at[3] + values, 0, total - at[3] - values);
 }
 
 }  // namespace shearling

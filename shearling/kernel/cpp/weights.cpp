@@ -5,6 +5,7 @@
 #include <cstring>
 #include <iterator>
 #include <mutex>
+#include <stdexcept>
 #include <unordered_map>
 
 #include "huge_memory.hpp"
@@ -17,13 +18,13 @@ constexpr size_t piece = size_t{2} << 20;  // a huge page
 size_t padded(int64_t length) { return (static_cast<size_t>(length) * sizeof(float) + 63) / 64 * 64; }
 
 // By threads, each of which takes its pieces from the file and memory for them from the system.
-std::shared_ptr<const uint8_t> copy(const uint8_t* bytes, size_t size, const Threads& threads) {
+std::shared_ptr<const uint8_t> copy(
+    const uint8_t* bytes, size_t size, std::shared_ptr<uint8_t> target, const Threads& threads) {
     struct Copying {
         const uint8_t* source;
         uint8_t* target;
         size_t size;
     };
-    const std::shared_ptr<uint8_t> target = allocate_huge_pages(size);
     Copying copying{bytes, target.get(), size};
     threads.run((size + piece - 1) / piece, [](void* context, size_t index) {
         const Copying& all = *static_cast<const Copying*>(context);
@@ -63,6 +64,31 @@ size_t digest(const uint8_t* bytes, size_t size) {
     return static_cast<size_t>(value ^ size);
 }
 
+// Puts matrices in the dense encoding in the place of what they were copied to.
+void expand_matrices(Weights& weights, const Threads& threads) {
+    size_t size = 0;
+    for (const PackedMatrix& matrix : weights.matrices) {
+        size += expanded_size(matrix);
+    }
+    const std::shared_ptr<uint8_t> expanded = allocate_apart(size);
+    size_t end = 0;
+    for (const PackedMatrix& matrix : weights.matrices) {
+        expand(matrix, expanded.get() + end, threads);
+        end += expanded_size(matrix);
+    }
+    weights.bytes = expanded;
+    weights.size = size;
+}
+
+// Lets the matrices lie where the bytes of expanded ones are now.
+void find_matrices(Weights& weights) {
+    size_t end = 0;
+    const size_t count = weights.matrices.size();
+    if (const char* fault = read_headers(weights.bytes.get(), weights.size, count, weights.matrices.data(), end)) {
+        throw std::logic_error(fault);
+    }
+}
+
 }  // namespace
 
 const char* read_layout(
@@ -92,7 +118,8 @@ const char* take_weights(
     }
     weights.layout = layout;
     weights.size = size;
-    weights.bytes = copy(bytes, size, threads);
+    const std::shared_ptr<uint8_t> place = layout.expanded ? allocate_apart(size) : allocate_huge_pages(size);
+    weights.bytes = copy(bytes, size, place, threads);
     const uint8_t* copy = weights.bytes.get();
     size_t end = 0;
     if (const char* fault = read_layout(copy, size, layout, weights.matrices, end)) {
@@ -113,6 +140,10 @@ const char* take_weights(
         }
         weights.vectors.push_back(std::move(vector));
         end += padded(length);
+    }
+    if (layout.expanded) {
+        expand_matrices(weights, threads);
+        find_matrices(weights);
     }
     release_file_pages(bytes, size);
     return nullptr;
@@ -135,17 +166,34 @@ std::shared_ptr<const Weights> share_weights(
             candidates.push_back(entry->second.lock());
         }
     }
-    for (const auto& candidate : candidates) {
-        if (candidate != nullptr && candidate->size == size && candidate->layout == layout &&
-            equal(bytes, candidate->bytes.get(), size, threads)) {
-            release_file_pages(bytes, size);
-            return candidate;
+    const auto find = [&](const uint8_t* held, size_t held_size) -> std::shared_ptr<const Weights> {
+        for (const auto& candidate : candidates) {
+            if (candidate != nullptr && candidate->size == held_size && candidate->layout == layout &&
+                equal(held, candidate->bytes.get(), held_size, threads)) {
+                return candidate;
+            }
+        }
+        return nullptr;
+    };
+    auto made = std::make_shared<Weights>();
+    auto found = layout.expanded ? nullptr : find(bytes, size);
+    if (found == nullptr) {
+        fault = take_weights(bytes, size, layout, *made, threads);
+        if (fault != nullptr) {
+            return nullptr;
         }
     }
-    auto made = std::make_shared<Weights>();
-    fault = take_weights(bytes, size, layout, *made, threads);
-    if (fault != nullptr) {
-        return nullptr;
+    if (found == nullptr && layout.expanded) {
+        // Compared as it is held, and beside others only if it is to stay: what shares pages lives as long.
+        found = find(made->bytes.get(), made->size);
+        if (found == nullptr) {
+            made->bytes = copy(made->bytes.get(), made->size, allocate_huge_pages(made->size), threads);
+            find_matrices(*made);
+        }
+    }
+    if (found != nullptr) {
+        release_file_pages(bytes, size);
+        return found;
     }
     const std::lock_guard<std::mutex> lock(mutex);
     for (auto entry = known.begin(); entry != known.end();) {

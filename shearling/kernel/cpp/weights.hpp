@@ -16,15 +16,19 @@ namespace shearling {
 struct WeightLayout {
     std::vector<std::pair<int64_t, int64_t>> matrices;
     std::vector<int64_t> vectors;
+    // Whether zeros are put back when the weights are taken: more bytes to read, nothing to expand at every product.
+    bool expanded = false;
 
     bool operator==(const WeightLayout& other) const {
-        return matrices == other.matrices && vectors == other.vectors;
+        return matrices == other.matrices && vectors == other.vectors && expanded == other.expanded;
     }
     bool operator!=(const WeightLayout& other) const { return !(*this == other); }
 };
 
+// Weights that were taken.
 struct Weights {
     WeightLayout layout;
+    // What the matrices lie in: a copy of all, or of the matrices alone in the dense encoding.
     size_t size = 0;
     std::shared_ptr<const uint8_t> bytes;
     std::vector<PackedMatrix> matrices;
@@ -35,13 +39,14 @@ struct Weights {
 const char* read_layout(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, std::vector<PackedMatrix>& matrices, size_t& end);
 
-// Copies weights into huge pages, validates the copy completely, and gives the pages of the file that they came from
-// back to the system. Null, or what is wrong with them. Throws std::bad_alloc.
+// Copies weights into huge pages, apart from others if they are expanded; validates the copy completely, expands it
+// where that is asked for, and gives the pages of the file that they came from back to the system. Null, or what is
+// wrong with them. Throws std::bad_alloc.
 const char* take_weights(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights, const Threads& threads);
 
-// The same for weights that several models of this process may have: what is there already, byte for byte, is not
-// copied again. Null where `fault` says what is wrong with them.
+// The same for weights that several models of this process may have: what is there already, byte for byte, is not kept
+// again. Null where `fault` says what is wrong with them.
 std::shared_ptr<const Weights> share_weights(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, const char*& fault, const Threads& threads);
 

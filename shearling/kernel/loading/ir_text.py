@@ -114,6 +114,13 @@ class IrText:
         data = self._layers[number].find("data")
         return {} if data is None else dict(data.attrib)
 
+    def set(self, number: int, name: str, value: object) -> None:
+        """Give a layer an attribute."""
+        data = self._layers[number].find("data")
+        if data is None:
+            raise MalformedText(f"{self.name(number)!r} has no attributes")
+        data.set(name, _written(value))
+
     def inputs(self, number: int) -> list[Source]:
         """What feeds a layer, in the order of its inputs.
 

@@ -1,7 +1,8 @@
 """Whether packed operators stay packed on this machine: measured, once for every form of them, processor and build.
 
 A product of packed weights reads fewer bytes and computes more. Which of the two decides differs between processors, so
-a part of the model's own operators is run here both packed and as the runtime's own, and what is slower is not used.
+a part of the model's own operators is run here as it is packed, with its zeros put back into the packed form, and as
+the runtime's own; the fastest is used.
 """
 
 from __future__ import annotations
@@ -15,23 +16,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .dense_form import can_unpack, unpack
 from .ir_text import IrText, Source
-from .packed_operator import PackedOperator, find_operators
+from .packed_operator import PackedOperator, expand, find_operators
 
 PACKED = "PACKED"
 """Property of a deployment: one of `CHOICES`."""
-CHOICES = ("always", "measured", "never")
+CHOICES = ("always", "expanded", "measured", "never")
 VARIABLE = "SHEARLING_PACKED"
 """Environment variable with the choice where no property makes it."""
 LAYERS = "SparseLayer"
 TOLERANCE = 1.05
-"""Operators stay packed unless the runtime's own are faster by more than this: they take less memory."""
+"""The runtime's own operators take the place of ours where they are faster by more than this."""
+EXPANSION_GAIN = 1.25
+"""So many times as fast must products be with their zeros put back: they take the memory of dense weights, and are
+bound by its bandwidth, which differed by a third from hour to hour on one shared machine."""
 LEAST_BYTES = 4 << 20
 """Weights of all operators of one group together, unpacked. Fewer take microseconds, and are not measured."""
 CACHED_BYTES = 16 << 20
@@ -47,6 +51,9 @@ MEASURED_PROPERTIES = frozenset(
 """Properties of a compilation that change how fast operators are."""
 
 
+Way = Literal["packed", "expanded", "dense"]
+
+
 @dataclass(frozen=True)
 class Timing:
     """How long some operators take, all of them once.
@@ -55,11 +62,33 @@ class Timing:
         packed_s: as they are.
         dense_s: as the runtime's own, with the properties of packed models.
         stock_s: as the runtime's own, with its own properties; None where it refuses these.
+        expanded_s: packed, with the zeros put back; None where there are none.
     """
 
     packed_s: float
     dense_s: float
     stock_s: float | None
+    expanded_s: float | None = None
+
+    @property
+    def way(self) -> Way:
+        """The fastest, as long as it is worth what it takes."""
+        expanded_s = float("inf") if self.expanded_s is None else self.expanded_s
+        if self.packed_s <= min(EXPANSION_GAIN * expanded_s, TOLERANCE * self.dense_s):
+            return "packed"
+        return "expanded" if expanded_s <= TOLERANCE * self.dense_s else "dense"
+
+    @property
+    def best_s(self) -> float:
+        """Of that way."""
+        ways = {"packed": self.packed_s, "expanded": self.expanded_s or 0.0, "dense": self.dense_s}
+        return ways[self.way]
+
+    def scaled(self, factor: float) -> Timing:
+        """Of so many times as many operators."""
+        stock_s = None if self.stock_s is None else self.stock_s * factor
+        expanded_s = None if self.expanded_s is None else self.expanded_s * factor
+        return Timing(self.packed_s * factor, self.dense_s * factor, stock_s, expanded_s)
 
 
 @dataclass(frozen=True)
@@ -90,6 +119,7 @@ class PackedChoice:
 
     Attributes:
         unpacked: the operators that the runtime's own replace.
+        expanded: those that put their zeros back when they are loaded.
         stock: whether nothing stays packed, and the runtime's own properties are the best.
         reason: in words; None where everything stays packed without a look.
     """
@@ -97,6 +127,12 @@ class PackedChoice:
     unpacked: tuple[PackedOperator, ...] = ()
     stock: bool = False
     reason: str | None = None
+    expanded: tuple[PackedOperator, ...] = ()
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether the model is not loaded as it is stored."""
+        return bool(self.unpacked or self.expanded)
 
 
 Stopwatch = Callable[[Sequence[PackedOperator], int], Timing]
@@ -129,6 +165,9 @@ def choose(
     Raises:
         RuntimeError: OpenVINO cannot run a packed operator.
     """
+    if word == "expanded":
+        sparse = [operator for operator in operators if operator.leaves_zeros_out]
+        return PackedChoice(expanded=_complete(sparse, operators), reason="zeros put back, as asked for")
     able = [operator for operator in operators if can_unpack(operator)]
     if word == "always" or not able:
         return PackedChoice()
@@ -164,39 +203,38 @@ class _Measured:
     operators: list[PackedOperator]
     timing: Timing
 
-    @property
-    def slower(self) -> bool:
-        """Whether packed is, beyond the tolerance."""
-        return self.timing.packed_s > TOLERANCE * self.timing.dense_s
-
 
 def _measure(group: list[PackedOperator], rows: int, measure: Stopwatch) -> _Measured:
     sampled = sample(group)
-    timing, scale = measure(sampled, rows), _bytes(group) / _bytes(sampled)
-    stock_s = None if timing.stock_s is None else timing.stock_s * scale
-    return _Measured(group, Timing(timing.packed_s * scale, timing.dense_s * scale, stock_s))
+    return _Measured(group, measure(sampled, rows).scaled(_bytes(group) / _bytes(sampled)))
 
 
 def _decide(
     measured: Sequence[_Measured], operators: Sequence[PackedOperator], able: Sequence[PackedOperator]
 ) -> PackedChoice:
-    packed_s = sum(form.timing.packed_s for form in measured)
-    mixed_s = sum(form.timing.dense_s if form.slower else form.timing.packed_s for form in measured)
+    packed_s, best_s = (sum(getattr(form.timing, name) for form in measured) for name in ("packed_s", "best_s"))
     stock_s = _stock_s(measured) if len(able) == len(operators) else None
-    if stock_s is not None and mixed_s > TOLERANCE * stock_s:
+    if stock_s is not None and best_s > TOLERANCE * stock_s:
         return PackedChoice(_complete(able, able), True, _words("unpacked", packed_s, stock_s))
-    if all(form.slower for form in measured):
-        # What is too small to be measured is not worth two ways of computing.
-        unpacked = _complete(able, able)
-    else:
-        unpacked = _complete([operator for form in measured if form.slower for operator in form.operators], able)
-    if not unpacked:
+
+    def going(way: Way) -> tuple[PackedOperator, ...]:
+        found = [operator for form in measured if form.timing.way == way for operator in form.operators]
+        return _complete(found, able)
+
+    # What is too small to be measured is not worth two ways of computing.
+    everything = all(form.timing.way == "dense" for form in measured)
+    unpacked, expanded = _complete(able, able) if everything else going("dense"), going("expanded")
+    if not unpacked and not expanded:
         dense_s = sum(form.timing.dense_s for form in measured)
-        return PackedChoice(
-            (), False, _words("packed", packed_s, dense_s if stock_s is None else min(dense_s, stock_s))
-        )
-    outcome = "unpacked" if len(unpacked) == len(operators) else f"{len(unpacked)} of {len(operators)} unpacked"
-    return PackedChoice(unpacked, False, _words(outcome, packed_s, mixed_s))
+        other_s = dense_s if stock_s is None else min(dense_s, stock_s)
+        return PackedChoice(reason=_words("packed", packed_s, other_s))
+    told = {"unpacked": unpacked, "with their zeros put back": expanded}
+    outcome = ", ".join(
+        what if len(those) == len(operators) else f"{len(those)} of {len(operators)} {what}"
+        for what, those in told.items()
+        if those
+    )
+    return PackedChoice(unpacked, False, _words(outcome, packed_s, best_s, *(["these"] if expanded else [])), expanded)
 
 
 def _stock_s(measured: Sequence[_Measured]) -> float | None:
@@ -211,8 +249,8 @@ def _complete(chosen_ones: Sequence[PackedOperator], able: Sequence[PackedOperat
     return tuple(operator for operator in able if operator.weights in weights)
 
 
-def _words(outcome: str, packed_s: float, other_s: float) -> str:
-    return f"{outcome}: packed products take {packed_s / other_s:.2f} times as long as OpenVINO's own here"
+def _words(outcome: str, packed_s: float, other_s: float, other: str = "OpenVINO's own") -> str:
+    return f"{outcome}: packed products take {packed_s / other_s:.2f} times as long as {other} here"
 
 
 def sample(operators: Sequence[PackedOperator]) -> list[PackedOperator]:
@@ -276,23 +314,35 @@ class ForwardStopwatch:
         Raises:
             RuntimeError: OpenVINO cannot run them packed.
         """
-        packed, dense = (self._part(operators, dense=dense) for dense in (False, True))
-        runs = [self._request(packed, self._packed), self._request(dense, self._packed)]
+        packed, dense = self._part(operators), self._part(operators)
+        unpack(dense, find_operators(dense, self._weights))
+        runs = {"packed_s": self._request(packed, self._packed), "dense_s": self._request(dense, self._packed)}
+        if any(operator.leaves_zeros_out for operator in operators):
+            expanded = self._part(operators)
+            expand(expanded, find_operators(expanded, self._weights))
+            runs["expanded_s"] = self._request(expanded, self._packed)
         if not self._machine.limits:
             with contextlib.suppress(RuntimeError):
-                runs.append(self._request(dense, self._stock))
-        feeds = [{port: _activations(port, rows) for port in run.model_inputs} for run in runs]
-        best_s = [float("inf")] * len(runs)
-        for run, feed in zip(runs, feeds, strict=True):
-            run.infer(feed)
+                runs["stock_s"] = self._request(dense, self._stock)
+        times_s = self._fastest_s(runs, rows)
+        optional = {name: times_s.get(name) for name in ("stock_s", "expanded_s")}
+        return Timing(times_s["packed_s"], times_s["dense_s"], **optional)
+
+    def _fastest_s(self, runs: Mapping[str, Any], rows: int) -> dict[str, float]:
+        """Of some interleaved runs of each request."""
+        for run in runs.values():
+            # The tensors stay: what is timed takes and makes no arrays, for many small operators half of the time.
+            run.infer({port: _activations(port, rows) for port in run.model_inputs})
+        best_s = dict.fromkeys(runs, float("inf"))
         ends_s, rounds = self._clock() + SECONDS, 0
         while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and self._clock() < ends_s):
-            for place, (run, feed) in enumerate(zip(runs, feeds, strict=True)):
+            for name, run in runs.items():
                 started_s = self._clock()
-                run.infer(feed)
-                best_s[place] = min(best_s[place], self._clock() - started_s)
+                run.start_async()
+                run.wait()
+                best_s[name] = min(best_s[name], self._clock() - started_s)
             rounds += 1
-        return Timing(best_s[0], best_s[1], best_s[2] if len(best_s) > 2 else None)
+        return best_s
 
     def _request(self, part: IrText, properties: Mapping[str, str]) -> Any:
         import openvino
@@ -300,7 +350,7 @@ class ForwardStopwatch:
         model = self._core.read_model(part.to_bytes(), openvino.Tensor(as_writeable(self._weights), shared_memory=True))
         return self._core.compile_model(model, "CPU", dict(properties)).create_infer_request()
 
-    def _part(self, operators: Sequence[PackedOperator], *, dense: bool) -> IrText:
+    def _part(self, operators: Sequence[PackedOperator]) -> IrText:
         """Some operators of the text, each fed by parameters of its own."""
         part = IrText()
         for operator in operators:
@@ -311,8 +361,6 @@ class ForwardStopwatch:
             inputs.insert(_weights_port(operator), weights)
             for output in part.copy_of(self._text, operator.number, inputs):
                 part.add("Result", [output], {}, version="opset1", outputs=0)
-        if dense:
-            unpack(part, find_operators(part, self._weights))
         return part
 
     def _place(self, operators: Sequence[PackedOperator], rows: int) -> Path | None:
@@ -365,11 +413,11 @@ def _read(place: Path) -> Timing | None:
     """What was measured before; None where there is nothing that can be read."""
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
-        stock_s = found["stock_s"]
-        timing = Timing(float(found["packed_s"]), float(found["dense_s"]), None if stock_s is None else float(stock_s))
+        optional = {name: None if found[name] is None else float(found[name]) for name in ("stock_s", "expanded_s")}
+        timing = Timing(float(found["packed_s"]), float(found["dense_s"]), **optional)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    times_s = (timing.packed_s, timing.dense_s, 1.0 if timing.stock_s is None else timing.stock_s)
+    times_s = (seconds for seconds in asdict(timing).values() if seconds is not None)
     return timing if all(0.0 < seconds < float("inf") for seconds in times_s) else None
 
 

@@ -33,7 +33,7 @@ from .packed_choice import (
     choose,
     chosen,
 )
-from .packed_operator import find_operators
+from .packed_operator import expand, find_operators
 
 CPU = "CPU"
 FUSED_LAYERS = "SparseDecoder"
@@ -216,6 +216,7 @@ def load_ir(
     )
     rows = TOKEN_ROWS if text.layers_of(["ReadValue"]) else TEXT_ROWS
     choice = choose(found, word, measure=stopwatch, rows=rows)
+    expand(text, choice.expanded)
     attention, cache = obstacle or _obstacle(choice, own, device=device), _cache_precision(own)
     if attention is None:
         attention = fuse_decoder(text, operators.core.read_model(xml), _read_configuration(xml), cache=cache)
@@ -227,7 +228,7 @@ def load_ir(
         attention=attention,
         cache=cache if attention is None else None,
         _core=operators.core,
-        _text=text.to_bytes() if choice.unpacked or attention is None else None,
+        _text=text.to_bytes() if choice.changes_anything or attention is None else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,11 @@ class PackedOperator:
         return self.data.get(name) == "true"
 
     @property
+    def leaves_zeros_out(self) -> bool:
+        """Whether some of its matrices do."""
+        return any(not part.dense for part in self.parts)
+
+    @property
     def form(self) -> str:
         """What it computes and how its weights are stored, up to a tenth of zeros: operators of one form are as
         fast as each other.
@@ -138,6 +143,17 @@ def find_operators(text: IrText, weights: npt.NDArray[np.uint8]) -> list[PackedO
         return [_operator(text, number, weights) for number in text.layers_of(WEIGHTS_PORT)]
     except (KeyError, ValueError, IndexError, struct.error) as error:
         raise MalformedText(f"a packed operator contradicts itself: {error}") from error
+
+
+def expand(text: IrText, operators: Iterable[PackedOperator]) -> None:
+    """Let operators put zeros back into their weights once, when they take them, and not at every product.
+
+    Args:
+        text: changed in place.
+        operators: of it, all that read one constant together.
+    """
+    for operator in operators:
+        text.set(operator.number, "expanded", True)
 
 
 def _operator(text: IrText, number: int, weights: npt.NDArray[np.uint8]) -> PackedOperator:

@@ -88,9 +88,22 @@ def test_unpacked_it_is_the_stock_file(sparse, greedy):
     assert torch.equal(stock, unpacked)
 
 
+def test_with_its_zeros_put_back_it_is_the_same(sparse, greedy, capsys):
+    openvino_extension._say.cache_clear()
+    runtime = load_runtime(find_deployment(parse_target(f"{sparse / 'sparse'}@PACKED=expanded")), FP32)
+    assert runtime.facts.settings["packed"] == "zeros put back, as asked for"
+    answer = runtime.generate([runtime.encode(PROMPT, chat=False)], Decoding(max_new_tokens=16))
+    assert list(answer.token_ids) == greedy
+    assert "zeros put back, as asked for" in capsys.readouterr().err
+    packed, expanded = (
+        _logits(parse_target(f"{sparse / 'sparse'}@PACKED={choice}")) for choice in ("always", "expanded")
+    )
+    assert torch.equal(packed, expanded)
+
+
 def test_a_choice_that_there_is_not(sparse):
     target = parse_target(f"{sparse / 'sparse'}@PACKED=sometimes")
-    with pytest.raises(UsageError, match=r"PACKED is 'sometimes', not one of always, measured, never"):
+    with pytest.raises(UsageError, match=r"PACKED is 'sometimes', not one of always, expanded, measured, never"):
         load_runtime(find_deployment(target), FP32)
     done = run_serve(f"{sparse / 'sparse'}@PACKED=sometimes")
     assert done.returncode == 2, done.stderr

@@ -20,6 +20,7 @@
 extern "C" {
 const char* shearling_validate(const uint8_t* packed, uint64_t size);
 const char* shearling_unpack(const uint8_t* packed, uint64_t size, void* values, void* scales);
+uint64_t shearling_expand(const uint8_t* packed, uint64_t size, uint8_t* expanded);
 const char* shearling_matmul(
     const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias, float* y,
     uint64_t rows, int exact, int checked, const char* kernels);
@@ -44,6 +45,11 @@ void compute(Random& random, const uint8_t* bytes, size_t size) {
     std::vector<uint16_t> values(matrix.rows * matrix.columns);
     std::vector<float> scales(matrix.rows * matrix.groups());
     shearling_unpack(bytes, size, values.data(), scales.data());
+    Bytes dense(shearling_expand(bytes, size, nullptr));
+    shearling_expand(bytes, size, dense.data());
+    if (shearling_validate(dense.data(), dense.size()) != nullptr) {
+        fail(0, "an expanded matrix is refused");
+    }
     std::vector<float> row(matrix.columns);
     shearling::read_row(matrix, random.below(matrix.rows), row.data());
     const size_t count = random.once_in(8) ? 0 : 1 + random.below(random.once_in(16) ? 140 : 14);

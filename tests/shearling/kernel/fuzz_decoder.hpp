@@ -20,7 +20,7 @@ struct Decoder {
     std::string cache = "f16";
     std::vector<int64_t> order{0, 1, 2}, windows, angles;  // the last two of every layer, or none
     size_t sets = 1;
-    bool bias = false, norm = false, sandwich = false, interleaved = false;
+    bool bias = false, norm = false, sandwich = false, interleaved = false, expanded = false;
     size_t batch = 1;
     std::vector<Bytes> weights;  // of every layer
     int64_t qkv_columns() const { return (heads + 2 * kv_heads) * head_size; }
@@ -44,7 +44,8 @@ public:
     void on_adapter(const std::string&, ov::ValueAccessor<void>&) override {}
     void on_adapter(const std::string& name, ov::ValueAccessor<bool>& value) override { 
         value.set(
-            name == "gated" || (name == "qkv_bias" && from_.bias) || (name == "interleaved" && from_.interleaved));
+            name == "gated" || (name == "qkv_bias" && from_.bias) || (name == "interleaved" && from_.interleaved) ||
+            (name == "expanded" && from_.expanded));
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<double>& value) override {
         const bool normed = (name == "head_norm_epsilon" && from_.norm) ||
@@ -93,6 +94,7 @@ inline Decoder sound_decoder(Random& random) {
     decoder.batch = 1 + random.below(2);
     decoder.rotary_size = random.once_in(2) ? 0 : static_cast<int64_t>(2 * (1 + random.below(8)));
     decoder.interleaved = random.once_in(3);
+    decoder.expanded = random.once_in(3);
     decoder.cache = random.one_of<std::string>({"f16", "i8", "f32"});
     decoder.bias = random.once_in(3);
     decoder.norm = random.once_in(3);

@@ -21,7 +21,7 @@ struct Attributes {
     int64_t columns = 0, hidden = 0, inner = 0, row_count = 0, format_version = 1;
     std::vector<int64_t> rows;
     double projection_epsilon = 0.0, norm_epsilon = 0.0, mlp_epsilon = 0.0, next_epsilon = 0.0;
-    bool gated = true, bias = false, residual = false;
+    bool gated = true, bias = false, residual = false, expanded = false;
     std::string activation = "silu", precision = "auto";
 };
 
@@ -49,7 +49,11 @@ public:
     explicit Setter(const Attributes& from) : from_(from) {}
     void on_adapter(const std::string&, ov::ValueAccessor<void>&) override {}
     void on_adapter(const std::string& name, ov::ValueAccessor<bool>& value) override {
-        value.set(name == "gated" ? from_.gated : name == "bias" ? from_.bias : from_.residual);
+        value.set(
+            name == "gated"      ? from_.gated
+            : name == "bias"     ? from_.bias
+            : name == "expanded" ? from_.expanded
+                                 : from_.residual);
     }
     void on_adapter(const std::string& name, ov::ValueAccessor<double>& value) override {
         value.set(
@@ -117,6 +121,7 @@ inline Node sound_node(Random& random) {
     a.gated = random.once_in(2);
     a.bias = random.once_in(3);
     a.residual = random.once_in(3);
+    a.expanded = random.once_in(3);
     const double epsilon = random.one_of({0.0, 1e-5, 1.0});
     const size_t products = node.kind == Kind::layer ? random.below(3) : a.residual ? 1 : 1 + random.below(3);
     for (size_t index = 0; index < products; ++index) {
@@ -183,12 +188,12 @@ inline void nudge(int64_t& number, int64_t by) {
 
 inline void damage(Random& random, Attributes& a) {
     int64_t* const integers[] = {&a.columns, &a.hidden, &a.inner, &a.row_count, &a.format_version};
-    bool* const flags[] = {&a.gated, &a.bias, &a.residual};
+    bool* const flags[] = {&a.gated, &a.bias, &a.residual, &a.expanded};
     const double epsilon = random.one_of<double>({NAN, -1e-5, 1e-5, 1e300, INFINITY, 0.0, 5e-324});
     switch (random.below(8)) {
         case 0: *integers[random.below(5)] = trouble(random); break;
         case 1: nudge(*integers[random.below(4)], random.once_in(2) ? 1 : -1); break;
-        case 2: *flags[random.below(3)] ^= true; break;
+        case 2: *flags[random.below(4)] ^= true; break;
         case 3: a.norm_epsilon = epsilon; break;
         case 4:
             *random.one_of<double*>({&a.projection_epsilon, &a.mlp_epsilon, &a.next_epsilon}) = epsilon;

@@ -110,6 +110,17 @@ def test_a_head_that_is_slower_packed_leaves_attention_in_the_layers(xml, monkey
     assert np.abs(found - expected).max() <= 4e-3 * np.abs(expected).max()
 
 
+def test_zeros_that_are_put_back_leave_attention_in_the_layers(xml):
+    loaded = load_packed(xml, properties={"PACKED": "expanded", **F32})
+    assert loaded.attention is None
+    nodes = [node for node in loaded.read().get_ops() if node.get_type_name() == "SparseDecoder"]
+    assert [node.get_attributes()["expanded"] for node in nodes] == [True] * FUSED
+    expanded = core_for(xml).compile_model(loaded.read(), "CPU", loaded.properties).create_infer_request()
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, 20))
+    found, expected = (logits(item, ids, np.ones_like(ids), [0]) for item in (expanded, compiled(xml, fused=True)))
+    assert np.array_equal(found, expected)
+
+
 @pytest.mark.parametrize("cache", ["f16", "f32", "u8"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_it_says_what_the_file_says(xml, batch, cache):

@@ -67,7 +67,7 @@ from shearling.kernel.openvino_extension import load_packed, required_extensions
 
 def load(xml, **properties):
     extensions = [str(library) for library in required_extensions(xml)]
-    loaded = load_packed(xml, properties={**properties, "PACKED": "always", "extensions": extensions})
+    loaded = load_packed(xml, properties={"PACKED": "always", **properties, "extensions": extensions})
     pipeline = loaded.open_pipeline("CPU")
     pipeline.generate("a", openvino_genai.GenerationConfig(max_new_tokens=2, ignore_eos=True))
     return pipeline, loaded.attention
@@ -80,13 +80,13 @@ loaded, attention = load(Path(sys.argv[2]), **properties)
 print(json.dumps({"peak": peak_memory_bytes() - before, "kept": memory_bytes() - before, "fused": attention is None}))
 """
 LOAD_BOTH = (
-    LOAD_PIPELINE.partition("properties =")[0]
+    LOAD_PIPELINE.partition("warm =")[0]
     + """
-stock = {"ATTENTION_BACKEND": "SDPA"}
+stock = {**properties, "ATTENTION_BACKEND": "SDPA"}
 warm = [load(Path(sys.argv[1]), **properties) for properties in (stock, {})]
 first = load(Path(sys.argv[2]), **stock)
 before = memory_bytes()
-second = load(Path(sys.argv[2]))
+second = load(Path(sys.argv[2]), **properties)
 print(json.dumps({"kept": memory_bytes() - before, "fused": [item[1] is None for item in (first, second)]}))
 """
 )
@@ -181,10 +181,22 @@ def test_a_decoder_with_attention_in_its_layers_takes_no_more_than_the_plain_one
     assert fused["peak"] <= 1.3 * size
 
 
-def test_two_pipelines_of_one_model_share_its_weights(tmp_path):
+def test_weights_with_their_zeros_take_their_own_size_alone(tmp_path):
+    """Of int8, half of them zeros: 8 bits instead of 5."""
     small, _ = save_decoder(tmp_path / "small", hidden_size=128, intermediate_size=256, num_hidden_layers=1)
     large, size = save_decoder(tmp_path / "large", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
-    command = [sys.executable, "-c", LOAD_BOTH, str(small), str(large)]
+    command = [sys.executable, "-c", LOAD_PIPELINE, str(small), str(large), json.dumps({"PACKED": "expanded"})]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    added = json.loads(done.stdout)
+    assert 1.4 * size <= added["kept"] <= 1.95 * size
+    assert added["peak"] <= 2.6 * size
+
+
+@pytest.mark.parametrize("packed", ["always", "expanded"])
+def test_two_pipelines_of_one_model_share_its_weights(tmp_path, packed):
+    small, _ = save_decoder(tmp_path / "small", hidden_size=128, intermediate_size=256, num_hidden_layers=1)
+    large, size = save_decoder(tmp_path / "large", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+    command = [sys.executable, "-c", LOAD_BOTH, str(small), str(large), json.dumps({"PACKED": packed})]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     added = json.loads(done.stdout)
     assert added["fused"] == [False, True]

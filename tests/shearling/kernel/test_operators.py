@@ -201,7 +201,25 @@ def test_attributes_that_do_not_fit_are_refused_at_once(change, message):
         node_factory().create("SparseLinear", [x.output(0), weights.output(0)], {**LINEAR, **COMMON, **change})
 
 
-def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path):
+@pytest.mark.parametrize("value_type", list(ValueType))
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_zeros_that_are_put_back_change_no_result(tmp_path, value_type, rows):
+    """Of matrices with and without zeros in one node; the vectors lie behind them."""
+    group = None if value_type is ValueType.BF16 else 16
+    matrices = [random_matrix(value_type, size, HIDDEN, group_size=group, seed=size) for size in (48, 16, 17)]
+    packed = [pack(part, Encoding.DENSE if index == 1 else Encoding.BITMASK) for index, part in enumerate(matrices)]
+    weights = bundle(packed, [activations(size, seed=size)[0, 0] for size in (HIDDEN, 48, 16, 17)])
+    attributes = {"rows": [48, 16, 17], "columns": HIDDEN, "norm_epsilon": EPSILON, "bias": True, "residual": False}
+    x = activations(HIDDEN, rows=rows)
+    kept, expanded = (
+        run("SparseLinear", weights, {**attributes, "expanded": flag}, [x], tmp_path) for flag in (False, True)
+    )
+    for one, other in zip(kept, expanded, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path, expanded):
     """Models in one process share what is equal, to the last byte."""
     part = matrix(256, 512, seed=3)
     x = activations(512)
@@ -214,6 +232,7 @@ def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path):
         weights = pack(dataclasses.replace(part, values=values), Encoding.BITMASK)
         parameter = op.parameter([-1, -1, 512], np.float32)
         attributes = {"rows": [256], "columns": 512, "norm_epsilon": 0.0, "bias": False, "residual": False, **COMMON}
+        attributes["expanded"] = expanded
         node = node_factory().create("SparseLinear", [parameter.output(0), op.constant(weights).output(0)], attributes)
         model = ov.Model([op.result(node.output(0))], [parameter])
         shared.append(openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))

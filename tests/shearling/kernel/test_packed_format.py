@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shearling.errors import ArtefactCorrupt, ModelUnsupported, NonFiniteWeights, ShapeMismatch
-from shearling.kernel.library import pack_matrix, unpack_matrix, validate
+from shearling.kernel.library import expand_matrix, pack_matrix, unpack_matrix, validate
 from shearling.kernel.packed_format import (
     Encoding,
     Matrix,
@@ -49,6 +49,7 @@ def test_packing_is_reversible_and_the_same_in_both_languages(value_type, encodi
             assert packed.tobytes() == pack_matrix(matrix, encoding).tobytes()
             assert equal(unpack(packed), matrix)
             assert equal(unpack_matrix(packed), matrix)
+            assert expand_matrix(packed).tobytes() == pack(matrix, Encoding.DENSE).tobytes()
             validate(packed)
 
 

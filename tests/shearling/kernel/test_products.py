@@ -77,7 +77,8 @@ def test_products_equal_float64(kernels, value_type, encoding):
             tiled = kernels == "amx" and group in {None, 64, 128} and count >= TILED_ROWS
             scaled = kernels == "amx" and group is not None and count >= MANY_ROWS
             few = count <= FEW_ROWS and value_type is not ValueType.INT4
-            fine = few or (whole and (kernels == "avx2" or tiled or group == 4) and not scaled)
+            bytes_of_avx2 = kernels == "avx2" and value_type is ValueType.INT8
+            fine = few or (whole and (bytes_of_avx2 or tiled or group == 4) and not scaled)
             limit = EXACT if not rounds else FIXED16 if fine else GROUPED8
             # A product of few columns has little to average over: there a share of the magnitudes would be too strict.
             if columns >= 130 or not rounds:

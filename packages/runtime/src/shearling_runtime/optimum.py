@@ -19,7 +19,7 @@ def load_causal_lm(directory: str | Path, *, packed: str | None = None, **option
 
     Args:
         directory: holds `openvino_model.xml`.
-        packed: `always`, `measured` or `never`, as `PACKED` of `pipeline`.
+        packed: `always`, `expanded`, `measured` or `never`, as `PACKED` of `pipeline`.
         options: of `OVModelForCausalLM.from_pretrained`, but for `compile_only`, which would read the file there;
             `ov_config` defaults to `preferred_properties`.
 

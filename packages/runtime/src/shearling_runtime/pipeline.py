@@ -21,9 +21,9 @@ MODEL = "openvino_model.xml"
 def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> openvino_genai.LLMPipeline:
     """An `LLMPipeline` of an exported directory, as fast as this machine can run it.
 
-    What would be slower packed than in OpenVINO's own form is unpacked when it is loaded: measured once, and kept in
-    the user's cache. `PACKED="always"` or `"never"` decides without a measurement, as the environment variable
-    `SHEARLING_PACKED` does.
+    What would be slower with zeros left out gets them back when it is loaded, in packed form or in OpenVINO's own:
+    measured once, and kept in the user's cache. `PACKED="always"`, `"expanded"` (zeros, packed) or `"never"` (not
+    packed) decides without a measurement, as the environment variable `SHEARLING_PACKED` does.
 
     The attention of a packed decoder goes into its layers, which saves a quarter of the time of a token of a small
     model. Its cache is in half precision, or as `KV_CACHE_PRECISION` says: f16, u8 or f32. Another precision,
@@ -37,7 +37,7 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
             models.
 
     Raises:
-        RequestFault: `PACKED` is none of `always`, `measured` and `never`.
+        RequestFault: `PACKED` is none of `always`, `expanded`, `measured` and `never`.
         ModelUnusable: there is none, or OpenVINO cannot load it.
         RuntimeUnavailable: OpenVINO GenAI is not installed, or see `extension`.
     """

@@ -104,6 +104,22 @@ def test_where_every_form_is_slower_nothing_stays_packed(model):
     assert choice.reason == "unpacked: packed products take 2.00 times as long as OpenVINO's own here"
 
 
+def test_zeros_are_put_back_where_that_is_fastest(model):
+    """Never with what has none, nor where it is worth less than the memory."""
+    int8, int4 = Timing(2.0, 1.9, None, 1.0), Timing(1.0, 1.1, None, 0.85)
+    choice = choose(model[0], "measured", measure=measuring(int8=int8, int4=int4, SparseHead=SLOWER))
+    assert kinds(choice.expanded) == ["SparseLinear int8"] * 4
+    assert kinds(choice.unpacked) == ["SparseHead int8", "SparseEmbedding int8"]
+    assert choice.reason == (
+        "2 of 8 unpacked, 4 of 8 with their zeros put back: packed products take 1.71 times as long as these here"
+    )
+    # As fast as the runtime's own: it keeps attention in the layers.
+    level = Timing(2.0, 1.0, None, 1.04)
+    choice = choose(model[0][:4], "measured", measure=measuring(int8=level))
+    assert (len(choice.expanded), choice.unpacked) == (4, ())
+    assert choice.reason == "with their zeros put back: packed products take 1.92 times as long as these here"
+
+
 def test_a_model_that_is_faster_with_the_runtimes_own_properties_is_unpacked_as_a_whole(model):
     # With those of packed models the runtime is slower, with its own it is faster.
     stock = Timing(1.0, 1.5, 0.5)
@@ -119,7 +135,10 @@ def test_a_choice_can_be_made_without_measuring(model):
     def measure(operators, rows):
         raise AssertionError("nothing is to be measured")
 
-    assert choose(model[0], "always", measure=measure).unpacked == ()
+    assert not choose(model[0], "always", measure=measure).changes_anything
+    expanded = choose(model[0], "expanded", measure=measure)
+    assert kinds(expanded.expanded) == ["SparseLinear int8"] * 4 + ["SparseLinear int4"] * 2
+    assert expanded.unpacked == ()
     never = choose(model[0], "never", measure=measure)
     assert (len(never.unpacked), never.stock) == (len(model[0]), True)
 
@@ -156,10 +175,11 @@ def test_where_instructions_are_limited_the_runtimes_own_properties_are_not_trie
     tried = []
     watch = ForwardStopwatch(None, model[1], model[2], machine=limited, packed={"A": 1}, stock={}, cache=None)
     watch._request = lambda part, properties: (
-        tried.append(properties) or SimpleNamespace(model_inputs=[], infer=lambda feed: None)
+        tried.append(properties)
+        or SimpleNamespace(model_inputs=[], infer=lambda feed: None, start_async=lambda: None, wait=lambda: None)
     )
     assert watch.measure(model[0][:1], 1).stock_s is None
-    assert len(tried) == 2
+    assert len(tried) == 3  # as packed, with zeros put back, and as the runtime's own
 
 
 def test_a_sample_is_measured_for_all(model, monkeypatch):
@@ -175,7 +195,7 @@ def test_the_property_comes_before_the_environment(monkeypatch):
     assert chosen({"PACKED": "never"}) == "never"
     monkeypatch.delenv("SHEARLING_PACKED")
     assert chosen({}) == "measured"
-    with pytest.raises(ValueError, match="PACKED is 'yes', not one of always, measured, never"):
+    with pytest.raises(ValueError, match="PACKED is 'yes', not one of always, expanded, measured, never"):
         chosen({"PACKED": "yes"})
 
 
@@ -211,7 +231,7 @@ def test_a_measurement_is_kept_for_a_machine_a_build_and_its_properties(model, t
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", '{"packed_s": -1, "dense_s": 1, "stock_s": null}', '{"packed_s": 1}']
+    "content", ["", "[]", "{", '{"packed_s": -1, "dense_s": 1, "stock_s": null, "expanded_s": null}', '{"packed_s": 1}']
 )
 def test_a_damaged_measurement_is_made_again(model, tmp_path, content):
     first = stopwatch(model, tmp_path)
@@ -220,7 +240,7 @@ def test_a_damaged_measurement_is_made_again(model, tmp_path, content):
     file.write_text(content)
     first(model[0][:4], 1)
     assert first.calls == 2
-    assert json.loads(file.read_text()) == {"packed_s": 1.0, "dense_s": 2.0, "stock_s": None}
+    assert json.loads(file.read_text()) == dataclasses.asdict(Timing(1.0, 2.0, None))
 
 
 def test_a_cache_that_cannot_be_written_does_not_matter(model):
@@ -236,6 +256,7 @@ def test_a_real_measurement(tmp_path, monkeypatch):
     timing = packed_speed.measure_packed_product()
     assert 0 < timing.packed_s < 10
     assert 0 < timing.dense_s < 10
+    assert 0 < timing.expanded_s < 10
     (file,) = (tmp_path / "packed").iterdir()
     assert Timing(**json.loads(file.read_text())) == timing
     monkeypatch.setattr(ForwardStopwatch, "measure", None)
