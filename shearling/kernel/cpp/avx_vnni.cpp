@@ -10,14 +10,23 @@
 #include "kernels.hpp"
 #include "scales.hpp"
 
+// The same products in the encoding of AVX-512, for tests on processors that have no other.
 #pragma GCC push_options
+#ifdef SHEARLING_VNNI_OF_AVX512
+#pragma GCC target("avx2,fma,f16c,popcnt,bmi2,avx512vnni,avx512vl")
+#define DOT_PAIRS _mm256_dpwssd_epi32
+#define DOT_BYTES _mm256_dpbusd_epi32
+#else
 #pragma GCC target("avx2,fma,f16c,popcnt,bmi2,avxvnni")
+#define DOT_PAIRS _mm256_dpwssd_avx_epi32
+#define DOT_BYTES _mm256_dpbusd_avx_epi32
+#endif
 
 namespace shearling {
 namespace {
 
 inline __attribute__((always_inline)) __m256i add_products(__m256i sum, __m256i weights, __m256i activations) {
-    return _mm256_dpwssd_avx_epi32(sum, weights, activations);
+    return DOT_PAIRS(sum, weights, activations);
 }
 
 #include "avx2_panels.inc"
@@ -73,8 +82,8 @@ __attribute__((noinline)) void multiply_grouped8_rows(
                     int32_t four;
                     __builtin_memcpy(&four, terms + 4 * row, 4);
                     const __m256i activations = _mm256_set1_epi32(four);
-                    lower[row] = _mm256_dpbusd_avx_epi32(lower[row], above.first, activations);
-                    upper[row] = _mm256_dpbusd_avx_epi32(upper[row], above.second, activations);
+                    lower[row] = DOT_BYTES(lower[row], above.first, activations);
+                    upper[row] = DOT_BYTES(upper[row], above.second, activations);
                 }
                 terms += 4 * tile_rows;
             }
@@ -151,8 +160,12 @@ void multiply(
 }  // namespace
 
 bool has_avx_vnni() {
+#ifdef SHEARLING_VNNI_OF_AVX512
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
+#else
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
+#endif
 }
 
 const KernelSet avx_vnni_kernels = {

@@ -11,6 +11,8 @@ std::shared_ptr<uint8_t> allocate_huge_pages(size_t size) {
     return {place, [](uint8_t* memory) { ::operator delete(memory, alignment); }};
 }
 
+std::shared_ptr<uint8_t> allocate_apart(size_t size) { return allocate_huge_pages(size); }
+
 void release_file_pages(const uint8_t*, size_t) {}
 
 }  // namespace shearling

@@ -6,6 +6,8 @@
 // One case in two is a packed matrix through the C interface; of the others, one in 64 is some steps of a decoder
 // layer with its cache, and the rest a node of another operator with its attributes, constant, shapes and types. Prints
 // how many of each there were, were damaged, and were computed with.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -39,6 +41,32 @@ struct Counts {
     size_t cases = 0, damaged = 0, computed = 0;
 };
 
+// Rounding activations to eight bits or to bf16 changes a product by a share of the largest of them, or of itself.
+void compare(
+    const shearling::PackedMatrix& matrix, const std::vector<float>& x, const std::vector<float>& rounded,
+    const std::vector<float>& exact) {
+    std::vector<float> weights(matrix.columns);
+    for (size_t output = 0; output < matrix.rows; ++output) {
+        shearling::read_row(matrix, output, weights.data());
+        double sum = 0.0;
+        for (const float weight : weights) {
+            sum += std::fabs(weight);
+        }
+        for (size_t row = 0; row * matrix.columns < x.size(); ++row) {
+            double largest = 0.0;
+            for (size_t column = 0; column < matrix.columns; ++column) {
+                const double size = std::fabs(x[row * matrix.columns + column]);
+                largest = std::isfinite(size) ? std::max(largest, size) : HUGE_VAL;
+            }
+            const size_t place = row * matrix.rows + output;
+            const double limit = largest * sum / 50.0 + 1e-5 * (1.0 + std::fabs(exact[place]));
+            if (limit < 1e30 && !(std::fabs(rounded[place] - exact[place]) <= limit)) {
+                fail(0, "a product is not what it is in f32");
+            }
+        }
+    }
+}
+
 void compute(Random& random, const uint8_t* bytes, size_t size) {
     shearling::PackedMatrix matrix;
     shearling::read_header(bytes, size, matrix);
@@ -50,19 +78,20 @@ void compute(Random& random, const uint8_t* bytes, size_t size) {
     if (shearling_validate(dense.data(), dense.size()) != nullptr) {
         fail(0, "an expanded matrix is refused");
     }
-    std::vector<float> row(matrix.columns);
-    shearling::read_row(matrix, random.below(matrix.rows), row.data());
     const size_t count = random.once_in(8) ? 0 : 1 + random.below(random.once_in(16) ? 140 : 14);
     const std::vector<float> x = activations(random, count * matrix.columns), bias(matrix.rows, 1.0f);
-    std::vector<float> y(count * matrix.rows);
+    const float* const addend = random.once_in(2) ? bias.data() : nullptr;
+    std::vector<float> results[2];
     for (const int exact : {0, 1}) {
+        results[exact].resize(count * matrix.rows);
         shearling_matmul(
-            bytes, size, x.data(), count, matrix.columns, random.once_in(2) ? bias.data() : nullptr, y.data(),
-            matrix.rows, exact, 0, shearling::best_kernels().name);
+            bytes, size, x.data(), count, matrix.columns, addend, results[exact].data(), matrix.rows, exact, 0,
+            shearling::best_kernels().name);
     }
+    compare(matrix, x, results[0], results[1]);
     // Sizes that are not those of the matrix: refused before a byte is touched.
     if (shearling_matmul(
-            bytes, size, x.data(), count, matrix.columns + 1, nullptr, y.data(), matrix.rows, 0, 0, nullptr) ==
+            bytes, size, x.data(), count, matrix.columns + 1, nullptr, results[0].data(), matrix.rows, 0, 0, nullptr) ==
         nullptr) {
         fail(0, "activations of another width are accepted");
     }

@@ -5,6 +5,7 @@ damaged attributes, constants, shapes and types.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -27,7 +28,10 @@ from tests.support.onnxruntime_headers import needs_headers
 HERE = Path(__file__).parent
 # Line numbers are all that a report shows.
 SANITIZERS = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-FLAGS = ("-std=c++17", "-O1", "-Wno-psabi", *SANITIZERS)
+HAS_AVX_VNNI = re.search(r"\bavx_vnni\b", Path("/proc/cpuinfo").read_text()) is not None
+VNNI = () if HAS_AVX_VNNI else ("-DSHEARLING_VNNI_OF_AVX512",)
+"""Where a processor has the same products in another encoding alone, the kernels for AVX-VNNI run with these."""
+FLAGS = ("-std=c++17", "-O1", "-Wno-psabi", *VNNI, *SANITIZERS)
 KERNELS = ("amx", "avx512", "avx_vnni", "avx2", "portable")
 CASES = 250_000
 """For each set of kernels, of which four run nearly anywhere: half of them matrices, half nodes for OpenVINO."""
