@@ -73,16 +73,19 @@ class Timing:
     @property
     def way(self) -> Way:
         """The fastest, as long as it is worth what it takes."""
-        expanded_s = float("inf") if self.expanded_s is None else self.expanded_s
-        if self.packed_s <= min(EXPANSION_GAIN * expanded_s, TOLERANCE * self.dense_s):
+        seconds = self._seconds()
+        if seconds["packed"] <= min(EXPANSION_GAIN * seconds["expanded"], TOLERANCE * seconds["dense"]):
             return "packed"
-        return "expanded" if expanded_s <= TOLERANCE * self.dense_s else "dense"
+        return "expanded" if seconds["expanded"] <= TOLERANCE * seconds["dense"] else "dense"
 
     @property
     def best_s(self) -> float:
         """Of that way."""
-        ways = {"packed": self.packed_s, "expanded": self.expanded_s or 0.0, "dense": self.dense_s}
-        return ways[self.way]
+        return self._seconds()[self.way]
+
+    def _seconds(self) -> dict[Way, float]:
+        expanded_s = float("inf") if self.expanded_s is None else self.expanded_s
+        return {"packed": self.packed_s, "expanded": expanded_s, "dense": self.dense_s}
 
     def scaled(self, factor: float) -> Timing:
         """Of so many times as many operators."""
@@ -212,7 +215,8 @@ def _measure(group: list[PackedOperator], rows: int, measure: Stopwatch) -> _Mea
 def _decide(
     measured: Sequence[_Measured], operators: Sequence[PackedOperator], able: Sequence[PackedOperator]
 ) -> PackedChoice:
-    packed_s, best_s = (sum(getattr(form.timing, name) for form in measured) for name in ("packed_s", "best_s"))
+    packed_s = sum(form.timing.packed_s for form in measured)
+    best_s = sum(form.timing.best_s for form in measured)
     stock_s = _stock_s(measured) if len(able) == len(operators) else None
     if stock_s is not None and best_s > TOLERANCE * stock_s:
         return PackedChoice(_complete(able, able), True, _words("unpacked", packed_s, stock_s))
