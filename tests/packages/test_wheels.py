@@ -208,7 +208,7 @@ def test_packed_unpacked_or_written_with_attention_in_its_layers_it_says_the_sam
     assert done.stdout.splitlines() == [
         "1 True",
         "2 there is something already",
-        "2 PACKED is 'perhaps', not one of always, measured, never",
+        "2 PACKED is 'perhaps', not one of always, expanded, measured, never",
     ]
     assert b"SparseDecoder" in (tmp_path / "fused" / "openvino_model.xml").read_bytes()
     # The toolchain takes it as it is.
