@@ -42,6 +42,7 @@ CACHED_BYTES = 16 << 20
 """Of the weights of one form that would be measured by itself."""
 SAMPLE_BYTES = 64 << 20
 """Of the weights that are run: more than caches hold, since a token reads all of a model."""
+OWN = "OpenVINO's own"
 LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 40, 0.4
 TOKEN_ROWS, TEXT_ROWS = 1, 64
 """Rows of activations: a token of a decoder, a text of a classifier."""
@@ -238,7 +239,8 @@ def _decide(
         for what, those in told.items()
         if those
     )
-    return PackedChoice(unpacked, False, _words(outcome, packed_s, best_s, *(["these"] if expanded else [])), expanded)
+    reason = _words(outcome, packed_s, best_s, "these" if expanded else OWN)
+    return PackedChoice(unpacked, False, reason, expanded)
 
 
 def _stock_s(measured: Sequence[_Measured]) -> float | None:
@@ -253,7 +255,7 @@ def _complete(chosen_ones: Sequence[PackedOperator], able: Sequence[PackedOperat
     return tuple(operator for operator in able if operator.weights in weights)
 
 
-def _words(outcome: str, packed_s: float, other_s: float, other: str = "OpenVINO's own") -> str:
+def _words(outcome: str, packed_s: float, other_s: float, other: str = OWN) -> str:
     return f"{outcome}: packed products take {packed_s / other_s:.2f} times as long as {other} here"
 
 
