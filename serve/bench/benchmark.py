@@ -101,20 +101,6 @@ class Benchmark(Document):
     samples: tuple[Sample, ...]
 
 
-class BenchmarkInterrupted(BaseException):
-    """Ctrl-C or SIGTERM during a benchmark that is kept nowhere.
-
-    Attributes:
-        benchmark: of the blocks that were finished.
-        cause: what to raise once they are shown.
-    """
-
-    def __init__(self, benchmark: Benchmark, cause: KeyboardInterrupt | Terminated) -> None:
-        super().__init__()
-        self.benchmark = benchmark
-        self.cause = cause
-
-
 def run_benchmark(
     targets: Sequence[Target],
     *,
@@ -124,6 +110,7 @@ def run_benchmark(
     plan: SessionPlan | None = None,
     unfinished: Path | None = None,
     require: Callable[[Sequence[Deployment]], None] | None = None,
+    on_interrupt: Callable[[Benchmark], None] | None = None,
 ) -> Benchmark:
     """Verify, check the device, measure interleaved, and summarise.
 
@@ -136,12 +123,12 @@ def run_benchmark(
         unfinished: a directory that keeps the finished blocks while it runs; where it holds those of the same
             request, they count.
         require: refuses what was found, before anything is loaded.
+        on_interrupt: gets what the finished blocks say, before Ctrl-C or SIGTERM is raised on.
 
     Raises:
         UsageError: the workload does not fit a context.
         ArtefactError: a directory cannot be used.
         DeviceUnavailable: before anything is loaded.
-        BenchmarkInterrupted: Ctrl-C or SIGTERM after the first whole block, and no `unfinished` keeps it.
     """
     if not targets:
         raise UsageError("nothing to measure", remedy="Give at least one directory")
@@ -167,9 +154,9 @@ def run_benchmark(
 
     try:
         measure(deployments, options, workload, enough=enough, plan=plan, result=measurement, on_block=on_block)
-    except (KeyboardInterrupt, Terminated) as interruption:
-        if measurement.samples and unfinished is None:
-            raise BenchmarkInterrupted(summary(), interruption) from None
+    except (KeyboardInterrupt, Terminated):
+        if measurement.samples and on_interrupt is not None:
+            on_interrupt(summary())
         raise
     return summary()
 

@@ -20,6 +20,7 @@ from serve.bench.worker_process import LoadReport, ProcessReport, Timed, WorkerP
 from serve.bench.workload import Prompts, Rows, Workload
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import RunOptions
+from serve.runtimes.speculation.settings import speculates
 from shearling.console import Advance, progress
 from shearling.strict_json import Document
 
@@ -46,6 +47,7 @@ class Sample(Document):
         stolen_s: taken from the process's CPUs by a hypervisor, in the whole sample; None where nobody counts.
         preemptions: how often a thread was put off its CPU, in the whole sample.
         instructions: of the call that made all tokens; None on most virtual machines.
+        guessed: somebody in this block guesses: several tokens came of one reading, whose time is spread over them.
     """
 
     subject: int
@@ -65,6 +67,7 @@ class Sample(Document):
     stolen_s: float | None = None
     preemptions: int | None = None
     instructions: int | None = None
+    guessed: bool = False
 
     @property
     def wall_s(self) -> float:
@@ -84,8 +87,11 @@ class Sample(Document):
     @property
     def usual_gap_s(self) -> float:
         """Mean time of the faster tokens after the first, `USUAL_SHARE` of them: what disturbs a machine for
-        milliseconds hits some tokens, and no counter says which.
+        milliseconds hits some tokens, and no counter says which. Of all tokens where some were guessed: the faster
+        ones are then those of the luckier guesses.
         """
+        if self.guessed:
+            return self.tpot_s
         gaps_s = sorted(self.gaps_s)[: math.ceil(USUAL_SHARE * len(self.gaps_s))]
         return sum(gaps_s) / len(gaps_s)
 
@@ -164,6 +170,7 @@ class _Run:
         self._result = result
         self._plan = plan
         self._deployments = deployments
+        self._guessed = any(speculates(deployment.properties) for deployment in deployments)
         self._options = options
         self._workload = workload
         self._prompts = Prompts(deployments, workload)
@@ -279,7 +286,8 @@ class _Run:
     ) -> Iterator[tuple[int, Timed, float]]:
         """Subject, what it took, and when it began; in the order of the works."""
         turn_s = self._workload.turn_s
-        if turn_s is not None and len(works) > 1 and can_take_turns(self._options.device):
+        # Where a reading's time is spread over its tokens, nobody knows which of them a stop fell between.
+        if turn_s is not None and len(works) > 1 and can_take_turns(self._options.device) and not self._guessed:
             started_s = self._budget.elapsed_s()
             pairs = [(worker, rows) for _, worker, rows in works]
             taken = generate_in_turns(pairs, new_tokens=new_tokens, turn_s=turn_s)
@@ -314,6 +322,7 @@ class _Run:
             stolen_s=_sum(whole.stolen_s, first.stolen_s if first else 0.0),
             preemptions=_sum(whole.preemptions, first.preemptions if first else 0),
             instructions=whole.instructions,
+            guessed=self._guessed,
         )
 
 

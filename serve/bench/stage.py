@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.bench.benchmark import Benchmark, BenchmarkInterrupted, run_benchmark
+from serve.bench.benchmark import Benchmark, run_benchmark
 from serve.bench.benchmark_artefact import run_into
 from serve.bench.concurrency import LoadCurve, LoadWork, measure_load, write_load_curve
 from serve.bench.screen import benchmark_screen
@@ -29,12 +29,12 @@ def bench_models(
     """
     if output is not None:
         return run_into(output, targets, options=options, workload=workload, force=force)
-    try:
-        return run_benchmark(targets, options=options, workload=workload)
-    except BenchmarkInterrupted as interruption:
-        log.print(benchmark_screen(interruption.benchmark))
-        log.print("these are the finished blocks; they are written nowhere: --output would keep them, and continue")
-        raise interruption.cause from None
+    return run_benchmark(targets, options=options, workload=workload, on_interrupt=_show_unfinished)
+
+
+def _show_unfinished(benchmark: Benchmark) -> None:
+    log.print(benchmark_screen(benchmark))
+    log.print("these are the finished blocks; they are written nowhere: --output would keep them, and continue")
 
 
 def draw_load_curve(
@@ -60,7 +60,7 @@ def parse_concurrency(text: str) -> list[int]:
         UsageError: something in it is no number.
     """
     parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
+    if not all(part.strip().isdecimal() for part in parts):
         raise UsageError(
             f"cannot read the numbers of requests {text!r}", remedy="Give --concurrency 1,2,4,8, for example"
         )

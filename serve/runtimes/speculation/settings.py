@@ -60,6 +60,11 @@ def read_speculation(properties: Mapping[str, str], *, label: str) -> Speculatio
     return None
 
 
+def speculates(properties: Mapping[str, str]) -> bool:
+    """Whether several tokens may come of one reading."""
+    return not PROPERTIES.isdisjoint(properties)
+
+
 def without_speculation(properties: Mapping[str, str]) -> dict[str, str]:
     """The others."""
     return {name: value for name, value in properties.items() if name not in PROPERTIES}

@@ -146,6 +146,16 @@ def test_a_check_takes_turns_and_a_benchmark_does_not(deployment: Deployment, mo
     assert not can_take_turns("GPU")
 
 
+def test_where_one_side_guesses_there_are_no_turns(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.bench.measurement.generate_in_turns", pytest.fail)
+    guessing = deployment.model_copy(update={"properties": {"PROMPT_LOOKUP": "3"}})
+    result = MeasuredBlocks([[], []], [[], []])
+    check = guard_workload(4, 8).model_copy(update={"sessions": 1, "repeats": 1, "budget_s": None})
+    measure([deployment, guessing], RunOptions(threads=1), check, result=result)
+    assert [sample.guessed for sample in result.samples] == [True, True]
+    assert [sample.usual_gap_s for sample in result.samples] == [sample.tpot_s for sample in result.samples]
+
+
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)

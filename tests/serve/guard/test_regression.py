@@ -65,6 +65,14 @@ def test_tokens_that_were_disturbed_do_not_count() -> None:
     assert quiet.model_copy(update={"gaps_s": (3.0,)}).usual_gap_s == 3.0
 
 
+def test_where_tokens_are_guessed_the_lucky_ones_are_not_the_usual_ones() -> None:
+    # Two readings of 8 ms, one of which made seven tokens.
+    guessed = pairs(1.0, blocks=1, noise=0.0)[0].model_copy(
+        update={"gaps_s": (8e-3 / 7,) * 7 + (8e-3,), "guessed": True}
+    )
+    assert guessed.usual_gap_s == pytest.approx(2e-3)
+
+
 def test_ten_percent_is_a_regression() -> None:
     verdict = judge(pairs(1.1, blocks=20, noise=0.01), max_ratio=1.05)
     assert verdict.outcome == "regression"
