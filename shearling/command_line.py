@@ -29,7 +29,14 @@ from rich.console import Console, RenderableType
 
 from shearling.console import log
 from shearling.departure import departure
-from shearling.errors import PackageMissing, PackageShadowed, ResourceExhausted, ShearlingError, UsageError
+from shearling.errors import (
+    CheckFailed,
+    PackageMissing,
+    PackageShadowed,
+    ResourceExhausted,
+    ShearlingError,
+    UsageError,
+)
 
 INTERRUPTED = 130
 STAGES = ("train", "search", "export", "serve")
@@ -236,6 +243,7 @@ def _report(error: ShearlingError, *, code: int, as_json: bool, debug: bool) -> 
         traceback.print_exc(file=sys.stderr)
     if as_json:
         body = {"error": type(error).__name__, "message": error.message, "where": error.where, "remedy": error.remedy}
-        print(json.dumps({"status": "error", "exit_code": code, **body}, indent=2))
+        result = error.result if isinstance(error, CheckFailed) else {}
+        print(json.dumps({"status": "error", "exit_code": code, **body, **result}, indent=2))
     log.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
     return code

@@ -34,8 +34,9 @@ Every message says what happened (with the values), where, and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ShearlingError(Exception):
@@ -61,9 +62,27 @@ class ShearlingError(Exception):
 
 
 class CheckFailed(ShearlingError):
-    """The work was done, and the result does not pass."""
+    """The work was done, and the result does not pass.
+
+    Args:
+        message: what happened, with the values involved.
+        where: the file, tensor or field concerned.
+        remedy: what the reader can do about it.
+        result: as of a result that passes; what `--json` prints beside the error.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | Path | None = None,
+        remedy: str | None = None,
+        result: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, where=where, remedy=remedy)
+        self.result = dict(result or {})
 
 
 class ParityFailed(CheckFailed):

@@ -29,7 +29,7 @@ class BenchmarkComparison(Document):
 
     Attributes:
         same_machine: CPU, flags and CPU count agree.
-        differing_versions: package -> (first, second).
+        differing_versions: package, or label of a deployment whose runtime differs -> (first, second).
     """
 
     same_machine: bool
@@ -73,6 +73,11 @@ def compare_benchmarks(
     versions = (first.environment.versions, second.environment.versions)
     names = sorted(set(versions[0]) | set(versions[1]))
     changed = {name: (versions[0].get(name, "absent"), versions[1].get(name, "absent")) for name in names}
+    # In an environment of its own a model has other versions than these.
+    changed |= {
+        new.deployment.label: (old.facts.runtime, new.facts.runtime)
+        for old, new in zip(first.subjects, second.subjects, strict=True)
+    }
     return BenchmarkComparison(
         same_machine=same_machine,
         differing_versions={name: pair for name, pair in changed.items() if pair[0] != pair[1]},

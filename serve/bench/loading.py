@@ -22,7 +22,7 @@ def measure_loads(
     Args:
         deployments: verified; their files are in the page cache.
         options: the same for all.
-        budget_s: begin no round after so many seconds.
+        budget_s: begin no further round after so many seconds.
         enough: looks at what there is after each round.
 
     Raises:
@@ -31,7 +31,7 @@ def measure_loads(
     rounds: LoadTimes = []
     budget = TimeBudget(budget_s)
     with timed_progress(budget_s) as advance:
-        while not budget.spent() and not enough(rounds):
+        while not rounds or not (budget.spent() or enough(rounds)):
             order = list(range(len(deployments)))[:: 1 if len(rounds) % 2 == 0 else -1]
             taken = dict.fromkeys(order, 0.0)
             for place in order:

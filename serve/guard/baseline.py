@@ -23,6 +23,7 @@ from serve.guard.machine_lock import measuring_alone
 from serve.guard.other_settings import with_other_settings
 from serve.guard.regression import CheckOutcome, Verdict, require_threshold, worst
 from serve.guard.sequential import MINIMUM, planned_looks
+from serve.guard.written_files import require_writable
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import utc_now
 from shearling.errors import ArtefactMissing, UsageError
@@ -30,7 +31,7 @@ from shearling.strict_json import Document, read_document, write_document
 from shearling.target import Target
 
 SCHEMA = "shearling.baseline/1"
-DECISIVE = ("cpu", "openvino", "openvino-genai", "onnxruntime", "onnxruntime-gpu", "torch")
+DECISIVE = ("openvino", "openvino-genai", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "torch")
 
 
 class BaselineEntry(Document):
@@ -47,10 +48,15 @@ class BaselineEntry(Document):
 
 
 class Baseline(Document):
-    """The content of `baseline.json`."""
+    """The content of `baseline.json`.
+
+    Attributes:
+        runtime: what measured, by its own account, in whatever environment; None in files of before it was kept.
+    """
 
     schema_: Literal["shearling.baseline/1"] = pydantic.Field("shearling.baseline/1", alias="schema")
     environment: Environment
+    runtime: str | None = None
     options: RunOptions
     workload: Workload
     entries: tuple[BaselineEntry, ...] = pydantic.Field(min_length=1)
@@ -74,39 +80,46 @@ def check_baseline(
         max_ratio: largest acceptable time over that of the history.
         options: those of the history.
         workload: that of the history; see `guard_workload`.
-        record: add this measurement, unless it is a regression.
+        record: add this measurement if it passes.
         allow_other_versions: accept a history of other runtime versions.
 
     Raises:
         ArtefactMissing: no history, and `record` is false.
-        UsageError: the history is of another machine, other versions, options or work.
+        UsageError: the history is of another machine, other versions, options or work, or cannot be written.
         RuntimeCrashed: a process died, and there are no other settings that the history was measured with.
     """
     require_threshold(max_ratio)
-    history = read_document(path, Baseline, schema=SCHEMA) if path.exists() else None
-    if history is None and not record:
+    if not record and not path.exists():
         raise ArtefactMissing("no baseline here", where=path, remedy="Begin one with --record")
+    if record:
+        require_writable(path)
     # As many blocks as the first look of a check needs, from as many processes.
     sessions = -(-planned_looks()[0] // workload.repeats)
     alone = workload.model_copy(update={"sessions": sessions})
+    # Whoever waits here for another check reads what that one has recorded.
     with measuring_alone():
+        history = read_document(path, Baseline, schema=SCHEMA) if path.exists() else None
         # A history knows its settings: another one would compare them, not the model.
         benchmark, changes = with_other_settings(
             lambda tried: run_benchmark([candidate], options=tried, workload=alone),
             options,
             allowed=lambda tried: history is None or history.options == tried,
         )
-    if history is not None:
-        _require_same(history, benchmark, workload, where=path, allow_other_versions=allow_other_versions)
-    verdict = _judge(history, benchmark, max_ratio=max_ratio)
-    verdict = verdict.model_copy(update={"changes": (*changes, *verdict.changes)})
-    if record and verdict.outcome != "regression":
-        entries = (*(history.entries if history else ()), _entry(benchmark))
-        # The settings that it ran with, not those asked for: the next check changes them likewise, or is refused.
-        history = Baseline(
-            environment=benchmark.environment, options=benchmark.options, workload=workload, entries=entries
-        )
-        write_document(path, history)
+        if history is not None:
+            _require_same(history, benchmark, workload, where=path, allow_other_versions=allow_other_versions)
+        verdict = _judge(history, benchmark, max_ratio=max_ratio)
+        verdict = verdict.model_copy(update={"changes": (*changes, *verdict.changes)})
+        if record and verdict.outcome == "pass":
+            entries = (*(history.entries if history else ()), _entry(benchmark))
+            # The settings that it ran with, not those asked for: the next check changes them likewise, or is refused.
+            added = Baseline(
+                environment=benchmark.environment,
+                runtime=benchmark.subjects[0].facts.runtime,
+                options=benchmark.options,
+                workload=workload,
+                entries=entries,
+            )
+            write_document(path, added)
     return verdict, benchmark
 
 
@@ -119,12 +132,7 @@ def _require_same(
             where=where,
             remedy="Record one here with --record, or compare side by side with --against",
         )
-    own, past = benchmark.environment.versions, history.environment.versions
-    changed = [
-        f"{name} {past.get(name, 'absent')} -> {own.get(name, 'absent')}"
-        for name in DECISIVE
-        if own.get(name) != past.get(name)
-    ]
+    changed = _changed_versions(history, benchmark)
     if changed and not allow_other_versions:
         raise UsageError(
             f"the baseline is of other versions: {', '.join(changed)}",
@@ -138,6 +146,21 @@ def _require_same(
         raise UsageError(
             "the baseline was measured with other flags", where=where, remedy="Give the flags of its first --record"
         )
+
+
+def _changed_versions(history: Baseline, benchmark: Benchmark) -> list[str]:
+    own, past = benchmark.environment.versions, history.environment.versions
+    subject = benchmark.subjects[0]
+    # Those that are installed here say nothing of another environment.
+    names = DECISIVE if subject.deployment.environment is None else ()
+    changed = [
+        f"{name} {past.get(name, 'absent')} -> {own.get(name, 'absent')}"
+        for name in names
+        if own.get(name) != past.get(name)
+    ]
+    if history.runtime not in (None, subject.facts.runtime):
+        changed.append(f"{history.runtime} -> {subject.facts.runtime}")
+    return changed
 
 
 def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) -> Verdict:

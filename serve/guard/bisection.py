@@ -143,14 +143,18 @@ def require_none_slower(found: Bisection) -> None:
     Raises:
         CheckFailed: a version is slower, or a check was inconclusive.
     """
+    result = found.model_dump(mode="json")
     if found.first_slower is not None:
         word = "changes its output" if found.outcomes[found.first_slower] == "changed" else "is slower"
-        raise CheckFailed(f"{found.package} {found.first_slower} is the first that {word}; {found.last_good} is not so")
+        raise CheckFailed(
+            f"{found.package} {found.first_slower} is the first that {word}; {found.last_good} is not so", result=result
+        )
     if not found.conclusive:
         open_versions = [version for version, outcome in found.outcomes.items() if outcome == "inconclusive"]
         raise CheckFailed(
             f"inconclusive for {found.package} {', '.join(open_versions)}",
             remedy="Measure longer (--budget), or on a quieter machine",
+            result=result,
         )
 
 

@@ -46,10 +46,20 @@ def check_load(benchmark: Benchmark, *, max_ratio: float, budget_s: float) -> Ju
     deployments = [subject.deployment for subject in benchmark.subjects]
 
     def enough(times: LoadTimes) -> bool:
-        return bool(times) and judge_load(times, max_ratio=max_ratio, ended=False)[0] != "inconclusive"
+        return judge_load(times, max_ratio=max_ratio, ended=False)[0] != "inconclusive"
 
     times = measure_loads(deployments, benchmark.options, budget_s=budget_s, enough=enough)
     return judge_load(times, max_ratio=max_ratio, ended=True)
+
+
+def load_settling_budget_s(estimate: Estimate, *, budget_s: float) -> float | None:
+    """Seconds for as many rounds of loading as can decide at all; None where there were so many.
+
+    Args:
+        estimate: of `check_load`, which has not decided.
+        budget_s: what it had.
+    """
+    return None if estimate.samples >= MINIMUM else MINIMUM * budget_s / estimate.samples
 
 
 def judge_load(times: LoadTimes, *, max_ratio: float, ended: bool) -> Judged:

@@ -26,7 +26,7 @@ from serve.bench.measurement import Sample, SessionPlan
 from serve.bench.statistics import Estimate
 from serve.bench.time_budget import CHECK_S
 from serve.bench.workload import Workload, make_workload
-from serve.guard.costs import check_load, judge_memory
+from serve.guard.costs import check_load, judge_memory, load_settling_budget_s
 from serve.guard.judging import (
     GUARDED,
     Judgement,
@@ -202,14 +202,16 @@ def _measure(
     )
     verdict = judge(benchmark.samples, max_ratio=demands.max_ratio)
     outcomes, ratios, limits = dict(verdict.outcomes), dict(verdict.ratios), dict(verdict.limits)
+    settling_s = verdict.settling_budget_s
     if demands.max_memory_ratio is not None:
         limits[MEMORY] = demands.max_memory_ratio
         outcomes[MEMORY], ratios[MEMORY] = judge_memory(benchmark, max_ratio=limits[MEMORY])
     if demands.max_load_ratio is not None:
         limits[LOAD] = demands.max_load_ratio
-        outcomes[LOAD], ratios[LOAD] = check_load(
-            benchmark, max_ratio=limits[LOAD], budget_s=workload.budget_s or CHECK_S
-        )
+        budget_s = workload.budget_s or CHECK_S
+        outcomes[LOAD], ratios[LOAD] = check_load(benchmark, max_ratio=limits[LOAD], budget_s=budget_s)
+        if outcomes[LOAD] == "inconclusive" and verdict.outcome == "pass":
+            settling_s = _rounded_up(load_settling_budget_s(ratios[LOAD], budget_s=budget_s))
     tokens = None
     if is_upgrade([subject.deployment for subject in benchmark.subjects]):
         tokens = compare_tokens(benchmark.samples, allowed=demands.allow_other_tokens)
@@ -221,6 +223,7 @@ def _measure(
         "limits": limits,
         "changes": benchmark.changes,
         "tokens": tokens,
+        "settling_budget_s": settling_s,
     }
     return verdict.model_copy(update=found), benchmark
 
@@ -274,7 +277,11 @@ def _settling_budget_s(judged: Mapping[str, Judgement], *, pairs: int, measured_
         return None
     # One pair to spare: the last one must not be cut by the end of the time.
     most = max(count for count in needed if count is not None) + 1
-    return math.ceil(most * measured_s / pairs / ROUND_S) * ROUND_S
+    return _rounded_up(most * measured_s / pairs)
+
+
+def _rounded_up(seconds: float | None) -> float | None:
+    return None if seconds is None else math.ceil(seconds / ROUND_S) * ROUND_S
 
 
 def _instructions(samples: Sequence[Sample]) -> float | None:

@@ -14,6 +14,7 @@ from serve.guard.bisection import Bisection, Installation, bisect_versions, requ
 from serve.guard.regression import Demands, Verdict, check_regression
 from serve.guard.reports import CheckRecord, append_summary, record_of, write_junit
 from serve.guard.telling import require_pass
+from serve.guard.written_files import require_writable
 from serve.runtimes.runtime import RunOptions
 from shearling.errors import ShearlingError, UsageError
 from shearling.target import Target
@@ -38,8 +39,8 @@ class Reports:
             UsageError: a file could not be written.
         """
         for path in (self.junit, self.summary):
-            if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-                raise UsageError("no file can be written here", where=path, remedy="Name a file in a directory that is")
+            if path is not None:
+                require_writable(path)
 
     def write(self, records: list[CheckRecord]) -> None:
         """Write those that were asked for."""

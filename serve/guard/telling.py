@@ -6,7 +6,8 @@ import math
 
 from serve.bench.statistics import Estimate
 from serve.guard.process_pairs import FIRST_PAIRS
-from serve.guard.regression import ROUND_S, Verdict
+from serve.guard.regression import LOAD, MEMORY, ROUND_S, Verdict
+from serve.guard.sequential import MINIMUM
 from shearling.errors import CheckFailed
 
 CHANGED = "Rounding alone can do that, least with --precision fp32; --allow-other-tokens judges the times alone"
@@ -20,19 +21,23 @@ def require_pass(verdict: Verdict) -> None:
     """
     if verdict.outcome == "pass":
         return
-    figures = "; ".join(tell_outcomes(verdict))
+    figures, result = "; ".join(tell_outcomes(verdict)), verdict.model_dump(mode="json")
     if verdict.outcome == "changed":
-        raise CheckFailed(f"the output changed ({figures})", remedy=CHANGED)
+        raise CheckFailed(f"the output changed ({figures})", remedy=CHANGED, result=result)
     remedy = how_to_settle(verdict) if verdict.outcome == "inconclusive" else None
     raise CheckFailed(
         f"latency {verdict.outcome} against {verdict.max_ratio:g} after {verdict.blocks} pairs ({figures})",
         remedy=remedy,
+        result=result,
     )
 
 
 def how_to_settle(verdict: Verdict) -> str:
     """How much more time an inconclusive check would probably need."""
     budget_s = verdict.settling_budget_s
+    open_names = {name for name, outcome in verdict.outcomes.items() if outcome == "inconclusive"}
+    if open_names <= {LOAD, MEMORY}:
+        return _how_to_settle_costs(verdict, open_names)
     if budget_s is not None and len(verdict.sessions) < FIRST_PAIRS:
         return f"Three pairs of processes are the least, which takes {budget_s:g} s here: --budget {budget_s:g} or more"
     if budget_s is not None:
@@ -44,6 +49,18 @@ def how_to_settle(verdict: Verdict) -> str:
             "another --max-ratio, one thread, or a quieter machine"
         )
     return "Measure longer (--budget), with one thread, or on a quieter machine"
+
+
+def _how_to_settle_costs(verdict: Verdict, open_names: set[str]) -> str:
+    if MEMORY in open_names:
+        return (
+            "Processes of one side differ in their memory by more than the limit leaves, which no time settles: give "
+            "another --max-memory-ratio"
+        )
+    rounds, budget_s = verdict.ratios[LOAD].samples, verdict.settling_budget_s
+    if budget_s is None:
+        return f"After {rounds} rounds of loading it is too near the limit: give another --max-load-ratio, or --budget"
+    return f"{rounds} rounds of loading decide nothing, {MINIMUM} may: --budget {budget_s:g} or more"
 
 
 def tell_outcomes(verdict: Verdict) -> list[str]:

@@ -145,6 +145,7 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
         (["check", "DIR"], 2, "either --against DIR or --baseline FILE"),
         (["check", "DIR", "--against", "DIR", "--record"], 2, "nowhere to write"),
         (["check", "DIR", "--baseline", "DIR/absent.json"], 3, "no baseline here"),
+        (["check", "DIR", "--baseline", "DIR/absent/b.json", "--record"], 2, "no file can be written here"),
         (["check", "DIR", "--baseline", "b.json", "--max-load-ratio", "2"], 2, "neither load times nor memory"),
         (["check", "DIR", "--against", "DIR", "--max-memory-ratio", "0"], 2, "not a positive number"),
         (["check", "DIR", "--against", "DIR@environment=DIR"], 4, "no virtual environment here"),

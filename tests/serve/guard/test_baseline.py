@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serve.guard.baseline import check_baseline
+from serve.guard.machine_lock import measuring_alone
 from serve.guard.regression import Verdict, guard_workload
 from serve.runtimes.runtime import RunOptions
-from shearling.errors import RuntimeCrashed
+from shearling.errors import RuntimeCrashed, UsageError
 from shearling.target import parse_target
 from tests.support.environments import environment_seeing_ours
 
@@ -20,6 +24,88 @@ import os, signal, sys
 if sys.orig_argv[-1].endswith("serve") and os.environ.get("OMP_NUM_THREADS") == "1":
     os.kill(os.getpid(), signal.SIGFPE)
 """
+
+
+@pytest.fixture(scope="module")
+def recorded(export: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("recorded") / "baseline.json"
+    assert check_alone(export, path).outcome == "pass"
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def check_alone(export: Path, path: Path, *, max_ratio: float = 20.0) -> Verdict:
+    return check_baseline(
+        parse_target(f"{export}@format=onnx"),
+        path,
+        max_ratio=max_ratio,
+        options=RunOptions(threads=1, huge_pages=False),
+        workload=guard_workload(8, 4),
+        record=True,
+    )[0]
+
+
+def test_two_checks_at_once_are_both_recorded(export: Path, tmp_path: Path, recorded: dict[str, Any]) -> None:
+    path = tmp_path / "baseline.json"
+    waiting = threading.Thread(target=check_alone, args=(export, path))
+    with measuring_alone():
+        waiting.start()
+        # What the one that measures records while the other waits.
+        path.write_text(json.dumps(recorded))
+    waiting.join()
+    assert len(json.loads(path.read_text())["entries"]) == 2
+
+
+def test_what_decides_nothing_is_not_recorded(export: Path, tmp_path: Path, recorded: dict[str, Any]) -> None:
+    path = tmp_path / "baseline.json"
+    (entry,) = recorded["entries"]
+    days = [
+        {**entry, "values": {k: [scale * v for v in own] for k, own in entry["values"].items()}} for scale in (0.5, 2)
+    ]
+    path.write_text(json.dumps({**recorded, "entries": days}))
+    assert check_alone(export, path, max_ratio=1.05).outcome == "inconclusive"
+    assert len(json.loads(path.read_text())["entries"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda history: history.update(runtime="ONNX Runtime 0.1"),
+            r"other versions: ONNX Runtime 0\.1 -> ONNX Runtime",
+        ),
+        (
+            lambda history: history["environment"]["versions"].update(openvino="1.0"),
+            r"other versions: openvino 1\.0 -> ",
+        ),
+        (lambda history: history["environment"].update(machine_id="0" * 64), "of another machine"),
+    ],
+)
+def test_a_history_of_something_else_is_refused(
+    export: Path, tmp_path: Path, recorded: dict[str, Any], change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    path, history = tmp_path / "baseline.json", json.loads(json.dumps(recorded))
+    change(history)
+    path.write_text(json.dumps(history))
+    with pytest.raises(UsageError, match=words):
+        check_alone(export, path)
+
+
+def test_versions_of_this_environment_say_nothing_of_another(
+    export: Path, tmp_path: Path, recorded: dict[str, Any]
+) -> None:
+    place = environment_seeing_ours(tmp_path / "new")
+    path, history = tmp_path / "baseline.json", json.loads(json.dumps(recorded))
+    history["environment"]["versions"]["onnxruntime"] = "0.1"
+    path.write_text(json.dumps(history))
+    found, _ = check_baseline(
+        parse_target(f"{export}@format=onnx,environment={place}"),
+        path,
+        max_ratio=20.0,
+        options=RunOptions(threads=1, huge_pages=False),
+        workload=guard_workload(8, 4),
+    )
+    assert found.outcome == "pass"
 
 
 @pytest.mark.slow

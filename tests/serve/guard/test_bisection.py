@@ -108,7 +108,8 @@ def test_the_first_slower_release_is_named(tmp_path: Path) -> None:
     index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shelf)}
     done = serve("bisect", model, *options, *files, **index)
     assert done.returncode == 1, done.stderr
-    message = json.loads(done.stdout)["message"]
-    assert message == "llama-cpp-python 0.3 is the first that is slower; 0.2 is not so"
+    told = json.loads(done.stdout)
+    assert told["message"] == "llama-cpp-python 0.3 is the first that is slower; 0.2 is not so"
+    assert (told["first_slower"], told["last_good"]) == ("0.3", "0.2")
     text = (tmp_path / "summary.md").read_text()
     assert [word for word in VERSIONS if f"llama-cpp-python {word} against 0.1" in text] == ["0.2", "0.3", "0.4"]

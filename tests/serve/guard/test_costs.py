@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from serve.bench.measurement import Sample
+from serve.bench.statistics import Estimate
 from serve.guard.calibration import calibrate, typical_difference
-from serve.guard.costs import judge_load, judge_memory
+from serve.guard.costs import check_load, judge_load, judge_memory, load_settling_budget_s
+from serve.guard.regression import LOAD, MEMORY, Verdict
+from serve.guard.telling import how_to_settle
 from serve.guard.tokens import compare_tokens
+from serve.runtimes.deployment import find_deployment
+from serve.runtimes.runtime import RunOptions
+from shearling.target import parse_target
 
 
 def memory(candidate: list[int], reference: list[int]) -> SimpleNamespace:
@@ -33,6 +40,35 @@ def test_load_times_are_judged_at_their_looks_and_not_before() -> None:
     assert judge_load(slow[:8], max_ratio=1.5, ended=True)[0] == "inconclusive"
     assert judge_load(slow[:9], max_ratio=1.5, ended=False)[0] == "regression"
     assert judge_load([(one, one) for one, _ in slow], max_ratio=1.5, ended=False)[0] == "pass"
+
+
+def test_rounds_that_cannot_decide_say_how_many_can_and_how_long_they_take(export: Path) -> None:
+    sides = [find_deployment(parse_target(f"{export}@format=onnx"))] * 2
+    benchmark = SimpleNamespace(
+        subjects=[SimpleNamespace(deployment=side) for side in sides], options=RunOptions(threads=1)
+    )
+    # One round is made, however short the time.
+    outcome, ratio = check_load(benchmark, max_ratio=1.2, budget_s=1e-6)
+    assert (outcome, ratio.samples) == ("inconclusive", 1)
+    assert load_settling_budget_s(ratio, budget_s=10.0) == 90.0
+
+
+def test_open_load_times_and_memory_are_not_said_to_be_open_latencies() -> None:
+    ratios = {name: Estimate(median=1.0, low=0.9, high=1.1, samples=4) for name in ("tpot_s", LOAD, MEMORY)}
+    verdict = Verdict(
+        outcome="inconclusive",
+        outcomes={"tpot_s": "pass", LOAD: "inconclusive", MEMORY: "pass"},
+        ratios=ratios,
+        sessions=(1.0, 1.0, 1.0),
+        max_ratio=1.05,
+        blocks=30,
+        lost_share=0.0,
+        settling_budget_s=120.0,
+    )
+    assert how_to_settle(verdict) == "4 rounds of loading decide nothing, 9 may: --budget 120 or more"
+    assert "--max-load-ratio" in how_to_settle(verdict.model_copy(update={"settling_budget_s": None}))
+    memory_open = {**verdict.outcomes, LOAD: "pass", MEMORY: "inconclusive"}
+    assert "--max-memory-ratio" in how_to_settle(verdict.model_copy(update={"outcomes": memory_open}))
 
 
 def answer(subject: int, block: int, tokens: tuple[int, ...]) -> Sample:

@@ -73,7 +73,10 @@ def test_a_slower_runtime_is_caught_and_told_in_every_form(
     files = ("--junit", tmp_path / "junit.xml", "--summary", summary)
     done = serve("check", sides[0], "--against", sides[1], *work, *files)
     assert done.returncode == 1, done.stderr
-    assert json.loads(done.stdout)["message"].startswith("latency regression against 1.6")
+    told = json.loads(done.stdout)
+    assert told["message"].startswith("latency regression against 1.6")
+    assert (told["status"], told["outcome"]) == ("error", "regression")
+    assert min(told["ratios"]["tpot_s"]["low"], told["ratios"]["ttft_s"]["low"]) > 1.6
     (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
     assert (suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) == ("3", "2", "0")
     failed = {case.attrib["name"] for case in suite if case.find("failure") is not None}
