@@ -150,11 +150,7 @@ class StoredBytes:
         return packed + beside
 
     def _nonzero(self, network: SuperNetwork, path: str, form: LayerForm, stored: StoredForm) -> int:
-        if form.percent:
-            weight = network.weight_at(path, form.percent)
-        else:
-            layer: Any = network.model.get_submodule(path)
-            weight = layer.weight.detach()
+        weight = network.weight_at(path, form.percent)
         return count_stored(weight[: form.out_features, : form.in_features], stored)
 
     def _remaining_bytes(self, network: SuperNetwork, linears: Mapping[str, LinearShape]) -> int:

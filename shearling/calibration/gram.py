@@ -89,7 +89,8 @@ class LayerGrams:
 
 
 def layer_error(weight: Tensor, replacement: Tensor, hessian: Tensor) -> float:
-    """tr((W - V) H (W - V)ᵀ) / tr(W H Wᵀ): the squared error of a layer's outputs, as a share of their squares.
+    """tr((W - V) H (W - V)ᵀ) / tr(W H Wᵀ): the squared error of a layer's outputs, as a share of their squares; of a
+    layer without any, 0 where it is kept and 1 where it is not.
 
     Args:
         weight: [out, in].
@@ -98,4 +99,6 @@ def layer_error(weight: Tensor, replacement: Tensor, hessian: Tensor) -> float:
     """
     difference = (weight - replacement).float()
     whole = weight.float()
-    return float(((difference @ hessian) * difference).sum() / ((whole @ hessian) * whole).sum())
+    error, outputs = (float(((matrix @ hessian) * matrix).sum()) for matrix in (difference, whole))
+    # A layer of zeros has no outputs: nothing is wrong with them, or all.
+    return error / outputs if outputs else float(error > 0)

@@ -290,7 +290,8 @@ class ElasticLoraLinear(FrozenLinear):
 
     def _merged(self, grid: RoundingGrid | None) -> Tensor:
         parts = self.active_parts()
-        with torch.no_grad():
+        # The same weight wherever it is asked for: autocast would round A and B before their product.
+        with torch.no_grad(), torch.autocast(parts.weight.device.type, enabled=False):
             merged = effective_weight(
                 parts.weight, parts.lora_a, parts.lora_b, scaling=self.scaling, mask=parts.mask, grid=grid
             )

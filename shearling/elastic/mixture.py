@@ -152,6 +152,10 @@ class LayerVariants:
                 for path, axis, channels in group_channels(group, reordering.orders[group.id]):
                     self._moves.setdefault(path, []).append((axis, channels))
 
+    def offers(self, path: str) -> bool:
+        """Whether a layer has the choice."""
+        return path in self._trained
+
     def weight(self, path: str, percent: int) -> Tensor:
         """[out, in] as it is stored, a view of a file unless its channels were moved.
 

@@ -85,16 +85,22 @@ class SuperNetwork:
         return self.layers.get(path) or self.unadapted[path]
 
     def weight_at(self, path: str, percent: int) -> Tensor:
-        """[out, in], the frozen weight of a layer at a share of zeros, at full width; 0: as it is."""
-        if self.variants is None or not percent:
-            return self.elastic(path).weight.detach()
-        return self.variants.weight(path, percent)
+        """[out, in], the frozen weight of a linear layer at a share of zeros, at full width; where it has no choice, as
+        it is.
+        """
+        if self.variants is not None and self.variants.offers(path):
+            return self.variants.weight(path, percent)
+        layer: Any = self.model.get_submodule(path)
+        weight: Tensor = layer.weight
+        return weight.detach()
 
     def mask_at(self, path: str, percent: int) -> Tensor | None:
-        """[out, in] bool, at full width, of a pruned layer at a share of zeros; 0: as it was trained."""
-        if self.variants is None or not percent:
-            return None if self.masks is None else self.masks[path]
-        return self.variants.mask(path, percent)
+        """[out, in] bool, at full width, of a pruned layer at a share of zeros; where it has no choice, as it was
+        trained.
+        """
+        if self.variants is not None and self.variants.offers(path):
+            return self.variants.mask(path, percent)
+        return None if self.masks is None else self.masks[path]
 
     def masks_of(self, choice: Choice) -> Masks | None:
         """The masks of the frozen weights of a sub-network, at full width; None where nothing was pruned."""

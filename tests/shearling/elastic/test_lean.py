@@ -133,3 +133,16 @@ def test_a_model_in_its_stored_types_computes_what_float32_does(family, tmp_path
     with torch.no_grad():
         lean, wide = in_own_memory(load_in_stored_types(tmp_path)), in_own_memory(load_model(tmp_path))
         assert torch.equal(lean(ids).logits, wide(ids).logits)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("masked", [True, False])
+def test_formats_that_layers_chose_are_rounded_alike(masked, autocast, tmp_path):
+    found = []
+    for network in networks("llama", tmp_path, masked=masked):
+        for layer in network.layers.values():
+            layer.round_to(4)
+        inputs = {name: batch()[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast), network.materialised():
+            found.append(network.model(**inputs).logits)
+    assert torch.equal(*found)

@@ -45,6 +45,21 @@ def run(masked: Run, tmp_path: Path) -> Run:
     return Run(shutil.copytree(masked.path, tmp_path / "run"))
 
 
+def test_a_layer_that_was_trained_dense_gets_its_weight_back(tmp_path: Path) -> None:
+    run = mixed_run(tmp_path, sparsity={"ratio": 0.0})
+    opened = open_mixed(run, formats=())
+    network = mixed_network(opened)
+    counted = []
+    for choice in (opened.space.maximal(), opened.space.minimal(), opened.space.maximal()):
+        network.activate(choice)
+        counted.append({path: int((layer.merged_weight() == 0).sum()) for path, layer in network.layers.items()})
+    assert counted[0] == counted[2] != counted[1]
+    assert not any(counted[0].values())
+    for path in network.layers:
+        assert network.mask_at(path, 0).all()
+        assert (network.weight_at(path, 60) == 0).float().mean() == pytest.approx(0.6, abs=0.05)
+
+
 def document(run: Run, *, formats: tuple[str, ...] = ("int8", "int4")) -> Path:
     opened = open_mixed(run, formats=formats)
     subnet = describe_subnet(

@@ -16,6 +16,7 @@ from shearling.strict_json import read_document
 from tests.support.tiny_models import MIXTURES, VOCABULARY, save_tiny
 from tests.support.wanda_reference import assert_same_masks, lowest_of_each_row, wanda_reference
 from train.base.artefact import import_base
+from train.sparsity.allocation.evolution import evolved_ratios
 from train.sparsity.artefact import SPARSITY_FILE, SparsityReport, write_sparse
 from train.sparsity.pattern import make_pattern
 from train.sparsity.sparsify import sparsify
@@ -58,6 +59,11 @@ def test_an_expert_that_no_token_reaches_goes_by_magnitude(method, capsys):
         share == pytest.approx(0.5, abs=0.01)
         for share in (float((~mask).float().mean()) for mask in found.masks.values())
     )
+
+
+def test_shares_of_layers_are_searched_though_the_text_reaches_few_experts():
+    ratios = evolved_ratios(separated("qwen3_moe"), calibration(samples=2, tokens=2), 0.5, seed=0, generations=2)
+    assert sum(ratios) / len(ratios) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])

@@ -72,6 +72,21 @@ def test_sparsegpt_chooses_by_what_removal_costs() -> None:
     assert surgeon_prune(weight, hessian, Unstructured(0.5), where="layer").mask.equal(expected)
 
 
+@pytest.mark.parametrize(("pruned_of_run", "run"), [(2, 4), (4, 8)])
+def test_sparsegpt_chooses_each_run_by_weights_that_made_up_for_those_before(pruned_of_run: int, run: int) -> None:
+    weight, hessian = layer(160)
+    found = surgeon_prune(weight, hessian, SemiStructured(pruned_of_run, run), where="layer").mask
+    mask, whole = torch.ones_like(found), hessian.double()
+    for start in range(0, 160, run):
+        # What is left of the columns before it has nothing more to say.
+        inverse = torch.linalg.inv(whole[start:, start:])
+        factor = torch.linalg.cholesky(inverse, upper=True).diagonal()[:run]
+        settled = brute_force(weight, hessian, mask)[:, start : start + run]
+        dropped = (settled / factor).square().topk(pruned_of_run, largest=False).indices
+        mask[:, start : start + run].scatter_(1, dropped, False)
+    assert (found == mask).double().mean() > 0.999
+
+
 @pytest.mark.parametrize("method", [surgeon_prune, split_prune])
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("seed", range(4))
@@ -162,6 +177,8 @@ def test_the_error_of_a_layer_is_a_share_of_its_outputs() -> None:
     expected = (outputs - inputs @ other.T).square().sum() / outputs.square().sum()
     assert layer_error(weight.float(), other.float(), hessian) == pytest.approx(float(expected), rel=1e-4)
     assert layer_error(weight.float(), torch.zeros(5, 6), hessian) == pytest.approx(1)
+    zeros = torch.zeros(5, 6)
+    assert (layer_error(zeros, zeros, hessian), layer_error(zeros, other.float(), hessian)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("method", [surgeon_prune, split_prune])

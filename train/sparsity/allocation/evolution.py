@@ -126,8 +126,11 @@ class _Candidates:
         pattern = Unstructured(self._ratio + STEP * level)
         with torch.no_grad():
             for path, linear in self.transformer.linears_of(index).items():
-                dense = self._dense[path]
-                linear.weight.copy_(dense * pattern.keep(wanda_scores(dense, self._norms[path], where=path)))
+                dense, norm = self._dense[path], self._norms[path]
+                unseen = norm.mean_square is None and self.transformer.is_routed(path)
+                # An expert of which the text tells nothing goes by magnitude, as it will when it is pruned.
+                scores = dense.float().abs() if unseen else wanda_scores(dense, norm, where=path)
+                linear.weight.copy_(dense * pattern.keep(scores))
         self._levels[index] = level
 
     def restore(self) -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK_COLUMNS = 128
-"""Columns whose mask is chosen together, by weights that have made up for all columns before them."""
+"""Columns whose mask is chosen together, by weights that have made up for all columns before them; those of an n:m
+pattern are chosen m by m (section 3.4)."""
 MOST_BLOCKS = 16
 """A wide row has larger blocks, since a choice ranks the whole row."""
 
@@ -53,12 +54,17 @@ def surgeon_prune(weight: Tensor, hessian: Tensor, pattern: Pattern, *, where: s
     updated = weight.detach().float().clone()
     columns = updated.shape[1]
     mask = torch.ones_like(updated, dtype=torch.bool)
-    block = _block_columns(columns)
+    block, competing = _block_columns(columns), getattr(pattern, "block", None)
     for start in range(0, columns, block):
         end = min(start + block, columns)
-        mask[:, start:end] = _choose(updated, mask, factor, settled=start, pattern=pattern, where=where)[:, start:end]
+        if competing is None:
+            chosen = _choose(updated, mask, factor, settled=start, pattern=pattern, where=where)
+            mask[:, start:end] = chosen[:, start:end]
         errors = torch.zeros_like(updated[:, start:end])
         for column in range(start, end):
+            if competing is not None and column % competing == 0:
+                run = slice(column, column + competing)
+                mask[:, run] = keep_mask((updated[:, run] / factor.diagonal()[run]).square(), pattern, where=where)
             removed = updated[:, column] * ~mask[:, column]
             error = removed / factor[column, column]
             updated[:, column:end] -= error[:, None] * factor[column, column:end]
