@@ -30,6 +30,7 @@ import numpy as np
 
 from benchmarks.latency_guard import rivals
 from serve.bench.benchmark import Benchmark, run_benchmark
+from serve.bench.benchmark_artefact import read_benchmark
 from serve.bench.measurement import Sample
 from serve.bench.time_budget import CHECK_S, TimeBudget
 from serve.bench.workload import make_workload
@@ -38,10 +39,9 @@ from serve.guard.process_pairs import FIRST_PAIRS
 from serve.guard.regression import TURN_S, Verdict, judge
 from serve.runtimes.runtime import RunOptions
 from shearling.command_line import quiet_libraries
-from shearling.strict_json import read_document, write_document
+from shearling.strict_json import write_document
 from shearling.target import parse_target
 
-SCHEMA = "shearling.benchmark/1"
 PROCESSES = 4
 BLOCKS = 12
 OUTCOMES = ("pass", "regression", "inconclusive")
@@ -100,7 +100,7 @@ NOISES = {
 
 def read_trace(path: Path) -> Trace:
     """Of a benchmark whose deployments are all the same."""
-    return trace_of(read_document(path, Benchmark, schema=SCHEMA).samples)
+    return trace_of(read_benchmark(path).samples)
 
 
 def trace_of(samples: Sequence[Sample]) -> Trace:

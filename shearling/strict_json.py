@@ -37,19 +37,20 @@ class Document(pydantic.BaseModel):
     )
 
 
-def read_document(path: Path, model: type[Model], *, schema: str | None = None) -> Model:
+def read_document(path: Path, model: type[Model], *, schema: str | None = None, max_bytes: int = MAX_BYTES) -> Model:
     """Read `path` strictly and validate it.
 
     Args:
         path: a JSON file.
         model: the pydantic class of the document.
         schema: expected value of the key `schema`, such as `shearling.subnet/1`.
+        max_bytes: larger files are refused unread.
 
     Raises:
         ArtefactMissing: no such file.
         DocumentInvalid: malformed, too large, too deep, another or a newer schema, or invalid fields.
     """
-    return validate_document(read_json(path), model, schema=schema, where=path)
+    return validate_document(read_json(path, max_bytes=max_bytes), model, schema=schema, where=path)
 
 
 def validate_document(

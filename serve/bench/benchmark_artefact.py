@@ -8,7 +8,7 @@ from pathlib import Path
 from serve.bench.benchmark import FILE, SCHEMA, Benchmark, run_benchmark
 from serve.bench.page import write_page
 from serve.bench.unfinished import forget
-from serve.bench.workload import Workload
+from serve.bench.workload import DOCUMENT_BYTES, Workload, check_document_size
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import open_artefact, write_artefact
 from shearling.strict_json import read_document, write_document
@@ -36,7 +36,9 @@ def run_into(
 
     Raises:
         OutputExists: `path` is taken and `force` is false.
+        UsageError: so many samples could not be read again.
     """
+    check_document_size(workload, deployments=len(targets))
     with write_artefact(path, kind="benchmark", seed=workload.seed, force=force, resumable=True) as draft:
         benchmark = run_benchmark(targets, options=options, workload=workload, unfinished=draft.directory)
         write_document(draft.directory / FILE, benchmark)
@@ -57,4 +59,4 @@ def read_benchmark(path: Path) -> Benchmark:
     if path.is_dir():
         open_artefact(path, kind="benchmark")
         path = path / FILE
-    return read_document(path, Benchmark, schema=SCHEMA)
+    return read_document(path, Benchmark, schema=SCHEMA, max_bytes=DOCUMENT_BYTES)

@@ -12,7 +12,7 @@ import pydantic
 
 from serve.bench.measurement import MeasuredBlocks, Sample
 from serve.bench.worker_process import LoadReport, ProcessReport
-from serve.bench.workload import Workload
+from serve.bench.workload import DOCUMENT_BYTES, Workload
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import RunOptions
 from shearling.console import log
@@ -65,7 +65,7 @@ def continue_from(
     if not (directory / FILE).is_file():
         return None
     try:
-        found = read_document(directory / FILE, Unfinished, schema=SCHEMA)
+        found = read_document(directory / FILE, Unfinished, schema=SCHEMA, max_bytes=DOCUMENT_BYTES)
     except ArtefactError as error:
         log.print(f"what an interrupted run left is not usable, and is measured again: {error}")
         return None

@@ -7,6 +7,7 @@ preceded by one random token.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,10 @@ from shearling.errors import DocumentInvalid, UsageError
 from shearling.strict_json import Document, describe_validation_error, parse_json
 
 TRACE_BYTES = 16 * 2**20
+DOCUMENT_BYTES = 256 * 2**20
+"""Of what keeps the samples of a benchmark: larger ones are neither begun nor read."""
+TOKEN_BYTES, SAMPLE_BYTES = 50, 4096
+"""What a sample takes there at most: each token with its gap, and everything else, what loading reported included."""
 MINIMUM_VOCABULARY = 256
 """Without a configuration any vocabulary has at least this many ids."""
 
@@ -121,6 +126,30 @@ def make_workload(
             f"this workload cannot be measured: {describe_validation_error(error)}",
             remedy="A decode needs 2 new tokens, the first and one after it",
         ) from None
+
+
+def check_document_size(workload: Workload, *, deployments: int) -> None:
+    """Refuse to measure what could not be read again.
+
+    Args:
+        workload: without a budget: all its blocks will be measured.
+        deployments: that take part in each block.
+
+    Raises:
+        UsageError: the samples would take more than `DOCUMENT_BYTES`.
+    """
+    blocks = workload.sessions * workload.repeats
+    lengths = [item.new_tokens or workload.new_tokens for item in workload.trace] or [workload.new_tokens]
+    rounds, rest = divmod(blocks, len(lengths))
+    new_tokens = rounds * sum(lengths) + sum(lengths[:rest])
+    size_bytes = len(json.dumps(workload.model_dump(mode="json"), indent=2))
+    size_bytes += deployments * (blocks * SAMPLE_BYTES + new_tokens * TOKEN_BYTES)
+    if size_bytes > DOCUMENT_BYTES:
+        raise UsageError(
+            f"{deployments * blocks} samples of {workload.new_tokens_in_words} new tokens take up to "
+            f"{size_bytes >> 20} MiB, and at most {DOCUMENT_BYTES >> 20} are written",
+            remedy="Lower --repeats, --sessions or --max-new-tokens, or leave --output out",
+        )
 
 
 def read_trace(path: Path) -> tuple[TraceItem, ...]:

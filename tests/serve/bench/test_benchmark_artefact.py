@@ -13,14 +13,18 @@ from pathlib import Path
 import pytest
 
 from serve.bench.benchmark import Benchmark, run_benchmark
-from serve.bench.benchmark_artefact import read_benchmark
+from serve.bench.benchmark_artefact import read_benchmark, run_into
+from serve.bench.measurement import MeasuredBlocks
 from serve.bench.page import write_history
+from serve.bench.unfinished import continue_from, keep
+from serve.bench.worker_process import LoadReport, ProcessReport
 from serve.bench.workload import make_workload
 from serve.guard.baseline import check_baseline
 from serve.guard.regression import guard_workload
 from serve.runtimes.runtime import RunOptions
 from shearling.command_line import Terminated
 from shearling.errors import UsageError
+from shearling.strict_json import MAX_BYTES, write_document
 from shearling.target import Target
 
 OPTIONS = RunOptions(precision="fp32", threads=1)
@@ -74,6 +78,39 @@ def test_an_interrupted_run_keeps_its_blocks(continued: Path) -> None:
     assert [sample.subject for sample in benchmark.samples[:4]] == [0, 1, 1, 0]
     assert benchmark.subjects[0].load_s.samples == 2
     assert not (continued / "unfinished.json").exists()
+
+
+def measured(benchmark: Benchmark) -> MeasuredBlocks:
+    """What a run of it would have kept after its last block."""
+    loads = [
+        [LoadReport(import_s=1, load_s=1, memory_before_bytes=1, facts=subject.facts)] for subject in benchmark.subjects
+    ]
+    report = ProcessReport(peak_bytes=1, private_bytes=1, huge_bytes=0, cpus=(0,), nice=0)
+    return MeasuredBlocks(loads, [[report] for _ in loads], list(benchmark.samples))
+
+
+def test_many_long_samples_are_read_again(continued: Path, tmp_path: Path) -> None:
+    benchmark = read_benchmark(continued)
+    long = benchmark.samples[0].model_copy(update={"gaps_s": (0.012345678901234567,) * 1023})
+    many = benchmark.model_copy(update={"samples": (long,) * 600})
+    write_document(tmp_path / "benchmark.json", many)
+    assert (tmp_path / "benchmark.json").stat().st_size > MAX_BYTES
+    assert read_benchmark(tmp_path / "benchmark.json") == many
+    asked = ([subject.deployment for subject in many.subjects], many.options, many.workload)
+    keep(tmp_path, *asked, measured(many))
+    found = continue_from(tmp_path, *asked)
+    assert found is not None
+    assert len(found.samples) == 600
+
+
+def test_what_could_not_be_read_again_is_not_measured(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"12000 samples of 1024 new tokens take up to \d+ MiB, and at most 256"):
+        run_into(
+            tmp_path / "benchmark",
+            [Target(tmp_path / "a"), Target(tmp_path / "b")],
+            options=OPTIONS,
+            workload=make_workload(16, 1024, repeats=6000),
+        )
 
 
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, Terminated])

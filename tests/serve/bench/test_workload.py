@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from serve.bench.workload import Prompts, make_workload, read_trace
+from serve.bench import workload as limits
+from serve.bench.measurement import Sample
+from serve.bench.workload import Prompts, check_document_size, make_workload, read_trace
 from serve.runtimes.deployment import Deployment, find_deployment
 from shearling.errors import ArtefactError, DocumentInvalid, UsageError
 from shearling.target import Target
@@ -71,6 +73,41 @@ def test_work_that_does_not_fit_the_context(deployment: Deployment, tmp_path: Pa
     path = trace_of(tmp_path / "trace.jsonl", {"prompt": "a"}, {"prompt": "a b c d e f g " * 60})
     with pytest.raises(UsageError, match="exceed the context of 256"):
         Prompts([deployment], make_workload(1, 4, trace=path))
+
+
+def test_the_size_of_a_document_is_not_underestimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One of two tokens, one of 900, and the former again.
+    path = trace_of(tmp_path / "trace.jsonl", {"prompt": "\u6771" * 5000}, {"prompt": "b", "new_tokens": 900})
+    workload = make_workload(16, 2, repeats=3, trace=path)
+    samples = [
+        Sample(
+            subject=subject,
+            session=0,
+            block=block,
+            position=0,
+            started_s=1e5 / 3,
+            prompt_tokens=100_000,
+            batch=1,
+            ttft_s=1e-4 / 3,
+            gaps_s=(1e-4 / 3,) * (new_tokens - 1),
+            total_s=1e2 / 3,
+            waited_s=1e-4 / 3,
+            lost_first_s=1e-4 / 3,
+            lost_decode_s=1e-4 / 3,
+            token_ids=(262_143,) * new_tokens,
+            stolen_s=1e-4 / 3,
+            preemptions=1_000_000,
+            instructions=10**15,
+        ).model_dump(mode="json")
+        for block, new_tokens in enumerate((2, 900, 2))
+        for subject in range(2)
+    ]
+    text = json.dumps({"samples": samples, "workload": workload.model_dump(mode="json")}, indent=2)
+    monkeypatch.setattr(limits, "DOCUMENT_BYTES", len(text))
+    with pytest.raises(UsageError, match=r"6 samples of 2 to 900 new tokens .*--output"):
+        check_document_size(workload, deployments=2)
+    monkeypatch.setattr(limits, "DOCUMENT_BYTES", 2 * len(text))
+    check_document_size(workload, deployments=2)
 
 
 def test_a_trace_makes_no_batch_and_needs_a_tokenizer(copy_of, tmp_path: Path) -> None:
