@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from serve.bench.benchmark import METRICS, Benchmark, block_values
+from serve.bench.environment import differing_versions
 from serve.bench.statistics import Estimate, independent_ratio
 from shearling.errors import UsageError
 from shearling.strict_json import Document
@@ -70,17 +71,15 @@ def compare_benchmarks(
             f"measured on different machines ({first.environment.cpu}; {second.environment.cpu})",
             remedy="Measure both on one machine, best in one run: python -m serve bench A B; or --allow-other-machine",
         )
-    versions = (first.environment.versions, second.environment.versions)
-    names = sorted(set(versions[0]) | set(versions[1]))
-    changed = {name: (versions[0].get(name, "absent"), versions[1].get(name, "absent")) for name in names}
-    # In an environment of its own a model has other versions than these.
-    changed |= {
+    # In an environment of its own a model has other versions than those of the one that asks.
+    runtimes = {
         new.deployment.label: (old.facts.runtime, new.facts.runtime)
         for old, new in zip(first.subjects, second.subjects, strict=True)
+        if old.facts.runtime != new.facts.runtime
     }
     return BenchmarkComparison(
         same_machine=same_machine,
-        differing_versions={name: pair for name, pair in changed.items() if pair[0] != pair[1]},
+        differing_versions={**differing_versions(first.environment.versions, second.environment.versions), **runtimes},
         subjects=tuple(_compare_subject(first, second, index) for index in range(len(first.subjects))),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import pydantic
@@ -59,3 +60,10 @@ def describe_environment() -> Environment:
         versions=installed_tools() | package_versions(RUNTIMES),
         machine_id=hashlib.sha256(identity.encode()).hexdigest(),
     )
+
+
+def differing_versions(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Package -> its two versions, where they differ."""
+    names = sorted(set(first) | set(second))
+    pairs = {name: (first.get(name, "absent"), second.get(name, "absent")) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

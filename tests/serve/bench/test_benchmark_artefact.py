@@ -26,6 +26,7 @@ from shearling.command_line import Terminated
 from shearling.errors import UsageError
 from shearling.strict_json import MAX_BYTES, write_document
 from shearling.target import Target
+from tests.support.environments import environment_with
 
 OPTIONS = RunOptions(precision="fp32", threads=1)
 LONG = ["--prompt-tokens", "16", "--max-new-tokens", "16", "--repeats", "40", "--threads", "1", "--json"]
@@ -101,6 +102,46 @@ def test_many_long_samples_are_read_again(continued: Path, tmp_path: Path) -> No
     found = continue_from(tmp_path, *asked)
     assert found is not None
     assert len(found.samples) == 600
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("machine_id", "on another machine"), ("openvino", "openvino 2020.1, now 20"), ("numpy", "numpy 2020.1, now ")],
+)
+def test_blocks_of_other_versions_or_another_machine_are_not_mixed(
+    continued: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, told: str
+) -> None:
+    benchmark = read_benchmark(continued)
+    asked = ([subject.deployment for subject in benchmark.subjects], benchmark.options, benchmark.workload)
+    keep(tmp_path, *asked, measured(benchmark))
+    document = json.loads((tmp_path / "unfinished.json").read_text())
+    environment = document["environment"]
+    if key == "machine_id":
+        environment[key] = "0" * 64
+    else:
+        environment["versions"][key] = "2020.1"
+    (tmp_path / "unfinished.json").write_text(json.dumps(document))
+    assert continue_from(tmp_path, *asked) is None
+    assert told in capsys.readouterr().err
+
+
+def test_a_busier_machine_is_the_same(continued: Path, tmp_path: Path) -> None:
+    benchmark = read_benchmark(continued)
+    asked = ([subject.deployment for subject in benchmark.subjects], benchmark.options, benchmark.workload)
+    keep(tmp_path, *asked, measured(benchmark))
+    document = json.loads((tmp_path / "unfinished.json").read_text())
+    document["environment"]["load_average"] = 99.0
+    (tmp_path / "unfinished.json").write_text(json.dumps(document))
+    assert continue_from(tmp_path, *asked) is not None
+
+
+def test_an_environment_of_its_own_counts_with_its_versions(continued: Path, tmp_path: Path) -> None:
+    environment = environment_with(tmp_path / "venv", module="openvino", source="", distribution="openvino")
+    benchmark = read_benchmark(continued)
+    deployment = benchmark.subjects[0].deployment.model_copy(update={"environment": environment})
+    keep(tmp_path, [deployment], benchmark.options, benchmark.workload, measured(benchmark))
+    versions = json.loads((tmp_path / "unfinished.json").read_text())["environment"]["versions"]
+    assert versions[f"openvino in {environment}"] == "0.0.1" != versions["openvino"]
 
 
 def test_what_could_not_be_read_again_is_not_measured(tmp_path: Path) -> None:
