@@ -7,6 +7,7 @@ An artefact is verified byte for byte first, also when the directory given is on
 from __future__ import annotations
 
 import fnmatch
+import glob
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def _from_file(target: Target, *, visits: bool) -> Deployment:
             )
         _check_settings(target, entry, visits=visits)
         # Weights may lie beside it, and are named after it.
-        weights = sorted(path.parent.glob(f"{path.stem}.*")) if beside else [path]
+        weights = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) if beside else [path]
         size_bytes = sum(file.stat().st_size for file in weights)
         deployment = _deployment(
             target,

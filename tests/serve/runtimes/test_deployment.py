@@ -43,6 +43,18 @@ def test_another_format_is_refused_and_says_what_there_is(copy_of) -> None:
         find_deployment(Target(copy_of("onnx"), format="openvino"))
 
 
+def test_a_file_is_told_from_another_whatever_its_name(tmp_path: Path) -> None:
+    found = []
+    for content in (b"one", b"another"):
+        path = tmp_path / "model[0]?*.xml"
+        path.write_text("<net/>")
+        path.with_suffix(".bin").write_bytes(content)
+        (tmp_path / "model0xy.xml").write_bytes(b"a neighbour that the name would match as a pattern")
+        found.append(find_deployment(Target(path), visits=True))
+        assert found[-1].weights_bytes == found[-1].bytes == len("<net/>") + len(content)
+    assert found[0].weights_sha256 != found[1].weights_sha256
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(ArtefactMissing, match="no such directory"):
         find_deployment(Target(tmp_path / "absent"))
