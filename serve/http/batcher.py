@@ -23,7 +23,7 @@ from serve.http.protocol import TOO_MANY_TOKENS, Event, FinishReason, Sampling, 
 from serve.http.stop_strings import StopFilter
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.openvino_decoding import greedy
-from serve.runtimes.tokenization import Decoder, TextStream, TextTokenizer
+from serve.runtimes.tokenization import Decoder, TextStream, TextTokenizer, told_by_minja
 from shearling.errors import ArtefactMissing, ModelUnsupported
 from shearling.kernel.runtime_refusal import last_line
 
@@ -309,7 +309,7 @@ class Batcher:
             try:
                 text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
             except RuntimeError as error:
-                raise _PromptRefused(f"the chat template refuses these messages: {last_line(error)}") from error
+                raise _PromptRefused(f"the chat template refuses these messages: {told_by_minja(error)}") from error
             return self._ids(text, add_special_tokens=False)
         ids = [token for token in prompt if isinstance(token, int)]
         vocabulary = self._deployment.vocabulary

@@ -10,7 +10,7 @@ from serve.runtimes.openvino_decoding import open_decoding
 from serve.runtimes.openvino_loading import pipeline_directory, prepare, require_tokenizer
 from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts
 from serve.runtimes.speculation.settings import read_speculation
-from serve.runtimes.tokenization import no_chat_template
+from serve.runtimes.tokenization import chat_template_fails, no_chat_template, told_by_minja
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable, UsageError
 from shearling.kernel.loading.packed_model import LoadedIr
 from shearling.kernel.openvino_core import openvino_core
@@ -52,13 +52,20 @@ class OpenVINORuntime:
         return bool(self._tokenizer.get_original_chat_template())
 
     def encode(self, prompt: str, *, chat: bool) -> list[int]:
-        """Token ids by the tokenizer inside the export."""
+        """Token ids by the tokenizer inside the export.
+
+        Raises:
+            UsageError: `chat`, and there is no template.
+            ModelUnsupported: the template fails.
+        """
         if chat and not self.has_chat_template():
             raise no_chat_template(self._directory)
         if chat:
-            prompt = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True
-            )
+            turns = [{"role": "user", "content": prompt}]
+            try:
+                prompt = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+            except RuntimeError as error:
+                raise chat_template_fails(told_by_minja(error), where=self._directory) from error
         with refusals(self._directory):
             ids = self._tokenizer.encode(prompt, add_special_tokens=not chat).input_ids.data
         return [int(token) for token in ids[0]]

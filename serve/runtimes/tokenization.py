@@ -13,6 +13,8 @@ from shearling.strict_json import read_json
 
 UNFINISHED = "\ufffd"
 """What a byte-level decoder gives for the first bytes of a character."""
+MINJA = "Minja's error: "
+"""GenAI's engine of chat templates."""
 WINDOW, KEPT = 24, 6
 """Tokens that a stream decodes at most, and those it keeps when there are more."""
 
@@ -64,6 +66,7 @@ class TextTokenizer:
 
         Raises:
             UsageError: `chat`, and there is no template.
+            ModelUnsupported: the template fails.
         """
         if chat:
             return list(self._tokenizer.encode(self._render(prompt), add_special_tokens=False).ids)
@@ -88,9 +91,7 @@ class TextTokenizer:
                 messages=messages, add_generation_prompt=True, **special
             )
         except jinja2.TemplateError as error:
-            raise ModelUnsupported(
-                f"the chat template fails: {error}", where=self._where, remedy="Use --no-chat"
-            ) from error
+            raise chat_template_fails(str(error), where=self._where) from error
 
 
 class TokenizedRuntime:
@@ -155,6 +156,17 @@ class TextStream:
 def no_chat_template(where: Path) -> UsageError:
     """The error for `--chat` where there is no template."""
     return UsageError("--chat was given, and this tokenizer has no chat template", where=where, remedy="Use --no-chat")
+
+
+def told_by_minja(error: RuntimeError) -> str:
+    """Why GenAI cannot apply a chat template: one line of many, of which the last ones draw the place."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if line.startswith(MINJA)), lines[0]).removeprefix(MINJA).rstrip(":")
+
+
+def chat_template_fails(reason: str, *, where: Path) -> ModelUnsupported:
+    """The error for a template that is malformed, or refuses a lone turn of the user."""
+    return ModelUnsupported(f"the chat template fails: {reason}", where=where, remedy="Use --no-chat")
 
 
 def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:

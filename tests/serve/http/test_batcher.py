@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from serve.http.batcher import STREAM_S, Batcher
 from serve.http.limits import Limits
-from serve.http.protocol import Event, Sampling, TextJob
+from serve.http.protocol import Event, Sampling, TextJob, Turn
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.openvino import load_batching_pipeline
 from serve.runtimes.runtime import RunOptions
@@ -68,6 +68,23 @@ def test_texts_wait_for_a_place_and_come_in_turn(batcher: Batcher, make_job: Mak
         at_once = max(at_once, len(running))
     assert at_once == 2
     assert order == [job.id for job in jobs]
+
+
+def test_a_template_says_why_it_refuses_messages(batcher: Batcher, make_job: MakeJob) -> None:
+    tokenizer = batcher._tokenizer
+    template = tokenizer.chat_template
+    chat = make_job().model_copy(update={"prompt": (Turn(role="user", content="Hello"),)})
+    try:
+        for failing, reason in (
+            ("{{ raise_exception('the system speaks first') }}", "the system speaks first"),
+            ("{% for %}", "Expected variable names"),
+        ):
+            tokenizer.set_chat_template(failing)
+            told = batcher.add(chat)
+            assert told.kind == "refused"
+            assert f"refuses these messages: {reason}" in told.message
+    finally:
+        tokenizer.set_chat_template(template)
 
 
 def test_a_cancelled_text_is_worked_on_no_more(batcher: Batcher, make_job: MakeJob, pipeline) -> None:

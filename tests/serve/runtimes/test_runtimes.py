@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -36,6 +37,24 @@ def test_all_runtimes_agree_token_for_token(runtimes: dict[str, Runtime], chat: 
     assert runs["openvino"].token_ids == runs["onnx"].token_ids == runs["torch"].token_ids
     texts = {runtimes[name].decode(run.token_ids) for name, run in runs.items()}
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("choice", FORMATS)
+def test_a_template_that_refuses_a_lone_turn(copy_of, choice: str) -> None:
+    directory = copy_of("model" if choice == "torch" else choice)
+    template = "{{ raise_exception('the system speaks first') }}"
+    (directory / "chat_template.jinja").write_text(template)
+    tokenizer = directory / "openvino_tokenizer.xml"
+    if tokenizer.exists():
+        text = tokenizer.read_text()
+        tokenizer.write_text(re.sub(r'(?<=<chat_template value=")[^"]*', template, text))
+        assert template in tokenizer.read_text()
+    runtime = load_runtime(find_deployment(Target(directory)), FP32)
+    assert runtime.has_chat_template()
+    with pytest.raises(ModelUnsupported, match=r"template fails: .*the system speaks first.*Use --no-chat"):
+        runtime.encode(PROMPT, chat=True)
+    assert runtime.encode(PROMPT, chat=False)
+    runtime.close()
 
 
 @pytest.mark.parametrize("choice", FORMATS)
