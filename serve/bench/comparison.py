@@ -8,6 +8,9 @@ from serve.bench.statistics import Estimate, independent_ratio
 from shearling.errors import UsageError
 from shearling.strict_json import Document
 
+WORK = ("prompt_tokens", "new_tokens", "batch", "trace", "separate_phases")
+OPTIONS = ("device", "precision", "threads", "hint", "huge_pages", "genai")
+
 
 class ComparedSubject(Document):
     """The deployments at one place of both benchmarks.
@@ -51,15 +54,7 @@ def compare_benchmarks(
     Raises:
         UsageError: other workload, options, number of deployments, or machine.
     """
-    shape = ("prompt_tokens", "new_tokens", "batch", "trace", "separate_phases")
-    differing = [name for name in shape if getattr(first.workload, name) != getattr(second.workload, name)]
-    differing += [
-        name
-        for name in ("device", "precision", "threads", "hint", "huge_pages", "genai")
-        if getattr(first.options, name) != getattr(second.options, name)
-    ]
-    if differing:
-        raise UsageError(f"measured with another {', '.join(differing)}", remedy="Measure both with the same flags")
+    require_same_work(first, second)
     if len(first.subjects) != len(second.subjects):
         raise UsageError(
             f"{len(first.subjects)} and {len(second.subjects)} deployments cannot be paired",
@@ -82,6 +77,18 @@ def compare_benchmarks(
         differing_versions={**differing_versions(first.environment.versions, second.environment.versions), **runtimes},
         subjects=tuple(_compare_subject(first, second, index) for index in range(len(first.subjects))),
     )
+
+
+def require_same_work(first: Benchmark, second: Benchmark) -> None:
+    """Refuse what was measured with other flags; more blocks, or another seed, are the same work.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    differing = [name for name in WORK if getattr(first.workload, name) != getattr(second.workload, name)]
+    differing += [name for name in OPTIONS if getattr(first.options, name) != getattr(second.options, name)]
+    if differing:
+        raise UsageError(f"measured with another {', '.join(differing)}", remedy="Measure all with the same flags")
 
 
 def _compare_subject(first: Benchmark, second: Benchmark, index: int) -> ComparedSubject:

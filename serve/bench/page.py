@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serve.bench.benchmark import METRICS, Benchmark, block_values
+from serve.bench.comparison import require_same_work
 from serve.bench.screen import short_names
 from serve.bench.statistics import bootstrap_median
 from serve.bench.strip_chart import Chart, ChartRow, strip_chart
@@ -31,7 +32,7 @@ def write_page(path: Path, benchmark: Benchmark) -> None:
         [1e3 * gap for sample in benchmark.samples if sample.subject == index for gap in sample.gaps_s]
         for index in range(len(names))
     ]
-    rows = [ChartRow(name, own, bootstrap_median(own[:1000])) for name, own in zip(names, gaps, strict=True)]
+    rows = [ChartRow(name, own, bootstrap_median(own)) for name, own in zip(names, gaps, strict=True)]
     charts.append(strip_chart("Every gap between two tokens, ms", rows))
     if len(names) > 1:
         charts.append(
@@ -57,19 +58,16 @@ def write_page(path: Path, benchmark: Benchmark) -> None:
 
 
 def write_history(path: Path, benchmarks: Sequence[Benchmark]) -> None:
-    """Benchmarks of one machine and one workload by their date: has it become slower?
+    """Benchmarks of one machine, one workload and the same options by their date: has it become slower?
 
     Raises:
-        UsageError: they are of different machines or work.
+        UsageError: they are of different machines, work or options.
     """
     ordered = sorted(benchmarks, key=lambda benchmark: benchmark.created)
     if len({benchmark.environment.machine_id for benchmark in ordered}) > 1:
         raise UsageError("these benchmarks are of different machines", remedy="A history is of one machine")
-    if (
-        len({benchmark.workload.model_copy(update={"repeats": 1, "sessions": 1, "seed": 0}) for benchmark in ordered})
-        > 1
-    ):
-        raise UsageError("these benchmarks did different work", remedy="Measure all with the same flags")
+    for benchmark in ordered[1:]:
+        require_same_work(ordered[0], benchmark)
     charts = []
     for metric, title in CHARTED.items():
         rows = [

@@ -15,6 +15,8 @@ from shearling.strict_json import Document
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
+MANY = 1000
+"""More values than these are not drawn one by one."""
 
 
 class Estimate(Document):
@@ -49,8 +51,7 @@ def bootstrap_median(
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0 or not np.isfinite(data).all():
         raise ValueError(f"a median needs finite values, got {data.size}: {data[:5]}")
-    draws = np.random.default_rng(seed).integers(0, data.size, size=(resamples, data.size))
-    medians = np.median(data[draws], axis=1)
+    medians = _resampled_medians(data, np.random.default_rng(seed), resamples)
     tail = (1 - confidence) / 2
     low, high = np.quantile(medians, [tail, 1 - tail])
     return Estimate(median=float(np.median(data)), low=float(low), high=float(high), samples=int(data.size))
@@ -96,10 +97,7 @@ def independent_ratio(
     if not above.size or not below.size or (above <= 0).any() or (below <= 0).any():
         raise ValueError(f"positive values are needed on both sides, got {above.size} and {below.size}")
     generator = np.random.default_rng(seed)
-    medians = [
-        np.median(data[generator.integers(0, data.size, size=(RESAMPLES, data.size))], axis=1)
-        for data in (above, below)
-    ]
+    medians = [_resampled_medians(data, generator, RESAMPLES) for data in (above, below)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(medians[0] / medians[1], [tail, 1 - tail])
     return Estimate(
@@ -113,3 +111,12 @@ def independent_ratio(
 def percentile(values: Sequence[float], share: float) -> float:
     """The value below which `share` (0 to 1) of all values lie, interpolated linearly."""
     return float(np.quantile(np.asarray(values, dtype=np.float64), share))
+
+
+def _resampled_medians(data: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
+    if data.size <= MANY:
+        return np.median(data[generator.integers(0, data.size, size=(resamples, data.size))], axis=1)
+    # The middle one of n uniform draws is Beta-distributed, and so is the share of sorted values below the median.
+    middle = (data.size + 1) / 2
+    places = data.size * generator.beta(middle, middle, size=resamples)
+    return np.sort(data)[places.astype(np.intp)]

@@ -15,7 +15,7 @@ import pytest
 from serve.bench.benchmark import Benchmark, run_benchmark
 from serve.bench.benchmark_artefact import read_benchmark, run_into
 from serve.bench.measurement import MeasuredBlocks
-from serve.bench.page import write_history
+from serve.bench.page import write_history, write_page
 from serve.bench.unfinished import continue_from, keep
 from serve.bench.worker_process import LoadReport, ProcessReport
 from serve.bench.workload import make_workload
@@ -183,6 +183,20 @@ def test_the_page_shows_every_subject_and_loads_nothing(continued: Path) -> None
     assert "<script" not in page
 
 
+def test_what_is_said_of_all_gaps_is_of_all(continued: Path, tmp_path: Path) -> None:
+    benchmark = read_benchmark(continued)
+    # A quarter of the blocks, with more than 1000 gaps, before the machine became slower.
+    samples = tuple(
+        sample.model_copy(update={"gaps_s": (0.001 if sample.block < 10 else 0.002,) * 150})
+        for sample in benchmark.samples
+        if sample.subject == 0
+    )
+    slower = benchmark.model_copy(update={"samples": samples, "subjects": benchmark.subjects[:1]})
+    write_page(tmp_path / "page.html", slower)
+    page = (tmp_path / "page.html").read_text()
+    assert "2 [2, 2], 6000 values" in page[page.index("Every gap between two tokens") :]
+
+
 def test_a_history_is_of_one_machine_and_one_work(continued: Path, tmp_path: Path) -> None:
     benchmark = read_benchmark(continued)
     later = benchmark.model_copy(update={"created": "2999-01-01T00:00:00Z"})
@@ -191,10 +205,14 @@ def test_a_history_is_of_one_machine_and_one_work(continued: Path, tmp_path: Pat
     assert page.index(benchmark.created[:16]) < page.index("2999-01-01")
     for other in (
         {"workload": benchmark.workload.model_copy(update={"new_tokens": 7})},
+        {"options": benchmark.options.model_copy(update={"threads": 7})},
+        {"options": benchmark.options.model_copy(update={"precision": "bf16"})},
         {"environment": benchmark.environment.model_copy(update={"machine_id": "0" * 64})},
     ):
-        with pytest.raises(UsageError, match="different"):
+        with pytest.raises(UsageError, match=r"different|another"):
             write_history(tmp_path / "history.html", [benchmark, benchmark.model_copy(update=other)])
+    more = benchmark.model_copy(update={"workload": benchmark.workload.model_copy(update={"repeats": 41})})
+    write_history(tmp_path / "history.html", [benchmark, more])
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from serve.bench.statistics import bootstrap_median, independent_ratio, paired_ratio, percentile
+from serve.bench.statistics import MANY, bootstrap_median, independent_ratio, paired_ratio, percentile
 
 
 def test_median_is_numpys_and_the_interval_holds_it() -> None:
@@ -35,6 +35,23 @@ def test_coverage_on_a_skewed_distribution(count: int) -> None:
     ]
     covered = np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
     assert 0.90 <= covered <= 0.99
+
+
+@pytest.mark.parametrize("count", [MANY + 1, MANY + 2])
+def test_many_values_have_the_interval_of_drawing_each(count: int) -> None:
+    data = np.random.default_rng(5).exponential(size=count)
+    estimate = bootstrap_median(data.tolist(), resamples=20_000)
+    drawn = [np.median(data[np.random.default_rng(trial).integers(0, count, size=count)]) for trial in range(20_000)]
+    assert (estimate.median, estimate.samples) == (np.median(data), count)
+    # In shares of the drawn medians: values themselves have gaps between them.
+    below = [np.mean(np.asarray(drawn) <= bound) for bound in (estimate.low, estimate.high)]
+    assert below == pytest.approx([0.025, 0.975], abs=0.01)
+    ratio = independent_ratio((2 * data).tolist(), data.tolist())
+    assert ratio.low < ratio.median == 2 < ratio.high
+
+
+def test_a_million_values_take_no_more_memory_than_there_is() -> None:
+    assert bootstrap_median([1.0, 2.0, 3.0] * 333_333).low == 2.0
 
 
 def test_one_outlier_moves_the_median_of_many_nowhere_far() -> None:
