@@ -19,6 +19,7 @@ from export.verification.parity import fixed_blocks
 from search.front import BestRule
 from search.stage import search
 from serve.bench.forward import _load, measure_forwards
+from serve.runtimes.deployment import find_deployment
 from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.subnet import open_subnet
@@ -143,7 +144,8 @@ def test_what_a_forward_is_timed_with_is_checked(pruned: Run, tmp_path: Path) ->
     targets = [Target(exported.path), parse_target(f"{exported.path}@INFERENCE_PRECISION_HINT=f32")]
     times = measure_forwards(targets, tokens=16, blocks=2, threads=1)
     assert times[0].bytes == times[1].bytes
-    request, _ = _load(parse_target(f"{exported.path}@INFERENCE_NUM_THREADS=1"), threads=2)
+    target = parse_target(f"{exported.path}@INFERENCE_NUM_THREADS=1")
+    request = _load(target, find_deployment(target), threads=2)
     assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
     for setting, message in (
         ("INFERENCE_PRECISION_HINT=f7", "INFERENCE_PRECISION_HINT"),

@@ -164,6 +164,7 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
         (["generate", "DIR@environment=DIR", "--prompt", "a"], 2, "text is generated in this process"),
         (["load", "DIR", "--concurrency", "many"], 2, "cannot read the numbers of requests"),
         (["forward", "DIR", "--blocks", "2"], 3, "a language model"),
+        (["forward", "DIR", "--tokens", "257"], 2, "257 tokens exceed the context of 256"),
         (["forward", "DIR@format=onnx"], 2, "only OpenVINO is measured here, not onnx"),
     ],
 )
