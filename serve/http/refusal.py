@@ -53,6 +53,15 @@ def queue_is_full(name: str, *, waiting: int) -> Refusal:
     )
 
 
+def too_many_texts(count: int, *, most: int) -> Refusal:
+    """For more than an empty queue holds."""
+    return Refusal(
+        HTTPStatus.BAD_REQUEST,
+        f"this request asks for {count} texts, prompts times n, and at most {most} run or wait here",
+        code="too_many_texts",
+    )
+
+
 def shutting_down() -> Refusal:
     """For work that comes after the server was told to end."""
     return Refusal(

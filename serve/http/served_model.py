@@ -18,7 +18,7 @@ import pydantic
 import shearling.errors
 from serve.http.limits import Limits
 from serve.http.protocol import Command, Event, Events, Loaded, Loading, TextJob
-from serve.http.refusal import model_is_down, queue_is_full
+from serve.http.refusal import model_is_down, queue_is_full, too_many_texts
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import utc_now
@@ -160,11 +160,14 @@ class ServedModel:
             jobs: their ids come from `next_id`.
 
         Raises:
-            Refusal: the queue is full, or the process is not there.
+            Refusal: the queue is full, or would be with these jobs alone, or the process is not there.
         """
         if not self.alive:
             raise model_is_down(self.name)
-        if len(self._events) + len(jobs) > self._limits.concurrency + self._limits.queue:
+        places = self._limits.concurrency + self._limits.queue
+        if len(jobs) > places:
+            raise too_many_texts(len(jobs), most=places)
+        if len(self._events) + len(jobs) > places:
             raise queue_is_full(self.name, waiting=self.waiting)
         events: asyncio.Queue[Event] = asyncio.Queue()
         ids = [job.id for job in jobs]

@@ -87,7 +87,7 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (socket.gaierror, OverflowError) as error:
+    except (socket.gaierror, OverflowError, UnicodeError) as error:
         raise UsageError(
             f"no address {host}:{port}: {error}", remedy="Give --host 127.0.0.1 and a --port up to 65535"
         ) from None

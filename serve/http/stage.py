@@ -85,7 +85,7 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
     if server.unanswered:
         raise CheckFailed(
             f"{server.unanswered} of {door.accepted} requests were not answered when the server ended",
-            remedy="Give more --grace-s, or send the signal once",
+            remedy="Give more --grace, or send the signal once",
         )
     return Served(answered=door.accepted)
 

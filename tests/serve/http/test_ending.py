@@ -117,6 +117,7 @@ def test_what_does_not_end_in_time_is_told(export: Path, how: str) -> None:
             code, told = server.end()
     assert code == 1
     assert "1 of 1 requests were not answered" in told["message"]
+    assert "--grace," in told["remedy"]
 
 
 def test_a_model_whose_process_dies(export: Path) -> None:
@@ -162,6 +163,8 @@ def _runs(pid: int) -> bool:
         (["DIR", "DIR"], {}, 2, "two models are called export"),
         (["DIR"], {"SHEARLING_API_KEY": " "}, 2, "SHEARLING_API_KEY is set and empty"),
         (["DIR", "--host", "no.such.host.invalid"], {}, 2, "no address"),
+        (["DIR", "--host", "a..b"], {}, 2, "no address a..b"),
+        (["DIR", "--host", f"{'a' * 64}.org"], {}, 2, "no address aaa"),
         (["DIR", "--port", "PORT"], {}, 4, "Give another --port"),
         (["DIR", "--host", "192.0.2.1"], {}, 4, "cannot listen on 192.0.2.1"),
         (["DIR", "--concurrency", "0"], {}, 2, "concurrency"),

@@ -63,16 +63,25 @@ def test_more_tokens_than_are_made_here(narrow: HttpServer, body: dict, code: st
 
 
 def test_a_full_queue(narrow: HttpServer) -> None:
-    more_than_fits = narrow.post(COMPLETIONS, {**LONG, "n": 4})
-    assert (more_than_fits.status_code, more_than_fits.json()["error"]["code"]) == (429, "queue_full")
-    assert more_than_fits.headers["retry-after"]
     with ThreadPoolExecutor(12) as pool:
         # Each fills all places: two at a time are one too many, however fast the machine is.
         responses = list(pool.map(lambda _: narrow.post(COMPLETIONS, {**LONG, "n": 3}), range(12)))
     assert {response.status_code for response in responses} == {200, 429}
-    with narrow.client() as client, pytest.raises(openai.RateLimitError):
-        client.completions.create(model="tiny", prompt="a", n=4)
+    refused = next(response for response in responses if response.status_code == 429)
+    assert refused.json()["error"]["code"] == "queue_full"
+    assert refused.headers["retry-after"]
     assert narrow.post(COMPLETIONS, LONG).status_code == 200
+
+
+def test_what_no_queue_would_hold_is_not_to_be_tried_again(narrow: HttpServer) -> None:
+    for stream in (False, True):
+        response = narrow.post(COMPLETIONS, {**LONG, "n": 4, "stream": stream})
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (400, "too_many_texts")
+        assert "4 texts, prompts times n, and at most 3" in error["message"]
+        assert "retry-after" not in response.headers
+    with narrow.client() as client, pytest.raises(openai.BadRequestError):
+        client.completions.create(model="tiny", prompt="a", n=4)
 
 
 def test_an_answer_that_takes_too_long(export: Path) -> None:
