@@ -457,7 +457,9 @@ def bisect(
     ] = None,
     environments: Annotated[
         Path | None,
-        typer.Option("--environments", help="Keep the environments here, and use those that are there; default: none."),
+        typer.Option(
+            "--environments", help="Keep the environments here, and use those of the same requirements; default: none."
+        ),
     ] = None,
     max_ratio: MaxRatioOption = 1.05,
     max_load_ratio: MaxLoadRatioOption = None,

@@ -62,7 +62,7 @@ def make_environment(directory: Path, requirements: Sequence[str], *, python: Pa
     """A virtual environment in which pip has installed something; complete or absent.
 
     Args:
-        directory: a new one.
+        directory: a new one, or one that holds nothing of an environment yet.
         requirements: as pip takes them.
         python: the interpreter that it is for; None is the one that runs.
 

@@ -7,6 +7,8 @@ what is left in doubt, until two neighbours are left. As with `git bisect`, what
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,11 +19,12 @@ from serve.guard.regression import CheckOutcome, Verdict
 from serve.guard.reports import CheckRecord
 from shearling.console import log
 from shearling.errors import CheckFailed, UsageError
-from shearling.strict_json import Document
+from shearling.strict_json import Document, read_document, write_document
 from shearling.virtual_environment import make_environment
 
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+!_-]*")
 PACKAGE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
+RECORD = "shearling-environment.json"
 
 
 class Bisection(Document):
@@ -69,6 +72,20 @@ class Installation:
         return [f"{self.package}=={version}", *(text.replace("{version}", version) for text in self.also)]
 
 
+class KeptEnvironment(Document):
+    """What an environment says of itself.
+
+    Attributes:
+        requirements: what pip was asked for.
+        python: that made it.
+        finished: pip has installed everything.
+    """
+
+    requirements: tuple[str, ...]
+    python: str
+    finished: bool = False
+
+
 def parse_versions(text: str) -> list[str]:
     """Read `2026.2.1,2026.3.1,2026.4.1`.
 
@@ -95,7 +112,7 @@ def bisect_versions(
         check: measures a candidate's environment against the reference's; gets the version, too.
 
     Raises:
-        UsageError: the package has no such name.
+        UsageError: the package has no such name, or something else stands where an environment is kept.
         PackageMissing: pip cannot install a version.
         ShearlingError: a version cannot be measured.
     """
@@ -112,9 +129,7 @@ def bisect_versions(
 
         def environment(version: str) -> Path:
             directory = root / f"{installation.package}-{version}"
-            if not (directory / "bin" / "python").is_file():
-                log.print(f"installing {installation.package} {version}")
-                make_environment(directory, installation.requirements(version), python=installation.python)
+            keep_environment(directory, installation, version)
             return directory
 
         def measure(place: int) -> CheckOutcome:
@@ -135,6 +150,41 @@ def bisect_versions(
         first_slower=None if slow is None else versions[slow],
         last_good=None if slow is None else versions[slow - 1],
     )
+
+
+def keep_environment(directory: Path, installation: Installation, version: str) -> None:
+    """The environment of a version: one that was made before, if it is finished and holds the same, or a new one.
+
+    Args:
+        directory: of this environment alone.
+        installation: how it is made.
+        version: of the package.
+
+    Raises:
+        UsageError: what stands there was made by somebody else.
+        PackageMissing: pip cannot install it.
+    """
+    making = KeptEnvironment(
+        requirements=tuple(installation.requirements(version)), python=str(installation.python or sys.executable)
+    )
+    finished = making.model_copy(update={"finished": True})
+    record = directory / RECORD
+    if record.is_file():
+        if read_document(record, KeptEnvironment) == finished:
+            return
+        shutil.rmtree(directory)
+    elif directory.exists() and not (directory.is_dir() and next(directory.iterdir(), None) is None):
+        raise UsageError(
+            "this was not made here, so nothing tells what it holds",
+            where=directory,
+            remedy="Move it away, or give other --environments",
+        )
+    log.print(f"installing {installation.package} {version}")
+    directory.mkdir(parents=True, exist_ok=True)
+    # Whoever is killed from here on leaves what says so.
+    write_document(record, making)
+    make_environment(directory, making.requirements, python=installation.python)
+    write_document(record, finished)
 
 
 def require_none_slower(found: Bisection) -> None:

@@ -132,7 +132,7 @@ def find_first_slower(
         demands: what a version has to keep.
         options: the same for all.
         workload: of each check.
-        reports: one record for each check; written whatever comes of it.
+        reports: one record for each check, or for what prevents it; written whatever comes of it.
 
     Raises:
         UsageError: an environment was given.
@@ -166,6 +166,12 @@ def find_first_slower(
 
     try:
         found = bisect_versions(versions, installation, check)
+    except ShearlingError as error:
+        # Where no check has failed, an environment has.
+        if all(record.verdict is not None for record in records):
+            names = {"candidate": target.label, "reference": versions[0]}
+            records.append(record_of(error, name=f"{installation.package} {', '.join(versions)}", **names))
+        raise
     finally:
         if records:
             reports.write(records)

@@ -5,15 +5,28 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import subprocess
+import sys
 import sysconfig
+import time
+import venv
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.gguf_writer import write_gguf
-from serve.guard.bisection import Bisection, Installation, _first_slow, parse_versions, require_none_slower
+from serve.guard.bisection import (
+    Bisection,
+    Installation,
+    _first_slow,
+    keep_environment,
+    parse_versions,
+    require_none_slower,
+)
 from shearling.errors import CheckFailed, PackageMissing, UsageError
 from shearling.virtual_environment import make_environment
 from tests.support.serve_command import serve
@@ -90,6 +103,74 @@ def test_an_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path, monke
     assert not (tmp_path / "environment").exists()
     with pytest.raises(PackageMissing, match="cannot make it: No such file"):
         make_environment(tmp_path / "environment", [], python=tmp_path / "absent")
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where pip finds what it installs: `some-runtime` 1 and 2, and `companion` 1."""
+    directory = tmp_path / "shelf"
+    directory.mkdir()
+    for name, version in (("some-runtime", "1"), ("some-runtime", "2"), ("companion", "1")):
+        write_wheel(directory, name, version, {f"{name.replace('-', '_')}.py": f"VERSION = {version}"})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(directory))
+    return directory
+
+
+def held_by(environment: Path) -> dict[str, int]:
+    (packages,) = environment.glob("lib/python*/site-packages")
+    return {path.stem: path.stat().st_ino for path in packages.glob("*.py")}
+
+
+@pytest.mark.usefixtures("shelf")
+def test_a_kept_environment_is_used_again_if_it_holds_the_same(tmp_path: Path) -> None:
+    place = tmp_path / "kept" / "some-runtime-1"
+    installation = Installation("some-runtime", (), directory=place.parent)
+    keep_environment(place, installation, "1")
+    first = held_by(place)
+    keep_environment(place, installation, "1")
+    assert held_by(place) == first
+    assert first.keys() == {"some_runtime"}
+    keep_environment(place, replace(installation, also=("companion",)), "1")
+    assert held_by(place).keys() == {"some_runtime", "companion"}
+
+
+@pytest.mark.usefixtures("shelf")
+def test_an_environment_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
+    place = tmp_path / "kept" / "some-runtime-1"
+    making = (
+        "import sys; from pathlib import Path; from serve.guard.bisection import Installation, keep_environment; "
+        "keep_environment(Path(sys.argv[1]), Installation('some-runtime', ()), '1')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", making, str(place)])
+    while not (place / "bin" / "python").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    keep_environment(place, Installation("some-runtime", ()), "1")
+    assert held_by(place).keys() == {"some_runtime"}
+
+
+def test_what_somebody_else_has_made_is_neither_used_nor_removed(tmp_path: Path) -> None:
+    venv.create(tmp_path / "some-runtime-1", with_pip=False)
+    with pytest.raises(UsageError, match="not made here"):
+        keep_environment(tmp_path / "some-runtime-1", Installation("some-runtime", ()), "1")
+    assert (tmp_path / "some-runtime-1" / "bin" / "python").exists()
+
+
+@pytest.mark.usefixtures("shelf")
+def test_a_version_that_pip_cannot_install_is_in_the_reports(tmp_path: Path) -> None:
+    files = ("--junit", tmp_path / "junit.xml", "--summary", tmp_path / "summary.md")
+    versions = ("--package", "some-runtime", "--versions", "1,3", "--with", "companion")
+    done = serve("bisect", tmp_path / "model.gguf", *versions, *files)
+    assert done.returncode == PackageMissing.exit_code, done.stderr
+    (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert suite.attrib["errors"] == "1"
+    error = suite.find("testcase/error")
+    assert error is not None
+    assert "some-runtime==3" in error.attrib["message"]
+    assert "some-runtime==3" in (tmp_path / "summary.md").read_text()
 
 
 @pytest.mark.slow
