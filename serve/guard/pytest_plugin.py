@@ -146,7 +146,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marks of the guard."""
+    """The marks of the guard; a report that could not be written is refused now, not when all is measured."""
+    report = config.getoption("--latency-report")
+    if report and (Path(report).is_dir() or not Path(report).absolute().parent.is_dir()):
+        raise pytest.UsageError(
+            f"--latency-report: no file can be written at {report}: name one in a directory that is"
+        )
     config.stash[SESSION] = LatencySession()
     config.addinivalue_line("markers", f"latency({', '.join(ALLOWED)}): what the latency_guard of this test allows")
     config.addinivalue_line(

@@ -127,6 +127,18 @@ def test_the_report_holds_the_checks_of_all_processes_which_took_turns(project: 
         assert begun >= ended
 
 
+@pytest.mark.parametrize("report", ["missing/latency.html", "."])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    project: pytest.Pytester, report: str
+) -> None:
+    project.makepyfile(TESTS)
+    found = run(project, f"--latency-report={report}")
+    assert found.ret == pytest.ExitCode.USAGE_ERROR
+    found.stderr.fnmatch_lines([f"*--latency-report*{report}*"])
+    found.stderr.no_fnmatch_line("*Traceback*")
+    assert not (project.path / "checks.jsonl").exists()
+
+
 QUIET = """
 import pytest
 
