@@ -17,21 +17,22 @@ constexpr float unseen = -1e30f;  // a score that leaves nothing
 constexpr size_t tile_positions = 256;
 constexpr size_t piece_positions = 128;  // appended by one chunk
 
-// The first slot of a cache. A sequence alternates between two caches of OpenVINO, so the one that is written to holds
-// all but the last step already, if it is the partner of the one that is read and both continue the same lineage.
+// The first slot of a sequence. It alternates between two caches of OpenVINO, so the one that is written to holds all
+// but the last step already, if it is what the one that is read was written from, and neither was touched since.
 struct CacheHeader {
-    uint64_t lineage;
+    uint64_t stamp;   // of this writing
+    uint64_t parent;  // stamp of what it continues as a whole; 0: of nothing
+    uint64_t self;    // address of this cache
     uint32_t positions;
-    uint32_t slots;    // it was laid out for: memory outlives a layout
-    uint64_t self;     // address of this cache
-    uint64_t partner;  // of the cache that it was written from
+    uint32_t slots;     // it was laid out for: memory outlives a layout
+    uint32_t sequence;  // of the batch
 };
 static_assert(sizeof(CacheHeader) <= cache_header_bytes);
 
 uint64_t address_of(const void* memory) { return reinterpret_cast<uintptr_t>(memory); }
 
 // Never the same again, and unlikely to be in memory that nobody wrote.
-uint64_t new_lineage() {
+uint64_t new_stamp() {
     static std::atomic<uint64_t> next{[] {
         std::random_device device;
         return static_cast<uint64_t>(device()) << 32 | device();
@@ -150,25 +151,33 @@ AttentionPlan::AttentionPlan(
       cache(cache),
       settings(settings),
       kept(0),
+      parent(0),
       paired(nullptr),
       output(qkv.count * shape.heads * shape.width * sizeof(float)),
       partial(0) {
-    CacheHeader past{}, next{};
-    if (step.past() != 0) {
-        std::memcpy(&past, cache.past, sizeof past);
-        std::memcpy(&next, cache.next, sizeof next);
+    bool continues = step.past() != 0 && step.sources == nullptr && cache.past_batch == step.batch;
+    bool holds = continues;
+    for (size_t sequence = 0; continues && sequence < step.batch; ++sequence) {
+        CacheHeader past, next;
+        std::memcpy(&past, cache.past + sequence * cache.heads * head_bytes(cache.past_slots), sizeof past);
+        std::memcpy(&next, cache.next + sequence * cache.heads * head_bytes(cache.next_slots), sizeof next);
+        // All sequences of a cache are written at once: they have one stamp.
+        continues = past.self == address_of(cache.past) && past.sequence == sequence &&
+                    past.positions == step.past() && (sequence == 0 || past.stamp == parent);
+        holds = holds && continues && next.stamp == past.parent && next.self == address_of(cache.next) &&
+                next.sequence == sequence && next.slots == cache.next_slots && next.positions <= step.past() &&
+                (sequence == 0 || next.positions == kept);
+        parent = past.stamp;
+        kept = next.positions;
     }
-    const bool continues = step.past() != 0 && step.sources == nullptr && past.self == address_of(cache.past) &&
-                           past.partner == address_of(cache.next) && past.positions == step.past();
-    const bool holds = continues && next.lineage == past.lineage && next.self == address_of(cache.next) &&
-                       next.partner == address_of(cache.past) && next.positions <= step.past() &&
-                       next.slots == cache.next_slots && cache.past_batch == step.batch;
-    kept = holds ? next.positions : 0;
-    lineage = continues ? past.lineage : new_lineage();
+    kept = holds ? kept : 0;
+    parent = continues ? parent : 0;
     // So many queries share what is read of keys and values, and what is made of them.
     constexpr size_t together = 48, together_in_pairs = 96, least_paired = 16, least_split = 64;
+    // A guess is read beside the token before it as the token is read alone.
+    const size_t rows_that_count = step.rows <= 2 ? 1 : step.rows;
     const bool pairs = settings.precision != Precision::exact && multiplies_bf16() &&
-                       step.rows * shape.group() >= least_paired && shape.width % 32 == 0 &&
+                       rows_that_count * shape.group() >= least_paired && shape.width % 32 == 0 &&
                        shape.cache != CacheType::f32;
     paired = pairs ? settings.kernels.paired_attention : nullptr;
     query_rows = std::max<size_t>(1, (paired == nullptr ? together : together_in_pairs) / shape.group());
@@ -417,10 +426,18 @@ void AttentionSteps::add_to(Phases& phases) const {
 }
 
 void AttentionSteps::finish() const {
-    const CacheHeader header{
-        plan_.lineage, static_cast<uint32_t>(plan_.step.positions), static_cast<uint32_t>(plan_.cache.next_slots),
-        address_of(plan_.cache.next), address_of(plan_.cache.past)};
-    std::memcpy(plan_.cache.next, &header, sizeof header);
+    CacheHeader header{
+        new_stamp(),
+        plan_.parent,
+        address_of(plan_.cache.next),
+        static_cast<uint32_t>(plan_.step.positions),
+        static_cast<uint32_t>(plan_.cache.next_slots),
+        0};
+    for (size_t sequence = 0; sequence < plan_.step.batch; ++sequence) {
+        header.sequence = static_cast<uint32_t>(sequence);
+        const size_t place = sequence * plan_.cache.heads * plan_.head_bytes(plan_.cache.next_slots);
+        std::memcpy(plan_.cache.next + place, &header, sizeof header);
+    }
 }
 
 }  // namespace shearling

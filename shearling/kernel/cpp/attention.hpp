@@ -76,7 +76,7 @@ void write_step(const StepView& step, size_t rotated, const float* const* tables
 const char* read_step(const uint8_t* bytes, size_t size, size_t rotated, StepView& step);
 
 // A cache: for every sequence 2 kv_heads of each layer times `slots` slots. A head's begin with a header (in the first
-// head of a layer in the first sequence, else unused); blocks follow (cache_layout.hpp), of keys in the earlier heads
+// head of a layer of each sequence, else unused); blocks follow (cache_layout.hpp), of keys in the earlier heads
 // of the layer and of values in the later ones. A view is of one layer, and begins there.
 struct CacheView {
     const uint8_t* past;  // as it was; null: nothing
@@ -128,7 +128,7 @@ struct AttentionPlan {
     CacheView cache;
     const Settings& settings;
     size_t kept;                    // positions that `next` holds already
-    uint64_t lineage;               // what `next` continues
+    uint64_t parent;                // stamp of `past`, which `next` continues as a whole; 0: it does not
     const PairedAttention* paired;  // null: in f32
     size_t query_rows;              // of a chunk of attention
     size_t splits;                  // of the positions that few queries see

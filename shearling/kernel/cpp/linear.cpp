@@ -68,8 +68,17 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
     return kernels.knows(Form::fixed16) ? Form::fixed16 : Form::plain32;
 }
 
-// Sums of 32 bits hold the products of this many columns.
+// Sums of 32 bits hold the products of so many blocks of four columns.
 constexpr size_t most_segment_blocks = 16384;
+
+// Of so many blocks that share a scale: as many as a sum holds, and none beyond the end of a group.
+size_t segment_of(size_t group_blocks) {
+    size_t parts = (group_blocks + most_segment_blocks - 1) / most_segment_blocks;
+    while (group_blocks % parts != 0) {
+        ++parts;
+    }
+    return group_blocks / parts;
+}
 
 size_t most_rows(Form form, size_t rows) {
     switch (form) {
@@ -103,8 +112,8 @@ Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& sett
         plan.blocks = (matrix.columns + block_columns - 1) / block_columns;
         plan.segment_blocks = tiled_segment(matrix, plan.form, x.count);
     } else if (plan.form == Form::fixed16) {
-        plan.segment_blocks =
-            std::min(matrix.groups() == 1 ? matrix.blocks() : matrix.group_size / 4, most_segment_blocks);
+        plan.segment_blocks = matrix.groups() == 1 ? std::min(matrix.blocks(), most_segment_blocks)
+                                                   : segment_of(matrix.group_size / 4);
     } else if (plan.form == Form::grouped8) {
         plan.segment_blocks = activation_group / 4;
     }

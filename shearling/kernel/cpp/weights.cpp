@@ -166,16 +166,18 @@ std::shared_ptr<const Weights> share_weights(
             candidates.push_back(entry->second.lock());
         }
     }
+    auto made = std::make_shared<Weights>();
     const auto find = [&](const uint8_t* held, size_t held_size) -> std::shared_ptr<const Weights> {
         for (const auto& candidate : candidates) {
+            // Norms and biases are not among the bytes of matrices that were expanded.
             if (candidate != nullptr && candidate->size == held_size && candidate->layout == layout &&
+                (!layout.expanded || candidate->vectors == made->vectors) &&
                 equal(held, candidate->bytes.get(), held_size, threads)) {
                 return candidate;
             }
         }
         return nullptr;
     };
-    auto made = std::make_shared<Weights>();
     auto found = layout.expanded ? nullptr : find(bytes, size);
     if (found == nullptr) {
         fault = take_weights(bytes, size, layout, *made, threads);

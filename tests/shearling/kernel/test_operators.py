@@ -242,6 +242,30 @@ def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path, expanded):
         assert (other != first).sum() == 1  # of one row
 
 
+@pytest.mark.parametrize("expanded", [False, True])
+def test_equal_matrices_keep_their_own_norms_and_biases(tmp_path, expanded):
+    """Beside each other in one process, where what is equal is shared."""
+    packed, x = pack(matrix(256, 512, seed=3)), activations(512)
+    attributes = {"rows": [256], "columns": 512, "norm_epsilon": EPSILON, "bias": True, "residual": False, **COMMON}
+    models = []
+    for gamma, bias in ((1.0, 0.0), (1.5, 0.0), (1.0, -0.25)):
+        gammas, biases = np.ones(512, np.float32), np.zeros(256, np.float32)
+        gammas[7], biases[9] = gamma, bias
+        weights = bundle([packed], [gammas, biases])
+        parameter = op.parameter([-1, -1, 512], np.float32)
+        node = node_factory().create(
+            "SparseLinear",
+            [parameter.output(0), op.constant(weights).output(0)],
+            {**attributes, "expanded": expanded},
+        )
+        model = ov.Model([op.result(node.output(0))], [parameter])
+        models.append(openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+    plain, scaled, moved = (np.array(compiled([x])[0]) for compiled in models)
+    assert (scaled != plain).mean() > 0.4
+    plain[..., 9] -= 0.25
+    assert np.array_equal(moved, plain)
+
+
 def test_a_lying_constant_is_refused_before_a_kernel_runs(tmp_path):
     packed = pack(matrix(32, HIDDEN, 0))
     packed[-65] ^= 1  # the last stored value or the gap behind it: no header shows it

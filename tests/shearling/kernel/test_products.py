@@ -116,6 +116,14 @@ def test_many_rows_equal_float64(kernels, value_type, group):
         assert worst_error(matrix, packed, x, kernels=kernels) < limit
 
 
+@pytest.mark.parametrize("value_type", [ValueType.INT8, ValueType.INT4])
+def test_groups_that_are_longer_than_a_sum_holds(kernels, value_type):
+    matrix = random_matrix(value_type, 16, 140_000, group_size=70_000)
+    x = np.random.default_rng(0).standard_normal((2, 140_000)).astype(np.float32)
+    for count in (1, 2):
+        assert worst_error(matrix, pack_matrix(matrix), x[:count], kernels=kernels) < FIXED16
+
+
 @settings(max_examples=60)
 @given(
     rows=st.integers(1, 70),
