@@ -17,7 +17,7 @@ import pydantic
 from serve.bench.benchmark import Benchmark, block_values, run_benchmark
 from serve.bench.environment import Environment
 from serve.bench.statistics import CONFIDENCE, RESAMPLES, Estimate
-from serve.bench.workload import Workload
+from serve.bench.workload import DOCUMENT_BYTES, Workload
 from serve.guard.judging import GUARDED
 from serve.guard.machine_lock import measuring_alone
 from serve.guard.other_settings import with_other_settings
@@ -98,7 +98,7 @@ def check_baseline(
     alone = workload.model_copy(update={"sessions": sessions})
     # Whoever waits here for another check reads what that one has recorded.
     with measuring_alone():
-        history = read_document(path, Baseline, schema=SCHEMA) if path.exists() else None
+        history = read_document(path, Baseline, schema=SCHEMA, max_bytes=DOCUMENT_BYTES) if path.exists() else None
         # A history knows its settings: another one would compare them, not the model.
         benchmark, changes = with_other_settings(
             lambda tried: run_benchmark([candidate], options=tried, workload=alone),
