@@ -89,6 +89,9 @@ def tune(
     name: Annotated[
         str, typer.Option(help="Of the new adapter, beside the old one in the run; NAME.json describes it.")
     ] = "tuned",
+    teacher: Annotated[
+        Path | None, typer.Option(help="The model that train.teacher.path named, where the adapter had such a teacher.")
+    ] = None,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -103,7 +106,9 @@ def tune(
     from train.super_adapter.tune import tune_subnet
 
     processes.silence_others()
-    document = tune_subnet(open_subnet(subnet), steps=steps, learning_rate=learning_rate, name=name, force=force)
+    document = tune_subnet(
+        open_subnet(subnet), steps=steps, learning_rate=learning_rate, name=name, teacher=teacher, force=force
+    )
     if not processes.is_main():
         raise typer.Exit
     return summarise_tuned(document, subnet=subnet, steps=steps)

@@ -185,7 +185,10 @@ def _commands_before(plan: ExportPlan, adapter: Mapping[str, Any], search: Artef
     if tuned:
         section = adapter["recipe"]["train"]
         options = f"--steps {section['steps']} --learning-rate {section['learning_rate']}"
-        commands.append(f"python -m train tune --subnet {document} {options} --name {shlex.quote(source.stem)}")
+        options += f" --name {shlex.quote(source.stem)}"
+        teacher = (section.get("teacher") or {}).get("path")
+        options += "" if teacher is None else f" --teacher {shlex.quote(teacher)}"
+        commands.append(f"python -m train tune --subnet {document} {options}")
     return commands
 
 

@@ -44,12 +44,18 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     directory = tmp_path_factory.mktemp("tune")
     width = {"feed_forward": [100, 75, 50], "attention": [60, 30], "reorder": "l1"}
     recipe = tiny_recipe(
-        directory, family="llama_tied_gqa", masked=request.param, sparse=request.param, width=width, train={"steps": 3}
+        directory,
+        family="llama_tied_gqa",
+        masked=request.param,
+        sparse=request.param,
+        width=width,
+        train={"steps": 3, "teacher": {"path": "source", "prompt": 0.1}},
     )
     run_recipe(recipe, directory / "run")
     run = Run(directory / "run")
     search(run, SETTINGS, BestRule(accuracy_delta=1.0))
-    return run, tune_subnet(open_subnet(run.search / "best.json"), steps=25, learning_rate=5e-3)
+    found = open_subnet(run.search / "best.json")
+    return run, tune_subnet(found, steps=25, learning_rate=5e-3, teacher=directory / "source")
 
 
 def test_only_the_sub_network_moves_and_it_learns(tuned: tuple[Run, Path]) -> None:
@@ -103,9 +109,10 @@ def test_what_is_there_is_not_replaced_unasked(tuned: tuple[Run, Path]) -> None:
     run, document = tuned
     found = open_subnet(run.search / "best.json")
     with pytest.raises(OutputExists):
-        tune_subnet(found, steps=1, learning_rate=1e-3)
+        tune_subnet(found, steps=1, learning_rate=1e-3, teacher=run.path.parent / "source")
     before = document.read_bytes()
-    for name in ("super_adapter", "base", "sparse", "task", "search", "export", "../tuned", ""):
+    rooms = ("super_adapter", "base", "sparse", "variants", "task", "search", "latency", "export")
+    for name in (*rooms, "../tuned", ""):
         with pytest.raises(UsageError, match="cannot be the name of a tuned adapter"):
             tune_subnet(found, steps=1, learning_rate=1e-3, name=name, force=True)
     with pytest.raises(UsageError, match="learning rate"):
@@ -113,7 +120,7 @@ def test_what_is_there_is_not_replaced_unasked(tuned: tuple[Run, Path]) -> None:
     other = run.path / "other.json"
     other.write_text("mine")
     with pytest.raises(OutputExists):
-        tune_subnet(found, steps=1, learning_rate=1e-3, name="other")
+        tune_subnet(found, steps=1, learning_rate=1e-3, name="other", teacher=run.path.parent / "source")
     assert (other.read_text(), document.read_bytes()) == ("mine", before)
 
 
@@ -121,7 +128,8 @@ def test_a_lost_document_is_written_again_without_training(tuned: tuple[Run, Pat
     run, document = tuned
     before, adapter = read_document(document, Subnet), (run.path / "tuned" / ADAPTER_FILE).stat().st_mtime_ns
     document.unlink()
-    again = tune_subnet(open_subnet(run.search / "best.json"), steps=25, learning_rate=5e-3)
+    found = open_subnet(run.search / "best.json")
+    again = tune_subnet(found, steps=25, learning_rate=5e-3, teacher=run.path.parent / "source")
     assert read_document(again, Subnet).model_copy(update={"created": before.created}) == before
     assert (run.path / "tuned" / ADAPTER_FILE).stat().st_mtime_ns == adapter
 
@@ -130,7 +138,10 @@ def test_an_export_of_it_tells_how_it_came_about(tuned: tuple[Run, Path], tmp_pa
     run, document = tuned
     request = ExportRequest(output=tmp_path / "export", formats=("hf",))
     found, before = (find_lineage(plan_subnet(path, request)) for path in (document, run.search / "best.json"))
-    tuning = "python -m train tune --subnet RUN/search/best.json --steps 25 --learning-rate 0.005 --name tuned"
+    tuning = (
+        "python -m train tune --subnet RUN/search/best.json --steps 25 --learning-rate 0.005 --name tuned "
+        "--teacher source"
+    )
     assert found.commands[:-1] == (*before.commands[:-1], tuning)
     assert "--subnet RUN/tuned.json" in found.commands[-1]
     # The recipe is that of the first training.
@@ -144,8 +155,9 @@ def test_another_task_and_another_kind_of_artefact_are_refused(tuned: tuple[Run,
     run = Run(tmp_path / "run")
     shutil.copytree(tuned[0].path, run.path)
     shutil.copytree(run.search, run.path / "kept")
-    with pytest.raises(ArtefactMismatch):
-        tune_subnet(open_subnet(run.search / "best.json"), steps=1, learning_rate=1e-3, name="kept", force=True)
+    found, teacher = open_subnet(run.search / "best.json"), tuned[0].path.parent / "source"
+    with pytest.raises(ArtefactMismatch, match="expected super_adapter"):
+        tune_subnet(found, steps=1, learning_rate=1e-3, name="kept", force=True, teacher=teacher)
     assert (run.path / "kept" / "best.json").is_file()
     manifest = run.task / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"created"', ' "created"'))
@@ -165,6 +177,8 @@ def test_the_command_replaces_only_by_force(tuned: tuple[Run, Path], tmp_path: P
         str(run.search / "best.json"),
         "--steps",
         "2",
+        "--teacher",
+        str(tuned[0].path.parent / "source"),
         "--json",
     ]
     assert subprocess.run(command, capture_output=True, check=False).returncode == OutputExists.exit_code

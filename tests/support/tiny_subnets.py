@@ -17,7 +17,7 @@ from train.stage import run_recipe
 def run_with_best(directory: Path, **options: Any) -> Run:
     """A run of three steps with `best.json` in it: the heuristic sub-network but for one group."""
     run = Run(directory / "run")
-    run_recipe(tiny_recipe(directory, train={"steps": 3}, **options), run.path)
+    run_recipe(tiny_recipe(directory, **{"train": {"steps": 3}, **options}), run.path)
     adapter = open_artefact(run.super_adapter, kind="super_adapter")
     space = read_search_space(adapter.path / SEARCH_SPACE_FILE)
     choice = {**space.heuristic(), space.groups[0].id: space.groups[0].values[-1]}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shearling.artefact import Artefact
-from shearling.errors import RecipeInvalid
+from shearling.errors import ArtefactMissing, RecipeInvalid
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe.training import TeacherSection
 from train.base.artefact import source_digest
@@ -20,8 +20,16 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def teacher_digest(section: TeacherSection, base: Artefact) -> str:
-    """What identifies the teacher's weights; arguments as for `load_teacher`."""
-    return base.sha256 if section.path is None else source_digest(section.path)
+    """What identifies the teacher's weights; arguments as for `load_teacher`.
+
+    Raises:
+        ArtefactMissing: there is no such model.
+    """
+    if section.path is None:
+        return base.sha256
+    if not section.path.is_dir():
+        raise ArtefactMissing("no such teacher", where=section.path, remedy="Give a local Hugging Face directory")
+    return source_digest(section.path)
 
 
 def load_teacher(section: TeacherSection, base: Artefact, network: SuperNetwork, *, precision: str) -> Teacher:

@@ -14,7 +14,7 @@ from shearling.errors import ArtefactMismatch, OutputExists, UsageError
 from shearling.model.figures import read_figures
 from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.task import TaskSection
-from shearling.recipe.training import TrainSection
+from shearling.recipe.training import TeacherSection, TrainSection
 from shearling.run import Run, data_role, open_dense
 from shearling.strict_json import write_document
 from train.estimates import longest_sequence, trains_lean
@@ -24,7 +24,13 @@ from train.super_adapter.choice_sampler import OneSubnet
 
 
 def tune_subnet(
-    found: OpenSubnet, *, steps: int, learning_rate: float, name: str = "tuned", force: bool = False
+    found: OpenSubnet,
+    *,
+    steps: int,
+    learning_rate: float,
+    name: str = "tuned",
+    teacher: Path | None = None,
+    force: bool = False,
 ) -> Path:
     """Train one sub-network further, with the rows, batches and seed of the training that it comes from.
 
@@ -36,6 +42,8 @@ def tune_subnet(
         steps: of the optimiser.
         learning_rate: at the start; the schedule is the training's, without warm-up.
         name: of the artefact in the run.
+        teacher: the model that `train.teacher.path` named when the adapter was trained; the run keeps its digest and
+            not its place.
         force: replace one that stands there, as soon as the training begins.
 
     Returns:
@@ -43,8 +51,10 @@ def tune_subnet(
 
     Raises:
         UsageError: the learning rate is 0, or the name is that of another room of the run, or of none; or the layers
-            of the sub-network are those of a mixture.
-        ArtefactMismatch: the task of the run is not the one that the adapter was trained on.
+            of the sub-network are those of a mixture; or `teacher` is left out, or given where there was none.
+        ArtefactMissing: there is no such teacher.
+        ArtefactMismatch: the task of the run is not the one that the adapter was trained on, or the teacher is not the
+            one that taught it.
         OutputExists: there is one, and `force` is false.
         TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
     """
@@ -73,11 +83,18 @@ def tune_subnet(
         "distillation": False,
     }
     section = TrainSection.model_validate({**recipe["train"], **changed}, strict=False)
+    section = section.model_copy(update={"teacher": _teacher(section.teacher, teacher)})
     # A run made where nobody teaches may have been moved without its dense base.
     sparse = found.frozen.manifest.kind == "sparse"
     base = open_dense(run) if sparse and section.teacher is not None else found.frozen
     inputs = {"tuned": dict(choice), "train": training_inputs(section), "from": found.adapter.sha256}
     inputs |= teacher_inputs(section, base)
+    if inputs.get("teacher") != recipe.get("teacher"):
+        raise ArtefactMismatch(
+            "this teacher is not the one that taught the adapter",
+            where=base.path if teacher is None else teacher,
+            remedy=f"Give the one with the digest {recipe.get('teacher')}, or train again",
+        )
 
     def build() -> tuple[SuperNetwork, Reordering | None]:
         file = found.adapter.path / REORDERING_FILE
@@ -135,6 +152,23 @@ def _open_task(adapter: Artefact, role: str, path: Path) -> Artefact:
     return task
 
 
+def _teacher(section: TeacherSection | None, given: Path | None) -> TeacherSection | None:
+    """The teacher of the training, with the place where the user says that it is."""
+    named = None if section is None else section.path
+    if named is None and given is not None:
+        raise UsageError(
+            "the adapter had no teacher other than the model of its own run",
+            where="--teacher",
+            remedy="Leave the option out",
+        )
+    if named is not None and given is None:
+        raise UsageError(
+            f"the adapter had the teacher {named}, and the run does not keep where that is",
+            remedy="Name its directory: --teacher DIR",
+        )
+    return section if section is None else section.model_copy(update={"path": given})
+
+
 def _destination(run: Run, name: str) -> tuple[Path, Path]:
     made = (
         run.task,
@@ -142,8 +176,10 @@ def _destination(run: Run, name: str) -> tuple[Path, Path]:
         run.lora,
         run.adapted,
         run.sparse,
+        run.variants,
         run.super_adapter,
         run.search,
+        run.latency,
         run.export,
         run.data,
         run.tensorboard,

@@ -11,15 +11,18 @@ import torch
 from torch.nn import functional as F
 
 from shearling.artefact import open_artefact
-from shearling.errors import RecipeInvalid
+from shearling.elastic.subnet import open_subnet
+from shearling.errors import ArtefactMismatch, ArtefactMissing, RecipeInvalid, UsageError
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe.training import TeacherSection
 from tests.support.tiny_models import FAMILIES, VOCABULARY, save_tiny
 from tests.support.tiny_runs import tiny_network, tiny_recipe
+from tests.support.tiny_subnets import run_with_best
 from train.stage import run_recipe
 from train.super_adapter.taught_loss import MOST_POSITIONS, Teacher, _thin_out, taught_loss
 from train.super_adapter.teacher import load_teacher
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
+from train.super_adapter.tune import tune_subnet
 
 
 def batch(*, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -113,6 +116,34 @@ def test_the_teacher_is_part_of_what_was_trained(tmp_path: Path) -> None:
     run_recipe(recipe, tmp_path / "run")
     details = open_artefact(tmp_path / "run" / "super_adapter", kind="super_adapter").manifest.details
     assert len(details["recipe"]["teacher"]) == 64
+
+
+def test_a_sub_network_is_tuned_by_the_teacher_that_its_adapter_had_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = {"path": "source", "prompt": 1.0}
+    run = run_with_best(tmp_path, train={"steps": 2, "teacher": teacher})
+    # The manifest keeps the name alone, and another model has it where the command is run.
+    save_tiny("mistral", tmp_path / "elsewhere" / "source")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = open_subnet(run.path / "best.json")
+    with pytest.raises(UsageError, match="source") as caught:
+        tune_subnet(found, steps=2, learning_rate=1e-3)
+    assert "--teacher" in str(caught.value)
+    for other in (Path("source"), run.base):
+        with pytest.raises(ArtefactMismatch, match="not the one that taught the adapter"):
+            tune_subnet(found, steps=2, learning_rate=1e-3, teacher=other)
+    with pytest.raises(ArtefactMissing):
+        tune_subnet(found, steps=2, learning_rate=1e-3, teacher=Path("nowhere"))
+    document = tune_subnet(found, steps=2, learning_rate=1e-3, teacher=tmp_path / "source")
+    taught = open_artefact(run.super_adapter, kind="super_adapter").manifest.details["recipe"]["teacher"]
+    assert open_subnet(document).adapter.manifest.details["teacher"] == taught
+
+
+def test_a_teacher_is_not_given_to_what_had_none_of_its_own(tmp_path: Path) -> None:
+    run = run_with_best(tmp_path)
+    with pytest.raises(UsageError, match="no teacher"):
+        tune_subnet(open_subnet(run.path / "best.json"), steps=2, learning_rate=1e-3, teacher=tmp_path / "source")
 
 
 def test_a_teacher_that_reads_other_tokens_is_refused(tmp_path: Path) -> None:
