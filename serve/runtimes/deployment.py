@@ -16,15 +16,15 @@ from typing import Any
 
 import pydantic
 
-from shearling.artefact import MANIFEST, Artefact, Manifest, list_files, open_artefact, sha256_file
-from shearling.errors import ArtefactMismatch, ArtefactMissing, UsageError
+from shearling.artefact import list_files, sha256_file
+from shearling.errors import ArtefactMissing, UsageError
 from shearling.model.end_tokens import read_end_tokens
+from shearling.model.model_artefact import open_model_artefact
 from shearling.registry.registry import load_implementation
 from shearling.registry.runtimes import RUNTIMES, RuntimeEntry
-from shearling.strict_json import Document, read_document, read_json
+from shearling.strict_json import Document, read_json
 from shearling.target import AUTO, Target
 
-RUNNABLE_KINDS = ("export", "base", "sparse")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -101,7 +101,7 @@ def find_deployment(target: Target, *, device: str = "CPU", visits: bool = False
         return _from_file(target, visits=visits)
     if not path.is_dir():
         raise ArtefactMissing("no such directory", where=path, remedy="Give an export, or a directory with a model")
-    artefact = _verified_artefact(path)
+    artefact = open_model_artefact(path)
     # The parts of an artefact count only with the manifest that proves them.
     available = _formats(path, with_parts=artefact is not None)
     if not available:
@@ -208,23 +208,6 @@ def _known_files() -> Iterator[str]:
         if entry.read_file is None:
             covered = fnmatch.fnmatch(entry.model_file, entry.weights)
             yield entry.model_file if covered else f"{entry.model_file} with {entry.weights}"
-
-
-def _verified_artefact(path: Path) -> Artefact | None:
-    for root in (path, path.resolve().parent):
-        if not (root / MANIFEST).is_file():
-            continue
-        manifest = read_document(root / MANIFEST, Manifest)
-        if root != path and not any(name.startswith(f"{path.resolve().name}/") for name in manifest.files):
-            continue
-        if manifest.kind not in RUNNABLE_KINDS:
-            raise ArtefactMismatch(
-                f"a {manifest.kind} artefact, which does not run",
-                where=root,
-                remedy=f"Give one of: {', '.join(RUNNABLE_KINDS)}",
-            )
-        return open_artefact(root, kind=manifest.kind)
-    return None
 
 
 def _formats(path: Path, *, with_parts: bool) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from shearling.evaluation.precision import Precision
 from shearling.model.checkpoint_safety import CONFIG
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.head import Head, read_head
+from shearling.model.model_artefact import open_model_artefact
 from shearling.registry.runtimes import RUNTIMES
 from shearling.target import AUTO, Target
 from shearling.virtual_environment import require_packages
@@ -106,10 +107,13 @@ class GivenModel:
 
 
 def find_given_model(target: Target) -> GivenModel:
-    """Look for the model that a user names, and check what can be checked before anything is loaded.
+    """Look for the model that a user names, verify the artefact that it belongs to, and check what else can be checked
+    before anything is loaded.
 
     Raises:
         ArtefactMissing: nothing there, or not in that format.
+        ArtefactCorrupt: a file differs from the manifest.
+        ArtefactMismatch: an artefact of a kind that does not run.
         ModelUnsupported: a GGUF file without a vocabulary.
         UsageError: a format or a setting that an evaluation does not honour.
         PackageMissing: llama.cpp is not installed where the target says.
@@ -128,6 +132,7 @@ def find_given_model(target: Target) -> GivenModel:
         found = _format_of(path)
         if target.format in (AUTO, found):
             _check_settings(target, found)
+            open_model_artefact(path)
             return GivenModel(target, path, found, read_head(path))
     raise ArtefactMissing(
         "no model here" if target.format == AUTO else f"no {target.format} model here",

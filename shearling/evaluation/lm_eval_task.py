@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shearling.evaluation.task import Split, rows_file
+from shearling.artefact import MANIFEST, open_artefact
+from shearling.evaluation.task import TASK_FILE, Split, TaskLocation, rows_file
 from shearling.recipe.task import AnswerMetric
 
 ACCURACY: Mapping[str, Any] = {
@@ -57,6 +58,22 @@ def answer_task(name: str, split: Split) -> str:
 def text_task(name: str, split: Split) -> str:
     """Name of the task that measures bits per byte of the raw text."""
     return f"{name}_{split}_text"
+
+
+def verify_task(task: TaskLocation, split: Split) -> None:
+    """Verify what an evaluation reads of a `task` artefact; nothing proves a directory of the user's own.
+
+    Raises:
+        ArtefactCorrupt: a file is missing or differs from the manifest.
+        ArtefactMismatch: an artefact of another kind.
+    """
+    if task.directory is None or not (task.directory / MANIFEST).is_file():
+        return
+    configs = (f"{name(task.name, split)}.yaml" for name in (answer_task, text_task))
+    read = {TASK_FILE, rows_file(Path(), split).name, *configs}
+    listed = open_artefact(task.directory, kind="task", only=()).manifest.files
+    # A task file of the user's own may stand beside the rows of a run.
+    open_artefact(task.directory, kind="task", only=read & listed.keys())
 
 
 def write_lm_eval_tasks(

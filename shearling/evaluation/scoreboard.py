@@ -115,6 +115,7 @@ def score_models(
 
     Raises:
         ArtefactMissing: a directory holds no model, or a task has no data here.
+        ArtefactCorrupt: what is read of a model or a task differs from its manifest.
         ModelUnsupported: a GGUF file without a vocabulary.
         PackageMissing: llama.cpp is not installed where a target says.
         UsageError: no such task or split, or a setting of a target that an evaluation does not honour.

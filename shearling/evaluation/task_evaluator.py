@@ -94,7 +94,7 @@ def open_evaluator(
     batch_size: int = 64,
     bits_per_byte: bool = False,
 ) -> TaskEvaluator:
-    """Load a task for models of one kind.
+    """Verify a task, and load it for models of one kind.
 
     Args:
         task: of a run, or of the harness.
@@ -107,11 +107,14 @@ def open_evaluator(
     Raises:
         UsageError: no such task, or it has no such split; or a classifier is asked a task of the harness.
         ArtefactMissing: its data is not on this machine.
+        ArtefactCorrupt: what is read of the task of a run differs from its manifest.
     """
     from shearling.evaluation.classification import ClassifierEvaluator
     from shearling.evaluation.evaluator import Evaluator
+    from shearling.evaluation.lm_eval_task import verify_task
     from shearling.evaluation.task import rows_file
 
+    verify_task(task, split)
     if head == "language_model":
         return Evaluator(
             task.name,

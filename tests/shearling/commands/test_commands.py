@@ -15,7 +15,7 @@ from rich.console import Console
 from shearling.artefact import write_artefact
 from shearling.commands.inspection import inspect_artefact
 from shearling.commands.members import members_page
-from shearling.errors import ArtefactCorrupt, ArtefactMissing, UsageError
+from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, UsageError
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.scoreboard import Scoreboard, parse_tasks, score_models, scoreboard_screen
 from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, write_rows
@@ -143,6 +143,55 @@ def test_evaluate_speaks_json(measured, tmp_path):
     stream = io.StringIO()
     Console(file=stream, width=200).print(scoreboard_screen(board))
     assert "again_test" in stream.getvalue()
+
+
+@pytest.fixture
+def proven(measured, tmp_path):
+    """The model as a part of an export, and the task, each with a manifest."""
+    model, task = measured
+    with write_artefact(tmp_path / "export", kind="export") as draft:
+        shutil.copytree(model, draft.directory / "model")
+    with write_artefact(tmp_path / "task", kind="task") as draft:
+        shutil.copytree(task, draft.directory, dirs_exist_ok=True)
+        write_rows(draft.directory, "validation", [])
+    return tmp_path / "export", tmp_path / "task"
+
+
+def _scored(model, task):
+    return score_models([model], tasks=parse_tasks(str(task)), split="test", limit=2, precision="fp32").scores
+
+
+@pytest.mark.parametrize("part", [".", "model"])
+def test_evaluate_verifies_a_model_before_it_loads(proven, part):
+    export, task = proven
+    assert _scored(export / part, task)[0].n == 2
+    weights = export / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ArtefactCorrupt) as caught:
+        _scored(export / part, task)
+    assert caught.value.where == str(weights)
+
+
+def test_evaluate_refuses_an_artefact_that_does_not_run(proven, tmp_path):
+    export, task = proven
+    with write_artefact(tmp_path / "other", kind="benchmark") as draft:
+        shutil.copytree(export / "model", draft.directory / "model")
+    with pytest.raises(ArtefactMismatch, match="a benchmark artefact, which does not run"):
+        _scored(tmp_path / "other", task)
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "numbers_test.yaml", "numbers_test_text.yaml", "task.json"])
+def test_evaluate_verifies_what_it_reads_of_a_task_and_nothing_else(proven, name):
+    export, task = proven
+    (task / "validation.jsonl").unlink()
+    assert _scored(export, task)[0].n == 2
+    with (task / name).open("a") as stream:
+        stream.write("\n")
+    with pytest.raises(ArtefactCorrupt) as caught:
+        _scored(export, task)
+    assert caught.value.where == str(task / name)
 
 
 def test_evaluate_refuses_what_it_cannot_measure(measured, tmp_path):

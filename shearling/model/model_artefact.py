@@ -1,0 +1,35 @@
+"""The artefact that a model is, or is a part of, verified before anything of it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shearling.artefact import MANIFEST, Artefact, Manifest, open_artefact
+from shearling.errors import ArtefactMismatch
+from shearling.strict_json import read_document
+
+RUNNABLE_KINDS = ("export", "base", "sparse")
+
+
+def open_model_artefact(path: Path) -> Artefact | None:
+    """Verify the artefact that a directory is, or is a part of (`RUN/export/openvino`); None for a bare directory.
+
+    Raises:
+        DocumentInvalid: the manifest is malformed.
+        ArtefactCorrupt: a file differs from the manifest.
+        ArtefactMismatch: it is of a kind that does not run.
+    """
+    for root in (path, path.resolve().parent):
+        if not (root / MANIFEST).is_file():
+            continue
+        manifest = read_document(root / MANIFEST, Manifest)
+        if root != path and not any(name.startswith(f"{path.resolve().name}/") for name in manifest.files):
+            continue
+        if manifest.kind not in RUNNABLE_KINDS:
+            raise ArtefactMismatch(
+                f"a {manifest.kind} artefact, which does not run",
+                where=root,
+                remedy=f"Give one of: {', '.join(RUNNABLE_KINDS)}",
+            )
+        return open_artefact(root, kind=manifest.kind)
+    return None
