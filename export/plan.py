@@ -17,7 +17,8 @@ from shearling.elastic.mask import MASK_FILE
 from shearling.elastic.merge_rule import MergeMode, resolve_merge
 from shearling.elastic.subnet import OpenSubnet, open_subnet, read_subnet
 from shearling.elastic.subnet_mixture import MixtureReference
-from shearling.errors import UsageError
+from shearling.errors import ArtefactMismatch, UsageError
+from shearling.evaluation.task import rows_file
 from shearling.model.checkpoint_safety import CONFIG
 from shearling.model.head import Head, head_of
 from shearling.registry.export_formats import EXPORT_FORMATS, ExportFormat
@@ -205,11 +206,14 @@ def _fitting(
     """The plan, if this machine can carry it out.
 
     Raises:
+        ArtefactError: rows that weights are rounded or judged on are damaged, or of another task than the adapter's.
         ResourceExhausted: it has too little memory or disk.
     """
+    integers = any(item.storage.weight_format.integers for item in formats)
+    _verify_rows(Run(frozen.path.parent), merge, judged=integers, calibrated=quantization)
     sizes = read_sizes(frozen.path, rows=int(read_json(frozen.path / CONFIG).get("vocab_size") or 0))
     positions = FIXED_POSITIONS
-    if head == "language_model" and any(item.storage.weight_format.integers for item in formats):
+    if head == "language_model" and integers:
         positions += held_back_positions(Run(frozen.path.parent).task)
     room_bytes = available_memory_bytes()
     formats = tuple(
@@ -229,6 +233,23 @@ def _fitting(
     require(estimate, request.output, remedy=remedy)
     log.print(f"about {estimate}")
     return ExportPlan(request, source, frozen, merge, head, formats, quantization, estimate)
+
+
+def _verify_rows(run: Run, merge: PlannedMerge | None, *, judged: bool, calibrated: PlannedQuantization | None) -> None:
+    """Verify those rows of the run's task that will be read, where there is a task."""
+    names = [rows_file(Path(), "validation").name] if judged else []
+    if calibrated is not None and calibrated.text.reads_task:
+        names.append(rows_file(Path(), "train").name)
+    if not names or not run.task.exists():
+        return
+    task = open_artefact(run.task, kind="task", only=names)
+    # The validation rows of another task may be what the adapter has learnt.
+    if merge is not None and merge.opened.adapter.manifest.parents.get("task") != task.sha256:
+        raise ArtefactMismatch(
+            "this task is not the one that the adapter was trained on",
+            where=task.path,
+            remedy="Put that one back; without any task, fixed text stands for its rows",
+        )
 
 
 def _own_format(mixture: MixtureReference | None) -> str:

@@ -34,6 +34,11 @@ class CalibrationText:
     names: tuple[str, ...]
     task: Path | None
 
+    @property
+    def reads_task(self) -> bool:
+        """Whether rows of the task are among the texts."""
+        return self.task is not None and TASK_ROWS in self.names
+
     def streams(self, tokenizer: Any) -> list[Tensor]:
         """Tokens of each text, [tokens] int64.
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,10 +30,19 @@ from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.sub_adapter import load_sub_adapter
 from shearling.elastic.super_network import assemble_super_network
-from shearling.errors import ArtefactMismatch, MergeRefused, OutputExists, PackageMissing, ParityFailed, UsageError
+from shearling.errors import (
+    ArtefactCorrupt,
+    ArtefactMismatch,
+    MergeRefused,
+    OutputExists,
+    PackageMissing,
+    ParityFailed,
+    UsageError,
+)
 from shearling.kernel.build import build_onnx_runtime_library
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
+from shearling.run import Run
 from shearling.strict_json import read_document
 from shearling.target import Target
 from tests.support.onnxruntime_headers import needs_headers
@@ -133,6 +144,46 @@ def test_a_plain_adapter_stays_separate_and_loads_in_stock_peft(plain, tmp_path)
         stock = PeftModel.from_pretrained(load_model(exported.path / "base"), exported.path / "adapter")(ids).logits
         ours = load_sub_adapter(plain.sparse, exported.path / "adapter")(ids).logits
     torch.testing.assert_close(stock, ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def copied(masked, tmp_path):
+    return Run(shutil.copytree(masked.path, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "validation.jsonl"])
+def test_rows_that_integers_are_rounded_and_judged_on_are_verified(copied, tmp_path, name):
+    document, rows = copied.path / "best.json", copied.task / name
+    request = request_for(tmp_path / "export", formats=("openvino",), weight_format="int4")
+    (copied.task / "test.jsonl").unlink()
+    plan_subnet(document, request)
+    rows.write_text(rows.read_text().replace("Report", "report", 1))
+    with pytest.raises(ArtefactCorrupt) as caught:
+        plan_subnet(document, request)
+    assert caught.value.where == str(rows)
+    with pytest.raises(ArtefactCorrupt):
+        plan_frozen(copied.sparse, request)
+    # Without rounding nobody reads them.
+    plan_subnet(document, replace(request, weight_format="fp32"))
+
+
+def test_calibration_rows_that_are_not_read_need_not_be_intact(copied, tmp_path):
+    (copied.task / "train.jsonl").write_text("")
+    text = tmp_path / "text.txt"
+    text.write_text("The lazy fox is fast. " * 50)
+    quantization = Quantization(dataset=(str(text),))
+    request = request_for(tmp_path / "export", formats=("openvino",), weight_format="int4", quantization=quantization)
+    assert plan_subnet(copied.path / "best.json", request).quantization is not None
+
+
+def test_the_task_of_another_training_is_refused_where_it_would_judge(copied, tmp_path):
+    manifest = copied.task / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"created"', ' "created"'))
+    request = request_for(tmp_path / "export", formats=("openvino",), weight_format="int8")
+    with pytest.raises(ArtefactMismatch, match="not the one that the adapter was trained on"):
+        plan_subnet(copied.path / "best.json", request)
+    shutil.rmtree(copied.task)
+    plan_subnet(copied.path / "best.json", request)
 
 
 def test_merges_follow_the_training(masked, plain, tmp_path):
