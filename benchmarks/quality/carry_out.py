@@ -32,6 +32,7 @@ from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
 from shearling.executors.executor import Workforce
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.model.context_length import read_context_length
 from shearling.recipe.recipe import Recipe
 from shearling.run import Run, open_dense
 from shearling.strict_json import Document, read_document, write_document
@@ -273,8 +274,10 @@ def _packed_figures(
     )
     directory = export_subnet(run.search / BEST_FILE, request).path / "openvino"
     compiled, tokenizer = compile_ir(directory / "openvino_model.xml"), load_tokenizer(directory)
-    evaluation = evaluator.on_openvino(compiled, tokenizer)()
-    return _told(evaluation, subnet=subnet, bits=bits_per_byte(OpenVINOScorer(compiled, tokenizer), text))
+    max_length = read_context_length(directory, tokenizer)
+    evaluation = evaluator.on_openvino(compiled, tokenizer, max_length=max_length)()
+    scorer = OpenVINOScorer(compiled, tokenizer, max_length=max_length)
+    return _told(evaluation, subnet=subnet, bits=bits_per_byte(scorer, text))
 
 
 def _told(

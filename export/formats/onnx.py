@@ -41,6 +41,7 @@ from shearling.errors import ArtefactCorrupt
 from shearling.kernel.build import build_onnx_runtime_library
 from shearling.kernel.onnx_runtime_extension import open_session
 from shearling.model.checkpoint import load_tokenizer
+from shearling.model.context_length import read_context_length
 from shearling.model.head import Head
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ class OnnxDecoder(FormatWriter):
 
     def answer(self, directory: Path, evaluator: TaskEvaluator) -> Evaluation:
         """See `FormatWriter`."""
-        return evaluator.on_onnx(open_session(directory / MODEL_ONNX), load_tokenizer(directory))()
+        session, tokenizer = open_session(directory / MODEL_ONNX), load_tokenizer(directory)
+        return evaluator.on_onnx(session, tokenizer, max_length=read_context_length(directory, tokenizer))()
 
     def logits(self, directory: Path, blocks: Blocks) -> LogitsInTurn:
         """Of what was written."""

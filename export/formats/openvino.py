@@ -41,6 +41,7 @@ from shearling.errors import ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import compile_ir, node_factory
 from shearling.model.checkpoint import load_tokenizer
+from shearling.model.context_length import read_context_length
 from shearling.model.export_support import EXPORT_TASK, check_exportable
 from shearling.model.head import Head
 
@@ -131,7 +132,8 @@ class OpenVinoDecoder(FormatWriter):
 
     def answer(self, directory: Path, evaluator: TaskEvaluator) -> Evaluation:
         """See `FormatWriter`."""
-        return evaluator.on_openvino(compile_ir(directory / MODEL_XML), load_tokenizer(directory))()
+        compiled, tokenizer = compile_ir(directory / MODEL_XML), load_tokenizer(directory)
+        return evaluator.on_openvino(compiled, tokenizer, max_length=read_context_length(directory, tokenizer))()
 
     def logits(self, directory: Path, blocks: Blocks, config: dict[str, str]) -> LogitsInTurn:
         """Of what was written, compiled with these options."""

@@ -18,14 +18,13 @@ import pydantic
 
 from shearling.artefact import list_files, sha256_file
 from shearling.errors import ArtefactMissing, UsageError
+from shearling.model.context_length import read_count, stated_length
 from shearling.model.end_tokens import read_end_tokens
 from shearling.model.model_artefact import open_model_artefact
 from shearling.registry.registry import load_implementation
 from shearling.registry.runtimes import RUNTIMES, RuntimeEntry
 from shearling.strict_json import Document, read_json
 from shearling.target import AUTO, Target
-
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -251,20 +250,11 @@ def _model_facts(places: tuple[Path, ...]) -> ModelFacts:
     configs = [_read_if_there(place / "config.json") for place in places]
     config = next((found for found in configs if found), {})
     return ModelFacts(
-        context_tokens=next((value for key in CONTEXT_KEYS if (value := _integer(config, key)) is not None), None),
-        vocabulary=_integer(config, "vocab_size"),
+        context_tokens=stated_length(config),
+        vocabulary=read_count(config, "vocab_size"),
         end_ids=read_end_tokens(places),
     )
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
-
-
-def _integer(config: Mapping[str, Any], key: str) -> int | None:
-    nested = config.get("text_config")
-    for scope in (config, nested if isinstance(nested, dict) else {}):
-        value = scope.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None

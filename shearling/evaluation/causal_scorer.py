@@ -37,7 +37,10 @@ PROMPT_SHARE = 8
 """Prompts that are continued may have so many times the tokens of a batch: they are read once, and many rows are
 decoded in the time of one."""
 
-DEFAULT_MAX_LENGTH = 2048
+ROLLING_WINDOW = 2048
+"""Most tokens of a window of a whole text, whatever the model reads: with 131,072 positions one window would take all
+memory, and a text would have other bits per byte where a model of the same weights reads less.
+"""
 ENCODINGS_KEPT = 65536
 
 Request = tuple[Any, Sequence[int], Sequence[int]]
@@ -82,7 +85,7 @@ class CausalScorer(TemplateLM, abc.ABC):
 
     Args:
         tokenizer: of the model.
-        max_length: longest input; longer ones lose their beginning.
+        max_length: longest input, see `context_length`; longer ones lose their beginning.
         batch_size: most rows of a batch.
         on_rows: called with the number of rows after each batch.
 
@@ -160,13 +163,14 @@ class CausalScorer(TemplateLM, abc.ABC):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood of whole texts, in windows of `max_length` where they are longer."""
+        """Log-likelihood of whole texts, in windows of `ROLLING_WINDOW` or `max_length` where they are longer."""
+        window = min(self.max_length, ROLLING_WINDOW)
         windows: list[Request] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
             rolling = get_rolling_token_windows(
-                token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+                token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=window, context_len=1
             )
             for context, continuation in map(make_disjoint_window, rolling):
                 windows.append((None, context, continuation))

@@ -164,13 +164,13 @@ class ClassifierEvaluator:
         scorer = TorchClassifier(model, tokenizer, max_length=self.max_length, bf16=bf16, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 
-    def on_openvino(self, compiled: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
-        """See `TaskEvaluator.on_openvino`."""
+    def on_openvino(self, compiled: Any, tokenizer: Any, *, max_length: int, on_rows: OnRows | None = None) -> Measure:
+        """See `TaskEvaluator.on_openvino`; texts are cut as in training, to `self.max_length`."""
         inputs = {name for port in compiled.inputs for name in port.names}
         return self._on_runtime(lambda batch: compiled(batch)["logits"], inputs, tokenizer, on_rows)
 
-    def on_onnx(self, session: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
-        """See `TaskEvaluator.on_onnx`."""
+    def on_onnx(self, session: Any, tokenizer: Any, *, max_length: int, on_rows: OnRows | None = None) -> Measure:
+        """See `TaskEvaluator.on_onnx`; texts are cut as in training, to `self.max_length`."""
         inputs = {item.name for item in session.get_inputs()}
         return self._on_runtime(lambda batch: session.run(["logits"], batch)[0], inputs, tokenizer, on_rows)
 

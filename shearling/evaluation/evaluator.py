@@ -150,7 +150,7 @@ class Evaluator:
         scorer = torch_scorer(model, tokenizer, batch_size=self.batch_size, precision=precision, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 
-    def on_openvino(self, compiled: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+    def on_openvino(self, compiled: Any, tokenizer: Any, *, max_length: int, on_rows: OnRows | None = None) -> Measure:
         """See `TaskEvaluator.on_openvino`.
 
         Raises:
@@ -158,10 +158,10 @@ class Evaluator:
         """
         from shearling.evaluation.openvino_scorer import OpenVINOScorer
 
-        scorer = OpenVINOScorer(compiled, tokenizer, batch_size=self.batch_size, on_rows=on_rows)
+        scorer = OpenVINOScorer(compiled, tokenizer, max_length=max_length, batch_size=self.batch_size, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 
-    def on_onnx(self, session: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+    def on_onnx(self, session: Any, tokenizer: Any, *, max_length: int, on_rows: OnRows | None = None) -> Measure:
         """See `TaskEvaluator.on_onnx`.
 
         Raises:
@@ -169,7 +169,7 @@ class Evaluator:
         """
         from shearling.evaluation.onnx_scorer import OnnxScorer
 
-        scorer = OnnxScorer(session, tokenizer, batch_size=self.batch_size, on_rows=on_rows)
+        scorer = OnnxScorer(session, tokenizer, max_length=max_length, batch_size=self.batch_size, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 
     def on_llama_cpp(self, process: LlamaCppProcess, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from shearling.errors import ArtefactCorrupt, ArtefactError, ArtefactMissing, ModelUnsupported, UsageError
 from shearling.evaluation.precision import Precision
 from shearling.model.checkpoint_safety import CONFIG
+from shearling.model.context_length import read_context_length
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.head import Head, read_head
 from shearling.model.model_artefact import open_model_artefact
@@ -209,15 +210,16 @@ class _OpenVINOModel:
             compile_ir(xml, properties=properties, packed=None),
             load_tokenizer(xml.parent),
         )
+        self._max_length = read_context_length(xml.parent, self._tokenizer)
         self.sparsity = _certified_sparsity(xml)
 
     def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
-        return evaluator.on_openvino(self._compiled, self._tokenizer, on_rows=on_rows)()
+        return evaluator.on_openvino(self._compiled, self._tokenizer, max_length=self._max_length, on_rows=on_rows)()
 
     def scorer(self) -> CausalScorer:
         from shearling.evaluation.openvino_scorer import OpenVINOScorer
 
-        return OpenVINOScorer(self._compiled, self._tokenizer)
+        return OpenVINOScorer(self._compiled, self._tokenizer, max_length=self._max_length)
 
 
 class _OnnxModel:
@@ -226,15 +228,16 @@ class _OnnxModel:
         from shearling.model.checkpoint import load_tokenizer
 
         self._session, self._tokenizer = open_session(path), load_tokenizer(path.parent)
+        self._max_length = read_context_length(path.parent, self._tokenizer)
         self.sparsity: float | None = None
 
     def measure(self, evaluator: TaskEvaluator, on_rows: OnRows) -> Evaluation:
-        return evaluator.on_onnx(self._session, self._tokenizer, on_rows=on_rows)()
+        return evaluator.on_onnx(self._session, self._tokenizer, max_length=self._max_length, on_rows=on_rows)()
 
     def scorer(self) -> CausalScorer:
         from shearling.evaluation.onnx_scorer import OnnxScorer
 
-        return OnnxScorer(self._session, self._tokenizer)
+        return OnnxScorer(self._session, self._tokenizer, max_length=self._max_length)
 
 
 class _GgufModel:

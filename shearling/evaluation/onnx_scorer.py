@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shearling.errors import ModelUnsupported
-from shearling.evaluation.causal_scorer import DEFAULT_MAX_LENGTH, CausalScorer
+from shearling.evaluation.causal_scorer import CausalScorer
 from shearling.kernel.onnx_runtime_extension import PADDING
 from shearling.kernel.runtime_refusal import refusals
 
@@ -26,7 +26,7 @@ class OnnxScorer(CausalScorer):
     Args:
         session: an `onnxruntime.InferenceSession`.
         tokenizer: the Hugging Face tokenizer of the model.
-        max_length: longest input.
+        max_length: longest input, see `context_length`.
         batch_size: most rows of a batch.
         on_rows: called with the number of rows after each batch.
 
@@ -41,7 +41,7 @@ class OnnxScorer(CausalScorer):
         session: Any,
         tokenizer: Any,
         *,
-        max_length: int = DEFAULT_MAX_LENGTH,
+        max_length: int,
         batch_size: int = 64,
         on_rows: Callable[[int], None] | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shearling.errors import ModelUnsupported
-from shearling.evaluation.causal_scorer import DEFAULT_MAX_LENGTH, CausalScorer
+from shearling.evaluation.causal_scorer import CausalScorer
 from shearling.kernel.runtime_refusal import refusals
 
 
@@ -19,7 +19,7 @@ class OpenVINOScorer(CausalScorer):
     Args:
         compiled: an `openvino.CompiledModel`, on any device and with any kernel extension that it needs.
         tokenizer: the Hugging Face tokenizer of the model.
-        max_length: longest input.
+        max_length: longest input, see `context_length`.
         batch_size: most rows of a batch.
         on_rows: called with the number of rows after each batch.
 
@@ -34,7 +34,7 @@ class OpenVINOScorer(CausalScorer):
         compiled: Any,
         tokenizer: Any,
         *,
-        max_length: int = DEFAULT_MAX_LENGTH,
+        max_length: int,
         batch_size: int = 64,
         on_rows: Callable[[int], None] | None = None,
     ) -> None:

@@ -51,22 +51,24 @@ class TaskEvaluator(Protocol):
         """
         ...
 
-    def on_openvino(self, compiled: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+    def on_openvino(self, compiled: Any, tokenizer: Any, *, max_length: int, on_rows: OnRows | None = None) -> Measure:
         """What measures an exported OpenVINO model.
 
         Args:
             compiled: an `openvino.CompiledModel`.
             tokenizer: of the model.
+            max_length: most tokens that the model reads, see `context_length`: as many as in torch.
             on_rows: called with the number of rows after each batch.
         """
         ...
 
-    def on_onnx(self, session: Any, tokenizer: Any, *, on_rows: OnRows | None = None) -> Measure:
+    def on_onnx(self, session: Any, tokenizer: Any, *, max_length: int, on_rows: OnRows | None = None) -> Measure:
         """What measures an exported ONNX model.
 
         Args:
             session: an `onnxruntime.InferenceSession`.
             tokenizer: of the model.
+            max_length: most tokens that the model reads, see `context_length`: as many as in torch.
             on_rows: called with the number of rows after each batch.
         """
         ...

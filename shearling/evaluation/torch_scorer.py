@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shearling.evaluation.causal_scorer import DEFAULT_MAX_LENGTH, MAX_BATCH_TOKENS, CausalScorer
+from shearling.evaluation.causal_scorer import MAX_BATCH_TOKENS, CausalScorer
+from shearling.model.context_length import context_length
 
 
 class TorchScorer(CausalScorer):
@@ -81,13 +82,8 @@ class TorchScorer(CausalScorer):
 
 
 def _max_length(model: nn.Module, tokenizer: Any) -> int:
-    config = getattr(model, "config", None)
-    for holder, name in ((config, "max_position_embeddings"), (config, "n_positions"), (tokenizer, "model_max_length")):
-        length = getattr(holder, name, None)
-        # A tokenizer that does not know says 1e30.
-        if isinstance(length, int) and 0 < length < 2**24:
-            return length
-    return DEFAULT_MAX_LENGTH
+    config: Any = model.config
+    return context_length(config.to_dict(), tokenizer)
 
 
 @contextmanager

@@ -15,8 +15,10 @@ import torch
 from lm_eval.api.instance import Instance
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, NonFiniteWeights, UsageError
+from shearling.evaluation.causal_scorer import ROLLING_WINDOW, CausalScorer
 from shearling.evaluation.confidence import accuracies_differ, wilson_interval
 from shearling.evaluation.evaluator import Evaluation, Evaluator, torch_scorer
+from shearling.evaluation.given_model import find_given_model
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.onnx_scorer import OnnxScorer
 from shearling.evaluation.openvino_scorer import OpenVINOScorer
@@ -26,6 +28,7 @@ from shearling.kernel.onnx_runtime_extension import open_session
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.strict_json import write_document
+from shearling.target import Target
 from tests.support.fused_models import FUSED
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
 from tests.support.tiny_runs import tiny_network
@@ -261,6 +264,38 @@ def to_be_continued() -> list[Instance]:
     ]
 
 
+def test_rolling_windows_are_short_and_prompts_are_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    model.config.max_position_embeddings = 8192
+    scorer, lengths = torch_scorer(model, tokenizer), []
+    compute = scorer.logits
+
+    def watched(input_ids: torch.Tensor, first: int) -> torch.Tensor:
+        lengths.append(input_ids.shape[1])
+        return compute(input_ids, first)
+
+    monkeypatch.setattr(scorer, "logits", watched)
+    text = "The lazy fox is fast; " * 600
+    assert 2 * ROLLING_WINDOW < len(tokenizer(text)["input_ids"]) < 8192
+    scorer.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+    assert max(lengths) == ROLLING_WINDOW
+    scorer.loglikelihood([Instance("loglikelihood", {}, (text, " yes"), 0)])
+    assert lengths[-1] > 2 * ROLLING_WINDOW
+
+
+def check_that_long_texts_are_cut_alike(deployed: CausalScorer, trained: CausalScorer) -> None:
+    """The model reads 256 tokens, and these texts have more."""
+    text = "The lazy fox is fast; " * 80
+    assert len(trained.tok_encode(text)) > 2 * trained.max_length == 512
+    whole = [Instance("loglikelihood_rolling", {}, (text,), 0)]
+    assert deployed.loglikelihood_rolling(whole) == pytest.approx(trained.loglikelihood_rolling(whole), rel=1e-4)
+    scored = [Instance("loglikelihood", {}, (text, choice), index) for index, choice in enumerate((" yes", " no"))]
+    (first, second), expected = (scorer.loglikelihood(scored) for scorer in (deployed, trained))
+    assert (first[0], second[0]) == pytest.approx([score for score, _ in expected], rel=1e-4)
+    continued = [Instance("generate_until", {}, (text, {"until": ["."], "max_gen_toks": 9}), 0)]
+    assert deployed.generate_until(continued) == trained.generate_until(continued)
+
+
 def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     # The exporter traces with torch.jit, which torch 2.13 deprecates, and registers pytree nodes the old way.
     script = (
@@ -279,13 +314,13 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     xml = tmp_path / "openvino_model.xml"
     evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True, batch_size=5)
-    deployed = evaluator.on_openvino(compile_ir(xml, properties=properties), tokenizer)()
+    deployed = evaluator.on_openvino(compile_ir(xml, properties=properties), tokenizer, max_length=256)()
     trained = evaluate(FAMILIES["llama_tied_gqa"](), tokenizer, task="headlines", split="test", include_path=task)
     assert deployed.answers == trained.answers
     assert deployed.loss == pytest.approx(trained.loss, rel=1e-4)
     assert deployed.bits_per_byte == pytest.approx(trained.bits_per_byte, rel=1e-4)
     scorers = (
-        OpenVINOScorer(compile_ir(xml, properties=properties), tokenizer, batch_size=2),
+        OpenVINOScorer(compile_ir(xml, properties=properties), tokenizer, max_length=256, batch_size=2),
         torch_scorer(FAMILIES["llama_tied_gqa"](), tokenizer),
     )
     generated, expected = (scorer.generate_until(to_be_continued()) for scorer in scorers)
@@ -293,6 +328,8 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     assert all(expected)
 
     tokenizer.save_pretrained(tmp_path)
+    with find_given_model(Target(tmp_path, properties=properties)).load("fp32") as given:
+        check_that_long_texts_are_cut_alike(given.scorer(), scorers[1])
     facts = TaskFacts(name="headlines", multiple_choice=True, rows={"validation": 23, "test": 23})
     write_document(task / "task.json", facts)
     tasks = [locate_task(str(task))]
@@ -328,12 +365,12 @@ def test_onnx_runtime_scores_and_continues_as_torch(family: str, task: Path, tmp
     (write_onnx_genai if fused else write_onnx)(model, tokenizer, directory, stored_as("fp32"))
     session = open_session(directory / MODEL_ONNX)
     evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True, batch_size=5)
-    deployed = evaluator.on_onnx(session, tokenizer)()
+    deployed = evaluator.on_onnx(session, tokenizer, max_length=256)()
     trained = evaluate(model, tokenizer, task="headlines", split="test", include_path=task)
     assert deployed.answers == trained.answers
     assert deployed.loss == pytest.approx(trained.loss, rel=1e-4)
     assert deployed.bits_per_byte == pytest.approx(trained.bits_per_byte, rel=1e-4)
-    scorers = OnnxScorer(session, tokenizer, batch_size=2), torch_scorer(model, tokenizer)
+    scorers = OnnxScorer(session, tokenizer, max_length=256, batch_size=2), torch_scorer(model, tokenizer)
     generated, expected = (scorer.generate_until(to_be_continued()) for scorer in scorers)
     assert generated == expected
     assert all(expected)
@@ -342,6 +379,9 @@ def test_onnx_runtime_scores_and_continues_as_torch(family: str, task: Path, tmp
     )
     (score,) = score_models([tmp_path], tasks=[locate_task(str(task))], split="test").scores
     assert (score.n, score.accuracy) == (trained.n, trained.accuracy)
+    if family != "bloom":  # which names no limit
+        with find_given_model(Target(tmp_path)).load("fp32") as given:
+            check_that_long_texts_are_cut_alike(given.scorer(), scorers[1])
 
 
 def test_a_graph_without_a_cache_that_is_known_is_refused(tmp_path: Path) -> None:
@@ -355,7 +395,7 @@ def test_a_graph_without_a_cache_that_is_known_is_refused(tmp_path: Path) -> Non
     graph = helper.make_graph([helper.make_node("Add", ["input_ids", "image"], ["logits"])], "g", inputs, [output])
     onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "x.onnx")
     with pytest.raises(ModelUnsupported, match="the input 'image'"):
-        OnnxScorer(open_session(tmp_path / "x.onnx"), tiny_tokenizer())
+        OnnxScorer(open_session(tmp_path / "x.onnx"), tiny_tokenizer(), max_length=256)
 
 
 def test_validation_never_opens_the_test_rows(task: Path, tmp_path: Path) -> None:
