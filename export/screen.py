@@ -58,7 +58,9 @@ def show_export(finished: FinishedExport) -> Result:
 
 def _caption(report: ExportReport, artefact: Artefact) -> str:
     lines = []
-    if report.certificate is not None:
+    if report.certificate is not None and not report.certificate.modules:
+        lines.append("no mask prunes anything")
+    elif report.certificate is not None:
         lines.append(
             f"NNCF counts {report.certificate.sparsity:.2%} zeros in {report.certificate.modules} "
             f"pruned modules; {_who_holds_them(report)}"

@@ -198,7 +198,9 @@ def _made(report: ExportReport) -> str:
             f"- pruned by {report.sparsity['method']} ({report.sparsity['pattern']}), target "
             f"{report.sparsity['target']:.0%}"
         )
-    if report.certificate is not None:
+    if report.certificate is not None and not report.certificate.modules:
+        lines.append("- no mask prunes anything")
+    elif report.certificate is not None:
         lines.append(
             f"- NNCF counts {report.certificate.sparsity:.4%} zeros in {report.certificate.modules} pruned modules"
         )

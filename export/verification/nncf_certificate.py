@@ -43,7 +43,9 @@ class ModuleCertificate(Document):
 
 
 class SparsityCertificate(Document):
-    """NNCF's count over all pruned modules; `sparsity_model` is its share of every parameter."""
+    """NNCF's count over all pruned modules, of which there may be none; `sparsity_model` is its share of every
+    parameter.
+    """
 
     nncf: str
     modules: int
@@ -73,9 +75,7 @@ def certify_sparsity(model: nn.Module, masks: Masks) -> SparsityCertificate:
 
     shares = {name: 1 - int(mask.count_nonzero()) / mask.numel() for name, mask in masks.items()}
     pruned = {_weight_path(model, name): name for name, share in shares.items() if share}
-    if not pruned:
-        raise SparsityLost("no mask prunes anything", where="certificate")
-    least = min(shares[name] for name in pruned.values())
+    least = min((shares[name] for name in pruned.values()), default=0.0)
     certified: list[ModuleCertificate] = []
     for group in _groups({path: model.get_submodule(path) for path in pruned}):
         kept = {path: masks[pruned[path]] for path in group}
@@ -90,7 +90,7 @@ def certify_sparsity(model: nn.Module, masks: Masks) -> SparsityCertificate:
         weights=weights,
         zeros=zeros,
         accidental=sum(item.accidental for item in certified),
-        sparsity=zeros / weights,
+        sparsity=zeros / weights if weights else 0.0,
         sparsity_model=zeros / sum(parameter.numel() for parameter in model.parameters()),
         by_module=tuple(certified),
     )
@@ -108,14 +108,15 @@ def _check_zeros(name: str, weight: Tensor, mask: Tensor) -> None:
 
 
 def _groups(modules: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """All modules in their order, as many together as `WEIGHTS_TOGETHER` allows."""
+    """All modules in their order, as many together as `WEIGHTS_TOGETHER` allows; no group where there are none."""
     group: dict[str, Any] = {}
     for path, module in modules.items():
         if group and sum(item.weight.numel() for item in (*group.values(), module)) > WEIGHTS_TOGETHER:
             yield group
             group = {}
         group[path] = module
-    yield group
+    if group:
+        yield group
 
 
 class _Products(nn.Module):

@@ -100,6 +100,19 @@ def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path):
     assert (first.path / "README.md").read_text().startswith("---\n")
 
 
+def test_a_base_in_which_nothing_is_pruned_is_exported_and_said_to_be_so(tmp_path):
+    run = run_with_best(tmp_path, sparsity={"ratio": 0.0})
+    request = request_for(tmp_path / "export", formats=("hf", "openvino"), weight_format="int8")
+    exported = export_subnet(run.path / "best.json", replace(request, sparse_kernels=("openvino",)))
+    certificate = exported.report.certificate
+    assert (certificate.modules, certificate.zeros, certificate.sparsity) == (0, 0, 0.0)
+    assert {(check.zeros, check.pruned) for check in exported.report.zeros} == {(0, 0)}
+    said = "no mask prunes anything"
+    assert said in (exported.path / "README.md").read_text()
+    assert said in (exported.path / "report.html").read_text()
+    assert said in screen_of(exported)
+
+
 def test_every_file_is_hashed_once_for_an_export(masked, tmp_path, monkeypatch):
     """Parents once when they are opened, the export's own files once when it is sealed; nothing is read back."""
     hashed = Counter()
