@@ -84,6 +84,22 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     return parse_json(path.read_bytes(), where=path)
 
 
+def check_characters(value: Any, *, where: str | Path) -> None:
+    """Refuse halves of surrogate pairs in the texts of a value: JSON can escape them, and no file of text holds them.
+
+    Raises:
+        DocumentInvalid: there is one.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DocumentInvalid(
+            f"half of a surrogate pair (U+{ord(error.object[error.start]):04X}), which is no character",
+            where=where,
+            remedy="Write it again with whole characters, or leave it out",
+        ) from None
+
+
 def parse_json(raw: bytes, *, where: str | Path) -> dict[str, Any]:
     """Parse one JSON object from bytes.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shearling.errors import RecipeInvalid
 from shearling.evaluation.task import TaskRow
 from shearling.recipe.task import TaskSection
+from shearling.strict_json import check_characters
 from train.task.messages import read_messages, read_tools
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class RowRenderer:
 
         Raises:
             RecipeInvalid: a template does not render on this record.
-            DocumentInvalid: its conversation is none.
+            DocumentInvalid: its conversation is none, or half a character is among its texts.
         """
         if self.task.form == "chat":
             return self._conversation(record, number)
@@ -90,6 +91,8 @@ class RowRenderer:
             raise ValueError("conversations need the chat template of the model")
         messages = read_messages(record, self.task.messages, number)
         tools = read_tools(record, self.task.tools, number)
+        for name, value in (("messages", messages), ("tools", tools)):
+            check_characters(value, where=f"{self.where}.{name}, row {number}")
         chat = self.chat(messages, tools, where=f"{self.where}.messages, row {number}")
         if not chat.completion.strip():
             return None, True
@@ -122,11 +125,14 @@ class RowRenderer:
 
     def _render(self, name: str, fields: Mapping[str, Any], number: int) -> str:
         try:
-            return str(self.templates[name].render(fields))
-        except (self.template_error, TypeError) as error:
+            rendered = str(self.templates[name].render(fields))
+        except Exception as error:  # a template is code of the user's, and may raise anything
+            said = str(error) if isinstance(error, self.template_error) else f"{type(error).__name__}: {error}"
             raise RecipeInvalid(
-                f"row {number}: {error}", where=f"{self.where}.{name}", remedy=f"The row has: {', '.join(fields)}"
+                f"row {number}: {said}", where=f"{self.where}.{name}", remedy=f"The row has: {', '.join(fields)}"
             ) from None
+        check_characters(rendered, where=f"{self.where}.{name}, row {number}")
+        return rendered
 
     def _gold(self, rendered: str, number: int, count: int) -> int:
         text = rendered.strip()

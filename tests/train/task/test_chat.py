@@ -183,6 +183,18 @@ def test_what_is_no_conversation_names_row_and_message(messages, where, message)
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize("field", ["messages", "tools"])
+def test_half_a_character_names_the_row(field):
+    half = "a fox \ud83d"
+    tools = [{"type": "function", "function": {"name": half}}] if field == "tools" else None
+    talk = [{**TALK[0], "content": half}, *TALK[1:]] if field == "messages" else TALK
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TOOLED
+    with pytest.raises(DocumentInvalid, match="surrogate") as caught:
+        render(tokenizer, {"messages": talk, "tools": tools})
+    assert caught.value.where == f"task.{field}, row 1"
+
+
 def test_a_missing_field_says_which_there_are():
     with pytest.raises(DocumentInvalid, match="the row has conversations, id"):
         read_messages({"conversations": TALK, "id": 1}, "messages", 7)

@@ -156,6 +156,8 @@ def test_generative_tasks_have_no_choices(tmp_path):
         ({"prompt": "{{ text + 1 }}"}, {"headline": "x", "label": 0}, "task.prompt", "row 1"),
         ({"prompt": "{{ text"}, {"headline": "x", "label": 0}, "task.prompt", "not a Jinja template"),
         ({"text": "{{ headline.__class__.__mro__ }}"}, {"headline": "x", "label": 0}, "task.text", "unsafe"),
+        ({"gold": "{{ [0, 1].index(label) }}"}, {"headline": "x", "label": "c"}, "task.gold", "row 4: ValueError: "),
+        ({"prompt": "{{ 1 // (2 - label) }}"}, {"headline": "x", "label": 2}, "task.prompt", "row 4: ZeroDivision"),
     ],
 )
 def test_mistakes_name_row_and_field(tmp_path, changes, record, field, message):
@@ -176,6 +178,18 @@ def test_malformed_lines_are_named(tmp_path, line, message):
     with pytest.raises(DocumentInvalid, match=message) as caught:
         build_rows(section(path))
     assert caught.value.where.endswith("line 5")
+
+
+def test_half_a_character_is_refused_where_it_would_be_written(tmp_path):
+    """JSON can escape half of a surrogate pair, which no file of text holds."""
+    half = {"headline": "a fox \ud83d", "label": 0}
+    for changes, field in (({}, "task.text"), ({"text": "fox", "prompt": "{{ headline }}"}, "task.prompt")):
+        path = write(tmp_path / "d.jsonl", [*records(3), half, *records(40, start=4)])
+        with pytest.raises(DocumentInvalid, match="surrogate") as caught:
+            build_rows(section(path, **changes))
+        assert caught.value.where == f"{field}, row 4"
+    unused = {"headline": "a fox", "label": 0, "source": "\ud83d"}
+    build_rows(section(write(tmp_path / "d.jsonl", [unused, *records(60)])))
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path):
