@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ArtefactMissing, DocumentInvalid
+from shearling.strict_json import check_characters
 
 if TYPE_CHECKING:
     import torch
@@ -24,17 +25,34 @@ def read_texts(path: Path, field: str | None = None, *, remedy: str) -> list[str
 
     Raises:
         ArtefactMissing: there is no such file.
-        DocumentInvalid: a line is no JSON with that key.
+        DocumentInvalid: it is not UTF-8, or a line is no JSON with that key.
     """
     if not path.is_file():
         raise ArtefactMissing("no such calibration text", where=path, remedy=remedy)
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DocumentInvalid(
+            f"not UTF-8 at byte {error.start}", where=path, remedy="Convert it, as with: iconv -t UTF-8"
+        ) from None
     if field is None:
         return [text]
+    # Not splitlines: strings of JSON may hold U+2028 and other ends of lines that Unicode has.
+    lines = enumerate(text.split("\n"), start=1)
+    return [_field(line, field, where=f"{path}, line {number}") for number, line in lines if line.strip()]
+
+
+def _field(line: str, field: str, *, where: str) -> str:
     try:
-        return [str(json.loads(line)[field]) for line in text.splitlines() if line.strip()]
+        found = str(json.loads(line)[field])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DocumentInvalid(f"no JSON with the key {field!r} on every line: {error!r}", where=path) from None
+        raise DocumentInvalid(
+            f"no JSON with the key {field!r}: {error!r}",
+            where=where,
+            remedy="Give an object with it a line",
+        ) from None
+    check_characters(found, where=where)
+    return found
 
 
 def token_stream(texts: Sequence[str], tokenizer: Any) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-from shearling.errors import ArtefactMissing, RecipeInvalid
+from shearling.calibration.windows import read_texts
+from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import TaskRow
 from shearling.recipe.calibration import CalibrationSection
 from tests.support.tiny_models import CORPUS, EOS, tiny_tokenizer
@@ -54,6 +57,31 @@ def test_too_little_text_and_a_missing_file_are_refused(tmp_path):
     assert caught.value.where == "sparsity.calibration.seq_len"
     with pytest.raises(ArtefactMissing):
         blocks(CalibrationSection(path=tmp_path / "none.txt"))
+
+
+def test_lines_of_json_end_where_json_says(tmp_path):
+    """Other ends of lines that Unicode has are legal in a string."""
+    texts = [f"{CORPUS[0]}\u2028{CORPUS[1]}", f"{CORPUS[2]}\u2029\u0085{CORPUS[3]}"]
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"t": text}, ensure_ascii=False) + "\r\n" for text in texts), encoding="utf-8")
+    assert read_texts(path, "t", remedy="") == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "message", "line"),
+    [
+        (b"caf\xe9", None, "not UTF-8 at byte 3", ""),
+        (b'{"t": "x"}\n{"t": "caf\xe9"}\n', "t", "not UTF-8", ""),
+        (b'{"t": "x"}\n\n{"s": "x"}\n', "t", "no JSON with the key 't'", ", line 3"),
+        (b'{"t": "x"}\n{"t": "x \\ud83d"}\n', "t", "surrogate", ", line 2"),
+    ],
+)
+def test_what_is_no_calibration_text_is_named(tmp_path, content, field, message, line):
+    path = tmp_path / "text.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DocumentInvalid, match=message) as caught:
+        read_texts(path, field, remedy="Write it again")
+    assert caught.value.where == f"{path}{line}"
 
 
 def test_windows_of_a_text_and_of_the_rows_take_turns(tmp_path):
