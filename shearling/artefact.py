@@ -253,6 +253,7 @@ def utc_now() -> str:
 
 
 def _seal(draft: Draft, *, kind: Kind, parents: Mapping[str, Artefact], seed: int | None) -> Manifest:
+    _remove_half_documents(draft.directory)
     names = [name for name in list_files(draft.directory) if name != MANIFEST]
     files = {}
     for name in names:
@@ -272,6 +273,12 @@ def _seal(draft: Draft, *, kind: Kind, parents: Mapping[str, Artefact], seed: in
     write_document(draft.directory / MANIFEST, manifest)
     _sync(draft.directory)
     return manifest
+
+
+def _remove_half_documents(directory: Path) -> None:
+    """What a writer of documents left that was killed, in work that was resumed since; see `whole_file`."""
+    for half in directory.rglob(".*.tmp-*"):
+        half.unlink()
 
 
 def _replace(path: Path, partial: Path, *, force: bool) -> None:

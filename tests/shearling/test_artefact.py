@@ -12,6 +12,7 @@ import pytest
 
 from shearling import errors
 from shearling.artefact import MANIFEST, check_destination, open_artefact, remove_artefact, write_artefact
+from shearling.strict_json import write_json
 
 
 def make(path, content="one", **options):
@@ -163,6 +164,28 @@ def test_empty_directory_is_no_artefact(tmp_path):
     with pytest.raises(errors.OutputExists):
         make(tmp_path / "a")
     make(tmp_path / "a", force=True)
+
+
+KILLED_IN_A_DOCUMENT = """
+import os, signal, sys
+from pathlib import Path
+from shearling.artefact import write_artefact
+from shearling.strict_json import whole_file
+with write_artefact(Path(sys.argv[1]), kind="search", resumable=True) as draft:
+    (draft.directory / "deep").mkdir()
+    with whole_file(draft.directory / "deep" / "best.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_half_a_document_of_a_killed_writer_is_not_sealed(tmp_path):
+    start(KILLED_IN_A_DOCUMENT, tmp_path / "a").communicate()
+    (half,) = (tmp_path / ".a.partial" / "deep").iterdir()
+    assert half.name.startswith(".best.json.tmp-")
+    with write_artefact(tmp_path / "a", kind="search", resumable=True) as draft:
+        write_json(draft.directory / "deep" / "best.json", {})
+    assert open_artefact(tmp_path / "a", kind="search").manifest.files.keys() == {"deep/best.json"}
+    assert names(tmp_path / "a" / "deep") == ["best.json"]
 
 
 WRITER = """

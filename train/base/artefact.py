@@ -79,7 +79,7 @@ def import_base(
             model, tokenizer, origin, stated = _load_gguf(source)
             stored = _save_whole(model, tokenizer, draft.directory, dtype or "float32")
         else:
-            with _cleaned(source, scratch=destination.parent) as (directory, removed):
+            with _cleaned(source, scratch=draft.directory) as (directory, removed):
                 tokenizer = load_tokenizer(directory)
                 skeleton = open_skeleton(directory) if classes is None else None
                 if skeleton is not None:
@@ -162,8 +162,8 @@ def _origin(source: Path, removed: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def _cleaned(source: Path, *, scratch: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A view of `source` without code and without keys that name code; the weights are hard links where the disk
-    allows it.
+    """A view of `source`, below `scratch`, without code and without keys that name code; the weights are hard links
+    where the disk allows it.
     """
     if not source.is_dir():
         raise ArtefactMissing(

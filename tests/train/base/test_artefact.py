@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -151,6 +154,25 @@ def test_bfloat16_is_kept_and_existing_output_is_not_replaced(tmp_path):
     with pytest.raises(OutputExists):
         import_base(source, tmp_path / "base", model_id="x")
     assert open_artefact(base.path, kind="base").sha256 == base.sha256
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import train.base.artefact
+train.base.artefact.open_skeleton = lambda directory: os.kill(os.getpid(), signal.SIGKILL)
+train.base.artefact.import_base(Path(sys.argv[1]), Path(sys.argv[2]), model_id="x")
+"""
+
+
+def test_nothing_of_a_killed_import_stays(tmp_path):
+    source, base = save_tiny("llama", tmp_path / "source"), tmp_path / "run" / "base"
+    done = subprocess.run([sys.executable, "-c", KILLED, source, base], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert any((base.parent / ".base.partial").rglob("*.safetensors"))
+    made = import_base(source, base, model_id="x")
+    assert [path.name for path in base.parent.iterdir()] == ["base"]
+    assert all("/" not in name for name in made.manifest.files)
 
 
 def test_missing_sources_say_so(tmp_path):
