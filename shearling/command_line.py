@@ -39,6 +39,9 @@ from shearling.errors import (
 )
 
 INTERRUPTED = 130
+HOW_TO_GO_ON = (
+    "what was finished is kept; run the same command again, with --force only if an earlier output still stands"
+)
 STAGES = ("train", "search", "export", "serve")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of the screen.")]
@@ -113,7 +116,7 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         code = result if isinstance(result, int) else 0
         # typer turns KeyboardInterrupt into this code by itself, without a word.
         if code == INTERRUPTED:
-            log.print("interrupted: what was written is kept, the same command (without --force) resumes")
+            log.print(f"interrupted: {HOW_TO_GO_ON}")
     except click.exceptions.NoArgsIsHelpError as error:
         log.print(error.format_message(), markup=False)
         code = 2
@@ -125,10 +128,10 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
     except ShearlingError as error:
         code = _report(error, code=error.exit_code, as_json=as_json, debug=debug)
     except (KeyboardInterrupt, click.Abort):
-        log.print("interrupted: what was written is kept, the same command (without --force) resumes")
+        log.print(f"interrupted: {HOW_TO_GO_ON}")
         code = INTERRUPTED
     except Terminated:
-        log.print("terminated: what was written is kept, the same command (without --force) resumes")
+        log.print(f"terminated: {HOW_TO_GO_ON}")
         code = 143
     except OSError as error:
         code = _report(_explain_os_error(error), code=4, as_json=as_json, debug=debug)
