@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ArtefactMissing, DocumentInvalid
+from shearling.model.text_encoder import TextEncoder
 from shearling.strict_json import check_characters
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def read_texts(path: Path, field: str | None = None, *, remedy: str) -> list[str
 
     Raises:
         ArtefactMissing: there is no such file.
-        DocumentInvalid: it is not UTF-8, or a line is no JSON with that key.
+        DocumentInvalid: it is not UTF-8, or a line is no JSON with a text at that key.
     """
     if not path.is_file():
         raise ArtefactMissing("no such calibration text", where=path, remedy=remedy)
@@ -44,24 +45,28 @@ def read_texts(path: Path, field: str | None = None, *, remedy: str) -> list[str
 
 def _field(line: str, field: str, *, where: str) -> str:
     try:
-        found = str(json.loads(line)[field])
+        found = json.loads(line)[field]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DocumentInvalid(
             f"no JSON with the key {field!r}: {error!r}",
             where=where,
             remedy="Give an object with it a line",
         ) from None
+    if not isinstance(found, str):
+        raise DocumentInvalid(f"no text at the key {field!r}: {found!r}", where=where, remedy="Leave the line out")
     check_characters(found, where=where)
     return found
 
 
 def token_stream(texts: Sequence[str], tokenizer: Any) -> Tensor:
-    """All texts behind each other, [tokens] int64, with the end of text behind each where the tokenizer has one."""
+    """All texts behind each other, [tokens] int64: each begins as the model's texts begin, once, and ends with the end
+    of text where the tokenizer has one.
+    """
     import torch
 
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids = [token for encoded in tokenizer(list(texts))["input_ids"] for token in (*encoded, *end)]
-    return torch.tensor(ids)
+    ids = [token for encoded in TextEncoder(tokenizer).batch(texts) for token in (*encoded, *end)]
+    return torch.tensor(ids, dtype=torch.int64)
 
 
 def draw_windows(streams: Sequence[Tensor], *, samples: int, seq_len: int, seed: int) -> list[Tensor]:

@@ -23,9 +23,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from shearling.errors import ModelUnsupported, NonFiniteWeights, UsageError
-from shearling.evaluation.answer_tokens import TextEncoder, split_answer
+from shearling.evaluation.answer_tokens import split_answer
 from shearling.evaluation.generation import Stopping, generate_greedily, generation_batches, read_stopping
 from shearling.model.end_tokens import end_tokens_of
+from shearling.model.text_encoder import TextEncoder
 
 MAX_LOGIT_POSITIONS = 1024
 """Positions of a batch whose logits are held at once: 200 MB at 49,152 tokens of vocabulary in float32."""

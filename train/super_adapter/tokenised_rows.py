@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shearling.evaluation.answer_tokens import TextEncoder, split_encoded
+from shearling.evaluation.answer_tokens import split_encoded
 from shearling.evaluation.task import TaskRow
+from shearling.model.text_encoder import TextEncoder
 from train.task.row_account import RowAccount
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from shearling.evaluation.answer_tokens import TextEncoder, split_answer
+from shearling.evaluation.answer_tokens import split_answer
 from shearling.evaluation.evaluator import torch_scorer
 from shearling.evaluation.task import TaskRow
+from shearling.model.text_encoder import TextEncoder
 from tests.support.tiny_models import EOS, FAMILIES, tiny_tokenizer
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, RowTokeniser
 

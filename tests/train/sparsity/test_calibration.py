@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
-from shearling.calibration.windows import read_texts
+from shearling.calibration.windows import read_texts, token_stream
 from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import TaskRow
 from shearling.recipe.calibration import CalibrationSection
@@ -74,6 +75,7 @@ def test_lines_of_json_end_where_json_says(tmp_path):
         (b'{"t": "x"}\n{"t": "caf\xe9"}\n', "t", "not UTF-8", ""),
         (b'{"t": "x"}\n\n{"s": "x"}\n', "t", "no JSON with the key 't'", ", line 3"),
         (b'{"t": "x"}\n{"t": "x \\ud83d"}\n', "t", "surrogate", ", line 2"),
+        (b'{"t": "x"}\n{"t": null}\n', "t", "no text at the key 't': None", ", line 2"),
     ],
 )
 def test_what_is_no_calibration_text_is_named(tmp_path, content, field, message, line):
@@ -82,6 +84,25 @@ def test_what_is_no_calibration_text_is_named(tmp_path, content, field, message,
     with pytest.raises(DocumentInvalid, match=message) as caught:
         read_texts(path, field, remedy="Write it again")
     assert caught.value.where == f"{path}{line}"
+
+
+def test_a_file_without_a_line_is_too_short(tmp_path):
+    (tmp_path / "text.jsonl").write_text("\n")
+    section = CalibrationSection(samples=1, seq_len=8, path=tmp_path / "text.jsonl", field="t")
+    with pytest.raises(RecipeInvalid, match="0 tokens of text"):
+        blocks(section, rows=[])
+
+
+def test_a_text_begins_once_and_ends_once():
+    """Templates of conversations bring the beginning of text, and some tokenizers add it and the end."""
+    tokenizer, plain = tiny_tokenizer(), tiny_tokenizer()(CORPUS[0])["input_ids"]
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"<s> $A {EOS}", special_tokens=[("<s>", first), (EOS, last)]
+    )
+    for text in (CORPUS[0], "<s>" + CORPUS[0]):
+        assert token_stream([text], tokenizer).tolist() == [first, *plain, last]
 
 
 def test_windows_of_a_text_and_of_the_rows_take_turns(tmp_path):
