@@ -79,7 +79,8 @@ class WrittenFormat:
         else:
             measured = writer.measure(self.path, reading.blocks, storage)
             parity = tuple(reference.check(item, reading) for item in measured)
-        if task is not None and storage.weight_format.integers and parity and self.planned.parts == 1:
+        sound = bool(parity) and all(check.parity.finite for check in parity)
+        if task is not None and storage.weight_format.integers and sound and self.planned.parts == 1:
             answers = writer.answer(self.path, task.evaluator)
         zeros = None
         if masks is not None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pydantic
 
 from shearling.model.head import Head
 from shearling.registry.number_formats import Gate
@@ -49,6 +50,23 @@ TEXT = (
 """Plain English, written for this purpose; what matters is that it never changes."""
 
 
+def _null_as_nan(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def _finite_or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+Measure = Annotated[
+    float,
+    pydantic.AllowInfNan(True),
+    pydantic.BeforeValidator(_null_as_nan),
+    pydantic.PlainSerializer(_finite_or_null, when_used="json"),
+]
+"""NaN or infinite where the logits are, which the gate must see; JSON has neither, and says null."""
+
+
 class Parity(Document):
     """Distance of a candidate's logits from a reference's.
 
@@ -60,26 +78,30 @@ class Parity(Document):
         positions: that were compared.
     """
 
-    max_abs: float
-    mean_abs: float
-    kl_mean: float
-    kl_max: float
+    max_abs: Measure
+    mean_abs: Measure
+    kl_mean: Measure
+    kl_max: Measure
     top1_agreement: float
-    perplexity: float
-    reference_perplexity: float
+    perplexity: Measure
+    reference_perplexity: Measure
     positions: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether every logit that was compared is a finite number."""
+        return math.isfinite(self.mean_abs)
 
 
 def broken_limits(gate: Gate, parity: Parity) -> list[str]:
-    """One line per limit that `parity` breaks."""
+    """One line per limit that `parity` breaks; logits that are NaN or infinite break every gate."""
+    if not parity.finite:
+        return ["the logits hold NaN or infinity"]
     checks = (("max |Δlogit|", parity.max_abs, gate.max_abs), ("mean KL", parity.kl_mean, gate.kl_mean))
-    # Written so that NaN is a violation.
     broken = [
-        f"{name} {value:.3g} exceeds {limit:g}"
-        for name, value, limit in checks
-        if limit is not None and not value <= limit
+        f"{name} {value:.3g} exceeds {limit:g}" for name, value, limit in checks if limit is not None and value > limit
     ]
-    if gate.top1_agreement is not None and not parity.top1_agreement >= gate.top1_agreement:
+    if gate.top1_agreement is not None and parity.top1_agreement < gate.top1_agreement:
         broken.append(f"top-1 agreement {parity.top1_agreement:.1%} is below {gate.top1_agreement:.0%}")
     return broken
 
@@ -180,6 +202,7 @@ def padded_batch(blocks: Sequence[npt.NDArray[np.int64]], *, head: Head, fused: 
     return PaddedBatch(feed, tuple(len(row) for row in rows), head, left)
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def compare(
     reference: Logits,
     candidate: LogitsInTurn,
@@ -209,7 +232,7 @@ def compare(
     kl = np.concatenate([item.kl for item in distances])
     same = np.concatenate([item.same for item in distances])
     return Parity(
-        max_abs=float(max(item.max_abs for item in distances)),
+        max_abs=float(np.max([item.max_abs for item in distances])),
         mean_abs=float(sum(item.mean_abs * len(item.kl) for item in distances) / len(kl)),
         kl_mean=float(kl.mean()),
         kl_max=float(kl.max()),
@@ -333,4 +356,4 @@ def _losses(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> 
 
 
 def _perplexity(losses: Sequence[_Losses]) -> float:
-    return math.exp(float(np.concatenate(losses).mean()))
+    return float(np.exp(np.concatenate(losses).mean()))

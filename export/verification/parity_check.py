@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -113,10 +114,11 @@ class MergedReference:
         """
         parity = compare(reading.logits, measured.logits, reading.blocks, random_blocks=reading.random_blocks)
         gate, rounding, torch_kl = NUMBER_FORMATS.get(measured.precision).gate, None, None
-        if gate.max_abs is not None and parity.max_abs > gate.max_abs:
+        if gate.max_abs is not None and parity.finite and parity.max_abs > gate.max_abs:
             rounding = self._rounding
             gate = widen(gate, rounding)
-        if measured.chosen_by_runtime:
+        # Where torch itself overflows in that arithmetic, there is nothing to excuse the runtime with.
+        if measured.chosen_by_runtime and math.isfinite(self._torch_kl):
             torch_kl = self._torch_kl
             # Both round to bfloat16, in other orders.
             gate = gate.model_copy(update={"kl_mean": max(gate.kl_mean or 0.0, ROUNDING_ALLOWANCE * torch_kl)})

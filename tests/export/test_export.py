@@ -306,22 +306,33 @@ def test_an_existing_output_is_left_alone_unless_forced(masked, tmp_path):
     export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("peft",), force=True))
 
 
-def test_a_broken_gate_rejects_the_export_and_keeps_its_files(masked, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("shift", "weight_format", "reason"),
+    [
+        (0.01, "fp32", r"Δlogit.* exceeds 0\.001"),
+        (float("nan"), "fp32", "NaN or infinity"),
+        (float("nan"), "int8", "NaN or infinity"),
+    ],
+)
+def test_a_broken_gate_rejects_the_export_and_keeps_its_files(
+    masked, tmp_path, monkeypatch, shift, weight_format, reason
+):
+    options = {"formats": ("openvino",), "weight_format": weight_format}
+
     def shifted_logits(directory, blocks, *, config):
         logits = list(openvino_logits(directory, blocks, config=config))
-        logits[0][0, 0] += 0.01
+        logits[0][0, 0] += shift
         return logits
 
     monkeypatch.setattr(export.formats.openvino, "openvino_logits", shifted_logits)
-    with pytest.raises(ParityFailed, match=r"Δlogit.* exceeds 0\.001") as caught:
-        export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("openvino",)))
+    with pytest.raises(ParityFailed, match=reason) as caught:
+        export_subnet(masked.path / "best.json", request_for(tmp_path / "export", **options))
     assert caught.value.exit_code == 1
     assert not (tmp_path / "export").exists()
     assert (tmp_path / "export.rejected" / "report.html").is_file()
-    accepted = export_subnet(
-        masked.path / "best.json", request_for(tmp_path / "export", formats=("openvino",), verify="warn")
-    )
+    accepted = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", **options, verify="warn"))
     assert accepted.report.violations
+    assert read_document(accepted.path / "report.json", ExportReport).violations == accepted.report.violations
 
 
 def test_another_base_of_the_same_shape_is_refused(masked, plain, tmp_path):

@@ -1,5 +1,6 @@
 """The parity measures against plain formulas, and the gates."""
 
+import json
 import weakref
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from export.verification.parity import (
     LARGEST_LIMIT,
     ROUNDING_ALLOWANCE,
+    Parity,
     broken_limits,
     compare,
     fixed_blocks,
@@ -17,6 +19,7 @@ from export.verification.parity import (
     widen,
 )
 from shearling.registry.number_formats import NUMBER_FORMATS, Gate
+from shearling.strict_json import read_document, write_document
 from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
 
 
@@ -89,6 +92,33 @@ def test_a_gate_names_what_it_refuses(blocks):
     violations = broken_limits(NUMBER_FORMATS.get("fp32").gate, compare(reference, shifted, blocks))
     assert any("max |Δlogit| 0.01 exceeds 0.001" in line for line in violations)
     assert broken_limits(Gate(), compare(reference, random_logits(1, blocks), blocks)) == []
+
+
+@pytest.mark.parametrize("block", [0, -2], ids=["first", "later"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_break_every_gate(blocks, tmp_path, value, block):
+    reference = random_logits(0, blocks)
+    broken = [logits.copy() for logits in reference]
+    broken[block][3, 5] = value
+    for parity in (compare(reference, broken, blocks), compare(broken, reference, blocks)):
+        for gate in (Gate(), *(number_format.gate for number_format in NUMBER_FORMATS)):
+            assert broken_limits(gate, parity) == ["the logits hold NaN or infinity"]
+        write_document(tmp_path / "parity.json", parity)
+        assert json.loads((tmp_path / "parity.json").read_text())["mean_abs"] is None
+        assert not read_document(tmp_path / "parity.json", Parity).finite
+
+
+def test_a_perplexity_beyond_all_numbers_is_reported(blocks, tmp_path):
+    reference = random_logits(0, blocks)
+    sure = [np.zeros_like(logits) for logits in reference]
+    for logits, block in zip(sure, blocks, strict=True):
+        logits[:, (block.max() + 1) % VOCABULARY] = 1e4
+    parity = compare(reference, sure, blocks)
+    assert parity.perplexity == np.inf
+    assert parity.finite
+    assert any("mean KL" in line for line in broken_limits(NUMBER_FORMATS.get("int4").gate, parity))
+    write_document(tmp_path / "parity.json", parity)
+    assert json.loads((tmp_path / "parity.json").read_text())["perplexity"] is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -86,6 +86,17 @@ def test_what_the_runtime_chose_is_reported_beside_torch_and_rejects_nothing(ref
     assert reference.check(MeasuredLogits("x", "bf16", wrong), reference.fixed).rejects
 
 
+def test_a_runtime_is_not_excused_where_torch_overflows_as_well(
+    reference: MergedReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflown = [np.full_like(block, np.nan) for block in reference.fixed.logits]
+    monkeypatch.setattr(parity_check, "torch_logits", lambda *_, **__: overflown)
+    fresh = replace(reference)
+    assert fresh.check(MeasuredLogits("x", "bf16", overflown, chosen_by_runtime=True), reference.fixed).rejects
+    sound = fresh.check(MeasuredLogits("x", "bf16", reference.fixed.logits, chosen_by_runtime=True), reference.fixed)
+    assert (sound.verdict, sound.torch_kl) == ("ok", None)
+
+
 def test_a_widened_gate_is_said(reference: MergedReference, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity_check, "rounding_of", lambda *_, **__: 1e-3)
     fresh = replace(reference)
