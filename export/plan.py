@@ -157,7 +157,8 @@ def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
     mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
     model_type, head = _read_kind(opened.frozen)
     wanted = [EXPORT_FORMATS.get(name) for name in request.formats]
-    if opened.space.width_groups or head == "classifier" or opened.mixture is not None:
+    rounded = opened.space.adapter.grid is not None
+    if opened.space.width_groups or head == "classifier" or opened.mixture is not None or rounded:
         wanted = _without_frozen(wanted, mode)
     formats = _plan_formats(wanted, request, model_type, head, separate=mode == "separate")
     log.print(f"{path}: {opened.subnet.id}, merge mode {mode}")
@@ -345,9 +346,9 @@ def _read_kind(frozen: Artefact) -> tuple[str, Head]:
 
 
 def _without_frozen(wanted: list[ExportFormat], mode: MergeMode) -> list[ExportFormat]:
-    """Leave out what a narrowed model, a classifier or a mixture of variants has no use for: the adapter, whose base is
-    the frozen model at full width, without a trained head and with its own zeros, and the model beside which it would
-    be kept.
+    """Leave out what a narrowed model, a classifier, a mixture of variants or a model on a grid has no use for: the
+    adapter, whose base is the frozen model at full width, without a trained head, with its own zeros and not rounded,
+    and the model beside which it would be kept.
     """
     dropped = [
         entry for entry in wanted if entry.needs_adapter or (mode == "separate" and entry.frozen_directory is not None)
@@ -355,7 +356,7 @@ def _without_frozen(wanted: list[ExportFormat], mode: MergeMode) -> list[ExportF
     if dropped:
         log.print(
             f"left out: {', '.join(entry.name for entry in dropped)}, which would belong to the frozen model, at full "
-            "width, with its own head and its own zeros"
+            "width, with its own head and its own zeros, and not rounded"
         )
     return [entry for entry in wanted if entry not in dropped]
 

@@ -16,6 +16,7 @@ from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits
 from export.packing.linear_graph import find_products
 from export.packing.packed_onnx import _find_products
 from export.packing.stored_weight import read_matrix
+from export.plan import plan_subnet
 from export.quantization.settings import Quantization
 from export.reporting.report import ExportReport
 from export.request import ExportRequest
@@ -175,6 +176,20 @@ def test_what_would_round_again_is_refused(trained: tuple[Run, str], tmp_path: P
         export_subnet(best, ExportRequest(output=tmp_path / "x", formats=("hf",), merge="dense"))
 
 
+def planned_formats(run: Run, output: Path) -> list[str]:
+    request = ExportRequest(output=output, formats=("openvino", "hf", "peft"))
+    return [item.entry.name for item in plan_subnet(run.search / "best.json", request).formats]
+
+
+def test_an_adapter_whose_base_is_not_rounded_is_left_out(
+    trained: tuple[Run, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert planned_formats(trained[0], tmp_path / "x") == ["hf", "openvino"]
+    told = capsys.readouterr().err
+    assert "left out: peft" in told
+    assert "not rounded" in told
+
+
 def test_a_document_and_a_grid_that_differ_are_refused(trained: tuple[Run, str], tmp_path: Path) -> None:
     import shutil
 
@@ -200,6 +215,7 @@ def test_beside_integers_an_adapter_without_the_mask_stays_apart(tmp_path: Path)
     run = make_run(tmp_path, GRIDS["int4"], masked=False)
     best = run.search / "best.json"
     assert open_subnet(best).subnet.merge.default == "separate"
+    assert planned_formats(run, tmp_path / "export") == ["openvino"]
     request = ExportRequest(output=tmp_path / "export", formats=("openvino",), weight_format="int4")
     directory = export_subnet(best, request).path
     network = chosen(run)
