@@ -31,11 +31,13 @@ class MeasuredTask:
         objective: measures candidates.
         task: its name.
         split: which of its rows choose.
+        sha256: digest of the task, see `TaskEvaluator.sha256`.
     """
 
     objective: SubnetObjective
     task: str
     split: RowSplit
+    sha256: str
 
 
 SHARED = "Let every node see the same run directory at the same path"
@@ -153,7 +155,7 @@ def build_objective(
         network.model.to(device)
     evaluate = evaluator.on_torch(network.model, network.tokenizer, precision=settings.precision)
     objective = SubnetObjective(network, evaluate, split, counter=counter, cost=settled_cost(settings))
-    return MeasuredTask(objective, evaluator.task, split)
+    return MeasuredTask(objective, evaluator.task, split, evaluator.sha256)
 
 
 def _counter(network: SuperNetwork, settings: SearchSettings, inputs: SearchInputs) -> CostCounter:

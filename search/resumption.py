@@ -43,11 +43,17 @@ Consent = Callable[[str], bool]
 """Asks whether to go on, and is told what is lost by it."""
 
 
-def question_of(settings: SearchSettings, inputs: SearchInputs) -> str:
-    """Digest of what decides the answers of a candidate, beside the rows."""
+def question_of(settings: SearchSettings, inputs: SearchInputs, task: str) -> str:
+    """Digest of what decides the answers of a candidate, beside which of the rows it is asked.
+
+    Args:
+        settings: of the search.
+        inputs: of the search.
+        task: digest of the task; its name or path in the settings says nothing of the content.
+    """
     parents = {role: parent.sha256 for role, parent in inputs.parents.items()}
     names = (*QUESTION, *(MIXING if settings.mixes else ()))
-    asked = {"parents": parents, **{name: _settled(settings)[name] for name in names}}
+    asked = {"parents": parents, "task_sha256": task, **{name: _settled(settings)[name] for name in names}}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -56,6 +62,7 @@ def resume(
     settings: SearchSettings,
     inputs: SearchInputs,
     *,
+    question: str,
     anchors: Sequence[Indices],
     consent: Consent,
 ) -> None:
@@ -65,6 +72,7 @@ def resume(
         directory: of the unfinished search; empty where there is none.
         settings: of the search.
         inputs: of the search.
+        question: see `question_of`.
         anchors: candidates that are asked for first.
         consent: asked before evaluations are left behind that answer another question.
 
@@ -73,13 +81,13 @@ def resume(
     """
     indifferent = INDIFFERENT if settings.mixes else (*INDIFFERENT, *MIXING)
     deciding = {name: value for name, value in _settled(settings).items() if name not in indifferent}
-    deciding |= {"anchors": list(anchors), "journal": JOURNAL_FORM, "question": question_of(settings, inputs)}
+    deciding |= {"anchors": list(anchors), "journal": JOURNAL_FORM, "question": question}
     deciding["latency"] = None if inputs.latency is None else inputs.latency.sha256
     text = json.dumps(deciding, indent=2)
     file = directory / SETTINGS_FILE
     if file.is_file() and file.read_text() == text:
         return
-    _leave_behind(directory, question_of(settings, inputs), consent)
+    _leave_behind(directory, question, consent)
     write_text(file, text)
 
 

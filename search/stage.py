@@ -211,9 +211,10 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
         device = training_device() if conduct.workforce.entry.in_process else None
         measured = build_objective(settings, inputs, device=device, lean=lean)
         prepared = _prepare(opened, settings, measured, rule)
-        resume(draft.directory, settings, inputs, anchors=prepared.anchors, consent=conduct.consent)
+        question = question_of(settings, inputs, measured.sha256)
+        resume(draft.directory, settings, inputs, question=question, anchors=prepared.anchors, consent=conduct.consent)
         journal = Journal(draft.directory / JOURNAL_FILE)
-        store = PieceStore(draft.directory / PIECES_FILE, question_of(settings, inputs), prepared.measured.split)
+        store = PieceStore(draft.directory / PIECES_FILE, question, prepared.measured.split)
         with _measuring(prepared.measured, settings, inputs, conduct.workforce, store, lean=lean) as measure:
             watch = _watch(opened, prepared, settings, journal)
             with watching(watch, opened.run.search_page):

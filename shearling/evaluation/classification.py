@@ -156,6 +156,11 @@ class ClassifierEvaluator:
         """See `TaskEvaluator.row_digests`."""
         return tuple(row.id for row in self._rows)
 
+    @property
+    def sha256(self) -> str:
+        """See `TaskEvaluator.sha256`."""
+        return hashlib.sha256(f"{self.max_length} {' '.join(self.row_digests)}".encode()).hexdigest()
+
     def on_torch(
         self, model: nn.Module, tokenizer: Any, *, precision: Precision, on_rows: OnRows | None = None
     ) -> Measure:

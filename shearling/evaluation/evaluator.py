@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -45,6 +46,9 @@ accuracy does."""
 HARNESS_SPLITS: Mapping[Split, str] = {"train": "training", "validation": "validation", "test": "test"}
 FILE_FORMATS = ("json", "csv", "parquet", "text")
 """What the `datasets` library reads from files."""
+
+_SOURCE = "config_source"
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 OnRows = Callable[[int], None]
 """Called with the number of rows after each batch."""
@@ -137,6 +141,17 @@ class Evaluator:
             hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
             for document in documents
         )
+
+    @property
+    def sha256(self) -> str:
+        """See `TaskEvaluator.sha256`."""
+        config = self._answers.config.to_dict()
+        # Where the files lie is no part of the question.
+        metadata = {name: value for name, value in (config.pop("metadata", None) or {}).items() if name != _SOURCE}
+        asked = {name: value for name, value in config.items() if name not in ("dataset_path", "dataset_kwargs")}
+        # A function without a source is named by its address.
+        text = _ADDRESS.sub("", json.dumps([asked, metadata], default=str))
+        return hashlib.sha256("".join((text, *self.row_digests)).encode()).hexdigest()
 
     @property
     def task(self) -> str:

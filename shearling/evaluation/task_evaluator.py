@@ -38,6 +38,11 @@ class TaskEvaluator(Protocol):
         """Per row the sha256 of what it asks: sorting by it gives an order without pattern."""
         ...
 
+    @property
+    def sha256(self) -> str:
+        """Digest of how the task asks its rows, and of the rows."""
+        ...
+
     def on_torch(
         self, model: nn.Module, tokenizer: Any, *, precision: Precision, on_rows: OnRows | None = None
     ) -> Measure:

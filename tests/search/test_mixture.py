@@ -234,7 +234,7 @@ def test_the_times_of_a_table_are_those_of_zeros_and_formats(run, tmp_path):
 def test_other_ratios_are_another_question(run):
     inputs = open_inputs(open_mixed(run), task=None)
     asked = {
-        question_of(dataclasses.replace(MIXED, **changes), inputs)
+        question_of(dataclasses.replace(MIXED, **changes), inputs, "task")
         for changes in ({}, {"ratios": (0.6,)}, {"layer_formats": ("int4",)}, {"ratios": (), "layer_formats": ()})
     }
     assert len(asked) == 4

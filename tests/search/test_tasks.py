@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from search.stage import search_by_recipe
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import load_super_network
-from shearling.errors import UsageError
+from shearling.errors import NoCandidate, UsageError
 from shearling.evaluation.evaluator import Evaluator, torch_scorer
 from shearling.run import Run
 from tests.support.stage_commands import run_stage
@@ -87,6 +88,30 @@ def test_generated_answers_are_searched_by_what_is_found_in_them(run: Run) -> No
     (run.task / "whole.yaml").write_text(json.dumps(whole))
     word_by_word = Evaluator("whole", split="validation", include_path=run.task).measure(scorer)
     assert word_by_word.accuracy == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [("even.yaml", "{{question}}", "Say: {{question}}"), ("rows.jsonl", "Is 0 even?", "Is 8 even?")],
+)
+def test_an_edited_task_is_another_question(run: Run, tmp_path: Path, file: str, before: str, after: str) -> None:
+    task = write_task(tmp_path / "own", "validation")
+    settings = {"task": str(task), "evaluations": 2, "population": 2, "precision": "fp32"}
+    unfinished = run.search.with_name(".search.partial")
+
+    def leave_unfinished(**options: Any) -> list[str]:
+        with pytest.raises(NoCandidate):
+            search_by_recipe(run, settings=settings, rule={"min_accuracy": 1.5}, **options)
+        return (unfinished / "pieces.jsonl").read_text().splitlines()
+
+    pieces = leave_unfinished()
+    assert leave_unfinished() == pieces, "measured again"
+    edited = tmp_path / "own" / file
+    edited.write_text(edited.read_text().replace(before, after))
+    with pytest.raises(UsageError, match="none of them counts in this search"):
+        search_by_recipe(run, settings=settings, rule={"min_accuracy": 1.5})
+    again = leave_unfinished(consent=lambda _lost: True)
+    assert (again[: len(pieces)], len(again)) == (pieces, 2 * len(pieces))
 
 
 def test_test_rows_are_searched_only_where_that_is_said(run: Run, tmp_path: Path) -> None:

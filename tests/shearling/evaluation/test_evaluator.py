@@ -230,6 +230,15 @@ def test_rows_are_told_apart_by_their_content(task: Path, tmp_path: Path) -> Non
     assert digests["again"][:23] == digests["one"]
 
 
+def test_a_task_is_known_by_its_content_wherever_it_lies(task: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(task, tmp_path / "moved")
+    digests = [Evaluator("headlines", split="test", include_path=directory).sha256 for directory in (task, moved)]
+    file = moved / "headlines_test.yaml"
+    file.write_text(file.read_text().replace('"doc_to_text": "prompt"', '"doc_to_text": "text"'))
+    digests.append(Evaluator("headlines", split="test", include_path=moved).sha256)
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_bf16_is_near_float32_and_leaves_the_model_alone(task: Path) -> None:
     model, tokenizer = FAMILIES["llama_tied_gqa"](), tiny_tokenizer()
     evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True)
