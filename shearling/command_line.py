@@ -18,6 +18,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -139,19 +140,22 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         fault = _explain_unforeseen(error)
         code = _report(fault, code=fault.exit_code, as_json=as_json, debug=debug)
     departure.code = code
-    sys.stdout.flush()
     sys.exit(code)
 
 
 def print_result(result: Result, *, as_json: bool) -> None:
-    """Print `result` on stdout: one JSON object, or the screen."""
-    if as_json:
-        print(json.dumps({"status": "ok", **result.data}, indent=2, allow_nan=False))
-    elif isinstance(result.screen, str):
-        # Rich would wrap its lines, and read markup in it.
-        print(result.screen)
-    else:
-        Console(highlight=False).print(result.screen)
+    """Print `result` on stdout: one JSON object, or the screen.
+
+    Raises:
+        OSError: it cannot be written. A reader that has gone, such as `head`, has seen what it wanted.
+    """
+    try:
+        print(_as_text(result, as_json=as_json), flush=True)
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def refuse_shadowed_stages(stages: Sequence[str] = STAGES) -> None:
@@ -214,6 +218,19 @@ def share_processors() -> None:
     os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 
+def _as_text(result: Result, *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"status": "ok", **result.data}, indent=2, allow_nan=False)
+    if isinstance(result.screen, str):
+        # Rich would wrap its lines, and read markup in it.
+        return result.screen
+    console = Console(highlight=False)
+    # Rich would end the process with 1 where the reader has gone.
+    with console.capture() as captured:
+        console.print(result.screen)
+    return captured.get().removesuffix("\n")
+
+
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
 
@@ -247,6 +264,8 @@ def _report(error: ShearlingError, *, code: int, as_json: bool, debug: bool) -> 
     if as_json:
         body = {"error": type(error).__name__, "message": error.message, "where": error.where, "remedy": error.remedy}
         result = error.result if isinstance(error, CheckFailed) else {}
-        print(json.dumps({"status": "error", "exit_code": code, **body, **result}, indent=2))
+        # It may be stdout that fails; the code and the line on stderr say what happened.
+        with suppress(OSError):
+            print(json.dumps({"status": "error", "exit_code": code, **body, **result}, indent=2), flush=True)
     log.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
     return code

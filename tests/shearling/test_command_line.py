@@ -17,6 +17,7 @@ from tests.support.tiny_runs import write_tiny_recipe
 PROGRAM = '''
 import sys, time
 import typer
+from rich.table import Table
 from shearling.command_line import DebugFlag, JsonFlag, Result, make_app, run_command
 from shearling import errors
 
@@ -39,9 +40,11 @@ def work(how: str, count: int = 1, json: JsonFlag = False, debug: DebugFlag = Fa
         raise PermissionError(13, "Permission denied", "/a/file")
     if how == "bug":
         raise KeyError("colour")
-    if how != "good":
+    if how not in ("good", "table"):
         raise getattr(errors, how)("it went [red]wrong[/red] with 3.5", where="a/b.json", remedy="Do better")
-    return Result({"count": count}, f"counted {count}")
+    table = Table("counted")
+    table.add_row(str(count))
+    return Result({"count": count}, table if how == "table" else f"counted {count}")
 
 run_command(app, program="python -m tiny")
 '''
@@ -153,6 +156,58 @@ def test_help_is_0(program):
     done = run(program, "--help")
     assert done.returncode == 0
     assert "A tiny stage." in done.stdout or "Do something." in done.stdout
+
+
+def run_into(output, program, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(program), *arguments],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+STREAMS = [{"PYTHONUNBUFFERED": ""}, {"PYTHONUNBUFFERED": "1"}]
+SCREENS = [["good"], ["table"], ["good", "--json"]]
+
+
+@pytest.mark.parametrize("environment", STREAMS, ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", SCREENS, ids=" ".join)
+def test_a_result_that_cannot_be_written_is_4(arguments, environment, program):
+    with Path("/dev/full").open("w") as full:
+        done = run_into(full, program, *arguments, **environment)
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: standard output: cannot write: No space left on device")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("environment", STREAMS, ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", SCREENS, ids=" ".join)
+def test_a_reader_that_has_gone_does_not_change_the_code(arguments, environment, program):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = run_into(writing, program, *arguments, **environment)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("environment", STREAMS, ids=["buffered", "unbuffered"])
+def test_an_error_keeps_its_code_where_its_json_cannot_be_written(environment, program):
+    with Path("/dev/full").open("w") as full:
+        done = run_into(full, program, "ArtefactCorrupt", "--json", **environment)
+    assert done.returncode == 3
+    assert done.stderr == "error: a/b.json: it went [red]wrong[/red] with 3.5. Do better\n"
+
+
+def test_without_a_standard_output_a_command_does_its_work(program):
+    command = ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, str(program), "good"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
