@@ -206,7 +206,14 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
     if inputs.latency is not None:
         log.print(f"latencies are predicted for: {inputs.latency}")
     with write_artefact(
-        run.search, kind="search", parents=inputs.parents, seed=settings.seed, force=conduct.force, resumable=True
+        run.search,
+        kind="search",
+        parents=inputs.parents,
+        seed=settings.seed,
+        force=conduct.force,
+        resumable=True,
+        # All that they hold of a finished search is in the journal.
+        scratch=(SETTINGS_FILE, PIECES_FILE),
     ) as draft:
         device = training_device() if conduct.workforce.entry.in_process else None
         measured = build_objective(settings, inputs, device=device, lean=lean)
@@ -230,9 +237,6 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
             "best_rule": searched.best_rule,
             "task": searched.task,
         }
-        # All that they hold of this search is in the journal.
-        for name in (SETTINGS_FILE, PIECES_FILE):
-            (draft.directory / name).unlink(missing_ok=True)
     watch.lead_to(run.search)
     return searched
 

@@ -146,6 +146,7 @@ def write_artefact(
     seed: int | None = None,
     force: bool = False,
     resumable: bool = False,
+    scratch: Collection[str] = (),
 ) -> Iterator[Draft]:
     """Write an artefact that appears at `path` complete, or not at all.
 
@@ -156,6 +157,7 @@ def write_artefact(
         seed: the seed that its content depends on, if any.
         force: replace an artefact that is already there.
         resumable: keep unfinished work after a failure, and find it again in `Draft.directory`.
+        scratch: names there of files and directories that only help to resume; they go when the artefact stands.
 
     Raises:
         OutputExists: `path` exists and `force` is false, or it holds files that no manifest lists.
@@ -174,9 +176,11 @@ def write_artefact(
         draft = Draft(partial)
         try:
             yield draft
-            manifest = _seal(draft, kind=kind, parents=parents or {}, seed=seed)
+            manifest = _seal(draft, kind=kind, parents=parents or {}, seed=seed, scratch=scratch)
             sha256 = sha256_file(partial / MANIFEST)
+            _put_aside(path, scratch)
             _replace(path, partial, force=force)
+            shutil.rmtree(_scratch(path), ignore_errors=True)
             draft._sealed = Artefact(path, manifest, sha256)
         except BaseException as error:
             if not resumable:
@@ -252,9 +256,12 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _seal(draft: Draft, *, kind: Kind, parents: Mapping[str, Artefact], seed: int | None) -> Manifest:
+def _seal(
+    draft: Draft, *, kind: Kind, parents: Mapping[str, Artefact], seed: int | None, scratch: Collection[str]
+) -> Manifest:
     _remove_half_documents(draft.directory)
-    names = [name for name in list_files(draft.directory) if name != MANIFEST]
+    unlisted = {MANIFEST, *scratch}
+    names = [name for name in list_files(draft.directory) if PurePosixPath(name).parts[0] not in unlisted]
     files = {}
     for name in names:
         file = draft.directory / name
@@ -292,8 +299,22 @@ def _replace(path: Path, partial: Path, *, force: bool) -> None:
     _sync(path.parent)
 
 
+def _put_aside(path: Path, scratch: Collection[str]) -> None:
+    """Move what only helps to resume out of the unfinished artefact, from where `_recover` can bring it back."""
+    partial, aside = unfinished_artefact(path), _scratch(path)
+    for name in scratch:
+        if (partial / name).exists():
+            aside.mkdir(exist_ok=True)
+            (partial / name).rename(aside / name)
+
+
 def _recover(path: Path) -> None:
-    """Undo a replacement that was killed between its two renames; sweep one that was killed after them."""
+    """Undo a replacement that was killed between its renames; sweep one that was killed after them."""
+    partial, aside = unfinished_artefact(path), _scratch(path)
+    if partial.is_dir() and aside.is_dir():
+        for item in aside.iterdir():
+            item.rename(partial / item.name)
+    shutil.rmtree(aside, ignore_errors=True)
     old = _set_aside(path)
     if old.is_dir():
         if path.exists():
@@ -304,6 +325,10 @@ def _recover(path: Path) -> None:
 
 def _set_aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f".{path.name}.scratch")
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serve.bench.benchmark import FILE, SCHEMA, Benchmark, run_benchmark
 from serve.bench.page import write_page
-from serve.bench.unfinished import forget
+from serve.bench.unfinished import FILE as UNFINISHED
 from serve.bench.workload import DOCUMENT_BYTES, Workload, check_document_size
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import open_artefact, write_artefact
@@ -39,11 +39,12 @@ def run_into(
         UsageError: so many samples could not be read again.
     """
     check_document_size(workload, deployments=len(targets))
-    with write_artefact(path, kind="benchmark", seed=workload.seed, force=force, resumable=True) as draft:
+    with write_artefact(
+        path, kind="benchmark", seed=workload.seed, force=force, resumable=True, scratch=(UNFINISHED,)
+    ) as draft:
         benchmark = run_benchmark(targets, options=options, workload=workload, unfinished=draft.directory)
         write_document(draft.directory / FILE, benchmark)
         write_page(draft.directory / PAGE, benchmark)
-        forget(draft.directory)
         draft.details["measured"] = {
             subject.deployment.label: subject.deployment.weights_sha256 for subject in benchmark.subjects
         }

@@ -93,11 +93,6 @@ def continue_from(
     )
 
 
-def forget(directory: Path) -> None:
-    """Remove it, once the benchmark is complete."""
-    (directory / FILE).unlink(missing_ok=True)
-
-
 def _installed_apart(deployments: Sequence[Deployment]) -> frozenset[tuple[str, Path]]:
     """Distributions that are imported from environments of their own."""
     return frozenset(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import shearling.artefact
 from search.costing import count_frozen_nonzero
 from search.front import BestRule, best_record
 from search.journal import read_journal
@@ -24,7 +25,7 @@ from search.pieces import Piece
 from search.row_split import RowSplit
 from search.settings import SearchSettings, recipe_settings
 from search.stage import Searched, search
-from shearling.artefact import open_artefact
+from shearling.artefact import open_artefact, sha256_file
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import load_super_network
 from shearling.errors import ArtefactMismatch, NoCandidate, OutputExists, ResourceExhausted, UsageError
@@ -239,8 +240,19 @@ def test_interrupted_in_process_and_resumed_measures_nothing_twice(run: Run, mon
     with pytest.raises(KeyboardInterrupt):
         search(run, settings(), BestRule())
     monkeypatch.setattr(SubnetObjective, "measure", count)
+    with monkeypatch.context() as full:
+        full.setattr(shearling.artefact, "sha256_file", disk_is_full)
+        with pytest.raises(ResourceExhausted):
+            search(run, settings(), BestRule())
     found = search(run, settings(), BestRule())
     assert len(measured) == len(set(measured)) == sum(not record.cached for record in found.records)
+    assert not {"settings.json", "pieces.jsonl"} & {path.name for path in run.search.iterdir()}
+
+
+def disk_is_full(path: Path) -> str:
+    if ".search.partial" in path.parts:
+        raise OSError(28, "No space left on device", str(path))
+    return sha256_file(path)
 
 
 def test_no_candidate_is_exit_1_and_another_constraint_reuses_the_evaluations(

@@ -268,6 +268,52 @@ def test_replacement_killed_between_its_renames_is_undone(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shearling.artefact import write_artefact
+left, rename = int(sys.argv[2]), Path.rename
+def rename_or_die(self, target):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return rename(self, target)
+Path.rename = rename_or_die
+options = {"kind": "task", "force": True, "resumable": True, "scratch": ("checkpoints", "inputs.json", "never")}
+with write_artefact(Path(sys.argv[1]), **options) as draft:
+    (draft.directory / "checkpoints").mkdir()
+    (draft.directory / "checkpoints" / "last").write_text("hours")
+    (draft.directory / "inputs.json").write_text("{}")
+    (draft.directory / "rows.jsonl").write_text("two")
+"""
+
+
+@pytest.mark.parametrize("renames", range(5))
+def test_unfinished_work_is_there_until_the_artefact_is(renames, tmp_path):
+    """Two are of unfinished work, one of what stood there before, and one of the artefact."""
+    good = make(tmp_path / "a")
+    process = start(KILLED, tmp_path / "a", renames)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == (0 if renames == 4 else -signal.SIGKILL), told
+    if renames < 4:
+        scratch = ("checkpoints", "inputs.json")
+        with write_artefact(tmp_path / "a", kind="task", force=True, resumable=True, scratch=scratch) as draft:
+            assert open_artefact(tmp_path / "a", kind="task").sha256 == good.sha256
+            assert (draft.directory / "checkpoints" / "last").read_text() == "hours"
+            assert (draft.directory / "inputs.json").read_text() == "{}"
+    assert set(open_artefact(tmp_path / "a", kind="task").manifest.files) == {"rows.jsonl"}
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == [MANIFEST, "rows.jsonl"]
+
+
+def test_unfinished_work_of_a_finished_artefact_is_swept(tmp_path):
+    make(tmp_path / "a")
+    (tmp_path / ".a.scratch" / "checkpoints").mkdir(parents=True)
+    make(tmp_path / "a", force=True)
+    assert names(tmp_path) == ["a"]
+
+
 def test_error_is_a_resource_error_only_for_the_disk(tmp_path):
     with pytest.raises(errors.ResourceExhausted), write_artefact(tmp_path / "a", kind="task"):
         raise OSError(28, os.strerror(28))

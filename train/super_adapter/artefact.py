@@ -177,6 +177,7 @@ def carry_out(training: Training, destination: Path, *, force: bool) -> None:
         seed=training.seed,
         force=force,
         resumable=True,
+        scratch=(CHECKPOINTS, ROWS, INPUTS_FILE),
     ) as draft:
         _start_over_unless_same(draft.directory, training)
         processes.wait_for_all()
@@ -188,9 +189,6 @@ def carry_out(training: Training, destination: Path, *, force: bool) -> None:
             draft.details["reorder"] = reordering.method
         draft.details |= {**training.details, "precision": precision, "row_account": accounts.pop("task")}
         draft.details |= {"row_accounts": accounts} if accounts else {}
-        shutil.rmtree(draft.directory / CHECKPOINTS)
-        shutil.rmtree(draft.directory / ROWS)
-        (draft.directory / INPUTS_FILE).unlink()
 
 
 def recipe_inputs(recipe: Recipe) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import shearling.artefact
 from shearling.artefact import open_artefact
 from shearling.command_line import Terminated
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
@@ -45,14 +47,16 @@ def unfinished(run: Path) -> Path:
     return run / ".super_adapter.partial" / CHECKPOINTS
 
 
-def interrupt(*_: object) -> None:
+def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def run_until_the_last_step(recipe: Recipe, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_until_the_last_step(
+    recipe: Recipe, run: Path, monkeypatch: pytest.MonkeyPatch, *, at: tuple[object, str] = (super_adapter, "_write")
+) -> None:
     """Interrupted when everything is trained, and nothing is written."""
     with monkeypatch.context() as patched:
-        patched.setattr(super_adapter, "_write", interrupt)
+        patched.setattr(*at, interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, run)
 
@@ -162,11 +166,21 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_it_arrived_in(number, error, t
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
 
 
-def test_a_run_killed_after_its_last_step_only_writes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["_write", "_seal"])
+def test_a_run_killed_after_its_last_step_only_writes(name, tmp_path, monkeypatch, capsys):
     recipe = tiny_recipe(tmp_path)
     run_recipe(recipe, tmp_path / "straight")
-    run_until_the_last_step(recipe, tmp_path / "run", monkeypatch)
+    shutil.copytree(tmp_path / "straight", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "super_adapter")
+    module = super_adapter if name == "_write" else shearling.artefact
+    run_until_the_last_step(recipe, tmp_path / "run", monkeypatch, at=(module, name))
+    capsys.readouterr()
     run_recipe(recipe, tmp_path / "run")
+    assert f"continuing from step {recipe.train.steps}" in capsys.readouterr().err
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
+    assert not {"checkpoints", "rows", "inputs.json"} & {
+        path.name for path in Run(tmp_path / "run").super_adapter.iterdir()
+    }
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
 
 
