@@ -68,7 +68,7 @@ class PlannedMerge:
             "grid_bits": self.grid_bits,
             "modules": len(self.opened.subnet.ranks),
             "mode": self.opened.subnet.mode,
-            "narrowed": len(self.opened.subnet.widths),
+            "narrowed": self.narrowed,
             **({} if self.mixture is None else {"layers": [layer.model_dump() for layer in self.mixture.layers]}),
         }
 

@@ -14,10 +14,12 @@ from shearling.command_line import Result
 def show_plan(plan: ExportPlan) -> Result:
     """The plan of `--dry-run`."""
     facts = plan.describe()
+    mixture = None if plan.merge is None else plan.merge.mixture
+    shown = facts if mixture is None else {**facts, "layers": mixture.words}
     table = Table(
         title="plan: everything below was verified, nothing was written", title_justify="left", show_header=False
     )
-    for name, value in facts.items():
+    for name, value in shown.items():
         table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value))
     return Result({"dry_run": True, **facts}, table)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.plan import plan_subnet
 from export.request import ExportRequest
 from export.stage import export_subnet
+from search.describing import write_landmark
 from search.front import BestRule
 from search.stage import search
 from shearling.elastic.reordering import REORDERING_FILE
@@ -80,10 +82,11 @@ def test_every_format_is_the_active_sub_network(searched: Run, tmp_path: Path) -
     subnet, path = mixed(searched)
     network = load_super_network(searched)
     assert len({subnet.widths[name] for name in subnet.widths}) > 1
-    exported = export_subnet(
-        path, ExportRequest(output=tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"))
-    )
+    request = ExportRequest(output=tmp_path / "export", formats=("hf", "peft", "openvino", "onnx"))
+    planned = plan_subnet(path, request).describe()
+    exported = export_subnet(path, request)
     report = exported.report
+    assert planned["narrowed"] == report.narrowed > 0
     merged, *runtimes = report.parity
     assert merged.parity.max_abs <= 1e-5
     if network.masks is not None:
@@ -104,6 +107,12 @@ def test_every_format_is_the_active_sub_network(searched: Run, tmp_path: Path) -
         expected = network.model(input_ids=tokens).logits
         assert (model(input_ids=tokens).logits - expected).abs().max() <= (0.0 if network.masks is not None else 1e-5)
         assert model.generate(tokens, max_new_tokens=4, do_sample=False).shape[1] > tokens.shape[1]
+
+
+def test_the_plan_of_the_largest_narrows_nothing(searched: Run, tmp_path: Path) -> None:
+    write_landmark(searched, "largest", tmp_path / "largest.json", ratios=(), formats=())
+    planned = plan_subnet(tmp_path / "largest.json", ExportRequest(output=tmp_path / "export", formats=("openvino",)))
+    assert planned.describe()["narrowed"] == 0
 
 
 def test_a_narrowed_model_takes_the_sparse_kernel(searched: Run, tmp_path: Path) -> None:

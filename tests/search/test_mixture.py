@@ -39,6 +39,7 @@ from shearling.strict_json import write_document
 from tests.support.latency_tables import CONSTANT_MS, invented_document, invented_ms
 from tests.support.mixed_runs import FORMATS, RATIOS, mixed_network, mixed_run, one_of_each, open_mixed
 from tests.support.small_searches import SMALL_SEARCH
+from tests.support.stage_commands import run_stage
 from tests.support.super_networks import logits
 
 MIXED = dataclasses.replace(SMALL_SEARCH, ratios=RATIOS, layer_formats=FORMATS, sparse_kernel=True, cost="auto")
@@ -129,6 +130,15 @@ def test_what_is_exported_is_what_was_measured(searched, tmp_path):
     recipe = export.report.lineage.recipe
     assert recipe["variants"] == {"ratios": list(RATIOS)}
     assert recipe["search"]["layer_formats"] == list(FORMATS)
+
+
+def test_the_plan_of_an_export_says_what_layers_chose(searched, tmp_path):
+    options = ("--subnet", searched[0].search / "best.json", "--output", tmp_path / "export", "--dry-run")
+    facts = json.loads(run_stage("export", *options, "--json", code=0).stdout)
+    mixture = open_subnet(searched[0].search / "best.json").subnet.mixture
+    assert facts["layers"] == [layer.model_dump() for layer in mixture.layers]
+    told = run_stage("export", *options, code=0).stdout
+    assert all(line.partition(":")[0] in told for line in mixture.words)
 
 
 def test_each_layer_of_the_file_has_the_format_that_it_chose(run, tmp_path):
