@@ -27,11 +27,12 @@ from search.latency.machine import this_machine
 from search.latency.stopwatch import WARM_UP, Forward
 from search.latency.table import Conditions, LatencyTable, open_table
 from search.latency.target import GROUP_WITHOUT_DATA, MODEL_XML
-from search.layer_forms import LayerForms, keeps_ranks_apart
+from search.layer_forms import LayerForms
 from search.opening import open_run
 from search.strategies.grid import Grid, Indices
 from shearling.command_line import quiet_libraries
 from shearling.console import log
+from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.subnet import describe_subnet
 from shearling.elastic.super_network import assemble_super_network
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     opened = open_run(Run(options.run))
     frozen = open_frozen(opened.adapter)
     network = assemble_super_network(frozen, opened.adapter, opened.space)
-    table = open_table(options.table or Run(options.run).latency, frozen=frozen, separate=keeps_ranks_apart(network))
+    separate = keeps_ranks_apart(network.space, sparse=frozen.manifest.kind == "sparse")
+    table = open_table(options.table or Run(options.run).latency, frozen=frozen, separate=separate)
     conditions, forms = table.document.conditions, LayerForms(network)
     if conditions.machine != this_machine():
         log.print(f"the table was measured on another machine: {conditions.machine.processor}")

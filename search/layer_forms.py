@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.model.narrow_layers import Cut
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class LayerForms:
 
     def __init__(self, network: SuperNetwork) -> None:
         self._space = network.space
-        self._separate = keeps_ranks_apart(network)
+        self._separate = keeps_ranks_apart(network.space, sparse=network.masks is not None)
         paths = dict.fromkeys(self._space.cuts(self._space.maximal()))
         paths |= dict.fromkeys(network.layers if self._separate else ())
         paths |= dict.fromkeys(path for group in self._space.mixed_groups for path in group.modules)
@@ -104,11 +105,6 @@ class LayerForms:
     def every(self) -> list[LayerForm]:
         """The different forms of all layers, in order."""
         return sorted({form for forms in self.variants().values() for form in forms})
-
-
-def keeps_ranks_apart(network: SuperNetwork) -> bool:
-    """Whether the adapter is computed beside the weights: a plain update of sparse ones, which a merge would fill."""
-    return network.masks is not None and not network.space.adapter.masked_training
 
 
 def linked_groups(space: SearchSpace) -> list[tuple[int, ...]]:

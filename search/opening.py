@@ -8,6 +8,7 @@ from pathlib import Path
 
 from search.latency.table import LatencyTable, open_table
 from shearling.artefact import MANIFEST, Artefact, open_artefact
+from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.elastic.mixture import LayerFormat, Mixture, open_mixture, percents_of_ratios
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
 from shearling.errors import ArtefactMismatch
@@ -119,7 +120,7 @@ def open_inputs(opened: SearchableRun, *, task: str | None, latency: Path | None
     """
     found = _open_task(opened) if task is None else None
     frozen = open_frozen(opened.adapter)
-    separate = frozen.manifest.kind == "sparse" and not opened.space.adapter.masked_training
+    separate = keeps_ranks_apart(opened.space, sparse=frozen.manifest.kind == "sparse")
     table = None if latency is None else open_table(latency, frozen=frozen, separate=separate)
     variants = None if opened.mixture is None else opened.mixture.variants
     return SearchInputs(opened.adapter, opened.space, frozen, found, table, variants)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from search.front import BestRule
 from search.strategies.strategy import Cost, CostOption
+from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.errors import ShearlingError, UsageError
 from shearling.evaluation.precision import Precision
 from shearling.evaluation.task import MeasuredSplit
@@ -142,7 +143,7 @@ def settle(settings: SearchSettings, rule: BestRule, space: SearchSpace, *, spar
     Raises:
         UsageError: less is asked for of a cost, and nothing is saved.
     """
-    differ = bool(space.width_groups) or (sparse and not space.adapter.masked_training)
+    differ = bool(space.width_groups) or keeps_ranks_apart(space, sparse=sparse)
     cost: Cost = settings.cost if settings.cost != "auto" else "macs" if differ else "none"
     if settings.cost == "auto" and settings.mixes:
         cost = "bytes" if settings.layer_formats or settings.sparse_kernel else "nonzero_params"

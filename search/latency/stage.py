@@ -20,11 +20,12 @@ from search.latency.table import (
     LatencyTable,
 )
 from search.latency.target import LatencyTarget, open_target
-from search.layer_forms import LayerForm, LayerForms, keeps_ranks_apart
+from search.layer_forms import LayerForm, LayerForms
 from search.opening import SearchableRun, open_run
 from search.stored_bytes import StoredForm
 from shearling.artefact import Artefact, check_destination, open_artefact, write_artefact
 from shearling.console import log, progress
+from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.elastic.mixture import LayerFormat
 from shearling.elastic.super_network import assemble_super_network
 from shearling.errors import ArtefactMismatch, OutputExists, UsageError
@@ -97,7 +98,7 @@ def measure_latencies(
         tokens=tokens or opened.section.macs_seq_len,
     )
     _check_differ(forms, target.conditions.timed, run)
-    _check_merge(target, keeps_ranks_apart(network))
+    _check_merge(target, keeps_ranks_apart(opened.space, sparse=frozen.manifest.kind == "sparse"))
     if output.exists() and not force:
         return MeasuredTable(_reuse(output, target, forms), reused=True)
     check_destination(output, force=force)

@@ -6,10 +6,13 @@ it has no exact sparse form. So the training decides, and a merge that would sil
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from shearling.errors import MergeRefused
 from shearling.strict_json import Document
+
+if TYPE_CHECKING:
+    from shearling.elastic.search_space import SearchSpace
 
 MergeMode = Literal["masked", "separate", "dense"]
 
@@ -59,6 +62,19 @@ def merge_rule(*, masked_training: bool, sparse: bool, grid_bits: int | None = N
         "approximate (--allow-approximate)"
     )
     return MergeRule(allowed=("separate", "dense"), default="separate", reason=reason)
+
+
+def merge_rule_of(space: SearchSpace, *, sparse: bool) -> MergeRule:
+    """The rule of the adapters of a search space; see `merge_rule`."""
+    grid = space.adapter.grid
+    return merge_rule(
+        masked_training=space.adapter.masked_training, sparse=sparse, grid_bits=None if grid is None else grid.bits
+    )
+
+
+def keeps_ranks_apart(space: SearchSpace, *, sparse: bool) -> bool:
+    """Whether an export computes the adapter beside the weights, unless it is told otherwise."""
+    return merge_rule_of(space, sparse=sparse).default == "separate"
 
 
 def resolve_merge(rule: MergeRule, requested: MergeMode | None, *, allow_approximate: bool) -> MergeMode:

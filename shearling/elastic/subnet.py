@@ -19,7 +19,7 @@ import shearling
 from shearling.artefact import Artefact, open_artefact, sha256_file, utc_now
 from shearling.elastic.grid_file import GRID_FILE
 from shearling.elastic.mask import MASK_FILE, PACKING
-from shearling.elastic.merge_rule import MergeRule, merge_rule
+from shearling.elastic.merge_rule import MergeRule, merge_rule_of
 from shearling.elastic.mixture import Mixture
 from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, Choice, SearchSpace, read_search_space
@@ -333,7 +333,7 @@ def describe_subnet(
         mixture=None if mixture is None else describe_mixture(mixture, choice, location),
         metrics=metrics,
         provenance=provenance,
-        merge=_merge_rule(space, sparse=sparsity is not None),
+        merge=merge_rule_of(space, sparse=sparsity is not None),
     )
 
 
@@ -361,13 +361,6 @@ def _grid(adapter: Artefact, space: SearchSpace, location: Path) -> GridReferenc
     if entry is None or spec is None:
         return None
     return GridReference(file=_relative(adapter.path / GRID_FILE, location), sha256=entry.sha256, bits=spec.bits)
-
-
-def _merge_rule(space: SearchSpace, *, sparse: bool) -> MergeRule:
-    grid = space.adapter.grid
-    return merge_rule(
-        masked_training=space.adapter.masked_training, sparse=sparse, grid_bits=None if grid is None else grid.bits
-    )
 
 
 def open_subnet(path: Path) -> OpenSubnet:
@@ -469,7 +462,7 @@ def _check_against_space(subnet: Subnet, space: SearchSpace, *, where: Path) -> 
         "base.model_type": (subnet.base.model_type, space.model_type),
         "base.num_layers": (subnet.base.num_layers, space.num_layers),
         "grid.bits": (subnet.grid and subnet.grid.bits, space.adapter.grid and space.adapter.grid.bits),
-        "merge": (subnet.merge, _merge_rule(space, sparse=subnet.sparsity is not None)),
+        "merge": (subnet.merge, merge_rule_of(space, sparse=subnet.sparsity is not None)),
     }
     for field, (found, wanted) in expected.items():
         if found != wanted:

@@ -23,6 +23,7 @@ from search.objective import SubnetObjective
 from search.settings import SearchSettings, settle
 from search.stage import search
 from search.stored_bytes import StoredForm
+from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.elastic.size import measure_network
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import SuperNetwork, load_super_network
@@ -37,8 +38,10 @@ WIDTHS = {"feed_forward": [100, 75, 50], "attention": [60, 30]}
 KINDS = {
     "masked": {"width": WIDTHS},
     "beside": {"masked": False},
+    "grid": {"masked": False, "sparse": False, "quantization": {"bits": 8}},
     "dense": {"masked": False, "sparse": False, "width": {"feed_forward": [100, 75, 50]}},
 }
+APART = ("beside", "grid")
 SETTINGS = dataclasses.replace(SMALL_SEARCH, cost="latency")
 
 
@@ -62,9 +65,11 @@ FORMS = [
     *(("masked", name, False) for name in STOCK),
     *(("masked", name, True) for name in ("bf16", "int8", "int4")),
     *(("beside", name, packed) for name, packed in (("int8", False), ("int8", True), ("bf16", True))),
+    ("grid", "int8", False),
     *(("dense", name, packed) for name, packed in (("fp32", False), ("int4", False), ("int8", True))),
 ]
 FAST = {("masked", "fp32", False), ("masked", "int8", False), ("beside", "int8", True), ("dense", "int4", False)}
+FAST |= {("grid", "int8", False)}
 
 
 @pytest.mark.parametrize(
@@ -100,14 +105,14 @@ def test_the_bytes_are_those_of_the_exported_file(
 def test_the_rest_is_what_brute_force_counts(runs: dict[str, Run], kind: str) -> None:
     network = load_super_network(runs[kind])
     space, count, size = network.space, counter(network), measure_network(network)
-    apart = kind == "beside"
+    apart = kind in APART
     for choice in (space.maximal(), space.heuristic(), space.minimal()):
         costs = count.costs(space.encode(choice))
         cuts, adapter = space.cuts(choice), network.adapter_params(choice)
         assert costs.adapter_params == adapter
         assert costs.parameters == size.parameters(cuts) + adapter * apart
         assert costs.macs_m == pytest.approx((size.macs(tokens=16, cuts=cuts) + 16 * adapter * apart) / 1e6)
-        nonzero = adapter if not space.adapter.masked_training else 0
+        nonzero = adapter * apart
         adapters = {id(p) for layer in network.layers.values() for p in (layer.lora_a, layer.lora_b)}
         for name, parameter in network.model.named_parameters():
             if id(parameter) in adapters:
@@ -159,7 +164,7 @@ def test_every_choice_has_a_form_that_the_space_lists(runs: dict[str, Run], kind
         for path, form in found.items():
             layer = network.layers.get(path) or network.unadapted[path]
             assert (form.out_features, form.in_features) == (layer.active_out, layer.active_in)
-            assert form.rank == (layer.rank if kind == "beside" else 0)
+            assert form.rank == (layer.rank if kind in APART else 0)
     assert seen == every
 
 
@@ -247,12 +252,14 @@ def test_a_table_that_does_not_fit_is_refused_before_the_first_evaluation(
         )
 
 
-@pytest.mark.parametrize(("kind", "cost"), [("masked", "macs"), ("beside", "macs"), ("dense", "macs")])
-def test_what_is_saved_follows_from_what_differs(runs: dict[str, Run], kind: str, cost: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_follows_from_what_differs(runs: dict[str, Run], kind: str) -> None:
     network = load_super_network(runs[kind])
+    default = open_subnet(runs[kind].path / "best.json").subnet.merge.default
+    assert keeps_ranks_apart(network.space, sparse=network.masks is not None) == (default == "separate")
     auto = dataclasses.replace(SMALL_SEARCH, cost="auto")
     settled = settle(auto, BestRule(accuracy_delta=0.1), network.space, sparse=network.masks is not None)
-    assert settled.cost == cost
+    assert settled.cost == "macs"
 
 
 def test_ranks_that_are_merged_are_searched_by_accuracy_alone(tmp_path: Path) -> None:

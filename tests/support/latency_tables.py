@@ -7,8 +7,9 @@ from pathlib import Path
 
 from search.latency.machine import this_machine
 from search.latency.table import TABLE_FILE, Conditions, Interval, LatencyDocument, LatencyEntry
-from search.layer_forms import LayerForm, LayerForms, keeps_ranks_apart
+from search.layer_forms import LayerForm, LayerForms
 from shearling.artefact import Artefact, open_artefact, write_artefact
+from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.elastic.super_network import load_super_network
 from shearling.run import Run, open_frozen
 from shearling.strict_json import write_document
@@ -56,8 +57,9 @@ def invent_table(run: Run, path: Path, *, forget: int = 0, **changes: object) ->
     adapter = open_artefact(run.super_adapter, kind="super_adapter")
     frozen, network = open_frozen(adapter), load_super_network(run)
     every = LayerForms(network).every()[forget:]
+    separate = keeps_ranks_apart(network.space, sparse=frozen.manifest.kind == "sparse")
     parents = {"super_adapter": adapter, frozen.manifest.kind: frozen}
     with write_artefact(path, kind="latency", parents=parents) as draft:
-        document = invented_document(every, **{"separate": keeps_ranks_apart(network), **changes})
+        document = invented_document(every, **{"separate": separate, **changes})
         write_document(draft.directory / TABLE_FILE, document)
     return draft.sealed
