@@ -61,14 +61,12 @@ class CostCounter:
         choice = space.decode(indices)
         cuts, forms = space.cuts(choice), self._forms.of(choice)
         adapter_params = self._network.adapter_params(choice)
+        # 0 where the update is merged: it disappears into the weights that are there.
         beside = sum(form.rank * (form.out_features + form.in_features) for form in forms.values())
         macs = self._size.macs(tokens=self._tokens, cuts=cuts) + beside * self._tokens
-        # An update under the mask disappears into the weights that are there; a plain one is stored beside them, unless
-        # the frozen model is dense and takes it in.
-        added = 0 if space.adapter.masked_training else adapter_params
         return CandidateCosts(
             adapter_params=adapter_params,
-            nonzero_params=self._nonzero.count(forms) + added,
+            nonzero_params=self._nonzero.count(forms) + beside,
             parameters=self._size.parameters(cuts) + beside,
             macs_m=macs / 1e6,
             model_bytes=self._bytes.count(forms),
