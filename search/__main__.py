@@ -13,7 +13,17 @@ from search.front import Preference
 from search.mixing_options import LayerFormatsOption, RatiosOption, parse_layer_formats, parse_ratios
 from search.strategies.grid import Landmark
 from search.strategies.strategy import CostOption
-from shearling.command_line import DebugFlag, DryRunFlag, ForceFlag, JsonFlag, Result, make_app, require, run_command
+from shearling.command_line import (
+    LARGEST_SEED,
+    DebugFlag,
+    DryRunFlag,
+    ForceFlag,
+    JsonFlag,
+    Result,
+    make_app,
+    require,
+    run_command,
+)
 from shearling.evaluation.precision import Precision
 from shearling.executors.command_options import (
     AddressOption,
@@ -64,7 +74,7 @@ def search(
         Literal["validation", "test"] | None,
         typer.Option(help="Rows of --task; default: validation. What is found by test rows has no test."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the algorithm.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=LARGEST_SEED, help="Of the algorithm.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Most rows of a batch.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the evaluation.")] = None,
     min_accuracy: Annotated[

@@ -12,7 +12,7 @@ from serve.bench.time_budget import CHECK_S
 from serve.http.limits import Limits, make_limits
 from serve.http.named_target import NamedTarget, parse_named_target
 from serve.runtimes.runtime import Hint, Precision, RunOptions
-from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+from shearling.command_line import LARGEST_SEED, DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.registry.name_option import NameOption, member_of
 from shearling.registry.runtimes import RUNTIMES
 from shearling.target import AUTO, Target, parse_target
@@ -172,7 +172,9 @@ def bench(
     repeats: Annotated[int, typer.Option("--repeats", help="Measured runs of each, per session.")] = 6,
     warmup: Annotated[int, typer.Option("--warmup", help="Runs of each that are thrown away, per session.")] = 1,
     sessions: Annotated[int, typer.Option("--sessions", help="How often all processes are started anew.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random prompts and the bootstrap.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of the random prompts and the bootstrap.")
+    ] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write a benchmark artefact here; an interrupted one is continued.")
     ] = None,
@@ -221,7 +223,7 @@ def load(
     hint: HintOption = "latency",
     prompt_tokens: PromptTokensOption = 128,
     max_new_tokens: NewTokensOption = 64,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random prompts.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Of the random prompts.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", help="Write a benchmark artefact here.")] = None,
     force: ForceFlag = False,
     as_json: JsonFlag = False,

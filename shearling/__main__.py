@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+from shearling.command_line import LARGEST_SEED, DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.evaluation.precision import Precision
 from shearling.executors.command_options import (
     AddressOption,
@@ -50,7 +50,7 @@ def demo_lonas(
     scale: Annotated[
         Literal["full", "smoke"], typer.Option(help="smoke: the same road with few rows and steps.")
     ] = "full",
-    seed: Annotated[int, typer.Option(min=0, help="Of the recipes, the heads and the search.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the recipes, the heads and the search.")] = 0,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,

@@ -45,6 +45,9 @@ HOW_TO_GO_ON = (
 )
 STAGES = ("train", "search", "export", "serve")
 
+LARGEST_SEED = 2**32 - 1
+"""That NumPy's generators take."""
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of the screen.")]
 DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 ForceFlag = Annotated[

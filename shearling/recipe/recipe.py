@@ -18,7 +18,7 @@ from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.model import ModelSection
 from shearling.recipe.quantization import QuantizationSection
 from shearling.recipe.search import SearchSection
-from shearling.recipe.section import Section
+from shearling.recipe.section import Section, Seed
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
@@ -37,7 +37,7 @@ class Recipe(Section):
 
     schema_: Literal["shearling.recipe/1"] = pydantic.Field(alias="schema")
     name: str
-    seed: int = 0
+    seed: Seed = 0
     model: ModelSection
     task: TaskSection
     data: tuple[TaskSection, ...] = pydantic.Field((), description="more tasks, learnt beside that of [task]")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from shearling.recipe.section import Section
+from shearling.recipe.section import Section, Seed
 from shearling.registry.number_formats import NUMBER_FORMATS
 from shearling.registry.registry import NameIn
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
@@ -25,7 +25,7 @@ class SearchSection(Section):
     )
     batch_size: int = pydantic.Field(64, ge=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    seed: int = 0
+    seed: Seed = 0
     cost: Literal["auto", "none", "adapter_params", "parameters", "nonzero_params", "macs", "bytes", "latency"] = (
         pydantic.Field(
             "auto",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import pydantic
+
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+"""NumPy's generators take no other."""
 
 
 class Section(pydantic.BaseModel):

@@ -359,6 +359,12 @@ def test_defaults_come_from_the_recipe_and_the_command_line_overrides(run: Run) 
     assert set(", ".join(data["compared"]).split(", ")) == {"largest", "middle", "best"}
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused_at_once(seed: int) -> None:
+    refused = run_stage("search", "--run", "absent", "--seed", str(seed), code=2)
+    assert "'--seed'" in refused.stderr
+
+
 def test_plain_adapters_count_beside_the_sparse_weights(tmp_path: Path) -> None:
     from train.stage import run_recipe
 

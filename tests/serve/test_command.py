@@ -137,6 +137,8 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
         (["generate", "DIR/absent", "--prompt", "a"], 3, "no such directory"),
         (["generate", "DIR/onnx", "--prompt", "a", "--format", "torch"], 3, "holds onnx; not torch"),
         (["bench", "DIR", "--max-new-tokens", "1"], 2, "new_tokens"),
+        (["bench", "DIR", "--seed", "-1"], 2, "'--seed'"),
+        (["load", "DIR", "--seed", str(2**32)], 2, "'--seed'"),
         (["bench", "DIR", "--repeats", "0"], 2, "repeats"),
         (["bench", "DIR", "--prompt-tokens", "0"], 2, "prompt_tokens"),
         (["bench", "DIR", "--prompt-tokens", "250"], 2, "exceed the context"),
