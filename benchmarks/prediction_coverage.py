@@ -31,7 +31,8 @@ from search.strategies.grid import Grid, Indices
 from shearling.command_line import quiet_libraries
 from shearling.elastic.subnet import open_subnet
 from shearling.errors import ShearlingError, UsageError
-from shearling.evaluation.task import TaskLocation, TaskRow, locate_task, read_rows, write_rows
+from shearling.evaluation.lm_eval_task import write_table
+from shearling.evaluation.task import Split, TaskLocation, TaskRow, locate_task, read_rows, write_rows
 from shearling.evaluation.task_evaluator import open_evaluator
 from shearling.run import Run
 from shearling.strict_json import Document, write_json
@@ -73,8 +74,10 @@ def write_task(task: Path, directory: Path, *, validation: Sequence[TaskRow], te
         partial.mkdir(parents=True)
         for source in (*task.glob("*.yaml"), task / "task.json"):
             shutil.copy(source, partial)
-        write_rows(partial, "validation", validation)
-        write_rows(partial, "test", test)
+        splits: dict[Split, Sequence[TaskRow]] = {"validation": validation, "test": test}
+        for split, rows in splits.items():
+            write_rows(partial, split, rows)
+            write_table(partial, split)
         partial.rename(directory)
     return directory
 

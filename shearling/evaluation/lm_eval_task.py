@@ -1,14 +1,18 @@
-"""The task artefact as tasks of lm-evaluation-harness: YAML beside the JSONL, for this project and for anybody's
+"""The task artefact as tasks of lm-evaluation-harness: YAML beside the rows, for this project and for anybody's
 `lm_eval`.
 
     cd RUN/task && lm_eval --include_path . --tasks NAME_test --model hf --model_args pretrained=...
 
 The harness resolves the data file against the working directory, hence the `cd`. A split is a task of its own, so that
 whoever evaluates on validation rows never opens the test rows.
+
+The rows are there a second time, as Parquet, which says what type a column has: `datasets`, by which the harness reads,
+guesses it from JSONL, and turns texts that all look like dates into dates.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shearling.artefact import MANIFEST, open_artefact
-from shearling.evaluation.task import TASK_FILE, Split, TaskLocation, rows_file
+from shearling.evaluation.task import OPTIONAL, TASK_FILE, Split, TaskLocation, TaskRow, iterate_rows, rows_file
 from shearling.recipe.task import AnswerMetric
 
 ACCURACY: Mapping[str, Any] = {
@@ -27,6 +31,8 @@ CHAT = "written_by_chat_template"
 METRICS = "shearling.evaluation.answer_metrics."
 """Where the harness finds what its own table of metrics lacks."""
 EVALUATED_SPLITS: tuple[Split, ...] = ("validation", "test")
+TABLE_BATCH = 1024
+"""Rows that are in memory at a time when a table is written."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def verify_task(task: TaskLocation, split: Split) -> None:
     if task.directory is None or not (task.directory / MANIFEST).is_file():
         return
     configs = (f"{name(task.name, split)}.yaml" for name in (answer_task, text_task))
-    read = {TASK_FILE, rows_file(Path(), split).name, *configs}
+    read = {TASK_FILE, rows_file(Path(), split).name, table_name(split), *configs}
     listed = open_artefact(task.directory, kind="task", only=()).manifest.files
     # A task file of the user's own may stand beside the rows of a run.
     open_artefact(task.directory, kind="task", only=read & listed.keys())
@@ -84,20 +90,25 @@ def write_lm_eval_tasks(
     generated: GeneratedAnswer | None = None,
     chat: bool = False,
 ) -> None:
-    """Write the task files of one data set.
+    """Write the task files of one data set, and the rows as the harness reads them.
 
     Accuracy of multiple choice is the share of rows whose gold choice has the highest log-likelihood; of generated
     answers the share of rows where the answer found in the text is the row's, or the mean F1 or ROUGE of the two; else
     it is the share of rows whose completion is what the model would generate greedily, token by token.
 
     Args:
-        directory: where the JSONL files are.
+        directory: where the JSONL files are; those of a split may be missing.
         name: of the task; the files define NAME_validation, NAME_validation_text, NAME_test and NAME_test_text.
         multiple_choice: whether rows carry choices.
         generated: how the answer is found, where rows carry one.
         chat: whether prompts are conversations, written by a chat template.
+
+    Raises:
+        DocumentInvalid: the rows are malformed.
     """
     for split in EVALUATED_SPLITS:
+        if rows_file(directory, split).is_file():
+            write_table(directory, split)
         answers = _answers(name, split, multiple_choice=multiple_choice, generated=generated)
         if chat:
             answers["metadata"] |= {CHAT: True}
@@ -105,6 +116,36 @@ def write_lm_eval_tasks(
             # JSON is YAML, and quotes every string; the name of a function has a tag before it.
             text = json.dumps(config, indent=2).replace(f'"metric": "{METRICS}', f'"metric": !function "{METRICS}')
             (directory / f"{config['task']}.yaml").write_text(f"{text}\n", encoding="utf-8")
+
+
+def table_name(split: Split) -> str:
+    """Name of the file that the harness reads."""
+    return f"{split}.parquet"
+
+
+def write_table(directory: Path, split: Split) -> None:
+    """Write the rows of one split once more, as a table whose columns have types.
+
+    Raises:
+        ArtefactMissing: there are no such rows.
+        DocumentInvalid: they are malformed; names the line.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    text, number = pyarrow.string(), pyarrow.int64()
+    types = dict.fromkeys(TaskRow.model_fields, text)
+    types |= {"choices": pyarrow.list_(text), "gold": number, "learnt": pyarrow.list_(pyarrow.list_(number))}
+    rows = iterate_rows(directory, split)
+    batch = list(itertools.islice(rows, TABLE_BATCH))
+    # All rows of a task have them, or none has.
+    absent = {name for name in OPTIONAL if all(getattr(row, name) is None for row in batch)}
+    schema = pyarrow.schema([(name, kind) for name, kind in types.items() if name not in absent])
+    with pyarrow.parquet.ParquetWriter(directory / table_name(split), schema) as writer:
+        while batch:
+            records = [row.model_dump(mode="json") for row in batch]
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(records, schema=schema))
+            batch = list(itertools.islice(rows, TABLE_BATCH))
 
 
 def _answers(name: str, split: Split, *, multiple_choice: bool, generated: GeneratedAnswer | None) -> dict[str, Any]:
@@ -146,8 +187,8 @@ def _text(name: str, split: Split) -> dict[str, Any]:
 
 def _source(split: Split) -> dict[str, Any]:
     return {
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {split: rows_file(Path(), split).as_posix()}},
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {split: table_name(split)}},
         f"{split}_split": split,
         "target_delimiter": "",
         "metadata": {"version": 1.0},

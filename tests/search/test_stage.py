@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from search.costing import count_frozen_nonzero
 from search.front import BestRule, best_record
 from search.journal import read_journal
 from search.objective import SubnetObjective
-from search.opening import open_run
+from search.opening import open_run, searched_files
 from search.pick import describe_row
 from search.pieces import Piece
 from search.row_split import RowSplit
@@ -169,14 +170,26 @@ def test_heuristic_search_takes_the_middle_of_every_group(run: Run) -> None:
 
 def test_the_search_never_reads_the_test_rows(run: Run, trained: Path, tmp_path: Path) -> None:
     whole = search(Run(shutil.copytree(trained, tmp_path / "whole")), settings(), BestRule())
-    (run.task / "test.jsonl").write_text("not json")
+    unread = run.task / "test.jsonl", run.task / "test.parquet"
+    for file in unread:
+        file.write_text("neither")
     damaged = search(run, settings(), BestRule())
     assert [record.model_copy(update={"seconds": 0.0}) for record in damaged.records] == [
         record.model_copy(update={"seconds": 0.0}) for record in whole.records
     ]
     shutil.rmtree(run.search)
-    (run.task / "test.jsonl").unlink()
+    for file in unread:
+        file.unlink()
     search(run, settings(algorithm="heuristic"), BestRule())
+
+
+def test_a_search_verifies_the_table_of_a_task_that_has_one(run: Run) -> None:
+    task = open_artefact(run.task, kind="task")
+    files = {"validation.jsonl", "validation.parquet", "headlines_validation.yaml"}
+    assert set(searched_files(task)) == files
+    older = {name: entry for name, entry in task.manifest.files.items() if not name.endswith(".parquet")}
+    task = replace(task, manifest=task.manifest.model_copy(update={"files": older}))
+    assert set(searched_files(task)) == files - {"validation.parquet"}
 
 
 def test_train_validation_and_test_rows_are_disjoint(trained: Path) -> None:

@@ -15,15 +15,16 @@ import torch
 from lm_eval.api.instance import Instance
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, NonFiniteWeights, UsageError
+from shearling.evaluation import lm_eval_task
 from shearling.evaluation.causal_scorer import ROLLING_WINDOW, CausalScorer
 from shearling.evaluation.confidence import accuracies_differ, wilson_interval
 from shearling.evaluation.evaluator import Evaluation, Evaluator, torch_scorer
 from shearling.evaluation.given_model import find_given_model
-from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
+from shearling.evaluation.lm_eval_task import write_lm_eval_tasks, write_table
 from shearling.evaluation.onnx_scorer import OnnxScorer
 from shearling.evaluation.openvino_scorer import OpenVINOScorer
 from shearling.evaluation.scoreboard import score_models
-from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, read_rows, write_rows
+from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, read_rows, row_line, write_rows
 from shearling.kernel.onnx_runtime_extension import open_session
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import compile_ir
@@ -121,6 +122,7 @@ def test_accuracy_without_choices_is_greedy_exact_match(tmp_path: Path) -> None:
         "choose another prompt: the completion merges with it"
     )
     write_rows(directory, "test", [rows[0].model_copy(update={"completion": greedy}), *rows[1:]])
+    write_table(directory, "test")
     found = evaluate(model, tokenizer, task="headlines", split="test", include_path=directory)
     expected = [
         log_likelihood(model, *continuation_of(tokenizer, row.prompt, row.completion))
@@ -129,6 +131,39 @@ def test_accuracy_without_choices_is_greedy_exact_match(tmp_path: Path) -> None:
     assert found.answers == tuple(float(exact) for _, exact in expected)
     assert found.answers[0] == 1.0
     assert found.loss == pytest.approx(-sum(score for score, _ in expected) / 4, rel=1e-5)
+
+
+DATED = TaskRow(
+    id="0", prompt="2024-01-05", choices=("2024-01-06", "2024-01-07"), gold=1, completion="2024-01-07", text="09:30"
+)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        DATED,
+        DATED.model_copy(update={"choices": None, "gold": None}),
+        DATED.model_copy(update={"answer": "2024-01-07", "tail": "\n", "learnt": ((0, 3), (4, 10))}),
+    ],
+)
+def test_the_harness_reads_every_text_as_it_is_written(
+    row: TaskRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dates, too: by the harness alone, and by us."""
+    import datasets
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(lm_eval_task, "TABLE_BATCH", 2)
+    rows = [row.model_copy(update={"id": f"{number}"}) for number in range(3)]
+    write_rows(tmp_path, "test", rows)
+    write_lm_eval_tasks(tmp_path, "dates", multiple_choice=row.choices is not None)
+    monkeypatch.chdir(tmp_path)
+    alone = TaskManager(include_path=".", include_defaults=False).load(["dates_test"])["tasks"]["dates_test"]
+    ours = Evaluator("dates", split="test", include_path=tmp_path)._answers
+    for task in (alone, ours):
+        assert [TaskRow.model_validate_json(json.dumps(doc)) for doc in task.eval_docs] == rows
+        assert set(task.eval_docs.column_names) == set(json.loads(row_line(row)))
 
 
 def test_batch_size_changes_nothing_but_rounding(task: Path) -> None:
@@ -193,6 +228,7 @@ def test_long_texts_are_scored_in_windows(tmp_path: Path) -> None:
     directory = write_task(tmp_path / "task", rows=1)
     (row,) = read_rows(directory, "test")
     write_rows(directory, "test", [row.model_copy(update={"text": "The lazy fox; " * 150})])
+    write_table(directory, "test")
     found = evaluate(model, tokenizer, task="headlines", split="test", include_path=directory)
     assert found.bits_per_byte is not None
     assert math.isfinite(found.bits_per_byte)
@@ -410,6 +446,7 @@ def test_a_graph_without_a_cache_that_is_known_is_refused(tmp_path: Path) -> Non
 def test_validation_never_opens_the_test_rows(task: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(task, tmp_path / "task")
     (copy / "test.jsonl").unlink()
+    (copy / "test.parquet").unlink()
     model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
     without = evaluate(model, tokenizer, task="headlines", split="validation", include_path=copy)
     assert without_time(without) == without_time(
@@ -424,6 +461,7 @@ def test_a_users_own_task_is_found_by_name_and_keeps_to_the_split_asked_for(task
     config |= {
         "task": "mine",
         "test_split": "test",
+        "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"validation": "validation.jsonl", "test": "test.jsonl"}},
     }
     copy = shutil.copytree(task, tmp_path / "task")

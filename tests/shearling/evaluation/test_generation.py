@@ -157,6 +157,7 @@ FIRST_CHOICE = [
     ("none of them", "answer2", False),
 ]
 WHOLE = [(" Paris\n", "Paris", True), ("Paris, France", "Paris", False)]
+DATES = [("2024-01-05", "2024-01-05", True), ("2024-01-05 00:00:00", "2024-01-06", False)]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,7 @@ WHOLE = [(" Paris\n", "Paris", True), ("Paris, France", "Paris", False)]
         (LAST_NUMBER, NUMBER),
         (FIRST_CHOICE, GeneratedAnswer(pattern="answer[1-5]", match="first")),
         (WHOLE, GeneratedAnswer()),
+        (DATES, GeneratedAnswer()),
     ],
 )
 def test_answers_are_found_in_text(cases, generated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
