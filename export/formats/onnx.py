@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export.formats.configurations import save_configurations
 from export.formats.export_format import (
     REMAINDER,
     Blocks,
@@ -40,7 +39,7 @@ from export.verification.zeros import Zeros, read_onnx
 from shearling.errors import ArtefactCorrupt
 from shearling.kernel.build import build_onnx_runtime_library
 from shearling.kernel.onnx_runtime_extension import open_session
-from shearling.model.checkpoint import load_tokenizer
+from shearling.model.checkpoint import load_tokenizer, save_configurations
 from shearling.model.context_length import read_context_length
 from shearling.model.head import Head
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from export.formats.configurations import save_configurations
 from export.formats.export_format import (
     REMAINDER,
     Blocks,
@@ -40,7 +39,7 @@ from shearling.console import log
 from shearling.errors import ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import compile_ir, node_factory
-from shearling.model.checkpoint import load_tokenizer
+from shearling.model.checkpoint import load_tokenizer, save_configurations
 from shearling.model.context_length import read_context_length
 from shearling.model.export_support import EXPORT_TASK, check_exportable
 from shearling.model.head import Head

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import sha256_file
+from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
 from shearling.model.checkpoint_safety import CONFIG, check_configuration, weight_files
 from shearling.model.head import auto_class
@@ -127,6 +129,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
         save_description(model, tokenizer, directory, dtype)
         return
     transformers.utils.logging.disable_progress_bar()
+    _drop_ignored_settings(model)
     model.save_pretrained(str(directory), max_shard_size=MAX_SHARD_BYTES)
     tokenizer.save_pretrained(str(directory))
 
@@ -150,10 +153,29 @@ def save_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """
     model.config.dtype = dtype
     model.config.architectures = [type(model).__name__]
+    save_configurations(model, directory)
+    tokenizer.save_pretrained(str(directory))
+
+
+def save_configurations(model: PreTrainedModel, directory: Path) -> None:
+    """Write config.json, and generation_config.json of a model that generates."""
+    _drop_ignored_settings(model)
     model.config.save_pretrained(str(directory))
     if model.can_generate():
         model.generation_config.save_pretrained(str(directory))
-    tokenizer.save_pretrained(str(directory))
+
+
+def _drop_ignored_settings(model: PreTrainedModel) -> None:
+    """Settings of generation that transformers reads, ignores, and refuses to write: a temperature without sampling."""
+    if not model.can_generate():
+        return
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        ignored = re.findall(r"^- `(\w+)`", str(error), re.MULTILINE)
+        for name in ignored:
+            setattr(model.generation_config, name, None)
+        log.print(f"settings of generation that have no effect are left out: {', '.join(ignored)}")
 
 
 def check_finite(model: nn.Module) -> None:

@@ -188,13 +188,13 @@ def open_skeleton(directory: Path) -> Skeleton | None:
         # The buffers that no file has are computed as usual.
         with init_empty_weights(include_buffers=False):
             model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
+        if model.can_generate() and (directory / "generation_config.json").is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(str(directory))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         # A configuration that fits no model; who loads it says what is wrong.
         return None
     separate_experts(model)
     model.tie_weights()
-    if model.can_generate() and (directory / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(str(directory))
     weights = StoredWeights(directory)
     places = _places(model, weights)
     return None if places is None else Skeleton(model.eval().requires_grad_(False), weights, places)

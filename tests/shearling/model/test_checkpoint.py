@@ -18,7 +18,7 @@ from shearling.errors import (
     ModelUnsupported,
     NonFiniteWeights,
 )
-from shearling.model.checkpoint import hash_config, hash_weights, load_model, load_tokenizer
+from shearling.model.checkpoint import hash_config, hash_weights, load_model, load_tokenizer, save_model
 from shearling.model.checkpoint_safety import CODE_KEYS, check_checkpoint
 from tests.support.json_files import edit_json
 from tests.support.own_memory import in_own_memory
@@ -48,6 +48,13 @@ def test_round_trip_and_digests(family, tmp_path):
         assert torch.equal(model(ids).logits, original(ids).logits)
     assert not model.training
     assert hash_weights(directory) == hash_weights(model) == hash_weights(original)
+
+
+def test_a_model_is_saved_whatever_its_settings_of_generation(tmp_path):
+    model = FAMILIES["llama"]()
+    model.generation_config.temperature = 0.9
+    save_model(model, tiny_tokenizer(), tmp_path)
+    assert "temperature" not in json.loads((tmp_path / "generation_config.json").read_text())
 
 
 def test_shards_have_the_digest_of_the_whole(sharded):

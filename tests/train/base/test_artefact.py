@@ -26,6 +26,7 @@ from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.model.gguf_header import read_header
 from shearling.model.gguf_tokenizer import rebuild_tokenizer
 from shearling.model.skeleton import open_skeleton
+from shearling.strict_json import read_json
 from tests.support.json_files import edit_json
 from tests.support.own_memory import in_own_memory
 from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
@@ -105,6 +106,43 @@ def test_truncated_gguf_is_refused(tmp_path):
         damaged.write_bytes(source.read_bytes()[:size_bytes])
         with pytest.raises(ArtefactCorrupt):
             import_base(damaged, tmp_path / "base", model_id="x")
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("generation_config.json", {"temperature": 0.9, "top_p": 0.6}),
+        ("generation_config.json", {"length_penalty": 2.0, "early_stopping": True, "output_scores": True}),
+        ("config.json", {"pad_token_id": -1}),
+    ],
+)
+def test_generation_settings_that_have_no_effect_are_dropped_and_named(file, settings, tmp_path, capsys):
+    source = save_tiny("llama", tmp_path / "source")
+    if file == "config.json":
+        # Where a model has no such file, transformers takes what config.json says.
+        (source / "generation_config.json").unlink()
+    edit_json(source / file, **settings)
+    base = import_base(source, tmp_path / "base", model_id="x")
+    kept = read_json(base.path / "generation_config.json")
+    assert not kept.keys() & settings.keys()
+    assert kept["eos_token_id"] == tiny_tokenizer().eos_token_id
+    said = capsys.readouterr().err
+    assert all(name in said for name in settings)
+
+
+def test_generation_settings_of_sampling_are_kept(tmp_path, capsys):
+    source = save_tiny("llama", tmp_path / "source")
+    edit_json(source / "generation_config.json", do_sample=True, temperature=0.7, top_p=0.8)
+    kept = read_json(import_base(source, tmp_path / "base", model_id="x").path / "generation_config.json")
+    assert (kept["do_sample"], kept["temperature"], kept["top_p"]) == (True, 0.7, 0.8)
+    assert capsys.readouterr().err == ""
+
+
+def test_generation_settings_that_nothing_loads_are_refused(tmp_path):
+    source = save_tiny("llama", tmp_path / "source")
+    edit_json(source / "generation_config.json", num_return_sequences=3)
+    with pytest.raises(ArtefactCorrupt, match="num_return_sequences"):
+        import_base(source, tmp_path / "base", model_id="x")
 
 
 def test_keys_that_name_code_are_removed_for_native_architectures(tmp_path):
