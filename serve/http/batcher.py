@@ -46,6 +46,7 @@ class _Text:
 
     Attributes:
         ids: of the prompt.
+        ends: tokens that end it.
         stream: turns tokens into `pieces`, through `stops`; None where the whole text is decoded at the end.
         pieces: readable text that was not told yet.
         kept: tokens of the text that were not decoded yet.
@@ -58,6 +59,7 @@ class _Text:
     ids: list[int]
     max_new_tokens: int
     config: GenerationConfig
+    ends: frozenset[int]
     stops: StopFilter
     stream: TextStream | None = None
     pieces: list[str] = field(default_factory=list)
@@ -150,12 +152,13 @@ class Batcher:
             max_new_tokens = self._room(job, len(ids))
             config = self._configuration(job.sampling, max_new_tokens)
             config.validate()
+            ends = self._ends(job)
         except _PromptRefused as refused:
             return Event(job=job.id, kind="refused", message=str(refused), code=refused.code)
         except (RuntimeError, ValueError) as error:
             # What the libraries object to must not end the process of everybody.
             return Event(job=job.id, kind="refused", message=f"OpenVINO GenAI refuses it: {last_line(error)}")
-        text = _Text(job, ids, max_new_tokens, config, StopFilter(job.stops))
+        text = _Text(job, ids, max_new_tokens, config, ends, StopFilter(job.stops))
         if job.streamed or job.stops:
             text.stream = TextStream(self._decoder, text.let_through)
         self._waiting.append(text)
@@ -254,7 +257,7 @@ class Batcher:
     def _take(self, text: _Text, token_ids: list[int]) -> None:
         for token in token_ids:
             text.new_tokens += 1
-            if token in self._end_ids and not text.job.sampling.ignore_eos:
+            if token in text.ends:
                 text.reason = "stop"
                 return
             text.kept.append(token)
@@ -318,6 +321,13 @@ class Batcher:
                 f"token ids are 0 to {vocabulary - 1}" if vocabulary else "this model takes text alone"
             )
         return ids
+
+    def _ends(self, job: TextJob) -> frozenset[int]:
+        """The model's own, and every stop string that is a special token, which no text shows."""
+        own = frozenset[int]() if job.sampling.ignore_eos else self._end_ids
+        encoded = [self._ids(stop, add_special_tokens=False) for stop in job.stops]
+        # Twice, since the first space of a text may be left out as well.
+        return own | {ids[0] for ids in encoded if len(ids) == 1 and not self._decoder.decode(ids * 2)}
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         data = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).input_ids.data

@@ -195,13 +195,14 @@ class CausalScorer(TemplateLM, abc.ABC):
         texts = [""] * len(requests)
         for stopping, places in grouped.items():
             prompts = [self._prompt(requests[place].args[0], stopping) for place in places]
+            ends = self.end_tokens | self._special_tokens(stopping.strings)
             for batch in generation_batches(prompts, self.batch_size, max_tokens=self.max_prompt_tokens):
                 answers = generate_greedily(
                     self.step,
                     [prompts[at] for at in batch],
                     stopping,
                     tokenizer=self.tokenizer,
-                    ends=self.end_tokens,
+                    ends=ends,
                 )
                 for at, text in zip(batch, answers, strict=True):
                     texts[places[at]] = text
@@ -217,6 +218,11 @@ class CausalScorer(TemplateLM, abc.ABC):
                 remedy="Lower task.max_new_tokens, or max_gen_toks of the task",
             )
         return (self._encode_asked(text.rstrip(" ")) or (self.prefix_token_id,))[-room:]
+
+    def _special_tokens(self, strings: Sequence[str]) -> frozenset[int]:
+        """Those among the strings, which no decoded text shows."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset(index for index, token in added if token.special and token.content in strings)
 
     def _encode_asked(self, text: str) -> tuple[int, ...]:
         return self._encode(text, False if self.written_by_template else None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from openvino_genai import GenerationConfig
 
 from serve.http.batcher import STREAM_S, Batcher
 from serve.http.limits import Limits
@@ -18,6 +19,7 @@ from serve.runtimes.openvino import load_batching_pipeline
 from serve.runtimes.runtime import RunOptions
 from shearling.target import Target
 from tests.support.http_jobs import GREEDY
+from tests.support.tiny_models import tiny_tokenizer
 
 MakeJob = Callable[..., TextJob]
 
@@ -114,6 +116,38 @@ def test_a_stop_string_ends_the_work_too(batcher: Batcher, make_job: MakeJob, pi
     assert (events[-1].reason, whole.reason, whole.new_tokens) == ("stop", "length", 200)
     assert events[-1].new_tokens < 50
     assert not pipeline[0].has_non_finished_requests()
+
+
+class Saying:
+    """Decodes to the same tokens, whatever it is asked."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def decode(self, ids: Sequence[int], config: GenerationConfig) -> Generator[list[int], None, None]:
+        yield from ([token] for token in self._tokens)
+
+
+@pytest.mark.parametrize("ignore_eos", [True, False])
+@pytest.mark.parametrize("tokenizer_file", [True, False])
+def test_a_stop_string_that_is_a_special_token_ends_the_text(
+    ignore_eos: bool, tokenizer_file: bool, pipeline, make_job: MakeJob, tmp_path: Path
+) -> None:
+    batching, deployment = pipeline
+    if not tokenizer_file:
+        # Then OpenVINO's own tokenizer decodes.
+        deployment = deployment.model_copy(update={"directory": tmp_path})
+    tokenizer = tiny_tokenizer()
+    said = [*tokenizer.encode(" yes"), tokenizer.pad_token_id, *tokenizer.encode(" no")]
+    sampling = GREEDY.model_copy(update={"ignore_eos": ignore_eos})
+    texts = []
+    for stops in ((), (tokenizer.pad_token,), (" ", tokenizer.pad_token)):
+        job = make_job(tokens=len(said), stops=stops).model_copy(update={"sampling": sampling})
+        batcher = Batcher(batching, deployment, Limits(), lone=Saying(said))
+        batcher.add(job)
+        events = run(batcher)
+        texts.append(("".join(event.text for event in events), events[-1].reason))
+    assert texts == [(" yes no", "length"), (" yes", "stop"), ("", "stop")]
 
 
 def test_a_stream_has_its_first_piece_at_once_and_no_more_than_can_be_seen(pipeline, make_job: MakeJob) -> None:

@@ -63,6 +63,22 @@ def test_a_stop_string_ends_the_text_and_is_no_part_of_it() -> None:
     assert all(whole.startswith(text) for whole, text in zip(free, stopped, strict=True))
 
 
+def test_a_stop_string_that_is_a_special_token_ends_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    said = [*tokenizer.encode(" yes"), tokenizer.pad_token_id, *tokenizer.encode(" no")]
+    texts = []
+    for until in ([], [tokenizer.pad_token], ["never said", tokenizer.pad_token]):
+        tokens = iter(said)
+
+        def step(input_ids, *_, tokens=tokens):
+            return torch.nn.functional.one_hot(torch.tensor([next(tokens)] * len(input_ids)), len(tokenizer)).float()
+
+        scorer = torch_scorer(FAMILIES["llama"](), tokenizer)
+        monkeypatch.setattr(scorer, "step", step)
+        texts.append(scorer.generate_until(requests(prompts=PROMPTS[:2], until=until, max_gen_toks=len(said))))
+    assert texts == [[" yes no"] * 2, [" yes"] * 2, [" yes"] * 2]
+
+
 def test_the_end_of_text_token_ends_it_and_the_limit_holds() -> None:
     model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
     scorer = torch_scorer(model, tokenizer)
