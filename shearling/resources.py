@@ -93,7 +93,8 @@ def available_memory_bytes() -> int:
     import psutil
 
     own_bytes: int = psutil.Process().memory_info().rss
-    left_bytes = [psutil.virtual_memory().available, *filter(None, (_left_in_container(*files) for files in _CGROUPS))]
+    in_containers = [_left_in_container(*files) for files in _CGROUPS]
+    left_bytes = [psutil.virtual_memory().available, *(left for left in in_containers if left is not None)]
     return own_bytes + min(left_bytes)
 
 

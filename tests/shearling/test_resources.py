@@ -43,5 +43,7 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "_CGROUPS", (tuple(str(tmp_path / name) for name in files),))
     own = psutil.Process().memory_info().rss
     assert available_memory_bytes() - own == pytest.approx(400_000, abs=2**20)
+    (tmp_path / "current").write_text("1300000\n")
+    assert available_memory_bytes() - own == pytest.approx(0, abs=2**20)
     (tmp_path / "max").write_text("max\n")
     assert available_memory_bytes() > own + 2**24
