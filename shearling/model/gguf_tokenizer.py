@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from shearling.console import log
 from shearling.errors import ModelUnsupported
 from shearling.model.gguf_header import GgufHeader
 
@@ -88,7 +89,8 @@ def _built(header: GgufHeader, tokens: list[str], special: dict[str, str]) -> To
 
     kind = header.require("tokenizer.ggml.model")
     if kind == "gpt2":
-        tokenizer, begins = _byte_level_bpe(header, tokens), _splitting(header) == "words-triplet"
+        splitting = _splitting(header)
+        tokenizer, begins = _byte_level_bpe(header, tokens, splitting), splitting == "words-triplet"
     elif kind == "llama":
         tokenizer, begins = _sentencepiece_bpe(header, tokens, unknown=special.get("unk_token")), True
     else:
@@ -109,10 +111,9 @@ def _built(header: GgufHeader, tokens: list[str], special: dict[str, str]) -> To
     return tokenizer
 
 
-def _byte_level_bpe(header: GgufHeader, tokens: list[str]) -> Tokenizer:
+def _byte_level_bpe(header: GgufHeader, tokens: list[str], splitting: Splitting) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    splitting = _splitting(header)
     merges = [tuple(merge.split(" ")) for merge in header.require("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting == "words-triplet"))
@@ -164,7 +165,14 @@ def _merges(tokens: list[str], scores: list[float], pieces: list[int]) -> list[t
 
 
 def _splitting(header: GgufHeader) -> Splitting:
-    name = header.fields.get("tokenizer.ggml.pre", "default")
+    name = header.fields.get("tokenizer.ggml.pre")
+    if name is None:
+        # The converter of llama.cpp names it since May 2024.
+        log.print(
+            f"{header.path.name} does not name its pre-tokenizer (tokenizer.ggml.pre): text is split as GPT-2's, "
+            "into other tokens than Llama 3 and Qwen were trained on; a newer conversion of the model names it"
+        )
+        return SPLITTING["default"]
     if name not in SPLITTING:
         raise ModelUnsupported(
             f"the pre-tokenizer {name!r} is not known (known: {', '.join(sorted(SPLITTING))})",

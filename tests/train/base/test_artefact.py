@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,6 +88,18 @@ def test_digits_are_split_as_the_pre_tokenizer_says(pre, text, expected, tmp_pat
     pieces = [piece for piece, _ in splitter.pre_tokenize_str(text)]
     assert sum(any(char.isdigit() for char in piece) for piece in pieces) == expected
     assert pieces[:2] == ["won", "'t"]
+
+
+def test_a_file_that_does_not_name_its_pre_tokenizer_is_split_as_gpt2_which_is_said(tmp_path, capsys):
+    source = write_gguf(tmp_path / "tiny.gguf", FAMILIES["llama_tied_gqa"](), tiny_tokenizer(), pre="gpt-2")
+    named = read_header(source)
+    expected = rebuild_tokenizer(named)(TEXT).input_ids
+    assert capsys.readouterr().err == ""
+    unnamed = replace(named, fields={key: named.fields[key] for key in named.fields if key != "tokenizer.ggml.pre"})
+    assert rebuild_tokenizer(unnamed)(TEXT).input_ids == expected
+    said = capsys.readouterr().err
+    assert said.count("tokenizer.ggml.pre") == 1
+    assert "split as GPT-2's" in said
 
 
 @pytest.mark.parametrize(
