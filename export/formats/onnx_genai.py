@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 GENERATE = """\
 tokenizer, params = og.Tokenizer(model), og.GeneratorParams(model)
+tokenizer.update_options(add_special_tokens="true")  # "false" for what a chat template wrote
 params.set_search_options(max_length=200)
 generator = og.Generator(model, params)
 generator.append_tokens(tokenizer.encode("Hello"))

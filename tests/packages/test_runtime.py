@@ -15,8 +15,19 @@ import shearling_runtime
 from shearling_runtime import build_facts, command, onnx_runtime, openvino
 from shearling_runtime.build_facts import BuildFacts, read_build_facts
 from shearling_runtime.faults import ModelUnusable, RuntimeUnavailable
+from shearling_runtime.genai_greedy_model import GenAIGreedyModel
 
+from export.formats.onnx_genai import write_onnx_genai
 from tests.support.documents import ROOT
+from tests.support.exported_files import stored_as
+from tests.support.fused_models import FUSED
+from tests.support.tiny_models import beginning_tokenizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # torchao warns while optimum imports it
 
 FACTS = BuildFacts(
     openvino="2026.4.1",
@@ -103,6 +114,24 @@ def test_a_genai_document_that_is_no_exports_is_refused(libraries, tmp_path, dec
         (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"decoder": decoder}}))
     with pytest.raises(ModelUnusable, match=r"document that ONNX Runtime GenAI reads|a library to load"):
         shearling_runtime.load_genai_model(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def genai(tmp_path_factory) -> Path:
+    """A model without our operators, for ONNX Runtime GenAI."""
+    pytest.importorskip("onnxruntime_genai")
+    directory = tmp_path_factory.mktemp("stock") / "onnx-genai"
+    write_onnx_genai(FUSED["llama"](), beginning_tokenizer(), directory, stored_as("fp32"))
+    return directory
+
+
+def test_genai_begins_a_text_as_its_tokenizer_does_and_a_chat_as_its_template_does(genai):
+    model, tokenizer = GenAIGreedyModel(genai), beginning_tokenizer()
+    turn = [{"role": "user", "content": "Area man"}]
+    chat = tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
+    text = tokenizer("Area man").input_ids
+    assert text[0] == chat[0] != chat[1]
+    assert [model.encode("Area man", chat=asked) for asked in (False, True, False)] == [text, chat, text]
 
 
 def test_an_installation_without_libraries_says_so():

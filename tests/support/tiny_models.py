@@ -95,6 +95,18 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def beginning_tokenizer() -> PreTrainedTokenizerFast:
+    """The same, but every text begins with a token, as its chat template does by itself."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": IM_START})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{IM_START} $A", special_tokens=[(IM_START, tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
 def _shape(hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: int) -> dict[str, int | None]:
     return {
         "hidden_size": hidden,

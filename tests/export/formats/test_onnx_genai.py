@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from onnx import numpy_helper
 
 from export.formats.export_format import Storage
 from export.formats.onnx import onnx_logits
-from export.formats.onnx_genai import OnnxGenAIDecoder, write_onnx_genai
+from export.formats.onnx_genai import USAGE, OnnxGenAIDecoder, write_onnx_genai
 from export.formats.openvino import write_openvino
 from export.fused_graph.decoder import read_decoder
 from export.packing.linear_graph import find_products
@@ -29,7 +30,7 @@ from tests.support.exported_files import stored_as
 from tests.support.fused_models import FUSED
 from tests.support.longer import mostly_slow
 from tests.support.onnxruntime_headers import needs_headers
-from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer, wide_model
+from tests.support.tiny_models import FAMILIES, VOCABULARY, beginning_tokenizer, tiny_tokenizer, wide_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -81,6 +82,18 @@ def test_it_computes_what_torch_does(family, tmp_path):
     rows = OnnxGenAIDecoder().batched(tmp_path, BLOCKS)
     assert largest_difference([row[:end] for row, end in zip(reference, lengths, strict=True)], rows) <= 1e-4
     assert genai_greedy(tmp_path, 24) == greedy(model, 24)
+
+
+def test_the_card_begins_a_text_as_the_tokenizer_does(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime_genai")
+    tokenizer = beginning_tokenizer()
+    write_onnx_genai(FUSED["llama"](), tokenizer, tmp_path / "onnx-genai", stored_as("fp32"))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(USAGE, names)
+    begun = tokenizer("Hello").input_ids
+    assert begun[0] == tokenizer.bos_token_id
+    assert names["generator"].get_sequence(0)[: len(begun)].tolist() == begun
 
 
 def test_genai_reads_where_a_text_ends(tmp_path):

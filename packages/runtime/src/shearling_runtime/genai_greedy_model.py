@@ -66,9 +66,12 @@ class GenAIGreedyModel:
         template = (self._directory / "chat_template.jinja").is_file()
         if chat and not template:
             raise RequestFault("--chat was given, and this tokenizer has no chat template", remedy="Use --no-chat")
-        if template if chat is None else chat:
+        in_chat = template if chat is None else chat
+        if in_chat:
             turn = json.dumps([{"role": "user", "content": prompt}])
             prompt = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True)
+        # GenAI adds none by itself; a template writes its own.
+        self._tokenizer.update_options(add_special_tokens="false" if in_chat else "true")
         return [int(token) for token in self._tokenizer.encode(prompt)]
 
     def decode(self, token_ids: Sequence[int]) -> str:
