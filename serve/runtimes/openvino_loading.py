@@ -21,7 +21,12 @@ from shearling.errors import ArtefactMissing, DeviceUnavailable, EnvironmentFaul
 from shearling.kernel.loading.packed_choice import PACKED
 from shearling.kernel.loading.packed_model import LoadedIr
 from shearling.kernel.openvino_core import openvino_core
-from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, load_packed, required_extensions
+from shearling.kernel.openvino_extension import (
+    PREFERRED_PROPERTIES,
+    load_packed,
+    properties_without_operators,
+    required_extensions,
+)
 from shearling.kernel.runtime_refusal import last_line, refusals
 
 if TYPE_CHECKING:
@@ -89,7 +94,8 @@ def prepare(
         for more in (None, {**PREFERRED_PROPERTIES, **(PREFERRED_BATCHING if batching else {})})
     )
     if not extensions:
-        return _executed(options, _probe(options.device, asked, deployment)), StockIr(dict(asked))
+        stock = StockIr(properties_without_operators(xml, asked))
+        return _executed(options, _probe(options.device, stock.properties, deployment)), stock
     # What OpenVINO refuses is refused before anything is measured with it.
     probed = _probe(options.device, preferred, deployment)
     with refusals(xml.parent):

@@ -18,7 +18,8 @@ from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported, UsageError
 from shearling.kernel.bundle import OPERATORS, split_bundle
 from shearling.kernel.library import kernels_in_use
-from shearling.kernel.loading.packed_choice import CHOICES, PACKED
+from shearling.kernel.loading.ir_text import MalformedText
+from shearling.kernel.loading.packed_choice import CHOICES, PACKED, UnknownChoice, stock_properties
 from shearling.kernel.loading.packed_model import LoadedIr, Operators, load_ir
 from shearling.kernel.loading.packed_operator import WEIGHTS_PORT
 from shearling.kernel.openvino_core import openvino_core
@@ -84,6 +85,7 @@ def load_packed(
 
     Raises:
         ArtefactMissing: no such file, or no weights beside it.
+        ArtefactCorrupt: an operator that shall be unpacked lies about itself.
         UsageError: `PACKED` has another value.
         CompilerMissing: our operators cannot be built here.
         RuntimeError: OpenVINO cannot read it.
@@ -100,11 +102,33 @@ def load_packed(
             packed_properties=packed_properties,
             obstacle=obstacle,
         )
-    except ValueError as error:
-        raise UsageError(str(error), where=xml.parent, remedy=f"Use @{PACKED}={'|'.join(CHOICES)}") from error
+    except UnknownChoice as error:
+        raise _usage(error, xml) from error
+    except MalformedText as error:
+        raise ArtefactCorrupt(str(error), where=xml, remedy="Export again") from error
     if loaded.choice.changes_anything:
         _say(f"{xml.parent}: {loaded.choice.reason}")
     return loaded
+
+
+def properties_without_operators(xml: Path, properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Those with which an IR without our operators is compiled; `PACKED` says nothing of it.
+
+    Args:
+        xml: the IR.
+        properties: as they were asked for.
+
+    Raises:
+        UsageError: `PACKED` is none of `CHOICES`.
+    """
+    try:
+        return stock_properties(properties)
+    except UnknownChoice as error:
+        raise _usage(error, xml) from error
+
+
+def _usage(error: UnknownChoice, xml: Path) -> UsageError:
+    return UsageError(str(error), where=xml.parent, remedy=f"Use @{PACKED}={'|'.join(CHOICES)}")
 
 
 @functools.cache
@@ -145,6 +169,7 @@ def compile_ir(
 
     Raises:
         ArtefactMissing: no such file.
+        ArtefactCorrupt: an operator that shall be unpacked lies about itself.
         ModelUnsupported: OpenVINO cannot read or compile it, or refuses a property.
         UsageError: `PACKED` has another value than it can have.
         CompilerMissing: it needs our operators, and they cannot be built here.
@@ -152,6 +177,7 @@ def compile_ir(
     own: dict[str, Any] = dict(properties or {})
     try:
         if not needs_extension(xml):
+            own = properties_without_operators(xml, own)
             return openvino_core().compile_model(openvino_core().read_model(xml), device, own)
         own = {**({} if packed is None else {PACKED: packed}), **own}
         loaded = load_packed(xml, device=device, properties=own, packed_properties={**(preferred or {}), **own})

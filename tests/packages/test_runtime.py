@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import json
 import sys
 import tomllib
@@ -14,13 +15,17 @@ import pytest
 import shearling_runtime
 from shearling_runtime import build_facts, command, onnx_runtime, openvino
 from shearling_runtime.build_facts import BuildFacts, read_build_facts
-from shearling_runtime.faults import ModelUnusable, RuntimeUnavailable
+from shearling_runtime.faults import ModelUnusable, RequestFault, RuntimeUnavailable
 from shearling_runtime.genai_greedy_model import GenAIGreedyModel
 
 from export.formats.onnx_genai import write_onnx_genai
+from export.formats.openvino import write_openvino
+from shearling.kernel.loading.packed_choice import CHOICES
+from shearling.kernel.openvino_extension import machine_operators
 from tests.support.documents import ROOT
 from tests.support.exported_files import stored_as
 from tests.support.fused_models import FUSED
+from tests.support.packed_decoders import write_packed
 from tests.support.tiny_models import beginning_tokenizer
 
 pytestmark = [
@@ -114,6 +119,38 @@ def test_a_genai_document_that_is_no_exports_is_refused(libraries, tmp_path, dec
         (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"decoder": decoder}}))
     with pytest.raises(ModelUnusable, match=r"document that ONNX Runtime GenAI reads|a library to load"):
         shearling_runtime.load_genai_model(tmp_path)
+
+
+@pytest.fixture
+def loading(libraries, monkeypatch) -> None:
+    """The modules that the build of the wheel puts beside its own."""
+    for name in ("ir_text", "packed_choice", "packed_model"):
+        module = importlib.import_module(f"shearling.kernel.loading.{name}")
+        monkeypatch.setitem(sys.modules, f"shearling_runtime.loading.{name}", module)
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory) -> Path:
+    """A model without our operators, for OpenVINO GenAI."""
+    directory = tmp_path_factory.mktemp("stock") / "openvino"
+    write_openvino(FUSED["llama"](), beginning_tokenizer(), directory, stored_as("int8"), sparsity={})
+    return directory
+
+
+def test_a_file_without_our_operators_takes_any_choice_that_there_is(loading, stock):
+    for choice in CHOICES:
+        shearling_runtime.pipeline(stock, PACKED=choice)
+    with pytest.raises(RequestFault, match="PACKED is 'sometimes', not one of always, expanded, measured, never"):
+        shearling_runtime.pipeline(stock, PACKED="sometimes")
+
+
+def test_a_packed_operator_that_lies_is_a_bad_model(loading, tmp_path, monkeypatch):
+    module = importlib.import_module("shearling_runtime.pipeline")
+    monkeypatch.setattr(module, "machine_operators", machine_operators)
+    xml = write_packed(tmp_path, FUSED["llama"]())
+    xml.write_text(xml.read_text().replace(' activation="silu"', "", 1))
+    with pytest.raises(ModelUnusable, match="it has no 'activation'"):
+        shearling_runtime.pipeline(tmp_path, PACKED="never")
 
 
 @pytest.fixture(scope="module")

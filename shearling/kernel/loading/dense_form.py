@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from .ir_text import FORMAT_VERSION, IrText, Source
-from .packed_operator import PackedOperator, PackedPart
+from .packed_operator import PackedOperator, PackedPart, contradictions
 
 NAME_SEPARATOR = " | "
 """Between the names of the nodes that one operator replaced, in its own name, and of the weights that a constant
@@ -29,23 +29,34 @@ def unpack(text: IrText, operators: Iterable[PackedOperator]) -> None:
     Args:
         text: changed in place.
         operators: of it, as `find_operators` finds them; those that read one constant together.
+
+    Raises:
+        MalformedText: one lies about itself.
     """
     weights: dict[tuple[Source, int], Source] = {}
     replaced = list(operators)
     for operator in replaced:
-        parts = _Parts(text, operator, weights)
-        builder = {
-            "SparseLinear": _linears,
-            "SparseMLP": _mlp,
-            "SparseLayer": _layer,
-            "SparseHead": lambda parts: [parts.product(parts.inputs[0])],
-            "SparseEmbedding": lambda parts: [parts.lookup(parts.inputs[0])],
-        }[operator.kind]
-        # What feeds an operator may be one that was replaced before it.
-        parts.inputs = [source for source in text.inputs(operator.number) if source != operator.weights]
-        for old, new in zip(text.outputs(operator.number), builder(parts), strict=True):
-            text.replace(old, new)
+        with contradictions():
+            _unpack(text, operator, weights)
     text.remove(operator.number for operator in replaced)
+
+
+def _unpack(text: IrText, operator: PackedOperator, weights: dict[tuple[Source, int], Source]) -> None:
+    parts = _Parts(text, operator, weights)
+    builder = {
+        "SparseLinear": _linears,
+        "SparseMLP": _mlp,
+        "SparseLayer": _layer,
+        "SparseHead": lambda parts: [parts.product(parts.inputs[0])],
+        "SparseEmbedding": lambda parts: [parts.lookup(parts.inputs[0])],
+    }[operator.kind]
+    # What feeds an operator may be one that was replaced before it.
+    parts.inputs = [source for source in text.inputs(operator.number) if source != operator.weights]
+    outputs, computed = text.outputs(operator.number), builder(parts)
+    if len(outputs) != len(computed):
+        raise ValueError(f"it has {len(outputs)} outputs and computes {len(computed)}")
+    for old, new in zip(outputs, computed, strict=True):
+        text.replace(old, new)
 
 
 class _Parts:

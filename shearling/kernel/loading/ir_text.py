@@ -212,11 +212,17 @@ class IrText:
         return self.add("Const", [], data, version="opset1")[0]
 
     def copy_of(self, other: IrText, number: int, inputs: Sequence[Source]) -> list[Source]:
-        """A layer of another text, fed by what is here."""
+        """A layer of another text, fed by what is here.
+
+        Raises:
+            MalformedText: it has another number of inputs.
+        """
         layer = copy.deepcopy(other._layers[number])
         fresh, self._next = self._next, self._next + 1
         layer.set("id", str(fresh))
         ports = [int(port.get("id", -1)) for port in layer.findall("input/port")]
+        if len(ports) != len(inputs):
+            raise MalformedText(f"{layer.get('name', '')!r} has {len(ports)} inputs, not {len(inputs)}")
         for port, source in zip(ports, inputs, strict=True):
             self._connect((fresh, port), source)
         self._element("layers").append(layer)

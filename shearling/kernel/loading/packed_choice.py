@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from .dense_form import can_unpack, unpack
 from .ir_text import IrText, Source
-from .packed_operator import PackedOperator, expand, find_operators
+from .packed_operator import PackedOperator, contradictions, expand, find_operators
 
 PACKED = "PACKED"
 """Property of a deployment: one of `CHOICES`."""
@@ -50,6 +50,10 @@ MEASURED_PROPERTIES = frozenset(
     {"INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS", "PERFORMANCE_HINT"}
 )
 """Properties of a compilation that change how fast operators are."""
+
+
+class UnknownChoice(ValueError):
+    """`PACKED` is none of `CHOICES`."""
 
 
 Way = Literal["packed", "expanded", "dense"]
@@ -147,12 +151,27 @@ def chosen(properties: Mapping[str, Any]) -> str:
     """How a deployment is to be loaded: its property, else the environment's word, else `measured`.
 
     Raises:
-        ValueError: it is none of `CHOICES`.
+        UnknownChoice: it is none of `CHOICES`.
     """
     word = str(properties.get(PACKED) or os.environ.get(VARIABLE) or "measured")
     if word not in CHOICES:
-        raise ValueError(f"{PACKED} is {word!r}, not one of {', '.join(CHOICES)}")
+        raise UnknownChoice(f"{PACKED} is {word!r}, not one of {', '.join(CHOICES)}")
     return word
+
+
+def without_choice(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that OpenVINO knows."""
+    return {name: value for name, value in properties.items() if name != PACKED}
+
+
+def stock_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model without packed operators, of which no choice says anything.
+
+    Raises:
+        UnknownChoice: `PACKED` is none of `CHOICES`.
+    """
+    chosen(properties)
+    return without_choice(properties)
 
 
 def choose(
@@ -167,6 +186,7 @@ def choose(
         rows: of activations, as the model mostly has them.
 
     Raises:
+        MalformedText: an operator lies about itself.
         RuntimeError: OpenVINO cannot run a packed operator.
     """
     if word == "expanded":
@@ -360,13 +380,14 @@ class ForwardStopwatch:
         """Some operators of the text, each fed by parameters of its own."""
         part = IrText()
         for operator in operators:
-            inputs = [_parameter(part, width) for width in _widths(operator)]
-            place = self._text.data(operator.weights.layer)
-            size = int(place["size"])
-            weights = part.stored("u8", (size,), int(place["offset"]))
-            inputs.insert(_weights_port(operator), weights)
-            for output in part.copy_of(self._text, operator.number, inputs):
-                part.add("Result", [output], {}, version="opset1", outputs=0)
+            with contradictions():
+                inputs = [_parameter(part, width) for width in _widths(operator)]
+                place = self._text.data(operator.weights.layer)
+                size = int(place["size"])
+                weights = part.stored("u8", (size,), int(place["offset"]))
+                inputs.insert(_weights_port(operator), weights)
+                for output in part.copy_of(self._text, operator.number, inputs):
+                    part.add("Result", [output], {}, version="opset1", outputs=0)
         return part
 
     def _place(self, operators: Sequence[PackedOperator], rows: int) -> Path | None:

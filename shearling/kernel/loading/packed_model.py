@@ -22,7 +22,6 @@ from .dense_form import unpack
 from .ir_text import IrText, MalformedText
 from .packed_choice import (
     LAYERS,
-    PACKED,
     TEXT_ROWS,
     TOKEN_ROWS,
     ForwardStopwatch,
@@ -32,6 +31,7 @@ from .packed_choice import (
     as_writeable,
     choose,
     chosen,
+    without_choice,
 )
 from .packed_operator import expand, find_operators
 
@@ -190,11 +190,12 @@ def load_ir(
     Raises:
         OSError: a file cannot be read.
         RuntimeError: OpenVINO cannot read it.
-        ValueError: `PACKED` has another value than it can have.
+        UnknownChoice: `PACKED` has another value than it can have.
+        MalformedText: an operator that shall be unpacked, or measured, lies about itself.
     """
     word = chosen(properties) if device == CPU else "never"
-    own = _without_choice(properties)
-    preferred = {**operators.properties, **own} if packed_properties is None else _without_choice(packed_properties)
+    own = without_choice(properties)
+    preferred = {**operators.properties, **own} if packed_properties is None else without_choice(packed_properties)
     try:
         text, weights = IrText(xml.read_bytes()), map_weights(xml.with_suffix(".bin"))
         found = find_operators(text, weights)
@@ -246,10 +247,6 @@ def _cache_precision(properties: Mapping[str, Any]) -> str:
     """In OpenVINO's name, of a text or of its type."""
     value = properties.get(CACHE_PRECISION, "f16")
     return str(value.get_type_name() if hasattr(value, "get_type_name") else value)
-
-
-def _without_choice(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in properties.items() if name != PACKED}
 
 
 def _read_configuration(xml: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,22 @@ def integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part.strip()]
 
 
+@contextmanager
+def contradictions() -> Iterator[None]:
+    """Around what believes a packed operator.
+
+    Raises:
+        MalformedText: it lies about itself.
+    """
+    try:
+        yield
+    except MalformedText:
+        raise
+    except (KeyError, ValueError, IndexError, struct.error) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise MalformedText(f"a packed operator contradicts itself: {what}") from error
+
+
 def find_operators(text: IrText, weights: npt.NDArray[np.uint8]) -> list[PackedOperator]:
     """Every packed operator whose weights can be read.
 
@@ -139,10 +156,8 @@ def find_operators(text: IrText, weights: npt.NDArray[np.uint8]) -> list[PackedO
     Raises:
         MalformedText: one lies about itself.
     """
-    try:
+    with contradictions():
         return [_operator(text, number, weights) for number in text.layers_of(WEIGHTS_PORT)]
-    except (KeyError, ValueError, IndexError, struct.error) as error:
-        raise MalformedText(f"a packed operator contradicts itself: {error}") from error
 
 
 def expand(text: IrText, operators: Iterable[PackedOperator]) -> None:

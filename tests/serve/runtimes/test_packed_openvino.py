@@ -25,7 +25,7 @@ from shearling.errors import ArtefactCorrupt, ArtefactError, UsageError
 from shearling.evaluation.given_model import LoadedModel, find_given_model
 from shearling.kernel import openvino_extension
 from shearling.kernel.loading import packed_choice
-from shearling.kernel.loading.packed_choice import ForwardStopwatch, Timing
+from shearling.kernel.loading.packed_choice import CHOICES, ForwardStopwatch, Timing
 from shearling.kernel.openvino_extension import core_for, required_extensions
 from shearling.kernel.packed_format import VERSION, Encoding, ValueType
 from shearling.target import Target, parse_target
@@ -101,12 +101,24 @@ def test_with_its_zeros_put_back_it_is_the_same(sparse, greedy, capsys):
     assert torch.equal(packed, expanded)
 
 
-def test_a_choice_that_there_is_not(sparse):
-    target = parse_target(f"{sparse / 'sparse'}@PACKED=sometimes")
-    with pytest.raises(UsageError, match=r"PACKED is 'sometimes', not one of always, expanded, measured, never"):
+@pytest.mark.parametrize("kernel", ["sparse", "stock"])
+def test_a_choice_that_there_is_not(sparse, kernel):
+    target = parse_target(f"{sparse / kernel}@PACKED=sometimes")
+    refused = r"PACKED is 'sometimes', not one of always, expanded, measured, never"
+    with pytest.raises(UsageError, match=refused):
         load_runtime(find_deployment(target), FP32)
-    done = run_serve(f"{sparse / 'sparse'}@PACKED=sometimes")
+    with pytest.raises(UsageError, match=refused):
+        _logits(target)
+    done = run_serve(f"{sparse / kernel}@PACKED=sometimes")
     assert done.returncode == 2, done.stderr
+
+
+def test_a_file_without_our_operators_takes_any_choice(sparse, greedy):
+    for choice in CHOICES:
+        runtime = load_runtime(find_deployment(parse_target(f"{sparse / 'stock'}@PACKED={choice}")), FP32)
+        answer = runtime.generate([runtime.encode(PROMPT, chat=False)], Decoding(max_new_tokens=16))
+        assert list(answer.token_ids) == greedy
+    assert torch.equal(*(_logits(parse_target(f"{sparse / 'stock'}{choice}")) for choice in ("", "@PACKED=always")))
 
 
 @pytest.mark.parametrize("slower", ["SparseHead", "SparseLayer"])

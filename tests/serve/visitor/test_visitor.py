@@ -81,6 +81,10 @@ def test_openvino_continues_like_torch(export: Path, environment: Path, expected
     assert list(tokens_of(f"{export}@format=openvino,environment={environment}", options=options)) == expected
 
 
+def test_a_file_without_our_operators_takes_any_choice(export: Path, environment: Path, expected: list[int]) -> None:
+    assert list(tokens_of(f"{export}@format=openvino,environment={environment},PACKED=always")) == expected
+
+
 @pytest.mark.parametrize("model_format", ["onnx", "torch"])
 def test_other_runtimes_continue_like_torch(
     export: Path, environment: Path, expected: list[int], model_format: str

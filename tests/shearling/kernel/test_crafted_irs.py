@@ -18,7 +18,8 @@ import pytest
 from openvino import opset13 as op
 
 from shearling.errors import ArtefactCorrupt
-from shearling.kernel.openvino_extension import check_packed_weights, node_factory
+from shearling.kernel.loading import packed_choice
+from shearling.kernel.openvino_extension import check_packed_weights, load_packed, node_factory
 from shearling.kernel.packed_format import ValueType, bundle, pack
 from tests.support.forked_processes import ForkedProcesses
 from tests.support.matrices import random_matrix
@@ -276,6 +277,31 @@ def test_a_constant_behind_another_node_is_refused_by_name(tmp_path):
     ov.save_model(ov.Model([op.result(head.output(0))], [x]), path, compress_to_fp16=False)
     with pytest.raises(ArtefactCorrupt, match="the_head: its packed weights are not a constant"):
         check_packed_weights(path)
+
+
+PORT = r"\s*<port .*?</port>"
+
+
+@pytest.mark.parametrize(
+    ("packed", "operator", "pattern", "instead", "told"),
+    [
+        ("never", "SparseMLP", ' activation="silu"', "", "it has no 'activation'"),
+        ("measured", "SparseMLP", ' activation="silu"', "", "it has no 'activation'"),
+        ("never", "SparseLayer", f"(<output>{PORT}){PORT}", r"\1", "it has 1 outputs and computes 2"),
+        ("measured", "SparseLayer", f"(<output>{PORT}){PORT}", r"\1", "it has 1 outputs and computes 2"),
+        ("measured", "SparseLinear", f"(<input>{PORT}{PORT})", r'\1<port id="0"/>', "has 3 inputs, not 2"),
+    ],
+)
+def test_what_cannot_be_unpacked_is_a_corrupt_file(tmp_path, monkeypatch, packed, operator, pattern, instead, told):
+    path = tmp_path / "model.xml"
+    before, start, layer = write(path, operator).partition(f'type="{operator}"')
+    changed, count = re.subn(pattern, instead, layer, count=1, flags=re.DOTALL)
+    assert count == 1
+    path.write_text(before + start + changed)
+    monkeypatch.setattr(packed_choice, "LEAST_BYTES", 1)
+    with pytest.raises(ArtefactCorrupt, match=told) as caught:
+        load_packed(path, properties={"PACKED": packed})
+    assert caught.value.where == str(path)
 
 
 CHANGE = """

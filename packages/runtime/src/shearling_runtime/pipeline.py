@@ -50,7 +50,7 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
         ) from error
     try:
         if not is_packed(place / MODEL):
-            return openvino_genai.LLMPipeline(str(place), device, **properties)
+            return openvino_genai.LLMPipeline(str(place), device, **_without_operators(place, properties))
         loaded = load(place / MODEL, device, properties)
         loaded.properties.setdefault("extensions", [extension()])
         return loaded.open_pipeline(device)
@@ -114,8 +114,20 @@ def load(xml: Path, device: str, properties: Mapping[str, Any], *, obstacle: str
         raise ModelUnusable(
             f"its weights cannot be read: {error.strerror}", where=xml, remedy="Export it again"
         ) from error
-    except ValueError as error:
+    except _loading("packed_choice").UnknownChoice as error:
         raise RequestFault(str(error), where=xml) from error
+    except _loading("ir_text").MalformedText as error:
+        raise ModelUnusable(str(error), where=xml, remedy="Export it again") from error
+
+
+def _without_operators(place: Path, properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties of a model that is not packed, of which `PACKED` says nothing."""
+    choice = _loading("packed_choice")
+    try:
+        own: dict[str, Any] = choice.stock_properties(properties)
+    except choice.UnknownChoice as error:
+        raise RequestFault(str(error), where=place) from error
+    return own
 
 
 def is_packed(xml: Path) -> bool:
