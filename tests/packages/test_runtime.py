@@ -6,10 +6,12 @@ import ast
 import dataclasses
 import importlib
 import json
+import shutil
 import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 import shearling_runtime
@@ -43,6 +45,7 @@ FACTS = BuildFacts(
     properties={"INFERENCE_PRECISION_HINT": "f32"},
     sources="0" * 64,
 )
+UNRENDERABLE = "{{ raise_exception('no such roles') }}"
 
 
 @pytest.fixture
@@ -169,6 +172,49 @@ def test_genai_begins_a_text_as_its_tokenizer_does_and_a_chat_as_its_template_do
     text = tokenizer("Area man").input_ids
     assert text[0] == chat[0] != chat[1]
     assert [model.encode("Area man", chat=asked) for asked in (False, True, False)] == [text, chat, text]
+
+
+def run_json(capsys, directory: Path, *options: str) -> tuple[dict[str, Any], str]:
+    """What a command that fails says, in JSON and in words."""
+    with pytest.raises(SystemExit) as caught:
+        command.main([str(directory), "--prompt", "x", "--json", *options])
+    output = capsys.readouterr()
+    result = json.loads(output.out)
+    assert result["status"] == "error"
+    assert result["exit_code"] == caught.value.code
+    return result, output.err
+
+
+@pytest.mark.parametrize("part", ["genai", "stock"])
+def test_a_chat_template_that_cannot_be_rendered_is_a_bad_model(loading, request, tmp_path, capsys, part):
+    if part == "genai":
+        directory = Path(shutil.copytree(request.getfixturevalue(part), tmp_path / part))
+        (directory / "chat_template.jinja").write_text(UNRENDERABLE)
+    else:
+        directory, tokenizer = tmp_path / part, beginning_tokenizer()
+        tokenizer.chat_template = UNRENDERABLE
+        write_openvino(FUSED["llama"](), tokenizer, directory, stored_as("int8"), sparsity={})
+    result, told = run_json(capsys, directory, "--chat")
+    assert (result["exit_code"], result["remedy"]) == (3, "Use --no-chat")
+    assert f"error: {directory}: its tokenizer fails: " in told
+
+
+def test_where_no_temporary_file_can_be_written_the_environment_is_at_fault(genai, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    result, told = run_json(capsys, genai)
+    assert result["exit_code"] == 4
+    assert "TMPDIR" in told
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_nobody_foresaw_is_said_like_any_other_error(tmp_path, capsys, monkeypatch, debug):
+    def open_nothing(*_: object) -> NoReturn:
+        raise ZeroDivisionError("of nothing")
+
+    monkeypatch.setattr(command, "_open", open_nothing)
+    result, told = run_json(capsys, tmp_path, *(["--debug"] if debug else []))
+    assert (result["exit_code"], result["message"]) == (5, "internal error: ZeroDivisionError: of nothing")
+    assert ("Traceback" in told) is debug
 
 
 def test_an_installation_without_libraries_says_so():

@@ -1,7 +1,7 @@
 """`shearling-run`: run an exported model where nothing but OpenVINO GenAI or ONNX Runtime GenAI and this package is
 installed.
 
-Exit codes: 0 done, 2 usage, 3 bad model, 4 environment, 130 interrupted.
+Exit codes: 0 done, 2 usage, 3 bad model, 4 environment, 5 internal, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import statistics
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,12 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         result = _bench(options) if options.bench else _generate(options)
         code = 0
-    except RuntimeFault as error:
-        result = {"status": "error", "exit_code": error.exit_code, "message": error.message, "remedy": error.remedy}
-        sys.stderr.write(f"error: {error}\n")
-        code = error.exit_code
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:  # the last resort of the program: what is no fault of a kind is a defect
+        fault = error if isinstance(error, RuntimeFault) else _unforeseen(error)
+        result = {"status": "error", "exit_code": fault.exit_code, "message": fault.message, "remedy": fault.remedy}
+        if options.debug:
+            traceback.print_exc(file=sys.stderr)
+        sys.stderr.write(f"error: {fault}\n")
+        code = fault.exit_code
     if options.json:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     sys.stdout.flush()
@@ -63,7 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-tokens", type=_count, metavar="N", default=128, help="of --bench; default 128")
     parser.add_argument("--repeats", type=_count, metavar="N", default=6, help="of --bench; default 6")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _unforeseen(error: Exception) -> RuntimeFault:
+    return RuntimeFault(
+        f"internal error: {type(error).__name__}: {error}", remedy="Run again with --debug and report the traceback"
+    )
 
 
 def _count(text: str) -> int:

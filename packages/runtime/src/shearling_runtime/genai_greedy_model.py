@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling_runtime.faults import ModelUnusable, RequestFault
-from shearling_runtime.greedy_model import Continuation, require_room
+from shearling_runtime.greedy_model import Continuation, require_room, unusable_tokenizer
 from shearling_runtime.onnx_genai import CONFIG, DOMAIN_IMPORT, GRAPH, open_model, read_config
 
 PART = "onnx-genai"
@@ -29,7 +29,7 @@ class GenAIGreedyModel:
 
     Raises:
         ModelUnusable: a file is missing, or GenAI cannot load the model.
-        RuntimeUnavailable: GenAI is not installed, or see `operators`.
+        RuntimeUnavailable: see `load_genai_model`.
     """
 
     def __init__(self, directory: Path, *, threads: int | None = None) -> None:
@@ -38,9 +38,12 @@ class GenAIGreedyModel:
         self._most = document["model"].get("context_length")
         self._ends = _numbers(document["model"].get("eos_token_id"))
         graph = directory / GRAPH
-        if not graph.is_file():
-            raise ModelUnusable(f"{GRAPH} is missing", where=directory, remedy="Export it again")
-        self.packed = DOMAIN_IMPORT in graph.read_bytes()
+        try:
+            self.packed = DOMAIN_IMPORT in graph.read_bytes()
+        except OSError as error:
+            raise ModelUnusable(
+                f"its graph cannot be read: {error.strerror}", where=graph, remedy="Export it again"
+            ) from error
         started_s = time.perf_counter()
         options = {} if threads is None else {"intra_op_num_threads": threads}
         # What ends a text is looked for here: a benchmark goes on to the end.
@@ -62,17 +65,21 @@ class GenAIGreedyModel:
 
         Raises:
             RequestFault: `chat`, and there is no template.
+            ModelUnusable: its tokenizer or template fails.
         """
         template = (self._directory / "chat_template.jinja").is_file()
         if chat and not template:
             raise RequestFault("--chat was given, and this tokenizer has no chat template", remedy="Use --no-chat")
         in_chat = template if chat is None else chat
-        if in_chat:
-            turn = json.dumps([{"role": "user", "content": prompt}])
-            prompt = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True)
-        # GenAI adds none by itself; a template writes its own.
-        self._tokenizer.update_options(add_special_tokens="false" if in_chat else "true")
-        return [int(token) for token in self._tokenizer.encode(prompt)]
+        try:
+            if in_chat:
+                turn = json.dumps([{"role": "user", "content": prompt}])
+                prompt = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True)
+            # GenAI adds none by itself; a template writes its own.
+            self._tokenizer.update_options(add_special_tokens="false" if in_chat else "true")
+            return [int(token) for token in self._tokenizer.encode(prompt)]
+        except RuntimeError as error:
+            raise unusable_tokenizer(error, in_chat=in_chat, where=self._directory) from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens."""

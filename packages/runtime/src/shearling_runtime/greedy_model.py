@@ -70,15 +70,19 @@ class GreedyModel:
 
         Raises:
             RequestFault: `chat`, and there is no template.
+            ModelUnusable: its tokenizer or template fails.
         """
         template = bool(self._tokenizer.get_original_chat_template())
         if chat and not template:
             raise RequestFault("--chat was given, and this tokenizer has no chat template", remedy="Use --no-chat")
         in_chat = template if chat is None else chat
-        if in_chat:
-            turn = [{"role": "user", "content": prompt}]
-            prompt = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True)
-        ids = self._tokenizer.encode(prompt, add_special_tokens=not in_chat).input_ids.data[0]
+        try:
+            if in_chat:
+                turn = [{"role": "user", "content": prompt}]
+                prompt = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True)
+            ids = self._tokenizer.encode(prompt, add_special_tokens=not in_chat).input_ids.data[0]
+        except RuntimeError as error:
+            raise unusable_tokenizer(error, in_chat=in_chat, where=self._directory) from error
         return [int(token) for token in ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -148,6 +152,20 @@ class GreedyModel:
         require_room(
             tokens, config.get("max_position_embeddings") if isinstance(config, dict) else None, where=self._directory
         )
+
+
+def unusable_tokenizer(error: RuntimeError, *, in_chat: bool, where: Path) -> ModelUnusable:
+    """The fault of a model whose prompt cannot be encoded.
+
+    Args:
+        error: what its runtime says.
+        in_chat: whether the chat template was used.
+        where: the model.
+    """
+    reason = str(error).strip().rpartition("\n")[2].strip()
+    return ModelUnusable(
+        f"its tokenizer fails: {reason}", where=where, remedy="Use --no-chat" if in_chat else "Export it again"
+    )
 
 
 def require_room(tokens: int, most: Any, *, where: Path) -> None:

@@ -34,7 +34,8 @@ def load_genai_model(directory: str | Path, **session_options: Any) -> onnxrunti
 
     Raises:
         ModelUnusable: a file is missing or damaged, or its document names a library of its own.
-        RuntimeUnavailable: ONNX Runtime GenAI is not installed, or see `operators`.
+        RuntimeUnavailable: ONNX Runtime GenAI is not installed, or no temporary directory can be written, or see
+            `operators`.
     """
     return open_model(Path(directory), session_options, packed=True, ends=True)
 
@@ -61,14 +62,22 @@ def open_model(directory: Path, session_options: Mapping[str, Any], *, packed: b
     options |= session_options
     if not ends:
         document["model"]["eos_token_id"] = []
-    place = _temporary_directory()
-    for file in source.iterdir():
-        if file.name != CONFIG and (library is None or file.name != library.name):
-            (place / file.name).symlink_to(file)
     if library is not None:
-        shutil.copyfile(library, place / library.name)
         options["custom_ops_library"] = library.name
-    (place / CONFIG).write_text(json.dumps(document), encoding="utf-8")
+    try:
+        place = _temporary_directory()
+        for file in source.iterdir():
+            if file.name != CONFIG and (library is None or file.name != library.name):
+                (place / file.name).symlink_to(file)
+        if library is not None:
+            shutil.copyfile(library, place / library.name)
+        (place / CONFIG).write_text(json.dumps(document), encoding="utf-8")
+    except OSError as error:
+        raise RuntimeUnavailable(
+            f"no links to its files can be made in a temporary directory: {error.strerror}",
+            where=source,
+            remedy="Make room there, or name another directory in TMPDIR",
+        ) from error
     try:
         return onnxruntime_genai.Model(str(place))
     # Its exceptions are bare RuntimeErrors, and those of ONNX Runtime share no base but Exception.
