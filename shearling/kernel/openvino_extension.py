@@ -145,7 +145,9 @@ def machine_operators() -> Operators:
     """
     library = _library()
     _load(library)
-    return Operators(openvino_core(), library, kernels_in_use(), PREFERRED_PROPERTIES, cache_directory() / "packed")
+    kept = cache_directory()
+    measurements = None if kept is None else kept / "packed"
+    return Operators(openvino_core(), library, kernels_in_use(), PREFERRED_PROPERTIES, measurements)
 
 
 def compile_ir(

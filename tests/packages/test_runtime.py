@@ -29,6 +29,7 @@ from tests.support.exported_files import stored_as
 from tests.support.fused_models import FUSED
 from tests.support.packed_decoders import write_packed
 from tests.support.tiny_models import beginning_tokenizer
+from tests.support.users import without_home
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -154,6 +155,14 @@ def test_a_packed_operator_that_lies_is_a_bad_model(loading, tmp_path, monkeypat
     xml.write_text(xml.read_text().replace(' activation="silu"', "", 1))
     with pytest.raises(ModelUnusable, match="it has no 'activation'"):
         shearling_runtime.pipeline(tmp_path, PACKED="never")
+
+
+def test_a_user_without_a_home_keeps_no_measurements(monkeypatch):
+    monkeypatch.setitem(sys.modules, "shearling_runtime.cache", importlib.import_module("shearling.cache"))
+    kept = importlib.import_module("shearling_runtime.pipeline")._cache
+    assert kept() is not None
+    without_home(monkeypatch)
+    assert kept() is None
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 from shearling.cache import cache_directory
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, EnvironmentFault, RecipeInvalid
 from shearling.recipe.section import PackageAsset
+from tests.support.users import without_home
 from train.package_asset import fetch
 
 CONTENT = b"one\ntwo\n" * 1000
@@ -87,6 +88,12 @@ def test_cache_location(monkeypatch, tmp_path):
     monkeypatch.delenv("SHEARLING_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory() == tmp_path / "shearling"
+
+
+def test_no_place_for_a_cache(registry, monkeypatch):
+    without_home(monkeypatch)
+    with pytest.raises(EnvironmentFault, match=r"no home.*SHEARLING_CACHE"):
+        fetch(asset(registry))
 
 
 def test_a_member_that_ends_in_a_slash_is_a_directory(registry, tmp_path):

@@ -13,6 +13,7 @@ from shearling.errors import CompilerMissing, EnvironmentFault, PackageMissing
 from shearling.kernel import build, compilation
 from shearling.kernel.build import build_library, build_onnx_runtime_library
 from shearling.kernel.compilation import find_compiler, find_headers
+from tests.support.users import without_home
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,13 @@ def test_no_compiler_is_an_environment_fault_with_a_remedy(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(CompilerMissing, match=r"apt install g\+\+") as caught:
+        build_library()
+    assert caught.value.exit_code == 4
+
+
+def test_no_place_for_a_cache_is_an_environment_fault_with_a_remedy(monkeypatch):
+    without_home(monkeypatch)
+    with pytest.raises(EnvironmentFault, match=r"no home.*SHEARLING_CACHE") as caught:
         build_library()
     assert caught.value.exit_code == 4
 

@@ -158,11 +158,8 @@ def machine_operators() -> Any:
 
 
 def _cache() -> Path | None:
-    try:
-        found: Path = importlib.import_module("shearling_runtime.cache").cache_directory()
-    except RuntimeError:  # this user has no home
-        return None
-    return found / "packed"
+    found: Path | None = importlib.import_module("shearling_runtime.cache").cache_directory()
+    return None if found is None else found / "packed"
 
 
 def _loading(module: str) -> Any:

@@ -15,8 +15,10 @@ from shearling.kernel.loading import packed_choice
 from shearling.kernel.loading.ir_text import IrText
 from shearling.kernel.loading.packed_choice import ForwardStopwatch, MeasurementPlace, Timing, choose, chosen
 from shearling.kernel.loading.packed_operator import PackedOperator, find_operators
+from shearling.kernel.openvino_extension import machine_operators
 from shearling.kernel.packed_format import Encoding, ValueType
 from tests.support.matrices import random_matrix
+from tests.support.users import without_home
 
 SIZE = 64
 MACHINE = MeasurementPlace("a processor", "avx2", "0" * 64, "2026.4.1", "", 2)
@@ -249,6 +251,12 @@ def test_a_cache_that_cannot_be_written_does_not_matter(model):
     first = stopwatch(model, Path("/proc/none/packed"))
     assert first(model[0][:4], 1) == first(model[0][:4], 1)
     assert first.calls == 2
+
+
+def test_a_user_without_a_home_measures_again(monkeypatch):
+    assert machine_operators().cache is not None
+    without_home(monkeypatch)
+    assert machine_operators().cache is None
 
 
 def test_a_real_measurement(tmp_path, monkeypatch):
