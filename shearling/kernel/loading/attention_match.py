@@ -74,7 +74,26 @@ def find_attentions(model: Any, config: Mapping[str, Any]) -> list[PlainAttentio
     names = {name for item in attentions for name in item.variables}
     if {sink.get_variable_id() for sink in model.get_sinks()} != names or len(names) != 2 * len(attentions):
         raise NoMatch("the model keeps more than keys and values")
+    _require_no_other_reader(model, attentions, names)
     return attentions
+
+
+def _require_no_other_reader(model: Any, attentions: Sequence[PlainAttention], variables: set[str]) -> None:
+    """What stays beside layers with attention in them must not need the layers or the caches that they replace."""
+    first, last = attentions[0], attentions[-1].layer
+    waiting = [result.input_value(0) for result in model.get_results()]
+    waiting += [table for pair in angle_sets(attentions) for table in pair]
+    waiting += [*first.inputs, first.layer.input_value(1)]
+    seen: set[str] = set()
+    while waiting:
+        output = waiting.pop()
+        node = output.get_node()
+        if output == last.output(0) or node.get_friendly_name() in seen:
+            continue
+        seen.add(node.get_friendly_name())
+        if node.get_type_name() == "ReadValue" and node.get_variable_id() in variables:
+            raise NoMatch("something else reads a packed layer or its cache")
+        waiting += node.input_values()
 
 
 def angle_sets(attentions: Sequence[PlainAttention]) -> list[tuple[Any, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai
 import pytest
+import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -264,6 +265,45 @@ def test_what_is_not_plain_attention_stays(tmp_path, variant):
     assert reason in obstacle
     assert text.to_bytes() == before
     assert load_packed(xml, properties={}).as_it_is
+
+
+def _ask_for_output(xml: Path, layer: int, output: int) -> None:
+    """Let an output of a packed layer be one of the model, too."""
+    model = core_for(xml).read_model(xml)
+    layers = [node for node in model.get_ordered_ops() if node.get_type_name() == "SparseLayer"]
+    model.add_outputs([layers[layer].output(output)])
+    ov.save_model(model, xml.with_name("changed.xml"), compress_to_fp16=False)
+    del model, layers
+    for suffix in (".xml", ".bin"):
+        xml.with_name("changed").with_suffix(suffix).replace(xml.with_suffix(suffix))
+
+
+@pytest.mark.parametrize(("layer", "output"), [(0, 0), (0, 2)])
+def test_what_else_reads_a_layer_keeps_attention_out_of_it(tmp_path, layer, output):
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
+    xml = write_packed(tmp_path, seeded_decoder(LlamaForCausalLM, config))
+    assert load_packed(xml, properties={}).attention is None
+    _ask_for_output(xml, layer, output)
+    loaded = load_packed(xml, properties=F32)
+    assert loaded.attention == "something else reads a packed layer or its cache"
+    core_for(xml).compile_model(loaded.read(), "CPU", F32).create_infer_request()
+
+
+def test_a_head_that_is_part_of_the_last_layer_keeps_attention_out_of_it(tmp_path):
+    """As it is with an operation behind it, where nothing tells that it is a head."""
+    config = Gemma3TextConfig(
+        **SHAPE, head_dim=32, layer_types=GEMMA_LAYERS, final_logit_softcapping=30.0, tie_word_embeddings=False
+    )
+    model = seeded_decoder(Gemma3ForCausalLM, config)
+    with torch.no_grad():
+        model.lm_head.weight[:, ::2] = 0
+    xml = write_packed(tmp_path, model)
+    read = core_for(xml).read_model(xml)
+    *_, last = (node for node in read.get_ordered_ops() if node.get_type_name() == "SparseLayer")
+    assert last.get_output_size() == 2
+    loaded = load_packed(xml, properties=F32)
+    assert loaded.attention == "something else reads a packed layer or its cache"
+    core_for(xml).compile_model(loaded.read(), "CPU", F32).create_infer_request()
 
 
 @pytest.mark.parametrize(("written", "instead"), [("Greater", "GreaterEqual"), ("Greater", "Less")])
