@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -162,8 +163,10 @@ class LoadedIr:
         if output.exists():
             raise FileExistsError(f"{output} exists")
         with self.directory() as directory, tempfile.TemporaryDirectory(dir=output.parent, prefix=".") as made:
-            shutil.copytree(directory, Path(made) / "model")
-            (Path(made) / "model").replace(output)
+            copy = shutil.copytree(directory, Path(made) / "model")
+            # Of the temporary directory it would have a mode that shuts all others out.
+            copy.chmod(self.xml.parent.stat().st_mode & 0o777 | stat.S_IRWXU)
+            copy.replace(output)
 
 
 def load_ir(

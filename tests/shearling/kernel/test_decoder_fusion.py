@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -231,6 +232,15 @@ def load_without_writing(file: str) -> None:
     config = openvino_genai.GenerationConfig(max_new_tokens=8, ignore_eos=True, apply_chat_template=False)
     tokens = pipeline.generate(["Area man"], config).perf_metrics.get_num_generated_tokens()
     sys.stdout.write(f"{loaded.attention or 'in the layers'} {tokens}\n")
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o2750, 0o555])
+def test_who_may_enter_the_model_may_enter_what_is_written(xml, tmp_path, mode):
+    source = Path(shutil.copytree(xml.parent, tmp_path / "source"))
+    source.chmod(mode)
+    load_packed(source / xml.name, properties={}).write(tmp_path / "fused")
+    assert (tmp_path / "fused").stat().st_mode & 0o7777 == mode & 0o777 | 0o700
+    assert b"SparseDecoder" in (tmp_path / "fused" / xml.name).read_bytes()
 
 
 def test_bfloat16_around_it(xml):
