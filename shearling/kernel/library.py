@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from shearling.errors import ArtefactCorrupt, ModelUnsupported, ShapeMismatch
 from shearling.kernel.build import build_library
-from shearling.kernel.packed_format import Bytes, Encoding, Matrix, read_header
+from shearling.kernel.packed_format import Bytes, Encoding, Matrix, check_parts, read_header
 from shearling.kernel.packed_scales import ScaleType
 
 Floats = npt.NDArray[np.float32]
@@ -82,14 +82,12 @@ def pack_matrix(matrix: Matrix, encoding: Encoding = Encoding.BITMASK) -> Bytes:
     """What `format.pack` does, to the bit.
 
     Raises:
-        ModelUnsupported: the parts of the matrix do not fit each other, or hold NaN or infinity.
+        ShapeMismatch: the parts of the matrix do not fit each other.
+        ModelUnsupported: they hold NaN or infinity, or what int4 cannot be, or it is too large.
     """
-    values = np.ascontiguousarray(matrix.values, matrix.value_type.array_type)
+    scale_type = check_parts(matrix)
+    values = np.ascontiguousarray(matrix.values)
     scales = None if matrix.scales is None else np.ascontiguousarray(matrix.scales)
-    scale_type = ScaleType.NONE if scales is None else ScaleType.F16 if scales.dtype == np.float16 else ScaleType.F32
-    groups = -(-values.shape[1] // matrix.group_size) if matrix.group_size else 0
-    if scales is not None and scales.shape != (values.shape[0], groups):
-        raise ModelUnsupported(f"scales are {list(scales.shape)}, expected [{values.shape[0]}, {groups}]")
     kinds = (matrix.value_type, encoding, scale_type)
     arguments = (
         *kinds,

@@ -217,6 +217,13 @@ class Header:
         return -(-self.columns // self.group_size) if self.group_size else 0
 
     @property
+    def dense_panel_bytes(self) -> int:
+        """Size of the values of a panel that stores all of them."""
+        if self.value_type is ValueType.INT4:
+            return -(-self.blocks // 2) * self.value_type.block_size
+        return self.blocks * self.value_type.block_size * self.value_type.array_type.itemsize
+
+    @property
     def section_bytes(self) -> tuple[int, int, int, int]:
         """Sizes of scales, panel offsets, masks and values."""
         masked = self.encoding is Encoding.BITMASK
@@ -289,33 +296,40 @@ def _pack(matrix: Matrix, encoding: Encoding, scale_type: ScaleType) -> Bytes:
 
 def _check_matrix(matrix: Matrix) -> ScaleType:
     """Type of the scales, if all fits."""
+    scale_type = check_parts(matrix)
     values, kind = matrix.values, matrix.value_type
-    if values.ndim != 2 or 0 in values.shape or values.dtype != kind.array_type:
-        raise ShapeMismatch(f"{list(values.shape)} of {values.dtype} is not a matrix of {kind.name.lower()} values")
-    if max(values.shape) > MAX_SIZE:
-        raise ModelUnsupported(f"a matrix of {list(values.shape)} is larger than {MAX_SIZE} on a side")
-    if kind is ValueType.BF16:
-        if matrix.scales is not None or matrix.group_size:
-            raise ShapeMismatch("bf16 values take no scales")
-        if ((values & 0x7F80) == 0x7F80).any():
-            raise NonFiniteWeights("NaN or infinity in bf16 values")
-        return ScaleType.NONE
+    if kind is ValueType.BF16 and ((values & 0x7F80) == 0x7F80).any():
+        raise NonFiniteWeights("NaN or infinity in bf16 values")
     if kind is ValueType.INT4 and (values.min() < -8 or values.max() > 7):
         raise ModelUnsupported(f"int4 values reach from {values.min()} to {values.max()}, not within -8..7")
-    return _check_scales(matrix)
+    if matrix.scales is not None and not np.isfinite(matrix.scales).all():
+        raise NonFiniteWeights("NaN or infinity in scales")
+    return scale_type
 
 
-def _check_scales(matrix: Matrix) -> ScaleType:
-    scales, group_size = matrix.scales, matrix.group_size
-    rows, columns = matrix.values.shape
+def check_parts(matrix: Matrix) -> ScaleType:
+    """Type of the scales as they are, if the parts of a matrix fit each other, whatever numbers they hold.
+
+    Raises:
+        ShapeMismatch: values, scales and group size do not, or are of another type.
+        ModelUnsupported: it is too large.
+    """
+    values, scales, group_size, kind = matrix.values, matrix.scales, matrix.group_size, matrix.value_type
+    if values.ndim != 2 or 0 in values.shape or values.dtype != kind.array_type:
+        raise ShapeMismatch(f"{list(values.shape)} of {values.dtype} is not a matrix of {kind.name.lower()} values")
+    rows, columns = values.shape
+    if max(rows, columns) > MAX_SIZE:
+        raise ModelUnsupported(f"a matrix of {[rows, columns]} is larger than {MAX_SIZE} on a side")
+    if kind is ValueType.BF16:
+        if scales is not None or group_size:
+            raise ShapeMismatch("bf16 values take no scales")
+        return ScaleType.NONE
     if scales is None or scales.dtype not in (np.float16, np.float32):
         raise ShapeMismatch("integer values need scales of float16 or float32")
     if not 0 < group_size <= columns or (group_size % 4 and group_size != columns):
         raise ShapeMismatch(f"a group of {group_size} columns of {columns} is neither a multiple of 4 nor a whole row")
     if scales.shape != (rows, -(-columns // group_size)):
         raise ShapeMismatch(f"scales are {list(scales.shape)}, expected [{rows}, {-(-columns // group_size)}]")
-    if not np.isfinite(scales).all():
-        raise NonFiniteWeights("NaN or infinity in scales")
     return ScaleType.F16 if scales.dtype == np.float16 else ScaleType.F32
 
 
@@ -394,6 +408,9 @@ def read_header(packed: Bytes) -> Header:
     header = Header(kind, Encoding(encoding), scaled, rows, columns, group_size, stored, max(value_bytes, 0))
     if list(header.sections) != sections or header.to_bytes() != raw or value_bytes < 0:
         raise ArtefactCorrupt(f"sections at {sections} do not follow from the sizes")
+    # Of a bitmask the masks are there, whose size bounds that of the matrix.
+    if header.encoding is Encoding.DENSE and value_bytes < header.panels * header.dense_panel_bytes:
+        raise ArtefactCorrupt(f"{value_bytes} bytes of values are too few for {rows} x {columns}")
     return header
 
 
@@ -443,10 +460,6 @@ def unpack(packed: Bytes) -> Matrix:
 def _read_masks(packed: Bytes, header: Header) -> npt.NDArray[np.bool_]:
     shape = (header.panels, header.blocks, header.value_type.block_size)
     if header.encoding is Encoding.DENSE:
-        if _block_bytes(np.full(shape[:2], shape[2]), header.value_type).sum() > header.value_bytes:
-            raise ArtefactCorrupt(
-                f"{header.value_bytes} bytes of values are too few for {header.rows} x {header.columns}"
-            )
         return np.ones(shape, np.bool_)
     start, size = header.sections[2], header.section_bytes[2]
     return np.unpackbits(packed[start : start + size], bitorder="little").view(np.bool_).reshape(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 from shearling.errors import ArtefactCorrupt, ModelUnsupported, NonFiniteWeights, ShapeMismatch
 from shearling.kernel.library import expand_matrix, pack_matrix, unpack_matrix, validate
 from shearling.kernel.packed_format import (
+    HEADER_BYTES,
+    MAX_SIZE,
     Encoding,
+    Header,
     Matrix,
     ValueType,
     pack,
@@ -156,14 +160,17 @@ def test_half_the_weights_take_the_bytes_that_the_format_promises():
         (Matrix(np.ones((1, 8), np.int8), ValueType.INT8, np.ones((1, 2), np.float32), 6), ShapeMismatch),
         (Matrix(np.ones((1, 4), np.int8), ValueType.INT8), ShapeMismatch),
         (Matrix(np.ones((1, 4), np.float32), ValueType.INT8, np.ones((1, 1), np.float32), 4), ShapeMismatch),
+        (Matrix(np.full((1, 4), 257), ValueType.INT8, np.ones((1, 1), np.float32), 4), ShapeMismatch),
+        (Matrix(np.ones(4, np.int8), ValueType.INT8, np.ones((1, 1), np.float32), 4), ShapeMismatch),
+        (Matrix(np.ones((1, 4), np.int8), ValueType.INT8, np.ones((1, 1)), 4), ShapeMismatch),
+        (Matrix(np.ones((1, 4), np.uint16), ValueType.BF16, np.ones((1, 1), np.float32), 4), ShapeMismatch),
     ],
 )
 def test_what_cannot_be_packed_is_refused(matrix, error):
     with pytest.raises(error):
         pack(matrix)
-    if error is not ShapeMismatch:
-        with pytest.raises(ModelUnsupported):
-            pack_matrix(matrix)
+    with pytest.raises(error if error is ShapeMismatch else ModelUnsupported):
+        pack_matrix(matrix)
 
 
 def lies(packed: np.ndarray) -> dict[str, np.ndarray]:
@@ -207,6 +214,26 @@ def test_a_lying_matrix_is_refused_by_both_readers(lie):
         unpack(corrupt)
     with pytest.raises(ArtefactCorrupt):
         validate(corrupt)
+
+
+@pytest.mark.parametrize("value_type", list(ValueType))
+@pytest.mark.parametrize("columns", [43, 64])  # of int4 the last block is alone, or one of two
+def test_a_dense_matrix_of_too_few_values_is_refused_by_its_header(value_type, columns):
+    packed = pack(random_matrix(value_type, 19, columns), Encoding.DENSE)
+    header = read_header(packed)
+    shorter = replace(header, value_bytes=header.value_bytes - 64)
+    cut = packed[: shorter.total_bytes].copy()
+    cut[:HEADER_BYTES] = np.frombuffer(shorter.to_bytes(), np.uint8)
+    with pytest.raises(ArtefactCorrupt, match=f"are too few for 19 x {columns}"):
+        read_header(cut)
+
+
+@pytest.mark.parametrize("reader", [unpack, unpack_matrix, expand_matrix, validate])
+def test_a_header_alone_claims_no_memory(reader):
+    header = Header(ValueType.BF16, Encoding.DENSE, ScaleType.NONE, MAX_SIZE, MAX_SIZE, 0, MAX_SIZE**2, 0)
+    claiming = np.frombuffer(header.to_bytes() + bytes(64), np.uint8)
+    with pytest.raises(ArtefactCorrupt):
+        reader(claiming)
 
 
 @settings(max_examples=300)
