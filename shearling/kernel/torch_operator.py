@@ -64,7 +64,8 @@ class PackedLinear(nn.Module):
         validate(packed.numpy())
         header = read_header(packed.numpy())
         self.out_features, self.in_features, self.exact = header.rows, header.columns, exact
-        self.register_buffer("packed", packed)
+        # Not of the state: a checkpoint would put bytes here that nobody validated.
+        self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -186,6 +188,17 @@ def test_the_torch_operator_is_the_same_product():
     assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
     with pytest.raises(ArtefactCorrupt, match="another shape"):
         layer(x[..., :95])
+
+
+def test_no_checkpoint_replaces_packed_weights_that_were_validated():
+    matrix, x = random_matrix(ValueType.INT8, 40, 96), torch.ones(1, 96)
+    layer = PackedLinear(torch.from_numpy(pack_matrix(matrix)), torch.zeros(40), exact=True)
+    expected = layer(x)
+    other = torch.from_numpy(pack_matrix(replace(matrix, scales=-matrix.scales)))
+    assert len(other) == len(layer.packed)
+    layer.load_state_dict({"packed": other, "bias": torch.ones(40)}, strict=False)
+    assert torch.equal(layer(x), expected + 1)
+    assert layer.state_dict().keys() == {"bias"}
 
 
 def test_the_best_instruction_set_is_chosen():
