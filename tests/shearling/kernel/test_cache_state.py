@@ -6,7 +6,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from tests.shearling.kernel.test_sparse_decoder import HIDDEN, Heads, Layer
+from tests.support.decoder_layer import HIDDEN, Heads, Layer
 
 
 def test_what_a_saved_state_says_is_not_believed_of_other_memory():
