@@ -4,7 +4,7 @@
 
 The budget is what the uniform mixture named by --budget takes, packed for the sparse kernel. The search sees validation
 rows alone; then its best sub-network and every uniform one within the budget answer the same test rows, and differences
-are taken row by row. An interrupted search continues.
+are taken row by row. The search stands beside the figures; an interrupted one continues.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.search_algorithms import beside, require_settings
 from search.front import BestRule
 from search.mixing_options import parse_layer_formats, parse_ratios
 from search.opening import open_inputs, open_run
@@ -31,6 +32,8 @@ from shearling.evaluation.paired_difference import paired_difference
 from shearling.evaluation.task import TaskLocation
 from shearling.evaluation.task_evaluator import open_evaluator
 from shearling.run import Run
+
+ASKED = ("algorithm", "evaluations", "seed", "ratios", "layer_formats", "max_bytes")
 
 app = typer.Typer(add_completion=False)
 
@@ -68,9 +71,12 @@ def compare(
         sparse_kernel=True,
         max_bytes=most,
     )
-    if not Run(run).search.exists():
-        search(Run(run), settings, BestRule(), consent=lambda _lost: True)
-    found = open_subnet(Run(run).search / "best.json").subnet
+    # Beside the run, which may have a search of its own.
+    place = beside(Run(run), output.with_suffix(""))
+    if not place.search.exists():
+        search(place, settings, BestRule(), consent=lambda _lost: True)
+    require_settings(place, settings, ASKED)
+    found = open_subnet(place.search / "best.json").subnet
     evaluator = open_evaluator(
         TaskLocation(str(inputs.task.manifest.details["name"]), Run(run).task),  # type: ignore[union-attr] # a run has one
         head=inputs.head,

@@ -13,6 +13,8 @@ as they are, so an interrupted benchmark goes on where it stopped. Prints Markdo
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,19 +23,22 @@ from statistics import fmean, stdev
 
 from search.front import BestRule
 from search.journal import JOURNAL_FILE, Journal
-from search.measuring import build_objective
+from search.measuring import MeasuredTask, build_objective
 from search.opening import open_inputs, open_run
 from search.pieces import Piece
-from search.settings import SearchSettings, recipe_settings
+from search.settings import SearchSettings, recipe_settings, settle
 from search.stage import BEST_FILE, search
 from search.strategies.grid import Indices
 from search.view.hypervolume import hypervolumes
+from shearling.artefact import open_artefact
 from shearling.command_line import quiet_libraries
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.subnet import open_subnet
+from shearling.errors import UsageError
 from shearling.run import Run
 from shearling.strict_json import Document, write_json
 
+ASKED = ("evaluations", "population", "limit", "cost")
 ALGORITHMS = ("nsga2", "rnsga2", "hill_climbing", "random", "heuristic")
 
 
@@ -93,13 +98,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             max_bytes=None,
             max_latency_ms=None,
         )
-        on_test_rows = _test_accuracy(run, settings)
+        settings = settle(settings, BestRule(), opened.space, sparse=run.sparse.is_dir())
+        measured = build_objective(
+            replace(settings, split="test", limit=None), open_inputs(opened, task=None), leads=True
+        )
+        # A search that asks for one sub-network alone does not measure the largest.
+        largest = measured.objective.count(opened.space.encode(opened.space.maximal()))
+        on_test_rows = functools.cache(functools.partial(_accuracy, measured))
         for algorithm in options.algorithms.split(","):
             for seed in map(int, options.seeds.split(",")):
                 place = beside(run, options.output / path.resolve().name / f"{algorithm}-{seed}")
+                asked = replace(settings, algorithm=algorithm, seed=seed)
                 if not place.search.is_dir():
-                    search(place, replace(settings, algorithm=algorithm, seed=seed), BestRule())
-                figures.append(_read(place, opened.space, on_test_rows, run=path.resolve().name))
+                    search(place, asked, BestRule())
+                require_settings(place, asked, ASKED)
+                figures.append(_read(place, opened.space, on_test_rows, run=path.resolve().name, largest=largest))
                 write_json(options.output / "figures.json", [item.model_dump() for item in figures])
     sys.stdout.write("\n".join(_table(figures)) + "\n")
     return 0
@@ -108,31 +121,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def beside(run: Run, place: Path) -> Run:
     """A run directory with the artefacts of another one, and a room of its own for the search."""
     place.mkdir(parents=True, exist_ok=True)
-    for source in (run.base, run.adapted, run.sparse, run.super_adapter, run.task):
+    for source in (run.base, run.adapted, run.sparse, run.variants, run.super_adapter, run.task):
         link = place / source.name
         if source.is_dir() and not link.is_symlink():
             link.symlink_to(source.resolve(), target_is_directory=True)
     return Run(place)
 
 
-def _test_accuracy(run: Run, settings: SearchSettings) -> Callable[[Indices], float]:
-    """Measures a sub-network on the test rows, once."""
-    known: dict[Indices, float] = {}
-    measured = None
+def require_settings(place: Run, asked: SearchSettings, names: Sequence[str]) -> None:
+    """Refuse to take a finished search for one of other settings.
 
-    def measure(indices: Indices) -> float:
-        nonlocal measured
-        if indices not in known:
-            if measured is None:
-                tested = replace(settings, split="test", limit=None)
-                measured = build_objective(tested, open_inputs(open_run(run), task=None), leads=False)
-            known[indices] = measured.objective.measure(Piece(indices, 0, len(measured.split.places))).accuracy
-        return known[indices]
-
-    return measure
+    Raises:
+        UsageError: names what differs.
+    """
+    done = open_artefact(place.search, kind="search", only=()).manifest.details["settings"]
+    wanted = json.loads(json.dumps({name: getattr(asked, name) for name in names}))
+    differing = [name for name in names if done[name] != wanted[name]]
+    if differing:
+        raise UsageError(
+            f"it was searched with another {', '.join(differing)}", where=place.search, remedy="Give another --output"
+        )
 
 
-def _read(place: Run, space: SearchSpace, on_test_rows: Callable[[Indices], float], *, run: str) -> Figures:
+def _accuracy(measured: MeasuredTask, indices: Indices) -> float:
+    return measured.objective.measure(Piece(indices, 0, len(measured.split.places))).accuracy
+
+
+def _read(
+    place: Run, space: SearchSpace, on_test_rows: Callable[[Indices], float], *, run: str, largest: float
+) -> Figures:
     explored = [record for record in Journal(place.search / JOURNAL_FILE).records if record.part == "explored"]
     likeliest = min(explored, key=BestRule().rank)
     found = open_subnet(place.search / BEST_FILE)
@@ -142,11 +159,11 @@ def _read(place: Run, space: SearchSpace, on_test_rows: Callable[[Indices], floa
         algorithm=algorithm,
         seed=int(seed),
         evaluations=len({record.choice_idx for record in explored}),
-        hypervolume=hypervolumes(explored)[-1],
+        hypervolume=hypervolumes(explored, dearest=largest)[-1],
         chosen=likeliest.accuracy,
         unseen=on_test_rows(likeliest.choice_idx),
         best_unseen=on_test_rows(space.encode(found.subnet.choice)),
-        cost=likeliest.cost / max(record.cost for record in explored) if likeliest.cost else 1.0,
+        cost=likeliest.cost / largest if largest else 1.0,
     )
 
 

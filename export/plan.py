@@ -211,7 +211,8 @@ def _fitting(
         ResourceExhausted: it has too little memory or disk.
     """
     integers = any(item.storage.weight_format.integers for item in formats)
-    _verify_rows(Run(frozen.path.parent), merge, judged=integers, calibrated=quantization)
+    judged = integers and request.verify != "off"
+    _verify_rows(Run(frozen.path.parent), merge, judged=judged, calibrated=quantization)
     sizes = read_sizes(frozen.path, rows=int(read_json(frozen.path / CONFIG).get("vocab_size") or 0))
     positions = FIXED_POSITIONS
     if head == "language_model" and integers:
@@ -238,7 +239,8 @@ def _fitting(
 
 def _verify_rows(run: Run, merge: PlannedMerge | None, *, judged: bool, calibrated: PlannedQuantization | None) -> None:
     """Verify those rows of the run's task that will be read, where there is a task."""
-    names = [rows_file(Path(), "validation").name] if judged else []
+    # Where there are none the fixed text stands.
+    names = [rows_file(Path(), "validation").name] if judged and rows_file(run.task, "validation").is_file() else []
     if calibrated is not None and calibrated.text.reads_task:
         names.append(rows_file(Path(), "train").name)
     if not names or not run.task.exists():

@@ -12,7 +12,7 @@ from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.elastic.mixture import LayerFormat, Mixture, open_mixture, percents_of_ratios
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
 from shearling.errors import ArtefactMismatch
-from shearling.evaluation.lm_eval_task import answer_task, table_name
+from shearling.evaluation.lm_eval_task import evaluated_files
 from shearling.model.head import Head
 from shearling.recipe.search import SearchSection
 from shearling.run import Run, open_frozen
@@ -141,10 +141,7 @@ def _open_task(opened: SearchableRun) -> Artefact:
 
 def searched_files(task: Artefact) -> tuple[str, ...]:
     """Names of those files of a task that a search reads."""
-    names = "validation.jsonl", f"{answer_task(str(task.manifest.details['name']), 'validation')}.yaml"
-    table = table_name("validation")
-    # Tasks that were made by older versions have none.
-    return (*names, table) if table in task.manifest.files else names
+    return evaluated_files(task.manifest.files, str(task.manifest.details["name"]), "validation")
 
 
 def _files_of(artefact: Artefact, names: Iterable[str]) -> list[Path]:

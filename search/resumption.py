@@ -53,7 +53,10 @@ def question_of(settings: SearchSettings, inputs: SearchInputs, task: str) -> st
     """
     parents = {role: parent.sha256 for role, parent in inputs.parents.items()}
     names = (*QUESTION, *(MIXING if settings.mixes else ()))
-    asked = {"parents": parents, "task_sha256": task, **{name: _settled(settings)[name] for name in names}}
+    asked = {"parents": parents, **{name: _settled(settings)[name] for name in names}}
+    # The digest of a run's own task is among the parents.
+    if inputs.task is None:
+        asked["task_sha256"] = task
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

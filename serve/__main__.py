@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,7 +11,16 @@ from serve.bench.time_budget import CHECK_S
 from serve.http.limits import Limits, make_limits
 from serve.http.named_target import NamedTarget, parse_named_target
 from serve.runtimes.runtime import Hint, Precision, RunOptions
-from shearling.command_line import LARGEST_SEED, DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
+from shearling.command_line import (
+    LARGEST_SEED,
+    DebugFlag,
+    ForceFlag,
+    JsonFlag,
+    Result,
+    make_app,
+    print_piece,
+    run_command,
+)
 from shearling.registry.name_option import NameOption, member_of
 from shearling.registry.runtimes import RUNTIMES
 from shearling.target import AUTO, Target, parse_target
@@ -128,21 +136,17 @@ def generate(
     from serve.screen import answer_line
     from shearling.console import log
 
-    def show(piece: str) -> None:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-
     answer = generate_text(
         target.with_format(model_format),
         prompt=prompt,
         max_new_tokens=max_new_tokens,
         options=_options(device, precision, threads),
         chat=chat,
-        on_text=None if as_json else show,
+        on_text=None if as_json else print_piece,
     )
     if as_json:
         return Result(answer.model_dump(mode="json"), "")
-    show("\n")
+    print_piece("\n")
     log.print(answer_line(answer), style="dim")
     return None
 

@@ -161,6 +161,19 @@ def print_result(result: Result, *, as_json: bool) -> None:
         raise
 
 
+def print_piece(text: str) -> None:
+    """Write a piece of an answer to stdout at once.
+
+    Raises:
+        OSError: it cannot be written. Where its reader has gone the rest is written to nowhere.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def refuse_shadowed_stages(stages: Sequence[str] = STAGES) -> None:
     """Check that the stage packages, whose names are common words, are this project's own.
 

@@ -49,12 +49,13 @@ def write_report(output: Path) -> Result:
 
 _EXPLANATION = """\
 Accuracy is in % of unseen rows, the mean over tasks and seeds. "vs dense" is the difference from
-dense LoRA with the same tasks and seeds, in points, with its standard error over seeds. Bits per
-byte are those of held-back general text, before and after training. Minutes are those of a cell on
-the machine that measured it: import, pruning, training and search. "adapted" is the dense model
-with the LoRA that an arm begins with, and the baseline where that has no cell of its own; "frozen"
-is the same, pruned and healed, before it gets elastic adapters; "packed" is the sub-network that
-was found, as int8 with the sparse kernel in OpenVINO, "packed-int4" as int4."""
+dense LoRA with the same tasks and seeds, in points, with its standard error over seeds where all
+have the same tasks, and in brackets the number of cells that have such a baseline, where these are
+not all. Bits per byte are those of held-back general text, before and after training. Minutes are
+those of a cell on the machine that measured it: import, pruning, training and search. "adapted" is
+the dense model with the LoRA that an arm begins with, and the baseline where that has no cell of
+its own; "frozen" is the same, pruned and healed, before it gets elastic adapters; "packed" is the
+sub-network that was found, as int8 with the sparse kernel in OpenVINO, "packed-int4" as int4."""
 
 
 def _model_title(model: str) -> str:
@@ -68,10 +69,15 @@ def _cells_of(row: Row) -> tuple[str, ...]:
         row.key.title,
         str(row.cells),
         f"{100 * row.accuracy.mean:.1f}",
-        "" if difference is None or row.key.ratio == "" else _points(difference),
+        "" if difference is None or row.key.ratio == "" else f"{_points(difference)}{_of(row)}",
         "" if row.before is None or row.after is None else f"{row.before:.3f} {row.after:.3f}",
         f"{row.minutes:.1f}",
     )
+
+
+def _of(row: Row) -> str:
+    """How many cells a difference is of, where these are not all."""
+    return "" if row.paired == row.cells else f" ({row.paired})"
 
 
 def _points(estimate: SeedMean) -> str:

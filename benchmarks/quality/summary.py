@@ -43,7 +43,7 @@ class RowKey:
 
 @dataclass(frozen=True)
 class SeedMean:
-    """A mean, and its standard error over seeds; None where there is one seed alone."""
+    """A mean, and its standard error over seeds; None where there is one seed alone, or seeds have other tasks."""
 
     mean: float
     stderr: float | None
@@ -70,7 +70,7 @@ class Row:
     """A row of the table; means are over tasks within a seed, then over seeds.
 
     Attributes:
-        cells: how many it is made of.
+        cells: how many it is made of; paired: those of them that have a baseline.
         accuracy: on test rows.
         difference: from the baseline's, of the same tasks and seeds; None where they have none in common.
         before: bits per byte of the general text before training.
@@ -81,6 +81,7 @@ class Row:
 
     key: RowKey
     cells: int
+    paired: int
     accuracy: SeedMean
     difference: SeedMean | None
     before: float | None
@@ -155,6 +156,7 @@ def _row(key: RowKey, measured: Measured, *, dense: Mapping[tuple[str, int], flo
     return Row(
         key=key,
         cells=len(measured),
+        paired=len(shared),
         accuracy=_over_seeds(measured, lambda _, figures: figures.accuracy),
         difference=_over_seeds(shared, lambda cell, figures: figures.accuracy - dense[cell.task, cell.seed])
         if shared
@@ -174,11 +176,13 @@ def _task_score(measured: Measured) -> TaskScore:
 
 
 def _over_seeds(measured: Measured, value: Callable[[CellDocument, SubnetFigures], float]) -> SeedMean:
-    by_seed: dict[int, list[float]] = {}
+    by_seed: dict[int, dict[str, float]] = {}
     for cell, figures in measured:
-        by_seed.setdefault(cell.seed, []).append(value(cell, figures))
-    means = [statistics.fmean(values) for values in by_seed.values()]
-    stderr = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
+        by_seed.setdefault(cell.seed, {})[cell.task] = value(cell, figures)
+    means = [statistics.fmean(values.values()) for values in by_seed.values()]
+    # Seeds of other tasks differ by their tasks.
+    alike = len({frozenset(values) for values in by_seed.values()}) == 1
+    stderr = statistics.stdev(means) / math.sqrt(len(means)) if alike and len(means) > 1 else None
     return SeedMean(statistics.fmean(means), stderr)
 
 

@@ -47,7 +47,7 @@ class ParityCheck(Document):
         rounding: of the reference in float32, where the gate was widened for it; see
             `export.verification.parity.widen`.
         torch_kl: mean KL of the reference in torch at the candidate's arithmetic, where the runtime chose it and not
-            the file; nothing is rejected for it.
+            the file; nothing but NaN and infinity is rejected for it.
     """
 
     candidate: str
@@ -63,14 +63,15 @@ class ParityCheck(Document):
     @property
     def rejects(self) -> bool:
         """Whether the file is refused for it."""
-        return bool(self.violations) and self.torch_kl is None
+        return bool(self.violations) and (self.torch_kl is None or not self.parity.finite)
 
     @property
     def verdict(self) -> str:
         """In words."""
         if self.torch_kl is not None:
             beside = f"torch at {self.precision} has KL {self.torch_kl:.1e}"
-            return f"{'; '.join(self.violations)}, {beside}: reported only" if self.violations else f"ok, {beside}"
+            told = "" if self.rejects else ": reported only"
+            return f"{'; '.join(self.violations)}, {beside}{told}" if self.violations else f"ok, {beside}"
         if self.violations:
             return "; ".join(self.violations)
         return (

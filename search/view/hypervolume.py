@@ -14,15 +14,16 @@ MARGIN = 1.1
 """The reference costs so many times what the dearest costs; at its own cost, the largest would dominate nothing."""
 
 
-def hypervolumes(records: Sequence[Record]) -> list[float]:
+def hypervolumes(records: Sequence[Record], *, dearest: float = 0.0) -> list[float]:
     """The hypervolume after each record, 0 to 1.
 
     Args:
         records: all on the same rows, in the order of the search.
+        dearest: cost of the dearest sub-network, where it may not be among them.
     """
     if not records:
         return []
-    reference = MARGIN * max(record.cost for record in records)
+    reference = MARGIN * max(dearest, *(record.cost for record in records))
     volumes: list[float] = []
     front: list[tuple[float, float]] = []
     for record in records:

@@ -92,7 +92,7 @@ def check_baseline(
     if not record and not path.exists():
         raise ArtefactMissing("no baseline here", where=path, remedy="Begin one with --record")
     if record:
-        require_writable(path)
+        require_writable(path, whole=True)
     # As many blocks as the first look of a check needs, from as many processes.
     sessions = -(-planned_looks()[0] // workload.repeats)
     alone = workload.model_copy(update={"sessions": sessions})

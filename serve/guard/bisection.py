@@ -175,7 +175,7 @@ def keep_environment(directory: Path, installation: Installation, version: str) 
         shutil.rmtree(directory)
     elif directory.exists() and not (directory.is_dir() and next(directory.iterdir(), None) is None):
         raise UsageError(
-            "this was not made here, so nothing tells what it holds",
+            "no record tells what it holds: an older version, or somebody else, made it",
             where=directory,
             remedy="Move it away, or give other --environments",
         )

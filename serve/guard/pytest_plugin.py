@@ -148,10 +148,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """The marks of the guard; a report that could not be written is refused now, not when all is measured."""
     report = config.getoption("--latency-report")
-    if report and (Path(report).is_dir() or not Path(report).absolute().parent.is_dir()):
-        raise pytest.UsageError(
-            f"--latency-report: no file can be written at {report}: name one in a directory that is"
-        )
+    if report:
+        from serve.guard.written_files import require_writable
+        from shearling.errors import UsageError
+
+        try:
+            require_writable(Path(report))
+        except UsageError as error:
+            raise pytest.UsageError(f"--latency-report: {error}") from None
     config.stash[SESSION] = LatencySession()
     config.addinivalue_line("markers", f"latency({', '.join(ALLOWED)}): what the latency_guard of this test allows")
     config.addinivalue_line(

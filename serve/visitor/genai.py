@@ -8,7 +8,7 @@ from typing import Any
 
 from serve.visitor.fault import VisitorFault, last_words
 from serve.visitor.greedy import generation
-from serve.visitor.ir import CHOICE, OPERATOR_SET, prepare_core, require_precision
+from serve.visitor.ir import OPERATOR_SET, forget_choice, prepare_core, require_precision
 from serve.visitor.ir_settings import OF_GENAI, executed_precision, reported_settings
 
 TIMING_SOURCE = "openvino_genai perf_metrics: get_ttft, raw m_durations, get_generate_duration"
@@ -44,7 +44,7 @@ class VisitedGenai:
             # As its own users load it: with the operators, and attention inside them.
             from shearling_runtime import pipeline as open_pipeline
         else:
-            properties.pop(CHOICE, None)  # says nothing of a file without them
+            forget_choice(properties, where=xml)
         try:
             self._pipeline = open_pipeline(str(self._where), device, **properties)
         except Exception as error:  # RuntimeError, and the faults of shearling_runtime

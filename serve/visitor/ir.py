@@ -18,7 +18,21 @@ AROUND_IDS = {"attention_mask", "position_ids", "token_type_ids", "beam_idx"}
 OPERATOR_SET = b'version="shearling"'
 CHOICE = "PACKED"
 """Property with which `shearling_runtime.pipeline` keeps operators packed, or unpacks them."""
+CHOICES = ("always", "expanded", "measured", "never")
 WHERE_OPERATORS_ARE = "A sparse file needs its operators there: pip install shearling-runtime"
+
+
+def forget_choice(properties: dict[str, Any], *, where: Path) -> None:
+    """Take `PACKED` out, which says nothing of a file without our operators.
+
+    Raises:
+        VisitorFault: it is none of the choices.
+    """
+    word = properties.pop(CHOICE, CHOICES[0])
+    if word not in CHOICES:
+        raise VisitorFault(
+            "UsageError", f"{CHOICE} is {word!r}, not one of {', '.join(CHOICES)}", where=where, remedy="Give another"
+        )
 
 
 class VisitedIr:
@@ -37,7 +51,10 @@ class VisitedIr:
         import openvino
 
         self._where = xml
-        if CHOICE in own:
+        own = dict(own)
+        if OPERATOR_SET not in xml.read_bytes():
+            forget_choice(own, where=xml)
+        elif CHOICE in own:
             raise VisitorFault(
                 "UsageError", f"{CHOICE} is for GenAI's pipeline", where=xml, remedy="Leave it out, or --no-genai"
             )

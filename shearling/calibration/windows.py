@@ -52,10 +52,11 @@ def _field(line: str, field: str, *, where: str) -> str:
             where=where,
             remedy="Give an object with it a line",
         ) from None
-    if not isinstance(found, str):
+    if found is None or isinstance(found, (list, dict)):
         raise DocumentInvalid(f"no text at the key {field!r}: {found!r}", where=where, remedy="Leave the line out")
-    check_characters(found, where=where)
-    return found
+    text = str(found)
+    check_characters(text, where=where)
+    return text
 
 
 def token_stream(texts: Sequence[str], tokenizer: Any) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,11 +75,22 @@ def verify_task(task: TaskLocation, split: Split) -> None:
     """
     if task.directory is None or not (task.directory / MANIFEST).is_file():
         return
-    configs = (f"{name(task.name, split)}.yaml" for name in (answer_task, text_task))
-    read = {TASK_FILE, rows_file(Path(), split).name, table_name(split), *configs}
     listed = open_artefact(task.directory, kind="task", only=()).manifest.files
-    # A task file of the user's own may stand beside the rows of a run.
-    open_artefact(task.directory, kind="task", only=read & listed.keys())
+    open_artefact(task.directory, kind="task", only=evaluated_files(listed, task.name, split))
+
+
+def evaluated_files(listed: Iterable[str], name: str, split: Split) -> tuple[str, ...]:
+    """Those files of a `task` artefact that an evaluation reads.
+
+    Args:
+        listed: by its manifest; tasks of older versions have no table, and a task file of the user's own may stand
+            beside the rows of a run.
+        name: of the task.
+        split: that is evaluated.
+    """
+    configs = (f"{of(name, split)}.yaml" for of in (answer_task, text_task))
+    read = (TASK_FILE, rows_file(Path(), split).name, table_name(split), *configs)
+    return tuple(file for file in read if file in set(listed))
 
 
 def write_lm_eval_tasks(

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shearling.artefact import MANIFEST, Artefact, Manifest, open_artefact
-from shearling.errors import ArtefactMismatch
-from shearling.strict_json import read_document
+from shearling.artefact import MANIFEST, MANIFEST_SCHEMA, Artefact, Manifest, open_artefact
+from shearling.errors import ArtefactError, ArtefactMismatch
+from shearling.strict_json import read_document, read_json
 
 RUNNABLE_KINDS = ("export", "base", "sparse")
+
+
+def has_manifest(directory: Path) -> bool:
+    """Whether a directory has a manifest of this project; other programs have files of that name."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        schema = read_json(path).get("schema")
+    except (ArtefactError, AttributeError):
+        # Ours, perhaps, and damaged: whoever opens it says how.
+        return True
+    return isinstance(schema, str) and schema.startswith(MANIFEST_SCHEMA.partition("/")[0])
 
 
 def open_model_artefact(path: Path) -> Artefact | None:
@@ -20,7 +33,7 @@ def open_model_artefact(path: Path) -> Artefact | None:
         ArtefactMismatch: it is of a kind that does not run.
     """
     for root in (path, path.resolve().parent):
-        if not (root / MANIFEST).is_file():
+        if not has_manifest(root):
             continue
         manifest = read_document(root / MANIFEST, Manifest)
         if root != path and not any(name.startswith(f"{path.resolve().name}/") for name in manifest.files):

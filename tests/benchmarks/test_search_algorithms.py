@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.search_algorithms import main
 from shearling.artefact import open_artefact
+from shearling.errors import UsageError
 from shearling.run import Run
 from tests.support.tiny_runs import tiny_recipe
 from train.stage import run_recipe
@@ -40,9 +43,13 @@ def test_algorithms_stand_side_by_side_and_what_is_there_stays(tmp_path: Path, c
     ]
     assert figures[2] == {**figures[3], "seed": 0}  # the middle is the same, whatever the seed
     assert all(0 < item["hypervolume"] <= 1 and 0 <= item["unseen"] <= 1 for item in figures)
+    # Of the largest one, which the search for the middle alone has not measured.
+    assert 0 < figures[2]["cost"] < 1
     assert not run.search.exists()
     searched = Run(tmp_path / "out" / "tiny" / "random-0")
     digest = open_artefact(searched.search, kind="search").sha256
     assert main(arguments) == 0
     assert capsys.readouterr().out.splitlines() == first
     assert open_artefact(searched.search, kind="search").sha256 == digest
+    with pytest.raises(UsageError, match="another evaluations"):
+        main([*arguments[:-1], "adapter_params", "--evaluations", "5"])

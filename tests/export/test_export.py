@@ -199,6 +199,18 @@ def test_the_task_of_another_training_is_refused_where_it_would_judge(copied, tm
     plan_subnet(copied.path / "best.json", request)
 
 
+def test_rows_that_nobody_reads_need_not_be_there(copied, tmp_path):
+    request = request_for(tmp_path / "export", formats=("openvino",), weight_format="int8")
+    rows = copied.task / "validation.jsonl"
+    rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
+    plan_subnet(copied.path / "best.json", replace(request, verify="off"))
+    with pytest.raises(ArtefactCorrupt):
+        plan_subnet(copied.path / "best.json", request)
+    rows.unlink()
+    # Fixed text stands for them.
+    plan_subnet(copied.path / "best.json", request)
+
+
 def test_merges_follow_the_training(masked, plain, tmp_path):
     for mode in ("separate", "dense"):
         with pytest.raises(MergeRefused) as caught:

@@ -6,7 +6,9 @@ import ast
 import dataclasses
 import importlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -206,6 +208,34 @@ def test_a_chat_template_that_cannot_be_rendered_is_a_bad_model(loading, request
     result, told = run_json(capsys, directory, "--chat")
     assert (result["exit_code"], result["remedy"]) == (3, "Use --no-chat")
     assert f"error: {directory}: its tokenizer fails: " in told
+    # Minja ends with a drawing of the place.
+    assert not told.strip().endswith("^")
+    assert "its tokenizer fails: ^" not in told
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize(("place", "code"), [("full", 4), ("gone", 0)])
+def test_an_output_that_cannot_be_written_is_no_defect(options, place, code):
+    program = (
+        "import sys, types\n"
+        "from shearling_runtime import command\n"
+        "command._generate = lambda options: options.json or command._show('text\\n') or {}\n"
+        "command.main(['DIR', '--prompt', 'x', *sys.argv[1:]])\n"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *options],
+            stdout=full if place == "full" else writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(Path(shearling_runtime.__file__).parents[1])},
+        )
+    os.close(writing)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("\n") == (1 if code else 0)
 
 
 def test_where_no_temporary_file_can_be_written_the_environment_is_at_fault(genai, tmp_path, capsys, monkeypatch):

@@ -185,7 +185,8 @@ def test_the_search_never_reads_the_test_rows(run: Run, trained: Path, tmp_path:
 
 def test_a_search_verifies_the_table_of_a_task_that_has_one(run: Run) -> None:
     task = open_artefact(run.task, kind="task")
-    files = {"validation.jsonl", "validation.parquet", "headlines_validation.yaml"}
+    files = {"task.json", "validation.jsonl", "validation.parquet"}
+    files |= {"headlines_validation.yaml", "headlines_validation_text.yaml"}
     assert set(searched_files(task)) == files
     older = {name: entry for name, entry in task.manifest.files.items() if not name.endswith(".parquet")}
     task = replace(task, manifest=task.manifest.model_copy(update={"files": older}))

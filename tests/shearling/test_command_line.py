@@ -204,6 +204,17 @@ def test_an_error_keeps_its_code_where_its_json_cannot_be_written(environment, p
     assert done.stderr == "error: a/b.json: it went [red]wrong[/red] with 3.5. Do better\n"
 
 
+def test_pieces_of_an_answer_end_quietly_where_their_reader_has_gone():
+    program = "from shearling.command_line import print_piece\nfor _ in range(99):\n    print_piece('x' * 9999)\n"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_without_a_standard_output_a_command_does_its_work(program):
     command = ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, str(program), "good"]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)

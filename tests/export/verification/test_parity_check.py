@@ -97,6 +97,15 @@ def test_a_runtime_is_not_excused_where_torch_overflows_as_well(
     assert (sound.verdict, sound.torch_kl) == ("ok", None)
 
 
+def test_what_is_no_number_is_refused_where_torch_has_one(reference: MergedReference) -> None:
+    """In the arithmetic that users get by default, too: bf16 overflows no later than torch does in it."""
+    overflown = [np.full_like(block, np.nan) for block in reference.fixed.logits]
+    check = reference.check(MeasuredLogits("x", "bf16", overflown, chosen_by_runtime=True), reference.fixed)
+    assert check.torch_kl is not None
+    assert check.rejects
+    assert "reported only" not in check.verdict
+
+
 def test_a_widened_gate_is_said(reference: MergedReference, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity_check, "rounding_of", lambda *_, **__: 1e-3)
     fresh = replace(reference)

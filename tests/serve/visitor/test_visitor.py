@@ -13,7 +13,14 @@ import torch
 from serve.bench.benchmark import find_deployments
 from serve.bench.worker_process import WorkerProcess
 from serve.runtimes.runtime import RunOptions
-from shearling.errors import ArtefactError, CheckpointUnsafe, EnvironmentFault, PackageMissing, ShearlingError
+from shearling.errors import (
+    ArtefactError,
+    CheckpointUnsafe,
+    EnvironmentFault,
+    PackageMissing,
+    ShearlingError,
+    UsageError,
+)
 from shearling.target import parse_target
 from tests.support.environments import environment_seeing_ours, environment_with
 from tests.support.once_per_run import writable_copy
@@ -81,8 +88,14 @@ def test_openvino_continues_like_torch(export: Path, environment: Path, expected
     assert list(tokens_of(f"{export}@format=openvino,environment={environment}", options=options)) == expected
 
 
-def test_a_file_without_our_operators_takes_any_choice(export: Path, environment: Path, expected: list[int]) -> None:
-    assert list(tokens_of(f"{export}@format=openvino,environment={environment},PACKED=always")) == expected
+@pytest.mark.parametrize("options", [FP32, FP32.model_copy(update={"genai": False})], ids=["genai", "alone"])
+def test_a_file_without_our_operators_takes_any_choice(
+    export: Path, environment: Path, expected: list[int], options
+) -> None:
+    place = f"{export}@format=openvino,environment={environment}"
+    assert list(tokens_of(f"{place},PACKED=always", options=options)) == expected
+    with pytest.raises(UsageError, match="PACKED is 'sometimes'"):
+        tokens_of(f"{place},PACKED=sometimes", options=options)
 
 
 @pytest.mark.parametrize("model_format", ["onnx", "torch"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import traceback
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shearling_runtime.faults import RequestFault, RuntimeFault
+from shearling_runtime.faults import RequestFault, RuntimeFault, RuntimeUnavailable
 from shearling_runtime.genai_greedy_model import GenAIGreedyModel, find_genai
 from shearling_runtime.greedy_model import GreedyModel, has_ir
 from shearling_runtime.openvino import kernels_in_use
@@ -28,9 +29,11 @@ TEXT = "The quick brown fox jumps over the lazy dog. "
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command, and leave the process with its exit code."""
     options = _parser().parse_args(arguments)
+    code = 0
     try:
         result = _bench(options) if options.bench else _generate(options)
-        code = 0
+        if options.json:
+            _show(json.dumps(result, indent=2) + "\n")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:  # the last resort of the program: what is no fault of a kind is a defect
@@ -40,9 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             traceback.print_exc(file=sys.stderr)
         sys.stderr.write(f"error: {fault}\n")
         code = fault.exit_code
-    if options.json:
-        sys.stdout.write(json.dumps(result, indent=2) + "\n")
-    sys.stdout.flush()
+        if options.json:
+            _show(json.dumps(result, indent=2) + "\n")
     sys.exit(code)
 
 
@@ -153,5 +155,14 @@ def _speed(tpot_s: float | None) -> str:
 
 
 def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still in the stream is written to nowhere, when the process ends at the latest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A reader that has gone, such as `head`, has seen what it wanted.
+        if not isinstance(error, BrokenPipeError):
+            raise RuntimeUnavailable(
+                f"the standard output cannot be written: {error.strerror}", remedy="Make room there, and run it again"
+            ) from error

@@ -154,6 +154,10 @@ class GreedyModel:
         )
 
 
+MINJA = "Minja's error: "
+"""GenAI's engine of chat templates."""
+
+
 def unusable_tokenizer(error: RuntimeError, *, in_chat: bool, where: Path) -> ModelUnusable:
     """The fault of a model whose prompt cannot be encoded.
 
@@ -162,7 +166,9 @@ def unusable_tokenizer(error: RuntimeError, *, in_chat: bool, where: Path) -> Mo
         in_chat: whether the chat template was used.
         where: the model.
     """
-    reason = str(error).strip().rpartition("\n")[2].strip()
+    # One line of many, of which the last ones draw the place in a template.
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = next((line for line in lines if line.startswith(MINJA)), lines[0]).removeprefix(MINJA).rstrip(":")
     return ModelUnusable(
         f"its tokenizer fails: {reason}", where=where, remedy="Use --no-chat" if in_chat else "Export it again"
     )
