@@ -60,7 +60,7 @@ def continued(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.kill(first.pid, signal.SIGINT)
     _, told = first.communicate()
     assert first.returncode == 130
-    assert "resumes" in told
+    assert "run the same command again" in told
     assert not output.exists()
     blocks = len(json.loads(kept.read_text())["samples"]) // 2
     assert 1 <= blocks < 40

@@ -154,7 +154,7 @@ def test_an_environment_whose_making_was_killed_is_made_anew(tmp_path: Path) -> 
 
 def test_what_somebody_else_has_made_is_neither_used_nor_removed(tmp_path: Path) -> None:
     venv.create(tmp_path / "some-runtime-1", with_pip=False)
-    with pytest.raises(UsageError, match="not made here"):
+    with pytest.raises(UsageError, match="no record tells what it holds"):
         keep_environment(tmp_path / "some-runtime-1", Installation("some-runtime", ()), "1")
     assert (tmp_path / "some-runtime-1" / "bin" / "python").exists()
 
