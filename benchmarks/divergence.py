@@ -3,10 +3,10 @@ the same.
 
     python -m benchmarks.divergence runs/demo/export/model sparse-int4 peers/llama/Q4_0.gguf@environment=peers/llama
 
-The first is the reference, in float32; the others are held against it, each in its runtime as users get it. The text is
-the Wikipedia of `benchmarks.quality`, which nothing was trained or calibrated on. A file of another model than the
-reference needs a run of its own: what counts is how far each is from its own origin. The table goes to stdout as
-Markdown.
+The first is the reference, in float32; the others are held against it, each in its runtime as users get it. Of an
+export with several formats, `@format=` picks one; the table says which was read. The text is the Wikipedia of
+`benchmarks.quality`, which nothing was trained or calibrated on. A file of another model than the reference needs a run
+of its own: what counts is how far each is from its own origin. The table goes to stdout as Markdown.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ def measure(reference: GivenModel, candidates: Sequence[GivenModel]) -> list[Par
     return found
 
 
-def as_table(names: Sequence[str], found: Sequence[Parity]) -> str:
+def as_table(models: Sequence[GivenModel], found: Sequence[Parity]) -> str:
     """Markdown."""
-    lines = ["| file | mean KL, nats | same most likely token | perplexity, times |", "|---|---:|---:|---:|"]
-    for name, parity in zip(names, found, strict=True):
-        ratio = parity.perplexity / parity.reference_perplexity
+    lines = ["| file | as | mean KL, nats | same most likely token | perplexity, times |", "|---|---|---:|---:|---:|"]
+    for model, parity in zip(models, found, strict=True):
+        name, ratio = f"{model.target.label} | {model.format}", parity.perplexity / parity.reference_perplexity
         lines.append(f"| {name} | {parity.kl_mean:.4f} | {parity.top1_agreement:.1%} | {ratio:.3f} |")
     return "".join(f"{line}\n" for line in lines)
 
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ShearlingError as error:
         log.print(f"error: {error}", style="red", markup=False)
         return error.exit_code
-    sys.stdout.write(as_table([candidate.target.label for candidate in candidates], found))
+    sys.stdout.write(as_table(candidates, found))
     return 0
 
 

@@ -8,7 +8,7 @@ A client asks, waits for its answer, and asks again: random token ids, greedy, e
 `serve load`. Half of the clients of each level stream. As there, their first answers are of different lengths, and
 throughput counts from the last of these on: what ended in that time. Before anything is counted the server has had
 prompts of every length and every level twice for a while, so that caches have their size. Exit code 1: an answer was
-lost, or memory grew.
+lost, memory grew, or a run of `serve load` failed; that round has no ratio.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ import uvloop
 from serve.bench.statistics import percentile
 from serve.bench.workload import Prompts, make_workload
 from serve.runtimes.deployment import find_deployment
+from shearling.console import log as console
+from shearling.errors import ShearlingError
 from shearling.target import parse_target
 
 NAME = "measured"
@@ -226,15 +228,21 @@ async def _ask(
 
 
 def batching_alone(model: str, levels: Sequence[int], work: Work, options: Sequence[str]) -> dict[int, float]:
-    """Tokens per second of `serve load`, by level."""
+    """Tokens per second of `serve load`, by level.
+
+    Raises:
+        ShearlingError: it failed.
+    """
     requests = max(8, 4 * max(levels))
     command = [
         *(sys.executable, "-m", "serve", "load", model, "--concurrency", ",".join(map(str, levels))),
         *("--requests", str(requests), "--prompt-tokens", str(work.prompt_tokens)),
         *("--max-new-tokens", str(work.new_tokens), "--json", *options),
     ]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {level["concurrency"]: level["tokens_per_s"] for level in told["levels"]}
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ShearlingError(f"`serve load`: exit code {done.returncode}\n{done.stderr}", where=model)
+    return {level["concurrency"]: level["tokens_per_s"] for level in json.loads(done.stdout)["levels"]}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -262,13 +270,19 @@ def main(argv: list[str] | None = None) -> int:
     seconds = 60 * options.minutes / rounds / len(levels)
     measured: list[ClientLevel] = []
     ratios: dict[int, list[float]] = {level: [] for level in levels}
+    failures: list[str] = []
     with running_server(options.model, [*shared, "--concurrency", str(max(levels))]) as server:
         meet_all_steps(server, prompts, most_tokens=min(STEP_TOKENS, (deployment.context_tokens or STEP_TOKENS) - 2))
         for level in levels * 2:
             load_level(server, prompts, work, clients=level, seconds=min(WARM_UP_S, seconds) / 2)
         before_bytes = server.resident_bytes
         for _ in range(rounds):
-            alone = batching_alone(options.model, levels, work, shared) if options.rounds else {}
+            alone: dict[int, float] = {}
+            try:
+                alone = batching_alone(options.model, levels, work, shared) if options.rounds else {}
+            except ShearlingError as error:
+                failures.append(str(error))
+                console.print(str(error), style="red", markup=False)
             for level in levels:
                 measured.append(load_level(server, prompts, work, clients=level, seconds=seconds))
                 if alone:
@@ -280,13 +294,14 @@ def main(argv: list[str] | None = None) -> int:
         **asdict(work),
         "answered": sum(level.answered for level in measured),
         "lost": lost,
+        "failures": failures,
         "resident_bytes_before": before_bytes,
         "memory_growth": growth,
         "levels": [asdict(level) for level in measured],
         "ratio_to_serve_load": {level: median(values) for level, values in ratios.items() if values},
     }
     sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    return int(lost > 0 or growth > MOST_GROWTH)
+    return int(lost > 0 or growth > MOST_GROWTH or bool(failures))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -30,10 +29,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from benchmarks.kept_files import digest_of_model, keep_settings, whole_directory
 from serve.bench.environment import describe_environment
 from serve.bench.time_budget import CHECK_S
 from shearling.command_line import quiet_libraries
 from shearling.console import progress
+from shearling.errors import UsageError
+from shearling.strict_json import drop_incomplete_line
 
 MAX_RATIO = 1.05
 MAX_FALSE_ALARMS, MIN_CAUGHT = 0.02, 0.95
@@ -90,16 +92,13 @@ def prepare(model: Path, directory: Path, *, layers: int = 0, weights: Weights =
     from shearling.model.checkpoint import load_model
     from shearling.registry.number_formats import NUMBER_FORMATS
 
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     number_format, _, kernel = weights.partition("-")
     storage = Storage(NUMBER_FORMATS.get(number_format), sparse_kernel=bool(kernel))
     longer = lengthen(load_model(model), layers)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+    with whole_directory(directory) as partial, warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         # Tracing warns of every Python branch in transformers' code, and progress bars are not the result.
         warnings.simplefilter("ignore")
         write_openvino(longer, AutoTokenizer.from_pretrained(str(model)), partial, storage, sparsity={})
-    partial.rename(directory)
     return directory
 
 
@@ -210,7 +209,10 @@ def summarise(
 
 
 def _read(path: Path) -> list[Check]:
-    return [Check(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    drop_incomplete_line(path)
+    return [Check(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def _name(options: argparse.Namespace) -> str:
@@ -231,7 +233,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--work",
         type=Path,
-        help="the two IRs and checks.jsonl; delete it to begin anew (default: one in runs/bench-guard for each kind)",
+        help="the two IRs and checks.jsonl, of one model, machine and set of options; delete it to begin anew "
+        "(default: one in runs/bench-guard for each kind)",
     )
     parser.add_argument("--checks", type=int, default=100, help="of each kind")
     parser.add_argument("--rivals", type=int, default=os.cpu_count() or 1, help="processes that disturb")
@@ -242,7 +245,21 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     quiet_libraries()
     work = options.work or Path("runs/bench-guard") / _name(options)
-    work.mkdir(parents=True, exist_ok=True)
+    environment = describe_environment()
+    conditions = {
+        "model": digest_of_model(options.model or options.export),
+        "weights": None if options.export else options.weights,
+        "layers_added": options.layers,
+        "max_ratio": options.max_ratio,
+        "rivals": options.rivals,
+        "budget_s": options.budget,
+        "machine": environment.machine_id,
+        "versions": environment.versions,
+    }
+    try:
+        keep_settings(work, conditions)
+    except UsageError as error:
+        parser.error(str(error))
     extra = 0
     if options.export is not None:
         reference, pairs = options.export, [("same", options.export)]
@@ -263,7 +280,6 @@ def main(argv: list[str] | None = None) -> int:
             with journal.open("a") as stream:
                 stream.write(json.dumps(asdict(checks[-1])) + "\n")
             advance(note=f"{kind}: {checks[-1].outcome} in {checks[-1].seconds:.0f} s")
-    environment = describe_environment()
     summary = summarise(checks, max_ratio=options.max_ratio, budget_s=options.budget, busy=options.rivals > 0)
     facts = {
         "cpu": environment.cpu,

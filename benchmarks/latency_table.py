@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
+from benchmarks.kept_files import keep_settings
 from export.quantization.settings import Quantization
 from export.request import ExportRequest
 from export.stage import export_subnet
@@ -36,6 +38,7 @@ from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.subnet import describe_subnet
 from shearling.elastic.super_network import assemble_super_network
+from shearling.errors import UsageError
 from shearling.run import Run, open_frozen
 from shearling.strict_json import write_document
 
@@ -65,6 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if conditions.machine != this_machine():
         log.print(f"the table was measured on another machine: {conditions.machine.processor}")
         return 1
+    form = ("weight_format", "sparse_kernel", "group_size")
+    kept = {"super_adapter": opened.adapter.sha256, **{name: getattr(conditions, name) for name in form}}
+    try:
+        keep_settings(options.output, kept)
+    except UsageError as error:
+        parser.error(str(error))
     grid = Grid.of(opened.space)
     drawn = draw_spread(grid, min(options.subnets, grid.size), seed=options.seed)
     predicted = [table.predict_ms(forms.of(opened.space.decode(indices))) for indices in drawn]
@@ -99,9 +108,8 @@ def draw_spread(grid: Grid, count: int, *, seed: int) -> list[Indices]:
 
 
 def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
-    """Spearman's; of values that are all different."""
-    ranks = [np.argsort(np.argsort(values)) for values in (left, right)]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    """Spearman's; equal values share their mean rank."""
+    return float(spearmanr(left, right).statistic)
 
 
 def measure_in_turn(models: Sequence[Path], conditions: Conditions, *, rounds: int) -> list[float]:

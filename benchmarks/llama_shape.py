@@ -5,11 +5,11 @@
 
 Writes OUT/dense-WEIGHTS (what OpenVINO runs today; kept if it is there) and OUT/sparse-WEIGHTS-PERCENT, or
 OUT/packed-WEIGHTS where nothing is pruned, for bf16, int8 and int4: whole OpenVINO directories with a tokenizer, for
-`python -m serve bench`. The speed of a decoder does not depend on what its weights say, so random ones serve; the
-smallest in magnitude of each row are pruned after quantization, as magnitude pruning before it would. Dense files are
-left unpruned: stock runtimes read a zero like any number, and take the same time. Scales of packed int4 are such as the
-export's rounding on text leaves, which the packed form stores in bytes. With --peers the same dense model
-stands in OUT/model, for `python -m benchmarks.peers gguf OUT/model`.
+`python -m serve bench`. A directory is for one shape, and one kind of int4. The speed of a decoder does not depend on
+what its weights say, so random ones serve; the smallest in magnitude of each row are pruned after quantization, as
+magnitude pruning before it would. Dense files are left unpruned: stock runtimes read a zero like any number, and take
+the same time. Scales of packed int4 are such as the export's rounding on text leaves, which the packed form stores in
+bytes. With --peers the same dense model stands in OUT/model, for `python -m benchmarks.peers gguf OUT/model`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import openvino
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.kept_files import keep_settings, whole_directory
 from export.formats.export_format import Storage
 from export.formats.openvino import MODEL_XML, convert, decoder_conversion, save_ir, write_tokenizer
 from export.number_formats.int4 import GROUP, quantize_groups
@@ -33,27 +34,22 @@ from export.packing.packed_ir import pack_ir
 from export.packing.stored_weight import make_constant, read_values
 from shearling.command_line import quiet_libraries
 from shearling.console import log
+from shearling.errors import UsageError
 from shearling.model.checkpoint import save_model
 from shearling.quantization.rounding import in_bytes
 from shearling.registry.number_formats import NUMBER_FORMATS
 from tests.support.tiny_models import tiny_tokenizer
 
 WEIGHT_FORMATS = tuple(entry.name for entry in NUMBER_FORMATS if entry.packable)
+SHAPE = {"layers": 16, "hidden": 2048, "feed_forward": 8192, "heads": 32, "kv_heads": 8, "vocabulary": 32000}
 
 
 def main(arguments: list[str]) -> int:
     """Write the models that the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.llama_shape", description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    for name, value in (
-        ("layers", 16),
-        ("hidden", 2048),
-        ("feed-forward", 8192),
-        ("heads", 32),
-        ("kv-heads", 8),
-        ("vocabulary", 32000),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in SHAPE.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--weight-format", default=",".join(WEIGHT_FORMATS), help=f"of {', '.join(WEIGHT_FORMATS)}")
     parser.add_argument("--sparsity", default="0.5,0.6,0.7,0.8,0.9")
     parser.add_argument("--group-size", type=int, default=GROUP, help="weights of int4 that share a scale")
@@ -61,8 +57,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--peers", action="store_true", help="write OUT/model, too")
     options = parser.parse_args(arguments)
     quiet_libraries()
-    options.output.mkdir(parents=True, exist_ok=True)
     wanted = options.weight_format.split(",")
+    settings = {name: getattr(options, name) for name in SHAPE}
+    if "int4" in wanted:
+        settings |= {"group_size": options.group_size, "all_layers": options.all_layers}
+    try:
+        keep_settings(options.output, settings)
+    except UsageError as error:
+        parser.error(str(error))
     missing = [weights for weights in wanted if not (options.output / f"dense-{weights}").is_dir()]
     if missing or options.peers:
         _write_dense(options, missing)
@@ -133,14 +135,8 @@ def put_scales_in_bytes(ir: Any) -> None:
 
 def _write_dense(options: argparse.Namespace, wanted: list[str]) -> None:
     raw: Path = options.output / "raw"
-    model = random_llama(
-        layers=options.layers,
-        hidden=options.hidden,
-        feed_forward=options.feed_forward,
-        heads=options.heads,
-        kv_heads=options.kv_heads,
-        vocabulary=options.vocabulary,
-    )
+    model = random_llama(**{name: getattr(options, name) for name in SHAPE})
+    shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir()
     write_tokenizer(tiny_tokenizer(), raw)
     for weights in wanted:
@@ -153,7 +149,8 @@ def _write_dense(options: argparse.Namespace, wanted: list[str]) -> None:
         _write(ir, raw, options.output / f"dense-{weights}")
     shutil.rmtree(raw)
     if options.peers:
-        save_model(model.to(torch.bfloat16), tiny_tokenizer(), options.output / "model")
+        with whole_directory(options.output / "model") as partial:
+            save_model(model.to(torch.bfloat16), tiny_tokenizer(), partial)
 
 
 def _write_packed(out: Path, weights: str, sparsity: float) -> None:
@@ -172,11 +169,11 @@ def _write_packed(out: Path, weights: str, sparsity: float) -> None:
 
 
 def _write(ir: Any, neighbours: Path, directory: Path) -> None:
-    directory.mkdir()
-    for file in neighbours.iterdir():
-        if not file.name.startswith("openvino_model"):
-            shutil.copy(file, directory)
-    save_ir(ir, directory / MODEL_XML, fp16=False, name="model")
+    with whole_directory(directory) as partial:
+        for file in neighbours.iterdir():
+            if not file.name.startswith("openvino_model"):
+                shutil.copy(file, partial)
+        save_ir(ir, partial / MODEL_XML, fp16=False, name="model")
 
 
 if __name__ == "__main__":

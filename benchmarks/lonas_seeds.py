@@ -8,7 +8,8 @@ For each seed the baseline is trained, LoRA at full width, and for each rule a s
 for, among sub-networks whose MACs are at most the given share of the largest's. With --tune-steps the most accurate
 within the share is then trained alone (`python -m train tune`), in steps that the super-network goes without, so that
 both take as many as the baseline. Told are the accuracies of the largest, the middle one, the one found, and that one
-tuned. Runs that exist are used as they are, so an interrupted benchmark goes on where it stopped.
+tuned. Runs that exist are used, so an interrupted benchmark goes on where it stopped; other options, or another
+recipe, need another directory.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kept_files import keep_settings
 from search.strategies.grid import Indices
-from shearling.artefact import open_artefact
 from shearling.command_line import quiet_libraries
 from shearling.demo.derived_recipe import RECIPES, plain_lora, render_toml
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network, load_super_network
+from shearling.errors import UsageError
 from shearling.evaluation.classification import ClassifierEvaluator, TorchClassifier
 from shearling.run import Run
 
@@ -67,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--tune-steps {options.tune_steps} leaves no step of {options.steps} to the super-network")
     quiet_libraries()
     recipe = tomllib.loads((RECIPES / "minilm-lonas.toml").read_text(encoding="utf-8"))
+    lengths = ("steps", "tune_steps", "search_rows", "evaluations", "macs")
+    try:
+        keep_settings(options.output, {"recipe": recipe, **{name: getattr(options, name) for name in lengths}})
+    except UsageError as error:
+        parser.error(str(error))
     for seed in map(int, options.seeds.split(",")):
         baseline = Run(options.output / f"lora-{seed}")
         train_s = _train(plain_lora(recipe), baseline, seed=seed, train={"steps": options.steps}, search={})
@@ -158,9 +165,6 @@ def _train(
 ) -> float:
     """Seconds that it took; 0 where it was there."""
     if run.super_adapter.is_dir():
-        found = open_artefact(run.super_adapter, kind="super_adapter").manifest.details["recipe"]["train"]["steps"]
-        if found != train["steps"]:
-            raise SystemExit(f"{run.path} was trained for {found} steps, not {train['steps']}: choose another --output")
         return 0.0
     found = {name: value for name, value in {**recipe["search"], **search, "seed": seed}.items() if value is not None}
     content = {**recipe, "seed": seed, "train": {**recipe["train"], **train}, "search": found}

@@ -5,8 +5,8 @@
 Validation and test rows of a run are one pool, on which nothing was trained. Every search is given its own draw of it,
 as large as the validation split and under another seed, and is told nothing of the other rows; on those its choice is
 measured. Two random parts of one pool differ as two independent samples do, so that a prediction which chance alone
-moves is too high as often as too low. Searches that exist are used as they are, so an interrupted benchmark goes on
-where it stopped. Prints Markdown; the figures of every search are in `OUTPUT/figures.json`.
+moves is too high as often as too low. Searches that exist are used, so an interrupted benchmark goes on where
+it stopped. Prints Markdown; the figures of every search are in `OUTPUT/figures.json`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.kept_files import keep_settings, whole_directory
 from benchmarks.search_algorithms import beside
 from search.front import BestRule
 from search.measuring import build_objective
@@ -68,17 +69,15 @@ def draw_rows(rows: Sequence[TaskRow], count: int, *, seed: int) -> tuple[list[T
 
 def write_task(task: Path, directory: Path, *, validation: Sequence[TaskRow], test: Sequence[TaskRow]) -> Path:
     """The task of a run with other rows."""
-    if not directory.is_dir():
-        partial = directory.with_name(f".{directory.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    if directory.is_dir():
+        return directory
+    with whole_directory(directory) as partial:
         for source in (*task.glob("*.yaml"), task / "task.json"):
             shutil.copy(source, partial)
         splits: dict[Split, Sequence[TaskRow]] = {"validation": validation, "test": test}
         for split, rows in splits.items():
             write_rows(partial, split, rows)
             write_table(partial, split)
-        partial.rename(directory)
     return directory
 
 
@@ -188,6 +187,7 @@ def _predict_all(run: Run, output: Path, searches: int) -> list[Prediction]:
     if searches < 1:
         raise UsageError(f"{searches} searches predict nothing", where="--searches", remedy="Give 20, for example")
     opened = open_run(run)
+    keep_settings(output, {"super_adapter": opened.adapter.sha256})
     section, head = opened.section, open_inputs(opened, task=None).head
     settings = replace(recipe_settings(section), ratios=(), layer_formats=(), latency_table=None)
     name = locate_task(str(run.task)).name

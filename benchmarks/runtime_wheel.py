@@ -10,7 +10,8 @@ the first by turns, and only ratios within a round are compared. Like processes 
 that many rounds are needed, on a machine that does nothing else.
 
 The verdict is of the time of a token: "equal" where the interval of the median ratio lies within 2 %, "slower" where it
-lies above (exit code 1), "faster", or "inconclusive".
+lies above (exit code 1), "faster", or "inconclusive". A process that fails ends the rounds with exit code 1; those
+before it are told all the same.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from serve.bench.environment import describe_environment
 from serve.bench.statistics import Estimate, paired_ratio
 from serve.visitor.own_process import pin, raise_priority
 from shearling.console import log
+from shearling.errors import ShearlingError
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 0.02
@@ -118,7 +120,7 @@ def _run(command: Sequence[str], prepare: Callable[[], None] | None = None, **en
         timeout=RUN_S,
     )
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
+        raise ShearlingError(f"exit code {done.returncode}\n{done.stderr}", where=" ".join(command))
     return dict(json.loads(done.stdout))
 
 
@@ -146,16 +148,24 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     work = Work(options.prompt_tokens, options.max_new_tokens, options.repeats, options.threads)
     rounds: list[tuple[Times, Times]] = []
+    failure: ShearlingError | None = None
     with tempfile.TemporaryDirectory() as temporary:
         commands = install(options.wheel, Path(temporary) / "fresh")
         for number in range(options.rounds):
-            first = time_toolchain(options.export, work) if number % 2 else None
-            ours, wheel_facts = time_wheel(commands, options.export, work)
-            theirs, toolchain_facts = first or time_toolchain(options.export, work)
+            try:
+                first = time_toolchain(options.export, work) if number % 2 else None
+                ours, wheel_facts = time_wheel(commands, options.export, work)
+                theirs, toolchain_facts = first or time_toolchain(options.export, work)
+            except ShearlingError as error:
+                failure = error
+                log.print(f"round {number + 1}: {error}", style="red", markup=False)
+                break
             rounds.append((ours, theirs))
             log.print(
                 f"round {number + 1}: {1e3 * ours.tpot_s:.3f} ms a token, {1e3 * theirs.tpot_s:.3f} the toolchain"
             )
+    if not rounds:
+        return 1
     ratios = {
         name: paired_ratio([getattr(ours, name) for ours, _ in rounds], [getattr(theirs, name) for _, theirs in rounds])
         for name in ("tpot_s", "ttft_s")
@@ -171,10 +181,11 @@ def main(argv: list[str] | None = None) -> int:
         "toolchain": toolchain_facts,
         "rounds": [{"wheel": asdict(ours), "toolchain": asdict(theirs)} for ours, theirs in rounds],
         "ratio_of_wheel_to_toolchain": {name: ratio.model_dump() for name, ratio in ratios.items()},
+        "failure": failure and str(failure),
         "verdict": verdict,
     }
     sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    return int(verdict == "slower")
+    return int(failure is not None or verdict == "slower")
 
 
 if __name__ == "__main__":

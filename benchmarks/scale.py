@@ -12,12 +12,15 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.kept_files import keep_settings, whole_directory
 from benchmarks.peak_memory import Measured, run_measured
+from shearling.errors import UsageError
 from shearling.resources import Estimate, in_words
+from shearling.strict_json import write_text
 
 if TYPE_CHECKING:
     from shearling.model.weight_shards import StoredTensor
@@ -282,20 +285,17 @@ def make_model(shape: Shape, directory: Path, *, max_shard_bytes: int | None = N
     from shearling.model.weight_shards import MAX_SHARD_BYTES, writing_weights
     from tests.support.tiny_models import tiny_tokenizer
 
-    source = directory / "source"
-    source.mkdir(parents=True)
-    generator, tensors = torch.Generator().manual_seed(0), stored_tensors(shape)
-    with writing_weights(source, tensors, max_shard_bytes=max_shard_bytes or MAX_SHARD_BYTES) as writer:
-        for name, tensor in tensors.items():
-            value = torch.empty(tensor.shape, dtype=torch.bfloat16)
-            if len(tensor.shape) == 1:
-                value.fill_(1)
-            else:
-                value.normal_(std=0.02, generator=generator)
-            writer.write(name, value)
-    save_description(empty_llama(shape), tiny_tokenizer(), source, "bfloat16")
     rows = (json.dumps({"headline": f"{TEXT} {number}", "label": number % 2}) for number in range(ROWS))
-    (directory / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    generator, tensors = torch.Generator().manual_seed(0), stored_tensors(shape)
+    with whole_directory(directory / "source") as source:
+        write_text(directory / "rows.jsonl", "\n".join(rows) + "\n")
+        with writing_weights(source, tensors, max_shard_bytes=max_shard_bytes or MAX_SHARD_BYTES) as writer:
+            for name, tensor in tensors.items():
+                value = torch.empty(tensor.shape, dtype=torch.bfloat16)
+                # A norm of ones is left out of a graph, and no layer is recognised without it.
+                mean, spread = (1.0, 0.05) if len(tensor.shape) == 1 else (0.0, 0.02)
+                writer.write(name, value.normal_(mean, spread, generator=generator))
+        save_description(empty_llama(shape), tiny_tokenizer(), source, "bfloat16")
 
 
 def stored_tensors(shape: Shape) -> dict[str, StoredTensor]:
@@ -363,6 +363,10 @@ def main(arguments: list[str]) -> int:
     if options.only_model:
         make_model(shape, scale.directory)
         return 0
+    try:
+        keep_settings(scale.directory, asdict(shape))
+    except UsageError as error:
+        parser.error(str(error))
     if not scale.source.exists():
         # In another process, so that what the stages inherit is small.
         made = run_measured(["benchmarks.scale", *arguments, "--only-model"])

@@ -37,16 +37,17 @@ def test_a_file_is_as_far_as_its_logits_say(tmp_path: Path, capsys: pytest.Captu
     names = [str(origin), str(tmp_path / "exact"), str(tmp_path / "sharper")]
     assert divergence.main(names) == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert float(rows[0][2]) == 0.0
-    assert rows[0][3].strip() == "100.0%"
+    assert [row[2].strip() for row in rows] == ["onnx", "torch"]
+    assert float(rows[0][3]) == 0.0
+    assert rows[0][4].strip() == "100.0%"
     ids = torch.tensor([token for text in CORPUS * 3 for token in tiny_tokenizer()(text)["input_ids"]][:120])
     with torch.no_grad():
         logits = FAMILIES["llama"]()(input_ids=ids.view(5, 24)).logits.double()
     wanted, found = logits.log_softmax(-1), (1.5 * logits).log_softmax(-1)
     expected = float((wanted.exp() * (wanted - found)).sum(-1).mean())
-    assert float(rows[1][2]) == pytest.approx(expected, abs=1e-4)
+    assert float(rows[1][3]) == pytest.approx(expected, abs=1e-4)
     # A sharper model is as sure of the same tokens.
-    assert rows[1][3].strip() == "100.0%"
+    assert rows[1][4].strip() == "100.0%"
 
 
 def test_too_little_text_and_a_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,12 +54,20 @@ def test_one_check_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[st
     model.mkdir()
     save_model(llama_tied_gqa(), tiny_tokenizer(), model)
     # Times of microseconds: only that both kinds are checked, and kept, is asserted.
-    main(["--model", str(model), "--work", str(tmp_path / "work"), "--checks", "1", "--rivals", "1", "--budget", "1"])
+    options = ["--model", str(model), "--work", str(tmp_path / "work"), "--checks", "1", "--budget", "1"]
+    main([*options, "--rivals", "1"])
     summary = json.loads(capsys.readouterr().out)
     assert (summary["same_model"], summary["longer_model"]) == (1, 1)
     kept = (tmp_path / "work" / "checks.jsonl").read_text()
-    main(["--model", str(model), "--work", str(tmp_path / "work"), "--checks", "1", "--rivals", "0"])
+    # What a kill leaves of a line is no check.
+    with (tmp_path / "work" / "checks.jsonl").open("a") as stream:
+        stream.write('{"kind": "sa')
+    main([*options, "--rivals", "1"])
     assert (tmp_path / "work" / "checks.jsonl").read_text() == kept
+    # Checks of other conditions are not counted with these.
+    with pytest.raises(SystemExit, match="2"):
+        main([*options, "--rivals", "0"])
+    assert "rivals = 1, not 0" in capsys.readouterr().err
     sizes = [
         len(openvino_core().read_model(tmp_path / "work" / name / "openvino_model.xml").get_ops())
         for name in ("model-int8", "longer-int8-1")

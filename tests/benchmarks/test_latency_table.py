@@ -33,6 +33,8 @@ def test_the_rank_correlation_is_spearmans() -> None:
     expected = 1 - 6 * np.square(ranks[0] - ranks[1]).sum() / (15 * (15**2 - 1))
     assert rank_correlation(left, right) == pytest.approx(expected)
     assert rank_correlation(left, -left) == pytest.approx(-1)
+    # Two that are as fast tell nothing, whichever comes first.
+    assert rank_correlation([1, 2, 2], [1, 2, 3]) == pytest.approx(rank_correlation([1, 2, 2], [1, 3, 2]))
 
 
 @pytest.mark.slow
@@ -53,4 +55,7 @@ def test_exports_are_made_once_and_compared(tmp_path: Path, capsys: pytest.Captu
     assert len(exports) == 3
     assert main(options) == 0
     assert "Spearman" in capsys.readouterr().out
+    (tmp_path / "exports" / "settings.json").write_text('{"super_adapter": "another"}')
+    with pytest.raises(SystemExit, match="2"):
+        main(options)
     assert exports == {path: path.stat().st_mtime_ns for path in exports}

@@ -1,0 +1,63 @@
+"""Files of a benchmark that goes on where it stopped: whole ones alone, and what they were made with beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from shearling.artefact import list_files, sha256_file
+from shearling.errors import UsageError
+from shearling.strict_json import read_json, write_json
+
+KEPT = "settings.json"
+
+
+def keep_settings(directory: Path, settings: Mapping[str, object]) -> None:
+    """Make a directory for what is made with these settings, or hold them against those that it is kept for.
+
+    Settings that it does not know yet are added to the known ones.
+
+    Args:
+        directory: of the files.
+        settings: name -> what can be JSON.
+
+    Raises:
+        UsageError: it holds what was made with another value of one of them, or files and no settings.
+    """
+    given = json.loads(json.dumps(settings))
+    path = directory / KEPT
+    known = read_json(path) if path.exists() else {}
+    if not known and directory.is_dir() and any(directory.iterdir()):
+        raise UsageError("nothing says what these files were made with", where=directory, remedy=_REMEDY)
+    for name, value in given.items():
+        if known.get(name, value) != value:
+            raise UsageError(
+                f"what is here was made with {name} = {known[name]}, not {value}", where=directory, remedy=_REMEDY
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    if not given.items() <= known.items():
+        write_json(path, {**known, **given})
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A directory beside this one, which takes its place when the context ends without an error."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+
+
+def digest_of_model(directory: Path) -> str:
+    """Hex digest over the names and the contents of all files of a directory."""
+    lines = (f"{name} {sha256_file(directory / name)}\n" for name in list_files(directory))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+_REMEDY = "Choose another directory, or delete this one"
