@@ -17,6 +17,8 @@ from serve.bench.forward import ForwardTime
 from serve.bench.statistics import CONFIDENCE, Estimate
 
 MIB = 2**20
+FEWEST = {"p50": 1, "p90": 10, "p99": 100}
+"""Requests that a quantile needs: of fewer it is no more than the largest."""
 AROUND_THE_LOOP = ("python", "numpy")
 """What a model in another environment is measured with, beside its runtime."""
 
@@ -63,6 +65,7 @@ def load_screen(curve: LoadCurve, *, output: Path | None = None) -> RenderableTy
     table = Table(title="Throughput and latency", title_justify="left", box=SIMPLE_HEAD)
     for heading in (
         "requests\nin flight",
+        "requests\ncounted",
         "tokens\nper s",
         "1st token, ms\np50 / p90 / p99",
         "per token, ms\np50 / p90 / p99",
@@ -70,17 +73,25 @@ def load_screen(curve: LoadCurve, *, output: Path | None = None) -> RenderableTy
         table.add_column(heading, justify="right", no_wrap=True)
     for level in curve.levels:
         spreads = [
-            " / ".join(f"{1e3 * value:.1f}" for value in spread.values()) for spread in (level.ttft_s, level.tpot_s)
+            " / ".join(_ms(value) if level.requests >= FEWEST[name] else "-" for name, value in spread.items())
+            for spread in (level.ttft_s, level.tpot_s)
         ]
-        table.add_row(str(level.concurrency), f"{level.tokens_per_s:.1f}", *spreads)
+        table.add_row(str(level.concurrency), str(level.requests), f"{level.tokens_per_s:.1f}", *spreads)
     lines = [
         f"{curve.prompt_tokens} random prompt tokens, {curve.new_tokens} new; {curve.facts.runtime}, "
         f"{curve.facts.precision}.",
         f"{curve.environment.cpu}, {curve.environment.usable_cpus} CPUs, load {curve.environment.load_average}.",
     ]
+    if any(level.requests < max(FEWEST.values()) for level in curve.levels):
+        lines.append("- is what so few requests cannot tell: p90 needs ten, p99 a hundred (--requests).")
     if output is not None:
         lines.append(f"Written: {output}")
     return Group(table, Text("\n".join(lines), style="dim"))
+
+
+def _ms(seconds: float) -> str:
+    """As narrow as what can be told apart."""
+    return f"{1e3 * seconds:.1f}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
 def forward_screen(times: Sequence[ForwardTime], *, tokens: int) -> RenderableType:

@@ -122,6 +122,7 @@ class WorkerProcess:
             # `shearling.virtual_environment` has checked.
             command = [
                 str(interpreter_of(deployment.environment)),
+                "-P",
                 "-c",
                 WITH_OUR_PACKAGES,
                 sysconfig.get_path("purelib"),

@@ -9,13 +9,13 @@ history of several days knows how far days differ. A history of one day does not
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import pydantic
 
 from serve.bench.benchmark import Benchmark, block_values, run_benchmark
-from serve.bench.environment import Environment
+from serve.bench.environment import Environment, describe_environment, differing_versions
 from serve.bench.statistics import CONFIDENCE, RESAMPLES, Estimate
 from serve.bench.workload import DOCUMENT_BYTES, Workload
 from serve.guard.judging import GUARDED
@@ -99,6 +99,8 @@ def check_baseline(
     # Whoever waits here for another check reads what that one has recorded.
     with measuring_alone():
         history = read_document(path, Baseline, schema=SCHEMA, max_bytes=DOCUMENT_BYTES) if path.exists() else None
+        if history is not None:
+            _require_same_place(history, candidate, workload, where=path, allow_other_versions=allow_other_versions)
         # A history knows its settings: another one would compare them, not the model.
         benchmark, changes = with_other_settings(
             lambda tried: run_benchmark([candidate], options=tried, workload=alone),
@@ -106,7 +108,7 @@ def check_baseline(
             allowed=lambda tried: history is None or history.options == tried,
         )
         if history is not None:
-            _require_same(history, benchmark, workload, where=path, allow_other_versions=allow_other_versions)
+            _require_same_run(history, benchmark, where=path, allow_other_versions=allow_other_versions)
         verdict = _judge(history, benchmark, max_ratio=max_ratio)
         verdict = verdict.model_copy(update={"changes": (*changes, *verdict.changes)})
         if record and verdict.outcome == "pass":
@@ -123,44 +125,48 @@ def check_baseline(
     return verdict, benchmark
 
 
-def _require_same(
-    history: Baseline, benchmark: Benchmark, workload: Workload, *, where: Path, allow_other_versions: bool
+def _require_same_place(
+    history: Baseline, candidate: Target, workload: Workload, *, where: Path, allow_other_versions: bool
 ) -> None:
-    if history.environment.machine_id != benchmark.environment.machine_id:
+    """Refuse what can be known before anything is measured."""
+    here = describe_environment()
+    if history.environment.machine_id != here.machine_id:
         raise UsageError(
-            f"the baseline is of another machine ({history.environment.cpu}; this is {benchmark.environment.cpu})",
+            f"the baseline is of another machine ({history.environment.cpu}; this is {here.cpu})",
             where=where,
             remedy="Record one here with --record, or compare side by side with --against",
         )
-    changed = _changed_versions(history, benchmark)
-    if changed and not allow_other_versions:
+    # What is installed here says nothing of another environment.
+    if candidate.environment is None and not allow_other_versions:
+        differing = differing_versions(history.environment.versions, here.versions)
+        changed = {name: pair for name, pair in differing.items() if name in DECISIVE}
+        _refuse_changes([f"{name} {past} -> {own}" for name, (past, own) in changed.items()], where=where)
+    if history.workload.model_copy(update={"budget_s": workload.budget_s}) != workload:
+        _refuse_flags(where)
+
+
+def _require_same_run(history: Baseline, benchmark: Benchmark, *, where: Path, allow_other_versions: bool) -> None:
+    """Refuse what the measuring process alone can tell: its runtime, and the settings that it did not die with."""
+    runtime = benchmark.subjects[0].facts.runtime
+    if history.runtime not in (None, runtime) and not allow_other_versions:
+        _refuse_changes([f"{history.runtime} -> {runtime}"], where=where)
+    if history.options != benchmark.options:
+        _refuse_flags(where)
+
+
+def _refuse_changes(changed: list[str], *, where: Path) -> None:
+    if changed:
         raise UsageError(
             f"the baseline is of other versions: {', '.join(changed)}",
             where=where,
             remedy="Give --allow-other-versions, or record anew",
         )
-    if (
-        history.options != benchmark.options
-        or history.workload.model_copy(update={"budget_s": workload.budget_s}) != workload
-    ):
-        raise UsageError(
-            "the baseline was measured with other flags", where=where, remedy="Give the flags of its first --record"
-        )
 
 
-def _changed_versions(history: Baseline, benchmark: Benchmark) -> list[str]:
-    own, past = benchmark.environment.versions, history.environment.versions
-    subject = benchmark.subjects[0]
-    # Those that are installed here say nothing of another environment.
-    names = DECISIVE if subject.deployment.environment is None else ()
-    changed = [
-        f"{name} {past.get(name, 'absent')} -> {own.get(name, 'absent')}"
-        for name in names
-        if own.get(name) != past.get(name)
-    ]
-    if history.runtime not in (None, subject.facts.runtime):
-        changed.append(f"{history.runtime} -> {subject.facts.runtime}")
-    return changed
+def _refuse_flags(where: Path) -> NoReturn:
+    raise UsageError(
+        "the baseline was measured with other flags", where=where, remedy="Give the flags of its first --record"
+    )
 
 
 def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) -> Verdict:

@@ -76,8 +76,7 @@ def check_model(
         reports: are written whatever comes of it.
 
     Raises:
-        UsageError: not exactly one of `reference` and `baseline`, `record` without the latter, or demands that no
-            baseline knows.
+        UsageError: not exactly one of `reference` and `baseline`, or what the one that is given knows nothing of.
         CheckFailed: slower, or inconclusive.
     """
     reports.check()
@@ -89,6 +88,13 @@ def check_model(
         raise UsageError(
             "a baseline holds neither load times nor memory",
             remedy="Give --against DIR, or leave --max-load-ratio and --max-memory-ratio out",
+        )
+    if baseline is not None and demands.allow_other_tokens:
+        raise UsageError("a baseline holds no tokens to compare", remedy="Leave --allow-other-tokens out")
+    if reference is not None and allow_other_versions:
+        raise UsageError(
+            "--allow-other-versions is of --baseline; a reference is measured anew",
+            remedy="Leave it out: two environments may hold different versions",
         )
     against = str(baseline) if reference is None else reference.label
     names = {"name": f"{candidate.label} against {against}", "candidate": candidate.label, "reference": against}

@@ -105,6 +105,8 @@ class ServedModel:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
+            # Not from the directory that this happens to run in, which may hold another `serve`.
+            "-P",
             "-m",
             "serve.http.model_process",
             stdin=asyncio.subprocess.PIPE,

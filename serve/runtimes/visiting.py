@@ -13,7 +13,7 @@ from pathlib import Path
 
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import RunOptions
-from shearling.errors import CheckpointUnsafe, DeviceUnavailable, PackageMissing
+from shearling.errors import CheckpointUnsafe, DeviceUnavailable, PackageMissing, UsageError
 from shearling.model.checkpoint_safety import check_configuration
 from shearling.registry.runtimes import RUNTIMES
 from shearling.virtual_environment import interpreter_of
@@ -41,11 +41,18 @@ def plan_visits(deployments: Sequence[Deployment], options: RunOptions) -> list[
         PackageMissing: an environment is none, or lacks the runtime or numpy.
         DeviceUnavailable: a device that nothing there runs on.
         CheckpointUnsafe: a model of Hugging Face that could run code.
+        UsageError: a property that means nothing there.
     """
     formats = {deployment.format for deployment in deployments if _asks_for_a_visit(deployment, options)}
     visited = [deployment for deployment in deployments if deployment.format in formats]
     for deployment in visited:
         _require_cpu(deployment, options.device)
+        if deployment.properties and deployment.format != "openvino":
+            raise UsageError(
+                f"{next(iter(deployment.properties))} is unknown where {deployment.format} runs without this toolchain",
+                where=deployment.label,
+                remedy="Leave it out, and environment= of what it is compared with",
+            )
         if deployment.format == "torch":
             _refuse_code(deployment)
         missing = _missing(deployment.environment, ("numpy", *RUNTIMES.get(deployment.format).visited))

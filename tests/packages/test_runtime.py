@@ -196,6 +196,25 @@ def run_json(capsys, directory: Path, *options: str) -> tuple[dict[str, Any], st
     return result, output.err
 
 
+def test_no_run_of_a_benchmark_begins_like_another(loading, stock, capsys, monkeypatch):
+    """GenAI would find what it has read before, and the first token would come ten times too fast."""
+    generate, read = command.GreedyModel.generate, []
+
+    def recorded(self, prompt, **options):
+        read.append(list(prompt))
+        return generate(self, prompt, **options)
+
+    monkeypatch.setattr(command.GreedyModel, "generate", recorded)
+    with pytest.raises(SystemExit, match="0"):
+        command.main(
+            [str(stock), "--bench", "--prompt-tokens", "64", "--max-new-tokens", "2", "--repeats", "12", "--json"]
+        )
+    assert json.loads(capsys.readouterr().out)["prompt_tokens"] == 64
+    assert {len(prompt) for prompt in read} == {64}
+    # Fewer tokens than a block of its cache.
+    assert len({tuple(prompt[:16]) for prompt in read}) == len(read) == 13
+
+
 @pytest.mark.parametrize("part", ["genai", "stock"])
 def test_a_chat_template_that_cannot_be_rendered_is_a_bad_model(loading, request, tmp_path, capsys, part):
     if part == "genai":

@@ -149,6 +149,8 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
         (["check", "DIR", "--baseline", "DIR/absent.json"], 3, "no baseline here"),
         (["check", "DIR", "--baseline", "DIR/absent/b.json", "--record"], 2, "no file can be written here"),
         (["check", "DIR", "--baseline", "b.json", "--max-load-ratio", "2"], 2, "neither load times nor memory"),
+        (["check", "DIR", "--baseline", "b.json", "--allow-other-tokens"], 2, "no tokens to compare"),
+        (["check", "DIR", "--against", "DIR", "--allow-other-versions"], 2, "is of --baseline"),
         (["check", "DIR", "--against", "DIR", "--max-memory-ratio", "0"], 2, "not a positive number"),
         (["check", "DIR", "--against", "DIR@environment=DIR"], 4, "no virtual environment here"),
         (["check", "DIR", "--against", "DIR", "--junit", "DIR/absent/junit.xml"], 2, "no file can be written here"),

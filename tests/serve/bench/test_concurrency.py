@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from openvino_genai import GenerationStatus
+from rich.console import Console, RenderableType
 
 from serve.bench import concurrency as module
 from serve.bench.concurrency import LoadWork, measure_load, write_load_curve
@@ -29,9 +31,31 @@ def test_every_level_completes_its_requests(export: Path, tmp_path: Path) -> Non
         assert level.tokens_per_s == pytest.approx(8 * level.requests / level.wall_s)
         assert 0 < level.ttft_s["p50"] <= level.ttft_s["p99"] < level.wall_s
         assert 0 < level.tpot_s["p50"] <= level.tpot_s["p99"] < level.wall_s
-    assert load_screen(curve)
+    assert [row.split()[:2] for row in rows_of(load_screen(curve))] == [["1", "3"], ["4", "8"]]
     write_load_curve(tmp_path / "load", curve)
     open_artefact(tmp_path / "load", kind="benchmark")
+
+
+def rows_of(screen: RenderableType) -> list[str]:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(screen)
+    return [line for line in console.export_text().splitlines() if line.strip()[:1].isdigit() and " / " in line]
+
+
+def test_what_few_requests_cannot_tell_is_not_shown(export: Path) -> None:
+    measured = measure_load(
+        Target(export), LoadWork(concurrency=[1], requests=1, prompt_tokens=4, new_tokens=2), options=OPTIONS
+    )
+    (level,) = measured.levels
+    spread = {"p50": 0.98765, "p90": 9.87654, "p99": 98.7654}
+    levels = [
+        level.model_copy(update={"concurrency": 128, "requests": requests, "ttft_s": spread, "tpot_s": spread})
+        for requests in (9, 10, 99, 100)
+    ]
+    shown = rows_of(load_screen(measured.model_copy(update={"levels": tuple(levels)})))
+    p50, p90, p99 = "987.6", "9877", "98765"
+    wanted = [[p50, "-", "-"], [p50, p90, "-"], [p50, p90, "-"], [p50, p90, p99]]
+    assert [[part for part in row.split()[3:] if part != "/"] for row in shown] == [spreads * 2 for spreads in wanted]
 
 
 class TokenAStep:

@@ -67,26 +67,36 @@ def test_what_decides_nothing_is_not_recorded(export: Path, tmp_path: Path, reco
     assert len(json.loads(path.read_text())["entries"]) == 2
 
 
+def test_a_history_of_another_runtime_is_refused(export: Path, tmp_path: Path, recorded: dict[str, Any]) -> None:
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps({**recorded, "runtime": "ONNX Runtime 0.1"}))
+    with pytest.raises(UsageError, match=r"other versions: ONNX Runtime 0\.1 -> ONNX Runtime"):
+        check_alone(export, path)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            lambda history: history.update(runtime="ONNX Runtime 0.1"),
-            r"other versions: ONNX Runtime 0\.1 -> ONNX Runtime",
-        ),
         (
             lambda history: history["environment"]["versions"].update(openvino="1.0"),
             r"other versions: openvino 1\.0 -> ",
         ),
         (lambda history: history["environment"].update(machine_id="0" * 64), "of another machine"),
+        (lambda history: history["workload"].update(prompt_tokens=9), "other flags"),
     ],
 )
-def test_a_history_of_something_else_is_refused(
-    export: Path, tmp_path: Path, recorded: dict[str, Any], change: Callable[[dict[str, Any]], None], words: str
+def test_a_history_of_something_else_is_refused_before_anything_is_measured(
+    export: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: dict[str, Any],
+    change: Callable[[dict[str, Any]], None],
+    words: str,
 ) -> None:
     path, history = tmp_path / "baseline.json", json.loads(json.dumps(recorded))
     change(history)
     path.write_text(json.dumps(history))
+    monkeypatch.setattr("serve.guard.baseline.run_benchmark", lambda *_, **__: pytest.fail("it measures"))
     with pytest.raises(UsageError, match=words):
         check_alone(export, path)
 

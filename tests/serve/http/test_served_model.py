@@ -77,3 +77,19 @@ def test_no_more_than_fits_and_nothing_after_the_end(export: Path) -> None:
         assert (down.value.status, down.value.code) == (503, "model_down")
 
     asyncio.run(fill())
+
+
+def test_it_is_ours_whatever_lies_in_the_directory(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "serve" / "__init__.py").write_text("raise SystemExit('this is another package')")
+    monkeypatch.chdir(tmp_path)
+
+    async def start() -> bool:
+        model = Overheard(export, Limits(concurrency=1))
+        await model.start()
+        await model.stop()
+        return bool(model.lines)
+
+    assert asyncio.run(start())

@@ -154,6 +154,13 @@ def test_both_sides_of_a_comparison_are_visited(export: Path, environment: Path)
     assert bare.environment is None
 
 
+def test_a_property_that_means_nothing_there_is_refused_for_both_sides(export: Path, environment: Path) -> None:
+    semi = f"{export}@format=torch,SEMI_STRUCTURED=YES"
+    for targets in ([f"{semi},environment={environment}"], [semi, f"{export}@format=torch,environment={environment}"]):
+        with pytest.raises(UsageError, match="SEMI_STRUCTURED is unknown where torch runs without this toolchain"):
+            find_deployments([parse_target(target) for target in targets], FP32)
+
+
 def test_environments_that_cannot_serve(export: Path, environment: Path, tmp_path: Path) -> None:
     def find(place: Path, *, model: str | Path = export, device: str = "CPU") -> None:
         find_deployments([parse_target(f"{model}@environment={place}")], RunOptions(device=device))

@@ -112,22 +112,26 @@ def _generate(options: argparse.Namespace) -> dict[str, Any]:
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:
     model = _open(options.directory, options.threads)
-    prompt = model.encode(TEXT * options.prompt_tokens, chat=False)[: options.prompt_tokens]
     new_tokens = max(2, options.max_new_tokens or 64)
+    # Each begins with other words: GenAI keeps what it has read of a prompt, and would not read it again.
+    prompts = [
+        model.encode(f"{number} {TEXT * options.prompt_tokens}", chat=False)[: options.prompt_tokens]
+        for number in range(options.repeats + 1)
+    ]
     # The first run is thrown away: it maps the weights.
-    runs = [model.generate(prompt, max_new_tokens=new_tokens, to_the_end=True) for _ in range(options.repeats + 1)][1:]
+    runs = [model.generate(prompt, max_new_tokens=new_tokens, to_the_end=True) for prompt in prompts][1:]
     ttft_s = statistics.median(run.ttft_s for run in runs)
     tpot_s = statistics.median(run.tpot_s or 0.0 for run in runs)
     if not options.json:
         _show(
-            f"{len(prompt)} + {new_tokens} tokens, median of {len(runs)} runs\n"
+            f"{len(prompts[0])} + {new_tokens} tokens, median of {len(runs)} runs\n"
             f"loaded       {model.load_s:8.1f} s\n"
             f"first token  {1e3 * ttft_s:8.1f} ms\n"
             f"each further {1e3 * tpot_s:8.2f} ms, {_speed(tpot_s)}\n"
         )
     return {
         **_facts(model),
-        "prompt_tokens": len(prompt),
+        "prompt_tokens": len(prompts[0]),
         "new_tokens": new_tokens,
         "ttft_s": ttft_s,
         "tpot_s": tpot_s,
