@@ -15,8 +15,8 @@ UNFINISHED = "\ufffd"
 """What a byte-level decoder gives for the first bytes of a character."""
 MINJA = "Minja's error: "
 """GenAI's engine of chat templates."""
-WINDOW, KEPT = 24, 6
-"""Tokens that a stream decodes at most, and those it keeps when there are more."""
+WINDOW = 24
+"""From so many tokens on, a stream leaves those before its last piece behind."""
 
 
 class TextTokenizer:
@@ -129,28 +129,34 @@ class TextStream:
         self._tokenizer = tokenizer
         self._on_text = on_text
         self._tokens: list[int] = []
-        self._shown = 0
+        self._shown, self._shown_tokens = "", 0
 
     def push(self, *token_ids: int) -> None:
         """Take one more token, or some."""
         self._tokens.extend(token_ids)
         text = self._tokenizer.decode(self._tokens)
-        if text.endswith(UNFINISHED):
-            return
-        self._emit(text)
-        if len(self._tokens) >= WINDOW:
-            # Some stay: a tokenizer may treat the first word of a text differently.
-            self._tokens = self._tokens[-KEPT:]
-            self._shown = len(self._tokenizer.decode(self._tokens))
+        if not text.endswith(UNFINISHED):
+            self._show(text)
 
     def finish(self) -> None:
         """Show what is left, whole characters or not."""
-        self._emit(self._tokenizer.decode(self._tokens))
+        self._show(self._tokenizer.decode(self._tokens))
 
-    def _emit(self, text: str) -> None:
-        if len(text) > self._shown:
-            self._on_text(text[self._shown :])
-            self._shown = len(text)
+    def _show(self, text: str) -> None:
+        if not text.startswith(self._shown):
+            # Of bytes that are decoded together, one that fits no character spoils those before it.
+            self._tokens = self._tokens[self._shown_tokens :]
+            self._shown, self._shown_tokens = "", 0
+            text = self._tokenizer.decode(self._tokens)
+        if text == self._shown:
+            return
+        self._on_text(text[len(self._shown) :])
+        if len(self._tokens) >= WINDOW:
+            # This piece stays, since a tokenizer may treat the first word of a text differently. It begins with a whole
+            # character, since what was shown before it ends with one.
+            self._tokens = self._tokens[self._shown_tokens :]
+            text = self._tokenizer.decode(self._tokens)
+        self._shown, self._shown_tokens = text, len(self._tokens)
 
 
 def no_chat_template(where: Path) -> UsageError:
