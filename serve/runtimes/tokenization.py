@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
 from shearling.strict_json import read_json
@@ -77,20 +77,16 @@ class TextTokenizer:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _render(self, prompt: str) -> str:
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2 import TemplateError
+
+        from serve.runtimes.chat_template import render_chat
 
         if self._template is None:
             raise no_chat_template(self._where)
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
         special = {key: _content(self._config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        messages = [{"role": "user", "content": prompt}]
         try:
-            return environment.from_string(self._template).render(
-                messages=messages, add_generation_prompt=True, **special
-            )
-        except jinja2.TemplateError as error:
+            return render_chat(self._template, [{"role": "user", "content": prompt}], special)
+        except (TemplateError, TypeError, ValueError) as error:
             raise chat_template_fails(str(error), where=self._where) from error
 
 
@@ -192,9 +188,3 @@ def _content(token: object) -> str:
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else ""
-
-
-def _refuse(message: str) -> NoReturn:
-    import jinja2
-
-    raise jinja2.TemplateError(message)

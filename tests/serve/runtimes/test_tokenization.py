@@ -106,6 +106,27 @@ def test_a_stream_decodes_a_few_tokens_at_a_time(directory: Path) -> None:
     assert max(lengths) <= 30
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ strftime_now('%Y') }} {{ messages[0].content }}",
+        "{% for message in messages * 3 %}{% if loop.index == 2 %}{% continue %}{% endif %}"
+        "{{ loop.index }}: {{ message.content }}{% if loop.last %}{% break %}{% endif %}{% endfor %}",
+        "{% set said = 'outer' %}{% for message in messages %}\n"
+        "    {% generation %}\n{% set said = message.content %}{{ said }}{% endgeneration %}\n{{ said }}{% endfor %}",
+        "{{ messages | tojson }} {{ messages[0] | tojson(indent=2) }}",
+        "{% if tools is not none or documents is not none %}tools{% endif %}{{ eos_token }}{{ add_generation_prompt }}",
+    ],
+)
+def test_what_templates_use_in_transformers_they_may_use_here(directory: Path, template: str) -> None:
+    (directory / "chat_template.jinja").write_text(template)
+    turn = "<b>it's</b> 東京"
+    expected = tiny_tokenizer().apply_chat_template(
+        [{"role": "user", "content": turn}], chat_template=template, add_generation_prompt=True, return_dict=False
+    )
+    assert TextTokenizer(directory).encode(turn, chat=True) == expected
+
+
 def test_chat_without_a_template(directory: Path) -> None:
     (directory / "chat_template.jinja").unlink()
     tokenizer = TextTokenizer(directory)
@@ -115,7 +136,14 @@ def test_chat_without_a_template(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ raise_exception('roles must alternate') }}", "{% for %}", "{{ messages.__class__.__mro__ }}"]
+    "template",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{% for %}",
+        "{{ messages.__class__.__mro__ }}",
+        "{{ messages + 1 }}",
+        "{{ strftime_now(1) }}",
+    ],
 )
 def test_a_template_that_fails_or_breaks_out(directory: Path, template: str) -> None:
     (directory / "chat_template.jinja").write_text(template)
