@@ -348,7 +348,7 @@ class Batcher:
                 "context_length_exceeded",
             )
         room = limits.new_tokens if context is None else min(limits.new_tokens, context - prompt_tokens)
-        wanted = job.max_new_tokens or max(room, 1)
+        wanted = job.max_new_tokens or max(1, min(job.default_new_tokens or room, room))
         if wanted > limits.new_tokens:
             raise _PromptRefused(f"at most {limits.new_tokens} new tokens are made here, not {wanted}", TOO_MANY_TOKENS)
         if wanted > room:
