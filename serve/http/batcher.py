@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from serve.http.limits import Limits
 from serve.http.lone_decoder import LoneDecoder
 from serve.http.protocol import TOO_MANY_TOKENS, Event, FinishReason, Sampling, TextJob, Turn
 from serve.http.stop_strings import StopFilter
+from serve.http.token_source import BatchedTokens, LoneTokens, TokenSource
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.openvino_decoding import greedy
 from serve.runtimes.tokenization import Decoder, TextStream, TextTokenizer, told_by_minja
@@ -28,7 +29,7 @@ from shearling.errors import ArtefactMissing, ModelUnsupported
 from shearling.kernel.runtime_refusal import last_line
 
 if TYPE_CHECKING:
-    from openvino_genai import ContinuousBatchingPipeline, GenerationConfig, GenerationHandle
+    from openvino_genai import ContinuousBatchingPipeline, GenerationConfig
 
 GREEDY_TEMPERATURE, GREEDY_SHARE = 0.01, 1e-6
 """Below these the most likely token is taken: logits divided by less leave the range of float32 before they choose
@@ -50,8 +51,7 @@ class _Text:
         stream: turns tokens into `pieces`, through `stops`; None where the whole text is decoded at the end.
         pieces: readable text that was not told yet.
         kept: tokens of the text that were not decoded yet.
-        handle: of continuous batching, once it has a place there.
-        alone: its tokens, where it is decoded alone instead.
+        source: of its tokens, once it has a place.
         told: whether a piece of it was.
     """
 
@@ -64,11 +64,9 @@ class _Text:
     stream: TextStream | None = None
     pieces: list[str] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-    handle: GenerationHandle | None = None
-    alone: Generator[list[int], None, None] | None = None
+    source: TokenSource = field(init=False)
     new_tokens: int = 0
     reason: FinishReason | None = None
-    failed: bool = False
     told: bool = False
 
     def let_through(self, piece: str) -> None:
@@ -122,13 +120,13 @@ class Batcher:
         self._end_ids = frozenset(deployment.end_ids)
         self._waiting: deque[_Text] = deque()
         self._flying: dict[int, _Text] = {}
-        self._dropped = False
         self._due_s = -math.inf
 
     @property
     def busy(self) -> bool:
         """Whether a step has something to do."""
-        return bool(self._waiting or self._flying or self._dropped)
+        # What was cancelled keeps its cache until the next step.
+        return bool(self._waiting or self._flying or self._pipeline.has_non_finished_requests())
 
     @property
     def chats(self) -> bool:
@@ -169,14 +167,13 @@ class Batcher:
         self._waiting = deque(text for text in self._waiting if text.job.id != job_id)
         text = self._flying.pop(job_id, None)
         if text is not None:
-            self._drop(text)
+            text.source.close()
 
     def step(self) -> Iterator[Event]:
         """One token for every text that has a place; texts that wait take the places that are free."""
         while self._waiting and len(self._flying) < self._limits.concurrency:
             yield self._start(self._waiting.popleft())
-        if self._dropped or any(text.handle is not None for text in self._flying.values()):
-            self._dropped = False
+        if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
         now_s = self._clock()
         due = now_s >= self._due_s
@@ -191,10 +188,10 @@ class Batcher:
         # The two pipelines round sums differently, so a seed that is to give the same text again stays with one.
         tied = text.config.do_sample and text.job.sampling.repeatable
         if self._lone is not None and not tied and not self._flying and not self._waiting:
-            text.alone = self._lone.decode(text.ids, text.config)
+            text.source = LoneTokens(self._lone.decode(text.ids, text.config), most=text.max_new_tokens)
         else:
             ids = openvino.Tensor(np.asarray([text.ids], dtype=np.int64))
-            text.handle = self._pipeline.add_request(text.job.id, ids, text.config)
+            text.source = BatchedTokens(self._pipeline.add_request(text.job.id, ids, text.config))
         self._flying[text.job.id] = text
         return Event(job=text.job.id, kind="started")
 
@@ -208,64 +205,37 @@ class Batcher:
 
     def _collect(self, text: _Text, *, due: bool) -> Iterator[Event]:
         told_now = text.job.streamed and (due or not text.told)
-        if text.alone is not None:
-            runs = self._read_alone(text)
-        else:
-            # What nobody waits for is read when the text has ended: each step of many texts counts.
-            runs = self._read_batched(text, wanted=told_now or bool(text.job.stops))
-        if text.reason is not None:
-            self._drop(text)
-        elif not runs:
+        for token in text.source.read(wanted=told_now or bool(text.job.stops)):
+            self._take(text, token)
+            if text.reason is not None:
+                break
+        if text.reason is None and text.source.ended and not text.source.failed:
             text.reason = "length" if text.new_tokens >= text.max_new_tokens else "stop"
         if text.reason is not None:
-            del self._flying[text.job.id]
+            self._leave(text)
             yield self._finish(text)
-        elif text.failed:
-            del self._flying[text.job.id]
+        elif text.source.failed:
+            self._leave(text)
             message = "the key-value cache has no room left: ask for fewer tokens, or try again later"
             yield Event(job=text.job.id, kind="failed", message=message, code="out_of_memory")
         elif told_now and (piece := self._readable(text)):
             text.told = True
             yield Event(job=text.job.id, kind="text", text=piece, new_tokens=text.new_tokens)
 
-    def _read_alone(self, text: _Text) -> bool:
-        """Whether more may come."""
-        if text.alone is None:
-            return True
-        tokens = next(text.alone, None)
-        if tokens is not None:
-            self._take(text, tokens)
-        runs = tokens is not None and text.new_tokens < text.max_new_tokens
-        if not runs:
-            text.alone.close()
-        return runs
+    def _leave(self, text: _Text) -> None:
+        text.source.close()
+        del self._flying[text.job.id]
 
-    def _read_batched(self, text: _Text, *, wanted: bool) -> bool:
-        """Whether more may come; tokens are taken where they are wanted, or the last ones."""
-        from openvino_genai import GenerationStatus
-
-        if text.handle is None:
-            return True
-        # Before the tokens: a text that ends between the two is collected with the next step.
-        status = text.handle.get_status()
-        while (wanted or status != GenerationStatus.RUNNING) and text.handle.can_read() and text.reason is None:
-            for output in text.handle.read().values():
-                self._take(text, output.generated_ids)
-        text.failed = status not in (GenerationStatus.RUNNING, GenerationStatus.FINISHED)
-        return bool(status != GenerationStatus.FINISHED)
-
-    def _take(self, text: _Text, token_ids: list[int]) -> None:
-        for token in token_ids:
-            text.new_tokens += 1
-            if token in text.ends:
-                text.reason = "stop"
-                return
-            text.kept.append(token)
-            if text.job.stops:
-                text.read(self._decoder)
-            if text.stops.stopped:
-                text.reason = "stop"
-                return
+    def _take(self, text: _Text, token: int) -> None:
+        text.new_tokens += 1
+        if token in text.ends:
+            text.reason = "stop"
+            return
+        text.kept.append(token)
+        if text.job.stops:
+            text.read(self._decoder)
+        if text.stops.stopped:
+            text.reason = "stop"
 
     def _finish(self, text: _Text) -> Event:
         text.read(self._decoder)
@@ -288,14 +258,6 @@ class Batcher:
         piece = "".join(text.pieces)
         text.pieces.clear()
         return piece
-
-    def _drop(self, text: _Text) -> None:
-        if text.alone is not None:
-            text.alone.close()
-        if text.handle is not None:
-            text.handle.cancel()
-            # It is the next step that frees its cache.
-            self._dropped = self._pipeline.has_non_finished_requests()
 
     def _encode(self, prompt: str | tuple[int, ...] | tuple[Turn, ...]) -> list[int]:
         """Token ids of a prompt.
@@ -348,7 +310,7 @@ class Batcher:
                 "context_length_exceeded",
             )
         room = limits.new_tokens if context is None else min(limits.new_tokens, context - prompt_tokens)
-        wanted = job.max_new_tokens or max(room, 1)
+        wanted = job.max_new_tokens or max(1, min(job.default_new_tokens or room, room))
         if wanted > limits.new_tokens:
             raise _PromptRefused(f"at most {limits.new_tokens} new tokens are made here, not {wanted}", TOO_MANY_TOKENS)
         if wanted > room:

@@ -156,18 +156,19 @@ class Exchange:
     def _make_jobs(self) -> list[TextJob]:
         body = self._body
         seed = random.randrange(SEED_MODULUS) if body.seed is None else body.seed
+        prompts = [prompt for prompt in body.prompts for _ in range(body.choices)]
         return [
             TextJob(
                 id=self._model.next_id(),
                 prompt=prompt,
                 max_new_tokens=body.max_new_tokens,
+                default_new_tokens=body.default_new_tokens,
                 # Texts of one request differ, and each is what its own seed gives.
-                sampling=body.sampling(seed=seed + number),
+                sampling=body.sampling(seed=seed + index),
                 stops=body.stop or (),
                 streamed=bool(body.stream),
             )
-            for prompt in body.prompts
-            for number in range(body.choices)
+            for index, prompt in enumerate(prompts)
         ]
 
 

@@ -76,7 +76,8 @@ class TextJob(Document):
     Attributes:
         id: of no other job of this process.
         prompt: text, token ids, or a chat.
-        max_new_tokens: None is as many as limits and context allow.
+        max_new_tokens: that were asked for; None leaves the number to the server.
+        default_new_tokens: then, or as many of them as limits and context allow; None is all that they allow.
         stops: strings before which the text ends.
         streamed: whether pieces are wanted, or the whole text at the end.
     """
@@ -84,6 +85,7 @@ class TextJob(Document):
     id: int
     prompt: str | tuple[int, ...] | tuple[Turn, ...]
     max_new_tokens: int | None
+    default_new_tokens: int | None = None
     sampling: Sampling
     stops: tuple[str, ...]
     streamed: bool

@@ -7,7 +7,7 @@ that asks for nothing is taken, since clients send it by themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -77,10 +77,13 @@ class GenerationBody(Document):
     """What both endpoints take.
 
     Attributes:
+        default_new_tokens: see `TextJob`.
         top_k: not OpenAI's; at most so many tokens to choose from.
         ignore_eos: not OpenAI's; go on past an end token, to measure.
         user: this and what follows is taken and changes nothing.
     """
+
+    default_new_tokens: ClassVar[int | None] = None
 
     model: str
     max_tokens: Count | None = None
@@ -162,7 +165,7 @@ class ChatBody(GenerationBody):
 
     @property
     def max_new_tokens(self) -> int | None:
-        """None is as many as there is room for."""
+        """See `TextJob`."""
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -183,6 +186,8 @@ TokenId = Annotated[int, pydantic.Field(ge=0, le=2**31 - 1)]
 
 class CompletionBody(GenerationBody):
     """Of `/v1/completions`."""
+
+    default_new_tokens: ClassVar[int | None] = COMPLETION_TOKENS
 
     prompt: Annotated[
         tuple[str | tuple[TokenId, ...], ...],
@@ -206,6 +211,6 @@ class CompletionBody(GenerationBody):
         return self.prompt
 
     @property
-    def max_new_tokens(self) -> int:
-        """See `COMPLETION_TOKENS`."""
-        return self.max_tokens or COMPLETION_TOKENS
+    def max_new_tokens(self) -> int | None:
+        """See `TextJob`."""
+        return self.max_tokens

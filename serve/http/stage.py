@@ -6,8 +6,11 @@ import asyncio
 import importlib.util
 import ipaddress
 import os
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from serve.http.limits import Limits
@@ -15,6 +18,7 @@ from serve.http.named_target import NamedTarget
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.runtime import RunOptions
+from shearling.command_line import Terminated
 from shearling.console import log
 from shearling.errors import CheckFailed, PackageMissing, UsageError
 from shearling.strict_json import Document
@@ -57,6 +61,7 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
         UsageError: two models of one name, an empty API key, no such address.
         ArtefactError: a directory cannot be used.
         CheckFailed: the grace was over, or a second signal came, before all answers were given.
+        Terminated: SIGTERM came while the models loaded.
     """
     _require_packages()
     api_key = _api_key()
@@ -80,8 +85,11 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
             door, grace_s=limits.grace_s, on_ready=lambda: _tell_address(listener, guarded=api_key is not None)
         )
         # What the server takes of a processor, the models lack.
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(list(served.values()), server, listener))
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(list(served.values()), server, listener))
+        except asyncio.CancelledError:
+            raise Terminated from None
     if server.unanswered:
         raise CheckFailed(
             f"{server.unanswered} of {door.accepted} requests were not answered when the server ended",
@@ -91,19 +99,42 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
 
 
 async def _serve(models: Sequence[ServedModel], server: DrainingServer, listener: socket.socket) -> None:
+    with _cancelled_by_sigterm():
+        try:
+            await _load(models)
+            await server.serve(sockets=[listener])
+        finally:
+            # It ends already, and soon.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            await asyncio.gather(*(model.stop() for model in models))
+
+
+async def _load(models: Sequence[ServedModel]) -> None:
+    for model in models:
+        loaded = await model.start()
+        facts = loaded.facts
+        chats = "" if loaded.chats else ", no chat template"
+        log.print(
+            f"{model.name}: {model.deployment.label}{chats} ({facts.runtime}, {facts.provider}, {facts.precision})"
+        )
+        if loaded.lone:
+            log.print(f"{model.name}: attention in the layers for a text that nothing runs beside")
+
+
+@contextmanager
+def _cancelled_by_sigterm() -> Iterator[None]:
+    """SIGTERM cancels this task, as Ctrl-C does in asyncio; what a handler raises, uvloop logs, and goes on."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def cancel(_signal: int, _frame: FrameType | None) -> None:
+        if task is not None:
+            loop.call_soon_threadsafe(task.cancel)
+
+    previous = signal.signal(signal.SIGTERM, cancel)
     try:
-        for model in models:
-            loaded = await model.start()
-            facts = loaded.facts
-            chats = "" if loaded.chats else ", no chat template"
-            log.print(
-                f"{model.name}: {model.deployment.label}{chats} ({facts.runtime}, {facts.provider}, {facts.precision})"
-            )
-            if loaded.lone:
-                log.print(f"{model.name}: attention in the layers for a text that nothing runs beside")
-        await server.serve(sockets=[listener])
+        yield
     finally:
-        await asyncio.gather(*(model.stop() for model in models))
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _tell_address(listener: socket.socket, *, guarded: bool) -> None:

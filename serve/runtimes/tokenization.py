@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
 from shearling.strict_json import read_json
@@ -15,8 +15,8 @@ UNFINISHED = "\ufffd"
 """What a byte-level decoder gives for the first bytes of a character."""
 MINJA = "Minja's error: "
 """GenAI's engine of chat templates."""
-WINDOW, KEPT = 24, 6
-"""Tokens that a stream decodes at most, and those it keeps when there are more."""
+WINDOW = 24
+"""From so many tokens on, a stream leaves those before its last piece behind."""
 
 
 class TextTokenizer:
@@ -77,20 +77,16 @@ class TextTokenizer:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _render(self, prompt: str) -> str:
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2 import TemplateError
+
+        from serve.runtimes.chat_template import render_chat
 
         if self._template is None:
             raise no_chat_template(self._where)
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
         special = {key: _content(self._config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        messages = [{"role": "user", "content": prompt}]
         try:
-            return environment.from_string(self._template).render(
-                messages=messages, add_generation_prompt=True, **special
-            )
-        except jinja2.TemplateError as error:
+            return render_chat(self._template, [{"role": "user", "content": prompt}], special)
+        except (TemplateError, TypeError, ValueError) as error:
             raise chat_template_fails(str(error), where=self._where) from error
 
 
@@ -129,28 +125,34 @@ class TextStream:
         self._tokenizer = tokenizer
         self._on_text = on_text
         self._tokens: list[int] = []
-        self._shown = 0
+        self._shown, self._shown_tokens = "", 0
 
     def push(self, *token_ids: int) -> None:
         """Take one more token, or some."""
         self._tokens.extend(token_ids)
         text = self._tokenizer.decode(self._tokens)
-        if text.endswith(UNFINISHED):
-            return
-        self._emit(text)
-        if len(self._tokens) >= WINDOW:
-            # Some stay: a tokenizer may treat the first word of a text differently.
-            self._tokens = self._tokens[-KEPT:]
-            self._shown = len(self._tokenizer.decode(self._tokens))
+        if not text.endswith(UNFINISHED):
+            self._show(text)
 
     def finish(self) -> None:
         """Show what is left, whole characters or not."""
-        self._emit(self._tokenizer.decode(self._tokens))
+        self._show(self._tokenizer.decode(self._tokens))
 
-    def _emit(self, text: str) -> None:
-        if len(text) > self._shown:
-            self._on_text(text[self._shown :])
-            self._shown = len(text)
+    def _show(self, text: str) -> None:
+        if not text.startswith(self._shown):
+            # Of bytes that are decoded together, one that fits no character spoils those before it.
+            self._tokens = self._tokens[self._shown_tokens :]
+            self._shown, self._shown_tokens = "", 0
+            text = self._tokenizer.decode(self._tokens)
+        if text == self._shown:
+            return
+        self._on_text(text[len(self._shown) :])
+        if len(self._tokens) >= WINDOW:
+            # This piece stays, since a tokenizer may treat the first word of a text differently. It begins with a whole
+            # character, since what was shown before it ends with one.
+            self._tokens = self._tokens[self._shown_tokens :]
+            text = self._tokenizer.decode(self._tokens)
+        self._shown, self._shown_tokens = text, len(self._tokens)
 
 
 def no_chat_template(where: Path) -> UsageError:
@@ -186,9 +188,3 @@ def _content(token: object) -> str:
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else ""
-
-
-def _refuse(message: str) -> NoReturn:
-    import jinja2
-
-    raise jinja2.TemplateError(message)

@@ -46,6 +46,12 @@ class HttpServer:
             time.sleep(0.05)
         raise AssertionError(self.log)
 
+    @property
+    def children(self) -> list[int]:
+        """The processes of its models."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def client(self, **options: Any) -> openai.OpenAI:
         """OpenAI's own, without its retries."""
         return openai.OpenAI(
@@ -79,6 +85,14 @@ class HttpServer:
 @contextmanager
 def serving(*models: str | Path, options: tuple[str, ...] = (), **environment: str) -> Iterator[HttpServer]:
     """A server on a free port, which ends with the context."""
+    with starting(*models, options=options, **environment) as server:
+        server.wait_until_ready()
+        yield server
+
+
+@contextmanager
+def starting(*models: str | Path, options: tuple[str, ...] = (), **environment: str) -> Iterator[HttpServer]:
+    """The same, while it loads its models still."""
     variables = {name: value for name, value in os.environ.items() if name != "SHEARLING_API_KEY"}
     with tempfile.NamedTemporaryFile("w", suffix=".log") as log:
         process = subprocess.Popen(
@@ -91,10 +105,8 @@ def serving(*models: str | Path, options: tuple[str, ...] = (), **environment: s
             text=True,
             env={**variables, **environment},
         )
-        server = HttpServer(process, Path(log.name))
         try:
-            server.wait_until_ready()
-            yield server
+            yield HttpServer(process, Path(log.name))
         finally:
             if process.poll() is None:
                 process.kill()

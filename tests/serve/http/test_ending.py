@@ -20,7 +20,7 @@ import pytest
 
 from serve.http.stage import INSTALL
 from tests.support.documents import ROOT
-from tests.support.http_server import COMPLETIONS, HttpServer, serving
+from tests.support.http_server import COMPLETIONS, HttpServer, serving, starting
 from tests.support.serve_command import serve
 
 TOKENS = 200
@@ -122,9 +122,9 @@ def test_what_does_not_end_in_time_is_told(export: Path, how: str) -> None:
 
 def test_a_model_whose_process_dies(export: Path) -> None:
     with serving(f"tiny={export}", f"other={export}") as server:
-        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        children = server.children
         assert len(children) == 2
-        os.kill(int(children[0]), signal.SIGKILL)
+        os.kill(children[0], signal.SIGKILL)
         deadline_s = time.monotonic() + 20
         while httpx.get(server.url + "/health").status_code == 200:
             assert time.monotonic() < deadline_s
@@ -138,12 +138,27 @@ def test_a_model_whose_process_dies(export: Path) -> None:
 
 def test_a_server_that_is_killed_leaves_no_process(export: Path) -> None:
     with serving(f"tiny={export}") as server:
-        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        children = server.children
         server.process.kill()
         server.process.wait()
         deadline_s = time.monotonic() + 20
-        while any(_runs(int(child)) for child in children):
+        while any(_runs(child) for child in children):
             assert time.monotonic() < deadline_s
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_models_load_ends_the_server(export: Path, number: signal.Signals, code: int) -> None:
+    with starting(f"tiny={export}", f"other={export}") as server:
+        while not server.children:
+            time.sleep(0.005)
+        children = server.children
+        server.process.send_signal(number)
+        output, _ = server.process.communicate(timeout=20)
+        assert (server.process.returncode, output) == (code, ""), server.log
+        assert not any(_runs(child) for child in children)
+        assert "ready:" not in server.log
+        assert "other:" not in server.log
+        assert "Traceback" not in server.log
 
 
 def _runs(pid: int) -> bool:

@@ -62,6 +62,23 @@ def test_more_tokens_than_are_made_here(narrow: HttpServer, body: dict, code: st
     assert narrow.post(COMPLETIONS, {"model": "tiny", "prompt": [1] * 20, "max_tokens": 1}).status_code == 200
 
 
+def test_who_names_no_number_of_tokens_gets_what_there_is_room_for(export: Path, narrow: HttpServer) -> None:
+    def ask(server: HttpServer, path: str, **what: object) -> tuple[int, str]:
+        response = server.post(path, {"model": "tiny", "ignore_eos": True, **what})
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        return answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]
+
+    assert ask(narrow, COMPLETIONS, prompt="a") == (16, "length")
+    with serving(f"tiny={export}", options=("--max-new-tokens", "4")) as brief:
+        assert ask(brief, COMPLETIONS, prompt="a") == (4, "length")
+        assert ask(brief, CHAT, messages=[{"role": "user", "content": "a"}]) == (4, "length")
+        # The context holds 256 tokens.
+        assert ask(brief, COMPLETIONS, prompt=[5] * 253) == (3, "length")
+        assert brief.post(COMPLETIONS, {"model": "tiny", "prompt": [5] * 256}).status_code == 400
+        assert brief.post(COMPLETIONS, {"model": "tiny", "prompt": "a", "max_tokens": 5}).status_code == 400
+
+
 def test_a_full_queue(narrow: HttpServer) -> None:
     with ThreadPoolExecutor(12) as pool:
         # Each fills all places: two at a time are one too many, however fast the machine is.

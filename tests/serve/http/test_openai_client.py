@@ -128,8 +128,17 @@ def test_a_seed_gives_the_same_text_whatever_runs_beside_it(client: openai.OpenA
         beside = list(pool.map(draw, [11, 12, None, 11, -3, 11]))
     assert [beside[place] for place in (0, 3, 5)] == [alone] * 3
     assert len({alone, beside[1], beside[2], beside[4]}) == 4
-    several = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=16, temperature=1.5, seed=11, n=3)
-    assert len({choice.text for choice in several.choices}) == 3
+
+
+def test_texts_of_one_request_differ_and_each_is_what_its_own_seed_gives(client: openai.OpenAI) -> None:
+    request = {"model": "tiny", "max_tokens": 16, "temperature": 1.5}
+    for prompt, n in ((PROMPT, 4), ([PROMPT] * 4, 1), ([PROMPT] * 2, 2)):
+        for seed in (11, None):
+            choices = client.completions.create(**request, prompt=prompt, n=n, seed=seed).choices
+            assert len({choice.text for choice in choices}) == 4
+            if seed is not None:
+                alone = client.completions.create(**request, prompt=PROMPT, seed=seed + 3)
+                assert choices[3].text == alone.choices[0].text
 
 
 def test_what_leaves_one_token_to_choose_is_greedy(client: openai.OpenAI, runtime: Runtime) -> None:

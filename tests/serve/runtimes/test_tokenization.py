@@ -3,7 +3,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 from serve.runtimes.tokenization import TextStream, TextTokenizer
 from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
@@ -28,17 +31,60 @@ def test_tokens_and_chat_are_those_of_transformers(directory: Path) -> None:
     assert ours.decode(ours.encode(TEXT, chat=False)) == TEXT
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 100])
-def test_a_stream_never_shows_half_a_character(directory: Path, at_once: int) -> None:
-    tokenizer = TextTokenizer(directory)
+def streamed(tokenizer: TextTokenizer, tokens: Sequence[int], at_once: int) -> list[str]:
     pieces: list[str] = []
     stream = TextStream(tokenizer, pieces.append)
-    tokens = tokenizer.encode(TEXT, chat=False)
     for begin in range(0, len(tokens), at_once):
         stream.push(*tokens[begin : begin + at_once])
     stream.finish()
+    return pieces
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 100])
+def test_a_stream_never_shows_half_a_character(directory: Path, at_once: int) -> None:
+    tokenizer = TextTokenizer(directory)
+    pieces = streamed(tokenizer, tokenizer.encode(TEXT, chat=False), at_once)
     assert "".join(pieces) == TEXT
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.fixture(scope="module")
+def byte_fallback(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    """As of Llama 2: unknown characters are bytes, and bytes that follow one another are decoded together."""
+    known = ("<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "▁b")
+    merges = [("▁", "a"), ("▁", "b")]
+    vocabulary = {token: place for place, token in enumerate(known)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["</s>"])
+    directory = tmp_path_factory.mktemp("byte_fallback")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return TextTokenizer(directory)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 100])
+@hypothesis.given(
+    words=st.lists(st.sampled_from(["a", " b", "  ", "é", "東京", "😂", "😂" * 8, "</s>", "\ufffd"]), max_size=30)
+)
+@hypothesis.example(words=["a", "😂" * 8, " a", " b"])
+@hypothesis.example(words=["a", *["</s>"] * 30, " a", " b"])
+def test_a_stream_of_bytes_shows_the_characters_that_they_are(
+    byte_fallback: TextTokenizer, at_once: int, words: list[str]
+) -> None:
+    tokens = byte_fallback.encode("".join(words), chat=False)
+    assert "".join(streamed(byte_fallback, tokens, at_once)) == byte_fallback.decode(tokens)
+
+
+@pytest.mark.parametrize("before", [1, 5, 12])
+def test_bytes_that_are_no_character_spoil_none_that_was_shown(byte_fallback: TextTokenizer, before: int) -> None:
+    tokens = byte_fallback.encode(f"a{'😂' * before}", chat=False)
+    (first, second), after = byte_fallback.encode("😂", chat=False)[1:3], byte_fallback.encode(" b", chat=False)
+    shown = f"a{'😂' * before}\ufffd\ufffd"
+    assert "".join(streamed(byte_fallback, [*tokens, first, second], 1)) == shown
+    assert "".join(streamed(byte_fallback, [*tokens, first, second, *after], 1)).startswith(shown)
 
 
 def test_a_stream_decodes_a_few_tokens_at_a_time(directory: Path) -> None:
@@ -60,6 +106,27 @@ def test_a_stream_decodes_a_few_tokens_at_a_time(directory: Path) -> None:
     assert max(lengths) <= 30
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ strftime_now('%Y') }} {{ messages[0].content }}",
+        "{% for message in messages * 3 %}{% if loop.index == 2 %}{% continue %}{% endif %}"
+        "{{ loop.index }}: {{ message.content }}{% if loop.last %}{% break %}{% endif %}{% endfor %}",
+        "{% set said = 'outer' %}{% for message in messages %}\n"
+        "    {% generation %}\n{% set said = message.content %}{{ said }}{% endgeneration %}\n{{ said }}{% endfor %}",
+        "{{ messages | tojson }} {{ messages[0] | tojson(indent=2) }}",
+        "{% if tools is not none or documents is not none %}tools{% endif %}{{ eos_token }}{{ add_generation_prompt }}",
+    ],
+)
+def test_what_templates_use_in_transformers_they_may_use_here(directory: Path, template: str) -> None:
+    (directory / "chat_template.jinja").write_text(template)
+    turn = "<b>it's</b> 東京"
+    expected = tiny_tokenizer().apply_chat_template(
+        [{"role": "user", "content": turn}], chat_template=template, add_generation_prompt=True, return_dict=False
+    )
+    assert TextTokenizer(directory).encode(turn, chat=True) == expected
+
+
 def test_chat_without_a_template(directory: Path) -> None:
     (directory / "chat_template.jinja").unlink()
     tokenizer = TextTokenizer(directory)
@@ -69,7 +136,14 @@ def test_chat_without_a_template(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ raise_exception('roles must alternate') }}", "{% for %}", "{{ messages.__class__.__mro__ }}"]
+    "template",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{% for %}",
+        "{{ messages.__class__.__mro__ }}",
+        "{{ messages + 1 }}",
+        "{{ strftime_now(1) }}",
+    ],
 )
 def test_a_template_that_fails_or_breaks_out(directory: Path, template: str) -> None:
     (directory / "chat_template.jinja").write_text(template)
