@@ -1,7 +1,9 @@
 """The export stage on a tiny run: its artefact, its refusals, its gates, and the same bytes twice."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,10 +11,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+import export.formats.huggingface
 import export.formats.openvino
 import export.merged_model
 from export.formats.openvino import openvino_logits
@@ -24,9 +28,10 @@ from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.screen import show_export
 from export.stage import export_frozen, export_subnet
+from export.verification.zeros import read_huggingface
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from shearling.artefact import open_artefact
+from shearling.artefact import list_files, open_artefact
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.sub_adapter import load_sub_adapter
 from shearling.elastic.super_network import assemble_super_network
@@ -37,6 +42,7 @@ from shearling.errors import (
     OutputExists,
     PackageMissing,
     ParityFailed,
+    SparsityLost,
     UsageError,
 )
 from shearling.kernel.build import build_onnx_runtime_library
@@ -345,6 +351,43 @@ def test_a_broken_gate_rejects_the_export_and_keeps_its_files(
     accepted = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", **options, verify="warn"))
     assert accepted.report.violations
     assert read_document(accepted.path / "report.json", ExportReport).violations == accepted.report.violations
+
+
+def no_hard_links(source, destination):
+    """What exFAT, shared folders of virtual machines and mounted buckets say."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, destination)
+
+
+def test_a_file_system_without_hard_links_takes_every_export(masked, tmp_path, monkeypatch):
+    linked = export_subnet(masked.path / "best.json", request_for(tmp_path / "linked", formats=("hf",)))
+    monkeypatch.setattr(os, "link", no_hard_links)
+    copied = export_subnet(masked.path / "best.json", request_for(tmp_path / "copied", formats=("hf",)))
+    assert file_hashes(copied.artefact, "model/") == file_hashes(linked.artefact, "model/")
+
+
+def test_a_rejected_export_replaces_an_earlier_one_and_nothing_else(masked, tmp_path, monkeypatch):
+    def reject():
+        with pytest.raises(SparsityLost) as caught:
+            export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("hf",)))
+        return Path(caught.value.where)
+
+    def lost_zeros(directory, shapes):
+        return ((path, np.zeros_like(zeros)) for path, zeros in read_huggingface(directory, shapes))
+
+    monkeypatch.setattr(os, "link", no_hard_links)
+    monkeypatch.setattr(export.formats.huggingface, "read_huggingface", lost_zeros)
+    first = reject()
+    assert first == tmp_path / "export.rejected"
+    files = list_files(first)
+    assert {"report.html", "model/model.safetensors"} < set(files)
+    assert reject() == first
+    assert list_files(first) == files
+    (first / "model" / "thesis.txt").write_text("years of work")
+    second = tmp_path / "export.rejected-2"
+    assert reject() == reject() == second
+    assert list_files(second) == files
+    assert list_files(first) == sorted([*files, "model/thesis.txt"])
+    assert not (tmp_path / "export").exists()
 
 
 def test_another_base_of_the_same_shape_is_refused(masked, plain, tmp_path):
