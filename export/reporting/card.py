@@ -10,6 +10,7 @@ from export.reporting.lineage import Lineage, is_hub_id
 from export.reporting.report import ExportReport
 from export.verification.task_check import TaskCheck
 from shearling.elastic.subnet import HeldBack
+from shearling.markdown import escape_markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -222,9 +223,19 @@ def _made(report: ExportReport) -> str:
 def _parity(report: ExportReport) -> str:
     head = "| compared | with | precision | max abs Δlogit | mean KL | top-1 | verdict |\n|---|---|---|---|---|---|---|"
     rows = [
-        f"| {check.candidate} | {check.reference} | {check.precision} | {check.parity.max_abs:.2e} | "
-        f"{check.parity.kl_mean:.2e} "
-        f"| {check.parity.top1_agreement:.1%} | {check.verdict} |"
+        _row(
+            check.candidate,
+            check.reference,
+            check.precision,
+            f"{check.parity.max_abs:.2e}",
+            f"{check.parity.kl_mean:.2e}",
+            f"{check.parity.top1_agreement:.1%}",
+            check.verdict,
+        )
         for check in report.parity
     ]
     return "\n".join([head, *rows])
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(map(escape_markdown, cells))} |"
