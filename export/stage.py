@@ -117,7 +117,7 @@ def _judge(report: ExportReport, request: ExportRequest, draft: Draft) -> None:
     broken = report.violations
     if not broken or request.verify != "strict":
         for line in broken:
-            log.print(f"warning: {line}", style="yellow")
+            log.print(f"warning: {line}", style="yellow", markup=False)
         return
     rejected = keep_rejected(draft.directory, request.output, leave=MERGED)
     error = SparsityLost if any(check.zeros != check.pruned for check in report.zeros) else ParityFailed

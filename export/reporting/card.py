@@ -53,6 +53,7 @@ def _sections(report: ExportReport, usages: Mapping[str, str]) -> list[str]:
         _made(report),
         *_results(report),
         "## Verified\n\n" + _parity(report),
+        *_tokenizers(report),
         "## Use",
         *(f"`{name}/`\n\n```python\n{usages[name]}\n```" for name in report.sizes_bytes if name in usages),
         *([] if lineage is None else [_recipe(lineage), _license(report, lineage), PUBLISH]),
@@ -235,6 +236,14 @@ def _parity(report: ExportReport) -> str:
         for check in report.parity
     ]
     return "\n".join([head, *rows])
+
+
+def _tokenizers(report: ExportReport) -> list[str]:
+    return [
+        f"The converted tokenizer of `{check.candidate}/` and the model's own, on {check.texts} texts: "
+        f"{escape_markdown(check.verdict)}."
+        for check in report.tokenizers
+    ]
 
 
 def _row(*cells: str) -> str:

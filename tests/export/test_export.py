@@ -46,7 +46,7 @@ from shearling.errors import (
     UsageError,
 )
 from shearling.kernel.build import build_onnx_runtime_library
-from shearling.model.checkpoint import load_model
+from shearling.model.checkpoint import load_model, save_model
 from shearling.model.layers import find_layers
 from shearling.run import Run
 from shearling.strict_json import read_document
@@ -54,7 +54,9 @@ from shearling.target import Target
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.own_memory import in_own_memory
 from tests.support.stage_commands import run_stage
+from tests.support.tiny_models import FAMILIES, word_piece_tokenizer
 from tests.support.tiny_subnets import run_with_best
+from train.base.artefact import import_base
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -388,6 +390,20 @@ def test_a_rejected_export_replaces_an_earlier_one_and_nothing_else(masked, tmp_
     assert list_files(second) == files
     assert list_files(first) == sorted([*files, "model/thesis.txt"])
     assert not (tmp_path / "export").exists()
+
+
+def test_a_tokenizer_that_is_served_otherwise_than_it_was_measured_rejects_the_export(tmp_path):
+    tokenizer = word_piece_tokenizer(handle_chinese_chars=False)
+    save_model(FAMILIES["llama"](), tokenizer, tmp_path / "source")
+    base = import_base(tmp_path / "source", tmp_path / "base", model_id="random/llama").path
+    with pytest.raises(ParityFailed, match=r"its tokenizer reads .* such as '你好，世界"):
+        export_frozen(base, request_for(tmp_path / "export", formats=("openvino",)))
+    accepted = export_frozen(base, request_for(tmp_path / "export", formats=("openvino", "onnx"), verify="warn"))
+    (check,) = read_document(accepted.path / "report.json", ExportReport).tokenizers
+    assert (check.candidate, accepted.report.violations) == ("openvino", [f"openvino: {check.violation}"])
+    for said in (screen_of(accepted), (accepted.path / "report.html").read_text()):
+        assert "你好，世界" in said
+    assert "你好，世界" in (accepted.path / "README.md").read_text()
 
 
 def test_another_base_of_the_same_shape_is_refused(masked, plain, tmp_path):
