@@ -96,7 +96,7 @@ class Artefact:
     """A verified artefact.
 
     Attributes:
-        path: its directory.
+        path: its directory; never `.` or `..`, see `named_path`.
         sha256: digest of its manifest; stands for all of its content.
     """
 
@@ -135,6 +135,7 @@ def open_artefact(path: Path, *, kind: Kind, only: Collection[str] | None = None
         ArtefactCorrupt: a file is missing, is a link, or has another size or digest.
         ArtefactMismatch: it is of another kind.
     """
+    path = named_path(path)
     if not path.is_dir():
         raise ArtefactMissing(f"no {kind} artefact here", where=path, remedy=_how_to_make(kind))
     manifest_path = path / MANIFEST
@@ -179,6 +180,7 @@ def write_artefact(
         OutputLocked: another process is writing it.
         ResourceExhausted: the disk is full; what stood at `path` before is intact.
     """
+    path = named_path(path)
     check_destination(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished_artefact(path)
@@ -205,6 +207,14 @@ def write_artefact(
             if fault is not None:
                 raise fault from error
             raise
+
+
+def named_path(path: Path) -> Path:
+    """The path itself; of `.` and `..`, which have neither a name nor a parent that is the one above, the absolute one.
+
+    An artefact has its siblings around it: those of its run, and what a writer leaves beside it.
+    """
+    return path.resolve() if path.name in ("", "..") else path
 
 
 def unfinished_artefact(path: Path) -> Path:

@@ -19,6 +19,7 @@ from rich.console import Console
 import export.formats.huggingface
 import export.formats.openvino
 import export.merged_model
+from export.__main__ import export as command
 from export.formats.openvino import openvino_logits
 from export.merge import merge
 from export.merged_model import _sparsity_facts, prepare_model
@@ -540,6 +541,28 @@ def test_dry_run_verifies_and_writes_nothing(masked):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["merge"] == "masked"
     assert sorted(path.name for path in masked.path.iterdir()) == before
+
+
+def test_a_directory_is_exported_alike_from_within_and_from_elsewhere(tmp_path, monkeypatch):
+    run = run_with_best(tmp_path, family="llama", masked=True)
+    options = {"formats": "openvino", "weight_format": "int4", "num_samples": 6, "verify": "warn"}
+
+    def proven(result):
+        report = result.data["report"]
+        report["quantization"].pop("seconds")
+        texts = [check["text"] for check in report["parity"]]
+        return report["quantization"], texts, report["tasks"], report["lineage"], report["source"]
+
+    elsewhere = proven(command(base=run.sparse, output=tmp_path / "elsewhere", **options))
+    assert elsewhere[0]["preset"] == "balanced"
+    monkeypatch.chdir(run.sparse)
+    within = command(base=Path(), **options)
+    assert within.data["output"] == str(run.path / "sparse-export")
+    assert proven(within) == elsewhere
+    monkeypatch.chdir(run.path / "sparse-export")
+    replaced = command(base=run.sparse, output=Path(), formats="hf", force=True)
+    assert replaced.data["output"] == str(run.path / "sparse-export")
+    assert set(open_artefact(run.path / "sparse-export", kind="export").manifest.files) >= {"model/config.json"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,23 @@ def test_truncated_missing_or_linked_file(tmp_path):
     file.symlink_to(tmp_path / "outside")
     with pytest.raises(errors.ArtefactCorrupt, match="link"):
         open_artefact(tmp_path / "a", kind="task")
+
+
+@pytest.mark.parametrize(("inside", "said"), [("a", "."), ("a/sub", "..")])
+def test_a_directory_is_an_artefact_whatever_it_is_called(inside, said, tmp_path, monkeypatch):
+    first = make(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / inside)
+    said = Path(said)
+    opened = open_artefact(said, kind="task")
+    assert (opened.sha256, opened.path.parent) == (first.sha256, tmp_path)
+    with pytest.raises(errors.OutputExists):
+        make(said)
+    with write_artefact(said, kind="task", force=True) as draft:
+        (draft.directory / "rows.jsonl").write_text("two")
+    assert draft.sealed.path == tmp_path / "a"
+    assert open_artefact(tmp_path / "a", kind="task").manifest.files.keys() == {"rows.jsonl"}
+    monkeypatch.chdir(tmp_path)
+    assert names(tmp_path) == ["a"]
 
 
 def test_linked_directory_inside_is_refused(tmp_path):
