@@ -11,6 +11,7 @@ import typer
 
 from export.quantization.settings import GROUP_SIZES, Preset, Quantization
 from export.request import OWN_FORMAT, ExportRequest, Verify
+from shearling.artefact import named_path
 from shearling.command_line import DebugFlag, ForceFlag, JsonFlag, Result, make_app, run_command
 from shearling.errors import UsageError
 from shearling.registry.export_formats import EXPORT_FORMATS
@@ -113,7 +114,7 @@ def export(
     """Export one sub-network (or an unadapted model) and prove what was exported."""
     source, frozen = _parse_source(subnet, base)
     request = ExportRequest(
-        output=output or _default_output(source, frozen=frozen),
+        output=_default_output(source, frozen=frozen) if output is None else named_path(output),
         formats=_default_formats() if formats is None else _parse_names(formats, "--formats"),
         weight_format=OWN_FORMAT if weight_format is None else weight_format,
         sparse_kernels=_parse_names(sparse_kernel, "--sparse-kernel"),
@@ -145,7 +146,7 @@ def _parse_source(subnet: Path | None, base: Path | None) -> tuple[Path, bool]:
         case Path(), None:
             return subnet, False
         case None, Path():
-            return base, True
+            return named_path(base), True
         case _:
             raise UsageError("give exactly one of --subnet and --base")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from export.plan import ExportPlan
@@ -47,6 +48,10 @@ def show_export(finished: FinishedExport) -> Result:
         low, high = (f"{100 * end:+.1f}" for end in task.interval)
         verdict = f"{100 * task.difference:+.1f} points ({low} to {high}), {task.n} validation rows"
         table.add_row(f"{task.candidate} (task)", "", "", f"{task.accuracy:.1%}", task.violation or verdict)
+    for tokenizer in report.tokenizers:
+        table.add_row(
+            f"{tokenizer.candidate} (tokenizer)", "", "", f"{tokenizer.texts} texts", escape(tokenizer.verdict)
+        )
     table.caption = _caption(report, artefact)
     return Result(
         {

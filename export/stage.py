@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from export.formats.written_format import Proof, WrittenFormat, write_format
 from export.merged_model import MergedModel, ask_task, prepare_model
 from export.plan import ExportPlan, plan_frozen, plan_subnet
 from export.quantization.quantize import Quantized, quantize
+from export.rejection import keep_rejected
 from export.reporting.card import write_card
 from export.reporting.page import write_report_page
 from export.reporting.report import ExportReport, build_report
@@ -118,14 +117,9 @@ def _judge(report: ExportReport, request: ExportRequest, draft: Draft) -> None:
     broken = report.violations
     if not broken or request.verify != "strict":
         for line in broken:
-            log.print(f"warning: {line}", style="yellow")
+            log.print(f"warning: {line}", style="yellow", markup=False)
         return
-    rejected = request.output.with_name(f"{request.output.name}.rejected")
-    if rejected.exists():
-        log.print(f"replacing {rejected}, an earlier export that was rejected")
-        shutil.rmtree(rejected)
-    # The draft goes when this fails, so that its files need no second copy.
-    shutil.copytree(draft.directory, rejected, copy_function=os.link, ignore=shutil.ignore_patterns(f"{MERGED}*"))
+    rejected = keep_rejected(draft.directory, request.output, leave=MERGED)
     error = SparsityLost if any(check.zeros != check.pruned for check in report.zeros) else ParityFailed
     remedy = "The files and report.html are kept there; --verify warn accepts them"
     if request.weight_format == "int4" and report.quantization is None and report.trained_bits is None:

@@ -3,6 +3,20 @@
 A writer works in the hidden sibling `.NAME.partial`, syncs every file, writes `manifest.json` last, and renames. One
 writer at a time: an advisory lock on `.NAME.lock`. What a killed writer left behind is swept by the next one, or
 continued, where the work can resume. A reader verifies every byte against the manifest before anything is loaded.
+
+A writer's steps, what is on disk after each, and what `_recover` does with it where the writer was killed there:
+
+| step                 | NAME | .NAME.partial       | .NAME.scratch | .NAME.old | `_recover`                 |
+|----------------------|------|---------------------|---------------|-----------|----------------------------|
+| half of the files    | old  | half                | -             | -         | leaves it                  |
+| the manifest         | old  | whole, with scratch | -             | -         | leaves it                  |
+| scratch is moved out | old  | whole               | scratch       | -         | moves scratch back         |
+| old is moved aside   | -    | whole               | scratch       | old       | the same; old becomes NAME |
+| new is renamed       | new  | -                   | scratch       | old       | removes scratch and old    |
+| old is removed       | new  | -                   | scratch       | -         | removes scratch            |
+
+The next writer then goes on in the partial where its work can resume, and removes it otherwise. Without `force` there
+is no old artefact; without scratch that column stays empty.
 """
 
 from __future__ import annotations
@@ -82,7 +96,7 @@ class Artefact:
     """A verified artefact.
 
     Attributes:
-        path: its directory.
+        path: its directory; never `.` or `..`, see `named_path`.
         sha256: digest of its manifest; stands for all of its content.
     """
 
@@ -121,6 +135,7 @@ def open_artefact(path: Path, *, kind: Kind, only: Collection[str] | None = None
         ArtefactCorrupt: a file is missing, is a link, or has another size or digest.
         ArtefactMismatch: it is of another kind.
     """
+    path = named_path(path)
     if not path.is_dir():
         raise ArtefactMissing(f"no {kind} artefact here", where=path, remedy=_how_to_make(kind))
     manifest_path = path / MANIFEST
@@ -160,10 +175,12 @@ def write_artefact(
         scratch: names there of files and directories that only help to resume; they go when the artefact stands.
 
     Raises:
-        OutputExists: `path` exists and `force` is false, or it holds files that no manifest lists.
+        OutputExists: `path` exists and `force` is false, or it holds files that no manifest lists. Where they came
+            while the artefact was being written, it is kept beside them, complete.
         OutputLocked: another process is writing it.
         ResourceExhausted: the disk is full; what stood at `path` before is intact.
     """
+    path = named_path(path)
     check_destination(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished_artefact(path)
@@ -177,18 +194,27 @@ def write_artefact(
         try:
             yield draft
             manifest = _seal(draft, kind=kind, parents=parents or {}, seed=seed, scratch=scratch)
-            sha256 = sha256_file(partial / MANIFEST)
-            _put_aside(path, scratch)
+            draft._sealed = Artefact(path, manifest, sha256_file(partial / MANIFEST))
+            _move_scratch_out(path, scratch)
+            _check_still_replaceable(path, force=force)
             _replace(path, partial, force=force)
-            shutil.rmtree(_scratch(path), ignore_errors=True)
-            draft._sealed = Artefact(path, manifest, sha256)
+            shutil.rmtree(_scratch_path(path), ignore_errors=True)
         except BaseException as error:
-            if not resumable:
+            # What is sealed is whole: whatever kept it from its place, it is not lost.
+            if not resumable and draft._sealed is None:
                 shutil.rmtree(partial, ignore_errors=True)
             fault = _disk_fault(error, path)
             if fault is not None:
                 raise fault from error
             raise
+
+
+def named_path(path: Path) -> Path:
+    """The path itself; of `.` and `..`, which have neither a name nor a parent that is the one above, the absolute one.
+
+    An artefact has its siblings around it: those of its run, and what a writer leaves beside it.
+    """
+    return path.resolve() if path.name in ("", "..") else path
 
 
 def unfinished_artefact(path: Path) -> Path:
@@ -288,9 +314,30 @@ def _remove_half_documents(directory: Path) -> None:
         half.unlink()
 
 
+def _move_scratch_out(path: Path, scratch: Collection[str]) -> None:
+    """Move what only helps to resume out of the unfinished artefact, from where `_recover` can bring it back."""
+    partial, outside = unfinished_artefact(path), _scratch_path(path)
+    for name in scratch:
+        if (partial / name).exists():
+            outside.mkdir(exist_ok=True)
+            (partial / name).rename(outside / name)
+
+
+def _check_still_replaceable(path: Path, *, force: bool) -> None:
+    """Refuse what came to `path` while the artefact was being written, which may have taken hours."""
+    try:
+        check_destination(path, force=force)
+    except OutputExists as error:
+        raise OutputExists(
+            f"{error.message}, which came while it was being written",
+            where=path,
+            remedy=f"Move that away, and rename what was written to {path.name}: {unfinished_artefact(path)}",
+        ) from None
+
+
 def _replace(path: Path, partial: Path, *, force: bool) -> None:
     if force and path.exists():
-        old = _set_aside(path)
+        old = _old_path(path)
         path.rename(old)
         partial.rename(path)
         shutil.rmtree(old)
@@ -299,23 +346,13 @@ def _replace(path: Path, partial: Path, *, force: bool) -> None:
     _sync(path.parent)
 
 
-def _put_aside(path: Path, scratch: Collection[str]) -> None:
-    """Move what only helps to resume out of the unfinished artefact, from where `_recover` can bring it back."""
-    partial, aside = unfinished_artefact(path), _scratch(path)
-    for name in scratch:
-        if (partial / name).exists():
-            aside.mkdir(exist_ok=True)
-            (partial / name).rename(aside / name)
-
-
 def _recover(path: Path) -> None:
     """Undo a replacement that was killed between its renames; sweep one that was killed after them."""
-    partial, aside = unfinished_artefact(path), _scratch(path)
-    if partial.is_dir() and aside.is_dir():
-        for item in aside.iterdir():
+    partial, scratch, old = unfinished_artefact(path), _scratch_path(path), _old_path(path)
+    if partial.is_dir() and scratch.is_dir():
+        for item in scratch.iterdir():
             item.rename(partial / item.name)
-    shutil.rmtree(aside, ignore_errors=True)
-    old = _set_aside(path)
+    shutil.rmtree(scratch, ignore_errors=True)
     if old.is_dir():
         if path.exists():
             shutil.rmtree(old)
@@ -323,11 +360,11 @@ def _recover(path: Path) -> None:
             old.rename(path)
 
 
-def _set_aside(path: Path) -> Path:
+def _old_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def _scratch(path: Path) -> Path:
+def _scratch_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.scratch")
 
 

@@ -26,6 +26,7 @@ from shearling.registry.number_formats import NUMBER_FORMATS, NumberFormat
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from export.verification.tokenizer_check import ConvertedTokenizer
     from export.verification.zeros import Zeros
     from shearling.elastic.mask import Masks
     from shearling.elastic.search_space import Choice
@@ -153,6 +154,14 @@ class FormatWriter(abc.ABC):
         Args:
             directory: what was written.
             evaluator: of the rows.
+        """
+        return None
+
+    def converted_tokenizer(self, directory: Path) -> ConvertedTokenizer | None:
+        """The tokenizer of what was written, as its runtime has it; None where it is the model's own, unconverted.
+
+        Args:
+            directory: what was written.
         """
         return None
 

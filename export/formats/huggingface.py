@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from export.formats.export_format import ExportSubject, FormatWriter, Storage, UsageFacts
 from export.packing.packing_report import PackingReport
 from export.verification.zeros import Zeros, read_huggingface
+from shearling.hard_link import link_or_copy
 from shearling.model.checkpoint import load_model, save_description, save_model
 from shearling.model.checkpoint_safety import INDEX, weight_files
 
@@ -40,11 +40,11 @@ def take_weights(source: Path, directory: Path, *, link: bool) -> None:
     Args:
         source: holds safetensors files.
         directory: gets them.
-        link: share them, since the source is given up.
+        link: share them where the file system can, since the source is given up.
     """
     for file in (*weight_files(source), source / INDEX):
         if file.is_file():
-            (os.link if link else shutil.copyfile)(file, directory / file.name)
+            (link_or_copy if link else shutil.copyfile)(file, directory / file.name)
 
 
 class HuggingFaceDecoder(FormatWriter):

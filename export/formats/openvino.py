@@ -34,6 +34,7 @@ from export.quantization.integer_ir import place_in_ir
 from export.quiet_conversion import quiet_conversion
 from export.verification.parity import TEXT, LogitsInTurn, cached_calls, padded_batch
 from export.verification.reading import MeasuredLogits
+from export.verification.tokenizer_check import ConvertedTokenizer
 from export.verification.zeros import Zeros, read_openvino
 from shearling.console import log
 from shearling.errors import ModelUnsupported
@@ -137,6 +138,10 @@ class OpenVinoDecoder(FormatWriter):
     def logits(self, directory: Path, blocks: Blocks, config: dict[str, str]) -> LogitsInTurn:
         """Of what was written, compiled with these options."""
         return openvino_logits(directory, blocks, config=config)
+
+    def converted_tokenizer(self, directory: Path) -> ConvertedTokenizer:
+        """See `FormatWriter`."""
+        return read_tokenizer(directory)
 
     def read_zeros(self, directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros | None:
         """See `FormatWriter`."""
@@ -307,13 +312,24 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None
     tokenizer.save_pretrained(str(directory))
     save_ir(encoder, directory / TOKENIZER_XML, fp16=False, name="tokenizer")
     save_ir(decoder, directory / DETOKENIZER_XML, fp16=False, name="detokenizer")
-    _check_tokenizer(tokenizer, directory / TOKENIZER_XML)
+    _check_tokenizer(tokenizer, directory)
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-
+def read_tokenizer(directory: Path) -> ConvertedTokenizer:
+    """The tokenizer and the detokenizer that `write_tokenizer` wrote, as OpenVINO runs them."""
     # openvino_tokenizers is imported by now, and has told OpenVINO of its operators.
-    converted = openvino_core().compile_model(path, "CPU")([TEXT])["input_ids"][0].tolist()
+    encoder, decoder = (
+        openvino_core().compile_model(directory / name, "CPU") for name in (TOKENIZER_XML, DETOKENIZER_XML)
+    )
+    return ConvertedTokenizer(
+        encode=lambda text: list(encoder([text])["input_ids"][0].tolist()),
+        decode=lambda tokens: str(decoder([np.array([tokens], dtype=np.int64)])[0][0]),
+    )
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Refuse what is plainly another tokenizer; see `export.verification.tokenizer_check` for the rest."""
+    converted = read_tokenizer(directory).encode(TEXT)
     expected = tokenizer(TEXT)["input_ids"]
     if converted != expected:
         place = next(

@@ -11,6 +11,7 @@ from export.formats.layer_windows import check_by_layers
 from export.packing.packing_report import PackingReport
 from export.verification.parity_check import MergedReference, ParityCheck
 from export.verification.task_check import TaskCheck, TaskReference
+from export.verification.tokenizer_check import TokenizerCheck, check_tokenizer
 from export.verification.zeros import ZeroCheck, check_zeros
 from shearling.console import log
 from shearling.elastic.mask import Masks
@@ -23,11 +24,13 @@ class Proof:
     Attributes:
         zeros: None where it stores no weight, or none need be zero.
         task: None where it was not asked: there are no rows, or its weights are no integers.
+        tokenizer: None where it is the model's own.
     """
 
     parity: tuple[ParityCheck, ...]
     zeros: ZeroCheck | None
     task: TaskCheck | None
+    tokenizer: TokenizerCheck | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class WrittenFormat:
             masks: whose zeros it must hold; None where none are promised.
             task: the merged model's answers, which it is held against where its weights are integers, and it is run
                 whole.
-            subject: what was written, for a format that is run in parts.
+            subject: what was written.
 
         Raises:
             SparsityLost: it stores weights, but not those of every pruned module.
@@ -89,7 +92,17 @@ class WrittenFormat:
             parity,
             None if zeros is None or masks is None else check_zeros(self.name, zeros, masks),
             None if answers is None or task is None else task.check(self.name, answers),
+            self._check_tokenizer(reference, subject),
         )
+
+    def _check_tokenizer(self, reference: MergedReference, subject: ExportSubject) -> TokenizerCheck | None:
+        converted = self.planned.writer.converted_tokenizer(self.path)
+        if converted is None:
+            return None
+        blocks = () if reference.held_back is None else reference.held_back.blocks
+        # A block may begin and end within a character.
+        rows = [str(subject.tokenizer.decode(block, skip_special_tokens=True)).strip("\ufffd") for block in blocks]
+        return check_tokenizer(self.name, converted, subject.tokenizer, rows=rows)
 
     def usage(self, *, narrowed: bool, separate: bool) -> str | None:
         """Python that loads it, for the card."""

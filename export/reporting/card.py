@@ -10,6 +10,7 @@ from export.reporting.lineage import Lineage, is_hub_id
 from export.reporting.report import ExportReport
 from export.verification.task_check import TaskCheck
 from shearling.elastic.subnet import HeldBack
+from shearling.markdown import escape_markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -52,6 +53,7 @@ def _sections(report: ExportReport, usages: Mapping[str, str]) -> list[str]:
         _made(report),
         *_results(report),
         "## Verified\n\n" + _parity(report),
+        *_tokenizers(report),
         "## Use",
         *(f"`{name}/`\n\n```python\n{usages[name]}\n```" for name in report.sizes_bytes if name in usages),
         *([] if lineage is None else [_recipe(lineage), _license(report, lineage), PUBLISH]),
@@ -222,9 +224,27 @@ def _made(report: ExportReport) -> str:
 def _parity(report: ExportReport) -> str:
     head = "| compared | with | precision | max abs Δlogit | mean KL | top-1 | verdict |\n|---|---|---|---|---|---|---|"
     rows = [
-        f"| {check.candidate} | {check.reference} | {check.precision} | {check.parity.max_abs:.2e} | "
-        f"{check.parity.kl_mean:.2e} "
-        f"| {check.parity.top1_agreement:.1%} | {check.verdict} |"
+        _row(
+            check.candidate,
+            check.reference,
+            check.precision,
+            f"{check.parity.max_abs:.2e}",
+            f"{check.parity.kl_mean:.2e}",
+            f"{check.parity.top1_agreement:.1%}",
+            check.verdict,
+        )
         for check in report.parity
     ]
     return "\n".join([head, *rows])
+
+
+def _tokenizers(report: ExportReport) -> list[str]:
+    return [
+        f"The converted tokenizer of `{check.candidate}/` and the model's own, on {check.texts} texts: "
+        f"{escape_markdown(check.verdict)}."
+        for check in report.tokenizers
+    ]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(map(escape_markdown, cells))} |"

@@ -18,6 +18,7 @@ from export.request import Kernel
 from export.verification.nncf_certificate import SparsityCertificate
 from export.verification.parity_check import ParityCheck
 from export.verification.task_check import TaskCheck
+from export.verification.tokenizer_check import TokenizerCheck
 from export.verification.zeros import ZeroCheck
 from shearling.elastic.size import measure_model
 from shearling.elastic.subnet_mixture import MixtureReference
@@ -71,6 +72,7 @@ class ExportReport(Document):
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.
         kernels: directory -> what runs it, for each that has a choice.
         tasks: answers of files with rounded weights against those of the merged model.
+        tokenizers: those that formats have converted, against the model's own.
         packings: directory -> what was packed there for the sparse kernel.
         lineage: licence, data, recipe and commands; None in reports of older versions.
     """
@@ -96,6 +98,7 @@ class ExportReport(Document):
     zeros: tuple[ZeroCheck, ...]
     parity: tuple[ParityCheck, ...]
     tasks: tuple[TaskCheck, ...]
+    tokenizers: tuple[TokenizerCheck, ...] = ()
     sizes_bytes: dict[str, int]
     seconds: dict[str, float]
     kernels: dict[str, Kernel]
@@ -119,6 +122,7 @@ class ExportReport(Document):
             for text in check.violations
         ]
         broken += [f"{check.candidate}: {check.violation}" for check in self.tasks if check.violation is not None]
+        broken += [f"{check.candidate}: {check.violation}" for check in self.tokenizers if check.violation is not None]
         broken += [
             f"{check.format}: {check.pruned - check.zeros} pruned weights are not zero"
             for check in self.zeros
@@ -158,6 +162,7 @@ def build_report(
         zeros=tuple(proof.zeros for proof in proofs if proof.zeros is not None),
         parity=(*merge_checks, *(check for proof in proofs for check in proof.parity)),
         tasks=tuple(proof.task for proof in proofs if proof.task is not None),
+        tokenizers=tuple(proof.tokenizer for proof in proofs if proof.tokenizer is not None),
         sizes_bytes={item.name: item.size_bytes for item in sorted(written, key=lambda item: item.name)},
         seconds={item.name: item.seconds for item in written},
         kernels={

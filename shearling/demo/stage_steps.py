@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Literal
 from shearling.artefact import MANIFEST, remove_artefact, sha256_file
 from shearling.console import log
 from shearling.demo.step import Step
+from shearling.hard_link import link_or_copy
 from shearling.run import Run
 
 Scale = Literal["full", "smoke"]
@@ -108,17 +108,9 @@ def share(source: Path, destination: Path) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as temporary:
         copied = Path(temporary) / destination.name
-        shutil.copytree(source, copied, copy_function=_link)
+        shutil.copytree(source, copied, copy_function=link_or_copy)
         copied.rename(destination)
     log.print(f"{destination} is {source}, shared by hard links", style="dim")
-
-
-def _link(source: str, destination: str) -> None:
-    try:
-        os.link(source, destination)
-    except OSError:
-        # A file system without hard links.
-        shutil.copyfile(source, destination)
 
 
 def _short(path: Path) -> str:

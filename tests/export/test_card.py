@@ -204,6 +204,18 @@ def test_a_frozen_model_knows_the_run_that_it_is_of_and_no_other(run, tmp_path):
     assert len(found.commands) == 1
 
 
+def test_every_row_of_the_parity_table_has_the_cells_of_its_head(report, tmp_path):
+    broken = report.parity[0].model_copy(
+        update={"violations": ("max |Δlogit| 0.012 exceeds 0.001",), "candidate": "a|b"}
+    )
+    write_card(tmp_path / "README.md", report.model_copy(update={"parity": (broken, *report.parity)}), {})
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    table = card.partition("## Verified\n\n")[2].partition("\n\n")[0].splitlines()
+    assert len(table) == 2 + 1 + len(report.parity)
+    assert r"max \|Δlogit\| 0.012 exceeds 0.001" in table[2]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in table} == {8}
+
+
 def test_what_nobody_knows_is_not_claimed(report, tmp_path):
     unknown = report.lineage.model_copy(update={"license": {}, "recipe": None, "expected": None})
     write_card(tmp_path / "README.md", report.model_copy(update={"lineage": unknown, "tasks": ()}), {})

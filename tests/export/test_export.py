@@ -1,7 +1,9 @@
 """The export stage on a tiny run: its artefact, its refusals, its gates, and the same bytes twice."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,12 +11,15 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+import export.formats.huggingface
 import export.formats.openvino
 import export.merged_model
+from export.__main__ import export as command
 from export.formats.openvino import openvino_logits
 from export.merge import merge
 from export.merged_model import _sparsity_facts, prepare_model
@@ -24,9 +29,10 @@ from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.screen import show_export
 from export.stage import export_frozen, export_subnet
+from export.verification.zeros import read_huggingface
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from shearling.artefact import open_artefact
+from shearling.artefact import list_files, open_artefact
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.sub_adapter import load_sub_adapter
 from shearling.elastic.super_network import assemble_super_network
@@ -37,10 +43,11 @@ from shearling.errors import (
     OutputExists,
     PackageMissing,
     ParityFailed,
+    SparsityLost,
     UsageError,
 )
 from shearling.kernel.build import build_onnx_runtime_library
-from shearling.model.checkpoint import load_model
+from shearling.model.checkpoint import load_model, save_model
 from shearling.model.layers import find_layers
 from shearling.run import Run
 from shearling.strict_json import read_document
@@ -48,7 +55,9 @@ from shearling.target import Target
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.own_memory import in_own_memory
 from tests.support.stage_commands import run_stage
+from tests.support.tiny_models import FAMILIES, word_piece_tokenizer
 from tests.support.tiny_subnets import run_with_best
+from train.base.artefact import import_base
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -347,6 +356,57 @@ def test_a_broken_gate_rejects_the_export_and_keeps_its_files(
     assert read_document(accepted.path / "report.json", ExportReport).violations == accepted.report.violations
 
 
+def no_hard_links(source, destination):
+    """What exFAT, shared folders of virtual machines and mounted buckets say."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, destination)
+
+
+def test_a_file_system_without_hard_links_takes_every_export(masked, tmp_path, monkeypatch):
+    linked = export_subnet(masked.path / "best.json", request_for(tmp_path / "linked", formats=("hf",)))
+    monkeypatch.setattr(os, "link", no_hard_links)
+    copied = export_subnet(masked.path / "best.json", request_for(tmp_path / "copied", formats=("hf",)))
+    assert file_hashes(copied.artefact, "model/") == file_hashes(linked.artefact, "model/")
+
+
+def test_a_rejected_export_replaces_an_earlier_one_and_nothing_else(masked, tmp_path, monkeypatch):
+    def reject():
+        with pytest.raises(SparsityLost) as caught:
+            export_subnet(masked.path / "best.json", request_for(tmp_path / "export", formats=("hf",)))
+        return Path(caught.value.where)
+
+    def lost_zeros(directory, shapes):
+        return ((path, np.zeros_like(zeros)) for path, zeros in read_huggingface(directory, shapes))
+
+    monkeypatch.setattr(os, "link", no_hard_links)
+    monkeypatch.setattr(export.formats.huggingface, "read_huggingface", lost_zeros)
+    first = reject()
+    assert first == tmp_path / "export.rejected"
+    files = list_files(first)
+    assert {"report.html", "model/model.safetensors"} < set(files)
+    assert reject() == first
+    assert list_files(first) == files
+    (first / "model" / "thesis.txt").write_text("years of work")
+    second = tmp_path / "export.rejected-2"
+    assert reject() == reject() == second
+    assert list_files(second) == files
+    assert list_files(first) == sorted([*files, "model/thesis.txt"])
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_tokenizer_that_is_served_otherwise_than_it_was_measured_rejects_the_export(tmp_path):
+    tokenizer = word_piece_tokenizer(handle_chinese_chars=False)
+    save_model(FAMILIES["llama"](), tokenizer, tmp_path / "source")
+    base = import_base(tmp_path / "source", tmp_path / "base", model_id="random/llama").path
+    with pytest.raises(ParityFailed, match=r"its tokenizer reads .* such as '你好，世界"):
+        export_frozen(base, request_for(tmp_path / "export", formats=("openvino",)))
+    accepted = export_frozen(base, request_for(tmp_path / "export", formats=("openvino", "onnx"), verify="warn"))
+    (check,) = read_document(accepted.path / "report.json", ExportReport).tokenizers
+    assert (check.candidate, accepted.report.violations) == ("openvino", [f"openvino: {check.violation}"])
+    for said in (screen_of(accepted), (accepted.path / "report.html").read_text()):
+        assert "你好，世界" in said
+    assert "你好，世界" in (accepted.path / "README.md").read_text()
+
+
 def test_another_base_of_the_same_shape_is_refused(masked, plain, tmp_path):
     """Invariant 40."""
     document = json.loads((masked.path / "best.json").read_text())
@@ -481,6 +541,28 @@ def test_dry_run_verifies_and_writes_nothing(masked):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["merge"] == "masked"
     assert sorted(path.name for path in masked.path.iterdir()) == before
+
+
+def test_a_directory_is_exported_alike_from_within_and_from_elsewhere(tmp_path, monkeypatch):
+    run = run_with_best(tmp_path, family="llama", masked=True)
+    options = {"formats": "openvino", "weight_format": "int4", "num_samples": 6, "verify": "warn"}
+
+    def proven(result):
+        report = result.data["report"]
+        report["quantization"].pop("seconds")
+        texts = [check["text"] for check in report["parity"]]
+        return report["quantization"], texts, report["tasks"], report["lineage"], report["source"]
+
+    elsewhere = proven(command(base=run.sparse, output=tmp_path / "elsewhere", **options))
+    assert elsewhere[0]["preset"] == "balanced"
+    monkeypatch.chdir(run.sparse)
+    within = command(base=Path(), **options)
+    assert within.data["output"] == str(run.path / "sparse-export")
+    assert proven(within) == elsewhere
+    monkeypatch.chdir(run.path / "sparse-export")
+    replaced = command(base=run.sparse, output=Path(), formats="hf", force=True)
+    assert replaced.data["output"] == str(run.path / "sparse-export")
+    assert set(open_artefact(run.path / "sparse-export", kind="export").manifest.files) >= {"model/config.json"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,23 @@ def test_truncated_missing_or_linked_file(tmp_path):
         open_artefact(tmp_path / "a", kind="task")
 
 
+@pytest.mark.parametrize(("inside", "said"), [("a", "."), ("a/sub", "..")])
+def test_a_directory_is_an_artefact_whatever_it_is_called(inside, said, tmp_path, monkeypatch):
+    first = make(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / inside)
+    said = Path(said)
+    opened = open_artefact(said, kind="task")
+    assert (opened.sha256, opened.path.parent) == (first.sha256, tmp_path)
+    with pytest.raises(errors.OutputExists):
+        make(said)
+    with write_artefact(said, kind="task", force=True) as draft:
+        (draft.directory / "rows.jsonl").write_text("two")
+    assert draft.sealed.path == tmp_path / "a"
+    assert open_artefact(tmp_path / "a", kind="task").manifest.files.keys() == {"rows.jsonl"}
+    monkeypatch.chdir(tmp_path)
+    assert names(tmp_path) == ["a"]
+
+
 def test_linked_directory_inside_is_refused(tmp_path):
     make(tmp_path / "a", content="payload")
     (tmp_path / "a" / "sub").rename(tmp_path / "outside")
@@ -142,6 +160,38 @@ def test_force_replaces_only_what_a_manifest_lists(tmp_path):
     (tmp_path / "a" / "thesis.txt").unlink()
     remove_artefact(tmp_path / "a")
     assert names(tmp_path) == []
+
+
+def write_while(happens, path, **options):
+    with write_artefact(path, kind="task", **options) as draft:
+        (draft.directory / "rows.jsonl").write_text("two")
+        (draft.directory / "checkpoints").mkdir()
+        happens()
+
+
+def test_files_that_come_while_an_artefact_is_written_stay_and_so_does_it(tmp_path):
+    make(tmp_path / "a")
+    stranger = tmp_path / "a" / "thesis.txt"
+    with pytest.raises(errors.OutputExists, match=r"thesis\.txt") as caught:
+        write_while(lambda: stranger.write_text("years of work"), tmp_path / "a", force=True, scratch=("checkpoints",))
+    assert stranger.read_text() == "years of work"
+    # What the remedy says.
+    assert str(tmp_path / ".a.partial") in caught.value.remedy
+    (tmp_path / "a").rename(tmp_path / "moved")
+    (tmp_path / ".a.partial").rename(tmp_path / "a")
+    assert open_artefact(tmp_path / "a", kind="task").manifest.files.keys() == {"rows.jsonl"}
+    assert names(tmp_path / "a") == [MANIFEST, "rows.jsonl"]
+    make(tmp_path / "a", force=True)
+    assert names(tmp_path) == ["a", "moved"]
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_directory_that_comes_while_an_artefact_is_written_is_not_taken(resumable, tmp_path):
+    make(tmp_path / "b")
+    with pytest.raises(errors.OutputExists, match="while it was being written"):
+        write_while(lambda: (tmp_path / "b").rename(tmp_path / "a"), tmp_path / "a", resumable=resumable)
+    assert set(open_artefact(tmp_path / "a", kind="task").manifest.files) == {"sub/rows.jsonl", "facts.json"}
+    assert set(open_artefact(tmp_path / ".a.partial", kind="task").manifest.files) == {"rows.jsonl"}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]"])

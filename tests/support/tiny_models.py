@@ -48,7 +48,7 @@ from transformers import (
 from shearling.model.checkpoint import save_model
 from shearling.model.layers import find_layers
 
-EOS, PAD, IM_START = "<|im_end|>", "<|pad|>", "<|im_start|>"
+EOS, PAD, IM_START, UNKNOWN = "<|im_end|>", "<|pad|>", "<|im_start|>", "<|unknown|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -105,6 +105,19 @@ def beginning_tokenizer() -> PreTrainedTokenizerFast:
         single=f"{IM_START} $A", special_tokens=[(IM_START, tokenizer.bos_token_id)]
     )
     return tokenizer
+
+
+def word_piece_tokenizer(*, handle_chinese_chars: bool = True) -> PreTrainedTokenizerFast:
+    """BERT's kind, of words in lower case and a little Chinese."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(handle_chinese_chars=handle_chinese_chars)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=[PAD, UNKNOWN, EOS], show_progress=False)
+    tokenizer.train_from_iterator((*CORPUS, "今天天气很好"), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN)
 
 
 def _shape(hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: int) -> dict[str, int | None]:

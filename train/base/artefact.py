@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import Artefact, open_artefact, sha256_file, write_artefact
 from shearling.errors import ArtefactMissing, CheckpointUnsafe
+from shearling.hard_link import link_or_copy
 from shearling.model.checkpoint import check_finite, load_model, load_tokenizer, save_description, save_model
 from shearling.model.checkpoint_safety import (
     CODE_KEYS,
@@ -192,7 +191,7 @@ def _cleaned(source: Path, *, scratch: Path) -> Iterator[tuple[Path, list[str]]]
             if path.name in JSON_FILES:
                 write_json(Path(temporary) / path.name, _without_code(read_json(path), removed, prefix=f"{path.name}:"))
             elif path.is_file() and (path.suffix in KEPT_SUFFIXES or path.name == "adapter_config.json"):
-                _link(path, Path(temporary) / path.name)
+                link_or_copy(path, Path(temporary) / path.name)
         yield Path(temporary), removed
 
 
@@ -225,14 +224,6 @@ def _without_code(value: Any, removed: list[str], *, prefix: str) -> Any:
     if isinstance(value, list):
         return [_without_code(inner, removed, prefix=prefix) for inner in value]
     return value
-
-
-def _link(source: Path, destination: Path) -> None:
-    try:
-        os.link(source, destination)
-    except OSError:
-        # Another file system, or one without hard links.
-        shutil.copyfile(source, destination)
 
 
 def source_digest(source: Path) -> str:
