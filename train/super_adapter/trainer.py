@@ -349,6 +349,9 @@ def build_trainer(
         "callbacks": callbacks,
     }
     trainer = NlsTrainer(network, sampler, section, teacher, **options)
+    if teacher is not None:
+        # The Trainer moves the student alone.
+        teacher.model.to(arguments.device)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(OldCheckpointRemover())
     return trainer

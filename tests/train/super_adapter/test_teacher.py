@@ -9,19 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import TrainingArguments
 
 from shearling.artefact import open_artefact
 from shearling.elastic.subnet import open_subnet
 from shearling.errors import ArtefactMismatch, ArtefactMissing, RecipeInvalid, UsageError
 from shearling.model.checkpoint import load_model, load_tokenizer
-from shearling.recipe.training import TeacherSection
+from shearling.recipe.training import TeacherSection, TrainSection
 from tests.support.tiny_models import FAMILIES, VOCABULARY, save_tiny
 from tests.support.tiny_runs import tiny_network, tiny_recipe
 from tests.support.tiny_subnets import run_with_best
 from train.stage import run_recipe
+from train.super_adapter.choice_sampler import RankSampler
 from train.super_adapter.taught_loss import MOST_POSITIONS, Teacher, _thin_out, taught_loss
 from train.super_adapter.teacher import load_teacher
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
+from train.super_adapter.trainer import NlsTrainer, build_trainer, training_arguments
 from train.super_adapter.tune import tune_subnet
 
 
@@ -109,6 +112,35 @@ def test_what_the_base_says_of_the_prompt_is_kept(tmp_path: Path) -> None:
         run_recipe(recipe, tmp_path / name / "run")
         found.append(divergence_from_base(tmp_path / name / "run"))
     assert found[1] < 0.5 * found[0]
+
+
+def teacher_in_training(path: Path) -> NlsTrainer:
+    network, section = tiny_network(masked=False), TrainSection(steps=2, batch_size=2, teacher=TeacherSection())
+    return build_trainer(
+        network,
+        [{"input_ids": list(range(3, 19)), "labels": [IGNORED_LABEL] * 12 + [4] * 4}] * 4,
+        arguments=training_arguments(section, seed=0, precision="fp32", output=path),
+        sampler=RankSampler(network.space, seed=0),
+        section=section,
+        teacher=Teacher(FAMILIES["llama"]().eval(), TeacherSection()),
+        callbacks=[],
+    )
+
+
+def test_the_teacher_stands_where_the_student_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingArguments, "device", torch.device("meta"))
+    trainer = teacher_in_training(tmp_path)
+    assert trainer.teacher is not None
+    for model in (trainer.network.model, trainer.teacher.model):
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_taught_training_runs_on_a_gpu(tmp_path: Path) -> None:
+    trainer = teacher_in_training(tmp_path)
+    trainer.train()
+    assert trainer.args.device.type == "cuda"
+    assert trainer.state.global_step == 2
 
 
 def test_the_teacher_is_part_of_what_was_trained(tmp_path: Path) -> None:
