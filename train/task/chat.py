@@ -8,6 +8,7 @@ rewrite earlier turns, as those that drop the thoughts before the last question:
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
@@ -19,6 +20,10 @@ from shearling.errors import ModelUnsupported, RecipeInvalid
 from train.task.messages import Message
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+TODAY = datetime.date(2024, 7, 26)
+"""What templates write that ask for the day, so that a row, and with it the split, does not depend on it. It is the one
+that templates of Llama 3 name where they cannot ask."""
 
 Span = tuple[int, int]
 """First character and the one behind the last."""
@@ -124,6 +129,7 @@ class ChatRenderer:
         encoded = self._tokenizer.apply_chat_template(
             list(messages),
             tools=tools,
+            strftime_now=TODAY.strftime,
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -150,7 +156,11 @@ class ChatRenderer:
 
         try:
             rendered = self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=asks
+                list(messages),
+                tools=tools,
+                strftime_now=TODAY.strftime,
+                tokenize=False,
+                add_generation_prompt=asks,
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise RecipeInvalid(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
+from transformers.utils import chat_template_utils
 
 from shearling.errors import DocumentInvalid, ModelUnsupported, RecipeInvalid
 from shearling.evaluation.task import TaskRow
@@ -101,6 +104,21 @@ def test_an_answer_is_asked_as_the_model_is_asked():
     assert row.completion == "<b>no</b>"
     assert row.tail == "<|im_end|>\n"
     assert row.text.startswith("Answer briefly.\nIs this headline")
+
+
+DATED = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
+
+
+@pytest.mark.parametrize("template", [CHATML.published, CHATML.template], ids=["plain", "tagged"])
+def test_a_row_is_the_same_on_every_day(template, monkeypatch):
+    tokenizer, rows = CHATML.tokenizer(DATED + template), []
+    for year in (2025, 2026):
+        clock = SimpleNamespace(now=lambda year=year: datetime(year, 3, 4))
+        monkeypatch.setattr(chat_template_utils, "datetime", clock)
+        assert f"Today: 04 Mar {year}" in tokenizer.apply_chat_template(TALK, tokenize=False)
+        rows.append(render(tokenizer, {"messages": TALK}))
+    assert rows[0] == rows[1]
+    assert "Today: 26 Jul 2024" in rows[0][0].prompt
 
 
 def test_share_gpt_and_the_json_of_a_table_are_the_same_conversation():
