@@ -106,6 +106,15 @@ def test_an_answer_is_asked_as_the_model_is_asked():
     assert row.text.startswith("Answer briefly.\nIs this headline")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("form", ["published", "template"])
+def test_a_greeting_that_nobody_asked_for_is_left_out(name, form):
+    tokenizer = FAMILIES[name].tokenizer(getattr(FAMILIES[name], form))
+    greeting = {"from": "gpt", "value": "Hello! How can I help?"}
+    shared = [{"from": message["role"], "value": message["content"]} for message in TALK]
+    assert render(tokenizer, {"messages": [greeting, *shared]}) == render(tokenizer, {"messages": TALK})
+
+
 DATED = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
 
 
@@ -190,6 +199,7 @@ def turn(**changes):
         ([{"role": "user"}], "row 7, messages, message 1", "no content"),
         ([{"from": "human"}], "row 7, messages, message 1", "no value"),
         (turn()[:1], "row 7, messages", "the assistant says nothing"),
+        (turn()[1:] * 2, "row 7, messages", "the assistant answers nobody"),
         (turn(content=[{"type": "image_url"}]), "row 7, messages, message 2", "content of type 'image_url'"),
     ],
 )
@@ -220,7 +230,7 @@ def test_a_missing_field_says_which_there_are():
 
 def test_what_a_template_refuses_names_the_row():
     renderer = RowRenderer(section(), ChatRenderer(GEMMA.tokenizer(GEMMA.published)))
-    for messages, reason in (([SYSTEM, *TALK], "System role not supported"), (TALK[1:], "must alternate")):
+    for messages, reason in (([SYSTEM, *TALK], "System role not supported"), (TALK[:1] + TALK, "must alternate")):
         with pytest.raises(RecipeInvalid, match=reason) as caught:
             renderer({"messages": messages}, 12)
         assert caught.value.where == "task.messages, row 12"
