@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from tests.support.tiny_runs import tiny_network, tiny_recipe
 from tests.support.tiny_subnets import run_with_best
 from train.stage import run_recipe
 from train.super_adapter.choice_sampler import RankSampler
-from train.super_adapter.taught_loss import MOST_POSITIONS, Teacher, _thin_out, taught_loss
+from train.super_adapter.taught_loss import MOST_POSITIONS, TaughtLoss, Teacher, _thin_out, taught_loss
 from train.super_adapter.teacher import load_teacher
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
 from train.super_adapter.trainer import NlsTrainer, build_trainer, training_arguments
@@ -114,11 +115,13 @@ def test_what_the_base_says_of_the_prompt_is_kept(tmp_path: Path) -> None:
     assert found[1] < 0.5 * found[0]
 
 
-def teacher_in_training(path: Path) -> NlsTrainer:
-    network, section = tiny_network(masked=False), TrainSection(steps=2, batch_size=2, teacher=TeacherSection())
+def taught_training(path: Path, **train: int) -> NlsTrainer:
+    """Of three batches of two rows."""
+    section = TrainSection.model_validate({"epochs": 1, "batch_size": 2, "teacher": {}, **train})
+    network = tiny_network(masked=False)
     return build_trainer(
         network,
-        [{"input_ids": list(range(3, 19)), "labels": [IGNORED_LABEL] * 12 + [4] * 4}] * 4,
+        [{"input_ids": list(range(3, 19)), "labels": [IGNORED_LABEL] * 12 + [4] * 4}] * 6,
         arguments=training_arguments(section, seed=0, precision="fp32", output=path),
         sampler=RankSampler(network.space, seed=0),
         section=section,
@@ -129,7 +132,7 @@ def teacher_in_training(path: Path) -> NlsTrainer:
 
 def test_the_teacher_stands_where_the_student_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingArguments, "device", torch.device("meta"))
-    trainer = teacher_in_training(tmp_path)
+    trainer = taught_training(tmp_path)
     assert trainer.teacher is not None
     for model in (trainer.network.model, trainer.teacher.model):
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
@@ -137,10 +140,30 @@ def test_the_teacher_stands_where_the_student_trains(tmp_path: Path, monkeypatch
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_taught_training_runs_on_a_gpu(tmp_path: Path) -> None:
-    trainer = teacher_in_training(tmp_path)
+    trainer = taught_training(tmp_path)
     trainer.train()
     assert trainer.args.device.type == "cuda"
-    assert trainer.state.global_step == 2
+    assert trainer.state.global_step == 3
+
+
+def test_what_is_taught_weighs_as_much_in_the_short_last_update_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_and_no_labels(*arguments: Any, **options: Any) -> TaughtLoss:
+        labels, teaching = taught_loss(*arguments, **options)
+        return TaughtLoss(0 * labels, 1 + 0 * teaching)
+
+    monkeypatch.setattr("train.super_adapter.trainer.taught_loss", one_and_no_labels)
+    trainer, losses = taught_training(tmp_path, gradient_accumulation=2), []
+    step = trainer.training_step
+
+    def noted(*arguments: Any, **options: Any) -> torch.Tensor:
+        losses.append(step(*arguments, **options))
+        return losses[-1]
+
+    monkeypatch.setattr(trainer, "training_step", noted)
+    trainer.train()
+    assert [loss.item() for loss in losses] == [0.5, 0.5, 1.0]
 
 
 def test_the_teacher_is_part_of_what_was_trained(tmp_path: Path) -> None:

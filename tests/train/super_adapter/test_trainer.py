@@ -52,6 +52,10 @@ def test_each_micro_batch_trains_the_sub_network_that_was_drawn(tmp_path):
     assert len(seen) in (9, 10)  # the last accumulation of an epoch may be short
 
 
+def test_processes_do_not_send_each_other_the_masks(tmp_path):
+    assert make(tmp_path).args.ddp_broadcast_buffers is False
+
+
 def test_only_the_newest_checkpoints_are_kept_and_hold_the_adapter_alone(tmp_path):
     trainer = make(tmp_path)
     trainer.train()
