@@ -28,6 +28,8 @@ from train.super_adapter.tokenised_rows import IGNORED_LABEL
 from train.super_adapter.trainer import NlsTrainer, build_trainer, training_arguments
 from train.super_adapter.tune import tune_subnet
 
+ANSWERS_ALONE = {"train_on_prompt": False}
+
 
 def batch(*, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
@@ -106,10 +108,9 @@ def divergence_from_base(run: Path) -> float:
 
 
 def test_what_the_base_says_of_the_prompt_is_kept(tmp_path: Path) -> None:
-    task = {"train_on_prompt": False}
     found = []
     for name, section in (("alone", {}), ("taught", {"teacher": {"prompt": 3.0}})):
-        recipe = tiny_recipe(tmp_path / name, task=task, train={"steps": 30, "learning_rate": 0.01, **section})
+        recipe = tiny_recipe(tmp_path / name, task=ANSWERS_ALONE, train={"steps": 30, "learning_rate": 0.01, **section})
         run_recipe(recipe, tmp_path / name / "run")
         found.append(divergence_from_base(tmp_path / name / "run"))
     assert found[1] < 0.5 * found[0]
@@ -167,7 +168,7 @@ def test_what_is_taught_weighs_as_much_in_the_short_last_update_of_an_epoch(
 
 
 def test_the_teacher_is_part_of_what_was_trained(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path, train={"steps": 2, "teacher": {"path": "source"}})
+    recipe = tiny_recipe(tmp_path, task=ANSWERS_ALONE, train={"steps": 2, "teacher": {"path": "source"}})
     run_recipe(recipe, tmp_path / "run")
     details = open_artefact(tmp_path / "run" / "super_adapter", kind="super_adapter").manifest.details
     assert len(details["recipe"]["teacher"]) == 64
@@ -177,7 +178,7 @@ def test_a_sub_network_is_tuned_by_the_teacher_that_its_adapter_had_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = {"path": "source", "prompt": 1.0}
-    run = run_with_best(tmp_path, train={"steps": 2, "teacher": teacher})
+    run = run_with_best(tmp_path, task=ANSWERS_ALONE, train={"steps": 2, "teacher": teacher})
     # The manifest keeps the name alone, and another model has it where the command is run.
     save_tiny("mistral", tmp_path / "elsewhere" / "source")
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -208,7 +209,7 @@ def test_a_teacher_that_reads_other_tokens_is_refused(tmp_path: Path) -> None:
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
     file.write_text(json.dumps(tokenizer))
-    recipe = tiny_recipe(tmp_path, train={"steps": 2, "teacher": {"path": "teacher"}})
+    recipe = tiny_recipe(tmp_path, task=ANSWERS_ALONE, train={"steps": 2, "teacher": {"path": "teacher"}})
     with pytest.raises(RecipeInvalid, match="another vocabulary"):
         run_recipe(recipe, tmp_path / "run")
 
