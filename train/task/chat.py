@@ -136,7 +136,8 @@ class ChatRenderer:
             tokenizer_kwargs={"return_offsets_mapping": True},
         )
         spans: list[Span] = []
-        for is_learnt, (start, end) in zip(encoded["assistant_masks"], encoded["offset_mapping"], strict=True):
+        tokens = token_spans(encoded["offset_mapping"])
+        for is_learnt, (start, end) in zip(encoded["assistant_masks"], tokens, strict=True):
             if is_learnt and spans and spans[-1][1] >= start:
                 spans[-1] = (spans[-1][0], end)
             elif is_learnt:
@@ -176,6 +177,18 @@ class ChatRenderer:
         while (end := next((token for token in self._ends if token and kept.endswith(token)), None)) is not None:
             kept = kept.removesuffix(end).rstrip()
         return kept
+
+
+def token_spans(offsets: Sequence[Span]) -> list[Span]:
+    """The characters that each token stands for, from the offsets that its tokenizer gives it: with the white space
+    before them, which some trim off, so that a token of white space alone would stand for nothing.
+    """
+    spans, reached = [], 0
+    for start, end in offsets:
+        # Tokens of one character of several bytes all have its offsets.
+        spans.append((min(start, reached), end))
+        reached = end
+    return spans
 
 
 def _said(messages: Sequence[Message]) -> list[int]:

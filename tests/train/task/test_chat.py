@@ -7,6 +7,7 @@ from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
+from tokenizers.processors import ByteLevel
 from transformers.utils import chat_template_utils
 
 from shearling.errors import DocumentInvalid, ModelUnsupported, RecipeInvalid
@@ -113,6 +114,25 @@ def test_a_greeting_that_nobody_asked_for_is_left_out(name, form):
     greeting = {"from": "gpt", "value": "Hello! How can I help?"}
     shared = [{"from": message["role"], "value": message["content"]} for message in TALK]
     assert render(tokenizer, {"messages": [greeting, *shared]}) == render(tokenizer, {"messages": TALK})
+
+
+@pytest.mark.parametrize("form", ["published", "template"])
+@pytest.mark.parametrize("begins", ["", "\u00e9  "])
+def test_indentation_is_learnt_where_a_tokenizer_trims_its_offsets(form, begins):
+    """As the tokenizer of GPT-NeoX does, whose tokens of white space alone stand for no character."""
+    answer = f"{begins}if x:\n    return  1"
+    if form == "published":
+        # With tags transformers finds no token at white space, and marks nothing.
+        answer = f"    {answer}"
+    talk, tokenizer = [TALK[0], {"role": "assistant", "content": answer}], CHATML.tokenizer(getattr(CHATML, form))
+    row, _ = render(tokenizer, {"messages": talk})
+    (expected,) = encode(tokenizer, row)
+    tokenizer.backend_tokenizer.post_processor = ByteLevel(add_prefix_space=False, trim_offsets=True)
+    assert (1, 1) in tokenizer("  x", return_offsets_mapping=True)["offset_mapping"]
+    row, _ = render(tokenizer, {"messages": talk})
+    (found,) = encode(tokenizer, row)
+    assert learnt_pieces(tokenizer, found) == [f"{answer}<|im_end|>"]
+    assert found == expected
 
 
 DATED = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
