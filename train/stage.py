@@ -148,7 +148,9 @@ def _artefacts_of_tasks(recipe: Recipe, made: Mapping[str, Artefact]) -> list[Ar
 
 
 def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
-    check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
+    if processes.is_main():
+        # The others come when it was allowed to go on; what stood there may stand until its successor is complete.
+        check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
     source = preflight(recipe, run.path, force=force)
     if force:
         _check_replaceable(run, recipe)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +19,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MOST_BYTES = 2**26
+"""Of a file, the first that are read: some sixteen million tokens, where calibration asks for a hundred thousand."""
+PIECE_CHARACTERS, BATCH_CHARACTERS = 2**24, 2**20
+"""What is tokenised at once: it takes some 170 bytes a character."""
+
+
 def read_texts(path: Path, field: str | None = None, *, remedy: str) -> list[str]:
-    """The texts of a file: the whole of it, or one key of every line of JSON.
+    """The texts of a file: the whole of it, or one key of every line of JSON; of a long one the first `MOST_BYTES`, and
+    without a key in pieces.
 
     Args:
         path: in UTF-8.
@@ -30,17 +40,36 @@ def read_texts(path: Path, field: str | None = None, *, remedy: str) -> list[str
     """
     if not path.is_file():
         raise ArtefactMissing("no such calibration text", where=path, remedy=remedy)
+    with path.open("rb") as stream:
+        if field is not None:
+            return list(_fields(stream, field, path))
+        data = stream.read(MOST_BYTES)
+        text = _decoded(data, where=str(path), cut=len(data) == MOST_BYTES)
+    return [text[start : start + PIECE_CHARACTERS] for start in range(0, len(text), PIECE_CHARACTERS)]
+
+
+def _fields(lines: Iterable[bytes], field: str, path: Path) -> Iterator[str]:
+    size = 0
+    # As bytes: strings of JSON may hold U+2028 and other ends of lines that Unicode has.
+    for number, data in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        line = _decoded(data, where=where)
+        if line.strip():
+            yield _field(line, field, where=where)
+        size += len(data)
+        if size >= MOST_BYTES:
+            return
+
+
+def _decoded(data: bytes, *, where: str, cut: bool = False) -> str:
+    # As a file that is opened as text reads it, but that of a character that is cut the beginning is left out.
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
     try:
-        text = path.read_text(encoding="utf-8")
+        return decoder.decode(data, final=not cut)
     except UnicodeDecodeError as error:
         raise DocumentInvalid(
-            f"not UTF-8 at byte {error.start}", where=path, remedy="Convert it, as with: iconv -t UTF-8"
+            f"not UTF-8 at byte {error.start}", where=where, remedy="Convert it, as with: iconv -t UTF-8"
         ) from None
-    if field is None:
-        return [text]
-    # Not splitlines: strings of JSON may hold U+2028 and other ends of lines that Unicode has.
-    lines = enumerate(text.split("\n"), start=1)
-    return [_field(line, field, where=f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
 def _field(line: str, field: str, *, where: str) -> str:
@@ -59,15 +88,32 @@ def _field(line: str, field: str, *, where: str) -> str:
     return text
 
 
-def token_stream(texts: Sequence[str], tokenizer: Any) -> Tensor:
+def token_stream(texts: Iterable[str], tokenizer: Any) -> Tensor:
     """All texts behind each other, [tokens] int64: each begins as the model's texts begin, once, and ends with the end
     of text where the tokenizer has one.
     """
+    import numpy as np
     import torch
 
+    encoder, ids = TextEncoder(tokenizer), array("i")
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids = [token for encoded in TextEncoder(tokenizer).batch(texts) for token in (*encoded, *end)]
-    return torch.tensor(ids, dtype=torch.int64)
+    for batch in _batches(texts):
+        for encoded in encoder.batch(batch):
+            ids.extend((*encoded, *end))
+    return torch.from_numpy(np.array(ids, dtype=np.int64))
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def draw_windows(streams: Sequence[Tensor], *, samples: int, seq_len: int, seed: int) -> list[Tensor]:

@@ -80,6 +80,21 @@ class Recipe(Section):
             raise ValueError("a classifier reads a row at a time: leave out train.pack_tokens")
         return self
 
+    @property
+    def leaves_tokens_unlabelled(self) -> bool:
+        """Whether there are tokens of a prompt for a teacher to keep the language of."""
+        return any(task.leaves_tokens_unlabelled for task in self.tasks)
+
+    @pydantic.model_validator(mode="after")
+    def _teacher(self) -> Recipe:
+        teacher = None if self.train is None else self.train.teacher
+        if teacher is None or teacher.answer or teacher.hidden or self.leaves_tokens_unlabelled:
+            return self
+        raise ValueError(
+            "[train.teacher] teaches nothing: it has a weight at tokens without a label alone, and every token has "
+            "one; set train_on_prompt = false in [task], or give 'answer' or 'hidden' a weight"
+        )
+
     @pydantic.model_validator(mode="after")
     def _variants(self) -> Recipe:
         if self.variants is None:

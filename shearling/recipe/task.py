@@ -122,6 +122,11 @@ class TaskSection(Section):
             return "choices"
         return "text" if self.completion is None else "completion"
 
+    @property
+    def leaves_tokens_unlabelled(self) -> bool:
+        """Whether a row has tokens that no label is learnt at: those of a prompt."""
+        return self.form != "text" and not self.train_on_prompt
+
     @pydantic.model_validator(mode="before")
     @classmethod
     def _assistant_only(cls, data: Any) -> Any:

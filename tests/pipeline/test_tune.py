@@ -49,6 +49,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         masked=request.param,
         sparse=request.param,
         width=width,
+        task={"train_on_prompt": False},
         train={"steps": 3, "teacher": {"path": "source", "prompt": 0.1}},
     )
     run_recipe(recipe, directory / "run")

@@ -184,6 +184,37 @@ def test_contradictions_of_data_are_named(tmp_path, change, message):
     assert message in caught.value.message
 
 
+TEXT_ALONE = ('prompt = "Ticket: {{ text }}"\nchoices = [" no", " yes"]\ngold = "{{ urgent }}"\n', "")
+ANSWERS_ALONE = ("[task]\n", "[task]\ntrain_on_prompt = false\n")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "changes", "teaches"),
+    [
+        ("", [], False),
+        ("prompt = 3", [], False),
+        ("", [TEXT_ALONE], False),
+        ("", [TEXT_ALONE, ANSWERS_ALONE], False),
+        ("answer = 0.1", [], True),
+        ("hidden = 0.1", [TEXT_ALONE], True),
+        ("", [ANSWERS_ALONE], True),
+        ("", [("[sparsity]", '[[data]]\nname = "chats"\npath = "x"\nmessages = "m"\n[sparsity]')], True),
+    ],
+)
+def test_a_teacher_has_something_to_teach(tmp_path, teacher, changes, teaches):
+    text = f"{GOOD}[train.teacher]\n{teacher}\n"
+    for change in changes:
+        assert change[0] in text
+        text = text.replace(*change)
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    if teaches:
+        assert read_recipe(path).train.teacher is not None
+    else:
+        with pytest.raises(RecipeInvalid, match=r"teaches nothing.*set train_on_prompt = false"):
+            read_recipe(path)
+
+
 def test_conversations_learn_the_assistant_alone_and_paths_of_more_data_are_anchored(tmp_path):
     path = tmp_path / "recipe.toml"
     more = '[[data]]\nname = "chats"\npath = "chats.jsonl"\nmessages = "messages"\nweight = 2\n[sparsity]'

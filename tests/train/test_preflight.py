@@ -131,7 +131,7 @@ def test_a_layer_at_a_time_takes_a_fraction_and_healing_the_whole_model(tmp_path
     assert by_layers.memory_bytes < 0.6 * model_bytes < 4 * model_bytes < whole.memory_bytes
 
 
-@pytest.mark.parametrize("train", [{}, {"gradient_checkpointing": True}, {"teacher": {"prompt": 1.0}}])
+@pytest.mark.parametrize("train", [{}, {"gradient_checkpointing": True}, {"teacher": {"answer": 1.0}}])
 def test_lean_training_takes_less(train, tmp_path):
     fast = estimates(tmp_path / "fast", train={**train, "memory": "fast"})["super_adapter"]
     lean = estimates(tmp_path / "lean", train={**train, "memory": "lean"})["super_adapter"]

@@ -1,4 +1,6 @@
-"""The search spaces that LoNAS published, as recipes: groups, members and sizes (algorithms 1.1), on shapes alone."""
+"""The search spaces that LoNAS published, as recipes: groups, members and sizes (algorithms 1.1), on shapes alone; how
+answers are found and compared (7.3), and what accuracy may be asked for.
+"""
 
 import math
 from pathlib import Path
@@ -13,6 +15,14 @@ from shearling.recipe.recipe import read_recipe
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.width_space import width_templates
 
+MATH = ("llama-13b-lonas", "bloomz-7b1-lonas")
+PUBLISHED_ACCURACY = {
+    "llama-7b-lonas": 0.671,
+    "llama-13b-lonas": 0.520,
+    "bloomz-7b1-lonas": 0.375,
+    "bert-base-lonas": 0.7076,
+}
+"""The best of the tables in algorithms 2.4 and 4, of LoRA, LoNAS or Shears, averaged over the test sets."""
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 CONFIGS = {
     "llama-7b-lonas": LlamaConfig(
@@ -69,3 +79,50 @@ def test_bert_base_has_other_widths_in_every_layer():
     assert widths["bert.encoder.layer.5.intermediate.dense"] == 175
     assert space.heuristic()["layers.0.attention"] == 768
     assert space.heuristic()["layers.10.attention"] == 704
+
+
+@pytest.mark.parametrize(("name", "published"), PUBLISHED_ACCURACY.items())
+def test_no_search_asks_for_more_than_the_best_that_was_published(name, published):
+    search = read_recipe(RECIPES / f"{name}.toml").search
+    assert search.accuracy_delta is not None
+    assert (search.reference_accuracy or 0.0) - search.accuracy_delta < published
+
+
+@pytest.mark.parametrize("name", MATH)
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("He has 5 + 3 = 8 apples. The answer is 8", "8.0", True),
+        ("It takes 576.", "576.0", True),
+        ("That makes $1,234.50", "1234.5", True),
+        ("The price is 4.50 dollars", "4.5", True),
+        ("They walk 0.250 km", "0.25", True),
+        ("They walk 0.1250 km", "0.125", True),
+        ("There are 100", "100.0", True),
+        ("There are 100", "10.0", False),
+        ("4.05", "4.5", False),
+        ("The change is -3", "-3.0", True),
+        ("The change is -3", "3.0", False),
+        ("It costs 30 dollars less than plan A.", "30.0", True),
+        ("A train needs 4 hours, and so does train B.", "4.0", True),
+        ("So the answer is B", "B", True),
+        ("5 * 3 = 15, so the correct answer is (C).", "C", True),
+        ("Answer: option D", "D", True),
+        ("The correct option is A. 12 km", "A", True),
+        ("(B).", "B", True),
+        ("Option A is 30 dollars, which is less than option B", "30.0", True),
+        ("The answer is E) 24 sec.", "E", True),
+        ("The answer is E) 24 sec.", "A", False),
+        ("I do not know", "0.0", False),
+        ("The answer is unknown", "A", False),
+    ],
+)
+def test_numbers_are_compared_as_numbers_and_letters_where_they_are_the_answer(name, text, answer, right):
+    from lm_eval.api.metrics import exact_match_hf_evaluate
+    from lm_eval.filters.extraction import RegexFilter
+
+    task = read_recipe(RECIPES / f"{name}.toml").task
+    assert task.answer_match == "last"
+    ((found,),) = RegexFilter(task.answer_pattern, group_select=-1).apply([[text]], [{}])
+    score = exact_match_hf_evaluate([found], [answer], regexes_to_ignore=list(task.answer_ignore))
+    assert bool(score["exact_match"]) == right, found

@@ -28,7 +28,7 @@ def adapting_recipe(recipe: Recipe) -> Recipe | None:
         return None
     groups = tuple(group.model_copy(update={"ranks": group.ranks[:1]}) for group in adapter.groups)
     plain = {"masked": False, "scaling": "constant", "groups": groups}
-    prompt = train.teacher.prompt if train.teacher is not None else 0.0
+    prompt = train.teacher.prompt if train.teacher is not None and recipe.leaves_tokens_unlabelled else 0.0
     length = {} if adaptation.steps is None else {"steps": adaptation.steps, "epochs": None}
     one = {
         **length,

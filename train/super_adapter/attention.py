@@ -7,12 +7,14 @@ tokens on it is the other way round, and the plain form would also hold a matrix
 
 from __future__ import annotations
 
+import torch
 from transformers import PreTrainedModel
 
 SHORT_TOKENS = 128
 
 
 def use_fast_attention(model: PreTrainedModel, *, max_length: int) -> None:
-    """Change the model to plain attention where it runs on a CPU and no row is longer than `SHORT_TOKENS`."""
-    if model.device.type == "cpu" and max_length <= SHORT_TOKENS:
+    """Change the model to plain attention where it trains on a CPU and no row is longer than `SHORT_TOKENS`."""
+    # Not where the model stands now: the Trainer moves it later.
+    if not torch.cuda.is_available() and max_length <= SHORT_TOKENS:
         model.set_attn_implementation("eager")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from shearling.evaluation.answer_tokens import split_encoded
 from shearling.evaluation.task import TaskRow
 from shearling.model.text_encoder import TextEncoder
+from train.task.chat import token_spans
 from train.task.row_account import RowAccount
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class _Tokens:
 def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], learnt: Sequence[tuple[int, int]]) -> list[int]:
     """The tokens that cover a learnt character; spans and tokens follow each other in the text."""
     labels, spans = [], deque(learnt)
-    for token, (start, end) in zip(ids, offsets, strict=True):
+    for token, (start, end) in zip(ids, token_spans(offsets), strict=True):
         while spans and spans[0][1] <= start:
             spans.popleft()
         labels.append(token if spans and end > spans[0][0] and end > start else IGNORED_LABEL)

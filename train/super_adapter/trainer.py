@@ -139,7 +139,7 @@ class NlsTrainer(transformers.Trainer):
             loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
         if num_items_in_batch is not None:
             # What is taught is a mean over the micro-batch, which the Trainer only divides where it counts no items.
-            teaching = teaching / self.args.gradient_accumulation_steps
+            teaching = teaching / self.current_gradient_accumulation_steps
             if self.args.average_tokens_across_devices:
                 # The gradients of the processes are averaged, and every one of them divides by the items of all.
                 loss = loss * self.accelerator.num_processes
@@ -279,6 +279,8 @@ def training_arguments(
         gradient_checkpointing=train.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         bf16=precision == "bf16",
+        # The masks, a byte a weight, would be sent before every step; each process has read them itself.
+        ddp_broadcast_buffers=False,
         use_cpu=not torch.cuda.is_available(),
         optim="adamw_torch",
         seed=seed,
@@ -349,6 +351,9 @@ def build_trainer(
         "callbacks": callbacks,
     }
     trainer = NlsTrainer(network, sampler, section, teacher, **options)
+    if teacher is not None:
+        # The Trainer moves the student alone.
+        teacher.model.to(arguments.device)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(OldCheckpointRemover())
     return trainer

@@ -8,6 +8,7 @@ rewrite earlier turns, as those that drop the thoughts before the last question:
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
@@ -19,6 +20,10 @@ from shearling.errors import ModelUnsupported, RecipeInvalid
 from train.task.messages import Message
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+TODAY = datetime.date(2024, 7, 26)
+"""What templates write that ask for the day, so that a row, and with it the split, does not depend on it. It is the one
+that templates of Llama 3 name where they cannot ask."""
 
 Span = tuple[int, int]
 """First character and the one behind the last."""
@@ -124,13 +129,15 @@ class ChatRenderer:
         encoded = self._tokenizer.apply_chat_template(
             list(messages),
             tools=tools,
+            strftime_now=TODAY.strftime,
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
             tokenizer_kwargs={"return_offsets_mapping": True},
         )
         spans: list[Span] = []
-        for is_learnt, (start, end) in zip(encoded["assistant_masks"], encoded["offset_mapping"], strict=True):
+        tokens = token_spans(encoded["offset_mapping"])
+        for is_learnt, (start, end) in zip(encoded["assistant_masks"], tokens, strict=True):
             if is_learnt and spans and spans[-1][1] >= start:
                 spans[-1] = (spans[-1][0], end)
             elif is_learnt:
@@ -150,7 +157,11 @@ class ChatRenderer:
 
         try:
             rendered = self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=asks
+                list(messages),
+                tools=tools,
+                strftime_now=TODAY.strftime,
+                tokenize=False,
+                add_generation_prompt=asks,
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise RecipeInvalid(
@@ -166,6 +177,18 @@ class ChatRenderer:
         while (end := next((token for token in self._ends if token and kept.endswith(token)), None)) is not None:
             kept = kept.removesuffix(end).rstrip()
         return kept
+
+
+def token_spans(offsets: Sequence[Span]) -> list[Span]:
+    """The characters that each token stands for, from the offsets that its tokenizer gives it: with the white space
+    before them, which some trim off, so that a token of white space alone would stand for nothing.
+    """
+    spans, reached = [], 0
+    for start, end in offsets:
+        # Tokens of one character of several bytes all have its offsets.
+        spans.append((min(start, reached), end))
+        reached = end
+    return spans
 
 
 def _said(messages: Sequence[Message]) -> list[int]:

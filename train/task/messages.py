@@ -40,7 +40,8 @@ FORMS = (
 
 
 def read_messages(record: Mapping[str, Any], field: str, number: int) -> list[Message]:
-    """The conversation of a row, up to the assistant's last turn: nothing is learnt behind it.
+    """The conversation of a row, up to the assistant's last turn: nothing is learnt behind it. Where the assistant
+    speaks first, that is left out: nobody had asked, and many templates refuse it.
 
     Args:
         record: the row.
@@ -60,13 +61,14 @@ def read_messages(record: Mapping[str, Any], field: str, number: int) -> list[Me
         raise DocumentInvalid(f"expected a list of messages, found {_named(found)}", where=where, remedy=FORMS)
     messages = [_message(item, f"{where}, message {place}") for place, item in enumerate(found, start=1)]
     said = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    if not said:
+    asked = next((place for place, message in enumerate(messages) if message["role"] != "assistant"), len(messages))
+    if not said or said[-1] < asked:
         raise DocumentInvalid(
-            "the assistant says nothing, so there is nothing to learn",
+            f"the assistant {'answers nobody' if said else 'says nothing'}, so there is nothing to learn",
             where=where,
             remedy="Leave such rows out of the data",
         )
-    return messages[: said[-1] + 1]
+    return messages[asked : said[-1] + 1]
 
 
 def read_tools(record: Mapping[str, Any], field: str, number: int) -> list[dict[str, Any]] | None:

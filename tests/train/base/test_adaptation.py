@@ -28,7 +28,8 @@ IDS = torch.arange(3, 35).reshape(2, 16)
 
 
 def recipe_in(directory: Path, **changes: object) -> Recipe:
-    return tiny_recipe(directory, **{"adaptation": {}, "scaling": "rank", "train": TRAIN, **changes})
+    task = {"train_on_prompt": False}
+    return tiny_recipe(directory, **{"adaptation": {}, "scaling": "rank", "task": task, "train": TRAIN, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,10 @@ def test_the_lora_has_the_settings_of_the_recipe(tmp_path: Path) -> None:
     assert adapting is not None
     assert (adapting.train.steps, adapting.train.learning_rate) == (recipe.train.steps, recipe.train.learning_rate)
     assert all(group.ranks == group.ranks[:1] for group in adapting.adapter.groups)
+    assert adapting.train.teacher is not None
+    everything = adapting_recipe(recipe_in(tmp_path, task={"train_on_prompt": True}))
+    assert everything is not None
+    assert everything.train.teacher is None, "there is nothing at which it would teach"
     assert adapting_recipe(adapting) is None
     assert adapting_recipe(recipe_in(tmp_path, adaptation=None)) is None
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from shearling.calibration import windows
 from shearling.calibration.windows import read_texts, token_stream
 from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import TaskRow
@@ -72,7 +73,7 @@ def test_lines_of_json_end_where_json_says(tmp_path):
     ("content", "field", "message", "line"),
     [
         (b"caf\xe9", None, "not UTF-8 at byte 3", ""),
-        (b'{"t": "x"}\n{"t": "caf\xe9"}\n', "t", "not UTF-8", ""),
+        (b'{"t": "x"}\n{"t": "caf\xe9"}\n', "t", "not UTF-8 at byte 10", ", line 2"),
         (b'{"t": "x"}\n\n{"s": "x"}\n', "t", "no JSON with the key 't'", ", line 3"),
         (b'{"t": "x"}\n{"t": "x \\ud83d"}\n', "t", "surrogate", ", line 2"),
         (b'{"t": "x"}\n{"t": null}\n', "t", "no text at the key 't': None", ", line 2"),
@@ -84,6 +85,45 @@ def test_what_is_no_calibration_text_is_named(tmp_path, content, field, message,
     with pytest.raises(DocumentInvalid, match=message) as caught:
         read_texts(path, field, remedy="Write it again")
     assert caught.value.where == f"{path}{line}"
+
+
+@pytest.mark.parametrize("field", [None, "t"])
+def test_of_a_long_file_the_beginning_is_read(tmp_path, monkeypatch, field):
+    line = json.dumps({"t": "caf\u00e9"}, ensure_ascii=False).encode() + b"\r\n"
+    path = tmp_path / "text.jsonl"
+    # What stands behind the limit is neither JSON nor UTF-8.
+    path.write_bytes(3 * line + b"\xe9\n")
+    monkeypatch.setattr(windows, "MOST_BYTES", 2 * len(line) + line.index(b"\xa9"))
+    monkeypatch.setattr(windows, "PIECE_CHARACTERS", 30)
+    texts = read_texts(path, field, remedy="")
+    if field is None:
+        whole = (2 * line + line[: line.index(b"\xc3")]).decode().replace("\r\n", "\n")
+        assert texts == [whole[:30], whole[30:]]
+    else:
+        assert texts == ["caf\u00e9"] * 3
+
+
+class Asked:
+    """A tokenizer that notes how many characters it was given at once."""
+
+    def __init__(self):
+        self.tokenizer, self.characters = tiny_tokenizer(), []
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, texts):
+        self.characters.append(sum(map(len, texts)) if isinstance(texts, list) else len(texts))
+        return self.tokenizer(texts)
+
+
+def test_many_texts_are_tokenised_some_at_a_time_and_give_the_same_tokens(monkeypatch):
+    monkeypatch.setattr(windows, "BATCH_CHARACTERS", 1000)
+    asked, texts = Asked(), [*CORPUS, ""] * 40
+    found = token_stream(iter(texts), asked)
+    assert found.dtype == torch.int64
+    assert found.tolist() == stream(*texts)
+    assert max(asked.characters) < 1000 + max(map(len, texts))
 
 
 def test_a_file_without_a_line_is_too_short(tmp_path):

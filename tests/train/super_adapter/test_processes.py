@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,8 +30,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train")
 
 
-def start_two(recipe: Path, run: Path) -> subprocess.Popen[str]:
-    command = [*LAUNCH, "--recipe", str(recipe), "--output", str(run), "--json"]
+def start_two(recipe: Path, run: Path, *options: str) -> subprocess.Popen[str]:
+    command = [*LAUNCH, "--recipe", str(recipe), "--output", str(run), "--json", *options]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -65,6 +66,17 @@ def test_only_rank_0_writes_and_speaks(two_ranks):
     for kind in ("task", "base", "sparse", "super_adapter"):
         open_artefact(run / kind, kind=kind)
     assert not list(run.glob(".*"))
+
+
+def test_two_ranks_replace_a_finished_run(two_ranks, tmp_path):
+    copy = shutil.copytree(two_ranks[0].parent, tmp_path / "copy")
+    before = (copy / "run" / "super_adapter" / ADAPTER_FILE).stat().st_mtime_ns
+    process = start_two(copy / "recipe.toml", copy / "run", "--force")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert (copy / "run" / "super_adapter" / ADAPTER_FILE).stat().st_mtime_ns > before
+    for name, tensor in adapter(two_ranks[0]).items():
+        torch.testing.assert_close(adapter(copy / "run")[name], tensor, msg=name)
 
 
 def test_a_signal_to_the_launcher_stops_all_ranks_at_one_step(tmp_path):

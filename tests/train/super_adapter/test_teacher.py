@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import TrainingArguments
 
 from shearling.artefact import open_artefact
 from shearling.elastic.subnet import open_subnet
 from shearling.errors import ArtefactMismatch, ArtefactMissing, RecipeInvalid, UsageError
 from shearling.model.checkpoint import load_model, load_tokenizer
-from shearling.recipe.training import TeacherSection
+from shearling.recipe.training import TeacherSection, TrainSection
 from tests.support.tiny_models import FAMILIES, VOCABULARY, save_tiny
 from tests.support.tiny_runs import tiny_network, tiny_recipe
 from tests.support.tiny_subnets import run_with_best
 from train.stage import run_recipe
-from train.super_adapter.taught_loss import MOST_POSITIONS, Teacher, _thin_out, taught_loss
+from train.super_adapter.choice_sampler import RankSampler
+from train.super_adapter.taught_loss import MOST_POSITIONS, TaughtLoss, Teacher, _thin_out, taught_loss
 from train.super_adapter.teacher import load_teacher
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
+from train.super_adapter.trainer import NlsTrainer, build_trainer, training_arguments
 from train.super_adapter.tune import tune_subnet
+
+ANSWERS_ALONE = {"train_on_prompt": False}
 
 
 def batch(*, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -102,17 +108,67 @@ def divergence_from_base(run: Path) -> float:
 
 
 def test_what_the_base_says_of_the_prompt_is_kept(tmp_path: Path) -> None:
-    task = {"train_on_prompt": False}
     found = []
     for name, section in (("alone", {}), ("taught", {"teacher": {"prompt": 3.0}})):
-        recipe = tiny_recipe(tmp_path / name, task=task, train={"steps": 30, "learning_rate": 0.01, **section})
+        recipe = tiny_recipe(tmp_path / name, task=ANSWERS_ALONE, train={"steps": 30, "learning_rate": 0.01, **section})
         run_recipe(recipe, tmp_path / name / "run")
         found.append(divergence_from_base(tmp_path / name / "run"))
     assert found[1] < 0.5 * found[0]
 
 
+def taught_training(path: Path, **train: int) -> NlsTrainer:
+    """Of three batches of two rows."""
+    section = TrainSection.model_validate({"epochs": 1, "batch_size": 2, "teacher": {}, **train})
+    network = tiny_network(masked=False)
+    return build_trainer(
+        network,
+        [{"input_ids": list(range(3, 19)), "labels": [IGNORED_LABEL] * 12 + [4] * 4}] * 6,
+        arguments=training_arguments(section, seed=0, precision="fp32", output=path),
+        sampler=RankSampler(network.space, seed=0),
+        section=section,
+        teacher=Teacher(FAMILIES["llama"]().eval(), TeacherSection()),
+        callbacks=[],
+    )
+
+
+def test_the_teacher_stands_where_the_student_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingArguments, "device", torch.device("meta"))
+    trainer = taught_training(tmp_path)
+    assert trainer.teacher is not None
+    for model in (trainer.network.model, trainer.teacher.model):
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_taught_training_runs_on_a_gpu(tmp_path: Path) -> None:
+    trainer = taught_training(tmp_path)
+    trainer.train()
+    assert trainer.args.device.type == "cuda"
+    assert trainer.state.global_step == 3
+
+
+def test_what_is_taught_weighs_as_much_in_the_short_last_update_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_and_no_labels(*arguments: Any, **options: Any) -> TaughtLoss:
+        labels, teaching = taught_loss(*arguments, **options)
+        return TaughtLoss(0 * labels, 1 + 0 * teaching)
+
+    monkeypatch.setattr("train.super_adapter.trainer.taught_loss", one_and_no_labels)
+    trainer, losses = taught_training(tmp_path, gradient_accumulation=2), []
+    step = trainer.training_step
+
+    def noted(*arguments: Any, **options: Any) -> torch.Tensor:
+        losses.append(step(*arguments, **options))
+        return losses[-1]
+
+    monkeypatch.setattr(trainer, "training_step", noted)
+    trainer.train()
+    assert [loss.item() for loss in losses] == [0.5, 0.5, 1.0]
+
+
 def test_the_teacher_is_part_of_what_was_trained(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path, train={"steps": 2, "teacher": {"path": "source"}})
+    recipe = tiny_recipe(tmp_path, task=ANSWERS_ALONE, train={"steps": 2, "teacher": {"path": "source"}})
     run_recipe(recipe, tmp_path / "run")
     details = open_artefact(tmp_path / "run" / "super_adapter", kind="super_adapter").manifest.details
     assert len(details["recipe"]["teacher"]) == 64
@@ -122,7 +178,7 @@ def test_a_sub_network_is_tuned_by_the_teacher_that_its_adapter_had_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = {"path": "source", "prompt": 1.0}
-    run = run_with_best(tmp_path, train={"steps": 2, "teacher": teacher})
+    run = run_with_best(tmp_path, task=ANSWERS_ALONE, train={"steps": 2, "teacher": teacher})
     # The manifest keeps the name alone, and another model has it where the command is run.
     save_tiny("mistral", tmp_path / "elsewhere" / "source")
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -153,7 +209,7 @@ def test_a_teacher_that_reads_other_tokens_is_refused(tmp_path: Path) -> None:
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
     file.write_text(json.dumps(tokenizer))
-    recipe = tiny_recipe(tmp_path, train={"steps": 2, "teacher": {"path": "teacher"}})
+    recipe = tiny_recipe(tmp_path, task=ANSWERS_ALONE, train={"steps": 2, "teacher": {"path": "teacher"}})
     with pytest.raises(RecipeInvalid, match="another vocabulary"):
         run_recipe(recipe, tmp_path / "run")
 

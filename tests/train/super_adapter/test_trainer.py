@@ -13,6 +13,7 @@ from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import ArtefactCorrupt, TrainingDiverged
 from shearling.recipe.training import TrainSection
 from tests.support.tiny_runs import tiny_network
+from train.super_adapter.attention import SHORT_TOKENS, use_fast_attention
 from train.super_adapter.choice_sampler import RankSampler
 from train.super_adapter.trainer import (
     KEPT_CHECKPOINTS,
@@ -49,6 +50,10 @@ def test_each_micro_batch_trains_the_sub_network_that_was_drawn(tmp_path):
     assert seen == [sampler.draw()["layers.1.up"] for _ in range(len(seen))]
     assert trainer.sampler.drawn == len(seen)
     assert len(seen) in (9, 10)  # the last accumulation of an epoch may be short
+
+
+def test_processes_do_not_send_each_other_the_masks(tmp_path):
+    assert make(tmp_path).args.ddp_broadcast_buffers is False
 
 
 def test_only_the_newest_checkpoints_are_kept_and_hold_the_adapter_alone(tmp_path):
@@ -93,3 +98,13 @@ def test_a_checkpoint_of_another_seed_is_refused(tmp_path):
     file.write_text(json.dumps({"seed": 1, "drawn": 2}))
     with pytest.raises(ArtefactCorrupt, match="seed is 1, expected 0"):
         make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.mark.parametrize(("gpu", "attention"), [(False, "eager"), (True, "sdpa")])
+def test_plain_attention_is_for_short_rows_of_a_training_on_a_cpu(monkeypatch, gpu, attention):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    model = tiny_network(masked=False).model
+    use_fast_attention(model, max_length=SHORT_TOKENS + 1)
+    assert model.config._attn_implementation == "sdpa"
+    use_fast_attention(model, max_length=SHORT_TOKENS)
+    assert model.config._attn_implementation == attention

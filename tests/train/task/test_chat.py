@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
+from tokenizers.processors import ByteLevel
+from transformers.utils import chat_template_utils
 
 from shearling.errors import DocumentInvalid, ModelUnsupported, RecipeInvalid
 from shearling.evaluation.task import TaskRow
@@ -103,6 +107,49 @@ def test_an_answer_is_asked_as_the_model_is_asked():
     assert row.text.startswith("Answer briefly.\nIs this headline")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("form", ["published", "template"])
+def test_a_greeting_that_nobody_asked_for_is_left_out(name, form):
+    tokenizer = FAMILIES[name].tokenizer(getattr(FAMILIES[name], form))
+    greeting = {"from": "gpt", "value": "Hello! How can I help?"}
+    shared = [{"from": message["role"], "value": message["content"]} for message in TALK]
+    assert render(tokenizer, {"messages": [greeting, *shared]}) == render(tokenizer, {"messages": TALK})
+
+
+@pytest.mark.parametrize("form", ["published", "template"])
+@pytest.mark.parametrize("begins", ["", "\u00e9  "])
+def test_indentation_is_learnt_where_a_tokenizer_trims_its_offsets(form, begins):
+    """As the tokenizer of GPT-NeoX does, whose tokens of white space alone stand for no character."""
+    answer = f"{begins}if x:\n    return  1"
+    if form == "published":
+        # With tags transformers finds no token at white space, and marks nothing.
+        answer = f"    {answer}"
+    talk, tokenizer = [TALK[0], {"role": "assistant", "content": answer}], CHATML.tokenizer(getattr(CHATML, form))
+    row, _ = render(tokenizer, {"messages": talk})
+    (expected,) = encode(tokenizer, row)
+    tokenizer.backend_tokenizer.post_processor = ByteLevel(add_prefix_space=False, trim_offsets=True)
+    assert (1, 1) in tokenizer("  x", return_offsets_mapping=True)["offset_mapping"]
+    row, _ = render(tokenizer, {"messages": talk})
+    (found,) = encode(tokenizer, row)
+    assert learnt_pieces(tokenizer, found) == [f"{answer}<|im_end|>"]
+    assert found == expected
+
+
+DATED = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
+
+
+@pytest.mark.parametrize("template", [CHATML.published, CHATML.template], ids=["plain", "tagged"])
+def test_a_row_is_the_same_on_every_day(template, monkeypatch):
+    tokenizer, rows = CHATML.tokenizer(DATED + template), []
+    for year in (2025, 2026):
+        clock = SimpleNamespace(now=lambda year=year: datetime(year, 3, 4))
+        monkeypatch.setattr(chat_template_utils, "datetime", clock)
+        assert f"Today: 04 Mar {year}" in tokenizer.apply_chat_template(TALK, tokenize=False)
+        rows.append(render(tokenizer, {"messages": TALK}))
+    assert rows[0] == rows[1]
+    assert "Today: 26 Jul 2024" in rows[0][0].prompt
+
+
 def test_share_gpt_and_the_json_of_a_table_are_the_same_conversation():
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     shared = [{"from": names[message["role"]], "value": message["content"]} for message in [SYSTEM, *TALK]]
@@ -172,6 +219,7 @@ def turn(**changes):
         ([{"role": "user"}], "row 7, messages, message 1", "no content"),
         ([{"from": "human"}], "row 7, messages, message 1", "no value"),
         (turn()[:1], "row 7, messages", "the assistant says nothing"),
+        (turn()[1:] * 2, "row 7, messages", "the assistant answers nobody"),
         (turn(content=[{"type": "image_url"}]), "row 7, messages, message 2", "content of type 'image_url'"),
     ],
 )
@@ -202,7 +250,7 @@ def test_a_missing_field_says_which_there_are():
 
 def test_what_a_template_refuses_names_the_row():
     renderer = RowRenderer(section(), ChatRenderer(GEMMA.tokenizer(GEMMA.published)))
-    for messages, reason in (([SYSTEM, *TALK], "System role not supported"), (TALK[1:], "must alternate")):
+    for messages, reason in (([SYSTEM, *TALK], "System role not supported"), (TALK[:1] + TALK, "must alternate")):
         with pytest.raises(RecipeInvalid, match=reason) as caught:
             renderer({"messages": messages}, 12)
         assert caught.value.where == "task.messages, row 12"
