@@ -187,7 +187,7 @@ def token_spans(offsets: Sequence[Span]) -> list[Span]:
     for start, end in offsets:
         # Tokens of one character of several bytes all have its offsets.
         spans.append((min(start, reached), end))
-        reached = end
+        reached = max(reached, end)
     return spans
 
 
