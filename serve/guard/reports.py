@@ -13,6 +13,7 @@ from serve.guard.regression import CheckOutcome, Verdict
 from serve.guard.telling import show_ratio, tell_measuring
 from shearling.artefact import utc_now
 from shearling.errors import ShearlingError
+from shearling.markdown import escape_markdown
 from shearling.strict_json import Document, write_text
 
 TEMPLATE = "report.html.jinja"
@@ -135,9 +136,9 @@ def write_report(path: Path, records: Sequence[CheckRecord], *, notes: Sequence[
 def _markdown(records: Sequence[CheckRecord]) -> str:
     lines = ["### Latency", ""]
     for record in records:
-        lines += [f"**{_escape(record.name)}**: {SIGNS.get(record.outcome, f'**{record.outcome}**')}", ""]
+        lines += [f"**{escape_markdown(record.name)}**: {SIGNS.get(record.outcome, f'**{record.outcome}**')}", ""]
         if record.verdict is None:
-            lines += [_escape(record.error or ""), ""]
+            lines += [escape_markdown(record.error or ""), ""]
             continue
         lines += ["| | candidate over reference | at most | |", "|---|---|---|---|"]
         for metric, outcome in record.verdict.outcomes.items():
@@ -148,11 +149,13 @@ def _markdown(records: Sequence[CheckRecord]) -> str:
         lines.append("")
         if record.runtimes:
             lines += [
-                _escape(f"{record.reference}: {record.runtimes[0]}. {record.candidate}: {record.runtimes[-1]}."),
+                escape_markdown(
+                    f"{record.reference}: {record.runtimes[0]}. {record.candidate}: {record.runtimes[-1]}."
+                ),
                 "",
             ]
         for note in (*tell_measuring(record.verdict), record.machine or ""):
-            lines += [_escape(note), ""] if note else []
+            lines += [escape_markdown(note), ""] if note else []
     return "\n".join(lines) + "\n"
 
 
@@ -193,13 +196,6 @@ def _told(record: CheckRecord, metric: str) -> str:
     if metric in verdict.ratios:
         return show_ratio(verdict.ratios[metric])
     return verdict.tokens.told() if verdict.tokens else ""
-
-
-def _escape(text: str) -> str:
-    """Paths and messages as they are, inside a table and out of it."""
-    for sign in "\\`*_|<>[]":
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())
 
 
 def outcome_counts(records: Sequence[CheckRecord]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from shearling.recipe.task import TaskSection
 from tests.support.chat_templates import CHATML, FAMILIES, FORGETFUL, GEMMA, ZEPHYR
 from tests.support.tiny_models import tiny_tokenizer
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, RowTokeniser
-from train.task.chat import ChatRenderer
+from train.task.chat import ChatRenderer, token_spans
 from train.task.messages import read_messages
 from train.task.rendering import RowRenderer
 from train.task.row_account import RowAccount
@@ -133,6 +133,18 @@ def test_indentation_is_learnt_where_a_tokenizer_trims_its_offsets(form, begins)
     (found,) = encode(tokenizer, row)
     assert learnt_pieces(tokenizer, found) == [f"{answer}<|im_end|>"]
     assert found == expected
+
+
+def test_a_token_of_no_character_takes_none():
+    """Such as one that a tokenizer puts between texts."""
+    assert token_spans([(0, 0), (0, 3), (4, 6), (0, 0), (7, 9), (7, 9)]) == [
+        (0, 0),
+        (0, 3),
+        (3, 6),
+        (0, 0),
+        (6, 9),
+        (7, 9),
+    ]
 
 
 DATED = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
