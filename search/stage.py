@@ -272,7 +272,7 @@ def _mixed(opened: SearchableRun, settings: SearchSettings) -> SearchableRun:
 
 
 def _settle(opened: SearchableRun, settings: SearchSettings, rule: BestRule) -> SearchSettings:
-    check_split(settings)
+    check_split(settings, opened.adapter)
     return settle(settings, rule, opened.space, sparse="sparse" in opened.adapter.manifest.parents)
 
 
