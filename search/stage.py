@@ -19,7 +19,7 @@ from search.front import BestRule, best_record, find_largest, pareto_document, p
 from search.journal import JOURNAL_FILE, Journal, Record
 from search.limits import check_params, find_table, limited_rule, make_limit
 from search.measurements import Measurements
-from search.measuring import MeasuredTask, WorkersObjective, build_objective, training_device
+from search.measuring import MeasuredTask, WorkersObjective, build_objective, measured_precision, training_device
 from search.objective import Objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
 from search.piece_store import PIECES_FILE, PieceStore
@@ -199,6 +199,7 @@ def search(
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, conduct: Conduct) -> Searched:
     opened = _mixed(opened, settings)
     settings = _settle(opened, settings, rule)
+    settings = replace(settings, precision=measured_precision(settings.precision, conduct.workforce))
     run, inputs = opened.run, open_inputs(opened, task=settings.task, latency=find_table(opened.run, settings))
     plan = plan_memory(inputs, settings, conduct.workforce, conduct.memory)
     how = ", merged weights made anew" if plan.lean else ""

@@ -255,9 +255,8 @@ def torch_scorer(
     """
     from shearling.evaluation.torch_scorer import TorchScorer
 
-    return TorchScorer(
-        model, tokenizer, batch_size=batch_size, bf16=resolve_precision(precision) == "bf16", on_rows=on_rows
-    )
+    bf16 = resolve_precision(precision, device=next(model.parameters()).device.type) == "bf16"
+    return TorchScorer(model, tokenizer, batch_size=batch_size, bf16=bf16, on_rows=on_rows)
 
 
 def _load_task(task: str, *, split: Split, include_path: Path | None, name: str) -> Any:
