@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 from search.opening import SearchInputs
 from search.settings import SearchSettings
 from shearling.elastic.search_space import SearchSpace
-from shearling.executors.executor import Workforce, available_cpus
+from shearling.executors.executor import Workforce
 from shearling.model.figures import FLOAT32_BYTES, ModelFigures, read_figures
-from shearling.resources import Estimate, available_memory_bytes, cuda_libraries_bytes, require
+from shearling.resources import Estimate, available_memory_bytes, cuda_libraries_bytes, free_device_bytes
 
 Memory = Literal["auto", "fast", "lean"]
 
@@ -50,9 +50,22 @@ def estimate_search(
     return Estimate(LIBRARIES_BYTES + cuda_libraries_bytes() + weights + masks + merged + adapter + states + working)
 
 
-def plan_memory(
-    inputs: SearchInputs, settings: SearchSettings, workforce: Workforce, memory: Memory
-) -> tuple[bool, Estimate]:
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How candidates are measured.
+
+    Attributes:
+        lean: in less memory and more time, with the same numbers.
+        estimate: of all processes on this machine.
+        remedy: what would take less.
+    """
+
+    lean: bool
+    estimate: Estimate
+    remedy: str
+
+
+def plan_memory(inputs: SearchInputs, settings: SearchSettings, workforce: Workforce, memory: Memory) -> MemoryPlan:
     """Whether candidates are measured in less memory and more time, and what the processes on this machine take then.
 
     Args:
@@ -63,35 +76,28 @@ def plan_memory(
     """
     figures, sparse = read_figures(inputs.frozen.path), inputs.frozen.manifest.kind == "sparse"
     count = _processes(workforce)
-
-    def of_all(*, lean: bool) -> Estimate:
-        one = estimate_search(figures, inputs.space, settings, sparse=sparse, lean=lean)
-        return Estimate(count * one.memory_bytes)
-
+    fast, less = (
+        estimate_search(figures, inputs.space, settings, sparse=sparse, lean=lean).memory_bytes
+        for lean in (False, True)
+    )
     # Weights on a grid are rounded in float32, and a search of formats rounds those of every candidate once.
-    if inputs.space.adapter.grid is not None or settings.layer_formats:
-        return False, of_all(lean=False)
-    fast = of_all(lean=False)
-    lean = memory == "lean" or (memory == "auto" and fast.memory_bytes > available_memory_bytes())
-    return lean, of_all(lean=True) if lean else fast
-
-
-def require_memory(estimate: Estimate, where: Path, *, lean: bool, workforce: Workforce) -> None:
-    """Refuse a search that cannot fit.
-
-    Raises:
-        ResourceExhausted: says what would.
-    """
+    can_be_lean = inputs.space.adapter.grid is None and not settings.layer_formats
+    lean = can_be_lean and (memory == "lean" or (memory == "auto" and not _fits(fast, count, workforce)))
     remedy = "Use a smaller batch (--batch-size), or a larger machine"
-    if _processes(workforce) > 1:
+    if count > 1:
         remedy = "Use fewer --workers"
-    elif not lean:
+    elif can_be_lean and not lean:
         remedy = "Add --memory lean"
-    require(estimate, where, remedy=remedy)
+    return MemoryPlan(lean, Estimate(count * (less if lean else fast)), remedy)
+
+
+def _fits(one_bytes: int, count: int, workforce: Workforce) -> bool:
+    """Whether so many processes fit into this machine, and the one that computes on a device into that."""
+    device_bytes = free_device_bytes() if workforce.entry.in_process else None
+    held_bytes = one_bytes - LIBRARIES_BYTES - cuda_libraries_bytes()
+    return count * one_bytes <= available_memory_bytes() and (device_bytes is None or held_bytes <= device_bytes)
 
 
 def _processes(workforce: Workforce) -> int:
     """That measure on this machine, as far as it is known: those of a cluster are elsewhere."""
-    if workforce.entry.in_process or workforce.entry.takes_address:
-        return 1
-    return workforce.workers or available_cpus()
+    return 1 if workforce.entry.in_process or workforce.entry.takes_address else workforce.workers_here

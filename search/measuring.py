@@ -16,7 +16,7 @@ from search.settings import SearchSettings, settled_cost
 from search.stored_bytes import StoredForm
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network
 from shearling.errors import ArtefactMismatch, ArtefactMissing, UsageError
-from shearling.evaluation.precision import resolve_precision
+from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.evaluation.task import TaskLocation, locate_task
 from shearling.evaluation.task_evaluator import open_evaluator
 from shearling.executors.executor import Workforce, limit_threads
@@ -50,7 +50,7 @@ class WorkersObjective:
 
     Attributes:
         run: the run directory, absolute.
-        settings: with the precision settled, since processors differ.
+        settings: with the precision settled, see `measured_precision`.
         parents: by role, the digest of the manifest of everything that candidates are made of and measured on.
         threads: of a worker.
         on_gpu: whether a device was given to it.
@@ -76,7 +76,7 @@ class WorkersObjective:
             task = str(Path(task).resolve())
         return cls(
             run=inputs.adapter.path.parent.resolve(),
-            settings=replace(settings, task=task, precision=resolve_precision(settings.precision)),
+            settings=replace(settings, task=task),
             parents={role: parent.sha256 for role, parent in inputs.parents.items()},
             threads=workforce.threads_per_worker or 1,
             on_gpu=workforce.gpus_per_worker > 0,
@@ -112,6 +112,12 @@ class WorkersObjective:
         return build_objective(
             self.settings, inputs, device="cuda" if self.on_gpu else None, leads=False, lean=self.lean
         ).objective.measure
+
+
+def measured_precision(requested: Precision, workforce: Workforce) -> Precision:
+    """The arithmetic of a search, settled once for all who measure, since processors differ."""
+    on_gpu = workforce.gpus_per_worker > 0 or (workforce.entry.in_process and training_device() is not None)
+    return resolve_precision(requested, device="cuda" if on_gpu else "cpu")
 
 
 def training_device() -> str | None:

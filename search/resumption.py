@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from search.journal import JOURNAL_FILE
 from search.opening import SearchInputs
@@ -22,7 +21,6 @@ from search.settings import SearchSettings
 from search.strategies.grid import Indices
 from shearling.console import log
 from shearling.errors import ShearlingError, UsageError
-from shearling.evaluation.precision import resolve_precision
 from shearling.strict_json import write_text
 
 SETTINGS_FILE = "settings.json"
@@ -53,7 +51,7 @@ def question_of(settings: SearchSettings, inputs: SearchInputs, task: str) -> st
     """
     parents = {role: parent.sha256 for role, parent in inputs.parents.items()}
     names = (*QUESTION, *(MIXING if settings.mixes else ()))
-    asked = {"parents": parents, **{name: _settled(settings)[name] for name in names}}
+    asked = {"parents": parents, **{name: getattr(settings, name) for name in names}}
     # The digest of a run's own task is among the parents.
     if inputs.task is None:
         asked["task_sha256"] = task
@@ -83,7 +81,7 @@ def resume(
         UsageError: there is no consent; nothing has changed then.
     """
     indifferent = INDIFFERENT if settings.mixes else (*INDIFFERENT, *MIXING)
-    deciding = {name: value for name, value in _settled(settings).items() if name not in indifferent}
+    deciding = {name: value for name, value in asdict(settings).items() if name not in indifferent}
     deciding |= {"anchors": list(anchors), "journal": JOURNAL_FORM, "question": question}
     deciding["latency"] = None if inputs.latency is None else inputs.latency.sha256
     text = json.dumps(deciding, indent=2)
@@ -138,7 +136,3 @@ def _free_name(path: Path) -> Path:
     while (aside := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
         number += 1
     return aside
-
-
-def _settled(settings: SearchSettings) -> Mapping[str, Any]:
-    return {**asdict(settings), "precision": resolve_precision(settings.precision)}

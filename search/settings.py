@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from search.front import BestRule
 from search.strategies.strategy import Cost, CostOption
+from shearling.artefact import MANIFEST, Artefact, open_artefact
 from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.errors import ShearlingError, UsageError
 from shearling.evaluation.precision import Precision
-from shearling.evaluation.task import MeasuredSplit
+from shearling.evaluation.task import MeasuredSplit, locate_task
 from shearling.recipe.search import SearchSection
 
 if TYPE_CHECKING:
@@ -102,18 +103,33 @@ def recipe_rule(section: SearchSection) -> BestRule:
     )
 
 
-def check_split(settings: SearchSettings) -> None:
+def check_split(settings: SearchSettings, adapter: Artefact) -> None:
     """Refuse to choose by the rows that are to judge what was chosen.
 
+    Args:
+        settings: of the search.
+        adapter: of the run; its tasks are known by digest, wherever they are.
+
     Raises:
-        UsageError: other than validation rows of the run's own task.
+        UsageError: other than validation rows of a task that the adapter was trained on.
+        ArtefactError: the task cannot be read.
     """
-    if settings.split != "validation" and settings.task is None:
+    if settings.split == "validation":
+        return
+    if settings.task is None or _digest(settings.task) in adapter.manifest.parents.values():
         raise UsageError(
             f"the {settings.split} rows of the run judge what a search finds, and it must not see them",
             where="--split",
             remedy="Leave --split out, or name another task with --task",
         )
+
+
+def _digest(task: str) -> str | None:
+    """Of the manifest beside a task; None where it has none."""
+    directory = locate_task(task).directory
+    if directory is None or not (directory / MANIFEST).is_file():
+        return None
+    return open_artefact(directory, kind="task", only=()).sha256
 
 
 def settled_cost(settings: SearchSettings) -> Cost:

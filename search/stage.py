@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from search.document import Origin, describe_record
-from search.estimates import Memory, plan_memory, require_memory
+from search.estimates import Memory, plan_memory
 from search.evidence import find_held_back
 from search.examination import Examiner
 from search.exploration import explore
@@ -19,7 +19,7 @@ from search.front import BestRule, best_record, find_largest, pareto_document, p
 from search.journal import JOURNAL_FILE, Journal, Record
 from search.limits import check_params, find_table, limited_rule, make_limit
 from search.measurements import Measurements
-from search.measuring import MeasuredTask, WorkersObjective, build_objective, training_device
+from search.measuring import MeasuredTask, WorkersObjective, build_objective, measured_precision, training_device
 from search.objective import Objective
 from search.opening import SearchableRun, SearchInputs, open_inputs, open_run
 from search.piece_store import PIECES_FILE, PieceStore
@@ -37,7 +37,7 @@ from shearling.artefact import check_destination, write_artefact
 from shearling.console import log, progress
 from shearling.elastic.subnet import Subnet
 from shearling.executors.executor import Workforce, check_workforce, limit_threads, make_executor
-from shearling.resources import Estimate, in_words
+from shearling.resources import Estimate, in_words, require
 from shearling.run import Run
 from shearling.strict_json import write_document, write_json, write_text
 
@@ -157,7 +157,7 @@ def estimate_by_recipe(
     opened = _mixed(opened, chosen)
     settled = _settle(opened, chosen, replace(recipe_rule(opened.section), **rule))
     inputs = open_inputs(opened, task=settled.task, latency=find_table(run, settled))
-    return plan_memory(inputs, settled, workforce, memory)[1]
+    return plan_memory(inputs, settled, workforce, memory).estimate
 
 
 def search(
@@ -199,10 +199,14 @@ def search(
 def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, conduct: Conduct) -> Searched:
     opened = _mixed(opened, settings)
     settings = _settle(opened, settings, rule)
+    settings = replace(settings, precision=measured_precision(settings.precision, conduct.workforce))
     run, inputs = opened.run, open_inputs(opened, task=settings.task, latency=find_table(opened.run, settings))
-    lean, estimate = plan_memory(inputs, settings, conduct.workforce, conduct.memory)
-    log.print(f"expected: {in_words(estimate.memory_bytes)} of memory{', merged weights made anew' if lean else ''}")
-    require_memory(estimate, run.search, lean=lean, workforce=conduct.workforce)
+    plan = plan_memory(inputs, settings, conduct.workforce, conduct.memory)
+    how = ", merged weights made anew" if plan.lean else ""
+    log.print(f"expected: {in_words(plan.estimate.memory_bytes)} of memory{how}")
+    if conduct.memory == "lean" and not plan.lean:
+        log.print("--memory lean changes nothing here: weights that are rounded are held in float32")
+    require(plan.estimate, run.search, remedy=plan.remedy)
     if inputs.latency is not None:
         log.print(f"latencies are predicted for: {inputs.latency}")
     with write_artefact(
@@ -216,13 +220,13 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
         scratch=(SETTINGS_FILE, PIECES_FILE),
     ) as draft:
         device = training_device() if conduct.workforce.entry.in_process else None
-        measured = build_objective(settings, inputs, device=device, lean=lean)
+        measured = build_objective(settings, inputs, device=device, lean=plan.lean)
         prepared = _prepare(opened, settings, measured, rule)
         question = question_of(settings, inputs, measured.sha256)
         resume(draft.directory, settings, inputs, question=question, anchors=prepared.anchors, consent=conduct.consent)
         journal = Journal(draft.directory / JOURNAL_FILE)
         store = PieceStore(draft.directory / PIECES_FILE, question, prepared.measured.split)
-        with _measuring(prepared.measured, settings, inputs, conduct.workforce, store, lean=lean) as measure:
+        with _measuring(prepared.measured, settings, inputs, conduct.workforce, store, lean=plan.lean) as measure:
             watch = _watch(opened, prepared, settings, journal)
             with watching(watch, opened.run.search_page):
                 best = _choose(prepared, settings, journal, measure, watch)
@@ -272,7 +276,7 @@ def _mixed(opened: SearchableRun, settings: SearchSettings) -> SearchableRun:
 
 
 def _settle(opened: SearchableRun, settings: SearchSettings, rule: BestRule) -> SearchSettings:
-    check_split(settings)
+    check_split(settings, opened.adapter)
     return settle(settings, rule, opened.space, sparse="sparse" in opened.adapter.manifest.parents)
 
 

@@ -38,6 +38,7 @@ from shearling.errors import (
     ShearlingError,
     UsageError,
 )
+from shearling.resources import device_exhausted
 
 INTERRUPTED = 130
 HOW_TO_GO_ON = (
@@ -258,7 +259,7 @@ def _explain_unforeseen(error: Exception) -> ShearlingError:
             f"the package {name} is not installed",
             remedy="pip install 'shearling[cpu]', or 'shearling[gpu]'; 'shearling[guard]' holds serve check alone",
         )
-    return ShearlingError(
+    return device_exhausted(error) or ShearlingError(
         f"internal error: {type(error).__name__}: {error}", remedy="Run again with --debug and report the traceback"
     )
 

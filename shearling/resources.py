@@ -7,7 +7,9 @@ count as well: the system may drop such pages, but a reader that comes back to t
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +98,32 @@ def available_memory_bytes() -> int:
     in_containers = [_left_in_container(*files) for files in _CGROUPS]
     left_bytes = [psutil.virtual_memory().available, *(left for left in in_containers if left is not None)]
     return own_bytes + min(left_bytes)
+
+
+def free_device_bytes() -> int | None:
+    """Memory of the CUDA device that this process computes on, as far as nobody holds it; None where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    # Launchers of several processes give each its own.
+    device = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    free_bytes: int = torch.cuda.mem_get_info(device)[0]
+    return free_bytes
+
+
+def device_exhausted(error: BaseException) -> ResourceExhausted | None:
+    """What to say of an error of torch, where a device had too little memory; else None."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return None
+    # What follows is of torch's allocator.
+    told = str(error).partition(" Including non-PyTorch memory")[0].partition(" Of the allocated memory")[0]
+    return ResourceExhausted(
+        f"a device has too little memory: {told.rstrip('.')}",
+        remedy='Use a smaller batch size, or less memory (--memory lean of a search, [train] memory = "lean" and '
+        "gradient_checkpointing = true), or free the device of what else runs there",
+    )
 
 
 def cuda_libraries_bytes() -> int:

@@ -6,6 +6,7 @@ on random models by `python -m benchmarks.scale`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from shearling.evaluation.precision import resolve_precision
@@ -16,7 +17,7 @@ from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
 from shearling.registry.pruning_methods import PRUNING_METHODS
-from shearling.resources import Estimate, available_memory_bytes, cuda_libraries_bytes
+from shearling.resources import Estimate, available_memory_bytes, cuda_libraries_bytes, free_device_bytes
 from train.base.adaptation import adapting_recipe
 
 LIBRARIES_BYTES = 670 * 2**20
@@ -112,7 +113,7 @@ def trains_lean(
     figures: ModelFigures, adapter: AdapterSection, train: TrainSection, *, max_length: int, on_grid: bool
 ) -> bool:
     """Whether a training takes less memory and more time: where the recipe says so, or leaves it open and what is
-    faster does not fit.
+    faster does not fit into this machine, once for each process, or into the device. Each process sees what it sees.
 
     Args:
         figures: of the frozen model.
@@ -124,7 +125,16 @@ def trains_lean(
     if on_grid or train.memory != "auto":
         return train.memory == "lean" and not on_grid
     fast = estimate_training(figures, adapter, train, max_length=max_length, lean=False)
-    return fast.memory_bytes > available_memory_bytes()
+    device_bytes = free_device_bytes()
+    held_bytes = fast.memory_bytes - TRAINING_LIBRARIES_BYTES - cuda_libraries_bytes()
+    return local_processes() * fast.memory_bytes > available_memory_bytes() or (
+        device_bytes is not None and held_bytes > device_bytes
+    )
+
+
+def local_processes() -> int:
+    """Processes of a training on this machine, as the launcher tells it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def longest_sequence(train: TrainSection, tasks: Iterable[TaskSection]) -> int:
@@ -167,6 +177,8 @@ def what_would_fit(recipe: Recipe, part: str) -> str:
     if part in ("lora", "super_adapter", "adapted") and train is not None:
         if train.memory == "fast":
             return 'Set memory = "lean" in [train]'
+        if local_processes() > 1:
+            return "Start fewer processes on this machine"
         if not train.gradient_checkpointing:
             return "Set gradient_checkpointing = true in [train], or a smaller batch_size"
         return "Set a smaller batch_size or max_length, or use a larger machine"
@@ -183,7 +195,7 @@ def _trained(recipe: Recipe, figures: ModelFigures) -> Estimate:
     found = estimate_training(figures, adapter, train, max_length=length, lean=lean)
     # A grid is found on a copy of the model.
     copied = FLOAT32_BYTES * figures.parameters if on_grid else 0
-    return Estimate(found.memory_bytes + copied, found.disk_bytes)
+    return Estimate(local_processes() * (found.memory_bytes + copied), found.disk_bytes)
 
 
 def _libraries() -> int:

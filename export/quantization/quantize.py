@@ -94,7 +94,7 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
             where="--weight-format int4",
             remedy="Use --weight-format int8, or --quantization fast",
         )
-    bf16 = resolve_precision("auto") == "bf16"
+    bf16 = resolve_precision("auto", device=next(student.parameters()).device.type) == "bf16"
     windows = windows_of(streams, plan.samples, seed=SEED)
     if together:
         layers = round_layers(student, transformer, windows, groups, bits=BITS, bf16=bf16)

@@ -114,11 +114,15 @@ def load_grids(path: Path, *, base: Path) -> WeightGrids:
 
 
 def _read(tensors: Mapping[str, Tensor], name: str, *, bits: int, where: str) -> Rounded:
+    import torch
+
     from shearling.quantization.rounding import LIMITS, Rounded
 
     codes, scales = tensors.get(f"{name}.{CODES}"), tensors.get(f"{name}.{SCALES}")
     if codes is None or scales is None or codes.ndim != 2 or scales.ndim != 2 or len(codes) != len(scales):
         raise ArtefactCorrupt("integers and scales do not fit together", where=where)
+    if codes.dtype != torch.int8:
+        raise ArtefactCorrupt(f"integers of {codes.dtype}", where=where)
     if scales.shape[1] == 0 or codes.shape[1] % scales.shape[1]:
         raise ArtefactCorrupt(f"{scales.shape[1]} groups do not divide {codes.shape[1]} columns", where=where)
     if not (scales.isfinite().all() and (scales != 0).all()):
@@ -126,4 +130,4 @@ def _read(tensors: Mapping[str, Tensor], name: str, *, bits: int, where: str) ->
     least, most = LIMITS[bits]
     if codes.min() < least or codes.max() > most:
         raise ArtefactCorrupt(f"an integer is outside {least}..{most}", where=where)
-    return Rounded(codes.float(), scales.float(), codes.shape[1] // scales.shape[1], bits)
+    return Rounded(codes, scales.float(), codes.shape[1] // scales.shape[1], bits)

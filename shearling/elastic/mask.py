@@ -65,8 +65,22 @@ class PackedMasks(Mapping[str, "Tensor"]):
     def __init__(self) -> None:
         self._packed: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
 
+    @classmethod
+    def of(cls, masks: Masks) -> PackedMasks:
+        """These masks; what is added later is added to what is returned alone."""
+        found = cls()
+        if isinstance(masks, PackedMasks):
+            found._packed |= masks._packed
+        else:
+            found.add(masks)
+        return found
+
     def __getitem__(self, name: str) -> Tensor:
         return unpack_mask(*self._packed[name])
+
+    def __contains__(self, name: object) -> bool:
+        # Without it every question would unpack a mask.
+        return name in self._packed
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._packed)
@@ -96,9 +110,7 @@ def save_masks(path: Path, masks: Masks) -> None:
     """Write masks to a safetensors file."""
     from safetensors.torch import save_file
 
-    packed = masks if isinstance(masks, PackedMasks) else PackedMasks()
-    if packed is not masks:
-        packed.add(masks)
+    packed = PackedMasks.of(masks)
     shapes = {name: list(packed.shape(name)) for name in packed}
     tensors = {name: packed.packed(name) for name in packed}
     save_file(tensors, path, metadata={"packing": PACKING, "shapes": json.dumps(shapes)})

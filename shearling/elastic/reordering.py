@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shearling.elastic.mask import Masks
+from shearling.elastic.mask import Masks, PackedMasks
 from shearling.elastic.search_space import Group, SearchSpace
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing
 
@@ -95,7 +95,9 @@ def load_reordering(path: Path, *, base: Path) -> Reordering:
     return Reordering(facts["method"], facts["base_weights_sha256"], orders)
 
 
-def apply_reordering(model: nn.Module, masks: Masks | None, space: SearchSpace, reordering: Reordering) -> Masks | None:
+def apply_reordering(
+    model: nn.Module, masks: Masks | None, space: SearchSpace, reordering: Reordering
+) -> PackedMasks | None:
     """Move the channels of a plain model, in place; its function stays the same.
 
     Args:
@@ -116,7 +118,7 @@ def apply_reordering(model: nn.Module, masks: Masks | None, space: SearchSpace, 
     if groups.keys() != reordering.orders.keys():
         odd = sorted(groups.keys() ^ reordering.orders.keys())[0]
         raise ArtefactMismatch("the reordering and the search space disagree on this group", where=odd)
-    moved = None if masks is None else dict(masks)
+    moved = None if masks is None else PackedMasks.of(masks)
     with torch.no_grad():
         for group_id, group in groups.items():
             order = reordering.orders[group_id]
@@ -127,7 +129,7 @@ def apply_reordering(model: nn.Module, masks: Masks | None, space: SearchSpace, 
             for path, axis, channels in group_channels(group, order):
                 _move(model.get_submodule(path), axis, channels)
                 if moved is not None and path in moved:
-                    moved[path] = moved[path].index_select(axis, channels)
+                    moved.add({path: moved[path].index_select(axis, channels)})
     return moved
 
 

@@ -170,6 +170,9 @@ class CausalScorer(TemplateLM, abc.ABC):
         owners: list[int] = []
         for owner, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
+            # The windows put it there as well, and it is none of the text's own.
+            if tokens[:1] == [self.prefix_token_id]:
+                del tokens[0]
             rolling = get_rolling_token_windows(
                 token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=window, context_len=1
             )

@@ -165,7 +165,7 @@ class ClassifierEvaluator:
         self, model: nn.Module, tokenizer: Any, *, precision: Precision, on_rows: OnRows | None = None
     ) -> Measure:
         """See `TaskEvaluator.on_torch`."""
-        bf16 = resolve_precision(precision) == "bf16"
+        bf16 = resolve_precision(precision, device=next(model.parameters()).device.type) == "bf16"
         scorer = TorchClassifier(model, tokenizer, max_length=self.max_length, bf16=bf16, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 

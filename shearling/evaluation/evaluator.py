@@ -15,20 +15,20 @@ import json
 import logging
 import math
 import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shearling.errors import ArtefactMissing, UsageError
+from shearling.errors import UsageError
 from shearling.evaluation.confidence import wilson_interval
+from shearling.evaluation.harness_tasks import load_harness_task
 from shearling.evaluation.lm_eval_task import CHAT, answer_task, text_task
 from shearling.evaluation.precision import Precision, resolve_precision
-from shearling.evaluation.task import SPLITS, Split
+from shearling.evaluation.task import Split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,10 +42,6 @@ ACCURACY_METRICS = ("acc", "exact_match", "acc_norm", "pass@1", "f1", "rougeL", 
 TEXT_ROWS = 500
 """Rows whose text is measured in bits per byte. Every token counts there, so that it settles on fewer rows than an
 accuracy does."""
-
-HARNESS_SPLITS: Mapping[Split, str] = {"train": "training", "validation": "validation", "test": "test"}
-FILE_FORMATS = ("json", "csv", "parquet", "text")
-"""What the `datasets` library reads from files."""
 
 _SOURCE = "config_source"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -122,14 +118,18 @@ class Evaluator:
         self.limit = limit
         self.batch_size = batch_size
         with _silence():
-            self._answers = _load_task(task, split=split, include_path=include_path, name=answer_task(task, split))
+            self._answers = load_harness_task(
+                task, split=split, include_path=include_path, name=answer_task(task, split)
+            )
             self._text = None
             if (
                 bits_per_byte
                 and include_path is not None
                 and (include_path / f"{text_task(task, split)}.yaml").is_file()
             ):
-                self._text = _load_task(task, split=split, include_path=include_path, name=text_task(task, split))
+                self._text = load_harness_task(
+                    task, split=split, include_path=include_path, name=text_task(task, split)
+                )
         rows = len(self._answers.eval_docs)
         self.rows = rows if limit is None else min(rows, limit)
 
@@ -255,96 +255,8 @@ def torch_scorer(
     """
     from shearling.evaluation.torch_scorer import TorchScorer
 
-    return TorchScorer(
-        model, tokenizer, batch_size=batch_size, bf16=resolve_precision(precision) == "bf16", on_rows=on_rows
-    )
-
-
-def _load_task(task: str, *, split: Split, include_path: Path | None, name: str) -> Any:
-    manager = _task_manager(include_path)
-    if name not in manager.all_subtasks:
-        name = task
-        if name not in manager.all_subtasks:
-            manager = _task_manager(None)
-    if name in manager.all_groups or name in manager.all_tags:
-        raise UsageError("this is a group of tasks", where=f"task {name}", remedy="Name one of its tasks")
-    if name not in manager.all_subtasks:
-        raise UsageError("no such task", where=f"task {name}", remedy="List them with: lm_eval ls tasks")
-    return _build_task(name, manager, split)
-
-
-@functools.cache
-def _known_tasks() -> Any:
-    # Parses the harness's thousands of task files, which takes seconds: once, and only where the run has no such task.
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
-def _task_manager(include_path: Path | None) -> Any:
-    from lm_eval.tasks import TaskManager
-
-    return (
-        _known_tasks() if include_path is None else TaskManager(include_path=str(include_path), include_defaults=False)
-    )
-
-
-def _build_task(name: str, manager: Any, split: Split) -> Any:
-    entry = manager.task_index[name]
-    config = entry.cfg or {}
-    # A task that is a class says what it has when it is built.
-    if "class" not in config:
-        _check_split(
-            split, {other for other in SPLITS if config.get(f"{HARNESS_SPLITS[other]}_split") is not None}, name
-        )
-    overrides = {"task": name, **_local_data(entry)}
-    if split == "validation":
-        # The harness prefers a test split where there is one.
-        overrides["test_split"] = None
-    with tempfile.TemporaryDirectory() as cache:
-        if "dataset_kwargs" in overrides:
-            overrides["dataset_kwargs"] |= {"cache_dir": cache, "keep_in_memory": True}
-        try:
-            built = manager._factory.build(entry, overrides=overrides, registry=manager.task_index)
-        except (OSError, ConnectionError) as error:
-            raise ArtefactMissing(
-                f"the data of this task is not on this machine: {error}", where=f"task {name}"
-            ) from error
-    _check_split(split, {other for other in SPLITS if getattr(built, f"has_{HARNESS_SPLITS[other]}_docs")()}, name)
-    return built
-
-
-def _check_split(split: Split, has: Set[Split], name: str) -> None:
-    if split in has:
-        return
-    remedy = "Name a task that has one"
-    if split == "validation" and "test" in has:
-        remedy += ", or take its test rows with --split test: after that they are no test"
-    there = ", ".join(sorted(has)) or "none"
-    raise UsageError(f"this task has no {split} split: it has {there}", where=f"task {name}", remedy=remedy)
-
-
-def _local_data(entry: Any) -> dict[str, Any]:
-    # The harness resolves data files against the working directory; a task file means those beside it.
-    config = entry.cfg or {}
-    kwargs = config.get("dataset_kwargs") or {}
-    if config.get("dataset_path") not in FILE_FORMATS or "data_files" not in kwargs or entry.yaml_path is None:
-        return {}
-    return {"dataset_kwargs": {**kwargs, "data_files": _anchored(kwargs["data_files"], Path(entry.yaml_path).parent)}}
-
-
-def _anchored(files: Any, directory: Path) -> Any:
-    """One path, several, or either by split, as the harness takes them."""
-    if isinstance(files, dict):
-        return {split: _anchored(named, directory) for split, named in files.items()}
-    if isinstance(files, list):
-        return [_anchored(named, directory) for named in files]
-    if "://" in str(files):
-        return files
-    path = directory / str(files)
-    if not path.is_file():
-        raise ArtefactMissing("the data of this task is missing", where=path)
-    return str(path)
+    bf16 = resolve_precision(precision, device=next(model.parameters()).device.type) == "bf16"
+    return TorchScorer(model, tokenizer, batch_size=batch_size, bf16=bf16, on_rows=on_rows)
 
 
 def _run(

@@ -122,7 +122,7 @@ def score_models(
     """
     check_workforce(workforce)
     models = [find_given_model(parse_target(target)) for target in targets]
-    settled = resolve_precision(precision)
+    settled = resolve_precision(precision, device="cpu")
     work = ScoringWork(
         tasks=tuple(_absolute(task) for task in tasks),
         head=_common_head(models),

@@ -87,6 +87,11 @@ class Workforce:
         """
         return self.threads if self.threads is not None or self.entry.in_process else 1
 
+    @property
+    def workers_here(self) -> int:
+        """Workers of one machine: as many as are asked for, else as its processors have room for."""
+        return self.workers or max(1, available_cpus() // (self.threads_per_worker or 1))
+
 
 class Executor(Protocol):
     """See the module. It holds workers between calls of `run`, until it is closed."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from shearling.errors import ShearlingError
 from shearling.executors.crew import CrewExecutor, Done, Event, Failed, Lost, Opened
-from shearling.executors.executor import OpenWork, Workforce, available_cpus
+from shearling.executors.executor import OpenWork, Workforce
 from shearling.executors.process_worker import serve_pipe
 
 SILENCE_S = 60.0
@@ -37,8 +37,7 @@ class ProcessExecutor(CrewExecutor):
     """
 
     def __init__(self, workforce: Workforce, open_work: OpenWork) -> None:
-        workers = workforce.workers or max(1, available_cpus() // (workforce.threads_per_worker or 1))
-        super().__init__(ProcessCrew(open_work), workers)
+        super().__init__(ProcessCrew(open_work), workforce.workers_here)
 
 
 class ProcessMember:

@@ -34,6 +34,9 @@ PULSE_S = 5.0
 SILENCE_S = 12 * PULSE_S
 """An actor that has not answered for so long hangs: it is replaced. Ray itself notices nodes that are gone."""
 
+GRACE_S = 5.0
+"""So long actors may take to delete what they were sent; who is killed deletes nothing."""
+
 
 class RayExecutor(CrewExecutor):
     """See the module.
@@ -81,13 +84,14 @@ class Actor:
 
     def __init__(self) -> None:
         self._work: Work | None = None
+        self._received: tempfile.TemporaryDirectory[str] | None = None
         self._name = f"node {ray.util.get_node_ip_address()}"
 
     def open(self, identity: Mapping[str, str], open_work: bytes, parcel: Mapping[str, Any] | None = None) -> Any:
         """Load what the work needs, from a parcel if there is one; the error if there was one."""
         _, error = attempt(functools.partial(check_identity, identity, where=self._name))
         if error is None:
-            self._work, error = attempt(_open, open_work, parcel)
+            self._work, error = attempt(self._open, open_work, parcel)
             if error is not None:
                 error.where = f"{self._name}: {error.where}" if error.where else self._name
         return error
@@ -101,6 +105,25 @@ class Actor:
     @ray.method(concurrency_group="pulse")
     def pulse(self) -> None:
         """Answer, whatever else goes on."""
+
+    @ray.method(concurrency_group="pulse")
+    def discard(self) -> None:
+        """Delete the files of the parcel; no work can be done from then on."""
+        if self._received is not None:
+            self._received.cleanup()
+
+    def _open(self, open_work: bytes, parcel: Mapping[str, Any] | None) -> Work:
+        opener: Any = ray.cloudpickle.loads(open_work)
+        if parcel is None:
+            return opener()
+        # The work may come back to its files at any time: weights of variants are read when a layer takes one.
+        self._received = tempfile.TemporaryDirectory(prefix="shearling-run-", ignore_cleanup_errors=True)
+        directory = Path(self._received.name)
+        for name, reference in parcel.items():
+            file = directory / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            ray.get(reference).tofile(file)
+        return opener.at(directory)()
 
 
 class RayMember:
@@ -190,6 +213,9 @@ class RayCrew:
 
     def dismiss(self) -> None:
         """See `Crew.dismiss`."""
+        discarding = [member.actor.discard.remote() for member in self._members if member.shipped]
+        if discarding:
+            ray.wait(discarding, num_returns=len(discarding), timeout=GRACE_S)
         for member in self._members:
             _kill(member.actor)
         self._members.clear()
@@ -235,19 +261,6 @@ class RayCrew:
         self._members.remove(member)
         _kill(member.actor)
         return Lost(member, reason)
-
-
-def _open(open_work: bytes, parcel: Mapping[str, Any] | None) -> Work:
-    opener: Any = ray.cloudpickle.loads(open_work)
-    if parcel is None:
-        return opener()
-    # What is loaded stays in memory; mapped files live until they are unmapped.
-    with tempfile.TemporaryDirectory(prefix="shearling-run-") as directory:
-        for name, reference in parcel.items():
-            file = Path(directory) / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            ray.get(reference).tofile(file)
-        return opener.at(Path(directory))()
 
 
 def _kill(actor: Any) -> None:

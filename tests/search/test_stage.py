@@ -17,16 +17,18 @@ import pytest
 
 import shearling.artefact
 from search.costing import count_frozen_nonzero
+from search.estimates import MemoryPlan, plan_memory
 from search.front import BestRule, best_record
 from search.journal import read_journal
 from search.objective import SubnetObjective
-from search.opening import open_run, searched_files
+from search.opening import SearchInputs, open_inputs, open_run, searched_files
 from search.pick import describe_row
 from search.pieces import Piece
 from search.row_split import RowSplit
 from search.settings import SearchSettings, recipe_settings
 from search.stage import Searched, search
 from shearling.artefact import open_artefact, sha256_file
+from shearling.elastic.search_space import GridSpec
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import load_super_network
 from shearling.errors import ArtefactMismatch, NoCandidate, OutputExists, ResourceExhausted, UsageError
@@ -417,15 +419,40 @@ def test_less_memory_finds_the_same_here_and_in_workers(trained: Path, tmp_path:
 
 def test_too_little_memory_is_refused_with_what_would_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shearling.resources.available_memory_bytes", lambda: 2**20)
-    for options, remedy in (
-        ({"memory": "fast"}, "--memory lean"),
-        ({"memory": "lean"}, "--batch-size"),
-        ({"workforce": Workforce("processes", workers=2)}, "fewer --workers"),
+    for changed, options, remedy in (
+        ({}, {"memory": "fast"}, "--memory lean"),
+        ({}, {"memory": "lean"}, "--batch-size"),
+        ({"layer_formats": ("int8", "int4")}, {"memory": "fast"}, "--batch-size"),
+        ({"layer_formats": ("int8", "int4")}, {"memory": "lean"}, "--batch-size"),
+        ({}, {"workforce": Workforce("processes", workers=2)}, "fewer --workers"),
     ):
         with pytest.raises(ResourceExhausted, match=r"of memory needed, 1\.0 MiB available") as caught:
-            search(run, settings(), BestRule(), **options)
+            search(run, settings(**changed), BestRule(), **options)
         assert remedy in str(caught.value.remedy)
+        assert "lean" not in str(caught.value.remedy) or remedy == "--memory lean"
     assert not run.search.exists()
+
+
+def test_memory_is_planned_for_the_workers_that_there_will_be_and_for_the_device(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shearling.executors.executor.available_cpus", lambda: 8)
+    monkeypatch.setattr("search.estimates.available_memory_bytes", lambda: 2**50)
+    inputs = open_inputs(open_run(run), task=None)
+
+    def plan(inputs: SearchInputs, workforce: Workforce) -> MemoryPlan:
+        return plan_memory(inputs, settings(), workforce, "auto")
+
+    one_bytes = plan(inputs, Workforce()).estimate.memory_bytes
+    assert plan(inputs, Workforce("processes", threads=4)).estimate.memory_bytes == 2 * one_bytes
+    monkeypatch.setattr("search.estimates.free_device_bytes", lambda: 0)
+    assert plan(inputs, Workforce()).lean
+    assert not plan(inputs, Workforce("processes", workers=1)).lean, "workers compute on the CPU"
+    adapter = inputs.space.adapter.model_copy(update={"grid": GridSpec(bits=8)})
+    rounded = replace(inputs, space=inputs.space.model_copy(update={"adapter": adapter}))
+    on_grid = plan(rounded, Workforce())
+    assert not on_grid.lean
+    assert "lean" not in on_grid.remedy
 
 
 def test_a_dry_run_shows_the_memory_and_searches_nothing(run: Run) -> None:
@@ -448,6 +475,7 @@ def test_candidates_are_measured_where_they_were_trained(
 
     monkeypatch.setattr("search.stage.build_objective", build)
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    monkeypatch.setattr("search.estimates.free_device_bytes", lambda: 2**40)
     for workforce in (Workforce(), Workforce("processes", workers=1)):
         with pytest.raises(UsageError, match="seen"):
             search(run, settings(), BestRule(), workforce=workforce)

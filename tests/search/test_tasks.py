@@ -42,6 +42,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "run"
 
 
+@pytest.fixture(scope="module")
+def of_two_tasks(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a task of [[data]] beside its own, and a copy of its own."""
+    directory = tmp_path_factory.mktemp("two")
+    recipe = write_tiny_recipe(directory, train={"steps": 2}, data=[{**HEADLINES, "name": "more"}])
+    run_stage("train", "--recipe", recipe, "--output", directory / "run", code=0)
+    run = Run(directory / "run")
+    shutil.copytree(run.task, run.path / "copy")
+    return run
+
+
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Run:
     return Run(shutil.copytree(trained, tmp_path / "run"))
@@ -125,6 +136,13 @@ def test_test_rows_are_searched_only_where_that_is_said(run: Run, tmp_path: Path
     metrics = open_subnet(run.search / "best.json").subnet.metrics
     assert metrics is not None
     assert (metrics.task, metrics.split) == ("even", "test")
+
+
+@pytest.mark.parametrize("named", ["task", "task/headlines_test.yaml", "copy", "data/more"])
+def test_the_runs_own_test_rows_are_refused_by_whatever_path_they_are_named(of_two_tasks: Run, named: str) -> None:
+    task = of_two_tasks.path / named
+    refused = run_stage("search", "--run", of_two_tasks.path, "--task", task, "--split", "test", code=2)
+    assert "the test rows of the run judge what a search finds" in refused.stderr
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from shearling.errors import ArtefactMismatch, ArtefactMissing, NoCandidate, Usa
 from shearling.executors.executor import Workforce
 from shearling.run import Run
 from tests.support.documents import ROOT
+from tests.support.mixed_runs import RATIOS, mixed_run
 from tests.support.ray_clusters import ray_cluster
 from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_runs import tiny_recipe
@@ -119,26 +120,56 @@ def test_a_ray_cluster_finds_the_same_as_one(trained: Path, alone: Run, tmp_path
             assert found(run) == found(alone)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
-def test_nodes_that_do_not_see_the_run_are_sent_it(
-    run: Run, alone: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
-    pytest.importorskip("ray")
+@pytest.fixture
+def cut_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Workers do not see the run; returns where they put what they are sent."""
     original = WorkersObjective.of
-    elsewhere = run.path.parent / "not mounted"
+    elsewhere, received = tmp_path / "not mounted", tmp_path / "received"
     monkeypatch.setattr(
         WorkersObjective,
         "of",
         lambda *given, **options: dataclasses.replace(original(*given, **options), run=elsewhere),
     )
+    received.mkdir()
+    monkeypatch.setenv("TMPDIR", str(received))
+    # Ray's own sockets need a short path.
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    return received
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+def test_nodes_that_do_not_see_the_run_are_sent_it(
+    run: Run, alone: Run, cut_off: Path, capfd: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("ray")
     with ray_cluster() as cluster:
         workforce = Workforce(executor="ray", workers=2, address=cluster.address)
         search(run, SETTINGS, BestRule(), workforce=workforce)
+        assert list(cut_off.glob("shearling-*")) == []
     assert "a node does not see the run: its files are sent" in capfd.readouterr().err
     assert found(run) == found(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+def test_nodes_that_are_sent_a_run_with_variants_read_them_when_a_layer_takes_one(
+    cut_off: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    mixed = mixed_run(tmp_path / "mixed")
+    here = Run(shutil.copytree(mixed.path, tmp_path / "here"))
+    settings = dataclasses.replace(SETTINGS, ratios=RATIOS, evaluations=4)
+    search(here, settings, BestRule(), workforce=Workforce(threads=1))
+    with ray_cluster() as cluster:
+        workforce = Workforce(executor="ray", workers=2, address=cluster.address)
+        search(mixed, settings, BestRule(), workforce=workforce)
+        assert list(cut_off.glob("shearling-*")) == []
+    assert found(mixed) == found(here)
 
 
 @pytest.mark.slow

@@ -38,6 +38,12 @@ def work(how: str, count: int = 1, json: JsonFlag = False, debug: DebugFlag = Fa
         raise OSError(28, "No space left on device", "/a/file")
     if how == "unreadable":
         raise PermissionError(13, "Permission denied", "/a/file")
+    if how == "device":
+        import torch
+        raise torch.cuda.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which 1.50 GiB "
+            "is free. Including non-PyTorch memory, this process has 6.29 GiB memory in use."
+        )
     if how == "bug":
         raise KeyError("colour")
     if how not in ("good", "table"):
@@ -137,6 +143,13 @@ def test_our_own_defects_are_5_and_show_their_traceback_only_on_request(program)
     assert "KeyError" in quiet.stderr
     assert "Traceback" not in quiet.stderr
     assert "Traceback" in loud.stderr
+
+
+def test_a_device_without_memory_is_4_and_says_what_would_fit(program):
+    done = run(program, "device")
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: a device has too little memory: CUDA out of memory. Tried to allocate 2.00")
+    assert "1.50 GiB is free. Use a smaller batch size" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["good", "--unknown"], ["good", "--count", "many"], ["good", "extra"], []])

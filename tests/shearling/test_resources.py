@@ -10,7 +10,7 @@ import pytest
 
 from shearling import resources
 from shearling.errors import ResourceExhausted
-from shearling.resources import Estimate, available_memory_bytes, in_words, require
+from shearling.resources import Estimate, available_memory_bytes, free_device_bytes, in_words, require
 
 
 def test_one_after_the_other_takes_the_larger_memory_and_both_disks():
@@ -34,6 +34,18 @@ def test_what_cannot_fit_is_refused_with_what_there_is_and_what_would(tmp_path, 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(2**20))
     with pytest.raises(ResourceExhausted, match=r"about 1\.0 TiB of memory needed, .* available.*Take less"):
         require(Estimate(2**40), tmp_path, remedy="Take less")
+
+
+def test_the_device_of_a_process_is_asked_where_there_is_one(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert free_device_bytes() is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (100 + device, 1000))
+    assert free_device_bytes() == 100
+    for rank, free_bytes in (("1", 101), ("2", 100)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert free_device_bytes() == free_bytes
 
 
 def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):

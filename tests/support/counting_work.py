@@ -20,8 +20,8 @@ class Request:
     Attributes:
         number: to be squared.
         seconds: that it takes.
-        act: `refuse` and `break` raise errors, `die` ends the worker, `die_once` the first one that gets it, `hang`
-            stops it.
+        act: `refuse`, `break` and `fill` raise errors, `die` ends the worker, `die_once` the first one that gets it,
+            `hang` stops it.
     """
 
     number: int
@@ -61,6 +61,10 @@ class Squares:
                 raise UsageError("this number is not liked", where="here", remedy="Take another")
             case "break":
                 raise ValueError("cannot be squared")
+            case "fill":
+                import torch
+
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "die_once" | "hang" if self.diary is not None:

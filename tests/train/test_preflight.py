@@ -145,6 +145,27 @@ def test_memory_is_saved_where_the_recipe_leaves_it_open_and_there_is_too_little
         assert estimates(tmp_path / "auto")["super_adapter"] == expected
 
 
+def test_every_process_of_this_machine_takes_memory(tmp_path, monkeypatch):
+    alone = {name: estimates(tmp_path / name, train={"memory": name}) for name in ("fast", "lean")}
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    both = estimates(tmp_path / "both", train={"memory": "fast"})
+    fast_bytes = both["super_adapter"].memory_bytes
+    assert fast_bytes == 2 * alone["fast"]["super_adapter"].memory_bytes
+    assert both["super_adapter"].disk_bytes == alone["fast"]["super_adapter"].disk_bytes
+    assert both["sparse"] == alone["fast"]["sparse"], "one process prunes"
+    monkeypatch.setattr("train.estimates.available_memory_bytes", lambda: fast_bytes - 1)
+    lean_bytes = estimates(tmp_path / "auto")["super_adapter"].memory_bytes
+    assert lean_bytes == 2 * alone["lean"]["super_adapter"].memory_bytes
+    assert "fewer processes" in what_would_fit(tiny_recipe(tmp_path), "super_adapter")
+
+
+def test_memory_is_saved_where_a_device_has_too_little(tmp_path, monkeypatch):
+    fast, lean = (estimates(tmp_path / name, train={"memory": name})["super_adapter"] for name in ("fast", "lean"))
+    for free_bytes, expected in ((fast.memory_bytes, fast), (fast.memory_bytes // 2, lean)):
+        monkeypatch.setattr("train.estimates.free_device_bytes", lambda free_bytes=free_bytes: free_bytes)
+        assert estimates(tmp_path / "auto")["super_adapter"] == expected
+
+
 @pytest.mark.parametrize(
     ("part", "sections", "remedy"),
     [

@@ -196,7 +196,8 @@ def _prune_whole(
     )
     healed = None
     if section.healing is not None:
-        dense = load_model(base.path, dtype="bfloat16" if resolve_precision("auto") == "bf16" else "float32")
+        bf16 = resolve_precision("auto", device=next(model.parameters()).device.type) == "bf16"
+        dense = load_model(base.path, dtype="bfloat16" if bf16 else "float32")
         healed = heal(model, dense, sparsified.masks, healing, section.healing, classifier="classes" in details)
         del dense
     linears = find_layers(model).linears()

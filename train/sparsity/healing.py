@@ -62,7 +62,7 @@ def heal(
         windows[: section.steps * section.batch_size],
         batch_size=section.batch_size,
         classifier=classifier,
-        bf16=resolve_precision("auto") == "bf16",
+        bf16=resolve_precision("auto", device=next(model.parameters()).device.type) == "bf16",
         title="healing",
         where="sparsity.healing",
         remedy="Lower its learning_rate",

@@ -282,6 +282,7 @@ def _is_lean(recipe: Recipe, adapter: AdapterSection, frozen: Artefact) -> bool:
         max_length=longest_sequence(recipe.train, recipe.tasks),
         on_grid=recipe.quantization is not None,
     )
+    lean = bool(processes.largest(int(lean)))
     if lean:
         log.print("in less memory, and slower: merged weights are made again where they are needed")
     return lean

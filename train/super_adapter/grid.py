@@ -59,7 +59,7 @@ def find_grids(
             remedy="Set bits = 8, which has one scale a row",
         )
     blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed, where="quantization.calibration")
-    bf16 = resolve_precision("auto") == "bf16"
+    bf16 = resolve_precision("auto", device=next(student.parameters()).device.type) == "bf16"
     layers = round_layers(student, transformer, blocks, groups, bits=section.bits, bf16=bf16)
     return WeightGrids(section.bits, hash_weights(frozen.path), layers.matrices)
 

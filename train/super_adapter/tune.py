@@ -108,6 +108,7 @@ def tune_subnet(
             max_length=longest_sequence(section, sections),
             on_grid=found.space.adapter.grid is not None,
         )
+        lean = bool(processes.largest(int(lean)))
         return assemble_super_network(found.frozen, found.adapter, found.space, lean=lean), reordering
 
     training = Training(

@@ -129,7 +129,9 @@ def test_a_file_gives_back_what_was_stored_and_puts_weights_onto_it(stored: tupl
     assert (found.bits, found.base_weights_sha256) == (grids.bits, grids.base_weights_sha256)
     assert found.matrices.keys() == grids.matrices.keys()
     for path, rounded in grids.matrices.items():
-        assert torch.equal(found.matrices[path].codes, rounded.codes)
+        assert found.matrices[path].codes.dtype == torch.int8
+        assert torch.equal(found.matrices[path].codes.float(), rounded.codes)
+        assert torch.equal(found.matrices[path].weight, rounded.weight)
         assert torch.equal(found.matrices[path].scales, rounded.scales)
         assert found.matrices[path].group_size == rounded.group_size
     model = wide_model()
@@ -165,6 +167,10 @@ def _spoil_groups(tensors: dict[str, Tensor], name: str) -> None:
     tensors[f"{name}.scales"] = torch.ones(len(tensors[f"{name}.scales"]), 3, dtype=torch.float16)
 
 
+def _widen(tensors: dict[str, Tensor], name: str) -> None:
+    tensors[f"{name}.codes"] = tensors[f"{name}.codes"].float()
+
+
 def _lose(tensors: dict[str, Tensor], name: str) -> None:
     del tensors[f"{name}.scales"]
 
@@ -175,6 +181,7 @@ def _lose(tensors: dict[str, Tensor], name: str) -> None:
         (_spoil_scale, "a scale is zero or not finite"),
         (_spoil_code, "outside -8..7"),
         (_spoil_groups, "3 groups do not divide"),
+        (_widen, "integers of torch.float32"),
         (_lose, "do not fit together"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from export.merge import merge
+from shearling.elastic.mask import PackedMasks
 from shearling.elastic.narrowing import cut_masks
 from shearling.elastic.reordering import Reordering, apply_reordering, load_reordering, save_reordering
 from shearling.elastic.search_space import AdapterSpec, RankTemplate, SearchSpace, WidthTemplate
@@ -153,6 +154,8 @@ def test_reordering_keeps_the_function_and_then_a_prefix_is_the_most_important(m
     assert (logits(model) - before).abs().max() <= 1e-6 * before.abs().max()
     assert (logits(copy.deepcopy(model).double()) - exact).abs().max() <= 1e-14
     modules = dict(model.named_modules())
+    assert isinstance(moved, PackedMasks), "eight times the memory"
+    assert moved.keys() == masks.keys()
     assert all(not modules[path].weight[~mask].any() for path, mask in moved.items())
     kept = scores["layers.1.feed_forward"].topk(50).indices.sort().values
     up = modules["model.layers.1.mlp.up_proj"].weight[:50]

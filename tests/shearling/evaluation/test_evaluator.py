@@ -31,7 +31,7 @@ from shearling.kernel.openvino_extension import compile_ir
 from shearling.strict_json import write_document
 from shearling.target import Target
 from tests.support.fused_models import FUSED
-from tests.support.tiny_models import FAMILIES, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, beginning_tokenizer, tiny_tokenizer
 from tests.support.tiny_runs import tiny_network
 
 CHOICES = ((" no", " yes"), (" sarcastic", " not sarcastic at all"), (" yes", " yes, sure", " no"))
@@ -307,6 +307,16 @@ def to_be_continued() -> list[Instance]:
         Instance("generate_until", doc={}, arguments=(prompt, {"until": ["."], "max_gen_toks": 9}), idx=0)
         for prompt in ("The quick", "Report: nation's models are sparse, small and fast;", "yes")
     ]
+
+
+def test_a_text_is_scored_by_its_own_tokens_where_the_tokenizer_puts_one_before_it() -> None:
+    model, tokenizer = FAMILIES["llama"](), beginning_tokenizer()
+    text = "the lazy fox is fast; " * 3
+    own = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.encode(text) == [tokenizer.bos_token_id, *own]
+    expected, _ = log_likelihood(model, [tokenizer.bos_token_id], own)
+    (found,) = torch_scorer(model, tokenizer).loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_rolling_windows_are_short_and_prompts_are_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:

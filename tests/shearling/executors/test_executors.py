@@ -60,6 +60,20 @@ def test_an_error_of_a_library_is_told_with_its_traceback() -> None:
     assert "counting_work.py" in caught.value.__notes__[0]
 
 
+def test_a_worker_whose_device_is_full_says_what_would_fit() -> None:
+    with pytest.raises(ResourceExhausted, match=r"a device has too little memory: CUDA.*2\.00 GiB.*smaller batch"):
+        squares(processes(1), [Request(1, act="fill")])
+
+
+def test_there_are_as_many_workers_as_processors_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shearling.executors.executor.available_cpus", lambda: 8)
+    for options, expected in (({}, 8), ({"threads": 3}, 2), ({"threads": 9}, 1), ({"threads": 3, "workers": 5}, 5)):
+        workforce = Workforce("processes", **options)
+        executor = make_executor(workforce, Squares())
+        executor.close()
+        assert workforce.workers_here == executor.workers == expected
+
+
 def test_what_cannot_be_opened_is_told_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(ArtefactMissing, match="no super_adapter artefact here"):
         squares(processes(2), [Request(1)], Squares(needs=tmp_path / "absent"))

@@ -168,7 +168,7 @@ def test_the_seed_decides_which_shares_are_tried(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_candidates_loss_is_that_of_a_token_whatever_was_tried_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evolution, "resolve_precision", lambda _requested: "fp32")
+    monkeypatch.setattr(evolution, "resolve_precision", lambda _requested, device: "fp32")
     model, text = FAMILIES["llama"](), [TEXT[0][:9], TEXT[1]]
     total = 0.0
     with torch.no_grad():

@@ -71,7 +71,7 @@ def test_the_text_is_predicted_as_by_the_dense_model_and_nothing_else_moves(fami
 @pytest.fixture
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the machine multiplies fastest in."""
-    monkeypatch.setattr(healing, "resolve_precision", lambda _requested: "fp32")
+    monkeypatch.setattr(healing, "resolve_precision", lambda _requested, device: "fp32")
 
 
 @pytest.mark.usefixtures("_float32")

@@ -19,6 +19,7 @@ from shearling.artefact import open_artefact
 from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.recipe.recipe import read_recipe
 from shearling.run import Run
+from tests.support.documents import ROOT
 from tests.support.tiny_runs import write_tiny_recipe
 from train.stage import run_recipe
 from train.super_adapter.artefact import CHECKPOINTS
@@ -26,12 +27,14 @@ from train.super_adapter.trainer import newest_checkpoint
 
 pytestmark = pytest.mark.slow
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def start_two(recipe: Path, run: Path, *options: str) -> subprocess.Popen[str]:
-    command = [*LAUNCH, "--recipe", str(recipe), "--output", str(run), "--json", *options]
+def start_two(
+    recipe: Path, run: Path, *options: str, program: tuple[str, ...] = ("-m", "train")
+) -> subprocess.Popen[str]:
+    command = [*LAUNCH, *program, "--recipe", str(recipe), "--output", str(run), "--json", *options]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -77,6 +80,20 @@ def test_two_ranks_replace_a_finished_run(two_ranks, tmp_path):
     assert (copy / "run" / "super_adapter" / ADAPTER_FILE).stat().st_mtime_ns > before
     for name, tensor in adapter(two_ranks[0]).items():
         torch.testing.assert_close(adapter(copy / "run")[name], tensor, msg=name)
+
+
+def test_ranks_that_see_different_memory_train_in_the_same_form(tmp_path):
+    program = tmp_path / "starved.py"
+    program.write_text(
+        "import os, runpy, train.estimates\n"
+        "train.estimates.available_memory_bytes = lambda: 2**50 if os.environ['RANK'] == '0' else 0\n"
+        "runpy.run_module('train', run_name='__main__')\n"
+    )
+    recipe = write_tiny_recipe(tmp_path, train={"steps": 2, "batch_size": 2})
+    process = start_two(recipe, tmp_path / "run", program=(str(program),))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "in less memory, and slower" in err, "rank 0 alone has enough"
 
 
 def test_a_signal_to_the_launcher_stops_all_ranks_at_one_step(tmp_path):

@@ -111,7 +111,7 @@ class _Candidates:
                 self._prune(index, level)
         device = next(self._model.parameters()).device
         total, tokens = 0.0, 0
-        bf16 = resolve_precision("auto") == "bf16"
+        bf16 = resolve_precision("auto", device=device.type) == "bf16"
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             for sample in text:
                 ids = sample.to(device)

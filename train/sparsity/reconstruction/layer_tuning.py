@@ -55,6 +55,7 @@ def tune_layer(
     rates = [learning_rate * typical_size(weights[path][masks[path]]) for path in weights]
     groups = [{"params": [weight], "lr": rate} for weight, rate in zip(weights.values(), rates, strict=True)]
     scale, device = _added(states, targets), targets[0].device.type
+    bf16 = resolve_precision("auto", device=device) == "bf16"
     order = torch.Generator().manual_seed(seed)
     updates, done = epochs * len(targets), 0
     for weight in weights.values():
@@ -63,7 +64,7 @@ def tune_layer(
         optimizer = torch.optim.Adam(groups, betas=BETAS, fused=True)
         for _ in range(epochs):
             for index in torch.randperm(len(targets), generator=order).tolist():
-                with torch.autocast(device, torch.bfloat16, enabled=resolve_precision("auto") == "bf16"):
+                with torch.autocast(device, torch.bfloat16, enabled=bf16):
                     outputs = states.output(layer, index)
                 loss = (outputs.float() - targets[index]).square().mean() / scale
                 optimizer.zero_grad()

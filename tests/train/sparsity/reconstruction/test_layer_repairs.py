@@ -149,7 +149,7 @@ def one_linear(*, batches: int = 1) -> tuple[nn.Linear, Tensor, Propagation, lis
 
 def test_tuning_is_adam_with_a_rate_that_falls_linearly_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six updates in float64, by the formulas of Adam; the rate is a share of the root mean square of what is kept."""
-    monkeypatch.setattr(layer_tuning, "resolve_precision", lambda _requested: "fp32")
+    monkeypatch.setattr(layer_tuning, "resolve_precision", lambda _requested, device: "fp32")
     layer, mask, states, targets = one_linear()
     weight, inputs, target = layer.weight.double(), states.batches[0].hidden.double(), targets[0].double()
     rate = 0.05 * weight[mask].square().mean().sqrt()
