@@ -333,6 +333,30 @@ def test_what_else_reads_a_layer_keeps_attention_out_of_it(tmp_path, layer, outp
     core_for(xml).compile_model(loaded.read(), "CPU", F32).create_infer_request()
 
 
+def _double_the_residual(xml: Path) -> None:
+    """Let the second packed layer add twice what the first one leaves."""
+    model = core_for(xml).read_model(xml)
+    _, second, *_ = (node for node in model.get_ordered_ops() if node.get_type_name() == "SparseLayer")
+    doubled = ov.opset13.multiply(second.input_value(1), np.float32(2))
+    second.input(1).replace_source_output(doubled.output(0))
+    save_changed(model, xml)
+
+
+def test_a_residual_that_is_not_the_layer_before_keeps_attention_out_of_it(tmp_path):
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
+    xml = write_packed(tmp_path, seeded_decoder(LlamaForCausalLM, config))
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, 2))
+    before = logits(compiled(xml, fused=False), ids, np.ones_like(ids), [0])
+    _double_the_residual(xml)
+    with pytest.raises(NoMatch, match="something lies between"):
+        find_attentions(core_for(xml).read_model(xml), {})
+    loaded = load_packed(xml, properties=F32)
+    request = core_for(xml).compile_model(loaded.read(), "CPU", F32).create_infer_request()
+    found, expected = (logits(item, ids, np.ones_like(ids), [0]) for item in (request, compiled(xml, fused=False)))
+    assert np.array_equal(found, expected)
+    assert not np.allclose(found, before, rtol=0, atol=1e-3 * np.abs(before).max())
+
+
 def test_a_head_that_is_part_of_the_last_layer_keeps_attention_out_of_it(tmp_path):
     """As it is with an operation behind it, where nothing tells that it is a head."""
     config = Gemma3TextConfig(
