@@ -190,7 +190,7 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     const bool empty = inputs[3].get_size() == 0;
     CacheView view{
         empty ? nullptr : inputs[3].data<const uint8_t>(), empty ? 0 : past[2], empty ? 0 : past[0], nullptr,
-        cache[2], cache[1]};
+        cache[2], cache[1], cache[3]};
     fault = attention_fault(attention, step, qkv.rows, view);
     OPENVINO_ASSERT(fault == nullptr, "the attention of a decoder does not fit: ", fault);
     outputs[1].set_shape(cache);
@@ -200,6 +200,9 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     std::unique_ptr<FloatTarget> z;
     if (next != 0) {
         z = std::make_unique<FloatTarget>(outputs[2], shape, next);
+    }
+    if (step.batch == 0) {
+        return true;
     }
     // What goes from one layer to the next: even ones write it to one place, odd ones to the other.
     const auto hidden = static_cast<size_t>(layer_.hidden), columns = static_cast<size_t>(next);

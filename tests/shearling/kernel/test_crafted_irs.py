@@ -222,6 +222,17 @@ def decoder_feed(*, batch: int = 1, rows: int = 2, past: int = 0, vectors: tuple
     return [*activations, *angles, ([batch, past + rows], 1), ([batch], 0), (cache, 0), (list(vectors), 1)]
 
 
+@pytest.mark.parametrize("past", [0, 5])
+@pytest.mark.parametrize(("batch", "rows"), [(1, 0), (0, 2), (0, 0)])
+def test_no_rows_and_no_sequences_of_a_decoder_are_no_fault(open_files, tmp_path, batch, rows, past):
+    path = write_decoder(tmp_path / "model.xml", "64")
+    none = decoder_feed(batch=batch, rows=rows, past=past)
+    (answer,) = open_files((path, [none, decoder_feed(), none]))
+    for shapes in answer["shapes"][::2]:
+        assert [shape[:2] for shape in shapes] == [[batch, rows], [batch, 2], [batch, rows]]
+    assert answer["shapes"][1][0][:2] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("declared", "vectors"), [("0,64", (0, 64)), ("?,?", (0, 64)), ("?,?,?", (1, 0, 64)), ("?,64", (2, 64))]
 )
