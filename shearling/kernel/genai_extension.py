@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.errors import ArtefactCorrupt
 from shearling.kernel.build import build_onnx_runtime_library
+from shearling.kernel.loading.genai_document import GRAPH, unknown_part
 from shearling.kernel.onnx_runtime_extension import needs_operators
 from shearling.kernel.runtime_refusal import last_line
 from shearling.strict_json import read_json
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import onnxruntime_genai
 
 GENAI_CONFIG = "genai_config.json"
-MODEL_ONNX = "model.onnx"
 
 
 def load_genai_model(
@@ -38,7 +38,7 @@ def load_genai_model(
         provider: as GenAI names it, such as `cuda`; None is the CPU.
 
     Raises:
-        ArtefactCorrupt: GenAI cannot read it, or its document names another graph or a library to load.
+        ArtefactCorrupt: GenAI cannot read it, or its document names more than a decoder has, such as a library.
         DocumentInvalid: its document is malformed.
         ArtefactMissing, PackageMissing, CompilerMissing: see `session_options_for`.
     """
@@ -48,7 +48,7 @@ def load_genai_model(
     options = document["model"]["decoder"]["session_options"]
     options |= {**session_options, "provider_options": [] if provider is None else [{provider: {}}]}
     document["model"]["eos_token_id"] = []
-    library = build_onnx_runtime_library() if needs_operators(directory / MODEL_ONNX) else None
+    library = build_onnx_runtime_library() if needs_operators(directory / GRAPH) else None
     with tempfile.TemporaryDirectory(prefix="shearling-") as made:
         place = Path(made)
         for file in directory.resolve().iterdir():
@@ -69,19 +69,10 @@ def load_genai_model(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The document, refused where it makes GenAI load code or another graph, as that of no export does."""
+    """The document, with session options, refused where it makes GenAI do more than run one graph of a decoder."""
     document = read_json(path)
-    decoder = _object(_object(document, "model"), "decoder")
-    if decoder.get("filename") != MODEL_ONNX or "custom_ops_library" in _object(decoder, "session_options"):
-        raise ArtefactCorrupt(
-            f"it names another graph than {MODEL_ONNX}, or a library to load", where=path, remedy="Export again"
-        )
+    part = unknown_part(document)
+    if part is not None:
+        raise ArtefactCorrupt(f"{part} is not what a decoder in {GRAPH} has there", where=path, remedy="Export again")
+    document["model"]["decoder"].setdefault("session_options", {})
     return document
-
-
-def _object(outer: dict[str, Any], key: str) -> dict[str, Any]:
-    """The object under a key, which is there from then on."""
-    inner = outer.setdefault(key, {})
-    if not isinstance(inner, dict):
-        raise ArtefactCorrupt(f"{key} is no object", where=GENAI_CONFIG, remedy="Export again")
-    return inner

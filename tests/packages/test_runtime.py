@@ -114,23 +114,27 @@ def test_a_runtime_that_is_missing_is_named(libraries, monkeypatch, module, func
     "decoder",
     [
         None,
+        [],
         {},
         {"filename": "../model.onnx"},
         {"filename": "model.onnx", "session_options": {"custom_ops_library": "own.so"}},
+        {"filename": "model.onnx", "pipeline": [{"one": {"session_options": {"custom_ops_library": "own.so"}}}]},
     ],
 )
-def test_a_genai_document_that_is_no_exports_is_refused(libraries, tmp_path, decoder):
-    pytest.importorskip("onnxruntime_genai")
+@pytest.mark.parametrize("beside", [{}, {"vision": {"session_options": {"custom_ops_library": "own.so"}}}])
+def test_a_genai_document_that_is_no_exports_is_refused(loading, tmp_path, monkeypatch, decoder, beside):
+    genai = pytest.importorskip("onnxruntime_genai")
+    monkeypatch.setattr(genai, "Model", None)  # refused before anything is loaded
     if decoder is not None:
-        (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"decoder": decoder}}))
-    with pytest.raises(ModelUnusable, match=r"document that ONNX Runtime GenAI reads|a library to load"):
+        (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"decoder": decoder, **beside}}))
+    with pytest.raises(ModelUnusable, match=r"document that ONNX Runtime GenAI reads|is not what a decoder in"):
         shearling_runtime.load_genai_model(tmp_path)
 
 
 @pytest.fixture
 def loading(libraries, monkeypatch) -> None:
     """The modules that the build of the wheel puts beside its own."""
-    for name in ("ir_text", "packed_choice", "packed_model"):
+    for name in ("genai_document", "ir_text", "packed_choice", "packed_model"):
         module = importlib.import_module(f"shearling.kernel.loading.{name}")
         monkeypatch.setitem(sys.modules, f"shearling_runtime.loading.{name}", module)
 
@@ -176,7 +180,7 @@ def genai(tmp_path_factory) -> Path:
     return directory
 
 
-def test_genai_begins_a_text_as_its_tokenizer_does_and_a_chat_as_its_template_does(genai):
+def test_genai_begins_a_text_as_its_tokenizer_does_and_a_chat_as_its_template_does(loading, genai):
     model, tokenizer = GenAIGreedyModel(genai), beginning_tokenizer()
     turn = [{"role": "user", "content": "Area man"}]
     chat = tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
@@ -257,7 +261,9 @@ def test_an_output_that_cannot_be_written_is_no_defect(options, place, code):
     assert done.stderr.count("\n") == (1 if code else 0)
 
 
-def test_where_no_temporary_file_can_be_written_the_environment_is_at_fault(genai, tmp_path, capsys, monkeypatch):
+def test_where_no_temporary_file_can_be_written_the_environment_is_at_fault(
+    loading, genai, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     result, told = run_json(capsys, genai)
     assert result["exit_code"] == 4

@@ -144,5 +144,13 @@ def attributes(heads: Heads) -> dict[str, object]:
     }
 
 
+def layer_weights(heads: Heads, *, seed: int) -> np.ndarray:
+    shapes = [(HIDDEN, heads.columns), (INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]
+    shapes += [(width, HIDDEN) for width in heads.widths]
+    matrices = [random_matrix(ValueType.INT8, *shape, seed=seed + place) for place, shape in enumerate(shapes)]
+    gammas = [np.random.default_rng(seed).uniform(0.5, 1, HIDDEN).astype(np.float32) for _ in range(2)]
+    return bundle([pack(matrix, Encoding.BITMASK) for matrix in matrices], gammas)
+
+
 def norm(x, gamma):
     return gamma * x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + EPSILON)

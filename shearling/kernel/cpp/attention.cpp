@@ -1,10 +1,8 @@
 #include "attention.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <random>
 
 namespace shearling {
 namespace {
@@ -16,29 +14,6 @@ constexpr float unseen = -1e30f;  // a score that leaves nothing
 // Scores of a chunk: with its keys and values they stay in the second-level cache.
 constexpr size_t tile_positions = 256;
 constexpr size_t piece_positions = 128;  // appended by one chunk
-
-// The first slot of a sequence. It alternates between two caches of OpenVINO, so the one that is written to holds all
-// but the last step already, if it is what the one that is read was written from, and neither was touched since.
-struct CacheHeader {
-    uint64_t stamp;   // of this writing
-    uint64_t parent;  // stamp of what it continues as a whole; 0: of nothing
-    uint64_t self;    // address of this cache
-    uint32_t positions;
-    uint32_t slots;     // it was laid out for: memory outlives a layout
-    uint32_t sequence;  // of the batch
-};
-static_assert(sizeof(CacheHeader) <= cache_header_bytes);
-
-uint64_t address_of(const void* memory) { return reinterpret_cast<uintptr_t>(memory); }
-
-// Never the same again, and unlikely to be in memory that nobody wrote.
-uint64_t new_stamp() {
-    static std::atomic<uint64_t> next{[] {
-        std::random_device device;
-        return static_cast<uint64_t>(device()) << 32 | device();
-    }()};
-    return next.fetch_add(1, std::memory_order_relaxed);
-}
 
 size_t step_payload(const StepView& step, size_t rotated) {
     return 2 * step.sets * step.table_words(rotated) + (step.mask == nullptr ? 0 : step.batch * step.positions) +
@@ -90,7 +65,7 @@ const char* read_step(const uint8_t* bytes, size_t size, size_t rotated, StepVie
     if (header[7] < 0 || static_cast<size_t>(header[7]) != rotated) {
         return "it turns another part of a head";
     }
-    if (header[1] <= 0 || header[2] <= 0 || header[3] < header[2] || (header[4] != 1 && header[4] != header[1]) ||
+    if (header[1] < 0 || header[2] < 0 || header[3] < header[2] || (header[4] != 1 && header[4] != header[1]) ||
         header[6] <= 0 || static_cast<size_t>(header[6]) > most_angle_sets) {
         return "its sizes contradict each other";
     }
@@ -124,7 +99,7 @@ const char* attention_fault(
     if (cache.next_slots < slots_for(step.positions)) {
         return "the cache has no room";
     }
-    if (step.past() != 0) {
+    if (step.past() != 0 && step.batch != 0) {
         // The last block must be whole.
         const size_t needed = cache_header_bytes + ceil_div(step.past(), block_positions) * shape.block_bytes();
         if (cache.past == nullptr || cache.past_slots * shape.slot_bytes() < needed) {
@@ -150,28 +125,10 @@ AttentionPlan::AttentionPlan(
       qkv(qkv),
       cache(cache),
       settings(settings),
-      kept(0),
-      parent(0),
+      continuation(find_continuation(step, cache)),
       paired(nullptr),
       output(qkv.count * shape.heads * shape.width * sizeof(float)),
       partial(0) {
-    bool continues = step.past() != 0 && step.sources == nullptr && cache.past_batch == step.batch;
-    bool holds = continues;
-    for (size_t sequence = 0; continues && sequence < step.batch; ++sequence) {
-        CacheHeader past, next;
-        std::memcpy(&past, cache.past + sequence * cache.heads * head_bytes(cache.past_slots), sizeof past);
-        std::memcpy(&next, cache.next + sequence * cache.heads * head_bytes(cache.next_slots), sizeof next);
-        // All sequences of a cache are written at once: they have one stamp.
-        continues = past.self == address_of(cache.past) && past.sequence == sequence &&
-                    past.positions == step.past() && (sequence == 0 || past.stamp == parent);
-        holds = holds && continues && next.stamp == past.parent && next.self == address_of(cache.next) &&
-                next.sequence == sequence && next.slots == cache.next_slots && next.positions <= step.past() &&
-                (sequence == 0 || next.positions == kept);
-        parent = past.stamp;
-        kept = next.positions;
-    }
-    kept = holds ? kept : 0;
-    parent = continues ? parent : 0;
     // So many queries share what is read of keys and values, and what is made of them.
     constexpr size_t together = 48, together_in_pairs = 96, least_paired = 16, least_split = 64;
     // A guess is read beside the token before it as the token is read alone.
@@ -182,7 +139,7 @@ AttentionPlan::AttentionPlan(
     paired = pairs ? settings.kernels.paired_attention : nullptr;
     query_rows = std::max<size_t>(1, (paired == nullptr ? together : together_in_pairs) / shape.group());
     splits = 1;
-    if (step.rows <= query_rows) {
+    if (qkv.count != 0 && step.rows <= query_rows) {
         const size_t wanted = ceil_div(2 * settings.threads.count(), sequence_heads()),
                      seen = step.positions - first_seen(0);
         splits = std::max<size_t>(1, std::min(wanted, seen / least_split));
@@ -229,7 +186,9 @@ void AttentionPlan::rotate(
     settings.kernels.attention->rotate(head, cosines, cosines + table, rotated / 2, scale, target);
 }
 
-size_t AppendStep::pieces() const { return ceil_div(plan_.step.positions - plan_.kept, piece_positions) + 1; }
+size_t AppendStep::pieces() const {
+    return ceil_div(plan_.step.positions - plan_.continuation.kept, piece_positions) + 1;
+}
 
 void AppendStep::run(size_t chunk) const {
     const AttentionShape& shape = plan_.shape;
@@ -237,8 +196,9 @@ void AppendStep::run(size_t chunk) const {
     const size_t sequence = chunk / pieces() / shape.kv_heads, kv_head = chunk / pieces() % shape.kv_heads;
     const size_t source = step.sources == nullptr ? sequence : static_cast<size_t>(step.sources[sequence]);
     // Pieces begin on blocks of keys, the first of them where the cache ends.
-    const size_t start = plan_.kept / block_positions * block_positions, piece = chunk % pieces();
-    const size_t first = std::max(plan_.kept, start + piece * piece_positions),
+    const size_t kept = plan_.continuation.kept, start = kept / block_positions * block_positions,
+                 piece = chunk % pieces();
+    const size_t first = std::max(kept, start + piece * piece_positions),
                  last = std::min(step.positions, start + (piece + 1) * piece_positions);
     if (first >= last) {
         return;
@@ -425,19 +385,12 @@ void AttentionSteps::add_to(Phases& phases) const {
     }
 }
 
-void AttentionSteps::finish() const {
-    CacheHeader header{
-        new_stamp(),
-        plan_.parent,
-        address_of(plan_.cache.next),
-        static_cast<uint32_t>(plan_.step.positions),
-        static_cast<uint32_t>(plan_.cache.next_slots),
-        0};
-    for (size_t sequence = 0; sequence < plan_.step.batch; ++sequence) {
-        header.sequence = static_cast<uint32_t>(sequence);
-        const size_t place = sequence * plan_.cache.heads * plan_.head_bytes(plan_.cache.next_slots);
-        std::memcpy(plan_.cache.next + place, &header, sizeof header);
-    }
+void AttentionSteps::take_over() const {
+    Phases phases;
+    phases.add(append_);
+    phases.run(cost(), plan_.settings.threads);
 }
+
+void AttentionSteps::finish() const { write_headers(plan_.step, plan_.cache, plan_.continuation.parent); }
 
 }  // namespace shearling

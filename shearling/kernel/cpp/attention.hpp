@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "buffer.hpp"
+#include "cache_header.hpp"
 #include "cache_layout.hpp"
 #include "linear.hpp"
 #include "phases.hpp"
@@ -57,9 +58,6 @@ struct StepView {
     size_t table_words(size_t rotated) const { return tables * rows * rotated; }
 };
 
-// What a head's slots begin with: a cache line.
-constexpr size_t cache_header_bytes = 64;
-
 // Slots that a cache must have for so many positions. What is left free holds the header, lets a sequence grow for a
 // while without another allocation, and covers the last block where somebody cuts as many slots off as positions.
 inline size_t slots_for(size_t positions) {
@@ -74,18 +72,6 @@ size_t step_words(const StepView& step, size_t rotated);
 void write_step(const StepView& step, size_t rotated, const float* const* tables, uint8_t* bytes);
 // Null, or what is wrong with a step for heads that are turned so far; the view reads `bytes`.
 const char* read_step(const uint8_t* bytes, size_t size, size_t rotated, StepView& step);
-
-// A cache: for every sequence 2 kv_heads of each layer times `slots` slots. A head's begin with a header (in the first
-// head of a layer of each sequence, else unused); blocks follow (cache_layout.hpp), of keys in the earlier heads
-// of the layer and of values in the later ones. A view is of one layer, and begins there.
-struct CacheView {
-    const uint8_t* past;  // as it was; null: nothing
-    size_t past_slots;
-    size_t past_batch;
-    uint8_t* next;  // as it becomes: all that is needed of `past` is taken over
-    size_t next_slots;
-    size_t heads;  // of keys and values, of all layers: from one sequence to the next
-};
 
 // Null, or why these do not fit together.
 const char* attention_fault(
@@ -127,8 +113,7 @@ struct AttentionPlan {
     Rows qkv;
     CacheView cache;
     const Settings& settings;
-    size_t kept;                    // positions that `next` holds already
-    uint64_t parent;                // stamp of `past`, which `next` continues as a whole; 0: it does not
+    Continuation continuation;      // of `past` by `next`
     const PairedAttention* paired;  // null: in f32
     size_t query_rows;              // of a chunk of attention
     size_t splits;                  // of the positions that few queries see
@@ -185,12 +170,16 @@ public:
     AttentionSteps(
         const AttentionShape& shape, const StepView& step, const Rows& qkv, const CacheView& cache,
         const Settings& settings)
-        : plan_(shape, step, qkv, cache, settings), append_(plan_), attend_(plan_), combine_(plan_) {}
+        : plan_(shape, step, qkv, cache, settings), append_(plan_), attend_(plan_), combine_(plan_) {
+        wipe_headers(step, cache);
+    }
 
     // [batch * rows, heads * width]
     Rows output() const { return {plan_.output.floats(), plan_.qkv.count, plan_.shape.heads * plan_.shape.width}; }
     size_t cost() const;
     void add_to(Phases& phases) const;
+    // All there is to do where no sequence has rows. Throws std::bad_alloc.
+    void take_over() const;
     // Says in the cache what it holds now; to be called when all phases are done.
     void finish() const;
 

@@ -60,8 +60,10 @@ uint64_t read_piece(const uint8_t* bytes, size_t share_bytes, size_t shares) {
 
 // Null, or what is wrong with a packed matrix.
 SHEARLING_EXPORT const char* shearling_validate(const uint8_t* packed, uint64_t size) {
-    PackedMatrix matrix;
-    return read_matrix(packed, size, false, matrix);
+    return guarded([&] {
+        PackedMatrix matrix;
+        return read_matrix(packed, size, false, matrix);
+    });
 }
 
 // Bytes of the packed form, 0 where the sizes or values do not fit; `packed` may be null, then nothing is written.
@@ -81,36 +83,46 @@ SHEARLING_EXPORT uint64_t shearling_pack(
         columns,
         group_size};
     const PlainMatrix plain{form, values, scales};
-    const size_t size = packed_size(plain);
-    if (size != 0 && packed != nullptr) {
-        pack(plain, packed);
-    }
-    return size;
+    uint64_t written = 0;
+    guarded([&]() -> const char* {
+        const size_t size = packed_size(plain);
+        if (size != 0 && packed != nullptr) {
+            pack(plain, packed);
+        }
+        written = size;
+        return nullptr;
+    });
+    return written;
 }
 
 // Null, or what is wrong. `values` and `scales` have the sizes that the header names.
 SHEARLING_EXPORT const char* shearling_unpack(const uint8_t* packed, uint64_t size, void* values, void* scales) {
-    PackedMatrix matrix;
-    const char* fault = read_matrix(packed, size, false, matrix);
-    if (fault == nullptr && (values == nullptr || (matrix.scale_type != ScaleType::none && scales == nullptr))) {
-        fault = "nowhere to unpack to";
-    }
-    if (fault == nullptr) {
-        unpack(matrix, values, scales, tbb_threads());
-    }
-    return fault;
+    return guarded([&] {
+        PackedMatrix matrix;
+        const char* fault = read_matrix(packed, size, false, matrix);
+        if (fault == nullptr && (values == nullptr || (matrix.scale_type != ScaleType::none && scales == nullptr))) {
+            fault = "nowhere to unpack to";
+        }
+        if (fault == nullptr) {
+            unpack(matrix, values, scales, tbb_threads());
+        }
+        return fault;
+    });
 }
 
 // Bytes of the same matrix in the dense encoding, 0 where it is none; `expanded` may be null, then nothing is written.
 SHEARLING_EXPORT uint64_t shearling_expand(const uint8_t* packed, uint64_t size, uint8_t* expanded) {
-    PackedMatrix matrix;
-    if (read_matrix(packed, size, false, matrix) != nullptr) {
-        return 0;
-    }
-    if (expanded != nullptr) {
-        expand(matrix, expanded, tbb_threads());
-    }
-    return expanded_size(matrix);
+    uint64_t written = 0;
+    guarded([&] {
+        PackedMatrix matrix;
+        const char* const fault = read_matrix(packed, size, false, matrix);
+        if (fault == nullptr && expanded != nullptr) {
+            expand(matrix, expanded, tbb_threads());
+        }
+        written = fault == nullptr ? expanded_size(matrix) : 0;
+        return fault;
+    });
+    return written;
 }
 
 // y [count, rows] = packed x [count, columns] [+ bias]. `checked`: the matrix passed shearling_validate before.
@@ -118,22 +130,22 @@ SHEARLING_EXPORT uint64_t shearling_expand(const uint8_t* packed, uint64_t size,
 SHEARLING_EXPORT const char* shearling_matmul(
     const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias, float* y,
     uint64_t rows, int exact, int checked, const char* kernels) {
-    PackedMatrix matrix;
-    const char* fault = read_matrix(packed, size, checked != 0, matrix);
-    const KernelSet* chosen = kernels == nullptr ? &best_kernels() : find_kernels(kernels);
-    if (fault == nullptr && chosen == nullptr) {
-        fault = "this processor cannot run these kernels";
-    }
-    if (fault == nullptr && (matrix.columns != columns || matrix.rows != rows)) {
-        fault = "the matrix has another shape";
-    }
-    if (fault == nullptr && count != 0 && (x == nullptr || y == nullptr)) {
-        fault = "no activations or nowhere to write results to";
-    }
-    if (fault != nullptr) {
-        return fault;
-    }
     return guarded([&]() -> const char* {
+        PackedMatrix matrix;
+        const char* fault = read_matrix(packed, size, checked != 0, matrix);
+        const KernelSet* chosen = kernels == nullptr ? &best_kernels() : find_kernels(kernels);
+        if (fault == nullptr && chosen == nullptr) {
+            fault = "this processor cannot run these kernels";
+        }
+        if (fault == nullptr && (matrix.columns != columns || matrix.rows != rows)) {
+            fault = "the matrix has another shape";
+        }
+        if (fault == nullptr && count != 0 && (x == nullptr || y == nullptr)) {
+            fault = "no activations or nowhere to write results to";
+        }
+        if (fault != nullptr) {
+            return fault;
+        }
         const Output output{y, rows, bias, nullptr, 0};
         const Settings settings{*chosen, exact != 0 ? Precision::exact : Precision::automatic, tbb_threads()};
         multiply(&matrix, 1, Rows{x, count, columns}, Norm{nullptr, 0.0f}, &output, settings);

@@ -558,8 +558,10 @@ void multiply(
     const Rows x = attention.output();
     if (has_rows(x)) {
         run_layer_by_rows(&attention, layer, x, residual, y, z, settings);
-        attention.finish();
+    } else {
+        attention.take_over();
     }
+    attention.finish();
 }
 
 }  // namespace shearling

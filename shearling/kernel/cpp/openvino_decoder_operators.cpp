@@ -141,7 +141,10 @@ void SparseDecoder::validate_and_infer_types() {
     expect(2, ov::element::u8, {-1, -1});
     expect(3, ov::element::u8, {-1, layers_ * 2 * kv_heads_, -1, cache_slot()});
     if (has_vectors()) {
-        check_activation(*this, input_count() - 1, layers_ * vector_length());
+        const size_t input = input_count() - 1;
+        check_activation(*this, input, layers_ * vector_length());
+        const ov::PartialShape& vectors = get_input_partial_shape(input);
+        NODE_VALIDATION_CHECK(this, vectors.rank().compatible(1), "vectors are ", vectors, ", not of rank 1");
     }
     ov::PartialShape shape = get_input_partial_shape(0);
     NODE_VALIDATION_CHECK(this, shape.rank().compatible(3), "activations are ", shape, ", not of rank 3");
@@ -165,6 +168,7 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     std::unique_ptr<Floats> vectors;  // in f32 even where OpenVINO computes in bf16
     if (has_vectors()) {
         vectors = std::make_unique<Floats>(inputs.back(), layers_ * vector_length());
+        OPENVINO_ASSERT(vectors->rows.count == 1, "vectors are ", inputs.back().get_shape(), ", not one row");
     }
     const Floats qkv(inputs[0], static_cast<int64_t>(attention.columns())), residual(inputs[1], layer_.hidden);
     const size_t rows = qkv.rows.count;
@@ -186,7 +190,7 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     const bool empty = inputs[3].get_size() == 0;
     CacheView view{
         empty ? nullptr : inputs[3].data<const uint8_t>(), empty ? 0 : past[2], empty ? 0 : past[0], nullptr,
-        cache[2], cache[1]};
+        cache[2], cache[1], cache[3]};
     fault = attention_fault(attention, step, qkv.rows, view);
     OPENVINO_ASSERT(fault == nullptr, "the attention of a decoder does not fit: ", fault);
     outputs[1].set_shape(cache);
@@ -196,6 +200,9 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     std::unique_ptr<FloatTarget> z;
     if (next != 0) {
         z = std::make_unique<FloatTarget>(outputs[2], shape, next);
+    }
+    if (step.batch == 0) {
+        return true;
     }
     // What goes from one layer to the next: even ones write it to one place, odd ones to the other.
     const auto hidden = static_cast<size_t>(layer_.hidden), columns = static_cast<size_t>(next);
@@ -252,7 +259,7 @@ StepView step_of(const std::vector<ov::Shape>& shapes) {
         std::all_of(shapes.begin(), shapes.end() - 2, [&](const ov::Shape& one) { return one == angles; });
     OPENVINO_ASSERT(
         angles.size() == 3 && alike && mask.size() == 2 && sources.size() == 1 && sources[0] == mask[0] &&
-            (angles[0] == 1 || angles[0] == mask[0]) && angles[1] <= mask[1],
+            (angles[0] == 1 || angles[0] == mask[0]) && angles[1] <= mask[1] && angles[2] > 0,
         "angles of ", angles, " and ", shapes[1], ", a mask of ", mask, " and ", sources,
         " sequences are not one step");
     constexpr size_t most = size_t{1} << 31;

@@ -39,8 +39,8 @@ public:
         const ov::Shape& shape = tensor.get_shape();
         OPENVINO_ASSERT(is_activation(type), "the activations are ", type);
         OPENVINO_ASSERT(
-            !shape.empty() && shape.back() == static_cast<size_t>(width), "activations ", shape, " do not end in ",
-            width);
+            width > 0 && !shape.empty() && shape.back() == static_cast<size_t>(width), "activations ", shape,
+            " do not end in ", width);
         const size_t size = tensor.get_size();
         if (type == ov::element::f32) {
             rows.data = tensor.data<const float>();

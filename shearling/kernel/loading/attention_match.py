@@ -69,7 +69,9 @@ def find_attentions(model: Any, config: Mapping[str, Any]) -> list[PlainAttentio
     if len({(item.rotary.size, item.rotary.interleaved) for item in attentions if item.rotary is not None}) > 1:
         raise NoMatch("layers turn different parts of a head")
     for before, item in itertools.pairwise(attentions):
-        if before.layer.get_output_size() != 4 or {output.get_node() for output in item.inputs} != {before.layer}:
+        fed_by = {output.get_node() for output in item.inputs}
+        follows = fed_by == {before.layer} and item.layer.input_value(1) == before.layer.output(0)
+        if before.layer.get_output_size() != 4 or not follows:
             raise NoMatch("something lies between a packed layer and the next attention")
     names = {name for item in attentions for name in item.variables}
     if {sink.get_variable_id() for sink in model.get_sinks()} != names or len(names) != 2 * len(attentions):

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,13 +104,13 @@ class LoadedIr:
         Raises:
             RuntimeError: OpenVINO cannot read it.
         """
-        return self._core.read_model(*([self.xml] if self._text is None else [self._text, self.weights()]))
-
-    def weights(self) -> Any:
-        """The weights file as an `openvino.Tensor`."""
-        import openvino
-
-        return openvino.Tensor(as_writeable(map_weights(self.xml.with_suffix(".bin"))), shared_memory=True)
+        if self._text is None:
+            return self._core.read_model(self.xml)
+        # A file that lies in memory: so OpenVINO maps that of the weights itself, for as long as it reads there.
+        with os.fdopen(os.memfd_create(self.xml.name), "wb") as file:
+            file.write(self._text)
+            file.flush()
+            return self._core.read_model(f"/proc/self/fd/{file.fileno()}", str(self.xml.with_suffix(".bin")))
 
     def open_pipeline(self, device: str) -> Any:
         """An `openvino_genai.LLMPipeline`.
@@ -120,6 +121,7 @@ class LoadedIr:
         Raises:
             RuntimeError: OpenVINO cannot load it.
         """
+        import openvino
         import openvino_genai
 
         directory = self.xml.parent
@@ -130,7 +132,12 @@ class LoadedIr:
         written = directory / "generation_config.json"
         config = openvino_genai.GenerationConfig(written) if written.is_file() else openvino_genai.GenerationConfig()
         tokenizer = openvino_genai.Tokenizer(directory)
-        return openvino_genai.LLMPipeline(self._text.decode(), self.weights(), tokenizer, device, config, **properties)
+        mapped = map_weights(self.xml.with_suffix(".bin"))
+        weights = openvino.Tensor(as_writeable(mapped), shared_memory=True)
+        pipeline = openvino_genai.LLMPipeline(self._text.decode(), weights, tokenizer, device, config, **properties)
+        # It may read there as long as it lives, and does not say so.
+        weakref.finalize(pipeline, _let_go, mapped).atexit = False
+        return pipeline
 
     @contextmanager
     def directory(self) -> Iterator[Path]:
@@ -270,14 +277,10 @@ def _digest(library: Path) -> str:
 def map_weights(path: Path) -> npt.NDArray[np.uint8]:
     """The bytes of a weights file, read when they are needed.
 
-    The mapping lives as long as the process: OpenVINO does not say how long it reads what it was given, and a mapping
-    that nobody reads costs addresses alone.
+    While they are held, so are the blocks of a file that is deleted.
     """
-    about = path.stat()
-    return _map(path.resolve(), (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
+    return np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8)
 
 
-@functools.cache
-def _map(path: Path, identity: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
-    size = identity[2]
-    return np.memmap(path, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
+def _let_go(weights: npt.NDArray[np.uint8]) -> None:
+    """The last to hold them."""

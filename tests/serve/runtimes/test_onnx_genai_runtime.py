@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from serve.runtimes.device import check_device
 from serve.runtimes.runtime import Decoding, RunOptions, Runtime, load_runtime
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable, DocumentInvalid
 from shearling.kernel.build import build_onnx_runtime_library
+from shearling.kernel.genai_extension import load_genai_model
+from shearling.kernel.loading.genai_document import unknown_part
 from shearling.target import Target, parse_target
 from tests.support.exported_files import stored_as
 from tests.support.fused_models import FUSED
@@ -26,7 +29,7 @@ from tests.support.onnxruntime_headers import needs_headers
 from tests.support.serve_command import run_serve
 from tests.support.tiny_models import tiny_tokenizer, wide_model
 
-pytest.importorskip("onnxruntime_genai")
+onnxruntime_genai = pytest.importorskip("onnxruntime_genai")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -125,16 +128,69 @@ def test_a_device_that_is_not_there() -> None:
         check_device("onnx-genai", "CUDA")
 
 
-@pytest.mark.parametrize("change", ["library", "filename", "json", "graph"])
+EVIL = {"custom_ops_library": "evil.so"}
+MORE_THAN_A_DECODER: dict[str, tuple[str, Any]] = {
+    "a library": ("model.decoder.session_options.custom_ops_library", "evil.so"),
+    "a library of a stage": (
+        "model.decoder.pipeline",
+        [{"stage": {"filename": "model.onnx", "session_options": EVIL}}],
+    ),
+    "a library of a vision model": ("model.vision", {"filename": "model.onnx", "session_options": EVIL}),
+    "a library of an encoder": ("model.encoder", {"filename": "model.onnx", "session_options": EVIL}),
+    "a library of speech": ("model.speech", {"filename": "model.onnx", "session_options": EVIL}),
+    "a library of an embedding": ("model.embedding", {"filename": "model.onnx", "session_options": EVIL}),
+    "a library of a provider": (
+        "model.decoder.session_options.provider_options",
+        [{"QNN": {"backend_path": "evil.so"}}],
+    ),
+    "an address": ("model.decoder.session_options.provider_options", [{"cuda": {"gpu_external_alloc": "4096"}}]),
+    "a file of a session": ("model.decoder.session_options.enable_profiling", "/tmp/profile"),
+    "a decoder that is a list": ("model.decoder", ["model.onnx"]),
+    "a model in another place": ("model.decoder.filename", "../model.onnx"),
+}
+
+
+@pytest.mark.parametrize("case", MORE_THAN_A_DECODER)
+def test_a_document_that_says_more_than_a_decoder_is_refused(exported: Path, tmp_path: Path, monkeypatch, case) -> None:
+    monkeypatch.setattr(onnxruntime_genai, "Model", None)  # refused before anything is loaded
+    place, value = MORE_THAN_A_DECODER[case]
+    broken = Path(shutil.copytree(exported, tmp_path / "broken"))
+    path = broken / "genai_config.json"
+    document = json.loads(path.read_text())
+    *outer, last = place.split(".")
+    inner = document
+    for name in outer:
+        inner = inner[name]
+    inner[last] = value
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtefactCorrupt, match=f"{place}.* is not what a decoder in model.onnx has there"):
+        load_genai_model(broken, session_options={})
+
+
+def test_documents_of_genais_own_builder_are_known() -> None:
+    """As it writes them for a decoder with a window, for CUDA."""
+    sizes = ("head_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads")
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [{"cuda": {"enable_cuda_graph": "0"}}]},
+        "filename": "model.onnx",
+        **dict.fromkeys(sizes, 8),
+        "inputs": {"input_ids": "input_ids", "past_key_names": "past_key_values.%d.key"},
+        "outputs": {"logits": "logits", "present_key_names": "present.%d.key"},
+        "sliding_window": {"window_size": 16, "slide_inputs": False, "layers": [0, 2], "cache_slack": 0},
+    }
+    tokens = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 2}
+    model = {"type": "llama", "context_length": 64, "vocab_size": 99, **tokens, "decoder": decoder}
+    document = {"model": model, "search": {"do_sample": False, "max_length": 64, "temperature": 1.0, "top_k": 50}}
+    assert unknown_part(document) is None
+
+
+@pytest.mark.parametrize("change", ["filename", "json", "graph"])
 def test_a_document_that_is_not_ours_is_refused(exported: Path, tmp_path: Path, change: str) -> None:
     broken = Path(shutil.copytree(exported, tmp_path / "broken"))
     path = broken / "genai_config.json"
     document = json.loads(path.read_text())
     decoder = document["model"]["decoder"]
-    if change == "library":
-        shutil.copyfile(exported / "model.onnx", broken / "evil.so")
-        decoder["session_options"]["custom_ops_library"] = "evil.so"
-    elif change == "filename":
+    if change == "filename":
         decoder["filename"] = "other.onnx"
     elif change == "graph":
         (broken / "model.onnx").write_bytes(b"nonsense")

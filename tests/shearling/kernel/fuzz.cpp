@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <exception>
 #include <memory>
+#include <new>
 #include <string>
 
 #include "fuzz_decoder.hpp"
@@ -27,6 +28,18 @@ const char* shearling_matmul(
     const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias, float* y,
     uint64_t rows, int exact, int checked, const char* kernels);
 }
+
+// What scratch memory comes from where a sanitizer watches (buffer.hpp).
+void* operator new(size_t size, std::align_val_t alignment) {
+    const bool refused = fuzz::allocations_left > 0 && fuzz::allocations_left.fetch_sub(1) == 1;
+    void* memory = nullptr;
+    if (refused || posix_memalign(&memory, static_cast<size_t>(alignment), size) != 0) {
+        throw std::bad_alloc();
+    }
+    return memory;
+}
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace {
 

@@ -1,7 +1,9 @@
 // Decoder layers with their cache, step after step as a runtime calls them, and what a caller could do to them.
 #pragma once
 
+#include <atomic>
 #include <memory>
+#include <new>
 #include <openvino/op/constant.hpp>
 #include <openvino/op/parameter.hpp>
 #include <string>
@@ -12,6 +14,14 @@
 #include "openvino_operators.hpp"
 
 namespace fuzz {
+
+// Of scratch memory: the last of so many is refused; at 0 none is.
+inline std::atomic<int> allocations_left{0};
+
+struct ShortMemory {
+    explicit ShortMemory(int allocations) { allocations_left = allocations; }
+    ~ShortMemory() { allocations_left = 0; }
+};
 
 struct Decoder {
     int64_t layers = 1, heads = 1, kv_heads = 1, head_size = 16, hidden = 1, inner = 1, next = 0, columns = 16;
@@ -192,15 +202,22 @@ public:
             // Past what a tile of attention has.
             size_t past = 0, rows = random_.once_in(4) ? random_.one_of<size_t>({190, 273}) : 1 + random_.below(30);
             for (size_t step = 0; step < steps; ++step) {
-                one(past, rows, damaged && random_.once_in(2));
+                if (past != 0 && random_.once_in(3)) {
+                    one(past - random_.below(std::min<size_t>(past, 40)), rows, false, true);
+                }
+                one(past, rows, damaged && random_.once_in(2), false);
                 past += rows;
-                rows = random_.once_in(3) ? 1 + random_.below(30) : 1;
+                if (random_.once_in(3)) {  // a guess was wrong
+                    past -= random_.below(std::min<size_t>(past, 40));
+                }
+                rows = random_.once_in(3) ? random_.below(30) : 1;
             }
         }
     }
 
 private:
-    void one(size_t past, size_t rows, bool damaged) {
+    // `fails`: on its way or behind it, so that the cache that is read stays the one it was.
+    void one(size_t past, size_t rows, bool damaged, bool fails) {
         const size_t rotated = decoder_.rotated(), slot = decoder_.slot_bytes(), batch = decoder_.batch;
         ov::TensorVector stepping;
         std::vector<std::unique_ptr<ExactTensor>> tables;
@@ -253,6 +270,14 @@ private:
         inputs.insert(inputs.end(), weights_.begin(), weights_.end());
         if (decoder_.bias || decoder_.norm) {
             inputs.push_back(vectors.tensor());
+        }
+        if (fails) {
+            const ShortMemory memory(static_cast<int>(1 + random_.below(60)));
+            try {
+                evaluate_into(fresh.of(next_shape, room_), inputs);
+            } catch (const std::bad_alloc&) {
+            }
+            return;
         }
         const auto results = evaluate_into(fresh.of(next_shape, room_), inputs);
         // In memory that knows nothing of the steps before, the same comes out.

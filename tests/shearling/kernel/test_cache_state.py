@@ -40,21 +40,101 @@ def test_what_a_saved_state_says_is_not_believed_of_other_memory():
 class Session:
     """A layer that reads numbers, at positions that count on: what it says depends on all that its state holds."""
 
-    def __init__(self, batch: int = 1) -> None:
-        self.layer, self.batch = Layer(Heads(4, 2, 16)), batch
+    def __init__(self, batch: int = 1, cache: str = "f16") -> None:
+        self.layer, self.batch = Layer(Heads(4, 2, 16), cache=cache), batch
         (self.state,) = self.layer.request.query_state()
 
-    def read(self, past: int, seed: int) -> np.ndarray:
-        """One position of every sequence, the same for all."""
+    def read(self, past: int, seed: int, rows: int = 1) -> np.ndarray:
+        """Some positions of every sequence, the same for all."""
         rng = np.random.default_rng(seed)
-        qkv = [rng.standard_normal((1, 1, width)).astype(np.float32) for width in self.layer.heads.widths]
+        qkv = [rng.standard_normal((1, rows, width)).astype(np.float32) for width in self.layer.heads.widths]
         same = [np.repeat(part, self.batch, axis=0) for part in qkv]
-        ones, residual = np.ones((self.batch, 1, 16), np.float32), np.zeros((self.batch, 1, HIDDEN), np.float32)
-        mask = np.ones((self.batch, past + 1), np.int64)
+        residual = np.zeros((self.batch, rows, HIDDEN), np.float32)
+        ones = np.ones((self.batch, rows, 16), np.float32)
+        mask = np.ones((self.batch, past + rows), np.int64)
         return self.layer.infer(same, residual, ones, 0 * ones, mask, range(self.batch))[0]
 
     def read_on(self, past: int, until: int, seed: int) -> list[np.ndarray]:
         return [self.read(place, 1000 * seed + place) for place in range(past, until)]
+
+    def saved(self) -> np.ndarray:
+        return np.array(self.state.state.data)
+
+    def restore(self, saved: np.ndarray) -> None:
+        self.state.state = ov.Tensor(np.ascontiguousarray(saved))
+
+    def fresh_answer(self, past: int, seed: int, rows: int = 1) -> np.ndarray:
+        """What `read` says of this state in memory that nothing was read in before."""
+        other = Session(self.batch, self.layer.cache)
+        other.restore(self.saved())
+        return other.read(past, seed, rows)
+
+    def copies_all(self, past: int, mark: int, rows: int = 1) -> bool:
+        """Read on; whether the first key came out of what was read, or lay where it is written already.
+
+        What is read has a mark in the place of a byte of it, which no header tells of.
+        """
+        changed = self.saved()
+        changed[:, 0, FIRST_KEY, 0] = mark
+        self.restore(changed)
+        self.read(past, seed=past, rows=rows)
+        return bool((self.saved()[:, 0, FIRST_KEY, 0] == mark).any())
+
+
+FIRST_KEY = 2
+"""The slot of the first bytes behind the header of a head, in half precision."""
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_wrong_guess_leaves_what_was_read_where_it_is(batch):
+    session = Session(batch)
+    session.read(0, seed=0, rows=300)
+    assert session.copies_all(300, mark=1)  # there was one cache until now
+    past = 301
+    for mark, (rows, accepted) in enumerate(((1, 1), (4, 1), (1, 1), (5, 2), (5, 1), (3, 3), (1, 1)), start=2):
+        assert not session.copies_all(past, mark, rows)
+        past += accepted
+    session.layer.request.reset_state()
+    session.read(0, seed=1, rows=3)
+    assert session.copies_all(3, mark=9)
+
+
+def shortened(saved: np.ndarray, positions: int) -> np.ndarray:
+    """As OpenVINO GenAI takes positions back: as many slots."""
+    return saved[:, :, : saved.shape[2] - positions]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nobody_meets_what_was_read_before(seed):
+    """Texts that are read on, taken back, saved and gone back to in any order say what fresh memory says."""
+    rng = np.random.default_rng(seed)
+    batch = int(rng.integers(1, 3))
+    session = Session(batch, str(rng.choice(["f16", "i8", "f32"])))
+    past = int(rng.integers(1, 60))
+    session.read(0, seed=0, rows=past)
+    kept = [(past, session.saved())]
+    for number in range(1, 60):
+        turn = rng.integers(10)
+        back = int(rng.integers(0, min(past, 20)))
+        if turn < 3:  # a mask leaves out what a guess got wrong
+            past -= back
+        elif turn == 3:
+            past, saved = kept[rng.integers(len(kept))]
+            session.restore(saved)
+        elif turn == 4:
+            past, saved = kept[rng.integers(len(kept))]
+            past -= min(back, past - 1)
+            session.restore(saved)
+        elif turn == 5:
+            session.restore(shortened(session.saved(), back))
+            past -= back
+        elif turn == 6:
+            session.restore(np.repeat(session.saved()[-1:], batch, axis=0))
+        rows = int(rng.choice([0, 1, 1, 1, 2, 5]))
+        expected = session.fresh_answer(past, number, rows)
+        assert np.array_equal(session.read(past, number, rows), expected)
+        past += rows
+        kept.append((past, session.saved()))
 
 
 @pytest.mark.parametrize("length", [8, 16, 20, 21, 40])

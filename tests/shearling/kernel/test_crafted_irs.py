@@ -19,8 +19,10 @@ from openvino import opset13 as op
 
 from shearling.errors import ArtefactCorrupt
 from shearling.kernel.loading import packed_choice
+from shearling.kernel.loading.ir_text import FORMAT_VERSION, IrText, Source
 from shearling.kernel.openvino_extension import check_packed_weights, load_packed, node_factory
 from shearling.kernel.packed_format import ValueType, bundle, pack
+from tests.support.decoder_layer import HIDDEN, STEP, Heads, attributes, layer_weights
 from tests.support.forked_processes import ForkedProcesses
 from tests.support.matrices import random_matrix
 
@@ -179,6 +181,107 @@ def test_no_rows_are_no_fault(open_files, tmp_path, operator):
     write(path, operator)
     (answer,) = open_files((path, [feed(operator, rows=0), feed(operator), feed(operator, rows=0)]))
     assert [shapes[0][1] for shapes in answer["shapes"]] == [0, 2, 0]
+
+
+def write_text(path: Path, text: IrText, weights: np.ndarray | None = None) -> Path:
+    path.write_bytes(text.to_bytes())
+    path.with_suffix(".bin").write_bytes(b"" if weights is None else weights.tobytes())
+    return path
+
+
+def parameter(text: IrText, shape: str, kind: str = "f32") -> Source:
+    return text.add("Parameter", [], {"shape": shape, "element_type": kind}, version="opset1")[0]
+
+
+def add_results(text: IrText, outputs: list[Source]) -> None:
+    for output in outputs:
+        text.add("Result", [output], {}, version="opset1", outputs=0)
+
+
+DECODER = Heads(2, 1, 16)
+
+
+def write_decoder(path: Path, vectors: str) -> Path:
+    """A decoder layer with its step, and with vectors of this shape, that are given."""
+    text, weights = IrText(), layer_weights(DECODER, seed=0)
+    qkv, residual = (parameter(text, f"?,?,{width}") for width in (sum(DECODER.widths), HIDDEN))
+    angles = [parameter(text, f"?,?,{DECODER.size}") for _ in range(2)]
+    step = text.add("SparseStep", [*angles, parameter(text, "?,?", "i64"), parameter(text, "?", "i32")], STEP)
+    cache = parameter(text, f"?,{2 * DECODER.groups},?,{2 * DECODER.size}", "u8")
+    inputs = [qkv, residual, *step, cache, text.stored("u8", weights.shape, 0), parameter(text, vectors)]
+    data = {**attributes(DECODER), "qkv_bias": True}
+    add_results(text, text.add("SparseDecoder", inputs, data, outputs=3))
+    return write_text(path, text, weights)
+
+
+def decoder_feed(*, batch: int = 1, rows: int = 2, past: int = 0, vectors: tuple[int, ...] = (64,)) -> Feed:
+    """Of the inputs of `write_decoder`, in a text of so many positions before."""
+    activations = [([batch, rows, width], 1) for width in (sum(DECODER.widths), HIDDEN)]
+    angles = [([1, rows, DECODER.size], 1)] * 2
+    cache = [batch, 2 * DECODER.groups, 256 if past else 0, 2 * DECODER.size]
+    return [*activations, *angles, ([batch, past + rows], 1), ([batch], 0), (cache, 0), (list(vectors), 1)]
+
+
+@pytest.mark.parametrize("past", [0, 5])
+@pytest.mark.parametrize(("batch", "rows"), [(1, 0), (0, 2), (0, 0)])
+def test_no_rows_and_no_sequences_of_a_decoder_are_no_fault(open_files, tmp_path, batch, rows, past):
+    path = write_decoder(tmp_path / "model.xml", "64")
+    none = decoder_feed(batch=batch, rows=rows, past=past)
+    (answer,) = open_files((path, [none, decoder_feed(), none]))
+    for shapes in answer["shapes"][::2]:
+        assert [shape[:2] for shape in shapes] == [[batch, rows], [batch, 2], [batch, rows]]
+    assert answer["shapes"][1][0][:2] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("declared", "vectors"), [("0,64", (0, 64)), ("?,?", (0, 64)), ("?,?,?", (1, 0, 64)), ("?,64", (2, 64))]
+)
+def test_vectors_of_another_rank_are_refused(open_files, tmp_path, declared, vectors):
+    path = write_decoder(tmp_path / "model.xml", declared)
+    (answer,) = open_files((path, [decoder_feed(vectors=vectors)]))
+    assert "not of rank 1" in answer["refused"]
+
+
+@pytest.mark.parametrize("given", ["as constants", "as parameters"])
+def test_angles_without_numbers_are_refused(open_files, tmp_path, given):
+    text = IrText()
+    if given == "as constants":
+        angles = [text.stored("f32", (1, 2, 0), 0) for _ in range(2)]
+    else:
+        angles = [parameter(text, "?,?,?") for _ in range(2)]
+    inputs = [*angles, parameter(text, "?,?", "i64"), parameter(text, "?", "i32")]
+    add_results(text, text.add("SparseStep", inputs, STEP))
+    path = write_text(tmp_path / "model.xml", text, np.zeros(64, np.uint8))
+    angles_fed = [] if given == "as constants" else [([1, 2, 0], 0)] * 2
+    (answer,) = open_files((path, [[*angles_fed, ([1, 2], 1), ([1], 0)]]))
+    assert "not one step" in answer["refused"]
+
+
+KINDS = sorted(name for name in dir(ov.Type) if isinstance(getattr(ov.Type, name), ov.Type))
+TEXT_KINDS = {"f32": 4, "i64": 8, "i32": 4, "u8": 1}
+"""Bytes of an element, of the types that a text can hold numbers of."""
+
+
+def test_types_are_known():
+    assert {*TEXT_KINDS, "string", "boolean", "i4", "dynamic"} <= set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_in_a_text_are_of_the_types_that_it_is_written_with(open_files, tmp_path, kind):
+    cases = []
+    for size in (1, 2, 4, 8, 32):
+        text = IrText()
+        data = {"element_type": kind, "shape": [1], "content": "41" * size, "format_version": FORMAT_VERSION}
+        add_results(text, text.add("Numbers", [], data))
+        cases.append((write_text(tmp_path / f"{size}.xml", text), [[]]))
+    answers = {int(path.stem): answer for (path, _), answer in zip(cases, open_files(*cases), strict=True)}
+    if kind not in TEXT_KINDS:
+        for answer in answers.values():
+            assert f"numbers of type '{kind}', not f32, i64, i32 or u8" in answer["refused"]
+        return
+    assert answers.pop(TEXT_KINDS[kind]) == {"shapes": [[[1]]]}
+    for answer in answers.values():
+        assert "numbers of another shape" in answer["refused"]
 
 
 SIZES = {

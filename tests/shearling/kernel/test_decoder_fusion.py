@@ -96,6 +96,36 @@ def test_a_layer_is_one_node(xml):
     assert not {"ScaledDotProductAttention", "SparseLayer", "Select", "LessEqual"} & set(kinds)
 
 
+def mapped_weights() -> list[str]:
+    """Weights files of this process that nobody finds any more."""
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(".bin (deleted)")]
+
+
+@pytest.mark.parametrize("packed", ["always", "measured", "expanded", "never"])
+@pytest.mark.parametrize("opened", ["as a pipeline", "as a model"])
+def test_a_model_that_is_gone_keeps_no_file(xml, tmp_path, monkeypatch, packed, opened):
+    monkeypatch.setattr(packed_choice, "LEAST_BYTES", 1)
+    extensions = [str(library) for library in required_extensions(xml)]  # of this user's own cache
+    monkeypatch.setenv("SHEARLING_CACHE", str(tmp_path / "cache"))
+    for number in range(3):
+        copy = Path(shutil.copytree(xml.parent, tmp_path / str(number))) / xml.name
+        loaded = load_packed(copy, properties={"PACKED": packed, "extensions": extensions, **F32})
+        if opened == "as a pipeline":
+            running = loaded.open_pipeline("CPU")
+        else:
+            del loaded.properties["extensions"]
+            running = core_for(copy).compile_model(loaded.read(), "CPU", loaded.properties).create_infer_request()
+        del loaded
+        shutil.rmtree(copy.parent)
+        # What runs may read its file as long as it lives.
+        if opened == "as a pipeline":
+            running.generate("a", openvino_genai.GenerationConfig(max_new_tokens=2, ignore_eos=True))
+        else:
+            logits(running, np.array([[5]]), np.array([[1]]), [0])
+        del running
+    assert mapped_weights() == []
+
+
 def test_a_head_that_is_slower_packed_leaves_attention_in_the_layers(xml, monkeypatch):
     def measure(operators, rows):
         return Timing(2.0 if operators[0].kind == "SparseHead" else 0.5, 1.0, None)
@@ -282,8 +312,12 @@ def _ask_for_output(xml: Path, layer: int, output: int) -> None:
     model = core_for(xml).read_model(xml)
     layers = [node for node in model.get_ordered_ops() if node.get_type_name() == "SparseLayer"]
     model.add_outputs([layers[layer].output(output)])
+    save_changed(model, xml)
+
+
+def save_changed(model: ov.Model, xml: Path) -> None:
+    """Write a model that was read from a file in its place."""
     ov.save_model(model, xml.with_name("changed.xml"), compress_to_fp16=False)
-    del model, layers
     for suffix in (".xml", ".bin"):
         xml.with_name("changed").with_suffix(suffix).replace(xml.with_suffix(suffix))
 
@@ -297,6 +331,30 @@ def test_what_else_reads_a_layer_keeps_attention_out_of_it(tmp_path, layer, outp
     loaded = load_packed(xml, properties=F32)
     assert loaded.attention == "something else reads a packed layer or its cache"
     core_for(xml).compile_model(loaded.read(), "CPU", F32).create_infer_request()
+
+
+def _double_the_residual(xml: Path) -> None:
+    """Let the second packed layer add twice what the first one leaves."""
+    model = core_for(xml).read_model(xml)
+    _, second, *_ = (node for node in model.get_ordered_ops() if node.get_type_name() == "SparseLayer")
+    doubled = ov.opset13.multiply(second.input_value(1), np.float32(2))
+    second.input(1).replace_source_output(doubled.output(0))
+    save_changed(model, xml)
+
+
+def test_a_residual_that_is_not_the_layer_before_keeps_attention_out_of_it(tmp_path):
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
+    xml = write_packed(tmp_path, seeded_decoder(LlamaForCausalLM, config))
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, 2))
+    before = logits(compiled(xml, fused=False), ids, np.ones_like(ids), [0])
+    _double_the_residual(xml)
+    with pytest.raises(NoMatch, match="something lies between"):
+        find_attentions(core_for(xml).read_model(xml), {})
+    loaded = load_packed(xml, properties=F32)
+    request = core_for(xml).compile_model(loaded.read(), "CPU", F32).create_infer_request()
+    found, expected = (logits(item, ids, np.ones_like(ids), [0]) for item in (request, compiled(xml, fused=False)))
+    assert np.array_equal(found, expected)
+    assert not np.allclose(found, before, rtol=0, atol=1e-3 * np.abs(before).max())
 
 
 def test_a_head_that_is_part_of_the_last_layer_keeps_attention_out_of_it(tmp_path):

@@ -190,6 +190,28 @@ def test_the_torch_operator_is_the_same_product():
         layer(x[..., :95])
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_torch_operator_does_not_depend_on_the_default_type(default):
+    layer = PackedLinear(torch.from_numpy(pack_matrix(random_matrix(ValueType.INT8, 40, 96))))
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    expected = layer(x)
+    torch.set_default_dtype(default)
+    try:
+        found = layer(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+def test_the_torch_operator_does_not_depend_on_the_default_device():
+    layer = PackedLinear(torch.from_numpy(pack_matrix(random_matrix(ValueType.INT8, 40, 96))))
+    x = torch.ones(2, 96)
+    with torch.device("meta"):
+        found = layer(x)
+    assert torch.equal(found, layer(x))
+
+
 def test_no_checkpoint_replaces_packed_weights_that_were_validated():
     matrix, x = random_matrix(ValueType.INT8, 40, 96), torch.ones(1, 96)
     layer = PackedLinear(torch.from_numpy(pack_matrix(matrix)), torch.zeros(40), exact=True)

@@ -15,9 +15,8 @@ from openvino.op.util import Variable, VariableInfo
 
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import node_factory
-from shearling.kernel.packed_format import Encoding, ValueType, bundle, pack
-from tests.support.decoder_layer import EPSILON, HIDDEN, INNER, SLOTS, STEP, Heads, Layer, attributes
-from tests.support.matrices import random_matrix
+from shearling.kernel.packed_format import Encoding, bundle, pack
+from tests.support.decoder_layer import EPSILON, HIDDEN, SLOTS, STEP, Heads, Layer, attributes, layer_weights
 
 KERNELS = ("amx", "avx512", "avx_vnni", "avx2", "portable")
 
@@ -293,14 +292,6 @@ class Chain:
     def infer(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         self.request.infer(dict(enumerate(inputs)))
         return [self.request.get_output_tensor(port).data.copy() for port in range(2)]
-
-
-def layer_weights(heads: Heads, *, seed: int) -> np.ndarray:
-    shapes = [(HIDDEN, heads.columns), (INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]
-    shapes += [(width, HIDDEN) for width in heads.widths]
-    matrices = [random_matrix(ValueType.INT8, *shape, seed=seed + place) for place, shape in enumerate(shapes)]
-    gammas = [np.random.default_rng(seed).uniform(0.5, 1, HIDDEN).astype(np.float32) for _ in range(2)]
-    return bundle([pack(matrix, Encoding.BITMASK) for matrix in matrices], gammas)
 
 
 @pytest.mark.parametrize("vectors", [False, True])

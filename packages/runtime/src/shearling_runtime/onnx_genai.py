@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import shutil
 import tempfile
@@ -33,7 +34,7 @@ def load_genai_model(directory: str | Path, **session_options: Any) -> onnxrunti
         session_options: of ONNX Runtime, as that document names them: `intra_op_num_threads=4`.
 
     Raises:
-        ModelUnusable: a file is missing or damaged, or its document names a library of its own.
+        ModelUnusable: a file is missing or damaged, or its document names more than a decoder has, such as a library.
         RuntimeUnavailable: ONNX Runtime GenAI is not installed, or no temporary directory can be written, or see
             `operators`.
     """
@@ -96,14 +97,15 @@ def read_config(path: Path) -> dict[str, Any]:
     """The document, with an object for session options.
 
     Raises:
-        ModelUnusable: it is missing or damaged, or names a library or a graph elsewhere.
+        ModelUnusable: it is missing or damaged, or makes GenAI do more than run one graph of a decoder.
     """
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        decoder = document["model"]["decoder"]
-        strange = "custom_ops_library" in decoder.setdefault("session_options", {}) or decoder["filename"] != GRAPH
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelUnusable(f"no document that ONNX Runtime GenAI reads: {error}", where=path) from error
-    if strange:
-        raise ModelUnusable(f"it names another graph than {GRAPH}, or a library to load", where=path)
+    # The toolchain's own module, which the build of the wheel puts beside this one.
+    part = importlib.import_module("shearling_runtime.loading.genai_document").unknown_part(document)
+    if part is not None:
+        raise ModelUnusable(f"{part} is not what a decoder in {GRAPH} has there", where=path)
+    document["model"]["decoder"].setdefault("session_options", {})
     return document
