@@ -16,7 +16,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 class GenerationTag(Extension):
     """`{% generation %}`, with which a template tells what the assistant writes, for training: its content stays."""
 
-    tags = {"generation"}  # noqa: RUF012  (Jinja's own type)
+    # Jinja declares it without ClassVar, which a subclass then cannot add.
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         """See Jinja."""

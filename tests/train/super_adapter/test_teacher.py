@@ -139,6 +139,7 @@ def test_the_teacher_stands_where_the_student_trains(tmp_path: Path, monkeypatch
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
+# The device "meta" above shows that the teacher is moved; that a step then runs, a GPU alone shows.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_taught_training_runs_on_a_gpu(tmp_path: Path) -> None:
     trainer = taught_training(tmp_path)
