@@ -1,4 +1,4 @@
-"""Models of a given Llama shape with random weights, dense and pruned, for the decode tables of docs/results.md.
+"""Models of a given Llama shape, random weights, dense and pruned: the decode tables of docs/results/decoding.md.
 
     python -m benchmarks.llama_shape --output runs/shape [--layers 16 --hidden 2048 --feed-forward 8192] [--sparsity
     0,0.5,0.7] [--group-size 32 --all-layers] [--peers]

@@ -1,4 +1,4 @@
-"""Elastic widths against LoRA at full width, over seeds and training rules: the encoder's table of docs/results.md.
+"""Elastic widths against LoRA at full width, over seeds and training rules: the table of docs/results/lonas.md.
 
     python -m benchmarks.lonas_seeds --output runs/lonas-seeds [--seeds 0,1,2] [--rules published,sandwich,distillation]
         [--steps 4000] [--tune-steps 0] [--search-rows 3000] [--evaluations 60] [--macs 0.75]

@@ -1,4 +1,4 @@
-"""What each stage takes of memory and time on a model of a given size, for the table of docs/results.md.
+"""What each stage takes of memory and time on a model of a given size, for the table of docs/results/memory.md.
 
     python -m benchmarks.scale --shape 3b --output runs/scale [--stages base,prune,train,search]
 

@@ -1,4 +1,4 @@
-"""Search algorithms side by side, at equal budgets and over seeds, for the table of docs/results.md.
+"""Search algorithms side by side, at equal budgets and over seeds, for the table of docs/results/search.md.
 
     python -m benchmarks.search_algorithms runs/demo runs/minilm --output runs/algorithms
         [--algorithms nsga2,rnsga2,hill_climbing,random,heuristic] [--seeds 0,1,2] [--evaluations 40] [--cost macs]

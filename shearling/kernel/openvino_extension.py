@@ -38,7 +38,7 @@ others.
 
 Our operators take and give f32, so bf16 around them is four conversions a layer, which cost a token more than attention
 in bf16 saves; where stock products are left they read one row, and quantizing that costs more than it saves. A
-classifier, all of whose tokens go through at once, ran as fast or faster with them, too (docs/results.md).
+classifier, all of whose tokens go through at once, ran as fast or faster with them, too (docs/results/lonas.md).
 """
 
 
