@@ -47,6 +47,7 @@ class VisitedGguf:
                 n_batch=BATCH_TOKENS,
                 n_threads=threads,
                 n_threads_batch=threads,
+                use_mmap=not options["huge_pages"],  # a file that is mapped cannot move into huge pages
                 verbose=False,
             )
         except (ValueError, RuntimeError) as error:
@@ -57,7 +58,11 @@ class VisitedGguf:
             "runtime": f"llama.cpp (llama-cpp-python {_version()})",
             "provider": "CPU",
             "precision": "as stored",
-            "settings": {"threads": str(self._model.n_threads), "context": str(MOST_CONTEXT_TOKENS)},
+            "settings": {
+                "threads": str(self._model.n_threads),
+                "context": str(MOST_CONTEXT_TOKENS),
+                "mapped": str(bool(self._model.model_params.use_mmap)),
+            },
             "timing_source": TIMING_SOURCE,
         }
 
