@@ -12,6 +12,7 @@ table. Uniform draws would all have nearly the mean size, and tell noise apart.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -41,6 +42,9 @@ from shearling.elastic.super_network import assemble_super_network
 from shearling.errors import UsageError
 from shearling.run import Run, open_frozen
 from shearling.strict_json import write_document
+
+TRIES = 1000
+"""Draws of a sub-network that is new, before one is taken from those that are left."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,18 +97,20 @@ def draw_spread(grid: Grid, count: int, *, seed: int) -> list[Indices]:
         seed: of the draws.
     """
     random = np.random.default_rng(seed)
+
+    def draw(share: float) -> Indices:
+        return tuple(
+            int(random.integers(1, size)) if size > 1 and random.random() < share else 0 for size in grid.sizes
+        )
+
     drawn: list[Indices] = []
-    for step in range(count):
-        share = step / (count - 1)
-        while True:
-            indices = tuple(
-                int(random.integers(1, size)) if size > 1 and random.random() < share else 0 for size in grid.sizes
-            )
-            indices = grid.minimal if share == 1 else indices
-            if indices not in drawn:
-                break
-        drawn.append(indices)
-    return drawn
+    for step in range(count - 1):
+        draws = (draw(step / (count - 1)) for _ in range(TRIES))
+        # What is left of a small space may be too unlikely to wait for.
+        everything = itertools.product(*map(range, grid.sizes))
+        taken = {*drawn, grid.minimal}
+        drawn.append(next(indices for indices in itertools.chain(draws, everything) if indices not in taken))
+    return [*drawn, grid.minimal]
 
 
 def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:

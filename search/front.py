@@ -78,8 +78,8 @@ class BestRule:
         if not self.prefers_cheaper:
             return (
                 "the largest sub-network, unless another is more accurate on the same rows by more than chance "
-                f"explains (exact McNemar test with Holm's correction, {100 * LEVEL:g} %); of several max accuracy, "
-                f"ties -> less loss -> {fewer}lexicographic index"
+                f"explains (exact permutation test with Holm's correction, {100 * LEVEL:g} %); of several max "
+                f"accuracy, ties -> less loss -> {fewer}lexicographic index"
             )
         ties = "ties -> max accuracy -> less loss -> lexicographic index"
         if self.accuracy_delta is None:

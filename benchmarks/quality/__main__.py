@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.quality.arms import ARMS, parse_ratio
-from benchmarks.quality.cell import Cell, cross, unfinished
+from benchmarks.quality.cell import Cell, check_recipes, cross, unfinished
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.report import write_report
 from benchmarks.quality.tasks import TASKS
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     quiet_libraries()
     try:
+        # Whatever is asked for, the report tells all of them.
+        check_recipes(options.output, steps=options.steps, test_rows=options.test_rows)
         failed = {} if options.report else _carry_out(options)
         print_result(write_report(options.output), as_json=False)
     except ShearlingError as error:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import pydantic
 
-from benchmarks.quality.arms import LORA_STEPS, Arm, Ratio
-from benchmarks.quality.models import BenchmarkModel
-from benchmarks.quality.tasks import BenchmarkTask
+from benchmarks.quality.arms import ARMS, LORA_STEPS, Arm, Ratio, parse_ratio
+from benchmarks.quality.models import MODELS, BenchmarkModel
+from benchmarks.quality.tasks import TASKS, BenchmarkTask
 from shearling.errors import UsageError
 from shearling.recipe.recipe import RECIPE_SCHEMA
 from shearling.strict_json import Document, read_document
@@ -227,12 +227,37 @@ def unfinished(cells: Mapping[str, Cell], output: Path) -> list[Cell]:
     left = []
     for name, cell in cells.items():
         path = cell_file(output, name)
-        if not path.is_file():
+        if path.is_file():
+            _check_recipe(path, read_cell(path), cell)
+        else:
             left.append(cell)
-        elif read_cell(path).recipe != json.loads(json.dumps(cell.recipe())):
-            raise UsageError(
-                "this cell was made by another recipe",
-                where=path,
-                remedy="Choose another --output, or remove the file to run the cell anew",
-            )
     return left
+
+
+def check_recipes(output: Path, *, steps: int | None = None, test_rows: int | None = None) -> None:
+    """Refuse finished cells of several recipes; those whose model, task or arm is known no more are left out.
+
+    Args:
+        output: the directory of the benchmark.
+        steps: of every training instead of the models' own.
+        test_rows: instead of the tasks'.
+
+    Raises:
+        UsageError: one was carried out by another recipe than today's.
+        DocumentInvalid: one of them is malformed.
+    """
+    for document in read_cells(output):
+        if document.model in MODELS and document.task in TASKS and document.arm in ARMS:
+            model, task = MODELS[document.model](), TASKS[document.task]()
+            ratio = parse_ratio(document.ratio) if document.ratio else None
+            cell = Cell(model, ARMS[document.arm], ratio, task, document.seed, steps, test_rows)
+            _check_recipe(cell_file(output, cell.name), document, cell)
+
+
+def _check_recipe(path: Path, document: CellDocument, cell: Cell) -> None:
+    if document.recipe != json.loads(json.dumps(cell.recipe())):
+        raise UsageError(
+            "this cell was made by another recipe",
+            where=path,
+            remedy="Choose another --output, repeat --steps and --test-rows, or remove the file to run the cell anew",
+        )

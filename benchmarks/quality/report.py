@@ -19,7 +19,7 @@ from shearling.strict_json import write_text
 
 REPORT_FILE = "report.md"
 HEADINGS = ("pruned", "arm", "cells", "accuracy", "vs dense", "bits/byte", "min")
-"""Of the table; bits per byte are those before and after training."""
+"""Of the table; bits per byte are those before and after training, or those that there are."""
 
 
 def write_report(output: Path) -> Result:
@@ -51,7 +51,8 @@ _EXPLANATION = """\
 Accuracy is in % of unseen rows, the mean over tasks and seeds. "vs dense" is the difference from
 dense LoRA with the same tasks and seeds, in points, with its standard error over seeds where all
 have the same tasks, and in brackets the number of cells that have such a baseline, where these are
-not all. Bits per byte are those of held-back general text, before and after training. Minutes are
+not all. Bits per byte are those of held-back general text, before and after training of the arm's
+adapters; of "adapted" and "frozen", which do not have these yet, there is one figure. Minutes are
 those of a cell on the machine that measured it: import, pruning, training and search. "adapted" is
 the dense model with the LoRA that an arm begins with, and the baseline where that has no cell of
 its own; "frozen" is the same, pruned and healed, before it gets elastic adapters; "packed" is the
@@ -70,7 +71,7 @@ def _cells_of(row: Row) -> tuple[str, ...]:
         str(row.cells),
         f"{100 * row.accuracy.mean:.1f}",
         "" if difference is None or row.key.ratio == "" else f"{_points(difference)}{_of(row)}",
-        "" if row.before is None or row.after is None else f"{row.before:.3f} {row.after:.3f}",
+        " ".join(f"{bits:.3f}" for bits in (row.before, row.after) if bits is not None),
         f"{row.minutes:.1f}",
     )
 

@@ -14,6 +14,9 @@ from shearling.evaluation.confidence import wilson_interval
 
 Measured = Sequence[tuple[CellDocument, SubnetFigures]]
 
+BEFORE_TRAINING: tuple[SubnetName, ...] = ("adapted", "frozen")
+"""What was measured before the arm's adapters were trained."""
+
 
 @dataclass(frozen=True)
 class RowKey:
@@ -73,8 +76,8 @@ class Row:
         cells: how many it is made of; paired: those of them that have a baseline.
         accuracy: on test rows.
         difference: from the baseline's, of the same tasks and seeds; None where they have none in common.
-        before: bits per byte of the general text before training.
-        after: the same after training.
+        before: bits per byte of the general text before training; None of what was trained no further.
+        after: the same as measured, after training.
         minutes: of a cell: import, pruning, training and search.
         tasks: by name.
     """
@@ -161,7 +164,7 @@ def _row(key: RowKey, measured: Measured, *, dense: Mapping[tuple[str, int], flo
         difference=_over_seeds(shared, lambda cell, figures: figures.accuracy - dense[cell.task, cell.seed])
         if shared
         else None,
-        before=_mean(cell.bits_per_byte for cell, _ in measured),
+        before=None if key.subnet in BEFORE_TRAINING else _mean(cell.bits_per_byte for cell, _ in measured),
         after=_mean(figures.bits_per_byte for _, figures in measured),
         minutes=statistics.fmean(cell.prepare_s + cell.train_s + cell.search_s for cell, _ in measured) / 60,
         tasks={task: _task_score([item for item in measured if item[0].task == task]) for task in tasks},

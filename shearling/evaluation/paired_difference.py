@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from shearling.evaluation.confidence import Z_95
 
+STEPS = 32
+"""Of the mean size of a difference, to which graded answers are rounded for their test."""
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -22,7 +25,7 @@ class PairedDifference:
         n: rows that both answered.
         mean: -1 to 1, positive where the first is better.
         interval: 95 %.
-        p_value: of the exact one-sided test that the first is no better; see `sign_test`.
+        p_value: of the exact one-sided test that the first is no better; see `permutation_test`.
     """
 
     n: int
@@ -39,9 +42,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
         second: the same of the other model, row by row; the rows that only one of them has are left out at the end.
     """
     differences = [left - right for left, right in zip(first, second, strict=False)]
-    wins, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
     mean = math.fsum(differences) / len(differences) if differences else 0.0
-    return PairedDifference(len(differences), mean, paired_interval(differences), sign_test(wins, losses))
+    return PairedDifference(len(differences), mean, paired_interval(differences), permutation_test(differences))
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -49,8 +51,8 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
 
         m ± z √((Σd² + 1) / (n + 2) - m²) / √(n + 2),  m = Σd / (n + 2)
 
-    The normal interval after two more rows, one won and one lost: where few rows differ, that without them is too
-    short.
+    The normal interval after two more rows, half a row for each outcome of the two models: where few rows differ, that
+    without them is too short.
 
     Args:
         differences: per row, -1 to 1.
@@ -62,20 +64,31 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 
-def sign_test(wins: int, losses: int) -> float:
-    """Exact one-sided p-value of at least so many wins where each of wins + losses is a fair coin (McNemar 1947).
+def permutation_test(differences: Sequence[float]) -> float:
+    """Exact one-sided p-value of so high a mean where either model may have given each pair of answers (Fisher 1935).
+
+        P(Σ ±|d| ≥ Σd), each sign a fair coin
+
+    Of answers that are right or wrong it is McNemar's test. Graded ones differ by more or less: that counts, so that no
+    number of small wins makes up for a lower mean. Their differences are rounded, for sums to be countable.
 
     Args:
-        wins: rows that the first model alone gets right, or more right.
-        losses: rows that the second model does.
+        differences: per row; rows without one say nothing.
     """
-    n = wins + losses
-    # From one binomial coefficient to the next, in integers: exact, and fast for thousands of rows.
-    term = total = math.comb(n, wins)
-    for count in range(wins, n):
-        term = term * (n - count) // (count + 1)
-        total += term
-    return total / 2**n
+    import numpy as np
+
+    told = np.asarray([value for value in differences if value])
+    if not told.size:
+        return 1.0
+    sizes = np.rint(np.abs(told) * (STEPS / np.abs(told).mean())).astype(int)
+    sizes //= np.gcd.reduce(sizes)
+    # How likely each sum of the differences in favour of the first model is.
+    chances = np.zeros(sizes.sum() + 1)
+    chances[0] = 1.0
+    for size in sizes[sizes > 0]:
+        chances[size:] += chances[:-size]
+        chances /= 2
+    return min(1.0, float(chances[sizes[told > 0].sum() :].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -27,6 +27,19 @@ def test_draws_go_from_the_largest_to_the_smallest() -> None:
     assert rank_correlation(range(12), [size + 0.01 * step for step, size in enumerate(sizes)]) > 0.9
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("sizes", "count"), [((2, 2), 4), ((2, 2), 2), ((2,) * 6, 12), ((2,) * 4, 16), ((3, 1, 2), 6), ((3, 1), 3)]
+)
+def test_draws_of_a_small_space_end(sizes: tuple[int, ...], count: int) -> None:
+    grid = Grid(sizes)
+    for seed in range(20):
+        drawn = draw_spread(grid, count, seed=seed)
+        assert len(set(drawn)) == count
+        assert (drawn[0], drawn[-1]) == (grid.maximal, grid.minimal)
+        assert all(grid.holds(indices) for indices in drawn)
+
+
 def test_the_rank_correlation_is_spearmans() -> None:
     left, right = np.random.default_rng(0).random((2, 15))
     ranks = [np.array([sorted(values).index(value) for value in values]) for values in (left, right)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,9 @@ def test_a_ratio_is_a_share_or_a_pattern_that_has_one(text: str) -> None:
 
 
 def finished(cell: Cell) -> CellDocument:
-    return cell_document(cell.model.name, cell.arm.name, cell.task.name, seed=cell.seed, recipe=cell.recipe())
+    ratio = cell.ratio.text if cell.ratio else ""
+    recipe = cell.recipe()
+    return cell_document(cell.model.name, cell.arm.name, cell.task.name, ratio=ratio, seed=cell.seed, recipe=recipe)
 
 
 def finish(cell: Cell, output: Path) -> CellDocument:
@@ -134,6 +137,28 @@ def test_a_cell_of_another_recipe_is_refused_before_anything_runs(tmp_path: Path
     write_document(cell_file(tmp_path, first.name), document.model_copy(update={"recipe": other}))
     with pytest.raises(UsageError, match="another recipe"):
         unfinished(cells, tmp_path)
+
+
+def test_a_report_refuses_every_cell_of_another_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = all_cells()
+    finish(cells["smollm2-sarcasm-0-0-dense"], tmp_path)
+    trial = finish(replace(cells["smollm2-poker-0-2of4-wanda"], steps=3, test_rows=20), tmp_path)
+    command = ["--output", str(tmp_path), "--report"]
+    assert main(command) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "another recipe" in said
+    assert f"{trial.recipe['name']}.json" in said
+    assert not (tmp_path / "report.md").exists()
+    cell_file(tmp_path, "smollm2-sarcasm-0-0-dense").unlink()
+    assert main([*command, "--steps", "3", "--test-rows", "20"]) == 0
+
+
+def test_cells_that_nobody_asked_for_are_of_one_recipe_too(tmp_path: Path) -> None:
+    cells = all_cells()
+    finish(cells["smollm2-poker-0-0-dense"], tmp_path)
+    finish(replace(cells["smollm2-sarcasm-0-0-dense"], steps=3), tmp_path)
+    asked = ["--models", "smollm2", "--tasks", "poker", "--methods", "dense", "--seeds", "0"]
+    assert main(["--output", str(tmp_path), *asked]) == 2
 
 
 def test_one_failure_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

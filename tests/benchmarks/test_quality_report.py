@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ def test_means_and_errors_are_over_seeds() -> None:
     assert (wanda.before, wanda.after) == pytest.approx((1.05, 1.2))
 
 
+def test_what_was_trained_no_further_has_no_bits_per_byte_before_training(tmp_path: Path) -> None:
+    names = ("adapted", "frozen", "largest", "packed")
+    figures = [subnet_figures(0.8, subnet=name, bits_per_byte=1.5 + 0.1 * place) for place, name in enumerate(names)]
+    write(tmp_path, [cell_document("m", "adapted-elastic", "a", *figures, ratio="0.5", before=1.6)])
+    assert main(["--output", str(tmp_path), "--report"]) == 0
+    report = (tmp_path / "report.md").read_text()
+    for name, shown in zip(names, ("1.500", "1.600", "1.600 1.700", "1.600 1.800"), strict=True):
+        [line] = [line for line in report.splitlines() if f"elastic: {name} | 1 |" in line]
+        assert f"| {shown} |" in line
+
+
 def test_the_difference_is_of_the_same_tasks_and_seeds() -> None:
     by_seed = [statistics.fmean([WANDA[task, seed] - DENSE[task, seed] for task in "ab"]) for seed in (0, 1)]
     difference = row("wanda").difference
@@ -142,9 +154,9 @@ def test_ratios_are_shown_in_percent(text: str, title: str) -> None:
     assert not ratio_title("")
 
 
-def write(output: Path) -> None:
+def write(output: Path, documents: Sequence[CellDocument] | None = None) -> None:
     (output / "cells").mkdir(parents=True)
-    for number, cell in enumerate(cells()):
+    for number, cell in enumerate(documents or cells()):
         write_document(cell_file(output, str(number)), cell)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from benchmarks.quality.cell import cell_file, read_cells
+from benchmarks.quality.cell import cell_file, check_recipes, read_cells
 from benchmarks.quality.report import REPORT_FILE, write_report
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "quality"
@@ -27,3 +27,7 @@ def test_cells_stand_under_their_own_names() -> None:
         assert cell_file(PUBLISHED, name).is_file()
         assert cell.recipe["name"] == name
         assert all(len(figures.answers) == figures.n for figures in cell.subnets)
+
+
+def test_cells_are_those_that_the_code_makes() -> None:
+    check_recipes(PUBLISHED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,20 @@ def test_the_best_is_the_most_accurate_of_those_that_beat_the_largest_then_the_s
     assert best_record(same_size).choice_idx == (1, 0, 1, 1), "the first by index"
     likelier = [record.model_copy(update={"loss": float(record.choice_idx != (1, 0, 2, 1))}) for record in same_size]
     assert best_record(likelier).choice_idx == (1, 0, 2, 1), "less loss"
+
+
+def test_graded_answers_that_are_better_more_often_and_worse_in_the_mean_leave_the_largest_the_best(
+    tmp_path: Path,
+) -> None:
+    records = run(tmp_path / "j", Separable(), "random", evaluations=81)
+    graded = {(0, 0, 0, 0): (0.60,) * 100, (1, 0, 2, 1): (0.62,) * 30 + (0.60,) * 62 + (0.0,) * 8}
+    pair = [
+        record.model_copy(update={"accuracy": math.fsum(answers) / 100, "answers": answers, "n_eval": 100})
+        for record in records
+        if (answers := graded.get(record.choice_idx))
+    ]
+    assert len(pair) == 2
+    assert best_record(pair).choice_idx == (0, 0, 0, 0)
 
 
 def test_equals_of_the_largest_leave_it_the_best_unless_cheaper_is_asked_for(tmp_path: Path) -> None:

@@ -5,23 +5,32 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from shearling.evaluation.paired_difference import holm, paired_difference, paired_interval, sign_test
+from shearling.evaluation.paired_difference import holm, paired_difference, paired_interval, permutation_test
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 0), (0, 3), (5, 2), (6, 6), (1, 9)])
-def test_the_sign_test_counts_every_way_that_coins_may_fall(wins: int, losses: int) -> None:
-    n = wins + losses
-    as_many = sum(sum(coins) >= wins for coins in itertools.product((0, 1), repeat=n))
-    assert sign_test(wins, losses) == as_many / 2**n
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 0), (0, 3), (5, 2), (6, 6), (37, 16), (800, 700), (2, 1500)])
+def test_of_answers_right_or_wrong_the_test_is_mcnemars(wins: int, losses: int) -> None:
+    expected = binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue if wins + losses else 1.0
+    assert permutation_test([1.0] * wins + [0.0, 0.0] + [-1.0] * losses) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(37, 16), (800, 700), (2, 1500), (1500, 0)])
-def test_the_sign_test_is_that_of_scipy_on_many_rows(wins: int, losses: int) -> None:
-    expected = binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue
-    assert sign_test(wins, losses) == pytest.approx(expected, rel=1e-9)
+def test_of_graded_answers_it_counts_every_way_that_the_models_may_be_swapped() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        differences = random.uniform(-0.8, 1, 12) * random.choice([0, 1, 1], 12)
+        sums = np.array(list(itertools.product((-1, 1), repeat=12))) @ np.abs(differences)
+        expected = float(np.mean(sums >= differences.sum() - 1e-12))
+        assert permutation_test(differences.tolist()) == pytest.approx(expected, abs=0.02)
+
+
+def test_no_number_of_small_wins_makes_up_for_a_lower_mean() -> None:
+    more_often, more_right = [0.02] * 30 + [-0.60] * 8, [-0.02] * 30 + [0.60] * 8
+    assert permutation_test(more_often) > 0.99
+    assert permutation_test(more_right) < 0.01
 
 
 def test_holm_is_the_closure_of_bonferroni() -> None:
@@ -55,7 +64,8 @@ def test_the_interval_covers_the_true_difference(n: int, won: float, lost: float
 def test_graded_answers_are_compared_row_by_row() -> None:
     found = paired_difference([1.0, 0.5, 0.25, 1.0], [0.0, 0.25, 0.5, 1.0, 0.0])
     assert (found.n, found.mean) == (4, 0.25)
-    assert found.p_value == sign_test(2, 1)
+    # Of the eight ways to swap 1, 0.25 and 0.25, those that leave 1 where it is and not both others the other way.
+    assert found.p_value == 3 / 8
     low, high = found.interval
     assert low < 0.25 < high
 
