@@ -78,6 +78,14 @@ def test_generate_streams_text_and_nothing_else(export: Path) -> None:
     assert "first after" in shown.stderr
 
 
+def test_an_answer_that_cannot_be_written_is_said_once(export: Path) -> None:
+    command = [sys.executable, "-m", "serve", "generate", str(export / "openvino"), "--prompt", "Area man"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.count("\n") == done.stderr.count("No space left on device") == 1
+
+
 def test_a_benchmark_is_complete(measured: Path) -> None:
     benchmark = read_benchmark(measured)
     assert read_benchmark(measured / "benchmark.json") == benchmark

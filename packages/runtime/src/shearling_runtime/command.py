@@ -13,6 +13,7 @@ import statistics
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,16 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if options.json:
             _show(json.dumps(result, indent=2) + "\n")
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
     except Exception as error:  # the last resort of the program: what is no fault of a kind is a defect
-        fault = error if isinstance(error, RuntimeFault) else _unforeseen(error)
-        result = {"status": "error", "exit_code": fault.exit_code, "message": fault.message, "remedy": fault.remedy}
-        if options.debug:
-            traceback.print_exc(file=sys.stderr)
-        sys.stderr.write(f"error: {fault}\n")
-        code = fault.exit_code
-        if options.json:
-            _show(json.dumps(result, indent=2) + "\n")
+        code = _report(error if isinstance(error, RuntimeFault) else _unforeseen(error), options)
     sys.exit(code)
 
 
@@ -71,6 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _report(fault: RuntimeFault, options: argparse.Namespace) -> int:
+    if options.debug:
+        traceback.print_exc(file=sys.stderr)
+    sys.stderr.write(f"error: {fault}\n")
+    if options.json:
+        result = {"status": "error", "exit_code": fault.exit_code, "message": fault.message, "remedy": fault.remedy}
+        # It may be stdout that fails; the code and the line on stderr say what happened.
+        with suppress(RuntimeUnavailable):
+            _show(json.dumps(result, indent=2) + "\n")
+    return fault.exit_code
 
 
 def _unforeseen(error: Exception) -> RuntimeFault:
@@ -159,6 +165,8 @@ def _speed(tpot_s: float | None) -> str:
 
 
 def _show(text: str) -> None:
+    if sys.stdout is None:
+        raise RuntimeUnavailable("the standard output is closed", remedy="Run it again with one")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
