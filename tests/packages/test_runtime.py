@@ -362,11 +362,12 @@ def test_a_wrong_command_is_a_usage_error(arguments, capsys):
     assert "usage: shearling-run" in capsys.readouterr().err
 
 
-def test_an_empty_prompt_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(("prompt", "words"), [("", "the prompt is empty"), ("caf\udce9", "the prompt is not UTF-8")])
+def test_a_prompt_that_is_no_text_is_refused(tmp_path, capsys, prompt, words):
     with pytest.raises(SystemExit) as caught:
-        command.main([str(tmp_path), "--prompt", ""])
+        command.main([str(tmp_path), "--prompt", prompt])
     assert caught.value.code == 2
-    assert "the prompt is empty" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_a_directory_without_a_model_is_a_bad_artefact(tmp_path, capsys):

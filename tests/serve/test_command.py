@@ -138,6 +138,7 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["generate", "DIR", "--prompt", ""], 2, "empty"),
+        (["generate", "DIR", "--prompt", "caf\udce9"], 2, "not UTF-8"),
         (["generate", "DIR", "--prompt", "a", "--max-new-tokens", "0"], 2, "0 new tokens"),
         (["generate", "DIR", "--prompt", "a b c d e f g " * 60], 2, "exceed the context of 256"),
         (["generate", "DIR", "--prompt", "a", "--device", "GPU"], 4, "Install the Intel GPU driver"),

@@ -95,6 +95,10 @@ def _count(text: str) -> int:
 def _generate(options: argparse.Namespace) -> dict[str, Any]:
     if not options.prompt:
         raise RequestFault("the prompt is empty", remedy='Give one: --prompt "..."')
+    try:
+        options.prompt.encode()
+    except UnicodeEncodeError as error:
+        raise RequestFault("the prompt is not UTF-8", remedy="Give it in UTF-8") from error
     model = _open(options.directory, options.threads)
     prompt = model.encode(options.prompt, chat=options.chat)
     answer = model.generate(
