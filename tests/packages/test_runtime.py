@@ -347,9 +347,12 @@ def test_what_nobody_foresaw_is_said_like_any_other_error(tmp_path, capsys, monk
     assert ("Traceback" in told) is debug
 
 
-def test_an_installation_without_libraries_says_so():
+def test_an_installation_without_libraries_says_so(tmp_path, capsys):
     with pytest.raises(RuntimeUnavailable, match="Install it from its wheel"):
         shearling_runtime.extension()
+    (tmp_path / "genai_config.json").write_text("{}")
+    result, _ = run_json(capsys, tmp_path)
+    assert (result["exit_code"], result["remedy"]) == (4, "Install it from its wheel")
 
 
 @pytest.mark.parametrize(
