@@ -167,6 +167,18 @@ def test_a_packed_operator_that_lies_is_a_bad_model(loading, tmp_path, monkeypat
         shearling_runtime.pipeline(tmp_path, PACKED="never")
 
 
+@pytest.mark.parametrize(("output", "words"), [("absent/fused", "Make it"), (".", "Name another directory")])
+def test_a_place_where_no_model_can_be_written_is_refused(loading, tmp_path, monkeypatch, output, words):
+    module = importlib.import_module("shearling_runtime.pipeline")
+    monkeypatch.setattr(module, "machine_operators", machine_operators)
+    source = tmp_path / "model"
+    source.mkdir()
+    write_packed(source, FUSED["llama"]())
+    with pytest.raises(RequestFault) as caught:
+        shearling_runtime.write_fused(source, tmp_path / output)
+    assert caught.value.remedy == words
+
+
 def test_a_user_without_a_home_keeps_no_measurements(monkeypatch):
     monkeypatch.setitem(sys.modules, "shearling_runtime.cache", importlib.import_module("shearling.cache"))
     kept = importlib.import_module("shearling_runtime.pipeline")._cache
