@@ -50,20 +50,24 @@ def generate_text(
 
     Args:
         target: see `find_deployment`; its runtime is installed here.
-        prompt: not empty.
+        prompt: not empty, and without lone surrogates, which Python makes of arguments that are not UTF-8.
         max_new_tokens: at least 1; prompt and new tokens fit the context.
         options: device, precision, threads.
         chat: use the chat template; None does so where there is one.
         on_text: gets the text while it is made.
 
     Raises:
-        UsageError: an empty prompt, no tokens to make, too many for the context, `chat` without a template, or an
-            environment behind the path.
+        UsageError: an empty prompt or one that is not UTF-8, no tokens to make, too many for the context, `chat`
+            without a template, or an environment behind the path.
         ArtefactError: the directory cannot be used.
         DeviceUnavailable: before anything is loaded.
     """
     if not prompt:
         raise UsageError("the prompt is empty", remedy='Give one: --prompt "..."')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("the prompt is not UTF-8", remedy="Give it in UTF-8") from error
     if max_new_tokens < 1:
         raise UsageError(f"{max_new_tokens} new tokens were asked for", remedy="Give --max-new-tokens 1 or more")
     if target.environment is not None:

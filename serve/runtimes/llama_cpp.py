@@ -14,7 +14,7 @@ from typing import Any
 from serve.runtimes.deployment import Deployment, ModelFacts
 from serve.runtimes.greedy_loop import greedy_loop
 from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts, only_row
-from serve.runtimes.tokenization import no_chat_template
+from serve.runtimes.tokenization import render_turn
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.model.gguf_header import is_gguf, read_header
 
@@ -98,19 +98,17 @@ class LlamaCppRuntime:
 
         Raises:
             UsageError: `chat`, and there is no template.
+            ModelUnsupported: the template fails.
         """
         if not chat:
             return list(self._model.tokenize(prompt.encode(), add_bos=True, special=False))
-        if self._template is None:
-            raise no_chat_template(self._model.model_path)
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
         ends = {
             name: self._text(token)
             for name, token in (("eos_token", self._model.token_eos()), ("bos_token", self._model.token_bos()))
         }
-        turn = Jinja2ChatFormatter(self._template, **ends)(messages=[{"role": "user", "content": prompt}])
-        return list(self._model.tokenize(turn.prompt.encode(), add_bos=False, special=True))
+        # Not with llama-cpp-python's own formatter, which knows less of Jinja than templates for transformers use.
+        turn = render_turn(self._template, prompt, ends, where=self._deployment.model_file)
+        return list(self._model.tokenize(turn.encode(), add_bos=False, special=True))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.openvino_loading import StockIr, pipeline_directory, prepare
-from serve.runtimes.runtime import Decoding, Generation, OnText, RunOptions, RuntimeFacts, only_row
+from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts, only_row
 from serve.runtimes.speculation.decoding import decode_with_guesses
 from serve.runtimes.speculation.guesses import LONGEST, DraftModel, Guesser, PromptLookup
 from serve.runtimes.speculation.rewindable_decoder import RewindableDecoder
 from serve.runtimes.speculation.settings import Speculation, read_speculation
 from serve.visitor.genai import prompt_of, read_generation
 from shearling.errors import ShearlingError, UsageError
+from shearling.kernel.loading.genai_stream import stream_text
 from shearling.kernel.loading.packed_model import LoadedIr
 from shearling.kernel.runtime_refusal import refusals
 from shearling.target import Target
@@ -52,9 +53,12 @@ class PipelineDecoding:
         if self.guesses is not None:
             rows = [only_row(rows, deployment=self.deployment)]
             config.num_assistant_tokens, config.max_ngram_size = self.guesses, LONGEST
-        streamer = () if work.on_text is None else (_streamer(work.on_text),)
-        with refusals(where):
-            result = self.pipeline.generate(prompt_of(rows), config, *streamer)
+
+        def make(*streamer: Callable[[str], Any]) -> Any:
+            with refusals(where):
+                return self.pipeline.generate(prompt_of(rows), config, *streamer)
+
+        result = make() if work.on_text is None else stream_text(make, work.on_text)
         read = read_generation(result, len(rows))
         tokens, gaps_s = read["token_ids"], tuple(read["gaps_s"])
         if not work.end_ids and (len(tokens) != work.max_new_tokens or len(gaps_s) != work.max_new_tokens - 1):
@@ -211,16 +215,6 @@ def _find_draft(path: Path, deployment: Deployment) -> Deployment:
             remedy="Give a smaller model of the same tokenizer",
         )
     return draft
-
-
-def _streamer(on_text: OnText) -> Callable[[str], openvino_genai.StreamingStatus]:
-    import openvino_genai
-
-    def stream(piece: str) -> openvino_genai.StreamingStatus:
-        on_text(piece)
-        return openvino_genai.StreamingStatus.RUNNING
-
-    return stream
 
 
 def greedy(max_new_tokens: int, end_ids: frozenset[int]) -> openvino_genai.GenerationConfig:

@@ -4,7 +4,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,17 +77,8 @@ class TextTokenizer:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _render(self, prompt: str) -> str:
-        from jinja2 import TemplateError
-
-        from serve.runtimes.chat_template import render_chat
-
-        if self._template is None:
-            raise no_chat_template(self._where)
         special = {key: _content(self._config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        try:
-            return render_chat(self._template, [{"role": "user", "content": prompt}], special)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise chat_template_fails(str(error), where=self._where) from error
+        return render_turn(self._template, prompt, special, where=self._where)
 
 
 class TokenizedRuntime:
@@ -153,6 +144,31 @@ class TextStream:
             self._tokens = self._tokens[self._shown_tokens :]
             text = self._tokenizer.decode(self._tokens)
         self._shown, self._shown_tokens = text, len(self._tokens)
+
+
+def render_turn(template: str | None, prompt: str, special_tokens: Mapping[str, str], *, where: Path) -> str:
+    """A lone turn of the user, in a chat template.
+
+    Args:
+        template: of the model; None where it has none.
+        prompt: what the user says.
+        special_tokens: by the name that templates know.
+        where: the model.
+
+    Raises:
+        UsageError: there is no template.
+        ModelUnsupported: it fails.
+    """
+    from jinja2 import TemplateError
+
+    from serve.runtimes.chat_template import render_chat
+
+    if template is None:
+        raise no_chat_template(where)
+    try:
+        return render_chat(template, [{"role": "user", "content": prompt}], special_tokens)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise chat_template_fails(str(error), where=where) from error
 
 
 def no_chat_template(where: Path) -> UsageError:

@@ -165,9 +165,15 @@ def find_compiler() -> list[str]:
     """The command of the C++ compiler: `CXX`, else g++.
 
     Raises:
-        CompilerMissing: there is none.
+        CompilerMissing: there is none, or `CXX` is no command.
     """
-    command = shlex.split(os.environ.get("CXX", "")) or [COMPILER]
+    named = os.environ.get("CXX", "")
+    try:
+        command = shlex.split(named) or [COMPILER]
+    except ValueError as error:
+        raise CompilerMissing(
+            f"CXX is no command: {error}: {named}", remedy="Close its quotation marks, or leave it out"
+        ) from error
     if not shutil.which(command[0]):
         raise CompilerMissing(
             f"the sparse kernels need {NEEDED}: {command[0]} was not found",

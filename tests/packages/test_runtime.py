@@ -5,15 +5,18 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import pytest
 import shearling_runtime
@@ -30,6 +33,7 @@ from tests.support.documents import ROOT
 from tests.support.exported_files import stored_as
 from tests.support.fused_models import FUSED
 from tests.support.packed_decoders import write_packed
+from tests.support.signal_stack import leave_signal_stack
 from tests.support.tiny_models import beginning_tokenizer
 from tests.support.users import without_home
 
@@ -134,7 +138,7 @@ def test_a_genai_document_that_is_no_exports_is_refused(loading, tmp_path, monke
 @pytest.fixture
 def loading(libraries, monkeypatch) -> None:
     """The modules that the build of the wheel puts beside its own."""
-    for name in ("genai_document", "ir_text", "packed_choice", "packed_model"):
+    for name in ("genai_document", "genai_stream", "ir_text", "packed_choice", "packed_model"):
         module = importlib.import_module(f"shearling.kernel.loading.{name}")
         monkeypatch.setitem(sys.modules, f"shearling_runtime.loading.{name}", module)
 
@@ -161,6 +165,18 @@ def test_a_packed_operator_that_lies_is_a_bad_model(loading, tmp_path, monkeypat
     xml.write_text(xml.read_text().replace(' activation="silu"', "", 1))
     with pytest.raises(ModelUnusable, match="it has no 'activation'"):
         shearling_runtime.pipeline(tmp_path, PACKED="never")
+
+
+@pytest.mark.parametrize(("output", "words"), [("absent/fused", "Make it"), (".", "Name another directory")])
+def test_a_place_where_no_model_can_be_written_is_refused(loading, tmp_path, monkeypatch, output, words):
+    module = importlib.import_module("shearling_runtime.pipeline")
+    monkeypatch.setattr(module, "machine_operators", machine_operators)
+    source = tmp_path / "model"
+    source.mkdir()
+    write_packed(source, FUSED["llama"]())
+    with pytest.raises(RequestFault) as caught:
+        shearling_runtime.write_fused(source, tmp_path / output)
+    assert caught.value.remedy == words
 
 
 def test_a_user_without_a_home_keeps_no_measurements(monkeypatch):
@@ -261,6 +277,68 @@ def test_an_output_that_cannot_be_written_is_no_defect(options, place, code):
     assert done.stderr.count("\n") == (1 if code else 0)
 
 
+class Failing(io.StringIO):
+    """An output that takes one piece of a text."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self.act, self.pieces = act, 0
+
+    def write(self, text: str) -> int:
+        self.pieces += 1
+        if self.pieces > 1:
+            self.act()
+        return super().write(text)
+
+
+def run_with_output(monkeypatch, output: TextIO | None, *options: str) -> int:
+    """Exit code of a command that writes there."""
+    monkeypatch.setattr(sys, "stdout", output)
+    with pytest.raises(SystemExit) as caught:
+        command.main([*options])
+    return int(caught.value.code)
+
+
+def test_an_interruption_ends_a_text(loading, stock, capfd, monkeypatch):
+    """At its second piece, with what Ctrl-C raises."""
+    leave_signal_stack()
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        output = Failing(lambda: signal.raise_signal(signal.SIGINT))
+        assert run_with_output(monkeypatch, output, str(stock), "--prompt", "Area man", "--no-chat") == 130
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert output.pieces == 2
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("part", ["genai", "stock"])
+def test_a_text_that_cannot_be_written_is_said_once(loading, request, capfd, monkeypatch, part):
+    directory = request.getfixturevalue(part)
+    with Path("/dev/full").open("w") as full:
+        code = run_with_output(monkeypatch, full, str(directory), "--prompt", "Area man", "--no-chat")
+    assert code == 4
+    error = capfd.readouterr().err
+    assert error.startswith("error: the standard output cannot be written: No space left on device")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["full", "closed"])
+def test_an_error_is_said_where_its_document_cannot_be_written(tmp_path, capfd, monkeypatch, place):
+    with Path("/dev/full").open("w") as full:
+        output = full if place == "full" else None
+        assert run_with_output(monkeypatch, output, str(tmp_path), "--prompt", "x", "--json") == 3
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: {tmp_path}: no OpenVINO model here")
+    assert error.count("\n") == 1
+
+
+def test_a_closed_output_is_no_defect(capfd, monkeypatch):
+    monkeypatch.setattr(command, "_generate", lambda _: {})
+    assert run_with_output(monkeypatch, None, "DIR", "--prompt", "x", "--json") == 4
+    assert capfd.readouterr().err.startswith("error: the standard output is closed")
+
+
 def test_where_no_temporary_file_can_be_written_the_environment_is_at_fault(
     loading, genai, tmp_path, capsys, monkeypatch
 ):
@@ -281,9 +359,12 @@ def test_what_nobody_foresaw_is_said_like_any_other_error(tmp_path, capsys, monk
     assert ("Traceback" in told) is debug
 
 
-def test_an_installation_without_libraries_says_so():
+def test_an_installation_without_libraries_says_so(tmp_path, capsys):
     with pytest.raises(RuntimeUnavailable, match="Install it from its wheel"):
         shearling_runtime.extension()
+    (tmp_path / "genai_config.json").write_text("{}")
+    result, _ = run_json(capsys, tmp_path)
+    assert (result["exit_code"], result["remedy"]) == (4, "Install it from its wheel")
 
 
 @pytest.mark.parametrize(
@@ -296,11 +377,12 @@ def test_a_wrong_command_is_a_usage_error(arguments, capsys):
     assert "usage: shearling-run" in capsys.readouterr().err
 
 
-def test_an_empty_prompt_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(("prompt", "words"), [("", "the prompt is empty"), ("caf\udce9", "the prompt is not UTF-8")])
+def test_a_prompt_that_is_no_text_is_refused(tmp_path, capsys, prompt, words):
     with pytest.raises(SystemExit) as caught:
-        command.main([str(tmp_path), "--prompt", ""])
+        command.main([str(tmp_path), "--prompt", prompt])
     assert caught.value.code == 2
-    assert "the prompt is empty" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_a_directory_without_a_model_is_a_bad_artefact(tmp_path, capsys):

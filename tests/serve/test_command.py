@@ -78,6 +78,14 @@ def test_generate_streams_text_and_nothing_else(export: Path) -> None:
     assert "first after" in shown.stderr
 
 
+def test_an_answer_that_cannot_be_written_is_said_once(export: Path) -> None:
+    command = [sys.executable, "-m", "serve", "generate", str(export / "openvino"), "--prompt", "Area man"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.count("\n") == done.stderr.count("No space left on device") == 1
+
+
 def test_a_benchmark_is_complete(measured: Path) -> None:
     benchmark = read_benchmark(measured)
     assert read_benchmark(measured / "benchmark.json") == benchmark
@@ -130,6 +138,7 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["generate", "DIR", "--prompt", ""], 2, "empty"),
+        (["generate", "DIR", "--prompt", "caf\udce9"], 2, "not UTF-8"),
         (["generate", "DIR", "--prompt", "a", "--max-new-tokens", "0"], 2, "0 new tokens"),
         (["generate", "DIR", "--prompt", "a b c d e f g " * 60], 2, "exceed the context of 256"),
         (["generate", "DIR", "--prompt", "a", "--device", "GPU"], 4, "Install the Intel GPU driver"),

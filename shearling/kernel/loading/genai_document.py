@@ -3,7 +3,8 @@ files.
 
 GenAI loads a library for every section that names one, be it a stage of a pipeline or a vision model, and takes options
 of sessions and providers that are paths of libraries and files, or addresses. So what is not known is refused: all that
-is written by an export of this project, and for a decoder on a CPU or with CUDA by GenAI's own model builder, is known.
+is written by an export of this project is known, and so is what GenAI's own model builder writes for a decoder on a CPU
+or with CUDA where no option asks it for paged attention or drafts.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ DECODER = {
     "inputs": VALUES,
     "outputs": VALUES,
     "sliding_window": VALUES,
+    **dict.fromkeys(("layer_types", "conv_cache_size"), VALUE),
     "session_options": SESSION_OPTIONS,
 }
 TOKENS = ("bos", "eos", "pad", "bot", "eot", "bor", "eor")

@@ -32,6 +32,18 @@ class Llama:
     def n_vocab(self):
         return 400
 
+    def token_bos(self):
+        return 1
+
+    def token_eos(self):
+        return 2
+
+    def tokenize(self, text, *, add_bos, special):
+        return [1] * add_bos + list(text)
+
+    def detokenize(self, tokens, special=False):
+        return "".join(f"<{token}>" for token in tokens).encode()
+
     def reset(self):
         self.last = None
 
@@ -127,6 +139,35 @@ show([runtime.generate([[3, 10]], work).model_dump() for work in works])
     free, stopped = run_inside(environment, gguf_file, work)
     assert (free["token_ids"], len(free["gaps_s"])) == ([11, 12, 13, 14, 15, 16], 5)
     assert (stopped["token_ids"], len(stopped["gaps_s"])) == ([11, 12, 13], 3)
+
+
+@pytest.mark.parametrize(
+    ("template", "rendered"),
+    [
+        (
+            "{{ bos_token }}{% for m in messages %}{{ m.content }}{% break %}{% endfor %}{{ eos_token }}",
+            "<1>Area man<2>",
+        ),
+        ("{% generation %}{{ messages[0].role }}{% endgeneration %}", "user"),
+        ("{{ raise_exception('the system speaks first') }}", "the chat template fails: the system speaks first"),
+        ("{{ messages[1] + 1 }}", "the chat template fails: "),
+        ("{% unheard_of %}", "the chat template fails: Encountered unknown tag 'unheard_of'"),
+    ],
+)
+def test_a_chat_template_is_rendered_as_in_other_formats(
+    environment: Path, tmp_path: Path, template: str, rendered: str
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    file = write_gguf(tmp_path / "chat.gguf", llama_tied_gqa(), tokenizer)
+    work = """
+from shearling.errors import ModelUnsupported
+try:
+    show(bytes(runtime.encode("Area man", chat=True)).decode())
+except ModelUnsupported as error:
+    show(error.message)
+"""
+    assert run_inside(environment, file, work).startswith(rendered)
 
 
 def test_the_real_llama_cpp_continues_like_torch(gguf_file: Path) -> None:

@@ -182,6 +182,11 @@ def test_documents_of_genais_own_builder_are_known() -> None:
     model = {"type": "llama", "context_length": 64, "vocab_size": 99, **tokens, "decoder": decoder}
     document = {"model": model, "search": {"do_sample": False, "max_length": 64, "temperature": 1.0, "top_k": 50}}
     assert unknown_part(document) is None
+    # Of LFM2, whose layers are of two kinds.
+    decoder |= {"layer_types": ["conv", "full_attention"], "conv_cache_size": 2}
+    assert unknown_part(document) is None
+    decoder["layer_types"] = [{"filename": "other.onnx"}]
+    assert unknown_part(document) == "model.decoder.layer_types"
 
 
 @pytest.mark.parametrize("change", ["filename", "json", "graph"])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import signal
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from serve.runtimes.semi_structured import is_2of4, use_semi_structured
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError
 from shearling.kernel.openvino_core import openvino_core
 from shearling.target import Target, parse_target
+from tests.support.signal_stack import leave_signal_stack
 
 FP32 = RunOptions(precision="fp32", threads=1)
 FORMATS = ("openvino", "onnx", "torch")
@@ -93,6 +99,54 @@ def test_streamed_pieces_are_the_text(runtimes: dict[str, Runtime], choice: str)
     run = runtime.generate([runtime.encode(PROMPT, chat=False)], work)
     assert len(pieces) > 1
     assert "".join(pieces) == runtime.decode(run.token_ids)
+
+
+@pytest.mark.parametrize("choice", FORMATS)
+def test_what_a_reader_of_pieces_raises_ends_the_text(runtimes: dict[str, Runtime], choice: str, capfd) -> None:
+    runtime = runtimes[choice]
+    pieces: list[str] = []
+
+    def read(piece: str) -> None:
+        pieces.append(piece)
+        if len(pieces) == 2:
+            raise OSError(errno.ENOSPC, "no room for a second piece")
+
+    prompt = [runtime.encode(PROMPT, chat=False)]
+    with pytest.raises(OSError, match="no room for a second piece"):
+        runtime.generate(prompt, Decoding(max_new_tokens=24, on_text=read))
+    assert len(pieces) == 2
+    assert capfd.readouterr() == ("", "")
+    # A text that was left behind leaves nothing for the next one.
+    whole: list[str] = []
+    runtime.generate(prompt, Decoding(max_new_tokens=24, on_text=whole.append))
+    assert "".join(whole).startswith("".join(pieces))
+
+
+@pytest.mark.parametrize("choice", FORMATS)
+def test_an_interruption_of_whatever_runs_ends_a_text(runtimes: dict[str, Runtime], choice: str) -> None:
+    leave_signal_stack()
+    runtime = runtimes[choice]
+    pieces: list[str] = []
+    later = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+
+    def read(piece: str) -> None:
+        if not pieces:
+            later.start()
+        pieces.append(piece)
+        time.sleep(0.01)
+
+    def make() -> None:
+        runtime.generate([[5, 6, 7]], Decoding(max_new_tokens=240, on_text=read))
+        later.join()
+
+    # A child of a background job ignores SIGINT until told otherwise.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert 0 < len(pieces) < 100
 
 
 @pytest.mark.parametrize("choice", FORMATS)

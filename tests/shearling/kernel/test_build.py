@@ -47,6 +47,9 @@ def test_the_named_compiler_is_taken_or_missed(monkeypatch):
         find_compiler()
     monkeypatch.setenv("CXX", "sh -x")
     assert find_compiler() == ["sh", "-x"]
+    monkeypatch.setenv("CXX", "g++ '-O9")
+    with pytest.raises(CompilerMissing, match=r"CXX is no command: No closing quotation: g\+\+ '-O9"):
+        find_compiler()
 
 
 def test_a_failing_compiler_leaves_nothing(monkeypatch, tmp_path):

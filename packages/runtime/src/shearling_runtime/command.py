@@ -13,6 +13,7 @@ import statistics
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,16 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if options.json:
             _show(json.dumps(result, indent=2) + "\n")
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
     except Exception as error:  # the last resort of the program: what is no fault of a kind is a defect
-        fault = error if isinstance(error, RuntimeFault) else _unforeseen(error)
-        result = {"status": "error", "exit_code": fault.exit_code, "message": fault.message, "remedy": fault.remedy}
-        if options.debug:
-            traceback.print_exc(file=sys.stderr)
-        sys.stderr.write(f"error: {fault}\n")
-        code = fault.exit_code
-        if options.json:
-            _show(json.dumps(result, indent=2) + "\n")
+        code = _report(error if isinstance(error, RuntimeFault) else _unforeseen(error), options)
     sys.exit(code)
 
 
@@ -73,6 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _report(fault: RuntimeFault, options: argparse.Namespace) -> int:
+    if options.debug:
+        traceback.print_exc(file=sys.stderr)
+    sys.stderr.write(f"error: {fault}\n")
+    if options.json:
+        result = {"status": "error", "exit_code": fault.exit_code, "message": fault.message, "remedy": fault.remedy}
+        # It may be stdout that fails; the code and the line on stderr say what happened.
+        with suppress(RuntimeUnavailable):
+            _show(json.dumps(result, indent=2) + "\n")
+    return fault.exit_code
+
+
 def _unforeseen(error: Exception) -> RuntimeFault:
     return RuntimeFault(
         f"internal error: {type(error).__name__}: {error}", remedy="Run again with --debug and report the traceback"
@@ -89,6 +95,10 @@ def _count(text: str) -> int:
 def _generate(options: argparse.Namespace) -> dict[str, Any]:
     if not options.prompt:
         raise RequestFault("the prompt is empty", remedy='Give one: --prompt "..."')
+    try:
+        options.prompt.encode()
+    except UnicodeEncodeError as error:
+        raise RequestFault("the prompt is not UTF-8", remedy="Give it in UTF-8") from error
     model = _open(options.directory, options.threads)
     prompt = model.encode(options.prompt, chat=options.chat)
     answer = model.generate(
@@ -159,6 +169,8 @@ def _speed(tpot_s: float | None) -> str:
 
 
 def _show(text: str) -> None:
+    if sys.stdout is None:
+        raise RuntimeUnavailable("the standard output is closed", remedy="Run it again with one")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -103,7 +104,7 @@ class GreedyModel:
             token_ids: of one prompt.
             max_new_tokens: at least 1; the context must hold the prompt and these.
             to_the_end: no token ends the text before.
-            on_text: gets the text while it is made.
+            on_text: gets the text while it is made; what it raises ends the text.
 
         Raises:
             RequestFault: too many tokens.
@@ -123,16 +124,20 @@ class GreedyModel:
             config.stop_token_ids = ends
             config.set_eos_token_id(min(ends))
 
-        def stream(piece: str) -> Any:
-            if on_text is not None:
-                on_text(piece)
-            return openvino_genai.StreamingStatus.RUNNING
-
         prompt = openvino.Tensor(np.asarray([token_ids], dtype=np.int64))
-        try:
-            result = self._pipeline.generate(prompt, config, *(() if on_text is None else (stream,)))
-        except RuntimeError as error:  # the operators look at their weights when they first see them
-            raise self._unusable(error, "run") from error
+
+        def generate(*streamer: Callable[[str], Any]) -> Any:
+            try:
+                return self._pipeline.generate(prompt, config, *streamer)
+            except RuntimeError as error:  # the operators look at their weights when they first see them
+                raise self._unusable(error, "run") from error
+
+        if on_text is None:
+            result = generate()
+        else:
+            # The toolchain's own module, which the build of the wheel puts beside this one.
+            stream = importlib.import_module("shearling_runtime.loading.genai_stream")
+            result = stream.stream_text(generate, on_text)
         metrics, made = result.perf_metrics, [int(token) for token in result.tokens[0]]
         tpot_s = metrics.get_tpot().mean / 1e3 if len(made) > 1 else None
         if made and made[-1] in ends and not to_the_end:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shearling_runtime.build_facts import read_build_facts
 from shearling_runtime.faults import ModelUnusable, RuntimeUnavailable
 from shearling_runtime.onnx_runtime import operators
 
@@ -98,7 +99,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         ModelUnusable: it is missing or damaged, or makes GenAI do more than run one graph of a decoder.
+        RuntimeUnavailable: see `read_build_facts`.
     """
+    # What knows of documents is beside the libraries.
+    read_build_facts()
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

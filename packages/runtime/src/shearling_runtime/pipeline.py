@@ -71,7 +71,7 @@ def write_fused(directory: str | Path, output: str | Path) -> None:
 
     Raises:
         ModelUnusable: the model is not packed, or its attention is not plain.
-        RequestFault: the output exists.
+        RequestFault: the output exists, or the directory that it shall be in does not.
         RuntimeUnavailable: there is no room, or see `extension`.
     """
     xml, place = Path(directory) / MODEL, Path(output)
@@ -88,6 +88,8 @@ def write_fused(directory: str | Path, output: str | Path) -> None:
         loaded.write(place)
     except FileExistsError as error:
         raise RequestFault("there is something already", where=place, remedy="Name another directory") from error
+    except FileNotFoundError as error:
+        raise RequestFault("there is no such directory to write it in", where=place.parent, remedy="Make it") from error
     except OSError as error:
         raise RuntimeUnavailable(
             f"it cannot be written: {error.strerror}", where=place, remedy="Make room for a copy of the model"
