@@ -86,8 +86,9 @@ class TextTokenizer:
         special = {key: _content(self._config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
         try:
             return render_chat(self._template, [{"role": "user", "content": prompt}], special)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise chat_template_fails(str(error), where=self._where) from error
+        except Exception as error:  # a template is code, and may raise anything
+            said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+            raise chat_template_fails(said, where=self._where) from error
 
 
 class TokenizedRuntime:

@@ -284,6 +284,22 @@ def test_what_a_template_refuses_names_the_row():
         assert caught.value.where == "task.messages, row 12"
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{{ range(1000000000) | list }}", "OverflowError"),
+        ("{{ messages + 1 }}", "TypeError: can only concatenate"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "RecursionError"),
+    ],
+)
+def test_a_template_that_computes_what_cannot_be_names_the_row(template, reason):
+    renderer = RowRenderer(section(), ChatRenderer(CHATML.tokenizer(CHATML.published + template)))
+    with pytest.raises(RecipeInvalid, match=reason) as caught:
+        renderer({"messages": TALK}, 12)
+    assert caught.value.where == "task.messages, row 12"
+
+
 def test_a_template_that_hides_where_the_answer_begins_is_refused():
     hiding = CHATML.published.replace("add_generation_prompt", "true").replace(
         "<|im_start|>assistant\n' }}{% endif", "X' }}{% endif"
