@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
 from shearling.command_line import Result
-from shearling.resources import Estimate, available_memory_bytes, free_disk_bytes, in_words
+from shearling.resources import Estimate, available_memory_bytes, free_device_bytes, free_disk_bytes, in_words
 
 
 def show_estimates(parts: Mapping[str, Estimate], where: Path) -> Result:
@@ -18,21 +19,26 @@ def show_estimates(parts: Mapping[str, Estimate], where: Path) -> Result:
         parts: estimates by the name of what is made, one after the other.
         where: what is written, which need not exist.
     """
-    memory, disk = available_memory_bytes(), free_disk_bytes(where)
+    on_device = any(estimate.device_bytes for estimate in parts.values())
+    there_is = Estimate(
+        available_memory_bytes(), free_disk_bytes(where), (free_device_bytes() or 0) if on_device else 0
+    )
     table = Table(title=f"{where} would take", title_justify="left")
     table.add_column("part")
-    for column in ("memory", "disk"):
-        table.add_column(column, justify="right")
+    places = ("memory", "disk", "device") if on_device else ("memory", "disk")
+    for place in places:
+        table.add_column(place, justify="right")
     for part, estimate in parts.items():
-        table.add_row(part, in_words(estimate.memory_bytes), in_words(estimate.disk_bytes))
+        table.add_row(part, *_amounts(estimate, places))
     table.add_section()
-    table.add_row("there is", in_words(memory), in_words(disk))
+    table.add_row("there is", *_amounts(there_is, places))
     data = {
         "dry_run": True,
-        "parts": {
-            part: {"memory_bytes": estimate.memory_bytes, "disk_bytes": estimate.disk_bytes}
-            for part, estimate in parts.items()
-        },
-        "available": {"memory_bytes": memory, "disk_bytes": disk},
+        "parts": {part: asdict(estimate) for part, estimate in parts.items()},
+        "available": asdict(there_is),
     }
     return Result(data, table)
+
+
+def _amounts(estimate: Estimate, places: Sequence[str]) -> list[str]:
+    return [in_words(asdict(estimate)[f"{place}_bytes"]) for place in places]

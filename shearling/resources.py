@@ -34,19 +34,26 @@ class Estimate:
     """What a piece of work takes.
 
     Attributes:
-        memory_bytes: the most that its process holds at a time.
+        memory_bytes: the most that its process holds at a time in the memory of the machine.
         disk_bytes: what it writes.
+        device_bytes: the most that it holds on a CUDA device; 0 where it computes on none.
     """
 
     memory_bytes: int
     disk_bytes: int = 0
+    device_bytes: int = 0
 
     def then(self, other: Estimate) -> Estimate:
         """Both, one after the other: the larger memory, and the disk of both."""
-        return Estimate(max(self.memory_bytes, other.memory_bytes), self.disk_bytes + other.disk_bytes)
+        return Estimate(
+            max(self.memory_bytes, other.memory_bytes),
+            self.disk_bytes + other.disk_bytes,
+            max(self.device_bytes, other.device_bytes),
+        )
 
     def __str__(self) -> str:
-        return f"{in_words(self.memory_bytes)} of memory, {in_words(self.disk_bytes)} of disk"
+        device = f", {in_words(self.device_bytes)} of a device" if self.device_bytes else ""
+        return f"{in_words(self.memory_bytes)} of memory, {in_words(self.disk_bytes)} of disk{device}"
 
 
 def require(estimate: Estimate, where: Path, *, remedy: str = "Use a smaller model or a larger machine") -> None:
@@ -58,12 +65,12 @@ def require(estimate: Estimate, where: Path, *, remedy: str = "Use a smaller mod
         remedy: what would fit in less memory.
 
     Raises:
-        ResourceExhausted: too little disk, or too little memory is available.
+        ResourceExhausted: too little disk, or too little memory is available, here or on the device.
     """
-    free_bytes = free_disk_bytes(where)
-    if free_bytes < estimate.disk_bytes:
+    disk_bytes = free_disk_bytes(where)
+    if disk_bytes < estimate.disk_bytes:
         raise ResourceExhausted(
-            f"about {in_words(estimate.disk_bytes)} of disk needed, {in_words(free_bytes)} free",
+            f"about {in_words(estimate.disk_bytes)} of disk needed, {in_words(disk_bytes)} free",
             where=where,
             remedy="Free space, or choose another --output",
         )
@@ -71,6 +78,13 @@ def require(estimate: Estimate, where: Path, *, remedy: str = "Use a smaller mod
     if available_bytes < estimate.memory_bytes:
         raise ResourceExhausted(
             f"about {in_words(estimate.memory_bytes)} of memory needed, {in_words(available_bytes)} available",
+            where=where,
+            remedy=remedy,
+        )
+    device_bytes = free_device_bytes() if estimate.device_bytes else None
+    if device_bytes is not None and device_bytes < estimate.device_bytes:
+        raise ResourceExhausted(
+            f"about {in_words(estimate.device_bytes)} of a device needed, {in_words(device_bytes)} free",
             where=where,
             remedy=remedy,
         )

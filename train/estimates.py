@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from shearling.evaluation.precision import resolve_precision
 from shearling.model.figures import FLOAT32_BYTES, ModelFigures
@@ -78,7 +79,8 @@ def estimate_pruning(figures: ModelFigures, section: SparsitySection) -> Estimat
 def estimate_training(
     figures: ModelFigures, adapter: AdapterSection, train: TrainSection, *, max_length: int, lean: bool
 ) -> Estimate:
-    """Of a super-adapter.
+    """Of one process that trains a super-adapter. Where a CUDA device computes, the machine holds what is loaded before
+    it goes there.
 
     Args:
         figures: of the frozen model.
@@ -102,18 +104,20 @@ def estimate_training(
     # A head that is stored in another type is widened for its product, where no autocast takes it as it is.
     widened = lean and computed_bytes == FLOAT32_BYTES and figures.table_bytes < FLOAT32_BYTES * figures.table
     head = FLOAT32_BYTES * figures.table if widened else 0
-    peak = weights + masks + merged + ADAM_BYTES * trained + states + teacher
-    return Estimate(
-        TRAINING_LIBRARIES_BYTES + cuda_libraries_bytes() + peak + max(MERGING_BYTES * figures.matrix, head),
-        CHECKPOINTED_BYTES * trained,
-    )
+    working = merged + states + max(MERGING_BYTES * figures.matrix, head)
+    peak = weights + masks + ADAM_BYTES * trained + teacher + working
+    libraries, disk = TRAINING_LIBRARIES_BYTES + cuda_libraries_bytes(), CHECKPOINTED_BYTES * trained
+    if free_device_bytes() is None:
+        return Estimate(libraries + peak, disk)
+    loaded = weights + masks + FLOAT32_BYTES * trained + teacher
+    return Estimate(libraries + loaded, disk, peak)
 
 
 def trains_lean(
     figures: ModelFigures, adapter: AdapterSection, train: TrainSection, *, max_length: int, on_grid: bool
 ) -> bool:
     """Whether a training takes less memory and more time: where the recipe says so, or leaves it open and what is
-    faster does not fit into this machine, once for each process, or into the device. Each process sees what it sees.
+    faster does not fit into this machine, once for each process, or into its device. Each process sees what it sees.
 
     Args:
         figures: of the frozen model.
@@ -125,10 +129,8 @@ def trains_lean(
     if on_grid or train.memory != "auto":
         return train.memory == "lean" and not on_grid
     fast = estimate_training(figures, adapter, train, max_length=max_length, lean=False)
-    device_bytes = free_device_bytes()
-    held_bytes = fast.memory_bytes - TRAINING_LIBRARIES_BYTES - cuda_libraries_bytes()
-    return local_processes() * fast.memory_bytes > available_memory_bytes() or (
-        device_bytes is not None and held_bytes > device_bytes
+    return local_processes() * fast.memory_bytes > available_memory_bytes() or fast.device_bytes > (
+        free_device_bytes() or 0
     )
 
 
@@ -154,7 +156,8 @@ def estimate_stage(recipe: Recipe, figures: ModelFigures, *, by_tensors: bool) -
     adapting = adapting_recipe(recipe)
     if adapting is not None:
         parts["lora"] = _trained(adapting, figures)
-        parts["adapted"] = Estimate(parts["lora"].memory_bytes, figures.stored_bytes)
+        merging_bytes = _libraries() + figures.stored_bytes + MERGING_BYTES * figures.matrix
+        parts["adapted"] = Estimate(max(parts["lora"].memory_bytes, merging_bytes), figures.stored_bytes)
     if recipe.sparsity is not None:
         parts["sparse"] = estimate_pruning(figures, recipe.sparsity)
         if recipe.variants is not None:
@@ -166,8 +169,8 @@ def estimate_stage(recipe: Recipe, figures: ModelFigures, *, by_tensors: bool) -
     return parts
 
 
-def what_would_fit(recipe: Recipe, part: str) -> str:
-    """What to change in a recipe where one of its parts takes too much memory."""
+def what_would_fit(recipe: Recipe, part: str, estimate: Estimate) -> str:
+    """What to change in a recipe where one of its parts takes too much memory: of this machine, or of its device."""
     train, sparsity = recipe.train, recipe.sparsity
     if part == "sparse" and sparsity is not None and not sparsity.by_layers:
         found = "[sparsity.healing]" if sparsity.healing is not None else 'allocation = "searched"'
@@ -175,10 +178,13 @@ def what_would_fit(recipe: Recipe, part: str) -> str:
     if part in ("sparse", "variants"):
         return "Lower the samples of [sparsity.calibration], or use a larger machine"
     if part in ("lora", "super_adapter", "adapted") and train is not None:
-        if train.memory == "fast":
+        if train.memory == "fast" and recipe.quantization is None:
             return 'Set memory = "lean" in [train]'
-        if local_processes() > 1:
-            return "Start fewer processes on this machine"
+        if estimate.memory_bytes > available_memory_bytes():
+            if local_processes() > 1:
+                return "Start fewer processes on this machine"
+            if estimate.device_bytes:
+                return "Use a smaller model or a larger machine"
         if not train.gradient_checkpointing:
             return "Set gradient_checkpointing = true in [train], or a smaller batch_size"
         return "Set a smaller batch_size or max_length, or use a larger machine"
@@ -195,7 +201,7 @@ def _trained(recipe: Recipe, figures: ModelFigures) -> Estimate:
     found = estimate_training(figures, adapter, train, max_length=length, lean=lean)
     # A grid is found on a copy of the model.
     copied = FLOAT32_BYTES * figures.parameters if on_grid else 0
-    return Estimate(local_processes() * (found.memory_bytes + copied), found.disk_bytes)
+    return replace(found, memory_bytes=local_processes() * (found.memory_bytes + copied))
 
 
 def _libraries() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from shearling.resources import Estimate, require
 from shearling.strict_json import read_json
 from train.estimates import estimate_stage, what_would_fit
 from train.package_asset import fetch
+from train.super_adapter import processes
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.reporting import check_reporting
 from train.super_adapter.width_space import width_templates
@@ -68,7 +69,7 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
         PackageMissing: what the losses are to be reported to is not installed.
         ExportUnavailable: the installed versions cannot export its architecture.
         ModelUnsupported: it is quantized, or its layers hold matrices that pruning would leave out.
-        ResourceExhausted: too little disk or memory.
+        ResourceExhausted: too little disk or memory; the main process says so for all.
     """
     if recipe.train is not None:
         check_reporting(recipe.train)
@@ -82,7 +83,9 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
     disk_bytes = sum(estimate.disk_bytes for estimate in parts.values())
     for part, estimate in parts.items():
         log.print(f"expected for {part}: {estimate}")
-        require(Estimate(estimate.memory_bytes, disk_bytes), out, remedy=what_would_fit(recipe, part))
+        # The others come when the main process has begun: what it holds by then would count twice.
+        if processes.is_main():
+            require(replace(estimate, disk_bytes=disk_bytes), out, remedy=what_would_fit(recipe, part, estimate))
     log.print(
         f"preflight passed: {source.model_type}, {source.parameters / 1e6:.1f} M parameters, from {source.path.name}"
     )

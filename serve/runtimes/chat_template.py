@@ -35,7 +35,7 @@ def render_chat(template: str, messages: Sequence[Mapping[str, str]], special_to
 
     Raises:
         TemplateError: it is malformed, or refuses these messages.
-        TypeError, ValueError: it computes with what does not fit.
+        Exception: whatever else it raises; it is code.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]

@@ -167,8 +167,9 @@ def render_turn(template: str | None, prompt: str, special_tokens: Mapping[str, 
         raise no_chat_template(where)
     try:
         return render_chat(template, [{"role": "user", "content": prompt}], special_tokens)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise chat_template_fails(str(error), where=where) from error
+    except Exception as error:  # a template is code, and may raise anything
+        said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        raise chat_template_fails(said, where=where) from error
 
 
 def no_chat_template(where: Path) -> UsageError:

@@ -118,6 +118,7 @@ class CausalScorer(TemplateLM, abc.ABC):
         self.end_tokens = end_tokens_of(tokenizer) or frozenset({self.eot_token_id})
         # Sub-networks are evaluated on the same rows again and again.
         self._encode = functools.lru_cache(maxsize=ENCODINGS_KEPT)(TextEncoder(tokenizer))
+        self._leading = self._leading_tokens() or (self.prefix_token_id,)
 
     @abc.abstractmethod
     def logits(self, input_ids: Tensor, first: int) -> Tensor:
@@ -154,6 +155,12 @@ class CausalScorer(TemplateLM, abc.ABC):
         """Token ids, with the special tokens that the tokenizer adds on its own unless told otherwise."""
         return list(self._encode(string, add_special_tokens))
 
+    def _leading_tokens(self) -> tuple[int, ...]:
+        """What the tokenizer puts before every text by itself."""
+        text, own = self._encode("a"), self._encode("a", False)
+        starts = range(len(text) - len(own) + 1)
+        return text[: next((start for start in starts if text[start : start + len(own)] == own), 0)]
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The harness's rule, by which training labels its rows as well."""
         prompt, answer = split_answer(self._encode_asked, context, continuation)
@@ -165,19 +172,20 @@ class CausalScorer(TemplateLM, abc.ABC):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood of whole texts, in windows of `ROLLING_WINDOW` or `max_length` where they are longer."""
-        window = min(self.max_length, ROLLING_WINDOW)
+        leading = list(self._leading)
+        window = min(self.max_length, ROLLING_WINDOW) - len(leading) + 1
         windows: list[Request] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
-            # The windows put it there as well, and it is none of the text's own.
-            if tokens[:1] == [self.prefix_token_id]:
-                del tokens[0]
+            # They are read before the first window, and none of them is the text's own.
+            if tokens[: len(leading)] == leading:
+                del tokens[: len(leading)]
             rolling = get_rolling_token_windows(
-                token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=window, context_len=1
+                token_list=tokens, prefix_token=leading[-1], max_seq_len=window, context_len=1
             )
-            for context, continuation in map(make_disjoint_window, rolling):
-                windows.append((None, context, continuation))
+            for place, (context, continuation) in enumerate(map(make_disjoint_window, rolling)):
+                windows.append((None, context if place else leading, continuation))
                 owners.append(owner)
         totals = [0.0] * len(requests)
         for owner, (log_likelihood, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):

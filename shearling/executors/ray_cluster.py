@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import shutil
 import sys
 import tempfile
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 from ray.exceptions import RayError
 
@@ -35,7 +38,7 @@ SILENCE_S = 12 * PULSE_S
 """An actor that has not answered for so long hangs: it is replaced. Ray itself notices nodes that are gone."""
 
 GRACE_S = 5.0
-"""So long actors may take to delete what they were sent; who is killed deletes nothing."""
+"""So long actors may take to delete what they were sent, and what those have left that were killed."""
 
 
 class RayExecutor(CrewExecutor):
@@ -86,6 +89,8 @@ class Actor:
         self._work: Work | None = None
         self._received: tempfile.TemporaryDirectory[str] | None = None
         self._name = f"node {ray.util.get_node_ip_address()}"
+        # Nodes that share a temporary directory do not know each other's processes.
+        self._prefix = f"shearling-run-{ray.get_runtime_context().get_node_id()}-"
 
     def open(self, identity: Mapping[str, str], open_work: bytes, parcel: Mapping[str, Any] | None = None) -> Any:
         """Load what the work needs, from a parcel if there is one; the error if there was one."""
@@ -111,13 +116,15 @@ class Actor:
         """Delete the files of the parcel; no work can be done from then on."""
         if self._received is not None:
             self._received.cleanup()
+            sweep(Path(tempfile.gettempdir()), self._prefix)
 
     def _open(self, open_work: bytes, parcel: Mapping[str, Any] | None) -> Work:
         opener: Any = ray.cloudpickle.loads(open_work)
         if parcel is None:
             return opener()
         # The work may come back to its files at any time: weights of variants are read when a layer takes one.
-        self._received = tempfile.TemporaryDirectory(prefix="shearling-run-", ignore_cleanup_errors=True)
+        sweep(Path(tempfile.gettempdir()), self._prefix)
+        self._received = tempfile.TemporaryDirectory(prefix=f"{self._prefix}{os.getpid()}-", ignore_cleanup_errors=True)
         directory = Path(self._received.name)
         for name, reference in parcel.items():
             file = directory / name
@@ -261,6 +268,19 @@ class RayCrew:
         self._members.remove(member)
         _kill(member.actor)
         return Lost(member, reason)
+
+
+def sweep(directory: Path, prefix: str) -> None:
+    """Delete what workers have left behind that were killed.
+
+    Args:
+        directory: with that of each worker.
+        prefix: of the names of those of this node, before the process.
+    """
+    for left in directory.glob(f"{prefix}*"):
+        process = left.name.removeprefix(prefix).partition("-")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _kill(actor: Any) -> None:

@@ -7,14 +7,16 @@ from collections import namedtuple
 
 import psutil
 import pytest
+from rich.table import Table
 
 from shearling import resources
+from shearling.dry_run import show_estimates
 from shearling.errors import ResourceExhausted
 from shearling.resources import Estimate, available_memory_bytes, free_device_bytes, in_words, require
 
 
 def test_one_after_the_other_takes_the_larger_memory_and_both_disks():
-    assert Estimate(5, 7).then(Estimate(3, 2)) == Estimate(5, 9)
+    assert Estimate(5, 7, 1).then(Estimate(3, 2, 4)) == Estimate(5, 9, 4)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,13 @@ def test_what_cannot_fit_is_refused_with_what_there_is_and_what_would(tmp_path, 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(2**20))
     with pytest.raises(ResourceExhausted, match=r"about 1\.0 TiB of memory needed, .* available.*Take less"):
         require(Estimate(2**40), tmp_path, remedy="Take less")
+    monkeypatch.setattr(resources, "free_device_bytes", lambda: 2**30)
+    require(Estimate(0, 0, 2**30), tmp_path)
+    with pytest.raises(
+        ResourceExhausted, match=r"about 2\.0 GiB of a device needed, 1\.0 GiB free.*Take less"
+    ) as caught:
+        require(Estimate(0, 0, 2**31), tmp_path, remedy="Take less")
+    assert caught.value.exit_code == 4
 
 
 def test_the_device_of_a_process_is_asked_where_there_is_one(monkeypatch):
@@ -46,6 +55,16 @@ def test_the_device_of_a_process_is_asked_where_there_is_one(monkeypatch):
     for rank, free_bytes in (("1", 101), ("2", 100)):
         monkeypatch.setenv("LOCAL_RANK", rank)
         assert free_device_bytes() == free_bytes
+
+
+def test_a_dry_run_shows_the_device_where_a_part_computes_on_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("shearling.dry_run.free_device_bytes", lambda: 9)
+    for device_bytes, columns in ((0, ["part", "memory", "disk"]), (7, ["part", "memory", "disk", "device"])):
+        shown = show_estimates({"lora": Estimate(1, 2, device_bytes)}, tmp_path)
+        assert isinstance(shown.screen, Table)
+        assert [column.header for column in shown.screen.columns] == columns
+        assert shown.data["parts"] == {"lora": {"memory_bytes": 1, "disk_bytes": 2, "device_bytes": device_bytes}}
+        assert shown.data["available"]["device_bytes"] == (9 if device_bytes else 0)
 
 
 def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shearling.errors import ArtefactMissing, UsageError
@@ -72,6 +72,20 @@ class Squares:
                 if not mark.exists():
                     mark.touch()
                     os.kill(os.getpid(), signal.SIGKILL if request.act == "die_once" else signal.SIGSTOP)
+
+
+@dataclass(frozen=True)
+class SentSquares(Squares):
+    """Opens where the file that it needs is; who does not see it is sent a copy."""
+
+    copy: Path | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {} if self.copy is None else {"needed": self.copy}
+
+    def at(self, directory: Path) -> SentSquares:
+        return replace(self, needs=directory / "needed", copy=None)
 
 
 def squares(workforce: Workforce, requests: list[Request], work: Squares | None = None) -> list[int]:

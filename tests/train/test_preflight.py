@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ from shearling.errors import (
 from shearling.model.figures import ModelFigures, figures_of, read_figures
 from shearling.model.layers import find_layers
 from shearling.recipe.model import ModelSection
+from shearling.resources import Estimate
 from tests.support.json_files import edit_json
 from tests.support.tiny_models import FAMILIES, fused_experts_config, save_tiny, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe
@@ -104,6 +106,18 @@ def test_too_little_disk_or_memory_is_refused_with_the_figures(tmp_path, monkeyp
         preflight(recipe, tmp_path / "run")
 
 
+def test_one_process_checks_the_memory_for_all(tmp_path, monkeypatch):
+    """The others do so while it prunes, and would count what it holds a second time."""
+    recipe = tiny_recipe(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("shearling.resources.available_memory_bytes", lambda: 7)
+    monkeypatch.setenv("RANK", "1")
+    preflight(recipe, tmp_path / "run")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ResourceExhausted, match="of memory needed"):
+        preflight(recipe, tmp_path / "run")
+
+
 def llama_1b() -> ModelFigures:
     """As if its file were there."""
     return figures_of(stored_tensors(SHAPES["1b"]))
@@ -156,14 +170,58 @@ def test_every_process_of_this_machine_takes_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("train.estimates.available_memory_bytes", lambda: fast_bytes - 1)
     lean_bytes = estimates(tmp_path / "auto")["super_adapter"].memory_bytes
     assert lean_bytes == 2 * alone["lean"]["super_adapter"].memory_bytes
-    assert "fewer processes" in what_would_fit(tiny_recipe(tmp_path), "super_adapter")
+    recipe, short = tiny_recipe(tmp_path), Estimate(2**60)
+    assert "fewer processes" in what_would_fit(recipe, "super_adapter", short)
+
+
+def on_a_device(monkeypatch, free_bytes=2**40):
+    for module in ("train.estimates", "shearling.resources"):
+        monkeypatch.setattr(f"{module}.free_device_bytes", lambda: free_bytes)
+
+
+@pytest.mark.parametrize("section", [{"train": {"memory": "fast"}}, {"train": {"teacher": {"answer": 1.0}}}])
+def test_a_training_on_a_device_keeps_the_libraries_and_loads_the_weights_in_the_memory_of_the_machine(
+    section, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("train.estimates.available_memory_bytes", lambda: 2**50)
+    here = estimates(tmp_path / "here", **section)["super_adapter"]
+    assert here.device_bytes == 0
+    on_a_device(monkeypatch)
+    there = estimates(tmp_path / "there", **section)["super_adapter"]
+    models = 2 if "teacher" in section["train"] else 1
+    weights_bytes = 4 * llama_1b().parameters
+    assert there.memory_bytes < 2**31 + models * 1.1 * weights_bytes < here.memory_bytes
+    assert here.memory_bytes - 2**31 < there.device_bytes < here.memory_bytes
+    assert there.disk_bytes == here.disk_bytes
+
+
+def test_every_process_has_a_device_and_loads_the_weights_itself(tmp_path, monkeypatch):
+    on_a_device(monkeypatch)
+    alone = {name: estimates(tmp_path / name, train={"memory": name})["super_adapter"] for name in ("fast", "lean")}
+    assert estimates(tmp_path / "auto")["super_adapter"] == alone["fast"]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    twice = {name: replace(one, memory_bytes=2 * one.memory_bytes) for name, one in alone.items()}
+    for available, expected in ((twice["fast"].memory_bytes, "fast"), (twice["fast"].memory_bytes - 1, "lean")):
+        monkeypatch.setattr("train.estimates.available_memory_bytes", lambda available=available: available)
+        assert estimates(tmp_path / "auto")["super_adapter"] == twice[expected]
 
 
 def test_memory_is_saved_where_a_device_has_too_little(tmp_path, monkeypatch):
+    on_a_device(monkeypatch)
     fast, lean = (estimates(tmp_path / name, train={"memory": name})["super_adapter"] for name in ("fast", "lean"))
-    for free_bytes, expected in ((fast.memory_bytes, fast), (fast.memory_bytes // 2, lean)):
-        monkeypatch.setattr("train.estimates.free_device_bytes", lambda free_bytes=free_bytes: free_bytes)
+    for free_bytes, expected in ((fast.device_bytes, fast), (fast.device_bytes - 1, lean)):
+        on_a_device(monkeypatch, free_bytes)
         assert estimates(tmp_path / "auto")["super_adapter"] == expected
+
+
+def test_a_device_with_too_little_memory_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path)
+    on_a_device(monkeypatch, 7)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ResourceExhausted, match="of a device needed, 7 bytes free") as caught:
+        preflight(recipe, tmp_path / "run")
+    assert "gradient_checkpointing" in caught.value.remedy, "fewer processes would free no device"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -173,10 +231,17 @@ def test_memory_is_saved_where_a_device_has_too_little(tmp_path, monkeypatch):
         ("sparse", {"sparsity": {"allocation": "searched"}}, "searched"),
         ("sparse", {"sparsity": {"method": "wanda"}}, "samples"),
         ("super_adapter", {"train": {"memory": "fast"}}, 'memory = "lean"'),
+        ("super_adapter", {"train": {"memory": "fast"}, "quantization": {"bits": 4}}, "gradient_checkpointing"),
         ("super_adapter", {}, "gradient_checkpointing"),
         ("super_adapter", {"train": {"gradient_checkpointing": True}}, "batch_size"),
         ("base", {}, "larger machine"),
     ],
 )
 def test_what_would_fit_is_said(part, sections, remedy, tmp_path):
-    assert remedy in what_would_fit(tiny_recipe(tmp_path, **sections), part)
+    recipe = tiny_recipe(tmp_path, **sections)
+    assert remedy in what_would_fit(recipe, part, Estimate(2**60))
+
+
+def test_a_machine_that_cannot_load_the_weights_for_a_device_is_helped_by_nothing_that_the_device_holds(tmp_path):
+    assert "larger machine" in what_would_fit(tiny_recipe(tmp_path), "super_adapter", Estimate(2**60, 0, 1))
+    assert "gradient_check" in what_would_fit(tiny_recipe(tmp_path), "super_adapter", Estimate(1, 0, 2**60))

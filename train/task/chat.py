@@ -163,9 +163,10 @@ class ChatRenderer:
                 tokenize=False,
                 add_generation_prompt=asks,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is code, and may raise anything
+            said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
             raise RecipeInvalid(
-                f"the chat template refuses this conversation: {error}",
+                f"the chat template refuses this conversation: {said}",
                 where=where,
                 remedy="Change the row to what the model knows, or leave it out",
             ) from None

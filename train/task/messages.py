@@ -33,6 +33,9 @@ ROLES: Mapping[str, str] = {
 }
 """What the roles are called, and what templates call them."""
 
+ASKING = ("user", "system", "tool")
+"""Whose first turn begins a conversation: of the first role that takes part in it."""
+
 FORMS = (
     "A conversation is a list of {'role': ..., 'content': ...} or {'from': ..., 'value': ...}, with a turn of the "
     "assistant"
@@ -40,8 +43,9 @@ FORMS = (
 
 
 def read_messages(record: Mapping[str, Any], field: str, number: int) -> list[Message]:
-    """The conversation of a row, up to the assistant's last turn: nothing is learnt behind it. Where the assistant
-    speaks first, that is left out: nobody had asked, and many templates refuse it.
+    """The conversation of a row, up to the assistant's last turn: nothing is learnt behind it. What the assistant says
+    before the user does is left out: nobody had asked, and many templates refuse it. Where there is no user, a system
+    message asks.
 
     Args:
         record: the row.
@@ -61,14 +65,16 @@ def read_messages(record: Mapping[str, Any], field: str, number: int) -> list[Me
         raise DocumentInvalid(f"expected a list of messages, found {_named(found)}", where=where, remedy=FORMS)
     messages = [_message(item, f"{where}, message {place}") for place, item in enumerate(found, start=1)]
     said = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    asked = next((place for place, message in enumerate(messages) if message["role"] != "assistant"), len(messages))
-    if not said or said[-1] < asked:
+    talk = messages[: said[-1] + 1] if said else []
+    asking = (place for role in ASKING for place, message in enumerate(talk) if message["role"] == role)
+    asked = next(asking, None)
+    if asked is None:
         raise DocumentInvalid(
             f"the assistant {'answers nobody' if said else 'says nothing'}, so there is nothing to learn",
             where=where,
             remedy="Leave such rows out of the data",
         )
-    return messages[asked : said[-1] + 1]
+    return [*(message for message in talk[:asked] if message["role"] == "system"), *talk[asked:]]
 
 
 def read_tools(record: Mapping[str, Any], field: str, number: int) -> list[dict[str, Any]] | None:

@@ -143,6 +143,9 @@ def test_chat_without_a_template(directory: Path) -> None:
         "{{ messages.__class__.__mro__ }}",
         "{{ messages + 1 }}",
         "{{ strftime_now(1) }}",
+        "{{ 1 // 0 }}",
+        "{{ range(1000000000) | list }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
 def test_a_template_that_fails_or_breaks_out(directory: Path, template: str) -> None:

@@ -13,6 +13,7 @@ import openvino
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from tokenizers.processors import TemplateProcessing
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, NonFiniteWeights, UsageError
 from shearling.evaluation import lm_eval_task
@@ -31,7 +32,7 @@ from shearling.kernel.openvino_extension import compile_ir
 from shearling.strict_json import write_document
 from shearling.target import Target
 from tests.support.fused_models import FUSED
-from tests.support.tiny_models import FAMILIES, beginning_tokenizer, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, IM_START, PAD, beginning_tokenizer, tiny_tokenizer
 from tests.support.tiny_runs import tiny_network
 
 CHOICES = ((" no", " yes"), (" sarcastic", " not sarcastic at all"), (" yes", " yes, sure", " no"))
@@ -317,6 +318,29 @@ def test_a_text_is_scored_by_its_own_tokens_where_the_tokenizer_puts_one_before_
     expected, _ = log_likelihood(model, [tokenizer.bos_token_id], own)
     (found,) = torch_scorer(model, tokenizer).loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_token_that_the_tokenizer_puts_before_a_text_is_scored() -> None:
+    """There may be several, and none of them that of `bos_token`, as of GLM; they leave a window less room."""
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    before = tokenizer.convert_tokens_to_ids([PAD, IM_START])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{PAD} {IM_START} $A", special_tokens=list(zip((PAD, IM_START), before, strict=True))
+    )
+    scorer = torch_scorer(model, tokenizer)
+    assert scorer.prefix_token_id not in before
+    room = scorer.max_length - 1
+    for repeats in (3, 80):
+        text = "the lazy fox is fast; " * repeats
+        own = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.encode(text) == [*before, *own]
+        assert (len(own) > 2 * room) is (repeats == 80)
+        expected, _ = log_likelihood(model, before, own[:room])
+        for start in range(room, len(own), room):
+            end = min(start + room, len(own))
+            expected += log_likelihood(model, own[end - room - 1 : start], own[start:end])[0]
+        (found,) = scorer.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_rolling_windows_are_short_and_prompts_are_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from shearling.errors import ArtefactMissing, EnvironmentFault, UsageError
 from shearling.executors.crew import CrewExecutor
 from shearling.executors.executor import Job, Workforce, check_workforce, make_executor
 from shearling.executors.identity import check_identity, own_identity
-from tests.support.counting_work import Request, Squares, squares
+from tests.support.counting_work import Request, SentSquares, Squares, squares
 from tests.support.ray_clusters import ray_cluster
 
 pytest.importorskip("ray")
@@ -87,6 +87,40 @@ def test_a_worker_that_dies_or_hangs_is_replaced(cluster: Any, tmp_path: Path) -
         assert {place: square for place, (square, _) in outcomes.items()} == {n: n**2 for n in range(10)}
         assert sorted(int(line) for line in diary.read_text().split()) == list(range(10))
     ray.shutdown()
+
+
+def test_what_killed_workers_of_this_node_were_sent_is_swept(tmp_path: Path) -> None:
+    from shearling.executors.ray_cluster import sweep
+
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    left = [f"run-here-{ended.pid}-a", f"run-here-{os.getpid()}-b", f"run-there-{ended.pid}-c", "run-here-else"]
+    for name in left:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").touch()
+    sweep(tmp_path, "run-here-")
+    assert sorted(directory.name for directory in tmp_path.iterdir()) == sorted(left[1:])
+
+
+def test_a_node_keeps_no_copy_of_a_worker_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received, copy = tmp_path / "received", tmp_path / "copy"
+    received.mkdir()
+    copy.write_bytes(b"weights")
+    monkeypatch.setenv("TMPDIR", str(received))
+    # Ray's own sockets need a short path.
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    work = SentSquares(tmp_path / "diary", needs=tmp_path / "not mounted", copy=copy)
+    with ray_cluster(nodes=1) as cluster:
+        executor = make_executor(on(cluster, workers=1), work)
+        requests = [Request(number, act="die_once" if number == 1 else "") for number in range(3)]
+        processes, copies = set(), []
+        for _, (_, process) in executor.run([Job(request, key=request.number) for request in requests]):
+            processes.add(process)
+            copies.append(len(list(received.glob("shearling-run-*"))))
+        executor.close()
+        assert len(processes) == 2
+        assert copies == [1, 1, 1]
+        assert list(received.glob("shearling-run-*")) == []
 
 
 def test_workers_and_a_node_killed_at_random_lose_and_repeat_nothing(

@@ -114,6 +114,22 @@ def test_a_greeting_that_nobody_asked_for_is_left_out(name, form):
     greeting = {"from": "gpt", "value": "Hello! How can I help?"}
     shared = [{"from": message["role"], "value": message["content"]} for message in TALK]
     assert render(tokenizer, {"messages": [greeting, *shared]}) == render(tokenizer, {"messages": TALK})
+    if name != "gemma":
+        expected = render(tokenizer, {"messages": [SYSTEM, *TALK]})
+        for begins in ([SYSTEM, greeting], [greeting, SYSTEM], [greeting, SYSTEM, greeting]):
+            assert render(tokenizer, {"messages": [*begins, *TALK]}) == expected
+
+
+def roles_read(messages) -> list[str]:
+    return [message["role"] for message in read_messages({"messages": messages}, "messages", 1)]
+
+
+def test_what_is_said_to_a_system_message_alone_is_learnt():
+    """It may be all that asks before the last answer; a tool answers, and asks where nobody else does."""
+    for messages in ([SYSTEM, TALK[1]], [SYSTEM, *TALK[1:3]], [TALK[1], SYSTEM, TALK[1]]):
+        assert roles_read(messages) == ["system", "assistant"]
+    assert roles_read([SYSTEM, *CALLED[1:]]) == ["system", "assistant", "tool", "assistant"]
+    assert roles_read(CALLED[1:]) == ["tool", "assistant"]
 
 
 @pytest.mark.parametrize("form", ["published", "template"])
@@ -266,6 +282,22 @@ def test_what_a_template_refuses_names_the_row():
         with pytest.raises(RecipeInvalid, match=reason) as caught:
             renderer({"messages": messages}, 12)
         assert caught.value.where == "task.messages, row 12"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{{ range(1000000000) | list }}", "OverflowError"),
+        ("{{ messages + 1 }}", "TypeError: can only concatenate"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "RecursionError"),
+    ],
+)
+def test_a_template_that_computes_what_cannot_be_names_the_row(template, reason):
+    renderer = RowRenderer(section(), ChatRenderer(CHATML.tokenizer(CHATML.published + template)))
+    with pytest.raises(RecipeInvalid, match=reason) as caught:
+        renderer({"messages": TALK}, 12)
+    assert caught.value.where == "task.messages, row 12"
 
 
 def test_a_template_that_hides_where_the_answer_begins_is_refused():
