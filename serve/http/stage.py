@@ -28,11 +28,8 @@ if TYPE_CHECKING:
     from serve.http.server import DrainingServer
 
 KEY_VARIABLE = "SHEARLING_API_KEY"
-PACKAGES = ("fastapi", "httptools", "prometheus_client", "uvicorn", "uvloop")
-INSTALL = (
-    "pip install 'fastapi>=0.160,<1' 'httptools>=0.6,<1' 'prometheus-client>=0.22,<1' 'uvicorn>=0.50,<1' "
-    "'uvloop>=0.20,<1'"
-)
+PACKAGES = ("fastapi", "prometheus_client", "uvicorn", "uvloop")
+INSTALL = "pip install 'fastapi>=0.160,<1' 'prometheus-client>=0.22,<1' 'uvicorn>=0.50,<1' 'uvloop>=0.20,<1'"
 """The extra `http` of pyproject.toml."""
 
 
