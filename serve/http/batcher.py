@@ -99,6 +99,9 @@ class Batcher:
         limits: of tokens, and of texts decoded together.
         lone: decodes a text that nothing runs beside; None where that would not be faster.
         clock: in seconds.
+
+    Attributes:
+        new_tokens: made so far, those of texts that were cancelled included.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Batcher:
         self._waiting: deque[_Text] = deque()
         self._flying: dict[int, _Text] = {}
         self._due_s = -math.inf
+        self.new_tokens = 0
 
     @property
     def busy(self) -> bool:
@@ -167,7 +171,7 @@ class Batcher:
         self._waiting = deque(text for text in self._waiting if text.job.id != job_id)
         text = self._flying.pop(job_id, None)
         if text is not None:
-            text.source.close()
+            self.new_tokens += text.source.close()
 
     def step(self) -> Iterator[Event]:
         """One token for every text that has a place; texts that wait take the places that are free."""
@@ -228,6 +232,7 @@ class Batcher:
 
     def _take(self, text: _Text, token: int) -> None:
         text.new_tokens += 1
+        self.new_tokens += 1
         if token in text.ends:
             text.reason = "stop"
             return

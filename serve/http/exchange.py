@@ -126,11 +126,10 @@ class Exchange:
             # A prompt counts once, whatever number of texts it gets.
             first = self._index[event.job] % self._body.choices == 0
             self._prompt_tokens[event.job] = event.prompt_tokens if first else 0
-            self._metrics.tokens(self._model.name, prompt=self._prompt_tokens[event.job])
+            self._metrics.prompt_tokens(self._model.name, self._prompt_tokens[event.job])
             return
         if event.kind == "started":
             return
-        self._metrics.tokens(self._model.name, new=event.new_tokens - self._new_tokens[event.job])
         self._new_tokens[event.job] = event.new_tokens
         if self._body.stream and not self._told_first:
             self._told_first = True

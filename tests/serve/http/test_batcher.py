@@ -106,6 +106,18 @@ def test_a_cancelled_text_is_worked_on_no_more(batcher: Batcher, make_job: MakeJ
     assert not batcher.busy
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_tokens_of_a_cancelled_text_count(batcher: Batcher, make_job: MakeJob, streamed: bool) -> None:
+    batcher.add(job := make_job(tokens=200, streamed=streamed))
+    for _ in range(6):
+        list(batcher.step())
+    batcher.cancel(job.id)
+    assert batcher.new_tokens == 6
+    batcher.add(make_job(tokens=3, streamed=streamed))
+    run(batcher)
+    assert batcher.new_tokens == 9
+
+
 def test_a_stop_string_ends_the_work_too(batcher: Batcher, make_job: MakeJob, pipeline) -> None:
     batcher.add(make_job(tokens=200, streamed=False))
     (*_, whole) = run(batcher)
