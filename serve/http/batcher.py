@@ -292,9 +292,15 @@ class Batcher:
     def _ends(self, job: TextJob) -> frozenset[int]:
         """The model's own, and every stop string that is a special token, which no text shows."""
         own = frozenset[int]() if job.sampling.ignore_eos else self._end_ids
-        encoded = [self._ids(stop, add_special_tokens=False) for stop in job.stops]
+        encoded = {stop: self._ids(stop, add_special_tokens=False) for stop in job.stops}
+        return own | {ids[0] for stop, ids in encoded.items() if len(ids) == 1 and self._is_special(stop, ids)}
+
+    def _is_special(self, stop: str, ids: list[int]) -> bool:
         # Twice, since the first space of a text may be left out as well.
-        return own | {ids[0] for ids in encoded if len(ids) == 1 and not self._decoder.decode(ids * 2)}
+        if self._decoder.decode(ids * 2):
+            return False
+        # What the vocabulary lacks is the token of what is unknown, which no text shows either.
+        return bool(self._tokenizer.decode(ids, skip_special_tokens=False) == stop)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         data = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).input_ids.data
