@@ -19,6 +19,8 @@ from serve.http.request_body import SEED_MODULUS, ChatBody, CompletionBody
 from serve.http.served_model import Flight, ServedModel
 
 DONE = b"data: [DONE]\n\n"
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
+"""JSON may hold them as they are; clients that split lines as `str.splitlines` does would break an event there."""
 
 
 class Exchange:
@@ -172,4 +174,5 @@ class Exchange:
 
 
 def _event(data: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(LINE_ENDS)
+    return f"data: {text}\n\n".encode()
