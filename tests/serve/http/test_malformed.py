@@ -193,6 +193,7 @@ def test_wrong_requests_around_a_body(server: HttpServer) -> None:
         assert with_charset.status_code == 200
         for method, path, status in (
             ("GET", CHAT, 405),
+            ("PUT", "/metrics", 405),
             ("DELETE", "/v1/models/tiny", 405),
             ("POST", "/v1/embeddings", 404),
             ("GET", "/", 404),

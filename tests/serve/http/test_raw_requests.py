@@ -59,3 +59,10 @@ def test_an_offered_upgrade_is_ignored_and_the_body_is_a_body(
 def test_a_head_without_end_is_not_kept(server: HttpServer) -> None:
     endless = [b"X-Padding: " + b"x" * 20_000 for _ in range(2)]
     assert [status for status, _ in answers(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n", *endless)] == [400]
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models", "/v1/models/tiny/sparse"])
+def test_what_can_be_read_can_be_asked_for_without_its_body(server: HttpServer, path: str) -> None:
+    """As `wget --spider` and watchers of health do."""
+    (status, body), (last, _) = answers(server, f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), LAST)
+    assert (status, body, last) == (200, b"", 200)
