@@ -123,13 +123,16 @@ class Service:
         return EventResponse(_joined(first, events), timeout_s=timeout_s)
 
 
-def make_application(models: Mapping[str, ServedModel], *, limits: Limits, api_key: str | None) -> Door:
+def make_application(
+    models: Mapping[str, ServedModel], *, limits: Limits, api_key: str | None, own_host: str | None
+) -> Door:
     """The ASGI application, behind its door.
 
     Args:
         models: by name, at least one.
         limits: of the server.
         api_key: that clients must send; None lets everybody in.
+        own_host: see `Door`.
     """
     metrics = ServerMetrics(models)
     service = Service(models, limits=limits, metrics=metrics)
@@ -144,7 +147,7 @@ def make_application(models: Mapping[str, ServedModel], *, limits: Limits, api_k
     application.add_exception_handler(Refusal, _show_refusal)
     application.add_exception_handler(HTTPException, _show_http_error)
     application.add_exception_handler(Exception, _show_defect)
-    service.door = Door(application, api_key=api_key, metrics=metrics)
+    service.door = Door(application, api_key=api_key, own_host=own_host, metrics=metrics)
     return service.door
 
 

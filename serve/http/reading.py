@@ -31,7 +31,7 @@ async def read_body(request: Request, model: type[Body], limits: Limits) -> Body
     Raises:
         Refusal: not JSON, too large, too slow, or not what `model` says.
     """
-    # Also keeps web pages out: without asking first, a browser sends them other types alone.
+    # Also keeps web pages from elsewhere out: for them a browser sends other types alone, unless it has asked first.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
         raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send the body as {JSON_TYPE}", code="unsupported_media_type")
     raw = await _read(request, limits.body_bytes)

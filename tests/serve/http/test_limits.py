@@ -156,7 +156,8 @@ def test_a_key_is_asked_for_everywhere_but_at_health(export: Path) -> None:
         raw = httpx.Headers([(b"authorization", b"Bearer \xc3\xa9\xff")])
         assert httpx.get(guarded.url + "/metrics", headers=raw).status_code == 401
         assert httpx.post(guarded.url + CHAT, content=b"{").status_code == 401
-        assert httpx.get(guarded.url + "/health").json()["status"] == "ok"
+        for headers in ({}, {"host": "models.example"}):
+            assert httpx.get(guarded.url + "/health", headers=headers).json()["status"] == "ok"
         assert "right-key" not in guarded.log
 
 

@@ -8,7 +8,11 @@ import socket
 import time
 
 import pytest
+from starlette.responses import Response
+from starlette.testclient import TestClient
 
+from serve.http.door import Door
+from serve.http.metrics import ServerMetrics
 from tests.support.http_server import COMPLETIONS, HttpServer
 
 BODY = json.dumps({"model": "tiny", "prompt": "hi", "max_tokens": 1}).encode()
@@ -66,3 +70,37 @@ def test_what_can_be_read_can_be_asked_for_without_its_body(server: HttpServer, 
     """As `wget --spider` and watchers of health do."""
     (status, body), (last, _) = answers(server, f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), LAST)
     assert (status, body, last) == (200, b"", 200)
+
+
+OWN = ["localhost", "LocalHost:8000", "localhost.", "app.localhost:80", "127.0.0.1", "192.0.2.7:8000", "[::1]:8000", ""]
+FOREIGN = [
+    "a.example",
+    "localhost.a.example",
+    "127.0.0.1.a.example:8000",
+    "localhost@a.example",
+    "[::1",
+    "notlocalhost",
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/health"])
+def test_names_that_others_gave_to_this_machine_are_refused(server: HttpServer, path: str) -> None:
+    """A page whose own name leads here is of the same origin to a browser, and may send what it likes."""
+
+    def status(host: str) -> int:
+        ((status, body),) = answers(
+            server, f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+        )
+        assert ("host_not_allowed" in body.decode()) == (status == 403)
+        return status
+
+    assert {host: status(host) for host in OWN + FOREIGN} == {**dict.fromkeys(OWN, 200), **dict.fromkeys(FOREIGN, 403)}
+    # Before `Host` was asked for; no browser does so.
+    assert [status for status, _ in answers(server, f"GET {path} HTTP/1.0\r\n\r\n".encode())] == [200]
+
+
+def test_a_name_that_the_server_was_given_is_its_own() -> None:
+    for own_host, allowed in (("Box.test", True), ("other.test", False), (None, True)):
+        door = Door(Response("in"), api_key=None, own_host=own_host, metrics=ServerMetrics({}))
+        answer = TestClient(door).get("/health", headers={"host": "box.test:8000"})
+        assert answer.status_code == (200 if allowed else 403), own_host
