@@ -30,6 +30,7 @@ EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 LAST_EVENT_S = 2.0
 """For the last event of a stream, which may be the one that says that its time is over, to be sent."""
 OWNER = "shearling"
+READ = ["GET", "HEAD"]
 
 
 class EventResponse(StreamingResponse):
@@ -122,13 +123,16 @@ class Service:
         return EventResponse(_joined(first, events), timeout_s=timeout_s)
 
 
-def make_application(models: Mapping[str, ServedModel], *, limits: Limits, api_key: str | None) -> Door:
+def make_application(
+    models: Mapping[str, ServedModel], *, limits: Limits, api_key: str | None, own_host: str | None
+) -> Door:
     """The ASGI application, behind its door.
 
     Args:
         models: by name, at least one.
         limits: of the server.
         api_key: that clients must send; None lets everybody in.
+        own_host: see `Door`.
     """
     metrics = ServerMetrics(models)
     service = Service(models, limits=limits, metrics=metrics)
@@ -136,14 +140,14 @@ def make_application(models: Mapping[str, ServedModel], *, limits: Limits, api_k
     application = FastAPI(title="Shearling", openapi_url=None, docs_url=None, redoc_url=None)
     application.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], response_model=None)
     application.add_api_route("/v1/completions", service.complete, methods=["POST"], response_model=None)
-    application.add_api_route("/v1/models", service.list_models, methods=["GET"], response_model=None)
-    application.add_api_route("/v1/models/{name:path}", service.show_model, methods=["GET"], response_model=None)
-    application.add_api_route("/health", service.health, methods=["GET"], response_model=None)
-    application.add_api_route("/metrics", service.metrics, methods=["GET"], response_model=None)
+    application.add_api_route("/v1/models", service.list_models, methods=READ, response_model=None)
+    application.add_api_route("/v1/models/{name:path}", service.show_model, methods=READ, response_model=None)
+    application.add_api_route("/health", service.health, methods=READ, response_model=None)
+    application.add_api_route("/metrics", service.metrics, methods=READ, response_model=None)
     application.add_exception_handler(Refusal, _show_refusal)
     application.add_exception_handler(HTTPException, _show_http_error)
     application.add_exception_handler(Exception, _show_defect)
-    service.door = Door(application, api_key=api_key, metrics=metrics)
+    service.door = Door(application, api_key=api_key, own_host=own_host, metrics=metrics)
     return service.door
 
 

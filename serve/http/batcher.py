@@ -99,6 +99,9 @@ class Batcher:
         limits: of tokens, and of texts decoded together.
         lone: decodes a text that nothing runs beside; None where that would not be faster.
         clock: in seconds.
+
+    Attributes:
+        new_tokens: made so far, those of texts that were cancelled included.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Batcher:
         self._waiting: deque[_Text] = deque()
         self._flying: dict[int, _Text] = {}
         self._due_s = -math.inf
+        self.new_tokens = 0
 
     @property
     def busy(self) -> bool:
@@ -167,7 +171,7 @@ class Batcher:
         self._waiting = deque(text for text in self._waiting if text.job.id != job_id)
         text = self._flying.pop(job_id, None)
         if text is not None:
-            text.source.close()
+            self.new_tokens += text.source.close()
 
     def step(self) -> Iterator[Event]:
         """One token for every text that has a place; texts that wait take the places that are free."""
@@ -228,6 +232,7 @@ class Batcher:
 
     def _take(self, text: _Text, token: int) -> None:
         text.new_tokens += 1
+        self.new_tokens += 1
         if token in text.ends:
             text.reason = "stop"
             return
@@ -287,9 +292,15 @@ class Batcher:
     def _ends(self, job: TextJob) -> frozenset[int]:
         """The model's own, and every stop string that is a special token, which no text shows."""
         own = frozenset[int]() if job.sampling.ignore_eos else self._end_ids
-        encoded = [self._ids(stop, add_special_tokens=False) for stop in job.stops]
+        encoded = {stop: self._ids(stop, add_special_tokens=False) for stop in job.stops}
+        return own | {ids[0] for stop, ids in encoded.items() if len(ids) == 1 and self._is_special(stop, ids)}
+
+    def _is_special(self, stop: str, ids: list[int]) -> bool:
         # Twice, since the first space of a text may be left out as well.
-        return own | {ids[0] for ids in encoded if len(ids) == 1 and not self._decoder.decode(ids * 2)}
+        if self._decoder.decode(ids * 2):
+            return False
+        # What the vocabulary lacks is the token of what is unknown, which no text shows either.
+        return bool(self._tokenizer.decode(ids, skip_special_tokens=False) == stop)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         data = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).input_ids.data

@@ -1,13 +1,15 @@
-"""What every request passes on its way in and out: the key, whether new work is taken, and the counts."""
+"""What every request passes on its way in and out: whose it is, whether new work is taken, and the counts."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import time
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -29,11 +31,15 @@ class Door:
     Args:
         application: behind it.
         api_key: that clients must send; None lets everybody in.
+        own_host: a name of this machine, where clients must ask for one; None lets them ask for any.
         metrics: where requests are counted.
     """
 
-    def __init__(self, application: ASGIApp, *, api_key: str | None, metrics: ServerMetrics) -> None:
+    def __init__(
+        self, application: ASGIApp, *, api_key: str | None, own_host: str | None, metrics: ServerMetrics
+    ) -> None:
         self._application = application
+        self._own_host = own_host
         self._key = None if api_key is None else _digest(api_key.encode())
         self._metrics = metrics
         self._inside = 0
@@ -89,6 +95,14 @@ class Door:
                 self._empty.set()
 
     def _refusal(self, scope: Scope) -> Refusal | None:
+        host = Headers(scope=scope).get("host", "")
+        if self._own_host is not None and not _names_this_machine(host, self._own_host):
+            return Refusal(
+                HTTPStatus.FORBIDDEN,
+                f"without a key, this server is asked for as localhost, {self._own_host} or an address, not as "
+                f"{host[:100]!r}: name one of them as Host, or give the server a key",
+                code="host_not_allowed",
+            )
         if self._key is not None and scope["path"] not in OPEN_PATHS:
             scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
             # Of digests, so that the time tells nothing of the key, its length included.
@@ -109,6 +123,23 @@ def refused(refusal: Refusal) -> JSONResponse:
     """A refusal as a response."""
     body: dict[str, Any] = refusal.body
     return JSONResponse(body, status_code=refusal.status, headers=refusal.headers)
+
+
+def _names_this_machine(host: str, own_host: str) -> bool:
+    """Whether what a `Host` names cannot be a name that somebody else gave to this machine's address: by that, a web
+    page from elsewhere would pass for one of this server. Browsers always send one.
+    """
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+    except ValueError:
+        return False
+    if not host or name in ("localhost", own_host.lower()) or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _digest(key: bytes) -> bytes:

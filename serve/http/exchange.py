@@ -19,6 +19,8 @@ from serve.http.request_body import SEED_MODULUS, ChatBody, CompletionBody
 from serve.http.served_model import Flight, ServedModel
 
 DONE = b"data: [DONE]\n\n"
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
+"""JSON may hold them as they are; clients that split lines as `str.splitlines` does would break an event there."""
 
 
 class Exchange:
@@ -126,11 +128,10 @@ class Exchange:
             # A prompt counts once, whatever number of texts it gets.
             first = self._index[event.job] % self._body.choices == 0
             self._prompt_tokens[event.job] = event.prompt_tokens if first else 0
-            self._metrics.tokens(self._model.name, prompt=self._prompt_tokens[event.job])
+            self._metrics.prompt_tokens(self._model.name, self._prompt_tokens[event.job])
             return
         if event.kind == "started":
             return
-        self._metrics.tokens(self._model.name, new=event.new_tokens - self._new_tokens[event.job])
         self._new_tokens[event.job] = event.new_tokens
         if self._body.stream and not self._told_first:
             self._told_first = True
@@ -173,4 +174,5 @@ class Exchange:
 
 
 def _event(data: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(LINE_ENDS)
+    return f"data: {text}\n\n".encode()

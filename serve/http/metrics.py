@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from serve.http.served_model import ServedModel
@@ -35,6 +35,11 @@ class _ModelCollector(Collector):
             for model in self._models.values():
                 gauge.add_metric([model.name], float(value(model)))
             yield gauge
+        # What the processes made, not what was sent: work for clients that left, or were told 504, counts as well.
+        made = CounterMetricFamily("shearling_new_tokens", "Tokens made.", labels=["model"])
+        for model in self._models.values():
+            made.add_metric([model.name], model.new_tokens)
+        yield made
 
 
 class ServerMetrics:
@@ -68,7 +73,6 @@ class ServerMetrics:
         self._prompt = Counter(
             "shearling_prompt_tokens_total", "Tokens of answered prompts.", ["model"], registry=self._registry
         )
-        self._new = Counter("shearling_new_tokens_total", "Tokens made.", ["model"], registry=self._registry)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Count one request."""
@@ -79,10 +83,9 @@ class ServerMetrics:
         """Count the wait for the first text of a stream."""
         self._first.labels(model).observe(seconds)
 
-    def tokens(self, model: str, *, prompt: int = 0, new: int = 0) -> None:
-        """Count tokens."""
-        self._prompt.labels(model).inc(prompt)
-        self._new.labels(model).inc(new)
+    def prompt_tokens(self, model: str, tokens: int) -> None:
+        """Count those of a prompt."""
+        self._prompt.labels(model).inc(tokens)
 
     def text(self) -> bytes:
         """In Prometheus' format."""

@@ -105,21 +105,23 @@ def _load_batcher(loading: Loading) -> tuple[Batcher, RuntimeFacts]:
 def _serve(batcher: Batcher, source: LineInput, channel: IO[str]) -> None:
     while True:
         events: list[Event] = []
-        for line in source.lines(wait=not batcher.busy):
-            command = Command.model_validate_json(line)
+        commands = [Command.model_validate_json(line) for line in source.lines(wait=not batcher.busy)]
+        for command in commands:
             if command.add is not None:
                 events.append(batcher.add(command.add))
             if command.cancel is not None:
                 batcher.cancel(command.cancel)
-        # Clients learn that they are accepted before a step that may take long.
-        _tell_events(channel, events, batcher)
-        if batcher.busy:
-            _tell_events(channel, list(batcher.step()), batcher)
+        # Clients learn that they are accepted before a step that may take long. Of the work for one that was cancelled
+        # nothing else tells.
+        if commands:
+            _tell_events(channel, events, batcher)
+        if batcher.busy and (events := list(batcher.step())):
+            _tell_events(channel, events, batcher)
 
 
 def _tell_events(channel: IO[str], events: list[Event], batcher: Batcher) -> None:
-    if events:
-        _tell(channel, Events(events=tuple(events), cache_usage=batcher.cache_usage).model_dump_json())
+    told = Events(events=tuple(events), cache_usage=batcher.cache_usage, new_tokens=batcher.new_tokens)
+    _tell(channel, told.model_dump_json())
 
 
 def _tell(channel: IO[str], line: str) -> None:

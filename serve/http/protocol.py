@@ -1,7 +1,7 @@
 """What the server and the process of a model say to each other: one line of JSON each way.
 
-First `Loading`, which is answered by `Loaded` or an error of `shearling.errors`; then any number of `Command`, whose
-`Events` come after every step of the pipeline.
+First `Loading`, which is answered by `Loaded` or an error of `shearling.errors`; then any number of `Command`. `Events`
+come after those that are there, and after every step of the pipeline that brought some.
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ class Events(Document):
 
     Attributes:
         cache_usage: share of the allocated key-value cache that is in use.
+        new_tokens: that the process has made since it began.
     """
 
     events: tuple[Event, ...]
     cache_usage: float = pydantic.Field(ge=0)
+    new_tokens: int = pydantic.Field(ge=0)

@@ -6,7 +6,7 @@ import asyncio
 import json
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 from starlette.requests import ClientDisconnect, Request
@@ -26,19 +26,19 @@ Body = TypeVar("Body", bound=pydantic.BaseModel)
 
 
 async def read_body(request: Request, model: type[Body], limits: Limits) -> Body:
-    """The body of a request.
+    """The body of a request; a field that is `null` is as good as absent, whether `model` knows it or not.
 
     Raises:
         Refusal: not JSON, too large, too slow, or not what `model` says.
     """
-    # Also keeps web pages out: without asking first, a browser sends them other types alone.
+    # Also keeps web pages from elsewhere out: for them a browser sends other types alone, unless it has asked first.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
         raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send the body as {JSON_TYPE}", code="unsupported_media_type")
     raw = await _read(request, limits.body_bytes)
     try:
         data = parse_json(raw, where="body")
         # Once more as JSON, so that strict validation takes lists for tuples.
-        return model.model_validate_json(json.dumps(data))
+        return model.model_validate_json(json.dumps(_without_nulls(data)))
     except DocumentInvalid as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, str(error), code="invalid_json") from None
     except pydantic.ValidationError as error:
@@ -62,6 +62,15 @@ async def discard_body(request: Request) -> None:
                 left -= len(chunk)
                 if left < 0:
                     return
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        # Most items of a long list are ids of tokens.
+        return [_without_nulls(item) if isinstance(item, dict | list) else item for item in value]
+    return value
 
 
 async def _read(request: Request, most_bytes: int) -> bytes:

@@ -135,10 +135,19 @@ class GenerationBody(Document):
         )
 
 
+def _at_least_one(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    # A `min_length` would complain of wrong messages a second time, as of none.
+    if not messages:
+        raise ValueError("a chat has at least one message")
+    return messages
+
+
 class ChatBody(GenerationBody):
     """Of `/v1/chat/completions`."""
 
-    messages: Annotated[tuple[Message, ...], pydantic.Field(min_length=1, max_length=MESSAGES)]
+    messages: Annotated[
+        tuple[Message, ...], pydantic.Field(max_length=MESSAGES), pydantic.AfterValidator(_at_least_one)
+    ]
     max_completion_tokens: Count | None = None
     logprobs: Literal[False] | None = None
     response_format: PlainText | None = None

@@ -72,6 +72,7 @@ class ServedModel:
         self.created = utc_now()
         self.alive = False
         self.cache_usage = 0.0
+        self.new_tokens = 0
         self._options = options
         self._limits = limits
         self._ids = itertools.count(1)
@@ -190,7 +191,7 @@ class ServedModel:
     async def _listen(self) -> None:
         while line := await self._hear():
             told = Events.model_validate_json(line)
-            self.cache_usage = told.cache_usage
+            self.cache_usage, self.new_tokens = told.cache_usage, told.new_tokens
             for event in told.events:
                 queue = self._events.get(event.job)
                 if queue is None:

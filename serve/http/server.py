@@ -34,7 +34,10 @@ class DrainingServer(uvicorn.Server):
                 door,
                 log_config=None,
                 access_log=False,
-                http="httptools",
+                # httptools takes the body of a request that offers an upgrade, as many clients do, for the next one.
+                http="h11",
+                # Its warnings are of what clients send.
+                log_level="error",
                 lifespan="off",
                 ws="none",
                 server_header=False,

@@ -28,11 +28,8 @@ if TYPE_CHECKING:
     from serve.http.server import DrainingServer
 
 KEY_VARIABLE = "SHEARLING_API_KEY"
-PACKAGES = ("fastapi", "httptools", "prometheus_client", "uvicorn", "uvloop")
-INSTALL = (
-    "pip install 'fastapi>=0.160,<1' 'httptools>=0.6,<1' 'prometheus-client>=0.22,<1' 'uvicorn>=0.50,<1' "
-    "'uvloop>=0.20,<1'"
-)
+PACKAGES = ("fastapi", "prometheus_client", "uvicorn", "uvloop")
+INSTALL = "pip install 'fastapi>=0.160,<1' 'prometheus-client>=0.22,<1' 'uvicorn>=0.50,<1' 'uvloop>=0.20,<1'"
 """The extra `http` of pyproject.toml."""
 
 
@@ -80,9 +77,14 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
         name: ServedModel(name, deployment, options=options, limits=limits) for name, deployment in deployments.items()
     }
     with bind(host, port) as listener:
-        door = make_application(served, limits=limits, api_key=api_key)
+        private = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+        # Elsewhere names are given by who runs the network, and a key proves more than a name.
+        own_host = host if private and api_key is None else None
+        door = make_application(served, limits=limits, api_key=api_key, own_host=own_host)
         server = DrainingServer(
-            door, grace_s=limits.grace_s, on_ready=lambda: _tell_address(listener, guarded=api_key is not None)
+            door,
+            grace_s=limits.grace_s,
+            on_ready=lambda: _tell_address(listener, guarded=private or api_key is not None),
         )
         # What the server takes of a processor, the models lack.
         try:
@@ -139,7 +141,7 @@ def _cancelled_by_sigterm() -> Iterator[None]:
 
 def _tell_address(listener: socket.socket, *, guarded: bool) -> None:
     host, port = listener.getsockname()[:2]
-    if not guarded and not ipaddress.ip_address(host).is_loopback:
+    if not guarded:
         log.print(f"anybody who reaches {host} may use it: set {KEY_VARIABLE} to ask for a key")
     shown = f"[{host}]" if ":" in host else host
     log.print(f"ready: http://{shown}:{port}/v1")

@@ -23,8 +23,8 @@ class TokenSource(Protocol):
     def read(self, *, wanted: bool) -> Iterator[int]:
         """New tokens; where they are not wanted now, perhaps none before the last one is there."""
 
-    def close(self) -> None:
-        """Make no more."""
+    def close(self) -> int:
+        """Make no more; returns how many were made and not read."""
 
 
 class BatchedTokens:
@@ -50,10 +50,12 @@ class BatchedTokens:
         self.ended = status != GenerationStatus.RUNNING
         self.failed = status not in (GenerationStatus.RUNNING, GenerationStatus.FINISHED)
 
-    def close(self) -> None:
+    def close(self) -> int:
         """See `TokenSource`; the next step of the pipeline frees its cache."""
+        unread = sum(1 for _ in self.read(wanted=True))
         if not self.ended:
             self._handle.cancel()
+        return unread
 
 
 class LoneTokens:
@@ -76,6 +78,7 @@ class LoneTokens:
         self.ended = tokens is None or self._left <= 0
         yield from tokens or ()
 
-    def close(self) -> None:
+    def close(self) -> int:
         """See `TokenSource`."""
         self._tokens.close()
+        return 0

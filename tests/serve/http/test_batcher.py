@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import hypothesis
+import openvino
+import openvino_tokenizers
 import pytest
 from hypothesis import strategies as st
 from openvino_genai import GenerationConfig
@@ -19,7 +21,7 @@ from serve.runtimes.openvino import load_batching_pipeline
 from serve.runtimes.runtime import RunOptions
 from shearling.target import Target
 from tests.support.http_jobs import GREEDY
-from tests.support.tiny_models import tiny_tokenizer
+from tests.support.tiny_models import tiny_tokenizer, word_piece_tokenizer
 
 MakeJob = Callable[..., TextJob]
 
@@ -106,6 +108,18 @@ def test_a_cancelled_text_is_worked_on_no_more(batcher: Batcher, make_job: MakeJ
     assert not batcher.busy
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_tokens_of_a_cancelled_text_count(batcher: Batcher, make_job: MakeJob, streamed: bool) -> None:
+    batcher.add(job := make_job(tokens=200, streamed=streamed))
+    for _ in range(6):
+        list(batcher.step())
+    batcher.cancel(job.id)
+    assert batcher.new_tokens == 6
+    batcher.add(make_job(tokens=3, streamed=streamed))
+    run(batcher)
+    assert batcher.new_tokens == 9
+
+
 def test_a_stop_string_ends_the_work_too(batcher: Batcher, make_job: MakeJob, pipeline) -> None:
     batcher.add(make_job(tokens=200, streamed=False))
     (*_, whole) = run(batcher)
@@ -148,6 +162,32 @@ def test_a_stop_string_that_is_a_special_token_ends_the_text(
         events = run(batcher)
         texts.append(("".join(event.text for event in events), events[-1].reason))
     assert texts == [(" yes no", "length"), (" yes", "stop"), ("", "stop")]
+
+
+@pytest.mark.parametrize("tokenizer_file", [True, False])
+def test_a_stop_string_that_the_tokenizer_does_not_know_is_no_special_token(
+    tokenizer_file: bool, copy_of: Callable[[str], Path], make_job: MakeJob
+) -> None:
+    """It is the token of what is unknown, which no text shows either."""
+    tokenizer = word_piece_tokenizer()
+    directory = copy_of("openvino")
+    parts = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
+    for part, name in zip(parts, ("openvino_tokenizer.xml", "openvino_detokenizer.xml"), strict=True):
+        openvino.save_model(part, directory / name)
+    tokenizer.save_pretrained(str(directory))
+    if not tokenizer_file:
+        (directory / "tokenizer.json").unlink()
+    deployment = find_deployment(Target(directory))
+    batching = load_batching_pipeline(deployment, RunOptions(precision="fp32", threads=1))[0]
+    known = tokenizer.encode("the", add_special_tokens=False)
+    said = [*known, tokenizer.unk_token_id, *known]
+    texts = []
+    for stop in ("\N{SNOWMAN}", tokenizer.unk_token):
+        batcher = Batcher(batching, deployment, Limits(), lone=Saying(said))
+        batcher.add(make_job("the", tokens=len(said), stops=(stop,)))
+        events = run(batcher)
+        texts.append(("".join(event.text for event in events), events[-1].reason))
+    assert texts == [("the the", "length"), ("the", "stop")]
 
 
 def test_a_stream_has_its_first_piece_at_once_and_no_more_than_can_be_seen(pipeline, make_job: MakeJob) -> None:

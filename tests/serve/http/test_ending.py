@@ -101,7 +101,7 @@ def test_what_does_not_end_in_time_is_told(export: Path, how: str) -> None:
     with serving(f"tiny={export}", options=options) as server:
         # A second of work, and nobody reads it.
         body = json.dumps({**REQUEST, "n": 16, "stream": True, "user": "x"}).encode()
-        head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         host, port = server.url.removeprefix("http://").split(":")
         with socket.socket() as unread:
             unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
@@ -228,3 +228,4 @@ def test_it_listens_to_this_machine_alone_and_warns_elsewhere(export: Path, serv
     assert "anybody" not in server.log
     with serving(f"tiny={export}", options=("--host", "0.0.0.0")) as open_to_all:
         assert "anybody who reaches 0.0.0.0 may use it: set SHEARLING_API_KEY" in open_to_all.log
+        assert httpx.get(open_to_all.url + "/v1/models", headers={"host": "models.example"}).status_code == 200

@@ -115,12 +115,12 @@ def test_an_answer_that_takes_too_long(export: Path) -> None:
         assert slow.post(COMPLETIONS, {**LONG, "max_tokens": 1}).status_code == 200
 
 
-def leave_early(server: HttpServer, body: dict) -> None:
+def leave_early(server: HttpServer, body: dict, headers: dict[str, str]) -> None:
     """Hang up after the first event, or before the whole answer."""
     with (
         httpx.Client(base_url=server.url, timeout=0.02) as client,
         suppress(httpx.ReadTimeout),
-        client.stream("POST", COMPLETIONS, json=body) as response,
+        client.stream("POST", COMPLETIONS, json=body, headers=headers) as response,
     ):
         next(response.iter_lines())
 
@@ -130,8 +130,8 @@ def test_a_client_that_leaves_frees_its_places(export: Path) -> None:
     with serving(f"tiny={export}", options=("--concurrency", "1")) as server:
         for stream in (False, True):
             before, asked = server.metric("shearling_new_tokens_total"), 0
-            for _ in range(3):
-                leave_early(server, {**LONG, "n": 16, "stream": stream})
+            for headers in ({}, {"Connection": "Upgrade", "Upgrade": "h2c"}, {}):
+                leave_early(server, {**LONG, "n": 16, "stream": stream}, headers)
                 asked += 16 * 200
                 server.wait_for("shearling_running_texts", 0)
                 server.wait_for("shearling_waiting_texts", 0)
@@ -156,7 +156,8 @@ def test_a_key_is_asked_for_everywhere_but_at_health(export: Path) -> None:
         raw = httpx.Headers([(b"authorization", b"Bearer \xc3\xa9\xff")])
         assert httpx.get(guarded.url + "/metrics", headers=raw).status_code == 401
         assert httpx.post(guarded.url + CHAT, content=b"{").status_code == 401
-        assert httpx.get(guarded.url + "/health").json()["status"] == "ok"
+        for headers in ({}, {"host": "models.example"}):
+            assert httpx.get(guarded.url + "/health", headers=headers).json()["status"] == "ok"
         assert "right-key" not in guarded.log
 
 

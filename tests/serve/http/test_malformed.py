@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import json
@@ -10,7 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 
+from serve.http.limits import Limits
+from serve.http.reading import read_body
+from serve.http.refusal import Refusal
 from serve.http.request_body import ChatBody, CompletionBody
 from tests.support.documents import ROOT
 from tests.support.http_server import CHAT, COMPLETIONS, HttpServer
@@ -35,7 +40,7 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "ignore_eos": ["true", 1],
     "user": [1, []],
     "logit_bias": [{"50256": -100}, [], 1],
-    "no_such_field": [None, 1],
+    "no_such_field": [False, 0, "", [], {}, 1],
 }
 WRONG_OF_A_CHAT: dict[str, list[Any]] = {
     "messages": [
@@ -108,6 +113,7 @@ WRONG_OF_A_COMPLETION: dict[str, list[Any]] = {
     "suffix": ["end"],
     "messages": [[{"role": "user", "content": "hi"}]],
 }
+UNKNOWN = {"top_logprobs", "reasoning_effort", "functions", "function_call", "prediction", "audio", "guided_json"}
 ERROR = {"message", "type", "param", "code"}
 NOT_JSON = (
     b"",
@@ -152,6 +158,16 @@ def corpus() -> Iterator[tuple[str, bytes]]:
             yield path, json.dumps(body).encode()
 
 
+def read(body: dict[str, Any], body_type: type[ChatBody | CompletionBody]) -> ChatBody | CompletionBody:
+    """As the routes read it."""
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+    return asyncio.run(read_body(Request(scope, receive), body_type, Limits()))
+
+
 def test_two_hundred_malformed_bodies_are_the_clients_error(server: HttpServer) -> None:
     bodies = set(corpus())
     assert len(bodies) >= 200
@@ -177,6 +193,7 @@ def test_wrong_requests_around_a_body(server: HttpServer) -> None:
         assert with_charset.status_code == 200
         for method, path, status in (
             ("GET", CHAT, 405),
+            ("PUT", "/metrics", 405),
             ("DELETE", "/v1/models/tiny", 405),
             ("POST", "/v1/embeddings", 404),
             ("GET", "/", 404),
@@ -190,9 +207,24 @@ def test_wrong_requests_around_a_body(server: HttpServer) -> None:
 
 @pytest.mark.parametrize(("path", "body_type"), [(CHAT, ChatBody), (COMPLETIONS, CompletionBody)])
 def test_null_is_as_good_as_absent(path: str, body_type: type[ChatBody | CompletionBody]) -> None:
-    absent = body_type.model_validate_json(json.dumps(GOOD[path]))
-    optional = body_type.model_fields.keys() - GOOD[path].keys()
-    assert body_type.model_validate_json(json.dumps({**GOOD[path], **dict.fromkeys(optional)})) == absent
+    """Wrappers that pass all of their options on send this, those of other servers and endpoints included."""
+    optional = (ChatBody.model_fields.keys() | CompletionBody.model_fields.keys() | UNKNOWN) - GOOD[path].keys()
+    spoken: dict[str, Any] = {**GOOD[path], **dict.fromkeys(optional - {"prompt", "messages"})}
+    if path == CHAT:
+        spoken["messages"] = [{**message, "tool_call_id": None, "audio": None} for message in spoken["messages"]]
+    assert read(spoken, body_type) == read(GOOD[path], body_type)
+    for required in {"model", "prompt", "messages"} & GOOD[path].keys():
+        with pytest.raises(Refusal, match=f"{required}: Field required"):
+            read({**GOOD[path], required: None}, body_type)
+
+
+def test_a_message_that_is_wrong_is_complained_of_once() -> None:
+    for wrong in ({"extra": 1}, {"role": "nobody"}):
+        with pytest.raises(Refusal) as caught:
+            read({**GOOD[CHAT], "messages": [{**GOOD[CHAT]["messages"][0], **wrong}]}, ChatBody)
+        assert caught.value.message.count("messages") == 1, caught.value.message
+    with pytest.raises(Refusal, match="messages: a chat has at least one message"):
+        read({**GOOD[CHAT], "messages": []}, ChatBody)
 
 
 def test_the_page_names_every_field() -> None:

@@ -31,9 +31,11 @@ class Overheard(ServedModel):
         self.lines.append(line := await super()._hear())
         return line
 
-    def jobs(self, count: int, tokens: int) -> list[TextJob]:
+    def jobs(self, count: int, tokens: int, *, streamed: bool = True) -> list[TextJob]:
         return [
-            TextJob(id=self.next_id(), prompt="Area", max_new_tokens=tokens, sampling=GREEDY, stops=(), streamed=True)
+            TextJob(
+                id=self.next_id(), prompt="Area", max_new_tokens=tokens, sampling=GREEDY, stops=(), streamed=streamed
+            )
             for _ in range(count)
         ]
 
@@ -57,6 +59,25 @@ def test_what_is_left_is_cancelled_in_the_process(export: Path) -> None:
     events = [event for line in lines[1:] if line for event in Events.model_validate_json(line).events]
     assert [event.job for event in events if event.is_last] == [21]
     assert sum(event.kind == "text" for event in events) < 400
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_work_for_those_who_left_is_told(export: Path, streamed: bool) -> None:
+    async def leave() -> None:
+        model = Overheard(export, Limits())
+        await model.start()
+        try:
+            with model.run(model.jobs(1, 200, streamed=streamed)) as flight:
+                while not any(event.kind == "started" for event in await flight.some()):
+                    pass
+            # Nothing else is asked for.
+            async with asyncio.timeout(60):
+                while model.new_tokens == 0:
+                    await asyncio.sleep(0.01)
+        finally:
+            await model.stop()
+
+    asyncio.run(leave())
 
 
 def test_no_more_than_fits_and_nothing_after_the_end(export: Path) -> None:
