@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shearling.console import log
-from shearling.errors import ArtefactMissing, ModelUnsupported, RecipeInvalid
+from shearling.errors import ArtefactMissing, ModelUnsupported
 from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG
 from shearling.model.export_support import check_exportable
 from shearling.model.figures import ModelFigures, read_figures
@@ -22,6 +22,7 @@ from shearling.resources import Estimate, require
 from shearling.strict_json import read_json
 from train.estimates import estimate_stage, what_would_fit
 from train.package_asset import fetch
+from train.positions import check_positions
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.reporting import check_reporting
 from train.super_adapter.width_space import width_templates
@@ -146,8 +147,8 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def check_structure(recipe: Recipe, base: Path) -> None:
-    """Check that adapter groups and calibration windows fit the model, before pruning rather than after; no weight is
-    loaded.
+    """Check that adapter groups, rows and calibration windows fit the model, before pruning rather than after; no
+    weight is loaded.
 
     Args:
         recipe: its [adapter] section names modules.
@@ -155,38 +156,18 @@ def check_structure(recipe: Recipe, base: Path) -> None:
 
     Raises:
         ModelUnsupported: no transformer layers are found.
-        RecipeInvalid: a group names what no layer has, or a window is longer than the positions that the model learnt.
+        RecipeInvalid: a group names what no layer has, or something is longer than the positions that the model has.
     """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
-    _check_windows(recipe, getattr(config, "max_position_embeddings", None))
+    model = _without_weights(config)
+    check_positions(recipe, model, base)
     if recipe.adapter is not None:
         build_search_space(
             recipe.adapter,
-            find_layers(_without_weights(config)),
+            find_layers(model),
             model_type=config.model_type,
             widths=width_templates(recipe.width, config),
             quantization=recipe.quantization,
         )
-
-
-def _check_windows(recipe: Recipe, positions: int | None) -> None:
-    pruned = recipe.sparsity is not None and recipe.sparsity.measured
-    reordered = recipe.width is not None and recipe.width.reorder == "wanda"
-    healed = recipe.sparsity is not None and recipe.sparsity.healing is not None
-    used = {
-        "sparsity.calibration": pruned,
-        "width.calibration": reordered,
-        "sparsity.healing": healed,
-        "quantization.calibration": recipe.quantization is not None,
-    }
-    for section in (name for name, is_used in used.items() if is_used and positions is not None):
-        outer, _, inner = section.partition(".")
-        length = getattr(getattr(recipe, outer), inner).seq_len
-        if length > positions:
-            raise RecipeInvalid(
-                f"windows of {length} tokens, the model has {positions} positions",
-                where=f"{section}.seq_len",
-                remedy=f"Give {positions} or less",
-            )
