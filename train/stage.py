@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pydantic
 
 from shearling.artefact import (
     Artefact,
@@ -25,8 +24,7 @@ from shearling.errors import OutputExists, RecipeInvalid
 from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.checkpoint import load_tokenizer
-from shearling.recipe.recipe import Recipe, section_as_json
-from shearling.recipe.section import Section
+from shearling.recipe.recipe import Recipe, section_as_json, stored_section
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
 from shearling.resources import Estimate
@@ -40,6 +38,7 @@ from train.sparsity.calibration import calibration_blocks, calibration_file, hea
 from train.sparsity.variants import variants_inputs, write_variants
 from train.super_adapter import processes
 from train.super_adapter.artefact import recipe_inputs, train_super_adapter
+from train.super_adapter.resumption import deciding_inputs
 from train.task.chat import ChatRenderer
 from train.task.records import digest_data
 from train.task.rows import build_rows
@@ -113,7 +112,9 @@ def make_variants(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str
         raise RecipeInvalid("it has no [variants]", where="variants", remedy="Add it: ratios = [0.6, 0.7, 0.8]")
     made = {"task": open_artefact(run.task, kind="task"), "sparse": open_artefact(run.sparse, kind="sparse")}
     facts = sparsity_inputs(section, seed=recipe.seed, texts=_calibration_texts(section, run))
-    _reuse_or_make(run.sparse, "sparse", facts, {}, lambda: None, section=section, force=False)
+    _reuse_or_make(
+        run.sparse, "sparse", facts, {}, lambda: None, as_of_today=partial(stored_section, SparsitySection), force=False
+    )
     return {"variants": _freeze_variants(recipe, run, made, force=force)}
 
 
@@ -140,7 +141,8 @@ def _train_lora(adapting: Recipe, run: Run, made: Mapping[str, Artefact]) -> Art
         processes.wait_for_all()
 
     parents = {role: made[role] for role in ("base", "task", *(data_role(section.name) for section in adapting.data))}
-    return _reuse_or_make(run.lora, "super_adapter", {"recipe": recipe_inputs(adapting)}, parents, train, force=False)
+    facts = {"recipe": deciding_inputs(recipe_inputs(adapting))}
+    return _reuse_or_make(run.lora, "super_adapter", facts, parents, train, as_of_today=deciding_inputs, force=False)
 
 
 def _artefacts_of_tasks(recipe: Recipe, made: Mapping[str, Artefact]) -> list[Artefact]:
@@ -186,7 +188,7 @@ def _import_task(role: str, section: TaskSection, path: Path, chat: ChatRenderer
         _task_facts(section, renderer),
         {},
         lambda: _make_task(section, path, renderer, where=where, force=force),
-        section=section,
+        as_of_today=partial(stored_section, TaskSection),
         force=force,
     )
 
@@ -222,7 +224,7 @@ def _freeze(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bo
             sparsity_inputs(section, seed=recipe.seed, texts=_calibration_texts(section, run)),
             {"base": dense},
             lambda: _make_sparse(section, run, dense, made["task"], seed=recipe.seed, force=force),
-            section=section,
+            as_of_today=partial(stored_section, SparsitySection),
             force=force,
         )
     if force and recipe.model.adaptation is None:
@@ -261,7 +263,7 @@ def _reuse_or_make(
     parents: Mapping[str, Artefact],
     make: Callable[[], object],
     *,
-    section: Section | None = None,
+    as_of_today: Callable[[Any], Any] | None = None,
     force: bool,
 ) -> Artefact:
     if force or not path.exists():
@@ -270,8 +272,8 @@ def _reuse_or_make(
         return open_artefact(path, kind=kind)
     artefact = open_artefact(path, kind=kind)
     details = dict(artefact.manifest.details)
-    if section is not None:
-        details["recipe"] = _with_defaults(details.get("recipe"), section)
+    if as_of_today is not None:
+        details["recipe"] = as_of_today(details["recipe"])
     other = [name for name, value in facts.items() if _differs(details.get(name), value)]
     other += [f"its {role}" for role, parent in parents.items() if artefact.manifest.parents.get(role) != parent.sha256]
     if other:
@@ -282,14 +284,6 @@ def _reuse_or_make(
         )
     log.print(f"reusing {path}")
     return artefact
-
-
-def _with_defaults(stored: Any, section: Section) -> Any:
-    """A stored section as one of today: a key that it was made before has its default."""
-    try:
-        return section_as_json(type(section).model_validate(stored, strict=False))
-    except pydantic.ValidationError:
-        return stored
 
 
 def _differs(stored: Any, wanted: Any) -> bool:

@@ -163,6 +163,19 @@ def section_as_json(section: Section | None) -> dict[str, Any] | None:
     return None if section is None else _without_directories(section.model_dump())
 
 
+def stored_section(kind: type[Section], stored: Any) -> Any:
+    """A section that a manifest keeps, as it would be stored today: a key that it was made before has its default.
+
+    Args:
+        kind: what section it is.
+        stored: from `section_as_json`; what no section can be is given back as it is.
+    """
+    try:
+        return section_as_json(kind.model_validate(stored, strict=False))
+    except pydantic.ValidationError:
+        return stored
+
+
 def _without_directories(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_directories(item) for key, item in value.items()}
