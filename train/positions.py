@@ -10,6 +10,7 @@ from shearling.model.checkpoint import load_tokenizer
 from shearling.model.context_length import read_context_length
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.task import TaskSection
+from train.sparsity.calibration import calibration_sections
 from train.super_adapter.tokenised_rows import PAD_MULTIPLE
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def check_positions(recipe: Recipe, model: PreTrainedModel, base: Path) -> None:
         longest_row = usable if reserved else positions - positions % PAD_MULTIPLE
         for key, length in row_lengths(recipe).items():
             _check(key, f"rows of up to {length} tokens", length, longest_row)
-        for key, length in window_lengths(recipe).items():
-            _check(key, f"windows of {length} tokens", length, usable)
+        for name, section in calibration_sections(recipe).items():
+            _check(f"{name}.seq_len", f"windows of {section.seq_len} tokens", section.seq_len, usable)
     _check_generation(recipe, base)
 
 
@@ -47,20 +48,6 @@ def row_lengths(recipe: Recipe) -> dict[str, int]:
     if recipe.adapter is None:
         return {}
     return {f"{_place(recipe, section)}.max_length": section.max_length for section in recipe.tasks}
-
-
-def window_lengths(recipe: Recipe) -> dict[str, int]:
-    """Tokens of a window of each calibration text that is read, by the key that says so."""
-    found: dict[str, int] = {}
-    if recipe.sparsity is not None and recipe.sparsity.measured:
-        found["sparsity.calibration.seq_len"] = recipe.sparsity.calibration.seq_len
-    if recipe.sparsity is not None and recipe.sparsity.healing is not None:
-        found["sparsity.healing.seq_len"] = recipe.sparsity.healing.seq_len
-    if recipe.width is not None and recipe.width.reorder == "wanda":
-        found["width.calibration.seq_len"] = recipe.width.calibration.seq_len
-    if recipe.quantization is not None:
-        found["quantization.calibration.seq_len"] = recipe.quantization.calibration.seq_len
-    return found
 
 
 def _reserved_positions(model: PreTrainedModel) -> int:

