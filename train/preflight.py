@@ -120,6 +120,12 @@ def find_model(section: ModelSection) -> ModelSource:
     """Locate the pretrained model and read its type and size without loading it."""
     path = section.path if section.path is not None else fetch(section.asset)  # type: ignore[arg-type] # the section has one source
     if is_gguf(path):
+        if section.head == "classifier":
+            raise ModelUnsupported(
+                "a GGUF file holds a language model, and gets no head that classifies",
+                where=path,
+                remedy="Give a Hugging Face directory",
+            )
         found = read_gguf_config(read_header(path))
         return ModelSource(path, found.model_type, read_figures(path), found)
     if not (path / CONFIG).is_file():
