@@ -21,6 +21,7 @@ from shearling.recipe.recipe import Recipe
 from shearling.resources import Estimate, require
 from shearling.strict_json import read_json
 from train.estimates import estimate_stage, what_would_fit
+from train.intended_search import check_search
 from train.package_asset import fetch
 from train.positions import check_positions
 from train.sparsity.calibration import calibration_file, calibration_sections
@@ -69,6 +70,7 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
 
     Raises:
         ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read, or a file that the recipe names.
+        RecipeInvalid: its [search] cannot be carried out on what it trains.
         PackageMissing: what the losses are to be reported to is not installed.
         ExportUnavailable: the installed versions cannot export its architecture.
         ModelUnsupported: it is quantized, or its layers hold matrices that pruning would leave out.
@@ -76,6 +78,7 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
     """
     if recipe.train is not None:
         check_reporting(recipe.train)
+    check_search(recipe)
     check_files(recipe)
     source = find_model(recipe.model)
     check_exportable(source.model_type, head=recipe.model.head)
