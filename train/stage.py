@@ -318,9 +318,10 @@ def _differs(stored: Any, wanted: Any) -> bool:
 
 
 def _task_facts(section: TaskSection, chat: ChatRenderer | None) -> dict[str, Any]:
+    local = section.path if section.dataset is None else Path(section.dataset.name)
     facts = {
         "recipe": section_as_json(section),
-        "source_sha256": None if section.path is None else digest_data(section.path),
+        "source_sha256": None if local is None else digest_data(local),
     }
     return facts if chat is None else {**facts, "chat_template_sha256": chat.template_sha256}
 

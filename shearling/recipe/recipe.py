@@ -195,11 +195,14 @@ def _without_directories(value: Any) -> Any:
 
 
 def _anchor_paths(data: dict[str, Any], anchor: Path) -> None:
-    for value in data.values():
+    for key, value in data.items():
         for table in value if isinstance(value, list) else [value]:
             if isinstance(table, dict):
                 if isinstance(table.get("path"), str):
                     table["path"] = str(anchor / table["path"])
+                name = table.get("name")
+                if key == "dataset" and isinstance(name, str) and (anchor / name).is_dir():
+                    table["name"] = anchor / name
                 _anchor_paths(table, anchor)
 
 

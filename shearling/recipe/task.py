@@ -12,11 +12,22 @@ from shearling.recipe.section import PackageAsset, Section
 
 
 class HubDataset(Section):
-    """A data set that the `datasets` library can load: a local directory, or a name in its cache."""
+    """A data set that the `datasets` library can load: a local directory, or a name in its cache.
 
-    name: str
+    Attributes:
+        name: a path where it is a directory beside the recipe.
+    """
+
+    name: Annotated[str | Path, pydantic.WithJsonSchema({"type": "string"})] = pydantic.Field(
+        description="a directory, relative to the recipe, or a name in the cache of `datasets`"
+    )
     config: str | None = None
     split: str = "train"
+
+    @pydantic.field_serializer("name")
+    def _without_directory(self, name: str | Path) -> str:
+        # Runs and recipes move; with the dot nobody takes it for a name of the hub.
+        return f"./{name.name}" if isinstance(name, Path) else name
 
 
 class SplitShares(Section):

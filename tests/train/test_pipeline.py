@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +146,26 @@ def test_nothing_to_learn_and_nothing_to_calibrate_on_are_refused_before_pruning
         run_recipe(read_recipe(recipe), tmp_path / "run")
     assert caught.value.where == where
     assert not (tmp_path / "run" / "sparse").exists()
+
+
+def test_a_changed_directory_of_datasets_is_refused_wherever_the_command_is_run(tmp_path, monkeypatch):
+    import datasets
+
+    rows = [{"headline": f"Report {number}", "label": number % 2} for number in range(80)]
+    saved, elsewhere = tmp_path / "data" / "saved", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    datasets.Dataset.from_list(rows).save_to_disk(str(saved))
+    recipe = write_tiny_recipe(tmp_path, task={"path": None, "dataset": {"name": "data/saved"}}, train={"steps": 1})
+    monkeypatch.chdir(elsewhere)
+    run_recipe(read_recipe(recipe), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "super_adapter")
+    monkeypatch.chdir(tmp_path)
+    run_recipe(read_recipe(Path("recipe.toml")), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "super_adapter")
+    shutil.rmtree(saved)
+    datasets.Dataset.from_list(rows[:70]).save_to_disk(str(saved))
+    with pytest.raises(OutputExists, match="source_sha256"):
+        run_recipe(read_recipe(recipe), tmp_path / "run")
 
 
 def calibrated_on(recipe, text):
