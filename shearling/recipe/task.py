@@ -151,6 +151,11 @@ class TaskSection(Section):
             raise ValueError("give exactly one of 'path', 'asset' and 'dataset'")
         if (self.choices is None) != (self.gold is None):
             raise ValueError("'choices' and 'gold' belong together")
+        if self.choices is not None and "" in self.choices:
+            raise ValueError("a choice is empty: no token of it could be scored")
+        if self.choices is not None and len(set(self.choices)) < len(self.choices):
+            twice = next(choice for choice in self.choices if self.choices.count(choice) > 1)
+            raise ValueError(f"the choice {twice!r} is there twice: no answer could tell one from the other")
         if self.choices is not None and self.completion is not None:
             raise ValueError("give either 'choices' with 'gold', or 'completion'")
         if self.form in ("choices", "completion"):

@@ -124,6 +124,8 @@ ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", membe
             'gold = "{{ urgent }}"\ncompletion = "x"',
             ["task: give either 'choices' with 'gold', or 'completion'"],
         ),
+        ('[" no", " yes"]', '[" no", " no"]', ["task: the choice ' no' is there twice"]),
+        ('[" no", " yes"]', '["", " yes"]', ["task: a choice is empty"]),
         ("[train]\nsteps = 2", "", ["[adapter] and [train] belong together"]),
         ("[sparsity]\nratio = 0.5", "", ["masked training needs [sparsity]; for a dense base set masked = false"]),
         ("r = 8", "r = 8\nlora_dropout = 0.1", ["adapter: lora_dropout needs the adapter's own input"]),
