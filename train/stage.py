@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pydantic
 
 from shearling.artefact import (
     Artefact,
@@ -25,8 +24,7 @@ from shearling.errors import OutputExists, RecipeInvalid
 from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.checkpoint import load_tokenizer
-from shearling.recipe.recipe import Recipe, section_as_json
-from shearling.recipe.section import Section
+from shearling.recipe.recipe import Recipe, section_as_json, stored_section
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
 from shearling.resources import Estimate
@@ -36,10 +34,18 @@ from train.base.adaptation import adapting_recipe, write_adapted
 from train.base.artefact import import_base, source_digest
 from train.preflight import ModelSource, check_structure, expected, find_model, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
-from train.sparsity.calibration import calibration_blocks, calibration_file, healing_text
+from train.sparsity.calibration import (
+    calibration_blocks,
+    calibration_file,
+    calibration_sections,
+    check_text,
+    healing_text,
+)
 from train.sparsity.variants import variants_inputs, write_variants
 from train.super_adapter import processes
-from train.super_adapter.artefact import recipe_inputs, train_super_adapter
+from train.super_adapter.artefact import recipe_inputs, row_encoder, train_super_adapter
+from train.super_adapter.encoded_rows import check_rows
+from train.super_adapter.resumption import deciding_inputs
 from train.task.chat import ChatRenderer
 from train.task.records import digest_data
 from train.task.rows import build_rows
@@ -113,7 +119,9 @@ def make_variants(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str
         raise RecipeInvalid("it has no [variants]", where="variants", remedy="Add it: ratios = [0.6, 0.7, 0.8]")
     made = {"task": open_artefact(run.task, kind="task"), "sparse": open_artefact(run.sparse, kind="sparse")}
     facts = sparsity_inputs(section, seed=recipe.seed, texts=_calibration_texts(section, run))
-    _reuse_or_make(run.sparse, "sparse", facts, {}, lambda: None, section=section, force=False)
+    _reuse_or_make(
+        run.sparse, "sparse", facts, {}, lambda: None, as_of_today=partial(stored_section, SparsitySection), force=False
+    )
     return {"variants": _freeze_variants(recipe, run, made, force=force)}
 
 
@@ -140,7 +148,8 @@ def _train_lora(adapting: Recipe, run: Run, made: Mapping[str, Artefact]) -> Art
         processes.wait_for_all()
 
     parents = {role: made[role] for role in ("base", "task", *(data_role(section.name) for section in adapting.data))}
-    return _reuse_or_make(run.lora, "super_adapter", {"recipe": recipe_inputs(adapting)}, parents, train, force=False)
+    facts = {"recipe": deciding_inputs(recipe_inputs(adapting))}
+    return _reuse_or_make(run.lora, "super_adapter", facts, parents, train, as_of_today=deciding_inputs, force=False)
 
 
 def _artefacts_of_tasks(recipe: Recipe, made: Mapping[str, Artefact]) -> list[Artefact]:
@@ -164,10 +173,28 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     tasks = {role: _import_task(role, section, path, chat, force=force) for role, section, path in rooms}
     made = tasks | (made or {"base": _import_base(recipe, source, run, force=force)})
     check_structure(recipe, made["base"].path)
+    _check_texts(recipe, made)
     if force and recipe.model.adaptation is not None:
         # The first training begins: interrupted, it is continued without `force`, and nothing old may be in the way.
         _remove(run.lora, run.adapted, run.sparse, run.variants, run.super_adapter)
     return made
+
+
+def _check_texts(recipe: Recipe, made: Mapping[str, Artefact]) -> None:
+    """See that there is a row to learn and a window to calibrate on, before pruning rather than after."""
+    tokenizer = load_tokenizer(made["base"].path)
+    for artefact, section in zip(_artefacts_of_tasks(recipe, made), recipe.tasks, strict=True):
+        if recipe.train is None:
+            break
+        where = "task" if section is recipe.task else f"data.{section.name}"
+        encode = row_encoder(tokenizer, section, classifies=recipe.model.head == "classifier")
+        check_rows(artefact.path, "train", encode, where=where)
+        if section is recipe.task and recipe.train.eval_steps is not None:
+            check_rows(artefact.path, "validation", encode, where=where)
+    texts = calibration_sections(recipe)
+    rows = read_rows(made["task"].path, "train", most_characters=CALIBRATION_CHARACTERS) if texts else []
+    for where, text in texts.items():
+        check_text(text, rows, tokenizer, where=where)
 
 
 def _task_rooms(recipe: Recipe, run: Run) -> list[tuple[str, TaskSection, Path]]:
@@ -186,7 +213,7 @@ def _import_task(role: str, section: TaskSection, path: Path, chat: ChatRenderer
         _task_facts(section, renderer),
         {},
         lambda: _make_task(section, path, renderer, where=where, force=force),
-        section=section,
+        as_of_today=partial(stored_section, TaskSection),
         force=force,
     )
 
@@ -222,7 +249,7 @@ def _freeze(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bo
             sparsity_inputs(section, seed=recipe.seed, texts=_calibration_texts(section, run)),
             {"base": dense},
             lambda: _make_sparse(section, run, dense, made["task"], seed=recipe.seed, force=force),
-            section=section,
+            as_of_today=partial(stored_section, SparsitySection),
             force=force,
         )
     if force and recipe.model.adaptation is None:
@@ -261,7 +288,7 @@ def _reuse_or_make(
     parents: Mapping[str, Artefact],
     make: Callable[[], object],
     *,
-    section: Section | None = None,
+    as_of_today: Callable[[Any], Any] | None = None,
     force: bool,
 ) -> Artefact:
     if force or not path.exists():
@@ -270,8 +297,8 @@ def _reuse_or_make(
         return open_artefact(path, kind=kind)
     artefact = open_artefact(path, kind=kind)
     details = dict(artefact.manifest.details)
-    if section is not None:
-        details["recipe"] = _with_defaults(details.get("recipe"), section)
+    if as_of_today is not None:
+        details["recipe"] = as_of_today(details["recipe"])
     other = [name for name, value in facts.items() if _differs(details.get(name), value)]
     other += [f"its {role}" for role, parent in parents.items() if artefact.manifest.parents.get(role) != parent.sha256]
     if other:
@@ -284,14 +311,6 @@ def _reuse_or_make(
     return artefact
 
 
-def _with_defaults(stored: Any, section: Section) -> Any:
-    """A stored section as one of today: a key that it was made before has its default."""
-    try:
-        return section_as_json(type(section).model_validate(stored, strict=False))
-    except pydantic.ValidationError:
-        return stored
-
-
 def _differs(stored: Any, wanted: Any) -> bool:
     if isinstance(stored, dict) and isinstance(wanted, Mapping):
         return any(_differs(stored.get(key), value) for key, value in wanted.items())
@@ -299,9 +318,10 @@ def _differs(stored: Any, wanted: Any) -> bool:
 
 
 def _task_facts(section: TaskSection, chat: ChatRenderer | None) -> dict[str, Any]:
+    local = section.path if section.dataset is None else Path(section.dataset.name)
     facts = {
         "recipe": section_as_json(section),
-        "source_sha256": None if section.path is None else digest_data(section.path),
+        "source_sha256": None if local is None else digest_data(local),
     }
     return facts if chat is None else {**facts, "chat_template_sha256": chat.template_sha256}
 

@@ -70,7 +70,7 @@ def plain_lora(recipe: Mapping[str, Any]) -> dict[str, Any]:
     groups = [{**group, "ranks": group["ranks"][:1]} for group in recipe["adapter"]["groups"]]
     without = {
         "train": ("sandwich", "distillation", "teacher", "draw", "largest_first"),
-        "search": ("population", "max_cost_share", "accuracy_delta", "reference_accuracy"),
+        "search": ("population", "max_cost_share", "accuracy_delta", "reference_accuracy", "prefer"),
     }
     train, search = (
         {name: value for name, value in recipe.get(part, {}).items() if name not in names}

@@ -24,6 +24,7 @@ from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TrainSection
 from shearling.recipe.variants import VariantsSection
 from shearling.recipe.width import WidthSection
+from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 
 RECIPE_SCHEMA = "shearling.recipe/1"
@@ -88,6 +89,10 @@ class Recipe(Section):
     @pydantic.model_validator(mode="after")
     def _teacher(self) -> Recipe:
         teacher = None if self.train is None else self.train.teacher
+        if teacher is not None and self.model.head == "classifier":
+            raise ValueError(
+                "a classifier has no language to keep, and learns its classes from labels: leave out [train.teacher]"
+            )
         if teacher is None or teacher.answer or teacher.hidden or self.leaves_tokens_unlabelled:
             return self
         raise ValueError(
@@ -105,6 +110,11 @@ class Recipe(Section):
             raise ValueError(f"[variants] has other ratios, and the pattern {self.sparsity.pattern} has one")
         if self.quantization is not None:
             raise ValueError("[variants] and [quantization] exclude each other: integers are trained at one ratio")
+        method, reconstruction = PRUNING_METHODS.get(self.sparsity.method), self.sparsity.reconstruction
+        if not method.keeps_zeros:
+            raise ValueError(f"[variants] keeps what was pruned, and {method.name} brings weights back: take another")
+        if reconstruction is not None and reconstruction.swaps:
+            raise ValueError("[variants] keeps what was pruned, and swaps bring weights back: set swaps = 0")
         if self.sparsity.allocation == "uniform" and self.variants.ratios[0] <= self.sparsity.ratio:
             raise ValueError(
                 f"no layer can take {self.variants.ratios[0]:g}: variants have more zeros than the ratio "
@@ -163,6 +173,19 @@ def section_as_json(section: Section | None) -> dict[str, Any] | None:
     return None if section is None else _without_directories(section.model_dump())
 
 
+def stored_section(kind: type[Section], stored: Any) -> Any:
+    """A section that a manifest keeps, as it would be stored today: a key that it was made before has its default.
+
+    Args:
+        kind: what section it is.
+        stored: from `section_as_json`; what no section can be is given back as it is.
+    """
+    try:
+        return section_as_json(kind.model_validate(stored, strict=False))
+    except pydantic.ValidationError:
+        return stored
+
+
 def _without_directories(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_directories(item) for key, item in value.items()}
@@ -172,11 +195,14 @@ def _without_directories(value: Any) -> Any:
 
 
 def _anchor_paths(data: dict[str, Any], anchor: Path) -> None:
-    for value in data.values():
+    for key, value in data.items():
         for table in value if isinstance(value, list) else [value]:
             if isinstance(table, dict):
                 if isinstance(table.get("path"), str):
                     table["path"] = str(anchor / table["path"])
+                name = table.get("name")
+                if key == "dataset" and isinstance(name, str) and (anchor / name).is_dir():
+                    table["name"] = anchor / name
                 _anchor_paths(table, anchor)
 
 

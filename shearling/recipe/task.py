@@ -12,11 +12,22 @@ from shearling.recipe.section import PackageAsset, Section
 
 
 class HubDataset(Section):
-    """A data set that the `datasets` library can load: a local directory, or a name in its cache."""
+    """A data set that the `datasets` library can load: a local directory, or a name in its cache.
 
-    name: str
+    Attributes:
+        name: a path where it is a directory beside the recipe.
+    """
+
+    name: Annotated[str | Path, pydantic.WithJsonSchema({"type": "string"})] = pydantic.Field(
+        description="a directory, relative to the recipe, or a name in the cache of `datasets`"
+    )
     config: str | None = None
     split: str = "train"
+
+    @pydantic.field_serializer("name")
+    def _without_directory(self, name: str | Path) -> str:
+        # Runs and recipes move; with the dot nobody takes it for a name of the hub.
+        return f"./{name.name}" if isinstance(name, Path) else name
 
 
 class SplitShares(Section):
@@ -140,6 +151,11 @@ class TaskSection(Section):
             raise ValueError("give exactly one of 'path', 'asset' and 'dataset'")
         if (self.choices is None) != (self.gold is None):
             raise ValueError("'choices' and 'gold' belong together")
+        if self.choices is not None and "" in self.choices:
+            raise ValueError("a choice is empty: no token of it could be scored")
+        if self.choices is not None and len(set(self.choices)) < len(self.choices):
+            twice = next(choice for choice in self.choices if self.choices.count(choice) > 1)
+            raise ValueError(f"the choice {twice!r} is there twice: no answer could tell one from the other")
         if self.choices is not None and self.completion is not None:
             raise ValueError("give either 'choices' with 'gold', or 'completion'")
         if self.form in ("choices", "completion"):

@@ -15,10 +15,12 @@ class PruningMethod(SingleEntry):
         needs_calibration: it looks at what enters a layer, so the calibration text is run through the model.
         needs_gram: its implementation is called with a `shearling.calibration.gram.Gram`, X^T X of what enters the
             layer, all that the error depends on; it is filled by the time that the criterion prunes.
+        keeps_zeros: what it has pruned stays pruned where it prunes the same weights further, as [variants] asks of it.
     """
 
     needs_calibration: bool
     needs_gram: bool = False
+    keeps_zeros: bool = True
 
     def __post_init__(self) -> None:
         if self.needs_gram and not self.needs_calibration:
@@ -49,6 +51,7 @@ PRUNING_METHODS: Registry[PruningMethod] = Registry(
             implementation="train.sparsity.criteria.alps:Alps",
             needs_calibration=True,
             needs_gram=True,
+            keeps_zeros=False,
         ),
         PruningMethod(
             name="magnitude",

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.gguf_writer import write_gguf
 from export.formats.classifier import onnx_class_logits, openvino_class_logits
 from export.formats.openvino import FLOAT32_CPU
 from export.plan import plan_subnet
@@ -34,7 +35,7 @@ from tests.support.exact_merges import merge_error
 from tests.support.longer import mostly_slow
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.small_searches import SMALL_SEARCH
-from tests.support.tiny_models import VOCABULARY, save_tiny_encoder, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, VOCABULARY, save_tiny_encoder, tiny_tokenizer
 from tests.support.tiny_runs import write_headlines
 from train.stage import run_recipe
 
@@ -304,6 +305,22 @@ def test_calibration_windows_fit_the_positions(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match="300 tokens, the model has 256 positions") as caught:
         run_recipe(read_recipe(recipe), tmp_path / "run")
     assert caught.value.where == "sparsity.calibration.seq_len"
+
+
+def test_a_gguf_file_gets_no_head(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    shutil.rmtree(tmp_path / "source")
+    write_gguf(tmp_path / "source", FAMILIES["llama"](), tiny_tokenizer())
+    with pytest.raises(ModelUnsupported, match="no head that classifies"):
+        run_recipe(read_recipe(recipe), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_has_no_teacher(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    recipe.write_text(f"{recipe.read_text()}\n[train.teacher]\nanswer = 1\n")
+    with pytest.raises(RecipeInvalid, match="no language to keep"):
+        read_recipe(recipe)
 
 
 def test_a_classifier_must_be_trained(tmp_path: Path) -> None:

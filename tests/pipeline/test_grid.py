@@ -246,3 +246,4 @@ def test_a_width_that_no_group_divides_is_refused(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, family="llama", quantization=GRIDS["int4"])
     with pytest.raises(RecipeInvalid, match="no group of 16 columns or more divides the inputs of"):
         run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "sparse").exists()

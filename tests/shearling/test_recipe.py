@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from shearling.errors import ArtefactMissing, RecipeInvalid
-from shearling.recipe.recipe import read_recipe, recipe_json_schema, section_as_json
+from shearling.recipe.recipe import read_recipe, recipe_json_schema, section_as_json, stored_section
 from train.base.adaptation import adapting_recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -78,6 +78,18 @@ def test_paths_are_relative_to_the_recipe(tmp_path):
     assert recipe.task.path == tmp_path / "data" / "tickets.jsonl"
 
 
+def test_a_directory_of_datasets_is_relative_to_the_recipe_and_other_names_are_left_alone(tmp_path):
+    source = 'path = "data/tickets.jsonl"'
+    for name, expected in (("data/saved", tmp_path / "data" / "saved"), ("imdb", "imdb"), ("me/saved", "me/saved")):
+        (tmp_path / "recipe.toml").write_text(GOOD.replace(source, f'dataset = {{name = "{name}"}}'))
+        (tmp_path / "data" / "saved").mkdir(parents=True, exist_ok=True)
+        task = read_recipe(tmp_path / "recipe.toml").task
+        assert task.dataset.name == expected
+        stored = section_as_json(task)
+        assert stored["dataset"]["name"] == (expected if isinstance(expected, str) else "./saved")
+        assert stored_section(type(task), stored) == stored
+
+
 ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", member = "m"}'
 
 
@@ -112,6 +124,8 @@ ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", membe
             'gold = "{{ urgent }}"\ncompletion = "x"',
             ["task: give either 'choices' with 'gold', or 'completion'"],
         ),
+        ('[" no", " yes"]', '[" no", " no"]', ["task: the choice ' no' is there twice"]),
+        ('[" no", " yes"]', '["", " yes"]', ["task: a choice is empty"]),
         ("[train]\nsteps = 2", "", ["[adapter] and [train] belong together"]),
         ("[sparsity]\nratio = 0.5", "", ["masked training needs [sparsity]; for a dense base set masked = false"]),
         ("r = 8", "r = 8\nlora_dropout = 0.1", ["adapter: lora_dropout needs the adapter's own input"]),

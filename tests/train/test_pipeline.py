@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,13 +13,21 @@ from search.front import BestRule
 from search.stage import search
 from shearling.artefact import open_artefact, unfinished_artefact
 from shearling.elastic.super_network import ADAPTER_FILE
-from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, OutputExists
+from shearling.errors import (
+    ArtefactCorrupt,
+    ArtefactMismatch,
+    ArtefactMissing,
+    DocumentInvalid,
+    OutputExists,
+    RecipeInvalid,
+)
 from shearling.evaluation.task import SPLITS, read_rows
+from shearling.recipe.recipe import read_recipe
 from shearling.run import Run
 from shearling.strict_json import read_json
 from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
-from tests.support.tiny_runs import tiny_recipe
+from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe
 
 SETTINGS = replace(SMALL_SEARCH, algorithm="random", evaluations=1, limit=4)
@@ -97,6 +106,68 @@ def test_an_artefact_of_another_recipe_is_refused(unfinished, changes, kind, mes
     assert digests(unfinished / "run") == before
 
 
+@pytest.mark.parametrize(
+    ("options", "section"),
+    [
+        ({"adaptation": {"steps": 2}, "sparsity": {"method": "wanda"}}, "sparsity.calibration"),
+        ({"sparsity": {"healing": {"steps": 1}}}, "sparsity.calibration"),
+        ({"quantization": {"bits": 8}}, "quantization.calibration"),
+        ({"width": {"feed_forward": [100, 60], "reorder": "wanda"}}, "width.calibration"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_calibration_text_that_is_not_there_is_refused_before_anything_is_made(options, section, tmp_path):
+    recipe = write_tiny_recipe(tmp_path, **options)
+    text = recipe.read_text()
+    assert f"[{section}]\n" in text
+    recipe.write_text(text.replace(f"[{section}]\n", f'[{section}]\npath = "nowhere.txt"\n'))
+    with pytest.raises(ArtefactMissing, match="calibration text") as caught:
+        run_recipe(read_recipe(recipe), tmp_path / "run")
+    assert f"[{section}]" in caught.value.remedy
+    assert caught.value.where == str(tmp_path / "nowhere.txt")
+    assert not (tmp_path / "run").exists()
+
+
+MORE = {"name": "more", "path": "headlines.jsonl", "text": "{{ headline }}", "prompt": "{{ text }}", "max_length": 8}
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"task": {"max_length": 8, "train_on_prompt": False}}, "task.max_length"),
+        ({"data": [{**MORE, "completion": " {{ label }}", "train_on_prompt": False}]}, "data.more.max_length"),
+        ({"quantization": {"bits": 8}, "rows": 10}, "quantization.calibration.seq_len"),
+    ],
+)
+def test_nothing_to_learn_and_nothing_to_calibrate_on_are_refused_before_pruning(options, where, tmp_path):
+    recipe = write_tiny_recipe(tmp_path, **options)
+    recipe.write_text(recipe.read_text().replace("samples = 8\nseq_len = 32", "samples = 8\nseq_len = 256"))
+    with pytest.raises(RecipeInvalid) as caught:
+        run_recipe(read_recipe(recipe), tmp_path / "run")
+    assert caught.value.where == where
+    assert not (tmp_path / "run" / "sparse").exists()
+
+
+def test_a_changed_directory_of_datasets_is_refused_wherever_the_command_is_run(tmp_path, monkeypatch):
+    import datasets
+
+    rows = [{"headline": f"Report {number}", "label": number % 2} for number in range(80)]
+    saved, elsewhere = tmp_path / "data" / "saved", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    datasets.Dataset.from_list(rows).save_to_disk(str(saved))
+    recipe = write_tiny_recipe(tmp_path, task={"path": None, "dataset": {"name": "data/saved"}}, train={"steps": 1})
+    monkeypatch.chdir(elsewhere)
+    run_recipe(read_recipe(recipe), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "super_adapter")
+    monkeypatch.chdir(tmp_path)
+    run_recipe(read_recipe(Path("recipe.toml")), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "super_adapter")
+    shutil.rmtree(saved)
+    datasets.Dataset.from_list(rows[:70]).save_to_disk(str(saved))
+    with pytest.raises(OutputExists, match="source_sha256"):
+        run_recipe(read_recipe(recipe), tmp_path / "run")
+
+
 def calibrated_on(recipe, text):
     calibration = recipe.sparsity.calibration.model_copy(update={"path": text})
     return recipe.model_copy(update={"sparsity": recipe.sparsity.model_copy(update={"calibration": calibration})})
@@ -160,6 +231,9 @@ def test_force_that_fails_keeps_what_it_has_not_replaced(finished, tmp_path):
     wanda = tiny_recipe(tmp_path / "copy", sparsity={"method": "wanda"})
     with pytest.raises(ArtefactMissing, match="calibration text"):
         run_recipe(calibrated_on(wanda, tmp_path / "nowhere.txt"), run.path, force=True)
+    (tmp_path / "latin.txt").write_bytes(b"\xe9" * 9999)
+    with pytest.raises(DocumentInvalid, match="not UTF-8"):
+        run_recipe(calibrated_on(wanda, tmp_path / "latin.txt"), run.path, force=True)
     assert {kind: open_artefact(getattr(run, kind), kind=kind).sha256 for kind in before} == before
     assert checkpoint.is_dir()
     # Task and base are new by now: the old adapter must not be searched on rows that it may have learnt.

@@ -30,7 +30,7 @@ from shearling.model.layers import find_layers
 from shearling.model.skeleton import Skeleton, check_finite_tensor, open_skeleton
 from shearling.model.weight_shards import Dtype, StoredWeights, main_dtype, writing_weights
 from shearling.strict_json import read_json, write_json
-from train.base.classifier_head import load_with_new_head
+from train.base.classifier_head import load_with_new_head, share_padding
 from train.base.gguf import load_gguf_model
 from train.base.license import license_of_directory, license_of_gguf
 
@@ -89,6 +89,7 @@ def import_base(
                         model = load_model(directory, dtype=kept)
                     else:
                         model = load_with_new_head(directory, classes=classes, seed=seed)
+                        share_padding(model, tokenizer)
                     stored = _save_whole(model, tokenizer, draft.directory, kept)
             origin = _origin(source, removed)
             stated = license_of_directory(source)

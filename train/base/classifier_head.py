@@ -11,7 +11,7 @@ from shearling.model.checkpoint import check_finite
 from shearling.model.checkpoint_safety import check_checkpoint
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INIT_STD = 0.02
 
@@ -62,3 +62,30 @@ def load_with_new_head(directory: Path, *, classes: Sequence[str], seed: int) ->
             )
     check_finite(model)
     return model.eval()
+
+
+def share_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a classifier and its tokenizer the same padding token: a decoder is read at the last token that is none.
+
+    That of the configuration counts, which positions may depend on; else that of the tokenizer, else the end of text.
+
+    Args:
+        model: its configuration is changed.
+        tokenizer: changed.
+
+    Raises:
+        ModelUnsupported: there is none of the three.
+    """
+    configured = model.config.pad_token_id
+    if configured is not None and 0 <= configured < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(configured)
+        return
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelUnsupported(
+            "a classifier reads rows of different length together, and there is no token to fill them up with",
+            where=type(tokenizer).__name__,
+            remedy="Set pad_token in tokenizer_config.json",
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id

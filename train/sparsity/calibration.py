@@ -10,11 +10,15 @@ from shearling.calibration.windows import draw_windows, read_texts, token_stream
 from shearling.errors import RecipeInvalid
 from shearling.evaluation.task import TaskRow
 from shearling.recipe.calibration import CalibrationSection
+from shearling.recipe.recipe import Recipe
 from shearling.recipe.sparsity import SparsitySection
 from train.package_asset import fetch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_SEEN_CHARACTERS = 2**16
+"""Of a text, where all that is asked is whether it has a window."""
 
 
 def calibration_blocks(
@@ -41,21 +45,64 @@ def calibration_blocks(
         ArtefactMissing: the file is not there.
         RecipeInvalid: the text is shorter than one window.
     """
-    file = calibration_file(section)
-    own = [row.prompt + row.completion for row in rows]
-    texts = [own]
-    if file is not None:
-        given = read_texts(file, section.field, remedy="Check [sparsity.calibration]")
-        texts = [given, *([own] if section.task_rows else [])]
-    streams = [token_stream(found, tokenizer) for found in texts]
+    streams = [token_stream(found, tokenizer) for found in _texts(section, rows)]
     shortest = min(stream.numel() for stream in streams)
     if shortest < section.seq_len:
-        raise RecipeInvalid(
-            f"{shortest} tokens of text, a window needs {section.seq_len}",
-            where=f"{where}.seq_len",
-            remedy="Lower it, or give more text",
-        )
+        raise _too_short(section, shortest, where=where)
     return draw_windows(streams, samples=section.samples, seq_len=section.seq_len, seed=seed)
+
+
+def check_text(section: CalibrationSection, rows: Sequence[TaskRow], tokenizer: Any, *, where: str) -> None:
+    """See that the calibration text has a window, without tokenising more of it than that; see `calibration_blocks`.
+
+    Raises:
+        ArtefactMissing: the file is not there.
+        DocumentInvalid: it cannot be read.
+        RecipeInvalid: the text is shorter than one window.
+    """
+    for texts in _texts(section, rows):
+        found = 0
+        for text in texts:
+            found += token_stream([text[:_SEEN_CHARACTERS]], tokenizer).numel()
+            if found >= section.seq_len:
+                break
+        else:
+            found = token_stream(texts, tokenizer).numel()
+        if found < section.seq_len:
+            raise _too_short(section, found, where=where)
+
+
+def _texts(section: CalibrationSection, rows: Sequence[TaskRow]) -> list[list[str]]:
+    """Of each source of a section."""
+    file = calibration_file(section)
+    own = [row.prompt + row.completion for row in rows]
+    if file is None:
+        return [own]
+    given = read_texts(file, section.field, remedy="Check 'path' and 'asset' of the calibration text in the recipe")
+    return [given, *([own] if section.task_rows else [])]
+
+
+def _too_short(section: CalibrationSection, found: int, *, where: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        f"{found} tokens of text, a window needs {section.seq_len}",
+        where=f"{where}.seq_len",
+        remedy="Lower it, or give more text",
+    )
+
+
+def calibration_sections(recipe: Recipe) -> dict[str, CalibrationSection]:
+    """The calibration texts that a run reads, by the section of the recipe that says how long their windows are."""
+    sparsity, width, quantization = recipe.sparsity, recipe.width, recipe.quantization
+    found: dict[str, CalibrationSection] = {}
+    if sparsity is not None and sparsity.measured:
+        found["sparsity.calibration"] = sparsity.calibration
+    if sparsity is not None and sparsity.healing is not None:
+        found["sparsity.healing"] = healing_text(sparsity)
+    if width is not None and width.reorder == "wanda":
+        found["width.calibration"] = width.calibration
+    if quantization is not None:
+        found["quantization.calibration"] = quantization.calibration
+    return found
 
 
 def healing_text(section: SparsitySection) -> CalibrationSection:

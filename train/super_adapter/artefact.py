@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +42,7 @@ from train.super_adapter.grid import find_grids, grid_inputs
 from train.super_adapter.importance import find_reordering
 from train.super_adapter.interruption import deferred_interruption
 from train.super_adapter.reporting import reporting
+from train.super_adapter.resumption import CHECKPOINTS, INPUTS_FILE, continue_or_set_aside
 from train.super_adapter.teacher import load_teacher, teacher_digest
 from train.super_adapter.width_space import width_templates
 from train.task.row_account import RowAccount
@@ -54,9 +54,7 @@ if TYPE_CHECKING:
     from train.super_adapter.packing import PackedRows
     from train.super_adapter.taught_loss import Teacher
 
-CHECKPOINTS = "checkpoints"
 ROWS = "rows"
-INPUTS_FILE = "inputs.json"
 LOG_FILE = "training_log.jsonl"
 
 
@@ -74,7 +72,7 @@ class Training:
 
     Attributes:
         tasks: what is learnt, the one that is measured and searched for first.
-        inputs: what decides the outcome beside the parents; where it changes, what is unfinished starts over.
+        inputs: what decides the outcome beside the parents; where it changes, what is unfinished is set aside.
         details: of the artefact, beside what follows from the others.
         build: the super-network with the adapter to begin with, and the order that its channels were brought into.
         sampler: of a space and a number of micro-batches, which sub-network every one of them trains.
@@ -179,7 +177,8 @@ def carry_out(training: Training, destination: Path, *, force: bool) -> None:
         resumable=True,
         scratch=(CHECKPOINTS, ROWS, INPUTS_FILE),
     ) as draft:
-        _start_over_unless_same(draft.directory, training)
+        parents = {role: parent.sha256 for role, parent in training.parents.items()}
+        continue_or_set_aside(destination, inputs=training.inputs, parents=parents)
         processes.wait_for_all()
         network, reordering = _prepare(training)
         history, accounts = _fit(network, training, draft.directory, destination, precision=precision)
@@ -216,16 +215,6 @@ def training_inputs(section: TrainSection | None) -> dict[str, Any] | None:
 def teacher_inputs(section: TrainSection, base: Artefact) -> dict[str, Any]:
     """Whose predictions are learnt, where anybody's are."""
     return {} if section.teacher is None else {"teacher": teacher_digest(section.teacher, base)}
-
-
-def _start_over_unless_same(directory: Path, training: Training) -> None:
-    parents = {role: parent.sha256 for role, parent in training.parents.items()}
-    inputs = json.dumps({"recipe": dict(training.inputs), "parents": parents}, indent=2)
-    file = directory / INPUTS_FILE
-    if not file.is_file() or file.read_text() != inputs:
-        shutil.rmtree(directory)
-        directory.mkdir()
-        file.write_text(inputs)
 
 
 def _prepare(training: Training) -> tuple[SuperNetwork, Reordering | None]:
@@ -331,7 +320,7 @@ def _fit(
             arguments=arguments,
             sampler=training.sampler(network.space, steps * train.gradient_accumulation),
             section=train,
-            teacher=_teacher(network, training, precision=precision),
+            teacher=_teacher(training, precision=precision),
             callbacks=[StepReporter(advance, interruption)],
             validation=validation,
         )
@@ -359,11 +348,9 @@ def _say_best(history: Sequence[Mapping[str, float]], train: TrainSection) -> No
         log.print(f"kept the adapter of step {step}, the least of {len(losses)} validation losses: {loss:.4f}")
 
 
-def _teacher(network: SuperNetwork, training: Training, *, precision: str) -> Teacher | None:
+def _teacher(training: Training, *, precision: str) -> Teacher | None:
     section = training.section.teacher
-    if section is None:
-        return None
-    return load_teacher(section, training.base, network, precision=precision)
+    return None if section is None else load_teacher(section, training.base, precision=precision)
 
 
 def _encode(network: SuperNetwork, training: Training, directory: Path) -> dict[str, dict[str, int]]:
@@ -372,7 +359,8 @@ def _encode(network: SuperNetwork, training: Training, directory: Path) -> dict[
 
     accounts = {}
     for index, task in enumerate(training.tasks):
-        section, account, encode = task.section, RowAccount(), _encoder(network, task.section)
+        section, account = task.section, RowAccount()
+        encode = row_encoder(network.tokenizer, section, classifies=bool(network.head))
         total = encode_rows(task.artefact.path, "train", encode, _rows_file(directory, "train", index), account)
         accounts["task" if index == 0 else data_role(section.name)] = account.counts
         sentence = account.sentence(total)
@@ -382,18 +370,20 @@ def _encode(network: SuperNetwork, training: Training, directory: Path) -> dict[
     if training.section.eval_steps is not None:
         main = training.tasks[0]
         file = _rows_file(directory, "validation", 0)
-        encode_rows(main.artefact.path, "validation", _encoder(network, main.section), file, RowAccount())
+        encode = row_encoder(network.tokenizer, main.section, classifies=bool(network.head))
+        encode_rows(main.artefact.path, "validation", encode, file, RowAccount())
     return accounts
 
 
-def _encoder(network: SuperNetwork, section: TaskSection) -> RowEncoder:
+def row_encoder(tokenizer: Any, section: TaskSection, *, classifies: bool) -> RowEncoder:
+    """What makes tokens and labels of the rows of a task."""
     from train.super_adapter.classified_rows import ClassifiedRows
     from train.super_adapter.tokenised_rows import RowTokeniser
 
-    if network.head:
-        return ClassifiedRows(network.tokenizer, section.max_length)
+    if classifies:
+        return ClassifiedRows(tokenizer, section.max_length)
     return RowTokeniser(
-        network.tokenizer,
+        tokenizer,
         max_length=section.max_length,
         train_on_prompt=section.train_on_prompt,
         train_on_end=section.train_on_end,

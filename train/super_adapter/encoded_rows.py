@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,12 +99,35 @@ def encode_rows(directory: Path, split: Split, encode: RowEncoder, destination: 
     del rows
     shutil.rmtree(scratch)
     if len(encoded) == 0:
-        raise RecipeInvalid(
-            f"every {split} row is cut before its completion at {encode.max_length} tokens",
-            where="task.max_length",
-            remedy="Raise it",
-        )
+        raise _nothing_left(split, encode, where="task")
     return count
+
+
+def check_rows(directory: Path, split: Split, encode: RowEncoder, *, where: str) -> None:
+    """See that something of a split can be learnt, before hours of work: no more is tokenised than that takes.
+
+    Args:
+        directory: a `task` artefact.
+        split: which rows.
+        encode: tokenises some of them.
+        where: the section of the recipe.
+
+    Raises:
+        RecipeInvalid: nothing is left to learn.
+    """
+    lines = (line["row"] for line in _lines(str(rows_file(directory, split))))
+    while batch := list(itertools.islice(lines, BATCH_ROWS)):
+        if encode([TaskRow.model_validate_json(line) for line in batch]):
+            return
+    raise _nothing_left(split, encode, where=where)
+
+
+def _nothing_left(split: Split, encode: RowEncoder, *, where: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        f"every {split} row is cut before its completion at {encode.max_length} tokens",
+        where=f"{where}.max_length",
+        remedy="Raise it",
+    )
 
 
 def load_encoded(file: Path) -> Dataset:

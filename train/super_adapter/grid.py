@@ -12,7 +12,7 @@ from shearling.errors import RecipeInvalid
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskRow
 from shearling.model.checkpoint import hash_weights
-from shearling.model.layers import find_layers
+from shearling.model.layers import TransformerLayers, find_layers
 from shearling.quantization.layerwise import SMALLEST_GROUP, narrowed_group, round_layers
 from shearling.recipe.quantization import QuantizationSection
 from train.sparsity.calibration import calibration_blocks, calibration_file
@@ -47,6 +47,23 @@ def find_grids(
     """
     student = copy.deepcopy(model).requires_grad_(False).eval()
     transformer = find_layers(student)
+    groups = grid_groups(transformer, section)
+    blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed, where="quantization.calibration")
+    bf16 = resolve_precision("auto", device=next(student.parameters()).device.type) == "bf16"
+    layers = round_layers(student, transformer, blocks, groups, bits=section.bits, bf16=bf16)
+    return WeightGrids(section.bits, hash_weights(frozen.path), layers.matrices)
+
+
+def grid_groups(transformer: TransformerLayers, section: QuantizationSection) -> dict[str, int]:
+    """How many columns of each linear layer share a scale, by absolute path.
+
+    Args:
+        transformer: of the model, on any device, also meta.
+        section: [quantization].
+
+    Raises:
+        RecipeInvalid: no group divides a layer's inputs.
+    """
     groups = {
         path: linear.in_features if section.bits == 8 else narrowed_group(linear.in_features, section.group_size)
         for path, linear in transformer.linears().items()
@@ -58,10 +75,7 @@ def find_grids(
             where="quantization.group_size",
             remedy="Set bits = 8, which has one scale a row",
         )
-    blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed, where="quantization.calibration")
-    bf16 = resolve_precision("auto", device=next(student.parameters()).device.type) == "bf16"
-    layers = round_layers(student, transformer, blocks, groups, bits=section.bits, bf16=bf16)
-    return WeightGrids(section.bits, hash_weights(frozen.path), layers.matrices)
+    return groups
 
 
 def grid_inputs(section: QuantizationSection | None) -> dict[str, str]:

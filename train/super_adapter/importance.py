@@ -51,7 +51,8 @@ def find_reordering(
     if section.reorder == "l1":
         scores = {group.id: l1_importance(model, group) for group in space.width_groups}
     else:
-        scores = wanda_importance(model, space, calibration_blocks(section.calibration, rows, tokenizer, seed=seed))
+        blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed, where="width.calibration")
+        scores = wanda_importance(model, space, blocks)
     orders = {group_id: score.argsort(descending=True, stable=True) for group_id, score in scores.items()}
     return Reordering(section.reorder, hash_weights(frozen.path), orders)
 

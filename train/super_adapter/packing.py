@@ -8,6 +8,7 @@ the training: one that ignores them would learn from its neighbours in silence.
 from __future__ import annotations
 
 import bisect
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,19 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from shearling.errors import ModelUnsupported
+from shearling.model.layers import find_layers
+from shearling.model.width_tracing import build_from_config
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, PAD_MULTIPLE
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedConfig
 
 WINDOW_ROWS = 4096
 """Rows among which those that fill a sequence are looked for."""
+
+SMALL_LAYERS, SMALL_VOCABULARY = 2, 64
+"""Of the model that packing is tried on before there is time to load the real one."""
 
 LARGEST_DIFFERENCE = 1e-3
 """Of logits, relative to the largest, between a row alone and in a pack; more where the weights are coarser."""
@@ -140,6 +147,34 @@ def check_packing(model: nn.Module, pad_token_id: int) -> None:
     difference = float((beside[tail] - torch.cat(alone)).abs().max()) / scale
     if not difference <= max(LARGEST_DIFFERENCE, 16 * torch.finfo(parameter.dtype).eps):
         raise _unsupported(f"a row's logits change by {difference:.2g} of the largest behind another")
+
+
+def try_packing(config: PreTrainedConfig) -> None:
+    """See before any training whether models of an architecture keep packed rows apart: on one of two layers, few
+    tokens and random weights, where the architecture has such a one.
+
+    Args:
+        config: of the model; not modified.
+
+    Raises:
+        ModelUnsupported: see `check_packing`.
+    """
+    small = copy.deepcopy(config)
+    small.num_hidden_layers, small.vocab_size, small.pad_token_id = SMALL_LAYERS, SMALL_VOCABULARY, None
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[:SMALL_LAYERS]
+    try:
+        with torch.device("meta"):
+            structure = find_layers(build_from_config(small))
+        if len(structure.layers) > SMALL_LAYERS:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = build_from_config(small)
+    # Configurations refuse what does not go together with errors of every kind; the training tries the model itself.
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ModelUnsupported):
+        return
+    check_packing(model, 0)
 
 
 def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from train.estimates import longest_sequence, trains_lean
 from train.super_adapter import processes
 from train.super_adapter.artefact import LearntTask, Training, carry_out, teacher_inputs, training_inputs
 from train.super_adapter.choice_sampler import OneSubnet
+from train.super_adapter.resumption import deciding_inputs, differing_keys
 
 
 def tune_subnet(
@@ -201,7 +202,8 @@ def _is_finished(destination: Path, document: Path, inputs: dict[str, Any]) -> b
         return False
     if destination.exists() and not document.exists():
         adapter = open_artefact(destination, kind="super_adapter")
-        if all(adapter.manifest.details.get(key) == value for key, value in inputs.items()):
+        made = {key: adapter.manifest.details.get(key) for key in inputs}
+        if not differing_keys(deciding_inputs(made), deciding_inputs(inputs)):
             return True
     where = document if document.exists() else destination
     raise OutputExists("the output exists", where=where, remedy="Choose another --name, or replace it with --force")

@@ -182,15 +182,15 @@ def _hub_records(source: HubDataset, *, only_split: bool = False) -> Iterator[Re
 
     try:
         if _is_saved(Path(source.name)):
-            loaded = datasets.load_from_disk(source.name)
+            loaded = datasets.load_from_disk(str(source.name))
             split = isinstance(loaded, datasets.DatasetDict)
             rows: Iterable[Record] = _one_split(loaded, source, only_split=only_split) if split else loaded
         else:
-            rows = datasets.load_dataset(source.name, source.config, split=source.split)
+            rows = datasets.load_dataset(str(source.name), source.config, split=source.split)
     except (FileNotFoundError, ValueError, KeyError, ConnectionError) as error:
         raise ArtefactMissing(
             f"cannot load this data set: {error}",
-            where=source.name,
+            where=str(source.name),
             remedy="Download it first (HF_DATASETS_OFFLINE=0), or save it with save_to_disk",
         ) from None
     yield from rows
@@ -203,6 +203,6 @@ def _one_split(splits: Mapping[str, Iterable[Record]], source: HubDataset, *, on
         return next(iter(splits.values()))
     raise UsageError(
         f"this data set has no split {source.split!r}, but {', '.join(map(repr, splits))}",
-        where=source.name,
+        where=str(source.name),
         remedy="Name one in [task.dataset]",
     )

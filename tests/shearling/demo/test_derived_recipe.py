@@ -71,8 +71,11 @@ def test_the_baseline_of_a_super_network_is_the_same_with_nothing_elastic(tmp_pa
 def test_the_baseline_of_a_sandwiched_super_network_trains_once_a_batch():
     recipe = tomllib.loads((RECIPES / "minilm-lonas.toml").read_text())
     recipe["train"] |= {"sandwich": True, "distillation": True}
+    recipe["search"] = {"prefer": "cheaper"}
     del recipe["adapter"]["r"]
     assert recipe["adapter"]["groups"][0]["ranks"][0] == 32
     lora = Recipe.model_validate(plain_lora(recipe), strict=False)
     assert lora.train.sandwich is lora.train.distillation is False
     assert lora.adapter.groups[0].ranks == (32,)
+    # Of one sub-network there is none that is cheaper.
+    assert lora.search.prefer == "accuracy"

@@ -101,7 +101,7 @@ def test_what_is_there_is_reused_and_what_differs_is_refused(copied: Path) -> No
     run = Run(copied / "run")
     shutil.rmtree(run.super_adapter)
     before = {path: (path / "manifest.json").stat().st_mtime_ns for path in (run.lora, run.adapted, run.sparse)}
-    run_recipe(recipe_in(copied), run.path)
+    run_recipe(recipe_in(copied, train={**TRAIN, "save_steps": 5}), run.path)
     assert before == {path: (path / "manifest.json").stat().st_mtime_ns for path in before}
     shutil.rmtree(run.super_adapter)
     other = recipe_in(copied, train={**TRAIN, "steps": 13})

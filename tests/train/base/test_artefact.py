@@ -30,7 +30,7 @@ from shearling.model.skeleton import open_skeleton
 from shearling.strict_json import read_json
 from tests.support.json_files import edit_json
 from tests.support.own_memory import in_own_memory
-from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, PAD, save_tiny, tiny_tokenizer
 from train.base.artefact import import_base
 
 TEXT = "The fox won 2024 times;  isn't it? été 你好 🎉\n"
@@ -141,6 +141,25 @@ def test_generation_settings_that_have_no_effect_are_dropped_and_named(file, set
     assert kept["eos_token_id"] == tiny_tokenizer().eos_token_id
     said = capsys.readouterr().err
     assert all(name in said for name in settings)
+
+
+@pytest.mark.parametrize(
+    ("configured", "token"),
+    [(None, PAD), (0, None), (None, None), (-1, PAD)],
+    ids=["the tokenizer's", "the configuration's", "the end of text", "one that is none"],
+)
+def test_a_decoder_that_classifies_is_read_at_the_last_token_before_the_padding(configured, token, tmp_path):
+    source = save_tiny("llama", tmp_path / "source")
+    edit_json(source / "config.json", pad_token_id=configured)
+    edit_json(source / "tokenizer_config.json", pad_token=token)
+    base = import_base(source, tmp_path / "base", model_id="x", classes=("no", "yes"))
+    model, tokenizer = load_model(base.path), load_tokenizer(base.path)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    texts = ["rain", "Scientists discover that most weights were never needed"]
+    with torch.no_grad():
+        together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        alone = torch.cat([model(**tokenizer([text], return_tensors="pt")).logits for text in texts])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_generation_settings_of_sampling_are_kept(tmp_path, capsys):

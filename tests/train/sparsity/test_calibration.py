@@ -14,7 +14,8 @@ from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import TaskRow
 from shearling.recipe.calibration import CalibrationSection
 from tests.support.tiny_models import CORPUS, EOS, tiny_tokenizer
-from train.sparsity.calibration import calibration_blocks
+from train.sparsity import calibration
+from train.sparsity.calibration import calibration_blocks, check_text
 
 ROWS = [
     TaskRow(id=str(number), prompt=text, choices=None, gold=None, completion=" yes", text=text)
@@ -59,6 +60,27 @@ def test_too_little_text_and_a_missing_file_are_refused(tmp_path):
     assert caught.value.where == "sparsity.calibration.seq_len"
     with pytest.raises(ArtefactMissing):
         blocks(CalibrationSection(path=tmp_path / "none.txt"))
+
+
+def test_whether_a_text_has_a_window_is_known_without_tokenising_all_of_it(tmp_path, monkeypatch):
+    text, tokenizer, seen = tmp_path / "text.txt", tiny_tokenizer(), []
+    text.write_text("the quick brown fox " * 20000)
+    encode = windows.token_stream
+    monkeypatch.setattr(
+        calibration, "token_stream", lambda texts, tokenizer: seen.append(texts) or encode(texts, tokenizer)
+    )
+    section = CalibrationSection(path=text, seq_len=64)
+    check_text(section, [], tokenizer, where="width.calibration")
+    assert sum(len(part) for texts in seen for part in texts) < 70000
+    # The rows take turns with it, and have none.
+    rows = [TaskRow(id="0", prompt="fox", choices=None, gold=None, completion="", text="fox")] * 3
+    count = encode(["fox"] * 3, tokenizer).numel()
+    with pytest.raises(RecipeInvalid, match=f"{count} tokens of text, a window needs 64") as caught:
+        check_text(section.model_copy(update={"task_rows": True}), rows, tokenizer, where="width.calibration")
+    assert caught.value.where == "width.calibration.seq_len"
+    check_text(CalibrationSection(seq_len=count), rows, tokenizer, where="width.calibration")
+    with pytest.raises(ArtefactMissing):
+        check_text(CalibrationSection(path=tmp_path / "none.txt"), rows, tokenizer, where="width.calibration")
 
 
 def test_lines_of_json_end_where_json_says(tmp_path):

@@ -145,6 +145,8 @@ def test_a_weight_that_is_back_is_refused(tmp_path, monkeypatch):
         ({"variants": [0.6], "sparsity": {"pattern": "2:4"}}, "has other ratios"),
         ({"variants": [0.6], "quantization": {"bits": 4}}, "exclude each other"),
         ({"variants": [0.6], "sparse": False, "masked": False}, "needs [sparsity]"),
+        ({"variants": [0.6], "sparsity": {"method": "alps"}}, "alps brings weights back"),
+        ({"variants": [0.6], "sparsity": {"method": "wanda", "reconstruction": {"swaps": 2}}}, "set swaps = 0"),
     ],
 )
 def test_recipes_that_cannot_be_meant_are_refused(tmp_path, options, problem):

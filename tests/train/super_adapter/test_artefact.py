@@ -32,8 +32,9 @@ from tests.support.signal_stack import leave_signal_stack
 from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe
 from train.super_adapter import artefact as super_adapter
-from train.super_adapter.artefact import CHECKPOINTS, LOG_FILE
+from train.super_adapter.artefact import LOG_FILE
 from train.super_adapter.choice_sampler import RankSampler
+from train.super_adapter.resumption import CHECKPOINTS, INPUTS_FILE
 from train.super_adapter.trainer import newest_checkpoint
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -196,13 +197,72 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
 
 
-def test_an_unfinished_adapter_of_another_recipe_is_started_over(tmp_path, monkeypatch, capsys):
-    run_until_the_last_step(tiny_recipe(tmp_path), tmp_path / "run", monkeypatch)
+def test_an_unfinished_training_of_another_recipe_is_set_aside_and_can_go_on(tmp_path, monkeypatch, capsys):
+    recipe, run = tiny_recipe(tmp_path), tmp_path / "run"
+    run_until_the_last_step(recipe, run, monkeypatch)
     changed = tiny_recipe(tmp_path, train={"learning_rate": 0.02})
-    run_recipe(changed, tmp_path / "run")
-    assert "continuing" not in capsys.readouterr().err
+    capsys.readouterr()
+    run_recipe(changed, run)
+    said = capsys.readouterr().err
+    assert "continuing" not in said
+    aside = run / "super_adapter-unfinished-1"
+    assert f"checkpoint 6, is set aside as {aside}: this one differs in train.learning_rate;" in said
     run_recipe(changed, tmp_path / "straight")
+    assert adapter_bytes(run) == adapter_bytes(tmp_path / "straight")
+
+    shutil.rmtree(run / "super_adapter")
+    aside.rename(unfinished(run).parent)
+    run_recipe(recipe, run)
+    assert "continuing from step 6" in capsys.readouterr().err
+    run_recipe(recipe, tmp_path / "first")
+    assert adapter_bytes(run) == adapter_bytes(tmp_path / "first")
+
+
+def test_no_unfinished_training_takes_the_name_of_another(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    for rate in (0.01, 0.02, 0.03):
+        run_until_the_last_step(tiny_recipe(tmp_path, train={"learning_rate": rate}), run, monkeypatch)
+    rates = [
+        json.loads((run / f"super_adapter-unfinished-{number}" / INPUTS_FILE).read_text())["recipe"]["train"]
+        for number in (1, 2)
+    ]
+    assert [rate["learning_rate"] for rate in rates] == [0.01, 0.02]
+
+
+def test_a_training_without_a_checkpoint_leaves_nothing_behind(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run_until_the_last_step(tiny_recipe(tmp_path), run, monkeypatch, at=(super_adapter, "_fit"))
+    run_recipe(tiny_recipe(tmp_path, train={"learning_rate": 0.02}), run)
+    assert sorted(path.name for path in run.iterdir()) == ["base", "sparse", "super_adapter", "task"]
+
+
+def test_what_decides_no_number_continues_a_training(tmp_path, monkeypatch, capsys):
+    train = {"steps": 9, "save_steps": 4}
+    recipe = tiny_recipe(tmp_path, train=train)
+    run_recipe(recipe, tmp_path / "straight")
+    run_until_the_last_step(recipe, tmp_path / "run", monkeypatch)
+    shutil.rmtree(newest_checkpoint(unfinished(tmp_path / "run")))
+    other = tiny_recipe(tmp_path, train={**train, "save_steps": 3, "memory": "lean", "report_to": ["tensorboard"]})
+    capsys.readouterr()
+    run_recipe(other.model_copy(update={"name": "renamed"}), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "continuing from step 8" in said
+    assert "save_steps" not in said
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
+
+
+def test_what_was_begun_before_a_key_existed_is_continued(tmp_path, monkeypatch, capsys):
+    more = {"name": "more", "path": "headlines.jsonl", "text": "{{ headline }}"}
+    recipe, run = tiny_recipe(tmp_path, data=[more]), tmp_path / "run"
+    run_until_the_last_step(recipe, run, monkeypatch)
+    file = unfinished(run).parent / INPUTS_FILE
+    inputs = json.loads(file.read_text())
+    del inputs["recipe"]["train"]["draw"], inputs["recipe"]["adapter"]["scaling"], inputs["recipe"]["width"]
+    del inputs["recipe"]["data"][0]["train_on_end"]
+    file.write_text(json.dumps(inputs))
+    capsys.readouterr()
+    run_recipe(recipe, run)
+    assert "continuing from step" in capsys.readouterr().err
 
 
 def test_gradient_checkpointing_trains_the_same_adapter(tmp_path):

@@ -8,12 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shearling.errors import ModelUnsupported
+from shearling.model.layers import find_layers
 from shearling.recipe.training import TeacherSection, TrainSection
-from tests.support.tiny_models import FAMILIES
-from tests.support.tiny_runs import tiny_network
+from tests.support.tiny_models import FAMILIES, MIXTURES
+from tests.support.tiny_runs import tiny_network, tiny_recipe
+from train.stage import run_recipe
+from train.super_adapter import packing
 from train.super_adapter.causal_loss import causal_loss
 from train.super_adapter.choice_sampler import RankSampler
-from train.super_adapter.packing import PackedRows, PadPacks, check_packing, pack
+from train.super_adapter.packing import PackedRows, PadPacks, check_packing, pack, try_packing
 from train.super_adapter.taught_loss import Teacher, taught_loss
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch
 from train.super_adapter.trainer import build_trainer, training_arguments
@@ -129,6 +132,25 @@ def test_models_that_keep_rows_apart_pass(family):
     model = FAMILIES[family]()
     check_packing(model, 0)
     assert not model.training
+
+
+@pytest.mark.parametrize("family", [*PACKABLE, *MIXTURES])
+def test_a_small_model_shows_that_rows_are_kept_apart(family, monkeypatch):
+    config, tried = {**FAMILIES, **MIXTURES}[family]().config, []
+    config.num_hidden_layers = 4
+    if getattr(config, "layer_types", None):
+        config.layer_types = (config.layer_types * 2)[:4]
+    before, check = config.to_dict(), packing.check_packing
+    monkeypatch.setattr(packing, "check_packing", lambda model, pad: [tried.append(model), check(model, pad)])
+    try_packing(config)
+    assert [len(find_layers(model).layers) for model in tried] == [2]
+    assert config.to_dict() == before
+
+
+def test_a_small_model_shows_that_rows_are_not_kept_apart(tmp_path):
+    with pytest.raises(ModelUnsupported, match="change with its neighbour"):
+        run_recipe(tiny_recipe(tmp_path, family="bloom", train={"pack_tokens": 64}), tmp_path / "run")
+    assert not (tmp_path / "run" / "sparse").exists()
 
 
 def test_models_that_do_not_are_refused():

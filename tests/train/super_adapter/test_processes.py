@@ -22,7 +22,7 @@ from shearling.run import Run
 from tests.support.documents import ROOT
 from tests.support.tiny_runs import write_tiny_recipe
 from train.stage import run_recipe
-from train.super_adapter.artefact import CHECKPOINTS
+from train.super_adapter.resumption import CHECKPOINTS
 from train.super_adapter.trainer import newest_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tests.support.tiny_subnets import run_with_best
 from train.stage import run_recipe
 from train.super_adapter.choice_sampler import RankSampler
 from train.super_adapter.taught_loss import MOST_POSITIONS, TaughtLoss, Teacher, _thin_out, taught_loss
-from train.super_adapter.teacher import load_teacher
+from train.super_adapter.teacher import check_teacher
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
 from train.super_adapter.trainer import NlsTrainer, build_trainer, training_arguments
 from train.super_adapter.tune import tune_subnet
@@ -213,6 +212,14 @@ def test_a_teacher_that_reads_other_tokens_is_refused(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, task=ANSWERS_ALONE, train={"steps": 2, "teacher": {"path": "teacher"}})
     with pytest.raises(RecipeInvalid, match="another vocabulary"):
         run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "sparse").exists()
+
+
+def test_a_teacher_that_is_not_there_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, task=ANSWERS_ALONE, train={"steps": 2, "teacher": {"path": "nowhere"}})
+    with pytest.raises(ArtefactMissing, match="no such teacher"):
+        run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_hidden_states_of_another_width_are_refused(tmp_path: Path) -> None:
@@ -221,14 +228,13 @@ def test_hidden_states_of_another_width_are_refused(tmp_path: Path) -> None:
     from shearling.model.checkpoint import save_model
     from tests.support.tiny_models import tiny_tokenizer
 
-    recipe = tiny_recipe(tmp_path, train={"steps": 2})
-    made = run_recipe(recipe, tmp_path / "run")
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     (tmp_path / "narrow").mkdir()
     save_model(LlamaForCausalLM(config), tiny_tokenizer(), tmp_path / "narrow")
-    section = TeacherSection(path=tmp_path / "narrow", hidden=1.0)
+    recipe = tiny_recipe(tmp_path, train={"steps": 2, "teacher": {"path": "narrow", "hidden": 1.0}})
     with pytest.raises(RecipeInvalid, match="hidden states of 32"):
-        load_teacher(section, made["base"], tiny_network(masked=False), precision="fp32")
-    shutil.rmtree(tmp_path / "narrow")
+        run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "sparse").exists()
+    check_teacher(TeacherSection(path=tmp_path / "narrow"), tmp_path / "source")
