@@ -25,6 +25,8 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     GptOssConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -264,6 +266,22 @@ def bloom() -> PreTrainedModel:
         initializer_range=0.1,
     )
     return build_tiny(BloomForCausalLM, config)
+
+
+def gpt_neo() -> PreTrainedModel:
+    """Learnt positions, and every other layer sees the last tokens alone."""
+    config = GPTNeoConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        num_layers=2,
+        num_heads=4,
+        intermediate_size=72,
+        attention_types=[[["global", "local"], 1]],
+        window_size=16,
+        max_position_embeddings=256,
+        initializer_range=0.1,
+    )
+    return build_tiny(GPTNeoForCausalLM, config)
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
