@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from shearling.console import log
 from shearling.errors import ArtefactMissing, ModelUnsupported
-from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG
+from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, check_architecture
 from shearling.model.export_support import check_exportable
 from shearling.model.figures import ModelFigures, read_figures
 from shearling.model.gguf_config import read_gguf_config
 from shearling.model.gguf_header import is_gguf, read_header
-from shearling.model.head import auto_class
+from shearling.model.head import Head, auto_class
 from shearling.model.layers import find_layers
 from shearling.model.quantized import check_plain
 from shearling.recipe.model import ModelSection
@@ -74,7 +74,8 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
         RecipeInvalid: its [search] cannot be carried out on what it trains.
         PackageMissing: what the losses are to be reported to is not installed.
         ExportUnavailable: the installed versions cannot export its architecture.
-        ModelUnsupported: it is quantized, or its layers hold matrices that pruning would leave out.
+        ModelUnsupported: it is quantized, transformers has it not with this head, or its layers hold matrices that
+            pruning would leave out.
         ResourceExhausted: too little disk or memory; the main process says so for all.
     """
     if recipe.train is not None:
@@ -83,8 +84,7 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
     check_files(recipe)
     source = find_model(recipe.model)
     check_exportable(source.model_type, head=recipe.model.head)
-    if recipe.model.head == "language_model":
-        check_prunable(source)
+    check_prunable(source, head=recipe.model.head)
     parts = {
         part: estimate for part, estimate in expected(recipe, source).items() if force or not (out / part).exists()
     }
@@ -148,32 +148,37 @@ def find_model(section: ModelSection) -> ModelSource:
     return ModelSource(path, model_type, read_figures(path))
 
 
-def check_prunable(source: ModelSource) -> None:
+def check_prunable(source: ModelSource, *, head: Head = "language_model") -> None:
     """Find the layers of a model in its configuration alone: what cannot be pruned is refused before it is imported.
 
+    Args:
+        source: see `find_model`.
+        head: what the model will be for.
+
     Raises:
-        ModelUnsupported: see `find_layers`.
+        ModelUnsupported: see `check_architecture` and `find_layers`.
     """
     from transformers import AutoConfig
 
     config = source.config
     if config is None:
         stored = {key: value for key, value in read_json(source.path / CONFIG).items() if key not in CODE_KEYS}
+        check_architecture(stored, head=head, where=source.path / CONFIG)
         try:
             config = AutoConfig.for_model(stored.pop("model_type"), **stored)
         except (ValueError, KeyError, TypeError, AttributeError):
             # The import says what is wrong with it.
             return
-    find_layers(_without_weights(config))
+    find_layers(_without_weights(config, head))
 
 
-def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+def _without_weights(config: PreTrainedConfig, head: Head | None = None) -> PreTrainedModel:
     import torch
 
     from shearling.model.experts import separate_experts
 
     with torch.device("meta"):
-        model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=False)
+        model: PreTrainedModel = auto_class(config, head).from_config(config, trust_remote_code=False)
     separate_experts(model)
     return model
 

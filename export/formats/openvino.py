@@ -227,11 +227,26 @@ def convert(
 
 
 def _converted(model: PreTrainedModel, directory: Path, options: Mapping[str, Any]) -> Any:
-    with quiet_conversion():
+    with quiet_conversion(), _own_forwards(model):
         from optimum.exporters.openvino import export_from_model
 
         export_from_model(model, output=directory, **options)
     return openvino_core().read_model(directory / MODEL_XML)
+
+
+@contextmanager
+def _own_forwards(model: PreTrainedModel) -> Iterator[None]:
+    """Give the modules back the forwards that they had: what optimum-intel leaves on GPT-Neo never ends."""
+    forwards = {module: vars(module).get("forward") for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, forward in forwards.items():
+            if forward is None:
+                # It is the class's.
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = forward
 
 
 @contextmanager

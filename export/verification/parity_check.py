@@ -146,9 +146,14 @@ class MergedReference:
 
     @functools.cached_property
     def _torch_kl(self) -> float:
-        """Mean KL of the model in bfloat16 autocast on the fixed blocks."""
+        """Mean KL of the model in bfloat16 autocast on the fixed blocks; infinite where it cannot run in that."""
         fixed = self.fixed
-        halved = torch_logits(self.model, fixed.blocks, head=self.head, arithmetic="bfloat16")
+        try:
+            halved = torch_logits(self.model, fixed.blocks, head=self.head, arithmetic="bfloat16")
+        except RuntimeError as error:
+            # Such as a mask of numbers that only float32 holds.
+            log.print(f"the model cannot run in bfloat16, which therefore excuses no runtime: {error}")
+            return math.inf
         return compare(fixed.logits, halved, fixed.blocks, random_blocks=fixed.random_blocks).kl_mean
 
 

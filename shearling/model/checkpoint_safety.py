@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, CheckpointUnsafe, DocumentInvalid, ModelUnsupported
-from shearling.model.head import names_classifier
+from shearling.model.head import Head, head_of
 from shearling.model.quantized import check_plain, check_plain_tensors
 from shearling.strict_json import read_json
 
@@ -40,11 +40,12 @@ CODE_KEYS = frozenset(
 """Keys by which a configuration names code; none of them describes weights."""
 
 
-def check_checkpoint(directory: Path) -> dict[str, Any]:
+def check_checkpoint(directory: Path, *, head: Head | None = None) -> dict[str, Any]:
     """Refuse a directory that is incomplete, or whose loading could run code or read outside it.
 
     Args:
         directory: a local Hugging Face model directory.
+        head: see `check_architecture`.
 
     Returns:
         The parsed `config.json`.
@@ -53,7 +54,7 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
         ArtefactMissing: no directory, no config, no weights, or a shard is absent.
         ArtefactCorrupt: a weight file is truncated, or the index and the shards disagree.
         CheckpointUnsafe: pickles, links, paths that lead outside, or keys that name code.
-        ModelUnsupported: quantized, or not a decoder that the installed transformers knows.
+        ModelUnsupported: see `check_architecture`.
         DocumentInvalid: malformed JSON.
     """
     check_configuration(directory)
@@ -63,7 +64,7 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
             where=directory / "adapter_config.json",
         )
     config = read_json(directory / CONFIG)
-    check_architecture(config, where=directory / CONFIG)
+    check_architecture(config, head=head, where=directory / CONFIG)
     for shard, expected in _expected_shards(directory).items():
         _check_shard(directory / shard, expected)
     return config
@@ -106,8 +107,13 @@ def refuse_code_keys(config: Mapping[str, Any], *, where: Path) -> None:
             )
 
 
-def check_architecture(config: Mapping[str, Any], *, where: Path) -> None:
-    """Refuse what is quantized, or is not a decoder known to the installed transformers.
+def check_architecture(config: Mapping[str, Any], *, head: Head | None = None, where: Path) -> None:
+    """Refuse what is quantized, or is no architecture that the installed transformers has with this head.
+
+    Args:
+        config: the content of a config.json.
+        head: what the model will be for, where it gets a new head; None is what it is for.
+        where: the file.
 
     Raises:
         ModelUnsupported: says which.
@@ -120,7 +126,7 @@ def check_architecture(config: Mapping[str, Any], *, where: Path) -> None:
 
     check_plain(config, where=where)
     model_type = config.get("model_type")
-    classifies = names_classifier(config)
+    classifies = (head or head_of(config)) == "classifier"
     known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if classifies else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not isinstance(model_type, str) or model_type not in known:
         kind = "sequence classifier" if classifies else "causal language model"

@@ -41,13 +41,12 @@ def is_classifier(config: PretrainedConfig) -> bool:
     return names_classifier({"architectures": config.architectures})
 
 
-def auto_class(config: PretrainedConfig) -> Any:
-    """What loads this configuration in transformers."""
+def auto_class(config: PretrainedConfig, head: Head | None = None) -> Any:
+    """What loads this configuration in transformers, with another head than its own where one is given."""
     import transformers
 
-    return (
-        transformers.AutoModelForSequenceClassification if is_classifier(config) else transformers.AutoModelForCausalLM
-    )
+    classifies = is_classifier(config) if head is None else head == "classifier"
+    return transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModelForCausalLM
 
 
 def head_parameters(model: PreTrainedModel) -> dict[str, Parameter]:

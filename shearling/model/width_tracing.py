@@ -160,7 +160,7 @@ def _find(config: PretrainedConfig) -> Structure:
     try:
         trace = _follow(model, transformer)
     # Operators refuse shapes with errors of every kind.
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelUnsupported(f"its forward cannot be followed: {reason}", where=type(model).__name__) from error
     blocks: dict[Part, tuple[WidthBlock, ...]] = {}

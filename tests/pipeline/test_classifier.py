@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from transformers import BartConfig, CohereConfig, SqueezeBertConfig
 
 from benchmarks.gguf_writer import write_gguf
 from export.formats.classifier import onnx_class_logits, openvino_class_logits
@@ -101,8 +102,8 @@ precision = "fp32"
 """
 
 
-def write_recipe(directory: Path, extra: str = "") -> Path:
-    save_tiny_encoder(directory / "source")
+def write_recipe(directory: Path, extra: str = "", family: str | None = None) -> Path:
+    save_tiny_encoder(directory / "source", family)
     write_headlines(directory / "headlines.jsonl", 200)
     recipe = directory / "recipe.toml"
     recipe.write_text(RECIPE.format(extra=extra))
@@ -137,6 +138,26 @@ def test_an_encoder_goes_the_whole_road(tmp_path: Path) -> None:
     assert board.scores[0].n == len((run.task / "test.jsonl").read_text().splitlines())
     times = measure_forwards([Target(run.export)] * 2, tokens=16, blocks=2, threads=1)
     assert times[0].speedup == 1.0
+
+
+ADAPTED = {"distilbert": "q_lin", "deberta": "in_proj", "deberta-v2": "query_proj", "mpnet": "attn.q"}
+
+
+# DeBERTa's module in transformers compiles functions when it is imported.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("family", mostly_slow(ADAPTED, fast=("distilbert",)))
+def test_encoders_are_taken_with_the_head_that_they_are_published_with(family: str, tmp_path: Path) -> None:
+    text = write_recipe(tmp_path, SPARSITY, family).read_text().replace("steps = 30", "steps = 2")
+    text = text.replace('"query", "value", "output.dense"', json.dumps(ADAPTED[family]))
+    # Not all of them have widths that can be cut.
+    text = text[: text.index("[width]")] + text[text.index("[train]") :]
+    (tmp_path / "recipe.toml").write_text(text)
+    run = Run(tmp_path / "run")
+    run_recipe(read_recipe(tmp_path / "recipe.toml"), run.path)
+    report = export_frozen(run.sparse, ExportRequest(output=run.export, formats=("hf", "openvino", "onnx"))).report
+    assert report.violations == []
+    assert all(check.parity.max_abs <= 1e-4 for check in report.parity if check.precision == "fp32")
+    assert {check.format for check in report.zeros if check.zeros == check.pruned > 0} == {"model", "openvino", "onnx"}
 
 
 def test_what_a_forward_is_timed_with_is_checked(pruned: Run, tmp_path: Path) -> None:
@@ -321,6 +342,20 @@ def test_a_classifier_has_no_teacher(tmp_path: Path) -> None:
     recipe.write_text(f"{recipe.read_text()}\n[train.teacher]\nanswer = 1\n")
     with pytest.raises(RecipeInvalid, match="no language to keep"):
         read_recipe(recipe)
+
+
+def test_models_that_cannot_classify_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    refused = {
+        "no sequence classifier": CohereConfig(),
+        "an encoder-decoder": BartConfig(),
+        "no list of transformer layers": SqueezeBertConfig(),
+    }
+    for message, config in refused.items():
+        config.save_pretrained(tmp_path / "source")
+        with pytest.raises(ModelUnsupported, match=message):
+            run_recipe(read_recipe(recipe), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_classifier_must_be_trained(tmp_path: Path) -> None:

@@ -11,16 +11,22 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoModelForMaskedLM,
     BertConfig,
     BertModel,
     BloomConfig,
     BloomForCausalLM,
+    DebertaConfig,
+    DebertaV2Config,
+    DistilBertConfig,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     GptOssConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -28,6 +34,7 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    MPNetConfig,
     OlmoeConfig,
     OlmoeForCausalLM,
     Phi3Config,
@@ -261,6 +268,22 @@ def bloom() -> PreTrainedModel:
     return build_tiny(BloomForCausalLM, config)
 
 
+def gpt_neo() -> PreTrainedModel:
+    """Learnt positions, and every other layer sees the last tokens alone."""
+    config = GPTNeoConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        num_layers=2,
+        num_heads=4,
+        intermediate_size=72,
+        attention_types=[[["global", "local"], 1]],
+        window_size=16,
+        max_position_embeddings=256,
+        initializer_range=0.1,
+    )
+    return build_tiny(GPTNeoForCausalLM, config)
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": llama,
     "llama_tied_gqa": llama_tied_gqa,
@@ -335,23 +358,40 @@ MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
 """Mixtures of experts, as transformers makes them: with fused experts."""
 
 
+ENCODER_SHAPE = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 72,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 256,
+}
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+ENCODERS: dict[str, PretrainedConfig] = {
+    "distilbert": DistilBertConfig(
+        dim=48, n_layers=2, n_heads=4, hidden_dim=72, vocab_size=VOCABULARY, max_position_embeddings=256
+    ),
+    "deberta": DebertaConfig(**ENCODER_SHAPE, **DISENTANGLED),
+    "deberta-v2": DebertaV2Config(**ENCODER_SHAPE, **DISENTANGLED, position_buckets=16, share_att_key=True),
+    "mpnet": MPNetConfig(**ENCODER_SHAPE),
+}
+"""Encoders that transformers does not count among causal language models, too, as it does BERT."""
+
+
 def bert() -> PreTrainedModel:
-    """An encoder without a head, as encoders are published."""
-    config = BertConfig(
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=72,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=256,
-    )
-    return build_tiny(BertModel, config)
+    """An encoder without a head."""
+    return build_tiny(BertModel, BertConfig(**ENCODER_SHAPE))
 
 
-def save_tiny_encoder(directory: Path) -> Path:
-    """Write the tiny encoder and the tokenizer as a Hugging Face directory; returns the directory."""
+def masked_language_model(family: str) -> PreTrainedModel:
+    """An encoder with the head that it is pretrained and published with."""
+    return build_tiny(AutoModelForMaskedLM.from_config, ENCODERS[family])
+
+
+def save_tiny_encoder(directory: Path, family: str | None = None) -> Path:
+    """Write the tiny BERT, or one of `ENCODERS`, and the tokenizer as a Hugging Face directory; returns it."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_model(bert(), tiny_tokenizer(), directory)
+    save_model(bert() if family is None else masked_language_model(family), tiny_tokenizer(), directory)
     return directory
 
 

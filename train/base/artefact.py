@@ -26,6 +26,7 @@ from shearling.model.checkpoint_safety import (
 )
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.gguf_tokenizer import rebuild_tokenizer
+from shearling.model.head import Head
 from shearling.model.layers import find_layers
 from shearling.model.skeleton import Skeleton, check_finite_tensor, open_skeleton
 from shearling.model.weight_shards import Dtype, StoredWeights, main_dtype, writing_weights
@@ -78,7 +79,8 @@ def import_base(
             model, tokenizer, origin, stated = _load_gguf(source)
             stored = _save_whole(model, tokenizer, draft.directory, dtype or "float32")
         else:
-            with _cleaned(source, scratch=draft.directory) as (directory, removed):
+            head: Head = "language_model" if classes is None else "classifier"
+            with _cleaned(source, scratch=draft.directory, head=head) as (directory, removed):
                 tokenizer = load_tokenizer(directory)
                 skeleton = open_skeleton(directory) if classes is None else None
                 if skeleton is not None:
@@ -161,7 +163,7 @@ def _origin(source: Path, removed: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _cleaned(source: Path, *, scratch: Path) -> Iterator[tuple[Path, list[str]]]:
+def _cleaned(source: Path, *, scratch: Path, head: Head) -> Iterator[tuple[Path, list[str]]]:
     """A view of `source`, below `scratch`, without code and without keys that name code; the weights are hard links
     where the disk allows it.
     """
@@ -176,7 +178,7 @@ def _cleaned(source: Path, *, scratch: Path) -> Iterator[tuple[Path, list[str]]]
             remedy="Give a GGUF file or a local Hugging Face directory",
         )
     config = read_json(source / CONFIG)
-    check_architecture(config, where=source / CONFIG)
+    check_architecture(config, head=head, where=source / CONFIG)
     _refuse_foreign_class(config, where=source / CONFIG)
     # Pickles alone are refused here; beside safetensors they are left behind.
     weight_files(source)

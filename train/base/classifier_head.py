@@ -34,7 +34,7 @@ def load_with_new_head(directory: Path, *, classes: Sequence[str], seed: int) ->
 
     from shearling.model.head import head_parameters
 
-    check_checkpoint(directory)
+    check_checkpoint(directory, head="classifier")
     transformers.utils.logging.disable_progress_bar()
     names = dict(enumerate(classes))
     labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}

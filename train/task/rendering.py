@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from train.task.chat import ChatRenderer
 
 
+ANY_NAME = 'A field whose name holds spaces or dashes is written {{ row["its name"] }}'
+
+
 class RowRenderer:
     """The templates of one task, compiled.
 
@@ -50,7 +53,9 @@ class RowRenderer:
                 try:
                     self.templates[name] = environment.from_string(source)
                 except TemplateError as error:
-                    raise RecipeInvalid(f"not a Jinja template: {error}", where=f"{self.where}.{name}") from None
+                    raise RecipeInvalid(
+                        f"not a Jinja template: {error}", where=f"{self.where}.{name}", remedy=ANY_NAME
+                    ) from None
 
     def __call__(self, record: Mapping[str, Any], number: int) -> tuple[TaskRow | None, bool]:
         """The row, or None where one of its parts renders to nothing; and whether all is learnt that could be.
@@ -61,15 +66,13 @@ class RowRenderer:
         """
         if self.task.form == "chat":
             return self._conversation(record, number)
-        fields = dict(record)
         rendered: dict[str, str] = {}
         for name in self.templates:
-            rendered[name] = self._render(name, fields, number)
+            # Later templates may use the text.
+            made = {part: rendered[part] for part in ("text", "completion") if part in rendered}
+            rendered[name] = self._render(name, record, made, number)
             if not rendered[name].strip():
                 return None, True
-            # Later templates may use the text.
-            fields["text"] = rendered["text"]
-            fields |= {"completion": rendered["completion"]} if "completion" in rendered else {}
         if self.task.form == "text":
             return self._row(prompt="", completion=rendered["text"], text=rendered["text"]), True
         choices, gold, completion = self.task.choices, None, rendered.get("completion", "")
@@ -96,9 +99,9 @@ class RowRenderer:
         chat = self.chat(messages, tools, where=f"{self.where}.messages, row {number}")
         if not chat.completion.strip():
             return None, True
-        fields = {**record, "completion": chat.completion.strip()}
+        made = {"completion": chat.completion.strip()}
         text = "\n".join(message["content"] for message in messages if message["content"])
-        rendered = {name: self._render(name, fields, number) for name in self.templates}
+        rendered = {name: self._render(name, record, made, number) for name in self.templates}
         if not all(part.strip() for part in (text, *rendered.values())):
             return None, True
         row = self._row(
@@ -123,14 +126,16 @@ class RowRenderer:
             **{"choices": None, "gold": None, **others},
         )
 
-    def _render(self, name: str, fields: Mapping[str, Any], number: int) -> str:
+    def _render(self, name: str, record: Mapping[str, Any], made: Mapping[str, str], number: int) -> str:
+        """A template on the fields of a record, and on what has been made of them."""
+        fields = {**record, **made}
         try:
-            rendered = str(self.templates[name].render(fields))
+            rendered = str(self.templates[name].render({"row": record, **fields}))
         except Exception as error:  # a template is code of the user's, and may raise anything
             said = str(error) if isinstance(error, self.template_error) else f"{type(error).__name__}: {error}"
-            raise RecipeInvalid(
-                f"row {number}: {said}", where=f"{self.where}.{name}", remedy=f"The row has: {', '.join(fields)}"
-            ) from None
+            has = f"The row has: {', '.join(fields)}"
+            remedy = has if all(field.isidentifier() for field in fields) else f"{has}. {ANY_NAME}"
+            raise RecipeInvalid(f"row {number}: {said}", where=f"{self.where}.{name}", remedy=remedy) from None
         check_characters(rendered, where=f"{self.where}.{name}, row {number}")
         return rendered
 

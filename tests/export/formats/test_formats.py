@@ -17,7 +17,7 @@ from shearling.errors import ArtefactCorrupt, ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
 from tests.support.exported_files import stored_as
 from tests.support.longer import mostly_slow
-from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, VOCABULARY, gpt_neo, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -60,6 +60,14 @@ def test_openvino_prefill_and_decoding_equal_torch(tmp_path, family):
     assert (
         largest_difference(torch_logits(model, BLOCKS), openvino_logits(tmp_path, BLOCKS, config=FLOAT32_CPU)) <= 1e-4
     )
+
+
+def test_a_conversion_leaves_no_patch_on_the_model(tmp_path):
+    model = gpt_neo()
+    reference = torch_logits(model, BLOCKS)
+    write_openvino(model, tiny_tokenizer(), tmp_path, stored_as("fp32"), sparsity={})
+    assert largest_difference(torch_logits(model, BLOCKS), reference) == 0
+    assert largest_difference(reference, openvino_logits(tmp_path, BLOCKS, config=FLOAT32_CPU)) <= 1e-4
 
 
 @pytest.mark.parametrize("family", mostly_slow(KINDS, fast=["bloom", "mistral"]))

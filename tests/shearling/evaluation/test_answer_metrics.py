@@ -9,6 +9,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from transformers.data.metrics.squad_metrics import compute_f1
 
 from shearling.evaluation import answer_metrics
 from shearling.evaluation.evaluator import Evaluator, torch_scorer
@@ -42,6 +44,46 @@ def test_metrics_are_what_their_names_say(reference, answer):
     pairs = [list(itertools.pairwise(words)) for words in (reference, answer)]
     both = sum(min(pairs[0].count(pair), pairs[1].count(pair)) for pair in set(pairs[0]))
     assert answer_metrics.rouge2(*arguments) == pytest.approx(f_measure(len(pairs[0]), len(pairs[1]), both))
+
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+ASCII = st.text(st.characters(max_codepoint=127))
+LATIN = st.text(st.characters(max_codepoint=0x24F) | st.sampled_from("“”‘’–—…€"))
+
+
+@given(ASCII, ASCII)
+def test_rouge_of_english_is_that_of_rouge_score(reference, answer):
+    expected = RougeScorer(ROUGE).score(reference, answer)
+    assert {name: getattr(answer_metrics, name)([reference], [answer]) for name in ROUGE} == {
+        name: score.fmeasure for name, score in expected.items()
+    }
+
+
+@given(LATIN, LATIN)
+def test_f1_of_latin_letters_is_that_of_squad(reference, answer):
+    assert answer_metrics.f1([reference], [answer]) == compute_f1(reference, answer)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "shared", "sizes"),
+    [
+        ("Привет, мир!", "мир", 1, (2, 1)),
+        ("η γάτα κοιμάται", "Η ΓΆΤΑ τρέχει", 2, (3, 3)),
+        ("हिन्दी भाषा", "हिन्दी में", 1, (2, 2)),
+        ("안녕하세요 여러분", "안녕하세요", 1, (2, 1)),
+        ("我在北京大学。", "北京", 2, (6, 2)),
+        ("東京タワー、333メートル", "タワーは333 メートル", 8, (10, 9)),
+        ("ไทย", "ไท", 2, (3, 2)),
+        ("l'élan", "lan", 0, (2, 1)),
+    ],
+    ids=["russian", "greek", "hindi", "korean", "chinese", "japanese", "thai", "french"],
+)
+def test_words_of_every_script_are_counted(reference, answer, shared, sizes):
+    for name in ("f1", "rouge1"):
+        score = getattr(answer_metrics, name)
+        assert score([reference], [answer]) == pytest.approx(f_measure(*sizes, shared)), name
+        assert score([reference], [reference]) == 1
+    assert answer_metrics.rougeL([reference], [reference]) == 1
 
 
 def test_what_is_ignored_is_removed_from_both():

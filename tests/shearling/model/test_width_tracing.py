@@ -1,12 +1,14 @@
 """Width groups found from the data flow, for every family and for what cannot be cut (issue: no lists of names)."""
 
+import copy
+
 import pytest
 import torch
 from transformers import BertConfig, DistilBertConfig, MixtralConfig, OPTConfig, RobertaConfig
 
 from shearling.errors import ModelUnsupported
 from shearling.model.width_tracing import find_structure
-from tests.support.tiny_models import FAMILIES
+from tests.support.tiny_models import ENCODERS, FAMILIES
 
 CLASSIFIER = {
     "hidden_size": 48,
@@ -84,6 +86,16 @@ def test_a_size_that_the_code_fixes_is_found_before_training():
     assert structure.require("feed_forward")[0].producers == ("fc1",)
     with pytest.raises(ModelUnsupported, match=r"self_attn\.out_proj: .*its code fixes the width"):
         structure.require("attention")
+
+
+# DeBERTa's module in transformers compiles functions when it is imported.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("family", ["deberta", "deberta-v2"])
+def test_a_forward_that_looks_at_numbers_of_its_own_is_refused(family):
+    config = copy.deepcopy(ENCODERS[family])
+    config.architectures = ["DebertaForSequenceClassification"]
+    with pytest.raises(ModelUnsupported, match="cannot be followed"):
+        find_structure(config)
 
 
 def test_an_unknown_structure_names_the_module():

@@ -228,6 +228,8 @@ def test_the_answer_to_be_found_may_be_the_last_turn():
     row, _ = render(tokenizer, {"messages": TALK, "key": "no"}, answer="{{ key }}")
     assert row.answer == "no"
     assert render(tokenizer, {"messages": TALK}, answer="{{ completion }}")[0].answer == "<b>no</b>"
+    named = {"messages": TALK, "the key": "no"}
+    assert render(tokenizer, named, answer='{{ row["the key"] }} {{ completion }}')[0].answer == "no <b>no</b>"
 
 
 def turn(**changes):

@@ -137,6 +137,32 @@ def test_rendering(tmp_path):
         assert row.id == hashlib.sha256(row.prompt.encode()).hexdigest()
 
 
+def test_fields_of_any_name_are_those_of_the_row(tmp_path):
+    lines = ["Ticket Body,is-urgent,2nd", *(f"server {number} burns,{number % 2},x" for number in range(60))]
+    (tmp_path / "d.csv").write_text("\n".join(lines))
+    templates = {
+        "text": '{{ row["Ticket Body"] }}',
+        "prompt": '{{ text }}, {{ row["2nd"] }}',
+        "gold": '{{ row["is-urgent"] }}',
+    }
+    row = build_rows(section(tmp_path / "d.csv", **templates))["train"][0]
+    assert row.prompt == f"{row.text}, x"
+    assert row.gold == int(row.text.split()[1]) % 2
+    for text in ("{{ Ticket Body }}", "{{ ticket-body }}", '{{ row["Body"] }}'):
+        with pytest.raises(RecipeInvalid) as caught:
+            build_rows(section(tmp_path / "d.csv", **{**templates, "text": text}))
+        assert 'row["' in caught.value.remedy
+    path = write(tmp_path / "d.jsonl", [{"row": f"third {n}", "text": f"original {n}", "label": 0} for n in range(60)])
+    kept = build_rows(section(path, text="{{ row }}"))["train"][0]
+    assert kept.text.startswith("third")
+
+
+def test_a_text_of_the_row_is_there_beside_the_rendered_one(tmp_path):
+    path = write(tmp_path / "d.jsonl", [{"text": f"own {n}", "label": 0} for n in range(60)])
+    row = build_rows(section(path, text="so {{ text }}", prompt='{{ text }}, {{ row["text"] }}'))["train"][0]
+    assert row.prompt == f"{row.text}, {row.text.removeprefix('so ')}"
+
+
 def test_generative_tasks_have_no_choices(tmp_path):
     path = write(tmp_path / "d.jsonl", records(60))
     row = build_rows(section(path, choices=None, gold=None, completion=" {{ label }}\n"))["train"][0]
