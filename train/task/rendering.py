@@ -69,7 +69,7 @@ class RowRenderer:
         rendered: dict[str, str] = {}
         for name in self.templates:
             # Later templates may use the text.
-            made = {part: rendered[part] for part in ("text", "completion") if part in rendered}
+            made: dict[str, str] = {part: rendered[part] for part in ("text", "completion") if part in rendered}
             rendered[name] = self._render(name, record, made, number)
             if not rendered[name].strip():
                 return None, True
