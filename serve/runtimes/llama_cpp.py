@@ -69,6 +69,7 @@ class LlamaCppRuntime:
                 n_batch=BATCH_TOKENS,
                 n_threads=options.threads,
                 n_threads_batch=options.threads,
+                flash_attn=True,  # as llama.cpp's own programs choose
                 use_mmap=not options.huge_pages,  # a file that is mapped cannot move into huge pages
                 verbose=False,
             )
@@ -81,11 +82,7 @@ class LlamaCppRuntime:
             runtime=f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})",
             provider="CPU",
             precision="as stored" if file_type is None else f"file type {file_type}",
-            settings={
-                "threads": str(self._model.n_threads),
-                "context": str(self._context),
-                "mapped": str(bool(self._model.model_params.use_mmap)),
-            },
+            settings={"threads": str(self._model.n_threads), "context": str(self._context), "attention": "flash"},
             timing_source="monotonic clock after each call of llama.cpp's eval and the choice of the likeliest token",
         )
 

@@ -47,6 +47,7 @@ class VisitedGguf:
                 n_batch=BATCH_TOKENS,
                 n_threads=threads,
                 n_threads_batch=threads,
+                flash_attn=True,  # as llama.cpp's own programs choose
                 use_mmap=not options["huge_pages"],  # a file that is mapped cannot move into huge pages
                 verbose=False,
             )
@@ -61,7 +62,7 @@ class VisitedGguf:
             "settings": {
                 "threads": str(self._model.n_threads),
                 "context": str(MOST_CONTEXT_TOKENS),
-                "mapped": str(bool(self._model.model_params.use_mmap)),
+                "attention": "flash",
             },
             "timing_source": TIMING_SOURCE,
         }

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 SOURCE = """
-import ctypes, os, signal, time, types
+import ctypes, os, signal, time
 
 STEP_S, DIES_UNLESS_THREADS, SIGNAL, STRIDE = {step_s}, {threads}, "{signal}", {stride}
 
 class Llama:
-    def __init__(self, path, *, n_ctx, n_batch, n_threads, n_threads_batch, use_mmap, verbose):
+    def __init__(self, path, *, n_ctx, n_batch, n_threads, n_threads_batch, flash_attn, use_mmap, verbose):
         self.n_threads, self.ctx = n_threads, self
-        self.model_params = types.SimpleNamespace(use_mmap=use_mmap)
 
     def n_vocab(self):
         return 400

@@ -20,14 +20,15 @@ from tests.support.serve_command import QUICK, serve
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
 
 STAND_IN = '''
-import ctypes, types
+import ctypes, json
 
 class Llama:
     """Counts upwards from the last token; what is under test is how it is called."""
 
-    def __init__(self, path, *, n_ctx, n_batch, n_threads, n_threads_batch, use_mmap, verbose):
+    def __init__(self, path, *, n_ctx, n_batch, n_threads, n_threads_batch, flash_attn, use_mmap, verbose):
         self.n_threads, self.ctx = n_threads, self
-        self.model_params = types.SimpleNamespace(use_mmap=use_mmap)
+        with open(path + ".asked", "w") as file:
+            json.dump({"flash_attn": flash_attn, "use_mmap": use_mmap}, file)
 
     def n_vocab(self):
         return 400
@@ -116,18 +117,18 @@ def test_an_environment_that_cannot_serve_is_refused(environment: Path, tmp_path
     check_device("gguf", "CPU", environment=environment)
 
 
-@pytest.mark.parametrize(("options", "mapped"), [((), "False"), (("--no-huge-pages",), "True")])
+@pytest.mark.parametrize(("options", "mapped"), [((), False), (("--no-huge-pages",), True)])
 def test_llama_cpp_is_measured_beside_an_export(
-    gguf_file: Path, export: Path, environment: Path, options: tuple[str, ...], mapped: str
+    gguf_file: Path, export: Path, environment: Path, options: tuple[str, ...], mapped: bool
 ) -> None:
-    """In huge pages like all others: the pages of a file that is mapped are the file's own."""
+    """As fast as it can be: with flash attention, and in huge pages, where a file that is mapped cannot be."""
     done = serve("bench", export / "openvino", f"{gguf_file}@environment={environment}", *QUICK, *options, "--json")
     assert done.returncode == 0, done.stderr
     subjects = json.loads(done.stdout)["subjects"]
     assert [subject["deployment"]["format"] for subject in subjects] == ["openvino", "gguf"]
     facts = subjects[1]["facts"]
     assert (facts["runtime"], facts["settings"]["threads"]) == ("llama.cpp (llama-cpp-python 0.0.1)", "1")
-    assert facts["settings"]["mapped"] == mapped
+    assert json.loads(Path(f"{gguf_file}.asked").read_text()) == {"flash_attn": True, "use_mmap": mapped}
     assert subjects[1]["ratios"]["tpot_s"]["samples"] == 3
 
 
