@@ -107,8 +107,8 @@ class Reader:
         options.n_threads = options.n_threads_batch = self._threads
         # Rows share the cells: a long one may have more of them than its share.
         options.kv_unified = True
-        # What is left is as in llama_cpp.Llama, through which `serve` runs the file.
-        options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        # What is left is as `serve` runs the file.
+        options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self._context = llama_cpp.llama_init_from_model(self._model, options)
         if not self._context:
             raise MemoryError(f"llama.cpp makes no context for {self._cells} tokens in {self._most_rows} rows")

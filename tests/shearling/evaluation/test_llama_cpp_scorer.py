@@ -41,7 +41,7 @@ STAND_IN = '''
 import ctypes, os, signal, sys
 import numpy as np
 
-VOCABULARY, LLAMA_FLASH_ATTN_TYPE_DISABLED = 400, 0
+VOCABULARY, LLAMA_FLASH_ATTN_TYPE_ENABLED = 400, 1
 RAISES, KILLED = 401, 402
 
 class Options: pass
