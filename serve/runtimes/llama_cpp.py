@@ -82,7 +82,7 @@ class LlamaCppRuntime:
             runtime=f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})",
             provider="CPU",
             precision="as stored" if file_type is None else f"file type {file_type}",
-            settings={"threads": str(self._model.n_threads), "context": str(self._context), "attention": "flash"},
+            settings={"threads": str(self._model.n_threads), "context": str(self._context)},
             timing_source="monotonic clock after each call of llama.cpp's eval and the choice of the likeliest token",
         )
 

@@ -59,11 +59,7 @@ class VisitedGguf:
             "runtime": f"llama.cpp (llama-cpp-python {_version()})",
             "provider": "CPU",
             "precision": "as stored",
-            "settings": {
-                "threads": str(self._model.n_threads),
-                "context": str(MOST_CONTEXT_TOKENS),
-                "attention": "flash",
-            },
+            "settings": {"threads": str(self._model.n_threads), "context": str(MOST_CONTEXT_TOKENS)},
             "timing_source": TIMING_SOURCE,
         }
 
