@@ -9,7 +9,7 @@ CHECKS ?= 100
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lonas test test-all smoke check wheels bench bench-guard format schema clean
+.PHONY: help install demo demo-lonas test test-all smoke fuzz check wheels bench bench-guard format schema clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -32,6 +32,9 @@ test-all: $(READY) ## These, and what takes longer: real models, every family, k
 
 smoke: $(READY) ## The demo at a small scale, checked from end to end
 	$(PYTEST) -m demo
+
+fuzz: $(READY) ## A million damaged inputs for the C++ under sanitizers; SHEARLING_FUZZ_SEED=N for others
+	SHEARLING_FUZZ_CASES=250000 $(PYTEST) --numprocesses 2 tests/shearling/kernel/test_sanitizers.py
 
 check: $(READY) ## Lint, format, types, import contract, spelling, known vulnerabilities
 	$(BIN)/ruff check .

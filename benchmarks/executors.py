@@ -1,7 +1,7 @@
 """What executors cost, and what they survive: overhead of a job, efficiency of many, and a search whose workers are
 killed at random.
 
-    python -m benchmarks.executors [--workers 8 --jobs 1000 --job-s 0.5]
+    python -m benchmarks.executors [--workers 8 --jobs 1000 --job-s 0.5 --long-jobs 10]
     python -m benchmarks.executors --run RUN [--kills 20 --evaluations 24 --limit 64]
 
 Jobs sleep, so that the processors of this machine do not matter. With a run, it is searched by one process first, then
@@ -39,6 +39,7 @@ from shearling.run import Run
 
 STORE_BYTES = 200 * 2**20
 NODES = 3
+LONG_JOB_S = 2.0
 ACTOR = "ray::Actor"
 """What Ray calls a process with one of our actors in it."""
 
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--job-s", type=float, default=0.5)
+    parser.add_argument("--long-jobs", type=int, default=10, help="of 2 s, one after the other")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--counts", default="1,2,4")
     parser.add_argument("--kills", type=int, default=20)
@@ -80,10 +82,10 @@ def _costs(options: argparse.Namespace) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name in ("processes", "ray"):
             where = cluster.address if name == "ray" else None
-            alone = _seconds(Workforce(name, workers=1, address=where), jobs=10, job_s=2.0)
+            alone = _seconds(Workforce(name, workers=1, address=where), jobs=options.long_jobs, job_s=LONG_JOB_S)
             many = _seconds(Workforce(name, options.workers, address=where), jobs=options.jobs, job_s=options.job_s)
             found[name] = {
-                "overhead_of_2_s": round(alone / 20 - 1, 4),
+                "overhead_of_2_s": round(alone / (options.long_jobs * LONG_JOB_S) - 1, 4),
                 "efficiency": round(options.jobs * options.job_s / options.workers / many, 4),
             }
     return {"workers": options.workers, "jobs": options.jobs, "job_s": options.job_s, **found}

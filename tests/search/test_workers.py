@@ -95,9 +95,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     return pieces
 
 
-@pytest.mark.parametrize(
-    "workers", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_find_the_same_as_one(run: Run, alone: Run, workers: int) -> None:
     search(run, SETTINGS, BestRule(), workforce=Workforce(executor="processes", workers=workers))
     assert found(run) == found(alone)
@@ -113,7 +111,7 @@ def test_processes_find_the_same_as_one(run: Run, alone: Run, workers: int) -> N
 def test_a_ray_cluster_finds_the_same_as_one(trained: Path, alone: Run, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     with ray_cluster() as cluster:
-        for workers in (1, 2, 4):
+        for workers in (1, 4):
             run = Run(shutil.copytree(trained, tmp_path / str(workers)))
             workforce = Workforce(executor="ray", workers=workers, address=cluster.address)
             search(run, SETTINGS, BestRule(), workforce=workforce)

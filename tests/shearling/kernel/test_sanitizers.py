@@ -33,9 +33,10 @@ VNNI = () if HAS_AVX_VNNI else ("-DSHEARLING_VNNI_OF_AVX512",)
 """Where a processor has the same products in another encoding alone, the kernels for AVX-VNNI run with these."""
 FLAGS = ("-std=c++17", "-O1", "-Wno-psabi", *VNNI, *SANITIZERS)
 KERNELS = ("amx", "avx512", "avx_vnni", "avx2", "portable")
-CASES = 250_000
+CASES = int(os.environ.get("SHEARLING_FUZZ_CASES", "80000"))
 """For each set of kernels, of which four run nearly anywhere: half of them matrices, half nodes for OpenVINO."""
-ONNX_CASES = 20_000
+SEED = os.environ.get("SHEARLING_FUZZ_SEED", "1")
+ONNX_CASES = CASES // 8
 
 
 def sources(*left_out: str) -> list[Path]:
@@ -82,7 +83,7 @@ def fuzz(kernels_compiled, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_no_damage_makes_anything_read_or_write_outside(fuzz, kernels):
     def run(cases: int) -> list[str]:
-        command, environment = [fuzz, "1", str(cases)], {**os.environ, "SHEARLING_KERNEL": kernels}
+        command, environment = [fuzz, SEED, str(cases)], {**os.environ, "SHEARLING_KERNEL": kernels}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout.splitlines()
@@ -98,7 +99,7 @@ def test_no_damage_makes_anything_read_or_write_outside(fuzz, kernels):
 
 
 def fuzz_onnx(library: Path, cases: int, **environment: str) -> None:
-    command = [sys.executable, HERE / "fuzz_onnx.py", library, "1", str(cases)]
+    command = [sys.executable, HERE / "fuzz_onnx.py", library, SEED, str(cases)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, **environment}, timeout=1500
     )
