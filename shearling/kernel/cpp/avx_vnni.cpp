@@ -31,7 +31,7 @@ inline __attribute__((always_inline)) __m256i add_products(__m256i sum, __m256i 
 
 #include "avx2_panels.inc"
 
-constexpr size_t grouped8_rows = 6;
+constexpr int grouped8_rows = 6;
 constexpr int raise = 128;
 
 INLINE __m256i begin_sum(int32_t start) { return _mm256_set1_epi32(start); }
@@ -63,7 +63,10 @@ const KernelSet avx_vnni_kernels = {
     normalise,
     activate,
     &attention_kernels,
-    nullptr};
+    nullptr,
+    0,
+    fixed16_rows,
+    grouped8_rows};
 
 }  // namespace shearling
 

@@ -121,6 +121,9 @@ struct KernelSet {
     const AttentionKernels* attention;
     const PairedAttention* paired_attention;  // null where the processor has no such products
     uint32_t known_of_int4 = 0;               // forms for int4 alone
+    // Rows that these forms multiply at once where a tile has no more; 0: the tiles above.
+    size_t fixed16_rows = 0;
+    size_t grouped8_rows = 0;
 
     bool knows(Form form) const { return (known & forms(form)) != 0; }
     bool knows(Form form, ValueType type) const {

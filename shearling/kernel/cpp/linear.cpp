@@ -80,10 +80,13 @@ size_t segment_of(size_t group_blocks) {
     return group_blocks / parts;
 }
 
-size_t most_rows(Form form, size_t rows) {
+size_t most_rows(Form form, size_t rows, const KernelSet& kernels) {
     switch (form) {
-        case Form::fixed16: return fixed16_tile;
-        case Form::grouped8: return rows >= least_paired_rows ? paired_tile : grouped8_tile;
+        case Form::fixed16: return kernels.fixed16_rows != 0 ? kernels.fixed16_rows : fixed16_tile;
+        case Form::grouped8:
+            return kernels.grouped8_rows != 0  ? kernels.grouped8_rows
+                   : rows >= least_paired_rows ? paired_tile
+                                               : grouped8_tile;
         case Form::once16: return rows <= single_tile ? single_tile : once16_tile;
         case Form::tiled_fixed16: return tiled_fixed16_tile;
         case Form::tiled_once16: return tiled_once16_tile;
@@ -105,9 +108,9 @@ Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& sett
     plan.blocks = matrix.blocks();
     plan.plain = x.data;
     plan.plain_stride = x.stride;
-    plan.tile = even_tile(x.count, most_rows(plan.form, x.count));
+    plan.tile = even_tile(x.count, most_rows(plan.form, x.count, settings.kernels));
     if (plan.tiled()) {
-        plan.tile = most_rows(plan.form, x.count);
+        plan.tile = most_rows(plan.form, x.count, settings.kernels);
         const size_t block_columns = plan.form == Form::tiled_fixed16 ? 64 : 32;
         plan.blocks = (matrix.columns + block_columns - 1) / block_columns;
         plan.segment_blocks = tiled_segment(matrix, plan.form, x.count);
