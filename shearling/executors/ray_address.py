@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 
 from shearling.errors import EnvironmentFault, PackageMissing, UsageError
 from shearling.executors.executor import Workforce
@@ -20,10 +21,13 @@ HOW_TO_START = "Start one with `ray start --head`, and give the address that it 
 FINDS_ONE = "auto"
 
 PORT_TIMEOUT_S = 1.5
-PROBE_TIMEOUT_S = 6.5
+PROBE_TIMEOUT_S = 4.0
+"""Of a process that has imported Ray, which takes as long again on a busy machine."""
+IMPORT_TIMEOUT_S = 60.0
 
 PROBE = """
 import sys, ray
+print("imported", flush=True)
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 except Exception as error:
@@ -44,20 +48,9 @@ def check_cluster(workforce: Workforce) -> None:
     address = workforce.address or FINDS_ONE
     if address != FINDS_ONE:
         _check_port(address)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE, address],
-            env={**os.environ, "RAY_gcs_rpc_server_connect_timeout_s": "5"},
-            capture_output=True,
-            text=True,
-            timeout=PROBE_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise _no_cluster(address, f"what listens there did not answer as one within {PROBE_TIMEOUT_S} s") from None
-    lines = done.stderr.strip().splitlines()
-    if done.returncode:
-        reason = lines[-1] if lines else f"exit code {done.returncode}"
+    exit_code, said = _probe(address)
+    if exit_code:
+        reason = said[-1] if said else f"exit code {exit_code}"
         if "ersion mismatch" in reason:
             raise EnvironmentFault(
                 f"the cluster runs other versions: {reason}",
@@ -65,6 +58,30 @@ def check_cluster(workforce: Workforce) -> None:
                 remedy="Install the same versions of Ray and Python here and on every node",
             )
         raise _no_cluster(address, reason)
+
+
+def _probe(address: str) -> tuple[int, list[str]]:
+    """Exit code and last words of a process that connects to a cluster."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROBE, address],
+        env={**os.environ, "RAY_gcs_rpc_server_connect_timeout_s": "5"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        importing = threading.Timer(IMPORT_TIMEOUT_S, process.kill)
+        importing.start()
+        try:
+            if process.stdout is not None:
+                process.stdout.readline()
+            importing.cancel()
+            _, stderr = process.communicate(timeout=PROBE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise _no_cluster(address, f"what listens there did not answer as one within {PROBE_TIMEOUT_S} s") from None
+        finally:
+            importing.cancel()
+            process.kill()
+    return process.returncode, stderr.strip().splitlines()
 
 
 def _check_port(address: str) -> None:
