@@ -469,12 +469,14 @@ void expand_panel(const PackedMatrix& matrix, size_t index, uint8_t* scratch) {
     visit_panel(matrix, index, Expand{matrix.blocks(), scratch, bias});
 }
 
+constexpr size_t lane_count = 16;
+
 #include "exact.inc"
 
 #include "avx512_numbers.inc"
 
 constexpr size_t attention_rows = 6;
-constexpr size_t attention_lanes = 4;
+constexpr size_t attention_vectors = 4;
 
 #include "attention.inc"
 

@@ -30,11 +30,13 @@ void expand_panel(const PackedMatrix& matrix, size_t index, uint8_t* scratch) {
     }
 }
 
+constexpr size_t lane_count = 4;
+
 #include "exact.inc"
 
 Lanes load_halves(const uint16_t* halves) {
     Lanes values;
-    for (int lane = 0; lane < 16; ++lane) {
+    for (size_t lane = 0; lane < lane_count; ++lane) {
         values[lane] = half_to_float(halves[lane]);
     }
     return values;
@@ -48,7 +50,7 @@ void store_halves(const float* source, uint16_t* target) {
 
 Lanes load_bytes(const int8_t* bytes) {
     Lanes values;
-    for (int lane = 0; lane < 16; ++lane) {
+    for (size_t lane = 0; lane < lane_count; ++lane) {
         values[lane] = bytes[lane];
     }
     return values;
@@ -63,7 +65,7 @@ void store_bytes(const float* source, float factor, int8_t* target) {
 }
 
 constexpr size_t attention_rows = 3;
-constexpr size_t attention_lanes = 1;
+constexpr size_t attention_vectors = 4;
 
 #include "attention.inc"
 

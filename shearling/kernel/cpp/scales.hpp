@@ -26,7 +26,7 @@ constexpr bool i8_is_smaller(size_t groups) { return i8_scales_at + groups * pan
     const uint8_t* const scales = matrix.panel_scales(panel);
     const size_t place = group * panel_rows + row;
     float scale = 1.0f;
-    uint16_t half;
+    uint16_t half = 0;
     switch (matrix.scale_type) {
         case ScaleType::none: return scale;
         case ScaleType::f32: __builtin_memcpy(&scale, scales + place * sizeof scale, sizeof scale); return scale;
