@@ -11,7 +11,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 
 from shearling.errors import EnvironmentFault, PackageMissing, UsageError
 from shearling.executors.executor import Workforce
@@ -21,9 +20,11 @@ HOW_TO_START = "Start one with `ray start --head`, and give the address that it 
 FINDS_ONE = "auto"
 
 PORT_TIMEOUT_S = 1.5
-PROBE_TIMEOUT_S = 4.0
+PROBE_TIMEOUT_S = 6.5
 """Of a process that has imported Ray, which takes as long again on a busy machine."""
-IMPORT_TIMEOUT_S = 60.0
+
+GRPC_BEGINS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""RFC 9113, section 3.4, with settings that are empty."""
 
 PROBE = """
 import sys, ray
@@ -69,17 +70,13 @@ def _probe(address: str) -> tuple[int, list[str]]:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        importing = threading.Timer(IMPORT_TIMEOUT_S, process.kill)
-        importing.start()
         try:
             if process.stdout is not None:
                 process.stdout.readline()
-            importing.cancel()
             _, stderr = process.communicate(timeout=PROBE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             raise _no_cluster(address, f"what listens there did not answer as one within {PROBE_TIMEOUT_S} s") from None
         finally:
-            importing.cancel()
             process.kill()
     return process.returncode, stderr.strip().splitlines()
 
@@ -91,9 +88,24 @@ def _check_port(address: str) -> None:
             f"{address!r} is no address of a Ray cluster", where="--address", remedy="Give HOST:PORT, or auto"
         )
     try:
-        socket.create_connection((host, int(port)), timeout=PORT_TIMEOUT_S).close()
+        with socket.create_connection((host, int(port)), timeout=PORT_TIMEOUT_S) as connection:
+            answers_in_text = _answers_in_text(connection)
     except OSError as error:
         raise _no_cluster(address, str(error)) from error
+    if answers_in_text:
+        raise _no_cluster(address, "what listens there speaks another protocol")
+
+
+def _answers_in_text(connection: socket.socket) -> bool:
+    """Whether the beginning of gRPC is answered by a readable character, as HTTP/1 and SSH do; Ray answers with a frame
+    or, with TLS, an alert. Silence is no answer.
+    """
+    try:
+        connection.sendall(GRPC_BEGINS)
+        first = connection.recv(1)
+    except OSError:
+        return False
+    return first != b"" and first.isascii() and first.decode("ascii").isprintable()
 
 
 def _no_cluster(address: str, reason: str) -> EnvironmentFault:
