@@ -68,16 +68,18 @@ def without_stops(timed: Timed, turns: Sequence[Turn]) -> Timed:
         timed: as its process saw it.
         turns: in which it could run; the first one begins before the generation, the last one ends after it.
     """
-    generation, started_s = timed.generation, timed.started_s
-    moments_s = list(itertools.accumulate((started_s + generation.ttft_s, *generation.gaps_s)))
-    wall_s = _ran_s(turns, started_s, started_s + timed.wall_s)
+    generation = timed.generation
+    # Not when it was asked: it may have been stopped before it began.
+    began_s = generation.started_s
+    moments_s = list(itertools.accumulate((began_s + generation.ttft_s, *generation.gaps_s)))
+    wall_s = _ran_s(turns, timed.started_s, timed.started_s + timed.wall_s)
     return timed.model_copy(
         update={
             "generation": generation.model_copy(
                 update={
-                    "ttft_s": _ran_s(turns, started_s, moments_s[0]),
+                    "ttft_s": _ran_s(turns, began_s, moments_s[0]),
                     "gaps_s": tuple(_ran_s(turns, begin, end) for begin, end in itertools.pairwise(moments_s)),
-                    "total_s": _ran_s(turns, started_s, started_s + generation.total_s),
+                    "total_s": _ran_s(turns, began_s, began_s + generation.total_s),
                 }
             ),
             "wall_s": wall_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +57,11 @@ class PipelineDecoding:
 
         def make(*streamer: Callable[[str], Any]) -> Any:
             with refusals(where):
-                return self.pipeline.generate(prompt_of(rows), config, *streamer)
+                return self.pipeline.generate(prompt, config, *streamer)
 
+        prompt, called_s = prompt_of(rows), time.perf_counter()
         result = make() if work.on_text is None else stream_text(make, work.on_text)
-        read = read_generation(result, len(rows))
+        read = read_generation(result, len(rows), called_s)
         tokens, gaps_s = read["token_ids"], tuple(read["gaps_s"])
         if not work.end_ids and (len(tokens) != work.max_new_tokens or len(gaps_s) != work.max_new_tokens - 1):
             raise ShearlingError(
@@ -70,6 +72,7 @@ class PipelineDecoding:
             tokens.pop()
         return Generation(
             token_ids=tuple(tokens),
+            started_s=read["started_s"],
             ttft_s=read["ttft_s"],
             gaps_s=gaps_s,
             total_s=read["total_s"],

@@ -47,6 +47,7 @@ class Recording:
         total_s = time.perf_counter() - self._started_s
         return Generation(
             token_ids=tuple(self.tokens),
+            started_s=self._started_s,
             ttft_s=self._times_s[0] - self._started_s,
             gaps_s=tuple(later - earlier for earlier, later in pairwise(self._times_s)),
             total_s=total_s,

@@ -80,12 +80,14 @@ class Generation(Document):
 
     Attributes:
         token_ids: new tokens, without an end token; of the first row of a batch.
+        started_s: when the clock of these times began; of `time.perf_counter`.
         ttft_s: from the call to the first token.
         gaps_s: time between successive tokens, one fewer than were computed.
         total_s: of the whole call.
     """
 
     token_ids: tuple[int, ...]
+    started_s: float
     ttft_s: float
     gaps_s: tuple[float, ...]
     total_s: float

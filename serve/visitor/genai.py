@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class VisitedGenai:
         # A fresh configuration: what the model's own says of sampling and penalties does not belong in a greedy run.
         config = openvino_genai.GenerationConfig()
         config.do_sample, config.max_new_tokens, config.ignore_eos = False, new_tokens, True
-        read = read_generation(self._pipeline.generate(prompt_of(rows), config), len(rows))
+        prompt, called_s = prompt_of(rows), time.perf_counter()
+        read = read_generation(self._pipeline.generate(prompt, config), len(rows), called_s)
         if (len(read["token_ids"]), len(read["gaps_s"])) != (new_tokens, new_tokens - 1):
             raise VisitorFault(
                 "ModelUnsupported", f"GenAI made {len(read['token_ids'])} tokens, {new_tokens} were asked for"
@@ -80,14 +82,24 @@ def prompt_of(rows: Sequence[Sequence[int]]) -> Any:
     return openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
 
 
-def read_generation(result: Any, rows: int) -> dict[str, Any]:
-    """The fields of a `serve.runtimes.runtime.Generation`, as GenAI measured them itself."""
+def read_generation(result: Any, rows: int, called_s: float) -> dict[str, Any]:
+    """The fields of a `serve.runtimes.runtime.Generation`, as GenAI measured them itself.
+
+    Args:
+        result: of a call that has just returned.
+        rows: that it read.
+        called_s: just before it; of `time.perf_counter`.
+    """
     metrics = result.perf_metrics
+    ttft_s = metrics.get_ttft().mean / 1e3
+    # On Linux both clocks are one. Milliseconds, though GenAI's own page says microseconds.
+    began_s = metrics.raw_metrics.m_new_token_times[0] / 1e3 - ttft_s
     # One entry for each row of each step; the rows of a step share it.
     gaps_s = [float(gap_us) / 1e6 for gap_us in metrics.raw_metrics.m_durations[::rows]]
     return generation(
         [int(token) for token in result.tokens[0]],
-        metrics.get_ttft().mean / 1e3,
+        began_s if called_s <= began_s <= time.perf_counter() else called_s,
+        ttft_s,
         gaps_s,
         metrics.get_generate_duration().mean / 1e3,
     )

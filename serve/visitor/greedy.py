@@ -35,7 +35,7 @@ def decode_greedily(step: Step, rows: Sequence[Sequence[int]], new_tokens: int) 
         seen += chunk.shape[1]
         chunk = chosen.astype(np.int64)[:, None]
     gaps_s = [later - earlier for earlier, later in zip(times_s, times_s[1:])]
-    return generation(tokens, times_s[0] - started_s, gaps_s, times_s[-1] - started_s)
+    return generation(tokens, started_s, times_s[0] - started_s, gaps_s, times_s[-1] - started_s)
 
 
 def likeliest(scores: Any) -> Integers:
@@ -49,9 +49,12 @@ def likeliest(scores: Any) -> Integers:
     return best
 
 
-def generation(tokens: Sequence[int], ttft_s: float, gaps_s: Sequence[float], total_s: float) -> dict[str, Any]:
+def generation(
+    tokens: Sequence[int], started_s: float, ttft_s: float, gaps_s: Sequence[float], total_s: float
+) -> dict[str, Any]:
     """The fields of a `serve.runtimes.runtime.Generation`."""
-    return {"token_ids": list(tokens), "ttft_s": ttft_s, "gaps_s": list(gaps_s), "total_s": total_s}
+    times: dict[str, Any] = {"started_s": started_s, "ttft_s": ttft_s, "gaps_s": list(gaps_s), "total_s": total_s}
+    return {"token_ids": list(tokens), **times}
 
 
 class Rereader:

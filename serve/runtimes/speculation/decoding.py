@@ -69,6 +69,7 @@ def decode_with_guesses(
         stream.finish()
     return Generation(
         token_ids=tuple(made),
+        started_s=started_s,
         ttft_s=times_s[0] - started_s,
         gaps_s=tuple(later - earlier for earlier, later in itertools.pairwise(times_s)),
         total_s=time.perf_counter() - started_s,

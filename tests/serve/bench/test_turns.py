@@ -42,10 +42,20 @@ def workers(deployment: Deployment) -> Iterator[list[WorkerProcess]]:
         yield found
 
 
-def timed(*, started_s: float, ttft_s: float, gaps_s: tuple[float, ...], waited_s: float | None = 0.0) -> Timed:
+def timed(
+    *,
+    started_s: float,
+    ttft_s: float,
+    gaps_s: tuple[float, ...],
+    prepared_s: float = 0.0,
+    waited_s: float | None = 0.0,
+) -> Timed:
     total_s = ttft_s + sum(gaps_s)
-    generation = Generation(token_ids=(1,), ttft_s=ttft_s, gaps_s=gaps_s, total_s=total_s)
-    return Timed(generation=generation, started_s=started_s, wall_s=total_s + 1, waited_s=waited_s, stolen_s=1.0)
+    generation = Generation(
+        token_ids=(1,), started_s=started_s + prepared_s, ttft_s=ttft_s, gaps_s=gaps_s, total_s=total_s
+    )
+    wall_s = prepared_s + total_s + 1
+    return Timed(generation=generation, started_s=started_s, wall_s=wall_s, waited_s=waited_s, stolen_s=1.0)
 
 
 def test_what_a_process_stood_still_is_taken_out_of_the_phase_that_it_fell_into() -> None:
@@ -65,6 +75,24 @@ def test_one_turn_changes_nothing() -> None:
     found = without_stops(seen, [(9.0, 30.0)])
     assert found.generation.gaps_s == pytest.approx(seen.generation.gaps_s)
     assert (found.generation.ttft_s, found.wall_s) == pytest.approx((4.5, 9.0))
+
+
+def test_a_stop_before_it_began_moves_nothing() -> None:
+    # Asked at 10, it began at 15; it ran until 11 and from 14 to 17, and from 20 on.
+    seen = timed(started_s=10.0, prepared_s=5.0, ttft_s=1.0, gaps_s=(0.5, 4.0))
+    found = without_stops(seen, [(9.0, 11.0), (14.0, 17.0), (20.0, 23.0)])
+    assert found.generation.ttft_s == pytest.approx(1.0)
+    assert found.generation.gaps_s == pytest.approx((0.5, 1.0))
+    assert found.generation.total_s == pytest.approx(2.5)
+    assert found.wall_s == pytest.approx(5.5)
+
+
+def test_its_clock_begins_after_the_call_and_ends_before_it(workers: list[WorkerProcess]) -> None:
+    for worker in workers:
+        found = worker.generate(PROMPT, new_tokens=8)
+        began_s = found.generation.started_s
+        assert found.started_s < began_s
+        assert began_s + found.generation.total_s < found.started_s + found.wall_s
 
 
 def test_waits_never_leave_a_time_of_nothing() -> None:
