@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shearling.errors import RecipeInvalid
 from shearling.model.checkpoint import load_tokenizer
-from shearling.model.context_length import read_context_length
+from shearling.model.context_length import read_context_length, stated_length
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.task import TaskSection
 from train.sparsity.calibration import calibration_sections
@@ -32,10 +32,9 @@ def check_positions(recipe: Recipe, model: PreTrainedModel, base: Path) -> None:
     """
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
     if positions is not None:
-        reserved = _reserved_positions(model)
-        usable = positions - reserved
+        usable = stated_length(model.config.to_dict()) or positions
         # What pads a batch needs places in the table as well, unless it has one of its own.
-        longest_row = usable if reserved else positions - positions % PAD_MULTIPLE
+        longest_row = usable if usable < positions else positions - positions % PAD_MULTIPLE
         for key, length in row_lengths(recipe).items():
             _check(key, f"rows of up to {length} tokens", length, longest_row)
         for name, section in calibration_sections(recipe).items():
@@ -48,18 +47,6 @@ def row_lengths(recipe: Recipe) -> dict[str, int]:
     if recipe.adapter is None:
         return {}
     return {f"{_place(recipe, section)}.max_length": section.max_length for section in recipe.tasks}
-
-
-def _reserved_positions(model: PreTrainedModel) -> int:
-    """Places at the beginning of a table of positions that no token has: RoBERTa counts behind that of its padding."""
-    from torch import nn
-
-    tables = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] == "position_embeddings"
-    ]
-    return max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
 
 
 def _check_generation(recipe: Recipe, base: Path) -> None:

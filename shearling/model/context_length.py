@@ -10,6 +10,13 @@ from shearling.model.checkpoint_safety import CONFIG
 from shearling.strict_json import read_json
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+PADDING_FIRST = frozenset(
+    {
+        *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+        *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+    }
+)
+"""Families whose first token has the position behind that of padding, `pad_token_id`, which is 1 unless they say so."""
 DEFAULT_LENGTH = 2048
 """Where nothing says it."""
 UNKNOWN_LENGTH = 2**24
@@ -17,8 +24,15 @@ UNKNOWN_LENGTH = 2**24
 
 
 def stated_length(config: Mapping[str, Any]) -> int | None:
-    """What a configuration names as the limit, in tokens; None where it names none."""
-    return next((value for key in CONTEXT_KEYS if (value := read_count(config, key)) is not None), None)
+    """What a configuration names as the limit, in tokens; None where it names none.
+
+    Of the positions that it names, some families leave the first ones to padding.
+    """
+    positions = next((value for key in CONTEXT_KEYS if (value := read_count(config, key)) is not None), None)
+    if positions is None or config.get("model_type") not in PADDING_FIRST:
+        return positions
+    padding = config.get("pad_token_id")
+    return positions - (padding if isinstance(padding, int) else 1) - 1
 
 
 def context_length(config: Mapping[str, Any], tokenizer: Any) -> int:
