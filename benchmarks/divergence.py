@@ -21,7 +21,6 @@ import torch
 
 from benchmarks.quality.general_text import held_back_text
 from export.verification.parity import Logits, Parity, compare
-from shearling.command_line import quiet_libraries
 from shearling.console import log, progress
 from shearling.errors import ShearlingError, UsageError
 from shearling.evaluation.causal_scorer import CausalScorer
@@ -94,7 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("reference", help="a torch model directory")
     parser.add_argument("candidates", nargs="+", help="as for shearling evaluate")
     options = parser.parse_args(arguments)
-    quiet_libraries()
     try:
         reference, *candidates = [
             find_given_model(parse_target(text)) for text in (options.reference, *options.candidates)

@@ -32,7 +32,6 @@ from search.opening import open_run
 from search.piece_store import PIECES_FILE
 from search.settings import recipe_settings
 from search.stage import search
-from shearling.command_line import quiet_libraries
 from shearling.console import log
 from shearling.executors.executor import Job, Workforce, make_executor
 from shearling.run import Run
@@ -71,7 +70,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--evaluations", type=int, default=24)
     parser.add_argument("--limit", type=int, default=64)
     options = parser.parse_args(argv)
-    quiet_libraries()
     found = _costs(options) if options.run is None else _kills(options)
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
     return 0

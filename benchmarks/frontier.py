@@ -19,7 +19,6 @@ from pathlib import Path
 
 from serve.bench.benchmark import BenchmarkSubject
 from serve.bench.benchmark_artefact import read_benchmark
-from shearling.command_line import quiet_libraries
 from shearling.console import log
 from shearling.demo.chart import Point, as_file, scatter
 from shearling.demo.documents import read_scoreboard
@@ -152,7 +151,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--ours", required=True, help="how the names of our models begin, with commas between them")
     add("--output", type=Path, required=True, help="the chart, an SVG file")
     options = parser.parse_args(arguments)
-    quiet_libraries()
     try:
         board = read_scoreboard(options.accuracy)
         places = place_models(board, read_benchmark(options.speed).subjects)

@@ -38,7 +38,6 @@ from serve.guard.judging import counting_blocks, is_settled, judge_metrics, pair
 from serve.guard.process_pairs import FIRST_PAIRS
 from serve.guard.regression import TURN_S, Verdict, judge
 from serve.runtimes.runtime import RunOptions
-from shearling.command_line import quiet_libraries
 from shearling.strict_json import write_document
 from shearling.target import parse_target
 
@@ -296,7 +295,6 @@ def main(argv: list[str] | None = None) -> int:
     simulating.add_argument("--max-ratio", type=float, default=1.05)
     simulating.add_argument("--budget", type=float, default=CHECK_S, help="seconds (default: that of a check)")
     options = parser.parse_args(argv)
-    quiet_libraries()
     if options.command == "record":
         with rivals(options.rivals):
             found = record(options.model, seconds=options.seconds, threads=options.threads)

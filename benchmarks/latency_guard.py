@@ -32,7 +32,6 @@ from typing import Any, Literal, get_args
 from benchmarks.kept_files import digest_of_model, keep_settings, whole_directory
 from serve.bench.environment import describe_environment
 from serve.bench.time_budget import CHECK_S
-from shearling.command_line import quiet_libraries
 from shearling.console import progress
 from shearling.errors import UsageError
 from shearling.strict_json import drop_incomplete_line
@@ -243,7 +242,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", choices=get_args(Weights), default="int8", help="of both IRs")
     parser.add_argument("--max-ratio", type=float, default=MAX_RATIO)
     options = parser.parse_args(argv)
-    quiet_libraries()
     work = options.work or Path("runs/bench-guard") / _name(options)
     environment = describe_environment()
     conditions = {

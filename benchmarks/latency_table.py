@@ -33,7 +33,6 @@ from search.latency.target import GROUP_WITHOUT_DATA, MODEL_XML
 from search.layer_forms import LayerForms
 from search.opening import open_run
 from search.strategies.grid import Grid, Indices
-from shearling.command_line import quiet_libraries
 from shearling.console import log
 from shearling.elastic.merge_rule import keeps_ranks_apart
 from shearling.elastic.search_space import SearchSpace
@@ -62,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.subnets < 3:
         parser.error("a rank correlation needs three sub-networks")
-    quiet_libraries()
     opened = open_run(Run(options.run))
     frozen = open_frozen(opened.adapter)
     network = assemble_super_network(frozen, opened.adapter, opened.space)

@@ -32,7 +32,6 @@ from export.number_formats.int4 import GROUP, quantize_groups
 from export.packing.linear_graph import find_products
 from export.packing.packed_ir import pack_ir
 from export.packing.stored_weight import make_constant, read_values
-from shearling.command_line import quiet_libraries
 from shearling.console import log
 from shearling.errors import UsageError
 from shearling.model.checkpoint import save_model
@@ -56,7 +55,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--all-layers", action="store_true", help="int4 for the embedding and the head, too")
     parser.add_argument("--peers", action="store_true", help="write OUT/model, too")
     options = parser.parse_args(arguments)
-    quiet_libraries()
     wanted = options.weight_format.split(",")
     settings = {name: getattr(options, name) for name in SHAPE}
     if "int4" in wanted:

@@ -26,7 +26,6 @@ from typing import Any
 
 from benchmarks.kept_files import keep_settings
 from search.strategies.grid import Indices
-from shearling.command_line import quiet_libraries
 from shearling.demo.derived_recipe import RECIPES, plain_lora, render_toml
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network, load_super_network
@@ -67,7 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 0 <= options.tune_steps < options.steps:
         parser.error(f"--tune-steps {options.tune_steps} leaves no step of {options.steps} to the super-network")
-    quiet_libraries()
     recipe = tomllib.loads((RECIPES / "minilm-lonas.toml").read_text(encoding="utf-8"))
     lengths = ("steps", "tune_steps", "search_rows", "evaluations", "macs")
     try:

@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.peak_memory import Measured, run_measured
-from shearling.command_line import quiet_libraries
 from shearling.console import log
 from shearling.errors import ShearlingError, UsageError
 from shearling.resources import in_words
@@ -82,7 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--weight-format", choices=("fp32", "fp16", "int8", "int4"), default="int8", help="that both know")
     add("--rounds", type=int, default=3, help="how often each is made")
     options = parser.parse_args(arguments)
-    quiet_libraries()
     try:
         found = measure(options.model.resolve(), options.weight_format, rounds=options.rounds)
     except ShearlingError as error:

@@ -36,7 +36,6 @@ import numpy as np
 from benchmarks.static_decoder import write_static_decoder
 from export.quantization.text import CalibrationText, find_text, windows_of
 from serve.bench.statistics import bootstrap_median, paired_ratio
-from shearling.command_line import quiet_libraries
 from shearling.virtual_environment import interpreter_of
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -74,7 +73,6 @@ def main(arguments: list[str]) -> int:
     layer.add_argument("--threads", type=int, default=2)
     layer.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
-    quiet_libraries()
     if options.command == "build":
         build_environment(options.peer, options.environment)
     elif options.command == "gguf":

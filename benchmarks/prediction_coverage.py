@@ -29,7 +29,6 @@ from search.pieces import Piece
 from search.settings import SearchSettings, recipe_rule, recipe_settings
 from search.stage import BEST_FILE, search
 from search.strategies.grid import Grid, Indices
-from shearling.command_line import quiet_libraries
 from shearling.elastic.subnet import open_subnet
 from shearling.errors import ShearlingError, UsageError
 from shearling.evaluation.lm_eval_task import write_table
@@ -173,7 +172,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--searches", type=int, default=20)
     options = parser.parse_args(arguments)
-    quiet_libraries()
     try:
         predictions = _predict_all(Run(options.run), options.output, options.searches)
     except ShearlingError as error:

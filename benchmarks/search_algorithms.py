@@ -31,7 +31,6 @@ from search.stage import BEST_FILE, search
 from search.strategies.grid import Indices
 from search.view.hypervolume import hypervolumes
 from shearling.artefact import open_artefact
-from shearling.command_line import quiet_libraries
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.subnet import open_subnet
 from shearling.errors import UsageError
@@ -81,7 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--cost", default="auto", help="what is saved beside accuracy; see python -m search --help")
     options = parser.parse_args(arguments)
-    quiet_libraries()
     figures: list[Figures] = []
     for path in options.runs:
         run = Run(path)

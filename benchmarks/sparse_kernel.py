@@ -31,7 +31,6 @@ from openvino import opset13 as op
 from serve.bench.environment import describe_environment
 from serve.bench.statistics import bootstrap_median
 from serve.visitor.huge_pages import collapse_memory
-from shearling.command_line import quiet_libraries
 from shearling.kernel.build import build_library
 from shearling.kernel.library import kernels_in_use, pack_matrix, read_memory
 from shearling.kernel.openvino_extension import node_factory
@@ -250,7 +249,6 @@ def main(argv: list[str] | None = None) -> int:
         help="for stock weights too; packed ones take them anyway",
     )
     options = parser.parse_args(argv)
-    quiet_libraries()
     environment = describe_environment()
     facts = {
         "cpu": environment.cpu,

@@ -27,7 +27,6 @@ from serve.runtimes.openvino_loading import StockIr, prepare
 from serve.runtimes.runtime import RunOptions
 from serve.visitor.huge_pages import collapse_memory
 from serve.visitor.ir_settings import OF_GENAI
-from shearling.command_line import quiet_libraries
 from shearling.console import log
 from shearling.errors import ShearlingError
 from shearling.kernel.library import read_memory
@@ -211,7 +210,6 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.tokens < 1 or options.prompt_tokens < 1:
         parser.error("--tokens and --prompt-tokens are at least 1")
-    quiet_libraries()
     try:
         run = RunOptions(threads=options.threads)
         found = [

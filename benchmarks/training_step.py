@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from serve.bench.statistics import Estimate, bootstrap_median
-from shearling.command_line import quiet_libraries
 from shearling.console import progress
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.super_network import build_super_network
@@ -225,7 +224,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     options = parser.parse_args(argv)
-    quiet_libraries()
     groups = {"qkv": ("q_proj", "k_proj", "v_proj"), "up": ("up_proj",), "down": ("down_proj",)}
     settings = Settings(
         rank=options.rank, groups=groups, sampled=options.sampled, bf16=resolve_precision(options.precision) == "bf16"

@@ -21,7 +21,7 @@ from benchmarks.quality.cell import Cell, check_recipes, cross, unfinished
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.report import write_report
 from benchmarks.quality.tasks import TASKS
-from shearling.command_line import INTERRUPTED, print_result, quiet_libraries
+from shearling.command_line import INTERRUPTED, print_result
 from shearling.console import log
 from shearling.errors import ShearlingError
 from shearling.executors.executor import Workforce, check_workforce
@@ -34,7 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out the cells that are missing, and tell all that are there."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    quiet_libraries()
     try:
         # Whatever is asked for, the report tells all of them.
         check_recipes(options.output, steps=options.steps, test_rows=options.test_rows)
