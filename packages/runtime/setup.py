@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -76,8 +77,13 @@ def build_libraries(directory: Path) -> None:
         compilation.onnx_runtime_plan(),
     )
     compiler = compilation.find_compiler()
-    for plan in plans:
-        compilation.compile_library(directory / plan.name, plan=plan, compiler=compiler, options=OPTIONS)
+    with tempfile.TemporaryDirectory() as temporary:
+        kernels = Path(temporary) / compilation.KERNELS
+        compilation.compile_kernels(kernels, compiler=compiler)
+        for plan in plans:
+            compilation.compile_library(
+                directory / plan.name, plan=plan, kernels=kernels, compiler=compiler, options=OPTIONS
+            )
     facts = BuildFacts(
         openvino=compilation.openvino_release(),
         onnxruntime=f"1.{compilation.LEAST_HEADER_VERSION}",

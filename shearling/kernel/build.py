@@ -7,9 +7,13 @@ was written.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from shearling.artefact import sha256_file
@@ -18,15 +22,19 @@ from shearling.console import log
 from shearling.errors import EnvironmentFault
 from shearling.kernel.compilation import (
     FLAGS,
+    KERNELS,
     ONNX_RUNTIME_LIBRARY,
     OPENVINO_LIBRARY,
     SOURCES,
     SOURCES_CALLED,
     LibraryPlan,
+    compile_kernels,
     compile_library,
     compiler_version,
     digest_of,
     find_compiler,
+    kernel_files,
+    library_files,
     onnx_runtime_plan,
     openvino_plan,
     source_files,
@@ -37,7 +45,7 @@ from shearling.kernel.private_files import make_private_directory, require_priva
 
 @functools.cache
 def build_library(*, sources: Path = SOURCES) -> Path:
-    """The library for OpenVINO and for Python on this machine, compiled where it has to be (about 10 s).
+    """The library for OpenVINO and for Python on this machine, compiled where it has to be: half a minute to one.
 
     Returns:
         What `openvino.Core().add_extension` and the `extensions` of `openvino_genai.LLMPipeline` take.
@@ -53,7 +61,7 @@ def build_library(*, sources: Path = SOURCES) -> Path:
 
 @functools.cache
 def build_onnx_runtime_library(*, sources: Path = SOURCES) -> Path:
-    """The library for ONNX Runtime on this machine, compiled where it has to be (about 10 s).
+    """The library for ONNX Runtime on this machine, compiled where it has to be: half a minute to one.
 
     Returns:
         What `onnxruntime.SessionOptions.register_custom_ops_library` takes.
@@ -82,26 +90,61 @@ def _build(make_plan: Callable[[], LibraryPlan], sources: Path) -> Path:
             "this user has no home directory to keep the compiled kernels in",
             remedy=f"Name a directory in {CACHE_VARIABLE}",
         )
-    path = cache / "kernels" / _key(plan, compiler=compiler, sources=sources) / plan.name
-    digest_file = path.with_suffix(".sha256")
-    if path.is_file() and digest_file.is_file():
-        require_private(path)
-        require_private(digest_file)
-        if sha256_file(path) == digest_file.read_text(encoding="ascii").strip():
-            return path
-        log.print(f"the compiled sparse kernels in {path.parent} have changed since they were written")
-    log.print(f"compiling the sparse kernels with {compiler[0]}, once")
-    make_private_directory(path.parent)
-    require_private(path.parent)
-    compile_library(path, plan=plan, compiler=compiler, sources=sources)
-    digest_file.write_text(sha256_file(path) + "\n", encoding="ascii")
-    for file in (path, digest_file):
-        file.chmod(0o600)
+    directory, told = cache / "kernels", [*compiler, compiler_version(compiler)]
+    path = directory / _key(library_files(sources, plan), *told, plan.identity) / plan.name
+    if _is_kept(path):
+        return path
+    with _one_at_a_time(directory):
+        if not _is_kept(path):
+            log.print(f"compiling the sparse kernels with {compiler[0]}, once")
+            kernels = directory / _key(kernel_files(sources), *told) / KERNELS
+            if not _is_kept(kernels):
+                _keep(kernels, partial(compile_kernels, compiler=compiler, sources=sources))
+            _keep(path, partial(compile_library, plan=plan, kernels=kernels, compiler=compiler, sources=sources))
     return path
 
 
-def _key(plan: LibraryPlan, *, compiler: list[str], sources: Path) -> str:
-    """Digest over all that decides what the library is."""
-    parts = [*compiler, compiler_version(compiler), *FLAGS, SOURCES_CALLED, plan.identity]
-    files = digest_of(source_files(sources, left_out=plan.left_out))
-    return hashlib.sha256("\n".join([*parts, files]).encode()).hexdigest()[:32]
+def _key(files: list[Path], *parts: str) -> str:
+    """Digest over all that decides what is compiled."""
+    return hashlib.sha256("\n".join([*parts, *FLAGS, SOURCES_CALLED, digest_of(files)]).encode()).hexdigest()[:32]
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether code is there, and still what was written."""
+    digest_file = _digest_file(path)
+    if not (path.is_file() and digest_file.is_file()):
+        return False
+    require_private(path)
+    require_private(digest_file)
+    if sha256_file(path) == digest_file.read_text(encoding="ascii").strip():
+        return True
+    log.print(f"the compiled sparse kernels in {path.parent} have changed since they were written")
+    return False
+
+
+def _keep(path: Path, compile_into: Callable[[Path], None]) -> None:
+    make_private_directory(path.parent)
+    require_private(path.parent)
+    compile_into(path)
+    digest_file = _digest_file(path)
+    digest_file.write_text(sha256_file(path) + "\n", encoding="ascii")
+    for file in (path, digest_file):
+        file.chmod(0o600)
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+@contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Lets processes that need the same code wait for the one that compiles it."""
+    make_private_directory(directory)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        # Where a file system has no locks, some may compile the same.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,10 +1,10 @@
 """What the compiled libraries are made of, and how the compiler makes them. Knows nothing but the standard library, so
 that the build of the wheel `shearling-runtime` (packages/runtime/setup.py) uses it as it is.
 
-Both libraries hold the kernels. One has their C interface and the operators for OpenVINO: it links against the
-`openvino` that is installed and takes its headers and its thread pool from that wheel, so nothing beside a compiler is
-needed. The other has the operator for ONNX Runtime: it needs the headers of its C interface, which no wheel brings, and
-links against nothing.
+Both libraries hold the kernels, which are compiled once for both. One has their C interface and the operators for
+OpenVINO: it links against the `openvino` that is installed and takes its headers and its thread pool from that wheel,
+so nothing beside a compiler is needed. The other has the operator for ONNX Runtime: it needs the headers of its C
+interface, which no wheel brings, and links against nothing.
 
 The compiler is g++ 11 or newer. Every unit chooses its instruction set by `#pragma GCC target`, which clang++ does not
 read, so that one library serves all processors; 10 was the first version to know `avx512bf16`, 11 the first with
@@ -23,9 +23,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from shearling.errors import CompilerMissing, EnvironmentFault, PackageMissing
 
@@ -35,10 +38,12 @@ SOURCES_CALLED = "shearling/kernel/cpp"
 COMPILER = "g++"
 LEAST_COMPILER_VERSION = 11
 NEEDED = f"g++ {LEAST_COMPILER_VERSION} or newer, the first that knows AMX"
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
 TIMEOUT_S = 600.0
+POLL_S = 0.02
 QUESTION_TIMEOUT_S = 60.0
 """For what a compiler says of itself."""
+KERNELS = "kernels.o"
 OPENVINO_LIBRARY = "libshearling_openvino.so"
 ONNX_RUNTIME_LIBRARY = "libshearling_onnxruntime.so"
 OPENVINO_UNITS = (
@@ -63,14 +68,16 @@ class LibraryPlan:
 
     Attributes:
         name: of its file.
-        left_out: units that are not in it.
-        arguments: for compiler and linker: headers and libraries of the runtime.
+        units: that it has beside the kernels.
+        headers: of the runtime, for the compiler.
+        libraries: of the runtime, for the linker.
         identity: what these are.
     """
 
     name: str
-    left_out: tuple[str, ...]
-    arguments: tuple[str, ...]
+    units: tuple[str, ...]
+    headers: tuple[str, ...]
+    libraries: tuple[str, ...]
     identity: str
 
 
@@ -100,12 +107,9 @@ def openvino_plan(*, search_path: str | None = None) -> LibraryPlan:
     include, found_in = openvino / "include", search_path or openvino / "libs"
     return LibraryPlan(
         name=OPENVINO_LIBRARY,
-        left_out=ONNX_RUNTIME_UNITS,
-        arguments=(
-            *("-isystem", str(include), f"-ffile-prefix-map={include}=openvino"),
-            *map(str, libraries),
-            f"-Wl,-rpath,{found_in}",
-        ),
+        units=OPENVINO_UNITS,
+        headers=("-isystem", str(include), f"-ffile-prefix-map={include}=openvino"),
+        libraries=(*map(str, libraries), f"-Wl,-rpath,{found_in}"),
         identity=f"{importlib.metadata.version('openvino')} {openvino}",
     )
 
@@ -124,9 +128,10 @@ def onnx_runtime_plan() -> LibraryPlan:
     include = find_headers()
     return LibraryPlan(
         name=ONNX_RUNTIME_LIBRARY,
-        left_out=OPENVINO_UNITS,
+        units=ONNX_RUNTIME_UNITS,
         # Not -isystem, which puts /usr/include before the headers of C++ that must precede it.
-        arguments=("-I", str(include)),
+        headers=("-I", str(include)),
+        libraries=(),
         identity=f"{hashlib.sha256((include / HEADER).read_bytes()).hexdigest()} {include}",
     )
 
@@ -188,7 +193,7 @@ def require_gcc(compiler: Sequence[str]) -> None:
     Raises:
         CompilerMissing: it is another one than g++, or too old.
     """
-    answer = _run_compiler([*compiler, "-dM", "-E", "-x", "c++", "/dev/null"], timeout_s=QUESTION_TIMEOUT_S)
+    answer = _ask_compiler([*compiler, "-dM", "-E", "-x", "c++", "/dev/null"])
     macros = dict(re.findall(r"^#define (__clang__|__GNUC__) (\d+)", answer.stdout, re.MULTILINE))
     if answer.returncode != 0 or "__GNUC__" not in macros:
         reason = "it could not compile an empty file"
@@ -210,11 +215,22 @@ def compiler_version(compiler: Sequence[str]) -> str:
     Raises:
         CompilerMissing: it says nothing for a minute.
     """
-    return _run_compiler([*compiler, "--version"], timeout_s=QUESTION_TIMEOUT_S).stdout
+    return _ask_compiler([*compiler, "--version"]).stdout
+
+
+def kernel_files(sources: Path) -> list[Path]:
+    """What the kernels are compiled from, sorted by name."""
+    return source_files(sources, left_out=(*OPENVINO_UNITS, *ONNX_RUNTIME_UNITS))
+
+
+def library_files(sources: Path, plan: LibraryPlan) -> list[Path]:
+    """What a library is compiled from, sorted by name."""
+    others = {*OPENVINO_UNITS, *ONNX_RUNTIME_UNITS}.difference(plan.units)
+    return source_files(sources, left_out=tuple(others))
 
 
 def source_files(sources: Path, *, left_out: Sequence[str] = ()) -> list[Path]:
-    """What a library is compiled from, sorted by name."""
+    """What both libraries are compiled from, sorted by name."""
     return sorted(
         file for file in sources.iterdir() if file.suffix in {".cpp", ".hpp", ".inc"} and file.name not in left_out
     )
@@ -228,55 +244,127 @@ def digest_of(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def compile_library(
-    path: Path, *, plan: LibraryPlan, compiler: Sequence[str], sources: Path = SOURCES, options: Sequence[str] = ()
-) -> None:
-    """Compile into `path`, which is complete or absent.
+def compile_kernels(path: Path, *, compiler: Sequence[str], sources: Path = SOURCES) -> None:
+    """Compile what both libraries hold into one object.
 
     Args:
-        path: the library.
-        plan: what it is made of.
+        path: the object; complete afterwards, or absent.
         compiler: see `find_compiler`.
         sources: directory with the C++.
-        options: more for the compiler.
 
     Raises:
         CompilerMissing: the compiler cannot be used, fails, or does not come to an end.
     """
     require_gcc(compiler)
-    units = [str(file) for file in source_files(sources, left_out=plan.left_out) if file.suffix == ".cpp"]
+    units = [file for file in kernel_files(sources) if file.suffix == ".cpp"]
+    _compile(path, units, ["-r", "-nostdlib"], compiler=compiler, sources=sources)
+
+
+def compile_library(
+    path: Path,
+    *,
+    plan: LibraryPlan,
+    kernels: Path,
+    compiler: Sequence[str],
+    sources: Path = SOURCES,
+    options: Sequence[str] = (),
+) -> None:
+    """Compile the rest of a library.
+
+    Args:
+        path: the library; complete afterwards, or absent.
+        plan: what it is made of.
+        kernels: of `compile_kernels`.
+        compiler: see `find_compiler`.
+        sources: directory with the C++.
+        options: more for the linker.
+
+    Raises:
+        CompilerMissing: the compiler cannot be used, fails, or does not come to an end.
+    """
+    require_gcc(compiler)
+    units = [sources / name for name in plan.units if (sources / name).is_file()]
+    linking = ["-shared", *options, str(kernels), *plan.libraries]
+    _compile(path, units, linking, compiler=compiler, sources=sources, headers=plan.headers)
+
+
+def _compile(
+    path: Path,
+    units: Sequence[Path],
+    linking: Sequence[str],
+    *,
+    compiler: Sequence[str],
+    sources: Path,
+    headers: Sequence[str] = (),
+) -> None:
+    until_s = time.monotonic() + TIMEOUT_S
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as temporary:
-        built = Path(temporary) / path.name
+        directory = Path(temporary)
         renamed = f"-ffile-prefix-map={sources}={SOURCES_CALLED}"
-        command = [*compiler, *FLAGS, renamed, *options, *units, "-o", str(built), *plan.arguments]
-        process = _run_compiler(command, timeout_s=TIMEOUT_S)
-        if process.returncode != 0:
-            lines = (
-                [line for line in process.stderr.splitlines() if "error" in line]
-                or process.stderr.splitlines()
-                or ["no output"]
-            )
-            raise CompilerMissing(
-                f"{compiler[0]} could not compile the sparse kernels: {lines[0].strip()}",
-                remedy=f"They need {NEEDED}; CXX names another compiler",
-            )
+        objects = [str(directory / f"{unit.stem}.o") for unit in units]
+        common = [*compiler, *FLAGS, renamed, *headers]
+        commands = [[*common, "-c", str(unit), "-o", compiled] for unit, compiled in zip(units, objects, strict=True)]
+        _run_side_by_side(commands, until_s=until_s)
+        built = directory / path.name
+        _run_side_by_side([[*compiler, "-o", str(built), *objects, *linking]], until_s=until_s)
         built.replace(path)
 
 
-def _run_compiler(command: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run a compiler in a session of its own, so that what it has started ends with it."""
+def _run_side_by_side(commands: Sequence[Sequence[str]], *, until_s: float) -> None:
+    """Run compilers, as many at once as there are processors, until all have ended or one has failed."""
+    waiting, running = list(reversed(commands)), list[tuple[subprocess.Popen[str], IO[str]]]()
+    with ExitStack() as stack:
+        while waiting or running:
+            while waiting and len(running) < len(os.sched_getaffinity(0)):
+                said = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+                running.append((stack.enter_context(_started(waiting.pop(), said)), said))
+            for process, errors in [pair for pair in running if pair[0].poll() is not None]:
+                running.remove((process, errors))
+                if process.returncode != 0:
+                    raise _failed(commands[0][0], errors)
+            if running and time.monotonic() > until_s:
+                raise _stopped(commands[0][0], TIMEOUT_S)
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def _started(command: Sequence[str], errors: IO[str] | int) -> Iterator[subprocess.Popen[str]]:
+    """A compiler in a session of its own, so that what it has started ends with it: with this context."""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE if errors == subprocess.PIPE else subprocess.DEVNULL,
+        stderr=errors,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
-            output, errors = process.communicate(timeout=timeout_s)
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _failed(compiler: str, errors: IO[str]) -> CompilerMissing:
+    errors.seek(0)
+    lines = errors.read().splitlines()
+    reason = next((line for line in lines if "error" in line), lines[0] if lines else "no output")
+    return CompilerMissing(
+        f"{compiler} could not compile the sparse kernels: {reason.strip()}",
+        remedy=f"They need {NEEDED}; CXX names another compiler",
+    )
+
+
+def _stopped(compiler: str, timeout_s: float) -> CompilerMissing:
+    return CompilerMissing(
+        f"{compiler} was stopped after {timeout_s:g} s without coming to an end",
+        remedy="Try again on a less busy machine, or name another compiler in CXX",
+    )
+
+
+def _ask_compiler(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    with _started(command, subprocess.PIPE) as process:
+        try:
+            output, errors = process.communicate(timeout=QUESTION_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise CompilerMissing(
-                f"{command[0]} was stopped after {timeout_s:g} s without coming to an end",
-                remedy="Try again on a less busy machine, or name another compiler in CXX",
-            ) from None
-        except BaseException:  # an interruption, too, must not leave it running
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+            raise _stopped(command[0], QUESTION_TIMEOUT_S) from None
     return subprocess.CompletedProcess(list(command), process.returncode, output, errors)

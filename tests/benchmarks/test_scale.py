@@ -64,7 +64,7 @@ def test_a_process_that_fails_tells_so_and_its_peak_all_the_same():
 @pytest.mark.slow
 def test_what_is_said_is_enough_and_not_far_more(tmp_path):
     """Of a small model, most of whose peaks are libraries; docs/results/memory.md has larger ones."""
-    shape = replace(SHAPES["small"], layers=4)
+    shape = replace(SHAPES["small"], layers=2)
     found = peaks(shape, tmp_path, list(ESTIMATES))
     scale = Scale(tmp_path, samples=2, seq_len=16)
     said = {stage: ESTIMATES[stage](scale).memory_bytes for stage in ESTIMATES}

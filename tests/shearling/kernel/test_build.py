@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,15 +88,56 @@ def test_a_compiler_that_hangs_is_stopped_with_all_that_it_started(monkeypatch, 
     answer = f"""case "$*" in
     *-dM*) echo '#define __GNUC__ 12';;
     *--version*) echo 12;;
-    *) sleep 1000 & echo $! > {tmp_path}/child; wait;;
+    *) sleep 1000 & echo $! >> {tmp_path}/children; wait;;
     esac"""
     monkeypatch.setenv("CXX", write_compiler(tmp_path / "compiler", answer))
     monkeypatch.setattr(compilation, "TIMEOUT_S", 1.0)
     with pytest.raises(CompilerMissing, match="stopped after 1 s without coming to an end") as caught:
         build_library()
     assert caught.value.exit_code == 4
-    assert is_gone(int((tmp_path / "child").read_text()))
+    children = (tmp_path / "children").read_text().split()
+    assert len(children) == len(os.sched_getaffinity(0))
+    assert all(is_gone(int(child)) for child in children)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def written(monkeypatch, tmp_path) -> Callable[[], list[str]]:
+    """Names of what a compiler has written that takes a moment for each, and compiles nothing."""
+    log = tmp_path / "written"
+    log.touch()
+    answer = f"""case "$*" in
+    *-dM*) echo '#define __GNUC__ 12';;
+    *--version*) echo 12;;
+    *)
+        while [ "$1" != -o ]; do shift; done
+        sleep 0.05
+        echo code > "$2"
+        basename "$2" >> {log};;
+    esac"""
+    monkeypatch.setenv("CXX", write_compiler(tmp_path / "compiler", answer))
+    return lambda: log.read_text().split()
+
+
+def test_what_both_libraries_hold_is_compiled_once(written, monkeypatch, tmp_path):
+    (tmp_path / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 21\n")
+    monkeypatch.setenv("ONNXRUNTIME_INCLUDE", str(tmp_path))
+    build_library()
+    first = written()
+    assert {"avx2.o", "kernels.o", "openvino_operators.o", "libshearling_openvino.so"} <= set(first)
+    assert "onnx_runtime_operators.o" not in first
+    build_onnx_runtime_library()
+    assert sorted(written()[len(first) :]) == ["libshearling_onnxruntime.so", "onnx_runtime_operators.o"]
+
+
+def test_processes_that_need_it_at_once_compile_it_once(written):
+    command = [sys.executable, "-c", "from shearling.kernel.build import build_library; print(build_library())"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = {process.communicate(timeout=60)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(answers) == 1
+    assert Path(answers.pop().strip()).read_text() == "code\n"
+    assert len(written()) == len(set(written()))
 
 
 def is_gone(process: int) -> bool:
@@ -125,10 +169,12 @@ def compiled(monkeypatch) -> list[Path]:
     """What was compiled, by a compiler that only writes the number of its turn."""
     paths: list[Path] = []
 
-    def compile_library(path, **_):
+    def compile_library(path, *, kernels, **_):
+        assert kernels.read_bytes() == b"kernels"
         paths.append(path)
         path.write_bytes(f"library {len(paths)}".encode())
 
+    monkeypatch.setattr(build, "compile_kernels", lambda path, **_: path.write_bytes(b"kernels"))
     monkeypatch.setattr(build, "compile_library", compile_library)
     return paths
 
