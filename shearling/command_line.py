@@ -17,8 +17,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -153,13 +153,8 @@ def print_result(result: Result, *, as_json: bool) -> None:
     Raises:
         OSError: it cannot be written. A reader that has gone, such as `head`, has seen what it wanted.
     """
-    try:
+    with suppress(BrokenPipeError), _standard_output():
         print(_as_text(result, as_json=as_json), flush=True)
-    except BrokenPipeError:
-        pass
-    except OSError as error:
-        error.filename = "standard output"
-        raise
 
 
 def print_piece(text: str) -> None:
@@ -169,10 +164,20 @@ def print_piece(text: str) -> None:
         OSError: it cannot be written. Where its reader has gone the rest is written to nowhere.
     """
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with _standard_output():
+            print(text, end="", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """Names it where it cannot be written. Where the process was given none, `print` writes to nowhere."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def refuse_shadowed_stages(stages: Sequence[str] = STAGES) -> None:

@@ -234,6 +234,18 @@ def test_without_a_standard_output_a_command_does_its_work(program):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_pieces_of_an_answer_go_nowhere_without_a_standard_output_and_name_it_where_it_is_full():
+    pieces = "from shearling.command_line import print_piece; print_piece('some'); print_piece('thing')"
+    command = ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-c", pieces]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", pieces], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert done.stderr.splitlines()[-1] == "OSError: [Errno 28] No space left on device: 'standard output'"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_unwind_and_keep_their_codes(number, code, program):
     # A shell's background jobs start with SIGINT ignored, and their children inherit that.
