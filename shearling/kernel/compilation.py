@@ -283,7 +283,7 @@ def compile_library(
         CompilerMissing: the compiler cannot be used, fails, or does not come to an end.
     """
     require_gcc(compiler)
-    units = [sources / name for name in plan.units if (sources / name).is_file()]
+    units = [sources / name for name in plan.units]
     linking = ["-shared", *options, str(kernels), *plan.libraries]
     _compile(path, units, linking, compiler=compiler, sources=sources, headers=plan.headers)
 
