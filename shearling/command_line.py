@@ -42,7 +42,8 @@ from shearling.resources import device_exhausted
 
 INTERRUPTED = 130
 HOW_TO_GO_ON = (
-    "what was finished is kept; run the same command again, with --force only if an earlier output still stands"
+    "what was finished and written is kept; run the same command again, with --force only if an earlier output still "
+    "stands"
 )
 STAGES = ("train", "search", "export", "serve")
 
