@@ -20,6 +20,7 @@ from serve.bench.workload import make_workload
 from serve.guard.regression import TURN_S, guard_workload
 from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.runtime import Generation, RunOptions
+from serve.visitor.genai import prompt_of, read_generation
 from shearling.errors import RuntimeCrashed, ShearlingError
 from shearling.target import Target
 
@@ -93,6 +94,19 @@ def test_its_clock_begins_after_the_call_and_ends_before_it(workers: list[Worker
         began_s = found.generation.started_s
         assert found.started_s < began_s
         assert began_s + found.generation.total_s < found.started_s + found.wall_s
+
+
+def test_the_clock_of_genai_is_read_and_not_guessed(export: Path) -> None:
+    import openvino_genai
+
+    pipeline = openvino_genai.LLMPipeline(str(export / "openvino"), "CPU")
+    config = openvino_genai.GenerationConfig(max_new_tokens=4, ignore_eos=True)
+    called_s = time.perf_counter()
+    result = pipeline.generate(prompt_of(PROMPT), config)
+    # What it falls back on, where the stamps are of another clock or unit, is the time of the call.
+    assert called_s <= read_generation(result, 1, 0.0)["started_s"] < time.perf_counter()
+    after_s = time.perf_counter()
+    assert read_generation(result, 1, after_s)["started_s"] == after_s
 
 
 def test_waits_never_leave_a_time_of_nothing() -> None:
