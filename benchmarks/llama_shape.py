@@ -1,15 +1,16 @@
 """Models of a given Llama shape, random weights, dense and pruned: the decode tables of docs/results/decoding.md.
 
     python -m benchmarks.llama_shape --output runs/shape [--layers 16 --hidden 2048 --feed-forward 8192] [--sparsity
-    0,0.5,0.7] [--group-size 32 --all-layers] [--peers]
+    0,0.5,0.7,2:4] [--group-size 32 --all-layers] [--peers]
 
-Writes OUT/dense-WEIGHTS (what OpenVINO runs today; kept if it is there) and OUT/sparse-WEIGHTS-PERCENT, or
-OUT/packed-WEIGHTS where nothing is pruned, for bf16, int8 and int4: whole OpenVINO directories with a tokenizer, for
-`python -m serve bench`. A directory is for one shape, and one kind of int4. The speed of a decoder does not depend on
-what its weights say, so random ones serve; the smallest in magnitude of each row are pruned after quantization, as
-magnitude pruning before it would. Dense files are left unpruned: stock runtimes read a zero like any number, and take
-the same time. Scales of packed int4 are such as the export's rounding on text leaves, which the packed form stores in
-bytes. With --peers the same dense model stands in OUT/model, for `python -m benchmarks.peers gguf OUT/model`.
+Writes OUT/dense-WEIGHTS (what OpenVINO runs today; kept if it is there) and OUT/sparse-WEIGHTS-PERCENT, for 2:4
+OUT/sparse-WEIGHTS-2-4, or OUT/packed-WEIGHTS where nothing is pruned, for bf16, int8 and int4: whole OpenVINO
+directories with a tokenizer, for `python -m serve bench`. A directory is for one shape, and one kind of int4. The speed
+of a decoder does not depend on what its weights say, so random ones serve; the smallest in magnitude of each row, or of
+every four, are pruned after quantization, as magnitude pruning before it would. Dense files are left unpruned: stock
+runtimes read a zero like any number, and take the same time. Scales of packed int4 are such as the export's rounding on
+text leaves, which the packed form stores in bytes. With --peers the same dense model stands in OUT/model, for
+`python -m benchmarks.peers gguf OUT/model`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from shearling.errors import UsageError
 from shearling.model.checkpoint import save_model
 from shearling.quantization.rounding import in_bytes
 from shearling.registry.number_formats import NUMBER_FORMATS
+from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 from tests.support.tiny_models import tiny_tokenizer
+from train.sparsity.pattern import Pattern, Unstructured, make_pattern
 
 WEIGHT_FORMATS = tuple(entry.name for entry in NUMBER_FORMATS if entry.packable)
 SHAPE = {"layers": 16, "hidden": 2048, "feed_forward": 8192, "heads": 32, "kv_heads": 8, "vocabulary": 32000}
@@ -50,7 +53,7 @@ def main(arguments: list[str]) -> int:
     for name, value in SHAPE.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--weight-format", default=",".join(WEIGHT_FORMATS), help=f"of {', '.join(WEIGHT_FORMATS)}")
-    parser.add_argument("--sparsity", default="0.5,0.6,0.7,0.8,0.9")
+    parser.add_argument("--sparsity", default="0.5,0.6,0.7,0.8,0.9", help="shares of zeros, or patterns such as 2:4")
     parser.add_argument("--group-size", type=int, default=GROUP, help="weights of int4 that share a scale")
     parser.add_argument("--all-layers", action="store_true", help="int4 for the embedding and the head, too")
     parser.add_argument("--peers", action="store_true", help="write OUT/model, too")
@@ -68,7 +71,7 @@ def main(arguments: list[str]) -> int:
         _write_dense(options, missing)
     for weights in wanted:
         for share in filter(None, options.sparsity.split(",")):
-            _write_packed(options.output, weights, float(share))
+            _write_packed(options.output, weights, share)
     return 0
 
 
@@ -96,12 +99,12 @@ def random_llama(
     return model
 
 
-def prune_smallest(ir: Any, sparsity: float) -> None:
-    """Set the smallest weights of every row of every decoder layer to zero, in an IR whose weights are compressed.
+def prune_smallest(ir: Any, pattern: Pattern) -> None:
+    """Set the smallest weights of every decoder layer to zero, in an IR whose weights are compressed.
 
     Args:
         ir: bf16, int8 or int4 weights; changed in place.
-        sparsity: share of each row.
+        pattern: where zeros may stand.
     """
     for product in find_products(ir):
         if ".layers." not in product.path:
@@ -110,8 +113,7 @@ def prune_smallest(ir: Any, sparsity: float) -> None:
         rows = values.reshape(product.shape)
         # Without the sign the bits of bf16 are in the order of the magnitudes.
         size = rows & 0x7FFF if product.scale is None else np.abs(rows.astype(np.int16))
-        count = round(sparsity * size.shape[1])
-        np.put_along_axis(rows, np.argpartition(size, count, axis=1)[:, :count], 0, axis=1)
+        rows[~pattern.keep(torch.from_numpy(size.astype(np.int32))).numpy()] = 0
         pruned = make_constant(values, product.constant.get_element_type())
         pruned.set_friendly_name(product.constant.get_friendly_name())
         for reader in product.constant.output(0).get_target_inputs():
@@ -151,17 +153,19 @@ def _write_dense(options: argparse.Namespace, wanted: list[str]) -> None:
             save_model(model.to(torch.bfloat16), tiny_tokenizer(), partial)
 
 
-def _write_packed(out: Path, weights: str, sparsity: float) -> None:
+def _write_packed(out: Path, weights: str, share: str) -> None:
+    pattern = make_pattern(share, ratio=0) if share in PRUNING_PATTERNS.names() else Unstructured(float(share))
     dense = out / f"dense-{weights}"
     ir = openvino.Core().read_model(dense / MODEL_XML)
-    if sparsity > 0:
-        prune_smallest(ir, sparsity)
+    if pattern.ratio > 0:
+        prune_smallest(ir, pattern)
     if weights == "int4":
         put_scales_in_bytes(ir)
     packing = pack_ir(ir)
-    _write(ir, dense, out / (f"sparse-{weights}-{round(100 * sparsity)}" if sparsity > 0 else f"packed-{weights}"))
+    zeros = share.replace(":", "-") if ":" in share else str(round(100 * pattern.ratio))
+    _write(ir, dense, out / (f"sparse-{weights}-{zeros}" if pattern.ratio > 0 else f"packed-{weights}"))
     log.print(
-        f"{weights}, {sparsity:.0%} zeros: {packing.bytes_before / 1e6:.0f} MB of linears become "
+        f"{weights}, {pattern.ratio:.0%} zeros: {packing.bytes_before / 1e6:.0f} MB of linears become "
         f"{packing.bytes_after / 1e6:.0f} MB"
     )
 

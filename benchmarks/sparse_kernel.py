@@ -1,8 +1,8 @@
 """Packed matrices beside OpenVINO's own, in OpenVINO: one layer after the other, more of them than the last cache
 holds.
 
-    python -m benchmarks.sparse_kernel [--size 4096] [--rows 1,4,16,512] [--sparsities 0.5,0.7] [--layers 8]
-        [--repeats 7] [--no-huge-pages]
+    python -m benchmarks.sparse_kernel [--size 4096] [--rows 1,4,16,512] [--sparsities 0.5,0.7,2:4]
+        [--layers 8] [--repeats 7] [--no-huge-pages]
 
 Every contestant is a chain of products of random matrices, compiled with the threads that the process may use. A round
 runs all of them, every second round in the opposite order; reported are medians in ms for a product, and the median
@@ -32,11 +32,12 @@ from serve.bench.environment import describe_environment
 from serve.bench.statistics import bootstrap_median
 from serve.visitor.huge_pages import collapse_memory
 from shearling.kernel.build import build_library
-from shearling.kernel.library import kernels_in_use, pack_matrix, read_memory
+from shearling.kernel.library import held_bytes, kernels_in_use, pack_matrix, read_memory
 from shearling.kernel.openvino_extension import node_factory
 from shearling.kernel.packed_format import Bytes, Matrix, ValueType, read_header
 
 INT4_GROUP = 128
+TWO_OF_FOUR = "2:4"
 READ_BYTES = 1 << 30
 Output = Any
 Node = Callable[[Output], Output]
@@ -47,7 +48,7 @@ class Contestant:
     """One way to hold and multiply the matrices.
 
     Attributes:
-        weight_bytes: of one matrix.
+        weight_bytes: of one matrix, as it is held in memory.
         layers: products of a run.
         run: all products once.
     """
@@ -59,14 +60,18 @@ class Contestant:
 
 
 @functools.cache
-def random_matrix(size: int, value_type: ValueType, sparsity: float) -> Matrix:
-    """A square matrix that keeps the magnitude of what it multiplies."""
+def random_matrix(size: int, value_type: ValueType, sparsity: str) -> Matrix:
+    """A square matrix that keeps the magnitude of what it multiplies; `sparsity` as on the command line."""
     generator = np.random.default_rng(0)
-    kept = generator.random((size, size), np.float32) >= sparsity
+    numbers = generator.random((size, size), np.float32)
+    share = 0.5 if sparsity == TWO_OF_FOUR else float(sparsity)
+    kept = numbers >= share
+    if sparsity == TWO_OF_FOUR:
+        kept = (np.argsort(numbers.reshape(size, -1, 4), axis=2) < 2).reshape(size, size)
     # A product with the mask would leave negative zeros, which are stored.
     weights = np.where(
         kept,
-        generator.standard_normal((size, size), np.float32) * np.float32(1 / np.sqrt(size * (1 - sparsity))),
+        generator.standard_normal((size, size), np.float32) * np.float32(1 / np.sqrt(size * (1 - share))),
         np.float32(0),
     )
     if value_type is ValueType.BF16:
@@ -79,7 +84,7 @@ def random_matrix(size: int, value_type: ValueType, sparsity: float) -> Matrix:
 
 
 @functools.cache
-def packed_matrix(size: int, value_type: ValueType, sparsity: float) -> Bytes:
+def packed_matrix(size: int, value_type: ValueType, sparsity: str) -> Bytes:
     """The same, packed."""
     return pack_matrix(random_matrix(size, value_type, sparsity))
 
@@ -146,7 +151,7 @@ def reading(size: int) -> str:
     return f"reading {size} bytes at a time"
 
 
-def contestants(size: int, rows: int, sparsities: list[float], layers: int) -> Iterator[Contestant]:
+def contestants(size: int, rows: int, sparsities: list[str], layers: int) -> Iterator[Contestant]:
     """Stock bf16, int8 (both settings of dynamic quantisation) and int4; packed bf16, int8 and int4 at each
     sparsity.
     """
@@ -166,7 +171,9 @@ def contestants(size: int, rows: int, sparsities: list[float], layers: int) -> I
         for sparsity in sparsities:
             packed = packed_matrix(size, value_type, sparsity)
             run = _compile([packed_product(packed, size, layer) for layer in range(layers)], size, rows, {})
-            yield Contestant(f"sparse {value_type.name.lower()} at {sparsity:.0%}", packed.nbytes, layers, run)
+            title = sparsity if sparsity == TWO_OF_FOUR else f"{float(sparsity):.0%}"
+            held = held_bytes(packed)
+            yield Contestant(f"sparse {value_type.name.lower()} at {title}", held, layers, run)
 
 
 def _compile(nodes: list[Node], size: int, rows: int, settings: dict[str, Any]) -> Callable[[], object]:
@@ -237,7 +244,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rows", default="1,4,16,512", help="of activations, separated by commas")
-    parser.add_argument("--sparsities", default="0.5,0.7", help="separated by commas")
+    parser.add_argument(
+        "--sparsities", default="0.5,0.7", help=f"shares of zeros or {TWO_OF_FOUR}, separated by commas"
+    )
     parser.add_argument(
         "--layers", type=int, default=8, help="products of a chain: together they should be beyond the last cache"
     )
@@ -258,9 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         "layers": options.layers,
     }
     for rows in (int(text) for text in options.rows.split(",")):
-        entries = [
-            *contestants(options.size, rows, [float(text) for text in options.sparsities.split(",")], options.layers)
-        ]
+        entries = [*contestants(options.size, rows, options.sparsities.split(","), options.layers)]
         entries += readings({entry.weight_bytes for entry in entries})
         seconds = measure(
             entries, repeats=options.repeats, inferences=max(1, 10 // -(-rows // 8)), huge_pages=options.huge_pages

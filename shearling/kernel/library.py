@@ -33,6 +33,7 @@ def load_library() -> Any:
     library.shearling_pack.restype = size
     library.shearling_unpack.argtypes, library.shearling_unpack.restype = [pointer, size, pointer, pointer], text
     library.shearling_expand.argtypes, library.shearling_expand.restype = [pointer, size, pointer], size
+    library.shearling_held_bytes.argtypes, library.shearling_held_bytes.restype = [pointer, size, text], size
     library.shearling_matmul.argtypes = [
         pointer,
         size,
@@ -42,6 +43,7 @@ def load_library() -> Any:
         pointer,
         pointer,
         size,
+        ctypes.c_int,
         ctypes.c_int,
         ctypes.c_int,
         text,
@@ -142,6 +144,25 @@ def expand_matrix(packed: Bytes) -> Bytes:
     return expanded
 
 
+def held_bytes(packed: Bytes, *, kernels: Kernels | None = None) -> int:
+    """Memory of a matrix where a model is loaded: more or less than it is packed where the kernels multiply another
+    form of it faster.
+
+    Args:
+        packed: the matrix.
+        kernels: an instruction set; default the best of this processor.
+
+    Raises:
+        ArtefactCorrupt: it is not a packed matrix, or this processor lacks the instruction set.
+    """
+    validate(packed)
+    chosen = None if kernels is None else kernels.encode()
+    held: int = load_library().shearling_held_bytes(packed.ctypes.data, packed.size, chosen)
+    if held == 0:
+        raise ArtefactCorrupt(f"this processor cannot run the kernels {kernels}")
+    return held
+
+
 def multiply(
     packed: Bytes,
     x: Floats,
@@ -149,6 +170,7 @@ def multiply(
     bias: Floats | None = None,
     exact: bool = False,
     checked: bool = False,
+    held: bool = False,
     kernels: Kernels | None = None,
 ) -> Floats:
     """The product y = x W^T + bias.
@@ -159,6 +181,7 @@ def multiply(
         bias: [rows].
         exact: activations stay f32; else integer weights multiply them in fixed point (see `format`).
         checked: the matrix passed `validate` before.
+        held: of the matrix as these kernels hold it where a model is loaded, which changes no bit of the result.
         kernels: an instruction set; default the best of this processor.
 
     Returns:
@@ -177,7 +200,7 @@ def multiply(
     address = None if addend is None else addend.ctypes.data
     chosen = None if kernels is None else kernels.encode()
     sizes = (packed.ctypes.data, packed.size, x.ctypes.data, *x.shape, address, y.ctypes.data, header.rows)
-    _refuse(load_library().shearling_matmul(*sizes, exact, checked, chosen))
+    _refuse(load_library().shearling_matmul(*sizes, exact, checked, held, chosen))
     return y
 
 

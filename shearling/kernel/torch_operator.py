@@ -33,7 +33,7 @@ def sparse_linear(x: Tensor, packed: Tensor, rows: int, exact: bool) -> Tensor:
     flat = x.reshape(-1, x.shape[-1]).float().contiguous()
     y = torch.empty(len(flat), rows, dtype=torch.float32, device="cpu")
     arguments = (packed.data_ptr(), packed.numel(), flat.data_ptr(), *flat.shape, None, y.data_ptr(), rows)
-    fault = load_library().shearling_matmul(*arguments, exact, True, None)
+    fault = load_library().shearling_matmul(*arguments, exact, True, False, None)
     if fault is not None:
         raise ArtefactCorrupt(f"a packed matrix is refused: {fault.decode()}")
     return y.reshape(*x.shape[:-1], rows).to(x.dtype)

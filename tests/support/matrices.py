@@ -8,15 +8,25 @@ from shearling.kernel.packed_format import Matrix, ValueType
 
 
 def random_matrix(
-    value_type: ValueType, rows: int, columns: int, *, keep: float = 0.5, group_size: int | None = None, seed: int = 0
+    value_type: ValueType,
+    rows: int,
+    columns: int,
+    *,
+    keep: float = 0.5,
+    two_of_four: bool = False,
+    group_size: int | None = None,
+    seed: int = 0,
 ) -> Matrix:
-    """A matrix with a share of `keep` nonzeros, and with an empty and a full row where there is room. By the seed its
-    scales are any of float32 or float16, or float16 that are stored as bytes where there are groups enough.
+    """A matrix with a share of `keep` nonzeros, and with an empty and a full row where there is room; or of these no
+    more than two in four columns. By the seed its scales are any of float32 or float16, or float16 that are stored as
+    bytes where there are groups enough.
     """
     generator = np.random.default_rng(seed)
     kept = generator.random((rows, columns)) < keep
+    if two_of_four:
+        kept &= two_of_four_columns(generator, rows, columns)
     if rows > 2:
-        kept[1], kept[2] = False, True
+        kept[1], kept[2] = False, kept[2] if two_of_four else True
     if value_type is ValueType.BF16:
         values = generator.standard_normal((rows, columns)).astype(np.float32).view(np.uint32) >> 16
         return Matrix((values * kept).astype(np.uint16), value_type)
@@ -27,6 +37,12 @@ def random_matrix(
     if seed % 3 == 2:
         return Matrix(values, value_type, multiples(scales, generator), group_size)
     return Matrix(values, value_type, scales.astype(np.float16 if seed % 3 else np.float32), group_size)
+
+
+def two_of_four_columns(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """[rows, columns] bool: two of every four columns of a row, the last of which may lie beyond it."""
+    order = np.argsort(generator.random((rows, -(-columns // 4), 4)), axis=2)
+    return (order < 2).reshape(rows, -1)[:, :columns]
 
 
 def multiples(scales: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "kernels.hpp"
+#include "pairs.hpp"
 #include "scales.hpp"
 
 #pragma GCC push_options
@@ -42,6 +43,10 @@ INLINE __m256i end_sum(__m256i sum, int32_t start) {
     return _mm256_add_epi32(sums, _mm256_srai_epi32(_mm256_set1_epi32(start), less));
 }
 
+INLINE __m256i difference(__m256i sum, __m256i less) {
+    return _mm256_madd_epi16(_mm256_sub_epi16(sum, less), _mm256_set1_epi16(1));
+}
+
 #include "avx2_grouped8.inc"
 
 }  // namespace
@@ -57,7 +62,8 @@ const KernelSet avx2_kernels = {
     nullptr,
     forms(Form::grouped8),
     fixed16_rows,
-    grouped8_rows};
+    grouped8_rows,
+    true};
 
 }  // namespace shearling
 

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "kernels.hpp"
+#include "pairs.hpp"
 #include "scales.hpp"
 
 // The same products in the encoding of AVX-512, for tests on processors that have no other.
@@ -42,6 +43,8 @@ INLINE __m256i add_bytes(__m256i sum, __m256i weights, __m256i activations) {
 
 INLINE __m256i end_sum(__m256i sum, int32_t) { return sum; }
 
+INLINE __m256i difference(__m256i sum, __m256i less) { return _mm256_sub_epi32(sum, less); }
+
 #include "avx2_grouped8.inc"
 
 }  // namespace
@@ -66,7 +69,8 @@ const KernelSet avx_vnni_kernels = {
     nullptr,
     0,
     fixed16_rows,
-    grouped8_rows};
+    grouped8_rows,
+    true};
 
 }  // namespace shearling
 

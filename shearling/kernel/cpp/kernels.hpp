@@ -124,6 +124,8 @@ struct KernelSet {
     // Rows that these forms multiply at once where a tile has no more; 0: the tiles above.
     size_t fixed16_rows = 0;
     size_t grouped8_rows = 0;
+    // Whether matrices in pairs are multiplied faster than those of the same weights in bitmasks.
+    bool prefers_pairs = false;
 
     bool knows(Form form) const { return (known & forms(form)) != 0; }
     bool knows(Form form, ValueType type) const {

@@ -5,7 +5,9 @@
 #include <cstring>
 #include <new>
 
+#include "buffer.hpp"
 #include "linear.hpp"
+#include "pairs.hpp"
 #include "tbb_threads.hpp"
 
 #define SHEARLING_EXPORT extern "C" __attribute__((visibility("default")))
@@ -125,11 +127,27 @@ SHEARLING_EXPORT uint64_t shearling_expand(const uint8_t* packed, uint64_t size,
     return written;
 }
 
-// y [count, rows] = packed x [count, columns] [+ bias]. `checked`: the matrix passed shearling_validate before.
-// `kernels`: null for the best. Null, or what is wrong.
+// Bytes of a matrix as these kernels hold it where a model is loaded, 0 where it is none. `kernels`: null for the best.
+SHEARLING_EXPORT uint64_t shearling_held_bytes(const uint8_t* packed, uint64_t size, const char* kernels) {
+    uint64_t held = 0;
+    guarded([&]() -> const char* {
+        PackedMatrix matrix;
+        const char* const fault = read_matrix(packed, size, false, matrix);
+        const KernelSet* chosen = kernels == nullptr ? &best_kernels() : find_kernels(kernels);
+        if (fault == nullptr && chosen != nullptr) {
+            held = chosen->prefers_pairs && can_pair(matrix) ? paired_size(matrix) : size;
+        }
+        return fault;
+    });
+    return held;
+}
+
+// y [count, rows] = packed x [count, columns] [+ bias]. `checked`: the matrix passed shearling_validate before. `held`:
+// in the encoding in which these kernels hold it where a model is loaded. `kernels`: null for the best. Null, or what is
+// wrong.
 SHEARLING_EXPORT const char* shearling_matmul(
     const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias, float* y,
-    uint64_t rows, int exact, int checked, const char* kernels) {
+    uint64_t rows, int exact, int checked, int held, const char* kernels) {
     return guarded([&]() -> const char* {
         PackedMatrix matrix;
         const char* fault = read_matrix(packed, size, checked != 0, matrix);
@@ -145,6 +163,11 @@ SHEARLING_EXPORT const char* shearling_matmul(
         }
         if (fault != nullptr) {
             return fault;
+        }
+        Buffer pairs(0);
+        if (held != 0 && chosen->prefers_pairs && can_pair(matrix)) {
+            pairs.reserve(paired_size(matrix));
+            matrix = pair(matrix, pairs.bytes(), tbb_threads());
         }
         const Output output{y, rows, bias, nullptr, 0};
         const Settings settings{*chosen, exact != 0 ? Precision::exact : Precision::automatic, tbb_threads()};

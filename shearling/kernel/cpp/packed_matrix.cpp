@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "packed_layout.hpp"
+#include "pairs.hpp"
 
 namespace shearling {
 namespace {
@@ -62,8 +63,12 @@ void read_row_of(const PackedMatrix& matrix, size_t row, float* target) {
 }  // namespace
 
 const uint8_t* PackedMatrix::panel_values(size_t panel) const {
-    return encoding == Encoding::dense ? values + panel * dense_panel_bytes()
-                                       : values + load_u64(offsets + panel * sizeof(uint64_t));
+    switch (encoding) {
+        case Encoding::dense: return values + panel * dense_panel_bytes();
+        case Encoding::bitmask: return values + load_u64(offsets + panel * sizeof(uint64_t));
+        case Encoding::pairs: return values + panel * (value_bytes / panels());
+    }
+    return nullptr;
 }
 
 const char* read_header(const uint8_t* bytes, size_t size, PackedMatrix& matrix) {
@@ -133,6 +138,9 @@ const char* read_headers(const uint8_t* bytes, size_t size, size_t count, Packed
 }
 
 void read_row(const PackedMatrix& matrix, size_t row, float* target) {
+    if (matrix.encoding == Encoding::pairs) {
+        return read_paired_row(matrix, row, target);
+    }
     switch (matrix.value_type) {
         case ValueType::bf16: return read_row_of<ValueType::bf16>(matrix, row, target);
         case ValueType::int8: return read_row_of<ValueType::int8>(matrix, row, target);

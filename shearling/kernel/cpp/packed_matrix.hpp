@@ -13,7 +13,8 @@ constexpr size_t panel_rows = 16;
 // 3 was int4 in another order.
 enum class ValueType : uint32_t { bf16 = 1, int8 = 2, int4 = 4 };
 constexpr bool known_value_type(uint32_t type) { return type == 1 || type == 2 || type == 4; }
-enum class Encoding : uint32_t { dense = 0, bitmask = 1 };
+// pairs: in memory only (pairs.hpp).
+enum class Encoding : uint32_t { dense = 0, bitmask = 1, pairs = 2 };
 // i8: bytes times a factor of the row, each product an f16.
 enum class ScaleType : uint32_t { none = 0, f32 = 1, f16 = 2, i8 = 3 };
 constexpr bool known_scale_type(uint32_t type) { return type <= 3; }
@@ -58,7 +59,7 @@ struct PackedMatrix : MatrixForm {
     size_t blocks_together() const { return value_type == ValueType::int4 ? 2 : 1; }
     size_t dense_panel_bytes() const { return (blocks() + blocks_together() - 1) / blocks_together() * 64; }
     const uint8_t* panel_masks(size_t panel) const {
-        return encoding == Encoding::dense ? nullptr : masks + panel * blocks() * mask_bytes();
+        return encoding != Encoding::bitmask ? nullptr : masks + panel * blocks() * mask_bytes();
     }
     const uint8_t* panel_values(size_t panel) const;
 };

@@ -5,10 +5,13 @@
 #include <cstring>
 #include <iterator>
 #include <mutex>
+#include <numeric>
 #include <stdexcept>
 #include <unordered_map>
 
 #include "huge_memory.hpp"
+#include "linear.hpp"
+#include "pairs.hpp"
 
 namespace shearling {
 namespace {
@@ -64,29 +67,83 @@ size_t digest(const uint8_t* bytes, size_t size) {
     return static_cast<size_t>(value ^ size);
 }
 
-// Puts matrices in the dense encoding in the place of what they were copied to.
-void expand_matrices(Weights& weights, const Threads& threads) {
-    size_t size = 0;
-    for (const PackedMatrix& matrix : weights.matrices) {
-        size += expanded_size(matrix);
+// In which encodings the kernels are to read matrices.
+std::vector<Encoding> wanted_encodings(const std::vector<PackedMatrix>& matrices, const WeightLayout& layout) {
+    const bool pairs = best_kernels().prefers_pairs;
+    std::vector<Encoding> encodings;
+    for (const PackedMatrix& matrix : matrices) {
+        encodings.push_back(
+            layout.expanded              ? Encoding::dense
+            : pairs && can_pair(matrix) ? Encoding::pairs
+                                         : matrix.encoding);
     }
-    const std::shared_ptr<uint8_t> expanded = allocate_apart(size);
-    size_t end = 0;
-    for (const PackedMatrix& matrix : weights.matrices) {
-        expand(matrix, expanded.get() + end, threads);
-        end += expanded_size(matrix);
-    }
-    weights.bytes = expanded;
-    weights.size = size;
+    return encodings;
 }
 
-// Lets the matrices lie where the bytes of expanded ones are now.
-void find_matrices(Weights& weights) {
-    size_t end = 0;
-    const size_t count = weights.matrices.size();
-    if (const char* fault = read_headers(weights.bytes.get(), weights.size, count, weights.matrices.data(), end)) {
+bool are_in(const std::vector<PackedMatrix>& matrices, const std::vector<Encoding>& encodings) {
+    return std::equal(
+        matrices.begin(), matrices.end(), encodings.begin(),
+        [](const PackedMatrix& matrix, Encoding encoding) { return matrix.encoding == encoding; });
+}
+
+size_t size_in(const PackedMatrix& matrix, Encoding encoding) {
+    return encoding == matrix.encoding   ? matrix.total_bytes
+           : encoding == Encoding::dense ? expanded_size(matrix)
+                                         : paired_size(matrix);
+}
+
+// The same matrix, of which all bytes lie elsewhere.
+PackedMatrix moved(PackedMatrix matrix, const uint8_t* from, const uint8_t* to) {
+    for (const uint8_t** place : {&matrix.scales, &matrix.offsets, &matrix.masks, &matrix.values}) {
+        *place = *place == nullptr ? nullptr : to + (*place - from);
+    }
+    return matrix;
+}
+
+void move_to(Weights& weights, std::shared_ptr<const uint8_t> bytes) {
+    for (PackedMatrix& matrix : weights.matrices) {
+        matrix = moved(matrix, weights.bytes.get(), bytes.get());
+    }
+    weights.bytes = std::move(bytes);
+}
+
+// Writes a matrix in another encoding, and gives what it is then.
+PackedMatrix write_in(Encoding encoding, const PackedMatrix& matrix, uint8_t* target, const Threads& threads) {
+    if (encoding == Encoding::pairs) {
+        return pair(matrix, target, threads);
+    }
+    expand(matrix, target, threads);
+    PackedMatrix expanded{};
+    if (const char* fault = read_header(target, expanded_size(matrix), expanded)) {
         throw std::logic_error(fault);
     }
+    return expanded;
+}
+
+// Puts matrices in other encodings in the place of what they were copied to.
+void rearrange(Weights& weights, const std::vector<Encoding>& encodings, const Threads& threads) {
+    size_t size = 0;
+    for (size_t index = 0; index < encodings.size(); ++index) {
+        size += size_in(weights.matrices[index], encodings[index]);
+    }
+    const std::shared_ptr<uint8_t> rearranged = allocate_apart(size);
+    uint8_t* target = rearranged.get();
+    const uint8_t* source = weights.bytes.get();
+    for (size_t index = 0; index < encodings.size(); ++index) {
+        PackedMatrix& matrix = weights.matrices[index];
+        const PackedMatrix stored = matrix;
+        if (encodings[index] == stored.encoding) {
+            std::memcpy(target, source, stored.total_bytes);
+            matrix = moved(stored, source, target);
+        } else {
+            matrix = write_in(encodings[index], stored, target, threads);
+        }
+        target += size_in(stored, encodings[index]);
+        source += stored.total_bytes;
+    }
+    weights.bytes = rearranged;
+    weights.size = size;
+    weights.rearranged = true;
 }
 
 }  // namespace
@@ -118,7 +175,12 @@ const char* take_weights(
     }
     weights.layout = layout;
     weights.size = size;
-    const std::shared_ptr<uint8_t> place = layout.expanded ? allocate_apart(size) : allocate_huge_pages(size);
+    // What the file says now may not be what is copied, and decides nothing but where the copy goes.
+    std::vector<PackedMatrix> stored;
+    size_t stored_end = 0;
+    const bool stays = read_layout(bytes, size, layout, stored, stored_end) != nullptr ||
+                       are_in(stored, wanted_encodings(stored, layout));
+    const std::shared_ptr<uint8_t> place = stays ? allocate_huge_pages(size) : allocate_apart(size);
     weights.bytes = copy(bytes, size, place, threads);
     const uint8_t* copy = weights.bytes.get();
     size_t end = 0;
@@ -141,9 +203,9 @@ const char* take_weights(
         weights.vectors.push_back(std::move(vector));
         end += padded(length);
     }
-    if (layout.expanded) {
-        expand_matrices(weights, threads);
-        find_matrices(weights);
+    const std::vector<Encoding> wanted = wanted_encodings(weights.matrices, layout);
+    if (!are_in(weights.matrices, wanted)) {
+        rearrange(weights, wanted, threads);
     }
     release_file_pages(bytes, size);
     return nullptr;
@@ -169,28 +231,28 @@ std::shared_ptr<const Weights> share_weights(
     auto made = std::make_shared<Weights>();
     const auto find = [&](const uint8_t* held, size_t held_size) -> std::shared_ptr<const Weights> {
         for (const auto& candidate : candidates) {
-            // Norms and biases are not among the bytes of matrices that were expanded.
+            // Norms and biases are not among the bytes of matrices that were rearranged.
             if (candidate != nullptr && candidate->size == held_size && candidate->layout == layout &&
-                (!layout.expanded || candidate->vectors == made->vectors) &&
+                candidate->rearranged == made->rearranged &&
+                (!made->rearranged || candidate->vectors == made->vectors) &&
                 equal(held, candidate->bytes.get(), held_size, threads)) {
                 return candidate;
             }
         }
         return nullptr;
     };
-    auto found = layout.expanded ? nullptr : find(bytes, size);
+    auto found = find(bytes, size);
     if (found == nullptr) {
         fault = take_weights(bytes, size, layout, *made, threads);
         if (fault != nullptr) {
             return nullptr;
         }
     }
-    if (found == nullptr && layout.expanded) {
+    if (found == nullptr && made->rearranged) {
         // Compared as it is held, and beside others only if it is to stay: what shares pages lives as long.
         found = find(made->bytes.get(), made->size);
         if (found == nullptr) {
-            made->bytes = copy(made->bytes.get(), made->size, allocate_huge_pages(made->size), threads);
-            find_matrices(*made);
+            move_to(*made, copy(made->bytes.get(), made->size, allocate_huge_pages(made->size), threads));
         }
     }
     if (found != nullptr) {

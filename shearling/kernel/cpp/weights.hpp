@@ -28,9 +28,11 @@ struct WeightLayout {
 // Weights that were taken.
 struct Weights {
     WeightLayout layout;
-    // What the matrices lie in: a copy of all, or of the matrices alone in the dense encoding.
+    // What the matrices lie in: a copy of all or, where some were rearranged, of the matrices alone.
     size_t size = 0;
     std::shared_ptr<const uint8_t> bytes;
+    // Whether some are in another encoding than they were stored in.
+    bool rearranged = false;
     std::vector<PackedMatrix> matrices;
     std::vector<std::vector<float>> vectors;
 };
@@ -39,9 +41,10 @@ struct Weights {
 const char* read_layout(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, std::vector<PackedMatrix>& matrices, size_t& end);
 
-// Copies weights into huge pages, apart from others if they are expanded; validates the copy completely, expands it
-// where that is asked for, and gives the pages of the file that they came from back to the system. Null, or what is
-// wrong with them. Throws std::bad_alloc.
+// Copies weights into huge pages, validates the copy completely, and gives the pages of the file that they came from
+// back to the system. Matrices are expanded where that is asked for; else those of which no row has more than two
+// weights in four columns are paired, if the kernels multiply pairs faster. What was rearranged lies apart from others.
+// Null, or what is wrong with them. Throws std::bad_alloc.
 const char* take_weights(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights, const Threads& threads);
 

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <new>
@@ -26,7 +27,7 @@ const char* shearling_unpack(const uint8_t* packed, uint64_t size, void* values,
 uint64_t shearling_expand(const uint8_t* packed, uint64_t size, uint8_t* expanded);
 const char* shearling_matmul(
     const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias, float* y,
-    uint64_t rows, int exact, int checked, const char* kernels);
+    uint64_t rows, int exact, int checked, int held, const char* kernels);
 }
 
 // What scratch memory comes from where a sanitizer watches (buffer.hpp).
@@ -95,17 +96,25 @@ void compute(Random& random, const uint8_t* bytes, size_t size) {
     const size_t count = random.once_in(8) ? 0 : 1 + random.below(random.once_in(16) ? 140 : 14);
     const std::vector<float> x = activations(random, count * matrix.columns), bias(matrix.rows, 1.0f);
     const float* const addend = random.once_in(2) ? bias.data() : nullptr;
-    std::vector<float> results[2];
+    std::vector<float> results[2], held(count * matrix.rows);
     for (const int exact : {0, 1}) {
         results[exact].resize(count * matrix.rows);
-        shearling_matmul(
-            bytes, size, x.data(), count, matrix.columns, addend, results[exact].data(), matrix.rows, exact, 0,
-            shearling::best_kernels().name);
+        for (const bool hold : {true, false}) {
+            shearling_matmul(
+                bytes, size, x.data(), count, matrix.columns, addend, (hold ? held : results[exact]).data(),
+                matrix.rows, exact, 0, hold ? 1 : 0, shearling::best_kernels().name);
+        }
+        for (size_t index = 0; index < held.size(); ++index) {
+            const float one = held[index], other = results[exact][index];
+            if (std::memcmp(&one, &other, sizeof one) != 0 && !(std::isnan(one) && std::isnan(other))) {
+                fail(0, "a product is another where its matrix is held as a model's");
+            }
+        }
     }
     compare(matrix, x, results[0], results[1]);
     // Sizes that are not those of the matrix: refused before a byte is touched.
     if (shearling_matmul(
-            bytes, size, x.data(), count, matrix.columns + 1, nullptr, results[0].data(), matrix.rows, 0, 0, nullptr) ==
+            bytes, size, x.data(), count, matrix.columns + 1, nullptr, results[0].data(), matrix.rows, 0, 0, 0, nullptr) ==
         nullptr) {
         fail(0, "activations of another width are accepted");
     }

@@ -10,13 +10,14 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from shearling.kernel.library import multiply
 from shearling.kernel.loading.packed_operator import NORMS
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import core_for, node_factory
 from shearling.kernel.packed_format import Encoding, ValueType, bundle, pack
 from tests.support.matrices import dense, random_matrix
 
-HIDDEN, INNER, ATTENTION, EPSILON = 48, 112, 64, 1e-5
+HIDDEN, INNER, ATTENTION, EPSILON = 96, 112, 64, 1e-5
 COMMON = {"precision": "auto", "format_version": 1}
 ACTIVATIONS = {
     "silu": lambda x: x / (1 + np.exp(np.minimum(-x, 700))),
@@ -218,10 +219,34 @@ def test_zeros_that_are_put_back_change_no_result(tmp_path, value_type, rows):
         assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("expanded", [False, True])
-def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path, expanded):
+@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+def test_matrices_with_and_without_two_of_four_columns_in_one_node(tmp_path, rows):
+    """What kernels hold in pairs lies beside what they hold as it is packed; the vectors lie behind them."""
+    kinds = (ValueType.INT8, ValueType.INT4, ValueType.INT8, ValueType.BF16, ValueType.INT4)
+    sizes = [48, 16, 17, 32, 33]
+    matrices = [
+        random_matrix(
+            kind, size, 96, two_of_four=place != 2, seed=place, group_size=32 if kind is ValueType.INT4 else None
+        )
+        for place, (kind, size) in enumerate(zip(kinds, sizes, strict=True))
+    ]
+    packed = [pack(part, Encoding.DENSE if place == 2 else Encoding.BITMASK) for place, part in enumerate(matrices)]
+    biases = [activations(size, seed=size)[0, 0] for size in sizes]
+    attributes = {"rows": sizes, "columns": 96, "norm_epsilon": 0.0, "bias": True, "residual": False}
+    x = activations(96, rows=rows)
+    found = run("SparseLinear", bundle(packed, biases), attributes, [x], tmp_path)
+    for result, part, bias in zip(found, packed, biases, strict=True):
+        assert np.array_equal(result[0], multiply(part, x[0], bias=bias))
+
+
+FORMS = [("packed", False), ("packed", True), ("expanded", False)]
+"""How weights are held; whether no row has more than two in four columns, which is a form of its own on AVX2."""
+
+
+@pytest.mark.parametrize(("form", "two_of_four"), FORMS)
+def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path, form, two_of_four):
     """Models in one process share what is equal, to the last byte."""
-    part = matrix(256, 512, seed=3)
+    part = random_matrix(ValueType.INT8, 256, 512, two_of_four=two_of_four, seed=3)
     x = activations(512)
     shared = []
     for row in (None, None, 2, 200):
@@ -232,7 +257,7 @@ def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path, expanded):
         weights = pack(dataclasses.replace(part, values=values), Encoding.BITMASK)
         parameter = op.parameter([-1, -1, 512], np.float32)
         attributes = {"rows": [256], "columns": 512, "norm_epsilon": 0.0, "bias": False, "residual": False, **COMMON}
-        attributes["expanded"] = expanded
+        attributes["expanded"] = form == "expanded"
         node = node_factory().create("SparseLinear", [parameter.output(0), op.constant(weights).output(0)], attributes)
         model = ov.Model([op.result(node.output(0))], [parameter])
         shared.append(openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
@@ -242,10 +267,10 @@ def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path, expanded):
         assert (other != first).sum() == 1  # of one row
 
 
-@pytest.mark.parametrize("expanded", [False, True])
-def test_equal_matrices_keep_their_own_norms_and_biases(tmp_path, expanded):
+@pytest.mark.parametrize(("form", "two_of_four"), FORMS)
+def test_equal_matrices_keep_their_own_norms_and_biases(tmp_path, form, two_of_four):
     """Beside each other in one process, where what is equal is shared."""
-    packed, x = pack(matrix(256, 512, seed=3)), activations(512)
+    packed, x = pack(random_matrix(ValueType.INT8, 256, 512, two_of_four=two_of_four, seed=3)), activations(512)
     attributes = {"rows": [256], "columns": 512, "norm_epsilon": EPSILON, "bias": True, "residual": False, **COMMON}
     models = []
     for gamma, bias in ((1.0, 0.0), (1.5, 0.0), (1.0, -0.25)):
@@ -256,7 +281,7 @@ def test_equal_matrices_keep_their_own_norms_and_biases(tmp_path, expanded):
         node = node_factory().create(
             "SparseLinear",
             [parameter.output(0), op.constant(weights).output(0)],
-            {**attributes, "expanded": expanded},
+            {**attributes, "expanded": form == "expanded"},
         )
         model = ov.Model([op.result(node.output(0))], [parameter])
         models.append(openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
@@ -288,12 +313,13 @@ def head_model(part, *, encoding=Encoding.DENSE, tokens=np.int64):
 
 
 @pytest.mark.parametrize("value_type", list(ValueType))
-@pytest.mark.parametrize("encoding", list(Encoding))
+@pytest.mark.parametrize(
+    ("encoding", "two_of_four"), [(Encoding.DENSE, False), (Encoding.BITMASK, False), (Encoding.BITMASK, True)]
+)
 @pytest.mark.parametrize("tokens", [np.int32, np.int64])
-def test_an_embedding_and_a_head_of_the_same_matrix(tmp_path, value_type, encoding, tokens):
-    part = random_matrix(
-        value_type, HEAD["rows"], HIDDEN, group_size=16 if value_type is ValueType.INT4 else None, seed=3
-    )
+def test_an_embedding_and_a_head_of_the_same_matrix(tmp_path, value_type, encoding, two_of_four, tokens):
+    group = 16 if value_type is ValueType.INT4 else None
+    part = random_matrix(value_type, HEAD["rows"], HIDDEN, keep=0.8, two_of_four=two_of_four, group_size=group, seed=3)
     ov.save_model(head_model(part, encoding=encoding, tokens=tokens), tmp_path / "model.xml", compress_to_fp16=False)
     core = core_for(tmp_path / "model.xml")
     compiled = core.compile_model(core.read_model(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

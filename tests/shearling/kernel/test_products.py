@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shearling.errors import ArtefactCorrupt, ShapeMismatch
 from shearling.kernel import packed_format
-from shearling.kernel.library import load_library, multiply, pack_matrix
+from shearling.kernel.library import held_bytes, load_library, multiply, pack_matrix
 from shearling.kernel.packed_format import Encoding, ValueType, read_header
 from shearling.kernel.packed_scales import ScaleType
 from shearling.kernel.torch_operator import PackedLinear
@@ -85,6 +85,42 @@ def test_products_equal_float64(kernels, value_type, encoding):
             # A product of few columns has little to average over: there a share of the magnitudes would be too strict.
             if columns >= 130 or not rounds:
                 assert worst_error(matrix, packed, x, kernels=kernels) < limit, (rows, columns, group, count)
+
+
+@pytest.mark.parametrize("value_type", [ValueType.INT8, ValueType.INT4])
+@pytest.mark.parametrize("keep", [1.0, 0.6])
+def test_two_of_four_columns_give_the_same_product_however_they_are_held(kernels, value_type, keep):
+    """To the bit, where two, one or none is left of four."""
+    for seed, (rows, columns, group) in enumerate(MATRICES):
+        matrix = random_matrix(value_type, rows, columns, keep=keep, two_of_four=True, group_size=group, seed=seed)
+        packed = pack_matrix(matrix)
+        for count in ROWS:
+            x = np.random.default_rng(seed).standard_normal((count, columns)).astype(np.float32)
+            for exact in (True, False):
+                one, other = (multiply(packed, x, kernels=kernels, exact=exact, held=held) for held in (False, True))
+                assert one.tobytes() == other.tobytes(), (rows, columns, group, count, exact)
+
+
+@pytest.mark.parametrize("value_type", [ValueType.INT8, ValueType.INT4])
+def test_avx2_holds_two_of_four_columns_in_pairs(value_type):
+    """Each weight that may stay and each bit of a mask, and no offsets; unless a row has three, or int4 does not end
+    with 32 columns.
+    """
+    if not available("avx2"):
+        pytest.skip("this processor has no avx2")
+    rows, columns = 64, 576
+    matrix = random_matrix(value_type, rows, columns, keep=0.5, two_of_four=True, group_size=64, seed=1)
+    packed, scales = pack_matrix(matrix), rows * columns // 64 * 2
+    weight_bits = 8 if value_type is ValueType.INT8 else 4
+    assert held_bytes(packed, kernels="avx2") == rows * columns * (weight_bits // 2 + 1) // 8 + scales
+    assert held_bytes(packed, kernels="portable") == packed.size
+    three = replace(matrix, values=matrix.values.copy())
+    three.values[40, 4:7] = 1
+    narrow = random_matrix(value_type, rows, columns - 4, two_of_four=True, seed=1)
+    whole = random_matrix(value_type, rows, columns, seed=1)
+    for other, pairs in ((three, False), (whole, False), (narrow, value_type is ValueType.INT8)):
+        packed = pack_matrix(other)
+        assert (held_bytes(packed, kernels="avx2") != packed.size) == pairs
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))
