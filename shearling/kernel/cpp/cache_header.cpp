@@ -69,6 +69,17 @@ Continuation find_continuation(const StepView& step, const CacheView& cache) {
     return found;
 }
 
+void claim(const StepView& step, const CacheView& first, size_t layers, size_t layer_heads) {
+    if (is_believed(header_of(first, first.next, first.next_slots, 0), first.next, first.next_slots, 0)) {
+        return;
+    }
+    CacheView layer = first;
+    for (size_t index = 0; index < layers; ++index) {
+        wipe_headers(step, layer);
+        layer.next += layer_heads * layer.next_slots * layer.slot_bytes;
+    }
+}
+
 void wipe_headers(const StepView& step, const CacheView& cache) {
     for (size_t sequence = 0; sequence < step.batch; ++sequence) {
         std::memset(cache.next + header_place(cache, cache.next_slots, sequence), 0, sizeof(CacheHeader));

@@ -8,6 +8,10 @@
 //   copied over or cut to says nothing.
 // - It is wiped before the first position is written, and written when all are: what failed says nothing.
 //
+// - Layers follow each other in the memory, and in another layout elsewhere: what is written in one reaches into what
+//   others hold in another, whose headers may lie between. So the very first header speaks for the layout of all, and
+//   where it does not, all that are to be are wiped before anything is written.
+//
 // So behind a header that is believed lie the positions of its writing. If `past` took `shared` positions over from the
 // writing that `next` holds, both hold the same in so many of them as that one has. A text may have fewer positions
 // than `past`, as after a wrong guess; then it takes over so many, and its own header says no more.
@@ -42,6 +46,10 @@ struct Continuation {
     size_t kept;      // positions that `next` holds already
 };
 Continuation find_continuation(const StepView& step, const CacheView& cache);
+
+// Makes the memory that begins with `first.next` ready for `layers` layers of `layer_heads` heads, before the first of
+// them is written.
+void claim(const StepView& step, const CacheView& first, size_t layers, size_t layer_heads);
 
 // Of `next`.
 void wipe_headers(const StepView& step, const CacheView& cache);

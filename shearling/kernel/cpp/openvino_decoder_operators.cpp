@@ -204,6 +204,7 @@ bool SparseDecoder::evaluate(ov::TensorVector& outputs, const ov::TensorVector& 
     if (step.batch == 0) {
         return true;
     }
+    claim(step, view, layers, layer_heads);
     // What goes from one layer to the next: even ones write it to one place, odd ones to the other.
     const auto hidden = static_cast<size_t>(layer_.hidden), columns = static_cast<size_t>(next);
     Buffer between(layers == 1 ? 0 : 2 * rows * (hidden + columns) * sizeof(float));

@@ -203,7 +203,8 @@ public:
             size_t past = 0, rows = random_.once_in(4) ? random_.one_of<size_t>({190, 273}) : 1 + random_.below(30);
             for (size_t step = 0; step < steps; ++step) {
                 if (past != 0 && random_.once_in(3)) {
-                    one(past - random_.below(std::min<size_t>(past, 40)), rows, false, true);
+                    // So far back that a cache is laid out in another way, too.
+                    one(past - random_.below(std::min<size_t>(past, random_.one_of({40, 200}))), rows, false, true);
                 }
                 one(past, rows, damaged && random_.once_in(2), false);
                 past += rows;

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset13 as op
 
-from tests.support.decoder_layer import HIDDEN, Heads, Layer
+from shearling.kernel.openvino_extension import node_factory
+from tests.support.decoder_layer import HIDDEN, STEP, Heads, Layer, attributes, layer_weights
 
 
 def test_what_a_saved_state_says_is_not_believed_of_other_memory():
@@ -167,3 +169,57 @@ def test_a_sequence_that_was_copied_over_another_is_read_as_that_one():
     for past in range(40, 44):
         first, second = session.read(past, seed=past)
         assert np.array_equal(first, second)
+
+
+class Node:
+    """Layers in one node, called as a runtime calls it: with memory to read from and memory to write to."""
+
+    def __init__(self, heads: Heads, layers: int, batch: int) -> None:
+        self.heads, self.layers, self.batch, factory = heads, layers, batch, node_factory()
+        self.weights = [layer_weights(heads, seed=10 * layer) for layer in range(layers)]
+        qkv, residual = (op.parameter([-1, -1, width], np.float32) for width in (sum(heads.widths), HIDDEN))
+        angles = [op.parameter([-1, -1, heads.size], np.float32) for _ in range(2)]
+        mask, beam = op.parameter([-1, -1], np.int64), op.parameter([-1], np.int32)
+        cache = op.parameter([-1, layers * 2 * heads.groups, -1, 2 * heads.size], np.uint8)
+        ports = [*(item.output(0) for item in angles), mask.output(0), beam.output(0)]
+        self.step = factory.create("SparseStep", ports, STEP)
+        inputs = [qkv.output(0), residual.output(0), self.step.output(0), cache.output(0)]
+        inputs += [op.constant(item).output(0) for item in self.weights]
+        self.node = factory.create("SparseDecoder", inputs, {**attributes(heads), "layers": layers})
+
+    def read(self, past: np.ndarray, memory: np.ndarray, start: int, rows: int, *, fails: bool = False) -> np.ndarray:
+        """Read positions behind `start` of `past`; the cache with them, which lies in `memory`.
+
+        Where it `fails`, that is behind the first layer.
+        """
+        rng = np.random.default_rng(start)
+        shapes = [(self.batch, rows, width) for width in (sum(self.heads.widths), HIDDEN)]
+        inputs = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        ones = np.ones((1, rows, self.heads.size), np.float32)
+        mask, beam = np.ones((self.batch, start + rows), np.int64), np.arange(self.batch, dtype=np.int32)
+        step = [ov.Tensor(ov.Type.u8, ov.Shape([0]))]
+        self.step.evaluate(step, [ov.Tensor(item) for item in (ones, 0 * ones, mask, beam)])
+        weights = [item[:-64] if fails and place == 1 else item for place, item in enumerate(self.weights)]
+        outputs = [ov.Tensor(ov.Type.f32, ov.Shape([0])), ov.Tensor(memory, shared_memory=True)]
+        outputs.append(ov.Tensor(ov.Type.f32, ov.Shape([0])))
+        tensors = [*map(ov.Tensor, inputs), *step, ov.Tensor(past, shared_memory=True), *map(ov.Tensor, weights)]
+        self.node.evaluate(outputs, tensors)
+        self.answer = outputs[0].data.copy()
+        return outputs[1].data
+
+
+def test_what_a_failed_step_left_is_not_believed_of_any_layer():
+    """It was to be shorter, and so laid out in another way: its first layer reached into what was the last one's, of
+    which the header stood where it was.
+    """
+    node = Node(Heads(4, 2, 32), layers=3, batch=2)
+    memories = [np.zeros(8 << 20, np.uint8) for _ in range(3)]
+    past = node.read(np.zeros((2, 12, 0, 64), np.uint8), memories[0], 0, 190)
+    for place, (start, rows) in enumerate(((190, 5), (195, 1)), start=1):
+        past = node.read(past, memories[place % 2], start, rows)
+    with pytest.raises(RuntimeError, match="not those that the node was validated with"):
+        node.read(past, memories[1], 159, 1, fails=True)
+    node.read(past, memories[1], 196, 1)
+    found = node.answer
+    node.read(past.copy(), memories[2], 196, 1)
+    assert np.array_equal(found, node.answer)
