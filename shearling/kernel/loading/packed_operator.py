@@ -42,6 +42,7 @@ class PackedPart:
         size: its bytes.
         kind: bf16, int8 or int4.
         dense: whether zeros are stored, too.
+        two_of_four: whether no row has more than two integers in four columns, to go by the first 16 rows.
         half_scales: whether scales are f16.
         group_size: columns of a scale; 0 for bf16.
         stored: numbers.
@@ -51,6 +52,7 @@ class PackedPart:
     size: int
     kind: str
     dense: bool
+    two_of_four: bool
     half_scales: bool
     rows: int
     columns: int
@@ -112,12 +114,13 @@ class PackedOperator:
 
     @property
     def form(self) -> str:
-        """What it computes and how its weights are stored, up to a tenth of zeros: operators of one form are as
-        fast as each other.
+        """What it computes and how its weights are stored, up to a tenth of zeros and where they stand: operators of
+        one form are as fast as each other.
         """
         told = {name: value for name, value in self.data.items() if name != "format_version"}
         matrices = [
-            f"{part.kind} {part.rows}x{part.columns}/{part.group_size}{' dense' if part.dense else ''}"
+            f"{part.kind} {part.rows}x{part.columns}/{part.group_size}"
+            f"{' dense' if part.dense else ' 2:4' if part.two_of_four else ''}"
             for part in self.parts
         ]
         kept = sum(part.stored for part in self.parts) / max(1, sum(part.rows * part.columns for part in self.parts))
@@ -194,10 +197,15 @@ def _operator(text: IrText, number: int, weights: npt.NDArray[np.uint8]) -> Pack
 
 def _part(content: npt.NDArray[np.uint8], first: int) -> PackedPart:
     fields: tuple[Any, ...] = HEADER.unpack_from(content[first : first + HEADER.size].tobytes())
-    magic, _, kind, encoding, scale, rows, columns, group_size, stored, total = fields[:10]
+    magic, _, kind, encoding, scale, rows, columns, group_size, stored, total, _, _, masks_at, _ = fields
     if magic != MAGIC or kind not in KINDS or not HEADER_BYTES <= total <= content.size - first:
         raise MalformedText("no packed matrix where one was expected")
-    return PackedPart(first, total, KINDS[kind], encoding == 0, scale in HALVES, rows, columns, group_size, stored)
+    dense, pairs = encoding == 0, False
+    if not dense and KINDS[kind] != "bf16":
+        # A mask of eight bytes, four bits a row, for every four columns.
+        masks = content[first + masks_at : first + min(total, masks_at + 8 * -(-columns // 4))]
+        pairs = bool((np.unpackbits(masks).reshape(-1, 4).sum(axis=1) <= 2).all())
+    return PackedPart(first, total, KINDS[kind], dense, pairs, scale in HALVES, rows, columns, group_size, stored)
 
 
 def _matrix_count(kind: str, data: Mapping[str, str]) -> int:

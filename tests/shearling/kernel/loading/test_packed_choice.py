@@ -232,6 +232,23 @@ def test_a_measurement_is_kept_for_a_machine_a_build_and_its_properties(model, t
     assert same.calls == 0
 
 
+@pytest.mark.parametrize("value_type", [ValueType.INT8, ValueType.INT4])
+def test_where_zeros_stand_makes_another_form(value_type):
+    """Of matrices of one size that store as many weights: some kernels multiply one faster than the other."""
+    anywhere = random_matrix(value_type, SIZE, SIZE, keep=0.45, seed=3)
+    two_of_four = random_matrix(value_type, SIZE, SIZE, keep=0.95, two_of_four=True, seed=4)
+    attributes = {"rows": [SIZE], "columns": SIZE, "norm_epsilon": 0.0, "bias": False, "residual": False}
+    forms = []
+    for matrix in (anywhere, two_of_four):
+        text, packed = IrText(), pack_matrix(matrix)
+        (x,) = text.add("Parameter", [], {"shape": f"?,?,{SIZE}", "element_type": "f32"}, version="opset1")
+        text.add("SparseLinear", [x, text.stored("u8", packed.shape, 0)], attributes)
+        (operator,) = find_operators(text, packed)
+        forms.append(operator.form)
+    assert forms[1].replace(" 2:4", "") == forms[0]
+    assert forms[0] != forms[1]
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", '{"packed_s": -1, "dense_s": 1, "stock_s": null, "expanded_s": null}', '{"packed_s": 1}']
 )
