@@ -143,8 +143,8 @@ SHEARLING_EXPORT uint64_t shearling_held_bytes(const uint8_t* packed, uint64_t s
 }
 
 // y [count, rows] = packed x [count, columns] [+ bias]. `checked`: the matrix passed shearling_validate before. `held`:
-// in the encoding in which these kernels hold it where a model is loaded. `kernels`: null for the best. Null, or what is
-// wrong.
+// in the encoding in which these kernels hold it where a model is loaded. `kernels`: null for the best. Null, or what
+// is wrong.
 SHEARLING_EXPORT const char* shearling_matmul(
     const uint8_t* packed, uint64_t size, const float* x, uint64_t count, uint64_t columns, const float* bias, float* y,
     uint64_t rows, int exact, int checked, int held, const char* kernels) {

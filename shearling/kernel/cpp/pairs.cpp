@@ -50,7 +50,8 @@ constexpr std::array<Filled, 16> filled_of = make_filled();
 
 // Calls `visit(row, place, column, bits)` for both numbers of every row of a block, in order.
 template <class Visit>
-void visit_pairs(const PackedMatrix& matrix, const BlockGroup& group, size_t block, const uint8_t* stored, Visit visit) {
+void visit_pairs(
+    const PackedMatrix& matrix, const BlockGroup& group, size_t block, const uint8_t* stored, const Visit& visit) {
     size_t taken = 0;
     for (size_t row = 0; row < panel_rows; ++row) {
         const Filled& filled = filled_of[group.masks[block] >> row * block_columns & 15];

@@ -1,6 +1,6 @@
-// Weights of which no row has more than two in four columns (2:4 sparsity), as AVX2 multiplies them: written into memory
-// when weights are taken, and into no file. Each row has exactly two numbers of every four columns, zeros among them
-// where fewer are stored, so that nothing is counted on the way, and a product chooses the two activations that it
+// Weights of which no row has more than two in four columns (2:4 sparsity), as AVX2 multiplies them: written into
+// memory when weights are taken, and into no file. Each row has exactly two numbers of every four columns, zeros among
+// them where fewer are stored, so that nothing is counted on the way, and a product chooses the two activations that it
 // needs instead of putting zeros between weights.
 //
 // int8  a block: its mask, with two columns of each row; then the 16 rows' two bytes

@@ -17,7 +17,7 @@ from shearling.kernel.openvino_extension import core_for, node_factory
 from shearling.kernel.packed_format import Encoding, ValueType, bundle, pack
 from tests.support.matrices import dense, random_matrix
 
-HIDDEN, INNER, ATTENTION, EPSILON = 96, 112, 64, 1e-5
+HIDDEN, INNER, ATTENTION, EPSILON = 48, 112, 64, 1e-5
 COMMON = {"precision": "auto", "format_version": 1}
 ACTIVATIONS = {
     "silu": lambda x: x / (1 + np.exp(np.minimum(-x, 700))),
@@ -286,7 +286,7 @@ def test_equal_matrices_keep_their_own_norms_and_biases(tmp_path, form, two_of_f
         model = ov.Model([op.result(node.output(0))], [parameter])
         models.append(openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
     plain, scaled, moved = (np.array(compiled([x])[0]) for compiled in models)
-    assert (scaled != plain).mean() > 0.4
+    assert (scaled != plain).mean() > 0.2
     plain[..., 9] -= 0.25
     assert np.array_equal(moved, plain)
 
@@ -301,7 +301,7 @@ def test_a_lying_constant_is_refused_before_a_kernel_runs(tmp_path):
             run("SparseLinear", bundle([lie]), LINEAR, [activations(HIDDEN)], tmp_path)
 
 
-HEAD = {"rows": 50, "columns": HIDDEN}
+HEAD = {"rows": 50, "columns": 96}
 
 
 def head_model(part, *, encoding=Encoding.DENSE, tokens=np.int64):
@@ -319,7 +319,7 @@ def head_model(part, *, encoding=Encoding.DENSE, tokens=np.int64):
 @pytest.mark.parametrize("tokens", [np.int32, np.int64])
 def test_an_embedding_and_a_head_of_the_same_matrix(tmp_path, value_type, encoding, two_of_four, tokens):
     group = 16 if value_type is ValueType.INT4 else None
-    part = random_matrix(value_type, HEAD["rows"], HIDDEN, keep=0.8, two_of_four=two_of_four, group_size=group, seed=3)
+    part = random_matrix(value_type, *HEAD.values(), keep=0.8, two_of_four=two_of_four, group_size=group, seed=3)
     ov.save_model(head_model(part, encoding=encoding, tokens=tokens), tmp_path / "model.xml", compress_to_fp16=False)
     core = core_for(tmp_path / "model.xml")
     compiled = core.compile_model(core.read_model(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -332,19 +332,19 @@ def test_an_embedding_and_a_head_of_the_same_matrix(tmp_path, value_type, encodi
 
 def test_a_head_is_a_matmul_for_who_looks_for_one():
     # OpenVINO GenAI cuts all but the sampled tokens off before the last one of a graph.
-    head = head_model(matrix(50, HIDDEN, 0)).get_results()[1].input_value(0).get_node()
+    head = head_model(matrix(*HEAD.values(), 0)).get_results()[1].input_value(0).get_node()
     assert (head.get_type_name(), head.get_type_info().parent.name) == ("SparseHead", "MatMul")
 
 
 @pytest.mark.parametrize("token", [50, -51])
 def test_a_token_outside_of_the_vocabulary_is_refused(token):
-    compiled = openvino_core().compile_model(head_model(matrix(50, HIDDEN, 0)), "CPU")
+    compiled = openvino_core().compile_model(head_model(matrix(*HEAD.values(), 0)), "CPU")
     with pytest.raises(RuntimeError, match=f"token {token} is not in a vocabulary of 50"):
         compiled([np.array([[token]])])
 
 
 def test_an_embedding_reads_nothing_of_a_lying_constant():
-    lie = pack(random_matrix(ValueType.INT8, 50, HIDDEN, seed=1))
+    lie = pack(random_matrix(ValueType.INT8, *HEAD.values(), seed=1))
     lie[128:130] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)  # the first scale
     ids = op.parameter([-1, -1], np.int64)
     rows = node_factory().create(
