@@ -32,11 +32,11 @@ def peaks(shape, directory, stages):
 
 
 def test_the_table_and_the_parts_of_a_run(tmp_path, capsys):
-    assert main(["--output", str(tmp_path / "run"), "--stages", "base"]) == 0
+    assert main(["--output", str(tmp_path / "run"), "--stages", "base,prune"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in lines[4:]] == ["base"]
+    assert [line.split("|")[1].strip() for line in lines[4:]] == ["base", "prune"]
     assert all("iB" in line and "exit" not in line for line in lines[4:])
-    assert main(["--output", str(tmp_path / "run"), "--stages", "base"]) == 2  # it is there
+    assert main(["--output", str(tmp_path / "run"), "--stages", "prune"]) == 2  # it is there
     assert "exit 2" in capsys.readouterr().out
     assert heading(SHAPES["8b"]).startswith("8.03 G weights, 15.0 GiB in bfloat16")
     with pytest.raises(SystemExit):

@@ -119,7 +119,8 @@ void pair_nibbles(const PackedMatrix& matrix, size_t panel, uint8_t* target) {
 
 bool can_pair(const PackedMatrix& matrix) {
     if (matrix.encoding != Encoding::bitmask || matrix.value_type == ValueType::bf16 ||
-        (matrix.value_type == ValueType::int4 && matrix.columns % span_columns != 0)) {
+        (matrix.value_type == ValueType::int4 && matrix.columns % span_columns != 0) ||
+        paired_size(matrix) > matrix.total_bytes + matrix.total_bytes / 4) {
         return false;
     }
     constexpr uint64_t ones = 0x1111111111111111;
@@ -172,7 +173,7 @@ void read_paired_row(const PackedMatrix& pairs, size_t row, float* target) {
     auto* const values = const_cast<uint8_t*>(pairs.panel_values(panel));  // `chunk_place` serves who writes, too
     std::fill(target, target + pairs.columns, 0.0f);
     const auto add = [&](size_t column, int number) {
-        if (column < pairs.columns) {
+        if (number != 0) {  // what is not stored has no sign
             const size_t group = pairs.groups() == 1 ? 0 : column / pairs.group_size;
             target[column] = static_cast<float>(number) * scale_at(pairs, panel, group, lane);
         }

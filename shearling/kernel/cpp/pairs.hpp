@@ -21,7 +21,8 @@ constexpr size_t span_half_bytes = 3 * 32;
 constexpr size_t paired_span_bytes = 2 * span_half_bytes;
 constexpr int raised_pairs = 8;
 
-// Whether a matrix whose header was read can be paired: int8, or int4 in whole 32 columns.
+// Whether a matrix whose header was read can be paired: int8, or int4 in whole 32 columns, which takes no more than a
+// quarter more memory than it is packed.
 bool can_pair(const PackedMatrix& matrix);
 
 // Size of a matrix that can be paired, with its scales.

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <iterator>
 #include <mutex>
-#include <numeric>
 #include <stdexcept>
 #include <unordered_map>
 
@@ -107,6 +106,22 @@ void move_to(Weights& weights, std::shared_ptr<const uint8_t> bytes) {
     weights.bytes = std::move(bytes);
 }
 
+// What was rearranged lies apart from others until it is known to stay: what shares pages lives as long.
+void settle(Weights& weights, const Threads& threads) {
+    if (weights.rearranged) {
+        move_to(weights, copy(weights.bytes.get(), weights.size, allocate_huge_pages(weights.size), threads));
+    }
+}
+
+// Whether bytes mean the same in both: those of pairs say nothing of what they are.
+bool are_alike(const std::vector<PackedMatrix>& one, const std::vector<PackedMatrix>& other) {
+    return std::equal(
+        one.begin(), one.end(), other.begin(), other.end(), [](const MatrixForm& a, const MatrixForm& b) {
+            return a.value_type == b.value_type && a.encoding == b.encoding && a.scale_type == b.scale_type &&
+                   a.rows == b.rows && a.columns == b.columns && a.group_size == b.group_size;
+        });
+}
+
 // Writes a matrix in another encoding, and gives what it is then.
 PackedMatrix write_in(Encoding encoding, const PackedMatrix& matrix, uint8_t* target, const Threads& threads) {
     if (encoding == Encoding::pairs) {
@@ -146,29 +161,8 @@ void rearrange(Weights& weights, const std::vector<Encoding>& encodings, const T
     weights.rearranged = true;
 }
 
-}  // namespace
-
-const char* read_layout(
-    const uint8_t* bytes, size_t size, const WeightLayout& layout, std::vector<PackedMatrix>& matrices, size_t& end) {
-    matrices.resize(layout.matrices.size());
-    if (const char* fault = read_headers(bytes, size, matrices.size(), matrices.data(), end)) {
-        return fault;
-    }
-    for (size_t index = 0; index < matrices.size(); ++index) {
-        const auto [rows, columns] = layout.matrices[index];
-        if (matrices[index].rows != static_cast<size_t>(rows) ||
-            matrices[index].columns != static_cast<size_t>(columns)) {
-            return "a matrix has another shape than its operator names";
-        }
-    }
-    size_t expected = end;
-    for (const int64_t length : layout.vectors) {
-        expected += padded(length);
-    }
-    return expected == size ? nullptr : "norm weights and biases have another size than the operator names";
-}
-
-const char* take_weights(
+// See `take_weights`; what was rearranged is not settled.
+const char* take(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights, const Threads& threads) {
     if (size == 0) {
         return "there are no bytes";
@@ -211,6 +205,37 @@ const char* take_weights(
     return nullptr;
 }
 
+}  // namespace
+
+const char* read_layout(
+    const uint8_t* bytes, size_t size, const WeightLayout& layout, std::vector<PackedMatrix>& matrices, size_t& end) {
+    matrices.resize(layout.matrices.size());
+    if (const char* fault = read_headers(bytes, size, matrices.size(), matrices.data(), end)) {
+        return fault;
+    }
+    for (size_t index = 0; index < matrices.size(); ++index) {
+        const auto [rows, columns] = layout.matrices[index];
+        if (matrices[index].rows != static_cast<size_t>(rows) ||
+            matrices[index].columns != static_cast<size_t>(columns)) {
+            return "a matrix has another shape than its operator names";
+        }
+    }
+    size_t expected = end;
+    for (const int64_t length : layout.vectors) {
+        expected += padded(length);
+    }
+    return expected == size ? nullptr : "norm weights and biases have another size than the operator names";
+}
+
+const char* take_weights(
+    const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights, const Threads& threads) {
+    const char* const fault = take(bytes, size, layout, weights, threads);
+    if (fault == nullptr) {
+        settle(weights, threads);
+    }
+    return fault;
+}
+
 std::shared_ptr<const Weights> share_weights(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, const char*& fault, const Threads& threads) {
     static std::mutex mutex;
@@ -234,7 +259,8 @@ std::shared_ptr<const Weights> share_weights(
             // Norms and biases are not among the bytes of matrices that were rearranged.
             if (candidate != nullptr && candidate->size == held_size && candidate->layout == layout &&
                 candidate->rearranged == made->rearranged &&
-                (!made->rearranged || candidate->vectors == made->vectors) &&
+                (!made->rearranged ||
+                 (candidate->vectors == made->vectors && are_alike(candidate->matrices, made->matrices))) &&
                 equal(held, candidate->bytes.get(), held_size, threads)) {
                 return candidate;
             }
@@ -243,16 +269,15 @@ std::shared_ptr<const Weights> share_weights(
     };
     auto found = find(bytes, size);
     if (found == nullptr) {
-        fault = take_weights(bytes, size, layout, *made, threads);
+        fault = take(bytes, size, layout, *made, threads);
         if (fault != nullptr) {
             return nullptr;
         }
     }
     if (found == nullptr && made->rearranged) {
-        // Compared as it is held, and beside others only if it is to stay: what shares pages lives as long.
         found = find(made->bytes.get(), made->size);
         if (found == nullptr) {
-            move_to(*made, copy(made->bytes.get(), made->size, allocate_huge_pages(made->size), threads));
+            settle(*made, threads);
         }
     }
     if (found != nullptr) {

@@ -43,8 +43,8 @@ const char* read_layout(
 
 // Copies weights into huge pages, validates the copy completely, and gives the pages of the file that they came from
 // back to the system. Matrices are expanded where that is asked for; else those of which no row has more than two
-// weights in four columns are paired, if the kernels multiply pairs faster. What was rearranged lies apart from others.
-// Null, or what is wrong with them. Throws std::bad_alloc.
+// weights in four columns are paired, if the kernels multiply pairs faster. Null, or what is wrong with them. Throws
+// std::bad_alloc.
 const char* take_weights(
     const uint8_t* bytes, size_t size, const WeightLayout& layout, Weights& weights, const Threads& threads);
 

@@ -56,7 +56,8 @@ inline Bytes packed_matrix(Random& random, size_t rows, size_t columns) {
             values[index] = number < 256 ? static_cast<uint16_t>(0x3F00 + number) : 0;
         } else {
             const bool left_out = two_of_four && index % columns % 4 / 2 == index / columns % 2;
-            bytes[index] = number < 256 && !left_out ? static_cast<int8_t>(static_cast<int>(number % 16) - 8) : 0;
+            const bool kept = number < (two_of_four ? 480 : 256) && !left_out;
+            bytes[index] = kept ? static_cast<int8_t>(static_cast<int>(number % 16) - 8) : 0;
         }
     }
     plain.values = values.data();

@@ -209,7 +209,7 @@ class Node:
 
 
 def test_what_a_failed_step_left_is_not_believed_of_any_layer():
-    """It was to be shorter, and so laid out in another way: its first layer reached into what was the last one's, of
+    """It was to be shorter, and so laid out in another way: its first layer reached into what was another one's, of
     which the header stood where it was.
     """
     node = Node(Heads(4, 2, 32), layers=3, batch=2)

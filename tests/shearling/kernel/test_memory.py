@@ -205,10 +205,11 @@ def test_weights_of_two_in_four_columns_take_no_more_but_for_a_layer_on_the_way(
     assert added["peak"] <= 1.7 * size
 
 
-@pytest.mark.parametrize("packed", ["always", "expanded"])
-def test_two_pipelines_of_one_model_share_its_weights(tmp_path, packed):
+@pytest.mark.parametrize(("packed", "two_of_four"), [("always", False), ("always", True), ("expanded", False)])
+def test_two_pipelines_of_one_model_share_its_weights(tmp_path, packed, two_of_four):
     small, _ = save_decoder(tmp_path / "small", hidden_size=128, intermediate_size=256, num_hidden_layers=1)
-    large, size = save_decoder(tmp_path / "large", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
+    large, size = save_decoder(tmp_path / "large", two_of_four=two_of_four, **sizes)
     command = [sys.executable, "-c", LOAD_BOTH, str(small), str(large), json.dumps({"PACKED": packed})]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     added = json.loads(done.stdout)

@@ -226,7 +226,13 @@ def test_matrices_with_and_without_two_of_four_columns_in_one_node(tmp_path, row
     sizes = [48, 16, 17, 32, 33]
     matrices = [
         random_matrix(
-            kind, size, 96, two_of_four=place != 2, seed=place, group_size=32 if kind is ValueType.INT4 else None
+            kind,
+            size,
+            96,
+            keep=0.9,
+            two_of_four=place != 2,
+            seed=place,
+            group_size=32 if kind is ValueType.INT4 else None,
         )
         for place, (kind, size) in enumerate(zip(kinds, sizes, strict=True))
     ]
@@ -246,7 +252,7 @@ FORMS = [("packed", False), ("packed", True), ("expanded", False)]
 @pytest.mark.parametrize(("form", "two_of_four"), FORMS)
 def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path, form, two_of_four):
     """Models in one process share what is equal, to the last byte."""
-    part = random_matrix(ValueType.INT8, 256, 512, two_of_four=two_of_four, seed=3)
+    part = random_matrix(ValueType.INT8, 256, 512, keep=0.9, two_of_four=two_of_four, seed=3)
     x = activations(512)
     shared = []
     for row in (None, None, 2, 200):
@@ -270,7 +276,10 @@ def test_weights_that_differ_in_one_byte_are_not_shared(tmp_path, form, two_of_f
 @pytest.mark.parametrize(("form", "two_of_four"), FORMS)
 def test_equal_matrices_keep_their_own_norms_and_biases(tmp_path, form, two_of_four):
     """Beside each other in one process, where what is equal is shared."""
-    packed, x = pack(random_matrix(ValueType.INT8, 256, 512, two_of_four=two_of_four, seed=3)), activations(512)
+    packed, x = (
+        pack(random_matrix(ValueType.INT8, 256, 512, keep=0.9, two_of_four=two_of_four, seed=3)),
+        activations(512),
+    )
     attributes = {"rows": [256], "columns": 512, "norm_epsilon": EPSILON, "bias": True, "residual": False, **COMMON}
     models = []
     for gamma, bias in ((1.0, 0.0), (1.5, 0.0), (1.0, -0.25)):
@@ -286,9 +295,27 @@ def test_equal_matrices_keep_their_own_norms_and_biases(tmp_path, form, two_of_f
         model = ov.Model([op.result(node.output(0))], [parameter])
         models.append(openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
     plain, scaled, moved = (np.array(compiled([x])[0]) for compiled in models)
-    assert (scaled != plain).mean() > 0.2
+    assert (scaled != plain).mean() > 0.3
     plain[..., 9] -= 0.25
     assert np.array_equal(moved, plain)
+
+
+def test_matrices_that_differ_in_the_size_of_their_groups_are_not_shared():
+    """All other bytes of them are equal."""
+    part = random_matrix(ValueType.INT8, 256, 96, keep=0.9, two_of_four=True, group_size=64, seed=1)
+    answers, x = [], activations(96)
+    models = []
+    for group in (64, 48):
+        packed = pack(dataclasses.replace(part, group_size=group))
+        parameter = op.parameter([-1, -1, 96], np.float32)
+        attributes = {"rows": [256], "columns": 96, "norm_epsilon": 0.0, "bias": False, "residual": False, **COMMON}
+        node = node_factory().create("SparseLinear", [parameter.output(0), op.constant(packed).output(0)], attributes)
+        model = ov.Model([op.result(node.output(0))], [parameter])
+        models.append(openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+        answers.append(multiply(packed, x[0]))
+    for model, answer in zip(models, answers, strict=True):
+        assert np.array_equal(np.array(model([x])[0])[0], answer)
+    assert not np.array_equal(*answers)
 
 
 def test_a_lying_constant_is_refused_before_a_kernel_runs(tmp_path):

@@ -235,8 +235,8 @@ def test_a_measurement_is_kept_for_a_machine_a_build_and_its_properties(model, t
 @pytest.mark.parametrize("value_type", [ValueType.INT8, ValueType.INT4])
 def test_where_zeros_stand_makes_another_form(value_type):
     """Of matrices of one size that store as many weights: some kernels multiply one faster than the other."""
-    anywhere = random_matrix(value_type, SIZE, SIZE, keep=0.45, seed=3)
-    two_of_four = random_matrix(value_type, SIZE, SIZE, keep=0.95, two_of_four=True, seed=4)
+    anywhere = random_matrix(value_type, SIZE, SIZE, keep=0.5, seed=3)
+    two_of_four = random_matrix(value_type, SIZE, SIZE, keep=1.0, two_of_four=True, seed=4)
     attributes = {"rows": [SIZE], "columns": SIZE, "norm_epsilon": 0.0, "bias": False, "residual": False}
     forms = []
     for matrix in (anywhere, two_of_four):
