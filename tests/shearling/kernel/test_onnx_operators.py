@@ -62,10 +62,13 @@ def activations(*shape, seed=0):
 
 
 @needs_headers
-@pytest.mark.parametrize("encoding", list(Encoding))
+@pytest.mark.parametrize(
+    ("encoding", "two_of_four"), [(Encoding.DENSE, False), (Encoding.BITMASK, False), (Encoding.BITMASK, True)]
+)
 @pytest.mark.parametrize("value_type", list(ValueType))
-def test_it_is_the_product_of_the_library(tmp_path, value_type, encoding):
-    matrix = random_matrix(value_type, ROWS, COLUMNS, group_size=None if value_type is ValueType.BF16 else 128)
+def test_it_is_the_product_of_the_library(tmp_path, value_type, encoding, two_of_four):
+    group = None if value_type is ValueType.BF16 else 128
+    matrix = random_matrix(value_type, ROWS, COLUMNS, keep=0.9, two_of_four=two_of_four, group_size=group)
     packed = pack(matrix, encoding)
     path = write_graph(tmp_path / "model.onnx", packed)
     for threads in (1, 2, 3):
