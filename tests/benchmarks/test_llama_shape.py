@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.llama_shape import main
+from shearling.kernel.loading.ir_text import IrText
+from shearling.kernel.loading.packed_operator import find_operators
 from shearling.model.checkpoint import load_model
 
 SHAPE = {"layers": 2, "hidden": 64, "feed-forward": 128, "heads": 4, "kv-heads": 2, "vocabulary": 512}
@@ -23,10 +26,11 @@ def node_types(directory: Path) -> set[str]:
 
 
 def test_dense_packed_and_pruned_files_of_one_shape(tmp_path: Path) -> None:
-    assert write(tmp_path / "shape", "--weight-format", "int8", "--sparsity", "0,0.5", "--peers") == 0
+    assert write(tmp_path / "shape", "--weight-format", "int8", "--sparsity", "0,0.5,2:4", "--peers") == 0
     # int4 of a directory that has int8, from the command of the tables.
     assert write(tmp_path / "shape", "--weight-format", "int4", "--group-size", "32", "--sparsity", "0.5") == 0
-    written = {"dense-int8", "packed-int8", "sparse-int8-50", "dense-int4", "sparse-int4-50", "model", "settings.json"}
+    written = {"dense-int8", "packed-int8", "sparse-int8-50", "sparse-int8-2-4", "dense-int4", "sparse-int4-50"}
+    written |= {"model", "settings.json"}
     assert {path.name for path in (tmp_path / "shape").iterdir()} == written
     assert load_model(tmp_path / "shape" / "model").config.hidden_size == 64
     # Whole layers are found, as in the models of users: norms of ones would hide them.
@@ -37,6 +41,12 @@ def test_dense_packed_and_pruned_files_of_one_shape(tmp_path: Path) -> None:
         for name in ("packed-int8", "sparse-int8-50")
     }
     assert sizes["sparse-int8-50"] < sizes["packed-int8"]
+    for name, pairs in (("sparse-int8-50", False), ("sparse-int8-2-4", True)):
+        xml = tmp_path / "shape" / name / "openvino_model.xml"
+        operators = find_operators(IrText(xml.read_bytes()), np.fromfile(xml.with_suffix(".bin"), np.uint8))
+        parts = [part for operator in operators if operator.kind == "SparseLayer" for part in operator.parts]
+        assert parts
+        assert all(part.two_of_four for part in parts) == pairs
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ SHEARLING_EXPORT uint64_t shearling_held_bytes(const uint8_t* packed, uint64_t s
         const char* const fault = read_matrix(packed, size, false, matrix);
         const KernelSet* chosen = kernels == nullptr ? &best_kernels() : find_kernels(kernels);
         if (fault == nullptr && chosen != nullptr) {
-            held = chosen->prefers_pairs && can_pair(matrix) ? paired_size(matrix) : size;
+            held = held_in_pairs(matrix, *chosen) ? paired_size(matrix) : size;
         }
         return fault;
     });
@@ -165,7 +165,7 @@ SHEARLING_EXPORT const char* shearling_matmul(
             return fault;
         }
         Buffer pairs(0);
-        if (held != 0 && chosen->prefers_pairs && can_pair(matrix)) {
+        if (held != 0 && held_in_pairs(matrix, *chosen)) {
             pairs.reserve(paired_size(matrix));
             matrix = pair(matrix, pairs.bytes(), tbb_threads());
         }

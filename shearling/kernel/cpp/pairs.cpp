@@ -117,8 +117,8 @@ void pair_nibbles(const PackedMatrix& matrix, size_t panel, uint8_t* target) {
 
 }  // namespace
 
-bool can_pair(const PackedMatrix& matrix) {
-    if (matrix.encoding != Encoding::bitmask || matrix.value_type == ValueType::bf16 ||
+bool held_in_pairs(const PackedMatrix& matrix, const KernelSet& kernels) {
+    if (!kernels.prefers_pairs || matrix.encoding != Encoding::bitmask || matrix.value_type == ValueType::bf16 ||
         (matrix.value_type == ValueType::int4 && matrix.columns % span_columns != 0) ||
         paired_size(matrix) > matrix.total_bytes + matrix.total_bytes / 4) {
         return false;

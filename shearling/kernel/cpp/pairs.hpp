@@ -10,6 +10,7 @@
 //       numbers of eight columns i are the nibbles i % 2 of the bytes i / 2, plus `raised_pairs`.
 #pragma once
 
+#include "kernels.hpp"
 #include "packed_matrix.hpp"
 #include "threads.hpp"
 
@@ -21,11 +22,11 @@ constexpr size_t span_half_bytes = 3 * 32;
 constexpr size_t paired_span_bytes = 2 * span_half_bytes;
 constexpr int raised_pairs = 8;
 
-// Whether a matrix whose header was read can be paired: int8, or int4 in whole 32 columns, which takes no more than a
-// quarter more memory than it is packed.
-bool can_pair(const PackedMatrix& matrix);
+// Whether kernels hold a matrix whose header was read in pairs: those that prefer them, where it is int8, or int4 in
+// whole 32 columns, and takes no more than a quarter more memory so than it is packed.
+bool held_in_pairs(const PackedMatrix& matrix, const KernelSet& kernels);
 
-// Size of a matrix that can be paired, with its scales.
+// Size of such a matrix in pairs, with its scales.
 size_t paired_size(const PackedMatrix& matrix);
 
 // Writes paired_size(matrix) bytes, of a matrix that passed `validate`, and gives the matrix that they are.

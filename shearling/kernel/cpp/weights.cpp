@@ -68,13 +68,12 @@ size_t digest(const uint8_t* bytes, size_t size) {
 
 // In which encodings the kernels are to read matrices.
 std::vector<Encoding> wanted_encodings(const std::vector<PackedMatrix>& matrices, const WeightLayout& layout) {
-    const bool pairs = best_kernels().prefers_pairs;
     std::vector<Encoding> encodings;
     for (const PackedMatrix& matrix : matrices) {
         encodings.push_back(
-            layout.expanded              ? Encoding::dense
-            : pairs && can_pair(matrix) ? Encoding::pairs
-                                         : matrix.encoding);
+            layout.expanded                           ? Encoding::dense
+            : held_in_pairs(matrix, best_kernels()) ? Encoding::pairs
+                                                      : matrix.encoding);
     }
     return encodings;
 }

@@ -103,18 +103,17 @@ def test_two_of_four_columns_give_the_same_product_however_they_are_held(kernels
                 assert one.tobytes() == other.tobytes(), (rows, columns, group, count, exact)
 
 
+@pytest.mark.parametrize("kernels", ["avx2", "avx_vnni"], indirect=True)
 @pytest.mark.parametrize("value_type", [ValueType.INT8, ValueType.INT4])
-def test_avx2_holds_two_of_four_columns_in_pairs(value_type):
+def test_avx2_holds_two_of_four_columns_in_pairs(kernels, value_type):
     """Each weight that may stay and each bit of a mask, and no offsets; unless a row has three, or int4 does not end
     with 32 columns, or far fewer are left.
     """
-    if not available("avx2"):
-        pytest.skip("this processor has no avx2")
     rows, columns = 64, 576
     matrix = random_matrix(value_type, rows, columns, keep=0.9, two_of_four=True, group_size=64, seed=1)
     packed, scales = pack_matrix(matrix), rows * columns // 64 * 2
     weight_bits = 8 if value_type is ValueType.INT8 else 4
-    assert held_bytes(packed, kernels="avx2") == rows * columns * (weight_bits // 2 + 1) // 8 + scales
+    assert held_bytes(packed, kernels=kernels) == rows * columns * (weight_bits // 2 + 1) // 8 + scales
     assert held_bytes(packed, kernels="portable") == packed.size
     three = replace(matrix, values=matrix.values.copy())
     three.values[40, 4:7] = 1
@@ -123,7 +122,7 @@ def test_avx2_holds_two_of_four_columns_in_pairs(value_type):
     empty = random_matrix(value_type, rows, columns, keep=0.3, two_of_four=True, seed=1)
     for other, pairs in ((three, False), (whole, False), (empty, False), (narrow, value_type is ValueType.INT8)):
         packed = pack_matrix(other)
-        assert (held_bytes(packed, kernels="avx2") != packed.size) == pairs
+        assert (held_bytes(packed, kernels=kernels) != packed.size) == pairs
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))
