@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import multiprocessing.connection
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,10 @@ PULSES = 12
 
 GRACE_S = 2.0
 """So long a process without work may take to end in order."""
+
+
+SHARED_MODULES = "shearling.executors.shared_modules"
+"""Imported once, by the process that workers are forked from."""
 
 
 class ProcessExecutor(CrewExecutor):
@@ -91,8 +96,7 @@ class ProcessCrew:
     def __init__(self, open_work: OpenWork, *, silence_s: float = SILENCE_S) -> None:
         self._open_work = open_work
         self._silence_s = silence_s
-        # Not forked: a process that has computed with torch holds threads and locks that a fork does not copy.
-        self._context = multiprocessing.get_context("spawn")
+        self._context = _context()
         self._directory = tempfile.TemporaryDirectory(prefix="shearling-workers-")
         self._numbers = itertools.count()
         self._members: list[ProcessMember] = []
@@ -154,3 +158,17 @@ class ProcessCrew:
     def _lose(self, member: ProcessMember) -> Lost:
         self._members.remove(member)
         return Lost(member, member.end())
+
+
+def _context() -> Any:
+    """How processes are started.
+
+    Not as forks of this one: a process that has computed with torch holds threads and locks that a fork does not copy.
+    On Linux as forks of one that has imported the libraries and done nothing else, so that they have its memory in
+    common and begin at once; elsewhere such a fork is not safe either.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([SHARED_MODULES])
+    return context

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,6 +88,28 @@ class SentSquares(Squares):
 
     def at(self, directory: Path) -> SentSquares:
         return replace(self, needs=directory / "needed", copy=None)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Work that tells how its worker began.
+
+    Attributes:
+        libraries: that it had imported before any work was opened, of those asked for.
+        kept: objects that no collection of garbage looks at.
+        parent: of its process.
+    """
+
+    libraries: frozenset[str] = frozenset()
+    kept: int = 0
+    parent: int = 0
+
+    def __call__(self) -> Callable[[Sequence[str]], Beginning]:
+        return self.tell
+
+    def tell(self, names: Sequence[str]) -> Beginning:
+        """Of its own worker; this module imports none of the libraries."""
+        return Beginning(frozenset(name for name in names if name in sys.modules), gc.get_freeze_count(), os.getppid())
 
 
 def squares(workforce: Workforce, requests: list[Request], work: Squares | None = None) -> list[int]:

@@ -16,7 +16,7 @@ from shearling.executors.crew import LOSSES_OF_A_JOB, CrewExecutor
 from shearling.executors.executor import Job, Workforce, check_workforce, make_executor
 from shearling.executors.job_queue import JobQueue
 from shearling.executors.processes import ProcessCrew, ProcessMember
-from tests.support.counting_work import Request, Squares, squares
+from tests.support.counting_work import Beginning, Request, Squares, squares
 from tests.support.documents import ROOT
 
 
@@ -134,30 +134,45 @@ def test_where_no_worker_lives_the_work_ends(monkeypatch: pytest.MonkeyPatch) ->
     executor.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every worker imports by itself")
+def test_workers_have_the_libraries_in_common(capfd: pytest.CaptureFixture) -> None:
+    names = ("torch", "transformers.modeling_utils", "peft")
+    executor = make_executor(processes(2), Beginning())
+    beginnings = [beginning for _, beginning in executor.run([Job(names, key=key) for key in range(4)])]
+    executor.close()
+    assert {beginning.libraries for beginning in beginnings} == {frozenset(names)}
+    assert {beginning.parent for beginning in beginnings} != {os.getpid()}
+    assert len({beginning.parent for beginning in beginnings}) == 1
+    assert all(beginning.kept > 0 for beginning in beginnings)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_workers_end_with_the_process_that_asked(tmp_path: Path) -> None:
     script = f"""
-import sys, time
+import psutil, sys
 sys.path.insert(0, {str(ROOT)!r})
 from shearling.executors.executor import Job, Workforce, make_executor
 from tests.support.counting_work import Request, Squares
 if __name__ == "__main__":
     executor = make_executor(Workforce(executor="processes", workers=2), Squares())
     jobs = [Job(Request(number, 0.2), key=number) for number in range(2)]
-    print(*{{process for _, (_, process) in executor.run(jobs)}}, flush=True)
+    workers = {{process for _, (_, process) in executor.run(jobs)}}
+    parents = {{psutil.Process(worker).ppid() for worker in workers}}
+    print(*workers, *parents, flush=True)
     list(executor.run([Job(Request(number, 600.0)) for number in range(2)]))
 """
     file = tmp_path / "leader.py"
     file.write_text(script)
     leader = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True)
     assert leader.stdout is not None
-    workers = [int(number) for number in leader.stdout.readline().split()]
-    assert len(workers) == 2
+    started = [int(number) for number in leader.stdout.readline().split()]
+    assert len(started) == 3, "two workers, and the process that they are forked from"
     leader.send_signal(signal.SIGKILL)
     leader.wait()
     leader.stdout.close()
     until_s = time.monotonic() + 30
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
-        assert time.monotonic() < until_s, "a worker outlives the process that asked it"
+    while any(Path(f"/proc/{process}").exists() for process in started):
+        assert time.monotonic() < until_s, "a process outlives the one that asked for it"
         time.sleep(0.1)
 
 

@@ -1,0 +1,34 @@
+"""Imports what every worker needs, in the process that workers are forked from.
+
+Nothing is computed here: threads of a library do not survive a fork.
+"""
+
+import gc
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What libraries say when they are imported is no concern of the screen that this process shares."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+with _silence(), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    import transformers.modeling_utils  # noqa: F401
+
+# What stands here is not collected in a worker, which would copy the pages that it has in common with the others.
+gc.collect()
+gc.freeze()
