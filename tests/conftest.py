@@ -6,10 +6,15 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.kept_graphs import KeptGraphs
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -34,6 +39,25 @@ def pytest_collection_finish() -> None:
     """What has been imported by now stays: no collection of garbage, of which exporters ask for many, looks at it."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _kept_graphs() -> Iterator[KeptGraphs]:
+    """Equal modules are traced once."""
+    import torch
+
+    from tests.support.kept_graphs import KeptGraphs
+
+    kept = KeptGraphs(torch.onnx.export)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", kept)
+        yield kept
+
+
+@pytest.fixture
+def fresh_graphs(_kept_graphs: KeptGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this test exports is traced for it."""
+    monkeypatch.setattr("torch.onnx.export", _kept_graphs.export)
 
 
 @pytest.fixture(autouse=True)

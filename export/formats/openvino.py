@@ -208,7 +208,7 @@ def convert(
     makes something else of one of them, such as a constant that was folded, all of the model is converted.
 
     Args:
-        model: eval mode; comes back as it was, but for its configuration.
+        model: eval mode; comes back as it was.
         directory: where the graph is written meanwhile; it must stay as long as the IR is used.
         options: such as `decoder_conversion` gives.
         storage: of the weights that will be made of it.
@@ -227,7 +227,7 @@ def convert(
 
 
 def _converted(model: PreTrainedModel, directory: Path, options: Mapping[str, Any]) -> Any:
-    with quiet_conversion(), _own_forwards(model):
+    with quiet_conversion(), _as_it_was(model):
         from optimum.exporters.openvino import export_from_model
 
         export_from_model(model, output=directory, **options)
@@ -235,12 +235,17 @@ def _converted(model: PreTrainedModel, directory: Path, options: Mapping[str, An
 
 
 @contextmanager
-def _own_forwards(model: PreTrainedModel) -> Iterator[None]:
-    """Give the modules back the forwards that they had: what optimum-intel leaves on GPT-Neo never ends."""
+def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """Give a model back its configuration, and its modules their forwards: what optimum-intel leaves on GPT-Neo never
+    ends.
+    """
+    settings = dict(vars(model.config))
     forwards = {module: vars(module).get("forward") for module in model.modules()}
     try:
         yield
     finally:
+        vars(model.config).clear()
+        vars(model.config).update(settings)
         for module, forward in forwards.items():
             if forward is None:
                 # It is the class's.

@@ -67,6 +67,7 @@ def test_a_conversion_leaves_no_patch_on_the_model(tmp_path):
     reference = torch_logits(model, BLOCKS)
     write_openvino(model, tiny_tokenizer(), tmp_path, stored_as("fp32"), sparsity={})
     assert largest_difference(torch_logits(model, BLOCKS), reference) == 0
+    assert model.config.to_dict() == gpt_neo().config.to_dict()
     assert largest_difference(reference, openvino_logits(tmp_path, BLOCKS, config=FLOAT32_CPU)) <= 1e-4
 
 
@@ -91,7 +92,7 @@ def test_smaller_weights_stay_close(tmp_path, weights):
 
 
 @pytest.mark.slow
-def test_the_same_model_gives_the_same_bytes(tmp_path, openvino_export, onnx_export):
+def test_the_same_model_gives_the_same_bytes(tmp_path, openvino_export, onnx_export, fresh_graphs):
     model, directory = openvino_export
     # Another conversion in between moves OpenVINO's name counters on.
     write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", stored_as("int8"), sparsity={})

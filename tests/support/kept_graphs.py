@@ -1,0 +1,82 @@
+"""ONNX graphs that torch makes once for all tests of a process: for equal modules it makes equal ones, in seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LARGEST_BYTES = 16 << 20
+"""Of a module's tensors; the graph of a larger one is not kept."""
+
+
+class KeptGraphs:
+    """Stands in for `torch.onnx.export`, which it asks for what it has not seen yet.
+
+    Equal are modules with the same classes, attributes and tensors, which are asked for in the same way. What torch
+    itself, or a library, does otherwise from one test to the next is not noticed: a test that patches one of them
+    between two exports asks `torch.onnx.export` itself (`fresh_graphs`).
+    """
+
+    def __init__(self, export: Callable[..., Any]) -> None:
+        self.export = export
+        self._kept: dict[bytes, Any] = {}
+
+    def __call__(self, module: nn.Module, *arguments: Any, **options: Any) -> Any:
+        """See `torch.onnx.export`; what comes back is the caller's alone."""
+        key = _digest((module, arguments, options)) if _bytes(module) <= LARGEST_BYTES else None
+        if key is None:
+            return self.export(module, *arguments, **options)
+        if key not in self._kept:
+            model = self.export(module, *arguments, **options).model
+            for value in model.graph.initializers.values():
+                value.const_value = _own(value)
+            self._kept[key] = model
+        return torch.onnx.ONNXProgram(self._kept[key].clone(), None)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _own(value: Any) -> Any:
+    """A tensor of an initializer that no module can change."""
+    import onnx_ir
+
+    return onnx_ir.tensor(value.const_value.numpy().copy(), name=value.const_value.name)
+
+
+def _digest(question: object) -> bytes | None:
+    """Equal for equal questions; None for one that holds what cannot be written down, such as a function of a test."""
+    stream = io.BytesIO()
+    try:
+        _Writer(stream).dump(question)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    return hashlib.sha256(stream.getvalue()).digest()
+
+
+class _Writer(pickle.Pickler):
+    """Writes tensors by what they hold, and one that stands in several places as one."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, protocol=pickle.HIGHEST_PROTOCOL)
+        self._numbers: dict[int, int] = {}
+
+    def persistent_id(self, value: object) -> object:
+        """See `pickle.Pickler`."""
+        if isinstance(value, str) and (not value or Path(value).is_absolute()):
+            # Where a model was read from, if anywhere, is in no graph.
+            return "place"
+        if not isinstance(value, Tensor):
+            return None
+        number = self._numbers.setdefault(id(value), len(self._numbers))
+        content = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest = hashlib.sha256(content.tobytes()).hexdigest()
+        return (number, type(value).__name__, str(value.dtype), tuple(value.shape), value.stride(), digest)
