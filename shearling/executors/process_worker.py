@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,7 +16,9 @@ from shearling.executors.attempt import attempt
 from shearling.executors.executor import OpenWork
 
 
-def serve_pipe(pipe: Connection, open_work: OpenWork, errors: str, *, pulse_s: float) -> None:
+def serve_pipe(
+    pipe: Connection, open_work: OpenWork, errors: str, *, pulse_s: float, environment: Mapping[str, str]
+) -> None:
     """Open the work and do what comes through the pipe, until the other end is closed.
 
     Args:
@@ -23,7 +26,10 @@ def serve_pipe(pipe: Connection, open_work: OpenWork, errors: str, *, pulse_s: f
         open_work: called once.
         errors: file that takes what libraries write on the screen.
         pulse_s: between two signs of life.
+        environment: of the process that asked; a fork has that of the process it was forked from.
     """
+    os.environ.clear()
+    os.environ.update(environment)
     # Ctrl-C reaches the whole group; who asked for the work decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _redirect(errors)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import multiprocessing.connection
+import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from shearling.errors import ShearlingError
 from shearling.executors.crew import CrewExecutor, Done, Event, Failed, Lost, Opened
 from shearling.executors.executor import OpenWork, Workforce
+from shearling.executors.fork_server import worker_context
 from shearling.executors.process_worker import serve_pipe
 
 SILENCE_S = 60.0
@@ -27,10 +29,6 @@ PULSES = 12
 
 GRACE_S = 2.0
 """So long a process without work may take to end in order."""
-
-
-SHARED_MODULES = "shearling.executors.shared_modules"
-"""Imported once, by the process that workers are forked from."""
 
 
 class ProcessExecutor(CrewExecutor):
@@ -54,6 +52,10 @@ class ProcessMember:
 
     def __init__(self, process: Any, pipe: multiprocessing.connection.Connection, errors: Path) -> None:
         self.process = process
+        # This tells whether a process of that number is still the same one; it may have died already.
+        self._identity: psutil.Process | None = None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._identity = psutil.Process(process.pid)
         self.pipe = pipe
         self.errors = errors
         self.heard_s = time.monotonic()
@@ -73,8 +75,7 @@ class ProcessMember:
         """Kill it; returns how it ended, in words."""
         self.process.join(timeout=1.0)
         died = self.process.exitcode
-        self.process.kill()
-        self.process.join()
+        self.kill()
         self.pipe.close()
         with contextlib.suppress(OSError):
             lines = self.errors.read_text(errors="replace").strip().splitlines()
@@ -83,6 +84,13 @@ class ProcessMember:
         if died is None:
             return "did not answer"
         return f"ended with {f'signal {signal.Signals(-died).name}' if died < 0 else f'exit code {died}'}"
+
+    def kill(self) -> None:
+        """Kill it, if it lives; `Process.kill` does nothing where the process that it was forked from has died."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self._identity is not None:
+                self._identity.kill()
+        self.process.join()
 
 
 class ProcessCrew:
@@ -96,7 +104,7 @@ class ProcessCrew:
     def __init__(self, open_work: OpenWork, *, silence_s: float = SILENCE_S) -> None:
         self._open_work = open_work
         self._silence_s = silence_s
-        self._context = _context()
+        self._context = worker_context()
         self._directory = tempfile.TemporaryDirectory(prefix="shearling-workers-")
         self._numbers = itertools.count()
         self._members: list[ProcessMember] = []
@@ -108,7 +116,7 @@ class ProcessCrew:
         process = self._context.Process(
             target=serve_pipe,
             args=(theirs, self._open_work, str(errors)),
-            kwargs={"pulse_s": self._silence_s / PULSES},
+            kwargs={"pulse_s": self._silence_s / PULSES, "environment": dict(os.environ)},
             daemon=True,
         )
         process.start()
@@ -136,8 +144,7 @@ class ProcessCrew:
         until_s = time.monotonic() + GRACE_S
         for member in self._members:
             member.process.join(max(0.0, until_s - time.monotonic()))
-            member.process.kill()
-            member.process.join()
+            member.kill()
         self._members.clear()
         self._directory.cleanup()
 
@@ -158,17 +165,3 @@ class ProcessCrew:
     def _lose(self, member: ProcessMember) -> Lost:
         self._members.remove(member)
         return Lost(member, member.end())
-
-
-def _context() -> Any:
-    """How processes are started.
-
-    Not as forks of this one: a process that has computed with torch holds threads and locks that a fork does not copy.
-    On Linux as forks of one that has imported the libraries and done nothing else, so that they have its memory in
-    common and begin at once; elsewhere such a fork is not safe either.
-    """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([SHARED_MODULES])
-    return context

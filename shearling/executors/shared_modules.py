@@ -3,11 +3,15 @@
 Nothing is computed here: threads of a library do not survive a fork.
 """
 
+import contextlib
 import gc
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from shearling.command_line import quiet_libraries
 
 
 @contextmanager
@@ -23,7 +27,11 @@ def _silence() -> Iterator[None]:
         os.close(nothing)
 
 
-with _silence(), warnings.catch_warnings():
+# Ctrl-C reaches the whole group; who asked for the work decides what becomes of it.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+quiet_libraries()
+# A worker meets the same error when it opens its work, and tells it; here it would end all that could be started.
+with contextlib.suppress(Exception), _silence(), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import peft  # noqa: F401
     import torch  # noqa: F401

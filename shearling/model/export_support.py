@@ -102,7 +102,7 @@ def _configuration_class(constructor: Any) -> Any:
 
 def _configurations(head: Head) -> dict[str, Any]:
     try:
-        # The import announces what torchao and its neighbours lack; none of it concerns the registry.
+        # The import announces what other libraries lack; none of it concerns the registry.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             import optimum.exporters.openvino.model_configs  # noqa: F401  (registers the architectures)

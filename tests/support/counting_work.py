@@ -97,19 +97,24 @@ class Beginning:
     Attributes:
         libraries: that it had imported before any work was opened, of those asked for.
         kept: objects that no collection of garbage looks at.
-        parent: of its process.
+        process: its own.
+        parent: that it was started by.
+        environment: its names.
     """
 
     libraries: frozenset[str] = frozenset()
     kept: int = 0
+    process: int = 0
     parent: int = 0
+    environment: frozenset[str] = frozenset()
 
     def __call__(self) -> Callable[[Sequence[str]], Beginning]:
         return self.tell
 
     def tell(self, names: Sequence[str]) -> Beginning:
         """Of its own worker; this module imports none of the libraries."""
-        return Beginning(frozenset(name for name in names if name in sys.modules), gc.get_freeze_count(), os.getppid())
+        libraries = frozenset(name for name in names if sys.modules.get(name) is not None)
+        return Beginning(libraries, gc.get_freeze_count(), os.getpid(), os.getppid(), frozenset(os.environ))
 
 
 def squares(workforce: Workforce, requests: list[Request], work: Squares | None = None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -134,17 +135,64 @@ def test_where_no_worker_lives_the_work_ends(monkeypatch: pytest.MonkeyPatch) ->
     executor.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every worker imports by itself")
-def test_workers_have_the_libraries_in_common(capfd: pytest.CaptureFixture) -> None:
-    names = ("torch", "transformers.modeling_utils", "peft")
-    executor = make_executor(processes(2), Beginning())
-    beginnings = [beginning for _, beginning in executor.run([Job(names, key=key) for key in range(4)])]
+LEADER = """
+import json, os, sys
+sys.path.insert(0, {root!r})
+from shearling.executors.executor import Job, Workforce, make_executor
+from tests.support.counting_work import Beginning
+if __name__ == "__main__":
+    executor = make_executor(Workforce(executor="processes", workers=2), Beginning())
+    told = [beginning for _, beginning in executor.run([Job({names!r}, key=key) for key in range(4)])]
     executor.close()
-    assert {beginning.libraries for beginning in beginnings} == {frozenset(names)}
-    assert {beginning.parent for beginning in beginnings} != {os.getpid()}
-    assert len({beginning.parent for beginning in beginnings}) == 1
-    assert all(beginning.kept > 0 for beginning in beginnings)
-    assert capfd.readouterr() == ("", "")
+    told = [(sorted(each.libraries), each.parent, each.kept, sorted(each.environment)) for each in told]
+    print(json.dumps({{"leader": os.getpid(), "environment": sorted(os.environ), "told": told}}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every worker imports by itself")
+@pytest.mark.parametrize("forked", [True, False], ids=["forked", "no place for a socket"])
+def test_workers_have_the_libraries_of_the_leader_in_common(tmp_path: Path, forked: bool) -> None:
+    names = ("torch", "transformers.modeling_utils", "peft")
+    elsewhere, temporary = tmp_path / "another checkout", tmp_path / ("t" if forked else "t" * 100)
+    temporary.mkdir()
+    # What the leader does not find is not found by what its workers begin with either.
+    for name in ("shearling", "yaml"):
+        (elsewhere / name).mkdir(parents=True)
+        (elsewhere / name / "__init__.py").write_text(f"raise RuntimeError('{name} of another checkout')")
+    program = tmp_path / "leader.py"
+    program.write_text(LEADER.format(root=str(ROOT), names=(*names, "torchvision")))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=elsewhere,
+        env={**environment, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    parents = {parent for _, parent, _, _ in found["told"]}
+    for libraries, _, kept, variables in found["told"]:
+        assert libraries == (sorted(names) if forked else [])
+        assert (kept > 0) == forked
+        assert variables == found["environment"]
+    assert len(parents) == 1
+    assert (parents == {found["leader"]}) == (not forked)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
+def test_a_worker_that_hangs_ends_though_what_it_was_forked_from_has_died() -> None:
+    executor = make_executor(processes(1), Beginning())
+    [(_, beginning)] = executor.run([Job(())])
+    os.kill(beginning.parent, signal.SIGKILL)
+    os.kill(beginning.process, signal.SIGSTOP)
+    executor.close()
+    until_s = time.monotonic() + 30
+    while Path(f"/proc/{beginning.process}").exists():
+        assert time.monotonic() < until_s, "it is still there"
+        time.sleep(0.05)
+    assert squares(processes(1), [Request(3)]) == [9], "another one is started"
 
 
 def test_workers_end_with_the_process_that_asked(tmp_path: Path) -> None:
