@@ -175,7 +175,8 @@ def test_workers_have_the_libraries_of_the_leader_in_common(tmp_path: Path, fork
     parents = {parent for _, parent, _, _ in found["told"]}
     for libraries, _, kept, variables in found["told"]:
         assert libraries == (sorted(names) if forked else [])
-        assert (kept > 0) == forked
+        # Of a new interpreter some hundred objects are kept, of the libraries a great many.
+        assert (kept > 10_000) == forked
         assert variables == found["environment"]
     assert len(parents) == 1
     assert (parents == {found["leader"]}) == (not forked)
