@@ -75,8 +75,9 @@ def test_links_lead_somewhere(document):
 @pytest.mark.alone
 @pytest.mark.parametrize("program", STAGES)
 def test_help_is_instant(program):
-    spent_s = []
-    for _ in range(3):
+    spent_s: list[float] = []
+    # Other work slows a processor that it shares down: what is measured is more than the command needs, never less.
+    while len(spent_s) < 10 and (not spent_s or spent_s[-1] >= HELP_LIMIT_S):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-m", program, "--help"], capture_output=True, text=True, cwd=ROOT, check=True
