@@ -33,9 +33,9 @@ quiet_libraries()
 # A worker meets the same error when it opens its work, and tells it; here it would end all that could be started.
 with contextlib.suppress(Exception), _silence(), warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import peft  # noqa: F401
-    import torch  # noqa: F401
-    import transformers.modeling_utils  # noqa: F401
+    import peft  # noqa: F401  (what stands in memory from here on is what a fork begins with)
+    import torch  # noqa: F401  (likewise)
+    import transformers.modeling_utils  # noqa: F401  (likewise)
 
 # What stands here is not collected in a worker, which would copy the pages that it has in common with the others.
 gc.collect()

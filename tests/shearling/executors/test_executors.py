@@ -183,6 +183,21 @@ def test_workers_have_the_libraries_of_the_leader_in_common(tmp_path: Path, fork
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
+def test_a_library_that_cannot_be_imported_stops_no_work_that_does_without_it(tmp_path: Path) -> None:
+    broken = tmp_path / "peft"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise RuntimeError('made for another torch')")
+    program = tmp_path / "leader.py"
+    program.write_text(LEADER.format(root=str(ROOT), names=("peft",)))
+    # The directory of a program is searched first.
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert [libraries for libraries, _, _, _ in found["told"]] == [[]] * 4
+    assert found["leader"] not in {parent for _, parent, _, _ in found["told"]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
 def test_a_worker_that_hangs_ends_though_what_it_was_forked_from_has_died() -> None:
     executor = make_executor(processes(1), Beginning())
     [(_, beginning)] = executor.run([Job(())])
