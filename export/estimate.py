@@ -94,6 +94,7 @@ def estimate_export(
     *,
     merges: bool,
     positions: int,
+    rounds: bool = False,
 ) -> Estimate:
     """Peak of the memory, and all that is written.
 
@@ -103,7 +104,11 @@ def estimate_export(
         quantization: how int4 is made on text; None where it is not.
         merges: whether merged weights are written first, which the checkpoint shares.
         positions: of text that each file reads; 0 where none is run.
+        rounds: whether what is merged was trained or chosen on integers, and is therefore a model in float32.
     """
+    rounded = _rounded_bytes(sizes) if rounds else 0
+    if rounds:
+        sizes = replace(sizes, stored_bytes=FLOAT32_BYTES * sizes.parameters)
     held = [_quantization_bytes(sizes, quantization), *(_writing_bytes(sizes, item) for item in formats)]
     if positions:
         held += [_running_bytes(sizes, item) + _logits_bytes(sizes, positions) for item in formats]
@@ -112,7 +117,7 @@ def estimate_export(
         # It shares the merged weights.
         disk -= sizes.stored_bytes
     run = any(item.entry.takes_weight_format for item in formats)
-    return Estimate(_working_bytes(sizes, run=run, merges=merges) + max(held), disk)
+    return Estimate(_working_bytes(sizes, run=run, merges=merges) + rounded + max(held), disk)
 
 
 def parts_to_run(sizes: WeightSizes, planned: PlannedFormat, *, positions: int, room_bytes: int) -> int:
@@ -194,11 +199,20 @@ def _writing_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
     return made * (2 if planned.storage.sparse_kernel else 1)
 
 
+def _rounded_bytes(sizes: WeightSizes) -> int:
+    """Of a frozen model in float32, which is a view of its files only if they are, and the integers of its layers."""
+    copied = sizes.parameters if sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters else 0
+    return FLOAT32_BYTES * copied + sizes.parameters - sizes.vocabulary
+
+
 def _quantization_bytes(sizes: WeightSizes, planned: PlannedQuantization | None) -> int:
     """Of a layer in float32, what enters it, and all integers; where matrices are judged together, of two models."""
     if planned is None:
         return 0
     if needs_copy(planned):
         halved = sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters
-        return ((2 if halved else 1) * FLOAT32_BYTES + 1) * sizes.parameters
+        models = ((2 if halved else 1) * FLOAT32_BYTES + 1) * sizes.parameters
+        # While scales are tuned, the weights that they make wait for the backward.
+        tuned = sizes.parameters if planned.all_layers else sizes.parameters - sizes.vocabulary
+        return models + (FLOAT32_BYTES * tuned if planned.tuning_steps else 0)
     return sizes.parameters + FLOAT32_BYTES * (LAYER_MATRICES * sizes.inner + GRAMS * sizes.widest**2)

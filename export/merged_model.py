@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from export.verification.parity_check import MergedReference, ParityCheck, check
 from export.verification.reading import read_held_back
 from export.verification.size import check_size
 from export.verification.task_check import TaskReference, ask_reference
+from export.verification.zeros import ZeroCheck, check_zeros
 from shearling.artefact import Artefact
 from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
 from shearling.elastic.narrowing import cut_masks
@@ -42,12 +43,14 @@ class MergedModel:
     Attributes:
         merge_check: of the merge; None where there was nothing to merge.
         adapter_params: weights of the chosen adapter.
+        zeros_left: what a dense merge left of the frozen model's zeros; None where it had none, or they are kept.
     """
 
     subject: ExportSubject
     reference: MergedReference
     merge_check: ParityCheck | None
     adapter_params: int
+    zeros_left: ZeroCheck | None = None
 
 
 def prepare_model(plan: ExportPlan, *, checkpoint: Path) -> MergedModel:
@@ -70,8 +73,7 @@ def prepare_model(plan: ExportPlan, *, checkpoint: Path) -> MergedModel:
 def _merge_subnet(plan: ExportPlan, planned: PlannedMerge, checkpoint: Path) -> MergedModel:
     opened, mode = planned.opened, planned.mode
     choice, cuts = opened.subnet.choice, opened.space.cuts(opened.subnet.choice)
-    # On a grid, or rounded as a layer chose, weights are what their own type could not express.
-    dtype: Dtype | None = None if opened.space.adapter.grid is None and not opened.layer_bits else "float32"
+    dtype: Dtype | None = "float32" if planned.in_float32 else None
     frozen = load_model(opened.frozen.path, dtype=dtype)
     network = assemble_super_network(
         opened.frozen, opened.adapter, opened.space, lean=True, model=frozen, variants=opened.variants
@@ -105,15 +107,19 @@ def _merge_subnet(plan: ExportPlan, planned: PlannedMerge, checkpoint: Path) -> 
         integers=chosen or _trained_integers(model, network, planned, stored),
     )
     reference = _reference(subject, blocks, plan)
-    check = check_merge(
-        unmerged, reference.fixed.logits, blocks, exact=planned.exact, precision=weights_precision(model)
-    )
-    return MergedModel(subject, reference, check, adapter_params)
+    check = check_merge(unmerged, reference, exact=planned.exact, precision=weights_precision(model))
+    lost = None if masks is None or mode != "dense" else cut_masks(masks, cuts)
+    return MergedModel(subject, reference, check, adapter_params, None if lost is None else _zeros_left(model, lost))
 
 
-def _matrices(integers: Mapping[str, Rounded]) -> dict[str, Matrix]:
+def _zeros_left(model: nn.Module, masks: Masks) -> ZeroCheck:
+    weights: Iterator[tuple[str, Any]] = ((path, model.get_submodule(path).weight) for path in masks)
+    return check_zeros("merged", ((path, (weight == 0).numpy()) for path, weight in weights), masks)
+
+
+def _matrices(integers: Iterator[tuple[str, Rounded]]) -> dict[str, Matrix]:
     """What the files store of layers that chose their number formats."""
-    return {module_path(path): as_matrix(rounded) for path, rounded in integers.items()}
+    return {module_path(path): as_matrix(rounded) for path, rounded in integers}
 
 
 def _trained_integers(

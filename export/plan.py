@@ -47,6 +47,11 @@ class PlannedMerge:
         return None if grid is None or not self.exact or self.mode == "dense" else grid.bits
 
     @property
+    def in_float32(self) -> bool:
+        """Whether the weights, on a grid or rounded as a layer chose, are what their own type could not express."""
+        return self.opened.space.adapter.grid is not None or bool(self.opened.layer_bits)
+
+    @property
     def mixture(self) -> MixtureReference | None:
         """What layers chose, where they had a choice of zeros or formats."""
         return self.opened.subnet.mixture
@@ -189,7 +194,10 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
     _check_request(request)
     frozen = open_artefact(directory, kind="sparse" if (directory / MASK_FILE).is_file() else "base")
     model_type, head = _read_kind(frozen)
-    wanted = [entry for entry in map(EXPORT_FORMATS.get, request.formats) if not entry.needs_adapter]
+    asked = [EXPORT_FORMATS.get(name) for name in request.formats]
+    wanted = [entry for entry in asked if not entry.needs_adapter]
+    if len(wanted) < len(asked):
+        log.print(f"left out: {', '.join(entry.name for entry in asked if entry.needs_adapter)}: there is no adapter")
     formats = _plan_formats(wanted, request, model_type, head, separate=False)
     quantization = _plan_quantization(request, frozen, formats, head)
     return _fitting(request, directory, frozen, None, head, formats, quantization)
@@ -226,6 +234,7 @@ def _fitting(
         formats,
         quantization,
         merges=merge is not None and merge.mode != "separate",
+        rounds=merge is not None and merge.in_float32,
         positions=0 if request.verify == "off" else positions,
     )
     if quantization is None:
@@ -315,7 +324,16 @@ def _plan_quantization(
 ) -> PlannedQuantization | None:
     task = Run(frozen.path.parent).task
     planned = plan_quantization(request.quantization, weight_format=request.weight_format, task=task, head=head)
-    return planned if any(item.entry.takes_weight_format for item in formats) else None
+    if any(item.entry.takes_weight_format for item in formats):
+        return planned
+    given = request.quantization.asked_for
+    if given:
+        raise UsageError(
+            f"it rounds what {' and '.join(item.entry.name for item in formats)} does not: the type of the base stays",
+            where=next(iter(given)),
+            remedy="Add openvino or onnx to --formats, or leave the option out",
+        )
+    return None
 
 
 def _check_request(request: ExportRequest) -> None:

@@ -78,7 +78,23 @@ def _caption(report: ExportReport, artefact: Artefact) -> str:
         lines += report.mixture.words
     if report.trained_bits is not None:
         lines.append(f"the weights were trained as integers of {report.trained_bits} bits")
+    if report.left_by_merge is not None:
+        lines.append(report.left_by_merge)
+    lines += _packed(report)
+    if report.unmeasured:
+        lines.append(f"not measured: {', '.join(report.unmeasured)}")
+    lines.append(", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in report.sizes_bytes.items()))
+    lines.append(f"report: {artefact.path / 'report.html'}")
+    return "\n".join(lines)
+
+
+def _packed(report: ExportReport) -> list[str]:
+    """What the sparse kernel reads, and what runs each directory."""
+    lines = []
     for name, packing in report.packings.items():
+        if not packing.packed:
+            lines.append(f"{name}: nothing was packed, for the reasons in report.json, so any runtime reads it")
+            continue
         share = packing.bytes_after / packing.bytes_before if packing.layers else 1
         operators = ", ".join(f"{count} {kind}" for kind, count in packing.operators.items())
         kept = f"{len(packing.kept)} kept as they are"
@@ -87,9 +103,7 @@ def _caption(report: ExportReport, artefact: Artefact) -> str:
         )
     if report.packings:
         lines.append("kernels: " + ", ".join(f"{name} {kernel}" for name, kernel in report.kernels.items()))
-    lines.append(", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in report.sizes_bytes.items()))
-    lines.append(f"report: {artefact.path / 'report.html'}")
-    return "\n".join(lines)
+    return lines
 
 
 def _who_holds_them(report: ExportReport) -> str:

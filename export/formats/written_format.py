@@ -32,6 +32,11 @@ class Proof:
     task: TaskCheck | None
     tokenizer: TokenizerCheck | None
 
+    @property
+    def measured(self) -> bool:
+        """Whether anything of the files was run or read."""
+        return bool(self.parity) or any(check is not None for check in (self.zeros, self.task, self.tokenizer))
+
 
 @dataclass(frozen=True)
 class WrittenFormat:
@@ -57,6 +62,11 @@ class WrittenFormat:
     def size_bytes(self) -> int:
         """Of all of its files."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    @property
+    def runs_packed(self) -> bool:
+        """Whether the file needs the operators of this project."""
+        return self.packing is not None and self.packing.packed
 
     def prove(
         self, reference: MergedReference, masks: Masks | None, task: TaskReference | None, subject: ExportSubject
@@ -106,9 +116,7 @@ class WrittenFormat:
 
     def usage(self, *, narrowed: bool, separate: bool) -> str | None:
         """Python that loads it, for the card."""
-        return self.planned.writer.usage(
-            UsageFacts(packed=self.packing is not None, narrowed=narrowed, separate=separate)
-        )
+        return self.planned.writer.usage(UsageFacts(packed=self.runs_packed, narrowed=narrowed, separate=separate))
 
 
 def write_format(planned: PlannedFormat, subject: ExportSubject, root: Path) -> WrittenFormat:

@@ -42,6 +42,11 @@ class PackingReport(Document):
     kept: dict[str, str]
 
     @property
+    def packed(self) -> bool:
+        """Whether the file needs the operators of this project; where nothing was packed it is a stock file."""
+        return bool(self.operators)
+
+    @property
     def bytes_before(self) -> int:
         """Of all packed layers, in the stock file."""
         return sum(layer.bytes_before for layer in self.layers)

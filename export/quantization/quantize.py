@@ -45,7 +45,8 @@ class Quantized:
         matrices: module path -> integers of four bits, or of eight where that was spared, scales in float16; a linear
             layer that no group divides is not among them. An embedding and a head that are one matrix are one object
             here as well.
-        layer_error: mean over matrices of the squared error of its outputs, as a share of their squares.
+        layer_error: mean over the layers' matrices of four bits of the squared error of its outputs, as a share of
+            their squares, before any tuning; 0 where none has four.
         seconds: that it took.
         distances: KL to the model in float32 at each step of the tuning; empty where there was none.
     """
@@ -117,7 +118,7 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     made = {id(result): as_matrix(result) for result in rounded.values()}
     matrices = {module_path(path): made[id(result)] for path, result in rounded.items()}
     seconds = time.perf_counter() - started
-    errors = layers.errors.values()
+    errors = [error for path, error in layers.errors.items() if rounded[path].bits == BITS]
     return Quantized(matrices, sum(errors) / max(1, len(errors)), seconds, tuple(distances))
 
 
@@ -138,9 +139,8 @@ def _spare(
     model: nn.Module, rounded: Mapping[str, Rounded], windows: Sequence[Tensor], ratio: float, *, bf16: bool
 ) -> dict[str, Rounded]:
     """In eight bits the matrices that four hurt most."""
-    weights = {path: result.weight for path, result in rounded.items()}
-    harm = harms(model, weights, windows, bf16=bf16)
-    spared = most_harmed(harm, {path: weight.numel() for path, weight in weights.items()}, share=1 - ratio)
+    harm = harms(model, rounded, windows, bf16=bf16)
+    spared = most_harmed(harm, {path: result.codes.numel() for path, result in rounded.items()}, share=1 - ratio)
     log.print(f"{len(spared)} of {len(rounded)} matrices have eight bits, the first is {min(spared, default='none')}")
     result = {}
     for path in spared:

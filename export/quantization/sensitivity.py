@@ -15,27 +15,29 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from shearling.quantization.rounding import Rounded
+
 WINDOWS = 16
 """That gradients are taken on, one after another: a sum of gradients would cancel."""
 
 
 def harms(
-    model: nn.Module, weights: Mapping[str, Tensor], windows: Sequence[Tensor], *, bf16: bool
+    model: nn.Module, matrices: Mapping[str, Rounded], windows: Sequence[Tensor], *, bf16: bool
 ) -> dict[str, float]:
     """How much rounding each matrix costs, up to a factor that all share.
 
     Args:
         model: float32, eval mode, as it was before; comes back as it was. A decoder, or a classifier whose answers'
             own likelihood is the loss.
-        weights: module path -> [out, in], rounded.
+        matrices: module path -> what its weight is rounded to, of which one at a time is held in float32.
         windows: token ids [tokens].
         bf16: whether to autocast to it.
     """
-    found = dict.fromkeys(weights, 0.0)
+    found = dict.fromkeys(matrices, 0.0)
     handles = []
-    parameters: list[Any] = [model.get_submodule(path).weight for path in weights]
+    parameters: list[Any] = [model.get_submodule(path).weight for path in matrices]
     try:
-        for parameter, (path, rounded) in zip(parameters, weights.items(), strict=True):
+        for parameter, (path, rounded) in zip(parameters, matrices.items(), strict=True):
             parameter.requires_grad_(True)
             handles.append(parameter.register_post_accumulate_grad_hook(_adder(found, path, rounded)))
         for window in windows[:WINDOWS]:
@@ -68,9 +70,9 @@ def most_harmed(harm: Mapping[str, float], sizes: Mapping[str, int], *, share: f
     return spared
 
 
-def _adder(found: dict[str, float], path: str, rounded: Tensor) -> Callable[[Any], None]:
+def _adder(found: dict[str, float], path: str, rounded: Rounded) -> Callable[[Any], None]:
     def add(parameter: Any) -> None:
-        found[path] += float((parameter.grad * (parameter.detach() - rounded)).square().sum())
+        found[path] += float((parameter.grad * (parameter.detach() - rounded.weight)).square().sum())
         parameter.grad = None
 
     return add

@@ -52,7 +52,7 @@ def _sections(report: ExportReport, usages: Mapping[str, str]) -> list[str]:
         f"# {_title(report)}",
         _made(report),
         *_results(report),
-        "## Verified\n\n" + _parity(report),
+        *_verified(report),
         *_tokenizers(report),
         "## Use",
         *(f"`{name}/`\n\n```python\n{usages[name]}\n```" for name in report.sizes_bytes if name in usages),
@@ -179,12 +179,13 @@ def _made(report: ExportReport) -> str:
     lines = [
         f"- merge: {report.merge} ({exact})",
         f"- adapter weights: {report.adapter_params:,}",
-        f"- stored weights: {report.weight_format}",
+        f"- stored weights: {report.stored_as}",
     ]
     if report.quantization is not None:
         made = report.quantization
         lines.append(
-            f"- {made.matrices} matrices rounded on {', '.join(made.dataset)} ({made.preset}), the others in int8"
+            f"- {made.matrices} matrices rounded on {', '.join(made.dataset)} ({made.preset}), other linear layers in "
+            "int8"
         )
     if report.trained_bits is not None:
         lines.append(f"- weights trained as integers of {report.trained_bits} bits; embeddings and head are apart")
@@ -195,30 +196,49 @@ def _made(report: ExportReport) -> str:
             f"- narrowed: {report.narrowed} linear layers; {report.parameters:,} weights, "
             f"{report.macs_m / 1e3:.2f} G MACs at 256 tokens"
         )
+    return "\n".join([*lines, *_zeros(report), *_packed(report)])
+
+
+def _zeros(report: ExportReport) -> list[str]:
+    """What was pruned, and where its zeros were found again."""
+    lines = []
     if report.sparsity is not None:
         lines.append(
             f"- pruned by {report.sparsity['method']} ({report.sparsity['pattern']}), target "
             f"{report.sparsity['target']:.0%}"
         )
+    if report.left_by_merge is not None:
+        lines.append(f"- {report.left_by_merge}")
     if report.certificate is not None and not report.certificate.modules:
         lines.append("- no mask prunes anything")
     elif report.certificate is not None:
         lines.append(
             f"- NNCF counts {report.certificate.sparsity:.4%} zeros in {report.certificate.modules} pruned modules"
         )
-    if report.packings:
-        lines += [f"- {name}: {kernel} kernel" for name, kernel in report.kernels.items()]
-    for name, packing in report.packings.items():
-        lines.append(
-            f"- {name} is packed for the sparse kernel: {len(packing.layers)} matrices, "
-            f"{packing.bytes_before:,} bytes became "
-            f"{packing.bytes_after:,}; the runtime needs the operators of this project to read them"
-        )
-    lines += [
+    return lines + [
         f"- {check.format}: {check.zeros:,} of {check.pruned:,} pruned weights are exactly zero"
         for check in report.zeros
     ]
-    return "\n".join(lines)
+
+
+def _packed(report: ExportReport) -> list[str]:
+    """What runs each directory, where there is a choice."""
+    lines = [f"- {name}: {kernel} kernel" for name, kernel in report.kernels.items() if report.packings]
+    for name, packing in report.packings.items():
+        lines.append(
+            f"- {name} is packed for the sparse kernel: {len(packing.layers)} matrices, "
+            f"{packing.bytes_before:,} bytes became {packing.bytes_after:,}; the runtime needs the operators of this "
+            "project to read them"
+            if packing.packed
+            else f"- {name}: nothing was packed, for the reasons in report.json, so any runtime reads it"
+        )
+    return lines
+
+
+def _verified(report: ExportReport) -> list[str]:
+    compared = ["## Verified", _parity(report)] if report.parity else []
+    names = ", ".join(f"`{name}/`" for name in report.unmeasured)
+    return [*compared, f"Nothing was measured of {names}."] if names else compared
 
 
 def _parity(report: ExportReport) -> str:

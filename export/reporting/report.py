@@ -16,7 +16,7 @@ from export.quantization.settings import Preset
 from export.reporting.lineage import Lineage, find_lineage
 from export.request import Kernel
 from export.verification.nncf_certificate import SparsityCertificate
-from export.verification.parity_check import ParityCheck
+from export.verification.parity_check import ParityCheck, weights_precision
 from export.verification.task_check import TaskCheck
 from export.verification.tokenizer_check import TokenizerCheck
 from export.verification.zeros import ZeroCheck
@@ -39,8 +39,10 @@ class QuantizationReport(Document):
         samples: windows of them that matrices were rounded on.
         all_layers: whether the embedding and the head are in int4 too.
         ratio: share of the layers' weights that was asked for in int4.
-        matrices: in int4; other weights are int8.
-        layer_error: mean over matrices of the squared error of its outputs, as a share of their squares.
+        matrices: in int4; other linear layers are int8, and so are the embedding and the head, but in plain ONNX, which
+            has them in float32 unless they are in int4 too.
+        layer_error: mean over matrices in int4 of the squared error of its outputs, as a share of their squares; before
+            scales were tuned.
         kl_before: mean KL to the model in float32 over the first tenth of the tuning of scales, nats; None without.
         kl_after: over the last tenth.
         seconds: that it took.
@@ -66,9 +68,13 @@ class ExportReport(Document):
         head: what the model is for.
         narrowed: number of linear layers whose output is narrower than in the base.
         weight_format: of the formats that take one; the others have the type of the frozen model's files.
+        number_formats: directory -> of its weights; none in reports of older versions.
         quantization: how int4 was made on calibration text; None where no text was seen.
         mixture: what layers chose of zeros and formats; None where they had no choice.
         trained_bits: of the integers that the weights were trained on; None where they were not.
+        sparsity: how the frozen model was pruned; None where it was not, or a dense merge has taken its zeros.
+        zeros_left: what a dense merge left of them, which it does not promise; None elsewhere.
+        unmeasured: directories of which nothing was run or read.
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.
         kernels: directory -> what runs it, for each that has a choice.
         tasks: answers of files with rounded weights against those of the merged model.
@@ -86,6 +92,7 @@ class ExportReport(Document):
     merge: str
     exact: bool
     weight_format: str
+    number_formats: dict[str, str] = pydantic.Field(default_factory=dict)
     quantization: QuantizationReport | None = None
     trained_bits: int | None = None
     mixture: MixtureReference | None = None
@@ -96,6 +103,8 @@ class ExportReport(Document):
     sparsity: dict[str, Any] | None
     certificate: SparsityCertificate | None
     zeros: tuple[ZeroCheck, ...]
+    zeros_left: ZeroCheck | None = None
+    unmeasured: tuple[str, ...] = ()
     parity: tuple[ParityCheck, ...]
     tasks: tuple[TaskCheck, ...]
     tokenizers: tuple[TokenizerCheck, ...] = ()
@@ -111,6 +120,24 @@ class ExportReport(Document):
         return self.weight_format.startswith("int") and any(
             EXPORT_FORMATS.get(name).takes_weight_format for name in self.formats
         )
+
+    @property
+    def left_by_merge(self) -> str | None:
+        """What a dense merge left of the zeros, in words."""
+        left = self.zeros_left
+        return (
+            None if left is None else f"merged densely: {left.zeros:,} of {left.pruned:,} pruned weights are still zero"
+        )
+
+    @property
+    def stored_as(self) -> str:
+        """The number formats in words, such as `int8 in openvino/, bf16 in model/`."""
+        directories: dict[str, list[str]] = {}
+        for name, number_format in self.number_formats.items():
+            directories.setdefault(number_format, []).append(f"{name}/")
+        if len(directories) < 2:
+            return next(iter(directories), self.weight_format)
+        return ", ".join(f"{item} in {' and '.join(names)}" for item, names in directories.items())
 
     @property
     def violations(self) -> list[str]:
@@ -141,6 +168,8 @@ def build_report(
 ) -> ExportReport:
     """Put together what was planned, merged, counted by NNCF, written and found in the files."""
     merge_checks = () if merged.merge_check is None else (merged.merge_check,)
+    own_type = weights_precision(merged.subject.model)
+    measured = {item.name for item, proof in zip(written, proofs, strict=False) if proof.measured}
     return ExportReport(
         source=plan.source.name,
         model_id=plan.model_id,
@@ -153,20 +182,27 @@ def build_report(
         quantization=_describe_quantization(plan, quantized),
         trained_bits=None if plan.merge is None else plan.merge.grid_bits,
         mixture=None if plan.merge is None else plan.merge.mixture,
+        number_formats={
+            item.name: item.planned.storage.weight_format.name if item.planned.entry.takes_weight_format else own_type
+            for item in written
+            if not item.planned.entry.needs_adapter
+        },
         formats=tuple(item.planned.entry.name for item in written),
         parameters=sum(parameter.numel() for parameter in merged.subject.model.parameters()),
         macs_m=measure_model(merged.subject.model).macs(tokens=MACS_TOKENS) / 1e6,
         adapter_params=merged.adapter_params,
-        sparsity=plan.frozen.manifest.details.get("sparsity"),
+        sparsity=None if merged.zeros_left is not None else plan.frozen.manifest.details.get("sparsity"),
         certificate=certificate,
         zeros=tuple(proof.zeros for proof in proofs if proof.zeros is not None),
+        zeros_left=merged.zeros_left,
+        unmeasured=tuple(item.name for item in written if item.name not in measured),
         parity=(*merge_checks, *(check for proof in proofs for check in proof.parity)),
         tasks=tuple(proof.task for proof in proofs if proof.task is not None),
         tokenizers=tuple(proof.tokenizer for proof in proofs if proof.tokenizer is not None),
         sizes_bytes={item.name: item.size_bytes for item in sorted(written, key=lambda item: item.name)},
         seconds={item.name: item.seconds for item in written},
         kernels={
-            item.name: "sparse" if item.planned.storage.sparse_kernel else "stock"
+            item.name: "sparse" if item.runs_packed else "stock"
             for item in written
             if item.planned.entry.has_sparse_kernel
         },

@@ -21,7 +21,7 @@ from export.verification.parity import (
     torch_logits,
     widen,
 )
-from export.verification.reading import FIXED_TEXT, MeasuredLogits, Reading, read_fixed
+from export.verification.reading import MeasuredLogits, Reading, read_fixed
 from shearling.console import log
 from shearling.model.head import Head
 from shearling.registry.number_formats import NUMBER_FORMATS, Gate, NumberFormat
@@ -114,10 +114,8 @@ class MergedReference:
             reading: of these blocks.
         """
         parity = compare(reading.logits, measured.logits, reading.blocks, random_blocks=reading.random_blocks)
-        gate, rounding, torch_kl = NUMBER_FORMATS.get(measured.precision).gate, None, None
-        if gate.max_abs is not None and parity.finite and parity.max_abs > gate.max_abs:
-            rounding = self._rounding
-            gate = widen(gate, rounding)
+        gate, rounding = self.gate(measured.precision, parity)
+        torch_kl = None
         # Where torch itself overflows in that arithmetic, there is nothing to excuse the runtime with.
         if measured.chosen_by_runtime and math.isfinite(self._torch_kl):
             torch_kl = self._torch_kl
@@ -133,6 +131,13 @@ class MergedReference:
             rounding=rounding,
             torch_kl=torch_kl,
         )
+
+    def gate(self, precision: str, parity: Parity) -> tuple[Gate, float | None]:
+        """The gate of a number format, and by how much float32 rounds the model where it was widened for it."""
+        gate = NUMBER_FORMATS.get(precision).gate
+        if gate.max_abs is None or not parity.finite or parity.max_abs <= gate.max_abs:
+            return gate, None
+        return widen(gate, self._rounding), self._rounding
 
     @functools.cached_property
     def _rounding(self) -> float:
@@ -163,20 +168,19 @@ def weights_precision(model: nn.Module) -> str:
     return {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(largest.dtype), "fp32")
 
 
-def check_merge(
-    unmerged: Logits, merged: Logits, blocks: Sequence[npt.NDArray[np.int64]], *, exact: bool, precision: str = "fp32"
-) -> ParityCheck:
+def check_merge(unmerged: Logits, merged: MergedReference, *, exact: bool, precision: str) -> ParityCheck:
     """Judge a merge; one that is approximate, and was accepted as such, is measured and not limited.
 
     Args:
-        unmerged: logits of the super-network.
-        merged: of the merged model.
-        blocks: that both read.
+        unmerged: logits of the super-network on the fixed blocks.
+        merged: what it became.
         exact: whether the merge keeps what was trained.
         precision: number format that merged weights were rounded to.
     """
-    gate = NUMBER_FORMATS.get(precision).gate if exact else Gate()
-    return judge("merged", UNMERGED, precision, compare(unmerged, merged, blocks), gate, text=FIXED_TEXT)
+    fixed = merged.fixed
+    parity = compare(unmerged, fixed.logits, fixed.blocks)
+    gate, rounding = merged.gate(precision, parity) if exact else (Gate(), None)
+    return judge("merged", UNMERGED, precision, parity, gate, text=fixed.name, rounding=rounding)
 
 
 def judge(

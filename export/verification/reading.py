@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from export.verification.parity import RANDOM_BLOCKS, Logits, LogitsInTurn, torch_logits
 from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
+from shearling.model.context_length import stated_length
 from shearling.model.head import Head
 
 if TYPE_CHECKING:
@@ -85,9 +86,10 @@ def read_held_back(model: Any, tokenizer: Any, task: Path, *, head: Head) -> Rea
     if not rows_file(task, "validation").is_file():
         return None
     rows = read_rows(task, "validation", most_characters=CALIBRATION_CHARACTERS)
-    positions = getattr(model.config, "max_position_embeddings", None) or WINDOW_TOKENS
+    positions = stated_length(model.config.to_dict()) or WINDOW_TOKENS
     if head == "classifier":
-        texts = [tokenizer(row.prompt)["input_ids"][:positions] for row in rows[:ANSWERED_ROWS]]
+        prompts = [row.prompt for row in rows[:ANSWERED_ROWS]]
+        texts = [tokenizer(prompt, truncation=True, max_length=positions)["input_ids"] for prompt in prompts]
         blocks = [np.array(ids, dtype=np.int64) for ids in texts if ids]
     else:
         stream = _stream([row.prompt + row.completion for row in rows], tokenizer, WINDOWS * WINDOW_TOKENS)

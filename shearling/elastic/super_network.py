@@ -113,10 +113,12 @@ class SuperNetwork:
             chosen.add({path: mask if found is None else found})
         return chosen
 
-    def integers(self) -> dict[str, Rounded]:
-        """What the weights in use are rounded to, by module path, where layers chose their number format."""
-        found = {path: self.elastic(path).integers() for path in (*self.layers, *self.unadapted)}
-        return {path: rounded for path, rounded in found.items() if rounded is not None}
+    def integers(self) -> Iterator[tuple[str, Rounded]]:
+        """What the weights in use are rounded to, module after module, where layers chose their number format."""
+        for path in (*self.layers, *self.unadapted):
+            rounded = self.elastic(path).integers()
+            if rounded is not None:
+                yield path, rounded
 
     @contextmanager
     def materialised(self) -> Iterator[None]:

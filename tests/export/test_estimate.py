@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,8 @@ import export.plan
 from export.estimate import FIXED_POSITIONS, WeightSizes, estimate_export, parts_to_run, read_sizes
 from export.formats.export_format import PlannedFormat, Storage
 from export.plan import plan_frozen
+from export.quantization.settings import PlannedQuantization
+from export.quantization.text import CalibrationText
 from export.request import ExportRequest
 from export.verification.reading import WINDOW_TOKENS, held_back_positions
 from shearling.errors import ResourceExhausted
@@ -76,6 +79,50 @@ def test_no_more_text_is_expected_than_there_is(rows, characters, expected, tmp_
         row = TaskRow(id="0" * 64, prompt="a" * characters, choices=None, gold=None, completion="", text="a")
         write_rows(tmp_path, "validation", [row] * rows)
     assert held_back_positions(tmp_path) == expected
+
+
+def rounded_on(text, *, preset="balanced", **options):
+    return PlannedQuantization(
+        preset=preset,
+        text=text,
+        group_size=64,
+        narrower=True,
+        samples=64,
+        tuning_steps=80 if preset == "best" else 0,
+        **options,
+    )
+
+
+def test_what_waits_for_a_backward_is_counted():
+    """Tuning keeps the weights that scales make; a model in bfloat16 is held in float32, and so is its rounded copy."""
+    text, count = CalibrationText(("task",), ()), LLAMA_8B.parameters
+
+    def memory_bytes(quantization):
+        estimated = estimate_export(LLAMA_8B, [planned("openvino", "int4")], quantization, merges=True, positions=0)
+        return estimated.memory_bytes
+
+    spared, tuned = rounded_on(text, ratio=0.8), rounded_on(text, preset="best")
+    everything = rounded_on(text, preset="best", all_layers=True)
+    assert memory_bytes(rounded_on(text)) < memory_bytes(spared)
+    assert 9 * count < memory_bytes(spared) < 10 * count
+    assert memory_bytes(tuned) - memory_bytes(spared) == 4 * (count - LLAMA_8B.vocabulary)
+    assert memory_bytes(everything) - memory_bytes(spared) == 4 * count
+
+
+def test_what_was_chosen_on_integers_is_merged_in_float32():
+    """A base in bfloat16 is no view of its files then, and its checkpoint is twice as large."""
+    count, item = LLAMA_8B.parameters, planned("openvino", "int4")
+    plain, rounds = (
+        estimate_export(LLAMA_8B, [item], None, merges=True, positions=0, rounds=rounds) for rounds in (False, True)
+    )
+    assert rounds.memory_bytes - plain.memory_bytes == pytest.approx(5 * count - LLAMA_8B.vocabulary, rel=0.01)
+    assert rounds.disk_bytes - plain.disk_bytes == 4 * count - LLAMA_8B.stored_bytes
+    single = replace(LLAMA_8B, stored_bytes=4 * count)
+    plain, rounds = (
+        estimate_export(single, [item], None, merges=True, positions=0, rounds=rounds) for rounds in (False, True)
+    )
+    assert rounds.memory_bytes - plain.memory_bytes == count - LLAMA_8B.vocabulary
+    assert rounds.disk_bytes == plain.disk_bytes
 
 
 def test_what_is_run_takes_its_file_and_a_copy():

@@ -111,7 +111,7 @@ def test_what_is_exported_is_what_was_measured(searched, tmp_path):
     network.activate(choice)
     # The weights themselves, whatever was rounded: those of the measured network to the last bit.
     merged = load_model(export.path / "model")
-    for path, rounded in network.integers().items():
+    for path, rounded in network.integers():
         assert torch.equal(merged.get_submodule(path).weight, rounded.weight), path
     assert (logits(merged) - logits(network.model)).abs().max() < 1e-5
     assert not (export.path / "adapter").exists(), "an adapter would belong to the trained zeros"
@@ -292,7 +292,7 @@ def test_a_dense_model_mixes_formats_alone(tmp_path):
     network = mixed_network(opened := open_mixed(run, ratios=()))
     network.activate(opened.space.heuristic())
     merged = load_model(export.path / "model")
-    for path, rounded in network.integers().items():
+    for path, rounded in network.integers():
         assert torch.equal(merged.get_submodule(path).weight, rounded.weight), path
 
 

@@ -17,6 +17,7 @@ from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits, wri
 from export.packing.linear_graph import find_products
 from export.packing.packed_onnx import _find_products
 from export.packing.stored_weight import read_matrix
+from export.quantization import quantize as quantize_module
 from export.quantization.quantize import Quantized, quantize
 from export.quantization.settings import PlannedQuantization
 from export.quantization.text import CalibrationText, windows_of
@@ -25,6 +26,7 @@ from shearling.errors import UsageError
 from shearling.kernel.openvino_extension import core_for
 from shearling.kernel.packed_format import Matrix, ValueType
 from shearling.model.layers import find_layers
+from shearling.quantization.layerwise import round_layers
 from tests.support.exported_files import stored_as
 from tests.support.packing_cases import BLOCKS
 from tests.support.tiny_models import CORPUS, bert, tiny_tokenizer, wide_model
@@ -236,6 +238,23 @@ def test_embedding_and_head_are_rounded_too_where_all_layers_are(tied, text, tmp
         (onnx_logits(tmp_path / "onnx", blocks), 0.05),
     ):
         assert max(float(np.abs(a - b).max()) for a, b in zip(expected, logits, strict=True)) < limit * spread
+
+
+def test_an_error_is_that_of_integers_which_are_in_the_file(model, text, monkeypatch) -> None:
+    """The matrices that four bits hurt most have eight, and their error in four is no file's."""
+    made = []
+
+    def spied(*arguments, **options):
+        made.append(round_layers(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(quantize_module, "round_layers", spied)
+    mixed = quantize(model, tiny_tokenizer(), plan(text, ratio=0.6), classifier=False)
+    errors = made[0].errors
+    kept = [errors[path] for path, matrix in mixed.matrices.items() if matrix.value_type is ValueType.INT4]
+    assert 0 < len(kept) < len(errors)
+    assert mixed.layer_error == pytest.approx(sum(kept) / len(kept))
+    assert mixed.layer_error < 0.99 * sum(errors.values()) / len(errors)
 
 
 def test_a_share_of_the_weights_has_eight_bits_in_every_file(model, balanced, text, tmp_path) -> None:

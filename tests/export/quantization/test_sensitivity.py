@@ -8,6 +8,7 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 
 from export.quantization.sensitivity import WINDOWS, harms, most_harmed
 from shearling.model.layers import find_layers
+from shearling.quantization.rounding import Rounded
 from tests.support.tiny_models import VOCABULARY, bert, wide_model
 
 
@@ -21,7 +22,10 @@ def test_the_estimate_is_the_sum_of_squares_over_windows(make) -> None:
     model = make().requires_grad_(False)
     windows = [torch.randint(3, VOCABULARY, (9,), generator=torch.Generator().manual_seed(at)) for at in range(3)]
     linears = find_layers(model).linears()
-    rounded = {path: linear.weight * 0.9 for path, linear in linears.items()}
+    rounded = {
+        path: Rounded((linear.weight * 0.9).detach(), torch.ones(len(linear.weight), 1), linear.in_features)
+        for path, linear in linears.items()
+    }
     found = harms(model, rounded, windows, bf16=False)
     expected = dict.fromkeys(linears, 0.0)
     for window in windows:

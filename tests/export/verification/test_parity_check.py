@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 from export.verification import parity_check
 from export.verification.parity import fixed_blocks, padded_batch, torch_logits
-from export.verification.parity_check import MergedReference
+from export.verification.parity_check import MergedReference, check_merge
 from export.verification.reading import MeasuredLogits, read_held_back
 from shearling.evaluation.task import TaskRow, write_rows
 from shearling.registry.number_formats import NUMBER_FORMATS
@@ -116,6 +116,18 @@ def test_a_widened_gate_is_said(reference: MergedReference, monkeypatch: pytest.
     assert check.verdict == "ok: limit 4.0e-03, since float32 rounds the reference by 1.0e-03"
 
 
+def test_a_merge_is_judged_by_the_same_gate(reference: MergedReference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large logits float32 makes a difference that no merge can avoid."""
+    monkeypatch.setattr(parity_check, "rounding_of", lambda *_, **__: 1e-3)
+    logits = [block.copy() for block in reference.fixed.logits]
+    logits[0][0, 0] += 2e-3
+    check = check_merge(logits, replace(reference), exact=True, precision="fp32")
+    assert check.verdict == "ok: limit 4.0e-03, since float32 rounds the reference by 1.0e-03"
+    logits[0][0, 0] += 8e-3
+    assert check_merge(logits, replace(reference), exact=True, precision="fp32").rejects
+    assert not check_merge(logits, replace(reference), exact=False, precision="fp32").rejects
+
+
 def test_rows_of_a_padded_batch_say_what_they_say_alone(reference: MergedReference) -> None:
     batch = padded_batch(reference.fixed.blocks, head="language_model")
     assert len(set(batch.lengths)) == len(batch.lengths) >= 3
@@ -148,6 +160,27 @@ def test_a_classifier_is_asked_rows_alone_and_padded(tmp_path) -> None:
         logits = batch.rows_of(model(**feed).logits.numpy())
     for ours, alone in zip(logits, reading.logits, strict=True):
         np.testing.assert_allclose(ours, alone, atol=1e-5)
+
+
+def test_a_classifier_reads_no_more_of_a_row_than_it_has_positions_for(tmp_path) -> None:
+    """RoBERTa leaves the first two of its positions to padding."""
+    config = RobertaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=34,
+        pad_token_id=1,
+    )
+    torch.manual_seed(3)
+    model, tokenizer = RobertaForSequenceClassification(config).eval(), tiny_tokenizer()
+    row = TaskRow(id="0", prompt="fox " * 60, choices=("a", "b"), gold=0, completion="a", text="")
+    write_rows(tmp_path, "validation", [row])
+    reading = read_held_back(model, tokenizer, tmp_path, head="classifier")
+    assert reading is not None
+    assert [len(block) for block in reading.blocks] == [32]
+    assert np.isfinite(reading.logits[0]).all()
 
 
 def test_without_rows_or_with_too_few_there_is_no_held_back_text(tmp_path) -> None:

@@ -1,0 +1,135 @@
+"""What report, page, card and screen claim of an export: what was done, and nothing that was not measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from rich.console import Console
+
+from export.plan import plan_frozen
+from export.quantization.settings import Quantization
+from export.request import ExportRequest
+from export.screen import show_export
+from export.stage import FinishedExport, export_frozen, export_subnet
+from shearling.elastic.mask import MASK_FILE, load_masks
+from shearling.errors import UsageError
+from shearling.model.checkpoint import load_model
+from shearling.run import Run
+from tests.support.tiny_models import save_tiny
+from tests.support.tiny_subnets import run_with_best
+from train.base.artefact import import_base
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]  # optimum's and torch.export's own
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_with_best(tmp_path_factory.mktemp("plain"), masked=False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("base")
+    source = save_tiny("llama_tied_gqa", directory / "source")
+    return import_base(source, directory / "base", model_id="tiny/llama", dtype="bfloat16").path
+
+
+def request_for(path: Path, *formats: str, **options: Any) -> ExportRequest:
+    return ExportRequest(output=path, formats=formats, **options)
+
+
+def card_of(exported: FinishedExport) -> str:
+    return (exported.path / "README.md").read_text(encoding="utf-8")
+
+
+def page_of(exported: FinishedExport) -> str:
+    return (exported.path / "report.html").read_text(encoding="utf-8")
+
+
+def screen_of(exported: FinishedExport) -> str:
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(show_export(exported).screen)
+    return captured.get()
+
+
+def test_what_was_not_measured_is_not_called_verified(plain: Run, base: Path, tmp_path: Path) -> None:
+    unread = export_subnet(plain.path / "best.json", request_for(tmp_path / "off", "hf", merge="dense", verify="off"))
+    # The merge alone was looked at.
+    assert unread.report.unmeasured == ("model",)
+    assert "Nothing was measured of `model/`." in card_of(unread)
+    alone = export_frozen(base, request_for(tmp_path / "base", "hf"))
+    assert alone.report.unmeasured == ("model",)
+    assert "## Verified" not in card_of(alone)
+    for exported in (unread, alone):
+        assert "gates passed" not in page_of(exported)
+        assert "directories not measured: model<" in page_of(exported)
+        assert "not measured: model" in screen_of(exported)
+    measured = export_frozen(base, request_for(tmp_path / "onnx", "onnx"))
+    assert measured.report.unmeasured == ()
+    assert "gates passed" in page_of(measured)
+    assert "Nothing was measured" not in card_of(measured)
+
+
+def test_a_dense_merge_says_how_many_zeros_are_left(plain: Run, tmp_path: Path) -> None:
+    exported = export_subnet(plain.path / "best.json", request_for(tmp_path / "dense", "hf", merge="dense"))
+    masks, model = load_masks(plain.sparse / MASK_FILE), load_model(exported.path / "model")
+    pruned = sum(int((~mask).sum()) for mask in masks.values())
+    zeros = sum(int((model.get_submodule(path).weight == 0)[~mask].sum()) for path, mask in masks.items())
+    assert 0 < zeros < pruned
+    found = exported.report.zeros_left
+    assert found is not None
+    assert (found.pruned, found.zeros) == (pruned, zeros)
+    said = f"merged densely: {zeros:,} of {pruned:,} pruned weights are still zero"
+    assert f"- {said}" in card_of(exported)
+    assert said in screen_of(exported)
+    assert f"{zeros:,} of {pruned:,} pruned weights are still zero" in page_of(exported)
+    card = ModelCard.load(exported.path / "README.md")
+    assert "pruned" not in card.data.tags
+    assert "pruned by" not in card.text
+    kept = export_subnet(plain.path / "best.json", request_for(tmp_path / "kept", "hf", merge="separate"))
+    assert kept.report.zeros_left is None
+    assert "pruned by" in card_of(kept)
+
+
+def test_number_formats_are_those_of_the_files(base: Path, tmp_path: Path) -> None:
+    exported = export_frozen(base, request_for(tmp_path / "both", "hf", "onnx", weight_format="int8"))
+    assert exported.report.number_formats == {"model": "bf16", "onnx": "int8"}
+    assert "- stored weights: bf16 in model/, int8 in onnx/" in card_of(exported)
+    assert "weights bf16 in model/, int8 in onnx/<" in page_of(exported)
+    alone = export_frozen(base, request_for(tmp_path / "alone", "hf"))
+    assert "- stored weights: bf16\n" in card_of(alone)
+
+
+def test_a_file_in_which_nothing_was_packed_is_a_stock_one(base: Path, tmp_path: Path) -> None:
+    exported = export_frozen(
+        base, request_for(tmp_path / "sparse", "openvino", weight_format="bf16", sparse_kernels=("openvino",))
+    )
+    packing = exported.report.packings["openvino"]
+    assert (packing.operators, packing.layers) == ({}, ())
+    assert exported.report.kernels == {"openvino": "stock"}
+    assert "operators of this project" not in card_of(exported)
+    assert "shearling_runtime" not in card_of(exported)
+    assert "openvino: nothing was packed" in card_of(exported)
+    assert "openvino: nothing was packed" in screen_of(exported)
+
+
+def test_what_no_format_takes_is_refused_and_what_needs_an_adapter_is_named(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox " * 99)
+    asked = Quantization("balanced", dataset=(str(text),))
+    with pytest.raises(UsageError, match="it rounds what hf does not") as raised:
+        plan_frozen(base, request_for(tmp_path / "export", "hf", weight_format="int4", quantization=asked))
+    assert raised.value.where == "--quantization"
+    plan = plan_frozen(base, request_for(tmp_path / "export", "peft", "hf"))
+    assert [item.entry.name for item in plan.formats] == ["hf"]
+    assert "left out: peft: there is no adapter" in capsys.readouterr().err
