@@ -28,14 +28,16 @@ SETTINGS_FILE = "settings.json"
 JOURNAL_FORM = "records of answers, measured in pieces; a race goes look by look; costs are counted"
 """An unfinished search whose journal is of another form cannot be continued."""
 
-QUESTION = ("task", "split", "precision")
-"""Settings that decide what a candidate answers."""
+QUESTION = ("split", "precision")
+"""Settings that decide what a candidate answers, beside the task, which a digest stands for."""
 
 MIXING = ("ratios", "layer_formats")
 """What layers choose among decides it too, where they do."""
 
-INDIFFERENT = ("batch_size", "evaluations", "latency_table")
-"""Settings that may differ in a search that is continued; of the latency table the content counts, not the place."""
+INDIFFERENT = ("batch_size", "evaluations", "latency_table", "task")
+"""Settings that may differ in a search that is continued; of the latency table and the task the content counts, not the
+place.
+"""
 
 Consent = Callable[[str], bool]
 """Asks whether to go on, and is told what is lost by it."""

@@ -148,7 +148,8 @@ def _train_lora(adapting: Recipe, run: Run, made: Mapping[str, Artefact]) -> Art
         processes.wait_for_all()
 
     parents = {role: made[role] for role in ("base", "task", *(data_role(section.name) for section in adapting.data))}
-    facts = {"recipe": deciding_inputs(recipe_inputs(adapting))}
+    # No other data is a fact as well.
+    facts = {"recipe": {"data": None, **deciding_inputs(recipe_inputs(adapting))}}
     return _reuse_or_make(run.lora, "super_adapter", facts, parents, train, as_of_today=deciding_inputs, force=False)
 
 
@@ -160,6 +161,13 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     if processes.is_main():
         # The others come when it was allowed to go on; what stood there may stand until its successor is complete.
         check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
+        if run.adapted.exists() and recipe.model.adaptation is None and not force:
+            # Later stages would take it for the dense model of the run.
+            raise OutputExists(
+                "the recipe has no [model.adaptation], and this run an adapted model",
+                where=run.adapted,
+                remedy="Choose another --output, or replace the run with --force",
+            )
     source = preflight(recipe, run.path, force=force)
     if force:
         _check_replaceable(run, recipe)

@@ -11,13 +11,21 @@ from search.strategies.strategy import Effort, Trial
 
 
 class HeuristicOnly:
-    """The middle value of every group: O(1), and what all published Shears tables use."""
+    """The middle value of every group: O(1), and what all published Shears tables use.
+
+    Args:
+        grid: the space.
+        effort: within what cost; where the middle costs more, it is shrunk.
+    """
 
     planned = 1
     parent: Indices | None = None
 
     def __init__(self, grid: Grid, effort: Effort) -> None:
-        self._left = [grid.heuristic]
+        import numpy as np
+
+        limit, middle = effort.limit, grid.heuristic
+        self._left = [middle if limit is None else limit.shrink(middle, grid, np.random.default_rng(effort.seed))]
 
     def ask(self) -> Sequence[Indices]:
         """The one candidate, once."""

@@ -40,8 +40,7 @@ class Effort:
         evaluations: most candidates.
         seed: of its random draws.
         population: candidates of a generation (NSGA-II), or neighbours tried in a round (hill climbing).
-        limit: what its candidates may cost. Only the heuristic, and the largest in NSGA-II's first generation, may cost
-            more.
+        limit: what its candidates may cost. Only the largest, in NSGA-II's first generation, may cost more.
     """
 
     evaluations: int

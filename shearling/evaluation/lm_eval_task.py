@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ ACCURACY: Mapping[str, Any] = {
 }
 CHAT = "written_by_chat_template"
 """In a task's metadata: the harness leaves it alone."""
+SURROGATES = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
 METRICS = "shearling.evaluation.answer_metrics."
 """Where the harness finds what its own table of metrics lacks."""
 EVALUATED_SPLITS: tuple[Split, ...] = ("validation", "test")
@@ -124,9 +126,18 @@ def write_lm_eval_tasks(
         if chat:
             answers["metadata"] |= {CHAT: True}
         for config in (answers, _text(name, split)):
-            # JSON is YAML, and quotes every string; the name of a function has a tag before it.
-            text = json.dumps(config, indent=2).replace(f'"metric": "{METRICS}', f'"metric": !function "{METRICS}')
+            # The name of a function has a tag before it.
+            text = _as_yaml(config).replace(f'"metric": "{METRICS}', f'"metric": !function "{METRICS}')
             (directory / f"{config['task']}.yaml").write_text(f"{text}\n", encoding="utf-8")
+
+
+def _as_yaml(config: Mapping[str, Any]) -> str:
+    """JSON, which quotes every string and is YAML but for characters beyond U+FFFF: YAML has no pairs of surrogates."""
+
+    def joined(pair: re.Match[str]) -> str:
+        return f"\\U{ord(bytes.fromhex(pair[1] + pair[2]).decode('utf-16-be')):08x}"
+
+    return SURROGATES.sub(joined, json.dumps(config, indent=2))
 
 
 def table_name(split: Split) -> str:

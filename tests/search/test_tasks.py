@@ -105,7 +105,9 @@ def test_generated_answers_are_searched_by_what_is_found_in_them(run: Run) -> No
     ("file", "before", "after"),
     [("even.yaml", "{{question}}", "Say: {{question}}"), ("rows.jsonl", "Is 0 even?", "Is 8 even?")],
 )
-def test_an_edited_task_is_another_question(run: Run, tmp_path: Path, file: str, before: str, after: str) -> None:
+def test_an_edited_task_is_another_question(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, before: str, after: str
+) -> None:
     task = write_task(tmp_path / "own", "validation")
     settings = {"task": str(task), "evaluations": 2, "population": 2, "precision": "fp32"}
     unfinished = run.search.with_name(".search.partial")
@@ -116,7 +118,11 @@ def test_an_edited_task_is_another_question(run: Run, tmp_path: Path, file: str,
         return (unfinished / "pieces.jsonl").read_text().splitlines()
 
     pieces = leave_unfinished()
+    # By another path as well.
+    monkeypatch.chdir(task.parent)
+    settings["task"] = task.name
     assert leave_unfinished() == pieces, "measured again"
+    assert not list(unfinished.glob("journal-*")), "set aside"
     edited = tmp_path / "own" / file
     edited.write_text(edited.read_text().replace(before, after))
     with pytest.raises(UsageError, match="none of them counts in this search"):

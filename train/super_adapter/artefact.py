@@ -39,7 +39,7 @@ from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.attention import use_fast_attention
 from train.super_adapter.choice_sampler import RankSampler
 from train.super_adapter.grid import find_grids, grid_inputs
-from train.super_adapter.importance import find_reordering
+from train.super_adapter.importance import find_reordering, kept_reordering, width_inputs
 from train.super_adapter.interruption import deferred_interruption
 from train.super_adapter.reporting import reporting
 from train.super_adapter.resumption import CHECKPOINTS, INPUTS_FILE, continue_or_set_aside
@@ -124,7 +124,8 @@ def train_super_adapter(
     """
     if recipe.train is None:
         raise ValueError("the recipe has no [train]")
-    inputs = recipe_inputs(recipe) | teacher_inputs(recipe.train, base) | grid_inputs(recipe.quantization)
+    inputs = recipe_inputs(recipe) | teacher_inputs(recipe.train, base)
+    inputs |= grid_inputs(recipe.quantization) | width_inputs(recipe.width)
     training = Training(
         frozen=frozen,
         tasks=[LearntTask(task, section) for task, section in zip(tasks, recipe.tasks, strict=True)],
@@ -136,7 +137,7 @@ def train_super_adapter(
             "model": section_as_json(recipe.model),
             "search": section_as_json(recipe.search),
         },
-        build=lambda: _build_network(recipe, frozen, tasks[0]),
+        build=lambda: _build_network(recipe, frozen, tasks[0], directory=unfinished_artefact(destination)),
         sampler=partial(draw_by_recipe, recipe.train, seed=recipe.seed),
         base=base,
     )
@@ -178,7 +179,9 @@ def carry_out(training: Training, destination: Path, *, force: bool) -> None:
         scratch=(CHECKPOINTS, ROWS, INPUTS_FILE),
     ) as draft:
         parents = {role: parent.sha256 for role, parent in training.parents.items()}
-        continue_or_set_aside(destination, inputs=training.inputs, parents=parents)
+        # The rows of a step are those of all processes.
+        split = {"processes": processes.count()} if processes.count() > 1 else {}
+        continue_or_set_aside(destination, inputs={**training.inputs, **split}, parents=parents)
         processes.wait_for_all()
         network, reordering = _prepare(training)
         history, accounts = _fit(network, training, draft.directory, destination, precision=precision)
@@ -226,7 +229,9 @@ def _prepare(training: Training) -> tuple[SuperNetwork, Reordering | None]:
     return network, reordering
 
 
-def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[SuperNetwork, Reordering | None]:
+def _build_network(
+    recipe: Recipe, frozen: Artefact, task: Artefact, *, directory: Path
+) -> tuple[SuperNetwork, Reordering | None]:
     import torch
 
     adapter = recipe.adapter
@@ -252,9 +257,18 @@ def _build_network(recipe: Recipe, frozen: Artefact, task: Artefact) -> tuple[Su
     if quantization is not None:
         grids = find_grids(model, tokenizer, quantization, frozen=frozen, rows=rows, seed=recipe.seed)
     if recipe.width is not None and recipe.width.reorder != "none":
-        reordering = find_reordering(
-            model, space, recipe.width, frozen=frozen, rows=rows, tokenizer=tokenizer, seed=recipe.seed
+        find = partial(
+            find_reordering,
+            model,
+            space,
+            recipe.width,
+            frozen=frozen,
+            rows=rows,
+            tokenizer=tokenizer,
+            seed=recipe.seed,
         )
+        with processes.main_first():
+            reordering = kept_reordering(directory / REORDERING_FILE, find, base=frozen.path)
         masks = apply_reordering(model, masks, space, reordering)
     generator = torch.Generator().manual_seed(recipe.seed)
     network = build_super_network(model, tokenizer, space, masks, grids=grids, generator=generator, lean=lean)

@@ -8,16 +8,17 @@ An attention is ordered by whole key-value heads, whose channels are summed. Equ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shearling.artefact import Artefact
-from shearling.elastic.reordering import Reordering
+from shearling.artefact import Artefact, sha256_file
+from shearling.elastic.reordering import Reordering, load_reordering, save_reordering
 from shearling.elastic.search_space import Group, SearchSpace
 from shearling.evaluation.task import TaskRow
 from shearling.model.layers import find_layers
 from shearling.recipe.width import WidthSection
-from train.sparsity.calibration import calibration_blocks
+from train.sparsity.calibration import calibration_blocks, calibration_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,6 +56,32 @@ def find_reordering(
         scores = wanda_importance(model, space, blocks)
     orders = {group_id: score.argsort(descending=True, stable=True) for group_id, score in scores.items()}
     return Reordering(section.reorder, hash_weights(frozen.path), orders)
+
+
+def kept_reordering(file: Path, find: Callable[[], Reordering], *, base: Path) -> Reordering:
+    """The order that a training has begun with: another one would not fit the adapter that it has trained.
+
+    Importance is a sum, which another number of threads rounds otherwise.
+
+    Args:
+        file: of the order; written where it is not there.
+        find: makes one.
+        base: the frozen model.
+    """
+    if file.is_file():
+        return load_reordering(file, base=base)
+    found = find()
+    unfinished = file.with_suffix(".unfinished")
+    save_reordering(unfinished, found)
+    unfinished.replace(file)
+    return found
+
+
+def width_inputs(section: WidthSection | None) -> dict[str, str]:
+    """What decides an order beside the recipe and the task: the file that it is calibrated on."""
+    measured = section is not None and section.reorder == "wanda"
+    file = calibration_file(section.calibration) if section is not None and measured else None
+    return {} if file is None or not file.is_file() else {"width_text": sha256_file(file)}
 
 
 def l1_importance(model: nn.Module, group: Group) -> Tensor:

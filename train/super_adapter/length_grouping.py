@@ -7,10 +7,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import Sampler
 
 RUN_BATCHES = 50
 """Batches of a run within which rows are sorted, at most; fewer where there would be less than four runs."""
+
+
+def tell_epochs(loader: Any) -> None:
+    """Let accelerate tell the sampler of a loader which epoch begins, in a resumed training of several processes, too.
+
+    It looks for one two levels deep, and there its batches are skipped, shared among the processes and made at a level
+    each.
+    """
+    shared = loader.batch_sampler
+    if isinstance(shared, BatchSamplerShard):
+        shared.sampler = shared.batch_sampler.sampler
 
 
 class LengthGroupedSampler(Sampler[int]):

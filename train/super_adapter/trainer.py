@@ -26,7 +26,7 @@ from train.super_adapter.causal_loss import causal_loss
 from train.super_adapter.choice_sampler import RankSampler
 from train.super_adapter.classified_rows import PadClassified
 from train.super_adapter.interruption import Interruption
-from train.super_adapter.length_grouping import LengthGroupedSampler
+from train.super_adapter.length_grouping import LengthGroupedSampler, tell_epochs
 from train.super_adapter.packing import PadPacks, check_packing
 from train.super_adapter.sandwich import SANDWICHED, distillation_loss, label_loss, sandwich
 from train.super_adapter.taught_loss import Teacher, taught_loss
@@ -84,6 +84,13 @@ class NlsTrainer(transformers.Trainer):
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
+
+    def get_train_dataloader(self) -> Any:
+        """See `transformers.Trainer.get_train_dataloader`."""
+        loader = super().get_train_dataloader()
+        if self.section.group_by_length:
+            tell_epochs(loader)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self.section.group_by_length:

@@ -24,6 +24,16 @@ def test_heuristic_search_evaluates_one_candidate(tmp_path: Path) -> None:
     assert [record.choice_idx for record in records] == [(1, 1, 1, 1)]
 
 
+def test_the_one_candidate_of_a_heuristic_search_keeps_the_limit() -> None:
+    grid, objective = Grid(SIZES), Separable()
+    middle = objective.params(grid.heuristic)
+    for share in (0.9, 0.5):
+        limit = CostLimit.of([Bound.of_share(share, objective.params, grid)], grid)
+        asked = make_strategy("heuristic", grid, Effort(evaluations=1, limit=limit)).ask()
+        assert [limit.allows(indices) for indices in asked] == [True]
+        assert (asked == [grid.heuristic]) == (middle <= share * objective.params((0, 0, 0, 0)))
+
+
 def test_random_draws_are_distinct_and_cover_a_small_space(tmp_path: Path) -> None:
     records = run(tmp_path / "j", Separable(), "random", evaluations=1000)
     assert sorted(record.choice_idx for record in records) == everything()

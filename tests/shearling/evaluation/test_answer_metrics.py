@@ -14,6 +14,7 @@ from transformers.data.metrics.squad_metrics import compute_f1
 
 from shearling.evaluation import answer_metrics
 from shearling.evaluation.evaluator import Evaluator, torch_scorer
+from shearling.evaluation.harness_tasks import load_harness_task
 from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import TaskRow, write_rows
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
@@ -134,3 +135,20 @@ def test_exact_match_stays_plain_json(tmp_path):
     assert config["metric_list"][0]["metric"] == ("function", "shearling.evaluation.answer_metrics.f1")
     assert config["metric_list"][0]["regexes_to_ignore"] == ["!function os.system"]
     assert config["filter_list"][0]["filter"][0]["regex_pattern"] == '"metric": "x'
+
+
+def test_characters_beyond_the_basic_plane_reach_the_harness(tmp_path):
+    """JSON writes them as pairs of surrogates, which YAML refuses or reads as two characters."""
+    pattern, stop = "👉 (.*)", ("😀", "\\ud83d\\ude00")
+    row = TaskRow(id="0", prompt="fox", choices=None, gold=None, completion=" dog", text="", answer="dog")
+    write_rows(tmp_path, "validation", [row])
+    asked = GeneratedAnswer(pattern=pattern, stop=stop, ignore=("🙂",))
+    write_lm_eval_tasks(tmp_path, "told", multiple_choice=False, generated=asked)
+    task = load_harness_task("told", split="validation", include_path=tmp_path, name="told_validation")
+    config = task.dump_config()
+    assert tuple(config["generation_kwargs"]["until"]) == stop
+    assert any(part.get("regex_pattern") == pattern for part in config["filter_list"][0]["filter"])
+    assert "🙂" in str(config["metric_list"])
+    text = (tmp_path / "told_validation.yaml").read_text()
+    assert text.isascii()
+    assert yaml.safe_load(text.replace("!function", "")) is not None

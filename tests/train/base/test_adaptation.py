@@ -17,7 +17,7 @@ from shearling.model.checkpoint import load_model
 from shearling.recipe.recipe import Recipe, read_recipe
 from shearling.run import Run
 from shearling.strict_json import write_document
-from tests.support.tiny_runs import tiny_recipe
+from tests.support.tiny_runs import HEADLINES, tiny_recipe
 from train.base.adaptation import adapting_recipe
 from train.screen import summarise
 from train.stage import run_recipe
@@ -136,6 +136,25 @@ def test_a_recipe_without_it_takes_it_away(copied: Path) -> None:
     assert not run.adapted.exists()
     assert not run.lora.exists()
     assert not unfinished_artefact(run.lora).exists()
+
+
+def test_without_force_it_is_in_the_way_of_a_recipe_without_it(copied: Path) -> None:
+    """A run is opened by what stands in it: the adapter of another dense model would be refused when it is trained."""
+    run = Run(copied / "run")
+    shutil.rmtree(run.super_adapter)
+    with pytest.raises(OutputExists, match=r"no \[model\.adaptation\]") as caught:
+        run_recipe(recipe_in(copied, adaptation=None, sparse=False, masked=False), run.path)
+    assert caught.value.where == str(run.adapted)
+
+
+def test_a_lora_that_has_learnt_other_data_is_refused(tmp_path: Path) -> None:
+    more = {**HEADLINES, "name": "more"}
+    run = Run(tmp_path / "run")
+    run_recipe(recipe_in(tmp_path, data=[more]), run.path)
+    shutil.rmtree(run.super_adapter)
+    with pytest.raises(OutputExists, match="another recipe") as caught:
+        run_recipe(recipe_in(tmp_path), run.path)
+    assert caught.value.where == str(run.lora)
 
 
 def test_a_sub_network_is_tuned_by_the_same_teacher(copied: Path) -> None:

@@ -22,6 +22,7 @@ import shearling.artefact
 from shearling.artefact import open_artefact
 from shearling.command_line import Terminated
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
+from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.search_space import read_search_space
 from shearling.elastic.super_network import ADAPTER_FILE, load_super_network
 from shearling.errors import OutputExists, RecipeInvalid, TrainingDiverged
@@ -216,6 +217,33 @@ def test_an_unfinished_training_of_another_recipe_is_set_aside_and_can_go_on(tmp
     assert "continuing from step 6" in capsys.readouterr().err
     run_recipe(recipe, tmp_path / "first")
     assert adapter_bytes(run) == adapter_bytes(tmp_path / "first")
+
+
+def ordered_by(text: Path) -> Recipe:
+    """A recipe whose channels are ordered by what a text activates."""
+    recipe = tiny_recipe(text.parent, width={"feed_forward": [100, 60], "reorder": "wanda"})
+    calibration = recipe.width.calibration.model_copy(update={"path": text, "samples": 4, "seq_len": 16})
+    return recipe.model_copy(update={"width": recipe.width.model_copy(update={"calibration": calibration})})
+
+
+def test_the_order_of_channels_stays_what_the_adapter_was_trained_in(tmp_path, monkeypatch, capsys):
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 99)
+    recipe = ordered_by(text)
+    run_until_the_last_step(recipe, run, monkeypatch)
+    begun = (unfinished(run).parent / REORDERING_FILE).read_bytes()
+    with monkeypatch.context() as patched:
+        # Another number of threads, or another processor, may find another order.
+        patched.setattr(super_adapter, "find_reordering", lambda *_, **__: pytest.fail("ordered anew"))
+        run_recipe(recipe, run)
+    assert (run / "super_adapter" / REORDERING_FILE).read_bytes() == begun
+    shutil.rmtree(run / "super_adapter")
+    run_until_the_last_step(recipe, run, monkeypatch)
+    text.write_text("rain falls on a park, and a lazy zebra sleeps " * 99)
+    capsys.readouterr()
+    run_recipe(recipe, run)
+    assert "this one differs in width_text;" in capsys.readouterr().err
+    assert (run / "super_adapter" / REORDERING_FILE).read_bytes() != begun
 
 
 def test_no_unfinished_training_takes_the_name_of_another(tmp_path, monkeypatch):

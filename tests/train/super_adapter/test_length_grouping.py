@@ -6,8 +6,10 @@ import random
 import statistics
 
 import pytest
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader
 
-from train.super_adapter.length_grouping import LengthGroupedSampler
+from train.super_adapter.length_grouping import LengthGroupedSampler, tell_epochs
 
 LENGTHS = [(7 * index) % 41 + 3 for index in range(160)]
 BATCH = 8
@@ -63,3 +65,24 @@ def test_the_order_follows_seed_and_epoch_alone():
     assert first == again
     assert list(sampler) != first
     assert list(sampler_of(LENGTHS, seed=4)) != first
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_epoch_that_is_resumed_has_the_rows_it_had(processes):
+    """In this order the Trainer skips what was learnt and says which epoch it is."""
+
+    def loader():
+        made = DataLoader(LENGTHS, batch_size=BATCH, sampler=sampler_of(LENGTHS, seed=3))
+        shared = prepare_data_loader(made, num_processes=processes, process_index=0, put_on_device=False)
+        tell_epochs(shared)
+        return shared
+
+    def rows(made):
+        made.set_epoch(1)
+        return [batch.tolist() for batch in made]
+
+    whole, again = rows(loader()), rows(skip_first_batches(loader(), 2))
+    assert len(whole) == len(LENGTHS) // BATCH // processes
+    assert again == whole[2:]
+    first = loader()
+    assert [batch.tolist() for batch in first] != whole

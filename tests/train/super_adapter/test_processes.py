@@ -22,7 +22,7 @@ from shearling.run import Run
 from tests.support.documents import ROOT
 from tests.support.tiny_runs import write_tiny_recipe
 from train.stage import run_recipe
-from train.super_adapter.resumption import CHECKPOINTS
+from train.super_adapter.resumption import CHECKPOINTS, INPUTS_FILE, continue_or_set_aside
 from train.super_adapter.trainer import newest_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -113,3 +113,8 @@ def test_a_signal_to_the_launcher_stops_all_ranks_at_one_step(tmp_path):
     assert last is not None, err
     # Every rank has left its random state in the same checkpoint.
     assert {file.name for file in last.glob("rng_state_*.pth")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    # One process alone would make other steps of the rows, and of `epochs` another number.
+    begun = json.loads((checkpoints.parent / INPUTS_FILE).read_text())
+    assert begun["recipe"].pop("processes") == 2
+    continue_or_set_aside(run / "super_adapter", inputs=begun["recipe"], parents=begun["parents"])
+    assert newest_checkpoint(run / "super_adapter-unfinished-1" / CHECKPOINTS) is not None
