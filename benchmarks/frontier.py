@@ -70,14 +70,13 @@ def _place(subject: BenchmarkSubject, scores: dict[str, Score]) -> Place:
     if score is None:
         raise ArtefactMismatch("was timed, and its accuracy is not there", where=deployment.label)
     name = Path(deployment.file or path).name.removesuffix(".gguf")
-    tpot_s, ttft_s = (subject.metrics[metric].median for metric in ("tpot_s", "ttft_s"))
     return Place(
         name=f"{name}, {settings}" if settings else name,
         runtime=RUNTIMES.get(deployment.format).title,
         mib=deployment.weights_bytes / 2**20,
         score=score,
-        tokens_per_s=1 / tpot_s,
-        first_token_ms=1e3 * ttft_s,
+        tokens_per_s=subject.metrics["tokens_per_s"].median,
+        first_token_ms=1e3 * subject.metrics["ttft_s"].median,
     )
 
 

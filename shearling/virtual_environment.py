@@ -63,18 +63,20 @@ def make_environment(directory: Path, requirements: Sequence[str], *, python: Pa
 
     Args:
         directory: a new one, or one that holds nothing of an environment yet.
-        requirements: as pip takes them.
+        requirements: as pip takes them; paths may be relative.
         python: the interpreter that it is for; None is the one that runs.
 
     Raises:
         PackageMissing: it cannot be made, or pip cannot install what it shall hold.
     """
     directory = directory.absolute()
+    maker = sys.executable if python is None else _from_anywhere(str(python))
+    requirements = [_from_anywhere(text) for text in requirements]
     # Nothing in an environment may be renamed, so it is removed where it is not finished.
     try:
         # Our own pip serves our own Python; any other gets one of its own, which takes seconds.
         shared = python is None and _has_pip()
-        make = [str(python or sys.executable), "-m", "venv", *(["--without-pip"] if shared else []), str(directory)]
+        make = [maker, "-m", "venv", *(["--without-pip"] if shared else []), str(directory)]
         _run(make, where=directory, what="make it")
         inside = str(interpreter_of(directory))
         pip = [sys.executable, "-m", "pip", "--python", inside] if shared else [inside, "-m", "pip"]
@@ -83,6 +85,12 @@ def make_environment(directory: Path, requirements: Sequence[str], *, python: Pa
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
+
+
+def _from_anywhere(text: str) -> str:
+    """A path that is relative to where the command was given, made absolute; names of programs and packages stay."""
+    file, bracket, extras = text.partition("[")
+    return f"{Path(file).absolute()}{bracket}{extras}" if os.sep in file and Path(file).exists() else text
 
 
 def _run(command: Sequence[str], *, where: Path, what: str) -> None:

@@ -44,6 +44,7 @@ class Sample(Document):
         lost_first_s: part of `ttft_s` that went to other processes; 0 where it cannot be told.
         lost_decode_s: likewise of the sum of `gaps_s`.
         token_ids: that were made, of the first row.
+        other_rows: of the others; none where the runtime does not tell them.
         stolen_s: taken from the process's CPUs by a hypervisor, in the whole sample; None where nobody counts.
         preemptions: how often a thread was put off its CPU, in the whole sample.
         instructions: of the call that made all tokens; None on most virtual machines.
@@ -64,6 +65,7 @@ class Sample(Document):
     lost_first_s: float
     lost_decode_s: float
     token_ids: tuple[int, ...] = ()
+    other_rows: tuple[tuple[int, ...], ...] = ()
     stolen_s: float | None = None
     preemptions: int | None = None
     instructions: int | None = None
@@ -319,6 +321,7 @@ class _Run:
             lost_first_s=leading.ttft_s * first.waited_share if told_apart and first else 0.0,
             lost_decode_s=sum(generation.gaps_s) * whole.waited_share if told_apart else 0.0,
             token_ids=generation.token_ids,
+            other_rows=generation.other_rows,
             stolen_s=_sum(whole.stolen_s, first.stolen_s if first else 0.0),
             preemptions=_sum(whole.preemptions, first.preemptions if first else 0),
             instructions=whole.instructions,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -44,7 +45,7 @@ def comparison_screen(comparison: BenchmarkComparison) -> RenderableType:
         name = subject.first if subject.first == subject.second else f"{subject.first}\n-> {subject.second}"
         ttft, speed = subject.ratios["ttft_s"], subject.ratios["tokens_per_s"]
         table.add_row(
-            name,
+            escape(name),
             f"{1 / ttft.median:.2f}x\n{1 / ttft.high:.2f} - {1 / ttft.low:.2f}",
             f"{speed.median:.2f}x\n{speed.low:.2f} - {speed.high:.2f}",
             f"{subject.memory_ratio:.2f}x",
@@ -102,7 +103,7 @@ def forward_screen(times: Sequence[ForwardTime], *, tokens: int) -> RenderableTy
         table.add_column(heading, justify="right", no_wrap=True)
     for item in times:
         table.add_row(
-            item.directory,
+            escape(item.directory),
             f"{item.ms:.2f}",
             f"{item.speedup:.2f}x",
             f"{item.low:.2f} to {item.high:.2f}",
@@ -200,7 +201,7 @@ def _speed_table(benchmark: Benchmark, names: Sequence[str]) -> Table:
     for name, subject in zip(names, benchmark.subjects, strict=True):
         metrics = subject.metrics
         row = [
-            f"{name}\n{subject.deployment.format} {subject.facts.precision}",
+            f"{escape(name)}\n{subject.deployment.format} {subject.facts.precision}",
             _interval(metrics["ttft_s"], 1e3),
             _interval(metrics["tpot_s"], 1e3),
             f"{metrics['tokens_per_s'].median:.{0 if metrics['tokens_per_s'].median >= 100 else 1}f}",
@@ -218,7 +219,7 @@ def _cost_table(subjects: Sequence[BenchmarkSubject], names: Sequence[str]) -> T
         table.add_column(heading, justify="right", no_wrap=True)
     for name, subject in zip(names, subjects, strict=True):
         table.add_row(
-            name,
+            escape(name),
             f"{subject.deployment.weights_bytes / MIB:.1f}",
             f"{subject.load_s.median:.2f}",
             f"{subject.peak_memory_bytes / MIB:.0f}",

@@ -8,6 +8,7 @@ history of several days knows how far days differ. A history of one day does not
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -100,6 +101,7 @@ def check_baseline(
     with measuring_alone():
         history = read_document(path, Baseline, schema=SCHEMA, max_bytes=DOCUMENT_BYTES) if path.exists() else None
         if history is not None:
+            _require_enough(history, where=path)
             _require_same_place(history, candidate, workload, where=path, allow_other_versions=allow_other_versions)
         # A history knows its settings: another one would compare them, not the model.
         benchmark, changes = with_other_settings(
@@ -145,6 +147,17 @@ def _require_same_place(
         _refuse_flags(where)
 
 
+def _require_enough(history: Baseline, *, where: Path) -> None:
+    """Refuse a past that nothing can be judged by: a median of few blocks says little, and its bootstrap nothing."""
+    fewest = min(len(values) for entry in history.entries for values in entry.values.values())
+    if fewest < MINIMUM:
+        raise UsageError(
+            f"a measurement in it has {fewest} blocks, fewer than {MINIMUM}",
+            where=where,
+            remedy="Remove it, and record anew with a longer --budget",
+        )
+
+
 def _require_same_run(history: Baseline, benchmark: Benchmark, *, where: Path, allow_other_versions: bool) -> None:
     """Refuse what the measuring process alone can tell: its runtime, and the settings that it did not die with."""
     runtime = benchmark.subjects[0].facts.runtime
@@ -171,10 +184,10 @@ def _refuse_flags(where: Path) -> NoReturn:
 
 def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) -> Verdict:
     own = _entry(benchmark)
-    # The first measurement is its own history: it passes by definition.
+    # The first measurement is its own history: it passes by definition, if there is enough of it to judge others by.
     ratios = {name: _ratio(own, history.entries if history else (own,), name) for name in GUARDED}
     outcomes: dict[str, CheckOutcome] = {
-        name: "pass" if history is None else _outcome(ratio, max_ratio) for name, ratio in ratios.items()
+        name: _outcome(ratio, max_ratio if history else math.inf) for name, ratio in ratios.items()
     }
     wall_s = sum(sample.ttft_s + sum(sample.gaps_s) for sample in benchmark.samples)
     return Verdict(

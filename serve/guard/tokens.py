@@ -14,13 +14,15 @@ class TokenAgreement(Document):
     """What two deployments made of the same prompts.
 
     Attributes:
-        prompts: that both answered.
+        prompts: whose answers were compared.
+        asked: prompts that both answered; more where a runtime tells the tokens of a batch's first row alone.
         differing: of them, those with another answer.
         first: place of the earliest token that differs, from 1; None where none does.
         allowed: whether it may be so.
     """
 
     prompts: int
+    asked: int
     differing: int
     first: int | None
     allowed: bool
@@ -32,9 +34,10 @@ class TokenAgreement(Document):
 
     def told(self) -> str:
         """In words."""
+        compared = f"{self.prompts} prompts" + (f" compared, of {self.asked}" if self.prompts < self.asked else "")
         if not self.differing:
-            return f"the same tokens for all {self.prompts} prompts"
-        return f"other tokens for {self.differing} of {self.prompts} prompts, the earliest at token {self.first}"
+            return f"the same tokens for all {compared}"
+        return f"other tokens for {self.differing} of {compared}, the earliest at token {self.first}"
 
 
 def is_upgrade(deployments: Sequence[Deployment]) -> bool:
@@ -68,17 +71,26 @@ def compare_tokens(samples: Sequence[Sample], *, allowed: bool) -> TokenAgreemen
         samples: of a reference (subject 0) and a candidate (subject 1).
         allowed: see `TokenAgreement`.
     """
-    sides = [{sample.block: sample.token_ids for sample in samples if sample.subject == side} for side in (0, 1)]
-    differences = []
-    for block, expected in sides[0].items():
-        found = sides[1][block]
-        place = next(
-            (i for i, pair in enumerate(zip(expected, found, strict=False), start=1) if pair[0] != pair[1]), None
-        )
-        if place is None and len(expected) != len(found):
-            place = min(len(expected), len(found)) + 1
-        if place is not None:
-            differences.append(place)
+    sides = [
+        {sample.block: (sample.token_ids, *sample.other_rows) for sample in samples if sample.subject == side}
+        for side in (0, 1)
+    ]
+    # Of a batch, the rows that both tell.
+    pairs = [pair for block, rows in sides[0].items() for pair in zip(rows, sides[1][block], strict=False)]
+    places = [_first_difference(expected, found) for expected, found in pairs]
+    differences = [place for place in places if place is not None]
     return TokenAgreement(
-        prompts=len(sides[0]), differing=len(differences), first=min(differences, default=None), allowed=allowed
+        prompts=len(pairs),
+        asked=sum(sample.batch for sample in samples if sample.subject == 0),
+        differing=len(differences),
+        first=min(differences, default=None),
+        allowed=allowed,
     )
+
+
+def _first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
+    """Its place, from 1."""
+    place = next((i for i, pair in enumerate(zip(expected, found, strict=False), start=1) if pair[0] != pair[1]), None)
+    if place is None and len(expected) != len(found):
+        return min(len(expected), len(found)) + 1
+    return place

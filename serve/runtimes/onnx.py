@@ -87,7 +87,7 @@ class OnnxRuntime(TokenizedRuntime):
             logits, cache = self._step(chunk, seen, cache)
             seen += chunk.shape[1]
             chosen = logits.argmax(axis=-1)
-            recording.take(int(chosen[0]))
+            recording.take(*map(int, chosen))
             chunk = chosen.astype(np.int64)[:, None]
         if not np.isfinite(logits).all():
             raise NonFiniteWeights("the logits are NaN or infinite", where=self._directory)

@@ -63,7 +63,7 @@ class OnnxGenAIRuntime(TokenizedRuntime):
             generator.append_tokens(np.asarray([list(row) for row in rows], dtype=np.int32))
             while not recording.complete:
                 generator.generate_next_token()
-                recording.take(int(generator.get_next_tokens()[0]))
+                recording.take(*map(int, generator.get_next_tokens()))
         return recording.finish()
 
     def close(self) -> None:

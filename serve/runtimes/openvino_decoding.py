@@ -76,6 +76,7 @@ class PipelineDecoding:
             ttft_s=read["ttft_s"],
             gaps_s=gaps_s,
             total_s=read["total_s"],
+            other_rows=tuple(map(tuple, read["other_rows"])),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.runtimes.deployment import Deployment
@@ -10,7 +10,7 @@ from serve.runtimes.recording import Recording
 from serve.runtimes.runtime import Decoding, Generation, Precision, RunOptions, RuntimeFacts
 from serve.runtimes.semi_structured import PROPERTY, use_semi_structured
 from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
-from shearling.errors import DeviceUnavailable
+from shearling.errors import DeviceUnavailable, UsageError
 from shearling.model.checkpoint import load_model
 from shearling.model.weight_shards import Dtype
 
@@ -29,13 +29,14 @@ class TorchRuntime(TokenizedRuntime):
         import torch
         import transformers
 
+        wanted = _wants_semi_structured(deployment.properties)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._device = "cuda" if options.device == "CUDA" else "cpu"
         self._model: Any = load_model(deployment.directory, dtype=DTYPE[options.precision]).to(self._device)
         self._tokenizer = TextTokenizer(deployment.directory)
         sparse_layers = 0
-        if deployment.properties.get(PROPERTY, "NO") == "YES":
+        if wanted:
             sparse_layers = use_semi_structured(self._model, where=deployment.directory)
         self.facts = RuntimeFacts(
             runtime=f"PyTorch {torch.__version__}, transformers {transformers.__version__}",
@@ -100,6 +101,15 @@ def require_device(device: str) -> None:
         raise DeviceUnavailable("PyTorch sees no CUDA device", remedy=CUDA_REMEDY)
 
 
+def _wants_semi_structured(properties: Mapping[str, str]) -> bool:
+    asked = properties.get(PROPERTY, "NO")
+    if asked not in ("YES", "NO"):
+        raise UsageError(
+            f"it is YES or NO, not {asked}", where=PROPERTY, remedy=f"Give {PROPERTY}=YES, or leave it out"
+        )
+    return asked == "YES"
+
+
 class _Streamer:
     """A streamer in the sense of transformers: `put` gets the prompt first, then each token, on the CPU."""
 
@@ -109,7 +119,7 @@ class _Streamer:
 
     def put(self, value: Any) -> None:
         if self._prompt_seen:
-            self._recording.take(int(value.flatten()[0]))
+            self._recording.take(*map(int, value.flatten()))
         self._prompt_seen = True
 
     def end(self) -> None:

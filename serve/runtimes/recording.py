@@ -19,6 +19,7 @@ class Recording:
 
     def __init__(self, work: Decoding, decoder: Decoder) -> None:
         self.tokens: list[int] = []
+        self._others: list[list[int]] = []
         self._times_s: list[float] = []
         self._ended = False
         self._work = work
@@ -30,13 +31,16 @@ class Recording:
         """Whether there are enough tokens, or one has ended the text."""
         return self._ended or len(self.tokens) == self._work.max_new_tokens
 
-    def take(self, token: int) -> None:
-        """One more token; such as ends the text is computed and timed, but not part of it."""
+    def take(self, token: int, *others: int) -> None:
+        """One more token, and those of the other rows of a batch; such as ends the text is computed and timed, but not
+        part of it.
+        """
         self._times_s.append(time.perf_counter())
         if token in self._work.end_ids:
             self._ended = True
             return
         self.tokens.append(token)
+        self._others.append(list(others))
         if self._stream:
             self._stream.push(token)
 
@@ -51,4 +55,5 @@ class Recording:
             ttft_s=self._times_s[0] - self._started_s,
             gaps_s=tuple(later - earlier for earlier, later in pairwise(self._times_s)),
             total_s=total_s,
+            other_rows=tuple(zip(*self._others, strict=True)),
         )

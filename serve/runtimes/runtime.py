@@ -84,6 +84,7 @@ class Generation(Document):
         ttft_s: from the call to the first token.
         gaps_s: time between successive tokens, one fewer than were computed.
         total_s: of the whole call.
+        other_rows: tokens of the rows behind the first; none where the runtime does not tell them.
     """
 
     token_ids: tuple[int, ...]
@@ -91,6 +92,7 @@ class Generation(Document):
     ttft_s: float
     gaps_s: tuple[float, ...]
     total_s: float
+    other_rows: tuple[tuple[int, ...], ...] = ()
 
     @property
     def tpot_s(self) -> float | None:

@@ -97,7 +97,7 @@ def read_generation(result: Any, rows: int, called_s: float) -> dict[str, Any]:
     # One entry for each row of each step; the rows of a step share it.
     gaps_s = [float(gap_us) / 1e6 for gap_us in metrics.raw_metrics.m_durations[::rows]]
     return generation(
-        [int(token) for token in result.tokens[0]],
+        [[int(token) for token in row] for row in result.tokens],
         began_s if called_s <= began_s <= time.perf_counter() else called_s,
         ttft_s,
         gaps_s,

@@ -23,18 +23,19 @@ def decode_greedily(step: Step, rows: Sequence[Sequence[int]], new_tokens: int) 
         new_tokens: how many to make; no token ends it.
 
     Returns:
-        The fields of a `serve.runtimes.runtime.Generation`, tokens of the first row.
+        The fields of a `serve.runtimes.runtime.Generation`.
     """
-    tokens, times_s = [], []
+    made, times_s = [], []
     started_s = time.perf_counter()
     chunk, seen = np.asarray([list(row) for row in rows], dtype=np.int64), 0
     for _ in range(new_tokens):
         chosen = step(chunk, seen)
         times_s.append(time.perf_counter())
-        tokens.append(int(chosen[0]))
+        made.append([int(token) for token in chosen])
         seen += chunk.shape[1]
         chunk = chosen.astype(np.int64)[:, None]
     gaps_s = [later - earlier for earlier, later in zip(times_s, times_s[1:])]
+    tokens = [list(row) for row in zip(*made)]
     return generation(tokens, started_s, times_s[0] - started_s, gaps_s, times_s[-1] - started_s)
 
 
@@ -50,11 +51,20 @@ def likeliest(scores: Any) -> Integers:
 
 
 def generation(
-    tokens: Sequence[int], started_s: float, ttft_s: float, gaps_s: Sequence[float], total_s: float
+    tokens: Sequence[Sequence[int]], started_s: float, ttft_s: float, gaps_s: Sequence[float], total_s: float
 ) -> dict[str, Any]:
-    """The fields of a `serve.runtimes.runtime.Generation`."""
+    """The fields of a `serve.runtimes.runtime.Generation`.
+
+    Args:
+        tokens: of each row.
+        started_s: see there, as of the others.
+        ttft_s: to the first token.
+        gaps_s: between tokens.
+        total_s: of the call.
+    """
     times: dict[str, Any] = {"started_s": started_s, "ttft_s": ttft_s, "gaps_s": list(gaps_s), "total_s": total_s}
-    return {"token_ids": list(tokens), **times}
+    first, *others = (list(row) for row in tokens)
+    return {"token_ids": first, "other_rows": others, **times}
 
 
 class Rereader:

@@ -2,7 +2,8 @@
 
 Where one thread computes at a time, its wall time minus this wait is what it needs, whatever else the machine does: the
 difference agrees with an idle machine where the wall time trebles. It is no CPU time: a model that sleeps or waits for
-a disk is not excused. With several threads that compute at once the waits overlap, and nothing can be subtracted.
+a disk is not excused. With several threads that compute at once the waits overlap, and nothing can be subtracted, but
+on a single CPU: there the process has lost no more than the time in which none of its threads ran.
 
 From /proc/self/task/*/schedstat (Linux, Documentation/scheduler/sched-stats.rst): nanoseconds on a CPU, nanoseconds
 waiting for one, number of timeslices. What a hypervisor takes away is not in it.

@@ -44,7 +44,9 @@ def timed(label: str, tokens_per_s: float, *, kind: str = "openvino", property_o
         nice=0,
         metrics={
             "ttft_s": Estimate(median=0.05, low=0.05, high=0.05, samples=1),
-            "tpot_s": Estimate(median=1 / tokens_per_s, low=0.001, high=0.1, samples=1),
+            # Of a batch of two.
+            "tpot_s": Estimate(median=2 / tokens_per_s, low=0.001, high=0.1, samples=1),
+            "tokens_per_s": Estimate(median=tokens_per_s, low=tokens_per_s, high=tokens_per_s, samples=1),
         },
         gap_percentiles_s={},
         ratios={},
@@ -95,6 +97,8 @@ def test_a_model_has_the_accuracy_of_its_own_files() -> None:
         ("lora", 0.85),
     ]
     assert [place.runtime for place in places][:2] == ["llama.cpp", "OpenVINO"]
+    # Of the whole batch.
+    assert [place.tokens_per_s for place in places] == [230, 220, 200, 74, 70]
 
 
 def test_what_no_other_passes_is_bold_and_on_the_line() -> None:

@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from serve.bench.benchmark import Benchmark, run_benchmark
 from serve.bench.benchmark_artefact import read_benchmark, run_into
+from serve.bench.comparison import compare_benchmarks
 from serve.bench.measurement import MeasuredBlocks
 from serve.bench.page import write_history, write_page
+from serve.bench.screen import benchmark_screen, comparison_screen
 from serve.bench.unfinished import continue_from, keep
 from serve.bench.worker_process import LoadReport, ProcessReport
 from serve.bench.workload import make_workload
@@ -251,3 +254,19 @@ def test_a_baseline_of_this_machine_and_no_other(export: Path, tmp_path: Path) -
     path.write_text(json.dumps(document))
     with pytest.raises(UsageError, match="another machine"):
         check(20.0, allow_other_versions=True)
+
+
+def test_names_with_brackets_stay_apart(continued: Path) -> None:
+    """Rich takes what stands in brackets for its own."""
+    found = read_benchmark(continued)
+    names = ("m[int8]", "m[int4]")
+    subjects = tuple(
+        subject.model_copy(update={"deployment": subject.deployment.model_copy(update={"label": name})})
+        for subject, name in zip(found.subjects, names, strict=True)
+    )
+    named = found.model_copy(update={"subjects": subjects})
+    for screen, tables in ((benchmark_screen(named), 2), (comparison_screen(compare_benchmarks(named, named)), 1)):
+        console = Console(width=80)
+        with console.capture() as captured:
+            console.print(screen)
+        assert [captured.get().count(name) >= tables for name in names] == [True, True]

@@ -34,13 +34,13 @@ def recorded(export: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return found
 
 
-def check_alone(export: Path, path: Path, *, max_ratio: float = 20.0) -> Verdict:
+def check_alone(export: Path, path: Path, *, max_ratio: float = 20.0, budget_s: float = 50.0) -> Verdict:
     return check_baseline(
         parse_target(f"{export}@format=onnx"),
         path,
         max_ratio=max_ratio,
         options=RunOptions(threads=1, huge_pages=False),
-        workload=guard_workload(8, 4),
+        workload=guard_workload(8, 4, budget_s=budget_s),
         record=True,
     )[0]
 
@@ -65,6 +65,19 @@ def test_what_decides_nothing_is_not_recorded(export: Path, tmp_path: Path, reco
     path.write_text(json.dumps({**recorded, "entries": days}))
     assert check_alone(export, path, max_ratio=1.05).outcome == "inconclusive"
     assert len(json.loads(path.read_text())["entries"]) == 2
+
+
+def test_too_short_a_measurement_neither_begins_a_history_nor_is_one(
+    export: Path, tmp_path: Path, recorded: dict[str, Any]
+) -> None:
+    path = tmp_path / "baseline.json"
+    assert check_alone(export, path, budget_s=0.01).outcome == "inconclusive"
+    assert not path.exists()
+    (entry,) = recorded["entries"]
+    short = {**entry, "values": {name: values[:3] for name, values in entry["values"].items()}}
+    path.write_text(json.dumps({**recorded, "entries": [entry, short]}))
+    with pytest.raises(UsageError, match="has 3 blocks, fewer than 9"):
+        check_alone(export, path)
 
 
 def test_a_history_of_another_runtime_is_refused(export: Path, tmp_path: Path, recorded: dict[str, Any]) -> None:

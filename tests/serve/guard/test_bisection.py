@@ -122,6 +122,18 @@ def held_by(environment: Path) -> dict[str, int]:
     return {path.stem: path.stat().st_ino for path in packages.glob("*.py")}
 
 
+def test_paths_are_relative_to_where_the_command_was_given(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "python").symlink_to(sys.executable)
+    (wheel,) = shelf.glob("companion*")
+    installation = Installation("some-runtime", (f"./{wheel.relative_to(tmp_path)}",), Path("own/python"))
+    keep_environment(tmp_path / "made", installation, "2")
+    assert held_by(tmp_path / "made").keys() >= {"some_runtime", "companion"}
+
+
 @pytest.mark.usefixtures("shelf")
 def test_a_kept_environment_is_used_again_if_it_holds_the_same(tmp_path: Path) -> None:
     place = tmp_path / "kept" / "some-runtime-1"

@@ -88,6 +88,18 @@ def test_the_earliest_difference_is_found(found: tuple[int, ...], differing: int
     assert agreement.kept == (differing == 0)
 
 
+def test_every_row_of_a_batch_that_both_tell_is_compared() -> None:
+    told = [
+        answer(subject, 0, (1, 2)).model_copy(update={"batch": 3, "other_rows": rows})
+        for subject, rows in ((0, ((3, 4), (5, 6))), (1, ((3, 4), (5, 7))))
+    ]
+    agreement = compare_tokens(told, allowed=False)
+    assert (agreement.prompts, agreement.differing, agreement.first, agreement.kept) == (3, 1, 2, False)
+    assert agreement.told() == "other tokens for 1 of 3 prompts, the earliest at token 2"
+    silent = [told[0], told[1].model_copy(update={"other_rows": ()})]
+    assert compare_tokens(silent, allowed=False).told() == "the same tokens for all 1 prompts compared, of 3"
+
+
 @pytest.mark.parametrize("noise", [0.01, 0.2])
 def test_the_noise_of_equal_work_is_that_of_its_pairs(noise: float) -> None:
     generator = np.random.default_rng(4)

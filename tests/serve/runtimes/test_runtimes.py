@@ -78,6 +78,9 @@ def test_a_batch_is_what_its_first_row_is_alone(runtimes: dict[str, Runtime], ch
     alone = runtimes[choice].generate(rows[:1], Decoding(max_new_tokens=12))
     batch = runtimes[choice].generate(rows, Decoding(max_new_tokens=12))
     assert batch.token_ids == alone.token_ids
+    others = [runtimes[choice].generate([row], Decoding(max_new_tokens=12)).token_ids for row in rows[1:]]
+    assert batch.other_rows == tuple(others)
+    assert alone.other_rows == ()
     assert len(batch.gaps_s) == 11
     assert batch.ttft_s + sum(batch.gaps_s) <= batch.total_s * 1.05
 
@@ -213,6 +216,11 @@ def test_work_that_does_not_fit(export: Path, prompt: int, new: int, match: str)
     with pytest.raises(UsageError, match=match):
         check_lengths(prompt, new, deployment=find_deployment(Target(export)))
     check_lengths(250, 6, deployment=find_deployment(Target(export)))
+
+
+def test_what_is_no_answer_is_not_taken_for_no(export: Path) -> None:
+    with pytest.raises(UsageError, match="it is YES or NO, not yes"):
+        load_runtime(find_deployment(parse_target(f"{export}@format=torch,SEMI_STRUCTURED=yes")), FP32)
 
 
 def test_semi_structured_kernels_up_to_the_device(export: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from serve.visitor.own_process import (
     private_memory_bytes,
     usable_cpus,
 )
+from serve.visitor.protocol import timed
 from serve.visitor.waiting import thread_times, waited_between, waited_s
 
 BUSY = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
@@ -36,7 +38,8 @@ def _affinity() -> Iterator[None]:
     before = os.sched_getaffinity(0)
     yield
     for thread in own_threads():
-        os.sched_setaffinity(thread, before)
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, before)
 
 
 def spin(seconds: float) -> tuple[float, float]:
@@ -93,6 +96,31 @@ def test_waits_of_the_thread_that_computes_are_counted_whoever_called_it() -> No
     assert wait_s > 0.1
     assert counted == pytest.approx(wait_s, abs=0.1 * wall_s)
     assert counted < whole_s
+
+
+@pytest.mark.skipif(thread_times() is None, reason="this system counts no waits")
+@pytest.mark.parametrize("rivalled", [False, True])
+def test_one_thread_that_waits_for_another_of_its_process_is_not_excused(rivalled: bool) -> None:
+    """Pinned to one CPU, threads that compute at once wait for each other: that is the model's own time."""
+    pin(1)
+
+    def compute() -> None:
+        # Without the interpreter's lock.
+        hashlib.pbkdf2_hmac("sha256", b"x", b"y", 600_000)
+
+    def generate() -> dict[str, float]:
+        began_s = time.process_time()
+        for work in [pool.submit(compute) for _ in range(2)]:
+            work.result()
+        return {"own_s": time.process_time() - began_s}
+
+    # Of processes, not of threads of this one.
+    with rivals() if rivalled else nullcontext(), ThreadPoolExecutor(2) as pool:
+        told = timed(generate)
+    net_s = told["wall_s"] - told["waited_s"]
+    assert net_s >= 0.95 * told["generation"]["own_s"]
+    if rivalled:
+        assert net_s < 0.8 * told["wall_s"]
 
 
 def test_only_threads_that_computed_have_waited() -> None:
