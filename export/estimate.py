@@ -120,7 +120,9 @@ def estimate_export(
     return Estimate(_working_bytes(sizes, run=run, merges=merges) + rounded + max(held), disk)
 
 
-def parts_to_run(sizes: WeightSizes, planned: PlannedFormat, *, positions: int, room_bytes: int) -> int:
+def parts_to_run(
+    sizes: WeightSizes, planned: PlannedFormat, *, positions: int, room_bytes: int, rounds: bool = False
+) -> int:
     """In how many parts of its layers a format can be run; 1 is whole, or not at all.
 
     Args:
@@ -128,7 +130,11 @@ def parts_to_run(sizes: WeightSizes, planned: PlannedFormat, *, positions: int, 
         planned: the format.
         positions: of text that it reads.
         room_bytes: memory of this machine.
+        rounds: see `estimate_export`.
     """
+    if rounds:
+        room_bytes -= _rounded_bytes(sizes)
+        sizes = replace(sizes, stored_bytes=FLOAT32_BYTES * sizes.parameters)
     left = room_bytes - _working_bytes(sizes, run=True, merges=True) - _logits_bytes(sizes, positions)
     fixed = _running_bytes(_without_layers(sizes), planned)
     layers = _running_bytes(sizes, planned) - fixed

@@ -226,15 +226,17 @@ def _fitting(
     if head == "language_model" and integers:
         positions += held_back_positions(Run(frozen.path.parent).task)
     room_bytes = available_memory_bytes()
+    rounds = merge is not None and merge.in_float32
     formats = tuple(
-        replace(item, parts=parts_to_run(sizes, item, positions=positions, room_bytes=room_bytes)) for item in formats
+        replace(item, parts=parts_to_run(sizes, item, positions=positions, room_bytes=room_bytes, rounds=rounds))
+        for item in formats
     )
     estimate = estimate_export(
         sizes,
         formats,
         quantization,
         merges=merge is not None and merge.mode != "separate",
-        rounds=merge is not None and merge.in_float32,
+        rounds=rounds,
         positions=0 if request.verify == "off" else positions,
     )
     if quantization is None:

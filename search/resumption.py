@@ -34,10 +34,11 @@ QUESTION = ("split", "precision")
 MIXING = ("ratios", "layer_formats")
 """What layers choose among decides it too, where they do."""
 
-INDIFFERENT = ("batch_size", "evaluations", "latency_table", "task")
-"""Settings that may differ in a search that is continued; of the latency table and the task the content counts, not the
-place.
-"""
+INDIFFERENT = ("batch_size", "evaluations", "latency_table")
+"""Settings that may differ in a search that is continued; of the latency table the content counts, not the place."""
+
+PLACE_OF_TASK = "task"
+"""The setting that is told as None, as it is where a run's own task is asked: the content counts."""
 
 Consent = Callable[[str], bool]
 """Asks whether to go on, and is told what is lost by it."""
@@ -53,7 +54,7 @@ def question_of(settings: SearchSettings, inputs: SearchInputs, task: str) -> st
     """
     parents = {role: parent.sha256 for role, parent in inputs.parents.items()}
     names = (*QUESTION, *(MIXING if settings.mixes else ()))
-    asked = {"parents": parents, **{name: getattr(settings, name) for name in names}}
+    asked = {"parents": parents, PLACE_OF_TASK: None, **{name: getattr(settings, name) for name in names}}
     # The digest of a run's own task is among the parents.
     if inputs.task is None:
         asked["task_sha256"] = task
@@ -84,6 +85,7 @@ def resume(
     """
     indifferent = INDIFFERENT if settings.mixes else (*INDIFFERENT, *MIXING)
     deciding = {name: value for name, value in asdict(settings).items() if name not in indifferent}
+    deciding[PLACE_OF_TASK] = None
     deciding |= {"anchors": list(anchors), "journal": JOURNAL_FORM, "question": question}
     deciding["latency"] = None if inputs.latency is None else inputs.latency.sha256
     text = json.dumps(deciding, indent=2)

@@ -14,6 +14,9 @@ from pathlib import Path
 from shearling.errors import PackageMissing
 from shearling.registry.runtimes import RuntimeEntry
 
+ARCHIVES = (".whl", ".zip", ".tar.gz")
+"""What pip takes for a file, even if it is a bare name."""
+
 
 def interpreter_of(environment: Path | None) -> Path:
     """Python of a virtual environment; None is the one that runs."""
@@ -58,25 +61,32 @@ def _has_pip() -> bool:
     return next(iter(importlib.metadata.distributions(name="pip")), None) is not None
 
 
+def from_anywhere(text: str) -> str:
+    """A program or a requirement of pip, whose path is relative to where a command was given, made absolute, since an
+    environment is made elsewhere. Names of programs and packages stay.
+    """
+    file, bracket, extras = text.rpartition("[") if not Path(text).exists() and text.endswith("]") else (text, "", "")
+    is_path = os.sep in file or file.endswith(ARCHIVES)
+    return f"{Path(file).absolute()}{bracket}{extras}" if is_path and Path(file).exists() else text
+
+
 def make_environment(directory: Path, requirements: Sequence[str], *, python: Path | None = None) -> None:
     """A virtual environment in which pip has installed something; complete or absent.
 
     Args:
         directory: a new one, or one that holds nothing of an environment yet.
-        requirements: as pip takes them; paths may be relative.
-        python: the interpreter that it is for; None is the one that runs.
+        requirements: as pip takes them, see `from_anywhere`.
+        python: the interpreter that it is for, likewise; None is the one that runs.
 
     Raises:
         PackageMissing: it cannot be made, or pip cannot install what it shall hold.
     """
     directory = directory.absolute()
-    maker = sys.executable if python is None else _from_anywhere(str(python))
-    requirements = [_from_anywhere(text) for text in requirements]
     # Nothing in an environment may be renamed, so it is removed where it is not finished.
     try:
         # Our own pip serves our own Python; any other gets one of its own, which takes seconds.
         shared = python is None and _has_pip()
-        make = [maker, "-m", "venv", *(["--without-pip"] if shared else []), str(directory)]
+        make = [str(python or sys.executable), "-m", "venv", *(["--without-pip"] if shared else []), str(directory)]
         _run(make, where=directory, what="make it")
         inside = str(interpreter_of(directory))
         pip = [sys.executable, "-m", "pip", "--python", inside] if shared else [inside, "-m", "pip"]
@@ -85,12 +95,6 @@ def make_environment(directory: Path, requirements: Sequence[str], *, python: Pa
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-
-
-def _from_anywhere(text: str) -> str:
-    """A path that is relative to where the command was given, made absolute; names of programs and packages stay."""
-    file, bracket, extras = text.partition("[")
-    return f"{Path(file).absolute()}{bracket}{extras}" if os.sep in file and Path(file).exists() else text
 
 
 def _run(command: Sequence[str], *, where: Path, what: str) -> None:

@@ -238,7 +238,7 @@ def _packed(report: ExportReport) -> list[str]:
 def _verified(report: ExportReport) -> list[str]:
     compared = ["## Verified", _parity(report)] if report.parity else []
     names = ", ".join(f"`{name}/`" for name in report.unmeasured)
-    return [*compared, f"Nothing was measured of {names}."] if names else compared
+    return [*compared, "## Not measured", f"Nothing was measured of {names}."] if names else compared
 
 
 def _parity(report: ExportReport) -> str:

@@ -140,6 +140,11 @@ class ExportReport(Document):
         return ", ".join(f"{item} in {' and '.join(names)}" for item, names in directories.items())
 
     @property
+    def judged(self) -> bool:
+        """Whether anything that was written was held to a gate."""
+        return bool(self.sizes_bytes.keys() - set(self.unmeasured))
+
+    @property
     def violations(self) -> list[str]:
         """Every broken gate, in words."""
         broken = [

@@ -7,6 +7,7 @@ decoder, which reach beyond five hundred tokens; of a classifier its answers to 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,8 @@ def read_held_back(model: Any, tokenizer: Any, task: Path, *, head: Head) -> Rea
     positions = stated_length(model.config.to_dict()) or WINDOW_TOKENS
     if head == "classifier":
         prompts = [row.prompt for row in rows[:ANSWERED_ROWS]]
+        # Whoever is asked to truncate goes on to, and would be saved so.
+        tokenizer = copy.deepcopy(tokenizer)
         texts = [tokenizer(prompt, truncation=True, max_length=positions)["input_ids"] for prompt in prompts]
         blocks = [np.array(ids, dtype=np.int64) for ids in texts if ids]
     else:

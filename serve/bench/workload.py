@@ -23,8 +23,10 @@ from shearling.strict_json import Document, describe_validation_error, parse_jso
 TRACE_BYTES = 16 * 2**20
 DOCUMENT_BYTES = 256 * 2**20
 """Of what keeps the samples of a benchmark: larger ones are neither begun nor read."""
-TOKEN_BYTES, SAMPLE_BYTES = 50, 4096
-"""What a sample takes there at most: each token with its gap, and everything else, what loading reported included."""
+TOKEN_BYTES, ROW_TOKEN_BYTES, SAMPLE_BYTES = 50, 20, 4096
+"""What a sample takes there at most: each token with its gap, each of another row of a batch, and everything else, what
+loading reported included.
+"""
 MINIMUM_VOCABULARY = 256
 """Without a configuration any vocabulary has at least this many ids."""
 
@@ -143,7 +145,8 @@ def check_document_size(workload: Workload, *, deployments: int) -> None:
     rounds, rest = divmod(blocks, len(lengths))
     new_tokens = rounds * sum(lengths) + sum(lengths[:rest])
     size_bytes = len(json.dumps(workload.model_dump(mode="json"), indent=2))
-    size_bytes += deployments * (blocks * SAMPLE_BYTES + new_tokens * TOKEN_BYTES)
+    token_bytes = TOKEN_BYTES + (workload.batch - 1) * ROW_TOKEN_BYTES
+    size_bytes += deployments * (blocks * SAMPLE_BYTES + new_tokens * token_bytes)
     if size_bytes > DOCUMENT_BYTES:
         raise UsageError(
             f"{deployments * blocks} samples of {workload.new_tokens_in_words} new tokens take up to "

@@ -20,7 +20,7 @@ from serve.guard.reports import CheckRecord
 from shearling.console import log
 from shearling.errors import CheckFailed, UsageError
 from shearling.strict_json import Document, read_document, write_document
-from shearling.virtual_environment import make_environment
+from shearling.virtual_environment import from_anywhere, make_environment
 
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+!_-]*")
 PACKAGE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
@@ -69,7 +69,8 @@ class Installation:
 
     def requirements(self, version: str) -> list[str]:
         """What pip installs."""
-        return [f"{self.package}=={version}", *(text.replace("{version}", version) for text in self.also)]
+        also = (from_anywhere(text.replace("{version}", version)) for text in self.also)
+        return [f"{self.package}=={version}", *also]
 
 
 class KeptEnvironment(Document):
@@ -164,8 +165,9 @@ def keep_environment(directory: Path, installation: Installation, version: str) 
         UsageError: what stands there was made by somebody else.
         PackageMissing: pip cannot install it.
     """
+    python = None if installation.python is None else Path(from_anywhere(str(installation.python)))
     making = KeptEnvironment(
-        requirements=tuple(installation.requirements(version)), python=str(installation.python or sys.executable)
+        requirements=tuple(installation.requirements(version)), python=str(python or sys.executable)
     )
     finished = making.model_copy(update={"finished": True})
     record = directory / RECORD
@@ -183,7 +185,7 @@ def keep_environment(directory: Path, installation: Installation, version: str) 
     directory.mkdir(parents=True, exist_ok=True)
     # Whoever is killed from here on leaves what says so.
     write_document(record, making)
-    make_environment(directory, making.requirements, python=installation.python)
+    make_environment(directory, making.requirements, python=python)
     write_document(record, finished)
 
 

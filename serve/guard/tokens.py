@@ -34,9 +34,10 @@ class TokenAgreement(Document):
 
     def told(self) -> str:
         """In words."""
-        compared = f"{self.prompts} prompts" + (f" compared, of {self.asked}" if self.prompts < self.asked else "")
+        whole = self.prompts == self.asked
+        compared = f"{self.prompts} prompts" if whole else f"{self.prompts} answers that both sides tell"
         if not self.differing:
-            return f"the same tokens for all {compared}"
+            return f"the same tokens for {'all' if whole else 'the'} {compared}"
         return f"other tokens for {self.differing} of {compared}, the earliest at token {self.first}"
 
 

@@ -87,7 +87,7 @@ def settle(request: Mapping[str, Any]) -> Reply:
 
 
 def timed(generate: Callable[[], Reply]) -> Reply:
-    """One generation, its wall time, what of that the calling thread waited for a CPU, and what else was counted."""
+    """One generation, its wall time, what of that its computing threads lost to others, and what else was counted."""
     gc.collect()
     gc.disable()
     counters = {"stolen_s": stolen_s, "preemptions": preemptions, "instructions": instructions}

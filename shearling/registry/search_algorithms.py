@@ -19,7 +19,7 @@ SEARCH_ALGORITHMS: Registry[SearchAlgorithm] = Registry(
     entries=(
         SearchAlgorithm(
             name="heuristic",
-            summary="the middle value of every group, and nothing else",
+            summary="the middle value of every group, shrunk where a limit asks for it",
             implementation="search.strategies.sampling:HeuristicOnly",
         ),
         SearchAlgorithm(

@@ -70,12 +70,16 @@ def test_what_was_not_measured_is_not_called_verified(plain: Run, base: Path, tm
     assert "## Verified" not in card_of(alone)
     for exported in (unread, alone):
         assert "gates passed" not in page_of(exported)
+        assert "## Not measured" in card_of(exported)
         assert "directories not measured: model<" in page_of(exported)
         assert "not measured: model" in screen_of(exported)
     measured = export_frozen(base, request_for(tmp_path / "onnx", "onnx"))
     assert measured.report.unmeasured == ()
     assert "gates passed" in page_of(measured)
     assert "Nothing was measured" not in card_of(measured)
+    some = export_frozen(base, request_for(tmp_path / "some", "onnx", "hf"))
+    assert "gates passed" in page_of(some)
+    assert "directories not measured: model<" in page_of(some)
 
 
 def test_a_dense_merge_says_how_many_zeros_are_left(plain: Run, tmp_path: Path) -> None:
@@ -119,6 +123,8 @@ def test_a_file_in_which_nothing_was_packed_is_a_stock_one(base: Path, tmp_path:
     assert "shearling_runtime" not in card_of(exported)
     assert "openvino: nothing was packed" in card_of(exported)
     assert "openvino: nothing was packed" in screen_of(exported)
+    assert "Nothing was packed, so any runtime reads it" in page_of(exported)
+    assert "bytes became" not in page_of(exported)
 
 
 def test_what_no_format_takes_is_refused_and_what_needs_an_adapter_is_named(

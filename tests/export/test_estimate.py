@@ -125,6 +125,24 @@ def test_what_was_chosen_on_integers_is_merged_in_float32():
     assert rounds.disk_bytes == plain.disk_bytes
 
 
+def test_a_model_that_is_merged_in_float32_is_measured_in_parts_earlier():
+    """Else the estimate would refuse what a part of the layers at a time does."""
+    item = planned("openvino", "int4")
+
+    def fits(rounds, room_bytes):
+        count = parts_to_run(LLAMA_8B, item, positions=FIXED_POSITIONS, room_bytes=room_bytes, rounds=rounds)
+        told = estimate_export(
+            LLAMA_8B, [replace(item, parts=count)], None, merges=True, positions=FIXED_POSITIONS, rounds=rounds
+        )
+        return count, told.memory_bytes <= room_bytes
+
+    whole = [room for room in range(8, 120) if fits(False, room * GIB) == (1, True)]
+    between = whole[0] * GIB + 30 * LLAMA_8B.parameters // 10
+    assert fits(False, between)[0] == 1
+    count, fit = fits(True, whole[0] * GIB + 5 * LLAMA_8B.parameters - 2 * GIB)
+    assert (count > 1, fit) == (True, True)
+
+
 def test_what_is_run_takes_its_file_and_a_copy():
     written, run = (estimate(planned("openvino", "int8"), positions=count).memory_bytes for count in (0, 200))
     assert run - written > 8e9

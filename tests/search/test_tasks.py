@@ -123,6 +123,8 @@ def test_an_edited_task_is_another_question(
     settings["task"] = task.name
     assert leave_unfinished() == pieces, "measured again"
     assert not list(unfinished.glob("journal-*")), "set aside"
+    # As a version wrote it that told no path of any task.
+    assert json.loads((unfinished / "settings.json").read_text())["task"] is None
     edited = tmp_path / "own" / file
     edited.write_text(edited.read_text().replace(before, after))
     with pytest.raises(UsageError, match="none of them counts in this search"):

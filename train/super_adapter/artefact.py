@@ -180,8 +180,8 @@ def carry_out(training: Training, destination: Path, *, force: bool) -> None:
     ) as draft:
         parents = {role: parent.sha256 for role, parent in training.parents.items()}
         # The rows of a step are those of all processes.
-        split = {"processes": processes.count()} if processes.count() > 1 else {}
-        continue_or_set_aside(destination, inputs={**training.inputs, **split}, parents=parents)
+        inputs = {**training.inputs, "processes": processes.count()}
+        continue_or_set_aside(destination, inputs=inputs, parents=parents)
         processes.wait_for_all()
         network, reordering = _prepare(training)
         history, accounts = _fit(network, training, draft.directory, destination, precision=precision)

@@ -42,6 +42,10 @@ INDIFFERENT = ("memory", "save_steps", "report_to")
 """Keys of [train] that decide no number of the adapter."""
 
 
+UNTOLD = frozenset({"processes", "width_text"})
+"""What an unfinished training of an older version does not tell, and which is therefore no difference."""
+
+
 def deciding_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the outcome of a training, as this version would store it, whichever version did.
 
@@ -77,6 +81,8 @@ def continue_or_set_aside(destination: Path, *, inputs: Mapping[str, Any], paren
     file = directory / INPUTS_FILE
     wanted = json.loads(json.dumps({"recipe": dict(inputs), "parents": dict(parents)}, indent=2))
     stored = _read(file)
+    for key in UNTOLD - stored["recipe"].keys() if stored["recipe"] else ():
+        wanted["recipe"].pop(key, None)
     changed = differing_keys(stored["parents"], wanted["parents"])
     changed = [f"its {role}" for role in changed] + differing_keys(
         deciding_inputs(stored["recipe"]), deciding_inputs(wanted["recipe"])

@@ -180,6 +180,8 @@ def test_a_classifier_reads_no_more_of_a_row_than_it_has_positions_for(tmp_path)
     reading = read_held_back(model, tokenizer, tmp_path, head="classifier")
     assert reading is not None
     assert [len(block) for block in reading.blocks] == [32]
+    # It is saved as it came, and would cut whatever its users give it.
+    assert tokenizer.backend_tokenizer.truncation is None
     assert np.isfinite(reading.logits[0]).all()
 
 

@@ -110,6 +110,15 @@ def test_the_size_of_a_document_is_not_underestimated(tmp_path: Path, monkeypatc
     check_document_size(workload, deployments=2)
 
 
+def test_every_row_of_a_batch_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = make_workload(4, 500, repeats=2, sessions=1, batch=16)
+    row = (262_143,) * 500
+    samples = [{"gaps_s": [1e-4 / 3] * 499, "token_ids": row, "other_rows": [row] * 15}] * 2
+    monkeypatch.setattr(limits, "DOCUMENT_BYTES", len(json.dumps({"samples": samples}, indent=2)))
+    with pytest.raises(UsageError, match=r"2 samples of 500 new tokens .*--output"):
+        check_document_size(workload, deployments=1)
+
+
 def test_a_trace_makes_no_batch_and_needs_a_tokenizer(copy_of, tmp_path: Path) -> None:
     path = trace_of(tmp_path / "trace.jsonl", {"prompt": "a"})
     with pytest.raises(UsageError, match="make no batch"):

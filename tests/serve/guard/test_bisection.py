@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -28,7 +29,7 @@ from serve.guard.bisection import (
     require_none_slower,
 )
 from shearling.errors import CheckFailed, PackageMissing, UsageError
-from shearling.virtual_environment import make_environment
+from shearling.virtual_environment import from_anywhere, make_environment
 from tests.support.serve_command import serve
 from tests.support.stand_in_llama import stand_in
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
@@ -129,9 +130,20 @@ def test_paths_are_relative_to_where_the_command_was_given(
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "python").symlink_to(sys.executable)
     (wheel,) = shelf.glob("companion*")
-    installation = Installation("some-runtime", (f"./{wheel.relative_to(tmp_path)}",), Path("own/python"))
+    shutil.copy(wheel, tmp_path)
+    installation = Installation("some-runtime", (wheel.name,), Path("own/python"))
     keep_environment(tmp_path / "made", installation, "2")
     assert held_by(tmp_path / "made").keys() >= {"some_runtime", "companion"}
+    # From elsewhere the same words name something else.
+    monkeypatch.chdir(tmp_path / "own")
+    assert installation.requirements("2") == ["some-runtime==2", wheel.name]
+    beside = f"../{wheel.name}"
+    assert [from_anywhere(text) for text in ("numpy==2.1", "python3.12", beside, f"{beside}[guard]")] == [
+        "numpy==2.1",
+        "python3.12",
+        f"{tmp_path}/own/{beside}",
+        f"{tmp_path}/own/{beside}[guard]",
+    ]
 
 
 @pytest.mark.usefixtures("shelf")

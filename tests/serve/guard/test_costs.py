@@ -97,7 +97,7 @@ def test_every_row_of_a_batch_that_both_tell_is_compared() -> None:
     assert (agreement.prompts, agreement.differing, agreement.first, agreement.kept) == (3, 1, 2, False)
     assert agreement.told() == "other tokens for 1 of 3 prompts, the earliest at token 2"
     silent = [told[0], told[1].model_copy(update={"other_rows": ()})]
-    assert compare_tokens(silent, allowed=False).told() == "the same tokens for all 1 prompts compared, of 3"
+    assert compare_tokens(silent, allowed=False).told() == "the same tokens for the 1 answers that both sides tell"
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.2])

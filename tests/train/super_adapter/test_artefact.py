@@ -285,6 +285,7 @@ def test_what_was_begun_before_a_key_existed_is_continued(tmp_path, monkeypatch,
     run_until_the_last_step(recipe, run, monkeypatch)
     file = unfinished(run).parent / INPUTS_FILE
     inputs = json.loads(file.read_text())
+    del inputs["recipe"]["processes"]
     del inputs["recipe"]["train"]["draw"], inputs["recipe"]["adapter"]["scaling"], inputs["recipe"]["width"]
     del inputs["recipe"]["data"][0]["train_on_end"]
     file.write_text(json.dumps(inputs))
