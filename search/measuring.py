@@ -13,7 +13,7 @@ from search.opening import SearchInputs, open_inputs, open_run
 from search.pieces import Piece, PieceOutcome
 from search.row_split import RowSplit
 from search.settings import SearchSettings, settled_cost
-from search.stored_bytes import StoredForm
+from search.stored_bytes import COUNTED, StoredForm
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network
 from shearling.errors import ArtefactMismatch, ArtefactMissing, UsageError
 from shearling.evaluation.precision import Precision, resolve_precision
@@ -167,12 +167,6 @@ def build_objective(
 def _counter(network: SuperNetwork, settings: SearchSettings, inputs: SearchInputs) -> CostCounter:
     table, given = inputs.latency, StoredForm()
     if settings.layer_formats:
-        if settings.weight_format not in (None, *settings.layer_formats):
-            raise UsageError(
-                f"layers choose among {', '.join(settings.layer_formats)}, not {settings.weight_format}",
-                where="--weight-format",
-                remedy="Leave the option out",
-            )
         # What is no layer, such as an embedding, has eight bits in either.
         settings = replace(settings, weight_format="int4")
     if table is not None:
@@ -193,5 +187,11 @@ def _counter(network: SuperNetwork, settings: SearchSettings, inputs: SearchInpu
             f"the latency table is of {given}, bytes are to be those of {stored}",
             where="--weight-format",
             remedy="Leave the option out, or measure a table of an export in that form",
+        )
+    if stored.weight_format not in COUNTED and settled_cost(settings) == "bytes":
+        raise UsageError(
+            f"the bytes of {stored.weight_format} are not known here",
+            where="--weight-format",
+            remedy=f"They are of {', '.join(COUNTED)}",
         )
     return CostCounter(network, tokens=settings.macs_seq_len, stored=stored, latency=table)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pydantic
+
 from search.latency.table import LatencyTable, open_table
 from shearling.artefact import MANIFEST, Artefact, open_artefact
 from shearling.elastic.merge_rule import keeps_ranks_apart
@@ -16,6 +18,7 @@ from shearling.evaluation.lm_eval_task import evaluated_files
 from shearling.model.head import Head
 from shearling.recipe.search import SearchSection
 from shearling.run import Run, open_frozen
+from shearling.strict_json import describe_validation_error
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,16 @@ def open_run(run: Run) -> SearchableRun:
         ArtefactError: it is missing or damaged.
     """
     adapter = open_artefact(run.super_adapter, kind="super_adapter")
-    return SearchableRun(
-        run,
-        adapter,
-        read_search_space(adapter.path / SEARCH_SPACE_FILE),
-        SearchSection.model_validate(adapter.manifest.details.get("search") or {}),
-    )
+    try:
+        section = SearchSection.model_validate(adapter.manifest.details.get("search") or {})
+    except pydantic.ValidationError as error:
+        raise ArtefactMismatch(
+            f"the recipe that it was trained by asks for a search that is not known here: "
+            f"{describe_validation_error(error)}",
+            where=adapter.path,
+            remedy="Install the package that brings it",
+        ) from None
+    return SearchableRun(run, adapter, read_search_space(adapter.path / SEARCH_SPACE_FILE), section)
 
 
 def open_inputs(opened: SearchableRun, *, task: str | None, latency: Path | None = None) -> SearchInputs:

@@ -157,8 +157,14 @@ def settle(settings: SearchSettings, rule: BestRule, space: SearchSpace, *, spar
         sparse: whether the model under them is pruned.
 
     Raises:
-        UsageError: less is asked for of a cost, and nothing is saved.
+        UsageError: less is asked for of a cost, and nothing is saved; or a number format that layers do not choose.
     """
+    if settings.layer_formats and settings.weight_format not in (None, *settings.layer_formats):
+        raise UsageError(
+            f"layers choose among {', '.join(settings.layer_formats)}, not {settings.weight_format}",
+            where="weight_format",
+            remedy="Leave it out",
+        )
     differ = bool(space.width_groups) or keeps_ranks_apart(space, sparse=sparse)
     cost: Cost = settings.cost if settings.cost != "auto" else "macs" if differ else "none"
     if settings.cost == "auto" and settings.mixes:

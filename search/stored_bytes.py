@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 VALUE_TYPES = {"bf16": ValueType.BF16, "int8": ValueType.INT8, "int4": ValueType.INT4}
 """What the sparse kernels read."""
 
+COUNTED = ("fp32", "fp16", "bf16", "int8", "int4")
+"""The number formats whose bytes are known; those of other packages store what they like."""
+
 SCALE_BYTES = 2
 """Scales are float16."""
 

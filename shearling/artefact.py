@@ -242,11 +242,36 @@ def check_destination(path: Path, *, force: bool) -> None:
         )
 
 
-def remove_artefact(path: Path) -> None:
-    """Remove exactly the files that the manifest of `path` lists, and the directories this leaves empty."""
+def check_unlocked(path: Path) -> None:
+    """Refuse early what `write_artefact` would refuse late.
+
+    Raises:
+        OutputLocked: another process is writing it.
+    """
+    if path.with_name(f".{path.name}.lock").exists():
+        with _exclusive(path):
+            pass
+
+
+def remove_artefact(path: Path, *, unfinished: bool = False) -> None:
+    """Remove exactly the files that the manifest of `path` lists, and the directories this leaves empty.
+
+    Args:
+        path: of the artefact, which need not exist.
+        unfinished: remove what is unfinished of it as well.
+
+    Raises:
+        OutputExists: see `write_artefact`.
+        OutputLocked: another process is writing it.
+    """
     check_destination(path, force=True)
-    if path.exists():
-        shutil.rmtree(path)
+    left = [path, *([unfinished_artefact(path)] if unfinished else [])]
+    if not any(item.exists() for item in left):
+        return
+    with _exclusive(path):
+        for item in left:
+            if item.exists():
+                shutil.rmtree(item)
 
 
 def sha256_file(path: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -45,7 +46,7 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=log) as bar:
-            task = bar.add_task(description, total=total, note="")
+            task = bar.add_task(escape(description), total=total, note="")
 
             def advance(*, note: str | None = None) -> None:
                 if note is not None:
@@ -57,7 +58,7 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
 
     started_s = last_s = time.monotonic()
     done = 0
-    log.print(f"{description}: {total} steps")
+    log.print(f"{description}: {total} steps", markup=False)
 
     def advance_plain(*, note: str | None = None) -> None:
         nonlocal done, last_s
@@ -67,7 +68,8 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
             elapsed_s = now_s - started_s
             left_s = elapsed_s / done * (total - done)
             log.print(
-                f"{description}: {done}/{total}, {elapsed_s:.0f} s, {left_s:.0f} s left{f', {note}' if note else ''}"
+                f"{description}: {done}/{total}, {elapsed_s:.0f} s, {left_s:.0f} s left{f', {note}' if note else ''}",
+                markup=False,
             )
             last_s = now_s
 

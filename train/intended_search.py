@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 from shearling.elastic.merge_rule import merge_rule
+from shearling.elastic.search_space import FORMAT_GROUP, SPARSITY_GROUP, SearchSpace
 from shearling.errors import RecipeInvalid
 from shearling.recipe.recipe import Recipe
+from shearling.recipe.search import SearchSection
+from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 
 
 def check_search(recipe: Recipe) -> None:
@@ -19,6 +22,7 @@ def check_search(recipe: Recipe) -> None:
     if recipe.adapter is None:
         return
     _check_choices(recipe, masked=recipe.adapter.masked)
+    _check_names(recipe)
     if not _saves_something(recipe, masked=recipe.adapter.masked):
         _check_nothing_saved(recipe)
 
@@ -54,6 +58,54 @@ def _check_choices(recipe: Recipe, *, masked: bool) -> None:
             raise RecipeInvalid(
                 f"no layer is pruned to {ratio:g}", where="search.ratios", remedy="Give [variants] this ratio, too"
             )
+
+
+def _check_names(recipe: Recipe) -> None:
+    """What the choices of layers will be called."""
+    search = recipe.search
+    if search.layer_formats and search.weight_format not in (None, *search.layer_formats):
+        raise RecipeInvalid(
+            f"layers choose among {', '.join(search.layer_formats)}, not {search.weight_format}",
+            where="search.weight_format",
+            remedy="Leave it out",
+        )
+    if not search.ratios and not search.layer_formats:
+        return
+    groups = {} if recipe.adapter is None else {group.name: "adapter" for group in recipe.adapter.groups}
+    groups |= {} if recipe.width is None else {group.name: "width" for group in recipe.width.groups}
+    for name in sorted({SPARSITY_GROUP, FORMAT_GROUP} & groups.keys()):
+        raise RecipeInvalid(
+            f"a group is named {name!r}, as the choice of every layer will be",
+            where=f"{groups[name]}.groups",
+            remedy="Name it otherwise",
+        )
+
+
+def check_effort(search: SearchSection, space: SearchSpace) -> None:
+    """Refuse a number of evaluations that the algorithm cannot begin with.
+
+    Args:
+        search: of the recipe.
+        space: that it will search, before layers choose anything but ranks and widths.
+
+    Raises:
+        RecipeInvalid: names the key.
+    """
+    spends = SEARCH_ALGORITHMS.get(search.algorithm).spends
+    population = min(search.population, space.size)
+    if spends == "generations" and search.evaluations < population:
+        raise RecipeInvalid(
+            f"{search.evaluations} evaluations are less than one population of {population}",
+            where="search.evaluations",
+            remedy="Raise it, or lower search.population",
+        )
+    limited = any(limit is not None for limit in (search.max_cost_share, search.max_bytes, search.max_latency_ms))
+    if spends == "everything" and search.evaluations < space.size and not limited:
+        raise RecipeInvalid(
+            f"the space has {space.size:.3g} sub-networks, more than {search.evaluations} evaluations",
+            where="search.evaluations",
+            remedy="Raise it, or search with another algorithm",
+        )
 
 
 def _saves_something(recipe: Recipe, *, masked: bool) -> bool:

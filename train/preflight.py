@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from shearling.console import log
 from shearling.errors import ArtefactMissing, ModelUnsupported
-from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, check_architecture
+from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, check_architecture, refuse_links
 from shearling.model.export_support import check_exportable
 from shearling.model.figures import ModelFigures, read_figures
 from shearling.model.gguf_config import read_gguf_config
@@ -21,7 +21,7 @@ from shearling.recipe.recipe import Recipe
 from shearling.resources import Estimate, require
 from shearling.strict_json import read_json
 from train.estimates import estimate_stage, what_would_fit
-from train.intended_search import check_search
+from train.intended_search import check_effort, check_search
 from train.package_asset import fetch
 from train.positions import check_positions
 from train.sparsity.calibration import calibration_file, calibration_sections
@@ -140,6 +140,7 @@ def find_model(section: ModelSection) -> ModelSource:
             where=path,
             remedy="Check model.path in the recipe",
         )
+    refuse_links(path)
     config = read_json(path / CONFIG)
     check_plain(config, where=path / CONFIG)
     model_type = config.get("model_type")
@@ -203,13 +204,14 @@ def check_structure(recipe: Recipe, base: Path) -> None:
     model = _without_weights(config)
     check_positions(recipe, model, base)
     if recipe.adapter is not None:
-        build_search_space(
+        space = build_search_space(
             recipe.adapter,
             find_layers(model),
             model_type=config.model_type,
             widths=width_templates(recipe.width, config),
             quantization=recipe.quantization,
         )
+        check_effort(recipe.search, space)
     if recipe.quantization is not None:
         grid_groups(find_layers(model), recipe.quantization)
     if recipe.train is not None and recipe.train.teacher is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from shearling.artefact import Artefact
@@ -21,14 +22,14 @@ def summarise(output: Path, made: Mapping[str, Artefact]) -> Result:
         "run": str(output),
         "artefacts": {kind: {"path": str(item.path), "sha256": item.sha256} for kind, item in made.items()},
     }
-    table = Table(title=f"run {output}", title_justify="left", caption_justify="left")
+    table = Table(title=escape(f"run {output}"), title_justify="left", caption_justify="left")
     table.add_column("artefact")
     table.add_column("what it holds")
     for kind, artefact in made.items():
         facts, words = _FACTS[kind.partition("/")[0]](artefact)
         data["artefacts"][kind] |= facts
-        table.add_row(str(artefact.path), words)
-    table.caption = f"next: python -m search --run {output}" if "super_adapter" in made else None
+        table.add_row(escape(str(artefact.path)), words)
+    table.caption = escape(f"next: python -m search --run {output}") if "super_adapter" in made else None
     return Result(data, table)
 
 

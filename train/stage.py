@@ -4,7 +4,6 @@ super_adapter, each made once and reused if it fits.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,9 @@ from shearling.artefact import (
     Artefact,
     Kind,
     check_destination,
+    check_unlocked,
     open_artefact,
     remove_artefact,
-    unfinished_artefact,
     write_artefact,
 )
 from shearling.console import log
@@ -442,9 +441,9 @@ def _check_replaceable(run: Run, recipe: Recipe) -> None:
     tasks = [path for _, _, path in _task_rooms(recipe, run)]
     for path in (run.super_adapter, run.variants, run.sparse, run.adapted, run.lora, run.base, *tasks):
         check_destination(path, force=True)
+        check_unlocked(path)
 
 
 def _remove(*paths: Path) -> None:
     for path in paths:
-        remove_artefact(path)
-        shutil.rmtree(unfinished_artefact(path), ignore_errors=True)
+        remove_artefact(path, unfinished=True)

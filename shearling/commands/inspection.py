@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -48,16 +49,17 @@ def inspect_artefact(path: Path) -> Result:
 
 def _screen(artefact: Artefact, *, total_bytes: int) -> RenderableType:
     manifest = artefact.manifest
-    facts = Table(title=f"{artefact.path}: {manifest.kind}, verified", title_justify="left", show_header=False)
+    title = escape(f"{artefact.path}: {manifest.kind}, verified")
+    facts = Table(title=title, title_justify="left", show_header=False)
     facts.add_column("what", no_wrap=True)
     facts.add_column("found", overflow="fold")
     facts.add_row("created", manifest.created)
     facts.add_row("by", Text(" ".join(manifest.command)))
     facts.add_row("seed", "none" if manifest.seed is None else str(manifest.seed))
     for role, digest in manifest.parents.items():
-        facts.add_row(f"made from {role}", digest)
+        facts.add_row(escape(f"made from {role}"), digest)
     for name, value in manifest.details.items():
-        facts.add_row(name, Text(_short(value)))
+        facts.add_row(escape(name), Text(_short(value)))
     facts.add_row("tools", ", ".join(f"{name} {version}" for name, version in manifest.tools.items()))
     facts.add_row("manifest sha256", artefact.sha256)
 
@@ -67,7 +69,7 @@ def _screen(artefact: Artefact, *, total_bytes: int) -> RenderableType:
     files.add_column("sha256", no_wrap=True)
     largest = sorted(manifest.files.items(), key=lambda item: (-item[1].bytes, item[0]))
     for name, entry in largest[:LARGEST_FILES]:
-        files.add_row(name, _size(entry.bytes), entry.sha256[:16])
+        files.add_row(escape(name), _size(entry.bytes), entry.sha256[:16])
     if len(largest) > LARGEST_FILES:
         files.caption = f"and {len(largest) - LARGEST_FILES} smaller ones"
     return Group(facts, files)

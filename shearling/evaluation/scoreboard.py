@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from shearling.errors import UsageError
@@ -141,7 +142,7 @@ def score_models(
 def scoreboard_screen(board: Scoreboard) -> Table:
     """The scores as a table, one section a task."""
     rows = ", ".join(f"{task}, {board.on(task)[0].n} rows" for task in board.tasks)
-    table = Table(title=f"{rows}, {board.precision}", title_justify="left")
+    table = Table(title=escape(f"{rows}, {board.precision}"), title_justify="left")
     several = len(board.tasks) > 1
     if several:
         table.add_column("task", overflow="fold")
@@ -150,7 +151,7 @@ def scoreboard_screen(board: Scoreboard) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for task in board.tasks:
         for score in board.on(task):
-            table.add_row(*([task] if several else []), *_cells(score))
+            table.add_row(*([escape(task)] if several else []), *_cells(score))
         table.add_section()
     table.caption = "zeros: share in the linear layers of all transformer layers"
     return table
@@ -159,7 +160,7 @@ def scoreboard_screen(board: Scoreboard) -> Table:
 def _cells(score: Score) -> tuple[str, ...]:
     low, high = score.interval
     return (
-        score.directory,
+        escape(score.directory),
         f"{score.accuracy:.1%}",
         f"{low:.1%} to {high:.1%}",
         "" if score.bits_per_byte is None else f"{score.bits_per_byte:.3f}",

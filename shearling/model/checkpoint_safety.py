@@ -82,14 +82,25 @@ def check_configuration(directory: Path) -> None:
         raise ArtefactMissing(
             "no such directory", where=directory, remedy="Give a local model directory; nothing is fetched by name"
         )
-    for path in sorted(directory.iterdir()):
-        if path.is_symlink():
-            raise CheckpointUnsafe(
-                "a link, which can lead outside the directory", where=path, remedy="Copy the files themselves (cp -rL)"
-            )
+    refuse_links(directory)
     for name in JSON_FILES:
         if (directory / name).is_file():
             refuse_code_keys(read_json(directory / name), where=directory / name)
+
+
+def refuse_links(directory: Path) -> None:
+    """Refuse a directory that holds links, as the cache of the hub does.
+
+    Raises:
+        CheckpointUnsafe: names the first.
+    """
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink():
+            raise CheckpointUnsafe(
+                "a link, which can lead outside the directory",
+                where=path,
+                remedy=f"Copy the files themselves: cp -rL {directory} ELSEWHERE",
+            )
 
 
 def refuse_code_keys(config: Mapping[str, Any], *, where: Path) -> None:

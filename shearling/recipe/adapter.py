@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from shearling.recipe.section import Section
+from shearling.recipe.section import Section, require_unique
 
 
 class GroupSection(Section):
@@ -34,6 +34,11 @@ class AdapterSection(Section):
     lora_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     masked: bool = pydantic.Field(True, description="train under the sparsity mask, so that merging keeps every zero")
     groups: tuple[GroupSection, ...] = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _names(self) -> AdapterSection:
+        require_unique([group.name for group in self.groups])
+        return self
 
     @pydantic.model_validator(mode="after")
     def _dropout(self) -> AdapterSection:

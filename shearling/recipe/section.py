@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import pydantic
@@ -23,3 +24,14 @@ class PackageAsset(Section):
     version: str = pydantic.Field(pattern="^[A-Za-z0-9.+!_-]+$")
     sha256: str = pydantic.Field(pattern="^[0-9a-f]{64}$", description="of the wheel file")
     member: str = pydantic.Field(description="path inside the wheel")
+
+
+def require_unique(names: Sequence[str]) -> None:
+    """Refuse groups that could not be told apart.
+
+    Raises:
+        ValueError: two have the same name.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{names.count(name)} groups are named {name!r}")

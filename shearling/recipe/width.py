@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from shearling.recipe.calibration import CalibrationSection
-from shearling.recipe.section import Section
+from shearling.recipe.section import Section, require_unique
 
 Width = Annotated[int, pydantic.Field(ge=1, strict=True)]
 
@@ -32,3 +32,8 @@ class WidthSection(Section):
         "none", description="sort channels by importance once, before training"
     )
     calibration: CalibrationSection = CalibrationSection(samples=32, seq_len=128)
+
+    @pydantic.model_validator(mode="after")
+    def _names(self) -> WidthSection:
+        require_unique([group.name for group in self.groups])
+        return self

@@ -108,7 +108,9 @@ class Registry(Generic[EntryT]):
         Raises:
             UsageError: there is none; names all there are, and the nearest.
         """
-        self._add_installed()
+        # A module that is named by an entry point may ask for a member of this project while it is imported.
+        if name not in self._entries:
+            self._add_installed()
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""

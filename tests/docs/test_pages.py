@@ -119,5 +119,13 @@ def test_prose_fits_a_hundred_columns(document):
     assert wide == []
 
 
+def test_nothing_is_installed_by_a_name_that_no_index_has():
+    """Whoever took that name would run code on the machines of those who read it."""
+    pages = [*DOCUMENTS, ROOT / "packages" / "runtime" / "README.md"]
+    found = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines() if "pip install" in line]
+    assert len(found) > 5
+    assert [line for line in found if re.search(r"pip install.*['\" ]shearling(-runtime\b|\[|['\" ]|$)", line)] == []
+
+
 def test_the_readme_is_read_in_one_sitting():
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120

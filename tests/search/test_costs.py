@@ -251,6 +251,14 @@ def test_a_table_that_does_not_fit_is_refused_before_the_first_evaluation(
         )
 
 
+def test_bytes_that_nobody_knows_are_not_guessed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number format of another package stores what it likes."""
+    monkeypatch.setattr(SubnetObjective, "measure", lambda *_: pytest.fail("something was measured"))
+    settings = dataclasses.replace(SETTINGS, cost="bytes", weight_format="coarse")
+    with pytest.raises(UsageError, match="the bytes of coarse are not known here"):
+        search(run, settings, BestRule())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_follows_from_what_differs(runs: dict[str, Run], kind: str) -> None:
     network = load_super_network(runs[kind])

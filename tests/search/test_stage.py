@@ -27,7 +27,7 @@ from search.pieces import Piece
 from search.row_split import RowSplit
 from search.settings import SearchSettings, recipe_settings
 from search.stage import Searched, search
-from shearling.artefact import open_artefact, sha256_file
+from shearling.artefact import MANIFEST, open_artefact, sha256_file
 from shearling.elastic.search_space import GridSpec
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import load_super_network
@@ -373,6 +373,16 @@ def test_defaults_come_from_the_recipe_and_the_command_line_overrides(run: Run) 
     assert Path(data["best"]["path"]).is_file()
     assert data["best"]["held_back"]["n"] == min(5, len(split_rows(run).held_back))
     assert set(", ".join(data["compared"]).split(", ")) == {"largest", "middle", "best"}
+
+
+def test_an_algorithm_of_a_package_that_has_gone_is_named(run: Run) -> None:
+    file = run.super_adapter / MANIFEST
+    manifest = json.loads(file.read_text())
+    manifest["details"]["search"]["algorithm"] = "parzen"
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactMismatch, match="there is no search algorithm 'parzen'") as caught:
+        open_run(run)
+    assert "Install the package" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from shearling import errors
-from shearling.artefact import MANIFEST, check_destination, open_artefact, remove_artefact, write_artefact
+from shearling.artefact import (
+    MANIFEST,
+    check_destination,
+    check_unlocked,
+    open_artefact,
+    remove_artefact,
+    write_artefact,
+)
 from shearling.strict_json import write_json
 
 
@@ -247,6 +254,27 @@ with write_artefact(Path(sys.argv[1]), kind="task", force=True) as draft:
     print("writing", flush=True)
     time.sleep(60)
 """
+
+
+def test_what_another_process_writes_is_not_removed_under_it(tmp_path):
+    good = make(tmp_path / "a")
+    process = start(WRITER, tmp_path / "a")
+    assert process.stdout.readline() == "writing\n"
+    try:
+        for action in (
+            lambda: check_unlocked(tmp_path / "a"),
+            lambda: remove_artefact(tmp_path / "a", unfinished=True),
+        ):
+            with pytest.raises(errors.OutputLocked):
+                action()
+        assert (tmp_path / ".a.partial" / "half").is_file()
+    finally:
+        process.kill()
+        process.communicate()
+    assert open_artefact(tmp_path / "a", kind="task").sha256 == good.sha256
+    check_unlocked(tmp_path / "a")
+    remove_artefact(tmp_path / "a", unfinished=True)
+    assert names(tmp_path) == []
 
 
 def test_killed_writer_leaves_no_half_artefact_and_is_swept(tmp_path):

@@ -128,6 +128,11 @@ ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", membe
         ('[" no", " yes"]', '["", " yes"]', ["task: a choice is empty"]),
         ("[train]\nsteps = 2", "", ["[adapter] and [train] belong together"]),
         ("[sparsity]\nratio = 0.5", "", ["masked training needs [sparsity]; for a dense base set masked = false"]),
+        (
+            "[train]\n",
+            '[[adapter.groups]]\nname = "all"\nmodules = ["k_proj"]\nranks = [8]\n[train]\n',
+            ["2 groups", "'all'"],
+        ),
         ("r = 8", "r = 8\nlora_dropout = 0.1", ["adapter: lora_dropout needs the adapter's own input"]),
         ("steps = 2", "steps = 2\nepochs = 1", ["train: give exactly one of 'steps' and 'epochs'"]),
         ("ranks = [8, 4]", "ranks = [8, true]", ["adapter.groups.0.ranks.1", "valid integer"]),

@@ -22,6 +22,7 @@ from shearling.model.checkpoint_safety import (
     JSON_FILES,
     check_architecture,
     check_checkpoint,
+    refuse_links,
     weight_files,
 )
 from shearling.model.gguf_header import is_gguf, read_header
@@ -184,13 +185,8 @@ def _cleaned(source: Path, *, scratch: Path, head: Head) -> Iterator[tuple[Path,
     weight_files(source)
     removed: list[str] = []
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".import-") as temporary:
+        refuse_links(source)
         for path in sorted(source.iterdir()):
-            if path.is_symlink():
-                raise CheckpointUnsafe(
-                    "a link, which can lead outside the directory",
-                    where=path,
-                    remedy="Copy the files themselves (cp -rL)",
-                )
             if path.name in JSON_FILES:
                 write_json(Path(temporary) / path.name, _without_code(read_json(path), removed, prefix=f"{path.name}:"))
             elif path.is_file() and (path.suffix in KEPT_SUFFIXES or path.name == "adapter_config.json"):

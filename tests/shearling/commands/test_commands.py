@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from shearling.artefact import write_artefact
-from shearling.commands.inspection import inspect_artefact
+from shearling.artefact import Artefact, Manifest, write_artefact
+from shearling.commands.inspection import _screen, inspect_artefact
 from shearling.commands.members import members_page
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, UsageError
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
-from shearling.evaluation.scoreboard import Scoreboard, parse_tasks, score_models, scoreboard_screen
+from shearling.evaluation.scoreboard import Score, Scoreboard, parse_tasks, score_models, scoreboard_screen
 from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, write_rows
 from shearling.executors.executor import Workforce
 from shearling.recipe.recipe import recipe_json_schema
@@ -26,6 +26,7 @@ from shearling.strict_json import validate_document, write_document
 from tests.support.stage_commands import run_stage
 from tests.support.tiny_models import save_tiny
 from tests.support.toy_package import toy_package
+from train.screen import summarise
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -143,6 +144,33 @@ def test_evaluate_speaks_json(measured, tmp_path):
     stream = io.StringIO()
     Console(file=stream, width=200).print(scoreboard_screen(board))
     assert "again_test" in stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["runs/[old]/export", "runs/[/x]"])
+def test_names_with_brackets_are_shown(tmp_path, name):
+    """Rich takes what stands in brackets for its own."""
+    once = {"n": 1, "rows_sha256": "0", "accuracy": 0.5, "interval": (0.0, 1.0), "loss": None, "seconds": 1.0}
+    score = Score(directory=name, task=name, bits_per_byte=None, sparsity=None, **once)
+    manifest = Manifest(
+        schema="shearling.manifest/1",
+        kind="task",
+        created="now",
+        files={},
+        parents={},
+        tools={},
+        seed=None,
+        command=(),
+        details={},
+    )
+    artefact = Artefact(Path(name), manifest, "0" * 64)
+    for screen in (
+        scoreboard_screen(Scoreboard(split="test", precision="fp32", scores=(score,))),
+        _screen(artefact, total_bytes=1),
+        summarise(Path(name), {}).screen,
+    ):
+        stream = io.StringIO()
+        Console(file=stream, width=200).print(screen)
+        assert name in stream.getvalue()
 
 
 @pytest.fixture

@@ -163,3 +163,35 @@ def test_a_broken_package_is_a_fault_of_the_environment(tmp_path, code, said):
     assert said in answer["message"]
     if "found" not in said and "two of" not in said:
         assert "toy_crane" in answer["where"]
+
+
+BOTH = """
+from export.formats.export_format import FormatWriter
+from shearling.registry.export_formats import ExportFormat
+from shearling.registry.number_formats import NUMBER_FORMATS
+from dataclasses import replace
+
+NUMBERS = replace(NUMBER_FORMATS.get("fp32"), name="own_numbers")
+FORMAT = ExportFormat(
+    name="own_format", summary="Own.", directory="own", implementation={"language_model": FormatWriter}
+)
+"""
+
+
+@pytest.mark.parametrize("first", ["EXPORT_FORMATS", "NUMBER_FORMATS"])
+def test_one_module_may_bring_members_of_several_tables(tmp_path, first):
+    """While it is imported for one of them, it asks another for a member of this project."""
+    environment = toy_package(tmp_path, group="shearling.number_formats", name="both", code=BOTH)
+    points = tmp_path / "toy-0.1.dist-info" / "entry_points.txt"
+    points.write_text(
+        "[shearling.number_formats]\nboth = toy_both:NUMBERS\n[shearling.export_formats]\nboth = toy_both:FORMAT\n"
+    )
+    program = f"""
+from shearling.registry.export_formats import EXPORT_FORMATS
+from shearling.registry.number_formats import NUMBER_FORMATS
+print({first}.names())
+print(*EXPORT_FORMATS.names(), *NUMBER_FORMATS.names())
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"own_numbers", "own_format"} <= set(done.stdout.split())

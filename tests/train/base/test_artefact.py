@@ -31,7 +31,10 @@ from shearling.strict_json import read_json
 from tests.support.json_files import edit_json
 from tests.support.own_memory import in_own_memory
 from tests.support.tiny_models import FAMILIES, PAD, save_tiny, tiny_tokenizer
+from tests.support.tiny_runs import tiny_recipe
 from train.base.artefact import import_base
+from train.preflight import find_model
+from train.stage import run_recipe
 
 TEXT = "The fox won 2024 times;  isn't it? été 你好 🎉\n"
 
@@ -293,3 +296,18 @@ def test_tensors_that_are_not_those_of_the_model_are_refused(change, tmp_path):
     assert open_skeleton(source) is None
     with pytest.raises(ArtefactCorrupt):
         import_base(source, tmp_path / "base", model_id="x")
+
+
+def test_a_directory_of_links_is_refused_before_anything_is_made(tmp_path):
+    """As the cache of the hub holds models."""
+    recipe = tiny_recipe(tmp_path)
+    blobs = (tmp_path / "source").rename(tmp_path / "blobs")
+    (tmp_path / "source").mkdir()
+    for file in blobs.iterdir():
+        (tmp_path / "source" / file.name).symlink_to(file)
+    with pytest.raises(CheckpointUnsafe, match="a link") as caught:
+        find_model(recipe.model)
+    assert f"cp -rL {tmp_path / 'source'}" in caught.value.remedy
+    with pytest.raises(CheckpointUnsafe):
+        run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -25,7 +25,7 @@ from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.search_space import read_search_space
 from shearling.elastic.super_network import ADAPTER_FILE, load_super_network
-from shearling.errors import OutputExists, RecipeInvalid, TrainingDiverged
+from shearling.errors import OutputExists, OutputLocked, RecipeInvalid, TrainingDiverged
 from shearling.model.checkpoint import load_model
 from shearling.recipe.recipe import Recipe, read_recipe
 from shearling.run import Run
@@ -337,6 +337,29 @@ def test_a_finished_run_is_not_replaced_unless_forced(tmp_path):
     with pytest.raises(OutputExists, match=r"notes\.txt"):
         run_recipe(recipe, run, force=True)
     assert adapter_bytes(run) == before
+
+
+def test_force_touches_nothing_of_a_training_that_runs(tmp_path):
+    recipe, run = tiny_recipe(tmp_path, train={"steps": 2}), Run(tmp_path / "run")
+    run_recipe(recipe, run.path)
+    before = {path: open_artefact(path, kind=path.name).sha256 for path in (run.task, run.base, run.sparse)}
+    shutil.rmtree(run.super_adapter)
+    hold = (
+        "import sys, time\nfrom pathlib import Path\nfrom shearling.artefact import write_artefact\n"
+        "with write_artefact(Path(sys.argv[1]), kind='super_adapter', resumable=True) as draft:\n"
+        "    (draft.directory / 'half').write_text('x')\n    print('writing', flush=True)\n    time.sleep(120)"
+    )
+    command = [sys.executable, "-c", hold, str(run.super_adapter)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "writing\n"
+            with pytest.raises(OutputLocked):
+                run_recipe(recipe, run.path, force=True)
+        finally:
+            process.kill()
+    assert (unfinished(run.path).parent / "half").is_file()
+    assert before == {path: open_artefact(path, kind=path.name).sha256 for path in before}
 
 
 def test_the_seed_decides_the_adapter(tmp_path):
