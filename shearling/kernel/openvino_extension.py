@@ -19,7 +19,7 @@ from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported,
 from shearling.kernel.bundle import OPERATORS, split_bundle
 from shearling.kernel.library import kernels_in_use
 from shearling.kernel.loading.ir_text import MalformedText
-from shearling.kernel.loading.packed_choice import CHOICES, PACKED, UnknownChoice, stock_properties
+from shearling.kernel.loading.packed_choice import CHOICES, PACKED, UnknownChoice, WrittenOtherwise, stock_properties
 from shearling.kernel.loading.packed_model import LoadedIr, Operators, load_ir
 from shearling.kernel.loading.packed_operator import WEIGHTS_PORT
 from shearling.kernel.openvino_core import openvino_core
@@ -128,7 +128,8 @@ def properties_without_operators(xml: Path, properties: Mapping[str, Any]) -> di
 
 
 def _usage(error: UnknownChoice, xml: Path) -> UsageError:
-    return UsageError(str(error), where=xml.parent, remedy=f"Use @{PACKED}={'|'.join(CHOICES)}")
+    remedy = None if isinstance(error, WrittenOtherwise) else f"Use @{PACKED}={'|'.join(CHOICES)}"
+    return UsageError(str(error), where=xml.parent, remedy=remedy)
 
 
 @functools.cache

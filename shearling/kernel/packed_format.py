@@ -50,7 +50,7 @@ Fewer, larger nodes win.
         of norm' (next_epsilon > 0), bias_0 .. bias_{m-1} [rows_i] (bias).
     outputs: y [..., hidden], then m tensors z_i [..., rows_i], all of x's type; m may be 0.
     attributes: `rows` list of int, `columns` int (of W_o), `hidden` int, `inner` int, `activation` str, `gated` bool,
-        `norm_epsilon` float, `next_epsilon` float, `bias` bool.
+        `projection_epsilon`, `norm_epsilon`, `mlp_epsilon` and `next_epsilon` float (0: no such norm), `bias` bool.
 
 `SparseDecoder`: layers of one shape, each a `SparseLayer` whose x is the attention before it. In no file of an
 export: `decoder_fusion` makes it when a model is loaded.
@@ -96,10 +96,11 @@ of an IR whose weights file does not hold what it needs.
 norm(x) = gamma * x / sqrt(mean(x^2) + norm_epsilon) (RMSNorm). All have the attribute `format_version`, the int 1, and
 those with products `precision` str, `auto` or `exact`; all attributes are always written but `expanded` bool (false):
 whether zeros are put back into weights when they are taken, which changes no result. With `exact` activations stay
-f32. With `auto` integer weights multiply activations in fixed point: 16 bits for one or two rows of int8, and for all
-where the processor has AVX2 without VNNI, or where groups of weights are no multiples of 32; else 8 bits in groups of
-32, as OpenVINO itself does. bf16 weights multiply f32, or bf16 for more than two rows where the processor has AVX-512;
-without AVX2 everything is f32.
+f32. With `auto` integer weights multiply activations in fixed point: 16 bits for one or two rows of int8, for all of
+int8 where the processor has AVX2 without VNNI, for all where groups of weights are no multiples of 32, and for eight
+rows or more where it has AMX; else 8 bits in groups of 32, as OpenVINO itself does. With AMX weights in groups multiply
+bf16 from 128 rows on. bf16 weights multiply f32, or bf16 for more than two rows where the processor multiplies that
+(AVX512_BF16, AMX); without AVX2 everything is f32.
 
 The operator of ONNX Runtime (domain `shearling`, version 1) is `SparseLinear` with one matrix: y = W x
     inputs: x [..., columns] float32; weights: u8 [bytes], an initializer: W. output: [..., rows] float32.

@@ -167,7 +167,15 @@ def test_a_packed_operator_that_lies_is_a_bad_model(loading, tmp_path, monkeypat
         shearling_runtime.pipeline(tmp_path, PACKED="never")
 
 
-@pytest.mark.parametrize(("output", "words"), [("absent/fused", "Make it"), (".", "Name another directory")])
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("absent/fused", "Make it"),
+        (".", "Name another directory"),
+        ("model/fused", "Name one beside it"),
+        ("model", "Name one beside it"),
+    ],
+)
 def test_a_place_where_no_model_can_be_written_is_refused(loading, tmp_path, monkeypatch, output, words):
     module = importlib.import_module("shearling_runtime.pipeline")
     monkeypatch.setattr(module, "machine_operators", machine_operators)
@@ -443,3 +451,25 @@ def test_its_version_is_that_of_the_openvino_that_everything_is_tested_with():
     assert extras["openvino"] == [f"openvino=={release}"]
     assert extras["genai"] == [f"openvino-genai~={release}.0"]
     assert f"openvino=={release}" in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [([], ["ours"]), (["mine"], ["mine", "ours"]), (["ours", "mine"], ["mine", "ours"])]
+)
+def test_libraries_of_the_user_come_beside_the_operators(monkeypatch, tmp_path, given, expected):
+    module, opened = importlib.import_module("shearling_runtime.pipeline"), []
+
+    def load(_xml, _device, properties):
+        loaded = SimpleNamespace(properties=dict(properties))
+        loaded.open_pipeline = lambda _: opened.append(loaded.properties["extensions"])
+        return loaded
+
+    for name, value in {
+        "read_build_facts": lambda: None,
+        "is_packed": lambda _: True,
+        "extension": lambda: "ours",
+        "load": load,
+    }.items():
+        monkeypatch.setattr(module, name, value)
+    shearling_runtime.pipeline(tmp_path, extensions=given)
+    assert opened == [expected]

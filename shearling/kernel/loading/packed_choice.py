@@ -56,6 +56,10 @@ class UnknownChoice(ValueError):
     """`PACKED` is none of `CHOICES`."""
 
 
+class WrittenOtherwise(UnknownChoice):
+    """What is asked for cannot be of a model that was written with attention in its layers."""
+
+
 Way = Literal["packed", "expanded", "dense"]
 
 

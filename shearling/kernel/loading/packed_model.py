@@ -24,12 +24,14 @@ from .dense_form import unpack
 from .ir_text import IrText, MalformedText
 from .packed_choice import (
     LAYERS,
+    PACKED,
     TEXT_ROWS,
     TOKEN_ROWS,
     ForwardStopwatch,
     MeasurementPlace,
     PackedChoice,
     Stopwatch,
+    WrittenOtherwise,
     as_writeable,
     choose,
     chosen,
@@ -200,7 +202,7 @@ def load_ir(
     Raises:
         OSError: a file cannot be read.
         RuntimeError: OpenVINO cannot read it.
-        UnknownChoice: `PACKED` has another value than it can have.
+        UnknownChoice: `PACKED` has another value than it can have; `WrittenOtherwise` is one.
         MalformedText: an operator that shall be unpacked, or measured, lies about itself.
     """
     word = chosen(properties) if device == CPU else "never"
@@ -213,6 +215,7 @@ def load_ir(
         # OpenVINO and the operators say what is wrong with it, if anything.
         return LoadedIr(xml, preferred, PackedChoice(), f"its text is strange: {fault}", None, operators.core, None)
     if fused := text.layers_of([FUSED_LAYERS]):
+        _require_kept(word, own, device=device, cache=kept_cache(text, fused[0]), obstacle=obstacle)
         # Whoever wrote it chose the precision.
         return LoadedIr(xml, preferred, PackedChoice(), None, kept_cache(text, fused[0]), operators.core, None)
     machine = operators.machine()
@@ -240,6 +243,29 @@ def load_ir(
         cache=cache if attention is None else None,
         _core=operators.core,
         _text=text.to_bytes() if choice.changes_anything or attention is None else None,
+    )
+
+
+def _require_kept(
+    word: str, properties: Mapping[str, Any], *, device: str, cache: str | None, obstacle: str | None
+) -> None:
+    """Refuse what a model that was written with attention in its layers cannot do: nothing in it can be changed.
+
+    Raises:
+        WrittenOtherwise: names it.
+    """
+    if device != CPU:
+        asked = f"{device} has no such operators"
+    elif word in ("never", "expanded"):
+        asked = f"{PACKED}={word} asks for other layers"
+    elif CACHE_PRECISION in properties and _cache_precision(properties) != cache:
+        asked = f"{CACHE_PRECISION}={_cache_precision(properties)} asks for another cache than {cache}"
+    elif obstacle is not None:
+        asked = obstacle
+    else:
+        return
+    raise WrittenOtherwise(
+        f"it was written with attention in its layers, and {asked}: load the export that it was written from"
     )
 
 

@@ -38,6 +38,7 @@ from transformers import (
 
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
+from shearling.errors import UsageError
 from shearling.kernel.loading import packed_choice
 from shearling.kernel.loading.attention_match import find_attentions
 from shearling.kernel.loading.decoder_fusion import fuse_decoder
@@ -271,6 +272,26 @@ def test_who_may_enter_the_model_may_enter_what_is_written(xml, tmp_path, mode):
     load_packed(source / xml.name, properties={}).write(tmp_path / "fused")
     assert (tmp_path / "fused").stat().st_mode & 0o7777 == mode & 0o777 | 0o700
     assert b"SparseDecoder" in (tmp_path / "fused" / xml.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"properties": {"PACKED": "never"}}, "PACKED=never asks for other layers"),
+        ({"properties": {"PACKED": "expanded"}}, "PACKED=expanded asks for other layers"),
+        ({"properties": {"KV_CACHE_PRECISION": "u8"}}, "KV_CACHE_PRECISION=u8 asks for another cache than f16"),
+        ({"properties": {}, "obstacle": "texts are batched"}, "texts are batched"),
+        ({"properties": {}, "device": "GPU"}, "GPU has no such operators"),
+    ],
+)
+def test_what_is_written_with_attention_in_its_layers_is_changed_by_nothing(xml, tmp_path, asked, words):
+    load_packed(xml, properties={}).write(tmp_path / "fused")
+    written = tmp_path / "fused" / xml.name
+    for same in ({}, {"PACKED": "always"}, {"KV_CACHE_PRECISION": "f16"}):
+        assert load_packed(written, properties=same).attention is None
+    with pytest.raises(UsageError, match=f"{words}: load the export") as caught:
+        load_packed(written, **asked)
+    assert caught.value.remedy is None
 
 
 def test_bfloat16_around_it(xml):

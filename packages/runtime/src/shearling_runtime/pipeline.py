@@ -52,7 +52,8 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
         if not is_packed(place / MODEL):
             return openvino_genai.LLMPipeline(str(place), device, **_without_operators(place, properties))
         loaded = load(place / MODEL, device, properties)
-        loaded.properties.setdefault("extensions", [extension()])
+        others = [item for item in loaded.properties.get("extensions", ()) if item != extension()]
+        loaded.properties["extensions"] = [*others, extension()]
         return loaded.open_pipeline(device)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
@@ -71,10 +72,12 @@ def write_fused(directory: str | Path, output: str | Path) -> None:
 
     Raises:
         ModelUnusable: the model is not packed, or its attention is not plain.
-        RequestFault: the output exists, or the directory that it shall be in does not.
+        RequestFault: the output exists, lies in `directory`, or the directory that it shall be in does not exist.
         RuntimeUnavailable: there is no room, or see `extension`.
     """
     xml, place = Path(directory) / MODEL, Path(output)
+    if place.resolve().is_relative_to(xml.parent.resolve()):
+        raise RequestFault("it lies in the directory that is copied", where=place, remedy="Name one beside it")
     if not is_packed(xml):
         raise ModelUnusable("it is not packed", where=xml, remedy="Export it with --sparse-kernel openvino")
     try:
@@ -92,7 +95,7 @@ def write_fused(directory: str | Path, output: str | Path) -> None:
         raise RequestFault("there is no such directory to write it in", where=place.parent, remedy="Make it") from error
     except OSError as error:
         raise RuntimeUnavailable(
-            f"it cannot be written: {error.strerror}", where=place, remedy="Make room for a copy of the model"
+            f"it cannot be written: {error.strerror or error}", where=place, remedy="Make room for a copy of the model"
         ) from error
 
 
