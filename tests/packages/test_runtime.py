@@ -473,3 +473,31 @@ def test_libraries_of_the_user_come_beside_the_operators(monkeypatch, tmp_path, 
         monkeypatch.setattr(module, name, value)
     shearling_runtime.pipeline(tmp_path, extensions=given)
     assert opened == [expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "asked"),
+    [
+        ({}, "CPU", {}),
+        ({"packed": "never", "device": "gpu"}, "GPU", {"PACKED": "never"}),
+        ({"ov_config": {"INFERENCE_NUM_THREADS": "2"}}, "CPU", {"INFERENCE_NUM_THREADS": "2"}),
+    ],
+)
+def test_optimum_compiles_with_what_the_choice_was_made_for(monkeypatch, tmp_path, options, device, asked):
+    """Without the preferred properties among those asked for: what stays unpacked runs with OpenVINO's own."""
+    module, told = importlib.import_module("shearling_runtime.optimum"), []
+
+    class Model:
+        @classmethod
+        def from_pretrained(cls, directory, **given):
+            return cls.load_model(directory), given
+
+    def load(xml, *arguments, **_):
+        told.append((xml, *arguments))
+        return SimpleNamespace(properties={"CHOSEN": "1"}, read=lambda: "a model")
+
+    monkeypatch.setitem(sys.modules, "optimum.intel.openvino", SimpleNamespace(OVModelForCausalLM=Model))
+    monkeypatch.setattr(module, "load", load)
+    model, given = module.load_causal_lm(tmp_path, **options)
+    assert told == [(tmp_path / "openvino_model.xml", device, asked)]
+    assert (model, given["ov_config"]) == ("a model", {"CHOSEN": "1"})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 from shearling_runtime.faults import RuntimeUnavailable
-from shearling_runtime.openvino import preferred_properties
-from shearling_runtime.pipeline import load
+from shearling_runtime.pipeline import MODEL, load
 
 
 def load_causal_lm(directory: str | Path, *, packed: str | None = None, **options: Any) -> Any:
@@ -20,32 +18,28 @@ def load_causal_lm(directory: str | Path, *, packed: str | None = None, **option
     Args:
         directory: holds `openvino_model.xml`.
         packed: `always`, `expanded`, `measured` or `never`, as `PACKED` of `pipeline`.
-        options: of `OVModelForCausalLM.from_pretrained`, but for `compile_only`, which would read the file there;
-            `ov_config` defaults to `preferred_properties`.
+        options: of `OVModelForCausalLM.from_pretrained`, but for `compile_only`, which would read the file there. What
+            `ov_config` leaves open is `preferred_properties()`, or OpenVINO's own where nothing stays packed.
 
     Raises:
         RequestFault: `packed` is something else.
+        ModelUnusable: there is no model, or it is damaged.
         RuntimeUnavailable: optimum-intel is not installed, or see `extension`.
     """
-    properties = {} if packed is None else {"PACKED": packed}
-    return _model_class(**properties).from_pretrained(directory, **{"ov_config": preferred_properties(), **options})
-
-
-@functools.cache
-def _model_class(**properties: str) -> Any:
     try:
         from optimum.intel.openvino import OVModelForCausalLM
     except ImportError as error:
         raise RuntimeUnavailable(
             f"optimum-intel cannot be imported: {error}", remedy="pip install 'optimum-intel[openvino]'"
         ) from error
-    import openvino
+    asked = {**(options.get("ov_config") or {}), **({} if packed is None else {"PACKED": packed})}
+    device = str(options.get("device", "CPU")).upper()
+    loaded = load(Path(directory) / MODEL, device, asked, obstacle="optimum-intel knows its cache")
 
     class SparseModelForCausalLM(OVModelForCausalLM):
         @staticmethod
-        def load_model(file_name: str | Path, quantization_config: Any = None) -> openvino.Model:
+        def load_model(file_name: str | Path, quantization_config: Any = None) -> Any:
             """See `OVModelForCausalLM.load_model`."""
-            asked = {**preferred_properties(), **properties}
-            return load(Path(file_name), "CPU", asked, obstacle="optimum-intel knows its cache").read()
+            return loaded.read()
 
-    return SparseModelForCausalLM
+    return SparseModelForCausalLM.from_pretrained(directory, **{**options, "ov_config": dict(loaded.properties)})
