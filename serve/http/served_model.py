@@ -189,7 +189,8 @@ class ServedModel:
         return next(self._ids)
 
     async def _listen(self) -> None:
-        while line := await self._hear():
+        # A process that is killed may leave half a line.
+        while (line := await self._hear()).endswith(b"\n"):
             told = Events.model_validate_json(line)
             self.cache_usage, self.new_tokens = told.cache_usage, told.new_tokens
             for event in told.events:

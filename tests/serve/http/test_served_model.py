@@ -114,3 +114,28 @@ def test_it_is_ours_whatever_lies_in_the_directory(
         return bool(model.lines)
 
     assert asyncio.run(start())
+
+
+class CutShort(Overheard):
+    """Its process is killed while it writes."""
+
+    async def _hear(self) -> bytes:
+        line = await super()._hear()
+        # The first line tells that it has loaded.
+        return line if len(self.lines) == 1 else line[:-9]
+
+
+def test_half_a_line_of_a_killed_process_ends_it_for_everybody(export: Path) -> None:
+    async def ask() -> str | None:
+        model = CutShort(export, Limits(concurrency=1))
+        await model.start()
+        try:
+            with model.run(model.jobs(1, 50)) as flight:
+                async with asyncio.timeout(60):
+                    events = await flight.some()
+            assert not model.alive
+        finally:
+            await model.stop()
+        return next(event.code for event in events if event.kind == "failed")
+
+    assert asyncio.run(ask()) is not None
