@@ -331,7 +331,7 @@ def _plan_quantization(
     given = request.quantization.asked_for
     if given:
         raise UsageError(
-            f"it rounds what {' and '.join(item.entry.name for item in formats)} does not: the type of the base stays",
+            f"nothing would be rounded: {' and '.join(item.entry.name for item in formats)} keeps the type of the base",
             where=next(iter(given)),
             remedy="Add openvino or onnx to --formats, or leave the option out",
         )

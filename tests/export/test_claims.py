@@ -133,7 +133,7 @@ def test_what_no_format_takes_is_refused_and_what_needs_an_adapter_is_named(
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox " * 99)
     asked = Quantization("balanced", dataset=(str(text),))
-    with pytest.raises(UsageError, match="it rounds what hf does not") as raised:
+    with pytest.raises(UsageError, match="nothing would be rounded: hf keeps the type of the base") as raised:
         plan_frozen(base, request_for(tmp_path / "export", "hf", weight_format="int4", quantization=asked))
     assert raised.value.where == "--quantization"
     plan = plan_frozen(base, request_for(tmp_path / "export", "peft", "hf"))
