@@ -14,6 +14,12 @@ from search.strategies.strategy import DEFECT, Strategy
 from shearling.console import Advance
 from shearling.errors import ArtefactMismatch, ShearlingError
 
+ANEW = (
+    "It was made with other settings or library versions: remove this file and search again; what was measured is kept "
+    "in another one, and counts"
+)
+"""What to do about a journal that another search made."""
+
 Explore = Callable[[Sequence[Indices]], Iterator[CandidateFigures]]
 """Measures candidates, all on the same rows; gives their figures in that order, each as soon as it is known."""
 
@@ -81,7 +87,9 @@ def explore(
         generation += 1
     if position < len(journal.explored):
         raise ArtefactMismatch(
-            f"holds {len(journal.explored)} evaluations, this search ends after {position}", where=journal.path
+            f"holds {len(journal.explored)} evaluations, this search ends after {position}",
+            where=journal.path,
+            remedy=ANEW,
         )
     return journal.explored
 
@@ -148,7 +156,7 @@ def _check_replay(record: Record, indices: Indices, journal: Journal) -> None:
         raise ArtefactMismatch(
             f"row {record.i} holds another candidate than this search asks for",
             where=journal.path,
-            remedy="It was made with other settings or library versions: remove the directory and search again",
+            remedy=ANEW,
         )
 
 

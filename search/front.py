@@ -67,17 +67,29 @@ class BestRule:
         """Whether the largest sub-network has to be evaluated, for its accuracy."""
         return self.prefers_cheaper and self.reference_accuracy is None
 
-    def words(self, cost: Cost) -> str:
-        """The rule as stored beside what it chose."""
+    def words(self, cost: Cost, *, compared: bool = True) -> str:
+        """The rule as stored beside what it chose.
+
+        Args:
+            cost: what the search saved.
+            compared: whether the largest sub-network was among those that keep every limit.
+        """
         name = cost.replace("_", " ")
         fewer = "" if cost == "none" else f"fewer {name} -> "
-        limits = {name: self.max_cost, "bytes": self.max_bytes, "predicted ms": self.max_latency_ms}
-        limit = " and ".join(f"{words} <= {most:.10g}" for words, most in limits.items() if most is not None)
-        if not self.prefers_cheaper and limit:
-            return f"max accuracy with {limit}, ties -> less loss -> {fewer}lexicographic index"
+        limits = (
+            (f"{name} <=", self.max_cost),
+            ("adapter params <=", self.max_params),
+            ("bytes <=", self.max_bytes),
+            ("predicted ms <=", self.max_latency_ms),
+            ("accuracy >=", self.min_accuracy),
+        )
+        limit = " and ".join(f"{words} {least:.10g}" for words, least in limits if least is not None)
+        if not self.prefers_cheaper and not compared:
+            return f"max accuracy{limit and ' with '}{limit}, ties -> less loss -> {fewer}lexicographic index"
         if not self.prefers_cheaper:
             return (
-                "the largest sub-network, unless another is more accurate on the same rows by more than chance "
+                f"the largest sub-network, unless another{limit and ' with '}{limit} is more accurate on the same rows "
+                "by more than chance "
                 f"explains (exact permutation test with Holm's correction, {100 * LEVEL:g} %); of several max "
                 f"accuracy, ties -> less loss -> {fewer}lexicographic index"
             )

@@ -52,6 +52,7 @@ class WorkersObjective:
         run: the run directory, absolute.
         settings: with the precision settled, see `measured_precision`.
         parents: by role, the digest of the manifest of everything that candidates are made of and measured on.
+        task_sha256: see `TaskEvaluator.sha256`; a task that is none of the run has no manifest.
         threads: of a worker.
         on_gpu: whether a device was given to it.
         files: all that is read, see `Shippable`.
@@ -61,6 +62,7 @@ class WorkersObjective:
     run: Path
     settings: SearchSettings
     parents: Mapping[str, str]
+    task_sha256: str
     threads: int
     on_gpu: bool
     files: Mapping[str, Path]
@@ -68,7 +70,13 @@ class WorkersObjective:
 
     @classmethod
     def of(
-        cls, settings: SearchSettings, inputs: SearchInputs, workforce: Workforce, *, lean: bool = False
+        cls,
+        settings: SearchSettings,
+        inputs: SearchInputs,
+        workforce: Workforce,
+        *,
+        task_sha256: str,
+        lean: bool = False,
     ) -> WorkersObjective:
         """What workers have to open for a search."""
         task = settings.task
@@ -78,6 +86,7 @@ class WorkersObjective:
             run=inputs.adapter.path.parent.resolve(),
             settings=replace(settings, task=task),
             parents={role: parent.sha256 for role, parent in inputs.parents.items()},
+            task_sha256=task_sha256,
             threads=workforce.threads_per_worker or 1,
             on_gpu=workforce.gpus_per_worker > 0,
             files=inputs.files,
@@ -104,14 +113,20 @@ class WorkersObjective:
             raise ArtefactMissing(f"a worker cannot read the run: {message}", where=self.run, remedy=SHARED) from error
         for role, parent in inputs.parents.items():
             if parent.sha256 != self.parents.get(role):
-                raise ArtefactMismatch(
-                    f"the {role} of a worker has another content than that of the process that leads the search",
-                    where=parent.path,
-                    remedy=SHARED,
-                )
-        return build_objective(
-            self.settings, inputs, device="cuda" if self.on_gpu else None, leads=False, lean=self.lean
-        ).objective.measure
+                raise _another(role, parent.path)
+        device = "cuda" if self.on_gpu else None
+        measured = build_objective(self.settings, inputs, device=device, leads=False, lean=self.lean)
+        if measured.sha256 != self.task_sha256:
+            raise _another("task", measured.task)
+        return measured.objective.measure
+
+
+def _another(role: str, where: Path | str) -> ArtefactMismatch:
+    return ArtefactMismatch(
+        f"the {role} of a worker has another content than that of the process that leads the search",
+        where=where,
+        remedy=SHARED,
+    )
 
 
 def measured_precision(requested: Precision, workforce: Workforce) -> Precision:

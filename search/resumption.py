@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from search.journal import JOURNAL_FILE
+from search.journal import JOURNAL_FILE, Journal
 from search.opening import SearchInputs
 from search.piece_store import PIECES_FILE, read_pieces
 from search.settings import SearchSettings
@@ -68,6 +68,7 @@ def resume(
     *,
     question: str,
     anchors: Sequence[Indices],
+    planned: int,
     consent: Consent,
 ) -> None:
     """Make a directory ready for a search: continue what is in it, or set its journal aside.
@@ -78,6 +79,7 @@ def resume(
         inputs: of the search.
         question: see `question_of`.
         anchors: candidates that are asked for first.
+        planned: most evaluations of the search; a journal of more is set aside.
         consent: asked before evaluations are left behind that answer another question.
 
     Raises:
@@ -90,7 +92,7 @@ def resume(
     deciding["latency"] = None if inputs.latency is None else inputs.latency.sha256
     text = json.dumps(deciding, indent=2)
     file = directory / SETTINGS_FILE
-    if file.is_file() and file.read_text() == text:
+    if file.is_file() and file.read_text() == text and len(Journal(directory / JOURNAL_FILE).explored) <= planned:
         return
     _leave_behind(directory, question, consent)
     write_text(file, text)
@@ -100,7 +102,7 @@ def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
     journal, pieces = directory / JOURNAL_FILE, directory / PIECES_FILE
     if not journal.exists() and not pieces.exists():
         return
-    count = journal.read_bytes().count(b"\n") if journal.exists() else 0
+    count = _lines(journal)
     same, other = _count_pieces(pieces, question)
     if not same and (other or count):
         lost = (
@@ -123,6 +125,10 @@ def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
             f"an unfinished search with other settings is set aside as {aside.name}"
             + (f"; {same} pieces that it has measured count in this one" if same else "")
         )
+
+
+def _lines(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def _count_pieces(path: Path, question: str) -> tuple[int | None, int]:

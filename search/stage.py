@@ -223,14 +223,22 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
         measured = build_objective(settings, inputs, device=device, lean=plan.lean)
         prepared = _prepare(opened, settings, measured, rule)
         question = question_of(settings, inputs, measured.sha256)
-        resume(draft.directory, settings, inputs, question=question, anchors=prepared.anchors, consent=conduct.consent)
+        resume(
+            draft.directory,
+            settings,
+            inputs,
+            question=question,
+            anchors=prepared.anchors,
+            planned=prepared.strategy.planned,
+            consent=conduct.consent,
+        )
         journal = Journal(draft.directory / JOURNAL_FILE)
         store = PieceStore(draft.directory / PIECES_FILE, question, prepared.measured.split)
         with _measuring(prepared.measured, settings, inputs, conduct.workforce, store, lean=plan.lean) as measure:
             watch = _watch(opened, prepared, settings, journal)
             with watching(watch, opened.run.search_page):
-                best = _choose(prepared, settings, journal, measure, watch)
-        task, words = prepared.measured.task, prepared.rule.words(settled_cost(settings))
+                best, words = _choose(prepared, settings, journal, measure, watch)
+        task = prepared.measured.task
         searched = Searched(run.search, journal.records, best, prepared.grid.heuristic, task, words)
         described = _write(searched, opened, settings, draft.directory)
         searched = replace(searched, chosen=() if described.mixture is None else tuple(described.mixture.words))
@@ -261,7 +269,8 @@ def _measuring(
         limit_threads(workforce.threads)
         executor = make_executor(workforce, lambda: objective.measure)
     else:
-        executor = make_executor(workforce, WorkersObjective.of(settings, inputs, workforce, lean=lean))
+        opened = WorkersObjective.of(settings, inputs, workforce, task_sha256=measured.sha256, lean=lean)
+        executor = make_executor(workforce, opened)
         objective.forget_weights()
         log.print(f"measured by {executor.workers} workers: {workforce.entry.summary}")
     try:
@@ -306,8 +315,12 @@ def _watch(opened: SearchableRun, prepared: Preparation, settings: SearchSetting
 
 def _choose(
     prepared: Preparation, settings: SearchSettings, journal: Journal, measure: Objective, watch: Watch
-) -> Record:
-    """Explore, race, and measure what was chosen, and the largest, on the rows that are held back."""
+) -> tuple[Record, str]:
+    """Explore, race, and measure what was chosen, and the largest, on the rows that are held back.
+
+    Returns:
+        The best, and by which rule, in words.
+    """
     measured, rule = prepared.measured, prepared.rule
     split = measured.split
     examiner = Examiner(measure, journal, split)
@@ -334,7 +347,8 @@ def _choose(
     largest = find_largest(finalists)
     watch.enter(f"{best.id} on {len(split.held_back)} rows that are held back")
     examiner.hold_against([best] if largest in (None, best) else [best, largest])
-    return best
+    compared = largest is not None and rule.accepts(largest, largest)
+    return best, rule.words(settled_cost(settings), compared=compared)
 
 
 def _write(searched: Searched, opened: SearchableRun, settings: SearchSettings, directory: Path) -> Subnet:

@@ -88,13 +88,14 @@ class CostLimit:
             if least > bound.most:
                 raise NoCandidate(bound.words(least), where=bound.where, remedy=REMEDY)
             candidates.append(cheapest)
-        both = [each for each in candidates if all(bound.cost_of(each) <= bound.most for bound in bounds)]
-        if not both:
-            names = " and ".join(bound.where or "a limit" for bound in bounds)
-            raise NoCandidate(
-                f"no sub-network that is cheapest by one of the limits keeps the others: {names}", remedy=REMEDY
-            )
-        return cls(tuple(bounds), both[0])
+        for start in candidates:
+            limit = cls(tuple(bounds), start)
+            # What is cheapest by one limit may be dear by another, and what lies between them keep both.
+            for cheapest in (start, find_cheapest(limit.load, grid, start=start)):
+                if limit.allows(cheapest):
+                    return cls(tuple(bounds), cheapest)
+        names = " and ".join(bound.where or "a limit" for bound in bounds)
+        raise NoCandidate(f"no sub-network was found that keeps all limits: {names}", remedy=REMEDY)
 
     def load(self, indices: Indices) -> float:
         """What a candidate costs, as a share of what it may; of several limits the largest share."""
@@ -126,13 +127,19 @@ class CostLimit:
         return (*indices[:place], indices[place] + 1, *indices[place + 1 :])
 
 
-def find_cheapest(cost_of: CostOf, grid: Grid) -> Indices:
+def find_cheapest(cost_of: CostOf, grid: Grid, *, start: Indices | None = None) -> Indices:
     """The cheapest candidate.
 
-    Costs are sums over layers, so that it is found by changing one group at a time, from the smallest candidate on,
-    until nothing is cheaper; what is counted is least there already, and a time need not be.
+    Costs are sums over layers, so that it is found by changing one group at a time until nothing is cheaper; what is
+    counted is least in the smallest candidate already, and a time need not be.
+
+    Args:
+        cost_of: a candidate.
+        grid: the candidates that there are.
+        start: where to begin; None is the smallest candidate.
     """
-    best, least = grid.minimal, cost_of(grid.minimal)
+    best = grid.minimal if start is None else start
+    least = cost_of(best)
     improved = True
     while improved:
         improved = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Sequence, Set
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shearling.artefact import MANIFEST
-from shearling.errors import UsageError
+from shearling.errors import NonFiniteWeights, UsageError
 from shearling.evaluation.confidence import wilson_interval
 from shearling.evaluation.evaluator import Evaluation, Measure, OnRows
 from shearling.evaluation.lm_eval_task import answer_task
@@ -159,7 +160,8 @@ class ClassifierEvaluator:
     @property
     def sha256(self) -> str:
         """See `TaskEvaluator.sha256`."""
-        return hashlib.sha256(f"{self.max_length} {' '.join(self.row_digests)}".encode()).hexdigest()
+        asked = [self.max_length, *((row.id, row.choices, row.gold) for row in self._rows)]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def on_torch(
         self, model: nn.Module, tokenizer: Any, *, precision: Precision, on_rows: OnRows | None = None
@@ -195,6 +197,9 @@ class ClassifierEvaluator:
         Args:
             scorer: the model.
             places: of the rows, at least one; None takes all.
+
+        Raises:
+            NonFiniteWeights: the model computes NaN or infinity.
         """
         import torch
 
@@ -207,6 +212,8 @@ class ClassifierEvaluator:
             batch = order[start : start + self._batch_size]
             gold = torch.tensor([rows[index].gold or 0 for index in batch])
             log_shares = scorer.logits([rows[index].prompt for index in batch]).log_softmax(-1)
+            if not log_shares.isfinite().all():
+                raise NonFiniteWeights("the model gives classes that are NaN or infinite", where=type(scorer).__name__)
             for index, right, loss in zip(
                 batch, log_shares.argmax(-1) == gold, -log_shares.gather(1, gold[:, None])[:, 0], strict=True
             ):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from shearling.errors import UsageError
 from shearling.evaluation.confidence import wilson_interval
-from shearling.evaluation.harness_tasks import load_harness_task
+from shearling.evaluation.harness_tasks import digest_document, load_harness_task
 from shearling.evaluation.lm_eval_task import CHAT, answer_task, text_task
 from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.evaluation.task import Split
@@ -137,10 +137,7 @@ class Evaluator:
     def row_digests(self) -> tuple[str, ...]:
         """Per row the sha256 of its content."""
         documents = (self._answers.eval_docs[place] for place in range(self.rows))
-        return tuple(
-            hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
-            for document in documents
-        )
+        return tuple(digest_document(document) for document in documents)
 
     @property
     def sha256(self) -> str:
@@ -151,7 +148,9 @@ class Evaluator:
         asked = {name: value for name, value in config.items() if name not in ("dataset_path", "dataset_kwargs")}
         # A function without a source is named by its address.
         text = _ADDRESS.sub("", json.dumps([asked, metadata], default=str))
-        return hashlib.sha256("".join((text, *self.row_digests)).encode()).hexdigest()
+        examples = self._answers.fewshot_docs() if config.get("num_fewshot") else None
+        drawn_from = (digest_document(document) for document in examples or ())
+        return hashlib.sha256("".join((text, *self.row_digests, *drawn_from)).encode()).hexdigest()
 
     @property
     def task(self) -> str:

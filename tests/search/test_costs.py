@@ -184,6 +184,7 @@ def test_a_latency_is_predicted_and_kept_below_a_limit_by_any_number_of_workers(
     assert {record.choice_idx for record in found.records if record.latency_ms > limited.max_latency_ms} == {grid[0]}
     assert found.best.latency_ms <= limited.max_latency_ms
     assert "predicted ms <=" in found.best_rule
+    assert found.best_rule.startswith("max accuracy"), "the limit keeps the largest out"
     others = Run(
         shutil.copytree(run.path, run.path.with_name("others"), ignore=shutil.ignore_patterns("search", "search.html"))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -123,3 +124,11 @@ def test_the_plot_is_the_same_bytes_every_time(tmp_path: Path) -> None:
         draw_pareto(records, best_record(records), records[0], tmp_path / name, task="synthetic")
     for name in ("pareto.svg", "pareto.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() != b""
+
+
+def test_the_words_say_which_rule_chose(tmp_path: Path) -> None:
+    generous, tight = BestRule(max_bytes=10**9), BestRule(max_params=12, min_accuracy=0.25)
+    assert generous.words("none").startswith("the largest sub-network, unless another with bytes <= 1000000000 is more")
+    alone = tight.words("none", compared=False)
+    assert alone.startswith("max accuracy with adapter params <= 12 and accuracy >= 0.25, ties")
+    assert "with adapter params <= 12" in dataclasses.replace(tight, prefer="cheaper").words("bytes")

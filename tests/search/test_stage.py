@@ -265,6 +265,23 @@ def test_interrupted_in_process_and_resumed_measures_nothing_twice(run: Run, mon
     assert not {"settings.json", "pieces.jsonl"} & {path.name for path in run.search.iterdir()}
 
 
+def test_fewer_evaluations_than_an_unfinished_search_made_take_what_it_measured(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NoCandidate):
+        search(run, settings(), NOTHING_MEETS)
+    original, explored = SubnetObjective.measure, split_rows(run).parts[0]
+
+    def raced_only(self: SubnetObjective, piece: Piece):
+        assert piece.start >= explored, "measured again"
+        return original(self, piece)
+
+    monkeypatch.setattr(SubnetObjective, "measure", raced_only)
+    found = search(run, settings(evaluations=4), BestRule())
+    assert len(found.explored) == 7
+    assert (run.search / "journal-1.jsonl").is_file()
+
+
 def disk_is_full(path: Path) -> str:
     if ".search.partial" in path.parts:
         raise OSError(28, "No space left on device", str(path))

@@ -281,7 +281,7 @@ def test_a_worker_refuses_a_run_that_it_cannot_read_or_that_is_another(
         raise PermissionError(13, "Permission denied", str(run.super_adapter))
 
     inputs = open_inputs(open_run(run), task=None)
-    work = WorkersObjective.of(SETTINGS, inputs, Workforce(executor="processes"))
+    work = WorkersObjective.of(SETTINGS, inputs, Workforce(executor="processes"), task_sha256="0" * 64)
     assert dataclasses.asdict(work)["threads"] == 1
     with pytest.raises(ArtefactMissing, match=r"a worker cannot read the run: no super_adapter.*Let every node see"):
         dataclasses.replace(work, run=tmp_path / "not mounted")()
@@ -292,6 +292,8 @@ def test_a_worker_refuses_a_run_that_it_cannot_read_or_that_is_another(
     others = {**work.parents, "super_adapter": "0" * 64}
     with pytest.raises(ArtefactMismatch, match="the super_adapter of a worker has another content"):
         dataclasses.replace(work, parents=others)()
+    with pytest.raises(ArtefactMismatch, match="the task of a worker has another content"):
+        work()
 
 
 def test_pieces_cover_the_rows_and_join_to_the_whole() -> None:

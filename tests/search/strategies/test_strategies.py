@@ -200,6 +200,17 @@ def test_several_limits_are_kept_together_and_a_candidate_that_cannot_shrink_bec
     assert caught.value.exit_code == 1
 
 
+def test_limits_that_only_mixtures_keep_are_kept() -> None:
+    """Small is slow: the smallest is too slow, the fastest too large, and what lies between is neither."""
+    grid = Grid((2,) * 4)
+    size = Bound.below(6.0, lambda indices: 8.0 - sum(indices), show=str, where="max_bytes")
+    time = Bound.below(10.5, lambda indices: 8.0 + sum(indices), show=str, where="max_latency_ms")
+    assert sum(CostLimit.of([size, time], grid).cheapest) == 2
+    at_once = Bound.below(9.5, time.cost_of, show=str, where="max_latency_ms")
+    with pytest.raises(NoCandidate, match="was found that keeps all limits: max_bytes and max_latency_ms"):
+        CostLimit.of([size, at_once], grid)
+
+
 def test_rnsga2_gathers_near_the_reference_point_and_nsga2_along_the_front(tmp_path: Path) -> None:
     sizes = (3,) * 12
     objective = Separable(weights=(1,) * 12, preferred=(0,) * 12)

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 from shearling.artefact import MANIFEST
+from shearling.errors import NonFiniteWeights
 from shearling.evaluation.classification import ClassifierEvaluator
 from shearling.evaluation.task import TaskRow, write_rows
 from shearling.strict_json import write_json
@@ -21,9 +23,18 @@ class ByLength:
         return torch.tensor([[1.0, len(text) % 3] for text in texts])
 
 
-def evaluator(directory: Path) -> ClassifierEvaluator:
+class Undefined:
+    """Computes nothing for one text."""
+
+    def logits(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[1.0, math.nan if len(text) == 7 else 0.0] for text in texts])
+
+
+def evaluator(directory: Path, *, right: int = 0) -> ClassifierEvaluator:
     rows = [
-        TaskRow(id=f"{row:064d}", prompt="x" * row, choices=("no", "yes"), gold=row % 2, completion="no", text="x")
+        TaskRow(
+            id=f"{row:064d}", prompt="x" * row, choices=("no", "yes"), gold=(row + right) % 2, completion="no", text="x"
+        )
         for row in range(1, 12)
     ]
     write_rows(directory, "validation", rows)
@@ -41,3 +52,13 @@ def test_some_rows_answer_as_they_do_among_all_in_the_order_asked_for(tmp_path: 
     assert part.losses == tuple(whole.losses[place] for place in places)
     assert (part.n, part.accuracy, part.loss) == (4, sum(part.answers) / 4, math.fsum(part.losses) / 4)
     assert lengths.row_digests == tuple(f"{row:064d}" for row in range(1, 12))
+
+
+def test_a_task_with_other_labels_is_another_one(tmp_path: Path) -> None:
+    one, again, other = (evaluator(tmp_path, right=right).sha256 for right in (0, 0, 1))
+    assert one == again != other
+
+
+def test_a_classifier_that_computes_nan_is_refused_and_never_scored(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteWeights, match="NaN"):
+        evaluator(tmp_path).measure(Undefined())

@@ -1,0 +1,62 @@
+"""Examples before a question: a row has the same ones whenever, and beside whatever other rows, it is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shearling.evaluation.evaluator import Evaluator
+from tests.support.tiny_models import FAMILIES, tiny_tokenizer
+
+
+def write_task(directory: Path, *, examples: int = 12) -> Path:
+    """Rows of a task of the harness, asked behind two examples that it draws."""
+    directory.mkdir()
+    for split, count in (("train", examples), ("validation", 9)):
+        rows = [{"prompt": f"{split} {number}?", "gold": number % 2} for number in range(count)]
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "task": "asked",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"train": "train.jsonl", "validation": "validation.jsonl"}},
+        "training_split": "train",
+        "validation_split": "validation",
+        "fewshot_split": "train",
+        "num_fewshot": 2,
+        "output_type": "multiple_choice",
+        "doc_to_text": "prompt",
+        "doc_to_choice": ["no", "yes"],
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (directory / "asked.yaml").write_text(json.dumps(config))
+    return directory
+
+
+def open_task(directory: Path) -> Evaluator:
+    return Evaluator("asked", split="validation", include_path=directory)
+
+
+def test_a_row_is_asked_alike_at_every_measurement(tmp_path: Path) -> None:
+    directory, model, tokenizer = write_task(tmp_path / "task"), FAMILIES["llama"](), tiny_tokenizer()
+    measure = open_task(directory).on_torch(model, tokenizer, precision="fp32")
+    whole, again, places = measure(), measure(), [7, 2, 5]
+    elsewhere = open_task(directory).on_torch(model, tokenizer, precision="fp32")(places)
+    assert whole.losses is not None
+    assert again.losses == whole.losses
+    assert elsewhere.losses == pytest.approx([whole.losses[place] for place in places], rel=1e-5)
+
+
+def test_rows_have_examples_of_their_own(tmp_path: Path) -> None:
+    task = open_task(write_task(tmp_path / "task"))._answers
+    prompts = [task.fewshot_context(document, num_fewshot=2) for document in task.eval_docs]
+    assert all(prompt.count("train ") == 2 for prompt in prompts)
+    assert len({prompt[: prompt.index("validation")] for prompt in prompts}) > 1
+
+
+def test_a_task_is_another_one_where_its_examples_come_from_other_rows(tmp_path: Path) -> None:
+    one, more = (write_task(tmp_path / str(count), examples=count) for count in (12, 13))
+    assert open_task(one).sha256 != open_task(more).sha256
+    assert open_task(one).row_digests == open_task(more).row_digests
