@@ -27,7 +27,7 @@ from export.formats.openvino import MODEL_XML, OpenVinoDecoder
 from export.packing.packing_report import PackingReport
 from export.verification.parity import Logits
 from shearling.kernel.onnx_runtime_extension import open_session
-from shearling.kernel.openvino_extension import compile_ir
+from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir
 from shearling.model.export_support import TASKS
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class OpenVinoClassifier(OpenVinoDecoder):
         """Options of optimum-intel."""
         return {"task": TASK, "stateful": False}
 
-    def logits(self, directory: Path, blocks: Blocks, config: dict[str, str]) -> Logits:
-        """Of what was written, compiled with these options."""
+    def logits(self, directory: Path, blocks: Blocks, config: dict[str, str], *, obstacle: str | None = None) -> Logits:
+        """Of what was written, compiled with these options; there is no decoder's layer."""
         return openvino_class_logits(directory, blocks, config=config)
 
     def usage(self, facts: UsageFacts) -> str | None:
@@ -146,7 +146,7 @@ def trace_classifier(model: PreTrainedModel) -> Any:
 
 def openvino_class_logits(directory: Path, blocks: Blocks, *, config: dict[str, str]) -> Logits:
     """Logits [1, classes] of an exported IR on the CPU, block by block."""
-    compiled = compile_ir(directory / MODEL_XML, properties=config)
+    compiled = compile_ir(directory / MODEL_XML, properties=config, preferred=PREFERRED_PROPERTIES)
     inputs = {name for port in compiled.inputs for name in port.names}
     return [np.array(compiled(_feed(block, inputs))["logits"], dtype=np.float32) for block in blocks]
 

@@ -158,6 +158,7 @@ def compile_ir(
     properties: Mapping[str, str] | None = None,
     preferred: Mapping[str, str] | None = None,
     packed: str | None = "always",
+    obstacle: str | None = None,
 ) -> openvino.CompiledModel:
     """Compile an IR as it is loaded here: with attention in the layers of a packed decoder, where that is possible.
 
@@ -169,6 +170,8 @@ def compile_ir(
         preferred: more of them, where something is packed and `properties` do not say otherwise.
         packed: whether packed operators stay packed: `always`, as `measured`, or `never`; None leaves it to the
             environment, which leaves it to a measurement.
+        obstacle: why attention stays as the file has it, which is how other programs load it; None where it may go into
+            the layers.
 
     Raises:
         ArtefactMissing: no such file.
@@ -183,13 +186,27 @@ def compile_ir(
             own = properties_without_operators(xml, own)
             return openvino_core().compile_model(openvino_core().read_model(xml), device, own)
         own = {**({} if packed is None else {PACKED: packed}), **own}
-        loaded = load_packed(xml, device=device, properties=own, packed_properties={**(preferred or {}), **own})
+        loaded = load_packed(
+            xml, device=device, properties=own, packed_properties={**(preferred or {}), **own}, obstacle=obstacle
+        )
         return openvino_core().compile_model(loaded.read(), device, loaded.properties)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ModelUnsupported(
             f"OpenVINO cannot compile it: {reason}", where=xml, remedy="Export again, or check the properties"
         ) from error
+
+
+def rewrites_attention(xml: Path, properties: Mapping[str, str]) -> bool:
+    """Whether `compile_ir` puts attention into the layers, so that what the file has in its place does not run.
+
+    Raises:
+        ArtefactMissing: no such file.
+        CompilerMissing: it needs our operators, and they cannot be built here.
+        RuntimeError: OpenVINO cannot read it.
+    """
+    own: dict[str, Any] = {PACKED: "always", **properties}
+    return needs_extension(xml) and load_packed(xml, properties=own, packed_properties=own).attention is None
 
 
 def core_for(xml: Path) -> openvino.Core:
