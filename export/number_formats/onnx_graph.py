@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.quiet_conversion import quiet_conversion
+from shearling.console import log
 
 
 def lazy_tensor(name: str, shape: Sequence[int], dtype: npt.DTypeLike, make: Callable[[], npt.NDArray[Any]]) -> Any:
@@ -74,7 +75,7 @@ def quantize_blocks(model: Any, linears: Collection[str], *, bits: int, block: i
 
     Args:
         model: an `onnx_ir.Model`; see `export.number_formats.number_format`.
-        linears: names of the weights that are quantized.
+        linears: names of the weights that are quantized; what is left in float is told.
         bits: of a weight.
         block: weights along the input that share a scale.
     """
@@ -94,6 +95,7 @@ def quantize_blocks(model: Any, linears: Collection[str], *, bits: int, block: i
     for weight in unused:
         if not weight.uses():
             del graph.initializers[weight.name]
+    _say_what_is_left(graph, linears)
     model.opset_imports["com.microsoft"] = 1
 
 
@@ -141,26 +143,28 @@ def _fold_transposes(model: Any, quantized: Collection[str]) -> None:
     import onnx_ir
 
     graph = model.graph
-    for node in list(graph):
-        if node.op_type != "Transpose":
-            continue
-        weight = node.inputs[0]
-        users = list(node.outputs[0].uses())
-        if (
-            weight is None
-            or not weight.is_initializer()
-            or len(weight.uses()) > 1
-            or any(user.op_type != "MatMul" for user, _ in users)
-        ):
-            continue
-        if weight.name not in quantized:
+    for weight in list(graph.initializers.values()):
+        # A layer that a model applies several times has a transposition for each.
+        transposes = [node for node, _ in weight.uses()] if weight.name in quantized else []
+        if not transposes or not all(_feeds_products(node) for node in transposes):
             continue
         shape = tuple(reversed(weight.const_value.shape))
         transposed = lazy_tensor(weight.name, shape, np.float32, partial(_transpose, weight.const_value))
         folded = onnx_ir.Value(name=weight.name, const_value=transposed, shape=onnx_ir.Shape(shape))
         folded.dtype = onnx_ir.DataType.FLOAT
-        for user, index in users:
-            user.replace_input_with(index, folded)
-        graph.remove(node, safe=True)
+        for node in transposes:
+            for user, index in list(node.outputs[0].uses()):
+                user.replace_input_with(index, folded)
+            graph.remove(node, safe=True)
         del graph.initializers[weight.name]
         graph.register_initializer(folded)
+
+
+def _feeds_products(node: Any) -> bool:
+    return node.op_type == "Transpose" and all(user.op_type == "MatMul" for user, _ in node.outputs[0].uses())
+
+
+def _say_what_is_left(graph: Any, linears: Collection[str]) -> None:
+    left = sorted(name for name in linears if name in graph.initializers and graph.initializers[name].uses())
+    if left:
+        log.print(f"onnx: {len(left)} of {len(linears)} layers stay in floating point, such as that of {left[0]}")
