@@ -100,7 +100,8 @@ def _quantize(plan: ExportPlan, subject: ExportSubject) -> Quantized | None:
 
 def _describe(draft: Draft, report: ExportReport, written: Sequence[WrittenFormat], merged: MergedModel) -> None:
     """Report, page and card, and what the manifest says."""
-    shape = {"narrowed": report.narrowed > 0, "separate": merged.subject.separate}
+    adapter = any(item.planned.entry.needs_adapter for item in written)
+    shape = {"narrowed": report.narrowed > 0, "separate": merged.subject.separate, "adapter": adapter}
     usages = {item.name: usage for item in written if (usage := item.usage(**shape)) is not None}
     write_document(draft.directory / "report.json", report)
     write_report_page(draft.directory / "report.html", report)

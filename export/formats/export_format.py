@@ -110,11 +110,13 @@ class UsageFacts:
         packed: whether it needs the operators of this project.
         narrowed: whether layers have widths of their own, which stock transformers has no class for.
         separate: whether the ranks stayed apart.
+        adapter: whether they are among what was exported.
     """
 
     packed: bool
     narrowed: bool
     separate: bool
+    adapter: bool
 
 
 class FormatWriter(abc.ABC):

@@ -26,6 +26,11 @@ from transformers import AutoModelForCausalLM
 
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "adapter")"""
 
+FROZEN_USAGE = """\
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("base")  # without the ranks, which were not exported as peft"""
+
 OUR_USAGE = """\
 from pathlib import Path
 
@@ -71,7 +76,7 @@ class HuggingFaceDecoder(FormatWriter):
     def usage(self, facts: UsageFacts) -> str | None:
         """See `FormatWriter`."""
         if facts.separate:
-            return SEPARATE_USAGE
+            return SEPARATE_USAGE if facts.adapter else FROZEN_USAGE
         return OUR_USAGE if facts.narrowed else STOCK_USAGE
 
 

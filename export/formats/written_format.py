@@ -34,8 +34,8 @@ class Proof:
 
     @property
     def measured(self) -> bool:
-        """Whether anything of the files was run or read."""
-        return bool(self.parity) or any(check is not None for check in (self.zeros, self.task, self.tokenizer))
+        """Whether anything that the files compute was looked at; zeros are counted without running them."""
+        return bool(self.parity) or any(check is not None for check in (self.task, self.tokenizer))
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,10 @@ class WrittenFormat:
         rows = [str(subject.tokenizer.decode(block, skip_special_tokens=True)).strip("\ufffd") for block in blocks]
         return check_tokenizer(self.name, converted, subject.tokenizer, rows=rows)
 
-    def usage(self, *, narrowed: bool, separate: bool) -> str | None:
+    def usage(self, *, narrowed: bool, separate: bool, adapter: bool) -> str | None:
         """Python that loads it, for the card."""
-        return self.planned.writer.usage(UsageFacts(packed=self.runs_packed, narrowed=narrowed, separate=separate))
+        facts = UsageFacts(packed=self.runs_packed, narrowed=narrowed, separate=separate, adapter=adapter)
+        return self.planned.writer.usage(facts)
 
 
 def write_format(planned: PlannedFormat, subject: ExportSubject, root: Path) -> WrittenFormat:

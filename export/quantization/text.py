@@ -88,6 +88,18 @@ def find_text(names: Sequence[str] | None, task: Path) -> CalibrationText | None
 
 
 def windows_of(streams: Sequence[Tensor], count: int, *, seed: int) -> list[Tensor]:
-    """Windows of `WINDOW_TOKENS`, or as long as the shortest text, from all by turns."""
-    length = min(WINDOW_TOKENS, *(len(stream) for stream in streams))
+    """Windows of `WINDOW_TOKENS` from all texts by turns; of texts that are all shorter, as long as the shortest.
+
+    Raises:
+        UsageError: one text is shorter than a window, and another is not.
+    """
+    lengths = [len(stream) for stream in streams]
+    if min(lengths) < WINDOW_TOKENS <= max(lengths):
+        raise UsageError(
+            f"text {lengths.index(min(lengths)) + 1} has {min(lengths)} tokens, a window has {WINDOW_TOKENS}: those of "
+            "the others would be as short",
+            where="--dataset",
+            remedy="Give more of it, or leave it out",
+        )
+    length = min(WINDOW_TOKENS, *lengths)
     return draw_windows(streams, samples=count, seq_len=length, seed=seed)

@@ -103,7 +103,7 @@ def _eval_results(report: ExportReport) -> list[EvalResult]:
 
     lineage = report.lineage
     task = None if lineage is None else lineage.task
-    expected = None if lineage is None else lineage.expected
+    expected = _expected(report)
     named: list[tuple[str, TaskCheck | HeldBack]] = [
         (f"accuracy of {check.candidate} in {report.weight_format}", check) for check in report.tasks
     ]
@@ -125,8 +125,13 @@ def _eval_results(report: ExportReport) -> list[EvalResult]:
     ]
 
 
+def _expected(report: ExportReport) -> HeldBack | None:
+    """What the search measured; that of an approximate merge is of another model."""
+    return None if report.lineage is None or not report.exact else report.lineage.expected
+
+
 def _results(report: ExportReport) -> list[str]:
-    expected = None if report.lineage is None else report.lineage.expected
+    expected = _expected(report)
     rows = []
     if expected is not None:
         low, high = (f"{100 * end:.1f}" for end in expected.interval)
@@ -185,7 +190,7 @@ def _made(report: ExportReport) -> str:
         made = report.quantization
         lines.append(
             f"- {made.matrices} matrices rounded on {', '.join(made.dataset)} ({made.preset}), other linear layers in "
-            "int8"
+            + ("int8, in plain ONNX embedding and head in float32" if _leaves_head(report) else "int8")
         )
     if report.trained_bits is not None:
         lines.append(f"- weights trained as integers of {report.trained_bits} bits; embeddings and head are apart")
@@ -197,6 +202,10 @@ def _made(report: ExportReport) -> str:
             f"{report.macs_m / 1e3:.2f} G MACs at 256 tokens"
         )
     return "\n".join([*lines, *_zeros(report), *_packed(report)])
+
+
+def _leaves_head(report: ExportReport) -> bool:
+    return "onnx" in report.formats and report.quantization is not None and not report.quantization.all_layers
 
 
 def _zeros(report: ExportReport) -> list[str]:
@@ -236,9 +245,12 @@ def _packed(report: ExportReport) -> list[str]:
 
 
 def _verified(report: ExportReport) -> list[str]:
-    compared = ["## Verified", _parity(report)] if report.parity else []
+    broken = [f"- {line}" for line in report.violations]
+    compared = ["## Compared" if broken else "## Verified", _parity(report)] if report.parity else []
+    if broken:
+        compared += ["## Broken gates", "\n".join(broken)]
     names = ", ".join(f"`{name}/`" for name in report.unmeasured)
-    return [*compared, "## Not measured", f"Nothing was measured of {names}."] if names else compared
+    return [*compared, "## Not measured", f"Nothing that {names} computes was measured."] if names else compared
 
 
 def _parity(report: ExportReport) -> str:

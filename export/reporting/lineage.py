@@ -239,4 +239,6 @@ def _arguments(request: ExportRequest) -> list[str]:
         arguments += ["--merge", request.merge]
     if request.allow_approximate:
         arguments.append("--allow-approximate")
+    if request.verify != "strict":
+        arguments += ["--verify", request.verify]
     return arguments

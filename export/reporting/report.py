@@ -74,7 +74,7 @@ class ExportReport(Document):
         trained_bits: of the integers that the weights were trained on; None where they were not.
         sparsity: how the frozen model was pruned; None where it was not, or a dense merge has taken its zeros.
         zeros_left: what a dense merge left of them, which it does not promise; None elsewhere.
-        unmeasured: directories of which nothing was run or read.
+        unmeasured: directories that were not run; of a model among them the zeros may have been counted.
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.
         kernels: directory -> what runs it, for each that has a choice.
         tasks: answers of files with rounded weights against those of the merged model.
@@ -142,7 +142,7 @@ class ExportReport(Document):
     @property
     def judged(self) -> bool:
         """Whether anything that was written was held to a gate."""
-        return bool(self.sizes_bytes.keys() - set(self.unmeasured))
+        return bool(self.sizes_bytes.keys() - set(self.unmeasured)) or bool(self.zeros)
 
     @property
     def violations(self) -> list[str]:

@@ -210,10 +210,19 @@ def test_every_row_of_the_parity_table_has_the_cells_of_its_head(report, tmp_pat
     )
     write_card(tmp_path / "README.md", report.model_copy(update={"parity": (broken, *report.parity)}), {})
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    table = card.partition("## Verified\n\n")[2].partition("\n\n")[0].splitlines()
+    table = card.partition("## Compared\n\n")[2].partition("\n\n")[0].splitlines()
     assert len(table) == 2 + 1 + len(report.parity)
     assert r"max \|Δlogit\| 0.012 exceeds 0.001" in table[2]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in table} == {8}
+
+
+def test_an_accuracy_of_another_model_is_not_published(report, tmp_path):
+    assert report.lineage.expected is not None
+    for exact in (True, False):
+        write_card(tmp_path / "README.md", report.model_copy(update={"exact": exact}), {})
+        card = ModelCard.load(tmp_path / "README.md")
+        told = any("held back" in result.metric_name for result in card.data.eval_results or [])
+        assert (told, "held back" in card.text) == (exact, exact)
 
 
 def test_what_nobody_knows_is_not_claimed(report, tmp_path):

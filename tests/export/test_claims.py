@@ -64,7 +64,7 @@ def test_what_was_not_measured_is_not_called_verified(plain: Run, base: Path, tm
     unread = export_subnet(plain.path / "best.json", request_for(tmp_path / "off", "hf", merge="dense", verify="off"))
     # The merge alone was looked at.
     assert unread.report.unmeasured == ("model",)
-    assert "Nothing was measured of `model/`." in card_of(unread)
+    assert "Nothing that `model/` computes was measured." in card_of(unread)
     alone = export_frozen(base, request_for(tmp_path / "base", "hf"))
     assert alone.report.unmeasured == ("model",)
     assert "## Verified" not in card_of(alone)
@@ -76,7 +76,7 @@ def test_what_was_not_measured_is_not_called_verified(plain: Run, base: Path, tm
     measured = export_frozen(base, request_for(tmp_path / "onnx", "onnx"))
     assert measured.report.unmeasured == ()
     assert "gates passed" in page_of(measured)
-    assert "Nothing was measured" not in card_of(measured)
+    assert "## Not measured" not in card_of(measured)
     some = export_frozen(base, request_for(tmp_path / "some", "onnx", "hf"))
     assert "gates passed" in page_of(some)
     assert "directories not measured: model<" in page_of(some)
@@ -101,6 +101,10 @@ def test_a_dense_merge_says_how_many_zeros_are_left(plain: Run, tmp_path: Path) 
     kept = export_subnet(plain.path / "best.json", request_for(tmp_path / "kept", "hf", merge="separate"))
     assert kept.report.zeros_left is None
     assert "pruned by" in card_of(kept)
+    # Its zeros were counted, and nothing was run; nor can its ranks be loaded, which were not exported.
+    assert kept.report.zeros
+    assert kept.report.unmeasured == ("base",)
+    assert "PeftModel" not in card_of(kept)
 
 
 def test_number_formats_are_those_of_the_files(base: Path, tmp_path: Path) -> None:

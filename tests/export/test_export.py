@@ -340,8 +340,8 @@ def test_a_broken_gate_rejects_the_export_and_keeps_its_files(
 ):
     options = {"formats": ("openvino",), "weight_format": weight_format}
 
-    def shifted_logits(directory, blocks, *, config):
-        logits = list(openvino_logits(directory, blocks, config=config))
+    def shifted_logits(directory, blocks, *, config, obstacle):
+        logits = list(openvino_logits(directory, blocks, config=config, obstacle=obstacle))
         logits[0][0, 0] += shift
         return logits
 
@@ -353,6 +353,10 @@ def test_a_broken_gate_rejects_the_export_and_keeps_its_files(
     assert (tmp_path / "export.rejected" / "report.html").is_file()
     accepted = export_subnet(masked.path / "best.json", request_for(tmp_path / "export", **options, verify="warn"))
     assert accepted.report.violations
+    card = (accepted.path / "README.md").read_text()
+    assert "## Verified" not in card
+    assert f"## Broken gates\n\n- {accepted.report.violations[0]}" in card
+    assert "--verify warn" in card
     assert read_document(accepted.path / "report.json", ExportReport).violations == accepted.report.violations
 
 

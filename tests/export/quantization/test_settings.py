@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from export.quantization.settings import DEFAULT_GROUP_SIZE, Quantization, plan_quantization
-from export.quantization.text import CalibrationText, find_text
+from export.quantization.text import CalibrationText, find_text, windows_of
 from shearling.errors import DocumentInvalid, UsageError
 from shearling.evaluation.task import TaskRow, write_rows
 from tests.support.tiny_models import tiny_tokenizer
@@ -104,3 +105,11 @@ def test_a_classifier_has_no_vocabulary_to_round(task: Path) -> None:
     with pytest.raises(UsageError, match="no head over a vocabulary") as raised:
         plan_quantization(Quantization(all_layers=True), weight_format="int4", task=task, head="classifier")
     assert raised.value.where == "--all-layers"
+
+
+def test_a_short_text_does_not_shorten_the_windows_of_the_others() -> None:
+    short, shorter, long = (torch.arange(count) for count in (100, 60, 1000))
+    with pytest.raises(UsageError, match="text 2 has 100 tokens, a window has 128"):
+        windows_of([long, short], 4, seed=0)
+    assert {len(window) for window in windows_of([short, shorter], 4, seed=0)} == {60}
+    assert {len(window) for window in windows_of([long, long], 4, seed=0)} == {128}
