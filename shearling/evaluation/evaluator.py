@@ -280,6 +280,12 @@ def _accuracy(results: Mapping[str, Any], task: str) -> tuple[float, float | Non
         for key, value in results.items():
             name, _, filtered = key.partition(",")
             if name == metric and isinstance(value, int | float):
+                if not 0 <= value <= 1:
+                    raise UsageError(
+                        f"its {metric} is {value:g}, and an accuracy is a share from 0 to 1",
+                        where=f"task {task}",
+                        remedy="Use a task that measures shares",
+                    )
                 stderr = results.get(f"{metric}_stderr,{filtered}")
                 return float(value), float(stderr) if isinstance(stderr, int | float) else None, metric, filtered
     found = ", ".join(sorted(key for key in results if "," in key))

@@ -1,4 +1,4 @@
-"""Examples before a question: a row has the same ones whenever, and beside whatever other rows, it is asked."""
+"""Tasks of the harness: a row has the same examples before it whenever, and beside whatever other rows, it is asked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shearling.evaluation.evaluator import Evaluator
+from shearling.errors import UsageError
+from shearling.evaluation.evaluator import Evaluator, torch_scorer
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
 
 
@@ -60,3 +61,11 @@ def test_a_task_is_another_one_where_its_examples_come_from_other_rows(tmp_path:
     one, more = (write_task(tmp_path / str(count), examples=count) for count in (12, 13))
     assert open_task(one).sha256 != open_task(more).sha256
     assert open_task(one).row_digests == open_task(more).row_digests
+
+
+def test_a_metric_in_percent_is_no_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = open_task(write_task(tmp_path / "task"))
+    told = {"results": {"asked": {"f1,none": 45.3}}, "samples": {"asked": []}}
+    monkeypatch.setattr("shearling.evaluation.evaluator._run", lambda *given, **options: told)
+    with pytest.raises(UsageError, match=r"its f1 is 45\.3, and an accuracy is a share"):
+        evaluator.measure(torch_scorer(FAMILIES["llama"](), tiny_tokenizer()))
