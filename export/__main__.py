@@ -102,7 +102,7 @@ def export(
         bool, typer.Option("--allow-approximate", help="Accept a masked merge of an adapter trained without the mask.")
     ] = False,
     verify: Annotated[
-        Verify, typer.Option(help="strict fails on a broken gate, warn reports it, off measures nothing.")
+        Verify, typer.Option(help="strict fails on a broken gate, warn reports it, off runs no file.")
     ] = "strict",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Verify the inputs, print the plan, write nothing.")

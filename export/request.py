@@ -27,7 +27,7 @@ class ExportRequest:
             have the type of the frozen model's files; or `OWN_FORMAT`.
         sparse_kernels: names of the formats whose zeros are packed away, for operators of our own.
         merge: None takes the default of the sub-network.
-        verify: `strict` fails on a broken gate, `warn` reports it, `off` measures nothing.
+        verify: `strict` fails on a broken gate, `warn` reports it, `off` runs no file.
     """
 
     output: Path

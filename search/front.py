@@ -78,12 +78,12 @@ class BestRule:
         fewer = "" if cost == "none" else f"fewer {name} -> "
         limits = (
             (f"{name} <=", self.max_cost),
-            ("adapter params <=", self.max_params),
+            ("adapter parameters <=", self.max_params),
             ("bytes <=", self.max_bytes),
             ("predicted ms <=", self.max_latency_ms),
             ("accuracy >=", self.min_accuracy),
         )
-        limit = " and ".join(f"{words} {least:.10g}" for words, least in limits if least is not None)
+        limit = " and ".join(f"{condition} {value:.10g}" for condition, value in limits if value is not None)
         if not self.prefers_cheaper and not compared:
             return f"max accuracy{limit and ' with '}{limit}, ties -> less loss -> {fewer}lexicographic index"
         if not self.prefers_cheaper:

@@ -84,6 +84,7 @@ def resume(
 
     Raises:
         UsageError: there is no consent; nothing has changed then.
+        DocumentInvalid: a complete line of the journal is not a record.
     """
     indifferent = INDIFFERENT if settings.mixes else (*INDIFFERENT, *MIXING)
     deciding = {name: value for name, value in asdict(settings).items() if name not in indifferent}
@@ -102,7 +103,7 @@ def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
     journal, pieces = directory / JOURNAL_FILE, directory / PIECES_FILE
     if not journal.exists() and not pieces.exists():
         return
-    count = _lines(journal)
+    count = journal.read_bytes().count(b"\n") if journal.exists() else 0
     same, other = _count_pieces(pieces, question)
     if not same and (other or count):
         lost = (
@@ -125,10 +126,6 @@ def _leave_behind(directory: Path, question: str, consent: Consent) -> None:
             f"an unfinished search with other settings is set aside as {aside.name}"
             + (f"; {same} pieces that it has measured count in this one" if same else "")
         )
-
-
-def _lines(journal: Path) -> int:
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def _count_pieces(path: Path, question: str) -> tuple[int | None, int]:

@@ -39,7 +39,13 @@ from export.verification.zeros import Zeros, read_openvino
 from shearling.console import log
 from shearling.errors import ModelUnsupported
 from shearling.kernel.openvino_core import openvino_core
-from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir, node_factory, rewrites_attention
+from shearling.kernel.openvino_extension import (
+    PREFERRED_PROPERTIES,
+    compile_ir,
+    needs_extension,
+    node_factory,
+    rewrites_attention,
+)
 from shearling.model.checkpoint import load_tokenizer, save_configurations
 from shearling.model.context_length import read_context_length
 from shearling.model.export_support import EXPORT_TASK, check_exportable
@@ -60,6 +66,9 @@ NUMBERED_NAME = re.compile(r"[A-Z][A-Za-z0-9]*_\d+(?:[./_][\w./]*)?")
 
 FLOAT32_CPU = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """Without these OpenVINO's CPU plugin computes in bfloat16, keeps an 8 or 16-bit cache, and quantizes activations."""
+
+STORED_BLOCKS = 2
+"""Of the text that the attention of a packed file reads, which loading it here puts into the layers."""
 
 USAGE = """\
 import openvino_genai
@@ -107,13 +116,14 @@ class OpenVinoDecoder(FormatWriter):
         """In float32, which shows the file, rows alone and in a padded batch; and at the default precision, which users
         get. Where loading it here puts attention into the layers, also with that of the file, which other programs run.
         """
-        number_format = storage.weight_format
-        default = number_format.computed_as
-        ways: dict[str, str | None] = {NAME: None}
-        if storage.sparse_kernel and rewrites_attention(directory / MODEL_XML, FLOAT32_CPU):
-            ways[f"{NAME}, attention as stored"] = "it is measured as other programs load it"
-        for way, obstacle in ways.items():
-            alone = self.logits(directory, blocks, FLOAT32_CPU, obstacle=obstacle)
+        number_format, xml = storage.weight_format, directory / MODEL_XML
+        # Our operators' preferred properties are not the runtime's choice.
+        default = None if needs_extension(xml) else number_format.computed_as
+        ways: dict[str, tuple[Blocks, str | None]] = {NAME: (blocks, None)}
+        if rewrites_attention(xml, FLOAT32_CPU):
+            ways[f"{NAME}, attention as stored"] = blocks[:STORED_BLOCKS], "it is measured as other programs load it"
+        for way, (read, obstacle) in ways.items():
+            alone = self.logits(directory, read, FLOAT32_CPU, obstacle=obstacle)
             yield MeasuredLogits(way, number_format.name, alone)
             batched = self.batched(directory, blocks, obstacle=obstacle)
             yield MeasuredLogits(f"{way}, padded batch", number_format.name, batched)

@@ -44,13 +44,21 @@ class CalibrationText:
 
         Raises:
             ArtefactMissing, DocumentInvalid: a file has gone, or is no text.
-            UsageError: one is too short.
+            UsageError: one is too short, by itself or beside another that fills a window.
         """
         streams = [token_stream(self._texts(name), tokenizer) for name in self.names]
+        most = max(len(stream) for stream in streams)
         for name, stream in zip(self.names, streams, strict=True):
             if len(stream) < SHORTEST_WINDOW:
                 raise UsageError(
                     f"{name} has {len(stream)} tokens, too few to calibrate on", where="--dataset", remedy=REMEDY
+                )
+            if len(stream) < WINDOW_TOKENS <= most:
+                raise UsageError(
+                    f"{name} has {len(stream)} tokens, a window has {WINDOW_TOKENS}: those of the other texts would be "
+                    "as short",
+                    where="--dataset",
+                    remedy="Give more of it, or leave it out",
                 )
         return streams
 
@@ -88,18 +96,6 @@ def find_text(names: Sequence[str] | None, task: Path) -> CalibrationText | None
 
 
 def windows_of(streams: Sequence[Tensor], count: int, *, seed: int) -> list[Tensor]:
-    """Windows of `WINDOW_TOKENS` from all texts by turns; of texts that are all shorter, as long as the shortest.
-
-    Raises:
-        UsageError: one text is shorter than a window, and another is not.
-    """
-    lengths = [len(stream) for stream in streams]
-    if min(lengths) < WINDOW_TOKENS <= max(lengths):
-        raise UsageError(
-            f"text {lengths.index(min(lengths)) + 1} has {min(lengths)} tokens, a window has {WINDOW_TOKENS}: those of "
-            "the others would be as short",
-            where="--dataset",
-            remedy="Give more of it, or leave it out",
-        )
-    length = min(WINDOW_TOKENS, *lengths)
+    """Windows of `WINDOW_TOKENS`, or as long as the shortest text, from all by turns."""
+    length = min(WINDOW_TOKENS, *(len(stream) for stream in streams))
     return draw_windows(streams, samples=count, seq_len=length, seed=seed)

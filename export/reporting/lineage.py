@@ -223,7 +223,7 @@ def _export_command(plan: ExportPlan, run: Run) -> str:
 
 
 def _arguments(request: ExportRequest) -> list[str]:
-    """The options of an export that decide what it holds."""
+    """The options of an export that decide what it holds, and whether it appears at all."""
     arguments = ["--formats", ",".join(request.formats), "--weight-format", request.weight_format]
     if request.sparse_kernels:
         arguments += ["--sparse-kernel", ",".join(request.sparse_kernels)]

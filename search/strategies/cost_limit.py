@@ -4,7 +4,9 @@ too dear, and a limit that nothing keeps is refused before the first one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 CostOf = Callable[[Indices], float]
 """What a candidate costs; counted, not measured."""
+
+COMPROMISES = 12
+"""Weighted sums of several limits that are tried before they are refused together."""
 
 REMEDY = "Ask for less, or train with smaller widths or ranks; nothing was evaluated"
 
@@ -79,7 +84,7 @@ class CostLimit:
         """The limit, once it is known that it can be kept.
 
         Raises:
-            NoCandidate: no candidate keeps it.
+            NoCandidate: no candidate keeps one of the bounds, or none was found that keeps all.
         """
         candidates = [grid.minimal]
         for bound in bounds:
@@ -88,14 +93,29 @@ class CostLimit:
             if least > bound.most:
                 raise NoCandidate(bound.words(least), where=bound.where, remedy=REMEDY)
             candidates.append(cheapest)
-        for start in candidates:
-            limit = cls(tuple(bounds), start)
-            # What is cheapest by one limit may be dear by another, and what lies between them keep both.
-            for cheapest in (start, find_cheapest(limit.load, grid, start=start)):
-                if limit.allows(cheapest):
-                    return cls(tuple(bounds), cheapest)
+        limit = cls(tuple(bounds), grid.minimal)
+        for cheapest in itertools.chain(candidates, limit.compromises(grid)):
+            if limit.allows(cheapest):
+                return cls(tuple(bounds), cheapest)
         names = " and ".join(bound.where or "a limit" for bound in bounds)
         raise NoCandidate(f"no sub-network was found that keeps all limits: {names}", remedy=REMEDY)
+
+    def compromises(self, grid: Grid) -> Iterator[Indices]:
+        """Candidates between those that are cheapest by one bound each: cheapest by a weighted sum, of which the bounds
+        that it breaks get a larger share, and what is near it by the bound that is broken most.
+        """
+        weights = [1.0] * len(self.bounds)
+        for _ in range(COMPROMISES):
+            shares = [weight / bound.most for weight, bound in zip(weights, self.bounds, strict=True)]
+            found = find_cheapest(functools.partial(self._weighted, shares), grid)
+            yield found
+            yield find_cheapest(self.load, grid, start=found)
+            weights = [
+                weight * bound.cost_of(found) / bound.most for weight, bound in zip(weights, self.bounds, strict=True)
+            ]
+
+    def _weighted(self, shares: Sequence[float], indices: Indices) -> float:
+        return sum(share * bound.cost_of(indices) for share, bound in zip(shares, self.bounds, strict=True))
 
     def load(self, indices: Indices) -> float:
         """What a candidate costs, as a share of what it may; of several limits the largest share."""

@@ -133,13 +133,13 @@ class Evaluator:
         rows = len(self._answers.eval_docs)
         self.rows = rows if limit is None else min(rows, limit)
 
-    @property
+    @functools.cached_property
     def row_digests(self) -> tuple[str, ...]:
         """Per row the sha256 of its content."""
         documents = (self._answers.eval_docs[place] for place in range(self.rows))
         return tuple(digest_document(document) for document in documents)
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """See `TaskEvaluator.sha256`."""
         config = self._answers.config.to_dict()
@@ -148,7 +148,8 @@ class Evaluator:
         asked = {name: value for name, value in config.items() if name not in ("dataset_path", "dataset_kwargs")}
         # A function without a source is named by its address.
         text = _ADDRESS.sub("", json.dumps([asked, metadata], default=str))
-        examples = self._answers.fewshot_docs() if config.get("num_fewshot") else None
+        with _silence():
+            examples = self._answers.fewshot_docs() if config.get("num_fewshot") else None
         drawn_from = (digest_document(document) for document in examples or ())
         return hashlib.sha256("".join((text, *self.row_digests, *drawn_from)).encode()).hexdigest()
 
@@ -213,6 +214,8 @@ class Evaluator:
         if places is not None:
             at = dict(zip(sorted(places), samples, strict=True))
             samples = [at[place] for place in places]
+        answers = tuple(float(sample[metric]) for sample in samples if isinstance(sample[metric], int | float))
+        _check_shares((accuracy, *answers), metric, self.task)
         losses = _losses(samples)
         bits_per_byte = None
         if self._text is not None:
@@ -230,7 +233,7 @@ class Evaluator:
             bits_per_byte=bits_per_byte,
             seconds=time.perf_counter() - started_s,
             rows_sha256=hashlib.sha256("".join(sample["doc_hash"] for sample in samples).encode()).hexdigest(),
-            answers=tuple(float(sample[metric]) for sample in samples if isinstance(sample[metric], int | float)),
+            answers=answers,
             losses=losses,
         )
 
@@ -280,12 +283,6 @@ def _accuracy(results: Mapping[str, Any], task: str) -> tuple[float, float | Non
         for key, value in results.items():
             name, _, filtered = key.partition(",")
             if name == metric and isinstance(value, int | float):
-                if not 0 <= value <= 1:
-                    raise UsageError(
-                        f"its {metric} is {value:g}, and an accuracy is a share from 0 to 1",
-                        where=f"task {task}",
-                        remedy="Use a task that measures shares",
-                    )
                 stderr = results.get(f"{metric}_stderr,{filtered}")
                 return float(value), float(stderr) if isinstance(stderr, int | float) else None, metric, filtered
     found = ", ".join(sorted(key for key in results if "," in key))
@@ -294,6 +291,16 @@ def _accuracy(results: Mapping[str, Any], task: str) -> tuple[float, float | Non
         where=f"task {task}",
         remedy=f"Use a task with one of {', '.join(ACCURACY_METRICS)}",
     )
+
+
+def _check_shares(values: Sequence[float], metric: str, task: str) -> None:
+    strange = next((value for value in values if not 0 <= value <= 1), None)
+    if strange is not None:
+        raise UsageError(
+            f"its {metric} is {strange:g}, and an accuracy is a share from 0 to 1",
+            where=f"task {task}",
+            remedy="Use a task that measures shares; its own scale may be percent",
+        )
 
 
 def _losses(samples: Sequence[Mapping[str, Any]]) -> tuple[float, ...] | None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +182,7 @@ def compile_ir(
         CompilerMissing: it needs our operators, and they cannot be built here.
     """
     own: dict[str, Any] = dict(properties or {})
-    try:
+    with _compiling(xml):
         if not needs_extension(xml):
             own = properties_without_operators(xml, own)
             return openvino_core().compile_model(openvino_core().read_model(xml), device, own)
@@ -190,6 +191,12 @@ def compile_ir(
             xml, device=device, properties=own, packed_properties={**(preferred or {}), **own}, obstacle=obstacle
         )
         return openvino_core().compile_model(loaded.read(), device, loaded.properties)
+
+
+@contextmanager
+def _compiling(xml: Path) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ModelUnsupported(
@@ -202,11 +209,12 @@ def rewrites_attention(xml: Path, properties: Mapping[str, str]) -> bool:
 
     Raises:
         ArtefactMissing: no such file.
+        ModelUnsupported: OpenVINO cannot read it.
         CompilerMissing: it needs our operators, and they cannot be built here.
-        RuntimeError: OpenVINO cannot read it.
     """
     own: dict[str, Any] = {PACKED: "always", **properties}
-    return needs_extension(xml) and load_packed(xml, properties=own, packed_properties=own).attention is None
+    with _compiling(xml):
+        return needs_extension(xml) and load_packed(xml, properties=own, packed_properties=own).attention is None
 
 
 def core_for(xml: Path) -> openvino.Core:

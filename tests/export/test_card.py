@@ -20,7 +20,7 @@ from export.plan import plan_frozen, plan_subnet
 from export.quantization.settings import Quantization
 from export.reporting import lineage
 from export.reporting.card import write_card
-from export.reporting.report import ExportReport
+from export.reporting.report import ExportReport, QuantizationReport
 from export.request import ExportRequest
 from export.stage import export_subnet
 from search.front import BestRule
@@ -214,6 +214,26 @@ def test_every_row_of_the_parity_table_has_the_cells_of_its_head(report, tmp_pat
     assert len(table) == 2 + 1 + len(report.parity)
     assert r"max \|Δlogit\| 0.012 exceeds 0.001" in table[2]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in table} == {8}
+
+
+def test_the_head_that_plain_onnx_leaves_in_float32_is_told(report, tmp_path):
+    made = QuantizationReport(
+        preset="balanced",
+        group_size=32,
+        dataset=("task",),
+        samples=64,
+        all_layers=False,
+        ratio=1.0,
+        matrices=18,
+        layer_error=0.01,
+        kl_before=None,
+        kl_after=None,
+        seconds=1.0,
+    )
+    for formats, left in ((("onnx",), True), (("openvino",), False)):
+        changed = report.model_copy(update={"quantization": made, "formats": formats})
+        write_card(tmp_path / "README.md", changed, {})
+        assert ("embedding and head in float32" in (tmp_path / "README.md").read_text()) is left
 
 
 def test_an_accuracy_of_another_model_is_not_published(report, tmp_path):

@@ -130,5 +130,5 @@ def test_the_words_say_which_rule_chose(tmp_path: Path) -> None:
     generous, tight = BestRule(max_bytes=10**9), BestRule(max_params=12, min_accuracy=0.25)
     assert generous.words("none").startswith("the largest sub-network, unless another with bytes <= 1000000000 is more")
     alone = tight.words("none", compared=False)
-    assert alone.startswith("max accuracy with adapter params <= 12 and accuracy >= 0.25, ties")
-    assert "with adapter params <= 12" in dataclasses.replace(tight, prefer="cheaper").words("bytes")
+    assert alone.startswith("max accuracy with adapter parameters <= 12 and accuracy >= 0.25, ties")
+    assert "with adapter parameters <= 12" in dataclasses.replace(tight, prefer="cheaper").words("bytes")

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from export.quantization.settings import DEFAULT_GROUP_SIZE, Quantization, plan_quantization
 from export.quantization.text import CalibrationText, find_text, windows_of
@@ -107,9 +106,12 @@ def test_a_classifier_has_no_vocabulary_to_round(task: Path) -> None:
     assert raised.value.where == "--all-layers"
 
 
-def test_a_short_text_does_not_shorten_the_windows_of_the_others() -> None:
-    short, shorter, long = (torch.arange(count) for count in (100, 60, 1000))
-    with pytest.raises(UsageError, match="text 2 has 100 tokens, a window has 128"):
-        windows_of([long, short], 4, seed=0)
-    assert {len(window) for window in windows_of([short, shorter], 4, seed=0)} == {60}
-    assert {len(window) for window in windows_of([long, long], 4, seed=0)} == {128}
+def test_a_short_text_does_not_shorten_the_windows_of_the_others(tmp_path: Path) -> None:
+    short, shorter, long = (str(tmp_path / f"{name}.txt") for name in ("short", "shorter", "long"))
+    for path, words in ((short, 60), (shorter, 30), (long, 600)):
+        Path(path).write_text("the cat " * (words // 2))
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(UsageError, match=r"short\.txt has \d+ tokens, a window has 128"):
+        CalibrationText((long, short), None).streams(tokenizer)
+    streams = CalibrationText((short, shorter), None).streams(tokenizer)
+    assert {len(window) for window in windows_of(streams, 4, seed=0)} == {len(streams[1])}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from search.strategies.cost_limit import Bound, CostLimit, find_cheapest
-from search.strategies.grid import Grid
+from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, Trial, make_strategy
 from shearling.errors import NoCandidate, UsageError
 from tests.support.synthetic_search import ROWS, SIZES, Separable, everything, run
@@ -206,9 +208,34 @@ def test_limits_that_only_mixtures_keep_are_kept() -> None:
     size = Bound.below(6.0, lambda indices: 8.0 - sum(indices), show=str, where="max_bytes")
     time = Bound.below(10.5, lambda indices: 8.0 + sum(indices), show=str, where="max_latency_ms")
     assert sum(CostLimit.of([size, time], grid).cheapest) == 2
+    for seed in range(40):
+        check_that_what_is_refused_can_hardly_be_kept(np.random.default_rng(seed))
     at_once = Bound.below(9.5, time.cost_of, show=str, where="max_latency_ms")
     with pytest.raises(NoCandidate, match="was found that keeps all limits: max_bytes and max_latency_ms"):
         CostLimit.of([size, at_once], grid)
+
+
+def check_that_what_is_refused_can_hardly_be_kept(random: np.random.Generator) -> None:
+    """Six groups of three whose bytes and times are anything at all."""
+    grid, places = Grid((3,) * 6), range(6)
+    sizes, times = random.integers(1, 10, (2, 6, 3)).astype(float)
+
+    def cost_of(costs: np.ndarray) -> Callable[[Indices], float]:
+        return lambda indices: float(sum(costs[place, indices[place]] for place in places))
+
+    every = list(itertools.product(range(3), repeat=6))
+    kept = every[int(random.integers(len(every)))]
+    bounds = [
+        Bound.below(cost_of(costs)(kept), cost_of(costs), show=str, where=where)
+        for costs, where in ((sizes, "max_bytes"), (times, "max_latency_ms"))
+    ]
+    keeping = [indices for indices in every if all(bound.cost_of(indices) <= bound.most for bound in bounds)]
+    try:
+        limit = CostLimit.of(bounds, grid)
+    except NoCandidate:
+        assert len(keeping) < 4, f"{len(keeping)} of {len(every)} keep both"
+    else:
+        assert limit.allows(limit.cheapest)
 
 
 def test_rnsga2_gathers_near_the_reference_point_and_nsga2_along_the_front(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def test_a_task_is_another_one_where_its_examples_come_from_other_rows(tmp_path:
 
 def test_a_metric_in_percent_is_no_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator = open_task(write_task(tmp_path / "task"))
-    told = {"results": {"asked": {"f1,none": 45.3}}, "samples": {"asked": []}}
+    samples = [{"f1": 0.0, "filter": "none"}] * 99 + [{"f1": 66.7, "filter": "none"}]
+    told = {"results": {"asked": {"f1,none": 0.667}}, "samples": {"asked": samples}}
     monkeypatch.setattr("shearling.evaluation.evaluator._run", lambda *given, **options: told)
-    with pytest.raises(UsageError, match=r"its f1 is 45\.3, and an accuracy is a share"):
+    with pytest.raises(UsageError, match=r"its f1 is 66\.7, and an accuracy is a share"):
         evaluator.measure(torch_scorer(FAMILIES["llama"](), tiny_tokenizer()))
