@@ -72,6 +72,37 @@ def test_sparsegpt_chooses_by_what_removal_costs() -> None:
     assert surgeon_prune(weight, hessian, Unstructured(0.5), where="layer").mask.equal(expected)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Unstructured(0.5), Unstructured(0.6)),
+        (Unstructured(0.5), Unstructured(0.51)),
+        (SemiStructured(1, 4), SemiStructured(2, 4)),
+    ],
+    ids=str,
+)
+def test_what_sparsegpt_pruned_stays_pruned_in_every_block(first: Pattern, second: Pattern) -> None:
+    weight, hessian = layer(300)
+    before = surgeon_prune(weight, hessian, first, where="layer")
+    assert before.weight is not None
+    after = surgeon_prune(before.weight, hessian, second, where="layer")
+    assert after.weight is not None
+    assert not (after.mask & ~before.mask).any()
+    assert not after.weight[~after.mask].any()
+    assert second.keep(after.mask.float()).equal(after.mask)
+
+
+def test_sparsegpt_prunes_no_more_zeros_than_the_pattern_has() -> None:
+    """Rows with 3 of 4 zeros: 2:4 takes two of them in each run, half of the row a half."""
+    weight, hessian = layer(300)
+    zeros = torch.ones_like(weight, dtype=torch.bool)
+    zeros[:, ::4] = False
+    for pattern in (SemiStructured(2, 4), Unstructured(0.5)):
+        pruned = surgeon_prune(weight.masked_fill(zeros, 0), hessian, pattern, where="layer")
+        assert zeros[~pruned.mask].all()
+        assert pattern.keep(pruned.mask.float()).equal(pruned.mask)
+
+
 @pytest.mark.parametrize(("pruned_of_run", "run"), [(2, 4), (4, 8)])
 def test_sparsegpt_chooses_each_run_by_weights_that_made_up_for_those_before(pruned_of_run: int, run: int) -> None:
     weight, hessian = layer(160)

@@ -39,7 +39,8 @@ def surgeon_prune(weight: Tensor, hessian: Tensor, pattern: Pattern, *, where: s
     """Prune a matrix and update what stays.
 
     Args:
-        weight: [out, in], any float dtype; not modified.
+        weight: [out, in], any float dtype; not modified. Its zeros go first, so that what was pruned before stays
+            pruned wherever the pattern has room for it.
         hessian: [in, in] float32, positive definite.
         pattern: how many go, and among which.
         where: the module, for messages.
@@ -52,19 +53,21 @@ def surgeon_prune(weight: Tensor, hessian: Tensor, pattern: Pattern, *, where: s
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     factor = torch.linalg.cholesky(inverse, upper=True)  # factor[j, j:] ~ the row of H⁻¹ once the columns before j left
     updated = weight.detach().float().clone()
-    columns = updated.shape[1]
+    zeros, columns = updated == 0, updated.shape[1]
     mask = torch.ones_like(updated, dtype=torch.bool)
     block, competing = _block_columns(columns), getattr(pattern, "block", None)
     for start in range(0, columns, block):
         end = min(start + block, columns)
         if competing is None:
-            chosen = _choose(updated, mask, factor, settled=start, pattern=pattern, where=where)
+            scores = _scores(updated, factor.diagonal(), zeros)
+            chosen = _choose(scores, mask, settled=start, pattern=pattern, where=where)
             mask[:, start:end] = chosen[:, start:end]
         errors = torch.zeros_like(updated[:, start:end])
         for column in range(start, end):
             if competing is not None and column % competing == 0:
                 run = slice(column, column + competing)
-                mask[:, run] = keep_mask((updated[:, run] / factor.diagonal()[run]).square(), pattern, where=where)
+                scores = _scores(updated[:, run], factor.diagonal()[run], zeros[:, run])
+                mask[:, run] = keep_mask(scores, pattern, where=where)
             removed = updated[:, column] * ~mask[:, column]
             error = removed / factor[column, column]
             updated[:, column:end] -= error[:, None] * factor[column, column:end]
@@ -74,11 +77,17 @@ def surgeon_prune(weight: Tensor, hessian: Tensor, pattern: Pattern, *, where: s
     return Pruned(mask, updated)
 
 
-def _choose(updated: Tensor, mask: Tensor, factor: Tensor, *, settled: int, pattern: Pattern, where: str) -> Tensor:
-    """The mask of whole rows by today's weights, in which the columns before `settled` stand as they are: ranked
-    before or behind all others.
+def _scores(updated: Tensor, diagonal: Tensor, zeros: Tensor) -> Tensor:
+    """What removing each weight costs; zeros of the incoming weight cost less than any other, whatever an update has
+    made of them.
     """
-    scores = (updated / factor.diagonal()).square()
+    return (updated / diagonal).square().masked_fill_(zeros, -1)
+
+
+def _choose(scores: Tensor, mask: Tensor, *, settled: int, pattern: Pattern, where: str) -> Tensor:
+    """The mask of whole rows by today's scores, which are changed, in which the columns before `settled` stand as they
+    are: ranked before or behind all others.
+    """
     # Twice, since one more than a large number may round to the number itself.
     bound = 2 * scores.max() + 1
     scores[:, :settled] = mask[:, :settled] * bound * 2 - bound
