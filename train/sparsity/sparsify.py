@@ -77,7 +77,7 @@ def sparsify(
     calibration: Sequence[Tensor],
     *,
     method: str,
-    pattern: Pattern | Sequence[Pattern],
+    pattern: Pattern | Sequence[Pattern | None],
     reconstruction: ReconstructionSection | None = None,
     seed: int = 0,
     batch_size: int = 1,
@@ -99,7 +99,8 @@ def sparsify(
         model: a decoder or a classifier; evaluated in eval mode, in its own dtype, and left frozen.
         calibration: token ids [tokens] of each sample, without padding; unused by methods that need none.
         method: how weights are chosen, a name in PRUNING_METHODS.
-        pattern: how many go, and among which; one for all layers, or one for each.
+        pattern: how many go, and among which; one for all layers, or one for each, None for a layer that stays as it
+            is and gets no masks.
         reconstruction: how the kept weights make up for those that went; None leaves them as the method does.
         seed: of the order of the batches in a tuning.
         batch_size: samples of equal length that run together; changes the speed alone, where no layer is tuned.
@@ -118,8 +119,9 @@ def sparsify(
     patterns = tuple(pattern) if isinstance(pattern, Sequence) else (pattern,) * len(transformer.layers)
     # Before the first weight changes.
     for index, layer_pattern in enumerate(patterns):
-        for path, linear in transformer.linears_of(index).items():
-            check_fit(layer_pattern, linear.in_features, where=path)
+        if layer_pattern is not None:
+            for path, linear in transformer.linears_of(index).items():
+                check_fit(layer_pattern, linear.in_features, where=path)
     was_training = model.training
     model.eval().requires_grad_(False)
     try:
@@ -127,16 +129,29 @@ def sparsify(
             _check_calibration(calibration, entry)
             states = capture(model, transformer, calibration, batch_size=batch_size, residence=residence)
             return _LayerByLayer(transformer, entry, patterns, reconstruction, seed, residence, done).run(states)
-        make, masks = entry.load(), PackedMasks()
-        for index, layer_pattern in enumerate(patterns):
-            with residence.layer(index):
-                linears = transformer.linears_of(index)
-                pruned = {path: _prune(linear, make(), layer_pattern, path) for path, linear in linears.items()}
-                done(index, pruned)
-            masks.add(pruned)
-        return Sparsified(masks)
+        return _prune_by_weights(transformer, entry, patterns, residence, done)
     finally:
         model.train(was_training)
+
+
+def _prune_by_weights(
+    transformer: TransformerLayers,
+    method: PruningMethod,
+    patterns: Sequence[Pattern | None],
+    residence: Residence,
+    done: Done,
+) -> Sparsified:
+    """Pruning without text; the arguments are those of `sparsify`."""
+    make, masks = method.load(), PackedMasks()
+    for index, pattern in enumerate(patterns):
+        with residence.layer(index):
+            pruned = {}
+            if pattern is not None:
+                linears = transformer.linears_of(index)
+                pruned = {path: _prune(linear, make(), pattern, path) for path, linear in linears.items()}
+            done(index, pruned)
+        masks.add(pruned)
+    return Sparsified(masks)
 
 
 @dataclass(frozen=True)
@@ -145,7 +160,7 @@ class _LayerByLayer:
 
     transformer: TransformerLayers
     method: PruningMethod
-    patterns: Sequence[Pattern]
+    patterns: Sequence[Pattern | None]
     reconstruction: ReconstructionSection | None
     seed: int
     residence: Residence
@@ -161,7 +176,8 @@ class _LayerByLayer:
             for index, layer in enumerate(layers):
                 with self.residence.layer(index):
                     targets = [] if dense is None else list(dense.forward(layer))
-                    pruned = self._prune_layer(index, states, unseen)
+                    pattern = self.patterns[index]
+                    pruned = {} if pattern is None else self._prune_layer(index, pattern, states, unseen)
                     if dense is not None:
                         errors.append(self._tune(index, states, pruned, targets))
                         dense.advance_to(targets)
@@ -177,7 +193,7 @@ class _LayerByLayer:
             )
         return Sparsified(masks, tuple(errors))
 
-    def _prune_layer(self, index: int, states: Propagation, unseen: list[str]) -> dict[str, Tensor]:
+    def _prune_layer(self, index: int, pattern: Pattern, states: Propagation, unseen: list[str]) -> dict[str, Tensor]:
         make, masks, linears = self.method.load(), {}, self.transformer.linears_of(index)
         grams = LayerGrams(linears)
         criteria: dict[str, Criterion] = {
@@ -196,12 +212,12 @@ class _LayerByLayer:
             # Popped, so that what it gathered is freed before the next one works.
             criterion = criteria.pop(path)
             if path in routed and not routed[path].count:
-                masks[path] = _prune(linear, Magnitude(), self.patterns[index], path)
+                masks[path] = _prune(linear, Magnitude(), pattern, path)
                 unseen.append(path)
                 continue
-            masks[path] = _prune(linear, criterion, self.patterns[index], path)
+            masks[path] = _prune(linear, criterion, pattern, path)
             if self.reconstruction is not None:
-                masks[path] = self._refit(linear, dense, masks[path], grams.pop(path), self.patterns[index], path)
+                masks[path] = self._refit(linear, dense, masks[path], grams.pop(path), pattern, path)
         return masks
 
     def _refit(self, linear: nn.Linear, dense: Tensor, mask: Tensor, gram: Gram, pattern: Pattern, path: str) -> Tensor:
@@ -229,7 +245,7 @@ class _LayerByLayer:
         section = self.reconstruction
         layer, linears = self.transformer.layers[index], self.transformer.linears_of(index)
         pruned = output_error(layer, states, targets)
-        if section is not None:
+        if section is not None and masks:
             tune_layer(
                 layer,
                 linears,

@@ -2,7 +2,8 @@
 
 Each is pruned from the one before it by the method of the recipe, on the same calibration text, layer by layer as the
 first was: beside one layer the weights stay on disk. A weight that was pruned stays pruned, so that the masks are
-nested. What healing does to the first is not done again.
+nested, and a layer that has as many zeros as a ratio asks for stays as it is. What healing does to the first is not
+done again.
 """
 
 from __future__ import annotations
@@ -31,11 +32,6 @@ from train.sparsity.sparsify import sparsify
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-LEAST_STEP = 0.01
-"""A layer that has as many zeros as a ratio asks for is pruned by this more: it must not get any back, and at that
-ratio nobody chooses it.
-"""
 
 
 def write_variants(
@@ -116,10 +112,10 @@ def variants_inputs(section: VariantsSection) -> dict[str, Any]:
     return {"ratios": list(section.ratios)}
 
 
-def _patterns(sparsity: SparsitySection, percent: int, shares: Sequence[float]) -> list[Pattern]:
-    """The pattern of each layer, which leaves it more zeros than it has."""
-    ratios = (percent / 100 if percent > round(100 * share) else min(share + LEAST_STEP, 0.99) for share in shares)
-    return [make_pattern(sparsity.pattern, ratio=ratio) for ratio in ratios]
+def _patterns(sparsity: SparsitySection, percent: int, shares: Sequence[float]) -> list[Pattern | None]:
+    """The pattern of each layer, which leaves it more zeros than it has; None where it has as many already."""
+    pattern = make_pattern(sparsity.pattern, ratio=percent / 100)
+    return [pattern if percent > round(100 * share) else None for share in shares]
 
 
 def _layer_shares(transformer: TransformerLayers, masks: Masks) -> tuple[float, ...]:
@@ -175,7 +171,7 @@ class _NestedLayers:
         return nullcontext() if self._skeleton is None else self._skeleton.filled_around_layers(torch.float32)
 
     def done(self, index: int, masks: Mapping[str, Tensor]) -> None:
-        """Write the linears of a pruned layer.
+        """Write the linears of a layer, those that stayed as they are with the mask that they have.
 
         Raises:
             RecipeInvalid: a weight is there again that was pruned before.
@@ -195,4 +191,4 @@ class _NestedLayers:
             stored = weight.to(described.torch_dtype)
             check_finite_tensor(stored, where=name)
             self._writer.write(name, stored)
-            self.masks.add({path: masks[path].cpu() & earlier})
+            self.masks.add({path: masks[path].cpu() & earlier if path in masks else earlier})

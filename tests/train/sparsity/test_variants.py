@@ -13,6 +13,8 @@ from shearling.artefact import open_artefact
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.variants import open_variants, variant_directory
 from shearling.errors import ArtefactMismatch, OutputExists, RecipeInvalid, UsageError
+from shearling.model.checkpoint import load_model
+from shearling.model.layers import find_layers
 from shearling.model.weight_shards import StoredWeights
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.variants import VariantsSection
@@ -37,16 +39,18 @@ def pruned(directory: Path, **options: object) -> tuple[Run, Recipe]:
     [
         {"method": "magnitude"},
         {"method": "wanda", "reconstruction": {"matrix_steps": 3}},
-        {"method": "wanda", "allocation": "owl"},
+        {"method": "wanda", "allocation": "owl", "ratio": 0.58},
+        {"method": "wanda", "allocation": "owl", "ratio": 0.58, "reconstruction": {"layer_epochs": 1}},
         {"method": "sparsegpt"},
     ],
-    ids=["magnitude", "refitted", "owl", "sparsegpt"],
+    ids=["magnitude", "refitted", "owl", "owl tuned", "sparsegpt"],
 )
 def test_masks_are_nested_and_hold_what_was_asked_for(tmp_path, sparsity):
     run, recipe = pruned(tmp_path, sparsity=sparsity)
     variants = make_variants(recipe, run.path)["variants"]
     _, document = open_variants(variants.path, sparse=open_artefact(run.sparse, kind="sparse"))
-    before = load_masks(run.sparse / MASK_FILE)
+    transformer = find_layers(load_model(run.sparse))
+    before, stored, shares = load_masks(run.sparse / MASK_FILE), StoredWeights(run.sparse), document.trained
     for variant in document.variants:
         directory = variant_directory(variants.path, variant.percent)
         masks, weights = load_masks(directory / MASK_FILE), StoredWeights(directory)
@@ -55,10 +59,15 @@ def test_masks_are_nested_and_hold_what_was_asked_for(tmp_path, sparsity):
             weight = weights.read(f"{path}.weight")
             assert not (mask & ~before[path]).any(), "a weight is kept that was pruned before"
             assert not weight[~mask].any()
-            assert (~mask).sum(dim=1).eq(int(mask.shape[1] * variant.percent / 100)).all() or "owl" in sparsity.values()
+        for layer, share in enumerate(shares):
+            for path in transformer.linears_of(layer):
+                if variant.percent > round(100 * share):
+                    assert (~masks[path]).sum(dim=1).eq(int(masks[path].shape[1] * variant.percent / 100)).all()
+                else:
+                    assert masks[path].equal(before[path])
+                    assert weights.read(f"{path}.weight").equal(stored.read(f"{path}.weight"))
         assert sum(int((~mask).sum()) for mask in masks.values()) == variant.zeros
-        assert all(share > trained for share, trained in zip(variant.layers, document.trained, strict=True))
-        before = masks
+        before, stored, shares = masks, weights, variant.layers
 
 
 def test_without_repair_what_a_variant_keeps_is_as_it_was_trained(tmp_path):
