@@ -38,7 +38,7 @@ from train.super_adapter import processes
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.attention import use_fast_attention
 from train.super_adapter.choice_sampler import RankSampler
-from train.super_adapter.grid import find_grids, grid_inputs
+from train.super_adapter.grid import find_grids, grid_inputs, kept_grids
 from train.super_adapter.importance import find_reordering, kept_reordering, width_inputs
 from train.super_adapter.interruption import deferred_interruption
 from train.super_adapter.reporting import reporting
@@ -255,7 +255,9 @@ def _build_network(
     rows = read_rows(task.path, "train", most_characters=CALIBRATION_CHARACTERS)
     reordering, grids = None, None
     if quantization is not None:
-        grids = find_grids(model, tokenizer, quantization, frozen=frozen, rows=rows, seed=recipe.seed)
+        round_anew = partial(find_grids, model, tokenizer, quantization, frozen=frozen, rows=rows, seed=recipe.seed)
+        with processes.main_first():
+            grids = kept_grids(directory / GRID_FILE, round_anew, base=frozen.path)
     if recipe.width is not None and recipe.width.reorder != "none":
         find = partial(
             find_reordering,

@@ -21,15 +21,17 @@ from safetensors.torch import load_file
 import shearling.artefact
 from shearling.artefact import open_artefact
 from shearling.command_line import Terminated
+from shearling.elastic.grid_file import GRID_FILE
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.search_space import read_search_space
 from shearling.elastic.super_network import ADAPTER_FILE, load_super_network
 from shearling.errors import OutputExists, OutputLocked, RecipeInvalid, TrainingDiverged
-from shearling.model.checkpoint import load_model
+from shearling.model.checkpoint import load_model, save_model
 from shearling.recipe.recipe import Recipe, read_recipe
 from shearling.run import Run
 from tests.support.signal_stack import leave_signal_stack
+from tests.support.tiny_models import tiny_tokenizer, wide_model
 from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe
 from train.super_adapter import artefact as super_adapter
@@ -244,6 +246,22 @@ def test_the_order_of_channels_stays_what_the_adapter_was_trained_in(tmp_path, m
     run_recipe(recipe, run)
     assert "this one differs in width_text;" in capsys.readouterr().err
     assert (run / "super_adapter" / REORDERING_FILE).read_bytes() != begun
+
+
+def test_the_grid_stays_the_one_that_the_adapter_was_trained_on(tmp_path, monkeypatch):
+    save_model(wide_model(), tiny_tokenizer(), tmp_path / "source")
+    recipe, run = tiny_recipe(tmp_path, quantization={"bits": 4, "group_size": 32}), tmp_path / "run"
+    run_recipe(recipe, tmp_path / "straight")
+    run_until_the_last_step(recipe, run, monkeypatch)
+    shutil.rmtree(newest_checkpoint(unfinished(run)))
+    with monkeypatch.context() as patched:
+        # Another processor may round to other integers.
+        patched.setattr(super_adapter, "find_grids", lambda *_, **__: pytest.fail("rounded anew"))
+        run_recipe(recipe, run)
+    grids = [(tmp_path / name / "super_adapter" / GRID_FILE).read_bytes() for name in ("run", "straight")]
+    assert grids[0] == grids[1]
+    assert adapter_bytes(run) == adapter_bytes(tmp_path / "straight")
+    assert not list((run / "super_adapter").glob("*.unfinished"))
 
 
 def test_no_unfinished_training_takes_the_name_of_another(tmp_path, monkeypatch):
