@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shearling.errors import ModelUnsupported, RecipeInvalid
+from shearling.errors import ModelUnsupported
 from shearling.model.layers import find_layers
 from shearling.recipe.sparsity import SparsitySection
 from shearling.run import Run
@@ -73,10 +73,27 @@ def test_a_recipe_prunes_layers_by_their_outliers(tmp_path: Path) -> None:
     assert max(report.layers) - min(report.layers) == pytest.approx(2 * SPREAD, abs=0.04)
 
 
-@pytest.mark.parametrize("ratio", [0.99, 0.01])
-def test_a_ratio_that_no_layer_can_take_is_refused(ratio: float) -> None:
-    with pytest.raises(RecipeInvalid, match="layer"):
-        outlier_ratios(FAMILIES["llama"](), TEXT, ratio)
+@pytest.mark.parametrize("ratio", [0.001, 0.04, 0.12, 0.5, 0.88, 0.96, 0.99, 0.995])
+@pytest.mark.parametrize(
+    "outliers",
+    [(1, *(0,) * 29), (0, *(1,) * 29), (3, 1, 2), (0, 1), tuple(range(12))],
+    ids=["one has", "one has none", "three", "two", "even"],
+)
+def test_near_either_end_shares_are_clipped_and_the_mean_stays(outliers: tuple[int, ...], ratio: float) -> None:
+    ratios = spread_ratios(outliers, ratio)
+    assert sum(ratios) / len(ratios) == pytest.approx(ratio, rel=1e-12)
+    assert 0 <= min(ratios) <= max(ratios) < 1
+    furthest = 2 * SPREAD * (1 - 1 / len(outliers))
+    assert max(abs(share - ratio) for share in ratios) <= furthest + 1e-12
+    scale = 2 * SPREAD / (max(outliers) - min(outliers))
+    unclipped = [place for place, share in enumerate(ratios) if 1e-9 < share < 0.99 - 1e-9]
+    inside = [ratios[place] + scale * outliers[place] for place in unclipped]
+    assert not inside or max(inside) == pytest.approx(min(inside))
+
+
+def test_a_ratio_at_the_end_prunes_every_layer_that_it_can() -> None:
+    assert max(outlier_ratios(FAMILIES["llama"](), TEXT, 0.999)) == pytest.approx(0.999)
+    assert min(outlier_ratios(FAMILIES["llama"](), TEXT, 0.001)) >= 0
 
 
 def test_dropout_does_not_count_as_an_outlier_and_training_goes_on_after() -> None:

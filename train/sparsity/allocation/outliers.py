@@ -6,7 +6,9 @@ the Wanda scores A_ij = |W_ij| sqrt(c_j) of the dense model,
     D = share of a layer's weights with A_ij > M mean(A)           M = 5
     S = ratio + λ (mean(D') - D'),  D' = 2 D / max(D) scaled into [-1, 1]      λ = 0.08
 
-so that the mean over equal layers is the ratio that was asked for, and none is further from it than λ.
+so that the mean over equal layers is the ratio that was asked for. Of L layers the furthest from it is one that alone
+has outliers, or alone has none, by 2 λ (1 - 1/L). No layer can have fewer zeros than none, or keep nothing: near either
+end the shares of those that would are clipped, and the others move together until the mean is the ratio again.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from shearling.calibration.propagation import IN_MEMORY, Residence
-from shearling.errors import RecipeInvalid
 from shearling.model.layers import find_layers
 from train.sparsity.allocation.dense_norms import dense_norms
 from train.sparsity.criteria.wanda import wanda_scores
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 OUTLIER_TIMES = 5.0
 SPREAD = 0.08
+MOST_ZEROS = 0.99
+"""Of a layer that would keep nothing."""
 
 
 def outlier_ratios(
@@ -37,19 +40,8 @@ def outlier_ratios(
         calibration: token ids [tokens] of each sample.
         ratio: the mean over all layers, 0 to 1.
         residence: brings layers into memory, where the model is not there as a whole.
-
-    Raises:
-        RecipeInvalid: a layer would keep everything or nothing.
     """
-    spread = spread_ratios(outlier_shares(model, calibration, residence=residence), ratio)
-    for index, share in enumerate(spread):
-        if not 0 <= share < 1:
-            raise RecipeInvalid(
-                f"layer {index} would have {share:.1%} zeros, to reach {ratio:.1%} on average",
-                where="sparsity.ratio",
-                remedy=f'Give a ratio from {SPREAD:g} to {1 - SPREAD:g}, or set allocation = "uniform"',
-            )
-    return spread
+    return spread_ratios(outlier_shares(model, calibration, residence=residence), ratio)
 
 
 def spread_ratios(outliers: Sequence[float], ratio: float) -> tuple[float, ...]:
@@ -57,14 +49,33 @@ def spread_ratios(outliers: Sequence[float], ratio: float) -> tuple[float, ...]:
 
     Args:
         outliers: D of each layer.
-        ratio: the mean of what is returned.
+        ratio: the mean of what is returned, 0 to 1.
+
+    Returns:
+        Shares of zeros, from 0 to less than 1.
     """
     low, high = min(outliers), max(outliers)
     if high == low:
         return (ratio,) * len(outliers)
     scaled = [2 * SPREAD * (share - low) / (high - low) for share in outliers]
     mean = sum(scaled) / len(scaled)
-    return tuple(ratio + mean - share for share in scaled)
+    spread = tuple(ratio + mean - share for share in scaled)
+    return spread if all(0 <= share < 1 for share in spread) else _clipped(spread, ratio)
+
+
+def _clipped(shares: Sequence[float], ratio: float) -> tuple[float, ...]:
+    """Shares from 0 to `MOST_ZEROS`, or to the ratio where that is more, whose mean is the ratio; those in between keep
+    their distances.
+    """
+    found, most = list(shares), max(MOST_ZEROS, ratio)
+    # Each pass clips another layer, or is the last.
+    for _ in shares:
+        found = [min(max(share, 0.0), most) for share in found]
+        rest = ratio * len(found) - sum(found)
+        free = [index for index, share in enumerate(found) if (share < most if rest > 0 else share > 0)]
+        for index in free:
+            found[index] += rest / len(free)
+    return tuple(min(max(share, 0.0), most) for share in found)
 
 
 def outlier_shares(
