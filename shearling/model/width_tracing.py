@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -139,7 +139,8 @@ def find_structure(config: PretrainedConfig) -> Structure:
         config: of a decoder, or of an encoder for sequence classification, that transformers knows.
 
     Raises:
-        ModelUnsupported: no layers are found, they differ from each other, or the forward cannot be followed.
+        ModelUnsupported: no layers are found, they differ from each other, or the model cannot be built as shapes
+            alone, or its forward followed.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -149,7 +150,8 @@ def find_structure(config: PretrainedConfig) -> Structure:
 
 
 def _find(config: PretrainedConfig) -> Structure:
-    model = build_from_config(config)
+    with _refusing("it cannot be built as shapes alone", where=(config.architectures or [config.model_type])[0]):
+        model = build_from_config(config)
     transformer = find_layers(model)
     if transformer.routed_names:
         raise ModelUnsupported(
@@ -157,12 +159,8 @@ def _find(config: PretrainedConfig) -> Structure:
             where=type(model).__name__,
             remedy="Leave [width] out; ranks of the attention can be elastic",
         )
-    try:
+    with _refusing("its forward cannot be followed", where=type(model).__name__):
         trace = _follow(model, transformer)
-    # Operators refuse shapes with errors of every kind.
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelUnsupported(f"its forward cannot be followed: {reason}", where=type(model).__name__) from error
     blocks: dict[Part, tuple[WidthBlock, ...]] = {}
     uncuttable: dict[Part, str] = {}
     for part in PARTS:
@@ -174,6 +172,16 @@ def _find(config: PretrainedConfig) -> Structure:
         except ModelUnsupported as error:
             uncuttable[part] = f"{error.where}: {error.message}"
     return Structure(transformer, blocks, uncuttable)
+
+
+@contextmanager
+def _refusing(problem: str, *, where: str) -> Iterator[None]:
+    """ModelUnsupported for whatever stops what is done here: operators refuse shapes with errors of every kind."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelUnsupported(f"{problem}: {reason}", where=where) from error
 
 
 def build_from_config(config: PretrainedConfig) -> PreTrainedModel:

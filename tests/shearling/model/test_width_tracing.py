@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import BertConfig, DistilBertConfig, MixtralConfig, OPTConfig, RobertaConfig
+from transformers import BertConfig, DistilBertConfig, MixtralConfig, ModernBertConfig, OPTConfig, RobertaConfig
 
 from shearling.errors import ModelUnsupported
 from shearling.model.width_tracing import find_structure
@@ -17,6 +17,7 @@ CLASSIFIER = {
     "intermediate_size": 72,
     "vocab_size": 100,
 }
+SPECIAL_TOKENS = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
 LLAMA_LIKE = ("llama", "llama_tied_gqa", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
 
 
@@ -95,6 +96,15 @@ def test_a_forward_that_looks_at_numbers_of_its_own_is_refused(family):
     config = copy.deepcopy(ENCODERS[family])
     config.architectures = ["DebertaForSequenceClassification"]
     with pytest.raises(ModelUnsupported, match="cannot be followed"):
+        find_structure(config)
+
+
+# Building it imports parts of torch that compile functions when they are imported.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_a_model_whose_first_weights_depend_on_numbers_is_refused():
+    """ModernBERT draws from a truncated normal distribution, and checks that what it drew lies inside."""
+    config = ModernBertConfig(architectures=["ModernBertForSequenceClassification"], **(CLASSIFIER | SPECIAL_TOKENS))
+    with pytest.raises(ModelUnsupported, match=r"ModernBertForSequenceClassification: it cannot be built"):
         find_structure(config)
 
 
