@@ -23,6 +23,7 @@ from shearling.errors import OutputExists, RecipeInvalid
 from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.checkpoint import load_tokenizer
+from shearling.model.head import read_head
 from shearling.recipe.recipe import Recipe, section_as_json, stored_section
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
@@ -198,10 +199,10 @@ def _check_texts(recipe: Recipe, made: Mapping[str, Artefact]) -> None:
         check_rows(artefact.path, "train", encode, where=where)
         if section is recipe.task and recipe.train.eval_steps is not None:
             check_rows(artefact.path, "validation", encode, where=where)
-    texts = calibration_sections(recipe)
+    classifies, texts = recipe.model.head == "classifier", calibration_sections(recipe)
     rows = read_rows(made["task"].path, "train", most_characters=CALIBRATION_CHARACTERS) if texts else []
     for where, text in texts.items():
-        check_text(text, rows, tokenizer, where=where)
+        check_text(text, rows, tokenizer, classifies=classifies, where=where)
 
 
 def _task_rooms(recipe: Recipe, run: Run) -> list[tuple[str, TaskSection, Path]]:
@@ -408,7 +409,12 @@ def _make_sparse(
     if section.healing is not None:
         rows = read_rows(task.path, "train", most_characters=CALIBRATION_CHARACTERS)
         windows = calibration_blocks(
-            healing_text(section), rows, load_tokenizer(dense.path), seed=seed + 1, where="sparsity.healing"
+            healing_text(section),
+            rows,
+            load_tokenizer(dense.path),
+            classifies=read_head(dense.path) == "classifier",
+            seed=seed + 1,
+            where="sparsity.healing",
         )
     write_sparse(
         dense,
@@ -427,7 +433,8 @@ def _calibration(section: SparsitySection, model: Artefact, task: Artefact, *, s
     if not section.measured:
         return []
     rows = read_rows(task.path, "train", most_characters=CALIBRATION_CHARACTERS)
-    return calibration_blocks(section.calibration, rows, load_tokenizer(model.path), seed=seed)
+    classifies = read_head(model.path) == "classifier"
+    return calibration_blocks(section.calibration, rows, load_tokenizer(model.path), classifies=classifies, seed=seed)
 
 
 def _calibration_texts(section: SparsitySection, run: Run) -> list[Path]:

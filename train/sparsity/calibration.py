@@ -26,6 +26,7 @@ def calibration_blocks(
     rows: Sequence[TaskRow],
     tokenizer: Any,
     *,
+    classifies: bool,
     seed: int,
     where: str = "sparsity.calibration",
 ) -> list[Tensor]:
@@ -35,6 +36,7 @@ def calibration_blocks(
         section: [sparsity.calibration].
         rows: of the train split; their text is used where the section names no file.
         tokenizer: of the model.
+        classifies: the model does, and so reads prompts alone.
         seed: places the windows.
         where: the section, for messages.
 
@@ -45,14 +47,16 @@ def calibration_blocks(
         ArtefactMissing: the file is not there.
         RecipeInvalid: the text is shorter than one window.
     """
-    streams = [token_stream(found, tokenizer) for found in _texts(section, rows)]
+    streams = [token_stream(found, tokenizer) for found in _texts(section, rows, classifies=classifies)]
     shortest = min(stream.numel() for stream in streams)
     if shortest < section.seq_len:
         raise _too_short(section, shortest, where=where)
     return draw_windows(streams, samples=section.samples, seq_len=section.seq_len, seed=seed)
 
 
-def check_text(section: CalibrationSection, rows: Sequence[TaskRow], tokenizer: Any, *, where: str) -> None:
+def check_text(
+    section: CalibrationSection, rows: Sequence[TaskRow], tokenizer: Any, *, classifies: bool, where: str
+) -> None:
     """See that the calibration text has a window, without tokenising more of it than that; see `calibration_blocks`.
 
     Raises:
@@ -60,7 +64,7 @@ def check_text(section: CalibrationSection, rows: Sequence[TaskRow], tokenizer: 
         DocumentInvalid: it cannot be read.
         RecipeInvalid: the text is shorter than one window.
     """
-    for texts in _texts(section, rows):
+    for texts in _texts(section, rows, classifies=classifies):
         found = 0
         for text in texts:
             found += token_stream([text[:_SEEN_CHARACTERS]], tokenizer).numel()
@@ -72,10 +76,10 @@ def check_text(section: CalibrationSection, rows: Sequence[TaskRow], tokenizer: 
             raise _too_short(section, found, where=where)
 
 
-def _texts(section: CalibrationSection, rows: Sequence[TaskRow]) -> list[list[str]]:
-    """Of each source of a section."""
+def _texts(section: CalibrationSection, rows: Sequence[TaskRow], *, classifies: bool) -> list[list[str]]:
+    """Of each source of a section; of a row what the model reads."""
     file = calibration_file(section)
-    own = [row.prompt + row.completion for row in rows]
+    own = [row.prompt if classifies else row.prompt + row.completion for row in rows]
     if file is None:
         return [own]
     given = read_texts(file, section.field, remedy="Check 'path' and 'asset' of the calibration text in the recipe")

@@ -13,6 +13,7 @@ from shearling.errors import RecipeInvalid
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskRow
 from shearling.model.checkpoint import hash_weights
+from shearling.model.head import read_head
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.quantization.layerwise import SMALLEST_GROUP, narrowed_group, round_layers
 from shearling.recipe.quantization import QuantizationSection
@@ -49,7 +50,14 @@ def find_grids(
     student = copy.deepcopy(model).requires_grad_(False).eval()
     transformer = find_layers(student)
     groups = grid_groups(transformer, section)
-    blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed, where="quantization.calibration")
+    blocks = calibration_blocks(
+        section.calibration,
+        rows,
+        tokenizer,
+        classifies=read_head(frozen.path) == "classifier",
+        seed=seed,
+        where="quantization.calibration",
+    )
     bf16 = resolve_precision("auto", device=next(student.parameters()).device.type) == "bf16"
     layers = round_layers(student, transformer, blocks, groups, bits=section.bits, bf16=bf16)
     return WeightGrids(section.bits, hash_weights(frozen.path), layers.matrices)

@@ -16,6 +16,7 @@ from shearling.artefact import Artefact, sha256_file
 from shearling.elastic.reordering import Reordering, load_reordering, save_reordering
 from shearling.elastic.search_space import Group, SearchSpace
 from shearling.evaluation.task import TaskRow
+from shearling.model.head import read_head
 from shearling.model.layers import find_layers
 from shearling.recipe.width import WidthSection
 from train.sparsity.calibration import calibration_blocks, calibration_file
@@ -52,7 +53,14 @@ def find_reordering(
     if section.reorder == "l1":
         scores = {group.id: l1_importance(model, group) for group in space.width_groups}
     else:
-        blocks = calibration_blocks(section.calibration, rows, tokenizer, seed=seed, where="width.calibration")
+        blocks = calibration_blocks(
+            section.calibration,
+            rows,
+            tokenizer,
+            classifies=read_head(frozen.path) == "classifier",
+            seed=seed,
+            where="width.calibration",
+        )
         scores = wanda_importance(model, space, blocks)
     orders = {group_id: score.argsort(descending=True, stable=True) for group_id, score in scores.items()}
     return Reordering(section.reorder, hash_weights(frozen.path), orders)

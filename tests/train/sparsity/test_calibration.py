@@ -23,8 +23,8 @@ ROWS = [
 ]
 
 
-def blocks(section, rows=ROWS, seed=0):
-    return calibration_blocks(section, rows, tiny_tokenizer(), seed=seed)
+def blocks(section, rows=ROWS, seed=0, *, classifies=False):
+    return calibration_blocks(section, rows, tiny_tokenizer(), classifies=classifies, seed=seed)
 
 
 def stream(*texts):
@@ -38,6 +38,15 @@ def test_windows_are_contiguous_pieces_of_the_training_text():
     assert len(found) == 20
     pieces = {tuple(whole[start : start + 10]) for start in range(len(whole) - 9)}
     assert all(block.dtype == torch.int64 and tuple(block.tolist()) in pieces for block in found)
+
+
+def test_a_classifier_is_shown_the_prompts_alone():
+    whole = stream(*(row.prompt for row in ROWS))
+    found = blocks(CalibrationSection(samples=1, seq_len=len(whole)), classifies=True)
+    assert found[0].tolist() == whole
+    section = CalibrationSection(seq_len=len(whole) + 1)
+    with pytest.raises(RecipeInvalid, match=f"{len(whole)} tokens of text"):
+        check_text(section, ROWS, tiny_tokenizer(), classifies=True, where="sparsity.calibration")
 
 
 def test_the_seed_places_them():
@@ -70,17 +79,21 @@ def test_whether_a_text_has_a_window_is_known_without_tokenising_all_of_it(tmp_p
         calibration, "token_stream", lambda texts, tokenizer: seen.append(texts) or encode(texts, tokenizer)
     )
     section = CalibrationSection(path=text, seq_len=64)
-    check_text(section, [], tokenizer, where="width.calibration")
+    check_text(section, [], tokenizer, classifies=False, where="width.calibration")
     assert sum(len(part) for texts in seen for part in texts) < 70000
     # The rows take turns with it, and have none.
     rows = [TaskRow(id="0", prompt="fox", choices=None, gold=None, completion="", text="fox")] * 3
     count = encode(["fox"] * 3, tokenizer).numel()
     with pytest.raises(RecipeInvalid, match=f"{count} tokens of text, a window needs 64") as caught:
-        check_text(section.model_copy(update={"task_rows": True}), rows, tokenizer, where="width.calibration")
+        check_text(
+            section.model_copy(update={"task_rows": True}), rows, tokenizer, classifies=False, where="width.calibration"
+        )
     assert caught.value.where == "width.calibration.seq_len"
-    check_text(CalibrationSection(seq_len=count), rows, tokenizer, where="width.calibration")
+    check_text(CalibrationSection(seq_len=count), rows, tokenizer, classifies=False, where="width.calibration")
     with pytest.raises(ArtefactMissing):
-        check_text(CalibrationSection(path=tmp_path / "none.txt"), rows, tokenizer, where="width.calibration")
+        check_text(
+            CalibrationSection(path=tmp_path / "none.txt"), rows, tokenizer, classifies=False, where="width.calibration"
+        )
 
 
 def test_lines_of_json_end_where_json_says(tmp_path):
