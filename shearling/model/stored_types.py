@@ -1,4 +1,4 @@
-"""A model that computes in float32 and keeps its large weights in the type that they are stored in.
+"""A model that computes in float32 and keeps its large frozen weights in the type that they are stored in.
 
 A weight in bfloat16 or float16 is exact in float32, so that widening it for each product gives what a model that was
 loaded in float32 computes, bit for bit, in half of the memory and a little more time.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shearling.model.checkpoint import load_model
+from shearling.model.head import head_parameters
 from shearling.model.skeleton import open_skeleton
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def load_in_stored_types(directory: Path) -> PreTrainedModel:
-    """Load a model whose linear layers and embeddings stay in the types of the checkpoint; all else is float32.
+    """Load a model whose linear layers and embeddings stay in the types of the checkpoint; all else is float32, as is
+    the head of a classifier, which is trained.
 
     Args:
         directory: see `load_model`, which loads in float32 what cannot be loaded tensor by tensor.
@@ -35,6 +37,7 @@ def load_in_stored_types(directory: Path) -> PreTrainedModel:
         return load_model(directory)
     model = skeleton.model
     kept = {f"{path}.weight" for path, module in model.named_modules() if type(module) in (nn.Linear, nn.Embedding)}
+    kept -= head_parameters(model).keys()
     skeleton.fill(lambda name: name in kept, None)
     skeleton.fill(lambda name: name not in kept, torch.float32)
     model.config.dtype = torch.float32

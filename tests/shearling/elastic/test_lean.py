@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -9,9 +11,10 @@ from shearling.elastic.elastic_lora import ElasticLoraLinear
 from shearling.elastic.super_network import build_super_network
 from shearling.evaluation.torch_scorer import TorchScorer
 from shearling.model.checkpoint import load_model, save_model
+from shearling.model.head import auto_class, head_parameters
 from shearling.model.stored_types import load_in_stored_types
 from tests.support.own_memory import in_own_memory
-from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_tokenizer
+from tests.support.tiny_models import ENCODERS, FAMILIES, VOCABULARY, build_tiny, tiny_tokenizer
 from tests.support.tiny_runs import sparse_model, tiny_network
 from train.super_adapter.causal_loss import causal_loss
 
@@ -133,6 +136,27 @@ def test_a_model_in_its_stored_types_computes_what_float32_does(family, tmp_path
     with torch.no_grad():
         lean, wide = in_own_memory(load_in_stored_types(tmp_path)), in_own_memory(load_model(tmp_path))
         assert torch.equal(lean(ids).logits, wide(ids).logits)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "mpnet"])
+def test_the_head_of_a_classifier_learns_as_in_float32(family, tmp_path):
+    """Both have two linear layers in it."""
+    config = copy.deepcopy(ENCODERS[family])
+    config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForSequenceClassification"]
+    save_model(build_tiny(auto_class(config).from_config, config).to(torch.bfloat16), tiny_tokenizer(), tmp_path)
+    ids, gradients = batch()["input_ids"], []
+    for model in (in_own_memory(load_in_stored_types(tmp_path)), in_own_memory(load_model(tmp_path))):
+        head = head_parameters(model.requires_grad_(False).eval())
+        for parameter in head.values():
+            parameter.requires_grad_(True)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0].sum().backward()
+        assert all(parameter.dtype is torch.float32 for parameter in head.values())
+        gradients.append({name: parameter.grad for name, parameter in head.items()})
+    lean, wide = gradients
+    assert len(lean) == 4
+    for name, gradient in wide.items():
+        assert gradient.any()
+        assert torch.equal(lean[name], gradient)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
