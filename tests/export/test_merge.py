@@ -113,6 +113,23 @@ def test_masked_merge_of_a_plain_adapter_is_approximate_by_just_the_masked_part(
 
 
 @pytest.mark.parametrize("mode", ["masked", "dense", "separate"])
+@pytest.mark.parametrize("family", ADAPTED)
+def test_the_order_of_the_modules_changes_nothing(family, mode):
+    merged = []
+    for backwards in (False, True):
+        network, masks, choice = build(family, masked=mode == "masked")
+        if backwards:
+            network.layers = dict(reversed(network.layers.items()))
+            network.unadapted = dict(reversed(network.unadapted.items()))
+            masks, choice = (dict(reversed(found.items())) for found in (masks, choice))
+        merged.append(merge(network, choice, mode, masks=masks).state_dict())
+    there, back = merged
+    assert there.keys() == back.keys()
+    for name, tensor in there.items():
+        assert torch.equal(tensor, back[name]), name
+
+
+@pytest.mark.parametrize("mode", ["masked", "dense", "separate"])
 def test_a_scaling_by_rank_is_merged_with_the_rank_of_the_choice(mode):
     unmerged, network = (tiny_network(masked=mode == "masked", by_rank=True) for _ in range(2))
     choice = mixed(network.space)

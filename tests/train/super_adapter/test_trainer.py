@@ -15,6 +15,7 @@ from shearling.recipe.training import TrainSection
 from tests.support.tiny_runs import tiny_network
 from train.super_adapter.attention import SHORT_TOKENS, use_fast_attention
 from train.super_adapter.choice_sampler import RankSampler
+from train.super_adapter.tokenised_rows import IGNORED_LABEL
 from train.super_adapter.trainer import (
     KEPT_CHECKPOINTS,
     SAMPLER_FILE,
@@ -26,15 +27,15 @@ from train.super_adapter.trainer import (
 ROWS = [{"input_ids": list(range(3, 11)), "labels": list(range(3, 11))} for _ in range(12)]
 
 
-def make(tmp_path, *callbacks, **train):
+def make(tmp_path, *callbacks, rows=ROWS, largest_until=0, **train):
     network = tiny_network("llama_tied_gqa", masked=True)
     section = TrainSection(**{"steps": 5, "batch_size": 2, "save_steps": 1, "precision": "fp32", **train})
     arguments = training_arguments(section, seed=0, precision="fp32", output=tmp_path)
     return build_trainer(
         network,
-        ROWS,
+        rows,
         arguments=arguments,
-        sampler=RankSampler(network.space, seed=0),
+        sampler=RankSampler(network.space, seed=0, largest_until=largest_until),
         section=section,
         callbacks=list(callbacks),
     )
@@ -50,6 +51,33 @@ def test_each_micro_batch_trains_the_sub_network_that_was_drawn(tmp_path):
     assert seen == [sampler.draw()["layers.1.up"] for _ in range(len(seen))]
     assert trainer.sampler.drawn == len(seen)
     assert len(seen) in (9, 10)  # the last accumulation of an epoch may be short
+
+
+class Gradients(TrainerCallback):
+    """Keeps those of the newest step, of every weight that is trained."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        self.seen = {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def test_accumulated_batches_give_the_update_of_one_batch_with_all_their_rows(tmp_path):
+    """Rows of unequal length, of which unequal parts are learnt: each token weighs the same, whichever batch has it."""
+    rows = []
+    for length, prompt in ((30, 3), (7, 5), (12, 1), (4, 2)):
+        ids = [3 + (7 * length + place) % 50 for place in range(length)]
+        rows.append({"input_ids": ids, "labels": [IGNORED_LABEL] * prompt + ids[prompt:]})
+    gradients, updates = [], []
+    for batch_size, accumulation in ((2, 2), (4, 1)):
+        callback = Gradients()
+        settings = {"steps": 1, "batch_size": batch_size, "gradient_accumulation": accumulation}
+        trainer = make(tmp_path / str(batch_size), callback, rows=rows, largest_until=2, **settings)
+        trainer.train()
+        assert trainer.sampler.drawn == accumulation
+        gradients.append(callback.seen)
+        updates.append(trainer.network.adapter_state())
+    assert any(gradient.any() for gradient in gradients[0].values())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*updates, rtol=1e-4, atol=1e-6)
 
 
 def test_processes_do_not_send_each_other_the_masks(tmp_path):
