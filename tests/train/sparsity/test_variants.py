@@ -21,6 +21,7 @@ from shearling.recipe.variants import VariantsSection
 from shearling.run import Run
 from tests.support.tiny_runs import tiny_recipe
 from train.sparsity import variants as module
+from train.sparsity.criteria import sparsegpt
 from train.sparsity.variants import write_variants
 from train.stage import make_variants, run_recipe
 
@@ -45,7 +46,9 @@ def pruned(directory: Path, **options: object) -> tuple[Run, Recipe]:
     ],
     ids=["magnitude", "refitted", "owl", "owl tuned", "sparsegpt"],
 )
-def test_masks_are_nested_and_hold_what_was_asked_for(tmp_path, sparsity):
+def test_masks_are_nested_and_hold_what_was_asked_for(tmp_path, monkeypatch, sparsity):
+    # Several blocks of columns in rows of 48 and 88.
+    monkeypatch.setattr(sparsegpt, "BLOCK_COLUMNS", 16)
     run, recipe = pruned(tmp_path, sparsity=sparsity)
     variants = make_variants(recipe, run.path)["variants"]
     _, document = open_variants(variants.path, sparse=open_artefact(run.sparse, kind="sparse"))
