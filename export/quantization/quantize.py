@@ -77,7 +77,8 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
         UsageError: a matrix cannot have the group that was asked for, or no matrix has any.
         ModelUnsupported, NonFiniteWeights: see `shearling.calibration`.
     """
-    started, streams = time.perf_counter(), plan.text.streams(tokenizer)
+    started = time.perf_counter()
+    streams = plan.text.streams(tokenizer, classifies=classifier)
     together = needs_copy(plan)
     student = _in_float32(model) if together else model
     if together and any(parameter.dtype != torch.float32 for parameter in model.parameters()):

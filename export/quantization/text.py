@@ -39,14 +39,18 @@ class CalibrationText:
         """Whether rows of the task are among the texts."""
         return self.task is not None and TASK_ROWS in self.names
 
-    def streams(self, tokenizer: Any) -> list[Tensor]:
+    def streams(self, tokenizer: Any, *, classifies: bool = False) -> list[Tensor]:
         """Tokens of each text, [tokens] int64.
+
+        Args:
+            tokenizer: of the model.
+            classifies: the model does, and so reads prompts alone.
 
         Raises:
             ArtefactMissing, DocumentInvalid: a file has gone, or is no text.
             UsageError: one is too short, by itself or beside another that fills a window.
         """
-        streams = [token_stream(self._texts(name), tokenizer) for name in self.names]
+        streams = [token_stream(self._texts(name, classifies=classifies), tokenizer) for name in self.names]
         most = max(len(stream) for stream in streams)
         for name, stream in zip(self.names, streams, strict=True):
             if len(stream) < SHORTEST_WINDOW:
@@ -62,10 +66,10 @@ class CalibrationText:
                 )
         return streams
 
-    def _texts(self, name: str) -> list[str]:
+    def _texts(self, name: str, *, classifies: bool) -> list[str]:
         if name == TASK_ROWS and self.task is not None:
             return [
-                row.prompt + row.completion
+                row.prompt if classifies else row.prompt + row.completion
                 for row in read_rows(self.task, "train", most_characters=CALIBRATION_CHARACTERS)
             ]
         path = Path(name)

@@ -100,6 +100,12 @@ def test_lines_without_the_key_are_named(nowhere: Path, tmp_path: Path) -> None:
         text.streams(tiny_tokenizer())
 
 
+def test_a_classifier_is_rounded_on_what_it_reads(task: Path) -> None:
+    text = CalibrationText(("task",), task)
+    (whole,), (prompts,) = (text.streams(tiny_tokenizer(), classifies=classifies) for classifies in (False, True))
+    assert len(prompts) == len(whole) - 4 * len(tiny_tokenizer()(ROW.completion)["input_ids"])
+
+
 def test_a_classifier_has_no_vocabulary_to_round(task: Path) -> None:
     with pytest.raises(UsageError, match="no head over a vocabulary") as raised:
         plan_quantization(Quantization(all_layers=True), weight_format="int4", task=task, head="classifier")
