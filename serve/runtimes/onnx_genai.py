@@ -12,6 +12,7 @@ from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFact
 from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
 from shearling.errors import DeviceUnavailable
 from shearling.kernel.genai_extension import load_genai_model
+from shearling.kernel.loading.genai_document import GREEDY
 from shearling.kernel.onnx_runtime_extension import DOMAIN, needs_operators
 from shearling.kernel.runtime_refusal import refusals
 
@@ -56,9 +57,7 @@ class OnnxGenAIRuntime(TokenizedRuntime):
         with refusals(self._directory):
             params = onnxruntime_genai.GeneratorParams(self._model)
             # The cache is made for so many positions at once.
-            params.set_search_options(
-                batch_size=len(rows), max_length=len(rows[0]) + work.max_new_tokens, do_sample=False
-            )
+            params.set_search_options(batch_size=len(rows), max_length=len(rows[0]) + work.max_new_tokens, **GREEDY)
             generator = onnxruntime_genai.Generator(self._model, params)
             generator.append_tokens(np.asarray([list(row) for row in rows], dtype=np.int32))
             while not recording.complete:

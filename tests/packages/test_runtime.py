@@ -213,6 +213,16 @@ def test_genai_begins_a_text_as_its_tokenizer_does_and_a_chat_as_its_template_do
     assert [model.encode("Area man", chat=asked) for asked in (False, True, False)] == [text, chat, text]
 
 
+def test_what_a_genai_document_says_of_the_search_changes_no_token(loading, genai, tmp_path):
+    searching = Path(shutil.copytree(genai, tmp_path / "searching"))
+    path = searching / "genai_config.json"
+    document = json.loads(path.read_text())
+    document["search"] |= {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "num_beams": 2}
+    path.write_text(json.dumps(document))
+    made = [GenAIGreedyModel(place).generate([5, 6, 7, 8], max_new_tokens=24) for place in (genai, searching)]
+    assert made[0].token_ids == made[1].token_ids
+
+
 def run_json(capsys, directory: Path, *options: str) -> tuple[dict[str, Any], str]:
     """What a command that fails says, in JSON and in words."""
     with pytest.raises(SystemExit) as caught:

@@ -34,6 +34,13 @@ DECODER = {
     **dict.fromkeys(("layer_types", "conv_cache_size"), VALUE),
     "session_options": SESSION_OPTIONS,
 }
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    **dict.fromkeys(("num_beams", "num_return_sequences"), 1),
+    "repetition_penalty": 1.0,
+    **dict.fromkeys(("no_repeat_ngram_size", "min_length"), 0),
+}
+"""Options of a search that takes the likeliest token each time, whatever `search` of a document says."""
 TOKENS = ("bos", "eos", "pad", "bot", "eot", "bor", "eor")
 DOCUMENT = {
     "model": {

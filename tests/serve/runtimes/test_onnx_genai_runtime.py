@@ -80,6 +80,19 @@ def test_it_says_what_torch_says(exported: Path, choice: str) -> None:
     runtime.close()
 
 
+@pytest.mark.parametrize("setting", [{"repetition_penalty": 1.3}, {"num_beams": 2}, {"no_repeat_ngram_size": 2}])
+def test_what_a_document_says_of_the_search_changes_no_token(
+    exported: Path, tmp_path: Path, setting: dict[str, float]
+) -> None:
+    searching = Path(shutil.copytree(exported, tmp_path / "searching"))
+    path = searching / "genai_config.json"
+    document = json.loads(path.read_text())
+    document["search"] |= {"min_length": 30, **setting}
+    path.write_text(json.dumps(document))
+    answers = [load(searching, choice).generate(ROWS[:1], Decoding(max_new_tokens=24)).token_ids for choice in RUNTIMES]
+    assert answers[0] == answers[1]
+
+
 def test_float16_is_computed_and_cached_in_both(tmp_path: Path) -> None:
     write_onnx_genai(FUSED["llama"](), tiny_tokenizer(), tmp_path, stored_as("fp16"))
     found = [load_runtime(find_deployment(Target(tmp_path, format=choice)), RunOptions()) for choice in RUNTIMES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -122,7 +123,9 @@ class GenAIGreedyModel:
         import onnxruntime_genai
 
         params = onnxruntime_genai.GeneratorParams(self._model)
-        params.set_search_options(max_length=length, do_sample=False)
+        # The toolchain's own module, which the build of the wheel puts beside this one.
+        greedy = importlib.import_module("shearling_runtime.loading.genai_document").GREEDY
+        params.set_search_options(max_length=length, **greedy)
         generator = onnxruntime_genai.Generator(self._model, params)
         generator.append_tokens(np.asarray(token_ids, dtype=np.int32))
         while not generator.is_done():
