@@ -6,15 +6,20 @@ what is left in doubt, until two neighbours are left. As with `git bisect`, what
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
+import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.guard.machine_lock import open_lock
 from serve.guard.regression import CheckOutcome, Verdict
 from serve.guard.reports import CheckRecord
 from shearling.console import log
@@ -72,6 +77,11 @@ class Installation:
         also = (from_anywhere(text.replace("{version}", version)) for text in self.also)
         return [f"{self.package}=={version}", *also]
 
+    @property
+    def interpreter(self) -> Path | None:
+        """See `python`; from anywhere."""
+        return None if self.python is None else Path(from_anywhere(str(self.python)))
+
 
 class KeptEnvironment(Document):
     """What an environment says of itself.
@@ -85,6 +95,12 @@ class KeptEnvironment(Document):
     requirements: tuple[str, ...]
     python: str
     finished: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Tells environments of one version apart."""
+        held = json.dumps([*self.requirements, self.python])
+        return hashlib.sha256(held.encode()).hexdigest()[:8]
 
 
 def parse_versions(text: str) -> list[str]:
@@ -115,6 +131,7 @@ def bisect_versions(
     Raises:
         UsageError: the package has no such name, or something else stands where an environment is kept.
         PackageMissing: pip cannot install a version.
+        EnvironmentFault: environments cannot be locked there.
         ShearlingError: a version cannot be measured.
     """
     if not PACKAGE.fullmatch(installation.package):
@@ -128,15 +145,14 @@ def bisect_versions(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="shearling-bisect-"))
         )
 
-        def environment(version: str) -> Path:
-            directory = root / f"{installation.package}-{version}"
-            keep_environment(directory, installation, version)
-            return directory
-
         def measure(place: int) -> CheckOutcome:
             version = versions[place]
             log.print(f"measuring {installation.package} {version} against {versions[0]}")
-            verdict, record = check(environment(version), environment(versions[0]), version)
+            with (
+                kept_environment(root, installation, version) as candidate,
+                kept_environment(root, installation, versions[0]) as reference,
+            ):
+                verdict, record = check(candidate, reference, version)
             outcomes[version] = verdict.outcome
             records.append(record)
             log.print(f"{installation.package} {version}: {verdict.outcome}")
@@ -153,40 +169,70 @@ def bisect_versions(
     )
 
 
-def keep_environment(directory: Path, installation: Installation, version: str) -> None:
-    """The environment of a version: one that was made before, if it is finished and holds the same, or a new one.
+@contextmanager
+def kept_environment(root: Path, installation: Installation, version: str) -> Iterator[Path]:
+    """The environment of a version: one that was made before, if it is finished, or a new one. Nobody removes it before
+    the context ends, and nobody sees it before it is finished: a lock beside it is held, which the system releases for
+    a process that dies.
 
     Args:
-        directory: of this environment alone.
+        root: holds environments, each in a directory named after what it holds.
         installation: how it is made.
         version: of the package.
 
     Raises:
         UsageError: what stands there was made by somebody else.
         PackageMissing: pip cannot install it.
+        EnvironmentFault: there can be no lock.
     """
-    python = None if installation.python is None else Path(from_anywhere(str(installation.python)))
     making = KeptEnvironment(
-        requirements=tuple(installation.requirements(version)), python=str(python or sys.executable)
+        requirements=tuple(installation.requirements(version)), python=str(installation.interpreter or sys.executable)
     )
     finished = making.model_copy(update={"finished": True})
-    record = directory / RECORD
-    if record.is_file():
-        if read_document(record, KeptEnvironment) == finished:
-            return
+    directory = root / f"{installation.package}-{version}-{making.digest}"
+    root.mkdir(parents=True, exist_ok=True)
+    lock = open_lock(root / f"{directory.name}.lock", remedy="Give other --environments")
+    try:
+        _take(lock, fcntl.LOCK_SH, directory)
+        # Whoever exchanges a lock for another holds none meanwhile.
+        while _record(directory) != finished:
+            _take(lock, fcntl.LOCK_EX, directory)
+            if _record(directory) != finished:
+                log.print(f"installing {installation.package} {version}")
+                _make(directory, making, installation.interpreter)
+            _take(lock, fcntl.LOCK_SH, directory)
+        yield directory
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int, kind: int, directory: Path) -> None:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.print(f"somebody else installs {directory.name}: waiting until it is finished", markup=False)
+        fcntl.flock(lock, kind)
+
+
+def _record(directory: Path) -> KeptEnvironment | None:
+    path = directory / RECORD
+    return read_document(path, KeptEnvironment) if path.is_file() else None
+
+
+def _make(directory: Path, making: KeptEnvironment, python: Path | None) -> None:
+    if _record(directory) is not None:
         shutil.rmtree(directory)
     elif directory.exists() and not (directory.is_dir() and next(directory.iterdir(), None) is None):
         raise UsageError(
-            "no record tells what it holds: an older version, or somebody else, made it",
+            "no record tells what it holds: somebody else made it",
             where=directory,
             remedy="Move it away, or give other --environments",
         )
-    log.print(f"installing {installation.package} {version}")
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(exist_ok=True)
     # Whoever is killed from here on leaves what says so.
-    write_document(record, making)
+    write_document(directory / RECORD, making)
     make_environment(directory, making.requirements, python=python)
-    write_document(record, finished)
+    write_document(directory / RECORD, making.model_copy(update={"finished": True}))
 
 
 def require_none_slower(found: Bisection) -> None:

@@ -29,7 +29,7 @@ def measuring_alone() -> Iterator[None]:
     Raises:
         EnvironmentFault: there can be no such file.
     """
-    descriptor = _open(lock_path())
+    descriptor = open_lock(lock_path(), remedy=f"Name another file that all can read: {VARIABLE}=FILE")
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,7 +41,16 @@ def measuring_alone() -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open(path: Path) -> int:
+def open_lock(path: Path, *, remedy: str) -> int:
+    """A descriptor of a file for `fcntl.flock`, which is made where there is none, and stays.
+
+    Args:
+        path: in a directory that is there.
+        remedy: what to do where it cannot be opened.
+
+    Raises:
+        EnvironmentFault: there can be no such file.
+    """
     # Reading is enough for a lock, and what belongs to somebody else in a shared directory may not be created anew.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -57,9 +66,9 @@ def _open(path: Path) -> int:
         raise EnvironmentFault(
             f"cannot be opened, so checks cannot take turns: {error.strerror}",
             where=path,
-            remedy=f"Name another file that all can read: {VARIABLE}=FILE",
+            remedy=remedy,
         ) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise EnvironmentFault("no regular file", where=path, remedy=f"Name another: {VARIABLE}=FILE")
+        raise EnvironmentFault("no regular file", where=path, remedy=remedy)
     return descriptor

@@ -9,10 +9,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
-import venv
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,10 +22,11 @@ import pytest
 
 from benchmarks.gguf_writer import write_gguf
 from serve.guard.bisection import (
+    RECORD,
     Bisection,
     Installation,
     _first_slow,
-    keep_environment,
+    kept_environment,
     parse_versions,
     require_none_slower,
 )
@@ -132,8 +134,8 @@ def test_paths_are_relative_to_where_the_command_was_given(
     (wheel,) = shelf.glob("companion*")
     shutil.copy(wheel, tmp_path)
     installation = Installation("some-runtime", (wheel.name,), Path("own/python"))
-    keep_environment(tmp_path / "made", installation, "2")
-    assert held_by(tmp_path / "made").keys() >= {"some_runtime", "companion"}
+    with kept_environment(tmp_path / "kept", installation, "2") as place:
+        assert held_by(place).keys() >= {"some_runtime", "companion"}
     # From elsewhere the same words name something else.
     monkeypatch.chdir(tmp_path / "own")
     assert installation.requirements("2") == ["some-runtime==2", wheel.name]
@@ -148,39 +150,71 @@ def test_paths_are_relative_to_where_the_command_was_given(
 
 @pytest.mark.usefixtures("shelf")
 def test_a_kept_environment_is_used_again_if_it_holds_the_same(tmp_path: Path) -> None:
-    place = tmp_path / "kept" / "some-runtime-1"
-    installation = Installation("some-runtime", (), directory=place.parent)
-    keep_environment(place, installation, "1")
-    first = held_by(place)
-    keep_environment(place, installation, "1")
-    assert held_by(place) == first
+    installation = Installation("some-runtime", ())
+    with kept_environment(tmp_path, installation, "1") as place:
+        first = held_by(place)
     assert first.keys() == {"some_runtime"}
-    keep_environment(place, replace(installation, also=("companion",)), "1")
-    assert held_by(place).keys() == {"some_runtime", "companion"}
+    with kept_environment(tmp_path, installation, "1") as again, kept_environment(tmp_path, installation, "1"):
+        assert (again, held_by(again)) == (place, first)
+        # Other requirements take nothing away from whoever measures.
+        with kept_environment(tmp_path, replace(installation, also=("companion",)), "1") as other:
+            assert held_by(other).keys() == {"some_runtime", "companion"}
+        assert held_by(again) == first
+
+
+def test_what_somebody_installs_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make(directory: Path, requirements: Sequence[str], *, python: Path | None) -> None:
+        made.append(directory)
+        begun.set()
+        assert go_on.wait(20)
+        (directory / "finished").touch()
+
+    def found() -> list[str]:
+        with kept_environment(tmp_path, Installation("some-runtime", ()), "1") as place:
+            return sorted(path.name for path in place.iterdir())
+
+    monkeypatch.setattr("serve.guard.bisection.make_environment", make)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(found)
+        assert begun.wait(20)
+        second = pool.submit(found)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)
+        go_on.set()
+        assert first.result() == second.result() == ["finished", RECORD]
+    assert len(made) == 1
 
 
 @pytest.mark.usefixtures("shelf")
 def test_an_environment_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
-    place = tmp_path / "kept" / "some-runtime-1"
     making = (
-        "import sys; from pathlib import Path; from serve.guard.bisection import Installation, keep_environment; "
-        "keep_environment(Path(sys.argv[1]), Installation('some-runtime', ()), '1')"
+        "import sys; from pathlib import Path; from serve.guard.bisection import Installation, kept_environment; "
+        "kept_environment(Path(sys.argv[1]), Installation('some-runtime', ()), '1').__enter__()"
     )
-    process = subprocess.Popen([sys.executable, "-c", making, str(place)])
-    while not (place / "bin" / "python").exists():
+    process = subprocess.Popen([sys.executable, "-c", making, str(tmp_path / "kept")])
+    while not any(tmp_path.glob("kept/some-runtime-1-*/bin/python")):
         assert process.poll() is None
         time.sleep(0.001)
     process.kill()
     process.wait()
-    keep_environment(place, Installation("some-runtime", ()), "1")
-    assert held_by(place).keys() == {"some_runtime"}
+    with kept_environment(tmp_path / "kept", Installation("some-runtime", ()), "1") as place:
+        assert held_by(place).keys() == {"some_runtime"}
 
 
+@pytest.mark.usefixtures("shelf")
 def test_what_somebody_else_has_made_is_neither_used_nor_removed(tmp_path: Path) -> None:
-    venv.create(tmp_path / "some-runtime-1", with_pip=False)
-    with pytest.raises(UsageError, match="no record tells what it holds"):
-        keep_environment(tmp_path / "some-runtime-1", Installation("some-runtime", ()), "1")
-    assert (tmp_path / "some-runtime-1" / "bin" / "python").exists()
+    installation = Installation("some-runtime", ())
+    with kept_environment(tmp_path, installation, "1") as place:
+        (place / RECORD).unlink()
+    with (
+        pytest.raises(UsageError, match="no record tells what it holds"),
+        kept_environment(tmp_path, installation, "1"),
+    ):
+        pass
+    assert (place / "bin" / "python").exists()
 
 
 @pytest.mark.usefixtures("shelf")
