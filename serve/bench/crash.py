@@ -111,10 +111,10 @@ def other_settings(deployment: Deployment, options: RunOptions, *, loading: bool
     """The one change that most likely avoids a crash; None where there is none to make.
 
     What dies while GenAI loads is most often a tokenizer converted for another release, which the IR alone does not
-    need. Else float32 first: its kernels are the oldest, and one thread stays, whose waits can be told apart. Then
-    another number of threads, which divides the work elsewhere.
+    need; an engine that is OpenVINO alone has none. Else float32 first: its kernels are the oldest, and one thread
+    stays, whose waits can be told apart. Then another number of threads, which divides the work elsewhere.
     """
-    if loading and deployment.format == "openvino" and options.genai:
+    if loading and deployment.format == "openvino" and deployment.engine != "openvino" and options.genai:
         return OtherSettings(options.model_copy(update={"genai": False}), "--no-genai")
     if deployment.format in ("openvino", "torch") and options.precision != "fp32":
         return OtherSettings(options.model_copy(update={"precision": "fp32"}), "--precision fp32")

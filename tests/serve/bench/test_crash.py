@@ -71,6 +71,9 @@ def test_other_settings_change_one_thing_until_nothing_is_left(
 ) -> None:
     monkeypatch.setattr("serve.bench.crash.usable_cpus", lambda: (0, 1))
     assert other_settings(deployment, RunOptions(), loading=True).flag == "--no-genai"
+    # Where GenAI takes no part, as of a lone file, there is nothing to leave out.
+    alone = deployment.model_copy(update={"engine": "openvino"})
+    assert other_settings(alone, RunOptions(), loading=True).flag == "--precision fp32"
     options, flags = RunOptions(threads=1), []
     while len(flags) < 3:
         found = other_settings(deployment, options, loading=False)
