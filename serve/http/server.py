@@ -26,6 +26,9 @@ class DrainingServer(uvicorn.Server):
         door: the application.
         grace_s: for what runs.
         on_ready: called once it listens.
+
+    Attributes:
+        unanswered: requests that were let in and had no whole answer when it ended.
     """
 
     def __init__(self, door: Door, *, grace_s: float, on_ready: Callable[[], None]) -> None:
@@ -56,10 +59,14 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         self._on_ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().shutdown(sockets)
+        self.unanswered = self._door.inside
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn; it would raise the signal again at the end, but to end in order is what was asked for."""
         if self._door.closed:
-            self.unanswered = self._door.inside
             self.should_exit = self.force_exit = True
             return
         self._door.closed = True
@@ -75,7 +82,8 @@ class DrainingServer(uvicorn.Server):
             async with asyncio.timeout(self._grace_s):
                 await self._door.until_empty()
         except TimeoutError:
-            self.unanswered = self._door.inside
+            # Whoever is still answered would be counted among the others, and models would go on.
+            self.force_exit = True
         self.should_exit = True
 
 

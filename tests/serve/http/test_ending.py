@@ -12,12 +12,16 @@ import threading
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
+from serve.http.limits import CHOICES
+from serve.http.server import LAST_ANSWERS_S
 from serve.http.stage import INSTALL
 from tests.support.documents import ROOT
 from tests.support.http_server import COMPLETIONS, HttpServer, serving, starting
@@ -28,6 +32,8 @@ REQUEST = {"model": "tiny", "prompt": "Area man", "max_tokens": TOKENS, "ignore_
 
 
 TEXTS = 4
+REQUESTS = 8
+"""Each with as many texts as there may be: together more work than is done in the time for last answers."""
 
 
 class Client(threading.Thread):
@@ -95,29 +101,59 @@ def test_health_says_that_it_is_ending(export: Path) -> None:
         assert server.end() == (0, {"status": "ok", "answered": 1})
 
 
+@contextmanager
+def ask_and_read_nothing(server: HttpServer) -> Iterator[None]:
+    body = json.dumps({**REQUEST, "n": CHOICES, "stream": True}).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as unread:
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        unread.connect((host, int(port)))
+        unread.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        yield
+
+
 @pytest.mark.parametrize("how", ["a second signal", "the end of the grace"])
 def test_what_does_not_end_in_time_is_told(export: Path, how: str) -> None:
     options = ("--concurrency", "1", "--grace", "0.01" if how == "the end of the grace" else "600")
-    with serving(f"tiny={export}", options=options) as server:
-        # A second of work, and nobody reads it.
-        body = json.dumps({**REQUEST, "n": 16, "stream": True, "user": "x"}).encode()
-        head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        host, port = server.url.removeprefix("http://").split(":")
-        with socket.socket() as unread:
-            unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-            unread.connect((host, int(port)))
-            unread.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            while server.metric("shearling_running_texts") == 0:
+    with serving(f"tiny={export}", options=options) as server, ExitStack() as unread:
+        for _ in range(REQUESTS):
+            unread.enter_context(ask_and_read_nothing(server))
+        while server.metric("shearling_waiting_texts") <= (REQUESTS - 1) * CHOICES:
+            time.sleep(0.01)
+        server.terminate()
+        if how == "a second signal":
+            while httpx.get(server.url + "/health").status_code == 200:
                 time.sleep(0.01)
-            server.terminate()
-            if how == "a second signal":
-                while httpx.get(server.url + "/health").status_code == 200:
-                    time.sleep(0.01)
-                server.process.send_signal(signal.SIGINT)
-            code, told = server.end()
+            server.process.send_signal(signal.SIGINT)
+        ended_s = time.monotonic()
+        code, told = server.end()
+        assert time.monotonic() - ended_s < LAST_ANSWERS_S
     assert code == 1
-    assert "1 of 1 requests were not answered" in told["message"]
+    assert f"{REQUESTS} of {REQUESTS} requests were not answered" in told["message"]
     assert "--grace," in told["remedy"]
+
+
+def test_nobody_is_answered_and_told_of_as_lost(export: Path) -> None:
+    with serving(f"tiny={export}", options=("--concurrency", "1", "--grace", "0.01")) as server:
+        read = []
+        with httpx.stream("POST", server.url + COMPLETIONS, json={**REQUEST, "n": 16, "stream": True}) as response:
+            lines = response.iter_lines()
+            read.append(next(lines))
+            server.terminate()
+            with suppress(httpx.RemoteProtocolError, httpx.ReadError):
+                read.extend(lines)
+        code, told = server.end()
+    assert (code, "data: [DONE]" in read) == (1, False)
+    assert "1 of 1 requests were not answered" in told["message"]
+
+
+def test_a_second_signal_when_nobody_waits_loses_nobody(export: Path) -> None:
+    with serving(f"tiny={export}") as server:
+        assert server.post(COMPLETIONS, {**REQUEST, "max_tokens": 1}).status_code == 200
+        for _ in range(2):
+            server.terminate()
+        assert server.end() == (0, {"status": "ok", "answered": 1})
 
 
 def test_a_model_whose_process_dies(export: Path) -> None:
