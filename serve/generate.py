@@ -89,7 +89,9 @@ def generate_text(
             raise no_chat_template(deployment.directory)
         token_ids = runtime.encode(prompt, chat=in_chat)
         check_lengths(len(token_ids), max_new_tokens, deployment=deployment)
-        run = runtime.generate([token_ids], Decoding(max_new_tokens, frozenset(deployment.end_ids), on_text))
+        # A pipeline of OpenVINO GenAI can be interrupted only while somebody takes its pieces.
+        read = on_text or _pass_over
+        run = runtime.generate([token_ids], Decoding(max_new_tokens, frozenset(deployment.end_ids), read))
         text = runtime.decode(run.token_ids)
     finally:
         runtime.close()
@@ -106,3 +108,7 @@ def generate_text(
         tpot_s=run.tpot_s,
         tokens_per_s=run.tokens_per_s,
     )
+
+
+def _pass_over(_piece: str) -> None:
+    pass

@@ -9,17 +9,21 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from serve.generate import generate_text
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.device import check_device
 from serve.runtimes.onnx_provider import PROVIDERS, require_provider
 from serve.runtimes.runtime import Decoding, RunOptions, Runtime, check_lengths, load_runtime
 from serve.runtimes.semi_structured import is_2of4, use_semi_structured
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError
+from shearling.kernel.loading.genai_stream import stream_text
 from shearling.kernel.openvino_core import openvino_core
 from shearling.target import Target, parse_target
 from tests.support.signal_stack import leave_signal_stack
@@ -150,6 +154,25 @@ def test_an_interruption_of_whatever_runs_ends_a_text(runtimes: dict[str, Runtim
     finally:
         signal.signal(signal.SIGINT, previous)
     assert 0 < len(pieces) < 100
+
+
+def test_an_interruption_ends_a_text_whose_pieces_nobody_asked_for(export: Path, monkeypatch) -> None:
+    leave_signal_stack()
+
+    def stream(generate: Callable[[Callable[[str], Any]], Any], on_text: Callable[[str], None]) -> Any:
+        def interrupted(put: Callable[[str], Any]) -> Any:
+            os.kill(os.getpid(), signal.SIGINT)
+            return generate(put)
+
+        return stream_text(interrupted, on_text)
+
+    monkeypatch.setattr("serve.runtimes.openvino_decoding.stream_text", stream)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            generate_text(Target(export, format="openvino"), prompt=PROMPT, max_new_tokens=200, options=FP32)
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @pytest.mark.parametrize("choice", FORMATS)
