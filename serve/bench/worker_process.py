@@ -237,7 +237,8 @@ class WorkerProcess:
 
     def _hear(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line:
+        # It may have died before it said all of a line.
+        if not line.endswith("\n"):
             raise self._death()
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:

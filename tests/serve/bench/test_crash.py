@@ -99,3 +99,15 @@ def test_a_real_death_is_told(export: Path, name: str) -> None:
             MeasuringProcessDied, match=rf"{name} at 1 x 2 prompt tokens.*ONNX Runtime .*precision fp32 \(fp32\)"
         ):
             worker.generate(((1, 2),), new_tokens=4)
+
+
+def test_half_an_answer_is_a_death(tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nread request\nprintf '{\"import_s\": 0.'\nkill -KILL $$\n")
+    python.chmod(0o755)
+    (tmp_path / "model.xml").write_text("<net/>")
+    lone = find_deployment(Target(tmp_path / "model.xml"), visits=True)
+    visited = lone.model_copy(update={"engine": "openvino", "environment": tmp_path})
+    with WorkerProcess(visited, RunOptions()) as worker, pytest.raises(ResourceExhausted, match="while it loaded"):
+        worker.load()
