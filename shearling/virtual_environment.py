@@ -14,6 +14,8 @@ from pathlib import Path
 from shearling.errors import PackageMissing
 from shearling.registry.runtimes import RuntimeEntry
 
+ANSWER_S = 60.0
+"""In which a Python has to start, and say what it has."""
 ARCHIVES = (".whl", ".zip", ".tar.gz")
 """What pip takes for a file, even if it is a bare name."""
 
@@ -44,16 +46,43 @@ def require_packages(entry: RuntimeEntry, environment: Path | None) -> None:
 
 
 def installed_version(distribution: str, environment: Path | None) -> str | None:
-    """Version of what pip installed in an environment; None where it is not there."""
+    """Version of what pip installed in an environment; None where it is not there.
+
+    Raises:
+        PackageMissing: the Python of the environment does not answer.
+    """
     if environment is None:
         try:
             return importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             return None
     question = f"import importlib.metadata; print(importlib.metadata.version({distribution!r}))"
-    command = [str(interpreter_of(environment)), "-I", "-c", question]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = ask_python(environment, ["-I", "-c", question])
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def ask_python(environment: Path | None, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """What the Python of a virtual environment says, and its exit code.
+
+    Args:
+        environment: None is the one that runs.
+        arguments: of Python.
+
+    Raises:
+        PackageMissing: it says nothing for a minute, or cannot be started.
+    """
+    command = [str(interpreter_of(environment)), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        reason = f"nothing was said for {ANSWER_S:g} s"
+    except OSError as error:
+        reason = str(error.strerror)
+    raise PackageMissing(
+        f"its Python does not answer: {reason}",
+        where=environment or "this environment",
+        remedy=f"See what this does: {command[0]} -c pass",
+    )
 
 
 def _has_pip() -> bool:
@@ -126,9 +155,7 @@ def _require_in(environment: Path, package: str, installed_as: str) -> None:
     question = (
         f"import importlib.util, sys; print(*sys.version_info[:2], importlib.util.find_spec({package!r}) is not None)"
     )
-    answer = subprocess.run(
-        [str(interpreter), "-c", question], capture_output=True, text=True, check=False, timeout=60
-    ).stdout.split()
+    answer = ask_python(environment, ["-c", question]).stdout.split()
     own = [str(number) for number in sys.version_info[:2]]
     if answer[:2] != own:
         found = ".".join(answer[:2]) or "another version"

@@ -7,7 +7,6 @@ whoever is compared with such a model in the same format is visited as well, whe
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from serve.runtimes.runtime import RunOptions
 from shearling.errors import CheckpointUnsafe, DeviceUnavailable, PackageMissing, UsageError
 from shearling.model.checkpoint_safety import check_configuration
 from shearling.registry.runtimes import RUNTIMES
-from shearling.virtual_environment import interpreter_of
+from shearling.virtual_environment import ask_python, interpreter_of
 
 TOKENIZER = tuple(f"openvino_{part}.{suffix}" for part in ("tokenizer", "detokenizer") for suffix in ("xml", "bin"))
 OLDEST_PYTHON = (3, 9)
@@ -96,13 +95,7 @@ def _missing(environment: Path | None, modules: Sequence[str]) -> list[str]:
             where=environment,
             remedy="Make one with python -m venv, and install the runtime into it",
         )
-    done = subprocess.run(
-        [str(interpreter), "-I", "-c", QUESTION, json.dumps(list(modules))],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = ask_python(environment, ["-I", "-c", QUESTION, json.dumps(list(modules))])
     try:
         version, missing = json.loads(done.stdout)
     except ValueError:

@@ -184,6 +184,17 @@ def test_environments_that_cannot_serve(export: Path, environment: Path, tmp_pat
         find(environment, model=export / "onnx", device="CUDA")
 
 
+def test_an_environment_whose_python_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shearling.virtual_environment.ANSWER_S", 0.2)
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    (tmp_path / "model.xml").write_text("<net/>")
+    with pytest.raises(PackageMissing, match=r"does not answer: nothing was said for 0\.2 s"):
+        find_deployments([parse_target(f"{tmp_path / 'model.xml'}@environment={tmp_path}")], RunOptions())
+
+
 def test_a_model_that_could_run_code_is_not_loaded(export: Path, environment: Path, tmp_path: Path) -> None:
     model = writable_copy(export / "model", tmp_path / "model")
     text = (model / "config.json").read_text()
