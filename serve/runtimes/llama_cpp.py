@@ -98,7 +98,7 @@ class LlamaCppRuntime:
             ModelUnsupported: the template fails.
         """
         if not chat:
-            return list(self._model.tokenize(prompt.encode(), add_bos=True, special=False))
+            return list(self._model.tokenize(prompt.encode(), add_bos=True, special=True))
         ends = {
             name: self._text(token)
             for name, token in (("eos_token", self._model.token_eos()), ("bos_token", self._model.token_bos()))

@@ -40,7 +40,7 @@ class Llama:
         return 2
 
     def tokenize(self, text, *, add_bos, special):
-        return [1] * add_bos + list(text)
+        return [1] * add_bos + list(text.replace(b"</s>", b"\\2") if special else text)
 
     def detokenize(self, tokens, special=False):
         return "".join(f"<{token}>" for token in tokens).encode()
@@ -142,6 +142,10 @@ show([runtime.generate([[3, 10]], work).model_dump() for work in works])
     assert (stopped["token_ids"], len(stopped["gaps_s"])) == ([11, 12, 13], 3)
 
 
+def test_special_tokens_in_a_prompt_are_read_as_in_other_formats(gguf_file: Path, environment: Path) -> None:
+    assert run_inside(environment, gguf_file, 'show(runtime.encode("a</s>", chat=False))') == [1, ord("a"), 2]
+
+
 @pytest.mark.parametrize(
     ("template", "rendered"),
     [
@@ -176,6 +180,8 @@ def test_the_real_llama_cpp_continues_like_torch(gguf_file: Path) -> None:
     runtime = load_runtime(find_deployment(Target(gguf_file)), RunOptions(threads=1))
     prompt = tiny_tokenizer()("Area man wins.").input_ids
     assert runtime.encode("Area man wins.", chat=False) == prompt
+    ended = "Area man wins.</s>"
+    assert runtime.encode(ended, chat=False) == tiny_tokenizer()(ended).input_ids
     expected = (
         llama_tied_gqa().generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
     )
