@@ -21,6 +21,8 @@ from shearling.model.gguf_header import is_gguf, read_header
 MOST_CONTEXT_TOKENS = 4096
 """Memory for so many positions is taken at once, however many the model knows."""
 BATCH_TOKENS = 512
+PIECE_BYTES = 64
+"""That most tokens fit in."""
 
 
 def read_model_facts(path: Path) -> ModelFacts | None:
@@ -100,7 +102,7 @@ class LlamaCppRuntime:
         if not chat:
             return list(self._model.tokenize(prompt.encode(), add_bos=True, special=True))
         ends = {
-            name: self._text(token)
+            name: self._piece(token, special=True).decode(errors="replace")
             for name, token in (("eos_token", self._model.token_eos()), ("bos_token", self._model.token_bos()))
         }
         # Not with llama-cpp-python's own formatter, which knows less of Jinja than templates for transformers use.
@@ -109,7 +111,7 @@ class LlamaCppRuntime:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
-        return bytes(self._model.detokenize(list(token_ids))).decode(errors="replace")
+        return b"".join(map(self._piece, token_ids)).decode(errors="replace")
 
     def generate(self, rows: Sequence[Sequence[int]], work: Decoding) -> Generation:
         """See `Runtime.generate`.
@@ -143,5 +145,18 @@ class LlamaCppRuntime:
         logits = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
         return int(np.argmax(np.ctypeslib.as_array(logits, shape=(self._model.n_vocab(),))))
 
-    def _text(self, token: int) -> str:
-        return bytes(self._model.detokenize([token], special=True)).decode(errors="replace")
+    def _piece(self, token: int, *, special: bool = False) -> bytes:
+        """Of a text; llama-cpp-python's own `detokenize` cuts what is longer than 32 bytes."""
+        import ctypes
+
+        import llama_cpp
+
+        vocabulary = llama_cpp.llama_model_get_vocab(self._model.model)
+        room = PIECE_BYTES
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            written = llama_cpp.llama_token_to_piece(vocabulary, token, buffer, room, 0, special)
+            if written >= 0:
+                return buffer.raw[:written]
+            # It says how much it needs.
+            room = -written

@@ -26,7 +26,7 @@ class Llama:
     """Counts upwards from the last token; what is under test is how it is called."""
 
     def __init__(self, path, *, n_ctx, n_batch, n_threads, n_threads_batch, flash_attn, use_mmap, verbose):
-        self.n_threads, self.ctx = n_threads, self
+        self.n_threads, self.ctx, self.model = n_threads, self, self
         with open(path + ".asked", "w") as file:
             json.dump({"flash_attn": flash_attn, "use_mmap": use_mmap}, file)
 
@@ -42,14 +42,21 @@ class Llama:
     def tokenize(self, text, *, add_bos, special):
         return [1] * add_bos + list(text.replace(b"</s>", b"\\2") if special else text)
 
-    def detokenize(self, tokens, special=False):
-        return "".join(f"<{token}>" for token in tokens).encode()
-
     def reset(self):
         self.last = None
 
     def eval(self, tokens):
         self.last = tokens[-1]
+
+def llama_model_get_vocab(model):
+    return model
+
+def llama_token_to_piece(vocab, token, buf, length, lstrip, special):
+    piece = f"<{token}>".encode() * (100 if token == 399 else special or token > 2)
+    if len(piece) > length:
+        return -len(piece)
+    buf[: len(piece)] = piece
+    return len(piece)
 
 def llama_get_logits_ith(ctx, index):
     assert index == -1
@@ -144,6 +151,10 @@ show([runtime.generate([[3, 10]], work).model_dump() for work in works])
 
 def test_special_tokens_in_a_prompt_are_read_as_in_other_formats(gguf_file: Path, environment: Path) -> None:
     assert run_inside(environment, gguf_file, 'show(runtime.encode("a</s>", chat=False))') == [1, ord("a"), 2]
+
+
+def test_a_long_token_is_whole_and_special_ones_are_left_out(gguf_file: Path, environment: Path) -> None:
+    assert run_inside(environment, gguf_file, "show(runtime.decode([1, 5, 399, 2]))") == "<5>" + "<399>" * 100
 
 
 @pytest.mark.parametrize(
