@@ -7,7 +7,6 @@ An artefact is verified byte for byte first, also when the directory given is on
 from __future__ import annotations
 
 import fnmatch
-import glob
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import pydantic
 
+from serve.runtimes.lone_file import files_of
 from shearling.artefact import list_files, sha256_file
 from shearling.errors import ArtefactMissing, UsageError
 from shearling.model.context_length import read_count, stated_length
@@ -141,8 +141,7 @@ def _from_file(target: Target, *, visits: bool) -> Deployment:
                 remedy="Leave --format out, and name formats behind the paths: DIR@format=onnx",
             )
         _check_settings(target, entry, visits=visits)
-        # Weights may lie beside it, and are named after it.
-        weights = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) if beside else [path]
+        weights = files_of(path) if beside else [path]
         size_bytes = sum(file.stat().st_size for file in weights)
         deployment = _deployment(
             target,

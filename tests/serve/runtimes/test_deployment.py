@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from serve.runtimes.deployment import find_deployment
@@ -53,6 +55,37 @@ def test_a_file_is_told_from_another_whatever_its_name(tmp_path: Path) -> None:
         found.append(find_deployment(Target(path), visits=True))
         assert found[-1].weights_bytes == found[-1].bytes == len("<net/>") + len(content)
     assert found[0].weights_sha256 != found[1].weights_sha256
+
+
+NEIGHBOURS = ("model.log", "model.safetensors", "model.onnx.json", "other.data")
+
+
+def test_a_lone_ir_is_its_two_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.xml"
+    path.write_text("<net/>")
+    path.with_suffix(".bin").write_bytes(b"weights")
+    before = find_deployment(Target(path), visits=True)
+    for name in (*NEIGHBOURS, "model.onnx", "model.data"):
+        (tmp_path / name).write_bytes(b"something else")
+    assert find_deployment(Target(path), visits=True) == before
+    assert before.weights_bytes == len("<net/>weights")
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "model.onnx_data", "weights.bin", f"{'long' * 50}.data", None])
+def test_a_lone_onnx_graph_is_what_it_names(tmp_path: Path, name: str | None) -> None:
+    path = tmp_path / "model.onnx"
+    values = onnx.numpy_helper.from_array(np.arange(1024, dtype=np.float32), "values")
+    output = onnx.helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, [1024])
+    node = onnx.helper.make_node("Identity", ["values"], ["output"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "graph", [], [output], [values]))
+    onnx.save(model, path, save_as_external_data=name is not None, location=name)
+    held = sorted(tmp_path.iterdir())
+    assert len(held) == (1 if name is None else 2)
+    before = find_deployment(Target(path), visits=True)
+    for neighbour in (*NEIGHBOURS, "model.bin", "model.xml"):
+        (tmp_path / neighbour).write_bytes(b"something else")
+    assert find_deployment(Target(path), visits=True) == before
+    assert before.weights_bytes == before.bytes == sum(file.stat().st_size for file in held)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
