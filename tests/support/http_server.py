@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,21 @@ class HttpServer:
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=60, **options)
+
+    @contextmanager
+    def unread(self, path: str, body: Any) -> Iterator[socket.socket]:
+        """A connection that has asked, and takes hardly anything of the answer by itself."""
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        host, port = self.url.removeprefix("http://").split(":")
+        with socket.socket() as unread:
+            unread.settimeout(60)
+            # Both make the buffers small, on either side, if they are set before it connects.
+            unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            unread.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+            unread.connect((host, int(port)))
+            unread.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            yield unread
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -12,8 +11,7 @@ import threading
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -101,24 +99,12 @@ def test_health_says_that_it_is_ending(export: Path) -> None:
         assert server.end() == (0, {"status": "ok", "answered": 1})
 
 
-@contextmanager
-def ask_and_read_nothing(server: HttpServer) -> Iterator[None]:
-    body = json.dumps({**REQUEST, "n": CHOICES, "stream": True}).encode()
-    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.socket() as unread:
-        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        unread.connect((host, int(port)))
-        unread.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        yield
-
-
 @pytest.mark.parametrize("how", ["a second signal", "the end of the grace"])
 def test_what_does_not_end_in_time_is_told(export: Path, how: str) -> None:
     options = ("--concurrency", "1", "--grace", "0.01" if how == "the end of the grace" else "600")
     with serving(f"tiny={export}", options=options) as server, ExitStack() as unread:
         for _ in range(REQUESTS):
-            unread.enter_context(ask_and_read_nothing(server))
+            unread.enter_context(server.unread(COMPLETIONS, {**REQUEST, "n": CHOICES, "stream": True}))
         while server.metric("shearling_waiting_texts") <= (REQUESTS - 1) * CHOICES:
             time.sleep(0.01)
         server.terminate()

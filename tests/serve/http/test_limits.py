@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
+import re
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -161,16 +162,24 @@ def test_a_key_is_asked_for_everywhere_but_at_health(export: Path) -> None:
         assert "right-key" not in guarded.log
 
 
-def test_a_slow_reader_holds_nobody_up(narrow: HttpServer) -> None:
-    """It is sent what it takes, and its place is free once its text is made."""
-    finished = threading.Event()
+def test_a_slow_reader_holds_nobody_up(export: Path) -> None:
+    """It is sent what it takes, and its places are free once its texts are made."""
+    # Every event names the model: together they are more than the buffers on their way hold.
+    name = "/".join(["n" * 200] * 18)
     with (
-        httpx.Client(base_url=narrow.url) as client,
-        client.stream("POST", COMPLETIONS, json={**LONG, "stream": True}) as response,
+        serving(f"{name}={export}", options=("--concurrency", "1")) as server,
+        server.unread(COMPLETIONS, {**ENDLESS, "model": name, "stream": True}) as slow,
     ):
-        lines = response.iter_lines()
-        next(lines)
-        assert narrow.post(COMPLETIONS, {**LONG, "max_tokens": 1}).status_code == 200
-        finished.set()
-        time.sleep(0.05)
-        assert "[DONE]" in "".join(lines)
+        while server.metric("shearling_new_tokens_total") < 16 * 200:
+            time.sleep(0.02)
+        server.wait_for("shearling_running_texts", 0)
+        assert server.post(COMPLETIONS, {**LONG, "model": name, "max_tokens": 1}).status_code == 200
+        answered = re.findall(r'requests_total{path="/v1/completions".*', httpx.get(server.url + "/metrics").text)
+        # The other one alone, which came later.
+        assert answered == ['requests_total{path="/v1/completions",status="200"} 1.0']
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
+        read = b""
+        while b"data: [DONE]" not in read[-1000:]:
+            piece = slow.recv(2**16)
+            assert piece
+            read += piece
