@@ -35,8 +35,8 @@ from search.stage import search
 from shearling.console import log
 from shearling.executors.executor import Job, Workforce, make_executor
 from shearling.run import Run
+from tests.support.ray_clusters import ray_cluster
 
-STORE_BYTES = 200 * 2**20
 NODES = 3
 LONG_JOB_S = 2.0
 ACTOR = "ray::Actor"
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
 
 
 def _costs(options: argparse.Namespace) -> dict[str, Any]:
-    with _cluster(cpus=-(-options.workers // NODES)) as cluster:
+    with ray_cluster(nodes=NODES, cpus=-(-options.workers // NODES)) as cluster:
         found: dict[str, Any] = {}
         for name in ("processes", "ray"):
             where = cluster.address if name == "ray" else None
@@ -110,7 +110,7 @@ def _kills(options: argparse.Namespace) -> dict[str, Any]:
         found, counts = {}, [int(count) for count in options.counts.split(",")]
         for workers in counts:
             place, wanted = Path(directory) / str(workers), options.kills if workers == counts[-1] else 0
-            with _cluster(cpus=2) as cluster, _killing(cluster, place, wanted) as killed:
+            with ray_cluster(nodes=NODES, cpus=2) as cluster, _killing(cluster, place, wanted) as killed:
                 started_s = time.perf_counter()
                 same = _search(options, place, Workforce("ray", workers, address=cluster.address)) == expected
                 seconds = round(time.perf_counter() - started_s, 1)
@@ -165,23 +165,6 @@ def _search(options: argparse.Namespace, place: Path, workforce: Workforce) -> t
     best = json.loads((run.search / "best.json").read_text())
     del best["created"], best["metrics"]["seconds"]
     return [{key: line[key] for key in line.keys() - {"seconds"}} for line in journal], best
-
-
-@contextmanager
-def _cluster(*, cpus: int) -> Iterator[Any]:
-    """A cluster of several nodes, all on this machine; the head does no work."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(NODES):
-            cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES)
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 if __name__ == "__main__":

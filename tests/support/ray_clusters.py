@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import pytest
+from unittest import mock
 
 STORE_BYTES = 100 * 2**20
 
@@ -45,7 +44,8 @@ def _without_grammar() -> Iterator[None]:
 
     It reads a grammar for two seconds. A tool for bills of materials has brought it; Ray checks no IRI.
     """
-    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "rfc3987_syntax.py").write_text("raise ImportError\n")
-        patch.setenv("PYTHONPATH", directory, prepend=os.pathsep)
-        yield
+        path = os.pathsep.join(filter(None, (directory, os.environ.get("PYTHONPATH"))))
+        with mock.patch.dict(os.environ, PYTHONPATH=path):
+            yield
