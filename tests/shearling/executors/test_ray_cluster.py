@@ -161,19 +161,29 @@ def test_another_source_or_version_on_a_worker_is_refused(cluster: Any, monkeypa
     check_identity(own_identity(), where="here")
 
 
-def test_a_cluster_of_another_version_of_ray_is_refused() -> None:
+@pytest.fixture
+def older_cluster(cluster: Any) -> Iterator[Any]:
+    """Says of itself that it runs another version of Ray."""
     import ray
     from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-    with ray_cluster(nodes=1) as cluster:
-        # What the head says of itself.
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        said = json.loads(_internal_kv_get(b"CLUSTER_METADATA", namespace=KV_NAMESPACE_CLUSTER))
-        other = json.dumps({**said, "ray_version": "2.49.0"}).encode()
-        _internal_kv_put(b"CLUSTER_METADATA", other, overwrite=True, namespace=KV_NAMESPACE_CLUSTER)
-        with pytest.raises(EnvironmentFault, match=r"the cluster runs other versions.*Ray: 2\.49\.0") as caught:
-            check_workforce(on(cluster))
+    name, namespace = b"CLUSTER_METADATA", KV_NAMESPACE_CLUSTER
+    # What the head says of itself.
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    said = _internal_kv_get(name, namespace=namespace)
+    other = json.dumps({**json.loads(said), "ray_version": "2.49.0"}).encode()
+    try:
+        _internal_kv_put(name, other, overwrite=True, namespace=namespace)
+        yield cluster
+    finally:
+        _internal_kv_put(name, said, overwrite=True, namespace=namespace)
+        ray.shutdown()
+
+
+def test_a_cluster_of_another_version_of_ray_is_refused(older_cluster: Any) -> None:
+    with pytest.raises(EnvironmentFault, match=r"the cluster runs other versions.*Ray: 2\.49\.0") as caught:
+        check_workforce(on(older_cluster))
     assert caught.value.exit_code == 4
 
 
