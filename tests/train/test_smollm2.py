@@ -9,9 +9,7 @@ from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
-from tests.support.smollm2 import SMOLLM2
-from train.base.artefact import import_base
-from train.package_asset import fetch
+from tests.support.smollm2 import smollm2_base
 from train.sparsity.artefact import write_sparse
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, RowTokeniser
 from train.task.chat import ChatRenderer
@@ -22,9 +20,7 @@ pytestmark = [pytest.mark.pretrained, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return import_base(
-        fetch(SMOLLM2), tmp_path_factory.mktemp("smollm2") / "base", model_id="HuggingFaceTB/SmolLM2-135M-Instruct"
-    )
+    return smollm2_base(tmp_path_factory)
 
 
 def test_tokens_are_those_of_the_original(base):
