@@ -42,13 +42,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _kept_graphs() -> Iterator[KeptGraphs]:
+def _kept_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptGraphs]:
     """Equal modules are traced once."""
     import torch
 
     from tests.support.kept_graphs import KeptGraphs
 
-    kept = KeptGraphs(torch.onnx.export)
+    kept = KeptGraphs(torch.onnx.export, tmp_path_factory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", kept)
         yield kept

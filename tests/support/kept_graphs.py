@@ -1,4 +1,4 @@
-"""ONNX graphs that torch makes once for all tests of a process: for equal modules it makes equal ones, in seconds."""
+"""ONNX graphs that torch makes once for all tests of a run: for equal modules it makes equal ones, in seconds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from tests.support.once_per_run import once_per_run
 
 LARGEST_BYTES = 16 << 20
 """Of a module's tensors; the graph of a larger one is not kept."""
+
+IN_NO_GRAPH = {"_is_hf_initialized", "architectures", "dtype", "model_type", "transformers_version"}
+"""What a module or its configuration notes of where it has come from; the types of its tensors say what they are."""
 
 
 class KeptGraphs:
@@ -22,10 +29,15 @@ class KeptGraphs:
     Equal are modules with the same classes, attributes and tensors, which are asked for in the same way. What torch
     itself, or a library, does otherwise from one test to the next is not noticed: a test that patches one of them
     between two exports asks `torch.onnx.export` itself (`fresh_graphs`).
+
+    Args:
+        export: torch's own.
+        factory: the fixture `tmp_path_factory`; graphs lie where all processes of a run find them.
     """
 
-    def __init__(self, export: Callable[..., Any]) -> None:
+    def __init__(self, export: Callable[..., Any], factory: pytest.TempPathFactory) -> None:
         self.export = export
+        self._factory = factory
         self._kept: dict[bytes, Any] = {}
 
     def __call__(self, module: nn.Module, *arguments: Any, **options: Any) -> Any:
@@ -34,7 +46,12 @@ class KeptGraphs:
         if key is None:
             return self.export(module, *arguments, **options)
         if key not in self._kept:
-            model = self.export(module, *arguments, **options).model
+            import onnx_ir
+
+            def make(directory: Path) -> None:
+                onnx_ir.save(self.export(module, *arguments, **options).model, directory / "model.onnx")
+
+            model = onnx_ir.load(once_per_run(self._factory, f"graph-{key.hex()}", make) / "model.onnx")
             for value in model.graph.initializers.values():
                 value.const_value = _own(value)
             self._kept[key] = model
@@ -57,17 +74,39 @@ def _digest(question: object) -> bytes | None:
     stream = io.BytesIO()
     try:
         _Writer(stream).dump(question)
-    except (pickle.PicklingError, AttributeError, TypeError):
+    except (pickle.PicklingError, AttributeError, TypeError, RecursionError):
         return None
     return hashlib.sha256(stream.getvalue()).digest()
 
 
-class _Writer(pickle.Pickler):
-    """Writes tensors by what they hold, and one that stands in several places as one."""
+def _in_order(value: object) -> object:
+    return {name: _in_order(value[name]) for name in sorted(value)} if isinstance(value, dict) else value
+
+
+class _Writer(pickle._Pickler):
+    """Writes tensors by what they hold, and one that stands in several places as one.
+
+    A text, list or the like is written wherever it stands: whether two that are equal are one is in no graph, and a
+    model may be asked for once with the list that its class has and once with one of its own.
+    """
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream, protocol=pickle.HIGHEST_PROTOCOL)
         self._numbers: dict[int, int] = {}
+
+    def memoize(self, value: object) -> None:
+        """See `pickle._Pickler`, which puts down what it will not write again."""
+        if not isinstance(value, str | bytes | tuple | list | dict | set | frozenset):
+            super().memoize(value)
+
+    def reducer_override(self, value: object) -> Any:
+        """See `pickle.Pickler`."""
+        if not isinstance(value, nn.Module | PretrainedConfig):
+            return NotImplemented
+        make, arguments, state, *rest = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        told = {name: part for name, part in sorted(state.items()) if name not in IN_NO_GRAPH}
+        # In a configuration, unlike in a module, no order of names says anything.
+        return (make, arguments, _in_order(told) if isinstance(value, PretrainedConfig) else told, *rest)
 
     def persistent_id(self, value: object) -> object:
         """See `pickle.Pickler`."""
