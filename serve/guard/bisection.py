@@ -6,20 +6,18 @@ what is left in doubt, until two neighbours are left. As with `git bisect`, what
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.guard.machine_lock import open_lock
+from serve.guard.machine_lock import locked
 from serve.guard.regression import CheckOutcome, Verdict
 from serve.guard.reports import CheckRecord
 from shearling.console import log
@@ -148,11 +146,8 @@ def bisect_versions(
         def measure(place: int) -> CheckOutcome:
             version = versions[place]
             log.print(f"measuring {installation.package} {version} against {versions[0]}")
-            with (
-                kept_environment(root, installation, version) as candidate,
-                kept_environment(root, installation, versions[0]) as reference,
-            ):
-                verdict, record = check(candidate, reference, version)
+            candidate, reference = (keep_environment(root, installation, each) for each in (version, versions[0]))
+            verdict, record = check(candidate, reference, version)
             outcomes[version] = verdict.outcome
             records.append(record)
             log.print(f"{installation.package} {version}: {verdict.outcome}")
@@ -169,14 +164,14 @@ def bisect_versions(
     )
 
 
-@contextmanager
-def kept_environment(root: Path, installation: Installation, version: str) -> Iterator[Path]:
-    """The environment of a version: one that was made before, if it is finished, or a new one. Nobody removes it before
-    the context ends, and nobody sees it before it is finished: a lock beside it is held, which the system releases for
-    a process that dies.
+def keep_environment(root: Path, installation: Installation, version: str) -> Path:
+    """The environment of a version: one that was made before, if it is finished, or a new one.
+
+    Its directory is named after what it holds, so that a finished one is never removed. Of several who want one that is
+    not finished, one makes it, and the others wait; the system releases the lock of a process that dies.
 
     Args:
-        root: holds environments, each in a directory named after what it holds.
+        root: of environments.
         installation: how it is made.
         version: of the package.
 
@@ -191,27 +186,15 @@ def kept_environment(root: Path, installation: Installation, version: str) -> It
     finished = making.model_copy(update={"finished": True})
     directory = root / f"{installation.package}-{version}-{making.digest}"
     root.mkdir(parents=True, exist_ok=True)
-    lock = open_lock(root / f"{directory.name}.lock", remedy="Give other --environments")
-    try:
-        _take(lock, fcntl.LOCK_SH, directory)
-        # Whoever exchanges a lock for another holds none meanwhile.
-        while _record(directory) != finished:
-            _take(lock, fcntl.LOCK_EX, directory)
-            if _record(directory) != finished:
-                log.print(f"installing {installation.package} {version}")
-                _make(directory, making, installation.interpreter)
-            _take(lock, fcntl.LOCK_SH, directory)
-        yield directory
-    finally:
-        os.close(lock)
-
-
-def _take(lock: int, kind: int, directory: Path) -> None:
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.print(f"somebody else installs {directory.name}: waiting until it is finished", markup=False)
-        fcntl.flock(lock, kind)
+    with locked(
+        root / f"{directory.name}.lock",
+        waiting=f"somebody else installs {directory.name}: waiting until it is finished",
+        remedy="Give other --environments",
+    ):
+        if _record(directory) != finished:
+            log.print(f"installing {installation.package} {version}")
+            _make(directory, making, installation.interpreter)
+    return directory
 
 
 def _record(directory: Path) -> KeptEnvironment | None:

@@ -29,46 +29,61 @@ def measuring_alone() -> Iterator[None]:
     Raises:
         EnvironmentFault: there can be no such file.
     """
-    descriptor = open_lock(lock_path(), remedy=f"Name another file that all can read: {VARIABLE}=FILE")
+    with locked(
+        lock_path(),
+        waiting="another check measures on this machine: waiting until it has ended",
+        remedy=f"Name another file that all can read: {VARIABLE}=FILE",
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, waiting: str, remedy: str) -> Iterator[None]:
+    """Wait until nobody else holds a lock, and hold it; the system releases that of a process that dies.
+
+    Args:
+        path: of a file, which is made where there is none, and stays; its directory is there.
+        waiting: told where somebody else holds it.
+        remedy: what to do where it cannot be locked.
+
+    Raises:
+        EnvironmentFault: it cannot.
+    """
+    descriptor = _open(path, remedy=remedy)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.print("another check measures on this machine: waiting until it has ended")
+            log.print(waiting, markup=False)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _unlockable(path, error, remedy) from None
         yield
     finally:
         os.close(descriptor)
 
 
-def open_lock(path: Path, *, remedy: str) -> int:
-    """A descriptor of a file for `fcntl.flock`, which is made where there is none, and stays.
-
-    Args:
-        path: in a directory that is there.
-        remedy: what to do where it cannot be opened.
-
-    Raises:
-        EnvironmentFault: there can be no such file.
-    """
-    # Reading is enough for a lock, and what belongs to somebody else in a shared directory may not be created anew.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+def _open(path: Path, *, remedy: str) -> int:
+    # What belongs to somebody else in a shared directory may not be created anew.
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        try:
-            descriptor = os.open(path, flags)
-        except FileNotFoundError:
-            with contextlib.suppress(FileExistsError):
-                made = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+        with contextlib.suppress(FileExistsError):
+            if not path.exists():
+                made = os.open(path, flags | os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
                 os.fchmod(made, 0o644)  # whatever the umask is: other users have to read it
                 os.close(made)
-            descriptor = os.open(path, flags)
+        try:
+            # NFS locks only what may be written; elsewhere reading is enough.
+            descriptor = os.open(path, flags | os.O_RDWR)
+        except (PermissionError, IsADirectoryError):
+            descriptor = os.open(path, flags | os.O_RDONLY)
     except OSError as error:
-        raise EnvironmentFault(
-            f"cannot be opened, so checks cannot take turns: {error.strerror}",
-            where=path,
-            remedy=remedy,
-        ) from None
+        raise _unlockable(path, error, remedy) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise EnvironmentFault("no regular file", where=path, remedy=remedy)
     return descriptor
+
+
+def _unlockable(path: Path, error: OSError, remedy: str) -> EnvironmentFault:
+    return EnvironmentFault(f"cannot be locked, so nobody can take turns: {error.strerror}", where=path, remedy=remedy)

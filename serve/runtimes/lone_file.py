@@ -19,9 +19,9 @@ def files_of(path: Path) -> list[Path]:
     if path.suffix == ".xml":
         named = {path.with_suffix(".bin").name}
     elif path.suffix == ".onnx":
-        named = set(_external_data(path))
-    beside = (file for file in path.parent.iterdir() if file.name in named and file.is_file())
-    return sorted({path, *beside})
+        # As runtimes do, none that lies elsewhere.
+        named = {name for name in _external_data(path) if ".." not in Path(name).parts and not Path(name).is_absolute()}
+    return sorted({path, *(path.parent / name for name in named if (path.parent / name).is_file())})
 
 
 def _external_data(path: Path) -> Iterator[str]:

@@ -180,7 +180,8 @@ def _refusing(problem: str, *, where: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # A bare assert says nothing.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelUnsupported(f"{problem}: {reason}", where=where) from error
 
 

@@ -26,7 +26,7 @@ from serve.guard.bisection import (
     Bisection,
     Installation,
     _first_slow,
-    kept_environment,
+    keep_environment,
     parse_versions,
     require_none_slower,
 )
@@ -134,8 +134,8 @@ def test_paths_are_relative_to_where_the_command_was_given(
     (wheel,) = shelf.glob("companion*")
     shutil.copy(wheel, tmp_path)
     installation = Installation("some-runtime", (wheel.name,), Path("own/python"))
-    with kept_environment(tmp_path / "kept", installation, "2") as place:
-        assert held_by(place).keys() >= {"some_runtime", "companion"}
+    place = keep_environment(tmp_path / "kept", installation, "2")
+    assert held_by(place).keys() >= {"some_runtime", "companion"}
     # From elsewhere the same words name something else.
     monkeypatch.chdir(tmp_path / "own")
     assert installation.requirements("2") == ["some-runtime==2", wheel.name]
@@ -151,15 +151,15 @@ def test_paths_are_relative_to_where_the_command_was_given(
 @pytest.mark.usefixtures("shelf")
 def test_a_kept_environment_is_used_again_if_it_holds_the_same(tmp_path: Path) -> None:
     installation = Installation("some-runtime", ())
-    with kept_environment(tmp_path, installation, "1") as place:
-        first = held_by(place)
+    place = keep_environment(tmp_path, installation, "1")
+    first = held_by(place)
     assert first.keys() == {"some_runtime"}
-    with kept_environment(tmp_path, installation, "1") as again, kept_environment(tmp_path, installation, "1"):
-        assert (again, held_by(again)) == (place, first)
-        # Other requirements take nothing away from whoever measures.
-        with kept_environment(tmp_path, replace(installation, also=("companion",)), "1") as other:
-            assert held_by(other).keys() == {"some_runtime", "companion"}
-        assert held_by(again) == first
+    again = keep_environment(tmp_path, installation, "1")
+    assert (again, held_by(again)) == (place, first)
+    # Other requirements take nothing away from whoever measures.
+    other = keep_environment(tmp_path, replace(installation, also=("companion",)), "1")
+    assert held_by(other).keys() == {"some_runtime", "companion"}
+    assert held_by(again) == first
 
 
 def test_what_somebody_installs_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,8 +173,8 @@ def test_what_somebody_installs_is_waited_for(tmp_path: Path, monkeypatch: pytes
         (directory / "finished").touch()
 
     def found() -> list[str]:
-        with kept_environment(tmp_path, Installation("some-runtime", ()), "1") as place:
-            return sorted(path.name for path in place.iterdir())
+        place = keep_environment(tmp_path, Installation("some-runtime", ()), "1")
+        return sorted(path.name for path in place.iterdir())
 
     monkeypatch.setattr("serve.guard.bisection.make_environment", make)
     with ThreadPoolExecutor(2) as pool:
@@ -191,8 +191,8 @@ def test_what_somebody_installs_is_waited_for(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.usefixtures("shelf")
 def test_an_environment_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
     making = (
-        "import sys; from pathlib import Path; from serve.guard.bisection import Installation, kept_environment; "
-        "kept_environment(Path(sys.argv[1]), Installation('some-runtime', ()), '1').__enter__()"
+        "import sys; from pathlib import Path; from serve.guard.bisection import Installation, keep_environment; "
+        "keep_environment(Path(sys.argv[1]), Installation('some-runtime', ()), '1')"
     )
     process = subprocess.Popen([sys.executable, "-c", making, str(tmp_path / "kept")])
     while not any(tmp_path.glob("kept/some-runtime-1-*/bin/python")):
@@ -200,20 +200,17 @@ def test_an_environment_whose_making_was_killed_is_made_anew(tmp_path: Path) -> 
         time.sleep(0.001)
     process.kill()
     process.wait()
-    with kept_environment(tmp_path / "kept", Installation("some-runtime", ()), "1") as place:
-        assert held_by(place).keys() == {"some_runtime"}
+    place = keep_environment(tmp_path / "kept", Installation("some-runtime", ()), "1")
+    assert held_by(place).keys() == {"some_runtime"}
 
 
 @pytest.mark.usefixtures("shelf")
 def test_what_somebody_else_has_made_is_neither_used_nor_removed(tmp_path: Path) -> None:
     installation = Installation("some-runtime", ())
-    with kept_environment(tmp_path, installation, "1") as place:
-        (place / RECORD).unlink()
-    with (
-        pytest.raises(UsageError, match="no record tells what it holds"),
-        kept_environment(tmp_path, installation, "1"),
-    ):
-        pass
+    place = keep_environment(tmp_path, installation, "1")
+    (place / RECORD).unlink()
+    with pytest.raises(UsageError, match="no record tells what it holds"):
+        keep_environment(tmp_path, installation, "1")
     assert (place / "bin" / "python").exists()
 
 

@@ -63,7 +63,7 @@ def test_a_lock_that_cannot_be_is_refused(lock: Path) -> None:
         pass
     lock.rmdir()
     lock.symlink_to(lock.with_name("elsewhere"))
-    with pytest.raises(EnvironmentFault, match="cannot be opened"), measuring_alone():
+    with pytest.raises(EnvironmentFault, match="cannot be locked"), measuring_alone():
         pass
 
 

@@ -71,15 +71,16 @@ def test_a_lone_ir_is_its_two_files(tmp_path: Path) -> None:
     assert before.weights_bytes == len("<net/>weights")
 
 
-@pytest.mark.parametrize("name", ["model.onnx.data", "model.onnx_data", "weights.bin", f"{'long' * 50}.data", None])
+@pytest.mark.parametrize("name", ["model.onnx.data", "model.onnx_data", "parts/weights.bin", f"{'long' * 50}.data", None])
 def test_a_lone_onnx_graph_is_what_it_names(tmp_path: Path, name: str | None) -> None:
     path = tmp_path / "model.onnx"
     values = onnx.numpy_helper.from_array(np.arange(1024, dtype=np.float32), "values")
     output = onnx.helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, [1024])
     node = onnx.helper.make_node("Identity", ["values"], ["output"])
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "graph", [], [output], [values]))
+    (tmp_path / "parts").mkdir()
     onnx.save(model, path, save_as_external_data=name is not None, location=name)
-    held = sorted(tmp_path.iterdir())
+    held = sorted(file for file in tmp_path.rglob("*") if file.is_file())
     assert len(held) == (1 if name is None else 2)
     before = find_deployment(Target(path), visits=True)
     for neighbour in (*NEIGHBOURS, "model.bin", "model.xml"):

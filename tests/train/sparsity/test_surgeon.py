@@ -101,6 +101,9 @@ def test_sparsegpt_prunes_no_more_zeros_than_the_pattern_has() -> None:
         pruned = surgeon_prune(weight.masked_fill(zeros, 0), hessian, pattern, where="layer")
         assert zeros[~pruned.mask].all()
         assert pattern.keep(pruned.mask.float()).equal(pruned.mask)
+        # As in blocks that were added as the identity, whose projections are nothing yet.
+        nothing = surgeon_prune(torch.zeros(4, 300), hessian, pattern, where="layer").mask
+        assert pattern.keep(nothing.float()).equal(nothing)
 
 
 @pytest.mark.parametrize(("pruned_of_run", "run"), [(2, 4), (4, 8)])

@@ -88,8 +88,8 @@ def _choose(scores: Tensor, mask: Tensor, *, settled: int, pattern: Pattern, whe
     """The mask of whole rows by today's scores, which are changed, in which the columns before `settled` stand as they
     are: ranked before or behind all others.
     """
-    # Twice, since one more than a large number may round to the number itself.
-    bound = 2 * scores.max() + 1
+    # Twice, since one more than a large number may round to the number itself. Where all are zeros none costs anything.
+    bound = 2 * scores.max().clamp(min=1) + 1
     scores[:, :settled] = mask[:, :settled] * bound * 2 - bound
     return keep_mask(scores, pattern, where=where)
 
