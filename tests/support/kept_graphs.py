@@ -12,14 +12,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from tests.support.once_per_run import once_per_run
 
 LARGEST_BYTES = 16 << 20
 """Of a module's tensors; the graph of a larger one is not kept."""
 
-IN_NO_GRAPH = {"_is_hf_initialized", "architectures", "dtype", "model_type", "transformers_version"}
+IN_NO_GRAPH = {
+    "_is_hf_initialized",
+    "_original_object_hash",
+    "architectures",
+    "dtype",
+    "model_type",
+    "transformers_version",
+}
 """What a module or its configuration notes of where it has come from; the types of its tensors say what they are."""
 
 
@@ -79,8 +86,11 @@ def _digest(question: object) -> bytes | None:
     return hashlib.sha256(stream.getvalue()).digest()
 
 
-def _in_order(value: object) -> object:
-    return {name: _in_order(value[name]) for name in sorted(value)} if isinstance(value, dict) else value
+def _in_order(value: Any) -> Any:
+    """The same in every process, in which texts have other hashes, and whoever has put it together."""
+    if isinstance(value, dict):
+        return {name: _in_order(value[name]) for name in sorted(value)}
+    return sorted(value) if isinstance(value, set) else value
 
 
 class _Writer(pickle._Pickler):
@@ -101,12 +111,16 @@ class _Writer(pickle._Pickler):
 
     def reducer_override(self, value: object) -> Any:
         """See `pickle.Pickler`."""
-        if not isinstance(value, nn.Module | PretrainedConfig):
+        if not isinstance(value, nn.Module | PretrainedConfig | GenerationConfig):
             return NotImplemented
         make, arguments, state, *rest = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         told = {name: part for name, part in sorted(state.items()) if name not in IN_NO_GRAPH}
-        # In a configuration, unlike in a module, no order of names says anything.
-        return (make, arguments, _in_order(told) if isinstance(value, PretrainedConfig) else told, *rest)
+        if isinstance(value, nn.Module):
+            # The order of its parts is that of its graph.
+            told = {name: _in_order(part) if isinstance(part, set) else part for name, part in told.items()}
+        else:
+            told = {name: _in_order(part) for name, part in told.items()}
+        return (make, arguments, told, *rest)
 
     def persistent_id(self, value: object) -> object:
         """See `pickle.Pickler`."""
