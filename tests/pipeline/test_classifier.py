@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from transformers import BartConfig, CohereConfig, SqueezeBertConfig
 
 from benchmarks.gguf_writer import write_gguf
@@ -24,10 +27,12 @@ from search.stage import search
 from serve.bench.forward import _load, measure_forwards
 from serve.runtimes.deployment import find_deployment
 from shearling.artefact import open_artefact
+from shearling.calibration.windows import token_stream
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.elastic.subnet import open_subnet
 from shearling.errors import ModelUnsupported, RecipeInvalid, UsageError
 from shearling.evaluation.scoreboard import parse_tasks, score_models
+from shearling.evaluation.task import read_rows
 from shearling.model.checkpoint import load_model
 from shearling.recipe.recipe import read_recipe
 from shearling.run import Run
@@ -184,8 +189,17 @@ def make_pruned(directory: Path, *, masked: bool) -> Run:
         write_recipe(directory, extra=SPARSITY).read_text().replace("masked = false", f"masked = {json.dumps(masked)}")
     )
     (directory / "recipe.toml").write_text(recipe)
-    run = Run(directory / "run")
-    run_recipe(read_recipe(directory / "recipe.toml"), run.path)
+    run, calibrated = Run(directory / "run"), []
+
+    def watched(texts: Sequence[str], tokenizer: Any) -> torch.Tensor:
+        calibrated.extend(texts)
+        return token_stream(texts, tokenizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.sparsity.calibration.token_stream", watched)
+        run_recipe(read_recipe(directory / "recipe.toml"), run.path)
+    # What it reads, without the label behind it.
+    assert set(calibrated) == {row.prompt for row in read_rows(run.task, "train")}
     search(run, SETTINGS, BestRule(accuracy_delta=0.5))
     return run
 

@@ -19,15 +19,9 @@ from tests.support.once_per_run import once_per_run
 LARGEST_BYTES = 16 << 20
 """Of a module's tensors; the graph of a larger one is not kept."""
 
-IN_NO_GRAPH = {
-    "_is_hf_initialized",
-    "_original_object_hash",
-    "architectures",
-    "dtype",
-    "model_type",
-    "transformers_version",
-}
-"""What a module or its configuration notes of where it has come from; the types of its tensors say what they are."""
+OF_NO_MODULE = {"_is_hf_initialized"}
+OF_NO_CONFIGURATION = {"_original_object_hash", "architectures", "dtype", "model_type", "transformers_version"}
+"""What is noted of where a model has come from, and is in no graph; the types of its tensors say what they are."""
 
 
 class KeptGraphs:
@@ -114,13 +108,14 @@ class _Writer(pickle._Pickler):
         if not isinstance(value, nn.Module | PretrainedConfig | GenerationConfig):
             return NotImplemented
         make, arguments, state, *rest = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-        told = {name: part for name, part in sorted(state.items()) if name not in IN_NO_GRAPH}
-        if isinstance(value, nn.Module):
-            # The order of its parts is that of its graph.
-            told = {name: _in_order(part) if isinstance(part, set) else part for name, part in told.items()}
-        else:
-            told = {name: _in_order(part) for name, part in told.items()}
-        return (make, arguments, told, *rest)
+        module = isinstance(value, nn.Module)
+        left_out = OF_NO_MODULE if module else OF_NO_CONFIGURATION
+        told = {name: part for name, part in sorted(state.items()) if name not in left_out}
+        # The order of a module's parts is that of its graph.
+        ordered = {
+            name: part if module and not isinstance(part, set) else _in_order(part) for name, part in told.items()
+        }
+        return (make, arguments, ordered, *rest)
 
     def persistent_id(self, value: object) -> object:
         """See `pickle.Pickler`."""

@@ -71,7 +71,9 @@ def test_a_lone_ir_is_its_two_files(tmp_path: Path) -> None:
     assert before.weights_bytes == len("<net/>weights")
 
 
-@pytest.mark.parametrize("name", ["model.onnx.data", "model.onnx_data", "parts/weights.bin", f"{'long' * 50}.data", None])
+@pytest.mark.parametrize(
+    "name", ["model.onnx.data", "model.onnx_data", "parts/weights.bin", f"{'long' * 50}.data", None]
+)
 def test_a_lone_onnx_graph_is_what_it_names(tmp_path: Path, name: str | None) -> None:
     path = tmp_path / "model.onnx"
     values = onnx.numpy_helper.from_array(np.arange(1024, dtype=np.float32), "values")
