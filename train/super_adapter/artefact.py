@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import Artefact, unfinished_artefact, write_artefact
 from shearling.console import log, progress
-from shearling.elastic.grid_file import GRID_FILE, save_grids
+from shearling.elastic.grid_file import GRID_FILE, load_grids, save_grids
 from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, load_masks
-from shearling.elastic.reordering import REORDERING_FILE, Reordering, apply_reordering, save_reordering
+from shearling.elastic.reordering import (
+    REORDERING_FILE,
+    Reordering,
+    apply_reordering,
+    load_reordering,
+    save_reordering,
+)
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace
 from shearling.elastic.super_network import (
     ADAPTER_FILE,
@@ -38,9 +44,10 @@ from train.super_adapter import processes
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.attention import use_fast_attention
 from train.super_adapter.choice_sampler import RankSampler
-from train.super_adapter.grid import find_grids, grid_inputs, kept_grids
-from train.super_adapter.importance import find_reordering, kept_reordering, width_inputs
+from train.super_adapter.grid import find_grids, grid_inputs
+from train.super_adapter.importance import find_reordering, width_inputs
 from train.super_adapter.interruption import deferred_interruption
+from train.super_adapter.kept_file import made_once
 from train.super_adapter.reporting import reporting
 from train.super_adapter.resumption import CHECKPOINTS, INPUTS_FILE, continue_or_set_aside
 from train.super_adapter.teacher import load_teacher, teacher_digest
@@ -257,7 +264,8 @@ def _build_network(
     if quantization is not None:
         round_anew = partial(find_grids, model, tokenizer, quantization, frozen=frozen, rows=rows, seed=recipe.seed)
         with processes.main_first():
-            grids = kept_grids(directory / GRID_FILE, round_anew, base=frozen.path)
+            read_grids = partial(load_grids, base=frozen.path)
+            grids = made_once(directory / GRID_FILE, round_anew, load=read_grids, save=save_grids)
     if recipe.width is not None and recipe.width.reorder != "none":
         find = partial(
             find_reordering,
@@ -270,7 +278,8 @@ def _build_network(
             seed=recipe.seed,
         )
         with processes.main_first():
-            reordering = kept_reordering(directory / REORDERING_FILE, find, base=frozen.path)
+            read_order = partial(load_reordering, base=frozen.path)
+            reordering = made_once(directory / REORDERING_FILE, find, load=read_order, save=save_reordering)
         masks = apply_reordering(model, masks, space, reordering)
     generator = torch.Generator().manual_seed(recipe.seed)
     network = build_super_network(model, tokenizer, space, masks, grids=grids, generator=generator, lean=lean)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import sha256_file
-from shearling.elastic.grid_file import WeightGrids, load_grids, save_grids
+from shearling.elastic.grid_file import WeightGrids
 from shearling.errors import RecipeInvalid
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskRow
@@ -61,28 +60,6 @@ def find_grids(
     bf16 = resolve_precision("auto", device=next(student.parameters()).device.type) == "bf16"
     layers = round_layers(student, transformer, blocks, groups, bits=section.bits, bf16=bf16)
     return WeightGrids(section.bits, hash_weights(frozen.path), layers.matrices)
-
-
-def kept_grids(file: Path, find: Callable[[], WeightGrids], *, base: Path) -> WeightGrids:
-    """The grids that a training has begun with: the adapter that it has trained is on these integers.
-
-    Calibration adds up activations, which another processor rounds otherwise.
-
-    Args:
-        file: of the grids; written where it is not there.
-        find: makes them.
-        base: the frozen model.
-
-    Raises:
-        ArtefactError: see `load_grids`.
-    """
-    if file.is_file():
-        return load_grids(file, base=base)
-    found = find()
-    unfinished = file.with_suffix(".unfinished")
-    save_grids(unfinished, found)
-    unfinished.replace(file)
-    return found
 
 
 def grid_groups(transformer: TransformerLayers, section: QuantizationSection) -> dict[str, int]:

@@ -8,12 +8,11 @@ An attention is ordered by whole key-value heads, whose channels are summed. Equ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import Artefact, sha256_file
-from shearling.elastic.reordering import Reordering, load_reordering, save_reordering
+from shearling.elastic.reordering import Reordering
 from shearling.elastic.search_space import Group, SearchSpace
 from shearling.evaluation.task import TaskRow
 from shearling.model.head import read_head
@@ -64,25 +63,6 @@ def find_reordering(
         scores = wanda_importance(model, space, blocks)
     orders = {group_id: score.argsort(descending=True, stable=True) for group_id, score in scores.items()}
     return Reordering(section.reorder, hash_weights(frozen.path), orders)
-
-
-def kept_reordering(file: Path, find: Callable[[], Reordering], *, base: Path) -> Reordering:
-    """The order that a training has begun with: another one would not fit the adapter that it has trained.
-
-    Importance is a sum, which another number of threads rounds otherwise.
-
-    Args:
-        file: of the order; written where it is not there.
-        find: makes one.
-        base: the frozen model.
-    """
-    if file.is_file():
-        return load_reordering(file, base=base)
-    found = find()
-    unfinished = file.with_suffix(".unfinished")
-    save_reordering(unfinished, found)
-    unfinished.replace(file)
-    return found
 
 
 def width_inputs(section: WidthSection | None) -> dict[str, str]:
