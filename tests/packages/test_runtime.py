@@ -330,6 +330,18 @@ def test_an_interruption_ends_a_text(loading, stock, capfd, monkeypatch):
     assert capfd.readouterr().err == ""
 
 
+def test_an_interruption_ends_a_text_that_nobody_reads_yet(loading, stock, capfd, monkeypatch):
+    pieces = []
+
+    def interrupted(piece: str) -> None:
+        pieces.append(piece)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_pass_over", interrupted)
+    assert run_with_output(monkeypatch, io.StringIO(), str(stock), "--prompt", "Area man", "--no-chat", "--json") == 130
+    assert len(pieces) == 1
+
+
 @pytest.mark.parametrize("part", ["genai", "stock"])
 def test_a_text_that_cannot_be_written_is_said_once(loading, request, capfd, monkeypatch, part):
     directory = request.getfixturevalue(part)
