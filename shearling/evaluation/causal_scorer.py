@@ -31,6 +31,9 @@ from shearling.model.text_encoder import TextEncoder
 MAX_LOGIT_POSITIONS = 1024
 """Positions of a batch whose logits are held at once: 200 MB at 49,152 tokens of vocabulary in float32."""
 
+MOST_POSITIONS_OF_A_ROW = 4 * MAX_LOGIT_POSITIONS
+"""A row of more scored positions is read again for each so many of them: logits of 32,000 take 6 GB."""
+
 MAX_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 """Tokens of a batch: on a CPU, activations that stay in the cache; 1,700 tokens took 1.4 times as long a row as 430."""
 
@@ -254,23 +257,35 @@ class CausalScorer(TemplateLM, abc.ABC):
         first = min(row.first for row in batch)
         length = max(len(row.input_ids) for row in batch)
         input_ids = torch.tensor([row.input_ids + (0,) * (length - len(row.input_ids)) for row in batch])
-        logits = self.logits(input_ids, first)
         spans = [(place, item) for place, row in enumerate(batch) for item in row.scored]
         places = torch.tensor([place for place, item in spans for _ in item.tokens])
-        positions = torch.tensor([position - first for _, item in spans for position in range(item.first, item.length)])
+        positions = torch.tensor([position for _, item in spans for position in range(item.first, item.length)])
         tokens = torch.tensor([token for _, item in spans for token in item.tokens])
-        # Not logsumexp, which takes 6 times as long on a CPU (torch 2.13).
-        log_probabilities = logits.log_softmax(-1)[places, positions, tokens].double()
+        log_probabilities = torch.empty(len(tokens), dtype=torch.float64)
+        greedy = torch.empty(len(tokens), dtype=torch.bool)
+        for start, stop in self._pieces(first, length):
+            logits = self.logits(input_ids[:, :stop], start)
+            within = (start <= positions) & (positions < stop)
+            at, wanted = (places[within], positions[within] - start), tokens[within]
+            # Not logsumexp, which takes 6 times as long on a CPU (torch 2.13).
+            log_probabilities[within] = logits.log_softmax(-1)[(*at, wanted)].double()
+            greedy[within] = logits.argmax(-1)[at] == wanted
         if not log_probabilities.isfinite().all():
             raise NonFiniteWeights(
                 "the model gives log-likelihoods that are NaN or infinite", where=type(self).__name__
             )
-        greedy = logits.argmax(-1)[places, positions] == tokens
         start = 0
         for _, item in spans:
             stop = start + len(item.tokens)
             yield item.index, (float(log_probabilities[start:stop].sum()), bool(greedy[start:stop].all()))
             start = stop
+
+    def _pieces(self, first: int, length: int) -> list[tuple[int, int]]:
+        """Bounds of positions whose logits are held at once; a model that computes all of them anyway gains nothing."""
+        if self.computes_all_logits:
+            return [(first, length)]
+        starts = range(first, length, MOST_POSITIONS_OF_A_ROW)
+        return [(start, min(start + MOST_POSITIONS_OF_A_ROW, length)) for start in starts]
 
 
 def plan_rows(requests: Sequence[Request], max_length: int) -> list[ScoredInput]:
