@@ -217,9 +217,10 @@ async def _ask(
     if response.status != 200:
         return f"{response.status}: {text[:200]}"
     if stream:
-        *_, usage, end, _ = text.split("\n\n")
-        if end != "data: [DONE]":
-            return f"a stream that ends with {end[:200]}"
+        events = text.rstrip("\n").split("\n\n")
+        if events[-1] != "data: [DONE]" or len(events) < 2:
+            return f"a stream that ends with {events[-1][:200]}"
+        usage = events[-2]
         told = json.loads(usage.removeprefix("data: "))
     else:
         told = json.loads(text)

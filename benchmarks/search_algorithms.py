@@ -119,6 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def beside(run: Run, place: Path) -> Run:
     """A run directory with the artefacts of another one, and a room of its own for the search."""
     place.mkdir(parents=True, exist_ok=True)
+    kept = place / run.super_adapter.name
+    if kept.is_symlink() and kept.resolve() != run.super_adapter.resolve():
+        raise UsageError(
+            f"it holds searches of {kept.resolve().parent}", where=place, remedy="Give another --output for this run"
+        )
     for source in (run.base, run.adapted, run.sparse, run.variants, run.super_adapter, run.task):
         link = place / source.name
         if source.is_dir() and not link.is_symlink():

@@ -271,7 +271,11 @@ def remove_artefact(path: Path, *, unfinished: bool = False) -> None:
     with _exclusive(path):
         for item in left:
             if item.exists():
-                shutil.rmtree(item)
+                # Whoever is killed on the way leaves nothing at the old place that no manifest lists.
+                shutil.rmtree(_removed_path(path), ignore_errors=True)
+                item.rename(_removed_path(path))
+                _sync(path.parent)
+        shutil.rmtree(_removed_path(path))
 
 
 def sha256_file(path: Path) -> str:
@@ -325,12 +329,21 @@ def _seal(
         parents={name: parent.sha256 for name, parent in parents.items()},
         tools=installed_tools(),
         seed=seed,
-        command=(Path(sys.argv[0]).name, *sys.argv[1:]),
+        command=tuple(_as_utf8(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])),
         details=draft.details,
     )
     write_document(draft.directory / MANIFEST, manifest)
     _sync(draft.directory)
     return manifest
+
+
+def _removed_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.removed")
+
+
+def _as_utf8(argument: str) -> str:
+    r"""With bytes that are no UTF-8, which names of files may have, written as `\xe9`: a document holds characters."""
+    return os.fsencode(argument).decode("utf-8", "backslashreplace")
 
 
 def _remove_half_documents(directory: Path) -> None:
@@ -377,7 +390,8 @@ def _recover(path: Path) -> None:
     if partial.is_dir() and scratch.is_dir():
         for item in scratch.iterdir():
             item.rename(partial / item.name)
-    shutil.rmtree(scratch, ignore_errors=True)
+    for swept in (scratch, _removed_path(path)):
+        shutil.rmtree(swept, ignore_errors=True)
     if old.is_dir():
         if path.exists():
             shutil.rmtree(old)

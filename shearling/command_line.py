@@ -132,9 +132,8 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         )
     except ShearlingError as error:
         code = _report(error, code=error.exit_code, as_json=as_json, debug=debug)
-    except (KeyboardInterrupt, click.Abort):
-        log.print(f"interrupted: {HOW_TO_GO_ON}")
-        code = INTERRUPTED
+    except (KeyboardInterrupt, click.Abort) as error:
+        code = _leave(error, as_json=as_json, debug=debug)
     except Terminated:
         log.print(f"terminated: {HOW_TO_GO_ON}")
         code = 143
@@ -254,6 +253,14 @@ def _as_text(result: Result, *, as_json: bool) -> str:
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
+
+
+def _leave(error: BaseException, *, as_json: bool, debug: bool) -> int:
+    """Say why a command was left; click takes the end of any file for the end of what a user types."""
+    if isinstance(error.__cause__, EOFError):
+        return _report(_explain_unforeseen(error.__cause__), code=5, as_json=as_json, debug=debug)
+    log.print(f"interrupted: {HOW_TO_GO_ON}")
+    return INTERRUPTED
 
 
 def _explain_unforeseen(error: Exception) -> ShearlingError:

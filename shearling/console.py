@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,7 +19,26 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-log = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class Log(Console):
+    """What is said beside the results. Where it cannot be written, since its reader has gone or the disk is full, the
+    work goes on in silence, and its exit code says how it ended.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """See rich, which would end the process here."""
+        self.quiet = True
+
+    def print(self, *values: Any, **options: Any) -> None:
+        """See rich."""
+        try:
+            super().print(*values, **options)
+        except OSError:
+            self.quiet = True
+
+
+log = Log(stderr=True, highlight=False, soft_wrap=True, markup=False)
+"""It shows brackets as they are: paths, and the last words of others, may hold some."""
 
 PLAIN_INTERVAL_S = 10.0
 """Without a terminal, progress is a line at most this often."""

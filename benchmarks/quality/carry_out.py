@@ -30,7 +30,7 @@ from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskLocation
 from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
 from shearling.executors.executor import Workforce
-from shearling.kernel.openvino_extension import compile_ir
+from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.model.context_length import read_context_length
 from shearling.recipe.recipe import Recipe
@@ -273,7 +273,8 @@ def _packed_figures(
         force=True,
     )
     directory = export_subnet(run.search / BEST_FILE, request).path / "openvino"
-    compiled, tokenizer = compile_ir(directory / "openvino_model.xml"), load_tokenizer(directory)
+    compiled = compile_ir(directory / "openvino_model.xml", preferred=PREFERRED_PROPERTIES)
+    tokenizer = load_tokenizer(directory)
     max_length = read_context_length(directory, tokenizer)
     evaluation = evaluator.on_openvino(compiled, tokenizer, max_length=max_length)()
     scorer = OpenVINOScorer(compiled, tokenizer, max_length=max_length)

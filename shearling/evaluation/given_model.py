@@ -203,11 +203,11 @@ class _TorchModel:
 
 class _OpenVINOModel:
     def __init__(self, xml: Path, properties: Mapping[str, str]) -> None:
-        from shearling.kernel.openvino_extension import compile_ir
+        from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir
         from shearling.model.checkpoint import load_tokenizer
 
         self._compiled, self._tokenizer = (
-            compile_ir(xml, properties=properties, packed=None),
+            compile_ir(xml, properties=properties, preferred=PREFERRED_PROPERTIES, packed=None),
             load_tokenizer(xml.parent),
         )
         self._max_length = read_context_length(xml.parent, self._tokenizer)

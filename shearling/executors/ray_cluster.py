@@ -11,10 +11,12 @@ import contextlib
 import functools
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,9 @@ class RayExecutor(CrewExecutor):
             if self._connected:
                 # Ray writes of workers that die on stdout, where results belong.
                 self._output.enter_context(contextlib.redirect_stdout(sys.stderr))
-                ray.init(address=workforce.address or FINDS_ONE, log_to_driver=False, logging_level="ERROR")
+                # Ray ends the process with the number of the signal, where ours says how it ended.
+                with _kept_handler(signal.SIGTERM):
+                    ray.init(address=workforce.address or FINDS_ONE, log_to_driver=False, logging_level="ERROR")
             room = _room(workforce)
             workers = room if workforce.workers is None else min(room, workforce.workers)
             if workforce.workers is not None and workers < workforce.workers:
@@ -314,3 +318,14 @@ def _room(workforce: Workforce) -> int:
             remedy="Ask for fewer --threads or --gpus-per-worker, or add nodes",
         )
     return room
+
+
+@contextlib.contextmanager
+def _kept_handler(number: int) -> Iterator[None]:
+    """Whoever handled a signal before does so after."""
+    handler = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(number, handler)

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
-from benchmarks.http_load import MOST_GROWTH, main
+from benchmarks.http_load import MOST_GROWTH, _ask, main
 from tests.support.deployments import shared_export
 
-pytestmark = pytest.mark.slow
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('data: {"error": {"message": "gone"}}\n\n', 'a stream that ends with data: {"error"'),
+        ("", "a stream that ends with "),
+        ('data: {"usage": {"completion_tokens": 3}}\n\ndata: [DONE]\n\n', None),
+    ],
+)
+def test_a_stream_without_its_end_is_a_request_that_was_lost(body: str, said: str | None) -> None:
+    found = asyncio.run(_ask(Answering(body), [1, 2], 3, stream=True))  # type: ignore[arg-type]  # one method of a session
+    assert found == said if said is None else found is not None and found.startswith(said)
 
 
+class Answering:
+    """A connection on which everything is answered with one body."""
+
+    status = 200
+
+    def __init__(self, body: str) -> None:
+        self.body = body
+
+    def post(self, path: str, *, json: object) -> Answering:
+        return self
+
+    async def __aenter__(self) -> Answering:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        pass
+
+    async def text(self) -> str:
+        return self.body
+
+
+@pytest.mark.slow
 def test_no_request_is_lost_and_memory_does_not_grow(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

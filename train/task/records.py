@@ -108,6 +108,8 @@ def _object(line: bytes, where: str) -> Record:
         raise DocumentInvalid(f"not UTF-8 at byte {error.start}", where=where, remedy=FORMS) from None
     except json.JSONDecodeError as error:
         raise DocumentInvalid(f"malformed JSON: {error.msg}", where=where, remedy=FORMS) from None
+    except (ValueError, RecursionError) as error:
+        raise DocumentInvalid(f"JSON that Python does not read: {error}", where=where, remedy=FORMS) from None
     return _checked(record, where)
 
 
@@ -120,6 +122,8 @@ def _array_records(path: Path) -> Iterator[Record]:
         raise DocumentInvalid(
             f"malformed JSON: {error.msg}", where=f"{path}, line {error.lineno}", remedy=FORMS
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise DocumentInvalid(f"JSON that Python does not read: {error}", where=path, remedy=FORMS) from None
     for number, row in enumerate(rows, start=1):
         yield _checked(row, f"{path}, element {number}")
 
@@ -169,12 +173,15 @@ def _parquet_records(path: Path) -> Iterator[Record]:
     import pyarrow.lib
     import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
-    except pyarrow.lib.ArrowInvalid as error:
-        raise DocumentInvalid(f"malformed Parquet: {error}", where=path, remedy=FORMS) from None
+    # Who cannot open the file is told so by its path.
+    with path.open("rb") as stream:
+        try:
+            with pyarrow.parquet.ParquetFile(stream) as file:
+                for batch in file.iter_batches(batch_size=256):
+                    yield from batch.to_pylist()
+        # A page that cannot be decompressed is an OSError without a number.
+        except (pyarrow.lib.ArrowException, OSError) as error:
+            raise DocumentInvalid(f"malformed Parquet: {error}", where=path, remedy=FORMS) from None
 
 
 def _hub_records(source: HubDataset, *, only_split: bool = False) -> Iterator[Record]:
@@ -187,6 +194,9 @@ def _hub_records(source: HubDataset, *, only_split: bool = False) -> Iterator[Re
             rows: Iterable[Record] = _one_split(loaded, source, only_split=only_split) if split else loaded
         else:
             rows = datasets.load_dataset(str(source.name), source.config, split=source.split)
+    except datasets.exceptions.DatasetGenerationError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1]
+        raise DocumentInvalid(f"cannot read this data set: {reason}", where=str(source.name), remedy=FORMS) from None
     except (FileNotFoundError, ValueError, KeyError, ConnectionError) as error:
         raise ArtefactMissing(
             f"cannot load this data set: {error}",

@@ -196,6 +196,11 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, monkeypatch):
     state.write_text(state.read_text()[:100])
     half = newest.with_name("checkpoint-900")
     half.mkdir()
+    # What a power failure leaves of files that were not on the disk yet.
+    empty = newest.with_name("checkpoint-901")
+    shutil.copytree(newest, empty)
+    (empty / "trainer_state.json").write_text("{}")
+    (empty / "optimizer.pt").write_bytes(b"")
     run_recipe(recipe, tmp_path / "run")
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
 

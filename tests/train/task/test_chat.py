@@ -132,6 +132,18 @@ def test_what_is_said_to_a_system_message_alone_is_learnt():
     assert roles_read(CALLED[1:]) == ["tool", "assistant"]
 
 
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": ["user"], "content": "hi"}, "unknown role"),
+        ({"role": "assistant", "content": "hi", "tool_calls": 5}, "expected a list of calls"),
+    ],
+)
+def test_a_message_of_other_types_is_named(message, said):
+    with pytest.raises(DocumentInvalid, match=said):
+        roles_read([TALK[0], message])
+
+
 @pytest.mark.parametrize("form", ["published", "template"])
 @pytest.mark.parametrize("begins", ["", "\u00e9  "])
 def test_indentation_is_learnt_where_a_tokenizer_trims_its_offsets(form, begins):

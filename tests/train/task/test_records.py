@@ -14,7 +14,7 @@ from shearling.errors import ArtefactMissing, DocumentInvalid, UsageError
 from shearling.evaluation.task import read_rows
 from shearling.recipe.task import TaskSection
 from tests.support.memory import PeakOfPrivateMemory
-from train.task.records import data_files, digest_data, read_records
+from train.task.records import _parquet_records, data_files, digest_data, read_records
 from train.task.rows import build_rows
 
 ROWS = [
@@ -116,6 +116,8 @@ def test_the_digest_of_a_directory_is_that_of_all_it_holds(tmp_path):
         ("a.parquet", b"body,urgent\n", "malformed Parquet", "a.parquet"),
         ("a.json", b'[{"body": 1},\n 2]', "expected an object, found int", "element 2"),
         ("a.json", b'[{"body": 1},\n', "malformed JSON", "line 2"),
+        ("a.jsonl", b'{"body": ' + b"1" * 5000 + b"}\n", "JSON that Python does not read: .*4300", "line 1"),
+        ("a.json", b"[" * 200_000, "JSON that Python does not read", "a.json"),
         ("a.bin", b"\x7fELF", "malformed JSON", "line 1"),
         ("a.txt", b"just some text\n", "malformed JSON", "line 1"),
     ],
@@ -127,6 +129,21 @@ def test_what_is_none_of_them_is_named(name, content, message, where, tmp_path):
         list(read_records(section(path)))
     assert caught.value.where.endswith(where)
     assert caught.value.exit_code == 3
+
+
+def test_a_damaged_page_of_parquet_is_bad_data(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"body": [f"server {number} burns" for number in range(4000)]})
+    pyarrow.parquet.write_table(table, path, compression="snappy", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    for place in range(40, len(content) // 2, 97):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DocumentInvalid, match="malformed Parquet") as caught:
+        list(read_records(section(path)))
+    assert caught.value.where == str(path)
+    with pytest.raises(FileNotFoundError):
+        list(_parquet_records(tmp_path / "absent.parquet"))
 
 
 def test_a_directory_without_rows_is_refused(tmp_path):
