@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.search_algorithms import main
+from benchmarks.search_algorithms import beside, main
 from shearling.artefact import open_artefact
 from shearling.errors import UsageError
 from shearling.run import Run
@@ -53,3 +53,14 @@ def test_algorithms_stand_side_by_side_and_what_is_there_stays(tmp_path: Path, c
     assert open_artefact(searched.search, kind="search").sha256 == digest
     with pytest.raises(UsageError, match="another evaluations"):
         main([*arguments[:-1], "adapter_params", "--evaluations", "5"])
+
+
+def test_two_runs_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
+    one, other = (Run(tmp_path / seed / "run") for seed in ("seed0", "seed1"))
+    for run in (one, other):
+        run.super_adapter.mkdir(parents=True)
+    place = tmp_path / "searches" / "run"
+    assert beside(one, place).super_adapter.resolve() == one.super_adapter
+    beside(one, place)
+    with pytest.raises(UsageError, match=r"holds searches of .*seed0/run.*Give another --output"):
+        beside(other, place)

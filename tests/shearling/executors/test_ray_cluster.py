@@ -52,6 +52,16 @@ def test_every_job_is_done_once(cluster: Any, workers: int) -> None:
     assert squares(on(cluster, workers=workers), requests) == [number**2 for number in range(20)]
 
 
+def test_a_signal_ends_a_command_as_it_does_without_ray(cluster: Any) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    executor = make_executor(on(cluster, workers=1), Squares())
+    try:
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        executor.close()
+        signal.signal(signal.SIGTERM, handler)
+
+
 def test_there_are_no_more_workers_than_room_and_none_is_told(cluster: Any) -> None:
     executor = make_executor(on(cluster, workers=50), Squares())
     assert executor.workers == 4
