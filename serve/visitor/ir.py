@@ -19,7 +19,7 @@ OPERATOR_SET = b'version="shearling"'
 CHOICE = "PACKED"
 """Property with which `shearling_runtime.pipeline` keeps operators packed, or unpacks them."""
 CHOICES = ("always", "expanded", "measured", "never")
-WHERE_OPERATORS_ARE = "A sparse file needs its operators there: pip install shearling-runtime"
+WHERE_OPERATORS_ARE = "A sparse file needs its operators there: install shearling_runtime-*.whl, of `make wheels`"
 
 
 def forget_choice(properties: dict[str, Any], *, where: Path) -> None:

@@ -15,7 +15,7 @@ import sys
 from shearling.errors import EnvironmentFault, PackageMissing, UsageError
 from shearling.executors.executor import Workforce
 
-INSTALL = "pip install 'shearling[ray]'"
+INSTALL = "pip install -e '.[ray]', in a checkout"
 HOW_TO_START = "Start one with `ray start --head`, and give the address that it prints"
 FINDS_ONE = "auto"
 

@@ -77,8 +77,8 @@ def test_the_release_that_it_was_built_for_is_taken(libraries, monkeypatch, vers
 @pytest.mark.parametrize(
     ("version", "wheel"),
     [
-        ("2026.4.0-1-x", "'shearling-runtime==2026.4.0.*', or 'openvino==2026.4.1'"),
-        ("2027.0.0.dev20270101", "'shearling-runtime==2027.0.0.*', or 'openvino==2026.4.1'"),
+        ("2026.4.0-1-x", "'openvino==2026.4.1', or the wheel shearling_runtime-2026.4.0.*"),
+        ("2027.0.0.dev20270101", "'openvino==2026.4.1', or the wheel shearling_runtime-2027.0.0.*"),
     ],
 )
 def test_another_release_names_the_wheel_to_install(libraries, monkeypatch, version, wheel):

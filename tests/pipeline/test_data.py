@@ -300,7 +300,7 @@ def test_a_missing_reporter_is_said_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(reporting.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PackageMissing, match="wandb is not installed") as caught:
         run_recipe(tiny_recipe(tmp_path, train={"report_to": ["wandb"]}), tmp_path / "run")
-    assert "shearling[reports]" in caught.value.remedy
+    assert "'.[reports]'" in caught.value.remedy
     assert not (tmp_path / "run").exists()
 
 

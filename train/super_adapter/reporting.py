@@ -28,7 +28,7 @@ def check_reporting(section: TrainSection) -> None:
             raise PackageMissing(
                 f"the package {name} is not installed",
                 where="train.report_to",
-                remedy=f"pip install 'shearling[reports]', or leave {name!r} out",
+                remedy=f"pip install -e '.[reports]', in a checkout, or leave {name!r} out",
             )
 
 

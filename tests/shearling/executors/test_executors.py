@@ -270,6 +270,6 @@ def test_what_an_executor_does_not_have_is_refused(workforce: Workforce, message
 
 def test_without_ray_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EnvironmentFault, match=r"Install it with: pip install 'shearling\[ray\]'") as caught:
+    with pytest.raises(EnvironmentFault, match=r"Install it with: pip install -e '\.\[ray\]', in a checkout") as caught:
         check_workforce(Workforce(executor="ray"))
     assert caught.value.exit_code == 4

@@ -30,7 +30,7 @@ def extension() -> str:
     if installed != facts.openvino:
         raise RuntimeUnavailable(
             f"these operators were built for OpenVINO {facts.openvino}, and {installed} is installed",
-            remedy=f"pip install 'shearling-runtime=={installed}.*', or 'openvino=={facts.openvino}'",
+            remedy=f"pip install 'openvino=={facts.openvino}', or the wheel shearling_runtime-{installed}.*",
         )
     return str(DIRECTORY / facts.openvino_library)
 
