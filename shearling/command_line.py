@@ -268,7 +268,7 @@ def _explain_unforeseen(error: Exception) -> ShearlingError:
     if name and name not in ("shearling", *STAGES):
         return PackageMissing(
             f"the package {name} is not installed",
-            remedy="Install the extra cpu or gpu, in a checkout with pip install -e '.[cpu]'; guard is serve check alone",
+            remedy="Install the extra cpu or gpu, in a checkout by pip install -e '.[cpu]'; guard is serve check alone",
         )
     return device_exhausted(error) or ShearlingError(
         f"internal error: {type(error).__name__}: {error}", remedy="Run again with --debug and report the traceback"

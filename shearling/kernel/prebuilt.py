@@ -45,8 +45,8 @@ def require_prebuilt(name: str) -> Path:
     if importlib.util.find_spec(PACKAGE) is None:
         raise PackageMissing(
             "the sparse kernels are not installed: the package shearling-runtime is missing",
-            remedy="Install shearling_runtime-*.whl, which `make wheels` builds, or run from a checkout; the stock kernels "
-            "need neither",
+            remedy="Install shearling_runtime-*.whl, which `make wheels` builds, or run from a checkout; the stock "
+            "kernels need neither",
         )
     from shearling_runtime.faults import RuntimeFault
 
