@@ -16,7 +16,8 @@ A writer's steps, what is on disk after each, and what `_recover` does with it w
 | old is removed       | new  | -                   | scratch       | -         | removes scratch            |
 
 The next writer then goes on in the partial where its work can resume, and removes it otherwise. Without `force` there
-is no old artefact; without scratch that column stays empty.
+is no old artefact; without scratch that column stays empty. What is removed becomes .NAME.removed first, which the next
+writer sweeps.
 """
 
 from __future__ import annotations
