@@ -55,7 +55,8 @@ def place_models(board: Scoreboard, subjects: Sequence[BenchmarkSubject]) -> lis
     """Accuracy and speed of every model that was timed, the fastest first.
 
     Raises:
-        ArtefactMismatch: the accuracies are of several tasks, or a model that was timed has none.
+        ArtefactMismatch: the accuracies are of several tasks, or a model that was timed has none, or one of another
+            format.
     """
     if len(board.tasks) != 1:
         raise ArtefactMismatch(f"one task is needed, these are {', '.join(board.tasks)}", where="--accuracy")
@@ -69,6 +70,12 @@ def _place(subject: BenchmarkSubject, scores: dict[str, Score]) -> Place:
     score = scores.get(deployment.label, scores.get(path))
     if score is None:
         raise ArtefactMismatch("was timed, and its accuracy is not there", where=deployment.label)
+    if score.model_format not in (None, deployment.format):
+        raise ArtefactMismatch(
+            f"its accuracy is that of {score.model_format}, its speed that of {deployment.format}",
+            where=deployment.label,
+            remedy="Name the format in both commands, such as DIR@format=openvino",
+        )
     name = Path(deployment.file or path).name.removesuffix(".gguf")
     return Place(
         name=f"{name}, {settings}" if settings else name,

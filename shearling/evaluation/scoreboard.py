@@ -42,6 +42,7 @@ class Score(Document):
         sparsity: share of zeros in the linear layers of the transformer layers, counted in the weights; of an
             OpenVINO model what its export certified. None where it says nothing, and for a GGUF file.
         seconds: of the evaluation.
+        model_format: which of the formats in the directory was measured; None in documents from before it was kept.
     """
 
     directory: str
@@ -54,6 +55,7 @@ class Score(Document):
     bits_per_byte: float | None
     sparsity: float | None
     seconds: float
+    model_format: str | None = None
 
 
 class Scoreboard(Document):
@@ -215,6 +217,7 @@ def _told(scoring: Scoring, evaluation: Evaluation, sparsity: float | None) -> S
         bits_per_byte=evaluation.bits_per_byte,
         sparsity=sparsity,
         seconds=evaluation.seconds,
+        model_format=scoring.given.format,
     )
 
 

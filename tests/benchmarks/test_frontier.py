@@ -131,3 +131,10 @@ def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.Capture
     assert main(["--accuracy", str(tmp_path / "none.json"), *options]) == 3
     assert "none.json" in capsys.readouterr().err
     assert not (tmp_path / "chart.svg").exists()
+
+
+def test_the_accuracy_of_another_format_is_refused() -> None:
+    for model_format in (None, "openvino"):
+        place_models(board(SCORES[0].model_copy(update={"model_format": model_format})), SUBJECTS[2:3])
+    with pytest.raises(ArtefactMismatch, match="accuracy is that of torch, its speed that of openvino"):
+        place_models(board(SCORES[0].model_copy(update={"model_format": "torch"})), SUBJECTS[2:3])
