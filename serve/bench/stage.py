@@ -33,7 +33,8 @@ def bench_models(
 
 
 def _show_unfinished(benchmark: Benchmark) -> None:
-    log.print(benchmark_screen(benchmark))
+    # The names in it are escaped.
+    log.print(benchmark_screen(benchmark), markup=True)
     log.print("these are the finished blocks; they are written nowhere: --output would keep them, and continue")
 
 
