@@ -89,11 +89,10 @@ def quantize_blocks(model: Any, linears: Collection[str], *, bits: int, block: i
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is None or not weight.is_initializer():
             continue
-        if weight.name not in quantized:
-            quantized[weight.name] = _quantized(node, weight, bits=bits, block=block)
-        made = quantized[weight.name]
-        if made is not None:
-            product = _product(node, made)
+        before = quantized.get(weight.name)
+        product = _quantized(node, weight, bits=bits, block=block) if before is None else _product(node, before)
+        if product is not None:
+            quantized[weight.name] = product
             onnx_ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
             unused.add(weight)
     for weight in unused:
@@ -104,7 +103,7 @@ def quantize_blocks(model: Any, linears: Collection[str], *, bits: int, block: i
 
 
 def _quantized(matmul: Any, weight: Any, *, bits: int, block: int) -> Any | None:
-    """A product with the weight in blocks, made by ONNX Runtime in a graph of nothing else; None where it does not.
+    """The product with its weight in blocks, made by ONNX Runtime in a graph of nothing else; None where it does not.
 
     Only one weight is a protobuf at a time: that of a whole model holds every weight twice more.
     """
@@ -124,15 +123,16 @@ def _quantized(matmul: Any, weight: Any, *, bits: int, block: int) -> Any | None
     nodes = list(onnx_ir.from_proto(quantizer.model.model).graph)
     if [made.op_type for made in nodes] != ["MatMulNBits"]:
         return None
-    return nodes[0]
+    made = nodes[0]
+    stored = [_initializer(matmul.graph, value.name, value.const_value.numpy()) for value in made.inputs[1:]]
+    return _product(matmul, made, stored)
 
 
-def _product(matmul: Any, made: Any) -> Any:
-    """What stands in place of a product: the same with its weight in blocks."""
+def _product(matmul: Any, made: Any, stored: Sequence[Any] | None = None) -> Any:
+    """What stands in place of a product: one with these integers and scales, or with those of another of its weight."""
     import onnx_ir
 
-    stored = [_initializer(matmul.graph, value.name, value.const_value.numpy()) for value in made.inputs[1:]]
-    inputs, attributes = [matmul.inputs[0], *stored], list(made.attributes.values())
+    inputs, attributes = [matmul.inputs[0], *(stored or made.inputs[1:])], list(made.attributes.values())
     product = onnx_ir.Node(made.domain, made.op_type, inputs, attributes, name=matmul.name)
     product.outputs[0].name = matmul.outputs[0].name
     return product
