@@ -112,7 +112,7 @@ def score_models(
         limit: the first rows only.
         batch_size: most rows of a batch; changes the time alone.
         precision: of the arithmetic in torch; auto is bf16 where the hardware has it. OpenVINO and llama.cpp keep their
-            own default.
+            own default; packed files are loaded as `serve` loads them.
         workforce: what measures; makes no difference to what is found, but for llama.cpp and OpenVINO, which have
             threads of their own.
 

@@ -176,11 +176,11 @@ def _find(config: PretrainedConfig) -> Structure:
 
 @contextmanager
 def _refusing(problem: str, *, where: str) -> Iterator[None]:
-    """ModelUnsupported for whatever stops what is done here: operators refuse shapes with errors of every kind."""
+    """ModelUnsupported for whatever stops what is done here."""
     try:
         yield
+    # Operators refuse shapes with errors of every kind; a bare assert says nothing.
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
-        # A bare assert says nothing.
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelUnsupported(f"{problem}: {reason}", where=where) from error
 

@@ -179,8 +179,10 @@ def _parquet_records(path: Path) -> Iterator[Record]:
             with pyarrow.parquet.ParquetFile(stream) as file:
                 for batch in file.iter_batches(batch_size=256):
                     yield from batch.to_pylist()
-        # A page that cannot be decompressed is an OSError without a number.
         except (pyarrow.lib.ArrowException, OSError) as error:
+            # A page that cannot be decompressed is an OSError without a number; with one, it is the disk.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise DocumentInvalid(f"malformed Parquet: {error}", where=path, remedy=FORMS) from None
 
 
