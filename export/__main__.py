@@ -33,7 +33,8 @@ def export(
         typer.Option(help="Instead of --subnet: a base or sparse artefact, exported as it is.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Default: the run's export directory beside the search.", show_default=False)
+        Path | None,
+        typer.Option(help="Default: the run's export directory, or one beside the file or base.", show_default=False),
     ] = None,
     formats: Annotated[
         str | None,

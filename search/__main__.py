@@ -85,7 +85,10 @@ def search(
     ] = None,
     cost: Annotated[
         CostOption | None,
-        typer.Option(help="What to save, beside accuracy; auto: macs, or none where ranks are merged and no widths."),
+        typer.Option(
+            help="What to save, beside accuracy; auto: bytes or nonzero_params where layers choose, else macs where "
+            "sub-networks differ in them, else none."
+        ),
     ] = None,
     max_cost_share: Annotated[
         float | None,

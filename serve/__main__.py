@@ -59,7 +59,9 @@ PrecisionOption = Annotated[
 ]
 HintOption = Annotated[
     Hint | None,
-    typer.Option("--hint", help="OpenVINO's performance hint; default is the device's."),
+    typer.Option(
+        "--hint", help="OpenVINO's performance hint; load and http ask for latency, others leave it to the device."
+    ),
 ]
 HugePagesOption = Annotated[
     bool,
@@ -421,7 +423,7 @@ def check(
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
-    """Guard against slowdowns: 0 passes, 1 is a regression or inconclusive."""
+    """Guard against slowdowns: 0 passes, 1 is a regression, another answer, or inconclusive."""
     from serve.guard.regression import Demands, guard_workload
     from serve.guard.screen import verdict_screen
     from serve.guard.stage import Reports, check_model

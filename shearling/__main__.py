@@ -88,7 +88,7 @@ def evaluate(
         typer.Argument(
             metavar="DIR...",
             parser=parse_target,
-            help="Hugging Face or OpenVINO model directories, exports, of which model/ is taken unless "
+            help="Model directories of Hugging Face, OpenVINO or ONNX, exports, of which model/ is taken unless "
             "DIR@format=openvino says otherwise, or GGUF files. DIR@PROPERTY=VALUE,... sets properties of OpenVINO; "
             "FILE.gguf@environment=DIR names the virtual environment of llama.cpp.",
         ),

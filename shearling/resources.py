@@ -147,13 +147,6 @@ def cuda_libraries_bytes() -> int:
     return _CUDA_LIBRARIES_BYTES if any((Path(place) / "lib" / "libtorch_cuda.so").exists() for place in places) else 0
 
 
-def own_memory_bytes() -> int:
-    """What this process holds now: the interpreter and the libraries that it has loaded so far."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
 def _left_in_container(limit_file: str, used_file: str, account_file: str) -> int | None:
     """None where there is no such limit."""
     try:

@@ -79,7 +79,7 @@ def carry_out_all(
     for name, group in shared.items():
         run = Run(output / "runs" / name)
         for cell in group:
-            log.print(f"[bold]{cell.name}[/bold]: {left} to do")
+            log.print(f"{cell.name}: {left} to do", style="bold")
             left -= 1
             try:
                 document = carry_out(cell, run, workforce=workforce)

@@ -9,13 +9,11 @@ class AnswerForm(Protocol):
     """Of one endpoint.
 
     Attributes:
-        endpoint: its path.
         prompt_field: what an error about the prompt names.
         id_prefix: of an answer's id.
         whole, chunk: names of the objects.
     """
 
-    endpoint: str
     prompt_field: str
     id_prefix: str
     whole: str
@@ -34,7 +32,6 @@ class AnswerForm(Protocol):
 class ChatForm:
     """Of `/v1/chat/completions`."""
 
-    endpoint = "/v1/chat/completions"
     prompt_field = "messages"
     id_prefix = "chatcmpl"
     whole = "chat.completion"
@@ -60,7 +57,6 @@ class ChatForm:
 class CompletionForm:
     """Of `/v1/completions`."""
 
-    endpoint = "/v1/completions"
     prompt_field = "prompt"
     id_prefix = "cmpl"
     whole = "text_completion"

@@ -26,7 +26,7 @@ class WeightGrids:
 
     Attributes:
         bits: of an integer.
-        base_weights_sha256: of the frozen model, by `shearling.model.checkpoint.HASH_SCHEME`.
+        base_weights_sha256: of the frozen model, by `shearling.model.checkpoint.hash_weights`.
         matrices: module path -> the frozen weight on its grid.
     """
 

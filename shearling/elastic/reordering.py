@@ -32,7 +32,7 @@ class Reordering:
 
     Attributes:
         method: how importance was measured.
-        base_weights_sha256: of the frozen model, by `shearling.model.checkpoint.HASH_SCHEME`.
+        base_weights_sha256: of the frozen model, by `shearling.model.checkpoint.hash_weights`.
         orders: width group id -> [units] int64, the old place of each unit.
     """
 

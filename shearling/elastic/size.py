@@ -1,8 +1,7 @@
 """Parameters and multiply-accumulates of a model and of its sub-networks, counted from shapes: no weight is looked at.
 
 MACs of a forward are those of its linear layers, in * out for each token they see (a pooler and a classifier see one,
-an expert its share), with the vocabulary projection and without the products inside attention, as LoNAS counts;
-`attention_macs` gives the latter.
+an expert its share), with the vocabulary projection and without the products inside attention, as LoNAS counts.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shearling.elastic.super_network import SuperNetwork
-    from shearling.model.width_tracing import WidthBlock
 
 
 @dataclass(frozen=True)
@@ -91,11 +89,6 @@ def measure_network(network: SuperNetwork) -> ModelSize:
     """Shapes of a super-network at full width, its adapters left out: merged they cost nothing."""
     adapters = [parameter for layer in network.layers.values() for parameter in (layer.lora_a, layer.lora_b)]
     return _measure(network.model, network.space.layers_path, beside=adapters)
-
-
-def attention_macs(blocks: Sequence[WidthBlock], *, tokens: int) -> int:
-    """Multiply-accumulates of scores and of weighted values, over all pairs of tokens."""
-    return sum(2 * tokens * tokens * block.width for block in blocks)
 
 
 def _measure(model: Any, layers_path: str, *, beside: Sequence[Any]) -> ModelSize:

@@ -31,7 +31,6 @@ from shearling.run import open_frozen
 from shearling.strict_json import Document, read_document, read_json
 
 SUBNET_SCHEMA, MIXED_SUBNET_SCHEMA = "shearling.subnet/1", "shearling.subnet/2"
-HASH_SCHEME = "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"
 
 Mode = Literal["rank", "lonas"]
 """What is elastic: the ranks alone (Shears), or ranks and widths (LoNAS)."""
@@ -56,7 +55,9 @@ class BaseReference(Document):
     manifest_sha256: Sha256
     config_sha256: Sha256
     weights_sha256: Sha256
-    weights_hash_scheme: Literal["sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"] = HASH_SCHEME  # type: ignore[assignment] # mypy cannot see that the constant is the literal
+    weights_hash_scheme: Literal["sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"] = (
+        "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"
+    )
     tie_word_embeddings: bool
 
 

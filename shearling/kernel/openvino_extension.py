@@ -5,24 +5,19 @@ The IR names the operator set of every layer, so whether a file needs the extens
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from shearling.cache import cache_directory
 from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported, UsageError
-from shearling.kernel.bundle import OPERATORS, split_bundle
 from shearling.kernel.library import kernels_in_use
 from shearling.kernel.loading.ir_text import MalformedText
 from shearling.kernel.loading.packed_choice import CHOICES, PACKED, UnknownChoice, WrittenOtherwise, stock_properties
 from shearling.kernel.loading.packed_model import LoadedIr, Operators, load_ir
-from shearling.kernel.loading.packed_operator import WEIGHTS_PORT
 from shearling.kernel.openvino_core import openvino_core
 
 if TYPE_CHECKING:
@@ -227,54 +222,6 @@ def core_for(xml: Path) -> openvino.Core:
     for library in required_extensions(xml):
         _load(library)
     return openvino_core()
-
-
-def check_packed_weights(xml: Path) -> None:
-    """Verify every packed weight of an IR without compiling it.
-
-    The operators verify what they are given too, when they are compiled; this names the weight.
-
-    Raises:
-        ArtefactMissing: no such file.
-        ArtefactCorrupt: a weight contradicts itself, or OpenVINO cannot read the file.
-        CompilerMissing: our operators cannot be built here.
-    """
-    if not needs_extension(xml):
-        return
-    validate = ctypes.CDLL(str(_library())).shearling_validate
-    validate.argtypes, validate.restype = (ctypes.c_void_p, ctypes.c_uint64), ctypes.c_char_p
-    try:
-        nodes = core_for(xml).read_model(xml).get_ops()
-    except RuntimeError as error:
-        raise ArtefactCorrupt(
-            f"OpenVINO cannot read it: {str(error).strip().splitlines()[-1]}", where=xml, remedy="Export again"
-        ) from error
-    for node in nodes:
-        if node.get_type_name() in OPERATORS:
-            _check_node(node, validate)
-
-
-def _check_node(node: Any, validate: Any) -> None:
-    operator = node.get_type_name()
-    constant = node.input_value(WEIGHTS_PORT[operator]).get_node()
-    if constant.get_type_name() != "Constant":
-        raise ArtefactCorrupt(
-            "its packed weights are not a constant of the model",
-            where=node.get_friendly_name(),
-            remedy="Export again",
-        )
-    try:
-        parts = split_bundle(constant.data, operator, node.get_attributes())
-        faults = [validate(matrix.ctypes.data, matrix.size) for matrix in parts.matrices]
-        if not all(np.isfinite(vector).all() for vector in parts.vectors):
-            raise ArtefactCorrupt("NaN or infinity in a vector")
-        for place, fault in enumerate(faults):
-            if fault is not None:
-                raise ArtefactCorrupt(f"matrix {place}: {fault.decode()}")
-    except ArtefactCorrupt as error:
-        raise ArtefactCorrupt(
-            f"a packed weight is corrupt: {error.message}", where=constant.get_friendly_name(), remedy="Export again"
-        ) from None
 
 
 @functools.cache

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-HASH_SCHEME = "sha256 over sorted(name, dtype, shape, raw bytes) of every tensor"
-"""How `hash_weights` works; stored beside every hash."""
-
 
 def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTrainedModel:
     """Load a decoder, or a classifier, in eval mode, after `check_checkpoint` has passed its directory.
@@ -189,7 +186,9 @@ def check_finite(model: nn.Module) -> None:
 
 
 def hash_weights(source: nn.Module | Path) -> str:
-    """Hex digest of all weights by `HASH_SCHEME`; a tied tensor counts once, under the name it is saved by.
+    """SHA-256 over name, dtype, shape and raw bytes of every tensor, sorted by name, in hexadecimal digits.
+
+    A tied tensor counts once, under the name it is saved by.
 
     Args:
         source: a model, or a directory that `save_model` wrote, which has the same digest.

@@ -32,7 +32,6 @@ class ModelFigures:
         table_bytes: of that tensor in the checkpoint.
         hidden: width of the hidden states.
         widest: most inputs or outputs of a matrix in a layer.
-        vocabulary: rows of the embedding.
         gram: entries of the Gram matrices of all linears of a layer, inputs squared.
     """
 
@@ -48,7 +47,6 @@ class ModelFigures:
     table_bytes: int
     hidden: int
     widest: int
-    vocabulary: int
     gram: int
 
 
@@ -92,7 +90,6 @@ def figures_of(tensors: Mapping[str, StoredTensor]) -> ModelFigures:
         table_bytes=table.size_bytes,
         hidden=min(table.shape),
         widest=max((max(tensor.shape) for tensor in largest), default=0),
-        vocabulary=max(table.shape),
         gram=sum(tensor.shape[1] ** 2 for tensor in largest),
     )
 

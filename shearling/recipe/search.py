@@ -29,8 +29,8 @@ class SearchSection(Section):
     cost: Literal["auto", "none", "adapter_params", "parameters", "nonzero_params", "macs", "bytes", "latency"] = (
         pydantic.Field(
             "auto",
-            description="what to save, beside accuracy; auto: macs where sub-networks differ in them, none where all "
-            "that differs are ranks that are merged",
+            description="what to save, beside accuracy; auto: bytes or nonzero_params where layers choose, else macs "
+            "where sub-networks differ in them, else none",
         )
     )
     macs_seq_len: int = pydantic.Field(256, ge=1, description="tokens of the forward whose MACs are counted")

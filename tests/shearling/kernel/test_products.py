@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,6 @@ from shearling.kernel import packed_format
 from shearling.kernel.library import held_bytes, load_library, multiply, pack_matrix
 from shearling.kernel.packed_format import Encoding, ValueType, read_header
 from shearling.kernel.packed_scales import ScaleType
-from shearling.kernel.torch_operator import PackedLinear
 from tests.support.matrices import dense, random_matrix
 
 # Of the sum of magnitudes |x| |w|: rounding in f32; a 16-bit fixed point of the largest activation of a row; an 8-bit
@@ -212,53 +210,6 @@ def test_a_bias_is_added_and_wrong_shapes_are_refused():
         multiply(packed, x, bias=bias[:19])
     with pytest.raises(ArtefactCorrupt, match="cannot run"):
         multiply(packed, x, kernels="sse9")
-
-
-# torch's compiler says so on 3.13.0 alone.
-@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
-def test_the_torch_operator_is_the_same_product():
-    matrix = random_matrix(ValueType.INT8, 40, 96)
-    packed, x = torch.from_numpy(pack_matrix(matrix)), torch.randn(2, 3, 96, generator=torch.Generator().manual_seed(0))
-    layer = PackedLinear(packed, torch.arange(40.0), exact=True)
-    expected = torch.nn.functional.linear(x.double(), torch.from_numpy(dense(matrix)), torch.arange(40.0).double())
-    assert torch.allclose(layer(x).double(), expected, atol=1e-4)
-    assert layer(x.bfloat16()).dtype == torch.bfloat16
-    assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
-    with pytest.raises(ArtefactCorrupt, match="another shape"):
-        layer(x[..., :95])
-
-
-@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_the_torch_operator_does_not_depend_on_the_default_type(default):
-    layer = PackedLinear(torch.from_numpy(pack_matrix(random_matrix(ValueType.INT8, 40, 96))))
-    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
-    expected = layer(x)
-    torch.set_default_dtype(default)
-    try:
-        found = layer(x)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
-
-
-def test_the_torch_operator_does_not_depend_on_the_default_device():
-    layer = PackedLinear(torch.from_numpy(pack_matrix(random_matrix(ValueType.INT8, 40, 96))))
-    x = torch.ones(2, 96)
-    with torch.device("meta"):
-        found = layer(x)
-    assert torch.equal(found, layer(x))
-
-
-def test_no_checkpoint_replaces_packed_weights_that_were_validated():
-    matrix, x = random_matrix(ValueType.INT8, 40, 96), torch.ones(1, 96)
-    layer = PackedLinear(torch.from_numpy(pack_matrix(matrix)), torch.zeros(40), exact=True)
-    expected = layer(x)
-    other = torch.from_numpy(pack_matrix(replace(matrix, scales=-matrix.scales)))
-    assert len(other) == len(layer.packed)
-    layer.load_state_dict({"packed": other, "bias": torch.ones(40)}, strict=False)
-    assert torch.equal(layer(x), expected + 1)
-    assert layer.state_dict().keys() == {"bias"}
 
 
 def test_the_best_instruction_set_is_chosen():
