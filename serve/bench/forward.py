@@ -56,7 +56,7 @@ def measure_forwards(targets: Sequence[Target], *, tokens: int, blocks: int, thr
         UsageError: another format is named behind a directory, a model knows fewer positions, or OpenVINO refuses a
             property.
     """
-    deployments = [find_deployment(target.only("openvino")) for target in targets]
+    deployments = [find_deployment(target.only("openvino"), classifies=True) for target in targets]
     for deployment in deployments:
         _require_positions(deployment, tokens)
     models = [_load(target, deployment, threads) for target, deployment in zip(targets, deployments, strict=True)]

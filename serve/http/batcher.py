@@ -26,6 +26,7 @@ from serve.runtimes.deployment import Deployment
 from serve.runtimes.openvino_decoding import greedy
 from serve.runtimes.tokenization import Decoder, TextStream, TextTokenizer, told_by_minja
 from shearling.errors import ArtefactMissing, ModelUnsupported
+from shearling.kernel.loading.prompt_encoding import encode_prompt_in_genai
 from shearling.kernel.runtime_refusal import last_line
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ class Batcher:
             _PromptRefused: no template, one that refuses these messages, or ids that the model does not know.
         """
         if isinstance(prompt, str):
-            return self._ids(prompt, add_special_tokens=True)
+            return encode_prompt_in_genai(prompt, self._tokenizer)
         if isinstance(prompt[0], Turn):
             if not self.chats:
                 raise _PromptRefused("this model has no chat template: use /v1/completions", "no_chat_template")
@@ -280,7 +281,7 @@ class Batcher:
                 text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
             except RuntimeError as error:
                 raise _PromptRefused(f"the chat template refuses these messages: {told_by_minja(error)}") from error
-            return self._ids(text, add_special_tokens=False)
+            return self._ids(text)
         ids = [token for token in prompt if isinstance(token, int)]
         vocabulary = self._deployment.vocabulary
         if vocabulary is None or min(ids) < 0 or max(ids) >= vocabulary:
@@ -292,7 +293,7 @@ class Batcher:
     def _ends(self, job: TextJob) -> frozenset[int]:
         """The model's own, and every stop string that is a special token, which no text shows."""
         own = frozenset[int]() if job.sampling.ignore_eos else self._end_ids
-        encoded = {stop: self._ids(stop, add_special_tokens=False) for stop in job.stops}
+        encoded = {stop: self._ids(stop) for stop in job.stops}
         return own | {ids[0] for stop, ids in encoded.items() if len(ids) == 1 and self._is_special(stop, ids)}
 
     def _is_special(self, stop: str, ids: list[int]) -> bool:
@@ -302,8 +303,8 @@ class Batcher:
         # What the vocabulary lacks is the token of what is unknown, which no text shows either.
         return bool(self._tokenizer.decode(ids, skip_special_tokens=False) == stop)
 
-    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        data = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).input_ids.data
+    def _ids(self, text: str) -> list[int]:
+        data = self._tokenizer.encode(text, add_special_tokens=False).input_ids.data
         return [int(token) for token in data[0]]
 
     def _room(self, job: TextJob, prompt_tokens: int) -> int:

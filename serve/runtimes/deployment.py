@@ -17,9 +17,10 @@ import pydantic
 
 from serve.runtimes.lone_file import files_of
 from shearling.artefact import list_files, sha256_file
-from shearling.errors import ArtefactMissing, UsageError
+from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
 from shearling.model.context_length import read_count, stated_length
 from shearling.model.end_tokens import read_end_tokens
+from shearling.model.head import Head, head_of
 from shearling.model.model_artefact import open_model_artefact
 from shearling.registry.registry import load_implementation
 from shearling.registry.runtimes import RUNTIMES, RuntimeEntry
@@ -35,11 +36,13 @@ class ModelFacts:
         context_tokens: most positions the model knows; None where the configuration names no limit.
         vocabulary: number of token ids; None where it does not say.
         end_ids: tokens that end a text.
+        head: whether it continues texts or classifies them.
     """
 
     context_tokens: int | None = None
     vocabulary: int | None = None
     end_ids: tuple[int, ...] = ()
+    head: Head = "language_model"
 
 
 class Deployment(Document):
@@ -81,15 +84,19 @@ class Deployment(Document):
         return self.file or self.directory / RUNTIMES.get(self.format).model_file
 
 
-def find_deployment(target: Target, *, device: str = "CPU", visits: bool = False) -> Deployment:
+def find_deployment(
+    target: Target, *, device: str = "CPU", visits: bool = False, classifies: bool = False
+) -> Deployment:
     """Find what to run, and verify it.
 
     Args:
         target: where to look, and in which format; of several, the first that runs on `device`.
         device: see `RunOptions`.
         visits: who asks can measure in any environment, and any file of a known suffix; see `serve.runtimes.visiting`.
+        classifies: who asks runs whole forwards, so that it may be a classifier.
 
     Raises:
+        ModelUnsupported: a classifier, for those who continue texts.
         ArtefactMissing: nothing there, nothing runnable, or not in that format.
         ArtefactMismatch: an artefact of a kind that does not run.
         ArtefactCorrupt: a file differs from the manifest.
@@ -114,6 +121,11 @@ def find_deployment(target: Target, *, device: str = "CPU", visits: bool = False
     directory = available[entry.name]
     # An ONNX directory may lack the configuration; its siblings in the artefact hold the same model.
     siblings = [artefact.path / runtime.part for runtime in RUNTIMES if runtime.part] if artefact else []
+    facts = _model_facts((directory, *siblings))
+    if facts.head == "classifier" and not classifies:
+        raise ModelUnsupported(
+            "a classifier, which continues no text", where=path, remedy="Time it with: python -m serve forward"
+        )
     return _deployment(
         target,
         entry,
@@ -121,7 +133,7 @@ def find_deployment(target: Target, *, device: str = "CPU", visits: bool = False
         manifest_sha256=artefact.sha256 if artefact else None,
         weights=sorted(directory.glob(entry.weights)),
         size_bytes=sum((directory / name).stat().st_size for name in list_files(directory)),
-        facts=_model_facts((directory, *siblings)),
+        facts=facts,
     )
 
 
@@ -252,6 +264,7 @@ def _model_facts(places: tuple[Path, ...]) -> ModelFacts:
         context_tokens=stated_length(config),
         vocabulary=read_count(config, "vocab_size"),
         end_ids=read_end_tokens(places),
+        head=head_of(config),
     )
 
 

@@ -13,6 +13,7 @@ from serve.runtimes.speculation.settings import read_speculation
 from serve.runtimes.tokenization import chat_template_fails, no_chat_template, told_by_minja
 from shearling.errors import ArtefactCorrupt, DeviceUnavailable, UsageError
 from shearling.kernel.loading.packed_model import LoadedIr
+from shearling.kernel.loading.prompt_encoding import encode_prompt_in_genai
 from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.runtime_refusal import last_line, refusals
 
@@ -67,7 +68,9 @@ class OpenVINORuntime:
             except RuntimeError as error:
                 raise chat_template_fails(told_by_minja(error), where=self._directory) from error
         with refusals(self._directory):
-            ids = self._tokenizer.encode(prompt, add_special_tokens=not chat).input_ids.data
+            if not chat:
+                return encode_prompt_in_genai(prompt, self._tokenizer)
+            ids = self._tokenizer.encode(prompt, add_special_tokens=False).input_ids.data
         return [int(token) for token in ids[0]]
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
+from shearling.kernel.loading.prompt_encoding import encode_prompt
 from shearling.strict_json import read_json
 
 UNFINISHED = "\ufffd"
@@ -70,15 +71,24 @@ class TextTokenizer:
         """
         if chat:
             return list(self._tokenizer.encode(self._render(prompt), add_special_tokens=False).ids)
-        return list(self._tokenizer.encode(prompt).ids)
+        tokens = self._special_tokens()
+        return encode_prompt(
+            prompt,
+            lambda text, special: self._tokenizer.encode(text, add_special_tokens=special).ids,
+            beginning=tokens["bos_token"],
+            ends=[self._tokenizer.token_to_id(tokens["eos_token"])],
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _render(self, prompt: str) -> str:
-        special = {key: _content(self._config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        return render_turn(self._template, prompt, special, where=self._where)
+        return render_turn(self._template, prompt, self._special_tokens(), where=self._where)
+
+    def _special_tokens(self) -> dict[str, str]:
+        """By the name that templates know; empty where there is none."""
+        return {key: _content(self._config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
 
 
 class TokenizedRuntime:

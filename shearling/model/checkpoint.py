@@ -12,6 +12,7 @@ from shearling.artefact import sha256_file
 from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
 from shearling.model.checkpoint_safety import CONFIG, check_configuration, weight_files
+from shearling.model.end_tokens import end_token_ids
 from shearling.model.head import auto_class
 from shearling.model.skeleton import check_finite_tensor, open_skeleton
 from shearling.model.weight_shards import MAX_SHARD_BYTES, Dtype, StoredTensor, writing_weights
@@ -150,6 +151,7 @@ def save_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """
     model.config.dtype = dtype
     model.config.architectures = [type(model).__name__]
+    _name_end_of_tokenizer(model, tokenizer)
     save_configurations(model, directory)
     tokenizer.save_pretrained(str(directory))
 
@@ -160,6 +162,16 @@ def save_configurations(model: PreTrainedModel, directory: Path) -> None:
     model.config.save_pretrained(str(directory))
     if model.can_generate():
         model.generation_config.save_pretrained(str(directory))
+
+
+def _name_end_of_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Training teaches the tokenizer's end, and many runtimes end a text by generation_config.json alone."""
+    end = tokenizer.eos_token_id
+    if end is None or not model.can_generate():
+        return
+    known = end_token_ids(model.generation_config.to_dict(), model.config.to_dict())
+    if end not in known:
+        model.generation_config.eos_token_id = sorted((*known, int(end))) if known else int(end)
 
 
 def _drop_ignored_settings(model: PreTrainedModel) -> None:

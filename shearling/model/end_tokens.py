@@ -6,13 +6,15 @@ a document.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shearling.strict_json import read_json
+from shearling.strict_json import MAX_BYTES, read_json
 
 GENERATION_CONFIG, CONFIG = "generation_config.json", "config.json"
+TOKENIZER_CONFIG, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
+MOST_TOKENIZER_BYTES = 2**28
 
 
 def end_token_ids(*sources: Mapping[str, Any]) -> tuple[int, ...]:
@@ -31,10 +33,13 @@ def end_token_ids(*sources: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def read_end_tokens(directories: Iterable[Path]) -> tuple[int, ...]:
-    """Those that the configurations in these directories give; of each file the first that is there."""
+    """Those that the configurations and the tokenizer in these directories give; of each file the first that is there.
+
+    Raises:
+        DocumentInvalid: such a file is malformed.
+    """
     places = tuple(directories)
-    found = [_first(places, name) for name in (GENERATION_CONFIG, CONFIG)]
-    return end_token_ids(*found)
+    return tuple(sorted({*_configured(places), *_of_tokenizer(places)}))
 
 
 def end_tokens_of(tokenizer: Any) -> frozenset[int]:
@@ -46,9 +51,29 @@ def end_tokens_of(tokenizer: Any) -> frozenset[int]:
     """
     own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
     origin = getattr(tokenizer, "name_or_path", "")
-    beside = read_end_tokens([Path(origin)]) if origin and Path(origin).is_dir() else ()
+    beside = _configured([Path(origin)]) if origin and Path(origin).is_dir() else ()
     return frozenset((*own, *beside, *getattr(tokenizer, "end_token_ids", ())))
 
 
-def _first(places: Iterable[Path], name: str) -> dict[str, Any]:
-    return next((read_json(place / name) for place in places if (place / name).is_file()), {})
+def _configured(places: Iterable[Path]) -> tuple[int, ...]:
+    return end_token_ids(*(_first(places, name) for name in (GENERATION_CONFIG, CONFIG)))
+
+
+def _of_tokenizer(places: Iterable[Path]) -> Iterator[int]:
+    """Its own end: configurations may name another, where a training gave the tokenizer a new one and nothing else."""
+    own = _first(places, TOKENIZER_CONFIG)
+    end = own.get("eos_token")
+    text = end.get("content") if isinstance(end, Mapping) else end
+    if not isinstance(text, str):
+        return
+    # Where it is written depends on the version of transformers that wrote it.
+    written = own.get("added_tokens_decoder")
+    tokens = [{"id": int(id_), **token} for id_, token in written.items()] if isinstance(written, Mapping) else ()
+    for token in tokens or _first(places, TOKENIZER, max_bytes=MOST_TOKENIZER_BYTES).get("added_tokens", ()):
+        if token.get("content") == text:
+            yield int(token["id"])
+
+
+def _first(places: Iterable[Path], name: str, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    found = (place / name for place in places if (place / name).is_file())
+    return next((read_json(path, max_bytes=max_bytes) for path in found), {})

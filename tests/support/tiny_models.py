@@ -114,6 +114,16 @@ def beginning_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def end_appending_tokenizer() -> PreTrainedTokenizerFast:
+    """As some tokenizers of encoder-decoders and chat models: every text ends with the end-of-text token."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer()
+    end = tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, end)])
+    return tokenizer
+
+
 def word_piece_tokenizer(*, handle_chinese_chars: bool = True) -> PreTrainedTokenizerFast:
     """BERT's kind, of words in lower case and a little Chinese."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers

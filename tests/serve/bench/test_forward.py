@@ -12,8 +12,9 @@ from openvino import opset13
 
 from serve.bench.forward import _feed, _load, measure_forwards
 from serve.runtimes.deployment import find_deployment
-from shearling.errors import UsageError
+from shearling.errors import ModelUnsupported, UsageError
 from shearling.target import Target
+from tests.support.json_files import edit_json
 
 POSITIONS, VOCABULARY = 32, 400
 
@@ -44,3 +45,10 @@ def test_tokens_are_of_the_vocabulary(classifier: Path) -> None:
     assert (ids.min(), ids.max()) == (0, VOCABULARY - 1)
     request.infer({"input_ids": ids})
     assert (request.get_output_tensor().data == 1).all()
+
+
+def test_a_classifier_is_timed_and_continues_no_text(classifier: Path) -> None:
+    edit_json(classifier / "config.json", architectures=["BertForSequenceClassification"])
+    with pytest.raises(ModelUnsupported, match="a classifier, which continues no text.*serve forward"):
+        find_deployment(Target(classifier))
+    assert measure_forwards([Target(classifier)], tokens=POSITIONS, blocks=2, threads=1)[0].speedup == 1.0

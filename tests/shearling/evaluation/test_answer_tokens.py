@@ -6,14 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from shearling.evaluation.answer_tokens import split_answer
 from shearling.evaluation.evaluator import torch_scorer
 from shearling.evaluation.task import TaskRow
 from shearling.model.text_encoder import TextEncoder
-from tests.support.tiny_models import EOS, FAMILIES, tiny_tokenizer
+from tests.support.tiny_models import EOS, FAMILIES, end_appending_tokenizer, tiny_tokenizer
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, RowTokeniser
 
 PAIRS = [
@@ -23,14 +21,6 @@ PAIRS = [
     ("The quick brown fo", "x jumps"),
     ("The quick", "ly"),
 ]
-
-
-def end_appending_tokenizer() -> PreTrainedTokenizerFast:
-    """As some tokenizers of encoder-decoders and chat models: every text ends with the end-of-text token."""
-    tokenizer = tiny_tokenizer()
-    end = tokenizer.eos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, end)])
-    return tokenizer
 
 
 def learnt(tokenizer, prompt, completion):

@@ -12,11 +12,11 @@ from export.stage import export_frozen
 from serve.runtimes.deployment import find_deployment
 from shearling.evaluation.generation import Stopping, generate_greedily
 from shearling.model.checkpoint import load_tokenizer
-from shearling.model.end_tokens import end_token_ids, end_tokens_of
+from shearling.model.end_tokens import end_token_ids, end_tokens_of, read_end_tokens
 from shearling.strict_json import read_json
 from shearling.target import Target
 from tests.support.json_files import edit_json
-from tests.support.tiny_models import save_tiny, tiny_tokenizer
+from tests.support.tiny_models import EOS, save_tiny, tiny_tokenizer
 from train.base.artefact import import_base
 
 
@@ -62,3 +62,34 @@ def test_a_list_reaches_every_export(tmp_path):
         assert read_json(exported.path / name / "generation_config.json")["eos_token_id"] == [2, 106]
         assert end_tokens_of(load_tokenizer(exported.path / name)) == {2, 106}
     assert find_deployment(Target(exported.path)).end_ids == (2, 106)
+
+
+@pytest.mark.parametrize("configured", [7, None])
+def test_the_end_of_the_tokenizer_reaches_every_export(configured, tmp_path):
+    """Training appends it, so that a runtime that ran past it would show what the model was never taught to say."""
+    source = save_tiny("llama", tmp_path / "source")
+    for name in ("generation_config.json", "config.json"):
+        edit_json(source / name, eos_token_id=configured)
+    own = tiny_tokenizer().eos_token_id
+    expected = (own,) if configured is None else tuple(sorted((own, configured)))
+    assert find_deployment(Target(source)).end_ids == expected
+    base = import_base(source, tmp_path / "base", model_id="tiny/turns")
+    request = ExportRequest(output=tmp_path / "export", formats=("hf", "openvino", "onnx"), verify="off")
+    exported = export_frozen(base.path, request)
+    for name in ("model", "openvino", "onnx"):
+        assert end_token_ids(read_json(exported.path / name / "generation_config.json")) == expected
+        assert find_deployment(Target(exported.path / name)).end_ids == expected
+
+
+@pytest.mark.parametrize("named", [EOS, {"content": EOS, "special": True}])
+@pytest.mark.parametrize("written", ["tokenizer.json", "tokenizer_config.json"])
+def test_the_end_of_a_tokenizer_is_read_where_its_version_wrote_it(named, written, tmp_path):
+    own = tiny_tokenizer().eos_token_id
+    tiny_tokenizer().save_pretrained(str(tmp_path))
+    edit_json(tmp_path / "tokenizer_config.json", eos_token=named)
+    if written == "tokenizer_config.json":
+        edit_json(tmp_path / "tokenizer_config.json", added_tokens_decoder={str(own): {"content": EOS}})
+        (tmp_path / "tokenizer.json").unlink()
+    assert read_end_tokens([tmp_path / "absent", tmp_path]) == (own,)
+    edit_json(tmp_path / "tokenizer_config.json", eos_token="nobody's")
+    assert read_end_tokens([tmp_path]) == ()

@@ -38,6 +38,7 @@ class GenAIGreedyModel:
         document = read_config(directory / CONFIG)
         self._most = document["model"].get("context_length")
         self._ends = _numbers(document["model"].get("eos_token_id"))
+        self._beginning = _beginning(directory / "tokenizer_config.json")
         graph = directory / GRAPH
         try:
             self.packed = DOMAIN_IMPORT in graph.read_bytes()
@@ -76,11 +77,16 @@ class GenAIGreedyModel:
             if in_chat:
                 turn = json.dumps([{"role": "user", "content": prompt}])
                 prompt = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True)
-            # GenAI adds none by itself; a template writes its own.
-            self._tokenizer.update_options(add_special_tokens="false" if in_chat else "true")
-            return [int(token) for token in self._tokenizer.encode(prompt)]
+                # It writes its own special tokens.
+                return self._encode(prompt, False)
+            encode = importlib.import_module("shearling_runtime.loading.prompt_encoding").encode_prompt
+            return list(encode(prompt, self._encode, beginning=self._beginning, ends=self._ends))
         except RuntimeError as error:
             raise unusable_tokenizer(error, in_chat=in_chat, where=self._directory) from error
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        self._tokenizer.update_options(add_special_tokens=str(special).lower())
+        return [int(token) for token in self._tokenizer.encode(text)]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens."""
@@ -140,3 +146,16 @@ def find_genai(directory: Path) -> Path | None:
 
 def _numbers(value: Any) -> frozenset[int]:
     return frozenset(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int))
+
+
+def _beginning(path: Path) -> str:
+    """The beginning-of-text token that a tokenizer's configuration names."""
+    if not path.is_file():
+        return ""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelUnusable(f"its tokenizer does not load: {error}", where=path) from error
+    token = document.get("bos_token") if isinstance(document, dict) else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else ""

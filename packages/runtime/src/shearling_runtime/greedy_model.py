@@ -81,7 +81,10 @@ class GreedyModel:
             if in_chat:
                 turn = [{"role": "user", "content": prompt}]
                 prompt = self._tokenizer.apply_chat_template(turn, add_generation_prompt=True)
-            ids = self._tokenizer.encode(prompt, add_special_tokens=not in_chat).input_ids.data[0]
+            if not in_chat:
+                encode = importlib.import_module("shearling_runtime.loading.prompt_encoding").encode_prompt_in_genai
+                return list(encode(prompt, self._tokenizer))
+            ids = self._tokenizer.encode(prompt, add_special_tokens=False).input_ids.data[0]
         except RuntimeError as error:
             raise unusable_tokenizer(error, in_chat=in_chat, where=self._directory) from error
         return [int(token) for token in ids]
