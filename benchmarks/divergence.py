@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         found = measure(reference, candidates)
     except ShearlingError as error:
-        log.print(f"error: {error}", style="red", markup=False)
+        log.print(f"error: {error}", style="red")
         return error.exit_code
     sys.stdout.write(as_table(candidates, found))
     return 0

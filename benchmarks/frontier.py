@@ -19,11 +19,10 @@ from pathlib import Path
 
 from serve.bench.benchmark import BenchmarkSubject
 from serve.bench.benchmark_artefact import read_benchmark
+from shearling.chart import Point, as_file, scatter
 from shearling.console import log
-from shearling.demo.chart import Point, as_file, scatter
-from shearling.demo.documents import read_scoreboard
 from shearling.errors import ArtefactMismatch, ShearlingError
-from shearling.evaluation.scoreboard import Score, Scoreboard
+from shearling.evaluation.scoreboard import Score, Scoreboard, read_scoreboard
 from shearling.registry.runtimes import RUNTIMES
 from shearling.strict_json import write_text
 
@@ -162,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         places = place_models(board, read_benchmark(options.speed).subjects)
         write_text(options.output, chart(places, ours=tuple(options.ours.split(","))))
     except ShearlingError as error:
-        log.print(f"error: {error}", style="red", markup=False)
+        log.print(f"error: {error}", style="red")
         return error.exit_code
     sys.stdout.write(table(places))
     return 0

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = measure(options.model.resolve(), options.weight_format, rounds=options.rounds)
     except ShearlingError as error:
-        log.print(f"error: {error}", style="red", markup=False)
+        log.print(f"error: {error}", style="red")
         return error.exit_code
     sys.stdout.write(as_table(found) + "\n")
     return 0

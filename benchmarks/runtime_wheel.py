@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
                 theirs, toolchain_facts = first or time_toolchain(options.export, work)
             except ShearlingError as error:
                 failure = error
-                log.print(f"round {number + 1}: {error}", style="red", markup=False)
+                log.print(f"round {number + 1}: {error}", style="red")
                 break
             rounds.append((ours, theirs))
             log.print(

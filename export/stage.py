@@ -118,7 +118,7 @@ def _judge(report: ExportReport, request: ExportRequest, draft: Draft) -> None:
     broken = report.violations
     if not broken or request.verify != "strict":
         for line in broken:
-            log.print(f"warning: {line}", style="yellow", markup=False)
+            log.print(f"warning: {line}", style="yellow")
         return
     rejected = keep_rejected(draft.directory, request.output, leave=MERGED)
     error = SparsityLost if any(check.zeros != check.pruned for check in report.zeros) else ParityFailed

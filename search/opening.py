@@ -15,7 +15,7 @@ from shearling.elastic.mixture import LayerFormat, Mixture, open_mixture, percen
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, read_search_space
 from shearling.errors import ArtefactMismatch
 from shearling.evaluation.lm_eval_task import evaluated_files
-from shearling.model.head import Head
+from shearling.model.head import Head, read_head
 from shearling.recipe.search import SearchSection
 from shearling.run import Run, open_frozen
 from shearling.strict_json import describe_validation_error
@@ -90,7 +90,7 @@ class SearchInputs:
     @property
     def head(self) -> Head:
         """What the model is for."""
-        return "classifier" if "classes" in self.frozen.manifest.details else "language_model"
+        return read_head(self.frozen.path)
 
 
 def open_run(run: Run) -> SearchableRun:

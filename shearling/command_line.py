@@ -123,7 +123,7 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         if code == INTERRUPTED:
             log.print(f"interrupted: {HOW_TO_GO_ON}")
     except click.exceptions.NoArgsIsHelpError as error:
-        log.print(error.format_message(), markup=False)
+        log.print(error.format_message())
         code = 2
     except click.ClickException as error:
         remedy = f"See: {program} --help"
@@ -295,5 +295,5 @@ def _report(error: ShearlingError, *, code: int, as_json: bool, debug: bool) -> 
         # It may be stdout that fails; the code and the line on stderr say what happened.
         with suppress(OSError):
             print(json.dumps({"status": "error", "exit_code": code, **body, **result}, indent=2), flush=True)
-    log.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+    log.print(f"error: {error}", style="red")
     return code

@@ -78,7 +78,7 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
 
     started_s = last_s = time.monotonic()
     done = 0
-    log.print(f"{description}: {total} steps", markup=False)
+    log.print(f"{description}: {total} steps")
 
     def advance_plain(*, note: str | None = None) -> None:
         nonlocal done, last_s
@@ -89,7 +89,6 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
             left_s = elapsed_s / done * (total - done)
             log.print(
                 f"{description}: {done}/{total}, {elapsed_s:.0f} s, {left_s:.0f} s left{f', {note}' if note else ''}",
-                markup=False,
             )
             last_s = now_s
 

@@ -23,7 +23,7 @@ from shearling.errors import OutputExists, RecipeInvalid
 from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.checkpoint import load_tokenizer
-from shearling.model.head import read_head
+from shearling.model.head import classifies
 from shearling.recipe.recipe import Recipe, section_as_json, stored_section
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
@@ -412,7 +412,7 @@ def _make_sparse(
             healing_text(section),
             rows,
             load_tokenizer(dense.path),
-            classifies=read_head(dense.path) == "classifier",
+            classifies=classifies(dense.path),
             seed=seed + 1,
             where="sparsity.healing",
         )
@@ -433,8 +433,8 @@ def _calibration(section: SparsitySection, model: Artefact, task: Artefact, *, s
     if not section.measured:
         return []
     rows = read_rows(task.path, "train", most_characters=CALIBRATION_CHARACTERS)
-    classifies = read_head(model.path) == "classifier"
-    return calibration_blocks(section.calibration, rows, load_tokenizer(model.path), classifies=classifies, seed=seed)
+    tokenizer = load_tokenizer(model.path)
+    return calibration_blocks(section.calibration, rows, tokenizer, classifies=classifies(model.path), seed=seed)
 
 
 def _calibration_texts(section: SparsitySection, run: Run) -> list[Path]:

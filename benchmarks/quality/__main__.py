@@ -40,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = {} if options.report else _carry_out(options)
         print_result(write_report(options.output), as_json=False)
     except ShearlingError as error:
-        log.print(f"error: {error}", style="red", markup=False)
+        log.print(f"error: {error}", style="red")
         return error.exit_code
     except KeyboardInterrupt:
         log.print("interrupted: finished cells are kept, the same command runs the others")
         return INTERRUPTED
     for name, cause in failed.items():
-        log.print(f"failed: {name}: {cause}", style="red", markup=False)
+        log.print(f"failed: {name}: {cause}", style="red")
     return 1 if failed else 0
 
 

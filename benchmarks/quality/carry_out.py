@@ -85,7 +85,7 @@ def carry_out_all(
                 document = carry_out(cell, run, workforce=workforce)
             except ShearlingError as error:
                 failed[cell.name] = error
-                log.print(f"{cell.name} failed: {error}", style="red", markup=False)
+                log.print(f"{cell.name} failed: {error}", style="red")
             else:
                 path = cell_file(output, cell.name)
                 path.parent.mkdir(parents=True, exist_ok=True)

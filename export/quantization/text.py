@@ -69,7 +69,7 @@ class CalibrationText:
     def _texts(self, name: str, *, classifies: bool) -> list[str]:
         if name == TASK_ROWS and self.task is not None:
             return [
-                row.prompt if classifies else row.prompt + row.completion
+                row.text_read(classifies=classifies)
                 for row in read_rows(self.task, "train", most_characters=CALIBRATION_CHARACTERS)
             ]
         path = Path(name)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from export.reporting.report import ExportReport
+from shearling.page import render_page
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def write_report_page(path: Path, report: ExportReport) -> None:
     """Render the report to `path`; no script, no external resource."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((Path(__file__).parent / TEMPLATE).read_text(encoding="utf-8"))
-    path.write_text(template.render(report=report, layers=_layers(report)), encoding="utf-8")
+    path.write_text(render_page(TEMPLATE, report=report, layers=_layers(report)), encoding="utf-8")
 
 
 def _layers(report: ExportReport) -> list[tuple[str, float]]:

@@ -138,7 +138,7 @@ def check_tokenizer(
             len(texts),
         ),
     )
-    log.print(f"tokenizer {candidate}, {len(texts)} texts: {check.verdict}", markup=False)
+    log.print(f"tokenizer {candidate}, {len(texts)} texts: {check.verdict}")
     return check
 
 
@@ -150,7 +150,7 @@ def _with_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
             texts.append(str(tokenizer.apply_chat_template(list(CHAT), tokenize=False)))
         # Whatever a template raises that knows no such conversation.
         except Exception as error:
-            log.print(f"the chat template does not render, and is not compared: {error}", markup=False)
+            log.print(f"the chat template does not render, and is not compared: {error}")
     return texts
 
 

@@ -15,9 +15,10 @@ from search.journal import Record
 from search.strategies.grid import Grid
 from search.view.hypervolume import hypervolumes
 from search.view.importance import estimate_importance
-from shearling.demo.chart import COLOURS, SHAPES, Point, Series, lines, scatter
+from shearling.chart import COLOURS, SHAPES, Point, Series, lines, scatter
+from shearling.page import render_page
 
-TEMPLATE = "search.html.jinja"
+TEMPLATE = Path(__file__).with_name("search.html.jinja")
 REFRESH_S = 5
 MOST_OF_FRONT = 25
 """Rows of the table of the front."""
@@ -97,7 +98,7 @@ class PageContent:
     style: str = field(default=COLOURS + SHAPES)
 
 
-def render_page(subject: Subject, status: Status, records: Sequence[Record], best: Record | None) -> str:
+def render_search_page(subject: Subject, status: Status, records: Sequence[Record], best: Record | None) -> str:
     """The whole page.
 
     Args:
@@ -106,8 +107,6 @@ def render_page(subject: Subject, status: Status, records: Sequence[Record], bes
         records: of the journal.
         best: once it is known.
     """
-    from jinja2 import Environment, StrictUndefined
-
     explored = [record for record in records if record.part == "explored"]
     front = pareto_front(explored)
     content = PageContent(
@@ -120,10 +119,7 @@ def render_page(subject: Subject, status: Status, records: Sequence[Record], bes
         front=tuple(_front_row(record, records) for record in front[:MOST_OF_FRONT]),
         best=None if best is None else best.id,
     )
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["duration"] = show_duration
-    template = environment.from_string((Path(__file__).parent / TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(page=content)
+    return render_page(TEMPLATE, page=content, show_duration=show_duration)
 
 
 def show_duration(seconds: float) -> str:

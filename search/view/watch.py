@@ -10,7 +10,7 @@ from pathlib import Path
 
 from search.journal import Journal, Record
 from search.row_split import RowSplit
-from search.view.page import State, Status, Subject, render_page
+from search.view.page import State, Status, Subject, render_search_page
 from shearling.artefact import utc_now
 from shearling.console import Advance, log
 from shearling.errors import ShearlingError
@@ -103,7 +103,7 @@ class Watch:
             left_s=self._left_s(elapsed_s) if state == "running" else None,
             updated=utc_now(),
         )
-        return render_page(self._subject, status, self._journal.records, best)
+        return render_search_page(self._subject, status, self._journal.records, best)
 
     def _left_s(self, elapsed_s: float) -> float | None:
         done = rows_measured(self._journal.records)

@@ -11,9 +11,10 @@ from serve.bench.screen import short_names
 from serve.bench.statistics import bootstrap_median
 from serve.bench.strip_chart import Chart, ChartRow, strip_chart
 from shearling.errors import UsageError
+from shearling.page import render_page
 from shearling.strict_json import write_text
 
-TEMPLATE = "page.html.jinja"
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 CHARTED = {
     "ttft_s": "Time to first token, ms",
     "tpot_s": "Time per output token, ms",
@@ -98,8 +99,4 @@ def _ratios(benchmark: Benchmark, names: Sequence[str], index: int) -> ChartRow:
 
 
 def _render(path: Path, *, title: str, notes: Sequence[str], charts: Sequence[Chart]) -> None:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((Path(__file__).parent / TEMPLATE).read_text(encoding="utf-8"))
-    write_text(path, template.render(title=title, notes=notes, charts=charts))
+    write_text(path, render_page(TEMPLATE, title=title, notes=notes, charts=charts))

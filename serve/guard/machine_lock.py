@@ -54,7 +54,7 @@ def locked(path: Path, *, waiting: str, remedy: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.print(waiting, markup=False)
+            log.print(waiting)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             raise _unlockable(path, error, remedy) from None

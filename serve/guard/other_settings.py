@@ -37,5 +37,5 @@ def with_other_settings(
         if crash.other is None or not allowed(crash.other.options):
             raise
         change = f"measured with {crash.other.flag}, because without it {crash.where}: {crash.message}"
-        log.print(change, markup=False)
+        log.print(change)
         return measure(crash.other.options), (change,)

@@ -14,9 +14,10 @@ from serve.guard.telling import show_ratio, tell_measuring
 from shearling.artefact import utc_now
 from shearling.errors import ShearlingError
 from shearling.markdown import escape_markdown
+from shearling.page import render_page
 from shearling.strict_json import Document, write_text
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 TITLES: Mapping[str, str] = {
     "ttft_s": "time to first token",
     "tpot_s": "time per token",
@@ -123,14 +124,9 @@ def append_summary(path: Path, records: Sequence[CheckRecord]) -> None:
 
 def write_report(path: Path, records: Sequence[CheckRecord], *, notes: Sequence[str] = ()) -> None:
     """A page of all checks: no script, no external resource."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((Path(__file__).parent / TEMPLATE).read_text(encoding="utf-8"))
     machines = sorted({record.machine for record in records if record.machine})
-    write_text(
-        path, template.render(records=[_row(record) for record in records], notes=[*machines, *notes], width=BAR)
-    )
+    rows = [_row(record) for record in records]
+    write_text(path, render_page(TEMPLATE, records=rows, notes=[*machines, *notes], width=BAR))
 
 
 def _markdown(records: Sequence[CheckRecord]) -> str:

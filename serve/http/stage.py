@@ -118,10 +118,9 @@ async def _load(models: Sequence[ServedModel]) -> None:
         chats = "" if loaded.chats else ", no chat template"
         log.print(
             f"{model.name}: {model.deployment.label}{chats} ({facts.runtime}, {facts.provider}, {facts.precision})",
-            markup=False,
         )
         if loaded.lone:
-            log.print(f"{model.name}: attention in the layers for a text that nothing runs beside", markup=False)
+            log.print(f"{model.name}: attention in the layers for a text that nothing runs beside")
 
 
 @contextmanager
@@ -143,9 +142,9 @@ def _cancelled_by_sigterm() -> Iterator[None]:
 def _tell_address(listener: socket.socket, *, guarded: bool) -> None:
     host, port = listener.getsockname()[:2]
     if not guarded:
-        log.print(f"anybody who reaches {host} may use it: set {KEY_VARIABLE} to ask for a key", markup=False)
+        log.print(f"anybody who reaches {host} may use it: set {KEY_VARIABLE} to ask for a key")
     shown = f"[{host}]" if ":" in host else host
-    log.print(f"ready: http://{shown}:{port}/v1", markup=False)
+    log.print(f"ready: http://{shown}:{port}/v1")
 
 
 def _require_packages() -> None:

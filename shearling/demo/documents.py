@@ -13,8 +13,7 @@ import pydantic
 
 from shearling.artefact import open_artefact
 from shearling.elastic.subnet import read_subnet
-from shearling.evaluation.scoreboard import Scoreboard
-from shearling.strict_json import Document, parse_json, read_document, read_json, validate_document
+from shearling.strict_json import Document, parse_json, read_document, validate_document
 
 TRAINING_LOG = "training_log.jsonl"
 JOURNAL = "journal.jsonl"
@@ -144,13 +143,6 @@ class ExportView(View):
 
     parameters: int
     macs_m: float
-
-
-def read_scoreboard(path: Path) -> Scoreboard:
-    """What `shearling evaluate --json` printed."""
-    answer = read_json(path)
-    answer.pop("status", None)
-    return validate_document(answer, Scoreboard, where=path)
 
 
 def read_benchmark(directory: Path) -> BenchmarkView:

@@ -179,7 +179,7 @@ def run_python(arguments: Sequence[str], *, capture: bool) -> str:
         ShearlingError: of the class that belongs to its exit code.
         KeyboardInterrupt, Terminated: it was interrupted, or we were; the child has ended by then.
     """
-    log.print(f"$ {show_command(arguments)}", style="cyan", markup=False)
+    log.print(f"$ {show_command(arguments)}", style="cyan")
     # The stages of this project, and not those of the directory that this happens to run in.
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(

@@ -47,7 +47,7 @@ def walk(actions: Sequence[Action], ledger_path: Path, *, scale: Scale, force: b
     ledger, pace = Ledger(ledger_path), _Pace(SMOKE_SHARE if scale == "smoke" else 1.0)
     for number, action in enumerate(actions, start=1):
         left = pace.estimate(actions[number - 1 :])
-        log.print(f"\nstep {number} of {len(actions)}, {left}: {action.step.title}", style="bold", markup=False)
+        log.print(f"\nstep {number} of {len(actions)}, {left}: {action.step.title}", style="bold")
         action.prepare()
         seconds = carry_out(action.step, ledger, force=force)
         if seconds is not None:

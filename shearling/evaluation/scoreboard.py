@@ -18,7 +18,7 @@ from shearling.evaluation.scoring_work import Scoring, ScoringWork
 from shearling.evaluation.task import Split, TaskLocation, locate_task
 from shearling.executors.executor import Job, Workforce, check_workforce, make_executor
 from shearling.model.head import Head
-from shearling.strict_json import Document
+from shearling.strict_json import Document, read_json, validate_document
 from shearling.target import Target, parse_target
 
 if TYPE_CHECKING:
@@ -73,6 +73,13 @@ class Scoreboard(Document):
     def on(self, task: str) -> tuple[Score, ...]:
         """The scores of one task."""
         return tuple(score for score in self.scores if score.task == task)
+
+
+def read_scoreboard(path: Path) -> Scoreboard:
+    """What `shearling evaluate --json` printed."""
+    answer = read_json(path)
+    answer.pop("status", None)
+    return validate_document(answer, Scoreboard, where=path)
 
 
 def parse_tasks(text: str) -> tuple[TaskLocation, ...]:

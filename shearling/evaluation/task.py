@@ -53,6 +53,10 @@ class TaskRow(Document):
     tail: str | None = None
     learnt: tuple[tuple[int, int], ...] | None = None
 
+    def text_read(self, *, classifies: bool) -> str:
+        """What a model reads of it: a classifier the prompt alone, a language model the completion as well."""
+        return self.prompt if classifies else self.prompt + self.completion
+
 
 OPTIONAL = ("answer", "tail", "learnt")
 """Fields that are left out of a file where a task has none: a column of nothing would change its digest."""

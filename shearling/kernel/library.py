@@ -81,7 +81,7 @@ def validate(packed: Bytes) -> None:
 
 
 def pack_matrix(matrix: Matrix, encoding: Encoding = Encoding.BITMASK) -> Bytes:
-    """What `format.pack` does, to the bit.
+    """What `packed_format.pack` does, to the bit.
 
     Raises:
         ShapeMismatch: the parts of the matrix do not fit each other.
@@ -110,7 +110,7 @@ def pack_matrix(matrix: Matrix, encoding: Encoding = Encoding.BITMASK) -> Bytes:
 
 
 def unpack_matrix(packed: Bytes) -> Matrix:
-    """What `format.unpack` does.
+    """What `packed_format.unpack` does.
 
     Raises:
         ArtefactCorrupt: it is not a packed matrix.
@@ -179,7 +179,7 @@ def multiply(
         packed: W, [rows, columns].
         x: [count, columns].
         bias: [rows].
-        exact: activations stay f32; else integer weights multiply them in fixed point (see `format`).
+        exact: activations stay f32; else integer weights multiply them in fixed point (see `packed_format`).
         checked: the matrix passed `validate` before.
         held: of the matrix as these kernels hold it where a model is loaded, which changes no bit of the result.
         kernels: an instruction set; default the best of this processor.

@@ -36,6 +36,11 @@ def read_head(directory: Path) -> Head:
     return head_of(read_json(directory / "config.json"))
 
 
+def classifies(directory: Path) -> bool:
+    """Whether the model of a checkpoint directory classifies; see `read_head`."""
+    return read_head(directory) == "classifier"
+
+
 def is_classifier(config: PretrainedConfig) -> bool:
     """Whether the model of this configuration classifies."""
     return names_classifier({"architectures": config.architectures})
@@ -45,8 +50,8 @@ def auto_class(config: PretrainedConfig, head: Head | None = None) -> Any:
     """What loads this configuration in transformers, with another head than its own where one is given."""
     import transformers
 
-    classifies = is_classifier(config) if head is None else head == "classifier"
-    return transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModelForCausalLM
+    classifier = is_classifier(config) if head is None else head == "classifier"
+    return transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModelForCausalLM
 
 
 def head_parameters(model: PreTrainedModel) -> dict[str, Parameter]:

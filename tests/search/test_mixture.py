@@ -25,7 +25,7 @@ from search.mixing_options import parse_layer_formats, parse_ratios
 from search.opening import open_inputs, open_run
 from search.pick import describe_row, pick_row
 from search.resumption import question_of
-from search.settings import SearchSettings, settle
+from search.settings import settle
 from search.stage import Searched, search
 from search.stored_bytes import StoredForm
 from search.strategies.grid import Grid
@@ -317,7 +317,6 @@ def test_lists_of_the_command_line():
 def test_settings_say_whether_layers_choose():
     assert not SMALL_SEARCH.mixes
     assert MIXED.mixes
-    assert isinstance(MIXED, SearchSettings)
 
 
 def test_uniform_mixtures_are_tried_and_keep_the_limit(searched):

@@ -21,7 +21,7 @@ from search.stage import search
 from search.strategies.grid import Grid
 from search.view.hypervolume import MARGIN, hypervolumes
 from search.view.importance import estimate_importance
-from search.view.page import Status, Subject, render_page, show_duration
+from search.view.page import Status, Subject, render_search_page, show_duration
 from search.view.watch import rows_expected, rows_measured
 from shearling.errors import NoCandidate
 from tests.support.documents import ROOT
@@ -126,18 +126,18 @@ def test_the_page_shows_the_front_and_loads_itself_again_only_while_it_runs(tmp_
     groups = tuple(f"layers.{place}.<qkv>" for place in range(len(SIZES)))
     subject = Subject("nsga2 on <run> & more", "headlines", groups, Grid(SIZES))
     running = Status("running", "exploring", 36, 40, 12.0, 75.0, "2026-01-01T00:00:00Z")
-    page = Balanced(render_page(subject, running, records, None))
+    page = Balanced(render_search_page(subject, running, records, None))
     assert page.refresh == "5"
     assert "nsga2 on <run> & more" in page.words
     assert "75 s left" in " ".join(page.words.split())
     assert "<qkv>" in page.words
     finished = dataclasses.replace(running, state="finished", left_s=None)
-    done = Balanced(render_page(subject, finished, records, records[0]))
+    done = Balanced(render_search_page(subject, finished, records, records[0]))
     assert done.refresh is None
     assert "left;" not in done.words
-    empty = Balanced(render_page(subject, dataclasses.replace(running, done=0, left_s=None), [], None))
+    empty = Balanced(render_search_page(subject, dataclasses.replace(running, done=0, left_s=None), [], None))
     assert "Too few different evaluations" in empty.words
-    one = Balanced(render_page(subject, running, records[:1], None))
+    one = Balanced(render_search_page(subject, running, records[:1], None))
     assert "svg" in one.seen
 
 

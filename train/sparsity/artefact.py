@@ -14,6 +14,7 @@ from shearling.console import log
 from shearling.elastic.mask import MASK_FILE, Masks, check_masked_zeros, count_pruned, save_masks
 from shearling.evaluation.precision import resolve_precision
 from shearling.model.checkpoint import load_model, load_tokenizer, save_description, save_model
+from shearling.model.head import is_classifier
 from shearling.model.layers import find_layers
 from shearling.model.skeleton import Skeleton, open_skeleton
 from shearling.model.weight_shards import writing_weights
@@ -198,7 +199,7 @@ def _prune_whole(
     if section.healing is not None:
         bf16 = resolve_precision("auto", device=next(model.parameters()).device.type) == "bf16"
         dense = load_model(base.path, dtype="bfloat16" if bf16 else "float32")
-        healed = heal(model, dense, sparsified.masks, healing, section.healing, classifier="classes" in details)
+        healed = heal(model, dense, sparsified.masks, healing, section.healing, classifier=is_classifier(model.config))
         del dense
     linears = find_layers(model).linears()
     nonzero = {path: int(linears[path].weight.count_nonzero()) for path in sparsified.masks}

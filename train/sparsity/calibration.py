@@ -79,7 +79,7 @@ def check_text(
 def _texts(section: CalibrationSection, rows: Sequence[TaskRow], *, classifies: bool) -> list[list[str]]:
     """Of each source of a section; of a row what the model reads."""
     file = calibration_file(section)
-    own = [row.prompt if classifies else row.prompt + row.completion for row in rows]
+    own = [row.text_read(classifies=classifies) for row in rows]
     if file is None:
         return [own]
     given = read_texts(file, section.field, remedy="Check 'path' and 'asset' of the calibration text in the recipe")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shearling.evaluation.precision import resolve_precision
 from shearling.recipe.sparsity import HealingSection
 from shearling.strict_json import Document
+from train.sparsity.reconstruction.layer_tuning import typical_size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,8 +76,7 @@ def _tuned(weight: nn.Parameter, mask: Tensor, learning_rate: float) -> TunedPar
     """At a rate in units of the size of the kept weights."""
     from shearling.calibration.distillation import TunedParameter
 
-    size = float(weight.detach()[mask].float().square().mean().sqrt()) if mask.any() else 0.0
-    return TunedParameter(weight, learning_rate * size, mask)
+    return TunedParameter(weight, learning_rate * typical_size(weight.detach()[mask]), mask)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -12,7 +12,7 @@ from shearling.errors import RecipeInvalid
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import TaskRow
 from shearling.model.checkpoint import hash_weights
-from shearling.model.head import read_head
+from shearling.model.head import classifies
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.quantization.layerwise import SMALLEST_GROUP, narrowed_group, round_layers
 from shearling.recipe.quantization import QuantizationSection
@@ -53,7 +53,7 @@ def find_grids(
         section.calibration,
         rows,
         tokenizer,
-        classifies=read_head(frozen.path) == "classifier",
+        classifies=classifies(frozen.path),
         seed=seed,
         where="quantization.calibration",
     )

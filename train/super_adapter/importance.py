@@ -15,7 +15,7 @@ from shearling.artefact import Artefact, sha256_file
 from shearling.elastic.reordering import Reordering
 from shearling.elastic.search_space import Group, SearchSpace
 from shearling.evaluation.task import TaskRow
-from shearling.model.head import read_head
+from shearling.model.head import classifies
 from shearling.model.layers import find_layers
 from shearling.recipe.width import WidthSection
 from train.sparsity.calibration import calibration_blocks, calibration_file
@@ -56,7 +56,7 @@ def find_reordering(
             section.calibration,
             rows,
             tokenizer,
-            classifies=read_head(frozen.path) == "classifier",
+            classifies=classifies(frozen.path),
             seed=seed,
             where="width.calibration",
         )

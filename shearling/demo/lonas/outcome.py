@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shearling.demo.documents import read_benchmark, read_export, read_forward, read_scoreboard
+from shearling.demo.documents import read_benchmark, read_export, read_forward
 from shearling.demo.lonas.layout import LonasLayout, ModelKind
+from shearling.evaluation.scoreboard import read_scoreboard
 from shearling.strict_json import Document
 
 

@@ -16,14 +16,13 @@ from shearling.demo.documents import (
     read_evaluations,
     read_front,
     read_losses,
-    read_scoreboard,
 )
 from shearling.demo.shears.findings import describe
 from shearling.demo.shears.layout import ShearsLayout
 from shearling.demo.shears.plan import compared_exports, compared_models
 from shearling.demo.shears.rows import ShearsRow, Speed
 from shearling.errors import ArtefactMismatch
-from shearling.evaluation.scoreboard import Scoreboard
+from shearling.evaluation.scoreboard import Scoreboard, read_scoreboard
 from shearling.strict_json import Document
 
 LABELS = {

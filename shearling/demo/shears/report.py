@@ -5,22 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shearling.demo.chart import COLOURS, SHAPES, Point, Series, as_file, bars, lines, scatter
+from shearling.chart import COLOURS, SHAPES, Point, Series, as_file, bars, lines, scatter
 from shearling.demo.shears.outcome import ShearsOutcome
+from shearling.page import render_page
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def render_report(outcome: ShearsOutcome) -> str:
     """The page as HTML."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        TEMPLATE,
         outcome=outcome,
         charts=_charts(outcome),
         chart_style=Markup(COLOURS + SHAPES),

@@ -250,9 +250,11 @@ def test_rnsga2_gathers_near_the_reference_point_and_nsga2_along_the_front(tmp_p
 
 
 def test_rnsga2_survives_a_front_without_a_span() -> None:
-    strategy = make_strategy("rnsga2", Grid(SIZES), Effort(24, population=6))
+    strategy, told = make_strategy("rnsga2", Grid(SIZES), Effort(24, population=6)), 0
     while asked := strategy.ask():
         strategy.tell([Trial(indices, 0.5, 100) for indices in asked])
+        told += len(asked)
+    assert told == 24
 
 
 @pytest.mark.parametrize("algorithm", ["nsga2", "rnsga2", "hill_climbing"])

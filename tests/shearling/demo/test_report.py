@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from shearling.demo.chart import Point, ticks
-from shearling.demo.chart import scatter as draw_scatter
+from shearling.chart import Point, ticks
+from shearling.chart import scatter as draw_scatter
 from shearling.demo.documents import Spread
 from shearling.demo.shears.findings import describe
 from shearling.demo.shears.layout import ShearsLayout
@@ -113,7 +113,8 @@ def test_ticks_lie_within(low, width):
 
 
 def test_one_point_is_a_chart():
-    ElementTree.fromstring(draw_scatter([Point(1.0, 2.0, 2.0, 2.0)], title="t", x_label="x", y_label="y"))
+    drawing = ElementTree.fromstring(draw_scatter([Point(1.0, 2.0, 2.0, 2.0)], title="t", x_label="x", y_label="y"))
+    assert len([*drawing.iter("circle")]) == 1
 
 
 def test_labels_of_a_crowd_stand_near_their_marks_and_apart() -> None:

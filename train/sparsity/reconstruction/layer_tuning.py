@@ -90,8 +90,8 @@ def tune_layer(
 
 
 def typical_size(weights: Tensor) -> float:
-    """Root mean square, what a learning rate is a share of."""
-    return float(weights.float().square().mean().sqrt())
+    """Root mean square, what a learning rate is a share of; 0 of no weights."""
+    return float(weights.float().square().mean().sqrt()) if weights.numel() else 0.0
 
 
 def _added(states: Propagation, targets: Sequence[Tensor]) -> float:
