@@ -40,6 +40,7 @@ from .packed_choice import (
 from .packed_operator import expand, find_operators
 
 CPU = "CPU"
+PRECISION_HINT = "INFERENCE_PRECISION_HINT"
 FUSED_LAYERS = "SparseDecoder"
 
 
@@ -262,6 +263,8 @@ def _require_kept(
         asked = f"{CACHE_PRECISION}={_cache_precision(properties)} asks for another cache than {cache}"
     elif obstacle is not None:
         asked = obstacle
+    elif rounding := _rounds_angles(properties):
+        asked = rounding
     else:
         return
     raise WrittenOtherwise(
@@ -276,12 +279,26 @@ def _obstacle(choice: PackedChoice, properties: Mapping[str, Any], *, device: st
         return f"{asked[0]} asks for it"
     if _cache_precision(properties) not in CACHE_TYPES:
         return f"{CACHE_PRECISION} asks for it"
+    if rounding := _rounds_angles(properties):
+        return rounding
     return "its layers are unpacked" if any(item.kind == LAYERS for item in choice.unpacked) else None
 
 
+def _rounds_angles(properties: Mapping[str, Any]) -> str | None:
+    """OpenVINO keeps the angles of positions in f32 where it finds the operation that turns by them, which is in the
+    layers here: in bf16 an angle behind position 256 would be off by a radian and more.
+    """
+    asked = _type_name(properties.get(PRECISION_HINT, "f32"))
+    return f"{PRECISION_HINT}={asked} rounds the angles of positions" if asked in ("bf16", "f16") else None
+
+
 def _cache_precision(properties: Mapping[str, Any]) -> str:
-    """In OpenVINO's name, of a text or of its type."""
-    value = properties.get(CACHE_PRECISION, "f16")
+    """In OpenVINO's name."""
+    return _type_name(properties.get(CACHE_PRECISION, "f16"))
+
+
+def _type_name(value: Any) -> str:
+    """Of a text, or of OpenVINO's type."""
     return str(value.get_type_name() if hasattr(value, "get_type_name") else value)
 
 
