@@ -136,9 +136,11 @@ private:
         std::vector<uint8_t> nibbles(matrix.rows * matrix.columns + 1);  // behind an odd number of them is one more
         unpack(matrix, nibbles.data(), nullptr, isolated_tbb_threads());
         ov::Tensor tensor(ov::element::i4, shape);
+        const uint8_t* const source = nibbles.data();
         auto* const target = static_cast<uint8_t*>(tensor.data());
-        for (size_t index = 0; index < tensor.get_byte_size(); ++index) {
-            target[index] = static_cast<uint8_t>((nibbles[2 * index] & 15) | nibbles[2 * index + 1] << 4);
+        const size_t target_size = tensor.get_byte_size();  // a call that looks at the shape and the type
+        for (size_t index = 0; index < target_size; ++index) {
+            target[index] = static_cast<uint8_t>((source[2 * index] & 15) | source[2 * index + 1] << 4);
         }
         return tensor;
     }

@@ -289,7 +289,8 @@ template <class Source, class Target>
 bool copy_numbers(const ov::Tensor& tensor, Target* target, Target usual, bool counts) {
     const Source* source = tensor.data<const Source>();
     bool is_usual = true;
-    for (size_t index = 0; index < tensor.get_size(); ++index) {
+    const size_t size = tensor.get_size();
+    for (size_t index = 0; index < size; ++index) {
         target[index] = static_cast<Target>(source[index]);
         is_usual = is_usual && target[index] == (counts ? static_cast<Target>(index) : usual);
     }

@@ -172,16 +172,30 @@ def test_layers_are_decided_together(model):
     assert measure.asked == [(6, 1)]
 
 
-def test_where_instructions_are_limited_the_runtimes_own_properties_are_not_tried(model):
-    limited = dataclasses.replace(MACHINE, limits="AVX2")
-    tried = []
-    watch = ForwardStopwatch(None, model[1], model[2], machine=limited, packed={"A": 1}, stock={}, cache=None)
-    watch._request = lambda part, properties: (
-        tried.append(properties)
+def compiling_nothing(model, *, limits: str) -> ForwardStopwatch:
+    """A stopwatch that notes what it would have read and compiled."""
+    machine = dataclasses.replace(MACHINE, limits=limits)
+    watch = ForwardStopwatch(None, model[1], model[2], machine=machine, packed={"A": 1}, stock={}, cache=None)
+    watch.read, watch.compiled = [], []
+    watch._model = lambda part: watch.read.append(part) or len(watch.read)
+    watch._request = lambda model, properties=None: (
+        watch.compiled.append(model)
         or SimpleNamespace(model_inputs=[], infer=lambda feed: None, start_async=lambda: None, wait=lambda: None)
     )
+    return watch
+
+
+def test_where_instructions_are_limited_the_runtimes_own_properties_are_not_tried(model):
+    watch = compiling_nothing(model, limits="AVX2")
     assert watch.measure(model[0][:1], 1).stock_s is None
-    assert len(tried) == 3  # as packed, with zeros put back, and as the runtime's own
+    assert len(watch.compiled) == 3  # as packed, with zeros put back, and as the runtime's own
+
+
+def test_what_is_unpacked_is_read_once_for_both_ways_of_compiling_it(model):
+    """Reading it unpacks all of its weights, a good part of a first load."""
+    watch = compiling_nothing(model, limits="")
+    assert watch.measure(model[0][:1], 1).stock_s is not None
+    assert (len(watch.read), len(watch.compiled)) == (3, 4)
 
 
 def test_a_sample_is_measured_for_all(model, monkeypatch):
