@@ -80,7 +80,7 @@ def _marks_alone(node: ast.AST) -> bool:
 
 
 def test_make_finds_every_file_with_tests_that_run_alone():
-    """The second run of the tests sees no other file: a mark that comes from elsewhere, such as a helper, is refused."""
+    """The second run of the tests sees no other file: a mark that comes from a helper would leave its tests out."""
     done = subprocess.run(
         ["make", "--silent", "--no-print-directory", "--eval", "shown: ; @echo $(ALONE)", "shown"],
         capture_output=True,
