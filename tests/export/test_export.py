@@ -93,7 +93,7 @@ def file_hashes(artefact, *parts):
 
 
 @pytest.mark.slow
-def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path):
+def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path, fresh_graphs):
     formats = ("hf", "peft", "openvino")
     first = export_subnet(masked.path / "best.json", request_for(tmp_path / "first", formats=formats))
     second = export_subnet(masked.path / "best.json", request_for(tmp_path / "second", formats=formats))
