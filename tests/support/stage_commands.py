@@ -1,7 +1,7 @@
 """The commands of the stages, as a user runs them, but for what they all import: that is there already.
 
 The imports are most of what a command on a tiny model takes. That they are complete, and light where they must be, is
-seen where commands run from the start: in the README's, the tutorial's and the wheels' tests, and in those of `--help`.
+seen where commands run from the start: in the README's and the wheels' tests, and in those of `--help`.
 """
 
 from __future__ import annotations
