@@ -7,6 +7,10 @@ RUN    ?= runs/demo
 CHECKS ?= 100
 # Several threads in each of two workers would wait for one another at every barrier.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Only these files are imported where tests run alone.
+ALONE  = $(sort $(shell grep -rl --include='test_*.py' 'mark\.alone' tests))
+# Both runs find what one of them has made (tests/support/once_per_run.py).
+ONCE   = once=$$(mktemp -d) && trap 'rm -rf "$$once"' EXIT && trap 'exit 1' HUP INT TERM && export SHEARLING_TESTS_ONCE="$$once"
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-lonas test test-all smoke fuzz check wheels bench bench-guard format schema clean
@@ -23,12 +27,12 @@ demo-lonas: $(READY) ## An encoder with elastic widths, cut to size
 install: $(READY) ## Everything into .venv, the kernels compiled
 
 test: $(READY) ## The tests, on real runtimes, ten minutes; no network but the package registry
-	$(PYTEST) --numprocesses 2 -m "not slow and not alone and not demo"
-	$(PYTEST) -m "alone and not slow and not demo"
+	$(ONCE) && $(PYTEST) --numprocesses 2 -m "not slow and not alone and not demo" && \
+		$(PYTEST) -m "alone and not slow and not demo" $(ALONE)
 
 test-all: $(READY) ## These, and what takes longer: real models, every family, kills and resumes
-	$(PYTEST) --numprocesses 2 -m "not alone and not demo"
-	$(PYTEST) -m "alone and not demo"
+	$(ONCE) && $(PYTEST) --numprocesses 2 -m "not alone and not demo" && \
+		$(PYTEST) -m "alone and not demo" $(ALONE)
 
 smoke: $(READY) ## The demo at a small scale, checked from end to end
 	$(PYTEST) -m demo

@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from tests.support.kept_conversions import KeptConversions
     from tests.support.kept_graphs import KeptGraphs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,10 +55,23 @@ def _kept_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptGraph
         yield kept
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _kept_conversions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptConversions]:
+    """Equal models are converted for OpenVINO once."""
+    import export.formats.openvino as openvino_format
+    from tests.support.kept_conversions import KeptConversions
+
+    kept = KeptConversions(openvino_format._converted, tmp_path_factory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_format, "_converted", kept)
+        yield kept
+
+
 @pytest.fixture
-def fresh_graphs(_kept_graphs: KeptGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this test exports is traced for it."""
+def fresh_graphs(_kept_graphs: KeptGraphs, _kept_conversions: KeptConversions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this test exports is traced and converted for it."""
     monkeypatch.setattr("torch.onnx.export", _kept_graphs.export)
+    monkeypatch.setattr("export.formats.openvino._converted", _kept_conversions.convert)
 
 
 @pytest.fixture(autouse=True)

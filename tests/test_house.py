@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 
@@ -67,6 +68,30 @@ def test_there_are_no_drawers():
 def test_files_end_before_they_tire():
     lengths = {_shown(file): len(file.read_text(encoding="utf-8").splitlines()) for file in SOURCES}
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def _marks_alone(node: ast.AST) -> bool:
+    """Whether it says that a test runs alone: by the mark itself, or by its name where marks are given by theirs."""
+    if isinstance(node, ast.Attribute):
+        return node.attr == "alone" and ast.unparse(node.value).split(".")[-1] == "mark"
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"add_marker", "getattr"}:
+        return any(isinstance(given, ast.Constant) and given.value == "alone" for given in node.args)
+    return False
+
+
+def test_make_finds_every_file_with_tests_that_run_alone():
+    """The second run of the tests sees no other file: a mark that comes from a helper would leave its tests out."""
+    done = subprocess.run(
+        ["make", "--silent", "--no-print-directory", "--eval", "shown: ; @echo $(ALONE)", "shown"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    trees = {_shown(file): ast.parse(file.read_text(encoding="utf-8")) for file in TESTS}
+    marked = {name for name, tree in trees.items() if any(map(_marks_alone, ast.walk(tree)))}
+    assert marked
+    assert marked - set(done.stdout.split()) == set()
 
 
 @pytest.mark.parametrize("title", ["Pruning methods", "Search algorithms", "Runtimes"])

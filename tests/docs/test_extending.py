@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -17,6 +16,7 @@ from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.registry.runtimes import RUNTIMES
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS
 from tests.support.documents import ROOT, read_blocks
+from tests.support.shown_commands import run_shown
 from tests.support.tiny_runs import write_tiny_recipe
 
 PAGE = ROOT / "docs" / "extending.md"
@@ -58,8 +58,7 @@ def place(tmp_path_factory):
     printed = {}
     for block in read_blocks(PAGE):
         if block.language == "sh":
-            shell = ["bash", "-euc", block.text]
-            done = subprocess.run(shell, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+            done = run_shown(block.text, directory=directory, environment=environment)
             assert done.returncode == 0, f"{block.heading}:\n{done.stdout}\n{done.stderr[-3000:]}"
             printed[block.heading] = done.stdout
     return directory, printed

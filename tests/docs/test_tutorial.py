@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.documents import ROOT, commands, read_blocks
+from tests.support.shown_commands import run_shown
 from tests.support.tiny_models import save_tiny
 
 PAGE = ROOT / "docs" / "tutorial.md"
@@ -29,8 +29,7 @@ def place(tmp_path_factory):
         if block.file is not None:
             (directory / block.file).write_text(block.text, encoding="utf-8")
         if block.language == "sh":
-            shell = ["bash", "-euc", block.text]
-            done = subprocess.run(shell, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+            done = run_shown(block.text, directory=directory, environment=environment)
             assert done.returncode == 0, f"{block.heading}: {block.text}\n{done.stdout}\n{done.stderr[-3000:]}"
     return directory
 

@@ -93,10 +93,10 @@ def file_hashes(artefact, *parts):
 
 
 @pytest.mark.slow
-def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path):
+def test_two_exports_are_identical_and_prove_their_parents(masked, tmp_path, fresh_graphs):
     formats = ("hf", "peft", "openvino")
     first = export_subnet(masked.path / "best.json", request_for(tmp_path / "first", formats=formats))
-    second = export_subnet(masked.path / "best.json", request_for(tmp_path / "second", formats=formats))
+    second = export_subnet(masked.path / "best.json", request_for(tmp_path / "second", formats=formats, verify="off"))
     parts = ("model/", "adapter/", "openvino/")
     assert file_hashes(first.artefact, *parts) == file_hashes(second.artefact, *parts)
     assert first.artefact.manifest.parents == {
@@ -432,7 +432,7 @@ def test_an_unadapted_model_exports_as_it_is(masked, tmp_path):
 def test_a_sparse_export_proves_itself_and_reports_every_byte(masked, tmp_path):
     options = {"formats": ("openvino",), "weight_format": "int8", "sparse_kernels": ("openvino",)}
     first = export_subnet(masked.path / "best.json", request_for(tmp_path / "first", **options))
-    second = export_subnet(masked.path / "best.json", request_for(tmp_path / "second", **options))
+    second = export_subnet(masked.path / "best.json", request_for(tmp_path / "second", **options, verify="off"))
     assert file_hashes(first.artefact, "openvino/") == file_hashes(second.artefact, "openvino/")
     report = first.report
     # What is pruned, and the head, which is not.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from shearling.run import Run
 from shearling.target import Target
 from tests.support.fused_models import FUSED
 from tests.support.onnxruntime_headers import needs_headers
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_models import tiny_tokenizer
 from tests.support.tiny_subnets import run_with_best
 
@@ -71,9 +71,8 @@ def test_float32_passes_its_gate(run: Run, tmp_path: Path) -> None:
     assert all(check.parity.max_abs <= 1e-3 for check in checks)
 
 
-def export_command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "export", *map(str, arguments), "--formats", "onnx-genai", "--json"]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def export_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return run_stage("export", *arguments, "--formats", "onnx-genai", "--json")
 
 
 @pytest.mark.slow

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from shearling.errors import UsageError
 from shearling.registry.export_formats import EXPORT_FORMATS
 from shearling.registry.number_formats import NUMBER_FORMATS
 from shearling.strict_json import read_document
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_subnets import run_with_best
 from tests.support.toy_package import toy_package
 
@@ -84,8 +83,7 @@ def best(tmp_path_factory) -> Path:
 
 
 def run_export(*arguments, environment):
-    command = [sys.executable, "-m", "export", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return run_stage("export", *arguments, environment=environment)
 
 
 def test_a_format_from_outside_is_written_proven_and_on_the_card(best, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from shearling.model.arithmetic import computed_in
 from shearling.model.checkpoint import load_model, save_model
 from shearling.model.weight_shards import StoredWeights
 from tests.support.memory import PeakOfPrivateMemory
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_models import save_tiny, tiny_tokenizer
 from tests.support.tiny_subnets import run_with_best
 from train.base.artefact import import_base
@@ -95,14 +95,10 @@ def test_a_full_disk_is_said_and_leaves_nothing(halved, tmp_path, share):
     """In the middle of the merged weights, and behind them: in the graph, in float32."""
     output = tmp_path / "export"
     limit = int(share * (halved.sparse / "model.safetensors").stat().st_size)
-    arguments = command("--subnet", halved.path / "best.json", "--formats", "hf,onnx", "--output", output, "--json")
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    done = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=limited, check=False)
-    assert done.returncode == 4, done.stderr
+    options = ("--subnet", halved.path / "best.json", "--formats", "hf,onnx", "--output", output, "--json")
+    # Python ignores the signal that comes with it.
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    done = run_stage("export", *options, code=4, before=limited)
     assert "cannot write" in done.stderr
     assert not output.exists()
     assert not unfinished_artefact(output).exists()

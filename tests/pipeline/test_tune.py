@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from shearling.run import Run
 from shearling.strict_json import read_document
 from tests.support.exact_merges import merge_error
 from tests.support.small_searches import SMALL_SEARCH
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_runs import tiny_recipe
 from train.stage import run_recipe
 from train.super_adapter.artefact import LOG_FILE
@@ -169,20 +168,9 @@ def test_another_task_and_another_kind_of_artefact_are_refused(tuned: tuple[Run,
 def test_the_command_replaces_only_by_force(tuned: tuple[Run, Path], tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     shutil.copytree(tuned[0].path, run.path)
-    command = [
-        sys.executable,
-        "-m",
-        "train",
-        "tune",
-        "--subnet",
-        str(run.search / "best.json"),
-        "--steps",
-        "2",
-        "--teacher",
-        str(tuned[0].path.parent / "source"),
-        "--json",
-    ]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == OutputExists.exit_code
-    done = subprocess.run([*command, "--force"], capture_output=True, text=True, check=True)
+    teacher = tuned[0].path.parent / "source"
+    command = ("train", "tune", "--subnet", run.search / "best.json", "--steps", "2", "--teacher", teacher, "--json")
+    run_stage(*command, code=OutputExists.exit_code)
+    done = run_stage(*command, "--force", code=0)
     assert json.loads(done.stdout)["output"] == str(run.path / "tuned.json")
     assert open_subnet(run.path / "tuned.json").adapter.manifest.details["recipe"]["train"]["steps"] == 2

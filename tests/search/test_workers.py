@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,70 +102,6 @@ def test_processes_find_the_same_as_one(run: Run, alone: Run) -> None:
     assert set(open_artefact(run.search, kind="search").manifest.files) == {
         path.name for path in alone.search.iterdir() if path.name != "manifest.json"
     }
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
-def test_a_ray_cluster_finds_the_same_as_one(run: Run, alone: Run) -> None:
-    pytest.importorskip("ray")
-    with ray_cluster() as cluster:
-        workforce = Workforce(executor="ray", workers=3, address=cluster.address)
-        search(run, SETTINGS, BestRule(), workforce=workforce)
-    assert found(run) == found(alone)
-
-
-@pytest.fixture
-def cut_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Workers do not see the run; returns where they put what they are sent."""
-    original = WorkersObjective.of
-    elsewhere, received = tmp_path / "not mounted", tmp_path / "received"
-    monkeypatch.setattr(
-        WorkersObjective,
-        "of",
-        lambda *given, **options: dataclasses.replace(original(*given, **options), run=elsewhere),
-    )
-    received.mkdir()
-    monkeypatch.setenv("TMPDIR", str(received))
-    # Ray's own sockets need a short path.
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
-    return received
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
-def test_nodes_that_do_not_see_the_run_are_sent_it(
-    run: Run, alone: Run, cut_off: Path, capfd: pytest.CaptureFixture
-) -> None:
-    pytest.importorskip("ray")
-    with ray_cluster() as cluster:
-        workforce = Workforce(executor="ray", workers=2, address=cluster.address)
-        search(run, SETTINGS, BestRule(), workforce=workforce)
-        assert list(cut_off.glob("shearling-*")) == []
-    assert "a node does not see the run: its files are sent" in capfd.readouterr().err
-    assert found(run) == found(alone)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
-def test_nodes_that_are_sent_a_run_with_variants_read_them_when_a_layer_takes_one(
-    cut_off: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("ray")
-    mixed = mixed_run(tmp_path / "mixed")
-    here = Run(shutil.copytree(mixed.path, tmp_path / "here"))
-    settings = dataclasses.replace(SETTINGS, ratios=RATIOS, evaluations=4)
-    search(here, settings, BestRule(), workforce=Workforce(threads=1))
-    with ray_cluster() as cluster:
-        workforce = Workforce(executor="ray", workers=2, address=cluster.address)
-        search(mixed, settings, BestRule(), workforce=workforce)
-        assert list(cut_off.glob("shearling-*")) == []
-    assert found(mixed) == found(here)
 
 
 @pytest.mark.slow
@@ -310,3 +247,72 @@ def test_pieces_cover_the_rows_and_join_to_the_whole() -> None:
     assert whole.seconds == 3.0
     # Standard deviation over the root of the count.
     assert whole.accuracy_stderr == pytest.approx((1 / 3 / 3) ** 0.5)
+
+
+@pytest.fixture(scope="module")
+def received(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the workers of `on_ray` put what they are sent."""
+    return tmp_path_factory.mktemp("received")
+
+
+@pytest.fixture(scope="module")
+def on_ray(received: Path) -> Iterator[Workforce]:
+    """Workers on a cluster of two nodes. The tests on it are the last of this module, so that it ends with them."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(received))
+        # Ray's own sockets need a short path.
+        patch.setenv("RAY_TMPDIR", "/tmp")
+        with ray_cluster(cpus=1) as cluster:
+            yield Workforce(executor="ray", workers=2, address=cluster.address)
+
+
+@pytest.fixture
+def cut_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers do not see the run."""
+    original = WorkersObjective.of
+    monkeypatch.setattr(
+        WorkersObjective,
+        "of",
+        lambda *given, **options: dataclasses.replace(original(*given, **options), run=tmp_path / "not mounted"),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+def test_a_ray_cluster_finds_the_same_as_one(run: Run, alone: Run, on_ray: Workforce) -> None:
+    search(run, SETTINGS, BestRule(), workforce=on_ray)
+    assert found(run) == found(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cut_off")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+def test_nodes_that_do_not_see_the_run_are_sent_it(
+    run: Run, alone: Run, on_ray: Workforce, received: Path, capfd: pytest.CaptureFixture
+) -> None:
+    search(run, SETTINGS, BestRule(), workforce=on_ray)
+    assert list(received.glob("shearling-*")) == []
+    assert "a node does not see the run: its files are sent" in capfd.readouterr().err
+    assert found(run) == found(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cut_off")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+def test_nodes_that_are_sent_a_run_with_variants_read_them_when_a_layer_takes_one(
+    on_ray: Workforce, received: Path, tmp_path: Path
+) -> None:
+    mixed = mixed_run(tmp_path / "mixed")
+    here = Run(shutil.copytree(mixed.path, tmp_path / "here"))
+    settings = dataclasses.replace(SETTINGS, ratios=RATIOS, evaluations=4)
+    search(here, settings, BestRule(), workforce=Workforce(threads=1))
+    search(mixed, settings, BestRule(), workforce=on_ray)
+    assert list(received.glob("shearling-*")) == []
+    assert found(mixed) == found(here)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -29,6 +30,8 @@ for line in sys.stdin:
             os.dup2(os.open(question[name], os.O_WRONLY | os.O_CREAT), number)
         os.chdir(question["directory"])
         os.environ.clear(), os.environ.update(question["environment"])
+        # Behind the working directory, as where a process begins.
+        sys.path[1:1] = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place not in sys.path]
         sys.argv = ["-c", *question["arguments"]]
         exec(compile(question["code"], "<question>", "exec"), {"__name__": "__main__"})
         sys.exit()
@@ -46,8 +49,17 @@ class ForkedProcesses:
         self._modules = modules
         self._process: subprocess.Popen[str] | None = None
 
-    def run(self, code: str, *arguments: str | Path, directory: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """What `python -c code arguments` would have done in a directory, by default this one."""
+    def run(
+        self,
+        code: str,
+        *arguments: str | Path,
+        directory: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """What `python -c code arguments` would have done in a directory and an environment, by default those here.
+
+        What is imported already is not imported again: of the environment, modules see what they ask for later.
+        """
         words = [str(argument) for argument in arguments]
         with tempfile.TemporaryDirectory() as temporary:
             files = {name: Path(temporary, name) for name in ("stdout", "stderr")}
@@ -55,7 +67,7 @@ class ForkedProcesses:
                 "code": code,
                 "arguments": words,
                 "directory": str(directory or Path.cwd()),
-                "environment": self._environment(),
+                "environment": _single_threaded(os.environ if environment is None else environment),
                 **{name: str(file) for name, file in files.items()},
             }
             exit_code = self._ask(json.dumps(question))
@@ -69,7 +81,7 @@ class ForkedProcesses:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=self._environment(),
+                env=_single_threaded(os.environ),
                 start_new_session=True,
             )
         assert self._process.stdin is not None
@@ -84,9 +96,6 @@ class ForkedProcesses:
             self.close()
             raise
 
-    def _environment(self) -> dict[str, str]:
-        return {**os.environ, "OMP_NUM_THREADS": "1"}
-
     def close(self) -> None:
         """End the process; with its input closed it comes to its end."""
         if self._process is not None:
@@ -98,3 +107,7 @@ class ForkedProcesses:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _single_threaded(environment: Mapping[str, str]) -> dict[str, str]:
+    return {**environment, "OMP_NUM_THREADS": "1"}

@@ -43,7 +43,7 @@ class KeptGraphs:
 
     def __call__(self, module: nn.Module, *arguments: Any, **options: Any) -> Any:
         """See `torch.onnx.export`; what comes back is the caller's alone."""
-        key = _digest((module, arguments, options)) if _bytes(module) <= LARGEST_BYTES else None
+        key = digest_of(module, arguments, options)
         if key is None:
             return self.export(module, *arguments, **options)
         if key not in self._kept:
@@ -59,10 +59,6 @@ class KeptGraphs:
         return torch.onnx.ONNXProgram(self._kept[key].clone(), None)
 
 
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-
-
 def _own(value: Any) -> Any:
     """A tensor of an initializer that no module can change."""
     import onnx_ir
@@ -70,11 +66,22 @@ def _own(value: Any) -> Any:
     return onnx_ir.tensor(value.const_value.numpy().copy(), name=value.const_value.name)
 
 
-def _digest(question: object) -> bytes | None:
-    """Equal for equal questions; None for one that holds what cannot be written down, such as a function of a test."""
+def digest_of(module: nn.Module, *question: object) -> bytes | None:
+    """Equal for equal modules that are asked for in the same way.
+
+    Args:
+        module: whose classes, attributes and tensors count.
+        question: all else that counts.
+
+    Returns:
+        None for a module that is too large to keep what is made of it, and for what cannot be written down, such as a
+        function of a test.
+    """
+    if sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())) > LARGEST_BYTES:
+        return None
     stream = io.BytesIO()
     try:
-        _Writer(stream).dump(question)
+        _Writer(stream).dump((module, *question))
     except (pickle.PicklingError, AttributeError, TypeError, RecursionError):
         return None
     return hashlib.sha256(stream.getvalue()).digest()

@@ -10,19 +10,21 @@ from pathlib import Path
 
 import pytest
 
+SHARED_PLACE = "SHEARLING_TESTS_ONCE"
+"""The variable with a directory of several runs, such as both of `make test-all`; who sets it removes that."""
+
 
 def once_per_run(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A directory that all tests of this run share, whichever process they run in; none may change it.
+
+    Runs that are told of one place (`SHARED_PLACE`) share it, too.
 
     Args:
         factory: the fixture `tmp_path_factory`.
         name: of the directory, one for each thing.
         make: fills an empty directory; called once.
     """
-    base = factory.getbasetemp()
-    # Each worker of xdist has a directory of its own in that of the run.
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    directory = shared / "once" / name
+    directory = _shared_place(factory) / "once" / name
     directory.parent.mkdir(exist_ok=True)
     made = directory.with_name(f"{name}.made")
     with directory.with_name(f"{name}.lock").open("w") as lock:
@@ -37,6 +39,14 @@ def once_per_run(factory: pytest.TempPathFactory, name: str, make: Callable[[Pat
                     file.chmod(file.stat().st_mode & ~0o222)
             made.touch()
     return directory
+
+
+def _shared_place(factory: pytest.TempPathFactory) -> Path:
+    if SHARED_PLACE in os.environ:
+        return Path(os.environ[SHARED_PLACE])
+    base = factory.getbasetemp()
+    # Each worker of xdist has a directory of its own in that of the run.
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 def writable_copy(source: Path, target: Path) -> Path:

@@ -1,13 +1,14 @@
 """The commands of the stages, as a user runs them, but for what they all import: that is there already.
 
 The imports are most of what a command on a tiny model takes. That they are complete, and light where they must be, is
-seen where commands run from the start: in the README's, the tutorial's and the wheels' tests, and in those of `--help`.
+seen where commands run from the start: in the README's and the wheels' tests, and in those of `--help`.
 """
 
 from __future__ import annotations
 
 import functools
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.documents import ROOT
@@ -30,7 +31,12 @@ def _processes() -> ForkedProcesses:
 
 
 def run_stage(
-    stage: str, *arguments: str | Path, code: int | None = None, directory: Path = ROOT
+    stage: str,
+    *arguments: str | Path,
+    code: int | None = None,
+    directory: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+    before: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """`python -m stage arguments` in a process of its own.
 
@@ -39,7 +45,9 @@ def run_stage(
         arguments: its options.
         code: the exit code that it must have; None takes any.
         directory: where it runs.
+        environment: by default that of this process.
+        before: code that the process runs first.
     """
-    done = _processes().run(COMMAND, stage, *arguments, directory=directory)
+    done = _processes().run(f"{before}\n{COMMAND}", stage, *arguments, directory=directory, environment=environment)
     assert code is None or done.returncode == code, done.stderr
     return done

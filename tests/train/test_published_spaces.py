@@ -2,6 +2,7 @@
 answers are found and compared (7.3), and what accuracy may be asked for.
 """
 
+import functools
 import math
 from pathlib import Path
 
@@ -36,7 +37,9 @@ CONFIGS = {
 }
 
 
+@functools.cache
 def space_of(name):
+    """It is only read."""
     recipe, config = read_recipe(RECIPES / f"{name}.toml"), CONFIGS[name]
     with torch.device("meta"):
         transformer = find_layers(auto_class(config).from_config(config))

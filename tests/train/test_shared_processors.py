@@ -18,7 +18,7 @@ from tests.support.tiny_models import VOCABULARY, build_tiny, tiny_tokenizer
 from tests.support.tiny_runs import write_tiny_recipe
 from train.super_adapter.artefact import LOG_FILE
 
-STEPS, PROCESSORS = 20, 2
+STEPS, PROCESSORS, TRIES = 20, 2, 3
 MOST_TIMES = 2.5
 """Three busy threads on two processors: 1.5 times where nothing is lost."""
 
@@ -76,8 +76,11 @@ def test_beside_a_busy_process_a_training_takes_its_share(tmp_path):
     save_small(tmp_path / "source")
     recipe = write_tiny_recipe(tmp_path, rows=200, train={"steps": STEPS, "batch_size": 16, "save_steps": STEPS})
     alone, beside = [], []
-    for number in range(3):
+    # Other work may slow a pair down by chance; threads that wait awake slow every pair down.
+    for number in range(TRIES):
         alone.append(training_s(recipe, tmp_path / f"alone-{number}", processors))
         with busy_process(processors):
             beside.append(training_s(recipe, tmp_path / f"beside-{number}", processors))
+        if min(beside) <= MOST_TIMES * min(alone):
+            break
     assert min(beside) <= MOST_TIMES * min(alone), (alone, beside)

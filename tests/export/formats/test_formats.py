@@ -62,7 +62,7 @@ def test_openvino_prefill_and_decoding_equal_torch(tmp_path, family):
     )
 
 
-def test_a_conversion_leaves_no_patch_on_the_model(tmp_path):
+def test_a_conversion_leaves_no_patch_on_the_model(tmp_path, fresh_graphs):
     model = gpt_neo()
     reference = torch_logits(model, BLOCKS)
     write_openvino(model, tiny_tokenizer(), tmp_path, stored_as("fp32"), sparsity={})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from search.strategies.strategy import Effort, Trial, make_strategy
 from shearling.errors import ShearlingError
 from shearling.registry.search_algorithms import SEARCH_ALGORITHMS, SearchAlgorithm
 from shearling.run import Run
+from tests.support.stage_commands import run_stage
 from tests.support.synthetic_search import SIZES, Separable, run, silent
 from tests.support.tiny_runs import tiny_recipe
 from tests.support.toy_package import toy_package
@@ -54,8 +54,7 @@ def test_an_algorithm_from_another_package_searches_through_the_command(tmp_path
     env = toy_package(tmp_path / "toy", group=SEARCH_ALGORITHMS.group, name="shrinking", code=TOY)
 
     def search(*options: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "search", *options]
-        return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
+        return run_stage("search", *options, environment=env)
 
     asked = ("--run", str(run.path), "--algorithm", "shrinking", "--evaluations", "3", "--limit", "6", "--json")
     without = {**env, "PYTHONPATH": str(Path.cwd())}

@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 from tokenizers.processors import TemplateProcessing
 
 from shearling.errors import ArtefactMissing, ModelUnsupported, NonFiniteWeights, UsageError
-from shearling.evaluation import lm_eval_task
+from shearling.evaluation import harness_tasks, lm_eval_task
 from shearling.evaluation.causal_scorer import ROLLING_WINDOW, CausalScorer
 from shearling.evaluation.confidence import accuracies_differ, wilson_interval
 from shearling.evaluation.evaluator import Evaluation, Evaluator, torch_scorer
@@ -31,7 +31,9 @@ from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.strict_json import write_document
 from shearling.target import Target
+from tests.support.deployments import shared_export
 from tests.support.fused_models import FUSED
+from tests.support.once_per_run import writable_copy
 from tests.support.tiny_models import FAMILIES, IM_START, PAD, beginning_tokenizer, tiny_tokenizer
 from tests.support.tiny_runs import tiny_network
 
@@ -375,23 +377,15 @@ def check_that_long_texts_are_cut_alike(deployed: CausalScorer, trained: CausalS
     assert deployed.generate_until(continued) == trained.generate_until(continued)
 
 
-def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
-    # The exporter traces with torch.jit, which torch 2.13 deprecates, and registers pytree nodes the old way.
-    script = (
-        "import sys, warnings; warnings.simplefilter('ignore')\n"
-        "from optimum.exporters.openvino import export_from_model\n"
-        "from tests.support.tiny_models import FAMILIES\n"
-        "export_from_model(FAMILIES['llama_tied_gqa'](), output=sys.argv[1], "
-        "task='text-generation-with-past', stateful=True)\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=300)
+def test_openvino_scores_as_torch(task: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    given_model = writable_copy(shared_export(tmp_path_factory) / "openvino", tmp_path / "given")
     properties = {
         "INFERENCE_PRECISION_HINT": "f32",
         "KV_CACHE_PRECISION": "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     }
     tokenizer = tiny_tokenizer()
-    xml = tmp_path / "openvino_model.xml"
+    xml = given_model / "openvino_model.xml"
     evaluator = Evaluator("headlines", split="test", include_path=task, bits_per_byte=True, batch_size=5)
     deployed = evaluator.on_openvino(compile_ir(xml, properties=properties), tokenizer, max_length=256)()
     trained = evaluate(FAMILIES["llama_tied_gqa"](), tokenizer, task="headlines", split="test", include_path=task)
@@ -406,13 +400,12 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     assert generated == expected
     assert all(expected)
 
-    tokenizer.save_pretrained(tmp_path)
-    with find_given_model(Target(tmp_path, properties=properties)).load("fp32") as given:
+    with find_given_model(Target(given_model, properties=properties)).load("fp32") as given:
         check_that_long_texts_are_cut_alike(given.scorer(), scorers[1])
     facts = TaskFacts(name="headlines", multiple_choice=True, rows={"validation": 23, "test": 23})
     write_document(task / "task.json", facts)
     tasks = [locate_task(str(task))]
-    (score,) = score_models([tmp_path], tasks=tasks, split="test").scores
+    (score,) = score_models([given_model], tasks=tasks, split="test").scores
     assert score.n == trained.n
     # Nothing certifies its zeros, so nothing is said of them.
     assert score.sparsity is None
@@ -420,14 +413,14 @@ def test_openvino_scores_as_torch(task: Path, tmp_path: Path) -> None:
     ir.set_rt_info("0.500000", ["sparsity", "share"])
     (tmp_path / "pruned").mkdir()
     openvino.save_model(ir, tmp_path / "pruned" / xml.name, compress_to_fp16=False)
-    for file in tmp_path.glob("*.json"):
+    for file in given_model.glob("*.json"):
         shutil.copy(file, tmp_path / "pruned")
     (score,) = score_models([tmp_path / "pruned"], tasks=tasks, split="test").scores
     assert score.sparsity == 0.5
 
     xml.write_text("<net")
     with pytest.raises(ModelUnsupported, match="cannot compile"):
-        score_models([tmp_path], tasks=tasks, split="test")
+        score_models([given_model], tasks=tasks, split="test")
 
 
 @pytest.mark.parametrize("family", ["llama_tied_gqa", "bloom", "fused"])
@@ -513,7 +506,13 @@ def test_a_users_own_task_is_found_by_name_and_keeps_to_the_split_asked_for(task
 
 
 @pytest.mark.slow
-def test_unknown_tasks_and_groups_are_refused(task: Path) -> None:
+def test_unknown_tasks_and_groups_are_refused(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval import tasks
+
+    # One of the harness's folders, which it reads in a moment.
+    folder = Path(tasks.__file__).parent / "mmlu" / "default"
+    known = tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    monkeypatch.setattr(harness_tasks, "_known_tasks", lambda: known)
     with pytest.raises(UsageError, match="no such task"):
         Evaluator("nothing_like_this", split="test", include_path=task)
     with pytest.raises(UsageError, match="group"):

@@ -215,9 +215,11 @@ def test_workers_end_with_the_process_that_asked(tmp_path: Path) -> None:
     script = f"""
 import psutil, sys
 sys.path.insert(0, {str(ROOT)!r})
+from shearling.executors import fork_server
 from shearling.executors.executor import Job, Workforce, make_executor
 from tests.support.counting_work import Request, Squares
 if __name__ == "__main__":
+    fork_server.SHARED_MODULES = "json"  # the work needs no library
     executor = make_executor(Workforce(executor="processes", workers=2), Squares())
     jobs = [Job(Request(number, 0.2), key=number) for number in range(2)]
     workers = {{process for _, (_, process) in executor.run(jobs)}}

@@ -136,7 +136,7 @@ def test_a_node_keeps_no_copy_of_a_worker_that_died(tmp_path: Path, monkeypatch:
 def test_workers_and_a_node_killed_at_random_lose_and_repeat_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    diary, count, kills = tmp_path / "diary", 100, 10
+    diary, count, kills = tmp_path / "diary", 60, 6
     choose = random.Random(0)
     with ray_cluster(nodes=3) as cluster:
         executor = make_executor(on(cluster, workers=4), Squares(diary))

@@ -4,10 +4,10 @@ and what is not plain attention stays as it is."""
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,7 @@ from shearling.kernel.loading.packed_choice import Timing
 from shearling.kernel.loading.packed_model import load_ir
 from shearling.kernel.openvino_extension import core_for, load_packed, machine_operators, required_extensions
 from shearling.target import parse_target
+from tests.support.fused_pipelines import F32, compare_pipelines, load_without_writing
 from tests.support.packed_decoders import SHAPE, seeded_decoder, write_packed
 from tests.support.tiny_models import VOCABULARY
 
@@ -58,7 +59,6 @@ pytestmark = [
 ]  # torchao warns while optimum imports it
 FUSED = 2
 """All layers are one node but the last, which leaves nothing to another attention."""
-F32 = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +180,15 @@ def test_it_says_what_the_file_says(xml, batch, cache):
         assert np.abs((found - expected) * used).max() <= tolerance * np.abs(expected).max()
 
 
+def call_of(function: Callable[[str], None], xml: Path) -> str:
+    """The code of a process that imports what the function needs, and none of what is imported here."""
+    return f"from {function.__module__} import {function.__name__} as called; called({str(xml)!r})"
+
+
 def test_genai_says_the_same_through_it(xml):
     # Kernels in f32: those that round activations could choose another of two tokens that are nearly equal.
     done = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import compare_pipelines; compare_pipelines({str(xml)!r})"],
+        [sys.executable, "-c", call_of(compare_pipelines, xml)],
         env={**os.environ, "SHEARLING_KERNEL": "portable"},
         capture_output=True,
         text=True,
@@ -191,37 +196,6 @@ def test_genai_says_the_same_through_it(xml):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def compare_pipelines(file: str) -> None:
-    """A batch, beams, a chat that goes on, and one that takes back what it said."""
-    xml = Path(file)
-    properties = {**F32, "extensions": [str(library) for library in required_extensions(xml)]}
-    fused = load_packed(xml, properties=properties).open_pipeline("CPU")
-    stock = openvino_genai.LLMPipeline(
-        str(xml.parent), "CPU", ATTENTION_BACKEND="SDPA", KV_CACHE_PRECISION="f32", **properties
-    )
-    config = openvino_genai.GenerationConfig(max_new_tokens=40, ignore_eos=True, apply_chat_template=False)
-    prompts = ["Area man wins award", "Report: nation", "The quick brown fox jumps over"]
-    for pipe in (fused, stock):
-        pipe.set_generation_config(config)
-    assert fused.generate(prompts).texts == stock.generate(prompts).texts
-    beams = openvino_genai.GenerationConfig(max_new_tokens=12, num_beams=3, num_return_sequences=1, ignore_eos=True)
-    assert fused.generate(prompts[:1], beams).texts == stock.generate(prompts[:1], beams).texts
-    answers = []
-    for pipe in (fused, stock):
-        pipe.start_chat()
-        answers.append([str(pipe.generate(prompt, config)) for prompt in prompts])
-        pipe.finish_chat()
-    assert answers[0] == answers[1]
-    histories, config = [], openvino_genai.GenerationConfig(max_new_tokens=40, ignore_eos=True)
-    for pipe in (fused, stock):
-        history = openvino_genai.ChatHistory([{"role": "user", "content": prompts[0]}])
-        first = pipe.generate(history, config).texts[0]
-        turns = [("user", prompts[0]), ("assistant", first[:5]), ("user", prompts[1])]
-        changed = openvino_genai.ChatHistory([{"role": role, "content": content} for role, content in turns])
-        histories.append((first, pipe.generate(changed, config).texts[0]))
-    assert histories[0] == histories[1]
 
 
 def test_serve_says_which_attention_it_uses(xml):
@@ -243,7 +217,7 @@ def test_serve_says_which_attention_it_uses(xml):
 def test_nothing_is_written_when_it_is_loaded(xml, tmp_path):
     # A process that may not write a single byte to a file: the system ends it when it tries.
     done = subprocess.run(
-        [sys.executable, "-B", "-c", f"from {__name__} import load_without_writing as load; load({str(xml)!r})"],
+        [sys.executable, "-B", "-c", call_of(load_without_writing, xml)],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -252,17 +226,6 @@ def test_nothing_is_written_when_it_is_loaded(xml, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["in", "the", "layers", "8"]
-
-
-def load_without_writing(file: str) -> None:
-    xml = Path(file)
-    extensions = [str(library) for library in required_extensions(xml)]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    loaded = load_packed(xml, properties={**F32, "extensions": extensions})
-    pipeline = loaded.open_pipeline("CPU")
-    config = openvino_genai.GenerationConfig(max_new_tokens=8, ignore_eos=True, apply_chat_template=False)
-    tokens = pipeline.generate(["Area man"], config).perf_metrics.get_num_generated_tokens()
-    sys.stdout.write(f"{loaded.attention or 'in the layers'} {tokens}\n")
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o2750, 0o555])

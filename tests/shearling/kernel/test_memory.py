@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -35,6 +36,10 @@ pytestmark = [
 ]  # torchao warns while optimum imports it
 
 SIZE, LAYERS, VOCABULARY = 2048, 32, 40000
+DECODERS = {
+    "small": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1},
+    "large": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4},
+}
 LOAD = """
 import json, sys
 from pathlib import Path
@@ -125,6 +130,19 @@ def save_decoder(directory: Path, *, two_of_four: bool = False, **sizes: int) ->
     return xml, xml.with_suffix(".bin").stat().st_size
 
 
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, int]]:
+    """What `save_decoder` returns, for a size of `DECODERS`; written when it is first asked for, and only read."""
+    directory = tmp_path_factory.mktemp("decoders")
+
+    @functools.cache
+    def written(size: str, *, two_of_four: bool = False) -> tuple[Path, int]:
+        name = f"{size}-two-of-four" if two_of_four else size
+        return save_decoder(directory / name, two_of_four=two_of_four, **DECODERS[size])
+
+    return written
+
+
 def save_chain(path: Path, size: int, layers: int) -> int:
     """A model of square packed layers, each with a constant of its own; bytes of its weights."""
     packed = pack_matrix(random_matrix(ValueType.INT8, size, size))
@@ -167,9 +185,9 @@ def test_an_embedding_and_its_head_keep_one_copy(tmp_path):
     assert 0.8 * size <= added["kept"] <= 1.2 * size
 
 
-def test_a_decoder_with_attention_in_its_layers_takes_no_more_than_the_plain_one(tmp_path):
-    small, _ = save_decoder(tmp_path / "small", hidden_size=128, intermediate_size=256, num_hidden_layers=1)
-    large, size = save_decoder(tmp_path / "large", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+def test_a_decoder_with_attention_in_its_layers_takes_no_more_than_the_plain_one(decoders):
+    small, _ = decoders("small")
+    large, size = decoders("large")
     assert size > 32 << 20
     added = []
     for properties in ({"ATTENTION_BACKEND": "SDPA"}, {}):
@@ -182,10 +200,10 @@ def test_a_decoder_with_attention_in_its_layers_takes_no_more_than_the_plain_one
     assert fused["peak"] <= 1.3 * size
 
 
-def test_weights_with_their_zeros_take_their_own_size_alone(tmp_path):
+def test_weights_with_their_zeros_take_their_own_size_alone(decoders):
     """Of int8, half of them zeros: 8 bits instead of 5."""
-    small, _ = save_decoder(tmp_path / "small", hidden_size=128, intermediate_size=256, num_hidden_layers=1)
-    large, size = save_decoder(tmp_path / "large", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+    small, _ = decoders("small")
+    large, size = decoders("large")
     command = [sys.executable, "-c", LOAD_PIPELINE, str(small), str(large), json.dumps({"PACKED": "expanded"})]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     added = json.loads(done.stdout)
@@ -193,11 +211,10 @@ def test_weights_with_their_zeros_take_their_own_size_alone(tmp_path):
     assert added["peak"] <= 2.6 * size
 
 
-def test_weights_of_two_in_four_columns_take_no_more_but_for_a_layer_on_the_way(tmp_path):
+def test_weights_of_two_in_four_columns_take_no_more_but_for_a_layer_on_the_way(decoders):
     """Kernels for AVX2 hold them in a form of their own."""
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
-    small, _ = save_decoder(tmp_path / "small", hidden_size=128, intermediate_size=256, num_hidden_layers=1)
-    large, size = save_decoder(tmp_path / "large", two_of_four=True, **sizes)
+    small, _ = decoders("small")
+    large, size = decoders("large", two_of_four=True)
     command = [sys.executable, "-c", LOAD_PIPELINE, str(small), str(large), "{}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     added = json.loads(done.stdout)
@@ -206,10 +223,9 @@ def test_weights_of_two_in_four_columns_take_no_more_but_for_a_layer_on_the_way(
 
 
 @pytest.mark.parametrize(("packed", "two_of_four"), [("always", False), ("always", True), ("expanded", False)])
-def test_two_pipelines_of_one_model_share_its_weights(tmp_path, packed, two_of_four):
-    small, _ = save_decoder(tmp_path / "small", hidden_size=128, intermediate_size=256, num_hidden_layers=1)
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
-    large, size = save_decoder(tmp_path / "large", two_of_four=two_of_four, **sizes)
+def test_two_pipelines_of_one_model_share_its_weights(decoders, packed, two_of_four):
+    small, _ = decoders("small")
+    large, size = decoders("large", two_of_four=two_of_four)
     command = [sys.executable, "-c", LOAD_BOTH, str(small), str(large), json.dumps({"PACKED": packed})]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     added = json.loads(done.stdout)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from shearling.model.layers import find_layers
 from shearling.recipe.sparsity import ReconstructionSection
 from shearling.registry.pruning_methods import PRUNING_METHODS, PruningMethod
 from shearling.run import Run
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_models import FAMILIES, VOCABULARY
 from tests.support.tiny_runs import write_tiny_recipe
 from tests.support.toy_package import toy_package
@@ -52,9 +51,7 @@ ENTRY = PruningMethod(
 
 
 def train(recipe: Path, output: Path, env: dict[str, str], *, code: int = 0) -> dict[str, object]:
-    command = [sys.executable, "-m", "train", "--recipe", str(recipe), "--output", str(output), "--json"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == code, done.stderr
+    done = run_stage("train", "--recipe", recipe, "--output", output, "--json", code=code, environment=env)
     return json.loads(done.stdout)
 
 

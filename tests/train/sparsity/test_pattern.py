@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 from shearling.run import Run
+from tests.support.stage_commands import run_stage
 from tests.support.tiny_runs import write_tiny_recipe
 from tests.support.toy_package import toy_package
 from train.sparsity.pattern import SemiStructured, Unstructured, competing_block, make_pattern
@@ -34,9 +33,7 @@ def test_a_pattern_from_another_package_prunes_through_the_command(tmp_path: Pat
     env = toy_package(tmp_path / "toy", group=PRUNING_PATTERNS.group, name="quarter", code=TOY)
     pruning = {"method": "magnitude", "pattern": "1:4", "ratio": 0.25}
     recipe, run = write_tiny_recipe(tmp_path, sparsity=pruning, train={"steps": 1}), Run(tmp_path / "run")
-    command = [sys.executable, "-m", "train", "--recipe", str(recipe), "--output", str(run.path), "--json"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
+    done = run_stage("train", "--recipe", recipe, "--output", run.path, "--json", code=0, environment=env)
     sparsity = json.loads(done.stdout)["artefacts"]["sparse"]["sparsity"]
     assert (sparsity["pattern"], sparsity["achieved_scope"]) == ("1:4", 0.25)
     for mask in load_masks(run.sparse / MASK_FILE).values():

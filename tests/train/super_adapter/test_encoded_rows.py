@@ -73,7 +73,6 @@ def test_classes_are_integers(tmp_path):
     assert max(found["length"][:]) == 12
 
 
-@pytest.mark.alone
 def test_tokens_are_never_whole_in_memory(tmp_path):
     """Rows of 8.6 kB in lists would be 170 MB."""
     write_rows(tmp_path, "train", (question(number, words=100) for number in range(20_000)))

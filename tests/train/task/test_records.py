@@ -209,7 +209,6 @@ def _add_with_short_key(add):
     return shortened
 
 
-@pytest.mark.alone
 def test_data_is_never_whole_in_memory(tmp_path):
     """40 MB of rows grow the memory by less than 8: 10 GB fit into 1 with what is kept of each row."""
     body = "The quick brown fox jumps over the lazy dog. " * 45
