@@ -190,13 +190,16 @@ def _without_weights(config: PreTrainedConfig, head: Head | None = None) -> PreT
     return model
 
 
-def check_structure(recipe: Recipe, base: Path) -> None:
+def check_structure(recipe: Recipe, base: Path) -> PreTrainedModel:
     """Check that adapter groups, rows, windows, grid and teacher fit the model, before pruning rather than after; no
     weight is loaded.
 
     Args:
         recipe: its [adapter] section names modules.
         base: an imported model, whose configuration is clean.
+
+    Returns:
+        The model, without its weights.
 
     Raises:
         ModelUnsupported: no transformer layers are found, or rows are to be packed that the model does not keep apart.
@@ -226,3 +229,4 @@ def check_structure(recipe: Recipe, base: Path) -> None:
         from train.super_adapter.packing import try_packing
 
         try_packing(config)
+    return model

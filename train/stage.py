@@ -24,6 +24,7 @@ from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tas
 from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.checkpoint import load_tokenizer
 from shearling.model.head import read_head
+from shearling.model.token_ids import readable_ids
 from shearling.recipe.recipe import Recipe, section_as_json, stored_section
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
@@ -180,25 +181,31 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     rooms = _task_rooms(recipe, run)
     tasks = {role: _import_task(role, section, path, chat, force=force) for role, section, path in rooms}
     made = tasks | (made or {"base": _import_base(recipe, source, run, force=force)})
-    check_structure(recipe, made["base"].path)
-    _check_texts(recipe, made)
+    structure = check_structure(recipe, made["base"].path)
+    _check_texts(recipe, made, readable=readable_ids(structure))
     if force and recipe.model.adaptation is not None:
         # The first training begins: interrupted, it is continued without `force`, and nothing old may be in the way.
         _remove(run.lora, run.adapted, run.sparse, run.variants, run.super_adapter)
     return made
 
 
-def _check_texts(recipe: Recipe, made: Mapping[str, Artefact]) -> None:
-    """See that there is a row to learn and a window to calibrate on, before pruning rather than after."""
+def _check_texts(recipe: Recipe, made: Mapping[str, Artefact], *, readable: int) -> None:
+    """See that there is a row to learn and a window to calibrate on, before pruning rather than after.
+
+    Args:
+        recipe: validated.
+        made: the base and the tasks.
+        readable: how many token ids the model can read.
+    """
     tokenizer = load_tokenizer(made["base"].path)
     for artefact, section in zip(_artefacts_of_tasks(recipe, made), recipe.tasks, strict=True):
         if recipe.train is None:
             break
         where = "task" if section is recipe.task else f"data.{section.name}"
         encode = row_encoder(tokenizer, section, classifies=recipe.model.head == "classifier")
-        check_rows(artefact.path, "train", encode, where=where)
+        check_rows(artefact.path, "train", encode, readable=readable, where=where)
         if section is recipe.task and recipe.train.eval_steps is not None:
-            check_rows(artefact.path, "validation", encode, where=where)
+            check_rows(artefact.path, "validation", encode, readable=readable, where=where)
     classifies, texts = recipe.model.head == "classifier", calibration_sections(recipe)
     rows = read_rows(made["task"].path, "train", most_characters=CALIBRATION_CHARACTERS) if texts else []
     for where, text in texts.items():

@@ -56,6 +56,7 @@ from shearling.model.checkpoint import save_model
 from shearling.model.layers import find_layers
 
 EOS, PAD, IM_START, UNKNOWN = "<|im_end|>", "<|pad|>", "<|im_start|>", "<|unknown|>"
+BEYOND = "<|beyond|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -99,6 +100,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=Tokenizer.from_str(_trained_tokenizer()), eos_token=EOS, pad_token=PAD
     )
     tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def longer_tokenizer() -> PreTrainedTokenizerFast:
+    """The same, with one token more than the tiny models have embeddings of: `BEYOND`, whose id is `VOCABULARY`."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"<|unused {number}|>" for number in range(len(tokenizer), VOCABULARY)])
+    tokenizer.add_tokens([BEYOND])
+    assert tokenizer.convert_tokens_to_ids(BEYOND) == VOCABULARY
     return tokenizer
 
 

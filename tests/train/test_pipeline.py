@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +19,17 @@ from shearling.errors import (
     ArtefactMismatch,
     ArtefactMissing,
     DocumentInvalid,
+    ModelUnsupported,
     OutputExists,
     RecipeInvalid,
 )
 from shearling.evaluation.task import SPLITS, read_rows
+from shearling.model.checkpoint import save_model
 from shearling.recipe.recipe import read_recipe
 from shearling.run import Run
 from shearling.strict_json import read_json
 from tests.support.small_searches import SMALL_SEARCH
-from tests.support.tiny_models import FAMILIES, tiny_tokenizer
+from tests.support.tiny_models import BEYOND, FAMILIES, longer_tokenizer, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe
 
@@ -145,6 +148,16 @@ def test_nothing_to_learn_and_nothing_to_calibrate_on_are_refused_before_pruning
     with pytest.raises(RecipeInvalid) as caught:
         run_recipe(read_recipe(recipe), tmp_path / "run")
     assert caught.value.where == where
+    assert not (tmp_path / "run" / "sparse").exists()
+
+
+def test_rows_with_a_token_that_the_model_has_no_embedding_of_are_refused_before_pruning(tmp_path):
+    save_model(FAMILIES["llama_tied_gqa"](), longer_tokenizer(), tmp_path / "source")
+    recipe = tiny_recipe(tmp_path, task={"prompt": f"{BEYOND} {{{{ text }}}}\nSarcastic:"})
+    with pytest.raises(ModelUnsupported, match=re.escape(BEYOND)) as caught:
+        run_recipe(recipe, tmp_path / "run")
+    assert caught.value.where == "task"
+    assert caught.value.exit_code == 3
     assert not (tmp_path / "run" / "sparse").exists()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from shearling.errors import ArtefactCorrupt, ModelUnsupported
 from shearling.model.checkpoint import check_finite
 from shearling.model.checkpoint_safety import check_checkpoint
+from shearling.model.token_ids import is_readable, readable_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,7 +68,8 @@ def load_with_new_head(directory: Path, *, classes: Sequence[str], seed: int) ->
 def share_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a classifier and its tokenizer the same padding token: a decoder is read at the last token that is none.
 
-    That of the configuration counts, which positions may depend on; else that of the tokenizer, else the end of text.
+    That of the configuration counts, which positions may depend on; else that of the tokenizer, else the end of text;
+    each where the model has an embedding of it.
 
     Args:
         model: its configuration is changed.
@@ -76,16 +78,16 @@ def share_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     Raises:
         ModelUnsupported: there is none of the three.
     """
-    configured = model.config.pad_token_id
-    if configured is not None and 0 <= configured < len(tokenizer):
+    configured, count = model.config.pad_token_id, readable_ids(model)
+    if is_readable(configured, min(count, len(tokenizer))):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(configured)
         return
-    if tokenizer.pad_token is None:
+    if not is_readable(tokenizer.pad_token_id, count):
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
+    if not is_readable(tokenizer.pad_token_id, count):
         raise ModelUnsupported(
             "a classifier reads rows of different length together, and there is no token to fill them up with",
             where=type(tokenizer).__name__,
-            remedy="Set pad_token in tokenizer_config.json",
+            remedy=f"Set pad_token in tokenizer_config.json, to one of the {count} that the model has embeddings of",
         )
     model.config.pad_token_id = tokenizer.pad_token_id

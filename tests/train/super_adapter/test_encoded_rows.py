@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
+import re
 
 import pytest
 
-from shearling.errors import RecipeInvalid
+from shearling.errors import ModelUnsupported, RecipeInvalid
 from shearling.evaluation.task import TaskRow, read_rows, write_rows
 from tests.support.memory import PeakOfPrivateMemory
-from tests.support.tiny_models import tiny_tokenizer
+from tests.support.tiny_models import BEYOND, VOCABULARY, longer_tokenizer, tiny_tokenizer
 from train.super_adapter.classified_rows import ClassifiedRows
-from train.super_adapter.encoded_rows import BATCH_ROWS, encode_rows, load_encoded
+from train.super_adapter.encoded_rows import BATCH_ROWS, check_rows, encode_rows, load_encoded
 from train.super_adapter.tokenised_rows import RowTokeniser
 from train.task.row_account import RowAccount
 
@@ -32,10 +33,10 @@ def question(number: int, *, words: int = 3) -> TaskRow:
     )
 
 
-def encode(directory, tokeniser):
-    account = RowAccount()
-    total = encode_rows(directory, "train", tokeniser, directory / "rows" / "train.arrow", account)
-    return load_encoded(directory / "rows" / "train.arrow"), account, total
+def encode(directory, tokeniser, *, readable=VOCABULARY, where="task"):
+    account, file = RowAccount(), directory / "rows" / "train.arrow"
+    total = encode_rows(directory, "train", tokeniser, file, account, readable=readable, where=where)
+    return load_encoded(file), account, total
 
 
 def test_files_hold_what_the_tokeniser_makes_of_all_rows_at_once(tmp_path):
@@ -61,9 +62,36 @@ def test_a_batch_may_be_left_out_whole(tmp_path):
     assert account.counts["unlabelled"] >= BATCH_ROWS
     assert len(found) == COUNT - account.counts["unlabelled"]
     write_rows(tmp_path, "train", rows[:BATCH_ROWS])
-    with pytest.raises(RecipeInvalid, match="cut before its completion at 24 tokens") as caught:
-        encode(tmp_path, RowTokeniser(tiny_tokenizer(), max_length=24, train_on_prompt=False))
-    assert caught.value.where == "task.max_length"
+    for where in ("task", "data.more"):
+        with pytest.raises(RecipeInvalid, match="cut before its completion at 24 tokens") as caught:
+            encode(tmp_path, RowTokeniser(tiny_tokenizer(), max_length=24, train_on_prompt=False), where=where)
+        assert caught.value.where == f"{where}.max_length"
+
+
+def test_a_token_that_the_model_has_no_embedding_of_is_refused_in_whatever_row(tmp_path):
+    rows = [question(number) for number in range(COUNT)]
+    rows[-1] = rows[-1].model_copy(update={"prompt": f"Question {BEYOND}:"})
+    write_rows(tmp_path, "train", rows)
+    tokeniser = RowTokeniser(longer_tokenizer(), max_length=24, train_on_prompt=True)
+    expected = rf"the token '{re.escape(BEYOND)}', id {VOCABULARY}, and the model has {VOCABULARY} embeddings"
+    for refuse in (
+        lambda: encode(tmp_path, tokeniser, where="data.more"),
+        lambda: check_rows(tmp_path, "train", tokeniser, readable=VOCABULARY, where="data.more"),
+    ):
+        with pytest.raises(ModelUnsupported, match=expected) as caught:
+            refuse()
+        assert caught.value.where == "data.more"
+        assert caught.value.remedy
+    check_rows(tmp_path, "train", tokeniser, readable=VOCABULARY + 1, where="data.more")
+    found, _, _ = encode(tmp_path, tokeniser, readable=VOCABULARY + 1)
+    assert max(found[-1]["input_ids"]) == VOCABULARY
+
+
+def test_a_token_that_no_row_has_needs_no_embedding(tmp_path):
+    write_rows(tmp_path, "train", [question(number) for number in range(9)])
+    tokeniser = RowTokeniser(longer_tokenizer(), max_length=24, train_on_prompt=True)
+    check_rows(tmp_path, "train", tokeniser, readable=VOCABULARY, where="task")
+    assert len(encode(tmp_path, tokeniser)[0]) == 9
 
 
 def test_classes_are_integers(tmp_path):

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import ArtefactCorrupt, TrainingDiverged
 from shearling.recipe.training import TrainSection
+from tests.support.tiny_models import BEYOND, EOS, PAD, longer_tokenizer
 from tests.support.tiny_runs import tiny_network
 from train.super_adapter.attention import SHORT_TOKENS, use_fast_attention
 from train.super_adapter.choice_sampler import RankSampler
@@ -27,8 +28,9 @@ from train.super_adapter.trainer import (
 ROWS = [{"input_ids": list(range(3, 11)), "labels": list(range(3, 11))} for _ in range(12)]
 
 
-def make(tmp_path, *callbacks, rows=ROWS, largest_until=0, **train):
+def make(tmp_path, *callbacks, rows=ROWS, largest_until=0, tokenizer=None, **train):
     network = tiny_network("llama_tied_gqa", masked=True)
+    network.tokenizer = network.tokenizer if tokenizer is None else tokenizer
     section = TrainSection(**{"steps": 5, "batch_size": 2, "save_steps": 1, "precision": "fp32", **train})
     arguments = training_arguments(section, seed=0, precision="fp32", output=tmp_path)
     return build_trainer(
@@ -78,6 +80,26 @@ def test_accumulated_batches_give_the_update_of_one_batch_with_all_their_rows(tm
     assert any(gradient.any() for gradient in gradients[0].values())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(*updates, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pad", "end", "expected"),
+    [(PAD, EOS, PAD), (None, EOS, EOS), (BEYOND, EOS, EOS), (None, None, PAD), (BEYOND, None, PAD)],
+)
+def test_rows_are_filled_up_with_a_token_that_the_model_has_an_embedding_of(pad, end, expected, tmp_path):
+    """Which of them the mask hides: the update is the same."""
+    tokenizer, rows = longer_tokenizer(), [{name: ids[:5] for name, ids in row.items()} for row in ROWS]
+    tokenizer.pad_token, tokenizer.eos_token = pad, end
+    callbacks = [Gradients(), Gradients()]
+    for callback, used in zip(callbacks, (tokenizer, None), strict=True):
+        trainer = make(tmp_path / str(used is None), callback, rows=rows, tokenizer=used, steps=1)
+        trainer.train()
+        if used is not None:
+            # The first of all tokens is the tiny tokenizer's padding.
+            assert trainer.data_collator.pad_token_id == longer_tokenizer().convert_tokens_to_ids(expected)
+    found, plain = (callback.seen for callback in callbacks)
+    assert found.keys() == plain.keys()
+    torch.testing.assert_close(found, plain)
 
 
 def test_processes_do_not_send_each_other_the_masks(tmp_path):
