@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AlbertConfig,
     AutoModelForMaskedLM,
     BertConfig,
     BertModel,
@@ -378,6 +379,8 @@ ENCODER_SHAPE = {
 }
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
 ENCODERS: dict[str, PretrainedConfig] = {
+    "bert": BertConfig(**ENCODER_SHAPE),
+    "albert": AlbertConfig(**ENCODER_SHAPE, embedding_size=24),
     "distilbert": DistilBertConfig(
         dim=48, n_layers=2, n_heads=4, hidden_dim=72, vocab_size=VOCABULARY, max_position_embeddings=256
     ),
@@ -385,7 +388,7 @@ ENCODERS: dict[str, PretrainedConfig] = {
     "deberta-v2": DebertaV2Config(**ENCODER_SHAPE, **DISENTANGLED, position_buckets=16, share_att_key=True),
     "mpnet": MPNetConfig(**ENCODER_SHAPE),
 }
-"""Encoders that transformers does not count among causal language models, too, as it does BERT."""
+"""Encoders that are published with the head of a masked language model: BERT and ALBERT then have no pooler."""
 
 
 def bert() -> PreTrainedModel:
