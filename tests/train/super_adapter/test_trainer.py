@@ -4,15 +4,16 @@ in the weights."""
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Gemma2ForCausalLM, Gemma3Config, Gemma3TextConfig, TrainerCallback
 
 from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import ArtefactCorrupt, TrainingDiverged
 from shearling.recipe.training import TrainSection
-from tests.support.tiny_models import BEYOND, EOS, PAD, longer_tokenizer
+from tests.support.tiny_models import BEYOND, EOS, FAMILIES, PAD, build_tiny, longer_tokenizer
 from tests.support.tiny_runs import tiny_network
 from train.super_adapter.attention import SHORT_TOKENS, use_fast_attention
 from train.super_adapter.choice_sampler import RankSampler
@@ -158,3 +159,25 @@ def test_plain_attention_is_for_short_rows_of_a_training_on_a_cpu(monkeypatch, g
     assert model.config._attn_implementation == "sdpa"
     use_fast_attention(model, max_length=SHORT_TOKENS)
     assert model.config._attn_implementation == attention
+
+
+def test_attention_whose_scores_are_capped_stays_what_all_other_stages_compute(monkeypatch):
+    """transformers caps them in the plain form alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = FAMILIES["gemma2"]().config
+    config.attn_logit_softcapping = 1.0
+    model, ids = build_tiny(Gemma2ForCausalLM, config), torch.arange(3, 35)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        use_fast_attention(model, max_length=64)
+        assert model.config._attn_implementation == "sdpa"
+        assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize(("cap", "expected"), [(None, ["eager"]), (1.0, [])])
+def test_a_cap_of_the_language_model_within_another_counts(cap, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = []
+    config = Gemma3Config(text_config=Gemma3TextConfig(attn_logit_softcapping=cap))
+    use_fast_attention(SimpleNamespace(config=config, set_attn_implementation=asked.append), max_length=64)
+    assert asked == expected
