@@ -6,11 +6,12 @@ import gc
 import re
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from shearling.errors import ModelUnsupported, RecipeInvalid
 from shearling.evaluation.task import TaskRow, read_rows, write_rows
 from tests.support.memory import PeakOfPrivateMemory
-from tests.support.tiny_models import BEYOND, VOCABULARY, longer_tokenizer, tiny_tokenizer
+from tests.support.tiny_models import BEYOND, EOS, VOCABULARY, longer_tokenizer, tiny_tokenizer
 from train.super_adapter.classified_rows import ClassifiedRows
 from train.super_adapter.encoded_rows import BATCH_ROWS, check_rows, encode_rows, load_encoded
 from train.super_adapter.tokenised_rows import RowTokeniser
@@ -99,6 +100,25 @@ def test_classes_are_integers(tmp_path):
     found, _, _ = encode(tmp_path, ClassifiedRows(tiny_tokenizer(), max_length=12))
     assert found["labels"][:] == found["gold"][:] == [number % 2 for number in range(9)]
     assert max(found["length"][:]) == 12
+
+
+def test_rows_of_a_classifier_that_are_cut_are_counted_and_keep_how_a_text_ends(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {EOS}", special_tokens=[(EOS, tokenizer.eos_token_id)]
+    )
+    rows = [question(number, words=9) for number in range(COUNT)]
+    write_rows(tmp_path, "train", rows)
+    whole = tokenizer([row.prompt for row in rows])["input_ids"]
+    most = sorted(map(len, whole))[COUNT // 2]
+    long = [number for number, ids in enumerate(whole, start=1) if len(ids) > most]
+    found, account, total = encode(tmp_path, ClassifiedRows(tokenizer, max_length=most))
+    assert 3 < len(long) < COUNT
+    assert account.counts == {"cut_prompt": len(long)}
+    named = ", ".join(map(str, long[:3]))
+    assert account.sentence(total) == (f"of {COUNT} rows {len(long)} cut at their end ({named}, ...)")
+    end = [tokenizer.eos_token_id]
+    assert found["input_ids"][:] == [ids if len(ids) <= most else ids[: most - 1] + end for ids in whole]
 
 
 @pytest.mark.alone
