@@ -48,11 +48,21 @@ from train.super_adapter.artefact import recipe_inputs, row_encoder, train_super
 from train.super_adapter.encoded_rows import check_rows
 from train.super_adapter.resumption import deciding_inputs
 from train.task.chat import ChatRenderer
-from train.task.records import digest_data
+from train.task.records import check_data_there, digest_data
 from train.task.rows import build_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FACTS = {
+    "recipe": "version of its part of the recipe",
+    "source_sha256": "version of its data",
+    "chat_template_sha256": "chat template",
+    "calibration_text": "calibration text",
+    "source": "source model",
+    "head_seed": "seed",
+}
+"""What a manifest calls what an artefact was made from -> how that is told, behind the word "another"."""
 
 
 def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, Artefact]:
@@ -314,7 +324,7 @@ def _reuse_or_make(
     details = dict(artefact.manifest.details)
     if as_of_today is not None:
         details["recipe"] = as_of_today(details["recipe"])
-    other = [name for name, value in facts.items() if _differs(details.get(name), value)]
+    other = [FACTS.get(name, name) for name, value in facts.items() if _differs(details.get(name), value)]
     other += [f"its {role}" for role, parent in parents.items() if artefact.manifest.parents.get(role) != parent.sha256]
     if other:
         raise OutputExists(
@@ -333,6 +343,8 @@ def _differs(stored: Any, wanted: Any) -> bool:
 
 
 def _task_facts(section: TaskSection, chat: ChatRenderer | None) -> dict[str, Any]:
+    if section.path is not None:
+        check_data_there(section.path)
     local = section.path if section.dataset is None else Path(section.dataset.name)
     facts = {
         "recipe": section_as_json(section),

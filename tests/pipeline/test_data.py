@@ -72,7 +72,7 @@ def test_the_template_is_part_of_what_the_rows_are_made_of(tmp_path):
     template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|>the "))
     for made in ("base", "sparse", "super_adapter"):
         shutil.rmtree(tmp_path / "run" / made)
-    with pytest.raises(OutputExists, match="made from another chat_template_sha256"):
+    with pytest.raises(OutputExists, match="made from another chat template"):
         run_recipe(recipe, tmp_path / "run")
     made = run_recipe(recipe, tmp_path / "run", force=True)
     assert read_rows(made["task"].path, "train")[0].prompt.startswith("<|im_start|>the user")
