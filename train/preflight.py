@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from shearling.console import log
 from shearling.errors import ArtefactMissing, ModelUnsupported
-from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, check_architecture, refuse_links
+from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, check_architecture, check_shards, refuse_links
 from shearling.model.export_support import check_exportable
 from shearling.model.figures import ModelFigures, read_figures
 from shearling.model.gguf_config import read_gguf_config
@@ -123,7 +123,12 @@ def check_files(recipe: Recipe) -> None:
 
 
 def find_model(section: ModelSection) -> ModelSource:
-    """Locate the pretrained model and read its type and size without loading it."""
+    """Locate the pretrained model and read its type and size without loading it.
+
+    Raises:
+        ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt, DocumentInvalid: it is not there, not all of it, or damaged.
+        ModelUnsupported: it is quantized, names no architecture, or is a GGUF file that is to classify.
+    """
     path = section.path if section.path is not None else fetch(section.asset)  # type: ignore[arg-type] # the section has one source
     if is_gguf(path):
         if section.head == "classifier":
@@ -146,6 +151,7 @@ def find_model(section: ModelSection) -> ModelSource:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelUnsupported("config.json names no model_type", where=path)
+    check_shards(path)
     return ModelSource(path, model_type, read_figures(path))
 
 
@@ -184,13 +190,16 @@ def _without_weights(config: PreTrainedConfig, head: Head | None = None) -> PreT
     return model
 
 
-def check_structure(recipe: Recipe, base: Path) -> None:
+def check_structure(recipe: Recipe, base: Path) -> PreTrainedModel:
     """Check that adapter groups, rows, windows, grid and teacher fit the model, before pruning rather than after; no
     weight is loaded.
 
     Args:
         recipe: its [adapter] section names modules.
         base: an imported model, whose configuration is clean.
+
+    Returns:
+        The model, without its weights.
 
     Raises:
         ModelUnsupported: no transformer layers are found, or rows are to be packed that the model does not keep apart.
@@ -220,3 +229,4 @@ def check_structure(recipe: Recipe, base: Path) -> None:
         from train.super_adapter.packing import try_packing
 
         try_packing(config)
+    return model

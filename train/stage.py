@@ -24,6 +24,7 @@ from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tas
 from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.checkpoint import load_tokenizer
 from shearling.model.head import classifies
+from shearling.model.token_ids import readable_ids
 from shearling.recipe.recipe import Recipe, section_as_json, stored_section
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
@@ -47,11 +48,21 @@ from train.super_adapter.artefact import recipe_inputs, row_encoder, train_super
 from train.super_adapter.encoded_rows import check_rows
 from train.super_adapter.resumption import deciding_inputs
 from train.task.chat import ChatRenderer
-from train.task.records import digest_data
+from train.task.records import check_data_there, digest_data
 from train.task.rows import build_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FACTS = {
+    "recipe": "version of its part of the recipe",
+    "source_sha256": "version of its data",
+    "chat_template_sha256": "chat template",
+    "calibration_text": "calibration text",
+    "source": "source model",
+    "head_seed": "seed",
+}
+"""What a manifest calls what an artefact was made from -> how that is told, behind the word "another"."""
 
 
 def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, Artefact]:
@@ -180,25 +191,31 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     rooms = _task_rooms(recipe, run)
     tasks = {role: _import_task(role, section, path, chat, force=force) for role, section, path in rooms}
     made = tasks | (made or {"base": _import_base(recipe, source, run, force=force)})
-    check_structure(recipe, made["base"].path)
-    _check_texts(recipe, made)
+    structure = check_structure(recipe, made["base"].path)
+    _check_texts(recipe, made, readable=readable_ids(structure))
     if force and recipe.model.adaptation is not None:
         # The first training begins: interrupted, it is continued without `force`, and nothing old may be in the way.
         _remove(run.lora, run.adapted, run.sparse, run.variants, run.super_adapter)
     return made
 
 
-def _check_texts(recipe: Recipe, made: Mapping[str, Artefact]) -> None:
-    """See that there is a row to learn and a window to calibrate on, before pruning rather than after."""
+def _check_texts(recipe: Recipe, made: Mapping[str, Artefact], *, readable: int) -> None:
+    """See that there is a row to learn and a window to calibrate on, before pruning rather than after.
+
+    Args:
+        recipe: validated.
+        made: the base and the tasks.
+        readable: how many token ids the model can read.
+    """
     tokenizer = load_tokenizer(made["base"].path)
     for artefact, section in zip(_artefacts_of_tasks(recipe, made), recipe.tasks, strict=True):
         if recipe.train is None:
             break
         where = "task" if section is recipe.task else f"data.{section.name}"
         encode = row_encoder(tokenizer, section, classifies=recipe.model.head == "classifier")
-        check_rows(artefact.path, "train", encode, where=where)
+        check_rows(artefact.path, "train", encode, readable=readable, where=where)
         if section is recipe.task and recipe.train.eval_steps is not None:
-            check_rows(artefact.path, "validation", encode, where=where)
+            check_rows(artefact.path, "validation", encode, readable=readable, where=where)
     classifies, texts = recipe.model.head == "classifier", calibration_sections(recipe)
     rows = read_rows(made["task"].path, "train", most_characters=CALIBRATION_CHARACTERS) if texts else []
     for where, text in texts.items():
@@ -307,7 +324,7 @@ def _reuse_or_make(
     details = dict(artefact.manifest.details)
     if as_of_today is not None:
         details["recipe"] = as_of_today(details["recipe"])
-    other = [name for name, value in facts.items() if _differs(details.get(name), value)]
+    other = [FACTS.get(name, name) for name, value in facts.items() if _differs(details.get(name), value)]
     other += [f"its {role}" for role, parent in parents.items() if artefact.manifest.parents.get(role) != parent.sha256]
     if other:
         raise OutputExists(
@@ -326,6 +343,8 @@ def _differs(stored: Any, wanted: Any) -> bool:
 
 
 def _task_facts(section: TaskSection, chat: ChatRenderer | None) -> dict[str, Any]:
+    if section.path is not None:
+        check_data_there(section.path)
     local = section.path if section.dataset is None else Path(section.dataset.name)
     facts = {
         "recipe": section_as_json(section),

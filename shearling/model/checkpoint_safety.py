@@ -22,6 +22,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 JSON_FILES = (CONFIG, "generation_config.json", "tokenizer_config.json")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that Git LFS leaves in the place of a file that it has not fetched."""
 
 CODE_KEYS = frozenset(
     {
@@ -65,9 +67,25 @@ def check_checkpoint(directory: Path, *, head: Head | None = None) -> dict[str, 
         )
     config = read_json(directory / CONFIG)
     check_architecture(config, head=head, where=directory / CONFIG)
+    check_shards(directory)
+    return config
+
+
+def check_shards(directory: Path) -> None:
+    """Refuse weights that are not all there, from the names and the headers of their files alone.
+
+    Args:
+        directory: a local Hugging Face model directory.
+
+    Raises:
+        ArtefactMissing: no weights, or a shard is absent.
+        ArtefactCorrupt: a weight file is truncated or none, or the index and the shards disagree.
+        CheckpointUnsafe: pickles, or paths that lead outside.
+        ModelUnsupported: the weights are quantized.
+        DocumentInvalid: a malformed index.
+    """
     for shard, expected in _expected_shards(directory).items():
         _check_shard(directory / shard, expected)
-    return config
 
 
 def check_configuration(directory: Path) -> None:
@@ -199,12 +217,20 @@ def _check_shard(path: Path, expected: set[str] | None) -> None:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
     except SafetensorError as error:
-        raise ArtefactCorrupt(
-            f"not a readable safetensors file: {error}", where=path, remedy="Copy the checkpoint again"
-        ) from None
+        raise _unreadable(path, error) from None
     check_plain_tensors(sorted(found), where=path)
     if expected is not None and found != expected:
         raise ArtefactCorrupt(f"index and shard disagree about {', '.join(sorted(found ^ expected)[:3])}", where=path)
+
+
+def _unreadable(path: Path, error: Exception) -> ArtefactCorrupt:
+    with path.open("rb") as stream:
+        is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+    if is_pointer:
+        return ArtefactCorrupt(
+            "a pointer of Git LFS, not the weights that it stands for", where=path, remedy="Fetch them: git lfs pull"
+        )
+    return ArtefactCorrupt(f"not a readable safetensors file: {error}", where=path, remedy="Copy the checkpoint again")
 
 
 def _keys(value: Any, prefix: str = "") -> Iterator[str]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Head = Literal["language_model", "classifier"]
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
+NEW_WEIGHTS = "shearling_new_weights"
+"""Key in the config.json of a classifier: names of the parameters of its body that its checkpoint did not have."""
 
 
 def names_classifier(config: Mapping[str, Any]) -> bool:
@@ -55,11 +57,14 @@ def auto_class(config: PretrainedConfig, head: Head | None = None) -> Any:
 
 
 def head_parameters(model: PreTrainedModel) -> dict[str, Parameter]:
-    """The parameters of a classifier that its pretrained body does not have; none of a language model."""
+    """The parameters of a classifier that its body was not pretrained with: its head, and of the body what the
+    configuration names as new; none of a language model.
+    """
     if not is_classifier(model.config):
         return {}
+    new = getattr(model.config, NEW_WEIGHTS, None) or ()
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if not name.startswith(f"{model.base_model_prefix}.")
+        if name in new or not name.startswith(f"{model.base_model_prefix}.")
     }

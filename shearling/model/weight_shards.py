@@ -85,7 +85,7 @@ class StoredWeights:
     """The tensors of a checkpoint, none of which is in memory.
 
     Args:
-        directory: that `check_checkpoint` has passed.
+        directory: that `check_shards` has passed.
 
     Attributes:
         tensors: by name, in the order of names.

@@ -72,7 +72,7 @@ def test_the_template_is_part_of_what_the_rows_are_made_of(tmp_path):
     template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|>the "))
     for made in ("base", "sparse", "super_adapter"):
         shutil.rmtree(tmp_path / "run" / made)
-    with pytest.raises(OutputExists, match="made from another chat_template_sha256"):
+    with pytest.raises(OutputExists, match="made from another chat template"):
         run_recipe(recipe, tmp_path / "run")
     made = run_recipe(recipe, tmp_path / "run", force=True)
     assert read_rows(made["task"].path, "train")[0].prompt.startswith("<|im_start|>the user")
@@ -261,16 +261,20 @@ def test_a_stopped_training_that_was_interrupted_ends_the_same(after, tmp_path, 
     assert names[0].read_bytes() == names[1].read_bytes()
 
 
-def test_a_classifier_is_validated(tmp_path):
+def test_a_classifier_is_validated_and_says_which_rows_it_cuts(tmp_path, capsys):
     from tests.support.tiny_models import save_tiny_encoder
 
     save_tiny_encoder(tmp_path / "source")
-    path = write_tiny_recipe(tmp_path, masked=False, sparse=False, train={"eval_steps": 3, "group_by_length": True})
+    train = {"eval_steps": 3, "group_by_length": True}
+    path = write_tiny_recipe(tmp_path, masked=False, sparse=False, train=train, task={"max_length": 8})
     text = path.read_text().replace('path = "source"', 'path = "source"\nhead = "classifier"')
     text = text.replace('["q_proj", "k_proj", "v_proj"]', '["query"]').replace('["up_proj"]', '["intermediate.dense"]')
     path.write_text(text.replace('["down_proj"]', '["key"]'))
-    run_recipe(read_recipe(path), tmp_path / "run")
+    made = run_recipe(read_recipe(path), tmp_path / "run")
     assert len([entry for entry in log_of(tmp_path / "run") if "eval_loss" in entry]) == 2
+    rows = made["task"].manifest.details["rows"]["train"]
+    assert made["super_adapter"].manifest.details["row_account"] == {"cut_prompt": rows}
+    assert f"train.jsonl at 8 tokens: of {rows} rows {rows} cut" in capsys.readouterr().err
 
 
 def test_losses_are_reported_to_tensorboard(tmp_path, monkeypatch):

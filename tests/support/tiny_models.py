@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AlbertConfig,
     AutoModelForMaskedLM,
     BertConfig,
     BertModel,
@@ -56,6 +57,7 @@ from shearling.model.checkpoint import save_model
 from shearling.model.layers import find_layers
 
 EOS, PAD, IM_START, UNKNOWN = "<|im_end|>", "<|pad|>", "<|im_start|>", "<|unknown|>"
+BEYOND = "<|beyond|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -99,6 +101,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=Tokenizer.from_str(_trained_tokenizer()), eos_token=EOS, pad_token=PAD
     )
     tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def longer_tokenizer() -> PreTrainedTokenizerFast:
+    """The same, with one token more than the tiny models have embeddings of: `BEYOND`, whose id is `VOCABULARY`."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"<|unused {number}|>" for number in range(len(tokenizer), VOCABULARY)])
+    tokenizer.add_tokens([BEYOND])
+    assert tokenizer.convert_tokens_to_ids(BEYOND) == VOCABULARY
     return tokenizer
 
 
@@ -378,6 +389,8 @@ ENCODER_SHAPE = {
 }
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
 ENCODERS: dict[str, PretrainedConfig] = {
+    "bert": BertConfig(**ENCODER_SHAPE),
+    "albert": AlbertConfig(**ENCODER_SHAPE, embedding_size=24),
     "distilbert": DistilBertConfig(
         dim=48, n_layers=2, n_heads=4, hidden_dim=72, vocab_size=VOCABULARY, max_position_embeddings=256
     ),
@@ -385,7 +398,7 @@ ENCODERS: dict[str, PretrainedConfig] = {
     "deberta-v2": DebertaV2Config(**ENCODER_SHAPE, **DISENTANGLED, position_buckets=16, share_att_key=True),
     "mpnet": MPNetConfig(**ENCODER_SHAPE),
 }
-"""Encoders that transformers does not count among causal language models, too, as it does BERT."""
+"""Encoders that are published with the head of a masked language model: BERT and ALBERT then have no pooler."""
 
 
 def bert() -> PreTrainedModel:

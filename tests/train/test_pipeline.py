@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +19,17 @@ from shearling.errors import (
     ArtefactMismatch,
     ArtefactMissing,
     DocumentInvalid,
+    ModelUnsupported,
     OutputExists,
     RecipeInvalid,
 )
 from shearling.evaluation.task import SPLITS, read_rows
+from shearling.model.checkpoint import save_model
 from shearling.recipe.recipe import read_recipe
 from shearling.run import Run
 from shearling.strict_json import read_json
 from tests.support.small_searches import SMALL_SEARCH
-from tests.support.tiny_models import FAMILIES, tiny_tokenizer
+from tests.support.tiny_models import BEYOND, FAMILIES, longer_tokenizer, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe
 
@@ -94,7 +97,7 @@ def test_what_was_made_before_a_key_existed_is_reused(unfinished):
         ({"task": {"max_length": 24}}, "task", "recipe"),
         ({"sparsity": {"ratio": 0.25}}, "sparse", "recipe"),
         ({"seed": 4}, "sparse", "seed"),
-        ({"rows": 81}, "task", "source_sha256"),
+        ({"rows": 81}, "task", "made from another version of its data"),
     ],
 )
 def test_an_artefact_of_another_recipe_is_refused(unfinished, changes, kind, message):
@@ -104,6 +107,15 @@ def test_an_artefact_of_another_recipe_is_refused(unfinished, changes, kind, mes
     assert caught.value.exit_code == 2
     assert caught.value.where.endswith(kind)
     assert digests(unfinished / "run") == before
+
+
+def test_data_that_has_gone_is_named_and_not_called_another(unfinished):
+    recipe = tiny_recipe(unfinished)
+    (unfinished / "headlines.jsonl").unlink()
+    with pytest.raises(ArtefactMissing, match="no such data file or directory") as caught:
+        run_recipe(recipe, unfinished / "run")
+    assert caught.value.where == str(recipe.task.path)
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize(
@@ -148,6 +160,16 @@ def test_nothing_to_learn_and_nothing_to_calibrate_on_are_refused_before_pruning
     assert not (tmp_path / "run" / "sparse").exists()
 
 
+def test_rows_with_a_token_that_the_model_has_no_embedding_of_are_refused_before_pruning(tmp_path):
+    save_model(FAMILIES["llama_tied_gqa"](), longer_tokenizer(), tmp_path / "source")
+    recipe = tiny_recipe(tmp_path, task={"prompt": f"{BEYOND} {{{{ text }}}}\nSarcastic:"})
+    with pytest.raises(ModelUnsupported, match=re.escape(BEYOND)) as caught:
+        run_recipe(recipe, tmp_path / "run")
+    assert caught.value.where == "task"
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "run" / "sparse").exists()
+
+
 def test_a_changed_directory_of_datasets_is_refused_wherever_the_command_is_run(tmp_path, monkeypatch):
     import datasets
 
@@ -164,7 +186,7 @@ def test_a_changed_directory_of_datasets_is_refused_wherever_the_command_is_run(
     shutil.rmtree(tmp_path / "run" / "super_adapter")
     shutil.rmtree(saved)
     datasets.Dataset.from_list(rows[:70]).save_to_disk(str(saved))
-    with pytest.raises(OutputExists, match="source_sha256"):
+    with pytest.raises(OutputExists, match="another version of its data"):
         run_recipe(read_recipe(recipe), tmp_path / "run")
 
 
@@ -181,7 +203,7 @@ def test_another_calibration_text_of_the_same_name_is_refused(tmp_path):
     text.write_text("the quick brown fox jumps over the lazy dog " * 99)
     run_recipe(recipe.model_copy(update={"adapter": None, "train": None}), tmp_path / "run")
     text.write_text("a lazy dog sleeps under the quick brown fox " * 99)
-    with pytest.raises(OutputExists, match="calibration_text"):
+    with pytest.raises(OutputExists, match="another calibration text"):
         run_recipe(recipe, tmp_path / "run")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections import namedtuple
@@ -12,6 +13,7 @@ import pytest
 from benchmarks.gguf_writer import write_gguf
 from benchmarks.scale import SHAPES, stored_tensors
 from shearling.errors import (
+    ArtefactCorrupt,
     ArtefactMissing,
     CheckpointUnsafe,
     ExportUnavailable,
@@ -79,6 +81,47 @@ def test_models_that_cannot_be_read_are_refused(tmp_path):
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
     with pytest.raises((CheckpointUnsafe, ArtefactMissing)):
         find_model(ModelSection(path=source, model_id="x"))
+
+
+def cut_short(source):
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return file
+
+
+def leave_a_pointer(source):
+    """What `git clone` leaves without Git LFS."""
+    file = source / "model.safetensors"
+    file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0123abcd' * 8}\nsize 269060552\n")
+    return file
+
+
+def leave_a_shard_out(source):
+    (source / "model.safetensors").unlink()
+    shard = source / "model-00001-of-00001.safetensors"
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": shard.name}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    return shard
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (cut_short, ArtefactCorrupt, "not a readable safetensors file"),
+        (leave_a_pointer, ArtefactCorrupt, "a pointer of Git LFS.* git lfs pull"),
+        (leave_a_shard_out, ArtefactMissing, "a shard that the index names is not there"),
+    ],
+)
+def test_a_download_that_is_not_complete_is_refused_before_anything_is_made(damage, error, message, tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    file = damage(tmp_path / "source")
+    for refuse in (lambda: find_model(recipe.model), lambda: run_recipe(recipe, tmp_path / "run")):
+        with pytest.raises(error, match=message) as caught:
+            refuse()
+        assert caught.value.where == str(file)
+        assert caught.value.exit_code == 3
+        assert caught.value.remedy
+    assert not (tmp_path / "run").exists()
 
 
 def test_groups_that_do_not_fit_are_refused_before_pruning(tmp_path):

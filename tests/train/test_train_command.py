@@ -96,4 +96,7 @@ def test_a_dry_run_shows_what_every_part_would_take_and_makes_nothing(tmp_path):
     screen = run_train(*command, code=0)[0]
     assert "there is" in screen
     assert max(map(len, screen.replace(str(tmp_path), "").splitlines())) <= 80
+    weights = tmp_path / "source" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert json.loads(run_train(*command, "--json", code=3)[0])["error"] == "ArtefactCorrupt"
     assert not (tmp_path / "run").exists()

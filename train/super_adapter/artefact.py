@@ -33,6 +33,7 @@ from shearling.evaluation.task import CALIBRATION_CHARACTERS, Split, read_rows
 from shearling.model.checkpoint import load_tokenizer
 from shearling.model.figures import read_figures
 from shearling.model.layers import find_layers
+from shearling.model.token_ids import readable_ids
 from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.recipe import Recipe, section_as_json
 from shearling.recipe.task import TaskSection
@@ -382,21 +383,30 @@ def _encode(network: SuperNetwork, training: Training, directory: Path) -> dict[
     """Tokenise every task into files; returns by role what became of its rows."""
     from train.super_adapter.encoded_rows import encode_rows
 
-    accounts = {}
+    accounts, readable = {}, readable_ids(network.model)
     for index, task in enumerate(training.tasks):
         section, account = task.section, RowAccount()
+        role = "task" if index == 0 else data_role(section.name)
         encode = row_encoder(network.tokenizer, section, classifies=bool(network.head))
-        total = encode_rows(task.artefact.path, "train", encode, _rows_file(directory, "train", index), account)
-        accounts["task" if index == 0 else data_role(section.name)] = account.counts
+        total = encode_rows(
+            task.artefact.path,
+            "train",
+            encode,
+            _rows_file(directory, "train", index),
+            account,
+            readable=readable,
+            where=role.replace("/", "."),
+        )
+        accounts[role] = account.counts
         sentence = account.sentence(total)
         if sentence is not None:
-            name = "train.jsonl" if index == 0 else f"{data_role(section.name)}/train.jsonl"
+            name = "train.jsonl" if index == 0 else f"{role}/train.jsonl"
             log.print(f"{name} at {section.max_length} tokens: {sentence}")
     if training.section.eval_steps is not None:
         main = training.tasks[0]
         file = _rows_file(directory, "validation", 0)
         encode = row_encoder(network.tokenizer, main.section, classifies=bool(network.head))
-        encode_rows(main.artefact.path, "validation", encode, file, RowAccount())
+        encode_rows(main.artefact.path, "validation", encode, file, RowAccount(), readable=readable, where="task")
     return accounts
 
 

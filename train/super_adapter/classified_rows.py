@@ -20,7 +20,7 @@ class ClassifiedRows:
 
     Attributes:
         tokenizer: of the model; puts its own special tokens around the text.
-        max_length: longer rows are cut at the end.
+        max_length: of longer rows the end of the text is cut off.
     """
 
     label_each_token: ClassVar[bool] = False
@@ -33,14 +33,31 @@ class ClassifiedRows:
     ) -> list[dict[str, Any]]:
         """Encode rows of one task, all of which have a gold choice; none is left out.
 
+        Args:
+            rows: of one task.
+            first: number of the first of them.
+            account: told which rows were cut.
+
         Returns:
             Per row `input_ids`, and `labels` and `gold`, both the integer.
         """
-        encoded = self.tokenizer([row.prompt for row in rows], truncation=True, max_length=self.max_length)["input_ids"]
+        encoded = list(self.tokenizer([row.prompt for row in rows])["input_ids"])
+        long = [place for place, ids in enumerate(encoded) if len(ids) > self.max_length]
+        for place, ids in zip(long, self._cut([rows[place].prompt for place in long]), strict=True):
+            encoded[place] = ids
+            if account is not None:
+                account.note("cut_prompt", first + place)
         return [
             {"input_ids": list(ids), "labels": row.gold, "gold": row.gold}
             for ids, row in zip(encoded, rows, strict=True)
         ]
+
+    def _cut(self, prompts: Sequence[str]) -> list[list[int]]:
+        """What is left of long prompts, with the special tokens that the tokenizer puts behind them."""
+        if not prompts:
+            return []
+        cut: list[list[int]] = self.tokenizer(list(prompts), truncation=True, max_length=self.max_length)["input_ids"]
+        return cut
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from shearling.errors import RecipeInvalid
+from shearling.errors import ModelUnsupported, RecipeInvalid
 from shearling.evaluation.task import Split, TaskRow, rows_file
 from train.task.row_account import RowAccount
 
@@ -29,6 +29,11 @@ class RowEncoder(Protocol):
     """Whether `labels` are a list, or one integer."""
 
     @property
+    def tokenizer(self) -> Any:
+        """Of the model."""
+        ...
+
+    @property
     def max_length(self) -> int:
         """Most tokens of an encoded row."""
         ...
@@ -40,7 +45,16 @@ class RowEncoder(Protocol):
         ...
 
 
-def encode_rows(directory: Path, split: Split, encode: RowEncoder, destination: Path, account: RowAccount) -> int:
+def encode_rows(
+    directory: Path,
+    split: Split,
+    encode: RowEncoder,
+    destination: Path,
+    account: RowAccount,
+    *,
+    readable: int,
+    where: str,
+) -> int:
     """Tokenise a split of a task into an Arrow file.
 
     Args:
@@ -49,12 +63,15 @@ def encode_rows(directory: Path, split: Split, encode: RowEncoder, destination: 
         encode: tokenises some of them.
         destination: the file; what stands there is replaced. For a while the rows stand beside it as well.
         account: told what became of rows.
+        readable: how many token ids the model can read.
+        where: the section of the recipe.
 
     Returns:
         How many rows were read.
 
     Raises:
         RecipeInvalid: nothing is left to learn.
+        ModelUnsupported: a row has a token that the model has no embedding of.
     """
     import datasets
 
@@ -72,6 +89,7 @@ def encode_rows(directory: Path, split: Split, encode: RowEncoder, destination: 
     def tokenise(batch: dict[str, list[str]], places: list[int]) -> dict[str, list[Any]]:
         read = [TaskRow.model_validate_json(line) for line in batch["row"]]
         encoded = encode(read, first=places[0] + 1, account=account)
+        _check_readable(encoded, split, encode, readable=readable, where=where)
         columns = {name: [row[name] for row in encoded] for name in ("input_ids", "labels", "gold")}
         return {**columns, "length": [len(ids) for ids in columns["input_ids"]]}
 
@@ -99,27 +117,46 @@ def encode_rows(directory: Path, split: Split, encode: RowEncoder, destination: 
     del rows
     shutil.rmtree(scratch)
     if len(encoded) == 0:
-        raise _nothing_left(split, encode, where="task")
+        raise _nothing_left(split, encode, where=where)
     return count
 
 
-def check_rows(directory: Path, split: Split, encode: RowEncoder, *, where: str) -> None:
-    """See that something of a split can be learnt, before hours of work: no more is tokenised than that takes.
+def check_rows(directory: Path, split: Split, encode: RowEncoder, *, readable: int, where: str) -> None:
+    """See that something of a split can be learnt, before hours of work: no more is tokenised than that takes, unless
+    the tokenizer knows more tokens than the model.
 
     Args:
         directory: a `task` artefact.
         split: which rows.
         encode: tokenises some of them.
+        readable: how many token ids the model can read.
         where: the section of the recipe.
 
     Raises:
         RecipeInvalid: nothing is left to learn.
+        ModelUnsupported: a row has a token that the model has no embedding of.
     """
     lines = (line["row"] for line in _lines(str(rows_file(directory, split))))
-    while batch := list(itertools.islice(lines, BATCH_ROWS)):
-        if encode([TaskRow.model_validate_json(line) for line in batch]):
-            return
-    raise _nothing_left(split, encode, where=where)
+    learnable, any_may_be_unreadable = False, len(encode.tokenizer) > readable
+    while (any_may_be_unreadable or not learnable) and (batch := list(itertools.islice(lines, BATCH_ROWS))):
+        encoded = encode([TaskRow.model_validate_json(line) for line in batch])
+        _check_readable(encoded, split, encode, readable=readable, where=where)
+        learnable = learnable or bool(encoded)
+    if not learnable:
+        raise _nothing_left(split, encode, where=where)
+
+
+def _check_readable(
+    encoded: Sequence[Mapping[str, Any]], split: Split, encode: RowEncoder, *, readable: int, where: str
+) -> None:
+    largest = max((max(row["input_ids"], default=0) for row in encoded), default=0)
+    if largest >= readable:
+        raise ModelUnsupported(
+            f"a {split} row has the token {encode.tokenizer.convert_ids_to_tokens(largest)!r}, id {largest}, and the "
+            f"model has {readable} embeddings",
+            where=where,
+            remedy="Resize its embedding to the tokenizer (resize_token_embeddings), or take the token out of the data",
+        )
 
 
 def _nothing_left(split: Split, encode: RowEncoder, *, where: str) -> RecipeInvalid:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from shearling.errors import ModelUnsupported
 from shearling.model.layers import find_layers
+from shearling.model.token_ids import readable_ids
 from shearling.model.width_tracing import build_from_config
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, PAD_MULTIPLE
 
@@ -121,7 +122,7 @@ def check_packing(model: nn.Module, pad_token_id: int) -> None:
     Raises:
         ModelUnsupported: it takes no position ids, or a row sees its neighbour.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator] # a transformers model
+    vocabulary = readable_ids(model)
     first, other, *rows = ([(7 * place + 3 * seed) % vocabulary for place in range(9 - seed)] for seed in (0, 0, 4, 7))
     other = [(token + 1) % vocabulary for token in other]
     parameter = next(model.parameters())

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from shearling.elastic.super_network import ADAPTER_FILE, SuperNetwork, read_adapter_file
 from shearling.errors import ArtefactCorrupt, TrainingDiverged
+from shearling.model.token_ids import padding_id, readable_ids
 from shearling.recipe.training import TrainSection
 from shearling.strict_json import read_json
 from train.super_adapter import processes
@@ -342,8 +343,7 @@ def build_trainer(
     Raises:
         ModelUnsupported: rows are to be packed, and the model cannot keep them apart.
     """
-    pad = network.tokenizer.pad_token_id
-    pad = pad if pad is not None else network.tokenizer.eos_token_id
+    pad = padding_id(network.tokenizer, readable_ids(network.model))
     collator: Any = PadClassified(pad) if network.head else PadToBatch(pad)
     if section.pack_tokens is not None:
         check_packing(network.model, pad)

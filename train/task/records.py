@@ -53,14 +53,23 @@ def data_files(path: Path) -> list[Path]:
     Raises:
         ArtefactMissing: there is nothing.
     """
+    check_data_there(path)
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        raise ArtefactMissing("no such data file or directory", where=path, remedy=FORMS)
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
     if not files:
         raise ArtefactMissing(f"no file with rows in this directory ({', '.join(SUFFIXES)})", where=path, remedy=FORMS)
     return files
+
+
+def check_data_there(path: Path) -> None:
+    """See that there is a file or a directory.
+
+    Raises:
+        ArtefactMissing: there is none.
+    """
+    if not path.is_file() and not path.is_dir():
+        raise ArtefactMissing("no such data file or directory", where=path, remedy=FORMS)
 
 
 def digest_data(path: Path) -> str | None:

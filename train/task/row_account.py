@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Reason = Literal["empty", "repeated", "contradicting", "last_turn", "cut", "unlabelled"]
+Reason = Literal["empty", "repeated", "contradicting", "last_turn", "cut", "cut_prompt", "unlabelled"]
 WORDS: dict[Reason, str] = {
     "empty": "left out because they render to nothing",
     "repeated": "left out as repetitions",
     "contradicting": "left out because their prompt came before with another completion",
     "last_turn": "learnt in their last answer alone, since the chat template changes earlier ones",
     "cut": "cut inside their completion",
+    "cut_prompt": "cut at their end",
     "unlabelled": "left out because nothing to learn is left of them",
 }
 NAMED = 3

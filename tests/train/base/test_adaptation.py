@@ -105,7 +105,7 @@ def test_what_is_there_is_reused_and_what_differs_is_refused(copied: Path) -> No
     assert before == {path: (path / "manifest.json").stat().st_mtime_ns for path in before}
     shutil.rmtree(run.super_adapter)
     other = recipe_in(copied, train={**TRAIN, "steps": 13})
-    with pytest.raises(OutputExists, match="another recipe") as caught:
+    with pytest.raises(OutputExists, match="another version of its part of the recipe") as caught:
         run_recipe(other, run.path)
     assert caught.value.where == str(run.lora)
     made = run_recipe(other, run.path, force=True)
@@ -152,7 +152,7 @@ def test_a_lora_that_has_learnt_other_data_is_refused(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run_recipe(recipe_in(tmp_path, data=[more]), run.path)
     shutil.rmtree(run.super_adapter)
-    with pytest.raises(OutputExists, match="another recipe") as caught:
+    with pytest.raises(OutputExists, match="another version of its part of the recipe") as caught:
         run_recipe(recipe_in(tmp_path), run.path)
     assert caught.value.where == str(run.lora)
 

@@ -23,14 +23,22 @@ from shearling.errors import (
     OutputExists,
 )
 from shearling.kernel.openvino_core import openvino_core
-from shearling.model.checkpoint import load_model, load_tokenizer
+from shearling.model.checkpoint import load_model, load_tokenizer, save_model
 from shearling.model.gguf_header import read_header
 from shearling.model.gguf_tokenizer import rebuild_tokenizer
 from shearling.model.skeleton import open_skeleton
 from shearling.strict_json import read_json
 from tests.support.json_files import edit_json
 from tests.support.own_memory import in_own_memory
-from tests.support.tiny_models import FAMILIES, PAD, save_tiny, tiny_tokenizer
+from tests.support.tiny_models import (
+    BEYOND,
+    FAMILIES,
+    PAD,
+    VOCABULARY,
+    longer_tokenizer,
+    save_tiny,
+    tiny_tokenizer,
+)
 from tests.support.tiny_runs import tiny_recipe
 from train.base.artefact import import_base
 from train.preflight import find_model
@@ -148,16 +156,17 @@ def test_generation_settings_that_have_no_effect_are_dropped_and_named(file, set
 
 @pytest.mark.parametrize(
     ("configured", "token"),
-    [(None, PAD), (0, None), (None, None), (-1, PAD)],
-    ids=["the tokenizer's", "the configuration's", "the end of text", "one that is none"],
+    [(None, PAD), (0, None), (None, None), (-1, PAD), (None, BEYOND)],
+    ids=["the tokenizer's", "the configuration's", "the end of text", "one that is none", "one without an embedding"],
 )
 def test_a_decoder_that_classifies_is_read_at_the_last_token_before_the_padding(configured, token, tmp_path):
-    source = save_tiny("llama", tmp_path / "source")
+    source = tmp_path / "source"
+    save_model(FAMILIES["llama"](), longer_tokenizer(), source)
     edit_json(source / "config.json", pad_token_id=configured)
     edit_json(source / "tokenizer_config.json", pad_token=token)
     base = import_base(source, tmp_path / "base", model_id="x", classes=("no", "yes"))
     model, tokenizer = load_model(base.path), load_tokenizer(base.path)
-    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert model.config.pad_token_id == tokenizer.pad_token_id < VOCABULARY
     texts = ["rain", "Scientists discover that most weights were never needed"]
     with torch.no_grad():
         together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits

@@ -4,14 +4,16 @@ in the weights."""
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Gemma2ForCausalLM, Gemma3Config, Gemma3TextConfig, TrainerCallback
 
 from shearling.elastic.super_network import ADAPTER_FILE
 from shearling.errors import ArtefactCorrupt, TrainingDiverged
 from shearling.recipe.training import TrainSection
+from tests.support.tiny_models import BEYOND, EOS, FAMILIES, PAD, build_tiny, longer_tokenizer
 from tests.support.tiny_runs import tiny_network
 from train.super_adapter.attention import SHORT_TOKENS, use_fast_attention
 from train.super_adapter.choice_sampler import RankSampler
@@ -27,8 +29,9 @@ from train.super_adapter.trainer import (
 ROWS = [{"input_ids": list(range(3, 11)), "labels": list(range(3, 11))} for _ in range(12)]
 
 
-def make(tmp_path, *callbacks, rows=ROWS, largest_until=0, **train):
+def make(tmp_path, *callbacks, rows=ROWS, largest_until=0, tokenizer=None, **train):
     network = tiny_network("llama_tied_gqa", masked=True)
+    network.tokenizer = network.tokenizer if tokenizer is None else tokenizer
     section = TrainSection(**{"steps": 5, "batch_size": 2, "save_steps": 1, "precision": "fp32", **train})
     arguments = training_arguments(section, seed=0, precision="fp32", output=tmp_path)
     return build_trainer(
@@ -78,6 +81,26 @@ def test_accumulated_batches_give_the_update_of_one_batch_with_all_their_rows(tm
     assert any(gradient.any() for gradient in gradients[0].values())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(*updates, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pad", "end", "expected"),
+    [(PAD, EOS, PAD), (None, EOS, EOS), (BEYOND, EOS, EOS), (None, None, PAD), (BEYOND, None, PAD)],
+)
+def test_rows_are_filled_up_with_a_token_that_the_model_has_an_embedding_of(pad, end, expected, tmp_path):
+    """Which of them the mask hides: the update is the same."""
+    tokenizer, rows = longer_tokenizer(), [{name: ids[:5] for name, ids in row.items()} for row in ROWS]
+    tokenizer.pad_token, tokenizer.eos_token = pad, end
+    callbacks = [Gradients(), Gradients()]
+    for callback, used in zip(callbacks, (tokenizer, None), strict=True):
+        trainer = make(tmp_path / str(used is None), callback, rows=rows, tokenizer=used, steps=1)
+        trainer.train()
+        if used is not None:
+            # The first of all tokens is the tiny tokenizer's padding.
+            assert trainer.data_collator.pad_token_id == longer_tokenizer().convert_tokens_to_ids(expected)
+    found, plain = (callback.seen for callback in callbacks)
+    assert found.keys() == plain.keys()
+    torch.testing.assert_close(found, plain)
 
 
 def test_processes_do_not_send_each_other_the_masks(tmp_path):
@@ -136,3 +159,25 @@ def test_plain_attention_is_for_short_rows_of_a_training_on_a_cpu(monkeypatch, g
     assert model.config._attn_implementation == "sdpa"
     use_fast_attention(model, max_length=SHORT_TOKENS)
     assert model.config._attn_implementation == attention
+
+
+def test_attention_whose_scores_are_capped_stays_what_all_other_stages_compute(monkeypatch):
+    """transformers caps them in the plain form alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = FAMILIES["gemma2"]().config
+    config.attn_logit_softcapping = 1.0
+    model, ids = build_tiny(Gemma2ForCausalLM, config), torch.arange(3, 35)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        use_fast_attention(model, max_length=64)
+        assert model.config._attn_implementation == "sdpa"
+        assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize(("cap", "expected"), [(None, ["eager"]), (1.0, [])])
+def test_a_cap_of_the_language_model_within_another_counts(cap, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = []
+    config = Gemma3Config(text_config=Gemma3TextConfig(attn_logit_softcapping=cap))
+    use_fast_attention(SimpleNamespace(config=config, set_attn_implementation=asked.append), max_length=64)
+    assert asked == expected
