@@ -10,7 +10,7 @@ from shearling.model.checkpoint import load_tokenizer
 from shearling.model.context_length import read_context_length, stated_length
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.task import TaskSection
-from train.sparsity.calibration import calibration_sections
+from train.calibration import calibration_sections
 from train.super_adapter.tokenised_rows import PAD_MULTIPLE
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from shearling.recipe.model import ModelSection
 from shearling.recipe.recipe import Recipe
 from shearling.resources import Estimate, require
 from shearling.strict_json import read_json
+from train.calibration import calibration_file, calibration_sections
 from train.estimates import estimate_stage, what_would_fit
 from train.intended_search import check_effort, check_search
 from train.package_asset import fetch
 from train.positions import check_positions
-from train.sparsity.calibration import calibration_file, calibration_sections
 from train.super_adapter import processes
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.grid import grid_groups

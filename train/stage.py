@@ -33,15 +33,15 @@ from shearling.run import Run, data_role
 from shearling.strict_json import write_json
 from train.base.adaptation import adapting_recipe, write_adapted
 from train.base.artefact import import_base, source_digest
-from train.preflight import ModelSource, check_structure, expected, find_model, preflight
-from train.sparsity.artefact import sparsity_inputs, write_sparse
-from train.sparsity.calibration import (
+from train.calibration import (
     calibration_blocks,
     calibration_file,
     calibration_sections,
     check_text,
     healing_text,
 )
+from train.preflight import ModelSource, check_structure, expected, find_model, preflight
+from train.sparsity.artefact import sparsity_inputs, write_sparse
 from train.sparsity.variants import variants_inputs, write_variants
 from train.super_adapter import processes
 from train.super_adapter.artefact import recipe_inputs, row_encoder, train_super_adapter
@@ -216,10 +216,10 @@ def _check_texts(recipe: Recipe, made: Mapping[str, Artefact], *, readable: int)
         check_rows(artefact.path, "train", encode, readable=readable, where=where)
         if section is recipe.task and recipe.train.eval_steps is not None:
             check_rows(artefact.path, "validation", encode, readable=readable, where=where)
-    classifies, texts = recipe.model.head == "classifier", calibration_sections(recipe)
+    texts = calibration_sections(recipe)
     rows = read_rows(made["task"].path, "train", most_characters=CALIBRATION_CHARACTERS) if texts else []
     for where, text in texts.items():
-        check_text(text, rows, tokenizer, classifies=classifies, where=where)
+        check_text(text, rows, tokenizer, classifies=recipe.model.head == "classifier", where=where)
 
 
 def _task_rooms(recipe: Recipe, run: Run) -> list[tuple[str, TaskSection, Path]]:
@@ -452,8 +452,14 @@ def _calibration(section: SparsitySection, model: Artefact, task: Artefact, *, s
     if not section.measured:
         return []
     rows = read_rows(task.path, "train", most_characters=CALIBRATION_CHARACTERS)
-    tokenizer = load_tokenizer(model.path)
-    return calibration_blocks(section.calibration, rows, tokenizer, classifies=classifies(model.path), seed=seed)
+    return calibration_blocks(
+        section.calibration,
+        rows,
+        load_tokenizer(model.path),
+        classifies=classifies(model.path),
+        seed=seed,
+        where="sparsity.calibration",
+    )
 
 
 def _calibration_texts(section: SparsitySection, run: Run) -> list[Path]:

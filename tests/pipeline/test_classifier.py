@@ -235,7 +235,7 @@ def make_pruned(directory: Path, *, masked: bool) -> Run:
         return token_stream(texts, tokenizer)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.sparsity.calibration.token_stream", watched)
+        patch.setattr("train.calibration.token_stream", watched)
         run_recipe(read_recipe(directory / "recipe.toml"), run.path)
     # What it reads, without the label behind it.
     assert set(calibrated) == {row.prompt for row in read_rows(run.task, "train")}

@@ -16,7 +16,7 @@ from shearling.model.head import classifies
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.quantization.layerwise import SMALLEST_GROUP, narrowed_group, round_layers
 from shearling.recipe.quantization import QuantizationSection
-from train.sparsity.calibration import calibration_blocks, calibration_file
+from train.calibration import calibration_blocks, calibration_file
 
 if TYPE_CHECKING:
     from torch import nn

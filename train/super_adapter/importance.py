@@ -18,7 +18,7 @@ from shearling.evaluation.task import TaskRow
 from shearling.model.head import classifies
 from shearling.model.layers import find_layers
 from shearling.recipe.width import WidthSection
-from train.sparsity.calibration import calibration_blocks, calibration_file
+from train.calibration import calibration_blocks, calibration_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

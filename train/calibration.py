@@ -1,4 +1,4 @@
-"""The token blocks that pruning measures activations on."""
+"""The token blocks that activations are measured on: of pruning, of widths and of a grid."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def calibration_blocks(
     *,
     classifies: bool,
     seed: int,
-    where: str = "sparsity.calibration",
+    where: str,
 ) -> list[Tensor]:
     """Cut random contiguous windows of tokens from the calibration text.
 
     Args:
-        section: [sparsity.calibration].
+        section: [sparsity.calibration], or that of widths or of a grid.
         rows: of the train split; their text is used where the section names no file.
         tokenizer: of the model.
         classifies: the model does, and so reads prompts alone.

@@ -14,8 +14,8 @@ from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import TaskRow
 from shearling.recipe.calibration import CalibrationSection
 from tests.support.tiny_models import CORPUS, EOS, tiny_tokenizer
-from train.sparsity import calibration
-from train.sparsity.calibration import calibration_blocks, check_text
+from train import calibration
+from train.calibration import calibration_blocks, check_text
 
 ROWS = [
     TaskRow(id=str(number), prompt=text, choices=None, gold=None, completion=" yes", text=text)
@@ -24,7 +24,8 @@ ROWS = [
 
 
 def blocks(section, rows=ROWS, seed=0, *, classifies=False):
-    return calibration_blocks(section, rows, tiny_tokenizer(), classifies=classifies, seed=seed)
+    where = "sparsity.calibration"
+    return calibration_blocks(section, rows, tiny_tokenizer(), classifies=classifies, seed=seed, where=where)
 
 
 def stream(*texts):
