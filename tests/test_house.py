@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections import defaultdict
 from pathlib import Path
@@ -54,6 +55,23 @@ def test_a_class_name_means_one_thing():
     shared = {name: found for name, found in places.items() if len(found) > 1}
     assert {name: found for name, found in shared.items() if name not in SHARED_NAMES} == {}
     assert SHARED_NAMES.keys() <= shared.keys(), "an exception that is needed no longer"
+
+
+@pytest.mark.parametrize("distribution", ["onnxruntime", "onnxruntime-genai"])
+def test_everything_that_names_a_range_of_releases_names_the_same(distribution):
+    """Extras, remedies, programs that are written beside a model, and pages; for CPUs and for GPUs."""
+    range_ = re.compile(rf"\b{distribution}(?:-gpu|-cuda)?(>=[\d.]+,<[\d.]+)")
+    named = defaultdict(list)
+    for file in [
+        *SOURCES,
+        *ROOT.glob("pyproject.toml"),
+        *ROOT.glob("packages/*/pyproject.toml"),
+        *ROOT.glob("docs/*.md"),
+    ]:
+        for found in range_.findall(file.read_text(encoding="utf-8")):
+            named[found].append(_shown(file))
+    assert len(named) == 1, dict(named)
+    assert sum(map(len, named.values())) > 3
 
 
 @pytest.mark.parametrize("room", [file for file in SOURCES if file.name == "__init__.py"], ids=_shown)
