@@ -122,10 +122,8 @@ def find_deployment(
     # An ONNX directory may lack the configuration; its siblings in the artefact hold the same model.
     siblings = [artefact.path / runtime.part for runtime in RUNTIMES if runtime.part] if artefact else []
     facts = _model_facts((directory, *siblings))
-    if facts.head == "classifier" and not classifies:
-        raise ModelUnsupported(
-            "a classifier, which continues no text", where=path, remedy="Time it with: python -m serve forward"
-        )
+    if not classifies:
+        _refuse_classifier(facts, path)
     return _deployment(
         target,
         entry,
@@ -137,6 +135,13 @@ def find_deployment(
     )
 
 
+def _refuse_classifier(facts: ModelFacts, path: Path) -> None:
+    if facts.head == "classifier":
+        raise ModelUnsupported(
+            "a classifier, which continues no text", where=path, remedy="Time it with: python -m serve forward"
+        )
+
+
 def _from_file(target: Target, *, visits: bool) -> Deployment:
     path = target.path
     for entry in RUNTIMES:
@@ -144,6 +149,7 @@ def _from_file(target: Target, *, visits: bool) -> Deployment:
         beside = visits and path.suffix == entry.file_suffix
         if beside:
             facts = _model_facts((path.parent,))
+            _refuse_classifier(facts, path)
         if facts is None:
             continue
         if target.format not in (AUTO, entry.name):

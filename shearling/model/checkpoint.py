@@ -128,6 +128,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
         return
     transformers.utils.logging.disable_progress_bar()
     _drop_ignored_settings(model)
+    _name_end_of_tokenizer(model, tokenizer)
     model.save_pretrained(str(directory), max_shard_size=MAX_SHARD_BYTES)
     tokenizer.save_pretrained(str(directory))
 

@@ -36,7 +36,7 @@ def read_end_tokens(directories: Iterable[Path]) -> tuple[int, ...]:
     """Those that the configurations and the tokenizer in these directories give; of each file the first that is there.
 
     Raises:
-        DocumentInvalid: such a file is malformed.
+        DocumentInvalid: such a file is no JSON object.
     """
     places = tuple(directories)
     return tuple(sorted({*_configured(places), *_of_tokenizer(places)}))
@@ -68,10 +68,15 @@ def _of_tokenizer(places: Iterable[Path]) -> Iterator[int]:
         return
     # Where it is written depends on the version of transformers that wrote it.
     written = own.get("added_tokens_decoder")
-    tokens = [{"id": int(id_), **token} for id_, token in written.items()] if isinstance(written, Mapping) else ()
-    for token in tokens or _first(places, TOKENIZER, max_bytes=MOST_TOKENIZER_BYTES).get("added_tokens", ()):
-        if token.get("content") == text:
-            yield int(token["id"])
+    if isinstance(written, Mapping):
+        tokens = [(token, int(id_)) for id_, token in written.items() if id_.isdecimal()]
+    else:
+        listed = _first(places, TOKENIZER, max_bytes=MOST_TOKENIZER_BYTES).get("added_tokens")
+        objects = [item for item in listed if isinstance(item, Mapping)] if isinstance(listed, list) else []
+        tokens = [(item, item.get("id")) for item in objects]
+    for token, number in tokens:
+        if isinstance(token, Mapping) and token.get("content") == text and type(number) is int:
+            yield number
 
 
 def _first(places: Iterable[Path], name: str, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:

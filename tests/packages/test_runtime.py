@@ -138,7 +138,8 @@ def test_a_genai_document_that_is_no_exports_is_refused(loading, tmp_path, monke
 @pytest.fixture
 def loading(libraries, monkeypatch) -> None:
     """The modules that the build of the wheel puts beside its own."""
-    for name in ("genai_document", "genai_stream", "ir_text", "packed_choice", "packed_model"):
+    names = ("genai_document", "genai_stream", "ir_text", "packed_choice", "packed_model", "prompt_encoding")
+    for name in names:
         module = importlib.import_module(f"shearling.kernel.loading.{name}")
         monkeypatch.setitem(sys.modules, f"shearling_runtime.loading.{name}", module)
 

@@ -212,7 +212,7 @@ def test_what_a_forward_is_timed_with_is_checked(pruned: Run, tmp_path: Path) ->
     times = measure_forwards(targets, tokens=16, blocks=2, threads=1)
     assert times[0].bytes == times[1].bytes
     target = parse_target(f"{exported.path}@INFERENCE_NUM_THREADS=1")
-    request = _load(target, find_deployment(target), threads=2)
+    request = _load(target, find_deployment(target, classifies=True), threads=2)
     assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
     for setting, message in (
         ("INFERENCE_PRECISION_HINT=f7", "INFERENCE_PRECISION_HINT"),

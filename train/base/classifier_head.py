@@ -58,6 +58,8 @@ def load_with_new_head(directory: Path, *, classes: Sequence[str], seed: int) ->
             f"no classifier of this architecture: {str(error).splitlines()[0]}", where=directory
         ) from error
     model.config.architectures = [type(model).__name__]
+    # Of a head that is replaced: what it says of outputs, such as those of a regression, is not true of this one.
+    model.config.problem_type = None
     missing = set(info["missing_keys"])
     _name_new_pooler(model, missing)
     head = head_parameters(model)

@@ -51,4 +51,6 @@ def test_a_classifier_is_timed_and_continues_no_text(classifier: Path) -> None:
     edit_json(classifier / "config.json", architectures=["BertForSequenceClassification"])
     with pytest.raises(ModelUnsupported, match=r"a classifier, which continues no text.*serve forward"):
         find_deployment(Target(classifier))
+    with pytest.raises(ModelUnsupported, match="a classifier, which continues no text"):
+        find_deployment(Target(classifier / "openvino_model.xml"), visits=True)
     assert measure_forwards([Target(classifier)], tokens=POSITIONS, blocks=2, threads=1)[0].speedup == 1.0

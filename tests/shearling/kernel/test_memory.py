@@ -136,11 +136,14 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
     directory = tmp_path_factory.mktemp("decoders")
 
     @functools.cache
-    def written(size: str, *, two_of_four: bool = False) -> tuple[Path, int]:
+    def written(size: str, two_of_four: bool) -> tuple[Path, int]:
         name = f"{size}-two-of-four" if two_of_four else size
         return save_decoder(directory / name, two_of_four=two_of_four, **DECODERS[size])
 
-    return written
+    def decoder(size: str, *, two_of_four: bool = False) -> tuple[Path, int]:
+        return written(size, two_of_four)
+
+    return decoder
 
 
 def save_chain(path: Path, size: int, layers: int) -> int:

@@ -11,12 +11,12 @@ from export.request import ExportRequest
 from export.stage import export_frozen
 from serve.runtimes.deployment import find_deployment
 from shearling.evaluation.generation import Stopping, generate_greedily
-from shearling.model.checkpoint import load_tokenizer
+from shearling.model.checkpoint import load_tokenizer, save_model
 from shearling.model.end_tokens import end_token_ids, end_tokens_of, read_end_tokens
 from shearling.strict_json import read_json
 from shearling.target import Target
 from tests.support.json_files import edit_json
-from tests.support.tiny_models import EOS, save_tiny, tiny_tokenizer
+from tests.support.tiny_models import EOS, FAMILIES, save_tiny, tiny_tokenizer
 from train.base.artefact import import_base
 
 
@@ -87,9 +87,32 @@ def test_the_end_of_a_tokenizer_is_read_where_its_version_wrote_it(named, writte
     own = tiny_tokenizer().eos_token_id
     tiny_tokenizer().save_pretrained(str(tmp_path))
     edit_json(tmp_path / "tokenizer_config.json", eos_token=named)
+    assert "added_tokens_decoder" not in read_json(tmp_path / "tokenizer_config.json")
     if written == "tokenizer_config.json":
         edit_json(tmp_path / "tokenizer_config.json", added_tokens_decoder={str(own): {"content": EOS}})
         (tmp_path / "tokenizer.json").unlink()
     assert read_end_tokens([tmp_path / "absent", tmp_path]) == (own,)
     edit_json(tmp_path / "tokenizer_config.json", eos_token="nobody's")
     assert read_end_tokens([tmp_path]) == ()
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("tokenizer.json", {"added_tokens": None}),
+        ("tokenizer.json", {"added_tokens": [EOS, {"content": EOS}, {"content": EOS, "id": "2"}]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"two": {"content": EOS}, "2": EOS}}),
+        ("tokenizer_config.json", {"eos_token": 2}),
+    ],
+)
+def test_what_names_no_token_is_passed_over(file, changes, tmp_path):
+    tiny_tokenizer().save_pretrained(str(tmp_path))
+    edit_json(tmp_path / file, **changes)
+    assert read_end_tokens([tmp_path]) == ()
+
+
+def test_a_model_that_is_saved_whole_names_the_end_of_its_tokenizer(tmp_path):
+    model = FAMILIES["llama"]()
+    model.config.eos_token_id = model.generation_config.eos_token_id = 7
+    save_model(model, tiny_tokenizer(), tmp_path)
+    assert set(read_json(tmp_path / "generation_config.json")["eos_token_id"]) == {7, tiny_tokenizer().eos_token_id}

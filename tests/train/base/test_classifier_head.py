@@ -31,10 +31,12 @@ def equal(found, expected):
 @pytest.mark.parametrize("classes", [("no", "yes"), ("no", "yes", "perhaps", "never")])
 @pytest.mark.parametrize("before", [1, 2, 3])
 def test_the_head_of_another_task_is_replaced(before, classes, tmp_path):
-    fine_tuned = build_tiny(BertForSequenceClassification, BertConfig(**ENCODER_SHAPE, num_labels=before))
+    config = BertConfig(**ENCODER_SHAPE, num_labels=before, problem_type="multi_label_classification")
+    fine_tuned = build_tiny(BertForSequenceClassification, config)
     save_model(fine_tuned, tiny_tokenizer(), tmp_path / "source")
     model = with_new_head(tmp_path / "source", tmp_path / "base", classes=classes)
     assert model.config.id2label == dict(enumerate(classes))
+    assert model.config.problem_type is None, "pipelines would add up no probabilities"
     assert model.classifier.weight.shape == (len(classes), ENCODER_SHAPE["hidden_size"])
     assert equal(model.bert, fine_tuned.bert)
     save_model(fine_tuned.bert, tiny_tokenizer(), tmp_path / "alone")
