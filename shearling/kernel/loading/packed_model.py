@@ -41,6 +41,8 @@ from .packed_operator import expand, find_operators
 
 CPU = "CPU"
 PRECISION_HINT = "INFERENCE_PRECISION_HINT"
+ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Environment variables that OpenVINO's products obey; the second is the older name of the first."""
 FUSED_LAYERS = "SparseDecoder"
 
 
@@ -71,7 +73,7 @@ class Operators:
             kernels=self.kernels,
             library=_digest(self.library),
             runtime=openvino.__version__,
-            limits=os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+            limits=" ".join(os.environ[name] for name in ISA_LIMITS if os.environ.get(name)),
             processors=len(os.sched_getaffinity(0)),
         )
 

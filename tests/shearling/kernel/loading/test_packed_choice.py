@@ -172,6 +172,16 @@ def test_layers_are_decided_together(model):
     assert measure.asked == [(6, 1)]
 
 
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_either_name_of_the_limit_is_seen(monkeypatch, variable):
+    """What was measured under a limit says nothing of this machine without one."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    assert machine_operators().machine().limits == ""
+    monkeypatch.setenv(variable, "AVX2")
+    assert machine_operators().machine().limits == "AVX2"
+
+
 def compiling_nothing(model, *, limits: str) -> ForwardStopwatch:
     """A stopwatch that notes what it would have read and compiled."""
     machine = dataclasses.replace(MACHINE, limits=limits)
