@@ -54,7 +54,8 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option(
         "--precision",
-        help="Of the arithmetic; default is what the runtime does by itself, and fp32 for packed models.",
+        help="Of the arithmetic; default is what the runtime does by itself, and fp32 for packed models but in their "
+        "products of integers; fp32 rounds there neither.",
     ),
 ]
 HintOption = Annotated[

@@ -27,7 +27,8 @@ class RunOptions(Document):
 
     Attributes:
         device: upper case; each runtime has its own, see `shearling.registry.runtimes`.
-        precision: of the arithmetic; `default` is what the runtime does when nobody asks, and fp32 for packed models.
+        precision: of the arithmetic; `default` is what the runtime does when nobody asks, and for packed models fp32
+            but in products of integers, whose activations are rounded.
         threads: None leaves the number to the runtime; a measuring process is pinned to so many CPUs.
         hint: OpenVINO's PERFORMANCE_HINT; None leaves it at the device's default.
         huge_pages: move the memory of a measuring process into huge pages; see `serve.visitor.huge_pages`.
@@ -48,7 +49,8 @@ class RuntimeFacts(Document):
     Attributes:
         runtime: its name and version.
         provider: the device or execution provider in use.
-        precision: of the arithmetic, as executed: fp32, bf16, fp16 where it is one of these.
+        precision: of the arithmetic, as executed: fp32, bf16, fp16 where it is one of these; packed products may round
+            their activations beside it.
         settings: everything else that decides speed, in the runtime's own words.
         timing_source: where the timings come from.
     """

@@ -37,10 +37,10 @@ from .packed_choice import (
     chosen,
     without_choice,
 )
-from .packed_operator import expand, find_operators
+from .packed_operator import WEIGHTS_PORT, expand, find_operators, multiply_exactly
 
 CPU = "CPU"
-PRECISION_HINT = "INFERENCE_PRECISION_HINT"
+PRECISION_HINT, EXECUTION_MODE = "INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT"
 ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Environment variables that OpenVINO's products obey; the second is the older name of the first."""
 FUSED_LAYERS = "SparseDecoder"
@@ -197,7 +197,8 @@ def load_ir(
         xml: the model; its weights are beside it.
         operators: of this machine.
         device: of OpenVINO; only the CPU has the operators, so everything is unpacked for another one.
-        properties: of the compilation or the pipeline, as they were asked for; `PACKED` among them makes the choice.
+        properties: of the compilation or the pipeline, as they were asked for; `PACKED` among them makes the choice,
+            and EXECUTION_MODE_HINT=ACCURACY leaves activations in f32.
         packed_properties: the same where something stays packed; None adds the preferred ones of the operators.
         obstacle: why attention may not go into the layers of a decoder; None where it may.
         measure: in place of OpenVINO.
@@ -213,14 +214,17 @@ def load_ir(
     preferred = {**operators.properties, **own} if packed_properties is None else without_choice(packed_properties)
     try:
         text, weights = IrText(xml.read_bytes()), map_weights(xml.with_suffix(".bin"))
+        exact = _asks_for_accuracy(own)
+        if exact:
+            multiply_exactly(text, (*WEIGHTS_PORT, FUSED_LAYERS))
         found = find_operators(text, weights)
     except MalformedText as fault:
         # OpenVINO and the operators say what is wrong with it, if anything.
         return LoadedIr(xml, preferred, PackedChoice(), f"its text is strange: {fault}", None, operators.core, None)
     if fused := text.layers_of([FUSED_LAYERS]):
         _require_kept(word, own, device=device, cache=kept_cache(text, fused[0]), obstacle=obstacle)
-        # Whoever wrote it chose the precision.
-        return LoadedIr(xml, preferred, PackedChoice(), None, kept_cache(text, fused[0]), operators.core, None)
+        changed = text.to_bytes() if exact else None
+        return LoadedIr(xml, preferred, PackedChoice(), None, kept_cache(text, fused[0]), operators.core, changed)
     machine = operators.machine()
     stopwatch = measure or ForwardStopwatch(
         operators.core,
@@ -245,7 +249,7 @@ def load_ir(
         attention=attention,
         cache=cache if attention is None else None,
         _core=operators.core,
-        _text=text.to_bytes() if choice.changes_anything or attention is None else None,
+        _text=text.to_bytes() if choice.changes_anything or attention is None or exact else None,
     )
 
 
@@ -292,6 +296,12 @@ def _rounds_angles(properties: Mapping[str, Any]) -> str | None:
     """
     asked = _type_name(properties.get(PRECISION_HINT, "f32"))
     return f"{PRECISION_HINT}={asked} rounds the angles of positions" if asked in ("bf16", "f16") else None
+
+
+def _asks_for_accuracy(properties: Mapping[str, Any]) -> bool:
+    """OpenVINO's word for what rounds nothing to be faster; a text, or its own type."""
+    mode = properties.get(EXECUTION_MODE, "")
+    return str(getattr(mode, "name", mode)).upper() == "ACCURACY"
 
 
 def _cache_precision(properties: Mapping[str, Any]) -> str:

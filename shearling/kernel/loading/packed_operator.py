@@ -174,6 +174,20 @@ def expand(text: IrText, operators: Iterable[PackedOperator]) -> None:
         text.set(operator.number, "expanded", True)
 
 
+def multiply_exactly(text: IrText, kinds: Iterable[str]) -> None:
+    """Let operators leave activations in f32, which they round for speed otherwise.
+
+    Args:
+        text: changed in place.
+        kinds: of the operators.
+
+    Raises:
+        MalformedText: one has no attributes.
+    """
+    for number in text.layers_of(kinds):
+        text.set(number, "precision", "exact")
+
+
 def _operator(text: IrText, number: int, weights: npt.NDArray[np.uint8]) -> PackedOperator:
     kind, data, inputs = text.kind(number), text.data(number), text.inputs(number)
     constant = inputs.pop(WEIGHTS_PORT[kind])

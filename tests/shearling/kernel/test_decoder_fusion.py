@@ -257,6 +257,30 @@ def test_what_is_written_with_attention_in_its_layers_is_changed_by_nothing(xml,
     assert caught.value.remedy is None
 
 
+@pytest.mark.parametrize("fused", ["when it is loaded", "as it was written", "not at all"])
+@pytest.mark.parametrize("mode", ["ACCURACY", ov.properties.hint.ExecutionMode.ACCURACY])
+def test_accuracy_leaves_activations_in_f32(xml, tmp_path, fused, mode):
+    """Products of packed integers round them otherwise, as OpenVINO's own do unless they are asked for accuracy."""
+    f32 = {**F32, "KV_CACHE_PRECISION": "f32"}
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, 30))
+
+    def read(file: Path, **more: object) -> np.ndarray:
+        loaded = load_packed(file, properties={**f32, **more})
+        assert loaded.choice.unpacked or (loaded.attention is None) is (fused != "not at all")
+        properties = {name: value for name, value in loaded.properties.items() if name != "ATTENTION_BACKEND"}
+        request = core_for(file).compile_model(loaded.read(), "CPU", properties).create_infer_request()
+        return logits(request, ids, np.ones_like(ids), [0])
+
+    expected = read(xml, PACKED="never")
+    file, more = xml, {"ATTENTION_BACKEND": "SDPA"} if fused == "not at all" else {}
+    if fused == "as it was written":
+        load_packed(xml, properties=f32).write(tmp_path / "fused")
+        file = tmp_path / "fused" / xml.name
+    rounded, exact = read(file, **more), read(file, EXECUTION_MODE_HINT=mode, **more)
+    assert np.abs(exact - expected).max() < 1e-5 * np.abs(expected).max()
+    assert np.abs(rounded - expected).max() > 1e-4 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("hint", ["bf16", "f16", ov.Type.bf16])
 def test_where_angles_would_be_rounded_attention_stays(xml, tmp_path, hint):
     """Nothing marks them as OpenVINO marks those of its own rotary operation, whatever this processor computes in."""
