@@ -116,7 +116,7 @@ def prepare(
     facts.settings["extensions"] = ",".join(library.name for library in extensions)
     facts.settings["attention"] = "in the layers" if loaded.attention is None else f"OpenVINO's: {loaded.attention}"
     if options.precision == "fp32":
-        facts.settings |= {name: loaded.properties[name] for name in EXACT}
+        facts.settings.update({name: str(loaded.properties[name]) for name in EXACT})
     if loaded.cache is not None:
         facts.settings["KV_CACHE_PRECISION"] = loaded.cache
     if loaded.choice.reason is not None:

@@ -68,6 +68,7 @@ def _of_tokenizer(places: Iterable[Path]) -> Iterator[int]:
         return
     # Where it is written depends on the version of transformers that wrote it.
     written = own.get("added_tokens_decoder")
+    tokens: list[tuple[Any, Any]]
     if isinstance(written, Mapping):
         tokens = [(token, int(id_)) for id_, token in written.items() if id_.isdecimal()]
     else:
