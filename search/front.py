@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from search.journal import Record
 from search.strategies.strategy import Cost
 from shearling.errors import NoCandidate, UsageError
 from shearling.evaluation.confidence import wilson_interval
 from shearling.evaluation.paired_difference import PairedDifference, holm, paired_difference
+
+if TYPE_CHECKING:
+    from search.journal import Record
 
 PARETO_SCHEMA = "shearling.pareto/1"
 
