@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 def readable_ids(model: nn.Module) -> int:
@@ -14,7 +15,7 @@ def readable_ids(model: nn.Module) -> int:
     Args:
         model: of transformers; on any device, also meta.
     """
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator] # a transformers model
+    embedding: Any = cast("PreTrainedModel", model).get_input_embeddings()
     return int(embedding.weight.shape[0])
 
 

@@ -267,6 +267,12 @@ def on_ray(received: Path) -> Iterator[Workforce]:
             yield Workforce(executor="ray", workers=2, address=cluster.address)
 
 
+quiet_ray = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::FutureWarning:ray"
+)
+"""What Ray leaves behind is not what these tests are about."""
+
+
 @pytest.fixture
 def cut_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Workers do not see the run."""
@@ -279,9 +285,7 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+@quiet_ray
 def test_a_ray_cluster_finds_the_same_as_one(run: Run, alone: Run, on_ray: Workforce) -> None:
     search(run, SETTINGS, BestRule(), workforce=on_ray)
     assert found(run) == found(alone)
@@ -289,9 +293,7 @@ def test_a_ray_cluster_finds_the_same_as_one(run: Run, alone: Run, on_ray: Workf
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cut_off")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+@quiet_ray
 def test_nodes_that_do_not_see_the_run_are_sent_it(
     run: Run, alone: Run, on_ray: Workforce, received: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -303,9 +305,7 @@ def test_nodes_that_do_not_see_the_run_are_sent_it(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cut_off")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+@quiet_ray
 def test_nodes_that_are_sent_a_run_with_variants_read_them_when_a_layer_takes_one(
     on_ray: Workforce, received: Path, tmp_path: Path
 ) -> None:
