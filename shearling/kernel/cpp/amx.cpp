@@ -22,6 +22,7 @@
 namespace shearling {
 namespace {
 
+#include "amx_tiles.inc"
 #include "avx512_panels.inc"
 
 constexpr size_t register_bytes = 1024;
@@ -32,34 +33,6 @@ constexpr size_t rows_together = 512;
 constexpr size_t total_bytes = panels_together * rows_together * panel_rows * sizeof(float);
 constexpr size_t segment_bytes = tiled_segment_blocks * register_bytes;
 static_assert(tiled_scratch_bytes == total_bytes + 2 * 2 * segment_bytes + 2 * 4 * register_bytes);
-
-// The rows and bytes of all eight registers, for the calling thread; what it had before comes back.
-class TileConfiguration {
-public:
-    TileConfiguration() {
-        _tile_storeconfig(&before_);
-        Layout layout{};
-        layout.palette = 1;
-        for (int tile = 0; tile < 8; ++tile) {
-            layout.bytes[tile] = 64;
-            layout.rows[tile] = 16;
-        }
-        _tile_loadconfig(&layout);
-    }
-    ~TileConfiguration() { before_.palette == 0 ? _tile_release() : _tile_loadconfig(&before_); }
-    TileConfiguration(const TileConfiguration&) = delete;
-    TileConfiguration& operator=(const TileConfiguration&) = delete;
-
-private:
-    struct alignas(64) Layout {
-        uint8_t palette;
-        uint8_t start_row;
-        uint8_t reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    };
-    Layout before_;
-};
 
 // Integers times the scales of their groups, in bf16: two blocks of 2 columns for each of 4.
 template <class Integers>
@@ -423,7 +396,7 @@ const KernelSet amx_kernels = {
     normalise,
     activate,
     &avx512_attention,
-    &avx512_paired_attention};
+    &amx_paired_attention};
 
 }  // namespace shearling
 

@@ -13,6 +13,7 @@ constexpr int32_t masked_flag = 1, reordered_flag = 2;
 constexpr float unseen = -1e30f;  // a score that leaves nothing
 // Scores of a chunk: with its keys and values they stay in the second-level cache.
 constexpr size_t tile_positions = 256;
+static_assert(tile_positions % paired_positions == 0);
 constexpr size_t piece_positions = 128;  // appended by one chunk
 
 size_t step_payload(const StepView& step, size_t rotated) {
@@ -252,16 +253,16 @@ void AttendStep::run(size_t chunk) const {
                  to = std::min(seen, (first_block + blocks * (split + 1) / plan_.splits) * block_positions);
     const uint8_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
 
-    // An odd number of queries, too, is of whole pairs, since a width is even.
-    const size_t pairs = plan_.paired == nullptr ? 0 : count * width / 2 + tile_positions * width;
-    Buffer scratch((count * (2 * width + tile_positions + 2) + pairs) * sizeof(float));
+    const size_t rows = ceil_div(count, paired_rows) * paired_rows;
+    const size_t pairs = plan_.paired == nullptr ? 0 : rows * width / 2 + tile_positions * width;
+    Buffer scratch((rows * (2 * width + tile_positions + 2) + pairs) * sizeof(float));
     float* const queries = scratch.floats();
-    float* const scores = queries + count * width;
-    float* const sums = scores + count * tile_positions;
-    float* const largest = sums + count * width;
-    float* const totals = largest + count;
-    auto* const query_pairs = reinterpret_cast<uint32_t*>(totals + count);
-    uint32_t *const key_pairs = query_pairs + count * width / 2,
+    float* const scores = queries + rows * width;
+    float* const sums = scores + rows * tile_positions;
+    float* const largest = sums + rows * width;
+    float* const totals = largest + rows;
+    auto* const query_pairs = reinterpret_cast<uint32_t*>(totals + rows);
+    uint32_t *const key_pairs = query_pairs + rows * width / 2,
                     *const value_pairs = key_pairs + tile_positions * width / 2;
     for (size_t index = 0; index < count; ++index) {
         const size_t row = first_row + index / group, head = kv_head * group + index % group;
@@ -271,17 +272,22 @@ void AttendStep::run(size_t chunk) const {
         totals[index] = 0.0f;
     }
     if (plan_.paired != nullptr) {
-        plan_.paired->pair_numbers(queries, count * width, query_pairs);
+        std::memset(queries + count * width, 0, (rows - count) * width * sizeof(float));
+        plan_.paired->pairing->pair_numbers(queries, rows * width, query_pairs);
     }
-    std::memset(sums, 0, count * width * sizeof(float));
+    std::memset(sums, 0, rows * width * sizeof(float));
     const float* const mask = step.mask == nullptr ? nullptr : step.mask + sequence * step.positions;
     for (size_t start = from; start < to; start += tile_positions) {
         const size_t stop = std::min(to, start + tile_positions),
                      tile_blocks = ceil_div(stop - start, block_positions), padded = tile_blocks * block_positions;
         const size_t tile = start / block_positions * shape.block_bytes();
         if (plan_.paired != nullptr) {
-            plan_.paired->of(shape.cache).keys(keys + tile, width, tile_blocks, key_pairs);
-            plan_.paired->of(shape.cache).values(values + tile, width, stop - start, value_pairs);
+            const size_t paired = (stop - start + 1) / 2 * width,
+                         whole = ceil_div(stop - start, paired_positions) * paired_positions / 2 * width;
+            const CachePairs& pairing = plan_.paired->pairing->of(shape.cache);
+            pairing.keys(keys + tile, width, tile_blocks, key_pairs);
+            pairing.values(values + tile, width, stop - start, value_pairs);
+            std::memset(value_pairs + paired, 0, (whole - paired) * sizeof(uint32_t));
             plan_.paired->score(query_pairs, count, width, key_pairs, tile_blocks, scores, tile_positions);
         } else {
             cached.score(queries, count, width, keys + tile, tile_blocks, scores, tile_positions);
@@ -317,9 +323,11 @@ void AttendStep::run(size_t chunk) const {
         if (plan_.paired != nullptr) {
             // Every row in its own place: pairs take half of what the numbers took.
             auto* const weights = reinterpret_cast<uint32_t*>(scores);
+            const size_t whole = ceil_div(padded, paired_positions) * paired_positions;
             for (size_t index = 0; index < count; ++index) {
                 const size_t first = index * tile_positions;
-                plan_.paired->pair_numbers(scores + first, ceil_div(padded, 32) * 32, weights + first);
+                std::memset(scores + first + padded, 0, (whole - padded) * sizeof(float));
+                plan_.paired->pairing->pair_numbers(scores + first, whole, weights + first);
             }
             plan_.paired->gather(weights, tile_positions, count, value_pairs, stop - start, width, sums);
         } else {

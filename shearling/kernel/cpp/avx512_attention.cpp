@@ -201,13 +201,13 @@ void gather(
 
 }  // namespace
 
-const PairedAttention avx512_paired_attention = {
+const Pairing avx512_pairing = {
     {{pair_keys<HalfNumbers>, pair_values<HalfNumbers>},
      {pair_keys<ByteNumbers>, pair_values<ByteNumbers>},
      {nullptr, nullptr}},
-    pair_numbers,
-    score,
-    gather};
+    pair_numbers};
+
+const PairedAttention avx512_paired_attention = {&avx512_pairing, score, gather};
 
 }  // namespace shearling
 

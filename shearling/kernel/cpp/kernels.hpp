@@ -87,21 +87,31 @@ struct CachePairs {
     void (*values)(const uint8_t* values, size_t width, size_t positions, uint32_t* pairs);
 };
 
-// The products of an attention in pairs of bf16, where many queries meet the same keys and values: pairs are made once
-// for all of them.
-struct PairedAttention {
+// How pairs of bf16 are made.
+struct Pairing {
     CachePairs cache[cache_types];  // null for f32
     // Pairs of neighbours; `count` is a multiple of 32.
     void (*pair_numbers)(const float* numbers, size_t count, uint32_t* pairs);
-    // As `score` and `gather` of CacheKernels: queries [rows][width / 2], weights [row][stride pairs].
+
+    const CachePairs& of(CacheType type) const { return cache[static_cast<size_t>(type)]; }
+};
+
+constexpr size_t paired_rows = 16;
+constexpr size_t paired_positions = 32;
+
+// The products of an attention in pairs of bf16, where many queries meet the same keys and values: pairs are made once
+// for all of them.
+struct PairedAttention {
+    const Pairing* pairing;
+    // As `score` and `gather` of CacheKernels: queries [rows][width / 2], weights [row][stride pairs]. Rows, of all of
+    // these, have room up to a multiple of `paired_rows`, weights and values up to one of `paired_positions`, where
+    // they are zero.
     void (*score)(
         const uint32_t* queries, size_t rows, size_t width, const uint32_t* keys, size_t blocks, float* scores,
         size_t stride);
     void (*gather)(
         const uint32_t* weights, size_t stride, size_t rows, const uint32_t* values, size_t positions, size_t width,
         float* sums);
-
-    const CachePairs& of(CacheType type) const { return cache[static_cast<size_t>(type)]; }
 };
 
 struct KernelSet {
@@ -136,7 +146,9 @@ struct KernelSet {
 void arrange_avx512(const float* source, size_t stride, const Activations& activations, size_t first, size_t last);
 
 extern const AttentionKernels avx512_attention;
+extern const Pairing avx512_pairing;
 extern const PairedAttention avx512_paired_attention;
+extern const PairedAttention amx_paired_attention;
 bool has_tile_registers();
 // Products of pairs of bf16 (AVX512_BF16).
 bool multiplies_bf16();

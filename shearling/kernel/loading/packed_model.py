@@ -291,11 +291,11 @@ def _obstacle(choice: PackedChoice, properties: Mapping[str, Any], *, device: st
 
 
 def _rounds_angles(properties: Mapping[str, Any]) -> str | None:
-    """OpenVINO keeps the angles of positions in f32 where it finds the operation that turns by them, which is in the
-    layers here: in bf16 an angle behind position 256 would be off by a radian and more.
+    """In bf16 OpenVINO leaves the angles of positions in f32, in f16 only where it finds the operation that turns by
+    them, which is in the layers here: positions behind 2,048 would lose their last bits.
     """
     asked = _type_name(properties.get(PRECISION_HINT, "f32"))
-    return f"{PRECISION_HINT}={asked} rounds the angles of positions" if asked in ("bf16", "f16") else None
+    return f"{PRECISION_HINT}={asked} rounds the angles of positions" if asked == "f16" else None
 
 
 def _asks_for_accuracy(properties: Mapping[str, Any]) -> bool:

@@ -27,8 +27,8 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
 
     The attention of a packed decoder goes into its layers, which saves a quarter of the time of a token of a small
     model. Its cache is in half precision, or as `KV_CACHE_PRECISION` says: f16, u8 or f32. Another precision of it,
-    `ATTENTION_BACKEND`, `scheduler_config` or an `INFERENCE_PRECISION_HINT` of bf16 or f16 among the properties keep
-    OpenVINO's own attention, and so does a model whose attention is not plain.
+    `ATTENTION_BACKEND`, `scheduler_config` or an `INFERENCE_PRECISION_HINT` of f16 among the properties keep OpenVINO's
+    own attention, and so does a model whose attention is not plain.
 
     Args:
         directory: holds `openvino_model.xml` and its tokenizer.
@@ -63,7 +63,7 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
 def write_fused(directory: str | Path, output: str | Path) -> None:
     """Write a packed decoder with attention in its layers, for programs in C++ and model servers.
 
-    They run it as any stateful model, with `extension()`, with `INFERENCE_PRECISION_HINT="f32"`, since bf16 would round
+    They run it as any stateful model, with `extension()`, without `INFERENCE_PRECISION_HINT="f16"`, which would round
     the angles of its positions, and, in GenAI, with `ATTENTION_BACKEND="SDPA"`; continuous batching cannot. What
     `directory` holds runs everywhere.
 
