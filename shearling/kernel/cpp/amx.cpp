@@ -176,10 +176,6 @@ INLINE void multiply_registers(
     _tile_stored(3, sums + 3 * register_bytes, 64);
 }
 
-INLINE void add_or_set(float* total, __m512 value, bool set) {
-    _mm512_store_ps(total, set ? value : _mm512_add_ps(_mm512_load_ps(total), value));
-}
-
 // Panels with all rows of activations, in parts: of one part, two panels by a segment of columns are expanded and
 // multiplied by all rows.
 template <class Reader>
@@ -203,7 +199,6 @@ public:
                 readers_[panel] = Reader::of_panel(matrix_, first_panel_ + panel);
             }
             multiply_parts();
-            write();
         }
     }
 
@@ -280,40 +275,42 @@ private:
         }
     }
 
-    // Adds the sums of a part and a tile to the totals of one of its panels.
+    // Adds the sums of a part and a tile to the totals of one of its panels; the last part writes what they come to.
     INLINE void add_panel(const Part& part, size_t tile, size_t place) {
         const uint8_t* first = sums_of(tile) + place * register_bytes;
         const uint8_t* second = first + 2 * register_bytes;
-        const size_t rows = x_.tile_rows(tile), panel = part.panel + place;
-        float* total = total_of(panel, tile * x_.tile);
+        const Panel panel = panel_of(matrix_, first_panel_ + part.panel + place);
         if constexpr (Reader::of_bf16) {
-            for (size_t row = 0; row < rows; ++row, total += panel_rows) {
-                add_or_set(
-                    total, _mm512_load_ps(row < register_rows ? first + row * 64 : second + (row - register_rows) * 64),
-                    part.segment == 0);
-            }
+            finish_rows(part, tile, part.panel + place, panel, [&](size_t row) INLINE_LAMBDA {
+                return _mm512_load_ps(row < register_rows ? first + row * 64 : second + (row - register_rows) * 64);
+            });
         } else {
-            const PanelScales scales = panel_of(matrix_, first_panel_ + panel).scales;
+            const PanelScales& scales = panel.scales;
             const __m512 weight_scales =
                 load_scales(scales.scales, scales.type, part.start * register_blocks / scales.group_blocks);
             const float* row_scales = x_.tile_scales(tile) + part.segment * x_.tile;
-            for (size_t row = 0; row < rows; ++row, total += panel_rows) {
-                // Within 32 bits: a segment has too few columns to leave them.
-                const __m512i high = _mm512_slli_epi32(_mm512_load_si512(first + row * 64), 8);
-                const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(high, _mm512_load_si512(second + row * 64)));
-                add_or_set(
-                    total, _mm512_mul_ps(sum, _mm512_mul_ps(weight_scales, _mm512_set1_ps(row_scales[row]))),
-                    part.segment == 0);
-            }
+            finish_rows(part, tile, part.panel + place, panel, [&](size_t row) INLINE_LAMBDA {
+                // Both are exact: a segment has too few columns for sums beyond 24 bits.
+                const __m512 high = _mm512_cvtepi32_ps(_mm512_load_si512(first + row * 64)),
+                             low = _mm512_cvtepi32_ps(_mm512_load_si512(second + row * 64));
+                return _mm512_mul_ps(
+                    _mm512_fmadd_ps(high, _mm512_set1_ps(256.0f), low),
+                    _mm512_mul_ps(weight_scales, _mm512_set1_ps(row_scales[row])));
+            });
         }
     }
 
-    void write() const {
-        const size_t first = first_tile_ * x_.tile, last = last_tile_ == x_.tiles() ? x_.rows : last_tile_ * x_.tile;
-        for (size_t row = first; row < last; ++row) {
-            for (size_t panel = 0; panel < panels_; ++panel) {
-                const Panel place = panel_of(matrix_, first_panel_ + panel);
-                write_row(_mm512_load_ps(total_of(panel, row)), output_, row, place.index * panel_rows, place.outputs);
+    template <class Sum>
+    INLINE void finish_rows(const Part& part, size_t tile, size_t index, const Panel& panel, const Sum& sum) {
+        const size_t first_row = tile * x_.tile, rows = x_.tile_rows(tile);
+        const bool first = part.segment == 0, last = part.segment + 1 == x_.segments();
+        float* total = total_of(index, first_row);
+        for (size_t row = 0; row < rows; ++row, total += panel_rows) {
+            const __m512 value = first ? sum(row) : _mm512_add_ps(_mm512_load_ps(total), sum(row));
+            if (last) {
+                write_row(value, output_, first_row + row, panel.index * panel_rows, panel.outputs);
+            } else {
+                _mm512_store_ps(total, value);
             }
         }
     }

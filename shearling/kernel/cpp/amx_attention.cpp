@@ -1,5 +1,5 @@
-// Attention in tiles of bf16, for AMX. Pairs lie as AVX-512 makes them: a register of queries or weights is 16 rows of 16
-// pairs, one of keys or values 16 pairs of each of 16 columns.
+// Attention in tiles of bf16, for AMX. Pairs lie as AVX-512 makes them: a register of queries or weights is 16 rows of
+// 16 pairs, one of keys or values 16 pairs of each of 16 columns.
 #if defined(__x86_64__) && __has_include(<amxbf16intrin.h>)
 
 #include <immintrin.h>
@@ -81,7 +81,8 @@ void multiply_registers(const Operand& a, const Operand& b, size_t steps, float*
 
 // The same of all rows of a and columns of b.
 template <bool add>
-void multiply(const Operand& a, size_t rows, const Operand& b, size_t columns, size_t steps, float* sums, size_t stride) {
+void multiply(
+    const Operand& a, size_t rows, const Operand& b, size_t columns, size_t steps, float* sums, size_t stride) {
     const TileConfiguration configuration;
     for (size_t row = 0; row < rows; row += 2 * side) {
         for (size_t column = 0; column < columns; column += 2 * side) {
@@ -89,9 +90,13 @@ void multiply(const Operand& a, size_t rows, const Operand& b, size_t columns, s
                 right{b.at(0, column / side), b.stride, b.step, b.second};
             float* const target = sums + row * stride + column;
             const bool two_a = rows - row > side, two_b = columns - column > side;
-            const auto product = two_a ? two_b ? multiply_registers<add, true, true> : multiply_registers<add, true, false>
-                                 : two_b ? multiply_registers<add, false, true> : multiply_registers<add, false, false>;
-            product(left, right, steps, target, stride);
+            if (two_a) {
+                two_b ? multiply_registers<add, true, true>(left, right, steps, target, stride)
+                      : multiply_registers<add, true, false>(left, right, steps, target, stride);
+            } else {
+                two_b ? multiply_registers<add, false, true>(left, right, steps, target, stride)
+                      : multiply_registers<add, false, false>(left, right, steps, target, stride);
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 // Scratch memory that outlives a call: a thread keeps its buffers, so that decoding allocates nothing. What a long
-// prompt took is given back once the calls behind it need far less.
+// prompt took is given back once the calls behind it need far less; it lies in huge pages, since it is read in steps
+// that are far apart.
 #pragma once
 
 #include <cstddef>
@@ -8,6 +9,8 @@
 #include <new>
 #include <utility>
 #include <vector>
+
+#include "huge_memory.hpp"
 
 namespace shearling {
 
@@ -47,7 +50,8 @@ public:
         used_ = bytes > used_ ? bytes : used_;
         if (bytes > 0 && memory_.size < bytes + alignment) {
             memory_ = {};  // before there is more
-            memory_ = {std::unique_ptr<uint8_t[]>(new uint8_t[bytes + alignment]), bytes + alignment, 0};
+            const size_t size = bytes + alignment;
+            memory_ = {size < least_huge ? allocate_small(size) : allocate_apart(size), size, 0};
         }
     }
 
@@ -65,11 +69,17 @@ private:
     // A prompt is read in many calls, and a token takes some three for each layer: within a token or two all is back.
     static constexpr size_t least_given_back = size_t{1} << 20, far_less = 8, patience = 32;
 
+    // What a prompt takes; less would waste most of a huge page, in every thread.
+    static constexpr size_t least_huge = size_t{512} << 10;
+
     struct Memory {
-        std::unique_ptr<uint8_t[]> bytes;
+        std::shared_ptr<uint8_t> bytes;
         size_t size = 0;
         size_t oversized = 0;  // calls in a row that used far less of it
     };
+    static std::shared_ptr<uint8_t> allocate_small(size_t size) {
+        return {new uint8_t[size], std::default_delete<uint8_t[]>()};
+    }
     static std::vector<Memory>& free_list() {
         static thread_local std::vector<Memory> buffers;
         return buffers;

@@ -1,5 +1,6 @@
-// Memory for weights in huge pages: reading a token's weights crosses far more pages than a processor has translations
-// for, and with pages of 4 KiB the walks cost a third of the bandwidth (measured: 25 against 37 GB/s).
+// Memory in huge pages, for weights and for what a prompt takes: reading a token's weights crosses far more pages than
+// a processor has translations for, and with pages of 4 KiB the walks cost a third of the bandwidth (measured: 25
+// against 37 GB/s).
 #pragma once
 
 #include <cstddef>

@@ -30,9 +30,10 @@ constexpr size_t tiled_fixed16_tile = 16;
 constexpr size_t tiled_once16_tile = 32;
 constexpr size_t expanded_bytes = size_t{256} << 10;
 
-// Most blocks of a tiled form that share a sum: what is expanded of them stays in the first-level cache, and integers
-// fit 32 bits. For few rows fewer: expanding is most of the work, and needs room for the next ones.
-constexpr size_t tiled_segment_blocks = 8;
+// Most blocks of a tiled form that share a sum: what is expanded of them stays in the first-level cache, and sums of
+// integers are exact in f32. For few rows fewer: expanding is most of the work, and needs room for the next ones.
+constexpr size_t tiled_segment_blocks = 10;
+static_assert(tiled_segment_blocks * 64 * 128 * 128 <= size_t{1} << 24);
 constexpr size_t tiled_segment_blocks_for_few_rows = 4;
 constexpr size_t tiled_few_rows = 64;
 constexpr size_t near_bytes = size_t{512} << 10;  // of activations, with room for all else in the second-level cache

@@ -24,8 +24,11 @@ size_t chunks_for(size_t bytes, size_t most) {
 bool sums_fit_groups(const PackedMatrix& matrix) { return matrix.groups() == 1 || matrix.group_size % 64 == 0; }
 
 // Blocks of a tiled form that share a sum: a part of a group of weights.
-size_t tiled_segment(const PackedMatrix& matrix, Form form, size_t rows) {
-    size_t segment = rows <= tiled_few_rows ? tiled_segment_blocks_for_few_rows : tiled_segment_blocks;
+size_t tiled_segment(const PackedMatrix& matrix, Form form, size_t blocks, size_t rows) {
+    // As many as there may be, or fewer where all parts have as many then.
+    const size_t most = rows <= tiled_few_rows ? tiled_segment_blocks_for_few_rows : tiled_segment_blocks,
+                 parts = (blocks + most - 1) / most;
+    size_t segment = (blocks + parts - 1) / parts;
     while (form == Form::tiled_fixed16 && matrix.groups() > 1 && matrix.group_size / 64 % segment != 0) {
         --segment;
     }
@@ -113,7 +116,7 @@ Activations plan(const PackedMatrix& matrix, const Rows& x, const Settings& sett
         plan.tile = most_rows(plan.form, x.count, settings.kernels);
         const size_t block_columns = plan.form == Form::tiled_fixed16 ? 64 : 32;
         plan.blocks = (matrix.columns + block_columns - 1) / block_columns;
-        plan.segment_blocks = tiled_segment(matrix, plan.form, x.count);
+        plan.segment_blocks = tiled_segment(matrix, plan.form, plan.blocks, x.count);
     } else if (plan.form == Form::fixed16) {
         plan.segment_blocks = matrix.groups() == 1 ? std::min(matrix.blocks(), most_segment_blocks)
                                                    : segment_of(matrix.group_size / 4);
