@@ -505,7 +505,8 @@ def test_angles_are_not_rounded_in_bf16(tmp_path, monkeypatch, family, packed):
     """Nor where something else of the model computes in bf16, as a head that is not packed does."""
     monkeypatch.setattr(packed_choice, "LEAST_BYTES", 1)
     xml = write_packed(tmp_path, seeded_decoder(*FAMILIES[family]))
-    loaded = load_ir(xml, machine_operators(), properties={"PACKED": packed}, measure=_head_is_slower_packed)
+    asked = {"PACKED": packed, "INFERENCE_PRECISION_HINT": "bf16"}
+    loaded = load_ir(xml, machine_operators(), properties=asked, measure=_head_is_slower_packed)
     assert loaded.attention is None
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, 40))
     positions = 3001 + np.arange(ids.size)[None]
