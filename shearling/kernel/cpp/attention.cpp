@@ -253,7 +253,7 @@ void AttendStep::run(size_t chunk) const {
                  to = std::min(seen, (first_block + blocks * (split + 1) / plan_.splits) * block_positions);
     const uint8_t *const keys = plan_.keys(sequence, kv_head), *const values = plan_.values(sequence, kv_head);
 
-    const size_t rows = ceil_div(count, paired_rows) * paired_rows;
+    const size_t rows = plan_.paired == nullptr ? count : ceil_div(count, paired_rows) * paired_rows;
     const size_t pairs = plan_.paired == nullptr ? 0 : rows * width / 2 + tile_positions * width;
     Buffer scratch((rows * (2 * width + tile_positions + 2) + pairs) * sizeof(float));
     float* const queries = scratch.floats();

@@ -51,7 +51,8 @@ public:
         if (bytes > 0 && memory_.size < bytes + alignment) {
             memory_ = {};  // before there is more
             const size_t size = bytes + alignment;
-            memory_ = {size < least_huge ? allocate_small(size) : allocate_apart(size), size, 0};
+            memory_ = size < least_huge ? Memory{allocate_small(size), size, 0}
+                                        : Memory{allocate_apart(size), whole_huge_pages(size), 0};
         }
     }
 
@@ -69,8 +70,8 @@ private:
     // A prompt is read in many calls, and a token takes some three for each layer: within a token or two all is back.
     static constexpr size_t least_given_back = size_t{1} << 20, far_less = 8, patience = 32;
 
-    // What a prompt takes; less would waste most of a huge page, in every thread.
-    static constexpr size_t least_huge = size_t{512} << 10;
+    // Rows of a prompt; less would waste most of a huge page, in every thread.
+    static constexpr size_t least_huge = size_t{1} << 20;
 
     struct Memory {
         std::shared_ptr<uint8_t> bytes;

@@ -14,7 +14,6 @@
 namespace shearling {
 namespace {
 
-constexpr size_t huge_page = size_t{2} << 20;
 constexpr size_t slab_bytes = size_t{64} << 20;
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
@@ -22,7 +21,7 @@ size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * 
 // Matrices share slabs, since a small one alone would not fill a huge page. What is never touched takes no memory.
 class Slab {
 public:
-    explicit Slab(size_t size) : size_(round_up(size, huge_page)), mapped_(size_ + huge_page) {
+    explicit Slab(size_t size) : size_(whole_huge_pages(size)), mapped_(size_ + huge_page) {
         mapping_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (mapping_ == MAP_FAILED) {
             throw std::bad_alloc();

@@ -25,11 +25,13 @@ bool sums_fit_groups(const PackedMatrix& matrix) { return matrix.groups() == 1 |
 
 // Blocks of a tiled form that share a sum: a part of a group of weights.
 size_t tiled_segment(const PackedMatrix& matrix, Form form, size_t blocks, size_t rows) {
-    // As many as there may be, or fewer where all parts have as many then.
-    const size_t most = rows <= tiled_few_rows ? tiled_segment_blocks_for_few_rows : tiled_segment_blocks,
-                 parts = (blocks + most - 1) / most;
-    size_t segment = (blocks + parts - 1) / parts;
-    while (form == Form::tiled_fixed16 && matrix.groups() > 1 && matrix.group_size / 64 % segment != 0) {
+    const size_t most = rows <= tiled_few_rows ? tiled_segment_blocks_for_few_rows : tiled_segment_blocks;
+    if (form != Form::tiled_fixed16 || matrix.groups() == 1) {
+        const size_t parts = (blocks + most - 1) / most;
+        return (blocks + parts - 1) / parts;  // all parts alike, not a small one at the end
+    }
+    size_t segment = most;
+    while (matrix.group_size / 64 % segment != 0) {
         --segment;
     }
     return segment;

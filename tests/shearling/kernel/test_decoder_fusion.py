@@ -508,6 +508,8 @@ def test_angles_are_not_rounded_in_bf16(tmp_path, monkeypatch, family, packed):
     asked = {"PACKED": packed, "INFERENCE_PRECISION_HINT": "bf16"}
     loaded = load_ir(xml, machine_operators(), properties=asked, measure=_head_is_slower_packed)
     assert loaded.attention is None
+    own_head = packed == "measured"
+    assert own_head is not any(node.get_type_name() == "SparseHead" for node in loaded.read().get_ops())
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, 40))
     positions = 3001 + np.arange(ids.size)[None]
     # Of seven bits behind the first, as bf16 has: steps of 16 there.
@@ -523,6 +525,7 @@ def test_angles_are_not_rounded_in_bf16(tmp_path, monkeypatch, family, packed):
     exact = read("f32", positions)
     found, wrong = (np.abs(other - exact).max() for other in (read("bf16", positions), read("f32", rounded)))
     assert found < 0.1 * wrong
+    assert (found > 0) is own_head  # which OpenVINO multiplies in bf16, and nothing else
 
 
 @pytest.mark.parametrize("family", FAMILIES)

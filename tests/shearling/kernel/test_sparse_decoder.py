@@ -173,9 +173,10 @@ def test_fewer_sequences_go_on():
     assert np.array_equal(found, [step(slice(3, 4), 2, 4), step(slice(4, 5), 2, 5)])
 
 
+@pytest.mark.parametrize("heads", [Heads(4, 2, 16), Heads(6, 2, 64)], ids=["f32", "pairs"])
 @pytest.mark.parametrize("window", [0, 4, 17])
-def test_a_padded_batch(window):
-    play(Layer(Heads(4, 2, 16), window=window), [20, 1, 1, 5, 1], batch=3, padding=[7, 0, 19])
+def test_a_padded_batch(window, heads):
+    play(Layer(heads, window=window), [20, 1, 1, 5, 1, 300, 1], batch=3, padding=[7, 0, 19])
 
 
 @pytest.mark.parametrize("cache", SLOTS)
