@@ -135,7 +135,7 @@ def run_benchmark(
     deployments = find_deployments(targets, options)
     if require is not None:
         require(deployments)
-    options, avoided = avoid_known_crash(deployments, options)
+    deployments, avoided = avoid_known_crash(deployments, options)
     changes = (avoided,) if avoided else ()
     for change in changes:
         log.print(change)

@@ -20,6 +20,7 @@ from shearling.virtual_environment import installed_version
 
 AFFECTED = "2026.4."
 """Releases of OpenVINO in which it was seen."""
+HINT = "INFERENCE_PRECISION_HINT"
 SMALLER_WEIGHTS = re.compile(rb'element_type="(?:f16|bf16|[iu][48]|nf4|f4e2m1|f8e[45]m[23])"')
 AVOIDED = (
     "computed in float32 instead of bf16: OpenVINO 2026.4 dies on processors with AMX where a float32 file runs in "
@@ -27,26 +28,33 @@ AVOIDED = (
 )
 
 
-def avoid_known_crash(deployments: Sequence[Deployment], options: RunOptions) -> tuple[RunOptions, str | None]:
-    """The same options, or others for all, where one of the deployments would end its process; and why.
+def avoid_known_crash(deployments: Sequence[Deployment], options: RunOptions) -> tuple[list[Deployment], str | None]:
+    """The same deployments, but those that would end their process in float32; and why, where there are any.
+
+    Not all of them: a GGUF file takes no precision, and packed products would round nothing.
 
     Args:
         deployments: what will run.
-        options: as asked for; `default` may be replaced, because it names no precision.
+        options: as asked for; a precision of `default` is replaced, because it names none.
 
     Raises:
         DeviceUnavailable: bf16 was asked for, and would crash.
     """
-    met = next((deployment for deployment in deployments if _would_crash(deployment, options)), None)
-    if met is None:
-        return options, None
-    if "bf16" in (options.precision, met.properties.get("INFERENCE_PRECISION_HINT")):
-        raise DeviceUnavailable(
-            "OpenVINO 2026.4 dies here of SIGFPE: AMX, a float32 file, bf16 and one thread (docs/latency.md)",
-            where=met.label,
-            remedy="Use --threads 2, or --precision fp32",
-        )
-    return options.model_copy(update={"precision": "fp32"}), AVOIDED
+    crashing = [deployment for deployment in deployments if _would_crash(deployment, options)]
+    for deployment in crashing:
+        if "bf16" in (options.precision, deployment.properties.get(HINT)):
+            raise DeviceUnavailable(
+                "OpenVINO 2026.4 dies here of SIGFPE: AMX, a float32 file, bf16 and one thread (docs/latency.md)",
+                where=deployment.label,
+                remedy="Use --threads 2, or --precision fp32",
+            )
+    changed = [
+        deployment.model_copy(update={"properties": {**deployment.properties, HINT: "f32"}})
+        if deployment in crashing
+        else deployment
+        for deployment in deployments
+    ]
+    return changed, AVOIDED if crashing else None
 
 
 def _would_crash(deployment: Deployment, options: RunOptions) -> bool:
@@ -68,5 +76,5 @@ def _threads(deployment: Deployment, options: RunOptions) -> int:
 
 
 def _may_be_bf16(deployment: Deployment, options: RunOptions) -> bool:
-    own = deployment.properties.get("INFERENCE_PRECISION_HINT")
+    own = deployment.properties.get(HINT)
     return own == "bf16" if own else options.precision != "fp32"

@@ -80,11 +80,11 @@ def prepare(
     Raises:
         ShearlingError: see `serve.runtimes.openvino.OpenVINORuntime`.
     """
-    own = without_speculation(deployment.properties)
-    xml = deployment.model_file
-    options, avoided = avoid_known_crash([deployment], options)
+    [deployment], avoided = avoid_known_crash([deployment], options)
     if avoided:
         log.print(avoided)
+    own = without_speculation(deployment.properties)
+    xml = deployment.model_file
     extensions = required_extensions(xml)
     asked, preferred = (
         {

@@ -244,7 +244,7 @@ def test_a_baseline_of_this_machine_and_no_other(export: Path, tmp_path: Path) -
     assert check(0.05, record=True) == "regression"
     assert json.loads(path.read_text()) == document
     with pytest.raises(UsageError, match="other flags"):
-        check(20.0, options=RunOptions(threads=1))
+        check(20.0, options=OPTIONS.model_copy(update={"threads": 2}))
     document["environment"]["versions"]["openvino"] = "2020.1"
     path.write_text(json.dumps(document))
     with pytest.raises(UsageError, match=r"other versions: openvino 2020\.1"):

@@ -34,7 +34,8 @@ def amx(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("amx")
 def test_the_default_computes_in_float32(deployment: Deployment) -> None:
-    assert avoid_known_crash([deployment], DEFAULT) == (RunOptions(threads=1, precision="fp32"), AVOIDED)
+    in_float32 = deployment.model_copy(update={"properties": {"INFERENCE_PRECISION_HINT": "f32"}})
+    assert avoid_known_crash([deployment], DEFAULT) == ([in_float32], AVOIDED)
 
 
 @pytest.mark.usefixtures("amx")
@@ -46,21 +47,21 @@ def test_where_anything_differs_nothing_changes(
         RunOptions(threads=1, precision="fp32"),
         RunOptions(threads=1, device="GPU"),
     ):
-        assert avoid_known_crash([deployment], options) == (options, None)
+        assert avoid_known_crash([deployment], options) == ([deployment], None)
     for settings in ("INFERENCE_NUM_THREADS=2", "INFERENCE_PRECISION_HINT=f32"):
         given = find_deployment(parse_target(f"{export / 'openvino'}@{settings}"))
-        assert avoid_known_crash([given], DEFAULT) == (DEFAULT, None)
+        assert avoid_known_crash([given], DEFAULT) == ([given], None)
     smaller = tmp_path / "openvino_model.xml"
     smaller.write_text((export / "openvino" / "openvino_model.xml").read_text().replace('"f32"', '"i8"', 1))
-    assert avoid_known_crash([deployment.model_copy(update={"directory": tmp_path})], DEFAULT) == (DEFAULT, None)
-    assert avoid_known_crash([find_deployment(Target(export / "onnx"))], DEFAULT) == (DEFAULT, None)
+    for other in (deployment.model_copy(update={"directory": tmp_path}), find_deployment(Target(export / "onnx"))):
+        assert avoid_known_crash([other], DEFAULT) == ([other], None)
     monkeypatch.setattr("serve.runtimes.known_crash.installed_version", lambda *_: "2026.5.0")
-    assert avoid_known_crash([deployment], DEFAULT) == (DEFAULT, None)
+    assert avoid_known_crash([deployment], DEFAULT) == ([deployment], None)
 
 
 def test_without_amx_nothing_changes(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.runtimes.known_crash.read_processor", lambda: ("a processor", ("avx512_bf16",)))
-    assert avoid_known_crash([deployment], DEFAULT) == (DEFAULT, None)
+    assert avoid_known_crash([deployment], DEFAULT) == ([deployment], None)
 
 
 @pytest.mark.usefixtures("amx")
@@ -68,7 +69,7 @@ def test_one_cpu_is_one_thread(deployment: Deployment, monkeypatch: pytest.Monke
     monkeypatch.setattr("serve.runtimes.known_crash.usable_cpus", lambda: (0, 1))
     assert avoid_known_crash([deployment], RunOptions())[1] is None
     monkeypatch.setattr("serve.runtimes.known_crash.usable_cpus", lambda: (0,))
-    assert avoid_known_crash([deployment], RunOptions())[0].precision == "fp32"
+    assert avoid_known_crash([deployment], RunOptions())[1] == AVOIDED
 
 
 @pytest.mark.usefixtures("amx")
@@ -81,11 +82,14 @@ def test_bf16_that_was_asked_for_is_refused_not_replaced(deployment: Deployment)
 
 
 @pytest.mark.usefixtures("amx")
-def test_both_sides_change_and_the_benchmark_says_so(export: Path) -> None:
+def test_that_file_alone_changes_and_the_benchmark_says_so(export: Path) -> None:
+    """What is measured beside it may take no precision, as a GGUF file, or compute more slowly then."""
     targets = [Target(export / "openvino"), Target(export / "onnx")]
     benchmark = run_benchmark(targets, options=DEFAULT, workload=make_workload(8, 2, repeats=1, warmup=0))
-    assert (benchmark.options.precision, benchmark.changes) == ("fp32", (AVOIDED,))
-    assert [subject.facts.precision for subject in benchmark.subjects] == ["fp32", "fp32"]
+    assert (benchmark.options.precision, benchmark.changes) == ("default", (AVOIDED,))
+    changed, other = benchmark.subjects
+    assert changed.facts.precision == "fp32"
+    assert [subject.deployment.properties for subject in (changed, other)] == [{"INFERENCE_PRECISION_HINT": "f32"}, {}]
 
 
 @pytest.mark.usefixtures("amx")
