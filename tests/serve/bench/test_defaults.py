@@ -9,7 +9,7 @@ import pytest
 
 from export.formats.openvino import write_openvino
 from serve.bench.worker_process import WorkerProcess
-from serve.runtimes.deployment import find_deployment
+from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.known_crash import avoid_known_crash
 from serve.runtimes.runtime import Precision, RunOptions
 from shearling.errors import DeviceUnavailable
@@ -41,9 +41,9 @@ def models(export: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {"float32": export / "openvino", **{name: root / name for name in FILES[1:]}}
 
 
-def work(target: Target, options: RunOptions) -> str:
+def work(deployment: Deployment, options: RunOptions) -> str:
     """What a check and a benchmark ask of one process; the precision that it computed in."""
-    with WorkerProcess(find_deployment(target), options) as worker:
+    with WorkerProcess(deployment, options) as worker:
         report = worker.load()
         for prompt_tokens, new_tokens in WORK:
             rows = (tuple(range(3, 3 + prompt_tokens)),)
@@ -61,7 +61,8 @@ def test_openvino(models: dict[str, Path], name: str, precision: Precision, thre
     options = RunOptions(precision=precision, threads=threads)
     deployment = find_deployment(Target(models[name]))
     try:
-        found = work(Target(models[name]), avoid_known_crash([deployment], options)[0])
+        [avoided], _ = avoid_known_crash([deployment], options)
+        found = work(avoided, options)
     except DeviceUnavailable:
         # Refused with a reason, which is no death: this processor has no bf16, or the crash that is known.
         assert precision == "bf16"
@@ -72,7 +73,7 @@ def test_openvino(models: dict[str, Path], name: str, precision: Precision, thre
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("model_format", ["onnx", "torch"])
 def test_other_runtimes(export: Path, model_format: str, threads: int) -> None:
-    assert work(Target(export, format=model_format), RunOptions(threads=threads)) == "fp32"
+    assert work(find_deployment(Target(export, format=model_format)), RunOptions(threads=threads)) == "fp32"
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -81,7 +82,7 @@ def test_every_kernel_of_this_machine(
     models: dict[str, Path], kernels: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHEARLING_KERNEL", kernels)
-    assert work(Target(models["sparse-int8"]), RunOptions(threads=threads)) == "fp32"
+    assert work(find_deployment(Target(models["sparse-int8"])), RunOptions(threads=threads)) == "fp32"
 
 
 @pytest.mark.parametrize("threads", [("--threads", "1"), ("--threads", "2"), ()])
