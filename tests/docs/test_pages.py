@@ -129,5 +129,31 @@ def test_nothing_is_installed_by_a_name_that_no_index_has():
     assert [line for line in found if re.search(r"pip install.*['\" ]shearling(-runtime\b|\[|['\" ]|$)", line)] == []
 
 
+def _tables(text: str) -> list[dict[str, str]]:
+    """Rows of the tables of a page, each by the words of its header."""
+    rows, header = [], []
+    for line in text.splitlines():
+        cells = [cell.strip(" *") for cell in line.split("|")[1:-1]] if line.startswith("|") else []
+        if not cells:
+            header = []
+        elif not header:
+            header = cells
+        elif not set(cells[0]) <= set("-:"):
+            rows.append(dict(zip(header, cells, strict=True)))
+    return rows
+
+
+def test_the_readme_shows_the_chart_of_the_results():
+    """A chart of another machine has come into its place."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    chart = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").split("\n## Accuracy against speed\n")[1]
+    shown = [row for row in _tables(readme) if "tokens/s" in row]
+    measured = [row for row in _tables(chart.split("\n### ")[0]) if "tokens/s" in row]
+    accuracy = "accuracy on 1,000 unseen rows, % (95 %)"
+    found = {(row["MiB"], row["accuracy, % (95 %)"], row["tokens/s"]) for row in measured}
+    assert len(shown) > 5
+    assert {(row["MiB"], row[accuracy], row["tokens/s"]) for row in shown} <= found
+
+
 def test_the_readme_is_read_in_one_sitting():
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
