@@ -14,10 +14,13 @@ namespace {
 
 // Taking a chunk costs some 50 ns; one of this size keeps a thread busy for more than a microsecond.
 constexpr size_t chunk_bytes = size_t{32} << 10;
-constexpr size_t most_chunks = 64;
+constexpr size_t most_chunks_each = 32;
 
-size_t chunks_for(size_t bytes, size_t most) {
-    return std::max<size_t>(1, std::min({bytes / chunk_bytes, most, most_chunks}));
+// As many for every thread, if there is one for each.
+size_t chunks_for(size_t bytes, size_t most, const Threads& threads) {
+    const size_t count = std::max<size_t>(1, threads.count());
+    const size_t chunks = std::min({bytes / chunk_bytes, most, most_chunks_each * count});
+    return chunks < count ? std::max<size_t>(1, chunks) : chunks / count * count;
 }
 
 // Groups of weights are whole blocks of 16 blocks.
@@ -167,12 +170,13 @@ public:
                 reinterpret_cast<int32_t*>(free + align(plan.term_bytes()) + align(plan.scale_count() * sizeof(float)));
             free += size_of(plan);
         }
+        chunks_ = chunks_for(x.count * columns_ * sizeof(float), tiles(), settings.threads);
     }
 
     const Activations& of(size_t matrix) const { return plans_[plan_of_[matrix]]; }
     size_t rows() const { return x_.count; }
 
-    size_t chunks() const { return chunks_for(x_.count * columns_ * sizeof(float), tiles()); }
+    size_t chunks() const { return chunks_; }
 
     // Into how many chunks the panels may go that meet it. Tiled rows that the second-level cache does not hold come
     // from beyond it for every chunk, so these are large then.
@@ -221,6 +225,7 @@ private:
     std::vector<Activations> plans_;
     std::vector<size_t> plan_of_;
     size_t together_ = 1;  // rows of a tile: they share cache lines, so one thread writes them
+    size_t chunks_ = 1;
 };
 
 // What multiplying a matrix costs, in bytes of memory traffic: rows beyond a few cost as if they were read.
@@ -270,10 +275,11 @@ public:
             panels_ += matrices[index].panels();
             cost_ += cost_of(matrices[index], operand.rows());
         }
+        chunks_ = chunks_for(cost_, operand.most_chunks(range().units(), settings.threads), settings.threads);
     }
 
     size_t cost() const { return cost_; }
-    size_t chunks() const { return chunks_for(cost_, operand_.most_chunks(range().units(), settings_.threads)); }
+    size_t chunks() const { return chunks_; }
 
     void fetch(size_t chunk) const {
         size_t panel = range().start_of(chunk, chunks());
@@ -313,6 +319,7 @@ private:
     const Settings& settings_;
     size_t panels_ = 0;
     size_t cost_ = 0;
+    size_t chunks_ = 1;
 };
 
 // function(gate x) * (up x): both products on the same panels, and the function while they are in cache.
@@ -328,12 +335,13 @@ public:
           operand_(operand),
           up_(up),
           gate_(gate),
-          settings_(settings) {}
+          settings_(settings),
+          chunks_(chunks_for(cost(), operand.most_chunks(range().units(), settings.threads), settings.threads)) {}
 
     size_t cost() const {
         return cost_of(matrices_[0], operand_.rows()) + (gated_ ? cost_of(matrices_[1], operand_.rows()) : 0);
     }
-    size_t chunks() const { return chunks_for(cost(), operand_.most_chunks(range().units(), settings_.threads)); }
+    size_t chunks() const { return chunks_; }
 
     void fetch(size_t chunk) const { fetch_start(matrices_[0], range().start_of(chunk, chunks())); }
 
@@ -371,6 +379,7 @@ private:
     float* up_;
     float* gate_;
     const Settings& settings_;
+    size_t chunks_;
 };
 
 // The two halves of an MLP.
@@ -411,7 +420,13 @@ class NormedSum {
 public:
     // Of rows of `columns`, which are as far apart in x and target; nothing to be done where there is no gamma.
     NormedSum(float* x, const Norm& norm, const Rows& residual, size_t columns, float* target, const Settings& settings)
-        : x_(x), norm_(norm), residual_(residual), columns_(columns), target_(target), settings_(settings) {}
+        : x_(x),
+          norm_(norm),
+          residual_(residual),
+          columns_(columns),
+          target_(target),
+          settings_(settings),
+          chunks_(chunks_for(residual.count * columns * sizeof(float), residual.count, settings.threads)) {}
 
     void add_to(Phases& phases) const {
         if (norm_.gamma != nullptr) {
@@ -419,7 +434,7 @@ public:
         }
     }
 
-    size_t chunks() const { return chunks_for(residual_.count * columns_ * sizeof(float), residual_.count); }
+    size_t chunks() const { return chunks_; }
 
     void run(size_t chunk) const {
         const size_t count = residual_.count, last = count * (chunk + 1) / chunks();
@@ -443,6 +458,7 @@ private:
     size_t columns_;
     float* target_;
     const Settings& settings_;
+    size_t chunks_;
 };
 
 bool has_rows(const Rows& x) {

@@ -1,18 +1,21 @@
 // Work in phases, each of chunks that any thread may take.
 //
-// One parallel loop serves all phases: a loop for each would cost some microseconds a time, more than a small matrix. A
-// thread takes the chunks of its own share in order, so that it reads memory in one stream, then shares that nobody has
-// begun, since fewer threads may run than there are shares, then what is left of the others'. It waits only for chunks
-// that running threads hold, so it cannot wait for ever, and a helper that wakes up late finds the current phase. What
-// a chunk throws is thrown by run() once all threads have come back.
+// One parallel loop serves all phases: a loop for each would cost some microseconds a time, more than a small matrix.
+// Every place of a thread (threads.hpp) has a share. A thread takes the chunks of its own in order, so that it reads
+// memory in one stream, and the same memory at every call; then shares that nobody has begun, since fewer threads may
+// run than there are shares; then what is left of the others'. It waits only for chunks that running threads hold, so
+// it cannot wait for ever, and a helper that wakes up late finds the current phase. What a chunk throws is thrown by
+// run() once all threads have come back.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <exception>
+#include <new>
 #include <thread>
 
+#include "buffer.hpp"
 #include "threads.hpp"
 
 namespace shearling {
@@ -34,12 +37,14 @@ public:
     void run(size_t bytes, const Threads& threads) {
         // Work below this is done before a second thread has woken up.
         constexpr size_t serial_bytes = size_t{16} << 10;
-        const size_t count = threads.count();
-        if (count <= 1 || bytes < serial_bytes) {
+        shares_ = bytes < serial_bytes ? 1 : std::max<size_t>(1, threads.count());
+        const Buffer counters(count_ * (1 + shares_) * sizeof(Counter));
+        place_counters(counters.bytes());
+        if (shares_ == 1) {
             work(0);
         } else {
-            shares_ = std::min(count, most_shares);
-            threads.run(count, [](void* phases, size_t thread) { static_cast<Phases*>(phases)->work(thread); }, this);
+            threads.run_in_places(
+                [](void* phases, size_t place) { static_cast<Phases*>(phases)->work(place); }, this);
         }
         if (fault_ != nullptr) {
             std::rethrow_exception(fault_);
@@ -47,10 +52,9 @@ public:
     }
 
 private:
-    static constexpr size_t most_shares = 16;
     static constexpr size_t most_phases = 14;
 
-    struct alignas(64) Counter {
+    struct alignas(64) Counter {  // each in a cache line of its own
         std::atomic<size_t> value{0};
     };
 
@@ -59,23 +63,30 @@ private:
         const void* step = nullptr;
         void (*run)(const void* step, size_t chunk) = nullptr;
         void (*fetch)(const void* step, size_t chunk) = nullptr;
-        Counter done;
-        Counter taken[most_shares];
+        Counter* done = nullptr;
+        Counter* taken = nullptr;  // of each share
     };
+
+    void place_counters(uint8_t* memory) {
+        for (size_t index = 0; index < count_ * (1 + shares_); ++index) {
+            new (memory + index * sizeof(Counter)) Counter;
+        }
+        auto* const counters = reinterpret_cast<Counter*>(memory);
+        for (size_t index = 0; index < count_; ++index) {
+            phases_[index].done = counters + index * (1 + shares_);
+            phases_[index].taken = phases_[index].done + 1;
+        }
+    }
 
     void work(size_t thread) {
         fetch(0, thread);
         fetch(1, thread);
         for (size_t index = 0; index < count_; ++index) {
-            Phase& phase = phases_[index];
-            for (size_t turn = 0; turn < shares_; ++turn) {
-                const size_t share = (thread + turn) % shares_;
-                if (phase.taken[share].value.load(std::memory_order_relaxed) == 0) {
-                    take(phase, share);
+            const Phase& phase = phases_[index];
+            for (const bool begun : {false, true}) {
+                for (size_t turn = 0; turn < shares_ && !finished(phase); ++turn) {
+                    take(phase, (thread + turn) % shares_, begun);
                 }
-            }
-            for (size_t turn = 0; turn < shares_; ++turn) {
-                take(phase, (thread + turn) % shares_);
             }
             fetch(index + 2, thread);
             wait(phase);
@@ -93,14 +104,21 @@ private:
         }
     }
 
-    void take(Phase& phase, size_t share) {
+    // `begun`: also of a share that a thread has taken chunks of.
+    void take(const Phase& phase, size_t share, bool begun) {
         const size_t first = phase.chunks * share / shares_, last = phase.chunks * (share + 1) / shares_;
+        if (first == last) {
+            return;
+        }
         std::atomic<size_t>& taken = phase.taken[share].value;
+        if (!begun && taken.load(std::memory_order_relaxed) != 0) {
+            return;
+        }
         while (first + taken.load(std::memory_order_relaxed) < last) {
             const size_t chunk = first + taken.fetch_add(1, std::memory_order_relaxed);
             if (chunk < last) {
                 run_chunk(phase, chunk);
-                phase.done.value.fetch_add(1, std::memory_order_release);
+                phase.done->value.fetch_add(1, std::memory_order_release);
             }
         }
     }
@@ -115,9 +133,13 @@ private:
         }
     }
 
+    static bool finished(const Phase& phase) {
+        return phase.done->value.load(std::memory_order_acquire) == phase.chunks;
+    }
+
     static void wait(const Phase& phase) {
         constexpr int patience = 4096;
-        for (int round = 0; phase.done.value.load(std::memory_order_acquire) < phase.chunks; ++round) {
+        for (int round = 0; !finished(phase); ++round) {
             if (round < patience) {
 #if defined(__x86_64__)
                 __builtin_ia32_pause();

@@ -14,6 +14,20 @@ public:
         tbb::parallel_for(
             size_t{0}, count, [task, context](size_t index) { task(context, index); }, tbb::simple_partitioner());
     }
+
+    // A thread's slot in its arena. OpenVINO ties the slots to processors, and compiles in the arena that it infers in.
+    void run_in_places(Task task, void* context) const override {
+        struct Places {
+            Task task;
+            void* context;
+            size_t count;
+        };
+        Places places{task, context, count()};
+        run(places.count, [](void* all, size_t) {
+            const Places& of = *static_cast<const Places*>(all);
+            of.task(of.context, static_cast<size_t>(tbb::this_task_arena::current_thread_index()) % of.count);
+        }, &places);
+    }
 };
 
 class IsolatedTbbThreads final : public TbbThreads {

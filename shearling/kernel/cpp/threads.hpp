@@ -17,6 +17,10 @@ public:
     // Calls task(context, index) for every index below `count`, in any order and on as many threads as are free. A task
     // throws nothing.
     virtual void run(size_t count, Task task, void* context) const = 0;
+
+    // Calls task(context, place) `count()` times, on as many threads as are free. Places are below `count()`. Where the
+    // runtime tells its threads apart, two at once have different places, and each has the same one at every call.
+    virtual void run_in_places(Task task, void* context) const { run(count(), task, context); }
 };
 
 // The thread that calls, alone.

@@ -11,30 +11,20 @@
 #include "huge_memory.hpp"
 #include "linear.hpp"
 #include "pairs.hpp"
+#include "placement.hpp"
 
 namespace shearling {
 namespace {
 
-constexpr size_t piece = size_t{2} << 20;  // a huge page
-
 size_t padded(int64_t length) { return (static_cast<size_t>(length) * sizeof(float) + 63) / 64 * 64; }
 
-// By threads, each of which takes its pieces from the file and memory for them from the system.
 std::shared_ptr<const uint8_t> copy(
-    const uint8_t* bytes, size_t size, std::shared_ptr<uint8_t> target, const Threads& threads) {
-    struct Copying {
-        const uint8_t* source;
-        uint8_t* target;
-        size_t size;
-    };
-    Copying copying{bytes, target.get(), size};
-    threads.run((size + piece - 1) / piece, [](void* context, size_t index) {
-        const Copying& all = *static_cast<const Copying*>(context);
-        const size_t first = index * piece;
-        std::memcpy(all.target + first, all.source + first, std::min(piece, all.size - first));
-    }, &copying);
+    const Placement& placement, std::shared_ptr<uint8_t> target, const Threads& threads) {
+    placement.copy(target.get(), threads);
     return target;
 }
+
+constexpr size_t piece = size_t{2} << 20;
 
 // By threads, each of which stops at the first difference that anybody has found.
 bool equal(const uint8_t* one, const uint8_t* other, size_t size, const Threads& threads) {
@@ -108,7 +98,9 @@ void move_to(Weights& weights, std::shared_ptr<const uint8_t> bytes) {
 // What was rearranged lies apart from others until it is known to stay: what shares pages lives as long.
 void settle(Weights& weights, const Threads& threads) {
     if (weights.rearranged) {
-        move_to(weights, copy(weights.bytes.get(), weights.size, allocate_huge_pages(weights.size), threads));
+        const Placement placement(
+            weights.bytes.get(), weights.size, weights.matrices, weights.layout.side_by_side);
+        move_to(weights, copy(placement, allocate_huge_pages(weights.size), threads));
     }
 }
 
@@ -168,13 +160,16 @@ const char* take(
     }
     weights.layout = layout;
     weights.size = size;
-    // What the file says now may not be what is copied, and decides nothing but where the copy goes.
+    // What the file says now may not be what is copied, and decides nothing but where the copy goes, and who makes it.
     std::vector<PackedMatrix> stored;
     size_t stored_end = 0;
-    const bool stays = read_layout(bytes, size, layout, stored, stored_end) != nullptr ||
-                       are_in(stored, wanted_encodings(stored, layout));
+    const bool readable = read_layout(bytes, size, layout, stored, stored_end) == nullptr;
+    if (!readable) {
+        stored.clear();
+    }
+    const bool stays = !readable || are_in(stored, wanted_encodings(stored, layout));
     const std::shared_ptr<uint8_t> place = stays ? allocate_huge_pages(size) : allocate_apart(size);
-    weights.bytes = copy(bytes, size, place, threads);
+    weights.bytes = copy(Placement(bytes, size, stored, layout.side_by_side), place, threads);
     const uint8_t* copy = weights.bytes.get();
     size_t end = 0;
     if (const char* fault = read_layout(copy, size, layout, weights.matrices, end)) {

@@ -16,6 +16,8 @@ namespace shearling {
 struct WeightLayout {
     std::vector<std::pair<int64_t, int64_t>> matrices;
     std::vector<int64_t> vectors;
+    // How many of the last matrices one product multiplies by; the others are alone in theirs, or in step.
+    size_t side_by_side = 1;
     // Whether zeros are put back when the weights are taken: more bytes to read, nothing to expand at every product.
     bool expanded = false;
 

@@ -1,5 +1,5 @@
 """The C++ under AddressSanitizer and UBSan: damaged matrices through the C interface, and nodes of every operator with
-damaged attributes, constants, shapes and types.
+damaged attributes, constants, shapes and types. More threads than this machine has, under ThreadSanitizer, too.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import openvino
@@ -32,6 +32,11 @@ INSTRUCTIONS = set(re.findall(r"\bavx_vnni\b|\bavx512_vnni\b|\bavx512f\b", Path(
 VNNI = () if "avx_vnni" in INSTRUCTIONS else ("-DSHEARLING_VNNI_OF_AVX512",)
 """Where a processor has the same products in another encoding alone, the kernels for AVX-VNNI run with these."""
 FLAGS = ("-std=c++17", "-Wno-psabi", *VNNI)
+OPENVINO = Path(openvino.__file__).parent
+LIBRARIES = (
+    *(next((OPENVINO / "libs").glob(f"{name}*")) for name in ("libopenvino.so", "libtbb.so")),
+    f"-Wl,-rpath,{OPENVINO / 'libs'}",
+)
 KERNELS = ("amx", "avx512", "avx_vnni", "avx2", "portable")
 CASES = int(os.environ.get("SHEARLING_FUZZ_CASES", "40000"))
 """For each set of kernels, of which four run nearly anywhere: half of them matrices, half nodes for OpenVINO."""
@@ -76,14 +81,12 @@ def kernels_compiled(tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def fuzz(kernels_compiled, tmp_path_factory) -> Path:
     """The program, compiled."""
-    files = Path(openvino.__file__).parent
 
     def make(directory: Path) -> None:
-        libraries = [next((files / "libs").glob(f"{name}*")) for name in ("libopenvino.so", "libtbb.so")]
         units = [HERE / "fuzz.cpp", *(SOURCES / name for name in OPENVINO_UNITS)]
-        objects = compiled(units, directory, "-isystem", files / "include", "-I", HERE)
-        command = [*find_compiler(), *SANITIZERS, *objects, *kernels_compiled, "-o", directory / "fuzz", *libraries]
-        subprocess.run([*command, f"-Wl,-rpath,{files / 'libs'}"], check=True, timeout=600)
+        objects = compiled(units, directory, "-isystem", OPENVINO / "include", "-I", HERE)
+        command = [*find_compiler(), *SANITIZERS, *objects, *kernels_compiled, "-o", directory / "fuzz", *LIBRARIES]
+        subprocess.run(command, check=True, timeout=600)
 
     return once_per_run(tmp_path_factory, "fuzz", make) / "fuzz"
 
@@ -106,6 +109,32 @@ def test_no_damage_makes_anything_read_or_write_outside(fuzz, kernels):
     for cases, damaged, computed in counts:
         # What is sound gets through, and so does what a damage did not change; most of the damaged does not.
         assert cases - damaged <= computed < cases - damaged / 2
+
+
+def run_program(parts: Sequence[str | Path], program: Path, *sanitizers: str) -> None:
+    """Builds a program that prints what is not as it should be, and runs it."""
+    subprocess.run(
+        [*find_compiler(), *FLAGS, *sanitizers, "-pthread", *parts, "-o", program], check=True, timeout=600
+    )
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr[-4000:]
+
+
+def test_many_threads_share_work_in_order(tmp_path):
+    units = [HERE / "phases.cpp", HERE / "exact_memory.cpp"]
+    run_program(["-O1", "-I", SOURCES, "-I", HERE, *units], tmp_path / "phases", "-g1", "-fsanitize=thread")
+
+
+def test_a_thread_keeps_its_place(tmp_path):
+    units = [HERE / "places.cpp", SOURCES / "tbb_threads.cpp"]
+    run_program(["-O1", "-isystem", OPENVINO / "include", "-I", SOURCES, *units, *LIBRARIES], tmp_path / "places")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_threads_copy_what_they_multiply_by(kernels_compiled, tmp_path):
+    objects = compiled([HERE / "placement.cpp"], tmp_path, "-I", HERE)
+    run_program([*objects, *kernels_compiled], tmp_path / "placement", *SANITIZERS)
 
 
 def fuzz_onnx(library: Path, cases: int, **environment: str) -> None:
