@@ -16,7 +16,7 @@ namespace {
 constexpr size_t chunk_bytes = size_t{32} << 10;
 constexpr size_t most_chunks_each = 32;
 
-// As many for every thread, if there is one for each.
+// A multiple of the threads, so that shares are equal, if there are enough.
 size_t chunks_for(size_t bytes, size_t most, const Threads& threads) {
     const size_t count = std::max<size_t>(1, threads.count());
     const size_t chunks = std::min({bytes / chunk_bytes, most, most_chunks_each * count});

@@ -285,7 +285,7 @@ WeightLayout LayerAttributes::layout(int64_t columns) const {
     for (const int64_t count : rows) {
         layout.matrices.emplace_back(count, hidden);
     }
-    layout.side_by_side = std::max<size_t>(1, rows.size());
+    layout.side_by_side = rows.size();
     for (const double epsilon : {projection_epsilon, norm_epsilon, mlp_epsilon, next_epsilon}) {
         layout.vectors.insert(layout.vectors.end(), epsilon > 0.0 ? 1 : 0, hidden);
     }

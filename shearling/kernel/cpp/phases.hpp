@@ -11,8 +11,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
-#include <new>
+#include <memory>
 #include <thread>
 
 #include "buffer.hpp"
@@ -38,8 +39,9 @@ public:
         // Work below this is done before a second thread has woken up.
         constexpr size_t serial_bytes = size_t{16} << 10;
         shares_ = bytes < serial_bytes ? 1 : std::max<size_t>(1, threads.count());
-        const Buffer counters(count_ * (1 + shares_) * sizeof(Counter));
-        place_counters(counters.bytes());
+        const Buffer counters(shares_ * sizeof(Share));
+        taken_ = reinterpret_cast<Share*>(counters.bytes());
+        std::uninitialized_value_construct_n(taken_, shares_);
         if (shares_ == 1) {
             work(0);
         } else {
@@ -54,50 +56,40 @@ public:
 private:
     static constexpr size_t most_phases = 14;
 
-    struct alignas(64) Counter {  // each in a cache line of its own
-        std::atomic<size_t> value{0};
-    };
-
-    struct Phase {
+    struct alignas(64) Phase {
         size_t chunks = 0;
         const void* step = nullptr;
         void (*run)(const void* step, size_t chunk) = nullptr;
         void (*fetch)(const void* step, size_t chunk) = nullptr;
-        Counter* done = nullptr;
-        Counter* taken = nullptr;  // of each share
+        std::atomic<size_t> done{0};  // chunks
     };
 
-    void place_counters(uint8_t* memory) {
-        for (size_t index = 0; index < count_ * (1 + shares_); ++index) {
-            new (memory + index * sizeof(Counter)) Counter;
-        }
-        auto* const counters = reinterpret_cast<Counter*>(memory);
-        for (size_t index = 0; index < count_; ++index) {
-            phases_[index].done = counters + index * (1 + shares_);
-            phases_[index].taken = phases_[index].done + 1;
-        }
-    }
+    // How many chunks of a share were taken, in each phase.
+    struct alignas(64) Share {
+        std::atomic<uint32_t> taken[most_phases] = {};
+    };
 
-    void work(size_t thread) {
-        fetch(0, thread);
-        fetch(1, thread);
+    void work(size_t place) {
+        fetch(0, place);
+        fetch(1, place);
         for (size_t index = 0; index < count_; ++index) {
-            const Phase& phase = phases_[index];
+            take(index, place, true);
             for (const bool begun : {false, true}) {
-                for (size_t turn = 0; turn < shares_ && !finished(phase); ++turn) {
-                    take(phase, (thread + turn) % shares_, begun);
+                for (size_t turn = 1; turn < shares_ && !finished(phases_[index]); ++turn) {
+                    take(index, (place + turn) % shares_, begun);
                 }
             }
-            fetch(index + 2, thread);
-            wait(phase);
+            fetch(index + 2, place);
+            wait(phases_[index]);
         }
     }
 
-    // A phase of products follows one that arranges their operand, so what is fetched has that long to come.
-    void fetch(size_t index, size_t thread) const {
-        if (index < count_) {
+    // A phase of products follows one that arranges their operand, so what is fetched has that long to come. Who comes
+    // when all is done has nothing to read.
+    void fetch(size_t index, size_t place) const {
+        if (index < count_ && !finished(phases_[index])) {
             const Phase& phase = phases_[index];
-            const size_t first = phase.chunks * thread / shares_;
+            const size_t first = phase.chunks * place / shares_;
             if (first < phase.chunks) {
                 phase.fetch(phase.step, first);
             }
@@ -105,21 +97,26 @@ private:
     }
 
     // `begun`: also of a share that a thread has taken chunks of.
-    void take(const Phase& phase, size_t share, bool begun) {
+    void take(size_t index, size_t share, bool begun) {
+        Phase& phase = phases_[index];
         const size_t first = phase.chunks * share / shares_, last = phase.chunks * (share + 1) / shares_;
         if (first == last) {
             return;
         }
-        std::atomic<size_t>& taken = phase.taken[share].value;
+        std::atomic<uint32_t>& taken = taken_[share].taken[index];
         if (!begun && taken.load(std::memory_order_relaxed) != 0) {
             return;
         }
+        size_t ran = 0;
         while (first + taken.load(std::memory_order_relaxed) < last) {
             const size_t chunk = first + taken.fetch_add(1, std::memory_order_relaxed);
             if (chunk < last) {
                 run_chunk(phase, chunk);
-                phase.done->value.fetch_add(1, std::memory_order_release);
+                ++ran;
             }
+        }
+        if (ran != 0) {
+            phase.done.fetch_add(ran, std::memory_order_release);
         }
     }
 
@@ -134,7 +131,7 @@ private:
     }
 
     static bool finished(const Phase& phase) {
-        return phase.done->value.load(std::memory_order_acquire) == phase.chunks;
+        return phase.done.load(std::memory_order_acquire) == phase.chunks;
     }
 
     static void wait(const Phase& phase) {
@@ -152,6 +149,7 @@ private:
 
     Phase phases_[most_phases];
     size_t count_ = 0;
+    Share* taken_ = nullptr;
     size_t shares_ = 1;
     std::atomic_flag failed_ = ATOMIC_FLAG_INIT;
     std::exception_ptr fault_;

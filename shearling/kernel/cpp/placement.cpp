@@ -8,11 +8,11 @@
 namespace shearling {
 namespace {
 
-// A chunk for each thread.
+// Several chunks of every part: of what is left of one that is begun, others may take.
 class Copying {
 public:
     Copying(const Placement& placement, const uint8_t* source, uint8_t* target, const Threads& threads)
-        : placement_(placement), source_(source), target_(target), chunks_(std::max<size_t>(1, threads.count())) {}
+        : placement_(placement), source_(source), target_(target), chunks_(8 * std::max<size_t>(1, threads.count())) {}
 
     size_t chunks() const { return chunks_; }
 
@@ -78,7 +78,7 @@ std::vector<std::pair<size_t, size_t>> Placement::part(size_t share, size_t shar
                                               : section.first + section.length / section.panels * within +
                                                     section.length % section.panels * within / section.panels;
         };
-        const size_t first = place(share), last = std::min(stop, place(share + 1));
+        const size_t first = place(share), last = place(share + 1);
         if (first < last) {
             ranges.emplace_back(first, last);
         }
@@ -87,6 +87,7 @@ std::vector<std::pair<size_t, size_t>> Placement::part(size_t share, size_t shar
 }
 
 void Placement::copy(uint8_t* target, const Threads& threads) const {
+    // Borders between parts are borders between chunks, too: both are between panels, rounded down.
     const Copying copying(*this, bytes_, target, threads);
     Phases phases;
     phases.add(copying);

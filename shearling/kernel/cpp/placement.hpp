@@ -14,8 +14,8 @@ namespace shearling {
 
 class Placement {
 public:
-    // Of `size` bytes, which start with these matrices, whose headers were read; without any, bytes are shared out
-    // evenly. One product multiplies by the last `side_by_side` of them.
+    // Of `size` bytes that begin with these matrices, whose headers were checked; without matrices, of equal parts. One
+    // product multiplies by the last `side_by_side` of them.
     Placement(const uint8_t* bytes, size_t size, const std::vector<PackedMatrix>& matrices, size_t side_by_side);
 
     // Where one of so many equal shares of a product's panels lies, as ranges of bytes [first, second); those of all
@@ -23,11 +23,13 @@ public:
     // zeros.
     std::vector<std::pair<size_t, size_t>> part(size_t share, size_t shares) const;
 
-    // Writes all bytes to `target`, those of a part in the place of the thread that reads them.
+    // Writes all bytes to `target`, those of a part in the place that reads them, if its thread comes before others are
+    // done with theirs.
     void copy(uint8_t* target, const Threads& threads) const;
 
 private:
-    // Bytes in the order of panels, of which a product has more; what is beyond their length goes with the last one.
+    // What is stored of panels, in their order; `first_panel` is which of their product's the first is. What lies
+    // behind it, before the next section, goes with the last panel.
     struct Section {
         size_t first;
         size_t length;

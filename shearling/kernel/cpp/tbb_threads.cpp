@@ -15,7 +15,8 @@ public:
             size_t{0}, count, [task, context](size_t index) { task(context, index); }, tbb::simple_partitioner());
     }
 
-    // A thread's slot in its arena. OpenVINO ties the slots to processors, and compiles in the arena that it infers in.
+    // A thread's slot in its arena. Where OpenVINO pins threads, it does so by their slots, and it compiles a model in
+    // the arena that it infers in.
     void run_in_places(Task task, void* context) const override {
         struct Places {
             Task task;

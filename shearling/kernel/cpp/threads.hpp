@@ -19,7 +19,8 @@ public:
     virtual void run(size_t count, Task task, void* context) const = 0;
 
     // Calls task(context, place) `count()` times, on as many threads as are free. Places are below `count()`. Where the
-    // runtime tells its threads apart, two at once have different places, and each has the same one at every call.
+    // runtime tells its threads apart, two at once have different places, and the same processor has a place at every
+    // call if the runtime ties its threads to them.
     virtual void run_in_places(Task task, void* context) const { run(count(), task, context); }
 };
 

@@ -18,13 +18,7 @@ namespace {
 
 size_t padded(int64_t length) { return (static_cast<size_t>(length) * sizeof(float) + 63) / 64 * 64; }
 
-std::shared_ptr<const uint8_t> copy(
-    const Placement& placement, std::shared_ptr<uint8_t> target, const Threads& threads) {
-    placement.copy(target.get(), threads);
-    return target;
-}
-
-constexpr size_t piece = size_t{2} << 20;
+constexpr size_t piece = size_t{2} << 20;  // a huge page
 
 // By threads, each of which stops at the first difference that anybody has found.
 bool equal(const uint8_t* one, const uint8_t* other, size_t size, const Threads& threads) {
@@ -98,9 +92,10 @@ void move_to(Weights& weights, std::shared_ptr<const uint8_t> bytes) {
 // What was rearranged lies apart from others until it is known to stay: what shares pages lives as long.
 void settle(Weights& weights, const Threads& threads) {
     if (weights.rearranged) {
-        const Placement placement(
-            weights.bytes.get(), weights.size, weights.matrices, weights.layout.side_by_side);
-        move_to(weights, copy(placement, allocate_huge_pages(weights.size), threads));
+        const std::shared_ptr<uint8_t> place = allocate_huge_pages(weights.size);
+        Placement(weights.bytes.get(), weights.size, weights.matrices, weights.layout.side_by_side)
+            .copy(place.get(), threads);
+        move_to(weights, place);
     }
 }
 
@@ -169,8 +164,9 @@ const char* take(
     }
     const bool stays = !readable || are_in(stored, wanted_encodings(stored, layout));
     const std::shared_ptr<uint8_t> place = stays ? allocate_huge_pages(size) : allocate_apart(size);
-    weights.bytes = copy(Placement(bytes, size, stored, layout.side_by_side), place, threads);
-    const uint8_t* copy = weights.bytes.get();
+    Placement(bytes, size, stored, layout.side_by_side).copy(place.get(), threads);
+    weights.bytes = place;
+    const uint8_t* const copy = place.get();
     size_t end = 0;
     if (const char* fault = read_layout(copy, size, layout, weights.matrices, end)) {
         return fault;

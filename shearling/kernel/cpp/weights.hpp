@@ -16,7 +16,8 @@ namespace shearling {
 struct WeightLayout {
     std::vector<std::pair<int64_t, int64_t>> matrices;
     std::vector<int64_t> vectors;
-    // How many of the last matrices one product multiplies by; the others are alone in theirs, or in step.
+    // How many of the last matrices one product multiplies by, one after the other; each of the others is shared out by
+    // itself. It says where bytes go, not what they are: layouts may be equal without it.
     size_t side_by_side = 1;
     // Whether zeros are put back when the weights are taken: more bytes to read, nothing to expand at every product.
     bool expanded = false;

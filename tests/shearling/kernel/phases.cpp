@@ -1,10 +1,13 @@
-// Work in phases by many threads: built with ThreadSanitizer, which ends the program where two meet unordered. Prints
+// Work in phases by many threads: built with ThreadSanitizer, which fails the program where two meet unordered. Prints
 // what is not as it should be.
 #include "phases.hpp"
 
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "own_threads.hpp"
@@ -79,6 +82,29 @@ void everyone_takes_their_own_share(const Threads& threads) {
     }
 }
 
+// The others take what is left of a share whose thread is slow.
+void nobody_waits_for_a_slow_thread() {
+    constexpr size_t each = 10, count = 3;
+    struct Slow {
+        mutable std::atomic<size_t> left{count * each - 1};
+        size_t chunks() const { return count * each; }
+        void fetch(size_t) const {}
+        void run(size_t chunk) const {
+            // Its thread goes on when all else is done.
+            const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+            while (chunk == each && left != 0 && std::chrono::steady_clock::now() < end) {
+                std::this_thread::yield();
+            }
+            expect(chunk != each || left == 0, "what a slow thread had begun was left to it");
+            left -= chunk == each ? 0 : 1;
+        }
+    };
+    const Slow step;
+    Phases phases;
+    phases.add(step);
+    phases.run(large, OwnThreads(count));
+}
+
 // Only one of the threads that there could be.
 class Lonely final : public Threads {
 public:
@@ -112,6 +138,7 @@ int main() {
         everyone_takes_their_own_share(*threads);
         what_is_thrown_comes_back(*threads);
     }
+    nobody_waits_for_a_slow_thread();
     every_chunk_runs_once(some, 1, "little work");
     every_chunk_runs_once(CallingThread(), large, "the calling thread");
     every_chunk_runs_once(Lonely(), large, "one of seven threads");

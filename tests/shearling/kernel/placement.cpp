@@ -3,19 +3,20 @@
 #include "placement.hpp"
 
 #include <cstdio>
-#include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "linear.hpp"
 #include "own_threads.hpp"
+#include "pairs.hpp"
 
 using namespace shearling;
 
 namespace {
 
 constexpr size_t thread_count = 8;
-constexpr size_t columns = 512;
 
 int failures = 0;
 
@@ -26,48 +27,74 @@ void expect(bool holds, const std::string& what) {
     }
 }
 
-// Matrices behind each other, as a file has them, of which every row has as many zeros.
-struct File {
-    std::vector<uint8_t> bytes;
-    std::vector<PackedMatrix> matrices;
+using Shape = std::pair<size_t, size_t>;
 
-    File(const std::vector<size_t>& rows, ValueType type, size_t every) {
-        for (const size_t count : rows) {
-            std::vector<int8_t> values(count * columns);
-            for (size_t index = 0; index < values.size(); ++index) {
-                values[index] = index % every == 0 ? 1 + index % 7 : 0;
-            }
-            const size_t group = type == ValueType::int8 ? columns : 64;
-            const std::vector<float> scales(count * columns / group, 0.5f);
-            const MatrixForm form{type,  every == 1 ? Encoding::dense : Encoding::bitmask, ScaleType::f32, count,
-                                  columns, group};
-            const PlainMatrix plain{form, values.data(), scales.data()};
-            const size_t start = bytes.size();
-            bytes.resize(start + packed_size(plain));
-            pack(plain, bytes.data() + start);
-        }
-        bytes.insert(bytes.end(), 256, 7);  // norms
-        matrices.resize(rows.size());
-        size_t end = 0;
-        expect(read_headers(bytes.data(), bytes.size(), rows.size(), matrices.data(), end) == nullptr, "no matrices");
-    }
+// Matrices behind each other, as a file has them or memory, of which every row has as many zeros.
+struct Matrices {
+    Matrices() = default;
+    Matrices(Matrices&&) = default;  // not copied: matrices point into the bytes
+    std::vector<uint8_t> bytes;
+    std::vector<PackedMatrix> all;
 };
 
-// The panels that each thread multiplies by, of every matrix. Nobody goes on before all have begun.
+Matrices packed(const std::vector<Shape>& shapes, ValueType type, size_t every) {
+    Matrices matrices;
+    for (const auto& [rows, columns] : shapes) {
+        const bool bf16 = type == ValueType::bf16;
+        std::vector<int8_t> values(rows * columns * (bf16 ? 2 : 1));
+        for (size_t index = 0; index < rows * columns; ++index) {
+            values[bf16 ? 2 * index + 1 : index] = index % every == 0 ? 1 + index % 7 : 0;
+        }
+        const size_t group = bf16 ? 0 : type == ValueType::int8 ? columns : 64;
+        const std::vector<float> scales(bf16 ? 0 : rows * columns / group, 0.5f);
+        const MatrixForm form{
+            type, every == 1 ? Encoding::dense : Encoding::bitmask, bf16 ? ScaleType::none : ScaleType::f32, rows,
+            columns, group};
+        const PlainMatrix plain{form, values.data(), scales.data()};
+        const size_t start = matrices.bytes.size();
+        matrices.bytes.resize(start + packed_size(plain));
+        pack(plain, matrices.bytes.data() + start);
+    }
+    matrices.bytes.insert(matrices.bytes.end(), 256, 7);  // norms
+    matrices.all.resize(shapes.size());
+    size_t end = 0;
+    const char* const fault =
+        read_headers(matrices.bytes.data(), matrices.bytes.size(), shapes.size(), matrices.all.data(), end);
+    expect(fault == nullptr, "matrices were not packed");
+    return matrices;
+}
+
+Matrices paired(const Matrices& stored) {
+    Matrices pairs;
+    size_t size = 0;
+    for (const PackedMatrix& matrix : stored.all) {
+        size += paired_size(matrix);
+    }
+    pairs.bytes.resize(size);
+    size_t place = 0;
+    for (const PackedMatrix& matrix : stored.all) {
+        pairs.all.push_back(pair(matrix, pairs.bytes.data() + place, CallingThread()));
+        place += paired_size(matrix);
+    }
+    return pairs;
+}
+
+// One thread for the work of several.
+class InTheirPlace final : public Threads {
+public:
+    size_t count() const override { return thread_count; }
+    void run(size_t count, Task task, void* context) const override { CallingThread().run(count, task, context); }
+};
+
+// The panels of every call of a kernel: a chunk, or what it has of a matrix.
 struct Panels {
     const uint8_t* values;
     size_t first, last;
 };
-std::vector<std::vector<Panels>> multiplied(thread_count);
-std::unique_ptr<Gate> gate;
+std::vector<Panels> multiplied;
 
-void remember(
-    const PackedMatrix& matrix, const Activations&, size_t first, size_t last, const Output&, uint8_t*) {
-    std::vector<Panels>& own = multiplied[OwnThreads::current_place()];
-    if (own.empty()) {
-        gate->pass();
-    }
-    own.push_back({matrix.values, first, last});
+void remember(const PackedMatrix& matrix, const Activations&, size_t first, size_t last, const Output&, uint8_t*) {
+    multiplied.push_back({matrix.values, first, last});
 }
 
 KernelSet remembering() {
@@ -76,38 +103,52 @@ KernelSet remembering() {
     return kernels;
 }
 
+// Whether no chunk reads what two threads copy, and all threads have some of every product: as shares have equal
+// numbers of chunks, every thread then reads what it copies.
 template <class Product>
-void check_that_readers_copy(const File& file, size_t side_by_side, const Product& product, const std::string& who) {
-    multiplied.assign(thread_count, {});
-    gate = std::make_unique<Gate>(thread_count);
-    const OwnThreads threads(thread_count);
+void check_that_readers_copy(
+    const Matrices& matrices, size_t side_by_side, const Product& product, const std::string& who) {
+    multiplied.clear();
+    const InTheirPlace threads;
     const KernelSet kernels = remembering();
     product(Settings{kernels, Precision::automatic, threads});
-    const Placement placement(file.bytes.data(), file.bytes.size(), file.matrices, side_by_side);
-    size_t panels = 0;
-    for (size_t place = 0; place < thread_count; ++place) {
-        const auto part = placement.part(place, thread_count);
-        for (const PackedMatrix& matrix : file.matrices) {
-            for (const Panels& read : multiplied[place]) {
-                if (read.values != matrix.values) {
-                    continue;
-                }
-                panels += read.last - read.first;
-                const auto first = static_cast<size_t>(matrix.panel_values(read.first) - file.bytes.data());
-                const auto last = static_cast<size_t>(matrix.panel_values(read.last) - file.bytes.data());
-                bool own = false;
-                for (const auto& [from, to] : part) {
-                    own |= from <= first && last <= to + 64;  // the last line, where sections are not whole ones
-                }
-                expect(own, who + ": thread " + std::to_string(place) + " reads what another copied");
+    const Placement placement(matrices.bytes.data(), matrices.bytes.size(), matrices.all, side_by_side);
+    std::vector<size_t> panels(matrices.all.size());
+    std::vector<std::set<size_t>> readers(matrices.all.size());
+    for (const Panels& read : multiplied) {
+        for (size_t index = 0; index < matrices.all.size(); ++index) {
+            const PackedMatrix& matrix = matrices.all[index];
+            if (read.values != matrix.values) {
+                continue;
             }
+            panels[index] += read.last - read.first;
+            const auto range = [&](const uint8_t* first, const uint8_t* last) {
+                bool owned = first == last;
+                for (size_t place = 0; place < thread_count; ++place) {
+                    for (const auto& [from, to] : placement.part(place, thread_count)) {
+                        // But for the last line, where sections are not whole ones.
+                        const uint8_t* const bytes = matrices.bytes.data();
+                        if (bytes + from <= first && last <= bytes + to + 64) {
+                            owned = true;
+                            readers[index].insert(place);
+                        }
+                    }
+                }
+                expect(owned, who + ": a chunk is not of one thread");
+            };
+            range(matrix.panel_values(read.first), matrix.panel_values(read.last));
+            range(matrix.panel_scales(read.first), matrix.panel_scales(read.last));
+            range(matrix.panel_masks(read.first), matrix.panel_masks(read.last));
         }
     }
-    size_t all = 0;
-    for (const PackedMatrix& matrix : file.matrices) {
-        all += matrix.panels();
+    const size_t alone = matrices.all.size() - side_by_side;
+    std::set<size_t> together;
+    for (size_t index = 0; index < matrices.all.size(); ++index) {
+        expect(panels[index] == matrices.all[index].panels(), who + ": panels were not multiplied once");
+        expect(index >= alone || readers[index].size() == thread_count, who + ": not everyone reads");
+        together.insert(readers[index].begin(), index < alone ? readers[index].begin() : readers[index].end());
     }
-    expect(panels == all, who + ": panels were not multiplied once");
+    expect(together.size() == thread_count, who + ": not everyone reads what is side by side");
 }
 
 void check_that_parts_are_all(const Placement& placement, size_t size, size_t shares, const std::string& who) {
@@ -121,19 +162,20 @@ void check_that_parts_are_all(const Placement& placement, size_t size, size_t sh
     }
     for (const int count : copies) {
         if (count != 1) {
-            return expect(false, who + ": a byte is in " + std::to_string(count) + " parts of " + std::to_string(shares));
+            return expect(false, who + ": a byte is in " + std::to_string(count) + " parts");
         }
     }
 }
 
 // Chunks and shares of work are others by many threads, sums are not.
-void check_products(const File& file, const std::string& who) {
+void check_products(const Matrices& matrices, const std::string& who) {
+    const size_t columns = matrices.all[0].columns;
     std::vector<float> x(3 * columns);
     for (size_t index = 0; index < x.size(); ++index) {
         x[index] = static_cast<float>(index % 29) - 14.0f;
     }
     size_t rows = 0;
-    for (const PackedMatrix& matrix : file.matrices) {
+    for (const PackedMatrix& matrix : matrices.all) {
         rows += matrix.rows;
     }
     std::vector<std::vector<float>> results;
@@ -143,63 +185,83 @@ void check_products(const File& file, const std::string& who) {
         std::vector<float> y(3 * rows);
         std::vector<Output> outputs;
         size_t first = 0;
-        for (const PackedMatrix& matrix : file.matrices) {
+        for (const PackedMatrix& matrix : matrices.all) {
             outputs.push_back({y.data() + first, rows, nullptr, nullptr, 0});
             first += matrix.rows;
         }
         multiply(
-            file.matrices.data(), outputs.size(), Rows{x.data(), 3, columns}, Norm{nullptr, 0.0f}, outputs.data(),
+            matrices.all.data(), outputs.size(), Rows{x.data(), 3, columns}, Norm{nullptr, 0.0f}, outputs.data(),
             Settings{best_kernels(), Precision::automatic, *threads});
         results.push_back(y);
     }
     expect(results[0] == results[1] && results[0] == results[2], who + ": many threads give another product");
 }
 
-void check_copy(const File& file, const Placement& placement, const Threads& threads) {
-    std::vector<uint8_t> copy(file.bytes.size());
+void check_copy(const Matrices& matrices, const Placement& placement, const Threads& threads) {
+    std::vector<uint8_t> copy(matrices.bytes.size());
     placement.copy(copy.data(), threads);
-    expect(copy == file.bytes, "a copy differs");
+    expect(copy == matrices.bytes, "a copy differs");
+}
+
+void check(ValueType type, size_t every, bool in_pairs, const std::string& who) {
+    // Of more than 256 KiB, so that there is a chunk for everyone.
+    const size_t hidden = 1024, inner = 1536;
+    const std::vector<Shape> queries = {{hidden, hidden}, {80, hidden}, {48, hidden}};
+    std::vector<Shape> layer = {{hidden, hidden}, {inner, hidden}, {inner, hidden}, {hidden, inner}};
+    layer.insert(layer.end(), queries.begin(), queries.end());
+    const auto made = [&](const std::vector<Shape>& shapes) {
+        Matrices stored = packed(shapes, type, every);
+        return in_pairs ? paired(stored) : std::move(stored);
+    };
+    std::vector<float> x(inner, 1.0f), y(hidden);
+    const Rows row{x.data(), 1, hidden};
+    const Norm none{nullptr, 0.0f};
+    const std::vector<Output> outputs(3, Output{y.data(), hidden, nullptr, nullptr, 0});
+
+    const Matrices side_by_side = made(queries), alone = made({{hidden, hidden}}), all = made(layer);
+    check_that_readers_copy(side_by_side, 3, [&](const Settings& settings) {
+        multiply(side_by_side.all.data(), 3, row, none, outputs.data(), settings);
+    }, who + ", side by side");
+    check_that_readers_copy(alone, 1, [&](const Settings& settings) {
+        multiply(alone.all.data(), 1, row, none, outputs.data(), settings);
+    }, who + ", alone");
+    check_that_readers_copy(all, 3, [&](const Settings& settings) {
+        const PackedMatrix* const matrices = all.all.data();
+        const Mlp mlp{matrices + 1, matrices + 2, matrices + 3, Function::silu, none};
+        const Layer steps{matrices, none, mlp, none, none, matrices + 4, 3};
+        multiply(steps, row, row, y.data(), outputs.data(), settings);
+    }, who + ", a layer");
+
+    const Matrices odd = made({{hidden + 5, 64}, {17, 64}});
+    for (const Matrices* some : {&side_by_side, &odd}) {
+        const Matrices& matrices = *some;
+        for (const size_t last : {size_t{0}, size_t{1}, size_t{3}, size_t{9}}) {
+            const Placement placement(matrices.bytes.data(), matrices.bytes.size(), matrices.all, last);
+            for (const size_t shares : {size_t{1}, size_t{2}, size_t{7}, size_t{64}, size_t{3000}}) {
+                check_that_parts_are_all(placement, matrices.bytes.size(), shares, who);
+            }
+            check_copy(matrices, placement, CallingThread());
+            check_copy(matrices, placement, OwnThreads(64));
+        }
+        const Placement unknown(matrices.bytes.data(), matrices.bytes.size(), {}, 1);
+        check_that_parts_are_all(unknown, matrices.bytes.size(), 7, who + ", unknown");
+        check_copy(matrices, unknown, OwnThreads(7));
+        if (!in_pairs) {
+            check_products(matrices, who);
+        }
+    }
 }
 
 }  // namespace
 
 int main() {
-    std::vector<float> x(columns, 1.0f), y(1 << 16);
-    const Rows row{x.data(), 1, columns};
-    for (const ValueType type : {ValueType::int8, ValueType::int4}) {
-        for (const size_t every : {size_t{1}, size_t{2}}) {
-            const std::string kind = type == ValueType::int8 ? "int8" : "int4";
-            const std::string who = kind + ", one weight in " + std::to_string(every);
-            // Some 300 KiB, so that a chunk is the whole share of a thread.
-            const size_t rows = type == ValueType::int8 ? (every == 1 ? 592 : 960) : (every == 1 ? 992 : 1488);
-
-            const File queries({rows, 80, 48}, type, every);
-            const Output outputs[3] = {
-                {y.data(), 0, nullptr, nullptr, 0}, {y.data(), 0, nullptr, nullptr, 0},
-                {y.data(), 0, nullptr, nullptr, 0}};
-            check_that_readers_copy(queries, 3, [&](const Settings& settings) {
-                multiply(queries.matrices.data(), 3, row, Norm{nullptr, 0.0f}, outputs, settings);
-            }, who + ", side by side");
-
-            const File one({rows + 32}, type, every), odd({rows + 5, 17}, type, every);
-            check_that_readers_copy(one, 1, [&](const Settings& settings) {
-                multiply(one.matrices.data(), 1, row, Norm{nullptr, 0.0f}, outputs, settings);
-            }, who + ", alone");
-
-            for (const File* file : {&queries, &one, &odd}) {
-                for (const size_t side_by_side : {size_t{0}, size_t{1}, size_t{3}, size_t{9}}) {
-                    const Placement placement(file->bytes.data(), file->bytes.size(), file->matrices, side_by_side);
-                    for (const size_t shares : {size_t{1}, size_t{2}, size_t{7}, size_t{64}, size_t{1000}}) {
-                        check_that_parts_are_all(placement, file->bytes.size(), shares, who);
-                    }
-                    check_copy(*file, placement, CallingThread());
-                    check_copy(*file, placement, OwnThreads(64));
-                }
-                check_products(*file, who);
-                check_that_parts_are_all(
-                    Placement(file->bytes.data(), file->bytes.size(), {}, 1), file->bytes.size(), 7, "no matrices");
-            }
-        }
-    }
+    check(ValueType::int8, 1, false, "int8");
+    check(ValueType::int8, 2, false, "sparse int8");
+    check(ValueType::int8, 2, true, "int8 in pairs");
+    check(ValueType::int4, 1, false, "int4");
+    check(ValueType::int4, 2, false, "sparse int4");
+    check(ValueType::int4, 2, true, "int4 in pairs");
+    check(ValueType::bf16, 1, false, "bf16");
+    check(ValueType::bf16, 2, false, "sparse bf16");
     return failures == 0 ? 0 : 1;
 }

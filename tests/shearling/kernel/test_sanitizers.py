@@ -33,10 +33,6 @@ VNNI = () if "avx_vnni" in INSTRUCTIONS else ("-DSHEARLING_VNNI_OF_AVX512",)
 """Where a processor has the same products in another encoding alone, the kernels for AVX-VNNI run with these."""
 FLAGS = ("-std=c++17", "-Wno-psabi", *VNNI)
 OPENVINO = Path(openvino.__file__).parent
-LIBRARIES = (
-    *(next((OPENVINO / "libs").glob(f"{name}*")) for name in ("libopenvino.so", "libtbb.so")),
-    f"-Wl,-rpath,{OPENVINO / 'libs'}",
-)
 KERNELS = ("amx", "avx512", "avx_vnni", "avx2", "portable")
 CASES = int(os.environ.get("SHEARLING_FUZZ_CASES", "40000"))
 """For each set of kernels, of which four run nearly anywhere: half of them matrices, half nodes for OpenVINO."""
@@ -48,6 +44,12 @@ def sources(*left_out: str) -> list[Path]:
     """All units but some, and memory whose ends a sanitizer sees in place of huge pages."""
     names = {"huge_memory.cpp", *left_out}
     return [HERE / "exact_memory.cpp", *(file for file in sorted(SOURCES.glob("*.cpp")) if file.name not in names)]
+
+
+def libraries() -> list[str | Path]:
+    """What a program with operators of OpenVINO is linked against."""
+    files = [next((OPENVINO / "libs").glob(f"{name}*")) for name in ("libopenvino.so", "libtbb.so")]
+    return [*files, f"-Wl,-rpath,{OPENVINO / 'libs'}"]
 
 
 def can_run(unit: Path) -> bool:
@@ -85,7 +87,7 @@ def fuzz(kernels_compiled, tmp_path_factory) -> Path:
     def make(directory: Path) -> None:
         units = [HERE / "fuzz.cpp", *(SOURCES / name for name in OPENVINO_UNITS)]
         objects = compiled(units, directory, "-isystem", OPENVINO / "include", "-I", HERE)
-        command = [*find_compiler(), *SANITIZERS, *objects, *kernels_compiled, "-o", directory / "fuzz", *LIBRARIES]
+        command = [*find_compiler(), *SANITIZERS, *objects, *kernels_compiled, "-o", directory / "fuzz", *libraries()]
         subprocess.run(command, check=True, timeout=600)
 
     return once_per_run(tmp_path_factory, "fuzz", make) / "fuzz"
@@ -127,7 +129,7 @@ def test_many_threads_share_work_in_order(tmp_path):
 
 def test_a_thread_keeps_its_place(tmp_path):
     units = [HERE / "places.cpp", SOURCES / "tbb_threads.cpp"]
-    run_program(["-O1", "-isystem", OPENVINO / "include", "-I", SOURCES, *units, *LIBRARIES], tmp_path / "places")
+    run_program(["-O1", "-isystem", OPENVINO / "include", "-I", SOURCES, *units, *libraries()], tmp_path / "places")
 
 
 @pytest.mark.slow
