@@ -13,6 +13,8 @@ from shearling.errors import ArtefactMissing
 
 SMOKE_SHARE = 0.3
 """Time of a smoke run, as a share of a full one."""
+SLOW_MACHINE = 1.75
+"""How much longer it has taken on two cores of a server than on those that the steps expect."""
 
 
 def check_recipes() -> None:
@@ -69,6 +71,8 @@ class _Pace:
         self._taken_s += seconds
 
     def estimate(self, remaining: Sequence[Action]) -> str:
-        factor = self._taken_s / self._expected_s if self._expected_s else self._share
-        minutes = factor * sum(action.step.expected_s for action in remaining) / 60
-        return f"about {max(1, round(minutes))} min left"
+        expected = sum(action.step.expected_s for action in remaining) / 60
+        if self._expected_s:
+            return f"about {max(1, round(expected * self._taken_s / self._expected_s))} min left"
+        least, most = (max(1, round(expected * self._share * factor)) for factor in (1.0, SLOW_MACHINE))
+        return f"{least} to {most} min left"

@@ -14,8 +14,9 @@ import pytest
 
 from shearling.artefact import open_artefact, write_artefact
 from shearling.command_line import Terminated
-from shearling.demo.stage_steps import share
+from shearling.demo.stage_steps import Action, share
 from shearling.demo.step import Ledger, Step, carry_out, run_python
+from shearling.demo.walk import walk
 from shearling.errors import ArtefactError, CheckFailed, EnvironmentFault, OutputExists, ShearlingError, UsageError
 
 COUNT = """
@@ -45,6 +46,21 @@ def test_a_step_is_done_once(step, ledger_file):
     made = open_artefact(step.output, kind="base").sha256
     assert carry_out(step, Ledger(ledger_file), force=False) is None
     assert open_artefact(step.output, kind="base").sha256 == made
+
+
+def test_the_time_left_is_a_range_before_anything_was_timed(tmp_path, capfd):
+    (tmp_path / "input.toml").write_text("one")
+    outputs = [tmp_path / name for name in ("one", "two", "three")]
+    commands = [("-c", COUNT, str(output)) for output in outputs]
+    actions = [
+        Action(Step(f"make {output.name}", command, output, (tmp_path / "input.toml",), 240.0))
+        for output, command in zip(outputs, commands, strict=True)
+    ]
+    walk(actions, tmp_path / "demo.json", scale="full", force=False)
+    shown = capfd.readouterr().err
+    assert "step 1 of 3, 12 to 21 min left: make one" in shown
+    # The first took a second of the four minutes that were expected.
+    assert "step 2 of 3, about 1 min left: make two" in shown
 
 
 def test_a_stage_is_ours_whatever_lies_in_the_directory(tmp_path, monkeypatch):
@@ -149,6 +165,7 @@ import sys
 from pathlib import Path
 from shearling.command_line import make_app, run_command
 from shearling.demo.step import Ledger, Step, carry_out, run_python
+from shearling.demo.walk import walk
 app = make_app("x")
 root = Path(sys.argv[1])
 @app.command()

@@ -115,9 +115,7 @@ def test_no_damage_makes_anything_read_or_write_outside(fuzz, kernels):
 
 def run_program(parts: Sequence[str | Path], program: Path, *sanitizers: str) -> None:
     """Builds a program that prints what is not as it should be, and runs it."""
-    subprocess.run(
-        [*find_compiler(), *FLAGS, *sanitizers, "-pthread", *parts, "-o", program], check=True, timeout=600
-    )
+    subprocess.run([*find_compiler(), *FLAGS, *sanitizers, "-pthread", *parts, "-o", program], check=True, timeout=600)
     done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr[-4000:]
 
