@@ -503,6 +503,7 @@ def _head_is_slower_packed(operators, rows):
 def test_angles_are_not_rounded_in_bf16(tmp_path, monkeypatch, family, packed):
     """Nor where something else of the model computes in bf16, as a head that is not packed does."""
     if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        # Nothing is rounded to bf16 then, so that the test could not fail.
         pytest.skip("OpenVINO computes in f32 on this processor, whatever it is asked for")
     monkeypatch.setattr(packed_choice, "LEAST_BYTES", 1)
     xml = write_packed(tmp_path, seeded_decoder(*FAMILIES[family]))
