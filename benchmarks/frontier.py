@@ -65,8 +65,12 @@ def place_models(board: Scoreboard, subjects: Sequence[BenchmarkSubject]) -> lis
 
 def _place(subject: BenchmarkSubject, scores: dict[str, Score]) -> Place:
     deployment = subject.deployment
-    path, _, settings = deployment.label.rpartition("@") if deployment.properties else (deployment.label, "", "")
-    score = scores.get(deployment.label, scores.get(path))
+    own = ",".join(f"{name}={value}" for name, value in deployment.properties.items())
+    path, _, settings = deployment.label.rpartition("@") if own else (deployment.label, "", "")
+    # What stays, such as an environment, may be a part of the name under which the same file was evaluated.
+    left = ",".join(part for part in settings.split(",") if part.partition("=")[0] not in deployment.properties)
+    names = (deployment.label, f"{path}@{left}", path)
+    score = next((scores[name] for name in names if name in scores), None)
     if score is None:
         raise ArtefactMismatch("was timed, and its accuracy is not there", where=deployment.label)
     if score.model_format not in (None, deployment.format):
@@ -77,7 +81,7 @@ def _place(subject: BenchmarkSubject, scores: dict[str, Score]) -> Place:
         )
     name = Path(deployment.file or path).name.removesuffix(".gguf")
     return Place(
-        name=f"{name}, {settings}" if settings else name,
+        name=f"{name}, {own}" if own else name,
         runtime=RUNTIMES.get(deployment.format).title,
         mib=deployment.weights_bytes / 2**20,
         score=score,

@@ -59,6 +59,23 @@ class Target:
         return self.with_format(required)
 
 
+def read_switch(properties: Mapping[str, str], name: str, *, default: bool) -> bool:
+    """What a property of a runtime says that is on or off.
+
+    Args:
+        properties: of a target.
+        name: of the property.
+        default: where it is not among them.
+
+    Raises:
+        UsageError: its value is neither YES nor NO.
+    """
+    asked = properties.get(name, "YES" if default else "NO")
+    if asked not in ("YES", "NO"):
+        raise UsageError(f"it is YES or NO, not {asked}", where=name, remedy=f"Give {name}=YES or {name}=NO")
+    return asked == "YES"
+
+
 def parse_target(argument: str | Path | Target) -> Target:
     """Read `DIR`, `DIR@format=onnx`, `DIR@PROPERTY=VALUE,PROPERTY=VALUE` or `FILE.gguf@environment=DIR`.
 

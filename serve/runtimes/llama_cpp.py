@@ -17,6 +17,8 @@ from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFact
 from serve.runtimes.tokenization import render_turn
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.model.gguf_header import is_gguf, read_header
+from shearling.registry.runtimes import FLASH_ATTENTION
+from shearling.target import read_switch
 
 MOST_CONTEXT_TOKENS = 4096
 """Memory for so many positions is taken at once, however many the model knows."""
@@ -49,7 +51,7 @@ class LlamaCppRuntime:
 
     Raises:
         ArtefactCorrupt: llama.cpp does not load it.
-        UsageError: a precision was asked for; the file decides.
+        UsageError: a precision was asked for, which the file decides, or a property is neither YES nor NO.
     """
 
     def __init__(self, deployment: Deployment, options: RunOptions) -> None:
@@ -62,6 +64,7 @@ class LlamaCppRuntime:
                 remedy="Leave --precision out",
             )
         file = deployment.model_file
+        flash_attention = read_switch(deployment.properties, FLASH_ATTENTION, default=True)
         self._deployment = deployment
         self._context = min(deployment.context_tokens or MOST_CONTEXT_TOKENS, MOST_CONTEXT_TOKENS)
         try:
@@ -71,7 +74,7 @@ class LlamaCppRuntime:
                 n_batch=BATCH_TOKENS,
                 n_threads=options.threads,
                 n_threads_batch=options.threads,
-                flash_attn=True,  # as llama.cpp's own programs choose
+                flash_attn=flash_attention,
                 use_mmap=not options.huge_pages,  # a file that is mapped cannot move into huge pages
                 verbose=False,
             )
@@ -84,7 +87,11 @@ class LlamaCppRuntime:
             runtime=f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})",
             provider="CPU",
             precision="as stored" if file_type is None else f"file type {file_type}",
-            settings={"threads": str(self._model.n_threads), "context": str(self._context)},
+            settings={
+                "threads": str(self._model.n_threads),
+                "context": str(self._context),
+                FLASH_ATTENTION: "YES" if flash_attention else "NO",
+            },
             timing_source="monotonic clock after each call of llama.cpp's eval and the choice of the likeliest token",
         )
 

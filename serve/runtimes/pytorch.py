@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from serve.runtimes.deployment import Deployment
@@ -10,9 +10,10 @@ from serve.runtimes.recording import Recording
 from serve.runtimes.runtime import Decoding, Generation, Precision, RunOptions, RuntimeFacts
 from serve.runtimes.semi_structured import PROPERTY, use_semi_structured
 from serve.runtimes.tokenization import TextTokenizer, TokenizedRuntime
-from shearling.errors import DeviceUnavailable, UsageError
+from shearling.errors import DeviceUnavailable
 from shearling.model.checkpoint import load_model
 from shearling.model.weight_shards import Dtype
+from shearling.target import read_switch
 
 DTYPE: dict[Precision, Dtype] = {"default": "float32", "fp32": "float32", "bf16": "bfloat16"}
 CUDA_REMEDY = "Needs an NVIDIA driver and a CUDA build of PyTorch, or use --device CPU"
@@ -29,7 +30,7 @@ class TorchRuntime(TokenizedRuntime):
         import torch
         import transformers
 
-        wanted = _wants_semi_structured(deployment.properties)
+        wanted = read_switch(deployment.properties, PROPERTY, default=False)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._device = "cuda" if options.device == "CUDA" else "cpu"
@@ -99,15 +100,6 @@ def require_device(device: str) -> None:
 
     if not torch.cuda.is_available():
         raise DeviceUnavailable("PyTorch sees no CUDA device", remedy=CUDA_REMEDY)
-
-
-def _wants_semi_structured(properties: Mapping[str, str]) -> bool:
-    asked = properties.get(PROPERTY, "NO")
-    if asked not in ("YES", "NO"):
-        raise UsageError(
-            f"it is YES or NO, not {asked}", where=PROPERTY, remedy=f"Give {PROPERTY}=YES, or leave it out"
-        )
-    return asked == "YES"
 
 
 class _Streamer:

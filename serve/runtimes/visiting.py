@@ -46,12 +46,7 @@ def plan_visits(deployments: Sequence[Deployment], options: RunOptions) -> list[
     visited = [deployment for deployment in deployments if deployment.format in formats]
     for deployment in visited:
         _require_cpu(deployment, options.device)
-        if deployment.properties and deployment.format != "openvino":
-            raise UsageError(
-                f"{next(iter(deployment.properties))} is unknown where {deployment.format} runs without this toolchain",
-                where=deployment.label,
-                remedy="Leave it out, and environment= of what it is compared with",
-            )
+        _check_properties(deployment)
         if deployment.format == "torch":
             _refuse_code(deployment)
         missing = _missing(deployment.environment, ("numpy", *RUNTIMES.get(deployment.format).visited))
@@ -65,6 +60,17 @@ def plan_visits(deployments: Sequence[Deployment], options: RunOptions) -> list[
         name: _engine(name, [item for item in visited if item.format == name], genai=options.genai) for name in formats
     }
     return [deployment.model_copy(update={"engine": engines.get(deployment.format)}) for deployment in deployments]
+
+
+def _check_properties(deployment: Deployment) -> None:
+    entry = RUNTIMES.get(deployment.format)
+    strange = [name for name in deployment.properties if name not in entry.visited_properties]
+    if strange and not entry.takes_any_property:
+        raise UsageError(
+            f"{strange[0]} is unknown where {deployment.format} runs without this toolchain",
+            where=deployment.label,
+            remedy="Leave it out, and environment= of what it is compared with",
+        )
 
 
 def _asks_for_a_visit(deployment: Deployment, options: RunOptions) -> bool:

@@ -14,6 +14,7 @@ from serve.visitor.greedy import TIMING_SOURCE, Integers, decode_greedily
 MOST_CONTEXT_TOKENS = 4096
 """Memory for so many positions is taken at once, however many the model knows."""
 BATCH_TOKENS = 512
+FLASH_ATTENTION = "FLASH_ATTENTION"
 
 
 class VisitedGguf:
@@ -22,10 +23,10 @@ class VisitedGguf:
     Args:
         file: the model.
         options: as of `serve.runtimes.runtime.RunOptions`.
-        own: none are known.
+        own: `FLASH_ATTENTION`, YES unless it is NO, as llama.cpp's own programs choose.
 
     Raises:
-        VisitorFault: llama.cpp does not load it, or a precision was asked for.
+        VisitorFault: llama.cpp does not load it, a precision was asked for, or a property is neither YES nor NO.
     """
 
     def __init__(self, file: Path, options: Mapping[str, Any], own: Mapping[str, str]) -> None:
@@ -40,6 +41,14 @@ class VisitedGguf:
                 remedy="Leave --precision out",
             )
         threads = options["threads"]
+        flash_attention = own.get(FLASH_ATTENTION, "YES")
+        if flash_attention not in ("YES", "NO"):
+            raise VisitorFault(
+                "UsageError",
+                f"it is YES or NO, not {flash_attention}",
+                where=FLASH_ATTENTION,
+                remedy=f"Give {FLASH_ATTENTION}=YES or {FLASH_ATTENTION}=NO",
+            )
         try:
             self._model = llama_cpp.Llama(
                 str(file),
@@ -47,7 +56,7 @@ class VisitedGguf:
                 n_batch=BATCH_TOKENS,
                 n_threads=threads,
                 n_threads_batch=threads,
-                flash_attn=True,  # as llama.cpp's own programs choose
+                flash_attn=flash_attention == "YES",
                 use_mmap=not options["huge_pages"],  # a file that is mapped cannot move into huge pages
                 verbose=False,
             )
@@ -59,7 +68,11 @@ class VisitedGguf:
             "runtime": f"llama.cpp (llama-cpp-python {_version()})",
             "provider": "CPU",
             "precision": "as stored",
-            "settings": {"threads": str(self._model.n_threads), "context": str(MOST_CONTEXT_TOKENS)},
+            "settings": {
+                "threads": str(self._model.n_threads),
+                "context": str(MOST_CONTEXT_TOKENS),
+                FLASH_ATTENTION: flash_attention,
+            },
             "timing_source": TIMING_SOURCE,
         }
 

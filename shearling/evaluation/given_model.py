@@ -16,8 +16,8 @@ from shearling.model.context_length import read_context_length
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.head import Head, read_head
 from shearling.model.model_artefact import open_model_artefact
-from shearling.registry.runtimes import RUNTIMES
-from shearling.target import AUTO, Target
+from shearling.registry.runtimes import FLASH_ATTENTION, RUNTIMES
+from shearling.target import AUTO, Target, read_switch
 from shearling.virtual_environment import require_packages
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ class GivenModel:
             from shearling.evaluation.llama_cpp_process import open_llama_cpp
 
             threads = torch.get_num_threads()
-            with open_llama_cpp(self.path, environment=self.target.environment, threads=threads) as process:
+            flash = read_switch(self.target.properties, FLASH_ATTENTION, default=True)
+            environment = self.target.environment
+            with open_llama_cpp(self.path, environment=environment, threads=threads, flash_attention=flash) as process:
                 yield _GgufModel(self.path, process)
 
 
@@ -171,12 +173,17 @@ def _check_settings(target: Target, found: Format) -> None:
             where=target.label,
             remedy="Leave environment= out",
         )
-    if target.properties and found != "openvino":
+    known = {FLASH_ATTENTION} if found == "gguf" else set()
+    strange = [name for name in target.properties if name not in known]
+    if strange and found != "openvino":
         raise UsageError(
-            f"{', '.join(target.properties)}: a model in {found} is evaluated without properties",
+            f"{', '.join(strange)}: a model in {found} is evaluated without "
+            + (f"properties other than {', '.join(known)}" if known else "properties"),
             where=target.label,
             remedy="Leave them out; those of OpenVINO are for OpenVINO models",
         )
+    if known:
+        read_switch(target.properties, FLASH_ATTENTION, default=True)
 
 
 class _TorchModel:

@@ -97,7 +97,9 @@ class LlamaCppProcess:
 
 
 @contextmanager
-def open_llama_cpp(file: Path, *, environment: Path | None, threads: int) -> Iterator[LlamaCppProcess]:
+def open_llama_cpp(
+    file: Path, *, environment: Path | None, threads: int, flash_attention: bool = True
+) -> Iterator[LlamaCppProcess]:
     """Load a GGUF file in a process of its own, which ends with the context, whatever happens.
 
     Args:
@@ -105,12 +107,14 @@ def open_llama_cpp(file: Path, *, environment: Path | None, threads: int) -> Ite
         environment: virtual environment with llama_cpp; None is the one that runs. That it is there was checked by
             `shearling.virtual_environment`.
         threads: of the CPU.
+        flash_attention: attention in one pass, as llama.cpp's own programs choose.
 
     Raises:
         ArtefactCorrupt: llama.cpp does not load the file.
     """
     # Without -P the worker's neighbours here would go before packages of the same names.
-    command = [str(interpreter_of(environment)), "-P", str(WORKER), str(file), str(threads)]
+    flash = "YES" if flash_attention else "NO"
+    command = [str(interpreter_of(environment)), "-P", str(WORKER), str(file), str(threads), flash]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
         try:

@@ -1,12 +1,12 @@
 """Reads tokens with llama.cpp and answers with logits: runs in the Python that has llama_cpp, which may have nothing of
 this project.
 
-    python -P llama_cpp_worker.py FILE.gguf THREADS
+    python -P llama_cpp_worker.py FILE.gguf THREADS FLASH_ATTENTION
 
-It says first what it loaded, one line of JSON: {"vocabulary": ..., "most_rows": ...}, or {"error": ...}. After that
-every line on stdin is a request, {"fresh": bool, "rows": [[token, ...], ...], "wanted": [count, ...]}: what follows in
-each row, and behind how many of its last tokens the logits are asked for. The answer is the number of those tokens, 8
-bytes, and their logits row by row, float32.
+The last is YES or NO. The worker says first what it loaded, one line of JSON: {"vocabulary": ..., "most_rows": ...}, or
+{"error": ...}. After that every line on stdin is a request, {"fresh": bool, "rows": [[token, ...], ...], "wanted":
+[count, ...]}: what follows in each row, and behind how many of its last tokens the logits are asked for. The answer is
+the number of those tokens, 8 bytes, and their logits row by row, float32.
 
 Everything is in the byte order of the machine. What cannot be done ends the process; its last line on stderr says why.
 """
@@ -44,19 +44,20 @@ class Reader:
     Args:
         path: of the GGUF file.
         threads: of the CPU.
+        flash_attention: attention in one pass.
 
     Raises:
         ValueError: llama.cpp does not load it.
     """
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, *, flash_attention: bool) -> None:
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = 0
         self._model = llama_cpp.llama_model_load_from_file(path.encode(), options)
         if not self._model:
             raise ValueError("llama.cpp does not load it")
         self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model)))
-        self._threads = threads
+        self._threads, self._flash_attention = threads, flash_attention
         self._context: Any = None
         self._cells = self._most_rows = 0
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
@@ -108,7 +109,8 @@ class Reader:
         # Rows share the cells: a long one may have more of them than its share.
         options.kv_unified = True
         # What is left is as `serve` runs the file.
-        options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        on, off = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        options.flash_attn_type = on if self._flash_attention else off
         self._context = llama_cpp.llama_init_from_model(self._model, options)
         if not self._context:
             raise MemoryError(f"llama.cpp makes no context for {self._cells} tokens in {self._most_rows} rows")
@@ -134,11 +136,11 @@ class Reader:
         return logits
 
 
-def main(path: str, threads: int, requests: IO[bytes], answers: IO[bytes]) -> None:
+def main(path: str, threads: int, requests: IO[bytes], answers: IO[bytes], *, flash_attention: bool) -> None:
     """Load, then answer until there are no more requests."""
     llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
     try:
-        reader = Reader(path, threads)
+        reader = Reader(path, threads, flash_attention=flash_attention)
     except ValueError as error:
         answers.write(json.dumps({"error": str(error)}).encode() + b"\n")
         answers.flush()
@@ -158,4 +160,4 @@ if __name__ == "__main__":
     # llama.cpp may print; what it prints is no answer.
     answering = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    main(sys.argv[1], int(sys.argv[2]), sys.stdin.buffer, answering)
+    main(sys.argv[1], int(sys.argv[2]), sys.stdin.buffer, answering, flash_attention=sys.argv[3] == "YES")

@@ -8,6 +8,9 @@ from typing import Any
 
 from shearling.registry.registry import Registry, SingleEntry
 
+FLASH_ATTENTION = "FLASH_ATTENTION"
+"""YES or NO: whether llama.cpp computes attention in one pass, as its own programs choose."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeEntry(SingleEntry):
@@ -35,6 +38,7 @@ class RuntimeEntry(SingleEntry):
             and is then measured there, by our packages behind its own.
         visited: what a measuring process imports in somebody else's environment, of any version of Python, without
             anything of ours, by an engine of `serve.visitor` of the same name. Empty where it cannot.
+        visited_properties: those of `properties` that this engine knows, too.
     """
 
     title: str
@@ -51,6 +55,7 @@ class RuntimeEntry(SingleEntry):
     file_suffix: str | None = None
     runs_in_own_environment: bool = False
     visited: tuple[str, ...] = ()
+    visited_properties: tuple[str, ...] = ()
 
     @property
     def takes_environment(self) -> bool:
@@ -134,7 +139,9 @@ RUNTIMES = Registry(
             weights="*.gguf",
             read_file="serve.runtimes.llama_cpp:read_model_facts",
             packages={"llama_cpp": "llama-cpp-python"},
+            properties=(FLASH_ATTENTION,),
             visited=("llama_cpp",),
+            visited_properties=(FLASH_ATTENTION,),
         ),
         RuntimeEntry(
             name="deepsparse",

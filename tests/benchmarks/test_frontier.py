@@ -101,6 +101,14 @@ def test_a_model_has_the_accuracy_of_its_own_files() -> None:
     assert [place.tokens_per_s for place in places] == [230, 220, 200, 74, 70]
 
 
+def test_the_environment_of_a_peer_is_no_part_of_its_name() -> None:
+    label = "p/Q4_0.gguf@environment=p,GROUP=0"
+    (place,) = place_models(board(*SCORES), [timed(label, 240, kind="gguf", property_of=True)])
+    assert (place.name, place.score.accuracy) == ("Q4_0, GROUP=0", 0.84)
+    (place,) = place_models(board(*SCORES, scored(label, 0.83)), [timed(label, 240, kind="gguf", property_of=True)])
+    assert place.score.accuracy == 0.83
+
+
 def test_what_no_other_passes_is_bold_and_on_the_line() -> None:
     places = place_models(board(*SCORES), SUBJECTS)
     bold = [line.split("**")[1] for line in table(places).splitlines() if "**" in line]

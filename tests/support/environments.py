@@ -17,8 +17,8 @@ import json, sys
 from pathlib import Path
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import Decoding, RunOptions, load_runtime
-from shearling.target import Target
-runtime = load_runtime(find_deployment(Target(Path(sys.argv[1]))), RunOptions(threads=1))
+from shearling.target import parse_target
+runtime = load_runtime(find_deployment(parse_target(sys.argv[1])), RunOptions(threads=1))
 show = lambda value: print(json.dumps(value))
 """
 
@@ -56,7 +56,7 @@ def environment_seeing_ours(directory: Path, *, at_start: str = "") -> Path:
     return directory
 
 
-def run_inside(environment: Path, model: Path, work: str) -> Any:
+def run_inside(environment: Path, model: Path | str, work: str) -> Any:
     """What `show` is called with last, by lines that use the `runtime` of a model and see the modules of an
     environment.
     """

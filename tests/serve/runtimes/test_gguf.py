@@ -124,19 +124,36 @@ def test_an_environment_that_cannot_serve_is_refused(environment: Path, tmp_path
     check_device("gguf", "CPU", environment=environment)
 
 
-@pytest.mark.parametrize(("options", "mapped"), [((), False), (("--no-huge-pages",), True)])
+@pytest.mark.parametrize(
+    ("options", "setting", "flash", "mapped"),
+    [((), "", True, False), (("--no-huge-pages",), "", True, True), ((), ",FLASH_ATTENTION=NO", False, False)],
+)
 def test_llama_cpp_is_measured_beside_an_export(
-    gguf_file: Path, export: Path, environment: Path, options: tuple[str, ...], mapped: bool
+    gguf_file: Path, export: Path, environment: Path, options: tuple[str, ...], setting: str, flash: bool, mapped: bool
 ) -> None:
-    """As fast as it can be: with flash attention, and in huge pages, where a file that is mapped cannot be."""
-    done = serve("bench", export / "openvino", f"{gguf_file}@environment={environment}", *QUICK, *options, "--json")
+    """As its own programs choose, unless told otherwise: with flash attention, and in huge pages, where a file that is
+    mapped cannot be.
+    """
+    peer = f"{gguf_file}@environment={environment}{setting}"
+    done = serve("bench", export / "openvino", peer, *QUICK, *options, "--json")
     assert done.returncode == 0, done.stderr
     subjects = json.loads(done.stdout)["subjects"]
     assert [subject["deployment"]["format"] for subject in subjects] == ["openvino", "gguf"]
     facts = subjects[1]["facts"]
     assert (facts["runtime"], facts["settings"]["threads"]) == ("llama.cpp (llama-cpp-python 0.0.1)", "1")
-    assert json.loads(Path(f"{gguf_file}.asked").read_text()) == {"flash_attn": True, "use_mmap": mapped}
+    assert facts["settings"]["FLASH_ATTENTION"] == ("YES" if flash else "NO")
+    assert json.loads(Path(f"{gguf_file}.asked").read_text()) == {"flash_attn": flash, "use_mmap": mapped}
     assert subjects[1]["ratios"]["tpot_s"]["samples"] == 3
+
+
+def test_attention_in_one_pass_is_on_or_off(gguf_file: Path, environment: Path) -> None:
+    for setting, flash in (("", True), ("@FLASH_ATTENTION=YES", True), ("@FLASH_ATTENTION=NO", False)):
+        said = run_inside(environment, f"{gguf_file}{setting}", "show(runtime.facts.settings['FLASH_ATTENTION'])")
+        assert said == ("YES" if flash else "NO")
+        assert json.loads(Path(f"{gguf_file}.asked").read_text())["flash_attn"] is flash
+    done = serve("bench", f"{gguf_file}@environment={environment},FLASH_ATTENTION=no", *QUICK)
+    assert done.returncode == UsageError.exit_code
+    assert "it is YES or NO, not no" in done.stderr
 
 
 def test_generations_are_timed_token_by_token_and_stop(gguf_file: Path, environment: Path) -> None:

@@ -41,7 +41,7 @@ STAND_IN = '''
 import ctypes, os, signal, sys
 import numpy as np
 
-VOCABULARY, LLAMA_FLASH_ATTN_TYPE_ENABLED = 400, 1
+VOCABULARY, LLAMA_FLASH_ATTN_TYPE_DISABLED, LLAMA_FLASH_ATTN_TYPE_ENABLED = 400, 0, 1
 RAISES, KILLED = 401, 402
 
 class Options: pass
@@ -97,7 +97,8 @@ def llama_decode(context, batch):
         if sum(map(len, context.read.values())) > context.n_ctx:
             return 1
         if batch.logits[index]:
-            context.logits[index] = np.random.default_rng(row).standard_normal(VOCABULARY, np.float32)
+            logits = np.random.default_rng(row).standard_normal(VOCABULARY, np.float32)
+            context.logits[index] = logits if context.flash_attn_type else -logits
     print("this is no answer")
     return 0
 
@@ -184,6 +185,20 @@ def test_rows_are_read_apart_on_and_from_the_start(process: LlamaCppProcess, len
     np.testing.assert_array_equal(process.read(other, [1, 1], fresh=True), [stand_in_logits(row) for row in other])
 
 
+@pytest.mark.parametrize(("setting", "sign"), [("", 1), ("@FLASH_ATTENTION=YES", 1), ("@FLASH_ATTENTION=NO", -1)])
+def test_attention_is_in_one_pass_unless_told_otherwise(
+    stand_in: None, gguf_file: Path, setting: str, sign: int
+) -> None:
+    asked = [Instance("loglikelihood", {}, ("yes", " no"), 0)]
+    with find_given_model(parse_target(f"{gguf_file}{setting}")).load("fp32") as model:
+        ((found, _),) = model.scorer().loglikelihood(asked)
+    tokenizer = tiny_tokenizer()
+    read, answer = tokenizer("yes").input_ids, tokenizer(" no").input_ids
+    logits = [torch.from_numpy(sign * stand_in_logits(read + answer[:place])) for place in range(len(answer))]
+    expected = sum(float(row.double().log_softmax(-1)[token]) for row, token in zip(logits, answer, strict=True))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_decoding_on_outgrows_the_memory_and_goes_on(process: LlamaCppProcess) -> None:
     row, said = rows_of((2040,))[0], 7
     process.read([row], [1], fresh=True)
@@ -259,7 +274,8 @@ def test_a_gguf_file_answers_a_task(stand_in: None, gguf_file: Path, task: Path)
 def test_what_an_evaluation_does_not_honour_is_refused(gguf_file: Path, tmp_path: Path, stand_in: None) -> None:
     (tmp_path / "config.json").write_text("{}")
     for written, said in (
-        (f"{gguf_file}@N_CTX=64", "N_CTX: a model in gguf is evaluated without properties"),
+        (f"{gguf_file}@N_CTX=64", "N_CTX: a model in gguf is evaluated without properties other than FLASH_ATTENTION"),
+        (f"{gguf_file}@FLASH_ATTENTION=off", "it is YES or NO, not off"),
         (f"{tmp_path}@NUM_STREAMS=1", "NUM_STREAMS: a model in torch is evaluated without properties"),
         (f"{tmp_path}@environment={tmp_path}", "evaluated in the environment that runs"),
         (f"{tmp_path}@format=deepsparse", "not as deepsparse"),
