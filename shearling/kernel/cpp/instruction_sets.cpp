@@ -1,4 +1,5 @@
 // Which instruction set computes here.
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -31,6 +32,15 @@ bool runs_here(const KernelSet& kernels) {
     return &kernels == &portable_kernels;
 }
 
+const KernelSet& best_that_run() {
+    for (const char* name : {"amx", "avx512", "avx_vnni", "avx2"}) {
+        if (const KernelSet* kernels = find_kernels(name)) {
+            return *kernels;
+        }
+    }
+    return portable_kernels;
+}
+
 }  // namespace
 
 bool multiplies_bf16() {
@@ -59,12 +69,15 @@ const KernelSet* find_kernels(const char* name) {
 const KernelSet& best_kernels() {
     static const KernelSet& best = []() -> const KernelSet& {
         const char* forced = std::getenv("SHEARLING_KERNEL");
-        for (const char* name : {forced == nullptr ? "amx" : forced, "amx", "avx512", "avx_vnni", "avx2"}) {
-            if (const KernelSet* kernels = find_kernels(name)) {
-                return *kernels;
-            }
+        const bool free = forced == nullptr || *forced == '\0';
+        if (const KernelSet* kernels = free ? nullptr : find_kernels(forced)) {
+            return *kernels;
         }
-        return portable_kernels;
+        const KernelSet& kernels = best_that_run();
+        if (!free) {
+            std::fprintf(stderr, "SHEARLING_KERNEL=%s: no such kernels here; %s compute\n", forced, kernels.name);
+        }
+        return kernels;
     }();
     return best;
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from shearling.errors import ArtefactCorrupt, ShapeMismatch
 from shearling.kernel import packed_format
-from shearling.kernel.library import held_bytes, load_library, multiply, pack_matrix
+from shearling.kernel.library import held_bytes, kernels_in_use, load_library, multiply, pack_matrix
 from shearling.kernel.packed_format import Encoding, ValueType, read_header
 from shearling.kernel.packed_scales import ScaleType
 from tests.support.matrices import dense, random_matrix
@@ -222,6 +225,24 @@ def test_a_bias_is_added_and_wrong_shapes_are_refused():
         multiply(packed, x, bias=bias[:19])
     with pytest.raises(ArtefactCorrupt, match="cannot run"):
         multiply(packed, x, kernels="sse9")
+
+
+def test_kernels_that_are_not_there_are_asked_for_in_vain_and_aloud():
+    best = kernels_in_use()
+    program = "from shearling.kernel.library import kernels_in_use as name; print(name(), name())"
+    for asked, used, said in (
+        ("portable", "portable", ""),
+        ("", best, ""),
+        ("avx-512", best, f"SHEARLING_KERNEL=avx-512: no such kernels here; {best} compute\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "SHEARLING_KERNEL": asked},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (done.stdout, done.stderr) == (f"{used} {used}\n", said)
 
 
 def test_the_best_instruction_set_is_chosen():
