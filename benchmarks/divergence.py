@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.command import command
 from benchmarks.quality.general_text import held_back_text
 from export.verification.parity import Logits, Parity, compare
-from shearling.console import log, progress
-from shearling.errors import ShearlingError, UsageError
+from shearling.console import progress
+from shearling.errors import UsageError
 from shearling.evaluation.causal_scorer import CausalScorer
 from shearling.evaluation.given_model import GivenModel, find_given_model
 from shearling.target import parse_target
@@ -87,20 +88,15 @@ def as_table(models: Sequence[GivenModel], found: Sequence[Parity]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Hold files against their origin."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.divergence", description=main.__doc__)
     parser.add_argument("reference", help="a torch model directory")
     parser.add_argument("candidates", nargs="+", help="as for shearling evaluate")
     options = parser.parse_args(arguments)
-    try:
-        reference, *candidates = [
-            find_given_model(parse_target(text)) for text in (options.reference, *options.candidates)
-        ]
-        found = measure(reference, candidates)
-    except ShearlingError as error:
-        log.print(f"error: {error}", style="red")
-        return error.exit_code
+    reference, *candidates = [find_given_model(parse_target(text)) for text in (options.reference, *options.candidates)]
+    found = measure(reference, candidates)
     sys.stdout.write(as_table(candidates, found))
     return 0
 

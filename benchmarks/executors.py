@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.command import command
 from search.front import BestRule
 from search.opening import open_run
 from search.piece_store import PIECES_FILE
@@ -58,6 +59,7 @@ def sleep(seconds: float) -> float:
     return seconds
 
 
+@command
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, default=8)

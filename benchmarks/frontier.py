@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.command import command
 from serve.bench.benchmark import BenchmarkSubject
 from serve.bench.benchmark_artefact import read_benchmark
 from shearling.chart import Point, as_file, scatter
-from shearling.console import log
-from shearling.errors import ArtefactMismatch, ShearlingError
+from shearling.errors import ArtefactMismatch
 from shearling.evaluation.scoreboard import Score, Scoreboard, read_scoreboard
 from shearling.registry.runtimes import RUNTIMES
 from shearling.strict_json import write_text
@@ -149,6 +149,7 @@ def _passed(place: Place, places: Sequence[Place]) -> bool:
     return any(place.is_passed_by(other) for other in places)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the chart, print the table."""
     parser = argparse.ArgumentParser(
@@ -160,13 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--ours", required=True, help="how the names of our models begin, with commas between them")
     add("--output", type=Path, required=True, help="the chart, an SVG file")
     options = parser.parse_args(arguments)
-    try:
-        board = read_scoreboard(options.accuracy)
-        places = place_models(board, read_benchmark(options.speed).subjects)
-        write_text(options.output, chart(places, ours=tuple(options.ours.split(","))))
-    except ShearlingError as error:
-        log.print(f"error: {error}", style="red")
-        return error.exit_code
+    board = read_scoreboard(options.accuracy)
+    places = place_models(board, read_benchmark(options.speed).subjects)
+    write_text(options.output, chart(places, ours=tuple(options.ours.split(","))))
     sys.stdout.write(table(places))
     return 0
 

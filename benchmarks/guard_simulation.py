@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import command
 from benchmarks.latency_guard import rivals
 from serve.bench.benchmark import Benchmark, run_benchmark
 from serve.bench.benchmark_artefact import read_benchmark
@@ -275,6 +276,7 @@ def record(target: str, *, seconds: float, threads: int, processes: int = PROCES
     return run_benchmark([parse_target(target)] * processes, options=RunOptions(threads=threads), workload=workload)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Record or simulate, and print one JSON object."""
     parser = argparse.ArgumentParser(

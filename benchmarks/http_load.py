@@ -33,6 +33,7 @@ import aiohttp
 import psutil
 import uvloop
 
+from benchmarks.command import command
 from serve.bench.statistics import percentile
 from serve.bench.workload import Prompts, make_workload
 from serve.runtimes.deployment import find_deployment
@@ -246,6 +247,7 @@ def batching_alone(model: str, levels: Sequence[int], work: Work, options: Seque
     return {level["concurrency"]: level["tokens_per_s"] for level in json.loads(done.stdout)["levels"]}
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Measure, and print one JSON object."""
     parser = argparse.ArgumentParser(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shearling.artefact import list_files, sha256_file
-from shearling.errors import UsageError
+from shearling.errors import ArtefactMissing, UsageError
 from shearling.strict_json import read_json, write_json
 
 KEPT = "settings.json"
@@ -55,7 +55,13 @@ def whole_directory(directory: Path) -> Iterator[Path]:
 
 
 def digest_of_model(directory: Path) -> str:
-    """Hex digest over the names and the contents of all files of a directory."""
+    """Hex digest over the names and the contents of all files of a directory.
+
+    Raises:
+        ArtefactMissing: there are none.
+    """
+    if not directory.is_dir() or not list_files(directory):
+        raise ArtefactMissing("no model here", where=directory, remedy="Give the directory of one")
     lines = (f"{name} {sha256_file(directory / name)}\n" for name in list_files(directory))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

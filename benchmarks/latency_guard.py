@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from benchmarks.command import command
 from benchmarks.kept_files import digest_of_model, keep_settings, whole_directory
 from serve.bench.environment import describe_environment
 from serve.bench.time_budget import CHECK_S
@@ -221,6 +222,7 @@ def _name(options: argparse.Namespace) -> str:
     return f"{subject}{longer}-{options.max_ratio:g}-{options.rivals}-rivals"
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Make the models, check in turns, and print one JSON object."""
     parser = argparse.ArgumentParser(

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
+from benchmarks.command import command
 from benchmarks.kept_files import keep_settings
 from export.quantization.settings import Quantization
 from export.request import ExportRequest
@@ -46,6 +47,7 @@ TRIES = 1000
 """Draws of a sub-network that is new, before one is taken from those that are left."""
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export, measure and compare; 1 where the machine or the runtime is not that of the table."""
     parser = argparse.ArgumentParser(

@@ -26,6 +26,7 @@ import openvino
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.command import command
 from benchmarks.kept_files import keep_settings, whole_directory
 from export.formats.export_format import Storage
 from export.formats.openvino import MODEL_XML, convert, decoder_conversion, save_ir, write_tokenizer
@@ -46,6 +47,7 @@ WEIGHT_FORMATS = tuple(entry.name for entry in NUMBER_FORMATS if entry.packable)
 SHAPE = {"layers": 16, "hidden": 2048, "feed_forward": 8192, "heads": 32, "kv_heads": 8, "vocabulary": 32000}
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Write the models that the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.llama_shape", description=__doc__)

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import command
 from benchmarks.kept_files import keep_settings
 from search.strategies.grid import Indices
 from shearling.demo.derived_recipe import RECIPES, plain_lora, render_toml
@@ -40,6 +41,7 @@ RULES: Mapping[str, Mapping[str, bool]] = {
 }
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, search and evaluate what is missing; print one JSON object for each model."""
     parser = argparse.ArgumentParser(

@@ -25,6 +25,7 @@ from search.stage import search
 from search.stored_bytes import StoredForm
 from search.strategies.grid import Indices
 from search.uniform import uniform_mixtures
+from shearling.command_line import run_command
 from shearling.console import log
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import assemble_super_network
@@ -112,4 +113,4 @@ def _name(choice: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app, program="python -m benchmarks.mixed_layers")

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from benchmarks.command import command
 from benchmarks.peak_memory import Measured, run_measured
 from shearling.console import log
-from shearling.errors import ShearlingError, UsageError
+from shearling.errors import UsageError
 from shearling.resources import in_words
 
 OURS, WITHOUT_GATES, OPTIMUM = "ours", "ours, `--verify off`", "optimum"
@@ -71,6 +72,7 @@ def as_table(found: dict[str, list[Measured]]) -> str:
     return "\n".join(lines)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -81,11 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--weight-format", choices=("fp32", "fp16", "int8", "int4"), default="int8", help="that both know")
     add("--rounds", type=int, default=3, help="how often each is made")
     options = parser.parse_args(arguments)
-    try:
-        found = measure(options.model.resolve(), options.weight_format, rounds=options.rounds)
-    except ShearlingError as error:
-        log.print(f"error: {error}", style="red")
-        return error.exit_code
+    found = measure(options.model.resolve(), options.weight_format, rounds=options.rounds)
     sys.stdout.write(as_table(found) + "\n")
     return 0
 

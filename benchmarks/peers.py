@@ -33,6 +33,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from benchmarks.command import command
 from benchmarks.static_decoder import write_static_decoder
 from export.quantization.text import CalibrationText, find_text, windows_of
 from serve.bench.statistics import bootstrap_median, paired_ratio
@@ -49,6 +50,7 @@ CALIBRATION_WINDOWS = 256
 WIDTH = 4096
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Build an environment, or measure with one."""
     parser = argparse.ArgumentParser(
@@ -140,9 +142,9 @@ def write_quantized(base: Path, environment: Path, output: Path, text: Calibrati
     from benchmarks.importance_matrix import write_importance
     from shearling.model.checkpoint import load_model, load_tokenizer
 
-    output.mkdir(parents=True, exist_ok=True)
     script = Path(__file__).with_name("gguf_quantizer.py")
     model, tokenizer = load_model(base), load_tokenizer(base)
+    output.mkdir(parents=True, exist_ok=True)
 
     def quantize(quantization: str, name: str, *more: Path) -> None:
         command = [interpreter_of(environment), script, exact, quantization, output / f"{name}.gguf", *more]

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.command import command
 from benchmarks.kept_files import keep_settings, whole_directory
 from benchmarks.search_algorithms import beside
 from search.front import BestRule
@@ -163,6 +164,7 @@ def is_covered(prediction: Prediction) -> bool:
     return low <= prediction.found <= high
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search again and again, and print the table."""
     parser = argparse.ArgumentParser(
@@ -172,11 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--searches", type=int, default=20)
     options = parser.parse_args(arguments)
-    try:
-        predictions = _predict_all(Run(options.run), options.output, options.searches)
-    except ShearlingError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
+    predictions = _predict_all(Run(options.run), options.output, options.searches)
     sys.stdout.write("\n".join(table(predictions)) + "\n")
     return 0
 

@@ -29,11 +29,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.command import command
 from serve.bench.environment import describe_environment
 from serve.bench.statistics import Estimate, paired_ratio
 from serve.visitor.own_process import pin, raise_priority
 from shearling.console import log
-from shearling.errors import ShearlingError
+from shearling.errors import ArtefactMissing, ShearlingError
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 0.02
@@ -78,7 +79,12 @@ def install(wheel: Path, directory: Path) -> Path:
 
     Returns:
         Its directory of commands.
+
+    Raises:
+        ArtefactMissing: there is no such wheel.
     """
+    if not wheel.is_file():
+        raise ArtefactMissing("no such wheel", where=wheel, remedy="Build it with: make wheels")
     venv.create(directory, with_pip=False)
     commands = directory / "bin"
     pip = [sys.executable, "-m", "pip", "--python", str(commands / "python"), "install", "--quiet"]
@@ -133,6 +139,7 @@ def judge(ratio: Estimate) -> str:
     return "equal" if ratio.low >= 1 - TOLERANCE and ratio.high <= 1 + TOLERANCE else "inconclusive"
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Measure, and print one JSON object."""
     parser = argparse.ArgumentParser(

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.command import command
 from benchmarks.kept_files import keep_settings, whole_directory
 from benchmarks.peak_memory import Measured, run_measured
 from shearling.errors import UsageError
@@ -338,6 +339,7 @@ def make_base(scale: Scale) -> None:
     import_base(scale.source, scale.run / "base", model_id="random/llama", force=True)
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Make the model, run the stages, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
+from benchmarks.command import command
 from search.front import BestRule
 from search.journal import JOURNAL_FILE, Journal
 from search.measuring import MeasuredTask, build_objective
@@ -64,6 +65,7 @@ class Figures(Document):
     cost: float
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search what is missing, measure on test rows, print the table."""
     parser = argparse.ArgumentParser(

@@ -28,6 +28,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
+from benchmarks.command import command
 from serve.bench.environment import describe_environment
 from serve.bench.statistics import bootstrap_median
 from serve.visitor.huge_pages import collapse_memory
@@ -237,6 +238,7 @@ def _share(reading_s: list[float], own_s: list[float]) -> dict[str, float]:
     return bootstrap_median([limit / own for limit, own in zip(reading_s, own_s, strict=True)]).model_dump()
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Measure, and print one JSON object for each number of rows."""
     parser = argparse.ArgumentParser(

@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import command
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.openvino_loading import StockIr, prepare
 from serve.runtimes.runtime import RunOptions
 from serve.visitor.huge_pages import collapse_memory
 from serve.visitor.ir_settings import OF_GENAI
-from shearling.console import log
-from shearling.errors import ShearlingError
 from shearling.kernel.library import read_memory
 from shearling.kernel.openvino_extension import core_for
 from shearling.target import parse_target
@@ -198,6 +197,7 @@ def render(profiles: Sequence[Profile]) -> str:
     return "\n".join(lines)
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Profile, and print the tables."""
     parser = argparse.ArgumentParser(
@@ -210,15 +210,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.tokens < 1 or options.prompt_tokens < 1:
         parser.error("--tokens and --prompt-tokens are at least 1")
-    try:
-        run = RunOptions(threads=options.threads)
-        found = [
-            profile(target, run, prompt_tokens=options.prompt_tokens, tokens=options.tokens)
-            for target in options.targets
-        ]
-    except ShearlingError as error:
-        log.print(str(error))
-        return error.exit_code
+    run = RunOptions(threads=options.threads)
+    found = [
+        profile(target, run, prompt_tokens=options.prompt_tokens, tokens=options.tokens) for target in options.targets
+    ]
     sys.stdout.write(render(found) + "\n")
     return 0
 

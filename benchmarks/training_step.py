@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.command import command
 from serve.bench.statistics import Estimate, bootstrap_median
 from shearling.console import progress
 from shearling.elastic.search_space import SearchSpace
@@ -202,6 +203,7 @@ def _shapes(options: argparse.Namespace) -> Iterator[tuple[int, int]]:
         yield options.batch_size or SHAPES[0][0], options.tokens or SHAPES[0][1]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Measure, and print one JSON object."""
     parser = argparse.ArgumentParser(

@@ -330,12 +330,18 @@ def _seal(
         parents={name: parent.sha256 for name, parent in parents.items()},
         tools=installed_tools(),
         seed=seed,
-        command=tuple(_as_utf8(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])),
+        command=tuple(map(_as_utf8, (*_program(), *sys.argv[1:]))),
         details=draft.details,
     )
     write_document(draft.directory / MANIFEST, manifest)
     _sync(draft.directory)
     return manifest
+
+
+def _program() -> tuple[str, ...]:
+    """How this process was started: a command of an installation, or `python -m MODULE`."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return (Path(sys.argv[0]).name,) if spec is None else ("python", "-m", spec.name.removesuffix(".__main__"))
 
 
 def _removed_path(path: Path) -> Path:

@@ -126,7 +126,8 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         log.print(error.format_message())
         code = 2
     except click.ClickException as error:
-        remedy = f"See: {program} --help"
+        asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else program
+        remedy = f"See: {asked} --help"
         code = _report(
             ShearlingError(error.format_message().rstrip("."), remedy=remedy), code=2, as_json=as_json, debug=debug
         )
@@ -138,7 +139,7 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         log.print(f"terminated: {HOW_TO_GO_ON}")
         code = 143
     except OSError as error:
-        code = _report(_explain_os_error(error), code=4, as_json=as_json, debug=debug)
+        code = _report(explain_os_error(error), code=4, as_json=as_json, debug=debug)
     except Exception as error:  # the last resort of the program: anything unforeseen is a defect of ours
         fault = _explain_unforeseen(error)
         code = _report(fault, code=fault.exit_code, as_json=as_json, debug=debug)
@@ -275,7 +276,8 @@ def _explain_unforeseen(error: Exception) -> ShearlingError:
     )
 
 
-def _explain_os_error(error: OSError) -> ShearlingError:
+def explain_os_error(error: OSError) -> ShearlingError:
+    """What the system refused, for users."""
     where = error.filename or None
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceExhausted(

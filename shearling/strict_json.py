@@ -174,11 +174,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def describe_validation_error(error: pydantic.ValidationError) -> str:
-    """One line that names each wrong field, what was found, and why it is wrong."""
+def describe_validation_error(error: pydantic.ValidationError, *, names: Mapping[str, str] | None = None) -> str:
+    """One line that names each wrong field, what was found, and why it is wrong.
+
+    Args:
+        error: of a document.
+        names: what users call its fields, where they know other names.
+    """
     parts = []
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in item["loc"]) or "document"
+        field = (names or {}).get(field, field)
         found = f" (found {item['input']!r:.60})" if item["type"] not in ("missing",) else ""
         parts.append(f"{field}: {item['msg'].removeprefix('Value error, ')}{found}")
     return "; ".join(parts)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shearling.console import log
+from shearling.destination import require_directory
 from shearling.errors import ArtefactMissing, ModelUnsupported
 from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, check_architecture, check_shards, refuse_links
 from shearling.model.export_support import check_exportable
@@ -72,12 +73,14 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
     Raises:
         ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read, or a file that the recipe names.
         RecipeInvalid: its [search] cannot be carried out on what it trains.
+        UsageError: the run directory is a file, or may not be written.
         PackageMissing: what the losses are to be reported to is not installed.
         ExportUnavailable: the installed versions cannot export its architecture.
         ModelUnsupported: it is quantized, transformers has it not with this head, or its layers hold matrices that
             pruning would leave out.
         ResourceExhausted: too little disk or memory; the main process says so for all.
     """
+    require_directory(out)
     if recipe.train is not None:
         check_reporting(recipe.train)
     check_search(recipe)

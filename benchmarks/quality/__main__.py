@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks.command import command
 from benchmarks.quality.arms import ARMS, parse_ratio
 from benchmarks.quality.cell import Cell, check_recipes, cross, unfinished
 from benchmarks.quality.models import MODELS
@@ -30,6 +31,7 @@ from shearling.registry.executors import EXECUTORS
 Value = TypeVar("Value")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out the cells that are missing, and tell all that are there."""
     parser = _parser()
@@ -39,9 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_recipes(options.output, steps=options.steps, test_rows=options.test_rows)
         failed = {} if options.report else _carry_out(options)
         print_result(write_report(options.output), as_json=False)
-    except ShearlingError as error:
-        log.print(f"error: {error}", style="red")
-        return error.exit_code
     except KeyboardInterrupt:
         log.print("interrupted: finished cells are kept, the same command runs the others")
         return INTERRUPTED

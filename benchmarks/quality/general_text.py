@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.command import command
 from benchmarks.quality.tasks import registry_asset
 from shearling.console import log
 from shearling.recipe.section import PackageAsset
@@ -112,6 +113,7 @@ def bits_per_byte(scorer: CausalScorer, text: GeneralText) -> float:
     return nats / math.log(2) / text.size_bytes
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the passages that are not held back, a key `text` a line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.general_text", description=main.__doc__)

@@ -126,8 +126,9 @@ def judge_predictions(cells: Iterable[CellDocument]) -> Predictions | None:
 def summarise(cells: Iterable[CellDocument]) -> list[Row]:
     """The rows of the table: the baseline of a model first, then ratio by ratio in the order of the arms.
 
-    The baseline of a task and seed is its own cell's or, where there is none, the LoRA that another arm began with: the
-    same training.
+    What began with a LoRA of its own is held against that; the rest against the baseline of its task and seed or, where
+    there is none, the LoRA that another arm began with. These are the same training, but in another precision it ends
+    elsewhere.
     """
     found: dict[RowKey, list[tuple[CellDocument, SubnetFigures]]] = {}
     for cell in cells:
@@ -145,6 +146,11 @@ def _baseline(found: Mapping[RowKey, Measured], model: str) -> dict[tuple[str, i
     return {(cell.task, cell.seed): figures.accuracy for cell, figures in measured}
 
 
+def _baseline_of(cell: CellDocument, dense: Mapping[tuple[str, int], float]) -> float | None:
+    own = [figures.accuracy for figures in cell.subnets if figures.subnet == "adapted"]
+    return own[0] if own else dense.get((cell.task, cell.seed))
+
+
 def _place(key: RowKey) -> tuple[str, bool, float | str, int, str, int]:
     order = list(ARMS).index(key.arm) if key.arm in ARMS else len(ARMS)
     pattern = ":" in key.ratio
@@ -154,14 +160,15 @@ def _place(key: RowKey) -> tuple[str, bool, float | str, int, str, int]:
 
 
 def _row(key: RowKey, measured: Measured, *, dense: Mapping[tuple[str, int], float]) -> Row:
-    shared = [item for item in measured if (item[0].task, item[0].seed) in dense]
+    baselines = {id(cell): _baseline_of(cell, dense) for cell, _ in measured}
+    shared = [item for item in measured if baselines[id(item[0])] is not None]
     tasks = sorted({cell.task for cell, _ in measured})
     return Row(
         key=key,
         cells=len(measured),
         paired=len(shared),
         accuracy=_over_seeds(measured, lambda _, figures: figures.accuracy),
-        difference=_over_seeds(shared, lambda cell, figures: figures.accuracy - dense[cell.task, cell.seed])
+        difference=_over_seeds(shared, lambda cell, figures: figures.accuracy - (baselines[id(cell)] or 0.0))
         if shared
         else None,
         before=None if key.subnet in BEFORE_TRAINING else _mean(cell.bits_per_byte for cell, _ in measured),

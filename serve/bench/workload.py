@@ -27,6 +27,16 @@ TOKEN_BYTES, ROW_TOKEN_BYTES, SAMPLE_BYTES = 50, 20, 4096
 """What a sample takes there at most: each token with its gap, each of another row of a batch, and everything else, what
 loading reported included.
 """
+OPTIONS = {
+    "prompt_tokens": "--prompt-tokens",
+    "new_tokens": "--max-new-tokens",
+    "repeats": "--repeats",
+    "warmup": "--warmup",
+    "sessions": "--sessions",
+    "batch": "--batch-size",
+    "budget_s": "--budget",
+}
+"""What the numbers of a workload are called on the command line."""
 MINIMUM_VOCABULARY = 256
 """Without a configuration any vocabulary has at least this many ids."""
 
@@ -124,9 +134,12 @@ def make_workload(
             budget_s=budget_s,
         )
     except pydantic.ValidationError as error:
+        wrong = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
         raise UsageError(
-            f"this workload cannot be measured: {describe_validation_error(error)}",
-            remedy="A decode needs 2 new tokens, the first and one after it",
+            f"this workload cannot be measured: {describe_validation_error(error, names=OPTIONS)}",
+            remedy="A decode needs 2 new tokens, the first and one after it"
+            if wrong == {"new_tokens"}
+            else f"Give another {' and '.join(OPTIONS.get(name, name) for name in sorted(wrong))}",
         ) from None
 
 

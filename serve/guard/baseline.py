@@ -24,9 +24,9 @@ from serve.guard.machine_lock import measuring_alone
 from serve.guard.other_settings import with_other_settings
 from serve.guard.regression import CheckOutcome, Verdict, require_threshold, worst
 from serve.guard.sequential import MINIMUM, planned_looks
-from serve.guard.written_files import require_writable
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import utc_now
+from shearling.destination import require_writable
 from shearling.errors import ArtefactMissing, UsageError
 from shearling.strict_json import Document, read_document, write_document
 from shearling.target import Target

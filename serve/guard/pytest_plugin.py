@@ -149,7 +149,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """The marks of the guard; a report that could not be written is refused now, not when all is measured."""
     report = config.getoption("--latency-report")
     if report:
-        from serve.guard.written_files import require_writable
+        from shearling.destination import require_writable
         from shearling.errors import UsageError
 
         try:

@@ -14,8 +14,8 @@ from serve.guard.bisection import Bisection, Installation, bisect_versions, requ
 from serve.guard.regression import Demands, Verdict, check_regression
 from serve.guard.reports import CheckRecord, append_summary, record_of, write_junit
 from serve.guard.telling import require_pass
-from serve.guard.written_files import require_writable
 from serve.runtimes.runtime import RunOptions
+from shearling.destination import require_writable
 from shearling.errors import ShearlingError, UsageError
 from shearling.target import Target
 

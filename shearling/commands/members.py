@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from shearling.command_line import Result
+from shearling.destination import require_writable
 from shearling.registry.registry import Entry
 from shearling.registry.tables import TABLES
 from shearling.strict_json import write_text
@@ -25,8 +26,13 @@ your machine, members of other packages included. To add one, see [extending.md]
 
 
 def list_members(output: Path | None) -> Result:
-    """Show every table, or write them as a page of Markdown."""
+    """Show every table, or write them as a page of Markdown.
+
+    Raises:
+        UsageError: no file can be written there.
+    """
     if output is not None:
+        require_writable(output, whole=True)
         write_text(output, members_page())
         return Result({"output": str(output)}, f"written: {output}")
     data = {title: [_facts(entry) for entry in table] for title, table in TABLES.items()}

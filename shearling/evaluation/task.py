@@ -98,12 +98,14 @@ def locate_task(text: str) -> TaskLocation:
 
     Raises:
         ArtefactMissing: a directory with neither.
-        UsageError: a directory with several tasks, or a file with none.
+        UsageError: a run, a directory with several tasks, or a file with none.
         DocumentInvalid: its `task.json` is malformed.
     """
     path = Path(text)
     if (path / TASK_FILE).is_file():
         return TaskLocation(read_document(path / TASK_FILE, TaskFacts).name, path)
+    if (path / "task" / TASK_FILE).is_file():
+        raise UsageError("this is the run, its task lies in it", where=path, remedy=f"Give {path / 'task'}")
     if path.is_file() or path.is_dir():
         return _locate_task_file(path)
     return TaskLocation(text)

@@ -50,9 +50,11 @@ class GgufHeader:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file starts like a GGUF file."""
-    if not path.is_file():
-        return False
+    """Whether a file is meant to be a GGUF file: it starts like one, or its name says so."""
+    return path.is_file() and (path.suffix == ".gguf" or _starts_as_gguf(path))
+
+
+def _starts_as_gguf(path: Path) -> bool:
     with path.open("rb") as stream:
         return stream.read(len(MAGIC)) == MAGIC
 
@@ -68,8 +70,8 @@ def read_header(path: Path) -> GgufHeader:
 
     if not path.is_file():
         raise ArtefactMissing("no such GGUF file", where=path)
-    if not is_gguf(path):
-        raise ArtefactCorrupt("not a GGUF file", where=path)
+    if not _starts_as_gguf(path):
+        raise ArtefactCorrupt("not a GGUF file: it does not begin as one", where=path, remedy="Fetch it again")
     try:
         reader = GGUFReader(path)
         fields = {name: found.contents() for name, found in reader.fields.items()}

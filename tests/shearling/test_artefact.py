@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -247,7 +249,23 @@ def test_half_a_document_of_a_killed_writer_is_not_sealed(tmp_path):
 
 def test_a_command_whose_bytes_are_no_text_makes_an_artefact_that_opens(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/bin/train", "--output", os.fsdecode(b"runs/caf\xe9")])
-    assert make(tmp_path / "a").manifest.command == ("train", "--output", "runs/caf\\xe9")
+    assert make(tmp_path / "a").manifest.command[-2:] == ("--output", "runs/caf\\xe9")
+
+
+@pytest.mark.parametrize(
+    ("module", "begin"),
+    [
+        (None, ("shearling",)),
+        ("train.__main__", ("python", "-m", "train")),
+        ("benchmarks.scale", ("python", "-m", "benchmarks.scale")),
+    ],
+)
+def test_the_command_is_what_can_be_run_again(tmp_path, monkeypatch, module, begin):
+    main = types.ModuleType("__main__")
+    main.__spec__ = None if module is None else importlib.machinery.ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["/bin/shearling" if module is None else "/x/train/__main__.py", "--seed", "1"])
+    assert make(tmp_path / "a").manifest.command == (*begin, "--seed", "1")
 
 
 KILLED_WHILE_IT_REMOVES = """

@@ -53,6 +53,14 @@ def test_the_screen_names_the_next_step(tmp_path):
     console.file.close()
 
 
+def test_an_output_that_is_a_file_is_refused_at_once(tmp_path):
+    recipe = write_tiny_recipe(tmp_path)
+    for output in (recipe, recipe / "run"):
+        _, err = run_train("--recipe", recipe, "--output", output, code=2)
+        assert f"{output}: no directory can be made here" in err
+        assert "expected" not in err
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

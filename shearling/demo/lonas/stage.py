@@ -12,6 +12,7 @@ from shearling.demo.lonas.report import render_report
 from shearling.demo.lonas.screen import closing_screen
 from shearling.demo.stage_steps import Scale
 from shearling.demo.walk import check_recipes, walk
+from shearling.destination import require_directory
 from shearling.strict_json import write_document, write_text
 
 
@@ -27,9 +28,11 @@ def run_demo(output: Path, *, kind: ModelKind, scale: Scale, seed: int, force: b
 
     Raises:
         ArtefactMissing: the recipes are not beside the package.
+        UsageError: the directory is a file, or may not be written.
         ShearlingError: whatever a step refuses; see `carry_out`.
     """
     check_recipes()
+    require_directory(output)
     layout = LonasLayout(output)
     output.mkdir(parents=True, exist_ok=True)
     seconds = walk(plan_demo(layout, kind, scale, seed=seed), layout.ledger, scale=scale, force=force)

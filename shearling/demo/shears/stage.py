@@ -13,6 +13,7 @@ from shearling.demo.shears.report import render_accuracy_speed, render_report
 from shearling.demo.shears.screen import closing_screen
 from shearling.demo.stage_steps import Scale
 from shearling.demo.walk import check_recipes, walk
+from shearling.destination import require_directory
 from shearling.errors import ResourceExhausted
 from shearling.strict_json import write_document, write_text
 
@@ -30,10 +31,12 @@ def run_demo(output: Path, *, scale: Scale, force: bool) -> Result:
 
     Raises:
         ArtefactMissing: the recipes are not beside the package.
+        UsageError: the directory is a file, or may not be written.
         ResourceExhausted: too little disk for a new demo.
         ShearlingError: whatever a step refuses; see `carry_out`.
     """
     check_recipes()
+    require_directory(output)
     layout = ShearsLayout(output)
     _check_disk(layout)
     output.mkdir(parents=True, exist_ok=True)

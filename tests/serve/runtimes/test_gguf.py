@@ -98,6 +98,9 @@ def test_what_does_not_fit_a_gguf_file_is_refused(gguf_file: Path, export: Path,
     cut.write_bytes(gguf_file.read_bytes()[:200])
     with pytest.raises(ArtefactCorrupt, match="not a readable GGUF file"):
         find_deployment(Target(cut))
+    cut.write_bytes(b"<html>")
+    with pytest.raises(ArtefactCorrupt, match=r"does not begin as one.*Fetch it again"):
+        find_deployment(Target(cut))
 
 
 def test_without_llama_cpp_the_command_says_what_to_install(gguf_file: Path, tmp_path: Path) -> None:

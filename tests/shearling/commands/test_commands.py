@@ -54,6 +54,12 @@ def test_schema_is_printed_as_it_is():
     assert json.loads(_run("schema").stdout) == recipe_json_schema()
 
 
+@pytest.mark.parametrize("command", ["schema", "members"])
+def test_a_page_that_cannot_be_written_is_refused(command, tmp_path):
+    absent = tmp_path / "absent" / "page"
+    assert f"{absent}: no file can be written here" in _run(command, "--output", absent, code=2).stderr
+
+
 def test_inspect_verifies(tmp_path):
     with write_artefact(tmp_path / "base", kind="base", seed=3) as draft:
         (draft.directory / "weights").write_bytes(b"12345")

@@ -306,6 +306,13 @@ def test_a_format_is_chosen_where_an_export_has_several(tmp_path: Path) -> None:
     assert found["@NUM_STREAMS=1,format=openvino"].target.properties == {"NUM_STREAMS": "1"}
 
 
+def test_what_is_named_like_a_gguf_file_and_is_none_is_said_to_be_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "page.gguf"
+    file.write_text("<html>")
+    with pytest.raises(ArtefactCorrupt, match="does not begin as one"):
+        find_given_model(parse_target(file))
+
+
 def test_a_gguf_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "silent.gguf"
     writer = gguf.GGUFWriter(file, "llama")

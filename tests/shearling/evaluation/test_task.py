@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from shearling.errors import ArtefactMissing, DocumentInvalid
-from shearling.evaluation.task import SPLITS, TaskRow, read_rows, rows_file, write_rows
+from shearling.errors import ArtefactMissing, DocumentInvalid, UsageError
+from shearling.evaluation.task import SPLITS, TaskRow, locate_task, read_rows, rows_file, write_rows
 
 ROWS = [
     TaskRow(id="a", prompt="line one\nline two ", choices=(" no", " yes"), gold=1, completion=" yes", text="été “x”"),
@@ -31,6 +33,13 @@ def test_a_damaged_line_is_named(line, tmp_path):
     with pytest.raises(DocumentInvalid) as caught:
         read_rows(tmp_path, "test")
     assert caught.value.where.endswith("test.jsonl, line 3")
+
+
+def test_a_run_is_no_task_and_says_where_it_is(tmp_path):
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "task.json").write_text("{}")
+    with pytest.raises(UsageError, match=re.escape(f"Give {tmp_path / 'task'}")):
+        locate_task(str(tmp_path))
 
 
 def test_missing_rows_say_how_to_make_them(tmp_path):
