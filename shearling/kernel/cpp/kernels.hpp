@@ -7,13 +7,16 @@
 
 namespace shearling {
 
-// Where results go: y[row * stride + output] = product + bias[output] + residual[row * residual_stride + output].
+// Where results go: at(row, output) = product + bias[output] + residual[row * residual_stride + output].
 struct Output {
     float* data;
     size_t stride;
     const float* bias;
     const float* residual;
     size_t residual_stride;
+    size_t first = 0;  // of the outputs in data
+
+    float* at(size_t row, size_t output) const { return data + row * stride + (output - first); }
 };
 
 enum class Function { silu, gelu_erf, gelu_tanh, relu };

@@ -178,19 +178,19 @@ public:
 
     size_t chunks() const { return chunks_; }
 
-    // Into how many chunks the panels may go that meet it. Tiled rows that the second-level cache does not hold come
-    // from beyond it for every chunk, so these are large then.
-    size_t most_chunks(size_t panels, const Threads& threads) const {
-        constexpr size_t large_panels = 16;
+    // Into how many chunks the units of panels may go that meet it. Tiled rows that the second-level cache does not hold
+    // come from beyond it for every chunk, so these are not the smallest then.
+    size_t most_chunks(size_t units, const Threads& threads) const {
+        constexpr size_t units_each = 4;
         size_t bytes = 0;
         for (const Activations& plan : plans_) {
             bytes = std::max(bytes, plan.tiled() ? plan.term_bytes() : 0);
         }
         if (bytes <= near_bytes) {
-            return panels;
+            return units;
         }
         const size_t count = std::max<size_t>(1, threads.count());
-        return (panels / large_panels + count) / count * count;
+        return (units / units_each + count) / count * count;
     }
 
     void run(size_t chunk) const {
@@ -322,19 +322,19 @@ private:
     size_t chunks_ = 1;
 };
 
-// function(gate x) * (up x): both products on the same panels, and the function while they are in cache.
+// function(gate x) * (up x): both products on the same panels, as few as the second-level cache holds the outputs of,
+// and the function while they are there.
 class GatedProduct {
 public:
-    // matrices: up, then gate if there is one.
+    // matrices: up, then gate if there is one. y: [rows][matrices[0].rows]
     GatedProduct(
-        const PackedMatrix* matrices, bool gated, Function function, const Operand& operand, float* up, float* gate,
+        const PackedMatrix* matrices, bool gated, Function function, const Operand& operand, float* y,
         const Settings& settings)
         : matrices_(matrices),
           gated_(gated),
           function_(function),
           operand_(operand),
-          up_(up),
-          gate_(gate),
+          y_(y),
           settings_(settings),
           chunks_(chunks_for(cost(), operand.most_chunks(range().units(), settings.threads), settings.threads)) {}
 
@@ -346,38 +346,48 @@ public:
     void fetch(size_t chunk) const { fetch_start(matrices_[0], range().start_of(chunk, chunks())); }
 
     void run(size_t chunk) const {
-        const size_t panels = matrices_[0].panels(), inner = matrices_[0].rows;
         const size_t first = range().start_of(chunk, chunks()), last = range().start_of(chunk + 1, chunks());
-        Buffer scratch(scratch_for(matrices_, gated_ ? 2 : 1, operand_));
-        if (gated_) {
-            fetch_start(matrices_[1], first);
-        }
-        settings_.kernels.multiply(
-            matrices_[0], operand_.of(0), first, last, Output{up_, inner, nullptr, nullptr, 0}, scratch.bytes());
-        if (gated_) {
-            if (last < panels) {
-                fetch_start(matrices_[0], last);
-            }
-            settings_.kernels.multiply(
-                matrices_[1], operand_.of(1), first, last, Output{gate_, inner, nullptr, nullptr, 0}, scratch.bytes());
-        }
-        const size_t from = first * panel_rows, to = std::min(last * panel_rows, inner);
-        for (size_t row = 0; row < operand_.rows(); ++row) {
-            float* const target = up_ + row * inner + from;
-            settings_.kernels.activate(
-                function_, gated_ ? gate_ + row * inner + from : target, gated_ ? target : nullptr, to - from, target);
+        const size_t panel_bytes = operand_.rows() * panel_rows * sizeof(float);
+        const size_t near_pairs = std::max<size_t>(1, near_bytes / (4 * panel_bytes));
+        const size_t most = std::min(2 * near_pairs, last - first);
+        const Buffer scratch(scratch_for(matrices_, gated_ ? 2 : 1, operand_));
+        const Buffer outputs(2 * most * panel_bytes);
+        for (size_t panel = first; panel < last; panel += most) {
+            run_panels(panel, std::min(last, panel + most), outputs.floats(), scratch.bytes());
         }
     }
 
 private:
     PanelRange range() const { return {matrices_[0].panels(), operand_.rows()}; }
 
+    // outputs: room for those of both matrices
+    void run_panels(size_t first, size_t last, float* outputs, uint8_t* scratch) const {
+        const size_t inner = matrices_[0].rows, rows = operand_.rows();
+        const size_t from = first * panel_rows, to = std::min(last * panel_rows, inner), count = to - from;
+        const Output up{outputs, count, nullptr, nullptr, 0, from};
+        const Output gate{outputs + rows * count, count, nullptr, nullptr, 0, from};
+        if (gated_) {
+            fetch_start(matrices_[1], first);
+        }
+        settings_.kernels.multiply(matrices_[0], operand_.of(0), first, last, up, scratch);
+        if (gated_) {
+            if (last < matrices_[0].panels()) {
+                fetch_start(matrices_[0], last);
+            }
+            settings_.kernels.multiply(matrices_[1], operand_.of(1), first, last, gate, scratch);
+        }
+        for (size_t row = 0; row < rows; ++row) {
+            settings_.kernels.activate(
+                function_, (gated_ ? gate : up).at(row, from), gated_ ? up.at(row, from) : nullptr, count,
+                y_ + row * inner + from);
+        }
+    }
+
     const PackedMatrix* matrices_;
     bool gated_;
     Function function_;
     const Operand& operand_;
-    float* up_;
-    float* gate_;
+    float* y_;
     const Settings& settings_;
     size_t chunks_;
 };
@@ -387,12 +397,11 @@ class MlpSteps {
 public:
     MlpSteps(const Mlp& mlp, const Rows& x, const Output& output, const Settings& settings)
         : first_{*mlp.up, mlp.gate == nullptr ? *mlp.up : *mlp.gate},
-          up_(x.count * mlp.up->rows * sizeof(float)),
-          gate_(mlp.gate == nullptr ? 0 : x.count * mlp.up->rows * sizeof(float)),
+          gated_outputs_(x.count * mlp.up->rows * sizeof(float)),
           output_(output),
           operand_(x, mlp.norm, first_, mlp.gate == nullptr ? 1 : 2, settings),
-          gated_(first_, mlp.gate != nullptr, mlp.function, operand_, up_.floats(), gate_.floats(), settings),
-          inner_(Rows{up_.floats(), x.count, mlp.up->rows}, Norm{nullptr, 0.0f}, mlp.down, 1, settings),
+          gated_(first_, mlp.gate != nullptr, mlp.function, operand_, gated_outputs_.floats(), settings),
+          inner_(Rows{gated_outputs_.floats(), x.count, mlp.up->rows}, Norm{nullptr, 0.0f}, mlp.down, 1, settings),
           down_(mlp.down, 1, inner_, &output_, settings) {}
 
     size_t cost() const { return gated_.cost() + down_.cost(); }
@@ -406,8 +415,7 @@ public:
 
 private:
     PackedMatrix first_[2];
-    Buffer up_;
-    Buffer gate_;
+    Buffer gated_outputs_;
     Output output_;
     Operand operand_;
     GatedProduct gated_;
