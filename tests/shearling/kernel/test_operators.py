@@ -44,8 +44,8 @@ def mlp(x, gate, up, down, activation):
     return first @ dense(down).T
 
 
-def run(kind, inputs, attributes, tensors, tmp_path, *, precision="f32", element=np.float32):
-    """Build, save, read again, compile and infer twice."""
+def run(kind, inputs, attributes, tensors, tmp_path, *, precision="f32", element=np.float32, threads=0):
+    """Build, save, read again, compile and infer twice; 0 threads are as many as there are."""
     parameters = [op.parameter([-1, -1, tensor.shape[-1]], element) for tensor in tensors]
     weights = op.constant(inputs)
     nodes = [parameter.output(0) for parameter in parameters]
@@ -55,9 +55,8 @@ def run(kind, inputs, attributes, tensors, tmp_path, *, precision="f32", element
     model = ov.Model([op.result(output) for output in node.outputs()], parameters)
     ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
     core = core_for(tmp_path / "model.xml")
-    compiled = core.compile_model(
-        core.read_model(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": precision}
-    )
+    properties = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(core.read_model(tmp_path / "model.xml"), "CPU", properties)
     for _ in range(2):
         results = compiled([tensor.astype(element) for tensor in tensors])
     return [np.array(results[index], np.float64) for index in range(len(node.outputs()))]
@@ -117,18 +116,27 @@ def test_a_product_with_a_residual(tmp_path):
 # More rows than go through both products together.
 @pytest.mark.parametrize("rows", [2, 530])
 def test_an_mlp(tmp_path, activation, gated, rows):
-    gate, up, down = matrix(INNER, HIDDEN, 0), matrix(INNER, HIDDEN, 1), matrix(HIDDEN, INNER, 2)
+    mlp_agrees(tmp_path, activation, gated, rows)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_an_mlp_of_which_a_thread_takes_more_at_once_than_stays_near(tmp_path, gated):
+    mlp_agrees(tmp_path, "silu", gated, 512, inner=4120, threads=1)
+
+
+def mlp_agrees(tmp_path, activation, gated, rows, *, inner=INNER, threads=0):
+    gate, up, down = matrix(inner, HIDDEN, 0), matrix(inner, HIDDEN, 1), matrix(HIDDEN, inner, 2)
     gamma, x = activations(HIDDEN, seed=7)[0, 0], activations(HIDDEN, rows=rows)
     packed = [pack(part) for part in ([gate] if gated else []) + [up, down]]
     attributes = {
         "columns": HIDDEN,
-        "inner": INNER,
+        "inner": inner,
         "activation": activation,
         "gated": gated,
         "norm_epsilon": EPSILON,
         "residual": True,
     }
-    (found,) = run("SparseMLP", bundle(packed, [gamma]), attributes, [x], tmp_path)
+    (found,) = run("SparseMLP", bundle(packed, [gamma]), attributes, [x], tmp_path, threads=threads)
     expected = x + mlp(norm(x.astype(np.float64), gamma), gate if gated else None, up, down, activation)
     assert close(found, expected, tolerance(rows))
 
