@@ -351,7 +351,7 @@ public:
         const size_t near_pairs = std::max<size_t>(1, near_bytes / (4 * panel_bytes));
         const size_t most = std::min(2 * near_pairs, last - first);
         const Buffer scratch(scratch_for(matrices_, gated_ ? 2 : 1, operand_));
-        const Buffer outputs(2 * most * panel_bytes);
+        const Buffer outputs((gated_ ? 2 : 1) * most * panel_bytes);
         for (size_t panel = first; panel < last; panel += most) {
             run_panels(panel, std::min(last, panel + most), outputs.floats(), scratch.bytes());
         }
@@ -360,7 +360,7 @@ public:
 private:
     PanelRange range() const { return {matrices_[0].panels(), operand_.rows()}; }
 
-    // outputs: room for those of both matrices
+    // outputs: room for those of up, then of gate if there is one
     void run_panels(size_t first, size_t last, float* outputs, uint8_t* scratch) const {
         const size_t inner = matrices_[0].rows, rows = operand_.rows();
         const size_t from = first * panel_rows, to = std::min(last * panel_rows, inner), count = to - from;
