@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("shearling", "train", "search", "export", "serve")
 SOURCES = sorted(file for place in (*PACKAGES, "packages") for file in (ROOT / place).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+KERNELS = sorted([*(ROOT / "shearling/kernel/cpp").iterdir(), *(ROOT / "tests").rglob("*.cpp")])
 MOST_LINES = 600
+WIDEST = 120
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc"}
 """A thing that has no room shows that a room is missing."""
 
@@ -86,6 +88,13 @@ def test_there_are_no_drawers():
 def test_files_end_before_they_tire():
     lengths = {_shown(file): len(file.read_text(encoding="utf-8").splitlines()) for file in SOURCES}
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_lines_of_the_kernels_are_as_wide_as_those_of_python():
+    lines = {_shown(file): file.read_text(encoding="utf-8").splitlines() for file in KERNELS}
+    assert "shearling/kernel/cpp/linear.cpp" in lines
+    wide = [f"{name}:{at}" for name, text in lines.items() for at, line in enumerate(text, 1) if len(line) > WIDEST]
+    assert wide == []
 
 
 def _marks_alone(node: ast.AST) -> bool:

@@ -178,8 +178,8 @@ public:
 
     size_t chunks() const { return chunks_; }
 
-    // Into how many chunks the units of panels may go that meet it. Tiled rows that the second-level cache does not hold
-    // come from beyond it for every chunk, so these are not the smallest then.
+    // Into how many chunks the units of panels may go that meet it. Tiled rows that the second-level cache does not
+    // hold come from beyond it for every chunk, so these are not the smallest then.
     size_t most_chunks(size_t units, const Threads& threads) const {
         constexpr size_t units_each = 4;
         size_t bytes = 0;

@@ -127,13 +127,14 @@ def leave_early(server: HttpServer, body: dict, headers: dict[str, str]) -> None
 
 
 def test_a_client_that_leaves_frees_its_places(export: Path) -> None:
-    """One text after the other is made, so that all take many times as long as the client stays."""
+    """One text after the other is made, so that all take far longer than a client stays, on a busy machine too."""
+    prompts = ["Area man"] * 8
     with serving(f"tiny={export}", options=("--concurrency", "1")) as server:
         for stream in (False, True):
             before, asked = server.metric("shearling_new_tokens_total"), 0
             for headers in ({}, {"Connection": "Upgrade", "Upgrade": "h2c"}, {}):
-                leave_early(server, {**LONG, "n": 16, "stream": stream}, headers)
-                asked += 16 * 200
+                leave_early(server, {**ENDLESS, "prompt": prompts, "stream": stream}, headers)
+                asked += len(prompts) * 16 * 200
                 server.wait_for("shearling_running_texts", 0)
                 server.wait_for("shearling_waiting_texts", 0)
             assert server.metric("shearling_new_tokens_total") - before < asked / 2

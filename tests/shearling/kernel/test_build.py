@@ -153,17 +153,6 @@ def is_gone(process: int) -> bool:
     return False
 
 
-def test_lines_are_as_wide_as_everywhere():
-    sources = [*compilation.SOURCES.iterdir(), *Path(__file__).parent.glob("*.cpp")]
-    wide = [
-        f"{file.name}:{number}"
-        for file in sources
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
-        if len(line) > 120
-    ]
-    assert wide == []
-
-
 @pytest.fixture
 def compiled(monkeypatch) -> list[Path]:
     """What was compiled, by a compiler that only writes the number of its turn."""
