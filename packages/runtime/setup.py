@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -20,6 +19,7 @@ sys.path[:0] = [str(ROOT), str(HERE / "src")]
 from shearling_runtime.build_facts import DIRECTORY, FACTS, BuildFacts  # noqa: E402  (the path comes first)
 
 from shearling.kernel import compilation  # noqa: E402  (the path comes first)
+from shearling.kernel.build import build_kernels  # noqa: E402  (the path comes first)
 from shearling.kernel.openvino_extension import OPERATOR_SET, PREFERRED_PROPERTIES  # noqa: E402  (the path comes first)
 
 SITE_PACKAGES = "$ORIGIN/../.."
@@ -77,13 +77,11 @@ def build_libraries(directory: Path) -> None:
         compilation.onnx_runtime_plan(),
     )
     compiler = compilation.find_compiler()
-    with tempfile.TemporaryDirectory() as temporary:
-        kernels = Path(temporary) / compilation.KERNELS
-        compilation.compile_kernels(kernels, compiler=compiler)
-        for plan in plans:
-            compilation.compile_library(
-                directory / plan.name, plan=plan, kernels=kernels, compiler=compiler, options=OPTIONS
-            )
+    kernels = build_kernels()
+    for plan in plans:
+        compilation.compile_library(
+            directory / plan.name, plan=plan, kernels=kernels, compiler=compiler, options=OPTIONS
+        )
     facts = BuildFacts(
         openvino=compilation.openvino_release(),
         onnxruntime=f"1.{compilation.LEAST_HEADER_VERSION}",

@@ -11,7 +11,7 @@ import fcntl
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -81,27 +81,52 @@ def _provide(name: str, plan: Callable[[], LibraryPlan], sources: Path) -> Path:
     return prebuilt or _build(plan, sources)
 
 
+def build_kernels(*, sources: Path = SOURCES) -> Path:
+    """What both libraries have in common, one object; compiled where it has to be.
+
+    Raises:
+        CompilerMissing: no compiler, or it fails.
+        EnvironmentFault: others can write to the cache, or there is no place for one.
+    """
+    compiler, directory = find_compiler(), _directory()
+    with _one_at_a_time(directory):
+        return _kernels(directory, compiler, sources)
+
+
 def _build(make_plan: Callable[[], LibraryPlan], sources: Path) -> Path:
     compiler = find_compiler()
     plan = make_plan()
+    directory = _directory()
+    path = directory / _key(library_files(sources, plan), *_told(compiler), plan.identity) / plan.name
+    if _is_kept(path):
+        return path
+    with _one_at_a_time(directory):
+        if not _is_kept(path):
+            log.print(f"compiling the sparse kernels with {compiler[0]}, once")
+            kernels = _kernels(directory, compiler, sources)
+            _keep(path, partial(compile_library, plan=plan, kernels=kernels, compiler=compiler, sources=sources))
+    return path
+
+
+def _kernels(directory: Path, compiler: Sequence[str], sources: Path) -> Path:
+    path = directory / _key(kernel_files(sources), *_told(compiler)) / KERNELS
+    if not _is_kept(path):
+        _keep(path, partial(compile_kernels, compiler=compiler, sources=sources))
+    return path
+
+
+def _directory() -> Path:
     cache = cache_directory()
     if cache is None:
         raise EnvironmentFault(
             "this user has no home directory to keep the compiled kernels in",
             remedy=f"Name a directory in {CACHE_VARIABLE}",
         )
-    directory, told = cache / "kernels", [*compiler, compiler_version(compiler)]
-    path = directory / _key(library_files(sources, plan), *told, plan.identity) / plan.name
-    if _is_kept(path):
-        return path
-    with _one_at_a_time(directory):
-        if not _is_kept(path):
-            log.print(f"compiling the sparse kernels with {compiler[0]}, once")
-            kernels = directory / _key(kernel_files(sources), *told) / KERNELS
-            if not _is_kept(kernels):
-                _keep(kernels, partial(compile_kernels, compiler=compiler, sources=sources))
-            _keep(path, partial(compile_library, plan=plan, kernels=kernels, compiler=compiler, sources=sources))
-    return path
+    return cache / "kernels"
+
+
+def _told(compiler: Sequence[str]) -> list[str]:
+    return [*compiler, compiler_version(compiler)]
 
 
 def _key(files: list[Path], *parts: str) -> str:

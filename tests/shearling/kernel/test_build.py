@@ -14,7 +14,7 @@ import pytest
 
 from shearling.errors import CompilerMissing, EnvironmentFault, PackageMissing
 from shearling.kernel import build, compilation
-from shearling.kernel.build import build_library, build_onnx_runtime_library
+from shearling.kernel.build import build_kernels, build_library, build_onnx_runtime_library
 from shearling.kernel.compilation import find_compiler, find_headers
 from tests.support.users import without_home
 
@@ -178,6 +178,17 @@ def test_a_built_library_is_found_again_and_other_sources_are_built_anew(compile
     (changed / "other.cpp").write_text("int x;\n")
     assert build_library(sources=changed) != first
     assert len(compiled) == 2
+
+
+def test_what_libraries_have_in_common_is_compiled_once(compiled, monkeypatch):
+    turns = iter(range(1, 10))
+    monkeypatch.setattr(build, "compile_kernels", lambda path, **_: path.write_bytes(b"kernels" * next(turns)))
+    kernels = build_kernels()
+    assert build_kernels() == kernels
+    assert build_library().read_bytes() == b"library 1"
+    assert kernels.read_bytes() == b"kernels"
+    kernels.write_bytes(b"kernelz")
+    assert build_kernels().read_bytes() == b"kernels" * 2
 
 
 def test_a_library_that_has_changed_is_built_anew(compiled, capsys):
