@@ -35,7 +35,7 @@ VNNI = () if "avx_vnni" in INSTRUCTIONS else ("-DSHEARLING_VNNI_OF_AVX512",)
 FLAGS = ("-std=c++17", "-Wno-psabi", *VNNI)
 OPENVINO = Path(openvino.__file__).parent
 KERNELS = ("amx", "avx512", "avx_vnni", "avx2", "portable")
-CASES = int(os.environ.get("SHEARLING_FUZZ_CASES", "40000"))
+CASES = int(os.environ.get("SHEARLING_FUZZ_CASES", "20000"))
 """For each set of kernels, of which four run nearly anywhere: half of them matrices, half nodes for OpenVINO."""
 SEED = os.environ.get("SHEARLING_FUZZ_SEED", "1")
 ONNX_CASES = CASES // 8
