@@ -31,7 +31,8 @@ AVOIDED = (
 def avoid_known_crash(deployments: Sequence[Deployment], options: RunOptions) -> tuple[list[Deployment], str | None]:
     """The same deployments, but those that would end their process in float32; and why, where there are any.
 
-    Not all of them: a GGUF file takes no precision, and packed products would round nothing.
+    Not all of them: a GGUF file takes no precision, and packed products would round nothing. What would die in another
+    release of the runtime computes in float32, too, so that two releases do the same work.
 
     Args:
         deployments: what will run.
@@ -40,7 +41,8 @@ def avoid_known_crash(deployments: Sequence[Deployment], options: RunOptions) ->
     Raises:
         DeviceUnavailable: bf16 was asked for, and would crash.
     """
-    crashing = [deployment for deployment in deployments if _would_crash(deployment, options)]
+    meeting = [deployment for deployment in deployments if _meets_the_rest(deployment, options)]
+    crashing = [deployment for deployment in meeting if _is_affected(deployment)]
     for deployment in crashing:
         if "bf16" in (options.precision, deployment.properties.get(HINT)):
             raise DeviceUnavailable(
@@ -48,16 +50,23 @@ def avoid_known_crash(deployments: Sequence[Deployment], options: RunOptions) ->
                 where=deployment.label,
                 remedy="Use --threads 2, or --precision fp32",
             )
+    if not crashing:
+        return list(deployments), None
     changed = [
         deployment.model_copy(update={"properties": {**deployment.properties, HINT: "f32"}})
-        if deployment in crashing
+        if deployment in meeting and HINT not in deployment.properties
         else deployment
         for deployment in deployments
     ]
-    return changed, AVOIDED if crashing else None
+    return changed, AVOIDED
 
 
-def _would_crash(deployment: Deployment, options: RunOptions) -> bool:
+def _is_affected(deployment: Deployment) -> bool:
+    return (installed_version("openvino", deployment.environment) or "").startswith(AFFECTED)
+
+
+def _meets_the_rest(deployment: Deployment, options: RunOptions) -> bool:
+    """Whether only the release decides."""
     return (
         deployment.format == "openvino"
         and options.device == "CPU"
@@ -66,7 +75,6 @@ def _would_crash(deployment: Deployment, options: RunOptions) -> bool:
         and any(flag.startswith("amx") for flag in read_processor()[1])
         and not needs_extension(deployment.model_file)
         and SMALLER_WEIGHTS.search(deployment.model_file.read_bytes()) is None
-        and (installed_version("openvino", deployment.environment) or "").startswith(AFFECTED)
     )
 
 

@@ -34,6 +34,7 @@ the largest is cut off."""
 
 MOST_BYTE = 127
 LARGEST_HALF = 65504.0
+LEAST_HALF = 2.0**-24
 
 BLOCK_COLUMNS = 128
 """Columns whose updates are gathered before they reach the columns behind them."""
@@ -92,16 +93,18 @@ def fit_scales(weight: Tensor, importance: Tensor, *, bits: int = 4) -> Tensor:
         bits: of an integer.
 
     Returns:
-        [out] float32, numbers of float16; 1 where all weights are zero.
+        [out] float32, numbers of float16; the least where all weights are zero, or too small for any.
     """
     largest = weight.abs().amax(dim=1)
     # The longer end serves the sign with the largest weight.
     sign = torch.where(weight.amax(dim=1) >= -weight.amin(dim=1), -1.0, 1.0)
-    full = sign * largest / -LIMITS[bits][0]
+    full = (sign * largest / -LIMITS[bits][0]).clamp(-LARGEST_HALF, LARGEST_HALF)
+    # A larger one would coarsen the bytes of all scales of its row (`in_bytes`).
+    least = torch.full_like(full, LEAST_HALF).copysign(full)
     best = torch.full_like(largest, torch.inf)
     chosen = full
     for share in torch.linspace(SMALLEST_SHRINKAGE, LARGEST_SHRINKAGE, SHRINKAGES, device=weight.device):
-        scale = storable(full * share, otherwise=torch.ones_like(full))
+        scale = storable(full * share, otherwise=least)
         error = ((nearest(weight, scale[:, None], bits=bits) * scale[:, None] - weight).square() * importance).sum(
             dim=1
         )

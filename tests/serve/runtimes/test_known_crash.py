@@ -59,6 +59,24 @@ def test_where_anything_differs_nothing_changes(
     assert avoid_known_crash([deployment], DEFAULT) == ([deployment], None)
 
 
+@pytest.mark.usefixtures("amx")
+def test_two_releases_compute_alike(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one of them would die; the other, left in bf16, would be the faster for it."""
+    monkeypatch.setattr(
+        "serve.runtimes.known_crash.installed_version", lambda _, place: "2026.3.0" if place else "2026.4.1"
+    )
+    older = deployment.model_copy(update={"environment": Path("older")})
+    in_float32 = {"properties": {"INFERENCE_PRECISION_HINT": "f32"}}
+    assert avoid_known_crash([older, deployment], DEFAULT) == (
+        [older.model_copy(update=in_float32), deployment.model_copy(update=in_float32)],
+        AVOIDED,
+    )
+    assert avoid_known_crash([older, older], DEFAULT) == ([older, older], None)
+    # What was asked for by name stays.
+    in_bf16 = older.model_copy(update={"properties": {"INFERENCE_PRECISION_HINT": "bf16"}})
+    assert avoid_known_crash([in_bf16, deployment], DEFAULT)[0][0] == in_bf16
+
+
 def test_without_amx_nothing_changes(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.runtimes.known_crash.read_processor", lambda: ("a processor", ("avx512_bf16",)))
     assert avoid_known_crash([deployment], DEFAULT) == ([deployment], None)

@@ -182,6 +182,29 @@ def test_scales_in_bytes_cost_next_to_nothing(share: float, monkeypatch: pytest.
     assert layer_error(weight, rounded.weight, hessian) < 1.02 * layer_error(weight, free.weight, hessian)
 
 
+def test_an_empty_group_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one whose scale no float16 can hold."""
+    weight, hessian = (tensor.float() for tensor in layer(256, share=0.0))
+    weight[2, :32], weight[3, :32] = 0, weight[3, :32] * 1e-9
+    rounded = round_matrix(weight, hessian, group_size=32, passes=2)
+    assert smallest_scales(rounded.scales.half().numpy(), ScaleType.F16) is ScaleType.I8
+    monkeypatch.setattr("shearling.quantization.rounding.in_bytes", lambda scales: scales)
+    free = round_matrix(weight, hessian, group_size=32, passes=2)
+    for row in (2, 3):
+        here = slice(row, row + 1)
+        of_free = layer_error(weight[here], free.weight[here], hessian)
+        assert layer_error(weight[here], rounded.weight[here], hessian) < 1.05 * of_free
+
+
+def test_a_row_of_zeros_has_scales_that_can_be_stored() -> None:
+    weight, hessian = (tensor.float() for tensor in layer(256))
+    weight[2] = 0
+    rounded = round_matrix(weight, hessian, group_size=32, passes=2)
+    assert not rounded.codes[2].any()
+    assert rounded.scales.ne(0).all()
+    assert smallest_scales(rounded.scales.half().numpy(), ScaleType.F16) is ScaleType.I8
+
+
 def test_the_slope_follows_new_scales() -> None:
     weight, hessian = layer(256)
     rounded = compensate(weight, weight != 0, hessian, group_size=32)
