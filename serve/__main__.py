@@ -21,6 +21,7 @@ from shearling.command_line import (
     print_piece,
     run_command,
 )
+from shearling.console import log
 from shearling.registry.name_option import NameOption, member_of
 from shearling.registry.runtimes import RUNTIMES
 from shearling.target import AUTO, Target, parse_target
@@ -428,7 +429,10 @@ def check(
     from serve.guard.regression import Demands, guard_workload
     from serve.guard.screen import verdict_screen
     from serve.guard.stage import Reports, check_model
+    from serve.guard.telling import require_pass
 
+    reports = Reports(junit, summary)
+    reports.begin()
     workload = guard_workload(prompt_tokens, max_new_tokens, budget_s=budget_s, trace=trace, batch=batch_size)
     verdict, benchmark = check_model(
         target.with_format(model_format),
@@ -439,9 +443,13 @@ def check(
         demands=Demands(max_ratio, max_load_ratio, max_memory_ratio, allow_other_tokens),
         options=_options(device, precision, threads, hint=hint, huge_pages=huge_pages, genai=genai),
         workload=workload,
-        reports=Reports(junit, summary),
+        reports=reports,
     )
-    return Result(verdict.model_dump(mode="json"), verdict_screen(verdict, benchmark))
+    screen = verdict_screen(verdict, benchmark)
+    if verdict.outcome != "pass":
+        log.print(screen, soft_wrap=False)
+    require_pass(verdict)
+    return Result(verdict.model_dump(mode="json"), screen)
 
 
 @app.command()
@@ -489,11 +497,13 @@ def bisect(
     debug: DebugFlag = False,
 ) -> Result:
     """Find the first version of a runtime that is slower: 0 if none is, 1 names it."""
-    from serve.guard.bisection import Installation, parse_versions
+    from serve.guard.bisection import Installation, parse_versions, require_none_slower
     from serve.guard.regression import Demands, guard_workload
     from serve.guard.screen import bisection_screen
     from serve.guard.stage import Reports, find_first_slower
 
+    reports = Reports(junit, summary)
+    reports.begin()
     found = find_first_slower(
         target.with_format(model_format),
         versions=parse_versions(versions),
@@ -501,9 +511,13 @@ def bisect(
         demands=Demands(max_ratio, max_load_ratio, max_memory_ratio, allow_other_tokens),
         options=_options("CPU", precision, threads, huge_pages=huge_pages, genai=genai),
         workload=guard_workload(prompt_tokens, max_new_tokens, budget_s=budget_s, batch=batch_size),
-        reports=Reports(junit, summary),
+        reports=reports,
     )
-    return Result(found.model_dump(mode="json"), bisection_screen(found))
+    screen = bisection_screen(found)
+    if not found.passed:
+        log.print(screen)
+    require_none_slower(found)
+    return Result(found.model_dump(mode="json"), screen)
 
 
 def _options(

@@ -13,14 +13,15 @@ def require_writable(path: Path, *, whole: bool = False) -> None:
 
     Args:
         path: a file, which may be there.
-        whole: it is replaced by a new one.
+        whole: it is replaced by a new one, which no device or pipe can be.
 
     Raises:
         UsageError: no file can be written there.
     """
     parent = path.absolute().parent
     written = path if path.exists() and not whole else parent
-    if path.is_dir() or not parent.is_dir() or not os.access(written, os.W_OK):
+    replaced = whole and path.exists() and not path.is_file()
+    if replaced or path.is_dir() or not parent.is_dir() or not os.access(written, os.W_OK):
         raise UsageError(
             "no file can be written here", where=path, remedy="Name a file in a directory that is, and may be written"
         )

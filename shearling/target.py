@@ -15,6 +15,8 @@ AUTO = "auto"
 """The first format there is of those that run on the device."""
 PROPERTY = re.compile(r"[A-Z][A-Z0-9_]*")
 FORMAT, ENVIRONMENT = "format", "environment"
+SETTINGS = re.compile(r"@(?=[A-Za-z_][A-Za-z0-9_]*=)")
+"""Where settings begin: paths in them may hold an `@` of their own."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ def parse_target(argument: str | Path | Target) -> Target:
     if isinstance(argument, Target):
         return argument
     written = str(argument)
-    path, at, settings = written.rpartition("@")
-    if not at or "=" not in settings or Path(argument).exists():
+    begins = [found.start() for found in SETTINGS.finditer(written)] or [written.rfind("@")]
+    path, settings = written[: begins[-1]], written[begins[-1] + 1 :]
+    if begins[-1] < 0 or "=" not in settings or Path(argument).exists():
         return Target(Path(argument))
     pairs = [part.partition("=")[::2] for part in settings.split(",")]
     values = dict(pairs)

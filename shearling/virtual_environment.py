@@ -25,6 +25,13 @@ def interpreter_of(environment: Path | None) -> Path:
     return Path(sys.executable) if environment is None else environment.absolute() / "bin" / "python"
 
 
+def isolation(environment: Path | None) -> str:
+    """The option that keeps the Python of an environment to what is its own; the one that runs has what its user gave
+    it, too: packages that are installed for them alone, and PYTHONPATH.
+    """
+    return "-P" if environment is None else "-I"
+
+
 def require_packages(entry: RuntimeEntry, environment: Path | None) -> None:
     """Check that what a runtime imports is installed.
 

@@ -22,7 +22,7 @@ from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import Generation, RunOptions, RuntimeFacts
 from shearling.errors import ShearlingError
 from shearling.strict_json import Document
-from shearling.virtual_environment import interpreter_of
+from shearling.virtual_environment import interpreter_of, isolation
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_OUR_PACKAGES = (
@@ -116,7 +116,8 @@ class WorkerProcess:
         # Not from the directory that this happens to run in, which may hold another `serve`.
         command = [sys.executable, "-P", "-m", "serve.bench.worker"]
         if deployment.engine is not None:
-            command = [str(interpreter_of(deployment.environment)), "-I", "-c", VISIT, str(ROOT / "serve")]
+            alone = isolation(deployment.environment)
+            command = [str(interpreter_of(deployment.environment)), alone, "-c", VISIT, str(ROOT / "serve")]
         elif deployment.environment is not None:
             # It has its runtime and what that needs; the rest is ours. Both are of one Python version, as
             # `shearling.virtual_environment` has checked.

@@ -84,7 +84,7 @@ class Workload(Document):
     trace: tuple[TraceItem, ...] = ()
     separate_phases: bool = False
     turn_s: float | None = pydantic.Field(default=None, gt=0)
-    budget_s: float | None = pydantic.Field(default=None, gt=0)
+    budget_s: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
 
     @property
     def new_tokens_in_words(self) -> str:

@@ -82,7 +82,7 @@ def check_baseline(
         options: those of the history.
         workload: that of the history; see `guard_workload`.
         record: add this measurement if it passes.
-        allow_other_versions: accept a history of other runtime versions.
+        allow_other_versions: accept a history of other runtime versions, to which nothing is added.
 
     Raises:
         ArtefactMissing: no history, and `record` is false.
@@ -100,9 +100,11 @@ def check_baseline(
     # Whoever waits here for another check reads what that one has recorded.
     with measuring_alone():
         history = read_document(path, Baseline, schema=SCHEMA, max_bytes=DOCUMENT_BYTES) if path.exists() else None
+        # A history is of one set of versions, whatever it is compared with.
+        others = allow_other_versions and not record
         if history is not None:
             _require_enough(history, where=path)
-            _require_same_place(history, candidate, workload, where=path, allow_other_versions=allow_other_versions)
+            _require_same_place(history, candidate, workload, where=path, allow_other_versions=others)
         # A history knows its settings: another one would compare them, not the model.
         benchmark, changes = with_other_settings(
             lambda tried: run_benchmark([candidate], options=tried, workload=alone),
@@ -110,7 +112,7 @@ def check_baseline(
             allowed=lambda tried: history is None or history.options == tried,
         )
         if history is not None:
-            _require_same_run(history, benchmark, where=path, allow_other_versions=allow_other_versions)
+            _require_same_run(history, benchmark, where=path, allow_other_versions=others)
         verdict = _judge(history, benchmark, max_ratio=max_ratio)
         verdict = verdict.model_copy(update={"changes": (*changes, *verdict.changes)})
         if record and verdict.outcome == "pass":
@@ -172,7 +174,7 @@ def _refuse_changes(changed: list[str], *, where: Path) -> None:
         raise UsageError(
             f"the baseline is of other versions: {', '.join(changed)}",
             where=where,
-            remedy="Give --allow-other-versions, or record anew",
+            remedy="Give --allow-other-versions without --record, or record anew in another file",
         )
 
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve.guard.machine_lock import locked
-from serve.guard.regression import CheckOutcome, Verdict
+from serve.guard.regression import TOKENS, CheckOutcome, Verdict, worst
 from serve.guard.reports import CheckRecord
+from serve.guard.telling import how_to_settle
 from shearling.console import log
 from shearling.errors import CheckFailed, UsageError
 from shearling.strict_json import Document, read_document, write_document
@@ -37,8 +38,9 @@ class Bisection(Document):
         versions: in the order given.
         outcomes: of those that were measured against the first one.
         checks: the same, in the order of time.
-        first_slower: the version that a pass precedes; None where the last one passes, or nothing is clear.
-        last_good: the version before it.
+        first_slower: the first version that fails as the last one does; None where that passes, or nothing is clear.
+        last_good: the last version that is known not to fail so.
+        known_slower: the first version that is known to; `first_slower`, or a later one where a check stayed open.
     """
 
     package: str
@@ -47,11 +49,12 @@ class Bisection(Document):
     checks: tuple[CheckRecord, ...]
     first_slower: str | None
     last_good: str | None
+    known_slower: str | None = None
 
     @property
-    def conclusive(self) -> bool:
-        """Every check that was needed was clear."""
-        return "inconclusive" not in self.outcomes.values()
+    def passed(self) -> bool:
+        """The last version is not slower."""
+        return self.outcomes[self.versions[-1]] == "pass"
 
 
 @dataclass(frozen=True)
@@ -151,16 +154,18 @@ def bisect_versions(
             outcomes[version] = verdict.outcome
             records.append(record)
             log.print(f"{installation.package} {version}: {verdict.outcome}")
-            return verdict.outcome
+            return _answer(verdict, outcomes[versions[-1]])
 
-        slow = _first_slow(len(versions), measure)
+        bracket = _bracket(len(versions), measure)
+    good, slow = (None, None) if bracket is None else (versions[bracket[0]], versions[bracket[1]])
     return Bisection(
         package=installation.package,
         versions=tuple(versions),
         outcomes=outcomes,
         checks=tuple(records),
-        first_slower=None if slow is None else versions[slow],
-        last_good=None if slow is None else versions[slow - 1],
+        first_slower=slow if bracket and bracket[1] - bracket[0] == 1 else None,
+        last_good=good,
+        known_slower=slow,
     )
 
 
@@ -224,23 +229,37 @@ def require_none_slower(found: Bisection) -> None:
     Raises:
         CheckFailed: a version is slower, or a check was inconclusive.
     """
-    result = found.model_dump(mode="json")
+    if found.passed:
+        return
+    package, result = found.package, found.model_dump(mode="json")
+    measured = list(found.outcomes)
+    word = "changes its output" if found.outcomes[found.versions[-1]] == "changed" else "is slower"
     if found.first_slower is not None:
-        word = "changes its output" if found.outcomes[found.first_slower] == "changed" else "is slower"
+        also = [name for name, outcome in found.outcomes.items() if outcome == "changed" and word == "is slower"]
+        told = f"; the output is another one in {', '.join(also)}" if also else ""
         raise CheckFailed(
-            f"{found.package} {found.first_slower} is the first that {word}; {found.last_good} is not so", result=result
+            f"{package} {found.first_slower} is the first that {word}; {found.last_good} is not so{told}", result=result
         )
-    if not found.conclusive:
-        open_versions = [version for version, outcome in found.outcomes.items() if outcome == "inconclusive"]
-        raise CheckFailed(
-            f"inconclusive for {found.package} {', '.join(open_versions)}",
-            remedy="Measure longer (--budget), or on a quieter machine",
-            result=result,
-        )
+    known = f"; {found.known_slower} {word}, {found.last_good} is not so" if found.known_slower else ""
+    verdict = found.checks[-1].verdict if found.checks else None
+    raise CheckFailed(
+        f"inconclusive for {package} {measured[-1]}{known}",
+        remedy="Measure longer (--budget), or on a quieter machine" if verdict is None else how_to_settle(verdict),
+        result=result,
+    )
 
 
-def _first_slow(count: int, measure: Callable[[int], CheckOutcome]) -> int | None:
-    """Place of the first version that does not pass; None where the last one does, or nothing can be told."""
+def _answer(verdict: Verdict, sought: CheckOutcome) -> CheckOutcome:
+    """What a check says of that by which the last version failed: its output, or else its figures."""
+    if sought == "changed":
+        return verdict.outcomes.get(TOKENS, "pass")
+    return worst(outcome for name, outcome in verdict.outcomes.items() if name != TOKENS)
+
+
+def _bracket(count: int, measure: Callable[[int], CheckOutcome]) -> tuple[int, int] | None:
+    """Places of the last version that is known to pass and of the first that is known not to: neighbours, where no
+    check between them stays open; None where the last one does not fail.
+    """
     bad = {"regression", "changed"}
     if measure(count - 1) not in bad:
         return None
@@ -249,6 +268,6 @@ def _first_slow(count: int, measure: Callable[[int], CheckOutcome]) -> int | Non
         middle = (good + slow) // 2
         outcome = measure(middle)
         if outcome == "inconclusive":
-            return None
+            break
         good, slow = (good, middle) if outcome in bad else (middle, slow)
-    return slow
+    return good, slow

@@ -95,6 +95,7 @@ class LatencyGuard:
 
         Raises:
             AssertionError: slower, other tokens, or inconclusive.
+            UsageError: a limit or a budget that is no positive number.
             ShearlingError: something cannot be measured.
         """
         from serve.guard.regression import Demands, check_regression, guard_workload
@@ -112,7 +113,7 @@ class LatencyGuard:
         seconds = chosen.pop("budget_s", None)
         work = workload or guard_workload()
         if seconds is not None and (workload is None or budget_s is not None):
-            work = work.model_copy(update={"budget_s": seconds})
+            work = work.model_copy(update={"budget_s": guard_workload(budget_s=seconds).budget_s})
         names = {"name": session.test or "latency", "candidate": str(candidate), "reference": str(than)}
         try:
             found = check_regression(
@@ -153,7 +154,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from shearling.errors import UsageError
 
         try:
-            require_writable(Path(report))
+            require_writable(Path(report), whole=True)
         except UsageError as error:
             raise pytest.UsageError(f"--latency-report: {error}") from None
     config.stash[SESSION] = LatencySession()
@@ -164,10 +165,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Read the marks of a test, and skip it on a machine that is too noisy for it."""
+    """Read the marks of a test, and skip it on a machine that is too noisy for it.
+
+    A mark `latency` of a test that does not ask for the guard is that of its own project.
+    """
     session = item.config.stash[SESSION]
     session.test, session.marked = item.nodeid, {}
-    for mark in reversed(list(item.iter_markers("latency"))):
+    ours = "latency_guard" in getattr(item, "fixturenames", ())
+    for mark in reversed(list(item.iter_markers("latency"))) if ours else ():
         strange = sorted(set(mark.kwargs) - set(ALLOWED))
         if strange or mark.args:
             raise pytest.UsageError(

@@ -52,7 +52,7 @@ TURN_S = 0.02
 """Shorter than what disturbs a machine, and longer than it takes to fill a cache."""
 ROUND_S = 10.0
 """To which a budget that is proposed is rounded."""
-LOAD, MEMORY = "load_s", "peak_memory_bytes"
+LOAD, MEMORY, TOKENS = "load_s", "peak_memory_bytes", "tokens"
 
 CheckOutcome = Literal["pass", "regression", "inconclusive", "changed"]
 """`changed`: it says something else."""
@@ -215,7 +215,7 @@ def _measure(
     tokens = None
     if is_upgrade([subject.deployment for subject in benchmark.subjects]):
         tokens = compare_tokens(benchmark.samples, allowed=demands.allow_other_tokens)
-        outcomes["tokens"] = "pass" if tokens.kept else "changed"
+        outcomes[TOKENS] = "pass" if tokens.kept else "changed"
     found = {
         "outcome": worst(outcomes.values()),
         "outcomes": outcomes,

@@ -33,9 +33,11 @@ def verdict_screen(verdict: Verdict, benchmark: Benchmark) -> RenderableType:
 
 
 def bisection_screen(found: Bisection) -> str:
-    """One line for each version, and the answer; a slower version is an error, and told there."""
+    """One line for each version, and the answer; a slower version is an error, which tells it."""
     lines = [f"{found.package} {found.versions[0]}: the reference"]
     for version, record in zip(found.outcomes, found.checks, strict=True):
         figures = "; ".join(tell_outcomes(record.verdict)) if record.verdict else record.error
         lines.append(f"{found.package} {version}: {found.outcomes[version]} ({figures})")
-    return "\n".join([*lines, f"{found.package} {found.versions[-1]} is not slower than {found.versions[0]}"])
+    if found.passed:
+        lines.append(f"{found.package} {found.versions[-1]} is not slower than {found.versions[0]}")
+    return "\n".join(lines)

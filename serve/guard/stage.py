@@ -10,11 +10,11 @@ from pathlib import Path
 from serve.bench.benchmark import Benchmark
 from serve.bench.workload import Workload
 from serve.guard.baseline import check_baseline
-from serve.guard.bisection import Bisection, Installation, bisect_versions, require_none_slower
+from serve.guard.bisection import Bisection, Installation, bisect_versions
 from serve.guard.regression import Demands, Verdict, check_regression
 from serve.guard.reports import CheckRecord, append_summary, record_of, write_junit
-from serve.guard.telling import require_pass
 from serve.runtimes.runtime import RunOptions
+from shearling.command_line import explain_os_error
 from shearling.destination import require_writable
 from shearling.errors import ShearlingError, UsageError
 from shearling.target import Target
@@ -25,22 +25,24 @@ class Reports:
     """Files for CI.
 
     Attributes:
-        junit: XML, written anew.
+        junit: XML, written anew; what an earlier check left there goes first, or it would be taken for this one's.
         summary: Markdown, appended to.
     """
 
     junit: Path | None = None
     summary: Path | None = None
 
-    def check(self) -> None:
+    def begin(self) -> None:
         """Refuse now what would lose the verdict later.
 
         Raises:
             UsageError: a file could not be written.
         """
-        for path in (self.junit, self.summary):
-            if path is not None:
-                require_writable(path)
+        if self.summary is not None:
+            require_writable(self.summary)
+        if self.junit is not None:
+            require_writable(self.junit, whole=True)
+            self.junit.unlink(missing_ok=True)
 
     def write(self, records: list[CheckRecord]) -> None:
         """Write those that were asked for."""
@@ -62,7 +64,7 @@ def check_model(
     workload: Workload,
     reports: Reports,
 ) -> tuple[Verdict, Benchmark]:
-    """Pass, or fail with the verdict.
+    """Judge a candidate.
 
     Args:
         candidate: what may have become slower.
@@ -77,9 +79,8 @@ def check_model(
 
     Raises:
         UsageError: not exactly one of `reference` and `baseline`, or what the one that is given knows nothing of.
-        CheckFailed: slower, or inconclusive.
+        ShearlingError: it cannot be measured.
     """
-    reports.check()
     if record and baseline is None:
         raise UsageError("--record has nowhere to write", remedy="Give --baseline FILE")
     if (reference is None) == (baseline is None):
@@ -111,11 +112,10 @@ def check_model(
                 record=record,
                 allow_other_versions=allow_other_versions,
             )
-    except ShearlingError as error:
-        reports.write([record_of(error, **names)])
+    except (ShearlingError, OSError) as error:
+        reports.write([record_of(_explained(error), **names)])
         raise
     reports.write([record_of(found, **names)])
-    require_pass(found[0])
     return found
 
 
@@ -142,10 +142,8 @@ def find_first_slower(
 
     Raises:
         UsageError: an environment was given.
-        CheckFailed: names the version, or what stayed inconclusive.
         ShearlingError: see `bisect_versions`.
     """
-    reports.check()
     if target.environment is not None:
         raise UsageError(
             "the environments are made here", where=target.label, remedy="Leave environment= out, or use check"
@@ -164,22 +162,24 @@ def find_first_slower(
         }
         try:
             found = check_regression(sides[0], sides[1], demands=demands, options=options, workload=workload)
-        except ShearlingError as error:
-            records.append(record_of(error, **names))
+        except (ShearlingError, OSError) as error:
+            records.append(record_of(_explained(error), **names))
             raise
         records.append(record_of(found, **names))
         return found[0], records[-1]
 
     try:
-        found = bisect_versions(versions, installation, check)
-    except ShearlingError as error:
+        return bisect_versions(versions, installation, check)
+    except (ShearlingError, OSError) as error:
         # Where no check has failed, an environment has.
         if all(record.verdict is not None for record in records):
             names = {"candidate": target.label, "reference": versions[0]}
-            records.append(record_of(error, name=f"{installation.package} {', '.join(versions)}", **names))
+            records.append(record_of(_explained(error), name=f"{installation.package} {', '.join(versions)}", **names))
         raise
     finally:
         if records:
             reports.write(records)
-    require_none_slower(found)
-    return found
+
+
+def _explained(error: ShearlingError | OSError) -> ShearlingError:
+    return error if isinstance(error, ShearlingError) else explain_os_error(error)

@@ -15,7 +15,7 @@ from serve.runtimes.runtime import RunOptions
 from shearling.errors import CheckpointUnsafe, DeviceUnavailable, PackageMissing, UsageError
 from shearling.model.checkpoint_safety import check_configuration
 from shearling.registry.runtimes import RUNTIMES
-from shearling.virtual_environment import ask_python, interpreter_of
+from shearling.virtual_environment import ask_python, interpreter_of, isolation
 
 TOKENIZER = tuple(f"openvino_{part}.{suffix}" for part in ("tokenizer", "detokenizer") for suffix in ("xml", "bin"))
 OLDEST_PYTHON = (3, 9)
@@ -49,7 +49,7 @@ def plan_visits(deployments: Sequence[Deployment], options: RunOptions) -> list[
         _check_properties(deployment)
         if deployment.format == "torch":
             _refuse_code(deployment)
-        missing = _missing(deployment.environment, ("numpy", *RUNTIMES.get(deployment.format).visited))
+        missing = missing_modules(deployment.environment, ("numpy", *RUNTIMES.get(deployment.format).visited))
         if missing:
             raise PackageMissing(
                 f"{' and '.join(missing)} cannot be imported there",
@@ -87,12 +87,12 @@ def _engine(model_format: str, visited: Sequence[Deployment], *, genai: bool) ->
     complete = genai and all(
         item.file is None and all((item.directory / name).is_file() for name in TOKENIZER) for item in visited
     )
-    if complete and not any(_missing(item.environment, ("openvino_genai",)) for item in visited):
+    if complete and not any(missing_modules(item.environment, ("openvino_genai",)) for item in visited):
         return "genai"
     return "openvino"
 
 
-def _missing(environment: Path | None, modules: Sequence[str]) -> list[str]:
+def missing_modules(environment: Path | None, modules: Sequence[str]) -> list[str]:
     """Which modules an environment cannot import."""
     interpreter = interpreter_of(environment)
     if not interpreter.is_file():
@@ -101,7 +101,7 @@ def _missing(environment: Path | None, modules: Sequence[str]) -> list[str]:
             where=environment,
             remedy="Make one with python -m venv, and install the runtime into it",
         )
-    done = ask_python(environment, ["-I", "-c", QUESTION, json.dumps(list(modules))])
+    done = ask_python(environment, [isolation(environment), "-c", QUESTION, json.dumps(list(modules))])
     try:
         version, missing = json.loads(done.stdout)
     except ValueError:

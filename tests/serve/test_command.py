@@ -163,6 +163,8 @@ def test_compare(measured: Path, tmp_path: Path) -> None:
         (["check", "DIR", "--against", "DIR", "--max-memory-ratio", "0"], 2, "not a positive number"),
         (["check", "DIR", "--against", "DIR@environment=DIR"], 4, "no virtual environment here"),
         (["check", "DIR", "--against", "DIR", "--junit", "DIR/absent/junit.xml"], 2, "no file can be written here"),
+        (["check", "DIR", "--against", "DIR", "--junit", "/dev/null"], 2, "no file can be written here"),
+        (["check", "DIR", "--against", "DIR", "--budget", "inf"], 2, "Give another --budget"),
         (["bisect", "DIR", "--versions", "2026.4.1"], 2, "cannot read the versions"),
         (["bisect", "DIR@environment=DIR", "--versions", "1,2"], 2, "the environments are made here"),
         (["bisect", "DIR", "--versions", "1,2", "--package", "--pre"], 2, "no name of a package"),
@@ -187,6 +189,15 @@ def test_bad_requests(export: Path, arguments: list[str], code: int, words: str)
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "bisect"])
+def test_what_an_earlier_check_left_is_not_taken_for_this_one(export: Path, tmp_path: Path, command: str) -> None:
+    report = tmp_path / "latency.xml"
+    report.write_text("<testsuites/>")
+    more = ("--against", export) if command == "check" else ("--versions", "1,2")
+    assert serve(command, export, *more, "--budget", "0", "--junit", report).returncode == 2
+    assert not report.exists()
 
 
 def test_a_flipped_bit_is_exit_3(copy_of) -> None:

@@ -31,6 +31,13 @@ def test_settings_behind_the_path() -> None:
     assert Target(Path("a")).with_format("torch").format == "torch"
 
 
+def test_an_environment_may_lie_in_a_directory_with_an_at_sign() -> None:
+    """Such as the second workspace that Jenkins makes for a job."""
+    target = parse_target("/ws/job@2/model@environment=/ws/job@2/venv,format=onnx")
+    assert target.path == Path("/ws/job@2/model")
+    assert (target.environment, target.format) == (Path("/ws/job@2/venv"), "onnx")
+
+
 def test_a_path_that_exists_is_a_path(tmp_path: Path) -> None:
     strange = tmp_path / "model@format=onnx"
     strange.mkdir()

@@ -250,6 +250,8 @@ def test_a_baseline_of_this_machine_and_no_other(export: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match=r"other versions: openvino 2020\.1"):
         check(20.0)
     assert check(20.0, allow_other_versions=True) == "pass"
+    with pytest.raises(UsageError, match=r"other versions: openvino 2020\.1 .*in another file"):
+        check(20.0, allow_other_versions=True, record=True)
     document["environment"]["machine_id"] = "0" * 64
     path.write_text(json.dumps(document))
     with pytest.raises(UsageError, match="another machine"):

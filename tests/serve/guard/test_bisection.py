@@ -25,11 +25,14 @@ from serve.guard.bisection import (
     RECORD,
     Bisection,
     Installation,
-    _first_slow,
+    _bracket,
+    bisect_versions,
     keep_environment,
     parse_versions,
     require_none_slower,
 )
+from serve.guard.regression import Verdict, worst
+from serve.guard.reports import CheckRecord
 from shearling.errors import CheckFailed, PackageMissing, UsageError
 from shearling.virtual_environment import from_anywhere, make_environment
 from tests.support.serve_command import serve
@@ -68,24 +71,62 @@ def test_every_place_of_the_first_slower_version_is_found_in_few_checks(count: i
             asked.append(place)
             return "regression" if place >= first else "pass"
 
-        assert _first_slow(count, measure) == first
+        assert _bracket(count, measure) == (first - 1, first)
         assert len(asked) == len(set(asked)) <= 1 + (count - 1).bit_length()
-    assert _first_slow(count, lambda place: "pass") is None
+    assert _bracket(count, lambda place: "pass") is None
 
 
-def test_what_is_inconclusive_names_nothing() -> None:
-    outcomes = {3: "regression", 1: "inconclusive"}
-    assert _first_slow(4, outcomes.__getitem__) is None
-    found = Bisection(
-        package="openvino",
-        versions=VERSIONS,
-        outcomes={"0.4": "regression", "0.2": "inconclusive"},
-        checks=(),
-        first_slower=None,
-        last_good=None,
-    )
-    with pytest.raises(CheckFailed, match=r"inconclusive for openvino 0\.2"):
+def bisected(monkeypatch: pytest.MonkeyPatch, **outcomes: dict[str, str]) -> Bisection:
+    """Of four versions, each of which has these outcomes by metric."""
+    monkeypatch.setattr("serve.guard.bisection.keep_environment", lambda root, installation, version: Path(version))
+
+    def check(candidate: Path, reference: Path, version: str) -> tuple[Verdict, CheckRecord]:
+        found = outcomes[f"v{version[-1]}"]
+        verdict = Verdict(
+            outcome=worst(found.values()),
+            outcomes=found,
+            ratios={},
+            sessions=(),
+            max_ratio=1.05,
+            blocks=24,
+            lost_share=0,
+        )
+        record = CheckRecord(
+            name=version, candidate=version, reference="0.1", created="now", verdict=verdict, error=None
+        )
+        return verdict, record
+
+    return bisect_versions(VERSIONS, Installation("openvino"), check)
+
+
+def test_what_is_inconclusive_leaves_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = bisected(monkeypatch, v4={"tpot_s": "regression"}, v2={"tpot_s": "inconclusive"})
+    assert (found.last_good, found.first_slower, found.known_slower) == ("0.1", None, "0.4")
+    with pytest.raises(CheckFailed, match=r"inconclusive for openvino 0\.2; 0\.4 is slower, 0\.1 is not so"):
         require_none_slower(found)
+    found = bisected(monkeypatch, v4={"tpot_s": "inconclusive"})
+    with pytest.raises(CheckFailed, match=r"inconclusive for openvino 0\.4\. Measure longer"):
+        require_none_slower(found)
+
+
+def test_other_tokens_are_not_taken_for_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"tpot_s": "pass", "tokens": "changed"}
+    slow = {"tpot_s": "regression", "tokens": "changed"}
+    found = bisected(monkeypatch, v2=other, v3=other, v4=slow)
+    with pytest.raises(CheckFailed, match=r"0\.4 is the first that is slower; 0\.3 is not so; .* in 0\.2, 0\.3"):
+        require_none_slower(found)
+    found = bisected(monkeypatch, v2={"tpot_s": "regression", "tokens": "pass"}, v3=other, v4=other)
+    with pytest.raises(CheckFailed, match=r"0\.3 is the first that changes its output; 0\.2 is not so"):
+        require_none_slower(found)
+    # What may hide behind other tokens is open.
+    found = bisected(monkeypatch, v2={"tpot_s": "inconclusive", "tokens": "changed"}, v4=slow)
+    assert (found.first_slower, found.known_slower) == (None, "0.4")
+
+
+def test_a_last_version_that_passes_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = bisected(monkeypatch, v4={"tpot_s": "pass"})
+    require_none_slower(found)
+    assert (found.passed, list(found.outcomes)) == (True, ["0.4"])
 
 
 @pytest.mark.parametrize("text", ["2026.4.1", "1,1", "1,,2", "1,--pre", "1,2 3", "1,@evil"])

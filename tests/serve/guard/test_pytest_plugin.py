@@ -127,7 +127,7 @@ def test_the_report_holds_the_checks_of_all_processes_which_took_turns(project: 
         assert begun >= ended
 
 
-@pytest.mark.parametrize("report", ["missing/latency.html", "."])
+@pytest.mark.parametrize("report", ["missing/latency.html", ".", "/dev/null"])
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
     project: pytest.Pytester, report: str
 ) -> None:
@@ -177,6 +177,19 @@ def test_a_mark_that_says_something_else_is_refused(project: pytest.Pytester) ->
     found = run(project)
     found.stdout.fnmatch_lines(["*latency takes max_ratio, budget_s, *not ?'maximum'?*"])
     assert found.ret != 0
+
+
+def test_a_mark_of_the_same_name_is_the_projects_own_where_no_guard_is_asked_for(project: pytest.Pytester) -> None:
+    project.makepyfile("import pytest\n@pytest.mark.latency('p99', slo=3)\ndef test(): pass")
+    run(project).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("budget", ["inf", "nan", "0", "-1"])
+def test_a_budget_that_is_no_time_is_refused(project: pytest.Pytester, budget: str) -> None:
+    project.makepyfile("def test(latency_guard): latency_guard.assert_not_slower('1.0', than='1')")
+    found = run(project, f"--latency-budget={budget}")
+    found.assert_outcomes(failed=1)
+    found.stdout.fnmatch_lines(["*this workload cannot be measured: *--budget*"])
 
 
 def test_sessions_without_latency_hear_nothing_of_it(project: pytest.Pytester) -> None:

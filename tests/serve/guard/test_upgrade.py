@@ -76,6 +76,7 @@ def test_a_slower_runtime_is_caught_and_told_in_every_form(
     told = json.loads(done.stdout)
     assert told["message"].startswith("latency regression against 1.6")
     assert (told["status"], told["outcome"]) == ("error", "regression")
+    assert "pairs of processes: " in done.stderr
     assert min(told["ratios"]["tpot_s"]["low"], told["ratios"]["ttft_s"]["low"]) > 1.6
     (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
     assert (suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) == ("3", "2", "0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import venv
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from serve.bench.benchmark import find_deployments
 from serve.bench.worker_process import WorkerProcess
 from serve.runtimes.runtime import RunOptions
+from serve.runtimes.visiting import missing_modules
 from shearling.errors import (
     ArtefactError,
     CheckpointUnsafe,
@@ -235,3 +237,13 @@ def test_what_cannot_be_run_there_says_why(export: Path, environment: Path, tmp_
     openvino.save_model(model, tmp_path / "picture.xml")
     with pytest.raises(ArtefactError, match=r"inputs that are not known: .*depth"):
         load(str(tmp_path / "picture.xml"))
+
+
+def test_the_python_that_runs_sees_what_its_user_gave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a runtime on PYTHONPATH; another environment is asked for what is its own."""
+    (tmp_path / "given_by_the_user.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert missing_modules(None, ["given_by_the_user"]) == []
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False)
+    assert missing_modules(environment, ["given_by_the_user"]) == ["given_by_the_user"]
