@@ -416,6 +416,23 @@ def test_a_prompt_that_is_no_text_is_refused(tmp_path, capsys, prompt, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bench", "--chat"], "--chat says nothing with --bench"),
+        (["--bench", "--no-chat"], "--chat says nothing with --bench"),
+        (["--bench", "--max-new-tokens", "1"], "--max-new-tokens 2 or more"),
+        (["--prompt", "a", "--prompt-tokens", "9"], "--prompt-tokens says nothing with --prompt"),
+        (["--prompt", "a", "--repeats", "3"], "--repeats says nothing with --prompt"),
+    ],
+)
+def test_what_would_say_nothing_is_refused(tmp_path, capsys, options, words):
+    with pytest.raises(SystemExit) as ended:
+        command.main([str(tmp_path), *options])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_directory_without_a_model_is_a_bad_artefact(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         command.main([str(tmp_path), "--prompt", "x", "--json"])

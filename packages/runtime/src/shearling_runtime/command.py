@@ -23,6 +23,7 @@ from shearling_runtime.greedy_model import GreedyModel, has_ir
 from shearling_runtime.openvino import kernels_in_use
 
 INTERRUPTED = 130
+NEW_TOKENS, BENCH_NEW_TOKENS, PROMPT_TOKENS, REPEATS = 128, 64, 128, 6
 TEXT = "The quick brown fox jumps over the lazy dog. "
 """What a benchmark reads, as often as its prompt is long."""
 
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = _parser().parse_args(arguments)
     code = 0
     try:
+        _require_fitting(options)
         result = _bench(options) if options.bench else _generate(options)
         if options.json:
             _show(json.dumps(result, indent=2) + "\n")
@@ -52,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--prompt", help="what the model continues or answers")
     work.add_argument("--bench", action="store_true", help="measure the first token, and the time of each further one")
     parser.add_argument(
-        "--max-new-tokens", type=_count, metavar="N", help="stop after so many; default 128, and 64 for --bench"
+        "--max-new-tokens",
+        type=_count,
+        metavar="N",
+        help=f"stop after so many; default {NEW_TOKENS}, and {BENCH_NEW_TOKENS} for --bench",
     )
     parser.add_argument(
         "--chat",
@@ -60,11 +65,24 @@ def _parser() -> argparse.ArgumentParser:
         help="use the chat template; by default if there is one",
     )
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads; the runtime chooses if not given")
-    parser.add_argument("--prompt-tokens", type=_count, metavar="N", default=128, help="of --bench; default 128")
-    parser.add_argument("--repeats", type=_count, metavar="N", default=6, help="of --bench; default 6")
+    parser.add_argument("--prompt-tokens", type=_count, metavar="N", help=f"of --bench; default {PROMPT_TOKENS}")
+    parser.add_argument("--repeats", type=_count, metavar="N", help=f"of --bench; default {REPEATS}")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _require_fitting(options: argparse.Namespace) -> None:
+    """Refuse what the work that is asked for would not look at."""
+    unread = {"--prompt-tokens": options.prompt_tokens, "--repeats": options.repeats}
+    if options.bench:
+        unread = {"--chat": options.chat}
+    work = "--bench" if options.bench else "--prompt"
+    for name, value in unread.items():
+        if value is not None:
+            raise RequestFault(f"{name} says nothing with {work}", remedy="Leave it out")
+    if options.bench and options.max_new_tokens == 1:
+        raise RequestFault("a further token is measured, too", remedy="Give --max-new-tokens 2 or more")
 
 
 def _report(fault: RuntimeFault, options: argparse.Namespace) -> int:
@@ -103,7 +121,7 @@ def _generate(options: argparse.Namespace) -> dict[str, Any]:
     prompt = model.encode(options.prompt, chat=options.chat)
     # Somebody has to take the pieces: otherwise nothing interrupts OpenVINO GenAI before the last one.
     answer = model.generate(
-        prompt, max_new_tokens=options.max_new_tokens or 128, on_text=_pass_over if options.json else _show
+        prompt, max_new_tokens=options.max_new_tokens or NEW_TOKENS, on_text=_pass_over if options.json else _show
     )
     if not options.json:
         _show("\n")
@@ -123,11 +141,12 @@ def _generate(options: argparse.Namespace) -> dict[str, Any]:
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:
     model = _open(options.directory, options.threads)
-    new_tokens = max(2, options.max_new_tokens or 64)
+    new_tokens = options.max_new_tokens or BENCH_NEW_TOKENS
+    prompt_tokens = options.prompt_tokens or PROMPT_TOKENS
     # Each begins with other words: GenAI keeps what it has read of a prompt, and would not read it again.
     prompts = [
-        model.encode(f"{number} {TEXT * options.prompt_tokens}", chat=False)[: options.prompt_tokens]
-        for number in range(options.repeats + 1)
+        model.encode(f"{number} {TEXT * prompt_tokens}", chat=False)[:prompt_tokens]
+        for number in range((options.repeats or REPEATS) + 1)
     ]
     # The first run is thrown away: it maps the weights.
     runs = [model.generate(prompt, max_new_tokens=new_tokens, to_the_end=True) for prompt in prompts][1:]
