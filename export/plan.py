@@ -215,9 +215,13 @@ def _fitting(
     """The plan, if this machine can carry it out.
 
     Raises:
+        OutputExists: the destination holds what the export is made from.
         ArtefactError: rows that weights are rounded or judged on are damaged, or of another task than the adapter's.
         ResourceExhausted: it has too little memory or disk.
     """
+    opened = () if merge is None else (merge.opened.adapter, merge.opened.variants)
+    inputs = [source, *(artefact.path for artefact in (frozen, *opened) if artefact is not None)]
+    check_destination(request.output, kind="export", force=request.force, inputs=inputs)
     integers = any(item.storage.weight_format.integers for item in formats)
     judged = integers and request.verify != "off"
     _verify_rows(Run(frozen.path.parent), merge, judged=judged, calibrated=quantization)
@@ -340,7 +344,7 @@ def _plan_quantization(
 
 def _check_request(request: ExportRequest) -> None:
     """Refuse what the options alone show to be impossible."""
-    check_destination(request.output, force=request.force)
+    check_destination(request.output, kind="export", force=request.force)
     number_format = NUMBER_FORMATS.get(request.weight_format, where="--weight-format")
     for entry in (EXPORT_FORMATS.get(name, where="--formats") for name in request.formats):
         if entry.takes_weight_format:

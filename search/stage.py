@@ -132,7 +132,7 @@ def search_by_recipe(
     Raises:
         ShearlingError: see `search`.
     """
-    check_destination(run.search, force=force)
+    check_destination(run.search, kind="search", force=force)
     check_workforce(workforce)
     opened = open_run(run)
     return _search(
@@ -189,7 +189,7 @@ def search(
         ArtefactError: the run is incomplete or damaged.
         EnvironmentFault: workers are lost again and again, or have other versions than this process.
     """
-    check_destination(run.search, force=force)
+    check_destination(run.search, kind="search", force=force)
     check_workforce(workforce)
     return _search(
         open_run(run), settings, rule, Conduct(force=force, workforce=workforce, consent=consent, memory=memory)

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -171,23 +172,26 @@ def write_artefact(
         kind: what it holds.
         parents: the artefacts it is made from, by role.
         seed: the seed that its content depends on, if any.
-        force: replace an artefact that is already there.
+        force: replace an artefact of the same kind that is already there.
         resumable: keep unfinished work after a failure, and find it again in `Draft.directory`.
         scratch: names there of files and directories that only help to resume; they go when the artefact stands.
 
     Raises:
-        OutputExists: `path` exists and `force` is false, or it holds files that no manifest lists. Where they came
-            while the artefact was being written, it is kept beside them, complete.
+        OutputExists: `path` exists and `force` is false, or it holds files that no manifest lists, an artefact of
+            another kind, or a parent. Where they came while the artefact was being written, it is kept beside them,
+            complete.
         OutputLocked: another process is writing it.
         ResourceExhausted: the disk is full; what stood at `path` before is intact.
     """
     path = named_path(path)
-    check_destination(path, force=force)
+    inputs = [parent.path for parent in (parents or {}).values()]
+    check = functools.partial(check_destination, kind=kind, force=force, inputs=inputs)
+    check(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished_artefact(path)
     with _exclusive(path):
         _recover(path)
-        check_destination(path, force=force)
+        check(path)
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(exist_ok=True)
@@ -197,7 +201,7 @@ def write_artefact(
             manifest = _seal(draft, kind=kind, parents=parents or {}, seed=seed, scratch=scratch)
             draft._sealed = Artefact(path, manifest, sha256_file(partial / MANIFEST))
             _move_scratch_out(path, scratch)
-            _check_still_replaceable(path, force=force)
+            _check_still_replaceable(path, check)
             _replace(path, partial, force=force)
             shutil.rmtree(_scratch_path(path), ignore_errors=True)
         except BaseException as error:
@@ -223,24 +227,33 @@ def unfinished_artefact(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def check_destination(path: Path, *, force: bool) -> None:
+def check_destination(path: Path, *, kind: Kind, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Refuse early what `write_artefact` would refuse late.
+
+    Args:
+        path: where an artefact will stand.
+        kind: what it will hold.
+        force: replace one of that kind.
+        inputs: files and directories that it is made from.
 
     Raises:
         OutputExists: see `write_artefact`.
     """
     if not path.exists() and not path.is_symlink():
         return
+    there = _readable_manifest(path)
+    if there is not None and there.kind != kind:
+        raise OutputExists(
+            f"holds an artefact of kind {there.kind}, not {kind}", where=path, remedy="Choose another place"
+        )
     if not force:
         raise OutputExists("the output exists", where=path, remedy="Choose another, or replace it with --force")
-    strangers = _unlisted(path)
-    if strangers:
-        shown = ", ".join(strangers[:5])
-        raise OutputExists(
-            f"holds files that no manifest lists ({shown})",
-            where=path,
-            remedy="Move them away; --force removes only what a manifest lists",
-        )
+    _check_listed(path)
+    for item in inputs:
+        if item.resolve().is_relative_to(path.resolve()):
+            raise OutputExists(
+                f"holds what the output is made from ({item})", where=path, remedy="Choose another place"
+            )
 
 
 def check_unlocked(path: Path) -> None:
@@ -262,10 +275,10 @@ def remove_artefact(path: Path, *, unfinished: bool = False) -> None:
         unfinished: remove what is unfinished of it as well.
 
     Raises:
-        OutputExists: see `write_artefact`.
+        OutputExists: it holds files that no manifest lists.
         OutputLocked: another process is writing it.
     """
-    check_destination(path, force=True)
+    _check_listed(path)
     left = [path, *([unfinished_artefact(path)] if unfinished else [])]
     if not any(item.exists() for item in left):
         return
@@ -368,10 +381,10 @@ def _move_scratch_out(path: Path, scratch: Collection[str]) -> None:
             (partial / name).rename(outside / name)
 
 
-def _check_still_replaceable(path: Path, *, force: bool) -> None:
+def _check_still_replaceable(path: Path, check: Callable[[Path], None]) -> None:
     """Refuse what came to `path` while the artefact was being written, which may have taken hours."""
     try:
-        check_destination(path, force=force)
+        check(path)
     except OutputExists as error:
         raise OutputExists(
             f"{error.message}, which came while it was being written",
@@ -442,16 +455,33 @@ def _exclusive(path: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
+def _check_listed(path: Path) -> None:
+    strangers = _unlisted(path) if path.exists() or path.is_symlink() else []
+    if strangers:
+        shown = ", ".join(strangers[:5])
+        raise OutputExists(
+            f"holds files that no manifest lists ({shown})",
+            where=path,
+            remedy="Move them away; --force removes only what a manifest lists",
+        )
+
+
 def _unlisted(path: Path) -> list[str]:
     if path.is_symlink() or not path.is_dir():
         return [path.name]
-    listed = {MANIFEST}
-    if (path / MANIFEST).is_file():
-        try:
-            listed |= set(read_document(path / MANIFEST, Manifest).files)
-        except DocumentInvalid:
-            return [MANIFEST]
+    manifest = _readable_manifest(path)
+    listed = set() if manifest is None else {MANIFEST, *manifest.files}
     return [name for name in list_files(path) if name not in listed]
+
+
+def _readable_manifest(path: Path) -> Manifest | None:
+    """None where there is none, or a malformed one."""
+    if not (path / MANIFEST).is_file():
+        return None
+    try:
+        return read_document(path / MANIFEST, Manifest)
+    except DocumentInvalid:
+        return None
 
 
 def _verify_file(root: Path, name: str, entry: FileEntry) -> None:

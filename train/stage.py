@@ -171,7 +171,8 @@ def _artefacts_of_tasks(recipe: Recipe, made: Mapping[str, Artefact]) -> list[Ar
 def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     if processes.is_main():
         # The others come when it was allowed to go on; what stood there may stand until its successor is complete.
-        check_destination(run.super_adapter if recipe.adapter else run.sparse, force=force)
+        last, kind = _last_artefact(run, recipe)
+        check_destination(last, kind=kind, force=force)
         if run.adapted.exists() and recipe.model.adaptation is None and not force:
             # Later stages would take it for the dense model of the run.
             raise OutputExists(
@@ -197,6 +198,10 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
         # The first training begins: interrupted, it is continued without `force`, and nothing old may be in the way.
         _remove(run.lora, run.adapted, run.sparse, run.variants, run.super_adapter)
     return made
+
+
+def _last_artefact(run: Run, recipe: Recipe) -> tuple[Path, Kind]:
+    return (run.super_adapter, "super_adapter") if recipe.adapter else (run.sparse, "sparse")
 
 
 def _check_texts(recipe: Recipe, made: Mapping[str, Artefact], *, readable: int) -> None:
@@ -470,9 +475,17 @@ def _calibration_texts(section: SparsitySection, run: Run) -> list[Path]:
 
 
 def _check_replaceable(run: Run, recipe: Recipe) -> None:
-    tasks = [path for _, _, path in _task_rooms(recipe, run)]
-    for path in (run.super_adapter, run.variants, run.sparse, run.adapted, run.lora, run.base, *tasks):
-        check_destination(path, force=True)
+    kinds: dict[Path, Kind] = {
+        run.super_adapter: "super_adapter",
+        run.variants: "variants",
+        run.sparse: "sparse",
+        run.adapted: "base",
+        run.lora: "super_adapter",
+        run.base: "base",
+    }
+    tasks: dict[Path, Kind] = {path: "task" for _, _, path in _task_rooms(recipe, run)}
+    for path, kind in (kinds | tasks).items():
+        check_destination(path, kind=kind, force=True)
         check_unlocked(path)
 
 

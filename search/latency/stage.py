@@ -101,7 +101,7 @@ def measure_latencies(
     _check_merge(target, keeps_ranks_apart(opened.space, sparse=frozen.manifest.kind == "sparse"))
     if output.exists() and not force:
         return MeasuredTable(_reuse(output, target, forms), reused=True)
-    check_destination(output, force=force)
+    check_destination(output, kind="latency", force=force)
     document = _measure(target, forms, seconds=seconds)
     return MeasuredTable(_write(document, opened, frozen, target, output, force=force), reused=False)
 

@@ -47,7 +47,7 @@ def draw_load_curve(
         OutputExists: before anything is measured.
     """
     if output is not None:
-        check_destination(output, force=force)
+        check_destination(output, kind="benchmark", force=force)
     curve = measure_load(target, work, options=options)
     if output is not None:
         write_load_curve(output, curve, force=force)

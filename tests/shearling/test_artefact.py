@@ -171,8 +171,8 @@ def test_force_replaces_only_what_a_manifest_lists(tmp_path):
     assert names(tmp_path) == []
 
 
-def write_while(happens, path, **options):
-    with write_artefact(path, kind="task", **options) as draft:
+def write_while(happens, path, *, kind="task", **options):
+    with write_artefact(path, kind=kind, **options) as draft:
         (draft.directory / "rows.jsonl").write_text("two")
         (draft.directory / "checkpoints").mkdir()
         happens()
@@ -203,6 +203,35 @@ def test_a_directory_that_comes_while_an_artefact_is_written_is_not_taken(resuma
     assert set(open_artefact(tmp_path / ".a.partial", kind="task").manifest.files) == {"rows.jsonl"}
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_an_artefact_of_another_kind_is_never_replaced(force, tmp_path):
+    first = make(tmp_path / "a")
+    with (
+        pytest.raises(errors.OutputExists, match="holds an artefact of kind task, not search") as caught,
+        write_artefact(tmp_path / "a", kind="search", force=force),
+    ):
+        raise AssertionError
+    assert caught.value.exit_code == 2
+    assert "--force" not in caught.value.remedy
+    with pytest.raises(errors.OutputExists, match="kind task"):
+        write_while(lambda: (tmp_path / "a").rename(tmp_path / "b"), tmp_path / "b", kind="search", force=force)
+    (tmp_path / "b").rename(tmp_path / "a")
+    assert open_artefact(tmp_path / "a", kind="task").sha256 == first.sha256
+    assert names(tmp_path) == [".b.partial", "a"]
+
+
+def test_force_removes_nothing_that_the_artefact_is_made_from(tmp_path):
+    with write_artefact(tmp_path / "a", kind="task") as draft:
+        make(draft.directory / "inner")
+    outer, inner = (open_artefact(tmp_path / name, kind="task") for name in ("a", "a/inner"))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for place in (tmp_path / "a", tmp_path / "link" / "a"):
+        for parent in (outer, inner):
+            with pytest.raises(errors.OutputExists, match="made from") as caught:
+                make(place, parents={"task": parent}, force=True)
+            assert str(parent.path) in caught.value.message
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]"])
 def test_force_never_removes_a_directory_without_a_manifest(content, tmp_path):
     (tmp_path / "home").mkdir()
@@ -211,11 +240,11 @@ def test_force_never_removes_a_directory_without_a_manifest(content, tmp_path):
         (tmp_path / "home" / MANIFEST).write_text(content)
     for path in (tmp_path / "home", tmp_path / "home" / "precious"):
         with pytest.raises(errors.OutputExists):
-            check_destination(path, force=True)
+            check_destination(path, kind="task", force=True)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(errors.OutputExists):
-        check_destination(link, force=True)
+        check_destination(link, kind="task", force=True)
 
 
 def test_empty_directory_is_no_artefact(tmp_path):
