@@ -18,7 +18,7 @@ from shearling.elastic.merge_rule import MergeMode, resolve_merge
 from shearling.elastic.subnet import OpenSubnet, open_subnet, read_subnet
 from shearling.elastic.subnet_mixture import MixtureReference
 from shearling.errors import ArtefactMismatch, UsageError
-from shearling.evaluation.task import rows_file
+from shearling.evaluation.task import has_rows, rows_file
 from shearling.model.checkpoint_safety import CONFIG
 from shearling.model.head import Head, head_of
 from shearling.registry.export_formats import EXPORT_FORMATS, ExportFormat
@@ -227,7 +227,7 @@ def _fitting(
     _verify_rows(Run(frozen.path.parent), merge, judged=judged, calibrated=quantization)
     sizes = read_sizes(frozen.path, rows=int(read_json(frozen.path / CONFIG).get("vocab_size") or 0))
     positions = FIXED_POSITIONS
-    if head == "language_model" and integers:
+    if head == "language_model" and judged:
         positions += held_back_positions(Run(frozen.path.parent).task)
     room_bytes = available_memory_bytes()
     rounds = merge is not None and merge.in_float32
@@ -255,7 +255,7 @@ def _fitting(
 def _verify_rows(run: Run, merge: PlannedMerge | None, *, judged: bool, calibrated: PlannedQuantization | None) -> None:
     """Verify those rows of the run's task that will be read, where there is a task."""
     # Where there are none the fixed text stands.
-    names = [rows_file(Path(), "validation").name] if judged and rows_file(run.task, "validation").is_file() else []
+    names = [rows_file(Path(), "validation").name] if judged and has_rows(run.task, "validation") else []
     if calibrated is not None and calibrated.text.reads_task:
         names.append(rows_file(Path(), "train").name)
     if not names or not run.task.exists():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.calibration.windows import draw_windows, read_texts, token_stream
 from shearling.errors import UsageError
-from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
+from shearling.evaluation.task import CALIBRATION_CHARACTERS, has_rows, read_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ REMEDY = "--dataset takes 'task', and files: plain text, or .jsonl with the key 
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Where the text is; all of it was there when this was made.
+    """Where the text is; all files of it were there when this was made.
 
     Attributes:
         names: as the user gave them; windows of each follow by turns.
@@ -77,7 +77,7 @@ class CalibrationText:
 
 
 def find_text(names: Sequence[str] | None, task: Path) -> CalibrationText | None:
-    """What the user named, or the run's rows where they are; None where nothing was named and there are no rows.
+    """What the user named, or the run's rows where it has some; None where nothing was named and there are no rows.
 
     Args:
         names: of --dataset.
@@ -86,11 +86,10 @@ def find_text(names: Sequence[str] | None, task: Path) -> CalibrationText | None
     Raises:
         UsageError: a named text is not there.
     """
-    has_rows = rows_file(task, "train").is_file()
     if names is None:
-        return CalibrationText((TASK_ROWS,), task) if has_rows else None
+        return CalibrationText((TASK_ROWS,), task) if has_rows(task, "train") else None
     for name in names:
-        if name == TASK_ROWS and not has_rows:
+        if name == TASK_ROWS and not has_rows(task, "train"):
             raise UsageError("there are no training rows", where=task, remedy=REMEDY)
         if name != TASK_ROWS and not Path(name).is_file():
             raise UsageError(f"no such text: {name}", where="--dataset", remedy=REMEDY)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.verification.parity import RANDOM_BLOCKS, Logits, LogitsInTurn, torch_logits
-from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
+from shearling.evaluation.task import CALIBRATION_CHARACTERS, has_rows, read_rows
 from shearling.model.context_length import stated_length
 from shearling.model.head import Head
 
@@ -83,8 +83,11 @@ def read_held_back(model: Any, tokenizer: Any, task: Path, *, head: Head) -> Rea
         tokenizer: of the model.
         task: a `task` artefact, which need not exist.
         head: what the model is for.
+
+    Raises:
+        ArtefactMissing: the task lists validation rows that are not there.
     """
-    if not rows_file(task, "validation").is_file():
+    if not has_rows(task, "validation"):
         return None
     rows = read_rows(task, "validation", most_characters=CALIBRATION_CHARACTERS)
     positions = stated_length(model.config.to_dict()) or WINDOW_TOKENS
@@ -107,8 +110,11 @@ def held_back_positions(task: Path) -> int:
 
     Args:
         task: a `task` artefact, which need not exist.
+
+    Raises:
+        ArtefactMissing: see `read_held_back`.
     """
-    if not rows_file(task, "validation").is_file():
+    if not has_rows(task, "validation"):
         return 0
     rows = read_rows(task, "validation", most_characters=CALIBRATION_CHARACTERS)
     tokens = sum(len(row.prompt) + len(row.completion) for row in rows) // CHARACTERS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shearling.console import log
 from shearling.evaluation.evaluator import Evaluation
 from shearling.evaluation.paired_difference import paired_difference
-from shearling.evaluation.task import locate_task, read_rows, rows_file
+from shearling.evaluation.task import has_rows, locate_task, read_rows
 from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
 from shearling.model.head import Head
 from shearling.strict_json import Document
@@ -89,8 +89,11 @@ def ask_reference(model: nn.Module, tokenizer: Any, task: Path, *, head: Head) -
         tokenizer: of the model.
         task: the run's `task` artefact, which need not exist.
         head: what the model is for.
+
+    Raises:
+        ArtefactMissing: the task lists validation rows that are not there.
     """
-    if not rows_file(task, "validation").is_file():
+    if not has_rows(task, "validation"):
         return None
     rows = read_rows(task, "validation", most_characters=0)
     if not rows:

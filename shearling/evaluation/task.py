@@ -14,6 +14,7 @@ from typing import Literal
 
 import pydantic
 
+from shearling.artefact import MANIFEST, Manifest
 from shearling.errors import ArtefactMissing, DocumentInvalid, UsageError
 from shearling.strict_json import Document, describe_validation_error, read_document
 
@@ -140,6 +141,17 @@ def _locate_task_file(path: Path) -> TaskLocation:
 def rows_file(directory: Path, split: Split) -> Path:
     """The file of one split."""
     return directory / f"{split}.jsonl"
+
+
+def has_rows(directory: Path, split: Split) -> bool:
+    """Whether a task, which need not exist, has rows of one split: their file is there, or its manifest lists it and it
+    is lost, which is for whoever reads them to say.
+
+    Raises:
+        DocumentInvalid: the manifest is malformed.
+    """
+    file, manifest = rows_file(directory, split), directory / MANIFEST
+    return file.is_file() or (manifest.is_file() and file.name in read_document(manifest, Manifest).files)
 
 
 def row_line(row: TaskRow) -> str:

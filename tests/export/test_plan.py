@@ -7,9 +7,10 @@ import shutil
 import pytest
 
 from export.plan import plan_frozen, plan_subnet
+from export.quantization.settings import Quantization
 from export.request import ExportRequest
 from shearling.artefact import open_artefact, write_artefact
-from shearling.errors import OutputExists
+from shearling.errors import ArtefactCorrupt, OutputExists
 from shearling.run import Run
 from tests.support.tiny_subnets import run_with_best
 
@@ -45,3 +46,24 @@ def test_force_removes_no_export_that_holds_what_is_exported(made, tmp_path):
     for plan, source in ((plan_frozen, run.sparse), (plan_subnet, run.path / "best.json")):
         with pytest.raises(OutputExists, match="holds what the output is made from"):
             plan(source, request)
+
+
+@pytest.mark.parametrize(
+    ("lost", "options"),
+    [
+        ("validation.jsonl", {"weight_format": "int8"}),
+        ("validation.jsonl", {"weight_format": "int4", "quantization": Quantization("fast")}),
+        ("train.jsonl", {"weight_format": "int4"}),
+        ("train.jsonl", {"weight_format": "int4", "verify": "off", "quantization": Quantization(dataset=("task",))}),
+    ],
+)
+def test_rows_that_the_manifest_lists_must_be_there(run, tmp_path, lost, options):
+    (run.task / lost).unlink()
+    request = request_for(tmp_path / "export", **options)
+    for plan, source in ((plan_frozen, run.sparse), (plan_subnet, run.path / "best.json")):
+        with pytest.raises(ArtefactCorrupt, match="missing") as caught:
+            plan(source, request)
+        assert (caught.value.exit_code, caught.value.where) == (3, str(run.task / lost))
+    # Without a task the fixed text stands for its rows, which is said to be so.
+    shutil.rmtree(run.task)
+    plan_frozen(run.sparse, request_for(tmp_path / "export", weight_format="int8"))

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from shearling.artefact import write_artefact
 from shearling.errors import ArtefactMissing, DocumentInvalid, UsageError
-from shearling.evaluation.task import SPLITS, TaskRow, locate_task, read_rows, rows_file, write_rows
+from shearling.evaluation.task import SPLITS, TaskRow, has_rows, locate_task, read_rows, rows_file, write_rows
 
 ROWS = [
     TaskRow(id="a", prompt="line one\nline two ", choices=(" no", " yes"), gold=1, completion=" yes", text="été “x”"),
@@ -45,3 +46,15 @@ def test_a_run_is_no_task_and_says_where_it_is(tmp_path):
 def test_missing_rows_say_how_to_make_them(tmp_path):
     with pytest.raises(ArtefactMissing, match="python -m train"):
         read_rows(tmp_path, "train")
+
+
+def test_rows_that_are_lost_are_rows_all_the_same(tmp_path):
+    assert not has_rows(tmp_path / "task", "train")
+    with write_artefact(tmp_path / "task", kind="task") as draft:
+        write_rows(draft.directory, "train", ROWS)
+    for _ in range(2):
+        assert has_rows(tmp_path / "task", "train")
+        assert not has_rows(tmp_path / "task", "validation")
+        rows_file(tmp_path / "task", "train").unlink(missing_ok=True)
+    write_rows(tmp_path / "task", "validation", ROWS)
+    assert has_rows(tmp_path / "task", "validation")
