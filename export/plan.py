@@ -159,7 +159,8 @@ def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
         request = replace(request, weight_format=_own_format(mixture))
     _check_request(request)
     opened = open_subnet(path)
-    mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate)
+    sparse = opened.frozen.manifest.kind == "sparse"
+    mode = resolve_merge(opened.subnet.merge, request.merge, allow_approximate=request.allow_approximate, sparse=sparse)
     model_type, head = _read_kind(opened.frozen)
     wanted = [EXPORT_FORMATS.get(name) for name in request.formats]
     rounded = opened.space.adapter.grid is not None

@@ -77,8 +77,14 @@ def keeps_ranks_apart(space: SearchSpace, *, sparse: bool) -> bool:
     return merge_rule_of(space, sparse=sparse).default == "separate"
 
 
-def resolve_merge(rule: MergeRule, requested: MergeMode | None, *, allow_approximate: bool) -> MergeMode:
+def resolve_merge(rule: MergeRule, requested: MergeMode | None, *, allow_approximate: bool, sparse: bool) -> MergeMode:
     """The merge to do.
+
+    Args:
+        rule: of the adapter.
+        requested: None takes the default.
+        allow_approximate: merge under a mask what was trained without.
+        sparse: the frozen model is pruned; one that is not has no mask.
 
     Raises:
         MergeRefused: it would change the trained function, and `allow_approximate` does not apply or is not set.
@@ -86,9 +92,7 @@ def resolve_merge(rule: MergeRule, requested: MergeMode | None, *, allow_approxi
     mode = requested or rule.default
     if mode in rule.allowed:
         return mode
-    approximate = (
-        mode == "masked" and "separate" in rule.allowed and "dense" in rule.allowed and rule.default == "separate"
-    )
+    approximate = mode == "masked" and sparse and rule.default == "separate"
     if approximate and allow_approximate:
         return mode
     remedy = "Add --allow-approximate to accept and report the error" if approximate else f"Use --merge {rule.default}"

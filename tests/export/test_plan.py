@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from export.plan import plan_frozen, plan_subnet
 from export.quantization.settings import Quantization
 from export.request import ExportRequest
 from shearling.artefact import open_artefact, write_artefact
-from shearling.errors import ArtefactCorrupt, OutputExists
+from shearling.errors import ArtefactCorrupt, MergeRefused, OutputExists
 from shearling.run import Run
 from tests.support.tiny_subnets import run_with_best
 
@@ -67,3 +68,13 @@ def test_rows_that_the_manifest_lists_must_be_there(run, tmp_path, lost, options
     # Without a task the fixed text stands for its rows, which is said to be so.
     shutil.rmtree(run.task)
     plan_frozen(run.sparse, request_for(tmp_path / "export", weight_format="int8"))
+
+
+def test_integers_without_zeros_have_no_mask_to_merge_under(tmp_path):
+    run = run_with_best(tmp_path, sparse=False, masked=False, quantization={"bits": 8})
+    request = request_for(tmp_path / "export", merge="masked")
+    for approximate in (False, True):
+        with pytest.raises(MergeRefused, match="--merge separate") as caught:
+            plan_subnet(run.path / "best.json", replace(request, allow_approximate=approximate))
+        assert caught.value.exit_code == 2
+    assert plan_subnet(run.path / "best.json", replace(request, merge=None)).merge.mode == "separate"
