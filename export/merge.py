@@ -105,9 +105,9 @@ def _merge_into(directory: Path, network: SuperNetwork, mode: MergeMode, masks: 
     tensors = _stored_tensors(network.model, elastic)
     with writing_weights(directory, tensors) as writer:
         for path, module in _merged_modules(network, mode, masks):
-            dtype = elastic[path].weight.dtype
-            for name, tensor in module.state_dict(prefix=f"{path}.").items():
-                writer.write(name, tensor.to(dtype))
+            # A bias may be of another type than its weight.
+            for leaf, tensor in module.state_dict().items():
+                writer.write(f"{path}.{leaf}", tensor.to(getattr(elastic[path], leaf).dtype))
             network.model.set_submodule(path, module.to("meta"))
         for name in writer.missing:
             writer.write(name, _tensor_of(network.model, name))

@@ -223,3 +223,19 @@ def test_a_merge_into_files_holds_what_a_merge_in_memory_does(tmp_path, family, 
     assert not any(modules[path].weight[~mask].any() for path, mask in masks.items())
     # Nothing of the frozen weights is left in the super-network.
     assert all(layer.weight.is_meta and layer.mask is None for layer in other.layers.values())
+
+
+def test_a_bias_has_its_own_type_in_the_files(tmp_path):
+    network, masks, choice = build("bloom", masked=True)
+    for module in network.model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "weight":
+                module.weight = torch.nn.Parameter(parameter.detach().bfloat16(), requires_grad=False)
+    network.model.tie_weights()
+    before = {name: tensor.dtype for name, tensor in network.model.state_dict().items() if "lora_" not in name}
+    biases = {f"{path}.bias": layer.bias.clone() for path, layer in network.layers.items()}
+    assert {before[name] for name in biases} == {torch.float32}
+    after = merge(network, choice, "masked", masks=masks, checkpoint=tmp_path).state_dict()
+    assert {name: after[name].dtype for name in before if name in after} == {name: before[name] for name in after}
+    for name, bias in biases.items():
+        assert torch.equal(after[name], bias)
