@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,7 +53,8 @@ def export_subnet(path: Path, request: ExportRequest) -> FinishedExport:
     Raises:
         ArtefactError: the document or anything that it names is missing, corrupt or mismatched.
         MergeRefused: the merge would silently change the model.
-        ParityFailed, SparsityLost: a gate broke; the files are kept beside the output under `.rejected`.
+        ParityFailed, SparsityLost: a gate broke; the files, where some were written by then, are kept beside the
+            output under `.rejected`.
     """
     return export_planned(plan_subnet(path, request))
 
@@ -85,7 +87,8 @@ def export_planned(plan: ExportPlan) -> FinishedExport:
         task = ask_task(subject, plan)
         proofs: list[Proof] = []
         if request.verify != "off":
-            proofs = [item.prove(merged.reference, masks, task, subject) for item in written]
+            with _kept_where_zeros_are_missing(request, draft):
+                proofs = [item.prove(merged.reference, masks, task, subject) for item in written]
         report = build_report(plan, merged, certificate, written, proofs, quantized)
         _describe(draft, report, written, merged)
         _judge(report, request, draft)
@@ -112,6 +115,18 @@ def _describe(draft: Draft, report: ExportReport, written: Sequence[WrittenForma
     if report.mixture is not None:
         draft.details["layer_formats"] = list(report.mixture.weight_formats)
     draft.details |= {f"{name}_operators": packing.operators for name, packing in report.packings.items()}
+
+
+@contextmanager
+def _kept_where_zeros_are_missing(request: ExportRequest, draft: Draft) -> Iterator[None]:
+    """Keep the files, of which there is no report, where one of them lacks a pruned module."""
+    try:
+        yield
+    except SparsityLost as error:
+        rejected = keep_rejected(draft.directory, request.output, leave=MERGED)
+        raise SparsityLost(
+            f"{error.where}: {error.message}", where=rejected, remedy="The files are kept there, without a report"
+        ) from error
 
 
 def _judge(report: ExportReport, request: ExportRequest, draft: Draft) -> None:
