@@ -157,7 +157,7 @@ def _run(source: Path, request: ExportRequest, *, frozen: bool, dry_run: bool) -
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from export.plan import plan_frozen, plan_subnet
 
-    # The plan first: what it refuses is refused before torch is imported.
+    # The plan first: what it refuses is refused before torch is imported, but for a group that a layer does not have.
     plan = plan_frozen(source, request) if frozen else plan_subnet(source, request)
     from export.screen import show_export, show_plan
     from export.stage import export_planned

@@ -217,6 +217,7 @@ def _fitting(
 
     Raises:
         OutputExists: the destination holds what the export is made from.
+        UsageError: a layer does not have the group that was asked for.
         ArtefactError: rows that weights are rounded or judged on are damaged, or of another task than the adapter's.
         ResourceExhausted: it has too little memory or disk.
     """
@@ -226,6 +227,8 @@ def _fitting(
     integers = any(item.storage.weight_format.integers for item in formats)
     judged = integers and request.verify != "off"
     _verify_rows(Run(frozen.path.parent), merge, judged=judged, calibrated=quantization)
+    if quantization is not None and not quantization.narrower:
+        _check_group_size(frozen, merge, quantization)
     sizes = read_sizes(frozen.path, rows=int(read_json(frozen.path / CONFIG).get("vocab_size") or 0))
     positions = FIXED_POSITIONS
     if head == "language_model" and judged:
@@ -269,6 +272,15 @@ def _verify_rows(run: Run, merge: PlannedMerge | None, *, judged: bool, calibrat
             where=task.path,
             remedy="Put that one back; without any task, fixed text stands for its rows",
         )
+
+
+def _check_group_size(frozen: Artefact, merge: PlannedMerge | None, quantization: PlannedQuantization) -> None:
+    # Imported here: it takes seconds, and hardly anybody asks for a group.
+    from export.quantization.quantize import check_group_size
+
+    cuts = {} if merge is None else merge.opened.space.cuts(merge.opened.subnet.choice)
+    narrowed = {path: cut.in_features for path, cut in cuts.items() if cut.in_features is not None}
+    check_group_size(frozen.path, quantization, narrowed=narrowed)
 
 
 def _own_format(mixture: MixtureReference | None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from shearling.evaluation.precision import resolve_precision
 from shearling.kernel.packed_format import Matrix, ValueType
 from shearling.model.arithmetic import computed_in, copied_in
 from shearling.model.layers import TransformerLayers, find_layers
+from shearling.model.skeleton import open_skeleton
 from shearling.quantization.layerwise import SMALLEST_GROUP, narrowed_group, round_layers
 from shearling.quantization.rounding import Rounded, round_matrix
 
@@ -60,6 +62,25 @@ class Quantized:
     def in_four_bits(self) -> int:
         """Number of matrices."""
         return sum(matrix.value_type is ValueType.INT4 for matrix in self.matrices.values())
+
+
+def check_group_size(checkpoint: Path, plan: PlannedQuantization, *, narrowed: Mapping[str, int]) -> None:
+    """Refuse early the group that `quantize` would refuse late, as far as a checkpoint's headers show its layers.
+
+    Args:
+        checkpoint: the frozen model.
+        plan: how.
+        narrowed: module path -> inputs of a linear layer that has fewer than there.
+
+    Raises:
+        UsageError: see `quantize`.
+    """
+    skeleton = open_skeleton(checkpoint)
+    if skeleton is None or plan.narrower:
+        return
+    vocabulary = find_vocabulary(skeleton.model) if plan.all_layers else None
+    columns = _columns(skeleton.transformer, vocabulary)
+    dict(_group_sizes({path: narrowed.get(path, width) for path, width in columns.items()}, plan))
 
 
 def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, classifier: bool) -> Quantized:

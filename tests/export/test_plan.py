@@ -11,8 +11,12 @@ from export.plan import plan_frozen, plan_subnet
 from export.quantization.settings import Quantization
 from export.request import ExportRequest
 from shearling.artefact import open_artefact, write_artefact
-from shearling.errors import ArtefactCorrupt, MergeRefused, OutputExists
+from shearling.elastic.subnet import describe_subnet, open_subnet
+from shearling.errors import ArtefactCorrupt, MergeRefused, OutputExists, UsageError
+from shearling.model.checkpoint import save_model
 from shearling.run import Run
+from shearling.strict_json import write_document
+from tests.support.tiny_models import tiny_tokenizer, wide_model
 from tests.support.tiny_subnets import run_with_best
 
 
@@ -78,3 +82,30 @@ def test_integers_without_zeros_have_no_mask_to_merge_under(tmp_path):
             plan_subnet(run.path / "best.json", replace(request, allow_approximate=approximate))
         assert caught.value.exit_code == 2
     assert plan_subnet(run.path / "best.json", replace(request, merge=None)).merge.mode == "separate"
+
+
+def test_a_group_that_no_layer_has_is_refused(tmp_path):
+    """The frozen model has 64 and 96 columns, the sub-network 64 and 80."""
+    save_model(wide_model(), tiny_tokenizer(), tmp_path / "source")
+    run = run_with_best(tmp_path, width={"feed_forward": [96, 80]})
+    grouped = {size: Quantization(group_size=size) for size in (32, 64)}
+    request = request_for(tmp_path / "export", weight_format="int4", quantization=grouped[64])
+    with pytest.raises(
+        UsageError, match=r"a group of 64 does not divide the 96 inputs of model\.layers\.0\.mlp"
+    ) as caught:
+        plan_frozen(run.sparse, request)
+    assert (caught.value.where, caught.value.remedy) == ("--group-size", "Give 32")
+    request = replace(request, quantization=grouped[32])
+    assert plan_frozen(run.sparse, request).quantization.group_size == 32
+    opened, document = open_subnet(run.path / "best.json"), run.path / "other.json"
+    space = opened.space
+
+    def describe(choice):
+        facts = {"subnet_id": "other", "location": run.path, "metrics": None, "provenance": None}
+        write_document(document, describe_subnet(opened.adapter, choice, **facts))
+
+    describe(space.maximal())
+    assert plan_subnet(document, request).quantization.group_size == 32
+    describe({**space.maximal(), **{group.id: 80 for group in space.width_groups}})
+    with pytest.raises(UsageError, match="a group of 32 does not divide the 80 inputs"):
+        plan_subnet(document, request)
