@@ -52,6 +52,9 @@ from shearling.strict_json import Document, read_document, write_document
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "shearling.manifest/1"
+READ_SUFFIXES = {".safetensors", ".bin", ".json", ".jsonl", ".jinja", ".model", ".xml", ".onnx", ".data", ".gguf"}
+READ_NAMES = {"vocab.txt", "merges.txt"}
+"""Of files that readers of models and tasks look for by name, or take from an index that names them."""
 TOOLS = ("torch", "transformers", "peft", "nncf", "openvino", "onnxruntime", "optimum-intel", "lm_eval", "pymoo")
 
 Kind = Literal["task", "base", "sparse", "variants", "super_adapter", "search", "latency", "export", "benchmark"]
@@ -134,7 +137,8 @@ def open_artefact(path: Path, *, kind: Kind, only: Collection[str] | None = None
     Raises:
         ArtefactMissing: no directory, or no manifest in it.
         DocumentInvalid: the manifest is malformed.
-        ArtefactCorrupt: a file is missing, is a link, or has another size or digest.
+        ArtefactCorrupt: a file is missing, is a link, or has another size or digest; or there is one that no manifest
+            lists, and a reader of models would take for a part of this one.
         ArtefactMismatch: it is of another kind.
     """
     path = named_path(path)
@@ -151,6 +155,13 @@ def open_artefact(path: Path, *, kind: Kind, only: Collection[str] | None = None
         raise ArtefactMismatch(f"this {kind} artefact has no {absent}", where=path, remedy=_how_to_make(kind))
     for name in manifest.files if only is None else sorted(only):
         _verify_file(path, name, manifest.files[name])
+    for name in sorted(set(list_files(path)) - manifest.files.keys()):
+        if _would_be_read(PurePosixPath(name)):
+            raise ArtefactCorrupt(
+                "no manifest lists it, and who reads this model might take it for a part",
+                where=path / name,
+                remedy="Move it away",
+            )
     return Artefact(path, manifest, sha256_file(manifest_path))
 
 
@@ -472,6 +483,13 @@ def _unlisted(path: Path) -> list[str]:
     manifest = _readable_manifest(path)
     listed = set() if manifest is None else {MANIFEST, *manifest.files}
     return [name for name in list_files(path) if name not in listed]
+
+
+def _would_be_read(name: PurePosixPath) -> bool:
+    """Whether some reader of models looks for such a file; where tools keep their own, in `.cache` say, none does."""
+    if any(part.startswith(".") for part in name.parts) or name.name == MANIFEST:
+        return False
+    return name.suffix in READ_SUFFIXES or name.name in READ_NAMES
 
 
 def _readable_manifest(path: Path) -> Manifest | None:

@@ -125,6 +125,23 @@ def test_a_directory_is_an_artefact_whatever_it_is_called(inside, said, tmp_path
     assert names(tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize(
+    "name", ["model.safetensors.index.json", "openvino_model.xml", "sub/other.safetensors", "vocab.txt", "a.jsonl"]
+)
+def test_what_a_reader_would_take_for_a_part_is_listed_or_refused(name, tmp_path):
+    made = make(tmp_path / "task")
+    (made.path / name).write_text("{}")
+    for only in (None, ("facts.json",)):
+        with pytest.raises(errors.ArtefactCorrupt, match="no manifest lists it") as caught:
+            open_artefact(made.path, kind="task", only=only)
+        assert caught.value.where == str(made.path / name)
+    (made.path / name).unlink()
+    for harmless in ("NOTES.md", "plot.png", ".gitattributes", ".cache/huggingface/download/facts.json"):
+        (made.path / harmless).parent.mkdir(parents=True, exist_ok=True)
+        (made.path / harmless).touch()
+    open_artefact(made.path, kind="task")
+
+
 def test_linked_directory_inside_is_refused(tmp_path):
     make(tmp_path / "a", content="payload")
     (tmp_path / "a" / "sub").rename(tmp_path / "outside")
