@@ -245,11 +245,15 @@ def check_destination(path: Path, *, kind: Kind, force: bool, inputs: Iterable[P
         path: where an artefact will stand.
         kind: what it will hold.
         force: replace one of that kind.
-        inputs: files and directories that it is made from.
+        inputs: files and directories that it is made from; it may neither hold them nor lie in them.
 
     Raises:
         OutputExists: see `write_artefact`.
     """
+    inputs = [item.resolve() for item in inputs]
+    for item in inputs:
+        if item != path.resolve() and path.resolve().is_relative_to(item):
+            raise OutputExists("lies in what it is made from", where=path, remedy="Choose another place")
     if not path.exists() and not path.is_symlink():
         return
     there = _readable_manifest(path)
@@ -261,7 +265,7 @@ def check_destination(path: Path, *, kind: Kind, force: bool, inputs: Iterable[P
         raise OutputExists("the output exists", where=path, remedy="Choose another, or replace it with --force")
     _check_listed(path)
     for item in inputs:
-        if item.resolve().is_relative_to(path.resolve()):
+        if item.is_relative_to(path.resolve()):
             raise OutputExists(
                 f"holds what the output is made from ({item})", where=path, remedy="Choose another place"
             )

@@ -20,7 +20,7 @@ from serve.bench.crash import describe_crash
 from serve.bench.workload import Rows
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import Generation, RunOptions, RuntimeFacts
-from shearling.errors import ShearlingError
+from shearling.errors import RuntimeCrashed, ShearlingError
 from shearling.strict_json import Document
 from shearling.virtual_environment import interpreter_of, isolation
 
@@ -35,6 +35,12 @@ VISIT = (
     "sys.modules['serve'] = serve; runpy.run_module('serve.visitor', run_name='__main__', alter_sys=True)"
 )
 """Runs `serve.visitor` where nothing of ours is installed: of all that lies beside it, only `serve` can be imported."""
+
+
+SILENCE_S = 600.0
+"""After which a process that does not answer is looked at."""
+IDLE_S = 1.0
+"""Of CPU time: what has used less meanwhile waits for something that never comes."""
 
 
 class LoadReport(Document):
@@ -237,6 +243,7 @@ class WorkerProcess:
             raise self._death() from None
 
     def _hear(self) -> dict[str, Any]:
+        self._wait_for_answer()
         line = self._process.stdout.readline() if self._process.stdout else ""
         # It may have died before it said all of a line.
         if not line.endswith("\n"):
@@ -246,6 +253,19 @@ class WorkerProcess:
             error_class = getattr(shearling.errors, reply["error"], ShearlingError)
             raise error_class(reply["message"], where=reply["where"], remedy=reply["remedy"])
         return reply
+
+    def _wait_for_answer(self) -> None:
+        """Return where there is one, or where the process has ended; one that hangs would hold up every other check."""
+        used_s = _cpu_time_s(self._process.pid)
+        while not self.has_answered(within_s=SILENCE_S):
+            before_s, used_s = used_s, _cpu_time_s(self._process.pid)
+            if before_s is not None and used_s is not None and used_s - before_s < IDLE_S:
+                raise RuntimeCrashed(
+                    f"the measuring process hangs: asked to {self._doing['do']}, it said nothing for {SILENCE_S:g} s "
+                    "and computed nothing",
+                    where=self._deployment.label,
+                    remedy="Try other --threads, or another version of the runtime",
+                )
 
     def _death(self) -> ShearlingError:
         code = self._process.wait()
@@ -259,3 +279,14 @@ class WorkerProcess:
             facts=self._facts,
             said=lines[-1] if lines else None,
         )
+
+
+def _cpu_time_s(process: int) -> float | None:
+    """What all threads of a process have used, or None where the system does not say: Linux, proc(5), fields 14 and 15
+    of /proc/PID/stat.
+    """
+    try:
+        behind_name = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return sum(map(int, behind_name[11:13])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None

@@ -15,7 +15,7 @@ from serve.bench.benchmark_artefact import read_benchmark
 from serve.bench.worker_process import WorkerProcess
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import RunOptions
-from shearling.errors import DocumentInvalid, OutputExists, ResourceExhausted, UsageError
+from shearling.errors import DocumentInvalid, OutputExists, ResourceExhausted, RuntimeCrashed, UsageError
 from shearling.target import Target
 from tests.support.serve_command import QUICK, serve
 
@@ -216,6 +216,16 @@ def test_an_error_in_a_worker_keeps_its_class(copy_of) -> None:
     (directory / "openvino_tokenizer.xml").unlink()
     done = serve("bench", directory, *QUICK, "--json")
     assert (done.returncode, json.loads(done.stdout)["error"]) == (3, "ArtefactMissing")
+
+
+def test_a_worker_that_hangs_is_reported_not_waited_for(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.bench.worker_process.SILENCE_S", 0.5)
+    monkeypatch.setattr("serve.bench.worker_process.IDLE_S", 0.01)
+    with WorkerProcess(find_deployment(Target(export, format="onnx")), RunOptions()) as worker:
+        worker.load()  # which takes longer
+        worker.stop()
+        with pytest.raises(RuntimeCrashed, match=r"hangs: asked to report, it said nothing for 0\.5 s"):
+            worker.report()
 
 
 def test_a_killed_worker_is_reported_not_waited_for(export: Path) -> None:

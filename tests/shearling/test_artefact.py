@@ -247,6 +247,10 @@ def test_force_removes_nothing_that_the_artefact_is_made_from(tmp_path):
             with pytest.raises(errors.OutputExists, match="made from") as caught:
                 make(place, parents={"task": parent}, force=True)
             assert str(parent.path) in caught.value.message
+    # Nor does it leave anything in it that no manifest lists.
+    with pytest.raises(errors.OutputExists, match="lies in what it is made from"):
+        make(tmp_path / "link" / "a" / "deep" / "new", parents={"task": outer})
+    assert not (tmp_path / "a" / "deep").exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]"])
