@@ -37,8 +37,8 @@ VISIT = (
 """Runs `serve.visitor` where nothing of ours is installed: of all that lies beside it, only `serve` can be imported."""
 
 
-SILENCE_S = 600.0
-"""After which a process that does not answer is looked at."""
+SILENCE_S = 300.0
+"""After which a process that does not answer is looked at; twice, since all may have stood still together (Ctrl-Z)."""
 IDLE_S = 1.0
 """Of CPU time: what has used less meanwhile waits for something that never comes."""
 
@@ -256,13 +256,16 @@ class WorkerProcess:
 
     def _wait_for_answer(self) -> None:
         """Return where there is one, or where the process has ended; one that hangs would hold up every other check."""
-        used_s = _cpu_time_s(self._process.pid)
+        used_s, idle = _cpu_time_s(self._process.pid), 0
         while not self.has_answered(within_s=SILENCE_S):
             before_s, used_s = used_s, _cpu_time_s(self._process.pid)
-            if before_s is not None and used_s is not None and used_s - before_s < IDLE_S:
+            if before_s is None or used_s is None:
+                continue
+            idle = idle + 1 if used_s - before_s < IDLE_S else 0
+            if idle == 2:
                 raise RuntimeCrashed(
-                    f"the measuring process hangs: asked to {self._doing['do']}, it said nothing for {SILENCE_S:g} s "
-                    "and computed nothing",
+                    f"the measuring process hangs: asked to {self._doing['do']}, it said nothing for "
+                    f"{idle * SILENCE_S:g} s, and computed nothing",
                     where=self._deployment.label,
                     remedy="Try other --threads, or another version of the runtime",
                 )

@@ -9,7 +9,7 @@ too, and says so. Checks of all processes of a machine take turns, those of pyte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,13 +38,15 @@ class LatencySession:
 
     Attributes:
         calibration: once a test has asked for it.
-        test: the one that runs, and what its marks say.
+        test: the one that runs.
+        marks: its marks `latency`, the nearest last. They are read where the guard is used: elsewhere a mark of this
+            name is that of another project.
     """
 
     records: list[CheckRecord] = field(default_factory=list)
     calibration: Calibration | None = None
     test: str = ""
-    marked: Mapping[str, Any] = field(default_factory=dict)
+    marks: Sequence[pytest.Mark] = ()
     skipped: int = 0
 
 
@@ -109,7 +111,7 @@ class LatencyGuard:
         given = dict(
             zip(ALLOWED, (max_ratio, budget_s, max_load_ratio, max_memory_ratio, allow_other_tokens), strict=True)
         )
-        chosen = {**_asked_for(self.config), **session.marked, **{k: v for k, v in given.items() if v is not None}}
+        chosen = {**_asked_for(self.config), **_marked(session), **{k: v for k, v in given.items() if v is not None}}
         seconds = chosen.pop("budget_s", None)
         work = workload or guard_workload()
         if seconds is not None and (workload is None or budget_s is not None):
@@ -165,20 +167,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Read the marks of a test, and skip it on a machine that is too noisy for it.
-
-    A mark `latency` of a test that does not ask for the guard is that of its own project.
-    """
+    """Keep the marks of a test, and skip it on a machine that is too noisy for it."""
     session = item.config.stash[SESSION]
-    session.test, session.marked = item.nodeid, {}
-    ours = "latency_guard" in getattr(item, "fixturenames", ())
-    for mark in reversed(list(item.iter_markers("latency"))) if ours else ():
-        strange = sorted(set(mark.kwargs) - set(ALLOWED))
-        if strange or mark.args:
-            raise pytest.UsageError(
-                f"{item.nodeid}: latency takes {', '.join(ALLOWED)} by name, not {strange or mark.args}"
-            )
-        session.marked = {**session.marked, **mark.kwargs}
+    session.test, session.marks = item.nodeid, list(reversed(list(item.iter_markers("latency"))))
     quiet = item.get_closest_marker("latency_quiet")
     if quiet is None:
         return
@@ -252,6 +243,18 @@ def _asked_for(config: pytest.Config) -> dict[str, Any]:
     options = {"max_ratio": "--latency-max-ratio", "budget_s": "--latency-budget"}
     found = {name: config.getoption(option) for name, option in options.items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _marked(session: LatencySession) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for mark in session.marks:
+        strange = sorted(set(mark.kwargs) - set(ALLOWED))
+        if strange or mark.args:
+            raise pytest.UsageError(
+                f"{session.test}: latency takes {', '.join(ALLOWED)} by name, not {strange or mark.args}"
+            )
+        found |= mark.kwargs
+    return found
 
 
 def _calibrate(session: LatencySession) -> Calibration:

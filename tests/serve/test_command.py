@@ -219,11 +219,10 @@ def test_an_error_in_a_worker_keeps_its_class(copy_of) -> None:
 
 
 def test_a_worker_that_hangs_is_reported_not_waited_for(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.bench.worker_process.SILENCE_S", 0.5)
-    monkeypatch.setattr("serve.bench.worker_process.IDLE_S", 0.01)
     with WorkerProcess(find_deployment(Target(export, format="onnx")), RunOptions()) as worker:
-        worker.load()  # which takes longer
+        worker.load()
         worker.stop()
+        monkeypatch.setattr("serve.bench.worker_process.SILENCE_S", 0.25)
         with pytest.raises(RuntimeCrashed, match=r"hangs: asked to report, it said nothing for 0\.5 s"):
             worker.report()
 

@@ -173,7 +173,10 @@ def test_a_noisy_machine_skips_what_asks_for_quiet_and_says_so(
 
 
 def test_a_mark_that_says_something_else_is_refused(project: pytest.Pytester) -> None:
-    project.makepyfile("import pytest\n@pytest.mark.latency(maximum=2)\ndef test(latency_guard): pass")
+    project.makepyfile(
+        "import pytest\n@pytest.mark.latency(maximum=2)\ndef test(request): "
+        "request.getfixturevalue('latency_guard').assert_not_slower('1.0', than='1')"
+    )
     found = run(project)
     found.stdout.fnmatch_lines(["*latency takes max_ratio, budget_s, *not ?'maximum'?*"])
     assert found.ret != 0

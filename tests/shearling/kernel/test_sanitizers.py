@@ -27,7 +27,7 @@ from tests.support.onnxruntime_headers import needs_headers
 
 HERE = Path(__file__).parent
 # Line numbers are all that a report shows. What null pointers and the ends of objects are checked for besides,
-# AddressSanitizer sees by itself, and a check before every access makes compiling take half as long again.
+# AddressSanitizer sees by itself, and a check before every access makes compiling take a third as long again.
 SANITIZERS = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,vptr", "-fno-sanitize-recover=all")
 INSTRUCTIONS = set(re.findall(r"\bavx_vnni\b|\bavx512_vnni\b|\bavx512f\b", Path("/proc/cpuinfo").read_text()))
 VNNI = () if "avx_vnni" in INSTRUCTIONS else ("-DSHEARLING_VNNI_OF_AVX512",)
