@@ -17,7 +17,7 @@ pytest.importorskip("ray")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning:ray")
 def test_workers_are_busy_nearly_all_the_time(capsys: pytest.CaptureFixture) -> None:
-    assert main(["--workers", "3", "--jobs", "36", "--job-s", "0.5", "--long-jobs", "3"]) == 0
+    assert main(["--workers", "3", "--jobs", "24", "--job-s", "0.5", "--long-jobs", "2"]) == 0
     found = json.loads(capsys.readouterr().out)
     for executor in ("processes", "ray"):
         assert found[executor]["efficiency"] >= 0.9

@@ -1,4 +1,4 @@
-"""How much memory this process takes for itself."""
+"""How much memory a process takes for itself."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from pathlib import Path
 
 
 class PeakOfPrivateMemory(threading.Thread):
-    """The most memory that this process has had of its own while a block ran; pages of mapped files are not counted.
+    """The most memory that a process has had of its own while a block ran.
+
+    Pages of mapped files are not counted: the system takes them back soon or late, later where other work runs.
+
+    Args:
+        pid: of the process; None is this one.
 
     Attributes:
         growth_bytes: the peak less what there was at the beginning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pid: int | None = None) -> None:
         super().__init__(daemon=True)
         self.growth_bytes = 0
-        self._before = _private_bytes()
+        self._status = Path("/proc") / str(pid or "self") / "status"
+        self._before = self._private_bytes()
         self._ended = threading.Event()
 
     def __enter__(self) -> PeakOfPrivateMemory:
-        self._before = _private_bytes()
+        self._before = self._private_bytes()
         self.start()
         return self
 
@@ -30,9 +36,9 @@ class PeakOfPrivateMemory(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.01):
-            self.growth_bytes = max(self.growth_bytes, _private_bytes() - self._before)
+            self.growth_bytes = max(self.growth_bytes, self._private_bytes() - self._before)
 
-
-def _private_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+    def _private_bytes(self) -> int:
+        # A process that has ended holds nothing, and says nothing of it.
+        _, found, after = self._status.read_text().partition("RssAnon:")
+        return int(after.split()[0]) * 1024 if found else 0
