@@ -7,7 +7,7 @@ on random models by `python -m benchmarks.scale`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from shearling.evaluation.precision import resolve_precision
@@ -37,6 +37,14 @@ CHECKPOINTED_BYTES = 40
 """A parameter that trains, on disk: itself and its moments in three checkpoints, one of them unfinished; the result."""
 ACTIVATIONS = 14
 """Tensors as wide as the hidden states that the backward of one layer needs, and four as wide as the feed-forward."""
+LOGITS = 2
+"""Tensors as large as the logits of what is learnt: these and their gradient."""
+TAUGHT_LOGITS = 5
+"""Where a teacher says what is learnt: its own too, their distance and its gradient."""
+DISTILLED_LOGITS = 3
+"""As large as the logits of all positions: those of the largest sub-network, of another one, and a gradient."""
+DISTILLING_BYTES = 20
+"""A logit of what is learnt from the largest sub-network: both as probabilities, what they differ by, gradients."""
 
 
 def estimate_import(figures: ModelFigures, *, by_tensors: bool) -> Estimate:
@@ -77,7 +85,7 @@ def estimate_pruning(figures: ModelFigures, section: SparsitySection) -> Estimat
 
 
 def estimate_training(
-    figures: ModelFigures, adapter: AdapterSection, train: TrainSection, *, max_length: int, lean: bool
+    figures: ModelFigures, adapter: AdapterSection, train: TrainSection, *, tasks: Sequence[TaskSection], lean: bool
 ) -> Estimate:
     """Of one process that trains a super-adapter. Where a CUDA device computes, the machine holds what is loaded before
     it goes there.
@@ -86,7 +94,7 @@ def estimate_training(
         figures: of the frozen model.
         adapter: [adapter] of the recipe.
         train: [train] of the recipe.
-        max_length: see `longest_sequence`.
+        tasks: [task] and [[data]] of the recipe.
         lean: see `shearling.elastic.elastic_lora.ElasticLoraLinear`.
     """
     computed_bytes = 2 if resolve_precision(train.precision) == "bf16" else FLOAT32_BYTES
@@ -97,14 +105,16 @@ def estimate_training(
     merged = 0 if lean or not adapter.masked else checkpointed * figures.layer_linear_parameters * computed_bytes
     ranks = sum(len(group.modules) for group in adapter.groups) * adapter.r
     trained = figures.layers * ranks * (figures.hidden + figures.widest)
-    rows = train.batch_size * max_length
+    rows = train.batch_size * longest_sequence(train, tasks)
     wide = ACTIVATIONS * figures.hidden + 4 * figures.widest
     states = rows * FLOAT32_BYTES * (wide * checkpointed + figures.hidden * figures.layers)
     teacher = 0 if train.teacher is None else computed_bytes * figures.parameters
     # A head that is stored in another type is widened for its product, where no autocast takes it as it is.
     widened = lean and computed_bytes == FLOAT32_BYTES and figures.table_bytes < FLOAT32_BYTES * figures.table
     head = FLOAT32_BYTES * figures.table if widened else 0
-    working = merged + states + max(MERGING_BYTES * figures.matrix, head)
+    # What the loss needs is gone when the first layer is merged again in the backward.
+    loss = head + _logits_bytes(figures, train, tasks, computed_bytes)
+    working = merged + states + max(MERGING_BYTES * figures.matrix, loss)
     peak = weights + masks + ADAM_BYTES * trained + teacher + working
     libraries, disk = TRAINING_LIBRARIES_BYTES + cuda_libraries_bytes(), CHECKPOINTED_BYTES * trained
     if free_device_bytes() is None:
@@ -114,7 +124,12 @@ def estimate_training(
 
 
 def trains_lean(
-    figures: ModelFigures, adapter: AdapterSection, train: TrainSection, *, max_length: int, on_grid: bool
+    figures: ModelFigures,
+    adapter: AdapterSection,
+    train: TrainSection,
+    *,
+    tasks: Sequence[TaskSection],
+    on_grid: bool,
 ) -> bool:
     """Whether a training takes less memory and more time: where the recipe says so, or leaves it open and what is
     faster does not fit into this machine, once for each process, or into its device. Each process sees what it sees.
@@ -123,12 +138,12 @@ def trains_lean(
         figures: of the frozen model.
         adapter: [adapter] of the recipe.
         train: [train] of the recipe.
-        max_length: see `longest_sequence`.
+        tasks: [task] and [[data]] of the recipe.
         on_grid: the weights are put onto a grid, in float32.
     """
     if on_grid or train.memory != "auto":
         return train.memory == "lean" and not on_grid
-    fast = estimate_training(figures, adapter, train, max_length=max_length, lean=False)
+    fast = estimate_training(figures, adapter, train, tasks=tasks, lean=False)
     return local_processes() * fast.memory_bytes > available_memory_bytes() or fast.device_bytes > (
         free_device_bytes() or 0
     )
@@ -152,6 +167,8 @@ def estimate_stage(recipe: Recipe, figures: ModelFigures, *, by_tensors: bool) -
         figures: of the source.
         by_tensors: see `estimate_import`.
     """
+    if recipe.model.head == "classifier":
+        figures = replace(figures, vocabulary=0)
     parts = {"base": estimate_import(figures, by_tensors=by_tensors)}
     adapting = adapting_recipe(recipe)
     if adapting is not None:
@@ -195,13 +212,35 @@ def _trained(recipe: Recipe, figures: ModelFigures) -> Estimate:
     adapter, train = recipe.adapter, recipe.train
     if adapter is None or train is None:
         raise ValueError("the recipe has no [adapter] and [train]")
-    length = longest_sequence(train, recipe.tasks)
     on_grid = recipe.quantization is not None
-    lean = trains_lean(figures, adapter, train, max_length=length, on_grid=on_grid)
-    found = estimate_training(figures, adapter, train, max_length=length, lean=lean)
+    lean = trains_lean(figures, adapter, train, tasks=recipe.tasks, on_grid=on_grid)
+    found = estimate_training(figures, adapter, train, tasks=recipe.tasks, lean=lean)
     # A grid is found on a copy of the model.
     copied = FLOAT32_BYTES * figures.parameters if on_grid else 0
     return replace(found, memory_bytes=local_processes() * (found.memory_bytes + copied))
+
+
+def _logits_bytes(figures: ModelFigures, train: TrainSection, tasks: Sequence[TaskSection], computed_bytes: int) -> int:
+    """What the loss of one micro-batch holds that is as large as logits."""
+    from train.super_adapter.taught_loss import MOST_POSITIONS
+
+    everywhere = train.batch_size * longest_sequence(train, tasks)
+    learnt = train.batch_size * (train.pack_tokens or max(map(_learnt_positions, tasks)))
+    if train.distillation:
+        of_a_logit = DISTILLED_LOGITS * computed_bytes * everywhere + DISTILLING_BYTES * learnt
+    elif train.teacher is not None:
+        of_a_logit = TAUGHT_LOGITS * computed_bytes * min(everywhere, learnt + MOST_POSITIONS)
+    else:
+        of_a_logit = LOGITS * computed_bytes * learnt
+    return figures.vocabulary * of_a_logit
+
+
+def _learnt_positions(task: TaskSection) -> int:
+    """Of one row, at most."""
+    if task.choices is None or task.train_on_prompt:
+        return task.max_length
+    # A token has a character at least; one more ends the text.
+    return min(task.max_length, 1 + max(map(len, task.choices)))
 
 
 def _libraries() -> int:

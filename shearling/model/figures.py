@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shearling.model.gguf_header import is_gguf
+from shearling.model.head import classifies
 from shearling.model.weight_shards import StoredTensor, StoredWeights
 
 FLOAT32_BYTES = 4
@@ -31,6 +32,7 @@ class ModelFigures:
         table: of the largest tensor outside the layers, an embedding or a head.
         table_bytes: of that tensor in the checkpoint.
         hidden: width of the hidden states.
+        vocabulary: logits of a position; 0 of a classifier.
         widest: most inputs or outputs of a matrix in a layer.
         gram: entries of the Gram matrices of all linears of a layer, inputs squared.
     """
@@ -46,6 +48,7 @@ class ModelFigures:
     table: int
     table_bytes: int
     hidden: int
+    vocabulary: int
     widest: int
     gram: int
 
@@ -64,7 +67,8 @@ def read_figures(source: Path) -> ModelFigures:
             for tensor in GGUFReader(source).tensors
         }
         return figures_of(tensors)
-    return figures_of(StoredWeights(source).tensors)
+    figures = figures_of(StoredWeights(source).tensors)
+    return replace(figures, vocabulary=0) if classifies(source) else figures
 
 
 def figures_of(tensors: Mapping[str, StoredTensor]) -> ModelFigures:
@@ -89,6 +93,7 @@ def figures_of(tensors: Mapping[str, StoredTensor]) -> ModelFigures:
         table=table.count,
         table_bytes=table.size_bytes,
         hidden=min(table.shape),
+        vocabulary=max(table.shape),
         widest=max((max(tensor.shape) for tensor in largest), default=0),
         gram=sum(tensor.shape[1] ** 2 for tensor in largest),
     )

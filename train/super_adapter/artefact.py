@@ -294,7 +294,7 @@ def _is_lean(recipe: Recipe, adapter: AdapterSection, frozen: Artefact) -> bool:
         read_figures(frozen.path),
         adapter,
         recipe.train,
-        max_length=longest_sequence(recipe.train, recipe.tasks),
+        tasks=recipe.tasks,
         on_grid=recipe.quantization is not None,
     )
     lean = bool(processes.largest(int(lean)))

@@ -17,7 +17,7 @@ from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TeacherSection, TrainSection
 from shearling.run import Run, data_role, open_dense
 from shearling.strict_json import write_document
-from train.estimates import longest_sequence, trains_lean
+from train.estimates import trains_lean
 from train.super_adapter import processes
 from train.super_adapter.artefact import LearntTask, Training, carry_out, teacher_inputs, training_inputs
 from train.super_adapter.choice_sampler import OneSubnet
@@ -106,7 +106,7 @@ def tune_subnet(
             read_figures(found.frozen.path),
             AdapterSection.model_validate(recipe["adapter"], strict=False),
             section,
-            max_length=longest_sequence(section, sections),
+            tasks=sections,
             on_grid=found.space.adapter.grid is not None,
         )
         lean = bool(processes.largest(int(lean)))
