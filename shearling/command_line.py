@@ -37,7 +37,7 @@ from shearling.errors import (
     ShearlingError,
     UsageError,
 )
-from shearling.resources import device_exhausted
+from shearling.resources import memory_exhausted
 
 INTERRUPTED = 130
 HOW_TO_GO_ON = (
@@ -271,7 +271,7 @@ def _explain_unforeseen(error: Exception) -> ShearlingError:
             f"the package {name} is not installed",
             remedy="Install the extra cpu or gpu, in a checkout by pip install -e '.[cpu]'; guard is serve check alone",
         )
-    return device_exhausted(error) or ShearlingError(
+    return memory_exhausted(error) or ShearlingError(
         f"internal error: {type(error).__name__}: {error}", remedy="Run again with --debug and report the traceback"
     )
 

@@ -17,6 +17,8 @@ from shearling.errors import ResourceExhausted
 
 _CUDA_LIBRARIES_BYTES = 600 * 2**20
 """Between the two builds of PyTorch 2.13, with transformers."""
+_CPU_ALLOCATOR_REFUSES = "DefaultCPUAllocator: can't allocate memory"
+"""What torch's allocator says, in a RuntimeError."""
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
@@ -126,8 +128,15 @@ def free_device_bytes() -> int | None:
     return free_bytes
 
 
-def device_exhausted(error: BaseException) -> ResourceExhausted | None:
-    """What to say of an error of torch, where a device had too little memory; else None."""
+def memory_exhausted(error: BaseException) -> ResourceExhausted | None:
+    """What to say of an error of Python or of torch, where a device or the machine had too little memory; else None."""
+    told, _, asked = str(error).partition(_CPU_ALLOCATOR_REFUSES)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and asked):
+        return ResourceExhausted(
+            f"too little memory: {(asked.partition(' Error code')[0] or told).strip(' :.') or 'none is left'}",
+            remedy="Raise the limit of this process (ulimit -v), use a larger machine, or take less: see "
+            "docs/large-models.md",
+        )
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(error, torch.OutOfMemoryError):
         return None

@@ -16,7 +16,7 @@ import torch
 
 from shearling.calibration.divergence import divergence_sum
 from shearling.console import progress
-from shearling.errors import NonFiniteWeights
+from shearling.errors import NonFiniteWeights, TrainingDiverged
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,7 +76,8 @@ def distil(
         last hidden states.
 
     Raises:
-        NonFiniteWeights: the tuning diverged.
+        TrainingDiverged: the tuning did, and the rate is too high.
+        NonFiniteWeights: there is no distance before anything is tuned.
     """
     steps, losses = len(windows) // batch_size, list[float]()
     device = next(model.parameters()).device
@@ -92,7 +93,9 @@ def distil(
             loss.backward()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise NonFiniteWeights(
+                # Before anything was tuned, it is the models that are at fault.
+                error = NonFiniteWeights if step == 0 else TrainingDiverged
+                raise error(
                     f"{title} diverged at step {step + 1}: the distance is {losses[-1]}", where=where, remedy=remedy
                 )
             advance(note=f"distance {losses[-1]:.3f}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shearling.errors import ShearlingError
-from shearling.resources import device_exhausted
+from shearling.resources import memory_exhausted
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ShearlingError | None]:
@@ -24,7 +24,7 @@ def attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Shearli
         raise
     # Whatever it is, it has to be told where somebody reads it.
     except Exception as error:
-        told = device_exhausted(error) or ShearlingError(f"a worker failed: {type(error).__name__}: {error}")
+        told = memory_exhausted(error) or ShearlingError(f"a worker failed: {type(error).__name__}: {error}")
         told.add_note(traceback.format_exc())
     told.__cause__ = told.__context__ = None
     return None, told

@@ -134,10 +134,18 @@ class Recipe(Section):
             raise ValueError("nothing to do: give [sparsity], or [adapter] with [train]")
         if self.adapter is not None and self.adapter.masked and self.sparsity is None:
             raise ValueError("masked training needs [sparsity]; for a dense base set masked = false")
-        if self.quantization is not None and self.adapter is None:
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _grid(self) -> Recipe:
+        if self.quantization is None:
+            return self
+        if self.adapter is None:
             raise ValueError("[quantization] needs [adapter] and [train]; python -m export rounds a finished model")
-        if self.quantization is not None and self.width is not None:
+        if self.width is not None:
             raise ValueError("[quantization] and [width] exclude each other: a cut width would cut groups of the grid")
+        if self.train is not None and self.train.memory == "lean":
+            raise ValueError('[quantization] trains in float32, with all weights in memory: leave memory = "lean" out')
         return self
 
 

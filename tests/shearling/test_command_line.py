@@ -44,6 +44,13 @@ def work(how: str, count: int = 1, json: JsonFlag = False, debug: DebugFlag = Fa
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which 1.50 GiB "
             "is free. Including non-PyTorch memory, this process has 6.29 GiB memory in use."
         )
+    if how == "memory":
+        import torch
+        import resource
+        resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))
+        torch.empty(2**36, dtype=torch.uint8)
+    if how == "python memory":
+        bytearray(2**60)
     if how == "torn":
         raise EOFError("Ran out of input")
     if how == "noisy":
@@ -157,6 +164,16 @@ def test_a_device_without_memory_is_4_and_says_what_would_fit(program):
     assert done.returncode == 4
     assert done.stderr.startswith("error: a device has too little memory: CUDA out of memory. Tried to allocate 2.00")
     assert "1.50 GiB is free. Use a smaller batch size" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("how", "told"), [("memory", "you tried to allocate 68719476736 bytes"), ("python memory", "none is left")]
+)
+def test_a_machine_without_memory_is_4_and_says_what_to_do(how, told, program):
+    done = run(program, how)
+    assert done.returncode == 4
+    assert done.stderr.startswith(f"error: too little memory: {told}. Raise the limit of this process (ulimit -v)")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["good", "--unknown"], ["good", "--count", "many"], ["good", "extra"], []])

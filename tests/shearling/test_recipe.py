@@ -127,6 +127,7 @@ ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", membe
         ('[" no", " yes"]', '[" no", " no"]', ["task: the choice ' no' is there twice"]),
         ('[" no", " yes"]', '["", " yes"]', ["task: a choice is empty"]),
         ("[train]\nsteps = 2", "", ["[adapter] and [train] belong together"]),
+        ("[train]\n", '[quantization]\nbits = 4\n[train]\nmemory = "lean"\n', ["trains in float32", "leave memory"]),
         ("[sparsity]\nratio = 0.5", "", ["masked training needs [sparsity]; for a dense base set masked = false"]),
         (
             "[train]\n",

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
-from shearling.errors import NonFiniteWeights, RecipeInvalid
+from shearling.errors import NonFiniteWeights, RecipeInvalid, TrainingDiverged
 from shearling.model.checkpoint import load_model
 from shearling.recipe.sparsity import HealingSection
 from shearling.run import Run
@@ -177,5 +177,6 @@ def test_windows_longer_than_the_text_name_healing(tmp_path: Path) -> None:
 def test_a_diverging_rate_is_named() -> None:
     model, dense, masks = pruned("llama")
     section = HealingSection(steps=40, batch_size=2, learning_rate=1e30)
-    with pytest.raises(NonFiniteWeights, match="diverged"):
+    with pytest.raises(TrainingDiverged, match="diverged") as caught:
         heal(model, dense, masks, windows(80), section, classifier=False)
+    assert caught.value.exit_code == 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from shearling.errors import NonFiniteWeights
+from shearling.errors import TrainingDiverged
 from shearling.evaluation.precision import resolve_precision
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def tune_layer(
         seed: of the order of the batches.
 
     Raises:
-        NonFiniteWeights: the tuning diverged.
+        TrainingDiverged: the tuning diverged.
     """
     import torch
 
@@ -82,7 +82,7 @@ def tune_layer(
             weight.requires_grad_(False)
             weight.grad = None
     if not all(weight.isfinite().all() for weight in weights.values()):
-        raise NonFiniteWeights(
+        raise TrainingDiverged(
             "the weights that were tuned hold NaN or infinity",
             where=next(iter(weights)),
             remedy="Lower sparsity.reconstruction.learning_rate",
