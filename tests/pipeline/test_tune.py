@@ -19,11 +19,11 @@ from search.front import BestRule
 from search.stage import search
 from shearling.artefact import open_artefact
 from shearling.elastic.reordering import REORDERING_FILE
-from shearling.elastic.subnet import Subnet, open_subnet
+from shearling.elastic.subnet import Subnet, describe_subnet, open_subnet
 from shearling.elastic.super_network import ADAPTER_FILE, assemble_super_network, load_super_network
 from shearling.errors import ArtefactMismatch, OutputExists, UsageError
 from shearling.run import Run
-from shearling.strict_json import read_document
+from shearling.strict_json import read_document, write_document
 from tests.support.exact_merges import merge_error
 from tests.support.small_searches import SMALL_SEARCH
 from tests.support.stage_commands import run_stage
@@ -56,6 +56,21 @@ def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     search(run, SETTINGS, BestRule(accuracy_delta=1.0))
     found = open_subnet(run.search / "best.json")
     return run, tune_subnet(found, steps=25, learning_rate=5e-3, teacher=directory / "source")
+
+
+def describe_subnet_of(run: Run, document: Path) -> Path:
+    """As `python -m search describe` writes it."""
+    found = open_subnet(run.search / "best.json")
+    described = describe_subnet(
+        found.adapter,
+        found.subnet.choice,
+        subnet_id="small",
+        location=document.parent,
+        metrics=None,
+        provenance=None,
+    )
+    write_document(document, described)
+    return document
 
 
 def test_only_the_sub_network_moves_and_it_learns(tuned: tuple[Run, Path]) -> None:
@@ -122,6 +137,35 @@ def test_what_is_there_is_not_replaced_unasked(tuned: tuple[Run, Path]) -> None:
     with pytest.raises(OutputExists):
         tune_subnet(found, steps=1, learning_rate=1e-3, name="other", teacher=run.path.parent / "source")
     assert (other.read_text(), document.read_bytes()) == ("mine", before)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_to_be_tuned_is_never_replaced(tuned: tuple[Run, Path], tmp_path: Path, force: bool) -> None:
+    run, teacher = Run(tmp_path / "run"), tuned[0].path.parent / "source"
+    shutil.copytree(tuned[0].path, run.path)
+    small = describe_subnet_of(run, run.path / "small.json")
+    adapter, document = (open_artefact(run.path / "tuned", kind="super_adapter").sha256, small.read_bytes())
+    for source, name in ((run.path / "tuned.json", "tuned"), (small, "small")):
+        with pytest.raises(OutputExists, match="what is to be tuned") as caught:
+            tune_subnet(open_subnet(source), steps=1, learning_rate=1e-3, name=name, teacher=teacher, force=force)
+        assert "--force" not in caught.value.remedy
+    assert open_subnet(run.path / "tuned.json").adapter.sha256 == adapter
+    assert small.read_bytes() == document
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_document_of_something_else_is_never_replaced(tuned: tuple[Run, Path], tmp_path: Path, force: bool) -> None:
+    run, teacher = Run(tmp_path / "run"), tuned[0].path.parent / "source"
+    shutil.copytree(tuned[0].path, run.path)
+    found, small, other = open_subnet(run.search / "best.json"), run.path / "small.json", run.path / "other.json"
+    describe_subnet_of(run, small)
+    other.write_text('{"mine": true}')
+    before = [path.read_bytes() for path in (small, other)]
+    for path, match in ((small, "a sub-network of super_adapter, not of small"), (other, "it is no sub-network")):
+        with pytest.raises(OutputExists, match=match) as caught:
+            tune_subnet(found, steps=1, learning_rate=1e-3, name=path.stem, teacher=teacher, force=force)
+        assert "--force" not in caught.value.remedy
+    assert [path.read_bytes() for path in (small, other)] == before
 
 
 def test_a_lost_document_is_written_again_without_training(tuned: tuple[Run, Path]) -> None:

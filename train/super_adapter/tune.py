@@ -8,9 +8,9 @@ from typing import Any
 
 from shearling.artefact import Artefact, open_artefact, remove_artefact
 from shearling.elastic.reordering import REORDERING_FILE, Reordering, load_reordering
-from shearling.elastic.subnet import OpenSubnet, describe_subnet
+from shearling.elastic.subnet import OpenSubnet, describe_subnet, read_subnet
 from shearling.elastic.super_network import SuperNetwork, assemble_super_network
-from shearling.errors import ArtefactMismatch, OutputExists, UsageError
+from shearling.errors import ArtefactError, ArtefactMismatch, OutputExists, UsageError
 from shearling.model.figures import read_figures
 from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.task import TaskSection
@@ -56,7 +56,8 @@ def tune_subnet(
         ArtefactMissing: there is no such teacher.
         ArtefactMismatch: the task of the run is not the one that the adapter was trained on, or the teacher is not the
             one that taught it.
-        OutputExists: there is one, and `force` is false.
+        OutputExists: there is one, and `force` is false; or it is what is to be tuned, or the document describes
+            something else.
         TrainingDiverged: the loss became NaN or infinite; the last good checkpoint is kept.
     """
     if found.mixture is not None:
@@ -70,6 +71,7 @@ def tune_subnet(
         raise UsageError(f"a learning rate of {learning_rate}", remedy="Give one above 0")
     run, choice = Run(found.adapter.path.resolve().parent), found.subnet.choice
     destination, document = _destination(run, name)
+    _check_not_tuned(found, destination, document)
     details = found.adapter.manifest.details
     recipe = details["recipe"]
     sections = [TaskSection.model_validate(given, strict=False) for given in (recipe["task"], *recipe.get("data", ()))]
@@ -128,12 +130,13 @@ def tune_subnet(
         base=base,
     )
     with processes.main_first():
+        _check_describes(document, destination)
         # The old one goes now, so that an interrupted training is continued without `force`.
         if force and processes.is_main():
             if destination.exists():
                 open_artefact(destination, kind="super_adapter", only=())  # of another kind it is not ours to replace
-            document.unlink(missing_ok=True)
             remove_artefact(destination)
+            document.unlink(missing_ok=True)
         finished = _is_finished(destination, document, inputs)
     if not finished:
         carry_out(training, destination, force=False)
@@ -194,6 +197,28 @@ def _destination(run: Run, name: str) -> tuple[Path, Path]:
             remedy=f"Give one without slashes, and none of {', '.join(sorted(rooms))}",
         )
     return run.path / name, run.path / f"{name}.json"
+
+
+def _check_not_tuned(found: OpenSubnet, destination: Path, document: Path) -> None:
+    for made, source in ((destination, found.adapter.path), (document, found.path)):
+        if made.resolve() == source.resolve():
+            raise OutputExists("it is what is to be tuned", where=made, remedy="Choose another --name")
+
+
+def _check_describes(document: Path, destination: Path) -> None:
+    """See that a document that is there is that of an adapter of this name: another is not ours to replace."""
+    if not document.exists():
+        return
+    try:
+        adapter_file = document.resolve().parent / read_subnet(document).adapter.file
+    except ArtefactError as error:
+        raise OutputExists("it is no sub-network", where=document, remedy="Choose another --name") from error
+    if adapter_file.parent.resolve() != destination.resolve():
+        raise OutputExists(
+            f"it describes a sub-network of {adapter_file.parent.name}, not of {destination.name}",
+            where=document,
+            remedy="Choose another --name",
+        )
 
 
 def _is_finished(destination: Path, document: Path, inputs: dict[str, Any]) -> bool:
