@@ -484,9 +484,20 @@ def _check_replaceable(run: Run, recipe: Recipe) -> None:
         run.base: "base",
     }
     tasks: dict[Path, Kind] = {path: "task" for _, _, path in _task_rooms(recipe, run)}
+    # A directory of data may hold the run; what lies in the run may go with the artefact that holds it.
+    inputs = [item for item in _files_read(recipe) if run.path.resolve() in item.resolve().parents]
     for path, kind in (kinds | tasks).items():
-        check_destination(path, kind=kind, force=True)
+        check_destination(path, kind=kind, force=True, inputs=inputs)
         check_unlocked(path)
+
+
+def _files_read(recipe: Recipe) -> list[Path]:
+    """The model, the data, the calibration texts and the teacher that a recipe names by their paths."""
+    teacher = None if recipe.train is None else recipe.train.teacher
+    found = [recipe.model.path, None if teacher is None else teacher.path]
+    found += [task.path if task.dataset is None else Path(task.dataset.name) for task in recipe.tasks]
+    found += [section.path for section in calibration_sections(recipe).values()]
+    return [path for path in found if path is not None]
 
 
 def _remove(*paths: Path) -> None:

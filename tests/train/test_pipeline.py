@@ -26,12 +26,13 @@ from shearling.errors import (
 from shearling.evaluation.task import SPLITS, read_rows
 from shearling.model.checkpoint import save_model
 from shearling.recipe.recipe import read_recipe
+from shearling.recipe.training import TeacherSection
 from shearling.run import Run
 from shearling.strict_json import read_json
 from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_models import BEYOND, FAMILIES, longer_tokenizer, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
-from train.stage import run_recipe
+from train.stage import _check_replaceable, run_recipe
 
 SETTINGS = replace(SMALL_SEARCH, algorithm="random", evaluations=1, limit=4)
 KINDS = ("task", "base", "sparse", "super_adapter")
@@ -261,6 +262,43 @@ def test_force_that_fails_keeps_what_it_has_not_replaced(finished, tmp_path):
     # Task and base are new by now: the old adapter must not be searched on rows that it may have learnt.
     with pytest.raises(ArtefactMismatch, match="trained on another"):
         search(run, SETTINGS, BestRule())
+
+
+def with_source(recipe, role, path):
+    if role == "model":
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": path})})
+    if role == "calibration":
+        return calibrated_on(recipe, path / "train.jsonl")
+    if role == "teacher":
+        train = recipe.train.model_copy(update={"teacher": TeacherSection(path=path)})
+        return recipe.model_copy(update={"train": train})
+    other = recipe.task.model_copy(update={"name": "other", "path": path / "train.jsonl"})
+    return recipe.model_copy(update={"data": (other,)} if role == "data" else {"task": other})
+
+
+@pytest.mark.parametrize(
+    ("role", "room"),
+    [("model", "base"), ("teacher", "adapted"), ("calibration", "task"), ("task", "task"), ("data", "data/other")],
+)
+def test_force_replaces_nothing_that_the_recipe_reads(role, room, finished, tmp_path):
+    shutil.copytree(finished / "run", tmp_path / "run")
+    run, recipe = Run(tmp_path / "run"), tiny_recipe(tmp_path, sparsity={"method": "wanda"})
+    if room == "adapted":
+        shutil.copytree(run.base, run.adapted)
+    elif room == "data/other":
+        shutil.copytree(run.task, run.path / room)
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*"))
+    with pytest.raises(OutputExists, match="holds what the output is made from") as caught:
+        run_recipe(with_source(recipe, role, run.path / room), run.path, force=True)
+    assert caught.value.where == str(run.path / room)
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*")) == before
+
+
+def test_force_goes_on_in_a_run_beside_its_data(finished, tmp_path):
+    """That a directory of data holds the run endangers neither."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    recipe = tiny_recipe(tmp_path)
+    _check_replaceable(Run(tmp_path / "run"), with_source(recipe, "model", tmp_path))
 
 
 def test_force_without_pruning_removes_the_pruned_model(unfinished):
