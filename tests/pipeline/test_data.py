@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,11 @@ from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe.recipe import read_recipe
 from tests.support.tiny_runs import HEADLINES, tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe
+from train.super_adapter import artefact as super_adapter
 from train.super_adapter.artefact import LOG_FILE
+from train.super_adapter.choice_sampler import RankSampler
+from train.super_adapter.resumption import CHECKPOINTS
+from train.super_adapter.trainer import newest_checkpoint
 
 WITHOUT_TEMPLATES = dict.fromkeys(HEADLINES)
 CHATS = {**WITHOUT_TEMPLATES, "name": "chats", "path": "chats.jsonl", "messages": "conversations", "max_length": 96}
@@ -230,35 +235,59 @@ def test_validation_alone_changes_nothing(tmp_path):
     assert len([entry for entry in log_of(tmp_path / "with") if "eval_loss" in entry]) == 3
 
 
-@pytest.mark.parametrize("after", ["the best", "the end"])
-def test_a_stopped_training_that_was_interrupted_ends_the_same(after, tmp_path, monkeypatch):
-    from train.super_adapter import artefact as super_adapter
-    from train.super_adapter.choice_sampler import RankSampler
-
-    recipe = tiny_recipe(tmp_path, train=VALIDATED)
-    run_recipe(recipe, tmp_path / "straight")
+def draw_until(last: int) -> Callable[[RankSampler], dict[str, int]]:
+    """What replaces `RankSampler.draw`: interrupted behind so many micro-batches."""
     draw = RankSampler.draw
+
+    def draw_or_stop(self: RankSampler) -> dict[str, int]:
+        if self.drawn == last:
+            raise KeyboardInterrupt
+        return draw(self)
+
+    return draw_or_stop
+
+
+def adapters(directory: Path, *runs: str) -> list[bytes]:
+    return [(directory / run / "super_adapter" / "adapter_model.safetensors").read_bytes() for run in runs]
+
+
+@pytest.mark.parametrize("save_steps", [50, 1])
+@pytest.mark.parametrize("after", ["the best", "the end"])
+def test_a_stopped_training_that_was_interrupted_ends_the_same(after, save_steps, tmp_path, monkeypatch):
+    run_recipe(tiny_recipe(tmp_path, train=VALIDATED), tmp_path / "straight")
+    recipe = tiny_recipe(tmp_path, train={**VALIDATED, "save_steps": save_steps})
 
     def interrupt(*_):
         raise KeyboardInterrupt
-
-    def draw_until(self):
-        if self.drawn == 12:
-            raise KeyboardInterrupt
-        return draw(self)
 
     with monkeypatch.context() as patched:
         if after == "the end":
             patched.setattr(super_adapter, "_write", interrupt)
         else:
-            patched.setattr(RankSampler, "draw", draw_until)
+            patched.setattr(RankSampler, "draw", draw_until(12))
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, tmp_path / "run")
     # A run may be moved before it goes on.
     (tmp_path / "run").rename(tmp_path / "moved")
     run_recipe(recipe, tmp_path / "moved")
-    names = [tmp_path / name / "super_adapter" / "adapter_model.safetensors" for name in ("straight", "moved")]
-    assert names[0].read_bytes() == names[1].read_bytes()
+    straight, moved = adapters(tmp_path, "straight", "moved")
+    assert straight == moved
+
+
+def test_checkpoints_between_validations_are_kept(tmp_path, monkeypatch):
+    train = {"steps": 12, "eval_steps": 8, "patience": 3, "save_steps": 2}
+    recipe = tiny_recipe(tmp_path, train=train)
+    run_recipe(recipe, tmp_path / "straight")
+    with monkeypatch.context() as patched:
+        patched.setattr(RankSampler, "draw", draw_until(7))
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, tmp_path / "run")
+    newest = newest_checkpoint(tmp_path / "run" / ".super_adapter.partial" / CHECKPOINTS)
+    assert newest is not None
+    assert newest.name == "checkpoint-6"
+    run_recipe(recipe, tmp_path / "run")
+    straight, continued = adapters(tmp_path, "straight", "run")
+    assert straight == continued
 
 
 def test_a_classifier_is_validated_and_says_which_rows_it_cuts(tmp_path, capsys):

@@ -352,6 +352,9 @@ def _fit(
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     interruption.raise_if_received()
+    if train.patience is not None and processes.is_main():
+        # It alone writes the artefact, and moves the checkpoints away.
+        trainer.load_best()
     _say_best(trainer.state.log_history, train)
     return trainer.state.log_history, accounts
 

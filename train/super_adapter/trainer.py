@@ -194,7 +194,8 @@ class NlsTrainer(transformers.Trainer):
             )
         self.sampler.drawn = int(sampler["drawn"])
 
-    def _load_best_model(self) -> None:
+    def load_best(self) -> None:
+        """Put the adapter of the least validation loss into the network, where one was measured."""
         step = self.state.best_global_step
         if step:
             # By its number: the path that the state has is of the place where the run stood then.
@@ -255,6 +256,19 @@ class StepReporter(TrainerCallback):
         return control
 
 
+class ValidatedCheckpoints(TrainerCallback):
+    """Writes a checkpoint at each validation loss, so that the adapter of the least is among them
+    (`load_best_model_at_end` has none in between).
+    """
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Ask for one."""
+        control.should_save = True
+        return control
+
+
 class OldCheckpointRemover(TrainerCallback):
     """Keeps the newest checkpoints by number, and that of the best validation loss (`save_total_limit` sorts by time,
     and warns where steps are fast).
@@ -295,13 +309,11 @@ def training_arguments(
         data_seed=seed,
         logging_steps=5,
         save_strategy="steps",
-        # The best adapter must be among the checkpoints.
-        save_steps=train.save_steps if train.patience is None else train.eval_steps or train.save_steps,
+        save_steps=train.save_steps,
         eval_strategy="no" if train.eval_steps is None else "steps",
         eval_steps=train.eval_steps,
         per_device_eval_batch_size=train.batch_size,
         prediction_loss_only=True,
-        load_best_model_at_end=train.patience is not None,
         metric_for_best_model=VALIDATION_LOSS if train.patience is not None else None,
         greater_is_better=False if train.patience is not None else None,
         restore_callback_states_from_checkpoint=train.patience is not None,
@@ -349,7 +361,8 @@ def build_trainer(
         check_packing(network.model, pad)
         collator = PadPacks(pad)
     if section.patience is not None:
-        callbacks = [*callbacks, transformers.EarlyStoppingCallback(early_stopping_patience=section.patience)]
+        early_stopping = transformers.EarlyStoppingCallback(early_stopping_patience=section.patience)
+        callbacks = [*callbacks, early_stopping, ValidatedCheckpoints()]
     options = {
         "args": arguments,
         "train_dataset": rows,
