@@ -230,6 +230,10 @@ class StepReporter(TrainerCallback):
         self.interruption = interruption
         self.notes: dict[str, str] = {}
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write checkpoints as often as this training is told to, and not as the one that it continues was."""
+        state.save_steps = args.save_steps
+
     def on_log(
         self,
         args: TrainingArguments,

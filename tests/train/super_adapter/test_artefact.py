@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def unfinished(run: Path) -> Path:
     return run / ".super_adapter.partial" / CHECKPOINTS
 
 
-def interrupt(*_: object, **__: object) -> None:
+def interrupt(*_: object, **__: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
@@ -299,6 +300,27 @@ def test_what_decides_no_number_continues_a_training(tmp_path, monkeypatch, caps
     said = capsys.readouterr().err
     assert "continuing from step 8" in said
     assert "save_steps" not in said
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
+
+
+def test_a_training_that_goes_on_writes_checkpoints_as_often_as_it_is_told_now(tmp_path, monkeypatch, capsys):
+    draw = RankSampler.draw
+
+    def draw_until(last: int) -> Callable[[RankSampler], dict[str, int]]:
+        return lambda sampler: interrupt() if sampler.drawn == last else draw(sampler)
+
+    for save_steps, last, expected in ((4, 5, "checkpoint-4"), (3, 7, "checkpoint-6")):
+        recipe = tiny_recipe(tmp_path, train={"steps": 9, "save_steps": save_steps})
+        with monkeypatch.context() as patched:
+            patched.setattr(RankSampler, "draw", draw_until(last))
+            with pytest.raises(KeyboardInterrupt):
+                run_recipe(recipe, tmp_path / "run")
+        newest = newest_checkpoint(unfinished(tmp_path / "run"))
+        assert newest is not None
+        assert newest.name == expected
+    assert "save_steps" not in capsys.readouterr().err
+    run_recipe(recipe, tmp_path / "run")
+    run_recipe(recipe, tmp_path / "straight")
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
 
 
