@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from shearling.console import log
 from shearling.destination import require_directory
-from shearling.errors import ArtefactMissing, ModelUnsupported
+from shearling.errors import ArtefactMissing, ModelUnsupported, RecipeInvalid
 from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, check_architecture, check_shards, refuse_links
 from shearling.model.export_support import check_exportable
 from shearling.model.figures import ModelFigures, read_figures
@@ -19,6 +19,7 @@ from shearling.model.layers import find_layers
 from shearling.model.quantized import check_plain
 from shearling.recipe.model import ModelSection
 from shearling.recipe.recipe import Recipe
+from shearling.recipe.training import TrainSection
 from shearling.resources import Estimate, require
 from shearling.strict_json import read_json
 from train.calibration import calibration_file, calibration_sections
@@ -72,7 +73,7 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
 
     Raises:
         ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read, or a file that the recipe names.
-        RecipeInvalid: its [search] cannot be carried out on what it trains.
+        RecipeInvalid: its [search] cannot be carried out on what it trains, or its patience would never count.
         UsageError: the run directory is a file, or may not be written.
         PackageMissing: what the losses are to be reported to is not installed.
         ExportUnavailable: the installed versions cannot export its architecture.
@@ -83,6 +84,7 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
     require_directory(out)
     if recipe.train is not None:
         check_reporting(recipe.train)
+        check_patience(recipe.train)
     check_search(recipe)
     check_files(recipe)
     source = find_model(recipe.model)
@@ -107,6 +109,21 @@ def expected(recipe: Recipe, source: ModelSource) -> dict[str, Estimate]:
     """What each artefact of the run will take, by its name."""
     by_tensors = not is_gguf(source.path) and recipe.model.head == "language_model"
     return estimate_stage(recipe, source.figures, by_tensors=by_tensors)
+
+
+def check_patience(section: TrainSection) -> None:
+    """See that a training that is to stop early has a validation loss before its end.
+
+    Raises:
+        RecipeInvalid: it has none.
+    """
+    first, steps = section.eval_steps, section.steps
+    if section.patience is not None and first is not None and steps is not None and first > steps:
+        raise RecipeInvalid(
+            f"{first} steps to the first validation loss, and the training has {steps}: patience would never count",
+            where="train.eval_steps",
+            remedy="Lower it, or leave patience out",
+        )
 
 
 def check_files(recipe: Recipe) -> None:

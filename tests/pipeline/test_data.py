@@ -247,6 +247,10 @@ def draw_until(last: int) -> Callable[[RankSampler], dict[str, int]]:
     return draw_or_stop
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def adapters(directory: Path, *runs: str) -> list[bytes]:
     return [(directory / run / "super_adapter" / "adapter_model.safetensors").read_bytes() for run in runs]
 
@@ -256,10 +260,6 @@ def adapters(directory: Path, *runs: str) -> list[bytes]:
 def test_a_stopped_training_that_was_interrupted_ends_the_same(after, save_steps, tmp_path, monkeypatch):
     run_recipe(tiny_recipe(tmp_path, train=VALIDATED), tmp_path / "straight")
     recipe = tiny_recipe(tmp_path, train={**VALIDATED, "save_steps": save_steps})
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
         if after == "the end":
             patched.setattr(super_adapter, "_write", interrupt)
@@ -288,6 +288,35 @@ def test_checkpoints_between_validations_are_kept(tmp_path, monkeypatch):
     run_recipe(recipe, tmp_path / "run")
     straight, continued = adapters(tmp_path, "straight", "run")
     assert straight == continued
+
+
+@pytest.mark.parametrize("last", [None, 8, 10])
+def test_with_patience_the_last_steps_count(last, tmp_path, monkeypatch, capsys):
+    """They lie behind the last multiple of `eval_steps`."""
+    recipe = tiny_recipe(tmp_path, train={"steps": 10, "eval_steps": 6, "patience": 3})
+    if last is not None:
+        with monkeypatch.context() as patched:
+            patched.setattr(RankSampler, "draw", draw_until(last))
+            if last == 10:
+                patched.setattr(super_adapter, "_write", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run_recipe(recipe, tmp_path / "run")
+    run_recipe(recipe, tmp_path / "run")
+    validated = [entry["step"] for entry in log_of(tmp_path / "run") if "eval_loss" in entry]
+    assert validated == [6, 10]
+    assert "kept the adapter of step 10, the least of 2 validation losses" in capsys.readouterr().err
+    run_recipe(tiny_recipe(tmp_path, train={"steps": 10}), tmp_path / "plain")
+    kept, plain = adapters(tmp_path, "run", "plain")
+    assert kept == plain
+
+
+def test_patience_without_a_validation_before_the_end_is_refused(tmp_path):
+    recipe = tiny_recipe(tmp_path, train={"steps": 10, "eval_steps": 11, "patience": 3})
+    with pytest.raises(RecipeInvalid, match="11 steps to the first validation loss, and the training has 10") as caught:
+        run_recipe(recipe, tmp_path / "run")
+    assert "train.eval_steps" in str(caught.value)
+    assert caught.value.remedy
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_classifier_is_validated_and_says_which_rows_it_cuts(tmp_path, capsys):

@@ -262,8 +262,16 @@ class StepReporter(TrainerCallback):
 
 class ValidatedCheckpoints(TrainerCallback):
     """Writes a checkpoint at each validation loss, so that the adapter of the least is among them
-    (`load_best_model_at_end` has none in between).
+    (`load_best_model_at_end` has none in between), and has one of the last step.
     """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Ask for the loss of what is learnt behind the last multiple of `eval_steps`."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+        return control
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
