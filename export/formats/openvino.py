@@ -341,7 +341,8 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None
         from openvino_tokenizers import convert_tokenizer
 
         try:
-            encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
+            # Taking spaces before punctuation away breaks code, and a stream cannot do it.
+            encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True, clean_up_tokenization_spaces=False)
         # It raises whatever the missing step raises: OVTypeError, NotImplementedError, RuntimeError, KeyError.
         except Exception as error:
             raise ModelUnsupported(

@@ -336,13 +336,13 @@ class Batcher:
 def _decoder(directory: Path) -> Decoder | None:
     """One that turns some tokens into text within microseconds; the pipeline's own starts an inference each time.
 
-    None where there is none that says the same.
+    None where there is none. Neither takes spaces before punctuation away, whatever the tokenizer's configuration says:
+    pieces of a stream would show other spaces than the whole text, and code would break.
     """
     try:
-        tokenizer = TextTokenizer(directory)
+        return TextTokenizer(directory)
     except (ArtefactMissing, ModelUnsupported):
         return None
-    return None if tokenizer.cleans_up else tokenizer
 
 
 def _sample(config: GenerationConfig, sampling: Sampling) -> None:

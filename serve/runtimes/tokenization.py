@@ -57,11 +57,6 @@ class TextTokenizer:
         """Whether `encode` can format a chat turn."""
         return self._template is not None
 
-    @property
-    def cleans_up(self) -> bool:
-        """Whether the model's own decoding takes spaces before punctuation away afterwards, which `decode` does not."""
-        return bool(self._config.get("clean_up_tokenization_spaces"))
-
     def encode(self, prompt: str, *, chat: bool) -> list[int]:
         """Token ids of a prompt.
 
@@ -80,7 +75,7 @@ class TextTokenizer:
         )
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of tokens, special ones left out."""
+        """Text of tokens, special ones left out; `clean_up_tokenization_spaces` of the configuration is not heeded."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _render(self, prompt: str) -> str:

@@ -70,6 +70,7 @@ CORPUS = (
     "Is this headline sarcastic? Answer: yes. Is this headline sarcastic? Answer: no.",
     "Scientists discover that 50 % of all weights were never needed.",
 )
+SPACED = "if it 's 1 , do n't ! x . y ?"
 VOCABULARY = 400
 
 
@@ -122,6 +123,15 @@ def beginning_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{IM_START} $A", special_tokens=[(IM_START, tokenizer.bos_token_id)]
     )
+    return tokenizer
+
+
+def tidying_tokenizer() -> PreTrainedTokenizerFast:
+    """As that of Llama 3: transformers and OpenVINO take spaces out of `SPACED` where nobody says otherwise."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.clean_up_tokenization_spaces = True
+    # Libraries of late ask for this as well.
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
     return tokenizer
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import openvino
+import openvino_tokenizers
 import pytest
 
 from export.formats.openvino import read_tokenizer, write_tokenizer
 from export.verification.tokenizer_check import PLAIN_TEXTS, TokenizerCheck, check_tokenizer
-from tests.support.tiny_models import beginning_tokenizer, tiny_tokenizer, word_piece_tokenizer
+from tests.support.tiny_models import (
+    SPACED,
+    beginning_tokenizer,
+    tidying_tokenizer,
+    tiny_tokenizer,
+    word_piece_tokenizer,
+)
 
 CHINESE = "你好，世界。今天天气很好！"
 
@@ -69,10 +77,28 @@ def test_a_detokenizer_that_writes_otherwise_is_refused(tmp_path: Path) -> None:
     assert f"writes 1 of {check.texts} texts otherwise, such as {CHINESE!r}" in check.violation
 
 
+def test_spaces_that_the_tokenizer_would_tidy_up_are_kept(tmp_path: Path) -> None:
+    tokenizer = tidying_tokenizer()
+    assert tokenizer.decode(tokenizer.encode(SPACED)) != SPACED
+    check = converted(tokenizer, tmp_path, rows=[SPACED])
+    assert (check.written_otherwise, check.verdict) == ((), "ok")
+    assert read_tokenizer(tmp_path).decode(tokenizer.encode(SPACED)) == SPACED
+
+
+def test_a_detokenizer_that_tidies_spaces_up_is_refused(tmp_path: Path) -> None:
+    tokenizer = tidying_tokenizer()
+    write_tokenizer(tokenizer, tmp_path)
+    _, decoder = openvino_tokenizers.convert_tokenizer(
+        tokenizer, with_detokenizer=True, clean_up_tokenization_spaces=True
+    )
+    openvino.save_model(decoder, tmp_path / "openvino_detokenizer.xml")
+    check = check_tokenizer("openvino", read_tokenizer(tmp_path), tokenizer, rows=[SPACED])
+    assert SPACED in check.written_otherwise
+    assert check.violation is not None
+
+
 @pytest.mark.parametrize("tidies", [True, False])
-def test_spaces_may_differ_where_the_tokenizer_tidies_them_up(tidies: bool, tmp_path: Path) -> None:
+def test_word_pieces_are_written_alike_whether_the_tokenizer_tidies_them_up(tidies: bool, tmp_path: Path) -> None:
     tokenizer = word_piece_tokenizer()
     tokenizer.clean_up_tokenization_spaces = tidies
-    check = converted(tokenizer, tmp_path, rows=["They do n't"])
-    assert check.violation is None
-    assert check.written_otherwise == (("They do n't",) if tidies else ())
+    assert converted(tokenizer, tmp_path, rows=["They do n't"]).written_otherwise == ()

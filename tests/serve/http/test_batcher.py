@@ -21,7 +21,7 @@ from serve.runtimes.openvino import load_batching_pipeline
 from serve.runtimes.runtime import RunOptions
 from shearling.target import Target
 from tests.support.http_jobs import GREEDY
-from tests.support.tiny_models import tiny_tokenizer, word_piece_tokenizer
+from tests.support.tiny_models import SPACED, tidying_tokenizer, tiny_tokenizer, word_piece_tokenizer
 
 MakeJob = Callable[..., TextJob]
 
@@ -240,6 +240,28 @@ def test_every_way_to_ask_makes_the_same_text(batcher: Batcher, make_job: MakeJo
         batcher.add(make_job(tokens=120, **options))
         texts.add("".join(event.text for event in run(batcher)))
     assert len(texts) == 1
+
+
+def test_every_way_to_ask_keeps_the_spaces_of_a_tokenizer_that_would_tidy_them_up(
+    copy_of: Callable[[str], Path], make_job: MakeJob
+) -> None:
+    """As that of Llama 3, of whose tokens a whole text and a stream must not make different code."""
+    tokenizer = tidying_tokenizer()
+    directory = copy_of("openvino")
+    # As earlier exports have it: the detokenizer of the pipeline tidies up, too.
+    parts = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True, clean_up_tokenization_spaces=True)
+    for part, name in zip(parts, ("openvino_tokenizer.xml", "openvino_detokenizer.xml"), strict=True):
+        openvino.save_model(part, directory / name)
+    tokenizer.save_pretrained(str(directory))
+    deployment = find_deployment(Target(directory))
+    batching = load_batching_pipeline(deployment, RunOptions(precision="fp32", threads=1))[0]
+    said = tokenizer.encode(SPACED)
+    texts = []
+    for options in ({"streamed": False}, {"streamed": True}, {"streamed": False, "stops": ("never said",)}):
+        batcher = Batcher(batching, deployment, Limits(), lone=Saying(said))
+        batcher.add(make_job(tokens=len(said), **options))
+        texts.append("".join(event.text for event in run(batcher)))
+    assert texts == [SPACED, SPACED, SPACED]
 
 
 def test_the_tokenizer_of_the_export_serves_where_there_is_no_other(
