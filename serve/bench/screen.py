@@ -123,8 +123,12 @@ def _how(benchmark: Benchmark) -> list[str]:
         f"processes may use {len(first.cpus)}.",
     ]
     if first.huge_memory_bytes:
-        share = first.huge_memory_bytes / first.private_memory_bytes
-        lines.append(f"{share:.0%} of the private memory was moved into huge pages; --no-huge-pages measures without.")
+        share = f"{first.huge_memory_bytes / first.private_memory_bytes:.0%} of the private memory"
+        lines.append(
+            f"{share} was moved into huge pages; --no-huge-pages measures without."
+            if benchmark.options.huge_pages
+            else f"{share} lies in huge pages, which this system gives unasked."
+        )
     if len(benchmark.subjects) > 1:
         lines.append(
             "'vs' compares pairs measured side by side with the first: above 1 is faster; an "

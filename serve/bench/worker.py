@@ -14,6 +14,7 @@ from typing import Any
 
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import Decoding, RunOptions, Runtime, load_runtime
+from serve.visitor.huge_pages import refuse_huge_pages
 from serve.visitor.own_process import memory_bytes, pin
 from serve.visitor.protocol import answer_requests, report, settle, timed
 from shearling.command_line import quiet_libraries
@@ -44,6 +45,8 @@ class Worker:
     def _load(self, request: Mapping[str, Any]) -> dict[str, Any]:
         deployment = Deployment.model_validate_json(json.dumps(request["deployment"]))
         options = RunOptions.model_validate_json(json.dumps(request["options"]))
+        if not options.huge_pages:
+            refuse_huge_pages()
         if options.threads != 1:
             # Before the pools of threads exist; a single thread is pinned after loading, which goes faster on all CPUs.
             pin(options.threads)

@@ -31,7 +31,8 @@ class RunOptions(Document):
             but in products of integers, whose activations are rounded.
         threads: None leaves the number to the runtime; a measuring process is pinned to so many CPUs.
         hint: OpenVINO's PERFORMANCE_HINT; None leaves it at the device's default.
-        huge_pages: move the memory of a measuring process into huge pages; see `serve.visitor.huge_pages`.
+        huge_pages: move the memory of a measuring process into huge pages, or let none of it lie there; see
+            `serve.visitor.huge_pages`.
         genai: measure OpenVINO through GenAI, which needs the tokenizer; without, the IR alone is measured.
     """
 

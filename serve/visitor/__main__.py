@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.visitor.fault import VisitorFault, last_words
+from serve.visitor.huge_pages import refuse_huge_pages
 from serve.visitor.own_process import memory_bytes, pin
 from serve.visitor.protocol import answer_requests, report, settle, timed
 
@@ -52,6 +53,8 @@ class Visitor:
     def _load(self, deployment: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         implementation, modules = ENGINES[deployment["engine"]]
         self._where = deployment["label"]
+        if not options["huge_pages"]:
+            refuse_huge_pages()
         if options["threads"] != 1:
             # Before the pools of threads exist; a single thread is pinned after loading, which goes faster on all CPUs.
             pin(options["threads"])

@@ -6,11 +6,13 @@ and a guard without this cries wolf. Collapsed into pages of 2 MiB, they decode 
 differ by 2 % (one standard deviation).
 
 MADV_COLLAPSE (Linux 6.1, madvise(2)) copies a range into a huge page at once, whatever the system's setting for huge
-pages is.
+pages is. Packed weights are in huge pages from the start, where the system gives them; PR_SET_THP_DISABLE (prctl(2))
+forbids all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,15 @@ from pathlib import Path
 MAPS = Path("/proc/self/maps")
 MADV_COLLAPSE = 25
 HUGE_BYTES = 2**21
+PR_SET_THP_DISABLE = 41
+
+
+def refuse_huge_pages() -> None:
+    """Let what this process allocates from now on be in small pages, whatever asks for huge ones, where the system
+    offers it (Linux).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
 def collapse_memory() -> int:

@@ -272,3 +272,20 @@ def test_names_with_brackets_stay_apart(continued: Path) -> None:
         with console.capture() as captured:
             console.print(screen)
         assert [captured.get().count(name) >= tables for name in names] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [(True, "50% of the private memory was moved into huge pages"), (False, "50% of the private memory lies in huge")],
+)
+def test_huge_pages_are_told_as_they_were_asked_for(continued: Path, asked: bool, told: str) -> None:
+    found = read_benchmark(continued)
+    subjects = tuple(
+        subject.model_copy(update={"private_memory_bytes": 2, "huge_memory_bytes": 1}) for subject in found.subjects
+    )
+    options = found.options.model_copy(update={"huge_pages": asked})
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(benchmark_screen(found.model_copy(update={"subjects": subjects, "options": options})))
+    assert told in captured.get()
+    assert ("--no-huge-pages measures without" in captured.get()) == asked

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from export.formats.openvino import write_openvino
+from serve.bench.benchmark import find_deployments
 from serve.bench.worker_process import WorkerProcess
 from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.known_crash import avoid_known_crash
 from serve.runtimes.runtime import Precision, RunOptions
 from shearling.errors import DeviceUnavailable
-from shearling.target import Target
+from shearling.target import Target, parse_target
+from tests.support.environments import environment_seeing_ours
 from tests.support.exported_files import stored_as
 from tests.support.serve_command import serve
 from tests.support.tiny_models import pruned_model, tiny_tokenizer
@@ -89,3 +91,28 @@ def test_every_kernel_of_this_machine(
 def test_generate(models: dict[str, Path], threads: tuple[str, ...]) -> None:
     done = serve("generate", models["float32"], "--prompt", "Area man " * 30, "--max-new-tokens", "8", *threads)
     assert done.returncode == 0, done.stderr
+
+
+def huge_pages_of(target: str, *, huge_pages: bool) -> tuple[int, bool]:
+    """Bytes in huge pages of a process that has generated, and whether the system may give it any."""
+    options = RunOptions(threads=1, huge_pages=huge_pages)
+    (deployment,) = find_deployments([parse_target(target)], options)
+    with WorkerProcess(deployment, options) as worker:
+        worker.load()
+        worker.generate(((3, 4, 5),), new_tokens=2)
+        worker.settle()
+        status = Path(f"/proc/{worker._process.pid}/status").read_text()
+        return worker.report().huge_bytes, "THP_enabled:\t0" not in status
+
+
+def test_no_huge_pages_is_true_of_operators_that_ask_for_them(models: dict[str, Path]) -> None:
+    target = str(models["sparse-int8"])
+    if not huge_pages_of(target, huge_pages=True)[0]:
+        pytest.skip("this system gives no huge pages")
+    assert huge_pages_of(target, huge_pages=False) == (0, False)
+
+
+def test_no_huge_pages_is_true_in_another_environment(models: dict[str, Path], tmp_path: Path) -> None:
+    target = f"{models['float32']}@environment={environment_seeing_ours(tmp_path / 'environment')}"
+    assert huge_pages_of(target, huge_pages=True)[1]
+    assert huge_pages_of(target, huge_pages=False) == (0, False)
