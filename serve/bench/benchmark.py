@@ -45,7 +45,7 @@ DEFINITIONS = {
     ),
     "memory_before_bytes": "resident memory of that process with the runtime imported, before the model",
     "ratios": "median over blocks of this deployment's time over the first one's in the same block; below 1 is faster",
-    "intervals": "95 % percentile bootstrap of the median",
+    "intervals": "95 % percentile bootstrap of the median: processes are drawn first, and their blocks within them",
 }
 
 METRICS: dict[str, Callable[[Sample], float]] = {
@@ -99,6 +99,11 @@ class Benchmark(Document):
     definitions: dict[str, str]
     subjects: tuple[BenchmarkSubject, ...]
     samples: tuple[Sample, ...]
+
+    @property
+    def sessions(self) -> int:
+        """How many processes of each deployment were measured."""
+        return len({sample.session for sample in self.samples})
 
 
 def run_benchmark(
@@ -203,8 +208,16 @@ def summarise(
 
 def block_values(samples: Sequence[Sample], subject: int, value: Callable[[Sample], float]) -> list[float]:
     """One value of one subject, in the order of blocks."""
-    own = sorted((sample for sample in samples if sample.subject == subject), key=lambda sample: sample.block)
-    return [value(sample) for sample in own]
+    return [value(sample) for sample in _blocks(samples, subject)]
+
+
+def block_sessions(samples: Sequence[Sample], subject: int) -> list[int]:
+    """The session of each of `block_values`: which process it is of."""
+    return [sample.session for sample in _blocks(samples, subject)]
+
+
+def _blocks(samples: Sequence[Sample], subject: int) -> list[Sample]:
+    return sorted((sample for sample in samples if sample.subject == subject), key=lambda sample: sample.block)
 
 
 def _summarise_subject(
@@ -212,10 +225,13 @@ def _summarise_subject(
 ) -> BenchmarkSubject:
     samples, loads, reports = measurement.samples, measurement.loads[index], measurement.reports[index]
     gaps = [gap for sample in samples if sample.subject == index for gap in sample.gaps_s]
+    sessions = block_sessions(samples, index)
     ratios = {}
     if index > 0:
         pairs = {name: [block_values(samples, subject, METRICS[name]) for subject in (index, 0)] for name in RATIOS}
-        ratios = {name: paired_ratio(own, reference, seed=seed) for name, (own, reference) in pairs.items()}
+        ratios = {
+            name: paired_ratio(own, reference, groups=sessions, seed=seed) for name, (own, reference) in pairs.items()
+        }
     return BenchmarkSubject(
         deployment=deployment,
         facts=loads[0].facts,
@@ -228,7 +244,8 @@ def _summarise_subject(
         cpus=reports[-1].cpus,
         nice=reports[-1].nice,
         metrics={
-            name: bootstrap_median(block_values(samples, index, value), seed=seed) for name, value in METRICS.items()
+            name: bootstrap_median(block_values(samples, index, value), groups=sessions, seed=seed)
+            for name, value in METRICS.items()
         },
         gap_percentiles_s={f"p{share}": percentile(gaps, share / 100) for share in (50, 90, 99)},
         ratios=ratios,

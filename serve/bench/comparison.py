@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.bench.benchmark import METRICS, Benchmark, block_values
+from serve.bench.benchmark import METRICS, Benchmark, block_sessions, block_values
 from serve.bench.environment import differing_versions
 from serve.bench.statistics import Estimate, independent_ratio
 from shearling.errors import UsageError
@@ -33,10 +33,12 @@ class BenchmarkComparison(Document):
 
     Attributes:
         same_machine: CPU, flags and CPU count agree.
+        sessions: of the benchmark with fewer.
         differing_versions: package, or label of a deployment whose runtime differs -> (first, second).
     """
 
     same_machine: bool
+    sessions: int
     differing_versions: dict[str, tuple[str, str]]
     subjects: tuple[ComparedSubject, ...]
 
@@ -74,6 +76,7 @@ def compare_benchmarks(
     }
     return BenchmarkComparison(
         same_machine=same_machine,
+        sessions=min(first.sessions, second.sessions),
         differing_versions={**differing_versions(first.environment.versions, second.environment.versions), **runtimes},
         subjects=tuple(_compare_subject(first, second, index) for index in range(len(first.subjects))),
     )
@@ -98,7 +101,9 @@ def _compare_subject(first: Benchmark, second: Benchmark, index: int) -> Compare
         second=new.deployment.label,
         ratios={
             name: independent_ratio(
-                block_values(second.samples, index, value), block_values(first.samples, index, value)
+                block_values(second.samples, index, value),
+                block_values(first.samples, index, value),
+                groups=(block_sessions(second.samples, index), block_sessions(first.samples, index)),
             )
             for name, value in METRICS.items()
         },

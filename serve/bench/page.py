@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.bench.benchmark import METRICS, Benchmark, block_values
+from serve.bench.benchmark import METRICS, Benchmark, block_sessions, block_values
 from serve.bench.comparison import require_same_work
-from serve.bench.screen import short_names
+from serve.bench.screen import doubt_of_processes, short_names
 from serve.bench.statistics import bootstrap_median
 from serve.bench.strip_chart import Chart, ChartRow, strip_chart
 from shearling.errors import UsageError
@@ -29,11 +29,7 @@ def write_page(path: Path, benchmark: Benchmark) -> None:
         strip_chart(title, [_times(benchmark, index, name, metric) for index, name in enumerate(names)])
         for metric, title in CHARTED.items()
     ]
-    gaps = [
-        [1e3 * gap for sample in benchmark.samples if sample.subject == index for gap in sample.gaps_s]
-        for index in range(len(names))
-    ]
-    rows = [ChartRow(name, own, bootstrap_median(own)) for name, own in zip(names, gaps, strict=True)]
+    rows = [_gaps(benchmark, index, name) for index, name in enumerate(names)]
     charts.append(strip_chart("Every gap between two tokens, ms", rows))
     if len(names) > 1:
         charts.append(
@@ -49,6 +45,7 @@ def write_page(path: Path, benchmark: Benchmark) -> None:
         f"{environment.load_average}, {environment.system}.",
         f"{prompts}, {work.new_tokens_in_words} new tokens, batch {work.batch}. A dot is one block; the bar is "
         "the 95 % interval of the median.",
+        *doubt_of_processes(benchmark.sessions),
         *(
             f"{name}: {subject.facts.runtime}, {subject.facts.provider}, {subject.facts.precision}; "
             f"times from {subject.facts.timing_source}."
@@ -79,14 +76,24 @@ def write_history(path: Path, benchmarks: Sequence[Benchmark]) -> None:
         charts.append(strip_chart(title, rows))
     notes = [
         f"{ordered[0].environment.cpu}. Nothing here ran side by side: drift of the machine between "
-        "the dates is inside these figures."
+        "the dates is inside these figures.",
+        *doubt_of_processes(min(benchmark.sessions for benchmark in ordered)),
     ]
     _render(path, title="History", notes=notes, charts=charts)
 
 
 def _times(benchmark: Benchmark, index: int, name: str, metric: str) -> ChartRow:
     values = [1e3 * value for value in block_values(benchmark.samples, index, METRICS[metric])]
-    return ChartRow(name, values, bootstrap_median(values, seed=benchmark.workload.seed))
+    sessions = block_sessions(benchmark.samples, index)
+    return ChartRow(name, values, bootstrap_median(values, groups=sessions, seed=benchmark.workload.seed))
+
+
+def _gaps(benchmark: Benchmark, index: int, name: str) -> ChartRow:
+    gaps = [
+        (1e3 * gap, sample.session) for sample in benchmark.samples if sample.subject == index for gap in sample.gaps_s
+    ]
+    values, sessions = [gap for gap, _ in gaps], [session for _, session in gaps]
+    return ChartRow(name, values, bootstrap_median(values, groups=sessions))
 
 
 def _ratios(benchmark: Benchmark, names: Sequence[str], index: int) -> ChartRow:

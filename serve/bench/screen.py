@@ -15,7 +15,7 @@ from serve.bench.benchmark import Benchmark, BenchmarkSubject
 from serve.bench.comparison import BenchmarkComparison
 from serve.bench.concurrency import LoadCurve
 from serve.bench.forward import ForwardTime
-from serve.bench.statistics import CONFIDENCE, Estimate
+from serve.bench.statistics import CONFIDENCE, FEWEST_PROCESSES, Estimate
 
 MIB = 2**20
 FEWEST = {"p50": 1, "p90": 10, "p99": 100}
@@ -57,6 +57,7 @@ def comparison_screen(comparison: BenchmarkComparison) -> RenderableType:
     ]
     if not comparison.same_machine:
         notes.append("The machines differ: these ratios are of machine and model together.")
+    notes += doubt_of_processes(comparison.sessions)
     notes += [f"{name}: {old} -> {new}" for name, (old, new) in comparison.differing_versions.items()]
     return Group(table, Text("\n".join(notes), style="dim"))
 
@@ -137,8 +138,19 @@ def _how(benchmark: Benchmark) -> list[str]:
     return lines
 
 
+def doubt_of_processes(sessions: int) -> list[str]:
+    """What intervals do not say where few processes were measured."""
+    if sessions >= FEWEST_PROCESSES:
+        return []
+    processes = "one process" if sessions == 1 else f"{sessions} processes"
+    return [
+        f"The intervals are of {processes} of each model alone; others may be faster or slower for their whole life: "
+        f"--sessions {FEWEST_PROCESSES} or more."
+    ]
+
+
 def _doubts(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
-    lines = []
+    lines = doubt_of_processes(benchmark.sessions)
     blocks = len({sample.block for sample in benchmark.samples})
     # The range of n values holds the median with probability 1 - 2 / 2**n; no bootstrap interval is wider than it.
     coverage = 1 - 2 / 2**blocks

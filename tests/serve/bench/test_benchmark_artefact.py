@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from serve.bench.benchmark import Benchmark, run_benchmark
+from serve.bench.benchmark import Benchmark, run_benchmark, summarise
 from serve.bench.benchmark_artefact import read_benchmark, run_into
 from serve.bench.comparison import compare_benchmarks
 from serve.bench.measurement import MeasuredBlocks
@@ -188,7 +188,8 @@ def test_the_page_shows_every_subject_and_loads_nothing(continued: Path) -> None
 
 def test_what_is_said_of_all_gaps_is_of_all(continued: Path, tmp_path: Path) -> None:
     benchmark = read_benchmark(continued)
-    # A quarter of the blocks, with more than 1000 gaps, before the machine became slower.
+    # A quarter of the blocks, with more than 1000 gaps, before the machine became slower: half of the first process, of
+    # which both that are drawn may be.
     samples = tuple(
         sample.model_copy(update={"gaps_s": (0.001 if sample.block < 10 else 0.002,) * 150})
         for sample in benchmark.samples
@@ -197,7 +198,7 @@ def test_what_is_said_of_all_gaps_is_of_all(continued: Path, tmp_path: Path) -> 
     slower = benchmark.model_copy(update={"samples": samples, "subjects": benchmark.subjects[:1]})
     write_page(tmp_path / "page.html", slower)
     page = (tmp_path / "page.html").read_text()
-    assert "2 [2, 2], 6000 values" in page[page.index("Every gap between two tokens") :]
+    assert "2 [1, 2], 6000 values" in page[page.index("Every gap between two tokens") :]
 
 
 def test_a_history_is_of_one_machine_and_one_work(continued: Path, tmp_path: Path) -> None:
@@ -289,3 +290,35 @@ def test_huge_pages_are_told_as_they_were_asked_for(continued: Path, asked: bool
         console.print(benchmark_screen(found.model_copy(update={"subjects": subjects, "options": options})))
     assert told in captured.get()
     assert ("--no-huge-pages measures without" in captured.get()) == asked
+
+
+def test_intervals_of_few_processes_say_so(continued: Path, tmp_path: Path) -> None:
+    found = read_benchmark(continued)
+    many = tuple(sample.model_copy(update={"session": sample.block // 8}) for sample in found.samples)
+    for benchmark, told in ((found, True), (found.model_copy(update={"samples": many}), False)):
+        console = Console(width=200)
+        with console.capture() as captured:
+            console.print(benchmark_screen(benchmark))
+            console.print(comparison_screen(compare_benchmarks(found, benchmark)))
+            console.print(comparison_screen(compare_benchmarks(benchmark, benchmark)))
+        words = f"The intervals are of {found.sessions} processes of each model alone"
+        assert captured.get().count(words) == (3 if told else 1)
+        write_page(tmp_path / "page.html", benchmark)
+        assert (words in (tmp_path / "page.html").read_text()) == told
+
+
+def test_intervals_are_of_processes_and_of_their_blocks(continued: Path) -> None:
+    """Two that differ by half leave open where between them the others lie."""
+    found = read_benchmark(continued)
+    measured_samples = tuple(
+        sample.model_copy(update={"gaps_s": (0.01 * (1 + 0.5 * sample.session) + 1e-6 * sample.block,) * 15})
+        for sample in found.samples
+    )
+    asked = {"options": found.options, "workload": found.workload, "environment": found.environment}
+    again = found.model_copy(update={"samples": measured_samples})
+    estimate = (
+        summarise([subject.deployment for subject in found.subjects], measured(again), **asked)
+        .subjects[0]
+        .metrics["tpot_s"]
+    )
+    assert (estimate.low, estimate.high) == (pytest.approx(0.01, rel=0.01), pytest.approx(0.015, rel=0.01))

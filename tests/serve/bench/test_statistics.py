@@ -37,6 +37,49 @@ def test_coverage_on_a_skewed_distribution(count: int) -> None:
     assert 0.90 <= covered <= 0.99
 
 
+def in_processes(generator: np.random.Generator, processes: int, blocks: int) -> tuple[list[float], list[int]]:
+    """Times whose true median is 1: processes differ by 2 %, and their blocks by 1 %; and which process each is of."""
+    logs = 0.02 * generator.normal(size=(processes, 1)) + 0.01 * generator.normal(size=(processes, blocks))
+    return np.exp(logs).ravel().tolist(), np.repeat(np.arange(processes), blocks).tolist()
+
+
+def test_coverage_where_processes_differ_for_their_whole_life() -> None:
+    generator = np.random.default_rng(7)
+    covered = {"median": 0, "pairs": 0, "runs": 0}
+    trials = 100
+    for trial in range(trials):
+        values, groups = in_processes(generator, 8, 6)
+        others, _ = in_processes(generator, 8, 6)
+        estimates = {
+            "median": bootstrap_median(values, groups=groups, seed=trial),
+            "pairs": paired_ratio(values, others, groups=groups, seed=trial),
+            "runs": independent_ratio(values, others, groups=(groups, groups), seed=trial),
+        }
+        for name, estimate in estimates.items():
+            covered[name] += estimate.low <= 1 <= estimate.high
+    assert min(covered.values()) / trials >= 0.86, covered
+    assert max(covered.values()) / trials <= 0.995, covered
+
+
+def test_values_of_one_process_are_drawn_as_they_are() -> None:
+    values = np.random.default_rng(1).lognormal(size=9).tolist()
+    assert bootstrap_median(values, groups=[3] * 9) == bootstrap_median(values)
+
+
+def test_processes_may_have_run_for_longer_than_others() -> None:
+    # Of 1 and of 2, one process each: the drawn median is 1, 2, or that of both, which holds two of 1 and one of 2.
+    estimate = bootstrap_median([1.0, 1.0, 2.0], groups=[0, 0, 1], confidence=0.4)
+    assert (estimate.low, estimate.median, estimate.high) == (1.0, 1.0, 1.0)
+    estimate = bootstrap_median([1.0, 1.0, 2.0], groups=[0, 0, 1])
+    assert (estimate.low, estimate.high) == (1.0, 2.0)
+
+
+def test_many_values_of_few_processes_take_no_more_memory_than_there_is() -> None:
+    values = np.concatenate([np.full(300_000, 1.0), np.full(300_000, 1.1), np.full(300_000, 1.2)])
+    estimate = bootstrap_median(values.tolist(), groups=np.repeat([0, 1, 2], 300_000).tolist())
+    assert (estimate.low, estimate.median, estimate.high, estimate.samples) == (1.0, 1.1, 1.2, 900_000)
+
+
 @pytest.mark.parametrize("count", [MANY + 1, MANY + 2])
 def test_many_values_have_the_interval_of_drawing_each(count: int) -> None:
     data = np.random.default_rng(5).exponential(size=count)
