@@ -101,6 +101,11 @@ class Benchmark(Document):
     samples: tuple[Sample, ...]
 
     @property
+    def blocks(self) -> int:
+        """How many were measured."""
+        return len({sample.block for sample in self.samples})
+
+    @property
     def sessions(self) -> int:
         """How many processes of each deployment were measured."""
         return len({sample.session for sample in self.samples})

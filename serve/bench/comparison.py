@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from fractions import Fraction
+
 from serve.bench.benchmark import METRICS, Benchmark, block_sessions, block_values
 from serve.bench.environment import differing_versions
 from serve.bench.statistics import Estimate, independent_ratio
@@ -83,7 +86,8 @@ def compare_benchmarks(
 
 
 def require_same_work(first: Benchmark, second: Benchmark) -> None:
-    """Refuse what was measured with other flags; more blocks, or another seed, are the same work.
+    """Refuse what was measured with other flags; more blocks, or another seed, are the same work, unless they are of
+    other prompts of a trace.
 
     Raises:
         UsageError: names what differs.
@@ -92,6 +96,19 @@ def require_same_work(first: Benchmark, second: Benchmark) -> None:
     differing += [name for name in OPTIONS if getattr(first.options, name) != getattr(second.options, name)]
     if differing:
         raise UsageError(f"measured with another {', '.join(differing)}", remedy="Measure all with the same flags")
+    prompts = len(first.workload.trace)
+    if _shares_of_prompts(first) != _shares_of_prompts(second):
+        raise UsageError(
+            f"{first.blocks} and {second.blocks} blocks measured other prompts of the trace, which has {prompts}",
+            remedy=f"Measure all with --repeats {prompts}, or a multiple of it",
+        )
+
+
+def _shares_of_prompts(benchmark: Benchmark) -> dict[int, Fraction]:
+    """By the place in the trace, how much of what was measured a prompt is."""
+    prompts, blocks = len(benchmark.workload.trace), benchmark.blocks
+    places = Counter(block % prompts for block in range(blocks)) if prompts else Counter[int]()
+    return {place: Fraction(count, blocks) for place, count in places.items()}
 
 
 def _compare_subject(first: Benchmark, second: Benchmark, index: int) -> ComparedSubject:

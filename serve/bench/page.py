@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serve.bench.benchmark import METRICS, Benchmark, block_sessions, block_values
 from serve.bench.comparison import require_same_work
-from serve.bench.screen import doubt_of_processes, short_names
+from serve.bench.screen import doubt_of_processes, doubt_of_trace, short_names
 from serve.bench.statistics import bootstrap_median
 from serve.bench.strip_chart import Chart, ChartRow, strip_chart
 from shearling.errors import UsageError
@@ -38,14 +38,15 @@ def write_page(path: Path, benchmark: Benchmark) -> None:
                 [_ratios(benchmark, names, i) for i in range(1, len(names))],
             )
         )
-    work, environment = benchmark.workload, benchmark.environment
-    prompts = f"{len(work.trace)} prompts of a trace" if work.trace else f"{work.prompt_tokens} random prompt tokens"
+    work, environment, blocks = benchmark.workload, benchmark.environment, benchmark.blocks
+    prompts = work.trace_in_words(blocks) if work.trace else f"{work.prompt_tokens} random prompt tokens"
     notes = [
         f"{benchmark.created}. {environment.cpu}, {environment.usable_cpus} CPUs, load "
         f"{environment.load_average}, {environment.system}.",
-        f"{prompts}, {work.new_tokens_in_words} new tokens, batch {work.batch}. A dot is one block; the bar is "
+        f"{prompts}, {work.new_tokens_in_words(blocks)} new tokens, batch {work.batch}. A dot is one block; the bar is "
         "the 95 % interval of the median.",
         *doubt_of_processes(benchmark.sessions),
+        *doubt_of_trace(benchmark),
         *(
             f"{name}: {subject.facts.runtime}, {subject.facts.provider}, {subject.facts.precision}; "
             f"times from {subject.facts.timing_source}."

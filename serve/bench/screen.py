@@ -115,10 +115,10 @@ def forward_screen(times: Sequence[ForwardTime], *, tokens: int) -> RenderableTy
 
 def _how(benchmark: Benchmark) -> list[str]:
     work, environment, first = benchmark.workload, benchmark.environment, benchmark.subjects[0]
-    blocks = len({sample.block for sample in benchmark.samples})
-    prompt = f"{len(work.trace)} prompts of a trace" if work.trace else f"{work.prompt_tokens} prompt tokens"
+    blocks = benchmark.blocks
+    prompt = work.trace_in_words(blocks) if work.trace else f"{work.prompt_tokens} prompt tokens"
     lines = [
-        f"Median over 95 % interval of {blocks} interleaved runs: {prompt}, {work.new_tokens_in_words} new, "
+        f"Median over 95 % interval of {blocks} interleaved runs: {prompt}, {work.new_tokens_in_words(blocks)} new, "
         f"greedy, batch {work.batch}.",
         f"{environment.cpu}, {environment.usable_cpus} CPUs, load {environment.load_average}; the "
         f"processes may use {len(first.cpus)}.",
@@ -149,9 +149,20 @@ def doubt_of_processes(sessions: int) -> list[str]:
     ]
 
 
+def doubt_of_trace(benchmark: Benchmark) -> list[str]:
+    """What was not measured of a trace."""
+    prompts = len(benchmark.workload.trace)
+    if benchmark.blocks >= prompts:
+        return []
+    return [
+        f"{prompts - benchmark.blocks} prompts of the trace were not reached: --repeats {prompts} measures each in "
+        "every session."
+    ]
+
+
 def _doubts(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
-    lines = doubt_of_processes(benchmark.sessions)
-    blocks = len({sample.block for sample in benchmark.samples})
+    lines = [*doubt_of_processes(benchmark.sessions), *doubt_of_trace(benchmark)]
+    blocks = benchmark.blocks
     # The range of n values holds the median with probability 1 - 2 / 2**n; no bootstrap interval is wider than it.
     coverage = 1 - 2 / 2**blocks
     if coverage < CONFIDENCE:

@@ -86,11 +86,16 @@ class Workload(Document):
     turn_s: float | None = pydantic.Field(default=None, gt=0)
     budget_s: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
 
-    @property
-    def new_tokens_in_words(self) -> str:
-        """How many are made of a prompt: a number, or the fewest and the most."""
-        counts = [item.new_tokens or self.new_tokens for item in self.trace] or [self.new_tokens]
+    def new_tokens_in_words(self, blocks: int) -> str:
+        """How many are made of a prompt of so many blocks: a number, or the fewest and the most."""
+        counts = [item.new_tokens or self.new_tokens for item in self.trace[:blocks]] or [self.new_tokens]
         return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+    def trace_in_words(self, blocks: int) -> str:
+        """How many prompts of the trace so many blocks reach."""
+        reached = min(blocks, len(self.trace))
+        shown = f"{reached}" if reached == len(self.trace) else f"{reached} of the {len(self.trace)}"
+        return f"{shown} prompts of a trace"
 
 
 def make_workload(
@@ -162,7 +167,7 @@ def check_document_size(workload: Workload, *, deployments: int) -> None:
     size_bytes += deployments * (blocks * SAMPLE_BYTES + new_tokens * token_bytes)
     if size_bytes > DOCUMENT_BYTES:
         raise UsageError(
-            f"{deployments * blocks} samples of {workload.new_tokens_in_words} new tokens take up to "
+            f"{deployments * blocks} samples of {workload.new_tokens_in_words(blocks)} new tokens take up to "
             f"{size_bytes >> 20} MiB, and at most {DOCUMENT_BYTES >> 20} are written",
             remedy="Lower --repeats, --sessions or --max-new-tokens, or leave --output out",
         )

@@ -21,7 +21,7 @@ from serve.bench.page import write_history, write_page
 from serve.bench.screen import benchmark_screen, comparison_screen
 from serve.bench.unfinished import continue_from, keep
 from serve.bench.worker_process import LoadReport, ProcessReport
-from serve.bench.workload import make_workload
+from serve.bench.workload import TraceItem, make_workload
 from serve.guard.baseline import check_baseline
 from serve.guard.regression import guard_workload
 from serve.runtimes.runtime import RunOptions
@@ -322,3 +322,43 @@ def test_intervals_are_of_processes_and_of_their_blocks(continued: Path) -> None
         .metrics["tpot_s"]
     )
     assert (estimate.low, estimate.high) == (pytest.approx(0.01, rel=0.01), pytest.approx(0.015, rel=0.01))
+
+
+def with_trace(benchmark: Benchmark, *, prompts: int, blocks: int) -> Benchmark:
+    trace = tuple(TraceItem(prompt="a", new_tokens=number + 2) for number in range(prompts))
+    return benchmark.model_copy(
+        update={
+            "workload": benchmark.workload.model_copy(update={"trace": trace}),
+            "samples": tuple(sample for sample in benchmark.samples if sample.block < blocks),
+        }
+    )
+
+
+def test_other_prompts_of_a_trace_are_other_work(continued: Path, tmp_path: Path) -> None:
+    found = read_benchmark(continued)
+    few, all_of_them, twice = (with_trace(found, prompts=12, blocks=blocks) for blocks in (3, 12, 24))
+    compare_benchmarks(all_of_them, twice)
+    for other in (few, with_trace(found, prompts=12, blocks=13)):
+        with pytest.raises(UsageError, match=r"other prompts of the trace.*--repeats 12"):
+            compare_benchmarks(other, all_of_them)
+        with pytest.raises(UsageError, match="other prompts of the trace"):
+            write_history(tmp_path / "history.html", [other, twice])
+        compare_benchmarks(other, other)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "prompts", "new_tokens", "unreached"),
+    [(3, "3 of the 12 prompts of a trace", "2 to 4", "9 prompts"), (20, "12 prompts of a trace", "2 to 13", None)],
+)
+def test_prompts_that_were_not_reached_are_told(
+    continued: Path, tmp_path: Path, blocks: int, prompts: str, new_tokens: str, unreached: str | None
+) -> None:
+    benchmark = with_trace(read_benchmark(continued), prompts=12, blocks=blocks)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(benchmark_screen(benchmark))
+    write_page(tmp_path / "page.html", benchmark)
+    for text in (captured.get(), (tmp_path / "page.html").read_text()):
+        assert f"{prompts}, {new_tokens} new" in text
+        assert ("of the trace were not reached" in text) == (unreached is not None)
+        assert unreached is None or f"{unreached} of the trace were not reached: --repeats 12 measures each" in text

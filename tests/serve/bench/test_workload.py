@@ -40,7 +40,8 @@ def test_random_prompts_are_new_for_every_block_and_the_same_for_all(deployment:
 def test_a_trace_is_encoded_and_never_repeats_a_prefix(deployment: Deployment, tmp_path: Path) -> None:
     path = trace_of(tmp_path / "trace.jsonl", {"prompt": "Area man"}, "", {"prompt": "Grüße aus 東京", "new_tokens": 9})
     workload = make_workload(1, 5, trace=path)
-    assert (workload.new_tokens_in_words, make_workload(1, 5).new_tokens_in_words) == ("5 to 9", "5")
+    assert [workload.new_tokens_in_words(blocks) for blocks in (1, 2, 3)] == ["5", "5 to 9", "5 to 9"]
+    assert make_workload(1, 5).new_tokens_in_words(3) == "5"
     prompts = Prompts([deployment], workload)
     drawn = [prompts.draw() for _ in range(4)]
     texts = [tiny_tokenizer().decode(rows[0][0][1:]) for rows, _ in drawn]
