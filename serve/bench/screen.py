@@ -155,8 +155,8 @@ def doubt_of_trace(benchmark: Benchmark) -> list[str]:
     if benchmark.blocks >= prompts:
         return []
     return [
-        f"{prompts - benchmark.blocks} prompts of the trace were not reached: --repeats {prompts} measures each in "
-        "every session."
+        f"Prompts of the trace that were not reached: {prompts - benchmark.blocks}; --repeats {prompts} measures each "
+        "in every session."
     ]
 
 

@@ -16,18 +16,28 @@ from typing import Any
 import pydantic
 
 import shearling.errors
+from serve.bench.crash import signal_name
 from serve.http.limits import Limits
 from serve.http.protocol import Command, Event, Events, Loaded, Loading, TextJob
 from serve.http.refusal import model_is_down, queue_is_full, too_many_texts
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import utc_now
+from shearling.console import log
 from shearling.errors import ResourceExhausted, ShearlingError
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE_BYTES = 1 << 26
 END_S = 5.0
 """What a process gets to end by itself."""
+
+
+def how_it_ended(code: int | None) -> str:
+    """In words, of the exit status of a model's process."""
+    if code == -signal.SIGKILL:
+        return "the system killed its process, most likely for memory"
+    name = None if code is None else signal_name(code)
+    return f"its process ended with code {code}" if name is None else f"its process died of {name}"
 
 
 class Flight:
@@ -80,6 +90,7 @@ class ServedModel:
         self._started: set[int] = set()
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._stopping = False
 
     @property
     def fingerprint(self) -> str:
@@ -133,18 +144,15 @@ class ServedModel:
         code = await self._process.wait() if self._process else None
         where = self.deployment.label
         if code == -signal.SIGKILL:
-            return ResourceExhausted(
-                "the system killed its process, most likely for memory", where=where, remedy="Serve fewer at once"
-            )
-        return ShearlingError(
-            f"its process ended with code {code} while it loaded", where=where, remedy="See its messages above"
-        )
+            return ResourceExhausted(how_it_ended(code), where=where, remedy="Serve fewer at once")
+        return ShearlingError(f"{how_it_ended(code)} while it loaded", where=where, remedy="See its messages above")
 
     async def stop(self) -> None:
         """End its process."""
         process = self._process
         if process is None:
             return
+        self._stopping = True
         if process.stdin is not None:
             process.stdin.close()
         try:
@@ -207,6 +215,9 @@ class ServedModel:
         for job_id, queue in list(self._events.items()):
             self._forget(job_id)
             queue.put_nowait(Event(job=job_id, kind="failed", message=down.message, code=down.code))
+        code = await self._process.wait() if self._process else None
+        if not self._stopping:
+            log.print(f"{self.name}: {how_it_ended(code)}")
 
     def _forget(self, job_id: int) -> bool:
         """Whether there was such a job."""

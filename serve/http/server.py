@@ -26,12 +26,16 @@ class DrainingServer(uvicorn.Server):
         door: the application.
         grace_s: for what runs.
         on_ready: called once it listens.
+        has_models: whether anybody can still be answered; it ends where not.
 
     Attributes:
+        deserted: it has ended because no model was left.
         unanswered: requests that were let in and had no whole answer when it ended.
     """
 
-    def __init__(self, door: Door, *, grace_s: float, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, door: Door, *, grace_s: float, on_ready: Callable[[], None], has_models: Callable[[], bool]
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 door,
@@ -51,6 +55,8 @@ class DrainingServer(uvicorn.Server):
         self._door = door
         self._grace_s = grace_s
         self._on_ready = on_ready
+        self._has_models = has_models
+        self.deserted = False
         self._draining: asyncio.Task[None] | None = None
         self.unanswered = 0
 
@@ -73,6 +79,8 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """See uvicorn; ten times a second."""
+        if not self._door.closed and not self._has_models():
+            self._door.closed = self.deserted = True
         if self._door.closed and self._draining is None:
             self._draining = asyncio.create_task(self._drain())
         return await super().on_tick(counter)

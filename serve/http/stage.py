@@ -20,7 +20,7 @@ from serve.runtimes.device import check_device
 from serve.runtimes.runtime import RunOptions
 from shearling.command_line import Terminated
 from shearling.console import log
-from shearling.errors import CheckFailed, PackageMissing, UsageError
+from shearling.errors import CheckFailed, PackageMissing, RuntimeCrashed, UsageError
 from shearling.strict_json import Document
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Served(Document):
 
 
 def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: Limits, host: str, port: int) -> Served:
-    """Serve until a signal says to end.
+    """Serve until a signal says to end, or no model is left.
 
     Args:
         models: exports with OpenVINO.
@@ -57,6 +57,7 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
         PackageMissing: the extra is not installed.
         UsageError: two models of one name, an empty API key, no such address.
         ArtefactError: a directory cannot be used.
+        RuntimeCrashed: the processes of all models have died.
         CheckFailed: the grace was over, or a second signal came, before all answers were given.
         Terminated: SIGTERM came while the models loaded.
     """
@@ -85,6 +86,7 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
             door,
             grace_s=limits.grace_s,
             on_ready=lambda: _tell_address(listener, guarded=private or api_key is not None),
+            has_models=lambda: any(model.alive for model in served.values()),
         )
         # What the server takes of a processor, the models lack.
         try:
@@ -92,6 +94,10 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
                 runner.run(_serve(list(served.values()), server, listener))
         except asyncio.CancelledError:
             raise Terminated from None
+    if server.deserted:
+        raise RuntimeCrashed(
+            "no model is left: every process has ended", remedy="The log says how; let a supervisor restart the server"
+        )
     if server.unanswered:
         raise CheckFailed(
             f"{server.unanswered} of {door.accepted} requests were not answered when the server ended",

@@ -154,8 +154,31 @@ def test_a_model_whose_process_dies(export: Path) -> None:
         down = server.post(COMPLETIONS, REQUEST)
         assert (down.status_code, down.json()["error"]["code"]) == (503, "model_down")
         assert server.post(COMPLETIONS, {**REQUEST, "model": "other"}).status_code == 200
+        assert "tiny: the system killed its process, most likely for memory" in server.log
         server.terminate()
         assert server.end()[0] == 0
+        assert "other: " not in server.log.partition("ready:")[2]
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (signal.SIGKILL, "tiny: the system killed its process, most likely for memory"),
+        (signal.SIGSEGV, "tiny: its process died of SIGSEGV"),
+    ],
+)
+def test_a_server_without_any_model_ends(export: Path, number: signal.Signals, told: str) -> None:
+    with serving(f"tiny={export}") as server:
+        with httpx.stream("POST", server.url + COMPLETIONS, json={**REQUEST, "n": 16, "stream": True}) as response:
+            lines = response.iter_lines()
+            next(lines)
+            os.kill(server.children[0], number)
+            assert "model_down" in "".join(lines)
+        code, error = server.end()
+        assert code == 4, server.log
+        assert told in server.log
+        assert "no model is left" in error["message"]
+        assert "Traceback" not in server.log
 
 
 def test_a_server_that_is_killed_leaves_no_process(export: Path) -> None:
