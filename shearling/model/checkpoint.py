@@ -166,13 +166,17 @@ def save_configurations(model: PreTrainedModel, directory: Path) -> None:
 
 
 def _name_end_of_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Training teaches the tokenizer's end, and many runtimes end a text by generation_config.json alone."""
-    end = tokenizer.eos_token_id
-    if end is None or not model.can_generate():
+    """Training teaches the tokenizer's end, and many runtimes end a text by generation_config.json alone: it gets every
+    end that the tokenizer or config.json names.
+    """
+    if not model.can_generate():
         return
-    known = end_token_ids(model.generation_config.to_dict(), model.config.to_dict())
-    if end not in known:
-        model.generation_config.eos_token_id = sorted((*known, int(end))) if known else int(end)
+    named = end_token_ids(model.generation_config.to_dict())
+    ends = {*named, *end_token_ids(model.config.to_dict())}
+    if tokenizer.eos_token_id is not None:
+        ends.add(int(tokenizer.eos_token_id))
+    if ends != set(named):
+        model.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else ends.pop()
 
 
 def _drop_ignored_settings(model: PreTrainedModel) -> None:

@@ -24,11 +24,13 @@ from shearling_runtime import build_facts, command, onnx_runtime, openvino
 from shearling_runtime.build_facts import BuildFacts, read_build_facts
 from shearling_runtime.faults import ModelUnusable, RequestFault, RuntimeUnavailable
 from shearling_runtime.genai_greedy_model import GenAIGreedyModel
+from shearling_runtime.greedy_model import GreedyModel
 
 from export.formats.onnx_genai import write_onnx_genai
 from export.formats.openvino import write_openvino
 from shearling.kernel.loading.packed_choice import CHOICES
 from shearling.kernel.openvino_extension import machine_operators
+from shearling.model.context_length import CONTEXT_KEYS
 from tests.support.documents import ROOT
 from tests.support.exported_files import stored_as
 from tests.support.fused_models import FUSED
@@ -157,6 +159,21 @@ def test_a_file_without_our_operators_takes_any_choice_that_there_is(loading, st
         shearling_runtime.pipeline(stock, PACKED=choice)
     with pytest.raises(RequestFault, match="PACKED is 'sometimes', not one of always, expanded, measured, never"):
         shearling_runtime.pipeline(stock, PACKED="sometimes")
+
+
+@pytest.mark.parametrize("key", CONTEXT_KEYS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_context_is_found_where_the_toolchain_finds_it(loading, stock, tmp_path, key, nested):
+    directory = tmp_path / "model"
+    shutil.copytree(stock, directory)
+    config = json.loads((directory / "config.json").read_text())
+    kept = {name: value for name, value in config.items() if name not in CONTEXT_KEYS}
+    stated = {key: 16}
+    (directory / "config.json").write_text(json.dumps({**kept, **({"text_config": stated} if nested else stated)}))
+    model = GreedyModel(directory)
+    with pytest.raises(RequestFault, match="a context of 16"):
+        model.generate([5] * 12, max_new_tokens=5)
+    assert len(model.generate([5] * 12, max_new_tokens=4, to_the_end=True).token_ids) == 4
 
 
 def test_a_packed_operator_that_lies_is_a_bad_model(loading, tmp_path, monkeypatch):

@@ -81,6 +81,18 @@ def test_the_end_of_the_tokenizer_reaches_every_export(configured, tmp_path):
         assert find_deployment(Target(exported.path / name)).end_ids == expected
 
 
+def test_an_end_that_config_json_alone_names_reaches_runtimes_that_read_the_other(tmp_path):
+    source = save_tiny("llama", tmp_path / "source")
+    own = tiny_tokenizer().eos_token_id
+    edit_json(source / "config.json", eos_token_id=own)
+    edit_json(source / "generation_config.json", eos_token_id=7)
+    base = import_base(source, tmp_path / "base", model_id="tiny/turns")
+    request = ExportRequest(output=tmp_path / "export", formats=("hf", "openvino", "onnx"), verify="off")
+    exported = export_frozen(base.path, request)
+    for name in ("model", "openvino", "onnx"):
+        assert end_token_ids(read_json(exported.path / name / "generation_config.json")) == tuple(sorted((own, 7)))
+
+
 @pytest.mark.parametrize("named", [EOS, {"content": EOS, "special": True}])
 @pytest.mark.parametrize("written", ["tokenizer.json", "tokenizer_config.json"])
 def test_the_end_of_a_tokenizer_is_read_where_its_version_wrote_it(named, written, tmp_path):

@@ -22,6 +22,10 @@ FILES = (
 )
 
 
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+"""What configurations call the tokens that a model reads; those of the toolchain."""
+
+
 @dataclass(frozen=True)
 class Continuation:
     """What one prompt gave, and how long it took.
@@ -157,9 +161,15 @@ class GreedyModel:
             config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
             raise ModelUnusable(f"it is not JSON: {error}", where=path, remedy="Export it again") from error
-        require_room(
-            tokens, config.get("max_position_embeddings") if isinstance(config, dict) else None, where=self._directory
-        )
+        require_room(tokens, stated_context(config), where=self._directory)
+
+
+def stated_context(config: Any) -> int | None:
+    """Most tokens that a model reads, as its config.json says, or the part of that which is about text."""
+    nested = config.get("text_config") if isinstance(config, dict) else None
+    scopes = [scope for scope in (config, nested) if isinstance(scope, dict)]
+    stated = (scope.get(key) for key in CONTEXT_KEYS for scope in scopes)
+    return next((most for most in stated if type(most) is int and most > 0), None)
 
 
 MINJA = "Minja's error: "
