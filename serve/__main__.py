@@ -369,14 +369,14 @@ def history(
         typer.Argument(metavar="A B...", help="Benchmark artefacts of one machine, or their benchmark.json."),
     ],
     output: Annotated[Path, typer.Option("--output", help="The HTML file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> Result:
     """Draw benchmarks of one machine by their date."""
-    from serve.bench.benchmark_artefact import read_benchmark
-    from serve.bench.page import write_history
+    from serve.bench.stage import draw_history
 
-    write_history(output, [read_benchmark(path) for path in benchmarks])
+    draw_history(benchmarks, output=output, force=force)
     return Result({"output": str(output), "benchmarks": len(benchmarks)}, f"Written: {output}")
 
 

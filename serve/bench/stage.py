@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serve.bench.benchmark import Benchmark, run_benchmark
-from serve.bench.benchmark_artefact import run_into
+from serve.bench.benchmark_artefact import read_benchmark, run_into
 from serve.bench.concurrency import LoadCurve, LoadWork, measure_load, write_load_curve
+from serve.bench.page import write_history
 from serve.bench.screen import benchmark_screen
 from serve.bench.workload import Workload
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import check_destination
 from shearling.console import log
-from shearling.errors import UsageError
+from shearling.destination import require_writable
+from shearling.errors import OutputExists, UsageError
 from shearling.target import Target
 
 
@@ -52,6 +54,21 @@ def draw_load_curve(
     if output is not None:
         write_load_curve(output, curve, force=force)
     return curve
+
+
+def draw_history(benchmarks: Sequence[Path], *, output: Path, force: bool) -> None:
+    """Draw benchmark artefacts, or their documents, by their date.
+
+    Raises:
+        OutputExists: there is a file, and `force` is false; or it lies in what it would show.
+        ShearlingError: see `read_benchmark` and `write_history`.
+    """
+    require_writable(output, whole=True)
+    if any(output.resolve().is_relative_to(path.resolve()) for path in benchmarks):
+        raise OutputExists("lies in what it is made from", where=output, remedy="Choose another place")
+    if output.exists() and not force:
+        raise OutputExists("the output exists", where=output, remedy="Choose another, or replace it with --force")
+    write_history(output, [read_benchmark(path) for path in benchmarks])
 
 
 def parse_concurrency(text: str) -> list[int]:

@@ -30,6 +30,7 @@ from shearling.errors import UsageError
 from shearling.strict_json import MAX_BYTES, write_document
 from shearling.target import Target
 from tests.support.environments import environment_with
+from tests.support.serve_command import serve
 
 OPTIONS = RunOptions(precision="fp32", threads=1)
 LONG = ["--prompt-tokens", "16", "--max-new-tokens", "16", "--repeats", "40", "--threads", "1", "--json"]
@@ -362,3 +363,24 @@ def test_prompts_that_were_not_reached_are_told(
         assert f"{prompts}, {new_tokens} new" in text
         assert ("that were not reached" in text) == (unreached is not None)
         assert unreached is None or f"that were not reached: {unreached}; --repeats 12 measures each" in text
+
+
+def test_a_history_replaces_nothing_unasked_and_nothing_that_it_is_made_from(continued: Path, tmp_path: Path) -> None:
+    there, own = tmp_path / "keep.html", continued / "benchmark.json"
+    there.write_text("mine")
+    before = own.read_bytes()
+
+    def refused(output: Path, *more: str) -> str:
+        done = serve("history", continued, "--output", output, *more)
+        assert done.returncode == 2, done.stderr
+        return done.stderr
+
+    assert "the output exists. Choose another, or replace it with --force" in refused(there)
+    assert there.read_text() == "mine"
+    assert "no file can be written here" in refused(tmp_path / "absent" / "page.html")
+    assert "lies in what it is made from" in refused(own, "--force")
+    assert "lies in what it is made from" in refused(continued / "history.html")
+    assert own.read_bytes() == before
+    done = serve("history", continued, "--output", there, "--force")
+    assert done.returncode == 0, done.stderr
+    assert "<svg" in there.read_text()
