@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -112,6 +113,7 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = "--json" in arguments, "--debug" in arguments
     quiet_libraries()
+    _show_what_can_be_shown()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         refuse_shadowed_stages()
@@ -168,6 +170,12 @@ def print_piece(text: str) -> None:
             print(text, end="", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_what_can_be_shown() -> None:
+    """Of a text that stdout cannot encode, such as one of ASCII alone, question marks stand for the rest."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextmanager

@@ -313,6 +313,19 @@ def test_an_output_that_cannot_be_written_is_no_defect(options, place, code):
     assert done.stderr.count("\n") == (1 if code else 0)
 
 
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", b"Gr??e ??\n"), ("utf-8", "Grüße 東京\n".encode())])
+def test_what_an_output_cannot_show_is_no_defect(encoding, shown):
+    program = (
+        "from shearling_runtime import command\n"
+        "command._generate = lambda options: command._show('Gr\\u00fc\\u00dfe \\u6771\\u4eac\\n') or {}\n"
+        "command.main(['DIR', '--prompt', 'x'])\n"
+    )
+    source = str(Path(shearling_runtime.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (0, shown), done.stderr
+
+
 class Failing(io.StringIO):
     """An output that takes one piece of a text."""
 

@@ -18,7 +18,7 @@ PROGRAM = '''
 import sys, time
 import typer
 from rich.table import Table
-from shearling.command_line import DebugFlag, JsonFlag, Result, make_app, run_command
+from shearling.command_line import DebugFlag, JsonFlag, Result, make_app, print_piece, run_command
 from shearling import errors
 
 app = make_app("A tiny stage.")
@@ -51,6 +51,10 @@ def work(how: str, count: int = 1, json: JsonFlag = False, debug: DebugFlag = Fa
         torch.empty(2**36, dtype=torch.uint8)
     if how == "python memory":
         bytearray(2**60)
+    if how == "pieces":
+        for piece in ("Gr\\u00fc\\u00dfe ", "\\u6771\\u4eac\\n"):
+            print_piece(piece)
+        return Result({}, "\\u2714")
     if how == "torn":
         raise EOFError("Ran out of input")
     if how == "noisy":
@@ -261,6 +265,22 @@ def test_a_log_that_cannot_be_written_changes_no_code(place, environment, progra
         os.close(writing)
         assert done.returncode == code, arguments
         assert done.stdout == ("counted 1\n" if code == 0 else done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", b"Gr??e ??\n?\n"),
+        ("latin-1", b"Gr\xfc\xdfe ??\n?\n"),
+        ("ascii:backslashreplace", rb"Gr\xfc\xdfe \u6771\u4eac" + b"\n" + rb"\u2714" + b"\n"),
+        ("utf-8", "Grüße 東京\n✔\n".encode()),
+    ],
+)
+def test_what_an_output_cannot_show_is_no_defect(program, encoding, shown):
+    command = [sys.executable, str(program), "pieces"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (0, shown), done.stderr
 
 
 def test_the_end_of_a_file_is_no_interruption(program):

@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 usage, 3 bad model, 4 environment, 5 internal, 130 interru
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import statistics
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command, and leave the process with its exit code."""
     options = _parser().parse_args(arguments)
     code = 0
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # Such as of ASCII alone: question marks stand for what it cannot encode.
+        sys.stdout.reconfigure(errors="replace")
     try:
         _require_fitting(options)
         result = _bench(options) if options.bench else _generate(options)
