@@ -190,7 +190,8 @@ class Batcher:
     def _start(self, text: _Text) -> Event:
         import openvino
 
-        # The two pipelines round sums differently, so a seed that is to give the same text again stays with one.
+        # The two pipelines round sums differently, so a seed that is to give the same text again stays with one. There
+        # the number of rows rounds them differently as well: it does so only where nothing runs beside it.
         tied = text.config.do_sample and text.job.sampling.repeatable
         if self._lone is not None and not tied and not self._flying and not self._waiting:
             text.source = LoneTokens(self._lone.decode(text.ids, text.config), most=text.max_new_tokens)

@@ -56,7 +56,7 @@ class Sampling(Document):
         temperature: 0 takes the most likely token.
         top_k: None is no limit.
         seed: always given; the server draws one where the client has none.
-        repeatable: whether the client gave it, and may expect the same text again.
+        repeatable: whether the client gave it, and may expect the same text again where nothing runs beside it.
         ignore_eos: go on to `max_new_tokens` past an end token.
     """
 
