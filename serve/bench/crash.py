@@ -5,12 +5,12 @@ Nobody is left who could say why, so the signal and the settings have to.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from serve.runtimes.deployment import Deployment
+from serve.runtimes.known_crash import signal_name
 from serve.runtimes.runtime import RunOptions, RuntimeFacts
 from serve.visitor.own_process import usable_cpus
 from shearling.errors import ResourceExhausted, RuntimeCrashed, ShearlingError
@@ -95,16 +95,6 @@ def describe_crash(
     )
     crash.signal, crash.other = name, other
     return crash
-
-
-def signal_name(code: int) -> str | None:
-    """Of an exit status; None where it is no signal."""
-    if code >= 0:
-        return None
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
 
 
 def other_settings(deployment: Deployment, options: RunOptions, *, loading: bool) -> OtherSettings | None:

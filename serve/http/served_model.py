@@ -16,11 +16,11 @@ from typing import Any
 import pydantic
 
 import shearling.errors
-from serve.bench.crash import signal_name
 from serve.http.limits import Limits
 from serve.http.protocol import Command, Event, Events, Loaded, Loading, TextJob
 from serve.http.refusal import model_is_down, queue_is_full, too_many_texts
 from serve.runtimes.deployment import Deployment
+from serve.runtimes.known_crash import signal_name
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import utc_now
 from shearling.console import log

@@ -8,6 +8,7 @@ docs/latency.md has a reproduction without this project.
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Sequence
 
 from serve.runtimes.deployment import Deployment
@@ -86,3 +87,13 @@ def _threads(deployment: Deployment, options: RunOptions) -> int:
 def _may_be_bf16(deployment: Deployment, options: RunOptions) -> bool:
     own = deployment.properties.get(HINT)
     return own == "bf16" if own else options.precision != "fp32"
+
+
+def signal_name(code: int) -> str | None:
+    """Of an exit status; None where it is no signal."""
+    if code >= 0:
+        return None
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

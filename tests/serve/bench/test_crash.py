@@ -14,10 +14,10 @@ from serve.bench.crash import (
     MeasuringProcessDied,
     describe_crash,
     other_settings,
-    signal_name,
 )
 from serve.bench.worker_process import WorkerProcess
 from serve.runtimes.deployment import Deployment, find_deployment
+from serve.runtimes.known_crash import signal_name
 from serve.runtimes.runtime import RunOptions
 from shearling.errors import ResourceExhausted, RuntimeCrashed
 from shearling.target import Target
