@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import json
 import tempfile
@@ -135,4 +136,5 @@ def _anchored(files: Any, directory: Path) -> Any:
     path = directory / str(files)
     if not path.is_file():
         raise ArtefactMissing("the data of this task is missing", where=path)
-    return str(path)
+    # `datasets` takes it for a pattern.
+    return glob.escape(str(path))

@@ -12,12 +12,12 @@ from shearling.evaluation.evaluator import Evaluator, torch_scorer
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
 
 
-def write_task(directory: Path, *, examples: int = 12) -> Path:
+def write_task(directory: Path, *, examples: int = 12, rows: int = 9) -> Path:
     """Rows of a task of the harness, asked behind two examples that it draws."""
     directory.mkdir()
-    for split, count in (("train", examples), ("validation", 9)):
-        rows = [{"prompt": f"{split} {number}?", "gold": number % 2} for number in range(count)]
-        (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split, count in (("train", examples), ("validation", rows)):
+        written = [{"prompt": f"{split} {number}?", "gold": number % 2} for number in range(count)]
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
     config = {
         "task": "asked",
         "dataset_path": "json",
@@ -70,3 +70,11 @@ def test_a_metric_in_percent_is_no_accuracy(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("shearling.evaluation.evaluator._run", lambda *given, **options: told)
     with pytest.raises(UsageError, match=r"its f1 is 66\.7, and an accuracy is a share"):
         evaluator.measure(torch_scorer(FAMILIES["llama"](), tiny_tokenizer()))
+
+
+def test_brackets_in_the_name_of_a_directory_are_no_pattern(tmp_path: Path) -> None:
+    write_task(tmp_path / "exp1", rows=3)
+    model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
+    for name in ("exp[12]", "exp*", "a?b", "[12]"):
+        task = open_task(write_task(tmp_path / name))
+        assert task.on_torch(model, tokenizer, precision="fp32")().n == task.rows == 9
