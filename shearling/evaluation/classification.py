@@ -18,8 +18,9 @@ from shearling.evaluation.confidence import wilson_interval
 from shearling.evaluation.evaluator import Evaluation, Measure, OnRows
 from shearling.evaluation.lm_eval_task import answer_task
 from shearling.evaluation.precision import Precision, resolve_precision
-from shearling.evaluation.task import Split, read_rows
+from shearling.evaluation.task import Split, TaskRow, read_rows
 from shearling.kernel.runtime_refusal import refusals
+from shearling.model.context_length import stated_length
 from shearling.strict_json import read_json
 
 if TYPE_CHECKING:
@@ -136,6 +137,9 @@ class ClassifierEvaluator:
 
     Attributes:
         max_length: tokens of a training row; longer texts are to be cut likewise.
+
+    Raises:
+        UsageError: its rows have no choices, or not all as many.
     """
 
     def __init__(
@@ -143,6 +147,7 @@ class ClassifierEvaluator:
     ) -> None:
         self.task = answer_task(name, split)
         self._rows = read_rows(directory, split)[:limit]
+        self._gold, self._choices = _answers(self._rows, name)
         self._batch_size = batch_size
         recipe = read_json(directory / MANIFEST)["details"]["recipe"]
         self.max_length = int(recipe["max_length"])
@@ -166,20 +171,52 @@ class ClassifierEvaluator:
     def on_torch(
         self, model: nn.Module, tokenizer: Any, *, precision: Precision, on_rows: OnRows | None = None
     ) -> Measure:
-        """See `TaskEvaluator.on_torch`."""
+        """See `TaskEvaluator.on_torch`.
+
+        Raises:
+            UsageError: texts are longer than what the model reads.
+        """
+        config: Any = model.config
+        self._check_length(stated_length(config.to_dict()))
         bf16 = resolve_precision(precision, device=next(model.parameters()).device.type) == "bf16"
         scorer = TorchClassifier(model, tokenizer, max_length=self.max_length, bf16=bf16, on_rows=on_rows)
         return functools.partial(self.measure, scorer)
 
     def on_openvino(self, compiled: Any, tokenizer: Any, *, max_length: int, on_rows: OnRows | None = None) -> Measure:
-        """See `TaskEvaluator.on_openvino`; texts are cut as in training, to `self.max_length`."""
+        """See `TaskEvaluator.on_openvino`; texts are cut as in training, to `self.max_length`.
+
+        Raises:
+            UsageError: that is more than the model reads.
+        """
+        self._check_length(max_length)
         inputs = {name for port in compiled.inputs for name in port.names}
         return self._on_runtime(lambda batch: compiled(batch)["logits"], inputs, tokenizer, on_rows)
 
     def on_onnx(self, session: Any, tokenizer: Any, *, max_length: int, on_rows: OnRows | None = None) -> Measure:
-        """See `TaskEvaluator.on_onnx`; texts are cut as in training, to `self.max_length`."""
+        """See `TaskEvaluator.on_onnx`; texts are cut as in training, to `self.max_length`.
+
+        Raises:
+            UsageError: that is more than the model reads.
+        """
+        self._check_length(max_length)
         inputs = {item.name for item in session.get_inputs()}
         return self._on_runtime(lambda batch: session.run(["logits"], batch)[0], inputs, tokenizer, on_rows)
+
+    def _check_length(self, most: int | None) -> None:
+        if most is not None and self.max_length > most:
+            raise UsageError(
+                f"it has texts of up to {self.max_length} tokens, and the model reads {most}",
+                where=f"task {self.task}",
+                remedy="Give the task of the model's own run, or one with a shorter max_length",
+            )
+
+    def _check_classes(self, classes: int) -> None:
+        if classes != self._choices:
+            raise UsageError(
+                f"the model has {classes} classes, the rows have {self._choices} choices",
+                where=f"task {self.task}",
+                remedy="Give the task of the model's own run, or one with the same choices",
+            )
 
     def _on_runtime(
         self, run: Callable[[dict[str, Any]], Any], inputs: Set[str], tokenizer: Any, on_rows: OnRows | None
@@ -200,18 +237,21 @@ class ClassifierEvaluator:
 
         Raises:
             NonFiniteWeights: the model computes NaN or infinity.
+            UsageError: it has more or fewer classes than the rows have choices.
         """
         import torch
 
         started_s = time.perf_counter()
-        rows = self._rows if places is None else [self._rows[place] for place in places]
+        places = range(len(self._rows)) if places is None else places
+        rows, right_classes = [self._rows[place] for place in places], [self._gold[place] for place in places]
         count = len(rows)
         order = sorted(range(count), key=lambda index: (len(rows[index].prompt), rows[index].id))
         answers, losses = [0.0] * count, [0.0] * count
         for start in range(0, count, self._batch_size):
             batch = order[start : start + self._batch_size]
-            gold = torch.tensor([rows[index].gold or 0 for index in batch])
+            gold = torch.tensor([right_classes[index] for index in batch])
             log_shares = scorer.logits([rows[index].prompt for index in batch]).log_softmax(-1)
+            self._check_classes(log_shares.shape[-1])
             if not log_shares.isfinite().all():
                 raise NonFiniteWeights("the model gives classes that are NaN or infinite", where=type(scorer).__name__)
             for index, right, loss in zip(
@@ -232,3 +272,16 @@ class ClassifierEvaluator:
             answers=tuple(answers),
             losses=tuple(losses),
         )
+
+
+def _answers(rows: Sequence[TaskRow], name: str) -> tuple[list[int], int]:
+    """The right class of each row, and how many there are."""
+    gold = [row.gold for row in rows if row.gold is not None]
+    counts = {len(row.choices or ()) for row in rows}
+    if len(gold) < len(rows) or len(counts) > 1 or 0 in counts:
+        raise UsageError(
+            "a classifier answers by its classes, and rows here have no choices, or not all as many",
+            where=f"task {name}",
+            remedy="Give a task of multiple choice, or a language model",
+        )
+    return gold, max(counts, default=0)

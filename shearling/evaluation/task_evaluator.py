@@ -112,7 +112,8 @@ def open_evaluator(
         bits_per_byte: measure the raw text too, where the task has it and the models are language models.
 
     Raises:
-        UsageError: no such task, or it has no such split; or a classifier is asked a task of the harness.
+        UsageError: no such task, or it has no such split; or a classifier is asked a task of the harness, or
+            one without choices.
         ArtefactMissing: its data is not on this machine.
         ArtefactCorrupt: what is read of the task of a run differs from its manifest.
     """
