@@ -18,17 +18,21 @@ from shearling.run import Run
 
 
 def find_table(run: Run, settings: SearchSettings) -> Path | None:
-    """The latency table of a search; None where it predicts no latency.
+    """The latency table of a search; None where it names none, predicts no latency and counts no bytes by one.
 
     Raises:
         ArtefactMissing: there is none.
     """
-    if not settings.predicts_latency:
+    named = settings.latency_table is not None
+    table = Path(settings.latency_table) if settings.latency_table is not None else run.latency
+    counts_by_table = settings.counts_bytes and settings.weight_format is None and not settings.mixes
+    if not (named or settings.predicts_latency or (counts_by_table and table.exists())):
         return None
-    table = run.latency if settings.latency_table is None else Path(settings.latency_table)
     if not table.exists():
         raise ArtefactMissing(
-            "a latency is predicted from a table, and there is none here",
+            "this is to be the latency table, and there is none here"
+            if named
+            else "a latency is predicted from a table, and there is none here",
             where=table,
             remedy="Measure one on the target: python -m search latency --run RUN --model EXPORT",
         )

@@ -37,7 +37,8 @@ class SearchSettings:
         max_latency_ms: most that a forward of the exported model may take, as predicted by the latency table.
         weight_format: of the export whose bytes are counted; None takes that of the latency table, or fp32.
         sparse_kernel: whether its zeros are packed away; None likewise.
-        latency_table: None takes that of the run.
+        latency_table: read whatever is saved; None takes that of the run, where a latency is predicted, or bytes are
+            counted whose form is left open.
         ratios: shares of zeros that each layer chooses among, beside its own; 0 to 1.
         layer_formats: number formats that each layer chooses among.
     """
@@ -71,6 +72,11 @@ class SearchSettings:
     def predicts_latency(self) -> bool:
         """Whether a latency table is needed."""
         return self.cost == "latency" or self.max_latency_ms is not None
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether bytes decide anything."""
+        return self.cost == "bytes" or self.max_bytes is not None
 
 
 def recipe_settings(section: SearchSection) -> SearchSettings:

@@ -252,6 +252,27 @@ def test_a_table_that_does_not_fit_is_refused_before_the_first_evaluation(
         )
 
 
+def test_bytes_are_those_of_the_table_that_is_named_or_the_runs_own(run: Run, tmp_path: Path) -> None:
+    network = load_super_network(run)
+
+    def check(counted: str, *, predicted: bool, **changes: object) -> None:
+        settings = dataclasses.replace(SMALL_SEARCH, algorithm="heuristic", **{"cost": "none", **changes})
+        best = search(run, settings, BestRule(), force=True).best
+        assert best.model_bytes == counter(network, weight_format=counted).costs(best.choice_idx).model_bytes
+        assert (best.latency_ms is not None) == predicted
+
+    with pytest.raises(ArtefactMissing, match=r"absent: this is to be the latency table, and there is none"):
+        check("fp32", predicted=False, latency_table=str(tmp_path / "absent"))
+    invent_table(run, tmp_path / "bf16", weight_format="bf16")
+    check("bf16", predicted=True, latency_table=str(tmp_path / "bf16"))
+    check("fp32", predicted=False, max_bytes=2**30)
+    invent_table(run, run.latency, weight_format="int8")
+    check("int8", predicted=True, max_bytes=2**30)
+    check("int8", predicted=True, cost="bytes")
+    check("fp16", predicted=False, max_bytes=2**30, weight_format="fp16")
+    check("fp32", predicted=False)
+
+
 def test_bytes_that_nobody_knows_are_not_guessed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A number format of another package stores what it likes."""
     monkeypatch.setattr(SubnetObjective, "measure", lambda *_: pytest.fail("something was measured"))
