@@ -101,9 +101,9 @@ def open_target(
 
 
 def _group_size(directory: Path, details: dict[str, Any]) -> int:
-    if details["weight_format"] != "int4":
-        return 0
     if details.get("layer_formats"):
         return GROUP_SIZE
+    if details["weight_format"] != "int4":
+        return 0
     quantization = read_json(directory / "report.json").get("quantization") or {}
     return int(quantization.get("group_size", GROUP_WITHOUT_DATA))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.request import ExportRequest
+from export.request import OWN_FORMAT, ExportRequest
 from export.stage import export_subnet
 from search.describing import write_landmark
 from search.latency.screen import summarise_table
@@ -20,10 +20,12 @@ from search.latency.stopwatch import Forward
 from search.latency.table import LatencyTable
 from search.layer_forms import LayerForm, LayerForms
 from shearling.elastic.super_network import load_super_network
+from shearling.elastic.weight_grid import GROUP_SIZE
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ModelUnsupported, OutputExists, UsageError
 from shearling.kernel.openvino_extension import compile_ir
 from shearling.run import Run
 from tests.support.latency_tables import conditions, invented_document, invented_ms
+from tests.support.mixed_runs import FORMATS, mixed_run
 from tests.support.tiny_subnets import run_with_best
 
 WIDTHS = {"feed_forward": [100, 64], "attention": [60, 30]}
@@ -94,6 +96,16 @@ def test_what_is_no_target_of_the_run_is_refused(exported: Run, tmp_path: Path) 
     rewrite(details={**content["details"], "merge": "separate"})
     with pytest.raises(ArtefactMismatch, match="another --merge"):
         measure(run, run.latency)
+
+
+def test_layers_of_four_bits_are_timed_beside_an_export_that_has_none(tmp_path: Path) -> None:
+    run = mixed_run(tmp_path, sparse=False, masked=False)
+    write_landmark(run, "largest", tmp_path / "largest.json", formats=FORMATS)
+    request = ExportRequest(run.path / "largest", ("openvino",), OWN_FORMAT, verify="off")
+    export_subnet(tmp_path / "largest.json", request)
+    document = measure(run, run.latency, formats=FORMATS).table.document
+    assert (document.conditions.weight_format, document.conditions.group_size) == ("int8", GROUP_SIZE)
+    assert {entry.bits for entry in document.entries} == {4, 8}
 
 
 def test_ranks_that_are_merged_have_no_table(tmp_path: Path) -> None:
