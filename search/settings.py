@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search.front import BestRule
 from search.strategies.strategy import Cost, CostOption
@@ -107,6 +108,27 @@ def recipe_rule(section: SearchSection) -> BestRule:
     return BestRule(
         prefer=section.prefer, accuracy_delta=section.accuracy_delta, reference_accuracy=section.reference_accuracy
     )
+
+
+def chosen_rule(section: SearchSection, given: Mapping[str, Any]) -> BestRule:
+    """The rule that a recipe gives, but for what is given beside it: a preference takes the place of its delta.
+
+    Args:
+        section: of the recipe.
+        given: fields of `BestRule`.
+
+    Raises:
+        UsageError: a preference and a delta are given, and the delta would decide.
+    """
+    if "prefer" not in given:
+        return replace(recipe_rule(section), **given)
+    if "accuracy_delta" in given:
+        raise UsageError(
+            "with a delta the best is the cheapest within it, whatever is preferred",
+            where="--prefer",
+            remedy="Give --prefer or --accuracy-delta",
+        )
+    return replace(recipe_rule(section), **{"accuracy_delta": None, "reference_accuracy": None, **given})
 
 
 def check_split(settings: SearchSettings, adapter: Artefact) -> None:

@@ -26,7 +26,7 @@ from search.piece_store import PIECES_FILE, PieceStore
 from search.plot import draw_pareto
 from search.race import longest_race, race
 from search.resumption import SETTINGS_FILE, Consent, question_of, resume
-from search.settings import SearchSettings, check_split, recipe_rule, recipe_settings, settle, settled_cost
+from search.settings import SearchSettings, check_split, chosen_rule, recipe_settings, settle, settled_cost
 from search.strategies.anchored import Anchored, anchors_of
 from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, Strategy, make_strategy
@@ -138,7 +138,7 @@ def search_by_recipe(
     return _search(
         opened,
         replace(recipe_settings(opened.section), **settings),
-        replace(recipe_rule(opened.section), **rule),
+        chosen_rule(opened.section, rule),
         Conduct(force=force, workforce=workforce, consent=consent, memory=memory),
     )
 
@@ -155,7 +155,7 @@ def estimate_by_recipe(
     opened = open_run(run)
     chosen = replace(recipe_settings(opened.section), **settings)
     opened = _mixed(opened, chosen)
-    settled = _settle(opened, chosen, replace(recipe_rule(opened.section), **rule))
+    settled = _settle(opened, chosen, chosen_rule(opened.section, rule))
     inputs = open_inputs(opened, task=settled.task, latency=find_table(run, settled))
     return plan_memory(inputs, settled, workforce, memory).estimate
 

@@ -26,7 +26,7 @@ from search.pick import describe_row
 from search.pieces import Piece
 from search.row_split import RowSplit
 from search.settings import SearchSettings, recipe_settings
-from search.stage import Searched, search
+from search.stage import Searched, search, search_by_recipe
 from shearling.artefact import MANIFEST, open_artefact, sha256_file
 from shearling.elastic.search_space import GridSpec
 from shearling.elastic.subnet import open_subnet
@@ -390,6 +390,20 @@ def test_defaults_come_from_the_recipe_and_the_command_line_overrides(run: Run) 
     assert Path(data["best"]["path"]).is_file()
     assert data["best"]["held_back"]["n"] == min(5, len(split_rows(run).held_back))
     assert set(", ".join(data["compared"]).split(", ")) == {"largest", "middle", "best"}
+
+
+def test_a_preference_takes_the_place_of_the_recipes_delta(run: Run) -> None:
+    file = run.super_adapter / MANIFEST
+    manifest = json.loads(file.read_text())
+    manifest["details"]["search"] |= {"accuracy_delta": 1.0, "reference_accuracy": 0.5, "cost": "adapter_params"}
+    file.write_text(json.dumps(manifest))
+    given = {"algorithm": "heuristic", "precision": "fp32"}
+    for rule, words in (({}, "least adapter params with accuracy >="), ({"prefer": "accuracy"}, "max accuracy")):
+        searched = search_by_recipe(run, settings=given, rule=rule, force=True)
+        assert searched.best_rule.startswith(words)
+    both = ("--prefer", "cheaper", "--accuracy-delta", "0.01")
+    done = run_stage("search", *arguments(run, *both, "--dry-run"), code=2)
+    assert "Give --prefer or --accuracy-delta" in done.stderr
 
 
 def test_an_algorithm_of_a_package_that_has_gone_is_named(run: Run) -> None:
