@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from search.document import check_document
 from search.opening import open_run
 from search.strategies.grid import Landmark
 from shearling.elastic.mixture import LayerFormat
 from shearling.elastic.subnet import Subnet, describe_subnet
-from shearling.errors import OutputExists
 from shearling.run import Run
 from shearling.strict_json import write_document
 
@@ -34,11 +34,10 @@ def write_landmark(
         force: replace a file that is there.
 
     Raises:
-        OutputExists: there is one, and `force` is false.
+        OutputExists, UsageError: see `check_document`.
         ArtefactError: the run is missing or damaged.
     """
-    if output.exists() and not force:
-        raise OutputExists("the output exists", where=output, remedy="Choose another, or replace it with --force")
+    check_document(output, force=force)
     opened = open_run(run)
     opened = opened.mixed(
         ratios=opened.section.ratios if ratios is None else ratios,

@@ -10,11 +10,39 @@ from pathlib import Path
 from search.evidence import compare_with_largest, find_held_back
 from search.journal import Record
 from shearling.artefact import Artefact
+from shearling.destination import require_directory, require_writable
 from shearling.elastic.mixture import Mixture
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.subnet import HeldBack, Metrics, Provenance, Subnet, describe_subnet
+from shearling.errors import OutputExists, UsageError
 from shearling.evaluation.confidence import wilson_interval
 from shearling.evaluation.task import MeasuredSplit
+from shearling.model.model_artefact import has_manifest
+
+
+def check_document(output: Path, *, force: bool) -> None:
+    """Refuse early where no document can stand.
+
+    Args:
+        output: the file; its directory need not be there.
+        force: replace a file that is there.
+
+    Raises:
+        OutputExists: there is one, and `force` is false.
+        UsageError: no file can be written there, or it would lie in an artefact, which would be as if damaged.
+    """
+    directory = output.parent.resolve()
+    artefact = next((above for above in (directory, *directory.parents) if has_manifest(above)), None)
+    if artefact is not None:
+        raise UsageError(
+            "lies in an artefact, and its manifest does not list it", where=output, remedy=f"Write beside {artefact}"
+        )
+    if directory.is_dir():
+        require_writable(output, whole=True)
+    else:
+        require_directory(directory)
+    if output.exists() and not force:
+        raise OutputExists("the output exists", where=output, remedy="Choose another, or replace it with --force")
 
 
 @dataclass(frozen=True)

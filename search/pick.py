@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from search.document import Origin, describe_record
+from search.document import Origin, check_document, describe_record
 from search.journal import JOURNAL_FILE, read_journal
 from search.opening import open_run
 from shearling.artefact import open_artefact
 from shearling.elastic.subnet import Subnet
-from shearling.errors import ArtefactMismatch, OutputExists, UsageError
+from shearling.errors import ArtefactMismatch, UsageError
 from shearling.run import Run
 from shearling.strict_json import write_document
 
@@ -24,11 +24,10 @@ def pick_row(run: Run, row: int, output: Path, *, force: bool = False) -> Subnet
         force: replace a file that is there.
 
     Raises:
-        OutputExists: there is one, and `force` is false.
+        OutputExists, UsageError: see `check_document`.
         UsageError, ArtefactMismatch: see `describe_row`.
     """
-    if output.exists() and not force:
-        raise OutputExists("the output exists", where=output, remedy="Choose another, or replace it with --force")
+    check_document(output, force=force)
     subnet = describe_row(run, row, location=output.parent)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_document(output, subnet)

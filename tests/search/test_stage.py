@@ -27,7 +27,7 @@ from search.pieces import Piece
 from search.row_split import RowSplit
 from search.settings import SearchSettings, recipe_settings
 from search.stage import Searched, search, search_by_recipe
-from shearling.artefact import MANIFEST, open_artefact, sha256_file
+from shearling.artefact import MANIFEST, list_files, open_artefact, sha256_file
 from shearling.elastic.search_space import GridSpec
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import load_super_network
@@ -350,6 +350,37 @@ def test_any_row_becomes_a_document_that_opens(run: Run, tmp_path: Path) -> None
     assert (again.returncode, json.loads(again.stdout)["error"]) == (2, "OutputExists")
     with pytest.raises(UsageError, match="row 99 of"):
         describe_row(run, 99, location=tmp_path)
+
+
+@pytest.mark.parametrize("command", ["pick", "describe"])
+def test_a_document_spoils_no_artefact(run: Run, tmp_path: Path, command: str) -> None:
+    if command == "pick":
+        search(run, settings(algorithm="heuristic"), BestRule())
+    options = ("--row", "0") if command == "pick" else ()
+    artefact = run.search if command == "pick" else run.super_adapter
+    (tmp_path / "link").symlink_to(artefact)
+    (tmp_path / "file").touch()
+    # Of another program.
+    (tmp_path / MANIFEST).write_text('{"name": "a web page"}')
+    os.mkfifo(tmp_path / "pipe")
+    refused = {
+        artefact / "full.json": "lies in an artefact",
+        artefact / "deeper" / "full.json": "lies in an artefact",
+        artefact / MANIFEST: "lies in an artefact",
+        tmp_path / "link" / "full.json": "lies in an artefact",
+        tmp_path: "no file can be written here",
+        tmp_path / "pipe": "no file can be written here",
+        tmp_path / "file" / "full.json": "no directory can be made here",
+    }
+    before = list_files(artefact)
+    for output, words in refused.items():
+        done = run_stage(
+            "search", command, "--run", str(run.path), *options, "--output", str(output), "--force", code=2
+        )
+        assert words in done.stderr
+    run_stage("search", command, "--run", str(run.path), *options, "--output", str(tmp_path / "a.json"), code=0)
+    assert list_files(artefact) == before
+    open_artefact(artefact, kind="search" if command == "pick" else "super_adapter")
 
 
 def test_picked_for_the_same_row_equals_best(run: Run) -> None:
