@@ -16,7 +16,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partialmethod
@@ -101,7 +101,7 @@ class Evaluator:
         batch_size: most rows of a batch; changes the time, and the result by rounding only.
 
     Raises:
-        UsageError: no such task, or it has no such split, or it is a group of tasks.
+        UsageError: no such task, or it has no such split, or it is a group of tasks, or it reports no accuracy.
         ArtefactMissing: its data is not on this machine.
     """
 
@@ -121,6 +121,9 @@ class Evaluator:
             self._answers = load_harness_task(
                 task, split=split, include_path=include_path, name=answer_task(task, split)
             )
+            reported = self._answers.aggregation()
+            if not any(metric in reported for metric in ACCURACY_METRICS):
+                raise _no_accuracy(reported, self.task)
             self._text = None
             if (
                 bits_per_byte
@@ -202,7 +205,7 @@ class Evaluator:
             places: of the rows, at least one, each once; None takes all. Bits per byte are of the first rows anyway.
 
         Raises:
-            UsageError: the task reports no accuracy, or needs what this scorer cannot do.
+            UsageError: the task reports no accuracy after all, or needs what this scorer cannot do.
         """
         started_s = time.perf_counter()
         scorer.written_by_template = bool((self._answers.config.metadata or {}).get(CHAT))
@@ -285,9 +288,12 @@ def _accuracy(results: Mapping[str, Any], task: str) -> tuple[float, float | Non
             if name == metric and isinstance(value, int | float):
                 stderr = results.get(f"{metric}_stderr,{filtered}")
                 return float(value), float(stderr) if isinstance(stderr, int | float) else None, metric, filtered
-    found = ", ".join(sorted(key for key in results if "," in key))
-    raise UsageError(
-        f"reports no accuracy, only {found}",
+    raise _no_accuracy((key for key in results if "," in key), task)
+
+
+def _no_accuracy(reported: Iterable[str], task: str) -> UsageError:
+    return UsageError(
+        f"reports no accuracy, only {', '.join(sorted(reported))}",
         where=f"task {task}",
         remedy=f"Use a task with one of {', '.join(ACCURACY_METRICS)}",
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from shearling.console import log
 from shearling.errors import UsageError
 from shearling.evaluation.given_model import GivenModel, find_given_model
 from shearling.evaluation.precision import Precision, resolve_precision
@@ -143,9 +144,20 @@ def score_models(
         threads=workforce.threads_per_worker,
     )
     wanted = [Scoring.of(given, place) for given in models for place in range(len(tasks))]
-    scores = list((_score_here if workforce.entry.in_process else _score_by_workers)(wanted, work, workforce))
-    by_task = tuple(score for place in range(len(tasks)) for score in scores[place :: len(tasks)])
-    return Scoreboard(split=split, precision=settled, scores=by_task)
+    measure = _score_here if workforce.entry.in_process else _score_by_workers
+    found: dict[int, Score] = {}
+
+    def board() -> Scoreboard:
+        by_task = sorted(found, key=lambda place: (wanted[place].task, place))
+        return Scoreboard(split=split, precision=settled, scores=tuple(found[place] for place in by_task))
+
+    try:
+        found.update(measure(wanted, work, workforce))
+    except BaseException:
+        if found:
+            log.print("measured before this ended:", scoreboard_screen(board()), sep="\n")
+        raise
+    return board()
 
 
 def scoreboard_screen(board: Scoreboard) -> Table:
@@ -189,27 +201,28 @@ def _common_head(models: Sequence[GivenModel]) -> Head:
     return models[0].head
 
 
-def _score_here(wanted: Sequence[Scoring], work: ScoringWork, _workforce: Workforce) -> Iterator[Score]:
+def _score_here(wanted: Sequence[Scoring], work: ScoringWork, _workforce: Workforce) -> Iterator[tuple[int, Score]]:
     scorer = work()
     with closing(scorer):
-        for scoring in wanted:
+        for place, scoring in enumerate(wanted):
             evaluator = scorer.evaluators[scoring.task]
             with _counting(f"evaluating {scoring.label} on {evaluator.task}", evaluator.rows) as on_rows:
-                yield _told(scoring, *scorer(scoring, on_rows))
+                score = _told(scoring, *scorer(scoring, on_rows))
+            yield place, score
 
 
-def _score_by_workers(wanted: Sequence[Scoring], work: ScoringWork, workforce: Workforce) -> list[Score]:
+def _score_by_workers(
+    wanted: Sequence[Scoring], work: ScoringWork, workforce: Workforce
+) -> Iterator[tuple[int, Score]]:
     from shearling.console import progress
 
-    scores: dict[int, Score] = {}
     with (
         closing(make_executor(workforce, work)) as executor,
         progress(f"evaluating on {executor.workers} workers", total=len(wanted)) as advance,
     ):
         for place, (evaluation, sparsity) in executor.run([Job(scoring, key=scoring.label) for scoring in wanted]):
-            scores[place] = _told(wanted[place], evaluation, sparsity)
+            yield place, _told(wanted[place], evaluation, sparsity)
             advance(note=f"{evaluation.accuracy:.1%} of {wanted[place].label} on {evaluation.task}")
-    return [scores[place] for place in range(len(wanted))]
 
 
 def _told(scoring: Scoring, evaluation: Evaluation, sparsity: float | None) -> Score:

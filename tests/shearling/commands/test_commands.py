@@ -15,7 +15,9 @@ from rich.console import Console
 from shearling.artefact import Artefact, Manifest, write_artefact
 from shearling.commands.inspection import _screen, inspect_artefact
 from shearling.commands.members import members_page
-from shearling.errors import ArtefactCorrupt, ArtefactMismatch, ArtefactMissing, UsageError
+from shearling.console import log
+from shearling.errors import ArtefactCorrupt, ArtefactError, ArtefactMismatch, ArtefactMissing, UsageError
+from shearling.evaluation.evaluator import Evaluator
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.scoreboard import Score, Scoreboard, parse_tasks, score_models, scoreboard_screen
 from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, write_rows
@@ -243,6 +245,31 @@ def test_evaluate_refuses_what_it_cannot_measure(measured, tmp_path):
     assert caught.value.where == str(classifier)
     with pytest.raises(UsageError, match="the task of its run alone"):
         score_models([classifier], tasks=parse_tasks("hellaswag"), split="test")
+
+
+@pytest.mark.parametrize("workforce", [Workforce(), Workforce("processes", workers=1)])
+def test_what_was_measured_before_a_model_fails_is_shown(measured, tmp_path, capsys, monkeypatch, workforce):
+    model, task = measured
+    monkeypatch.setattr(log, "width", 400)
+    broken = shutil.copytree(model, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ArtefactError):
+        score_models([model, broken], tasks=parse_tasks(str(task)), split="test", precision="fp32", workforce=workforce)
+    (table,) = capsys.readouterr().err.split("measured before this ended:")[1:]
+    assert "accuracy" in table
+    assert str(model) in table
+    assert str(broken) not in table
+
+
+def test_a_task_without_accuracy_is_refused_before_anything_is_measured(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: pytest.fail("something was measured"))
+    model, task = measured
+    second = shutil.copytree(task, tmp_path / "second")
+    config = json.loads((second / "numbers_test_text.yaml").read_text())
+    (second / "alone.yaml").write_text(json.dumps({**config, "task": "alone"}))
+    tasks = parse_tasks(f"{task},{second / 'alone.yaml'}")
+    with pytest.raises(UsageError, match="task alone: reports no accuracy, only bits_per_byte"):
+        score_models([model], tasks=tasks, split="test")
 
 
 def test_tasks_are_a_list_of_names(measured, tmp_path):
