@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from shearling.errors import UsageError
 from shearling.evaluation.confidence import wilson_interval
-from shearling.evaluation.harness_tasks import digest_document, load_harness_task
+from shearling.evaluation.harness_tasks import SOURCE, check_answers, digest_document, load_harness_task
 from shearling.evaluation.lm_eval_task import CHAT, answer_task, text_task
 from shearling.evaluation.precision import Precision, resolve_precision
 from shearling.evaluation.task import Split
@@ -43,7 +43,6 @@ TEXT_ROWS = 500
 """Rows whose text is measured in bits per byte. Every token counts there, so that it settles on fewer rows than an
 accuracy does."""
 
-_SOURCE = "config_source"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 OnRows = Callable[[int], None]
@@ -103,6 +102,7 @@ class Evaluator:
     Raises:
         UsageError: no such task, or it has no such split, or it is a group of tasks, or it reports no accuracy.
         ArtefactMissing: its data is not on this machine.
+        DocumentInvalid: its file or its data is faulty, or no row has a right answer.
     """
 
     def __init__(
@@ -135,6 +135,7 @@ class Evaluator:
                 )
         rows = len(self._answers.eval_docs)
         self.rows = rows if limit is None else min(rows, limit)
+        check_answers(self._answers, self.rows)
 
     @functools.cached_property
     def row_digests(self) -> tuple[str, ...]:
@@ -147,7 +148,7 @@ class Evaluator:
         """See `TaskEvaluator.sha256`."""
         config = self._answers.config.to_dict()
         # Where the files lie is no part of the question.
-        metadata = {name: value for name, value in (config.pop("metadata", None) or {}).items() if name != _SOURCE}
+        metadata = {name: value for name, value in (config.pop("metadata", None) or {}).items() if name != SOURCE}
         asked = {name: value for name, value in config.items() if name not in ("dataset_path", "dataset_kwargs")}
         # A function without a source is named by its address.
         text = _ADDRESS.sub("", json.dumps([asked, metadata], default=str))

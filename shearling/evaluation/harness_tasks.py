@@ -7,14 +7,20 @@ import glob
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shearling.errors import ArtefactMissing, UsageError
-from shearling.evaluation.task import SPLITS, Split
+from shearling.console import log
+from shearling.errors import ArtefactMissing, DocumentInvalid, ShearlingError, UsageError
+from shearling.evaluation.task import SPLITS, TASK_FILE, Split
 
 HARNESS_SPLITS: Mapping[Split, str] = {"train": "training", "validation": "validation", "test": "test"}
+SOURCE = "config_source"
+"""In the metadata of a task: the file that it was read from."""
+ANSWERED = ("generate_until", "loglikelihood")
+"""Types of tasks whose answer is a text."""
 FILE_FORMATS = ("json", "csv", "parquet", "text")
 """What the `datasets` library reads from files."""
 
@@ -31,8 +37,10 @@ def load_harness_task(task: str, *, split: Split, include_path: Path | None, nam
     Raises:
         UsageError: no such task, or it has no such split, or it is a group of tasks.
         ArtefactMissing: its data is not on this machine.
+        DocumentInvalid: it is none of a run, and its file or its data is faulty. So it may be when it is asked.
     """
     manager = _task_manager(include_path)
+    own = name in manager.all_subtasks and include_path is not None and (include_path / TASK_FILE).is_file()
     if name not in manager.all_subtasks:
         name = task
         if name not in manager.all_subtasks:
@@ -41,7 +49,91 @@ def load_harness_task(task: str, *, split: Split, include_path: Path | None, nam
         raise UsageError("this is a group of tasks", where=f"task {name}", remedy="Name one of its tasks")
     if name not in manager.all_subtasks:
         raise UsageError("no such task", where=f"task {name}", remedy="List them with: lm_eval ls tasks")
-    return _build_task(name, manager, split)
+    if own:
+        return _build_task(name, manager, split)
+    where = manager.task_index[name].yaml_path or f"task {name}"
+    with _faults_named(where):
+        task = _build_task(name, manager, split)
+    for step in ("build_all_requests", "apply_filters", "process_results"):
+        setattr(task, step, _naming_faults(getattr(task, step), where))
+    return task
+
+
+def check_answers(task: Any, rows: int) -> None:
+    """Refuse a task without right answers, and say how many of its rows have none.
+
+    The harness counts such a row as wrong, whatever a model says, and a target that names no column as itself.
+
+    Args:
+        task: see `load_harness_task`.
+        rows: how many of them are asked.
+
+    Raises:
+        DocumentInvalid: no row has one.
+    """
+    from lm_eval.api.task import ConfigurableTask
+
+    config = task.config
+    # What is a class, or has a function of its own, may read its rows in its own way.
+    if type(task) is not ConfigurableTask or config.process_results is not None or task.multiple_input:
+        return
+    where = (config.metadata or {}).get(SOURCE) or f"task {config.task}"
+    if config.output_type == "multiple_choice":
+        _check_choices(task, rows, where)
+    target = config.doc_to_target
+    named = isinstance(target, str) and target.isidentifier()
+    if config.output_type in ANSWERED and named and target not in task.features:
+        raise DocumentInvalid(
+            f"doc_to_target names no column: {target!r}", where=where, remedy=f"There are: {', '.join(task.features)}"
+        )
+
+
+def _check_choices(task: Any, rows: int, where: str) -> None:
+    with _faults_named(where):
+        documents = task.eval_docs
+        wrong = [place for place in range(rows) if not _has_answer(task, documents[place])]
+        if not wrong:
+            return
+        first = documents[wrong[0]]
+        told = f"{task.doc_to_target(first)!r} is none of the choices {task.doc_to_choice(first)!r}"
+    if len(wrong) == rows:
+        raise DocumentInvalid(
+            f"no row has a right answer: {told}", where=where, remedy="Correct doc_to_target or doc_to_choice"
+        )
+    log.print(f"{where}: {len(wrong)} of {rows} rows have no right answer, and count as wrong: {told}")
+
+
+def _has_answer(task: Any, document: Any) -> bool:
+    gold, choices = task.doc_to_target(document), task.doc_to_choice(document)
+    given = gold if isinstance(gold, list) else [gold]
+    return all(0 <= item < len(choices) if isinstance(item, int) else item in choices for item in given)
+
+
+@contextmanager
+def _faults_named(where: str | Path) -> Iterator[None]:
+    """What a task file of a user's own gets wrong is no defect of ours."""
+    try:
+        yield
+    except (ShearlingError, MemoryError):
+        raise
+    except Exception as error:
+        # `datasets` says that something went wrong, and its cause what.
+        cause = error.__cause__ or error
+        told = f"{type(cause).__name__}: {cause}".rstrip(": .")
+        raise DocumentInvalid(
+            f"the task or its data is faulty: {told}",
+            where=where,
+            remedy="Correct the file; lm-evaluation-harness says what stands in it",
+        ) from error
+
+
+def _naming_faults(step: Callable[..., Any], where: str | Path) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def named(*arguments: Any, **options: Any) -> Any:
+        with _faults_named(where):
+            return step(*arguments, **options)
+
+    return named
 
 
 def digest_document(document: Any) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from shearling.errors import UsageError
+from shearling.errors import DocumentInvalid, UsageError
 from shearling.evaluation.evaluator import Evaluator, torch_scorer
 from tests.support.tiny_models import FAMILIES, tiny_tokenizer
 
@@ -78,3 +79,47 @@ def test_brackets_in_the_name_of_a_directory_are_no_pattern(tmp_path: Path) -> N
     for name in ("exp[12]", "exp*", "a?b", "[12]"):
         task = open_task(write_task(tmp_path / name))
         assert task.on_torch(model, tokenizer, precision="fp32")().n == task.rows == 9
+
+
+FAULTS: dict[str, dict[str, object]] = {
+    "unexpected end of template": {"doc_to_text": "{{ prompt"},
+    "'nowhere' is undefined": {"doc_to_text": "{{ nowhere.at_all if '8' in prompt else prompt }}"},
+    "invalid output_type 'multiple_choce'": {"output_type": "multiple_choce"},
+    "unexpected keyword argument 'doc_to_txt'": {"doc_to_txt": "prompt"},
+    "no row has a right answer: 'label' is none of the choices": {"doc_to_target": "label"},
+    "names no column: 'label'": {"output_type": "loglikelihood", "doc_to_choice": None, "doc_to_target": "label"},
+}
+
+
+def change_task(directory: Path, **changes: object) -> Path:
+    file = directory / "asked.yaml"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return file
+
+
+@pytest.mark.parametrize("told", FAULTS)
+def test_a_faulty_task_file_is_named(tmp_path: Path, told: str) -> None:
+    directory = write_task(tmp_path / "task")
+    file = change_task(directory, **FAULTS[told])
+    with pytest.raises(DocumentInvalid, match=re.escape(told)) as caught:
+        open_task(directory).on_torch(FAMILIES["llama"](), tiny_tokenizer(), precision="fp32")()
+    assert caught.value.where == str(file)
+
+
+@pytest.mark.parametrize(("content", "told"), [('{"prompt": \n', "JSON parse error"), ("", "no data")])
+def test_faulty_rows_are_named_with_their_task(tmp_path: Path, content: str, told: str) -> None:
+    directory = write_task(tmp_path / "task")
+    (directory / "validation.jsonl").write_text(content)
+    with pytest.raises(DocumentInvalid, match=told) as caught:
+        open_task(directory)
+    assert caught.value.where == str(directory / "asked.yaml")
+
+
+def test_rows_without_a_right_answer_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = write_task(tmp_path / "task")
+    open_task(directory)
+    assert "right answer" not in capsys.readouterr().err
+    with (directory / "validation.jsonl").open("a") as stream:
+        stream.writelines(json.dumps({"prompt": "x?", "gold": gold}) + "\n" for gold in (2, -1))
+    open_task(directory)
+    assert "2 of 11 rows have no right answer, and count as wrong: 2 is none of" in capsys.readouterr().err
