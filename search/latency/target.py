@@ -83,7 +83,9 @@ def open_target(
             where=directory,
             remedy="Export one of this space: python -m search describe with the same --ratios and --layer-formats",
         ) from None
-    packed = details["kernels"].get("openvino") == "sparse" and frozen.manifest.kind == "sparse"
+    # Decoders of integers are packed without zeros, too.
+    packed = details["kernels"].get("openvino") == "sparse"
+    pruned = frozen.manifest.details["sparsity"]["achieved_scope"] if frozen.manifest.kind == "sparse" else 0.0
     weights = export.manifest.files[MODEL_BIN]
     conditions = Conditions(
         machine=this_machine(),
@@ -94,7 +96,7 @@ def open_target(
         sparse_kernel=packed,
         group_size=_group_size(directory, details),
         separate=details["merge"] == "separate",
-        zeros=round(float(frozen.manifest.details["sparsity"]["achieved_scope"]), 4) if packed else 0.0,
+        zeros=round(float(pruned), 4) if packed else 0.0,
         model_sha256=weights.sha256,
     )
     return LatencyTarget(export, dict(choice), conditions, weights.bytes)

@@ -98,6 +98,18 @@ def test_what_is_no_target_of_the_run_is_refused(exported: Run, tmp_path: Path) 
         measure(run, run.latency)
 
 
+def test_a_dense_decoder_that_is_packed_is_timed_packed(tmp_path: Path) -> None:
+    run = run_with_best(tmp_path, masked=False, sparse=False, width={"feed_forward": [100, 64]})
+    write_landmark(run, "largest", run.path / "largest.json")
+    for kernels, packed in (((), False), (("openvino",), True)):
+        output = run.path / "largest" if packed else run.path / "stock"
+        request = ExportRequest(output, ("openvino",), "int8", sparse_kernels=kernels, verify="off")
+        export_subnet(run.path / "largest.json", request)
+        found = measure_latencies(run, output, output=tmp_path / output.name, threads=1, tokens=4, seconds=0.0)
+        conditions = found.table.document.conditions
+        assert (conditions.sparse_kernel, conditions.zeros) == (packed, 0.0)
+
+
 def test_layers_of_four_bits_are_timed_beside_an_export_that_has_none(tmp_path: Path) -> None:
     run = mixed_run(tmp_path, sparse=False, masked=False)
     write_landmark(run, "largest", tmp_path / "largest.json", formats=FORMATS)
