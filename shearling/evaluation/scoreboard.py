@@ -87,7 +87,7 @@ def parse_tasks(text: str) -> tuple[TaskLocation, ...]:
     """What `--tasks` means: `RUN/task` or names of harness tasks, comma separated.
 
     Raises:
-        UsageError: it names none, or one twice.
+        UsageError: it names none, or one twice, or two of one name.
         ArtefactMissing: a directory that is no task.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -97,7 +97,16 @@ def parse_tasks(text: str) -> tuple[TaskLocation, ...]:
             where="--tasks",
             remedy="Give RUN/task or names of harness tasks, comma separated",
         )
-    return tuple(locate_task(name) for name in names)
+    tasks = tuple(locate_task(name) for name in names)
+    called = [task.name for task in tasks]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"two tasks are called {twice}, and their scores could not be told apart",
+            where="--tasks",
+            remedy="Evaluate them one after the other",
+        )
+    return tasks
 
 
 def score_models(

@@ -281,6 +281,9 @@ def test_tasks_are_a_list_of_names(measured, tmp_path):
     for text, said in ((",", "no task"), ("a,a", "twice")):
         with pytest.raises(UsageError, match=said):
             parse_tasks(text)
+    other = shutil.copytree(task, tmp_path / "other")
+    with pytest.raises(UsageError, match="two tasks are called numbers, and their scores could not be told apart"):
+        parse_tasks(f"{task},{other}")
 
 
 def test_the_page_of_members_is_current():
