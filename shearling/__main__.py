@@ -14,7 +14,6 @@ from shearling.evaluation.precision import Precision
 from shearling.executors.command_options import (
     AddressOption,
     ExecutorOption,
-    GpusOption,
     ThreadsOption,
     WorkersOption,
 )
@@ -106,7 +105,6 @@ def evaluate(
     executor: ExecutorOption = "local",
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
-    gpus_per_worker: GpusOption = 0.0,
     address: AddressOption = None,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -122,7 +120,7 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         precision=precision,
-        workforce=Workforce(executor, workers, threads, gpus_per_worker, address),
+        workforce=Workforce(executor, workers, threads, address=address),
     )
 
 

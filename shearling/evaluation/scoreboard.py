@@ -138,9 +138,16 @@ def score_models(
         ArtefactCorrupt: what is read of a model or a task differs from its manifest.
         ModelUnsupported: a GGUF file without a vocabulary.
         PackageMissing: llama.cpp is not installed where a target says.
-        UsageError: no such task or split, or a setting of a target that an evaluation does not honour.
+        UsageError: no such task or split, a setting of a target that an evaluation does not honour, or devices
+            for its workers.
     """
     check_workforce(workforce)
+    if workforce.gpus_per_worker:
+        raise UsageError(
+            "an evaluation of given models computes on processors alone",
+            where="--gpus-per-worker",
+            remedy="Leave it out: devices would be held, and not used",
+        )
     models = [find_given_model(parse_target(target)) for target in targets]
     settled = resolve_precision(precision, device="cpu")
     work = ScoringWork(

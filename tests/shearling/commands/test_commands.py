@@ -138,6 +138,20 @@ def test_evaluate_on_workers_scores_the_same(measured, tmp_path):
     assert told(together) == told(alone)
 
 
+def test_evaluate_reserves_no_devices(measured, monkeypatch):
+    model, task = measured
+    monkeypatch.setattr("shearling.evaluation.scoreboard.check_workforce", lambda *_: None)
+    with pytest.raises(UsageError, match="computes on processors alone") as caught:
+        score_models(
+            [model],
+            tasks=parse_tasks(str(task)),
+            split="test",
+            workforce=Workforce("ray", workers=1, gpus_per_worker=0.5),
+        )
+    assert caught.value.where == "--gpus-per-worker"
+    _run("evaluate", model, "--tasks", task, "--gpus-per-worker", 0.5, code=2)
+
+
 def test_evaluate_speaks_json(measured, tmp_path):
     model, task = measured
     second = shutil.copytree(task, tmp_path / "second")
