@@ -20,7 +20,7 @@ from search.piece_store import PIECES_FILE, read_pieces
 from search.settings import SearchSettings
 from search.strategies.grid import Indices
 from shearling.console import log
-from shearling.errors import ShearlingError, UsageError
+from shearling.errors import DocumentInvalid, ShearlingError, UsageError
 from shearling.strict_json import write_text
 
 SETTINGS_FILE = "settings.json"
@@ -84,7 +84,7 @@ def resume(
 
     Raises:
         UsageError: there is no consent; nothing has changed then.
-        DocumentInvalid: a complete line of the journal is not a record.
+        DocumentInvalid: a complete line of the same search is damaged, and there is no consent to leave it behind.
     """
     indifferent = INDIFFERENT if settings.mixes else (*INDIFFERENT, *MIXING)
     deciding = {name: value for name, value in asdict(settings).items() if name not in indifferent}
@@ -93,10 +93,27 @@ def resume(
     deciding["latency"] = None if inputs.latency is None else inputs.latency.sha256
     text = json.dumps(deciding, indent=2)
     file = directory / SETTINGS_FILE
-    if file.is_file() and file.read_text() == text and len(Journal(directory / JOURNAL_FILE).explored) <= planned:
-        return
+    if file.is_file() and file.read_text() == text:
+        try:
+            read_pieces(directory / PIECES_FILE)
+            if len(Journal(directory / JOURNAL_FILE).explored) <= planned:
+                return
+        except DocumentInvalid as error:
+            _leave_damaged(directory, error, consent)
     _leave_behind(directory, question, consent)
     write_text(file, text)
+
+
+def _leave_damaged(directory: Path, damage: DocumentInvalid, consent: Consent) -> None:
+    if not consent(f"the unfinished search of this run cannot be continued: {damage.where}: {damage.message}"):
+        raise DocumentInvalid(
+            damage.message,
+            where=damage.where,
+            remedy="Add --start-over: what was measured is kept under another name, and counts no more",
+        )
+    for path in (directory / JOURNAL_FILE, directory / PIECES_FILE):
+        if path.exists():
+            log.print(f"{path.name} is set aside as {path.rename(_free_name(path)).name}")
 
 
 def _leave_behind(directory: Path, question: str, consent: Consent) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from search.cost_words import COSTS
@@ -36,14 +37,16 @@ def summarise(searched: Searched) -> Result:
         "n_eval": best.n_eval,
     }
     table = Table(
-        title=f"search {searched.path}: {evaluated} sub-networks raced on {best.n_eval} rows of {searched.task}",
+        title=escape(
+            f"search {searched.path}: {evaluated} sub-networks raced on {best.n_eval} rows of {searched.task}"
+        ),
         title_justify="left",
     )
     for heading in HEADINGS:
         table.add_column(heading, justify="right" if heading else "left")
     for role, record in compared.items():
         table.add_row(role, *_cells(record, searched))
-    table.caption = _caption(searched)
+    table.caption = escape(_caption(searched))
     table.caption_justify = "left"
     return Result(data, table)
 

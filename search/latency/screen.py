@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from search.latency.stage import MeasuredTable
@@ -23,7 +24,7 @@ def summarise_table(found: MeasuredTable) -> Result:
         "entries": len(document.entries),
     }
     title = f"{found.table.where}: {'used again' if found.reused else 'measured'}\n{found.table}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for heading in ("", "ms", "middle half of the samples"):
         table.add_column(heading, justify="right" if heading else "left")
     whole = document.whole

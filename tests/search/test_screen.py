@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -71,3 +72,10 @@ def test_the_difference_is_that_on_common_rows(tmp_path: Path) -> None:
 def test_too_few_rows_for_a_prediction_are_named(tmp_path: Path) -> None:
     text = printed(summarise(searched(tmp_path, (0.9, 0.8, 0.8), BestRule(), rows=2)))
     assert "nothing predicts the accuracy" in " ".join(text.split())
+
+
+def test_names_with_brackets_are_shown(tmp_path: Path) -> None:
+    found = searched(tmp_path, (0.9, 0.8, 0.8), BestRule())
+    text = printed(summarise(dataclasses.replace(found, path=Path("runs/exp[a]"))))
+    assert "search runs/exp[a]:" in text
+    assert "--subnet runs/exp[a]/best.json" in text

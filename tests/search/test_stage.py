@@ -31,7 +31,7 @@ from shearling.artefact import MANIFEST, list_files, open_artefact, sha256_file
 from shearling.elastic.search_space import GridSpec
 from shearling.elastic.subnet import open_subnet
 from shearling.elastic.super_network import load_super_network
-from shearling.errors import ArtefactMismatch, NoCandidate, OutputExists, ResourceExhausted, UsageError
+from shearling.errors import ArtefactMismatch, DocumentInvalid, NoCandidate, OutputExists, ResourceExhausted, UsageError
 from shearling.evaluation.evaluator import Evaluator, torch_scorer
 from shearling.executors.executor import Workforce
 from shearling.run import Run
@@ -325,6 +325,19 @@ def test_other_settings_start_over(run: Run) -> None:
     found = search(run, settings(algorithm="random", seed=5, evaluations=3), BestRule())
     assert {record.algorithm for record in found.records} == {"random"}
     assert len(found.explored) == 6
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "pieces.jsonl"])
+def test_a_damaged_line_is_left_behind_with_start_over(run: Run, name: str) -> None:
+    with pytest.raises(NoCandidate):
+        search(run, settings(), NOTHING_MEETS)
+    unfinished = run.path / ".search.partial"
+    lines = (unfinished / name).read_bytes().splitlines(keepends=True)
+    (unfinished / name).write_bytes(b"".join([lines[0], b'{"i": \n', *lines[2:]]))
+    with pytest.raises(DocumentInvalid, match=rf"{name}, line 2.*--start-over"):
+        search(run, settings(), BestRule())
+    assert search(run, settings(), BestRule(), consent=lambda _: True).best
+    assert (run.search / "journal-1.jsonl").is_file()
 
 
 def test_any_row_becomes_a_document_that_opens(run: Run, tmp_path: Path) -> None:
