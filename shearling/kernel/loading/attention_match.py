@@ -184,10 +184,7 @@ class _Heads:
 def _split_heads(output: Any) -> _Heads:
     # A norm of heads comes before they are transposed, or behind.
     behind, norm_behind = _unnormalize(output)
-    transpose = node_of(behind, "Transpose")
-    if integers_of(transpose.input_value(1)) != [0, 2, 1, 3]:
-        raise NoMatch("heads lie in another order")
-    source, norm_before = _unnormalize(transpose.input_value(0))
+    source, norm_before = _unnormalize(_untransposed(behind))
     if norm_before is not None and norm_behind is not None:
         raise NoMatch("two norms of heads")
     norm = norm_before or norm_behind
@@ -202,6 +199,19 @@ def _split_heads(output: Any) -> _Heads:
     if (bias is not None and bias.size != heads * size) or (norm is not None and norm[0].size != size):
         raise NoMatch("a bias or a norm of another size")
     return _Heads(rows, bias, norm, (heads, size))
+
+
+def _untransposed(output: Any) -> Any:
+    """[batch, rows, heads, size] of [batch, heads, rows, size]."""
+    node = output.get_node()
+    if node.get_type_name() == "Reshape" and integers_of(node.input_value(1)) == [0, 1, -1, 0]:
+        # OpenVINO's transposition of one head: of more it would mix them with rows.
+        shape = node.get_input_partial_shape(0)
+        if shape.rank.is_static and len(shape) == 4 and shape[2].is_static and shape[2].get_length() == 1:
+            return node.input_value(0)
+    if integers_of(node_of(output, "Transpose").input_value(1)) != [0, 2, 1, 3]:
+        raise NoMatch("heads lie in another order")
+    return node.input_value(0)
 
 
 def _unnormalize(output: Any) -> tuple[Any, tuple[Array, float] | None]:

@@ -59,7 +59,7 @@ def _turned(add: Any) -> tuple[Any, Rotary]:
     in place of halves.
     """
     sides = [node_of(add.input_value(port), "Multiply") for port in (0, 1)]
-    crossed = [side for side in sides if side.input_value(0).get_node().get_type_name() in ("Concat", "Reshape")]
+    crossed = [side for side in sides if _is_joined(side.input_value(0).get_node())]
     if len(crossed) != 1:
         raise NoRotary
     straight = sides[1 - sides.index(crossed[0])]
@@ -87,6 +87,13 @@ def _turned(add: Any) -> tuple[Any, Rotary]:
         raise NoRotary
     tables = [_table(side.input_value(1), width, interleaved=interleaved) for side in (straight, crossed[0])]
     return x, Rotary((tables[0], tables[1]), width, interleaved)
+
+
+def _is_joined(node: Any) -> bool:
+    """Whether a node puts numbers together: a reshape of anything else may be the transposition of a single head."""
+    if node.get_type_name() == "Reshape":
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Concat")
 
 
 def _joins_two(node: Any, *, axis: int) -> bool:
