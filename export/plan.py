@@ -218,18 +218,22 @@ def _fitting(
     Raises:
         OutputExists: the destination holds what the export is made from.
         UsageError: a layer does not have the group that was asked for.
+        ModelUnsupported: a format has no place for the model.
         ArtefactError: rows that weights are rounded or judged on are damaged, or of another task than the adapter's.
         ResourceExhausted: it has too little memory or disk.
     """
     opened = () if merge is None else (merge.opened.adapter, merge.opened.variants)
     inputs = [source, *(artefact.path for artefact in (frozen, *opened) if artefact is not None)]
     check_destination(request.output, kind="export", force=request.force, inputs=inputs)
+    config = read_json(frozen.path / CONFIG)
+    for item in formats:
+        item.writer.check_config(config, where=frozen.path / CONFIG)
     integers = any(item.storage.weight_format.integers for item in formats)
     judged = integers and request.verify != "off"
     _verify_rows(Run(frozen.path.parent), merge, judged=judged, calibrated=quantization)
     if quantization is not None and not quantization.narrower:
         _check_group_size(frozen, merge, quantization)
-    sizes = read_sizes(frozen.path, rows=int(read_json(frozen.path / CONFIG).get("vocab_size") or 0))
+    sizes = read_sizes(frozen.path, rows=int(config.get("vocab_size") or 0))
     positions = FIXED_POSITIONS
     if head == "language_model" and judged:
         positions += held_back_positions(Run(frozen.path.parent).task)

@@ -13,7 +13,7 @@ import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -131,6 +131,17 @@ class FormatWriter(abc.ABC):
 
         Raises:
             EnvironmentFault: a package, a compiler or a header is missing.
+        """
+
+    def check_config(self, config: Mapping[str, Any], *, where: Path) -> None:  # noqa: B027 (as above)
+        """Refuse before any work a model that the format has no place for.
+
+        Args:
+            config: of the model, as in config.json.
+            where: the file.
+
+        Raises:
+            ModelUnsupported: says what of it.
         """
 
     @abc.abstractmethod

@@ -36,7 +36,7 @@ from export.quiet_conversion import quiet_conversion
 from export.verification.parity import LogitsInTurn, cached_calls, padded_batch
 from export.verification.reading import MeasuredLogits
 from export.verification.zeros import Zeros, read_onnx
-from shearling.errors import ArtefactCorrupt
+from shearling.errors import ArtefactCorrupt, ModelUnsupported
 from shearling.kernel.build import build_onnx_runtime_library
 from shearling.kernel.onnx_runtime_extension import open_session
 from shearling.model.checkpoint import load_tokenizer, save_configurations
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 NAME = "onnx"
 MODEL_ONNX = "model.onnx"
 OPSET = 18
+LENGTH_DEPENDENT_ROPES = {"longrope", "su", "dynamic"}
+"""Rotary embeddings that `torch.export` does not trace; `su` is what early checkpoints call LongRoPE."""
 
 USAGE = """\
 import onnxruntime
@@ -123,6 +125,17 @@ class OnnxDecoder(FormatWriter):
         if storage.sparse_kernel:
             build_onnx_runtime_library()
 
+    def check_config(self, config: Mapping[str, Any], *, where: Path) -> None:
+        """See `FormatWriter`."""
+        kinds = _rope_types(config) & LENGTH_DEPENDENT_ROPES
+        if kinds:
+            raise ModelUnsupported(
+                f"its rotary embedding is of the kind {kinds.pop()}, whose angles depend on the length of the text, "
+                f"and {self.name} holds those of one length",
+                where=where,
+                remedy="Use --formats openvino",
+            )
+
     def write(self, subject: ExportSubject, directory: Path, storage: Storage) -> PackingReport | None:
         """See `FormatWriter`."""
         return write_onnx(subject.model, subject.tokenizer, directory, storage, integers=subject.integers)
@@ -157,6 +170,18 @@ class OnnxDecoder(FormatWriter):
     def usage(self, facts: UsageFacts) -> str | None:
         """See `FormatWriter`."""
         return SPARSE_USAGE if facts.packed else USAGE
+
+
+def _rope_types(config: Mapping[str, Any]) -> set[str]:
+    """Kinds of rotary embeddings of a config.json: one of all layers, or one of each type of layer."""
+    found: set[str] = set()
+    for name in ("rope_parameters", "rope_scaling"):
+        given = config.get(name)
+        entries = [given, *given.values()] if isinstance(given, dict) else []
+        for entry in entries:
+            if isinstance(entry, dict):
+                found.add(str(entry.get("rope_type", entry.get("type"))))
+    return found
 
 
 def write_onnx(

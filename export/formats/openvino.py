@@ -247,11 +247,24 @@ def convert(
 
 
 def _converted(model: PreTrainedModel, directory: Path, options: Mapping[str, Any]) -> Any:
+    _separate_buffers(model)
     with quiet_conversion(), _as_it_was(model):
         from optimum.exporters.openvino import export_from_model
 
         export_from_model(model, output=directory, **options)
     return openvino_core().read_model(directory / MODEL_XML)
+
+
+def _separate_buffers(model: PreTrainedModel) -> None:
+    """Give every buffer memory of its own: TorchScript refuses modules with a tensor under two names, as LongRoPE has
+    once it has run.
+    """
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            if id(buffer) in seen:
+                setattr(module, name, buffer.clone())
+            seen.add(id(buffer))
 
 
 @contextmanager

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from export.formats.classifier import OnnxClassifier
+from export.formats.onnx import OnnxDecoder
+from export.formats.onnx_genai import OnnxGenAIDecoder
 from export.plan import plan_frozen, plan_subnet
 from export.quantization.settings import Quantization
 from export.request import ExportRequest
 from shearling.artefact import open_artefact, write_artefact
 from shearling.elastic.subnet import describe_subnet, open_subnet
-from shearling.errors import ArtefactCorrupt, MergeRefused, OutputExists, UsageError
+from shearling.errors import ArtefactCorrupt, MergeRefused, ModelUnsupported, OutputExists, UsageError
 from shearling.model.checkpoint import save_model
 from shearling.run import Run
 from shearling.strict_json import write_document
@@ -109,3 +112,32 @@ def test_a_group_that_no_layer_has_is_refused(tmp_path):
     describe({**space.maximal(), **{group.id: 80 for group in space.width_groups}})
     with pytest.raises(UsageError, match="a group of 32 does not divide the 80 inputs"):
         plan_subnet(document, request)
+
+
+def test_angles_that_depend_on_the_length_of_a_text_are_refused_in_onnx(tmp_path):
+    model = wide_model()
+    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    save_model(model, tiny_tokenizer(), tmp_path / "source")
+    run = run_with_best(tmp_path)
+    request = request_for(tmp_path / "export", formats=("openvino", "onnx"))
+    for plan, source in ((plan_frozen, run.sparse), (plan_subnet, run.path / "best.json")):
+        with pytest.raises(ModelUnsupported, match="of the kind dynamic") as caught:
+            plan(source, request)
+        assert (caught.value.exit_code, caught.value.where) == (3, str(run.sparse / "config.json"))
+        plan(source, replace(request, formats=("openvino",)))
+
+
+@pytest.mark.parametrize("writer", [OnnxDecoder, OnnxGenAIDecoder, OnnxClassifier])
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"rope_parameters": {"rope_type": "longrope"}}, "longrope"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {}}}, "dynamic"),
+        ({"rope_scaling": {"type": "su"}}, "su"),
+    ],
+)
+def test_every_spelling_of_such_angles_is_known(tmp_path, writer, config, kind):
+    with pytest.raises(ModelUnsupported, match=f"of the kind {kind},"):
+        writer().check_config(config, where=tmp_path)
+    for others in ({}, {"rope_scaling": None}, {"rope_parameters": {"rope_type": "yarn"}}):
+        writer().check_config(others, where=tmp_path)

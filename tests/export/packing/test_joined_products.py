@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import openvino
 import pytest
+import torch
 from openvino import opset13 as op
 from transformers import GlmConfig, GlmForCausalLM, Phi3Config, Phi3ForCausalLM
 
@@ -159,3 +160,21 @@ def test_what_is_cut_apart_and_what_stays(case):
         answers.append([request.get_output_tensor(port).data.copy() for port in range(len(one.outputs))])
     for left, right in zip(*answers, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
+
+
+def test_long_rope_is_exported_as_it_computes(tmp_path):
+    """On texts that fit the original context, and on longer ones, whose angles are others."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0 + 0.1 * number for number in range(8)],
+        "long_factor": [2.0 + 0.1 * number for number in range(8)],
+        "original_max_position_embeddings": 42,
+        "factor": 48.7,
+    }
+    model = seeded_decoder(Phi3ForCausalLM, Phi3Config(**SHAPE, rope_parameters=rope))
+    blocks = [np.random.default_rng(length).integers(SHAPE["vocab_size"], size=length) for length in (30, 60)]
+    expected = [model(torch.from_numpy(block)[None]).logits.detach().numpy()[0] for block in blocks]
+    write_openvino(model, tiny_tokenizer(), tmp_path, stored_as("fp32"), sparsity={})
+    for found, logits in zip(openvino_logits(tmp_path, blocks, config=FLOAT32_CPU), expected, strict=True):
+        assert np.abs(found - logits).max() < 1e-4 * np.abs(logits).max()
