@@ -18,9 +18,10 @@ from export.packing.packing_plan import HeadPlan, LayerPlan, LinearPlan, MLPPlan
 from export.packing.packing_report import PackedLayer, PackingReport
 from export.packing.stored_weight import read_matrix
 from shearling.kernel.bundle import OPERATORS
+from shearling.kernel.library import pack_anywhere
 from shearling.kernel.loading.dense_form import NAME_SEPARATOR
 from shearling.kernel.openvino_extension import RT_INFO, node_factory
-from shearling.kernel.packed_format import VERSION, Bytes, bundle, pack
+from shearling.kernel.packed_format import VERSION, Bytes, bundle
 
 
 def pack_ir(ir: Any) -> PackingReport:
@@ -135,7 +136,7 @@ class _Site:
         self._operator = operator
         self._norms = [norm for norm in norms if norm is not None]
         self._name = NAME_SEPARATOR.join(node.get_friendly_name() for node in nodes)
-        packed = [pack(read_matrix(weight.product), weight.cost.encoding) for weight in weights]
+        packed = [pack_anywhere(read_matrix(weight.product), weight.cost.encoding) for weight in weights]
         content = bundle(packed, [norm.gamma for norm in self._norms])
         constant = openvino.op.Constant(openvino.Tensor(content), shared_memory=False)
         constant.set_friendly_name(

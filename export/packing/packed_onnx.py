@@ -19,8 +19,9 @@ import numpy.typing as npt
 from export.packing.cost import PackingCost, measure_packing, saves, too_little
 from export.packing.linear_graph import module_path
 from export.packing.packing_report import PackedLayer, PackingReport
+from shearling.kernel.library import pack_anywhere
 from shearling.kernel.onnx_runtime_extension import DOMAIN, DOMAIN_VERSION, OPERATOR, node_attributes
-from shearling.kernel.packed_format import Matrix, ValueType, pack
+from shearling.kernel.packed_format import Matrix, ValueType
 
 PACKED = "_packed"
 """Behind the name of a weight, for the initializer that holds its packed form."""
@@ -151,7 +152,7 @@ def _read_blocks(
 def _replace(graph: Any, product: OnnxProduct, cost: PackingCost) -> PackedLayer:
     import onnx_ir
 
-    packed = pack(product.matrix, cost.encoding)
+    packed = pack_anywhere(product.matrix, cost.encoding)
     name = product.weight + PACKED
     stored = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(packed, name=name), shape=onnx_ir.Shape(packed.shape))
     stored.dtype = onnx_ir.DataType.UINT8

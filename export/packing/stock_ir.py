@@ -9,9 +9,10 @@ import numpy as np
 from export.packing.joined_products import join_parts
 from shearling.errors import ArtefactCorrupt
 from shearling.kernel.bundle import split_bundle
+from shearling.kernel.library import unpack_anywhere
 from shearling.kernel.loading.dense_form import NAME_SEPARATOR
 from shearling.kernel.loading.packed_operator import WEIGHTS_PORT
-from shearling.kernel.packed_format import Matrix, unpack
+from shearling.kernel.packed_format import Matrix
 
 
 def read_packed(node: Any) -> dict[str, Matrix]:
@@ -29,6 +30,6 @@ def read_packed(node: Any) -> dict[str, Matrix]:
 
 def _unpack(packed: Any, path: str) -> Matrix:
     try:
-        return unpack(packed)
+        return unpack_anywhere(packed)
     except ArtefactCorrupt as error:
         raise ArtefactCorrupt(error.message, where=path, remedy="Export again") from None

@@ -18,8 +18,9 @@ from export.packing.packed_onnx import PACKED
 from export.packing.stock_ir import read_packed
 from shearling.errors import ArtefactCorrupt, ModelUnsupported, SparsityLost
 from shearling.kernel.bundle import OPERATORS
+from shearling.kernel.library import unpack_anywhere
 from shearling.kernel.openvino_extension import core_for
-from shearling.kernel.packed_format import Bytes, Matrix, ValueType, unpack
+from shearling.kernel.packed_format import Bytes, Matrix, ValueType
 from shearling.model.weight_shards import StoredWeights
 from shearling.registry.number_formats import NUMBER_FORMATS
 from shearling.strict_json import Document
@@ -149,7 +150,7 @@ def _is_bundle(constant: Any) -> bool:
 
 def _unpack(packed: Bytes, name: str) -> Matrix:
     try:
-        return unpack(packed)
+        return unpack_anywhere(packed)
     except ArtefactCorrupt as error:
         raise ArtefactCorrupt(
             f"a packed weight is corrupt: {error.message}", where=name, remedy="Export again"

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shearling.errors import ArtefactCorrupt, ModelUnsupported, ShapeMismatch
+from shearling.console import log
+from shearling.errors import ArtefactCorrupt, EnvironmentFault, ModelUnsupported, ShapeMismatch
 from shearling.kernel.build import build_library
-from shearling.kernel.packed_format import Bytes, Encoding, Matrix, check_parts, read_header
+from shearling.kernel.packed_format import Bytes, Encoding, Matrix, check_parts, pack, read_header, unpack
 from shearling.kernel.packed_scales import ScaleType
 
 Floats = npt.NDArray[np.float32]
@@ -129,6 +130,35 @@ def unpack_matrix(packed: Bytes) -> Matrix:
         )
     )
     return Matrix(values, header.value_type, scales, header.group_size)
+
+
+@functools.cache
+def _has_library() -> bool:
+    try:
+        load_library()
+    except EnvironmentFault as fault:
+        log.print(f"weights are packed by numpy, which takes many times as long: {fault.message}")
+        return False
+    return True
+
+
+def pack_anywhere(matrix: Matrix, encoding: Encoding = Encoding.BITMASK) -> Bytes:
+    """`pack_matrix`; where the library cannot be built, as with ONNX Runtime alone, the same bytes from numpy.
+
+    Raises:
+        ShapeMismatch, ModelUnsupported: see `pack_matrix`.
+        NonFiniteWeights: numpy found NaN or infinity.
+    """
+    return pack_matrix(matrix, encoding) if _has_library() else pack(matrix, encoding)
+
+
+def unpack_anywhere(packed: Bytes) -> Matrix:
+    """`unpack_matrix`; where the library cannot be built, the same from numpy.
+
+    Raises:
+        ArtefactCorrupt: it is not a packed matrix.
+    """
+    return unpack_matrix(packed) if _has_library() else unpack(packed)
 
 
 def expand_matrix(packed: Bytes) -> Bytes:

@@ -9,6 +9,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from export.formats.openvino import FLOAT32_CPU, MODEL_XML, openvino_logits, write_openvino
+from shearling.kernel import packed_format
 from shearling.kernel.openvino_extension import core_for, load_packed, needs_extension
 from tests.support.exported_files import count_zeros, stored_as
 from tests.support.packed_decoders import SHAPE, seeded_decoder
@@ -45,6 +46,21 @@ def both(request, tmp_path_factory):
         model, tiny_tokenizer(), directory / "sparse" / "openvino", stored_as(weights, kernel="sparse"), sparsity={}
     )
     return directory, packing, masks, weights, family
+
+
+def test_compiled_code_packs_and_reads_back(tmp_path, monkeypatch):
+    def too_slow(*_: object) -> None:
+        raise AssertionError("numpy packs or unpacks what compiled code could")
+
+    for slow in ("_to_blocks", "_from_blocks"):
+        monkeypatch.setattr(packed_format, slow, too_slow)
+    model = wide_decoder()
+    masks = prune_at_random(model, share=SHARES["int4"])
+    stored = stored_as("int4", kernel="sparse")
+    packing = write_openvino(model, tiny_tokenizer(), tmp_path / "openvino", stored, sparsity={})
+    assert packing.layers
+    (check,) = count_zeros(tmp_path, masks).values()
+    assert check.zeros == check.pruned > 0
 
 
 def read_weights(ir):

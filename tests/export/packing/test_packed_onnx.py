@@ -9,7 +9,8 @@ import pytest
 from onnx import numpy_helper
 
 from export.formats.onnx import MODEL_ONNX, check_external_data, onnx_logits, write_onnx
-from shearling.errors import ArtefactCorrupt
+from shearling.errors import ArtefactCorrupt, PackageMissing
+from shearling.kernel import library, packed_format
 from shearling.kernel.onnx_runtime_extension import DOMAIN, needs_operators
 from shearling.kernel.packed_format import read_header, unpack
 from tests.support.exported_files import count_zeros, stored_as
@@ -110,6 +111,45 @@ def test_a_packed_weight_that_lies_is_not_counted(both, tmp_path):
     onnx.save(model, tmp_path / "onnx" / MODEL_ONNX)
     with pytest.raises(ArtefactCorrupt, match=f"{name}: a packed weight is corrupt"):
         count_zeros(tmp_path, masks)
+
+
+def _no_library() -> None:
+    raise PackageMissing("openvino is not installed", remedy="Install it")
+
+
+def _too_slow(*_: object) -> None:
+    raise AssertionError("numpy packs or unpacks what compiled code could")
+
+
+@pytest.fixture
+def asked_again():
+    """Whether the library is there is asked once; not for what a test pretends."""
+    library._has_library.cache_clear()
+    yield
+    library._has_library.cache_clear()
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_compiled_code_packs_and_without_it_numpy_does_to_the_same_bytes(tmp_path, monkeypatch, asked_again, weights):
+    model, masks = pruned_model("llama_tied_gqa", share=SHARES[weights])
+    found = []
+    for name in ("compiled", "numpy"):
+        directory = tmp_path / name
+        with monkeypatch.context() as patch:
+            if name == "compiled":
+                for slow in ("_to_blocks", "_from_blocks"):
+                    patch.setattr(packed_format, slow, _too_slow)
+            else:
+                patch.setattr(library, "load_library", _no_library)
+            write_onnx(model, tiny_tokenizer(), directory / "onnx", stored_as(weights, kernel="sparse"))
+            found.append((read_initializers(directory), count_zeros(directory, masks)))
+        library._has_library.cache_clear()
+    (compiled, zeros), (by_numpy, same_zeros) = found
+    assert zeros == same_zeros
+    assert any(name.endswith("_packed") for name in compiled)
+    assert {name: array.tobytes() for name, array in compiled.items()} == {
+        name: array.tobytes() for name, array in by_numpy.items()
+    }
 
 
 def test_too_few_zeros_leave_a_stock_file(tmp_path):
