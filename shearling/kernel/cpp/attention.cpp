@@ -114,6 +114,13 @@ const char* attention_fault(
                 return "a sequence continues one that there is not";
             }
         }
+        // The room behind the positions of a text may hold those of an earlier one.
+        for (size_t row = 0; row < step.batch; ++row) {
+            const size_t sequence = step.sources == nullptr ? row : static_cast<size_t>(step.sources[row]);
+            if (holds_fewer(cache, sequence, step.past())) {
+                return "the cache holds fewer positions than the mask tells of";
+            }
+        }
     }
     return nullptr;
 }

@@ -48,6 +48,11 @@ bool is_believed(const CacheHeader& header, const uint8_t* memory, size_t slots,
 
 }  // namespace
 
+bool holds_fewer(const CacheView& cache, size_t sequence, size_t positions) {
+    const CacheHeader header = header_of(cache, cache.past, cache.past_slots, sequence);
+    return header.stamp != 0 && header.positions < positions;
+}
+
 Continuation find_continuation(const StepView& step, const CacheView& cache) {
     Continuation found{0, 0};
     if (step.past() == 0 || step.sources != nullptr || cache.past_batch != step.batch) {

@@ -40,6 +40,9 @@ struct CacheView {
     size_t slot_bytes;
 };
 
+// Whether a sequence of `past` says that it holds fewer positions than these. It says nothing where its header was wiped.
+bool holds_fewer(const CacheView& cache, size_t sequence, size_t positions);
+
 // How `next` goes on from `past`.
 struct Continuation {
     uint64_t parent;  // stamp of `past`; 0: nobody knows what that is

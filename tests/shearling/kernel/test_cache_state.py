@@ -156,6 +156,20 @@ def test_sessions_that_begin_alike_do_not_meet_each_other(length):
         assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_mask_that_tells_of_more_than_was_read_is_refused(batch):
+    """The memory behind a text is that of an earlier one, where a state was reset."""
+    session = Session(batch)
+    session.read_on(0, 120, seed=1)
+    session.layer.request.reset_state()
+    session.read(0, 2, rows=5)
+    with pytest.raises(RuntimeError, match="fewer positions than the mask tells of"):
+        session.read(6, 3)
+    session.layer.request.reset_state()
+    session.read(0, 2, rows=5)
+    session.read(5, 3)
+
+
 def test_a_sequence_that_was_copied_over_another_is_read_as_that_one():
     session = Session(batch=2)
     for past in range(40):
