@@ -16,7 +16,7 @@ from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
-from shearling.recipe.training import TrainSection
+from shearling.recipe.training import MOST_TAUGHT_POSITIONS, TrainSection
 from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.resources import Estimate, available_memory_bytes, cuda_libraries_bytes, free_device_bytes
 from train.base.adaptation import adapting_recipe
@@ -222,14 +222,12 @@ def _trained(recipe: Recipe, figures: ModelFigures) -> Estimate:
 
 def _logits_bytes(figures: ModelFigures, train: TrainSection, tasks: Sequence[TaskSection], computed_bytes: int) -> int:
     """What the loss of one micro-batch holds that is as large as logits."""
-    from train.super_adapter.taught_loss import MOST_POSITIONS
-
     everywhere = train.batch_size * longest_sequence(train, tasks)
     learnt = train.batch_size * (train.pack_tokens or max(map(_learnt_positions, tasks)))
     if train.distillation:
         of_a_logit = DISTILLED_LOGITS * computed_bytes * everywhere + DISTILLING_BYTES * learnt
     elif train.teacher is not None:
-        of_a_logit = TAUGHT_LOGITS * computed_bytes * min(everywhere, learnt + MOST_POSITIONS)
+        of_a_logit = TAUGHT_LOGITS * computed_bytes * min(everywhere, learnt + MOST_TAUGHT_POSITIONS)
     else:
         of_a_logit = LOGITS * computed_bytes * learnt
     return figures.vocabulary * of_a_logit

@@ -9,6 +9,10 @@ import pydantic
 
 from shearling.recipe.section import Section
 
+MOST_TAUGHT_POSITIONS = 128
+"""Unlabelled positions of a micro-batch that a teacher is compared at, drawn evenly: enough to keep the language, and
+little beside the model itself."""
+
 
 class TeacherSection(Section):
     """A dense model whose predictions are learnt beside the labels: weights of KL(teacher || student)."""

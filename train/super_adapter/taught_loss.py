@@ -2,7 +2,7 @@
 
 At the positions of the prompt, where there is no label, it keeps the language of the base; at the labelled ones it
 says how sure to be. Like the loss of the labels it is computed only where it counts, in blocks that fit the cache, and
-at no more than `MOST_POSITIONS` of a micro-batch, so that long texts do not turn into gigabytes of logits.
+at no more than `MOST_TAUGHT_POSITIONS` of a micro-batch, so that long texts do not turn into gigabytes of logits.
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from shearling.calibration.divergence import divergence_sum
-from shearling.recipe.training import TeacherSection
+from shearling.recipe.training import MOST_TAUGHT_POSITIONS, TeacherSection
 from train.super_adapter.causal_loss import cross_entropy_sum, head_sees_only
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, next_is_text, next_labels
-
-MOST_POSITIONS = 128
-"""Unlabelled positions of a micro-batch that are compared, drawn evenly: enough to keep the language, and little beside
-the model itself."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def taught_loss(
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     wanted_labels = next_labels(batch)
     labelled = wanted_labels != IGNORED_LABEL
-    compared = labelled | _thin_out(next_is_text(batch) & ~labelled, MOST_POSITIONS)
+    compared = labelled | _thin_out(next_is_text(batch) & ~labelled, MOST_TAUGHT_POSITIONS)
     logits, hidden = _predict(network, inputs, compared, called=called)
     with torch.no_grad():
         wanted_logits, wanted_hidden = _predict(teacher.model, inputs, compared)

@@ -40,7 +40,7 @@ struct CacheView {
     size_t slot_bytes;
 };
 
-// Whether a sequence of `past` says that it holds fewer positions than these. It says nothing where its header was wiped.
+// Whether a sequence of `past` says that it holds fewer positions than these; a wiped header says nothing.
 bool holds_fewer(const CacheView& cache, size_t sequence, size_t positions);
 
 // How `next` goes on from `past`.

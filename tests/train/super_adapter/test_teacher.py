@@ -15,13 +15,13 @@ from shearling.artefact import open_artefact
 from shearling.elastic.subnet import open_subnet
 from shearling.errors import ArtefactMismatch, ArtefactMissing, RecipeInvalid, UsageError
 from shearling.model.checkpoint import load_model, load_tokenizer
-from shearling.recipe.training import TeacherSection, TrainSection
+from shearling.recipe.training import MOST_TAUGHT_POSITIONS, TeacherSection, TrainSection
 from tests.support.tiny_models import FAMILIES, VOCABULARY, save_tiny
 from tests.support.tiny_runs import tiny_network, tiny_recipe
 from tests.support.tiny_subnets import run_with_best
 from train.stage import run_recipe
 from train.super_adapter.choice_sampler import RankSampler
-from train.super_adapter.taught_loss import MOST_POSITIONS, TaughtLoss, Teacher, _thin_out, taught_loss
+from train.super_adapter.taught_loss import TaughtLoss, Teacher, _thin_out, taught_loss
 from train.super_adapter.teacher import check_teacher
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
 from train.super_adapter.trainer import NlsTrainer, build_trainer, training_arguments
@@ -82,10 +82,10 @@ def test_the_loss_and_its_gradient_are_those_of_the_definition(family: str) -> N
 def test_a_long_text_is_compared_at_even_distances() -> None:
     positions = torch.ones(8, 1000, dtype=torch.bool)
     positions[2] = False
-    kept = _thin_out(positions, MOST_POSITIONS)
-    assert int(kept.sum()) == MOST_POSITIONS
+    kept = _thin_out(positions, MOST_TAUGHT_POSITIONS)
+    assert int(kept.sum()) == MOST_TAUGHT_POSITIONS
     assert not (kept & ~positions).any()
-    assert (kept.sum(dim=1)[[0, 1, 3, 4, 5, 6, 7]] - MOST_POSITIONS / 7).abs().max() <= 1
+    assert (kept.sum(dim=1)[[0, 1, 3, 4, 5, 6, 7]] - MOST_TAUGHT_POSITIONS / 7).abs().max() <= 1
     assert _thin_out(positions, 10**6).equal(positions)
 
 
