@@ -379,7 +379,9 @@ def _refuse_unlike(blocks: tuple[WidthBlock, ...], transformer: TransformerLayer
 
 
 def _try_narrow(model: PreTrainedModel, transformer: TransformerLayers, blocks: tuple[WidthBlock, ...]) -> None:
-    """Run the model with every block at its smallest width: a size that the code fixes elsewhere shows here."""
+    """Run the model with every block at its smallest width: a size or a number of heads that the code fixes elsewhere
+    shows here.
+    """
     from torch import nn
 
     for layer, block in enumerate(blocks):
@@ -391,10 +393,26 @@ def _try_narrow(model: PreTrainedModel, transformer: TransformerLayers, blocks: 
             old: Any = model.get_submodule(path)
             new = nn.Linear(in_features or old.in_features, out_features or old.out_features, bias=old.bias is not None)
             model.set_submodule(path, new)
+    narrowed = find_layers(model)
     try:
-        _forward(model)
+        trace = _follow(model, narrowed)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelUnsupported(
             f"its code fixes the width: {reason}", where=transformer.module_path(0, blocks[0].consumer)
         ) from error
+    for layer, block in enumerate(blocks):
+        _refuse_other_heads(block, narrowed, layer, trace)
+
+
+def _refuse_other_heads(block: WidthBlock, transformer: TransformerLayers, layer: int, trace: _Trace) -> None:
+    """A forward that counts heads makes narrower ones of a narrower output, not fewer."""
+    if block.part != "attention":
+        return
+    for name in (*block.producers, *block.grouped):
+        path = transformer.module_path(layer, name)
+        found = trace.head_dims.get(path)
+        if found != block.head_dim:
+            raise ModelUnsupported(
+                f"its code splits a narrower output into heads of {found}, not of {block.head_dim}", where=path
+            )

@@ -4,7 +4,15 @@ import copy
 
 import pytest
 import torch
-from transformers import BertConfig, DistilBertConfig, MixtralConfig, ModernBertConfig, OPTConfig, RobertaConfig
+from transformers import (
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    MixtralConfig,
+    ModernBertConfig,
+    OPTConfig,
+    RobertaConfig,
+)
 
 from shearling.errors import ModelUnsupported
 from shearling.model.width_tracing import find_structure
@@ -97,6 +105,19 @@ def test_a_forward_that_looks_at_numbers_of_its_own_is_refused(family):
     config.architectures = ["DebertaForSequenceClassification"]
     with pytest.raises(ModelUnsupported, match="cannot be followed"):
         find_structure(config)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_heads_that_the_code_counts_are_not_cut():
+    """It splits whatever width there is into as many heads: narrower ones, not fewer."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    names = ["DebertaV2ForSequenceClassification"]
+    config = DebertaV2Config(architectures=names, vocab_size=90, pad_token_id=0, relative_attention=False, **sizes)
+    structure = find_structure(config)
+    assert set(structure.blocks) == {"feed_forward"}
+    with pytest.raises(ModelUnsupported, match="narrower output into heads of 4, not of 16") as caught:
+        structure.require("attention")
+    assert caught.value.where == "deberta.encoder.layer.0.attention.self.query_proj"
 
 
 # Building it imports parts of torch that compile functions when they are imported.
