@@ -43,14 +43,25 @@ if TYPE_CHECKING:
 
     from shearling.evaluation.evaluator import Evaluation
 
+ADAPTED_FILE = "adapted.json"
 PREPARED_FILE = "prepared.json"
+
+
+class AdaptedModel(Document):
+    """What is known of the dense model with its LoRA, kept beside it for all cells that begin with it.
+
+    Attributes:
+        seconds: that the import and the LoRA took.
+    """
+
+    seconds: float
 
 
 class Prepared(Document):
     """What is known of a frozen model, kept beside it for all cells that train on it.
 
     Attributes:
-        seconds: that the import and the pruning took.
+        seconds: that the import, the LoRA and the pruning took.
         bits_per_byte: of the general text; None where the model is no language model.
     """
 
@@ -61,7 +72,8 @@ class Prepared(Document):
 def carry_out_all(
     cells: Iterable[Cell], output: Path, *, keep: bool, workforce: Workforce = LOCAL
 ) -> dict[str, ShearlingError]:
-    """Carry out cells, those that share a frozen model one after the other, and write a file for each.
+    """Carry out cells, and write a file for each: those that share a frozen model one after the other, and so those
+    that share an adapted one.
 
     Args:
         cells: unfinished.
@@ -72,12 +84,10 @@ def carry_out_all(
     Returns:
         By name what went wrong; the other cells are finished all the same.
     """
-    shared: dict[str, list[Cell]] = {}
-    for cell in cells:
-        shared.setdefault(cell.run_name, []).append(cell)
-    left, failed = sum(map(len, shared.values())), dict[str, ShearlingError]()
-    for name, group in shared.items():
-        run = Run(output / "runs" / name)
+    groups = _grouped(cells)
+    left, failed = sum(map(len, groups)), dict[str, ShearlingError]()
+    for place, group in enumerate(groups):
+        run = Run(output / "runs" / group[0].run_name)
         for cell in group:
             log.print(f"{cell.name}: {left} to do", style="bold")
             left -= 1
@@ -90,9 +100,37 @@ def carry_out_all(
                 path = cell_file(output, cell.name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_document(path, document)
+        for following in (later[0] for later in groups[place + 1 : place + 2]):
+            if following.arm.adapted and following.adapted_name == group[0].adapted_name:
+                _hand_on(run, Run(output / "runs" / following.run_name))
         if not keep:
             shutil.rmtree(run.path, ignore_errors=True)
     return failed
+
+
+def _grouped(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Those of one run together, and the runs that begin with the same adapted model behind each other."""
+    runs: dict[str, list[Cell]] = {}
+    for cell in cells:
+        runs.setdefault(cell.run_name, []).append(cell)
+    begun: dict[str, list[list[Cell]]] = {}
+    for name, group in runs.items():
+        begun.setdefault(group[0].adapted_name or name, []).append(group)
+    return [group for groups in begun.values() for group in groups]
+
+
+def _hand_on(run: Run, following: Run) -> None:
+    """Copy the adapted model, and what it was made from, to a run that has none."""
+    if not (run.path / ADAPTED_FILE).is_file() or following.path.exists():
+        return
+    for path in _adapted_parts(run):
+        shutil.copytree(path, following.path / path.name)
+    # Last, since it says that the others are whole.
+    shutil.copy2(run.path / ADAPTED_FILE, following.path / ADAPTED_FILE)
+
+
+def _adapted_parts(run: Run) -> tuple[Path, ...]:
+    return run.base, run.task, run.lora, run.adapted
 
 
 def carry_out(cell: Cell, run: Run, *, workforce: Workforce = LOCAL) -> CellDocument:
@@ -100,7 +138,7 @@ def carry_out(cell: Cell, run: Run, *, workforce: Workforce = LOCAL) -> CellDocu
 
     Args:
         cell: which.
-        run: its run directory; a frozen model that is there is used as it is.
+        run: its run directory; a frozen or an adapted model that is there is used as it is.
         workforce: what measures the candidates of its search.
 
     Raises:
@@ -109,15 +147,18 @@ def carry_out(cell: Cell, run: Run, *, workforce: Workforce = LOCAL) -> CellDocu
     """
     import torch
 
-    prepared = _clear(run)
+    prepared, adapted = _clear(run), _read_adapted(run)
     text, content = held_back_text(), cell.recipe()
     with _timed() as whole:
         made = run_recipe(_validated(content, cell), run.path)
     frozen = next(made[kind] for kind in ("sparse", "adapted", "base") if kind in made)
     train_s = whole.seconds
     if prepared is None:
-        prepare_s = min(whole.seconds, max(0.0, _written_s(frozen) - whole.began_s))
-        prepared = Prepared(seconds=prepare_s, bits_per_byte=_bits_before(cell, frozen, text))
+        earlier_s = 0.0 if adapted is None else adapted.seconds
+        if adapted is None and "adapted" in made:
+            write_document(run.path / ADAPTED_FILE, AdaptedModel(seconds=whole.until(made["adapted"])))
+        prepare_s = whole.until(frozen)
+        prepared = Prepared(seconds=earlier_s + prepare_s, bits_per_byte=_bits_before(cell, frozen, text))
         write_document(run.path / PREPARED_FILE, prepared)
         train_s -= prepare_s
     with _timed() as searching:
@@ -153,6 +194,12 @@ class _Clock:
     began_s = 0.0
     seconds = 0.0
 
+    def until(self, artefact: Artefact) -> float:
+        """Seconds from the beginning until an artefact was written."""
+        # The manifest itself tells the time to the second alone.
+        written_s = (artefact.path / MANIFEST).stat().st_mtime
+        return min(self.seconds, max(0.0, written_s - self.began_s))
+
 
 @contextmanager
 def _timed() -> Iterator[_Clock]:
@@ -162,21 +209,26 @@ def _timed() -> Iterator[_Clock]:
     clock.seconds = time.monotonic() - started_s
 
 
-def _written_s(artefact: Artefact) -> float:
-    # The manifest itself tells the time to the second alone.
-    return (artefact.path / MANIFEST).stat().st_mtime
-
-
 def _clear(run: Run) -> Prepared | None:
-    """Leave of a run what was prepared, or nothing where it was interrupted before that was known."""
+    """Leave of a run what was prepared, of one that was interrupted before that was known the adapted model, or nothing
+    where that was not known either.
+    """
     file = run.path / PREPARED_FILE
-    if not file.is_file():
-        shutil.rmtree(run.path, ignore_errors=True)
-        return None
-    for path in (run.super_adapter, run.search):
-        shutil.rmtree(path, ignore_errors=True)
-        shutil.rmtree(unfinished_artefact(path), ignore_errors=True)
-    return read_document(file, Prepared)
+    if file.is_file():
+        for path in (run.super_adapter, run.search):
+            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(unfinished_artefact(path), ignore_errors=True)
+        return read_document(file, Prepared)
+    kept = {run.path / ADAPTED_FILE, *_adapted_parts(run)} if (run.path / ADAPTED_FILE).is_file() else set()
+    for path in run.path.iterdir() if run.path.is_dir() else ():
+        if path not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return None
+
+
+def _read_adapted(run: Run) -> AdaptedModel | None:
+    file = run.path / ADAPTED_FILE
+    return read_document(file, AdaptedModel) if file.is_file() else None
 
 
 def _bits_before(cell: Cell, frozen: Artefact, text: GeneralText) -> float | None:

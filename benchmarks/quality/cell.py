@@ -115,11 +115,18 @@ class Cell:
     @property
     def run_name(self) -> str:
         """Of its run directory: cells that train on the same frozen model and rows share one."""
+        return self._named_after("model", "task", "sparsity")
+
+    @property
+    def adapted_name(self) -> str | None:
+        """The same for cells that begin with the same adapted model; None where the arm does not begin with one."""
+        return self._named_after("model", "task") if self.arm.adapted else None
+
+    def _named_after(self, *parts: str) -> str:
         recipe = self.recipe()
         # An adapted model depends on how its LoRA was trained as well; the arms agree on that.
-        frozen = [recipe.get(part) for part in ("model", "task", "sparsity")] + [self.steps]
-        digest = hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()[:12]
-        return f"{self.model.name}-{self.task.name}-{self.seed}-{digest}"
+        digest = hashlib.sha256(json.dumps([*map(recipe.get, parts), self.steps], sort_keys=True).encode()).hexdigest()
+        return f"{self.model.name}-{self.task.name}-{self.seed}-{digest[:12]}"
 
     def recipe(self) -> dict[str, Any]:
         """The recipe, as it would stand in a file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from shearling.run import Run
 from shearling.strict_json import read_json
 from tests.support.tiny_models import CORPUS, save_tiny, tiny_tokenizer, wide_model
 from tests.support.tiny_runs import write_headlines
+from train import stage
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +91,46 @@ def test_cells_are_carried_out_once_and_share_what_is_pruned(tmp_path: Path, mon
     assert documents["elastic"].bits_per_byte == documents["fixed"].bits_per_byte != documents["dense"].bits_per_byte
     assert elastic.run_name == fixed.run_name
     _check_what_was_adapted(output / "runs" / cells["tiny-headlines-0-0.5-adapted"].run_name)
+
+
+def test_an_adapted_model_is_made_once_for_all_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carry_out, "held_back_text", lambda: GeneralText(CORPUS))
+    cell = tiny_cells(tmp_path)["tiny-headlines-0-0.5-adapted"]
+    cells = [replace(cell, ratio=parse_ratio(ratio)) for ratio in ("0.25", "0.5")]
+    made: list[Path] = []
+    original = stage.write_adapted
+    monkeypatch.setattr(
+        stage, "write_adapted", lambda *given, **named: [made.append(given[2]), original(*given, **named)]
+    )
+    apart, together = tmp_path / "apart", tmp_path / "together"
+    for each in cells:
+        assert carry_out.carry_out_all([each], apart, keep=False) == {}
+    assert len(made) == 2
+    assert carry_out.carry_out_all(cells, together, keep=True) == {}
+    assert len(made) == 3
+    assert list((apart / "runs").iterdir()) == []
+    for alone, shared in zip(read_cells(apart), read_cells(together), strict=True):
+        assert alone.ratio == shared.ratio
+        assert [figures.answers for figures in alone.subnets] == [figures.answers for figures in shared.subnets]
+        assert [figures.bits_per_byte for figures in alone.subnets] == [
+            figures.bits_per_byte for figures in shared.subnets
+        ]
+    files = [together / "runs" / each.run_name / carry_out.ADAPTED_FILE for each in cells]
+    adapting_s = {read_json(file)["seconds"] for file in files}
+    assert len(adapting_s) == 1
+    assert all(cell.prepare_s > adapting_s.copy().pop() > 0 for cell in read_cells(together)), "it counts for both"
+
+
+def test_what_an_interrupted_pruning_leaves_goes_and_the_adapted_model_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carry_out, "held_back_text", lambda: GeneralText(CORPUS))
+    cell, run = tiny_cells(tmp_path)["tiny-headlines-0-0.5-adapted"], Run(tmp_path / "run")
+    carry_out.carry_out(cell, run)
+    (run.path / carry_out.PREPARED_FILE).unlink()
+    (run.sparse / "model.safetensors").write_bytes(b"half")
+    monkeypatch.setattr(stage, "write_adapted", lambda *_, **__: pytest.fail("it was there"))
+    assert carry_out.carry_out(cell, run).sparsity == pytest.approx(0.5, abs=0.01)
 
 
 def _check_what_was_adapted(run: Path) -> None:
