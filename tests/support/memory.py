@@ -39,6 +39,10 @@ class PeakOfPrivateMemory(threading.Thread):
             self.growth_bytes = max(self.growth_bytes, self._private_bytes() - self._before)
 
     def _private_bytes(self) -> int:
-        # A process that has ended holds nothing, and says nothing of it.
-        _, found, after = self._status.read_text().partition("RssAnon:")
+        try:
+            status = self._status.read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        # Nor does a process that has ended and is not waited for yet hold anything.
+        _, found, after = status.partition("RssAnon:")
         return int(after.split()[0]) * 1024 if found else 0
