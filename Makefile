@@ -69,11 +69,11 @@ clean: ## Remove caches; runs/ and .venv stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
+# Not compiled: of 25,000 modules most are never imported, and the others are compiled then.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || (echo "Python 3.11 to 3.13 is needed: make PYTHON=python3.12" && false)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	# Of 25,000 modules a fifth is ever imported, and compiled then.
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[cpu,dev]'
 	$(BIN)/shearling doctor
 	touch $@

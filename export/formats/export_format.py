@@ -133,7 +133,7 @@ class FormatWriter(abc.ABC):
             EnvironmentFault: a package, a compiler or a header is missing.
         """
 
-    def check_config(self, config: Mapping[str, Any], *, where: Path) -> None:  # noqa: B027 (as above)
+    def check_config(self, config: Mapping[str, Any], *, where: Path) -> None:  # noqa: B027 (most take any)
         """Refuse before any work a model that the format has no place for.
 
         Args:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from shearling.calibration.propagation import Batch, LayerCall, Propagation
 from shearling.elastic.mask import MASK_FILE, check_masked_zeros, load_masks
-from shearling.errors import ModelUnsupported, NonFiniteWeights, RecipeInvalid, ShearlingError
+from shearling.errors import ModelUnsupported, NonFiniteWeights, RecipeInvalid, ShearlingError, TrainingDiverged
 from shearling.model.checkpoint import load_model
 from shearling.recipe.sparsity import ReconstructionSection
 from shearling.run import Run
@@ -165,6 +165,13 @@ def test_tuning_is_adam_with_a_rate_that_falls_linearly_to_zero(monkeypatch: pyt
     torch.testing.assert_close(layer.weight.double(), weight, rtol=1e-4, atol=1e-5)
     assert not layer.weight.requires_grad
     assert layer.weight.grad is None
+
+
+def test_a_rate_that_diverges_ends_as_a_training_that_does() -> None:
+    layer, mask, states, targets = one_linear()
+    with pytest.raises(TrainingDiverged, match="hold NaN or infinity") as caught:
+        tune_layer(layer, {"x": layer}, {"x": mask}, states, targets, epochs=6, learning_rate=1e30, seed=0)
+    assert (caught.value.exit_code, caught.value.where) == (1, "x")
 
 
 def test_a_layer_that_adds_nothing_has_an_error() -> None:
