@@ -123,7 +123,7 @@ def test_what_does_not_end_in_time_is_told(export: Path, how: str) -> None:
 def test_nobody_is_answered_and_told_of_as_lost(export: Path) -> None:
     with serving(f"tiny={export}", options=("--concurrency", "1", "--grace", "0.01")) as server:
         read = []
-        with httpx.stream("POST", server.url + COMPLETIONS, json={**REQUEST, "n": 16, "stream": True}) as response:
+        with httpx.stream("POST", server.url + COMPLETIONS, json={**REQUEST, "n": CHOICES, "stream": True}) as response:
             lines = response.iter_lines()
             read.append(next(lines))
             server.terminate()
@@ -168,8 +168,9 @@ def test_a_model_whose_process_dies(export: Path) -> None:
     ],
 )
 def test_a_server_without_any_model_ends(export: Path, number: signal.Signals, told: str) -> None:
-    with serving(f"tiny={export}") as server:
-        with httpx.stream("POST", server.url + COMPLETIONS, json={**REQUEST, "n": 16, "stream": True}) as response:
+    with serving(f"tiny={export}", options=("--concurrency", "1")) as server:
+        # Texts that take their turns: many wait still when the first token is read, however late that is.
+        with httpx.stream("POST", server.url + COMPLETIONS, json={**REQUEST, "n": CHOICES, "stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
             os.kill(server.children[0], number)
