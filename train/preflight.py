@@ -72,24 +72,12 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
         The model to import.
 
     Raises:
-        ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read, or a file that the recipe names.
-        RecipeInvalid: its [search] cannot be carried out on what it trains, or its patience would never count.
         UsageError: the run directory is a file, or may not be written.
-        PackageMissing: what the losses are to be reported to is not installed.
-        ExportUnavailable: the installed versions cannot export its architecture.
-        ModelUnsupported: it is quantized, transformers has it not with this head, or its layers hold matrices that
-            pruning would leave out.
+        ShearlingError: see `check_recipe`.
         ResourceExhausted: too little disk or memory; the main process says so for all.
     """
     require_directory(out)
-    if recipe.train is not None:
-        check_reporting(recipe.train)
-        check_patience(recipe.train)
-    check_search(recipe)
-    check_files(recipe)
-    source = find_model(recipe.model)
-    check_exportable(source.model_type, head=recipe.model.head)
-    check_prunable(source, head=recipe.model.head)
+    source = check_recipe(recipe)
     parts = {
         part: estimate for part, estimate in expected(recipe, source).items() if force or not (out / part).exists()
     }
@@ -102,6 +90,28 @@ def preflight(recipe: Recipe, out: Path, *, force: bool = False) -> ModelSource:
     log.print(
         f"preflight passed: {source.model_type}, {source.parameters / 1e6:.1f} M parameters, from {source.path.name}"
     )
+    return source
+
+
+def check_recipe(recipe: Recipe) -> ModelSource:
+    """Find the model of a recipe, and see that all that it says can be carried out in this installation.
+
+    Raises:
+        ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read, or a file that the recipe names.
+        RecipeInvalid: its [search] cannot be carried out on what it trains, or its patience would never count.
+        PackageMissing: what the losses are to be reported to is not installed.
+        ExportUnavailable: the installed versions cannot export its architecture.
+        ModelUnsupported: it is quantized, transformers has it not with this head, or its layers hold matrices that
+            pruning would leave out.
+    """
+    if recipe.train is not None:
+        check_reporting(recipe.train)
+        check_patience(recipe.train)
+    check_search(recipe)
+    check_files(recipe)
+    source = find_model(recipe.model)
+    check_exportable(source.model_type, head=recipe.model.head)
+    check_prunable(source, head=recipe.model.head)
     return source
 
 

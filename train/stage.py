@@ -40,7 +40,7 @@ from train.calibration import (
     check_text,
     healing_text,
 )
-from train.preflight import ModelSource, check_structure, expected, find_model, preflight
+from train.preflight import ModelSource, check_recipe, check_structure, expected, preflight
 from train.sparsity.artefact import sparsity_inputs, write_sparse
 from train.sparsity.variants import variants_inputs, write_variants
 from train.super_adapter import processes
@@ -140,9 +140,9 @@ def estimate_recipe(recipe: Recipe) -> dict[str, Estimate]:
     """What the parts of a run will take, by the name of what they make; nothing is written.
 
     Raises:
-        ArtefactError: the model of the recipe cannot be read.
+        ShearlingError: a training would refuse it too; see `check_recipe`.
     """
-    return expected(recipe, find_model(recipe.model))
+    return expected(recipe, check_recipe(recipe))
 
 
 def _train_lora(adapting: Recipe, run: Run, made: Mapping[str, Artefact]) -> Artefact:

@@ -108,3 +108,15 @@ def test_a_dry_run_shows_what_every_part_would_take_and_makes_nothing(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     assert json.loads(run_train(*command, "--json", code=3)[0])["error"] == "ArtefactCorrupt"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path, dry_run: tuple[str, ...]) -> None:
+    late = write_tiny_recipe(tmp_path / "late", train={"steps": 4, "eval_steps": 5, "patience": 1})
+    untaught = write_tiny_recipe(
+        tmp_path / "untaught", train={"teacher": {"path": str(tmp_path / "gone"), "answer": 1.0}}
+    )
+    for recipe, code, error in ((late, 2, "RecipeInvalid"), (untaught, 3, "ArtefactMissing")):
+        command = ("--recipe", recipe, "--output", tmp_path / "run", *dry_run, "--json")
+        assert json.loads(run_train(*command, code=code)[0])["error"] == error
+    assert not (tmp_path / "run").exists()
