@@ -37,12 +37,11 @@ CHECKPOINTED_BYTES = 40
 """A parameter that trains, on disk: itself and its moments in three checkpoints, one of them unfinished; the result."""
 ACTIVATIONS = 14
 """Tensors as wide as the hidden states that the backward of one layer needs, and four as wide as the feed-forward."""
-LOGITS = 2
-"""Tensors as large as the logits of what is learnt: these and their gradient."""
-TAUGHT_LOGITS = 5
-"""Where a teacher says what is learnt: its own too, their distance and its gradient."""
-DISTILLED_LOGITS = 3
-"""As large as the logits of all positions: those of the largest sub-network, of another one, and a gradient."""
+LOGITS_BYTES = 2 * FLOAT32_BYTES
+"""A logit of what is learnt, itself and its gradient: accelerate widens the logits of bf16. Where a teacher computes in
+float32 as well, its own make room for the gradient."""
+DISTILLED_BYTES = 3 * FLOAT32_BYTES
+"""A logit of any position: of the largest sub-network, of another one, and a gradient."""
 DISTILLING_BYTES = 20
 """A logit of what is learnt from the largest sub-network: both as probabilities, what they differ by, gradients."""
 
@@ -225,11 +224,12 @@ def _logits_bytes(figures: ModelFigures, train: TrainSection, tasks: Sequence[Ta
     everywhere = train.batch_size * longest_sequence(train, tasks)
     learnt = train.batch_size * (train.pack_tokens or max(map(_learnt_positions, tasks)))
     if train.distillation:
-        of_a_logit = DISTILLED_LOGITS * computed_bytes * everywhere + DISTILLING_BYTES * learnt
+        of_a_logit = DISTILLED_BYTES * everywhere + DISTILLING_BYTES * learnt
     elif train.teacher is not None:
-        of_a_logit = TAUGHT_LOGITS * computed_bytes * min(everywhere, learnt + MOST_TAUGHT_POSITIONS)
+        teachers_bytes = computed_bytes if computed_bytes != FLOAT32_BYTES else 0
+        of_a_logit = (LOGITS_BYTES + teachers_bytes) * min(everywhere, learnt + MOST_TAUGHT_POSITIONS)
     else:
-        of_a_logit = LOGITS * computed_bytes * learnt
+        of_a_logit = LOGITS_BYTES * learnt
     return figures.vocabulary * of_a_logit
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from shearling.model.figures import figures_of
@@ -20,7 +21,7 @@ from train.super_adapter.causal_loss import causal_loss
 from train.super_adapter.sandwich import distillation_loss, label_loss
 from train.super_adapter.taught_loss import Teacher, taught_loss
 
-ROWS, LENGTH, VOCABULARY = 2, 128, 80_000
+ROWS, LENGTH, VOCABULARY = 2, 1024, 10_000
 
 
 def wide_headed() -> PreTrainedModel:
@@ -43,9 +44,19 @@ def plain(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
     causal_loss(model, batch).backward()
 
 
-def taught(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
-    loss = taught_loss(model, batch, Teacher(wide_headed(), TeacherSection(prompt=1.0, answer=1.0)))
-    (loss.labels + loss.teaching).backward()
+def taught(model: PreTrainedModel, batch: dict[str, torch.Tensor], *, dtype: torch.dtype = torch.float32) -> None:
+    teacher = Teacher(wide_headed().to(dtype), TeacherSection(prompt=1.0, answer=1.0))
+    taught_loss(model, batch, teacher).backward()
+
+
+def taught_in_bf16(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
+    taught(model, batch, dtype=torch.bfloat16)
+
+
+def as_the_trainer_calls_it(model: PreTrainedModel) -> PreTrainedModel:
+    """In bf16: computed in it, and the logits widened."""
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))
+    return model
 
 
 def distilled(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
@@ -58,23 +69,38 @@ def distilled(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
     distillation_loss(model(batch["input_ids"]).logits, largest, labels, items=None).backward()
 
 
+TEACHER = {"teacher": {"prompt": 1.0, "answer": 1.0}}
+LARGEST_TEACHES = {"sandwich": True, "distillation": True}
+
+
 @pytest.mark.parametrize(
-    ("hold", "section"),
+    ("hold", "section", "precision"),
     [
-        (plain, {}),
-        (taught, {"teacher": {"prompt": 1.0, "answer": 1.0}}),
-        (distilled, {"sandwich": True, "distillation": True}),
+        (plain, {}, "fp32"),
+        (plain, {}, "bf16"),
+        (taught, TEACHER, "fp32"),
+        (taught_in_bf16, TEACHER, "bf16"),
+        (distilled, LARGEST_TEACHES, "fp32"),
+        (distilled, LARGEST_TEACHES, "bf16"),
     ],
 )
-def test_a_loss_holds_what_is_said(hold: Callable, section: dict, tmp_path) -> None:
+def test_a_loss_holds_what_is_said(hold: Callable, section: dict, precision: str, tmp_path) -> None:
     ids = torch.randint(5, VOCABULARY, (ROWS, LENGTH))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
-    model = wide_headed()
+    model = wide_headed() if precision == "fp32" else as_the_trainer_calls_it(wide_headed())
     with PeakOfPrivateMemory() as memory:
         hold(model, batch)
-    recipe = tiny_recipe(tmp_path, train={"batch_size": ROWS, "precision": "fp32", **section})
+    recipe = tiny_recipe(tmp_path, train={"batch_size": ROWS, "precision": precision, **section})
     said = said_of_logits(recipe, LENGTH, train_on_prompt=True)
-    assert 0.8 * said <= memory.growth_bytes <= 1.1 * said
+    assert 0.8 * said <= memory.growth_bytes <= 1.15 * said
+
+
+def test_a_teacher_holds_no_more_logits_than_labels_alone(tmp_path) -> None:
+    """Where every token is learnt, as in chats of whole conversations."""
+    recipe = tiny_recipe(tmp_path, train={"batch_size": ROWS, "precision": "fp32"})
+    plainly = said_of_logits(recipe, LENGTH, train_on_prompt=True)
+    recipe = tiny_recipe(tmp_path, train={"batch_size": ROWS, "precision": "fp32", **TEACHER})
+    assert said_of_logits(recipe, LENGTH, train_on_prompt=True) == plainly
 
 
 def said_of_logits(recipe, length: int, **task) -> int:

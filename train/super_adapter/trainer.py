@@ -136,22 +136,20 @@ class NlsTrainer(transformers.Trainer):
         """The loss at the labelled positions, or the distance from the teacher, scaled as the Trainer scales its own;
         this sub-network's share of the micro-batch's loss.
         """
-        teaching: torch.Tensor | float = 0.0
-        if self.network.head or self.section.distillation:
-            loss = self._loss_of_logits(model, inputs, num_items_in_batch)
-        elif self.teacher is not None:
-            loss, teaching = taught_loss(
-                self.network.model, inputs, self.teacher, called=model, items=num_items_in_batch
-            )
-        else:
-            loss = causal_loss(self.network.model, inputs, called=model, items=num_items_in_batch)
-        if num_items_in_batch is not None:
+        items, teaching = num_items_in_batch, 1.0
+        if items is not None:
             # What is taught is a mean over the micro-batch, which the Trainer only divides where it counts no items.
-            teaching = teaching / self.current_gradient_accumulation_steps
+            teaching = 1 / self.current_gradient_accumulation_steps
             if self.args.average_tokens_across_devices:
                 # The gradients of the processes are averaged, and every one of them divides by the items of all.
-                loss = loss * self.accelerator.num_processes
-        return (loss + teaching) * self._share
+                items = items / self.accelerator.num_processes
+        if self.network.head or self.section.distillation:
+            loss = self._loss_of_logits(model, inputs, items)
+        elif self.teacher is not None:
+            loss = taught_loss(self.network.model, inputs, self.teacher, called=model, items=items, teaching=teaching)
+        else:
+            loss = causal_loss(self.network.model, inputs, called=model, items=items)
+        return loss * self._share
 
     def _loss_of_logits(
         self, model: torch.nn.Module, inputs: dict[str, Any], items: torch.Tensor | None
