@@ -19,6 +19,7 @@ from shearling.model.layers import find_layers
 from shearling.model.quantized import check_plain
 from shearling.recipe.model import ModelSection
 from shearling.recipe.recipe import Recipe
+from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.training import TrainSection
 from shearling.resources import Estimate, require
 from shearling.strict_json import read_json
@@ -27,6 +28,8 @@ from train.estimates import estimate_stage, what_would_fit
 from train.intended_search import check_effort, check_search
 from train.package_asset import fetch
 from train.positions import check_positions
+from train.sparsity.pattern import check_patterns, make_pattern
+from train.sparsity.sparsify import patterned
 from train.super_adapter import processes
 from train.super_adapter.adapter_space import build_search_space
 from train.super_adapter.grid import grid_groups
@@ -98,11 +101,12 @@ def check_recipe(recipe: Recipe) -> ModelSource:
 
     Raises:
         ArtefactMissing, CheckpointUnsafe, ArtefactCorrupt: the model cannot be read, or a file that the recipe names.
-        RecipeInvalid: its [search] cannot be carried out on what it trains, or its patience would never count.
+        RecipeInvalid: its [search] cannot be carried out on what it trains, its patience would never count, or its
+            ratio is so low that no row would lose a weight.
         PackageMissing: what the losses are to be reported to is not installed.
         ExportUnavailable: the installed versions cannot export its architecture.
-        ModelUnsupported: it is quantized, transformers has it not with this head, or its layers hold matrices that
-            pruning would leave out.
+        ModelUnsupported: it is quantized, transformers has it not with this head, its layers hold matrices that pruning
+            would leave out, or their rows cannot have the pattern.
     """
     if recipe.train is not None:
         check_reporting(recipe.train)
@@ -111,7 +115,7 @@ def check_recipe(recipe: Recipe) -> ModelSource:
     check_files(recipe)
     source = find_model(recipe.model)
     check_exportable(source.model_type, head=recipe.model.head)
-    check_prunable(source, head=recipe.model.head)
+    check_prunable(source, head=recipe.model.head, sparsity=recipe.sparsity)
     return source
 
 
@@ -185,15 +189,19 @@ def find_model(section: ModelSection) -> ModelSource:
     return ModelSource(path, model_type, read_figures(path))
 
 
-def check_prunable(source: ModelSource, *, head: Head = "language_model") -> None:
+def check_prunable(
+    source: ModelSource, *, head: Head = "language_model", sparsity: SparsitySection | None = None
+) -> None:
     """Find the layers of a model in its configuration alone: what cannot be pruned is refused before it is imported.
 
     Args:
         source: see `find_model`.
         head: what the model will be for.
+        sparsity: how it will be pruned; None leaves that open.
 
     Raises:
-        ModelUnsupported: see `check_architecture` and `find_layers`.
+        ModelUnsupported: see `check_architecture`, `find_layers` and `check_patterns`.
+        RecipeInvalid: see `check_patterns`.
     """
     from transformers import AutoConfig
 
@@ -206,7 +214,10 @@ def check_prunable(source: ModelSource, *, head: Head = "language_model") -> Non
         except (ValueError, KeyError, TypeError, AttributeError):
             # The import says what is wrong with it.
             return
-    find_layers(_without_weights(config, head))
+    transformer = find_layers(_without_weights(config, head))
+    if sparsity is not None and sparsity.allocation == "uniform":
+        pattern = make_pattern(sparsity.pattern, ratio=sparsity.ratio)
+        check_patterns(patterned(transformer, [pattern] * len(transformer.layers)))
 
 
 def _without_weights(config: PreTrainedConfig, head: Head | None = None) -> PreTrainedModel:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from shearling.errors import ModelUnsupported, NonFiniteWeights
+from shearling.errors import ModelUnsupported, NonFiniteWeights, RecipeInvalid
 from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 
 if TYPE_CHECKING:
@@ -119,6 +120,48 @@ def check_fit(pattern: Pattern, row: int, *, where: str) -> None:
     reason = pattern.misfit(row)
     if reason is not None:
         raise ModelUnsupported(f"rows of {row} weights {reason}", where=where, remedy="Use the pattern 'unstructured'")
+
+
+class PatternedMatrix(NamedTuple):
+    """A matrix that is to be pruned.
+
+    Attributes:
+        path: of its module.
+        row: weights of a row.
+        pattern: of its zeros.
+    """
+
+    path: str
+    row: int
+    pattern: Pattern
+
+    @property
+    def stays_whole(self) -> bool:
+        """Whether zeros are asked for, and so few that a row has none."""
+        import torch
+
+        return self.pattern.ratio > 0 and bool(self.pattern.keep(torch.zeros(1, self.row)).all())
+
+
+def check_patterns(matrices: Sequence[PatternedMatrix]) -> list[PatternedMatrix]:
+    """See that matrices can have their patterns, before anything is pruned; gives those that will lose no weight.
+
+    Raises:
+        ModelUnsupported: the rows of one cannot have its pattern.
+        RecipeInvalid: zeros are asked for, and so few that none of them will have any.
+    """
+    for path, row, pattern in matrices:
+        check_fit(pattern, row, where=path)
+    whole = [matrix for matrix in matrices if matrix.stays_whole]
+    if matrices and len(whole) == len(matrices):
+        rows = sorted({matrix.row for matrix in matrices})
+        raise RecipeInvalid(
+            f"no layer can take {whole[0].pattern.ratio:g}: of rows of {' and '.join(map(str, rows))} weights that is "
+            "less than one",
+            where="sparsity.ratio",
+            remedy="Raise it; 0 prunes nothing",
+        )
+    return whole
 
 
 def competing_block(pattern: Pattern, *, where: str) -> int | None:

@@ -17,7 +17,7 @@ from shearling.recipe.sparsity import ReconstructionSection
 from shearling.registry.pruning_methods import PRUNING_METHODS, PruningMethod
 from train.sparsity.criteria.criterion import Criterion, Pruned
 from train.sparsity.criteria.magnitude import Magnitude
-from train.sparsity.pattern import Pattern, check_fit, competing_block
+from train.sparsity.pattern import Pattern, PatternedMatrix, check_patterns, competing_block
 from train.sparsity.reconstruction.conjugate_gradients import refit
 from train.sparsity.reconstruction.layer_tuning import output_error, tune_layer
 from train.sparsity.reconstruction.mask_swaps import swap_weights
@@ -109,7 +109,7 @@ def sparsify(
 
     Raises:
         UsageError: there is no such method.
-        RecipeInvalid: calibration text is needed, and there is none.
+        RecipeInvalid: calibration text is needed, and there is none; or so few zeros are asked for that no row has any.
         ModelUnsupported: there are no layers that are alike, or their rows cannot have the pattern.
         NonFiniteWeights: the calibration, the scores or new weights hold NaN or infinity.
         ShapeMismatch: the method returned what does not fit the weight.
@@ -118,10 +118,7 @@ def sparsify(
     entry, transformer = PRUNING_METHODS.get(method, where="sparsity.method"), find_layers(model)
     patterns = tuple(pattern) if isinstance(pattern, Sequence) else (pattern,) * len(transformer.layers)
     # Before the first weight changes.
-    for index, layer_pattern in enumerate(patterns):
-        if layer_pattern is not None:
-            for path, linear in transformer.linears_of(index).items():
-                check_fit(layer_pattern, linear.in_features, where=path)
+    _say_if_whole(check_patterns(patterned(transformer, patterns)))
     was_training = model.training
     model.eval().requires_grad_(False)
     try:
@@ -132,6 +129,26 @@ def sparsify(
         return _prune_by_weights(transformer, entry, patterns, residence, done)
     finally:
         model.train(was_training)
+
+
+def patterned(transformer: TransformerLayers, patterns: Sequence[Pattern | None]) -> list[PatternedMatrix]:
+    """Every linear with the pattern of its layer; those of layers without one are left out."""
+    return [
+        PatternedMatrix(path, linear.in_features, pattern)
+        for index, pattern in enumerate(patterns)
+        if pattern is not None
+        for path, linear in transformer.linears_of(index).items()
+    ]
+
+
+def _say_if_whole(matrices: Sequence[PatternedMatrix]) -> None:
+    """A row loses a whole number of weights, which may be none."""
+    if matrices:
+        path, row, pattern = matrices[0]
+        log.print(
+            f"{len(matrices)} matrices keep all their weights, the first is {path}: of rows of {row} weights a share "
+            f"of {pattern.ratio:g} is less than one"
+        )
 
 
 def _prune_by_weights(

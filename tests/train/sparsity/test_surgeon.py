@@ -72,6 +72,28 @@ def test_sparsegpt_chooses_by_what_removal_costs() -> None:
     assert surgeon_prune(weight, hessian, Unstructured(0.5), where="layer").mask.equal(expected)
 
 
+@pytest.mark.parametrize("ratio", [0.5, 0.7])
+def test_sparsegpt_chooses_each_block_by_weights_that_made_up_for_those_before(ratio: float) -> None:
+    """Columns 0 to 127, 128 to 255 and 256 to 319. Of all columns that are not settled those go that cost least now, as
+    many as the row still has to lose; of these the block settles its own.
+    """
+    weight, hessian = layer(320)
+    found = surgeon_prune(weight, hessian, Unstructured(ratio), where="layer").mask
+    whole = hessian.double()
+    left = torch.stack([torch.linalg.inv(whole[column:, column:])[0, 0] for column in range(320)])
+    mask = torch.ones_like(found)
+    for start in (0, 128, 256):
+        costs = brute_force(weight, hessian, mask).square() / left
+        for row, kept in enumerate(mask):
+            room = int(320 * ratio) - int((~kept).sum())
+            going = start + costs[row, start:].argsort()[:room]
+            kept[going[going < start + 128]] = False
+    assert (found == mask).double().mean() > 0.999
+    # It matters: by what they cost at the beginning others would go.
+    at_first = Unstructured(ratio).keep((weight.double().square() / left).float())
+    assert (found == at_first)[:, 128:].double().mean() < 0.95
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
