@@ -29,7 +29,7 @@ from shearling.recipe.recipe import Recipe, section_as_json, stored_section
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.task import TaskSection
 from shearling.resources import Estimate
-from shearling.run import Run, data_role
+from shearling.run import Run, data_role, open_dense
 from shearling.strict_json import write_json
 from train.base.adaptation import adapting_recipe, write_adapted
 from train.base.artefact import import_base, source_digest
@@ -107,6 +107,28 @@ def run_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, A
         processes.wait_for_all()
         made["super_adapter"] = open_artefact(run.super_adapter, kind="super_adapter")
     return made
+
+
+def make_sparse(recipe: Recipe, out: Path) -> dict[str, Artefact]:
+    """Prune the dense model of a run that has one; nothing else is touched.
+
+    Args:
+        recipe: whose data and model the run has, with [sparsity].
+        out: the run directory.
+
+    Returns:
+        The artefact, as `sparse`.
+
+    Raises:
+        RecipeInvalid: it has no [sparsity].
+        OutputExists: there is another pruned model.
+        ArtefactError: the run is incomplete or damaged, or its model cannot be pruned so.
+    """
+    run, section = Run(out), recipe.sparsity
+    if section is None:
+        raise RecipeInvalid("it has no [sparsity]", where="sparsity", remedy='Add it: method = "wanda", ratio = 0.5')
+    dense, task = open_dense(run), open_artefact(run.task, kind="task")
+    return {"sparse": _prune(section, run, dense, task, seed=recipe.seed, force=False)}
 
 
 def make_variants(recipe: Recipe, out: Path, *, force: bool = False) -> dict[str, Artefact]:
@@ -273,21 +295,25 @@ def _freeze(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bo
         )
     dense, section = frozen.get("adapted", made["base"]), recipe.sparsity
     if section is not None:
-        frozen["sparse"] = _reuse_or_make(
-            run.sparse,
-            "sparse",
-            sparsity_inputs(section, seed=recipe.seed, texts=_calibration_texts(section, run)),
-            {"base": dense},
-            lambda: _make_sparse(section, run, dense, made["task"], seed=recipe.seed, force=force),
-            as_of_today=partial(stored_section, SparsitySection),
-            force=force,
-        )
+        frozen["sparse"] = _prune(section, run, dense, made["task"], seed=recipe.seed, force=force)
     if force and recipe.model.adaptation is None:
         # Later stages take whatever stands in a run.
         left = [] if section is not None else [run.sparse]
         left += [] if recipe.variants is not None else [run.variants]
         _remove(run.super_adapter, run.lora, run.adapted, *left)
     return frozen
+
+
+def _prune(section: SparsitySection, run: Run, dense: Artefact, task: Artefact, *, seed: int, force: bool) -> Artefact:
+    return _reuse_or_make(
+        run.sparse,
+        "sparse",
+        sparsity_inputs(section, seed=seed, texts=_calibration_texts(section, run)),
+        {"base": dense},
+        lambda: _make_sparse(section, run, dense, task, seed=seed, force=force),
+        as_of_today=partial(stored_section, SparsitySection),
+        force=force,
+    )
 
 
 def _freeze_variants(recipe: Recipe, run: Run, made: Mapping[str, Artefact], *, force: bool) -> Artefact:

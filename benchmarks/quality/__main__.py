@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from benchmarks.command import command
+from benchmarks.option_lists import listed, names_of
 from benchmarks.quality.arms import ARMS, parse_ratio
 from benchmarks.quality.cell import Cell, check_recipes, cross, unfinished
 from benchmarks.quality.models import MODELS
@@ -27,8 +27,6 @@ from shearling.console import log
 from shearling.errors import ShearlingError
 from shearling.executors.executor import Workforce, check_workforce
 from shearling.registry.executors import EXECUTORS
-
-Value = TypeVar("Value")
 
 
 @command
@@ -55,11 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--output", type=Path, default=Path("runs/quality"), help="directory of the cells and the report")
-    add("--models", type=_names(MODELS), default=tuple(MODELS), help=f"of {', '.join(MODELS)}")
-    add("--methods", type=_names(ARMS), default=tuple(ARMS), help=f"of {', '.join(ARMS)}")
-    add("--ratios", type=_list(parse_ratio), default="0.5,0.6,0.7,2:4", help="shares of zeros, or patterns")
-    add("--tasks", type=_names(TASKS), default=tuple(TASKS), help=f"of {', '.join(TASKS)}")
-    add("--seeds", type=_list(int), default="0,1,2", help="of pruning, training and search")
+    add("--models", type=names_of(MODELS), default=tuple(MODELS), help=f"of {', '.join(MODELS)}")
+    add("--methods", type=names_of(ARMS), default=tuple(ARMS), help=f"of {', '.join(ARMS)}")
+    add("--ratios", type=listed(parse_ratio), default="0.5,0.6,0.7,2:4", help="shares of zeros, or patterns")
+    add("--tasks", type=names_of(TASKS), default=tuple(TASKS), help=f"of {', '.join(TASKS)}")
+    add("--seeds", type=listed(int), default="0,1,2", help="of pruning, training and search")
     add("--steps", type=int, help="of every training instead of the model's own: for a trial")
     add("--test-rows", type=int, help="instead of a task's own: for a trial")
     add("--keep", action="store_true", help="leave the models of finished cells: a gigabyte each")
@@ -94,26 +92,6 @@ def _carry_out(options: argparse.Namespace) -> dict[str, ShearlingError]:
     workforce = Workforce(options.executor, options.workers, options.threads, address=options.address)
     check_workforce(workforce)
     return carry_out_all(missing, options.output, keep=options.keep, workforce=workforce)
-
-
-def _list(parse: Callable[[str], Value]) -> Callable[[str], tuple[Value, ...]]:
-    def parse_list(text: str) -> tuple[Value, ...]:
-        try:
-            return tuple(parse(part.strip()) for part in text.split(","))
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse_list
-
-
-def _names(known: Mapping[str, object]) -> Callable[[str], tuple[str, ...]]:
-    def known_name(text: str) -> str:
-        names = tuple(known)
-        if text not in names:
-            raise ValueError(f"{text} is none of {', '.join(names)}")
-        return text
-
-    return _list(known_name)
 
 
 if __name__ == "__main__":

@@ -50,14 +50,22 @@ class Arm:
         """Whether a model can have it with the ratio.
 
         A pattern such as 2:4 has the same share in every layer; and the head of an encoder is new, and learnt with the
-        adapters.
+        adapters, so that there is no loss by which shares could be searched before.
         """
-        uniform = self.sparsity is None or self.sparsity.get("allocation", "uniform") == "uniform"
-        known = not self.adapted or head == "language_model"
-        return known and (uniform or ratio.section["pattern"] == "unstructured")
+        allocation = allocation_of(self.sparsity)
+        known = head == "language_model" or not (self.adapted or allocation == "searched")
+        return known and (allocation == "uniform" or ratio.section["pattern"] == "unstructured")
+
+
+def allocation_of(sparsity: Mapping[str, Any] | None) -> str:
+    """How layers share the zeros that keys of [sparsity] ask for; "uniform" where there are none."""
+    allocation: str = "uniform" if sparsity is None else sparsity.get("allocation", "uniform")
+    return allocation
 
 
 REFIT: Mapping[str, Any] = {"method": "wanda", "reconstruction": {"matrix_steps": 15}}
+SWAPPED: Mapping[str, Any] = {"method": "wanda", "reconstruction": {"swaps": 50, "matrix_steps": 15}}
+"""Half of a row of 576 weights is 288 zeros, a sixth of which may move."""
 HEALED: Mapping[str, Any] = {**REFIT, "healing": {"steps": 100, "batch_size": 8, "seq_len": 64}}
 TAUGHT: Mapping[str, Any] = {"teacher": {"prompt": 0.1}}
 BY_THE_ADAPTED: Mapping[str, Any] = {"teacher": {"prompt": 0.1, "answer": 1.0}}
@@ -77,8 +85,10 @@ ARMS: Mapping[str, Arm] = {
         Arm("sparsegpt", "SparseGPT", sparsity={"method": "sparsegpt"}),
         Arm("alps", "ALPS", sparsity={"method": "alps"}),
         Arm("refit", "Wanda, refit", sparsity=REFIT),
+        Arm("swapped", "Wanda, swaps, refit", sparsity=SWAPPED),
         Arm("tuned", "ALPS, layers tuned", sparsity={"method": "alps", "reconstruction": {"layer_epochs": 4}}),
         Arm("owl", "OWL, refit", sparsity={**REFIT, "allocation": "owl"}),
+        Arm("searched", "shares searched, refit", sparsity={**REFIT, "allocation": "searched"}),
         Arm("healed", "healed", sparsity=HEALED),
         Arm("owl-healed", "OWL, healed", sparsity={**HEALED, "allocation": "owl"}),
         Arm("taught", "healed, taught", sparsity=HEALED, train=TAUGHT),
@@ -135,9 +145,12 @@ ARMS: Mapping[str, Arm] = {
 """`dense-taught` gives the baseline the teacher of the arms that are taught, the dense base. The `adapted` arms begin
 with that model: its LoRA is merged, the result pruned, healed towards it on rows with their answers, and then trained
 with it as the teacher; so they go over the task three times, and what the second left is their `frozen` figure.
-`adapted-elastic` is what the shipped recipe does; `dense-twice` gives the baseline a second training. `adapted-apart`,
-`adapted-int4-apart`, `adapted-elastic` and `adapted-int4` are the four pipelines of SQFT: adapters beside sparse
-weights or beside sparse int4, and merged into either. `wanda-apart` says what the mask costs without all that."""
+`adapted-elastic` is the pipeline of the shipped recipe (smollm2-shears.toml), but not its run: half of the calibration
+text and of the text of the healing is a general one, where the recipe reads rows of the task alone, and the output
+projections have ranks of their own, so that a layer has four groups instead of three. `dense-twice` gives the baseline
+a second training. `adapted-apart`, `adapted-int4-apart`, `adapted-elastic` and `adapted-int4` are the four pipelines of
+SQFT: adapters beside sparse weights or beside sparse int4, and merged into either. `wanda-apart` says what the mask
+costs without all that."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
-from benchmarks.quality.cell import Cell, CellDocument, SubnetFigures, SubnetName, cell_file
+from benchmarks.kept_cells import keep_cell
+from benchmarks.quality.cell import Cell, CellDocument, SubnetFigures, SubnetName
 from benchmarks.quality.general_text import GeneralText, bits_per_byte, held_back_text, write_other_passages
 from export.quantization.settings import Quantization
 from export.quantization.text import TASK_ROWS
@@ -97,9 +98,7 @@ def carry_out_all(
                 failed[cell.name] = error
                 log.print(f"{cell.name} failed: {error}", style="red")
             else:
-                path = cell_file(output, cell.name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_document(path, document)
+                keep_cell(output, cell.name, document)
         for following in (later[0] for later in groups[place + 1 : place + 2]):
             if following.arm.adapted and following.adapted_name == group[0].adapted_name:
                 _hand_on(run, Run(output / "runs" / following.run_name))

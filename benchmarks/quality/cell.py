@@ -12,14 +12,15 @@ from typing import Any, Literal
 
 import pydantic
 
+from benchmarks.kept_cells import cell_file, cell_files, check_same_recipe, unfinished_cells
 from benchmarks.quality.arms import ARMS, LORA_STEPS, Arm, Ratio, parse_ratio
 from benchmarks.quality.models import MODELS, BenchmarkModel
 from benchmarks.quality.tasks import TASKS, BenchmarkTask
-from shearling.errors import UsageError
 from shearling.recipe.recipe import RECIPE_SCHEMA
 from shearling.strict_json import Document, read_document
 
 CELL_SCHEMA = "shearling.quality/1"
+RECIPE_OPTIONS = "--steps and --test-rows"
 GRID_SAMPLES, GRID_TOKENS = 64, 128
 """Windows of the calibration text that a grid is settled on, and their tokens."""
 SubnetName = Literal["adapted", "frozen", "largest", "heuristic", "searched", "packed", "packed-int4"]
@@ -131,7 +132,7 @@ class Cell:
     def recipe(self) -> dict[str, Any]:
         """The recipe, as it would stand in a file."""
         arm, model = self.arm, self.model
-        task = _layered(self.task.section(model.head), arm.task)
+        task = layered(self.task.section(model.head), arm.task)
         test = {} if self.test_rows is None else {"rows": {**task["rows"], "test": self.test_rows}}
         recipe: dict[str, Any] = {
             "schema": RECIPE_SCHEMA,
@@ -141,10 +142,10 @@ class Cell:
             "task": {**task, **test},
         }
         if arm.sparsity is not None and self.ratio is not None:
-            recipe["sparsity"] = _layered({"calibration": dict(model.calibration), **self.ratio.section}, arm.sparsity)
+            recipe["sparsity"] = layered({"calibration": dict(model.calibration), **self.ratio.section}, arm.sparsity)
         if arm.quantization is not None:
             text = {**model.calibration, "samples": GRID_SAMPLES, "seq_len": GRID_TOKENS}
-            recipe["quantization"] = _layered({"calibration": text}, arm.quantization)
+            recipe["quantization"] = layered({"calibration": text}, arm.quantization)
         return recipe | self._training()
 
     def _training(self) -> dict[str, Any]:
@@ -155,7 +156,7 @@ class Cell:
         changes = {key: value for key, value in arm.train.items() if key not in left_out}
         training: dict[str, Any] = {
             "adapter": {**model.adapter, "masked": arm.sparsity is not None, **arm.adapter, "groups": self._groups()},
-            "train": {**_layered(model.train, changes), **steps},
+            "train": {**layered(model.train, changes), **steps},
         }
         if arm.ranks == "elastic":
             training["search"] = {**model.search, "seed": self.seed}
@@ -169,9 +170,10 @@ class Cell:
         ]
 
 
-def _layered(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def layered(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with other values of some keys, of its tables as well."""
     both = {
-        key: _layered(base[key], value) if isinstance(value, Mapping) and isinstance(base.get(key), Mapping) else value
+        key: layered(base[key], value) if isinstance(value, Mapping) and isinstance(base.get(key), Mapping) else value
         for key, value in changes.items()
     }
     return {**base, **both}
@@ -201,18 +203,13 @@ def cross(
     return cells
 
 
-def cell_file(output: Path, name: str) -> Path:
-    """Where a finished cell is kept."""
-    return output / "cells" / f"{name}.json"
-
-
 def read_cells(output: Path) -> list[CellDocument]:
     """All finished cells, by name.
 
     Raises:
         DocumentInvalid: one of them is malformed.
     """
-    return [read_cell(path) for path in sorted((output / "cells").glob("*.json"))]
+    return [read_cell(path) for path in cell_files(output)]
 
 
 def read_cell(path: Path) -> CellDocument:
@@ -231,14 +228,7 @@ def unfinished(cells: Mapping[str, Cell], output: Path) -> list[Cell]:
         UsageError: one was carried out by another recipe: its figures do not belong beside the others.
         DocumentInvalid: one of them is malformed.
     """
-    left = []
-    for name, cell in cells.items():
-        path = cell_file(output, name)
-        if path.is_file():
-            _check_recipe(path, read_cell(path), cell)
-        else:
-            left.append(cell)
-    return left
+    return unfinished_cells(cells, output, read_cell, options=RECIPE_OPTIONS)
 
 
 def check_recipes(output: Path, *, steps: int | None = None, test_rows: int | None = None) -> None:
@@ -258,13 +248,4 @@ def check_recipes(output: Path, *, steps: int | None = None, test_rows: int | No
             model, task = MODELS[document.model](), TASKS[document.task]()
             ratio = parse_ratio(document.ratio) if document.ratio else None
             cell = Cell(model, ARMS[document.arm], ratio, task, document.seed, steps, test_rows)
-            _check_recipe(cell_file(output, cell.name), document, cell)
-
-
-def _check_recipe(path: Path, document: CellDocument, cell: Cell) -> None:
-    if document.recipe != json.loads(json.dumps(cell.recipe())):
-        raise UsageError(
-            "this cell was made by another recipe",
-            where=path,
-            remedy="Choose another --output, repeat --steps and --test-rows, or remove the file to run the cell anew",
-        )
+            check_same_recipe(cell_file(output, cell.name), document, cell, options=RECIPE_OPTIONS)

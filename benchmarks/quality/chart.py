@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.picture import INK, new_picture, save_picture
 from benchmarks.quality.arms import BASELINE
 from benchmarks.quality.summary import Row
 
@@ -25,14 +26,8 @@ def draw(rows: Sequence[Row], directory: Path, *, stem: str, title: str) -> None
         stem: of their names.
         title: above the picture.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     language = any(row.after is not None for row in rows)
-    # Without pyplot: no global state, no display.
-    figure = Figure(figsize=(11 if language else 6.5, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_picture(11 if language else 6.5, 5)
     panels = figure.subplots(1, 2 if language else 1, squeeze=False)[0]
     _panel(panels[0], rows, value=lambda row: 100 * row.accuracy.mean, error=_accuracy_error)
     panels[0].set_ylabel("accuracy, % of unseen rows")
@@ -42,10 +37,7 @@ def draw(rows: Sequence[Row], directory: Path, *, stem: str, title: str) -> None
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4, fontsize="small")
     figure.suptitle(title)
-    # Without the salt and the date, every run would write other bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "shearling"}):
-        figure.savefig(directory / f"{stem}.svg", metadata={"Date": None})
-    figure.savefig(directory / f"{stem}.png", dpi=150)
+    save_picture(figure, directory, stem=stem)
 
 
 def _accuracy_error(row: Row) -> float | None:
@@ -72,7 +64,7 @@ def _panel(
     for row in rows:
         height = value(row)
         if row.key.arm == BASELINE and height is not None:
-            axes.axhline(height, color="#22262b", linewidth=1, label=row.key.title)
+            axes.axhline(height, color=INK, linewidth=1, label=row.key.title)
     axes.set_xticks(range(len(ratios)), ratios)
     axes.set_xlabel("pruned; bars: standard error over seeds")
     axes.grid(alpha=0.25, axis="y")

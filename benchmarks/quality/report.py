@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Group
 from rich.table import Table
 
+from benchmarks.markdown_table import markdown_table
 from benchmarks.quality.cell import read_cells
 from benchmarks.quality.chart import draw
 from benchmarks.quality.models import MODELS
@@ -20,6 +21,7 @@ from shearling.strict_json import write_text
 REPORT_FILE = "report.md"
 HEADINGS = ("pruned", "arm", "cells", "accuracy", "vs dense", "bits/byte", "min")
 """Of the table; bits per byte are those before and after training, or those that there are."""
+WORDS = ("arm",)
 
 
 def write_report(output: Path) -> Result:
@@ -40,7 +42,7 @@ def write_report(output: Path) -> Result:
         draw(own, output, stem=model, title=_model_title(model))
         predictions = judge_predictions(cell for cell in cells if cell.model == model)
         tables.append(_screen(own, predictions, title=_model_title(model)))
-        parts += [f"## {_model_title(model)}\n", _markdown(HEADINGS, [_cells_of(row) for row in own])]
+        parts += [f"## {_model_title(model)}\n", markdown_table(HEADINGS, [_cells_of(row) for row in own], words=WORDS)]
         parts += [f"![Accuracy and bits per byte by sparsity]({model}.svg)\n", "### By task\n", _by_task(own)]
         parts += [f"{textwrap.fill(_describe_predictions(predictions), 100)}\n"] if predictions else []
     write_text(output / REPORT_FILE, "\n".join(["# Quality of pruned and trained models\n", *parts]))
@@ -93,7 +95,7 @@ def _screen(rows: Sequence[Row], predictions: Predictions | None, *, title: str)
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), caption_justify="left")
     table.caption = _describe_predictions(predictions) if predictions else None
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "arm" else "right", overflow="fold")
+        table.add_column(heading, justify="left" if heading in WORDS else "right", overflow="fold")
     for row in rows:
         table.add_row(*_cells_of(row))
     return table
@@ -106,11 +108,6 @@ def _describe_predictions(predictions: Predictions) -> str:
     )
 
 
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---" if heading == "arm" else "---:" for heading in headings], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def _by_task(rows: Sequence[Row]) -> str:
     tasks = sorted({task for row in rows for task in row.tasks})
     described = [
@@ -118,7 +115,7 @@ def _by_task(rows: Sequence[Row]) -> str:
     ]
     return (
         "Accuracy in %, with its standard error over seeds, and in brackets the 95 % interval of the rows.\n\n"
-        + _markdown(("pruned", "arm", *tasks), described)
+        + markdown_table(("pruned", "arm", *tasks), described, words=WORDS)
     )
 
 

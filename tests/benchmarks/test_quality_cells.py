@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.kept_cells import cell_file
 from benchmarks.quality import carry_out
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.arms import ARMS, BASELINE, parse_ratio
-from benchmarks.quality.cell import Cell, CellDocument, cell_file, cross, unfinished
-from benchmarks.quality.models import MODELS
+from benchmarks.quality.cell import Cell, CellDocument, cross, unfinished
+from benchmarks.quality.models import MODELS, shipped_recipe
 from benchmarks.quality.tasks import TASKS
 from shearling.errors import RecipeInvalid, UsageError
 from shearling.recipe.recipe import Recipe
@@ -39,7 +40,8 @@ def all_cells(*, seeds: tuple[int, ...] = (0,)) -> dict[str, Cell]:
 @pytest.mark.parametrize("arm", list(ARMS))
 def test_every_cell_has_a_valid_recipe(arm: str) -> None:
     cells = [cell for cell in all_cells().values() if cell.arm.name == arm]
-    assert {cell.model.name for cell in cells} == ({"smollm2"} if ARMS[arm].adapted else set(MODELS))
+    decoders_alone = ARMS[arm].adapted or arm == "searched"
+    assert {cell.model.name for cell in cells} == ({"smollm2"} if decoders_alone else set(MODELS))
     for cell in cells:
         sparsity = Recipe.model_validate(cell.recipe()).sparsity
         if cell.ratio is None or sparsity is None:
@@ -100,6 +102,30 @@ def test_cells_share_a_run_where_they_train_on_the_same_frozen_model() -> None:
         "0-0.5-adapted",
     )
     assert len({run_of(f"smollm2-sarcasm-{other}") for other in ("0-0.5-wanda", *others)}) == len(others) + 1
+
+
+def test_shares_that_layers_do_not_have_alike_are_no_pattern() -> None:
+    names = [name for name in all_cells() if name.startswith("smollm2-sarcasm")]
+    for arm in ("owl", "searched", "owl-healed"):
+        assert f"smollm2-sarcasm-0-0.7-{arm}" in names
+        assert f"smollm2-sarcasm-0-2of4-{arm}" not in names
+    assert "smollm2-sarcasm-0-2of4-swapped" in names
+
+
+def test_the_arm_of_the_shipped_recipe_differs_from_it_as_it_says() -> None:
+    shipped, cell = shipped_recipe("smollm2-shears"), all_cells()["smollm2-sarcasm-0-0.5-adapted-elastic"].recipe()
+    ours = dict(cell["sparsity"])
+    text = ours.pop("calibration")
+    assert {key: text.pop(key) for key in ("samples", "seq_len")} == shipped["sparsity"]["calibration"]
+    assert text["task_rows"] is True
+    assert {**ours, "calibration": shipped["sparsity"]["calibration"]} == {
+        **shipped["sparsity"],
+        "pattern": "unstructured",
+    }
+    assert (len(shipped["adapter"]["groups"]), len(cell["adapter"]["groups"])) == (3, 4)
+    same = ("r", "lora_alpha", "scaling", "masked")
+    assert [shipped["adapter"][key] for key in same] == [cell["adapter"][key] for key in same]
+    assert (shipped["train"], shipped["model"]) == (cell["train"], cell["model"])
 
 
 @pytest.mark.parametrize("text", ["0", "1", "1.5", "half", "3:4", "unstructured"])

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.kept_cells import cell_file
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.arms import BASELINE, parse_ratio, ratio_title
-from benchmarks.quality.cell import CellDocument, cell_file
+from benchmarks.quality.cell import CellDocument
 from benchmarks.quality.summary import Row, judge_predictions, summarise
 from shearling.evaluation.confidence import wilson_interval
 from shearling.strict_json import write_document

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality import carry_out, general_text
+from benchmarks.quality.arms import ARMS as ARMS_OF_THE_BENCHMARK
 from benchmarks.quality.arms import Arm, parse_ratio
 from benchmarks.quality.cell import Cell, CellDocument, cross, read_cells, unfinished
 from benchmarks.quality.general_text import GeneralText
 from benchmarks.quality.models import BenchmarkModel
+from benchmarks.quality.report import REPORT_FILE, write_report
 from benchmarks.quality.tasks import BenchmarkTask
 from shearling.model.checkpoint import save_model
 from shearling.run import Run
 from shearling.strict_json import read_json
-from tests.support.tiny_models import CORPUS, save_tiny, tiny_tokenizer, wide_model
+from tests.support.tiny_models import CORPUS, save_tiny, save_tiny_encoder, tiny_tokenizer, wide_model
 from tests.support.tiny_runs import write_headlines
 from train import stage
 
@@ -170,6 +172,66 @@ def _check_figures(documents: dict[str, CellDocument]) -> None:
     predicted = documents["elastic"].subnets[2].predicted or {}
     # Of twelve validation rows two thirds choose, and the others predict.
     assert (predicted["n"], predicted["held_back"]["n"]) == (8, 4)
+
+
+def tiny_encoder_cells(directory: Path) -> dict[str, Cell]:
+    """As those of MiniLM: a new head, no language, and Wanda on the prompts."""
+    model = BenchmarkModel(
+        name="encoder",
+        title="encoder",
+        section={
+            "model_id": "tiny/bert",
+            "path": str(save_tiny_encoder(directory / "encoder")),
+            "head": "classifier",
+        },
+        calibration={"samples": 4, "seq_len": 16},
+        adapter={"r": 4, "lora_alpha": 8},
+        groups={"attention": ("query", "key", "value"), "down": ("output.dense",)},
+        ranks=(4, 2),
+        train={"steps": 12, "batch_size": 4, "learning_rate": 0.01, "precision": "fp32"},
+        search={"algorithm": "nsga2", "evaluations": 3, "population": 2, "precision": "fp32"},
+    )
+    task = BenchmarkTask(
+        name="headlines",
+        title="headlines",
+        source={"path": str(write_headlines(directory / "headlines.jsonl", 80))},
+        text="{{ headline }}",
+        prompt="{{ text }}\nSarcastic:",
+        answers={"choices": [" no", " yes"], "gold": "{{ label }}"},
+        max_length=32,
+        rows={"train": 40, "validation": 12, "test": 14},
+        split={"train": 0.5, "validation": 0.25, "test": 0.25},
+    )
+    arms = [ARMS_OF_THE_BENCHMARK[name] for name in ("dense", "refit", "wanda-elastic", "searched", "adapted")]
+    return cross([model], [task], [0], [parse_ratio("0.5")], arms)
+
+
+def test_cells_of_a_classifier_are_carried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carry_out, "held_back_text", lambda: GeneralText(CORPUS))
+    cells, output = tiny_encoder_cells(tmp_path), tmp_path / "out"
+    names = [f"encoder-headlines-0-{name}" for name in ("0-dense", "0.5-refit", "0.5-wanda-elastic")]
+    assert list(cells) == names, "what needs a language model is left out"
+    assert carry_out.carry_out_all(unfinished(cells, output), output, keep=False) == {}
+    assert unfinished(cells, output) == []
+
+    documents = {cell.arm: cell for cell in read_cells(output)}
+    for arm, document in documents.items():
+        assert document.bits_per_byte is None
+        assert document.sparsity == pytest.approx(0 if arm == "dense" else 0.5, abs=0.01)
+        for figures in document.subnets:
+            assert figures.n == len(figures.answers) == 14
+            assert figures.accuracy == pytest.approx(figures.answers.count("1") / 14)
+            assert figures.bits_per_byte is None
+    subnets = {arm: [figures.subnet for figures in document.subnets] for arm, document in documents.items()}
+    assert subnets == {
+        "dense": ["largest"],
+        "refit": ["largest"],
+        "wanda-elastic": ["largest", "heuristic", "searched"],
+    }
+    predicted = documents["wanda-elastic"].subnets[2].predicted or {}
+    assert (predicted["n"], predicted["held_back"]["n"]) == (8, 4)
+    write_report(output)
+    assert "| 50 % | Wanda, elastic: searched | 1 |" in (output / REPORT_FILE).read_text(encoding="utf-8")
 
 
 def test_a_run_without_a_known_beginning_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from benchmarks.quality.cell import cell_file, check_recipes, read_cells
+from benchmarks.kept_cells import cell_file
+from benchmarks.quality.cell import check_recipes, read_cells
 from benchmarks.quality.report import REPORT_FILE, write_report
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "quality"
