@@ -1,4 +1,4 @@
-"""Options of benchmarks that take several values, with commas between them."""
+"""Types of the options of benchmarks: several values with commas between them, and counts."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ def names_of(known: Mapping[str, object]) -> Callable[[str], tuple[str, ...]]:
         return text
 
     return listed(known_name)
+
+
+def positive(text: str) -> int:
+    """A type of argparse: a whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number

@@ -15,6 +15,7 @@ COMMANDS = {
     "latency_guard": ("--model", "MISSING", "--work", "OUT"),
     "latency_table": ("--run", "MISSING", "--output", "OUT"),
     "peers": ("decoder", "MISSING", "OUT"),
+    "pruning": ("--output", "OUT", "--report"),
     "quality": ("--output", "OUT", "--report"),
     "runtime_wheel": ("MISSING", "--wheel", "MISSING"),
     "search_algorithms": ("MISSING", "--output", "OUT"),
@@ -27,7 +28,7 @@ def test_what_is_not_there_is_named_and_nothing_is_left(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {"MISSING": str(tmp_path / "missing"), "OUT": str(tmp_path / "out")}
-    module = importlib.import_module("benchmarks.quality.__main__" if name == "quality" else f"benchmarks.{name}")
+    module = importlib.import_module(f"benchmarks.{name}{'.__main__' * (name in ('pruning', 'quality'))}")
     code = module.main([places.get(argument, argument) for argument in COMMANDS[name]])
     told = capsys.readouterr().err.replace("\n", "")
     assert code in (3, 4), told

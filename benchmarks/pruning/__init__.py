@@ -1,0 +1,1 @@
+"""The benchmark of pruning: what each pruner costs in language before any training, in time and in memory."""
