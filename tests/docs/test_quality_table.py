@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 from benchmarks.kept_cells import cell_file
+from benchmarks.quality.arms import ARMS
 from benchmarks.quality.cell import check_recipes, read_cells
 from benchmarks.quality.report import REPORT_FILE, write_report
 
@@ -32,3 +34,17 @@ def test_cells_stand_under_their_own_names() -> None:
 
 def test_cells_are_those_that_the_code_makes() -> None:
     check_recipes(PUBLISHED)
+
+
+def test_the_page_says_which_arms_have_cells() -> None:
+    page = (PUBLISHED.parent / "quality.md").read_text(encoding="utf-8")
+    [paragraph] = [part for part in page.split("\n\n") if part.startswith("**What has cells.**")]
+    some, none = (
+        {name for name in re.findall(r"`([a-z0-9-]+)`", part) if name in ARMS}
+        for part in paragraph.split("The other arms have none")
+    )
+    found = {cell.arm for cell in read_cells(PUBLISHED)}
+    assert some == found
+    # An arm may be named once more, to say what another one is.
+    assert none - found == set(ARMS) - found
+    assert {cell.model for cell in read_cells(PUBLISHED)} == {"smollm2"}
