@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +16,28 @@ from benchmarks.quality.general_text import GeneralText, bits_per_byte, held_bac
 from search.latency.machine import this_machine
 from shearling.artefact import open_artefact, unfinished_artefact, utc_now
 from shearling.console import log
-from shearling.errors import ShearlingError
+from shearling.errors import (
+    ArtefactError,
+    CheckFailed,
+    EnvironmentFault,
+    RuntimeCrashed,
+    ShearlingError,
+    UsageError,
+)
 from shearling.evaluation.evaluator import TEXT_ROWS, torch_scorer
 from shearling.evaluation.precision import resolve_precision
 from shearling.evaluation.task import read_rows
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.run import Run
-from shearling.strict_json import write_json
+from shearling.strict_json import read_json, write_json
+
+BEGUN_FILE = "begun.json"
+"""The recipe of the dense model and of the data that are there."""
+
+CAUSES: Mapping[int, type[ShearlingError]] = {
+    kind.exit_code: kind for kind in (CheckFailed, UsageError, ArtefactError, EnvironmentFault)
+}
+"""What a process ended with is what the benchmark ends with, where it cannot even begin."""
 
 
 def carry_out_all(cells: Iterable[PruningCell], output: Path, *, threads: int) -> dict[str, ShearlingError]:
@@ -60,10 +75,15 @@ def begin(cell: PruningCell, run: Run, *, threads: int) -> None:
     Raises:
         ShearlingError: they cannot be made, or others are there.
     """
+    dense, begun = dense_of(cell), run.path / BEGUN_FILE
+    recipe = json.loads(json.dumps(dense.recipe()))
+    if begun.is_file() and read_json(begun) == recipe:
+        return
     remove_pruned(run)
     run.path.mkdir(parents=True, exist_ok=True)
-    _in_a_process(dense_of(cell), run, "--begin", threads=threads)
+    _in_a_process(dense, run, "--begin", threads=threads)
     remove_pruned(run)
+    write_json(begun, recipe)
 
 
 def carry_out(cell: PruningCell, run: Run, *, threads: int) -> PruningDocument:
@@ -137,7 +157,8 @@ def _in_a_process(cell: PruningCell, run: Run, *options: str, threads: int) -> M
     done = run_measured(["benchmarks.pruning.worker", str(recipe), str(run.path), *options], environment=environment)
     if done.exit_code:
         last = " ".join(done.log.strip().splitlines()[-1:])
-        raise ShearlingError(f"its process ended with {done.exit_code}: {last}", where=cell.name)
+        cause = RuntimeCrashed if done.exit_code < 0 else CAUSES.get(done.exit_code, ShearlingError)
+        raise cause(f"its process ended with {done.exit_code}: {last}", where=cell.name)
     return done
 
 

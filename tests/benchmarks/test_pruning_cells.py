@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kept_cells import keep_cell
+from benchmarks.peak_memory import Measured
 from benchmarks.pruning import carry_out
 from benchmarks.pruning.__main__ import main
 from benchmarks.pruning.cell import PruningCell, PruningDocument, cross
@@ -123,13 +124,20 @@ def test_a_cell_of_another_recipe_is_refused_before_anything_runs(
     assert main([*asked, "--report", "--samples", "96"]) == 0
 
 
-def test_a_process_that_dies_is_told_with_its_last_words(tmp_path: Path) -> None:
-    cell = all_cells()["smollm2-0.5-wanda-task"]
-    broken = replace(cell, task=replace(cell.task, source={"path": str(tmp_path / "nothing.jsonl")}))
-    with pytest.raises(ShearlingError, match="its process ended with 3") as caught:
-        carry_out.begin(broken, Run(tmp_path / "run"), threads=1)
-    assert "nothing.jsonl" in str(caught.value)
-    assert caught.value.where == "smollm2-dense"
+@pytest.mark.parametrize(("ended", "code"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (-9, 4)])
+def test_a_benchmark_that_cannot_begin_ends_as_its_process_did(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ended: int,
+    code: int,
+) -> None:
+    died = Measured(ended, 0, 0.0, log="making the base\nerror: no space left\n", output="")
+    monkeypatch.setattr(carry_out, "run_measured", lambda *_, **__: died)
+    assert main(["--output", str(tmp_path), "--pruners", "wanda", "--ratios", "0.5"]) == code
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"smollm2-dense: its process ended with {ended}: error: no space left" in said
+    assert not (tmp_path / "cells").exists()
 
 
 @pytest.mark.parametrize(

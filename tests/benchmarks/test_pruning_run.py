@@ -76,6 +76,10 @@ def _general_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cells_are_carried_out_once_each_in_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells, output = tiny_cells(tmp_path), tmp_path / "out"
+    processes, original = list[tuple[str, ...]](), carry_out.run_measured
+    monkeypatch.setattr(
+        carry_out, "run_measured", lambda given, **named: [processes.append(tuple(given)), original(given, **named)][1]
+    )
     assert list(cells) == [
         "tiny-dense",
         "tiny-0.5-magnitude",
@@ -95,7 +99,7 @@ def test_cells_are_carried_out_once_each_in_its_process(tmp_path: Path, monkeypa
     assert unfinished_cells(cells, output, read_cell, options=RECIPE_OPTIONS) == []
     assert read_cell(output / "cells" / "tiny-0.5-wanda-task.json") == kept
     assert not run.sparse.exists()
-    assert run.base.exists(), "it is made once"
+    assert [process[-1] == "--begin" for process in processes] == [True, *[False] * 4], "the dense model is made once"
 
     documents = {(cell.pruner, cell.reading): cell for cell in read_cells(output)}
     _check_what_is_measured(run, documents)
