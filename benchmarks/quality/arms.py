@@ -6,7 +6,7 @@ trained as well as any other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,7 +32,9 @@ class Arm:
         adapter: keys of [adapter] that differ from the model's, the groups excepted.
         train: keys of [train] that differ from the model's.
         task: keys of [task] that differ from the task's.
-        ranks: fixed: the largest alone; elastic: the model's list of ranks, and a search among them.
+        ranks: fixed: the largest alone; elastic: the model's list of ranks, and a search among them. An elastic arm
+            says how ranks are drawn and scaled, so that its cells stay its own when the defaults of recipes change.
+        forwards: of a micro-batch; the steps are divided by it, so that arms are compared at equal forwards.
         adapted: LoRA is trained as in the baseline and merged before anything is pruned.
     """
 
@@ -44,6 +46,7 @@ class Arm:
     train: Mapping[str, Any] = field(default_factory=dict)
     task: Mapping[str, Any] = field(default_factory=dict)
     ranks: Literal["fixed", "elastic"] = "fixed"
+    forwards: int = 1
     adapted: bool = False
 
     def suits(self, head: Head, ratio: Ratio) -> bool:
@@ -71,6 +74,32 @@ TAUGHT: Mapping[str, Any] = {"teacher": {"prompt": 0.1}}
 BY_THE_ADAPTED: Mapping[str, Any] = {"teacher": {"prompt": 0.1, "answer": 1.0}}
 SHARED: Mapping[str, Any] = {"draw": "shared", "largest_first": 0.5}
 BY_RANK: Mapping[str, Any] = {"scaling": "rank"}
+AS_PUBLISHED: Mapping[str, Any] = {"draw": "independent", "largest_first": 0.0}
+CONSTANT: Mapping[str, Any] = {"scaling": "constant"}
+PROGRESSIVE: Mapping[str, Any] = {**SHARED, "shrinking": "progressive"}
+NESTED: Mapping[str, Any] = {**SHARED, "draw": "nested"}
+SANDWICHED: Mapping[str, Any] = {"draw": "shared", "largest_first": 0.0, "sandwich": True}
+
+
+def _drawn_otherwise(name: str, teacher: Mapping[str, Any], *, adapted: bool = False) -> Iterator[Arm]:
+    """What `elastic` or `adapted-elastic` becomes where other sub-networks are trained, or at other times."""
+    for what, title, adapter, train, forwards in (
+        ("progressive", "progressive", BY_RANK, PROGRESSIVE, 1),
+        ("nested", "nested", CONSTANT, NESTED, 1),
+        ("nested-by-rank", "nested by rank", BY_RANK, NESTED, 1),
+        ("sandwich", "sandwich", BY_RANK, SANDWICHED, 3),
+    ):
+        yield Arm(
+            f"{name}-{what}",
+            f"{name}, {title}",
+            sparsity=HEALED,
+            adapter=adapter,
+            train={**teacher, **train},
+            ranks="elastic",
+            forwards=forwards,
+            adapted=adapted,
+        )
+
 
 ARMS: Mapping[str, Arm] = {
     arm.name: arm
@@ -81,7 +110,14 @@ ARMS: Mapping[str, Arm] = {
         Arm("magnitude", "magnitude", sparsity={"method": "magnitude"}),
         Arm("wanda", "Wanda", sparsity={"method": "wanda"}),
         Arm("wanda-apart", "Wanda, adapter apart", sparsity={"method": "wanda"}, adapter={"masked": False}),
-        Arm("wanda-elastic", "Wanda, elastic", sparsity={"method": "wanda"}, ranks="elastic"),
+        Arm(
+            "wanda-elastic",
+            "Wanda, elastic",
+            sparsity={"method": "wanda"},
+            adapter=CONSTANT,
+            train=AS_PUBLISHED,
+            ranks="elastic",
+        ),
         Arm("sparsegpt", "SparseGPT", sparsity={"method": "sparsegpt"}),
         Arm("alps", "ALPS", sparsity={"method": "alps"}),
         Arm("refit", "Wanda, refit", sparsity=REFIT),
@@ -139,7 +175,16 @@ ARMS: Mapping[str, Arm] = {
             ranks="elastic",
             adapted=True,
         ),
-        Arm("elastic-drawn", "the same, drawn apart", sparsity=HEALED, train=TAUGHT, ranks="elastic"),
+        Arm(
+            "elastic-drawn",
+            "the same, drawn apart",
+            sparsity=HEALED,
+            adapter=CONSTANT,
+            train={**TAUGHT, **AS_PUBLISHED},
+            ranks="elastic",
+        ),
+        *_drawn_otherwise("elastic", TAUGHT),
+        *_drawn_otherwise("adapted", BY_THE_ADAPTED, adapted=True),
     )
 }
 """`dense-taught` gives the baseline the teacher of the arms that are taught, the dense base. The `adapted` arms begin
@@ -150,7 +195,11 @@ text and of the text of the healing is a general one, where the recipe reads row
 projections have ranks of their own, so that a layer has four groups instead of three. `dense-twice` gives the baseline
 a second training. `adapted-apart`, `adapted-int4-apart`, `adapted-elastic` and `adapted-int4` are the four pipelines of
 SQFT: adapters beside sparse weights or beside sparse int4, and merged into either. `wanda-apart` says what the mask
-costs without all that."""
+costs without all that.
+
+`elastic-progressive`, `-nested`, `-nested-by-rank` and `-sandwich` change how `elastic` draws ranks, at as many
+forwards; those of `adapted-` do so for `adapted-elastic`. Of the two nested ones the former scales every rank alike, as
+nested dropout does, the latter a prefix by its length, as DyLoRA does."""
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,8 @@ class Cell:
             "adapter": {**model.adapter, "masked": arm.sparsity is not None, **arm.adapter, "groups": self._groups()},
             "train": {**layered(model.train, changes), **steps},
         }
+        if arm.forwards > 1:
+            training["train"]["steps"] = max(1, training["train"]["steps"] // arm.forwards)
         if arm.ranks == "elastic":
             training["search"] = {**model.search, "seed": self.seed}
         return training

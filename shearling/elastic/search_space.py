@@ -336,6 +336,17 @@ class SearchSpace(Document):
             {**self.model_dump(by_alias=True), "templates": (*self.model_dump()["templates"], *added)}
         )
 
+    def of_every_rank(self) -> SearchSpace:
+        """The space in which a group that has several ranks may take any from the largest to 1."""
+        every = {"values": tuple(range(self.adapter.r_max, 0, -1))}
+        templates = tuple(
+            template.model_copy(update=every)
+            if isinstance(template, RankTemplate) and len(template.values) > 1
+            else template
+            for template in self.templates
+        )
+        return SearchSpace.model_validate({**self.model_dump(by_alias=True), "templates": templates})
+
     @property
     def size(self) -> int:
         """Number of sub-networks."""

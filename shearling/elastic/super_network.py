@@ -62,22 +62,27 @@ class SuperNetwork:
     head: dict[str, Parameter] = field(default_factory=dict)
     variants: LayerVariants | None = None
 
-    def activate(self, choice: Choice) -> None:
+    def activate(self, choice: Choice, *, space: SearchSpace | None = None) -> None:
         """Make one sub-network the model.
+
+        Args:
+            choice: which one.
+            space: of which it is one; absent: the network's own. A training may draw ranks beside those of the lists.
 
         Raises:
             DocumentInvalid: the choice is incomplete or outside the space; nothing has changed then.
         """
-        for path, rank in self.space.ranks(choice).items():
+        space = self.space if space is None else space
+        for path, rank in space.ranks(choice).items():
             self.layers[path].activate(rank)
-        for path, cut in self.space.cuts(choice).items():
+        for path, cut in space.cuts(choice).items():
             self.elastic(path).cut(out_features=cut.out_features, in_features=cut.in_features)
-        for path, percent in self.space.percents(choice).items():
+        for path, percent in space.percents(choice).items():
             if self.elastic(path).percent != percent:
                 self.elastic(path).take(
                     self.weight_at(path, percent), percent=percent, mask=self.mask_at(path, percent)
                 )
-        for path, bits in self.space.bits(choice).items():
+        for path, bits in space.bits(choice).items():
             self.elastic(path).round_to(bits)
 
     def elastic(self, path: str) -> ElasticLoraLinear | ElasticLinear:

@@ -75,15 +75,23 @@ class TrainSection(Section):
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = pydantic.Field(
         (), description="who gets the losses beside the log; the latter sends them to a service"
     )
-    draw: Literal["independent", "shared"] = pydantic.Field(
+    draw: Literal["independent", "shared", "nested"] = pydantic.Field(
         "independent",
-        description="which sub-network a micro-batch trains: every group draws for itself, or all together",
+        description="which sub-network a micro-batch trains: every group draws for itself; all together; nested: all "
+        "together, any rank from 1 to r",
     )
     largest_first: float = pydantic.Field(
         0.0, ge=0, lt=1, description="share of the steps, at the beginning, that train the largest sub-network alone"
     )
+    shrinking: Literal["at_once", "progressive"] = pydantic.Field(
+        "at_once",
+        description="how smaller sub-networks join behind largest_first: all at once, or one more value of every list "
+        "after the other, in equal parts of the steps that are left",
+    )
     sandwich: bool = pydantic.Field(
-        False, description="every micro-batch trains the largest, the smallest and one drawn sub-network"
+        False,
+        description="every micro-batch trains the largest, the smallest and one drawn sub-network; one that trains "
+        "the largest alone does so once",
     )
     distillation: bool = pydantic.Field(
         False, description="the largest sub-network teaches the other two; needs sandwich"

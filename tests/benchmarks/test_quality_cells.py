@@ -13,7 +13,7 @@ import pytest
 from benchmarks.kept_cells import cell_file
 from benchmarks.quality import carry_out
 from benchmarks.quality.__main__ import main
-from benchmarks.quality.arms import ARMS, BASELINE, parse_ratio
+from benchmarks.quality.arms import ARMS, BASELINE, Arm, parse_ratio
 from benchmarks.quality.cell import Cell, CellDocument, cross, unfinished
 from benchmarks.quality.models import MODELS, shipped_recipe
 from benchmarks.quality.tasks import TASKS
@@ -23,6 +23,8 @@ from shearling.run import Run
 from shearling.strict_json import write_document
 from tests.support.quality_cells import cell_document
 from train.base.adaptation import adapting_recipe
+from train.super_adapter.artefact import recipe_inputs
+from train.super_adapter.resumption import differing_keys
 
 RATIOS = tuple(parse_ratio(text) for text in ("0.5", "0.7", "2:4"))
 
@@ -56,6 +58,34 @@ def test_the_baseline_is_trained_as_every_other_arm() -> None:
     for model in MODELS:
         own = [recipe for recipe in recipes if recipe["name"].startswith(model)]
         assert len({json.dumps([recipe["train"], recipe["adapter"]["groups"]]) for recipe in own}) == 1
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS.values() if arm.ranks == "elastic"], ids=lambda arm: arm.name)
+def test_an_elastic_arm_says_how_ranks_are_drawn_and_scaled(arm: Arm) -> None:
+    assert {"draw", "largest_first"} <= arm.train.keys()
+    assert "scaling" in arm.adapter
+
+
+@pytest.mark.parametrize(("base", "name"), [("elastic", "elastic"), ("adapted-elastic", "adapted")])
+def test_arms_that_draw_otherwise_are_compared_at_equal_forwards(base: str, name: str) -> None:
+    cells = all_cells()
+
+    def recipe_of(arm: str) -> Recipe:
+        return Recipe.model_validate(cells[f"smollm2-poker-0-0.5-{arm}"].recipe())
+
+    reference = recipe_of(base)
+    changed = {}
+    for what in ("progressive", "nested", "nested-by-rank", "sandwich"):
+        other = recipe_of(f"{name}-{what}")
+        forwards = other.train.steps * (3 if other.train.sandwich else 1)
+        assert 0.98 * reference.train.steps <= forwards <= reference.train.steps
+        changed[what] = differing_keys(recipe_inputs(reference), recipe_inputs(other))[1:]
+    assert changed == {
+        "progressive": ["train.shrinking"],
+        "nested": ["adapter.scaling", "train.draw"],
+        "nested-by-rank": ["train.draw"],
+        "sandwich": ["train.steps", "train.largest_first", "train.sandwich"],
+    }
 
 
 def test_a_model_that_is_adapted_first_is_adapted_as_the_baseline_is() -> None:

@@ -34,6 +34,7 @@ def adapting_recipe(recipe: Recipe) -> Recipe | None:
         **length,
         "draw": "independent",
         "largest_first": 0.0,
+        "shrinking": "at_once",
         "sandwich": False,
         "distillation": False,
         "teacher": TeacherSection(prompt=prompt) if prompt else None,

@@ -155,7 +155,8 @@ def train_super_adapter(
 def draw_by_recipe(section: TrainSection, space: SearchSpace, micro_batches: int, *, seed: int) -> RankSampler:
     """The sampler that [train] asks for."""
     largest_until = int(section.largest_first * micro_batches)
-    return RankSampler(space, seed=seed, kind=section.draw, largest_until=largest_until)
+    shrinks_until = micro_batches if section.shrinking == "progressive" else 0
+    return RankSampler(space, seed=seed, kind=section.draw, largest_until=largest_until, shrinks_until=shrinks_until)
 
 
 def carry_out(training: Training, destination: Path, *, force: bool) -> None:

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shearling.elastic.search_space import SearchSpace
+from shearling.elastic.search_space import Choice
 from train.super_adapter.tokenised_rows import IGNORED_LABEL
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SANDWICHED = 3
 
+def sandwich(largest: Choice, smallest: Choice, drawn: Choice) -> tuple[Choice, ...]:
+    """The choices of one micro-batch; the largest, which teaches, comes first.
 
-def sandwich(space: SearchSpace, drawn: dict[str, int]) -> tuple[dict[str, int], ...]:
-    """The choices of one micro-batch; the largest, which teaches, comes first."""
-    return space.maximal(), space.minimal(), drawn
+    Args:
+        largest: of all.
+        smallest: of those that the micro-batch may train; where it is the largest, that is trained once.
+        drawn: the third one.
+    """
+    return (largest,) if smallest == largest else (largest, smallest, drawn)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, *, items: Tensor | int | None) -> Tensor:

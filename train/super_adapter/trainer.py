@@ -17,6 +17,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from shearling.elastic.search_space import Choice
 from shearling.elastic.super_network import ADAPTER_FILE, SuperNetwork, read_adapter_file
 from shearling.errors import ArtefactCorrupt, TrainingDiverged
 from shearling.model.token_ids import padding_id, readable_ids
@@ -29,7 +30,7 @@ from train.super_adapter.classified_rows import PadClassified
 from train.super_adapter.interruption import Interruption
 from train.super_adapter.length_grouping import LengthGroupedSampler, tell_epochs
 from train.super_adapter.packing import PadPacks, check_packing
-from train.super_adapter.sandwich import SANDWICHED, distillation_loss, label_loss, sandwich
+from train.super_adapter.sandwich import distillation_loss, label_loss, sandwich
 from train.super_adapter.taught_loss import Teacher, taught_loss
 from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch, next_labels
 
@@ -65,7 +66,7 @@ class NlsTrainer(transformers.Trainer):
         self.sampler = sampler
         self.section = section
         self.teacher = teacher
-        self._share = 1 / SANDWICHED if section.sandwich else 1.0
+        self._share = 1.0
         self._largest: torch.Tensor | None = None
 
     def training_step(
@@ -76,15 +77,21 @@ class NlsTrainer(transformers.Trainer):
         Raises:
             TrainingDiverged: the loss is NaN or infinite; the last checkpoint is untouched.
         """
-        drawn, self._largest = self.sampler.draw(), None
-        losses = []
-        for choice in sandwich(self.network.space, drawn) if self.section.sandwich else (drawn,):
-            self.network.activate(choice)
+        self._largest, losses = None, []
+        choices = self._next_choices()
+        self._share = 1 / len(choices)
+        for choice in choices:
+            self.network.activate(choice, space=self.sampler.space)
             losses.append(super().training_step(model, inputs, num_items_in_batch))
         loss: torch.Tensor = torch.stack(losses).sum()
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
+
+    def _next_choices(self) -> tuple[Choice, ...]:
+        smallest = self.sampler.smallest_at(self.sampler.drawn)
+        drawn = self.sampler.draw()
+        return sandwich(self.sampler.space.maximal(), smallest, drawn) if self.section.sandwich else (drawn,)
 
     def get_train_dataloader(self) -> Any:
         """See `transformers.Trainer.get_train_dataloader`."""

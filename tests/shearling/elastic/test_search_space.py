@@ -100,3 +100,14 @@ def test_round_trip(tmp_path):
     path = tmp_path / "search_space.json"
     path.write_text(json.dumps(make_space().model_dump(mode="json", by_alias=True)))
     assert read_search_space(path) == make_space()
+
+
+def test_every_rank_may_be_taken_where_several_may_and_nothing_else_changes():
+    space = make_space(values=(32,))
+    wider = space.of_every_rank()
+    assert [group.id for group in wider.groups] == [group.id for group in space.groups]
+    for group, wide in zip(space.groups, wider.groups, strict=True):
+        assert wide.values == (group.values if len(group.values) == 1 else tuple(range(32, 0, -1)))
+    assert wider.maximal() == space.maximal()
+    assert (wider.adapter, wider.num_layers) == (space.adapter, space.num_layers)
+    assert space.groups[1].values == (32, 16)

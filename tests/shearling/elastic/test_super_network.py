@@ -178,6 +178,20 @@ def test_a_bad_choice_changes_nothing():
     assert {layer.rank for layer in network.layers.values()} == {RANKS[-1]}
 
 
+@pytest.mark.parametrize("by_rank", [False, True])
+def test_a_rank_of_a_wider_space_keeps_its_prefix_and_is_scaled_by_the_same_rule(by_rank):
+    network = tiny_network(masked=True, by_rank=by_rank)
+    wider = network.space.of_every_rank()
+    choice = dict.fromkeys(wider.maximal(), 5)
+    with pytest.raises(DocumentInvalid, match="5 is not allowed"):
+        network.activate(choice)
+    assert {layer.rank for layer in network.layers.values()} == {RANKS[0]}
+    network.activate(choice, space=wider)
+    for layer in network.layers.values():
+        update = ALPHA / (5 if by_rank else RANKS[0]) * (layer.lora_b[:, :5] @ layer.lora_a[:5])
+        torch.testing.assert_close(layer.merged_weight(), layer.weight + update * layer.mask)
+
+
 def test_states_that_do_not_fit_are_refused(tmp_path):
     network = tiny_network(masked=True)
     good = {name: tensor.clone() for name, tensor in network.adapter_state().items()}

@@ -339,6 +339,19 @@ def test_what_was_begun_before_a_key_existed_is_continued(tmp_path, monkeypatch,
     assert "continuing from step" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("draw", ["nested", "shared"])
+def test_ranks_that_open_one_after_the_other_go_on_where_they_were(draw, tmp_path, monkeypatch):
+    train = {"steps": 9, "save_steps": 4, "draw": draw, "shrinking": "progressive", "largest_first": 0.3}
+    recipe = tiny_recipe(tmp_path, train=train)
+    made = run_recipe(recipe, tmp_path / "straight")["super_adapter"]
+    # What was drawn beside the lists is no choice of a search.
+    assert {group.values for group in read_search_space(made.path / "search_space.json").groups} == {(6, 4, 2)}
+    run_until_the_last_step(recipe, tmp_path / "run", monkeypatch)
+    shutil.rmtree(newest_checkpoint(unfinished(tmp_path / "run")))
+    run_recipe(recipe, tmp_path / "run")
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "straight")
+
+
 def test_gradient_checkpointing_trains_the_same_adapter(tmp_path):
     for name, on in (("without", False), ("with", True)):
         run_recipe(tiny_recipe(tmp_path, family="llama", train={"gradient_checkpointing": on}), tmp_path / name)

@@ -19,7 +19,10 @@ from train.super_adapter.tokenised_rows import IGNORED_LABEL, PadToBatch, RowTok
 
 def test_a_sandwich_is_largest_smallest_and_drawn():
     space = tiny_network(masked=False).space
-    assert sandwich(space, space.heuristic()) == (space.maximal(), space.minimal(), space.heuristic())
+    largest, smallest, middle = space.maximal(), space.minimal(), space.heuristic()
+    for drawn in (middle, largest, smallest):
+        assert sandwich(largest, smallest, drawn) == (largest, smallest, drawn)
+    assert sandwich(largest, largest, largest) == (largest,)
 
 
 def test_distillation_is_the_mean_divergence_over_counted_positions():

@@ -29,7 +29,7 @@ from train.super_adapter.trainer import (
 ROWS = [{"input_ids": list(range(3, 11)), "labels": list(range(3, 11))} for _ in range(12)]
 
 
-def make(tmp_path, *callbacks, rows=ROWS, largest_until=0, tokenizer=None, **train):
+def make(tmp_path, *callbacks, rows=ROWS, sampler=None, tokenizer=None, **train):
     network = tiny_network("llama_tied_gqa", masked=True)
     network.tokenizer = network.tokenizer if tokenizer is None else tokenizer
     section = TrainSection(**{"steps": 5, "batch_size": 2, "save_steps": 1, "precision": "fp32", **train})
@@ -38,7 +38,7 @@ def make(tmp_path, *callbacks, rows=ROWS, largest_until=0, tokenizer=None, **tra
         network,
         rows,
         arguments=arguments,
-        sampler=RankSampler(network.space, seed=0, largest_until=largest_until),
+        sampler=RankSampler(network.space, seed=0, **(sampler or {})),
         section=section,
         callbacks=list(callbacks),
     )
@@ -54,6 +54,42 @@ def test_each_micro_batch_trains_the_sub_network_that_was_drawn(tmp_path):
     assert seen == [sampler.draw()["layers.1.up"] for _ in range(len(seen))]
     assert trainer.sampler.drawn == len(seen)
     assert len(seen) in (9, 10)  # the last accumulation of an epoch may be short
+
+
+def test_the_largest_alone_is_sandwiched_with_nothing(tmp_path):
+    """Once for each micro-batch, and its gradient counts in full."""
+    gradients = []
+    for sandwich in (False, True):
+        callback, seen = Gradients(), []
+        trainer = make(tmp_path / str(sandwich), callback, sampler={"largest_until": 3}, steps=3, sandwich=sandwich)
+        layer = trainer.network.layers["model.layers.0.mlp.up_proj"]
+        layer.register_forward_hook(lambda module, _in, _out, seen=seen: seen.append(module.rank))
+        trainer.train()
+        assert seen == [6, 6, 6]
+        gradients.append(callback.seen)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    seen = []
+    trainer = make(tmp_path / "behind", sampler={"largest_until": 1, "kind": "shared"}, steps=3, sandwich=True)
+    trainer.network.layers["model.layers.0.mlp.up_proj"].register_forward_hook(
+        lambda module, _in, _out: seen.append(module.rank)
+    )
+    trainer.train()
+    assert [seen[0], *seen[1:3], *seen[4:6]] == [6, 6, 2, 6, 2]
+    assert len(seen) == 7
+
+
+def test_a_nested_draw_trains_a_prefix_that_no_list_has_whole(tmp_path):
+    callback = Gradients()
+    trainer = make(tmp_path, callback, sampler={"kind": "nested"}, steps=1)
+    number = next(at for at in range(99) if trainer.sampler.choice_at(at)["layers.0.qkv"] not in (6, 4, 2))
+    trainer.sampler.drawn = number
+    rank = trainer.sampler.choice_at(number)["layers.0.qkv"]
+    trainer.train()
+    assert {layer.rank for layer in trainer.network.layers.values()} == {rank}
+    for name, gradient in callback.seen.items():
+        ranks = gradient if name.endswith("lora_a") else gradient.T
+        assert ranks[:rank].any(dim=1).all(), "all ranks of the prefix learn, not its last alone"
+        assert not ranks[rank:].any()
 
 
 class Gradients(TrainerCallback):
@@ -73,7 +109,7 @@ def test_accumulated_batches_give_the_update_of_one_batch_with_all_their_rows(tm
     for batch_size, accumulation in ((2, 2), (4, 1)):
         callback = Gradients()
         settings = {"steps": 1, "batch_size": batch_size, "gradient_accumulation": accumulation}
-        trainer = make(tmp_path / str(batch_size), callback, rows=rows, largest_until=2, **settings)
+        trainer = make(tmp_path / str(batch_size), callback, rows=rows, sampler={"largest_until": 2}, **settings)
         trainer.train()
         assert trainer.sampler.drawn == accumulation
         gradients.append(callback.seen)
