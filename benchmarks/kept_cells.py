@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import pydantic
 
 from shearling.errors import UsageError
+from shearling.recipe.recipe import stored_recipe
 from shearling.strict_json import write_document
 
 
@@ -87,7 +88,8 @@ def check_same_recipe(path: Path, kept: KeptCell, wanted: WantedCell, *, options
     Raises:
         UsageError: it was carried out by another recipe.
     """
-    if kept.recipe != json.loads(json.dumps(wanted.recipe())):
+    # An older cell may leave to the defaults of its time what is said today.
+    if stored_recipe(kept.recipe) != stored_recipe(json.loads(json.dumps(wanted.recipe()))):
         raise UsageError(
             "this cell was made by another recipe",
             where=path,

@@ -105,6 +105,8 @@ prompt = "Headline: {{ text }}\\nEven:"
 choices = [" no", " yes"]
 gold = "{{ label }}"
 max_length = 64
+train_on_prompt = true
+train_on_end = true
 [task.split]
 train = 0.5
 validation = 0.4

@@ -14,7 +14,7 @@ from export.request import ExportRequest
 from shearling.artefact import Artefact, Kind, Manifest, installed_tools, open_artefact
 from shearling.elastic.subnet import HeldBack, read_subnet
 from shearling.errors import ArtefactError
-from shearling.recipe.recipe import RECIPE_SCHEMA, Recipe
+from shearling.recipe.recipe import RECIPE_SCHEMA, Recipe, stored_recipe
 from shearling.recipe.search import SearchSection
 from shearling.run import Run
 from shearling.strict_json import Document
@@ -110,8 +110,8 @@ def _before_tuning(adapter: Manifest, run: Run) -> Manifest | None:
 def _recipe(
     adapter: Manifest | None, searched: Mapping[str, Any], variants: Manifest | None = None
 ) -> dict[str, Any] | None:
-    """The recipe, with the variants that layers were taken from, and with what it leaves to the defaults of this
-    version; [search] as it was carried out, since options of `python -m search` override it.
+    """The recipe, with the variants that layers were taken from, and with what it leaves to the defaults of the version
+    that carried it out; [search] as it was carried out, since options of `python -m search` override it.
     """
     if adapter is None or adapter.details.get("model") is None:
         return None
@@ -122,7 +122,8 @@ def _recipe(
     if variants is not None:
         known["variants"] = {"ratios": variants.details["ratios"]}
     try:
-        recipe = Recipe.model_validate({"schema": RECIPE_SCHEMA, **known, "model": details["model"], "search": search})
+        sections = {**stored_recipe(known), "model": details["model"], "search": search}
+        recipe = Recipe.model_validate({"schema": RECIPE_SCHEMA, **sections})
     except pydantic.ValidationError:
         return None
     whole = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)

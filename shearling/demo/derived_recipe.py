@@ -69,7 +69,7 @@ def plain_lora(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """
     groups = [{**group, "ranks": group["ranks"][:1]} for group in recipe["adapter"]["groups"]]
     without = {
-        "train": ("sandwich", "distillation", "teacher", "draw", "largest_first"),
+        "train": ("sandwich", "distillation", "teacher"),
         "search": ("population", "max_cost_share", "accuracy_delta", "reference_accuracy", "prefer"),
     }
     train, search = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -24,12 +25,16 @@ class GroupSection(Section):
 class AdapterSection(Section):
     """The elastic adapters."""
 
+    papers: ClassVar[Mapping[str, Any]] = {"lora_alpha": 64.0, "scaling": "constant"}
+
     r: int = pydantic.Field(32, ge=1, description="the largest rank")
-    lora_alpha: float = pydantic.Field(64, gt=0, description="scales what an adapter adds to a weight")
+    lora_alpha: float = pydantic.Field(
+        128, gt=0, description="scales what an adapter adds to a weight; with [width] 64 unless it is said"
+    )
     scaling: Literal["constant", "rank"] = pydantic.Field(
-        "constant",
-        description="constant: lora_alpha / r for every sub-adapter; rank: lora_alpha over the active rank, so that a "
-        "smaller sub-adapter moves the weights as far",
+        "rank",
+        description="rank: lora_alpha over the active rank, so that a smaller sub-adapter moves the weights as far; "
+        "constant: lora_alpha / r for every sub-adapter (as in the papers), and with [width] unless it is said",
     )
     lora_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     masked: bool = pydantic.Field(True, description="train under the sparsity mask, so that merging keeps every zero")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pydantic
 
@@ -28,6 +29,8 @@ from shearling.registry.pruning_methods import PRUNING_METHODS
 from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 
 RECIPE_SCHEMA = "shearling.recipe/1"
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Recipe(Section):
@@ -49,6 +52,14 @@ class Recipe(Section):
     width: WidthSection | None = None
     train: TrainSection | None = None
     search: SearchSection = SearchSection()
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _widths_as_published(cls, data: Any) -> Any:
+        """Elastic widths are drawn and scaled as the papers do: what is better for ranks was not measured for them."""
+        if not isinstance(data, dict) or data.get("width") is None:
+            return data
+        return _with_papers(data, "adapter", "train")
 
     @pydantic.model_validator(mode="after")
     def _classifier(self) -> Recipe:
@@ -181,17 +192,57 @@ def section_as_json(section: Section | None) -> dict[str, Any] | None:
     return None if section is None else _without_directories(section.model_dump())
 
 
+def read_stored_section(kind: type[AnySection], stored: Any) -> AnySection:
+    """A section that a manifest keeps, with what it meant when it was stored.
+
+    A key that it was made before has the default that there was then: that of today, or where the papers' value was
+    the default at first, that one.
+
+    Args:
+        kind: what section it is.
+        stored: from `section_as_json`.
+
+    Raises:
+        pydantic.ValidationError: no section can be that.
+    """
+    return kind.model_validate({**kind.papers, **stored} if isinstance(stored, dict) else stored, strict=False)
+
+
 def stored_section(kind: type[Section], stored: Any) -> Any:
-    """A section that a manifest keeps, as it would be stored today: a key that it was made before has its default.
+    """A section that a manifest keeps, as it would be stored today; see `read_stored_section`.
 
     Args:
         kind: what section it is.
         stored: from `section_as_json`; what no section can be is given back as it is.
     """
     try:
-        return section_as_json(kind.model_validate(stored, strict=False))
+        return section_as_json(read_stored_section(kind, stored))
     except pydantic.ValidationError:
         return stored
+
+
+def stored_recipe(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of a recipe that were kept, with what they leave to defaults that have changed since.
+
+    Args:
+        sections: by their names, as in TOML or as JSON.
+    """
+    return _with_papers(sections, *sections)
+
+
+def _with_papers(sections: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The sections, those of these names with the papers' value of each key that they leave out."""
+    filled = dict(sections)
+    for name in names:
+        field, section = Recipe.model_fields.get(name), sections.get(name)
+        kind = None if field is None else _section_of(field.annotation)
+        if kind is None:
+            continue
+        if isinstance(section, list | tuple):
+            filled[name] = [{**kind.papers, **item} if isinstance(item, dict) else item for item in section]
+        elif isinstance(section, dict):
+            filled[name] = {**kind.papers, **section}
+    return filled
 
 
 def _without_directories(value: Any) -> Any:
@@ -241,7 +292,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def _section_of(annotation: Any) -> type[pydantic.BaseModel] | None:
+def _section_of(annotation: Any) -> type[Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next((found for part in getattr(annotation, "__args__", ()) if (found := _section_of(part))), None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import pydantic
 
@@ -12,7 +12,14 @@ Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
 
 
 class Section(pydantic.BaseModel):
-    """Base of every section: frozen, no unknown keys; TOML integers are accepted for floats."""
+    """Base of every section: frozen, no unknown keys; TOML integers are accepted for floats.
+
+    Attributes:
+        papers: values of the papers that were defaults once, and are no more: what artefacts of that time mean by a
+            key that they do not have.
+    """
+
+    papers: ClassVar[Mapping[str, Any]] = {}
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
@@ -56,6 +57,10 @@ AnswerMetric = Literal["exact_match", "f1", "rouge1", "rouge2", "rougeL"]
 Form = Literal["choices", "completion", "chat", "text"]
 
 
+def _is_generated(task: Mapping[str, Any]) -> bool:
+    return task.get("choices") is None
+
+
 class TaskSection(Section):
     """The data, and the templates (Jinja) that turn one of its rows into what the model reads.
 
@@ -72,6 +77,8 @@ class TaskSection(Section):
             generation belong to it. Beside a row's fields it may use `completion`.
         weight: of its rows in a run with several tasks.
     """
+
+    papers: ClassVar[Mapping[str, Any]] = {"train_on_prompt": True, "train_on_end": True}
 
     name: str = pydantic.Field(pattern="^[a-z0-9_]+$")
     path: Path | None = pydantic.Field(
@@ -115,13 +122,11 @@ class TaskSection(Section):
     max_length: int = pydantic.Field(
         256, ge=8, description="tokens of a training row; longer ones are cut, and a text alone is cut into several"
     )
-    train_on_prompt: bool = pydantic.Field(
-        True, description="the loss covers the prompt as well (as in the papers); not that of a conversation"
-    )
+    train_on_prompt: bool = pydantic.Field(False, description="the loss covers the prompt as well (as in the papers)")
     train_on_end: bool = pydantic.Field(
-        True,
-        description="the end-of-text token behind the answer is learnt; a multiple-choice task without generation is "
-        "better without; how a turn of a conversation ends is always learnt",
+        default_factory=_is_generated,
+        description="the end-of-text token behind the answer is learnt; absent: not with 'choices', where it would be "
+        "half of what is learnt and nothing is generated; how a turn of a conversation ends is always learnt",
     )
 
     @property
@@ -137,13 +142,6 @@ class TaskSection(Section):
     def leaves_tokens_unlabelled(self) -> bool:
         """Whether a row has tokens that no label is learnt at: those of a prompt."""
         return self.form != "text" and not self.train_on_prompt
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _assistant_only(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("messages") is not None:
-            return {"train_on_prompt": False, **data}
-        return data
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TaskSection:

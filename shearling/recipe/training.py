@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 
@@ -35,6 +36,8 @@ class TeacherSection(Section):
 
 class TrainSection(Section):
     """Optimisation of the super-adapter."""
+
+    papers: ClassVar[Mapping[str, Any]] = {"draw": "independent", "largest_first": 0.0}
 
     steps: int | None = pydantic.Field(None, ge=1, description="optimiser steps; or give epochs")
     epochs: float | None = pydantic.Field(None, gt=0)
@@ -75,13 +78,17 @@ class TrainSection(Section):
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = pydantic.Field(
         (), description="who gets the losses beside the log; the latter sends them to a service"
     )
-    draw: Literal["independent", "shared", "nested"] = pydantic.Field(
-        "independent",
-        description="which sub-network a micro-batch trains: every group draws for itself; all together; nested: all "
-        "together, any rank from 1 to r",
+    draw: Literal["shared", "independent", "nested"] = pydantic.Field(
+        "shared",
+        description="which sub-network a micro-batch trains: all groups draw together; every group for itself (as in "
+        "the papers, and with [width] unless it is said); nested: all together, any rank from 1 to r",
     )
     largest_first: float = pydantic.Field(
-        0.0, ge=0, lt=1, description="share of the steps, at the beginning, that train the largest sub-network alone"
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the steps, at the beginning, that train the largest sub-network alone; with [width] 0 "
+        "unless it is said",
     )
     shrinking: Literal["at_once", "progressive"] = pydantic.Field(
         "at_once",

@@ -14,17 +14,17 @@ from benchmarks.kept_cells import cell_file
 from benchmarks.quality import carry_out
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.arms import ARMS, BASELINE, Arm, parse_ratio
-from benchmarks.quality.cell import Cell, CellDocument, cross, unfinished
+from benchmarks.quality.cell import Cell, CellDocument, cross, read_cells, unfinished
 from benchmarks.quality.models import MODELS, shipped_recipe
 from benchmarks.quality.tasks import TASKS
 from shearling.errors import RecipeInvalid, UsageError
-from shearling.recipe.recipe import Recipe
+from shearling.recipe.recipe import Recipe, stored_recipe
 from shearling.run import Run
 from shearling.strict_json import write_document
 from tests.support.quality_cells import cell_document
 from train.base.adaptation import adapting_recipe
 from train.super_adapter.artefact import recipe_inputs
-from train.super_adapter.resumption import differing_keys
+from train.super_adapter.resumption import deciding_inputs, differing_keys
 
 RATIOS = tuple(parse_ratio(text) for text in ("0.5", "0.7", "2:4"))
 
@@ -66,6 +66,31 @@ def test_an_elastic_arm_says_how_ranks_are_drawn_and_scaled(arm: Arm) -> None:
     assert "scaling" in arm.adapter
 
 
+def test_published_cells_leave_nothing_to_defaults_that_have_changed() -> None:
+    """Their recipes say it, or it decides nothing: where there is one rank."""
+    published = read_cells(Path(__file__).resolve().parents[2] / "docs" / "quality")
+    assert len(published) > 30
+    for cell in published:
+        today, then = (Recipe.model_validate(sections) for sections in (cell.recipe, stored_recipe(cell.recipe)))
+        first, second = (deciding_inputs(recipe_inputs(recipe)) for recipe in (today, then))
+        assert differing_keys(first, second) == [], cell.recipe["name"]
+
+
+def test_a_cell_that_left_to_older_defaults_what_its_arm_says_today_is_its_own(tmp_path: Path) -> None:
+    cells = all_cells()
+    for name, kept in (("smollm2-poker-0-0.5-wanda-elastic", True), ("smollm2-poker-0-0.5-elastic", False)):
+        document = finish(cells[name], tmp_path)
+        older = json.loads(json.dumps(document.recipe))
+        for section, key in (("train", "draw"), ("train", "largest_first"), ("adapter", "scaling")):
+            del older[section][key]
+        write_document(cell_file(tmp_path, name), document.model_copy(update={"recipe": older}))
+        if kept:
+            assert cells[name] not in unfinished(cells, tmp_path)
+        else:
+            with pytest.raises(UsageError, match="another recipe"):
+                unfinished(cells, tmp_path)
+
+
 @pytest.mark.parametrize(("base", "name"), [("elastic", "elastic"), ("adapted-elastic", "adapted")])
 def test_arms_that_draw_otherwise_are_compared_at_equal_forwards(base: str, name: str) -> None:
     cells = all_cells()
@@ -97,8 +122,10 @@ def test_a_model_that_is_adapted_first_is_adapted_as_the_baseline_is() -> None:
         ratio = "0" if arm.sparsity is None else "0.7"
         adapting = adapting_recipe(Recipe.model_validate(cells[f"smollm2-poker-0-{ratio}-{arm.name}"].recipe()))
         assert adapting is not None
-        assert (adapting.model, adapting.task, adapting.train) == (baseline.model, baseline.task, baseline.train)
-        assert (adapting.adapter, adapting.seed) == (baseline.adapter, baseline.seed)
+        assert adapting.model == baseline.model
+        # Behind their names.
+        first, second = (deciding_inputs(recipe_inputs(recipe)) for recipe in (adapting, baseline))
+        assert differing_keys(first, second) == []
     assert adapting_recipe(Recipe.model_validate(cells["smollm2-poker-0-0.7-elastic"].recipe())) is None
 
 

@@ -170,6 +170,19 @@ def test_a_recipe_survives_manifests_and_card(run, path):
     assert section_as_json(again) == section_as_json(given)
 
 
+def test_a_recipe_of_an_older_adapter_says_what_it_left_to_the_defaults_of_its_time(run):
+    adapter = open_artefact(run.super_adapter, kind="super_adapter").manifest
+    older = {name: dict(section) for name, section in adapter.details["recipe"].items() if isinstance(section, dict)}
+    told = {"train": {"draw": "independent", "largest_first": 0}, "adapter": {"scaling": "constant"}}
+    told["task"] = {"train_on_end": True}
+    for name, keys in told.items():
+        for key in keys:
+            del older[name][key]
+    details = {**adapter.details, "recipe": {**adapter.details["recipe"], **older}}
+    found = lineage._recipe(adapter.model_copy(update={"details": details}), {})
+    assert {name: {key: found[name][key] for key in keys} for name, keys in told.items()} == told
+
+
 def test_every_option_that_decides_the_content_is_told(run, tmp_path, monkeypatch):
     # No group divides the 60 inputs of the layers of this model.
     monkeypatch.setattr("export.plan._check_group_size", lambda *_: None)

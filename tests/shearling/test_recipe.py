@@ -10,8 +10,17 @@ import jsonschema
 import pytest
 
 from shearling.errors import ArtefactMissing, RecipeInvalid
-from shearling.recipe.recipe import read_recipe, recipe_json_schema, section_as_json, stored_section
+from shearling.recipe.recipe import (
+    read_recipe,
+    read_stored_section,
+    recipe_json_schema,
+    section_as_json,
+    stored_recipe,
+    stored_section,
+)
 from train.base.adaptation import adapting_recipe
+from train.super_adapter.artefact import recipe_inputs
+from train.super_adapter.resumption import deciding_inputs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = sorted((ROOT / "recipes").glob("*.toml"))
@@ -63,7 +72,8 @@ def test_baselines_of_the_demo_learn_the_same_data_for_as_long():
     adapting = adapting_recipe(shears)
     assert adapting is not None
     assert (adapting.model, adapting.task, adapting.seed) == (lora.model, lora.task, lora.seed)
-    assert adapting.train == lora.train
+    trained = [deciding_inputs(recipe_inputs(recipe))["train"] for recipe in (adapting, lora)]
+    assert trained[0] == trained[1]
     assert (shears.adapter.r, shears.adapter.lora_alpha) == (lora.adapter.r, lora.adapter.lora_alpha)
     modules = [
         sorted(module for group in recipe.adapter.groups for module in group.modules) for recipe in (shears, lora)
@@ -204,21 +214,86 @@ def test_contradictions_of_data_are_named(tmp_path, change, message):
     assert message in caught.value.message
 
 
+def read_changed(tmp_path, *changes):
+    """The good recipe with changes."""
+    text = GOOD
+    for change in changes:
+        assert change[0] in text
+        text = text.replace(*change)
+    (tmp_path / "recipe.toml").write_text(text)
+    return read_recipe(tmp_path / "recipe.toml")
+
+
+COMPLETION = ('choices = [" no", " yes"]\ngold = "{{ urgent }}"\n', 'completion = "{{ answer }}"\n')
+WIDTHS = ("[train]", '[width]\ngroups = [{name = "w", part = "feed_forward", widths = [8, 4]}]\n[train]')
+
+
+def test_what_a_recipe_leaves_out_is_what_was_measured_as_better(tmp_path):
+    recipe = read_changed(tmp_path)
+    assert (recipe.task.train_on_prompt, recipe.task.train_on_end) == (False, False)
+    assert (recipe.adapter.lora_alpha, recipe.adapter.scaling) == (128, "rank")
+    assert (recipe.train.draw, recipe.train.largest_first, recipe.train.shrinking) == ("shared", 0.5, "at_once")
+
+
+def test_the_end_of_a_generated_answer_is_learnt_unless_the_recipe_says_otherwise(tmp_path):
+    for change in (COMPLETION, TEXT_ALONE):
+        assert read_changed(tmp_path, change).task.train_on_end is True
+    for said in ("true", "false"):
+        changes = (("[task]\n", f"[task]\ntrain_on_end = {said}\n"), COMPLETION)
+        assert read_changed(tmp_path, *changes[:1]).task.train_on_end is (said == "true")
+        assert read_changed(tmp_path, *changes).task.train_on_end is (said == "true")
+
+
+def test_widths_are_drawn_and_scaled_as_published_unless_the_recipe_says_otherwise(tmp_path):
+    recipe = read_changed(tmp_path, WIDTHS)
+    assert (recipe.adapter.lora_alpha, recipe.adapter.scaling) == (64, "constant")
+    assert (recipe.train.draw, recipe.train.largest_first) == ("independent", 0)
+    assert recipe.task.train_on_prompt is False
+    said = (("[train]\n", '[train]\ndraw = "shared"\nlargest_first = 0.25\n'), ("r = 8", 'r = 8\nscaling = "rank"'))
+    recipe = read_changed(tmp_path, WIDTHS, *said)
+    assert (recipe.train.draw, recipe.train.largest_first, recipe.adapter.scaling) == ("shared", 0.25, "rank")
+
+
+def test_what_was_stored_before_a_default_changed_means_what_it_meant(tmp_path):
+    recipe = read_changed(tmp_path)
+    stored = {name: section_as_json(getattr(recipe, name)) for name in ("task", "adapter", "train")}
+    changed = {
+        "task": {"train_on_prompt": True, "train_on_end": True},
+        "adapter": {"lora_alpha": 64, "scaling": "constant"},
+        "train": {"draw": "independent", "largest_first": 0},
+    }
+    older = {
+        name: {key: value for key, value in section.items() if key not in changed[name]}
+        for name, section in stored.items()
+    }
+    for name, section in older.items():
+        kind = type(getattr(recipe, name))
+        assert stored_section(kind, section) == {**stored[name], **changed[name]}
+        assert stored_section(kind, stored[name]) == stored[name]
+        for key, value in changed[name].items():
+            assert getattr(read_stored_section(kind, section), key) == value
+    assert stored_recipe({**older, "name": "mine", "data": [older["task"]]}) == {
+        **{name: {**section, **changed[name]} for name, section in older.items()},
+        "name": "mine",
+        "data": [{**older["task"], **changed["task"]}],
+    }
+
+
 TEXT_ALONE = ('prompt = "Ticket: {{ text }}"\nchoices = [" no", " yes"]\ngold = "{{ urgent }}"\n', "")
-ANSWERS_ALONE = ("[task]\n", "[task]\ntrain_on_prompt = false\n")
+PROMPTS = ("[task]\n", "[task]\ntrain_on_prompt = true\n")
 
 
 @pytest.mark.parametrize(
     ("teacher", "changes", "teaches"),
     [
-        ("", [], False),
-        ("prompt = 3", [], False),
+        ("", [PROMPTS], False),
+        ("prompt = 3", [PROMPTS], False),
         ("", [TEXT_ALONE], False),
-        ("", [TEXT_ALONE, ANSWERS_ALONE], False),
-        ("answer = 0.1", [], True),
+        ("", [TEXT_ALONE, PROMPTS], False),
+        ("answer = 0.1", [PROMPTS], True),
         ("hidden = 0.1", [TEXT_ALONE], True),
-        ("", [ANSWERS_ALONE], True),
-        ("", [("[sparsity]", '[[data]]\nname = "chats"\npath = "x"\nmessages = "m"\n[sparsity]')], True),
+        ("", [], True),
+        ("", [PROMPTS, ("[sparsity]", '[[data]]\nname = "chats"\npath = "x"\nmessages = "m"\n[sparsity]')], True),
     ],
 )
 def test_a_teacher_has_something_to_teach(tmp_path, teacher, changes, teaches):
@@ -242,7 +317,7 @@ def test_conversations_learn_the_assistant_alone_and_paths_of_more_data_are_anch
     recipe = read_recipe(path)
     (chats,) = recipe.data
     assert (chats.form, chats.train_on_prompt, chats.weight) == ("chat", False, 2)
-    assert (recipe.task.form, recipe.task.train_on_prompt, recipe.task.weight) == ("choices", True, 1)
+    assert (recipe.task.form, recipe.task.train_on_prompt, recipe.task.weight) == ("choices", False, 1)
     assert chats.path == tmp_path / "chats.jsonl"
     # As a manifest keeps it.
     assert type(chats).model_validate(section_as_json(chats), strict=False).train_on_prompt is False

@@ -84,6 +84,21 @@ def test_bert_base_has_other_widths_in_every_layer():
     assert space.heuristic()["layers.10.attention"] == 704
 
 
+@pytest.mark.parametrize("name", PUBLISHED_ACCURACY)
+def test_training_is_as_published_whatever_the_defaults_are(name):
+    """The rule of LoNAS (algorithms 1.3) stands in the recipe itself."""
+    recipe = read_recipe(RECIPES / f"{name}.toml")
+    assert (recipe.train.draw, recipe.train.largest_first, recipe.adapter.scaling) == ("independent", 0, "constant")
+    assert (recipe.train.shrinking, recipe.train.sandwich, recipe.train.distillation) == ("at_once", False, False)
+    assert recipe.adapter.lora_alpha == 2 * recipe.adapter.r
+    assert recipe.train.model_fields_set >= {"draw", "largest_first", "learning_rate"}
+    assert recipe.adapter.model_fields_set >= {"scaling", "lora_alpha"}
+    if recipe.model.head == "language_model":
+        assert recipe.task.train_on_prompt
+        assert recipe.task.train_on_end
+        assert recipe.task.model_fields_set >= {"train_on_prompt", "train_on_end"}
+
+
 @pytest.mark.parametrize(("name", "published"), PUBLISHED_ACCURACY.items())
 def test_no_search_asks_for_more_than_the_best_that_was_published(name, published):
     search = read_recipe(RECIPES / f"{name}.toml").search

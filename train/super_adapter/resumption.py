@@ -42,6 +42,10 @@ INDIFFERENT = ("memory", "save_steps", "report_to")
 """Keys of [train] that decide no number of the adapter."""
 
 
+OF_SEVERAL: Mapping[str, tuple[str, ...]] = {"train": ("draw", "largest_first", "shrinking"), "adapter": ("scaling",)}
+"""Keys of sections that decide nothing where there is one sub-network, as for LoRA."""
+
+
 UNTOLD = frozenset({"processes", "width_text"})
 """What an unfinished training of an older version does not tell, and which is therefore no difference."""
 
@@ -55,6 +59,9 @@ def deciding_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: _as_of_today(key, value) for key, value in inputs.items() if key != "name"}
     if isinstance(found.get("train"), dict):
         found["train"] = {key: value for key, value in found["train"].items() if key not in INDIFFERENT}
+    if _is_one_subnet(found):
+        for name, indifferent in OF_SEVERAL.items():
+            found[name] = {key: value for key, value in found[name].items() if key not in indifferent}
     return found
 
 
@@ -92,6 +99,13 @@ def continue_or_set_aside(destination: Path, *, inputs: Mapping[str, Any], paren
     _set_aside(destination, changed)
     directory.mkdir()
     write_text(file, json.dumps(wanted, indent=2))
+
+
+def _is_one_subnet(inputs: Mapping[str, Any]) -> bool:
+    """Whether the sections say so; of a tuned sub-network they say nothing."""
+    if inputs.get("width") is not None or not all(isinstance(inputs.get(name), dict) for name in OF_SEVERAL):
+        return False
+    return all(len(group["ranks"]) == 1 for group in inputs["adapter"]["groups"])
 
 
 def _as_of_today(key: str, value: Any) -> Any:

@@ -13,6 +13,7 @@ from shearling.elastic.super_network import SuperNetwork, assemble_super_network
 from shearling.errors import ArtefactError, ArtefactMismatch, OutputExists, UsageError
 from shearling.model.figures import read_figures
 from shearling.recipe.adapter import AdapterSection
+from shearling.recipe.recipe import read_stored_section
 from shearling.recipe.task import TaskSection
 from shearling.recipe.training import TeacherSection, TrainSection
 from shearling.run import Run, data_role, open_dense
@@ -74,7 +75,7 @@ def tune_subnet(
     _check_not_tuned(found, destination, document)
     details = found.adapter.manifest.details
     recipe = details["recipe"]
-    sections = [TaskSection.model_validate(given, strict=False) for given in (recipe["task"], *recipe.get("data", ()))]
+    sections = [read_stored_section(TaskSection, given) for given in (recipe["task"], *recipe.get("data", ()))]
     rooms = {"task": run.task, **{data_role(section.name): run.data / section.name for section in sections[1:]}}
     tasks = [_open_task(found.adapter, role, path) for role, path in rooms.items()]
     changed = {
@@ -85,7 +86,7 @@ def tune_subnet(
         "sandwich": False,
         "distillation": False,
     }
-    section = TrainSection.model_validate({**recipe["train"], **changed}, strict=False)
+    section = read_stored_section(TrainSection, {**recipe["train"], **changed})
     section = section.model_copy(update={"teacher": _teacher(section.teacher, teacher)})
     # A run made where nobody teaches may have been moved without its dense base.
     sparse = found.frozen.manifest.kind == "sparse"
@@ -106,7 +107,7 @@ def tune_subnet(
         )
         lean = trains_lean(
             read_figures(found.frozen.path),
-            AdapterSection.model_validate(recipe["adapter"], strict=False),
+            read_stored_section(AdapterSection, recipe["adapter"]),
             section,
             tasks=sections,
             on_grid=found.space.adapter.grid is not None,

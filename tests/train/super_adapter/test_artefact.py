@@ -38,7 +38,7 @@ from train.stage import run_recipe
 from train.super_adapter import artefact as super_adapter
 from train.super_adapter.artefact import LOG_FILE
 from train.super_adapter.choice_sampler import RankSampler
-from train.super_adapter.resumption import CHECKPOINTS, INPUTS_FILE
+from train.super_adapter.resumption import CHECKPOINTS, INPUTS_FILE, deciding_inputs, differing_keys
 from train.super_adapter.trainer import newest_checkpoint
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -337,6 +337,38 @@ def test_what_was_begun_before_a_key_existed_is_continued(tmp_path, monkeypatch,
     capsys.readouterr()
     run_recipe(recipe, run)
     assert "continuing from step" in capsys.readouterr().err
+
+
+def test_what_was_begun_before_a_default_changed_is_not_taken_for_what_it_means_today(tmp_path, monkeypatch, capsys):
+    recipe, run = tiny_recipe(tmp_path), tmp_path / "run"
+    run_until_the_last_step(recipe, run, monkeypatch)
+    file = unfinished(run).parent / INPUTS_FILE
+    inputs = json.loads(file.read_text())
+    del inputs["recipe"]["train"]["draw"], inputs["recipe"]["train"]["largest_first"]
+    del inputs["recipe"]["adapter"]["scaling"]
+    file.write_text(json.dumps(inputs))
+    shown = tiny_recipe(tmp_path, train={"draw": None, "largest_first": None}, scaling="rank")
+    assert (shown.train.draw, shown.train.largest_first) == ("shared", 0.5)
+    capsys.readouterr()
+    run_recipe(shown, run)
+    said = capsys.readouterr().err
+    assert "continuing" not in said
+    assert "this one differs in adapter.scaling, train.draw, train.largest_first;" in said
+
+
+def test_how_one_sub_network_would_be_drawn_decides_nothing():
+    adapter = {"r": 4, "groups": [{"name": "all", "modules": ["q_proj"], "ranks": [4]}]}
+    drawn = [{"draw": "independent", "largest_first": 0.0}, {"draw": "shared", "largest_first": 0.5}]
+    inputs = [
+        {"adapter": {**adapter, "scaling": scaling}, "width": None, "train": {"steps": 3, **train}}
+        for scaling, train in zip(("constant", "rank"), drawn, strict=True)
+    ]
+    assert deciding_inputs(inputs[0]) == deciding_inputs(inputs[1])
+    several = {**adapter, "groups": [*adapter["groups"], {"name": "k", "modules": ["k_proj"], "ranks": [4, 2]}]}
+    widths = {"groups": [{"name": "w", "part": "feed_forward", "widths": [8, 4]}]}
+    for change in ({"adapter": several}, {"width": widths}):
+        first, second = (deciding_inputs({**given, **change}) for given in inputs)
+        assert differing_keys(first, second)[-2:] == ["train.draw", "train.largest_first"]
 
 
 @pytest.mark.parametrize("draw", ["nested", "shared"])
