@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from search.evidence import compare_with_largest, find_longest
+from search.evidence import compare_with_largest, find_held_back, find_longest
+from search.examination import Examiner
 from search.front import BestRule
 from search.journal import Journal
+from search.objective import CandidateFigures
+from search.race import longest_race
+from search.strategies.grid import Indices
 from shearling.errors import NoCandidate
-from tests.support.simulated_search import SimulatedRows, simulate
+from tests.support.simulated_search import SimulatedRows, Unwritten, simulate
 
 EQUAL = (0.72,) * 8
 
@@ -135,3 +140,61 @@ def test_a_limit_that_keeps_the_largest_out_leaves_it_as_the_reference() -> None
     assert found.best.choice_idx == (2,)
     assert found.finalists[0].choice_idx == (0,)
     assert {record.n_eval for record in found.finalists} == {267}
+
+
+def test_what_breaks_a_limit_takes_nobodys_place_in_the_race() -> None:
+    """Those that are too dear are the more accurate: by accuracy alone no other would get to the end."""
+    simulated = rows((0.9, 0.95, 0.95, 0.95, 0.95, 0.7, 0.8, 0.7))
+    rule, explored = BestRule(max_params=995), simulated.split.parts[0]
+    assert simulate(simulated, rule).best.choice_idx == (6,)
+    raced = {indices for indices, position in simulated.forwarded if explored <= position < simulated.split.choosing}
+    assert raced == {(0,), (6,)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("rule", [BestRule(), BestRule(prefer="cheaper", min_accuracy=0.76)])
+def test_a_race_takes_the_most_that_it_may_where_nothing_is_ruled_out_early(count: int, rule: BestRule) -> None:
+    simulated, journal = rows(EQUAL[:count]), Unwritten()
+    # All candidates alike, on any part of the rows: four points below what is wanted, which is told at the end alone.
+    simulated.answers[:] = np.arange(simulated.answers.shape[1]) % 25 < 18
+    if rule.min_accuracy is None:
+        simulate(simulated, rule, journal)
+    else:
+        with pytest.raises(NoCandidate):
+            simulate(simulated, rule, journal)
+    raced = sum(record.part == "raced" for record in journal.records)
+    assert raced == longest_race(journal.explored, rule, looks=len(simulated.split.parts) - 1)
+
+
+def test_what_is_held_back_is_compared_with_the_largest_on_the_same_rows() -> None:
+    simulated, journal = rows((0.6, 0.9)), Unwritten()
+    best = simulate(simulated, BestRule(), journal).best
+    assert best.choice_idx == (1,)
+    largest = find_longest((0,), journal.records)
+    assert largest is not None
+    Examiner(simulated.measure_all, journal, simulated.split).hold_against([best, largest])
+    held_back = find_held_back(best, journal.records)
+    assert held_back is not None
+    found = compare_with_largest(held_back, journal.records)
+    unseen = simulated.answers[:, simulated.split.places_of(simulated.split.held_back)].astype(float)
+    assert found is not None
+    assert (found.n, found.largest_accuracy) == (133, pytest.approx(unseen[0].mean()))
+    assert found.difference == pytest.approx(unseen[1].mean() - unseen[0].mean())
+
+
+class Losing(SimulatedRows):
+    """Every row costs a loss of its own, and a candidate makes it larger."""
+
+    def measure(self, indices: Indices, positions: range) -> CandidateFigures:
+        losses = tuple(1 + position / 100 + indices[0] for position in positions)
+        return replace(super().measure(indices, positions), loss=sum(losses) / len(losses), losses=losses)
+
+
+def test_a_loss_is_the_mean_of_the_rows_that_a_record_names_however_often_they_were_added_to() -> None:
+    simulated, journal = Losing(EQUAL, np.random.default_rng(0), rows=400), Unwritten()
+    simulate(simulated, BestRule(), journal)
+    assert {record.n_eval for record in journal.records if record.part == "raced"} == {200, 267}
+    for record in journal.records:
+        positions = simulated.split.held_back if record.part == "held_back" else range(record.n_eval)
+        assert record.losses == tuple(1 + position / 100 + record.choice_idx[0] for position in positions)
+        assert record.loss == pytest.approx(sum(record.losses) / len(positions))

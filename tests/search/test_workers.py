@@ -247,6 +247,9 @@ def test_pieces_cover_the_rows_and_join_to_the_whole() -> None:
     assert whole.seconds == 3.0
     # Standard deviation over the root of the count.
     assert whole.accuracy_stderr == pytest.approx((1 / 3 / 3) ** 0.5)
+    # A loss is of all rows.
+    without = join([parts[0], dataclasses.replace(parts[1], loss=None, losses=None)])
+    assert (without.loss, without.losses, without.accuracy) == (None, None, 2 / 3)
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from search.exploration import explore
+from search.journal import Journal
+from search.strategies.anchored import anchors_of
 from search.strategies.cost_limit import Bound, CostLimit, find_cheapest
 from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, Trial, make_strategy
 from shearling.errors import NoCandidate, UsageError
-from tests.support.synthetic_search import ROWS, SIZES, Separable, everything, run
+from tests.support.synthetic_search import ROWS, SIZES, Separable, everything, run, silent
 
 
 @pytest.mark.parametrize(("size", "index"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2)])
@@ -284,3 +287,61 @@ def test_exhaustive_asks_for_everything_once_and_finds_the_optimum(tmp_path: Pat
 def test_exhaustive_refuses_what_it_may_not_finish(sizes: tuple[int, ...], count: str) -> None:
     with pytest.raises(UsageError, match=f"takes {count} evaluations, 80 are allowed"):
         make_strategy("exhaustive", Grid(sizes), Effort(80))
+
+
+def test_a_plateau_is_left_after_three_rounds_that_are_no_better() -> None:
+    strategy = make_strategy("hill_climbing", Grid((5,) * 6), Effort(200, population=2))
+    (start,) = strategy.ask()
+    strategy.tell([Trial(start, 0.5, 100)])
+    rounds = 0
+    while asked := strategy.ask():
+        assert strategy.parent == start, "as good is not better"
+        strategy.tell([Trial(indices, 0.5, 100) for indices in asked])
+        rounds += 1
+    assert rounds == 3
+
+
+def test_what_saves_nothing_is_not_made_smaller_to_keep_a_limit() -> None:
+    """Bytes that the first two of four groups have; the others are free, and worth what they are."""
+    grid = Grid((4,) * 4)
+    limit = CostLimit.of([Bound.below(5.0, lambda indices: 8.0 - indices[0] - indices[1], show=str, where="x")], grid)
+    for seed in range(20):
+        shrunk = limit.shrink((0, 0, 1, 2), grid, np.random.default_rng(seed))
+        assert shrunk[2:] == (1, 2)
+        assert sum(shrunk[:2]) == 3
+
+
+class Twice:
+    """Asks for the same candidate twice in a generation."""
+
+    planned, parent = 3, None
+
+    def __init__(self) -> None:
+        self.told: list[Trial] = []
+
+    def ask(self) -> list[Indices]:
+        return [] if self.told else [(0, 0, 0, 0), (0, 0, 0, 0), (2, 2, 2, 2)]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self.told += trials
+
+
+def test_a_candidate_that_a_generation_has_twice_is_measured_once_and_counts_twice(tmp_path: Path) -> None:
+    objective, strategy = Separable(), Twice()
+    options = {"grid": Grid(SIZES), "algorithm": "twice", "seed": 0, "advance": silent}
+    records = explore(strategy, objective.measure_all, Journal(tmp_path / "j"), **options)
+    assert objective.measured == [(0, 0, 0, 0), (2, 2, 2, 2)]
+    assert [record.cached for record in records] == [False, True, False]
+    for record, trial in zip(records, strategy.told, strict=True):
+        assert record.accuracy == trial.accuracy == objective.accuracy(record.choice_idx)
+        assert record.adapter_params == objective.params(record.choice_idx)
+
+
+def test_every_search_looks_at_the_largest_and_the_smallest_and_at_the_middle_where_it_may() -> None:
+    grid, objective = Grid(SIZES), Separable()
+    largest, middle, smallest = grid.maximal, grid.heuristic, grid.minimal
+    assert anchors_of(grid, None) == (largest, middle, smallest)
+    for share, anchors in ((0.8, (largest, middle, smallest)), (0.6, (largest, smallest))):
+        limit = CostLimit.of([Bound.of_share(share, objective.params, grid)], grid)
+        assert anchors_of(grid, limit) == anchors
+    assert anchors_of(Grid((2, 2)), None) == ((0, 0), (1, 1)), "each once"
