@@ -62,14 +62,14 @@ export: `decoder_fusion` makes it when a model is loaded.
         tensor, unless m is 0. Those of one layer are the qkv of the next.
     attributes: those of `SparseLayer`, and `layers` int, `heads` int, `kv_heads` int, `head_size` int (a multiple of
         16), `rotary_size` int, even: numbers at the start of a head that angles turn (0: all), `interleaved` bool,
-        `cache` str: f16, i8 or f32, `scale` float (of a product of query and key), `qkv_bias` bool,
+        `cache` str: f16, i8, f32 or bf16, `scale` float (of a product of query and key), `qkv_bias` bool,
         `head_norm_epsilon` float (0: no norm of queries and keys, which comes before they are turned), `order` list of
         int: 0 (queries), 1 (keys), 2 (values) as qkv has them; `windows` list of int, of each layer:
         positions that a query sees, with its own, or 0 for all up to it (not written: 0); `angles` list of int, of each
         layer: the set of the step that turns it, or -1 for none (not written: 0).
     The rotary embedding turns halves of what it turns: x * cos + [-x_2, x_1] * sin; those are its even and its odd
     numbers where it is `interleaved`, and stay in this order, which changes no product of a query and a key. A slot
-    has 2, 1 or 4 bytes for a number, and for i8 a scale in half precision for every 32 of them. A query sees the
+    has 2, 1, 4 or 2 bytes for a number, and for i8 a scale in half precision for every 32 of them. A query sees the
     positions up to its own that neither the window nor the mask hides.
 `SparseStep`: what all attentions of one inference share
     inputs: cosines and sines [1 or batch, rows, rotary_size], and those of up to 7 more sets, of the same shape; mask

@@ -116,7 +116,12 @@ class Layer:
 
 
 STEP = {"format_version": 1}
-SLOTS = {"f16": lambda size: 2 * size, "i8": lambda size: size + 2 * -(-size // 32), "f32": lambda size: 4 * size}
+SLOTS = {
+    "f16": lambda size: 2 * size,
+    "i8": lambda size: size + 2 * -(-size // 32),
+    "f32": lambda size: 4 * size,
+    "bf16": lambda size: 2 * size,
+}
 """Bytes of a position in a head, by the type of the cache."""
 
 

@@ -39,6 +39,15 @@ struct HalfNumbers {
     static INLINE __m512 scales(const uint8_t*, size_t, size_t) { return _mm512_set1_ps(1.0f); }
 };
 
+struct UpperHalves {
+    static constexpr CacheType type = CacheType::bf16;
+    static INLINE __m512 load(const uint8_t* block, size_t place) {
+        const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 2 * place));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+    }
+    static INLINE __m512 scales(const uint8_t*, size_t, size_t) { return _mm512_set1_ps(1.0f); }
+};
+
 struct ByteNumbers {
     static constexpr CacheType type = CacheType::i8;
     static INLINE __m512 load(const uint8_t* block, size_t place) {
@@ -204,7 +213,8 @@ void gather(
 const Pairing avx512_pairing = {
     {{pair_keys<HalfNumbers>, pair_values<HalfNumbers>},
      {pair_keys<ByteNumbers>, pair_values<ByteNumbers>},
-     {nullptr, nullptr}},
+     {nullptr, nullptr},
+     {pair_keys<UpperHalves>, pair_values<UpperHalves>}},
     pair_numbers};
 
 const PairedAttention avx512_paired_attention = {&avx512_pairing, score, gather};

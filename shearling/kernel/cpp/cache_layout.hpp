@@ -6,9 +6,11 @@
 
 namespace shearling {
 
-// Numbers in half precision; in bytes, of which some of a position share a scale in half precision; or in f32.
-enum class CacheType : uint8_t { f16, i8, f32 };
-constexpr size_t cache_types = 3;
+// Numbers in half precision; in bytes, of which some of a position share a scale in half precision; in f32; or in the
+// upper half of it.
+enum class CacheType : uint8_t { f16, i8, f32, bf16 };
+constexpr size_t cache_types = 4;
+constexpr const char* cache_type_names[cache_types] = {"f16", "i8", "f32", "bf16"};
 
 // Positions of a head that lie together: keys as [width][16], so that a lane is a position, and values as [16][width].
 // Behind the bytes of a block lie their scales, [width / 32][16].
@@ -16,7 +18,7 @@ constexpr size_t block_positions = 16;
 constexpr size_t scale_columns = 32;
 
 constexpr size_t number_bytes(CacheType type) {
-    return type == CacheType::f16 ? 2 : type == CacheType::i8 ? 1 : 4;
+    return type == CacheType::i8 ? 1 : type == CacheType::f32 ? 4 : 2;
 }
 
 // What a position of a head takes; a block takes 16 times as much.

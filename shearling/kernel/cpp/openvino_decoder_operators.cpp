@@ -78,7 +78,8 @@ AttentionShape SparseDecoder::attention(size_t layer) const {
 }
 
 CacheType SparseDecoder::cache_type() const {
-    return cache_ == "i8" ? CacheType::i8 : cache_ == "f32" ? CacheType::f32 : CacheType::f16;
+    const auto* const place = std::find(std::begin(cache_type_names), std::end(cache_type_names), cache_);
+    return static_cast<CacheType>(place - std::begin(cache_type_names));
 }
 
 int64_t SparseDecoder::cache_slot() const {
@@ -109,7 +110,7 @@ void SparseDecoder::validate_and_infer_types() {
         this, rotary_size_ >= 0 && rotary_size_ <= head_size_ && rotary_size_ % 2 == 0, rotary_size_, " numbers of ",
         head_size_, " cannot be turned");
     NODE_VALIDATION_CHECK(
-        this, cache_ == "f16" || cache_ == "i8" || cache_ == "f32", "a cache in ", cache_, " is not known");
+        this, static_cast<size_t>(cache_type()) < cache_types, "a cache in ", cache_, " is not known");
     NODE_VALIDATION_CHECK(this, std::isfinite(scale_), "scale is ", scale_);
     NODE_VALIDATION_CHECK(
         this, order_.size() == 3 && std::set<int64_t>(order_.begin(), order_.end()) == std::set<int64_t>({0, 1, 2}),

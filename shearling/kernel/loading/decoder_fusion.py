@@ -23,7 +23,7 @@ STOCK_ATTENTION = {"ATTENTION_BACKEND", "scheduler_config", "draft_model", "prom
 """Properties with which a packed decoder keeps OpenVINO's attention: they ask for that of GenAI's continuous batching.
 """
 CACHE_PRECISION = "KV_CACHE_PRECISION"
-CACHE_TYPES = {"f16": "f16", "u8": "i8", "f32": "f32"}
+CACHE_TYPES = {"f16": "f16", "u8": "i8", "f32": "f32", "bf16": "bf16"}
 """Precisions of the cache that attention in the layers knows, in OpenVINO's names and in ours."""
 SCALE_COLUMNS = 32
 
@@ -163,7 +163,7 @@ def _layer(
 
 def _slot_bytes(cache: str, size: int) -> int:
     """Of a position of a head, as in cpp/cache_layout.hpp."""
-    numbers = {"f16": 2, "i8": 1, "f32": 4}[cache] * size
+    numbers = {"f16": 2, "i8": 1, "f32": 4, "bf16": 2}[cache] * size
     return numbers + (2 * -(-size // SCALE_COLUMNS) if cache == "i8" else 0)
 
 

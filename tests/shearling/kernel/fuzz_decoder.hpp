@@ -36,10 +36,9 @@ struct Decoder {
     int64_t qkv_columns() const { return (heads + 2 * kv_heads) * head_size; }
     size_t rotated() const { return static_cast<size_t>(rotary_size == 0 ? head_size : rotary_size); }
     size_t slot_bytes() const {
-        const auto type = cache == "i8"    ? shearling::CacheType::i8
-                          : cache == "f32" ? shearling::CacheType::f32
-                                           : shearling::CacheType::f16;
-        return shearling::slot_bytes(type, static_cast<size_t>(head_size));
+        const auto* const first = std::begin(shearling::cache_type_names);
+        const auto* const place = std::find(first, std::end(shearling::cache_type_names), cache);
+        return shearling::slot_bytes(static_cast<shearling::CacheType>(place - first), static_cast<size_t>(head_size));
     }
     size_t cache_heads() const { return static_cast<size_t>(layers * 2 * kv_heads); }
     size_t vector_length() const {
@@ -105,7 +104,7 @@ inline Decoder sound_decoder(Random& random) {
     decoder.rotary_size = random.once_in(2) ? 0 : static_cast<int64_t>(2 * (1 + random.below(8)));
     decoder.interleaved = random.once_in(3);
     decoder.expanded = random.once_in(3);
-    decoder.cache = random.one_of<std::string>({"f16", "i8", "f32"});
+    decoder.cache = random.one_of<std::string>({"f16", "i8", "f32", "bf16"});
     decoder.bias = random.once_in(3);
     decoder.norm = random.once_in(3);
     decoder.sandwich = random.once_in(3);
@@ -136,7 +135,7 @@ inline void damage(Random& random, Decoder& decoder) {
     int64_t* const numbers[] = {&decoder.heads,  &decoder.kv_heads, &decoder.head_size,  &decoder.columns,
                                 &decoder.hidden, &decoder.layers,   &decoder.rotary_size};
     switch (random.below(7)) {
-        case 6: decoder.cache = random.one_of<std::string>({"", "i4", "f16", "i8", "f32"}); break;
+        case 6: decoder.cache = random.one_of<std::string>({"", "i4", "f16", "i8", "f32", "bf16"}); break;
         case 4: decoder.windows = random.one_of<std::vector<int64_t>>({{-1}, {trouble(random)}, {1, 2, 3, 4}}); break;
         case 5: decoder.angles = random.one_of<std::vector<int64_t>>({{-2}, {trouble(random)}, {1, 1, 1}, {7}}); break;
         case 0: *numbers[random.below(7)] = trouble(random); break;

@@ -237,3 +237,19 @@ def test_what_a_failed_step_left_is_not_believed_of_any_layer():
     found = node.answer
     node.read(past.copy(), memories[2], 196, 1)
     assert np.array_equal(found, node.answer)
+
+
+def test_numbers_that_bf16_cannot_hold():
+    """Ties go to the even one, what is beyond the largest becomes it, and what is no number the least."""
+    layer, step = Layer(Heads(1, 1, 16), cache="bf16"), 2.0**-7
+    largest = np.uint32(0x7F7F0000).view(np.float32)
+    kept = {np.inf: largest, -np.inf: -largest, np.nan: -largest, 3.4e38: largest, -3.4e38: -largest, -0.0: -0.0}
+    kept |= {1 + step / 2: 1.0, 1 + 1.5 * step: 1 + 2 * step, 1 + 0.51 * step: 1 + step}
+    numbers = np.zeros((1, 1, 16), np.float32)
+    numbers[0, 0, : len(kept)] = list(kept)
+    ones, mask = np.ones((1, 1, 16), np.float32), np.ones((1, 1), np.int64)
+    layer.infer([ones, ones, numbers], np.zeros((1, 1, HIDDEN), np.float32), ones, 0 * ones, mask, [0])
+    (state,) = layer.request.query_state()
+    behind_the_header = state.state.data[0, 1].reshape(-1)[64:]
+    found = (behind_the_header.view(np.uint16)[: len(kept)].astype(np.uint32) << 16).view(np.float32)
+    assert found.tobytes() == np.array(list(kept.values()), np.float32).tobytes()

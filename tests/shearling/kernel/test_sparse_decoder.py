@@ -17,98 +17,8 @@ from shearling.kernel.openvino_core import openvino_core
 from shearling.kernel.openvino_extension import node_factory
 from shearling.kernel.packed_format import Encoding, bundle, pack
 from tests.support.decoder_layer import EPSILON, HIDDEN, SLOTS, STEP, Heads, Layer, attributes, layer_weights
-
-KERNELS = ("amx", "avx512", "avx_vnni", "avx2", "portable")
-
-
-class Reference:
-    """Attention in float64, with a cache of all keys and values as the operator keeps them."""
-
-    def __init__(self, layer: Layer) -> None:
-        self.layer, self.heads, self.window = layer, layer.heads, layer.window
-        self.keys = self.values = None
-
-    def step(self, qkv, cosines, sines, mask, beam) -> np.ndarray:
-        heads = self.heads
-        query, key, value = (
-            part.reshape(*part.shape[:2], -1, heads.size).transpose(0, 2, 1, 3).astype(np.float64) for part in qkv
-        )
-        if self.layer.angles >= 0:
-            query, key = (self.rotate(part, cosines, sines) for part in (query, key))
-        key, value = (KEPT[self.layer.cache](part) for part in (key, value))
-        if self.keys is not None:
-            key = np.concatenate([self.keys[beam], key], axis=2)
-            value = np.concatenate([self.values[beam], value], axis=2)
-        self.keys, self.values = key, value
-        rows, positions = query.shape[2], key.shape[2]
-        repeat = heads.count // heads.groups
-        scores = query @ np.repeat(key, repeat, 1).transpose(0, 1, 3, 2) * heads.size**-0.5
-        own = positions - rows + np.arange(rows)[:, None]
-        seen = np.arange(positions)[None] <= own
-        if self.window:
-            seen &= np.arange(positions)[None] > own - self.window
-        seen = seen[None, None] & (mask[:, None, None, :] != 0)
-        scores = np.where(seen, scores, -np.inf)
-        most = scores.max(axis=-1, keepdims=True)
-        powers = np.where(seen, np.exp(scores - np.where(np.isfinite(most), most, 0)), 0)
-        shares = powers / np.maximum(powers.sum(axis=-1, keepdims=True), 1e-300)
-        return (shares @ np.repeat(value, repeat, 1)).transpose(0, 2, 1, 3).reshape(*qkv[0].shape[:2], heads.columns)
-
-    def rotate(self, x, cosines, sines):
-        turned, rest = np.split(x, [self.layer.rotary], axis=-1)
-        if self.layer.interleaved:
-            turned = np.concatenate([turned[..., 0::2], turned[..., 1::2]], axis=-1)
-        low, high = np.split(turned, 2, axis=-1)
-        turned = turned * cosines[:, None] + np.concatenate([-high, low], axis=-1) * sines[:, None]
-        return np.concatenate([turned, rest], axis=-1)
-
-
-def half(x):
-    return x.astype(np.float32).astype(np.float16).astype(np.float64)
-
-
-def in_bytes(x):
-    """Of eight bits, with a scale in half precision for every 32 numbers."""
-    parts = []
-    for part in np.split(x.astype(np.float32), range(32, x.shape[-1], 32), axis=-1):
-        largest = np.abs(part).max(axis=-1, keepdims=True)
-        scales = (largest / np.float32(127)).astype(np.float16)
-        scales = np.where(scales * np.float32(127.5) < largest, np.nextafter(scales, np.float16(1)), scales)
-        scales = scales.astype(np.float32)
-        parts.append(np.clip(np.rint(part * (1 / scales)), -127, 127).astype(np.float64) * scales)
-    return np.concatenate(parts, axis=-1)
-
-
-KEPT = {"f16": half, "i8": in_bytes, "f32": lambda x: x}
-
-
-def play(layer: Layer, steps, *, batch=1, padding=None, reorder=False, seed=3) -> None:
-    """Run steps of so many rows, and compare each."""
-    reference = Reference(layer)
-    rng, past = np.random.default_rng(seed), 0
-    layer.request.reset_state()
-    mask = np.zeros((batch, 0), np.int64)
-    for number, rows in enumerate(steps):
-        mask = np.concatenate([mask, np.ones((batch, rows), np.int64)], axis=1)
-        for row, count in enumerate(padding or ()):
-            mask[row, :count] = 0
-        qkv = [rng.standard_normal((batch, rows, width)).astype(np.float32) for width in layer.heads.widths]
-        residual = rng.standard_normal((batch, rows, HIDDEN)).astype(np.float32)
-        tables = batch if padding else 1
-        angles = rng.uniform(-3, 3, (tables, rows, layer.rotary))
-        cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        beam = rng.integers(0, batch, batch) if reorder and number else np.arange(batch)
-        attention = reference.step(qkv, cosines, sines, mask, beam)
-        found = layer.infer(qkv, residual, cosines, sines, mask, beam)
-        used = mask[:, past:, None] != 0
-        # bf16 weights meet more than two rows in bf16 where the processor has its products.
-        tolerance = 1e-3 if batch * rows <= 2 else 2e-2
-        for one, other in zip(found, layer.expected(attention, residual), strict=True):
-            assert np.isfinite(one).all()
-            difference = np.abs((one - other) * used).max()
-            assert difference <= tolerance * np.abs(other).max(), (number, rows, difference)
-        past += rows
-
+from tests.support.decoder_reference import Reference, play
+from tests.support.instruction_sets import KERNELS
 
 CASES = {
     "grouped": (Heads(6, 2, 16), {}),
@@ -137,6 +47,8 @@ CASES = {
     "a cache in bytes, pairs": (Heads(6, 2, 64), {"cache": "i8", "window": 270}),
     "a cache in bytes, scales left over": (Heads(3, 1, 80), {"cache": "i8", "interleaved": True}),
     "a cache in f32": (Heads(6, 2, 64), {"cache": "f32"}),
+    "a cache in bf16": (Heads(4, 2, 16), {"cache": "bf16"}),
+    "a cache in bf16, pairs": (Heads(6, 2, 64), {"cache": "bf16", "window": 270}),
 }
 
 
@@ -230,7 +142,7 @@ def test_every_instruction_set(kernels):
     program = (
         "from shearling.kernel.library import load_library\n"
         "import ctypes, sys\n"
-        "from tests.shearling.kernel.test_sparse_decoder import play\n"
+        "from tests.support.decoder_reference import play\n"
         "from tests.support.decoder_layer import Heads, Layer\n"
         "name = load_library().shearling_kernels\n"
         "name.restype = ctypes.c_char_p\n"
@@ -238,7 +150,7 @@ def test_every_instruction_set(kernels):
         "play(Layer(Heads(6, 2, 48)), [1, 1, 5, 70, 1, 1, 250, 1, 1])\n"
         "play(Layer(Heads(6, 2, 64)), [1, 5, 71, 1, 253, 1])\n"
         "play(Layer(Heads(6, 2, 64), window=40), [1, 5, 71, 1, 253, 1])\n"
-        "for cache in ('i8', 'f32'):\n"
+        "for cache in ('i8', 'f32', 'bf16'):\n"
         "    play(Layer(Heads(5, 1, 80), cache=cache), [1, 1, 5, 70, 1, 1, 250, 1, 1])\n"
         "    play(Layer(Heads(6, 2, 64), cache=cache), [1, 5, 71, 1, 253, 1])\n"
         "play(Layer(Heads(4, 2, 16)), [9, 1, 1], batch=2, padding=[3, 0])\n"

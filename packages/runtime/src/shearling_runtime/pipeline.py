@@ -26,9 +26,9 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
     packed) decides without a measurement, as the environment variable `SHEARLING_PACKED` does.
 
     The attention of a packed decoder goes into its layers, which saves a quarter of the time of a token of a small
-    model. Its cache is in half precision, or as `KV_CACHE_PRECISION` says: f16, u8 or f32. Another precision of it,
-    `ATTENTION_BACKEND`, `scheduler_config` or an `INFERENCE_PRECISION_HINT` of f16 among the properties keep OpenVINO's
-    own attention, and so does a model whose attention is not plain.
+    model. Its cache is in half precision, or as `KV_CACHE_PRECISION` says: f16, bf16, u8 or f32. Another precision of
+    it, `ATTENTION_BACKEND`, `scheduler_config` or an `INFERENCE_PRECISION_HINT` of f16 among the properties keep
+    OpenVINO's own attention, and so does a model whose attention is not plain.
 
     Args:
         directory: holds `openvino_model.xml` and its tokenizer.
