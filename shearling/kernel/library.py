@@ -17,7 +17,7 @@ from shearling.kernel.packed_scales import ScaleType
 
 Floats = npt.NDArray[np.float32]
 Kernels = str
-"""`amx`, `avx512`, `avx_vnni`, `avx2` or `portable`."""
+"""`amx`, `avx512_bf16`, `avx512`, `avx_vnni`, `avx2` or `portable`."""
 
 
 @functools.cache

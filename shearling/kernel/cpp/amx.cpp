@@ -16,7 +16,7 @@
 #include "scales.hpp"
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16", \
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni", \
                    "popcnt,bmi,bmi2,f16c,fma,amx-tile,amx-int8,amx-bf16")
 
 namespace shearling {
@@ -357,7 +357,7 @@ void multiply(
     const PackedMatrix& matrix, const Activations& x, size_t first, size_t last, const Output& output,
     uint8_t* scratch) {
     if (!x.tiled()) {
-        return avx512_kernels.multiply(matrix, x, first, last, output, scratch);
+        return avx512_bf16_kernels.multiply(matrix, x, first, last, output, scratch);
     }
     const TileConfiguration configuration;
     visit_panel(matrix, first, MultiplyTiled{matrix, x, first, last, output, scratch});

@@ -141,7 +141,7 @@ AttentionPlan::AttentionPlan(
     constexpr size_t together = 48, together_in_pairs = 96, least_paired = 16, least_split = 64;
     // A guess is read beside the token before it as the token is read alone.
     const size_t rows_that_count = step.rows <= 2 ? 1 : step.rows;
-    const bool pairs = settings.precision != Precision::exact && multiplies_bf16() &&
+    const bool pairs = settings.precision != Precision::exact &&
                        rows_that_count * shape.group() >= least_paired && shape.width % 32 == 0 &&
                        shape.cache != CacheType::f32;
     paired = pairs ? settings.kernels.paired_attention : nullptr;

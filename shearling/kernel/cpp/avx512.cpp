@@ -1,5 +1,5 @@
-// Kernels for AVX-512 with VBMI2 and VNNI: Ice Lake, Zen 4 and later. Products of bf16 pairs are used where the
-// processor has them.
+// Kernels for AVX-512 with VBMI2 and VNNI: Ice Lake and later. Zen 4 and Sapphire Rapids, which multiply pairs of bf16,
+// have those of avx512_bf16.cpp.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -11,61 +11,14 @@
 #include <cstring>
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16", \
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni", \
                    "popcnt,bmi,bmi2,f16c,fma")
 
 namespace shearling {
 namespace {
 
 #include "avx512_panels.inc"
-
-// Unrolled before the compiler decides what lives in registers: otherwise the sums of more than four rows go through
-// memory.
-#define FOR_ROWS _Pragma("GCC unroll 16") for (int row = 0; row < rows; ++row)
-
-// Blocks that a reader left in scratch memory.
-template <bool bf16>
-struct Expanded : BlocksAlone<Expanded<bf16>, bf16> {
-    const uint8_t* values;
-    explicit Expanded(const uint8_t* values) : values(values) {}
-    INLINE __m512i next() {
-        const __m512i weights = _mm512_load_si512(values);
-        values += 64;
-        return weights;
-    }
-    INLINE void fetch() const {}
-};
-
-// Leaves the blocks of a reader in scratch memory, too.
-template <class Reader>
-struct Keeping {
-    static constexpr bool of_bf16 = Reader::of_bf16;
-    static constexpr float unit = Reader::unit;
-    Reader reader;
-    uint8_t* scratch;
-    INLINE bool halfway() const { return reader.halfway(); }
-    INLINE __m512i next() {
-        const __m512i weights = reader.next();
-        keep(weights);
-        return weights;
-    }
-    INLINE void both(__m512i& first, __m512i& second) {
-        reader.both(first, second);
-        keep(first);
-        keep(second);
-    }
-    INLINE void keep(__m512i weights) {
-        _mm512_store_si512(scratch, Reader::usual(weights));
-        scratch += 64;
-    }
-    INLINE void fetch() const { reader.fetch(); }
-};
-
-INLINE __m512i broadcast(const uint8_t* four_bytes) {
-    int32_t bits;
-    __builtin_memcpy(&bits, four_bytes, sizeof bits);
-    return _mm512_set1_epi32(bits);
-}
+#include "avx512_tiles.inc"
 
 // In assembly because the compiler otherwise copies sums.
 INLINE void add_products(__m512i& sum, __m512i weights, __m512i activations) {
@@ -369,81 +322,33 @@ INLINE void multiply_wide32(Reader reader, const Activations& x, size_t tile, __
     }
 }
 
-template <int rows, class Reader>
-INLINE void multiply_once16(Reader reader, const Activations& x, size_t tile, __m512 (&result)[rows]) {
-    const uint8_t* terms = x.tile_terms(tile);
-    FOR_ROWS {
-        result[row] = _mm512_setzero_ps();
-    }
-    for_blocks(reader, x.blocks, [&](__m512i pairs, int) INLINE_LAMBDA {
-        FOR_ROWS {
-            result[row] = _mm512_dpbf16_ps(
-                result[row], reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(broadcast(terms + 4 * row)));
-        }
-        terms += 4 * rows;
-    });
-}
-
-template <int rows, Form form, class Reader>
-__attribute__((noinline)) void multiply_tile(
-    Reader reader, const Panel& panel, const Activations& x, size_t tile, const Output& output) {
-    __m512 result[rows];
-    if constexpr (form == Form::fixed16) {
-        multiply_fixed16<rows>(reader, panel.scales, x, tile, result);
-    } else if constexpr (form == Form::grouped8 && rows <= 2) {
-        multiply_few_grouped8<rows>(reader, panel.scales, x, tile, result);
-    } else if constexpr (form == Form::grouped8) {
-        multiply_grouped8<rows>(reader, panel.scales, x, tile, result);
-    } else if constexpr (form == Form::once16) {
-        multiply_once16<rows>(reader, x, tile, result);
-    } else {
-        multiply_wide32<rows>(reader, x, tile, result);
-    }
-    FOR_ROWS {
-        write_row(
-            result[row], output, tile * x.tile + static_cast<size_t>(row), panel.index * panel_rows, panel.outputs);
-    }
-}
-
-template <int rows, Form form, class Reader>
-INLINE void multiply_up_to(Reader reader, const Panel& panel, const Activations& x, size_t tile, const Output& output) {
-    if (x.tile_rows(tile) == rows) {
-        return multiply_tile<rows, form>(reader, panel, x, tile, output);
-    }
-    if constexpr (rows > 1) {
-        multiply_up_to<rows - 1, form>(reader, panel, x, tile, output);
-    }
-}
-
-template <class Reader>
-INLINE void multiply_blocks(
-    Reader reader, const Panel& panel, const Activations& x, size_t tile, const Output& output) {
-    if constexpr (Reader::of_bf16) {
-        if (x.form == Form::once16) {
-            multiply_up_to<single_tile, Form::once16>(reader, panel, x, tile, output);
+template <Form form>
+struct Product {
+    template <int rows, class Reader>
+    static INLINE void run(
+        Reader reader, const PanelScales& panel, const Activations& x, size_t tile, __m512 (&result)[rows]) {
+        if constexpr (form == Form::fixed16) {
+            multiply_fixed16<rows>(reader, panel, x, tile, result);
+        } else if constexpr (form == Form::grouped8 && rows <= 2) {
+            multiply_few_grouped8<rows>(reader, panel, x, tile, result);
+        } else if constexpr (form == Form::grouped8) {
+            multiply_grouped8<rows>(reader, panel, x, tile, result);
         } else {
-            multiply_up_to<wide32_tile, Form::wide32>(reader, panel, x, tile, output);
+            multiply_wide32<rows>(reader, x, tile, result);
         }
-    } else if (x.form == Form::grouped8) {
-        multiply_up_to<grouped8_tile, Form::grouped8>(reader, panel, x, tile, output);
-    } else {
-        multiply_up_to<fixed16_tile, Form::fixed16>(reader, panel, x, tile, output);
     }
-}
+};
 
-// The first tile: the blocks go from memory through registers straight into the sums, and into `scratch` where more
-// tiles follow.
-struct MultiplyFirst {
-    const Panel& panel;
-    const Activations& x;
-    const Output& output;
-    uint8_t* scratch;
+struct Tiles {
     template <class Reader>
-    void operator()(Reader reader) const {
-        if (x.tiles() == 1) {
-            multiply_blocks(reader, panel, x, 0, output);
+    static INLINE void multiply(
+        Reader reader, const Panel& panel, const Activations& x, size_t tile, const Output& output) {
+        if constexpr (Reader::of_bf16) {
+            multiply_up_to<wide32_tile, Product<Form::wide32>>(reader, panel, x, tile, output);
+        } else if (x.form == Form::grouped8) {
+            multiply_up_to<grouped8_tile, Product<Form::grouped8>>(reader, panel, x, tile, output);
         } else {
-            multiply_blocks(Keeping<Reader>{reader, scratch}, panel, x, 0, output);
+            multiply_up_to<fixed16_tile, Product<Form::fixed16>>(reader, panel, x, tile, output);
         }
     }
 };
@@ -479,12 +384,6 @@ constexpr size_t attention_rows = 6;
 constexpr size_t attention_vectors = 4;
 
 #include "attention.inc"
-
-// Panels that are expanded together: with one tile of activations they stay in the second-level cache.
-size_t panels_together(size_t blocks) {
-    const size_t fitting = expanded_bytes / (blocks * 64);
-    return fitting < 1 ? 1 : fitting;
-}
 
 template <int rows>
 __attribute__((noinline)) void multiply_pair(
@@ -537,41 +436,20 @@ void multiply(
     if (x.form == Form::grouped8 && x.rows >= least_paired_rows) {
         return multiply_pairs(matrix, x, first, last, output, scratch);
     }
-    const size_t together = panels_together(x.blocks);
-    for (size_t start = first; start < last; start += together) {
-        const size_t stop = start + together < last ? start + together : last;
-        for (size_t index = start; index < stop; ++index) {
-            const Panel panel = panel_of(matrix, index);
-            // Needed at the end of the panel, and too far from the last one's for the processor to foresee.
-            prefetch(panel.scales.scales);
-            prefetch(matrix.offsets + (index + 8) * 8);
-            visit_panel(matrix, index, MultiplyFirst{panel, x, output, scratch + (index - start) * x.blocks * 64});
-        }
-        for (size_t tile = 1; tile < x.tiles(); ++tile) {
-            for (size_t index = start; index < stop; ++index) {
-                const uint8_t* blocks = scratch + (index - start) * x.blocks * 64;
-                const Panel panel = panel_of(matrix, index);
-                if (matrix.value_type == ValueType::bf16) {
-                    multiply_blocks(Expanded<true>(blocks), panel, x, tile, output);
-                } else {
-                    multiply_blocks(Expanded<false>(blocks), panel, x, tile, output);
-                }
-            }
-        }
-    }
+    multiply_tiles<Tiles>(matrix, x, first, last, output, scratch);
 }
 
 }  // namespace
 
 const KernelSet avx512_kernels = {
     "avx512",
-    forms(Form::fixed16, Form::grouped8, Form::wide32, Form::once16),
+    forms(Form::fixed16, Form::grouped8, Form::wide32),
     arrange_avx512,
     multiply,
     normalise,
     activate,
     &attention_kernels,
-    &avx512_paired_attention};
+    nullptr};
 
 const AttentionKernels avx512_attention = attention_kernels;
 

@@ -12,8 +12,11 @@ namespace {
 bool runs_here(const KernelSet& kernels) {
 #if defined(__x86_64__)
     if (&kernels == &amx_kernels) {
-        static const bool able = runs_here(avx512_kernels) && has_tile_registers();
+        static const bool able = runs_here(avx512_bf16_kernels) && has_tile_registers();
         return able;
+    }
+    if (&kernels == &avx512_bf16_kernels) {
+        return runs_here(avx512_kernels) && __builtin_cpu_supports("avx512bf16");
     }
     if (&kernels == &avx512_kernels) {
         return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -33,7 +36,7 @@ bool runs_here(const KernelSet& kernels) {
 }
 
 const KernelSet& best_that_run() {
-    for (const char* name : {"amx", "avx512", "avx_vnni", "avx2"}) {
+    for (const char* name : {"amx", "avx512_bf16", "avx512", "avx_vnni", "avx2"}) {
         if (const KernelSet* kernels = find_kernels(name)) {
             return *kernels;
         }
@@ -43,19 +46,10 @@ const KernelSet& best_that_run() {
 
 }  // namespace
 
-bool multiplies_bf16() {
-#if defined(__x86_64__)
-    static const bool able = __builtin_cpu_supports("avx512bf16");
-    return able;
-#else
-    return false;
-#endif
-}
-
 const KernelSet* find_kernels(const char* name) {
 #if defined(__x86_64__)
     for (const KernelSet* kernels :
-         {&amx_kernels, &avx512_kernels, &avx_vnni_kernels, &avx2_kernels, &portable_kernels}) {
+         {&amx_kernels, &avx512_bf16_kernels, &avx512_kernels, &avx_vnni_kernels, &avx2_kernels, &portable_kernels}) {
 #else
     for (const KernelSet* kernels : {&portable_kernels}) {
 #endif

@@ -154,11 +154,10 @@ extern const Pairing avx512_pairing;
 extern const PairedAttention avx512_paired_attention;
 extern const PairedAttention amx_paired_attention;
 bool has_tile_registers();
-// Products of pairs of bf16 (AVX512_BF16).
-bool multiplies_bf16();
 bool has_avx_vnni();
 
 extern const KernelSet amx_kernels;
+extern const KernelSet avx512_bf16_kernels;
 extern const KernelSet avx512_kernels;
 extern const KernelSet avx_vnni_kernels;
 extern const KernelSet avx2_kernels;

@@ -62,7 +62,7 @@ Form choose_form(const PackedMatrix& matrix, size_t rows, const Settings& settin
         }
     }
     if (matrix.value_type == ValueType::bf16) {
-        if (rows > few_rows && kernels.knows(Form::once16) && multiplies_bf16()) {
+        if (rows > few_rows && kernels.knows(Form::once16)) {
             return Form::once16;
         }
         return kernels.knows(Form::wide32) ? Form::wide32 : Form::plain32;

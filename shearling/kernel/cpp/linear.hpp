@@ -23,8 +23,8 @@ struct Norm {
     float epsilon;
 };
 
-// The kernels of the best instruction set here, or those that SHEARLING_KERNEL names (amx, avx512,
-// avx_vnni, avx2, portable).
+// The kernels of the best instruction set here, or those that SHEARLING_KERNEL names (amx,
+// avx512_bf16, avx512, avx_vnni, avx2, portable).
 const KernelSet& best_kernels();
 
 // The kernels called `name`, or null where they are unknown or this processor cannot run them.

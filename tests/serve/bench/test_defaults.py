@@ -17,6 +17,7 @@ from shearling.errors import DeviceUnavailable
 from shearling.target import Target, parse_target
 from tests.support.environments import environment_seeing_ours
 from tests.support.exported_files import stored_as
+from tests.support.instruction_sets import KERNELS, available
 from tests.support.serve_command import serve
 from tests.support.tiny_models import pruned_model, tiny_tokenizer
 
@@ -27,8 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]  # torchao warns while optimum imports it
 
-KERNELS = ("amx", "avx512", "avx_vnni", "avx2", "portable")
-"""Those that a processor lacks are replaced by its best."""
 WORK = ((64, 16), (128, 64), (1, 2))
 """Prompt and new tokens: of check, of bench, and the least."""
 FILES = ("float32", "int8", "sparse-int8")
@@ -83,6 +82,8 @@ def test_other_runtimes(export: Path, model_format: str, threads: int) -> None:
 def test_every_kernel_of_this_machine(
     models: dict[str, Path], kernels: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not available(kernels):
+        pytest.skip(f"this processor has no {kernels}")
     monkeypatch.setenv("SHEARLING_KERNEL", kernels)
     assert work(find_deployment(Target(models["sparse-int8"])), RunOptions(threads=threads)) == "fp32"
 

@@ -17,6 +17,7 @@ from shearling.kernel import packed_format
 from shearling.kernel.library import held_bytes, kernels_in_use, load_library, multiply, pack_matrix
 from shearling.kernel.packed_format import Encoding, ValueType, read_header
 from shearling.kernel.packed_scales import ScaleType
+from tests.support.instruction_sets import KERNELS, available
 from tests.support.matrices import dense, random_matrix
 
 # Of the sum of magnitudes |x| |w|: rounding in f32; a 16-bit fixed point of the largest activation of a row; an 8-bit
@@ -38,15 +39,7 @@ MATRICES = [
 ]
 
 
-def available(kernels: str) -> bool:
-    try:
-        multiply(pack_matrix(random_matrix(ValueType.INT8, 1, 1)), np.ones((1, 1), np.float32), kernels=kernels)
-    except ArtefactCorrupt:
-        return False
-    return True
-
-
-@pytest.fixture(params=["portable", "avx2", "avx_vnni", "avx512", "amx"])
+@pytest.fixture(params=KERNELS)
 def kernels(request):
     if not available(request.param):
         pytest.skip(f"this processor has no {request.param}")
@@ -75,7 +68,7 @@ def test_products_equal_float64(kernels, value_type, encoding):
             x = np.random.default_rng(seed).standard_normal((count, columns)).astype(np.float32)
             assert worst_error(matrix, packed, x, kernels=kernels, exact=True) < EXACT, (rows, columns, group, count)
             whole = value_type is not ValueType.BF16
-            pairs = kernels in {"avx512", "amx"} and count > FEW_ROWS
+            pairs = kernels in {"avx512_bf16", "amx"} and count > FEW_ROWS
             rounds = (whole and kernels != "portable") or (not whole and pairs)
             tiled = kernels == "amx" and group in {None, 64, 128} and count >= TILED_ROWS
             scaled = kernels == "amx" and group is not None and count >= MANY_ROWS
@@ -247,4 +240,4 @@ def test_kernels_that_are_not_there_are_asked_for_in_vain_and_aloud():
 
 def test_the_best_instruction_set_is_chosen():
     best = load_library().shearling_kernels().decode()
-    assert best == next(name for name in ("amx", "avx512", "avx_vnni", "avx2", "portable") if available(name))
+    assert best == next(name for name in KERNELS if available(name))

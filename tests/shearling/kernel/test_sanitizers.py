@@ -22,6 +22,7 @@ from shearling.kernel.compilation import (
     find_compiler,
     find_headers,
 )
+from tests.support.instruction_sets import KERNELS
 from tests.support.once_per_run import once_per_run
 from tests.support.onnxruntime_headers import needs_headers
 
@@ -34,7 +35,6 @@ VNNI = () if "avx_vnni" in INSTRUCTIONS else ("-DSHEARLING_VNNI_OF_AVX512",)
 """Where a processor has the same products in another encoding alone, the kernels for AVX-VNNI run with these."""
 FLAGS = ("-std=c++17", "-Wno-psabi", *VNNI)
 OPENVINO = Path(openvino.__file__).parent
-KERNELS = ("amx", "avx512", "avx_vnni", "avx2", "portable")
 CASES = int(os.environ.get("SHEARLING_FUZZ_CASES", "20000"))
 """For each set of kernels, of which four run nearly anywhere: half of them matrices, half nodes for OpenVINO."""
 SEED = os.environ.get("SHEARLING_FUZZ_SEED", "1")

@@ -54,8 +54,8 @@ def preferred_properties() -> dict[str, str]:
 
 
 def kernels_in_use() -> str:
-    """The instruction set that this processor gets, or that `SHEARLING_KERNEL` names: `amx`, `avx512`, `avx_vnni`,
-    `avx2` or `portable`.
+    """The instruction set that this processor gets, or that `SHEARLING_KERNEL` names: `amx`, `avx512_bf16`,
+    `avx512`, `avx_vnni`, `avx2` or `portable`.
 
     Raises:
         RuntimeUnavailable: see `extension`.
