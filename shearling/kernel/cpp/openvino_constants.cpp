@@ -1,6 +1,8 @@
 #include "openvino_constants.hpp"
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/constant.hpp>
 #include <openvino/runtime/tensor.hpp>
@@ -8,6 +10,7 @@
 
 #include "huge_memory.hpp"
 #include "packed_matrix.hpp"
+#include "placement.hpp"
 #include "tbb_threads.hpp"
 
 namespace shearling {
@@ -120,9 +123,10 @@ private:
 
     // Of a copy, so that what is read was checked: a mapped file may change.
     static ov::Tensor values(const uint8_t* bytes, size_t size) {
-        const std::vector<uint8_t> copy(bytes, bytes + size);
+        const std::shared_ptr<uint8_t> copy = allocate_apart(size);
+        Placement(bytes, size, {}, 0).copy(copy.get(), isolated_tbb_threads());
         release_file_pages(bytes, size);
-        const PackedMatrix matrix = read(copy.data(), size);
+        const PackedMatrix matrix = read(copy.get(), size);
         refuse(validate(matrix, isolated_tbb_threads()));
         ov::Shape shape{matrix.rows, matrix.columns};
         if (is_grouped(matrix)) {
@@ -133,16 +137,32 @@ private:
             unpack(matrix, tensor.data(), nullptr, isolated_tbb_threads());
             return tensor;
         }
-        std::vector<uint8_t> nibbles(matrix.rows * matrix.columns + 1);  // behind an odd number of them is one more
-        unpack(matrix, nibbles.data(), nullptr, isolated_tbb_threads());
+        const size_t count = matrix.rows * matrix.columns;
+        const std::shared_ptr<uint8_t> numbers = allocate_apart(count + 1);
+        numbers.get()[count] = 0;  // behind an odd number of them is one more
+        unpack(matrix, numbers.get(), nullptr, isolated_tbb_threads());
         ov::Tensor tensor(ov::element::i4, shape);
-        const uint8_t* const source = nibbles.data();
-        auto* const target = static_cast<uint8_t*>(tensor.data());
-        const size_t target_size = tensor.get_byte_size();  // a call that looks at the shape and the type
-        for (size_t index = 0; index < target_size; ++index) {
-            target[index] = static_cast<uint8_t>((source[2 * index] & 15) | source[2 * index + 1] << 4);
-        }
+        join_nibbles(numbers.get(), tensor.get_byte_size(), static_cast<uint8_t*>(tensor.data()));
         return tensor;
+    }
+
+    // Two numbers a byte, the first in its lower half.
+    static void join_nibbles(const uint8_t* numbers, size_t size, uint8_t* target) {
+        constexpr size_t piece = size_t{1} << 20;
+        struct Joining {
+            const uint8_t* numbers;
+            size_t size;
+            uint8_t* target;
+        };
+        Joining joining{numbers, size, target};
+        isolated_tbb_threads().run((size + piece - 1) / piece, [](void* context, size_t index) {
+            const Joining& all = *static_cast<const Joining*>(context);
+            const size_t last = std::min(all.size, (index + 1) * piece);
+            for (size_t place = index * piece; place < last; ++place) {
+                all.target[place] =
+                    static_cast<uint8_t>((all.numbers[2 * place] & 15) | all.numbers[2 * place + 1] << 4);
+            }
+        }, &joining);
     }
 
     static ov::Tensor scales(const uint8_t* bytes, size_t size) {

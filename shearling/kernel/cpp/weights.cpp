@@ -134,7 +134,7 @@ void rearrange(Weights& weights, const std::vector<Encoding>& encodings, const T
         PackedMatrix& matrix = weights.matrices[index];
         const PackedMatrix stored = matrix;
         if (encodings[index] == stored.encoding) {
-            std::memcpy(target, source, stored.total_bytes);
+            Placement(source, stored.total_bytes, {}, 0).copy(target, threads);
             matrix = moved(stored, source, target);
         } else {
             matrix = write_in(encodings[index], stored, target, threads);

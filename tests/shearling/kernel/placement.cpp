@@ -2,6 +2,7 @@
 // should be.
 #include "placement.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <set>
 #include <string>
@@ -11,6 +12,7 @@
 #include "linear.hpp"
 #include "own_threads.hpp"
 #include "pairs.hpp"
+#include "weights.hpp"
 
 using namespace shearling;
 
@@ -203,6 +205,32 @@ void check_copy(const Matrices& matrices, const Placement& placement, const Thre
     expect(copy == matrices.bytes, "a copy differs");
 }
 
+// Where zeros are put back, matrices that have none are copied as they are, by all threads.
+void check_that_what_has_no_zeros_stays(ValueType type, const std::string& who) {
+    const std::vector<Shape> shapes = {{1000, 512}, {80, 512}};
+    const size_t norms = 256;
+    Matrices dense = packed(shapes, type, 1), sparse = packed(shapes, type, 2);
+    std::vector<uint8_t> bytes(dense.bytes.begin(), dense.bytes.end() - norms);
+    bytes.insert(bytes.end(), sparse.bytes.begin(), sparse.bytes.end() - norms);
+    WeightLayout layout;
+    for (int kind = 0; kind < 2; ++kind) {
+        layout.matrices.insert(layout.matrices.end(), shapes.begin(), shapes.end());
+    }
+    layout.expanded = true;
+    Weights weights;
+    const char* const fault = take_weights(bytes.data(), bytes.size(), layout, weights, OwnThreads(thread_count));
+    expect(fault == nullptr && weights.rearranged, who + ": weights were not taken");
+    std::vector<uint8_t> expected(dense.bytes.begin(), dense.bytes.end() - norms);
+    for (const PackedMatrix& matrix : sparse.all) {
+        const size_t start = expected.size();
+        expected.resize(start + expanded_size(matrix));
+        expand(matrix, expected.data() + start, CallingThread());
+    }
+    expect(
+        weights.size == expected.size() && std::equal(expected.begin(), expected.end(), weights.bytes.get()),
+        who + ": weights are not those that were taken");
+}
+
 void check(ValueType type, size_t every, bool in_pairs, const std::string& who) {
     // Of more than 256 KiB, so that there is a chunk for everyone.
     const size_t hidden = 1024, inner = 1536;
@@ -263,5 +291,8 @@ int main() {
     check(ValueType::int4, 2, true, "int4 in pairs");
     check(ValueType::bf16, 1, false, "bf16");
     check(ValueType::bf16, 2, false, "sparse bf16");
+    check_that_what_has_no_zeros_stays(ValueType::int8, "int8");
+    check_that_what_has_no_zeros_stays(ValueType::int4, "int4");
+    check_that_what_has_no_zeros_stays(ValueType::bf16, "bf16");
     return failures == 0 ? 0 : 1;
 }

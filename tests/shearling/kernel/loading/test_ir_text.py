@@ -117,6 +117,18 @@ def test_a_packed_matrix_is_unpacked_while_a_text_is_read(core, kind, group_size
     assert np.allclose(found, dense(matrix), rtol=1e-6, atol=0)
 
 
+def test_a_large_matrix_is_unpacked_by_all_threads(core):
+    """In pieces, behind the last whole one of which an odd number of nibbles is left."""
+    rows, columns = 2101, 2003
+    matrix = random_matrix(ValueType.INT4, rows, columns)
+    packed = pack_matrix(matrix)
+    model = read(core, unpacked_parts(packed.size, ("values",)), packed)
+    (values,) = (node for node in model.get_ops() if node.get_type_name() == "Constant")
+    numbers = ov.Model([op.result(op.convert(values, np.float32))], [])
+    found = next(iter(core.compile_model(numbers, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({}).values()))
+    assert np.array_equal(found.reshape(rows, columns), matrix.values)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])  # scales in float32, in float16, in bytes
 def test_a_layer_of_int4_is_unpacked_whatever_its_scales_are(core, seed):
     matrix = random_matrix(ValueType.INT4, ROWS, COLUMNS, group_size=16, seed=seed)
