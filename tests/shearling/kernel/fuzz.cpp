@@ -4,8 +4,9 @@
 //   fuzz SEED CASES      with the kernels that SHEARLING_KERNEL names
 //
 // One case in two is a packed matrix through the C interface; of the others, one in 64 is some steps of a decoder
-// layer with its cache, and the rest a node of another operator with its attributes, constant, shapes and types. Prints
-// how many of each there were, were damaged, and were computed with.
+// layer with its cache, one a node that makes such a step, one a text with constants, and the rest a node of another
+// operator with its attributes, constant, shapes and types. Prints how many of each there were, were damaged, and were
+// computed with.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -16,9 +17,11 @@
 #include <new>
 #include <string>
 
+#include "fuzz_constants.hpp"
 #include "fuzz_decoder.hpp"
 #include "fuzz_inputs.hpp"
 #include "fuzz_operators.hpp"
+#include "fuzz_step.hpp"
 #include "linear.hpp"
 
 extern "C" {
@@ -93,7 +96,9 @@ void compute(Random& random, const uint8_t* bytes, size_t size) {
     if (shearling_validate(dense.data(), dense.size()) != nullptr) {
         fail(0, "an expanded matrix is refused");
     }
-    const size_t count = random.once_in(8) ? 0 : 1 + random.below(random.once_in(16) ? 140 : 14);
+    const size_t count = random.once_in(8)     ? 0
+                         : random.once_in(128) ? many_rows(random)
+                                               : 1 + random.below(random.once_in(16) ? 140 : 14);
     const std::vector<float> x = activations(random, count * matrix.columns), bias(matrix.rows, 1.0f);
     const float* const addend = random.once_in(2) ? bias.data() : nullptr;
     std::vector<float> results[2], held(count * matrix.rows);
@@ -175,23 +180,63 @@ void decoder_case(Random& random, size_t number, Counts& counts) {
     }
 }
 
+void step_case(Random& random, size_t number, Counts& counts) {
+    StepNode node = sound_step(random);
+    const size_t damages = random.below(3);
+    for (size_t index = 0; index < damages; ++index) {
+        damage(random, node);
+    }
+    ++counts.cases;
+    counts.damaged += damages > 0 ? 1 : 0;
+    try {
+        evaluate(random, node);
+        ++counts.computed;
+    } catch (const std::exception& error) {
+        if (damages == 0) {
+            fail(number, (std::string("a sound step is refused: ") + error.what()).c_str());
+        }
+    }
+}
+
+void constant_case(Random& random, size_t number, Counts& counts) {
+    ConstantText text = sound_text(random);
+    const bool damaged = random.once_in(2);
+    if (damaged) {
+        damage(random, text);
+    }
+    ++counts.cases;
+    counts.damaged += damaged ? 1 : 0;
+    try {
+        read(text, !damaged);
+        ++counts.computed;
+    } catch (const std::exception& error) {
+        if (!damaged) {
+            fail(number, (std::string("a sound text is refused: ") + error.what()).c_str());
+        }
+    }
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
     Random random(static_cast<unsigned>(std::atoi(arguments[1])));
     const auto cases = static_cast<size_t>(std::atoll(arguments[2]));
-    Counts matrices, operators, decoders;
+    Counts matrices, operators, decoders, steps, constants;
     for (size_t number = 0; number < cases; ++number) {
         if (number % 2 == 0) {
             matrix_case(random, number, matrices);
         } else if (number % 128 == 127) {
             decoder_case(random, number, decoders);
+        } else if (number % 128 == 125) {
+            step_case(random, number, steps);
+        } else if (number % 128 == 123) {
+            constant_case(random, number, constants);
         } else {
             operator_case(random, number, operators);
         }
     }
     std::printf("%s\n", shearling::best_kernels().name);
-    for (const Counts& counts : {matrices, operators, decoders}) {
+    for (const Counts& counts : {matrices, operators, decoders, steps, constants}) {
         std::printf("%zu %zu %zu\n", counts.cases, counts.damaged, counts.computed);
     }
     return 0;

@@ -93,10 +93,15 @@ inline void add_vector(Bytes& bundle, int64_t length) {
     bundle.resize((bundle.size() + 63) / 64 * 64);
 }
 
-inline Input sound_input(Random& random, int64_t width) {
+// Beyond where kernels take two panels at a time, and now and then beyond what goes through a layer at once.
+inline size_t many_rows(Random& random) { return 64 + random.below(random.once_in(4) ? 540 : 200); }
+
+inline Input sound_input(Random& random, int64_t width, bool many) {
     Input input;
     input.type = input.declared_type = random.one_of({ov::element::f32, ov::element::bf16, ov::element::f16});
-    input.shape = random.once_in(6) ? ov::Shape{} : ov::Shape{1 + random.below(2), random.below(6)};
+    input.shape = many                ? ov::Shape{1, many_rows(random)}
+                  : random.once_in(6) ? ov::Shape{}
+                                      : ov::Shape{1 + random.below(2), random.below(6)};
     input.shape.push_back(static_cast<size_t>(width));
     input.declared = random.once_in(3) ? ov::PartialShape::dynamic() : ov::PartialShape(input.shape);
     if (input.declared.rank().is_static() && random.once_in(2)) {
@@ -111,7 +116,9 @@ inline Node sound_node(Random& random) {
     Node node;
     node.kind = random.one_of({Kind::linear, Kind::mlp, Kind::layer, Kind::head, Kind::embedding});
     Attributes& a = node.attributes;
-    const auto size = [&](size_t most) { return static_cast<int64_t>(1 + random.below(most)); };
+    // With panels enough that threads take several of them at a time.
+    const bool many = random.once_in(32);
+    const auto size = [&](size_t most) { return static_cast<int64_t>(1 + random.below(many ? 5 * most : most)); };
     a.columns = size(40);
     a.hidden = size(24);
     a.inner = size(24);
@@ -161,7 +168,7 @@ inline Node sound_node(Random& random) {
          ++index) {
         add_vector(node.weights, a.rows[index]);
     }
-    node.x = sound_input(random, a.columns);
+    node.x = sound_input(random, a.columns, many);
     node.has_residual = node.kind == Kind::layer || (node.kind == Kind::linear && a.residual);
     if (node.has_residual) {
         node.residual = node.x;

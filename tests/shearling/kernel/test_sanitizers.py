@@ -1,5 +1,5 @@
-"""The C++ under AddressSanitizer and UBSan: damaged matrices through the C interface, and nodes of every operator with
-damaged attributes, constants, shapes and types. More threads than this machine has, under ThreadSanitizer, too.
+"""The C++ under AddressSanitizer and UBSan: damaged matrices through the C interface, nodes of every operator with
+damaged attributes, constants, shapes and types, and texts with constants of ours. More threads than this machine has, under ThreadSanitizer, too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SANITIZERS = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,object-
 INSTRUCTIONS = set(re.findall(r"\bavx_vnni\b|\bavx512_vnni\b|\bavx512f\b", Path("/proc/cpuinfo").read_text()))
 VNNI = () if "avx_vnni" in INSTRUCTIONS else ("-DSHEARLING_VNNI_OF_AVX512",)
 """Where a processor has the same products in another encoding alone, the kernels for AVX-VNNI run with these."""
-FLAGS = ("-std=c++17", "-Wno-psabi", *VNNI)
+FLAGS = ("-std=c++17", "-Wno-psabi", "-DSHEARLING_NEAR_BYTES=16384", *VNNI)
 OPENVINO = Path(openvino.__file__).parent
 CASES = int(os.environ.get("SHEARLING_FUZZ_CASES", "20000"))
 """For each set of kernels, of which four run nearly anywhere: half of them matrices, half nodes for OpenVINO."""
@@ -107,8 +107,8 @@ def test_no_damage_makes_anything_read_or_write_outside(fuzz, kernels):
     if run(0)[0] != kernels:
         pytest.skip(f"this processor has no {kernels}")
     counts = [tuple(map(int, line.split())) for line in run(CASES)[1:]]
-    decoders = CASES // 128
-    assert [cases for cases, _, _ in counts] == [CASES // 2, CASES // 2 - decoders, decoders]
+    few = CASES // 128
+    assert [cases for cases, _, _ in counts] == [CASES // 2, CASES // 2 - 3 * few, few, few, few]
     for cases, damaged, computed in counts:
         # What is sound gets through, and so does what a damage did not change; most of the damaged does not.
         assert cases - damaged <= computed < cases - damaged / 2
