@@ -1,5 +1,6 @@
 """The C++ under AddressSanitizer and UBSan: damaged matrices through the C interface, nodes of every operator with
-damaged attributes, constants, shapes and types, and texts with constants of ours. More threads than this machine has, under ThreadSanitizer, too.
+damaged attributes, constants, shapes and types, and texts with constants of ours. More threads than this machine has,
+under ThreadSanitizer, too.
 """
 
 from __future__ import annotations
