@@ -376,6 +376,8 @@ void expand_panel(const PackedMatrix& matrix, size_t index, uint8_t* scratch) {
 
 constexpr size_t lane_count = 16;
 
+INLINE __m512 multiply_add(__m512 a, __m512 b, __m512 sum) { return _mm512_fmadd_ps(a, b, sum); }
+
 #include "exact.inc"
 
 #include "avx512_numbers.inc"

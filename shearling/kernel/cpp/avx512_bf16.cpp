@@ -1,5 +1,5 @@
-// Kernels for AVX-512 with products of pairs of bf16: Zen 4, Sapphire Rapids and later. They multiply weights in bf16 by
-// more than two rows, and many queries of an attention (avx512_attention.cpp); all else is in avx512.cpp, which is
+// Kernels for AVX-512 with products of pairs of bf16: Zen 4, Sapphire Rapids and later. They multiply weights in bf16
+// by more than two rows, and many queries of an attention (avx512_attention.cpp); all else is in avx512.cpp, which is
 // compiled without these instructions.
 #if defined(__x86_64__)
 

@@ -32,6 +32,11 @@ void expand_panel(const PackedMatrix& matrix, size_t index, uint8_t* scratch) {
 
 constexpr size_t lane_count = 4;
 
+template <class Lanes>
+Lanes multiply_add(Lanes a, Lanes b, Lanes sum) {
+    return a * b + sum;
+}
+
 #include "exact.inc"
 
 Lanes load_halves(const uint16_t* halves) {

@@ -81,6 +81,20 @@ def test_products_equal_float64(kernels, value_type, encoding):
                 assert worst_error(matrix, packed, x, kernels=kernels) < limit, (rows, columns, group, count)
 
 
+@pytest.mark.parametrize("encoding", list(Encoding))
+@pytest.mark.parametrize(
+    ("value_type", "group"),
+    [(ValueType.BF16, None), (ValueType.INT8, None), (ValueType.INT8, 64), (ValueType.INT4, 32)],
+)
+def test_a_row_in_f32_does_not_depend_on_others(kernels, value_type, group, encoding):
+    """To the bit: texts that are computed together say what each says alone."""
+    packed = pack_matrix(random_matrix(value_type, 50, 262 if group is None else 256, group_size=group), encoding)
+    x = np.random.default_rng(0).standard_normal((140, read_header(packed).columns)).astype(np.float32)
+    alone = np.concatenate([multiply(packed, row[None], kernels=kernels, exact=True) for row in x])
+    for count in (*ROWS, 65, 140):
+        assert multiply(packed, x[-count:], kernels=kernels, exact=True).tobytes() == alone[-count:].tobytes(), count
+
+
 @pytest.mark.parametrize("value_type", [ValueType.INT8, ValueType.INT4])
 @pytest.mark.parametrize("keep", [1.0, 0.9])
 def test_two_of_four_columns_give_the_same_product_however_they_are_held(kernels, value_type, keep):
