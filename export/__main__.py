@@ -96,6 +96,15 @@ def export(
             show_default="1",
         ),
     ] = None,
+    awq: Annotated[
+        bool, typer.Option("--awq", help="int4 by NNCF, which scales weights by what they meet in calibration text.")
+    ] = False,
+    scale_estimation: Annotated[
+        bool, typer.Option("--scale-estimation", help="int4 by NNCF, which fits scales to calibration text.")
+    ] = False,
+    gptq: Annotated[
+        bool, typer.Option("--gptq", help="int4 by NNCF's GPTQ; the zeros that it loses are put back.")
+    ] = False,
     merge: Annotated[
         Literal["auto", "masked", "separate", "dense"], typer.Option(help="auto takes what the training allows.")
     ] = "auto",
@@ -119,7 +128,17 @@ def export(
         formats=_default_formats() if formats is None else _parse_names(formats, "--formats"),
         weight_format=OWN_FORMAT if weight_format is None else weight_format,
         sparse_kernels=_parse_names(sparse_kernel, "--sparse-kernel"),
-        quantization=Quantization(quantization, group_size, _parse_texts(dataset), num_samples, all_layers, ratio),
+        quantization=Quantization(
+            quantization,
+            group_size,
+            _parse_texts(dataset),
+            num_samples,
+            all_layers,
+            ratio,
+            awq=awq,
+            scale_estimation=scale_estimation,
+            gptq=gptq,
+        ),
         merge=None if merge == "auto" else merge,
         allow_approximate=allow_approximate,
         verify=verify,

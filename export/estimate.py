@@ -13,6 +13,7 @@ from pathlib import Path
 
 from export.formats.export_format import PlannedFormat
 from export.quantization.settings import PlannedQuantization, needs_copy
+from export.quantization.text import WINDOW_TOKENS as CALIBRATION_TOKENS
 from export.verification.parity import BATCH_ROWS, BATCH_TOKENS, BLOCK_TOKENS
 from export.verification.reading import WINDOW_TOKENS
 from shearling.model.weight_shards import StoredWeights
@@ -37,6 +38,10 @@ SCALE_BITS = 0.5
 FLOAT32_BYTES = 4
 LAYER_MATRICES, GRAMS = 6, 6
 """In float32 while a layer is rounded on text: matrices as large as its largest, and squares of its widest input."""
+NNCF_BYTES, GPTQ_BYTES = 5.5, 12
+"""For each weight in float32, while NNCF rounds on text: what its runtime holds, and the integers; with GPTQ also the
+weights that have taken up errors.
+"""
 FIXED_POSITIONS = 5 * BLOCK_TOKENS
 """Whose logits are held, of torch and of a runtime, beside those of held-back text."""
 
@@ -215,6 +220,8 @@ def _quantization_bytes(sizes: WeightSizes, planned: PlannedQuantization | None)
     """Of a layer in float32, what enters it, and all integers; where matrices are judged together, of two models."""
     if planned is None:
         return 0
+    if planned.algorithms:
+        return _nncf_bytes(sizes, planned)
     if needs_copy(planned):
         halved = sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters
         models = ((2 if halved else 1) * FLOAT32_BYTES + 1) * sizes.parameters
@@ -222,3 +229,12 @@ def _quantization_bytes(sizes: WeightSizes, planned: PlannedQuantization | None)
         tuned = sizes.parameters if planned.all_layers else sizes.parameters - sizes.vocabulary
         return models + (FLOAT32_BYTES * tuned if planned.tuning_steps else 0)
     return sizes.parameters + FLOAT32_BYTES * (LAYER_MATRICES * sizes.inner + GRAMS * sizes.widest**2)
+
+
+def _nncf_bytes(sizes: WeightSizes, planned: PlannedQuantization) -> int:
+    """Of a model that NNCF runs on windows, and whose matrices it rounds; GPTQ keeps what enters them and comes out."""
+    if "gptq" in planned.algorithms:
+        kept = 2 * planned.samples * CALIBRATION_TOKENS * sizes.widest
+        return int(GPTQ_BYTES * sizes.parameters) + FLOAT32_BYTES * kept
+    halved = sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters
+    return int((NNCF_BYTES + FLOAT32_BYTES * halved) * sizes.parameters)

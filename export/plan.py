@@ -174,6 +174,7 @@ def plan_subnet(path: Path, request: ExportRequest) -> ExportPlan:
         _check_layer_formats(request, merge)
     elif merge.grid_bits is None:
         quantization = _plan_quantization(request, opened.frozen, formats, head)
+        _check_conversion(quantization, model_type, head, separate=mode == "separate")
     else:
         quantization = None
         _check_grid(request, merge.grid_bits)
@@ -201,6 +202,7 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
         log.print(f"left out: {', '.join(entry.name for entry in asked if entry.needs_adapter)}: there is no adapter")
     formats = _plan_formats(wanted, request, model_type, head, separate=False)
     quantization = _plan_quantization(request, frozen, formats, head)
+    _check_conversion(quantization, model_type, head, separate=False)
     return _fitting(request, directory, frozen, None, head, formats, quantization)
 
 
@@ -254,7 +256,7 @@ def _fitting(
     if quantization is None:
         remedy = "Give fewer --formats, or int4, which is held while it is written; or use a larger machine"
     else:
-        remedy = "Use --quantization fast, without --ratio and --all-layers, or a larger machine"
+        remedy = "Use --quantization fast, without what is for int4 on a text, or a larger machine"
     require(estimate, request.output, remedy=remedy)
     log.print(f"about {estimate}")
     return ExportPlan(request, source, frozen, merge, head, formats, quantization, estimate)
@@ -357,6 +359,20 @@ def _plan_quantization(
             remedy="Add openvino or onnx to --formats, or leave the option out",
         )
     return None
+
+
+def _check_conversion(quantization: PlannedQuantization | None, model_type: str, head: Head, *, separate: bool) -> None:
+    """Refuse what NNCF's algorithms, which run on OpenVINO's form of a model, have no place for."""
+    if quantization is None or not quantization.algorithms:
+        return
+    if separate and "awq" in quantization.algorithms:
+        raise UsageError(
+            "AWQ scales the rows of one matrix for the next, and ranks that stay apart would not be scaled",
+            where="--awq",
+            remedy="Leave the option out, or use another --merge",
+        )
+    writer: FormatWriter = EXPORT_FORMATS.get("openvino").load_for(head)()
+    writer.check(model_type, FLOAT32)
 
 
 def _check_request(request: ExportRequest) -> None:

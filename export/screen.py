@@ -74,6 +74,8 @@ def _caption(report: ExportReport, artefact: Artefact) -> str:
         )
     if report.quantization is not None:
         lines.append(_quantization(report.quantization))
+        if report.quantization.mended is not None:
+            lines.append(report.quantization.mended)
     if report.mixture is not None:
         lines += report.mixture.words
     if report.trained_bits is not None:
@@ -117,6 +119,6 @@ def _who_holds_them(report: ExportReport) -> str:
 def _quantization(report: QuantizationReport) -> str:
     tuned = "" if report.kl_after is None else f", scales tuned from KL {report.kl_before:.3f} to {report.kl_after:.3f}"
     return (
-        f"int4, {report.preset}: {report.matrices} matrices in groups of {report.group_size}, on "
+        f"int4, {report.method}: {report.matrices} matrices in groups of {report.group_size}, on "
         f"{', '.join(report.dataset)}{tuned}; {report.seconds:.0f} s"
     )

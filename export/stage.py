@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from export.formats.export_format import ExportSubject
+from export.formats.export_format import ExportSubject, Storage
+from export.formats.openvino import convert
 from export.formats.written_format import Proof, WrittenFormat, write_format
 from export.merged_model import MergedModel, ask_task, prepare_model
 from export.plan import ExportPlan, plan_frozen, plan_subnet
+from export.quantization.nncf_rounding import round_by_nncf
 from export.quantization.quantize import Quantized, quantize
 from export.rejection import keep_rejected
 from export.reporting.card import write_card
@@ -24,6 +26,8 @@ from shearling.artefact import Artefact, Draft, write_artefact
 from shearling.console import log
 from shearling.errors import ParityFailed, SparsityLost
 from shearling.model.mapped_pages import pages_given_back
+from shearling.registry.export_formats import EXPORT_FORMATS
+from shearling.registry.number_formats import NUMBER_FORMATS
 from shearling.strict_json import write_document
 
 MERGED = ".merged-"
@@ -80,7 +84,7 @@ def export_planned(plan: ExportPlan) -> FinishedExport:
         merged = prepare_model(plan, checkpoint=Path(checkpoint))
         subject, masks = merged.subject, merged.subject.masks
         certificate = None if masks is None else certify_sparsity(subject.model, masks)
-        quantized = _quantize(plan, subject)
+        quantized = _quantize(plan, subject, draft.directory)
         if quantized is not None:
             subject = dataclasses.replace(subject, integers=quantized.matrices)
         written = [write_format(planned, subject, draft.directory) for planned in plan.formats]
@@ -95,10 +99,24 @@ def export_planned(plan: ExportPlan) -> FinishedExport:
     return FinishedExport(draft.sealed, report)
 
 
-def _quantize(plan: ExportPlan, subject: ExportSubject) -> Quantized | None:
+def _quantize(plan: ExportPlan, subject: ExportSubject, directory: Path) -> Quantized | None:
+    """Integers of the matrices, chosen on calibration text.
+
+    Args:
+        plan: says how; None comes back where no text is to be seen.
+        subject: the model.
+        directory: has room for OpenVINO's form of it, without its large weights.
+    """
+    model, tokenizer, classifier = subject.model, subject.tokenizer, plan.head == "classifier"
     if plan.quantization is None:
         return None
-    return quantize(subject.model, subject.tokenizer, plan.quantization, classifier=plan.head == "classifier")
+    if not plan.quantization.algorithms:
+        return quantize(model, tokenizer, plan.quantization, classifier=classifier)
+    writer = EXPORT_FORMATS.get("openvino").load_for(plan.head)()
+    with TemporaryDirectory(dir=directory, prefix=MERGED) as graph:
+        ir = convert(model, Path(graph), writer.conversion, Storage(NUMBER_FORMATS.get(plan.request.weight_format)))
+        masks = subject.masks
+        return round_by_nncf(ir, model, tokenizer, plan.quantization, masks=masks, classifier=classifier)
 
 
 def _describe(draft: Draft, report: ExportReport, written: Sequence[WrittenFormat], merged: MergedModel) -> None:

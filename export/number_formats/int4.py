@@ -30,13 +30,17 @@ def round_products(ir: Any) -> Any:
     return quantize_groups(ir, all_layers=True)
 
 
-def quantize_groups(ir: Any, *, group_size: int = GROUP, all_layers: bool = False) -> Any:
-    """Quantize matrices to the nearest through NNCF.
+def quantize_groups(
+    ir: Any, *, group_size: int = GROUP, all_layers: bool = False, ratio: float = 1.0, **calibration: Any
+) -> Any:
+    """Quantize matrices through NNCF: to the nearest, where it is given no text.
 
     Args:
         ir: an `openvino.Model` with float weights; consumed.
         group_size: weights that share a scale.
         all_layers: the embedding and the head, too, which have eight bits otherwise.
+        ratio: share of the other weights in four bits; those that NNCF spares have eight.
+        calibration: `dataset`, and what `nncf.compress_weights` is to do with it.
     """
     nncf = load_nncf()
     # A width that 128 does not divide takes the largest smaller power of two that does; below 16 it stays int8.
@@ -48,7 +52,8 @@ def quantize_groups(ir: Any, *, group_size: int = GROUP, all_layers: bool = Fals
         mode=nncf.CompressWeightsMode.INT4_SYM,
         advanced_parameters=advanced,
         group_size=group_size,
-        ratio=1.0,
+        ratio=ratio,
         backup_mode=nncf.BackupMode.INT8_SYM,
         **({"all_layers": True} if all_layers else {}),
+        **calibration,
     )

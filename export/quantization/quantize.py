@@ -48,15 +48,17 @@ class Quantized:
             layer that no group divides is not among them. An embedding and a head that are one matrix are one object
             here as well.
         layer_error: mean over the layers' matrices of four bits of the squared error of its outputs, as a share of
-            their squares, before any tuning; 0 where none has four.
+            their squares, before any tuning; 0 where none has four, None where it was not measured.
         seconds: that it took.
         distances: KL to the model in float32 at each step of the tuning; empty where there was none.
+        put_back: pruned weights that were rounded to another number than zero, and are zero again.
     """
 
     matrices: dict[str, Matrix]
-    layer_error: float
+    layer_error: float | None
     seconds: float
     distances: tuple[float, ...] = ()
+    put_back: int = 0
 
     @property
     def in_four_bits(self) -> int:
@@ -106,17 +108,7 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
         model = _in_float32(model)
     transformer = find_layers(student)
     vocabulary = find_vocabulary(student) if plan.all_layers else None
-    groups = dict(_group_sizes(_columns(transformer, vocabulary), plan))
-    others = [path for path, size in groups.items() if not size]
-    groups = {path: size for path, size in groups.items() if size}
-    if others:
-        log.print(f"{len(others)} matrices stay in int8, the first is {others[0]}: no group divides their inputs")
-    if not groups:
-        raise UsageError(
-            f"no group of {SMALLEST_GROUP} columns or more divides the inputs of any layer",
-            where="--weight-format int4",
-            remedy="Use --weight-format int8, or --quantization fast",
-        )
+    groups = find_groups(transformer, vocabulary, plan)
     bf16 = resolve_precision("auto", device=next(student.parameters()).device.type) == "bf16"
     windows = windows_of(streams, plan.samples, seed=SEED)
     if together:
@@ -142,6 +134,28 @@ def quantize(model: nn.Module, tokenizer: Any, plan: PlannedQuantization, *, cla
     seconds = time.perf_counter() - started
     errors = [error for path, error in layers.errors.items() if rounded[path].bits == BITS]
     return Quantized(matrices, sum(errors) / max(1, len(errors)), seconds, tuple(distances))
+
+
+def find_groups(
+    transformer: TransformerLayers, vocabulary: Vocabulary | None, plan: PlannedQuantization
+) -> dict[str, int]:
+    """Module path -> columns per scale, of every matrix that can have four bits; says how many cannot.
+
+    Raises:
+        UsageError: see `quantize`.
+    """
+    groups = dict(_group_sizes(_columns(transformer, vocabulary), plan))
+    others = [path for path, size in groups.items() if not size]
+    groups = {path: size for path, size in groups.items() if size}
+    if others:
+        log.print(f"{len(others)} matrices stay in int8, the first is {others[0]}: no group divides their inputs")
+    if not groups:
+        raise UsageError(
+            f"no group of {SMALLEST_GROUP} columns or more divides the inputs of any layer",
+            where="--weight-format int4",
+            remedy="Use --weight-format int8, or --quantization fast",
+        )
+    return groups
 
 
 def _held_in_float32(transformer: TransformerLayers, index: int) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,11 @@ Preset = Literal["fast", "balanced", "best"]
 """fast      NNCF's rounding to the nearest, without data
 balanced  rounded on calibration text, matrix by matrix
 best      balanced, then the scales of all matrices tuned together against the model in float32"""
+
+Algorithm = Literal["awq", "scale_estimation", "gptq"]
+"""Of NNCF, instead of a preset; any of them go together."""
+ALGORITHMS: dict[Algorithm, str] = {"awq": "AWQ", "scale_estimation": "scale estimation", "gptq": "GPTQ"}
+"""In words."""
 
 GROUP_SIZES = (32, 64, 128)
 DEFAULT_GROUP_SIZE = 64
@@ -34,6 +40,9 @@ class Quantization:
         samples: windows of calibration text; None is `SAMPLES`.
         all_layers: the embedding and the head have four bits too, instead of eight.
         ratio: share of the layers' weights in four bits, the others in eight; None is all of them.
+        awq: NNCF's algorithm of this name, instead of a preset.
+        scale_estimation: likewise.
+        gptq: likewise.
     """
 
     preset: Preset | None = None
@@ -42,6 +51,14 @@ class Quantization:
     samples: int | None = None
     all_layers: bool = False
     ratio: float | None = None
+    awq: bool = False
+    scale_estimation: bool = False
+    gptq: bool = False
+
+    @property
+    def algorithms(self) -> tuple[Algorithm, ...]:
+        """Those of NNCF that were asked for."""
+        return tuple(name for name in ALGORITHMS if getattr(self, name))
 
     @property
     def asked_for(self) -> dict[str, Any]:
@@ -53,6 +70,9 @@ class Quantization:
             "--num-samples": self.samples,
             "--all-layers": self.all_layers or None,
             "--ratio": self.ratio,
+            "--awq": self.awq or None,
+            "--scale-estimation": self.scale_estimation or None,
+            "--gptq": self.gptq or None,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -62,15 +82,17 @@ class PlannedQuantization:
     """How int4 will be made.
 
     Attributes:
+        preset: None where algorithms of NNCF make it.
         group_size: columns that share a scale.
         narrower: whether a matrix that the group does not divide may take a smaller one.
         samples: windows that matrices are rounded on.
         tuning_steps: of the scales together; 0 leaves them as each matrix has them.
         all_layers: the embedding and the head too.
         ratio: share of the layers' weights in four bits.
+        algorithms: of NNCF; none where a preset is used.
     """
 
-    preset: Preset
+    preset: Preset | None
     text: CalibrationText
     group_size: int
     narrower: bool
@@ -78,16 +100,22 @@ class PlannedQuantization:
     tuning_steps: int
     all_layers: bool = False
     ratio: float = 1.0
+    algorithms: tuple[Algorithm, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """What `--dry-run` says of it."""
         return {
-            "quantization": self.preset,
+            "quantization": method_of(self.preset, self.algorithms),
             "group_size": self.group_size,
             "dataset": list(self.text.names),
             "all_layers": self.all_layers,
             "ratio": self.ratio,
         }
+
+
+def method_of(preset: Preset | None, algorithms: Sequence[Algorithm]) -> str:
+    """What makes the integers, in words."""
+    return preset or f"NNCF's {', '.join(ALGORITHMS[name] for name in algorithms)}"
 
 
 def needs_copy(plan: PlannedQuantization) -> bool:
@@ -117,6 +145,7 @@ def plan_quantization(asked: Quantization, *, weight_format: str, task: Path, he
                 remedy="Give --weight-format int4, or leave the option out",
             )
         return None
+    _check_algorithms(asked)
     needless = given.keys() - {"--quantization"}
     if asked.preset == "fast" and needless:
         raise UsageError(
@@ -131,11 +160,10 @@ def plan_quantization(asked: Quantization, *, weight_format: str, task: Path, he
     text = None if asked.preset == "fast" else find_text(asked.dataset, task)
     if text is None:
         if asked.preset not in (None, "fast") or needless:
-            raise UsageError(
-                "there is no text to calibrate on", where="--dataset", remedy="Name a file, or use --quantization fast"
-            )
+            instead = "leave the option out" if asked.algorithms else "use --quantization fast"
+            raise UsageError("there is no text to calibrate on", where="--dataset", remedy=f"Name a file, or {instead}")
         return None
-    preset = asked.preset or "balanced"
+    preset = None if asked.algorithms else asked.preset or "balanced"
     return PlannedQuantization(
         preset=preset,
         text=text,
@@ -145,4 +173,24 @@ def plan_quantization(asked: Quantization, *, weight_format: str, task: Path, he
         tuning_steps=TUNING_STEPS if preset == "best" else 0,
         all_layers=asked.all_layers,
         ratio=1.0 if asked.ratio is None else asked.ratio,
+        algorithms=asked.algorithms,
     )
+
+
+def _check_algorithms(asked: Quantization) -> None:
+    """Refuse what algorithms of NNCF do not go with."""
+    if not asked.algorithms:
+        return
+    first = f"--{asked.algorithms[0].replace('_', '-')}"
+    if asked.preset is not None:
+        raise UsageError(
+            f"{asked.preset} rounds in its own way, and {ALGORITHMS[asked.algorithms[0]]} is one of NNCF's",
+            where=first,
+            remedy="Leave one of the two options out",
+        )
+    if asked.ratio == 0:
+        raise UsageError(
+            f"nothing would be in int4, which {ALGORITHMS[asked.algorithms[0]]} is for",
+            where="--ratio",
+            remedy=f"Use --weight-format int8 without {first}, or a larger share",
+        )

@@ -189,9 +189,10 @@ def _made(report: ExportReport) -> str:
     if report.quantization is not None:
         made = report.quantization
         lines.append(
-            f"- {made.matrices} matrices rounded on {', '.join(made.dataset)} ({made.preset}), other linear layers in "
+            f"- {made.matrices} matrices rounded on {', '.join(made.dataset)} ({made.method}), other linear layers in "
             + ("int8, in plain ONNX embedding and head in float32" if _leaves_head(report) else "int8")
         )
+        lines += [] if made.mended is None else [f"- {made.mended}"]
     if report.trained_bits is not None:
         lines.append(f"- weights trained as integers of {report.trained_bits} bits; embeddings and head are apart")
     if report.mixture is not None:

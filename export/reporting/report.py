@@ -12,7 +12,7 @@ from export.merged_model import MergedModel
 from export.packing.packing_report import PackingReport
 from export.plan import ExportPlan
 from export.quantization.quantize import Quantized
-from export.quantization.settings import Preset
+from export.quantization.settings import Algorithm, Preset, method_of
 from export.reporting.lineage import Lineage, find_lineage
 from export.request import Kernel
 from export.verification.nncf_certificate import SparsityCertificate
@@ -34,6 +34,8 @@ class QuantizationReport(Document):
     """How int4 was made.
 
     Attributes:
+        preset: None where algorithms of NNCF made it.
+        algorithms: of NNCF; none where a preset was used, and in reports of older versions.
         group_size: columns that share a scale; narrow matrices may have less.
         dataset: the calibration texts.
         samples: windows of them that matrices were rounded on.
@@ -42,23 +44,38 @@ class QuantizationReport(Document):
         matrices: in int4; other linear layers are int8, and so are the embedding and the head, but in plain ONNX, which
             has them in float32 unless they are in int4 too.
         layer_error: mean over matrices in int4 of the squared error of its outputs, as a share of their squares; before
-            scales were tuned.
+            scales were tuned. None where NNCF rounded.
         kl_before: mean KL to the model in float32 over the first tenth of the tuning of scales, nats; None without.
         kl_after: over the last tenth.
         seconds: that it took.
+        put_back: pruned weights that an algorithm rounded to another number than zero, and which are zero again.
     """
 
-    preset: Preset
+    preset: Preset | None
+    algorithms: tuple[Algorithm, ...] = ()
     group_size: int
     dataset: tuple[str, ...]
     samples: int
     all_layers: bool
     ratio: float
     matrices: int
-    layer_error: float
+    layer_error: float | None
     kl_before: float | None
     kl_after: float | None
     seconds: float
+    put_back: int = 0
+
+    @property
+    def method(self) -> str:
+        """What made the integers, in words."""
+        return method_of(self.preset, self.algorithms)
+
+    @property
+    def mended(self) -> str | None:
+        """How many zeros were put back, in words."""
+        if not self.put_back:
+            return None
+        return f"{self.put_back:,} pruned weights that rounding had made another number are zero again"
 
 
 class ExportReport(Document):
@@ -224,6 +241,7 @@ def _describe_quantization(plan: ExportPlan, quantized: Quantized | None) -> Qua
     tenth = max(1, len(tuned) // 10)
     return QuantizationReport(
         preset=planned.preset,
+        algorithms=planned.algorithms,
         group_size=planned.group_size,
         dataset=planned.text.names,
         samples=planned.samples,
@@ -234,4 +252,5 @@ def _describe_quantization(plan: ExportPlan, quantized: Quantized | None) -> Qua
         kl_before=sum(tuned[:tenth]) / tenth if tuned else None,
         kl_after=sum(tuned[-tenth:]) / tenth if tuned else None,
         seconds=quantized.seconds,
+        put_back=quantized.put_back,
     )

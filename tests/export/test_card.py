@@ -203,6 +203,12 @@ def test_every_option_that_decides_the_content_is_told(run, tmp_path, monkeypatc
         "--ratio 0.75 --merge masked"
     )
     parse_command("export.__main__", "export", shlex.split(command)[3:])
+    by_nncf = dataclasses.replace(
+        request, quantization=Quantization(samples=4, awq=True, scale_estimation=True, gptq=True)
+    )
+    command = lineage.find_lineage(plan_subnet(run.search / "best.json", by_nncf)).commands[-1]
+    assert "--num-samples 4 --awq --scale-estimation --gptq --merge masked" in command
+    parse_command("export.__main__", "export", shlex.split(command)[3:])
 
 
 def test_a_frozen_model_knows_the_run_that_it_is_of_and_no_other(run, tmp_path):

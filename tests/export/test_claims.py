@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 
 from export.plan import plan_frozen
+from export.quantization import nncf_rounding
 from export.quantization.settings import Quantization
 from export.request import ExportRequest
 from export.screen import show_export
 from export.stage import FinishedExport, export_frozen, export_subnet
 from shearling.elastic.mask import MASK_FILE, load_masks
-from shearling.errors import UsageError
+from shearling.errors import SparsityLost, UsageError
 from shearling.model.checkpoint import load_model
 from shearling.run import Run
 from tests.support.tiny_models import save_tiny
@@ -53,8 +55,8 @@ def page_of(exported: FinishedExport) -> str:
     return (exported.path / "report.html").read_text(encoding="utf-8")
 
 
-def screen_of(exported: FinishedExport) -> str:
-    console = Console(width=80)
+def screen_of(exported: FinishedExport, *, width: int = 80) -> str:
+    console = Console(width=width)
     with console.capture() as captured:
         console.print(show_export(exported).screen)
     return captured.get()
@@ -143,3 +145,30 @@ def test_what_no_format_takes_is_refused_and_what_needs_an_adapter_is_named(
     plan = plan_frozen(base, request_for(tmp_path / "export", "peft", "hf"))
     assert [item.entry.name for item in plan.formats] == ["hf"]
     assert "left out: peft: there is no adapter" in capsys.readouterr().err
+
+
+def test_zeros_that_gptq_loses_are_put_back_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The widths of this family have groups of 16; the inner one stays in int8."""
+    run = run_with_best(tmp_path, family="llama", masked=True)
+    quantization = Quantization(samples=6, scale_estimation=True, gptq=True)
+    options = {"weight_format": "int4", "quantization": quantization, "sparse_kernels": ("openvino",)}
+    request = request_for(tmp_path / "export", "openvino", "onnx", verify="warn", **options)
+    exported = export_subnet(run.path / "best.json", request)
+    found = exported.report.quantization
+    assert found is not None
+    assert (found.preset, found.algorithms, found.samples) == (None, ("scale_estimation", "gptq"), 6)
+    assert (found.matrices, found.layer_error) == (18, None)
+    assert all(check.zeros == check.pruned > found.put_back > 0 for check in exported.report.zeros)
+    assert {check.format for check in exported.report.zeros} == {"openvino", "onnx"}
+    told = f"{found.put_back:,} pruned weights that rounding had made another number are zero again"
+    card = card_of(exported)
+    assert f"- {told}\n" in card
+    assert "18 matrices rounded on task (NNCF's scale estimation, GPTQ)" in card
+    assert "--num-samples 6 --scale-estimation --gptq" in card
+    screen = screen_of(exported, width=400)
+    assert "int4, NNCF's scale estimation, GPTQ: 18 matrices in groups of 64, on task" in screen
+    assert told in screen
+    # Were they not put back, the files would be rejected for them.
+    monkeypatch.setattr(nncf_rounding, "_with_zeros", lambda matrices, _: (matrices, 0))
+    with pytest.raises(SparsityLost, match="pruned weights are not zero"):
+        export_subnet(run.path / "best.json", replace(request, output=tmp_path / "lost", verify="strict"))

@@ -109,6 +109,21 @@ def test_what_waits_for_a_backward_is_counted():
     assert memory_bytes(everything) - memory_bytes(spared) == 4 * count
 
 
+def test_what_nncf_holds_is_counted():
+    """Its runtime computes in float32, whatever the weights are; GPTQ changes weights, and keeps what enters them."""
+    text, count, item = CalibrationText(("task",), ()), LLAMA_8B.parameters, planned("openvino", "int4")
+
+    def memory_bytes(*algorithms, sizes=LLAMA_8B, samples=64):
+        quantization = PlannedQuantization(None, text, 64, True, samples, 0, algorithms=algorithms)
+        return estimate_export(sizes, [item], quantization, merges=True, positions=0).memory_bytes
+
+    halved, single = memory_bytes("scale_estimation"), replace(LLAMA_8B, stored_bytes=4 * count)
+    assert halved - memory_bytes("scale_estimation", sizes=single) == pytest.approx(4 * count, rel=0.01)
+    assert memory_bytes("awq") == halved > 9 * count
+    assert memory_bytes("awq", "gptq") > 12 * count
+    assert memory_bytes("gptq", samples=128) - memory_bytes("gptq") == 4 * 2 * 64 * 128 * LLAMA_8B.widest
+
+
 def test_what_was_chosen_on_integers_is_merged_in_float32():
     """A base in bfloat16 is no view of its files then, and its checkpoint is twice as large."""
     count, item = LLAMA_8B.parameters, planned("openvino", "int4")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from export.__main__ import export as command
 from export.formats.classifier import OnnxClassifier
 from export.formats.onnx import OnnxDecoder
 from export.formats.onnx_genai import OnnxGenAIDecoder
@@ -15,7 +16,14 @@ from export.quantization.settings import Quantization
 from export.request import ExportRequest
 from shearling.artefact import open_artefact, write_artefact
 from shearling.elastic.subnet import describe_subnet, open_subnet
-from shearling.errors import ArtefactCorrupt, MergeRefused, ModelUnsupported, OutputExists, UsageError
+from shearling.errors import (
+    ArtefactCorrupt,
+    ExportUnavailable,
+    MergeRefused,
+    ModelUnsupported,
+    OutputExists,
+    UsageError,
+)
 from shearling.model.checkpoint import save_model
 from shearling.run import Run
 from shearling.strict_json import write_document
@@ -112,6 +120,48 @@ def test_a_group_that_no_layer_has_is_refused(tmp_path):
     describe({**space.maximal(), **{group.id: 80 for group in space.width_groups}})
     with pytest.raises(UsageError, match="a group of 32 does not divide the 80 inputs"):
         plan_subnet(document, request)
+
+
+def test_algorithms_that_run_in_openvino_need_a_model_that_it_takes(run, tmp_path, monkeypatch):
+    request = request_for(tmp_path / "export", weight_format="int4", quantization=Quantization(scale_estimation=True))
+    request = replace(request, formats=("onnx",))
+    plans = ((plan_frozen, run.sparse), (plan_subnet, run.path / "best.json"))
+    for plan, source in plans:
+        assert plan(source, request).quantization.algorithms == ("scale_estimation",)
+    monkeypatch.setattr("shearling.model.export_support._configurations", lambda _: {})
+    for plan, source in plans:
+        with pytest.raises(ExportUnavailable, match="does not export this architecture") as caught:
+            plan(source, request)
+        assert caught.value.exit_code == 4
+        plan(source, replace(request, quantization=Quantization()))
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"weight_format": "int8", "gptq": True}, "--gptq"),
+        ({"weight_format": "int4", "quantization": "best", "awq": True}, "--awq"),
+        ({"weight_format": "int4", "scale_estimation": True, "dataset": "none.txt"}, "--dataset"),
+        ({"weight_format": "int4", "formats": "hf", "scale_estimation": True}, "--scale-estimation"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(run, options, where):
+    for source in ({"base": run.sparse}, {"subnet": run.path / "best.json"}):
+        with pytest.raises(UsageError) as caught:
+            command(**source, **{"formats": "openvino", **options}, dry_run=True)
+        assert (caught.value.exit_code, caught.value.where) == (2, where)
+        planned = command(**source, formats="openvino", weight_format="int4", gptq=True, num_samples=4, dry_run=True)
+        assert planned.data["quantization"] == "NNCF's GPTQ"
+
+
+def test_awq_scales_no_ranks_that_stay_apart(tmp_path):
+    run = run_with_best(tmp_path, sparse=False, masked=False)
+    request = request_for(tmp_path / "export", weight_format="int4", merge="separate")
+    for algorithms in ({"awq": True}, {"awq": True, "gptq": True}):
+        with pytest.raises(UsageError, match="ranks that stay apart would not be scaled") as caught:
+            plan_subnet(run.path / "best.json", replace(request, quantization=Quantization(**algorithms)))
+        assert (caught.value.exit_code, caught.value.where) == (2, "--awq")
+    plan_subnet(run.path / "best.json", replace(request, quantization=Quantization(scale_estimation=True)))
 
 
 def test_angles_that_depend_on_the_length_of_a_text_are_refused_in_onnx(tmp_path):

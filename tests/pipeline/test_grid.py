@@ -167,11 +167,10 @@ def test_what_would_round_again_is_refused(trained: tuple[Run, str], tmp_path: P
         export_subnet(best, ExportRequest(output=tmp_path / "x", formats=("openvino",), weight_format=other))
     assert weight_format in str(raised.value.remedy)
     if weight_format == "int4":
-        request = ExportRequest(
-            output=tmp_path / "x", formats=("openvino",), weight_format="int4", quantization=Quantization("best")
-        )
-        with pytest.raises(UsageError, match="need no rounding"):
-            export_subnet(best, request)
+        for asked in (Quantization("best"), Quantization(awq=True)):
+            request = ExportRequest(tmp_path / "x", ("openvino",), weight_format="int4", quantization=asked)
+            with pytest.raises(UsageError, match="need no rounding"):
+                export_subnet(best, request)
     with pytest.raises(MergeRefused, match="exact only when merged into them"):
         export_subnet(best, ExportRequest(output=tmp_path / "x", formats=("hf",), merge="dense"))
 

@@ -20,8 +20,7 @@ from export.packing.stored_weight import read_matrix
 from export.quantization import quantize as quantize_module
 from export.quantization.quantize import Quantized, quantize
 from export.quantization.settings import PlannedQuantization
-from export.quantization.text import CalibrationText, windows_of
-from shearling.calibration.windows import token_stream
+from export.quantization.text import CalibrationText
 from shearling.errors import UsageError
 from shearling.kernel.openvino_extension import core_for
 from shearling.kernel.packed_format import Matrix, ValueType
@@ -29,6 +28,7 @@ from shearling.model.layers import find_layers
 from shearling.quantization.layerwise import round_layers
 from tests.support.exported_files import stored_as
 from tests.support.packing_cases import BLOCKS
+from tests.support.rounded_models import divergence, rounded
 from tests.support.tiny_models import CORPUS, bert, tiny_tokenizer, wide_model
 
 pytestmark = [
@@ -60,16 +60,6 @@ def plan(
     )
 
 
-def rounded(model: PreTrainedModel, matrices: dict[str, Matrix]) -> PreTrainedModel:
-    """The model with the weights that the integers stand for."""
-    changed = copy.deepcopy(model)
-    for path, matrix in matrices.items():
-        scales = np.repeat(matrix.scales.astype(np.float32), matrix.group_size, axis=1)
-        with torch.no_grad():
-            changed.get_submodule(path).weight.copy_(torch.from_numpy(matrix.values * scales))
-    return changed
-
-
 def nearest(model: PreTrainedModel, group: int, *, all_layers: bool = False) -> PreTrainedModel:
     """Every weight by itself, the largest of a group at the end of the grid."""
     changed = copy.deepcopy(model)
@@ -80,14 +70,6 @@ def nearest(model: PreTrainedModel, group: int, *, all_layers: bool = False) -> 
             scale = groups.abs().amax(dim=-1, keepdim=True) / 7
             linear.weight.copy_(((groups / scale).round() * scale).nan_to_num().reshape(linear.weight.shape))
     return changed
-
-
-def divergence(model: PreTrainedModel, other: PreTrainedModel) -> float:
-    """Mean KL on windows of other places and another length than the calibration's."""
-    ids = torch.stack(windows_of([token_stream([" ".join(CORPUS)], tiny_tokenizer())], 16, seed=9))[:, :40]
-    with torch.no_grad():
-        wanted, found = (item(input_ids=ids).logits.log_softmax(-1) for item in (model, other))
-    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.quantization.settings import DEFAULT_GROUP_SIZE, Quantization, plan_quantization
+from export.quantization.settings import DEFAULT_GROUP_SIZE, SAMPLES, Quantization, plan_quantization
 from export.quantization.text import CalibrationText, find_text, windows_of
 from shearling.errors import DocumentInvalid, UsageError
 from shearling.evaluation.task import TaskRow, write_rows
@@ -57,9 +57,47 @@ def test_a_lone_model_is_calibrated_on_a_file(nowhere: Path, tmp_path: Path) -> 
     }
 
 
+def test_algorithms_of_nncf_are_asked_for_instead_of_a_preset(task: Path) -> None:
+    asked = Quantization(awq=True, gptq=True, group_size=64, ratio=0.8)
+    planned = plan_quantization(asked, weight_format="int4", task=task, head="language_model")
+    assert planned is not None
+    assert (planned.preset, planned.algorithms, planned.tuning_steps) == (None, ("awq", "gptq"), 0)
+    assert (planned.group_size, planned.narrower, planned.ratio, planned.samples) == (64, False, 0.8, SAMPLES)
+    assert planned.describe()["quantization"] == "NNCF's AWQ, GPTQ"
+    assert list(asked.asked_for) == ["--group-size", "--ratio", "--awq", "--gptq"]
+    alone = plan_quantization(
+        Quantization(scale_estimation=True), weight_format="int4", task=task, head="language_model"
+    )
+    assert alone is not None
+    assert alone.describe()["quantization"] == "NNCF's scale estimation"
+
+
+@pytest.mark.parametrize(
+    ("asked", "where", "message"),
+    [
+        (Quantization("fast", awq=True), "--awq", "fast rounds in its own way, and AWQ is one of NNCF's"),
+        (Quantization("balanced", scale_estimation=True), "--scale-estimation", "balanced rounds in its own way"),
+        (Quantization("best", gptq=True), "--gptq", "best rounds in its own way, and GPTQ"),
+        (Quantization(ratio=0.0, gptq=True), "--ratio", "nothing would be in int4, which GPTQ is for"),
+        (Quantization(dataset=("none.txt",), gptq=True), "--dataset", "no such text"),
+    ],
+)
+def test_what_does_not_go_with_algorithms_of_nncf_is_refused(
+    asked: Quantization, where: str, message: str, task: Path
+) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        plan_quantization(asked, weight_format="int4", task=task, head="language_model")
+    assert raised.value.where == where
+    assert raised.value.remedy
+
+
 @pytest.mark.parametrize(
     ("asked", "weight_format", "message"),
     [
+        (Quantization(awq=True), "int8", "it is for int4, and the weights will be int8"),
+        (Quantization(scale_estimation=True), "fp32", "it is for int4"),
+        (Quantization(gptq=True), "int4", "there is no text to calibrate on"),
+        (Quantization(awq=True), "int4", "there is no text to calibrate on"),
         (Quantization("best"), "int8", "it is for int4, and the weights will be int8"),
         (Quantization(group_size=32), "fp32", "it is for int4"),
         (Quantization("fast", group_size=32), "int4", "fast rounds without data"),
