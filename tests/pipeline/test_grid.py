@@ -29,6 +29,9 @@ from shearling.elastic.super_network import SuperNetwork, load_super_network
 from shearling.errors import ArtefactCorrupt, ArtefactMismatch, DocumentInvalid, MergeRefused, RecipeInvalid, UsageError
 from shearling.kernel.packed_format import Matrix
 from shearling.model.checkpoint import save_model
+from shearling.model.layers import find_layers
+from shearling.recipe.quantization import QuantizationSection
+from shearling.recipe.recipe import section_as_json
 from shearling.run import Run
 from shearling.strict_json import read_document
 from tests.support.exact_merges import merge_error
@@ -37,6 +40,7 @@ from tests.support.small_searches import SMALL_SEARCH
 from tests.support.tiny_models import tiny_tokenizer, wide_model
 from tests.support.tiny_runs import tiny_recipe
 from train.stage import run_recipe
+from train.super_adapter.grid import grid_groups
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -241,8 +245,43 @@ def test_recipes_that_cannot_be_are_refused(
         tiny_recipe(tmp_path, quantization=quantization, **options)
 
 
-def test_a_width_that_no_group_divides_is_refused(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path, family="llama", quantization=GRIDS["int4"])
-    with pytest.raises(RecipeInvalid, match="no group of 16 columns or more divides the inputs of"):
+@pytest.mark.parametrize(
+    ("quantization", "message", "remedy"),
+    [
+        ({"bits": 4}, "no group of 16 columns or more divides the inputs of", "Set bits = 8"),
+        (
+            {"bits": 4, "group_size": 32},
+            "a group of 32 does not divide the 48 inputs of model.layers.0",
+            "Leave it out",
+        ),
+    ],
+)
+def test_a_width_that_no_group_divides_is_refused(
+    quantization: dict[str, object], message: str, remedy: str, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(tmp_path, family="llama", quantization=quantization)
+    with pytest.raises(RecipeInvalid, match=message) as raised:
         run_recipe(recipe, tmp_path / "run")
+    assert remedy in str(raised.value.remedy)
+    assert raised.value.where == "quantization.group_size"
     assert not (tmp_path / "run" / "sparse").exists()
+
+
+def test_a_group_that_was_asked_for_is_kept_or_refused_and_another_is_made_smaller() -> None:
+    """As `--group-size` of an export."""
+    layers = find_layers(wide_model(hidden=64, inner=96))
+    with pytest.raises(RecipeInvalid, match=r"a group of 64 does not divide the 96 inputs of .*down_proj") as raised:
+        grid_groups(layers, QuantizationSection(group_size=64))
+    assert raised.value.remedy == "Set 32"
+    assert set(grid_groups(layers, QuantizationSection(group_size=32)).values()) == {32}
+    found = grid_groups(layers, QuantizationSection())
+    assert {size for path, size in found.items() if "down_proj" in path} == {32}
+    assert {size for path, size in found.items() if "down_proj" not in path} == {64}
+    assert set(grid_groups(layers, QuantizationSection(bits=8)).values()) == {64, 96}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_section_that_a_manifest_keeps_can_be_read_again(bits: int) -> None:
+    section = QuantizationSection(bits=bits)
+    kept = json.loads(json.dumps(section_as_json(section)))
+    assert QuantizationSection.model_validate(kept) == section

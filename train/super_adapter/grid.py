@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shearling.artefact import sha256_file
@@ -15,7 +15,7 @@ from shearling.model.checkpoint import hash_weights
 from shearling.model.head import classifies
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.quantization.layerwise import SMALLEST_GROUP, narrowed_group, round_layers
-from shearling.recipe.quantization import QuantizationSection
+from shearling.recipe.quantization import DEFAULT_GROUP_SIZE, GROUP_SIZES, QuantizationSection
 from train.calibration import calibration_blocks, calibration_file
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def find_grids(
         seed: places the windows.
 
     Raises:
-        RecipeInvalid: no group divides a layer's inputs, or the text is too short.
+        RecipeInvalid: see `grid_groups`, or the text is too short.
     """
     student = copy.deepcopy(model).requires_grad_(False).eval()
     transformer = find_layers(student)
@@ -70,12 +70,15 @@ def grid_groups(transformer: TransformerLayers, section: QuantizationSection) ->
         section: [quantization].
 
     Raises:
-        RecipeInvalid: no group divides a layer's inputs.
+        RecipeInvalid: the group that was asked for does not divide a layer's inputs, or without one no group does.
     """
-    groups = {
-        path: linear.in_features if section.bits == 8 else narrowed_group(linear.in_features, section.group_size)
-        for path, linear in transformer.linears().items()
-    }
+    widths = {path: linear.in_features for path, linear in transformer.linears().items()}
+    if section.bits == 8:
+        return widths
+    if section.group_size is not None:
+        _check_group(section.group_size, widths)
+    size = section.group_size or DEFAULT_GROUP_SIZE
+    groups = {path: narrowed_group(width, size) for path, width in widths.items()}
     odd = next((path for path, size in groups.items() if not size), None)
     if odd is not None:
         raise RecipeInvalid(
@@ -84,6 +87,17 @@ def grid_groups(transformer: TransformerLayers, section: QuantizationSection) ->
             remedy="Set bits = 8, which has one scale a row",
         )
     return groups
+
+
+def _check_group(size: int, widths: Mapping[str, int]) -> None:
+    path = next((path for path, width in widths.items() if width % size), None)
+    if path is not None:
+        able = [str(item) for item in GROUP_SIZES if not any(width % item for width in widths.values())]
+        raise RecipeInvalid(
+            f"a group of {size} does not divide the {widths[path]} inputs of {path}",
+            where="quantization.group_size",
+            remedy=f"Set {' or '.join(able)}" if able else "Leave it out, for smaller groups where they are needed",
+        )
 
 
 def grid_inputs(section: QuantizationSection | None) -> dict[str, str]:
