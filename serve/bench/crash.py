@@ -87,7 +87,9 @@ def describe_crash(
             where=deployment.label,
             remedy="Measure fewer models at once, or a smaller batch or prompt",
         )
-    other = other_settings(deployment, options, loading=doing["do"] == "load") if name in OF_THE_RUNTIME else None
+    # A division by zero is of a kernel that is made for this model, not of the reading of its tokenizer.
+    loading = doing["do"] == "load" and name != "SIGFPE"
+    other = other_settings(deployment, options, loading=loading) if name in OF_THE_RUNTIME else None
     crash = MeasuringProcessDied(
         f"the measuring process died of {name} {settings} {reason}",
         where=deployment.label,

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.runtimes.deployment import Deployment
-from serve.runtimes.known_crash import avoid_known_crash
 from serve.runtimes.runtime import RunOptions, RuntimeFacts
 from serve.runtimes.speculation.settings import without_speculation
 from serve.visitor.genai import TIMING_SOURCE
 from serve.visitor.ir_settings import OF_GENAI, executed_precision, make_properties, reported_settings
-from shearling.console import log
 from shearling.errors import ArtefactMissing, DeviceUnavailable, EnvironmentFault, UsageError
 from shearling.kernel.loading.packed_choice import PACKED
 from shearling.kernel.loading.packed_model import LoadedIr
@@ -80,9 +78,6 @@ def prepare(
     Raises:
         ShearlingError: see `serve.runtimes.openvino.OpenVINORuntime`.
     """
-    [deployment], avoided = avoid_known_crash([deployment], options)
-    if avoided:
-        log.print(avoided)
     own = without_speculation(deployment.properties)
     xml = deployment.model_file
     extensions = required_extensions(xml)
@@ -96,7 +91,7 @@ def prepare(
         for more in (None, {**PREFERRED_PROPERTIES, **(PREFERRED_BATCHING if batching else {})})
     )
     if not extensions:
-        stock = StockIr(properties_without_operators(xml, asked))
+        stock = StockIr(properties_without_operators(xml, asked, device=options.device))
         return _executed(options, _probe(options.device, stock.properties, deployment)), stock
     if options.precision == "fp32":
         asked, preferred = ({**EXACT, **properties} for properties in (asked, preferred))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.cache import cache_directory
 from shearling.console import log
-from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported, UsageError
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, DeviceUnavailable, ModelUnsupported, UsageError
 from shearling.kernel.library import kernels_in_use
 from shearling.kernel.loading.ir_text import MalformedText
+from shearling.kernel.loading.known_crash import AVOIDED, REMEDY, DiesInBf16, survivable
 from shearling.kernel.loading.packed_choice import CHOICES, PACKED, UnknownChoice, WrittenOtherwise, stock_properties
 from shearling.kernel.loading.packed_model import LoadedIr, Operators, load_ir
 from shearling.kernel.openvino_core import openvino_core
@@ -70,7 +71,8 @@ def load_packed(
     packed_properties: Mapping[str, Any] | None = None,
     obstacle: str | None = None,
 ) -> LoadedIr:
-    """Decide how a packed IR is loaded on this machine; see `load_ir`. Says so where something is unpacked.
+    """Decide how a packed IR is loaded on this machine; see `load_ir`. Says so where something is unpacked, or computed
+    in another precision because of the crash that is known.
 
     Args:
         xml: an IR that uses our operators.
@@ -83,6 +85,7 @@ def load_packed(
         ArtefactMissing: no such file, or no weights beside it.
         ArtefactCorrupt: an operator that shall be unpacked lies about itself.
         UsageError: `PACKED` has another value.
+        DeviceUnavailable: bf16 was asked for, and would end the process.
         CompilerMissing: our operators cannot be built here.
         RuntimeError: OpenVINO cannot read it.
     """
@@ -102,25 +105,40 @@ def load_packed(
         raise _usage(error, xml) from error
     except MalformedText as error:
         raise ArtefactCorrupt(str(error), where=xml, remedy="Export again") from error
+    except DiesInBf16 as error:
+        raise DeviceUnavailable(str(error), where=xml.parent, remedy=REMEDY) from error
     if loaded.choice.changes_anything:
         _say(f"{xml.parent}: {loaded.choice.reason}")
+    if loaded.avoided:
+        _say(f"{xml.parent}: {AVOIDED}")
     return loaded
 
 
-def properties_without_operators(xml: Path, properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Those with which an IR without our operators is compiled; `PACKED` says nothing of it.
+def properties_without_operators(xml: Path, properties: Mapping[str, Any], *, device: str = "CPU") -> dict[str, Any]:
+    """Those with which an IR without our operators is compiled: `PACKED` says nothing of it, and what OpenVINO would
+    die of is not done, see `shearling.kernel.loading.known_crash`. Says so.
 
     Args:
         xml: the IR.
         properties: as they were asked for.
+        device: of OpenVINO.
 
     Raises:
         UsageError: `PACKED` is none of `CHOICES`.
+        DeviceUnavailable: bf16 was asked for, and would end the process.
     """
+    import openvino
+
     try:
-        return stock_properties(properties)
+        own = stock_properties(properties)
+        survived = survivable(xml.read_bytes(), own, device=device, release=openvino.__version__)
     except UnknownChoice as error:
         raise _usage(error, xml) from error
+    except DiesInBf16 as error:
+        raise DeviceUnavailable(str(error), where=xml.parent, remedy=REMEDY) from error
+    if survived != own:
+        _say(f"{xml.parent}: {AVOIDED}")
+    return survived
 
 
 def _usage(error: UnknownChoice, xml: Path) -> UsageError:
@@ -174,12 +192,13 @@ def compile_ir(
         ArtefactCorrupt: an operator that shall be unpacked lies about itself.
         ModelUnsupported: OpenVINO cannot read or compile it, or refuses a property.
         UsageError: `PACKED` has another value than it can have.
+        DeviceUnavailable: bf16 was asked for, and would end the process.
         CompilerMissing: it needs our operators, and they cannot be built here.
     """
     own: dict[str, Any] = dict(properties or {})
     with _compiling(xml):
         if not needs_extension(xml):
-            own = properties_without_operators(xml, own)
+            own = properties_without_operators(xml, own, device=device)
             return openvino_core().compile_model(openvino_core().read_model(xml), device, own)
         own = {**({} if packed is None else {PACKED: packed}), **own}
         loaded = load_packed(

@@ -28,12 +28,14 @@ from shearling_runtime.greedy_model import GreedyModel
 
 from export.formats.onnx_genai import write_onnx_genai
 from export.formats.openvino import write_openvino
+from shearling.kernel.loading import known_crash
 from shearling.kernel.loading.packed_choice import CHOICES
 from shearling.kernel.openvino_extension import machine_operators
 from shearling.model.context_length import CONTEXT_KEYS
 from tests.support.documents import ROOT
 from tests.support.exported_files import stored_as
 from tests.support.fused_models import FUSED
+from tests.support.gated_blocks import gated_decoder
 from tests.support.packed_decoders import write_packed
 from tests.support.signal_stack import leave_signal_stack
 from tests.support.tiny_models import beginning_tokenizer
@@ -140,8 +142,8 @@ def test_a_genai_document_that_is_no_exports_is_refused(loading, tmp_path, monke
 @pytest.fixture
 def loading(libraries, monkeypatch) -> None:
     """The modules that the build of the wheel puts beside its own."""
-    names = ("genai_document", "genai_stream", "ir_text", "packed_choice", "packed_model", "prompt_encoding")
-    for name in names:
+    names = ("genai_document", "genai_stream", "ir_text", "known_crash", "packed_choice", "packed_model")
+    for name in (*names, "prompt_encoding"):
         module = importlib.import_module(f"shearling.kernel.loading.{name}")
         monkeypatch.setitem(sys.modules, f"shearling_runtime.loading.{name}", module)
 
@@ -159,6 +161,21 @@ def test_a_file_without_our_operators_takes_any_choice_that_there_is(loading, st
         shearling_runtime.pipeline(stock, PACKED=choice)
     with pytest.raises(RequestFault, match="PACKED is 'sometimes', not one of always, expanded, measured, never"):
         shearling_runtime.pipeline(stock, PACKED="sometimes")
+
+
+@pytest.mark.filterwarnings("default:.*float32 instead of bf16:RuntimeWarning")
+def test_what_openvino_would_die_of_is_not_done_and_told(loading, tmp_path_factory, capsys, monkeypatch):
+    monkeypatch.setattr(known_crash, "_processor_has_amx", lambda: True)
+    directory = gated_decoder(tmp_path_factory)
+    with pytest.raises(SystemExit) as left:
+        command.main([str(directory), "--prompt", "Area man", "--threads", "1", "--max-new-tokens", "2", "--no-chat"])
+    told = capsys.readouterr().err
+    assert left.value.code == 0, told
+    assert told.count(f"{directory}: {known_crash.AVOIDED}\n") == 1
+    with pytest.warns(RuntimeWarning, match="float32 instead of bf16"):
+        shearling_runtime.pipeline(directory, INFERENCE_NUM_THREADS=1)
+    with pytest.raises(RequestFault, match=r"dies here of SIGFPE.*Use two threads"):
+        shearling_runtime.pipeline(directory, INFERENCE_NUM_THREADS=1, INFERENCE_PRECISION_HINT="bf16")
 
 
 @pytest.mark.parametrize("key", CONTEXT_KEYS)

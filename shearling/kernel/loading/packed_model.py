@@ -22,6 +22,7 @@ import numpy.typing as npt
 from .decoder_fusion import CACHE_PRECISION, CACHE_TYPES, STOCK_ATTENTION, fuse_decoder, kept_cache
 from .dense_form import unpack
 from .ir_text import IrText, MalformedText
+from .known_crash import ISA_LIMITS, survivable
 from .packed_choice import (
     LAYERS,
     PACKED,
@@ -41,8 +42,6 @@ from .packed_operator import WEIGHTS_PORT, expand, find_operators, multiply_exac
 
 CPU = "CPU"
 PRECISION_HINT, EXECUTION_MODE = "INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT"
-ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""Environment variables that OpenVINO's products obey; the second is the older name of the first."""
 FUSED_LAYERS = "SparseDecoder"
 
 
@@ -88,6 +87,7 @@ class LoadedIr:
         choice: what is unpacked, and why.
         attention: why it is OpenVINO's own; None where it is in the layers.
         cache: precision of the keys and values that the layers keep, in OpenVINO's name; None where they keep none.
+        avoided: whether `properties` ask for float32 because of the crash that is known, see `known_crash`.
     """
 
     xml: Path
@@ -97,6 +97,7 @@ class LoadedIr:
     cache: str | None
     _core: Any = field(repr=False)
     _text: bytes | None = field(repr=False)
+    avoided: bool = False
 
     @property
     def as_it_is(self) -> bool:
@@ -208,7 +209,10 @@ def load_ir(
         RuntimeError: OpenVINO cannot read it.
         UnknownChoice: `PACKED` has another value than it can have; `WrittenOtherwise` is one.
         MalformedText: an operator that shall be unpacked, or measured, lies about itself.
+        DiesInBf16: bf16 was asked for, and would end the process.
     """
+    import openvino
+
     word = chosen(properties) if device == CPU else "never"
     own = without_choice(properties)
     preferred = {**operators.properties, **own} if packed_properties is None else without_choice(packed_properties)
@@ -242,14 +246,17 @@ def load_ir(
     if attention is None:
         attention = fuse_decoder(text, operators.core.read_model(xml), _read_configuration(xml), cache=cache)
     unpack(text, choice.unpacked)
+    wanted = own if choice.stock and not machine.limits else preferred
+    survived = survivable(text, wanted, device=device, release=openvino.__version__)
     return LoadedIr(
         xml=xml,
-        properties=own if choice.stock and not machine.limits else preferred,
+        properties=survived,
         choice=choice,
         attention=attention,
         cache=cache if attention is None else None,
         _core=operators.core,
         _text=text.to_bytes() if choice.changes_anything or attention is None or exact else None,
+        avoided=survived != wanted,
     )
 
 

@@ -54,6 +54,24 @@ def test_every_signal_names_settings_reason_and_remedy(deployment: Deployment, n
         assert (error.other is not None) == (name in OF_THE_RUNTIME)
 
 
+@pytest.mark.parametrize(("name", "flag"), [("SIGFPE", "--precision fp32"), ("SIGSEGV", "--no-genai")])
+def test_what_died_while_it_loaded_is_tried_by_what_its_signal_says(
+    deployment: Deployment, name: str, flag: str
+) -> None:
+    loading = {"do": "load"}
+    error = describe_crash(
+        -getattr(signal, name),
+        deployment=deployment,
+        options=RunOptions(threads=1),
+        doing=loading,
+        facts=None,
+        said=None,
+    )
+    assert isinstance(error, MeasuringProcessDied)
+    assert error.other is not None
+    assert error.other.flag == flag
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGRTMIN + 3])
 def test_a_signal_that_nobody_foresaw_is_named(deployment: Deployment, number: int) -> None:
     assert str(signal_name(-number)) in crash(deployment, -number).message

@@ -13,10 +13,11 @@ import os
 import statistics
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from shearling_runtime.faults import RequestFault, RuntimeFault, RuntimeUnavailable
 from shearling_runtime.genai_greedy_model import GenAIGreedyModel, find_genai
@@ -38,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="replace")
     try:
         _require_fitting(options)
-        result = _bench(options) if options.bench else _generate(options)
+        with warnings.catch_warnings():
+            # A line, without the place in the source.
+            warnings.showwarning = _warn
+            result = _bench(options) if options.bench else _generate(options)
         if options.json:
             _show(json.dumps(result, indent=2) + "\n")
     except KeyboardInterrupt:
@@ -175,6 +179,17 @@ def _bench(options: argparse.Namespace) -> dict[str, Any]:
 
 def _pass_over(_piece: str) -> None:
     pass
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    sys.stderr.write(f"{message}\n")
 
 
 def _open(directory: Path, threads: int | None) -> GreedyModel | GenAIGreedyModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
     it, `ATTENTION_BACKEND`, `scheduler_config` or an `INFERENCE_PRECISION_HINT` of f16 among the properties keep
     OpenVINO's own attention, and so does a model whose attention is not plain.
 
+    What OpenVINO would die of is not done: on processors with AMX a gated feed-forward block of one thread computes in
+    float32 where its default would be bf16, and a warning says so.
+
     Args:
         directory: holds `openvino_model.xml` and its tokenizer.
         device: of OpenVINO.
@@ -37,7 +41,8 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
             models.
 
     Raises:
-        RequestFault: `PACKED` is none of `always`, `expanded`, `measured` and `never`.
+        RequestFault: `PACKED` is none of `always`, `expanded`, `measured` and `never`, or bf16 was asked for, and would
+            end the process.
         ModelUnusable: there is none, or OpenVINO cannot load it.
         RuntimeUnavailable: OpenVINO GenAI is not installed, or see `extension`.
     """
@@ -50,7 +55,7 @@ def pipeline(directory: str | Path, device: str = "CPU", **properties: Any) -> o
         ) from error
     try:
         if not is_packed(place / MODEL):
-            return openvino_genai.LLMPipeline(str(place), device, **_without_operators(place, properties))
+            return openvino_genai.LLMPipeline(str(place), device, **_without_operators(place, device, properties))
         loaded = load(place / MODEL, device, properties)
         others = [item for item in loaded.properties.get("extensions", ()) if item != extension()]
         loaded.properties["extensions"] = [*others, extension()]
@@ -115,25 +120,42 @@ def load(xml: Path, device: str, properties: Mapping[str, Any], *, obstacle: str
     """
     try:
         load_ir = _loading("packed_model").load_ir
-        return load_ir(xml, machine_operators(), device=device, properties=properties, obstacle=obstacle)
+        loaded = load_ir(xml, machine_operators(), device=device, properties=properties, obstacle=obstacle)
     except OSError as error:
         raise ModelUnusable(
             f"its weights cannot be read: {error.strerror}", where=xml, remedy="Export it again"
         ) from error
     except _loading("packed_choice").UnknownChoice as error:
         raise RequestFault(str(error), where=xml) from error
+    except _loading("known_crash").DiesInBf16 as error:
+        raise RequestFault(str(error), where=xml, remedy=_loading("known_crash").REMEDY) from error
     except _loading("ir_text").MalformedText as error:
         raise ModelUnusable(str(error), where=xml, remedy="Export it again") from error
+    if loaded.avoided:
+        _tell_avoided(xml.parent)
+    return loaded
 
 
-def _without_operators(place: Path, properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Properties of a model that is not packed, of which `PACKED` says nothing."""
-    choice = _loading("packed_choice")
+def _without_operators(place: Path, device: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties of a model that is not packed: `PACKED` says nothing of it, and OpenVINO survives them."""
+    import openvino
+
+    choice, crash = _loading("packed_choice"), _loading("known_crash")
     try:
-        own: dict[str, Any] = choice.stock_properties(properties)
+        own = choice.stock_properties(properties)
+        graph, release = (place / MODEL).read_bytes(), openvino.__version__
+        survived: dict[str, Any] = crash.survivable(graph, own, device=device, release=release)
     except choice.UnknownChoice as error:
         raise RequestFault(str(error), where=place) from error
-    return own
+    except crash.DiesInBf16 as error:
+        raise RequestFault(str(error), where=place, remedy=crash.REMEDY) from error
+    if survived != own:
+        _tell_avoided(place)
+    return survived
+
+
+def _tell_avoided(place: Path) -> None:
+    warnings.warn(f"{place}: {_loading('known_crash').AVOIDED}", RuntimeWarning, stacklevel=4)
 
 
 def is_packed(xml: Path) -> bool:
