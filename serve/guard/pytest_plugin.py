@@ -212,7 +212,7 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say how noisy the machine was, how the checks ended, and where the page is."""
+    """Say how noisy the machine was, how the checks ended, with what other settings, and where the page is."""
     own = config.stash[SESSION]
     path = config.getoption("--latency-report")
     if not own.records and own.calibration is None and not path:
@@ -225,6 +225,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         lines.append(f"calibration: {own.calibration.told()}{skipped}")
     if own.records:
         lines.append("checks: " + ", ".join(f"{count} {name}" for name, count in outcome_counts(own.records).items()))
+        # pytest shows nothing of a test that passes.
+        for record in own.records:
+            lines += [f"{record.name}: {change}" for change in (record.verdict.changes if record.verdict else ())]
     if path:
         write_report(Path(path), own.records, notes=lines[:1] if own.calibration else [])
         lines.append(f"report: {path}")

@@ -81,7 +81,8 @@ def record_of(
 
 
 def write_junit(path: Path, records: Sequence[CheckRecord]) -> None:
-    """One case for each metric of each check: a failure for anything but a pass, an error where nothing was measured.
+    """One case for each metric of each check: a failure for anything but a pass, an error where nothing was measured. Each
+    says how it was measured, a pass as well: it may be one with other settings than those asked for.
 
     Args:
         path: the XML file; written anew.
@@ -98,12 +99,11 @@ def write_junit(path: Path, records: Sequence[CheckRecord]) -> None:
         for metric, outcome in verdict.outcomes.items() if verdict else ():
             case = ElementTree.SubElement(suite, "testcase", classname=record.name, name=TITLES.get(metric, metric))
             told = _told(record, metric)
+            whole = "\n".join([told, *record.runtimes, *(tell_measuring(verdict) if verdict else ())])
             if outcome == "pass":
-                ElementTree.SubElement(case, "system-out").text = told
+                ElementTree.SubElement(case, "system-out").text = whole
             else:
-                ElementTree.SubElement(case, "failure", type=outcome, message=f"{outcome}: {told}").text = "\n".join(
-                    [told, *record.runtimes, *(tell_measuring(verdict) if verdict else ())]
-                )
+                ElementTree.SubElement(case, "failure", type=outcome, message=f"{outcome}: {told}").text = whole
                 counts["failures"] += 1
         suite.attrib |= {"tests": str(len(suite)), **{name: str(count) for name, count in counts.items()}}
     ElementTree.indent(root)

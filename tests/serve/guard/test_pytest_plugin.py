@@ -31,7 +31,8 @@ def measure(candidate, reference, *, demands, options, workload):
     verdict = regression.Verdict(
         outcome=outcome, outcomes=dict.fromkeys(regression.GUARDED, outcome), max_ratio=demands.max_ratio,
         ratios={name: metric() for name in regression.GUARDED}, sessions=(), blocks=16, lost_share=0.0,
-        limits=dict.fromkeys(regression.GUARDED, demands.max_ratio))
+        limits=dict.fromkeys(regression.GUARDED, demands.max_ratio),
+        changes=("measured with --threads 2, because it died",) if ratio == 1.01 else ())
     with open(os.environ["CHECKS"], "a") as stream:
         told = {"budget_s": workload.budget_s, "load": demands.max_load_ratio, "span": [begun, time.monotonic()]}
         stream.write(json.dumps(told) + "\\n")
@@ -125,6 +126,17 @@ def test_the_report_holds_the_checks_of_all_processes_which_took_turns(project: 
     spans = sorted(item["span"] for item in checks(project))
     for (_, ended), (begun, _) in itertools.pairwise(spans):
         assert begun >= ended
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n", "1")])
+def test_a_test_that_passed_with_other_settings_says_so(project: pytest.Pytester, arguments: tuple[str, ...]) -> None:
+    project.makepyfile(
+        "def test(latency_guard):\n    for ratio in ('1.0', '1.01'): latency_guard.assert_not_slower(ratio, than='1')"
+    )
+    found = run(project, *arguments)
+    found.assert_outcomes(passed=1)
+    found.stdout.fnmatch_lines(["checks: 2 pass", "*::test: measured with --threads 2, because it died"])
+    assert found.stdout.str().count("because it died") == 1
 
 
 @pytest.mark.parametrize("report", ["missing/latency.html", ".", "/dev/null"])

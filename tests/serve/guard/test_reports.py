@@ -51,6 +51,14 @@ def test_junit_is_xml_and_counts(records: list[CheckRecord], tmp_path: Path) -> 
     assert "é 漢" in suites[1][0].find("failure").text
 
 
+def test_a_pass_with_other_settings_says_so(records: list[CheckRecord], tmp_path: Path) -> None:
+    changed = records[2].model_copy(update={"verdict": verdict("pass", changes=("measured with --threads 2",))})
+    write_junit(tmp_path / "junit.xml", [changed])
+    (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert suite.attrib["failures"] == "0"
+    assert [case.find("system-out").text.splitlines()[-1] for case in suite] == ["measured with --threads 2"] * 2
+
+
 def test_markdown_keeps_its_tables(records: list[CheckRecord], tmp_path: Path) -> None:
     append_summary(tmp_path / "summary.md", records)
     append_summary(tmp_path / "summary.md", records[2:3])
