@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -38,7 +39,9 @@ VISIT = (
 
 
 SILENCE_S = 300.0
-"""After which a process that does not answer is looked at; twice, since all may have stood still together (Ctrl-Z)."""
+"""After which a process that does not answer is looked at."""
+LOOKS = 2
+"""That find nothing computed, one after the other: at the first one all may have stood still together (Ctrl-Z)."""
 IDLE_S = 1.0
 """Of CPU time: what has used less meanwhile waits for something that never comes."""
 
@@ -116,6 +119,7 @@ class WorkerProcess:
         self._options = options
         self._doing: dict[str, Any] = {"do": "start"}
         self._facts: RuntimeFacts | None = None
+        self._patience = _Patience(0)
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
@@ -198,12 +202,24 @@ class WorkerProcess:
         return Timed.model_validate_json(json.dumps(self._hear()))
 
     def has_answered(self, *, within_s: float) -> bool:
-        """Wait for an answer, or its end, which `finish_generating` then finds."""
+        """Wait for an answer, or its end, which `finish_generating` then finds.
+
+        Raises:
+            RuntimeCrashed: it hangs: for long it has said nothing, and computed nothing, since it was asked.
+        """
         if self._process.stdout is None:
             raise ShearlingError("the worker has no pipes")
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            return bool(selector.select(within_s))
+            answered = bool(selector.select(within_s))
+        if not answered and self._patience.is_over():
+            raise RuntimeCrashed(
+                f"the measuring process hangs: asked to {self._doing['do']}, it said nothing for "
+                f"{LOOKS * SILENCE_S:g} s, and computed nothing",
+                where=self._deployment.label,
+                remedy="Try other --threads, or another version of the runtime",
+            )
+        return answered
 
     def stop(self) -> None:
         """Let it stand still, wherever it is, until `go_on`; returns when it does, or has ended."""
@@ -232,7 +248,7 @@ class WorkerProcess:
         return self._hear()
 
     def _tell(self, request: dict[str, Any]) -> None:
-        self._doing = request
+        self._doing, self._patience = request, _Patience(self._process.pid)
         stdin = self._process.stdin
         if stdin is None:
             raise ShearlingError("the worker has no pipes")
@@ -243,7 +259,9 @@ class WorkerProcess:
             raise self._death() from None
 
     def _hear(self) -> dict[str, Any]:
-        self._wait_for_answer()
+        # One that hangs would hold up every other check.
+        while not self.has_answered(within_s=SILENCE_S):
+            continue
         line = self._process.stdout.readline() if self._process.stdout else ""
         # It may have died before it said all of a line.
         if not line.endswith("\n"):
@@ -253,22 +271,6 @@ class WorkerProcess:
             error_class = getattr(shearling.errors, reply["error"], ShearlingError)
             raise error_class(reply["message"], where=reply["where"], remedy=reply["remedy"])
         return reply
-
-    def _wait_for_answer(self) -> None:
-        """Return where there is one, or where the process has ended; one that hangs would hold up every other check."""
-        used_s, idle = _cpu_time_s(self._process.pid), 0
-        while not self.has_answered(within_s=SILENCE_S):
-            before_s, used_s = used_s, _cpu_time_s(self._process.pid)
-            if before_s is None or used_s is None:
-                continue
-            idle = idle + 1 if used_s - before_s < IDLE_S else 0
-            if idle == 2:
-                raise RuntimeCrashed(
-                    f"the measuring process hangs: asked to {self._doing['do']}, it said nothing for "
-                    f"{idle * SILENCE_S:g} s, and computed nothing",
-                    where=self._deployment.label,
-                    remedy="Try other --threads, or another version of the runtime",
-                )
 
     def _death(self) -> ShearlingError:
         code = self._process.wait()
@@ -282,6 +284,29 @@ class WorkerProcess:
             facts=self._facts,
             said=lines[-1] if lines else None,
         )
+
+
+class _Patience:
+    """With a process that was asked something, and has not answered yet.
+
+    Args:
+        process: its number.
+    """
+
+    def __init__(self, process: int) -> None:
+        self._process = process
+        self._looked_s, self._used_s = time.monotonic(), _cpu_time_s(process)
+        self._idle = 0
+
+    def is_over(self) -> bool:
+        """Whether it hangs; may be asked as often as one likes."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < SILENCE_S:
+            return False
+        before_s, self._looked_s, self._used_s = self._used_s, now_s, _cpu_time_s(self._process)
+        if before_s is not None and self._used_s is not None:
+            self._idle = self._idle + 1 if self._used_s - before_s < IDLE_S else 0
+        return self._idle >= LOOKS
 
 
 def _cpu_time_s(process: int) -> float | None:

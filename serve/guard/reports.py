@@ -81,8 +81,9 @@ def record_of(
 
 
 def write_junit(path: Path, records: Sequence[CheckRecord]) -> None:
-    """One case for each metric of each check: a failure for anything but a pass, an error where nothing was measured. Each
-    says how it was measured, a pass as well: it may be one with other settings than those asked for.
+    """One case for each metric of each check: a failure for anything but a pass, an error where nothing was measured.
+
+    Each says how it was measured, a pass as well: it may be one with other settings than those asked for.
 
     Args:
         path: the XML file; written anew.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gguf_writer import write_gguf
+from serve.bench.benchmark import find_deployments
 from serve.bench.measurement import MeasuredBlocks, measure
 from serve.bench.turns import can_take_turns, generate_in_turns, without_stops
 from serve.bench.worker_process import Timed, WorkerProcess
@@ -22,7 +24,10 @@ from serve.runtimes.deployment import Deployment, find_deployment
 from serve.runtimes.runtime import Generation, RunOptions
 from serve.visitor.genai import prompt_of, read_generation
 from shearling.errors import RuntimeCrashed, ShearlingError
-from shearling.target import Target
+from shearling.target import Target, parse_target
+from tests.support.environments import environment_with
+from tests.support.stand_in_llama import stand_in
+from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
 
 PROMPT = ((5, 6, 7, 8),)
 
@@ -147,6 +152,27 @@ def test_a_process_that_dies_in_its_turn_is_told(workers: list[WorkerProcess]) -
     with pytest.raises((RuntimeCrashed, ShearlingError), match="SIGSEGV"):
         generate_in_turns([(dying, PROMPT), (workers[1], PROMPT)], new_tokens=48, turn_s=0.001)
     dying.stop()  # returns
+
+
+@pytest.mark.timeout(60)
+def test_two_processes_that_hang_are_told_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_gguf(tmp_path / "tiny.gguf", llama_tied_gqa(), tiny_tokenizer())
+    place = environment_with(
+        tmp_path / "hanging",
+        module="llama_cpp",
+        source=stand_in(step_s=3600),
+        distribution="llama-cpp-python",
+        sees_ours=True,
+    )
+    (hanging,) = find_deployments([parse_target(f"{model}@environment={place}")], RunOptions(threads=1))
+    with ExitStack() as stack:
+        found = [stack.enter_context(WorkerProcess(hanging, RunOptions(threads=1))) for _ in range(2)]
+        for worker in found:
+            worker.load()
+        monkeypatch.setattr("serve.bench.worker_process.SILENCE_S", 0.5)
+        with pytest.raises(RuntimeCrashed, match="hangs: asked to generate, it said nothing for 1 s") as told:
+            generate_in_turns([(worker, PROMPT) for worker in found], new_tokens=4, turn_s=0.02)
+        assert told.value.where == hanging.label
 
 
 def test_a_process_that_stands_still_ends_with_its_parent(export: Path) -> None:
