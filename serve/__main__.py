@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -136,9 +137,9 @@ def generate(
     debug: DebugFlag = False,
 ) -> Result | None:
     """Continue a prompt, greedily, as text that appears while it is made."""
+    _work_in_a_child([target], device=device, precision=precision, threads=threads)
     from serve.generate import generate_text
     from serve.screen import answer_line
-    from shearling.console import log
 
     answer = generate_text(
         target.with_format(model_format),
@@ -238,6 +239,7 @@ def load(
     debug: DebugFlag = False,
 ) -> Result:
     """Draw throughput against latency with many requests at once (continuous batching)."""
+    _work_in_a_child([target], device=device, precision=precision, threads=threads)
     from serve.bench.concurrency import LoadWork
     from serve.bench.screen import load_screen
     from serve.bench.stage import draw_load_curve, parse_concurrency
@@ -333,6 +335,7 @@ def forward(
     debug: DebugFlag = False,
 ) -> Result:
     """Time one forward of exported classifiers on OpenVINO's CPU device, side by side."""
+    _work_in_a_child(targets, device="CPU", precision=None, threads=threads)
     from serve.bench.forward import measure_forwards
     from serve.bench.screen import forward_screen
 
@@ -518,6 +521,27 @@ def bisect(
         log.print(screen)
     require_none_slower(found)
     return Result(found.model_dump(mode="json"), screen)
+
+
+def _work_in_a_child(
+    targets: Sequence[Target], *, device: str, precision: Precision | None, threads: int | None
+) -> None:
+    """See `serve.bench.watched`; what imports a runtime comes behind this."""
+    from serve.bench.watched import Undertaking, go_on_in_a_child
+
+    own = "@INFERENCE_PRECISION_HINT=f32" if precision is None else "--precision fp32"
+    settings = [
+        f"device {device}",
+        *([] if precision is None else [f"precision {precision}"]),
+        "threads as the runtime likes" if threads is None else f"{threads} thread(s)",
+    ]
+    go_on_in_a_child(
+        Undertaking(
+            where=", ".join(target.label for target in targets),
+            settings=", ".join(settings),
+            remedy=f"Try {own} or another number of --threads",
+        )
+    )
 
 
 def _options(

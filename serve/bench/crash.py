@@ -28,6 +28,7 @@ REASONS: Mapping[str, str] = {
     "SIGXFSZ": "a limit of file size (ulimit -f)",
     "SIGSYS": "a system call that a sandbox forbids",
 }
+UNUSUAL = "a signal that runtimes do not send themselves"
 OF_THE_RUNTIME = frozenset({"SIGFPE", "SIGILL", "SIGSEGV", "SIGBUS", "SIGABRT"})
 """Signals that other settings may avoid."""
 
@@ -80,7 +81,7 @@ def describe_crash(
             where=deployment.label,
             remedy="Run with the settings that it was started with by hand, to see what it says",
         )
-    reason = f"({REASONS.get(name, 'a signal that runtimes do not send themselves')}){words}"
+    reason = f"({REASONS.get(name, UNUSUAL)}){words}"
     if name == "SIGKILL":
         return ResourceExhausted(
             f"the system killed the measuring process {settings} {reason}",
@@ -97,6 +98,30 @@ def describe_crash(
     )
     crash.signal, crash.other = name, other
     return crash
+
+
+def describe_end(code: int, *, where: str, settings: str, remedy: str) -> ShearlingError:
+    """The error for a process of a command that a signal ended amid its work.
+
+    Args:
+        code: negative, the signal.
+        where: what it ran.
+        settings: how, in words.
+        remedy: settings that may avoid a crash.
+    """
+    name = signal_name(code) or ""
+    told = f"with {settings} ({REASONS.get(name, UNUSUAL)})"
+    if name == "SIGKILL":
+        return ResourceExhausted(
+            f"the system killed the process that ran it {told}", where=where, remedy="Give it less to do at once"
+        )
+    return RuntimeCrashed(
+        f"the process that ran it died of {name} {told}",
+        where=where,
+        remedy=f"{remedy}, or another version of the runtime; known crashes are in docs/latency.md"
+        if name in OF_THE_RUNTIME
+        else _remedy(name, None),
+    )
 
 
 def other_settings(deployment: Deployment, options: RunOptions, *, loading: bool) -> OtherSettings | None:
