@@ -1,28 +1,29 @@
 """History on one machine: is it slower than it used to be here?
 
 `baseline.json` holds what earlier checks measured. Nothing ran side by side, so drift of the machine between the days
-is inside
-the comparison: each resample of the interval draws one of the recorded measurements, and then blocks from it, so that a
-history of several days knows how far days differ. A history of one day does not; prefer a reference to run beside.
+is inside the comparison, see `serve.guard.history_ratio`. A history of one day does not know it; prefer a reference to
+run beside.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
-import numpy as np
 import pydantic
 
 from serve.bench.benchmark import Benchmark, block_values, run_benchmark
 from serve.bench.environment import Environment, describe_environment, differing_versions
-from serve.bench.statistics import CONFIDENCE, RESAMPLES, Estimate
+from serve.bench.measurement import Sample
+from serve.bench.statistics import Estimate
 from serve.bench.workload import DOCUMENT_BYTES, Workload
+from serve.guard.history_ratio import blocks_to_settle, history_ratio
 from serve.guard.judging import GUARDED
 from serve.guard.machine_lock import measuring_alone
 from serve.guard.other_settings import with_other_settings
-from serve.guard.regression import CheckOutcome, Verdict, require_threshold, worst
+from serve.guard.regression import CheckOutcome, Verdict, require_threshold, rounded_up, worst
 from serve.guard.sequential import MINIMUM, planned_looks
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import utc_now
@@ -33,6 +34,8 @@ from shearling.target import Target
 
 SCHEMA = "shearling.baseline/1"
 DECISIVE = ("openvino", "openvino-genai", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "torch")
+FIRST_BLOCKS = planned_looks()[0]
+"""As many as the first look of a check needs; a history begins with so many. What is open then goes on to the end."""
 
 
 class BaselineEntry(Document):
@@ -53,11 +56,15 @@ class Baseline(Document):
 
     Attributes:
         runtime: what measured, by its own account, in whatever environment; None in files of before it was kept.
+        precision: of the arithmetic, as executed; likewise.
+        properties: of the deployment, those that a known crash asked for included; likewise.
     """
 
     schema_: Literal["shearling.baseline/1"] = pydantic.Field("shearling.baseline/1", alias="schema")
     environment: Environment
     runtime: str | None = None
+    precision: str | None = None
+    properties: dict[str, str] | None = None
     options: RunOptions
     workload: Workload
     entries: tuple[BaselineEntry, ...] = pydantic.Field(min_length=1)
@@ -86,7 +93,8 @@ def check_baseline(
 
     Raises:
         ArtefactMissing: no history, and `record` is false.
-        UsageError: the history is of another machine, other versions, options or work, or cannot be written.
+        UsageError: the history is of another machine, other versions, options, properties or work, or cannot be
+            written.
         RuntimeCrashed: a process died, and there are no other settings that the history was measured with.
     """
     require_threshold(max_ratio)
@@ -94,9 +102,6 @@ def check_baseline(
         raise ArtefactMissing("no baseline here", where=path, remedy="Begin one with --record")
     if record:
         require_writable(path, whole=True)
-    # As many blocks as the first look of a check needs, from as many processes.
-    sessions = -(-planned_looks()[0] // workload.repeats)
-    alone = workload.model_copy(update={"sessions": sessions})
     # Whoever waits here for another check reads what that one has recorded.
     with measuring_alone():
         history = read_document(path, Baseline, schema=SCHEMA, max_bytes=DOCUMENT_BYTES) if path.exists() else None
@@ -105,9 +110,15 @@ def check_baseline(
         if history is not None:
             _require_enough(history, where=path)
             _require_same_place(history, candidate, workload, where=path, allow_other_versions=others)
+
+        def clear(samples: Sequence[Sample]) -> bool:
+            if len(samples) != FIRST_BLOCKS or history is None:
+                return len(samples) == FIRST_BLOCKS
+            return worst(_outcomes(_ratios(history, samples), max_ratio).values()) != "inconclusive"
+
         # A history knows its settings: another one would compare them, not the model.
         benchmark, changes = with_other_settings(
-            lambda tried: run_benchmark([candidate], options=tried, workload=alone),
+            lambda tried: run_benchmark([candidate], options=tried, workload=workload, enough=clear),
             options,
             allowed=lambda tried: history is None or history.options == tried,
         )
@@ -118,9 +129,12 @@ def check_baseline(
         if record and verdict.outcome == "pass":
             entries = (*(history.entries if history else ()), _entry(benchmark))
             # The settings that it ran with, not those asked for: the next check changes them likewise, or is refused.
+            measured = benchmark.subjects[0]
             added = Baseline(
                 environment=benchmark.environment,
-                runtime=benchmark.subjects[0].facts.runtime,
+                runtime=measured.facts.runtime,
+                precision=measured.facts.precision,
+                properties=measured.deployment.properties,
                 options=benchmark.options,
                 workload=workload,
                 entries=entries,
@@ -162,11 +176,21 @@ def _require_enough(history: Baseline, *, where: Path) -> None:
 
 def _require_same_run(history: Baseline, benchmark: Benchmark, *, where: Path, allow_other_versions: bool) -> None:
     """Refuse what the measuring process alone can tell: its runtime, and the settings that it did not die with."""
-    runtime = benchmark.subjects[0].facts.runtime
+    measured = benchmark.subjects[0]
+    runtime = measured.facts.runtime
     if history.runtime not in (None, runtime) and not allow_other_versions:
         _refuse_changes([f"{history.runtime} -> {runtime}"], where=where)
     if history.options != benchmark.options:
         _refuse_flags(where)
+    then, now = history.properties, measured.deployment.properties
+    if then is None and benchmark.changes:
+        raise UsageError(
+            f"nothing says whether the baseline was {benchmark.changes[0]}",
+            where=where,
+            remedy="Record anew in another file, or compare side by side with --against",
+        )
+    if then not in (None, now) or history.precision not in (None, measured.facts.precision):
+        _refuse_properties(history, measured.facts.precision, now, where=where)
 
 
 def _refuse_changes(changed: list[str], *, where: Path) -> None:
@@ -184,14 +208,29 @@ def _refuse_flags(where: Path) -> NoReturn:
     )
 
 
+def _refuse_properties(history: Baseline, precision: str, properties: Mapping[str, str], *, where: Path) -> NoReturn:
+    def told(executed: str | None, own: Mapping[str, str] | None) -> str:
+        return ", ".join([executed or "unknown", *(f"{name}={value}" for name, value in (own or {}).items())])
+
+    raise UsageError(
+        f"the baseline was measured in {told(history.precision, history.properties)}; this ran in "
+        f"{told(precision, properties)}",
+        where=where,
+        remedy="Give the properties of its first --record, record anew in another file, or compare side by side with "
+        "--against",
+    )
+
+
 def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) -> Verdict:
-    own = _entry(benchmark)
+    samples, workload = benchmark.samples, benchmark.workload
     # The first measurement is its own history: it passes by definition, if there is enough of it to judge others by.
-    ratios = {name: _ratio(own, history.entries if history else (own,), name) for name in GUARDED}
-    outcomes: dict[str, CheckOutcome] = {
-        name: _outcome(ratio, max_ratio if history else math.inf) for name, ratio in ratios.items()
-    }
-    wall_s = sum(sample.ttft_s + sum(sample.gaps_s) for sample in benchmark.samples)
+    ratios = _ratios(history, samples)
+    outcomes = _outcomes(ratios, max_ratio if history else math.inf)
+    wall_s = sum(sample.ttft_s + sum(sample.gaps_s) for sample in samples)
+    measured_s = max(sample.started_s + sample.total_s for sample in samples)
+    blocks = _blocks_to_settle(
+        history, samples, outcomes, max_ratio=max_ratio, most=workload.sessions * workload.repeats
+    )
     return Verdict(
         outcome=worst(outcomes.values()),
         outcomes=outcomes,
@@ -200,9 +239,43 @@ def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) 
         max_ratio=max_ratio,
         limits=dict.fromkeys(GUARDED, max_ratio),
         changes=benchmark.changes,
-        blocks=len(benchmark.samples),
-        lost_share=sum(sample.lost_first_s + sample.lost_decode_s for sample in benchmark.samples) / wall_s,
+        blocks=len(samples),
+        lost_share=sum(sample.lost_first_s + sample.lost_decode_s for sample in samples) / wall_s,
+        measured_s=measured_s,
+        settling_budget_s=rounded_up(None if blocks is None else blocks * measured_s / len(samples)),
+        past=len(history.entries) if history else 0,
     )
+
+
+def _ratios(history: Baseline | None, samples: Sequence[Sample]) -> dict[str, Estimate]:
+    own = _values(samples)
+    entries = [entry.values for entry in history.entries] if history else [own]
+    return {name: history_ratio(now, [values[name] for values in entries]) for name, now in own.items()}
+
+
+def _outcomes(ratios: Mapping[str, Estimate], max_ratio: float) -> dict[str, CheckOutcome]:
+    return {name: _outcome(ratio, max_ratio) for name, ratio in ratios.items()}
+
+
+def _blocks_to_settle(
+    history: Baseline | None,
+    samples: Sequence[Sample],
+    outcomes: Mapping[str, CheckOutcome],
+    *,
+    max_ratio: float,
+    most: int,
+) -> int | None:
+    """Of a new measurement; None where nothing is open, or no number would settle it."""
+    if worst(outcomes.values()) != "inconclusive":
+        return None
+    if len(samples) < MINIMUM or history is None:
+        return FIRST_BLOCKS
+    needed = [
+        blocks_to_settle(now, [entry.values[name] for entry in history.entries], max_ratio=max_ratio, most=most)
+        for name, now in _values(samples).items()
+        if outcomes[name] == "inconclusive"
+    ]
+    return None if None in needed else max(count for count in needed if count is not None)
 
 
 def _outcome(ratio: Estimate, max_ratio: float) -> CheckOutcome:
@@ -211,29 +284,15 @@ def _outcome(ratio: Estimate, max_ratio: float) -> CheckOutcome:
     return "pass" if ratio.high <= max_ratio else "regression" if ratio.low > max_ratio else "inconclusive"
 
 
-def _ratio(own: BaselineEntry, entries: tuple[BaselineEntry, ...], name: str) -> Estimate:
-    """Median now over median then, with the interval of a bootstrap in two stages (Davison and Hinkley, Bootstrap
-    Methods, 3.8).
-    """
-    generator = np.random.default_rng(0)
-    now = np.asarray(own.values[name])
-    then = [np.asarray(entry.values[name]) for entry in entries]
-    ratios = []
-    for place in generator.integers(0, len(then), size=RESAMPLES // 4):
-        past = then[place]
-        drawn = [np.median(data[generator.integers(0, data.size, size=data.size)]) for data in (now, past)]
-        ratios.append(drawn[0] / drawn[1])
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
-    median = float(np.median(now) / np.median([np.median(past) for past in then]))
-    return Estimate(median=median, low=min(float(low), median), high=max(float(high), median), samples=now.size)
-
-
 def _entry(benchmark: Benchmark) -> BaselineEntry:
     deployment = benchmark.subjects[0].deployment
     return BaselineEntry(
         created=utc_now(),
         label=deployment.label,
         weights_sha256=deployment.weights_sha256,
-        values={name: tuple(block_values(benchmark.samples, 0, value)) for name, value in GUARDED.items()},
+        values=_values(benchmark.samples),
     )
+
+
+def _values(samples: Sequence[Sample]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(block_values(samples, 0, value)) for name, value in GUARDED.items()}

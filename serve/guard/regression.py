@@ -77,6 +77,7 @@ class Verdict(Document):
         measured_s: how long it took, from the first process on.
         settling_budget_s: a budget that would probably settle what is inconclusive; None where none would.
         instructions: of the candidate over the reference's; None where the processor or the system does not count.
+        past: measurements of a history that it was judged by; None where a reference ran beside it.
     """
 
     outcome: CheckOutcome
@@ -93,6 +94,7 @@ class Verdict(Document):
     measured_s: float = 0.0
     settling_budget_s: float | None = None
     instructions: float | None = None
+    past: int | None = None
 
 
 def guard_workload(
@@ -211,7 +213,7 @@ def _measure(
         budget_s = workload.budget_s or CHECK_S
         outcomes[LOAD], ratios[LOAD] = check_load(benchmark, max_ratio=limits[LOAD], budget_s=budget_s)
         if outcomes[LOAD] == "inconclusive" and verdict.outcome == "pass":
-            settling_s = _rounded_up(load_settling_budget_s(ratios[LOAD], budget_s=budget_s))
+            settling_s = rounded_up(load_settling_budget_s(ratios[LOAD], budget_s=budget_s))
     tokens = None
     if is_upgrade([subject.deployment for subject in benchmark.subjects]):
         tokens = compare_tokens(benchmark.samples, allowed=demands.allow_other_tokens)
@@ -277,10 +279,11 @@ def _settling_budget_s(judged: Mapping[str, Judgement], *, pairs: int, measured_
         return None
     # One pair to spare: the last one must not be cut by the end of the time.
     most = max(count for count in needed if count is not None) + 1
-    return _rounded_up(most * measured_s / pairs)
+    return rounded_up(most * measured_s / pairs)
 
 
-def _rounded_up(seconds: float | None) -> float | None:
+def rounded_up(seconds: float | None) -> float | None:
+    """A budget, in tens of seconds; None stays so."""
     return None if seconds is None else math.ceil(seconds / ROUND_S) * ROUND_S
 
 

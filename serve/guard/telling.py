@@ -38,11 +38,16 @@ def how_to_settle(verdict: Verdict) -> str:
     open_names = {name for name, outcome in verdict.outcomes.items() if outcome == "inconclusive"}
     if open_names <= {LOAD, MEMORY}:
         return _how_to_settle_costs(verdict, open_names)
-    if budget_s is not None and len(verdict.sessions) < FIRST_PAIRS:
+    if budget_s is not None and verdict.past is None and len(verdict.sessions) < FIRST_PAIRS:
         return f"Three pairs of processes are the least, which takes {budget_s:g} s here: --budget {budget_s:g} or more"
     if budget_s is not None:
         more_s = max(ROUND_S, budget_s - verdict.measured_s)
-        return f"About {more_s:.0f} s more would probably settle it: --budget {budget_s:g}"
+        return f"About {more_s:.0f} s more would probably settle it: run it anew with --budget {budget_s:g}"
+    if verdict.past is not None:
+        return (
+            "The ratio is so near the limit, or the measurements of the history so far from each other, that no longer "
+            "one would settle it: give another --max-ratio, record more days, or measure side by side with --against"
+        )
     if len(verdict.sessions) >= FIRST_PAIRS:
         return (
             "The ratio is so near the limit, or the machine so noisy, that no reasonable time would settle it: give "

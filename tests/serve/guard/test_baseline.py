@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from serve.guard.baseline import check_baseline
+from serve.guard.baseline import FIRST_BLOCKS, check_baseline
 from serve.guard.machine_lock import measuring_alone
 from serve.guard.regression import Verdict, guard_workload
+from serve.guard.telling import how_to_settle
 from serve.runtimes.runtime import RunOptions
 from shearling.errors import RuntimeCrashed, UsageError
-from shearling.target import parse_target
+from shearling.kernel.loading import known_crash
+from shearling.target import Target, parse_target
 from tests.support.environments import environment_seeing_ours
+from tests.support.gated_blocks import gated_decoder
 
 DIES_WITH_ONE_THREAD = """
 import os, signal, sys
@@ -63,16 +66,24 @@ def test_what_decides_nothing_is_not_recorded(export: Path, tmp_path: Path, reco
         {**entry, "values": {k: [scale * v for v in own] for k, own in entry["values"].items()}} for scale in (0.5, 2)
     ]
     path.write_text(json.dumps({**recorded, "entries": days}))
-    assert check_alone(export, path, max_ratio=1.05).outcome == "inconclusive"
+    verdict = check_alone(export, path, max_ratio=1.05, budget_s=15.0)
+    assert verdict.outcome == "inconclusive"
     assert len(json.loads(path.read_text())["entries"]) == 2
+    # It used its time, and no other would change what the days say.
+    assert verdict.blocks > FIRST_BLOCKS
+    assert verdict.settling_budget_s is None
+    assert "no longer one would settle it" in how_to_settle(verdict)
 
 
 def test_too_short_a_measurement_neither_begins_a_history_nor_is_one(
     export: Path, tmp_path: Path, recorded: dict[str, Any]
 ) -> None:
     path = tmp_path / "baseline.json"
-    assert check_alone(export, path, budget_s=0.01).outcome == "inconclusive"
+    verdict = check_alone(export, path, budget_s=0.01)
+    assert verdict.outcome == "inconclusive"
     assert not path.exists()
+    assert verdict.settling_budget_s is not None
+    assert how_to_settle(verdict).endswith(f"run it anew with --budget {verdict.settling_budget_s:g}")
     (entry,) = recorded["entries"]
     short = {**entry, "values": {name: values[:3] for name, values in entry["values"].items()}}
     path.write_text(json.dumps({**recorded, "entries": [entry, short]}))
@@ -85,6 +96,49 @@ def test_a_history_of_another_runtime_is_refused(export: Path, tmp_path: Path, r
     path.write_text(json.dumps({**recorded, "runtime": "ONNX Runtime 0.1"}))
     with pytest.raises(UsageError, match=r"other versions: ONNX Runtime 0\.1 -> ONNX Runtime"):
         check_alone(export, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"precision": "bf16"}, "was measured in bf16; this ran in fp32"),
+        ({"properties": {"KV_CACHE_PRECISION": "u8"}}, "was measured in fp32, KV_CACHE_PRECISION=u8; this ran in fp32"),
+    ],
+)
+def test_a_history_of_other_properties_is_not_compared(
+    export: Path, tmp_path: Path, recorded: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps({**recorded, **change}))
+    with pytest.raises(UsageError, match=words):
+        check_alone(export, path)
+    # What was written before they were kept says nothing of them.
+    path.write_text(json.dumps({name: value for name, value in recorded.items() if name not in change}))
+    assert check_alone(export, path).outcome == "pass"
+
+
+def test_a_known_crash_that_is_avoided_is_compared_with_its_like_alone(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_crash, "_processor_has_amx", lambda: True)
+    target, path = Target(gated_decoder(tmp_path_factory)), tmp_path / "baseline.json"
+
+    def check(*, record: bool = False) -> Verdict:
+        return check_baseline(
+            target, path, max_ratio=20.0, options=RunOptions(threads=1), workload=guard_workload(8, 4), record=record
+        )[0]
+
+    assert check(record=True).changes == (known_crash.AVOIDED,)
+    history = json.loads(path.read_text())
+    assert (history["precision"], history["properties"]) == ("fp32", {"INFERENCE_PRECISION_HINT": "f32"})
+    path.write_text(json.dumps({**history, "precision": "bf16", "properties": {}}))
+    with pytest.raises(UsageError, match="in bf16; this ran in fp32, INFERENCE_PRECISION_HINT=f32"):
+        check()
+    for name in ("precision", "properties"):
+        del history[name]
+    path.write_text(json.dumps(history))
+    with pytest.raises(UsageError, match="nothing says whether the baseline was computed in float32"):
+        check()
 
 
 @pytest.mark.parametrize(

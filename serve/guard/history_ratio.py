@@ -1,0 +1,78 @@
+"""The time now over the times of a history, and how long a measurement would probably settle an open answer.
+
+Nothing ran side by side: each resample of the interval draws one of the recorded measurements, and then blocks from it
+(Davison and Hinkley, Bootstrap Methods, 3.8), so a history of several days knows how far days differ. That part of the
+interval no longer measurement narrows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from serve.bench.statistics import CONFIDENCE, RESAMPLES, Estimate
+from serve.guard.forecast import DRAWS, LIKELY
+from serve.guard.process_pairs import GROWTH
+
+LOOKS = 2
+"""After a first number of blocks, and when the time is over; each has its part of the error (Bonferroni)."""
+LOOK_CONFIDENCE = 1 - (1 - CONFIDENCE) / LOOKS
+
+Times = Sequence[float]
+
+
+def history_ratio(now: Times, then: Sequence[Times]) -> Estimate:
+    """Median now over median then, with the interval of one look.
+
+    Args:
+        now: one value for each block.
+        then: the same of each recorded measurement.
+    """
+    generator = np.random.default_rng(0)
+    own, past = _medians(now, generator), _drawn_medians(then, generator)
+    tail = (1 - LOOK_CONFIDENCE) / 2
+    low, high = np.quantile(own / past, [tail, 1 - tail])
+    median = float(np.median(now) / np.median([np.median(day) for day in then]))
+    return Estimate(median=median, low=min(float(low), median), high=max(float(high), median), samples=len(now))
+
+
+def blocks_to_settle(now: Times, then: Sequence[Times], *, max_ratio: float, most: int) -> int | None:
+    """Blocks of a new measurement that would probably be clear; None where no number would.
+
+    The true time is drawn as this measurement leaves it open, and a new one from that; what scatters in a median is
+    taken as normal, and as 1 / sqrt(blocks).
+
+    Args:
+        now: of this measurement, which is not.
+        then: of the history.
+        max_ratio: largest acceptable ratio.
+        most: blocks that a measurement can have.
+    """
+    generator = np.random.default_rng(0)
+    spread = float(np.log(_medians(now, generator)).std())
+    past = np.log(_drawn_medians(then, generator))
+    true = math.log(float(np.median(now))) + spread * generator.standard_normal(DRAWS)
+    tail, limit = (1 - LOOK_CONFIDENCE) / 2, math.log(max_ratio)
+    count = len(now)
+    while count < most:
+        count = min(most, math.ceil(GROWTH * count))
+        own = spread * math.sqrt(len(now) / count)
+        found = true + own * generator.standard_normal(DRAWS)
+        low, high = np.quantile(own * generator.standard_normal(past.size) - past, [tail, 1 - tail])
+        if np.mean((found + high <= limit) | (found + low > limit)) >= LIKELY:
+            return count
+    return None
+
+
+def _medians(values: Times, generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    data = np.asarray(values)
+    return np.median(data[generator.integers(0, data.size, size=(RESAMPLES, data.size))], axis=1)
+
+
+def _drawn_medians(days: Sequence[Times], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Of so many resamples, each of one of the days."""
+    medians = np.stack([_medians(day, generator) for day in days])
+    return medians[generator.integers(0, len(days), size=RESAMPLES), np.arange(RESAMPLES)]

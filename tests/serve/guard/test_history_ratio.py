@@ -1,0 +1,56 @@
+"""The ratio to a history, and the blocks that would probably settle it, on invented times."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from serve.guard.history_ratio import blocks_to_settle, history_ratio
+
+
+def times(count: int, *, centre: float = 1.0, noise: float = 0.05, seed: int = 0) -> list[float]:
+    return list(centre * np.random.default_rng(seed).lognormal(sigma=noise, size=count))
+
+
+def test_an_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
+    """Of each of two looks in 97.5 % of cases; a bootstrap of 16 blocks promises a little less."""
+    held = 0
+    for seed in range(200):
+        found = history_ratio(
+            times(16, centre=1.1, seed=seed), [times(16, seed=1000 + seed), times(16, seed=2000 + seed)]
+        )
+        held += found.low <= 1.1 <= found.high
+    assert held >= 184
+
+
+def test_days_that_differ_widen_it_and_blocks_do_not_narrow_that() -> None:
+    days = [times(16, centre=centre, noise=0.01, seed=3) for centre in (0.9, 1.1)]
+    few, many = (history_ratio(times(count, noise=0.01), days) for count in (16, 280))
+    assert (few.low, few.high) == pytest.approx((1 / 1.1, 1 / 0.9), rel=0.02)
+    assert (many.low, many.high) == pytest.approx((few.low, few.high), rel=0.01)
+
+
+def test_what_more_blocks_would_settle_is_settled_by_them_mostly() -> None:
+    days = [times(60, seed=day, noise=0.03) for day in range(50, 54)]
+    asked, settled = 0, 0
+    for seed in range(45):
+        now = times(16, noise=0.12, seed=seed)
+        ratio = history_ratio(now, days)
+        if not ratio.low <= 1.05 < ratio.high:
+            continue
+        needed = blocks_to_settle(now, days, max_ratio=1.05, most=600)
+        if needed is None:
+            continue
+        assert needed > 16
+        asked += 1
+        again = history_ratio(times(needed, noise=0.12, seed=500 + seed), days)
+        settled += not again.low <= 1.05 < again.high
+    assert asked >= 15
+    assert settled >= 0.7 * asked
+
+
+def test_what_no_number_of_blocks_settles_is_said() -> None:
+    apart = [times(16, centre=centre) for centre in (0.5, 2.0)]
+    assert blocks_to_settle(times(16), apart, max_ratio=1.05, most=100_000) is None
+    at_the_limit = [times(16, noise=0.001)]
+    assert blocks_to_settle(times(16, centre=1.05, noise=0.1), at_the_limit, max_ratio=1.05, most=280) is None
