@@ -65,13 +65,9 @@ def show_export(finished: FinishedExport) -> Result:
 
 def _caption(report: ExportReport, artefact: Artefact) -> str:
     lines = []
-    if report.certificate is not None and not report.certificate.modules:
-        lines.append("no mask prunes anything")
-    elif report.certificate is not None:
-        lines.append(
-            f"NNCF counts {report.certificate.sparsity:.2%} zeros in {report.certificate.modules} "
-            f"pruned modules; {_who_holds_them(report)}"
-        )
+    if report.counted_by_nncf is not None:
+        pruned = report.certificate is not None and report.certificate.modules
+        lines.append(f"{report.counted_by_nncf}; {_who_holds_them(report)}" if pruned else report.counted_by_nncf)
     if report.quantization is not None:
         lines.append(_quantization(report.quantization))
         if report.quantization.mended is not None:

@@ -21,7 +21,7 @@ from export.reporting.card import write_card
 from export.reporting.page import write_report_page
 from export.reporting.report import ExportReport, build_report
 from export.request import ExportRequest
-from export.verification.nncf_certificate import certify_sparsity
+from export.verification.nncf_certificate import certify_integers, certify_sparsity
 from shearling.artefact import Artefact, Draft, write_artefact
 from shearling.console import log
 from shearling.errors import ParityFailed, SparsityLost
@@ -87,13 +87,14 @@ def export_planned(plan: ExportPlan) -> FinishedExport:
         quantized = _quantize(plan, subject, draft.directory)
         if quantized is not None:
             subject = dataclasses.replace(subject, integers=quantized.matrices)
+        in_integers = None if masks is None else certify_integers(subject.integers, subject.model, masks)
         written = [write_format(planned, subject, draft.directory) for planned in plan.formats]
         task = ask_task(subject, plan)
         proofs: list[Proof] = []
         if request.verify != "off":
             with _kept_where_zeros_are_missing(request, draft):
                 proofs = [item.prove(merged.reference, masks, task, subject) for item in written]
-        report = build_report(plan, merged, certificate, written, proofs, quantized)
+        report = build_report(plan, merged, certificate, written, proofs, quantized, in_integers)
         _describe(draft, report, written, merged)
         _judge(report, request, draft)
     return FinishedExport(draft.sealed, report)

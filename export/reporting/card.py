@@ -219,12 +219,8 @@ def _zeros(report: ExportReport) -> list[str]:
         )
     if report.left_by_merge is not None:
         lines.append(f"- {report.left_by_merge}")
-    if report.certificate is not None and not report.certificate.modules:
-        lines.append("- no mask prunes anything")
-    elif report.certificate is not None:
-        lines.append(
-            f"- NNCF counts {report.certificate.sparsity:.4%} zeros in {report.certificate.modules} pruned modules"
-        )
+    if report.counted_by_nncf is not None:
+        lines.append(f"- {report.counted_by_nncf}")
     return lines + [
         f"- {check.format}: {check.zeros:,} of {check.pruned:,} pruned weights are exactly zero"
         for check in report.zeros

@@ -90,6 +90,9 @@ class ExportReport(Document):
         mixture: what layers chose of zeros and formats; None where they had no choice.
         trained_bits: of the integers that the weights were trained on; None where they were not.
         sparsity: how the frozen model was pruned; None where it was not, or a dense merge has taken its zeros.
+        certificate: NNCF's count of zeros in the merged weights.
+        integers_certificate: its count in the numbers that integers stand for, where these were chosen before any file
+            was written.
         zeros_left: what a dense merge left of them, which it does not promise; None elsewhere.
         unmeasured: directories that were not run; of a model among them the zeros may have been counted.
         macs_m: multiply-accumulates of one forward over 256 tokens, millions.
@@ -119,6 +122,7 @@ class ExportReport(Document):
     adapter_params: int
     sparsity: dict[str, Any] | None
     certificate: SparsityCertificate | None
+    integers_certificate: SparsityCertificate | None = None
     zeros: tuple[ZeroCheck, ...]
     zeros_left: ZeroCheck | None = None
     unmeasured: tuple[str, ...] = ()
@@ -145,6 +149,17 @@ class ExportReport(Document):
         return (
             None if left is None else f"merged densely: {left.zeros:,} of {left.pruned:,} pruned weights are still zero"
         )
+
+    @property
+    def counted_by_nncf(self) -> str | None:
+        """What NNCF counted, in words."""
+        merged, integers = self.certificate, self.integers_certificate
+        if merged is None:
+            return None
+        if not merged.modules:
+            return "no mask prunes anything"
+        beside = "" if integers is None else f", {integers.sparsity:.2%} in the integers of {integers.modules}"
+        return f"NNCF counts {merged.sparsity:.2%} zeros in {merged.modules} pruned modules{beside}"
 
     @property
     def stored_as(self) -> str:
@@ -187,6 +202,7 @@ def build_report(
     written: Sequence[WrittenFormat],
     proofs: Sequence[Proof],
     quantized: Quantized | None = None,
+    integers_certificate: SparsityCertificate | None = None,
 ) -> ExportReport:
     """Put together what was planned, merged, counted by NNCF, written and found in the files."""
     merge_checks = () if merged.merge_check is None else (merged.merge_check,)
@@ -215,6 +231,7 @@ def build_report(
         adapter_params=merged.adapter_params,
         sparsity=None if merged.zeros_left is not None else plan.frozen.manifest.details.get("sparsity"),
         certificate=certificate,
+        integers_certificate=integers_certificate,
         zeros=tuple(proof.zeros for proof in proofs if proof.zeros is not None),
         zeros_left=merged.zeros_left,
         unmeasured=tuple(item.name for item in written if item.name not in measured),

@@ -1,9 +1,8 @@
 """The sparsity that an export claims, counted by NNCF rather than by us.
 
 `nncf.prune` registers a binary mask on every weight in scope, keeping what is larger than a threshold; with a ratio
-below
-the real sparsity that threshold is zero, so its masks are the nonzero pattern itself. `nncf.pruning_statistic` then
-counts. Both are NNCF's public interface; reading back single masks (to name the entry that differs) is not.
+below the real sparsity that threshold is zero, so its masks are the nonzero pattern itself. `nncf.pruning_statistic`
+then counts. Both are NNCF's public interface; reading back single masks (to name the entry that differs) is not.
 
 NNCF counts some modules at a time, in a model of nothing else: what it wraps stays in reference cycles of its own, and
 a whole model with its masks would be held until Python happens to collect them.
@@ -13,14 +12,18 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.packing.linear_graph import module_path
 from shearling.elastic.mask import Masks
 from shearling.errors import ModelUnsupported, SparsityLost
+from shearling.kernel.packed_format import Matrix
 from shearling.strict_json import Document
 
 WEIGHTS_TOGETHER = 2**24
@@ -71,27 +74,54 @@ def certify_sparsity(model: nn.Module, masks: Masks) -> SparsityCertificate:
         SparsityLost: NNCF counts fewer zeros than a mask prunes, or another number than we do; names the module.
         ModelUnsupported: NNCF does not find one of the modules in the model's graph.
     """
+    paths = {name: _weight_path(model, name) for name in masks}
+    reads = {path: partial(_weight, model, path) for path in paths.values()}
+    return _certify(reads, {paths[name]: mask for name, mask in masks.items()}, parameters=_parameters(model))
+
+
+def certify_integers(integers: Mapping[str, Matrix], model: nn.Module, masks: Masks) -> SparsityCertificate | None:
+    """Let NNCF count the zeros of pruned modules once more, in the numbers that their integers stand for.
+
+    Args:
+        integers: module path -> its weight.
+        model: that they were made of.
+        masks: see `certify_sparsity`.
+
+    Returns:
+        The certificate, in which weights that were rounded to zero are accidental; None where no module with a mask has
+        integers.
+
+    Raises:
+        SparsityLost, ModelUnsupported: see `certify_sparsity`.
+    """
+    found = {path: mask for path, mask in masks.items() if module_path(path) in integers}
+    reads = {path: partial(_number, integers[module_path(path)]) for path in found}
+    return _certify(reads, found, parameters=_parameters(model)) if found else None
+
+
+def _certify(reads: Mapping[str, Callable[[], Tensor]], masks: Masks, *, parameters: int) -> SparsityCertificate:
+    """Certify weights that are read when they are counted."""
     import importlib.metadata
 
-    shares = {name: 1 - int(mask.count_nonzero()) / mask.numel() for name, mask in masks.items()}
-    pruned = {_weight_path(model, name): name for name, share in shares.items() if share}
-    least = min((shares[name] for name in pruned.values()), default=0.0)
+    shares = {path: 1 - int(mask.count_nonzero()) / mask.numel() for path, mask in masks.items()}
+    pruned = {path: masks[path] for path, share in shares.items() if share}
+    least = min((shares[path] for path in pruned), default=0.0)
     certified: list[ModuleCertificate] = []
-    for group in _groups({path: model.get_submodule(path) for path in pruned}):
-        kept = {path: masks[pruned[path]] for path in group}
-        for path, linear in group.items():
-            _check_zeros(path, linear.weight, kept[path])
-        ratios = _count(group, ratio=least / 2)
-        certified += [_certify_module(path, linear.weight, kept[path], ratios[path]) for path, linear in group.items()]
-    weights, zeros = sum(item.weights for item in certified), sum(item.zeros for item in certified)
+    for group in _groups(pruned):
+        weights = {path: reads[path]() for path in group}
+        for path, weight in weights.items():
+            _check_zeros(path, weight, pruned[path])
+        ratios = _count(weights, ratio=least / 2)
+        certified += [_certify_module(path, weight, pruned[path], ratios[path]) for path, weight in weights.items()]
+    count, zeros = sum(item.weights for item in certified), sum(item.zeros for item in certified)
     return SparsityCertificate(
         nncf=importlib.metadata.version("nncf"),
         modules=len(certified),
-        weights=weights,
+        weights=count,
         zeros=zeros,
         accidental=sum(item.accidental for item in certified),
-        sparsity=zeros / weights if weights else 0.0,
-        sparsity_model=zeros / sum(parameter.numel() for parameter in model.parameters()),
+        sparsity=zeros / count if count else 0.0,
+        sparsity_model=zeros / parameters,
         by_module=tuple(certified),
     )
 
@@ -101,20 +131,36 @@ def _weight_path(model: nn.Module, path: str) -> str:
     return f"{path}.base" if hasattr(model.get_submodule(path), "base") else path
 
 
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _weight(model: nn.Module, path: str) -> Tensor:
+    module: Any = model.get_submodule(path)
+    weight: Tensor = module.weight.detach()
+    return weight
+
+
+def _number(matrix: Matrix) -> Tensor:
+    """[out, in] float32."""
+    scales = np.repeat(np.asarray(matrix.scales, np.float32), matrix.group_size, axis=1)
+    return torch.from_numpy(matrix.values * scales)
+
+
 def _check_zeros(name: str, weight: Tensor, mask: Tensor) -> None:
     revived = int(weight[~mask].count_nonzero())
     if revived:
         raise SparsityLost(f"{revived} pruned weights are not zero", where=name)
 
 
-def _groups(modules: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _groups(masks: Masks) -> Iterator[list[str]]:
     """All modules in their order, as many together as `WEIGHTS_TOGETHER` allows; no group where there are none."""
-    group: dict[str, Any] = {}
-    for path, module in modules.items():
-        if group and sum(item.weight.numel() for item in (*group.values(), module)) > WEIGHTS_TOGETHER:
+    group: list[str] = []
+    for path, mask in masks.items():
+        if group and sum(masks[other].numel() for other in group) + mask.numel() > WEIGHTS_TOGETHER:
             yield group
-            group = {}
-        group[path] = module
+            group = []
+        group.append(path)
     if group:
         yield group
 
@@ -130,13 +176,13 @@ class _Products(nn.Module):
         return [nn.functional.linear(x[:, : weight.shape[1]], weight) for weight in self.weights]
 
 
-def _count(modules: Mapping[str, Any], *, ratio: float) -> dict[str, float]:
+def _count(modules: Mapping[str, Tensor], *, ratio: float) -> dict[str, float]:
     """Module path -> the share of its weights that NNCF counts as pruned."""
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     # In float32, where every number of the halved types has its own.
-    weights = [module.weight.detach().float() for module in modules.values()]
+    weights = [weight.float() for weight in modules.values()]
     registered = nncf.prune(
         _Products(weights),
         mode=nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_LOCAL,

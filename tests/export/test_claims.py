@@ -6,20 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from rich.console import Console
 
+from export.formats import huggingface, onnx
+from export.formats.export_format import Blocks
+from export.formats.onnx import onnx_logits
 from export.plan import plan_frozen
 from export.quantization import nncf_rounding
 from export.quantization.settings import Quantization
+from export.reporting.report import ExportReport
 from export.request import ExportRequest
 from export.screen import show_export
 from export.stage import FinishedExport, export_frozen, export_subnet
+from export.verification import parity_check
+from export.verification.parity import LogitsInTurn
+from export.verification.zeros import read_huggingface
 from shearling.elastic.mask import MASK_FILE, load_masks
 from shearling.errors import SparsityLost, UsageError
 from shearling.model.checkpoint import load_model
 from shearling.run import Run
+from shearling.strict_json import read_document
 from tests.support.tiny_models import save_tiny
 from tests.support.tiny_subnets import run_with_best
 from train.base.artefact import import_base
@@ -60,6 +69,11 @@ def screen_of(exported: FinishedExport, *, width: int = 80) -> str:
     with console.capture() as captured:
         console.print(show_export(exported).screen)
     return captured.get()
+
+
+def words_of(text: str) -> str:
+    """In one line: a caption is as wide as its table."""
+    return " ".join(text.split())
 
 
 def test_what_was_not_measured_is_not_called_verified(plain: Run, base: Path, tmp_path: Path) -> None:
@@ -133,6 +147,51 @@ def test_a_file_in_which_nothing_was_packed_is_a_stock_one(base: Path, tmp_path:
     assert "bytes became" not in page_of(exported)
 
 
+def test_a_widened_gate_is_told_on_screen_page_card_and_in_the_report(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that float32 itself cannot tell from its reference any better."""
+
+    def disturbed(directory: Path, blocks: Blocks) -> LogitsInTurn:
+        for logits in onnx_logits(directory, blocks):
+            logits[0, 0] += 2e-3
+            yield logits
+
+    monkeypatch.setattr(onnx, "onnx_logits", disturbed)
+    monkeypatch.setattr(parity_check, "rounding_of", lambda *_, **__: 1e-3)
+    exported = export_frozen(base, request_for(tmp_path / "export", "onnx"))
+    said = "ok: limit 4.0e-03, since float32 rounds the reference by 1.0e-03"
+    first, batched = exported.report.parity
+    assert (first.candidate, first.verdict, first.rounding, first.gate.max_abs) == ("onnx", said, 1e-3, 4e-3)
+    assert (batched.candidate, batched.verdict, batched.rounding) == ("onnx, padded batch", "ok", None)
+    assert read_document(exported.path / "report.json", ExportReport).parity == exported.report.parity
+    row = next(line for line in card_of(exported).splitlines() if line.startswith("| onnx |"))
+    assert row.endswith(f"| {said} |")
+    assert f'<td class="ok">{said}</td>' in page_of(exported)
+    line = next(line for line in screen_of(exported, width=400).splitlines() if "onnx (fp32)" in line)
+    assert said in line
+
+
+def test_a_screen_names_the_formats_that_lost_zeros(
+    plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost_zeros(directory: Path, shapes: Any) -> Any:
+        return ((path, np.zeros_like(zeros)) for path, zeros in read_huggingface(directory, shapes))
+
+    kept = export_frozen(plain.sparse, request_for(tmp_path / "kept", "hf", "onnx"))
+    assert "every format holds them" in words_of(screen_of(kept))
+    monkeypatch.setattr(huggingface, "read_huggingface", lost_zeros)
+    lost = export_frozen(plain.sparse, request_for(tmp_path / "lost", "hf", "onnx", verify="warn"))
+    screen = words_of(screen_of(lost))
+    assert "pruned modules; lost by model" in screen
+    assert "lost by model, onnx" not in screen
+    assert "every format holds them" not in screen
+    pruned = lost.report.zeros[0].pruned
+    assert f"- model: 0 of {pruned:,} pruned weights are exactly zero" in card_of(lost)
+    assert f"- model: {pruned} pruned weights are not zero" in card_of(lost)
+    assert "gates passed" not in page_of(lost)
+
+
 def test_what_no_format_takes_is_refused_and_what_needs_an_adapter_is_named(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +227,11 @@ def test_zeros_that_gptq_loses_are_put_back_and_told(tmp_path: Path, monkeypatch
     screen = screen_of(exported, width=400)
     assert "int4, NNCF's scale estimation, GPTQ: 18 matrices in groups of 64, on task" in screen
     assert told in screen
+    counted = exported.report.integers_certificate
+    assert counted is not None
+    assert counted.zeros > counted.zeros - counted.accidental == exported.report.zeros[0].pruned
+    assert f", {counted.sparsity:.2%} in the integers of {counted.modules}" in screen
+    assert f", {counted.sparsity:.2%} in the integers of {counted.modules}\n" in card
     # Were they not put back, the files would be rejected for them.
     monkeypatch.setattr(nncf_rounding, "_with_zeros", lambda matrices, _: (matrices, 0))
     with pytest.raises(SparsityLost, match="pruned weights are not zero"):

@@ -162,6 +162,11 @@ def test_the_merge_is_exact_and_every_zero_is_in_every_file(trained: tuple[Run, 
         assert report.zeros
         assert all(check.zeros == check.pruned > 0 for check in report.zeros)
         assert report.certificate is not None
+        assert report.integers_certificate is not None
+        assert (report.integers_certificate.zeros, report.certificate.accidental) == (
+            report.certificate.zeros,
+            report.integers_certificate.accidental,
+        )
 
 
 def test_what_would_round_again_is_refused(trained: tuple[Run, str], tmp_path: Path) -> None:

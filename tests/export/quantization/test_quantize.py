@@ -138,6 +138,42 @@ def test_files_hold_these_integers_and_scales(balanced, files) -> None:
             assert found[path].group_size == matrix.group_size
 
 
+def test_groups_of_128_are_rounded_and_written(text, tmp_path) -> None:
+    """Several in a row, and one that is a whole row."""
+    import onnx_ir
+
+    model = wide_model(hidden=128, inner=256)
+    made = quantize(model, tiny_tokenizer(), plan(text, group=128), classifier=False).matrices
+    assert {(matrix.group_size, matrix.scales.shape[1]) for matrix in made.values()} == {(128, 1), (128, 2)}
+    assert divergence(model, rounded(model, made)) < 0.8 * divergence(model, nearest(model, 128))
+    blocks = [np.asarray(block) for block in BLOCKS]
+    with torch.no_grad():
+        changed = rounded(model, made)
+        expected = [changed(input_ids=torch.tensor(block)[None]).logits[0].numpy() for block in blocks]
+    spread = max(float(np.ptp(block)) for block in expected)
+    for kernel in ("stock", "sparse"):
+        storage = stored_as("int4", kernel=kernel)
+        write_openvino(model, tiny_tokenizer(), tmp_path / kernel, storage, sparsity={}, integers=made)
+    write_onnx(model, tiny_tokenizer(), tmp_path / "onnx", stored_as("int4"), integers=made)
+    ir = openvino.Core().read_model(tmp_path / "stock" / MODEL_XML)
+    graph = onnx_ir.load(tmp_path / "onnx" / "model.onnx").graph
+    for stored in (
+        {item.path: read_matrix(item) for item in find_products(ir)},
+        {item.path: item.matrix for item in _find_products(graph)},
+    ):
+        for path, matrix in made.items():
+            assert stored[path].group_size == 128
+            assert np.array_equal(stored[path].values, matrix.values)
+            assert np.array_equal(stored[path].scales, matrix.scales)
+    # Up to the embeddings and the head in int8, and activations in int8.
+    for logits in (
+        openvino_logits(tmp_path / "stock", blocks, config=FLOAT32_CPU),
+        openvino_logits(tmp_path / "sparse", blocks, config=FLOAT32_CPU),
+        onnx_logits(tmp_path / "onnx", blocks),
+    ):
+        assert max(float(np.abs(a - b).max()) for a, b in zip(expected, logits, strict=True)) < 0.05 * spread
+
+
 def test_runtimes_compute_what_the_integers_say(model, balanced, files) -> None:
     """Up to the embeddings and the head, which OpenVINO has in int8, and activations in int8 in ONNX Runtime."""
     blocks = [np.asarray(block) for block in BLOCKS]

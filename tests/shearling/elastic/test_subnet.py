@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shearling.artefact import open_artefact, sha256_file
+from shearling.elastic.grid_file import GRID_FILE
 from shearling.elastic.mask import MASK_FILE
 from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.search_space import read_search_space
@@ -268,6 +269,16 @@ def test_an_adapter_of_another_base_is_refused_though_every_file_is_the_one_name
     error = refusal(run)
     assert isinstance(error, ArtefactMismatch)
     assert "base that the adapter was trained on" in str(error)
+
+
+def test_a_grid_is_refused_where_the_adapter_has_none(run):
+    (run.path / "other").mkdir()
+    (run.path / "other" / GRID_FILE).write_bytes(b"of another run")
+    for directory, kind in (("super_adapter", ArtefactMismatch), ("other", DocumentInvalid)):
+        edit(run, grid={"file": f"../{directory}/{GRID_FILE}", "sha256": "0" * 64, "bits": 4})
+        error = refusal(run)
+        assert isinstance(error, kind)
+        assert "grid" in str(error)
 
 
 def test_an_order_of_channels_is_refused_where_the_adapter_has_none(run):
